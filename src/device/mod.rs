@@ -1,0 +1,386 @@
+//! What a decode step is made of, and where it runs.
+//!
+//! [`Device`] lists the operations; the forward pass ([`crate::model`]) and the step
+//! ([`crate::decode`]) are written once against it. Two promises hold for every implementation:
+//!
+//! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
+//!   compute with it. This is what makes greedy verification (v + 1 rows) and autoregressive
+//!   decoding (one row) agree at near-ties, and parallel and sequential drafts agree always.
+//! - **Checked operands.** Shapes that do not fit each other are a [`DeviceError`], never a panic.
+
+pub mod cpu;
+
+use std::ops::Range;
+
+use crate::acceptance::Rule;
+use crate::layout::Pass;
+use crate::sampling::SamplingParams;
+use crate::tensor::Tensor;
+
+/// What can go wrong on a device.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The device asked for does not exist on this machine or in this build.
+    #[error("device `{requested}` is not available: {reason}")]
+    Unavailable {
+        /// The device as the user named it.
+        requested: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// An operand's shape does not fit the operation.
+    #[error("{operation}: {operand} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// The operand.
+        operand: &'static str,
+        /// The shape that would fit.
+        expected: Vec<usize>,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// An index (token id, page id, row, layer) outside its range.
+    #[error("{operation}: {what} {index} is out of range, the limit is {limit}")]
+    OutOfRange {
+        /// The operation.
+        operation: &'static str,
+        /// What kind of index.
+        what: &'static str,
+        /// The index.
+        index: usize,
+        /// The first index that is out of range.
+        limit: usize,
+    },
+    /// Memory that could not be had.
+    #[error("out of memory: {what} needs {bytes} bytes")]
+    OutOfMemory {
+        /// What it was for.
+        what: &'static str,
+        /// How many bytes.
+        bytes: usize,
+    },
+}
+
+/// How a device stores activations and the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Single precision throughout.
+    #[default]
+    F32,
+    /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even);
+    /// sums are still taken in f32. Logits stay f32.
+    Bf16,
+}
+
+/// Shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of query heads.
+    pub q_heads: usize,
+    /// Number of KV heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
+    pub fn qkv_cols(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of a row of attention output.
+    pub fn out_cols(&self) -> usize {
+        self.q_heads * self.head_dim
+    }
+}
+
+/// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.
+///
+/// Dimension pair (i, i + head_dim / 2) at position p turns by p · `inv_freq[i]`; cosine and sine
+/// are multiplied by `scale` (1 except for yarn).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Inverse frequencies [head_dim / 2], radians a position.
+    pub inv_freq: Vec<f32>,
+    /// Factor on cosine and sine.
+    pub scale: f32,
+}
+
+/// One part of a fused linear layer: rows of output computed from some columns of a stored matrix.
+#[derive(Clone, Debug)]
+pub struct LinearPart<'a> {
+    /// The stored matrix [out, in].
+    pub weight: &'a Tensor,
+    /// The input columns used, if not all.
+    pub columns: Option<Range<usize>>,
+    /// Added to the output, [out].
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> LinearPart<'a> {
+    /// The whole matrix, with an optional bias.
+    pub fn new(weight: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
+        Self { weight, columns: None, bias }
+    }
+}
+
+/// What is applied to the q and k heads of a fused projection before attention.
+#[derive(Debug)]
+pub struct QkTransform<'a, V> {
+    /// The heads.
+    pub shape: AttentionShape,
+    /// RMSNorm weights [head_dim] over each q head and each k head (Qwen3), if any.
+    pub norms: Option<(&'a V, &'a V)>,
+    /// Epsilon of those norms.
+    pub eps: f32,
+    /// The rotation, after the norms.
+    pub rope: &'a Rope,
+}
+
+/// Which rows of a [`Pass`] an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Candidate rows: rows 0..C of the pass.
+    Candidates,
+    /// Mask rows: the rows after them.
+    Masks,
+}
+
+/// A draft to be sampled: consecutive rows of calibrated logits, slots 1, 2, … of one group.
+#[derive(Clone, Debug)]
+pub struct DraftRows<'a> {
+    /// The logits rows.
+    pub rows: Range<usize>,
+    /// How the slots are warped and drawn.
+    pub sampling: &'a SamplingParams,
+    /// The acceptance rule that will verify the draft: it decides which random numbers are used.
+    pub rule: Rule,
+    /// The request's seed.
+    pub seed: u64,
+    /// Position of c_0 of the step that will verify the draft; slot j stands at `start + j`.
+    pub start: usize,
+}
+
+/// A drafted token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftToken {
+    /// Vocabulary id.
+    pub token: u32,
+    /// The largest probability of the slot's softmax at temperature 1.
+    pub confidence: f32,
+}
+
+/// One sequence of a verification.
+#[derive(Debug)]
+pub struct VerifyRows<'a, B> {
+    /// Target logits row of candidate 0; candidate i has row `first_row + i`.
+    pub first_row: usize,
+    /// The draft tokens d_1..d_v under verification.
+    pub draft: &'a [u32],
+    /// The calibrated logits that the draft was drawn from, row j − 1 for slot j. `None` if the
+    /// draft did not come from a distribution: each q_j is then the point mass at d_j. Not read
+    /// where the rule needs no q (greedy, `match`).
+    pub draft_logits: Option<&'a B>,
+    /// Warping of both distributions.
+    pub sampling: &'a SamplingParams,
+    /// The acceptance rule (greedy whatever the rule at temperature 0).
+    pub rule: Rule,
+    /// The request's seed.
+    pub seed: u64,
+    /// n: the position of candidate 0.
+    pub start: usize,
+}
+
+/// What a verification found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// a: how many draft tokens were accepted.
+    pub accepted: usize,
+    /// The new bonus token, at position n + a + 1.
+    pub bonus: u32,
+}
+
+/// The operations of a decode step. See the [module documentation](self) for what all of them promise.
+///
+/// Activations are row-major [rows, cols] buffers. Operations with a row range read and write the
+/// same row indices of their operands, unless they say otherwise.
+pub trait Device: Send + Sync + 'static {
+    /// Activations [rows, cols].
+    type Buffer: Send;
+    /// A linear layer, possibly of several fused parts.
+    type Linear: Send + Sync;
+    /// A vector of weights: a norm, a bias, an embedding.
+    type Vector: Send + Sync;
+    /// A paged KV cache over all layers.
+    type Cache: Send;
+
+    /// Makes a linear layer whose output is the parts' outputs side by side.
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;
+
+    /// Makes a vector from a tensor [n].
+    fn new_vector(&self, tensor: &Tensor) -> Result<Self::Vector, DeviceError>;
+
+    /// Makes a cache of `pages` pages of `page_size` tokens for each of `layers` layers.
+    /// Every page id is below `pages`.
+    fn new_cache(
+        &self,
+        layers: usize,
+        pages: usize,
+        page_size: usize,
+        shape: AttentionShape,
+    ) -> Result<Self::Cache, DeviceError>;
+
+    /// Makes an empty buffer [0, cols] for activations, rounded to the device's [`Precision`].
+    fn new_buffer(&self, cols: usize) -> Self::Buffer;
+
+    /// Makes an empty buffer [0, cols] for logits, which are f32 in every [`Precision`].
+    fn new_logits(&self, cols: usize) -> Self::Buffer;
+
+    /// Sets the number of rows. Rows that existed before keep their contents, new ones hold
+    /// anything.
+    fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
+
+    /// Writes row `ids[i]` of `table` [vocab, cols] to row `first_row + i` of `out`.
+    fn embed(
+        &self,
+        table: &Self::Linear,
+        ids: &[u32],
+        first_row: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Writes `value` to each of `rows` of `out`: every mask row enters the tail with the same vector.
+    fn fill_rows(
+        &self,
+        value: &Self::Vector,
+        rows: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm, arXiv 1910.07467).
+    fn rms_norm(
+        &self,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[r] = W x[r] + b`.
+    fn linear(
+        &self,
+        layer: &Self::Linear,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[r] += W x[r] + b`: the calibrator's addition to the logits.
+    fn linear_add(
+        &self,
+        layer: &Self::Linear,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `hidden[r] += delta[r]`: the residual connection.
+    fn add(
+        &self,
+        delta: &Self::Buffer,
+        rows: Range<usize>,
+        hidden: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[r] = silu(x[r][..I]) · x[r][I..]` for x [rows, 2I]: gate and up projections, fused.
+    fn silu_mul(
+        &self,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `x[r] = silu(x[r] + bonus[owner[r]])` for r in 0..owner.len(): the calibrator's hidden layer,
+    /// whose bonus half is one row a sequence.
+    fn silu_add(
+        &self,
+        bonus: &Self::Buffer,
+        owner: &[usize],
+        x: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
+    fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), DeviceError>;
+
+    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` [total_rows, qkv_cols] in
+    /// place, by the rows' positions; then appends the k and v heads of **candidate** rows to layer
+    /// `layer` of the cache, at the rows' positions. Mask rows' k and v stay in `qkv` and never enter
+    /// the cache.
+    fn norm_rope_append(
+        &self,
+        transform: &QkTransform<'_, Self::Vector>,
+        pass: &Pass<'_>,
+        kind: RowKind,
+        qkv: &mut Self::Buffer,
+        layer: usize,
+        cache: &mut Self::Cache,
+    ) -> Result<(), DeviceError>;
+
+    /// Joint draft-and-verify attention over one layer of the cache.
+    ///
+    /// Each row of the pass attends with scale head_dim^−1/2 to cached positions 0..=limit, and a mask
+    /// row to the S slots of its own group in `qkv` besides, merged last. `qkv` [total_rows, qkv_cols]
+    /// went through [`norm_rope_append`](Self::norm_rope_append); `out` is [total_rows, out_cols].
+    fn joint_attention(
+        &self,
+        shape: AttentionShape,
+        pass: &Pass<'_>,
+        qkv: &Self::Buffer,
+        layer: usize,
+        cache: &Self::Cache,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Lets `edit` change one row of logits on the host.
+    fn edit_row(
+        &self,
+        logits: &mut Self::Buffer,
+        row: usize,
+        edit: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), DeviceError>;
+
+    /// Samples drafts from calibrated logits: one [`DraftToken`] a row, in the order of `drafts`.
+    fn draft(
+        &self,
+        logits: &Self::Buffer,
+        drafts: &[DraftRows<'_>],
+    ) -> Result<Vec<Vec<DraftToken>>, DeviceError>;
+
+    /// Applies each sequence's acceptance rule to target logits.
+    fn verify(
+        &self,
+        logits: &Self::Buffer,
+        sequences: &[VerifyRows<'_, Self::Buffer>],
+    ) -> Result<Vec<Verdict>, DeviceError>;
+
+    /// Draws one token from each of the given rows of target logits with the *target draw* numbers of
+    /// the token's own position: autoregressive steps, and the first bonus token.
+    fn sample(&self, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<u32>, DeviceError>;
+}
+
+/// One row of target logits to be sampled by itself.
+#[derive(Clone, Debug)]
+pub struct SampleRow<'a> {
+    /// The logits row.
+    pub row: usize,
+    /// Warping.
+    pub sampling: &'a SamplingParams,
+    /// The request's seed.
+    pub seed: u64,
+    /// The position of the token that is drawn.
+    pub position: usize,
+}

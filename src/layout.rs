@@ -1,0 +1,221 @@
+//! Which rows a pass has, where they sit, and what they see.
+//!
+//! A pass runs *candidate rows* (the newest token and the draft tokens under verification) and
+//! *mask groups* (S mask rows each, preparing the next block for one particular accepted length).
+//! What a row may see is arithmetic, never a mask in memory: every row has a **limit**, the last
+//! cached position it sees, and a mask row sees the S slots of its own group besides.
+//!
+//! | query row | position | limit | besides |
+//! |---|---|---|---|
+//! | candidate i | n + i | n + i | |
+//! | slot j of group k | n + k + 1 + j | n + k | slots 0..S of group k |
+//!
+//! (FlexDraft, arXiv 2605.20022, the joint draft-and-verify mask.)
+
+use std::ops::Range;
+
+/// The largest block size, so that a [`GroupSet`] fits a machine word.
+pub const MAX_BLOCK_SIZE: usize = 64;
+
+/// A set K of accepted lengths for which a pass builds mask groups.
+///
+/// K = {0..=v} is parallel drafting, K = ∅ sequential drafting; anything between is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct GroupSet(u64);
+
+impl GroupSet {
+    /// No group: the draft is made after the verification, in a pass of its own.
+    pub const NONE: Self = Self(0);
+
+    /// Groups for every accepted length 0..=`verify_len`.
+    ///
+    /// Lengths above [`MAX_BLOCK_SIZE`] − 1 cannot occur and are ignored.
+    pub fn all(verify_len: usize) -> Self {
+        if verify_len + 1 >= MAX_BLOCK_SIZE { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
+    }
+
+    /// The set whose members are the set bits of `bits`.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Adds accepted length `k`; `k` ≥ [`MAX_BLOCK_SIZE`] is ignored.
+    #[must_use]
+    pub fn with(self, k: usize) -> Self {
+        if k < MAX_BLOCK_SIZE { Self(self.0 | 1 << k) } else { self }
+    }
+
+    /// Whether a group for accepted length `k` is in the set.
+    pub fn contains(self, k: usize) -> bool {
+        k < MAX_BLOCK_SIZE && self.0 >> k & 1 == 1
+    }
+
+    /// Whether the set has no member.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The members not above `verify_len`.
+    #[must_use]
+    pub fn up_to(self, verify_len: usize) -> Self {
+        Self(self.0 & Self::all(verify_len).0)
+    }
+
+    /// The members in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_BLOCK_SIZE).filter(move |&k| self.contains(k))
+    }
+}
+
+impl FromIterator<usize> for GroupSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(members: I) -> Self {
+        members.into_iter().fold(Self::NONE, Self::with)
+    }
+}
+
+impl std::fmt::Debug for GroupSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// The rows of one sequence in a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SequenceRows<'a> {
+    /// Page ids of the paged KV cache; position p lives in page `pages[p / page_size]`.
+    /// Must cover every limit of this sequence's rows.
+    pub pages: &'a [u32],
+    /// n: the position of candidate 0; positions 0..n are cached.
+    pub start: usize,
+    /// Number of candidate rows, at positions n..n + candidates. 0 in a drafting pass.
+    pub candidates: usize,
+    /// The accepted lengths k for which a mask group is laid out, ascending.
+    /// Each limit n + k is either cached or the position of a candidate of this pass.
+    pub groups: Vec<usize>,
+    /// S: the number of slots in each of this sequence's groups.
+    pub slots: usize,
+}
+
+/// All rows of one forward pass: every sequence's candidate rows first, then every sequence's mask
+/// rows, groups in ascending order, slots within a group in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pass<'a> {
+    /// The sequences, in batch order.
+    pub sequences: Vec<SequenceRows<'a>>,
+}
+
+/// One row of a [`Pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Index into [`Pass::sequences`].
+    pub sequence: usize,
+    /// Where the row sits: its RoPE position.
+    pub position: usize,
+    /// The last cached position that the row sees.
+    pub limit: usize,
+    /// For a mask row, the rows of its group (row indices within the whole pass).
+    pub group: Option<(usize, usize)>,
+}
+
+impl Pass<'_> {
+    /// Number of candidate rows over all sequences; they are rows 0..`candidate_rows()`.
+    pub fn candidate_rows(&self) -> usize {
+        self.sequences.iter().map(|s| s.candidates).sum()
+    }
+
+    /// Number of mask rows over all sequences; they follow the candidate rows.
+    pub fn mask_rows(&self) -> usize {
+        self.sequences.iter().map(|s| s.groups.len() * s.slots).sum()
+    }
+
+    /// Number of rows of both kinds.
+    pub fn total_rows(&self) -> usize {
+        self.candidate_rows() + self.mask_rows()
+    }
+
+    /// The index of the first candidate row of sequence `sequence`.
+    pub fn first_candidate(&self, sequence: usize) -> usize {
+        self.sequences.iter().take(sequence).map(|s| s.candidates).sum()
+    }
+
+    /// The rows of the group of sequence `sequence` for accepted length `k`, if it was laid out.
+    pub fn group_rows(&self, sequence: usize, k: usize) -> Option<Range<usize>> {
+        let before: usize = self.sequences.iter().take(sequence).map(|s| s.groups.len() * s.slots).sum();
+        let rows = self.sequences.get(sequence)?;
+        let index = rows.groups.iter().position(|&group| group == k)?;
+        let first = self.candidate_rows() + before + index * rows.slots;
+        Some(first..first + rows.slots)
+    }
+
+    /// Every row, in row order.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(self.total_rows());
+        for (sequence, s) in self.sequences.iter().enumerate() {
+            rows.extend((s.start..s.start + s.candidates).map(|position| Row {
+                sequence,
+                position,
+                limit: position,
+                group: None,
+            }));
+        }
+        for (sequence, s) in self.sequences.iter().enumerate() {
+            for &k in &s.groups {
+                let group = Some((rows.len(), rows.len() + s.slots));
+                let limit = s.start + k;
+                rows.extend((0..s.slots).map(|j| Row { sequence, position: limit + 1 + j, limit, group }));
+            }
+        }
+        rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_follow_the_table_of_the_module() {
+        let pages = [0, 1];
+        let pass = Pass {
+            sequences: vec![
+                SequenceRows { pages: &pages, start: 5, candidates: 3, groups: vec![0, 2], slots: 2 },
+                SequenceRows { pages: &pages, start: 9, candidates: 1, groups: vec![], slots: 4 },
+                SequenceRows { pages: &pages, start: 2, candidates: 0, groups: vec![1], slots: 3 },
+            ],
+        };
+        let rows = pass.rows();
+        assert_eq!(rows.len(), pass.total_rows());
+        let seen: Vec<_> = rows.iter().map(|r| (r.sequence, r.position, r.limit, r.group)).collect();
+        assert_eq!(
+            seen,
+            [
+                (0, 5, 5, None),
+                (0, 6, 6, None),
+                (0, 7, 7, None),
+                (1, 9, 9, None),
+                (0, 6, 5, Some((4, 6))),
+                (0, 7, 5, Some((4, 6))),
+                (0, 8, 7, Some((6, 8))),
+                (0, 9, 7, Some((6, 8))),
+                (2, 4, 3, Some((8, 11))),
+                (2, 5, 3, Some((8, 11))),
+                (2, 6, 3, Some((8, 11))),
+            ]
+        );
+        assert_eq!(pass.group_rows(0, 2), Some(6..8));
+        assert_eq!(pass.group_rows(0, 1), None);
+        assert_eq!(pass.group_rows(2, 1), Some(8..11));
+        assert_eq!(pass.first_candidate(1), 3);
+    }
+
+    #[test]
+    fn group_sets() {
+        assert_eq!(GroupSet::all(2).iter().collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(GroupSet::all(200).iter().count(), MAX_BLOCK_SIZE);
+        assert!(GroupSet::NONE.is_empty());
+        let set: GroupSet = [7, 1, 63, 64].into_iter().collect();
+        assert_eq!(set.iter().collect::<Vec<_>>(), [1, 7, 63]);
+        assert_eq!(set.up_to(7).iter().collect::<Vec<_>>(), [1, 7]);
+        assert!(!set.contains(64));
+    }
+}

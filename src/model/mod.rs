@@ -1,0 +1,7 @@
+//! Models: configurations, weights on the host, tokenizers, and the forward pass over a device.
+
+pub mod config;
+mod load_error;
+pub mod weights;
+
+pub use load_error::LoadError;

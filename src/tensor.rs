@@ -1,0 +1,220 @@
+//! Weights on the host: a typed view of bytes that are owned or memory-mapped.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+/// Element types that weights are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes an element takes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// The elements of a [`Tensor`], in row-major order.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// Single-precision elements.
+    F32(&'a [f32]),
+    /// Half-precision elements.
+    F16(&'a [f16]),
+    /// bfloat16 elements.
+    Bf16(&'a [bf16]),
+}
+
+impl Elements<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F16(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+        }
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes elements `range` as f32 into `out`, which has as many elements as `range`.
+    /// What lies outside either is left alone.
+    pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
+        match self {
+            Self::F32(x) => out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, &x)| *o = x),
+            Self::F16(x) => {
+                out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, x)| *o = x.to_f32());
+            }
+            Self::Bf16(x) => {
+                out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, x)| *o = x.to_f32());
+            }
+        }
+    }
+}
+
+/// Where a tensor's bytes live.
+#[derive(Clone)]
+enum Storage {
+    F32(Arc<[f32]>),
+    F16(Arc<[f16]>),
+    Bf16(Arc<[bf16]>),
+    /// A range of a shared mapping (or of any other bytes), aligned for the element type.
+    Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
+}
+
+/// A row-major tensor on the host, cheap to clone.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    storage: Storage,
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {:?})", self.dtype(), self.shape)
+    }
+}
+
+impl Tensor {
+    /// A tensor that owns its f32 elements; `None` if their number is not the product of `shape`.
+    pub fn from_f32(shape: &[usize], elements: Vec<f32>) -> Option<Self> {
+        Self::checked(shape, elements.len(), || Storage::F32(elements.into()))
+    }
+
+    /// A tensor that owns its f16 elements; `None` if their number is not the product of `shape`.
+    pub fn from_f16(shape: &[usize], elements: Vec<f16>) -> Option<Self> {
+        Self::checked(shape, elements.len(), || Storage::F16(elements.into()))
+    }
+
+    /// A tensor that owns its bf16 elements; `None` if their number is not the product of `shape`.
+    pub fn from_bf16(shape: &[usize], elements: Vec<bf16>) -> Option<Self> {
+        Self::checked(shape, elements.len(), || Storage::Bf16(elements.into()))
+    }
+
+    /// A tensor over bytes `range` of `bytes` (little-endian elements), which are kept alive and not
+    /// copied unless they are not aligned for `dtype`. `None` if the range is not within the bytes,
+    /// or its length is not that of `shape`.
+    pub fn from_bytes(
+        dtype: DType,
+        shape: &[usize],
+        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        range: Range<usize>,
+    ) -> Option<Self> {
+        let slice = (*bytes).as_ref().get(range.clone())?;
+        if slice.len() % dtype.size() != 0 {
+            return None;
+        }
+        let aligned = slice.as_ptr() as usize % dtype.size() == 0;
+        let storage = match (aligned, dtype) {
+            (true, _) => Storage::Bytes(dtype, bytes.clone(), range),
+            (false, DType::F32) => Storage::F32(
+                slice.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            ),
+            (false, DType::F16) => {
+                Storage::F16(slice.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect())
+            }
+            (false, DType::Bf16) => {
+                Storage::Bf16(slice.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect())
+            }
+        };
+        Self::checked(shape, slice.len() / dtype.size(), || storage)
+    }
+
+    fn checked(shape: &[usize], elements: usize, storage: impl FnOnce() -> Storage) -> Option<Self> {
+        let expected = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        (expected == elements).then(|| Self { shape: shape.to_vec(), storage: storage() })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match &self.storage {
+            Storage::F32(_) => DType::F32,
+            Storage::F16(_) => DType::F16,
+            Storage::Bf16(_) => DType::Bf16,
+            Storage::Bytes(dtype, ..) => *dtype,
+        }
+    }
+
+    /// Length of each dimension, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Bytes that the elements take.
+    pub fn byte_len(&self) -> usize {
+        self.elements().len() * self.dtype().size()
+    }
+
+    /// The elements in row-major order.
+    pub fn elements(&self) -> Elements<'_> {
+        match &self.storage {
+            Storage::F32(x) => Elements::F32(x),
+            Storage::F16(x) => Elements::F16(x),
+            Storage::Bf16(x) => Elements::Bf16(x),
+            Storage::Bytes(dtype, bytes, range) => {
+                // In range and aligned: `from_bytes` checked both, and an owner's bytes do not move.
+                let bytes = (**bytes).as_ref().get(range.clone()).unwrap_or(&[]);
+                match dtype {
+                    DType::F32 => Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or(&[])),
+                    DType::F16 => Elements::F16(bytemuck::try_cast_slice(bytes).unwrap_or(&[])),
+                    DType::Bf16 => Elements::Bf16(bytemuck::try_cast_slice(bytes).unwrap_or(&[])),
+                }
+            }
+        }
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let elements = self.elements();
+        let mut out = vec![0.0; elements.len()];
+        elements.read_f32(0..elements.len(), &mut out);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_aligned_or_not_read_the_same() {
+        let values = [1.5f32, -2.0, 0.25];
+        let mut bytes = vec![0u8; 1];
+        values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        let shifted: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(bytes.clone());
+        let straight: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(bytes[1..].to_vec());
+        let a = Tensor::from_bytes(DType::F32, &[3], shifted, 1..13).unwrap();
+        let b = Tensor::from_bytes(DType::F32, &[3, 1], straight.clone(), 0..12).unwrap();
+        assert_eq!(a.to_f32(), values);
+        assert_eq!(b.to_f32(), values);
+        assert_eq!(b.byte_len(), 12);
+        assert!(Tensor::from_bytes(DType::F32, &[4], straight.clone(), 0..12).is_none());
+        assert!(Tensor::from_bytes(DType::F32, &[3], straight.clone(), 4..16).is_none());
+        assert!(Tensor::from_bytes(DType::F32, &[usize::MAX, 2], straight, 0..12).is_none());
+    }
+}
