@@ -1,1 +1,152 @@
-//! The random-number contract.
+//! The random-number contract: Philox 4x32-10, keyed by the request and counted by position.
+//!
+//! Every random number is a pure function of the request's seed, what it is for, and where in the
+//! sequence it is used. Nothing depends on the batch, the schedule or the order of execution.
+//!
+//! | word of the key | word of the counter |
+//! |---|---|
+//! | seed, low 32 bits | index: vocabulary id / 4, or 0 |
+//! | seed, high 32 bits | purpose · 2¹⁶ + slot |
+//! | | position, low 32 bits |
+//! | | position, high 32 bits |
+//!
+//! Generator: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
+
+/// What a random number is for; the position in the counter is chosen accordingly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// A token drawn from the target: autoregressive steps, the first bonus token of every rule, and
+    /// every draw of rule `match`, drafts included. Position: the token's own. Slot 0.
+    TargetDraw = 1,
+    /// A draft token of rules `rejection` and `block`. Position: that of c_0 of the step that verifies
+    /// the draft. Slot: the draft token's own.
+    DraftDraw = 2,
+    /// The uniform that decides on draft token d_i. Position: that of c_0. Slot i.
+    AcceptanceUniform = 3,
+    /// The bonus token of rules `rejection` and `block`. Position: that of c_0. Slot: the accepted
+    /// length.
+    ResidualDraw = 4,
+}
+
+/// The random numbers of one draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    key: [u32; 2],
+    counter: [u32; 3],
+}
+
+impl Stream {
+    /// The numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
+    pub fn new(seed: u64, purpose: Purpose, slot: usize, position: usize) -> Self {
+        let position = position as u64;
+        Self {
+            key: [seed as u32, (seed >> 32) as u32],
+            counter: [
+                (purpose as u32) << 16 | (slot as u32 & 0xffff),
+                position as u32,
+                (position >> 32) as u32,
+            ],
+        }
+    }
+
+    /// The numbers with which `request` draws the token at `position` from the target.
+    pub fn target_draw(seed: u64, position: usize) -> Self {
+        Self::new(seed, Purpose::TargetDraw, 0, position)
+    }
+
+    /// A number uniform on [0, 1), a multiple of 2⁻³².
+    pub fn uniform(&self) -> f64 {
+        f64::from(self.words(0)[0]) / 4_294_967_296.0
+    }
+
+    /// Standard Gumbel numbers of the vocabulary ids 0, 1, 2, …
+    pub fn gumbels(self) -> impl Iterator<Item = f32> {
+        (0u32..).flat_map(move |index| self.words(index).map(gumbel))
+    }
+
+    /// The standard Gumbel number of vocabulary id `id`.
+    pub fn gumbel(&self, id: u32) -> f32 {
+        gumbel(self.words(id / 4)[id as usize % 4])
+    }
+
+    fn words(&self, index: u32) -> [u32; 4] {
+        let [purpose_and_slot, low, high] = self.counter;
+        philox([index, purpose_and_slot, low, high], self.key)
+    }
+}
+
+/// −ln(−ln u) for u = (word + ½) · 2⁻³²; −ln u is taken from 1 − u where u is near 1.
+fn gumbel(word: u32) -> f32 {
+    const ULP: f32 = 1.0 / 4_294_967_296.0;
+    let exponential = if word < 1 << 31 {
+        -((word as f32 + 0.5) * ULP).ln()
+    } else {
+        -(-((u32::MAX - word) as f32 + 0.5) * ULP).ln_1p()
+    };
+    -exponential.ln()
+}
+
+/// Philox 4x32 with ten rounds.
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    for round in 0..10 {
+        if round > 0 {
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        let [a, b, c, d] = counter;
+        let (first, second) = (MULTIPLIERS[0] * u64::from(a), MULTIPLIERS[1] * u64::from(c));
+        counter = [
+            (second >> 32) as u32 ^ b ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ d ^ key[1],
+            first as u32,
+        ];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known answers of the Random123 distribution.
+    #[test]
+    fn philox_known_answers() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        assert_eq!(
+            philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
+            [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
+        );
+    }
+
+    #[test]
+    fn gumbel_is_accurate_at_both_ends() {
+        for word in [0, 1, 2, 1 << 20, (1 << 31) - 1, 1 << 31, u32::MAX - 1, u32::MAX] {
+            let u = (f64::from(word) + 0.5) / 4_294_967_296.0;
+            let expected = -(-u.ln()).ln();
+            let found = f64::from(gumbel(word));
+            assert!(
+                (found - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+                "{word}: {found} vs {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_of_an_id_do_not_depend_on_how_they_are_read() {
+        let stream = Stream::new(0x0123_4567_89ab_cdef, Purpose::DraftDraw, 3, 1 << 40);
+        for (id, g) in stream.gumbels().take(11).enumerate() {
+            assert_eq!(g.to_bits(), stream.gumbel(id as u32).to_bits());
+        }
+        let others = [
+            Stream::new(0x0123_4567_89ab_cdee, Purpose::DraftDraw, 3, 1 << 40),
+            Stream::new(0x0123_4567_89ab_cdef, Purpose::ResidualDraw, 3, 1 << 40),
+            Stream::new(0x0123_4567_89ab_cdef, Purpose::DraftDraw, 2, 1 << 40),
+            Stream::new(0x0123_4567_89ab_cdef, Purpose::DraftDraw, 3, 0),
+        ];
+        assert!(others.iter().all(|other| other.uniform() != stream.uniform()));
+    }
+}

@@ -1,4 +1,16 @@
-//! Sampling parameters, warping, and the draw.
+//! Temperature, top-k, top-p and min-p, and the draw from what is left.
+//!
+//! [`warp`] turns logits into *warped scores*: logits over temperature, relative to the largest,
+//! with −∞ for what was dropped. Everything downstream starts from these: [`softmax`] gives the
+//! distribution, [`draw`] samples it, and the acceptance rules compare two of them. Drawing and
+//! evaluating from the same scores is what makes q *the* distribution that a draft was drawn from.
+//!
+//! Logits that are NaN count as −∞. If some logits are +∞ they share the mass equally; if none is
+//! above −∞, id 0 has all of it. No input yields an id outside the vocabulary.
+
+use std::cmp::Ordering;
+
+use crate::random::Stream;
 
 /// Sampling parameters that no distribution corresponds to.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
@@ -31,6 +43,230 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        Self::GREEDY
+    }
+}
+
+impl SamplingParams {
+    /// Temperature 0: the most probable token, ties to the lowest id.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
+    /// The whole distribution at `temperature`.
+    pub fn at_temperature(temperature: f32) -> Self {
+        Self { temperature, ..Self::GREEDY }
+    }
+
+    /// Whether decoding is greedy.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Checks every parameter's range.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(SamplingError::Temperature(self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(SamplingError::TopP(self.top_p));
+        }
+        if !(self.min_p >= 0.0 && self.min_p < 1.0) {
+            return Err(SamplingError::MinP(self.min_p));
+        }
+        Ok(())
+    }
+}
+
+/// The id of the largest value, ties to the lowest id; NaN counts as −∞. 0 for an empty slice.
+pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (id, value) in values.into_iter().enumerate() {
+        if value > best.0 {
+            best = (value, id as u32);
+        }
+    }
+    best.1
+}
+
+/// Warped scores [vocab] of `logits` [vocab].
+///
+/// The order is that of transformers' logits processors: temperature, top-k, top-p on the
+/// renormalised rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
+pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
+    let mut scores = scaled(logits, params.temperature);
+    if params.top_k > 0 && params.top_k < scores.len() {
+        keep_largest(&mut scores, params.top_k);
+    }
+    if params.top_p < 1.0 {
+        keep_nucleus(&mut scores, f64::from(params.top_p));
+    }
+    if params.min_p > 0.0 {
+        let floor = f64::from(params.min_p);
+        scores.iter_mut().filter(|s| f64::from(**s).exp() < floor).for_each(|s| *s = f32::NEG_INFINITY);
+    }
+    scores
+}
+
+/// (logit − largest) / temperature, so that the largest score is 0 whatever the temperature.
+fn scaled(logits: &[f32], temperature: f32) -> Vec<f32> {
+    let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+    if temperature == 0.0 || largest == f32::NEG_INFINITY {
+        let kept = argmax(logits.iter().copied()) as usize;
+        return (0..logits.len()).map(|id| if id == kept { 0.0 } else { f32::NEG_INFINITY }).collect();
+    }
+    logits
+        .iter()
+        .map(|&logit| match logit {
+            _ if logit == largest => 0.0,
+            _ if logit.is_nan() => f32::NEG_INFINITY,
+            _ => (logit - largest) / temperature,
+        })
+        .collect()
+}
+
+/// Descending by score, ties to the lowest id: a total order, so a selection is unique.
+fn descending(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
+    let score = |id: u32| scores.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    move |&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b))
+}
+
+fn drop_ids(scores: &mut [f32], ids: &[u32]) {
+    for &id in ids {
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+fn keep_largest(scores: &mut [f32], k: usize) {
+    let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
+    let (_, _, rest) = ids.select_nth_unstable_by(k - 1, descending(scores));
+    drop_ids(scores, rest);
+}
+
+/// Sorts only as much of the vocabulary as the nucleus needs, in growing prefixes.
+fn keep_nucleus(scores: &mut [f32], mass: f64) {
+    let probability = |score: f32| f64::from(score).exp();
+    let target = mass * scores.iter().map(|&s| probability(s)).sum::<f64>();
+    let mut ids: Vec<u32> = (0..scores.len() as u32).filter(|&id| scores[id as usize].is_finite()).collect();
+    let (mut sorted, mut kept, mut sum) = (0, 0, 0.0);
+    while sorted < ids.len() && sum < target {
+        let end = (2 * sorted).max(64).min(ids.len());
+        let order = descending(scores);
+        if end < ids.len() {
+            ids[sorted..].select_nth_unstable_by(end - sorted - 1, &order);
+        }
+        ids[sorted..end].sort_unstable_by(&order);
+        for &id in &ids[sorted..end] {
+            if sum >= target {
+                break;
+            }
+            sum += probability(scores[id as usize]);
+            kept += 1;
+        }
+        sorted = end;
+    }
+    drop_ids(scores, &ids[kept..]);
+}
+
+/// The distribution [vocab] of warped scores.
+pub fn softmax(scores: &[f32]) -> Vec<f64> {
+    let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|w| *w /= sum);
+    weights
+}
+
+/// Draws an id by Gumbel-max: argmax of score + G(id), one random number an id, ties to the lowest.
+pub fn draw(scores: &[f32], stream: Stream) -> u32 {
+    argmax(scores.iter().zip(stream.gumbels()).map(|(score, gumbel)| score + gumbel))
+}
+
+/// Draws an id with probability proportional to `weights` (not all zero), by Gumbel-max.
+pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
+    argmax(weights.iter().zip(stream.gumbels()).map(|(weight, gumbel)| weight.ln() as f32 + gumbel))
+}
+
+/// The largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.
+pub fn confidence(logits: &[f32]) -> f32 {
+    let sum: f64 = scaled(logits, 1.0).iter().map(|&s| f64::from(s).exp()).sum();
+    (1.0 / sum) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Purpose;
+
+    const INF: f32 = f32::INFINITY;
+
+    fn kept(logits: &[f32], params: SamplingParams) -> Vec<usize> {
+        let scores = warp(logits, &params);
+        (0..scores.len()).filter(|&id| scores[id] > -INF).collect()
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_id() {
+        let base = SamplingParams::at_temperature(1.0);
+        assert_eq!(argmax([1.0, 3.0, 3.0]), 1);
+        assert_eq!(kept(&[1.0, 2.0, 2.0, 2.0], SamplingParams { top_k: 2, ..base }), [1, 2]);
+        assert_eq!(kept(&[0.0, 0.0, 0.0, 0.0], SamplingParams { top_p: 0.5, ..base }), [0, 1]);
+        assert_eq!(kept(&[0.0, 0.0, 0.0, 0.0], SamplingParams { top_p: 0.51, ..base }), [0, 1, 2]);
+        assert_eq!(kept(&[2.0, 7.0, 7.0], SamplingParams::GREEDY), [1]);
+    }
+
+    #[test]
+    fn filters_apply_in_order_on_the_renormalised_rest() {
+        // Of 0.4, 0.3, 0.2, 0.1 top-k 2 leaves 4/7 and 3/7, of which top-p 0.5 keeps the first.
+        let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln).to_vec();
+        let base = SamplingParams::at_temperature(1.0);
+        assert_eq!(kept(&logits, SamplingParams { top_p: 0.5, ..base }), [0, 1]);
+        assert_eq!(kept(&logits, SamplingParams { top_k: 2, top_p: 0.5, ..base }), [0]);
+        assert_eq!(kept(&logits, SamplingParams { min_p: 0.6, ..base }), [0, 1]);
+        assert_eq!(kept(&logits, SamplingParams { temperature: 0.5, min_p: 0.6, ..base }), [0]);
+    }
+
+    #[test]
+    fn nucleus_longer_than_the_first_prefix() {
+        let logits: Vec<f32> = (0..1000).map(|i| -(((i * 7919) % 1000) as f32) * 1e-3).collect();
+        let params = SamplingParams { top_p: 0.9, ..SamplingParams::at_temperature(1.0) };
+        let mut sorted: Vec<f64> = softmax(&warp(&logits, &SamplingParams::at_temperature(1.0)));
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let before = |n: usize| sorted[..n].iter().sum::<f64>();
+        let expected = (0..).find(|&n| before(n) >= 0.9).unwrap();
+        assert_eq!(kept(&logits, params).len(), expected);
+    }
+
+    #[test]
+    fn odd_logits_have_a_defined_outcome() {
+        let one = SamplingParams::at_temperature(1.0);
+        assert_eq!(softmax(&warp(&[f32::NAN, 1.0, -INF], &one)), [0.0, 1.0, 0.0]);
+        assert_eq!(softmax(&warp(&[INF, 1.0, INF], &one)), [0.5, 0.0, 0.5]);
+        assert_eq!(softmax(&warp(&[f32::NAN, -INF], &one)), [1.0, 0.0]);
+        assert_eq!(softmax(&warp(&[5.0, 4.0], &SamplingParams::at_temperature(1e-38))), [1.0, 0.0]);
+        assert!(warp(&[], &one).is_empty());
+        assert_eq!(argmax([f32::NAN, f32::NAN]), 0);
+        assert_eq!(confidence(&[f32::NAN, 0.0, 0.0]), 0.5);
+        let stream = Stream::new(1, Purpose::TargetDraw, 0, 0);
+        assert_eq!(draw(&warp(&[-INF, f32::NAN, 3.0], &one), stream), 2);
+        assert_eq!(draw_weighted(&[0.0, 0.0, 1e-300], stream), 2);
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_named() {
+        let check = |params: SamplingParams| params.validate().map_err(|e| e.to_string());
+        let base = SamplingParams::at_temperature(1.0);
+        assert_eq!(check(base), Ok(()));
+        for t in [-1.0, f32::NAN, INF] {
+            let error = check(SamplingParams { temperature: t, ..base }).unwrap_err();
+            assert_eq!(error, format!("temperature must be finite and at least 0, found {t}"));
+        }
+        for p in [0.0, -0.5, 1.5, f32::NAN] {
+            let error = check(SamplingParams { top_p: p, ..base }).unwrap_err();
+            assert_eq!(error, format!("top-p must be above 0 and at most 1, found {p}"));
+        }
+        for p in [1.0, -0.5, f32::NAN] {
+            let error = check(SamplingParams { min_p: p, ..base }).unwrap_err();
+            assert_eq!(error, format!("min-p must be at least 0 and below 1, found {p}"));
+        }
     }
 }

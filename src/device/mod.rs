@@ -178,7 +178,9 @@ pub struct DraftToken {
 pub struct VerifyRows<'a, B> {
     /// Target logits row of candidate 0; candidate i has row `first_row + i`.
     pub first_row: usize,
-    /// The draft tokens d_1..d_v under verification.
+    /// The draft tokens d_1..d_v under verification. With none of them the bonus token is drawn with
+    /// the *target draw* numbers of its own position, whatever the rule: that is an autoregressive
+    /// step, and how the first bonus token after a prompt is drawn.
     pub draft: &'a [u32],
     /// The calibrated logits that the draft was drawn from, row j − 1 for slot j. `None` if the
     /// draft did not come from a distribution: each q_j is then the point mass at d_j. Not read
@@ -367,20 +369,7 @@ pub trait Device: Send + Sync + 'static {
         sequences: &[VerifyRows<'_, Self::Buffer>],
     ) -> Result<Vec<Verdict>, DeviceError>;
 
-    /// Draws one token from each of the given rows of target logits with the *target draw* numbers of
-    /// the token's own position: autoregressive steps, and the first bonus token.
-    fn sample(&self, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<u32>, DeviceError>;
-}
-
-/// One row of target logits to be sampled by itself.
-#[derive(Clone, Debug)]
-pub struct SampleRow<'a> {
-    /// The logits row.
-    pub row: usize,
-    /// Warping.
-    pub sampling: &'a SamplingParams,
-    /// The request's seed.
-    pub seed: u64,
-    /// The position of the token that is drawn.
-    pub position: usize,
+    /// The largest batch at which drafting in parallel with the verification pays: mask rows ride along
+    /// for free only where weights, not arithmetic, bound a pass.
+    fn parallel_batch_limit(&self) -> usize;
 }

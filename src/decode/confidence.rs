@@ -1,0 +1,72 @@
+//! From a draft's confidences to how much of it is verified.
+
+/// How confidences decide the verify length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ConfidenceStrategy {
+    /// The number of slots whose product of confidences so far is at least the threshold.
+    #[default]
+    CumulativeProduct,
+    /// The number of leading slots whose confidence is at least the threshold.
+    MinConfidence,
+}
+
+/// The confidence threshold of a request. A threshold of 0 verifies every draft whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Confidence {
+    /// t, in [0, 1].
+    pub threshold: f32,
+    /// What is compared with it.
+    pub strategy: ConfidenceStrategy,
+}
+
+impl Default for Confidence {
+    /// The released drafters' setting: cumulative product, 0.01.
+    fn default() -> Self {
+        Self { threshold: 0.01, strategy: ConfidenceStrategy::CumulativeProduct }
+    }
+}
+
+impl Confidence {
+    /// The verify length for a draft whose slots 1..S have these confidences [S − 1].
+    ///
+    /// At least 1, or 0 for an empty draft. Whether the result reaches j depends on confidences of slots
+    /// 1..=j only, none of which depends on the tokens drawn in slots j and later: this is what keeps
+    /// sampled decoding lossless.
+    pub fn verify_len(&self, confidences: &[f32]) -> usize {
+        if self.threshold <= 0.0 {
+            return confidences.len();
+        }
+        let mut product = 1.0;
+        let confident = confidences
+            .iter()
+            .take_while(|&&confidence| match self.strategy {
+                ConfidenceStrategy::CumulativeProduct => {
+                    product *= confidence;
+                    product >= self.threshold
+                }
+                ConfidenceStrategy::MinConfidence => confidence >= self.threshold,
+            })
+            .count();
+        confident.max(1).min(confidences.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verify_lengths() {
+        let verify_len = |threshold, strategy, confidences: &[f32]| {
+            Confidence { threshold, strategy }.verify_len(confidences)
+        };
+        use ConfidenceStrategy::{CumulativeProduct, MinConfidence};
+        assert_eq!(verify_len(0.0, CumulativeProduct, &[0.1, 0.1]), 2);
+        assert_eq!(verify_len(0.25, CumulativeProduct, &[0.5, 0.5, 0.9]), 2);
+        assert_eq!(verify_len(0.25, MinConfidence, &[0.5, 0.5, 0.9]), 3);
+        assert_eq!(verify_len(0.6, MinConfidence, &[0.9, 0.5, 0.9]), 1);
+        assert_eq!(verify_len(1.0, CumulativeProduct, &[0.9, 0.9]), 1);
+        assert_eq!(verify_len(1.0, CumulativeProduct, &[1.0, 1.0, 0.5]), 2);
+        assert_eq!(verify_len(0.5, CumulativeProduct, &[]), 0);
+    }
+}

@@ -1,0 +1,380 @@
+//! The forward pass: a target and its drafter on a device.
+//!
+//! Candidate rows run through all L layers on the target's own path. Mask rows exist in the tail
+//! only: they enter the first tail layer as `mask_embedding`, use the drafter's attention projectors,
+//! and share the target's norms and MLP with the candidate rows of the same pass (Attention Tuning).
+
+use std::ops::Range;
+
+use super::config::ModelConfig;
+use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
+use crate::device::{Device, DeviceError, LinearPart, QkTransform, RowKind};
+use crate::layout::Pass;
+
+/// A target, and perhaps a drafter for it, on a device.
+pub struct Model<D: Device> {
+    device: D,
+    config: ModelConfig,
+    embed: D::Linear,
+    layers: Vec<Layer<D>>,
+    norm: D::Vector,
+    /// `None` where the head is the embedding.
+    lm_head: Option<D::Linear>,
+    drafter: Option<Drafter<D>>,
+}
+
+struct Layer<D: Device> {
+    input_norm: D::Vector,
+    attention: Attention<D>,
+    post_attention_norm: D::Vector,
+    gate_up: D::Linear,
+    down: D::Linear,
+}
+
+struct Attention<D: Device> {
+    qkv: D::Linear,
+    o: D::Linear,
+    qk_norms: Option<(D::Vector, D::Vector)>,
+}
+
+struct Drafter<D: Device> {
+    block_size: usize,
+    attention: Vec<Attention<D>>,
+    mask_embedding: D::Vector,
+    calibrator: Option<Calibrator<D>>,
+}
+
+/// W1 in two halves: the bonus token's is one product a sequence, with b1 in it.
+struct Calibrator<D: Device> {
+    rank: usize,
+    bonus_half: D::Linear,
+    hidden_half: D::Linear,
+    output: D::Linear,
+}
+
+/// Activations of a pass, reused from step to step.
+pub struct Workspace<D: Device> {
+    hidden: D::Buffer,
+    normed: D::Buffer,
+    qkv: D::Buffer,
+    attended: D::Buffer,
+    delta: D::Buffer,
+    gate_up: D::Buffer,
+    activated: D::Buffer,
+    gathered: D::Buffer,
+    head_input: D::Buffer,
+    bonus: D::Buffer,
+    bonus_hidden: D::Buffer,
+    calibrator_hidden: D::Buffer,
+}
+
+/// Slots whose logits are wanted, for one sequence.
+#[derive(Clone, Debug)]
+pub struct DraftSlots {
+    /// Rows of the pass that hold slots 1..S of the group that came true.
+    pub rows: Range<usize>,
+    /// The bonus token, which the calibrator corrects the slots with.
+    pub bonus: u32,
+}
+
+fn linear<D: Device>(device: &D, layers: &[&LinearWeights]) -> Result<D::Linear, DeviceError> {
+    let parts: Vec<_> =
+        layers.iter().map(|layer| LinearPart::new(&layer.weight, layer.bias.as_ref())).collect();
+    device.new_linear(&parts)
+}
+
+impl<D: Device> Attention<D> {
+    fn new(device: &D, weights: &AttentionWeights) -> Result<Self, DeviceError> {
+        let qk_norms = match &weights.qk_norms {
+            Some((q, k)) => Some((device.new_vector(q)?, device.new_vector(k)?)),
+            None => None,
+        };
+        Ok(Self {
+            qkv: linear(device, &[&weights.q, &weights.k, &weights.v])?,
+            o: linear(device, &[&weights.o])?,
+            qk_norms,
+        })
+    }
+
+    fn transform<'a>(&'a self, config: &'a ModelConfig) -> QkTransform<'a, D::Vector> {
+        QkTransform {
+            shape: config.attention,
+            norms: self.qk_norms.as_ref().map(|(q, k)| (q, k)),
+            eps: config.rms_norm_eps,
+            rope: &config.rope,
+        }
+    }
+}
+
+impl<D: Device> Layer<D> {
+    fn new(device: &D, weights: &LayerWeights) -> Result<Self, DeviceError> {
+        Ok(Self {
+            input_norm: device.new_vector(&weights.input_norm)?,
+            attention: Attention::new(device, &weights.attention)?,
+            post_attention_norm: device.new_vector(&weights.post_attention_norm)?,
+            gate_up: linear(device, &[&weights.gate, &weights.up])?,
+            down: linear(device, &[&weights.down])?,
+        })
+    }
+}
+
+impl<D: Device> Drafter<D> {
+    fn new(device: &D, weights: &DrafterWeights, hidden_size: usize) -> Result<Self, DeviceError> {
+        let calibrator = match &weights.calibrator {
+            None => None,
+            Some(calibrator) => {
+                let half = |columns, bias| {
+                    let part = LinearPart { weight: &calibrator.hidden.weight, columns: Some(columns), bias };
+                    device.new_linear(&[part])
+                };
+                Some(Calibrator {
+                    rank: calibrator.hidden.weight.shape().first().copied().unwrap_or(0),
+                    bonus_half: half(0..hidden_size, calibrator.hidden.bias.as_ref())?,
+                    hidden_half: half(hidden_size..2 * hidden_size, None)?,
+                    output: linear(device, &[&calibrator.output])?,
+                })
+            }
+        };
+        Ok(Self {
+            block_size: weights.config.block_size,
+            attention: weights
+                .attention
+                .iter()
+                .map(|layer| Attention::new(device, layer))
+                .collect::<Result<_, _>>()?,
+            mask_embedding: device.new_vector(&weights.mask_embedding)?,
+            calibrator,
+        })
+    }
+}
+
+impl<D: Device> Model<D> {
+    /// Puts weights on `device`. The drafter must be one for this target (its loader checks that).
+    pub fn new(
+        device: D,
+        target: &TargetWeights,
+        drafter: Option<&DrafterWeights>,
+    ) -> Result<Self, DeviceError> {
+        let config = target.config.clone();
+        if let Some(drafter) = drafter
+            && drafter.attention.len() > target.layers.len()
+        {
+            return Err(DeviceError::Shape {
+                operation: "model",
+                operand: "drafter layers",
+                expected: vec![target.layers.len()],
+                found: vec![drafter.attention.len()],
+            });
+        }
+        let whole = |weight| device.new_linear(&[LinearPart::new(weight, None)]);
+        Ok(Self {
+            embed: whole(&target.embed)?,
+            layers: target.layers.iter().map(|layer| Layer::new(&device, layer)).collect::<Result<_, _>>()?,
+            norm: device.new_vector(&target.norm)?,
+            lm_head: if config.tied_embeddings { None } else { Some(whole(&target.lm_head)?) },
+            drafter: drafter.map(|weights| Drafter::new(&device, weights, config.hidden_size)).transpose()?,
+            config,
+            device,
+        })
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The target's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// S as the drafter was trained, if there is a drafter.
+    pub fn block_size(&self) -> Option<usize> {
+        self.drafter.as_ref().map(|drafter| drafter.block_size)
+    }
+
+    /// A KV cache of `pages` pages of `page_size` tokens for all layers.
+    pub fn new_cache(&self, pages: usize, page_size: usize) -> Result<D::Cache, DeviceError> {
+        self.device.new_cache(self.layers.len(), pages, page_size, self.config.attention)
+    }
+
+    /// An empty logits buffer [0, vocab].
+    pub fn new_logits(&self) -> D::Buffer {
+        self.device.new_logits(self.config.vocab_size)
+    }
+
+    /// Buffers for this model's activations.
+    pub fn new_workspace(&self) -> Workspace<D> {
+        let hidden = || self.device.new_buffer(self.config.hidden_size);
+        let rank = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()).map_or(0, |c| c.rank);
+        Workspace {
+            hidden: hidden(),
+            normed: hidden(),
+            qkv: self.device.new_buffer(self.config.attention.qkv_cols()),
+            attended: self.device.new_buffer(self.config.attention.out_cols()),
+            delta: hidden(),
+            gate_up: self.device.new_buffer(2 * self.config.intermediate_size),
+            activated: self.device.new_buffer(self.config.intermediate_size),
+            gathered: hidden(),
+            head_input: hidden(),
+            bonus: hidden(),
+            bonus_hidden: self.device.new_buffer(rank),
+            calibrator_hidden: self.device.new_buffer(rank),
+        }
+    }
+
+    /// Runs a pass. `tokens` are the candidate rows' token ids in row order. Appends the candidates'
+    /// KV to the cache and leaves every row's final hidden state in the workspace.
+    ///
+    /// A pass without candidates runs the tail only: that is sequential drafting.
+    pub fn forward(
+        &self,
+        pass: &Pass<'_>,
+        tokens: &[u32],
+        cache: &mut D::Cache,
+        work: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        let (candidates, total) = (pass.candidate_rows(), pass.total_rows());
+        if tokens.len() != candidates {
+            return Err(DeviceError::Shape {
+                operation: "forward",
+                operand: "tokens",
+                expected: vec![candidates],
+                found: vec![tokens.len()],
+            });
+        }
+        let device = &self.device;
+        for buffer in [
+            &mut work.hidden,
+            &mut work.normed,
+            &mut work.qkv,
+            &mut work.attended,
+            &mut work.delta,
+            &mut work.gate_up,
+            &mut work.activated,
+        ] {
+            device.resize(buffer, total)?;
+        }
+        device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
+
+        let mut candidates_only = pass.clone();
+        candidates_only.sequences.iter_mut().for_each(|rows| rows.groups.clear());
+        let tail = self.tail();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let in_tail = index >= tail.start && total > candidates;
+            if in_tail {
+                if index == tail.start
+                    && let Some(drafter) = &self.drafter
+                {
+                    device.fill_rows(&drafter.mask_embedding, candidates..total, &mut work.hidden)?;
+                }
+                self.layer(index, layer, pass, total, cache, work)?;
+            } else if candidates > 0 {
+                self.layer(index, layer, &candidates_only, candidates, cache, work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tail layers; empty without a drafter.
+    fn tail(&self) -> Range<usize> {
+        let layers = self.layers.len();
+        layers - self.drafter.as_ref().map_or(0, |drafter| drafter.attention.len())..layers
+    }
+
+    /// One decoder layer over rows 0..`rows` of the pass, in place on the hidden states.
+    fn layer(
+        &self,
+        index: usize,
+        layer: &Layer<D>,
+        pass: &Pass<'_>,
+        rows: usize,
+        cache: &mut D::Cache,
+        work: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        let (device, config) = (&self.device, &self.config);
+        let candidates = pass.candidate_rows();
+        let mask_attention = self
+            .drafter
+            .as_ref()
+            .and_then(|drafter| drafter.attention.get(index.checked_sub(self.tail().start)?))
+            .filter(|_| rows > candidates);
+
+        device.rms_norm(&work.hidden, 0..rows, &layer.input_norm, config.rms_norm_eps, &mut work.normed)?;
+        let kinds = [
+            (RowKind::Candidates, Some(&layer.attention), 0..candidates),
+            (RowKind::Masks, mask_attention, candidates..rows),
+        ];
+        for (kind, attention, range) in &kinds {
+            let Some(attention) = attention.filter(|_| !range.is_empty()) else { continue };
+            device.linear(&attention.qkv, &work.normed, range.clone(), &mut work.qkv)?;
+            let transform = attention.transform(config);
+            device.norm_rope_append(&transform, pass, *kind, &mut work.qkv, index, cache)?;
+        }
+        device.joint_attention(config.attention, pass, &work.qkv, index, cache, &mut work.attended)?;
+        for (_, attention, range) in kinds {
+            let Some(attention) = attention.filter(|_| !range.is_empty()) else { continue };
+            device.linear(&attention.o, &work.attended, range, &mut work.delta)?;
+        }
+        device.add(&work.delta, 0..rows, &mut work.hidden)?;
+
+        let norm = &layer.post_attention_norm;
+        device.rms_norm(&work.hidden, 0..rows, norm, config.rms_norm_eps, &mut work.normed)?;
+        device.linear(&layer.gate_up, &work.normed, 0..rows, &mut work.gate_up)?;
+        device.silu_mul(&work.gate_up, 0..rows, &mut work.activated)?;
+        device.linear(&layer.down, &work.activated, 0..rows, &mut work.delta)?;
+        device.add(&work.delta, 0..rows, &mut work.hidden)
+    }
+
+    /// The target's logits for rows `rows` of the pass that ran last; `logits` becomes
+    /// [rows.len(), vocab].
+    pub fn logits(
+        &self,
+        rows: &[usize],
+        work: &mut Workspace<D>,
+        logits: &mut D::Buffer,
+    ) -> Result<(), DeviceError> {
+        let device = &self.device;
+        device.gather(&work.hidden, rows, &mut work.gathered)?;
+        device.resize(&mut work.head_input, rows.len())?;
+        device.resize(logits, rows.len())?;
+        let all = 0..rows.len();
+        let eps = self.config.rms_norm_eps;
+        device.rms_norm(&work.gathered, all.clone(), &self.norm, eps, &mut work.head_input)?;
+        device.linear(self.lm_head.as_ref().unwrap_or(&self.embed), &work.head_input, all, logits)
+    }
+
+    /// Calibrated logits of draft slots of the pass that ran last, sequence after sequence; `logits`
+    /// becomes [all slots, vocab].
+    ///
+    /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
+    /// `lm_head(h)` for a drafter without calibrator.
+    pub fn draft_logits(
+        &self,
+        slots: &[DraftSlots],
+        work: &mut Workspace<D>,
+        logits: &mut D::Buffer,
+    ) -> Result<(), DeviceError> {
+        let rows: Vec<usize> = slots.iter().flat_map(|s| s.rows.clone()).collect();
+        self.logits(&rows, work, logits)?;
+        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
+            return Ok(());
+        };
+        let device = &self.device;
+        let bonuses: Vec<u32> = slots.iter().map(|s| s.bonus).collect();
+        let owner: Vec<usize> = slots
+            .iter()
+            .enumerate()
+            .flat_map(|(sequence, s)| std::iter::repeat_n(sequence, s.rows.len()))
+            .collect();
+        device.resize(&mut work.bonus, bonuses.len())?;
+        device.resize(&mut work.bonus_hidden, bonuses.len())?;
+        device.resize(&mut work.calibrator_hidden, rows.len())?;
+        device.embed(&self.embed, &bonuses, 0, &mut work.bonus)?;
+        device.linear(&calibrator.bonus_half, &work.bonus, 0..bonuses.len(), &mut work.bonus_hidden)?;
+        let all = 0..rows.len();
+        device.linear(&calibrator.hidden_half, &work.head_input, all.clone(), &mut work.calibrator_hidden)?;
+        device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
+        device.linear_add(&calibrator.output, &work.calibrator_hidden, all, logits)
+    }
+}
