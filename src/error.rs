@@ -18,8 +18,8 @@ pub enum Error {
     #[cfg(feature = "runner")]
     #[error(transparent)]
     Load(#[from] crate::model::LoadError),
-    /// A request that the engine cannot serve.
+    /// A request or an engine that cannot be.
     #[cfg(feature = "runner")]
     #[error(transparent)]
-    Request(#[from] crate::decode::RequestError),
+    Decode(#[from] crate::decode::DecodeError),
 }

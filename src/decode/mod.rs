@@ -1,5 +1,23 @@
-//! The decode loop.
+//! The decode loop: requests, and what a step does with them.
+//!
+//! ```text
+//! request → engine asks the policy for (v, K) → step lays the rows out → the device runs them
+//!         → target logits → hook → acceptance → the next block is drafted → committed tokens
+//! ```
 
-/// A request that the engine cannot serve.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {}
+mod confidence;
+mod engine;
+mod error;
+mod pages;
+mod policy;
+mod record;
+mod request;
+mod sequence;
+mod step;
+
+pub use confidence::{Confidence, ConfidenceStrategy};
+pub use engine::{Engine, EngineOptions};
+pub use error::DecodeError;
+pub use policy::{BatchView, Choice, Mode, Policy, SequenceView};
+pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
+pub use request::{LogitsHook, Proposer, Request, RequestId};

@@ -24,7 +24,7 @@ pub struct SequenceView<'a> {
 /// What a policy sees before a step.
 #[derive(Clone, Debug)]
 pub struct BatchView<'a> {
-    /// The sequences that will be verified in this step, and those whose prompt ends in it.
+    /// Every sequence of the batch, those whose prompt is still being read included.
     pub sequences: &'a [SequenceView<'a>],
     /// The largest batch at which this device gains by drafting in parallel.
     pub parallel_batch_limit: usize,
