@@ -4,7 +4,7 @@ use crate::device::DeviceError;
 use crate::sampling::SamplingError;
 
 /// A request or an engine that cannot be.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// A request without a token to start from.

@@ -4,7 +4,7 @@ use super::error::DecodeError;
 use super::request::RequestId;
 
 /// Why a request ended.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Finish {
     /// `max_new_tokens` or the target's context is exhausted.
@@ -16,7 +16,7 @@ pub enum Finish {
 }
 
 /// What one step did for one request.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
     /// The request.
     pub id: RequestId,

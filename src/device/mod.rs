@@ -18,7 +18,7 @@ use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
 /// What can go wrong on a device.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// The device asked for does not exist on this machine or in this build.

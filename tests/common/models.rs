@@ -1,0 +1,201 @@
+//! Small random targets and drafters of every shape the loaders know.
+
+use flexdraft::device::{AttentionShape, Rope};
+use flexdraft::model::config::{Architecture, DrafterConfig, ModelConfig};
+use flexdraft::model::weights::{
+    AttentionWeights, CalibratorWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
+};
+use flexdraft::tensor::{DType, Tensor};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// The shape of a random model.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub architecture: Architecture,
+    pub layers: usize,
+    pub tail: usize,
+    pub kv_heads: usize,
+    pub q_per_kv: usize,
+    pub head_dim: usize,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub block_size: usize,
+    pub rank: Option<usize>,
+    pub bias: bool,
+    pub tied: bool,
+    pub dtype: DType,
+    pub context_len: usize,
+    pub seed: u64,
+    /// Scale of the head's rows: how peaked the distributions are.
+    pub gain: f32,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::Qwen3,
+            layers: 3,
+            tail: 2,
+            kv_heads: 2,
+            q_per_kv: 2,
+            head_dim: 8,
+            hidden: 24,
+            vocab: 29,
+            block_size: 5,
+            rank: Some(6),
+            bias: false,
+            tied: false,
+            dtype: DType::F32,
+            context_len: 512,
+            seed: 1,
+            gain: 3.0,
+        }
+    }
+}
+
+prop_compose! {
+    /// Any small model.
+    pub fn spec()(
+        llama in any::<bool>(),
+        layers in 1usize..4,
+        tail in 1usize..4,
+        kv_heads in 1usize..3,
+        q_per_kv in 1usize..4,
+        head_dim in prop::sample::select(vec![4usize, 8, 10, 16]),
+        hidden in prop::sample::select(vec![8usize, 17, 24]),
+        vocab in 3usize..40,
+        block_size in 1usize..8,
+        rank in prop::option::of(1usize..7),
+        (bias, tied) in any::<(bool, bool)>(),
+        dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
+        seed in any::<u64>(),
+    ) -> Spec {
+        Spec {
+            architecture: if llama { Architecture::Llama } else { Architecture::Qwen3 },
+            layers,
+            tail: tail.min(layers),
+            kv_heads,
+            q_per_kv,
+            head_dim,
+            hidden,
+            vocab,
+            block_size,
+            rank,
+            bias,
+            tied,
+            dtype,
+            context_len: 512,
+            seed,
+            gain: 3.0,
+        }
+    }
+}
+
+/// SplitMix64: the same numbers on every machine and with every version of every crate.
+struct Generator(u64);
+
+impl Generator {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+
+    /// Uniform on [−1, 1), times `scale`, plus `centre`.
+    fn tensor(&mut self, dtype: DType, shape: &[usize], centre: f32, scale: f32) -> Tensor {
+        let count = shape.iter().product();
+        let values: Vec<f32> = (0..count)
+            .map(|_| centre + scale * ((self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0))
+            .collect();
+        match dtype {
+            DType::F32 => Tensor::from_f32(shape, values),
+            DType::F16 => Tensor::from_f16(shape, values.into_iter().map(f16::from_f32).collect()),
+            DType::Bf16 => Tensor::from_bf16(shape, values.into_iter().map(bf16::from_f32).collect()),
+        }
+        .unwrap()
+    }
+
+    fn linear(&mut self, dtype: DType, out: usize, input: usize, bias: bool) -> LinearWeights {
+        let scale = 1.7 / (input as f32).sqrt();
+        LinearWeights {
+            weight: self.tensor(dtype, &[out, input], 0.0, scale),
+            bias: bias.then(|| self.tensor(dtype, &[out], 0.0, 0.3)),
+        }
+    }
+}
+
+impl Spec {
+    pub fn config(&self) -> ModelConfig {
+        let half = self.head_dim / 2;
+        let inv_freq = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
+        ModelConfig {
+            architecture: self.architecture,
+            hidden_size: self.hidden,
+            intermediate_size: 2 * self.hidden,
+            layers: self.layers,
+            attention: AttentionShape {
+                q_heads: self.kv_heads * self.q_per_kv,
+                kv_heads: self.kv_heads,
+                head_dim: self.head_dim,
+            },
+            vocab_size: self.vocab,
+            context_len: self.context_len,
+            rms_norm_eps: 1e-6,
+            rope: Rope { inv_freq, scale: 1.0 },
+            attention_bias: self.bias,
+            mlp_bias: self.bias,
+            tied_embeddings: self.tied,
+            eos_ids: Vec::new(),
+        }
+    }
+
+    fn attention(&self, random: &mut Generator) -> AttentionWeights {
+        let (q, kv) = (self.kv_heads * self.q_per_kv * self.head_dim, self.kv_heads * self.head_dim);
+        AttentionWeights {
+            q: random.linear(self.dtype, q, self.hidden, self.bias),
+            k: random.linear(self.dtype, kv, self.hidden, self.bias),
+            v: random.linear(self.dtype, kv, self.hidden, self.bias),
+            o: random.linear(self.dtype, self.hidden, q, self.bias),
+            qk_norms: (self.architecture == Architecture::Qwen3).then(|| {
+                let mut norm = || random.tensor(self.dtype, &[self.head_dim], 1.0, 0.5);
+                (norm(), norm())
+            }),
+        }
+    }
+
+    pub fn weights(&self) -> (TargetWeights, DrafterWeights) {
+        let random = &mut Generator(self.seed);
+        let (hidden, dtype) = (self.hidden, self.dtype);
+        let embed = random.tensor(dtype, &[self.vocab, hidden], 0.0, self.gain / (hidden as f32).sqrt());
+        let layers = (0..self.layers)
+            .map(|_| LayerWeights {
+                input_norm: random.tensor(dtype, &[hidden], 1.0, 0.5),
+                attention: self.attention(random),
+                post_attention_norm: random.tensor(dtype, &[hidden], 1.0, 0.5),
+                gate: random.linear(dtype, 2 * hidden, hidden, self.bias),
+                up: random.linear(dtype, 2 * hidden, hidden, self.bias),
+                down: random.linear(dtype, hidden, 2 * hidden, self.bias),
+            })
+            .collect();
+        let norm = random.tensor(dtype, &[hidden], 1.0, 0.5);
+        let lm_head = if self.tied {
+            embed.clone()
+        } else {
+            random.tensor(dtype, &[self.vocab, hidden], 0.0, self.gain / (hidden as f32).sqrt())
+        };
+        let target = TargetWeights { config: self.config(), embed, layers, norm, lm_head };
+        let drafter = DrafterWeights {
+            config: DrafterConfig { tail_layers: self.tail, block_size: self.block_size },
+            attention: (0..self.tail).map(|_| self.attention(random)).collect(),
+            mask_embedding: random.tensor(dtype, &[hidden], 0.0, 1.0),
+            calibrator: self.rank.map(|rank| CalibratorWeights {
+                hidden: random.linear(dtype, rank, 2 * hidden, true),
+                output: random.linear(dtype, self.vocab, rank, true),
+            }),
+        };
+        (target, drafter)
+    }
+}

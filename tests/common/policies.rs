@@ -1,0 +1,46 @@
+//! Policies that only a test would want.
+
+use flexdraft::decode::{BatchView, Choice, Policy};
+use flexdraft::layout::GroupSet;
+
+/// Any group set, differently for each sequence and step.
+pub struct RandomGroups(pub u64);
+
+impl RandomGroups {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 17
+    }
+}
+
+impl Policy for RandomGroups {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        batch.sequences.iter().map(|view| Choice::drafting(view, GroupSet::from_bits(self.next()))).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        "random groups"
+    }
+}
+
+/// Any group set, any verify length, and at times no draft at all.
+pub struct RandomEverything(pub RandomGroups);
+
+impl Policy for RandomEverything {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        let random = &mut self.0;
+        batch
+            .sequences
+            .iter()
+            .map(|_| Choice {
+                verify_len: random.next() as usize % 9,
+                groups: GroupSet::from_bits(random.next()),
+                draft: random.next() % 4 > 0,
+            })
+            .collect()
+    }
+
+    fn name(&self) -> &'static str {
+        "random everything"
+    }
+}

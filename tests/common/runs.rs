@@ -1,0 +1,67 @@
+//! Running requests to their end.
+
+use flexdraft::decode::{Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request};
+use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::model::forward::Model;
+
+use super::models::Spec;
+
+/// What became of a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    pub tokens: Vec<u32>,
+    pub finish: Option<Finish>,
+    pub records: Vec<Record>,
+}
+
+pub fn cpu(threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads, ..CpuOptions::default() }).unwrap()
+}
+
+pub fn model(spec: &Spec, device: Cpu) -> Model<Cpu> {
+    let (target, drafter) = spec.weights();
+    Model::new(device, &target, Some(&drafter)).unwrap()
+}
+
+pub fn engine(spec: &Spec, policy: impl Policy + 'static) -> Engine<Cpu> {
+    Engine::new(model(spec, cpu(1)), policy, EngineOptions::default()).unwrap()
+}
+
+/// Adds the requests and steps until all have ended; outputs in their order.
+pub fn run(engine: &mut Engine<Cpu>, requests: Vec<Request>) -> Vec<Output> {
+    let ids: Vec<_> = requests.into_iter().map(|request| engine.add(request).unwrap()).collect();
+    let mut outputs: Vec<Output> = ids.iter().map(|_| Output::default()).collect();
+    while !engine.is_idle() {
+        for Committed { id, tokens, finish, record, .. } in engine.step().unwrap() {
+            let Some(index) = ids.iter().position(|&other| other == id) else { continue };
+            let output = &mut outputs[index];
+            assert!(output.finish.is_none(), "a request is reported after its end");
+            output.tokens.extend(tokens);
+            output.records.extend(record);
+            output.finish = finish;
+        }
+    }
+    outputs
+}
+
+/// One request on an engine of its own.
+pub fn run_alone(spec: &Spec, policy: impl Policy + 'static, request: Request) -> Output {
+    run(&mut engine(spec, policy), vec![request]).remove(0)
+}
+
+/// Proposes `continuation` (the output of the same request, known from before), corrupted at one slot
+/// that differs from step to step, so that every accepted length occurs.
+pub fn corrupted_continuation(prompt_len: usize, continuation: Vec<u32>, vocab: usize) -> Box<dyn Proposer> {
+    Box::new(move |prefix: &[u32], draft: &mut [u32]| {
+        let known = continuation.get(prefix.len() - prompt_len..).unwrap_or(&[]);
+        for (slot, token) in draft.iter_mut().zip(known) {
+            *slot = *token;
+        }
+        let hash = (prefix.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+        let corrupted = hash as usize % (draft.len() + 1);
+        if let Some(token) = draft.get_mut(corrupted) {
+            *token = (*token + 1) % vocab as u32;
+        }
+        true
+    })
+}
