@@ -1,7 +1,13 @@
 //! Models: configurations, weights on the host, tokenizers, and the forward pass over a device.
 
+pub mod checkpoint;
+mod collector;
 pub mod config;
+mod drafter;
+mod json;
 mod load_error;
+pub mod rope;
+mod target;
 pub mod weights;
 
 pub use load_error::LoadError;
