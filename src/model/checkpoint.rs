@@ -1,0 +1,328 @@
+//! The tensors of a directory: one safetensors file, or shards with an index.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::LoadError;
+use super::json::{JsonFile, if_exists, open, shorten};
+use crate::tensor::{DType, Tensor};
+
+type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Bytes of the header's length at the start of a file.
+const PREFIX: usize = 8;
+
+/// The tensors of a model's directory, by name. Their bytes are read or mapped once, and shared by
+/// the [`Tensor`]s taken from it.
+pub struct Checkpoint {
+    dir: PathBuf,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+struct TensorFile {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+/// A tensor as its file's header describes it.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Index into [`Checkpoint::files`].
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Within the file.
+    bytes: Range<usize>,
+}
+
+/// How the bytes of a file come into memory.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Map,
+}
+
+impl Checkpoint {
+    /// Reads `model.safetensors` of `dir`, or else the shards that `model.safetensors.index.json`
+    /// names, into memory.
+    ///
+    /// # Errors
+    /// [`LoadError`] if a file is missing, truncated, or its header does not describe its contents;
+    /// if a tensor occurs twice; if the index names a file outside `dir` or a tensor that its file
+    /// does not have.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        // SAFETY: nothing is mapped.
+        unsafe { Self::open(dir, Access::Read) }
+    }
+
+    /// As [`read`](Self::read), but maps the files instead of copying them: what is not used takes
+    /// no memory, and several processes share what is.
+    ///
+    /// # Safety
+    /// As long as the checkpoint or a tensor taken from it lives, no file of it may be changed or
+    /// truncated, by this process or another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
+        // SAFETY: the caller promises that the files do not change.
+        unsafe { Self::open(dir, Access::Map) }
+    }
+
+    /// # Safety
+    /// With [`Access::Map`], as [`map`](Self::map).
+    unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
+        let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
+        // SAFETY (both calls): passed on to the caller.
+        let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
+        if if_exists(single)?.is_some() {
+            return Ok(checkpoint);
+        }
+        let index_path = dir.join("model.safetensors.index.json");
+        let Some(index) = if_exists(JsonFile::read(&index_path))? else {
+            return Err(LoadError::NoCheckpoint { dir: dir.into() });
+        };
+        let weight_map = index.fields().object("weight_map")?;
+        let weight_map = weight_map.ok_or_else(|| index.fields().missing("weight_map"))?;
+        let mut placed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, shard) in weight_map.entries() {
+            let shard = shard.as_str().ok_or_else(|| weight_map.invalid(tensor, "a file name"))?;
+            placed.entry(shard).or_default().push(tensor);
+        }
+        for (shard, tensors) in placed {
+            if !is_inside(shard) {
+                return Err(LoadError::OutsideDirectory { path: index_path, entry: shorten(shard) });
+            }
+            let path = dir.join(shard);
+            // SAFETY: passed on to the caller.
+            let file = unsafe { checkpoint.add_file(path.clone(), access)? };
+            let absent = |name: &&&str| checkpoint.tensors.get(**name).is_none_or(|entry| entry.file != file);
+            if let Some(tensor) = tensors.iter().find(absent) {
+                return Err(LoadError::MissingTensor { path, tensor: (*tensor).to_owned() });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// Adds a file's tensors; returns its index.
+    ///
+    /// # Safety
+    /// With [`Access::Map`], as [`map`](Self::map).
+    unsafe fn add_file(&mut self, path: PathBuf, access: Access) -> Result<usize, LoadError> {
+        // SAFETY: passed on to the caller.
+        let bytes = unsafe { load(&path, access)? };
+        let file = self.files.len();
+        for (name, mut entry) in parse_header(&path, (*bytes).as_ref())? {
+            entry.file = file;
+            if self.tensors.contains_key(&name) {
+                return Err(LoadError::DuplicateTensor { path, tensor: name });
+            }
+            self.tensors.insert(name, entry);
+        }
+        self.files.push(TensorFile { path, bytes });
+        Ok(file)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The files that hold tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Every tensor's name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's shape, without looking at its elements.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A tensor, sharing the checkpoint's bytes.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingTensor`], or [`LoadError::UnsupportedDType`] if it is not F32, F16 or BF16.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
+        let missing = || LoadError::MissingTensor { path: self.dir.clone(), tensor: name.into() };
+        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        let file = self.files.get(entry.file).ok_or_else(missing)?;
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::Bf16,
+            other => {
+                return Err(LoadError::UnsupportedDType {
+                    path: file.path.clone(),
+                    tensor: name.into(),
+                    dtype: other.to_string(),
+                });
+            }
+        };
+        Tensor::from_bytes(dtype, &entry.shape, file.bytes.clone(), entry.bytes.clone()).ok_or_else(|| {
+            LoadError::Header { path: file.path.clone(), reason: format!("tensor `{name}` is out of place") }
+        })
+    }
+
+    /// A tensor that must have a shape.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), and [`LoadError::Shape`].
+    pub fn tensor_of_shape(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape() == shape {
+            return Ok(tensor);
+        }
+        Err(LoadError::Shape {
+            path: self.path_of(name).into(),
+            tensor: name.into(),
+            expected: shape.to_vec(),
+            found: tensor.shape().to_vec(),
+        })
+    }
+
+    /// The file that holds a tensor, or the directory if none does.
+    pub(super) fn path_of(&self, name: &str) -> &Path {
+        let file = self.tensors.get(name).and_then(|entry| self.files.get(entry.file));
+        file.map_or(&self.dir, |file| &file.path)
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checkpoint({}: {} tensors)", self.dir.display(), self.tensors.len())
+    }
+}
+
+/// A plain relative path, without `..` or a root.
+fn is_inside(entry: &str) -> bool {
+    let mut components = Path::new(entry).components().peekable();
+    components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// # Safety
+/// With [`Access::Map`], as [`Checkpoint::map`].
+unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
+    let (mut file, len): (File, u64) = open(path)?;
+    let io = |source| LoadError::Io { path: path.into(), source };
+    Ok(match access {
+        Access::Read => {
+            let mut bytes = Vec::new();
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            bytes.try_reserve_exact(len).map_err(|_| io(std::io::ErrorKind::OutOfMemory.into()))?;
+            file.read_to_end(&mut bytes).map_err(io)?;
+            Arc::new(bytes)
+        }
+        // SAFETY: the caller promises that the file does not change.
+        Access::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
+    })
+}
+
+/// A header's entries in file order, repeated names included.
+struct HeaderEntries(Vec<(String, HeaderEntry)>);
+
+#[derive(Deserialize)]
+struct HeaderEntry {
+    dtype: String,
+    data_offsets: (u64, u64),
+}
+
+impl<'de> Deserialize<'de> for HeaderEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = HeaderEntries;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(HeaderEntries(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// The tensors that a file's header describes; the entries' `file` is 0.
+fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadError> {
+    let wrong = |reason: String| LoadError::Header { path: path.into(), reason };
+    let Some(Ok(prefix)) = bytes.get(..PREFIX).map(<[u8; PREFIX]>::try_from) else {
+        return Err(wrong(format!("it has {} bytes, too few for a header", bytes.len())));
+    };
+    let header_len = u64::from_le_bytes(prefix);
+    let data_start = usize::try_from(header_len).ok().and_then(|len| len.checked_add(PREFIX));
+    let Some((header, data_start)) =
+        data_start.and_then(|end| bytes.get(PREFIX..end).map(|header| (header, end)))
+    else {
+        return Err(wrong(format!(
+            "its header should have {header_len} bytes, and the file has {}; it may be truncated",
+            bytes.len()
+        )));
+    };
+    // What the safetensors crate does not tell apart, or not by name: repeated names, element types
+    // it does not know, and data beyond the end of the file.
+    let HeaderEntries(mut listed) = serde_json::from_slice(header)
+        .map_err(|e| wrong(format!("its header is not as it should be: {e}")))?;
+    let data_len = bytes.len() - data_start;
+    for (name, HeaderEntry { dtype, data_offsets: (_, end) }) in &listed {
+        if *end > data_len as u64 {
+            return Err(wrong(format!(
+                "tensor `{name}` ends at byte {end} of the data, which has {data_len}; it may be truncated"
+            )));
+        }
+        if serde_json::from_value::<Dtype>(dtype.as_str().into()).is_err() {
+            return Err(LoadError::UnsupportedDType {
+                path: path.into(),
+                tensor: name.clone(),
+                dtype: shorten(dtype),
+            });
+        }
+    }
+    listed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if let Some(pair) = listed.windows(2).find(|pair| matches!(pair, [(a, _), (b, _)] if a == b)) {
+        let tensor = pair.first().map(|(name, _)| name.clone()).unwrap_or_default();
+        return Err(LoadError::DuplicateTensor { path: path.into(), tensor });
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
+    let mut entries = Vec::with_capacity(listed.len());
+    for (name, _) in listed {
+        let info = metadata
+            .info(&name)
+            .ok_or_else(|| wrong(format!("tensor `{name}` is listed but not described")))?;
+        let (start, end) = info.data_offsets;
+        let entry = Entry {
+            file: 0,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: data_start.saturating_add(start)..data_start.saturating_add(end),
+        };
+        entries.push((name, entry));
+    }
+    Ok(entries)
+}

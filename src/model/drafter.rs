@@ -1,0 +1,175 @@
+//! Loading a FlexDraft drafter, and checking that it fits its target.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use super::LoadError;
+use super::checkpoint::Checkpoint;
+use super::collector::{Collected, Collector};
+use super::config::{Architecture, DrafterConfig, ModelConfig, attention_shape};
+use super::json::{Fields, JsonFile};
+use super::weights::{CalibratorWeights, DrafterWeights};
+use crate::layout::MAX_BLOCK_SIZE;
+
+impl DrafterWeights {
+    /// Reads the drafter in `dir`, made for a target of configuration `target`, into memory.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the file, key or tensor; [`LoadError::WrongTarget`] if it was trained
+    /// for a target with other dimensions.
+    pub fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
+        let header = DrafterHeader::read(dir, target)?;
+        Self::from_checkpoint(&header, target, &Checkpoint::read(dir)?)
+    }
+
+    /// As [`read`](Self::read), with the weights memory-mapped.
+    ///
+    /// # Safety
+    /// As long as the weights or a clone of one of their tensors live, no file of them may be changed
+    /// or truncated, by this process or another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub unsafe fn map(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
+        let header = DrafterHeader::read(dir, target)?;
+        // SAFETY: the caller promises that the files do not change.
+        let checkpoint = unsafe { Checkpoint::map(dir)? };
+        Self::from_checkpoint(&header, target, &checkpoint)
+    }
+
+    fn from_checkpoint(
+        header: &DrafterHeader,
+        target: &ModelConfig,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, LoadError> {
+        target.validate()?;
+        collect(header, target, checkpoint).or_first_problem(checkpoint)
+    }
+}
+
+/// What a drafter's `config.json` says, checked against the target.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct DrafterHeader {
+    pub(super) config: DrafterConfig,
+    /// Whether its projectors have biases.
+    attention_bias: bool,
+    /// Whether drafts are calibrated by the bonus token.
+    calibrated: bool,
+}
+
+impl DrafterHeader {
+    pub(super) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
+        let file = JsonFile::read(&dir.join("config.json"))?;
+        let fields = file.fields();
+        // The released checkpoint has the second name.
+        let own = match fields.object("flexdraft_config")? {
+            Some(own) => Some(own),
+            None => fields.object("dflash_config")?,
+        };
+        let own = own.ok_or_else(|| fields.missing("flexdraft_config"))?;
+        check_dimensions(&fields, target)?;
+        let tail_layers = fields.required_count("num_hidden_layers", usize::MAX)?;
+        check_tail(&fields, &own, tail_layers, target.layers)?;
+        let block_size = fields.required_count("block_size", MAX_BLOCK_SIZE)?;
+        let calibrated = own.flag("enable_anchor_bias_logits")?;
+        Ok(Self {
+            config: DrafterConfig { tail_layers, block_size },
+            attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
+            calibrated: calibrated.ok_or_else(|| own.missing("enable_anchor_bias_logits"))?,
+        })
+    }
+}
+
+fn same<T: PartialEq + Display>(
+    fields: &Fields<'_>,
+    what: &'static str,
+    drafter: T,
+    target: T,
+) -> Result<(), LoadError> {
+    if drafter == target {
+        return Ok(());
+    }
+    Err(LoadError::WrongTarget {
+        path: fields.path().into(),
+        what,
+        drafter: drafter.to_string(),
+        target: target.to_string(),
+    })
+}
+
+fn check_dimensions(fields: &Fields<'_>, target: &ModelConfig) -> Result<(), LoadError> {
+    if let Some(model_type) = fields.text("model_type")? {
+        // A drafter may have a model type of its own; another family's is a contradiction.
+        let family = [Architecture::Llama, Architecture::Qwen3].iter().find(|a| a.model_type() == model_type);
+        if let Some(family) = family {
+            same(fields, "model family", family.name(), target.architecture.name())?;
+        }
+    }
+    let hidden_size = fields.required_count("hidden_size", usize::MAX)?;
+    same(fields, "hidden size", hidden_size, target.hidden_size)?;
+    let attention = attention_shape(fields, target.architecture, hidden_size)?;
+    same(fields, "number of query heads", attention.q_heads, target.attention.q_heads)?;
+    same(fields, "number of KV heads", attention.kv_heads, target.attention.kv_heads)?;
+    same(fields, "head dimension", attention.head_dim, target.attention.head_dim)?;
+    same(fields, "vocabulary size", fields.required_count("vocab_size", usize::MAX)?, target.vocab_size)
+}
+
+/// The drafter's layers must be the target's last ones.
+fn check_tail(
+    fields: &Fields<'_>,
+    own: &Fields<'_>,
+    tail_layers: usize,
+    target_layers: usize,
+) -> Result<(), LoadError> {
+    let expected_layers = fields.required_count("num_target_layers", usize::MAX)?;
+    same(fields, "number of target layers", expected_layers, target_layers)?;
+    let first = target_layers.checked_sub(tail_layers).ok_or_else(|| {
+        fields.invalid("num_hidden_layers", format!("at most the target's {target_layers} layers"))
+    })?;
+    let key = "target_layer_ids";
+    let ids = own.list(key)?.ok_or_else(|| own.missing(key))?;
+    let is_tail = ids.len() == tail_layers
+        && ids.iter().zip(first..).all(|(id, expected)| id.as_u64() == Some(expected as u64));
+    if is_tail {
+        return Ok(());
+    }
+    let last = target_layers.saturating_sub(1);
+    Err(own.invalid(key, format!("the target's last {tail_layers} layers, {first} to {last}, in order")))
+}
+
+/// Looks for every tensor of the drafter.
+pub(super) fn collect(
+    header: &DrafterHeader,
+    target: &ModelConfig,
+    checkpoint: &Checkpoint,
+) -> Collected<DrafterWeights> {
+    let mut tensors = Collector::new(checkpoint);
+    let attention: Vec<_> = (0..header.config.tail_layers)
+        .map(|i| tensors.attention(&format!("layers.{i}.self_attn"), target, header.attention_bias))
+        .collect();
+    let attention: Option<Vec<_>> = attention.into_iter().collect();
+    let mask_embedding = tensors.tensor("mask_embedding", &[target.hidden_size]);
+    let calibrator = header.calibrated.then(|| calibrator(&mut tensors, target));
+    let weights = || {
+        Some(DrafterWeights {
+            config: header.config.clone(),
+            attention: attention?,
+            mask_embedding: mask_embedding?,
+            calibrator: match calibrator {
+                Some(calibrator) => Some(calibrator?),
+                None => None,
+            },
+        })
+    };
+    let weights = weights();
+    tensors.finish(weights)
+}
+
+/// The rank is that of W1, whatever the config says.
+fn calibrator(tensors: &mut Collector<'_>, target: &ModelConfig) -> Option<CalibratorWeights> {
+    let w1 = tensors.checkpoint().shape("anchor_bias_mlp.0.weight");
+    let rank = w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1);
+    let hidden = tensors.linear("anchor_bias_mlp.0", [rank, 2 * target.hidden_size], true);
+    let output = tensors.linear("anchor_bias_mlp.2", [target.vocab_size, rank], true);
+    Some(CalibratorWeights { hidden: hidden?, output: output? })
+}

@@ -1,0 +1,251 @@
+//! Rotary frequencies, scaling resolved once when a model is loaded.
+//!
+//! The types and their arithmetic, order of operations and f32 roundings included, are those of
+//! transformers' `modeling_rope_utils.py`. Scaling types whose frequencies depend on the length of
+//! the sequence (`dynamic`, `longrope`) are not supported.
+
+use std::f64::consts::PI;
+
+use super::LoadError;
+use super::json::Fields;
+use crate::device::Rope;
+
+/// The largest even head_dim for which frequencies are made.
+pub(super) const MAX_HEAD_DIM: usize = 4096;
+
+const SUPPORTED: &str = "default, linear, llama3, yarn";
+
+/// How a model stretches its rotary embedding over contexts longer than it was pretrained for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// No scaling.
+    Default,
+    /// Position interpolation: every frequency divided by `factor`.
+    Linear {
+        /// How many times longer the context became.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, smooth between.
+    Llama3 {
+        /// Divides the frequencies of wavelengths above `original_context` / `low_freq_factor`.
+        factor: f64,
+        /// Bounds the wavelengths that are divided.
+        low_freq_factor: f64,
+        /// Bounds the wavelengths that are kept: below `original_context` / `high_freq_factor`.
+        high_freq_factor: f64,
+        /// Positions of the pretraining context.
+        original_context: f64,
+    },
+    /// YaRN (arXiv 2309.00071): interpolation by parts, and a factor on cosine and sine.
+    Yarn(Yarn),
+}
+
+/// The parameters of [`RopeScaling::Yarn`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    /// How many times longer the context became.
+    pub factor: f64,
+    /// Positions of the pretraining context.
+    pub original_context: f64,
+    /// Dimensions that turn more often than this over the pretraining context are kept.
+    pub beta_fast: f64,
+    /// Dimensions that turn less often than this are interpolated.
+    pub beta_slow: f64,
+    /// Whether the bounds between them are rounded to whole dimensions.
+    pub truncate: bool,
+    /// Factor on cosine and sine.
+    pub attention_factor: f64,
+}
+
+impl Yarn {
+    /// YaRN with the values that the paper recommends for the rest.
+    pub fn new(factor: f64, original_context: f64) -> Self {
+        Self {
+            factor,
+            original_context,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: mscale(factor, 1.0),
+        }
+    }
+}
+
+/// The paper's √(1/t) = 0.1·ln(s) + 1, with DeepSeek's coefficient on the logarithm.
+fn mscale(factor: f64, coefficient: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * coefficient * factor.ln() + 1.0 }
+}
+
+/// The rotary embedding of a model with `head_dim` dimensions a head, base `theta` and a scaling.
+///
+/// `None` if `head_dim` is odd, 0 or above 4096, or if the parameters give a frequency that is not
+/// finite.
+pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> {
+    if head_dim == 0 || head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+        return None;
+    }
+    // θ^(2i / head_dim): one turn takes 2π times as many positions.
+    let turns: Vec<f32> = (0..head_dim / 2)
+        .map(|i| {
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            f64::from(theta as f32).powf(f64::from(exponent)) as f32
+        })
+        .collect();
+    let plain = turns.iter().map(|&x| 1.0 / x);
+    let mut scale = 1.0;
+    let inv_freq: Vec<f32> = match *scaling {
+        RopeScaling::Default => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|x| x / factor as f32).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let low_wavelen = (original_context / low_freq_factor) as f32;
+            let high_wavelen = (original_context / high_freq_factor) as f32;
+            let factor = factor as f32;
+            plain
+                .map(|x| {
+                    let wavelen = (1.0 / x) * (2.0 * PI) as f32;
+                    if wavelen > low_wavelen {
+                        return x / factor;
+                    }
+                    if wavelen < high_wavelen {
+                        return x;
+                    }
+                    let smooth = ((1.0 / wavelen) * original_context as f32 - low_freq_factor as f32)
+                        / (high_freq_factor - low_freq_factor) as f32;
+                    (1.0 - smooth) * x / factor + smooth * x
+                })
+                .collect()
+        }
+        RopeScaling::Yarn(yarn) => {
+            scale = yarn.attention_factor as f32;
+            yarn_frequencies(head_dim, theta, &turns, &yarn)?
+        }
+    };
+    let finite = scale.is_finite() && inv_freq.iter().all(|x| x.is_finite());
+    finite.then_some(Rope { inv_freq, scale })
+}
+
+fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> Option<Vec<f32>> {
+    let dim = head_dim as f64;
+    // The (fractional) dimension that turns `rotations` times over the pretraining context.
+    let dimension_of =
+        |rotations: f64| dim * (yarn.original_context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
+    let (mut low, mut high) = (dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow));
+    if !low.is_finite() || !high.is_finite() {
+        return None;
+    }
+    if yarn.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let low = low.max(0.0);
+    let mut high = high.min(dim - 1.0);
+    if low == high {
+        high += 0.001;
+    }
+    let frequency = |(i, &turn): (usize, &f32)| {
+        let kept = 1.0 / turn;
+        let interpolated = 1.0 / (yarn.factor as f32 * turn);
+        let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let keep = 1.0 - ramp;
+        interpolated * (1.0 - keep) + kept * keep
+    };
+    Some(turns.iter().enumerate().map(frequency).collect())
+}
+
+/// The rotary embedding of a `config.json`: `rope_parameters` as transformers 5 writes it, or
+/// `rope_theta` and `rope_scaling` as transformers 4 does.
+pub(super) fn from_config(
+    config: &Fields<'_>,
+    head_dim: usize,
+    context_len: usize,
+) -> Result<Rope, LoadError> {
+    let key = match (config.get("rope_parameters"), config.get("rope_scaling")) {
+        (Some(new), Some(old)) if new != old => {
+            return Err(config.invalid("rope_scaling", "the same as `rope_parameters`, or only one of them"));
+        }
+        (Some(_), _) => "rope_parameters",
+        (None, _) => "rope_scaling",
+    };
+    let parameters = config.object(key)?;
+    full_rotation_only(config)?;
+    let mut theta = config.positive("rope_theta")?;
+    let mut scaling = RopeScaling::Default;
+    if let Some(parameters) = &parameters {
+        full_rotation_only(parameters)?;
+        theta = parameters.positive("rope_theta")?.or(theta);
+        scaling = read_scaling(parameters, context_len)?;
+    }
+    let theta = theta.unwrap_or(10_000.0);
+    rope(head_dim, theta, &scaling).ok_or_else(|| match parameters {
+        Some(_) => config.invalid(key, "parameters that give finite frequencies"),
+        None => config.invalid("rope_theta", "a base that gives finite frequencies"),
+    })
+}
+
+fn full_rotation_only(fields: &Fields<'_>) -> Result<(), LoadError> {
+    match fields.number("partial_rotary_factor")? {
+        Some(part) if part != 1.0 => Err(fields.unsupported("partial_rotary_factor", "1")),
+        _ => Ok(()),
+    }
+}
+
+fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, LoadError> {
+    let (new, old) = (fields.text("rope_type")?, fields.text("type")?);
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        return Err(fields.invalid("type", format!("\"{new}\", as `rope_type`")));
+    }
+    let key = if new.is_some() { "rope_type" } else { "type" };
+    let required = |key: &str| fields.positive(key)?.ok_or_else(|| fields.missing(key));
+    let original_context = fields.positive("original_max_position_embeddings")?;
+    match new.or(old) {
+        None | Some("default") => {
+            // A scaling without a type, or one object a layer type, is not "no scaling".
+            match fields.entries().find(|(key, value)| *key == "factor" || value.is_object()) {
+                Some((key, _)) if new.or(old).is_none() => Err(fields.unsupported(key, SUPPORTED)),
+                _ => Ok(RopeScaling::Default),
+            }
+        }
+        Some("linear") => Ok(RopeScaling::Linear { factor: required("factor")? }),
+        Some("llama3") => {
+            let scaling = RopeScaling::Llama3 {
+                factor: required("factor")?,
+                low_freq_factor: required("low_freq_factor")?,
+                high_freq_factor: required("high_freq_factor")?,
+                original_context: original_context.unwrap_or(context_len as f64),
+            };
+            match scaling {
+                RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. }
+                    if low_freq_factor >= high_freq_factor =>
+                {
+                    Err(fields.invalid(
+                        "high_freq_factor",
+                        format!("more than `low_freq_factor`, {low_freq_factor}"),
+                    ))
+                }
+                scaling => Ok(scaling),
+            }
+        }
+        Some("yarn") => {
+            let factor = match (fields.positive("factor")?, original_context) {
+                (Some(factor), _) => factor,
+                (None, Some(original)) => context_len as f64 / original,
+                (None, None) => return Err(fields.missing("factor")),
+            };
+            let mut yarn = Yarn::new(factor, original_context.unwrap_or(context_len as f64));
+            // As in Python, 0 stands for "not given" here.
+            let given = |key: &str| Ok::<_, LoadError>(fields.number(key)?.filter(|&x| x != 0.0));
+            yarn.beta_fast = given("beta_fast")?.unwrap_or(yarn.beta_fast);
+            yarn.beta_slow = given("beta_slow")?.unwrap_or(yarn.beta_slow);
+            yarn.truncate = fields.flag("truncate")?.unwrap_or(true);
+            if let (Some(all), Some(all_dim)) = (given("mscale")?, given("mscale_all_dim")?) {
+                yarn.attention_factor = mscale(factor, all) / mscale(factor, all_dim);
+            }
+            if let Some(attention_factor) = fields.positive("attention_factor")? {
+                yarn.attention_factor = attention_factor;
+            }
+            Ok(RopeScaling::Yarn(yarn))
+        }
+        Some(_) => Err(fields.unsupported(key, SUPPORTED)),
+    }
+}

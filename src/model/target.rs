@@ -1,0 +1,92 @@
+//! Loading a target from a Hugging Face directory.
+
+use std::path::Path;
+
+use super::LoadError;
+use super::checkpoint::Checkpoint;
+use super::collector::{Collected, Collector};
+use super::config::ModelConfig;
+use super::weights::{LayerWeights, TargetWeights};
+
+impl TargetWeights {
+    /// Reads the model in `dir` into memory: `config.json`, `generation_config.json` if there is
+    /// one, and `model.safetensors` or the shards of its index.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and
+    /// [`Checkpoint::read`]; also a tensor that is missing or has the wrong shape or element type.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        let config = ModelConfig::read(dir)?;
+        Self::from_checkpoint(config, &Checkpoint::read(dir)?)
+    }
+
+    /// As [`read`](Self::read), with the weights memory-mapped.
+    ///
+    /// # Safety
+    /// As long as the weights or a clone of one of their tensors live, no file of them may be changed
+    /// or truncated, by this process or another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
+        let config = ModelConfig::read(dir)?;
+        // SAFETY: the caller promises that the files do not change.
+        let checkpoint = unsafe { Checkpoint::map(dir)? };
+        Self::from_checkpoint(config, &checkpoint)
+    }
+
+    /// Takes the weights of a model with configuration `config` out of a checkpoint.
+    ///
+    /// # Errors
+    /// [`LoadError`] for a tensor that is missing or has the wrong shape or element type.
+    pub fn from_checkpoint(config: ModelConfig, checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        config.validate()?;
+        collect(config, checkpoint).or_first_problem(checkpoint)
+    }
+}
+
+/// Looks for every tensor of the model.
+pub(super) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
+    let mut tensors = Collector::new(checkpoint);
+    let prefix = tensor_prefix(checkpoint);
+    let embed =
+        tensors.tensor(&format!("{prefix}embed_tokens.weight"), &[config.vocab_size, config.hidden_size]);
+    let layers: Vec<_> =
+        (0..config.layers).map(|i| layer(&mut tensors, &format!("{prefix}layers.{i}"), &config)).collect();
+    let norm = tensors.tensor(&format!("{prefix}norm.weight"), &[config.hidden_size]);
+    // The config decides: a tied checkpoint may hold a copy of the embedding under this name.
+    let lm_head = match config.tied_embeddings {
+        true => embed.clone(),
+        false => tensors.tensor("lm_head.weight", &[config.vocab_size, config.hidden_size]),
+    };
+    let layers: Option<Vec<_>> = layers.into_iter().collect();
+    let weights =
+        || Some(TargetWeights { config, embed: embed?, layers: layers?, norm: norm?, lm_head: lm_head? });
+    let weights = weights();
+    tensors.finish(weights)
+}
+
+fn layer(tensors: &mut Collector<'_>, name: &str, config: &ModelConfig) -> Option<LayerWeights> {
+    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    let input_norm = tensors.tensor(&format!("{name}.input_layernorm.weight"), &[hidden]);
+    let attention = tensors.attention(&format!("{name}.self_attn"), config, config.attention_bias);
+    let post_attention_norm = tensors.tensor(&format!("{name}.post_attention_layernorm.weight"), &[hidden]);
+    let gate = tensors.linear(&format!("{name}.mlp.gate_proj"), [intermediate, hidden], config.mlp_bias);
+    let up = tensors.linear(&format!("{name}.mlp.up_proj"), [intermediate, hidden], config.mlp_bias);
+    let down = tensors.linear(&format!("{name}.mlp.down_proj"), [hidden, intermediate], config.mlp_bias);
+    Some(LayerWeights {
+        input_norm: input_norm?,
+        attention: attention?,
+        post_attention_norm: post_attention_norm?,
+        gate: gate?,
+        up: up?,
+        down: down?,
+    })
+}
+
+/// `LlamaForCausalLM` saves its decoder's tensors under `model.`, the bare `LlamaModel` does not.
+fn tensor_prefix(checkpoint: &Checkpoint) -> &'static str {
+    let bare =
+        checkpoint.contains("embed_tokens.weight") && !checkpoint.contains("model.embed_tokens.weight");
+    if bare { "" } else { "model." }
+}
