@@ -79,8 +79,7 @@ fn refused_engines() {
     }
     let (target, _) = spec.weights();
     let without_drafter = || Model::new(cpu(1), &target, None).unwrap();
-    for (mode, name) in
-        [(Mode::Auto, "auto"), (Mode::Parallel, "parallel"), (Mode::Sequential, "sequential")]
+    for (mode, name) in [(Mode::Auto, "auto"), (Mode::Parallel, "parallel"), (Mode::Sequential, "sequential")]
     {
         let error = Engine::new(without_drafter(), mode, EngineOptions::default()).err().unwrap();
         let expected = format!("mode `{name}` needs a drafter; without one only `ar` runs");

@@ -19,7 +19,8 @@ use crate::model::forward::Model;
 pub struct EngineOptions {
     /// Sequences in a step at most; further requests wait.
     pub max_batch: usize,
-    /// Tokens that the KV cache holds, over all sequences.
+    /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt, its output
+    /// and a block besides, since drafts are verified in the cache.
     pub cache_tokens: usize,
     /// Tokens in a page of the cache.
     pub page_size: usize,

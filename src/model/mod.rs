@@ -12,3 +12,4 @@ mod target;
 pub mod weights;
 
 pub use load_error::LoadError;
+pub use weights::{DrafterWeights, TargetWeights};

@@ -52,9 +52,8 @@ pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resul
             draw(&warp(rows.target_logits(i), request.sampling), stream)
         })
     } else {
-        let uniform = |slot| {
-            Stream::new(request.seed, Purpose::AcceptanceUniform, slot, request.start).uniform()
-        };
+        let uniform =
+            |slot| Stream::new(request.seed, Purpose::AcceptanceUniform, slot, request.start).uniform();
         let decision = match request.rule {
             Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
             _ => acceptance::rejection(request.draft, &mut rows, uniform),
@@ -66,11 +65,7 @@ pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resul
 }
 
 /// A row of logits; an error if there are not so many.
-fn logits_row<'a>(
-    operation: &'static str,
-    logits: &'a Buffer,
-    row: usize,
-) -> Result<&'a [f32], DeviceError> {
+fn logits_row<'a>(operation: &'static str, logits: &'a Buffer, row: usize) -> Result<&'a [f32], DeviceError> {
     let out_of_range =
         DeviceError::OutOfRange { operation, what: "logits row", index: row, limit: logits.rows() };
     logits.row(row).ok_or(out_of_range)
