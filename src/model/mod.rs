@@ -11,5 +11,6 @@ pub mod rope;
 mod target;
 pub mod weights;
 
+pub use forward::Model;
 pub use load_error::LoadError;
 pub use weights::{DrafterWeights, TargetWeights};
