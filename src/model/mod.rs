@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod collector;
 pub mod config;
 mod drafter;
+pub mod inspect;
 mod json;
 mod load_error;
 mod random;
