@@ -199,8 +199,8 @@ mod tests {
             // What is kept has no smaller logit than what is dropped.
             let scores = sanitize(&logits);
             let least = d.kept.iter().map(|&id| scores[id]).fold(f64::INFINITY, f64::min);
-            for id in 0..logits.len() {
-                prop_assert!(d.kept.contains(&id) || scores[id] <= least);
+            for (id, &score) in scores.iter().enumerate() {
+                prop_assert!(d.kept.contains(&id) || score <= least);
             }
         }
     }
