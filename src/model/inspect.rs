@@ -242,7 +242,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "  attention: {} query heads, {} KV heads, head_dim {}{}{}",
+            "  attention: {} query and {} KV heads, head_dim {}{}{}",
             attention.q_heads,
             attention.kv_heads,
             attention.head_dim,
@@ -250,7 +250,9 @@ impl fmt::Display for Report {
             if config.attention_bias { ", biases" } else { "" },
         )?;
         let head = if config.tied_embeddings { "the embedding (tied)" } else { "its own" };
-        writeln!(f, "  lm_head: {head}; end-of-sequence ids: {:?}", config.eos_ids)?;
+        let eos: Vec<String> = config.eos_ids.iter().map(u32::to_string).collect();
+        let eos = if eos.is_empty() { "none".to_owned() } else { eos.join(", ") };
+        writeln!(f, "  lm_head: {head}; end-of-sequence ids: {eos}")?;
         match &self.tokenizer {
             Ok(ids) => writeln!(f, "  tokenizer: {ids} ids")?,
             Err(error) => writeln!(f, "  tokenizer: none ({error})")?,
@@ -261,6 +263,7 @@ impl fmt::Display for Report {
             Err(error) => writeln!(f, "  chat template: none ({error})")?,
         }
         write!(f, "{}", self.target)?;
+        unused_section(f, &self.target.unused, "")?;
         if let Some(drafter) = &self.drafter {
             write!(f, "\n{drafter}")?;
         }
@@ -276,10 +279,12 @@ impl fmt::Display for DrafterReport {
             Some(rank) => writeln!(f, "calibrator of rank {rank}")?,
             None => writeln!(f, "no calibrator")?,
         }
-        write!(f, "{}", self.tensors)
+        write!(f, "{}", self.tensors)?;
+        unused_section(f, &self.tensors.unused, " (a drafter uses the target's own MLPs and norms)")
     }
 }
 
+/// All but the unused tensors, which mean different things for a target and for a drafter.
 impl fmt::Display for TensorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = match self.files.as_slice() {
@@ -299,25 +304,48 @@ impl fmt::Display for TensorReport {
                 thousands(part.parameters),
             )?;
         }
-        section(f, "missing or misshapen", self.problems.iter().map(ToString::to_string))?;
-        let non_finite =
-            self.non_finite.iter().map(|(name, count)| format!("{name}: {} elements", thousands(*count)));
-        section(f, "not finite", non_finite)?;
-        section(f, "unused", self.unused.iter().cloned())
+        section(
+            f,
+            "missing or misshapen",
+            &self.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        )?;
+        let non_finite = self.non_finite.iter();
+        let non_finite: Vec<_> =
+            non_finite.map(|(name, count)| format!("{name}: {} elements", thousands(*count))).collect();
+        section(f, "not finite", &non_finite)
     }
 }
 
 /// A heading with its count, and the entries below it; one line if there is none.
-fn section(
-    f: &mut fmt::Formatter<'_>,
-    heading: &str,
-    entries: impl ExactSizeIterator<Item = String>,
-) -> fmt::Result {
-    if entries.len() == 0 {
+fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt::Result {
+    if entries.is_empty() {
         return writeln!(f, "  {heading}: none");
     }
     writeln!(f, "  {heading}: {}", entries.len())?;
-    entries.into_iter().try_for_each(|entry| writeln!(f, "    {entry}"))
+    entries.iter().try_for_each(|entry| writeln!(f, "    {entry}"))
+}
+
+/// The unused tensors; those that differ only in the number of their layer share a line.
+fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> fmt::Result {
+    if unused.is_empty() {
+        return writeln!(f, "  unused: none");
+    }
+    writeln!(f, "  unused: {}{why}", unused.len())?;
+    let mut patterns: BTreeMap<String, usize> = BTreeMap::new();
+    for name in unused {
+        let numbered = |component: &str| component.parse::<u32>().is_ok();
+        let parts = name.split('.').scan(false, |after_layers, component| {
+            let star = *after_layers && numbered(component);
+            *after_layers = component == "layers";
+            Some(if star { "*" } else { component })
+        });
+        *patterns.entry(parts.collect::<Vec<_>>().join(".")).or_default() += 1;
+    }
+    patterns.iter().try_for_each(|(pattern, count)| match (pattern.contains('*'), count) {
+        (false, _) => writeln!(f, "    {pattern}"),
+        (true, 1) => writeln!(f, "    {pattern} (1 layer)"),
+        (true, _) => writeln!(f, "    {pattern} ({count} layers)"),
+    })
 }
 
 /// 1234567 as `1,234,567`.
