@@ -165,28 +165,28 @@ fn make_draft<F: Float>(
     Draft { tokens, distributions, confidence, verify_len }
 }
 
-/// Verifies the first v tokens of `draft` against the target's v + 1 distributions `p`.
-fn verify<F: Float>(request: &Request, p: &[Distribution<F>], draft: &Draft<F>, start: usize) -> Verdict {
+/// Verifies the first v tokens of `draft` against the target's v + 1 distributions `rows`.
+fn verify<F: Float>(request: &Request, rows: &[Distribution<F>], draft: &Draft<F>, start: usize) -> Verdict {
     let verify_len = draft.verify_len;
     let tokens = &draft.tokens[..verify_len];
-    // Without draft tokens a step is an autoregressive one, whatever the rule.
-    if request.rule == Rule::Match || verify_len == 0 {
-        return accept::matching(tokens, |i| target_draw(request, &p[i], start + i + 1));
-    }
     let probabilities = |rows: &[Distribution<F>]| -> Vec<Vec<F>> {
         rows.iter().map(|row| row.probabilities.clone()).collect()
     };
-    let (p, q) = (probabilities(p), probabilities(&draft.distributions[..verify_len]));
-    if request.warping.temperature == 0.0 {
-        return accept::greedy(&p, tokens);
-    }
+    let (p, q) = (probabilities(rows), probabilities(&draft.distributions[..verify_len]));
+
     let numbers = |purpose, slot| Numbers::of_step(request.seed, purpose, slot, start);
     let uniforms: Vec<F> = (1..=verify_len).map(|i| numbers(Purpose::Acceptance, i).uniform()).collect();
     let final_draw =
         |accepted, weights: &[F]| draw_by_weights(weights, &numbers(Purpose::FinalDraw, accepted));
+    let target_draw = |i: usize| target_draw(request, &rows[i], start + i + 1);
+
     match request.rule {
+        _ if request.warping.temperature == 0.0 => accept::greedy(&p, tokens),
+        // Without draft tokens a step is an autoregressive one, whatever the rule.
+        _ if verify_len == 0 => accept::matching(tokens, target_draw),
+        Rule::Match => accept::matching(tokens, target_draw),
+        Rule::Rejection => accept::rejection(&p, &q, tokens, &uniforms, final_draw),
         Rule::Block => accept::block(&p, &q, tokens, &uniforms, final_draw),
-        Rule::Rejection | Rule::Match => accept::rejection(&p, &q, tokens, &uniforms, final_draw),
     }
 }
 

@@ -5,14 +5,14 @@
 mod common;
 
 use common::{Shape, random_model};
-use flexdraft_reference::accept::Rule;
+use flexdraft_reference::accept::{Rule, Verdict, block, matching, rejection};
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::decode::{Request, autoregressive, decode};
-use flexdraft_reference::model::target_logits;
+use flexdraft_reference::model::{Target, target_logits};
 use flexdraft_reference::random::{Numbers, Purpose};
-use flexdraft_reference::sample::draw;
+use flexdraft_reference::sample::{draw, draw_by_weights};
 use flexdraft_reference::schedule::Strategy as Schedule;
-use flexdraft_reference::warp::{Warping, warp};
+use flexdraft_reference::warp::{Distribution, Warping, warp};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -148,12 +148,11 @@ fn a_block_of_one_slot_is_autoregressive_under_every_rule() {
     }
 }
 
-/// A drafter that is the target itself, but for the slots it cannot see, is right often enough that
-/// several tokens are accepted: the drafts are verified at the positions they were made for.
+/// Where target and drafter have the same distribution whatever they see, every rule accepts every
+/// draft token.
 #[test]
-fn drafts_are_accepted_where_they_are_certain() {
+fn everything_is_accepted_where_p_is_q() {
     let (mut target, mut drafter) = random_model::<f64>(Shape::TINY, 7);
-    // An lm_head that says token 6 whatever it sees, in both.
     target.norm.iter_mut().for_each(|weight| *weight = 0.0);
     target.lm_head.bias = Some((0..Shape::TINY.vocab).map(|id| if id == 6 { 9.0 } else { 0.0 }).collect());
     drafter.calibrator = None;
@@ -161,34 +160,67 @@ fn drafts_are_accepted_where_they_are_certain() {
         let decoded = decode(&target, &drafter, &request(Warping::GREEDY, rule));
         assert_eq!(decoded.output, [6; 16]);
         assert!(decoded.steps.iter().all(|step| step.accepted == 3));
-        // p = q: rejection accepts everything, and so does block.
         let decoded = decode(&target, &drafter, &request(Warping::temperature(1.0), rule));
         assert!(decoded.steps.iter().all(|step| step.accepted == 3), "{rule:?}");
     }
 }
 
-/// Drafts and the first bonus token use the numbers that the contract gives them.
+/// Every draw and every test of every step uses the numbers that the contract gives it.
 #[test]
 fn draws_follow_the_random_number_contract() {
     let (target, drafter) = random_model::<f64>(Shape::TINY, 9);
     let warping = Warping::temperature(1.1);
     for rule in RULES {
-        let request = request(warping, rule);
+        let request = Request { max_new_tokens: 40, ..request(warping, rule) };
+        let numbers = |purpose, slot: usize, position: usize| Numbers {
+            seed: request.seed,
+            purpose,
+            slot: slot as u16,
+            position: position as u64,
+        };
         let decoded = decode(&target, &drafter, &request);
-        let p = warp(&target_logits(&target, &request.prompt)[2], &warping);
-        assert_eq!(decoded.output[0], draw(&p.log_weights, &Numbers::target_draw(request.seed, 3)));
+        let mut tokens = request.prompt.clone();
+        let p = distributions(&target, &tokens, &warping);
+        assert_eq!(decoded.output[0], draw(&p[2].log_weights, &numbers(Purpose::TargetDraw, 0, 3)));
 
-        let last = decoded.steps.last().unwrap();
-        let bonus_position = last.start + last.accepted + 1;
-        for (index, q) in last.draft.distributions.iter().enumerate() {
-            let slot = index + 1;
-            let numbers = match rule {
-                Rule::Match => Numbers::target_draw(request.seed, bonus_position + slot),
-                _ => Numbers::of_step(request.seed, Purpose::DraftDraw, slot, bonus_position),
+        let mut draft = &decoded.first_draft;
+        for step in &decoded.steps {
+            let start = step.start;
+            for (index, q) in draft.distributions.iter().enumerate() {
+                let slot = index + 1;
+                let numbers = match rule {
+                    Rule::Match => numbers(Purpose::TargetDraw, 0, start + slot),
+                    _ => numbers(Purpose::DraftDraw, slot, start),
+                };
+                assert_eq!(draft.tokens[index], draw(&q.log_weights, &numbers));
+            }
+
+            let p = distributions(&target, &[&tokens[..], &step.candidates].concat(), &warping);
+            let row = |p: &Distribution<f64>| p.probabilities.clone();
+            let (p, q) = (&p[start..], draft.distributions.iter().map(row).collect::<Vec<_>>());
+            let p_rows: Vec<_> = p.iter().map(row).collect();
+            let uniforms: Vec<f64> =
+                (1..=3).map(|i| numbers(Purpose::Acceptance, i, start).uniform()).collect();
+            let final_draw =
+                |a, weights: &[f64]| draw_by_weights(weights, &numbers(Purpose::FinalDraw, a, start));
+            let target_draw =
+                |i: usize| draw(&p[i].log_weights, &numbers(Purpose::TargetDraw, 0, start + i + 1));
+            let verdict = match rule {
+                Rule::Rejection => rejection(&p_rows, &q, &draft.tokens, &uniforms, final_draw),
+                Rule::Block => block(&p_rows, &q, &draft.tokens, &uniforms, final_draw),
+                Rule::Match => matching(&draft.tokens, target_draw),
             };
-            assert_eq!(last.draft.tokens[index], draw(&q.log_weights, &numbers));
+            assert_eq!(verdict, Verdict { accepted: step.accepted, bonus: step.bonus }, "{rule:?}");
+
+            tokens.extend(&step.candidates[..=step.accepted]);
+            draft = &step.draft;
         }
+        assert!(decoded.steps.iter().any(|step| step.accepted > 0), "{rule:?}: nothing was accepted");
     }
+}
+
+fn distributions(target: &Target<f64>, tokens: &[u32], warping: &Warping) -> Vec<Distribution<f64>> {
+    target_logits(target, tokens).iter().map(|logits| warp(logits, warping)).collect()
 }
 
 /// Over many seeds, the first three tokens of `rejection` and `block` are distributed as the
