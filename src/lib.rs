@@ -24,6 +24,8 @@
 //! Words used throughout (batch dimension left out): *S* is the block size, *v* the verify length,
 //! *a* the accepted length, *n* the position of the newest token, whose KV is not cached yet.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
 pub mod acceptance;
 #[cfg(feature = "runner")]
 pub mod decode;

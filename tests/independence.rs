@@ -24,8 +24,8 @@ fn requests(spec: &Spec) -> Vec<Request> {
             top_p: [1.0, 0.9][i / 4 % 2],
             min_p: [0.0, 0.05][i / 8 % 2],
         },
-        block_size: (i % 5 > 0).then_some(i % 5),
-        stop_ids: if i % 7 == 0 { vec![3] } else { vec![] },
+        block_size: (!i.is_multiple_of(5)).then_some(i % 5),
+        stop_ids: if i.is_multiple_of(7) { vec![3] } else { vec![] },
         record: true,
         ..Request::new((0..1 + i * 5 % 61).map(|p| (p * 11 + i) as u32 % spec.vocab as u32).collect(), i % 33)
     };

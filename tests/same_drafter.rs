@@ -14,8 +14,10 @@ use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
-/// What must not depend on the mode, confidences as bits.
-fn blocks(outputs: &[Output]) -> Vec<(Vec<u32>, usize, Vec<u32>, Vec<u32>)> {
+/// What must not depend on the mode: candidates, accepted length, bonus and draft, confidences as bits.
+type Block = (Vec<u32>, usize, Vec<u32>, Vec<u32>);
+
+fn blocks(outputs: &[Output]) -> Vec<Block> {
     let block = |candidates: &[u32], accepted, block: &BlockRecord| {
         let confidence = block.confidence.iter().map(|c| c.to_bits()).collect();
         (candidates.to_vec(), accepted, [&[block.bonus], &block.draft[..]].concat(), confidence)
@@ -57,7 +59,7 @@ proptest! {
         let parallel = run(&mut engine(&spec, Mode::Parallel), requests());
         let expected = blocks(&parallel);
         if spec.block_size > 1 {
-            let drafted = |block: &(Vec<u32>, usize, Vec<u32>, Vec<u32>)| block.2.len() == spec.block_size;
+            let drafted = |block: &Block| block.2.len() == spec.block_size;
             prop_assert!(expected.iter().all(drafted));
         }
         let sequential = run(&mut engine(&spec, Mode::Sequential), requests());

@@ -85,6 +85,9 @@ impl<D: Device> StepBuffers<D> {
     }
 }
 
+/// The groups of one plan: accepted length, and rows of the pass.
+type GroupRows = Vec<(usize, Range<usize>)>;
+
 /// A verification's result, before the next block is drafted.
 struct Verified {
     accepted: usize,
@@ -137,7 +140,7 @@ fn forward<D: Device>(
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-) -> Result<Vec<Vec<(usize, Range<usize>)>>, DecodeError> {
+) -> Result<Vec<GroupRows>, DecodeError> {
     let mut tokens = Vec::new();
     let mut pass = Pass::default();
     for plan in plans {

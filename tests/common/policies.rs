@@ -35,7 +35,7 @@ impl Policy for RandomEverything {
             .map(|_| Choice {
                 verify_len: random.next() as usize % 9,
                 groups: GroupSet::from_bits(random.next()),
-                draft: random.next() % 4 > 0,
+                draft: !random.next().is_multiple_of(4),
             })
             .collect()
     }

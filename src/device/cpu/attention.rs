@@ -6,11 +6,11 @@
 //! one further tile, folded last. The arithmetic of a row depends on its limit and on what it sees, on
 //! nothing else: not on the batch, the groups beside it, or the mode.
 
+use super::Cpu;
 use super::buffer::Buffer;
 use super::check;
 use super::kv_cache::KvCache;
-use super::pool::Pool;
-use super::simd::{Kernel, LANES, Simd, Vectors, padded};
+use super::simd::{Kernel, LANES, Simd, padded};
 use crate::device::{AttentionShape, DeviceError};
 use crate::layout::{Pass, Row};
 
@@ -41,8 +41,7 @@ pub(super) fn check_pass(
 }
 
 pub(super) fn joint_attention(
-    pool: &Pool,
-    vectors: Vectors,
+    cpu: &Cpu,
     shape: AttentionShape,
     pass: &Pass<'_>,
     qkv: &Buffer,
@@ -80,7 +79,7 @@ pub(super) fn joint_attention(
         }
     }
     let mut slots: Vec<&mut HeadJob<'_>> = jobs.iter_mut().collect();
-    pool.for_each(std::mem::take(&mut slots), work, |job| vectors.run(job));
+    cpu.pool.for_each(std::mem::take(&mut slots), work, |job| cpu.vectors.run(job));
 
     let precision = out.precision();
     for job in jobs {
@@ -198,7 +197,7 @@ impl HeadJob<'_> {
                 let weight = (score - new_max).exp();
                 state.sum += weight;
                 let value = &values[i * head_dim..][..head_dim];
-                out.iter_mut().zip(value).for_each(|(to, v)| *to += weight * v);
+                accumulate(simd, weight, value, out);
             }
         }
     }
@@ -218,4 +217,27 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
         sum = simd.mul_add(simd.load(&a_rest), simd.load(&b_rest), sum);
     }
     simd.sum(sum)
+}
+
+/// `out += weight · value`.
+#[inline(always)]
+fn accumulate<S: Simd>(simd: S, weight: f32, value: &[f32], out: &mut [f32]) {
+    let weight = simd.splat(weight);
+    let mut out_lanes = out.chunks_exact_mut(LANES);
+    let value_lanes = value.chunks_exact(LANES);
+    let value_rest = padded(value_lanes.remainder());
+    for (to, value) in (&mut out_lanes).zip(value_lanes) {
+        if let (Some(to), Some(value)) = (to.first_chunk_mut(), value.first_chunk()) {
+            let sum = simd.mul_add(weight, simd.load(value), simd.load(to));
+            simd.store(sum, to);
+        }
+    }
+    let rest = out_lanes.into_remainder();
+    if !rest.is_empty() {
+        let mut lanes = padded(rest);
+        let sum = simd.mul_add(weight, simd.load(&value_rest), simd.load(&lanes));
+        simd.store(sum, &mut lanes);
+        let len = rest.len();
+        rest.copy_from_slice(&lanes[..len]);
+    }
 }

@@ -65,6 +65,16 @@ impl Cpu {
         };
         Ok(Self { pool: Pool::new(options.threads)?, vectors, precision: options.precision })
     }
+
+    /// The instruction set in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.vectors.instruction_set()
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
 }
 
 impl Device for Cpu {
@@ -199,7 +209,7 @@ impl Device for Cpu {
         cache: &KvCache,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        attention::joint_attention(&self.pool, self.vectors, shape, pass, qkv, layer, cache, out)
+        attention::joint_attention(self, shape, pass, qkv, layer, cache, out)
     }
 
     fn edit_row(

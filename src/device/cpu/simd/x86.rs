@@ -83,18 +83,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` exists, so the machine has AVX2.
-        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` exists, so the machine has AVX2.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has FMA.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
@@ -164,18 +152,6 @@ impl Simd for Avx512 {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
         // SAFETY: `self` exists, so the machine has AVX-512F; the store is of the 16 elements.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
-    }
-
-    #[inline(always)]
-    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` exists, so the machine has AVX-512F.
-        unsafe { _mm512_add_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` exists, so the machine has AVX-512F.
-        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
