@@ -129,7 +129,7 @@ impl Tensor {
         if slice.len() % dtype.size() != 0 {
             return None;
         }
-        let aligned = slice.as_ptr() as usize % dtype.size() == 0;
+        let aligned = (slice.as_ptr() as usize).is_multiple_of(dtype.size());
         let storage = match (aligned, dtype) {
             (true, _) => Storage::Bytes(dtype, bytes.clone(), range),
             (false, DType::F32) => Storage::F32(
@@ -199,6 +199,8 @@ impl Tensor {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
