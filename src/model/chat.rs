@@ -223,6 +223,8 @@ fn full_message(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn render(source: &str) -> Result<String, String> {

@@ -82,7 +82,7 @@ impl Checkpoint {
     /// With [`Access::Map`], as [`map`](Self::map).
     unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
-        // SAFETY (both calls): passed on to the caller.
+        // SAFETY: passed on to the caller.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
         if if_exists(single)?.is_some() {
             return Ok(checkpoint);

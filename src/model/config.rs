@@ -167,14 +167,14 @@ impl ModelConfig {
                 return wrong(field, value.to_string(), format!("1..={limit}"));
             }
         }
-        if q_heads % kv_heads != 0 {
+        if !q_heads.is_multiple_of(kv_heads) {
             return wrong(
                 "attention.kv_heads",
                 kv_heads.to_string(),
                 format!("a divisor of {q_heads} query heads"),
             );
         }
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             return wrong("attention.head_dim", head_dim.to_string(), "an even number".into());
         }
         if self.rope.inv_freq.len() != head_dim / 2 {
@@ -196,21 +196,21 @@ pub(super) fn attention_shape(
 ) -> Result<AttentionShape, LoadError> {
     let q_heads = fields.required_count("num_attention_heads", MAX_HEADS)?;
     let kv_heads = fields.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(q_heads);
-    if q_heads % kv_heads != 0 {
+    if !q_heads.is_multiple_of(kv_heads) {
         return Err(fields.invalid("num_key_value_heads", format!("a divisor of {q_heads} query heads")));
     }
     let head_dim = match fields.count("head_dim", rope::MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
         // The default of transformers' Qwen3Config, whatever the hidden size.
         None if architecture == Architecture::Qwen3 && !fields.contains("head_dim") => 128,
-        None if hidden_size % q_heads != 0 => {
+        None if !hidden_size.is_multiple_of(q_heads) => {
             return Err(
                 fields.invalid("num_attention_heads", format!("a divisor of `hidden_size`, {hidden_size}"))
             );
         }
         None => hidden_size / q_heads,
     };
-    if head_dim % 2 != 0 || head_dim > rope::MAX_HEAD_DIM {
+    if !head_dim.is_multiple_of(2) || head_dim > rope::MAX_HEAD_DIM {
         let derived = if fields.get("head_dim").is_some() { "head_dim" } else { "hidden_size" };
         return Err(fields.invalid(
             derived,

@@ -168,6 +168,8 @@ fn unit_normal(word: u64) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]

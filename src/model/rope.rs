@@ -81,7 +81,7 @@ fn mscale(factor: f64, coefficient: f64) -> f64 {
 /// `None` if `head_dim` is odd, 0 or above 4096, or if the parameters give a frequency that is not
 /// finite.
 pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> {
-    if head_dim == 0 || head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
         return None;
     }
     // θ^(2i / head_dim): one turn takes 2π times as many positions.

@@ -1,0 +1,11 @@
+//! Files that are damaged, or of another model: an error that says which file, key or tensor, and
+//! never a panic.
+#![cfg(feature = "runner")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod configs;
+mod damage;
+mod directory;
+mod drafters;
+mod tensors;
+mod text;
