@@ -1,16 +1,18 @@
 //! Which pages of the KV cache are free.
 
-/// Hands out page ids 0..pages, lowest free first come, last freed first served.
+/// Hands out page ids 0..pages, the last ones freed first.
 #[derive(Debug)]
 pub(super) struct PageAllocator {
-    free: Vec<u32>,
+    freed: Vec<u32>,
+    /// Ids from here on were never handed out.
+    fresh: usize,
     pages: usize,
     page_size: usize,
 }
 
 impl PageAllocator {
     pub(super) fn new(pages: usize, page_size: usize) -> Self {
-        Self { free: (0..pages as u32).rev().collect(), pages, page_size }
+        Self { freed: Vec::new(), fresh: 0, pages, page_size }
     }
 
     /// Pages that `tokens` tokens take.
@@ -21,21 +23,26 @@ impl PageAllocator {
     /// Extends `owned` to hold `tokens` tokens, or changes nothing and returns `false`.
     pub(super) fn grow(&mut self, owned: &mut Vec<u32>, tokens: usize) -> bool {
         let missing = self.pages_for(tokens).saturating_sub(owned.len());
-        if missing > self.free.len() {
+        if missing > self.available() {
             return false;
         }
-        owned.extend(self.free.drain(self.free.len() - missing..).rev());
+        for _ in 0..missing {
+            owned.push(self.freed.pop().unwrap_or_else(|| {
+                self.fresh += 1;
+                self.fresh as u32 - 1
+            }));
+        }
         true
     }
 
     /// Keeps the pages of the first `tokens` tokens and takes the others back.
     pub(super) fn shrink(&mut self, owned: &mut Vec<u32>, tokens: usize) {
         let kept = self.pages_for(tokens).min(owned.len());
-        self.free.extend(owned.drain(kept..).rev());
+        self.freed.extend(owned.drain(kept..).rev());
     }
 
     pub(super) fn available(&self) -> usize {
-        self.free.len()
+        self.pages - self.fresh + self.freed.len()
     }
 
     pub(super) fn pages(&self) -> usize {
@@ -65,7 +72,7 @@ mod tests {
         assert!(allocator.grow(&mut b, 49));
         allocator.shrink(&mut a, 0);
         allocator.shrink(&mut b, 0);
-        allocator.free.sort_unstable();
-        assert_eq!(allocator.free, [0, 1, 2, 3, 4]);
+        allocator.freed.sort_unstable();
+        assert_eq!((allocator.available(), &allocator.freed[..]), (5, &[0, 1, 2, 3, 4][..]));
     }
 }
