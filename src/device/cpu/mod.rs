@@ -1,1 +1,258 @@
-//! The CPU device.
+//! The CPU device: several threads, weights as they are stored, sums in f32.
+//!
+//! Results depend neither on the number of threads nor on what else is computed in the same call.
+//! They do depend on the instruction set: AVX2 and AVX-512 give the same bits, portable code others.
+
+mod attention;
+mod buffer;
+mod check;
+mod elementwise;
+mod kv_cache;
+mod linear;
+mod pool;
+mod product;
+mod rope;
+mod sampling;
+mod simd;
+
+use std::ops::Range;
+
+use self::linear::Output;
+use self::pool::Pool;
+use self::simd::Vectors;
+use super::{
+    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, Precision, QkTransform, RowKind,
+    SampleRow, Verdict, VerifyRows,
+};
+use crate::layout::Pass;
+use crate::tensor::Tensor;
+
+pub use self::buffer::{Buffer, Vector};
+pub use self::kv_cache::KvCache;
+pub use self::linear::Linear;
+pub use self::simd::InstructionSet;
+
+/// How a [`Cpu`] works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Number of threads; 0 is one a core.
+    pub threads: usize,
+    /// How activations and the KV cache are stored.
+    pub precision: Precision,
+}
+
+/// The CPU device.
+pub struct Cpu {
+    pool: Pool,
+    vectors: Vectors,
+    precision: Precision,
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu")
+            .field("threads", &self.threads())
+            .field("precision", &self.precision)
+            .field("instruction_set", &self.instruction_set())
+            .finish()
+    }
+}
+
+impl Cpu {
+    /// A device with the fastest instruction set that the machine has.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] if the threads cannot be started.
+    pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
+        Self::with_vectors(options, Vectors::fastest())
+    }
+
+    /// A device that keeps to one instruction set, to compare with another.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] if the machine does not have it, or the threads cannot be started.
+    pub fn with_instruction_set(
+        options: CpuOptions,
+        instruction_set: InstructionSet,
+    ) -> Result<Self, DeviceError> {
+        let vectors = Vectors::new(instruction_set).ok_or_else(|| DeviceError::Unavailable {
+            requested: format!("cpu with {instruction_set:?}"),
+            reason: "this machine does not have the instruction set".to_owned(),
+        })?;
+        Self::with_vectors(options, vectors)
+    }
+
+    fn with_vectors(options: CpuOptions, vectors: Vectors) -> Result<Self, DeviceError> {
+        Ok(Self { pool: Pool::new(options.threads)?, vectors, precision: options.precision })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// How activations and the KV cache are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instruction set in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.vectors.instruction_set()
+    }
+
+    fn compute(&self) -> (&Pool, Vectors) {
+        (&self.pool, self.vectors)
+    }
+}
+
+impl Device for Cpu {
+    type Buffer = Buffer;
+    type Linear = Linear;
+    type Vector = Vector;
+    type Cache = KvCache;
+
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear, DeviceError> {
+        Linear::new(parts)
+    }
+
+    fn new_vector(&self, tensor: &Tensor) -> Result<Vector, DeviceError> {
+        let values = tensor.to_f32();
+        check::shape("new_vector", "tensor", &[values.len()], tensor.shape())?;
+        Ok(Vector(values))
+    }
+
+    fn new_cache(
+        &self,
+        layers: usize,
+        pages: usize,
+        page_size: usize,
+        shape: AttentionShape,
+    ) -> Result<KvCache, DeviceError> {
+        KvCache::new(layers, pages, page_size, shape, self.precision)
+    }
+
+    fn new_buffer(&self, cols: usize) -> Buffer {
+        Buffer::new(cols, self.precision)
+    }
+
+    fn new_logits(&self, cols: usize) -> Buffer {
+        Buffer::new(cols, Precision::F32)
+    }
+
+    fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
+        buffer.resize(rows)
+    }
+
+    fn embed(
+        &self,
+        table: &Linear,
+        ids: &[u32],
+        first_row: usize,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        table.embed(ids, first_row, out)
+    }
+
+    fn fill_rows(&self, value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::fill_rows(value, rows, out)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Buffer,
+        rows: Range<usize>,
+        weight: &Vector,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        elementwise::rms_norm(self.compute(), x, rows, weight, eps, out)
+    }
+
+    fn linear(
+        &self,
+        layer: &Linear,
+        x: &Buffer,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        layer.apply(self.compute(), x, rows, Output::Store, out)
+    }
+
+    fn linear_add(
+        &self,
+        layer: &Linear,
+        x: &Buffer,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        layer.apply(self.compute(), x, rows, Output::Add, out)
+    }
+
+    fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::add(&self.pool, delta, rows, hidden)
+    }
+
+    fn silu_mul(&self, x: &Buffer, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::silu_mul(&self.pool, x, rows, out)
+    }
+
+    fn silu_add(&self, bonus: &Buffer, owner: &[usize], x: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::silu_add(&self.pool, bonus, owner, x)
+    }
+
+    fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::gather(x, rows, out)
+    }
+
+    fn norm_rope_append(
+        &self,
+        transform: &QkTransform<'_, Vector>,
+        pass: &Pass<'_>,
+        kind: RowKind,
+        qkv: &mut Buffer,
+        layer: usize,
+        cache: &mut KvCache,
+    ) -> Result<(), DeviceError> {
+        rope::norm_rope_append(self.compute(), transform, pass, kind, qkv, layer, cache)
+    }
+
+    fn joint_attention(
+        &self,
+        shape: AttentionShape,
+        pass: &Pass<'_>,
+        qkv: &Buffer,
+        layer: usize,
+        cache: &KvCache,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        attention::joint_attention(self.compute(), shape, pass, qkv, layer, cache, out)
+    }
+
+    fn edit_row(
+        &self,
+        logits: &mut Buffer,
+        row: usize,
+        edit: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), DeviceError> {
+        elementwise::edit_row(logits, row, edit)
+    }
+
+    fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        sampling::draft(self, logits, drafts)
+    }
+
+    fn verify(
+        &self,
+        logits: &Buffer,
+        sequences: &[VerifyRows<'_, Buffer>],
+    ) -> Result<Vec<Verdict>, DeviceError> {
+        sampling::verify(self, logits, sequences)
+    }
+
+    fn sample(&self, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<Vec<u32>, DeviceError> {
+        sampling::sample(self, logits, rows)
+    }
+}

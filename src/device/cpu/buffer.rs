@@ -1,0 +1,143 @@
+//! Activations and weight vectors.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use crate::device::{DeviceError, Precision};
+
+impl Precision {
+    /// What is kept of `value` when it is stored.
+    #[inline]
+    pub(crate) fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// Rounds values in place.
+    pub(super) fn round_all(self, values: &mut [f32]) {
+        if self == Self::Bf16 {
+            values.iter_mut().for_each(|value| *value = self.round(*value));
+        }
+    }
+}
+
+/// Activations [rows, cols], row-major, held as f32 and rounded as they are stored.
+#[derive(Debug)]
+pub struct Buffer {
+    data: Vec<f32>,
+    rows: usize,
+    cols: usize,
+    precision: Precision,
+}
+
+impl Buffer {
+    /// An empty buffer [0, cols] whose values are rounded to `precision`.
+    pub(super) fn new(cols: usize, precision: Precision) -> Self {
+        Self { data: Vec::new(), rows: 0, cols, precision }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// To what values are rounded when they are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Row `row`, or `None` if there are not so many.
+    pub fn row(&self, row: usize) -> Option<&[f32]> {
+        if row >= self.rows {
+            return None;
+        }
+        self.data.get(row * self.cols..(row + 1) * self.cols)
+    }
+
+    /// Sets the number of rows; those that existed before keep their contents, new ones are 0.
+    pub(super) fn resize(&mut self, rows: usize) -> Result<(), DeviceError> {
+        let out_of_memory = || DeviceError::OutOfMemory {
+            what: "activations",
+            bytes: rows.saturating_mul(self.cols).saturating_mul(size_of::<f32>()),
+        };
+        let len = rows.checked_mul(self.cols).ok_or_else(out_of_memory)?;
+        if let Some(more) = len.checked_sub(self.data.len()) {
+            self.data.try_reserve(more).map_err(|_| out_of_memory())?;
+        }
+        self.data.resize(len, 0.0);
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// The rows in `range`, which lies within the buffer, in order.
+    pub(super) fn rows_in(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = &[f32]> {
+        // A buffer without columns has no data, whatever its number of rows.
+        self.data[range.start * self.cols..range.end * self.cols].chunks_exact(self.cols.max(1))
+    }
+
+    /// The rows in `range`, which lies within the buffer, in order.
+    pub(super) fn rows_in_mut(&mut self, range: Range<usize>) -> impl ExactSizeIterator<Item = &mut [f32]> {
+        self.data[range.start * self.cols..range.end * self.cols].chunks_exact_mut(self.cols.max(1))
+    }
+}
+
+/// A vector of weights, as f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vector(pub(super) Vec<f32>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resizing_keeps_rows() {
+        let mut buffer = Buffer::new(3, Precision::F32);
+        assert_eq!(buffer.row(0), None);
+        buffer.resize(2).unwrap();
+        buffer.rows_in_mut(1..2).for_each(|row| row.copy_from_slice(&[1.0, 2.0, 3.0]));
+        buffer.resize(5).unwrap();
+        assert_eq!((buffer.rows(), buffer.row(1)), (5, Some(&[1.0, 2.0, 3.0][..])));
+        buffer.resize(2).unwrap();
+        assert_eq!((buffer.row(1), buffer.row(2)), (Some(&[1.0, 2.0, 3.0][..]), None));
+    }
+
+    #[test]
+    fn memory_that_cannot_be_had_is_an_error() {
+        let mut buffer = Buffer::new(1 << 40, Precision::F32);
+        for rows in [1 << 20, usize::MAX] {
+            let error = buffer.resize(rows).unwrap_err();
+            assert!(matches!(error, DeviceError::OutOfMemory { what: "activations", .. }));
+        }
+        assert_eq!(buffer.rows(), 0);
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        let one = |bits: u32| f32::from_bits(0x3f80_0000 + bits);
+        let round = |x| Precision::Bf16.round(x);
+        assert_eq!(round(one(0x7fff)), one(0));
+        assert_eq!(round(one(0x8000)), one(0));
+        assert_eq!(round(one(0x8001)), one(0x1_0000));
+        assert_eq!(round(one(0x1_8000)), one(0x2_0000));
+        assert_eq!(Precision::F32.round(one(0x7fff)), one(0x7fff));
+        let mut values = [one(1), -one(0x8001)];
+        Precision::Bf16.round_all(&mut values);
+        assert_eq!(values, [1.0, -one(0x1_0000)]);
+    }
+
+    #[test]
+    fn a_buffer_without_columns_has_rows() {
+        let mut buffer = Buffer::new(0, Precision::F32);
+        buffer.resize(4).unwrap();
+        assert_eq!((buffer.rows(), buffer.row(3), buffer.row(4)), (4, Some(&[][..]), None));
+        assert_eq!(buffer.rows_in(0..4).len(), 0);
+    }
+}

@@ -1,0 +1,171 @@
+//! Operations that take one row at a time: norms, activations, sums and copies.
+
+use std::ops::Range;
+
+use super::buffer::{Buffer, Vector};
+use super::check;
+use super::pool::Pool;
+use super::product::dot;
+use super::simd::{Kernel, Simd, Vectors};
+use crate::device::{DeviceError, Precision};
+
+/// What an exponential and a division cost, in multiply-adds.
+const SILU_WORK: usize = 32;
+
+/// x · sigmoid(x).
+#[inline]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+pub(super) fn fill_rows(value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+    check::shape("fill_rows", "value", &[out.cols()], &[value.0.len()])?;
+    let rows = check::rows("fill_rows", rows, &[out])?;
+    let precision = out.precision();
+    for out in out.rows_in_mut(rows) {
+        out.copy_from_slice(&value.0);
+        precision.round_all(out);
+    }
+    Ok(())
+}
+
+pub(super) fn rms_norm(
+    (pool, vectors): (&Pool, Vectors),
+    x: &Buffer,
+    rows: Range<usize>,
+    weight: &Vector,
+    eps: f32,
+    out: &mut Buffer,
+) -> Result<(), DeviceError> {
+    check::shape("rms_norm", "weight", &[x.cols()], &[weight.0.len()])?;
+    check::cols("rms_norm", "out", out, x.cols())?;
+    let rows = check::rows("rms_norm", rows, &[x, out])?;
+    let precision = out.precision();
+    let items: Vec<_> = x.rows_in(rows.clone()).zip(out.rows_in_mut(rows)).collect();
+    let work = items.len() * 2 * weight.0.len();
+    pool.for_each(items, work, |(x, out)| {
+        out.copy_from_slice(x);
+        vectors.run(RmsNorm { row: out, weight: &weight.0, eps });
+        precision.round_all(out);
+    });
+    Ok(())
+}
+
+/// Normalises a row in place, without rounding it.
+pub(super) struct RmsNorm<'a> {
+    pub(super) row: &'a mut [f32],
+    /// As long as the row.
+    pub(super) weight: &'a [f32],
+    pub(super) eps: f32,
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mean = dot(simd, self.row, &*self.row) / self.row.len() as f32;
+        let scale = 1.0 / (mean + self.eps).sqrt();
+        for (x, weight) in self.row.iter_mut().zip(self.weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
+pub(super) fn add(
+    pool: &Pool,
+    delta: &Buffer,
+    rows: Range<usize>,
+    hidden: &mut Buffer,
+) -> Result<(), DeviceError> {
+    check::cols("add", "delta", delta, hidden.cols())?;
+    let rows = check::rows("add", rows, &[delta, hidden])?;
+    let precision = hidden.precision();
+    let work = rows.len() * delta.cols();
+    let items: Vec<_> = delta.rows_in(rows.clone()).zip(hidden.rows_in_mut(rows)).collect();
+    pool.for_each(items, work, |(delta, hidden)| {
+        for (hidden, delta) in hidden.iter_mut().zip(delta) {
+            *hidden = precision.round(*hidden + delta);
+        }
+    });
+    Ok(())
+}
+
+pub(super) fn silu_mul(
+    pool: &Pool,
+    x: &Buffer,
+    rows: Range<usize>,
+    out: &mut Buffer,
+) -> Result<(), DeviceError> {
+    check::cols("silu_mul", "x", x, out.cols().saturating_mul(2))?;
+    let rows = check::rows("silu_mul", rows, &[x, out])?;
+    let precision = out.precision();
+    let work = rows.len() * out.cols() * SILU_WORK;
+    let items: Vec<_> = x.rows_in(rows.clone()).zip(out.rows_in_mut(rows)).collect();
+    pool.for_each(items, work, |(x, out)| {
+        let (gate, up) = x.split_at(out.len());
+        for (out, (&gate, up)) in out.iter_mut().zip(gate.iter().zip(up)) {
+            *out = precision.round(silu(gate) * up);
+        }
+    });
+    Ok(())
+}
+
+pub(super) fn silu_add(
+    pool: &Pool,
+    bonus: &Buffer,
+    owner: &[usize],
+    x: &mut Buffer,
+) -> Result<(), DeviceError> {
+    check::cols("silu_add", "bonus", bonus, x.cols())?;
+    let rows = check::rows("silu_add", 0..owner.len(), &[x])?;
+    let precision = x.precision();
+    let work = rows.len() * x.cols() * SILU_WORK;
+    let mut items = Vec::with_capacity(rows.len());
+    for (row, &owner) in x.rows_in_mut(rows).zip(owner) {
+        items.push((bonus_row(bonus, owner)?, row));
+    }
+    pool.for_each(items, work, |(bonus, row)| {
+        for (x, bonus) in row.iter_mut().zip(bonus) {
+            *x = precision.round(silu(*x + bonus));
+        }
+    });
+    Ok(())
+}
+
+fn bonus_row(bonus: &Buffer, owner: usize) -> Result<&[f32], DeviceError> {
+    bonus.row(owner).ok_or(DeviceError::OutOfRange {
+        operation: "silu_add",
+        what: "owner",
+        index: owner,
+        limit: bonus.rows(),
+    })
+}
+
+pub(super) fn gather(x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
+    check::cols("gather", "out", out, x.cols())?;
+    for &row in rows {
+        check::index("gather", "row", row, x.rows())?;
+    }
+    out.resize(rows.len())?;
+    let precision = out.precision();
+    for (out, &row) in out.rows_in_mut(0..rows.len()).zip(rows) {
+        out.copy_from_slice(x.row(row).unwrap_or(&[]));
+        precision.round_all(out);
+    }
+    Ok(())
+}
+
+pub(super) fn edit_row(
+    logits: &mut Buffer,
+    row: usize,
+    edit: &mut dyn FnMut(&mut [f32]),
+) -> Result<(), DeviceError> {
+    check::index("edit_row", "row", row, logits.rows())?;
+    let precision: Precision = logits.precision();
+    for row in logits.rows_in_mut(row..row + 1) {
+        edit(row);
+        precision.round_all(row);
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The threads of the device.
+
+use rayon::prelude::*;
+
+use crate::device::DeviceError;
+
+/// More threads than any machine has cores for; above it the number is a mistake.
+const MAX_THREADS: usize = 1024;
+
+/// Work below this runs on the calling thread: waking the others takes about as long (10 µs).
+/// In multiply-adds.
+const SMALL_WORK: usize = 1 << 17;
+
+/// A fixed number of threads. How work is divided among them never changes a result: an item is
+/// computed by itself, whichever thread takes it.
+pub(super) struct Pool {
+    threads: usize,
+    /// Absent where there is one thread, the caller's.
+    workers: Option<rayon::ThreadPool>,
+}
+
+impl Pool {
+    /// `threads` threads, or one a core if 0.
+    pub(super) fn new(threads: usize) -> Result<Self, DeviceError> {
+        let unavailable = |reason: String| DeviceError::Unavailable {
+            requested: format!("cpu with {threads} threads"),
+            reason,
+        };
+        if threads > MAX_THREADS {
+            return Err(unavailable(format!("at most {MAX_THREADS} threads are supported")));
+        }
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
+            n => n,
+        };
+        let workers = match threads {
+            1 => None,
+            _ => Some(
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .thread_name(|i| format!("flexdraft-cpu-{i}"))
+                    .build()
+                    .map_err(|error| unavailable(error.to_string()))?,
+            ),
+        };
+        Ok(Self { threads, workers })
+    }
+
+    /// How many threads there are.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `run` for each item, on all threads if `work` (about how many multiply-adds the items
+    /// take together) is worth it.
+    pub(super) fn for_each<T: Send>(&self, items: Vec<T>, work: usize, run: impl Fn(T) + Send + Sync) {
+        match &self.workers {
+            Some(workers) if items.len() > 1 && work >= SMALL_WORK => {
+                workers.install(|| items.into_par_iter().with_max_len(1).for_each(run));
+            }
+            _ => items.into_iter().for_each(run),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_item_runs_once() {
+        for threads in [0, 1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            assert!(pool.threads() >= 1);
+            for work in [0, usize::MAX] {
+                let seen: Vec<_> = (0..50).map(|_| AtomicUsize::new(0)).collect();
+                pool.for_each(seen.iter().collect(), work, |count: &AtomicUsize| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn small_work_stays_on_the_calling_thread() {
+        let pool = Pool::new(2).unwrap();
+        let caller = std::thread::current().id();
+        pool.for_each(vec![(); 8], 100, |()| assert_eq!(std::thread::current().id(), caller));
+        pool.for_each(vec![(); 8], usize::MAX, |()| assert_ne!(std::thread::current().id(), caller));
+    }
+
+    #[test]
+    fn an_absurd_number_of_threads_is_an_error() {
+        let error = Pool::new(1_000_000).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "device `cpu with 1000000 threads` is not available: at most 1024 threads are supported"
+        );
+    }
+}

@@ -1,0 +1,301 @@
+//! Sixteen f32 lanes on three instruction sets.
+//!
+//! Numerical code is written once, generic over [`Simd`], and compiled for each instruction set;
+//! [`Vectors::run`] picks the copy at run time. All copies take every sum in the same order (lane l
+//! of 16, then the tree of [`Simd::sum`]). AVX2 and AVX-512 both fuse multiply and add, so they
+//! agree in every bit; the portable copy rounds the product too, because without FMA hardware a
+//! fused multiply-add is a library call.
+//!
+//! The types that implement [`Simd`] are proofs: an [`Avx512`] exists only where the machine has
+//! AVX-512. That is what makes the methods safe to call.
+
+use half::{bf16, f16};
+
+/// Lanes of a vector.
+pub(super) const LANES: usize = 16;
+
+/// Instruction sets that the CPU device has code for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InstructionSet {
+    /// Whatever the crate was compiled for; no fused multiply-add.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512F.
+    Avx512,
+}
+
+impl InstructionSet {
+    /// The instruction sets that this machine has, the fastest last.
+    pub fn available() -> Vec<Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512]
+            .into_iter()
+            .filter(|&set| Vectors::new(set).is_some())
+            .collect()
+    }
+}
+
+/// An instruction set that this machine is known to have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Vectors {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86::Avx512),
+}
+
+impl Vectors {
+    /// `set`, if the machine has it.
+    pub(super) fn new(set: InstructionSet) -> Option<Self> {
+        match set {
+            InstructionSet::Portable => Some(Self::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => x86::Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => x86::Avx512::detect().map(Self::Avx512),
+            #[cfg(not(target_arch = "x86_64"))]
+            InstructionSet::Avx2 | InstructionSet::Avx512 => None,
+        }
+    }
+
+    /// The fastest instruction set that the machine has.
+    pub(super) fn fastest() -> Self {
+        let set = InstructionSet::available().last().copied().and_then(Self::new);
+        set.unwrap_or(Self::Portable(Portable))
+    }
+
+    /// Which instruction set it is.
+    pub(super) fn instruction_set(self) -> InstructionSet {
+        match self {
+            Self::Portable(_) => InstructionSet::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => InstructionSet::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => InstructionSet::Avx512,
+        }
+    }
+
+    /// Runs the copy of `kernel` that was compiled for this instruction set.
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable(simd) => kernel.run(simd),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.run(kernel),
+        }
+    }
+}
+
+/// Code to be compiled once for each instruction set.
+///
+/// `run` and every generic function it calls are `#[inline(always)]`, so that they end up inside
+/// the function that enables the instruction set; for the same reason they do their vector
+/// arithmetic in loops rather than in closures.
+pub(super) trait Kernel {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Operations on sixteen f32 lanes.
+pub(super) trait Simd: Copy {
+    /// The sixteen lanes.
+    type Lanes: Copy;
+
+    /// How many `Lanes` fit the register file.
+    const REGISTERS: usize;
+
+    fn splat(self, value: f32) -> Self::Lanes;
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes;
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes;
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a · b + c, rounded once where the hardware can and twice where it cannot.
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
+    /// The sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
+    fn sum(self, lanes: Self::Lanes) -> f32;
+}
+
+/// A stored element that loads as f32.
+pub(super) trait Element: Copy + Default + Send + Sync + 'static {
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load(from)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_f16(from)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_bf16(from)
+    }
+}
+
+/// Fewer than sixteen elements, followed by zeros.
+#[inline(always)]
+pub(super) fn padded<T: Element>(tail: &[T]) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    for (lane, &element) in lanes.iter_mut().zip(tail) {
+        *lane = element;
+    }
+    lanes
+}
+
+/// Plain Rust, for the compiler to vectorise as it can.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type Lanes = [f32; LANES];
+
+    // Sixteen registers of four lanes, the least that x86-64 and AArch64 have.
+    const REGISTERS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Lanes {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        *from
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(from) {
+            // `to_f32` would look for F16C at every call.
+            *lane = value.to_f32_const();
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(from) {
+            *lane = f32::from_bits(u32::from(value.to_bits()) << 16);
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
+        *to = lanes;
+    }
+
+    #[inline(always)]
+    fn add(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a *= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
+        for (c, (a, b)) in c.iter_mut().zip(a.iter().zip(b)) {
+            *c += a * b;
+        }
+        c
+    }
+
+    #[inline(always)]
+    fn sum(self, mut lanes: Self::Lanes) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for l in 0..half {
+                lanes[l] += lanes[l + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Everything {
+        a: [f32; LANES],
+        b: [f32; LANES],
+        c: [f32; LANES],
+    }
+
+    impl Kernel for Everything {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let [a, b, c] = [simd.load(&self.a), simd.load(&self.b), simd.load(&self.c)];
+            let a_f16 = simd.load_f16(&self.a.map(f16::from_f32));
+            let a_bf16 = simd.load_bf16(&self.a.map(bf16::from_f32));
+            let mut out = Vec::new();
+            for lanes in [simd.splat(self.a[3]), simd.add(a, b), simd.mul(a, b), a_f16, a_bf16] {
+                let mut stored = [0.0; LANES];
+                simd.store(lanes, &mut stored);
+                out.extend(stored);
+            }
+            out.push(simd.sum(a));
+            // Without rounding error, so that fused or not is the same.
+            out.push(simd.sum(simd.mul_add(simd.splat(2.0), c, c)));
+            out
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree() {
+        let a: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 0.7).sin() * 10.0);
+        let b: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.3).cos());
+        let c: [f32; LANES] = std::array::from_fn(|i| i as f32 - 4.0);
+        let expected = Everything { a, b, c }.run(Portable);
+        assert_eq!(expected[2 * LANES + 5], a[5] * b[5]);
+        assert_eq!(expected[3 * LANES + 5], f16::from_f32(a[5]).to_f32());
+        assert_eq!(expected[4 * LANES + 5], bf16::from_f32(a[5]).to_f32());
+        assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
+        for set in InstructionSet::available() {
+            let vectors = Vectors::new(set).unwrap();
+            assert_eq!(vectors.instruction_set(), set);
+            assert_eq!(vectors.run(Everything { a, b, c }), expected, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn the_sum_is_the_tree_of_its_description() {
+        let lanes: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 0.37).exp());
+        let pair = |l: usize| lanes[l] + lanes[l + 8];
+        let four = |l: usize| pair(l) + pair(l + 4);
+        let eight = |l: usize| four(l) + four(l + 2);
+        assert_eq!(Portable.sum(lanes).to_bits(), (eight(0) + eight(1)).to_bits());
+    }
+}

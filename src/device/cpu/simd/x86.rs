@@ -1,0 +1,204 @@
+//! AVX2 (with FMA and F16C) and AVX-512F.
+//!
+//! Intel's guide names each instruction: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide>.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Kernel, LANES, Simd};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Avx2(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        found.then_some(Self(()))
+    }
+
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn enabled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists, so the machine has the three features.
+        unsafe { enabled(self, kernel) }
+    }
+}
+
+impl Simd for Avx2 {
+    /// Lanes 0..8 and 8..16.
+    type Lanes = [__m256; 2];
+
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        let from = from.as_ptr();
+        // SAFETY: `self` exists, so the machine has AVX2; both loads are within the 16 elements.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: `self` exists, so the machine has AVX2 and F16C; both loads of 8 elements are
+        // within the 16, and need no alignment.
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))] }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: `self` exists, so the machine has AVX2; both loads of 8 elements are within the
+        // 16, and need no alignment.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(1)));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
+        let to = to.as_mut_ptr();
+        // SAFETY: `self` exists, so the machine has AVX2; both stores are within the 16 elements.
+        unsafe {
+            _mm256_storeu_ps(to, lanes[0]);
+            _mm256_storeu_ps(to.add(8), lanes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has FMA.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn sum(self, lanes: Self::Lanes) -> f32 {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { sum8(_mm256_add_ps(lanes[0], lanes[1])) }
+    }
+}
+
+/// Proof that the machine has AVX-512F.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        is_x86_feature_detected!("avx512f").then_some(Self(()))
+    }
+
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f")]
+        fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { enabled(self, kernel) }
+    }
+}
+
+impl Simd for Avx512 {
+    type Lanes = __m512;
+
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 16 elements.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 16 elements and
+        // needs no alignment.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 16 elements and
+        // needs no alignment.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the store is of the 16 elements.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn sum(self, lanes: Self::Lanes) -> f32 {
+        // SAFETY: `self` exists, so the machine has AVX-512F, which includes AVX2.
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes)));
+            sum8(_mm256_add_ps(_mm512_castps512_ps256(lanes), high))
+        }
+    }
+}
+
+/// The last three levels of the tree of [`Simd::sum`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sum8(lanes: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
