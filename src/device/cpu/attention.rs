@@ -67,9 +67,9 @@ pub(super) fn joint_attention(
 /// A q head of a row.
 struct Query<'a> {
     row: Row,
-    /// [head_dim].
+    /// `[head_dim]`.
     q: &'a [f32],
-    /// [head_dim].
+    /// `[head_dim]`.
     out: &'a mut [f32],
 }
 

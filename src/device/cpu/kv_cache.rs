@@ -6,7 +6,7 @@ use super::check;
 use super::simd::Element;
 use crate::device::{AttentionShape, DeviceError, Precision};
 
-/// Keys and values of one layer, each [pages][page_size][kv_heads][head_dim].
+/// Keys and values of one layer, each `[pages][page_size][kv_heads][head_dim]`.
 #[derive(Debug)]
 pub(super) struct Layer<T> {
     pub(super) keys: Box<[T]>,
@@ -129,7 +129,7 @@ impl KvCache {
         check::index(operation, "layer", layer, layers)
     }
 
-    /// Writes the keys and values [kv_heads · head_dim] of one position, all operands checked.
+    /// Writes the keys and values `[kv_heads · head_dim]` of one position, all operands checked.
     pub(super) fn append(
         &mut self,
         layer: usize,

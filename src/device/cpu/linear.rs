@@ -33,11 +33,11 @@ pub struct Linear {
 /// Some columns of a stored matrix.
 #[derive(Debug)]
 struct Part {
-    /// [out, stored columns].
+    /// `[out, stored columns]`.
     weight: Tensor,
     columns: Range<usize>,
     out_cols: usize,
-    /// [out].
+    /// `[out]`.
     bias: Option<Vec<f32>>,
 }
 
@@ -119,13 +119,14 @@ impl Linear {
             return check::shape(operation, "parts of the table", &[1], &[self.parts.len()]);
         };
         check::cols(operation, "out", out, self.in_cols)?;
-        let rows = check::rows(operation, first_row..first_row.saturating_add(ids.len()), &[out])?;
+        let Some(more) = ids.len().checked_sub(1) else { return Ok(()) };
+        check::index(operation, "row", first_row.saturating_add(more), out.rows())?;
         for &id in ids {
             check::index(operation, "token id", id as usize, self.out_cols)?;
         }
         let elements = table.weight.elements();
         let precision = out.precision();
-        for (&id, out) in ids.iter().zip(out.rows_in_mut(rows)) {
+        for (&id, out) in ids.iter().zip(out.rows_in_mut(first_row..first_row + ids.len())) {
             elements.read_f32(table.row(id as usize), out);
             precision.round_all(out);
         }
@@ -191,7 +192,7 @@ impl Linear {
 struct Task<'a> {
     part: &'a Part,
     columns: Range<usize>,
-    /// [rows][columns].
+    /// `[rows][columns]`.
     out: Vec<&'a mut [f32]>,
 }
 

@@ -69,7 +69,7 @@ pub(super) fn norm_rope_append(
     Ok(())
 }
 
-/// Cosines and sines [head_dim / 2] at `position`, in f32 as transformers takes them.
+/// Cosines and sines `[head_dim / 2]` at `position`, in f32 as transformers takes them.
 fn angles(rope: &Rope, position: usize) -> (Vec<f32>, Vec<f32>) {
     let angles = rope.inv_freq.iter().map(|inv_freq| position as f32 * inv_freq);
     angles.map(|angle| (angle.cos() * rope.scale, angle.sin() * rope.scale)).unzip()
@@ -77,9 +77,9 @@ fn angles(rope: &Rope, position: usize) -> (Vec<f32>, Vec<f32>) {
 
 /// Norms and rotates the q or the k heads of one row.
 struct NormRope<'a> {
-    /// [heads · head_dim].
+    /// `[heads · head_dim]`.
     heads: &'a mut [f32],
-    /// Weight [head_dim] and epsilon.
+    /// Weight `[head_dim]` and epsilon.
     norm: Option<(&'a [f32], f32)>,
     cos: &'a [f32],
     sin: &'a [f32],

@@ -6,7 +6,7 @@
 //! agree in every bit; the portable copy rounds the product too, because without FMA hardware a
 //! fused multiply-add is a library call.
 //!
-//! The types that implement [`Simd`] are proofs: an [`Avx512`] exists only where the machine has
+//! The types that implement [`Simd`] are proofs: an `Avx512` exists only where the machine has
 //! AVX-512. That is what makes the methods safe to call.
 
 use half::{bf16, f16};
@@ -21,7 +21,7 @@ pub enum InstructionSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512F and AVX-512VL.
     Avx512,
 }
 

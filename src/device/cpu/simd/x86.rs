@@ -107,21 +107,25 @@ impl Simd for Avx2 {
     }
 }
 
-/// Proof that the machine has AVX-512F.
+/// Proof that the machine has AVX-512F and AVX-512VL.
+///
+/// VL is what lets the 256-bit steps of [`Simd::sum`] use all 32 registers; without it the compiler
+/// keeps accumulators in the lower 16, and spills.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Avx512(());
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx512f").then_some(Self(()))
+        let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+        found.then_some(Self(()))
     }
 
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f")]
+        #[target_feature(enable = "avx512f,avx512vl")]
         fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists, so the machine has AVX-512F.
+        // SAFETY: `self` exists, so the machine has both features.
         unsafe { enabled(self, kernel) }
     }
 }
