@@ -84,6 +84,40 @@ fn avx2_and_avx512_agree() {
         .map(|device| linear(&device, &device.new_linear(&[LinearPart::new(&weight, None)]).unwrap(), &x))
         .collect();
     assert!(fused.windows(2).all(|pair| pair[0] == pair[1]));
+
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 40 };
+    let attended: Vec<_> = devices(1, Precision::F32)
+        .iter()
+        .filter(|device| device.instruction_set() != InstructionSet::Portable)
+        .map(|device| rows_together(device, shape, &[sequence(1, 150, 3, &[0, 2], 5)], 16))
+        .collect();
+    assert!(attended.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn elementwise_operations_do_not_depend_on_threads() {
+    // Enough columns that rows are worth dividing among threads.
+    let (rows, cols) = (9, 30_000);
+    let x = noise_rows(8, rows, cols);
+    let y = noise_rows(9, rows, cols);
+    let weight = weights(DType::F32, &[cols], 10);
+    let run = |device: &Cpu| {
+        let x = activations(device, cols, &x);
+        let weight = device.new_vector(&weight).unwrap();
+        let mut outs = [(); 3].map(|()| activations(device, cols, &y));
+        device.rms_norm(&x, 0..rows, &weight, 1e-5, &mut outs[0]).unwrap();
+        device.add(&x, 0..rows, &mut outs[1]).unwrap();
+        device.silu_add(&x, &[4; 9], &mut outs[2]).unwrap();
+        let mut gated = device.new_buffer(cols / 2);
+        device.resize(&mut gated, rows).unwrap();
+        device.silu_mul(&x, 0..rows, &mut gated).unwrap();
+        outs.iter().chain([&gated]).map(bits).collect::<Vec<_>>()
+    };
+    let single: Vec<_> = devices(1, Precision::F32).iter().map(run).collect();
+    for threads in [2, 3] {
+        let several: Vec<_> = devices(threads, Precision::F32).iter().map(run).collect();
+        assert!(several == single, "{threads} threads");
+    }
 }
 
 /// Rows `columns` of a matrix as one of its own.
