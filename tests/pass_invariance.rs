@@ -1,4 +1,4 @@
-//! A row's result has the same bits whatever other rows, and however many threads, compute with it.
+//! Whole passes: a sequence's rows have the same bits alone and among others.
 
 #![cfg(feature = "runner")]
 
@@ -6,12 +6,11 @@ mod common;
 
 use common::models::{Spec, spec};
 use common::runs::cpu;
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
-use flexdraft::device::{Device, LinearPart, Precision};
+use flexdraft::device::Precision;
+use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
-use flexdraft::tensor::{DType, Tensor};
-use half::{bf16, f16};
+use flexdraft::tensor::Tensor;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -23,133 +22,8 @@ fn persistence(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Every instruction set of the machine, on 1, 2 and 3 threads.
-fn devices() -> Vec<(InstructionSet, usize, Cpu)> {
-    let device = |set, threads| {
-        let options = CpuOptions { threads, instruction_set: Some(set), ..CpuOptions::default() };
-        (set, threads, Cpu::new(options).unwrap())
-    };
-    let sets = InstructionSet::available();
-    sets.iter().flat_map(|&set| (1..=3).map(move |threads| device(set, threads))).collect()
-}
-
-/// Numbers in [−1, 1) with full mantissas, so that any other order of summation shows.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed | 1;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(count).collect()
-}
-
-fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let values = numbers(seed, shape.iter().product());
-    match dtype {
-        DType::F32 => Tensor::from_f32(shape, values),
-        DType::F16 => Tensor::from_f16(shape, values.into_iter().map(f16::from_f32).collect()),
-        DType::Bf16 => Tensor::from_bf16(shape, values.into_iter().map(bf16::from_f32).collect()),
-    }
-    .unwrap()
-}
-
-/// A buffer that holds `rows`.
-fn buffer(device: &Cpu, rows: &[&[f32]]) -> Buffer {
-    let mut buffer = device.new_logits(rows[0].len());
-    device.resize(&mut buffer, rows.len()).unwrap();
-    for (index, row) in rows.iter().enumerate() {
-        device.edit_row(&mut buffer, index, &mut |to| to.copy_from_slice(row)).unwrap();
-    }
-    buffer
-}
-
 fn bits(buffer: &Buffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
-}
-
-struct Layer {
-    weights: Vec<Tensor>,
-    biases: Vec<Tensor>,
-    columns: Option<std::ops::Range<usize>>,
-}
-
-impl Layer {
-    fn new(dtype: DType, inputs: usize, outputs: &[usize], column_range: bool) -> Self {
-        let stored = if column_range { inputs + 9 } else { inputs };
-        let indexed = || outputs.iter().zip(1u64..);
-        Self {
-            weights: indexed().map(|(&n, seed)| tensor(dtype, &[n, stored], seed)).collect(),
-            biases: indexed().map(|(&n, seed)| tensor(dtype, &[n], 100 + seed)).collect(),
-            columns: column_range.then_some(5..5 + inputs),
-        }
-    }
-
-    fn product(&self, device: &Cpu, rows: &[&[f32]]) -> Buffer {
-        let part = |(weight, bias)| LinearPart { weight, columns: self.columns.clone(), bias: Some(bias) };
-        let parts: Vec<_> = self.weights.iter().zip(&self.biases).map(part).collect();
-        let layer = device.new_linear(&parts).unwrap();
-        let x = buffer(device, rows);
-        let mut out = device.new_logits(self.weights.iter().map(|w| w.shape()[0]).sum());
-        device.resize(&mut out, rows.len()).unwrap();
-        device.linear(&layer, &x, 0..rows.len(), &mut out).unwrap();
-        out
-    }
-
-    /// In f64, with Σ |w·x| beside it.
-    fn exact(&self, row: &[f32]) -> Vec<(f64, f64)> {
-        let mut out = Vec::new();
-        for (weight, bias) in self.weights.iter().zip(&self.biases) {
-            let stored = weight.shape()[1];
-            let range = self.columns.clone().unwrap_or(0..stored);
-            for (w, bias) in weight.to_f32().chunks_exact(stored).zip(bias.to_f32()) {
-                let products = w[range.clone()].iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                let magnitude: f64 = products.clone().map(f64::abs).sum();
-                out.push((products.sum::<f64>() + f64::from(bias), magnitude + f64::from(bias).abs()));
-            }
-        }
-        out
-    }
-}
-
-/// Row r of M rows equals the row alone, M = 1..=40, whatever the weights' type, the machine's
-/// instruction set and the number of threads.
-#[test]
-fn products_for_up_to_forty_rows() {
-    const ROWS: usize = 40;
-    for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        for (inputs, outputs, column_range) in [
-            (64, vec![48], false),
-            (37, vec![19, 5, 5], false),
-            (129, vec![33], true),
-            (1000, vec![301], false),
-        ] {
-            let layer = Layer::new(dtype, inputs, &outputs, column_range);
-            let values = numbers(77, ROWS * inputs);
-            let rows: Vec<&[f32]> = values.chunks_exact(inputs).collect();
-            let mut fused: Option<Vec<Vec<u32>>> = None;
-            for (set, threads, device) in devices() {
-                let alone: Vec<Vec<u32>> =
-                    rows.iter().map(|row| bits(&layer.product(&device, &[row]), 0)).collect();
-                for count in 1..=ROWS {
-                    let together = layer.product(&device, &rows[..count]);
-                    for (row, alone) in alone[..count].iter().enumerate() {
-                        let name = format!("{set:?}, {threads} threads, {dtype}, row {row} of {count}");
-                        assert_eq!(&bits(&together, row), alone, "{name}");
-                    }
-                }
-                // Instruction sets that fuse multiply and add agree with each other, too.
-                if set != InstructionSet::Portable {
-                    assert_eq!(fused.get_or_insert_with(|| alone.clone()), &alone, "{set:?}");
-                }
-                for (row, alone) in rows.iter().zip(&alone) {
-                    for (found, (expected, magnitude)) in alone.iter().zip(layer.exact(row)) {
-                        let error = (f64::from(f32::from_bits(*found)) - expected).abs();
-                        assert!(error <= 1e-6 * magnitude, "{set:?}, {dtype}: {error} of {magnitude}");
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// A sequence of a pass: what it has in the cache, its candidates and its groups.
@@ -253,7 +127,7 @@ proptest! {
     ) {
         let device = |threads| {
             let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
-            Cpu::new(CpuOptions { threads, precision, ..CpuOptions::default() }).unwrap()
+            Cpu::new(CpuOptions { threads, precision }).unwrap()
         };
         let together = run_pass(&spec, device(2), page_size, &places, true);
         for (place, rows) in places.iter().zip(&together) {

@@ -1,47 +1,33 @@
 //! Joint draft-and-verify attention over the paged cache.
 //!
-//! For one sequence and one KV head, keys and values are read once, tile by tile, and every row of the
-//! sequence that sees a tile folds it into its running maximum, sum and output (online softmax,
-//! arXiv 1805.02867). Tiles lie at absolute positions (multiples of [`TILE`]); a mask row's own group is
-//! one further tile, folded last. The arithmetic of a row depends on its limit and on what it sees, on
-//! nothing else: not on the batch, the groups beside it, or the mode.
+//! A row's cached positions are taken in tiles of [`TILE`] *absolute* positions, ascending, with a
+//! running maximum and sum (online softmax, arXiv 1805.02867; 2205.14135, section 3.1), then the
+//! slots of its own group in tiles of the same size. The order of every sum is therefore a function
+//! of positions alone: neither pages, nor other rows, groups or sequences, nor the mode have a part
+//! in it. What lies beyond a row's limit is never multiplied by anything that the row keeps.
 
-use super::Cpu;
+use half::bf16;
+
 use super::buffer::Buffer;
 use super::check;
-use super::kv_cache::KvCache;
-use super::simd::{Kernel, LANES, Simd, padded};
+use super::kv_cache::{KvCache, Layer, Layers, Paging};
+use super::pool::Pool;
+use super::product::products;
+use super::simd::{Element, Kernel, LANES, Simd, Vectors, padded};
 use crate::device::{AttentionShape, DeviceError};
 use crate::layout::{Pass, Row};
 
-/// Positions in a tile.
+/// Positions of a tile.
 const TILE: usize = 64;
+
+/// Rows of a sequence that go through the cache together, so that a tile of keys and values is read
+/// from the cache's memory once for all of them.
+const ROWS: usize = 8;
 
 const OPERATION: &str = "joint_attention";
 
-/// Checks that a pass fits a cache: page ids, and page tables that cover every limit.
-pub(super) fn check_pass(
-    operation: &'static str,
-    pass: &Pass<'_>,
-    layer: usize,
-    cache: &KvCache,
-) -> Result<(), DeviceError> {
-    check::index(operation, "layer", layer, cache.layers())?;
-    for sequence in &pass.sequences {
-        for &page in sequence.pages {
-            check::index(operation, "page", page as usize, cache.pages())?;
-        }
-        let candidates = sequence.start.saturating_add(sequence.candidates);
-        let groups = sequence.groups.iter().map(|k| sequence.start.saturating_add(*k).saturating_add(1));
-        let end = groups.chain((sequence.candidates > 0).then_some(candidates)).max().unwrap_or(0);
-        let limit = sequence.pages.len() * cache.page_size();
-        check::index(operation, "position", end, limit + 1)?;
-    }
-    Ok(())
-}
-
 pub(super) fn joint_attention(
-    cpu: &Cpu,
+    (pool, vectors): (&Pool, Vectors),
     shape: AttentionShape,
     pass: &Pass<'_>,
     qkv: &Buffer,
@@ -49,195 +35,238 @@ pub(super) fn joint_attention(
     cache: &KvCache,
     out: &mut Buffer,
 ) -> Result<(), DeviceError> {
-    check_pass(OPERATION, pass, layer, cache)?;
-    let heads = |s: AttentionShape| [s.q_heads, s.kv_heads, s.head_dim];
-    check::shape(OPERATION, "heads", &heads(cache.shape()), &heads(shape))?;
-    check::at_least(OPERATION, "qkv", qkv, pass.total_rows(), shape.qkv_cols())?;
-    check::at_least(OPERATION, "out", out, pass.total_rows(), shape.out_cols())?;
+    cache.check(OPERATION, layer, shape)?;
+    let (candidates, masks) = check::pass(OPERATION, pass, cache.paging)?;
+    let total = candidates + masks;
+    if total == 0 || shape.q_heads == 0 {
+        return Ok(());
+    }
+    check::at_least(OPERATION, "qkv", qkv, total, shape.qkv_cols())?;
+    check::at_least(OPERATION, "out", out, total, shape.out_cols())?;
 
     let rows = pass.rows();
-    let q_per_kv = shape.q_heads / shape.kv_heads;
-    let mut jobs = Vec::new();
-    let mut work = 0;
-    for (index, sequence) in pass.sequences.iter().enumerate() {
-        let own: Vec<(usize, Row)> =
-            rows.iter().copied().enumerate().filter(|(_, r)| r.sequence == index).collect();
-        work +=
-            own.iter().map(|(_, row)| (row.limit + 1 + sequence.slots) * shape.out_cols() * 2).sum::<usize>();
-        for head in 0..shape.kv_heads {
-            let width = q_per_kv * shape.head_dim;
-            jobs.push(HeadJob {
-                shape,
-                pages: sequence.pages,
-                rows: own.clone(),
-                head,
-                qkv,
-                layer,
-                cache,
-                out: vec![0.0; own.len() * width],
-            });
-        }
-    }
-    let mut slots: Vec<&mut HeadJob<'_>> = jobs.iter_mut().collect();
-    cpu.pool.for_each(std::mem::take(&mut slots), work, |job| cpu.vectors.run(job));
-
+    let work = rows.iter().fold(0usize, |work, row| work.saturating_add(row.limit + 1));
+    let work = work.saturating_mul(2 * shape.out_cols());
     let precision = out.precision();
-    for job in jobs {
-        let width = q_per_kv * shape.head_dim;
-        for ((row, _), values) in job.rows.iter().zip(job.out.chunks_exact(width.max(1))) {
-            for target in out.rows_in_mut(*row..row + 1) {
-                let columns = job.head * width..(job.head + 1) * width;
-                target[columns].iter_mut().zip(values).for_each(|(to, &value)| *to = precision.round(value));
+    let items = blocks(shape, pass, &rows, qkv, out);
+    pool.for_each(items, work, |mut block| {
+        let paging = cache.paging;
+        match &cache.layers {
+            Layers::F32(layers) => {
+                vectors.run(Attend { shape, qkv, cache: &layers[layer], paging, block: &mut block });
+            }
+            Layers::Bf16(layers) => {
+                vectors.run(Attend::<bf16> { shape, qkv, cache: &layers[layer], paging, block: &mut block });
             }
         }
-    }
+        block.queries.into_iter().for_each(|query| precision.round_all(query.out));
+    });
     Ok(())
 }
 
-/// All rows of one sequence against one KV head.
-struct HeadJob<'a> {
-    shape: AttentionShape,
+/// A q head of a row.
+struct Query<'a> {
+    row: Row,
+    /// `[head_dim]`.
+    q: &'a [f32],
+    /// `[head_dim]`.
+    out: &'a mut [f32],
+}
+
+/// Some rows of one sequence, with the q heads that share a KV head.
+struct Block<'a> {
     pages: &'a [u32],
-    rows: Vec<(usize, Row)>,
-    head: usize,
+    kv_head: usize,
+    queries: Vec<Query<'a>>,
+}
+
+/// Divides the pass into blocks of up to [`ROWS`] rows of a sequence and one KV head.
+fn blocks<'a>(
+    shape: AttentionShape,
+    pass: &Pass<'a>,
+    rows: &[Row],
     qkv: &'a Buffer,
-    layer: usize,
-    cache: &'a KvCache,
-    /// `[rows, q heads of this KV head, head_dim]`.
-    out: Vec<f32>,
+    out: &'a mut Buffer,
+) -> Vec<Block<'a>> {
+    // What is open of each sequence, by KV head.
+    let mut open: Vec<Vec<Block<'a>>> = pass
+        .sequences
+        .iter()
+        .map(|sequence| {
+            let block = |kv_head| Block { pages: sequence.pages, kv_head, queries: Vec::new() };
+            (0..shape.kv_heads).map(block).collect()
+        })
+        .collect();
+    let heads_per_kv = shape.q_heads / shape.kv_heads;
+    let mut full = Vec::new();
+    let qkv = qkv.rows_in(0..rows.len());
+    for (row, (qkv, out)) in rows.iter().zip(qkv.zip(out.rows_in_mut(0..rows.len()))) {
+        let q = qkv.chunks_exact(shape.head_dim);
+        let mut queries =
+            q.zip(out.chunks_exact_mut(shape.head_dim)).map(|(q, out)| Query { row: *row, q, out });
+        for block in &mut open[row.sequence] {
+            if block.queries.len() == ROWS * heads_per_kv {
+                let queries = std::mem::take(&mut block.queries);
+                full.push(Block { queries, ..*block });
+            }
+            block.queries.extend(queries.by_ref().take(heads_per_kv));
+        }
+    }
+    full.extend(open.into_iter().flatten().filter(|block| !block.queries.is_empty()));
+    full
 }
 
-/// Running softmax of one row and query head.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
+/// One block over one layer of the cache.
+struct Attend<'a, 'b, T> {
+    shape: AttentionShape,
+    /// Where the groups' own keys and values are.
+    qkv: &'a Buffer,
+    cache: &'a Layer<T>,
+    paging: Paging,
+    block: &'a mut Block<'b>,
 }
 
-impl Kernel for &mut HeadJob<'_> {
+impl<T: Element> Kernel for Attend<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
-        let q_per_kv = q_heads / kv_heads;
-        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; self.rows.len() * q_per_kv];
-        let (mut keys, mut values) = (vec![0.0; TILE * head_dim], vec![0.0; TILE * head_dim]);
-        let last = self.rows.iter().map(|(_, row)| row.limit).max().unwrap_or(0);
-        for first in (0..=last).step_by(TILE) {
-            let count = TILE.min(last + 1 - first);
-            for i in 0..count {
-                let range = i * head_dim..(i + 1) * head_dim;
-                self.cache.read_key(self.layer, self.pages, first + i, self.head, &mut keys[range.clone()]);
-                self.cache.read_value(self.layer, self.pages, first + i, self.head, &mut values[range]);
+        let Self { shape, qkv, cache, paging, block } = self;
+        let dim = shape.head_dim;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let q: Vec<&[f32]> = block.queries.iter().map(|query| query.q).collect();
+        let mut softmaxes: Vec<Softmax> = q.iter().map(|_| Softmax::new(dim)).collect();
+        let mut scores = vec![[0.0; TILE]; q.len()];
+        let mut keys: [&[T]; TILE] = [&[]; TILE];
+        let mut values: [&[T]; TILE] = [&[]; TILE];
+
+        let end = block.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0);
+        for start in (0..end).step_by(TILE) {
+            let len = TILE.min(end - start);
+            for i in 0..len {
+                let head = paging.token(block.pages, start + i) + block.kv_head * dim;
+                keys[i] = &cache.keys[head..head + dim];
+                values[i] = &cache.values[head..head + dim];
             }
-            for index in 0..self.rows.len() {
-                let limit = self.rows[index].1.limit;
-                if first <= limit {
-                    let seen = count.min(limit + 1 - first);
-                    self.fold(simd, index, seen, &keys, &values, &mut running);
+            products(simd, &q, &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            for (query, (softmax, scores)) in block.queries.iter().zip(softmaxes.iter_mut().zip(&mut scores))
+            {
+                let visible = len.min((query.row.limit + 1).saturating_sub(start));
+                if visible > 0 {
+                    softmax.merge(simd, scores, &values[..visible]);
                 }
             }
         }
-        for index in 0..self.rows.len() {
-            let Some((start, end)) = self.rows[index].1.group else { continue };
-            for (tile, row) in (start..end).enumerate().map(|(i, row)| (i % TILE, row)) {
-                let columns = self.qkv.row(row).unwrap_or(&[]);
-                let key = (q_heads + self.head) * head_dim;
-                let value = key + kv_heads * head_dim;
-                keys[tile * head_dim..(tile + 1) * head_dim].copy_from_slice(&columns[key..key + head_dim]);
-                values[tile * head_dim..(tile + 1) * head_dim]
-                    .copy_from_slice(&columns[value..value + head_dim]);
+
+        let mut keys: [&[f32]; TILE] = [&[]; TILE];
+        let mut values: [&[f32]; TILE] = [&[]; TILE];
+        let key_col = (shape.q_heads + block.kv_head) * dim;
+        let value_col = key_col + shape.kv_heads * dim;
+        for (query, softmax) in block.queries.iter().zip(&mut softmaxes) {
+            let (first, end) = query.row.group.unwrap_or((0, 0));
+            for start in (first..end).step_by(TILE) {
+                let len = TILE.min(end - start);
+                for (i, slot) in qkv.rows_in(start..start + len).enumerate() {
+                    keys[i] = &slot[key_col..key_col + dim];
+                    values[i] = &slot[value_col..value_col + dim];
+                }
+                let scores = &mut scores[0];
+                products(simd, &[query.q], &keys[..len], &mut |_, n, score| scores[n] = score * scale);
+                softmax.merge(simd, scores, &values[..len]);
             }
-            self.fold(simd, index, end - start, &keys, &values, &mut running);
         }
-        for (running, out) in running.iter().zip(self.out.chunks_exact_mut(head_dim)) {
-            if running.sum > 0.0 {
-                out.iter_mut().for_each(|value| *value /= running.sum);
+
+        for (query, softmax) in block.queries.iter_mut().zip(&softmaxes) {
+            for (out, sum) in query.out.iter_mut().zip(softmax.weighted.as_flattened()) {
+                *out = sum / softmax.sum;
             }
         }
     }
 }
 
-impl HeadJob<'_> {
-    /// Folds the first `seen` positions of a tile into row `index`.
+/// The softmax-weighted sum of the values seen so far, relative to the largest score so far.
+struct Softmax {
+    max: f32,
+    /// Σ exp(score − max).
+    sum: f32,
+    /// Σ exp(score − max) · value, head_dim filled up with zeros to whole vectors.
+    weighted: Vec<[f32; LANES]>,
+}
+
+impl Softmax {
+    fn new(dim: usize) -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0, weighted: vec![[0.0; LANES]; dim.div_ceil(LANES)] }
+    }
+
+    /// Adds a tile of at least one position. Of `scores` the first `values.len()` count.
     #[inline(always)]
-    fn fold<S: Simd>(
-        &mut self,
-        simd: S,
-        index: usize,
-        seen: usize,
-        keys: &[f32],
-        values: &[f32],
-        running: &mut [Running],
-    ) {
-        let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
-        let q_per_kv = q_heads / kv_heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let row = self.qkv.row(self.rows[index].0).unwrap_or(&[]);
-        let mut scores = [0.0f32; TILE];
-        for h in 0..q_per_kv {
-            let q = &row[(self.head * q_per_kv + h) * head_dim..][..head_dim];
-            let mut max = f32::NEG_INFINITY;
-            for (i, score) in scores[..seen].iter_mut().enumerate() {
-                *score = dot(simd, q, &keys[i * head_dim..][..head_dim]) * scale;
-                max = max.max(*score);
-            }
-            let state = &mut running[index * q_per_kv + h];
-            let out = &mut self.out[(index * q_per_kv + h) * head_dim..][..head_dim];
-            let new_max = state.max.max(max);
-            if new_max == f32::NEG_INFINITY {
-                continue;
-            }
-            let rescale = (state.max - new_max).exp();
-            out.iter_mut().for_each(|value| *value *= rescale);
-            state.sum *= rescale;
-            state.max = new_max;
-            for (i, &score) in scores[..seen].iter().enumerate() {
-                let weight = (score - new_max).exp();
-                state.sum += weight;
-                let value = &values[i * head_dim..][..head_dim];
-                accumulate(simd, weight, value, out);
-            }
+    fn merge<S: Simd, T: Element>(&mut self, simd: S, scores: &mut [f32; TILE], values: &[&[T]]) {
+        let (weights, hidden) = scores.split_at_mut(values.len());
+        hidden.fill(0.0);
+        let max = weights.iter().fold(self.max, |max, &score| max.max(score));
+        let rescale = (self.max - max).exp();
+        for weight in weights.iter_mut() {
+            *weight = (*weight - max).exp();
+        }
+        let mut lanes = simd.splat(0.0);
+        for weights in scores.as_chunks().0 {
+            lanes = simd.add(lanes, simd.load(weights));
+        }
+        self.sum = self.sum * rescale + simd.sum(lanes);
+        self.max = max;
+
+        let rescale = simd.splat(rescale);
+        if S::REGISTERS >= 32 {
+            accumulate::<S, T, 8>(simd, rescale, scores, values, &mut self.weighted);
+        } else {
+            accumulate::<S, T, 4>(simd, rescale, scores, values, &mut self.weighted);
         }
     }
 }
 
+/// `weighted = weighted · rescale + Σ_i weights[i] · values[i]`, i ascending, `B` vectors at a time.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = simd.splat(0.0);
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (padded(a_lanes.remainder()), padded(b_lanes.remainder()));
-    for (a, b) in a_lanes.zip(b_lanes) {
-        if let (Some(a), Some(b)) = (a.first_chunk(), b.first_chunk()) {
-            sum = simd.mul_add(simd.load(a), simd.load(b), sum);
+fn accumulate<S: Simd, T: Element, const B: usize>(
+    simd: S,
+    rescale: S::Lanes,
+    weights: &[f32; TILE],
+    values: &[&[T]],
+    weighted: &mut [[f32; LANES]],
+) {
+    let whole = values.first().map_or(0, |value| value.len() / LANES);
+    let (weighted, tail) = weighted.split_at_mut(whole);
+    let (blocks, rest) = weighted.as_chunks_mut::<B>();
+    let in_blocks = blocks.len() * B;
+    for (block, sums) in blocks.iter_mut().enumerate() {
+        let mut lanes = [simd.splat(0.0); B];
+        for b in 0..B {
+            lanes[b] = simd.mul(simd.load(&sums[b]), rescale);
+        }
+        for (value, &weight) in values.iter().zip(weights) {
+            let weight = simd.splat(weight);
+            let value = &value.as_chunks().0[block * B..][..B];
+            for b in 0..B {
+                lanes[b] = simd.mul_add(weight, T::load(simd, &value[b]), lanes[b]);
+            }
+        }
+        for b in 0..B {
+            simd.store(lanes[b], &mut sums[b]);
         }
     }
-    if !a.len().is_multiple_of(LANES) {
-        sum = simd.mul_add(simd.load(&a_rest), simd.load(&b_rest), sum);
-    }
-    simd.sum(sum)
-}
-
-/// `out += weight · value`.
-#[inline(always)]
-fn accumulate<S: Simd>(simd: S, weight: f32, value: &[f32], out: &mut [f32]) {
-    let weight = simd.splat(weight);
-    let mut out_lanes = out.chunks_exact_mut(LANES);
-    let value_lanes = value.chunks_exact(LANES);
-    let value_rest = padded(value_lanes.remainder());
-    for (to, value) in (&mut out_lanes).zip(value_lanes) {
-        if let (Some(to), Some(value)) = (to.first_chunk_mut(), value.first_chunk()) {
-            let sum = simd.mul_add(weight, simd.load(value), simd.load(to));
-            simd.store(sum, to);
+    for (b, sums) in rest.iter_mut().enumerate() {
+        let mut lanes = simd.mul(simd.load(sums), rescale);
+        for (value, &weight) in values.iter().zip(weights) {
+            let value = T::load(simd, &value.as_chunks().0[in_blocks + b]);
+            lanes = simd.mul_add(simd.splat(weight), value, lanes);
         }
+        simd.store(lanes, sums);
     }
-    let rest = out_lanes.into_remainder();
-    if !rest.is_empty() {
-        let mut lanes = padded(rest);
-        let sum = simd.mul_add(weight, simd.load(&value_rest), simd.load(&lanes));
-        simd.store(sum, &mut lanes);
-        let len = rest.len();
-        rest.copy_from_slice(&lanes[..len]);
+    for sums in tail {
+        let mut lanes = simd.mul(simd.load(sums), rescale);
+        for (value, &weight) in values.iter().zip(weights) {
+            let value = T::load(simd, &padded(&value[whole * LANES..]));
+            lanes = simd.mul_add(simd.splat(weight), value, lanes);
+        }
+        simd.store(lanes, sums);
     }
 }

@@ -24,7 +24,7 @@ impl Precision {
     }
 }
 
-/// Activations [rows, cols], row-major, held as f32 and rounded as they are stored.
+/// Activations `[rows, cols]`, row-major, held as f32 and rounded as they are stored.
 #[derive(Debug)]
 pub struct Buffer {
     data: Vec<f32>,
@@ -34,7 +34,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer [0, cols] whose values are rounded to `precision`.
+    /// An empty buffer `[0, cols]` whose values are rounded to `precision`.
     pub(super) fn new(cols: usize, precision: Precision) -> Self {
         Self { data: Vec::new(), rows: 0, cols, precision }
     }

@@ -3,54 +3,79 @@
 use half::bf16;
 
 use super::check;
+use super::simd::Element;
 use crate::device::{AttentionShape, DeviceError, Precision};
 
-/// Keys and values of every layer in pages `[layer][page][token][kv_head][head_dim]`.
+/// Keys and values of one layer, each `[pages][page_size][kv_heads][head_dim]`.
+#[derive(Debug)]
+pub(super) struct Layer<T> {
+    pub(super) keys: Box<[T]>,
+    pub(super) values: Box<[T]>,
+}
+
+impl<T: bytemuck::Zeroable> Layer<T> {
+    /// The system hands out zeroed memory lazily: a page costs nothing before it is used.
+    fn zeroed(len: usize) -> Option<Self> {
+        let plane = || bytemuck::allocation::try_zeroed_slice_box(len).ok();
+        Some(Self { keys: plane()?, values: plane()? })
+    }
+}
+
+/// The layers, in the element type of the device's [`Precision`].
+#[derive(Debug)]
+pub(super) enum Layers {
+    F32(Vec<Layer<f32>>),
+    Bf16(Vec<Layer<bf16>>),
+}
+
+/// A paged KV cache over all layers. A page holds the same positions in every layer.
+#[derive(Debug)]
 pub struct KvCache {
-    keys: Store,
-    values: Store,
-    layers: usize,
-    pages: usize,
-    page_size: usize,
-    shape: AttentionShape,
+    pub(super) layers: Layers,
+    pub(super) paging: Paging,
 }
 
-enum Store {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+/// Where things are within a layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paging {
+    pub(super) pages: usize,
+    pub(super) page_size: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
 }
 
-impl Store {
-    fn new(len: usize, precision: Precision) -> Result<Self, DeviceError> {
-        let size = match precision {
-            Precision::F32 => size_of::<f32>(),
-            Precision::Bf16 => size_of::<bf16>(),
-        };
-        let bytes = len.saturating_mul(size);
-        let out_of_memory = |_| DeviceError::OutOfMemory { what: "the KV cache", bytes };
-        // Zeroed memory, so that the system hands out pages as they are first written.
-        match precision {
-            Precision::F32 => bytemuck::allocation::try_zeroed_vec(len).map(Self::F32).map_err(out_of_memory),
-            Precision::Bf16 => {
-                bytemuck::allocation::try_zeroed_vec(len).map(Self::Bf16).map_err(out_of_memory)
-            }
-        }
+impl Paging {
+    /// Values a token has in one layer's keys, and as many in its values.
+    fn token_len(self) -> usize {
+        self.kv_heads * self.head_dim
     }
 
-    fn write(&mut self, first: usize, from: &[f32]) {
-        match self {
-            Self::F32(to) => to[first..first + from.len()].copy_from_slice(from),
-            Self::Bf16(to) => {
-                to[first..].iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::from_f32(from));
-            }
-        }
+    /// The first element of KV head 0 at `position` of the sequence whose pages are `pages`, which
+    /// [`covers`](Self::covers) the position.
+    #[inline(always)]
+    pub(super) fn token(self, pages: &[u32], position: usize) -> usize {
+        let page = pages[position / self.page_size] as usize;
+        (page * self.page_size + position % self.page_size) * self.token_len()
     }
 
-    fn read(&self, first: usize, to: &mut [f32]) {
-        match self {
-            Self::F32(from) => to.copy_from_slice(&from[first..first + to.len()]),
-            Self::Bf16(from) => to.iter_mut().zip(&from[first..]).for_each(|(to, from)| *to = from.to_f32()),
+    /// That positions 0..`len` have pages, and that those exist.
+    pub(super) fn covers(
+        self,
+        operation: &'static str,
+        pages: &[u32],
+        len: usize,
+    ) -> Result<(), DeviceError> {
+        if len == 0 {
+            return Ok(());
         }
+        let last = len - 1;
+        // Far enough from the largest integer for the positions of mask rows beyond it.
+        let end = pages.len().saturating_mul(self.page_size).min(isize::MAX as usize);
+        check::index(operation, "position", last, end)?;
+        for &page in &pages[..=last / self.page_size] {
+            check::index(operation, "page id", page as usize, self.pages)?;
+        }
+        Ok(())
     }
 }
 
@@ -63,56 +88,84 @@ impl KvCache {
         precision: Precision,
     ) -> Result<Self, DeviceError> {
         check::heads("new_cache", shape)?;
-        let len = [layers, pages, page_size, shape.kv_heads, shape.head_dim]
-            .into_iter()
-            .try_fold(1usize, usize::checked_mul)
-            .unwrap_or(usize::MAX);
-        let store = || Store::new(len, precision);
-        Ok(Self { keys: store()?, values: store()?, layers, pages, page_size, shape })
+        if page_size == 0 {
+            check::shape("new_cache", "a page", &[1], &[0])?;
+        }
+        let AttentionShape { kv_heads, head_dim, .. } = shape;
+        let element = match precision {
+            Precision::F32 => size_of::<f32>(),
+            Precision::Bf16 => size_of::<bf16>(),
+        };
+        let bytes = [2, layers, page_size, kv_heads, head_dim, element];
+        let bytes = bytes.iter().try_fold(pages, |bytes, &n| bytes.checked_mul(n));
+        let layers = bytes.and_then(|_| {
+            let len = pages * page_size * kv_heads * head_dim;
+            match precision {
+                Precision::F32 => Some(Layers::F32(zeroed(layers, len)?)),
+                Precision::Bf16 => Some(Layers::Bf16(zeroed(layers, len)?)),
+            }
+        });
+        let paging = Paging { pages, page_size, kv_heads, head_dim };
+        match layers {
+            Some(layers) => Ok(Self { layers, paging }),
+            None => Err(DeviceError::OutOfMemory { what: "KV cache", bytes: bytes.unwrap_or(usize::MAX) }),
+        }
     }
 
-    pub(super) fn layers(&self) -> usize {
-        self.layers
-    }
-
-    pub(super) fn pages(&self) -> usize {
-        self.pages
-    }
-
-    pub(super) fn page_size(&self) -> usize {
-        self.page_size
-    }
-
-    pub(super) fn shape(&self) -> AttentionShape {
-        self.shape
-    }
-
-    /// First element of a token's KV head. Layer, page and head exist; the position is in the page table.
-    fn offset(&self, layer: usize, pages: &[u32], position: usize, head: usize) -> usize {
-        let page = pages[position / self.page_size] as usize;
-        let token = (layer * self.pages + page) * self.page_size + position % self.page_size;
-        (token * self.shape.kv_heads + head) * self.shape.head_dim
-    }
-
-    /// Writes the K and V heads of a token.
-    pub(super) fn append(&mut self, layer: usize, pages: &[u32], position: usize, k: &[f32], v: &[f32]) {
-        let first = self.offset(layer, pages, position, 0);
-        self.keys.write(first, k);
-        self.values.write(first, v);
-    }
-
-    pub(super) fn read_key(&self, layer: usize, pages: &[u32], position: usize, head: usize, to: &mut [f32]) {
-        self.keys.read(self.offset(layer, pages, position, head), to);
-    }
-
-    pub(super) fn read_value(
+    /// That there is a layer `layer`, and that its heads are those of `shape`.
+    pub(super) fn check(
         &self,
+        operation: &'static str,
+        layer: usize,
+        shape: AttentionShape,
+    ) -> Result<(), DeviceError> {
+        check::heads(operation, shape)?;
+        let found = [self.paging.kv_heads, self.paging.head_dim];
+        check::shape(operation, "cache [kv_heads, head_dim]", &[shape.kv_heads, shape.head_dim], &found)?;
+        let layers = match &self.layers {
+            Layers::F32(layers) => layers.len(),
+            Layers::Bf16(layers) => layers.len(),
+        };
+        check::index(operation, "layer", layer, layers)
+    }
+
+    /// Writes the keys and values `[kv_heads · head_dim]` of one position, all operands checked.
+    pub(super) fn append(
+        &mut self,
         layer: usize,
         pages: &[u32],
         position: usize,
-        head: usize,
-        to: &mut [f32],
+        keys: &[f32],
+        values: &[f32],
     ) {
-        self.values.read(self.offset(layer, pages, position, head), to);
+        let start = self.paging.token(pages, position);
+        let token = start..start + self.paging.token_len();
+        match &mut self.layers {
+            Layers::F32(layers) => {
+                let layer = &mut layers[layer];
+                layer.keys[token.clone()].copy_from_slice(keys);
+                layer.values[token].copy_from_slice(values);
+            }
+            Layers::Bf16(layers) => {
+                let layer = &mut layers[layer];
+                store_bf16(keys, &mut layer.keys[token.clone()]);
+                store_bf16(values, &mut layer.values[token]);
+            }
+        }
     }
+}
+
+fn store_bf16(from: &[f32], to: &mut [bf16]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = bf16::from_f32(from);
+    }
+}
+
+fn zeroed<T: Element + bytemuck::Zeroable>(layers: usize, len: usize) -> Option<Vec<Layer<T>>> {
+    let mut all = Vec::new();
+    all.try_reserve_exact(layers).ok()?;
+    for _ in 0..layers {
+        all.push(Layer::zeroed(len)?);
+    }
+    Some(all)
 }

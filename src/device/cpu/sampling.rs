@@ -6,26 +6,24 @@ use crate::device::{DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
 use crate::random::{Purpose, Stream};
 use crate::sampling::{argmax, confidence, draw, draw_weighted, softmax, warp};
 
-/// Samples one draft: a token and a confidence for each of its rows.
-pub(super) fn draft(logits: &Buffer, draft: &DraftRows<'_>) -> Result<Vec<DraftToken>, DeviceError> {
-    (1..)
-        .zip(draft.rows.clone())
-        .map(|(slot, row)| {
-            let row = logits_row("draft", logits, row)?;
-            let token = if draft.sampling.is_greedy() {
-                argmax(row.iter().copied())
-            } else {
-                let stream = match draft.rule {
-                    Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
-                    Rule::Rejection | Rule::Block => {
-                        Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
-                    }
-                };
-                draw(&warp(row, draft.sampling), stream)
-            };
-            Ok(DraftToken { token, confidence: confidence(row) })
-        })
-        .collect()
+/// Samples slot `slot` of a draft from row `row`.
+pub(super) fn draft(
+    logits: &Buffer,
+    draft: &DraftRows<'_>,
+    slot: usize,
+    row: usize,
+) -> Result<DraftToken, DeviceError> {
+    let row = logits_row("draft", logits, row)?;
+    let token = if draft.sampling.is_greedy() {
+        argmax(row.iter().copied())
+    } else {
+        let stream = match draft.rule {
+            Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
+            Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start),
+        };
+        draw(&warp(row, draft.sampling), stream)
+    };
+    Ok(DraftToken { token, confidence: confidence(row) })
 }
 
 /// Applies one sequence's acceptance rule.

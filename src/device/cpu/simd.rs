@@ -6,7 +6,7 @@
 //! agree in every bit; the portable copy rounds the product too, because without FMA hardware a
 //! fused multiply-add is a library call.
 //!
-//! The types that implement [`Simd`] are proofs: an [`Avx512`] exists only where the machine has
+//! The types that implement [`Simd`] are proofs: an `Avx512` exists only where the machine has
 //! AVX-512. That is what makes the methods safe to call.
 
 use half::{bf16, f16};
@@ -21,7 +21,7 @@ pub enum InstructionSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512F and AVX-512VL.
     Avx512,
 }
 
@@ -112,6 +112,8 @@ pub(super) trait Simd: Copy {
     fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes;
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
     /// a · b + c, rounded once where the hardware can and twice where it cannot.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
@@ -201,6 +203,22 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn add(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a *= b;
+        }
+        a
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
         for (c, (a, b)) in c.iter_mut().zip(a.iter().zip(b)) {
             *c += a * b;
@@ -243,7 +261,7 @@ mod tests {
             let a_f16 = simd.load_f16(&self.a.map(f16::from_f32));
             let a_bf16 = simd.load_bf16(&self.a.map(bf16::from_f32));
             let mut out = Vec::new();
-            for lanes in [simd.splat(self.a[3]), b, a_f16, a_bf16] {
+            for lanes in [simd.splat(self.a[3]), simd.add(a, b), simd.mul(a, b), a_f16, a_bf16] {
                 let mut stored = [0.0; LANES];
                 simd.store(lanes, &mut stored);
                 out.extend(stored);
@@ -261,9 +279,9 @@ mod tests {
         let b: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.3).cos());
         let c: [f32; LANES] = std::array::from_fn(|i| i as f32 - 4.0);
         let expected = Everything { a, b, c }.run(Portable);
-        assert_eq!(expected[LANES + 5], b[5]);
-        assert_eq!(expected[2 * LANES + 5], f16::from_f32(a[5]).to_f32());
-        assert_eq!(expected[3 * LANES + 5], bf16::from_f32(a[5]).to_f32());
+        assert_eq!(expected[2 * LANES + 5], a[5] * b[5]);
+        assert_eq!(expected[3 * LANES + 5], f16::from_f32(a[5]).to_f32());
+        assert_eq!(expected[4 * LANES + 5], bf16::from_f32(a[5]).to_f32());
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

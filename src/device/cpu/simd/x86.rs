@@ -83,6 +83,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has FMA.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
@@ -95,21 +107,25 @@ impl Simd for Avx2 {
     }
 }
 
-/// Proof that the machine has AVX-512F.
+/// Proof that the machine has AVX-512F and AVX-512VL.
+///
+/// VL is what lets the 256-bit steps of [`Simd::sum`] use all 32 registers; without it the compiler
+/// keeps accumulators in the lower 16, and spills.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Avx512(());
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx512f").then_some(Self(()))
+        let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+        found.then_some(Self(()))
     }
 
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f")]
+        #[target_feature(enable = "avx512f,avx512vl")]
         fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists, so the machine has AVX-512F.
+        // SAFETY: `self` exists, so the machine has both features.
         unsafe { enabled(self, kernel) }
     }
 }
@@ -152,6 +168,18 @@ impl Simd for Avx512 {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
         // SAFETY: `self` exists, so the machine has AVX-512F; the store is of the 16 elements.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
