@@ -1,0 +1,539 @@
+//! `rejection` and `block` are lossless, shown by integration instead of sampling.
+//!
+//! On small vocabularies every draft, every outcome of every acceptance test and every bonus token
+//! of two consecutive steps is enumerated with its probability, through the functions that the
+//! engine calls. The law of the committed tokens must be the target's, to rounding.
+//!
+//! The uniforms of the tests are intervals rather than numbers: a test of probability h splits the
+//! interval at h, and the rule is called with a number from the inside of each part. That way two
+//! steps may even share a uniform, which is how a wrong key of the random numbers is shown to fail.
+
+use std::collections::BTreeMap;
+
+use flexdraft::acceptance::{self, BlockScan, Decision, Rows, Rule};
+use flexdraft::random::{Purpose, Stream};
+use flexdraft::sampling::{SamplingParams, confidence, softmax, warp};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+/// Tokens whose joint law is compared.
+const COMPARED: usize = 4;
+const TOLERANCE: f64 = 1e-9;
+
+/// A target and a drafter over a small vocabulary. Logits are random functions of all tokens so far.
+#[derive(Clone, Debug)]
+struct World {
+    seed: u64,
+    vocab: usize,
+    /// How many of the last tokens the target looks at.
+    order: usize,
+    drafter: Drafter,
+    /// S.
+    block_size: usize,
+    verify_len: VerifyLen,
+    sampling: SamplingParams,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Drafter {
+    /// Nothing to do with the target.
+    Unrelated,
+    /// The target's logits after the bonus token, and noise.
+    Near,
+    /// The target's logits after the bonus token: p = q in slot 1, and in all for a target of order 0.
+    Target,
+}
+
+/// Whether the draft reaches slot j.
+#[derive(Clone, Copy, Debug)]
+enum VerifyLen {
+    Fixed(usize),
+    /// As long as the product of confidences is at least this; at least 1.
+    Confidence(f32),
+    /// Depends on d_1..d_{j−1}, which is allowed.
+    EarlierDrafts,
+    /// Depends on d_j itself, which is not.
+    OwnDraft,
+}
+
+impl VerifyLen {
+    fn before_drawing(self, slot: usize, earlier: &[u32], confidences: &[f32]) -> bool {
+        match self {
+            Self::Fixed(verify_len) => slot <= verify_len,
+            Self::Confidence(threshold) => {
+                slot == 1 || confidences[..slot].iter().product::<f32>() >= threshold
+            }
+            Self::EarlierDrafts => earlier.iter().sum::<u32>() % 2 == 0,
+            Self::OwnDraft => true,
+        }
+    }
+
+    fn after_drawing(self, token: u32) -> bool {
+        !matches!(self, Self::OwnDraft) || token == 0
+    }
+}
+
+/// What is wrong with the loop, if anything.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bug {
+    /// |P·p − q| in place of max(P·p − q, 0).
+    ResidualNotClamped,
+    /// p_a in place of the residual.
+    NoResidual,
+    /// P = 1 in the residual of `block`.
+    ResidualWithoutPrefix,
+    /// Acceptance compares with q before warping; the drafts are drawn after warping.
+    DraftNotWarped,
+    /// The uniform of a draft token is keyed by the token's position and not by the step.
+    PositionKeyed,
+}
+
+impl World {
+    /// Logits that are often ordinary, sometimes impossible for some ids or for all but one.
+    fn logits(&self, salt: usize, tokens: &[u32]) -> Vec<f32> {
+        let key = tokens.iter().fold(1, |key, &token| key * self.vocab + token as usize);
+        let stream = |slot| Stream::new(self.seed, Purpose::TargetDraw, 8 * salt + slot, key);
+        let shape = stream(1).uniform();
+        let peak = (stream(2).uniform() * self.vocab as f64) as usize;
+        stream(0)
+            .gumbels()
+            .zip(stream(3).gumbels())
+            .take(self.vocab)
+            .enumerate()
+            .map(|(id, (logit, impossible))| {
+                let dropped = shape < 0.1 || (shape < 0.35 && impossible > 0.7);
+                if dropped && id != peak { f32::NEG_INFINITY } else { logit }
+            })
+            .collect()
+    }
+
+    fn target_logits(&self, prefix: &[u32]) -> Vec<f32> {
+        self.logits(0, &prefix[prefix.len().saturating_sub(self.order)..])
+    }
+
+    fn draft_logits(&self, prefix: &[u32], slot: usize) -> Vec<f32> {
+        let own = self.logits(slot, prefix);
+        let target = self.target_logits(prefix);
+        match self.drafter {
+            Drafter::Unrelated => own,
+            Drafter::Near => target.iter().zip(own).map(|(t, own)| t + 0.5 * own.max(-2.0)).collect(),
+            Drafter::Target => target,
+        }
+    }
+
+    fn target(&self, prefix: &[u32]) -> Vec<f64> {
+        softmax(&warp(&self.target_logits(prefix), &self.sampling))
+    }
+
+    /// The target's law of the next `COMPARED` tokens.
+    fn target_law(&self, prompt: &[u32]) -> Law {
+        let mut law = Law::new();
+        self.continue_exactly(prompt.to_vec(), prompt.len(), 1.0, &mut law);
+        law
+    }
+
+    fn continue_exactly(&self, tokens: Vec<u32>, prompt_len: usize, weight: f64, law: &mut Law) {
+        if tokens.len() >= prompt_len + COMPARED {
+            *law.entry(tokens[prompt_len..][..COMPARED].to_vec()).or_default() += weight;
+            return;
+        }
+        for (token, p) in possible(&self.target(&tokens)) {
+            self.continue_exactly(extended(&tokens, token), prompt_len, weight * p, law);
+        }
+    }
+}
+
+type Law = BTreeMap<Vec<u32>, f64>;
+
+fn possible(row: &[f64]) -> impl Iterator<Item = (u32, f64)> {
+    (0..).zip(row.iter().copied()).filter(|&(_, p)| p > 0.0)
+}
+
+fn extended(tokens: &[u32], token: u32) -> Vec<u32> {
+    [tokens, &[token]].concat()
+}
+
+fn total_variation(a: &Law, b: &Law) -> f64 {
+    let at = |law: &Law, key| law.get(key).copied().unwrap_or(0.0);
+    a.keys()
+        .chain(b.keys().filter(|key| !a.contains_key(*key)))
+        .map(|k| (at(a, k) - at(b, k)).abs())
+        .sum::<f64>()
+        / 2.0
+}
+
+/// The part of [0, 1) that a uniform is known to lie in.
+type Interval = (f64, f64);
+
+/// What is known between two steps.
+#[derive(Clone, Debug)]
+struct State {
+    /// Prompt and committed tokens.
+    tokens: Vec<u32>,
+    /// The uniforms of the positions after the newest token, as far as an earlier step has looked at them.
+    /// Empty unless uniforms are keyed by position.
+    uniforms: Vec<Interval>,
+    weight: f64,
+}
+
+/// The rows of one verification.
+struct StepRows<'a> {
+    target: &'a [Vec<f64>],
+    draft: &'a [Vec<f64>],
+}
+
+impl Rows for StepRows<'_> {
+    fn target(&mut self, i: usize) -> Vec<f64> {
+        self.target[i].clone()
+    }
+
+    fn draft(&mut self, j: usize) -> Vec<f64> {
+        self.draft[j - 1].clone()
+    }
+}
+
+/// A decode loop under examination.
+struct Loop<'a> {
+    world: &'a World,
+    rule: Rule,
+    bug: Option<Bug>,
+}
+
+impl Loop<'_> {
+    /// The law of the next `COMPARED` tokens after two steps; what these leave open is the target's.
+    fn law(&self, prompt: &[u32]) -> Law {
+        let mut states = vec![State { tokens: prompt.to_vec(), uniforms: Vec::new(), weight: 1.0 }];
+        let mut law = Law::new();
+        for _ in 0..2 {
+            let (done, open): (Vec<State>, Vec<State>) =
+                states.into_iter().partition(|state| state.tokens.len() >= prompt.len() + COMPARED);
+            for state in done {
+                self.world.continue_exactly(state.tokens, prompt.len(), state.weight, &mut law);
+            }
+            states = merged(open.iter().flat_map(|state| self.step(state).0).collect());
+        }
+        for state in states {
+            self.world.continue_exactly(state.tokens, prompt.len(), state.weight, &mut law);
+        }
+        law
+    }
+
+    /// One step: every state it can lead to, and the expected number of accepted draft tokens.
+    fn step(&self, state: &State) -> (Vec<State>, f64) {
+        let slots = 1..self.world.block_size;
+        let logits: Vec<Vec<f32>> = slots.map(|slot| self.world.draft_logits(&state.tokens, slot)).collect();
+        let confidences: Vec<f32> = logits.iter().map(|row| confidence(row)).collect();
+        let q: Vec<Vec<f64>> = logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect();
+        // What acceptance takes for q.
+        let rows = match self.bug {
+            Some(Bug::DraftNotWarped) => {
+                logits.iter().map(|row| softmax(&warp(row, &SamplingParams::at_temperature(1.0)))).collect()
+            }
+            _ => q.clone(),
+        };
+        let (mut next, mut expected) = (Vec::new(), 0.0);
+        self.each_draft(&q, &confidences, &mut Vec::new(), state.weight, &mut |draft, weight| {
+            let target: Vec<Vec<f64>> = (0..=draft.len())
+                .map(|i| self.world.target(&[&state.tokens[..], &draft[..i]].concat()))
+                .collect();
+            let rows = StepRows { target: &target, draft: &rows[..draft.len()] };
+            self.verify(state, draft, rows, weight, &mut next, &mut expected);
+        });
+        (next, expected)
+    }
+
+    /// Calls `visit` with every draft that may come to verification and its probability times `weight`.
+    fn each_draft(
+        &self,
+        q: &[Vec<f64>],
+        confidences: &[f32],
+        draft: &mut Vec<u32>,
+        weight: f64,
+        visit: &mut impl FnMut(&[u32], f64),
+    ) {
+        let verify_len = self.world.verify_len;
+        let Some(row) =
+            q.get(draft.len()).filter(|_| verify_len.before_drawing(draft.len() + 1, draft, confidences))
+        else {
+            visit(draft, weight);
+            return;
+        };
+        for (token, probability) in possible(row) {
+            if verify_len.after_drawing(token) {
+                draft.push(token);
+                self.each_draft(q, confidences, draft, weight * probability, visit);
+                draft.pop();
+            } else {
+                visit(draft, weight * probability);
+            }
+        }
+    }
+
+    /// Every outcome of verifying `draft`.
+    fn verify(
+        &self,
+        state: &State,
+        draft: &[u32],
+        mut rows: StepRows<'_>,
+        weight: f64,
+        next: &mut Vec<State>,
+        expected: &mut f64,
+    ) {
+        let tests = self.test_probabilities(draft, &rows);
+        each_outcome(&tests, &state.uniforms, &mut Vec::new(), weight, &mut |intervals, weight| {
+            let inside = |i: usize| (intervals[i - 1].0 + intervals[i - 1].1) / 2.0;
+            let decision = match self.rule {
+                Rule::Block => acceptance::block(draft, &mut rows, inside),
+                _ => acceptance::rejection(draft, &mut rows, inside),
+            };
+            *expected += weight * decision.accepted as f64;
+            let accepted = &draft[..decision.accepted];
+            let weights = self.bonus_weights(draft, &rows, &decision);
+            let sum: f64 = weights.iter().sum();
+            let uniforms = match self.bug {
+                // Draft i of this step stands where draft i − a − 1 of the next one will.
+                Some(Bug::PositionKeyed) => intervals
+                    .iter()
+                    .chain(state.uniforms.iter().skip(draft.len()))
+                    .skip(accepted.len() + 1)
+                    .copied()
+                    .collect(),
+                _ => Vec::new(),
+            };
+            next.extend(possible(&weights).map(|(bonus, mass)| State {
+                tokens: [&state.tokens[..], accepted, &[bonus]].concat(),
+                uniforms: uniforms.clone(),
+                weight: weight * mass / sum,
+            }));
+        });
+    }
+
+    fn test_probabilities(&self, draft: &[u32], rows: &StepRows<'_>) -> Vec<f64> {
+        let each = draft.iter().zip(rows.target).zip(rows.draft);
+        match self.rule {
+            Rule::Block => {
+                let mut scan = BlockScan::new(rows.target[0].clone());
+                for ((&token, next), q) in draft.iter().zip(&rows.target[1..]).zip(rows.draft) {
+                    scan.advance(token, q.clone(), next.clone());
+                }
+                scan.tests().iter().map(acceptance::Test::probability).collect()
+            }
+            _ => each.map(|((&token, p), q)| acceptance::rejection_test(p, q, token).probability()).collect(),
+        }
+    }
+
+    /// The law of the bonus token, with what the bug makes of it.
+    fn bonus_weights(&self, draft: &[u32], rows: &StepRows<'_>, decision: &Decision) -> Vec<f64> {
+        let accepted = decision.accepted;
+        if accepted == draft.len() {
+            return decision.weights.clone();
+        }
+        let (p, q) = (&rows.target[accepted], &rows.draft[accepted]);
+        let prefix = match self.rule {
+            Rule::Block => draft[..accepted].iter().enumerate().fold(1.0, |prefix: f64, (i, &d)| {
+                (prefix * rows.target[i][d as usize] / rows.draft[i][d as usize]).min(1.0)
+            }),
+            _ => 1.0,
+        };
+        let differences = |prefix: f64| p.iter().zip(q).map(move |(p, q)| prefix * p - q);
+        match self.bug {
+            Some(Bug::ResidualNotClamped) => differences(prefix).map(f64::abs).collect(),
+            Some(Bug::ResidualWithoutPrefix) => differences(1.0).map(|w| w.max(0.0)).collect(),
+            Some(Bug::NoResidual) => p.clone(),
+            _ => decision.weights.clone(),
+        }
+    }
+}
+
+/// Calls `visit` with a product of intervals for every combination of test outcomes, with its probability
+/// times `weight`. `known` bounds the first uniforms.
+fn each_outcome(
+    tests: &[f64],
+    known: &[Interval],
+    intervals: &mut Vec<Interval>,
+    weight: f64,
+    visit: &mut impl FnMut(&[Interval], f64),
+) {
+    let Some(&probability) = tests.get(intervals.len()) else {
+        visit(intervals, weight);
+        return;
+    };
+    let (low, high) = known.get(intervals.len()).copied().unwrap_or((0.0, 1.0));
+    for part in [(low, high.min(probability)), (low.max(probability), high)] {
+        let width = part.1 - part.0;
+        // Below the spacing of numbers there is no number inside to call the rule with.
+        if width > 1e-14 {
+            intervals.push(part);
+            each_outcome(tests, known, intervals, weight * width / (high - low), visit);
+            intervals.pop();
+        }
+    }
+}
+
+/// States that agree in everything, joined.
+fn merged(states: Vec<State>) -> Vec<State> {
+    let (plain, mut rest): (Vec<State>, Vec<State>) =
+        states.into_iter().partition(|state| state.uniforms.is_empty());
+    let mut weights = Law::new();
+    plain.into_iter().for_each(|state| *weights.entry(state.tokens).or_default() += state.weight);
+    rest.extend(weights.into_iter().map(|(tokens, weight)| State { tokens, uniforms: Vec::new(), weight }));
+    rest
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let verify_len = prop_oneof![
+        (0usize..=3).prop_map(VerifyLen::Fixed),
+        (0.01f32..0.9).prop_map(VerifyLen::Confidence),
+        Just(VerifyLen::EarlierDrafts),
+    ];
+    let drafter = prop_oneof![Just(Drafter::Unrelated), Just(Drafter::Near), Just(Drafter::Target)];
+    let sampling = (
+        0.4f32..2.0,
+        0usize..4,
+        prop_oneof![Just(1.0f32), 0.3f32..1.0],
+        prop_oneof![Just(0.0f32), 0.0f32..0.6],
+    )
+        .prop_map(|(temperature, top_k, top_p, min_p)| SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+        });
+    (any::<u64>(), 2usize..=4, 0usize..=3, drafter, 1usize..=4, verify_len, sampling).prop_map(
+        |(seed, vocab, order, drafter, block_size, verify_len, sampling)| World {
+            seed,
+            vocab,
+            order,
+            drafter,
+            block_size,
+            verify_len,
+            sampling,
+        },
+    )
+}
+
+/// Seeds of worlds in which every bug has something to break.
+const ORDINARY: std::ops::Range<u64> = 0..40;
+
+fn ordinary(seed: u64) -> World {
+    World {
+        seed,
+        vocab: 2 + seed as usize % 2,
+        order: 2,
+        drafter: Drafter::Near,
+        block_size: 4,
+        verify_len: VerifyLen::Fixed(3),
+        sampling: SamplingParams { top_p: 0.9, ..SamplingParams::at_temperature(0.5) },
+    }
+}
+
+/// The largest distance from the target's law over the ordinary worlds.
+fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f64 {
+    let error = |seed| {
+        let mut world = ordinary(seed);
+        change(&mut world);
+        total_variation(&Loop { world: &world, rule, bug }.law(&[0]), &world.target_law(&[0]))
+    };
+    ORDINARY.map(error).fold(0.0, f64::max)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn committed_tokens_follow_the_target(world in worlds()) {
+        let target = world.target_law(&[0]);
+        for rule in [Rule::Rejection, Rule::Block] {
+            let law = Loop { world: &world, rule, bug: None }.law(&[0]);
+            prop_assert!((law.values().sum::<f64>() - 1.0).abs() < TOLERANCE);
+            for tokens in law.keys().chain(target.keys()) {
+                let [found, expected] = [&law, &target].map(|l| l.get(tokens).copied().unwrap_or(0.0));
+                prop_assert!((found - expected).abs() < TOLERANCE, "{rule:?} {tokens:?}: {found}, {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn block_accepts_at_least_as_many_as_rejection(world in worlds()) {
+        for (tokens, _) in [(vec![0], 1.0)].into_iter().chain(world.target_law(&[0])) {
+            let state = State { tokens, uniforms: Vec::new(), weight: 1.0 };
+            let expected = |rule| Loop { world: &world, rule, bug: None }.step(&state).1;
+            let [rejection, block] = [Rule::Rejection, Rule::Block].map(expected);
+            prop_assert!(block >= rejection - TOLERANCE, "{block} < {rejection}");
+        }
+    }
+
+    /// Also for the extreme uniforms, which an integral does not see.
+    #[test]
+    fn impossible_tokens_are_never_committed(world in worlds(), draft in 0u32..64, ones in 0u32..8) {
+        let uniform = |i: usize| if ones >> (i - 1) & 1 == 1 { 1.0 - (-32f64).exp2() } else { 0.0 };
+        prop_assert!(!commits_the_impossible(&world, draft, uniform));
+    }
+}
+
+/// Whether a rule accepts or may draw a token that the target never says, given any draft of three tokens
+/// (two bits of `draft` each).
+fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> f64) -> bool {
+    let draft = [0, 2, 4].map(|shift| (draft >> shift & 3) % world.vocab as u32);
+    let target: Vec<Vec<f64>> = (0..=draft.len()).map(|i| world.target(&draft[..i])).collect();
+    let q: Vec<Vec<f64>> = (1..=draft.len())
+        .map(|slot| softmax(&warp(&world.draft_logits(&[0], slot), &world.sampling)))
+        .collect();
+    let mut rows = StepRows { target: &target, draft: &q };
+    let decisions =
+        [acceptance::rejection(&draft, &mut rows, &uniform), acceptance::block(&draft, &mut rows, &uniform)];
+    decisions.iter().any(|decision| {
+        let p = &target[decision.accepted];
+        (0..decision.accepted).any(|i| target[i][draft[i] as usize] == 0.0)
+            || possible(&decision.weights).any(|(token, _)| p[token as usize] == 0.0)
+            || possible(&decision.weights).count() == 0
+    })
+}
+
+/// A uniform just below 0 does to the strict comparison what 0 would do to one that allows equality.
+#[test]
+fn a_comparison_that_allows_equality_is_found() {
+    let found = |seed| (0..64).any(|draft| commits_the_impossible(&ordinary(seed), draft, |_| -1e-300));
+    assert!(ORDINARY.filter(|&seed| found(seed)).count() >= 10);
+}
+
+#[test]
+fn block_accepts_more_on_ordinary_worlds() {
+    let gain = |seed| {
+        let world = ordinary(seed);
+        let state = State { tokens: vec![0], uniforms: Vec::new(), weight: 1.0 };
+        let [rejection, block] =
+            [Rule::Rejection, Rule::Block].map(|rule| Loop { world: &world, rule, bug: None }.step(&state).1);
+        block - rejection
+    };
+    let more = ORDINARY.filter(|&seed| gain(seed) > 0.01).count();
+    assert!(more >= 10, "{more} worlds");
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    const NEVER: f64 = 0.0;
+    for (bug, rejection, block) in [
+        (Bug::ResidualNotClamped, 0.2, 0.2),
+        (Bug::NoResidual, 0.1, 0.1),
+        (Bug::DraftNotWarped, 0.05, 0.05),
+        // Harmless for `rejection`: P is always 1, and no uniform past the first rejection is looked at.
+        (Bug::ResidualWithoutPrefix, NEVER, 0.02),
+        (Bug::PositionKeyed, NEVER, 0.02),
+    ] {
+        for (rule, least) in [(Rule::Rejection, rejection), (Rule::Block, block)] {
+            let error = largest_error(rule, Some(bug), |_| ());
+            let found = if least == NEVER { error < TOLERANCE } else { error > least };
+            assert!(found, "{rule:?}, {bug:?}: total variation {error}");
+        }
+    }
+    for rule in [Rule::Rejection, Rule::Block] {
+        assert!(largest_error(rule, None, |_| ()) < TOLERANCE);
+        let error = largest_error(rule, None, |world| world.verify_len = VerifyLen::OwnDraft);
+        assert!(error > 0.1, "{rule:?}, a verify length that knows the draft token: {error}");
+    }
+}

@@ -1,0 +1,276 @@
+//! The CPU device with sampling of its own: to look at what is sampled, and to get it wrong.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use flexdraft::acceptance::{self, Rows, Rule};
+use flexdraft::device::cpu::Cpu;
+use flexdraft::device::{
+    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind, Verdict,
+    VerifyRows,
+};
+use flexdraft::layout::Pass;
+use flexdraft::random::{Purpose, Stream};
+use flexdraft::sampling::{SamplingParams, confidence, draw, draw_weighted, softmax, warp};
+use flexdraft::tensor::Tensor;
+
+type Buffer = <Cpu as Device>::Buffer;
+
+/// The total variation between p_{j−1} and q_j over the verified slots: sum and count for each slot j.
+pub type Distances = Arc<Mutex<Vec<(f64, u64)>>>;
+
+#[derive(Clone, Debug)]
+pub enum Alteration {
+    /// None; how far p and q are apart is noted.
+    Observe(Distances),
+    /// Draft draws and acceptance uniforms are keyed by the token's position and not by the step.
+    PositionKeyed,
+    /// The residual is |P·p − q|.
+    ResidualNotClamped,
+    /// Acceptance takes q as it was before truncation and temperature.
+    DraftNotWarped,
+}
+
+pub struct Altered {
+    pub cpu: Cpu,
+    pub alteration: Alteration,
+}
+
+/// The warped rows of one verification.
+#[derive(Clone, Copy)]
+struct AlteredRows<'a> {
+    logits: &'a Buffer,
+    request: &'a VerifyRows<'a, Buffer>,
+    draft_sampling: &'a SamplingParams,
+}
+
+impl Rows for AlteredRows<'_> {
+    fn target(&mut self, i: usize) -> Vec<f64> {
+        softmax(&warp(self.logits.row(self.request.first_row + i).unwrap(), self.request.sampling))
+    }
+
+    fn draft(&mut self, j: usize) -> Vec<f64> {
+        softmax(&warp(self.request.draft_logits.unwrap().row(j - 1).unwrap(), self.draft_sampling))
+    }
+}
+
+impl Altered {
+    fn verify_one(&self, logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<Verdict, DeviceError> {
+        let warped = AlteredRows { logits, request, draft_sampling: request.sampling };
+        if let Alteration::Observe(distances) = &self.alteration {
+            note(warped, distances);
+        }
+        if request.draft.is_empty() || matches!(self.alteration, Alteration::Observe(_)) {
+            return Ok(self.cpu.verify(logits, std::slice::from_ref(request))?[0]);
+        }
+        let plain = SamplingParams::at_temperature(1.0);
+        let mut rows = match self.alteration {
+            Alteration::DraftNotWarped => AlteredRows { draft_sampling: &plain, ..warped },
+            _ => warped,
+        };
+        let stream = |purpose, slot| match self.alteration {
+            Alteration::PositionKeyed => Stream::new(request.seed, purpose, 0, request.start + slot),
+            _ => Stream::new(request.seed, purpose, slot, request.start),
+        };
+        let uniform = |slot| stream(Purpose::AcceptanceUniform, slot).uniform();
+        let mut decision = match request.rule {
+            Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
+            _ => acceptance::rejection(request.draft, &mut rows, uniform),
+        };
+        let a = decision.accepted;
+        if matches!(self.alteration, Alteration::ResidualNotClamped) && a < request.draft.len() {
+            let prefix = match request.rule {
+                Rule::Block => (0..a).fold(1.0, |prefix: f64, i| {
+                    let token = request.draft[i] as usize;
+                    (prefix * rows.target(i)[token] / rows.draft(i + 1)[token]).min(1.0)
+                }),
+                _ => 1.0,
+            };
+            let (p, q) = (rows.target(a), rows.draft(a + 1));
+            decision.weights = p.iter().zip(q).map(|(p, q)| (prefix * p - q).abs()).collect();
+        }
+        let bonus = draw_weighted(
+            &decision.weights,
+            Stream::new(request.seed, Purpose::ResidualDraw, a, request.start),
+        );
+        Ok(Verdict { accepted: a, bonus })
+    }
+}
+
+fn note(mut rows: AlteredRows<'_>, distances: &Distances) {
+    let mut distances = distances.lock().unwrap();
+    for slot in 1..=rows.request.draft.len() {
+        let (p, q) = (rows.target(slot - 1), rows.draft(slot));
+        if distances.len() < slot {
+            distances.resize(slot, (0.0, 0));
+        }
+        let (sum, count) = &mut distances[slot - 1];
+        *sum += p.iter().zip(q).map(|(p, q)| (p - q).abs()).sum::<f64>() / 2.0;
+        *count += 1;
+    }
+}
+
+impl Device for Altered {
+    type Buffer = Buffer;
+    type Linear = <Cpu as Device>::Linear;
+    type Vector = <Cpu as Device>::Vector;
+    type Cache = <Cpu as Device>::Cache;
+
+    fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        if !matches!(self.alteration, Alteration::PositionKeyed) {
+            return self.cpu.draft(logits, drafts);
+        }
+        let token = |draft: &DraftRows<'_>, slot: usize, row: usize| {
+            let row = logits.row(row).unwrap();
+            let stream = Stream::new(draft.seed, Purpose::DraftDraw, 0, draft.start + slot);
+            DraftToken { token: draw(&warp(row, draft.sampling), stream), confidence: confidence(row) }
+        };
+        let tokens = |draft: &DraftRows<'_>| {
+            (1..).zip(draft.rows.clone()).map(|(slot, row)| token(draft, slot, row)).collect()
+        };
+        Ok(drafts.iter().map(tokens).collect())
+    }
+
+    fn verify(
+        &self,
+        logits: &Buffer,
+        sequences: &[VerifyRows<'_, Buffer>],
+    ) -> Result<Vec<Verdict>, DeviceError> {
+        sequences.iter().map(|request| self.verify_one(logits, request)).collect()
+    }
+
+    // Everything else is the CPU device's.
+
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError> {
+        self.cpu.new_linear(parts)
+    }
+
+    fn new_vector(&self, tensor: &Tensor) -> Result<Self::Vector, DeviceError> {
+        self.cpu.new_vector(tensor)
+    }
+
+    fn new_cache(
+        &self,
+        layers: usize,
+        pages: usize,
+        page_size: usize,
+        shape: AttentionShape,
+    ) -> Result<Self::Cache, DeviceError> {
+        self.cpu.new_cache(layers, pages, page_size, shape)
+    }
+
+    fn new_buffer(&self, cols: usize) -> Buffer {
+        self.cpu.new_buffer(cols)
+    }
+
+    fn new_logits(&self, cols: usize) -> Buffer {
+        self.cpu.new_logits(cols)
+    }
+
+    fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
+        self.cpu.resize(buffer, rows)
+    }
+
+    fn embed(
+        &self,
+        table: &Self::Linear,
+        ids: &[u32],
+        first_row: usize,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.embed(table, ids, first_row, out)
+    }
+
+    fn fill_rows(
+        &self,
+        value: &Self::Vector,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.fill_rows(value, rows, out)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Buffer,
+        rows: Range<usize>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.rms_norm(x, rows, weight, eps, out)
+    }
+
+    fn linear(
+        &self,
+        layer: &Self::Linear,
+        x: &Buffer,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.linear(layer, x, rows, out)
+    }
+
+    fn linear_add(
+        &self,
+        layer: &Self::Linear,
+        x: &Buffer,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.linear_add(layer, x, rows, out)
+    }
+
+    fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.add(delta, rows, hidden)
+    }
+
+    fn silu_mul(&self, x: &Buffer, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.silu_mul(x, rows, out)
+    }
+
+    fn silu_add(&self, bonus: &Buffer, owner: &[usize], x: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.silu_add(bonus, owner, x)
+    }
+
+    fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.gather(x, rows, out)
+    }
+
+    fn norm_rope_append(
+        &self,
+        transform: &QkTransform<'_, Self::Vector>,
+        pass: &Pass<'_>,
+        kind: RowKind,
+        qkv: &mut Buffer,
+        layer: usize,
+        cache: &mut Self::Cache,
+    ) -> Result<(), DeviceError> {
+        self.cpu.norm_rope_append(transform, pass, kind, qkv, layer, cache)
+    }
+
+    fn joint_attention(
+        &self,
+        shape: AttentionShape,
+        pass: &Pass<'_>,
+        qkv: &Buffer,
+        layer: usize,
+        cache: &Self::Cache,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.joint_attention(shape, pass, qkv, layer, cache, out)
+    }
+
+    fn edit_row(
+        &self,
+        logits: &mut Buffer,
+        row: usize,
+        edit: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), DeviceError> {
+        self.cpu.edit_row(logits, row, edit)
+    }
+
+    fn parallel_batch_limit(&self) -> usize {
+        self.cpu.parallel_batch_limit()
+    }
+}
