@@ -1,1 +1,58 @@
-fn main() {}
+//! The `flexdraft` command.
+
+mod args;
+mod compare;
+mod error;
+mod generate;
+mod inspect;
+mod json;
+mod models;
+mod progress;
+mod prompt;
+mod report;
+mod run;
+mod stream;
+
+use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::error::{CliError, Result};
+
+/// What the latest panic said. The library contains those of the tokenizer's crate, which are then errors.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    panic::set_hook(Box::new(|info| {
+        if let Ok(mut message) = PANIC.lock() {
+            *message = info.to_string();
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| Err(bug())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            let style = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+            let _ = writeln!(anstream::stderr(), "{style}error:{style:#} {}", error.one_line());
+            error.exit_code()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    match &cli.command {
+        None => generate::generate(&cli.generate),
+        Some(Command::Generate(args)) => generate::generate(args),
+        Some(Command::Inspect(args)) => inspect::inspect(args),
+    }
+}
+
+fn bug() -> CliError {
+    CliError::Bug(PANIC.lock().map(|message| message.clone()).unwrap_or_default())
+}

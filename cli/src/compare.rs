@@ -1,0 +1,114 @@
+//! The same requests in every mode: their speeds, and whether they agree.
+
+use std::time::{Duration, Instant};
+
+use flexdraft::decode::{Mode, StepRecord};
+
+use crate::error::Result;
+use crate::run::{Sample, mean};
+
+/// Short runs are repeated for this long, and the fastest one counts.
+const MEASURING_TIME: Duration = Duration::from_millis(250);
+
+/// What a mode did with the requests.
+#[derive(Debug)]
+pub struct Measured {
+    /// The name that `--mode` has for it.
+    pub name: &'static str,
+    pub samples: Vec<Sample>,
+    /// Seconds of decoding in the fastest run.
+    pub decode_seconds: f64,
+}
+
+impl Measured {
+    pub fn new(name: &'static str, samples: Vec<Sample>) -> Self {
+        let decode_seconds = decode_seconds(&samples);
+        Self { name, samples, decode_seconds }
+    }
+
+    /// Runs the requests again and again while that takes no time to speak of.
+    pub fn repeat(&mut self, mut run: impl FnMut() -> Result<Vec<Sample>>) -> Result<()> {
+        let start = Instant::now();
+        let first = Duration::from_secs_f64(self.decode_seconds.clamp(0.0, 1e9));
+        while start.elapsed() + first < MEASURING_TIME {
+            self.decode_seconds = self.decode_seconds.min(decode_seconds(&run()?));
+        }
+        Ok(())
+    }
+
+    /// Tokens of output.
+    pub fn tokens(&self) -> usize {
+        self.samples.iter().map(|sample| sample.output_ids.len()).sum()
+    }
+
+    /// Tokens that decoding yielded.
+    pub fn decoded_tokens(&self) -> usize {
+        self.samples.iter().map(Sample::decoded_tokens).sum()
+    }
+
+    pub fn steps(&self) -> usize {
+        self.samples.iter().map(|sample| sample.steps.len()).sum()
+    }
+
+    /// τ over all samples.
+    pub fn acceptance_length(&self) -> f64 {
+        self.mean_over_steps(|step| step.accepted + 1)
+    }
+
+    /// Candidate rows of a step: passes through the whole target.
+    pub fn candidate_rows(&self) -> f64 {
+        self.mean_over_steps(|step| step.candidates.len())
+    }
+
+    /// Mask groups that a step drafted, within its pass or after it.
+    pub fn groups(&self) -> f64 {
+        self.mean_over_steps(|step| match step.groups.len() {
+            0 if step.next.draft.is_empty() => 0,
+            groups => groups.max(1),
+        })
+    }
+
+    fn mean_over_steps(&self, of: impl Fn(&StepRecord) -> usize) -> f64 {
+        let steps = || self.samples.iter().flat_map(|sample| &sample.steps);
+        mean(steps().map(of).sum(), steps().count())
+    }
+
+    /// Passes through the target for each decoded token.
+    pub fn passes_a_token(&self) -> f64 {
+        mean(self.steps(), self.decoded_tokens())
+    }
+
+    /// Decoded tokens a second, `None` where nothing was decoded.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let tokens = self.decoded_tokens();
+        (tokens > 0 && self.decode_seconds > 0.0).then(|| tokens as f64 / self.decode_seconds)
+    }
+}
+
+fn decode_seconds(samples: &[Sample]) -> f64 {
+    samples.iter().map(|sample| sample.decode_seconds).sum()
+}
+
+/// The modes that are compared, in the order in which they are reported.
+pub const MODES: [Mode; 3] = [Mode::Autoregressive, Mode::Parallel, Mode::Sequential];
+
+/// Where `other` first differs from `ar`, in words.
+pub fn first_difference(ar: &Measured, other: &Measured) -> Option<String> {
+    ar.samples.iter().zip(&other.samples).find_map(|(expected, found)| {
+        let (expected_ids, found_ids) = (&expected.output_ids, &found.output_ids);
+        if expected_ids == found_ids {
+            return None;
+        }
+        let same = expected_ids.iter().zip(found_ids).take_while(|(a, b)| a == b).count();
+        let id = |ids: &[u32]| ids.get(same).map_or("the end".to_owned(), |id| format!("id {id}"));
+        Some(format!(
+            "`{}` gave {} where `{}` gave {}, at output token {same} of sample {} (seed {})",
+            other.name,
+            id(found_ids),
+            ar.name,
+            id(expected_ids),
+            expected.index,
+            expected.seed,
+        ))
+    })
+}

@@ -1,0 +1,128 @@
+//! What ends the command early, and the exit code it has.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use flexdraft::decode::DecodeError;
+use flexdraft::device::DeviceError;
+use flexdraft::model::LoadError;
+
+/// A failure of the command.
+#[derive(Debug)]
+pub enum CliError {
+    /// What the library refused, or could not do.
+    Library(flexdraft::Error),
+    /// A request that makes no sense, for a reason that the library does not know of.
+    Usage(String),
+    /// A prompt that could not be read from a file.
+    PromptFile { path: PathBuf, source: io::Error },
+    /// stdout cannot be written to.
+    Output(io::Error),
+    /// Two modes that disagree where they may not.
+    NotLossless(String),
+    /// A panic, with what it said.
+    Bug(String),
+}
+
+/// A [`Result`](std::result::Result) with a [`CliError`].
+pub type Result<T, E = CliError> = std::result::Result<T, E>;
+
+impl CliError {
+    /// Whether stdout was closed by whoever read it, which is no failure of anyone.
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// 2 for what the user can mend, 1 for everything else.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(if self.is_users() { 2 } else { 1 })
+    }
+
+    fn is_users(&self) -> bool {
+        match self {
+            Self::Usage(_) | Self::PromptFile { .. } => true,
+            Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => false,
+            Self::Library(error) => match error {
+                flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
+                flexdraft::Error::Load(_) | flexdraft::Error::Sampling(_) => true,
+                flexdraft::Error::Device(error) | flexdraft::Error::Decode(DecodeError::Device(error)) => {
+                    matches!(error, DeviceError::Unavailable { .. })
+                }
+                flexdraft::Error::Decode(_) => true,
+                _ => false,
+            },
+        }
+    }
+
+    /// The message and its causes, on one line.
+    pub fn one_line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some messages end with their cause already.
+            if !line.ends_with(&text) {
+                line = format!("{line}: {text}");
+            }
+            cause = error.source();
+        }
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Library(error) => error.fmt(f),
+            Self::Usage(message) => f.write_str(message),
+            Self::PromptFile { path, source } => write!(f, "cannot read prompt {}: {source}", path.display()),
+            Self::Output(error) => write!(f, "cannot write to stdout: {error}"),
+            Self::NotLossless(difference) => write!(f, "NOT LOSSLESS: {difference}"),
+            Self::Bug(message) => write!(f, "a bug in flexdraft, please report it: {message}"),
+        }
+    }
+}
+
+impl std::error::Error for CliError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Library(error) => error.source(),
+            Self::PromptFile { source, .. } | Self::Output(source) => Some(source),
+            Self::Usage(_) | Self::NotLossless(_) | Self::Bug(_) => None,
+        }
+    }
+}
+
+impl<E: Into<flexdraft::Error>> From<E> for CliError {
+    fn from(error: E) -> Self {
+        Self::Library(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "no such\nfile");
+        let error = CliError::PromptFile { path: "p.txt".into(), source: missing() };
+        assert_eq!(error.one_line(), "cannot read prompt p.txt: no such file");
+        let error = CliError::from(LoadError::Io { path: "config.json".into(), source: missing() });
+        assert_eq!(error.one_line(), "cannot read config.json: no such file");
+        assert_eq!(error.exit_code(), ExitCode::from(2));
+    }
+
+    #[test]
+    fn exit_codes() {
+        let unavailable = DeviceError::Unavailable { requested: "cuda:0".into(), reason: "none".into() };
+        assert_eq!(CliError::from(unavailable).exit_code(), ExitCode::from(2));
+        let memory = DeviceError::OutOfMemory { what: "the KV cache", bytes: 1 };
+        assert_eq!(CliError::from(DecodeError::from(memory)).exit_code(), ExitCode::from(1));
+        assert_eq!(CliError::from(DecodeError::EmptyPrompt).exit_code(), ExitCode::from(2));
+        assert!(CliError::Output(io::ErrorKind::BrokenPipe.into()).is_closed_pipe());
+    }
+}

@@ -1,0 +1,36 @@
+//! `flexdraft inspect`.
+
+use std::io::{self, Write};
+
+use flexdraft::model::inspect::{Report, TensorReport};
+
+use crate::args::InspectArgs;
+use crate::error::{CliError, Result};
+
+/// Prints what was found. Weights that are not as they should be are the user's to mend.
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    // SAFETY: a change of these files by another process cannot be ruled out, only forbidden, which the
+    // help of --target does; this process writes to no file.
+    let report = unsafe { Report::map(&args.target, args.draft.as_deref()) }?;
+    let mut stdout = io::stdout().lock();
+    write!(stdout, "{report}").and_then(|()| stdout.flush()).map_err(CliError::Output)?;
+    let drafter = report.drafter.as_ref().map(|drafter| &drafter.tensors);
+    match [&report.target].into_iter().chain(drafter).find_map(fault) {
+        Some(fault) => Err(CliError::Usage(fault)),
+        None => Ok(()),
+    }
+}
+
+/// What keeps a checkpoint from being run, counted.
+fn fault(tensors: &TensorReport) -> Option<String> {
+    let (misfits, odd) = (tensors.problems.len(), tensors.non_finite.len());
+    let dir = tensors.dir.display();
+    match (misfits, odd) {
+        (0, 0) => None,
+        (0, _) => Some(format!("{dir}: {odd} of the tensors hold numbers that are not finite")),
+        (_, 0) => Some(format!("{dir}: {misfits} of the tensors are missing or do not fit")),
+        _ => Some(format!(
+            "{dir}: {misfits} of the tensors are missing or do not fit, {odd} hold numbers that are not finite"
+        )),
+    }
+}

@@ -1,0 +1,150 @@
+//! JSON Lines: one object a sample.
+//!
+//! Numbers are written with as many digits as it takes to read the same bits back.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use flexdraft::decode::{BlockRecord, Finish, StepRecord};
+use flexdraft::model::Tokenizer;
+use serde::Serialize;
+
+use crate::error::{CliError, Result};
+use crate::progress::Progress;
+use crate::prompt::Text;
+use crate::run::{Observer, Sample};
+
+#[derive(Serialize)]
+struct Line<'a> {
+    index: usize,
+    seed: u64,
+    prompt_ids: &'a [u32],
+    output_ids: &'a [u32],
+    text: String,
+    finish_reason: &'static str,
+    /// `null` where no token was asked for, so that no prompt was read.
+    prefill: Option<Block<'a>>,
+    steps: Vec<Step<'a>>,
+    stats: Stats,
+}
+
+#[derive(Serialize)]
+struct Block<'a> {
+    bonus: u32,
+    draft: &'a [u32],
+    confidence: &'a [f32],
+}
+
+#[derive(Serialize)]
+struct Step<'a> {
+    mode: &'static str,
+    position: usize,
+    verify_len: usize,
+    groups: &'a [usize],
+    candidates: &'a [u32],
+    accepted: usize,
+    #[serde(flatten)]
+    next: Block<'a>,
+}
+
+#[derive(Serialize)]
+struct Stats {
+    tokens: usize,
+    steps: usize,
+    acceptance_length: f64,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+    tokens_per_second: f64,
+}
+
+impl<'a> From<&'a BlockRecord> for Block<'a> {
+    fn from(block: &'a BlockRecord) -> Self {
+        Self { bonus: block.bonus, draft: &block.draft, confidence: &block.confidence }
+    }
+}
+
+impl<'a> From<&'a StepRecord> for Step<'a> {
+    fn from(step: &'a StepRecord) -> Self {
+        Self {
+            mode: step.mode.name(),
+            position: step.position,
+            verify_len: step.verify_len,
+            groups: &step.groups,
+            candidates: &step.candidates,
+            accepted: step.accepted,
+            next: (&step.next).into(),
+        }
+    }
+}
+
+/// Writes samples to `out` as they finish, in order.
+pub struct JsonLines<'a, W: Write> {
+    out: W,
+    prompt_ids: &'a [u32],
+    tokenizer: Option<&'a Tokenizer>,
+    progress: &'a Progress,
+    next: usize,
+    /// Finished before their turn.
+    held: BTreeMap<usize, Sample>,
+}
+
+impl<'a, W: Write> JsonLines<'a, W> {
+    pub fn new(
+        out: W,
+        prompt_ids: &'a [u32],
+        tokenizer: Option<&'a Tokenizer>,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { out, prompt_ids, tokenizer, progress, next: 0, held: BTreeMap::new() }
+    }
+
+    fn write(&mut self, sample: &Sample) -> Result<()> {
+        let mut text = Text::new(self.tokenizer);
+        let mut whole = text.push(&sample.output_ids)?;
+        whole += &text.finish()?;
+        let line = Line {
+            index: sample.index,
+            seed: sample.seed,
+            prompt_ids: self.prompt_ids,
+            output_ids: &sample.output_ids,
+            text: whole,
+            finish_reason: if sample.finish == Some(Finish::Stop) { "stop" } else { "length" },
+            prefill: sample.prefill.as_ref().map(Block::from),
+            steps: sample.steps.iter().map(Step::from).collect(),
+            stats: Stats {
+                tokens: sample.output_ids.len(),
+                steps: sample.steps.len(),
+                acceptance_length: sample.acceptance_length(),
+                prefill_seconds: sample.prefill_seconds,
+                decode_seconds: sample.decode_seconds,
+                tokens_per_second: sample.tokens_per_second(),
+            },
+        };
+        let mut line = serde_json::to_vec(&line).map_err(|error| CliError::Output(error.into()))?;
+        line.push(b'\n');
+        let out = &mut self.out;
+        let written = self.progress.suspend(|| out.write_all(&line).and_then(|()| out.flush()));
+        written.map_err(CliError::Output)
+    }
+}
+
+impl<W: Write> Observer for JsonLines<'_, W> {
+    fn reading(&mut self) {
+        self.progress.reading();
+    }
+
+    fn committed(&mut self, _: &Sample, tokens: &[u32], _: usize) -> Result<()> {
+        self.progress.committed(tokens.len());
+        Ok(())
+    }
+
+    fn finished(&mut self, sample: Sample) -> Result<()> {
+        self.progress.finished();
+        self.held.insert(sample.index, sample);
+        while let Some(sample) = self.held.remove(&self.next) {
+            self.write(&sample)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! What is going on, on stderr, while there is nothing to read yet. Shown on a terminal only.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+
+/// A line that is overwritten as things go on.
+#[derive(Debug)]
+pub struct Progress {
+    line: ProgressBar,
+    samples: usize,
+    /// Prompt tokens to be read, over all samples, and how many a step reads.
+    prompt_tokens: usize,
+    prompt_rows: usize,
+    read: Cell<usize>,
+    tokens: Cell<usize>,
+    done: Cell<usize>,
+}
+
+impl Progress {
+    pub fn loading(dir: &Path) -> Self {
+        let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        line.set_style(indicatif::ProgressStyle::default_spinner());
+        line.set_message(format!("loading {}", dir.display()));
+        line.enable_steady_tick(Duration::from_millis(100));
+        let zero = || Cell::new(0);
+        Self {
+            line,
+            samples: 1,
+            prompt_tokens: 0,
+            prompt_rows: 0,
+            read: zero(),
+            tokens: zero(),
+            done: zero(),
+        }
+    }
+
+    /// Begins to count `samples` samples, with prompts of `prompt_tokens` tokens in all, of which a step
+    /// reads `prompt_rows`.
+    pub fn running(&mut self, samples: usize, prompt_tokens: usize, prompt_rows: usize) {
+        let zero = || Cell::new(0);
+        let line = self.line.clone();
+        *self =
+            Self { line, samples, prompt_tokens, prompt_rows, read: zero(), tokens: zero(), done: zero() };
+        self.line.set_message("reading the prompt");
+    }
+
+    /// A part of the prompts was read.
+    pub fn reading(&self) {
+        self.read.set(self.prompt_tokens.min(self.read.get() + self.prompt_rows));
+        self.line.set_message(format!(
+            "reading the prompt: {} of {} tokens",
+            self.read.get(),
+            self.prompt_tokens
+        ));
+    }
+
+    /// `tokens` tokens were committed.
+    pub fn committed(&self, tokens: usize) {
+        self.tokens.set(self.tokens.get() + tokens);
+        self.count();
+    }
+
+    /// A sample is complete.
+    pub fn finished(&self) {
+        self.done.set(self.done.get() + 1);
+        self.count();
+    }
+
+    fn count(&self) {
+        let (tokens, done, samples) = (self.tokens.get(), self.done.get(), self.samples);
+        self.line.set_message(if samples == 1 {
+            format!("{tokens} tokens")
+        } else {
+            format!("{tokens} tokens, {done} of {samples} samples complete")
+        });
+    }
+
+    /// Another mode is being run for comparison.
+    pub fn comparing(&self, mode: &str) {
+        self.line.set_message(format!("running `{mode}` for comparison"));
+    }
+
+    /// Takes the line away, for good.
+    pub fn clear(&self) {
+        self.line.finish_and_clear();
+    }
+
+    /// Takes the line away while `write` writes to the terminal.
+    pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.line.suspend(write)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

@@ -1,0 +1,98 @@
+//! The prompt, as token ids and as text.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use flexdraft::model::{ChatMessage, ChatTemplate, TextStream, Tokenizer};
+
+use crate::args::GenerateArgs;
+use crate::error::{CliError, Result};
+use crate::models::Pair;
+
+/// What the bundled model continues unless it is told otherwise: it was trained on a little of Python's
+/// standard library, and abstract collections are what it knows best.
+pub const BUNDLED_PROMPT: &str = "class Queue(Iterable):\n    def __iter__(self):\n";
+
+/// The largest prompt file that is read, in bytes: more text than any context holds.
+const PROMPT_FILE_LIMIT: u64 = 64 << 20;
+
+/// What is to be continued.
+#[derive(Debug)]
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// The text as given; `None` for a prompt of ids.
+    pub text: Option<String>,
+}
+
+impl Prompt {
+    pub fn from_args(args: &GenerateArgs, pair: &Pair, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+        if let Some(ids) = &args.prompt_ids {
+            return Ok(Self { ids: ids.0.clone(), text: None });
+        }
+        let text = match (&args.prompt, &args.prompt_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => read_text(path)?,
+            (None, None) if pair.bundled => BUNDLED_PROMPT.to_owned(),
+            (None, None) => {
+                let message = "nothing to continue: pass --prompt, --prompt-file or --prompt-ids";
+                return Err(CliError::Usage(message.into()));
+            }
+        };
+        let Some(tokenizer) = tokenizer else {
+            return Err(CliError::Usage(format!(
+                "{} has no tokenizer.json, so the prompt must be given as --prompt-ids",
+                pair.target.display()
+            )));
+        };
+        let ids = if args.chat {
+            let message = ChatMessage::new("user", text.as_str());
+            // The template spells out the special tokens itself.
+            let rendered = ChatTemplate::read(&pair.target)?.render(&[message], true)?;
+            tokenizer.encode(&rendered, false)?
+        } else {
+            tokenizer.encode(&text, true)?
+        };
+        Ok(Self { ids, text: Some(text) })
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let failed = |source| CliError::PromptFile { path: path.into(), source };
+    let mut text = String::new();
+    let file = File::open(path).map_err(failed)?;
+    let len = file.take(PROMPT_FILE_LIMIT + 1).read_to_string(&mut text).map_err(failed)?;
+    if len as u64 > PROMPT_FILE_LIMIT {
+        let reason = format!("it has more than {PROMPT_FILE_LIMIT} bytes");
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, reason)));
+    }
+    Ok(text)
+}
+
+/// The model's tokenizer. Without a `tokenizer.json` there is none, and prompts are ids.
+pub fn tokenizer(pair: &Pair, vocab_size: usize) -> Result<Option<Tokenizer>> {
+    match pair.target.join("tokenizer.json").try_exists() {
+        Ok(false) => Ok(None),
+        _ => Ok(Some(Tokenizer::read(&pair.target, vocab_size)?)),
+    }
+}
+
+/// The text of a sample as its tokens come in; empty without a tokenizer.
+#[derive(Debug)]
+pub struct Text<'a>(Option<TextStream<'a>>);
+
+impl<'a> Text<'a> {
+    pub fn new(tokenizer: Option<&'a Tokenizer>) -> Self {
+        Self(tokenizer.map(|tokenizer| TextStream::new(tokenizer, true)))
+    }
+
+    /// The text that these tokens complete.
+    pub fn push(&mut self, ids: &[u32]) -> Result<String> {
+        Ok(self.0.as_mut().map(|stream| stream.push(ids)).transpose()?.unwrap_or_default())
+    }
+
+    /// What is left at the end: an incomplete character.
+    pub fn finish(self) -> Result<String> {
+        Ok(self.0.map(TextStream::finish).transpose()?.unwrap_or_default())
+    }
+}

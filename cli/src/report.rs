@@ -1,0 +1,200 @@
+//! What is said after the text: steps, acceptance, speeds, and whether the modes agree.
+
+use std::fmt::Write;
+
+use anstyle::Style;
+
+use crate::compare::Measured;
+
+/// Width that lists are wrapped at.
+const WIDTH: usize = 78;
+
+/// Lines of the list of steps at most.
+const STEP_LINES: usize = 24;
+
+/// Weights smaller than this stay in the caches of most processors.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// What the numbers are about.
+#[derive(Debug)]
+pub struct Facts {
+    /// L.
+    pub layers: usize,
+    /// N; 0 without a drafter.
+    pub tail_layers: usize,
+    /// S of the requests.
+    pub block_size: usize,
+    /// Bytes of weights that a token of plain decoding reads.
+    pub weight_bytes: usize,
+}
+
+/// Whether the output was that of plain decoding.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The other modes were not run.
+    NotCompared,
+    /// There is nothing to compare with.
+    NoDrafter,
+    /// Every mode gave the tokens of `ar`.
+    Lossless { tokens: usize },
+    /// Sampled by a rule that keeps the distribution, not the tokens.
+    SameDistribution { rule: &'static str },
+    /// A mode gave other tokens.
+    Broken(String),
+}
+
+/// The closing report on the modes that were measured; `shown` is the one whose text was shown, and
+/// `commits` what each of its commits added to the text, where the text itself could not show that.
+pub fn report(
+    facts: &Facts,
+    shown: &str,
+    commits: &[String],
+    modes: &[Measured],
+    verdict: &Verdict,
+) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_report(&mut out, facts, shown, commits, modes, verdict);
+    out
+}
+
+fn write_report(
+    out: &mut String,
+    facts: &Facts,
+    shown: &str,
+    commits: &[String],
+    modes: &[Measured],
+    verdict: &Verdict,
+) -> std::fmt::Result {
+    let Some(shown) = modes.iter().find(|mode| mode.name == shown) else { return Ok(()) };
+    let bold = Style::new().bold();
+    writeln!(out)?;
+    let samples = match shown.samples.len() {
+        1 => String::new(),
+        samples => format!(" in {samples} samples"),
+    };
+    writeln!(
+        out,
+        "{bold}{}{samples}, {} by `{}`{bold:#}",
+        counted(shown.tokens(), "token"),
+        counted(shown.steps(), "step"),
+        shown.name
+    )?;
+    if shown.steps() > 0 {
+        if !commits.is_empty() {
+            writeln!(out, "What the prompt's pass and then each step committed, a bar between tokens:")?;
+            out.push_str(&wrapped(commits, STEP_LINES));
+        } else if let [sample] = shown.samples.as_slice() {
+            writeln!(out, "Tokens that each step committed:")?;
+            let counts: Vec<_> = sample.steps.iter().map(|step| (step.accepted + 1).to_string()).collect();
+            out.push_str(&wrapped(&counts, STEP_LINES));
+        }
+        writeln!(out)?;
+        writeln!(out, "mode        tokens/s   steps   acceptance length   target passes per token")?;
+        for mode in modes {
+            let speed = mode.tokens_per_second().map_or("-".to_owned(), |speed| format!("{speed:.1}"));
+            let (length, passes) = (mode.acceptance_length(), mode.passes_a_token());
+            let steps = mode.steps();
+            writeln!(out, "{:<11} {speed:>8}  {steps:>6}   {length:>17.2}   {passes:>23.3}", mode.name)?;
+        }
+        if let Some(meaning) = meaning(facts, modes) {
+            writeln!(out)?;
+            out.push_str(&paragraph(&meaning));
+        }
+    }
+    let verdict = match verdict {
+        Verdict::NotCompared => return Ok(()),
+        Verdict::NoDrafter => "No drafter, so nothing to compare: this is plain decoding.".to_owned(),
+        Verdict::Lossless { tokens } => {
+            format!("Lossless: every mode gave the same {} as `ar`.", counted(*tokens, "token"))
+        }
+        Verdict::SameDistribution { rule } => format!(
+            "Lossless in distribution: `{rule}` keeps the target's distribution, not the tokens of `ar`, so one \
+             run cannot check it. (`--rule match` gives the very tokens.)"
+        ),
+        Verdict::Broken(difference) => format!("NOT LOSSLESS: {difference}."),
+    };
+    writeln!(out)?;
+    writeln!(out, "{bold}{}{bold:#}", paragraph(&verdict).trim_end())
+}
+
+/// What the speeds say about this machine and this model.
+fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
+    let mode = |name| modes.iter().find(|mode| mode.name == name);
+    let ar = mode("ar")?;
+    let base = ar.tokens_per_second()?;
+    let (sequential, parallel) = (mode("sequential")?, mode("parallel")?);
+    let ratio = |mode: &Measured| Some(mode.tokens_per_second()? / base);
+    let mask_rows = |mode: &Measured| mode.groups() * facts.block_size as f64;
+    let mut text = format!(
+        "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A CPU \
+         computes every row at full price: a step of `ar` computes 1 row; one of `sequential` {:.1}, and {:.1} \
+         mask rows in {} of the {} layers; one of `parallel` {:.1} and {:.1}. Where reading the weights bounds a \
+         pass, as on a GPU at small batches, rows are nearly free, and fewer target passes per token are what \
+         counts.",
+        ratio(sequential)?,
+        ratio(parallel)?,
+        sequential.candidate_rows(),
+        mask_rows(sequential),
+        facts.tail_layers,
+        facts.layers,
+        parallel.candidate_rows(),
+        mask_rows(parallel),
+    );
+    if facts.weight_bytes < CACHE_BYTES {
+        let _ = write!(
+            text,
+            " This model's {:.1} MB of weights stay in the processor's caches, and the fixed cost of an operation \
+             weighs much: the speeds say nothing about larger models.",
+            facts.weight_bytes as f64 / 1e6
+        );
+    }
+    Some(text)
+}
+
+fn counted(count: usize, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}
+
+fn paragraph(text: &str) -> String {
+    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    wrapped(&words, usize::MAX)
+}
+
+/// Words on lines of bounded width, and at most `max_lines` of them with a remark on how many are left.
+fn wrapped(words: &[String], max_lines: usize) -> String {
+    let (mut out, mut width, mut lines) = (String::new(), 0, 0);
+    for (i, word) in words.iter().enumerate() {
+        let len = word.chars().count();
+        if width > 0 && width + 1 + len > WIDTH {
+            out.push('\n');
+            (width, lines) = (0, lines + 1);
+            if lines == max_lines {
+                let _ = writeln!(out, "… and {} more", words.len() - i);
+                return out;
+            }
+        } else if width > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += len;
+    }
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_wrapped_and_cut() {
+        let words = |n: usize| vec!["123456789".to_owned(); n];
+        assert_eq!(wrapped(&words(2), 1), "123456789 123456789\n");
+        let line = ["123456789"; 7].join(" ");
+        assert_eq!(wrapped(&words(14), 2), format!("{line}\n{line}\n"));
+        assert_eq!(wrapped(&words(15), 2), format!("{line}\n{line}\n… and 1 more\n"));
+        assert_eq!(wrapped(&["x".repeat(200)], 1), format!("{}\n", "x".repeat(200)));
+    }
+}

@@ -1,0 +1,164 @@
+//! Runs samples on an engine, and keeps the time.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use flexdraft::decode::{BlockRecord, Committed, Engine, Finish, Record, Request, StepRecord};
+use flexdraft::device::Device;
+
+use crate::error::{CliError, Result};
+
+/// One continuation of the prompt.
+#[derive(Debug)]
+pub struct Sample {
+    pub index: usize,
+    pub seed: u64,
+    pub output_ids: Vec<u32>,
+    /// `None` as long as the prompt is being read, and where no token was asked for.
+    pub prefill: Option<BlockRecord>,
+    pub steps: Vec<StepRecord>,
+    pub finish: Option<Finish>,
+    /// The sample's share of the steps in which its prompt was read.
+    pub prefill_seconds: f64,
+    /// The sample's share of its other steps.
+    pub decode_seconds: f64,
+}
+
+impl Sample {
+    fn new(index: usize, seed: u64) -> Self {
+        Self {
+            index,
+            seed,
+            output_ids: Vec::new(),
+            prefill: None,
+            steps: Vec::new(),
+            finish: None,
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+        }
+    }
+
+    /// Tokens that decoding yielded: all but the first, which comes with the prompt.
+    pub fn decoded_tokens(&self) -> usize {
+        self.output_ids.len().saturating_sub(1)
+    }
+
+    /// τ: the mean of accepted + 1 over the steps, before the output was cut; 0 without a step.
+    pub fn acceptance_length(&self) -> f64 {
+        mean(self.steps.iter().map(|step| step.accepted + 1).sum(), self.steps.len())
+    }
+
+    /// Decoded tokens over the seconds that it took; 0 where there were none.
+    pub fn tokens_per_second(&self) -> f64 {
+        if self.decode_seconds > 0.0 { self.decoded_tokens() as f64 / self.decode_seconds } else { 0.0 }
+    }
+
+    fn take(&mut self, report: &mut Committed, seconds: f64) {
+        match (&self.prefill, report.finish.as_ref(), &report.record) {
+            // It took no part in the step.
+            (_, Some(_), None) => {}
+            (None, ..) => self.prefill_seconds += seconds,
+            (Some(_), ..) => self.decode_seconds += seconds,
+        }
+        match report.record.take() {
+            Some(Record::Prefill(block)) => self.prefill = Some(block),
+            Some(Record::Step(step)) => self.steps.push(step),
+            None => {}
+        }
+        self.output_ids.extend_from_slice(&report.tokens);
+    }
+}
+
+/// `sum / count`, 0 for a count of 0.
+pub fn mean(sum: usize, count: usize) -> f64 {
+    if count == 0 { 0.0 } else { sum as f64 / count as f64 }
+}
+
+/// Is told of samples while they run.
+pub trait Observer {
+    /// A part of the prompts was read in a step that committed nothing.
+    fn reading(&mut self) {}
+
+    /// `tokens` are the newest of the sample's output; the first `accepted` of them were drafted.
+    fn committed(&mut self, _sample: &Sample, _tokens: &[u32], _accepted: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// The sample is complete. Samples of a batch finish in any order.
+    fn finished(&mut self, sample: Sample) -> Result<()>;
+}
+
+/// Collects the samples, in order.
+#[derive(Debug, Default)]
+pub struct Collect {
+    samples: BTreeMap<usize, Sample>,
+}
+
+impl Collect {
+    /// The seed of a sample that is complete.
+    pub fn seed(&self, index: usize) -> Option<u64> {
+        self.samples.get(&index).map(|sample| sample.seed)
+    }
+
+    pub fn into_samples(self) -> Vec<Sample> {
+        self.samples.into_values().collect()
+    }
+}
+
+impl Observer for Collect {
+    fn finished(&mut self, sample: Sample) -> Result<()> {
+        self.samples.insert(sample.index, sample);
+        Ok(())
+    }
+}
+
+/// Runs one request a seed, at most `batch` at a time.
+///
+/// The time of a step is divided equally over the sequences that took part in it.
+pub fn run<D: Device>(
+    engine: &mut Engine<D>,
+    batch: usize,
+    seeds: impl Iterator<Item = u64>,
+    request: impl Fn(u64) -> Request,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let mut seeds = seeds.enumerate();
+    let mut running = BTreeMap::new();
+    loop {
+        while running.len() < batch
+            && let Some((index, seed)) = seeds.next()
+        {
+            running.insert(engine.add(request(seed))?, Sample::new(index, seed));
+        }
+        if running.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let mut reports = engine.step()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let took_part = |report: &&Committed| report.record.is_some() || report.finish.is_none();
+        let share = seconds / reports.iter().filter(took_part).count().max(1) as f64;
+
+        if reports.iter().all(|report| report.tokens.is_empty()) {
+            observer.reading();
+        }
+        for report in &mut reports {
+            let Some(sample) = running.get_mut(&report.id) else { continue };
+            let accepted = match &report.record {
+                Some(Record::Step(step)) => step.accepted,
+                _ => 0,
+            };
+            sample.take(report, share);
+            if !report.tokens.is_empty() {
+                observer.committed(sample, &report.tokens, accepted)?;
+            }
+            let Some(finish) = report.finish.take() else { continue };
+            let Some(mut sample) = running.remove(&report.id) else { continue };
+            if let Finish::Failed(error) = finish {
+                return Err(CliError::from(error));
+            }
+            sample.finish = Some(finish);
+            observer.finished(sample)?;
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Text on stdout as it is committed.
+//!
+//! On a terminal with colours a reader sees which tokens came together: the colour changes with every
+//! step, and accepted drafts are underlined. Anywhere else stdout holds the text and nothing else.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use flexdraft::model::Tokenizer;
+
+use crate::error::{CliError, Result};
+use crate::progress::Progress;
+use crate::prompt::Text;
+use crate::run::{Collect, Observer, Sample};
+
+/// What the text is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// A terminal, with or without colours: control characters are made visible.
+    Terminal { colours: bool },
+    /// A file or a pipe: the text as it is.
+    File,
+}
+
+impl Surface {
+    /// What stdout is, by whether it is a terminal and by the customary environment variables.
+    pub fn of_stdout() -> Self {
+        let stdout = io::stdout();
+        let colours = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
+        if colours || stdout.is_terminal() { Self::Terminal { colours } } else { Self::File }
+    }
+
+    /// stdout, ready for what [`Streamer`] writes to such a surface.
+    pub fn stdout(self) -> Box<dyn Write> {
+        if self.has_colours() { Box::new(anstream::stdout()) } else { Box::new(io::stdout().lock()) }
+    }
+
+    pub fn has_colours(self) -> bool {
+        self == Self::Terminal { colours: true }
+    }
+
+    /// Appends `text` as it is to be written.
+    fn render(self, text: &str, style: Style, out: &mut String) {
+        let Self::Terminal { colours } = self else {
+            out.push_str(text);
+            return;
+        };
+        for line in text.split_inclusive('\n') {
+            let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
+            if !line.is_empty() && colours {
+                // A style that spans lines would colour the rest of the line on some terminals.
+                out.push_str(&style.render().to_string());
+            }
+            for (i, part) in line.split('\t').enumerate() {
+                out.push_str(if i > 0 { "\t" } else { "" });
+                out.push_str(&visible(part));
+            }
+            if !line.is_empty() && colours {
+                out.push_str(&style.render_reset().to_string());
+            }
+            out.push_str(end);
+        }
+    }
+}
+
+/// `text` with its control characters spelled out: none of them is to reach a terminal.
+fn visible(text: &str) -> String {
+    let spelled = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(spelled).collect()
+}
+
+/// The style of a token in the `step`-th commit of a sample.
+fn style(step: usize, drafted: bool) -> Style {
+    let colour = if step.is_multiple_of(2) { AnsiColor::Cyan } else { AnsiColor::Yellow };
+    let style = Style::new().fg_color(Some(colour.into()));
+    if drafted { style.underline() } else { style }
+}
+
+/// Writes samples to stdout: the first unfinished one as it grows, the others in their turn.
+pub struct Streamer<'a, W: Write> {
+    out: W,
+    surface: Surface,
+    tokenizer: Option<&'a Tokenizer>,
+    progress: &'a Progress,
+    /// Written before the first sample, dimmed, where there are colours.
+    prompt: Option<&'a str>,
+    several: bool,
+    /// The sample that is being written.
+    current: usize,
+    started: bool,
+    ends_in_newline: bool,
+    texts: BTreeMap<usize, Growing<'a>>,
+    /// What each commit of a single sample added, where there are no colours to show it.
+    commits: Vec<String>,
+    samples: Collect,
+}
+
+/// A sample's text, rendered and not written yet.
+struct Growing<'a> {
+    text: Text<'a>,
+    commits: usize,
+    rendered: String,
+}
+
+impl<'a, W: Write> Streamer<'a, W> {
+    pub fn new(
+        out: W,
+        surface: Surface,
+        tokenizer: Option<&'a Tokenizer>,
+        progress: &'a Progress,
+        prompt: Option<&'a str>,
+        samples: usize,
+    ) -> Self {
+        Self {
+            out,
+            surface,
+            tokenizer,
+            progress,
+            prompt: prompt.filter(|_| surface.has_colours()),
+            several: samples > 1,
+            current: 0,
+            started: false,
+            ends_in_newline: true,
+            texts: BTreeMap::new(),
+            commits: Vec::new(),
+            samples: Collect::default(),
+        }
+    }
+
+    /// Ends the text, so that what follows on a terminal begins a line. Returns the samples; and of a
+    /// single one, where there are no colours, what each commit added to its text.
+    pub fn finish(mut self) -> Result<(Vec<Sample>, Vec<String>)> {
+        if matches!(self.surface, Surface::Terminal { .. }) && !self.ends_in_newline {
+            self.write("\n")?;
+        }
+        Ok((self.samples.into_samples(), self.commits))
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        if let Some(last) = text.chars().next_back() {
+            self.ends_in_newline = last == '\n';
+        }
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(CliError::Output)
+    }
+
+    /// Writes what comes before the current sample, once.
+    fn start(&mut self, seed: u64) -> Result<()> {
+        if std::mem::replace(&mut self.started, true) {
+            return Ok(());
+        }
+        self.progress.clear();
+        if self.several {
+            if !self.ends_in_newline {
+                self.write("\n")?;
+            }
+            let number = self.current + 1;
+            let _ = writeln!(anstream::stderr(), "{0}sample {number}, seed {seed}{0:#}", Style::new().bold());
+        }
+        if let Some(prompt) = self.prompt {
+            let mut rendered = String::new();
+            self.surface.render(prompt, Style::new().dimmed(), &mut rendered);
+            self.write(&rendered)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is new of the current sample, if `index` is that.
+    fn write_current(&mut self, index: usize, seed: u64) -> Result<()> {
+        if index != self.current {
+            return Ok(());
+        }
+        self.start(seed)?;
+        let rendered = self.texts.get_mut(&index).map(|growing| std::mem::take(&mut growing.rendered));
+        self.write(&rendered.unwrap_or_default())
+    }
+
+    fn growing(&mut self, index: usize) -> &mut Growing<'a> {
+        let tokenizer = self.tokenizer;
+        let new = || Growing { text: Text::new(tokenizer), commits: 0, rendered: String::new() };
+        self.texts.entry(index).or_insert_with(new)
+    }
+}
+
+impl<W: Write> Observer for Streamer<'_, W> {
+    fn reading(&mut self) {
+        if !self.started {
+            self.progress.reading();
+        }
+    }
+
+    fn committed(&mut self, sample: &Sample, tokens: &[u32], accepted: usize) -> Result<()> {
+        let surface = self.surface;
+        let growing = self.growing(sample.index);
+        let mut pieces = Vec::new();
+        for (i, token) in tokens.iter().enumerate() {
+            let piece = growing.text.push(std::slice::from_ref(token))?;
+            surface.render(&piece, style(growing.commits, i < accepted), &mut growing.rendered);
+            pieces.push(visible(&piece));
+        }
+        growing.commits += 1;
+        if !self.several && !surface.has_colours() && self.tokenizer.is_some() {
+            self.commits.push(format!("[{}]", pieces.join("|")));
+        }
+        self.write_current(sample.index, sample.seed)
+    }
+
+    fn finished(&mut self, sample: Sample) -> Result<()> {
+        let surface = self.surface;
+        let growing = self.growing(sample.index);
+        let last = std::mem::replace(&mut growing.text, Text::new(None)).finish()?;
+        surface.render(&last, style(growing.commits.saturating_sub(1), false), &mut growing.rendered);
+        self.samples.finished(sample)?;
+        while let Some(seed) = self.samples.seed(self.current) {
+            self.write_current(self.current, seed)?;
+            self.texts.remove(&self.current);
+            self.current += 1;
+            self.started = false;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(surface: Surface, text: &str) -> String {
+        let mut out = String::new();
+        surface.render(text, style(0, true), &mut out);
+        out
+    }
+
+    #[test]
+    fn a_file_holds_the_text_and_a_terminal_no_control_characters() {
+        let text = "a\tb\n\x1b[2J";
+        assert_eq!(rendered(Surface::File, text), text);
+        assert_eq!(rendered(Surface::Terminal { colours: false }, text), "a\tb\n\\u{1b}[2J");
+    }
+
+    #[test]
+    fn colours_end_before_each_line_does() {
+        let coloured = rendered(Surface::Terminal { colours: true }, "a\n\nb");
+        let styled = |text| format!("{0}{text}{0:#}", style(0, true));
+        assert_eq!(coloured, format!("{}\n\n{}", styled("a"), styled("b")));
+        assert_ne!(style(0, true), style(0, false));
+        assert_ne!(style(0, false), style(1, false));
+        assert_eq!(style(0, true), style(2, true));
+    }
+}
