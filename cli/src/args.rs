@@ -65,9 +65,9 @@ pub struct GenerateArgs {
     /// How activations and the KV cache are rounded; bf16 as a GPU would
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
-    /// Threads of the CPU device. Default: all cores. No result depends on it
-    #[arg(long, value_name = "N", help_heading = "Model")]
-    pub threads: Option<NonZeroUsize>,
+    /// Threads of the CPU device; 0 is one a core. No result depends on them
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
+    pub threads: usize,
 
     /// The text to continue
     #[arg(
@@ -149,8 +149,8 @@ pub struct GenerateArgs {
     /// Key of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     pub seed: u64,
-    /// Continue the prompt N times, with seeds N0, N0 + 1, … from --seed on, in batches of up to 64
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Sampling")]
+    /// Continue the prompt N times, with seeds from --seed on, in batches of up to 64
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, help_heading = "Sampling")]
     pub samples: NonZeroUsize,
 
     /// Write one JSON object a sample to stdout, with a record of every step, and nothing else
@@ -176,6 +176,11 @@ impl GenerateArgs {
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.confidence_threshold, strategy: self.confidence_strategy.into() }
     }
+}
+
+fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().map_err(|_| "not a number of samples")?;
+    Ok(NonZeroUsize::new(count).ok_or("it must be at least 1")?)
 }
 
 #[derive(Debug, Args)]

@@ -112,3 +112,51 @@ pub fn first_difference(ar: &Measured, other: &Measured) -> Option<String> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(name: &'static str, outputs: [&[u32]; 2]) -> Measured {
+        let sample = |(index, ids): (usize, &&[u32])| Sample {
+            output_ids: ids.to_vec(),
+            decode_seconds: 0.5,
+            ..Sample::new(index, 7 + index as u64)
+        };
+        Measured::new(name, outputs.iter().enumerate().map(sample).collect())
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let ar = measured("ar", [&[1, 2, 3], &[4, 5]]);
+        assert_eq!(first_difference(&ar, &measured("parallel", [&[1, 2, 3], &[4, 5]])), None);
+        assert_eq!(
+            first_difference(&ar, &measured("parallel", [&[1, 2, 3], &[4, 6]])).unwrap(),
+            "`parallel` gave id 6 where `ar` gave id 5, at output token 1 of sample 1 (seed 8)"
+        );
+        assert_eq!(
+            first_difference(&ar, &measured("sequential", [&[1, 2], &[4, 5]])).unwrap(),
+            "`sequential` gave the end where `ar` gave id 3, at output token 2 of sample 0 (seed 7)"
+        );
+    }
+
+    #[test]
+    fn tokens_of_the_prompts_pass_are_not_decoded_ones() {
+        let ar = measured("ar", [&[1, 2, 3], &[4, 5]]);
+        assert_eq!((ar.tokens(), ar.decoded_tokens()), (5, 3));
+        assert_eq!(ar.tokens_per_second(), Some(3.0));
+        assert_eq!(measured("ar", [&[1], &[]]).tokens_per_second(), None);
+        assert_eq!((ar.acceptance_length(), ar.passes_a_token()), (0.0, 0.0));
+    }
+
+    #[test]
+    fn long_runs_are_not_repeated_and_the_fastest_counts() {
+        let mut slow = measured("ar", [&[1, 2], &[3, 4]]);
+        let again = |seconds: f64| move || Ok(vec![Sample { decode_seconds: seconds, ..Sample::new(0, 0) }]);
+        slow.repeat(again(0.1)).unwrap();
+        assert_eq!(slow.decode_seconds, 1.0);
+        let mut fast = Measured::new("ar", vec![Sample { decode_seconds: 0.2, ..Sample::new(0, 0) }]);
+        fast.repeat(again(0.1)).unwrap();
+        assert_eq!(fast.decode_seconds, 0.1);
+    }
+}

@@ -2,26 +2,23 @@
 
 use std::io::{self, Write};
 
-use anstyle::Style;
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions, Mode, Policy, Request};
+use flexdraft::decode::{Engine, EngineOptions, Mode, Policy};
 use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::{ModelConfig, Tokenizer};
+use flexdraft::model::Tokenizer;
 
 use crate::args::{GenerateArgs, ModeChoice};
 use crate::compare::{self, MODES, Measured};
 use crate::error::{CliError, Result};
+use crate::job::{Job, Seeds, cache_tokens};
 use crate::json::JsonLines;
 use crate::models::{self, Pair, Weights};
 use crate::progress::Progress;
 use crate::prompt::{self, BUNDLED_PROMPT, Prompt};
 use crate::report::{self, Facts, Verdict};
-use crate::run::{self, Collect, Observer, Sample};
+use crate::run::{Collect, Sample};
 use crate::stream::{Streamer, Surface};
-
-/// Memory for the KV cache, in bytes, unless a single sample needs more. Samples beyond it wait.
-const CACHE_BYTES: usize = 4 << 30;
 
 /// Runs the command.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
@@ -36,74 +33,19 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     if args.json {
         return session.json(tokenizer.as_ref());
     }
+    let surface = Surface::of_stdout();
     if pair.bundled {
-        note("This pair is tiny, for demonstration: the steps are real, the text makes little sense.");
-        if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !Surface::of_stdout().has_colours() {
-            note(&format!("It continues {BUNDLED_PROMPT:?}."));
+        let remark = "This pair is tiny, for demonstration: the steps are real, the text makes little sense.";
+        session.progress.note(remark);
+        if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
+            session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));
         }
     }
     if tokenizer.is_none() {
-        note(&format!("{} has no tokenizer.json, so there is no text to show.", pair.target.display()));
+        let dir = pair.target.display();
+        session.progress.note(&format!("{dir} has no tokenizer.json, so there is no text to show."));
     }
-    session.show(tokenizer.as_ref(), prompt.text.as_deref())
-}
-
-/// A remark on stderr. There is nothing to be done if it cannot be written.
-fn note(text: &str) {
-    let _ = writeln!(anstream::stderr(), "{0}{text}{0:#}", Style::new().dimmed());
-}
-
-/// One seed a sample.
-#[derive(Clone, Copy, Debug)]
-struct Seeds {
-    first: u64,
-    last: u64,
-    count: usize,
-}
-
-impl Seeds {
-    fn from_args(args: &GenerateArgs) -> Result<Self> {
-        let (first, count) = (args.seed, args.samples.get());
-        let last = u64::try_from(count - 1).ok().and_then(|further| first.checked_add(further));
-        let last = last.ok_or_else(|| {
-            CliError::Usage(format!(
-                "{count} samples from seed {first} on exceed the largest seed, {}",
-                u64::MAX
-            ))
-        })?;
-        Ok(Self { first, last, count })
-    }
-
-    fn iter(self) -> impl Iterator<Item = u64> {
-        self.first..=self.last
-    }
-}
-
-/// The requests, one a seed.
-struct Job<'a> {
-    args: &'a GenerateArgs,
-    prompt_ids: Vec<u32>,
-    stop_ids: Vec<u32>,
-    seeds: Seeds,
-    /// Samples in a step at most.
-    batch: usize,
-}
-
-impl Job<'_> {
-    fn run<D: Device>(&self, engine: &mut Engine<D>, observer: &mut dyn Observer) -> Result<()> {
-        let args = self.args;
-        let request = |seed| Request {
-            stop_ids: self.stop_ids.clone(),
-            sampling: args.sampling(),
-            rule: args.rule.into(),
-            seed,
-            block_size: args.block_size,
-            confidence: args.confidence(),
-            record: true,
-            ..Request::new(self.prompt_ids.clone(), args.max_new_tokens)
-        };
-        run::run(engine, self.batch, self.seeds.iter(), request, observer)
-    }
+    session.show(surface, tokenizer.as_ref(), prompt.text.as_deref())
 }
 
 /// An engine and what it is to run.
@@ -130,29 +72,30 @@ impl<'a, D: Device> Session<'a, D> {
         let block_size = drafter.map_or(1, |drafter| args.block_size.unwrap_or(drafter.block_size));
         let block_size = block_size.min(MAX_BLOCK_SIZE);
         let mode = match args.mode {
-            ModeChoice::Auto if drafter.is_none() => {
-                note("There is no drafter (see --draft), so this is --mode ar: one token a step.");
-                Mode::Autoregressive
-            }
+            ModeChoice::Auto if drafter.is_none() => Mode::Autoregressive,
             mode => mode.into(),
         };
         let config = &weights.target.config;
-        let batch = seeds.count.min(EngineOptions::default().max_batch);
+        let batch = seeds.count().min(EngineOptions::default().max_batch);
         let options = EngineOptions {
             max_batch: batch,
             cache_tokens: cache_tokens(config, prompt_ids.len(), args.max_new_tokens, block_size, batch),
             ..EngineOptions::default()
         };
         let stop_ids = if args.ignore_eos { Vec::new() } else { config.eos_ids.clone() };
-        progress.running(seeds.count, prompt_ids.len().saturating_mul(seeds.count), options.prefill_rows);
+        progress.running(seeds.count(), prompt_ids.len().saturating_mul(seeds.count()), options.prefill_rows);
         let facts = Facts {
             layers: config.layers,
             tail_layers: drafter.map_or(0, |drafter| drafter.tail_layers),
             block_size,
             weight_bytes: weights.bytes_a_token(),
         };
-        let engine = Engine::new(model, mode, options)?;
+        let mut engine = Engine::new(model, mode, options)?;
         let job = Job { args, prompt_ids, stop_ids, seeds, batch };
+        job.check(&mut engine)?;
+        if args.mode == ModeChoice::Auto && drafter.is_none() {
+            progress.note("There is no drafter (see --draft), so this is --mode ar: one token a step.");
+        }
         Ok(Self { job, engine, mode, facts, progress })
     }
 
@@ -164,12 +107,11 @@ impl<'a, D: Device> Session<'a, D> {
     }
 
     /// The text of the mode that was asked for, the other modes, and the report.
-    fn show(mut self, tokenizer: Option<&Tokenizer>, prompt: Option<&str>) -> Result<()> {
-        let surface = Surface::of_stdout();
+    fn show(mut self, surface: Surface, tokenizer: Option<&Tokenizer>, prompt: Option<&str>) -> Result<()> {
         if surface.has_colours() && self.mode.drafts() && tokenizer.is_some() {
-            note("A change of colour is a new step; underlined tokens are accepted drafts.");
+            self.progress.note("A change of colour is a new step; underlined tokens are accepted drafts.");
         }
-        let count = self.job.seeds.count;
+        let count = self.job.seeds.count();
         let mut streamer = Streamer::new(surface.stdout(), surface, tokenizer, &self.progress, prompt, count);
         self.job.run(&mut self.engine, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
@@ -221,7 +163,8 @@ impl<'a, D: Device> Session<'a, D> {
     }
 
     fn compares(&self) -> bool {
-        !self.job.args.no_compare && self.facts.tail_layers > 0
+        let args = self.job.args;
+        !args.no_compare && self.facts.tail_layers > 0 && args.max_new_tokens > 0
     }
 
     fn collect(&mut self, mode: Mode) -> Result<Vec<Sample>> {
@@ -245,25 +188,4 @@ impl<'a, D: Device> Session<'a, D> {
             None => Verdict::Lossless { tokens: ar.tokens() },
         }
     }
-}
-
-/// Room for `batch` sequences of full length and a block, within [`CACHE_BYTES`]; a single sequence always
-/// has room. Sequences that do not fit wait.
-fn cache_tokens(
-    config: &ModelConfig,
-    prompt_len: usize,
-    max_new_tokens: usize,
-    block_size: usize,
-    batch: usize,
-) -> usize {
-    let page_size = EngineOptions::default().page_size;
-    let longest =
-        prompt_len.saturating_add(max_new_tokens).min(config.context_len).saturating_add(block_size);
-    let sequence = longest.div_ceil(page_size).saturating_mul(page_size);
-    let attention = config.attention;
-    let bytes_a_token = [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
-        .into_iter()
-        .fold(1, usize::saturating_mul)
-        .max(1);
-    sequence.saturating_mul(batch).min(CACHE_BYTES / bytes_a_token).max(sequence)
 }

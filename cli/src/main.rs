@@ -5,6 +5,7 @@ mod compare;
 mod error;
 mod generate;
 mod inspect;
+mod job;
 mod json;
 mod models;
 mod progress;

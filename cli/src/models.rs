@@ -116,8 +116,8 @@ pub fn cpu_device(args: &GenerateArgs) -> Result<Cpu> {
         let (requested, reason) = (format!("cuda:{ordinal}"), "this build has no CUDA device".into());
         return Err(DeviceError::Unavailable { requested, reason }.into());
     }
-    let threads = args.threads.map_or(0, usize::from);
-    Ok(Cpu::new(CpuOptions { threads, precision: args.dtype.into(), ..CpuOptions::default() })?)
+    let (threads, precision) = (args.threads, args.dtype.into());
+    Ok(Cpu::new(CpuOptions { threads, precision })?)
 }
 
 /// The bundled pair's folder: in the package that `cargo run` runs, or around the current directory

@@ -1,10 +1,12 @@
 //! What is going on, on stderr, while there is nothing to read yet. Shown on a terminal only.
 
 use std::cell::Cell;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget};
+use anstyle::Style;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A line that is overwritten as things go on.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ pub struct Progress {
 impl Progress {
     pub fn loading(dir: &Path) -> Self {
         let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        line.set_style(indicatif::ProgressStyle::default_spinner());
+        line.set_style(ProgressStyle::default_spinner());
         line.set_message(format!("loading {}", dir.display()));
         line.enable_steady_tick(Duration::from_millis(100));
         let zero = || Cell::new(0);
@@ -81,6 +83,12 @@ impl Progress {
     /// Another mode is being run for comparison.
     pub fn comparing(&self, mode: &str) {
         self.line.set_message(format!("running `{mode}` for comparison"));
+    }
+
+    /// Writes a remark to stderr. There is nothing to be done if it cannot be written.
+    pub fn note(&self, text: &str) {
+        let dimmed = Style::new().dimmed();
+        let _ = self.suspend(|| writeln!(anstream::stderr(), "{dimmed}{text}{dimmed:#}"));
     }
 
     /// Takes the line away, for good.

@@ -81,7 +81,9 @@ fn write_report(
         shown.name
     )?;
     if shown.steps() > 0 {
-        if !commits.is_empty() {
+        if shown.steps() == shown.decoded_tokens() {
+            writeln!(out, "Each step committed one token.")?;
+        } else if !commits.is_empty() {
             writeln!(out, "What the prompt's pass and then each step committed, a bar between tokens:")?;
             out.push_str(&wrapped(commits, STEP_LINES));
         } else if let [sample] = shown.samples.as_slice() {
@@ -187,6 +189,17 @@ fn wrapped(words: &[String], max_lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::Sample;
+
+    #[test]
+    fn a_broken_promise_is_loud() {
+        let facts = Facts { layers: 4, tail_layers: 2, block_size: 8, weight_bytes: 0 };
+        let modes = [Measured::new("ar", vec![Sample::new(0, 0)])];
+        let said = |verdict| report(&facts, "ar", &[], &modes, &verdict);
+        assert!(said(Verdict::Broken("here".into())).contains("NOT LOSSLESS: here."));
+        assert!(said(Verdict::Lossless { tokens: 1 }).contains("the same 1 token as `ar`"));
+        assert!(!said(Verdict::NotCompared).contains("ossless"));
+    }
 
     #[test]
     fn lists_are_wrapped_and_cut() {

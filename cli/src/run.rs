@@ -25,7 +25,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    fn new(index: usize, seed: u64) -> Self {
+    pub fn new(index: usize, seed: u64) -> Self {
         Self {
             index,
             seed,

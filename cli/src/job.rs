@@ -1,0 +1,138 @@
+//! What an engine is to run: one request a seed, and the room that they need.
+
+use flexdraft::decode::{Engine, EngineOptions, Request};
+use flexdraft::device::Device;
+use flexdraft::model::ModelConfig;
+
+use crate::args::GenerateArgs;
+use crate::error::{CliError, Result};
+use crate::run::{self, Observer};
+
+/// Memory for the KV cache, in bytes, unless a single sample needs more. Samples beyond it wait.
+const CACHE_BYTES: usize = 4 << 30;
+
+/// One seed a sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    first: u64,
+    last: u64,
+    count: usize,
+}
+
+impl Seeds {
+    pub fn from_args(args: &GenerateArgs) -> Result<Self> {
+        let (first, count) = (args.seed, args.samples.get());
+        let last = u64::try_from(count - 1).ok().and_then(|further| first.checked_add(further));
+        let last = last.ok_or_else(|| {
+            CliError::Usage(format!(
+                "{count} samples from seed {first} on exceed the largest seed, {}",
+                u64::MAX
+            ))
+        })?;
+        Ok(Self { first, last, count })
+    }
+
+    pub fn count(self) -> usize {
+        self.count
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = u64> {
+        self.first..=self.last
+    }
+}
+
+/// The requests, one a seed.
+pub struct Job<'a> {
+    pub args: &'a GenerateArgs,
+    pub prompt_ids: Vec<u32>,
+    pub stop_ids: Vec<u32>,
+    pub seeds: Seeds,
+    /// Samples in a step at most.
+    pub batch: usize,
+}
+
+impl Job<'_> {
+    /// Lets the engine judge the requests, without running one.
+    pub fn check<D: Device>(&self, engine: &mut Engine<D>) -> Result<()> {
+        let id = engine.add(self.request(self.seeds.first))?;
+        engine.cancel(id);
+        Ok(())
+    }
+
+    pub fn run<D: Device>(&self, engine: &mut Engine<D>, observer: &mut dyn Observer) -> Result<()> {
+        run::run(engine, self.batch, self.seeds.iter(), |seed| self.request(seed), observer)
+    }
+
+    fn request(&self, seed: u64) -> Request {
+        let args = self.args;
+        Request {
+            stop_ids: self.stop_ids.clone(),
+            sampling: args.sampling(),
+            rule: args.rule.into(),
+            seed,
+            block_size: args.block_size,
+            confidence: args.confidence(),
+            record: true,
+            ..Request::new(self.prompt_ids.clone(), args.max_new_tokens)
+        }
+    }
+}
+
+/// Room for `batch` sequences of full length and a block, within [`CACHE_BYTES`]; a single sequence always
+/// has room. Sequences that do not fit wait.
+pub fn cache_tokens(
+    config: &ModelConfig,
+    prompt_len: usize,
+    max_new_tokens: usize,
+    block_size: usize,
+    batch: usize,
+) -> usize {
+    let page_size = EngineOptions::default().page_size;
+    let longest =
+        prompt_len.saturating_add(max_new_tokens).min(config.context_len).saturating_add(block_size);
+    let sequence = longest.div_ceil(page_size).saturating_mul(page_size);
+    let attention = config.attention;
+    let bytes_a_token = [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
+        .into_iter()
+        .fold(1, usize::saturating_mul)
+        .max(1);
+    sequence.saturating_mul(batch).min(CACHE_BYTES / bytes_a_token).max(sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use flexdraft::device::{AttentionShape, Rope};
+    use flexdraft::model::Architecture;
+
+    use super::*;
+
+    /// 1 KiB of cache a token.
+    fn config() -> ModelConfig {
+        ModelConfig {
+            architecture: Architecture::Llama,
+            hidden_size: 32,
+            intermediate_size: 64,
+            layers: 4,
+            attention: AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 32 },
+            vocab_size: 16,
+            context_len: 1 << 20,
+            rms_norm_eps: 1e-6,
+            rope: Rope { inv_freq: vec![1.0; 16], scale: 1.0 },
+            attention_bias: false,
+            mlp_bias: false,
+            tied_embeddings: true,
+            eos_ids: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_cache_has_room_for_all_within_reason() {
+        let tokens = |prompt, max_new, batch| cache_tokens(&config(), prompt, max_new, 8, batch);
+        assert_eq!(tokens(5, 3, 1), 16);
+        assert_eq!(tokens(5, 4, 1), 32);
+        assert_eq!(tokens(5, 4, 3), 96);
+        // The context bounds a sequence, the memory all of them together.
+        assert_eq!(tokens(5, usize::MAX, 1), (1 << 20) + 16);
+        assert_eq!(tokens(5, usize::MAX, 64), CACHE_BYTES >> 10);
+    }
+}

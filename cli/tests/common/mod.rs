@@ -1,0 +1,125 @@
+//! Running the binary, and models to run it on.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+/// The bundled pair's directory.
+pub fn tiny(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(part)
+}
+
+/// The command, whatever colours and directory the tests are run with.
+pub fn flexdraft(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flexdraft"));
+    for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        command.env_remove(variable);
+    }
+    command.env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR")).args(args);
+    command
+}
+
+/// What a run left.
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+pub fn finished(output: Output) -> Run {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+pub fn run(args: &[&str]) -> Run {
+    finished(flexdraft(args).output().unwrap())
+}
+
+/// Runs what has to succeed.
+pub fn succeed(args: &[&str]) -> Run {
+    let run = run(args);
+    assert_eq!(run.code, Some(0), "{args:?}: {}", run.stderr);
+    run
+}
+
+/// The JSON Lines of a run that has to succeed.
+pub fn json(args: &[&str]) -> Vec<Sample> {
+    let run = succeed(&[&["--json"], args].concat());
+    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The only line of such a run.
+pub fn sample(args: &[&str]) -> Sample {
+    let mut samples = json(args);
+    assert_eq!(samples.len(), 1);
+    samples.remove(0)
+}
+
+/// A copy of the tiny target, `edit` having been applied to its config.
+pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(tiny("target").join(file), dir.path().join(file)).unwrap();
+    }
+    let config = fs::read(tiny("target/config.json")).unwrap();
+    let mut config = serde_json::from_slice(&config).unwrap();
+    edit(&mut config);
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// A path as an argument.
+pub fn arg(path: &(impl AsRef<Path> + ?Sized)) -> &str {
+    path.as_ref().to_str().unwrap()
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    pub index: usize,
+    pub seed: u64,
+    pub prompt_ids: Vec<u32>,
+    pub output_ids: Vec<u32>,
+    pub text: String,
+    pub finish_reason: String,
+    pub prefill: Option<Block>,
+    pub steps: Vec<Step>,
+    pub stats: Stats,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Block {
+    pub bonus: u32,
+    pub draft: Vec<u32>,
+    pub confidence: Vec<f32>,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    pub mode: String,
+    pub position: usize,
+    pub verify_len: usize,
+    pub groups: Vec<usize>,
+    pub candidates: Vec<u32>,
+    pub accepted: usize,
+    pub bonus: u32,
+    pub draft: Vec<u32>,
+    pub confidence: Vec<f32>,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Stats {
+    pub tokens: usize,
+    pub steps: usize,
+    pub acceptance_length: f64,
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+    pub tokens_per_second: f64,
+}
