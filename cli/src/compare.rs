@@ -78,6 +78,12 @@ impl Measured {
         mean(self.steps(), self.decoded_tokens())
     }
 
+    /// Seconds that a step took for one sample, `None` without a step.
+    pub fn seconds_a_step(&self) -> Option<f64> {
+        let steps = self.steps();
+        (steps > 0 && self.decode_seconds > 0.0).then(|| self.decode_seconds / steps as f64)
+    }
+
     /// Decoded tokens a second, `None` where nothing was decoded.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let tokens = self.decoded_tokens();

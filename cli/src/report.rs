@@ -123,31 +123,32 @@ fn write_report(
 /// What the speeds say about this machine and this model.
 fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     let mode = |name| modes.iter().find(|mode| mode.name == name);
-    let ar = mode("ar")?;
-    let base = ar.tokens_per_second()?;
-    let (sequential, parallel) = (mode("sequential")?, mode("parallel")?);
-    let ratio = |mode: &Measured| Some(mode.tokens_per_second()? / base);
+    let (ar, sequential, parallel) = (mode("ar")?, mode("sequential")?, mode("parallel")?);
+    let speed = |mode: &Measured| Some(mode.tokens_per_second()? / ar.tokens_per_second()?);
+    let duration = |mode: &Measured| Some(mode.seconds_a_step()? / ar.seconds_a_step()?);
     let mask_rows = |mode: &Measured| mode.groups() * facts.block_size as f64;
     let mut text = format!(
-        "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A CPU \
-         computes every row at full price: a step of `ar` computes 1 row; one of `sequential` {:.1}, and {:.1} \
-         mask rows in {} of the {} layers; one of `parallel` {:.1} and {:.1}. Where reading the weights bounds a \
-         pass, as on a GPU at small batches, rows are nearly free, and fewer target passes per token are what \
-         counts.",
-        ratio(sequential)?,
-        ratio(parallel)?,
+        "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A step \
+         of `ar` computes 1 row. One of `sequential` computes {:.1}, and {:.1} mask rows in {} of the {} layers, and \
+         takes {:.1} times as long; one of `parallel` computes {:.1} and {:.1}, and takes {:.1} times as long. A mode \
+         gains where that factor is below the tokens that its steps commit. Rows are nearly free only where reading \
+         the weights bounds a pass, as on a GPU at small batches.",
+        speed(sequential)?,
+        speed(parallel)?,
         sequential.candidate_rows(),
         mask_rows(sequential),
         facts.tail_layers,
         facts.layers,
+        duration(sequential)?,
         parallel.candidate_rows(),
         mask_rows(parallel),
+        duration(parallel)?,
     );
     if facts.weight_bytes < CACHE_BYTES {
         let _ = write!(
             text,
-            " This model's {:.1} MB of weights stay in the processor's caches, and the fixed cost of an operation \
-             weighs much: the speeds say nothing about larger models.",
+            " This model's {:.1} MB of weights stay in the processor's caches, so fewer passes over them save little: \
+             the speeds say nothing about larger models.",
             facts.weight_bytes as f64 / 1e6
         );
     }
