@@ -8,6 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::collector::{Collected, Collector};
 use super::config::{Architecture, DrafterConfig, ModelConfig, attention_shape};
 use super::json::{Fields, JsonFile};
+use super::source::TensorSource;
 use super::weights::{CalibratorWeights, DrafterWeights};
 use crate::layout::MAX_BLOCK_SIZE;
 
@@ -143,33 +144,37 @@ pub(super) fn collect(
     target: &ModelConfig,
     checkpoint: &Checkpoint,
 ) -> Collected<DrafterWeights> {
+    // The rank is that of W1, whatever the config says.
+    let rank = header.calibrated.then(|| {
+        let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
+        w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1)
+    });
     let mut tensors = Collector::new(checkpoint);
-    let attention: Vec<_> = (0..header.config.tail_layers)
-        .map(|i| tensors.attention(&format!("layers.{i}.self_attn"), target, header.attention_bias))
-        .collect();
-    let attention: Option<Vec<_>> = attention.into_iter().collect();
-    let mask_embedding = tensors.tensor("mask_embedding", &[target.hidden_size]);
-    let calibrator = header.calibrated.then(|| calibrator(&mut tensors, target));
-    let weights = || {
-        Some(DrafterWeights {
-            config: header.config.clone(),
-            attention: attention?,
-            mask_embedding: mask_embedding?,
-            calibrator: match calibrator {
-                Some(calibrator) => Some(calibrator?),
-                None => None,
-            },
-        })
-    };
-    let weights = weights();
+    let weights = build(&mut tensors, header.config.clone(), target, header.attention_bias, rank);
     tensors.finish(weights)
 }
 
-/// The rank is that of W1, whatever the config says.
-fn calibrator(tensors: &mut Collector<'_>, target: &ModelConfig) -> Option<CalibratorWeights> {
-    let w1 = tensors.checkpoint().shape("anchor_bias_mlp.0.weight");
-    let rank = w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1);
-    let hidden = tensors.linear("anchor_bias_mlp.0", [rank, 2 * target.hidden_size], true);
-    let output = tensors.linear("anchor_bias_mlp.2", [target.vocab_size, rank], true);
-    Some(CalibratorWeights { hidden: hidden?, output: output? })
+/// A drafter for `target`; without a calibrator if there is no `rank`.
+pub(super) fn build(
+    tensors: &mut impl TensorSource,
+    config: DrafterConfig,
+    target: &ModelConfig,
+    attention_bias: bool,
+    rank: Option<usize>,
+) -> Option<DrafterWeights> {
+    let attention: Vec<_> = (0..config.tail_layers)
+        .map(|i| tensors.attention(&format!("layers.{i}.self_attn"), target, attention_bias))
+        .collect();
+    let attention: Option<Vec<_>> = attention.into_iter().collect();
+    let mask_embedding = tensors.tensor("mask_embedding", &[target.hidden_size]);
+    let calibrator = rank.map(|rank| {
+        let hidden = tensors.linear("anchor_bias_mlp.0", [rank, 2 * target.hidden_size], true);
+        let output = tensors.linear("anchor_bias_mlp.2", [target.vocab_size, rank], true);
+        Some(CalibratorWeights { hidden: hidden?, output: output? })
+    });
+    let calibrator = match calibrator {
+        Some(calibrator) => Some(calibrator?),
+        None => None,
+    };
+    Some(DrafterWeights { config, attention: attention?, mask_embedding: mask_embedding?, calibrator })
 }

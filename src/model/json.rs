@@ -29,12 +29,17 @@ pub(super) fn open(path: &Path) -> Result<(fs::File, u64), LoadError> {
 
 /// The bytes of a small file.
 pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
+    read_bytes_up_to(path, SIZE_LIMIT)
+}
+
+/// The bytes of a file of at most `limit` bytes.
+pub(super) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
     let (file, bytes) = open(path)?;
-    if bytes > SIZE_LIMIT {
-        return Err(LoadError::FileTooLarge { path: path.into(), bytes, limit: SIZE_LIMIT });
+    if bytes > limit {
+        return Err(LoadError::FileTooLarge { path: path.into(), bytes, limit });
     }
     let mut content = Vec::new();
-    file.take(SIZE_LIMIT)
+    file.take(limit)
         .read_to_end(&mut content)
         .map_err(|source| LoadError::Io { path: path.into(), source })?;
     Ok(content)

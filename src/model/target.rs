@@ -6,6 +6,7 @@ use super::LoadError;
 use super::checkpoint::Checkpoint;
 use super::collector::{Collected, Collector};
 use super::config::ModelConfig;
+use super::source::TensorSource;
 use super::weights::{LayerWeights, TargetWeights};
 
 impl TargetWeights {
@@ -48,25 +49,31 @@ impl TargetWeights {
 /// Looks for every tensor of the model.
 pub(super) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
     let mut tensors = Collector::new(checkpoint);
-    let prefix = tensor_prefix(checkpoint);
-    let embed =
-        tensors.tensor(&format!("{prefix}embed_tokens.weight"), &[config.vocab_size, config.hidden_size]);
+    let weights = build(&mut tensors, tensor_prefix(checkpoint), config);
+    tensors.finish(weights)
+}
+
+/// A target from tensors whose names start with `prefix`, except for `lm_head.weight`.
+pub(super) fn build(
+    tensors: &mut impl TensorSource,
+    prefix: &str,
+    config: ModelConfig,
+) -> Option<TargetWeights> {
+    let embedding_shape = [config.vocab_size, config.hidden_size];
+    let embed = tensors.tensor(&format!("{prefix}embed_tokens.weight"), &embedding_shape);
     let layers: Vec<_> =
-        (0..config.layers).map(|i| layer(&mut tensors, &format!("{prefix}layers.{i}"), &config)).collect();
+        (0..config.layers).map(|i| layer(tensors, &format!("{prefix}layers.{i}"), &config)).collect();
     let norm = tensors.tensor(&format!("{prefix}norm.weight"), &[config.hidden_size]);
     // The config decides: a tied checkpoint may hold a copy of the embedding under this name.
     let lm_head = match config.tied_embeddings {
         true => embed.clone(),
-        false => tensors.tensor("lm_head.weight", &[config.vocab_size, config.hidden_size]),
+        false => tensors.tensor("lm_head.weight", &embedding_shape),
     };
     let layers: Option<Vec<_>> = layers.into_iter().collect();
-    let weights =
-        || Some(TargetWeights { config, embed: embed?, layers: layers?, norm: norm?, lm_head: lm_head? });
-    let weights = weights();
-    tensors.finish(weights)
+    Some(TargetWeights { config, embed: embed?, layers: layers?, norm: norm?, lm_head: lm_head? })
 }
 
-fn layer(tensors: &mut Collector<'_>, name: &str, config: &ModelConfig) -> Option<LayerWeights> {
+fn layer(tensors: &mut impl TensorSource, name: &str, config: &ModelConfig) -> Option<LayerWeights> {
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
     let input_norm = tensors.tensor(&format!("{name}.input_layernorm.weight"), &[hidden]);
     let attention = tensors.attention(&format!("{name}.self_attn"), config, config.attention_bias);

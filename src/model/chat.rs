@@ -1,0 +1,259 @@
+//! Chat templates: messages rendered to a prompt, as transformers' `apply_chat_template` does.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use serde::Serialize;
+
+use super::LoadError;
+use super::json::{Fields, JsonFile, if_exists, read_bytes};
+use super::strftime::strftime;
+use super::template_json::to_json;
+
+/// Instructions of the template engine before a template is taken for one that never ends. Real
+/// templates need some hundred a message.
+const FUEL: u64 = 10_000_000;
+
+const NAME: &str = "chat_template";
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, or whatever else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// A model's chat template (Jinja) and the special tokens that it may name.
+pub struct ChatTemplate {
+    path: PathBuf,
+    environment: Environment<'static>,
+    special_tokens: Vec<(&'static str, Value)>,
+}
+
+impl ChatTemplate {
+    /// Reads the template of a model's directory: `chat_template.jinja`, or else `chat_template` in
+    /// `tokenizer_config.json` (a template, or a list of named ones, of which `default` is taken).
+    ///
+    /// # Errors
+    /// [`LoadError::NoChatTemplate`] if the directory has none, [`LoadError::ChatTemplate`] if it
+    /// cannot be parsed; [`LoadError::Json`] or [`LoadError::InvalidKey`] for a
+    /// `tokenizer_config.json` that makes no sense.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        let config_path = dir.join("tokenizer_config.json");
+        let config = if_exists(JsonFile::read(&config_path))?;
+        let fields = config.as_ref().map(JsonFile::fields);
+        let jinja_path = dir.join("chat_template.jinja");
+        let (path, source) = match if_exists(read_bytes(&jinja_path))? {
+            Some(bytes) => {
+                let source = String::from_utf8(bytes).map_err(|error| LoadError::ChatTemplate {
+                    path: jinja_path.clone(),
+                    reason: error.to_string(),
+                })?;
+                (jinja_path, Some(source))
+            }
+            None => (config_path, fields.as_ref().map(template_source).transpose()?.flatten()),
+        };
+        let source = source.ok_or_else(|| LoadError::NoChatTemplate { dir: dir.into() })?;
+        let special_tokens = fields.as_ref().map(special_tokens).transpose()?.unwrap_or_default();
+        let environment = environment(&source)
+            .map_err(|error| LoadError::ChatTemplate { path: path.clone(), reason: full_message(&error) })?;
+        Ok(Self { path, environment, special_tokens })
+    }
+
+    /// Renders a conversation; with `add_generation_prompt` it ends where the assistant's next
+    /// message begins. The result spells out the special tokens, BOS included: encode it without
+    /// adding any.
+    ///
+    /// # Errors
+    /// [`LoadError::ChatTemplate`] if the template rejects the messages or fails on them.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, LoadError> {
+        // A clock before 1970 is shown as 1970.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        self.render_at(messages, add_generation_prompt, now)
+    }
+
+    /// As [`render`](Self::render), for templates that state the date: as if it were `unix_seconds`
+    /// after 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_at(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        unix_seconds: u64,
+    ) -> Result<String, LoadError> {
+        let strftime_now = Value::from_function(move |format: String| {
+            strftime(&format, unix_seconds).map_err(|conversion| {
+                Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime_now: {conversion} is not supported"),
+                )
+            })
+        });
+        let variables = [
+            ("messages", Value::from_serialize(messages)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("strftime_now", strftime_now),
+        ];
+        let context: Value = variables.into_iter().chain(self.special_tokens.iter().cloned()).collect();
+        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(|error| {
+            LoadError::ChatTemplate { path: self.path.clone(), reason: full_message(&error) }
+        })
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatTemplate({})", self.path.display())
+    }
+}
+
+/// The environment that transformers compiles chat templates in.
+fn environment(source: &str) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_debug(false);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_template_owned(NAME, without_generation_tags(source))?;
+    Ok(environment)
+}
+
+/// `chat_template` of a `tokenizer_config.json`.
+fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
+    let key = "chat_template";
+    let wrong = || config.invalid(key, "a template, or a list of templates with one named `default`");
+    match config.get(key) {
+        None => Ok(None),
+        Some(serde_json::Value::String(source)) => Ok(Some(source.clone())),
+        Some(serde_json::Value::Array(named)) => {
+            let default = named.iter().find(|entry| entry["name"].as_str() == Some("default"));
+            let source = default.and_then(|entry| entry["template"].as_str()).ok_or_else(wrong)?;
+            Ok(Some(source.to_owned()))
+        }
+        Some(_) => Err(wrong()),
+    }
+}
+
+/// The special tokens that a template can name; each a string or an object with its `content`.
+fn special_tokens(config: &Fields<'_>) -> Result<Vec<(&'static str, Value)>, LoadError> {
+    const NAMES: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let mut tokens = Vec::new();
+    for name in NAMES {
+        if let Some(token) = config.get(name) {
+            let text = token.as_str().or_else(|| token["content"].as_str());
+            let text =
+                text.ok_or_else(|| config.invalid(name, "a token's text, or an object with its `content`"))?;
+            tokens.push((name, Value::from(text)));
+        }
+    }
+    Ok(tokens)
+}
+
+/// `{% generation %}` marks the assistant's text for training and renders as what it encloses.
+/// The template engine does not know it; a condition that holds renders the same.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        out.push_str(before);
+        let body = tag.trim_start_matches(['-', '+']).trim_start();
+        let keyword = ["generation", "endgeneration"].into_iter().find(|keyword| {
+            let after = body.strip_prefix(keyword).map(str::trim_start);
+            after.is_some_and(|after| after.trim_start_matches(['-', '+']).starts_with("%}"))
+        });
+        rest = tag;
+        if let Some(keyword) = keyword {
+            let (marks, body) = tag.split_at(tag.len() - body.len());
+            out.push_str(marks);
+            out.push_str(if keyword == "generation" { "if true" } else { "endif" });
+            rest = body.strip_prefix(keyword).unwrap_or(body);
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// An error of the template engine with its causes, on one line.
+fn full_message(error: &Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, String> {
+        let template = ChatTemplate {
+            path: "t".into(),
+            environment: environment(source).map_err(|e| e.to_string())?,
+            special_tokens: vec![("bos_token", Value::from("<s>"))],
+        };
+        let messages = [ChatMessage::new("user", "<b> 'x' & \"y\"\n")];
+        template.render_at(&messages, true, 0).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn generation_tags_enclose_what_they_mark() {
+        assert_eq!(
+            render("a {%- generation -%} b {% endgeneration %} c{% set generation = 1 %}").unwrap(),
+            "ab  c"
+        );
+        assert_eq!(render("{%generation%}{{ bos_token }}{%endgeneration%}{{ eos_token }}").unwrap(), "<s>");
+    }
+
+    #[test]
+    fn nothing_is_escaped() {
+        assert_eq!(render("{{ messages[0].content }}").unwrap(), "<b> 'x' & \"y\"\n");
+        assert_eq!(
+            render("{{ messages[0] | tojson }}").unwrap(),
+            r#"{"role": "user", "content": "<b> 'x' & \"y\"\n"}"#
+        );
+    }
+
+    #[test]
+    fn templates_that_fail_or_never_end() {
+        let error = |source| render(source).unwrap_err();
+        assert_eq!(
+            error("{{ raise_exception('roles must alternate') }}"),
+            "chat template t: invalid operation: roles must alternate (in chat_template:1)"
+        );
+        assert_eq!(
+            error("{{ strftime_now('%Q') }}"),
+            "chat template t: invalid operation: strftime_now: %Q is not supported (in chat_template:1)"
+        );
+        let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        assert_eq!(error(nested), "chat template t: engine ran out of fuel (in chat_template:1)");
+        assert!(error("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
+        assert!(error("{% if %}").starts_with("syntax error"));
+    }
+}

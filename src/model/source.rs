@@ -1,0 +1,48 @@
+//! Which tensors a linear layer and an attention block have, wherever they come from.
+
+use super::config::ModelConfig;
+use super::weights::{AttentionWeights, LinearWeights};
+use crate::tensor::Tensor;
+
+/// Where weights come from: a checkpoint, or a random generator.
+///
+/// A tensor that cannot be had is `None`, and the source remembers why. What is built from tensors
+/// asks for all of them before it gives up, so that the source hears of every one.
+pub(super) trait TensorSource {
+    /// The tensor of that name, if it has that shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor>;
+
+    /// `{name}.weight` [out, in], and `{name}.bias` [out] where there should be one.
+    fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Option<LinearWeights> {
+        let weight = self.tensor(&format!("{name}.weight"), &shape);
+        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &shape[..1]));
+        Some(LinearWeights {
+            weight: weight?,
+            bias: match bias {
+                Some(bias) => Some(bias?),
+                None => None,
+            },
+        })
+    }
+
+    /// The projectors and norms under `{name}.`, for the shapes of `config`.
+    fn attention(&mut self, name: &str, config: &ModelConfig, bias: bool) -> Option<AttentionWeights> {
+        let shape = config.attention;
+        let q_cols = shape.out_cols();
+        let kv_cols = shape.kv_heads * shape.head_dim;
+        let q = self.linear(&format!("{name}.q_proj"), [q_cols, config.hidden_size], bias);
+        let k = self.linear(&format!("{name}.k_proj"), [kv_cols, config.hidden_size], bias);
+        let v = self.linear(&format!("{name}.v_proj"), [kv_cols, config.hidden_size], bias);
+        let o = self.linear(&format!("{name}.o_proj"), [config.hidden_size, q_cols], bias);
+        let norms = config.architecture.has_qk_norms().then(|| {
+            let q_norm = self.tensor(&format!("{name}.q_norm.weight"), &[shape.head_dim]);
+            let k_norm = self.tensor(&format!("{name}.k_norm.weight"), &[shape.head_dim]);
+            Some((q_norm?, k_norm?))
+        });
+        let qk_norms = match norms {
+            Some(norms) => Some(norms?),
+            None => None,
+        };
+        Some(AttentionWeights { q: q?, k: k?, v: v?, o: o?, qk_norms })
+    }
+}

@@ -1,0 +1,121 @@
+//! `tokenizer.json`: text to token ids and back.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use super::LoadError;
+use super::json;
+
+/// The largest `tokenizer.json` that is read, in bytes.
+const SIZE_LIMIT: u64 = 512 << 20;
+
+/// A tokenizer for a model with a given vocabulary.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of `dir`, for a model with `vocab_size` ids.
+    ///
+    /// The tokenizer may have fewer ids than the model (padded embeddings) or more: an id that the
+    /// model does not have is an error when a text needs it.
+    ///
+    /// # Errors
+    /// [`LoadError::Io`], or [`LoadError::Tokenizer`] if the file is not a tokenizer.
+    pub fn read(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = json::read_bytes_up_to(&path, SIZE_LIMIT)?;
+        let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
+        // As transformers does: lengths are the caller's business, not the file's.
+        guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
+        inner.with_padding(None);
+        Ok(Self { path, inner, vocab_size })
+    }
+
+    /// The ids of a text. Special tokens spelled out in it become their ids; those that the
+    /// tokenizer puts around every text (BOS for most Llama models) are added if `add_special_tokens`.
+    ///
+    /// # Errors
+    /// [`LoadError::TokenOutOfVocabulary`] for an id that the model does not have,
+    /// [`LoadError::Tokenizer`] for a text that the tokenizer cannot handle.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, LoadError> {
+        let encoding = guarded(&self.path, || self.inner.encode(text, add_special_tokens))?;
+        let ids = encoding.get_ids();
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            None => Ok(ids.to_vec()),
+            Some(&id) => Err(LoadError::TokenOutOfVocabulary {
+                path: self.path.clone(),
+                token: json::shorten(&self.token(id).unwrap_or_default()),
+                id,
+                vocab_size: self.vocab_size,
+            }),
+        }
+    }
+
+    /// The text of ids. Ids without a token have no text; neither have special tokens if
+    /// `skip_special_tokens`. Bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, LoadError> {
+        guarded(&self.path, || self.inner.decode(ids, skip_special_tokens))
+    }
+
+    /// Number of ids that the tokenizer itself has, added tokens included.
+    pub fn len(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Whether the tokenizer has no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// V of the model that it was read for.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of a token, by its exact text.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether an id is a special token: control, not text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
+    /// Ids of all special tokens, ascending.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let mut ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({}: {} ids)", self.path.display(), self.len())
+    }
+}
+
+/// Runs a call into the `tokenizers` crate, whose parts index and unwrap on odd files: a panic in it
+/// is an error here.
+fn guarded<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
+    let reason = match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the file does not make a working tokenizer".to_owned(),
+    };
+    Err(LoadError::Tokenizer { path: path.into(), reason })
+}
