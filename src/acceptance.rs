@@ -53,15 +53,15 @@ impl Test {
 pub struct Decision {
     /// a: the number of accepted draft tokens.
     pub accepted: usize,
-    /// Weights [vocab], not normalised and not all zero, from which the bonus token is drawn.
+    /// Weights `[vocab]`, not normalised and not all zero, from which the bonus token is drawn.
     pub weights: Vec<f64>,
 }
 
 /// The rows that a rule compares. Rows are asked for at most once each, in ascending order.
 pub trait Rows {
-    /// p_i [vocab], 0 ≤ i ≤ v.
+    /// p_i `[vocab]`, 0 ≤ i ≤ v.
     fn target(&mut self, i: usize) -> Vec<f64>;
-    /// q_j [vocab], 1 ≤ j ≤ v: the distribution of draft token d_j.
+    /// q_j `[vocab]`, 1 ≤ j ≤ v: the distribution of draft token d_j.
     fn draft(&mut self, j: usize) -> Vec<f64>;
 }
 

@@ -13,9 +13,9 @@
 //!
 //! | module | what it is | feature |
 //! |---|---|---|
-//! | [`decode`] | requests, the engine, what a step does | `runner` |
-//! | [`model`] | configurations, weights, tokenizers, the forward pass | `runner` |
-//! | [`device`] | the operations of a decode step, and where they run | `runner` |
+//! | `decode` | requests, the engine, what a step does | `runner` |
+//! | `model` | configurations, weights, tokenizers, the forward pass | `runner` |
+//! | `device` | the operations of a decode step, and where they run | `runner` |
 //! | [`acceptance`] | the four acceptance rules | |
 //! | [`sampling`] | temperature, top-k, top-p, min-p, and the draw | |
 //! | [`random`] | the random-number contract: Philox, keyed by position | |
@@ -39,3 +39,8 @@ pub mod sampling;
 pub mod tensor;
 
 pub use error::{Error, Result};
+
+// The readme's example is compiled with the documentation's.
+#[cfg(all(doctest, feature = "runner"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

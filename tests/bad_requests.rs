@@ -7,7 +7,7 @@ mod common;
 use common::models::Spec;
 use common::runs::{cpu, engine, model, run};
 use flexdraft::decode::{Confidence, Engine, EngineOptions, Finish, Mode, Request};
-use flexdraft::model::forward::Model;
+use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
 
 fn refusal(request: Request) -> String {

@@ -14,7 +14,7 @@ use flexdraft::decode::{
     BlockRecord, Confidence, ConfidenceStrategy, Engine, EngineOptions, Mode, Record, Request,
 };
 use flexdraft::device::cpu::Cpu;
-use flexdraft::model::forward::Model;
+use flexdraft::model::Model;
 use flexdraft::model::{DrafterWeights, TargetWeights};
 use serde::Deserialize;
 

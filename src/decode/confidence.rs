@@ -27,7 +27,7 @@ impl Default for Confidence {
 }
 
 impl Confidence {
-    /// The verify length for a draft whose slots 1..S have these confidences [S − 1].
+    /// The verify length for a draft whose slots 1..S have these confidences `[S − 1]`.
     ///
     /// At least 1, or 0 for an empty draft. Whether the result reaches j depends on confidences of slots
     /// 1..=j only, none of which depends on the tokens drawn in slots j and later: this is what keeps

@@ -12,7 +12,7 @@ use super::step::{self, Outcome, Plan, StepBuffers};
 use crate::acceptance::Rule;
 use crate::device::Device;
 use crate::layout::GroupSet;
-use crate::model::forward::Model;
+use crate::model::Model;
 
 /// Sizes of an engine.
 #[derive(Clone, Debug, PartialEq)]

@@ -33,9 +33,9 @@ pub struct Committed {
 pub struct BlockRecord {
     /// The bonus token that the step yielded.
     pub bonus: u32,
-    /// Draft tokens [S − 1] for the positions after the bonus token; empty if none were drafted.
+    /// Draft tokens `[S − 1]` for the positions after the bonus token; empty if none were drafted.
     pub draft: Vec<u32>,
-    /// The largest probability of each slot's softmax at temperature 1 [S − 1].
+    /// The largest probability of each slot's softmax at temperature 1 `[S − 1]`.
     pub confidence: Vec<f32>,
 }
 

@@ -15,7 +15,7 @@ pub struct RequestId(pub(super) u64);
 /// tokens that are then rejected. The result must depend on the arguments alone; then the output is
 /// distributed exactly as autoregressive decoding with the same hook.
 pub trait LogitsHook: Send {
-    /// `position` is that of the token that `logits` [vocab] predict; `prefix` holds the tokens at
+    /// `position` is that of the token that `logits` `[vocab]` predict; `prefix` holds the tokens at
     /// positions 0..`position`: the prompt, what was committed, and the row's own draft tokens.
     fn edit(&mut self, position: usize, prefix: &[u32], logits: &mut [f32]);
 }

@@ -103,7 +103,7 @@ impl AttentionShape {
 /// are multiplied by `scale` (1 except for yarn).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Inverse frequencies [head_dim / 2], radians a position.
+    /// Inverse frequencies `[head_dim / 2]`, radians a position.
     pub inv_freq: Vec<f32>,
     /// Factor on cosine and sine.
     pub scale: f32,
@@ -112,11 +112,11 @@ pub struct Rope {
 /// One part of a fused linear layer: rows of output computed from some columns of a stored matrix.
 #[derive(Clone, Debug)]
 pub struct LinearPart<'a> {
-    /// The stored matrix [out, in].
+    /// The stored matrix `[out, in]`.
     pub weight: &'a Tensor,
     /// The input columns used, if not all.
     pub columns: Option<Range<usize>>,
-    /// Added to the output, [out].
+    /// Added to the output, `[out]`.
     pub bias: Option<&'a Tensor>,
 }
 
@@ -132,7 +132,7 @@ impl<'a> LinearPart<'a> {
 pub struct QkTransform<'a, V> {
     /// The heads.
     pub shape: AttentionShape,
-    /// RMSNorm weights [head_dim] over each q head and each k head (Qwen3), if any.
+    /// RMSNorm weights `[head_dim]` over each q head and each k head (Qwen3), if any.
     pub norms: Option<(&'a V, &'a V)>,
     /// Epsilon of those norms.
     pub eps: f32,
@@ -207,10 +207,10 @@ pub struct Verdict {
 
 /// The operations of a decode step. See the [module documentation](self) for what all of them promise.
 ///
-/// Activations are row-major [rows, cols] buffers. Operations with a row range read and write the
+/// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the
 /// same row indices of their operands, unless they say otherwise.
 pub trait Device: Send + Sync + 'static {
-    /// Activations [rows, cols].
+    /// Activations `[rows, cols]`.
     type Buffer: Send;
     /// A linear layer, possibly of several fused parts.
     type Linear: Send + Sync;
@@ -222,7 +222,7 @@ pub trait Device: Send + Sync + 'static {
     /// Makes a linear layer whose output is the parts' outputs side by side.
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;
 
-    /// Makes a vector from a tensor [n].
+    /// Makes a vector from a tensor `[n]`.
     fn new_vector(&self, tensor: &Tensor) -> Result<Self::Vector, DeviceError>;
 
     /// Makes a cache of `pages` pages of `page_size` tokens for each of `layers` layers.
@@ -245,7 +245,7 @@ pub trait Device: Send + Sync + 'static {
     /// anything.
     fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
 
-    /// Writes row `ids[i]` of `table` [vocab, cols] to row `first_row + i` of `out`.
+    /// Writes row `ids[i]` of `table` `[vocab, cols]` to row `first_row + i` of `out`.
     fn embed(
         &self,
         table: &Self::Linear,
@@ -318,7 +318,7 @@ pub trait Device: Send + Sync + 'static {
     /// `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), DeviceError>;
 
-    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` [total_rows, qkv_cols] in
+    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` `[total_rows, qkv_cols]` in
     /// place, by the rows' positions; then appends the k and v heads of **candidate** rows to layer
     /// `layer` of the cache, at the rows' positions. Mask rows' k and v stay in `qkv` and never enter
     /// the cache.
@@ -335,8 +335,8 @@ pub trait Device: Send + Sync + 'static {
     /// Joint draft-and-verify attention over one layer of the cache.
     ///
     /// Each row of the pass attends with scale head_dim^−1/2 to cached positions 0..=limit, and a mask
-    /// row to the S slots of its own group in `qkv` besides, merged last. `qkv` [total_rows, qkv_cols]
-    /// went through [`norm_rope_append`](Self::norm_rope_append); `out` is [total_rows, out_cols].
+    /// row to the S slots of its own group in `qkv` besides, merged last. `qkv` `[total_rows, qkv_cols]`
+    /// went through [`norm_rope_append`](Self::norm_rope_append); `out` is `[total_rows, out_cols]`.
     fn joint_attention(
         &self,
         shape: AttentionShape,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::Kwargs;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::Serialize;
 
 use super::LoadError;
@@ -130,6 +130,7 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_debug(false);
+    environment.set_formatter(python_constants);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
@@ -137,6 +138,18 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     });
     environment.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(environment)
+}
+
+/// Writes values as Python's Jinja does, where that differs.
+fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match bool::try_from(value.clone()) {
+        Ok(truth) if value.kind() == ValueKind::Bool => {
+            out.write_str(if truth { "True" } else { "False" })?
+        }
+        _ if value.is_none() => out.write_str("None")?,
+        _ => escape_formatter(out, state, value)?,
+    }
+    Ok(())
 }
 
 /// `chat_template` of a `tokenizer_config.json`.

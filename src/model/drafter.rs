@@ -79,6 +79,14 @@ impl DrafterHeader {
             calibrated: calibrated.ok_or_else(|| own.missing("enable_anchor_bias_logits"))?,
         })
     }
+
+    /// r, if there is a calibrator: that of the stored W1, whatever the config says.
+    pub(super) fn rank(&self, checkpoint: &Checkpoint) -> Option<usize> {
+        self.calibrated.then(|| {
+            let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
+            w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1)
+        })
+    }
 }
 
 fn same<T: PartialEq + Display>(
@@ -144,12 +152,8 @@ pub(super) fn collect(
     target: &ModelConfig,
     checkpoint: &Checkpoint,
 ) -> Collected<DrafterWeights> {
-    // The rank is that of W1, whatever the config says.
-    let rank = header.calibrated.then(|| {
-        let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
-        w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1)
-    });
     let mut tensors = Collector::new(checkpoint);
+    let rank = header.rank(checkpoint);
     let weights = build(&mut tensors, header.config.clone(), target, header.attention_bias, rank);
     tensors.finish(weights)
 }

@@ -345,7 +345,7 @@ impl<D: Device> Model<D> {
     }
 
     /// Calibrated logits of draft slots of the pass that ran last, sequence after sequence; `logits`
-    /// becomes [all slots, vocab].
+    /// becomes `[all slots, vocab]`.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.

@@ -1,4 +1,20 @@
 //! Models: configurations, weights on the host, tokenizers, and the forward pass over a device.
+//!
+//! A model is a directory as Hugging Face lays it out. What is read from it:
+//!
+//! | file | for | type |
+//! |---|---|---|
+//! | `config.json`, `generation_config.json` | shape, rotary embedding, end-of-sequence ids | [`ModelConfig`] |
+//! | `model.safetensors`, or shards with `model.safetensors.index.json` | tensors | [`Checkpoint`], [`TargetWeights`], [`DrafterWeights`] |
+//! | `tokenizer.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
+//! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
+//!
+//! Supported are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16, with the
+//! rope types default, linear, llama3 and yarn. Everything else is a [`LoadError`] that names the key
+//! and its value: a file that loads is a model that computes what transformers computes.
+//!
+//! Weights come in two ways: `read` copies files into memory, the `unsafe` `map` maps them, which is
+//! sound only while nobody changes the files. [`inspect`] reports on a directory instead of loading it.
 
 mod chat;
 pub mod checkpoint;
@@ -6,6 +22,7 @@ mod collector;
 pub mod config;
 mod drafter;
 pub mod forward;
+pub mod inspect;
 mod json;
 mod load_error;
 mod random;
@@ -21,6 +38,7 @@ pub mod weights;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, DrafterConfig, ModelConfig};
+pub use forward::Model;
 pub use load_error::LoadError;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

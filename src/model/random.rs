@@ -180,7 +180,8 @@ mod tests {
         assert!((variance / 0.01 - 1.0).abs() < 0.05, "{variance}");
         // Bits that must never change.
         assert_eq!(x[..3], KEPT);
-        let make = |dtype, seed, name| RandomSource::new(dtype, seed).make(name, &[200, 100]).unwrap().to_f32();
+        let make =
+            |dtype, seed, name| RandomSource::new(dtype, seed).make(name, &[200, 100]).unwrap().to_f32();
         let name = "layers.0.mlp.up_proj.weight";
         assert_eq!(make(DType::F16, 7, name)[0], f16::from_f32(x[0]).to_f32());
         assert_ne!(make(DType::F32, 8, name)[0], x[0]);

@@ -4,4 +4,5 @@
 
 pub mod models;
 pub mod policies;
+pub mod reference;
 pub mod runs;

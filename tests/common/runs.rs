@@ -2,7 +2,7 @@
 
 use flexdraft::decode::{Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::model::forward::Model;
+use flexdraft::model::Model;
 
 use super::models::Spec;
 

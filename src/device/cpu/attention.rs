@@ -104,7 +104,7 @@ struct HeadJob<'a> {
     qkv: &'a Buffer,
     layer: usize,
     cache: &'a KvCache,
-    /// [rows, q heads of this KV head, head_dim].
+    /// `[rows, q heads of this KV head, head_dim]`.
     out: Vec<f32>,
 }
 

@@ -5,7 +5,7 @@ use half::bf16;
 use super::check;
 use crate::device::{AttentionShape, DeviceError, Precision};
 
-/// Keys and values of every layer in pages [layer][page][token][kv_head][head_dim].
+/// Keys and values of every layer in pages `[layer][page][token][kv_head][head_dim]`.
 pub struct KvCache {
     keys: Store,
     values: Store,

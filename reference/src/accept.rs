@@ -1,0 +1,246 @@
+//! The four acceptance rules.
+//!
+//! A step verifies draft tokens d_1..d_v. Row i of `p` is the target's distribution after candidate
+//! i, i = 0..=v; row j − 1 of `q` the distribution that d_j was drawn from, j = 1..=v; both warped
+//! alike. A rule finds the accepted length a and the bonus token, which follows d_a.
+//!
+//! | rule | a | the bonus is drawn from |
+//! |---|---|---|
+//! | [`greedy`] | while argmax p_i = d_{i+1} | argmax p_a |
+//! | [`rejection`] (Leviathan et al., 2211.17192, algorithm 1; Chen et al., 2302.01318) | d_{i+1} with probability min(1, p_i(d) / q_{i+1}(d)), until the first rejection | norm(max(p_a − q_{a+1}, 0)), or p_v |
+//! | [`block`] (Sun et al., 2403.10444, algorithm 2) | the last i whose own test passes | norm(max(P_a · p_a − q_{a+1}, 0)), or p_v |
+//! | [`matching`] | while the target's own draw x_i = d_{i+1} | x_a |
+//!
+//! Every rule leaves the target's distribution unchanged. The probabilities of the tests and the
+//! weights of the bonus are functions of their own, so that this can be checked by summation.
+
+use crate::float::Float;
+use crate::sample::argmax;
+
+/// How draft tokens are accepted when sampling. At temperature 0 each of these is [`greedy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// [`rejection`].
+    Rejection,
+    /// [`block`].
+    Block,
+    /// [`matching`].
+    Match,
+}
+
+/// What a verification found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// a: how many draft tokens are accepted.
+    pub accepted: usize,
+    /// The bonus token.
+    pub bonus: u32,
+}
+
+/// Greedy verification: accept while argmax p_i = d_{i+1}. Rows of `p` may be logits as well.
+pub fn greedy<F: Float>(p: &[Vec<F>], draft: &[u32]) -> Verdict {
+    matching(draft, |i| argmax(&p[i]))
+}
+
+/// Accept while the target's own draw x_i equals d_{i+1}; x_a is the bonus.
+///
+/// `draw(i)` draws from p_i with the random numbers of the position after candidate i. It is called
+/// for i = 0..=a.
+pub fn matching(draft: &[u32], mut draw: impl FnMut(usize) -> u32) -> Verdict {
+    for (i, &d) in draft.iter().enumerate() {
+        let x = draw(i);
+        if x != d {
+            return Verdict { accepted: i, bonus: x };
+        }
+    }
+    Verdict { accepted: draft.len(), bonus: draw(draft.len()) }
+}
+
+/// Speculative sampling. `uniforms[i − 1]` tests d_i: it passes if u · q < p, strictly, so that a
+/// token of probability 0 is never accepted.
+///
+/// `draw(a, weights)` draws the bonus from `weights` `[V]`, which need not sum to 1.
+pub fn rejection<F: Float>(
+    p: &[Vec<F>],
+    q: &[Vec<F>],
+    draft: &[u32],
+    uniforms: &[F],
+    draw: impl FnOnce(usize, &[F]) -> u32,
+) -> Verdict {
+    let mut accepted = 0;
+    while accepted < draft.len() {
+        let d = draft[accepted] as usize;
+        if uniforms[accepted] * q[accepted][d] < p[accepted][d] {
+            accepted += 1;
+        } else {
+            break;
+        }
+    }
+    Verdict { accepted, bonus: draw(accepted, &rejection_weights(p, q, accepted)) }
+}
+
+/// Block verification. `uniforms[i − 1]` tests length i, which passes if u · (s_i + 1 − P_i) < s_i
+/// for i < v, and if u < P_v for i = v; the last i that passes is accepted, 0 if none does.
+///
+/// `draw(a, weights)` draws the bonus from `weights` `[V]`, which need not sum to 1.
+pub fn block<F: Float>(
+    p: &[Vec<F>],
+    q: &[Vec<F>],
+    draft: &[u32],
+    uniforms: &[F],
+    draw: impl FnOnce(usize, &[F]) -> u32,
+) -> Verdict {
+    let prefix = block_prefix_probabilities(p, q, draft);
+    let mut accepted = 0;
+    for i in 1..=draft.len() {
+        let u = uniforms[i - 1];
+        let passes = if i == draft.len() {
+            u < prefix[i]
+        } else {
+            let s = residual_mass(prefix[i], &p[i], &q[i]);
+            u * (s + F::ONE - prefix[i]) < s
+        };
+        if passes {
+            accepted = i;
+        }
+    }
+    Verdict { accepted, bonus: draw(accepted, &block_weights(p, q, draft, accepted)) }
+}
+
+/// min(1, p_{i−1}(d_i) / q_i(d_i)) for i = 1..=v: the probability that `rejection`'s test i passes.
+pub fn rejection_test_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
+    let ratio_at = |(i, &d): (usize, &u32)| capped_ratio(F::ONE, p[i][d as usize], q[i][d as usize]);
+    draft.iter().enumerate().map(ratio_at).collect()
+}
+
+/// The weights of `rejection`'s bonus after `accepted` tokens: max(p_a − q_{a+1}, 0), or p_v.
+pub fn rejection_weights<F: Float>(p: &[Vec<F>], q: &[Vec<F>], accepted: usize) -> Vec<F> {
+    bonus_weights(F::ONE, &p[accepted], q.get(accepted))
+}
+
+/// P_0 = 1 and P_i = min(1, P_{i−1} · p_{i−1}(d_i) / q_i(d_i)), i = 0..=v.
+pub fn block_prefix_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
+    let mut prefix = vec![F::ONE];
+    for (i, &d) in draft.iter().enumerate() {
+        prefix.push(capped_ratio(prefix[i], p[i][d as usize], q[i][d as usize]));
+    }
+    prefix
+}
+
+/// h_i for i = 1..=v: the probability that `block`'s test i passes.
+/// h_i = s_i / (s_i + 1 − P_i) with s_i = Σ_x max(P_i · p_i(x) − q_{i+1}(x), 0), and h_v = P_v.
+///
+/// Where s_i = 0, h_i = 0, also where P_i = 1: there p_i = q_{i+1}, and a longer length passes.
+pub fn block_test_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
+    let prefix = block_prefix_probabilities(p, q, draft);
+    let test = |i: usize| {
+        if i == draft.len() {
+            return prefix[i];
+        }
+        let s = residual_mass(prefix[i], &p[i], &q[i]);
+        if s == F::ZERO { F::ZERO } else { s / (s + F::ONE - prefix[i]) }
+    };
+    (1..=draft.len()).map(test).collect()
+}
+
+/// The weights of `block`'s bonus after `accepted` tokens: max(P_a · p_a − q_{a+1}, 0), or p_v.
+pub fn block_weights<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32], accepted: usize) -> Vec<F> {
+    let prefix = block_prefix_probabilities(p, q, draft);
+    bonus_weights(prefix[accepted], &p[accepted], q.get(accepted))
+}
+
+/// max(P · p − q, 0), or p where there is no q. A residual without any mass, which can only come
+/// from rounding, is replaced by p.
+fn bonus_weights<F: Float>(prefix: F, p: &[F], q: Option<&Vec<F>>) -> Vec<F> {
+    match q {
+        Some(q) if residual_mass(prefix, p, q) > F::ZERO => residual(prefix, p, q),
+        _ => p.to_vec(),
+    }
+}
+
+/// max(P · p(x) − q(x), 0) for every x.
+fn residual<F: Float>(prefix: F, p: &[F], q: &[F]) -> Vec<F> {
+    p.iter().zip(q).map(|(&p, &q)| (prefix * p - q).max(F::ZERO)).collect()
+}
+
+fn residual_mass<F: Float>(prefix: F, p: &[F], q: &[F]) -> F {
+    residual(prefix, p, q).into_iter().sum()
+}
+
+/// min(1, P · p / q). A token of q = 0 is never drafted; were it, p would decide by itself.
+fn capped_ratio<F: Float>(prefix: F, p: F, q: F) -> F {
+    let numerator = prefix * p;
+    if numerator >= q && numerator > F::ZERO {
+        F::ONE
+    } else if numerator == F::ZERO {
+        F::ZERO
+    } else {
+        numerator / q
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_leading_matches() {
+        let p = vec![vec![0.0, 1.0, 0.0], vec![0.4, 0.2, 0.4], vec![0.1, 0.1, 0.8]];
+        assert_eq!(greedy(&p, &[1, 0]), Verdict { accepted: 2, bonus: 2 });
+        assert_eq!(greedy(&p, &[1, 2]), Verdict { accepted: 1, bonus: 0 });
+        assert_eq!(greedy(&p, &[0, 0]), Verdict { accepted: 0, bonus: 1 });
+        assert_eq!(greedy(&p, &[]), Verdict { accepted: 0, bonus: 1 });
+    }
+
+    #[test]
+    fn a_token_of_probability_zero_is_never_accepted() {
+        let (p, q) = (vec![vec![0.0, 1.0], vec![0.5, 0.5]], vec![vec![1.0, 0.0]]);
+        let only_1 = |a: usize, weights: &[f64]| {
+            assert_eq!((a, weights), (0, &[0.0, 1.0][..]));
+            1
+        };
+        assert_eq!(rejection(&p, &q, &[0], &[0.0], only_1), Verdict { accepted: 0, bonus: 1 });
+        assert_eq!(block(&p, &q, &[0], &[0.0], only_1), Verdict { accepted: 0, bonus: 1 });
+    }
+
+    #[test]
+    fn the_worked_example_of_block_verification() {
+        // Two ids, p = (1/3, 2/3) and q = (2/3, 1/3) in every row, the example that
+        // 2403.10444 opens with: tokens accepted in expectation are 10/9 for rejection and 11/9 for block.
+        let p = vec![vec![1.0 / 3.0, 2.0 / 3.0]; 3];
+        let q = vec![vec![2.0 / 3.0, 1.0 / 3.0]; 2];
+        let (mut by_rejection, mut by_block) = (0.0, 0.0);
+        for draft in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+            let mass: f64 = q[0][draft[0] as usize] * q[1][draft[1] as usize];
+            let r = rejection_test_probabilities(&p, &q, &draft);
+            by_rejection += mass * (r[0] + r[0] * r[1]);
+            let h = block_test_probabilities(&p, &q, &draft);
+            by_block += mass * (2.0 * h[1] + (1.0 - h[1]) * h[0]);
+        }
+        assert!((by_rejection - 10.0 / 9.0).abs() < 1e-12);
+        assert!((by_block - 11.0 / 9.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_empty_residual_falls_back_to_the_target() {
+        let row = vec![0.25, 0.75];
+        let p = vec![row.clone(), vec![0.5, 0.5]];
+        // u · q < p fails for no u below 1; 1 stands for a test lost by rounding.
+        let verdict = rejection(&p, std::slice::from_ref(&row), &[0], &[1.0], |a, weights| {
+            assert_eq!((a, weights), (0, row.as_slice()));
+            1
+        });
+        assert_eq!(verdict, Verdict { accepted: 0, bonus: 1 });
+    }
+
+    #[test]
+    fn without_drafts_the_bonus_is_the_targets_own() {
+        let p = vec![vec![0.25, 0.75]];
+        let from_p = |a: usize, weights: &[f64]| {
+            assert_eq!((a, weights), (0, p[0].as_slice()));
+            1
+        };
+        assert_eq!(rejection(&p, &[], &[], &[], from_p), Verdict { accepted: 0, bonus: 1 });
+        assert_eq!(block(&p, &[], &[], &[], from_p), Verdict { accepted: 0, bonus: 1 });
+    }
+}

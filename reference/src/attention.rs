@@ -1,0 +1,124 @@
+//! Attention of the two kinds of rows, stated row by row: softmax(q Kᵀ / √head_dim) V over what
+//! the row sees (Vaswani et al., arXiv 1706.03762, equation 1), with grouped KV heads (arXiv
+//! 2305.13245): query head h uses KV head ⌊h · kv_heads / q_heads⌋.
+//!
+//! What a row sees is given by its limit and its group: see [`crate::layout`].
+
+use crate::float::Float;
+use crate::layout::Row;
+use crate::linear::dot;
+
+/// The heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Number of query heads.
+    pub q_heads: usize,
+    /// Number of KV heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+}
+
+/// Keys and values of consecutive positions, or of a group's slots.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysValues<'a, F> {
+    /// `[len, kv_heads, head_dim]`.
+    pub keys: &'a [F],
+    /// `[len, kv_heads, head_dim]`.
+    pub values: &'a [F],
+}
+
+impl<F> KeysValues<'_, F> {
+    /// Entries `range` of these.
+    fn slice(&self, heads: Heads, range: std::ops::Range<usize>) -> Self {
+        let width = heads.kv_heads * heads.head_dim;
+        let range = range.start * width..range.end * width;
+        Self { keys: &self.keys[range.clone()], values: &self.values[range] }
+    }
+}
+
+/// What attention gives one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attended<F> {
+    /// Σ p · v, `[q_heads, head_dim]`; 0 where the row sees nothing.
+    pub output: Vec<F>,
+    /// The natural logarithm of Σ exp(score), `[q_heads]`; −∞ where the row sees nothing.
+    pub log_sum_exp: Vec<F>,
+    /// Σ p · |v|, `[q_heads, head_dim]`: the scale of the output's rounding error.
+    pub magnitude: Vec<F>,
+}
+
+/// One query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
+pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> Attended<F> {
+    let Heads { q_heads, kv_heads, head_dim } = heads;
+    assert_eq!(q.len(), q_heads * head_dim);
+    let scale = F::ONE / F::from_f64(head_dim as f64).sqrt();
+    let mut attended = Attended { output: vec![], log_sum_exp: vec![], magnitude: vec![] };
+
+    for (head, q) in q.chunks(head_dim).enumerate() {
+        let kv_head = head * kv_heads / q_heads;
+        let entries = || {
+            seen.iter().flat_map(|part| {
+                let keys = part.keys.chunks(head_dim).skip(kv_head).step_by(kv_heads);
+                let values = part.values.chunks(head_dim).skip(kv_head).step_by(kv_heads);
+                keys.zip(values)
+            })
+        };
+        let scores: Vec<F> = entries().map(|(k, _)| dot(q, k) * scale).collect();
+        let largest = scores.iter().copied().fold(F::NEG_INFINITY, F::max);
+        let weights: Vec<F> = scores.iter().map(|&score| (score - largest).exp()).collect();
+        let total: F = weights.iter().copied().sum();
+
+        let mut output = vec![F::ZERO; head_dim];
+        let mut magnitude = vec![F::ZERO; head_dim];
+        for (&weight, (_, v)) in weights.iter().zip(entries()) {
+            for (i, &v) in v.iter().enumerate() {
+                output[i] += weight / total * v;
+                magnitude[i] += weight / total * v.abs();
+            }
+        }
+        attended.output.extend(output);
+        attended.magnitude.extend(magnitude);
+        attended.log_sum_exp.push(if scores.is_empty() { F::NEG_INFINITY } else { largest + total.ln() });
+    }
+    attended
+}
+
+/// Mask-token block attention: the slots of one group, queries `q` `[S, q_heads, head_dim]`, attend to
+/// the first `visible` positions of `prefix` (limit + 1 of them) and to every slot of `group` `[S]`.
+pub fn mask_block_attention<F: Float>(
+    heads: Heads,
+    q: &[F],
+    prefix: KeysValues<'_, F>,
+    visible: usize,
+    group: KeysValues<'_, F>,
+) -> Vec<Attended<F>> {
+    let prefix = prefix.slice(heads, 0..visible);
+    q.chunks(heads.q_heads * heads.head_dim).map(|q| attend(heads, q, &[prefix, group])).collect()
+}
+
+/// Joint draft-and-verify attention: every row of `rows`, queries `q` `[rows, q_heads, head_dim]`.
+///
+/// `clean` holds the keys and values of clean tokens by absolute position, **those of this step's
+/// candidates included**; `own` those of the rows of the step themselves `[rows]`, of which only the
+/// mask rows' are read.
+pub fn joint_attention<F: Float>(
+    heads: Heads,
+    q: &[F],
+    rows: &[Row],
+    clean: KeysValues<'_, F>,
+    own: KeysValues<'_, F>,
+) -> Vec<Attended<F>> {
+    let queries = q.chunks(heads.q_heads * heads.head_dim);
+    assert_eq!(queries.len(), rows.len());
+    queries
+        .zip(rows)
+        .map(|(q, row)| {
+            let mut seen = vec![clean.slice(heads, 0..row.limit + 1)];
+            if let Some(group) = &row.group {
+                seen.push(own.slice(heads, group.clone()));
+            }
+            attend(heads, q, &seen)
+        })
+        .collect()
+}

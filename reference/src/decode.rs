@@ -1,0 +1,205 @@
+//! The complete decode loop (FlexDraft, arXiv 2605.20022) for one sequence, as slowly as it can be
+//! stated: nothing is cached, and every step computes everything again from the token ids.
+//!
+//! A step with c_0 at position n, the newest token, and draft tokens d_1..d_{S−1}, of which the first
+//! v are verified:
+//!
+//! 1. the target's logits after candidates c_0 = newest, c_i = d_i, i = 0..=v;
+//! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
+//! 3. c_0..c_a are clean now; the mask group that follows c_a is calibrated with the bonus token and
+//!    gives the next draft, slot j at position n + a + 1 + j;
+//! 4. its confidences give the next v ([`crate::schedule`]).
+//!
+//! The prefill is a step whose candidates are the prompt, all accepted. Random numbers are those of
+//! [`crate::random`].
+
+use crate::accept::{self, Rule, Verdict};
+use crate::float::Float;
+use crate::model::{Drafter, Target, draft_logits, target_logits};
+use crate::random::{Numbers, Purpose};
+use crate::sample::{confidence, draw, draw_by_weights};
+use crate::schedule::{Strategy, next_verify_len};
+use crate::warp::{Distribution, Warping, warp};
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The prompt's token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How many tokens to produce at most.
+    pub max_new_tokens: usize,
+    /// Tokens after which the output ends; the token itself is kept.
+    pub stop_tokens: Vec<u32>,
+    /// How logits become distributions, the target's and the drafter's alike.
+    pub warping: Warping,
+    /// How draft tokens are accepted; greedy whatever the rule at temperature 0.
+    pub rule: Rule,
+    /// The seed of every random number.
+    pub seed: u64,
+    /// S.
+    pub block_size: usize,
+    /// t, the confidence threshold of the verify length; 0 is off.
+    pub threshold: f64,
+    /// How confidences are compared with it.
+    pub strategy: Strategy,
+}
+
+/// A draft: what slots 1..S of a mask group predict.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft<F> {
+    /// d_1..d_{S−1}.
+    pub tokens: Vec<u32>,
+    /// The distribution that each was drawn from.
+    pub distributions: Vec<Distribution<F>>,
+    /// The confidence of each.
+    pub confidence: Vec<F>,
+    /// How many of them the next step verifies.
+    pub verify_len: usize,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step<F> {
+    /// n: the position of c_0.
+    pub start: usize,
+    /// v.
+    pub verify_len: usize,
+    /// c_0 and all S − 1 draft tokens, of which the first v were verified.
+    pub candidates: Vec<u32>,
+    /// a.
+    pub accepted: usize,
+    /// The new bonus token, at position n + a + 1.
+    pub bonus: u32,
+    /// The draft for the next step.
+    pub draft: Draft<F>,
+}
+
+/// The result of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded<F> {
+    /// The tokens after the prompt.
+    pub output: Vec<u32>,
+    /// The draft that the prefill made for the first step.
+    pub first_draft: Draft<F>,
+    /// The steps after the prefill. The last one may have committed more than the output has.
+    pub steps: Vec<Step<F>>,
+}
+
+/// Plain autoregressive decoding: the token at position m is drawn from the target's distribution
+/// after the tokens before it, with the target-draw numbers of m.
+pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u32> {
+    let mut tokens = request.prompt.clone();
+    while !is_finished(request, &tokens) {
+        tokens.push(target_draw(
+            request,
+            &target_distributions(target, request, &tokens, 1)[0],
+            tokens.len(),
+        ));
+    }
+    output(request, &tokens)
+}
+
+/// FlexDraft decoding.
+pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Request) -> Decoded<F> {
+    // All tokens known: the prompt, what is committed, and the newest token, which is the next c_0.
+    let mut tokens = request.prompt.clone();
+    tokens.push(target_draw(request, &target_distributions(target, request, &tokens, 1)[0], tokens.len()));
+    let first_draft = make_draft(target, drafter, request, &tokens);
+
+    let mut draft = first_draft.clone();
+    let mut steps = vec![];
+    while !is_finished(request, &tokens) {
+        let start = tokens.len() - 1;
+        let candidates = [&tokens[start..], &draft.tokens[..]].concat();
+        let verify_len = draft.verify_len;
+        let verified = [&tokens[..], &draft.tokens[..verify_len]].concat();
+
+        let p = target_distributions(target, request, &verified, verify_len + 1);
+        let Verdict { accepted, bonus } = verify(request, &p, &draft, start);
+
+        tokens.extend(&draft.tokens[..accepted]);
+        tokens.push(bonus);
+        draft = make_draft(target, drafter, request, &tokens);
+        steps.push(Step { start, verify_len, candidates, accepted, bonus, draft: draft.clone() });
+    }
+    Decoded { output: output(request, &tokens), first_draft, steps }
+}
+
+/// The target's distributions after each of the last `rows` of `tokens`.
+fn target_distributions<F: Float>(
+    target: &Target<F>,
+    request: &Request,
+    tokens: &[u32],
+    rows: usize,
+) -> Vec<Distribution<F>> {
+    let logits = target_logits(target, tokens);
+    logits[logits.len() - rows..].iter().map(|row| warp(row, &request.warping)).collect()
+}
+
+fn target_draw<F: Float>(request: &Request, p: &Distribution<F>, position: usize) -> u32 {
+    draw(&p.log_weights, &Numbers::target_draw(request.seed, position))
+}
+
+/// The draft that follows `tokens`, of which the last is the bonus token.
+fn make_draft<F: Float>(
+    target: &Target<F>,
+    drafter: &Drafter<F>,
+    request: &Request,
+    tokens: &[u32],
+) -> Draft<F> {
+    // The bonus token is c_0 of the step that will verify this draft.
+    let start = tokens.len() - 1;
+    let logits = draft_logits(target, drafter, &tokens[..start], tokens[start], request.block_size);
+    let distributions: Vec<Distribution<F>> = logits.iter().map(|row| warp(row, &request.warping)).collect();
+    let draw_slot = |(index, q): (usize, &Distribution<F>)| {
+        let slot = index + 1;
+        let numbers = match request.rule {
+            Rule::Match => Numbers::target_draw(request.seed, start + slot),
+            Rule::Rejection | Rule::Block => Numbers::of_step(request.seed, Purpose::DraftDraw, slot, start),
+        };
+        draw(&q.log_weights, &numbers)
+    };
+    let tokens = distributions.iter().enumerate().map(draw_slot).collect();
+    let confidence: Vec<F> = logits.iter().map(|row| confidence(row)).collect();
+    let verify_len = next_verify_len(&confidence, F::from_f64(request.threshold), request.strategy);
+    Draft { tokens, distributions, confidence, verify_len }
+}
+
+/// Verifies the first v tokens of `draft` against the target's v + 1 distributions `rows`.
+fn verify<F: Float>(request: &Request, rows: &[Distribution<F>], draft: &Draft<F>, start: usize) -> Verdict {
+    let verify_len = draft.verify_len;
+    let tokens = &draft.tokens[..verify_len];
+    let probabilities = |rows: &[Distribution<F>]| -> Vec<Vec<F>> {
+        rows.iter().map(|row| row.probabilities.clone()).collect()
+    };
+    let (p, q) = (probabilities(rows), probabilities(&draft.distributions[..verify_len]));
+
+    let numbers = |purpose, slot| Numbers::of_step(request.seed, purpose, slot, start);
+    let uniforms: Vec<F> = (1..=verify_len).map(|i| numbers(Purpose::Acceptance, i).uniform()).collect();
+    let final_draw =
+        |accepted, weights: &[F]| draw_by_weights(weights, &numbers(Purpose::FinalDraw, accepted));
+    let target_draw = |i: usize| target_draw(request, &rows[i], start + i + 1);
+
+    match request.rule {
+        _ if request.warping.temperature == 0.0 => accept::greedy(&p, tokens),
+        // Without draft tokens a step is an autoregressive one, whatever the rule.
+        _ if verify_len == 0 => accept::matching(tokens, target_draw),
+        Rule::Match => accept::matching(tokens, target_draw),
+        Rule::Rejection => accept::rejection(&p, &q, tokens, &uniforms, final_draw),
+        Rule::Block => accept::block(&p, &q, tokens, &uniforms, final_draw),
+    }
+}
+
+/// Whether all tokens of the output are known.
+fn is_finished(request: &Request, tokens: &[u32]) -> bool {
+    let new = &tokens[request.prompt.len()..];
+    new.len() >= request.max_new_tokens || new.iter().any(|token| request.stop_tokens.contains(token))
+}
+
+/// The tokens after the prompt, cut after the first stop token and at the length limit.
+fn output(request: &Request, tokens: &[u32]) -> Vec<u32> {
+    let new = &tokens[request.prompt.len()..];
+    let stop = new.iter().position(|token| request.stop_tokens.contains(token));
+    let len = stop.map_or(new.len(), |index| index + 1).min(request.max_new_tokens);
+    new[..len].to_vec()
+}

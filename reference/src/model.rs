@@ -1,0 +1,229 @@
+//! Whole models, without any cache: every call computes every position again from the token ids.
+//!
+//! A [`Target`] is a Llama or Qwen3 decoder: the same layer, Qwen3 with an RMSNorm over each q and k
+//! head. A [`Drafter`] is what FlexDraft (arXiv 2605.20022) adds to a target by Attention Tuning:
+//! attention projectors for mask rows in each of the last N layers (the *tail*), one embedding with
+//! which every mask row enters the tail, and the calibrator. Mask rows use the target's norms and
+//! MLPs.
+
+use crate::attention::{Heads, KeysValues, attend, mask_block_attention};
+use crate::calibration::{Calibrator, calibrated_logits};
+use crate::float::Float;
+use crate::linear::{Linear, add};
+use crate::norm::rms_norm;
+use crate::rope::Rope;
+use crate::swiglu::swiglu;
+
+/// The attention projectors of one layer, the target's or the drafter's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Projectors<F> {
+    /// `[q_heads · head_dim, hidden]`.
+    pub q: Linear<F>,
+    /// `[kv_heads · head_dim, hidden]`.
+    pub k: Linear<F>,
+    /// `[kv_heads · head_dim, hidden]`.
+    pub v: Linear<F>,
+    /// `[hidden, q_heads · head_dim]`.
+    pub o: Linear<F>,
+    /// RMSNorm weights over each q head and each k head, `[head_dim]` each (Qwen3).
+    pub qk_norms: Option<(Vec<F>, Vec<F>)>,
+}
+
+/// One decoder layer of the target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer<F> {
+    /// RMSNorm weight before attention, `[hidden]`.
+    pub input_norm: Vec<F>,
+    /// The target's own projectors.
+    pub attention: Projectors<F>,
+    /// RMSNorm weight before the MLP, `[hidden]`.
+    pub post_attention_norm: Vec<F>,
+    /// `[intermediate, hidden]`.
+    pub gate: Linear<F>,
+    /// `[intermediate, hidden]`.
+    pub up: Linear<F>,
+    /// `[hidden, intermediate]`.
+    pub down: Linear<F>,
+}
+
+/// The target model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target<F> {
+    /// The heads of every layer.
+    pub heads: Heads,
+    /// The rotary embedding of every layer.
+    pub rope: Rope,
+    /// Epsilon of every RMSNorm.
+    pub rms_norm_eps: F,
+    /// Token embeddings, row-major `[vocab, hidden]`.
+    pub embed: Vec<F>,
+    /// L layers.
+    pub layers: Vec<Layer<F>>,
+    /// Weight of the final RMSNorm, `[hidden]`.
+    pub norm: Vec<F>,
+    /// `[vocab, hidden]`.
+    pub lm_head: Linear<F>,
+}
+
+/// A FlexDraft drafter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drafter<F> {
+    /// Projectors of mask rows in each of the target's last N layers.
+    pub attention: Vec<Projectors<F>>,
+    /// The hidden state with which every mask row enters the tail, `[hidden]`.
+    pub mask_embedding: Vec<F>,
+    /// Absent where the drafter was trained without one.
+    pub calibrator: Option<Calibrator<F>>,
+}
+
+/// Keys and values of consecutive positions, after norms and rotation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerKeysValues<F> {
+    /// `[positions, kv_heads, head_dim]`.
+    pub keys: Vec<F>,
+    /// `[positions, kv_heads, head_dim]`.
+    pub values: Vec<F>,
+}
+
+impl<F> LayerKeysValues<F> {
+    /// A view of all of them.
+    pub fn view(&self) -> KeysValues<'_, F> {
+        KeysValues { keys: &self.keys, values: &self.values }
+    }
+}
+
+/// What the target computes for a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forward<F> {
+    /// The hidden row of each position after the final norm, `[positions][hidden]`.
+    pub hidden: Vec<Vec<F>>,
+    /// Keys and values of each layer.
+    pub keys_values: Vec<LayerKeysValues<F>>,
+}
+
+impl<F: Float> Target<F> {
+    /// The embedding of `token`, `[hidden]`.
+    pub fn embedding(&self, token: u32) -> &[F] {
+        let hidden = self.norm.len();
+        &self.embed[token as usize * hidden..][..hidden]
+    }
+
+    /// q, k and v of one row at `position`, from the layer's normed input: projected, normed, rotated.
+    fn queries_keys_values(
+        &self,
+        projectors: &Projectors<F>,
+        position: usize,
+        x: &[F],
+    ) -> (Vec<F>, Vec<F>, Vec<F>) {
+        let (mut q, mut k, v) = (projectors.q.apply(x), projectors.k.apply(x), projectors.v.apply(x));
+        let norms = projectors.qk_norms.as_ref();
+        for (heads, norm) in [(&mut q, norms.map(|n| &n.0)), (&mut k, norms.map(|n| &n.1))] {
+            for head in heads.chunks_mut(self.heads.head_dim) {
+                if let Some(weight) = norm {
+                    head.copy_from_slice(&rms_norm(head, weight, self.rms_norm_eps));
+                }
+                self.rope.rotate(position, head);
+            }
+        }
+        (q, k, v)
+    }
+
+    /// The rest of a layer: `x + o(attended)`, then `x + mlp(norm(x))`.
+    fn after_attention(&self, layer: &Layer<F>, o: &Linear<F>, x: &[F], attended: &[F]) -> Vec<F> {
+        let x = add(x, &o.apply(attended));
+        let normed = rms_norm(&x, &layer.post_attention_norm, self.rms_norm_eps);
+        add(&x, &swiglu(&layer.gate, &layer.up, &layer.down, &normed))
+    }
+
+    /// q, k and v of consecutive rows from `first_position` on: `[rows, q_heads, head_dim]` and the rest.
+    fn project(
+        &self,
+        layer: &Layer<F>,
+        projectors: &Projectors<F>,
+        first_position: usize,
+        rows: &[Vec<F>],
+    ) -> (Vec<F>, LayerKeysValues<F>) {
+        let mut queries = vec![];
+        let mut keys_values = LayerKeysValues { keys: vec![], values: vec![] };
+        for (i, x) in rows.iter().enumerate() {
+            let normed = rms_norm(x, &layer.input_norm, self.rms_norm_eps);
+            let (q, k, v) = self.queries_keys_values(projectors, first_position + i, &normed);
+            queries.extend(q);
+            keys_values.keys.extend(k);
+            keys_values.values.extend(v);
+        }
+        (queries, keys_values)
+    }
+}
+
+/// The whole target over `tokens` at positions 0, 1, …
+pub fn forward<F: Float>(target: &Target<F>, tokens: &[u32]) -> Forward<F> {
+    let heads = target.heads;
+    let q_width = heads.q_heads * heads.head_dim;
+    let kv_width = heads.kv_heads * heads.head_dim;
+    let mut rows: Vec<Vec<F>> = tokens.iter().map(|&token| target.embedding(token).to_vec()).collect();
+    let mut all_keys_values = vec![];
+    for layer in &target.layers {
+        let (queries, keys_values) = target.project(layer, &layer.attention, 0, &rows);
+        for (position, (x, q)) in rows.iter_mut().zip(queries.chunks(q_width)).enumerate() {
+            let visible = (position + 1) * kv_width;
+            let seen =
+                KeysValues { keys: &keys_values.keys[..visible], values: &keys_values.values[..visible] };
+            let attended = attend(heads, q, &[seen]);
+            *x = target.after_attention(layer, &layer.attention.o, x, &attended.output);
+        }
+        all_keys_values.push(keys_values);
+    }
+    let hidden = rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect();
+    Forward { hidden, keys_values: all_keys_values }
+}
+
+/// The target's logits `[V]` at every position of `tokens`.
+pub fn target_logits<F: Float>(target: &Target<F>, tokens: &[u32]) -> Vec<Vec<F>> {
+    forward(target, tokens).hidden.iter().map(|h| target.lm_head.apply(h)).collect()
+}
+
+/// The final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`.
+///
+/// With p the position of the last token, slot j stands at p + 1 + j, j = 0..S, and sees positions
+/// 0..=p and its own group. `tokens` are all clean, and their keys and values the target's own.
+pub fn draft_hidden<F: Float>(
+    target: &Target<F>,
+    drafter: &Drafter<F>,
+    tokens: &[u32],
+    block_size: usize,
+) -> Vec<Vec<F>> {
+    let visible = tokens.len();
+    let head_part = target.layers.len() - drafter.attention.len();
+    let clean = forward(target, tokens).keys_values;
+
+    let mut rows = vec![drafter.mask_embedding.clone(); block_size];
+    for (i, projectors) in drafter.attention.iter().enumerate() {
+        let layer = &target.layers[head_part + i];
+        let (queries, group) = target.project(layer, projectors, visible, &rows);
+        let prefix = clean[head_part + i].view();
+        let attended = mask_block_attention(target.heads, &queries, prefix, visible, group.view());
+        for (x, attended) in rows.iter_mut().zip(&attended) {
+            *x = target.after_attention(layer, &projectors.o, x, &attended.output);
+        }
+    }
+    rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
+}
+
+/// The calibrated logits `[V]` of slots 1..S of the mask group that follows `tokens`, given the bonus
+/// token: the token that follows `tokens`, at the position of slot 0.
+///
+/// Row j − 1 predicts the token at slot j's own position, `tokens.len() + j`.
+pub fn draft_logits<F: Float>(
+    target: &Target<F>,
+    drafter: &Drafter<F>,
+    tokens: &[u32],
+    bonus: u32,
+    block_size: usize,
+) -> Vec<Vec<F>> {
+    draft_hidden(target, drafter, tokens, block_size)
+        .iter()
+        .skip(1)
+        .map(|h| calibrated_logits(&target.lm_head, drafter.calibrator.as_ref(), target.embedding(bonus), h))
+        .collect()
+}

@@ -1,0 +1,65 @@
+//! How many of the next block's draft tokens are worth verifying.
+//!
+//! Confidence-based verify length, as in the public code of FlexDraft (arXiv 2605.20022). The
+//! confidence of slot j is the largest probability of its calibrated distribution at temperature 1
+//! ([`crate::sample::confidence`]).
+
+use crate::float::Float;
+
+/// How confidences are compared with the threshold t.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// The number of j with Π_{i ≤ j} conf_i ≥ t.
+    CumulativeProduct,
+    /// The number of leading j with conf_j ≥ t.
+    MinConfidence,
+}
+
+/// The next verify length v, from the confidences of slots 1..S (S − 1 of them) and threshold t.
+///
+/// At least 1, where there is any slot (0 only for S = 1). t = 0 turns the choice off: v = S − 1.
+pub fn next_verify_len<F: Float>(confidence: &[F], threshold: F, strategy: Strategy) -> usize {
+    if threshold == F::ZERO {
+        return confidence.len();
+    }
+    let mut verify_len = 0;
+    let mut product = F::ONE;
+    for &confidence in confidence {
+        product = product * confidence;
+        let measure = match strategy {
+            Strategy::CumulativeProduct => product,
+            Strategy::MinConfidence => confidence,
+        };
+        // Products only fall, so the leading ones are all there are.
+        if measure < threshold {
+            break;
+        }
+        verify_len += 1;
+    }
+    verify_len.max(1).min(confidence.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Strategy::{CumulativeProduct, MinConfidence};
+    use super::*;
+
+    #[test]
+    fn strategies() {
+        let confidence = [0.5, 0.5, 0.5, 0.1, 0.9];
+        assert_eq!(next_verify_len(&confidence, 0.25, CumulativeProduct), 2);
+        assert_eq!(next_verify_len(&confidence, 0.001, CumulativeProduct), 5);
+        assert_eq!(next_verify_len(&confidence, 0.5, MinConfidence), 3);
+        assert_eq!(next_verify_len(&confidence, 0.05, MinConfidence), 5);
+    }
+
+    #[test]
+    fn limits() {
+        for strategy in [CumulativeProduct, MinConfidence] {
+            assert_eq!(next_verify_len(&[0.1, 0.9], 0.5, strategy), 1);
+            assert_eq!(next_verify_len(&[0.1, 0.9], 0.0, strategy), 2);
+            assert_eq!(next_verify_len::<f64>(&[], 0.5, strategy), 0);
+            assert_eq!(next_verify_len::<f64>(&[], 0.0, strategy), 0);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Small random models.
+
+use flexdraft_reference::attention::Heads;
+use flexdraft_reference::calibration::Calibrator;
+use flexdraft_reference::float::Float;
+use flexdraft_reference::linear::Linear;
+use flexdraft_reference::model::{Drafter, Layer, Projectors, Target};
+use flexdraft_reference::random::{Numbers, Purpose, uniform};
+use flexdraft_reference::rope::Rope;
+
+/// The shape of a random model.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub vocab: usize,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub heads: Heads,
+    pub layers: usize,
+    pub tail_layers: usize,
+    /// RMSNorms over q and k heads, as in Qwen3; biases where there are none.
+    pub qk_norms: bool,
+    pub calibrator_rank: Option<usize>,
+}
+
+impl Shape {
+    pub const TINY: Self = Self {
+        vocab: 11,
+        hidden: 8,
+        intermediate: 12,
+        heads: Heads { q_heads: 4, kv_heads: 2, head_dim: 4 },
+        layers: 3,
+        tail_layers: 2,
+        qk_norms: true,
+        calibrator_rank: Some(3),
+    };
+}
+
+/// Numbers that follow from a seed, spread evenly about 0.
+struct Weights {
+    numbers: Numbers,
+    next: u32,
+}
+
+impl Weights {
+    fn vector<F: Float>(&mut self, len: usize, centre: f64, spread: f64) -> Vec<F> {
+        let mut number = || {
+            self.next += 1;
+            F::from_f64(centre + spread * (2.0 * uniform::<f64>(self.numbers.words(self.next)[0]) - 1.0))
+        };
+        (0..len).map(|_| number()).collect()
+    }
+
+    fn linear<F: Float>(&mut self, outputs: usize, inputs: usize, bias: bool) -> Linear<F> {
+        let mut linear =
+            Linear::new(self.vector(outputs * inputs, 0.0, 2.0 / (inputs as f64).sqrt()), inputs);
+        linear.bias = bias.then(|| self.vector(outputs, 0.0, 0.3));
+        linear
+    }
+
+    fn projectors<F: Float>(&mut self, shape: Shape) -> Projectors<F> {
+        let Heads { q_heads, kv_heads, head_dim } = shape.heads;
+        let bias = !shape.qk_norms;
+        Projectors {
+            q: self.linear(q_heads * head_dim, shape.hidden, bias),
+            k: self.linear(kv_heads * head_dim, shape.hidden, bias),
+            v: self.linear(kv_heads * head_dim, shape.hidden, bias),
+            o: self.linear(shape.hidden, q_heads * head_dim, bias),
+            qk_norms: shape
+                .qk_norms
+                .then(|| (self.vector(head_dim, 1.0, 0.5), self.vector(head_dim, 1.0, 0.5))),
+        }
+    }
+}
+
+/// A random target and drafter.
+pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>) {
+    let numbers = Numbers { seed, purpose: Purpose::TargetDraw, slot: 0, position: 0 };
+    let mut weights = Weights { numbers, next: 0 };
+    let hidden = shape.hidden;
+    let layers: Vec<Layer<F>> = (0..shape.layers)
+        .map(|_| Layer {
+            input_norm: weights.vector(hidden, 1.0, 0.3),
+            attention: weights.projectors(shape),
+            post_attention_norm: weights.vector(hidden, 1.0, 0.3),
+            gate: weights.linear(shape.intermediate, hidden, false),
+            up: weights.linear(shape.intermediate, hidden, false),
+            down: weights.linear(hidden, shape.intermediate, false),
+        })
+        .collect();
+    let target = Target {
+        heads: shape.heads,
+        rope: Rope::unscaled(shape.heads.head_dim, 100.0),
+        rms_norm_eps: F::from_f64(1e-6),
+        embed: weights.vector(shape.vocab * hidden, 0.0, 1.0),
+        layers,
+        norm: weights.vector(hidden, 1.0, 0.3),
+        lm_head: weights.linear(shape.vocab, hidden, false),
+    };
+    let drafter = Drafter {
+        attention: (0..shape.tail_layers).map(|_| weights.projectors(shape)).collect(),
+        mask_embedding: weights.vector(hidden, 0.0, 1.0),
+        calibrator: shape.calibrator_rank.map(|rank| Calibrator {
+            hidden: weights.linear(rank, 2 * hidden, true),
+            output: weights.linear(shape.vocab, rank, true),
+        }),
+    };
+    (target, drafter)
+}

@@ -1,0 +1,374 @@
+//! What a directory holds, layer by layer: everything that is missing, unused or not finite.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::checkpoint::Checkpoint;
+use super::collector::Collected;
+use super::config::{DrafterConfig, ModelConfig};
+use super::drafter::DrafterHeader;
+use super::{ChatTemplate, LoadError, Tokenizer, drafter, target};
+use crate::tensor::{Elements, Tensor};
+
+/// A report on a target and, if there is one, its drafter. `Display` is meant for people.
+#[derive(Debug)]
+pub struct Report {
+    /// The target's configuration.
+    pub config: ModelConfig,
+    /// The target's tensors.
+    pub target: TensorReport,
+    /// Number of ids of the tokenizer, or why there is none.
+    pub tokenizer: Result<usize, LoadError>,
+    /// Whether there is a chat template, or why not.
+    pub chat_template: Result<(), LoadError>,
+    /// The drafter, if one was asked for.
+    pub drafter: Option<DrafterReport>,
+}
+
+/// A report on a drafter.
+#[derive(Debug)]
+pub struct DrafterReport {
+    /// The drafter's configuration.
+    pub config: DrafterConfig,
+    /// Rank of the calibrator, where there is one.
+    pub calibrator_rank: Option<usize>,
+    /// The drafter's tensors.
+    pub tensors: TensorReport,
+}
+
+/// A report on the tensors of a checkpoint.
+#[derive(Debug)]
+pub struct TensorReport {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Its files.
+    pub files: Vec<PathBuf>,
+    /// What the model uses, by part: the embedding, each layer, and so on, in the model's order.
+    pub parts: Vec<Part>,
+    /// Every tensor that is missing, has the wrong shape or a wrong element type.
+    pub problems: Vec<LoadError>,
+    /// Names of tensors that the model does not use.
+    pub unused: Vec<String>,
+    /// Tensors in use with elements that are infinite or not a number, and how many.
+    pub non_finite: Vec<(String, usize)>,
+}
+
+/// The tensors of one part of a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The part's name in the checkpoint: `model.layers.3`, `lm_head`, …
+    pub name: String,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of elements.
+    pub parameters: usize,
+    /// Bytes that they take.
+    pub bytes: usize,
+    /// Number of elements by element type.
+    pub dtypes: BTreeMap<String, usize>,
+}
+
+impl Report {
+    /// Inspects a target's directory and, if given, a drafter's, reading the weights into memory.
+    ///
+    /// # Errors
+    /// [`LoadError`] for what leaves nothing to report on: a `config.json` or a checkpoint that cannot
+    /// be read, a model that is not supported, a drafter for another target. What is wrong with single
+    /// tensors is in the report.
+    pub fn read(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
+        let open = |dir: &Path| Checkpoint::read(dir);
+        Self::inspect(target, drafter, open)
+    }
+
+    /// As [`read`](Self::read), with the weights memory-mapped.
+    ///
+    /// # Safety
+    /// Until this returns, no file of the checkpoints may be changed or truncated, by this process or
+    /// another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub unsafe fn map(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
+        // SAFETY: the caller promises that the files do not change.
+        let open = |dir: &Path| unsafe { Checkpoint::map(dir) };
+        Self::inspect(target, drafter, open)
+    }
+
+    fn inspect(
+        target_dir: &Path,
+        drafter_dir: Option<&Path>,
+        open: impl Fn(&Path) -> Result<Checkpoint, LoadError>,
+    ) -> Result<Self, LoadError> {
+        let config = ModelConfig::read(target_dir)?;
+        config.validate()?;
+        let checkpoint = open(target_dir)?;
+        let target = TensorReport::new(&checkpoint, target::collect(config.clone(), &checkpoint));
+        let drafter = drafter_dir.map(|dir| {
+            let header = DrafterHeader::read(dir, &config)?;
+            let checkpoint = open(dir)?;
+            Ok::<_, LoadError>(DrafterReport {
+                calibrator_rank: header.rank(&checkpoint),
+                tensors: TensorReport::new(&checkpoint, drafter::collect(&header, &config, &checkpoint)),
+                config: header.config,
+            })
+        });
+        Ok(Self {
+            tokenizer: Tokenizer::read(target_dir, config.vocab_size).map(|tokenizer| tokenizer.len()),
+            chat_template: ChatTemplate::read(target_dir).map(|_| ()),
+            drafter: drafter.transpose()?,
+            config,
+            target,
+        })
+    }
+
+    /// Whether the target, and the drafter if there is one, can be loaded and hold finite numbers only.
+    pub fn is_sound(&self) -> bool {
+        let drafter = self.drafter.as_ref().is_none_or(|drafter| drafter.tensors.is_sound());
+        self.target.is_sound() && drafter
+    }
+}
+
+impl TensorReport {
+    fn new<T>(checkpoint: &Checkpoint, collected: Collected<T>) -> Self {
+        let Collected { weights, used } = collected;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut tensors: Vec<(&String, Tensor)> = Vec::new();
+        for name in &used {
+            // An element type that cannot be read is among the problems.
+            let Ok(tensor) = checkpoint.tensor(name) else { continue };
+            let part_name = part_of(name);
+            if parts.last().is_none_or(|part| part.name != part_name) {
+                parts.push(Part { name: part_name, ..Part::default() });
+            }
+            if let Some(part) = parts.last_mut() {
+                part.add(&tensor);
+            }
+            tensors.push((name, tensor));
+        }
+        parts.sort_by_cached_key(|part| order(&part.name));
+        let non_finite = tensors
+            .par_iter()
+            .map(|(name, tensor)| ((*name).clone(), non_finite(tensor)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Self {
+            dir: checkpoint.dir().into(),
+            files: checkpoint.files().map(Into::into).collect(),
+            parts,
+            problems: weights.err().unwrap_or_default(),
+            unused: unused(checkpoint, &used),
+            non_finite,
+        }
+    }
+
+    /// Whether every tensor is there, fits, and holds finite numbers only.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty() && self.non_finite.is_empty()
+    }
+
+    /// Number of elements of the tensors in use.
+    pub fn parameters(&self) -> usize {
+        self.parts.iter().map(|part| part.parameters).sum()
+    }
+
+    /// Bytes of the tensors in use.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+}
+
+impl Part {
+    fn add(&mut self, tensor: &Tensor) {
+        let elements = tensor.elements().len();
+        self.tensors += 1;
+        self.parameters += elements;
+        self.bytes += tensor.byte_len();
+        *self.dtypes.entry(tensor.dtype().to_string()).or_default() += elements;
+    }
+}
+
+fn unused(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Vec<String> {
+    checkpoint.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect()
+}
+
+/// `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, else the module that owns the tensor.
+fn part_of(tensor: &str) -> String {
+    let components: Vec<&str> = tensor.split('.').collect();
+    let end = match components.iter().position(|&component| component == "layers") {
+        Some(layers) => layers + 2,
+        None if tensor.starts_with("anchor_bias_mlp.") => 1,
+        None => components.len().saturating_sub(1).max(1),
+    };
+    components.get(..end).unwrap_or(&components).join(".")
+}
+
+/// The order in which a pass meets the parts: embeddings, layers by number, the rest.
+fn order(part: &str) -> (u8, usize, String) {
+    let number = part.rsplit('.').next().and_then(|last| last.parse().ok());
+    match number {
+        _ if part.contains("embed") => (0, 0, part.into()),
+        Some(layer) => (1, layer, part.into()),
+        None if part.ends_with("norm") => (2, 0, part.into()),
+        None => (3, 0, part.into()),
+    }
+}
+
+/// How many elements are infinite or not a number.
+fn non_finite(tensor: &Tensor) -> usize {
+    match tensor.elements() {
+        Elements::F32(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
+        Elements::F16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
+        Elements::Bf16(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.config;
+        let attention = config.attention;
+        writeln!(f, "target   {}", self.target.dir.display())?;
+        writeln!(
+            f,
+            "  {}: {} layers, hidden {}, intermediate {}, vocabulary {}, context {}",
+            config.architecture.name(),
+            config.layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.vocab_size,
+            config.context_len
+        )?;
+        writeln!(
+            f,
+            "  attention: {} query and {} KV heads, head_dim {}{}{}",
+            attention.q_heads,
+            attention.kv_heads,
+            attention.head_dim,
+            if config.architecture.has_qk_norms() { ", q and k norms" } else { "" },
+            if config.attention_bias { ", biases" } else { "" },
+        )?;
+        let head = if config.tied_embeddings { "the embedding (tied)" } else { "its own" };
+        let eos: Vec<String> = config.eos_ids.iter().map(u32::to_string).collect();
+        let eos = if eos.is_empty() { "none".to_owned() } else { eos.join(", ") };
+        writeln!(f, "  lm_head: {head}; end-of-sequence ids: {eos}")?;
+        match &self.tokenizer {
+            Ok(ids) => writeln!(f, "  tokenizer: {ids} ids")?,
+            Err(error) => writeln!(f, "  tokenizer: none ({error})")?,
+        }
+        match &self.chat_template {
+            Ok(()) => writeln!(f, "  chat template: yes")?,
+            Err(LoadError::NoChatTemplate { .. }) => writeln!(f, "  chat template: none")?,
+            Err(error) => writeln!(f, "  chat template: none ({error})")?,
+        }
+        write!(f, "{}", self.target)?;
+        unused_section(f, &self.target.unused, "")?;
+        if let Some(drafter) = &self.drafter {
+            write!(f, "\n{drafter}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for DrafterReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "drafter  {}", self.tensors.dir.display())?;
+        write!(f, "  last {} layers, block size {}, ", self.config.tail_layers, self.config.block_size)?;
+        match self.calibrator_rank {
+            Some(rank) => writeln!(f, "calibrator of rank {rank}")?,
+            None => writeln!(f, "no calibrator")?,
+        }
+        write!(f, "{}", self.tensors)?;
+        unused_section(f, &self.tensors.unused, " (a drafter uses the target's own MLPs and norms)")
+    }
+}
+
+/// All but the unused tensors, which mean different things for a target and for a drafter.
+impl fmt::Display for TensorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files = match self.files.as_slice() {
+            [_] => "1 file".to_owned(),
+            files => format!("{} files", files.len()),
+        };
+        writeln!(f, "  {} parameters, {}, {files}", thousands(self.parameters()), size(self.bytes()))?;
+        let width = self.parts.iter().map(|part| part.name.len()).max().unwrap_or(0);
+        for part in &self.parts {
+            let dtypes = part.dtypes.keys().map(String::as_str).collect::<Vec<_>>().join(" + ");
+            writeln!(
+                f,
+                "    {:width$}  {:>3} {}  {:>15}  {dtypes}",
+                part.name,
+                part.tensors,
+                if part.tensors == 1 { "tensor " } else { "tensors" },
+                thousands(part.parameters),
+            )?;
+        }
+        section(
+            f,
+            "missing or misshapen",
+            &self.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        )?;
+        let non_finite = self.non_finite.iter();
+        let non_finite: Vec<_> =
+            non_finite.map(|(name, count)| format!("{name}: {} elements", thousands(*count))).collect();
+        section(f, "not finite", &non_finite)
+    }
+}
+
+/// A heading with its count, and the entries below it; one line if there is none.
+fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt::Result {
+    if entries.is_empty() {
+        return writeln!(f, "  {heading}: none");
+    }
+    writeln!(f, "  {heading}: {}", entries.len())?;
+    entries.iter().try_for_each(|entry| writeln!(f, "    {entry}"))
+}
+
+/// The unused tensors; those that differ only in the number of their layer share a line.
+fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> fmt::Result {
+    if unused.is_empty() {
+        return writeln!(f, "  unused: none");
+    }
+    writeln!(f, "  unused: {}{why}", unused.len())?;
+    let mut patterns: BTreeMap<String, usize> = BTreeMap::new();
+    for name in unused {
+        let numbered = |component: &str| component.parse::<u32>().is_ok();
+        let parts = name.split('.').scan(false, |after_layers, component| {
+            let star = *after_layers && numbered(component);
+            *after_layers = component == "layers";
+            Some(if star { "*" } else { component })
+        });
+        *patterns.entry(parts.collect::<Vec<_>>().join(".")).or_default() += 1;
+    }
+    patterns.iter().try_for_each(|(pattern, count)| match (pattern.contains('*'), count) {
+        (false, _) => writeln!(f, "    {pattern}"),
+        (true, 1) => writeln!(f, "    {pattern} (1 layer)"),
+        (true, _) => writeln!(f, "    {pattern} ({count} layers)"),
+    })
+}
+
+/// 1234567 as `1,234,567`.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes in binary units.
+fn size(bytes: usize) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units.get(unit).copied().unwrap_or_default())
+}

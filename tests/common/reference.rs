@@ -1,0 +1,67 @@
+//! The same weights for the reference, widened to f64.
+
+use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
+use flexdraft::tensor::Tensor;
+use flexdraft_reference::attention::Heads;
+use flexdraft_reference::calibration::Calibrator;
+use flexdraft_reference::linear::Linear;
+use flexdraft_reference::model::{Drafter, Layer, Projectors, Target};
+use flexdraft_reference::rope::Rope;
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f32().into_iter().map(f64::from).collect()
+}
+
+fn linear(layer: &LinearWeights) -> Linear<f64> {
+    Linear {
+        weight: values(&layer.weight),
+        bias: layer.bias.as_ref().map(values),
+        inputs: layer.weight.shape()[1],
+    }
+}
+
+fn projectors(attention: &AttentionWeights) -> Projectors<f64> {
+    Projectors {
+        q: linear(&attention.q),
+        k: linear(&attention.k),
+        v: linear(&attention.v),
+        o: linear(&attention.o),
+        qk_norms: attention.qk_norms.as_ref().map(|(q, k)| (values(q), values(k))),
+    }
+}
+
+pub fn target(weights: &TargetWeights) -> Target<f64> {
+    let config = &weights.config;
+    let layers = weights.layers.iter().map(|layer| Layer {
+        input_norm: values(&layer.input_norm),
+        attention: projectors(&layer.attention),
+        post_attention_norm: values(&layer.post_attention_norm),
+        gate: linear(&layer.gate),
+        up: linear(&layer.up),
+        down: linear(&layer.down),
+    });
+    Target {
+        heads: Heads {
+            q_heads: config.attention.q_heads,
+            kv_heads: config.attention.kv_heads,
+            head_dim: config.attention.head_dim,
+        },
+        rope: Rope { inv_freq: config.rope.inv_freq.clone(), scale: config.rope.scale },
+        rms_norm_eps: f64::from(config.rms_norm_eps),
+        embed: values(&weights.embed),
+        layers: layers.collect(),
+        norm: values(&weights.norm),
+        lm_head: Linear::new(values(&weights.lm_head), config.hidden_size),
+    }
+}
+
+pub fn drafter(weights: &DrafterWeights) -> Drafter<f64> {
+    Drafter {
+        attention: weights.attention.iter().map(projectors).collect(),
+        mask_embedding: values(&weights.mask_embedding),
+        calibrator: weights.calibrator.as_ref().map(|calibrator| Calibrator {
+            hidden: linear(&calibrator.hidden),
+            output: linear(&calibrator.output),
+        }),
+    }
+}

@@ -1,0 +1,28 @@
+"""Where recordings go, and how numbers are written."""
+
+import json
+import pathlib
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+OUT = TESTS / "fixtures" / "transformers"
+TINY = TESTS / "fixtures" / "tiny"
+
+
+def f32(x):
+    """The shortest decimal that reads back to the same f32, as a float."""
+    import numpy
+
+    return float(str(numpy.float32(x)))
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def write_rows(path, head, name, rows):
+    """An object with one long list, one row of the list a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = "".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)},\n" for k, v in head.items())
+    body = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("{" + fields + json.dumps(name) + ": [\n" + body + "\n]}\n")
