@@ -154,7 +154,7 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
     }
     let head_dim = match fields.count("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
-        None if hidden_size % q_heads != 0 => {
+        None if !hidden_size.is_multiple_of(q_heads) => {
             let expected = format!("a divisor of `{}`, {hidden_size}", fields.key("embedding_length"));
             return Err(fields.invalid("attention.head_count", expected));
         }

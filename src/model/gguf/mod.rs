@@ -26,6 +26,7 @@ mod target;
 mod tokenizer;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::checkpoint::{Access, Bytes, load};
 use super::{ChatTemplate, LoadError, ModelConfig, TargetWeights, Tokenizer};
@@ -61,11 +62,23 @@ impl Gguf {
         unsafe { Self::open(path, Access::Map) }
     }
 
+    /// The contents of a file that is in memory already; `path` is its name in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, LoadError> {
+        Self::new(path, Arc::new(bytes))
+    }
+
     /// # Safety
     /// With [`Access::Map`], as [`map`](Self::map).
     unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
         // SAFETY: passed on to the caller.
         let bytes = unsafe { load(path, access)? };
+        Self::new(path, bytes)
+    }
+
+    fn new(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
         let header = Header::parse(path, bytes.clone())?;
         Ok(Self { header, bytes })
     }

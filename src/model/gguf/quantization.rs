@@ -57,7 +57,7 @@ impl TensorType {
     pub(super) fn row_bytes(self, columns: usize) -> Option<usize> {
         match self {
             Self::Plain(dtype) => columns.checked_mul(dtype.size()),
-            Self::Quantized(format) if columns % format.block_len() != 0 => None,
+            Self::Quantized(format) if !columns.is_multiple_of(format.block_len()) => None,
             Self::Quantized(format) => (columns / format.block_len()).checked_mul(format.block_bytes()),
         }
     }
