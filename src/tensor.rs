@@ -80,9 +80,9 @@ impl Elements<'_> {
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 enum Storage {
-    F32(Arc<[f32]>),
-    F16(Arc<[f16]>),
-    Bf16(Arc<[bf16]>),
+    F32(Arc<Vec<f32>>),
+    F16(Arc<Vec<f16>>),
+    Bf16(Arc<Vec<bf16>>),
     /// A range of a shared mapping (or of any other bytes), aligned for the element type.
     Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
@@ -103,17 +103,17 @@ impl std::fmt::Debug for Tensor {
 impl Tensor {
     /// A tensor that owns its f32 elements; `None` if their number is not the product of `shape`.
     pub fn from_f32(shape: &[usize], elements: Vec<f32>) -> Option<Self> {
-        Self::checked(shape, elements.len(), || Storage::F32(elements.into()))
+        Self::checked(shape, elements.len(), || Storage::F32(Arc::new(elements)))
     }
 
     /// A tensor that owns its f16 elements; `None` if their number is not the product of `shape`.
     pub fn from_f16(shape: &[usize], elements: Vec<f16>) -> Option<Self> {
-        Self::checked(shape, elements.len(), || Storage::F16(elements.into()))
+        Self::checked(shape, elements.len(), || Storage::F16(Arc::new(elements)))
     }
 
     /// A tensor that owns its bf16 elements; `None` if their number is not the product of `shape`.
     pub fn from_bf16(shape: &[usize], elements: Vec<bf16>) -> Option<Self> {
-        Self::checked(shape, elements.len(), || Storage::Bf16(elements.into()))
+        Self::checked(shape, elements.len(), || Storage::Bf16(Arc::new(elements)))
     }
 
     /// A tensor over bytes `range` of `bytes` (little-endian elements), which are kept alive and not
@@ -132,15 +132,15 @@ impl Tensor {
         let aligned = (slice.as_ptr() as usize).is_multiple_of(dtype.size());
         let storage = match (aligned, dtype) {
             (true, _) => Storage::Bytes(dtype, bytes.clone(), range),
-            (false, DType::F32) => Storage::F32(
+            (false, DType::F32) => Storage::F32(Arc::new(
                 slice.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            ),
-            (false, DType::F16) => {
-                Storage::F16(slice.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect())
-            }
-            (false, DType::Bf16) => {
-                Storage::Bf16(slice.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect())
-            }
+            )),
+            (false, DType::F16) => Storage::F16(Arc::new(
+                slice.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect(),
+            )),
+            (false, DType::Bf16) => Storage::Bf16(Arc::new(
+                slice.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect(),
+            )),
         };
         Self::checked(shape, slice.len() / dtype.size(), || storage)
     }

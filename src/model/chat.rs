@@ -7,16 +7,18 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::Serialize;
 
-use super::LoadError;
 use super::json::{Fields, JsonFile, if_exists, read_bytes};
 use super::strftime::strftime;
 use super::template_json::to_json;
+use super::{LoadError, gguf};
 
 /// Instructions of the template engine before a template is taken for one that never ends. Real
 /// templates need some hundred a message.
 const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
+
+const IN_DIRECTORY: &str = "neither chat_template.jinja nor `chat_template` in tokenizer_config.json";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -43,13 +45,17 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads the template of a model's directory: `chat_template.jinja`, or else `chat_template` in
-    /// `tokenizer_config.json` (a template, or a list of named ones, of which `default` is taken).
+    /// `tokenizer_config.json` (a template, or a list of named ones, of which `default` is taken). `dir`
+    /// may be a GGUF file instead: then it is the one in its metadata.
     ///
     /// # Errors
     /// [`LoadError::NoChatTemplate`] if the directory has none, [`LoadError::ChatTemplate`] if it
     /// cannot be parsed; [`LoadError::Json`] or [`LoadError::InvalidKey`] for a
     /// `tokenizer_config.json` that makes no sense.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        if gguf::is_file(dir) {
+            return gguf::read_chat_template(dir);
+        }
         let config_path = dir.join("tokenizer_config.json");
         let config = if_exists(JsonFile::read(&config_path))?;
         let fields = config.as_ref().map(JsonFile::fields);
@@ -64,9 +70,19 @@ impl ChatTemplate {
             }
             None => (config_path, fields.as_ref().map(template_source).transpose()?.flatten()),
         };
-        let source = source.ok_or_else(|| LoadError::NoChatTemplate { dir: dir.into() })?;
+        let source =
+            source.ok_or_else(|| LoadError::NoChatTemplate { path: dir.into(), looked_for: IN_DIRECTORY })?;
         let special_tokens = fields.as_ref().map(special_tokens).transpose()?.unwrap_or_default();
-        let environment = environment(&source)
+        Self::new(path, &source, special_tokens)
+    }
+
+    /// A template from its source, which is in the file `path`.
+    pub(super) fn new(
+        path: PathBuf,
+        source: &str,
+        special_tokens: Vec<(&'static str, Value)>,
+    ) -> Result<Self, LoadError> {
+        let environment = environment(source)
             .map_err(|error| LoadError::ChatTemplate { path: path.clone(), reason: full_message(&error) })?;
         Ok(Self { path, environment, special_tokens })
     }

@@ -15,7 +15,8 @@ use super::LoadError;
 use super::json::{JsonFile, if_exists, open, shorten};
 use crate::tensor::{DType, Tensor};
 
-type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// The bytes of a file, read or mapped.
+pub(super) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Bytes of the header's length at the start of a file.
 const PREFIX: usize = 8;
@@ -46,7 +47,7 @@ struct Entry {
 
 /// How the bytes of a file come into memory.
 #[derive(Clone, Copy)]
-enum Access {
+pub(super) enum Access {
     Read,
     Map,
 }
@@ -218,9 +219,11 @@ fn is_inside(entry: &str) -> bool {
     components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
 }
 
+/// The bytes of a regular file.
+///
 /// # Safety
 /// With [`Access::Map`], as [`Checkpoint::map`].
-unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
+pub(super) unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
     let (mut file, len): (File, u64) = open(path)?;
     let io = |source| LoadError::Io { path: path.into(), source };
     Ok(match access {

@@ -4,18 +4,18 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::LoadError;
 use super::json::{Fields, JsonFile, if_exists};
 use super::rope;
+use super::{LoadError, gguf};
 use crate::device::{AttentionShape, Rope};
 
 // Bounds that no model comes near. They keep a damaged config from asking for absurd memory, and
 // the products of shapes from overflowing.
-const MAX_LAYERS: usize = 4096;
-const MAX_HEADS: usize = 1 << 14;
-const MAX_HIDDEN: usize = 1 << 24;
-const MAX_VOCAB: usize = 1 << 28;
-const MAX_CONTEXT: usize = 1 << 30;
+pub(super) const MAX_LAYERS: usize = 4096;
+pub(super) const MAX_HEADS: usize = 1 << 14;
+pub(super) const MAX_HIDDEN: usize = 1 << 24;
+pub(super) const MAX_VOCAB: usize = 1 << 28;
+pub(super) const MAX_CONTEXT: usize = 1 << 30;
 
 /// Model families, by their decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +104,15 @@ impl Architecture {
 
 impl ModelConfig {
     /// Reads `config.json` and, for the end-of-sequence ids, `generation_config.json` of a directory
-    /// as transformers 4 or 5 writes them.
+    /// as transformers 4 or 5 writes them, or the metadata of a GGUF file.
     ///
     /// # Errors
     /// [`LoadError`] if a file cannot be read, a key is missing or has a value that makes no sense,
     /// or the model needs something that is not supported.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        if gguf::is_file(dir) {
+            return gguf::read_config(dir);
+        }
         let file = JsonFile::read(&dir.join("config.json"))?;
         let generation = if_exists(JsonFile::read(&dir.join("generation_config.json")))?;
         let mut config = Self::from_fields(&file.fields())?;

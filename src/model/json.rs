@@ -68,7 +68,7 @@ impl JsonFile {
     }
 
     pub(super) fn fields(&self) -> Fields<'_> {
-        Fields { path: &self.path, prefix: String::new(), object: &self.object }
+        Fields::new(&self.path, &self.object)
     }
 }
 
@@ -82,6 +82,11 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// The fields of an object that a file holds at its outermost level.
+    pub(super) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+        Self { path, prefix: String::new(), object }
+    }
+
     pub(super) fn path(&self) -> &'a Path {
         self.path
     }

@@ -39,7 +39,7 @@ pub enum LoadError {
         /// What the parser said, with line and column.
         source: serde_json::Error,
     },
-    /// A key that a JSON file must have.
+    /// A key that a JSON file, or the metadata of a GGUF file, must have.
     #[error("{path}: key `{key}` is missing")]
     MissingKey {
         /// The file.
@@ -94,6 +94,37 @@ pub enum LoadError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A GGUF file that is damaged, or not one.
+    #[error("{path} is not a valid GGUF file: {reason}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor of a GGUF file that is stored in a way that cannot be read.
+    #[error(
+        "{path}: tensor `{tensor}` has type {found}; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K"
+    )]
+    UnsupportedQuantization {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type, as ggml names it.
+        found: String,
+    },
+    /// A tensor of a GGUF file that the architecture does not have: the model is not what its
+    /// metadata say.
+    #[error("{path}: tensor `{tensor}` is not part of a {architecture} model")]
+    UnexpectedTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The architecture as the metadata name it.
+        architecture: &'static str,
     },
     /// An index whose files lie outside the model's directory.
     #[error("{path}: `{entry}` is not a path within the model's directory")]
@@ -181,13 +212,13 @@ pub enum LoadError {
         /// V of the model.
         vocab_size: usize,
     },
-    /// A directory without a chat template.
-    #[error(
-        "{dir} has no chat template (neither chat_template.jinja nor `chat_template` in tokenizer_config.json)"
-    )]
+    /// A model without a chat template.
+    #[error("{path} has no chat template ({looked_for})")]
     NoChatTemplate {
-        /// The directory.
-        dir: PathBuf,
+        /// The directory or file.
+        path: PathBuf,
+        /// Where there could have been one.
+        looked_for: &'static str,
     },
     /// A chat template that cannot be parsed, or that fails on these messages.
     #[error("chat template {path}: {reason}")]

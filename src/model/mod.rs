@@ -1,6 +1,7 @@
 //! Models: configurations, weights on the host, tokenizers, and the forward pass over a device.
 //!
-//! A model is a directory as Hugging Face lays it out. What is read from it:
+//! A model is a GGUF file ([`gguf`]), or a directory as Hugging Face lays it out. What is read from a
+//! directory:
 //!
 //! | file | for | type |
 //! |---|---|---|
@@ -9,7 +10,8 @@
 //! | `tokenizer.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
 //! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
 //!
-//! Supported are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16, with the
+//! Supported are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16
+//! or in the quantised formats that [`gguf`] lists, with the
 //! rope types default, linear, llama3 and yarn. Everything else is a [`LoadError`] that names the key
 //! and its value: a file that loads is a model that computes what transformers computes.
 //!
@@ -22,6 +24,7 @@ mod collector;
 pub mod config;
 mod drafter;
 pub mod forward;
+pub mod gguf;
 pub mod inspect;
 mod json;
 mod load_error;
@@ -39,6 +42,7 @@ pub use chat::{ChatMessage, ChatTemplate};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, DrafterConfig, ModelConfig};
 pub use forward::Model;
+pub use gguf::Gguf;
 pub use load_error::LoadError;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -1,22 +1,25 @@
-//! Loading a target from a Hugging Face directory.
+//! Loading a target from a Hugging Face directory or a GGUF file.
 
 use std::path::Path;
 
-use super::LoadError;
 use super::checkpoint::Checkpoint;
 use super::collector::{Collected, Collector};
 use super::config::ModelConfig;
 use super::source::TensorSource;
 use super::weights::{LayerWeights, TargetWeights};
+use super::{Gguf, LoadError, gguf};
 
 impl TargetWeights {
     /// Reads the model in `dir` into memory: `config.json`, `generation_config.json` if there is
-    /// one, and `model.safetensors` or the shards of its index.
+    /// one, and `model.safetensors` or the shards of its index. `dir` may be a GGUF file instead.
     ///
     /// # Errors
     /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and
-    /// [`Checkpoint::read`]; also a tensor that is missing or has the wrong shape or element type.
+    /// [`Checkpoint::read`], or [`Gguf::target`]; also a tensor that is missing or has the wrong shape or element type.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        if gguf::is_file(dir) {
+            return Gguf::read(dir)?.target();
+        }
         let config = ModelConfig::read(dir)?;
         Self::from_checkpoint(config, &Checkpoint::read(dir)?)
     }
@@ -30,6 +33,10 @@ impl TargetWeights {
     /// # Errors
     /// As [`read`](Self::read).
     pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
+        if gguf::is_file(dir) {
+            // SAFETY: the caller promises that the file does not change.
+            return unsafe { Gguf::map(dir)? }.target();
+        }
         let config = ModelConfig::read(dir)?;
         // SAFETY: the caller promises that the files do not change.
         let checkpoint = unsafe { Checkpoint::map(dir)? };

@@ -1,10 +1,9 @@
-//! `tokenizer.json`: text to token ids and back.
+//! Text to token ids and back.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use super::LoadError;
-use super::json;
+use super::{LoadError, gguf, json};
 
 /// The largest `tokenizer.json` that is read, in bytes.
 const SIZE_LIMIT: u64 = 512 << 20;
@@ -17,21 +16,31 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of `dir`, for a model with `vocab_size` ids.
+    /// Reads `tokenizer.json` of `dir`, or the tokenizer in a GGUF file's metadata, for a model with
+    /// `vocab_size` ids.
     ///
     /// The tokenizer may have fewer ids than the model (padded embeddings) or more: an id that the
     /// model does not have is an error when a text needs it.
     ///
     /// # Errors
-    /// [`LoadError::Io`], or [`LoadError::Tokenizer`] if the file is not a tokenizer.
+    /// [`LoadError::Io`], or [`LoadError::Tokenizer`] if the file is not a tokenizer; for a GGUF file see
+    /// [`Gguf::tokenizer`](super::Gguf::tokenizer).
     pub fn read(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
+        if gguf::is_file(dir) {
+            return gguf::read_tokenizer(dir, vocab_size);
+        }
         let path = dir.join("tokenizer.json");
         let bytes = json::read_bytes_up_to(&path, SIZE_LIMIT)?;
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
         // As transformers does: lengths are the caller's business, not the file's.
         guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
-        Ok(Self { path, inner, vocab_size })
+        Ok(Self::new(path, inner, vocab_size))
+    }
+
+    /// A tokenizer that was made from the file `path`.
+    pub(super) fn new(path: PathBuf, inner: tokenizers::Tokenizer, vocab_size: usize) -> Self {
+        Self { path, inner, vocab_size }
     }
 
     /// The ids of a text. Special tokens spelled out in it become their ids; those that the
@@ -111,7 +120,7 @@ impl std::fmt::Debug for Tokenizer {
 
 /// Runs a call into the `tokenizers` crate, whose parts index and unwrap on odd files: a panic in it
 /// is an error here.
-fn guarded<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
+pub(super) fn guarded<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
     let reason = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),

@@ -1,0 +1,264 @@
+//! The configuration in a GGUF file's metadata.
+
+use super::header::Header;
+use crate::device::{AttentionShape, Rope};
+use crate::model::LoadError;
+use crate::model::config::{
+    Architecture, MAX_CONTEXT, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig,
+};
+use crate::model::json::Fields;
+use crate::model::rope::{MAX_HEAD_DIM, RopeScaling, Yarn, rope};
+
+/// Factors that the frequencies are divided by, [head_dim / 2]: how Llama 3's rope scaling is stored.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Keys of an architecture that change what a layer computes, and the only number that leaves it as it
+/// is.
+const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
+    ("expert_count", 0.0, "0: dense models only, no mixture of experts"),
+    ("attention.sliding_window", 0.0, "0: full attention in every layer"),
+    ("attention.clamp_kqv", 0.0, "0"),
+    ("attention.max_alibi_bias", 0.0, "0"),
+    ("attention.scale", 0.0, "0, which stands for 1/√head_dim"),
+    ("attn_logit_softcapping", 0.0, "0"),
+    ("final_logit_softcapping", 0.0, "0"),
+    ("logit_scale", 0.0, "0, which stands for none"),
+    ("embedding_scale", 0.0, "0, which stands for none"),
+    ("residual_scale", 0.0, "0, which stands for none"),
+    ("rope.scaling.attn_factor", 1.0, "1"),
+    ("rope.scaling.yarn_attn_factor", 1.0, "1"),
+    ("rope.scaling.yarn_ext_factor", 1.0, "1"),
+];
+
+impl Architecture {
+    /// `general.architecture`.
+    pub(super) fn gguf_name(self) -> &'static str {
+        self.model_type()
+    }
+}
+
+pub(super) fn architecture(header: &Header) -> Result<Architecture, LoadError> {
+    let key = "general.architecture";
+    let fields = header.fields();
+    let name = fields.text(key)?.ok_or_else(|| fields.missing(key))?;
+    [Architecture::Llama, Architecture::Qwen3]
+        .into_iter()
+        .find(|architecture| architecture.gguf_name() == name)
+        .ok_or_else(|| fields.unsupported(key, "llama, qwen3"))
+}
+
+/// V: the number of embeddings.
+pub(super) fn vocab_size(header: &Header) -> Result<usize, LoadError> {
+    let shape = &header.tensor("token_embd.weight")?.shape;
+    match shape.as_slice() {
+        &[vocab_size, _] if (1..=MAX_VOCAB).contains(&vocab_size) => Ok(vocab_size),
+        _ => Err(LoadError::Gguf {
+            path: header.path().into(),
+            reason: format!("tensor `token_embd.weight` has shape {shape:?}, which no embedding has"),
+        }),
+    }
+}
+
+/// The keys of an architecture, which start with its name.
+struct ArchitectureFields<'a> {
+    fields: Fields<'a>,
+    name: &'static str,
+}
+
+impl ArchitectureFields<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.name)
+    }
+
+    fn count(&self, key: &str, limit: usize) -> Result<Option<usize>, LoadError> {
+        self.fields.count(&self.key(key), limit)
+    }
+
+    fn required_count(&self, key: &str, limit: usize) -> Result<usize, LoadError> {
+        self.fields.required_count(&self.key(key), limit)
+    }
+
+    fn positive(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        self.fields.positive(&self.key(key))
+    }
+
+    /// A number above 0; absent and 0 are the same.
+    fn nonzero(&self, key: &str) -> Result<Option<f64>, LoadError> {
+        if self.fields.number(&self.key(key))? == Some(0.0) { Ok(None) } else { self.positive(key) }
+    }
+
+    fn invalid(&self, key: &str, expected: impl Into<String>) -> LoadError {
+        self.fields.invalid(&self.key(key), expected)
+    }
+
+    fn unsupported(&self, key: &str, supported: impl Into<String>) -> LoadError {
+        self.fields.unsupported(&self.key(key), supported)
+    }
+}
+
+/// Reads the configuration. `elements` gives the elements of a tensor.
+pub(super) fn read(
+    header: &Header,
+    elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
+) -> Result<ModelConfig, LoadError> {
+    let architecture = architecture(header)?;
+    let fields = ArchitectureFields { fields: header.fields(), name: architecture.gguf_name() };
+    reject_unsupported(&fields)?;
+    let hidden_size = fields.required_count("embedding_length", MAX_HIDDEN)?;
+    let attention = attention_shape(&fields, hidden_size)?;
+    let context_len = fields.required_count("context_length", MAX_CONTEXT)?;
+    let factors = match header.contains(ROPE_FACTORS) {
+        true => Some(rope_factors(header, attention.head_dim, elements)?),
+        false => None,
+    };
+    let config = ModelConfig {
+        architecture,
+        hidden_size,
+        intermediate_size: fields.required_count("feed_forward_length", MAX_HIDDEN)?,
+        layers: fields.required_count("block_count", MAX_LAYERS)?,
+        attention,
+        vocab_size: vocab_size(header)?,
+        context_len,
+        rms_norm_eps: {
+            let key = "attention.layer_norm_rms_epsilon";
+            fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
+        },
+        rope: read_rope(&fields, attention.head_dim, context_len, factors)?,
+        // The format has no key for biases: the tensors are there or not.
+        attention_bias: header.contains("blk.0.attn_q.bias"),
+        mlp_bias: header.contains("blk.0.ffn_gate.bias"),
+        tied_embeddings: !header.contains("output.weight"),
+        eos_ids: eos_ids(&fields.fields)?,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+fn reject_unsupported(fields: &ArchitectureFields<'_>) -> Result<(), LoadError> {
+    for (key, neutral, supported) in WITHOUT_EFFECT {
+        if fields.fields.get(&fields.key(key)).is_some_and(|value| value.as_f64() != Some(neutral)) {
+            return Err(fields.unsupported(key, supported));
+        }
+    }
+    if fields.fields.flag(&fields.key("attention.causal"))? == Some(false) {
+        return Err(fields.unsupported("attention.causal", "true"));
+    }
+    Ok(())
+}
+
+fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Result<AttentionShape, LoadError> {
+    let q_heads = fields.required_count("attention.head_count", MAX_HEADS)?;
+    let kv_heads = fields.count("attention.head_count_kv", MAX_HEADS)?.unwrap_or(q_heads);
+    if q_heads % kv_heads != 0 {
+        return Err(fields.invalid("attention.head_count_kv", format!("a divisor of {q_heads} query heads")));
+    }
+    let head_dim = match fields.count("attention.key_length", MAX_HEAD_DIM)? {
+        Some(head_dim) => head_dim,
+        None if !hidden_size.is_multiple_of(q_heads) => {
+            let expected = format!("a divisor of `{}`, {hidden_size}", fields.key("embedding_length"));
+            return Err(fields.invalid("attention.head_count", expected));
+        }
+        None => hidden_size / q_heads,
+    };
+    if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+        let given = fields.fields.contains(&fields.key("attention.key_length"));
+        let key = if given { "attention.key_length" } else { "attention.head_count" };
+        let expected = format!("heads of an even number of dimensions, at most {MAX_HEAD_DIM}");
+        return Err(fields.invalid(key, expected));
+    }
+    // Values as long as keys, and all dimensions rotated.
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if fields.count(key, usize::MAX)?.is_some_and(|len| len != head_dim) {
+            return Err(fields.unsupported(key, format!("{head_dim}, the dimensions of a head")));
+        }
+    }
+    Ok(AttentionShape { q_heads, kv_heads, head_dim })
+}
+
+/// The rotary embedding. The defaults are llama.cpp's.
+fn read_rope(
+    fields: &ArchitectureFields<'_>,
+    head_dim: usize,
+    context_len: usize,
+    factors: Option<Vec<f32>>,
+) -> Result<Rope, LoadError> {
+    let theta = fields.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    let factor = match fields.nonzero("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        None => fields.nonzero("rope.scale_linear")?,
+    };
+    let scaling = match (fields.fields.text(&fields.key("rope.scaling.type"))?, factor) {
+        (Some("none"), _) | (None | Some("linear" | "yarn"), None) => RopeScaling::Default,
+        (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
+        (Some("yarn"), Some(factor)) => {
+            let original = fields.nonzero("rope.scaling.original_context_length")?;
+            let mut yarn = Yarn::new(factor, original.unwrap_or(context_len as f64));
+            yarn.beta_fast = fields.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(yarn.beta_fast);
+            yarn.beta_slow = fields.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(yarn.beta_slow);
+            let log_multiplier = fields.nonzero("rope.scaling.yarn_log_multiplier")?;
+            if log_multiplier.is_some() {
+                return Err(fields.unsupported("rope.scaling.yarn_log_multiplier", "0"));
+            }
+            RopeScaling::Yarn(yarn)
+        }
+        (Some(_), _) => return Err(fields.unsupported("rope.scaling.type", "none, linear, yarn")),
+    };
+    let mut rope = rope(head_dim, theta, &scaling)
+        .ok_or_else(|| fields.invalid("rope.freq_base", "a base that gives finite frequencies"))?;
+    if let Some(factors) = factors {
+        rope.inv_freq.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
+    }
+    Ok(rope)
+}
+
+fn rope_factors(
+    header: &Header,
+    head_dim: usize,
+    elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
+) -> Result<Vec<f32>, LoadError> {
+    let expected = vec![head_dim / 2];
+    let found = &header.tensor(ROPE_FACTORS)?.shape;
+    if *found != expected {
+        return Err(LoadError::Shape {
+            path: header.path().into(),
+            tensor: ROPE_FACTORS.into(),
+            expected,
+            found: found.clone(),
+        });
+    }
+    let factors = elements(ROPE_FACTORS)?;
+    // A normal number: it has a finite inverse.
+    match factors.iter().find(|factor| !(factor.is_normal() && **factor > 0.0)) {
+        None => Ok(factors),
+        Some(factor) => Err(LoadError::Gguf {
+            path: header.path().into(),
+            reason: format!(
+                "tensor `{ROPE_FACTORS}` has the element {factor}, which cannot divide a frequency"
+            ),
+        }),
+    }
+}
+
+/// The end of a text and, in models for conversations, of a message.
+fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
+    let mut ids = Vec::new();
+    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+        if let Some(id) = token_id(fields, key)?
+            && !ids.contains(&id)
+        {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// A token id in the metadata.
+pub(super) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
+    match fields.get(key) {
+        None => Ok(None),
+        Some(value) => match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            Some(id) => Ok(Some(id)),
+            None => Err(fields.invalid(key, "a token id")),
+        },
+    }
+}

@@ -1,0 +1,258 @@
+//! The header of a GGUF file: what comes before the data.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::metadata::Metadata;
+use super::quantization::TensorType;
+use super::reader::{Fault, Reader};
+use crate::model::LoadError;
+use crate::model::checkpoint::Bytes;
+use crate::model::json::{Fields, open, shorten};
+
+/// Dimensions that ggml's tensors have at most.
+const MAX_DIMENSIONS: u32 = 4;
+
+/// Where the data begins, unless `general.alignment` says otherwise: at a multiple of this.
+const DEFAULT_ALIGNMENT: usize = 32;
+
+/// The largest alignment that is believed.
+const MAX_ALIGNMENT: usize = 1 << 20;
+
+/// Bytes in which a header is first looked for, where the data is not wanted.
+const FIRST_READ: usize = 16 << 20;
+
+/// What a file says about itself.
+pub(super) struct Header {
+    path: PathBuf,
+    /// The whole file, or at least all of the header.
+    bytes: Bytes,
+    metadata: Metadata,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// A tensor as the header describes it.
+#[derive(Clone, Debug)]
+pub(super) struct TensorInfo {
+    /// Outermost dimension first.
+    pub(super) shape: Vec<usize>,
+    /// How its elements are stored and where, or the name of a type that is not supported.
+    pub(super) stored: Result<Stored, String>,
+}
+
+/// Elements in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) kind: TensorType,
+    /// Within the file.
+    pub(super) bytes: Range<usize>,
+}
+
+impl Header {
+    /// Reads the header of a file, and as little more as can be.
+    pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
+        let io = |source| LoadError::Io { path: path.into(), source };
+        let (mut file, file_len) = open(path)?;
+        let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        let mut wanted = FIRST_READ.min(file_len);
+        loop {
+            let missing = wanted.saturating_sub(bytes.len()) as u64;
+            let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(io)?;
+            let ended = read == 0 || bytes.len() >= file_len;
+            match parse(&bytes, file_len) {
+                Err(Fault::End) if !ended => wanted = wanted.saturating_mul(2).min(file_len),
+                parsed => return Self::new(path, Arc::new(bytes), parsed),
+            }
+        }
+    }
+
+    /// The header of a file with these bytes.
+    pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+        let file = (*bytes).as_ref();
+        let parsed = parse(file, file.len());
+        Self::new(path, bytes, parsed)
+    }
+
+    fn new(path: &Path, bytes: Bytes, parsed: Result<Parsed, Fault>) -> Result<Self, LoadError> {
+        let Parsed { metadata, tensors: listed } = parsed.map_err(|fault| fault.in_file(path))?;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in listed {
+            if tensors.insert(name.clone(), info).is_some() {
+                return Err(LoadError::DuplicateTensor { path: path.into(), tensor: shorten(&name) });
+            }
+        }
+        Ok(Self { path: path.into(), bytes, metadata, tensors })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The metadata's numbers, flags and strings; see [`Metadata::fields`].
+    pub(super) fn fields(&self) -> Fields<'_> {
+        self.metadata.fields(&self.path)
+    }
+
+    /// An array of strings in the metadata.
+    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>, LoadError> {
+        self.metadata.strings(&self.path, (*self.bytes).as_ref(), key)
+    }
+
+    /// An array of integers in the metadata.
+    pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, LoadError> {
+        self.metadata.integers(&self.path, (*self.bytes).as_ref(), key)
+    }
+
+    /// Every tensor with its name, sorted.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<&TensorInfo, LoadError> {
+        let missing = || LoadError::MissingTensor { path: self.path.clone(), tensor: name.into() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Where and how a tensor is stored.
+    pub(super) fn stored(&self, name: &str) -> Result<&Stored, LoadError> {
+        self.tensor(name)?.stored.as_ref().map_err(|found| LoadError::UnsupportedQuantization {
+            path: self.path.clone(),
+            tensor: name.into(),
+            found: found.clone(),
+        })
+    }
+}
+
+struct Parsed {
+    metadata: Metadata,
+    /// In file order, repeated names included.
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+/// Reads a header from `bytes`, the beginning of a file of `file_len` bytes.
+fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, Fault> {
+    let mut reader = Reader::at(bytes, 0);
+    if reader.array()? != *b"GGUF" {
+        return Err(Fault::invalid("it does not begin with `GGUF`"));
+    }
+    match reader.u32()? {
+        2 | 3 => {}
+        version if matches!(version.swap_bytes(), 1..=3) => {
+            return Err(Fault::invalid("it is big-endian, which is not supported"));
+        }
+        version => return Err(Fault::invalid(format!("it is of version {version}; supported: 2, 3"))),
+    }
+    let tensor_count = reader.u64()?;
+    let pair_count = reader.u64()?;
+    let metadata = Metadata::parse(&mut reader, pair_count)?;
+    let alignment = alignment(&metadata)?;
+    let mut infos = Vec::new();
+    for _ in 0..tensor_count {
+        infos.push(RawInfo::parse(&mut reader)?);
+    }
+    let data_start = reader.position().checked_next_multiple_of(alignment).ok_or(Fault::End)?;
+    let tensors = infos
+        .into_iter()
+        .map(|info| info.locate(data_start, alignment, file_len))
+        .collect::<Result<Vec<_>, Fault>>()?;
+    reject_overlaps(&tensors)?;
+    Ok(Parsed { metadata, tensors })
+}
+
+fn alignment(metadata: &Metadata) -> Result<usize, Fault> {
+    let key = "general.alignment";
+    let fields = metadata.fields(Path::new(""));
+    let value = fields.count(key, MAX_ALIGNMENT).ok().map(|value| value.unwrap_or(DEFAULT_ALIGNMENT));
+    value
+        .filter(|value| value.is_power_of_two())
+        .ok_or_else(|| Fault::invalid(format!("`{key}` is not a power of two up to {MAX_ALIGNMENT}")))
+}
+
+/// A tensor info as the file has it.
+struct RawInfo<'a> {
+    name: &'a str,
+    /// Innermost first.
+    dimensions: Vec<u64>,
+    kind: u32,
+    /// Within the data.
+    offset: u64,
+}
+
+impl<'a> RawInfo<'a> {
+    fn parse(reader: &mut Reader<'a>) -> Result<Self, Fault> {
+        let name = reader.text()?;
+        let rank = reader.u32()?;
+        if rank > MAX_DIMENSIONS {
+            return Err(Fault::invalid(format!("tensor `{}` has {rank} dimensions", shorten(name))));
+        }
+        let dimensions = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<u64>, Fault>>()?;
+        Ok(Self { name, dimensions, kind: reader.u32()?, offset: reader.u64()? })
+    }
+
+    fn locate(
+        self,
+        data_start: usize,
+        alignment: usize,
+        file_len: usize,
+    ) -> Result<(String, TensorInfo), Fault> {
+        let wrong = |what: &str| Fault::invalid(format!("tensor `{}` {what}", shorten(self.name)));
+        let too_large = || wrong("has more elements than there can be");
+        let shape: Vec<usize> = self
+            .dimensions
+            .iter()
+            .rev()
+            .map(|&dimension| usize::try_from(dimension).map_err(|_| too_large()))
+            .collect::<Result<_, _>>()?;
+        // Whatever the product is used for later does not overflow.
+        let elements = shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension));
+        elements.and_then(|elements| elements.checked_mul(8)).ok_or_else(too_large)?;
+        let stored = match TensorType::from_number(self.kind) {
+            Err(name) => Err(name),
+            Ok(kind) => {
+                let (rows, columns) = match shape.split_last() {
+                    Some((&columns, outer)) => (outer.iter().product::<usize>(), columns),
+                    None => (1, 1),
+                };
+                let row_bytes = kind
+                    .row_bytes(columns)
+                    .ok_or_else(|| wrong(&format!("has rows of {columns} elements, not whole blocks")))?;
+                let len = rows.checked_mul(row_bytes).ok_or_else(too_large)?;
+                let offset = usize::try_from(self.offset).ok();
+                if offset.is_none_or(|offset| offset % alignment != 0) {
+                    return Err(wrong(&format!("begins at byte {}, which is not aligned", self.offset)));
+                }
+                let start = offset.and_then(|offset| offset.checked_add(data_start));
+                let end = start.and_then(|start| start.checked_add(len)).filter(|&end| end <= file_len);
+                let (Some(start), Some(end)) = (start, end) else {
+                    return Err(wrong("goes beyond the end of the file; it may be truncated"));
+                };
+                Ok(Stored { kind, bytes: start..end })
+            }
+        };
+        Ok((self.name.to_owned(), TensorInfo { shape, stored }))
+    }
+}
+
+/// Tensors that share bytes could be dequantised to any multiple of the file's size.
+fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), Fault> {
+    let mut ranges: Vec<(&Range<usize>, &str)> = tensors
+        .iter()
+        .filter_map(|(name, info)| info.stored.as_ref().ok().map(|stored| (&stored.bytes, name.as_str())))
+        .filter(|(bytes, _)| !bytes.is_empty())
+        .collect();
+    ranges.sort_by_key(|(bytes, _)| bytes.start);
+    match ranges.windows(2).find(|pair| matches!(pair, [(a, _), (b, _)] if a.end > b.start)) {
+        Some([(_, a), (_, b)]) => {
+            Err(Fault::invalid(format!("tensors `{}` and `{}` overlap", shorten(a), shorten(b))))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,220 @@
+//! The key-value pairs of a GGUF file.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Map, Number, Value};
+
+use super::reader::{Fault, Reader};
+use crate::model::LoadError;
+use crate::model::json::Fields;
+
+/// Arrays within arrays that are followed. No known key nests even once.
+const MAX_DEPTH: usize = 4;
+
+/// Elements of an array that are shown in a message.
+const SHOWN_ELEMENTS: usize = 4;
+
+/// Types of values and of array elements, by their number in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ValueType {
+    U8,
+    I8,
+    U16,
+    I16,
+    U32,
+    I32,
+    F32,
+    Bool,
+    String,
+    Array,
+    U64,
+    I64,
+    F64,
+}
+
+impl ValueType {
+    fn from_number(number: u32) -> Option<Self> {
+        const ALL: [ValueType; 13] = [
+            ValueType::U8,
+            ValueType::I8,
+            ValueType::U16,
+            ValueType::I16,
+            ValueType::U32,
+            ValueType::I32,
+            ValueType::F32,
+            ValueType::Bool,
+            ValueType::String,
+            ValueType::Array,
+            ValueType::U64,
+            ValueType::I64,
+            ValueType::F64,
+        ];
+        ALL.get(usize::try_from(number).ok()?).copied()
+    }
+
+    /// Bytes of a value, where all values of the type have the same number.
+    fn size(self) -> Option<usize> {
+        match self {
+            Self::U8 | Self::I8 | Self::Bool => Some(1),
+            Self::U16 | Self::I16 => Some(2),
+            Self::U32 | Self::I32 | Self::F32 => Some(4),
+            Self::U64 | Self::I64 | Self::F64 => Some(8),
+            Self::String | Self::Array => None,
+        }
+    }
+}
+
+/// An array whose bytes are known to be there; they are decoded when asked for.
+#[derive(Clone, Debug)]
+struct Array {
+    element: ValueType,
+    len: usize,
+    /// Of all elements, within the file.
+    bytes: Range<usize>,
+}
+
+/// The key-value pairs of a file. Numbers, flags and strings are kept as the JSON values that they
+/// correspond to; of an array the first elements only, with the place of all of them.
+#[derive(Debug, Default)]
+pub(super) struct Metadata {
+    values: Map<String, Value>,
+    arrays: BTreeMap<String, Array>,
+}
+
+impl Metadata {
+    /// Reads `count` pairs.
+    pub(super) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Self, Fault> {
+        let mut metadata = Self::default();
+        for _ in 0..count {
+            let key = reader.text()?;
+            let value = match value_type(reader, key)? {
+                ValueType::Array => {
+                    let array = skip_array(reader, key, 0)?;
+                    let value = first_elements(reader, &array)?;
+                    metadata.arrays.insert(key.to_owned(), array);
+                    value
+                }
+                scalar => read_value(reader, scalar)?,
+            };
+            if metadata.values.insert(key.to_owned(), value).is_some() {
+                return Err(Fault::invalid(format!("key `{key}` occurs more than once")));
+            }
+        }
+        Ok(metadata)
+    }
+
+    /// The values by key. An array is a list of its first elements here.
+    pub(super) fn fields<'a>(&'a self, path: &'a Path) -> Fields<'a> {
+        Fields::new(path, &self.values)
+    }
+
+    /// An array of strings; `bytes` are the file's.
+    pub(super) fn strings<'a>(
+        &self,
+        path: &Path,
+        bytes: &'a [u8],
+        key: &str,
+    ) -> Result<Option<Vec<&'a str>>, LoadError> {
+        self.elements(path, bytes, key, ValueType::String, "an array of strings", Reader::text)
+    }
+
+    /// An array of 32-bit signed integers; `bytes` are the file's.
+    pub(super) fn integers(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        key: &str,
+    ) -> Result<Option<Vec<i32>>, LoadError> {
+        let read = |reader: &mut Reader<'_>| reader.array().map(i32::from_le_bytes);
+        self.elements(path, bytes, key, ValueType::I32, "an array of 32-bit signed integers", read)
+    }
+
+    fn elements<'a, T>(
+        &self,
+        path: &Path,
+        bytes: &'a [u8],
+        key: &str,
+        element: ValueType,
+        expected: &str,
+        read: impl Fn(&mut Reader<'a>) -> Result<T, Fault>,
+    ) -> Result<Option<Vec<T>>, LoadError> {
+        if !self.values.contains_key(key) {
+            return Ok(None);
+        }
+        let array = self.arrays.get(key).filter(|array| array.element == element);
+        let array = array.ok_or_else(|| self.fields(path).invalid(key, expected))?;
+        let mut reader = Reader::at(bytes, array.bytes.start);
+        (0..array.len)
+            .map(|_| read(&mut reader))
+            .collect::<Result<Vec<T>, Fault>>()
+            .map(Some)
+            .map_err(|fault| fault.in_file(path))
+    }
+}
+
+fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, Fault> {
+    let number = reader.u32()?;
+    ValueType::from_number(number).ok_or_else(|| {
+        Fault::invalid(format!("key `{key}` has a value of type {number}, which there is not"))
+    })
+}
+
+/// Walks over an array, of which `value_type` has been read.
+fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, Fault> {
+    if depth == MAX_DEPTH {
+        return Err(Fault::invalid(format!("key `{key}` nests arrays more than {MAX_DEPTH} deep")));
+    }
+    let element = value_type(reader, key)?;
+    let len = reader.count()?;
+    let start = reader.position();
+    match element.size() {
+        Some(size) => {
+            let bytes = len.checked_mul(size).ok_or(Fault::End)?;
+            reader.take(bytes)?;
+        }
+        // An element has at least its own length in the file, so that this ends with the file.
+        None if element == ValueType::String => (0..len).try_for_each(|_| reader.string().map(drop))?,
+        None => (0..len).try_for_each(|_| skip_array(reader, key, depth + 1).map(drop))?,
+    }
+    Ok(Array { element, len, bytes: start..reader.position() })
+}
+
+/// The first elements of an array, the last followed by how many more there are.
+fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, Fault> {
+    let mut reader = reader.reread(array.bytes.start);
+    let shown = if array.element == ValueType::Array { 0 } else { array.len.min(SHOWN_ELEMENTS) };
+    let mut elements = Vec::with_capacity(shown + 1);
+    for _ in 0..shown {
+        elements.push(read_value(&mut reader, array.element)?);
+    }
+    if shown < array.len {
+        elements.push(format!("{} more", array.len - shown).into());
+    }
+    Ok(Value::Array(elements))
+}
+
+/// Reads a value that is not an array.
+fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, Fault> {
+    // JSON has no infinity and no NaN; as text they are an error wherever a number is wanted.
+    let float = |x: f64| Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number);
+    Ok(match value_type {
+        ValueType::U8 => u8::from_le_bytes(reader.array()?).into(),
+        ValueType::I8 => i8::from_le_bytes(reader.array()?).into(),
+        ValueType::U16 => u16::from_le_bytes(reader.array()?).into(),
+        ValueType::I16 => i16::from_le_bytes(reader.array()?).into(),
+        ValueType::U32 => reader.u32()?.into(),
+        ValueType::I32 => i32::from_le_bytes(reader.array()?).into(),
+        ValueType::U64 => reader.u64()?.into(),
+        ValueType::I64 => i64::from_le_bytes(reader.array()?).into(),
+        ValueType::F32 => float(f32::from_le_bytes(reader.array()?).into()),
+        ValueType::F64 => float(f64::from_le_bytes(reader.array()?)),
+        ValueType::Bool => match reader.array()? {
+            [0] => false.into(),
+            [1] => true.into(),
+            [other] => return Err(Fault::invalid(format!("a flag has the value {other}"))),
+        },
+        ValueType::String | ValueType::Array => reader.text()?.into(),
+    })
+}

@@ -1,0 +1,91 @@
+//! A cursor over bytes that may end anywhere.
+
+use std::path::Path;
+
+use crate::model::LoadError;
+use crate::model::json::shorten;
+
+/// Why a header could not be read.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The bytes end before the header does.
+    End,
+    /// The bytes are not a header.
+    Invalid(String),
+}
+
+impl Fault {
+    pub(super) fn invalid(reason: impl Into<String>) -> Self {
+        Self::Invalid(reason.into())
+    }
+
+    pub(super) fn in_file(self, path: &Path) -> LoadError {
+        let reason = match self {
+            Self::End => "its header goes beyond the end of the file; it may be truncated".to_owned(),
+            Self::Invalid(reason) => reason,
+        };
+        LoadError::Gguf { path: path.into(), reason }
+    }
+}
+
+/// Reads little-endian values one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn at(bytes: &'a [u8], position: usize) -> Self {
+        Self { bytes, position }
+    }
+
+    /// A reader of the same bytes at another position.
+    pub(super) fn reread(&self, position: usize) -> Self {
+        Self { position, ..*self }
+    }
+
+    /// Bytes read so far.
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Fault> {
+        let end = self.position.checked_add(len).ok_or(Fault::End)?;
+        let taken = self.bytes.get(self.position..end).ok_or(Fault::End)?;
+        self.position = end;
+        Ok(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        self.take(N)?.try_into().map_err(|_| Fault::End)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, Fault> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, Fault> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// A number of things, each of which takes at least a byte.
+    pub(super) fn count(&mut self) -> Result<usize, Fault> {
+        let count = usize::try_from(self.u64()?).map_err(|_| Fault::End)?;
+        if count > self.bytes.len().saturating_sub(self.position) { Err(Fault::End) } else { Ok(count) }
+    }
+
+    /// The bytes of a string: its length in eight bytes, then as many bytes.
+    pub(super) fn string(&mut self) -> Result<&'a [u8], Fault> {
+        let len = self.count()?;
+        self.take(len)
+    }
+
+    /// A string that must be UTF-8.
+    pub(super) fn text(&mut self) -> Result<&'a str, Fault> {
+        let bytes = self.string()?;
+        std::str::from_utf8(bytes).map_err(|_| {
+            Fault::invalid(format!("`{}` is not UTF-8", shorten(&String::from_utf8_lossy(bytes))))
+        })
+    }
+}

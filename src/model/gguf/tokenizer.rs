@@ -1,0 +1,245 @@
+//! The tokenizer and the chat template in a GGUF file's metadata.
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use super::config::token_id;
+use super::header::Header;
+use crate::model::json::{Fields, shorten};
+use crate::model::tokenizer::guarded;
+use crate::model::{ChatTemplate, LoadError, Tokenizer};
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// How a text is split into pieces before byte pairs are merged within each piece:
+/// `tokenizer.ggml.pre`. Each is the pre-tokenizer of the `tokenizer.json` that such a file was
+/// converted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Splitting {
+    /// GPT-2: words, numbers and punctuation, each with the space before it.
+    Gpt2,
+    /// SmolLM: every digit by itself, the rest as GPT-2.
+    SmolLm,
+    /// Llama 3: numbers in groups of up to three digits.
+    LlamaBpe,
+    /// Qwen2 and 3: every digit by itself; the text is normalised to NFC first.
+    Qwen2,
+}
+
+/// Contractions, words, numbers, punctuation, line breaks, spaces; `{number}` is what counts as one.
+macro_rules! split_pattern {
+    ($number:literal) => {
+        concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
+            $number,
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+    };
+}
+
+impl Splitting {
+    fn read(fields: &Fields<'_>) -> Result<Self, LoadError> {
+        match fields.text(PRE)?.ok_or_else(|| fields.missing(PRE))? {
+            "gpt-2" => Ok(Self::Gpt2),
+            "smollm" => Ok(Self::SmolLm),
+            "llama-bpe" => Ok(Self::LlamaBpe),
+            "qwen2" => Ok(Self::Qwen2),
+            _ => Err(fields.unsupported(PRE, "smollm, gpt-2, llama-bpe, qwen2")),
+        }
+    }
+
+    fn pre_tokenizer(self) -> tokenizers::Result<PreTokenizerWrapper> {
+        let words = ByteLevel::new(false, true, true);
+        let bytes = ByteLevel::new(false, true, false);
+        let split = |pattern: &str| {
+            let pattern = SplitPattern::Regex(pattern.to_owned());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+            Ok::<_, tokenizers::Error>(Sequence::new(vec![split.into(), bytes.into()]).into())
+        };
+        match self {
+            Self::Gpt2 => Ok(words.into()),
+            Self::SmolLm => Ok(Sequence::new(vec![Digits::new(true).into(), words.into()]).into()),
+            Self::LlamaBpe => split(split_pattern!(r"\p{N}{1,3}")),
+            Self::Qwen2 => split(split_pattern!(r"\p{N}")),
+        }
+    }
+}
+
+/// Kinds of tokens, by their number in `tokenizer.ggml.token_type`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TokenType {
+    /// Made by merging; unknown and byte tokens are not told apart.
+    Text,
+    /// Never text: the end of a message, a role.
+    Control,
+    /// Text that is never split: `<tool_call>`.
+    UserDefined,
+    /// A row of a padded embedding.
+    Unused,
+}
+
+impl TokenType {
+    fn from_number(number: i32) -> Option<Self> {
+        match number {
+            1 | 2 | 6 => Some(Self::Text),
+            3 => Some(Self::Control),
+            4 => Some(Self::UserDefined),
+            5 => Some(Self::Unused),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the tokenizer, for a model with `vocab_size` ids.
+pub(super) fn read(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
+    let fields = header.fields();
+    if fields.text(MODEL)?.ok_or_else(|| fields.missing(MODEL))? != "gpt2" {
+        return Err(fields.unsupported(MODEL, "gpt2 (byte-level BPE)"));
+    }
+    let splitting = Splitting::read(&fields)?;
+    let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
+    let types = token_types(header, tokens.len())?;
+    let vocab = vocabulary(header, &tokens, &types)?;
+    let merges = merges(header)?;
+    let template = surrounding_tokens(&fields, splitting, &tokens)?;
+
+    let path = header.path();
+    let inner = guarded(path, || {
+        let bpe =
+            BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(splitting == Splitting::LlamaBpe);
+        let mut tokenizer = tokenizers::Tokenizer::new(bpe.build()?);
+        if splitting == Splitting::Qwen2 {
+            tokenizer.with_normalizer(Some(NFC))?;
+        }
+        tokenizer.with_pre_tokenizer(Some(splitting.pre_tokenizer()?));
+        tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
+        if let Some((single, special_tokens)) = template {
+            let processing = TemplateProcessing::builder()
+                .try_single(single)
+                .map_err(|error| error.to_string())?
+                .special_tokens(special_tokens)
+                .build()?;
+            tokenizer.with_post_processor(Some(processing));
+        }
+        let added = |wanted: TokenType| {
+            let tokens = tokens.iter().zip(&types).filter(move |(_, found)| **found == wanted);
+            let special = wanted == TokenType::Control;
+            tokens.map(move |(token, _)| AddedToken::from(*token, special).normalized(false))
+        };
+        tokenizer.add_special_tokens(added(TokenType::Control).collect::<Vec<_>>())?;
+        tokenizer.add_tokens(added(TokenType::UserDefined).collect::<Vec<_>>())?;
+        Ok(tokenizer)
+    })?;
+    Ok(Tokenizer::new(path.into(), inner, vocab_size))
+}
+
+/// One type a token; without types all tokens are text.
+fn token_types(header: &Header, tokens: usize) -> Result<Vec<TokenType>, LoadError> {
+    let fields = header.fields();
+    let Some(numbers) = header.integers(TOKEN_TYPES)? else { return Ok(vec![TokenType::Text; tokens]) };
+    if numbers.len() != tokens {
+        return Err(fields.invalid(TOKEN_TYPES, format!("{tokens} of them, one a token")));
+    }
+    let types: Option<Vec<_>> = numbers.into_iter().map(TokenType::from_number).collect();
+    types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers in 1..=6"))
+}
+
+fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<Vocab, LoadError> {
+    let wrong = |reason: String| LoadError::Tokenizer { path: header.path().into(), reason };
+    let mut vocab = Vocab::with_capacity(tokens.len());
+    for ((id, &token), token_type) in (0u32..).zip(tokens).zip(types) {
+        if *token_type == TokenType::Unused {
+            continue;
+        }
+        if let Some(other) = vocab.insert(token.to_owned(), id) {
+            return Err(wrong(format!("ids {other} and {id} have the same token, `{}`", shorten(token))));
+        }
+    }
+    Ok(vocab)
+}
+
+/// Pairs of tokens to merge, the most urgent first; each is two tokens with a space between.
+fn merges(header: &Header) -> Result<Merges, LoadError> {
+    let merges = header.strings(MERGES)?.ok_or_else(|| header.fields().missing(MERGES))?;
+    merges
+        .into_iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            None => Err(LoadError::Tokenizer {
+                path: header.path().into(),
+                reason: format!("merge `{}` is not two tokens", shorten(merge)),
+            }),
+        })
+        .collect()
+}
+
+/// What the tokenizer puts around every text: a template, and the tokens that it names.
+type Surrounding = (Vec<&'static str>, Vec<SpecialToken>);
+
+fn surrounding_tokens(
+    fields: &Fields<'_>,
+    splitting: Splitting,
+    tokens: &[&str],
+) -> Result<Option<Surrounding>, LoadError> {
+    let flag = |key: &str, default: bool| Ok::<_, LoadError>(fields.flag(key)?.unwrap_or(default));
+    // Llama 3 begins every text with BOS, whether the file says so or not.
+    let add_bos = flag("tokenizer.ggml.add_bos_token", splitting == Splitting::LlamaBpe)?;
+    let add_eos = flag("tokenizer.ggml.add_eos_token", false)?;
+    if !add_bos && !add_eos {
+        return Ok(None);
+    }
+    let mut special_tokens = Vec::new();
+    let mut special = |name: &str, key: &str| {
+        let id = token_id(fields, key)?.ok_or_else(|| fields.missing(key))?;
+        let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
+        let token = token.ok_or_else(|| fields.invalid(key, format!("one of {} tokens", tokens.len())))?;
+        let special = SpecialToken::new(name.to_owned(), vec![id], vec![(*token).to_owned()]);
+        special_tokens.push(special.map_err(|error| fields.invalid(key, error.to_string()))?);
+        Ok::<_, LoadError>(())
+    };
+    let mut single = vec!["$A"];
+    if add_bos {
+        special("bos", "tokenizer.ggml.bos_token_id")?;
+        single.insert(0, "bos");
+    }
+    if add_eos {
+        special("eos", "tokenizer.ggml.eos_token_id")?;
+        single.push("eos");
+    }
+    Ok(Some((single, special_tokens)))
+}
+
+/// Reads the chat template.
+pub(super) fn chat_template(header: &Header) -> Result<ChatTemplate, LoadError> {
+    let fields = header.fields();
+    let source = fields.text(CHAT_TEMPLATE)?.ok_or_else(|| LoadError::NoChatTemplate {
+        path: header.path().into(),
+        looked_for: "no `tokenizer.chat_template` in its metadata",
+    })?;
+    let tokens = header.strings(TOKENS)?.unwrap_or_default();
+    let mut special_tokens = Vec::new();
+    for (name, key) in [
+        ("bos_token", "tokenizer.ggml.bos_token_id"),
+        ("eos_token", "tokenizer.ggml.eos_token_id"),
+        ("unk_token", "tokenizer.ggml.unknown_token_id"),
+        ("pad_token", "tokenizer.ggml.padding_token_id"),
+    ] {
+        let id = token_id(&fields, key)?.and_then(|id| usize::try_from(id).ok());
+        if let Some(token) = id.and_then(|id| tokens.get(id)) {
+            special_tokens.push((name, minijinja::Value::from(*token)));
+        }
+    }
+    ChatTemplate::new(header.path().into(), source, special_tokens)
+}
