@@ -48,11 +48,11 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("prompt-source").multiple(false)))]
 pub struct GenerateArgs {
-    /// The model: a Hugging Face directory with config.json and safetensors.
+    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
     ///
     /// Its files are memory-mapped and must not change meanwhile. Default: the tiny model in the
     /// repository's tests/fixtures, found from the current directory or the executable.
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
     /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target.
     ///

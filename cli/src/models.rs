@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{Device, DeviceError};
 use flexdraft::layout::MAX_BLOCK_SIZE;
+use flexdraft::model::Gguf;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
@@ -28,7 +29,7 @@ const RANDOM_SEED: u64 = 0;
 /// The pair that was asked for.
 #[derive(Debug)]
 pub struct Pair {
-    /// The target's directory.
+    /// The target's directory or GGUF file.
     pub target: PathBuf,
     pub draft: Option<DrafterSource>,
     /// Whether the target is the one that comes with the repository.
@@ -46,11 +47,24 @@ impl Pair {
         Ok(Self { target: folder.join("target"), draft: Some(draft), bundled: true })
     }
 
+    /// The GGUF file that the target is, if it is a file and not a directory.
+    pub fn gguf(&self) -> Result<Option<Gguf>> {
+        if !self.target.is_file() {
+            return Ok(None);
+        }
+        // SAFETY: a change of the file by another process cannot be ruled out, only forbidden, which the
+        // help of --target does; this process writes to no file.
+        Ok(Some(unsafe { Gguf::map(&self.target) }?))
+    }
+
     /// Maps the weights.
     pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
-        // SAFETY: a change of these files by another process cannot be ruled out, only forbidden, which
-        // the help of --target does; this process writes to no file.
-        let target = unsafe { TargetWeights::map(&self.target) }?;
+        let target = match self.gguf()? {
+            Some(file) => file.target()?,
+            // SAFETY: a change of these files by another process cannot be ruled out, only forbidden,
+            // which the help of --target does; this process writes to no file.
+            None => unsafe { TargetWeights::map(&self.target) }?,
+        };
         let config = &target.config;
         let drafter = match &self.draft {
             None => None,
