@@ -12,6 +12,9 @@ use crate::model::rope::{MAX_HEAD_DIM, RopeScaling, Yarn, rope};
 /// Factors that the frequencies are divided by, [head_dim / 2]: how Llama 3's rope scaling is stored.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
+/// Tensors that a layer has at least: two norms, four projections of attention, three of the MLP.
+const TENSORS_IN_LAYER: usize = 9;
+
 /// Keys of an architecture that change what a layer computes, and the only number that leaves it as it
 /// is.
 const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
@@ -115,7 +118,7 @@ pub(super) fn read(
         architecture,
         hidden_size,
         intermediate_size: fields.required_count("feed_forward_length", MAX_HIDDEN)?,
-        layers: fields.required_count("block_count", MAX_LAYERS)?,
+        layers: layers(header, &fields)?,
         attention,
         vocab_size: vocab_size(header)?,
         context_len,
@@ -144,6 +147,18 @@ fn reject_unsupported(fields: &ArchitectureFields<'_>) -> Result<(), LoadError> 
         return Err(fields.unsupported("attention.causal", "true"));
     }
     Ok(())
+}
+
+/// L. Nothing is allocated for layers of which there is no trace in the file.
+fn layers(header: &Header, fields: &ArchitectureFields<'_>) -> Result<usize, LoadError> {
+    let key = "block_count";
+    let layers = fields.required_count(key, MAX_LAYERS)?;
+    let tensors = header.tensors().count();
+    if layers > tensors / TENSORS_IN_LAYER {
+        let most = tensors / TENSORS_IN_LAYER;
+        return Err(fields.invalid(key, format!("at most {most}, the layers that {tensors} tensors make")));
+    }
+    Ok(layers)
 }
 
 fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Result<AttentionShape, LoadError> {

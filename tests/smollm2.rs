@@ -1,0 +1,192 @@
+//! SmolLM2-135M-Instruct from its GGUF file: transformers' tokens and ids, and losslessness on a real
+//! model. Recordings: `tests/record/smollm2.py`.
+//!
+//! The file is `FLEXDRAFT_SMOLLM2`, or what `demo/smollm2.sh` fetches; without it the tests say so and
+//! pass.
+
+#![cfg(feature = "runner")]
+
+mod common;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use common::policies::{RandomEverything, RandomGroups};
+use common::runs::{Output, corrupted_continuation, cpu, run};
+use flexdraft::decode::{Confidence, Engine, EngineOptions, Finish, Mode, Policy, Request};
+use flexdraft::device::cpu::Cpu;
+use flexdraft::model::{
+    ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, Tokenizer,
+};
+use flexdraft::tensor::DType;
+use serde::Deserialize;
+
+/// Logits closer than this may change places: sums are added up in another order.
+const MARGIN: f32 = 0.02;
+
+#[derive(Deserialize)]
+struct Recording {
+    texts: Vec<Text>,
+    chats: Vec<Chat>,
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+    decoded_without_special: String,
+}
+
+#[derive(Deserialize)]
+struct Chat {
+    messages: Vec<Message>,
+    rendered: String,
+    ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    text: String,
+    ids: Vec<u32>,
+    tokens: Vec<u32>,
+    /// How far the second largest logit is behind, for each token.
+    margins: Vec<f32>,
+}
+
+fn recording() -> Recording {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/smollm2.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn file(test: &str) -> Option<PathBuf> {
+    let given = std::env::var_os("FLEXDRAFT_SMOLLM2").map(PathBuf::from);
+    if let Some(path) = &given {
+        assert!(path.is_file(), "FLEXDRAFT_SMOLLM2 is {}, which is not a file", path.display());
+    }
+    let fetched =
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = given.unwrap_or_else(fetched);
+    if path.is_file() {
+        return Some(path);
+    }
+    // Past the test harness, which shows the output of failed tests only.
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n*** SKIPPED {test}: there is no SmolLM2 model. Run demo/smollm2.sh, or set FLEXDRAFT_SMOLLM2. ***"
+    );
+    None
+}
+
+fn engine(path: &Path, drafter: Option<&DrafterWeights>, policy: impl Policy + 'static) -> Engine<Cpu> {
+    // SAFETY: nobody changes the file.
+    let target = unsafe { TargetWeights::map(path) }.unwrap();
+    let model = Model::new(cpu(0), &target, drafter).unwrap();
+    Engine::new(model, policy, EngineOptions { cache_tokens: 4096, ..EngineOptions::default() }).unwrap()
+}
+
+#[test]
+fn shape_and_stop_ids() {
+    let Some(path) = file("shape_and_stop_ids") else { return };
+    let config = ModelConfig::read(&path).unwrap();
+    let attention = config.attention;
+    assert_eq!((config.layers, config.hidden_size, config.intermediate_size), (30, 576, 1536));
+    assert_eq!((attention.q_heads, attention.kv_heads, attention.head_dim), (9, 3, 64));
+    assert_eq!((config.vocab_size, config.context_len, config.tied_embeddings), (49_152, 8192, true));
+    assert_eq!(config.eos_ids, [2]);
+    assert!((config.rms_norm_eps - 1e-5).abs() < 1e-12);
+    assert!((f64::from(config.rope.inv_freq[31]) - 1e5f64.powf(-31.0 / 32.0)).abs() < 1e-10);
+}
+
+#[test]
+fn ids_of_texts_and_chats() {
+    let Some(path) = file("ids_of_texts_and_chats") else { return };
+    let Recording { texts, chats, .. } = recording();
+    assert!(texts.len() > 25 && chats.len() > 5);
+    let tokenizer = Tokenizer::read(&path, 49_152).unwrap();
+    assert_eq!(tokenizer.len(), 49_152);
+    assert_eq!(tokenizer.special_ids(), (0..17).collect::<Vec<u32>>());
+    for Text { text, ids, decoded, decoded_without_special } in &texts {
+        assert_eq!(&tokenizer.encode(text, false).unwrap(), ids, "{text:?}");
+        assert_eq!(&tokenizer.encode(text, true).unwrap(), ids, "{text:?}: there is no BOS");
+        assert_eq!(&tokenizer.decode(ids, false).unwrap(), decoded, "{text:?}");
+        assert_eq!(&tokenizer.decode(ids, true).unwrap(), decoded_without_special, "{text:?}");
+    }
+    let template = ChatTemplate::read(&path).unwrap();
+    for Chat { messages, rendered, ids } in &chats {
+        let messages: Vec<_> = messages.iter().map(|m| ChatMessage::new(&*m.role, &*m.content)).collect();
+        assert_eq!(&template.render(&messages, true).unwrap(), rendered);
+        assert_eq!(&tokenizer.encode(rendered, false).unwrap(), ids, "{rendered:?}");
+    }
+}
+
+/// Greedy tokens are those of transformers, up to the first place where two logits are as good as equal.
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    let Some(path) = file("greedy_tokens_are_those_of_transformers") else { return };
+    let prompts = recording().prompts;
+    assert!(prompts.len() >= 8);
+    let requests =
+        prompts.iter().map(|prompt| Request::new(prompt.ids.clone(), prompt.tokens.len())).collect();
+    let outputs = run(&mut engine(&path, None, Mode::Autoregressive), requests);
+    let mut compared = 0;
+    for (prompt, Output { tokens, finish, .. }) in prompts.iter().zip(&outputs) {
+        assert_eq!((tokens.len(), finish), (96, &Some(Finish::Length)));
+        let parting = tokens.iter().zip(&prompt.tokens).position(|(a, b)| a != b);
+        let margin = parting.map(|at| prompt.margins[at]);
+        assert!(
+            margin.is_none_or(|margin| margin < MARGIN),
+            "{:?}: token {parting:?} differs, with a margin of {margin:?}",
+            prompt.text
+        );
+        compared += parting.unwrap_or(tokens.len());
+    }
+    // Nearly all of it: parting everywhere at once would prove little.
+    assert!(compared >= prompts.len() * 96 / 2, "{compared} tokens");
+}
+
+/// 256 tokens, the same in every mode, whatever is drafted.
+#[test]
+fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
+    let Some(path) = file("every_mode_gives_the_tokens_of_autoregressive_decoding") else { return };
+    let prompts: Vec<Vec<u32>> = recording().prompts.into_iter().take(2).map(|prompt| prompt.ids).collect();
+    let plain = || prompts.iter().map(|ids| Request::new(ids.clone(), 256)).collect::<Vec<_>>();
+    let expected: Vec<Vec<u32>> = run(&mut engine(&path, None, Mode::Autoregressive), plain())
+        .into_iter()
+        .map(|out| out.tokens)
+        .collect();
+    assert!(expected.iter().all(|tokens| tokens.len() == 256));
+
+    let config = ModelConfig::read(&path).unwrap();
+    let drafter = DrafterWeights::random(&config, 4, 5, 16, DType::Bf16, 1).unwrap();
+    let proposing = || {
+        let requests = plain().into_iter().zip(&expected);
+        let proposing = requests.map(|(request, known)| Request {
+            proposer: Some(corrupted_continuation(request.prompt.len(), known.clone(), config.vocab_size)),
+            // The whole block: a random drafter has no confidence in it.
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            ..request
+        });
+        proposing.collect::<Vec<_>>()
+    };
+    // One batch: every request for itself is the business of `independence.rs`.
+    let check = |name: &str, engine: &mut Engine<Cpu>| {
+        let outputs = run(engine, plain().into_iter().chain(proposing()).collect());
+        let drafts = ["random drafts", "a corrupted continuation"].map(|drafts| [drafts; 2]).concat();
+        for ((output, expected), drafts) in outputs.iter().zip(expected.iter().cycle()).zip(drafts) {
+            assert!(output.tokens == *expected, "{name} with {drafts} has other tokens");
+        }
+    };
+    for mode in [Mode::Parallel, Mode::Sequential, Mode::Auto] {
+        check(&format!("{mode:?}"), &mut engine(&path, Some(&drafter), mode));
+    }
+    check("random groups", &mut engine(&path, Some(&drafter), RandomGroups(3)));
+    check("random everything", &mut engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
+}
