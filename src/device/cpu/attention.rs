@@ -1,48 +1,29 @@
 //! Joint draft-and-verify attention over the paged cache.
 //!
-//! For one sequence and one KV head, keys and values are read once, tile by tile, and every row of the
-//! sequence that sees a tile folds it into its running maximum, sum and output (online softmax,
-//! arXiv 1805.02867). Tiles lie at absolute positions (multiples of [`TILE`]); a mask row's own group is
-//! one further tile, folded last. The arithmetic of a row depends on its limit and on what it sees, on
-//! nothing else: not on the batch, the groups beside it, or the mode.
+//! A row's cached positions are taken in tiles of [`TILE`] *absolute* positions, ascending, with a
+//! running maximum and sum (online softmax, arXiv 1805.02867; 2205.14135, section 3.1), then the slots
+//! of its own group in one tile more. The order of every sum is therefore a function of positions
+//! alone: neither pages, nor other rows, groups or sequences, nor the mode have a part in it. What lies
+//! beyond a row's limit is never multiplied by anything that the row keeps.
 
 use super::buffer::Buffer;
 use super::check;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, Layer, Paging, Planes};
 use super::pool::Pool;
-use super::simd::{Kernel, LANES, Simd, Vectors, padded};
+use super::product::products;
+use super::simd::{Element, Kernel, Simd, Vectors};
+use super::softmax::{Softmax, TILE, accumulate};
 use crate::device::{AttentionShape, DeviceError};
 use crate::layout::{Pass, Row};
 
-/// Positions in a tile.
-const TILE: usize = 64;
+/// Rows of a sequence that go through the cache together, so that a tile of keys and values is read
+/// from the cache's memory once for all of them.
+const ROWS: usize = 8;
 
 const OPERATION: &str = "joint_attention";
 
-/// Checks that a pass fits a cache: page ids, and page tables that cover every limit.
-pub(super) fn check_pass(
-    operation: &'static str,
-    pass: &Pass<'_>,
-    layer: usize,
-    cache: &KvCache,
-) -> Result<(), DeviceError> {
-    check::index(operation, "layer", layer, cache.layers())?;
-    for sequence in &pass.sequences {
-        for &page in sequence.pages {
-            check::index(operation, "page", page as usize, cache.pages())?;
-        }
-        let candidates = sequence.start.saturating_add(sequence.candidates);
-        let groups = sequence.groups.iter().map(|k| sequence.start.saturating_add(*k).saturating_add(1));
-        let end = groups.chain((sequence.candidates > 0).then_some(candidates)).max().unwrap_or(0);
-        let limit = sequence.pages.len() * cache.page_size();
-        check::index(operation, "position", end, limit + 1)?;
-    }
-    Ok(())
-}
-
 pub(super) fn joint_attention(
-    pool: &Pool,
-    vectors: Vectors,
+    (pool, vectors): (&Pool, Vectors),
     shape: AttentionShape,
     pass: &Pass<'_>,
     qkv: &Buffer,
@@ -50,172 +31,163 @@ pub(super) fn joint_attention(
     cache: &KvCache,
     out: &mut Buffer,
 ) -> Result<(), DeviceError> {
-    check_pass(OPERATION, pass, layer, cache)?;
-    let heads = |s: AttentionShape| [s.q_heads, s.kv_heads, s.head_dim];
-    check::shape(OPERATION, "heads", &heads(cache.shape()), &heads(shape))?;
-    check::at_least(OPERATION, "qkv", qkv, pass.total_rows(), shape.qkv_cols())?;
-    check::at_least(OPERATION, "out", out, pass.total_rows(), shape.out_cols())?;
+    cache.check(OPERATION, layer, shape)?;
+    let paging = cache.paging();
+    let (candidates, masks) = check::pass(OPERATION, pass, paging)?;
+    let total = candidates + masks;
+    check::at_least(OPERATION, "qkv", qkv, total, shape.qkv_cols())?;
+    check::at_least(OPERATION, "out", out, total, shape.out_cols())?;
+    if total == 0 || shape.q_heads == 0 {
+        return Ok(());
+    }
 
     let rows = pass.rows();
-    let q_per_kv = shape.q_heads / shape.kv_heads;
-    let mut jobs = Vec::new();
-    let mut work = 0;
-    for (index, sequence) in pass.sequences.iter().enumerate() {
-        let own: Vec<(usize, Row)> =
-            rows.iter().copied().enumerate().filter(|(_, r)| r.sequence == index).collect();
-        work +=
-            own.iter().map(|(_, row)| (row.limit + 1 + sequence.slots) * shape.out_cols() * 2).sum::<usize>();
-        for head in 0..shape.kv_heads {
-            let width = q_per_kv * shape.head_dim;
-            jobs.push(HeadJob {
-                shape,
-                pages: sequence.pages,
-                rows: own.clone(),
-                head,
-                qkv,
-                layer,
-                cache,
-                out: vec![0.0; own.len() * width],
-            });
-        }
-    }
-    let mut slots: Vec<&mut HeadJob<'_>> = jobs.iter_mut().collect();
-    pool.for_each(std::mem::take(&mut slots), work, |job| vectors.run(job));
-
+    let work = rows.iter().fold(0usize, |work, row| work.saturating_add(row.limit + 1));
+    let work = work.saturating_mul(2 * shape.out_cols());
     let precision = out.precision();
-    for job in jobs {
-        let width = q_per_kv * shape.head_dim;
-        for ((row, _), values) in job.rows.iter().zip(job.out.chunks_exact(width.max(1))) {
-            for target in out.rows_in_mut(*row..row + 1) {
-                let columns = job.head * width..(job.head + 1) * width;
-                target[columns].iter_mut().zip(values).for_each(|(to, &value)| *to = precision.round(value));
-            }
+    let items = blocks(shape, pass, &rows, qkv, out);
+    pool.for_each(items, work, |mut block| {
+        let block = &mut block;
+        match cache.layer(layer) {
+            Layer::F32(planes) => vectors.run(Attend { shape, qkv, planes, paging, block }),
+            Layer::Bf16(planes) => vectors.run(Attend { shape, qkv, planes, paging, block }),
         }
-    }
+        block.queries.iter_mut().for_each(|query| precision.round_all(query.out));
+    });
     Ok(())
 }
 
-/// All rows of one sequence against one KV head.
-struct HeadJob<'a> {
-    shape: AttentionShape,
+/// A q head of a row.
+struct Query<'a> {
+    row: Row,
+    /// `[head_dim]`.
+    q: &'a [f32],
+    /// `[head_dim]`.
+    out: &'a mut [f32],
+}
+
+impl Query<'_> {
+    /// How many of `len` positions from `start` on the row sees in the cache.
+    fn visible(&self, start: usize, len: usize) -> usize {
+        len.min((self.row.limit + 1).saturating_sub(start))
+    }
+}
+
+/// Some rows of one sequence, with the q heads that share a KV head.
+struct Block<'a> {
     pages: &'a [u32],
-    rows: Vec<(usize, Row)>,
-    head: usize,
+    kv_head: usize,
+    queries: Vec<Query<'a>>,
+}
+
+/// Divides the pass into blocks of up to [`ROWS`] rows of a sequence and one KV head.
+fn blocks<'a>(
+    shape: AttentionShape,
+    pass: &Pass<'a>,
+    rows: &[Row],
     qkv: &'a Buffer,
-    layer: usize,
-    cache: &'a KvCache,
-    /// [rows, q heads of this KV head, head_dim].
-    out: Vec<f32>,
+    out: &'a mut Buffer,
+) -> Vec<Block<'a>> {
+    // What is open of each sequence, by KV head.
+    let mut open: Vec<Vec<Block<'a>>> = pass
+        .sequences
+        .iter()
+        .map(|sequence| {
+            let block = |kv_head| Block { pages: sequence.pages, kv_head, queries: Vec::new() };
+            (0..shape.kv_heads).map(block).collect()
+        })
+        .collect();
+    let heads_per_kv = shape.q_heads / shape.kv_heads;
+    let mut full = Vec::new();
+    let qkv = qkv.rows_in(0..rows.len());
+    for (row, (qkv, out)) in rows.iter().zip(qkv.zip(out.rows_in_mut(0..rows.len()))) {
+        let q = qkv.chunks_exact(shape.head_dim);
+        let mut queries =
+            q.zip(out.chunks_exact_mut(shape.head_dim)).map(|(q, out)| Query { row: *row, q, out });
+        for block in &mut open[row.sequence] {
+            if block.queries.len() == ROWS * heads_per_kv {
+                let queries = std::mem::take(&mut block.queries);
+                full.push(Block { queries, ..*block });
+            }
+            block.queries.extend(queries.by_ref().take(heads_per_kv));
+        }
+    }
+    full.extend(open.into_iter().flatten().filter(|block| !block.queries.is_empty()));
+    full
 }
 
-/// Running softmax of one row and query head.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
+/// One block over one layer of the cache.
+struct Attend<'a, 'b, T> {
+    shape: AttentionShape,
+    /// Where the groups' own keys and values are.
+    qkv: &'a Buffer,
+    planes: Planes<&'a [T]>,
+    paging: Paging,
+    block: &'a mut Block<'b>,
 }
 
-impl Kernel for &mut HeadJob<'_> {
+impl<T: Element> Kernel for Attend<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
-        let q_per_kv = q_heads / kv_heads;
-        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; self.rows.len() * q_per_kv];
-        let (mut keys, mut values) = (vec![0.0; TILE * head_dim], vec![0.0; TILE * head_dim]);
-        let last = self.rows.iter().map(|(_, row)| row.limit).max().unwrap_or(0);
-        for first in (0..=last).step_by(TILE) {
-            let count = TILE.min(last + 1 - first);
-            for i in 0..count {
-                let range = i * head_dim..(i + 1) * head_dim;
-                self.cache.read_key(self.layer, self.pages, first + i, self.head, &mut keys[range.clone()]);
-                self.cache.read_value(self.layer, self.pages, first + i, self.head, &mut values[range]);
-            }
-            for index in 0..self.rows.len() {
-                let limit = self.rows[index].1.limit;
-                if first <= limit {
-                    let seen = count.min(limit + 1 - first);
-                    self.fold(simd, index, seen, &keys, &values, &mut running);
-                }
-            }
-        }
-        for index in 0..self.rows.len() {
-            let Some((start, end)) = self.rows[index].1.group else { continue };
-            for (tile, row) in (start..end).enumerate().map(|(i, row)| (i % TILE, row)) {
-                let columns = self.qkv.row(row).unwrap_or(&[]);
-                let key = (q_heads + self.head) * head_dim;
-                let value = key + kv_heads * head_dim;
-                keys[tile * head_dim..(tile + 1) * head_dim].copy_from_slice(&columns[key..key + head_dim]);
-                values[tile * head_dim..(tile + 1) * head_dim]
-                    .copy_from_slice(&columns[value..value + head_dim]);
-            }
-            self.fold(simd, index, end - start, &keys, &values, &mut running);
-        }
-        for (running, out) in running.iter().zip(self.out.chunks_exact_mut(head_dim)) {
-            if running.sum > 0.0 {
-                out.iter_mut().for_each(|value| *value /= running.sum);
-            }
-        }
-    }
-}
+        let Self { shape, qkv, planes, paging, block } = self;
+        let dim = shape.head_dim;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let q: Vec<&[f32]> = block.queries.iter().map(|query| query.q).collect();
+        let mut softmaxes: Vec<Softmax> = q.iter().map(|_| Softmax::new(dim)).collect();
+        let mut scores = vec![[0.0; TILE]; q.len()];
+        let mut keys: [&[T]; TILE] = [&[]; TILE];
+        let mut values: [&[T]; TILE] = [&[]; TILE];
 
-impl HeadJob<'_> {
-    /// Folds the first `seen` positions of a tile into row `index`.
-    #[inline(always)]
-    fn fold<S: Simd>(
-        &mut self,
-        simd: S,
-        index: usize,
-        seen: usize,
-        keys: &[f32],
-        values: &[f32],
-        running: &mut [Running],
-    ) {
-        let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
-        let q_per_kv = q_heads / kv_heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let row = self.qkv.row(self.rows[index].0).unwrap_or(&[]);
-        let mut scores = [0.0f32; TILE];
-        for h in 0..q_per_kv {
-            let q = &row[(self.head * q_per_kv + h) * head_dim..][..head_dim];
-            let mut max = f32::NEG_INFINITY;
-            for (i, score) in scores[..seen].iter_mut().enumerate() {
-                *score = dot(simd, q, &keys[i * head_dim..][..head_dim]) * scale;
-                max = max.max(*score);
+        let end = block.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0);
+        for start in (0..end).step_by(TILE) {
+            let len = TILE.min(end - start);
+            for i in 0..len {
+                let head = paging.head(block.pages, start + i, block.kv_head);
+                keys[i] = &planes.keys[head..head + dim];
+                values[i] = &planes.values[head..head + dim];
             }
-            let state = &mut running[index * q_per_kv + h];
-            let out = &mut self.out[(index * q_per_kv + h) * head_dim..][..head_dim];
-            let new_max = state.max.max(max);
-            if new_max == f32::NEG_INFINITY {
-                continue;
+            products(simd, q.as_slice(), &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            for (query, (softmax, scores)) in block.queries.iter().zip(softmaxes.iter_mut().zip(&mut scores))
+            {
+                softmax.weigh(simd, scores, query.visible(start, len));
             }
-            let rescale = (state.max - new_max).exp();
-            out.iter_mut().for_each(|value| *value *= rescale);
-            state.sum *= rescale;
-            state.max = new_max;
-            for (i, &score) in scores[..seen].iter().enumerate() {
-                let weight = (score - new_max).exp();
-                state.sum += weight;
-                let value = &values[i * head_dim..][..head_dim];
-                out.iter_mut().zip(value).for_each(|(to, v)| *to += weight * v);
+            // Neighbours that see as much share the loads of the values.
+            let mut first = 0;
+            for same in block.queries.chunk_by(|a, b| a.visible(start, len) == b.visible(start, len)) {
+                let range = first..first + same.len();
+                first = range.end;
+                let visible = same[0].visible(start, len);
+                accumulate(simd, &mut softmaxes[range.clone()], &scores[range], &values[..visible]);
             }
         }
-    }
-}
 
-#[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = simd.splat(0.0);
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (padded(a_lanes.remainder()), padded(b_lanes.remainder()));
-    for (a, b) in a_lanes.zip(b_lanes) {
-        if let (Some(a), Some(b)) = (a.first_chunk(), b.first_chunk()) {
-            sum = simd.mul_add(simd.load(a), simd.load(b), sum);
+        let mut keys: [&[f32]; TILE] = [&[]; TILE];
+        let mut values: [&[f32]; TILE] = [&[]; TILE];
+        let key_col = (shape.q_heads + block.kv_head) * dim;
+        let value_col = key_col + shape.kv_heads * dim;
+        let mut first = 0;
+        for same in block.queries.chunk_by(|a, b| a.row.group == b.row.group) {
+            let range = first..first + same.len();
+            first = range.end;
+            let Some((start, end)) = same[0].row.group else { continue };
+            // At most the largest block size, which is a tile: `check::pass`.
+            let len = end - start;
+            for (i, slot) in qkv.rows_in(start..end).enumerate() {
+                keys[i] = &slot[key_col..key_col + dim];
+                values[i] = &slot[value_col..value_col + dim];
+            }
+            let (scores, softmaxes) = (&mut scores[range.clone()], &mut softmaxes[range.clone()]);
+            products(simd, &q[range], &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            for (softmax, scores) in softmaxes.iter_mut().zip(scores.iter_mut()) {
+                softmax.weigh(simd, scores, len);
+            }
+            accumulate(simd, softmaxes, scores, &values[..len]);
+        }
+
+        for (query, softmax) in block.queries.iter_mut().zip(&softmaxes) {
+            softmax.finish(query.out);
         }
     }
-    if !a.len().is_multiple_of(LANES) {
-        sum = simd.mul_add(simd.load(&a_rest), simd.load(&b_rest), sum);
-    }
-    simd.sum(sum)
 }

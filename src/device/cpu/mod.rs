@@ -1,28 +1,27 @@
-//! The CPU device.
+//! The CPU device: several threads, weights as they are stored, sums in f32.
 //!
-//! Activations are f32 (rounded to bf16 where [`Precision::Bf16`] asks for it); weights stay in their
-//! stored type, memory-mapped if the loader mapped them, and are widened as they are used.
+//! Results depend neither on the number of threads nor on what else is computed in the same call.
+//! They do depend on the instruction set: AVX2 and AVX-512 give the same bits, portable code others.
 
 mod attention;
 mod buffer;
 mod check;
 mod elementwise;
 mod kv_cache;
+mod linear;
 mod pool;
 mod product;
+mod rope;
+mod rows;
 mod sampling;
 mod simd;
+mod softmax;
 
 use std::ops::Range;
 
-pub use buffer::{Buffer, Vector};
-pub use kv_cache::KvCache;
-pub use product::Linear;
-pub use simd::InstructionSet;
-
-use pool::Pool;
-use simd::Vectors;
-
+use self::linear::Output;
+use self::pool::Pool;
+use self::simd::Vectors;
 use super::{
     AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, Precision, QkTransform, RowKind,
     Verdict, VerifyRows,
@@ -30,40 +29,84 @@ use super::{
 use crate::layout::Pass;
 use crate::tensor::Tensor;
 
-/// How a [`Cpu`] computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub use self::buffer::{Buffer, Vector};
+pub use self::kv_cache::KvCache;
+pub use self::linear::Linear;
+pub use self::simd::InstructionSet;
+
+/// How a [`Cpu`] works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads; 0 is one a core. No result depends on their number.
+    /// Number of threads; 0 is one a core.
     pub threads: usize,
-    /// How activations and the cache are stored.
+    /// How activations and the KV cache are stored.
     pub precision: Precision,
-    /// The instruction set; `None` is the fastest that the machine has.
-    pub instruction_set: Option<InstructionSet>,
 }
 
-/// The CPU as a device.
+/// The CPU device.
 pub struct Cpu {
     pool: Pool,
     vectors: Vectors,
     precision: Precision,
 }
 
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu")
+            .field("threads", &self.threads())
+            .field("precision", &self.precision)
+            .field("instruction_set", &self.instruction_set())
+            .finish()
+    }
+}
+
 impl Cpu {
-    /// A device with the given options.
+    /// A device with the fastest instruction set that the machine has.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unavailable`] for an instruction set that the machine lacks, or threads that cannot
-    /// be had.
+    /// [`DeviceError::Unavailable`] if the threads cannot be started.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
-        let vectors = match options.instruction_set {
-            None => Vectors::fastest(),
-            Some(set) => Vectors::new(set).ok_or_else(|| DeviceError::Unavailable {
-                requested: format!("cpu with {set:?}"),
-                reason: "the machine does not have this instruction set".to_owned(),
-            })?,
-        };
+        Self::with_vectors(options, Vectors::fastest())
+    }
+
+    /// A device that keeps to one instruction set, to compare with another.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] if the machine does not have it, or the threads cannot be started.
+    pub fn with_instruction_set(
+        options: CpuOptions,
+        instruction_set: InstructionSet,
+    ) -> Result<Self, DeviceError> {
+        let vectors = Vectors::new(instruction_set).ok_or_else(|| DeviceError::Unavailable {
+            requested: format!("cpu with {instruction_set:?}"),
+            reason: "this machine does not have the instruction set".to_owned(),
+        })?;
+        Self::with_vectors(options, vectors)
+    }
+
+    fn with_vectors(options: CpuOptions, vectors: Vectors) -> Result<Self, DeviceError> {
         Ok(Self { pool: Pool::new(options.threads)?, vectors, precision: options.precision })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// How activations and the KV cache are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instruction set in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.vectors.instruction_set()
+    }
+
+    fn compute(&self) -> (&Pool, Vectors) {
+        (&self.pool, self.vectors)
     }
 }
 
@@ -78,8 +121,9 @@ impl Device for Cpu {
     }
 
     fn new_vector(&self, tensor: &Tensor) -> Result<Vector, DeviceError> {
-        check::shape("new_vector", "tensor", &[tensor.elements().len()], tensor.shape())?;
-        Ok(Vector(tensor.to_f32()))
+        let values = tensor.to_f32();
+        check::shape("new_vector", "tensor", &[values.len()], tensor.shape())?;
+        Ok(Vector(values))
     }
 
     fn new_cache(
@@ -111,16 +155,7 @@ impl Device for Cpu {
         first_row: usize,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "embed";
-        check::cols(OPERATION, "out", out, table.input())?;
-        let rows = check::rows(OPERATION, first_row..first_row.saturating_add(ids.len()), &[out])?;
-        let precision = out.precision();
-        for (&id, row) in ids.iter().zip(out.rows_in_mut(rows)) {
-            check::index(OPERATION, "token id", id as usize, table.rows())?;
-            table.read_row(id as usize, row);
-            precision.round_all(row);
-        }
-        Ok(())
+        table.embed(ids, first_row, out)
     }
 
     fn fill_rows(&self, value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
@@ -135,7 +170,7 @@ impl Device for Cpu {
         eps: f32,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        elementwise::rms_norm(x, rows, weight, eps, out)
+        elementwise::rms_norm(self.compute(), x, rows, weight, eps, out)
     }
 
     fn linear(
@@ -145,9 +180,7 @@ impl Device for Cpu {
         rows: Range<usize>,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        let rows = check_linear("linear", layer, x, rows, out)?;
-        layer.apply(&self.pool, self.vectors, x, rows, false, out);
-        Ok(())
+        layer.apply(self.compute(), x, rows, Output::Store, out)
     }
 
     fn linear_add(
@@ -157,21 +190,19 @@ impl Device for Cpu {
         rows: Range<usize>,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        let rows = check_linear("linear_add", layer, x, rows, out)?;
-        layer.apply(&self.pool, self.vectors, x, rows, true, out);
-        Ok(())
+        layer.apply(self.compute(), x, rows, Output::Add, out)
     }
 
     fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::add(delta, rows, hidden)
+        elementwise::add(&self.pool, delta, rows, hidden)
     }
 
     fn silu_mul(&self, x: &Buffer, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::silu_mul(x, rows, out)
+        elementwise::silu_mul(self.compute(), x, rows, out)
     }
 
     fn silu_add(&self, bonus: &Buffer, owner: &[usize], x: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::silu_add(bonus, owner, x)
+        elementwise::silu_add(self.compute(), bonus, owner, x)
     }
 
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
@@ -187,7 +218,7 @@ impl Device for Cpu {
         layer: usize,
         cache: &mut KvCache,
     ) -> Result<(), DeviceError> {
-        elementwise::norm_rope_append(transform, pass, kind, qkv, layer, cache)
+        rope::norm_rope_append(self.compute(), transform, pass, kind, qkv, layer, cache)
     }
 
     fn joint_attention(
@@ -199,7 +230,7 @@ impl Device for Cpu {
         cache: &KvCache,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        attention::joint_attention(&self.pool, self.vectors, shape, pass, qkv, layer, cache, out)
+        attention::joint_attention(self.compute(), shape, pass, qkv, layer, cache, out)
     }
 
     fn edit_row(
@@ -208,13 +239,11 @@ impl Device for Cpu {
         row: usize,
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError> {
-        let rows = check::rows("edit_row", row..row.saturating_add(1), &[logits])?;
-        logits.rows_in_mut(rows).for_each(edit);
-        Ok(())
+        elementwise::edit_row(logits, row, edit)
     }
 
     fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        drafts.iter().map(|draft| sampling::draft(logits, draft)).collect()
+        sampling::draft(self.compute(), logits, drafts)
     }
 
     fn verify(
@@ -222,23 +251,11 @@ impl Device for Cpu {
         logits: &Buffer,
         sequences: &[VerifyRows<'_, Buffer>],
     ) -> Result<Vec<Verdict>, DeviceError> {
-        sequences.iter().map(|sequence| sampling::verify(logits, sequence)).collect()
+        sampling::verify(self.compute(), logits, sequences)
     }
 
-    /// Mask rows are never free on a CPU: arithmetic costs as much as memory.
+    /// Mask rows are never free on a CPU, which reads weights hardly faster than it multiplies them.
     fn parallel_batch_limit(&self) -> usize {
         0
     }
-}
-
-fn check_linear(
-    operation: &'static str,
-    layer: &Linear,
-    x: &Buffer,
-    rows: Range<usize>,
-    out: &Buffer,
-) -> Result<Range<usize>, DeviceError> {
-    check::cols(operation, "x", x, layer.input())?;
-    check::cols(operation, "out", out, layer.output())?;
-    check::rows(operation, rows, &[x, out])
 }

@@ -1,222 +1,205 @@
-//! The skinny matrix product: few rows of activations against a whole matrix of weights.
+//! The row-invariant matrix product: `out[m][n] = Σ_k x[m][k] · w[n][k]`.
 //!
-//! `out[m][n] = Σ_k x[m][k] · w[n][k] + b[n]`. A general matrix product picks its order of summation
-//! by the number of rows; this one never does. Each output is summed in 16 lanes along K (lane l takes
-//! k = l, l + 16, …, the end padded with zeros), then by the tree of [`Simd::sum`], then the bias is
-//! added. Tiles only decide how often a weight is loaded: once for several rows.
+//! A general matrix product picks its order of summation by the number of rows; this one never does.
+//! Every dot product is taken alike: lane l of 16 adds up k = l, l + 16, l + 32, … in this order, with
+//! zeros after the end of the row, and then the lanes are added by the tree of [`Simd::sum`]. A tile of
+//! the product is so many independent dot products side by side, so neither the number of rows nor the
+//! place of a row in a tile changes a bit of its result.
 
-use std::ops::Range;
+use super::simd::{Element, LANES, Simd, padded};
 
-use super::buffer::Buffer;
-use super::check;
-use super::pool::Pool;
-use super::simd::{Element, Kernel, LANES, Simd, Vectors, padded};
-use crate::device::{DeviceError, LinearPart};
-use crate::tensor::{Elements, Tensor};
-
-/// A linear layer of one or several parts, whose outputs stand side by side.
-pub struct Linear {
-    parts: Vec<Part>,
-    input: usize,
-    output: usize,
+/// Rows of equal length, wherever they lie.
+pub(super) trait Rows<T> {
+    fn len(&self) -> usize;
+    fn row(&self, index: usize) -> &[T];
 }
 
-struct Part {
-    weight: Tensor,
-    /// The stored columns that are used.
-    columns: Range<usize>,
-    bias: Option<Vec<f32>>,
-    outputs: usize,
-}
-
-impl Linear {
-    pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
-        const OPERATION: &str = "new_linear";
-        let mut linear = Self { parts: Vec::new(), input: 0, output: 0 };
-        for part in parts {
-            let &[outputs, stored] = part.weight.shape() else {
-                let found = part.weight.shape().to_vec();
-                let expected = vec![0, 0];
-                return Err(DeviceError::Shape { operation: OPERATION, operand: "weight", expected, found });
-            };
-            let columns = part.columns.clone().unwrap_or(0..stored);
-            if columns.start > columns.end || columns.end > stored {
-                return Err(DeviceError::OutOfRange {
-                    operation: OPERATION,
-                    what: "column",
-                    index: columns.end,
-                    limit: stored + 1,
-                });
-            }
-            let bias = part.bias.map(|bias| {
-                check::shape(OPERATION, "bias", &[outputs], bias.shape()).map(|()| bias.to_f32())
-            });
-            if linear.parts.is_empty() {
-                linear.input = columns.len();
-            }
-            check::shape(OPERATION, "weight", &[outputs, linear.input], &[outputs, columns.len()])?;
-            linear.output += outputs;
-            linear.parts.push(Part {
-                weight: part.weight.clone(),
-                columns,
-                bias: bias.transpose()?,
-                outputs,
-            });
-        }
-        Ok(linear)
+impl<T> Rows<T> for &[&[T]] {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        (**self).len()
     }
-
-    pub(super) fn input(&self) -> usize {
-        self.input
-    }
-
-    pub(super) fn output(&self) -> usize {
-        self.output
-    }
-
-    /// Row `row` of the first part, as f32: an embedding.
-    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        if let Some(part) = self.parts.first() {
-            let first = row * part.weight.shape()[1] + part.columns.start;
-            part.weight.elements().read_f32(first..first + out.len(), out);
-        }
-    }
-
-    /// Rows of the first part.
-    pub(super) fn rows(&self) -> usize {
-        self.parts.first().map_or(0, |part| part.outputs)
-    }
-
-    /// Writes (or with `add`, adds) the product of rows `rows` of `x` to the same rows of `out`.
-    pub(super) fn apply(
-        &self,
-        pool: &Pool,
-        vectors: Vectors,
-        x: &Buffer,
-        rows: Range<usize>,
-        add: bool,
-        out: &mut Buffer,
-    ) {
-        let inputs: Vec<&[f32]> = x.rows_in(rows.clone()).collect();
-        let mut first = 0;
-        for part in &self.parts {
-            let mut columns = vec![0.0; part.outputs * inputs.len()];
-            part.multiply(pool, vectors, &inputs, &mut columns);
-            let precision = out.precision();
-            for (m, row) in out.rows_in_mut(rows.clone()).enumerate() {
-                for (n, value) in row[first..first + part.outputs].iter_mut().enumerate() {
-                    let product = columns[n * inputs.len() + m];
-                    let sum = part.bias.as_ref().map_or(product, |bias| product + bias[n]);
-                    *value = precision.round(if add { *value + sum } else { sum });
-                }
-            }
-            first += part.outputs;
-        }
-    }
-}
-
-impl Part {
-    /// `out[n][m]`: transposed, so that each thread writes a range of its own.
-    fn multiply(&self, pool: &Pool, vectors: Vectors, x: &[&[f32]], out: &mut [f32]) {
-        match self.weight.elements() {
-            Elements::F32(w) => self.multiply_elements(w, pool, vectors, x, out),
-            Elements::F16(w) => self.multiply_elements(w, pool, vectors, x, out),
-            Elements::Bf16(w) => self.multiply_elements(w, pool, vectors, x, out),
-        }
-    }
-
-    fn multiply_elements<T: Element>(
-        &self,
-        weights: &[T],
-        pool: &Pool,
-        vectors: Vectors,
-        x: &[&[f32]],
-        out: &mut [f32],
-    ) {
-        if x.is_empty() {
-            return;
-        }
-        let stored = self.weight.shape()[1];
-        let work = self.outputs * self.columns.len() * x.len();
-        let chunk = self.outputs.div_ceil(4 * pool.threads()).next_multiple_of(4).max(16);
-        let chunks: Vec<_> = out.chunks_mut(chunk * x.len()).enumerate().collect();
-        pool.for_each(chunks, work, |(index, out)| {
-            let rows = (index * chunk..).take(out.len() / x.len());
-            let weights: Vec<&[T]> = rows.map(|n| &weights[n * stored..][self.columns.clone()]).collect();
-            vectors.run(Tiles { x, weights: &weights, out });
-        });
-    }
-}
-
-/// `out[n][m]` for all of `x` and `weights`, in register tiles.
-struct Tiles<'a, T> {
-    x: &'a [&'a [f32]],
-    weights: &'a [&'a [T]],
-    out: &'a mut [f32],
-}
-
-impl<T: Element> Kernel for Tiles<'_, T> {
-    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let rows = self.x.len();
-        let mut n = 0;
-        while n < self.weights.len() {
-            let wide = n + 4 <= self.weights.len();
-            let mut m = 0;
-            while m < rows {
-                let out = &mut self.out[n * rows + m..];
-                let tall = m + 4 <= rows && S::REGISTERS >= 32;
-                match (tall, wide) {
-                    (true, true) => tile::<S, T, 4, 4>(simd, &self.x[m..], &self.weights[n..], rows, out),
-                    (true, false) => tile::<S, T, 4, 1>(simd, &self.x[m..], &self.weights[n..], rows, out),
-                    (false, true) => tile::<S, T, 1, 4>(simd, &self.x[m..], &self.weights[n..], rows, out),
-                    (false, false) => tile::<S, T, 1, 1>(simd, &self.x[m..], &self.weights[n..], rows, out),
-                }
-                m += if tall { 4 } else { 1 };
-            }
-            n += if wide { 4 } else { 1 };
+    fn row(&self, index: usize) -> &[T] {
+        self[index]
+    }
+}
+
+/// Some columns of consecutive rows of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix<'a, T> {
+    /// From the first element that counts.
+    pub(super) elements: &'a [T],
+    /// From one row to the next.
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// `rows` rows from row `first` on.
+    pub(super) fn rows_from(&self, first: usize, rows: usize) -> Self {
+        Self { elements: self.elements.get(first * self.stride..).unwrap_or(&[]), rows, ..*self }
+    }
+}
+
+impl<T> Rows<T> for Matrix<'_, T> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.rows
+    }
+
+    #[inline(always)]
+    fn row(&self, index: usize) -> &[T] {
+        &self.elements[index * self.stride..][..self.cols]
+    }
+}
+
+/// Calls `sink(m, n, Σ_k x[m][k] · w[n][k])` for every m and n. All rows have the same length.
+///
+/// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
+/// once, x from the cache often.
+#[inline(always)]
+pub(super) fn products<S: Simd, T: Element>(
+    simd: S,
+    x: impl Rows<f32>,
+    w: impl Rows<T>,
+    sink: &mut impl FnMut(usize, usize, f32),
+) {
+    // Accumulators, and a row or column of operands beside them, fill the register file.
+    if S::REGISTERS >= 32 {
+        columns::<S, T, 4, 6>(simd, &x, &w, sink);
+    } else if S::REGISTERS >= 8 {
+        columns::<S, T, 2, 3>(simd, &x, &w, sink);
+    } else {
+        columns::<S, T, 1, 2>(simd, &x, &w, sink);
+    }
+}
+
+/// The product in tiles of up to `R` rows of x and `C` rows of w.
+#[inline(always)]
+fn columns<S: Simd, T: Element, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl Rows<f32>,
+    w: &impl Rows<T>,
+    sink: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut n = 0;
+    while n + C <= w.len() {
+        rows::<S, T, R, C>(simd, x, w, n, sink);
+        n += C;
+    }
+    while n < w.len() {
+        rows::<S, T, R, 1>(simd, x, w, n, sink);
+        n += 1;
+    }
+}
+
+/// All rows of x with the `C` rows of w from row `n` on.
+#[inline(always)]
+fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl Rows<f32>,
+    w: &impl Rows<T>,
+    n: usize,
+    sink: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut w_rows: [&[T]; C] = [&[]; C];
+    for c in 0..C {
+        w_rows[c] = w.row(n + c);
+    }
+    let mut m = 0;
+    while m + R <= x.len() {
+        tile::<S, T, R, C>(simd, x, m, &w_rows, n, sink);
+        m += R;
+    }
+    match x.len() - m {
+        3 => tile::<S, T, 3, C>(simd, x, m, &w_rows, n, sink),
+        2 => tile::<S, T, 2, C>(simd, x, m, &w_rows, n, sink),
+        1 => tile::<S, T, 1, C>(simd, x, m, &w_rows, n, sink),
+        _ => {}
+    }
+}
+
+/// The `R` rows of x from row `m` on with `C` rows of w, the first of which is row `n`.
+#[inline(always)]
+fn tile<S: Simd, T: Element, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl Rows<f32>,
+    m: usize,
+    w: &[&[T]; C],
+    n: usize,
+    sink: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut x_rows: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        x_rows[r] = x.row(m + r);
+    }
+    let sums = dots(simd, &x_rows, w);
+    for r in 0..R {
+        for c in 0..C {
+            sink(m + r, n + c, sums[r][c]);
         }
     }
 }
 
+/// `R` × `C` dot products.
 #[inline(always)]
-fn tile<S: Simd, T: Element, const M: usize, const N: usize>(
+fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
     simd: S,
-    x: &[&[f32]],
-    weights: &[&[T]],
-    rows: usize,
-    out: &mut [f32],
-) {
-    let len = x[0].len();
-    let whole = len - len % LANES;
-    let mut sums = [[simd.splat(0.0); N]; M];
-    let mut k = 0;
-    while k < len {
-        let mut w = [simd.splat(0.0); N];
-        for n in 0..N {
-            let element = &weights[n][k..];
-            w[n] = match element.first_chunk::<LANES>() {
-                Some(lanes) if k < whole => T::load(simd, lanes),
-                _ => T::load(simd, &padded(element)),
-            };
+    x: &[&[f32]; R],
+    w: &[&[T]; C],
+) -> [[f32; C]; R] {
+    let depth = x[0].len();
+    let chunks = depth / LANES;
+    let mut x_chunks: [&[[f32; LANES]]; R] = [&[]; R];
+    for r in 0..R {
+        x_chunks[r] = &x[r].as_chunks().0[..chunks];
+    }
+    let mut w_chunks: [&[[T; LANES]]; C] = [&[]; C];
+    for c in 0..C {
+        w_chunks[c] = &w[c].as_chunks().0[..chunks];
+    }
+
+    let mut lanes = [[simd.splat(0.0); C]; R];
+    for k in 0..chunks {
+        let mut x = [simd.splat(0.0); R];
+        for r in 0..R {
+            x[r] = simd.load(&x_chunks[r][k]);
         }
-        for m in 0..M {
-            let element = &x[m][k..];
-            let lanes = match element.first_chunk::<LANES>() {
-                Some(lanes) if k < whole => simd.load(lanes),
-                _ => simd.load(&padded(element)),
-            };
-            for n in 0..N {
-                sums[m][n] = simd.mul_add(lanes, w[n], sums[m][n]);
+        for c in 0..C {
+            let weight = T::load(simd, &w_chunks[c][k]);
+            for r in 0..R {
+                lanes[r][c] = simd.mul_add(x[r], weight, lanes[r][c]);
             }
         }
-        k += LANES;
     }
-    for n in 0..N {
-        for m in 0..M {
-            out[n * rows + m] = simd.sum(sums[m][n]);
+    // From here on in memory: loops over it that are too long to unroll must not keep the accumulators
+    // above out of registers.
+    let mut stored = [[[0.0; LANES]; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            simd.store(lanes[r][c], &mut stored[r][c]);
         }
     }
+
+    let mut sums = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            let mut lanes = simd.load(&stored[r][c]);
+            if chunks * LANES < depth {
+                let x = simd.load(&padded(&x[r][chunks * LANES..depth]));
+                lanes = simd.mul_add(x, T::load(simd, &padded(&w[c][chunks * LANES..depth])), lanes);
+            }
+            sums[r][c] = simd.sum(lanes);
+        }
+    }
+    sums
+}
+
+/// One dot product, in the order of all of them.
+#[inline(always)]
+pub(super) fn dot<S: Simd, T: Element>(simd: S, x: &[f32], w: &[T]) -> f32 {
+    dots(simd, &[x], &[w])[0][0]
 }

@@ -1,51 +1,101 @@
 //! Drawing drafts, and applying the acceptance rules to rows of logits.
 
 use super::buffer::Buffer;
+use super::check;
+use super::pool::Pool;
+use super::rows::{ArgMax, Confidence};
+use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
 use crate::device::{DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
 use crate::random::{Purpose, Stream};
-use crate::sampling::{argmax, confidence, draw, draw_weighted, softmax, warp};
+use crate::sampling::{draw, draw_weighted, softmax, warp};
 
-/// Samples one draft: a token and a confidence for each of its rows.
-pub(super) fn draft(logits: &Buffer, draft: &DraftRows<'_>) -> Result<Vec<DraftToken>, DeviceError> {
-    (1..)
-        .zip(draft.rows.clone())
-        .map(|(slot, row)| {
-            let row = logits_row("draft", logits, row)?;
-            let token = if draft.sampling.is_greedy() {
-                argmax(row.iter().copied())
-            } else {
-                let stream = match draft.rule {
-                    Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
-                    Rule::Rejection | Rule::Block => {
-                        Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
-                    }
-                };
-                draw(&warp(row, draft.sampling), stream)
+/// What a row of logits costs in multiply-adds an id, so that only small vocabularies stay on one thread.
+const WORK: usize = 8;
+
+/// Samples drafts: a token and a confidence for each of their rows.
+pub(super) fn draft(
+    (pool, vectors): (&Pool, Vectors),
+    logits: &Buffer,
+    drafts: &[DraftRows<'_>],
+) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+    const OPERATION: &str = "draft";
+    check_vocabulary(OPERATION, logits)?;
+    for draft in drafts {
+        check::rows(OPERATION, draft.rows.clone(), &[logits])?;
+        check_positions(OPERATION, draft.start, draft.rows.len())?;
+    }
+    let nothing = DraftToken { token: 0, confidence: 0.0 };
+    let mut tokens: Vec<_> = drafts.iter().map(|draft| vec![nothing; draft.rows.len()]).collect();
+    let mut items = Vec::new();
+    for (draft, tokens) in drafts.iter().zip(&mut tokens) {
+        let rows = logits.rows_in(draft.rows.start..draft.rows.start + tokens.len());
+        items.extend((1..).zip(rows).zip(tokens).map(|((slot, row), token)| (draft, slot, row, token)));
+    }
+    let work = items.len() * logits.cols() * WORK;
+    pool.for_each(items, work, |(draft, slot, row, token)| {
+        let drawn = if draft.sampling.is_greedy() {
+            vectors.run(ArgMax(row))
+        } else {
+            let stream = match draft.rule {
+                Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
+                Rule::Rejection | Rule::Block => {
+                    Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
+                }
             };
-            Ok(DraftToken { token, confidence: confidence(row) })
-        })
-        .collect()
+            draw(&warp(row, draft.sampling), stream)
+        };
+        *token = DraftToken { token: drawn, confidence: vectors.run(Confidence(row)) };
+    });
+    Ok(tokens)
+}
+
+/// Applies each sequence's acceptance rule.
+pub(super) fn verify(
+    (pool, vectors): (&Pool, Vectors),
+    logits: &Buffer,
+    sequences: &[VerifyRows<'_, Buffer>],
+) -> Result<Vec<Verdict>, DeviceError> {
+    for request in sequences {
+        check_verification(logits, request)?;
+    }
+    let mut verdicts = vec![Verdict { accepted: 0, bonus: 0 }; sequences.len()];
+    let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
+    let items = sequences.iter().zip(&mut verdicts).collect();
+    pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
+        *verdict = verify_sequence(vectors, logits, request);
+    });
+    Ok(verdicts)
+}
+
+/// That every row of a verification exists.
+fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<(), DeviceError> {
+    const OPERATION: &str = "verify";
+    check_vocabulary(OPERATION, logits)?;
+    let verify_len = request.draft.len();
+    check::index(OPERATION, "row", request.first_row.saturating_add(verify_len), logits.rows())?;
+    check_positions(OPERATION, request.start, verify_len + 1)?;
+    if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
+        check::at_least(OPERATION, "draft_logits", draft_logits, verify_len, logits.cols())?;
+    }
+    Ok(())
+}
+
+/// That there is an id to choose.
+fn check_vocabulary(operation: &'static str, logits: &Buffer) -> Result<(), DeviceError> {
+    check::cols(operation, "logits", logits, logits.cols().max(1))
+}
+
+/// That `count` positions after `start` can be counted.
+fn check_positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
+    check::index(operation, "position", start.saturating_add(count), usize::MAX)
 }
 
 /// Applies one sequence's acceptance rule.
-pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<Verdict, DeviceError> {
-    let verify_len = request.draft.len();
-    logits_row("verify", logits, request.first_row.saturating_add(verify_len))?;
-    if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
-        logits_row("verify", draft_logits, verify_len - 1)?;
-        if draft_logits.cols() != logits.cols() {
-            return Err(DeviceError::Shape {
-                operation: "verify",
-                operand: "draft logits",
-                expected: vec![draft_logits.rows(), logits.cols()],
-                found: vec![draft_logits.rows(), draft_logits.cols()],
-            });
-        }
-    }
+fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Verdict {
     let mut rows = WarpedRows { logits, request };
     let (accepted, bonus) = if request.sampling.is_greedy() {
-        acceptance::matching_prefix(request.draft, |i| argmax(rows.target_logits(i).iter().copied()))
+        acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(rows.target_logits(i))))
     } else if request.rule == Rule::Match || request.draft.is_empty() {
         acceptance::matching_prefix(request.draft, |i| {
             let stream = Stream::target_draw(request.seed, request.start + i + 1);
@@ -61,14 +111,7 @@ pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resul
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    Ok(Verdict { accepted, bonus })
-}
-
-/// A row of logits; an error if there are not so many.
-fn logits_row<'a>(operation: &'static str, logits: &'a Buffer, row: usize) -> Result<&'a [f32], DeviceError> {
-    let out_of_range =
-        DeviceError::OutOfRange { operation, what: "logits row", index: row, limit: logits.rows() };
-    logits.row(row).ok_or(out_of_range)
+    Verdict { accepted, bonus }
 }
 
 /// p and q of one verification, warped when a rule asks for them. Rows were checked to exist.

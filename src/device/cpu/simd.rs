@@ -6,7 +6,7 @@
 //! agree in every bit; the portable copy rounds the product too, because without FMA hardware a
 //! fused multiply-add is a library call.
 //!
-//! The types that implement [`Simd`] are proofs: an [`Avx512`] exists only where the machine has
+//! The types that implement [`Simd`] are proofs: an `Avx512` exists only where the machine has
 //! AVX-512. That is what makes the methods safe to call.
 
 use half::{bf16, f16};
@@ -21,7 +21,7 @@ pub enum InstructionSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512F and AVX-512VL.
     Avx512,
 }
 
@@ -113,7 +113,18 @@ pub(super) trait Simd: Copy {
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a where a > b, otherwise b: of a NaN and a number it is whichever is `b`.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a where a < b, otherwise b: of a NaN and a number it is whichever is `b`.
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// x · 2ⁿ, rounded once, for integral n from −252 to 254.
+    fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes;
 
     /// a · b + c, rounded once where the hardware can and twice where it cannot.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
@@ -211,11 +222,55 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn sub(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a -= b;
+        }
+        a
+    }
+
+    #[inline(always)]
     fn mul(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         for (a, b) in a.iter_mut().zip(b) {
             *a *= b;
         }
         a
+    }
+
+    #[inline(always)]
+    fn div(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a /= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn max(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a > b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn min(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a < b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn scale(self, mut x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        for (x, n) in x.iter_mut().zip(n) {
+            // In two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
+            // with the first is exact.
+            let n = n as i32;
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            *x = *x * power(n >> 1) * power(n - (n >> 1));
+        }
+        x
     }
 
     #[inline(always)]
@@ -239,8 +294,11 @@ impl Simd for Portable {
     }
 }
 
+mod exp;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(super) use exp::exp;
 
 #[cfg(test)]
 mod tests {
@@ -261,7 +319,19 @@ mod tests {
             let a_f16 = simd.load_f16(&self.a.map(f16::from_f32));
             let a_bf16 = simd.load_bf16(&self.a.map(bf16::from_f32));
             let mut out = Vec::new();
-            for lanes in [simd.splat(self.a[3]), simd.add(a, b), simd.mul(a, b), a_f16, a_bf16] {
+            let n = simd.mul(c, simd.splat(20.0));
+            for lanes in [
+                simd.splat(self.a[3]),
+                simd.add(a, b),
+                simd.mul(a, b),
+                a_f16,
+                a_bf16,
+                simd.sub(a, b),
+                simd.div(a, b),
+                simd.max(a, b),
+                simd.min(a, b),
+                simd.scale(b, n),
+            ] {
                 let mut stored = [0.0; LANES];
                 simd.store(lanes, &mut stored);
                 out.extend(stored);
@@ -282,6 +352,14 @@ mod tests {
         assert_eq!(expected[2 * LANES + 5], a[5] * b[5]);
         assert_eq!(expected[3 * LANES + 5], f16::from_f32(a[5]).to_f32());
         assert_eq!(expected[4 * LANES + 5], bf16::from_f32(a[5]).to_f32());
+        assert_eq!(expected[5 * LANES + 5], a[5] - b[5]);
+        assert_eq!(expected[6 * LANES + 5], a[5] / b[5]);
+        assert_eq!(expected[7 * LANES + 5], a[5].max(b[5]));
+        assert_eq!(expected[8 * LANES + 5], a[5].min(b[5]));
+        // 2^−80, 2^0 and 2^220 in steps of 2^20.
+        assert_eq!(expected[9 * LANES], b[0] * 2f32.powi(-80));
+        assert_eq!(expected[9 * LANES + 4], b[4]);
+        assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

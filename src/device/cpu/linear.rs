@@ -1,0 +1,228 @@
+//! Linear layers: stored matrices side by side, multiplied as they are stored.
+
+use std::ops::Range;
+
+use super::buffer::Buffer;
+use super::check;
+use super::pool::Pool;
+use super::product::{Matrix, products};
+use super::simd::{Element, Kernel, Simd, Vectors};
+use crate::device::{DeviceError, LinearPart, Precision};
+use crate::tensor::{Elements, Tensor};
+
+/// Tasks a thread, so that a thread that falls behind does not hold up the others for long.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Output columns of a task are a multiple of this, which every tile width divides.
+const TASK_COLS: usize = 24;
+
+/// Rows of x that pass over the weights together should fit half of a usual L2 cache, in bytes, …
+const ROW_BLOCK_BYTES: usize = 512 << 10;
+
+/// … but weights come from further away than x, so that so many rows go together at any length.
+const MIN_BLOCK_ROWS: usize = 16;
+
+/// A linear layer of one or more parts, whose outputs are side by side.
+#[derive(Debug)]
+pub struct Linear {
+    parts: Vec<Part>,
+    in_cols: usize,
+    out_cols: usize,
+}
+
+/// Some columns of a stored matrix.
+#[derive(Debug)]
+struct Part {
+    /// `[outputs, stored columns]`.
+    weight: Tensor,
+    columns: Range<usize>,
+    outputs: usize,
+    stored: usize,
+    /// `[outputs]`.
+    bias: Option<Vec<f32>>,
+}
+
+impl Part {
+    fn new(part: &LinearPart<'_>) -> Result<Self, DeviceError> {
+        const OPERATION: &str = "new_linear";
+        let shape = part.weight.shape();
+        let &[outputs, stored] = shape else {
+            return Err(DeviceError::Shape {
+                operation: OPERATION,
+                operand: "weight",
+                expected: vec![part.weight.elements().len(), 1],
+                found: shape.to_vec(),
+            });
+        };
+        let columns = part.columns.clone().unwrap_or(0..stored);
+        check::index(OPERATION, "first column", columns.start, columns.end.saturating_add(1))?;
+        check::index(OPERATION, "last column", columns.end, stored.saturating_add(1))?;
+        if let Some(bias) = part.bias {
+            check::shape(OPERATION, "bias", &[outputs], bias.shape())?;
+        }
+        let bias = part.bias.map(Tensor::to_f32);
+        Ok(Self { weight: part.weight.clone(), columns, outputs, stored, bias })
+    }
+
+    fn matrix<'a, T>(&self, elements: &'a [T]) -> Matrix<'a, T> {
+        let elements = elements.get(self.columns.start..).unwrap_or(&[]);
+        Matrix { elements, stride: self.stored, rows: self.outputs, cols: self.columns.len() }
+    }
+}
+
+/// What happens to the outputs of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// They replace what was there.
+    Store,
+    /// They are added to what was there.
+    Add,
+}
+
+impl Linear {
+    pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
+        const OPERATION: &str = "new_linear";
+        let parts = parts.iter().map(Part::new).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = parts.first() else {
+            let (operand, expected, found) = ("parts", vec![1], vec![0]);
+            return Err(DeviceError::Shape { operation: OPERATION, operand, expected, found });
+        };
+        let in_cols = first.columns.len();
+        let mut out_cols = 0usize;
+        for part in &parts {
+            check::shape(OPERATION, "weight", &[part.outputs, in_cols], &[part.outputs, part.columns.len()])?;
+            out_cols = out_cols.saturating_add(part.outputs);
+        }
+        // Only matrices without elements have so many rows.
+        check::index(OPERATION, "output", out_cols, usize::MAX)?;
+        Ok(Self { parts, in_cols, out_cols })
+    }
+
+    /// Columns of the layer's input.
+    pub fn in_cols(&self) -> usize {
+        self.in_cols
+    }
+
+    /// Columns of the layer's output.
+    pub fn out_cols(&self) -> usize {
+        self.out_cols
+    }
+
+    /// Writes row `ids[i]` of the layer's matrix to row `first_row + i` of `out`.
+    pub(super) fn embed(&self, ids: &[u32], first_row: usize, out: &mut Buffer) -> Result<(), DeviceError> {
+        const OPERATION: &str = "embed";
+        let [table] = self.parts.as_slice() else {
+            return check::shape(OPERATION, "parts of the table", &[1], &[self.parts.len()]);
+        };
+        check::cols(OPERATION, "out", out, self.in_cols)?;
+        let Some(more) = ids.len().checked_sub(1) else { return Ok(()) };
+        check::index(OPERATION, "row", first_row.saturating_add(more), out.rows())?;
+        for &id in ids {
+            check::index(OPERATION, "token id", id as usize, table.outputs)?;
+        }
+        let elements = table.weight.elements();
+        let precision = out.precision();
+        for (&id, out) in ids.iter().zip(out.rows_in_mut(first_row..first_row + ids.len())) {
+            let first = id as usize * table.stored + table.columns.start;
+            elements.read_f32(first..first + out.len(), out);
+            precision.round_all(out);
+        }
+        Ok(())
+    }
+
+    /// The outputs of rows `rows` of `x`, stored in or added to the same rows of `out`.
+    pub(super) fn apply(
+        &self,
+        (pool, vectors): (&Pool, Vectors),
+        x: &Buffer,
+        rows: Range<usize>,
+        output: Output,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        let operation = match output {
+            Output::Store => "linear",
+            Output::Add => "linear_add",
+        };
+        check::cols(operation, "x", x, self.in_cols)?;
+        check::cols(operation, "out", out, self.out_cols)?;
+        let rows = check::rows(operation, rows, &[x, out])?;
+        if rows.is_empty() || self.out_cols == 0 {
+            return Ok(());
+        }
+        for part in &self.parts {
+            let (found, expected) = (part.weight.elements().len(), part.outputs * part.stored);
+            check::shape(operation, "elements of weight", &[expected], &[found])?;
+        }
+        let x = x.matrix(rows.clone());
+        let work = x.rows.saturating_mul(self.in_cols).saturating_mul(self.out_cols);
+        let precision = out.precision();
+        let tasks = self.tasks(pool.threads(), out.rows_in_mut(rows).collect());
+        pool.for_each(tasks, work, |task| match task.part.weight.elements() {
+            Elements::F32(w) => vectors.run(Columns { w, x, task, output, precision }),
+            Elements::F16(w) => vectors.run(Columns { w, x, task, output, precision }),
+            Elements::Bf16(w) => vectors.run(Columns { w, x, task, output, precision }),
+        });
+        Ok(())
+    }
+
+    /// Divides the output among tasks, each some columns of all rows of one part.
+    fn tasks<'a>(&'a self, threads: usize, mut out: Vec<&'a mut [f32]>) -> Vec<Task<'a>> {
+        let wanted = self.out_cols.div_ceil(threads.max(1) * TASKS_PER_THREAD).next_multiple_of(TASK_COLS);
+        let width = if threads == 1 { self.out_cols } else { wanted };
+        let mut tasks = Vec::new();
+        for part in &self.parts {
+            for start in (0..part.outputs).step_by(width) {
+                let columns = start..part.outputs.min(start + width);
+                let mut task_out = Vec::with_capacity(out.len());
+                for row in &mut out {
+                    let (here, rest) = std::mem::take(row).split_at_mut(columns.len());
+                    task_out.push(here);
+                    *row = rest;
+                }
+                tasks.push(Task { part, columns, out: task_out });
+            }
+        }
+        tasks
+    }
+}
+
+/// Some output columns of one part, for every row.
+struct Task<'a> {
+    part: &'a Part,
+    columns: Range<usize>,
+    /// `[rows, columns]`.
+    out: Vec<&'a mut [f32]>,
+}
+
+struct Columns<'a, T> {
+    /// The stored matrix.
+    w: &'a [T],
+    x: Matrix<'a, f32>,
+    task: Task<'a>,
+    output: Output,
+    precision: Precision,
+}
+
+impl<T: Element> Kernel for Columns<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { w, x, task: Task { part, columns, mut out }, output, precision } = self;
+        let w = part.matrix(w).rows_from(columns.start, columns.len());
+        let bias = part.bias.as_ref().map(|bias| &bias[columns]);
+        let row_bytes = x.cols.max(1) * size_of::<f32>();
+        let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
+        for (block, out) in out.chunks_mut(block_rows).enumerate() {
+            let x = x.rows_from(block * block_rows, out.len());
+            products(simd, x, w, &mut |m, n, sum| {
+                let value = bias.map_or(sum, |bias| sum + bias[n]);
+                let out = &mut out[m][n];
+                *out = precision.round(match output {
+                    Output::Store => value,
+                    Output::Add => *out + value,
+                });
+            });
+        }
+    }
+}

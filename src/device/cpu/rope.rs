@@ -1,0 +1,131 @@
+//! What happens to a fused projection before attention: norms and rotation of the q and k heads in
+//! place, and candidate rows' k and v into the cache.
+
+use super::buffer::{Buffer, Vector};
+use super::check;
+use super::elementwise::RmsNorm;
+use super::kv_cache::KvCache;
+use super::pool::Pool;
+use super::simd::{Kernel, Simd, Vectors};
+use crate::device::{DeviceError, Precision, QkTransform, Rope, RowKind};
+use crate::layout::Pass;
+
+/// Multiply-adds that a value of a q or k head costs, its share of the sines included.
+const WORK: usize = 8;
+
+const OPERATION: &str = "norm_rope_append";
+
+pub(super) fn norm_rope_append(
+    (pool, vectors): (&Pool, Vectors),
+    transform: &QkTransform<'_, Vector>,
+    pass: &Pass<'_>,
+    kind: RowKind,
+    qkv: &mut Buffer,
+    layer: usize,
+    cache: &mut KvCache,
+) -> Result<(), DeviceError> {
+    let shape = transform.shape;
+    cache.check(OPERATION, layer, shape)?;
+    if let Some((q, k)) = transform.norms {
+        check::shape(OPERATION, "q norm", &[shape.head_dim], &[q.0.len()])?;
+        check::shape(OPERATION, "k norm", &[shape.head_dim], &[k.0.len()])?;
+    }
+    check::shape(OPERATION, "inv_freq", &[shape.head_dim / 2], &[transform.rope.inv_freq.len()])?;
+    let (candidates, masks) = check::pass(OPERATION, pass, cache.paging())?;
+    check::at_least(OPERATION, "qkv", qkv, candidates + masks, shape.qkv_cols())?;
+
+    let rows = pass.rows();
+    let range = match kind {
+        RowKind::Candidates => 0..candidates,
+        RowKind::Masks => candidates..candidates + masks,
+    };
+    let rows = &rows[range.clone()];
+    let precision = qkv.precision();
+    let k_start = shape.q_heads * shape.head_dim;
+    let v_start = k_start + shape.kv_heads * shape.head_dim;
+    let items: Vec<_> = rows.iter().map(|row| row.position).zip(qkv.rows_in_mut(range.clone())).collect();
+    pool.for_each(items, rows.len() * v_start * WORK, |(position, row)| {
+        let turns = turns(transform.rope, position);
+        let (q, kv) = row.split_at_mut(k_start);
+        let (k, _) = kv.split_at_mut(v_start - k_start);
+        let (q_norm, k_norm) = transform.norms.unzip();
+        for (heads, norm) in [(q, q_norm), (k, k_norm)] {
+            let norm = norm.map(|norm| (norm.0.as_slice(), transform.eps));
+            vectors.run(NormRope { heads, norm, turns: &turns, precision });
+        }
+    });
+
+    if kind == RowKind::Candidates {
+        for (row, qkv) in rows.iter().zip(qkv.rows_in(range)) {
+            let pages = pass.sequences[row.sequence].pages;
+            cache.append(layer, pages, row.position, &qkv[k_start..v_start], &qkv[v_start..]);
+        }
+    }
+    Ok(())
+}
+
+/// Sine and cosine of each dimension pair's turn at `position`, times the scale. The angle is taken in
+/// f32, as transformers takes it.
+fn turns(rope: &Rope, position: usize) -> Vec<(f32, f32)> {
+    let angles = rope.inv_freq.iter().map(|frequency| position as f32 * frequency);
+    angles.map(f32::sin_cos).map(|(sin, cos)| (sin * rope.scale, cos * rope.scale)).collect()
+}
+
+/// Norms and rotates the q or the k heads of one row.
+struct NormRope<'a> {
+    /// `[heads, head_dim]`.
+    heads: &'a mut [f32],
+    /// Weight `[head_dim]` and epsilon.
+    norm: Option<(&'a [f32], f32)>,
+    /// `[head_dim / 2]`.
+    turns: &'a [(f32, f32)],
+    precision: Precision,
+}
+
+impl Kernel for NormRope<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { heads, norm, turns, precision } = self;
+        for head in heads.chunks_exact_mut(2 * turns.len()) {
+            if let Some((weight, eps)) = norm {
+                RmsNorm { row: head, weight, eps }.run(simd);
+            }
+            let (low, high) = head.split_at_mut(turns.len());
+            for ((low, high), (sin, cos)) in low.iter_mut().zip(high).zip(turns) {
+                let (x, y) = (*low, *high);
+                *low = precision.round(x * cos - y * sin);
+                *high = precision.round(y * cos + x * sin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::Portable;
+    use super::*;
+
+    #[test]
+    fn a_rotation_turns_each_pair_by_its_frequency() {
+        let rope = Rope { inv_freq: vec![1.0, 0.01], scale: 1.5 };
+        let turns = turns(&rope, 7);
+        let (first, second) = (7.0f32, 7.0f32 * 0.01);
+        assert_eq!(turns, [first, second].map(|angle| (angle.sin() * 1.5, angle.cos() * 1.5)));
+        let mut heads = [1.0, 0.0, 0.0, 2.0];
+        NormRope { heads: &mut heads, norm: None, turns: &turns, precision: Precision::F32 }.run(Portable);
+        assert_eq!(heads, [turns[0].1, -2.0 * turns[1].0, turns[0].0, 2.0 * turns[1].1]);
+    }
+
+    #[test]
+    fn heads_are_normed_before_they_turn() {
+        let weight = [1.0, 2.0];
+        let mut heads = [3.0, 4.0, 0.0, 1.0];
+        let norm = Some((weight.as_slice(), 0.5));
+        NormRope { heads: &mut heads, norm, turns: &[(1.0, 0.0)], precision: Precision::F32 }.run(Portable);
+        // A quarter turn takes (x, y) to (−y, x). The mean squares are 12.5 and 0.5.
+        let (a, b) = (1.0 / 13f32.sqrt(), 1.0);
+        assert_eq!(heads, [-4.0 * a * 2.0, 3.0 * a, -b * 2.0, 0.0]);
+    }
+}
