@@ -178,12 +178,12 @@ pub fn softmax(scores: &[f32]) -> Vec<f64> {
 
 /// Draws an id by Gumbel-max: argmax of score + G(id), one random number an id, ties to the lowest.
 pub fn draw(scores: &[f32], stream: Stream) -> u32 {
-    argmax(scores.iter().zip(stream.gumbels()).map(|(score, gumbel)| score + gumbel))
+    stream.gumbel_argmax(scores.iter().copied())
 }
 
 /// Draws an id with probability proportional to `weights` (not all zero), by Gumbel-max.
 pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
-    argmax(weights.iter().zip(stream.gumbels()).map(|(weight, gumbel)| weight.ln() as f32 + gumbel))
+    stream.gumbel_argmax(weights.iter().map(|weight| weight.ln() as f32))
 }
 
 /// The largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.

@@ -109,48 +109,67 @@ fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
     for c in 0..C {
         w_rows[c] = w.row(n + c);
     }
+    // The first tile fetches the next rows of w, which the hardware would not find in time.
+    let ahead = match n + C < w.len() {
+        true => (w.row(n + C).as_ptr() as isize).wrapping_sub(w_rows[0].as_ptr() as isize),
+        false => 0,
+    };
+    let w = Block { rows: w_rows, first: n, ahead };
     let mut m = 0;
+    if R <= x.len() {
+        tile::<S, T, R, C, true>(simd, x, m, &w, sink);
+        m += R;
+    }
     while m + R <= x.len() {
-        tile::<S, T, R, C>(simd, x, m, &w_rows, n, sink);
+        tile::<S, T, R, C, false>(simd, x, m, &w, sink);
         m += R;
     }
     match x.len() - m {
-        3 => tile::<S, T, 3, C>(simd, x, m, &w_rows, n, sink),
-        2 => tile::<S, T, 2, C>(simd, x, m, &w_rows, n, sink),
-        1 => tile::<S, T, 1, C>(simd, x, m, &w_rows, n, sink),
+        3 => tile::<S, T, 3, C, true>(simd, x, m, &w, sink),
+        2 => tile::<S, T, 2, C, true>(simd, x, m, &w, sink),
+        1 => tile::<S, T, 1, C, true>(simd, x, m, &w, sink),
         _ => {}
     }
 }
 
-/// The `R` rows of x from row `m` on with `C` rows of w, the first of which is row `n`.
+/// `C` rows of w.
+struct Block<'a, T, const C: usize> {
+    rows: [&'a [T]; C],
+    /// The index of the first.
+    first: usize,
+    /// Where the block after this one is, relative to this one, in bytes.
+    ahead: isize,
+}
+
+/// The `R` rows of x from row `m` on with a block of w.
 #[inline(always)]
-fn tile<S: Simd, T: Element, const R: usize, const C: usize>(
+fn tile<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
     simd: S,
     x: &impl Rows<f32>,
     m: usize,
-    w: &[&[T]; C],
-    n: usize,
+    w: &Block<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
     let mut x_rows: [&[f32]; R] = [&[]; R];
     for r in 0..R {
         x_rows[r] = x.row(m + r);
     }
-    let sums = dots(simd, &x_rows, w);
+    let sums = dots::<S, T, R, C, FETCH>(simd, &x_rows, w);
     for r in 0..R {
         for c in 0..C {
-            sink(m + r, n + c, sums[r][c]);
+            sink(m + r, w.first + c, sums[r][c]);
         }
     }
 }
 
 /// `R` × `C` dot products.
 #[inline(always)]
-fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
+fn dots<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
     simd: S,
     x: &[&[f32]; R],
-    w: &[&[T]; C],
+    w: &Block<'_, T, C>,
 ) -> [[f32; C]; R] {
+    let (ahead, w) = (w.ahead, &w.rows);
     let depth = x[0].len();
     let chunks = depth / LANES;
     let mut x_chunks: [&[[f32; LANES]]; R] = [&[]; R];
@@ -169,6 +188,9 @@ fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
             x[r] = simd.load(&x_chunks[r][k]);
         }
         for c in 0..C {
+            if FETCH {
+                simd.prefetch(w_chunks[c][k].as_ptr().wrapping_byte_offset(ahead));
+            }
             let weight = T::load(simd, &w_chunks[c][k]);
             for r in 0..R {
                 lanes[r][c] = simd.mul_add(x[r], weight, lanes[r][c]);
@@ -201,5 +223,5 @@ fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
 /// One dot product, in the order of all of them.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: Element>(simd: S, x: &[f32], w: &[T]) -> f32 {
-    dots(simd, &[x], &[w])[0][0]
+    dots::<S, T, 1, 1, false>(simd, &[x], &Block { rows: [w], first: 0, ahead: 0 })[0][0]
 }

@@ -145,3 +145,117 @@ impl Rows for WarpedRows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Precision;
+    use crate::sampling::SamplingParams;
+
+    fn logits(rows: usize, cols: usize) -> Buffer {
+        let mut buffer = Buffer::new(cols, Precision::F32);
+        buffer.resize(rows).unwrap();
+        for (row, values) in buffer.rows_in_mut(0..rows).enumerate() {
+            values.iter_mut().enumerate().for_each(|(id, x)| *x = ((row * 7 + id * 5) % 11) as f32);
+        }
+        buffer
+    }
+
+    const SAMPLINGS: [SamplingParams; 2] =
+        [SamplingParams::GREEDY, SamplingParams { temperature: 0.7, top_k: 0, top_p: 1.0, min_p: 0.0 }];
+
+    fn draft_rows(sampling: &SamplingParams, rows: std::ops::Range<usize>, start: usize) -> DraftRows<'_> {
+        DraftRows { rows, sampling, rule: Rule::Rejection, seed: 3, start }
+    }
+
+    fn verify_rows<'a>(
+        sampling: &'a SamplingParams,
+        first_row: usize,
+        draft: &'a [u32],
+        draft_logits: Option<&'a Buffer>,
+    ) -> VerifyRows<'a, Buffer> {
+        VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
+    }
+
+    #[test]
+    fn threads_and_other_drafts_change_nothing() {
+        let logits = logits(40, 3000);
+        for sampling in &SAMPLINGS {
+            let drafts = [
+                draft_rows(sampling, 0..7, 4),
+                draft_rows(sampling, 9..9, 4),
+                draft_rows(sampling, 5..40, 9),
+            ];
+            let run = |threads, drafts: &[DraftRows<'_>]| {
+                draft((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, drafts).unwrap()
+            };
+            let expected = run(1, &drafts);
+            assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [7, 0, 35]);
+            assert_eq!(run(3, &drafts), expected);
+            for (draft, expected) in drafts.iter().zip(&expected) {
+                assert_eq!(&run(2, std::slice::from_ref(draft))[0], expected);
+            }
+            let tokens: Vec<Vec<u32>> =
+                expected.iter().map(|tokens| tokens.iter().map(|t| t.token).collect()).collect();
+            let requests: Vec<_> =
+                tokens.iter().map(|tokens| verify_rows(sampling, 1, tokens, Some(&logits))).collect();
+            let run = |threads, requests: &[VerifyRows<'_, Buffer>]| {
+                verify((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, requests).unwrap()
+            };
+            let expected = run(1, &requests);
+            assert_eq!(run(3, &requests), expected);
+            for (request, expected) in requests.iter().zip(&expected) {
+                assert_eq!(&run(2, std::slice::from_ref(request))[0], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let pool = Pool::new(1).unwrap();
+        let compute = (&pool, Vectors::fastest());
+        let (four, empty, narrow, short) = (logits(4, 6), logits(4, 0), logits(4, 5), logits(2, 6));
+        for sampling in &SAMPLINGS {
+            let draft = |logits: &Buffer, rows, start| {
+                draft(compute, logits, &[draft_rows(sampling, rows, start)]).map_err(|e| e.to_string())
+            };
+            assert_eq!(draft(&four, 2..5, 0).unwrap_err(), "draft: row 4 is out of range, the limit is 4");
+            assert_eq!(
+                draft(&empty, 0..1, 0).unwrap_err(),
+                "draft: logits has shape [4, 0], expected [4, 1]"
+            );
+            assert!(draft(&four, 0..4, usize::MAX - 3).unwrap_err().starts_with("draft: position"));
+            assert_eq!(draft(&four, 4..4, 0), Ok(vec![vec![]]));
+            assert_eq!(draft(&four, 0..4, usize::MAX - 9).unwrap()[0].len(), 4);
+
+            let verify = |logits: &Buffer, request| {
+                verify(compute, logits, &[request]).map(|v| v.len()).map_err(|e| e.to_string())
+            };
+            let request =
+                |first_row, draft, draft_logits| verify_rows(sampling, first_row, draft, draft_logits);
+            assert_eq!(verify(&four, request(2, &[1], None)), Ok(1));
+            assert_eq!(
+                verify(&four, request(2, &[1, 2], None)).unwrap_err(),
+                "verify: row 4 is out of range, the limit is 4"
+            );
+            assert!(verify(&four, request(usize::MAX, &[1, 2], None)).is_err());
+            assert_eq!(
+                verify(&four, request(0, &[1, 2], Some(&narrow))).unwrap_err(),
+                "verify: draft_logits has shape [4, 5], expected [4, 6]"
+            );
+            assert_eq!(
+                verify(&four, request(0, &[1, 2, 3], Some(&short))).unwrap_err(),
+                "verify: draft_logits has shape [2, 6], expected [3, 6]"
+            );
+            assert_eq!(
+                verify(&empty, request(0, &[], None)).unwrap_err(),
+                "verify: logits has shape [4, 0], expected [4, 1]"
+            );
+            let late = VerifyRows { start: usize::MAX - 2, ..request(0, &[1, 2], None) };
+            assert!(verify(&four, late).unwrap_err().starts_with("verify: position"));
+            // A token outside the vocabulary has probability 0 in both.
+            assert_eq!(verify(&four, request(0, &[6, u32::MAX], Some(&four))), Ok(1));
+            assert_eq!(verify(&four, request(0, &[6, u32::MAX], None)), Ok(1));
+        }
+    }
+}

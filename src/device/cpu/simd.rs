@@ -129,6 +129,9 @@ pub(super) trait Simd: Copy {
     /// a · b + c, rounded once where the hardware can and twice where it cannot.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
+    /// Asks for a cache line that will be read later. The address may be any.
+    fn prefetch<T>(self, at: *const T);
+
     /// The sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
     fn sum(self, lanes: Self::Lanes) -> f32;
 }
@@ -280,6 +283,9 @@ impl Simd for Portable {
         }
         c
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
     fn sum(self, mut lanes: Self::Lanes) -> f32 {

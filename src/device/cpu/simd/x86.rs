@@ -131,6 +131,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
+        // nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+
+    #[inline(always)]
     fn sum(self, lanes: Self::Lanes) -> f32 {
         // SAFETY: `self` exists, so the machine has AVX2.
         unsafe { sum8(_mm256_add_ps(lanes[0], lanes[1])) }
@@ -246,6 +253,13 @@ impl Simd for Avx512 {
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
+        // nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
