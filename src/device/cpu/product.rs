@@ -105,10 +105,7 @@ fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
     n: usize,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
-    let mut w_rows: [&[T]; C] = [&[]; C];
-    for c in 0..C {
-        w_rows[c] = w.row(n + c);
-    }
+    let w_rows: [&[T]; C] = std::array::from_fn(|c| w.row(n + c));
     // The first tile fetches the next rows of w, which the hardware would not find in time.
     let ahead = match n + C < w.len() {
         true => (w.row(n + C).as_ptr() as isize).wrapping_sub(w_rows[0].as_ptr() as isize),
@@ -125,9 +122,9 @@ fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
         m += R;
     }
     match x.len() - m {
-        3 => tile::<S, T, 3, C, true>(simd, x, m, &w, sink),
-        2 => tile::<S, T, 2, C, true>(simd, x, m, &w, sink),
-        1 => tile::<S, T, 1, C, true>(simd, x, m, &w, sink),
+        3 if R > 3 => tile::<S, T, 3, C, true>(simd, x, m, &w, sink),
+        2 if R > 2 => tile::<S, T, 2, C, true>(simd, x, m, &w, sink),
+        1 if R > 1 => tile::<S, T, 1, C, true>(simd, x, m, &w, sink),
         _ => {}
     }
 }
@@ -150,14 +147,11 @@ fn tile<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
     w: &Block<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
-    let mut x_rows: [&[f32]; R] = [&[]; R];
-    for r in 0..R {
-        x_rows[r] = x.row(m + r);
-    }
+    let x_rows: [&[f32]; R] = std::array::from_fn(|r| x.row(m + r));
     let sums = dots::<S, T, R, C, FETCH>(simd, &x_rows, w);
-    for r in 0..R {
-        for c in 0..C {
-            sink(m + r, w.first + c, sums[r][c]);
+    for (m, sums) in (m..).zip(sums) {
+        for (n, sum) in (w.first..).zip(sums) {
+            sink(m, n, sum);
         }
     }
 }

@@ -134,8 +134,8 @@ fn add_columns<S: Simd, T: Element, const R: usize, const C: usize>(
     let mut sums = [[simd.splat(0.0); C]; R];
     for r in 0..R {
         let rescale = simd.splat(softmaxes[r].rescale);
-        for c in 0..C {
-            sums[r][c] = simd.mul(simd.load(&softmaxes[r].weighted[first + c]), rescale);
+        for (sum, weighted) in sums[r].iter_mut().zip(&softmaxes[r].weighted[first..]) {
+            *sum = simd.mul(simd.load(weighted), rescale);
         }
     }
     for (i, value) in values[..values.len().min(TILE)].iter().enumerate() {
@@ -152,8 +152,8 @@ fn add_columns<S: Simd, T: Element, const R: usize, const C: usize>(
         }
     }
     for r in 0..R {
-        for c in 0..C {
-            simd.store(sums[r][c], &mut softmaxes[r].weighted[first + c]);
+        for (sum, weighted) in sums[r].iter().zip(&mut softmaxes[r].weighted[first..]) {
+            simd.store(*sum, weighted);
         }
     }
 }
