@@ -70,6 +70,23 @@ impl Stream {
         gumbel(self.words(id / 4)[id as usize % 4])
     }
 
+    /// The index of the largest sum of a score and the Gumbel number of its index, ties to the lowest; a
+    /// sum that is NaN counts as −∞. 0 if all are −∞.
+    pub fn gumbel_argmax(&self, scores: impl IntoIterator<Item = f32>) -> u32 {
+        let words = (0u32..).flat_map(|index| self.words(index));
+        let mut best = (f32::NEG_INFINITY, 0);
+        for (id, (score, word)) in scores.into_iter().zip(words).enumerate() {
+            // Nearly all ids lose without a logarithm.
+            if score + gumbel_bound(word) > best.0 {
+                let sum = score + gumbel(word);
+                if sum > best.0 {
+                    best = (sum, id as u32);
+                }
+            }
+        }
+        best.1
+    }
+
     fn words(&self, index: u32) -> [u32; 4] {
         let [purpose_and_slot, low, high] = self.counter;
         philox([index, purpose_and_slot, low, high], self.key)
@@ -85,6 +102,12 @@ fn gumbel(word: u32) -> f32 {
         -(-((u32::MAX - word) as f32 + 0.5) * ULP).ln_1p()
     };
     -exponential.ln()
+}
+
+/// Never below [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 − word has z
+/// leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
+fn gumbel_bound(word: u32) -> f32 {
+    (1 + (!word).leading_zeros()) as f32 * 0.693_2
 }
 
 /// Philox 4x32 with ten rounds.
@@ -148,5 +171,30 @@ mod tests {
             Stream::new(0x0123_4567_89ab_cdef, Purpose::DraftDraw, 3, 0),
         ];
         assert!(others.iter().all(|other| other.uniform() != stream.uniform()));
+    }
+
+    #[test]
+    fn the_bound_is_never_below_the_number() {
+        let near = (0..32).flat_map(|bit| [1u32 << bit, (1 << bit) - 1, !(1 << bit), !((1 << bit) - 1)]);
+        let spread = (0..100_000u32).map(|i| i.wrapping_mul(0x9E37_79B9));
+        for word in near.chain(spread) {
+            assert!(gumbel_bound(word) >= gumbel(word), "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn the_argmax_is_that_of_the_sums() {
+        for position in 0..200 {
+            let stream = Stream::target_draw(9, position);
+            let spread = position as f32 * 0.1;
+            let mut scores: Vec<f32> =
+                (0..501u32).map(|id| (id.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 * spread).collect();
+            scores[position] = f32::NAN;
+            scores[position + 1] = f32::NEG_INFINITY;
+            let sums = scores.iter().zip(stream.gumbels()).map(|(score, gumbel)| score + gumbel);
+            assert_eq!(stream.gumbel_argmax(scores.iter().copied()), crate::sampling::argmax(sums));
+        }
+        let stream = Stream::target_draw(9, 0);
+        assert_eq!(stream.gumbel_argmax([f32::NEG_INFINITY, f32::NAN, f32::NEG_INFINITY]), 0);
     }
 }

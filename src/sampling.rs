@@ -87,7 +87,7 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     best.1
 }
 
-/// Warped scores `[vocab]` of `logits` `[vocab]`.
+/// Warped scores [vocab] of `logits` [vocab].
 ///
 /// The order is that of transformers' logits processors: temperature, top-k, top-p on the
 /// renormalised rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
@@ -168,7 +168,7 @@ fn keep_nucleus(scores: &mut [f32], mass: f64) {
     drop_ids(scores, &ids[kept..]);
 }
 
-/// The distribution `[vocab]` of warped scores.
+/// The distribution [vocab] of warped scores.
 pub fn softmax(scores: &[f32]) -> Vec<f64> {
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -178,12 +178,12 @@ pub fn softmax(scores: &[f32]) -> Vec<f64> {
 
 /// Draws an id by Gumbel-max: argmax of score + G(id), one random number an id, ties to the lowest.
 pub fn draw(scores: &[f32], stream: Stream) -> u32 {
-    argmax(scores.iter().zip(stream.gumbels()).map(|(score, gumbel)| score + gumbel))
+    stream.gumbel_argmax(scores.iter().copied())
 }
 
 /// Draws an id with probability proportional to `weights` (not all zero), by Gumbel-max.
 pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
-    argmax(weights.iter().zip(stream.gumbels()).map(|(weight, gumbel)| weight.ln() as f32 + gumbel))
+    stream.gumbel_argmax(weights.iter().map(|weight| weight.ln() as f32))
 }
 
 /// The largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.

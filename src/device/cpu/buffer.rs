@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::product::Matrix;
 use crate::device::{DeviceError, Precision};
 
 impl Precision {
@@ -24,7 +25,7 @@ impl Precision {
     }
 }
 
-/// Activations `[rows, cols]`, row-major, held as f32 and rounded as they are stored.
+/// Activations [rows, cols], row-major, held as f32 and rounded as they are stored.
 #[derive(Debug)]
 pub struct Buffer {
     data: Vec<f32>,
@@ -34,7 +35,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer `[0, cols]` whose values are rounded to `precision`.
+    /// An empty buffer [0, cols] whose values are rounded to `precision`.
     pub(super) fn new(cols: usize, precision: Precision) -> Self {
         Self { data: Vec::new(), rows: 0, cols, precision }
     }
@@ -77,13 +78,19 @@ impl Buffer {
         Ok(())
     }
 
-    /// The rows in `range`, which lies within the buffer, in order.
+    /// The rows in `range`, which lies within the buffer.
+    pub(super) fn matrix(&self, range: Range<usize>) -> Matrix<'_, f32> {
+        let elements = &self.data[range.start * self.cols..range.end * self.cols];
+        Matrix { elements, stride: self.cols, rows: range.len(), cols: self.cols }
+    }
+
+    /// The rows in `range`, which lies within the buffer, in order; none where there are no columns.
     pub(super) fn rows_in(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = &[f32]> {
         // A buffer without columns has no data, whatever its number of rows.
         self.data[range.start * self.cols..range.end * self.cols].chunks_exact(self.cols.max(1))
     }
 
-    /// The rows in `range`, which lies within the buffer, in order.
+    /// The rows in `range`, which lies within the buffer, in order; none where there are no columns.
     pub(super) fn rows_in_mut(&mut self, range: Range<usize>) -> impl ExactSizeIterator<Item = &mut [f32]> {
         self.data[range.start * self.cols..range.end * self.cols].chunks_exact_mut(self.cols.max(1))
     }

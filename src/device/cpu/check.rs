@@ -105,10 +105,10 @@ pub(super) fn pass(
         let groups = sequence.groups.iter().map(|&k| k.saturating_add(1)).max().unwrap_or(0);
         let seen = sequence.candidates.max(groups);
         if seen > 0 {
-            paging.covers(operation, sequence.pages, sequence.start.saturating_add(seen))?;
+            paging.cover(operation, sequence.pages, sequence.start.saturating_add(seen))?;
         }
         candidates = candidates.saturating_add(sequence.candidates);
-        masks = masks.saturating_add(sequence.groups.len() * sequence.slots);
+        masks = masks.saturating_add(sequence.groups.len().saturating_mul(sequence.slots));
     }
     index(operation, "row", candidates.saturating_add(masks), usize::MAX)?;
     Ok((candidates, masks))

@@ -6,17 +6,11 @@ use super::buffer::{Buffer, Vector};
 use super::check;
 use super::pool::Pool;
 use super::product::dot;
-use super::simd::{Kernel, Simd, Vectors};
-use crate::device::{DeviceError, Precision};
+use super::simd::{Kernel, LANES, Simd, Vectors, exp, padded};
+use crate::device::DeviceError;
 
-/// What an exponential and a division cost, in multiply-adds.
-const SILU_WORK: usize = 32;
-
-/// x · sigmoid(x).
-#[inline]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
-}
+/// What a silu costs in multiply-adds.
+const SILU_WORK: usize = 8;
 
 pub(super) fn fill_rows(value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
     check::shape("fill_rows", "value", &[out.cols()], &[value.0.len()])?;
@@ -51,7 +45,7 @@ pub(super) fn rms_norm(
     Ok(())
 }
 
-/// Normalises a row in place, without rounding it.
+/// Norms a row in place, without rounding it.
 pub(super) struct RmsNorm<'a> {
     pub(super) row: &'a mut [f32],
     /// As long as the row.
@@ -81,18 +75,19 @@ pub(super) fn add(
     check::cols("add", "delta", delta, hidden.cols())?;
     let rows = check::rows("add", rows, &[delta, hidden])?;
     let precision = hidden.precision();
-    let work = rows.len() * delta.cols();
     let items: Vec<_> = delta.rows_in(rows.clone()).zip(hidden.rows_in_mut(rows)).collect();
+    let work = items.len() * delta.cols();
     pool.for_each(items, work, |(delta, hidden)| {
         for (hidden, delta) in hidden.iter_mut().zip(delta) {
-            *hidden = precision.round(*hidden + delta);
+            *hidden += delta;
         }
+        precision.round_all(hidden);
     });
     Ok(())
 }
 
 pub(super) fn silu_mul(
-    pool: &Pool,
+    (pool, vectors): (&Pool, Vectors),
     x: &Buffer,
     rows: Range<usize>,
     out: &mut Buffer,
@@ -100,46 +95,62 @@ pub(super) fn silu_mul(
     check::cols("silu_mul", "x", x, out.cols().saturating_mul(2))?;
     let rows = check::rows("silu_mul", rows, &[x, out])?;
     let precision = out.precision();
-    let work = rows.len() * out.cols() * SILU_WORK;
     let items: Vec<_> = x.rows_in(rows.clone()).zip(out.rows_in_mut(rows)).collect();
+    let work = items.len() * x.cols() * SILU_WORK;
     pool.for_each(items, work, |(x, out)| {
         let (gate, up) = x.split_at(out.len());
-        for (out, (&gate, up)) in out.iter_mut().zip(gate.iter().zip(up)) {
-            *out = precision.round(silu(gate) * up);
+        out.copy_from_slice(gate);
+        vectors.run(Silu(out));
+        for (out, up) in out.iter_mut().zip(up) {
+            *out *= up;
         }
+        precision.round_all(out);
     });
     Ok(())
 }
 
 pub(super) fn silu_add(
-    pool: &Pool,
+    (pool, vectors): (&Pool, Vectors),
     bonus: &Buffer,
     owner: &[usize],
     x: &mut Buffer,
 ) -> Result<(), DeviceError> {
     check::cols("silu_add", "bonus", bonus, x.cols())?;
     let rows = check::rows("silu_add", 0..owner.len(), &[x])?;
-    let precision = x.precision();
-    let work = rows.len() * x.cols() * SILU_WORK;
-    let mut items = Vec::with_capacity(rows.len());
-    for (row, &owner) in x.rows_in_mut(rows).zip(owner) {
-        items.push((bonus_row(bonus, owner)?, row));
+    for &owner in owner {
+        check::index("silu_add", "owner", owner, bonus.rows())?;
     }
-    pool.for_each(items, work, |(bonus, row)| {
-        for (x, bonus) in row.iter_mut().zip(bonus) {
-            *x = precision.round(silu(*x + bonus));
+    let precision = x.precision();
+    let work = rows.len().saturating_mul(x.cols()).saturating_mul(SILU_WORK);
+    let items: Vec<_> = x.rows_in_mut(rows).zip(owner).collect();
+    pool.for_each(items, work, |(x, &owner)| {
+        for (x, bonus) in x.iter_mut().zip(bonus.row(owner).unwrap_or(&[])) {
+            *x += bonus;
         }
+        vectors.run(Silu(x));
+        precision.round_all(x);
     });
     Ok(())
 }
 
-fn bonus_row(bonus: &Buffer, owner: usize) -> Result<&[f32], DeviceError> {
-    bonus.row(owner).ok_or(DeviceError::OutOfRange {
-        operation: "silu_add",
-        what: "owner",
-        index: owner,
-        limit: bonus.rows(),
-    })
+/// x / (1 + exp(−x)), in place.
+struct Silu<'a>(&'a mut [f32]);
+
+impl Kernel for Silu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
+        let (chunks, rest) = self.0.as_chunks_mut::<LANES>();
+        let mut last = padded(rest);
+        for chunk in chunks.iter_mut().chain([&mut last]) {
+            let x = simd.load(chunk);
+            let denominator = simd.add(one, exp(simd, simd.sub(zero, x)));
+            simd.store(simd.div(x, denominator), chunk);
+        }
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
 }
 
 pub(super) fn gather(x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
@@ -162,7 +173,7 @@ pub(super) fn edit_row(
     edit: &mut dyn FnMut(&mut [f32]),
 ) -> Result<(), DeviceError> {
     check::index("edit_row", "row", row, logits.rows())?;
-    let precision: Precision = logits.precision();
+    let precision = logits.precision();
     for row in logits.rows_in_mut(row..row + 1) {
         edit(row);
         precision.round_all(row);

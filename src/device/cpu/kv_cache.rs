@@ -3,36 +3,35 @@
 use half::bf16;
 
 use super::check;
-use super::simd::Element;
 use crate::device::{AttentionShape, DeviceError, Precision};
 
-/// Keys and values of one layer, each `[pages][page_size][kv_heads][head_dim]`.
-#[derive(Debug)]
-pub(super) struct Layer<T> {
-    pub(super) keys: Box<[T]>,
-    pub(super) values: Box<[T]>,
-}
-
-impl<T: bytemuck::Zeroable> Layer<T> {
-    /// The system hands out zeroed memory lazily: a page costs nothing before it is used.
-    fn zeroed(len: usize) -> Option<Self> {
-        let plane = || bytemuck::allocation::try_zeroed_slice_box(len).ok();
-        Some(Self { keys: plane()?, values: plane()? })
-    }
-}
-
-/// The layers, in the element type of the device's [`Precision`].
-#[derive(Debug)]
-pub(super) enum Layers {
-    F32(Vec<Layer<f32>>),
-    Bf16(Vec<Layer<bf16>>),
-}
-
-/// A paged KV cache over all layers. A page holds the same positions in every layer.
+/// Keys and values of every layer, in the element type of the device's [`Precision`].
 #[derive(Debug)]
 pub struct KvCache {
-    pub(super) layers: Layers,
-    pub(super) paging: Paging,
+    store: Store,
+    layers: usize,
+    paging: Paging,
+}
+
+#[derive(Debug)]
+enum Store {
+    F32(Planes<Vec<f32>>),
+    Bf16(Planes<Vec<bf16>>),
+}
+
+/// Keys and values, each `[layers, pages, kv_heads, page_size, head_dim]` or one layer of that. Heads
+/// come before tokens because attention reads one head of many tokens at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planes<P> {
+    pub(super) keys: P,
+    pub(super) values: P,
+}
+
+/// Keys and values of one layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Layer<'a> {
+    F32(Planes<&'a [f32]>),
+    Bf16(Planes<&'a [bf16]>),
 }
 
 /// Where things are within a layer.
@@ -45,26 +44,22 @@ pub(super) struct Paging {
 }
 
 impl Paging {
-    /// Values a token has in one layer's keys, and as many in its values.
-    fn token_len(self) -> usize {
-        self.kv_heads * self.head_dim
+    /// Elements of a layer's keys, and of its values.
+    fn layer_len(self) -> usize {
+        self.pages * self.page_size * self.kv_heads * self.head_dim
     }
 
-    /// The first element of KV head 0 at `position` of the sequence whose pages are `pages`, which
-    /// [`covers`](Self::covers) the position.
+    /// The first element of a KV head at `position` of the sequence whose pages are `pages`, which
+    /// [`cover`](Self::cover) the position.
     #[inline(always)]
-    pub(super) fn token(self, pages: &[u32], position: usize) -> usize {
+    pub(super) fn head(self, pages: &[u32], position: usize, kv_head: usize) -> usize {
         let page = pages[position / self.page_size] as usize;
-        (page * self.page_size + position % self.page_size) * self.token_len()
+        let token = (page * self.kv_heads + kv_head) * self.page_size + position % self.page_size;
+        token * self.head_dim
     }
 
-    /// That positions 0..`len` have pages, and that those exist.
-    pub(super) fn covers(
-        self,
-        operation: &'static str,
-        pages: &[u32],
-        len: usize,
-    ) -> Result<(), DeviceError> {
+    /// That `pages` cover positions 0..`len`, and exist.
+    pub(super) fn cover(self, operation: &'static str, pages: &[u32], len: usize) -> Result<(), DeviceError> {
         if len == 0 {
             return Ok(());
         }
@@ -88,28 +83,27 @@ impl KvCache {
         precision: Precision,
     ) -> Result<Self, DeviceError> {
         check::heads("new_cache", shape)?;
-        if page_size == 0 {
-            check::shape("new_cache", "a page", &[1], &[0])?;
-        }
+        check::shape("new_cache", "a page", &[page_size.max(1)], &[page_size])?;
         let AttentionShape { kv_heads, head_dim, .. } = shape;
+        let paging = Paging { pages, page_size, kv_heads, head_dim };
         let element = match precision {
             Precision::F32 => size_of::<f32>(),
             Precision::Bf16 => size_of::<bf16>(),
         };
-        let bytes = [2, layers, page_size, kv_heads, head_dim, element];
-        let bytes = bytes.iter().try_fold(pages, |bytes, &n| bytes.checked_mul(n));
-        let layers = bytes.and_then(|_| {
-            let len = pages * page_size * kv_heads * head_dim;
-            match precision {
-                Precision::F32 => Some(Layers::F32(zeroed(layers, len)?)),
-                Precision::Bf16 => Some(Layers::Bf16(zeroed(layers, len)?)),
-            }
+        let len = [page_size, kv_heads, head_dim, pages].iter().try_fold(layers, |n, &m| n.checked_mul(m));
+        let bytes = len.and_then(|len| len.checked_mul(2 * element));
+        let store = len.filter(|_| bytes.is_some()).and_then(|len| match precision {
+            Precision::F32 => zeroed(len).map(Store::F32),
+            Precision::Bf16 => zeroed(len).map(Store::Bf16),
         });
-        let paging = Paging { pages, page_size, kv_heads, head_dim };
-        match layers {
-            Some(layers) => Ok(Self { layers, paging }),
+        match store {
+            Some(store) => Ok(Self { store, layers, paging }),
             None => Err(DeviceError::OutOfMemory { what: "KV cache", bytes: bytes.unwrap_or(usize::MAX) }),
         }
+    }
+
+    pub(super) fn paging(&self) -> Paging {
+        self.paging
     }
 
     /// That there is a layer `layer`, and that its heads are those of `shape`.
@@ -122,14 +116,25 @@ impl KvCache {
         check::heads(operation, shape)?;
         let found = [self.paging.kv_heads, self.paging.head_dim];
         check::shape(operation, "cache [kv_heads, head_dim]", &[shape.kv_heads, shape.head_dim], &found)?;
-        let layers = match &self.layers {
-            Layers::F32(layers) => layers.len(),
-            Layers::Bf16(layers) => layers.len(),
-        };
-        check::index(operation, "layer", layer, layers)
+        check::index(operation, "layer", layer, self.layers)
     }
 
-    /// Writes the keys and values `[kv_heads · head_dim]` of one position, all operands checked.
+    /// A layer that exists.
+    pub(super) fn layer(&self, layer: usize) -> Layer<'_> {
+        let len = self.paging.layer_len();
+        let range = layer * len..(layer + 1) * len;
+        match &self.store {
+            Store::F32(planes) => {
+                Layer::F32(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
+            }
+            Store::Bf16(planes) => {
+                Layer::Bf16(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
+            }
+        }
+    }
+
+    /// Writes the keys and values `[kv_heads, head_dim]` of one position. The layer exists, and `pages`
+    /// [`cover`](Paging::cover) the position.
     pub(super) fn append(
         &mut self,
         layer: usize,
@@ -138,34 +143,95 @@ impl KvCache {
         keys: &[f32],
         values: &[f32],
     ) {
-        let start = self.paging.token(pages, position);
-        let token = start..start + self.paging.token_len();
-        match &mut self.layers {
-            Layers::F32(layers) => {
-                let layer = &mut layers[layer];
-                layer.keys[token.clone()].copy_from_slice(keys);
-                layer.values[token].copy_from_slice(values);
-            }
-            Layers::Bf16(layers) => {
-                let layer = &mut layers[layer];
-                store_bf16(keys, &mut layer.keys[token.clone()]);
-                store_bf16(values, &mut layer.values[token]);
+        let paging = self.paging;
+        let layer = layer * paging.layer_len();
+        let heads = keys.chunks_exact(paging.head_dim).zip(values.chunks_exact(paging.head_dim));
+        for (kv_head, (keys, values)) in heads.enumerate() {
+            let first = layer + paging.head(pages, position, kv_head);
+            let head = first..first + paging.head_dim;
+            match &mut self.store {
+                Store::F32(planes) => {
+                    planes.keys[head.clone()].copy_from_slice(keys);
+                    planes.values[head].copy_from_slice(values);
+                }
+                Store::Bf16(planes) => {
+                    round(keys, &mut planes.keys[head.clone()]);
+                    round(values, &mut planes.values[head]);
+                }
             }
         }
     }
 }
 
-fn store_bf16(from: &[f32], to: &mut [bf16]) {
+fn round(from: &[f32], to: &mut [bf16]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = bf16::from_f32(from);
     }
 }
 
-fn zeroed<T: Element + bytemuck::Zeroable>(layers: usize, len: usize) -> Option<Vec<Layer<T>>> {
-    let mut all = Vec::new();
-    all.try_reserve_exact(layers).ok()?;
-    for _ in 0..layers {
-        all.push(Layer::zeroed(len)?);
+/// Zeroed memory: the system hands it out page by page, as it is first written.
+fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Planes<Vec<T>>> {
+    let plane = || bytemuck::allocation::try_zeroed_vec(len).ok();
+    Some(Planes { keys: plane()?, values: plane()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 2 };
+
+    #[test]
+    fn a_token_is_where_its_page_is() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut cache = KvCache::new(2, 3, 4, SHAPE, precision).unwrap();
+            let pages = [2, 0];
+            cache.append(1, &pages, 5, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
+            // Position 5 is token 1 of page 0; of each page, head 0's four tokens come first.
+            let expected = [(2, 1.0), (3, 2.0), (10, 3.0), (11, 4.0)];
+            let non_zero = |values: Vec<f32>| -> Vec<(usize, f32)> {
+                values.into_iter().enumerate().filter(|(_, value)| *value != 0.0).collect()
+            };
+            let (keys, values) = match cache.layer(1) {
+                Layer::F32(planes) => (planes.keys.to_vec(), planes.values.to_vec()),
+                Layer::Bf16(planes) => {
+                    let widen = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect();
+                    (widen(planes.keys), widen(planes.values))
+                }
+            };
+            assert_eq!(non_zero(keys), expected);
+            assert_eq!(non_zero(values), expected.map(|(index, value)| (index, value + 4.0)));
+        }
     }
-    Some(all)
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let new = |layers, pages, page_size| {
+            KvCache::new(layers, pages, page_size, SHAPE, Precision::F32).map_err(|e| e.to_string())
+        };
+        assert_eq!(new(1, 1, 0).unwrap_err(), "new_cache: a page has shape [0], expected [1]");
+        let bytes = (1u64 << 40) * 4 * 8 * 4;
+        assert_eq!(new(1, 1 << 40, 4).unwrap_err(), format!("out of memory: KV cache needs {bytes} bytes"));
+        for (layers, pages, page_size) in
+            [(usize::MAX, 1, 1), (1, usize::MAX, 1), (1, 1, usize::MAX), (usize::MAX, 0, 1)]
+        {
+            assert!(new(layers, pages, page_size).unwrap_err().starts_with("out of memory: KV cache"));
+        }
+        for (layers, pages) in [(0, 5), (5, 0)] {
+            assert!(new(layers, pages, 4).is_ok());
+        }
+    }
+
+    #[test]
+    fn positions_must_be_covered_by_pages_that_exist() {
+        let paging = KvCache::new(1, 3, 4, SHAPE, Precision::F32).unwrap().paging();
+        let cover = |pages: &[u32], len| paging.cover("attend", pages, len).map_err(|e| e.to_string());
+        assert_eq!(cover(&[], 0), Ok(()));
+        assert_eq!(cover(&[2, 0], 8), Ok(()));
+        // A page beyond what is needed may be anything.
+        assert_eq!(cover(&[2, 7], 4), Ok(()));
+        assert_eq!(cover(&[2, 7], 5).unwrap_err(), "attend: page id 7 is out of range, the limit is 3");
+        assert_eq!(cover(&[2, 0], 9).unwrap_err(), "attend: position 8 is out of range, the limit is 8");
+        assert!(cover(&[2, 0], usize::MAX).is_err());
+    }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::buffer::Buffer;
 use super::check;
 use super::pool::Pool;
-use super::product::{TILE_ROWS, products};
+use super::product::{Matrix, products};
 use super::simd::{Element, Kernel, Simd, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
@@ -20,7 +20,7 @@ const TASK_COLS: usize = 24;
 const ROW_BLOCK_BYTES: usize = 512 << 10;
 
 /// … but weights come from further away than x, so that so many rows go together at any length.
-const MIN_BLOCK_ROWS: usize = 4 * TILE_ROWS;
+const MIN_BLOCK_ROWS: usize = 16;
 
 /// A linear layer of one or more parts, whose outputs are side by side.
 #[derive(Debug)]
@@ -33,41 +33,40 @@ pub struct Linear {
 /// Some columns of a stored matrix.
 #[derive(Debug)]
 struct Part {
-    /// `[out, stored columns]`.
+    /// `[outputs, stored columns]`.
     weight: Tensor,
     columns: Range<usize>,
-    out_cols: usize,
-    /// `[out]`.
+    outputs: usize,
+    stored: usize,
+    /// `[outputs]`.
     bias: Option<Vec<f32>>,
 }
 
 impl Part {
     fn new(part: &LinearPart<'_>) -> Result<Self, DeviceError> {
-        let operation = "new_linear";
+        const OPERATION: &str = "new_linear";
         let shape = part.weight.shape();
-        let &[out_cols, stored] = shape else {
+        let &[outputs, stored] = shape else {
             return Err(DeviceError::Shape {
-                operation,
+                operation: OPERATION,
                 operand: "weight",
-                expected: vec![shape.iter().product(), 1],
+                expected: vec![part.weight.elements().len(), 1],
                 found: shape.to_vec(),
             });
         };
-        check::shape(operation, "elements of weight", &[out_cols * stored], &[part.weight.elements().len()])?;
         let columns = part.columns.clone().unwrap_or(0..stored);
-        check::index(operation, "first column", columns.start, columns.end.saturating_add(1))?;
-        check::index(operation, "last column", columns.end, stored.saturating_add(1))?;
+        check::index(OPERATION, "first column", columns.start, columns.end.saturating_add(1))?;
+        check::index(OPERATION, "last column", columns.end, stored.saturating_add(1))?;
         if let Some(bias) = part.bias {
-            check::shape(operation, "bias", &[out_cols], bias.shape())?;
+            check::shape(OPERATION, "bias", &[outputs], bias.shape())?;
         }
         let bias = part.bias.map(Tensor::to_f32);
-        Ok(Self { weight: part.weight.clone(), columns, out_cols, bias })
+        Ok(Self { weight: part.weight.clone(), columns, outputs, stored, bias })
     }
 
-    /// Where row `row` of the weights is among the matrix's elements.
-    fn row(&self, row: usize) -> Range<usize> {
-        let start = row * self.weight.shape()[1];
-        start + self.columns.start..start + self.columns.end
+    fn matrix<'a, T>(&self, elements: &'a [T]) -> Matrix<'a, T> {
+        let elements = elements.get(self.columns.start..).unwrap_or(&[]);
+        Matrix { elements, stride: self.stored, rows: self.outputs, cols: self.columns.len() }
     }
 }
 
@@ -82,23 +81,20 @@ pub(super) enum Output {
 
 impl Linear {
     pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
+        const OPERATION: &str = "new_linear";
         let parts = parts.iter().map(Part::new).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = parts.first() else {
-            return Err(DeviceError::Shape {
-                operation: "new_linear",
-                operand: "parts",
-                expected: vec![1],
-                found: vec![0],
-            });
+            let (operand, expected, found) = ("parts", vec![1], vec![0]);
+            return Err(DeviceError::Shape { operation: OPERATION, operand, expected, found });
         };
         let in_cols = first.columns.len();
         let mut out_cols = 0usize;
         for part in &parts {
-            let found = [part.out_cols, part.columns.len()];
-            check::shape("new_linear", "weight", &[part.out_cols, in_cols], &found)?;
-            check::index("new_linear", "output column", part.out_cols, usize::MAX - out_cols)?;
-            out_cols += part.out_cols;
+            check::shape(OPERATION, "weight", &[part.outputs, in_cols], &[part.outputs, part.columns.len()])?;
+            out_cols = out_cols.saturating_add(part.outputs);
         }
+        // Only matrices without elements have so many rows.
+        check::index(OPERATION, "output", out_cols, usize::MAX)?;
         Ok(Self { parts, in_cols, out_cols })
     }
 
@@ -114,20 +110,21 @@ impl Linear {
 
     /// Writes row `ids[i]` of the layer's matrix to row `first_row + i` of `out`.
     pub(super) fn embed(&self, ids: &[u32], first_row: usize, out: &mut Buffer) -> Result<(), DeviceError> {
-        let operation = "embed";
+        const OPERATION: &str = "embed";
         let [table] = self.parts.as_slice() else {
-            return check::shape(operation, "parts of the table", &[1], &[self.parts.len()]);
+            return check::shape(OPERATION, "parts of the table", &[1], &[self.parts.len()]);
         };
-        check::cols(operation, "out", out, self.in_cols)?;
+        check::cols(OPERATION, "out", out, self.in_cols)?;
         let Some(more) = ids.len().checked_sub(1) else { return Ok(()) };
-        check::index(operation, "row", first_row.saturating_add(more), out.rows())?;
+        check::index(OPERATION, "row", first_row.saturating_add(more), out.rows())?;
         for &id in ids {
-            check::index(operation, "token id", id as usize, self.out_cols)?;
+            check::index(OPERATION, "token id", id as usize, table.outputs)?;
         }
         let elements = table.weight.elements();
         let precision = out.precision();
         for (&id, out) in ids.iter().zip(out.rows_in_mut(first_row..first_row + ids.len())) {
-            elements.read_f32(table.row(id as usize), out);
+            let first = id as usize * table.stored + table.columns.start;
+            elements.read_f32(first..first + out.len(), out);
             precision.round_all(out);
         }
         Ok(())
@@ -149,32 +146,33 @@ impl Linear {
         check::cols(operation, "x", x, self.in_cols)?;
         check::cols(operation, "out", out, self.out_cols)?;
         let rows = check::rows(operation, rows, &[x, out])?;
-        let x: Vec<&[f32]> = match self.in_cols {
-            0 => vec![&[]; rows.len()],
-            _ => x.rows_in(rows.clone()).collect(),
-        };
-        let work = x.len().saturating_mul(self.in_cols).saturating_mul(self.out_cols);
+        if rows.is_empty() || self.out_cols == 0 {
+            return Ok(());
+        }
+        for part in &self.parts {
+            let (found, expected) = (part.weight.elements().len(), part.outputs * part.stored);
+            check::shape(operation, "elements of weight", &[expected], &[found])?;
+        }
+        let x = x.matrix(rows.clone());
+        let work = x.rows.saturating_mul(self.in_cols).saturating_mul(self.out_cols);
         let precision = out.precision();
         let tasks = self.tasks(pool.threads(), out.rows_in_mut(rows).collect());
-        pool.for_each(tasks, work, |task| {
-            let part = task.part;
-            match part.weight.elements() {
-                Elements::F32(w) => vectors.run(Columns { w, x: &x, task, output, precision }),
-                Elements::F16(w) => vectors.run(Columns { w, x: &x, task, output, precision }),
-                Elements::Bf16(w) => vectors.run(Columns { w, x: &x, task, output, precision }),
-            }
+        pool.for_each(tasks, work, |task| match task.part.weight.elements() {
+            Elements::F32(w) => vectors.run(Columns { w, x, task, output, precision }),
+            Elements::F16(w) => vectors.run(Columns { w, x, task, output, precision }),
+            Elements::Bf16(w) => vectors.run(Columns { w, x, task, output, precision }),
         });
         Ok(())
     }
 
     /// Divides the output among tasks, each some columns of all rows of one part.
     fn tasks<'a>(&'a self, threads: usize, mut out: Vec<&'a mut [f32]>) -> Vec<Task<'a>> {
-        let wanted = self.out_cols.div_ceil(threads.max(1) * TASKS_PER_THREAD);
-        let width = if threads == 1 { self.out_cols } else { wanted.next_multiple_of(TASK_COLS) };
+        let wanted = self.out_cols.div_ceil(threads.max(1) * TASKS_PER_THREAD).next_multiple_of(TASK_COLS);
+        let width = if threads == 1 { self.out_cols } else { wanted };
         let mut tasks = Vec::new();
         for part in &self.parts {
-            for start in (0..part.out_cols).step_by(width.max(1)) {
-                let columns = start..part.out_cols.min(start + width);
+            for start in (0..part.outputs).step_by(width) {
+                let columns = start..part.outputs.min(start + width);
                 let mut task_out = Vec::with_capacity(out.len());
                 for row in &mut out {
                     let (here, rest) = std::mem::take(row).split_at_mut(columns.len());
@@ -192,14 +190,14 @@ impl Linear {
 struct Task<'a> {
     part: &'a Part,
     columns: Range<usize>,
-    /// `[rows][columns]`.
+    /// `[rows, columns]`.
     out: Vec<&'a mut [f32]>,
 }
 
 struct Columns<'a, T> {
     /// The stored matrix.
     w: &'a [T],
-    x: &'a [&'a [f32]],
+    x: Matrix<'a, f32>,
     task: Task<'a>,
     output: Output,
     precision: Precision,
@@ -211,12 +209,13 @@ impl<T: Element> Kernel for Columns<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { w, x, task: Task { part, columns, mut out }, output, precision } = self;
-        let w: Vec<&[T]> = columns.clone().map(|n| &w[part.row(n)]).collect();
+        let w = part.matrix(w).rows_from(columns.start, columns.len());
         let bias = part.bias.as_ref().map(|bias| &bias[columns]);
-        let row_bytes = part.columns.len().max(1) * size_of::<f32>();
-        let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(TILE_ROWS).max(MIN_BLOCK_ROWS);
-        for (x, out) in x.chunks(block_rows).zip(out.chunks_mut(block_rows)) {
-            products(simd, x, &w, &mut |m, n, sum| {
+        let row_bytes = x.cols.max(1) * size_of::<f32>();
+        let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
+        for (block, out) in out.chunks_mut(block_rows).enumerate() {
+            let x = x.rows_from(block * block_rows, out.len());
+            products(simd, x, w, &mut |m, n, sum| {
                 let value = bias.map_or(sum, |bias| sum + bias[n]);
                 let out = &mut out[m][n];
                 *out = precision.round(match output {

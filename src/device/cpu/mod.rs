@@ -12,8 +12,10 @@ mod linear;
 mod pool;
 mod product;
 mod rope;
+mod rows;
 mod sampling;
 mod simd;
+mod softmax;
 
 use std::ops::Range;
 
@@ -196,11 +198,11 @@ impl Device for Cpu {
     }
 
     fn silu_mul(&self, x: &Buffer, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::silu_mul(&self.pool, x, rows, out)
+        elementwise::silu_mul(self.compute(), x, rows, out)
     }
 
     fn silu_add(&self, bonus: &Buffer, owner: &[usize], x: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::silu_add(&self.pool, bonus, owner, x)
+        elementwise::silu_add(self.compute(), bonus, owner, x)
     }
 
     fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
@@ -241,16 +243,7 @@ impl Device for Cpu {
     }
 
     fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        for draft in drafts {
-            check::rows("draft", draft.rows.clone(), &[logits])?;
-        }
-        let slots = |draft: &DraftRows<'_>| (1..).zip(draft.rows.clone()).collect::<Vec<_>>();
-        let requests: Vec<_> =
-            drafts.iter().flat_map(|draft| slots(draft).into_iter().map(move |slot| (draft, slot))).collect();
-        let mut tokens = self
-            .map_rows(logits, &requests, |&(draft, (slot, row))| sampling::draft(logits, draft, slot, row))?
-            .into_iter();
-        Ok(drafts.iter().map(|draft| tokens.by_ref().take(draft.rows.len()).collect()).collect())
+        sampling::draft(self.compute(), logits, drafts)
     }
 
     fn verify(
@@ -258,29 +251,11 @@ impl Device for Cpu {
         logits: &Buffer,
         sequences: &[VerifyRows<'_, Buffer>],
     ) -> Result<Vec<Verdict>, DeviceError> {
-        self.map_rows(logits, sequences, |sequence| sampling::verify(logits, sequence))
+        sampling::verify(self.compute(), logits, sequences)
     }
 
     /// Mask rows are never free on a CPU, which reads weights hardly faster than it multiplies them.
     fn parallel_batch_limit(&self) -> usize {
         0
-    }
-}
-
-impl Cpu {
-    /// Applies `map` to each request, on all threads; a request is about a row of logits.
-    fn map_rows<T: Sync, R: Send + Clone>(
-        &self,
-        logits: &Buffer,
-        requests: &[T],
-        map: impl Fn(&T) -> Result<R, DeviceError> + Send + Sync,
-    ) -> Result<Vec<R>, DeviceError> {
-        /// An exponential or a random number is worth about as many multiply-adds.
-        const WORK_PER_LOGIT: usize = 32;
-        let work = requests.len().saturating_mul(logits.cols()).saturating_mul(WORK_PER_LOGIT);
-        let mut results: Vec<Option<Result<R, DeviceError>>> = vec![None; requests.len()];
-        let items = requests.iter().zip(&mut results).collect();
-        self.pool.for_each(items, work, |(request, result)| *result = Some(map(request)));
-        results.into_iter().flatten().collect()
     }
 }

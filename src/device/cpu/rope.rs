@@ -31,58 +31,54 @@ pub(super) fn norm_rope_append(
         check::shape(OPERATION, "k norm", &[shape.head_dim], &[k.0.len()])?;
     }
     check::shape(OPERATION, "inv_freq", &[shape.head_dim / 2], &[transform.rope.inv_freq.len()])?;
-    let (candidates, masks) = check::pass(OPERATION, pass, cache.paging)?;
+    let (candidates, masks) = check::pass(OPERATION, pass, cache.paging())?;
+    check::at_least(OPERATION, "qkv", qkv, candidates + masks, shape.qkv_cols())?;
+
+    let rows = pass.rows();
     let range = match kind {
         RowKind::Candidates => 0..candidates,
         RowKind::Masks => candidates..candidates + masks,
     };
-    if range.is_empty() {
-        return Ok(());
-    }
-    check::at_least(OPERATION, "qkv", qkv, range.end, shape.qkv_cols())?;
-
-    let rows = &pass.rows()[range.clone()];
+    let rows = &rows[range.clone()];
     let precision = qkv.precision();
-    let qk_cols = (shape.q_heads + shape.kv_heads) * shape.head_dim;
+    let k_start = shape.q_heads * shape.head_dim;
+    let v_start = k_start + shape.kv_heads * shape.head_dim;
     let items: Vec<_> = rows.iter().map(|row| row.position).zip(qkv.rows_in_mut(range.clone())).collect();
-    pool.for_each(items, rows.len() * qk_cols * WORK, |(position, row)| {
-        let (cos, sin) = angles(transform.rope, position);
-        let (q, kv) = row.split_at_mut(shape.q_heads * shape.head_dim);
-        let (k, _) = kv.split_at_mut(shape.kv_heads * shape.head_dim);
-        for (heads, norm) in
-            [(q, transform.norms.map(|norms| norms.0)), (k, transform.norms.map(|norms| norms.1))]
-        {
+    pool.for_each(items, rows.len() * v_start * WORK, |(position, row)| {
+        let turns = turns(transform.rope, position);
+        let (q, kv) = row.split_at_mut(k_start);
+        let (k, _) = kv.split_at_mut(v_start - k_start);
+        let (q_norm, k_norm) = transform.norms.unzip();
+        for (heads, norm) in [(q, q_norm), (k, k_norm)] {
             let norm = norm.map(|norm| (norm.0.as_slice(), transform.eps));
-            vectors.run(NormRope { heads, norm, cos: &cos, sin: &sin, precision });
+            vectors.run(NormRope { heads, norm, turns: &turns, precision });
         }
     });
 
     if kind == RowKind::Candidates {
-        let v_start = qk_cols;
-        let k_start = shape.q_heads * shape.head_dim;
         for (row, qkv) in rows.iter().zip(qkv.rows_in(range)) {
-            let Some(sequence) = pass.sequences.get(row.sequence) else { continue };
-            let (keys, values) = (&qkv[k_start..v_start], &qkv[v_start..]);
-            cache.append(layer, sequence.pages, row.position, keys, values);
+            let pages = pass.sequences[row.sequence].pages;
+            cache.append(layer, pages, row.position, &qkv[k_start..v_start], &qkv[v_start..]);
         }
     }
     Ok(())
 }
 
-/// Cosines and sines `[head_dim / 2]` at `position`, in f32 as transformers takes them.
-fn angles(rope: &Rope, position: usize) -> (Vec<f32>, Vec<f32>) {
-    let angles = rope.inv_freq.iter().map(|inv_freq| position as f32 * inv_freq);
-    angles.map(|angle| (angle.cos() * rope.scale, angle.sin() * rope.scale)).unzip()
+/// Sine and cosine of each dimension pair's turn at `position`, times the scale. The angle is taken in
+/// f32, as transformers takes it.
+fn turns(rope: &Rope, position: usize) -> Vec<(f32, f32)> {
+    let angles = rope.inv_freq.iter().map(|frequency| position as f32 * frequency);
+    angles.map(f32::sin_cos).map(|(sin, cos)| (sin * rope.scale, cos * rope.scale)).collect()
 }
 
 /// Norms and rotates the q or the k heads of one row.
 struct NormRope<'a> {
-    /// `[heads · head_dim]`.
+    /// `[heads, head_dim]`.
     heads: &'a mut [f32],
     /// Weight `[head_dim]` and epsilon.
     norm: Option<(&'a [f32], f32)>,
-    cos: &'a [f32],
-    sin: &'a [f32],
+    /// `[head_dim / 2]`.
+    turns: &'a [(f32, f32)],
     precision: Precision,
 }
 
@@ -91,13 +87,13 @@ impl Kernel for NormRope<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { heads, norm, cos, sin, precision } = self;
-        for head in heads.chunks_exact_mut(2 * cos.len()) {
+        let Self { heads, norm, turns, precision } = self;
+        for head in heads.chunks_exact_mut(2 * turns.len()) {
             if let Some((weight, eps)) = norm {
                 RmsNorm { row: head, weight, eps }.run(simd);
             }
-            let (low, high) = head.split_at_mut(cos.len());
-            for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
+            let (low, high) = head.split_at_mut(turns.len());
+            for ((low, high), (sin, cos)) in low.iter_mut().zip(high).zip(turns) {
                 let (x, y) = (*low, *high);
                 *low = precision.round(x * cos - y * sin);
                 *high = precision.round(y * cos + x * sin);
@@ -108,16 +104,28 @@ impl Kernel for NormRope<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::Portable;
     use super::*;
 
     #[test]
     fn a_rotation_turns_each_pair_by_its_frequency() {
         let rope = Rope { inv_freq: vec![1.0, 0.01], scale: 1.5 };
-        let (cos, sin) = angles(&rope, 7);
-        assert_eq!(cos, [7.0f32.cos() * 1.5, (7.0f32 * 0.01).cos() * 1.5]);
+        let turns = turns(&rope, 7);
+        let (first, second) = (7.0f32, 7.0f32 * 0.01);
+        assert_eq!(turns, [first, second].map(|angle| (angle.sin() * 1.5, angle.cos() * 1.5)));
         let mut heads = [1.0, 0.0, 0.0, 2.0];
-        NormRope { heads: &mut heads, norm: None, cos: &cos, sin: &sin, precision: Precision::F32 }
-            .run(super::super::simd::Portable);
-        assert_eq!(heads, [cos[0], -2.0 * sin[1], sin[0], 2.0 * cos[1]]);
+        NormRope { heads: &mut heads, norm: None, turns: &turns, precision: Precision::F32 }.run(Portable);
+        assert_eq!(heads, [turns[0].1, -2.0 * turns[1].0, turns[0].0, 2.0 * turns[1].1]);
+    }
+
+    #[test]
+    fn heads_are_normed_before_they_turn() {
+        let weight = [1.0, 2.0];
+        let mut heads = [3.0, 4.0, 0.0, 1.0];
+        let norm = Some((weight.as_slice(), 0.5));
+        NormRope { heads: &mut heads, norm, turns: &[(1.0, 0.0)], precision: Precision::F32 }.run(Portable);
+        // A quarter turn takes (x, y) to (−y, x). The mean squares are 12.5 and 0.5.
+        let (a, b) = (1.0 / 13f32.sqrt(), 1.0);
+        assert_eq!(heads, [-4.0 * a * 2.0, 3.0 * a, -b * 2.0, 0.0]);
     }
 }

@@ -1,49 +1,101 @@
 //! Drawing drafts, and applying the acceptance rules to rows of logits.
 
 use super::buffer::Buffer;
+use super::check;
+use super::pool::Pool;
+use super::rows::{ArgMax, Confidence};
+use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
 use crate::device::{DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
 use crate::random::{Purpose, Stream};
-use crate::sampling::{argmax, confidence, draw, draw_weighted, softmax, warp};
+use crate::sampling::{draw, draw_weighted, softmax, warp};
 
-/// Samples slot `slot` of a draft from row `row`.
+/// What a row of logits costs in multiply-adds an id, so that only small vocabularies stay on one thread.
+const WORK: usize = 8;
+
+/// Samples drafts: a token and a confidence for each of their rows.
 pub(super) fn draft(
+    (pool, vectors): (&Pool, Vectors),
     logits: &Buffer,
-    draft: &DraftRows<'_>,
-    slot: usize,
-    row: usize,
-) -> Result<DraftToken, DeviceError> {
-    let row = logits_row("draft", logits, row)?;
-    let token = if draft.sampling.is_greedy() {
-        argmax(row.iter().copied())
-    } else {
-        let stream = match draft.rule {
-            Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
-            Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start),
+    drafts: &[DraftRows<'_>],
+) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+    const OPERATION: &str = "draft";
+    check_vocabulary(OPERATION, logits)?;
+    for draft in drafts {
+        check::rows(OPERATION, draft.rows.clone(), &[logits])?;
+        check_positions(OPERATION, draft.start, draft.rows.len())?;
+    }
+    let nothing = DraftToken { token: 0, confidence: 0.0 };
+    let mut tokens: Vec<_> = drafts.iter().map(|draft| vec![nothing; draft.rows.len()]).collect();
+    let mut items = Vec::new();
+    for (draft, tokens) in drafts.iter().zip(&mut tokens) {
+        let rows = logits.rows_in(draft.rows.start..draft.rows.start + tokens.len());
+        items.extend((1..).zip(rows).zip(tokens).map(|((slot, row), token)| (draft, slot, row, token)));
+    }
+    let work = items.len() * logits.cols() * WORK;
+    pool.for_each(items, work, |(draft, slot, row, token)| {
+        let drawn = if draft.sampling.is_greedy() {
+            vectors.run(ArgMax(row))
+        } else {
+            let stream = match draft.rule {
+                Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
+                Rule::Rejection | Rule::Block => {
+                    Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
+                }
+            };
+            draw(&warp(row, draft.sampling), stream)
         };
-        draw(&warp(row, draft.sampling), stream)
-    };
-    Ok(DraftToken { token, confidence: confidence(row) })
+        *token = DraftToken { token: drawn, confidence: vectors.run(Confidence(row)) };
+    });
+    Ok(tokens)
+}
+
+/// Applies each sequence's acceptance rule.
+pub(super) fn verify(
+    (pool, vectors): (&Pool, Vectors),
+    logits: &Buffer,
+    sequences: &[VerifyRows<'_, Buffer>],
+) -> Result<Vec<Verdict>, DeviceError> {
+    for request in sequences {
+        check_verification(logits, request)?;
+    }
+    let mut verdicts = vec![Verdict { accepted: 0, bonus: 0 }; sequences.len()];
+    let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
+    let items = sequences.iter().zip(&mut verdicts).collect();
+    pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
+        *verdict = verify_sequence(vectors, logits, request);
+    });
+    Ok(verdicts)
+}
+
+/// That every row of a verification exists.
+fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<(), DeviceError> {
+    const OPERATION: &str = "verify";
+    check_vocabulary(OPERATION, logits)?;
+    let verify_len = request.draft.len();
+    check::index(OPERATION, "row", request.first_row.saturating_add(verify_len), logits.rows())?;
+    check_positions(OPERATION, request.start, verify_len + 1)?;
+    if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
+        check::at_least(OPERATION, "draft_logits", draft_logits, verify_len, logits.cols())?;
+    }
+    Ok(())
+}
+
+/// That there is an id to choose.
+fn check_vocabulary(operation: &'static str, logits: &Buffer) -> Result<(), DeviceError> {
+    check::cols(operation, "logits", logits, logits.cols().max(1))
+}
+
+/// That `count` positions after `start` can be counted.
+fn check_positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
+    check::index(operation, "position", start.saturating_add(count), usize::MAX)
 }
 
 /// Applies one sequence's acceptance rule.
-pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<Verdict, DeviceError> {
-    let verify_len = request.draft.len();
-    logits_row("verify", logits, request.first_row.saturating_add(verify_len))?;
-    if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
-        logits_row("verify", draft_logits, verify_len - 1)?;
-        if draft_logits.cols() != logits.cols() {
-            return Err(DeviceError::Shape {
-                operation: "verify",
-                operand: "draft logits",
-                expected: vec![draft_logits.rows(), logits.cols()],
-                found: vec![draft_logits.rows(), draft_logits.cols()],
-            });
-        }
-    }
+fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Verdict {
     let mut rows = WarpedRows { logits, request };
     let (accepted, bonus) = if request.sampling.is_greedy() {
-        acceptance::matching_prefix(request.draft, |i| argmax(rows.target_logits(i).iter().copied()))
+        acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(rows.target_logits(i))))
     } else if request.rule == Rule::Match || request.draft.is_empty() {
         acceptance::matching_prefix(request.draft, |i| {
             let stream = Stream::target_draw(request.seed, request.start + i + 1);
@@ -59,14 +111,7 @@ pub(super) fn verify(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resul
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    Ok(Verdict { accepted, bonus })
-}
-
-/// A row of logits; an error if there are not so many.
-fn logits_row<'a>(operation: &'static str, logits: &'a Buffer, row: usize) -> Result<&'a [f32], DeviceError> {
-    let out_of_range =
-        DeviceError::OutOfRange { operation, what: "logits row", index: row, limit: logits.rows() };
-    logits.row(row).ok_or(out_of_range)
+    Verdict { accepted, bonus }
 }
 
 /// p and q of one verification, warped when a rule asks for them. Rows were checked to exist.
@@ -97,6 +142,120 @@ impl Rows for WarpedRows<'_> {
                 }
                 point_mass
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Precision;
+    use crate::sampling::SamplingParams;
+
+    fn logits(rows: usize, cols: usize) -> Buffer {
+        let mut buffer = Buffer::new(cols, Precision::F32);
+        buffer.resize(rows).unwrap();
+        for (row, values) in buffer.rows_in_mut(0..rows).enumerate() {
+            values.iter_mut().enumerate().for_each(|(id, x)| *x = ((row * 7 + id * 5) % 11) as f32);
+        }
+        buffer
+    }
+
+    const SAMPLINGS: [SamplingParams; 2] =
+        [SamplingParams::GREEDY, SamplingParams { temperature: 0.7, top_k: 0, top_p: 1.0, min_p: 0.0 }];
+
+    fn draft_rows(sampling: &SamplingParams, rows: std::ops::Range<usize>, start: usize) -> DraftRows<'_> {
+        DraftRows { rows, sampling, rule: Rule::Rejection, seed: 3, start }
+    }
+
+    fn verify_rows<'a>(
+        sampling: &'a SamplingParams,
+        first_row: usize,
+        draft: &'a [u32],
+        draft_logits: Option<&'a Buffer>,
+    ) -> VerifyRows<'a, Buffer> {
+        VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
+    }
+
+    #[test]
+    fn threads_and_other_drafts_change_nothing() {
+        let logits = logits(40, 3000);
+        for sampling in &SAMPLINGS {
+            let drafts = [
+                draft_rows(sampling, 0..7, 4),
+                draft_rows(sampling, 9..9, 4),
+                draft_rows(sampling, 5..40, 9),
+            ];
+            let run = |threads, drafts: &[DraftRows<'_>]| {
+                draft((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, drafts).unwrap()
+            };
+            let expected = run(1, &drafts);
+            assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [7, 0, 35]);
+            assert_eq!(run(3, &drafts), expected);
+            for (draft, expected) in drafts.iter().zip(&expected) {
+                assert_eq!(&run(2, std::slice::from_ref(draft))[0], expected);
+            }
+            let tokens: Vec<Vec<u32>> =
+                expected.iter().map(|tokens| tokens.iter().map(|t| t.token).collect()).collect();
+            let requests: Vec<_> =
+                tokens.iter().map(|tokens| verify_rows(sampling, 1, tokens, Some(&logits))).collect();
+            let run = |threads, requests: &[VerifyRows<'_, Buffer>]| {
+                verify((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, requests).unwrap()
+            };
+            let expected = run(1, &requests);
+            assert_eq!(run(3, &requests), expected);
+            for (request, expected) in requests.iter().zip(&expected) {
+                assert_eq!(&run(2, std::slice::from_ref(request))[0], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let pool = Pool::new(1).unwrap();
+        let compute = (&pool, Vectors::fastest());
+        let (four, empty, narrow, short) = (logits(4, 6), logits(4, 0), logits(4, 5), logits(2, 6));
+        for sampling in &SAMPLINGS {
+            let draft = |logits: &Buffer, rows, start| {
+                draft(compute, logits, &[draft_rows(sampling, rows, start)]).map_err(|e| e.to_string())
+            };
+            assert_eq!(draft(&four, 2..5, 0).unwrap_err(), "draft: row 4 is out of range, the limit is 4");
+            assert_eq!(
+                draft(&empty, 0..1, 0).unwrap_err(),
+                "draft: logits has shape [4, 0], expected [4, 1]"
+            );
+            assert!(draft(&four, 0..4, usize::MAX - 3).unwrap_err().starts_with("draft: position"));
+            assert_eq!(draft(&four, 4..4, 0), Ok(vec![vec![]]));
+            assert_eq!(draft(&four, 0..4, usize::MAX - 9).unwrap()[0].len(), 4);
+
+            let verify = |logits: &Buffer, request| {
+                verify(compute, logits, &[request]).map(|v| v.len()).map_err(|e| e.to_string())
+            };
+            let request =
+                |first_row, draft, draft_logits| verify_rows(sampling, first_row, draft, draft_logits);
+            assert_eq!(verify(&four, request(2, &[1], None)), Ok(1));
+            assert_eq!(
+                verify(&four, request(2, &[1, 2], None)).unwrap_err(),
+                "verify: row 4 is out of range, the limit is 4"
+            );
+            assert!(verify(&four, request(usize::MAX, &[1, 2], None)).is_err());
+            assert_eq!(
+                verify(&four, request(0, &[1, 2], Some(&narrow))).unwrap_err(),
+                "verify: draft_logits has shape [4, 5], expected [4, 6]"
+            );
+            assert_eq!(
+                verify(&four, request(0, &[1, 2, 3], Some(&short))).unwrap_err(),
+                "verify: draft_logits has shape [2, 6], expected [3, 6]"
+            );
+            assert_eq!(
+                verify(&empty, request(0, &[], None)).unwrap_err(),
+                "verify: logits has shape [4, 0], expected [4, 1]"
+            );
+            let late = VerifyRows { start: usize::MAX - 2, ..request(0, &[1, 2], None) };
+            assert!(verify(&four, late).unwrap_err().starts_with("verify: position"));
+            // A token outside the vocabulary has probability 0 in both.
+            assert_eq!(verify(&four, request(0, &[6, u32::MAX], Some(&four))), Ok(1));
+            assert_eq!(verify(&four, request(0, &[6, u32::MAX], None)), Ok(1));
         }
     }
 }

@@ -113,10 +113,24 @@ pub(super) trait Simd: Copy {
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a where a > b, otherwise b: of a NaN and a number it is whichever is `b`.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a where a < b, otherwise b: of a NaN and a number it is whichever is `b`.
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// x · 2ⁿ, rounded once, for integral n from −252 to 254.
+    fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes;
 
     /// a · b + c, rounded once where the hardware can and twice where it cannot.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
+    /// Asks for a cache line that will be read later. The address may be any.
+    fn prefetch<T>(self, at: *const T);
 
     /// The sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
     fn sum(self, lanes: Self::Lanes) -> f32;
@@ -211,11 +225,55 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn sub(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a -= b;
+        }
+        a
+    }
+
+    #[inline(always)]
     fn mul(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         for (a, b) in a.iter_mut().zip(b) {
             *a *= b;
         }
         a
+    }
+
+    #[inline(always)]
+    fn div(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a /= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn max(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a > b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn min(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a < b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn scale(self, mut x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        for (x, n) in x.iter_mut().zip(n) {
+            // In two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
+            // with the first is exact.
+            let n = n as i32;
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            *x = *x * power(n >> 1) * power(n - (n >> 1));
+        }
+        x
     }
 
     #[inline(always)]
@@ -225,6 +283,9 @@ impl Simd for Portable {
         }
         c
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
     fn sum(self, mut lanes: Self::Lanes) -> f32 {
@@ -239,8 +300,11 @@ impl Simd for Portable {
     }
 }
 
+mod exp;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(super) use exp::exp;
 
 #[cfg(test)]
 mod tests {
@@ -261,7 +325,19 @@ mod tests {
             let a_f16 = simd.load_f16(&self.a.map(f16::from_f32));
             let a_bf16 = simd.load_bf16(&self.a.map(bf16::from_f32));
             let mut out = Vec::new();
-            for lanes in [simd.splat(self.a[3]), simd.add(a, b), simd.mul(a, b), a_f16, a_bf16] {
+            let n = simd.mul(c, simd.splat(20.0));
+            for lanes in [
+                simd.splat(self.a[3]),
+                simd.add(a, b),
+                simd.mul(a, b),
+                a_f16,
+                a_bf16,
+                simd.sub(a, b),
+                simd.div(a, b),
+                simd.max(a, b),
+                simd.min(a, b),
+                simd.scale(b, n),
+            ] {
                 let mut stored = [0.0; LANES];
                 simd.store(lanes, &mut stored);
                 out.extend(stored);
@@ -282,6 +358,14 @@ mod tests {
         assert_eq!(expected[2 * LANES + 5], a[5] * b[5]);
         assert_eq!(expected[3 * LANES + 5], f16::from_f32(a[5]).to_f32());
         assert_eq!(expected[4 * LANES + 5], bf16::from_f32(a[5]).to_f32());
+        assert_eq!(expected[5 * LANES + 5], a[5] - b[5]);
+        assert_eq!(expected[6 * LANES + 5], a[5] / b[5]);
+        assert_eq!(expected[7 * LANES + 5], a[5].max(b[5]));
+        assert_eq!(expected[8 * LANES + 5], a[5].min(b[5]));
+        // 2^−80, 2^0 and 2^220 in steps of 2^20.
+        assert_eq!(expected[9 * LANES], b[0] * 2f32.powi(-80));
+        assert_eq!(expected[9 * LANES + 4], b[4]);
+        assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

@@ -89,15 +89,52 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has AVX2.
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
+    fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2.
+        unsafe { [scale8(x[0], n[0]), scale8(x[1], n[1])] }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has FMA.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
+        // nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -177,15 +214,52 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
+    fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+
+    #[inline(always)]
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` exists, so the machine has AVX-512F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
+        // nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -196,6 +270,17 @@ impl Simd for Avx512 {
             sum8(_mm256_add_ps(_mm512_castps512_ps256(lanes), high))
         }
     }
+}
+
+/// x · 2ⁿ in two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
+/// with the first is exact.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn scale8(x: __m256, n: __m256) -> __m256 {
+    let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))));
+    let n = _mm256_cvtps_epi32(n);
+    let half = _mm256_srai_epi32::<1>(n);
+    _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
 }
 
 /// The last three levels of the tree of [`Simd::sum`].
