@@ -87,7 +87,7 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     best.1
 }
 
-/// Warped scores [vocab] of `logits` [vocab].
+/// Warped scores `[vocab]` of `logits` `[vocab]`.
 ///
 /// The order is that of transformers' logits processors: temperature, top-k, top-p on the
 /// renormalised rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
@@ -168,7 +168,7 @@ fn keep_nucleus(scores: &mut [f32], mass: f64) {
     drop_ids(scores, &ids[kept..]);
 }
 
-/// The distribution [vocab] of warped scores.
+/// The distribution `[vocab]` of warped scores.
 pub fn softmax(scores: &[f32]) -> Vec<f64> {
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
     let sum: f64 = weights.iter().sum();
