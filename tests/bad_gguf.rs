@@ -561,9 +561,24 @@ const MORE_KEYS: [&str; 8] = [
     "qwen3.block_count",
 ];
 
+/// Panics of the `tokenizers` crate are caught and become errors; reporting them with a backtrace would
+/// allocate megabytes for the symbols, which are not the file's doing.
+fn quieten_tokenizers() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !panic.location().is_some_and(|location| location.file().contains("tokenizers-")) {
+                report(panic);
+            }
+        }));
+    });
+}
+
 /// Everything that can be asked of a file. In a thread of its own: the `tokenizers` crate keeps a cache
 /// for every tokenizer that a thread ever used.
 fn read_all(bytes: Vec<u8>) {
+    quieten_tokenizers();
     if let Err(panic) = std::thread::spawn(|| read_all_here(bytes)).join() {
         std::panic::resume_unwind(panic);
     }
