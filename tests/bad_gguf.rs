@@ -2,6 +2,7 @@
 //! or the tensor, never a panic, never memory out of proportion to the file.
 
 #![cfg(feature = "runner")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

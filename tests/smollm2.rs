@@ -5,6 +5,7 @@
 //! pass.
 
 #![cfg(feature = "runner")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
