@@ -2,6 +2,7 @@
 //! The files of `tests/fixtures/gguf` were written by `tests/record/gguf_files.py`.
 
 #![cfg(feature = "runner")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -5,15 +5,17 @@
 //! pass.
 
 #![cfg(feature = "runner")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use common::policies::{RandomEverything, RandomGroups};
 use common::runs::{Output, corrupted_continuation, cpu, run};
-use flexdraft::decode::{Confidence, Engine, EngineOptions, Finish, Mode, Policy, Request};
+use flexdraft::decode::{Engine, EngineOptions, Finish, Mode, Policy, Record, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{
     ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, Tokenizer,
@@ -152,41 +154,45 @@ fn greedy_tokens_are_those_of_transformers() {
     assert!(compared >= prompts.len() * 96 / 2, "{compared} tokens");
 }
 
-/// 256 tokens, the same in every mode, whatever is drafted.
+/// 256 tokens, the same in every mode, whatever is drafted: by a random drafter for one prompt, for the
+/// other the true continuation with one wrong token a block.
 #[test]
 fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     let Some(path) = file("every_mode_gives_the_tokens_of_autoregressive_decoding") else { return };
     let prompts: Vec<Vec<u32>> = recording().prompts.into_iter().take(2).map(|prompt| prompt.ids).collect();
     let plain = || prompts.iter().map(|ids| Request::new(ids.clone(), 256)).collect::<Vec<_>>();
-    let expected: Vec<Vec<u32>> = run(&mut engine(&path, None, Mode::Autoregressive), plain())
-        .into_iter()
-        .map(|out| out.tokens)
-        .collect();
-    assert!(expected.iter().all(|tokens| tokens.len() == 256));
+    let expected = run(&mut engine(&path, None, Mode::Autoregressive), plain());
+    assert!(expected.iter().all(|output| output.tokens.len() == 256));
 
     let config = ModelConfig::read(&path).unwrap();
-    let drafter = DrafterWeights::random(&config, 4, 5, 16, DType::Bf16, 1).unwrap();
-    let proposing = || {
-        let requests = plain().into_iter().zip(&expected);
-        let proposing = requests.map(|(request, known)| Request {
-            proposer: Some(corrupted_continuation(request.prompt.len(), known.clone(), config.vocab_size)),
-            // The whole block: a random drafter has no confidence in it.
-            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
-            ..request
-        });
-        proposing.collect::<Vec<_>>()
+    let drafter = DrafterWeights::random(&config, 3, 4, 16, DType::Bf16, 1).unwrap();
+    let requests = || {
+        let mut requests = plain();
+        let (known, proposing) = (expected[1].tokens.clone(), &mut requests[1]);
+        proposing.proposer = Some(corrupted_continuation(proposing.prompt.len(), known, config.vocab_size));
+        // The whole block: a random drafter has no confidence in it.
+        proposing.confidence.threshold = 0.0;
+        proposing.record = true;
+        requests
     };
-    // One batch: every request for itself is the business of `independence.rs`.
-    let check = |name: &str, engine: &mut Engine<Cpu>| {
-        let outputs = run(engine, plain().into_iter().chain(proposing()).collect());
-        let drafts = ["random drafts", "a corrupted continuation"].map(|drafts| [drafts; 2]).concat();
-        for ((output, expected), drafts) in outputs.iter().zip(expected.iter().cycle()).zip(drafts) {
-            assert!(output.tokens == *expected, "{name} with {drafts} has other tokens");
+    let check = |name: &str, mut engine: Engine<Cpu>| {
+        let outputs = run(&mut engine, requests());
+        for (output, expected) in outputs.iter().zip(&expected) {
+            assert!(output.tokens == expected.tokens, "{name} has other tokens");
         }
+        outputs[1].records.iter().filter_map(accepted).collect::<BTreeSet<_>>()
     };
     for mode in [Mode::Parallel, Mode::Sequential, Mode::Auto] {
-        check(&format!("{mode:?}"), &mut engine(&path, Some(&drafter), mode));
+        let accepted = check(&format!("{mode:?}"), engine(&path, Some(&drafter), mode));
+        assert_eq!(accepted, BTreeSet::from([0, 1, 2, 3]), "{mode:?}");
     }
-    check("random groups", &mut engine(&path, Some(&drafter), RandomGroups(3)));
-    check("random everything", &mut engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
+    check("random groups", engine(&path, Some(&drafter), RandomGroups(3)));
+    check("random everything", engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
+}
+
+fn accepted(record: &Record) -> Option<usize> {
+    match record {
+        Record::Step(step) => Some(step.accepted),
+        Record::Prefill(_) => None,
+    }
 }

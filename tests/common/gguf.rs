@@ -77,13 +77,20 @@ pub struct TensorInfo {
 }
 
 /// A file to be written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct File {
     pub version: u32,
     pub pairs: Vec<(String, Value)>,
     pub tensors: Vec<TensorInfo>,
     /// Bytes of the data.
     pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { version, pairs, tensors, data } = self;
+        write!(f, "version {version}, {pairs:?}, {tensors:?}, {} bytes", data.len())
+    }
 }
 
 impl File {

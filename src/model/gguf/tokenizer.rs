@@ -112,7 +112,7 @@ pub(super) fn read(header: &Header, vocab_size: usize) -> Result<Tokenizer, Load
     let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
     let types = token_types(header, tokens.len())?;
     let vocab = vocabulary(header, &tokens, &types)?;
-    let merges = merges(header)?;
+    let merges = merges(header, &vocab)?;
     let template = surrounding_tokens(&fields, splitting, &tokens)?;
 
     let path = header.path();
@@ -171,18 +171,25 @@ fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<V
 }
 
 /// Pairs of tokens to merge, the most urgent first; each is two tokens with a space between.
-fn merges(header: &Header) -> Result<Merges, LoadError> {
+fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     let merges = header.strings(MERGES)?.ok_or_else(|| header.fields().missing(MERGES))?;
-    merges
-        .into_iter()
-        .map(|merge| match merge.split_once(' ') {
-            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-            None => Err(LoadError::Tokenizer {
-                path: header.path().into(),
-                reason: format!("merge `{}` is not two tokens", shorten(merge)),
-            }),
-        })
-        .collect()
+    let wrong = |merge: &str, what: String| LoadError::Tokenizer {
+        path: header.path().into(),
+        reason: format!("merge `{}` {what}", shorten(merge)),
+    };
+    let mut pairs = Merges::with_capacity(merges.len());
+    for merge in merges {
+        let (left, right) =
+            merge.split_once(' ').ok_or_else(|| wrong(merge, "is not two tokens".to_owned()))?;
+        // The `tokenizers` crate panics on some of these.
+        for token in [left, right, &format!("{left}{right}")] {
+            if !vocab.contains_key(token) {
+                return Err(wrong(merge, format!("needs `{}`, which is not a token", shorten(token))));
+            }
+        }
+        pairs.push((left.to_owned(), right.to_owned()));
+    }
+    Ok(pairs)
 }
 
 /// What the tokenizer puts around every text: a template, and the tokens that it names.
