@@ -10,6 +10,9 @@ pub enum Error {
     /// Sampling parameters that no distribution corresponds to.
     #[error(transparent)]
     Sampling(#[from] crate::sampling::SamplingError),
+    /// A kernel that could not be launched: operands that do not fit, or no GPU.
+    #[error(transparent)]
+    Kernel(#[from] crate::kernels::KernelError),
     /// A device that is missing, or an operation whose operands do not fit each other.
     #[cfg(feature = "runner")]
     #[error(transparent)]

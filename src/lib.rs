@@ -16,6 +16,8 @@
 //! | `decode` | requests, the engine, what a step does | `runner` |
 //! | `model` | configurations, weights, tokenizers, the forward pass | `runner` |
 //! | `device` | the operations of a decode step, and where they run | `runner` |
+//! | [`kernels`] | one method a kernel: operands checked, then launched | |
+//! | [`backend`] | where kernels run: a GPU, or the SIMT host in tests | |
 //! | [`acceptance`] | the four acceptance rules | |
 //! | [`sampling`] | temperature, top-k, top-p, min-p, and the draw | |
 //! | [`random`] | the random-number contract: Philox, keyed by position | |
@@ -27,11 +29,13 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod acceptance;
+pub mod backend;
 #[cfg(feature = "runner")]
 pub mod decode;
 #[cfg(feature = "runner")]
 pub mod device;
 mod error;
+pub mod kernels;
 pub mod layout;
 #[cfg(feature = "runner")]
 pub mod model;

@@ -1,0 +1,104 @@
+//! Where kernels run: a GPU, or the SIMT host that executes the same sources on the CPU.
+//!
+//! A [`Backend`] launches kernels by name with one parameter struct each, like `cuLaunchKernel`, so the
+//! code that checks operands, fills the struct and chooses the grid is the same for every backend and is
+//! what the tests run. Memory belongs to the caller: operands come as [`View`]s, which remember the queue
+//! (context and stream) they are ordered on.
+
+mod view;
+
+pub use view::{Access, Element, QueueId, Region, View, ViewMut};
+
+/// What a kernel may use of the processor it runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Streaming multiprocessors: persistent grids take a small multiple of this.
+    pub multiprocessors: u32,
+    /// Shared memory that a CTA may opt into, in bytes.
+    pub shared_bytes_per_cta: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub shared_bytes_per_multiprocessor: u32,
+}
+
+/// One kernel launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The kernel's name in its source.
+    pub kernel: &'static str,
+    /// CTAs in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a CTA, in x.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+    /// The kernel's parameter struct. A pointer, as it may have padding that no slice could show.
+    pub params: *const std::ffi::c_void,
+    /// The memory that the struct's pointers lead to. Hardware ignores it; the SIMT host's checked
+    /// variant finds any access outside of it and counts the bytes of each.
+    pub regions: &'a [Region],
+}
+
+/// A launch that did not happen, or that the processor rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No driver, or no such device.
+    #[error("no CUDA device: {0}")]
+    Unavailable(String),
+    /// The crate was built without nvcc.
+    #[error(
+        "flexdraft was built without CUDA device code, because no nvcc was found; install CUDA 12.8 or newer \
+         (or run `cuda/install_nvcc.sh`), point NVCC or CUDA_HOME at it, and build again"
+    )]
+    NoDeviceCode,
+    /// The image holds no such kernel.
+    #[error("the device image has no kernel `{0}`")]
+    NoKernel(&'static str),
+    /// The kernel asks for more than the processor has.
+    #[error("kernel `{kernel}` needs {needed} bytes of shared memory a CTA, and the device allows {allowed}")]
+    SharedMemory {
+        /// The kernel.
+        kernel: &'static str,
+        /// Bytes that it needs.
+        needed: u32,
+        /// Bytes that a CTA can have.
+        allowed: u32,
+    },
+    /// The driver, or the SIMT host, reported an error.
+    #[error("kernel `{kernel}`: {message}")]
+    Failed {
+        /// The kernel.
+        kernel: &'static str,
+        /// What was reported.
+        message: String,
+    },
+    /// The driver reported an error outside of a launch.
+    #[error("{0}")]
+    Driver(String),
+}
+
+/// A processor that kernels can be launched on.
+pub trait Backend {
+    /// An ordered queue of launches; on CUDA a stream, which is the caller's.
+    type Stream;
+
+    /// What kernels may use.
+    fn limits(&self) -> Limits;
+
+    /// The identity of `stream`, which every operand of a launch on it has to share.
+    fn queue(&self, stream: &Self::Stream) -> QueueId;
+
+    /// Appends a launch to `stream` and returns without waiting for it.
+    ///
+    /// # Safety
+    ///
+    /// `launch.params` points to a valid parameter struct of `launch.kernel`: its pointers lead to memory that
+    /// stays allocated, and that nothing else writes or (for outputs) reads, until the launch has run, and
+    /// the shapes in it do not exceed that memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`]; nothing was launched then, except that the SIMT host runs a launch at once and
+    /// reports here what it found in it.
+    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError>;
+}

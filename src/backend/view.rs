@@ -1,0 +1,156 @@
+//! Borrowed device memory.
+
+use std::marker::PhantomData;
+
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use half::bf16;
+
+/// A type that device memory can hold: plain data, valid for every bit pattern.
+pub trait Element: bytemuck::Pod {}
+
+impl Element for u8 {}
+impl Element for i32 {}
+impl Element for u32 {}
+impl Element for i64 {}
+impl Element for u64 {}
+impl Element for f32 {}
+impl Element for bf16 {}
+
+/// The queue that memory is ordered on: two views with the same id may be used by one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueueId {
+    /// The context: a device's, or a SIMT host's.
+    pub context: u64,
+    /// The stream in it.
+    pub stream: u64,
+}
+
+/// What a kernel does to a [`Region`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It reads.
+    Read,
+    /// It reads and writes.
+    Write,
+}
+
+/// A range of device memory that a launch uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The operand's name, for reports.
+    pub name: &'static str,
+    /// The first byte.
+    pub address: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What the kernel does to it.
+    pub access: Access,
+}
+
+/// Device memory that a kernel reads: `len` elements of `T`, on one queue.
+#[derive(Debug)]
+pub struct View<'a, T> {
+    address: u64,
+    len: usize,
+    queue: QueueId,
+    // On CUDA, records on drop that the memory has been used, so the launch comes before the drop.
+    _guard: Option<SyncOnDrop<'a>>,
+    memory: PhantomData<&'a [T]>,
+}
+
+/// Device memory that a kernel writes.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    address: u64,
+    len: usize,
+    queue: QueueId,
+    _guard: Option<SyncOnDrop<'a>>,
+    memory: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T: Element> View<'a, T> {
+    /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
+    ///
+    /// # Safety
+    ///
+    /// `address` leads to `len` initialised elements of `T` that are accessible from `queue`, and nothing
+    /// frees or writes them during `'a` or before the launches given this view have run.
+    pub unsafe fn from_raw(address: u64, len: usize, queue: QueueId) -> Self {
+        View { address, len, queue, _guard: None, memory: PhantomData }
+    }
+
+    /// The first byte's device address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The queue that the memory is ordered on.
+    pub fn queue(&self) -> QueueId {
+        self.queue
+    }
+}
+
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
+    ///
+    /// # Safety
+    ///
+    /// `address` leads to `len` elements of `T` that are accessible from `queue`, and nothing else frees,
+    /// reads or writes them during `'a` or before the launches given this view have run.
+    pub unsafe fn from_raw(address: u64, len: usize, queue: QueueId) -> Self {
+        ViewMut { address, len, queue, _guard: None, memory: PhantomData }
+    }
+
+    /// The first byte's device address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The queue that the memory is ordered on.
+    pub fn queue(&self) -> QueueId {
+        self.queue
+    }
+}
+
+/// The queue of a CUDA stream.
+pub(super) fn cuda_queue(stream: &CudaStream) -> QueueId {
+    QueueId { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
+}
+
+impl<'a, T: Element> View<'a, T> {
+    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last wrote it.
+    pub fn cuda<M: DevicePtr<T>>(memory: &'a M, stream: &'a CudaStream) -> Self {
+        let len = memory.len();
+        let (address, guard) = memory.device_ptr(stream);
+        View { address, len, queue: cuda_queue(stream), _guard: Some(guard), memory: PhantomData }
+    }
+}
+
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last used it.
+    pub fn cuda<M: DevicePtrMut<T>>(memory: &'a mut M, stream: &'a CudaStream) -> Self {
+        let len = memory.len();
+        let (address, guard) = memory.device_ptr_mut(stream);
+        ViewMut { address, len, queue: cuda_queue(stream), _guard: Some(guard), memory: PhantomData }
+    }
+}

@@ -1,0 +1,31 @@
+//! The kernels, safely: one method a kernel.
+//!
+//! A method checks every operand (length, alignment, queue) before anything is launched, fills the kernel's
+//! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
+//! its caller.
+
+mod error;
+mod operands;
+
+pub use error::KernelError;
+pub(crate) use operands::Operands;
+
+use crate::backend::Backend;
+
+/// The kernels of this crate, loaded on a backend.
+#[derive(Debug)]
+pub struct Kernels<B> {
+    backend: B,
+}
+
+impl<B: Backend> Kernels<B> {
+    /// The kernels on `backend`.
+    pub fn new(backend: B) -> Self {
+        Kernels { backend }
+    }
+
+    /// Where the kernels run.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+}

@@ -1,0 +1,145 @@
+//! Checking the operands of one launch, and remembering what memory they are.
+
+use super::KernelError;
+use crate::backend::{Access, Backend, BackendError, Element, Launch, QueueId, Region, View, ViewMut};
+
+/// Operands a kernel has at most.
+const MAX_OPERANDS: usize = 32;
+
+/// The operands of one launch of `kernel`: each is checked as it is turned into the pointer that the
+/// parameter struct holds.
+#[derive(Debug)]
+pub(crate) struct Operands {
+    kernel: &'static str,
+    queue: QueueId,
+    regions: [Region; MAX_OPERANDS],
+    len: usize,
+}
+
+/// The grid of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// CTAs in x, y and z.
+    pub ctas: [u32; 3],
+    /// Threads of a CTA.
+    pub threads: u32,
+    /// Dynamic shared memory of a CTA, in bytes.
+    pub shared_bytes: u32,
+}
+
+impl Operands {
+    /// No operands yet, of a launch of `kernel` on `queue`.
+    pub fn new(kernel: &'static str, queue: QueueId) -> Self {
+        let none = Region { name: "", address: 0, bytes: 0, access: Access::Read };
+        Operands { kernel, queue, regions: [none; MAX_OPERANDS], len: 0 }
+    }
+
+    /// The pointer to an operand that the kernel reads, of exactly `expected` elements, aligned to
+    /// `alignment` bytes.
+    pub fn read<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: &View<'_, T>,
+        expected: usize,
+        alignment: usize,
+    ) -> Result<*const T, KernelError> {
+        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
+        Ok(self.push::<T>(operand, view.address(), expected, Access::Read)? as *const T)
+    }
+
+    /// The pointer to an operand that the kernel writes, as [`read`](Operands::read).
+    pub fn write<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: &ViewMut<'_, T>,
+        expected: usize,
+        alignment: usize,
+    ) -> Result<*mut T, KernelError> {
+        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
+        Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
+    }
+
+    /// The pointer to a workspace of at least `needed` elements.
+    pub fn workspace<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: &ViewMut<'_, T>,
+        needed: usize,
+        alignment: usize,
+    ) -> Result<*mut T, KernelError> {
+        let expected = view.len().max(needed);
+        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
+        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
+    }
+
+    fn check<T>(
+        &self,
+        operand: &'static str,
+        address: u64,
+        found: usize,
+        queue: QueueId,
+        expected: usize,
+        alignment: usize,
+    ) -> Result<(), KernelError> {
+        let kernel = self.kernel;
+        if found != expected {
+            return Err(KernelError::Length { kernel, operand, expected, found });
+        }
+        if queue != self.queue {
+            return Err(KernelError::Queue { kernel, operand });
+        }
+        let alignment = alignment.max(align_of::<T>());
+        if found > 0 && !address.is_multiple_of(alignment as u64) {
+            return Err(KernelError::Alignment { kernel, operand, alignment, address });
+        }
+        Ok(())
+    }
+
+    fn push<T>(
+        &mut self,
+        name: &'static str,
+        address: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<u64, KernelError> {
+        let overflow = KernelError::Overflow { kernel: self.kernel, what: name };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(overflow.clone())? as u64;
+        *self.regions.get_mut(self.len).ok_or(overflow)? = Region { name, address, bytes, access };
+        self.len += 1;
+        Ok(address)
+    }
+
+    /// Launches the kernel with these operands.
+    ///
+    /// # Safety
+    ///
+    /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
+    /// with shapes that they were checked against.
+    pub unsafe fn launch<B: Backend, P: Copy>(
+        &self,
+        backend: &B,
+        stream: &B::Stream,
+        grid: Grid,
+        params: &P,
+    ) -> Result<(), KernelError> {
+        let allowed = backend.limits().shared_bytes_per_cta;
+        if grid.shared_bytes > allowed {
+            let (kernel, needed) = (self.kernel, grid.shared_bytes);
+            return Err(BackendError::SharedMemory { kernel, needed, allowed }.into());
+        }
+        // An empty grid has nothing to do, and CUDA refuses it.
+        if grid.ctas.contains(&0) {
+            return Ok(());
+        }
+        let launch = Launch {
+            kernel: self.kernel,
+            grid: grid.ctas,
+            threads: grid.threads,
+            shared_bytes: grid.shared_bytes,
+            params: std::ptr::from_ref(params).cast(),
+            regions: &self.regions[..self.len],
+        };
+        // SAFETY: the caller's promise about `params`; views borrow their memory until after this call.
+        Ok(unsafe { backend.launch(stream, &launch) }?)
+    }
+}
