@@ -42,14 +42,15 @@ unsafe impl GlobalAlloc for Watched {
     }
 }
 
-/// Panics of the `tokenizers` crate are caught and become errors; reporting them with a backtrace would
+/// Panics of the `tokenizers` and `minijinja` crates are caught and become errors; reporting them with a backtrace would
 /// allocate megabytes for the symbols, which are not the file's doing.
-fn quieten_tokenizers() {
+fn quieten_libraries() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if !panic.location().is_some_and(|location| location.file().contains("tokenizers-")) {
+            let file = panic.location().map_or("", |location| location.file());
+            if !file.contains("tokenizers-") && !file.contains("minijinja-") {
                 report(panic);
             }
         }));
@@ -60,7 +61,7 @@ fn quieten_tokenizers() {
 /// tokenizer's tables, hashed, take a multiple of its texts; weights in 4 bits become 16), and has seconds.
 /// In a thread of its own: the `tokenizers` crate keeps a cache for every tokenizer that a thread ever used.
 pub fn within_bounds(file_len: usize, read: impl FnOnce() + Send + 'static) {
-    quieten_tokenizers();
+    quieten_libraries();
     let bounded = move || {
         let start = Instant::now();
         read();
