@@ -6,7 +6,7 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use half::bf16;
 
 /// A type that device memory can hold: plain data, valid for every bit pattern.
-pub trait Element: bytemuck::Pod {}
+pub trait Element: bytemuck::Pod + std::fmt::Debug {}
 
 impl Element for u8 {}
 impl Element for i32 {}

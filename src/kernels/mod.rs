@@ -5,10 +5,15 @@
 //! its caller.
 
 mod error;
+pub mod glue;
+mod kv;
 mod operands;
+mod params;
+mod pass;
 
 pub use error::KernelError;
-pub(crate) use operands::Operands;
+pub use kv::{KvStrides, PagedKv, PagedKvMut};
+pub use pass::{Paging, PassTables};
 
 use crate::backend::Backend;
 
