@@ -5,6 +5,7 @@
 //! its caller.
 
 mod error;
+mod load;
 mod operands;
 
 pub use error::KernelError;
