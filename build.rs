@@ -1,10 +1,25 @@
 //! Compiles the kernel sources: for GPUs where there is an nvcc.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    nvcc::build()
+/// The directories of `cuda` with kernels, each with a file of its name.
+const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            // A compiler's output, which `Debug` would put on one line.
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
+    nvcc::build(&FAMILIES)
 }

@@ -9,16 +9,13 @@
 //! | `FLEXDRAFT_NVCC_WERROR=1` | nvcc's warnings are errors |
 
 use std::error::Error;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
-
-/// Directories of `cuda/` that hold kernels.
-const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
 
 /// Variables that nvcc itself reads.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
@@ -39,8 +36,8 @@ pub struct Image {
     pub warnings: String,
 }
 
-/// What the build script does.
-pub fn build() -> Result<(), Box<dyn Error>> {
+/// Compiles those of `families` that there are and lists them in `images.rs`.
+pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| {
         println!("cargo::rerun-if-env-changed={name}");
         env::var_os(name)
@@ -56,7 +53,7 @@ pub fn build() -> Result<(), Box<dyn Error>> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     let warnings_are_errors = is_set("FLEXDRAFT_NVCC_WERROR");
 
-    let sources = sources(&root.join("cuda"))?;
+    let sources = sources(&root.join("cuda"), families)?;
     // Documentation needs no kernels, and the machine that builds it for docs.rs has no nvcc.
     let wanted = !sources.is_empty() && variable("DOCS_RS").is_none();
     let images = match wanted {
@@ -84,21 +81,19 @@ fn warn(text: &str) {
     text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| println!("cargo::warning={line}"));
 }
 
-/// The kernel sources under `cuda`, in a fixed order. A family may be missing.
-pub fn sources(cuda: &Path) -> Result<Vec<Source>, Box<dyn Error>> {
+/// The kernel source of each of `families` that has one.
+pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Error>> {
     let mut sources = Vec::new();
-    for family in FAMILIES {
-        let entries = match fs::read_dir(cuda.join(family)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-        paths.retain(|path| path.extension() == Some(OsStr::new("cu")));
-        paths.sort();
-        for path in paths {
-            let kernels = kernel_table(&fs::read_to_string(&path)?)
-                .map_err(|problem| format!("{}: {problem}", path.display()))?;
-            sources.push(Source { path, kernels });
+    for family in families {
+        let path = cuda.join(family).join(family).with_extension("cu");
+        match fs::read_to_string(&path) {
+            Ok(source) => {
+                let kernels =
+                    kernel_table(&source).map_err(|problem| format!("{}: {problem}", path.display()))?;
+                sources.push(Source { path, kernels });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{}: {error}", path.display()).into()),
         }
     }
     Ok(sources)
@@ -191,9 +186,7 @@ fn compile_one(
     out: &Path,
     warnings_are_errors: bool,
 ) -> Result<Image, String> {
-    let family = source.path.parent().and_then(Path::file_name).unwrap_or_default();
-    let path = out.join(family).join(source.path.file_name().unwrap_or_default()).with_extension("fatbin");
-    fs::create_dir_all(out.join(family)).map_err(|error| format!("{}: {error}", path.display()))?;
+    let path = out.join(source.path.file_name().unwrap_or_default()).with_extension("fatbin");
     // The architectures are options as well, in one file with cuda/check_device_code.py.
     let mut command = Command::new(nvcc);
     command.arg("-optf").arg(cuda.join("nvcc.args"));

@@ -131,6 +131,7 @@ fn driver(error: DriverError) -> BackendError {
 
 /// What [`driver_is_present`] falls back to: where another crate of the build makes cudarc link libcuda,
 /// a process that runs has it.
+#[allow(dead_code)]
 unsafe fn is_culib_present() -> bool {
     true
 }
