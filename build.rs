@@ -1,10 +1,14 @@
-//! Compiles the kernel sources: for GPUs where there is an nvcc.
+//! Compiles the kernel sources: for GPUs where there is an nvcc, and for the SIMT host where the feature
+//! `simt` asks for it.
 
 use std::error::Error;
 use std::process::ExitCode;
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[cfg(feature = "simt")]
+#[path = "build/simt.rs"]
+mod simt;
 
 /// The directories of `cuda` with kernels, each with a file of its name.
 const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
@@ -21,5 +25,8 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<(), Box<dyn Error>> {
-    nvcc::build(&FAMILIES)
+    nvcc::build(&FAMILIES)?;
+    #[cfg(feature = "simt")]
+    simt::build(&FAMILIES)?;
+    Ok(())
 }

@@ -6,9 +6,13 @@
 //! (context and stream) they are ordered on.
 
 mod cuda;
+#[cfg(feature = "simt")]
+pub mod simt;
 mod view;
 
 pub use cuda::Cuda;
+#[cfg(feature = "simt")]
+pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
 
 /// What a kernel may use of the processor it runs on.
