@@ -7,6 +7,7 @@
 mod error;
 mod load;
 mod operands;
+pub(crate) mod params;
 
 pub use error::KernelError;
 pub(crate) use operands::Operands;
