@@ -84,6 +84,7 @@ fn cpp() -> cc::Build {
         .warnings(true)
         .extra_warnings(true)
         .flag("-fno-exceptions")
+        .flag("-Wno-unknown-pragmas") // `#pragma unroll` is for nvcc.
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing");
     build
