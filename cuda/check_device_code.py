@@ -239,7 +239,7 @@ def main():
     count = sum(map(len, compiled.values()))
     if not count:
         raise Failure(f"no kernels in {arguments.cuda}")
-    print(f"{count} kernels in {len(compiled)} families, {len(found)} problems", file=sys.stderr)
+    print(f"{count} kernels and architectures, {len(found)} problems", file=sys.stderr)
     return 1 if found else 0
 
 

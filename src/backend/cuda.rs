@@ -88,7 +88,9 @@ impl Cuda {
         for image in images {
             let module = context
                 .load_module(Ptx::from_binary(image.fatbin.to_vec()))
-                .map_err(|error| BackendError::Driver(format!("the kernels cannot be loaded: {error}")))?;
+                .map_err(|error| BackendError::Driver(format!(
+                        "the kernels cannot be loaded (the driver has to be as new as the nvcc that built them): {error}"
+                    )))?;
             for &name in image.kernels {
                 let function = module.load_function(name).map_err(|error| match error.0 {
                     CUresult::CUDA_ERROR_NOT_FOUND => BackendError::NoKernel(name),

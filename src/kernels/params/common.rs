@@ -90,3 +90,13 @@ const _: () = {
     ["Offset of field: FlexdraftPagedKv::page_size"]
         [::core::mem::offset_of!(FlexdraftPagedKv, page_size) - 84usize];
 };
+/// a page id that is not below the number of pages
+pub const FLEXDRAFT_ERROR_PAGE: FlexdraftError = 1;
+/// a token id that is not of the vocabulary
+pub const FLEXDRAFT_ERROR_TOKEN: FlexdraftError = 2;
+/// a logit that is not a number
+pub const FLEXDRAFT_ERROR_NAN: FlexdraftError = 4;
+/// a sequence longer than the workspace was made for
+pub const FLEXDRAFT_ERROR_PLAN: FlexdraftError = 8;
+/// What a kernel found wrong with data on the device; bits of the device error word.
+pub type FlexdraftError = ::core::ffi::c_uint;

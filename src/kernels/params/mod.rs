@@ -6,3 +6,4 @@
 #![allow(dead_code, missing_docs, unused_imports)]
 
 pub mod common;
+pub mod glue;
