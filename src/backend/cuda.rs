@@ -86,11 +86,7 @@ impl Cuda {
         let opt_in = limits.shared_bytes_per_cta;
         let mut kernels = HashMap::new();
         for image in images {
-            let module = context
-                .load_module(Ptx::from_binary(image.fatbin.to_vec()))
-                .map_err(|error| BackendError::Driver(format!(
-                        "the kernels cannot be loaded (the driver has to be as new as the nvcc that built them): {error}"
-                    )))?;
+            let module = context.load_module(Ptx::from_binary(image.fatbin.to_vec())).map_err(unloadable)?;
             for &name in image.kernels {
                 let function = module.load_function(name).map_err(|error| match error.0 {
                     CUresult::CUDA_ERROR_NOT_FOUND => BackendError::NoKernel(name),
@@ -129,6 +125,11 @@ fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, Driv
 
 fn driver(error: DriverError) -> BackendError {
     BackendError::Driver(error.to_string())
+}
+
+fn unloadable(error: DriverError) -> BackendError {
+    let remedy = "the driver has to be as new as the CUDA whose nvcc built them";
+    BackendError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
 }
 
 /// What [`driver_is_present`] falls back to: where another crate of the build makes cudarc link libcuda,
