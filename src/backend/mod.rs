@@ -5,10 +5,12 @@
 //! what the tests run. Memory belongs to the caller: operands come as [`View`]s, which remember the queue
 //! (context and stream) they are ordered on.
 
+mod cuda;
 #[cfg(feature = "simt")]
 pub mod simt;
 mod view;
 
+pub use cuda::Cuda;
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
@@ -49,10 +51,11 @@ pub enum BackendError {
     /// No driver, or no such device.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
-    /// The crate was built without nvcc.
+    /// The crate was built without nvcc, or nvcc failed.
     #[error(
-        "flexdraft was built without CUDA device code, because no nvcc was found; install CUDA 12.8 or newer \
-         (or run `cuda/install_nvcc.sh`), point NVCC or CUDA_HOME at it, and build again"
+        "flexdraft was built without CUDA device code, because no nvcc was found or it failed (build with \
+         FLEXDRAFT_REQUIRE_NVCC=1 to see why); install CUDA 12.8 or newer (or run `cuda/install_nvcc.sh`), \
+         point NVCC or CUDA_HOME at it, and build again"
     )]
     NoDeviceCode,
     /// The image holds no such kernel.
@@ -67,6 +70,12 @@ pub enum BackendError {
         needed: u32,
         /// Bytes that a CTA can have.
         allowed: u32,
+    },
+    /// The stream belongs to another context than the loaded kernels.
+    #[error("kernel `{kernel}`: the stream belongs to another CUDA context than the kernels")]
+    Context {
+        /// The kernel.
+        kernel: &'static str,
     },
     /// The driver, or the SIMT host, reported an error.
     #[error("kernel `{kernel}`: {message}")]

@@ -7,12 +7,13 @@
 mod error;
 pub mod glue;
 mod kv;
+mod load;
 mod operands;
-mod params;
+pub(crate) mod params;
 mod pass;
 
 pub use error::KernelError;
-pub use kv::{KvStrides, PagedKv, PagedKvMut};
+pub use kv::{KvStrides, PagedKvMut};
 pub use pass::{Paging, PassTables};
 
 use crate::backend::Backend;

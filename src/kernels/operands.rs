@@ -59,19 +59,6 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
-    /// As [`read`](Operands::read), of `needed` elements or more.
-    pub fn read_at_least<T: Element>(
-        &mut self,
-        operand: &'static str,
-        view: &View<'_, T>,
-        needed: usize,
-        alignment: usize,
-    ) -> Result<*const T, KernelError> {
-        let expected = view.len().max(needed);
-        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
-        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
-    }
-
     /// The pointer to the device error word, or null without one.
     pub fn error_word(&mut self, view: Option<&ViewMut<'_, u32>>) -> Result<*mut u32, KernelError> {
         view.map_or(Ok(std::ptr::null_mut()), |view| self.write("error word", view, 1, 4))
@@ -166,7 +153,7 @@ impl Operands {
     ///
     /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
     /// with shapes that they were checked against.
-    pub unsafe fn launch<B: Backend, P: Copy>(
+    pub unsafe fn launch<B: Backend, P>(
         &self,
         backend: &B,
         stream: &B::Stream,
