@@ -9,7 +9,8 @@ and fails where the machine code is not what the kernels were written for:
 - a register spill or a stack frame: both are local memory, that is, global memory traffic;
 - static shared memory: the SIMT host knows only the dynamic kind;
 - a float atomic: the order of its additions, and so the result's bits, would change from run to run;
-- an attention kernel over keys and values without HMMA (matrix units) or LDGSTS (asynchronous copies);
+- a kernel that is a matrix product (attention over keys and values, the calibrator's W2) without HMMA
+  (matrix units) or LDGSTS (asynchronous copies), or a family that has no such kernel any more;
 - kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file.
 
 Needs nvcc (NVCC, or .cuda as cuda/install_nvcc.sh makes it, or PATH) with cuobjdump beside it.
@@ -31,8 +32,8 @@ CUDA = pathlib.Path(__file__).resolve().parent
 FAMILIES = ["attention", "sampling", "acceptance", "glue"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
-# The attention kernels that read keys and values, and what they are built from.
-MATRIX_KERNEL = re.compile(r"^(joint|mask_block)_attention")
+# The kernels of a family that are matrix products, and what these are built from.
+MATRIX_KERNELS = {"attention": r"(joint|mask_block)_attention", "sampling": r"calibrated_sample"}
 MATRIX_INSTRUCTIONS = ["HMMA", "LDGSTS"]
 
 # Columns: an opcode, or several that do the same.
@@ -162,8 +163,9 @@ def problems(family, table, kernels):
         for name in sorted(compiled ^ set(table)):
             where = "the table but not in the code" if name in table else "the code but not in the table"
             found.append(f"{name} is in {where} for {architecture}")
-    if family == "attention" and not any(MATRIX_KERNEL.match(name) for name in table):
-        found.append(f"no kernel of attention is named like {MATRIX_KERNEL.pattern}")
+    products = MATRIX_KERNELS.get(family)
+    if products and not any(re.match(products, name) for name in table):
+        found.append(f"no kernel of {family} is named like {products}")
     for kernel in kernels.values():
         label = f"{kernel.name} for {kernel.architecture}"
         local = kernel.count(*LOCAL_MEMORY)
@@ -178,7 +180,7 @@ def problems(family, table, kernels):
             opcode, *modifiers = full.split(".")
             if opcode in ATOMICS and any(re.match(r"(B?F16|F32|F64)", modifier) for modifier in modifiers):
                 found.append(f"{label}: {count} float atomics ({full})")
-        if family == "attention" and MATRIX_KERNEL.match(kernel.name):
+        if products and re.match(products, kernel.name):
             missing = [opcode for opcode in MATRIX_INSTRUCTIONS if not kernel.count(opcode)]
             if missing:
                 found.append(f"{label}: no {' and no '.join(missing)}")

@@ -100,13 +100,14 @@ class Refusals(unittest.TestCase):
     def test_attention_without_matrix_units(self):
         self.refused("no HMMA and no LDGSTS", "attention", WITHOUT_MATRIX_UNITS, "joint_attention_d64")
 
-    def test_attention_under_another_name(self):
-        status, errors, _ = check("attention", INTEGER_ATOMIC, "other")
-        self.assertEqual(status, 1)
-        self.assertIn("no kernel of attention is named like", errors)
+    def test_matrix_products_under_another_name(self):
+        for family in ["attention", "sampling"]:
+            status, errors, _ = check(family, INTEGER_ATOMIC, "other")
+            self.assertEqual(status, 1)
+            self.assertIn(f"no kernel of {family} is named like", errors)
 
     def test_stack_frames(self):
-        self.refused("256 bytes of stack frame", "sampling", STACK, "other")
+        self.refused("256 bytes of stack frame", "glue", STACK, "other")
 
     def test_spills(self):
         self.refused("bytes of spills", "acceptance", SPILL, "other")
