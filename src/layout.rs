@@ -104,6 +104,15 @@ pub struct Pass<'a> {
     pub sequences: Vec<SequenceRows<'a>>,
 }
 
+/// Which rows of a [`Pass`] an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Candidate rows: rows 0..C of the pass.
+    Candidates,
+    /// Mask rows: the rows after them.
+    Masks,
+}
+
 /// One row of a [`Pass`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {

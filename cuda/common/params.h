@@ -32,3 +32,11 @@ struct FlexdraftPagedKv {
     int32_t pages;     /* page ids are below this */
     int32_t page_size; /* 16, 32, 64 or 128 tokens */
 };
+
+/* What a kernel found wrong with data on the device; bits of the device error word. */
+enum FlexdraftError {
+    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id that is not below the number of pages */
+    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id that is not of the vocabulary */
+    FLEXDRAFT_ERROR_NAN = 4,   /* a logit that is not a number */
+    FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace was made for */
+};

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::acceptance::Rule;
 use crate::layout::Pass;
+pub use crate::layout::RowKind;
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
@@ -138,15 +139,6 @@ pub struct QkTransform<'a, V> {
     pub eps: f32,
     /// The rotation, after the norms.
     pub rope: &'a Rope,
-}
-
-/// Which rows of a [`Pass`] an operation is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowKind {
-    /// Candidate rows: rows 0..C of the pass.
-    Candidates,
-    /// Mask rows: the rows after them.
-    Masks,
 }
 
 /// A draft to be sampled: consecutive rows of calibrated logits, slots 1, 2, … of one group.

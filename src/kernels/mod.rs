@@ -5,10 +5,16 @@
 //! its caller.
 
 mod error;
+pub mod glue;
+mod kv;
+mod load;
 mod operands;
+pub(crate) mod params;
+mod pass;
 
 pub use error::KernelError;
-pub(crate) use operands::Operands;
+pub use kv::{KvStrides, PagedKvMut};
+pub use pass::{Paging, PassTables};
 
 use crate::backend::Backend;
 

@@ -59,6 +59,33 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
+    /// The pointer to the device error word, or null without one.
+    pub fn error_word(&mut self, view: Option<&ViewMut<'_, u32>>) -> Result<*mut u32, KernelError> {
+        view.map_or(Ok(std::ptr::null_mut()), |view| self.write("error word", view, 1, 4))
+    }
+
+    /// The pointer to an operand that may be missing: null then.
+    pub fn read_optional<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: Option<&View<'_, T>>,
+        expected: usize,
+        alignment: usize,
+    ) -> Result<*const T, KernelError> {
+        view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// A shape that the kernel does not support.
+    pub fn unsupported(&self, what: &'static str, found: usize, supported: &'static str) -> KernelError {
+        let found = i64::try_from(found).unwrap_or(i64::MAX);
+        KernelError::Unsupported { kernel: self.kernel, what, found, supported }
+    }
+
     /// The pointer to a workspace of at least `needed` elements.
     pub fn workspace<T: Element>(
         &mut self,
@@ -70,6 +97,17 @@ impl Operands {
         let expected = view.len().max(needed);
         self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
+    }
+
+    /// A size as the kernel counts it.
+    pub fn i32(&self, what: &'static str, value: usize) -> Result<i32, KernelError> {
+        i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: self.kernel, what })
+    }
+
+    /// The number of elements of an operand with these dimensions.
+    pub fn product(&self, what: &'static str, dims: &[usize]) -> Result<usize, KernelError> {
+        let overflow = KernelError::Overflow { kernel: self.kernel, what };
+        dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
     }
 
     fn check<T>(
@@ -115,7 +153,7 @@ impl Operands {
     ///
     /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
     /// with shapes that they were checked against.
-    pub unsafe fn launch<B: Backend, P: Copy>(
+    pub unsafe fn launch<B: Backend, P>(
         &self,
         backend: &B,
         stream: &B::Stream,

@@ -1,0 +1,9 @@
+//! The kernels' parameter structs, generated from `cuda/*/params.h`: one module a header.
+//!
+//! The crate in `bindings` writes these files and tests that they are those of the headers.
+
+// C has no documentation comments, and not all that it declares is used here.
+#![allow(dead_code, missing_docs, unused_imports)]
+
+pub mod common;
+pub mod glue;
