@@ -104,6 +104,29 @@ pub struct Pass<'a> {
     pub sequences: Vec<SequenceRows<'a>>,
 }
 
+/// Shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of query heads.
+    pub q_heads: usize,
+    /// Number of KV heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
+    pub fn qkv_cols(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of a row of attention output.
+    pub fn out_cols(&self) -> usize {
+        self.q_heads * self.head_dim
+    }
+}
+
 /// Which rows of a [`Pass`] an operation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {

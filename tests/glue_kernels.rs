@@ -8,7 +8,7 @@ use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::glue::{Embed, Gather, NormRopeAppend, RmsNorm, RopeTable, SiluAdd, SiluMul};
 use flexdraft::kernels::{KernelError, Kernels, KvStrides, PagedKvMut, Paging, PassTables};
-use flexdraft::layout::{Pass, RowKind, SequenceRows};
+use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -287,9 +287,7 @@ proptest! {
                     k_strides: strides,
                     v_strides: strides,
                 },
-                q_heads,
-                kv_heads,
-                head_dim,
+                shape: AttentionShape { q_heads, kv_heads, head_dim },
                 error: Some(stream.view_mut(&mut error)),
             }).unwrap();
         }

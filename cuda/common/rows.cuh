@@ -7,6 +7,7 @@
 struct PassRow {
     int32_t sequence; // -1: padding
     int32_t position;
+    int32_t limit; // the last cached position that it sees
     bool mask;
 };
 
@@ -31,19 +32,21 @@ FLEXDRAFT_INLINE int32_t nth_bit(uint64_t bits, int32_t n) {
 }
 
 FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
-    PassRow result = {-1, 0, false};
+    PassRow result = {-1, 0, -1, false};
     if (pass.batch == 0) return result;
     if (row < __ldg(pass.first_candidate + pass.batch)) {
         const int32_t sequence = owner_of(pass.first_candidate, pass.batch, row);
         result.sequence = sequence;
         result.position = __ldg(pass.start + sequence) + row - __ldg(pass.first_candidate + sequence);
+        result.limit = result.position;
     } else if (row < __ldg(pass.first_mask + pass.batch)) {
         const int32_t sequence = owner_of(pass.first_mask, pass.batch, row);
         const int32_t place = row - __ldg(pass.first_mask + sequence);
         const int32_t slots = __ldg(pass.slots + sequence);
         const int32_t group = nth_bit(__ldg(pass.groups + sequence), place / slots);
         result.sequence = sequence;
-        result.position = __ldg(pass.start + sequence) + group + 1 + place % slots;
+        result.limit = __ldg(pass.start + sequence) + group;
+        result.position = result.limit + 1 + place % slots;
         result.mask = true;
     }
     return result;

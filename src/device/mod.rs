@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::acceptance::Rule;
 use crate::layout::Pass;
-pub use crate::layout::RowKind;
+pub use crate::layout::{AttentionShape, RowKind};
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
@@ -73,29 +73,6 @@ pub enum Precision {
     /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even);
     /// sums are still taken in f32. Logits stay f32.
     Bf16,
-}
-
-/// Shape of an attention layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Number of query heads.
-    pub q_heads: usize,
-    /// Number of KV heads; divides `q_heads`.
-    pub kv_heads: usize,
-    /// Dimensions of a head.
-    pub head_dim: usize,
-}
-
-impl AttentionShape {
-    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
-    pub fn qkv_cols(&self) -> usize {
-        (self.q_heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    /// Columns of a row of attention output.
-    pub fn out_cols(&self) -> usize {
-        self.q_heads * self.head_dim
-    }
 }
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.

@@ -15,7 +15,7 @@ use super::params::glue::{
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, View, ViewMut};
-use crate::layout::RowKind;
+use crate::layout::{AttentionShape, RowKind};
 
 /// Threads of a CTA, which has a row (`row_threads` in glue.cu).
 const ROW_THREADS: u32 = 128;
@@ -132,12 +132,8 @@ pub struct NormRopeAppend<'a, B: Backend> {
     pub eps: f32,
     /// The layer's cache.
     pub cache: PagedKvMut<'a>,
-    /// Query heads.
-    pub q_heads: usize,
-    /// KV heads.
-    pub kv_heads: usize,
-    /// 64 or 128.
-    pub head_dim: usize,
+    /// The heads; head_dim is 64 or 128.
+    pub shape: AttentionShape,
     /// Device error word `[1]`, if there is one.
     pub error: Option<ViewMut<'a, u32>>,
 }
@@ -326,26 +322,17 @@ impl<B: Backend> Kernels<B> {
         stream: &B::Stream,
         args: &NormRopeAppend<'_, B>,
     ) -> Result<(), KernelError> {
-        let kernel = match args.head_dim {
+        let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
+        let kernel = match head_dim {
             64 => "norm_rope_append_d64",
             _ => "norm_rope_append_d128",
         };
         let mut operands = Operands::new(kernel, self.backend.queue(stream));
-        let head_dim = args.head_dim;
-        if ![64, 128].contains(&head_dim) {
-            return Err(operands.unsupported("head_dim", head_dim, "64, 128"));
-        }
-        let overflow = KernelError::Overflow { kernel, what: "heads" };
-        let kv_heads_twice = args.kv_heads.checked_mul(2).ok_or(overflow.clone())?;
-        let heads = args.q_heads.checked_add(kv_heads_twice).ok_or(overflow)?;
-        let stride = operands.product("qkv", &[heads, head_dim])?;
-        if args.q_heads == 0 || args.kv_heads == 0 {
-            return Err(operands.unsupported("number of heads", 0, "1 and more"));
-        }
+        let stride = operands.qkv_cols(args.shape)?;
         let rows = (args.qkv.len() / stride).max(args.pass.rows());
         let (pass, page_table, page_table_stride) =
             args.pass.params(&self.backend, stream, &mut operands, rows)?;
-        let (paging, kv_heads) = (args.pass.paging(), args.kv_heads);
+        let paging = args.pass.paging();
         let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
         let (first_row, end_row) = match args.kind {
             RowKind::Candidates => (0, args.pass.candidates()),
@@ -366,13 +353,13 @@ impl<B: Backend> Kernels<B> {
             error: operands.error_word(args.error.as_ref())?,
             qkv_stride: operands.i32("qkv columns", stride)?.into(),
             eps: args.eps,
-            q_heads: operands.i32("q heads", args.q_heads)?,
+            q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
             first_row: operands.i32("rows", first_row)?,
             end_row: operands.i32("rows", end_row)?,
             unused: 0,
         };
-        let head_ctas = operands.i32("heads", heads)?.cast_unsigned().div_ceil(ROW_THREADS / 32);
+        let head_ctas = operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(ROW_THREADS / 32);
         let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
         let grid = Grid { ctas, threads: ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `rope_table`; page ids are checked by the kernel again.

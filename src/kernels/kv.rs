@@ -6,7 +6,7 @@ use super::KernelError;
 use super::operands::Operands;
 use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
-use crate::backend::ViewMut;
+use crate::backend::{View, ViewMut};
 
 /// Distances between the elements of a paged K or V tensor, in elements; those of a head are adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,19 @@ impl KvStrides {
         let head = last_head.checked_mul(self.head)?;
         page.checked_add(token)?.checked_add(head)?.checked_add(head_dim)
     }
+}
+
+/// One layer of a paged KV cache that a kernel reads.
+#[derive(Debug)]
+pub struct PagedKv<'a> {
+    /// K.
+    pub k: View<'a, bf16>,
+    /// V.
+    pub v: View<'a, bf16>,
+    /// Of K.
+    pub k_strides: KvStrides,
+    /// Of V.
+    pub v_strides: KvStrides,
 }
 
 /// One layer of a paged KV cache that a kernel appends to.
@@ -102,6 +115,22 @@ impl KvShape {
             pages: self.paging.pages as i32,
             page_size: self.paging.page_size as i32,
         }
+    }
+}
+
+impl PagedKv<'_> {
+    pub(super) fn params(
+        &self,
+        operands: &mut Operands,
+        shape: &KvShape,
+    ) -> Result<FlexdraftPagedKv, KernelError> {
+        let (k, v) = (
+            shape.extent(operands, "k cache", self.k_strides)?,
+            shape.extent(operands, "v cache", self.v_strides)?,
+        );
+        let k = operands.read_at_least("k cache", &self.k, k, 16)? as u64;
+        let v = operands.read_at_least("v cache", &self.v, v, 16)? as u64;
+        Ok(shape.params((k, self.k_strides), (v, self.v_strides)))
     }
 }
 

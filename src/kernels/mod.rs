@@ -4,6 +4,7 @@
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
 //! its caller.
 
+pub mod attention;
 mod error;
 pub mod glue;
 mod kv;
@@ -13,7 +14,7 @@ pub(crate) mod params;
 mod pass;
 
 pub use error::KernelError;
-pub use kv::{KvStrides, PagedKvMut};
+pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use pass::{Paging, PassTables};
 
 use crate::backend::Backend;

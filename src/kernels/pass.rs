@@ -4,7 +4,7 @@ use super::KernelError;
 use super::operands::Operands;
 use super::params::common::FlexdraftPass;
 use crate::backend::Backend;
-use crate::layout::{MAX_BLOCK_SIZE, Pass};
+use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
 
 /// The tables of a [`Pass`] in device memory: where each sequence's rows are and which pages it has. They
 /// were checked before they were uploaded and nothing else writes them, so kernels can rely on them.
@@ -19,6 +19,8 @@ pub struct PassTables<B: Backend> {
     batch: usize,
     candidates: usize,
     masks: usize,
+    longest: usize,
+    most_rows: usize,
     paging: Paging,
 }
 
@@ -62,8 +64,18 @@ impl<B: Backend> PassTables<B> {
         let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(5 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
         let memory = backend.allocate(stream, words)?;
-        let (staging, paging) = (vec![0; words], Paging::default());
-        Ok(PassTables { memory, staging, max_batch, max_pages, batch: 0, candidates: 0, masks: 0, paging })
+        Ok(PassTables {
+            memory,
+            staging: vec![0; words],
+            max_batch,
+            max_pages,
+            batch: 0,
+            candidates: 0,
+            masks: 0,
+            longest: 0,
+            most_rows: 0,
+            paging: Paging::default(),
+        })
     }
 
     /// Checks `pass` and replaces the tables by its.
@@ -103,6 +115,9 @@ impl<B: Backend> PassTables<B> {
         self.set(Table::FirstMask, batch, first_mask);
         backend.upload(stream, &self.staging, &mut self.memory)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
+        self.longest = pass.sequences.iter().map(visible).max().unwrap_or(0);
+        self.most_rows =
+            pass.sequences.iter().map(|s| s.candidates + s.groups.len() * s.slots).max().unwrap_or(0);
         Ok(())
     }
 
@@ -129,8 +144,7 @@ impl<B: Backend> PassTables<B> {
                 at_most(sequence, "page id", (page as usize).saturating_add(1), paging.pages)?;
             }
             // Positions 0..end are written or seen; those of slots come after them.
-            let groups_end = rows.groups.last().map_or(0, |last| last + 1);
-            let end = rows.start.saturating_add(rows.candidates.max(groups_end));
+            let end = visible(rows);
             at_most(sequence, "cached positions", end, rows.pages.len() * paging.page_size)?;
             at_most(sequence, "last position", end.saturating_add(MAX_BLOCK_SIZE), i32::MAX as usize)?;
             candidates += rows.candidates;
@@ -173,6 +187,16 @@ impl<B: Backend> PassTables<B> {
         self.candidates + self.masks
     }
 
+    /// Cached positions that the rows of a sequence see at most.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Rows that a sequence has at most.
+    pub fn most_rows(&self) -> usize {
+        self.most_rows
+    }
+
     /// How the cache is divided that its page ids are of.
     pub fn paging(&self) -> Paging {
         self.paging
@@ -200,4 +224,9 @@ impl<B: Backend> PassTables<B> {
         };
         Ok((pass, table(Table::Pages), self.max_pages as i64))
     }
+}
+
+/// Cached positions that some row of the sequence sees.
+fn visible(rows: &SequenceRows<'_>) -> usize {
+    rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
 }
