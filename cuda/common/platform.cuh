@@ -19,6 +19,9 @@
 
 #define FLEXDRAFT_INLINE __device__ __forceinline__
 
+// The kernels of a file, which the SIMT host finds by it.
+#define FLEXDRAFT_KERNEL_TABLE(family, ...)
+
 #else
 
 #include "../simt/device.h"

@@ -5,8 +5,12 @@
 //! what the tests run. Memory belongs to the caller: operands come as [`View`]s, which remember the queue
 //! (context and stream) they are ordered on.
 
+#[cfg(feature = "simt")]
+pub mod simt;
 mod view;
 
+#[cfg(feature = "simt")]
+pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
 
 /// What a kernel may use of the processor it runs on.

@@ -1,5 +1,6 @@
 //! Chat templates: messages rendered to a prompt, as transformers' `apply_chat_template` does.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -82,8 +83,7 @@ impl ChatTemplate {
         source: &str,
         special_tokens: Vec<(&'static str, Value)>,
     ) -> Result<Self, LoadError> {
-        let environment = environment(source)
-            .map_err(|error| LoadError::ChatTemplate { path: path.clone(), reason: full_message(&error) })?;
+        let environment = guarded(&path, || environment(source))?;
         Ok(Self { path, environment, special_tokens })
     }
 
@@ -126,9 +126,7 @@ impl ChatTemplate {
             ("strftime_now", strftime_now),
         ];
         let context: Value = variables.into_iter().chain(self.special_tokens.iter().cloned()).collect();
-        self.environment.get_template(NAME).and_then(|template| template.render(context)).map_err(|error| {
-            LoadError::ChatTemplate { path: self.path.clone(), reason: full_message(&error) }
-        })
+        guarded(&self.path, || self.environment.get_template(NAME)?.render(context))
     }
 }
 
@@ -154,6 +152,17 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     });
     environment.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(environment)
+}
+
+/// Runs a call into the `minijinja` crate, whose arithmetic on slices can overflow: a panic in it is an
+/// error here.
+fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
+    let reason = match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => full_message(&error),
+        Err(_) => "the template engine failed on it".to_owned(),
+    };
+    Err(LoadError::ChatTemplate { path: path.into(), reason })
 }
 
 /// Writes values as Python's Jinja does, where that differs.

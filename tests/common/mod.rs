@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod bounds;
 pub mod gguf;
 pub mod models;
 pub mod policies;

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::buffer::Buffer;
 use super::check;
 use super::pool::Pool;
-use super::product::{Matrix, products};
-use super::simd::{Element, Kernel, Simd, Vectors};
+use super::product::{Factor, Matrix, Rows, products};
+use super::simd::{Element, Kernel, LANES, PAIRS, Simd, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
 
@@ -153,14 +155,23 @@ impl Linear {
             let (found, expected) = (part.weight.elements().len(), part.outputs * part.stored);
             check::shape(operation, "elements of weight", &[expected], &[found])?;
         }
+        // Rounded to bf16 already: packing it loses nothing.
+        let in_pairs = vectors.multiplies_pairs()
+            && x.precision() == Precision::Bf16
+            && self.parts.iter().any(|part| matches!(part.weight.elements(), Elements::Bf16(_)));
         let x = x.matrix(rows.clone());
+        let packed: Vec<bf16> = if in_pairs { pack(&x) } else { Vec::new() };
+        let pairs = Matrix { elements: packed.as_slice(), stride: x.cols, rows: x.rows, cols: x.cols };
         let work = x.rows.saturating_mul(self.in_cols).saturating_mul(self.out_cols);
         let precision = out.precision();
         let tasks = self.tasks(pool.threads(), out.rows_in_mut(rows).collect());
         pool.for_each(tasks, work, |task| match task.part.weight.elements() {
-            Elements::F32(w) => vectors.run(Columns { w, x, task, output, precision }),
-            Elements::F16(w) => vectors.run(Columns { w, x, task, output, precision }),
-            Elements::Bf16(w) => vectors.run(Columns { w, x, task, output, precision }),
+            Elements::F32(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
+            Elements::F16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
+            Elements::Bf16(w) if in_pairs => {
+                vectors.run(Columns::<_, _, PAIRS> { w, x: pairs, task, output, precision });
+            }
+            Elements::Bf16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
         });
         Ok(())
     }
@@ -194,16 +205,22 @@ struct Task<'a> {
     out: Vec<&'a mut [f32]>,
 }
 
-struct Columns<'a, T> {
+/// The elements of `x`, which bf16 holds exactly, side by side.
+fn pack(x: &Matrix<'_, f32>) -> Vec<bf16> {
+    (0..x.rows).flat_map(|row| x.row(row)).map(|&value| bf16::from_f32(value)).collect()
+}
+
+/// Columns of the output, by products of `K` elements at a time.
+struct Columns<'a, X, T, const K: usize> {
     /// The stored matrix.
     w: &'a [T],
-    x: Matrix<'a, f32>,
+    x: Matrix<'a, X>,
     task: Task<'a>,
     output: Output,
     precision: Precision,
 }
 
-impl<T: Element> Kernel for Columns<'_, T> {
+impl<X: Factor<T, K>, T: Element, const K: usize> Kernel for Columns<'_, X, T, K> {
     type Output = ();
 
     #[inline(always)]
@@ -211,7 +228,7 @@ impl<T: Element> Kernel for Columns<'_, T> {
         let Self { w, x, task: Task { part, columns, mut out }, output, precision } = self;
         let w = part.matrix(w).rows_from(columns.start, columns.len());
         let bias = part.bias.as_ref().map(|bias| &bias[columns]);
-        let row_bytes = x.cols.max(1) * size_of::<f32>();
+        let row_bytes = x.cols.max(1) * size_of::<X>();
         let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
         for (block, out) in out.chunks_mut(block_rows).enumerate() {
             let x = x.rows_from(block * block_rows, out.len());

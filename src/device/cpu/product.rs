@@ -1,12 +1,67 @@
 //! The row-invariant matrix product: `out[m][n] = Σ_k x[m][k] · w[n][k]`.
 //!
 //! A general matrix product picks its order of summation by the number of rows; this one never does.
-//! Every dot product is taken alike: lane l of 16 adds up k = l, l + 16, l + 32, … in this order, with
-//! zeros after the end of the row, and then the lanes are added by the tree of [`Simd::sum`]. A tile of
-//! the product is so many independent dot products side by side, so neither the number of rows nor the
-//! place of a row in a tile changes a bit of its result.
+//! Every dot product is taken alike: lane l of 16 adds up k = l, l + 16, l + 32, … in this order (of bf16
+//! elements on both sides, where the hardware multiplies them in pairs: k = 2l + 1, 2l, 2l + 33, 2l + 32,
+//! …), with zeros after the end of the row, and then the lanes are added by the tree of [`Simd::sum`]. A
+//! tile of the product is so many independent dot products side by side, so neither the number of rows nor
+//! the place of a row in a tile changes a bit of its result.
 
-use super::simd::{Element, LANES, Simd, padded};
+use half::bf16;
+
+use super::simd::{Element, LANES, PAIRS, Simd, padded};
+
+/// Elements that multiply elements of `T`, `K` at a time.
+pub(super) trait Factor<T: Element, const K: usize>: Element {
+    /// `K` elements of this type in registers.
+    type Left<S: Simd>: Copy;
+    /// `K` elements of `T` in registers.
+    type Right<S: Simd>: Copy;
+
+    fn left<S: Simd>(simd: S, from: &[Self; K]) -> Self::Left<S>;
+    fn right<S: Simd>(simd: S, from: &[T; K]) -> Self::Right<S>;
+    fn multiply_add<S: Simd>(simd: S, x: Self::Left<S>, w: Self::Right<S>, to: S::Lanes) -> S::Lanes;
+}
+
+impl<T: Element> Factor<T, LANES> for f32 {
+    type Left<S: Simd> = S::Lanes;
+    type Right<S: Simd> = S::Lanes;
+
+    #[inline(always)]
+    fn left<S: Simd>(simd: S, from: &[f32; LANES]) -> S::Lanes {
+        simd.load(from)
+    }
+
+    #[inline(always)]
+    fn right<S: Simd>(simd: S, from: &[T; LANES]) -> S::Lanes {
+        T::load(simd, from)
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, x: S::Lanes, w: S::Lanes, to: S::Lanes) -> S::Lanes {
+        simd.mul_add(x, w, to)
+    }
+}
+
+impl Factor<bf16, PAIRS> for bf16 {
+    type Left<S: Simd> = S::Pairs;
+    type Right<S: Simd> = S::Pairs;
+
+    #[inline(always)]
+    fn left<S: Simd>(simd: S, from: &[bf16; PAIRS]) -> S::Pairs {
+        simd.load_pairs(from)
+    }
+
+    #[inline(always)]
+    fn right<S: Simd>(simd: S, from: &[bf16; PAIRS]) -> S::Pairs {
+        simd.load_pairs(from)
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(simd: S, x: S::Pairs, w: S::Pairs, to: S::Lanes) -> S::Lanes {
+        simd.dot_pairs(x, w, to)
+    }
+}
 
 /// Rows of equal length, wherever they lie.
 pub(super) trait Rows<T> {
@@ -61,46 +116,46 @@ impl<T> Rows<T> for Matrix<'_, T> {
 /// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
 /// once, x from the cache often.
 #[inline(always)]
-pub(super) fn products<S: Simd, T: Element>(
+pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
     simd: S,
-    x: impl Rows<f32>,
+    x: impl Rows<X>,
     w: impl Rows<T>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
     // Accumulators, and a row or column of operands beside them, fill the register file.
     if S::REGISTERS >= 32 {
-        columns::<S, T, 4, 6>(simd, &x, &w, sink);
+        columns::<S, X, T, K, 4, 6>(simd, &x, &w, sink);
     } else if S::REGISTERS >= 8 {
-        columns::<S, T, 2, 3>(simd, &x, &w, sink);
+        columns::<S, X, T, K, 2, 3>(simd, &x, &w, sink);
     } else {
-        columns::<S, T, 1, 2>(simd, &x, &w, sink);
+        columns::<S, X, T, K, 1, 2>(simd, &x, &w, sink);
     }
 }
 
 /// The product in tiles of up to `R` rows of x and `C` rows of w.
 #[inline(always)]
-fn columns<S: Simd, T: Element, const R: usize, const C: usize>(
+fn columns<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<f32>,
+    x: &impl Rows<X>,
     w: &impl Rows<T>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
     let mut n = 0;
     while n + C <= w.len() {
-        rows::<S, T, R, C>(simd, x, w, n, sink);
+        rows::<S, X, T, K, R, C>(simd, x, w, n, sink);
         n += C;
     }
     while n < w.len() {
-        rows::<S, T, R, 1>(simd, x, w, n, sink);
+        rows::<S, X, T, K, R, 1>(simd, x, w, n, sink);
         n += 1;
     }
 }
 
 /// All rows of x with the `C` rows of w from row `n` on.
 #[inline(always)]
-fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
+fn rows<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<f32>,
+    x: &impl Rows<X>,
     w: &impl Rows<T>,
     n: usize,
     sink: &mut impl FnMut(usize, usize, f32),
@@ -114,17 +169,17 @@ fn rows<S: Simd, T: Element, const R: usize, const C: usize>(
     let w = Block { rows: w_rows, first: n, ahead };
     let mut m = 0;
     if R <= x.len() {
-        tile::<S, T, R, C, true>(simd, x, m, &w, sink);
+        tile::<S, X, T, K, R, C, true>(simd, x, m, &w, sink);
         m += R;
     }
     while m + R <= x.len() {
-        tile::<S, T, R, C, false>(simd, x, m, &w, sink);
+        tile::<S, X, T, K, R, C, false>(simd, x, m, &w, sink);
         m += R;
     }
     match x.len() - m {
-        3 if R > 3 => tile::<S, T, 3, C, true>(simd, x, m, &w, sink),
-        2 if R > 2 => tile::<S, T, 2, C, true>(simd, x, m, &w, sink),
-        1 if R > 1 => tile::<S, T, 1, C, true>(simd, x, m, &w, sink),
+        3 if R > 3 => tile::<S, X, T, K, 3, C, true>(simd, x, m, &w, sink),
+        2 if R > 2 => tile::<S, X, T, K, 2, C, true>(simd, x, m, &w, sink),
+        1 if R > 1 => tile::<S, X, T, K, 1, C, true>(simd, x, m, &w, sink),
         _ => {}
     }
 }
@@ -140,15 +195,23 @@ struct Block<'a, T, const C: usize> {
 
 /// The `R` rows of x from row `m` on with a block of w.
 #[inline(always)]
-fn tile<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
+fn tile<
+    S: Simd,
+    X: Factor<T, K>,
+    T: Element,
+    const K: usize,
+    const R: usize,
+    const C: usize,
+    const FETCH: bool,
+>(
     simd: S,
-    x: &impl Rows<f32>,
+    x: &impl Rows<X>,
     m: usize,
     w: &Block<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
-    let x_rows: [&[f32]; R] = std::array::from_fn(|r| x.row(m + r));
-    let sums = dots::<S, T, R, C, FETCH>(simd, &x_rows, w);
+    let x_rows: [&[X]; R] = std::array::from_fn(|r| x.row(m + r));
+    let sums = dots::<S, X, T, K, R, C, FETCH>(simd, &x_rows, w);
     for (m, sums) in (m..).zip(sums) {
         for (n, sum) in (w.first..).zip(sums) {
             sink(m, n, sum);
@@ -158,36 +221,41 @@ fn tile<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
 
 /// `R` × `C` dot products.
 #[inline(always)]
-fn dots<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
+fn dots<
+    S: Simd,
+    X: Factor<T, K>,
+    T: Element,
+    const K: usize,
+    const R: usize,
+    const C: usize,
+    const FETCH: bool,
+>(
     simd: S,
-    x: &[&[f32]; R],
+    x: &[&[X]; R],
     w: &Block<'_, T, C>,
 ) -> [[f32; C]; R] {
     let (ahead, w) = (w.ahead, &w.rows);
     let depth = x[0].len();
-    let chunks = depth / LANES;
-    let mut x_chunks: [&[[f32; LANES]]; R] = [&[]; R];
+    let chunks = depth / K;
+    let mut x_chunks: [&[[X; K]]; R] = [&[]; R];
     for r in 0..R {
         x_chunks[r] = &x[r].as_chunks().0[..chunks];
     }
-    let mut w_chunks: [&[[T; LANES]]; C] = [&[]; C];
+    let mut w_chunks: [&[[T; K]]; C] = [&[]; C];
     for c in 0..C {
         w_chunks[c] = &w[c].as_chunks().0[..chunks];
     }
 
     let mut lanes = [[simd.splat(0.0); C]; R];
     for k in 0..chunks {
-        let mut x = [simd.splat(0.0); R];
-        for r in 0..R {
-            x[r] = simd.load(&x_chunks[r][k]);
-        }
+        let x: [X::Left<S>; R] = std::array::from_fn(|r| X::left(simd, &x_chunks[r][k]));
         for c in 0..C {
             if FETCH {
                 simd.prefetch(w_chunks[c][k].as_ptr().wrapping_byte_offset(ahead));
             }
-            let weight = T::load(simd, &w_chunks[c][k]);
+            let weight = X::right(simd, &w_chunks[c][k]);
             for r in 0..R {
-                lanes[r][c] = simd.mul_add(x[r], weight, lanes[r][c]);
+                lanes[r][c] = X::multiply_add(simd, x[r], weight, lanes[r][c]);
             }
         }
     }
@@ -204,9 +272,9 @@ fn dots<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
     for r in 0..R {
         for c in 0..C {
             let mut lanes = simd.load(&stored[r][c]);
-            if chunks * LANES < depth {
-                let x = simd.load(&padded(&x[r][chunks * LANES..depth]));
-                lanes = simd.mul_add(x, T::load(simd, &padded(&w[c][chunks * LANES..depth])), lanes);
+            if chunks * K < depth {
+                let x = X::left(simd, &padded(&x[r][chunks * K..depth]));
+                lanes = X::multiply_add(simd, x, X::right(simd, &padded(&w[c][chunks * K..depth])), lanes);
             }
             sums[r][c] = simd.sum(lanes);
         }
@@ -217,5 +285,5 @@ fn dots<S: Simd, T: Element, const R: usize, const C: usize, const FETCH: bool>(
 /// One dot product, in the order of all of them.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: Element>(simd: S, x: &[f32], w: &[T]) -> f32 {
-    dots::<S, T, 1, 1, false>(simd, &[x], &Block { rows: [w], first: 0, ahead: 0 })[0][0]
+    dots::<S, f32, T, LANES, 1, 1, false>(simd, &[x], &Block { rows: [w], first: 0, ahead: 0 })[0][0]
 }

@@ -14,6 +14,9 @@ use half::{bf16, f16};
 /// Lanes of a vector.
 pub(super) const LANES: usize = 16;
 
+/// Elements of bf16 that are multiplied in pairs, a pair a lane.
+pub(super) const PAIRS: usize = 2 * LANES;
+
 /// Instruction sets that the CPU device has code for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InstructionSet {
@@ -23,12 +26,14 @@ pub enum InstructionSet {
     Avx2,
     /// x86-64 with AVX-512F and AVX-512VL.
     Avx512,
+    /// … and with dot products of bf16 pairs: AVX-512_BF16.
+    Avx512Bf16,
 }
 
 impl InstructionSet {
     /// The instruction sets that this machine has, the fastest last.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512]
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
             .into_iter()
             .filter(|&set| Vectors::new(set).is_some())
             .collect()
@@ -42,7 +47,9 @@ pub(super) enum Vectors {
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
+    Avx512(x86::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(x86::Avx512<true>),
 }
 
 impl Vectors {
@@ -54,8 +61,10 @@ impl Vectors {
             InstructionSet::Avx2 => x86::Avx2::detect().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => x86::Avx512::detect().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Bf16 => x86::Avx512::detect().map(Self::Avx512Bf16),
             #[cfg(not(target_arch = "x86_64"))]
-            InstructionSet::Avx2 | InstructionSet::Avx512 => None,
+            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => None,
         }
     }
 
@@ -73,6 +82,8 @@ impl Vectors {
             Self::Avx2(_) => InstructionSet::Avx2,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => InstructionSet::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => InstructionSet::Avx512Bf16,
         }
     }
 
@@ -84,7 +95,14 @@ impl Vectors {
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(simd) => simd.run(kernel),
         }
+    }
+
+    /// Whether pairs of bf16 are multiplied by the hardware as they are, twice as many at a time as f32.
+    pub(super) fn multiplies_pairs(self) -> bool {
+        self.instruction_set() == InstructionSet::Avx512Bf16
     }
 }
 
@@ -129,6 +147,15 @@ pub(super) trait Simd: Copy {
     /// a · b + c, rounded once where the hardware can and twice where it cannot.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
+    /// 32 elements of bf16.
+    type Pairs: Copy;
+
+    fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs;
+
+    /// Lane l of c + a[2l + 1] · b[2l + 1] + a[2l] · b[2l], rounded after each sum (and each product, where
+    /// there is no fused multiply-add). With AVX-512_BF16 subnormal numbers count as zero.
+    fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes;
+
     /// Asks for a cache line that will be read later. The address may be any.
     fn prefetch<T>(self, at: *const T);
 
@@ -162,10 +189,10 @@ impl Element for bf16 {
     }
 }
 
-/// Fewer than sixteen elements, followed by zeros.
+/// Fewer than `K` elements, followed by zeros.
 #[inline(always)]
-pub(super) fn padded<T: Element>(tail: &[T]) -> [T; LANES] {
-    let mut lanes = [T::default(); LANES];
+pub(super) fn padded<T: Element, const K: usize>(tail: &[T]) -> [T; K] {
+    let mut lanes = [T::default(); K];
     for (lane, &element) in lanes.iter_mut().zip(tail) {
         *lane = element;
     }
@@ -284,6 +311,23 @@ impl Simd for Portable {
         c
     }
 
+    /// The even elements and the odd ones.
+    type Pairs = [[f32; LANES]; 2];
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs {
+        let mut pairs = [[0.0; LANES]; 2];
+        for (l, pair) in from.as_chunks::<2>().0.iter().enumerate() {
+            (pairs[0][l], pairs[1][l]) = (pair[0].to_f32(), pair[1].to_f32());
+        }
+        pairs
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
+        self.mul_add(a[0], b[0], self.mul_add(a[1], b[1], c))
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
 
@@ -343,6 +387,12 @@ mod tests {
                 out.extend(stored);
             }
             out.push(simd.sum(a));
+            let pairs: [bf16; PAIRS] = std::array::from_fn(|i| bf16::from_f32(i as f32 - 9.0));
+            let [x, y] =
+                [pairs, std::array::from_fn(|i| pairs[PAIRS - 1 - i])].map(|pairs| simd.load_pairs(&pairs));
+            let mut stored = [0.0; LANES];
+            simd.store(simd.dot_pairs(x, y, c), &mut stored);
+            out.extend(stored);
             // Without rounding error, so that fused or not is the same.
             out.push(simd.sum(simd.mul_add(simd.splat(2.0), c, c)));
             out
@@ -366,6 +416,8 @@ mod tests {
         assert_eq!(expected[9 * LANES], b[0] * 2f32.powi(-80));
         assert_eq!(expected[9 * LANES + 4], b[4]);
         assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
+        // Lane 5 has elements 10 and 11 of the pairs, which are 1 and 2, by 12 and 11, plus c.
+        assert_eq!(expected[10 * LANES + 1 + 5], 1.0 + 1.0 * 12.0 + 2.0 * 11.0);
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();

@@ -1,4 +1,4 @@
-//! AVX2 (with FMA and F16C) and AVX-512F.
+//! AVX2 (with FMA and F16C), AVX-512F, and AVX-512F with BF16.
 //!
 //! Intel's guide names each instruction: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide>.
 
@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, PAIRS, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +130,28 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
 
+    /// 16 elements each.
+    type Pairs = [__m256i; 2];
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs {
+        let from = from.as_ptr().cast::<__m256i>();
+        // SAFETY: `self` exists, so the machine has AVX2; both loads of 16 elements are within the 32,
+        // and need no alignment.
+        unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` exists, so the machine has AVX2 and FMA.
+        unsafe {
+            [
+                _mm256_fmadd_ps(even8(a[0]), even8(b[0]), _mm256_fmadd_ps(odd8(a[0]), odd8(b[0]), c[0])),
+                _mm256_fmadd_ps(even8(a[1]), even8(b[1]), _mm256_fmadd_ps(odd8(a[1]), odd8(b[1]), c[1])),
+            ]
+        }
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
@@ -149,25 +171,30 @@ impl Simd for Avx2 {
 /// VL is what lets the 256-bit steps of [`Simd::sum`] use all 32 registers; without it the compiler
 /// keeps accumulators in the lower 16, and spills.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Avx512(());
+pub(in super::super) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     pub(super) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-        found.then_some(Self(()))
+        (found && (!BF16 || is_x86_feature_detected!("avx512bf16"))).then_some(Self(()))
     }
 
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512vl")]
-        fn enabled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+        fn enabled<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists, so the machine has both features.
-        unsafe { enabled(self, kernel) }
+        #[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
+        fn enabled_bf16<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists, so the machine has the features: those of the first two, and with `BF16`
+        // the third.
+        unsafe { if BF16 { enabled_bf16(self, kernel) } else { enabled(self, kernel) } }
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type Lanes = __m512;
 
     const REGISTERS: usize = 32;
@@ -255,6 +282,32 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
+    type Pairs = __m512i;
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs {
+        // SAFETY: `self` exists, so the machine has AVX-512F; the load is of the 32 elements and needs no
+        // alignment.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
+        if BF16 {
+            // SAFETY: a 64-byte vector is a 64-byte vector; `self` exists, so the machine has AVX-512_BF16.
+            unsafe {
+                _mm512_dpbf16_ps(
+                    c,
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                )
+            }
+        } else {
+            // SAFETY: `self` exists, so the machine has AVX-512F.
+            unsafe { _mm512_fmadd_ps(even16(a), even16(b), _mm512_fmadd_ps(odd16(a), odd16(b), c)) }
+        }
+    }
+
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
@@ -281,6 +334,34 @@ fn scale8(x: __m256, n: __m256) -> __m256 {
     let n = _mm256_cvtps_epi32(n);
     let half = _mm256_srai_epi32::<1>(n);
     _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+}
+
+/// Elements 0, 2, … of sixteen bf16.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn even8(pairs: __m256i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))
+}
+
+/// Elements 1, 3, … of sixteen bf16.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn odd8(pairs: __m256i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+/// Elements 0, 2, … of 32 bf16.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn even16(pairs: __m512i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))
+}
+
+/// Elements 1, 3, … of 32 bf16.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn odd16(pairs: __m512i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
 }
 
 /// The last three levels of the tree of [`Simd::sum`].

@@ -1,0 +1,90 @@
+//! The SIMT host: its own sources, and every kernel file twice, plain and with the hooks of its checks.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// The host's own sources, which no check looks at.
+const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
+
+/// The two builds of the kernels, and the compiler's options of each.
+const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];
+
+pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
+    let cuda = Path::new("cuda");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut kernels: Vec<(String, PathBuf)> = families
+        .iter()
+        .map(|family| (family.to_string(), cuda.join(family).join(format!("{family}.cu"))))
+        .filter(|(_, path)| path.exists())
+        .collect();
+    kernels.push(("planted".into(), cuda.join("simt/tests/planted.cu")));
+
+    for (variant, options) in VARIANTS {
+        let mut compiler = cpp();
+        compiler.define("FLEXDRAFT_VARIANT", variant);
+        options.iter().for_each(|option| drop(compiler.flag(option)));
+        for (family, path) in &kernels {
+            // `.cu` means nothing to a C++ compiler.
+            let source = out.join(format!("{family}_{variant}.cpp"));
+            fs::write(&source, format!("#include \"{}\"\n", fs::canonicalize(path)?.display()))?;
+            compiler.file(source);
+        }
+        compiler.try_compile(&format!("flexdraft_simt_{variant}"))?;
+    }
+    let registry = out.join("registry.cpp");
+    fs::write(&registry, registry_source(&kernels)?)?;
+    let mut host = cpp();
+    host.include(cuda.join("simt")).file(registry);
+    host.files(HOST.map(|name| cuda.join("simt").join(format!("{name}.cpp"))));
+    host.try_compile("flexdraft_simt_host")?;
+    println!("cargo::rerun-if-changed=cuda");
+    Ok(())
+}
+
+/// Defines `simt::find` over the tables of all kernel files. They are listed by name, because what registers
+/// itself is lost in a static archive.
+fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Error> {
+    let mut source = String::from("#include \"host.h\"\n\nextern \"C\" {\n");
+    for (variant, _) in VARIANTS {
+        for (family, _) in kernels {
+            writeln!(source, "extern const simt::Kernel flexdraft_simt_{variant}_{family}[];")?;
+        }
+    }
+    source.push_str("}\n\nnamespace simt {\n\nconst Kernel* find(bool checked, std::string_view name) {\n");
+    source.push_str("    const Kernel* const tables[][2] = {\n");
+    for (family, _) in kernels {
+        writeln!(source, "        {{flexdraft_simt_fast_{family}, flexdraft_simt_checked_{family}}},")?;
+    }
+    source.push_str(
+        "    };
+    for (const auto& table : tables) {
+        for (const Kernel* kernel = table[checked]; kernel->name != nullptr; ++kernel) {
+            if (name == kernel->name) return kernel;
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace simt
+",
+    );
+    Ok(source)
+}
+
+/// A C++17 compiler that keeps floating-point operations as they are written.
+fn cpp() -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(false)
+        .warnings(true)
+        .extra_warnings(true)
+        .flag("-fno-exceptions")
+        .flag("-ffp-contract=off")
+        .flag("-fno-strict-aliasing");
+    build
+}

@@ -1,0 +1,42 @@
+/* The SIMT host's interface: what Rust calls. Plain C. */
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Memory that a kernel may use. `read` and `written` are results: distinct bytes, counted by the checked
+ * variant. */
+struct FlexdraftSimtRegion {
+    const char* name;
+    uint64_t name_bytes;
+    uint64_t address;
+    uint64_t bytes;
+    uint64_t writable;
+    uint64_t read;
+    uint64_t written;
+};
+
+struct FlexdraftSimtLaunch {
+    const char* kernel; /* not zero-terminated */
+    uint64_t kernel_bytes;
+    const void* params;
+    struct FlexdraftSimtRegion* regions;
+    uint64_t region_count;
+    uint64_t seed; /* of the order in which threads run; 0: in the order of their indices */
+    uint32_t grid[3];
+    uint32_t threads;
+    uint32_t shared_bytes;
+    uint32_t checked;     /* the variant with bounds checks */
+    uint32_t late_copies; /* cp.async as late as its waits allow, instead of at once */
+};
+
+/* Runs the launch to its end. 0: done. Otherwise the first error, up to `capacity` bytes and a zero, is in
+ * `message`; 2 means that there is no such kernel. */
+int flexdraft_simt_launch(struct FlexdraftSimtLaunch* launch, char* message, uint64_t capacity);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,159 @@
+// Small kernels for the SIMT host's own tests: what the host models, and bugs that it must find. Each bug
+// has a twin without it.
+#include "../../common/bf16.cuh"
+#include "../../ptx/cp_async.cuh"
+#include "../../ptx/ldmatrix.cuh"
+#include "../../ptx/mma.cuh"
+#include "planted.h"
+
+namespace {
+
+FLEXDRAFT_INLINE uint32_t thread_of_grid() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Reverses a CTA's elements through shared memory.
+FLEXDRAFT_INLINE void reverse(const PlantedParams& p, bool with_barrier) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t first = blockIdx.x * blockDim.x;
+    staged[threadIdx.x] = p.in[first + threadIdx.x];
+    if (with_barrier) __syncthreads();
+    p.out[first + threadIdx.x] = staged[blockDim.x - 1 - threadIdx.x];
+}
+
+// Copies a CTA's 16 bytes a thread through shared memory, asynchronously.
+FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool with_barrier) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint64_t first = uint64_t(blockIdx.x) * blockDim.x * 4;
+    cp_async_16(shared_address(staged + 4 * threadIdx.x), p.in + first + 4 * threadIdx.x, p.argument);
+    cp_async_commit();
+    if (with_wait) cp_async_wait<0>();
+    if (with_barrier) __syncthreads();
+    const uint32_t other = blockDim.x - 1 - threadIdx.x;
+    for (uint32_t i = 0; i < 4; ++i) p.out[first + 4 * threadIdx.x + i] = staged[4 * other + i];
+}
+
+// The sum of all elements by the last CTA to arrive.
+FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, bool with_fence) {
+    FLEXDRAFT_SHARED(shared);
+    auto* last = reinterpret_cast<uint32_t*>(shared);
+    if (threadIdx.x == 0) {
+        uint32_t sum = 0;
+        for (uint32_t i = 0; i < blockDim.x; ++i) sum += p.in[blockIdx.x * blockDim.x + i];
+        p.out[1 + blockIdx.x] = sum;
+        if (with_fence) __threadfence();
+        *last = atomicAdd(p.counter, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (*last != 0 && threadIdx.x == 0) {
+        uint32_t sum = 0;
+        for (uint32_t i = 0; i < gridDim.x; ++i) sum += p.out[1 + i];
+        p.out[0] = sum;
+        *p.counter = 0;
+    }
+}
+
+}  // namespace
+
+FLEXDRAFT_KERNEL(planted_reverse, PlantedParams, 1024, 1) { reverse(p, true); }
+FLEXDRAFT_KERNEL(planted_reverse_without_barrier, PlantedParams, 1024, 1) { reverse(p, false); }
+FLEXDRAFT_KERNEL(planted_copy, PlantedParams, 1024, 1) { copy_async(p, true, true); }
+FLEXDRAFT_KERNEL(planted_copy_without_wait, PlantedParams, 1024, 1) { copy_async(p, false, true); }
+FLEXDRAFT_KERNEL(planted_copy_without_barrier, PlantedParams, 1024, 1) { copy_async(p, true, false); }
+FLEXDRAFT_KERNEL(planted_last_cta, PlantedParams, 1024, 1) { last_cta(p, true); }
+FLEXDRAFT_KERNEL(planted_last_cta_without_fence, PlantedParams, 1024, 1) { last_cta(p, false); }
+
+// out[i] = in[i + argument].
+FLEXDRAFT_KERNEL(planted_offset, PlantedParams, 1024, 1) {
+    p.out[thread_of_grid()] = p.in[thread_of_grid() + p.argument];
+}
+
+// Writes its input.
+FLEXDRAFT_KERNEL(planted_write_input, PlantedParams, 1024, 1) {
+    const_cast<uint32_t*>(p.in)[thread_of_grid()] = p.argument;
+}
+
+// A copy to or from an address that is no multiple of 16 with an argument that is none.
+FLEXDRAFT_KERNEL(planted_misaligned, PlantedParams, 1024, 1) {
+    FLEXDRAFT_SHARED(shared);
+    cp_async_16(shared_address(shared), reinterpret_cast<const unsigned char*>(p.in) + p.argument);
+    cp_async_commit();
+    cp_async_wait<0>();
+    p.out[threadIdx.x] = *reinterpret_cast<const uint32_t*>(shared);
+}
+
+// Some threads wait at a barrier and the others in a warp-wide operation with them.
+FLEXDRAFT_KERNEL(planted_divergent_barrier, PlantedParams, 1024, 1) {
+    if (threadIdx.x < p.argument) {
+        __syncthreads();
+    } else {
+        __syncwarp();
+    }
+    p.out[threadIdx.x] = 1;
+}
+
+// Neighbouring lanes through shared memory; argument 1: with __syncwarp.
+FLEXDRAFT_KERNEL(planted_lanes, PlantedParams, 1024, 1) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    staged[threadIdx.x] = p.in[threadIdx.x];
+    if (p.argument == 1) __syncwarp();
+    p.out[threadIdx.x] = staged[threadIdx.x ^ 1];
+}
+
+// Every warp-wide operation, ten results a thread.
+FLEXDRAFT_KERNEL(planted_collectives, PlantedParams, 1024, 1) {
+    const uint32_t value = p.in[threadIdx.x];
+    uint32_t* const out = p.out + 10 * threadIdx.x;
+    const uint32_t full = 0xffffffffu;
+    out[0] = __shfl_sync(full, value, int(value % 32));
+    out[1] = __shfl_up_sync(full, value, 3, 16);
+    out[2] = __shfl_down_sync(full, value, 5);
+    out[3] = __shfl_xor_sync(full, value, 9);
+    out[4] = __ballot_sync(full, int(value & 1));
+    out[5] = __match_any_sync(full, value % 3);
+    out[6] = __reduce_add_sync(full, value);
+    out[7] = __reduce_max_sync(full, value);
+    out[8] = __reduce_min_sync(full, value);
+    out[9] = uint32_t(__syncthreads_count(int(value & 1)));
+}
+
+// [16, 8] = a [16, 16] · b [16, 8] plus out, a and b in bf16: a row-major, b by columns ([8, 16]).
+FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t lane = threadIdx.x;
+    for (uint32_t i = lane; i < 192; i += 32) staged[i] = p.in[i];
+    __syncwarp();
+    uint32_t a[4], b[4];
+    // Rows 0 to 7, then 8 to 15, of columns 0 to 7, then of 8 to 15: the four matrices of a's fragment.
+    ldmatrix_x4(a, shared_address(shared) + lane % 16 * 32 + lane / 16 * 16);
+    // Of b the two halves of k, twice.
+    ldmatrix_x4(b, shared_address(shared) + 512 + lane % 8 * 32 + lane / 8 % 2 * 16);
+    auto* out = reinterpret_cast<float*>(p.out);
+    float* const places[4] = {out + lane / 4 * 8 + 2 * (lane % 4), out + lane / 4 * 8 + 2 * (lane % 4) + 1,
+                              out + (lane / 4 + 8) * 8 + 2 * (lane % 4),
+                              out + (lane / 4 + 8) * 8 + 2 * (lane % 4) + 1};
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = *places[i];
+    mma_m16n8k16(d, a, b[0], b[1]);
+    for (int i = 0; i < 4; ++i) *places[i] = d[i];
+}
+
+// An 8 × 8 matrix of 16-bit elements, transposed by ldmatrix.
+FLEXDRAFT_KERNEL(planted_transpose, PlantedParams, 32, 1) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t lane = threadIdx.x;
+    staged[lane] = p.in[lane];
+    __syncwarp();
+    uint32_t r[4];
+    ldmatrix_x4_trans(r, shared_address(shared) + lane % 8 * 16);
+    p.out[lane] = r[0];
+}
+
+FLEXDRAFT_KERNEL_TABLE(planted, planted_reverse, planted_reverse_without_barrier, planted_copy,
+                       planted_copy_without_wait, planted_copy_without_barrier, planted_last_cta,
+                       planted_last_cta_without_fence, planted_offset, planted_write_input, planted_misaligned,
+                       planted_divergent_barrier, planted_lanes, planted_collectives, planted_mma,
+                       planted_transpose)

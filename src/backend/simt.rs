@@ -1,0 +1,219 @@
+//! The SIMT host: the kernel sources, compiled as C++ and run on the CPU, a fiber a thread.
+//!
+//! It is how the kernels are tested where there is no GPU, and far too slow for anything else. Device memory
+//! is the host's: operands are slices. A launch runs to its end at once, on the calling thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
+
+/// What is watched while a kernel runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Checking {
+    /// Only what the host needs itself: barriers that are not reached, shared memory that is not there.
+    #[default]
+    Off,
+    /// Every access: bounds of the operands, alignment, races, asynchronous copies not waited for. Many
+    /// times slower.
+    Accesses,
+}
+
+/// When an asynchronous copy (`cp.async`) happens. A correct kernel cannot tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Copies {
+    /// At once.
+    #[default]
+    Eager,
+    /// When a wait asks for it.
+    Late,
+}
+
+/// How a [`Simt`] runs kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SimtOptions {
+    /// What is watched.
+    pub checking: Checking,
+    /// When asynchronous copies happen.
+    pub copies: Copies,
+    /// The order in which threads run: 0 for that of their indices, otherwise a seed. Odd seeds run the
+    /// CTAs backwards.
+    pub schedule: u64,
+}
+
+/// A backend that runs kernels on the CPU.
+#[derive(Debug)]
+pub struct Simt {
+    options: SimtOptions,
+    limits: Limits,
+    context: u64,
+    traffic: std::sync::Mutex<Vec<Traffic>>,
+}
+
+/// Distinct bytes of an operand that one launch read and wrote; counted with [`Checking::Accesses`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The operand.
+    pub operand: &'static str,
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
+}
+
+/// The order of launches on a [`Simt`]; they run at once, so there is nothing in it but its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimtStream(QueueId);
+
+impl Simt {
+    /// A host with the limits of a small GPU (4 multiprocessors, so that persistent grids are short, with
+    /// the shared memory of compute capability 9.0).
+    pub fn new(options: SimtOptions) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let limits = Limits {
+            multiprocessors: 4,
+            shared_bytes_per_cta: 227 << 10,
+            shared_bytes_per_multiprocessor: 228 << 10,
+        };
+        Self::with_limits(options, limits, NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn with_limits(options: SimtOptions, limits: Limits, context: u64) -> Self {
+        Simt { options, limits, context, traffic: std::sync::Mutex::default() }
+    }
+
+    /// The same host with other limits.
+    #[must_use]
+    pub fn limited(self, limits: Limits) -> Self {
+        Self::with_limits(self.options, limits, self.context)
+    }
+
+    /// The stream of this host.
+    pub fn stream(&self) -> SimtStream {
+        SimtStream(QueueId { context: self.context, stream: 0 })
+    }
+
+    /// What the launches since the last call read and wrote, an entry an operand, in their order.
+    pub fn take_traffic(&self) -> Vec<Traffic> {
+        std::mem::take(&mut *self.traffic())
+    }
+
+    fn traffic(&self) -> std::sync::MutexGuard<'_, Vec<Traffic>> {
+        self.traffic.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl SimtStream {
+    /// A slice as an operand that a kernel reads.
+    pub fn view<'a, T: Element>(&self, memory: &'a [T]) -> View<'a, T> {
+        // SAFETY: the view borrows the slice, and a launch has ended before it returns.
+        unsafe { View::from_raw(memory.as_ptr() as u64, memory.len(), self.0) }
+    }
+
+    /// A slice as an operand that a kernel writes.
+    pub fn view_mut<'a, T: Element>(&self, memory: &'a mut [T]) -> ViewMut<'a, T> {
+        // SAFETY: the view borrows the slice mutably, and a launch has ended before it returns.
+        unsafe { ViewMut::from_raw(memory.as_mut_ptr() as u64, memory.len(), self.0) }
+    }
+}
+
+impl Backend for Simt {
+    type Stream = SimtStream;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn queue(&self, stream: &SimtStream) -> QueueId {
+        stream.0
+    }
+
+    unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
+        let checked = self.options.checking == Checking::Accesses;
+        let mut regions: Vec<ffi::Region> = launch
+            .regions
+            .iter()
+            .map(|region| ffi::Region {
+                name: region.name.as_ptr(),
+                name_bytes: region.name.len() as u64,
+                address: region.address,
+                bytes: region.bytes,
+                writable: u64::from(region.access == Access::Write),
+                read: 0,
+                written: 0,
+            })
+            .collect();
+        let mut request = ffi::Launch {
+            kernel: launch.kernel.as_ptr(),
+            kernel_bytes: launch.kernel.len() as u64,
+            params: launch.params,
+            regions: regions.as_mut_ptr(),
+            region_count: regions.len() as u64,
+            seed: self.options.schedule,
+            grid: launch.grid,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            checked: u32::from(checked),
+            late_copies: u32::from(self.options.copies == Copies::Late),
+        };
+        let mut message = [0u8; 1024];
+        // SAFETY: names and regions live until the call returns; `params` is the caller's promise.
+        let code = unsafe {
+            ffi::flexdraft_simt_launch(&raw mut request, message.as_mut_ptr(), message.len() as u64)
+        };
+        match code {
+            0 => {}
+            2 => return Err(BackendError::NoKernel(launch.kernel)),
+            _ => {
+                let len = message.iter().position(|&byte| byte == 0).unwrap_or(message.len());
+                let message = String::from_utf8_lossy(&message[..len]).into_owned();
+                return Err(BackendError::Failed { kernel: launch.kernel, message });
+            }
+        }
+        if checked {
+            self.traffic().extend(launch.regions.iter().zip(&regions).map(|(region, counted)| Traffic {
+                kernel: launch.kernel,
+                operand: region.name,
+                read: counted.read,
+                written: counted.written,
+            }));
+        }
+        Ok(())
+    }
+}
+
+/// `cuda/simt/launch.h`.
+mod ffi {
+    use std::ffi::{c_int, c_void};
+
+    #[repr(C)]
+    pub struct Region {
+        pub name: *const u8,
+        pub name_bytes: u64,
+        pub address: u64,
+        pub bytes: u64,
+        pub writable: u64,
+        pub read: u64,
+        pub written: u64,
+    }
+
+    #[repr(C)]
+    pub struct Launch {
+        pub kernel: *const u8,
+        pub kernel_bytes: u64,
+        pub params: *const c_void,
+        pub regions: *mut Region,
+        pub region_count: u64,
+        pub seed: u64,
+        pub grid: [u32; 3],
+        pub threads: u32,
+        pub shared_bytes: u32,
+        pub checked: u32,
+        pub late_copies: u32,
+    }
+
+    unsafe extern "C" {
+        pub fn flexdraft_simt_launch(launch: *mut Launch, message: *mut u8, capacity: u64) -> c_int;
+    }
+}

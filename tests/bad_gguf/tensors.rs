@@ -1,0 +1,60 @@
+//! Tensors: their shapes, types and places.
+
+use crate::common::gguf::{File, TensorInfo};
+use crate::target;
+
+#[test]
+fn tensors_that_do_not_fit() {
+    let edit = |name: &str, edit: &dyn Fn(&mut TensorInfo)| {
+        let mut file = File::llama();
+        edit(file.tensor(name));
+        target(&file)
+    };
+    let invalid = |reason: &str| format!("is not a valid GGUF file: tensor `blk.0.ffn_up.weight` {reason}");
+    let up = "blk.0.ffn_up.weight";
+    assert_eq!(
+        edit(up, &|t| t.shape = vec![8, 12]),
+        "tensor `blk.0.ffn_up.weight` has shape [8, 12], expected [12, 8]"
+    );
+    assert_eq!(edit(up, &|t| t.shape = vec![1; 5]), invalid("has 5 dimensions"));
+    let beyond = invalid("goes beyond the end of the file; it may be truncated");
+    assert_eq!(edit(up, &|t| t.shape = vec![1 << 30, 8]), beyond);
+    assert_eq!(edit(up, &|t| t.offset = 1 << 40), beyond);
+    assert_eq!(edit(up, &|t| t.offset = u64::MAX - 31), beyond);
+    let too_large = invalid("has more elements than there can be");
+    assert_eq!(edit(up, &|t| t.shape = vec![u64::MAX, 8]), too_large);
+    assert_eq!(edit(up, &|t| t.shape = vec![1 << 40, 1 << 40, 8]), too_large);
+    assert_eq!(edit(up, &|t| t.offset = 33), invalid("begins at byte 33, which is not aligned"));
+    assert_eq!(edit(up, &|t| t.kind = 8), invalid("has rows of 8 elements, not whole blocks"));
+    let overlap = "is not a valid GGUF file: tensors `token_embd.weight` and `blk.0.ffn_up.weight` overlap";
+    assert_eq!(edit(up, &|t| t.offset = 0), overlap);
+
+    let supported = "supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K";
+    for (kind, name) in [
+        (6, "Q5_0"),
+        (13, "Q5_K"),
+        (23, "IQ4_XS"),
+        (26, "I32"),
+        (4, "number 4"),
+        (u32::MAX, "number 4294967295"),
+    ] {
+        let expected = format!("tensor `blk.0.ffn_up.weight` has type {name}; {supported}");
+        assert_eq!(edit(up, &|t| t.kind = kind), expected);
+    }
+
+    assert_eq!(
+        edit(up, &|t| t.name = "blk.0.ffn_gate.weight".into()),
+        "tensor `blk.0.ffn_gate.weight` occurs more than once"
+    );
+    assert_eq!(edit(up, &|t| t.name = "up".into()), "tensor `blk.0.ffn_up.weight` is missing");
+    assert_eq!(edit("token_embd.weight", &|t| t.name = "e".into()), "tensor `token_embd.weight` is missing");
+    assert_eq!(
+        edit("token_embd.weight", &|t| t.shape = vec![32]),
+        "is not a valid GGUF file: tensor `token_embd.weight` has shape [32], which no embedding has"
+    );
+    for extra in ["blk.0.attn_output.bias", "blk.0.ffn_gate_inp.weight", "blk.1.attn_q.weight"] {
+        let mut file = File::llama();
+        file.add(extra, &[8]);
+        assert_eq!(target(&file), format!("tensor `{extra}` is not part of a llama model"));
+    }
+}
