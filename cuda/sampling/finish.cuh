@@ -11,13 +11,11 @@ struct Winner {
     float value;
     int id;
     float logit;
-
-    FLEXDRAFT_INLINE void meet(float other_value, int other_id, float other_logit) {
-        if (other_value > value || (other_value == value && other_id < id)) {
-            value = other_value, id = other_id, logit = other_logit;
-        }
-    }
 };
+
+FLEXDRAFT_INLINE void meet(Winner& winner, const Winner& other) {
+    if (other.value > winner.value || (other.value == winner.value && other.id < winner.id)) winner = other;
+}
 
 // Makes every thread's winner the CTA's, of which there is one; its value stays behind.
 FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
@@ -64,7 +62,7 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowS
             // −ln u ≥ 2^(−1 − z) where 2^32 − 1 − word has z leading zeros, so G ≤ (z + 1) · ln 2, rounded up.
             const float bound = draws ? float(1 + __clz(int(~words.word[j]))) * 0.6932f : 0.0f;
             if (scores[j] + bound > winner.value || winner.id == INT32_MAX) {
-                winner.meet(scores[j] + (draws ? gumbel(words.word[j]) : 0.0f), first + j, 0.0f);
+                meet(winner, {scores[j] + (draws ? gumbel(words.word[j]) : 0.0f), first + j, 0.0f});
             }
         }
     });
@@ -125,7 +123,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
             if (draw.draws) {
                 value = warped_score(logit, max, stats.temperature) + gumbel_of(draw.numbers, uint32_t(id));
             }
-            winner.meet(value, id, logit);
+            meet(winner, {value, id, logit});
         }
         const auto add = [](float a, float b) { return a + b; };
         sum = block_reduce<kFinishThreads>(sum, floats, add);

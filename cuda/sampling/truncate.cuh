@@ -27,6 +27,7 @@ struct FinishShared {
     uint32_t candidates;
     float winner_logit;
 };
+static_assert(sizeof(FinishShared) <= FLEXDRAFT_FINISH_SHARED_BYTES, "what the launch asks for");
 
 template <typename L>
 struct ScoredRow {
@@ -187,7 +188,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
             const int bin = by_score ? score_bin(score) : int((key - low) >> shift);
             atomicAdd(&s.counts[bin], 1u);
             const uint64_t weight = fixed_weight(score);
-            if (weight > 0u) atomicAdd(reinterpret_cast<unsigned long long*>(&s.weights[bin]), weight);
+            if (weight > 0u) atomicAdd(reinterpret_cast<unsigned long long*>(&s.weights[bin]), (unsigned long long)weight);
         });
         __syncthreads();
 

@@ -6,6 +6,8 @@
 
 mod error;
 mod operands;
+mod params;
+pub mod sampling;
 
 pub use error::KernelError;
 pub(crate) use operands::Operands;

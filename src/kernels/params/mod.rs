@@ -1,0 +1,3 @@
+//! The kernels' parameter structs, as the headers in `cuda/` declare them.
+
+pub mod sampling;
