@@ -222,6 +222,8 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         const int bin = int(s.found_bin);
         const uint32_t in_bin = s.found_count;
         before_count = s.found_before_count, before_weight = s.found_before_weight;
+        // The next turn writes what was just read.
+        __syncthreads();
         // No bin reaches a target beyond the row, which no caller has: everything is kept then.
         if (in_bin == 0u) break;
         if (by_score) {

@@ -62,11 +62,11 @@ use std::ptr;
 
 use half::bf16;
 
+use super::operands::Grid;
 use super::params::sampling::{
     FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_FINISH_SHARED_BYTES, FLEXDRAFT_PARTIAL_FIELDS,
     FLEXDRAFT_VOCAB_LIMIT, FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
 };
-use super::operands::Grid;
 use super::{KernelError, Kernels, Operands};
 use crate::backend::{Backend, Element, QueueId, View, ViewMut};
 use crate::random::Stream;
