@@ -79,6 +79,8 @@ fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Er
 fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     build
+        // A sanitizer that Rust is compiled with does not go with the checks' hooks.
+        .inherit_rustflags(false)
         .cpp(true)
         .std("c++17")
         .opt_level(2)

@@ -55,6 +55,13 @@ impl Stream {
         Self::new(seed, Purpose::TargetDraw, 0, position)
     }
 
+    /// The seed, counter word 1 (purpose and slot) and the position, for a kernel's parameters.
+    pub(crate) fn parts(&self) -> (u64, u32, u64) {
+        let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let [purpose_and_slot, low, high] = self.counter;
+        (join(self.key[0], self.key[1]), purpose_and_slot, join(low, high))
+    }
+
     /// A number uniform on [0, 1), a multiple of 2⁻³².
     pub fn uniform(&self) -> f64 {
         f64::from(self.words(0)[0]) / 4_294_967_296.0

@@ -54,6 +54,7 @@ impl Header {
             .allowlist_file(regex_of(header))
             .allowlist_recursively(false)
             .prepend_enum_name(false)
+            .derive_partialeq(true)
             .layout_tests(true)
             .use_core()
             .disable_header_comment()

@@ -33,10 +33,13 @@ struct FlexdraftPagedKv {
     int32_t page_size; /* 16, 32, 64 or 128 tokens */
 };
 
-/* What a kernel found wrong with data on the device; bits of the device error word. */
+/* What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
+ * from the device that a kernel refused, or input that its outcome, though defined, should not come from. */
 enum FlexdraftError {
-    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id that is not below the number of pages */
-    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id that is not of the vocabulary */
-    FLEXDRAFT_ERROR_NAN = 4,   /* a logit that is not a number */
+    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id out of range */
+    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id out of range */
+    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits; it counted as −inf */
     FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace was made for */
+    FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
+    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were not stored were asked for again */
 };

@@ -73,6 +73,10 @@ FLEXDRAFT_INLINE int __clzll(int64_t x) { return x == 0 ? 64 : __builtin_clzll(u
 FLEXDRAFT_INLINE int __ffs(int x) { return __builtin_ffs(x); }
 FLEXDRAFT_INLINE int __ffsll(int64_t x) { return __builtin_ffsll(x); }
 FLEXDRAFT_INLINE unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+FLEXDRAFT_INLINE uint64_t __umul64hi(uint64_t a, uint64_t b) {
+    __extension__ typedef unsigned __int128 wide;
+    return uint64_t(wide(a) * b >> 64);
+}
 
 // --- Floating point -------------------------------------------------------------------------------------
 

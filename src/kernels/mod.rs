@@ -12,6 +12,7 @@ mod load;
 mod operands;
 pub(crate) mod params;
 mod pass;
+pub mod sampling;
 
 pub use error::KernelError;
 pub use kv::{KvStrides, PagedKv, PagedKvMut};

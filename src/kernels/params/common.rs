@@ -5,7 +5,7 @@
 /// position n + i and sees positions 0..=n+i; slot j of group k sits at n+k+1+j and sees 0..=n+k and
 /// the slots of its own group.
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPass {
     /// [batch] n, the position of candidate 0
     pub start: *const i32,
@@ -44,7 +44,7 @@ const _: () = {
 /// k[page * k_page_stride + token * k_token_stride + head * k_head_stride + dim]; V alike. Position p of a
 /// sequence is token p % page_size of page page_table[sequence * page_table_stride + p / page_size].
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPagedKv {
     /// bf16, 16-byte aligned rows of head_dim
     pub k: *mut ::core::ffi::c_void,
@@ -90,13 +90,18 @@ const _: () = {
     ["Offset of field: FlexdraftPagedKv::page_size"]
         [::core::mem::offset_of!(FlexdraftPagedKv, page_size) - 84usize];
 };
-/// a page id that is not below the number of pages
+/// a page id out of range
 pub const FLEXDRAFT_ERROR_PAGE: FlexdraftError = 1;
-/// a token id that is not of the vocabulary
+/// a token id out of range
 pub const FLEXDRAFT_ERROR_TOKEN: FlexdraftError = 2;
-/// a logit that is not a number
+/// a NaN among the logits; it counted as −inf
 pub const FLEXDRAFT_ERROR_NAN: FlexdraftError = 4;
 /// a sequence longer than the workspace was made for
 pub const FLEXDRAFT_ERROR_PLAN: FlexdraftError = 8;
-/// What a kernel found wrong with data on the device; bits of the device error word.
+/// a row or sequence index out of range
+pub const FLEXDRAFT_ERROR_ROW: FlexdraftError = 16;
+/// calibrated logits that were not stored were asked for again
+pub const FLEXDRAFT_ERROR_STORE: FlexdraftError = 32;
+/// What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
+/// from the device that a kernel refused, or input that its outcome, though defined, should not come from.
 pub type FlexdraftError = ::core::ffi::c_uint;

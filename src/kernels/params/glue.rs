@@ -4,7 +4,7 @@ use super::common::*;
 
 /// out[r] = table[ids[r]], or zeros where the id is not of the table.
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftEmbedParams {
     /// [rows]
     pub ids: *const i32,
@@ -40,7 +40,7 @@ const _: () = {
 };
 /// out[r] = x[rows[r]], or zeros where there is no such row.
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftGatherParams {
     /// [rows]
     pub indices: *const i32,
@@ -71,7 +71,7 @@ const _: () = {
 };
 /// x[r] += delta[r], if there is a delta; out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight.
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRmsNormParams {
     /// [rows, cols]
     pub x: *mut u16,
@@ -107,7 +107,7 @@ const _: () = {
 };
 /// out[r] = silu(x[r][0..cols]) * x[r][cols..2 cols].
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSiluMulParams {
     /// [rows, 2 cols]
     pub x: *const u16,
@@ -135,7 +135,7 @@ const _: () = {
 };
 /// x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row.
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSiluAddParams {
     /// [rows, cols]
     pub x: *mut u16,

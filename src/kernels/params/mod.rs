@@ -8,3 +8,4 @@
 pub mod attention;
 pub mod common;
 pub mod glue;
+pub mod sampling;

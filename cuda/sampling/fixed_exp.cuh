@@ -1,0 +1,49 @@
+// Weights of scores in fixed point, by integer arithmetic alone: sums of them do not depend on the order
+// of addition, nor on the machine, so neither does what top-p keeps.
+#pragma once
+
+#include "../common/platform.cuh"
+
+// Weights count in units of 2^−43, so that 2^20 of them fit 63 bits.
+constexpr int kWeightBits = 43;
+// exp(−31) is below half a unit.
+constexpr float kWeightless = -31.0f;
+
+// 2^43 · exp(score) for a score of at most 0, rounded down, within a factor of 1 ± 2·10^−9 before that.
+FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
+    // Also refuses NaN.
+    if (!(score > kWeightless)) return 0;
+    // −score · log2(e) = whole + fraction · 2^−32, from −score in units of 2^−58 (exact above 2^−34).
+    const uint64_t negated = uint64_t(-score * 288230376151711744.0f);
+    const uint64_t exponent = __umul64hi(negated, 0xB8AA3B295C17F0BCull); // log2(e) · 2^63; units of 2^−57
+    const int whole = int(exponent >> 57);
+    const uint32_t fraction = uint32_t(exponent >> 25);
+    // 2^−f = 1 − f · g(f), where g of degree 6 interpolates at the Chebyshev nodes of [0, 1]. Units: 2^−32.
+    uint32_t g = 0x0000BDA6u;
+    g = 0x0009C200u - __umulhi(fraction, g);
+    g = 0x005728B0u - __umulhi(fraction, g);
+    g = 0x027641A9u - __umulhi(fraction, g);
+    g = 0x0E358127u - __umulhi(fraction, g);
+    g = 0x3D7F7BCBu - __umulhi(fraction, g);
+    g = 0xB17217F7u - __umulhi(fraction, g);
+    const uint64_t power = (1ull << 32) - __umulhi(fraction, g);
+    return (power << (kWeightBits - 32)) >> whole;
+}
+
+// The smallest integer that is at least `fraction` · `total`, exactly; fraction in (0, 1).
+FLEXDRAFT_INLINE uint64_t ceil_of_fraction(float fraction, uint64_t total) {
+    // fraction = mantissa · 2^−shift, shift 24 to 149.
+    const uint32_t bits = __float_as_uint(fraction);
+    const uint32_t biased = bits >> 23;
+    const uint64_t mantissa = biased == 0u ? bits : (bits & 0x7fffffu) | 0x800000u;
+    const uint32_t shift = biased == 0u ? 149u : 150u - biased;
+    const uint64_t low = total * mantissa, high = __umul64hi(total, mantissa);
+    if (shift >= 64u) {
+        const uint32_t rest = shift - 64u;
+        const uint64_t quotient = rest < 64u ? high >> rest : 0u;
+        const bool exact = low == 0u && rest < 64u && (quotient << rest) == high;
+        return quotient + (exact ? 0u : 1u);
+    }
+    const uint64_t quotient = (high << (64u - shift)) | (low >> shift);
+    return quotient + ((quotient << shift) == low ? 0u : 1u);
+}

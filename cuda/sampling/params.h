@@ -1,0 +1,74 @@
+/* Parameters of the sampling kernels. Plain C; shapes in elements, row-major. */
+#pragma once
+
+#include "../common/params.h"
+
+/* How one row of logits is warped and drawn from. */
+struct FlexdraftRowSampling {
+    uint64_t seed;     /* the request's: the key of its random numbers */
+    uint64_t position; /* counter words 2 and 3, before starts[sequence] is added */
+    float temperature; /* 0 is greedy: the largest logit, ties to the lowest id */
+    float top_p;       /* 1 is off */
+    /* min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off */
+    float min_score;
+    int32_t top_k;             /* 0 is off */
+    uint32_t purpose_and_slot; /* counter word 1; 0: no draw, the token is the largest logit's */
+    int32_t sequence;          /* position counts from starts[sequence]; −1: from 0 */
+};
+
+/* What is known of one row after sampling. The score of id x is 0 where logit[x] is the largest (or +inf),
+ * and (logit[x] − max) / temperature elsewhere; NaN counts as −inf. x is kept if its score is above
+ * cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
+ * and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it. */
+struct FlexdraftRowStats {
+    int32_t token;           /* drawn, or the largest logit's */
+    float max;               /* the largest logit */
+    float log_sum;           /* ln of the sum of exp(score) over the ids kept; 0 at temperature 0 */
+    float probability;       /* p(token) */
+    float confidence;        /* the largest probability at temperature 1, nothing dropped */
+    float token_logit;       /* logit[token] */
+    float draft_probability; /* p(draft token), 0 without one */
+    float temperature;       /* the row's, or 0 where that was no number above 0 */
+    float cut_score;         /* −inf: everything is kept */
+    int32_t cut_id;
+    int32_t kept; /* how many ids are kept; the vocabulary's size where nothing is dropped */
+    int32_t padding;
+};
+
+/* Rows beyond those of sequences (logit_index −1) are skipped; their stats are zero. */
+struct FlexdraftSample {
+    void* logits;                                /* [logit_rows, logit_stride] f32 or bf16; written if `store` */
+    const int32_t* logit_index;                  /* [rows] the row of logits; null: row r is logits row r */
+    const struct FlexdraftRowSampling* sampling; /* [rows] */
+    const int32_t* starts;                       /* [sequences]; null without sequences */
+    const int32_t* draft;                        /* [rows] token to report p of, −1: none; may be null */
+    const uint16_t* u;                           /* [rows, rank] bf16; null without a calibrator */
+    const uint16_t* w2;                          /* [vocab, rank] bf16 */
+    const float* b2;                             /* [vocab]; may be null */
+    float* partials;                             /* [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
+    struct FlexdraftRowStats* stats;             /* [rows] */
+    uint32_t* error;                             /* the device error word; may be null */
+    int64_t logit_stride;                        /* a multiple of 8, at least vocab */
+    int32_t rows;
+    int32_t logit_rows;
+    int32_t vocab; /* 1 to 2^20 */
+    int32_t rank;  /* a multiple of 8 */
+    int32_t sequences;
+    int32_t chunks;         /* ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK)) */
+    int32_t store;          /* whether the calibrated logits replace those they were computed from */
+    int32_t logits_current; /* whether `logits` is what is sampled: no calibrator, or `store` */
+};
+
+enum FlexdraftSamplingConstant {
+    FLEXDRAFT_CHUNK = 1024,         /* ids a partial result covers */
+    FLEXDRAFT_CALIBRATED_CHUNK = 64, /* the same after the calibrator's matrix product */
+    FLEXDRAFT_PARTIAL_FIELDS = 5,
+    FLEXDRAFT_VOCAB_LIMIT = 1 << 20,
+    FLEXDRAFT_FINISH_SHARED_BYTES = 24768 /* of a CTA of sample_finish_* */
+};
+
+#if defined(__cplusplus)
+static_assert(sizeof(FlexdraftRowSampling) == 40, "mirrored in Rust");
+static_assert(sizeof(FlexdraftRowStats) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSample) == 128, "mirrored in Rust");
+#endif

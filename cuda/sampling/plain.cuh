@@ -1,0 +1,46 @@
+// sample_rows_*: the pass over logits that need no calibration.
+//
+// Grid [rows, ceil(chunks / 8)], one warp a chunk of 1024 ids. A lane holds its 32 logits in registers, so
+// each is read once, and all of a warp's loads are in flight together.
+#pragma once
+
+#include "partials.cuh"
+
+constexpr int kPlainWarps = 8;
+
+template <typename L>
+FLEXDRAFT_INLINE void sample_rows(const FlexdraftSample& p) {
+    constexpr int kGroups = FLEXDRAFT_CHUNK / (4 * 32);
+    const int row = int(blockIdx.x);
+    const int chunk = int(blockIdx.y) * kPlainWarps + int(threadIdx.x) / 32;
+    const int source = logits_row(p, row);
+    if (source < 0 || chunk >= p.chunks) return;
+
+    const int first = chunk * FLEXDRAFT_CHUNK + 4 * (int(threadIdx.x) % 32);
+    const L* logits = logits_at<L>(p, source, 0);
+    float v[kGroups][4];
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+        const int id = first + 128 * i;
+        // The stride is a multiple of 8, so four logits from an id below vocab are within the row.
+        if (id < p.vocab) {
+            load_logits(v[i], logits + id);
+        } else {
+            v[i][0] = v[i][1] = v[i][2] = v[i][3] = -kInfinity;
+        }
+    }
+    bool has_nan = false;
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            if (first + 128 * i + j >= p.vocab) v[i][j] = -kInfinity;
+            has_nan |= v[i][j] != v[i][j];
+            v[i][j] = counted(v[i][j]);
+        }
+    }
+    if (has_nan && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
+
+    const Partial partial = chunk_partial<kGroups, 32>(v, first, row_draw(p, p.sampling[row]));
+    if (threadIdx.x % 32 == 0) store_partial(p, row, chunk, partial);
+}

@@ -1,0 +1,46 @@
+// Sampling: from logits to tokens, probabilities and confidences.
+//
+// A launch of sample_rows_* or calibrated_sample_* reads the logits once and leaves partial results of chunks
+// of the vocabulary; sample_finish_* makes a FlexdraftRowStats a row of them.
+
+#include "calibrated.cuh"
+#include "finish.cuh"
+#include "plain.cuh"
+
+// Up to 64 rows W2's traffic decides: small tiles, so that several CTAs share an SM and one computes while
+// another loads. Beyond, the product and the traffic of u decide: larger tiles on both sides.
+using SmallShape = CalibratedShape<64, 16, 4, 1, 6>;
+using LargeShape = CalibratedShape<128, 64, 4, 2, 4>;
+
+FLEXDRAFT_KERNEL(sample_rows_f32, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<float>(p); }
+FLEXDRAFT_KERNEL(sample_rows_bf16, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<bf16>(p); }
+
+FLEXDRAFT_KERNEL(calibrated_sample_f32_64x16, FlexdraftSample, SmallShape::kThreads, 2) {
+    FLEXDRAFT_SHARED(shared);
+    calibrated_sample<float, SmallShape>(p, shared);
+}
+FLEXDRAFT_KERNEL(calibrated_sample_bf16_64x16, FlexdraftSample, SmallShape::kThreads, 2) {
+    FLEXDRAFT_SHARED(shared);
+    calibrated_sample<bf16, SmallShape>(p, shared);
+}
+FLEXDRAFT_KERNEL(calibrated_sample_f32_128x64, FlexdraftSample, LargeShape::kThreads, 1) {
+    FLEXDRAFT_SHARED(shared);
+    calibrated_sample<float, LargeShape>(p, shared);
+}
+FLEXDRAFT_KERNEL(calibrated_sample_bf16_128x64, FlexdraftSample, LargeShape::kThreads, 1) {
+    FLEXDRAFT_SHARED(shared);
+    calibrated_sample<bf16, LargeShape>(p, shared);
+}
+
+FLEXDRAFT_KERNEL(sample_finish_f32, FlexdraftSample, kFinishThreads, 1) {
+    FLEXDRAFT_SHARED(shared);
+    sample_finish<float>(p, shared);
+}
+FLEXDRAFT_KERNEL(sample_finish_bf16, FlexdraftSample, kFinishThreads, 1) {
+    FLEXDRAFT_SHARED(shared);
+    sample_finish<bf16>(p, shared);
+}
+
+FLEXDRAFT_KERNEL_TABLE(sampling, sample_rows_f32, sample_rows_bf16, calibrated_sample_f32_64x16,
+                       calibrated_sample_bf16_64x16, calibrated_sample_f32_128x64, calibrated_sample_bf16_128x64,
+                       sample_finish_f32, sample_finish_bf16)

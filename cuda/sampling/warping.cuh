@@ -1,0 +1,77 @@
+// From a logit to its score and its probability, the same for drawing and for acceptance: the draft
+// distribution q must be exactly what the draft was drawn from. The rules are those of src/sampling.rs.
+#pragma once
+
+#include "../common/bf16.cuh"
+#include "params.h"
+
+constexpr float kInfinity = __builtin_inff();
+
+// Four consecutive logits, and one, of either stored type.
+FLEXDRAFT_INLINE void load_logits(float (&v)[4], const float* address) {
+    const float4 loaded = *reinterpret_cast<const float4*>(address);
+    v[0] = loaded.x, v[1] = loaded.y, v[2] = loaded.z, v[3] = loaded.w;
+}
+FLEXDRAFT_INLINE void load_logits(float (&v)[4], const bf16* address) {
+    const uint2 loaded = *reinterpret_cast<const uint2*>(address);
+    v[0] = bf16_low(loaded.x), v[1] = bf16_high(loaded.x);
+    v[2] = bf16_low(loaded.y), v[3] = bf16_high(loaded.y);
+}
+FLEXDRAFT_INLINE void store_logits(float* address, const float (&v)[4]) {
+    *reinterpret_cast<float4*>(address) = make_float4(v[0], v[1], v[2], v[3]);
+}
+FLEXDRAFT_INLINE void store_logits(bf16* address, const float (&v)[4]) {
+    *reinterpret_cast<uint2*>(address) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+FLEXDRAFT_INLINE float load_logit(const float* address) { return *address; }
+FLEXDRAFT_INLINE float load_logit(const bf16* address) { return bf16_to_float(*address); }
+FLEXDRAFT_INLINE void store_logit(float* address, float v) { *address = v; }
+FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = float_to_bf16(v); }
+
+// `value` as the stored type holds it.
+FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
+FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(float_to_bf16(value)); }
+
+// A logit as it counts: NaN is −inf.
+FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -kInfinity); }
+
+// The temperature as it counts: what is no number above 0 is greedy.
+FLEXDRAFT_INLINE float counted_temperature(float temperature) {
+    return temperature > 0.0f && temperature < kInfinity ? temperature : 0.0f;
+}
+
+// The score of a counted logit, for a temperature above 0 and a largest logit above −inf.
+FLEXDRAFT_INLINE float warped_score(float logit, float max, float temperature) {
+    return logit == max ? 0.0f : (logit - max) / temperature;
+}
+
+// Scores in descending order are keys in ascending order: +0 has key 0, then −0, and so on to −inf.
+FLEXDRAFT_INLINE uint32_t score_key(float score) {
+    const uint32_t bits = __float_as_uint(score);
+    return bits == 0u ? 0u : (bits & 0x7fffffffu) + 1u;
+}
+constexpr uint32_t kKeys = 0x7f800002u; // one more than the key of −inf
+
+FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int vocab) {
+    return counted_temperature(row.temperature) > 0.0f &&
+           ((row.top_k > 0 && row.top_k < vocab) || (row.top_p > 0.0f && row.top_p < 1.0f) ||
+            row.min_score > -kInfinity);
+}
+
+// Whether all of the mass is on stats.token.
+FLEXDRAFT_INLINE bool is_one_hot(const FlexdraftRowStats& stats) {
+    return stats.temperature == 0.0f || stats.max == -kInfinity;
+}
+
+// Whether `score` (of `id`) survived top-k, top-p and min-p.
+FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int id) {
+    const uint32_t key = score_key(score), cut = score_key(stats.cut_score);
+    return key < cut || (key == cut && id <= stats.cut_id);
+}
+
+// p(id), from its logit as it is stored.
+FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int id) {
+    if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;
+    const float score = warped_score(counted(logit), stats.max, stats.temperature);
+    return is_kept(stats, score, id) ? expf(score - stats.log_sum) : 0.0f;
+}

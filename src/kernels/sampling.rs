@@ -1,0 +1,507 @@
+//! From logits to tokens: calibration, temperature, top-k, top-p and min-p, the draw, and what acceptance
+//! needs to know of a row.
+//!
+//! [`Kernels::sample`] reads the logits once. A row of them (a draft slot's, or the target's after a
+//! candidate) has its own [`RowSampling`] and gives one [`RowStats`]. With a [`Calibration`] the logits are
+//! first corrected, `logits + W2 u + b2` (FlexDraft, arXiv 2605.20022, "Bonus-guided Calibration"), and
+//! rounded to the type that they are stored in, so that the distribution a draft is drawn from is exactly the
+//! one that the stored logits describe.
+//!
+//! The rules are those of [`crate::sampling`], the random numbers those of [`crate::random`]: a draw is
+//! Gumbel-max, one number an id. A row's result has the same bits whatever rows are beside it. Top-k, top-p
+//! and min-p keep exactly what [`warp`](crate::sampling::warp) keeps, with weights in fixed point (units of
+//! 2⁻⁴³ of the largest) in place of doubles.
+//!
+//! Logits that are NaN count as −∞ and set bit 4 of the error word. Logits of +∞ share the mass equally; in
+//! a row with nothing above −∞ id 0 has all of it. No input gives an id outside the vocabulary.
+//!
+//! ```
+//! # #[cfg(feature = "simt")] {
+//! use flexdraft::backend::{Simt, SimtOptions};
+//! use flexdraft::kernels::Kernels;
+//! use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+//! use flexdraft::random::Stream;
+//! use flexdraft::sampling::SamplingParams;
+//!
+//! let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+//! let stream = kernels.backend().stream();
+//!
+//! // Two rows over a vocabulary of six ids, padded to a stride of eight.
+//! let logits = [0.5f32, 3.0, 1.0, 3.0, -1.0, 0.0, 9.0, 9.0, 4.0, 1.0, 2.0, 0.0, 0.0, 0.0, 9.0, 9.0];
+//! let top_two = SamplingParams { top_k: 2, ..SamplingParams::at_temperature(1.0) };
+//! let sampling = [
+//!     RowSampling::new(&SamplingParams::GREEDY, None)?,
+//!     RowSampling::new(&top_two, Some(Stream::target_draw(7, 120)))?,
+//! ];
+//! let mut workspace = vec![0.0; workspace_len(2, 6, false)?];
+//! let mut stats = [RowStats::default(); 2];
+//! kernels.sample(
+//!     &stream,
+//!     Sample {
+//!         vocab: 6,
+//!         stride: 8,
+//!         logits: LogitRows::Read(stream.view(&logits)),
+//!         logit_index: None,
+//!         sampling: stream.view(&sampling),
+//!         starts: None,
+//!         draft: None,
+//!         calibration: None,
+//!         workspace: stream.view_mut(&mut workspace),
+//!         stats: stream.view_mut(&mut stats),
+//!         error: None,
+//!     },
+//! )?;
+//! assert_eq!(stats[0].token, 1);
+//! assert_eq!(stats[1].kept, 2);
+//! assert!([0, 2].contains(&stats[1].token));
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::ptr;
+
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+use half::bf16;
+
+use super::operands::{Grid, Operands};
+use super::params::sampling::{
+    FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_FINISH_SHARED_BYTES, FLEXDRAFT_PARTIAL_FIELDS,
+    FLEXDRAFT_VOCAB_LIMIT, FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
+};
+
+use super::{KernelError, Kernels};
+use crate::backend::{Backend, Element, QueueId, View, ViewMut};
+use crate::random::Stream;
+use crate::sampling::{SamplingError, SamplingParams};
+
+/// How one row is warped and drawn from: `FlexdraftRowSampling` of `cuda/sampling/params.h`, validated.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowSampling(FlexdraftRowSampling);
+
+// SAFETY: ten words without padding (40 bytes, as asserted beside it), each valid for any bits; the kernels
+// give every value a defined meaning.
+unsafe impl bytemuck::Zeroable for RowSampling {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for RowSampling {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowSampling {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowSampling {}
+
+impl Element for RowSampling {}
+
+impl RowSampling {
+    /// Warping by `params` and a draw with the numbers of `numbers`; without them no draw: the token is the
+    /// largest logit's, and the row's probabilities are those of `params` all the same.
+    ///
+    /// # Errors
+    ///
+    /// A parameter out of its range.
+    pub fn new(params: &SamplingParams, numbers: Option<Stream>) -> Result<Self, SamplingError> {
+        params.validate()?;
+        let (seed, purpose_and_slot, position) = numbers.map_or((0, 0, 0), |numbers| numbers.parts());
+        Ok(RowSampling(FlexdraftRowSampling {
+            seed,
+            position,
+            temperature: params.temperature,
+            top_p: params.top_p,
+            min_score: lowest_score(params.min_p),
+            // A vocabulary has fewer ids than that, so nothing is dropped.
+            top_k: i32::try_from(params.top_k).unwrap_or(0),
+            purpose_and_slot,
+            sequence: -1,
+        }))
+    }
+
+    /// The same with a position counted from that of sequence `sequence` in [`Sample::starts`], for a
+    /// position that is known on the device only.
+    #[must_use]
+    pub fn relative_to(mut self, sequence: u32) -> Self {
+        // What exceeds the type exceeds every number of sequences, and is reported like those that do.
+        self.0.sequence = i32::try_from(sequence).unwrap_or(i32::MAX);
+        self
+    }
+}
+
+/// The smallest f32 whose exponential, in double precision, is at least `min_p`: −∞ for 0.
+fn lowest_score(min_p: f32) -> f32 {
+    if min_p <= 0.0 {
+        return f32::NEG_INFINITY;
+    }
+    let suffices = |score: f32| f64::from(score).exp() >= f64::from(min_p);
+    let mut score = f64::from(min_p).ln() as f32;
+    while !suffices(score) {
+        score = score.next_up();
+    }
+    while suffices(score.next_down()) {
+        score = score.next_down();
+    }
+    score
+}
+
+/// What is known of one row after sampling: `FlexdraftRowStats` of `cuda/sampling/params.h`.
+///
+/// The score of id x is 0 where its logit is the largest, and `(logit − max) / temperature` elsewhere. x is
+/// kept if its score is above `cut_score`, or equal to it and x ≤ `cut_id`; then its probability is
+/// `exp(score − log_sum)`, otherwise 0. At temperature 0, and where `max` is −∞, `token` has all of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowStats {
+    /// The token drawn, or the largest logit's (ties to the lowest id).
+    pub token: i32,
+    /// The largest logit.
+    pub max: f32,
+    /// ln Σ exp(score) over the ids kept, natural; 0 at temperature 0.
+    pub log_sum: f32,
+    /// The probability of `token`.
+    pub probability: f32,
+    /// The largest probability of the softmax at temperature 1, nothing dropped.
+    pub confidence: f32,
+    /// The logit of `token`.
+    pub token_logit: f32,
+    /// The probability of the row's token in [`Sample::draft`]; 0 without one.
+    pub draft_probability: f32,
+    /// The row's temperature.
+    pub temperature: f32,
+    /// The lowest score that is kept; −∞ where nothing is dropped.
+    pub cut_score: f32,
+    /// The highest id of that score that is kept.
+    pub cut_id: i32,
+    /// How many ids are kept; the size of the vocabulary where nothing is dropped.
+    pub kept: i32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<RowStats>() == size_of::<FlexdraftRowStats>());
+const _: () = assert!(std::mem::offset_of!(RowStats, kept) == std::mem::offset_of!(FlexdraftRowStats, kept));
+
+// SAFETY: twelve words, each valid for any bits.
+unsafe impl bytemuck::Zeroable for RowStats {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for RowStats {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowStats {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowStats {}
+
+impl Element for RowStats {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A type that logits are stored in: `f32` or `bf16`.
+pub trait Logit: Element + sealed::Sealed {
+    #[doc(hidden)]
+    const KERNELS: LogitKernels;
+}
+
+/// The kernels of one logit type.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct LogitKernels {
+    plain: &'static str,
+    calibrated_small: &'static str,
+    calibrated_large: &'static str,
+    finish: &'static str,
+}
+
+impl Logit for f32 {
+    const KERNELS: LogitKernels = LogitKernels {
+        plain: "sample_rows_f32",
+        calibrated_small: "calibrated_sample_f32_64x16",
+        calibrated_large: "calibrated_sample_f32_128x64",
+        finish: "sample_finish_f32",
+    };
+}
+
+impl Logit for bf16 {
+    const KERNELS: LogitKernels = LogitKernels {
+        plain: "sample_rows_bf16",
+        calibrated_small: "calibrated_sample_bf16_64x16",
+        calibrated_large: "calibrated_sample_bf16_128x64",
+        finish: "sample_finish_bf16",
+    };
+}
+
+/// Logits `[logit_rows, stride]`, aligned to 16 bytes.
+#[derive(Debug)]
+pub enum LogitRows<'a, L> {
+    /// They stay as they are; calibrated logits are not kept.
+    Read(View<'a, L>),
+    /// Calibrated logits take the place of those that they were computed from. Needed where the
+    /// acceptance rule compares distributions, and where a row with a calibrator asks for top-k, top-p or
+    /// min-p.
+    Update(ViewMut<'a, L>),
+}
+
+impl<L: Element> LogitRows<'_, L> {
+    fn len(&self) -> usize {
+        match self {
+            LogitRows::Read(view) => view.len(),
+            LogitRows::Update(view) => view.len(),
+        }
+    }
+}
+
+/// The calibrator's last layer and what goes into it.
+#[derive(Debug)]
+pub struct Calibration<'a> {
+    /// r, a multiple of 8.
+    pub rank: usize,
+    /// u = silu(W1 \[embed(b); h] + b1) `[rows, r]`, aligned to 16 bytes.
+    pub hidden: View<'a, bf16>,
+    /// W2 `[vocab, r]`, aligned to 16 bytes.
+    pub weight: View<'a, bf16>,
+    /// b2 `[vocab]`.
+    pub bias: Option<View<'a, f32>>,
+}
+
+/// The operands of [`Kernels::sample`].
+#[derive(Debug)]
+pub struct Sample<'a, L> {
+    /// Ids, 1 to 2²⁰.
+    pub vocab: usize,
+    /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`. What lies between is
+    /// not used.
+    pub stride: usize,
+    /// Logits `[logit_rows, stride]`.
+    pub logits: LogitRows<'a, L>,
+    /// `[rows]`: which row of logits a row is; −1 makes it padding, with stats of zero. Without it row r is
+    /// logits row r. No logits row may be named twice where they are updated.
+    pub logit_index: Option<View<'a, i32>>,
+    /// `[rows]`
+    pub sampling: View<'a, RowSampling>,
+    /// `[sequences]`: what the positions of [`RowSampling::relative_to`] count from, 0 or above.
+    pub starts: Option<View<'a, i32>>,
+    /// `[rows]`: tokens whose probability is asked for, −1 for none.
+    pub draft: Option<View<'a, i32>>,
+    /// The correction of these rows, if they are a draft's.
+    pub calibration: Option<Calibration<'a>>,
+    /// [`workspace_len`] elements or more; what is in it does not matter.
+    pub workspace: ViewMut<'a, f32>,
+    /// `[rows]`, written.
+    pub stats: ViewMut<'a, RowStats>,
+    /// `[1]`, the device error word: bit 2 a draft token outside the vocabulary, 4 a NaN among the logits,
+    /// 16 a row or sequence index out of range, 32 calibrated logits that were needed again but are not
+    /// kept (see [`LogitRows::Update`]; nothing is dropped then, and the draft token has probability 0).
+    pub error: Option<ViewMut<'a, u32>>,
+}
+
+/// Elements of [`Sample::workspace`] for `rows` rows.
+///
+/// # Errors
+///
+/// [`KernelError::Overflow`].
+pub fn workspace_len(rows: usize, vocab: usize, calibrated: bool) -> Result<usize, KernelError> {
+    chunks(vocab, calibrated)
+        .checked_mul(FLEXDRAFT_PARTIAL_FIELDS as usize)
+        .and_then(|fields| fields.checked_mul(rows))
+        .ok_or(KernelError::Overflow { kernel: "sample", what: "workspace" })
+}
+
+fn chunks(vocab: usize, calibrated: bool) -> usize {
+    vocab.div_ceil(if calibrated { FLEXDRAFT_CALIBRATED_CHUNK } else { FLEXDRAFT_CHUNK } as usize)
+}
+
+/// A shape of the calibrated kernel: `CalibratedShape` of `cuda/sampling/calibrated.cuh`.
+struct CalibratedShape {
+    tile: usize,
+    row_block: usize,
+    threads: u32,
+    stages: usize,
+}
+
+/// 64 ids by 16 rows a CTA.
+const SMALL: CalibratedShape = CalibratedShape { tile: 64, row_block: 16, threads: 128, stages: 6 };
+/// 128 ids by 64 rows a CTA.
+const LARGE: CalibratedShape = CalibratedShape { tile: 128, row_block: 64, threads: 256, stages: 4 };
+/// Above this many rows the large shape is used, where it fits: both give the same bits.
+const SMALL_ROWS: usize = 64;
+
+impl CalibratedShape {
+    /// Shared memory of a CTA: its part of W2, the ring of u, and the corrections in f32.
+    fn shared_bytes(&self, rank: usize) -> Option<u32> {
+        let weights = (rank.checked_next_multiple_of(64)? + 8).checked_mul(2 * self.tile)?;
+        let ring = self.stages * self.row_block * 72 * 2;
+        let corrections = self.row_block * (self.tile + 4) * 4;
+        u32::try_from(weights.checked_add(ring + corrections)?).ok()
+    }
+}
+
+impl<B: Backend> Kernels<B> {
+    /// Corrects, warps and samples rows of logits: two launches.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`]: an operand of the wrong length, alignment or queue, a shape that the kernels do not
+    /// support, or a launch that failed.
+    pub fn sample<L: Logit>(&self, stream: &B::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
+        let queue = self.backend.queue(stream);
+        let shape = Shape::new(&args)?;
+        let (kernel, grid) = match &args.calibration {
+            None => {
+                let groups = shape.chunks.div_ceil(8) as u32;
+                let grid = Grid { ctas: [shape.rows as u32, groups, 1], threads: 256, shared_bytes: 0 };
+                (L::KERNELS.plain, grid)
+            }
+            Some(calibration) => {
+                let allowed = self.backend.limits().shared_bytes_per_cta;
+                let bytes = |shape: &CalibratedShape, kernel| {
+                    let what = "rank";
+                    shape.shared_bytes(calibration.rank).ok_or(KernelError::Overflow { kernel, what })
+                };
+                let large = bytes(&LARGE, L::KERNELS.calibrated_large)?;
+                let (kernel, tiling, shared_bytes) = if shape.rows > SMALL_ROWS && large <= allowed {
+                    (L::KERNELS.calibrated_large, LARGE, large)
+                } else {
+                    (L::KERNELS.calibrated_small, SMALL, bytes(&SMALL, L::KERNELS.calibrated_small)?)
+                };
+                let ctas = if shape.rows == 0 { 0 } else { args.vocab.div_ceil(tiling.tile) as u32 };
+                (kernel, Grid { ctas: [ctas, 1, 1], threads: tiling.threads, shared_bytes })
+            }
+        };
+        let (operands, params) = shape.operands(kernel, queue, &args)?;
+        // SAFETY: `params` holds the operands' pointers and the shapes they were checked against.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
+
+        let (operands, params) = shape.operands(L::KERNELS.finish, queue, &args)?;
+        let ctas = [shape.rows as u32, 1, 1];
+        let grid = Grid { ctas, threads: 512, shared_bytes: FLEXDRAFT_FINISH_SHARED_BYTES };
+        // SAFETY: as above.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+}
+
+/// Shapes of a launch, each known to fit the kernels' types.
+struct Shape {
+    rows: usize,
+    logit_rows: usize,
+    chunks: usize,
+}
+
+impl Shape {
+    fn new<L: Logit>(args: &Sample<'_, L>) -> Result<Self, KernelError> {
+        const KERNEL: &str = "sample";
+        let unsupported = |what, found: usize, supported| KernelError::Unsupported {
+            kernel: KERNEL,
+            what,
+            found: i64::try_from(found).unwrap_or(i64::MAX),
+            supported,
+        };
+        if args.vocab == 0 || args.vocab > FLEXDRAFT_VOCAB_LIMIT as usize {
+            return Err(unsupported("vocab", args.vocab, "1 to 2^20"));
+        }
+        if args.stride < args.vocab || !args.stride.is_multiple_of(8) || args.stride > i32::MAX as usize {
+            return Err(unsupported("stride", args.stride, "a multiple of 8 from vocab up"));
+        }
+        let rows = args.sampling.len();
+        if rows > i32::MAX as usize {
+            return Err(unsupported("rows", rows, "below 2^31"));
+        }
+        let logit_rows = args.logits.len() / args.stride;
+        if logit_rows > i32::MAX as usize {
+            return Err(unsupported("logits rows", logit_rows, "below 2^31"));
+        }
+        if let Some(starts) = &args.starts
+            && starts.len() > i32::MAX as usize
+        {
+            return Err(unsupported("sequences", starts.len(), "below 2^31"));
+        }
+        if let Some(calibration) = &args.calibration {
+            let rank = calibration.rank;
+            if rank == 0 || !rank.is_multiple_of(8) || rank > i32::MAX as usize {
+                return Err(unsupported("rank", rank, "a multiple of 8 above 0"));
+            }
+        }
+        if args.logit_index.is_none() && logit_rows < rows {
+            let expected = rows.checked_mul(args.stride);
+            let expected = expected.ok_or(KernelError::Overflow { kernel: KERNEL, what: "logits" })?;
+            let found = args.logits.len();
+            return Err(KernelError::Length { kernel: KERNEL, operand: "logits", expected, found });
+        }
+        Ok(Shape { rows, logit_rows, chunks: chunks(args.vocab, args.calibration.is_some()) })
+    }
+
+    /// The operands and parameters of a launch of `kernel`.
+    fn operands<L: Logit>(
+        &self,
+        kernel: &'static str,
+        queue: QueueId,
+        args: &Sample<'_, L>,
+    ) -> Result<(Operands, FlexdraftSample), KernelError> {
+        let &Shape { rows, logit_rows, chunks } = self;
+        let mut operands = Operands::new(kernel, queue);
+        let len = logit_rows * args.stride;
+        let updated = matches!(args.logits, LogitRows::Update(_)) && args.calibration.is_some();
+        let logits = match &args.logits {
+            LogitRows::Read(view) => operands.read("logits", view, len, 16)?.cast_mut(),
+            LogitRows::Update(view) => operands.write("logits", view, len, 16)?,
+        };
+        let mut optional = |operand, view: &Option<View<'_, i32>>, len: Option<usize>| match view {
+            Some(view) => operands.read(operand, view, len.unwrap_or(view.len()), 4),
+            None => Ok(ptr::null()),
+        };
+        let logit_index = optional("logit_index", &args.logit_index, Some(rows))?;
+        let starts = optional("starts", &args.starts, None)?;
+        let draft = optional("draft", &args.draft, Some(rows))?;
+        let sampling = operands.read("sampling", &args.sampling, rows, 8)?.cast();
+        let (mut u, mut w2, mut b2, mut rank) = (ptr::null(), ptr::null(), ptr::null(), 0);
+        if let Some(calibration) = &args.calibration {
+            let by_rank = |count: usize, what| {
+                count.checked_mul(calibration.rank).ok_or(KernelError::Overflow { kernel, what })
+            };
+            rank = calibration.rank;
+            u = operands.read("hidden", &calibration.hidden, by_rank(rows, "hidden")?, 16)?.cast();
+            w2 = operands.read("weight", &calibration.weight, by_rank(args.vocab, "weight")?, 16)?.cast();
+            if let Some(bias) = &calibration.bias {
+                b2 = operands.read("bias", bias, args.vocab, 4)?;
+            }
+        }
+        let needed = workspace_len(rows, args.vocab, args.calibration.is_some())?;
+        let params = FlexdraftSample {
+            logits: logits.cast(),
+            logit_index,
+            sampling,
+            starts,
+            draft,
+            u,
+            w2,
+            b2,
+            partials: operands.workspace("workspace", &args.workspace, needed, 4)?,
+            stats: operands.write("stats", &args.stats, rows, 4)?.cast(),
+            error: match &args.error {
+                Some(error) => operands.write("error", error, 1, 4)?,
+                None => ptr::null_mut(),
+            },
+            logit_stride: args.stride as i64,
+            rows: rows as i32,
+            logit_rows: logit_rows as i32,
+            vocab: args.vocab as i32,
+            rank: rank as i32,
+            sequences: args.starts.as_ref().map_or(0, View::len) as i32,
+            chunks: chunks as i32,
+            store: i32::from(updated),
+            logits_current: i32::from(args.calibration.is_none() || updated),
+        };
+        Ok((operands, params))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn min_p_as_a_score_is_exact() {
+        assert_eq!(lowest_score(0.0), f32::NEG_INFINITY);
+        for min_p in [1e-45, 1e-38, 1e-10, 0.01, 0.1, 0.25, 0.5, 0.9, 1.0 - f32::EPSILON / 2.0] {
+            let score = lowest_score(min_p);
+            assert!(f64::from(score).exp() >= f64::from(min_p), "{min_p}");
+            assert!(f64::from(score.next_down()).exp() < f64::from(min_p), "{min_p}");
+        }
+    }
+}
