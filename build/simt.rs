@@ -79,8 +79,6 @@ fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Er
 fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     build
-        // A sanitizer that Rust is compiled with does not go with the checks' hooks.
-        .inherit_rustflags(false)
         .cpp(true)
         .std("c++17")
         .opt_level(2)
@@ -88,6 +86,8 @@ fn cpp() -> cc::Build {
         .warnings(true)
         .extra_warnings(true)
         .flag("-fno-exceptions")
+        // A sanitizer that Rust is compiled with goes neither with fibers nor with the checks' hooks.
+        .flag("-fno-sanitize=all")
         .flag("-Wno-unknown-pragmas") // `#pragma unroll` is for nvcc.
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing");

@@ -39,6 +39,11 @@ impl GroupSet {
         Self(bits)
     }
 
+    /// The set as bits: bit k for accepted length k.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Adds accepted length `k`; `k` ≥ [`MAX_BLOCK_SIZE`] is ignored.
     #[must_use]
     pub fn with(self, k: usize) -> Self {

@@ -62,6 +62,13 @@ impl Header {
             .raw_line(format!("// Generated from cuda/{}/params.h by the crate in bindings.", self.name));
         if self.path != common {
             builder = builder.raw_line("").raw_line("use super::common::*;");
+            for line in std::fs::read_to_string(&self.path)?.lines() {
+                let other =
+                    line.strip_prefix("#include \"../").and_then(|rest| rest.strip_suffix("/params.h\""));
+                if let Some(other) = other.filter(|&other| other != "common") {
+                    builder = builder.raw_line(format!("use super::{other}::*;"));
+                }
+            }
         }
         let bindings = builder.generate()?.to_string();
         Ok(bindings.lines().map(tidy).collect())

@@ -4,6 +4,7 @@
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
 //! its caller.
 
+pub mod acceptance;
 pub mod attention;
 mod error;
 pub mod glue;

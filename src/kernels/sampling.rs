@@ -207,6 +207,8 @@ pub struct LogitKernels {
     calibrated_small: &'static str,
     calibrated_large: &'static str,
     finish: &'static str,
+    pub(super) accept: &'static str,
+    pub(super) block_sums: &'static str,
 }
 
 impl Logit for f32 {
@@ -215,6 +217,8 @@ impl Logit for f32 {
         calibrated_small: "calibrated_sample_f32_64x16",
         calibrated_large: "calibrated_sample_f32_128x64",
         finish: "sample_finish_f32",
+        accept: "accept_f32",
+        block_sums: "accept_block_sums_f32",
     };
 }
 
@@ -224,6 +228,8 @@ impl Logit for bf16 {
         calibrated_small: "calibrated_sample_bf16_64x16",
         calibrated_large: "calibrated_sample_bf16_128x64",
         finish: "sample_finish_bf16",
+        accept: "accept_bf16",
+        block_sums: "accept_block_sums_bf16",
     };
 }
 

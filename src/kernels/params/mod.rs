@@ -5,6 +5,7 @@
 // C has no documentation comments, and not all that it declares is used here.
 #![allow(dead_code, missing_docs, unused_imports)]
 
+pub mod acceptance;
 pub mod attention;
 pub mod common;
 pub mod glue;
