@@ -6,7 +6,9 @@
 
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
-use flexdraft::kernels::glue::{Embed, Gather, NormRopeAppend, RmsNorm, RopeTable, SiluAdd, SiluMul};
+use flexdraft::kernels::glue::{
+    Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
+};
 use flexdraft::kernels::{KernelError, Kernels, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
@@ -99,8 +101,10 @@ proptest! {
         let weight: Vec<f32> = noise(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
         let run = |x: &mut Vec<bf16>, out: &mut Vec<bf16>, delta: &[bf16]| {
             kernels.rms_norm(&stream, &RmsNorm {
-                x: stream.view_mut(x),
-                delta: residual.then(|| stream.view(delta)),
+                x: match residual {
+                    true => Residual::Add { x: stream.view_mut(x), delta: stream.view(delta) },
+                    false => Residual::Is(stream.view(x)),
+                },
                 weight: stream.view(&weight),
                 out: stream.view_mut(out),
                 eps: 1e-5,
@@ -110,6 +114,9 @@ proptest! {
         run(&mut x, &mut out, &delta).unwrap();
         let sums: Vec<bf16> = before.iter().zip(&delta).map(|(x, d)| bf16::from_f32(x.to_f32() + d.to_f32())).collect();
         prop_assert_eq!(&x, if residual { &sums } else { &before });
+        let mut added = before.clone();
+        kernels.add(&stream, &Add { x: stream.view_mut(&mut added), delta: stream.view(&delta) }).unwrap();
+        prop_assert_eq!(&added, &sums);
         let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
         for (x, out) in x.chunks(cols).zip(out.chunks(cols)) {
             let exact = flexdraft_reference::norm::rms_norm(&f64s(x), &weights, 1e-5);

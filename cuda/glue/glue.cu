@@ -81,6 +81,16 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, row_threads, 4) {
     }
 }
 
+FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
+    const int64_t c = int64_t(blockIdx.x) * row_threads + threadIdx.x;
+    if (c >= p.chunks) return;
+    Eight values = unpack(chunks(p.x)[c]);
+    const Eight delta = unpack(chunks(p.delta)[c]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values.x[i] += delta.x[i];
+    chunks(p.x)[c] = pack(values);
+}
+
 FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
     const uint16_t* const x = p.x + row * 2 * p.cols;
@@ -218,5 +228,5 @@ FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threa
     norm_rope_append<2>(p);
 }
 
-FLEXDRAFT_KERNEL_TABLE(glue, embed, gather, rms_norm, silu_mul, silu_add, rope_table, norm_rope_append_d64,
+FLEXDRAFT_KERNEL_TABLE(glue, embed, gather, rms_norm, add, silu_mul, silu_add, rope_table, norm_rope_append_d64,
                        norm_rope_append_d128)

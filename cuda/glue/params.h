@@ -36,6 +36,13 @@ struct FlexdraftRmsNormParams {
     float eps;
 };
 
+/* x += delta, eight elements a chunk. */
+struct FlexdraftAddParams {
+    uint16_t* x;           /* [8 chunks] */
+    const uint16_t* delta; /* [8 chunks] */
+    int64_t chunks;
+};
+
 /* out[r] = silu(x[r][0..cols]) * x[r][cols..2 cols]. */
 struct FlexdraftSiluMulParams {
     const uint16_t* x; /* [rows, 2 cols] */

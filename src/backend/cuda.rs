@@ -169,9 +169,11 @@ impl Backend for Cuda {
         stream: &Self::Stream,
         from: &[T],
         to: &mut CudaSlice<T>,
+        first: usize,
     ) -> Result<(), BackendError> {
         let (wanted, found) = (from.len(), to.len());
-        let mut to = to.try_slice_mut(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
+        let range = first..first.saturating_add(wanted);
+        let mut to = to.try_slice_mut(range).ok_or(BackendError::CopyLength { wanted, found })?;
         stream.memcpy_htod(from, &mut to).map_err(driver)
     }
 
@@ -179,12 +181,28 @@ impl Backend for Cuda {
         &self,
         stream: &Self::Stream,
         from: &CudaSlice<T>,
+        first: usize,
         to: &mut [T],
     ) -> Result<(), BackendError> {
         let (wanted, found) = (to.len(), from.len());
-        let from = from.try_slice(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
+        let range = first..first.saturating_add(wanted);
+        let from = from.try_slice(range).ok_or(BackendError::CopyLength { wanted, found })?;
         stream.memcpy_dtoh(&from, to).map_err(driver)?;
         stream.synchronize().map_err(driver)
+    }
+
+    fn copy<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &CudaSlice<T>,
+        to: &mut CudaSlice<T>,
+        len: usize,
+    ) -> Result<(), BackendError> {
+        let (wanted, found) = (len, from.len().min(to.len()));
+        let error = BackendError::CopyLength { wanted, found };
+        let from = from.try_slice(..len).ok_or_else(|| error.clone())?;
+        let mut to = to.try_slice_mut(..len).ok_or(error)?;
+        stream.memcpy_dtod(&from, &mut to).map_err(driver)
     }
 
     fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a CudaSlice<T>) -> View<'a, T> {

@@ -99,12 +99,12 @@ pub enum BackendError {
 }
 
 /// A processor that kernels can be launched on.
-pub trait Backend {
+pub trait Backend: Send + Sync + 'static {
     /// An ordered queue of launches; on CUDA a stream, which is the caller's.
-    type Stream;
+    type Stream: Send + Sync;
 
     /// Memory that a backend owns.
-    type Memory<T: Element>: std::fmt::Debug;
+    type Memory<T: Element>: std::fmt::Debug + Send + Sync;
 
     /// What kernels may use.
     fn limits(&self) -> Limits;
@@ -120,29 +120,44 @@ pub trait Backend {
         len: usize,
     ) -> Result<Self::Memory<T>, BackendError>;
 
-    /// Replaces the first elements of `to` by `from`, once what was put on `stream` before has run.
+    /// Replaces the elements of `to` from `first` on by `from`, once what was put on `stream` before has run.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if `to` is shorter than `from`, or of the driver.
+    /// [`BackendError::CopyLength`] if `to` ends before, or an error of the driver.
     fn upload<T: Element>(
         &self,
         stream: &Self::Stream,
         from: &[T],
         to: &mut Self::Memory<T>,
+        first: usize,
     ) -> Result<(), BackendError>;
 
-    /// Copies the first elements of `from` to `to`, and waits until what was put on `stream` before has run
-    /// and the copy is done.
+    /// Copies the elements of `from` from `first` on to `to`, and waits until what was put on `stream` before
+    /// has run and the copy is done.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if `from` is shorter than `to`, or of the driver.
+    /// [`BackendError::CopyLength`] if `from` ends before, or an error of the driver.
     fn download<T: Element>(
         &self,
         stream: &Self::Stream,
         from: &Self::Memory<T>,
+        first: usize,
         to: &mut [T],
+    ) -> Result<(), BackendError>;
+
+    /// Copies the first `len` elements of `from` to the first of `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::CopyLength`] if one of them is shorter, or an error of the driver.
+    fn copy<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &Self::Memory<T>,
+        to: &mut Self::Memory<T>,
+        len: usize,
     ) -> Result<(), BackendError>;
 
     /// Owned memory as an operand that a kernel on `stream` reads.

@@ -138,17 +138,42 @@ impl Backend for Simt {
         Ok(memory)
     }
 
-    fn upload<T: Element>(&self, _: &SimtStream, from: &[T], to: &mut Vec<T>) -> Result<(), BackendError> {
+    fn upload<T: Element>(
+        &self,
+        _: &SimtStream,
+        from: &[T],
+        to: &mut Vec<T>,
+        first: usize,
+    ) -> Result<(), BackendError> {
         let (wanted, found) = (from.len(), to.len());
-        let to = to.get_mut(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
-        to.copy_from_slice(from);
+        let range = first..first.saturating_add(wanted);
+        to.get_mut(range).ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);
         Ok(())
     }
 
-    fn download<T: Element>(&self, _: &SimtStream, from: &Vec<T>, to: &mut [T]) -> Result<(), BackendError> {
+    fn download<T: Element>(
+        &self,
+        _: &SimtStream,
+        from: &Vec<T>,
+        first: usize,
+        to: &mut [T],
+    ) -> Result<(), BackendError> {
         let (wanted, found) = (to.len(), from.len());
-        to.copy_from_slice(from.get(..wanted).ok_or(BackendError::CopyLength { wanted, found })?);
+        let range = first..first.saturating_add(wanted);
+        to.copy_from_slice(from.get(range).ok_or(BackendError::CopyLength { wanted, found })?);
         Ok(())
+    }
+
+    fn copy<T: Element>(
+        &self,
+        stream: &SimtStream,
+        from: &Vec<T>,
+        to: &mut Vec<T>,
+        len: usize,
+    ) -> Result<(), BackendError> {
+        let (wanted, found) = (len, from.len());
+        let from = from.get(..len).ok_or(BackendError::CopyLength { wanted, found })?;
+        self.upload(stream, from, to, 0)
     }
 
     fn view<'a, T: Element>(&self, stream: &'a SimtStream, memory: &'a Vec<T>) -> View<'a, T> {

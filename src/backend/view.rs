@@ -1,12 +1,13 @@
 //! Borrowed device memory.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits};
 use half::bf16;
 
 /// A type that device memory can hold: plain data, valid for every bit pattern.
-pub trait Element: bytemuck::Pod + std::fmt::Debug + DeviceRepr + ValidAsZeroBits {}
+pub trait Element: bytemuck::Pod + std::fmt::Debug + Send + Sync + DeviceRepr + ValidAsZeroBits {}
 
 impl Element for u8 {}
 impl Element for i32 {}
@@ -69,6 +70,21 @@ pub struct ViewMut<'a, T> {
 }
 
 impl<'a, T: Element> View<'a, T> {
+    /// Elements `range` of it, or none if they are not all there.
+    pub fn range(self, range: Range<usize>) -> Option<Self> {
+        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        Some(View { address, len, ..self })
+    }
+
+    /// The same bytes as elements of another type, or none if they are not a whole number of them.
+    pub fn cast<U: Element>(self) -> Option<View<'a, U>> {
+        let bytes = self.len * size_of::<T>();
+        let View { address, queue, _guard, .. } = self;
+        let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
+        Some(View { address, len, queue, _guard, memory: PhantomData })
+    }
+
     /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
     ///
     /// # Safety
@@ -101,6 +117,21 @@ impl<'a, T: Element> View<'a, T> {
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
+    /// Elements `range` of it, or none if they are not all there.
+    pub fn range(self, range: Range<usize>) -> Option<Self> {
+        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        Some(ViewMut { address, len, ..self })
+    }
+
+    /// The same bytes as elements of another type, or none if they are not a whole number of them.
+    pub fn cast<U: Element>(self) -> Option<ViewMut<'a, U>> {
+        let bytes = self.len * size_of::<T>();
+        let ViewMut { address, queue, _guard, .. } = self;
+        let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
+        Some(ViewMut { address, len, queue, _guard, memory: PhantomData })
+    }
+
     /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
     ///
     /// # Safety

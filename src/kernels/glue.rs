@@ -9,8 +9,8 @@ use half::bf16;
 use super::kv::{KvShape, PagedKvMut};
 use super::operands::{Grid, Operands};
 use super::params::glue::{
-    FlexdraftEmbedParams, FlexdraftGatherParams, FlexdraftNormRopeAppendParams, FlexdraftRmsNormParams,
-    FlexdraftRopeTableParams, FlexdraftSiluAddParams, FlexdraftSiluMulParams,
+    FlexdraftAddParams, FlexdraftEmbedParams, FlexdraftGatherParams, FlexdraftNormRopeAppendParams,
+    FlexdraftRmsNormParams, FlexdraftRopeTableParams, FlexdraftSiluAddParams, FlexdraftSiluMulParams,
 };
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
@@ -63,19 +63,40 @@ pub struct Gather<'a> {
     pub cols: usize,
 }
 
+/// The residual stream `[rows, cols]`.
+#[derive(Debug)]
+pub enum Residual<'a> {
+    /// As it is.
+    Is(View<'a, bf16>),
+    /// To be increased.
+    Add {
+        /// The stream, which becomes the sum.
+        x: ViewMut<'a, bf16>,
+        /// What the last block adds, `[rows, cols]`.
+        delta: View<'a, bf16>,
+    },
+}
+
 /// Operands of [`Kernels::rms_norm`].
 #[derive(Debug)]
 pub struct RmsNorm<'a> {
-    /// The residual stream `[rows, cols]`, to which `delta` is added.
-    pub x: ViewMut<'a, bf16>,
-    /// What the last block adds, `[rows, cols]`.
-    pub delta: Option<View<'a, bf16>>,
+    /// What is normed.
+    pub x: Residual<'a>,
     /// `[cols]`.
     pub weight: View<'a, f32>,
     /// `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
     /// Added to the mean of squares.
     pub eps: f32,
+}
+
+/// Operands of [`Kernels::add`].
+#[derive(Debug)]
+pub struct Add<'a> {
+    /// `[elements]`, a multiple of 8 of them.
+    pub x: ViewMut<'a, bf16>,
+    /// As many.
+    pub delta: View<'a, bf16>,
 }
 
 /// Operands of [`Kernels::silu_mul`].
@@ -189,7 +210,7 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Adds `delta` to `x`, if there is one, and writes `x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm,
+    /// Adds to the residual stream, if there is something to add, and writes `x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm,
     /// arXiv 1910.07467). The sum that is stored in `x` is the one that is normed, rounded to bf16.
     ///
     /// # Errors
@@ -200,16 +221,15 @@ impl<B: Backend> Kernels<B> {
     ///
     /// ```
     /// use flexdraft::backend::{Simt, SimtOptions};
-    /// use flexdraft::kernels::{Kernels, glue::RmsNorm};
+    /// use flexdraft::kernels::{Kernels, glue::{Residual, RmsNorm}};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     /// let stream = kernels.backend().stream();
-    /// let mut x = vec![bf16::from_f32(3.0); 8];
+    /// let x = vec![bf16::from_f32(3.0); 8];
     /// let mut out = vec![bf16::ZERO; 8];
     /// kernels.rms_norm(&stream, &RmsNorm {
-    ///     x: stream.view_mut(&mut x),
-    ///     delta: None,
+    ///     x: Residual::Is(stream.view(&x)),
     ///     weight: stream.view(&[0.5; 8]),
     ///     out: stream.view_mut(&mut out),
     ///     eps: 0.0,
@@ -221,11 +241,17 @@ impl<B: Backend> Kernels<B> {
         let mut operands = Operands::new("rms_norm", self.backend.queue(stream));
         let width = args.weight.len();
         let row = cols(&operands, width)?;
-        let rows = args.x.len() / width;
+        let rows = args.out.len() / width;
         let elements = operands.product("x", &[rows, width])?;
+        let (x, delta): (*mut bf16, *const bf16) = match &args.x {
+            Residual::Is(x) => (operands.read("x", x, elements, 16)?.cast_mut(), std::ptr::null()),
+            Residual::Add { x, delta } => {
+                (operands.write("x", x, elements, 16)?, operands.read("delta", delta, elements, 16)?)
+            }
+        };
         let params = FlexdraftRmsNormParams {
-            x: operands.write("x", &args.x, elements, 16)?.cast(),
-            delta: operands.read_optional("delta", args.delta.as_ref(), elements, 16)?.cast(),
+            x: x.cast(),
+            delta: delta.cast(),
             weight: operands.read("weight", &args.weight, width, 4)?,
             out: operands.write("out", &args.out, elements, 16)?.cast(),
             cols: row,
@@ -233,6 +259,29 @@ impl<B: Backend> Kernels<B> {
             eps: args.eps,
         };
         let grid = rows_grid(&operands, rows, NORM_SHARED)?;
+        // SAFETY: as in `embed`.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// `x += delta`, each sum rounded to bf16.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn add(&self, stream: &B::Stream, args: &Add<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("add", self.backend.queue(stream));
+        let elements = args.delta.len();
+        if !elements.is_multiple_of(8) {
+            return Err(operands.unsupported("number of elements", elements, "multiples of 8"));
+        }
+        let chunks = operands.i32("elements", elements / 8)?;
+        let params = FlexdraftAddParams {
+            x: operands.write("x", &args.x, elements, 16)?.cast(),
+            delta: operands.read("delta", &args.delta, elements, 16)?.cast(),
+            chunks: chunks.into(),
+        };
+        let ctas = chunks.cast_unsigned().div_ceil(ROW_THREADS);
+        let grid = Grid { ctas: [ctas, 1, 1], threads: ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }

@@ -113,7 +113,7 @@ impl<B: Backend> PassTables<B> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        backend.upload(stream, &self.staging, &mut self.memory)?;
+        backend.upload(stream, &self.staging, &mut self.memory, 0)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
         self.longest = pass.sequences.iter().map(visible).max().unwrap_or(0);
         self.most_rows =

@@ -105,6 +105,27 @@ const _: () = {
     ["Offset of field: FlexdraftRmsNormParams::eps"]
         [::core::mem::offset_of!(FlexdraftRmsNormParams, eps) - 44usize];
 };
+/// x += delta, eight elements a chunk.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftAddParams {
+    /// [8 chunks]
+    pub x: *mut u16,
+    /// [8 chunks]
+    pub delta: *const u16,
+    pub chunks: i64,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftAddParams"][::core::mem::size_of::<FlexdraftAddParams>() - 24usize];
+    ["Alignment of FlexdraftAddParams"][::core::mem::align_of::<FlexdraftAddParams>() - 8usize];
+    ["Offset of field: FlexdraftAddParams::x"][::core::mem::offset_of!(FlexdraftAddParams, x) - 0usize];
+    ["Offset of field: FlexdraftAddParams::delta"]
+        [::core::mem::offset_of!(FlexdraftAddParams, delta) - 8usize];
+    ["Offset of field: FlexdraftAddParams::chunks"]
+        [::core::mem::offset_of!(FlexdraftAddParams, chunks) - 16usize];
+};
 /// out[r] = silu(x[r][0..cols]) * x[r][cols..2 cols].
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
