@@ -267,8 +267,11 @@ fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Result<()
 prop_compose! {
     fn sequence(longest: usize)(
         start in prop_oneof![0usize..longest, Just(63), Just(64), Just(127)],
-        candidates in 0usize..6,
-        groups in prop::collection::btree_set(0usize..6, 0..4),
+        candidates in prop_oneof![4 => 0usize..6, 1 => 30usize..70],
+        groups in prop_oneof![
+            4 => prop::collection::btree_set(0usize..6, 0..4),
+            1 => prop::collection::btree_set(70usize..130, 1..3),
+        ],
         slots in 1usize..9,
         seed in any::<u64>(),
     ) -> Sequence {

@@ -187,7 +187,7 @@ struct AnyPass {
 prop_compose! {
     fn any_pass()(
         sequences in prop::collection::vec(
-            (prop_oneof![0usize..300, 100_000usize..131_000], 0usize..4, prop::collection::btree_set(0usize..5, 0..3), 1usize..5),
+            (prop_oneof![0usize..300, 100_000usize..131_000], 0usize..4, prop_oneof![prop::collection::btree_set(0usize..5, 0..3), prop::collection::btree_set(190usize..250, 1..3)], 1usize..5),
             0..4,
         ),
         page_size in prop::sample::select(vec![16usize, 32, 64, 128]),
@@ -404,7 +404,8 @@ fn passes_that_cannot_be() {
     wrong(SequenceRows { pages: &[0, 4], ..sound.clone() }, "page id", 5, 4);
     wrong(SequenceRows { start: 30, ..sound.clone() }, "cached positions", 33, 32);
     wrong(SequenceRows { groups: vec![0, 13], ..sound.clone() }, "cached positions", 34, 32);
-    wrong(SequenceRows { groups: vec![64], ..sound.clone() }, "last group", 64, 63);
+    let apart = SequenceRows { groups: vec![0, 64], ..sound.clone() };
+    wrong(apart, "distance of the first and last group", 64, 63);
     wrong(SequenceRows { groups: vec![2, 1], ..sound.clone() }, "a group before the next", 3, 1);
     wrong(SequenceRows { slots: 65, ..sound.clone() }, "number of slots", 65, 64);
     wrong(SequenceRows { slots: 0, ..sound.clone() }, "fewest slots of a group", 1, 0);

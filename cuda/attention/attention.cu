@@ -235,10 +235,13 @@ struct Joint {
             mine[r] = attention_row(sequence, packed / ratio);
             heads[r] = kv_head * ratio + packed % ratio;
         }
+        const bool cached = split < splits;
+        // A block of candidates has no slots.
+        if (!cached && last_packed / ratio < sequence.candidates) return;
         load_q();
         Softmax softmax;
         softmax.reset();
-        if (split < splits) {
+        if (cached) {
             const int32_t limit = largest_limit(sequence, first_packed / ratio, last_packed / ratio);
             const Keys keys = {split * p.split, min((split + 1) * p.split, limit + 1), -1};
             const int32_t last[2] = {mine[0].limit, mine[1].limit};
@@ -251,7 +254,6 @@ struct Joint {
             }
             return;
         }
-        if (last_packed / ratio < sequence.candidates) return;
         // Each group of the block in turn: the rows of the others see nothing of it.
         const int32_t first_group = max(first_packed / ratio - sequence.candidates, 0) / sequence.slots;
         const int32_t last_group = (last_packed / ratio - sequence.candidates) / sequence.slots;

@@ -11,7 +11,8 @@ struct Sequence {
     int32_t start;      // n
     int32_t candidates; // candidate rows
     int32_t slots;      // S
-    uint64_t groups;
+    uint64_t groups;         // bit i: group first_group + i
+    int32_t first_group;
     int32_t rows;            // all rows
     int32_t first_candidate; // in the operands
     int32_t first_mask;
@@ -24,11 +25,13 @@ FLEXDRAFT_INLINE Sequence sequence_of(const FlexdraftPass& pass, int32_t s) {
     q.candidates = __ldg(pass.candidates + s);
     q.slots = __ldg(pass.slots + s);
     q.groups = __ldg(pass.groups + s);
+    q.first_group = __ldg(pass.first_group + s);
     q.rows = q.candidates + __popcll(q.groups) * q.slots;
     q.first_candidate = __ldg(pass.first_candidate + s);
     q.first_mask = __ldg(pass.first_mask + s);
-    const int32_t last_group = 63 - __clzll(static_cast<long long>(q.groups)); // -1 without groups
-    q.length = q.rows == 0 ? 0 : q.start + max(q.candidates, last_group + 1);
+    const int32_t last_bit = 63 - __clzll(static_cast<long long>(q.groups));
+    const int32_t groups_end = q.groups == 0 ? 0 : q.first_group + last_bit + 1;
+    q.length = q.rows == 0 ? 0 : q.start + max(q.candidates, groups_end);
     return q;
 }
 
@@ -47,7 +50,7 @@ FLEXDRAFT_INLINE AttentionRow attention_row(const Sequence& q, int32_t row) {
     } else if (row < q.rows) {
         result.group = (row - q.candidates) / q.slots;
         result.index = q.first_mask + row - q.candidates;
-        result.limit = q.start + nth_bit(q.groups, result.group);
+        result.limit = q.start + q.first_group + nth_bit(q.groups, result.group);
     }
     return result;
 }

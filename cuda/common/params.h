@@ -11,7 +11,8 @@
 struct FlexdraftPass {
     const int32_t* start;           /* [batch] n, the position of candidate 0 */
     const int32_t* candidates;      /* [batch] candidate rows; may be 0 */
-    const uint64_t* groups;         /* [batch] bit k: a mask group for accepted length k */
+    const uint64_t* groups;         /* [batch] bit i: a mask group for accepted length first_group + i */
+    const int32_t* first_group;     /* [batch] 0 but after a prompt, whose length may be any */
     const int32_t* slots;           /* [batch] S, slots a group, at most 64 */
     const int32_t* first_candidate; /* [batch + 1] first candidate row; the last entry is their number */
     const int32_t* first_mask;      /* [batch + 1] first mask row, counted from row 0 of the pass */

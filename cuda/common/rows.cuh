@@ -43,7 +43,8 @@ FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
         const int32_t sequence = owner_of(pass.first_mask, pass.batch, row);
         const int32_t place = row - __ldg(pass.first_mask + sequence);
         const int32_t slots = __ldg(pass.slots + sequence);
-        const int32_t group = nth_bit(__ldg(pass.groups + sequence), place / slots);
+        const int32_t group =
+            __ldg(pass.first_group + sequence) + nth_bit(__ldg(pass.groups + sequence), place / slots);
         result.sequence = sequence;
         result.limit = __ldg(pass.start + sequence) + group;
         result.position = result.limit + 1 + place % slots;

@@ -85,8 +85,8 @@ pub enum BackendError {
         /// What was reported.
         message: String,
     },
-    /// A copy between host and device of which one end is shorter than the other.
-    #[error("a copy of {wanted} elements to or from memory of {found}")]
+    /// A copy or a part that goes beyond the end of the device memory.
+    #[error("{wanted} elements were asked for, of device memory with {found}")]
     CopyLength {
         /// Elements to copy.
         wanted: usize,
@@ -101,7 +101,7 @@ pub enum BackendError {
 /// A processor that kernels can be launched on.
 pub trait Backend: Send + Sync + 'static {
     /// An ordered queue of launches; on CUDA a stream, which is the caller's.
-    type Stream: Send + Sync;
+    type Stream: std::fmt::Debug + Send + Sync;
 
     /// Memory that a backend owns.
     type Memory<T: Element>: std::fmt::Debug + Send + Sync;

@@ -9,10 +9,13 @@
 //! - **Checked operands.** Shapes that do not fit each other are a [`DeviceError`], never a panic.
 
 pub mod cpu;
+pub mod gpu;
 
 use std::ops::Range;
 
 use crate::acceptance::Rule;
+use crate::backend::BackendError;
+use crate::kernels::KernelError;
 use crate::layout::Pass;
 pub use crate::layout::{AttentionShape, RowKind};
 use crate::sampling::SamplingParams;
@@ -54,6 +57,9 @@ pub enum DeviceError {
         /// The first index that is out of range.
         limit: usize,
     },
+    /// A kernel that could not be launched, or a driver's error.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// Memory that could not be had.
     #[error("out of memory: {what} needs {bytes} bytes")]
     OutOfMemory {
@@ -62,6 +68,12 @@ pub enum DeviceError {
         /// How many bytes.
         bytes: usize,
     },
+}
+
+impl From<BackendError> for DeviceError {
+    fn from(error: BackendError) -> Self {
+        KernelError::from(error).into()
+    }
 }
 
 /// How a device stores activations and the KV cache.

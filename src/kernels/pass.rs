@@ -43,6 +43,7 @@ enum Table {
     Slots,
     FirstCandidate,
     FirstMask,
+    FirstGroup,
     Pages,
 }
 
@@ -59,9 +60,9 @@ impl<B: Backend> PassTables<B> {
         max_pages: usize,
     ) -> Result<Self, KernelError> {
         let overflow = || KernelError::Overflow { kernel: OPERATION, what: "max_batch * max_pages" };
-        // The groups (two entries each), five tables of an entry a sequence and one or two more, the pages.
-        let entries_each = max_pages.checked_add(2 + 5).ok_or_else(overflow)?;
-        let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(5 * 2));
+        // The groups (two entries each), six tables of an entry a sequence and one or two more, the pages.
+        let entries_each = max_pages.checked_add(2 + 6).ok_or_else(overflow)?;
+        let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(6 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
         let memory = backend.allocate(stream, words)?;
         Ok(PassTables {
@@ -99,7 +100,9 @@ impl<B: Backend> PassTables<B> {
         let batch = pass.sequences.len();
         let [mut first_candidate, mut first_mask] = [0, candidates];
         for (i, rows) in pass.sequences.iter().enumerate() {
-            self.staging[i] = rows.groups.iter().fold(0, |bits, &group| bits | 1 << group);
+            let first_group = rows.groups.first().copied().unwrap_or(0);
+            self.staging[i] = rows.groups.iter().fold(0, |bits, &group| bits | 1 << (group - first_group));
+            self.set(Table::FirstGroup, i, first_group);
             self.set(Table::Start, i, rows.start);
             self.set(Table::Candidates, i, rows.candidates);
             self.set(Table::Slots, i, rows.slots);
@@ -136,8 +139,8 @@ impl<B: Backend> PassTables<B> {
             for pair in rows.groups.windows(2) {
                 at_most(sequence, "a group before the next", pair[0] + 1, pair[1])?;
             }
-            if let Some(&last) = rows.groups.last() {
-                at_most(sequence, "last group", last, 63)?;
+            if let (Some(&first), Some(&last)) = (rows.groups.first(), rows.groups.last()) {
+                at_most(sequence, "distance of the first and last group", last - first, 63)?;
                 at_most(sequence, "fewest slots of a group", 1, rows.slots)?;
             }
             for &page in rows.pages {
@@ -219,6 +222,7 @@ impl<B: Backend> PassTables<B> {
             slots: table(Table::Slots),
             first_candidate: table(Table::FirstCandidate),
             first_mask: table(Table::FirstMask),
+            first_group: table(Table::FirstGroup),
             batch: self.batch as i32,
             rows: operands.i32("rows", rows)?,
         };

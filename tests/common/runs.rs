@@ -1,6 +1,7 @@
 //! Running requests to their end.
 
 use flexdraft::decode::{Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request};
+use flexdraft::device::Device;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::Model;
 
@@ -28,7 +29,7 @@ pub fn engine(spec: &Spec, policy: impl Policy + 'static) -> Engine<Cpu> {
 }
 
 /// Adds the requests and steps until all have ended; outputs in their order.
-pub fn run(engine: &mut Engine<Cpu>, requests: Vec<Request>) -> Vec<Output> {
+pub fn run<D: Device>(engine: &mut Engine<D>, requests: Vec<Request>) -> Vec<Output> {
     let ids: Vec<_> = requests.into_iter().map(|request| engine.add(request).unwrap()).collect();
     let mut outputs: Vec<Output> = ids.iter().map(|_| Output::default()).collect();
     while !engine.is_idle() {

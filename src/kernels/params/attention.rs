@@ -39,42 +39,42 @@ pub struct FlexdraftAttentionParams {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAttentionParams"][::core::mem::size_of::<FlexdraftAttentionParams>() - 248usize];
+    ["Size of FlexdraftAttentionParams"][::core::mem::size_of::<FlexdraftAttentionParams>() - 256usize];
     ["Alignment of FlexdraftAttentionParams"][::core::mem::align_of::<FlexdraftAttentionParams>() - 8usize];
     ["Offset of field: FlexdraftAttentionParams::pass"]
         [::core::mem::offset_of!(FlexdraftAttentionParams, pass) - 0usize];
     ["Offset of field: FlexdraftAttentionParams::cache"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, cache) - 56usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, cache) - 64usize];
     ["Offset of field: FlexdraftAttentionParams::q"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, q) - 144usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q) - 152usize];
     ["Offset of field: FlexdraftAttentionParams::mask_k"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_k) - 152usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_k) - 160usize];
     ["Offset of field: FlexdraftAttentionParams::mask_v"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_v) - 160usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_v) - 168usize];
     ["Offset of field: FlexdraftAttentionParams::out"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, out) - 168usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, out) - 176usize];
     ["Offset of field: FlexdraftAttentionParams::lse"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, lse) - 176usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, lse) - 184usize];
     ["Offset of field: FlexdraftAttentionParams::partial_out"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_out) - 184usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_out) - 192usize];
     ["Offset of field: FlexdraftAttentionParams::partial_stats"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_stats) - 192usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_stats) - 200usize];
     ["Offset of field: FlexdraftAttentionParams::error"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, error) - 200usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, error) - 208usize];
     ["Offset of field: FlexdraftAttentionParams::q_stride"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, q_stride) - 208usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q_stride) - 216usize];
     ["Offset of field: FlexdraftAttentionParams::mask_stride"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_stride) - 216usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_stride) - 224usize];
     ["Offset of field: FlexdraftAttentionParams::scale_log2"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, scale_log2) - 224usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, scale_log2) - 232usize];
     ["Offset of field: FlexdraftAttentionParams::q_heads"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, q_heads) - 228usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q_heads) - 236usize];
     ["Offset of field: FlexdraftAttentionParams::kv_heads"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, kv_heads) - 232usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, kv_heads) - 240usize];
     ["Offset of field: FlexdraftAttentionParams::split"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 236usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 244usize];
     ["Offset of field: FlexdraftAttentionParams::max_splits"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, max_splits) - 240usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, max_splits) - 248usize];
     ["Offset of field: FlexdraftAttentionParams::unused"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, unused) - 244usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, unused) - 252usize];
 };

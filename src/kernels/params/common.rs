@@ -11,8 +11,10 @@ pub struct FlexdraftPass {
     pub start: *const i32,
     /// [batch] candidate rows; may be 0
     pub candidates: *const i32,
-    /// [batch] bit k: a mask group for accepted length k
+    /// [batch] bit i: a mask group for accepted length first_group + i
     pub groups: *const u64,
+    /// [batch] 0 but after a prompt, whose length may be any
+    pub first_group: *const i32,
     /// [batch] S, slots a group, at most 64
     pub slots: *const i32,
     /// [batch + 1] first candidate row; the last entry is their number
@@ -26,19 +28,21 @@ pub struct FlexdraftPass {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftPass"][::core::mem::size_of::<FlexdraftPass>() - 56usize];
+    ["Size of FlexdraftPass"][::core::mem::size_of::<FlexdraftPass>() - 64usize];
     ["Alignment of FlexdraftPass"][::core::mem::align_of::<FlexdraftPass>() - 8usize];
     ["Offset of field: FlexdraftPass::start"][::core::mem::offset_of!(FlexdraftPass, start) - 0usize];
     ["Offset of field: FlexdraftPass::candidates"]
         [::core::mem::offset_of!(FlexdraftPass, candidates) - 8usize];
     ["Offset of field: FlexdraftPass::groups"][::core::mem::offset_of!(FlexdraftPass, groups) - 16usize];
-    ["Offset of field: FlexdraftPass::slots"][::core::mem::offset_of!(FlexdraftPass, slots) - 24usize];
+    ["Offset of field: FlexdraftPass::first_group"]
+        [::core::mem::offset_of!(FlexdraftPass, first_group) - 24usize];
+    ["Offset of field: FlexdraftPass::slots"][::core::mem::offset_of!(FlexdraftPass, slots) - 32usize];
     ["Offset of field: FlexdraftPass::first_candidate"]
-        [::core::mem::offset_of!(FlexdraftPass, first_candidate) - 32usize];
+        [::core::mem::offset_of!(FlexdraftPass, first_candidate) - 40usize];
     ["Offset of field: FlexdraftPass::first_mask"]
-        [::core::mem::offset_of!(FlexdraftPass, first_mask) - 40usize];
-    ["Offset of field: FlexdraftPass::batch"][::core::mem::offset_of!(FlexdraftPass, batch) - 48usize];
-    ["Offset of field: FlexdraftPass::rows"][::core::mem::offset_of!(FlexdraftPass, rows) - 52usize];
+        [::core::mem::offset_of!(FlexdraftPass, first_mask) - 48usize];
+    ["Offset of field: FlexdraftPass::batch"][::core::mem::offset_of!(FlexdraftPass, batch) - 56usize];
+    ["Offset of field: FlexdraftPass::rows"][::core::mem::offset_of!(FlexdraftPass, rows) - 60usize];
 };
 /// One layer of a paged KV cache. Element (page, token, head, dim) of K is
 /// k[page * k_page_stride + token * k_token_stride + head * k_head_stride + dim]; V alike. Position p of a

@@ -200,18 +200,18 @@ pub struct FlexdraftRopeTableParams {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftRopeTableParams"][::core::mem::size_of::<FlexdraftRopeTableParams>() - 80usize];
+    ["Size of FlexdraftRopeTableParams"][::core::mem::size_of::<FlexdraftRopeTableParams>() - 88usize];
     ["Alignment of FlexdraftRopeTableParams"][::core::mem::align_of::<FlexdraftRopeTableParams>() - 8usize];
     ["Offset of field: FlexdraftRopeTableParams::pass"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, pass) - 0usize];
     ["Offset of field: FlexdraftRopeTableParams::inv_freq"]
-        [::core::mem::offset_of!(FlexdraftRopeTableParams, inv_freq) - 56usize];
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, inv_freq) - 64usize];
     ["Offset of field: FlexdraftRopeTableParams::turns"]
-        [::core::mem::offset_of!(FlexdraftRopeTableParams, turns) - 64usize];
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, turns) - 72usize];
     ["Offset of field: FlexdraftRopeTableParams::scale"]
-        [::core::mem::offset_of!(FlexdraftRopeTableParams, scale) - 72usize];
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, scale) - 80usize];
     ["Offset of field: FlexdraftRopeTableParams::half_dim"]
-        [::core::mem::offset_of!(FlexdraftRopeTableParams, half_dim) - 76usize];
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, half_dim) - 84usize];
 };
 /// Norms (where there are weights) and rotates the q and k heads of rows first_row..end_row in place; then
 /// writes the k and v heads of candidate rows to the cache.
@@ -241,35 +241,35 @@ pub struct FlexdraftNormRopeAppendParams {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of FlexdraftNormRopeAppendParams"]
-        [::core::mem::size_of::<FlexdraftNormRopeAppendParams>() - 216usize];
+        [::core::mem::size_of::<FlexdraftNormRopeAppendParams>() - 224usize];
     ["Alignment of FlexdraftNormRopeAppendParams"]
         [::core::mem::align_of::<FlexdraftNormRopeAppendParams>() - 8usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::pass"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, pass) - 0usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::cache"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cache) - 56usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cache) - 64usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::qkv"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv) - 144usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv) - 152usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::turns"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, turns) - 152usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, turns) - 160usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::q_norm"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_norm) - 160usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_norm) - 168usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::k_norm"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, k_norm) - 168usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, k_norm) - 176usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::error"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, error) - 176usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, error) - 184usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::qkv_stride"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv_stride) - 184usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv_stride) - 192usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::eps"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, eps) - 192usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, eps) - 200usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::q_heads"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_heads) - 196usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_heads) - 204usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::kv_heads"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, kv_heads) - 200usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, kv_heads) - 208usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::first_row"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, first_row) - 204usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, first_row) - 212usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::end_row"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, end_row) - 208usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, end_row) - 216usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::unused"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, unused) - 212usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, unused) - 220usize];
 };

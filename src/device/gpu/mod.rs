@@ -1,0 +1,618 @@
+//! A GPU: every operation of a decode step on the kernels of this crate, matrix products by a library.
+//!
+//! The code is generic over where the kernels run, so that the tests run the whole decode loop on the SIMT
+//! host, with the same launches in the same order.
+
+mod memory;
+mod products;
+mod sampling;
+mod scratch;
+#[cfg(feature = "simt")]
+mod simt;
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use half::bf16;
+pub use memory::Buffer;
+pub use products::{ProductMemory, ProductOut, Products, Weights};
+use scratch::Scratch;
+#[cfg(feature = "simt")]
+pub use simt::CpuProducts;
+
+use super::{
+    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind, Verdict,
+    VerifyRows,
+};
+use crate::backend::{Backend, BackendError, Element, View, ViewMut};
+use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
+use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
+use crate::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging};
+use crate::layout::Pass;
+use crate::tensor::Tensor;
+
+/// A device that computes with this crate's kernels.
+#[derive(Debug)]
+pub struct Gpu<P: Products> {
+    kernels: Kernels<P::Backend>,
+    stream: Stream<P>,
+    products: P,
+    split: usize,
+    scratch: Mutex<Scratch<P::Backend>>,
+}
+
+type Stream<P> = <<P as Products>::Backend as Backend>::Stream;
+type Memory<P, T> = <<P as Products>::Backend as Backend>::Memory<T>;
+
+/// A linear layer.
+#[derive(Debug)]
+pub struct Linear<P: Products> {
+    layer: P::Layer,
+    in_cols: usize,
+    out_cols: usize,
+}
+
+/// A vector: as f32 for norms, as a row of activations for the mask embedding.
+#[derive(Debug)]
+pub struct Vector<B: Backend> {
+    values: B::Memory<f32>,
+    row: B::Memory<bf16>,
+    len: usize,
+}
+
+/// A paged KV cache, `[page, token, head, dim]` a layer.
+#[derive(Debug)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<[B::Memory<bf16>; 2]>,
+    paging: Paging,
+    shape: AttentionShape,
+}
+
+impl<B: Backend> KvCache<B> {
+    fn strides(&self) -> KvStrides {
+        KvStrides::token_major(self.paging.page_size, self.shape.kv_heads, self.shape.head_dim)
+    }
+
+    fn check(&self, operation: &'static str, layer: usize, shape: AttentionShape) -> Result<(), DeviceError> {
+        let (limit, index) = (self.layers.len(), layer);
+        if layer >= limit {
+            return Err(DeviceError::OutOfRange { operation, what: "layer", index, limit });
+        }
+        let dims = |shape: AttentionShape| vec![shape.q_heads, shape.kv_heads, shape.head_dim];
+        expect(operation, "cache", dims(shape), dims(self.shape))
+    }
+}
+
+/// That two shapes are the same.
+fn expect(
+    operation: &'static str,
+    operand: &'static str,
+    expected: Vec<usize>,
+    found: Vec<usize>,
+) -> Result<(), DeviceError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(DeviceError::Shape { operation, operand, expected, found })
+}
+
+/// That a buffer has so many columns, and the rows of a range.
+fn expect_rows<B: Backend>(
+    operation: &'static str,
+    operand: &'static str,
+    buffer: &Buffer<B>,
+    cols: usize,
+    end: usize,
+) -> Result<(), DeviceError> {
+    expect(operation, operand, vec![buffer.rows, cols], vec![buffer.rows, buffer.cols])?;
+    if end <= buffer.rows {
+        return Ok(());
+    }
+    Err(DeviceError::OutOfRange { operation, what: "row", index: end - 1, limit: buffer.rows })
+}
+
+/// An index that the kernels count in 32 bits.
+fn index32(operation: &'static str, what: &'static str, value: usize) -> Result<i32, DeviceError> {
+    i32::try_from(value).map_err(|_| DeviceError::OutOfRange {
+        operation,
+        what,
+        index: value,
+        limit: i32::MAX as usize,
+    })
+}
+
+impl<P: Products> Gpu<P> {
+    /// A device on `kernels`, which puts all its work on `stream`.
+    pub fn new(kernels: Kernels<P::Backend>, stream: Stream<P>, products: P) -> Self {
+        Gpu { kernels, stream, products, split: DEFAULT_SPLIT, scratch: Mutex::default() }
+    }
+
+    /// The same with attention splits of `split` keys, a multiple of 64.
+    #[must_use]
+    pub fn with_split(self, split: usize) -> Self {
+        Gpu { split, ..self }
+    }
+
+    /// The kernels, and what they run on.
+    pub fn kernels(&self) -> &Kernels<P::Backend> {
+        &self.kernels
+    }
+
+    fn backend(&self) -> &P::Backend {
+        self.kernels.backend()
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch<P::Backend>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Part of some memory, to be read.
+    fn read<'a, T: Element>(
+        &'a self,
+        memory: &'a Memory<P, T>,
+        range: Range<usize>,
+    ) -> Result<View<'a, T>, DeviceError> {
+        let view = self.backend().view(&self.stream, memory);
+        let (wanted, found) = (range.end, view.len());
+        view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
+    }
+
+    /// Part of some memory, to be written.
+    fn write<'a, T: Element>(
+        &'a self,
+        memory: &'a mut Memory<P, T>,
+        range: Range<usize>,
+    ) -> Result<ViewMut<'a, T>, DeviceError> {
+        let view = self.backend().view_mut(&self.stream, memory);
+        let (wanted, found) = (range.end, view.len());
+        view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
+    }
+
+    fn multiply(
+        &self,
+        operation: &'static str,
+        layer: &Linear<P>,
+        x: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        add: bool,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        expect_rows(operation, "x", x, layer.in_cols, rows.end)?;
+        expect_rows(operation, "out", out, layer.out_cols, rows.end)?;
+        if rows.is_empty() || layer.out_cols == 0 {
+            return Ok(());
+        }
+        let x = x.activations(operation, "x")?;
+        let Some(out) = ProductOut::of(out, add) else { return Ok(()) };
+        self.products.multiply(self.backend(), &self.stream, &layer.layer, x, rows, out)
+    }
+
+    /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits as pairs of bf16.
+    fn gather_rows(
+        &self,
+        from: &Buffer<P::Backend>,
+        indices: &[usize],
+        to: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "gather";
+        if indices.is_empty() || from.cols == 0 {
+            return Ok(());
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        for &index in indices {
+            expect_rows(OPERATION, "x", from, from.cols, index.saturating_add(1))?;
+        }
+        let host: Vec<i32> =
+            indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
+        let mut scratch = self.scratch();
+        let ids = scratch.ids.reserve(backend, stream, host.len())?;
+        backend.upload(stream, &host, ids, 0)?;
+        let (stride, from_rows, to_cols) = (from.stride(), from.rows, to.cols);
+        let mismatch = || DeviceError::Shape {
+            operation: OPERATION,
+            operand: "x",
+            expected: vec![indices.len(), to_cols],
+            found: vec![from_rows, from.cols],
+        };
+        let args = match (&from.values, &mut to.values) {
+            (memory::Values::Activations(from), memory::Values::Activations(to)) => Gather {
+                indices: self.read(ids, 0..host.len())?,
+                x: self.read(from, 0..from_rows * stride)?,
+                out: self.write(to, 0..host.len() * stride)?,
+                cols: stride,
+            },
+            (memory::Values::Logits(from), memory::Values::Logits(to)) => Gather {
+                indices: self.read(ids, 0..host.len())?,
+                x: self.read(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
+                out: self.write(to, 0..host.len() * stride)?.cast().ok_or_else(mismatch)?,
+                cols: 2 * stride,
+            },
+            _ => return Err(mismatch()),
+        };
+        Ok(self.kernels.gather(stream, &args)?)
+    }
+}
+
+/// A layer that a cache does not have.
+fn no_layer(operation: &'static str, index: usize) -> DeviceError {
+    DeviceError::OutOfRange { operation, what: "layer", index, limit: index }
+}
+
+/// Elements of rows `rows`.
+fn elements<B: Backend>(buffer: &Buffer<B>, rows: &Range<usize>) -> Range<usize> {
+    rows.start * buffer.stride()..rows.end * buffer.stride()
+}
+
+impl<P: Products> Device for Gpu<P> {
+    type Buffer = Buffer<P::Backend>;
+    type Linear = Linear<P>;
+    type Vector = Vector<P::Backend>;
+    type Cache = KvCache<P::Backend>;
+
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear<P>, DeviceError> {
+        let weights = Weights::new(parts)?;
+        let layer = self.products.new_layer(self.backend(), &self.stream, &weights)?;
+        Ok(Linear { layer, in_cols: weights.in_cols, out_cols: weights.out_cols })
+    }
+
+    fn new_vector(&self, tensor: &Tensor) -> Result<Vector<P::Backend>, DeviceError> {
+        let host = tensor.to_f32();
+        expect("new_vector", "tensor", vec![host.len()], tensor.shape().to_vec())?;
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut values = backend.allocate(stream, host.len())?;
+        backend.upload(stream, &host, &mut values, 0)?;
+        let mut row = backend.allocate(stream, host.len())?;
+        let rounded: Vec<bf16> = host.iter().map(|&x| bf16::from_f32(x)).collect();
+        backend.upload(stream, &rounded, &mut row, 0)?;
+        Ok(Vector { values, row, len: host.len() })
+    }
+
+    fn new_cache(
+        &self,
+        layers: usize,
+        pages: usize,
+        page_size: usize,
+        shape: AttentionShape,
+    ) -> Result<KvCache<P::Backend>, DeviceError> {
+        let token = shape.kv_heads.checked_mul(shape.head_dim);
+        let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
+        let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
+        let one = || self.backend().allocate(&self.stream, len);
+        let layers = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>()?;
+        Ok(KvCache { layers, paging: Paging { pages, page_size }, shape })
+    }
+
+    fn new_buffer(&self, cols: usize) -> Buffer<P::Backend> {
+        Buffer::new(cols, false)
+    }
+
+    fn new_logits(&self, cols: usize) -> Buffer<P::Backend> {
+        Buffer::new(cols, true)
+    }
+
+    fn resize(&self, buffer: &mut Buffer<P::Backend>, rows: usize) -> Result<(), DeviceError> {
+        buffer.resize(self.backend(), &self.stream, rows)
+    }
+
+    fn embed(
+        &self,
+        table: &Linear<P>,
+        ids: &[u32],
+        first_row: usize,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "embed";
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let rows = first_row..first_row.saturating_add(ids.len());
+        expect_rows(OPERATION, "out", out, table.in_cols, rows.end)?;
+        for &id in ids {
+            let (index, limit) = (id as usize, table.out_cols);
+            if index >= limit {
+                return Err(DeviceError::OutOfRange { operation: OPERATION, what: "token id", index, limit });
+            }
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let host: Vec<i32> =
+            ids.iter().map(|&id| index32(OPERATION, "token id", id as usize)).collect::<Result<_, _>>()?;
+        let mut scratch = self.scratch();
+        let ids = scratch.ids.reserve(backend, stream, host.len())?;
+        backend.upload(stream, &host, ids, 0)?;
+        let range = elements(out, &rows);
+        let args = Embed {
+            ids: self.read(ids, 0..host.len())?,
+            table: backend.view(stream, self.products.weight(&table.layer)),
+            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            error: None,
+            cols: table.in_cols,
+        };
+        Ok(self.kernels.embed(stream, &args)?)
+    }
+
+    fn fill_rows(
+        &self,
+        value: &Vector<P::Backend>,
+        rows: Range<usize>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "fill_rows";
+        if rows.is_empty() {
+            return Ok(());
+        }
+        expect_rows(OPERATION, "out", out, value.len, rows.end)?;
+        let (backend, stream) = (self.backend(), &self.stream);
+        let host = vec![0i32; rows.len()];
+        let mut scratch = self.scratch();
+        let ids = scratch.ids.reserve(backend, stream, host.len())?;
+        backend.upload(stream, &host, ids, 0)?;
+        let range = elements(out, &rows);
+        let args = Gather {
+            indices: self.read(ids, 0..host.len())?,
+            x: backend.view(stream, &value.row),
+            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            cols: value.len,
+        };
+        Ok(self.kernels.gather(stream, &args)?)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        weight: &Vector<P::Backend>,
+        eps: f32,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "rms_norm";
+        expect_rows(OPERATION, "x", x, weight.len, rows.end)?;
+        expect_rows(OPERATION, "out", out, weight.len, rows.end)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let range = elements(x, &rows);
+        let args = RmsNorm {
+            x: Residual::Is(self.read(x.activations(OPERATION, "x")?, range.clone())?),
+            weight: backend.view(stream, &weight.values),
+            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            eps,
+        };
+        Ok(self.kernels.rms_norm(stream, &args)?)
+    }
+
+    fn linear(
+        &self,
+        layer: &Linear<P>,
+        x: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.multiply("linear", layer, x, rows, false, out)
+    }
+
+    fn linear_add(
+        &self,
+        layer: &Linear<P>,
+        x: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.multiply("linear_add", layer, x, rows, true, out)
+    }
+
+    fn add(
+        &self,
+        delta: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        hidden: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "add";
+        expect_rows(OPERATION, "delta", delta, hidden.cols, rows.end)?;
+        expect_rows(OPERATION, "hidden", hidden, hidden.cols, rows.end)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let stream = &self.stream;
+        let range = elements(delta, &rows);
+        let args = Add {
+            x: self.write(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
+            delta: self.read(delta.activations(OPERATION, "delta")?, range)?,
+        };
+        Ok(self.kernels.add(stream, &args)?)
+    }
+
+    fn silu_mul(
+        &self,
+        x: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "silu_mul";
+        expect_rows(OPERATION, "x", x, out.cols.saturating_mul(2), rows.end)?;
+        expect_rows(OPERATION, "out", out, out.cols, rows.end)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let stream = &self.stream;
+        let (from, to, cols) = (elements(x, &rows), elements(out, &rows), out.cols);
+        let args = SiluMul {
+            x: self.read(x.activations(OPERATION, "x")?, from)?,
+            out: self.write(out.activations_mut(OPERATION, "out")?, to)?,
+            cols,
+        };
+        Ok(self.kernels.silu_mul(stream, &args)?)
+    }
+
+    fn silu_add(
+        &self,
+        bonus: &Buffer<P::Backend>,
+        owner: &[usize],
+        x: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "silu_add";
+        expect_rows(OPERATION, "x", x, bonus.cols, owner.len())?;
+        if owner.is_empty() || x.cols == 0 {
+            return Ok(());
+        }
+        for &index in owner {
+            if index >= bonus.rows {
+                let limit = bonus.rows;
+                return Err(DeviceError::OutOfRange { operation: OPERATION, what: "owner", index, limit });
+            }
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let host: Vec<i32> =
+            owner.iter().map(|&row| index32(OPERATION, "owner", row)).collect::<Result<_, _>>()?;
+        let mut scratch = self.scratch();
+        let ids = scratch.ids.reserve(backend, stream, host.len())?;
+        backend.upload(stream, &host, ids, 0)?;
+        let cols = x.cols;
+        let args = SiluAdd {
+            bonus: self.read(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
+            x: self.write(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
+            owner: self.read(ids, 0..host.len())?,
+            cols,
+        };
+        Ok(self.kernels.silu_add(stream, &args)?)
+    }
+
+    fn gather(
+        &self,
+        x: &Buffer<P::Backend>,
+        rows: &[usize],
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        expect("gather", "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
+        self.resize(out, rows.len())?;
+        self.gather_rows(x, rows, out)
+    }
+
+    fn norm_rope_append(
+        &self,
+        transform: &QkTransform<'_, Vector<P::Backend>>,
+        pass: &Pass<'_>,
+        kind: RowKind,
+        qkv: &mut Buffer<P::Backend>,
+        layer: usize,
+        cache: &mut KvCache<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "norm_rope_append";
+        let shape = transform.shape;
+        cache.check(OPERATION, layer, shape)?;
+        let rows = pass.total_rows();
+        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
+        expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
+        let (backend, stream) = (self.backend(), &self.stream);
+        let (strides, paging) = (cache.strides(), cache.paging);
+        let mut scratch = self.scratch();
+        scratch.lay_out(&self.kernels, stream, pass, paging, transform.rope)?;
+        let (tables, turns) = scratch.laid_out()?;
+        let [k, v] = cache.layers.get_mut(layer).ok_or_else(|| no_layer(OPERATION, layer))?;
+        let range = 0..rows * qkv.cols;
+        let args = NormRopeAppend {
+            pass: tables,
+            kind,
+            qkv: self.write(qkv.activations_mut(OPERATION, "qkv")?, range)?,
+            turns: self.read(turns, 0..rows * shape.head_dim)?,
+            norms: transform
+                .norms
+                .map(|(q, k)| (backend.view(stream, &q.values), backend.view(stream, &k.values))),
+            eps: transform.eps,
+            cache: PagedKvMut {
+                k: backend.view_mut(stream, k),
+                v: backend.view_mut(stream, v),
+                k_strides: strides,
+                v_strides: strides,
+            },
+            shape,
+            error: None,
+        };
+        Ok(self.kernels.norm_rope_append(stream, &args)?)
+    }
+
+    fn joint_attention(
+        &self,
+        shape: AttentionShape,
+        pass: &Pass<'_>,
+        qkv: &Buffer<P::Backend>,
+        layer: usize,
+        cache: &KvCache<P::Backend>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "joint_attention";
+        cache.check(OPERATION, layer, shape)?;
+        let rows = pass.total_rows();
+        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
+        expect_rows(OPERATION, "out", out, shape.out_cols(), rows)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut scratch = self.scratch();
+        scratch.upload(backend, stream, pass, cache.paging)?;
+        let Scratch { tables, workspace, .. } = &mut *scratch;
+        let tables = tables.as_ref().ok_or_else(|| no_layer(OPERATION, layer))?;
+        let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
+            .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
+        let workspace = workspace.reserve(backend, stream, needed)?;
+        let [k, v] = cache.layers.get(layer).ok_or_else(|| no_layer(OPERATION, layer))?;
+        let range = 0..rows * out.cols;
+        let args = JointAttention {
+            pass: tables,
+            qkv: self.read(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
+            cache: PagedKv {
+                k: backend.view(stream, k),
+                v: backend.view(stream, v),
+                k_strides: cache.strides(),
+                v_strides: cache.strides(),
+            },
+            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            lse: None,
+            workspace: backend.view_mut(stream, workspace),
+            shape,
+            split: self.split,
+            error: None,
+        };
+        Ok(self.kernels.joint_attention(stream, &args)?)
+    }
+
+    fn edit_row(
+        &self,
+        logits: &mut Buffer<P::Backend>,
+        row: usize,
+        edit: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "edit_row";
+        expect_rows(OPERATION, "logits", logits, logits.cols, row.saturating_add(1))?;
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut host = vec![0.0; logits.cols];
+        let first = row * logits.stride();
+        let memory = logits.logits_mut(OPERATION)?;
+        backend.download(stream, memory, first, &mut host)?;
+        edit(&mut host);
+        Ok(backend.upload(stream, &host, memory, first)?)
+    }
+
+    fn draft(
+        &self,
+        logits: &Buffer<P::Backend>,
+        drafts: &[DraftRows<'_>],
+    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        self.draft_tokens(logits, drafts)
+    }
+
+    fn verify(
+        &self,
+        logits: &Buffer<P::Backend>,
+        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
+    ) -> Result<Vec<Verdict>, DeviceError> {
+        self.verdicts(logits, sequences)
+    }
+
+    /// With one group of up to 16 slots, twice this many rows stay below the point where arithmetic rather
+    /// than weights bounds a pass (about 267 rows on an H100).
+    fn parallel_batch_limit(&self) -> usize {
+        8
+    }
+}

@@ -1,0 +1,142 @@
+//! Matrix products, which come from a library.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::memory::{Buffer, Values};
+use crate::backend::Backend;
+use crate::device::{DeviceError, LinearPart};
+
+/// A library of matrix products on memory of a backend: bf16 factors, sums in f32, row-invariant.
+pub trait Products: Send + Sync + 'static {
+    /// Whose memory it multiplies.
+    type Backend: Backend;
+    /// Weights as the library wants them.
+    type Layer: std::fmt::Debug + Send + Sync;
+
+    /// Puts weights on the device.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if there is no memory for them, or their shape is not supported.
+    fn new_layer(
+        &self,
+        backend: &Self::Backend,
+        stream: &<Self::Backend as Backend>::Stream,
+        weights: &Weights,
+    ) -> Result<Self::Layer, DeviceError>;
+
+    /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
+    fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Backend as Backend>::Memory<bf16>;
+
+    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored; with `add` it
+    /// is added to what is there. Shapes were checked.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] of the library.
+    fn multiply(
+        &self,
+        backend: &Self::Backend,
+        stream: &<Self::Backend as Backend>::Stream,
+        layer: &Self::Layer,
+        x: &<Self::Backend as Backend>::Memory<bf16>,
+        rows: Range<usize>,
+        out: ProductOut<'_, Self::Backend>,
+    ) -> Result<(), DeviceError>;
+}
+
+/// Where a product goes.
+#[derive(Debug)]
+pub struct ProductOut<'a, B: Backend> {
+    /// The memory.
+    pub memory: ProductMemory<'a, B>,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// Memory that a product goes to.
+#[derive(Debug)]
+pub enum ProductMemory<'a, B: Backend> {
+    /// Activations.
+    Bf16(&'a mut B::Memory<bf16>),
+    /// Logits.
+    F32(&'a mut B::Memory<f32>),
+}
+
+impl<'a, B: Backend> ProductOut<'a, B> {
+    pub(super) fn of(buffer: &'a mut Buffer<B>, add: bool) -> Option<Self> {
+        let stride = buffer.stride();
+        let memory = match &mut buffer.values {
+            Values::Activations(memory) => ProductMemory::Bf16(memory),
+            Values::Logits(memory) => ProductMemory::F32(memory),
+            Values::NoActivations | Values::NoLogits => return None,
+        };
+        Some(ProductOut { memory, stride, add })
+    }
+}
+
+/// The weights of a fused layer on the host, rounded to bf16.
+#[derive(Debug)]
+pub struct Weights {
+    /// `[out_cols, in_cols]`.
+    pub weight: Vec<bf16>,
+    /// `[out_cols]`, where some part has one.
+    pub bias: Option<Vec<f32>>,
+    /// Columns of the input.
+    pub in_cols: usize,
+    /// Columns of the output.
+    pub out_cols: usize,
+}
+
+impl Weights {
+    /// The parts' weights one under the other.
+    pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
+        const OPERATION: &str = "new_linear";
+        let wrong = |operand, expected: Vec<usize>, found: &[usize]| DeviceError::Shape {
+            operation: OPERATION,
+            operand,
+            expected,
+            found: found.to_vec(),
+        };
+        let mut weights = Weights { weight: Vec::new(), bias: None, in_cols: 0, out_cols: 0 };
+        let mut bias = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let shape = part.weight.shape();
+            let &[outputs, stored] = shape else { return Err(wrong("weight", vec![1, 1], shape)) };
+            let columns = part.columns.clone().unwrap_or(0..stored);
+            if columns.start > columns.end || columns.end > stored {
+                return Err(wrong("columns", vec![stored], &[columns.start, columns.end]));
+            }
+            if index == 0 {
+                weights.in_cols = columns.len();
+            } else if columns.len() != weights.in_cols {
+                return Err(wrong("weight", vec![outputs, weights.in_cols], &[outputs, columns.len()]));
+            }
+            let mut row = vec![0.0; columns.len()];
+            for output in 0..outputs {
+                let first = output * stored;
+                part.weight.elements().read_f32(first + columns.start..first + columns.end, &mut row);
+                weights.weight.extend(row.iter().map(|&x| bf16::from_f32(x)));
+            }
+            match part.bias.map(|bias| (bias, bias.to_f32())) {
+                Some((tensor, values)) if values.len() == outputs => {
+                    let _ = tensor;
+                    weights.bias = Some(Vec::new());
+                    bias.extend(values);
+                }
+                Some((tensor, _)) => return Err(wrong("bias", vec![outputs], tensor.shape())),
+                None => bias.resize(bias.len() + outputs, 0.0),
+            }
+            weights.out_cols += outputs;
+        }
+        if parts.is_empty() {
+            return Err(wrong("parts", vec![1], &[0]));
+        }
+        weights.bias = weights.bias.map(|_| bias);
+        Ok(weights)
+    }
+}
