@@ -126,7 +126,7 @@ fn operands_refused(operand: &str, spoil: impl FnOnce(&mut Operands)) {
 fn operands_of_another_stream_or_alignment_are_refused() {
     let (kernels, other) = (kernels(), kernels());
     let (stream, elsewhere) = (kernels.backend().stream(), other.backend().stream());
-    let logits = vec![0.0f32; 17];
+    let logits = [0.0f32; 17];
     let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap()];
     let run = |first: usize, stats_elsewhere: bool| {
         let (mut workspace, mut stats) = ([0.0; 5], [RowStats::default()]);
