@@ -1,16 +1,31 @@
-//! Compiles the kernel sources: for the SIMT host where the feature `simt` asks for it.
+//! Compiles the kernel sources: for GPUs where there is an nvcc, and for the SIMT host where the feature
+//! `simt` asks for it.
 
 use std::error::Error;
+use std::process::ExitCode;
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
 #[cfg(feature = "simt")]
 #[path = "build/simt.rs"]
 mod simt;
 
 /// The directories of `cuda` with kernels, each with a file of its name.
-#[cfg(feature = "simt")]
 const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            // A compiler's output, which `Debug` would put on one line.
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), Box<dyn Error>> {
+    nvcc::build(&FAMILIES)?;
     #[cfg(feature = "simt")]
     simt::build(&FAMILIES)?;
     Ok(())

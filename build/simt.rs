@@ -24,7 +24,9 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     for (variant, options) in VARIANTS {
         let mut compiler = cpp();
         compiler.define("FLEXDRAFT_VARIANT", variant);
-        options.iter().for_each(|option| drop(compiler.flag(option)));
+        for option in options {
+            compiler.flag(option);
+        }
         for (family, path) in &kernels {
             // `.cu` means nothing to a C++ compiler.
             let source = out.join(format!("{family}_{variant}.cpp"));
@@ -84,6 +86,9 @@ fn cpp() -> cc::Build {
         .warnings(true)
         .extra_warnings(true)
         .flag("-fno-exceptions")
+        // A sanitizer that Rust is compiled with goes neither with fibers nor with the checks' hooks.
+        .flag("-fno-sanitize=all")
+        .flag("-Wno-unknown-pragmas") // `#pragma unroll` is for nvcc.
         .flag("-ffp-contract=off")
         .flag("-fno-strict-aliasing");
     build

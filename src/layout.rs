@@ -39,6 +39,11 @@ impl GroupSet {
         Self(bits)
     }
 
+    /// The set as bits: bit k for accepted length k.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Adds accepted length `k`; `k` ≥ [`MAX_BLOCK_SIZE`] is ignored.
     #[must_use]
     pub fn with(self, k: usize) -> Self {
@@ -102,6 +107,38 @@ pub struct SequenceRows<'a> {
 pub struct Pass<'a> {
     /// The sequences, in batch order.
     pub sequences: Vec<SequenceRows<'a>>,
+}
+
+/// Shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of query heads.
+    pub q_heads: usize,
+    /// Number of KV heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
+    pub fn qkv_cols(&self) -> usize {
+        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of a row of attention output.
+    pub fn out_cols(&self) -> usize {
+        self.q_heads * self.head_dim
+    }
+}
+
+/// Which rows of a [`Pass`] an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Candidate rows: rows 0..C of the pass.
+    Candidates,
+    /// Mask rows: the rows after them.
+    Masks,
 }
 
 /// One row of a [`Pass`].

@@ -4,17 +4,6 @@
 
 #include <stdint.h>
 
-/* What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
- * from the device that a kernel refused, or input that its outcome, though defined, should not come from. */
-enum FlexdraftError {
-    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id out of range */
-    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id out of range */
-    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits; it counted as −inf */
-    FLEXDRAFT_ERROR_PLAN = 8,  /* more work than the plan has room for */
-    FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
-    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were not stored were asked for again */
-};
-
 /* The rows of a pass, a device array an entry. Candidate rows of all sequences come first, then mask
  * rows of all sequences: groups in ascending order, slots in order. Candidate i of a sequence sits at
  * position n + i and sees positions 0..=n+i; slot j of group k sits at n+k+1+j and sees 0..=n+k and
@@ -42,4 +31,15 @@ struct FlexdraftPagedKv {
     int64_t page_table_stride;
     int32_t pages;     /* page ids are below this */
     int32_t page_size; /* 16, 32, 64 or 128 tokens */
+};
+
+/* What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
+ * from the device that a kernel refused, or input that its outcome, though defined, should not come from. */
+enum FlexdraftError {
+    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id out of range */
+    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id out of range */
+    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits; it counted as −inf */
+    FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace was made for */
+    FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
+    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were not stored were asked for again */
 };

@@ -18,8 +18,9 @@
 #define FLEXDRAFT_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 #define FLEXDRAFT_INLINE __device__ __forceinline__
+#define FLEXDRAFT_METHOD __device__ __forceinline__
 
-// The kernels of a file, which the SIMT host finds by it.
+// The kernels of a file: the build script and the SIMT host find them by it.
 #define FLEXDRAFT_KERNEL_TABLE(family, ...)
 
 #else

@@ -59,7 +59,7 @@ struct FlexdraftSample {
     int32_t logits_current; /* whether `logits` is what is sampled: no calibrator, or `store` */
 };
 
-enum {
+enum FlexdraftSamplingConstant {
     FLEXDRAFT_CHUNK = 1024,         /* ids a partial result covers */
     FLEXDRAFT_CALIBRATED_CHUNK = 64, /* the same after the calibrator's matrix product */
     FLEXDRAFT_PARTIAL_FIELDS = 5,

@@ -12,6 +12,8 @@
 #include "ptx.h"
 
 #define FLEXDRAFT_INLINE static inline __attribute__((always_inline))
+// … of a struct.
+#define FLEXDRAFT_METHOD inline __attribute__((always_inline))
 #define __restrict__ __restrict
 
 // The kernel, its entry for launches by name, and its line in the table, which has the kernel's name.

@@ -5,10 +5,12 @@
 //! what the tests run. Memory belongs to the caller: operands come as [`View`]s, which remember the queue
 //! (context and stream) they are ordered on.
 
+mod cuda;
 #[cfg(feature = "simt")]
 pub mod simt;
 mod view;
 
+pub use cuda::Cuda;
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
@@ -49,10 +51,11 @@ pub enum BackendError {
     /// No driver, or no such device.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
-    /// The crate was built without nvcc.
+    /// The crate was built without nvcc, or nvcc failed.
     #[error(
-        "flexdraft was built without CUDA device code, because no nvcc was found; install CUDA 12.8 or newer \
-         (or run `cuda/install_nvcc.sh`), point NVCC or CUDA_HOME at it, and build again"
+        "flexdraft was built without CUDA device code, because no nvcc was found or it failed (build with \
+         FLEXDRAFT_REQUIRE_NVCC=1 to see why); install CUDA 12.8 or newer (or run `cuda/install_nvcc.sh`), \
+         point NVCC or CUDA_HOME at it, and build again"
     )]
     NoDeviceCode,
     /// The image holds no such kernel.
@@ -68,6 +71,12 @@ pub enum BackendError {
         /// Bytes that a CTA can have.
         allowed: u32,
     },
+    /// The stream belongs to another context than the loaded kernels.
+    #[error("kernel `{kernel}`: the stream belongs to another CUDA context than the kernels")]
+    Context {
+        /// The kernel.
+        kernel: &'static str,
+    },
     /// The driver, or the SIMT host, reported an error.
     #[error("kernel `{kernel}`: {message}")]
     Failed {
@@ -75,6 +84,14 @@ pub enum BackendError {
         kernel: &'static str,
         /// What was reported.
         message: String,
+    },
+    /// A copy between host and device of which one end is shorter than the other.
+    #[error("a copy of {wanted} elements to or from memory of {found}")]
+    CopyLength {
+        /// Elements to copy.
+        wanted: usize,
+        /// Elements of the device memory.
+        found: usize,
     },
     /// The driver reported an error outside of a launch.
     #[error("{0}")]
@@ -86,8 +103,57 @@ pub trait Backend {
     /// An ordered queue of launches; on CUDA a stream, which is the caller's.
     type Stream;
 
+    /// Memory that a backend owns.
+    type Memory<T: Element>: std::fmt::Debug;
+
     /// What kernels may use.
     fn limits(&self) -> Limits;
+
+    /// Memory for `len` elements, zero at first.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if there is not so much.
+    fn allocate<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        len: usize,
+    ) -> Result<Self::Memory<T>, BackendError>;
+
+    /// Replaces the first elements of `to` by `from`, once what was put on `stream` before has run.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if `to` is shorter than `from`, or of the driver.
+    fn upload<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &[T],
+        to: &mut Self::Memory<T>,
+    ) -> Result<(), BackendError>;
+
+    /// Copies the first elements of `from` to `to`, and waits until what was put on `stream` before has run
+    /// and the copy is done.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`] if `from` is shorter than `to`, or of the driver.
+    fn download<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &Self::Memory<T>,
+        to: &mut [T],
+    ) -> Result<(), BackendError>;
+
+    /// Owned memory as an operand that a kernel on `stream` reads.
+    fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a Self::Memory<T>) -> View<'a, T>;
+
+    /// Owned memory as an operand that a kernel on `stream` writes.
+    fn view_mut<'a, T: Element>(
+        &self,
+        stream: &'a Self::Stream,
+        memory: &'a mut Self::Memory<T>,
+    ) -> ViewMut<'a, T>;
 
     /// The identity of `stream`, which every operand of a launch on it has to share.
     fn queue(&self, stream: &Self::Stream) -> QueueId;

@@ -120,6 +120,7 @@ impl SimtStream {
 
 impl Backend for Simt {
     type Stream = SimtStream;
+    type Memory<T: Element> = Vec<T>;
 
     fn limits(&self) -> Limits {
         self.limits
@@ -127,6 +128,35 @@ impl Backend for Simt {
 
     fn queue(&self, stream: &SimtStream) -> QueueId {
         stream.0
+    }
+
+    fn allocate<T: Element>(&self, _: &SimtStream, len: usize) -> Result<Vec<T>, BackendError> {
+        let mut memory = Vec::new();
+        let reserved = memory.try_reserve_exact(len);
+        reserved.map_err(|error| BackendError::Driver(format!("{len} elements: {error}")))?;
+        memory.resize(len, T::zeroed());
+        Ok(memory)
+    }
+
+    fn upload<T: Element>(&self, _: &SimtStream, from: &[T], to: &mut Vec<T>) -> Result<(), BackendError> {
+        let (wanted, found) = (from.len(), to.len());
+        let to = to.get_mut(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
+        to.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download<T: Element>(&self, _: &SimtStream, from: &Vec<T>, to: &mut [T]) -> Result<(), BackendError> {
+        let (wanted, found) = (to.len(), from.len());
+        to.copy_from_slice(from.get(..wanted).ok_or(BackendError::CopyLength { wanted, found })?);
+        Ok(())
+    }
+
+    fn view<'a, T: Element>(&self, stream: &'a SimtStream, memory: &'a Vec<T>) -> View<'a, T> {
+        stream.view(memory)
+    }
+
+    fn view_mut<'a, T: Element>(&self, stream: &'a SimtStream, memory: &'a mut Vec<T>) -> ViewMut<'a, T> {
+        stream.view_mut(memory)
     }
 
     unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {

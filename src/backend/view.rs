@@ -2,11 +2,11 @@
 
 use std::marker::PhantomData;
 
-use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits};
 use half::bf16;
 
 /// A type that device memory can hold: plain data, valid for every bit pattern.
-pub trait Element: bytemuck::Pod {}
+pub trait Element: bytemuck::Pod + std::fmt::Debug + DeviceRepr + ValidAsZeroBits {}
 
 impl Element for u8 {}
 impl Element for i32 {}

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::acceptance::Rule;
 use crate::layout::Pass;
+pub use crate::layout::{AttentionShape, RowKind};
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
@@ -74,29 +75,6 @@ pub enum Precision {
     Bf16,
 }
 
-/// Shape of an attention layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Number of query heads.
-    pub q_heads: usize,
-    /// Number of KV heads; divides `q_heads`.
-    pub kv_heads: usize,
-    /// Dimensions of a head.
-    pub head_dim: usize,
-}
-
-impl AttentionShape {
-    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
-    pub fn qkv_cols(&self) -> usize {
-        (self.q_heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    /// Columns of a row of attention output.
-    pub fn out_cols(&self) -> usize {
-        self.q_heads * self.head_dim
-    }
-}
-
 /// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.
 ///
 /// Dimension pair (i, i + head_dim / 2) at position p turns by p · `inv_freq[i]`; cosine and sine
@@ -138,15 +116,6 @@ pub struct QkTransform<'a, V> {
     pub eps: f32,
     /// The rotation, after the norms.
     pub rope: &'a Rope,
-}
-
-/// Which rows of a [`Pass`] an operation is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowKind {
-    /// Candidate rows: rows 0..C of the pass.
-    Candidates,
-    /// Mask rows: the rows after them.
-    Masks,
 }
 
 /// A draft to be sampled: consecutive rows of calibrated logits, slots 1, 2, … of one group.

@@ -50,6 +50,18 @@ pub enum KernelError {
         /// What it may be.
         supported: &'static str,
     },
+    /// A sequence of a pass that has more of something than it can have.
+    #[error("sequence {sequence} of the pass: {what} is {found}, and at most {limit} is possible")]
+    Pass {
+        /// The sequence's index.
+        sequence: usize,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there is.
+        found: usize,
+        /// How much there can be.
+        limit: usize,
+    },
     /// Shapes whose product does not fit the type that counts it.
     #[error("{kernel}: the size of `{what}` overflows")]
     Overflow {

@@ -4,13 +4,20 @@
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
 //! its caller.
 
+pub mod acceptance;
+pub mod attention;
 mod error;
+pub mod glue;
+mod kv;
+mod load;
 mod operands;
-mod params;
+pub(crate) mod params;
+mod pass;
 pub mod sampling;
 
 pub use error::KernelError;
-pub(crate) use operands::Operands;
+pub use kv::{KvStrides, PagedKv, PagedKvMut};
+pub use pass::{Paging, PassTables};
 
 use crate::backend::Backend;
 

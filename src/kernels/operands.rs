@@ -2,6 +2,7 @@
 
 use super::KernelError;
 use crate::backend::{Access, Backend, BackendError, Element, Launch, QueueId, Region, View, ViewMut};
+use crate::layout::AttentionShape;
 
 /// Operands a kernel has at most.
 const MAX_OPERANDS: usize = 32;
@@ -59,6 +60,65 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
+    /// As [`read`](Operands::read), of `needed` elements or more.
+    pub fn read_at_least<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: &View<'_, T>,
+        needed: usize,
+        alignment: usize,
+    ) -> Result<*const T, KernelError> {
+        let expected = view.len().max(needed);
+        self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
+        Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
+    }
+
+    /// Columns of a row of a fused q, k and v projection with these heads, if attention supports them.
+    pub fn qkv_cols(&self, shape: AttentionShape) -> Result<usize, KernelError> {
+        let AttentionShape { q_heads, kv_heads, head_dim } = shape;
+        if ![64, 128].contains(&head_dim) {
+            return Err(self.unsupported("head_dim", head_dim, "64, 128"));
+        }
+        if kv_heads == 0 || q_heads == 0 || !q_heads.is_multiple_of(kv_heads) || q_heads / kv_heads > 16 {
+            return Err(self.unsupported("number of query heads", q_heads, "1 to 16 for each KV head"));
+        }
+        let heads = kv_heads.checked_mul(2).and_then(|heads| heads.checked_add(q_heads));
+        let overflow = KernelError::Overflow { kernel: self.kernel, what: "heads" };
+        self.product("heads", &[heads.ok_or(overflow)?, head_dim])
+    }
+
+    /// The pointer to the device error word, or null without one.
+    pub fn error_word(&mut self, view: Option<&ViewMut<'_, u32>>) -> Result<*mut u32, KernelError> {
+        view.map_or(Ok(std::ptr::null_mut()), |view| self.write("error word", view, 1, 4))
+    }
+
+    /// The pointer to an operand that may be missing: null then.
+    pub fn read_optional<T: Element>(
+        &mut self,
+        operand: &'static str,
+        view: Option<&View<'_, T>>,
+        expected: usize,
+        alignment: usize,
+    ) -> Result<*const T, KernelError> {
+        view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
+    }
+
+    /// The same operands for another kernel.
+    pub fn of(self, kernel: &'static str) -> Self {
+        Operands { kernel, ..self }
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// A shape that the kernel does not support.
+    pub fn unsupported(&self, what: &'static str, found: usize, supported: &'static str) -> KernelError {
+        let found = i64::try_from(found).unwrap_or(i64::MAX);
+        KernelError::Unsupported { kernel: self.kernel, what, found, supported }
+    }
+
     /// The pointer to a workspace of at least `needed` elements.
     pub fn workspace<T: Element>(
         &mut self,
@@ -70,6 +130,17 @@ impl Operands {
         let expected = view.len().max(needed);
         self.check::<T>(operand, view.address(), view.len(), view.queue(), expected, alignment)?;
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
+    }
+
+    /// A size as the kernel counts it.
+    pub fn i32(&self, what: &'static str, value: usize) -> Result<i32, KernelError> {
+        i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: self.kernel, what })
+    }
+
+    /// The number of elements of an operand with these dimensions.
+    pub fn product(&self, what: &'static str, dims: &[usize]) -> Result<usize, KernelError> {
+        let overflow = KernelError::Overflow { kernel: self.kernel, what };
+        dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
     }
 
     fn check<T>(
@@ -115,7 +186,7 @@ impl Operands {
     ///
     /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
     /// with shapes that they were checked against.
-    pub unsafe fn launch<B: Backend, P: Copy>(
+    pub unsafe fn launch<B: Backend, P>(
         &self,
         backend: &B,
         stream: &B::Stream,

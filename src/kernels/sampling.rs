@@ -60,14 +60,16 @@
 
 use std::ptr;
 
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
-use super::operands::Grid;
+use super::operands::{Grid, Operands};
 use super::params::sampling::{
     FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_FINISH_SHARED_BYTES, FLEXDRAFT_PARTIAL_FIELDS,
     FLEXDRAFT_VOCAB_LIMIT, FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
 };
-use super::{KernelError, Kernels, Operands};
+
+use super::{KernelError, Kernels};
 use crate::backend::{Backend, Element, QueueId, View, ViewMut};
 use crate::random::Stream;
 use crate::sampling::{SamplingError, SamplingParams};
@@ -82,6 +84,11 @@ pub struct RowSampling(FlexdraftRowSampling);
 unsafe impl bytemuck::Zeroable for RowSampling {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for RowSampling {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowSampling {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowSampling {}
+
 impl Element for RowSampling {}
 
 impl RowSampling {
@@ -173,6 +180,11 @@ const _: () = assert!(std::mem::offset_of!(RowStats, kept) == std::mem::offset_o
 unsafe impl bytemuck::Zeroable for RowStats {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for RowStats {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowStats {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowStats {}
+
 impl Element for RowStats {}
 
 mod sealed {
@@ -195,6 +207,8 @@ pub struct LogitKernels {
     calibrated_small: &'static str,
     calibrated_large: &'static str,
     finish: &'static str,
+    pub(super) accept: &'static str,
+    pub(super) block_sums: &'static str,
 }
 
 impl Logit for f32 {
@@ -203,6 +217,8 @@ impl Logit for f32 {
         calibrated_small: "calibrated_sample_f32_64x16",
         calibrated_large: "calibrated_sample_f32_128x64",
         finish: "sample_finish_f32",
+        accept: "accept_f32",
+        block_sums: "accept_block_sums_f32",
     };
 }
 
@@ -212,6 +228,8 @@ impl Logit for bf16 {
         calibrated_small: "calibrated_sample_bf16_64x16",
         calibrated_large: "calibrated_sample_bf16_128x64",
         finish: "sample_finish_bf16",
+        accept: "accept_bf16",
+        block_sums: "accept_block_sums_bf16",
     };
 }
 
@@ -286,13 +304,13 @@ pub struct Sample<'a, L> {
 /// [`KernelError::Overflow`].
 pub fn workspace_len(rows: usize, vocab: usize, calibrated: bool) -> Result<usize, KernelError> {
     chunks(vocab, calibrated)
-        .checked_mul(FLEXDRAFT_PARTIAL_FIELDS)
+        .checked_mul(FLEXDRAFT_PARTIAL_FIELDS as usize)
         .and_then(|fields| fields.checked_mul(rows))
         .ok_or(KernelError::Overflow { kernel: "sample", what: "workspace" })
 }
 
 fn chunks(vocab: usize, calibrated: bool) -> usize {
-    vocab.div_ceil(if calibrated { FLEXDRAFT_CALIBRATED_CHUNK } else { FLEXDRAFT_CHUNK })
+    vocab.div_ceil(if calibrated { FLEXDRAFT_CALIBRATED_CHUNK } else { FLEXDRAFT_CHUNK } as usize)
 }
 
 /// A shape of the calibrated kernel: `CalibratedShape` of `cuda/sampling/calibrated.cuh`.
@@ -380,7 +398,7 @@ impl Shape {
             found: i64::try_from(found).unwrap_or(i64::MAX),
             supported,
         };
-        if args.vocab == 0 || args.vocab > FLEXDRAFT_VOCAB_LIMIT {
+        if args.vocab == 0 || args.vocab > FLEXDRAFT_VOCAB_LIMIT as usize {
             return Err(unsupported("vocab", args.vocab, "1 to 2^20"));
         }
         if args.stride < args.vocab || !args.stride.is_multiple_of(8) || args.stride > i32::MAX as usize {

@@ -1,3 +1,12 @@
-//! The kernels' parameter structs, as the headers in `cuda/` declare them.
+//! The kernels' parameter structs, generated from `cuda/*/params.h`: one module a header.
+//!
+//! The crate in `bindings` writes these files and tests that they are those of the headers.
 
+// C has no documentation comments, and not all that it declares is used here.
+#![allow(dead_code, missing_docs, unused_imports)]
+
+pub mod acceptance;
+pub mod attention;
+pub mod common;
+pub mod glue;
 pub mod sampling;

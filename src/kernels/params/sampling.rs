@@ -1,66 +1,188 @@
-//! `cuda/sampling/params.h`.
+// Generated from cuda/sampling/params.h by the crate in bindings.
 
-pub const FLEXDRAFT_CHUNK: usize = 1024;
-pub const FLEXDRAFT_CALIBRATED_CHUNK: usize = 64;
-pub const FLEXDRAFT_PARTIAL_FIELDS: usize = 5;
-pub const FLEXDRAFT_VOCAB_LIMIT: usize = 1 << 20;
-pub const FLEXDRAFT_FINISH_SHARED_BYTES: u32 = 24768;
+use super::common::*;
 
+/// How one row of logits is warped and drawn from.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowSampling {
+    /// the request's: the key of its random numbers
     pub seed: u64,
+    /// counter words 2 and 3, before starts[sequence] is added
     pub position: u64,
+    /// 0 is greedy: the largest logit, ties to the lowest id
     pub temperature: f32,
+    /// 1 is off
     pub top_p: f32,
+    /// min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off
     pub min_score: f32,
+    /// 0 is off
     pub top_k: i32,
+    /// counter word 1; 0: no draw, the token is the largest logit's
     pub purpose_and_slot: u32,
+    /// position counts from starts[sequence]; −1: from 0
     pub sequence: i32,
 }
-
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftRowSampling"][::core::mem::size_of::<FlexdraftRowSampling>() - 40usize];
+    ["Alignment of FlexdraftRowSampling"][::core::mem::align_of::<FlexdraftRowSampling>() - 8usize];
+    ["Offset of field: FlexdraftRowSampling::seed"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, seed) - 0usize];
+    ["Offset of field: FlexdraftRowSampling::position"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, position) - 8usize];
+    ["Offset of field: FlexdraftRowSampling::temperature"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, temperature) - 16usize];
+    ["Offset of field: FlexdraftRowSampling::top_p"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, top_p) - 20usize];
+    ["Offset of field: FlexdraftRowSampling::min_score"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, min_score) - 24usize];
+    ["Offset of field: FlexdraftRowSampling::top_k"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, top_k) - 28usize];
+    ["Offset of field: FlexdraftRowSampling::purpose_and_slot"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, purpose_and_slot) - 32usize];
+    ["Offset of field: FlexdraftRowSampling::sequence"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, sequence) - 36usize];
+};
+/// What is known of one row after sampling. The score of id x is 0 where logit[x] is the largest (or +inf),
+/// and (logit[x] − max) / temperature elsewhere; NaN counts as −inf. x is kept if its score is above
+/// cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
+/// and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowStats {
+    /// drawn, or the largest logit's
     pub token: i32,
+    /// the largest logit
     pub max: f32,
+    /// ln of the sum of exp(score) over the ids kept; 0 at temperature 0
     pub log_sum: f32,
+    /// p(token)
     pub probability: f32,
+    /// the largest probability at temperature 1, nothing dropped
     pub confidence: f32,
+    /// logit[token]
     pub token_logit: f32,
+    /// p(draft token), 0 without one
     pub draft_probability: f32,
+    /// the row's, or 0 where that was no number above 0
     pub temperature: f32,
+    /// −inf: everything is kept
     pub cut_score: f32,
     pub cut_id: i32,
+    /// how many ids are kept; the vocabulary's size where nothing is dropped
     pub kept: i32,
     pub padding: i32,
 }
-
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftRowStats"][::core::mem::size_of::<FlexdraftRowStats>() - 48usize];
+    ["Alignment of FlexdraftRowStats"][::core::mem::align_of::<FlexdraftRowStats>() - 4usize];
+    ["Offset of field: FlexdraftRowStats::token"][::core::mem::offset_of!(FlexdraftRowStats, token) - 0usize];
+    ["Offset of field: FlexdraftRowStats::max"][::core::mem::offset_of!(FlexdraftRowStats, max) - 4usize];
+    ["Offset of field: FlexdraftRowStats::log_sum"]
+        [::core::mem::offset_of!(FlexdraftRowStats, log_sum) - 8usize];
+    ["Offset of field: FlexdraftRowStats::probability"]
+        [::core::mem::offset_of!(FlexdraftRowStats, probability) - 12usize];
+    ["Offset of field: FlexdraftRowStats::confidence"]
+        [::core::mem::offset_of!(FlexdraftRowStats, confidence) - 16usize];
+    ["Offset of field: FlexdraftRowStats::token_logit"]
+        [::core::mem::offset_of!(FlexdraftRowStats, token_logit) - 20usize];
+    ["Offset of field: FlexdraftRowStats::draft_probability"]
+        [::core::mem::offset_of!(FlexdraftRowStats, draft_probability) - 24usize];
+    ["Offset of field: FlexdraftRowStats::temperature"]
+        [::core::mem::offset_of!(FlexdraftRowStats, temperature) - 28usize];
+    ["Offset of field: FlexdraftRowStats::cut_score"]
+        [::core::mem::offset_of!(FlexdraftRowStats, cut_score) - 32usize];
+    ["Offset of field: FlexdraftRowStats::cut_id"]
+        [::core::mem::offset_of!(FlexdraftRowStats, cut_id) - 36usize];
+    ["Offset of field: FlexdraftRowStats::kept"][::core::mem::offset_of!(FlexdraftRowStats, kept) - 40usize];
+    ["Offset of field: FlexdraftRowStats::padding"]
+        [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
+};
+/// Rows beyond those of sequences (logit_index −1) are skipped; their stats are zero.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSample {
-    pub logits: *mut std::ffi::c_void,
+    /// [logit_rows, logit_stride] f32 or bf16; written if `store`
+    pub logits: *mut ::core::ffi::c_void,
+    /// [rows] the row of logits; null: row r is logits row r
     pub logit_index: *const i32,
+    /// [rows]
     pub sampling: *const FlexdraftRowSampling,
+    /// [sequences]; null without sequences
     pub starts: *const i32,
+    /// [rows] token to report p of, −1: none; may be null
     pub draft: *const i32,
+    /// [rows, rank] bf16; null without a calibrator
     pub u: *const u16,
+    /// [vocab, rank] bf16
     pub w2: *const u16,
+    /// [vocab]; may be null
     pub b2: *const f32,
+    /// [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks]
     pub partials: *mut f32,
+    /// [rows]
     pub stats: *mut FlexdraftRowStats,
+    /// the device error word; may be null
     pub error: *mut u32,
+    /// a multiple of 8, at least vocab
     pub logit_stride: i64,
     pub rows: i32,
     pub logit_rows: i32,
+    /// 1 to 2^20
     pub vocab: i32,
+    /// a multiple of 8
     pub rank: i32,
     pub sequences: i32,
+    /// ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK))
     pub chunks: i32,
+    /// whether the calibrated logits replace those they were computed from
     pub store: i32,
+    /// whether `logits` is what is sampled: no calibrator, or `store`
     pub logits_current: i32,
 }
-
-const _: () = assert!(size_of::<FlexdraftRowSampling>() == 40);
-const _: () = assert!(size_of::<FlexdraftRowStats>() == 48);
-const _: () = assert!(size_of::<FlexdraftSample>() == 128);
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftSample"][::core::mem::size_of::<FlexdraftSample>() - 128usize];
+    ["Alignment of FlexdraftSample"][::core::mem::align_of::<FlexdraftSample>() - 8usize];
+    ["Offset of field: FlexdraftSample::logits"][::core::mem::offset_of!(FlexdraftSample, logits) - 0usize];
+    ["Offset of field: FlexdraftSample::logit_index"]
+        [::core::mem::offset_of!(FlexdraftSample, logit_index) - 8usize];
+    ["Offset of field: FlexdraftSample::sampling"]
+        [::core::mem::offset_of!(FlexdraftSample, sampling) - 16usize];
+    ["Offset of field: FlexdraftSample::starts"][::core::mem::offset_of!(FlexdraftSample, starts) - 24usize];
+    ["Offset of field: FlexdraftSample::draft"][::core::mem::offset_of!(FlexdraftSample, draft) - 32usize];
+    ["Offset of field: FlexdraftSample::u"][::core::mem::offset_of!(FlexdraftSample, u) - 40usize];
+    ["Offset of field: FlexdraftSample::w2"][::core::mem::offset_of!(FlexdraftSample, w2) - 48usize];
+    ["Offset of field: FlexdraftSample::b2"][::core::mem::offset_of!(FlexdraftSample, b2) - 56usize];
+    ["Offset of field: FlexdraftSample::partials"]
+        [::core::mem::offset_of!(FlexdraftSample, partials) - 64usize];
+    ["Offset of field: FlexdraftSample::stats"][::core::mem::offset_of!(FlexdraftSample, stats) - 72usize];
+    ["Offset of field: FlexdraftSample::error"][::core::mem::offset_of!(FlexdraftSample, error) - 80usize];
+    ["Offset of field: FlexdraftSample::logit_stride"]
+        [::core::mem::offset_of!(FlexdraftSample, logit_stride) - 88usize];
+    ["Offset of field: FlexdraftSample::rows"][::core::mem::offset_of!(FlexdraftSample, rows) - 96usize];
+    ["Offset of field: FlexdraftSample::logit_rows"]
+        [::core::mem::offset_of!(FlexdraftSample, logit_rows) - 100usize];
+    ["Offset of field: FlexdraftSample::vocab"][::core::mem::offset_of!(FlexdraftSample, vocab) - 104usize];
+    ["Offset of field: FlexdraftSample::rank"][::core::mem::offset_of!(FlexdraftSample, rank) - 108usize];
+    ["Offset of field: FlexdraftSample::sequences"]
+        [::core::mem::offset_of!(FlexdraftSample, sequences) - 112usize];
+    ["Offset of field: FlexdraftSample::chunks"][::core::mem::offset_of!(FlexdraftSample, chunks) - 116usize];
+    ["Offset of field: FlexdraftSample::store"][::core::mem::offset_of!(FlexdraftSample, store) - 120usize];
+    ["Offset of field: FlexdraftSample::logits_current"]
+        [::core::mem::offset_of!(FlexdraftSample, logits_current) - 124usize];
+};
+/// ids a partial result covers
+pub const FLEXDRAFT_CHUNK: FlexdraftSamplingConstant = 1024;
+/// the same after the calibrator's matrix product
+pub const FLEXDRAFT_CALIBRATED_CHUNK: FlexdraftSamplingConstant = 64;
+pub const FLEXDRAFT_PARTIAL_FIELDS: FlexdraftSamplingConstant = 5;
+pub const FLEXDRAFT_VOCAB_LIMIT: FlexdraftSamplingConstant = 1048576;
+/// of a CTA of sample_finish_*
+pub const FLEXDRAFT_FINISH_SHARED_BYTES: FlexdraftSamplingConstant = 24768;
+pub type FlexdraftSamplingConstant = ::core::ffi::c_uint;

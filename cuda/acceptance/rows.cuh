@@ -1,0 +1,63 @@
+// The distributions that a rule compares: p_i of the target and q_j of the draft, one id at a time.
+#pragma once
+
+#include "../common/philox.cuh"
+#include "../sampling/warping.cuh"
+#include "params.h"
+
+// One row: the probability of an id is computed as it was when a token was drawn from it.
+template <typename Logit>
+struct Distribution {
+    const Logit* logits; // null: the point mass at `point`
+    FlexdraftRowStats stats;
+    int32_t point;
+
+    FLEXDRAFT_METHOD float at(int32_t id) const {
+        if (logits == nullptr) return id == point ? 1.0f : 0.0f;
+        return warped_probability(stats, load_logit(logits + id), id);
+    }
+};
+
+// A sequence whose rows and tokens all exist.
+template <typename Logit>
+struct Verification {
+    const FlexdraftAccept& p;
+    FlexdraftVerify sequence;
+
+    FLEXDRAFT_METHOD bool exists() const {
+        const FlexdraftVerify& s = sequence;
+        const bool counts = s.drafts >= 0 && s.drafts <= FLEXDRAFT_MAX_DRAFTS && s.position >= 0;
+        const bool target = s.first_target >= 0 && s.first_target < p.target_rows - s.drafts;
+        const bool tokens = s.first_token >= 0 && s.first_token <= p.token_count - s.drafts;
+        const bool draft = s.first_draft == -1 || (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts);
+        return counts && target && tokens && draft;
+    }
+
+    // d_i, i = 1..=v.
+    FLEXDRAFT_METHOD int32_t token(int32_t i) const { return __ldg(p.tokens + sequence.first_token + i - 1); }
+
+    FLEXDRAFT_METHOD Distribution<Logit> target(int32_t i) const {
+        const int64_t row = sequence.first_target + i;
+        return {static_cast<const Logit*>(p.target) + row * p.logit_stride, p.target_stats[row], 0};
+    }
+
+    FLEXDRAFT_METHOD Distribution<Logit> draft(int32_t j) const {
+        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j)};
+        const int64_t row = sequence.first_draft + j - 1;
+        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[row], 0};
+    }
+
+    // The uniform that decides on d_i, a multiple of 2^-32.
+    FLEXDRAFT_METHOD double uniform(int32_t i) const {
+        const DrawNumbers numbers =
+            draw_numbers(sequence.seed, uint32_t(kAcceptanceUniform) << 16 | uint32_t(i), uint64_t(sequence.position));
+        return double(philox(numbers, 0).word[0]) * (1.0 / 4294967296.0);
+    }
+
+    // p_{i-1}(d_i) and q_i(d_i); a token that is not of the vocabulary has probability 0 in both.
+    FLEXDRAFT_METHOD float2 probabilities(int32_t i) const {
+        const int32_t id = token(i);
+        if (id < 0 || id >= p.vocab) return make_float2(0.0f, sequence.first_draft < 0 ? 1.0f : 0.0f);
+        return make_float2(target(i - 1).at(id), draft(i).at(id));
+    }
+};

@@ -1,0 +1,28 @@
+/* Parameters of the attention kernels. */
+#pragma once
+
+#include "../common/params.h"
+
+/* Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
+ * rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
+ * `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads). */
+struct FlexdraftAttentionParams {
+    struct FlexdraftPass pass;
+    struct FlexdraftPagedKv cache;
+    const uint16_t* q;      /* [rows, q_stride]: q_heads heads of head_dim bf16 */
+    const uint16_t* mask_k; /* [rows, mask_stride]: kv_heads heads of head_dim bf16; mask rows are read */
+    const uint16_t* mask_v; /* as mask_k */
+    uint16_t* out;          /* [rows, q_heads * head_dim] bf16 */
+    float* lse;             /* [rows, q_heads] natural logarithm, or null */
+    float* partial_out;     /* [rows, q_heads, max_splits + 1, head_dim] */
+    float* partial_stats;   /* [rows, q_heads, max_splits + 1, 2]: maximum score in bits, sum */
+    uint32_t* error;        /* null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set */
+    int64_t q_stride;
+    int64_t mask_stride;
+    float scale_log2; /* of the scores: head_dim^-1/2 * log2(e) */
+    int32_t q_heads;
+    int32_t kv_heads;
+    int32_t split; /* keys of a split, a multiple of 64 */
+    int32_t max_splits;
+    int32_t unused;
+};

@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""What nvcc makes of the kernels: resources and instruction mix of each, as the build embeds them.
+
+    cuda/check_device_code.py [--output benches/results/device_code.md]
+
+Compiles every family with the options of the build (nvcc.args), prints a table a family and architecture,
+and fails where the machine code is not what the kernels were written for:
+
+- a register spill or a stack frame: both are local memory, that is, global memory traffic;
+- static shared memory: the SIMT host knows only the dynamic kind;
+- a float atomic: the order of its additions, and so the result's bits, would change from run to run;
+- a kernel that is a matrix product (attention over keys and values, the calibrator's W2) without HMMA
+  (matrix units) or LDGSTS (asynchronous copies), or a family that has no such kernel any more;
+- kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file.
+
+Needs nvcc (NVCC, or .cuda as cuda/install_nvcc.sh makes it, or PATH) with cuobjdump beside it.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+CUDA = pathlib.Path(__file__).resolve().parent
+FAMILIES = ["attention", "sampling", "acceptance", "glue"]
+ARCHITECTURES = ["sm_80", "sm_90a"]
+
+# The kernels of a family that are matrix products, and what these are built from.
+MATRIX_KERNELS = {"attention": r"(joint|mask_block)_attention", "sampling": r"calibrated_sample"}
+MATRIX_INSTRUCTIONS = ["HMMA", "LDGSTS"]
+
+# Columns: an opcode, or several that do the same.
+MIX = {
+    "HMMA": ["HMMA"],
+    "LDSM": ["LDSM"],
+    "LDGSTS": ["LDGSTS"],
+    "LDG": ["LDG"],
+    "STG": ["STG"],
+    "LDS": ["LDS"],
+    "STS": ["STS"],
+    "FFMA": ["FFMA"],
+    "FADD/FMUL": ["FADD", "FMUL"],
+    "MUFU": ["MUFU"],
+    "SHFL": ["SHFL", "REDUX"],
+    "BAR": ["BAR"],
+    "atomics": ["ATOM", "ATOMG", "ATOMS", "RED", "REDG"],
+}
+ATOMICS = MIX["atomics"]
+LOCAL_MEMORY = ["LDL", "STL"]
+
+
+class Failure(Exception):
+    """A kernel source or a tool that does not work: nothing can be said about the code."""
+
+
+@dataclasses.dataclass
+class Kernel:
+    """The machine code of one kernel for one architecture."""
+
+    name: str
+    architecture: str
+    registers: int = 0
+    shared: int = 0
+    stack: int = 0
+    spills: int = 0
+    # Whole opcodes with modifiers, such as HMMA.16816.F32.BF16.
+    instructions: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def count(self, *opcodes):
+        return sum(n for full, n in self.instructions.items() if full.split(".")[0] in opcodes)
+
+
+def find_nvcc():
+    named = os.environ.get("NVCC")
+    if named:
+        return pathlib.Path(named)
+    installed = sorted(CUDA.parent.glob(".cuda/lib/python3*/site-packages/nvidia/cu13/bin/nvcc"))
+    found = installed[-1] if installed else shutil.which("nvcc")
+    if not found:
+        raise Failure("no nvcc: run cuda/install_nvcc.sh, or set NVCC")
+    return pathlib.Path(found)
+
+
+def run(command):
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise Failure(f"{command[0]} failed on {command[-1]}:\n{result.stdout}{result.stderr}")
+    return result
+
+
+def kernel_table(source):
+    """The kernels that a source lists in FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)."""
+    code = re.sub(r"//[^\n]*", "", source)
+    tables = re.findall(r"FLEXDRAFT_KERNEL_TABLE\(([^)]*)\)", code)
+    if len(tables) != 1:
+        raise Failure(f"{len(tables)} FLEXDRAFT_KERNEL_TABLE(...) in a file, not one")
+    return [name.strip() for name in tables[0].split(",")][1:]
+
+
+def parse_resources(report):
+    """The kernels of ptxas's verbose report, which is all that tells spills from other local memory."""
+    kernels = {}
+    kernel = None
+    for line in report.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            kernel = Kernel(*match.groups())
+            kernels[kernel.name, kernel.architecture] = kernel
+        elif kernel is None:
+            continue
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", line):
+            stack, stores, loads = map(int, match.groups())
+            # A function that was not inlined has lines of its own.
+            kernel.stack += stack
+            kernel.spills += stores + loads
+        elif match := re.search(r"Used (\d+) registers", line):
+            kernel.registers = int(match[1])
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernel.shared = int(shared[1]) if shared else 0
+    return kernels
+
+
+def count_instructions(kernels, disassembly):
+    """Adds the instructions of `cuobjdump -sass` to `kernels`."""
+    architecture = kernel = None
+    for line in disassembly.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.match(r"\s*Function : (\w+)", line):
+            # Device functions that were called rather than inlined count as no kernel's.
+            kernel = kernels.get((match[1], architecture))
+        elif kernel and (match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
+            if match[1] not in ("NOP", "BRA.END"):
+                kernel.instructions[match[1]] += 1
+    empty = [" for ".join(key) for key, kernel in kernels.items() if not kernel.instructions]
+    if empty:
+        raise Failure(f"no instructions were disassembled of {', '.join(empty)}")
+
+
+def compile_source(nvcc, source):
+    """The kernels of one source, by name and architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        fatbin = pathlib.Path(folder, "kernels.fatbin")
+        options = ["-optf", CUDA / "nvcc.args", "-Xptxas", "-v"]
+        report = run([nvcc, *options, "-o", fatbin, source]).stderr
+        kernels = parse_resources(report)
+        disassembly = run([nvcc.with_name("cuobjdump"), "-sass", fatbin]).stdout
+    count_instructions(kernels, disassembly)
+    return kernels
+
+
+def problems(family, table, kernels):
+    """Why the code of a family is refused."""
+    found = []
+    for architecture in ARCHITECTURES:
+        compiled = {name for name, target in kernels if target == architecture}
+        for name in sorted(compiled ^ set(table)):
+            where = "the table but not in the code" if name in table else "the code but not in the table"
+            found.append(f"{name} is in {where} for {architecture}")
+    products = MATRIX_KERNELS.get(family)
+    if products and not any(re.match(products, name) for name in table):
+        found.append(f"no kernel of {family} is named like {products}")
+    for kernel in kernels.values():
+        label = f"{kernel.name} for {kernel.architecture}"
+        local = kernel.count(*LOCAL_MEMORY)
+        if kernel.spills or kernel.stack or local:
+            found.append(
+                f"{label}: {kernel.spills} bytes of spills, {kernel.stack} bytes of stack frame, "
+                f"{local} accesses to local memory"
+            )
+        if kernel.shared:
+            found.append(f"{label}: {kernel.shared} bytes of static shared memory")
+        for full, count in kernel.instructions.items():
+            opcode, *modifiers = full.split(".")
+            if opcode in ATOMICS and any(re.match(r"(B?F16|F32|F64)", modifier) for modifier in modifiers):
+                found.append(f"{label}: {count} float atomics ({full})")
+        if products and re.match(products, kernel.name):
+            missing = [opcode for opcode in MATRIX_INSTRUCTIONS if not kernel.count(opcode)]
+            if missing:
+                found.append(f"{label}: no {' and no '.join(missing)}")
+    return found
+
+
+def table(family, kernels):
+    """A family's kernels as Markdown tables, one an architecture."""
+    lines = []
+    for architecture in ARCHITECTURES:
+        # A column of an instruction that no kernel here has says nothing.
+        chosen = [kernel for kernel in kernels.values() if kernel.architecture == architecture]
+        mix = [name for name, opcodes in MIX.items() if any(kernel.count(*opcodes) for kernel in chosen)]
+        header = ["kernel", "registers", "spills", "stack", "static shared", "instructions", *mix]
+        rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+        for kernel in sorted(chosen, key=lambda kernel: kernel.name):
+            numbers = [kernel.registers, kernel.spills, kernel.stack, kernel.shared]
+            numbers += [sum(kernel.instructions.values()), *(kernel.count(*MIX[name]) for name in mix)]
+            rows.append([f"`{kernel.name}`", *map(str, numbers)])
+        lines += [f"## {family}, {architecture}", ""]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [""]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--cuda", type=pathlib.Path, default=CUDA, help="the directory of the families")
+    arguments = parser.parse_args()
+
+    nvcc = find_nvcc()
+    version = re.search(r"release [\d.]+, V([\d.]+)", run([nvcc, "--version"]).stdout)
+    sources = {family: arguments.cuda / family / f"{family}.cu" for family in FAMILIES}
+    sources = {family: source for family, source in sources.items() if source.exists()}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = dict(zip(sources, pool.map(lambda source: compile_source(nvcc, source), sources.values())))
+
+    lines = [
+        "# The kernels' machine code",
+        "",
+        f"Written by `cuda/check_device_code.py` with nvcc {version[1] if version else '?'}. Spills and stack frames "
+        "are bytes a thread;",
+        "static shared memory is bytes a CTA; the rest counts instructions in the code, not instructions executed.",
+        "",
+    ]
+    found = []
+    for family, kernels in compiled.items():
+        lines += table(family, kernels)
+        found += problems(family, kernel_table(sources[family].read_text()), kernels)
+    text = "\n".join(lines)
+    print(text)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text)
+    for problem in found:
+        print(f"refused: {problem}", file=sys.stderr)
+    count = sum(map(len, compiled.values()))
+    if not count:
+        raise Failure(f"no kernels in {arguments.cuda}")
+    print(f"{count} kernels and architectures, {len(found)} problems", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        sys.exit(str(failure))

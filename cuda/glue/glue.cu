@@ -1,0 +1,222 @@
+// What stands around the matrix products of a decode step: embedding, norms, rotation, activations. Each
+// reads and writes its rows once; a row's result does not depend on the others.
+#include "../common/rows.cuh"
+#include "params.h"
+#include "vectors.cuh"
+
+namespace {
+
+constexpr int row_threads = 128;
+constexpr int row_warps = row_threads / 32;
+
+// out = from, or zeros without a `from`.
+FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols) {
+    for (int64_t c = threadIdx.x; c < cols / 8; c += row_threads) {
+        chunks(out)[c] = from != nullptr ? chunks(from)[c] : make_uint4(0, 0, 0, 0);
+    }
+}
+
+// cos and sin of `angle` >= 0, by whole turns taken off in f64: exact enough at any position, without the
+// slow path of sincosf.
+FLEXDRAFT_INLINE float2 cos_sin(float angle) {
+    const double turns = double(angle) * 0.15915494309189533577; // 1 / (2 pi)
+    const float half_turns = float(2.0 * (turns - rint(turns)));
+#if defined(__CUDACC__)
+    return make_float2(cospif(half_turns), sinpif(half_turns));
+#else
+    const double radians = 3.14159265358979323846 * double(half_turns);
+    return make_float2(float(cos(radians)), float(sin(radians)));
+#endif
+}
+
+}  // namespace
+
+FLEXDRAFT_KERNEL(embed, FlexdraftEmbedParams, row_threads, 4) {
+    const int64_t row = blockIdx.x;
+    const int32_t id = __ldg(p.ids + row);
+    const bool valid = id >= 0 && id < p.vocab;
+    if (!valid && threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_TOKEN));
+    copy_row(valid ? p.table + id * p.cols : nullptr, p.out + row * p.cols, p.cols);
+}
+
+FLEXDRAFT_KERNEL(gather, FlexdraftGatherParams, row_threads, 4) {
+    const int64_t row = blockIdx.x;
+    const int32_t index = __ldg(p.indices + row);
+    const bool valid = index >= 0 && index < p.x_rows;
+    copy_row(valid ? p.x + index * p.cols : nullptr, p.out + row * p.cols, p.cols);
+}
+
+FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, row_threads, 4) {
+    FLEXDRAFT_SHARED(shared);
+    auto* const partial = reinterpret_cast<float*>(shared); // [row_warps]
+    const int64_t first = int64_t(blockIdx.x) * p.cols;
+    uint4* const x = chunks(p.x + first);
+    float sum = 0.0f;
+    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
+        Eight values = unpack(x[c]);
+        if (p.delta != nullptr) {
+            const Eight delta = unpack(chunks(p.delta + first)[c]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) values.x[i] += delta.x[i];
+            const uint4 rounded = pack(values);
+            x[c] = rounded;
+            values = unpack(rounded);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum = fmaf(values.x[i], values.x[i], sum);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+    __syncthreads();
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < row_warps; ++w) total += partial[w];
+    const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
+    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
+        // Written above by this very thread.
+        Eight values = unpack(x[c]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values.x[i] = values.x[i] * scale * __ldg(p.weight + 8 * c + i);
+        chunks(p.out + first)[c] = pack(values);
+    }
+}
+
+FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
+    const int64_t row = blockIdx.x;
+    const uint16_t* const x = p.x + row * 2 * p.cols;
+    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
+        const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
+        Eight out;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
+        chunks(p.out + row * p.cols)[c] = pack(out);
+    }
+}
+
+FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
+    const int64_t row = blockIdx.x;
+    const int32_t owner = __ldg(p.owner + row);
+    // Validated by the wrapper's table type; checked again because it is read from device memory.
+    if (owner < 0 || owner >= p.bonus_rows) return;
+    uint4* const x = chunks(p.x + row * p.cols);
+    const uint4* const bonus = chunks(p.bonus + owner * p.cols);
+    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
+        Eight values = unpack(x[c]);
+        const Eight more = unpack(bonus[c]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values.x[i] = silu(values.x[i] + more.x[i]);
+        x[c] = pack(values);
+    }
+}
+
+FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, 64, 4) {
+    const int32_t row = int32_t(blockIdx.x);
+    const PassRow place = pass_row(p.pass, row);
+    for (int32_t i = int32_t(threadIdx.x); i < p.half_dim; i += 64) {
+        float2 turn = make_float2(0.0f, 0.0f);
+        if (place.sequence >= 0) {
+            // The angle is rounded to f32, as transformers rounds it.
+            turn = cos_sin(float(place.position) * __ldg(p.inv_freq + i));
+            turn = make_float2(turn.x * p.scale, turn.y * p.scale);
+        }
+        reinterpret_cast<float2*>(p.turns)[int64_t(row) * p.half_dim + i] = turn;
+    }
+}
+
+namespace {
+
+// One head of one row, by one warp: lane l has `Pairs` neighbouring elements of the lower half and those of
+// the upper half that turn with them.
+template <int Pairs>
+struct Head {
+    float low[Pairs], high[Pairs];
+
+    static constexpr int half = 32 * Pairs;
+
+    FLEXDRAFT_METHOD void load(const uint16_t* head, int lane) {
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+            low[i] = bf16_to_float(bf16{head[lane * Pairs + i]});
+            high[i] = bf16_to_float(bf16{head[half + lane * Pairs + i]});
+        }
+    }
+
+    FLEXDRAFT_METHOD void store(uint16_t* head, int lane) const {
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+            head[lane * Pairs + i] = float_to_bf16(low[i]).bits;
+            head[half + lane * Pairs + i] = float_to_bf16(high[i]).bits;
+        }
+    }
+
+    FLEXDRAFT_METHOD void norm(const float* weight, float eps, int lane) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) sum = fmaf(high[i], high[i], fmaf(low[i], low[i], sum));
+        const float scale = 1.0f / sqrtf(warp_sum(sum) / float(2 * half) + eps);
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+            low[i] = low[i] * scale * __ldg(weight + lane * Pairs + i);
+            high[i] = high[i] * scale * __ldg(weight + half + lane * Pairs + i);
+        }
+    }
+
+    FLEXDRAFT_METHOD void turn(const float* turns, int lane) {
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+            const float2 t = reinterpret_cast<const float2*>(turns)[lane * Pairs + i];
+            const float x = low[i], y = high[i];
+            low[i] = x * t.x - y * t.y;
+            high[i] = y * t.x + x * t.y;
+        }
+    }
+};
+
+// A warp a head: q heads, then k heads, then v heads.
+template <int Pairs>
+FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
+    constexpr int head_dim = 64 * Pairs;
+    const int32_t row = p.first_row + int32_t(blockIdx.x);
+    const int32_t head = int32_t(blockIdx.y * row_warps + threadIdx.x / 32);
+    const int lane = int(threadIdx.x % 32);
+    if (head >= p.q_heads + 2 * p.kv_heads) return;
+    const PassRow place = pass_row(p.pass, row);
+    if (place.sequence < 0) return;
+    const bool is_q = head < p.q_heads, is_v = head >= p.q_heads + p.kv_heads;
+    if (is_v && place.mask) return;
+    uint16_t* const in_place = p.qkv + row * p.qkv_stride + int64_t(head) * head_dim;
+    Head<Pairs> values;
+    values.load(in_place, lane);
+    if (!is_v) {
+        const float* const weight = is_q ? p.q_norm : p.k_norm;
+        if (weight != nullptr) values.norm(weight, p.eps, lane);
+        values.turn(p.turns + int64_t(row) * head_dim, lane);
+        values.store(in_place, lane);
+    }
+    if (is_q || place.mask) return;
+    const FlexdraftPagedKv& cache = p.cache;
+    const int64_t entry = place.sequence * cache.page_table_stride + place.position / cache.page_size;
+    const int32_t page = __ldg(cache.page_table + entry);
+    if (page < 0 || page >= cache.pages) {
+        if (lane == 0 && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PAGE));
+        return;
+    }
+    const int64_t token = place.position % cache.page_size;
+    const int64_t kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
+    uint16_t* const to =
+        is_v ? static_cast<uint16_t*>(cache.v) + page * cache.v_page_stride + token * cache.v_token_stride +
+                   kv_head * cache.v_head_stride
+             : static_cast<uint16_t*>(cache.k) + page * cache.k_page_stride + token * cache.k_token_stride +
+                   kv_head * cache.k_head_stride;
+    values.store(to, lane);
+}
+
+}  // namespace
+
+FLEXDRAFT_KERNEL(norm_rope_append_d64, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<1>(p); }
+FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threads, 4) {
+    norm_rope_append<2>(p);
+}
+
+FLEXDRAFT_KERNEL_TABLE(glue, embed, gather, rms_norm, silu_mul, silu_add, rope_table, norm_rope_append_d64,
+                       norm_rope_append_d128)

@@ -1,0 +1,30 @@
+// Rows of bf16, eight elements (16 bytes) at a time.
+#pragma once
+
+#include "../common/bf16.cuh"
+
+struct Eight {
+    float x[8];
+};
+
+FLEXDRAFT_INLINE Eight unpack(uint4 bits) {
+    return Eight{{bf16_low(bits.x), bf16_high(bits.x), bf16_low(bits.y), bf16_high(bits.y), bf16_low(bits.z),
+                  bf16_high(bits.z), bf16_low(bits.w), bf16_high(bits.w)}};
+}
+
+FLEXDRAFT_INLINE uint4 pack(const Eight& values) {
+    return make_uint4(pack_bf16(values.x[0], values.x[1]), pack_bf16(values.x[2], values.x[3]),
+                      pack_bf16(values.x[4], values.x[5]), pack_bf16(values.x[6], values.x[7]));
+}
+
+FLEXDRAFT_INLINE const uint4* chunks(const uint16_t* row) { return reinterpret_cast<const uint4*>(row); }
+FLEXDRAFT_INLINE uint4* chunks(uint16_t* row) { return reinterpret_cast<uint4*>(row); }
+
+// The sum over a warp; every lane has it. Always the same tree, so always the same bits.
+FLEXDRAFT_INLINE float warp_sum(float value) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    return value;
+}
+
+FLEXDRAFT_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }

@@ -1,0 +1,263 @@
+//! The GPU, through the CUDA driver.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{
+    CUdevice_attribute as DeviceAttribute, CUfunction_attribute as FunctionAttribute, CUresult,
+};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
+use cudarc::nvrtc::Ptx;
+
+use super::view::cuda_queue;
+use super::{Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
+
+/// One kernel source, compiled: machine code for sm_80 and sm_90a, and PTX for what comes after.
+#[derive(Debug)]
+struct Image {
+    kernels: &'static [&'static str],
+    fatbin: &'static [u8],
+}
+
+// What build/nvcc.rs compiled; empty without nvcc.
+static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The kernels in one CUDA context.
+///
+/// Streams and memory are the caller's, of the same context. Dropping this waits for the context's work and
+/// unloads the kernels, so a CUDA graph that was captured from launches must not be replayed after that.
+#[derive(Debug)]
+pub struct Cuda {
+    context: Arc<CudaContext>,
+    kernels: HashMap<&'static str, Kernel>,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    function: CudaFunction,
+    /// Dynamic shared memory that a CTA of it may have, in bytes.
+    shared_bytes: u32,
+}
+
+impl Cuda {
+    /// The context of the CUDA device `ordinal` (its primary context, as other libraries use it).
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where there is no CUDA driver or no such device.
+    pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, BackendError> {
+        if !driver_is_present() {
+            return Err(BackendError::Unavailable("the CUDA driver is not installed".into()));
+        }
+        CudaContext::new(ordinal).map_err(|error| BackendError::Unavailable(error.to_string()))
+    }
+
+    /// The names of the kernels that this build of the crate has as device code: none without nvcc.
+    pub fn kernel_names() -> impl Iterator<Item = &'static str> {
+        IMAGES.iter().flat_map(|image| image.kernels).copied()
+    }
+
+    /// Loads the kernels into `context`.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NoDeviceCode`] if the crate was built without nvcc, [`BackendError::Unavailable`] for
+    /// a device below compute capability 8.0, [`BackendError::NoKernel`] for an image that lacks a kernel,
+    /// otherwise [`BackendError::Driver`].
+    pub fn new(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
+        let images = device_code(IMAGES)?;
+        let (major, minor) = context.compute_capability().map_err(driver)?;
+        if major < 8 {
+            let found = format!("compute capability {major}.{minor}; the kernels need 8.0");
+            return Err(BackendError::Unavailable(found));
+        }
+        let attribute =
+            |attribute| Ok(u32::try_from(context.attribute(attribute).map_err(driver)?).unwrap_or_default());
+        let mut limits = Limits {
+            multiprocessors: attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_per_cta: attribute(
+                DeviceAttribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            shared_bytes_per_multiprocessor: attribute(
+                DeviceAttribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?,
+        };
+        let opt_in = limits.shared_bytes_per_cta;
+        let mut kernels = HashMap::new();
+        for image in images {
+            let module = context.load_module(Ptx::from_binary(image.fatbin.to_vec())).map_err(unloadable)?;
+            for &name in image.kernels {
+                let function = module.load_function(name).map_err(|error| match error.0 {
+                    CUresult::CUDA_ERROR_NOT_FOUND => BackendError::NoKernel(name),
+                    _ => driver(error),
+                })?;
+                let shared_bytes = allow_shared_memory(&function, opt_in).map_err(driver)?;
+                limits.shared_bytes_per_cta = limits.shared_bytes_per_cta.min(shared_bytes);
+                kernels.insert(name, Kernel { function, shared_bytes });
+            }
+        }
+        Ok(Cuda { context: context.clone(), kernels, limits })
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Unloading a module whose kernels still run is undefined.
+        self.context.record_err(self.context.synchronize());
+    }
+}
+
+/// `images`, if there are any.
+fn device_code(images: &'static [Image]) -> Result<&'static [Image], BackendError> {
+    if images.is_empty() { Err(BackendError::NoDeviceCode) } else { Ok(images) }
+}
+
+/// Lets the CTAs of `function` have all the dynamic shared memory of `opt_in` bytes that its static shared
+/// memory leaves, and returns that size.
+fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, DriverError> {
+    let reserved = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+    let bytes = opt_in.saturating_sub(u32::try_from(reserved).unwrap_or_default());
+    let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    function.set_attribute(attribute, i32::try_from(bytes).unwrap_or(i32::MAX))?;
+    Ok(bytes)
+}
+
+fn driver(error: DriverError) -> BackendError {
+    BackendError::Driver(error.to_string())
+}
+
+fn unloadable(error: DriverError) -> BackendError {
+    let remedy = "the driver has to be as new as the CUDA whose nvcc built them";
+    BackendError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
+}
+
+/// What [`driver_is_present`] falls back to: where another crate of the build makes cudarc link libcuda,
+/// a process that runs has it.
+#[allow(dead_code)]
+unsafe fn is_culib_present() -> bool {
+    true
+}
+
+/// Whether libcuda can be loaded; cudarc panics where it cannot.
+fn driver_is_present() -> bool {
+    // Hides the function above where cudarc loads libcuda itself.
+    #[allow(unused_imports)]
+    use cudarc::driver::sys::*;
+    // SAFETY: loads the CUDA driver's library, whose initialisers have no preconditions.
+    unsafe { is_culib_present() }
+}
+
+impl Backend for Cuda {
+    type Stream = Arc<CudaStream>;
+    type Memory<T: Element> = CudaSlice<T>;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn queue(&self, stream: &Self::Stream) -> QueueId {
+        cuda_queue(stream)
+    }
+
+    fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaSlice<T>, BackendError> {
+        stream.alloc_zeros(len).map_err(driver)
+    }
+
+    fn upload<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &[T],
+        to: &mut CudaSlice<T>,
+    ) -> Result<(), BackendError> {
+        let (wanted, found) = (from.len(), to.len());
+        let mut to = to.try_slice_mut(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
+        stream.memcpy_htod(from, &mut to).map_err(driver)
+    }
+
+    fn download<T: Element>(
+        &self,
+        stream: &Self::Stream,
+        from: &CudaSlice<T>,
+        to: &mut [T],
+    ) -> Result<(), BackendError> {
+        let (wanted, found) = (to.len(), from.len());
+        let from = from.try_slice(..wanted).ok_or(BackendError::CopyLength { wanted, found })?;
+        stream.memcpy_dtoh(&from, to).map_err(driver)?;
+        stream.synchronize().map_err(driver)
+    }
+
+    fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a CudaSlice<T>) -> View<'a, T> {
+        View::cuda(memory, stream)
+    }
+
+    fn view_mut<'a, T: Element>(
+        &self,
+        stream: &'a Self::Stream,
+        memory: &'a mut CudaSlice<T>,
+    ) -> ViewMut<'a, T> {
+        ViewMut::cuda(memory, stream)
+    }
+
+    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
+        let name = launch.kernel;
+        let kernel = self.kernels.get(name).ok_or(BackendError::NoKernel(name))?;
+        if stream.context().cu_ctx() != self.context.cu_ctx() {
+            return Err(BackendError::Context { kernel: name });
+        }
+        if launch.shared_bytes > kernel.shared_bytes {
+            let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
+            return Err(BackendError::SharedMemory { kernel: name, needed, allowed });
+        }
+        let failed = |error: DriverError| BackendError::Failed { kernel: name, message: error.to_string() };
+        self.context.bind_to_thread().map_err(failed)?;
+        // The driver copies the one parameter, the struct, before it returns.
+        let mut params = [launch.params.cast_mut()];
+        // SAFETY: the function and its module live in `self`, the stream in `stream`, both in the context
+        // just bound; the caller promises that the struct is the kernel's and its pointers stay valid.
+        unsafe {
+            result::launch_kernel(
+                kernel.function.cu_function(),
+                launch.grid.into(),
+                (launch.threads, 1, 1),
+                launch.shared_bytes,
+                stream.cu_stream(),
+                &mut params,
+            )
+        }
+        .map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_without_device_code_says_so() {
+        assert_eq!(device_code(&[]).map(<[Image]>::len), Err(BackendError::NoDeviceCode));
+        let message = BackendError::NoDeviceCode.to_string();
+        assert!(message.contains("NVCC") && message.contains("cuda/install_nvcc.sh"), "{message}");
+    }
+
+    #[test]
+    fn device_code_is_fatbins_with_distinct_kernels() {
+        let mut names: Vec<_> = Cuda::kernel_names().collect();
+        assert_eq!(names.is_empty(), device_code(IMAGES).is_err());
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        for image in IMAGES {
+            // fatbinary.h's magic number.
+            assert_eq!(image.fatbin.get(..4), Some(&0xba55_ed50_u32.to_le_bytes()[..]));
+        }
+    }
+
+    #[test]
+    fn a_missing_driver_is_an_error() {
+        // Whatever this machine has: an error or a context, and never cudarc's panic.
+        match Cuda::context(usize::from(u16::MAX)) {
+            Err(BackendError::Unavailable(message)) => assert!(!message.is_empty()),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Acceptance of draft tokens and the bonus token, for a whole batch.
+//!
+//! Greedy, `match` and `rejection` take one launch, `block` two. The statistics of the rows come from
+//! [`Kernels::sample`]; the scan itself reads two logits a draft token, and whole rows of p and q at the one
+//! position where it stopped, so its floor is two rows a sequence (`block`: those of every draft token).
+//!
+//! The outcome is that of [`crate::acceptance`], with the same random numbers: p and q are the distributions
+//! that tokens are drawn from, after warping; a test passes strictly below; ties go to the lowest id; where
+//! nothing is left of p, the bonus token is drawn from p itself.
+
+use std::mem::size_of;
+
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+use super::operands::{Grid, Operands};
+use super::params::acceptance::{
+    FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_MAX_DRAFTS, FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH,
+    FLEXDRAFT_RULE_REJECTION, FlexdraftAccept, FlexdraftVerdict, FlexdraftVerify,
+};
+use super::sampling::{Logit, RowStats};
+use super::{KernelError, Kernels};
+use crate::acceptance::Rule;
+use crate::backend::{Backend, Element, View, ViewMut};
+use crate::layout::GroupSet;
+
+/// Draft tokens that a sequence may have.
+pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
+
+/// Tokens that a sequence may commit: an accepted draft and the bonus token.
+pub const MAX_COMMITTED: usize = MAX_DRAFTS + 1;
+
+/// Threads of a CTA (`accept_threads` in acceptance.cu), and its shared memory in bytes.
+const THREADS: u32 = 256;
+const SHARED: u32 = 1024;
+
+/// One sequence of a verification: `FlexdraftVerify` of `cuda/acceptance/params.h`.
+///
+/// Row `first_target + i` of the target is p_i, i = 0..=v, row `first_draft + j − 1` of the draft q_j, and
+/// token `first_token + i − 1` is d_i. Rows and tokens that do not exist are found by the kernel.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verify(FlexdraftVerify);
+
+// SAFETY: six words of 8 bytes without padding (48 bytes, as asserted in the header), valid for any bits.
+unsafe impl bytemuck::Zeroable for Verify {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Verify {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for Verify {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for Verify {}
+impl Element for Verify {}
+
+/// What [`Verify::new`] is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifySequence {
+    /// The rule. Rows at temperature 0 ask for [`Rule::Match`]: all rules are the same there.
+    pub rule: Rule,
+    /// The request's seed.
+    pub seed: u64,
+    /// n, the position of candidate 0.
+    pub position: usize,
+    /// v, up to [`MAX_DRAFTS`]. With none of them the bonus token is the one that [`Kernels::sample`] drew.
+    pub drafts: usize,
+    /// The row of p_0.
+    pub first_target: usize,
+    /// The row of q_1; without it every q_j is the point mass at d_j.
+    pub first_draft: Option<usize>,
+    /// The place of d_1.
+    pub first_token: usize,
+    /// Accepted lengths for which the pass has laid out a mask group.
+    pub groups: GroupSet,
+}
+
+impl Verify {
+    /// A sequence as the kernel takes it.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Unsupported`] for more than [`MAX_DRAFTS`] tokens, [`KernelError::Overflow`] for an
+    /// index beyond 2³¹.
+    pub fn new(sequence: &VerifySequence) -> Result<Self, KernelError> {
+        const KERNEL: &str = "accept";
+        let index = |what, value: usize| {
+            i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: KERNEL, what })
+        };
+        let drafts = index("number of drafts", sequence.drafts)?;
+        if sequence.drafts > MAX_DRAFTS {
+            let (what, found) = ("number of drafts", drafts.into());
+            return Err(KernelError::Unsupported { kernel: KERNEL, what, found, supported: "0 to 63" });
+        }
+        Ok(Verify(FlexdraftVerify {
+            seed: sequence.seed,
+            groups: sequence.groups.bits(),
+            position: index("position", sequence.position)?.into(),
+            rule: match sequence.rule {
+                Rule::Match => FLEXDRAFT_RULE_MATCH,
+                Rule::Rejection => FLEXDRAFT_RULE_REJECTION,
+                Rule::Block => FLEXDRAFT_RULE_BLOCK,
+            } as i32,
+            drafts,
+            first_target: index("first target row", sequence.first_target)?,
+            first_draft: sequence.first_draft.map_or(Ok(-1), |row| index("first draft row", row))?,
+            first_token: index("first token", sequence.first_token)?,
+            unused: 0,
+        }))
+    }
+}
+
+/// What a verification found: `FlexdraftVerdict` of `cuda/acceptance/params.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// a: how many draft tokens were accepted; −1 if the sequence's rows or tokens do not exist, and nothing
+    /// else is set then.
+    pub accepted: i32,
+    /// The bonus token, at position n + a + 1.
+    pub bonus: i32,
+    /// p_a of the bonus token, warped.
+    pub probability: f32,
+    /// Which group of the pass drafts next, counted among its groups; −1 if a has none: a drafting pass does.
+    pub group: i32,
+    /// n + a + 1: positions whose K and V stay in the cache.
+    pub cached_length: i64,
+}
+
+const _: () = assert!(size_of::<Verdict>() == size_of::<FlexdraftVerdict>());
+
+// SAFETY: 24 bytes without padding, valid for any bits.
+unsafe impl bytemuck::Zeroable for Verdict {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Verdict {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for Verdict {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for Verdict {}
+impl Element for Verdict {}
+
+/// Logits and their statistics, `[rows, stride]` and `[rows]`, as [`Kernels::sample`] left them.
+#[derive(Debug)]
+pub struct SampledRows<'a, L> {
+    /// The logits that tokens were drawn from.
+    pub logits: View<'a, L>,
+    /// Their statistics.
+    pub stats: View<'a, RowStats>,
+}
+
+/// The operands of [`Kernels::accept`].
+#[derive(Debug)]
+pub struct Accept<'a, L> {
+    /// Ids, 1 to 2²⁰.
+    pub vocab: usize,
+    /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
+    pub stride: usize,
+    /// `[batch]`.
+    pub sequences: View<'a, Verify>,
+    /// Whether any of the sequences asks for [`Rule::Block`], which takes a launch more.
+    pub any_block: bool,
+    /// The draft tokens of all sequences.
+    pub tokens: View<'a, i32>,
+    /// The target's rows.
+    pub target: SampledRows<'a, L>,
+    /// The drafts' rows, if any sequence has them.
+    pub draft: Option<SampledRows<'a, L>>,
+    /// [`accept_workspace_len`] elements or more; what is in it does not matter.
+    pub workspace: ViewMut<'a, f32>,
+    /// `[batch]`: zeros before the first launch; every launch leaves zeros.
+    pub arrived: ViewMut<'a, u32>,
+    /// `[batch]`, written.
+    pub verdicts: ViewMut<'a, Verdict>,
+    /// `[batch, MAX_COMMITTED]`, written: d_1..d_a, the bonus token, then −1.
+    pub committed: ViewMut<'a, i32>,
+    /// `[1]`, the device error word: bit 16 is set for a sequence whose rows or tokens do not exist.
+    pub error: Option<ViewMut<'a, u32>>,
+}
+
+/// Elements of [`Accept::workspace`] for a batch; none if that overflows.
+pub fn accept_workspace_len(batch: usize, vocab: usize) -> Option<usize> {
+    let chunks = vocab.div_ceil(FLEXDRAFT_ACCEPT_CHUNK as usize);
+    // A sum for every draft token, and the best score with its token.
+    batch.checked_mul(chunks)?.checked_mul(MAX_COMMITTED + 2)
+}
+
+impl<B: Backend> Kernels<B> {
+    /// Decides for every sequence how much of its draft is accepted, and which token comes after it.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn accept<L: Logit>(&self, stream: &B::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
+        let names = L::KERNELS;
+        let mut operands = Operands::new(names.accept, self.backend.queue(stream));
+        if args.vocab == 0 || args.vocab > 1 << 20 {
+            return Err(operands.unsupported("vocabulary", args.vocab, "1 to 2^20"));
+        }
+        if args.stride < args.vocab || !args.stride.is_multiple_of(8) {
+            return Err(operands.unsupported(
+                "stride",
+                args.stride,
+                "multiples of 8, at least the vocabulary",
+            ));
+        }
+        let batch = args.sequences.len();
+        let chunks = args.vocab.div_ceil(FLEXDRAFT_ACCEPT_CHUNK as usize);
+        let overflow = KernelError::Overflow { kernel: names.accept, what: "workspace" };
+        let needed = accept_workspace_len(batch, args.vocab).ok_or(overflow)?;
+        let workspace = operands.workspace("workspace", &args.workspace, needed, 8)?;
+        let target_rows = args.target.stats.len();
+        let target = operands.product("target", &[target_rows, args.stride])?;
+        let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
+        let (draft, draft_stats) = match &args.draft {
+            Some(draft) => {
+                let elements = operands.product("draft", &[draft_rows, args.stride])?;
+                (
+                    operands.read("draft", &draft.logits, elements, 16)?.cast(),
+                    operands.read("draft stats", &draft.stats, draft_rows, 4)?.cast(),
+                )
+            }
+            None => (std::ptr::null(), std::ptr::null()),
+        };
+        let committed = operands.product("committed", &[batch, MAX_COMMITTED])?;
+        let params = FlexdraftAccept {
+            sequences: operands.read("sequences", &args.sequences, batch, 8)?.cast(),
+            tokens: operands.read("tokens", &args.tokens, args.tokens.len(), 4)?,
+            target: operands.read("target", &args.target.logits, target, 16)?.cast(),
+            target_stats: operands.read("target stats", &args.target.stats, target_rows, 4)?.cast(),
+            draft,
+            draft_stats,
+            sums: workspace,
+            best: workspace.wrapping_add(batch * MAX_COMMITTED * chunks),
+            arrived: operands.write("arrived", &args.arrived, batch, 4)?,
+            verdicts: operands.write("verdicts", &args.verdicts, batch, 8)?.cast(),
+            committed: operands.write("committed", &args.committed, committed, 4)?,
+            error: operands.error_word(args.error.as_ref())?,
+            logit_stride: args.stride as i64,
+            batch: operands.i32("batch", batch)?,
+            vocab: operands.i32("vocabulary", args.vocab)?,
+            chunks: operands.i32("chunks", chunks)?,
+            target_rows: operands.i32("target rows", target_rows)?,
+            draft_rows: operands.i32("draft rows", draft_rows)?,
+            token_count: operands.i32("tokens", args.tokens.len())?,
+        };
+        if batch > 65_535 {
+            return Err(operands.unsupported("batch", batch, "up to 65535"));
+        }
+        let grid =
+            |z| Grid { ctas: [chunks as u32, batch as u32, z], threads: THREADS, shared_bytes: SHARED };
+        if args.any_block {
+            operands = operands.of(names.block_sums);
+            // SAFETY: the parameters are of this kernel and its operands were checked against their shapes;
+            // rows and tokens of sequences are checked by the kernel.
+            unsafe { operands.launch(&self.backend, stream, grid(MAX_DRAFTS as u32 - 1), &params) }?;
+            operands = operands.of(names.accept);
+        }
+        // SAFETY: as above.
+        unsafe { operands.launch(&self.backend, stream, grid(1), &params) }
+    }
+}

@@ -1,0 +1,368 @@
+//! What stands around the matrix products of a decode step.
+//!
+//! Activations are bf16 rows; vectors (norm weights, frequencies) are f32. Every kernel reads and writes its
+//! rows once, so its floor is their bytes over the memory's bandwidth; a row's result does not depend on the
+//! others. Rows are aligned to 16 bytes, that is, have a multiple of 8 elements.
+
+use half::bf16;
+
+use super::kv::{KvShape, PagedKvMut};
+use super::operands::{Grid, Operands};
+use super::params::glue::{
+    FlexdraftEmbedParams, FlexdraftGatherParams, FlexdraftNormRopeAppendParams, FlexdraftRmsNormParams,
+    FlexdraftRopeTableParams, FlexdraftSiluAddParams, FlexdraftSiluMulParams,
+};
+use super::pass::PassTables;
+use super::{KernelError, Kernels};
+use crate::backend::{Backend, View, ViewMut};
+use crate::layout::{AttentionShape, RowKind};
+
+/// Threads of a CTA, which has a row (`row_threads` in glue.cu).
+const ROW_THREADS: u32 = 128;
+
+/// Bytes that `rms_norm` needs for its warps' sums.
+const NORM_SHARED: u32 = 16;
+
+fn rows_grid(operands: &Operands, rows: usize, shared_bytes: u32) -> Result<Grid, KernelError> {
+    Ok(Grid { ctas: [operands.i32("rows", rows)? as u32, 1, 1], threads: ROW_THREADS, shared_bytes })
+}
+
+fn cols(operands: &Operands, cols: usize) -> Result<i64, KernelError> {
+    if cols == 0 || !cols.is_multiple_of(8) {
+        return Err(operands.unsupported("number of columns", cols, "multiples of 8"));
+    }
+    operands.i32("columns", cols).map(i64::from)
+}
+
+/// Operands of [`Kernels::embed`].
+#[derive(Debug)]
+pub struct Embed<'a> {
+    /// Token ids `[rows]`. One that is not below `vocab` gives a row of zeros and sets bit 2 of the error
+    /// word.
+    pub ids: View<'a, i32>,
+    /// `[vocab, cols]`.
+    pub table: View<'a, bf16>,
+    /// `[rows, cols]`.
+    pub out: ViewMut<'a, bf16>,
+    /// Device error word `[1]`, if there is one.
+    pub error: Option<ViewMut<'a, u32>>,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+/// Operands of [`Kernels::gather`].
+#[derive(Debug)]
+pub struct Gather<'a> {
+    /// Rows of `x`, `[rows]`; one that does not exist gives a row of zeros.
+    pub indices: View<'a, i32>,
+    /// `[x rows, cols]`.
+    pub x: View<'a, bf16>,
+    /// `[rows, cols]`.
+    pub out: ViewMut<'a, bf16>,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+/// Operands of [`Kernels::rms_norm`].
+#[derive(Debug)]
+pub struct RmsNorm<'a> {
+    /// The residual stream `[rows, cols]`, to which `delta` is added.
+    pub x: ViewMut<'a, bf16>,
+    /// What the last block adds, `[rows, cols]`.
+    pub delta: Option<View<'a, bf16>>,
+    /// `[cols]`.
+    pub weight: View<'a, f32>,
+    /// `[rows, cols]`.
+    pub out: ViewMut<'a, bf16>,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// Operands of [`Kernels::silu_mul`].
+#[derive(Debug)]
+pub struct SiluMul<'a> {
+    /// Gate and up side by side, `[rows, 2 cols]`.
+    pub x: View<'a, bf16>,
+    /// `[rows, cols]`.
+    pub out: ViewMut<'a, bf16>,
+    /// Elements of a row of `out`.
+    pub cols: usize,
+}
+
+/// Operands of [`Kernels::silu_add`].
+#[derive(Debug)]
+pub struct SiluAdd<'a> {
+    /// The slots' half of the calibrator's hidden layer `[rows, cols]`, replaced by its activation.
+    pub x: ViewMut<'a, bf16>,
+    /// The bonus tokens' half, `[bonus rows, cols]`.
+    pub bonus: View<'a, bf16>,
+    /// The row of `bonus` for each row of `x`; a row without one stays as it is.
+    pub owner: View<'a, i32>,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+/// Operands of [`Kernels::rope_table`].
+#[derive(Debug)]
+pub struct RopeTable<'a, B: Backend> {
+    /// The pass.
+    pub pass: &'a PassTables<B>,
+    /// Radians a position, `[head_dim / 2]`.
+    pub inv_freq: View<'a, f32>,
+    /// Factor on cosine and sine.
+    pub scale: f32,
+    /// (cos, sin) of every row's turns, `[rows, head_dim / 2, 2]`.
+    pub turns: ViewMut<'a, f32>,
+}
+
+/// Operands of [`Kernels::norm_rope_append`].
+#[derive(Debug)]
+pub struct NormRopeAppend<'a, B: Backend> {
+    /// The pass.
+    pub pass: &'a PassTables<B>,
+    /// Which of its rows.
+    pub kind: RowKind,
+    /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
+    pub qkv: ViewMut<'a, bf16>,
+    /// From [`Kernels::rope_table`].
+    pub turns: View<'a, f32>,
+    /// RMSNorm weights over a q head and over a k head, `[head_dim]` each.
+    pub norms: Option<(View<'a, f32>, View<'a, f32>)>,
+    /// Of those norms.
+    pub eps: f32,
+    /// The layer's cache.
+    pub cache: PagedKvMut<'a>,
+    /// The heads; head_dim is 64 or 128.
+    pub shape: AttentionShape,
+    /// Device error word `[1]`, if there is one.
+    pub error: Option<ViewMut<'a, u32>>,
+}
+
+impl<B: Backend> Kernels<B> {
+    /// `out[r] = table[ids[r]]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn embed(&self, stream: &B::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("embed", self.backend.queue(stream));
+        let (rows, row) = (args.ids.len(), cols(&operands, args.cols)?);
+        let vocab = args.table.len() / args.cols;
+        let table = operands.product("table", &[vocab, args.cols])?;
+        let elements = operands.product("out", &[rows, args.cols])?;
+        let params = FlexdraftEmbedParams {
+            ids: operands.read("ids", &args.ids, rows, 4)?,
+            table: operands.read("table", &args.table, table, 16)?.cast(),
+            out: operands.write("out", &args.out, elements, 16)?.cast(),
+            error: operands.error_word(args.error.as_ref())?,
+            cols: row,
+            rows: operands.i32("rows", rows)?,
+            vocab: operands.i32("vocab", vocab)?,
+        };
+        let grid = rows_grid(&operands, rows, 0)?;
+        // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; ids
+        // are checked by the kernel.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// `out[r] = x[indices[r]]`.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn gather(&self, stream: &B::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("gather", self.backend.queue(stream));
+        let (rows, row) = (args.indices.len(), cols(&operands, args.cols)?);
+        let x_rows = args.x.len() / args.cols;
+        let x = operands.product("x", &[x_rows, args.cols])?;
+        let elements = operands.product("out", &[rows, args.cols])?;
+        let params = FlexdraftGatherParams {
+            indices: operands.read("indices", &args.indices, rows, 4)?,
+            x: operands.read("x", &args.x, x, 16)?.cast(),
+            out: operands.write("out", &args.out, elements, 16)?.cast(),
+            cols: row,
+            rows: operands.i32("rows", rows)?,
+            x_rows: operands.i32("rows of x", x_rows)?,
+        };
+        let grid = rows_grid(&operands, rows, 0)?;
+        // SAFETY: as in `embed`; indices are checked by the kernel.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// Adds `delta` to `x`, if there is one, and writes `x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm,
+    /// arXiv 1910.07467). The sum that is stored in `x` is the one that is normed, rounded to bf16.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::RmsNorm};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let mut x = vec![bf16::from_f32(3.0); 8];
+    /// let mut out = vec![bf16::ZERO; 8];
+    /// kernels.rms_norm(&stream, &RmsNorm {
+    ///     x: stream.view_mut(&mut x),
+    ///     delta: None,
+    ///     weight: stream.view(&[0.5; 8]),
+    ///     out: stream.view_mut(&mut out),
+    ///     eps: 0.0,
+    /// })?;
+    /// assert_eq!(out, [bf16::from_f32(0.5); 8]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
+    pub fn rms_norm(&self, stream: &B::Stream, args: &RmsNorm<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("rms_norm", self.backend.queue(stream));
+        let width = args.weight.len();
+        let row = cols(&operands, width)?;
+        let rows = args.x.len() / width;
+        let elements = operands.product("x", &[rows, width])?;
+        let params = FlexdraftRmsNormParams {
+            x: operands.write("x", &args.x, elements, 16)?.cast(),
+            delta: operands.read_optional("delta", args.delta.as_ref(), elements, 16)?.cast(),
+            weight: operands.read("weight", &args.weight, width, 4)?,
+            out: operands.write("out", &args.out, elements, 16)?.cast(),
+            cols: row,
+            rows: operands.i32("rows", rows)?,
+            eps: args.eps,
+        };
+        let grid = rows_grid(&operands, rows, NORM_SHARED)?;
+        // SAFETY: as in `embed`.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// `out[r] = silu(gate[r]) · up[r]`, where silu(x) = x / (1 + exp(−x)).
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn silu_mul(&self, stream: &B::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("silu_mul", self.backend.queue(stream));
+        let row = cols(&operands, args.cols)?;
+        let rows = args.out.len() / args.cols;
+        let elements = operands.product("out", &[rows, args.cols])?;
+        let params = FlexdraftSiluMulParams {
+            x: operands.read("x", &args.x, operands.product("x", &[elements, 2])?, 16)?.cast(),
+            out: operands.write("out", &args.out, elements, 16)?.cast(),
+            cols: row,
+            rows: operands.i32("rows", rows)?,
+            unused: 0,
+        };
+        let grid = rows_grid(&operands, rows, 0)?;
+        // SAFETY: as in `embed`.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// `x[r] = silu(x[r] + bonus[owner[r]])`: the hidden rows of the bonus-guided calibrator, whose first
+    /// layer is one product for the slots and one a sequence for its bonus token.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn silu_add(&self, stream: &B::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("silu_add", self.backend.queue(stream));
+        let (rows, row) = (args.owner.len(), cols(&operands, args.cols)?);
+        let bonus_rows = args.bonus.len() / args.cols;
+        let bonus = operands.product("bonus", &[bonus_rows, args.cols])?;
+        let params = FlexdraftSiluAddParams {
+            x: operands.write("x", &args.x, operands.product("x", &[rows, args.cols])?, 16)?.cast(),
+            bonus: operands.read("bonus", &args.bonus, bonus, 16)?.cast(),
+            owner: operands.read("owner", &args.owner, rows, 4)?,
+            cols: row,
+            rows: operands.i32("rows", rows)?,
+            bonus_rows: operands.i32("rows of bonus", bonus_rows)?,
+        };
+        let grid = rows_grid(&operands, rows, 0)?;
+        // SAFETY: as in `embed`; owners are checked by the kernel.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// Cosine and sine of every row's rotation, once for all layers of a step. The angle, position times
+    /// frequency, is rounded to f32 as transformers rounds it; its cosine and sine are good to 3e-7 at any
+    /// position. Rows after those of the pass get zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
+        let mut operands = Operands::new("rope_table", self.backend.queue(stream));
+        let half_dim = args.inv_freq.len();
+        if half_dim == 0 {
+            return Err(operands.unsupported("number of frequencies", 0, "head_dim / 2"));
+        }
+        let rows = args.turns.len() / half_dim / 2;
+        let turns = operands.product("turns", &[rows.max(args.pass.rows()), half_dim, 2])?;
+        let (pass, ..) = args.pass.params(&self.backend, stream, &mut operands, rows)?;
+        let params = FlexdraftRopeTableParams {
+            pass,
+            inv_freq: operands.read("inv_freq", &args.inv_freq, half_dim, 4)?,
+            turns: operands.write("turns", &args.turns, turns, 8)?,
+            scale: args.scale,
+            half_dim: operands.i32("frequencies", half_dim)?,
+        };
+        let grid = Grid { ctas: [pass.rows as u32, 1, 1], threads: 64, shared_bytes: 0 };
+        // SAFETY: as in `embed`; the tables of the pass were checked when they were uploaded.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
+    /// Norms (where there are weights) and rotates the q and k heads of the pass's rows of one kind, in
+    /// place; writes k and v of candidate rows into the cache, at their positions.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    pub fn norm_rope_append(
+        &self,
+        stream: &B::Stream,
+        args: &NormRopeAppend<'_, B>,
+    ) -> Result<(), KernelError> {
+        let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
+        let kernel = match head_dim {
+            64 => "norm_rope_append_d64",
+            _ => "norm_rope_append_d128",
+        };
+        let mut operands = Operands::new(kernel, self.backend.queue(stream));
+        let stride = operands.qkv_cols(args.shape)?;
+        let rows = (args.qkv.len() / stride).max(args.pass.rows());
+        let (pass, page_table, page_table_stride) =
+            args.pass.params(&self.backend, stream, &mut operands, rows)?;
+        let paging = args.pass.paging();
+        let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
+        let (first_row, end_row) = match args.kind {
+            RowKind::Candidates => (0, args.pass.candidates()),
+            RowKind::Masks => (args.pass.candidates(), args.pass.rows()),
+        };
+        let (q_norm, k_norm) = match &args.norms {
+            Some((q, k)) => (Some(q), Some(k)),
+            None => (None, None),
+        };
+        let elements = operands.product("qkv", &[rows, stride])?;
+        let params = FlexdraftNormRopeAppendParams {
+            pass,
+            cache: args.cache.params(&mut operands, &shape)?,
+            qkv: operands.write("qkv", &args.qkv, elements, 16)?.cast(),
+            turns: operands.read("turns", &args.turns, operands.product("turns", &[rows, head_dim])?, 8)?,
+            q_norm: operands.read_optional("q norm", q_norm, head_dim, 4)?,
+            k_norm: operands.read_optional("k norm", k_norm, head_dim, 4)?,
+            error: operands.error_word(args.error.as_ref())?,
+            qkv_stride: operands.i32("qkv columns", stride)?.into(),
+            eps: args.eps,
+            q_heads: operands.i32("q heads", q_heads)?,
+            kv_heads: operands.i32("kv heads", kv_heads)?,
+            first_row: operands.i32("rows", first_row)?,
+            end_row: operands.i32("rows", end_row)?,
+            unused: 0,
+        };
+        let head_ctas = operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(ROW_THREADS / 32);
+        let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
+        let grid = Grid { ctas, threads: ROW_THREADS, shared_bytes: 0 };
+        // SAFETY: as in `rope_table`; page ids are checked by the kernel again.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+}

@@ -1,0 +1,151 @@
+//! A layer of a paged KV cache as an operand.
+
+use half::bf16;
+
+use super::KernelError;
+use super::operands::Operands;
+use super::params::common::FlexdraftPagedKv;
+use super::pass::Paging;
+use crate::backend::{View, ViewMut};
+
+/// Distances between the elements of a paged K or V tensor, in elements; those of a head are adjacent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvStrides {
+    /// From a page to the next.
+    pub page: usize,
+    /// From a token of a page to the next.
+    pub token: usize,
+    /// From a head to the next.
+    pub head: usize,
+}
+
+impl KvStrides {
+    /// Of `[page, token, head, dim]`.
+    pub fn token_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let token = kv_heads.saturating_mul(head_dim);
+        KvStrides { page: page_size.saturating_mul(token), token, head: head_dim }
+    }
+
+    /// Of `[page, head, token, dim]`.
+    pub fn head_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let head = page_size.saturating_mul(head_dim);
+        KvStrides { page: kv_heads.saturating_mul(head), token: head_dim, head }
+    }
+
+    /// One more than the last element's offset.
+    fn extent(self, paging: Paging, kv_heads: usize, head_dim: usize) -> Option<usize> {
+        let [last_page, last_token, last_head] =
+            [paging.pages.checked_sub(1)?, paging.page_size.checked_sub(1)?, kv_heads.checked_sub(1)?];
+        let page = last_page.checked_mul(self.page)?;
+        let token = last_token.checked_mul(self.token)?;
+        let head = last_head.checked_mul(self.head)?;
+        page.checked_add(token)?.checked_add(head)?.checked_add(head_dim)
+    }
+}
+
+/// One layer of a paged KV cache that a kernel reads.
+#[derive(Debug)]
+pub struct PagedKv<'a> {
+    /// K.
+    pub k: View<'a, bf16>,
+    /// V.
+    pub v: View<'a, bf16>,
+    /// Of K.
+    pub k_strides: KvStrides,
+    /// Of V.
+    pub v_strides: KvStrides,
+}
+
+/// One layer of a paged KV cache that a kernel appends to.
+#[derive(Debug)]
+pub struct PagedKvMut<'a> {
+    /// K.
+    pub k: ViewMut<'a, bf16>,
+    /// V.
+    pub v: ViewMut<'a, bf16>,
+    /// Of K.
+    pub k_strides: KvStrides,
+    /// Of V.
+    pub v_strides: KvStrides,
+}
+
+/// The shape that both tensors are checked against, and where their pages are listed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KvShape {
+    pub paging: Paging,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub page_table: *const i32,
+    pub page_table_stride: i64,
+}
+
+impl KvShape {
+    /// Elements that a tensor of this shape reaches over, if every row of it is aligned.
+    fn extent(
+        &self,
+        operands: &Operands,
+        operand: &'static str,
+        strides: KvStrides,
+    ) -> Result<usize, KernelError> {
+        for stride in [strides.page, strides.token, strides.head] {
+            if !stride.is_multiple_of(8) || i64::try_from(stride).is_err() {
+                return Err(operands.unsupported("a stride of the cache", stride, "multiples of 8 elements"));
+            }
+        }
+        let overflow = KernelError::Overflow { kernel: operands.kernel(), what: operand };
+        match self.paging.pages {
+            0 => Ok(0),
+            _ => strides.extent(self.paging, self.kv_heads, self.head_dim).ok_or(overflow),
+        }
+    }
+
+    fn params(&self, k: (u64, KvStrides), v: (u64, KvStrides)) -> FlexdraftPagedKv {
+        FlexdraftPagedKv {
+            k: k.0 as *mut _,
+            v: v.0 as *mut _,
+            page_table: self.page_table,
+            k_page_stride: k.1.page as i64,
+            k_token_stride: k.1.token as i64,
+            k_head_stride: k.1.head as i64,
+            v_page_stride: v.1.page as i64,
+            v_token_stride: v.1.token as i64,
+            v_head_stride: v.1.head as i64,
+            page_table_stride: self.page_table_stride,
+            // Checked when the pass was uploaded.
+            pages: self.paging.pages as i32,
+            page_size: self.paging.page_size as i32,
+        }
+    }
+}
+
+impl PagedKv<'_> {
+    pub(super) fn params(
+        &self,
+        operands: &mut Operands,
+        shape: &KvShape,
+    ) -> Result<FlexdraftPagedKv, KernelError> {
+        let (k, v) = (
+            shape.extent(operands, "k cache", self.k_strides)?,
+            shape.extent(operands, "v cache", self.v_strides)?,
+        );
+        let k = operands.read_at_least("k cache", &self.k, k, 16)? as u64;
+        let v = operands.read_at_least("v cache", &self.v, v, 16)? as u64;
+        Ok(shape.params((k, self.k_strides), (v, self.v_strides)))
+    }
+}
+
+impl PagedKvMut<'_> {
+    pub(super) fn params(
+        &self,
+        operands: &mut Operands,
+        shape: &KvShape,
+    ) -> Result<FlexdraftPagedKv, KernelError> {
+        let (k, v) = (
+            shape.extent(operands, "k cache", self.k_strides)?,
+            shape.extent(operands, "v cache", self.v_strides)?,
+        );
+        let k = operands.workspace("k cache", &self.k, k, 16)? as u64;
+        let v = operands.workspace("v cache", &self.v, v, 16)? as u64;
+        Ok(shape.params((k, self.k_strides), (v, self.v_strides)))
+    }
+}

@@ -1,0 +1,19 @@
+//! The kernels on a GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+
+use super::Kernels;
+use crate::backend::{BackendError, Cuda};
+
+impl Kernels<Cuda> {
+    /// Loads the kernels into `context`, which [`Cuda::context`] makes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Cuda::new`]: above all [`BackendError::NoDeviceCode`] in a build without nvcc.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
+        Ok(Kernels::new(Cuda::new(context)?))
+    }
+}

@@ -1,0 +1,160 @@
+// Generated from cuda/acceptance/params.h by the crate in bindings.
+
+use super::common::*;
+use super::sampling::*;
+
+/// the target's own tokens, while the drafts are the same; greedy
+pub const FLEXDRAFT_RULE_MATCH: FlexdraftRule = 0;
+/// speculative sampling, arXiv 2211.17192 and 2302.01318
+pub const FLEXDRAFT_RULE_REJECTION: FlexdraftRule = 1;
+/// block verification, arXiv 2403.10444
+pub const FLEXDRAFT_RULE_BLOCK: FlexdraftRule = 2;
+/// The acceptance rules. At temperature 0 each of them is FLEXDRAFT_RULE_MATCH.
+pub type FlexdraftRule = ::core::ffi::c_uint;
+/// One sequence of a verification. Row i of the target is p_i, i = 0..drafts, and tells of d_{i+1}; row j - 1
+/// of the draft is q_j.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftVerify {
+    /// of the request
+    pub seed: u64,
+    /// bit k: the pass has laid out a mask group for accepted length k
+    pub groups: u64,
+    /// n, the position of candidate 0
+    pub position: i64,
+    /// FlexdraftRule
+    pub rule: i32,
+    /// v, 0 to 63
+    pub drafts: i32,
+    /// row of p_0
+    pub first_target: i32,
+    /// row of q_1; -1: every q_j is the point mass at d_j
+    pub first_draft: i32,
+    /// place of d_1 in `tokens`
+    pub first_token: i32,
+    pub unused: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftVerify"][::core::mem::size_of::<FlexdraftVerify>() - 48usize];
+    ["Alignment of FlexdraftVerify"][::core::mem::align_of::<FlexdraftVerify>() - 8usize];
+    ["Offset of field: FlexdraftVerify::seed"][::core::mem::offset_of!(FlexdraftVerify, seed) - 0usize];
+    ["Offset of field: FlexdraftVerify::groups"][::core::mem::offset_of!(FlexdraftVerify, groups) - 8usize];
+    ["Offset of field: FlexdraftVerify::position"]
+        [::core::mem::offset_of!(FlexdraftVerify, position) - 16usize];
+    ["Offset of field: FlexdraftVerify::rule"][::core::mem::offset_of!(FlexdraftVerify, rule) - 24usize];
+    ["Offset of field: FlexdraftVerify::drafts"][::core::mem::offset_of!(FlexdraftVerify, drafts) - 28usize];
+    ["Offset of field: FlexdraftVerify::first_target"]
+        [::core::mem::offset_of!(FlexdraftVerify, first_target) - 32usize];
+    ["Offset of field: FlexdraftVerify::first_draft"]
+        [::core::mem::offset_of!(FlexdraftVerify, first_draft) - 36usize];
+    ["Offset of field: FlexdraftVerify::first_token"]
+        [::core::mem::offset_of!(FlexdraftVerify, first_token) - 40usize];
+    ["Offset of field: FlexdraftVerify::unused"][::core::mem::offset_of!(FlexdraftVerify, unused) - 44usize];
+};
+/// What a verification found.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftVerdict {
+    /// a; -1: the sequence's rows do not exist, and nothing else is set
+    pub accepted: i32,
+    /// the token at position n + a + 1
+    pub bonus: i32,
+    /// p_a(bonus), warped
+    pub probability: f32,
+    /// the rank of group a among the pass's groups, which drafts next; -1: not laid out
+    pub group: i32,
+    /// n + a + 1: positions whose K and V stay
+    pub cached_length: i64,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftVerdict"][::core::mem::size_of::<FlexdraftVerdict>() - 24usize];
+    ["Alignment of FlexdraftVerdict"][::core::mem::align_of::<FlexdraftVerdict>() - 8usize];
+    ["Offset of field: FlexdraftVerdict::accepted"]
+        [::core::mem::offset_of!(FlexdraftVerdict, accepted) - 0usize];
+    ["Offset of field: FlexdraftVerdict::bonus"][::core::mem::offset_of!(FlexdraftVerdict, bonus) - 4usize];
+    ["Offset of field: FlexdraftVerdict::probability"]
+        [::core::mem::offset_of!(FlexdraftVerdict, probability) - 8usize];
+    ["Offset of field: FlexdraftVerdict::group"][::core::mem::offset_of!(FlexdraftVerdict, group) - 12usize];
+    ["Offset of field: FlexdraftVerdict::cached_length"]
+        [::core::mem::offset_of!(FlexdraftVerdict, cached_length) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftAccept {
+    /// [batch]
+    pub sequences: *const FlexdraftVerify,
+    /// [token_count] draft tokens
+    pub tokens: *const i32,
+    /// [target_rows, logit_stride] logits, f32 or bf16
+    pub target: *const ::core::ffi::c_void,
+    /// [target_rows]
+    pub target_stats: *const FlexdraftRowStats,
+    /// [draft_rows, logit_stride] of the target's type; may be null
+    pub draft: *const ::core::ffi::c_void,
+    /// [draft_rows]; may be null
+    pub draft_stats: *const FlexdraftRowStats,
+    /// [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block
+    pub sums: *mut f32,
+    /// [batch, chunks, 2]: score and, in bits, token
+    pub best: *mut f32,
+    /// [batch] zero before and after a launch
+    pub arrived: *mut u32,
+    /// [batch]
+    pub verdicts: *mut FlexdraftVerdict,
+    /// [batch, 64] d_1..d_a and the bonus token, then -1
+    pub committed: *mut i32,
+    /// the device error word; may be null
+    pub error: *mut u32,
+    /// a multiple of 8, at least vocab
+    pub logit_stride: i64,
+    pub batch: i32,
+    pub vocab: i32,
+    /// ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK)
+    pub chunks: i32,
+    pub target_rows: i32,
+    pub draft_rows: i32,
+    pub token_count: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 128usize];
+    ["Alignment of FlexdraftAccept"][::core::mem::align_of::<FlexdraftAccept>() - 8usize];
+    ["Offset of field: FlexdraftAccept::sequences"]
+        [::core::mem::offset_of!(FlexdraftAccept, sequences) - 0usize];
+    ["Offset of field: FlexdraftAccept::tokens"][::core::mem::offset_of!(FlexdraftAccept, tokens) - 8usize];
+    ["Offset of field: FlexdraftAccept::target"][::core::mem::offset_of!(FlexdraftAccept, target) - 16usize];
+    ["Offset of field: FlexdraftAccept::target_stats"]
+        [::core::mem::offset_of!(FlexdraftAccept, target_stats) - 24usize];
+    ["Offset of field: FlexdraftAccept::draft"][::core::mem::offset_of!(FlexdraftAccept, draft) - 32usize];
+    ["Offset of field: FlexdraftAccept::draft_stats"]
+        [::core::mem::offset_of!(FlexdraftAccept, draft_stats) - 40usize];
+    ["Offset of field: FlexdraftAccept::sums"][::core::mem::offset_of!(FlexdraftAccept, sums) - 48usize];
+    ["Offset of field: FlexdraftAccept::best"][::core::mem::offset_of!(FlexdraftAccept, best) - 56usize];
+    ["Offset of field: FlexdraftAccept::arrived"]
+        [::core::mem::offset_of!(FlexdraftAccept, arrived) - 64usize];
+    ["Offset of field: FlexdraftAccept::verdicts"]
+        [::core::mem::offset_of!(FlexdraftAccept, verdicts) - 72usize];
+    ["Offset of field: FlexdraftAccept::committed"]
+        [::core::mem::offset_of!(FlexdraftAccept, committed) - 80usize];
+    ["Offset of field: FlexdraftAccept::error"][::core::mem::offset_of!(FlexdraftAccept, error) - 88usize];
+    ["Offset of field: FlexdraftAccept::logit_stride"]
+        [::core::mem::offset_of!(FlexdraftAccept, logit_stride) - 96usize];
+    ["Offset of field: FlexdraftAccept::batch"][::core::mem::offset_of!(FlexdraftAccept, batch) - 104usize];
+    ["Offset of field: FlexdraftAccept::vocab"][::core::mem::offset_of!(FlexdraftAccept, vocab) - 108usize];
+    ["Offset of field: FlexdraftAccept::chunks"][::core::mem::offset_of!(FlexdraftAccept, chunks) - 112usize];
+    ["Offset of field: FlexdraftAccept::target_rows"]
+        [::core::mem::offset_of!(FlexdraftAccept, target_rows) - 116usize];
+    ["Offset of field: FlexdraftAccept::draft_rows"]
+        [::core::mem::offset_of!(FlexdraftAccept, draft_rows) - 120usize];
+    ["Offset of field: FlexdraftAccept::token_count"]
+        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 124usize];
+};
+/// ids of a CTA
+pub const FLEXDRAFT_ACCEPT_CHUNK: FlexdraftAcceptConstant = 2048;
+pub const FLEXDRAFT_MAX_DRAFTS: FlexdraftAcceptConstant = 63;
+pub type FlexdraftAcceptConstant = ::core::ffi::c_uint;

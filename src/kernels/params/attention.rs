@@ -1,0 +1,80 @@
+// Generated from cuda/attention/params.h by the crate in bindings.
+
+use super::common::*;
+
+/// Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
+/// rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
+/// `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads).
+#[repr(C)]
+pub struct FlexdraftAttentionParams {
+    pub pass: FlexdraftPass,
+    pub cache: FlexdraftPagedKv,
+    /// [rows, q_stride]: q_heads heads of head_dim bf16
+    pub q: *const u16,
+    /// [rows, mask_stride]: kv_heads heads of head_dim bf16; mask rows are read
+    pub mask_k: *const u16,
+    /// as mask_k
+    pub mask_v: *const u16,
+    /// [rows, q_heads * head_dim] bf16
+    pub out: *mut u16,
+    /// [rows, q_heads] natural logarithm, or null
+    pub lse: *mut f32,
+    /// [rows, q_heads, max_splits + 1, head_dim]
+    pub partial_out: *mut f32,
+    /// [rows, q_heads, max_splits + 1, 2]: maximum score in bits, sum
+    pub partial_stats: *mut f32,
+    /// null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set
+    pub error: *mut u32,
+    pub q_stride: i64,
+    pub mask_stride: i64,
+    /// of the scores: head_dim^-1/2 * log2(e)
+    pub scale_log2: f32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    /// keys of a split, a multiple of 64
+    pub split: i32,
+    pub max_splits: i32,
+    pub unused: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftAttentionParams"][::core::mem::size_of::<FlexdraftAttentionParams>() - 248usize];
+    ["Alignment of FlexdraftAttentionParams"][::core::mem::align_of::<FlexdraftAttentionParams>() - 8usize];
+    ["Offset of field: FlexdraftAttentionParams::pass"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, pass) - 0usize];
+    ["Offset of field: FlexdraftAttentionParams::cache"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, cache) - 56usize];
+    ["Offset of field: FlexdraftAttentionParams::q"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q) - 144usize];
+    ["Offset of field: FlexdraftAttentionParams::mask_k"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_k) - 152usize];
+    ["Offset of field: FlexdraftAttentionParams::mask_v"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_v) - 160usize];
+    ["Offset of field: FlexdraftAttentionParams::out"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, out) - 168usize];
+    ["Offset of field: FlexdraftAttentionParams::lse"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, lse) - 176usize];
+    ["Offset of field: FlexdraftAttentionParams::partial_out"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_out) - 184usize];
+    ["Offset of field: FlexdraftAttentionParams::partial_stats"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, partial_stats) - 192usize];
+    ["Offset of field: FlexdraftAttentionParams::error"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, error) - 200usize];
+    ["Offset of field: FlexdraftAttentionParams::q_stride"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q_stride) - 208usize];
+    ["Offset of field: FlexdraftAttentionParams::mask_stride"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, mask_stride) - 216usize];
+    ["Offset of field: FlexdraftAttentionParams::scale_log2"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, scale_log2) - 224usize];
+    ["Offset of field: FlexdraftAttentionParams::q_heads"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, q_heads) - 228usize];
+    ["Offset of field: FlexdraftAttentionParams::kv_heads"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, kv_heads) - 232usize];
+    ["Offset of field: FlexdraftAttentionParams::split"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 236usize];
+    ["Offset of field: FlexdraftAttentionParams::max_splits"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, max_splits) - 240usize];
+    ["Offset of field: FlexdraftAttentionParams::unused"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, unused) - 244usize];
+};

@@ -1,0 +1,107 @@
+// Generated from cuda/common/params.h by the crate in bindings.
+
+/// The rows of a pass, a device array an entry. Candidate rows of all sequences come first, then mask
+/// rows of all sequences: groups in ascending order, slots in order. Candidate i of a sequence sits at
+/// position n + i and sees positions 0..=n+i; slot j of group k sits at n+k+1+j and sees 0..=n+k and
+/// the slots of its own group.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftPass {
+    /// [batch] n, the position of candidate 0
+    pub start: *const i32,
+    /// [batch] candidate rows; may be 0
+    pub candidates: *const i32,
+    /// [batch] bit k: a mask group for accepted length k
+    pub groups: *const u64,
+    /// [batch] S, slots a group, at most 64
+    pub slots: *const i32,
+    /// [batch + 1] first candidate row; the last entry is their number
+    pub first_candidate: *const i32,
+    /// [batch + 1] first mask row, counted from row 0 of the pass
+    pub first_mask: *const i32,
+    pub batch: i32,
+    /// rows that the operands have; rows beyond those of the sequences are padding
+    pub rows: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftPass"][::core::mem::size_of::<FlexdraftPass>() - 56usize];
+    ["Alignment of FlexdraftPass"][::core::mem::align_of::<FlexdraftPass>() - 8usize];
+    ["Offset of field: FlexdraftPass::start"][::core::mem::offset_of!(FlexdraftPass, start) - 0usize];
+    ["Offset of field: FlexdraftPass::candidates"]
+        [::core::mem::offset_of!(FlexdraftPass, candidates) - 8usize];
+    ["Offset of field: FlexdraftPass::groups"][::core::mem::offset_of!(FlexdraftPass, groups) - 16usize];
+    ["Offset of field: FlexdraftPass::slots"][::core::mem::offset_of!(FlexdraftPass, slots) - 24usize];
+    ["Offset of field: FlexdraftPass::first_candidate"]
+        [::core::mem::offset_of!(FlexdraftPass, first_candidate) - 32usize];
+    ["Offset of field: FlexdraftPass::first_mask"]
+        [::core::mem::offset_of!(FlexdraftPass, first_mask) - 40usize];
+    ["Offset of field: FlexdraftPass::batch"][::core::mem::offset_of!(FlexdraftPass, batch) - 48usize];
+    ["Offset of field: FlexdraftPass::rows"][::core::mem::offset_of!(FlexdraftPass, rows) - 52usize];
+};
+/// One layer of a paged KV cache. Element (page, token, head, dim) of K is
+/// k[page * k_page_stride + token * k_token_stride + head * k_head_stride + dim]; V alike. Position p of a
+/// sequence is token p % page_size of page page_table[sequence * page_table_stride + p / page_size].
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftPagedKv {
+    /// bf16, 16-byte aligned rows of head_dim
+    pub k: *mut ::core::ffi::c_void,
+    pub v: *mut ::core::ffi::c_void,
+    /// [batch, page_table_stride]
+    pub page_table: *const i32,
+    pub k_page_stride: i64,
+    pub k_token_stride: i64,
+    pub k_head_stride: i64,
+    pub v_page_stride: i64,
+    pub v_token_stride: i64,
+    pub v_head_stride: i64,
+    pub page_table_stride: i64,
+    /// page ids are below this
+    pub pages: i32,
+    /// 16, 32, 64 or 128 tokens
+    pub page_size: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftPagedKv"][::core::mem::size_of::<FlexdraftPagedKv>() - 88usize];
+    ["Alignment of FlexdraftPagedKv"][::core::mem::align_of::<FlexdraftPagedKv>() - 8usize];
+    ["Offset of field: FlexdraftPagedKv::k"][::core::mem::offset_of!(FlexdraftPagedKv, k) - 0usize];
+    ["Offset of field: FlexdraftPagedKv::v"][::core::mem::offset_of!(FlexdraftPagedKv, v) - 8usize];
+    ["Offset of field: FlexdraftPagedKv::page_table"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, page_table) - 16usize];
+    ["Offset of field: FlexdraftPagedKv::k_page_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, k_page_stride) - 24usize];
+    ["Offset of field: FlexdraftPagedKv::k_token_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, k_token_stride) - 32usize];
+    ["Offset of field: FlexdraftPagedKv::k_head_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, k_head_stride) - 40usize];
+    ["Offset of field: FlexdraftPagedKv::v_page_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, v_page_stride) - 48usize];
+    ["Offset of field: FlexdraftPagedKv::v_token_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, v_token_stride) - 56usize];
+    ["Offset of field: FlexdraftPagedKv::v_head_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, v_head_stride) - 64usize];
+    ["Offset of field: FlexdraftPagedKv::page_table_stride"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, page_table_stride) - 72usize];
+    ["Offset of field: FlexdraftPagedKv::pages"][::core::mem::offset_of!(FlexdraftPagedKv, pages) - 80usize];
+    ["Offset of field: FlexdraftPagedKv::page_size"]
+        [::core::mem::offset_of!(FlexdraftPagedKv, page_size) - 84usize];
+};
+/// a page id out of range
+pub const FLEXDRAFT_ERROR_PAGE: FlexdraftError = 1;
+/// a token id out of range
+pub const FLEXDRAFT_ERROR_TOKEN: FlexdraftError = 2;
+/// a NaN among the logits; it counted as −inf
+pub const FLEXDRAFT_ERROR_NAN: FlexdraftError = 4;
+/// a sequence longer than the workspace was made for
+pub const FLEXDRAFT_ERROR_PLAN: FlexdraftError = 8;
+/// a row or sequence index out of range
+pub const FLEXDRAFT_ERROR_ROW: FlexdraftError = 16;
+/// calibrated logits that were not stored were asked for again
+pub const FLEXDRAFT_ERROR_STORE: FlexdraftError = 32;
+/// What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
+/// from the device that a kernel refused, or input that its outcome, though defined, should not come from.
+pub type FlexdraftError = ::core::ffi::c_uint;

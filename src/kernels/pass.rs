@@ -1,0 +1,232 @@
+//! The rows of a pass, where kernels can read them.
+
+use super::KernelError;
+use super::operands::Operands;
+use super::params::common::FlexdraftPass;
+use crate::backend::Backend;
+use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
+
+/// The tables of a [`Pass`] in device memory: where each sequence's rows are and which pages it has. They
+/// were checked before they were uploaded and nothing else writes them, so kernels can rely on them.
+///
+/// Made once for the largest pass, [`uploaded`](PassTables::upload) once a step, used by every layer.
+#[derive(Debug)]
+pub struct PassTables<B: Backend> {
+    memory: B::Memory<u64>,
+    staging: Vec<u64>,
+    max_batch: usize,
+    max_pages: usize,
+    batch: usize,
+    candidates: usize,
+    masks: usize,
+    longest: usize,
+    most_rows: usize,
+    paging: Paging,
+}
+
+/// How a paged KV cache is divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paging {
+    /// Pages there are; their ids are below this.
+    pub pages: usize,
+    /// Tokens a page: 16, 32, 64 or 128.
+    pub page_size: usize,
+}
+
+const OPERATION: &str = "pass tables";
+
+/// Tables of 4-byte entries, after the groups of 8 bytes.
+#[derive(Clone, Copy)]
+enum Table {
+    Start,
+    Candidates,
+    Slots,
+    FirstCandidate,
+    FirstMask,
+    Pages,
+}
+
+impl<B: Backend> PassTables<B> {
+    /// Tables for passes of up to `max_batch` sequences of up to `max_pages` pages each; of no sequence yet.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Overflow`] or [`KernelError::Backend`] if there is no memory for them.
+    pub fn new(
+        backend: &B,
+        stream: &B::Stream,
+        max_batch: usize,
+        max_pages: usize,
+    ) -> Result<Self, KernelError> {
+        let overflow = || KernelError::Overflow { kernel: OPERATION, what: "max_batch * max_pages" };
+        // The groups (two entries each), five tables of an entry a sequence and one or two more, the pages.
+        let entries_each = max_pages.checked_add(2 + 5).ok_or_else(overflow)?;
+        let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(5 * 2));
+        let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
+        let memory = backend.allocate(stream, words)?;
+        Ok(PassTables {
+            memory,
+            staging: vec![0; words],
+            max_batch,
+            max_pages,
+            batch: 0,
+            candidates: 0,
+            masks: 0,
+            longest: 0,
+            most_rows: 0,
+            paging: Paging::default(),
+        })
+    }
+
+    /// Checks `pass` and replaces the tables by its.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Pass`] if a sequence has what it must not have; the tables are as before then.
+    pub fn upload(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        pass: &Pass<'_>,
+        paging: Paging,
+    ) -> Result<(), KernelError> {
+        if ![16, 32, 64, 128].contains(&paging.page_size) {
+            let (what, found) = ("page size", paging.page_size as i64);
+            let supported = "16, 32, 64, 128";
+            return Err(KernelError::Unsupported { kernel: OPERATION, what, found, supported });
+        }
+        let (candidates, masks) = self.check(pass, paging)?;
+        let batch = pass.sequences.len();
+        let [mut first_candidate, mut first_mask] = [0, candidates];
+        for (i, rows) in pass.sequences.iter().enumerate() {
+            self.staging[i] = rows.groups.iter().fold(0, |bits, &group| bits | 1 << group);
+            self.set(Table::Start, i, rows.start);
+            self.set(Table::Candidates, i, rows.candidates);
+            self.set(Table::Slots, i, rows.slots);
+            self.set(Table::FirstCandidate, i, first_candidate);
+            self.set(Table::FirstMask, i, first_mask);
+            for (j, &page) in rows.pages.iter().enumerate() {
+                self.set(Table::Pages, i * self.max_pages + j, page as usize);
+            }
+            first_candidate += rows.candidates;
+            first_mask += rows.groups.len() * rows.slots;
+        }
+        self.set(Table::FirstCandidate, batch, first_candidate);
+        self.set(Table::FirstMask, batch, first_mask);
+        backend.upload(stream, &self.staging, &mut self.memory)?;
+        (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
+        self.longest = pass.sequences.iter().map(visible).max().unwrap_or(0);
+        self.most_rows =
+            pass.sequences.iter().map(|s| s.candidates + s.groups.len() * s.slots).max().unwrap_or(0);
+        Ok(())
+    }
+
+    /// Candidate rows and mask rows of the pass.
+    fn check(&self, pass: &Pass<'_>, paging: Paging) -> Result<(usize, usize), KernelError> {
+        let at_most = |sequence: usize, what: &'static str, found: usize, limit: usize| match found <= limit {
+            true => Ok(()),
+            false => Err(KernelError::Pass { sequence, what, found, limit }),
+        };
+        at_most(0, "number of sequences", pass.sequences.len(), self.max_batch)?;
+        at_most(0, "number of pages", paging.pages, i32::MAX as usize)?;
+        let [mut candidates, mut masks] = [0usize; 2];
+        for (sequence, rows) in pass.sequences.iter().enumerate() {
+            at_most(sequence, "number of pages", rows.pages.len(), self.max_pages)?;
+            at_most(sequence, "number of slots", rows.slots, MAX_BLOCK_SIZE)?;
+            for pair in rows.groups.windows(2) {
+                at_most(sequence, "a group before the next", pair[0] + 1, pair[1])?;
+            }
+            if let Some(&last) = rows.groups.last() {
+                at_most(sequence, "last group", last, 63)?;
+                at_most(sequence, "fewest slots of a group", 1, rows.slots)?;
+            }
+            for &page in rows.pages {
+                at_most(sequence, "page id", (page as usize).saturating_add(1), paging.pages)?;
+            }
+            // Positions 0..end are written or seen; those of slots come after them.
+            let end = visible(rows);
+            at_most(sequence, "cached positions", end, rows.pages.len() * paging.page_size)?;
+            at_most(sequence, "last position", end.saturating_add(MAX_BLOCK_SIZE), i32::MAX as usize)?;
+            candidates += rows.candidates;
+            masks += rows.groups.len() * rows.slots;
+        }
+        at_most(0, "number of rows", candidates.saturating_add(masks), i32::MAX as usize)?;
+        Ok((candidates, masks))
+    }
+
+    /// Where a table begins, in 4-byte entries.
+    fn table(&self, table: Table) -> usize {
+        let stride = self.max_batch + 2;
+        2 * self.max_batch + table as usize * stride
+    }
+
+    fn set(&mut self, table: Table, index: usize, value: usize) {
+        let at = self.table(table) + index;
+        let entries: &mut [i32] = bytemuck::cast_slice_mut(&mut self.staging);
+        // Checked to fit.
+        entries[at] = value as i32;
+    }
+
+    /// Sequences of the pass.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Its candidate rows, which come first.
+    pub fn candidates(&self) -> usize {
+        self.candidates
+    }
+
+    /// Its mask rows.
+    pub fn masks(&self) -> usize {
+        self.masks
+    }
+
+    /// All its rows.
+    pub fn rows(&self) -> usize {
+        self.candidates + self.masks
+    }
+
+    /// Cached positions that the rows of a sequence see at most.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Rows that a sequence has at most.
+    pub fn most_rows(&self) -> usize {
+        self.most_rows
+    }
+
+    /// How the cache is divided that its page ids are of.
+    pub fn paging(&self) -> Paging {
+        self.paging
+    }
+
+    /// The tables as parameters of a kernel whose operands have `rows` rows, the page table and its stride.
+    pub(super) fn params(
+        &self,
+        backend: &B,
+        stream: &B::Stream,
+        operands: &mut Operands,
+        rows: usize,
+    ) -> Result<(FlexdraftPass, *const i32, i64), KernelError> {
+        let groups = operands.read("pass", &backend.view(stream, &self.memory), self.staging.len(), 8)?;
+        let table = |table| groups.cast::<i32>().wrapping_add(self.table(table));
+        let pass = FlexdraftPass {
+            start: table(Table::Start),
+            candidates: table(Table::Candidates),
+            groups,
+            slots: table(Table::Slots),
+            first_candidate: table(Table::FirstCandidate),
+            first_mask: table(Table::FirstMask),
+            batch: self.batch as i32,
+            rows: operands.i32("rows", rows)?,
+        };
+        Ok((pass, table(Table::Pages), self.max_pages as i64))
+    }
+}
+
+/// Cached positions that some row of the sequence sees.
+fn visible(rows: &SequenceRows<'_>) -> usize {
+    rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
+}

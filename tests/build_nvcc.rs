@@ -1,0 +1,169 @@
+//! What the build script does with nvcc: finds it, runs it on every kernel source, survives its absence.
+//!
+//! The compilers here are shell scripts, so that the tests need none.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+#[path = "../build/nvcc.rs"]
+#[allow(dead_code)]
+mod nvcc;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nvcc::Source;
+use tempfile::TempDir;
+
+const FAMILIES: [&str; 3] = ["attention", "sampling", "glue"];
+
+fn executable(path: &Path, script: &str) -> PathBuf {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_owned()
+}
+
+fn find(variables: &[(&str, &Path)]) -> Result<PathBuf, String> {
+    nvcc::find(&|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value)))
+}
+
+#[test]
+fn nvcc_is_found_in_the_documented_order() {
+    let root = TempDir::new().unwrap();
+    let make = |path: &str| executable(&root.path().join(path), "exit 1");
+    let (named, home) = (make("named/compiler"), make("home/bin/nvcc"));
+    let (path, first, second) = (make("path/bin/nvcc"), make("first/nvcc"), make("second/nvcc"));
+    let empty = root.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let toolkit = |nvcc: &Path| nvcc.parent().unwrap().parent().unwrap().to_owned();
+    let search = std::env::join_paths([&empty, first.parent().unwrap(), second.parent().unwrap()]).unwrap();
+    let (home_value, path_value, search) = (toolkit(&home), toolkit(&path), PathBuf::from(search));
+
+    let all = [
+        ("NVCC", named.as_path()),
+        ("CUDA_HOME", &home_value),
+        ("CUDA_PATH", &path_value),
+        ("PATH", &search),
+    ];
+    for (skipped, expected) in [&named, &home, &path, &first].into_iter().enumerate() {
+        assert_eq!(find(&all[skipped..]).as_ref(), Ok(expected));
+    }
+    // A toolkit without a compiler, as of a runtime-only installation, is passed over.
+    assert_eq!(find(&[("CUDA_HOME", &empty), ("PATH", &search)]), Ok(first));
+    // Empty variables count as unset.
+    assert_eq!(find(&[("NVCC", Path::new("")), ("CUDA_HOME", &home_value)]), Ok(home));
+    // A compiler that was named and is not there is a mistake to report, not to work around.
+    let missing = root.path().join("missing");
+    let problem = find(&[("NVCC", &missing), ("CUDA_HOME", &home_value)]).unwrap_err();
+    assert!(problem.contains(missing.to_str().unwrap()), "{problem}");
+}
+
+#[test]
+fn no_nvcc_names_every_place_and_the_remedy() {
+    let system = Path::new("/usr/local/cuda/bin/nvcc");
+    match find(&[]) {
+        Ok(path) => assert_eq!(path, system),
+        Err(problem) => {
+            for place in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "/usr/local/cuda", "cuda/install_nvcc.sh"]
+            {
+                assert!(problem.contains(place), "{problem}");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernel_tables_are_read_without_comments() {
+    let source = "// FLEXDRAFT_KERNEL_TABLE(old, a)\nint x; // )\nFLEXDRAFT_KERNEL_TABLE(glue, rms_norm, // why\n  b2)\n";
+    assert_eq!(nvcc::kernel_table(source), Ok(vec!["rms_norm".to_owned(), "b2".to_owned()]));
+    for (source, problem) in [
+        ("", "no FLEXDRAFT_KERNEL_TABLE"),
+        ("FLEXDRAFT_KERNEL_TABLE(glue, a", "not closed"),
+        ("FLEXDRAFT_KERNEL_TABLE(glue)", "lists no kernel"),
+        ("FLEXDRAFT_KERNEL_TABLE(glue, a, )", "`` in"),
+        ("FLEXDRAFT_KERNEL_TABLE(glue, \"a\")", "`\"a\"` in"),
+        ("FLEXDRAFT_KERNEL_TABLE(glue, a)\nFLEXDRAFT_KERNEL_TABLE(glue, b)", "more than one"),
+    ] {
+        let error = nvcc::kernel_table(source).unwrap_err();
+        assert!(error.contains(problem), "{source:?}: {error}");
+    }
+}
+
+/// Sources of two families and something that is no kernel source.
+fn tree(root: &Path) -> (PathBuf, Vec<Source>) {
+    let cuda = root.join("cuda");
+    for (family, file, kernel) in [("glue", "glue.cu", "norm"), ("attention", "attention.cu", "joint")] {
+        fs::create_dir_all(cuda.join(family)).unwrap();
+        fs::write(cuda.join(family).join(file), format!("FLEXDRAFT_KERNEL_TABLE({family}, {kernel})\n"))
+            .unwrap();
+    }
+    fs::write(cuda.join("attention/tile.cuh"), "").unwrap();
+    let sources = nvcc::sources(&cuda, &FAMILIES).unwrap();
+    (cuda, sources)
+}
+
+#[test]
+fn families_may_be_missing() {
+    let root = TempDir::new().unwrap();
+    assert_eq!(nvcc::sources(&root.path().join("cuda"), &FAMILIES).unwrap(), []);
+    let (cuda, sources) = tree(root.path());
+    let source =
+        |path: &str, kernel: &str| Source { path: cuda.join(path), kernels: vec![kernel.to_owned()] };
+    assert_eq!(sources, [source("attention/attention.cu", "joint"), source("glue/glue.cu", "norm")]);
+}
+
+#[test]
+fn every_source_is_compiled_with_the_shared_options() {
+    let root = TempDir::new().unwrap();
+    let (cuda, sources) = tree(root.path());
+    let out = root.path().join("out");
+    fs::create_dir(&out).unwrap();
+    // Writes its arguments to what follows -o, and complains about one source.
+    let compiler = executable(
+        &root.path().join("nvcc"),
+        r#"for last; do [ "$previous" = -o ] && out=$last; previous=$last; done
+echo "$@" > "$out"; case "$last" in *glue.cu) echo 'glue.cu(3): warning' >&2;; esac"#,
+    );
+    for (warnings_are_errors, jobs) in [(false, 1), (true, 2), (false, 100), (true, 0)] {
+        let images = nvcc::compile(&compiler, &cuda, &sources, &out, warnings_are_errors, jobs).unwrap();
+        assert_eq!(images.len(), 2);
+        for (image, source) in images.iter().zip(&sources) {
+            let arguments = fs::read_to_string(&image.path).unwrap();
+            assert!(
+                arguments.contains(&format!("-optf {}", cuda.join("nvcc.args").display())),
+                "{arguments}"
+            );
+            assert_eq!(arguments.contains("-Werror all-warnings"), warnings_are_errors, "{arguments}");
+            assert!(arguments.trim_end().ends_with(source.path.to_str().unwrap()), "{arguments}");
+            assert_eq!(image.kernels, source.kernels);
+        }
+        assert_eq!([&*images[0].warnings, &*images[1].warnings], ["", "glue.cu(3): warning\n"]);
+        let listing = nvcc::listing(&images).unwrap();
+        let path = images[0].path.to_str().unwrap();
+        assert!(
+            listing.contains(&format!(r#"kernels: &["joint"], fatbin: include_bytes!("{path}")"#)),
+            "{listing}"
+        );
+    }
+    assert_eq!(nvcc::listing(&[]).unwrap(), "&[\n]\n");
+}
+
+#[test]
+fn one_failing_source_leaves_no_images_and_its_output() {
+    let root = TempDir::new().unwrap();
+    let (cuda, sources) = tree(root.path());
+    let compiler = executable(
+        &root.path().join("nvcc"),
+        r#"for last; do :; done; case "$last" in *glue.cu) echo 'glue.cu(3): error: no' >&2; exit 2;; esac"#,
+    );
+    let problem = nvcc::compile(&compiler, &cuda, &sources, root.path(), false, 2).unwrap_err();
+    for part in ["glue/glue.cu", "exit status: 2", "glue.cu(3): error: no"] {
+        assert!(problem.contains(part), "{problem}");
+    }
+    // One that cannot be run at all.
+    let problem = nvcc::compile(&cuda.join("nvcc.args"), &cuda, &sources, root.path(), false, 1).unwrap_err();
+    assert!(problem.contains("cannot be run"), "{problem}");
+}

@@ -1,0 +1,414 @@
+//! The kernels around the matrix products, on the SIMT host: against the reference, row by row, with
+//! everything that is not theirs poisoned.
+
+#![cfg(feature = "simt")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use flexdraft::backend::simt::{Checking, Copies};
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::kernels::glue::{Embed, Gather, NormRopeAppend, RmsNorm, RopeTable, SiluAdd, SiluMul};
+use flexdraft::kernels::{KernelError, Kernels, KvStrides, PagedKvMut, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use half::bf16;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 48,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+/// Checked, in some order of threads.
+fn kernels(schedule: u64) -> Kernels<Simt> {
+    let checking = Checking::Accesses;
+    Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
+}
+
+fn noise(seed: u64, len: usize) -> Vec<bf16> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bf16::from_f32((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn f64s(values: &[bf16]) -> Vec<f64> {
+    values.iter().map(|value| value.to_f64()).collect()
+}
+
+/// Whether `found` is `exact`, rounded to bf16 after f32 arithmetic.
+fn close(found: bf16, exact: f64) -> bool {
+    (found.to_f64() - exact).abs() <= exact.abs() / 256.0 * 1.01 + 1e-6
+}
+
+const POISON: bf16 = bf16::from_bits(0x7fbf);
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn embedding_and_gather(
+        eighths in 1usize..40,
+        ids in prop::collection::vec(-2i32..9, 0..6),
+        seed in any::<u64>(),
+    ) {
+        let (cols, vocab) = (8 * eighths, 7usize);
+        let kernels = kernels(seed % 4);
+        let stream = kernels.backend().stream();
+        let table = noise(seed, vocab * cols);
+        let mut error = [0u32];
+        let mut out = vec![POISON; ids.len() * cols];
+        let mut gathered = out.clone();
+        kernels.embed(&stream, &Embed {
+            ids: stream.view(&ids),
+            table: stream.view(&table),
+            out: stream.view_mut(&mut out),
+            error: Some(stream.view_mut(&mut error)),
+            cols,
+        }).unwrap();
+        let indices = stream.view(&ids);
+        let (x, to) = (stream.view(&table), stream.view_mut(&mut gathered));
+        kernels.gather(&stream, &Gather { indices, x, out: to, cols }).unwrap();
+        let wrong = ids.iter().any(|&id| !(0..7).contains(&id));
+        prop_assert_eq!(error, [if wrong { 2 } else { 0 }]);
+        let zeros = vec![bf16::ZERO; cols];
+        for (row, &id) in out.chunks(cols).zip(&ids) {
+            let expected = usize::try_from(id).ok().and_then(|id| table.chunks(cols).nth(id)).unwrap_or(&zeros);
+            prop_assert_eq!(row, expected);
+        }
+        prop_assert_eq!(gathered, out);
+    }
+
+    #[test]
+    fn norm_with_and_without_a_residual(
+        eighths in 1usize..180,
+        rows in 0usize..4,
+        residual in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let cols = 8 * eighths;
+        let kernels = kernels(seed % 4);
+        let stream = kernels.backend().stream();
+        let (before, delta) = (noise(seed, rows * cols), noise(seed ^ 1, rows * cols));
+        let weight: Vec<f32> = noise(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
+        let run = |x: &mut Vec<bf16>, out: &mut Vec<bf16>, delta: &[bf16]| {
+            kernels.rms_norm(&stream, &RmsNorm {
+                x: stream.view_mut(x),
+                delta: residual.then(|| stream.view(delta)),
+                weight: stream.view(&weight),
+                out: stream.view_mut(out),
+                eps: 1e-5,
+            })
+        };
+        let (mut x, mut out) = (before.clone(), vec![POISON; rows * cols]);
+        run(&mut x, &mut out, &delta).unwrap();
+        let sums: Vec<bf16> = before.iter().zip(&delta).map(|(x, d)| bf16::from_f32(x.to_f32() + d.to_f32())).collect();
+        prop_assert_eq!(&x, if residual { &sums } else { &before });
+        let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
+        for (x, out) in x.chunks(cols).zip(out.chunks(cols)) {
+            let exact = flexdraft_reference::norm::rms_norm(&f64s(x), &weights, 1e-5);
+            for (&out, exact) in out.iter().zip(exact) {
+                prop_assert!(close(out, exact), "{out} for {exact}");
+            }
+        }
+        // A row alone has the same bits.
+        for row in 0..rows {
+            let range = row * cols..(row + 1) * cols;
+            let (mut x, mut alone) = (before[range.clone()].to_vec(), vec![POISON; cols]);
+            run(&mut x, &mut alone, &delta[range.clone()]).unwrap();
+            prop_assert_eq!(&alone, &out[range]);
+        }
+    }
+
+    #[test]
+    fn activations(eighths in 1usize..140, rows in 0usize..4, seed in any::<u64>()) {
+        let cols = 8 * eighths;
+        let kernels = kernels(seed % 4);
+        let stream = kernels.backend().stream();
+        let x = noise(seed, rows * 2 * cols);
+        let mut out = vec![POISON; rows * cols];
+        let (from, to) = (stream.view(&x), stream.view_mut(&mut out));
+        kernels.silu_mul(&stream, &SiluMul { x: from, out: to, cols }).unwrap();
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        for (row, out) in x.chunks(2 * cols).zip(out.chunks(cols)) {
+            for (i, &out) in out.iter().enumerate() {
+                let exact = silu(row[i].to_f64()) * row[cols + i].to_f64();
+                prop_assert!(close(out, exact), "{out} for {exact}");
+            }
+        }
+
+        let bonus = noise(seed ^ 5, 2 * cols);
+        let owner: Vec<i32> = (0..rows as i32).map(|row| row % 3).collect();
+        let before = x[..rows * cols].to_vec();
+        let mut hidden = before.clone();
+        kernels.silu_add(&stream, &SiluAdd {
+            x: stream.view_mut(&mut hidden),
+            bonus: stream.view(&bonus),
+            owner: stream.view(&owner),
+            cols,
+        }).unwrap();
+        for row in 0..rows {
+            for c in 0..cols {
+                let (before, found) = (before[row * cols + c], hidden[row * cols + c]);
+                match bonus.get(row % 3 * cols + c) {
+                    Some(bonus) => {
+                        let exact = silu(f64::from(before.to_f32() + bonus.to_f32()));
+                        prop_assert!(close(found, exact), "{found} for {exact}");
+                    }
+                    // There is no bonus row 2.
+                    None => prop_assert_eq!(found, before),
+                }
+            }
+        }
+    }
+}
+
+/// A random pass with pages of its own, in a shuffled order.
+#[derive(Clone, Debug)]
+struct AnyPass {
+    sequences: Vec<(usize, usize, Vec<usize>, usize)>,
+    page_size: usize,
+    seed: u64,
+}
+
+prop_compose! {
+    fn any_pass()(
+        sequences in prop::collection::vec(
+            (prop_oneof![0usize..300, 100_000usize..131_000], 0usize..4, prop::collection::btree_set(0usize..5, 0..3), 1usize..5),
+            0..4,
+        ),
+        page_size in prop::sample::select(vec![16usize, 32, 64, 128]),
+        seed in any::<u64>(),
+    ) -> AnyPass {
+        let sequences = sequences
+            .into_iter()
+            .map(|(start, candidates, groups, slots)| (start, candidates, groups.into_iter().collect(), slots))
+            .collect();
+        AnyPass { sequences, page_size, seed }
+    }
+}
+
+impl AnyPass {
+    /// Page ids of each sequence, and how many there are. Most pages of a long context are the same one,
+    /// which no row of this pass is in.
+    fn pages(&self) -> (Vec<Vec<u32>>, usize) {
+        let mut next = 1;
+        let pages = self
+            .sequences
+            .iter()
+            .map(|(start, candidates, groups, _)| {
+                let end = start + candidates.max(&groups.last().map_or(0, |last| last + 1));
+                let mut pages = vec![0; end.div_ceil(self.page_size)];
+                for page in &mut pages[start / self.page_size..] {
+                    *page = next;
+                    next += 1;
+                }
+                pages
+            })
+            .collect();
+        (pages, next as usize)
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn norm_rope_append(
+        pass in any_pass(),
+        head_dim in prop::sample::select(vec![64usize, 128]),
+        (kv_heads, ratio) in (1usize..3, 1usize..4),
+        normed in any::<bool>(),
+        head_major in any::<bool>(),
+        padding in 0usize..3,
+    ) {
+        let kernels = kernels(pass.seed % 4);
+        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let (pages, page_count) = pass.pages();
+        let paging = Paging { pages: page_count, page_size: pass.page_size };
+        let sequences = pass.sequences.iter().zip(&pages).map(|((start, candidates, groups, slots), pages)| {
+            SequenceRows { pages, start: *start, candidates: *candidates, groups: groups.clone(), slots: *slots }
+        });
+        let layout = Pass { sequences: sequences.collect() };
+        let max_pages = pages.iter().map(Vec::len).max().unwrap_or(0);
+        let mut tables = PassTables::new(simt, &stream, 4, max_pages).unwrap();
+        tables.upload(simt, &stream, &layout, paging).unwrap();
+        let described = layout.rows();
+        let rows = described.len() + padding;
+        prop_assert_eq!(tables.rows(), described.len());
+
+        // Frequencies down to a turn in a hundred thousand positions.
+        let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let mut turns = vec![f32::NAN; rows * head_dim];
+        kernels.rope_table(&stream, &RopeTable {
+            pass: &tables,
+            inv_freq: stream.view(&inv_freq),
+            scale: 0.75,
+            turns: stream.view_mut(&mut turns),
+        }).unwrap();
+        for (r, turns) in turns.chunks(head_dim).enumerate() {
+            for (i, turn) in turns.chunks(2).enumerate() {
+                let (sin, cos) = match described.get(r) {
+                    Some(row) => f64::from(row.position as f32 * inv_freq[i]).sin_cos(),
+                    None => (0.0, 0.0),
+                };
+                let error = (f64::from(turn[0]) - 0.75 * cos).abs().max((f64::from(turn[1]) - 0.75 * sin).abs());
+                prop_assert!(error < 3e-7, "{error} in row {r}");
+            }
+        }
+
+        let q_heads = kv_heads * ratio;
+        let width = (q_heads + 2 * kv_heads) * head_dim;
+        let before = noise(pass.seed, rows * width);
+        let weights = [3, 4].map(|s| noise(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
+        let strides = match head_major {
+            true => KvStrides::head_major(pass.page_size, kv_heads, head_dim),
+            false => KvStrides::token_major(pass.page_size, kv_heads, head_dim),
+        };
+        let untouched = vec![POISON; page_count * pass.page_size * kv_heads * head_dim];
+        let (mut k, mut v, mut error, mut qkv) = (untouched.clone(), untouched.clone(), [0u32], before.clone());
+        for kind in [RowKind::Candidates, RowKind::Masks] {
+            kernels.norm_rope_append(&stream, &NormRopeAppend {
+                pass: &tables,
+                kind,
+                qkv: stream.view_mut(&mut qkv),
+                turns: stream.view(&turns),
+                norms: normed.then(|| (stream.view(&weights[0]), stream.view(&weights[1]))),
+                eps: 1e-6,
+                cache: PagedKvMut {
+                    k: stream.view_mut(&mut k),
+                    v: stream.view_mut(&mut v),
+                    k_strides: strides,
+                    v_strides: strides,
+                },
+                shape: AttentionShape { q_heads, kv_heads, head_dim },
+                error: Some(stream.view_mut(&mut error)),
+            }).unwrap();
+        }
+        prop_assert_eq!(error, [0]);
+
+        let (mut expected_k, mut expected_v) = (untouched.clone(), untouched);
+        for (r, (found, before)) in qkv.chunks(width).zip(before.chunks(width)).enumerate() {
+            let Some(row) = described.get(r) else {
+                prop_assert_eq!(found, before);
+                continue;
+            };
+            for (head, (found, before)) in found.chunks(head_dim).zip(before.chunks(head_dim)).enumerate() {
+                if head >= q_heads + kv_heads {
+                    prop_assert_eq!(found, before);
+                    continue;
+                }
+                let mut exact = f64s(before);
+                if normed {
+                    let weight: Vec<f64> =
+                        weights[usize::from(head >= q_heads)].iter().map(|&w| f64::from(w)).collect();
+                    exact = flexdraft_reference::norm::rms_norm(&exact, &weight, 1e-6);
+                }
+                let (low, high) = exact.split_at(head_dim / 2);
+                for i in 0..head_dim / 2 {
+                    let (cos, sin) = (turns[r * head_dim + 2 * i], turns[r * head_dim + 2 * i + 1]);
+                    let (cos, sin) = (f64::from(cos), f64::from(sin));
+                    let magnitude = low[i].abs() + high[i].abs();
+                    let near = |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
+                    prop_assert!(near(found[i], low[i] * cos - high[i] * sin));
+                    prop_assert!(near(found[head_dim / 2 + i], high[i] * cos + low[i] * sin));
+                }
+            }
+            if r < tables.candidates() {
+                let page = pages[row.sequence][row.position / pass.page_size] as usize;
+                for head in 0..kv_heads {
+                    let to = page * strides.page + row.position % pass.page_size * strides.token + head * strides.head;
+                    let from = (q_heads + head) * head_dim;
+                    expected_k[to..to + head_dim].copy_from_slice(&found[from..from + head_dim]);
+                    let from = from + kv_heads * head_dim;
+                    expected_v[to..to + head_dim].copy_from_slice(&found[from..from + head_dim]);
+                }
+            }
+        }
+        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<u16>>();
+        prop_assert!(bits(&k) == bits(&expected_k) && bits(&v) == bits(&expected_v));
+    }
+}
+
+#[test]
+fn what_does_not_fit() {
+    let kernels = kernels(0);
+    let stream = kernels.backend().stream();
+    let other = Simt::new(SimtOptions::default());
+    let (table, ids) = (noise(1, 32), [1i32, 0]);
+    let embed = |ids: &[i32], table: &[bf16], out: &mut [bf16], cols: usize| {
+        let (ids, table, out) = (stream.view(ids), stream.view(table), stream.view_mut(out));
+        let error = kernels.embed(&stream, &Embed { ids, table, out, error: None, cols });
+        error.map_err(|error| error.to_string())
+    };
+    let mut out = vec![POISON; 16];
+    let message = |result: Result<(), String>| result.unwrap_err();
+    assert_eq!(
+        message(embed(&ids, &table, &mut out[..8], 8)),
+        "embed: operand `out` has 8 elements, and 16 were expected"
+    );
+    assert_eq!(
+        message(embed(&ids, &table[..31], &mut out, 8)),
+        "embed: operand `table` has 31 elements, and 24 were expected"
+    );
+    for cols in [0, 4, 12] {
+        let expected = format!("embed: number of columns is {cols}; supported: multiples of 8");
+        assert_eq!(message(embed(&ids, &table, &mut out, cols)), expected);
+    }
+    let misaligned = message(embed(&ids, &table[1..25], &mut out, 8));
+    assert!(misaligned.starts_with("embed: operand `table` at 0x") && misaligned.ends_with("to 16 bytes"));
+    let foreign = kernels.embed(
+        &stream,
+        &Embed {
+            ids: other.stream().view(&ids),
+            table: stream.view(&table),
+            out: stream.view_mut(&mut out),
+            error: None,
+            cols: 8,
+        },
+    );
+    assert_eq!(foreign, Err(KernelError::Queue { kernel: "embed", operand: "ids" }));
+    assert!(out.iter().all(|x| x.to_bits() == POISON.to_bits()), "something was launched");
+}
+
+#[test]
+fn passes_that_cannot_be() {
+    let simt = Simt::new(SimtOptions::default());
+    let stream = simt.stream();
+    let paging = Paging { pages: 4, page_size: 16 };
+    let sound = SequenceRows { pages: &[3, 1], start: 20, candidates: 3, groups: vec![0, 2], slots: 4 };
+    let mut tables = PassTables::new(&simt, &stream, 1, 2).unwrap();
+    let mut upload = |sequence: SequenceRows<'_>, paging| {
+        let pass = Pass { sequences: vec![sequence] };
+        tables.upload(&simt, &stream, &pass, paging).map_err(|error| error.to_string())
+    };
+    upload(sound.clone(), paging).unwrap();
+    let mut wrong = |sequence, what: &str, found: usize, limit: usize| {
+        let expected = format!("sequence 0 of the pass: {what} is {found}, and at most {limit} is possible");
+        assert_eq!(upload(sequence, paging), Err(expected));
+    };
+    wrong(SequenceRows { pages: &[0, 1, 2], ..sound.clone() }, "number of pages", 3, 2);
+    wrong(SequenceRows { pages: &[0, 4], ..sound.clone() }, "page id", 5, 4);
+    wrong(SequenceRows { start: 30, ..sound.clone() }, "cached positions", 33, 32);
+    wrong(SequenceRows { groups: vec![0, 13], ..sound.clone() }, "cached positions", 34, 32);
+    wrong(SequenceRows { groups: vec![64], ..sound.clone() }, "last group", 64, 63);
+    wrong(SequenceRows { groups: vec![2, 1], ..sound.clone() }, "a group before the next", 3, 1);
+    wrong(SequenceRows { slots: 65, ..sound.clone() }, "number of slots", 65, 64);
+    wrong(SequenceRows { slots: 0, ..sound.clone() }, "fewest slots of a group", 1, 0);
+    wrong(SequenceRows { start: usize::MAX, ..sound.clone() }, "cached positions", usize::MAX, 32);
+    let error = upload(sound.clone(), Paging { page_size: 24, ..paging }).unwrap_err();
+    assert_eq!(error, "pass tables: page size is 24; supported: 16, 32, 64, 128");
+    assert_eq!(tables.rows(), 3 + 8, "a rejected pass changes nothing");
+    let two = Pass { sequences: vec![sound.clone(), sound] };
+    let error = tables.upload(&simt, &stream, &two, paging).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "sequence 0 of the pass: number of sequences is 2, and at most 1 is possible"
+    );
+}
