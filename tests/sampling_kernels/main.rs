@@ -175,6 +175,60 @@ fn equal_logits_reach_a_mass_exactly() {
     }
 }
 
+/// Prefixes of one id and of two, told apart by top-p values that are neighbours in f32: what the weights of
+/// fixed point have to be good for.
+#[test]
+fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
+    let others = 200;
+    let (mut rows, mut ways, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..60 {
+        let below = 0.01 + i as f32 * 0.11;
+        let exact = 1.0 / (1.0 + f64::from(others) * f64::from(-below).exp());
+        let near = exact as f32;
+        for top_p in [near.next_down(), near, near.next_up()] {
+            let distance = f64::from(top_p) / exact - 1.0;
+            if distance.abs() > 6e-9 {
+                rows.push([vec![0.0], vec![-below; others as usize]].concat());
+                ways.push(Way::drawn(SamplingParams { top_p, ..SamplingParams::at_temperature(1.0) }, i));
+                expected.push(if distance > 0.0 { 2 } else { 1 });
+            }
+        }
+    }
+    assert!(expected.iter().filter(|&&kept| kept == 1).count() > 50);
+    let outcome = Batch::<f32>::plain(rows, ways).run(&kernels(), false);
+    assert_eq!(outcome.stats.iter().map(|stats| stats.kept).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn min_p_does_not_bring_back_what_top_k_dropped() {
+    // The smallest score that min-p keeps, three times.
+    let lowest = 0.5f32.ln();
+    let lowest = if f64::from(lowest).exp() < 0.5 { lowest.next_up() } else { lowest };
+    for (min_p, top_k, kept) in [(0.5, 0, 4), (0.5, 2, 2), (0.5, 3, 3), (0.5f32.next_up(), 3, 1)] {
+        let params = SamplingParams { min_p, top_k, ..SamplingParams::at_temperature(1.0) };
+        let batch =
+            Batch::<f32>::plain(vec![vec![lowest, 0.0, lowest, lowest, -9.0]], vec![Way::drawn(params, 2)]);
+        let outcome = batch.run(&kernels(), false);
+        assert_eq!(outcome.stats[0].kept, kept, "{min_p} {top_k}");
+        check(&outcome, &batch.ways);
+    }
+}
+
+/// Close races: few ids, nearly equal, many draws, so that a winner by a little is common.
+#[test]
+fn a_race_is_won_by_however_little() {
+    for vocab in [4, 9, 33] {
+        let ways: Vec<Way> =
+            (0..250).map(|seed| Way::drawn(SamplingParams::at_temperature(1.0), seed)).collect();
+        let rows = (0..250).map(|seed| logits(seed, vocab, Shape::Bell(0.2))).collect();
+        let batch = Batch::<f32>::plain(rows, ways);
+        let outcome = batch.run(&kernels(), false);
+        check(&outcome, &batch.ways);
+        // Of many draws over few ids, every id has some.
+        assert!((0..vocab as i32).all(|id| outcome.stats.iter().any(|stats| stats.token == id)));
+    }
+}
+
 // --- Independence ----------------------------------------------------------------------------------------
 
 /// Every row alone, and all of them backwards.
