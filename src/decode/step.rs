@@ -278,7 +278,6 @@ fn draft<D: Device>(
     let bonus = |index: usize| verified[index].as_ref().map_or(0, |verified| verified.bonus);
     let draft_slots: Vec<DraftSlots> =
         slots.iter().map(|(index, rows)| DraftSlots { rows: rows.clone(), bonus: bonus(*index) }).collect();
-    model.draft_logits(&draft_slots, &mut buffers.work, &mut buffers.draft_logits)?;
 
     let mut first_row = 0;
     let requests: Vec<DraftRows<'_>> = slots
@@ -298,7 +297,7 @@ fn draft<D: Device>(
             }
         })
         .collect();
-    let drafted = model.device().draft(&buffers.draft_logits, &requests)?;
+    let drafted = model.draft(&draft_slots, &requests, &mut buffers.work, &mut buffers.draft_logits)?;
     let logits_rows: Vec<Range<usize>> = requests.into_iter().map(|request| request.rows).collect();
 
     for (((index, _), drafted), rows) in slots.iter().zip(drafted).zip(logits_rows) {

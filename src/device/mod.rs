@@ -130,6 +130,15 @@ pub struct QkTransform<'a, V> {
     pub rope: &'a Rope,
 }
 
+/// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
+#[derive(Debug)]
+pub struct Calibration<'a, B, L> {
+    /// u, a row for each row of logits.
+    pub hidden: &'a B,
+    /// W2 and b2.
+    pub output: &'a L,
+}
+
 /// A draft to be sampled: consecutive rows of calibrated logits, slots 1, 2, … of one group.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
@@ -262,15 +271,6 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `out[r] += W x[r] + b`: the calibrator's addition to the logits.
-    fn linear_add(
-        &self,
-        layer: &Self::Linear,
-        x: &Self::Buffer,
-        rows: Range<usize>,
-        out: &mut Self::Buffer,
-    ) -> Result<(), DeviceError>;
-
     /// `hidden[r] += delta[r]`: the residual connection.
     fn add(
         &self,
@@ -336,10 +336,12 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Samples drafts from calibrated logits: one [`DraftToken`] a row, in the order of `drafts`.
+    /// Corrects every row of `logits` by the calibrator, if there is one, and samples drafts from them: one
+    /// [`DraftToken`] a row, in the order of `drafts`. The logits stay as they were sampled from.
     fn draft(
         &self,
-        logits: &Self::Buffer,
+        calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,
+        logits: &mut Self::Buffer,
         drafts: &[DraftRows<'_>],
     ) -> Result<Vec<Vec<DraftToken>>, DeviceError>;
 

@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
-use crate::device::{Device, DeviceError, LinearPart, QkTransform, RowKind};
+use crate::device::{
+    Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind,
+};
 use crate::layout::Pass;
 
 /// A target, and perhaps a drafter for it, on a device.
@@ -344,23 +346,24 @@ impl<D: Device> Model<D> {
         device.linear(self.lm_head.as_ref().unwrap_or(&self.embed), &work.head_input, all, logits)
     }
 
-    /// Calibrated logits of draft slots of the pass that ran last, sequence after sequence; `logits`
-    /// becomes `[all slots, vocab]`.
+    /// Samples draft slots of the pass that ran last, sequence after sequence, from their calibrated logits;
+    /// `logits` becomes those, `[all slots, vocab]`, and `drafts` counts their rows.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
-    pub fn draft_logits(
+    pub fn draft(
         &self,
         slots: &[DraftSlots],
+        drafts: &[DraftRows<'_>],
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
         let rows: Vec<usize> = slots.iter().flat_map(|s| s.rows.clone()).collect();
         self.logits(&rows, work, logits)?;
-        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
-            return Ok(());
-        };
         let device = &self.device;
+        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
+            return device.draft(None, logits, drafts);
+        };
         let bonuses: Vec<u32> = slots.iter().map(|s| s.bonus).collect();
         let owner: Vec<usize> = slots
             .iter()
@@ -373,8 +376,9 @@ impl<D: Device> Model<D> {
         device.embed(&self.embed, &bonuses, 0, &mut work.bonus)?;
         device.linear(&calibrator.bonus_half, &work.bonus, 0..bonuses.len(), &mut work.bonus_hidden)?;
         let all = 0..rows.len();
-        device.linear(&calibrator.hidden_half, &work.head_input, all.clone(), &mut work.calibrator_hidden)?;
+        device.linear(&calibrator.hidden_half, &work.head_input, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
-        device.linear_add(&calibrator.output, &work.calibrator_hidden, all, logits)
+        let calibration = Calibration { hidden: &work.calibrator_hidden, output: &calibrator.output };
+        device.draft(Some(calibration), logits, drafts)
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::device::{
-    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind, Verdict,
-    VerifyRows,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform,
+    RowKind, Verdict, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -116,9 +116,15 @@ impl Device for Altered {
     type Vector = <Cpu as Device>::Vector;
     type Cache = <Cpu as Device>::Cache;
 
-    fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+    fn draft(
+        &self,
+        calibration: Option<Calibration<'_, Buffer, Self::Linear>>,
+        logits: &mut Buffer,
+        drafts: &[DraftRows<'_>],
+    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        let drafted = self.cpu.draft(calibration, logits, drafts)?;
         if !matches!(self.alteration, Alteration::PositionKeyed) {
-            return self.cpu.draft(logits, drafts);
+            return Ok(drafted);
         }
         let token = |draft: &DraftRows<'_>, slot: usize, row: usize| {
             let row = logits.row(row).unwrap();
@@ -209,16 +215,6 @@ impl Device for Altered {
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
         self.cpu.linear(layer, x, rows, out)
-    }
-
-    fn linear_add(
-        &self,
-        layer: &Self::Linear,
-        x: &Buffer,
-        rows: Range<usize>,
-        out: &mut Buffer,
-    ) -> Result<(), DeviceError> {
-        self.cpu.linear_add(layer, x, rows, out)
     }
 
     fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {

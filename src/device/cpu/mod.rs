@@ -23,8 +23,8 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, Precision, QkTransform, RowKind,
-    Verdict, VerifyRows,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, Precision,
+    QkTransform, RowKind, Verdict, VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
@@ -105,6 +105,21 @@ impl Cpu {
         self.vectors.instruction_set()
     }
 
+    /// `out[r] += W x[r] + b`: the calibrator's addition to the logits.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if operands do not fit each other.
+    pub fn linear_add(
+        &self,
+        layer: &Linear,
+        x: &Buffer,
+        rows: Range<usize>,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        layer.apply(self.compute(), x, rows, Output::Add, out)
+    }
+
     fn compute(&self) -> (&Pool, Vectors) {
         (&self.pool, self.vectors)
     }
@@ -183,16 +198,6 @@ impl Device for Cpu {
         layer.apply(self.compute(), x, rows, Output::Store, out)
     }
 
-    fn linear_add(
-        &self,
-        layer: &Linear,
-        x: &Buffer,
-        rows: Range<usize>,
-        out: &mut Buffer,
-    ) -> Result<(), DeviceError> {
-        layer.apply(self.compute(), x, rows, Output::Add, out)
-    }
-
     fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
         elementwise::add(&self.pool, delta, rows, hidden)
     }
@@ -242,7 +247,15 @@ impl Device for Cpu {
         elementwise::edit_row(logits, row, edit)
     }
 
-    fn draft(&self, logits: &Buffer, drafts: &[DraftRows<'_>]) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+    fn draft(
+        &self,
+        calibration: Option<Calibration<'_, Buffer, Linear>>,
+        logits: &mut Buffer,
+        drafts: &[DraftRows<'_>],
+    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        if let Some(Calibration { hidden, output }) = calibration {
+            self.linear_add(output, hidden, 0..logits.rows(), logits)?;
+        }
         sampling::draft(self.compute(), logits, drafts)
     }
 

@@ -21,8 +21,8 @@ use scratch::Scratch;
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionShape, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind, Verdict,
-    VerifyRows,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform,
+    RowKind, Verdict, VerifyRows,
 };
 use crate::backend::{Backend, BackendError, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
@@ -48,6 +48,8 @@ type Memory<P, T> = <<P as Products>::Backend as Backend>::Memory<T>;
 #[derive(Debug)]
 pub struct Linear<P: Products> {
     layer: P::Layer,
+    /// `[out_cols]`, for the calibrator, whose product is not the library's.
+    bias: Option<Memory<P, f32>>,
     in_cols: usize,
     out_cols: usize,
 }
@@ -168,25 +170,6 @@ impl<P: Products> Gpu<P> {
         view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
     }
 
-    fn multiply(
-        &self,
-        operation: &'static str,
-        layer: &Linear<P>,
-        x: &Buffer<P::Backend>,
-        rows: Range<usize>,
-        add: bool,
-        out: &mut Buffer<P::Backend>,
-    ) -> Result<(), DeviceError> {
-        expect_rows(operation, "x", x, layer.in_cols, rows.end)?;
-        expect_rows(operation, "out", out, layer.out_cols, rows.end)?;
-        if rows.is_empty() || layer.out_cols == 0 {
-            return Ok(());
-        }
-        let x = x.activations(operation, "x")?;
-        let Some(out) = ProductOut::of(out, add) else { return Ok(()) };
-        self.products.multiply(self.backend(), &self.stream, &layer.layer, x, rows, out)
-    }
-
     /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits as pairs of bf16.
     fn gather_rows(
         &self,
@@ -252,7 +235,15 @@ impl<P: Products> Device for Gpu<P> {
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear<P>, DeviceError> {
         let weights = Weights::new(parts)?;
         let layer = self.products.new_layer(self.backend(), &self.stream, &weights)?;
-        Ok(Linear { layer, in_cols: weights.in_cols, out_cols: weights.out_cols })
+        let bias = match &weights.bias {
+            Some(host) => {
+                let mut bias = self.backend().allocate(&self.stream, host.len())?;
+                self.backend().upload(&self.stream, host, &mut bias, 0)?;
+                Some(bias)
+            }
+            None => None,
+        };
+        Ok(Linear { layer, bias, in_cols: weights.in_cols, out_cols: weights.out_cols })
     }
 
     fn new_vector(&self, tensor: &Tensor) -> Result<Vector<P::Backend>, DeviceError> {
@@ -388,17 +379,15 @@ impl<P: Products> Device for Gpu<P> {
         rows: Range<usize>,
         out: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
-        self.multiply("linear", layer, x, rows, false, out)
-    }
-
-    fn linear_add(
-        &self,
-        layer: &Linear<P>,
-        x: &Buffer<P::Backend>,
-        rows: Range<usize>,
-        out: &mut Buffer<P::Backend>,
-    ) -> Result<(), DeviceError> {
-        self.multiply("linear_add", layer, x, rows, true, out)
+        const OPERATION: &str = "linear";
+        expect_rows(OPERATION, "x", x, layer.in_cols, rows.end)?;
+        expect_rows(OPERATION, "out", out, layer.out_cols, rows.end)?;
+        if rows.is_empty() || layer.out_cols == 0 {
+            return Ok(());
+        }
+        let x = x.activations(OPERATION, "x")?;
+        let Some(out) = ProductOut::of(out) else { return Ok(()) };
+        self.products.multiply(self.backend(), &self.stream, &layer.layer, x, rows, out)
     }
 
     fn add(
@@ -596,10 +585,11 @@ impl<P: Products> Device for Gpu<P> {
 
     fn draft(
         &self,
-        logits: &Buffer<P::Backend>,
+        calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
+        logits: &mut Buffer<P::Backend>,
         drafts: &[DraftRows<'_>],
     ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        self.draft_tokens(logits, drafts)
+        self.draft_tokens(calibration, logits, drafts)
     }
 
     fn verify(

@@ -30,8 +30,8 @@ pub trait Products: Send + Sync + 'static {
     /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
     fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Backend as Backend>::Memory<bf16>;
 
-    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored; with `add` it
-    /// is added to what is there. Shapes were checked.
+    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored. Shapes were
+    /// checked.
     ///
     /// # Errors
     ///
@@ -54,8 +54,6 @@ pub struct ProductOut<'a, B: Backend> {
     pub memory: ProductMemory<'a, B>,
     /// Elements from one row to the next.
     pub stride: usize,
-    /// Whether it is added to what is there.
-    pub add: bool,
 }
 
 /// Memory that a product goes to.
@@ -68,14 +66,14 @@ pub enum ProductMemory<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ProductOut<'a, B> {
-    pub(super) fn of(buffer: &'a mut Buffer<B>, add: bool) -> Option<Self> {
+    pub(super) fn of(buffer: &'a mut Buffer<B>) -> Option<Self> {
         let stride = buffer.stride();
         let memory = match &mut buffer.values {
             Values::Activations(memory) => ProductMemory::Bf16(memory),
             Values::Logits(memory) => ProductMemory::F32(memory),
             Values::NoActivations | Values::NoLogits => return None,
         };
-        Some(ProductOut { memory, stride, add })
+        Some(ProductOut { memory, stride })
     }
 }
 

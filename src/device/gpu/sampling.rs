@@ -4,16 +4,18 @@ use bytemuck::Zeroable;
 
 use super::memory::Buffer;
 use super::products::Products;
-use super::{Gpu, Memory, expect_rows, index32};
+use super::{Gpu, Linear, Memory, expect, expect_rows, index32};
 use crate::acceptance::Rule;
 use crate::backend::Backend;
-use crate::device::{Device, DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
+use crate::device::{Calibration, Device, DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict as DeviceVerdict, Verify, VerifySequence,
     accept_workspace_len,
 };
-use crate::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use crate::kernels::sampling::{
+    Calibration as KernelCalibration, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+};
 use crate::layout::GroupSet;
 use crate::random::{Purpose, Stream};
 use crate::sampling::SamplingParams;
@@ -24,30 +26,30 @@ fn invalid(what: &'static str) -> DeviceError {
 }
 
 impl<P: Products> Gpu<P> {
-    /// Statistics of every row of `logits`, sampled by `ways`, a way a row.
+    /// Statistics of the rows of `logits`, sampled by `ways`, a way a row, after the calibrator's correction.
     fn sample(
         &self,
-        logits: &Buffer<P::Backend>,
+        logits: LogitRows<'_, f32>,
+        (vocab, stride): (usize, usize),
         ways: &[RowSampling],
+        calibration: Option<KernelCalibration<'_>>,
     ) -> Result<Memory<P, RowStats>, DeviceError> {
         let (backend, stream) = (self.backend(), &self.stream);
-        let (vocab, stride) = (logits.cols, logits.stride());
         let mut sampling = backend.allocate(stream, ways.len())?;
         backend.upload(stream, ways, &mut sampling, 0)?;
         let mut stats = backend.allocate(stream, ways.len())?;
         let mut scratch = self.scratch();
-        let needed = workspace_len(ways.len(), vocab, false)?;
+        let needed = workspace_len(ways.len(), vocab, calibration.is_some())?;
         let workspace = scratch.workspace.reserve(backend, stream, needed)?;
-        let logits = self.read(logits.logits("sample")?, 0..ways.len() * stride)?;
         let args = Sample {
             vocab,
             stride,
-            logits: LogitRows::Read(logits),
+            logits,
             logit_index: None,
             sampling: backend.view(stream, &sampling),
             starts: None,
             draft: None,
-            calibration: None,
+            calibration,
             workspace: backend.view_mut(stream, workspace),
             stats: backend.view_mut(stream, &mut stats),
             error: None,
@@ -56,9 +58,21 @@ impl<P: Products> Gpu<P> {
         Ok(stats)
     }
 
-    pub(super) fn draft_tokens(
+    /// Statistics of every row of `logits` as they are.
+    fn sample_rows(
         &self,
         logits: &Buffer<P::Backend>,
+        ways: &[RowSampling],
+    ) -> Result<Memory<P, RowStats>, DeviceError> {
+        let shape = (logits.cols, logits.stride());
+        let rows = self.read(logits.logits("sample")?, 0..ways.len() * shape.1)?;
+        self.sample(LogitRows::Read(rows), shape, ways, None)
+    }
+
+    pub(super) fn draft_tokens(
+        &self,
+        calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
+        logits: &mut Buffer<P::Backend>,
         drafts: &[DraftRows<'_>],
     ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
         const OPERATION: &str = "draft";
@@ -82,7 +96,24 @@ impl<P: Products> Gpu<P> {
         if ways.is_empty() || logits.cols == 0 {
             return Ok(drafts.iter().map(|_| Vec::new()).collect());
         }
-        let stats = self.sample(logits, &ways)?;
+        let stats = match calibration {
+            None => self.sample_rows(logits, &ways)?,
+            Some(Calibration { hidden, output }) => {
+                let rank = output.in_cols;
+                expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, logits.rows)?;
+                expect(OPERATION, "calibrator's output", vec![logits.cols], vec![output.out_cols])?;
+                let backend = self.backend();
+                let calibration = KernelCalibration {
+                    rank,
+                    hidden: self.read(hidden.activations(OPERATION, "hidden")?, 0..logits.rows * rank)?,
+                    weight: backend.view(&self.stream, self.products.weight(&output.layer)),
+                    bias: output.bias.as_ref().map(|bias| backend.view(&self.stream, bias)),
+                };
+                let shape = (logits.cols, logits.stride());
+                let rows = self.write(logits.logits_mut(OPERATION)?, 0..ways.len() * shape.1)?;
+                self.sample(LogitRows::Update(rows), shape, &ways, Some(calibration))?
+            }
+        };
         let mut host = vec![RowStats::zeroed(); ways.len()];
         self.backend().download(&self.stream, &stats, 0, &mut host)?;
         let token = |row: usize| {
@@ -153,10 +184,10 @@ impl<P: Products> Gpu<P> {
             self.copy_rows(from, rows, stride, first, to)?;
             first += rows;
         }
-        let stats = self.sample(logits, &ways)?;
+        let stats = self.sample_rows(logits, &ways)?;
         let draft_stats = match draft_ways.is_empty() {
             true => None,
-            false => Some(self.sample(&drafts, &draft_ways)?),
+            false => Some(self.sample_rows(&drafts, &draft_ways)?),
         };
         let batch = sequences.len();
         let any_block =

@@ -77,32 +77,15 @@ impl Products for CpuProducts {
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
             })?;
         }
-        let ProductOut { memory, stride, add } = out;
+        let ProductOut { mut memory, stride } = out;
         let mut output = match &memory {
             ProductMemory::Bf16(_) => self.cpu.new_buffer(out_cols),
             ProductMemory::F32(_) => self.cpu.new_logits(out_cols),
         };
         self.cpu.resize(&mut output, rows.len())?;
-        let places = rows.clone().map(|row| row * stride..row * stride + out_cols);
-        if add {
-            for (i, place) in places.clone().enumerate() {
-                self.cpu.edit_row(&mut output, i, &mut |to| match &memory {
-                    ProductMemory::Bf16(memory) => {
-                        let from = memory.get(place.clone()).unwrap_or(&[]);
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_f32());
-                    }
-                    ProductMemory::F32(memory) => {
-                        let from = memory.get(place.clone()).unwrap_or(&[]);
-                        to.iter_mut().zip(from).for_each(|(to, x)| *to = *x);
-                    }
-                })?;
-            }
-            self.cpu.linear_add(&layer.linear, &input, 0..rows.len(), &mut output)?;
-        } else {
-            self.cpu.linear(&layer.linear, &input, 0..rows.len(), &mut output)?;
-        }
-        let mut memory = memory;
-        for (i, place) in places.enumerate() {
+        self.cpu.linear(&layer.linear, &input, 0..rows.len(), &mut output)?;
+        for (i, row) in rows.clone().enumerate() {
+            let place = row * stride..row * stride + out_cols;
             let from = output.row(i).unwrap_or(&[]);
             match &mut memory {
                 ProductMemory::Bf16(memory) => {
