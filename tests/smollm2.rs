@@ -94,6 +94,42 @@ fn engine(path: &Path, drafter: Option<&DrafterWeights>, policy: impl Policy + '
     Engine::new(model, policy, EngineOptions { cache_tokens: 4096, ..EngineOptions::default() }).unwrap()
 }
 
+/// The first tokens of two prompts on the GPU's kernels, run by the SIMT host.
+#[cfg(feature = "simt")]
+#[test]
+fn the_kernels_write_what_transformers_writes() {
+    use flexdraft::backend::{Simt, SimtOptions};
+    use flexdraft::device::gpu::{CpuProducts, Gpu};
+    use flexdraft::kernels::Kernels;
+
+    let Some(path) = file("the_kernels_write_what_transformers_writes") else { return };
+    // SAFETY: nobody changes the file.
+    let target = unsafe { TargetWeights::map(&path) }.unwrap();
+    let drafter = DrafterWeights::random(&target.config, 3, 4, 16, DType::Bf16, 1).unwrap();
+    let prompts = recording().prompts;
+    let mut autoregressive: Option<Vec<Output>> = None;
+    for mode in [Mode::Autoregressive, Mode::Parallel] {
+        let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+        let stream = kernels.backend().stream();
+        let device = Gpu::new(kernels, stream, CpuProducts::new(0).unwrap());
+        let model = Model::new(device, &target, Some(&drafter)).unwrap();
+        let options = EngineOptions { cache_tokens: 1024, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, mode, options).unwrap();
+        let requests = prompts.iter().take(2).map(|prompt| Request::new(prompt.ids.clone(), 12)).collect();
+        let outputs = run(&mut engine, requests);
+        for (output, prompt) in outputs.iter().zip(&prompts) {
+            // Activations are bf16 here, and f32 there.
+            let parting = output.tokens.iter().zip(&prompt.tokens).position(|(a, b)| a != b);
+            let margin = parting.map_or(0.0, |i| prompt.margins[i]);
+            assert!(margin < 0.3, "{mode:?}: token {parting:?} differs at a margin of {margin}");
+        }
+        let expected = autoregressive.get_or_insert_with(|| outputs.clone());
+        for (output, expected) in outputs.iter().zip(expected) {
+            assert_eq!(output.tokens, expected.tokens, "{mode:?}");
+        }
+    }
+}
+
 #[test]
 fn shape_and_stop_ids() {
     let Some(path) = file("shape_and_stop_ids") else { return };
