@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, Mode, Policy};
 use flexdraft::device::Device;
+use flexdraft::device::gpu::Gpu;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Tokenizer;
 
-use crate::args::{GenerateArgs, ModeChoice};
+use crate::args::{DeviceChoice, GenerateArgs, ModeChoice};
 use crate::compare::{self, MODES, Measured};
 use crate::error::{CliError, Result};
 use crate::job::{Job, Seeds, cache_tokens};
@@ -22,7 +23,13 @@ use crate::stream::{Streamer, Surface};
 
 /// Runs the command.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let device = models::cpu_device(args)?;
+    match args.device {
+        DeviceChoice::Cuda(ordinal) => generate_on(args, Gpu::cuda(ordinal)?),
+        DeviceChoice::Auto | DeviceChoice::Cpu => generate_on(args, models::cpu_device(args)?),
+    }
+}
+
+fn generate_on(args: &GenerateArgs, device: impl Device) -> Result<()> {
     let seeds = Seeds::from_args(args)?;
     let pair = Pair::from_args(args)?;
     let progress = Progress::loading(&pair.target);

@@ -3,15 +3,15 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use flexdraft::device::Device;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::device::{Device, DeviceError};
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Gguf;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
 
-use crate::args::{DeviceChoice, DrafterSource, GenerateArgs};
+use crate::args::{DrafterSource, GenerateArgs};
 use crate::error::{CliError, Result};
 
 /// Where the bundled pair lies in the repository.
@@ -124,12 +124,8 @@ fn attention_bytes(attention: &AttentionWeights) -> usize {
     linears.into_iter().map(linear_bytes).sum::<usize>() + norms
 }
 
-/// The device that was asked for: the CPU.
+/// The CPU, as it was asked for.
 pub fn cpu_device(args: &GenerateArgs) -> Result<Cpu> {
-    if let DeviceChoice::Cuda(ordinal) = args.device {
-        let (requested, reason) = (format!("cuda:{ordinal}"), "this build has no CUDA device".into());
-        return Err(DeviceError::Unavailable { requested, reason }.into());
-    }
     let (threads, precision) = (args.threads, args.dtype.into());
     Ok(Cpu::new(CpuOptions { threads, precision })?)
 }

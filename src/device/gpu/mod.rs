@@ -3,6 +3,7 @@
 //! The code is generic over where the kernels run, so that the tests run the whole decode loop on the SIMT
 //! host, with the same launches in the same order.
 
+mod cublas;
 mod memory;
 mod products;
 mod sampling;
@@ -13,6 +14,7 @@ mod simt;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use cublas::{CublasLayer, CublasLt};
 use half::bf16;
 pub use memory::Buffer;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
@@ -24,7 +26,7 @@ use super::{
     AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform,
     RowKind, Verdict, VerifyRows,
 };
-use crate::backend::{Backend, BackendError, Element, View, ViewMut};
+use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
 use crate::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging};
@@ -219,6 +221,28 @@ impl<P: Products> Gpu<P> {
 /// A layer that a cache does not have.
 fn no_layer(operation: &'static str, index: usize) -> DeviceError {
     DeviceError::OutOfRange { operation, what: "layer", index, limit: index }
+}
+
+impl Gpu<CublasLt> {
+    /// CUDA device `ordinal`, on a stream of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] where there is no driver, no such device, no cuBLASLt, or no device code in
+    /// this build.
+    pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
+        let unavailable =
+            |reason: String| DeviceError::Unavailable { requested: format!("cuda:{ordinal}"), reason };
+        let missing = |error: BackendError| match error {
+            BackendError::Unavailable(reason) => unavailable(reason),
+            other => unavailable(other.to_string()),
+        };
+        let context = Cuda::context(ordinal).map_err(missing)?;
+        let kernels = Kernels::load(&context).map_err(missing)?;
+        let stream = context.new_stream().map_err(|error| unavailable(error.to_string()))?;
+        let products = CublasLt::new(&context, &stream)?;
+        Ok(Gpu::new(kernels, stream, products))
+    }
 }
 
 /// Elements of rows `rows`.
