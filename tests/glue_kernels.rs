@@ -17,7 +17,8 @@ use proptest::test_runner::FileFailurePersistence;
 
 fn config() -> ProptestConfig {
     ProptestConfig {
-        cases: 48,
+        // A quarter of what `PROPTEST_CASES` asks for.
+        cases: ProptestConfig::default().cases.div_ceil(4),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         ..ProptestConfig::default()
     }

@@ -120,7 +120,9 @@ prop_compose! {
     }
 }
 
-fn config(cases: u32) -> ProptestConfig {
+/// A case in `share` of those that `PROPTEST_CASES` asks for (256 without it).
+fn config(share: u32) -> ProptestConfig {
+    let cases = ProptestConfig::default().cases.div_ceil(share);
     ProptestConfig {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),

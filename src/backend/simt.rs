@@ -105,13 +105,46 @@ impl Simt {
 }
 
 impl SimtStream {
-    /// A slice as an operand that a kernel reads.
+    /// A slice as an operand that a kernel reads. It borrows the slice, which can be neither freed
+    ///
+    /// ```compile_fail,E0505
+    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// let memory = vec![1.0f32; 8];
+    /// let stream = simt.stream();
+    /// let view = stream.view(&memory);
+    /// drop(memory);
+    /// view.len();
+    /// ```
+    ///
+    /// nor written by another kernel meanwhile:
+    ///
+    /// ```compile_fail,E0502
+    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// let mut memory = vec![1.0f32; 8];
+    /// let stream = simt.stream();
+    /// let (read, written) = (stream.view(&memory), stream.view_mut(&mut memory));
+    /// read.len() + written.len();
+    /// ```
     pub fn view<'a, T: Element>(&self, memory: &'a [T]) -> View<'a, T> {
         // SAFETY: the view borrows the slice, and a launch has ended before it returns.
         unsafe { View::from_raw(memory.as_ptr() as u64, memory.len(), self.0) }
     }
 
-    /// A slice as an operand that a kernel writes.
+    /// A slice as an operand that a kernel writes, and only one:
+    ///
+    /// ```compile_fail,E0499
+    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// let mut memory = vec![1.0f32; 8];
+    /// let stream = simt.stream();
+    /// let (one, other) = (stream.view_mut(&mut memory), stream.view_mut(&mut memory));
+    /// one.len() + other.len();
+    /// ```
+    ///
+    /// ```
+    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// let mut memory = vec![1.0f32; 8];
+    /// assert_eq!(simt.stream().view_mut(&mut memory).len(), 8);
+    /// ```
     pub fn view_mut<'a, T: Element>(&self, memory: &'a mut [T]) -> ViewMut<'a, T> {
         // SAFETY: the view borrows the slice mutably, and a launch has ended before it returns.
         unsafe { ViewMut::from_raw(memory.as_mut_ptr() as u64, memory.len(), self.0) }

@@ -187,6 +187,56 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use bytemuck::Zeroable;
+    /// use flexdraft::acceptance::Rule;
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::Kernels;
+    /// use flexdraft::kernels::acceptance::{
+    ///     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+    /// };
+    /// use flexdraft::kernels::sampling::RowStats;
+    /// use flexdraft::layout::GroupSet;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// // Greedy: the target chose token 3 after c_0 and token 1 after d_1.
+    /// let mut stats = [RowStats::zeroed(); 2];
+    /// (stats[0].token, stats[1].token) = (3, 1);
+    /// let logits = vec![0.0f32; 2 * 8];
+    /// let sequence = Verify::new(&VerifySequence {
+    ///     rule: Rule::Match,
+    ///     seed: 0,
+    ///     position: 40,
+    ///     drafts: 1,
+    ///     first_target: 0,
+    ///     first_draft: None,
+    ///     first_token: 0,
+    ///     groups: GroupSet::all(1),
+    /// })?;
+    /// let mut workspace = vec![0u64; accept_workspace_len(1, 8).unwrap()];
+    /// let (mut verdicts, mut committed) = ([Verdict::zeroed()], [0; MAX_COMMITTED]);
+    /// kernels.accept(&stream, &Accept {
+    ///     vocab: 8,
+    ///     stride: 8,
+    ///     sequences: stream.view(&[sequence]),
+    ///     any_block: false,
+    ///     tokens: stream.view(&[3]),
+    ///     target: SampledRows { logits: stream.view(&logits), stats: stream.view(&stats) },
+    ///     draft: None,
+    ///     workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+    ///     arrived: stream.view_mut(&mut [0]),
+    ///     verdicts: stream.view_mut(&mut verdicts),
+    ///     committed: stream.view_mut(&mut committed),
+    ///     error: None,
+    /// })?;
+    /// assert_eq!((verdicts[0].accepted, verdicts[0].bonus, verdicts[0].group), (1, 1, 1));
+    /// assert_eq!(committed[..3], [3, 1, -1]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn accept<L: Logit>(&self, stream: &B::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
         let names = L::KERNELS;
         let mut operands = Operands::new(names.accept, self.backend.queue(stream));

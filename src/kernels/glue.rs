@@ -165,6 +165,30 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::Embed};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let table: Vec<bf16> = (0..3 * 8).map(|x| bf16::from_f32(x as f32)).collect();
+    /// let (mut out, mut error) = (vec![bf16::ONE; 2 * 8], [0]);
+    /// kernels.embed(&stream, &Embed {
+    ///     ids: stream.view(&[2, 7]),
+    ///     table: stream.view(&table),
+    ///     out: stream.view_mut(&mut out),
+    ///     error: Some(stream.view_mut(&mut error)),
+    ///     cols: 8,
+    /// })?;
+    /// assert_eq!(out[..8], table[16..]);
+    /// // There is no token 7.
+    /// assert_eq!((&out[8..], error), (&[bf16::ZERO; 8][..], [2]));
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn embed(&self, stream: &B::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("embed", self.backend.queue(stream));
         let (rows, row) = (args.ids.len(), cols(&operands, args.cols)?);
@@ -191,6 +215,23 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::Gather};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let x: Vec<bf16> = (0..3 * 8).map(|x| bf16::from_f32(x as f32)).collect();
+    /// let mut out = vec![bf16::ZERO; 8];
+    /// let (indices, from) = (stream.view(&[1]), stream.view(&x));
+    /// kernels.gather(&stream, &Gather { indices, x: from, out: stream.view_mut(&mut out), cols: 8 })?;
+    /// assert_eq!(out, x[8..16]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn gather(&self, stream: &B::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("gather", self.backend.queue(stream));
         let (rows, row) = (args.indices.len(), cols(&operands, args.cols)?);
@@ -268,6 +309,21 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::Add};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let (mut x, delta) = (vec![bf16::ONE; 8], vec![bf16::from_f32(0.5); 8]);
+    /// kernels.add(&stream, &Add { x: stream.view_mut(&mut x), delta: stream.view(&delta) })?;
+    /// assert_eq!(x, [bf16::from_f32(1.5); 8]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn add(&self, stream: &B::Stream, args: &Add<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("add", self.backend.queue(stream));
         let elements = args.delta.len();
@@ -291,6 +347,23 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::SiluMul};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// // silu(20) is 20 to the last bit of bf16.
+    /// let x = [[bf16::from_f32(20.0); 8], [bf16::from_f32(0.5); 8]].concat();
+    /// let mut out = vec![bf16::ZERO; 8];
+    /// kernels.silu_mul(&stream, &SiluMul { x: stream.view(&x), out: stream.view_mut(&mut out), cols: 8 })?;
+    /// assert_eq!(out, [bf16::from_f32(10.0); 8]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn silu_mul(&self, stream: &B::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("silu_mul", self.backend.queue(stream));
         let row = cols(&operands, args.cols)?;
@@ -314,6 +387,23 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, glue::SiluAdd};
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let (mut x, bonus) = (vec![bf16::from_f32(8.0); 2 * 8], vec![bf16::from_f32(12.0); 8]);
+    /// let (rows, owner) = (stream.view_mut(&mut x), [0, 0]);
+    /// let (bonus, owner) = (stream.view(&bonus), stream.view(&owner));
+    /// kernels.silu_add(&stream, &SiluAdd { x: rows, bonus, owner, cols: 8 })?;
+    /// assert_eq!(x, [bf16::from_f32(20.0); 16]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn silu_add(&self, stream: &B::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("silu_add", self.backend.queue(stream));
         let (rows, row) = (args.owner.len(), cols(&operands, args.cols)?);
@@ -339,6 +429,34 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::{Kernels, Paging, PassTables, glue::RopeTable};
+    /// use flexdraft::layout::{Pass, SequenceRows};
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 1, groups: vec![], slots: 0 };
+    /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
+    /// let paging = Paging { pages: 1, page_size: 16 };
+    /// pass.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging)?;
+    ///
+    /// let inv_freq = vec![0.0f32, 1.0];
+    /// let mut turns = vec![0.0f32; 2 * 2];
+    /// kernels.rope_table(&stream, &RopeTable {
+    ///     pass: &pass,
+    ///     inv_freq: stream.view(&inv_freq),
+    ///     scale: 1.0,
+    ///     turns: stream.view_mut(&mut turns),
+    /// })?;
+    /// // The one row is at position 5.
+    /// assert_eq!(turns[..2], [1.0, 0.0]);
+    /// assert!((turns[2] - 5f32.cos()).abs() < 1e-6 && (turns[3] - 5f32.sin()).abs() < 1e-6);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
         let mut operands = Operands::new("rope_table", self.backend.queue(stream));
         let half_dim = args.inv_freq.len();
@@ -366,6 +484,50 @@ impl<B: Backend> Kernels<B> {
     /// # Errors
     ///
     /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::glue::NormRopeAppend;
+    /// use flexdraft::kernels::{Kernels, KvStrides, PagedKvMut, Paging, PassTables};
+    /// use half::bf16;
+    /// use flexdraft::layout::{AttentionShape, RowKind, Pass, SequenceRows};
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 1, groups: vec![], slots: 0 };
+    /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
+    /// let paging = Paging { pages: 1, page_size: 16 };
+    /// pass.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging)?;
+    ///
+    /// let shape = AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
+    /// let mut qkv = vec![bf16::ONE; 3 * 64];
+    /// // No turn at all: cosine 1, sine 0.
+    /// let turns = [1.0f32, 0.0].repeat(32);
+    /// let (mut k, mut v) = (vec![bf16::ZERO; 16 * 64], vec![bf16::ZERO; 16 * 64]);
+    /// let strides = KvStrides::token_major(16, 1, 64);
+    /// kernels.norm_rope_append(&stream, &NormRopeAppend {
+    ///     pass: &pass,
+    ///     kind: RowKind::Candidates,
+    ///     qkv: stream.view_mut(&mut qkv),
+    ///     turns: stream.view(&turns),
+    ///     norms: None,
+    ///     eps: 1e-6,
+    ///     cache: PagedKvMut {
+    ///         k: stream.view_mut(&mut k),
+    ///         v: stream.view_mut(&mut v),
+    ///         k_strides: strides,
+    ///         v_strides: strides,
+    ///     },
+    ///     shape,
+    ///     error: None,
+    /// })?;
+    /// // Token 5 of page 0.
+    /// assert_eq!(k[5 * 64..6 * 64], [bf16::ONE; 64]);
+    /// assert_eq!(v[..5 * 64], [bf16::ZERO; 5 * 64]);
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
     pub fn norm_rope_append(
         &self,
         stream: &B::Stream,
