@@ -25,7 +25,9 @@ use crate::stream::{Streamer, Surface};
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     match args.device {
         DeviceChoice::Cuda(ordinal) => generate_on(args, Gpu::cuda(ordinal)?),
-        DeviceChoice::Auto | DeviceChoice::Cpu => generate_on(args, models::cpu_device(args)?),
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            generate_on(args, models::cpu(args.threads, args.dtype.into())?)
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `flexdraft` command.
 
 mod args;
+mod bench;
 mod compare;
 mod error;
 mod generate;
@@ -50,6 +51,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => generate::generate(&cli.generate),
         Some(Command::Generate(args)) => generate::generate(args),
+        Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Inspect(args)) => inspect::inspect(args),
     }
 }

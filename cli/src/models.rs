@@ -3,8 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use flexdraft::device::Device;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::{Device, Precision};
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Gguf;
 use flexdraft::model::forward::Model;
@@ -38,7 +38,11 @@ pub struct Pair {
 
 impl Pair {
     pub fn from_args(args: &GenerateArgs) -> Result<Self> {
-        let (target, draft) = (args.target.clone(), args.draft.clone());
+        Self::new(args.target.clone(), args.draft.clone())
+    }
+
+    /// The target and drafter, or the pair that comes with the repository.
+    pub fn new(target: Option<PathBuf>, draft: Option<DrafterSource>) -> Result<Self> {
         if let Some(target) = target {
             return Ok(Self { target, draft, bundled: false });
         }
@@ -125,8 +129,7 @@ fn attention_bytes(attention: &AttentionWeights) -> usize {
 }
 
 /// The CPU, as it was asked for.
-pub fn cpu_device(args: &GenerateArgs) -> Result<Cpu> {
-    let (threads, precision) = (args.threads, args.dtype.into());
+pub fn cpu(threads: usize, precision: Precision) -> Result<Cpu> {
     Ok(Cpu::new(CpuOptions { threads, precision })?)
 }
 

@@ -1,0 +1,82 @@
+//! Shapes of models that are not here: random weights take their place.
+
+use clap::ValueEnum;
+use flexdraft::device::AttentionShape;
+use flexdraft::model::config::{Architecture, ModelConfig};
+use flexdraft::model::rope::{self, RopeScaling};
+use flexdraft::model::weights::{DrafterWeights, TargetWeights};
+use flexdraft::tensor::DType;
+
+use crate::error::{CliError, Result};
+use crate::models::Weights;
+
+/// A shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Synthetic {
+    /// Four layers, 64 columns: to try the command
+    Tiny,
+    /// Qwen3-0.6B: 28 layers, 1024 columns, tied
+    #[value(name = "qwen3-0.6b")]
+    Qwen3Small,
+    /// Qwen3-8B: 36 layers, 4096 columns
+    #[value(name = "qwen3-8b")]
+    Qwen3Large,
+}
+
+impl Synthetic {
+    /// Its configuration, and how many layers its drafter has.
+    fn config(self) -> Option<(ModelConfig, usize)> {
+        let (layers, hidden, intermediate, q_heads, kv_heads, head_dim, vocab, tied, tail) = match self {
+            Self::Tiny => (4, 64, 128, 2, 1, 64, 384, true, 2),
+            Self::Qwen3Small => (28, 1024, 3072, 16, 8, 128, 151_936, true, 8),
+            Self::Qwen3Large => (36, 4096, 12_288, 32, 8, 128, 151_936, false, 10),
+        };
+        let config = ModelConfig {
+            architecture: Architecture::Qwen3,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            layers,
+            attention: AttentionShape { q_heads, kv_heads, head_dim },
+            vocab_size: vocab,
+            context_len: 40_960,
+            rms_norm_eps: 1e-6,
+            rope: rope::rope(head_dim, 1e6, &RopeScaling::Default)?,
+            attention_bias: false,
+            mlp_bias: false,
+            tied_embeddings: tied,
+            eos_ids: Vec::new(),
+        };
+        Some((config, tail))
+    }
+
+    /// Random bf16 weights of a target and its drafter, if there is memory for them.
+    pub fn weights(self, block_size: usize) -> Result<Weights> {
+        let (config, tail) = self.config().ok_or_else(|| CliError::Usage("no such rotation".into()))?;
+        let rank = 512.min(config.hidden_size);
+        let attention = config.attention;
+        let projections = config.hidden_size * (attention.qkv_cols() + attention.out_cols());
+        let layer = projections + 3 * config.hidden_size * config.intermediate_size;
+        let tables = if config.tied_embeddings { 1 } else { 2 } * config.vocab_size * config.hidden_size;
+        let drafter = tail * projections + rank * (2 * config.hidden_size + config.vocab_size);
+        let needed = 2 * (config.layers * layer + tables + drafter);
+        if let Some(available) = available_memory().filter(|&available| available < needed) {
+            let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+            return Err(CliError::Usage(format!(
+                "the weights of this shape take {:.1} GiB, and {:.1} GiB of memory are available",
+                gib(needed),
+                gib(available)
+            )));
+        }
+        let target = TargetWeights::random(&config, DType::Bf16, 1)?;
+        let drafter = DrafterWeights::random(&config, tail, block_size, rank, DType::Bf16, 2)?;
+        Ok(Weights { target, drafter: Some(drafter) })
+    }
+}
+
+/// Bytes that can be had without swapping, where the system says.
+fn available_memory() -> Option<usize> {
+    let report = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
