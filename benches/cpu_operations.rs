@@ -1,0 +1,135 @@
+//! Operations of the CPU device, for every instruction set that the machine has, on one thread: products in
+//! FLOP/s, the others in bytes a second.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use flexdraft::acceptance::Rule;
+use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
+use flexdraft::device::{
+    AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
+};
+use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::Tensor;
+use half::bf16;
+
+fn noise(len: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn weights(shape: &[usize]) -> Tensor {
+    let values = noise(shape.iter().product());
+    Tensor::from_bf16(shape, values.into_iter().map(bf16::from_f32).collect())
+        .expect("a shape and its elements")
+}
+
+/// A device for each instruction set and precision, by name.
+fn devices() -> Vec<(String, Cpu)> {
+    let mut devices = Vec::new();
+    for set in InstructionSet::available() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let options = CpuOptions { threads: 1, precision };
+            let device = Cpu::with_instruction_set(options, set).expect("an available instruction set");
+            devices.push((format!("{set:?}-{precision:?}"), device));
+        }
+    }
+    devices
+}
+
+fn filled(device: &Cpu, mut buffer: Buffer, rows: usize) -> Buffer {
+    device.resize(&mut buffer, rows).expect("memory");
+    let values = noise(buffer.cols());
+    for row in 0..rows {
+        let fill = &mut |to: &mut [f32]| to.copy_from_slice(&values);
+        device.edit_row(&mut buffer, row, fill).expect("a row that there is");
+    }
+    buffer
+}
+
+fn products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("linear 1024 -> 3072");
+    let weight = weights(&[3072, 1024]);
+    for (name, device) in devices() {
+        let layer = device.new_linear(&[LinearPart::new(&weight, None)]).expect("a matrix");
+        for rows in [1, 8, 64] {
+            let x = filled(&device, device.new_buffer(1024), rows);
+            let mut out = device.new_buffer(3072);
+            device.resize(&mut out, rows).expect("memory");
+            group.throughput(Throughput::Elements(2 * 3072 * 1024 * rows as u64));
+            group.bench_function(BenchmarkId::new(&name, rows), |bencher| {
+                bencher.iter(|| device.linear(&layer, black_box(&x), 0..rows, &mut out));
+            });
+        }
+    }
+    group.finish();
+}
+
+fn norms(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rms_norm, 64 rows of 1024");
+    for (name, device) in devices() {
+        let weight = device.new_vector(&weights(&[1024])).expect("a vector");
+        let x = filled(&device, device.new_buffer(1024), 64);
+        let mut out = filled(&device, device.new_buffer(1024), 64);
+        group.throughput(Throughput::Bytes(2 * 64 * 1024 * 4));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| device.rms_norm(black_box(&x), 0..64, &weight, 1e-6, &mut out));
+        });
+    }
+    group.finish();
+}
+
+fn attention(criterion: &mut Criterion) {
+    let mut group =
+        criterion.benchmark_group("joint_attention, 5 candidates and a group of 16 after 1000 positions");
+    let shape = AttentionShape { q_heads: 16, kv_heads: 8, head_dim: 128 };
+    let pages: Vec<u32> = (0..64).collect();
+    let rows = SequenceRows { pages: &pages, start: 1000, candidates: 5, groups: vec![4], slots: 16 };
+    let pass = Pass { sequences: vec![rows] };
+    let rope = Rope { inv_freq: vec![0.1; 64], scale: 1.0 };
+    for (name, device) in devices() {
+        let mut cache = device.new_cache(1, 64, 16, shape).expect("memory");
+        let mut qkv = filled(&device, device.new_buffer(shape.qkv_cols()), 21);
+        let transform = QkTransform { shape, norms: None, eps: 1e-6, rope: &rope };
+        device
+            .norm_rope_append(&transform, &pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
+            .expect("operands that fit");
+        let mut out = filled(&device, device.new_buffer(shape.out_cols()), 21);
+        let kv = 2 * 8 * 128 * 1005 * if device.precision() == Precision::Bf16 { 2 } else { 4 };
+        group.throughput(Throughput::Bytes(kv));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| device.joint_attention(shape, &pass, black_box(&qkv), 0, &cache, &mut out));
+        });
+    }
+    group.finish();
+}
+
+fn sampling(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("draft, 15 rows of 151936");
+    for (name, device) in devices() {
+        if device.precision() == Precision::Bf16 {
+            continue; // Logits are f32 in either.
+        }
+        let mut logits = filled(&device, device.new_logits(151_936), 15);
+        for (kind, temperature) in [("greedy", 0.0), ("sampled", 1.0)] {
+            let sampling = SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 };
+            let draft =
+                DraftRows { rows: 0..15, sampling: &sampling, rule: Rule::Rejection, seed: 1, start: 9 };
+            group.throughput(Throughput::Bytes(15 * 151_936 * 4));
+            group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
+                bencher.iter(|| device.draft(None, black_box(&mut logits), std::slice::from_ref(&draft)));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(operations, products, norms, attention, sampling);
+criterion_main!(operations);
