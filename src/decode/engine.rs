@@ -174,7 +174,9 @@ impl<D: Device> Engine<D> {
         let outcomes = if plans.is_empty() {
             Vec::new()
         } else {
-            step::run(&self.model, &mut self.cache, &mut self.buffers, &mut self.active, &plans)?
+            let Self { model, cache, buffers, active, .. } = self;
+            let model = &*model;
+            model.device().run(|| step::run(model, cache, buffers, active, &plans))?
         };
         let mut committed = std::mem::take(&mut self.finished);
         for (plan, outcome) in plans.iter().zip(outcomes) {

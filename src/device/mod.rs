@@ -352,6 +352,12 @@ pub trait Device: Send + Sync + 'static {
         sequences: &[VerifyRows<'_, Self::Buffer>],
     ) -> Result<Vec<Verdict>, DeviceError>;
 
+    /// Calls `work`, a step's operations, in the place that suits them best: a device with threads of its own
+    /// runs it on one of them, so that no operation has to wake the others.
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// The largest batch at which drafting in parallel with the verification pays: mask rows ride along
     /// for free only where weights, not arithmetic, bound a pass.
     fn parallel_batch_limit(&self) -> usize;

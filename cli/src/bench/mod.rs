@@ -251,10 +251,7 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
     let (mut target_logits, mut draft_logits) = (model.new_logits(), model.new_logits());
     let greedy = SamplingParams::GREEDY;
     let draft = vec![1u32; step.verified];
-    let mut seconds = Vec::new();
-    // The first step allocates, and counts for nothing.
-    for i in 0..=count {
-        let start = Instant::now();
+    let mut take = || -> Result<()> {
         for (pass, shape) in passes.iter().zip(&step.passes) {
             let candidates = batch * shape.candidates;
             model.forward(pass, &vec![1; candidates], &mut cache, &mut work)?;
@@ -292,6 +289,13 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
                 .collect();
             model.draft(&slots, &requests, &mut work, &mut draft_logits)?;
         }
+        Ok(())
+    };
+    let mut seconds = Vec::new();
+    // The first step allocates, and counts for nothing.
+    for i in 0..=count {
+        let start = Instant::now();
+        model.device().run(&mut take)?;
         if i > 0 {
             seconds.push(start.elapsed().as_secs_f64());
         }

@@ -207,7 +207,11 @@ struct Task<'a> {
 
 /// The elements of `x`, which bf16 holds exactly, side by side.
 fn pack(x: &Matrix<'_, f32>) -> Vec<bf16> {
-    (0..x.rows).flat_map(|row| x.row(row)).map(|&value| bf16::from_f32(value)).collect()
+    let mut packed = Vec::with_capacity(x.rows * x.cols);
+    for row in 0..x.rows {
+        packed.extend(x.row(row).iter().map(|value| bf16::from_bits((value.to_bits() >> 16) as u16)));
+    }
+    packed
 }
 
 /// Columns of the output, by products of `K` elements at a time.
@@ -235,11 +239,12 @@ impl<X: Factor<T, K>, T: Element, const K: usize> Kernel for Columns<'_, X, T, K
             products(simd, x, w, &mut |m, n, sum| {
                 let value = bias.map_or(sum, |bias| sum + bias[n]);
                 let out = &mut out[m][n];
-                *out = precision.round(match output {
+                *out = match output {
                     Output::Store => value,
                     Output::Add => *out + value,
-                });
+                };
             });
+            out.iter_mut().for_each(|row| precision.round_all(row));
         }
     }
 }

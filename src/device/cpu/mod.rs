@@ -267,6 +267,10 @@ impl Device for Cpu {
         sampling::verify(self.compute(), logits, sequences)
     }
 
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.run(work)
+    }
+
     /// Mask rows are never free on a CPU, which reads weights hardly faster than it multiplies them.
     fn parallel_batch_limit(&self) -> usize {
         0

@@ -51,6 +51,16 @@ impl Pool {
         self.threads
     }
 
+    /// Calls `work` on one of the threads: what it hands to [`for_each`](Self::for_each) then starts without
+    /// a handover from a thread outside, and the others, which look for work a while before they sleep, are
+    /// mostly awake.
+    pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.workers {
+            Some(workers) => workers.install(work),
+            None => work(),
+        }
+    }
+
     /// Calls `run` for each item, on all threads if `work` (about how many multiply-adds the items
     /// take together) is worth it.
     pub(super) fn for_each<T: Send>(&self, items: Vec<T>, work: usize, run: impl Fn(T) + Send + Sync) {
@@ -90,6 +100,22 @@ mod tests {
         let caller = std::thread::current().id();
         pool.for_each(vec![(); 8], 100, |()| assert_eq!(std::thread::current().id(), caller));
         pool.for_each(vec![(); 8], usize::MAX, |()| assert_ne!(std::thread::current().id(), caller));
+    }
+
+    #[test]
+    fn work_may_run_on_the_threads_themselves() {
+        for threads in [1, 3] {
+            let pool = Pool::new(threads).unwrap();
+            let counted = AtomicUsize::new(0);
+            let result = pool.run(|| {
+                pool.for_each(vec![(); 8], usize::MAX, |()| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                });
+                std::thread::current().name().map(str::to_owned)
+            });
+            assert_eq!(counted.into_inner(), 8);
+            assert_eq!(result.is_some_and(|name| name.starts_with("flexdraft-cpu")), threads > 1);
+        }
     }
 
     #[test]
