@@ -6,7 +6,10 @@ mod common;
 
 use common::models::Spec;
 use common::runs::{cpu, engine, model, run};
-use flexdraft::decode::{Confidence, Engine, EngineOptions, Finish, Mode, Request};
+use flexdraft::decode::{
+    Auto, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
+};
+use flexdraft::device::cpu::Cpu;
 use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
 
@@ -79,12 +82,14 @@ fn refused_engines() {
     }
     let (target, _) = spec.weights();
     let without_drafter = || Model::new(cpu(1), &target, None).unwrap();
-    for (mode, name) in [(Mode::Auto, "auto"), (Mode::Parallel, "parallel"), (Mode::Sequential, "sequential")]
-    {
-        let error = Engine::new(without_drafter(), mode, EngineOptions::default()).err().unwrap();
+    let refused = |engine: Result<Engine<Cpu>, DecodeError>, name: &str| {
         let expected = format!("mode `{name}` needs a drafter; without one only `ar` runs");
-        assert_eq!(error.to_string(), expected);
+        assert_eq!(engine.err().unwrap().to_string(), expected);
+    };
+    for mode in [Mode::Parallel, Mode::Sequential] {
+        refused(Engine::new(without_drafter(), mode, EngineOptions::default()), mode.name());
     }
+    refused(Engine::new(without_drafter(), Auto::default(), EngineOptions::default()), "auto");
     let mut ar = Engine::new(without_drafter(), Mode::Autoregressive, EngineOptions::default()).unwrap();
     assert!(ar.set_policy(Mode::Parallel).is_err());
     let expected = run(&mut engine(&spec, Mode::Parallel), vec![Request::new(vec![5], 9)]);

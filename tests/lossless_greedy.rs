@@ -8,7 +8,7 @@ mod common;
 use common::models::{Spec, spec};
 use common::policies::{RandomEverything, RandomGroups};
 use common::runs::{Output, corrupted_continuation, engine, run, run_alone};
-use flexdraft::decode::{Confidence, ConfidenceStrategy, Finish, Mode, Record, Request};
+use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Finish, Mode, Record, Request};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -99,9 +99,10 @@ proptest! {
             Ok(())
         };
         let requests = || asks.iter().zip(&ar).map(|(ask, ar)| ask.proposing(&spec, ar)).collect();
-        for mode in [Mode::Parallel, Mode::Sequential, Mode::Auto, Mode::Autoregressive] {
+        for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
             check(&format!("{mode:?}"), run(&mut engine(&spec, mode), requests()))?;
         }
+        check("auto", run(&mut engine(&spec, Auto::default()), requests()))?;
         check("random groups", run(&mut engine(&spec, RandomGroups(seed)), requests()))?;
         check("random", run(&mut engine(&spec, RandomEverything(RandomGroups(seed))), requests()))?;
     }
@@ -144,6 +145,5 @@ fn every_accepted_length_occurs_in_every_mode() {
     };
     check("parallel", run(&mut engine(&spec, Mode::Parallel), requests()));
     check("sequential", run(&mut engine(&spec, Mode::Sequential), requests()));
-    check("auto", run(&mut engine(&spec, Mode::Auto), requests()));
     check("groups", run(&mut engine(&spec, RandomGroups(7)), requests()));
 }

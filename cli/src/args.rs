@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, ConfidenceStrategy, Mode};
+use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Mode, Policy};
 use flexdraft::device::Precision;
 use flexdraft::sampling::SamplingParams;
 
@@ -97,9 +97,10 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "prompt_ids", help_heading = "Prompt")]
     pub chat: bool,
 
-    /// Who drafts when: with the verification, after it, never, or as suits the device and the batch
-    #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
-    pub mode: ModeChoice,
+    /// Who drafts when: with the verification, after it, never, or (`auto`, the default) as measuring finds to be
+    /// fastest; the bundled pair shows `parallel` unless asked
+    #[arg(long, value_enum, help_heading = "Decoding")]
+    pub mode: Option<ModeChoice>,
     /// How drafts are accepted above temperature 0
     #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
     pub rule: RuleChoice,
@@ -312,22 +313,26 @@ impl FromStr for TokenIds {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModeChoice {
-    #[default]
     Auto,
     Parallel,
     Sequential,
     Ar,
 }
 
-impl From<ModeChoice> for Mode {
-    fn from(choice: ModeChoice) -> Self {
-        match choice {
-            ModeChoice::Auto => Self::Auto,
-            ModeChoice::Parallel => Self::Parallel,
-            ModeChoice::Sequential => Self::Sequential,
-            ModeChoice::Ar => Self::Autoregressive,
+impl ModeChoice {
+    /// The word that chooses it.
+    pub fn name(self) -> &'static str {
+        self.policy().name()
+    }
+
+    pub fn policy(self) -> Box<dyn Policy> {
+        match self {
+            Self::Auto => Box::new(Auto::default()),
+            Self::Parallel => Box::new(Mode::Parallel),
+            Self::Sequential => Box::new(Mode::Sequential),
+            Self::Ar => Box::new(Mode::Autoregressive),
         }
     }
 }

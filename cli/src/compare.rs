@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use flexdraft::decode::{Mode, StepRecord};
+use flexdraft::decode::StepRecord;
 
+use crate::args::ModeChoice;
 use crate::error::Result;
 use crate::run::{Sample, mean};
 
@@ -96,7 +97,8 @@ fn decode_seconds(samples: &[Sample]) -> f64 {
 }
 
 /// The modes that are compared, in the order in which they are reported.
-pub const MODES: [Mode; 3] = [Mode::Autoregressive, Mode::Parallel, Mode::Sequential];
+pub const MODES: [ModeChoice; 4] =
+    [ModeChoice::Ar, ModeChoice::Parallel, ModeChoice::Sequential, ModeChoice::Auto];
 
 /// Where `other` first differs from `ar`, in words.
 pub fn first_difference(ar: &Measured, other: &Measured) -> Option<String> {

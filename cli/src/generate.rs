@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions, Mode, Policy};
+use flexdraft::decode::{Engine, EngineOptions};
 use flexdraft::device::Device;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::layout::MAX_BLOCK_SIZE;
@@ -38,7 +38,7 @@ fn generate_on(args: &GenerateArgs, device: impl Device) -> Result<()> {
     let weights = pair.load(args.block_size)?;
     let tokenizer = prompt::tokenizer(&pair, weights.target.config.vocab_size)?;
     let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref())?;
-    let session = Session::new(args, device, &weights, prompt.ids, seeds, progress)?;
+    let session = Session::new(args, device, &weights, pair.mode(args.mode), prompt.ids, seeds, progress)?;
     if args.json {
         return session.json(tokenizer.as_ref());
     }
@@ -62,7 +62,7 @@ struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
     /// The mode that was asked for, or the only one there is.
-    mode: Mode,
+    mode: ModeChoice,
     facts: Facts,
     progress: Progress,
 }
@@ -72,6 +72,7 @@ impl<'a, D: Device> Session<'a, D> {
         args: &'a GenerateArgs,
         device: D,
         weights: &Weights,
+        mode: ModeChoice,
         prompt_ids: Vec<u32>,
         seeds: Seeds,
         mut progress: Progress,
@@ -80,10 +81,8 @@ impl<'a, D: Device> Session<'a, D> {
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
         let block_size = drafter.map_or(1, |drafter| args.block_size.unwrap_or(drafter.block_size));
         let block_size = block_size.min(MAX_BLOCK_SIZE);
-        let mode = match args.mode {
-            ModeChoice::Auto if drafter.is_none() => Mode::Autoregressive,
-            mode => mode.into(),
-        };
+        let plain = mode == ModeChoice::Auto && drafter.is_none();
+        let mode = if plain { ModeChoice::Ar } else { mode };
         let config = &weights.target.config;
         let batch = seeds.count().min(EngineOptions::default().max_batch);
         let options = EngineOptions {
@@ -99,10 +98,10 @@ impl<'a, D: Device> Session<'a, D> {
             block_size,
             weight_bytes: weights.bytes_a_token(),
         };
-        let mut engine = Engine::new(model, mode, options)?;
+        let mut engine = Engine::new(model, mode.policy(), options)?;
         let job = Job { args, prompt_ids, stop_ids, seeds, batch };
         job.check(&mut engine)?;
-        if args.mode == ModeChoice::Auto && drafter.is_none() {
+        if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token a step.");
         }
         Ok(Self { job, engine, mode, facts, progress })
@@ -117,19 +116,18 @@ impl<'a, D: Device> Session<'a, D> {
 
     /// The text of the mode that was asked for, the other modes, and the report.
     fn show(mut self, surface: Surface, tokenizer: Option<&Tokenizer>, prompt: Option<&str>) -> Result<()> {
-        if surface.has_colours() && self.mode.drafts() && tokenizer.is_some() {
+        if surface.has_colours() && self.mode != ModeChoice::Ar && tokenizer.is_some() {
             self.progress.note("A change of colour is a new step; underlined tokens are accepted drafts.");
         }
         let count = self.job.seeds.count();
         let mut streamer = Streamer::new(surface.stdout(), surface, tokenizer, &self.progress, prompt, count);
         self.job.run(&mut self.engine, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
-        let shown_mode = self.mode_that_ran();
-        let measured = self.measure(shown_mode, samples)?;
+        let measured = self.measure(samples)?;
         self.progress.clear();
 
         let verdict = self.verdict(&measured);
-        let report = report::report(&self.facts, shown_mode.name(), &commits, &measured, &verdict);
+        let report = report::report(&self.facts, self.mode.name(), &commits, &measured, &verdict);
         let _ = anstream::stderr().write_all(report.as_bytes());
         match verdict {
             Verdict::Broken(difference) => Err(CliError::NotLossless(difference)),
@@ -137,24 +135,11 @@ impl<'a, D: Device> Session<'a, D> {
         }
     }
 
-    /// `auto` by the name of the mode that it chose, if that was the same all along.
-    fn mode_that_ran(&self) -> Mode {
-        let limit = self.engine.model().device().parallel_batch_limit();
-        match self.mode {
-            Mode::Auto if limit == 0 => Mode::Sequential,
-            Mode::Auto if self.job.batch <= limit => Mode::Parallel,
-            mode => mode,
-        }
-    }
-
     /// What the mode that was shown did, and what the others do with the same requests.
-    fn measure(&mut self, shown: Mode, samples: Vec<Sample>) -> Result<Vec<Measured>> {
+    fn measure(&mut self, samples: Vec<Sample>) -> Result<Vec<Measured>> {
+        let shown = self.mode;
         let mut shown_samples = Some(samples);
-        let modes = match (self.compares(), MODES.contains(&shown)) {
-            (false, _) => vec![shown],
-            (true, true) => MODES.to_vec(),
-            (true, false) => [&[shown], &MODES[..]].concat(),
-        };
+        let modes = if self.compares() { MODES.to_vec() } else { vec![shown] };
         let mut measured = Vec::new();
         for mode in modes {
             self.progress.comparing(mode.name());
@@ -176,8 +161,8 @@ impl<'a, D: Device> Session<'a, D> {
         !args.no_compare && self.facts.tail_layers > 0 && args.max_new_tokens > 0
     }
 
-    fn collect(&mut self, mode: Mode) -> Result<Vec<Sample>> {
-        self.engine.set_policy(mode)?;
+    fn collect(&mut self, mode: ModeChoice) -> Result<Vec<Sample>> {
+        self.engine.set_policy(mode.policy())?;
         let mut samples = Collect::default();
         self.job.run(&mut self.engine, &mut samples)?;
         Ok(samples.into_samples())
@@ -187,7 +172,7 @@ impl<'a, D: Device> Session<'a, D> {
         if self.facts.tail_layers == 0 {
             return Verdict::NoDrafter;
         }
-        let ar = measured.iter().find(|measured| measured.name == Mode::Autoregressive.name());
+        let ar = measured.iter().find(|measured| measured.name == ModeChoice::Ar.name());
         let Some(ar) = ar.filter(|_| self.compares()) else { return Verdict::NotCompared };
         if !self.job.args.sampling().is_greedy() && Rule::from(self.job.args.rule) != Rule::Match {
             return Verdict::SameDistribution { rule: self.job.args.rule.name() };

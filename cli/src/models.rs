@@ -11,7 +11,7 @@ use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
 
-use crate::args::{DrafterSource, GenerateArgs};
+use crate::args::{DrafterSource, GenerateArgs, ModeChoice};
 use crate::error::{CliError, Result};
 
 /// Where the bundled pair lies in the repository.
@@ -49,6 +49,11 @@ impl Pair {
         let folder = bundled_folder()?;
         let draft = draft.unwrap_or_else(|| DrafterSource::Directory(folder.join("draft")));
         Ok(Self { target: folder.join("target"), draft: Some(draft), bundled: true })
+    }
+
+    /// The mode, where none was asked for: the bundled pair is there to show drafting, whatever it costs.
+    pub fn mode(&self, asked: Option<ModeChoice>) -> ModeChoice {
+        asked.unwrap_or(if self.bundled { ModeChoice::Parallel } else { ModeChoice::Auto })
     }
 
     /// The GGUF file that the target is, if it is a file and not a directory.

@@ -60,7 +60,7 @@ fn every_mode_gives_the_official_tokens() {
         ]);
         assert_eq!(found.output_ids, expected, "{mode}");
         assert_eq!((found.finish_reason.as_str(), found.stats.tokens), ("length", 64));
-        if mode != "ar" {
+        if mode == "parallel" || mode == "sequential" {
             let lengths: Vec<usize> = serde_json::from_value(official["acceptance_lengths"].clone()).unwrap();
             let found: Vec<usize> = found.steps.iter().map(|step| step.accepted + 1).collect();
             assert!(lengths.starts_with(&found) && found.len() + 1 >= lengths.len(), "{mode}: {found:?}");

@@ -1,10 +1,11 @@
 //! The engine: requests in, committed tokens out, a step at a time.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::error::DecodeError;
 use super::pages::PageAllocator;
-use super::policy::{BatchView, Choice, Policy, SequenceView};
+use super::policy::{BatchView, Choice, Policy, SequenceStep, SequenceView, StepView};
 use super::record::{Committed, Finish};
 use super::request::{Request, RequestId};
 use super::sequence::{Sequence, Work};
@@ -171,6 +172,7 @@ impl<D: Device> Engine<D> {
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
         self.admit();
         let plans = self.plan();
+        let start = Instant::now();
         let outcomes = if plans.is_empty() {
             Vec::new()
         } else {
@@ -178,6 +180,9 @@ impl<D: Device> Engine<D> {
             let model = &*model;
             model.device().run(|| step::run(model, cache, buffers, active, &plans))?
         };
+        let steps: Vec<SequenceStep> =
+            plans.iter().zip(&outcomes).map(|(plan, outcome)| self.sequence_step(plan, outcome)).collect();
+        self.policy.observe(&StepView { seconds: start.elapsed().as_secs_f64(), sequences: &steps });
         let mut committed = std::mem::take(&mut self.finished);
         for (plan, outcome) in plans.iter().zip(outcomes) {
             committed.push(self.commit(plan, outcome));
@@ -186,6 +191,15 @@ impl<D: Device> Engine<D> {
             self.cancel(report.id);
         }
         Ok(committed)
+    }
+
+    fn sequence_step(&self, plan: &Plan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
+        SequenceStep {
+            mode: (plan.work == Work::Decode).then(|| plan.mode()),
+            had_draft: self.active[plan.sequence].draft.is_some(),
+            drafted: outcome.draft.is_some(),
+            committed: outcome.committed.len(),
+        }
     }
 
     fn exhausted(&self, needed: usize) -> DecodeError {
@@ -249,18 +263,19 @@ impl<D: Device> Engine<D> {
                     block_size: sequence.block_size,
                     confidence: draft.map_or(&[], |draft| &draft.confidence),
                     verify_len: draft.map_or(0, |draft| draft.verify_len),
-                    tokens_independent_of_verify_len: sequence.request.sampling.is_greedy()
+                    verify_len_is_free: self.options.free_verify_len
+                        || sequence.request.sampling.is_greedy()
                         || sequence.request.rule == Rule::Match,
                     rule: sequence.request.rule,
                 }
             })
             .collect();
-        let parallel_batch_limit = self.model.device().parallel_batch_limit();
-        let mut choices = self.policy.choose(&BatchView { sequences: &views, parallel_batch_limit });
+        let mut choices = self.policy.choose(&BatchView { sequences: &views });
         choices.truncate(views.len());
         for (choice, view) in choices.iter_mut().zip(&views) {
-            if !view.tokens_independent_of_verify_len && !self.options.free_verify_len {
+            if !view.verify_len_is_free {
                 choice.verify_len = view.verify_len;
+                choice.draft = self.policy.drafts();
             }
         }
         choices.extend(views[choices.len()..].iter().map(|v| Choice::drafting(v, GroupSet::NONE)));

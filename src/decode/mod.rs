@@ -5,6 +5,7 @@
 //!         → target logits → hook → acceptance → the next block is drafted → committed tokens
 //! ```
 
+mod auto;
 mod confidence;
 mod engine;
 mod error;
@@ -15,9 +16,10 @@ mod request;
 mod sequence;
 mod step;
 
+pub use auto::Auto;
 pub use confidence::{Confidence, ConfidenceStrategy};
 pub use engine::{Engine, EngineOptions};
 pub use error::DecodeError;
-pub use policy::{BatchView, Choice, Mode, Policy, SequenceView};
+pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepView};
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::{LogitsHook, Proposer, Request, RequestId};

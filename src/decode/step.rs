@@ -48,7 +48,7 @@ impl Plan {
         }
     }
 
-    fn mode(&self) -> StepMode {
+    pub(super) fn mode(&self) -> StepMode {
         match (self.draft, self.groups.len()) {
             (false, 0) if self.verify_len == 0 => StepMode::Autoregressive,
             (_, 0) => StepMode::Sequential,

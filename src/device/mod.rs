@@ -357,8 +357,4 @@ pub trait Device: Send + Sync + 'static {
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         work()
     }
-
-    /// The largest batch at which drafting in parallel with the verification pays: mask rows ride along
-    /// for free only where weights, not arithmetic, bound a pass.
-    fn parallel_batch_limit(&self) -> usize;
 }

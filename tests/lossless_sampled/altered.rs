@@ -265,8 +265,4 @@ impl Device for Altered {
     ) -> Result<(), DeviceError> {
         self.cpu.edit_row(logits, row, edit)
     }
-
-    fn parallel_batch_limit(&self) -> usize {
-        self.cpu.parallel_batch_limit()
-    }
 }

@@ -270,9 +270,4 @@ impl Device for Cpu {
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.run(work)
     }
-
-    /// Mask rows are never free on a CPU, which reads weights hardly faster than it multiplies them.
-    fn parallel_batch_limit(&self) -> usize {
-        0
-    }
 }

@@ -623,10 +623,4 @@ impl<P: Products> Device for Gpu<P> {
     ) -> Result<Vec<Verdict>, DeviceError> {
         self.verdicts(logits, sequences)
     }
-
-    /// With one group of up to 16 slots, twice this many rows stay below the point where arithmetic rather
-    /// than weights bounds a pass (about 267 rows on an H100).
-    fn parallel_batch_limit(&self) -> usize {
-        8
-    }
 }
