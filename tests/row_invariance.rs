@@ -389,7 +389,7 @@ fn attention_rows_do_not_depend_on_batch_groups_pages_or_threads() {
         sequence(1, 130, 5, &[0, 1, 2, 3, 4], 6),
         sequence(2, 1, 1, &[0], 4),
         sequence(3, 62, 4, &[1, 3], 5),
-        sequence(4, 200, 1, &[], 0),
+        sequence(4, 300, 1, &[], 0),
         sequence(5, 0, 3, &[2], 1),
         sequence(6, 64, 0, &[], 3),
     ];

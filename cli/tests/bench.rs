@@ -12,7 +12,7 @@ const TINY: [&str; 4] = ["bench", "--synthetic", "tiny", "--quick"];
 fn a_line_for_every_mode_batch_and_context() {
     let args = [&TINY[..], &["--batch", "1,3", "--context", "0,20", "--block-size", "5"]].concat();
     let lines = succeed(&args).stdout;
-    for mode in ["ar", "sequential", "parallel"] {
+    for mode in ["prefill", "ar", "sequential", "parallel"] {
         assert_eq!(lines.matches(&format!("  {mode} ")).count(), 4, "{lines}");
     }
     assert!(lines.contains("blocks of 5, 4 draft tokens verified"), "{lines}");
@@ -27,10 +27,14 @@ fn json_has_the_numbers() {
     assert!(report["ceilings"]["read_bytes_per_second"].as_f64().unwrap() > 1e8);
     assert!(report["ceilings"]["flops_per_second"].as_f64().unwrap() > 1e8);
     let steps = report["steps"].as_array().unwrap();
-    assert_eq!(steps.len(), 3);
+    assert_eq!(steps.len(), 4);
     for step in steps {
         let number = |key: &str| step[key].as_f64().unwrap();
-        let tokens = if step["mode"] == "ar" { 1.0 } else { 2.5 };
+        let tokens = match step["mode"].as_str().unwrap() {
+            "prefill" => step["context"].as_f64().unwrap(),
+            "ar" => 1.0,
+            _ => 2.5,
+        };
         let rate = tokens / number("step_seconds");
         assert!((number("tokens_per_second") / rate - 1.0).abs() < 1e-9);
         assert!(number("share_of_floor") > 0.0);

@@ -8,11 +8,12 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use flexdraft::acceptance::Rule;
+use flexdraft::decode::EngineOptions;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::device::{Device, DraftRows, Precision, VerifyRows};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
-use flexdraft::model::forward::DraftSlots;
+use flexdraft::model::forward::{DraftSlots, Workspace};
 use flexdraft::sampling::SamplingParams;
 use serde::Serialize;
 
@@ -33,6 +34,12 @@ const QUICK_MEMORY: usize = 64 << 20;
 const STEPS: usize = 7;
 const QUICK_STEPS: usize = 3;
 
+/// Rows of a pass that only writes to the cache.
+const TOUCHED_ROWS: usize = 512;
+
+/// The name of the step that reads a prompt.
+const PREFILL: &str = "prefill";
+
 /// One pass of a step, for every sequence alike.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassShape {
@@ -46,6 +53,8 @@ pub struct PassShape {
 pub struct Step {
     pub mode: &'static str,
     pub passes: Vec<PassShape>,
+    /// Candidates, the last ones, whose logits are asked for.
+    pub logits: usize,
     /// v: draft tokens that are verified.
     pub verified: usize,
     /// Draft tokens that are sampled for the next step.
@@ -62,10 +71,23 @@ fn steps(verify_len: usize, block_size: usize, groups: usize) -> [Step; 3] {
     let one = PassShape { candidates: 1, groups: Vec::new(), slots: 0 };
     let drafts = block_size - 1;
     [
-        Step { mode: "ar", passes: vec![one], verified: 0, drafts: 0 },
-        Step { mode: "sequential", passes: vec![verification, drafting], verified: verify_len, drafts },
-        Step { mode: "parallel", passes: vec![joint], verified: verify_len, drafts },
+        Step { mode: "ar", passes: vec![one], logits: 1, verified: 0, drafts: 0 },
+        Step {
+            mode: "sequential",
+            passes: vec![verification, drafting],
+            logits: verify_len + 1,
+            verified: verify_len,
+            drafts,
+        },
+        Step { mode: "parallel", passes: vec![joint], logits: verify_len + 1, verified: verify_len, drafts },
     ]
+}
+
+/// A prompt's first pass, of up to so many tokens as an engine reads at a time.
+fn prefill(context: usize) -> Step {
+    let candidates = context.clamp(1, EngineOptions::default().prefill_rows);
+    let pass = PassShape { candidates, groups: Vec::new(), slots: 0 };
+    Step { mode: PREFILL, passes: vec![pass], logits: 1, verified: 0, drafts: 0 }
 }
 
 /// One line of the report.
@@ -145,12 +167,14 @@ fn bench_on(
     let count = if args.quick { QUICK_STEPS } else { STEPS };
     for &context in &args.context {
         for &batch in &args.batch {
-            for step in steps(verify_len, block_size, args.groups.unwrap_or(verify_len + 1)) {
-                if step.mode != "ar" && weights.drafter.is_none() {
+            let steps = steps(verify_len, block_size, args.groups.unwrap_or(verify_len + 1));
+            for step in [prefill(context)].into_iter().chain(steps) {
+                if step.drafts > 0 && weights.drafter.is_none() {
                     continue;
                 }
-                let seconds = time(&model, &step, batch, context, count)?;
-                let work = Work::of_step(&weights, &step, batch, context, kv_bytes);
+                let start = if step.mode == PREFILL { 0 } else { context };
+                let seconds = time(&model, &step, batch, start, count)?;
+                let work = Work::of_step(&weights, &step, batch, start, kv_bytes);
                 let measured = measured(&step, batch, context, seconds, args.tau, &work, report.ceilings);
                 if !args.json {
                     line(&measured)?;
@@ -175,7 +199,11 @@ fn measured(
     work: &Work,
     ceilings: Option<Ceilings>,
 ) -> Measured {
-    let tokens_per_step = if step.verified == 0 { 1.0 } else { tau };
+    let tokens_per_step = match step.mode {
+        PREFILL => step.passes.iter().map(|pass| pass.candidates).sum::<usize>() as f64,
+        _ if step.verified == 0 => 1.0,
+        _ => tau,
+    };
     let (memory, arithmetic) = ceilings.map_or((0.0, 0.0), |ceilings| {
         (work.bytes / ceilings.read_bytes_per_second, work.flops / ceilings.flops_per_second)
     });
@@ -223,8 +251,28 @@ fn line(measured: &Measured) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).map_err(CliError::Output)
 }
 
-/// The median time of a step, in seconds. Nothing is generated: the cache holds zeros, and the same step is
-/// taken again and again.
+/// Writes a token of each page of the cache: memory that nothing was written to is a single page of zeros to the
+/// operating system, which reads faster than memory.
+fn touch<D: Device>(
+    model: &Model<D>,
+    pages: &[Vec<u32>],
+    context: usize,
+    cache: &mut D::Cache,
+    work: &mut Workspace<D>,
+) -> Result<()> {
+    let starts = (0..context).step_by(PAGE_SIZE);
+    let rows: Vec<SequenceRows<'_>> = pages
+        .iter()
+        .flat_map(|pages| starts.clone().map(move |start| (pages, start)))
+        .map(|(pages, start)| SequenceRows { pages, start, candidates: 1, groups: Vec::new(), slots: 0 })
+        .collect();
+    for rows in rows.chunks(TOUCHED_ROWS) {
+        model.forward(&Pass { sequences: rows.to_vec() }, &vec![1; rows.len()], cache, work)?;
+    }
+    Ok(())
+}
+
+/// The median time of a step, in seconds. Nothing is generated: the same step is taken again and again.
 fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, count: usize) -> Result<f64> {
     let most = step.passes.iter().map(|pass| pass.candidates).max().unwrap_or(1);
     let pages_each = (context + most + 1).div_ceil(PAGE_SIZE);
@@ -248,6 +296,7 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
         })
         .collect();
     let mut work = model.new_workspace();
+    touch(model, &pages, context, &mut cache, &mut work)?;
     let (mut target_logits, mut draft_logits) = (model.new_logits(), model.new_logits());
     let greedy = SamplingParams::GREEDY;
     let draft = vec![1u32; step.verified];
@@ -256,11 +305,14 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
             let candidates = batch * shape.candidates;
             model.forward(pass, &vec![1; candidates], &mut cache, &mut work)?;
             if candidates > 0 {
-                let rows: Vec<usize> = (0..candidates).collect();
+                let last = shape.candidates - step.logits..shape.candidates;
+                let rows: Vec<usize> = (0..batch)
+                    .flat_map(|i| last.clone().map(move |row| i * shape.candidates + row))
+                    .collect();
                 model.logits(&rows, &mut work, &mut target_logits)?;
                 let requests: Vec<_> = (0..batch)
                     .map(|i| VerifyRows {
-                        first_row: i * shape.candidates,
+                        first_row: i * step.logits,
                         draft: &draft,
                         draft_logits: None,
                         sampling: &greedy,

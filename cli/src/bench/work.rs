@@ -81,14 +81,15 @@ impl Work {
                 work += Matrices::of([&layer.gate, &layer.up, &layer.down]).times(rows);
                 let positions = (batch * (context + pass.candidates)) as f64;
                 let kv = 2.0 * (shape.kv_heads * shape.head_dim) as f64 * positions;
-                let seen = (context + pass.candidates) as f64;
+                // On average: a candidate sees those before it and itself.
+                let seen = context as f64 + (pass.candidates + 1) as f64 / 2.0;
                 work += Self {
                     bytes: kv * kv_bytes as f64,
                     flops: 4.0 * (shape.q_heads * shape.head_dim) as f64 * seen * rows as f64,
                 };
             }
             if pass.candidates > 0 {
-                work += head.times(batch * pass.candidates);
+                work += head.times(batch * step.logits);
             }
         }
         if step.drafts > 0 {

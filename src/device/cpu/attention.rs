@@ -1,10 +1,13 @@
 //! Joint draft-and-verify attention over the paged cache.
 //!
-//! A row's cached positions are taken in tiles of [`TILE`] *absolute* positions, ascending, with a
-//! running maximum and sum (online softmax, arXiv 1805.02867; 2205.14135, section 3.1), then the slots
-//! of its own group in one tile more. The order of every sum is therefore a function of positions
-//! alone: neither pages, nor other rows, groups or sequences, nor the mode have a part in it. What lies
-//! beyond a row's limit is never multiplied by anything that the row keeps.
+//! A row's cached positions are taken in splits of [`SPLIT`] *absolute* positions, and within a split in tiles of
+//! [`TILE`], ascending, with a running maximum and sum (online softmax, arXiv 1805.02867; 2205.14135, section
+//! 3.1). Splits are merged in ascending order, whichever thread took which, and then come the slots of the row's
+//! own group, in one tile more. The order of every sum is therefore a function of positions alone: neither pages,
+//! nor other rows, groups or sequences, nor the mode or the number of threads have a part in it. What lies beyond a
+//! row's limit is never multiplied by anything that the row keeps.
+
+use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::check;
@@ -13,12 +16,24 @@ use super::pool::Pool;
 use super::product::products;
 use super::simd::{Element, Kernel, Simd, Vectors};
 use super::softmax::{Softmax, TILE, accumulate};
-use crate::device::{AttentionShape, DeviceError};
+use crate::device::{AttentionShape, DeviceError, Precision};
 use crate::layout::{Pass, Row};
 
 /// Rows of a sequence that go through the cache together, so that a tile of keys and values is read
 /// from the cache's memory once for all of them.
 const ROWS: usize = 8;
+
+/// Positions that one thread takes where there are fewer blocks than threads could share fairly.
+const SPLIT: usize = 2 * TILE;
+
+/// Blocks a thread from which on they are shared fairly enough without being split.
+const BLOCKS_PER_THREAD: usize = 4;
+
+/// With more queries than this, arithmetic hides the memory's latency by itself.
+const PREFETCH_QUERIES: usize = 8;
+
+/// Bytes that are fetched together.
+const CACHE_LINE: usize = 64;
 
 const OPERATION: &str = "joint_attention";
 
@@ -45,16 +60,40 @@ pub(super) fn joint_attention(
     let work = rows.iter().fold(0usize, |work, row| work.saturating_add(row.limit + 1));
     let work = work.saturating_mul(2 * shape.out_cols());
     let precision = out.precision();
-    let items = blocks(shape, pass, &rows, qkv, out);
-    pool.for_each(items, work, |mut block| {
-        let block = &mut block;
-        match cache.layer(layer) {
-            Layer::F32(planes) => vectors.run(Attend { shape, qkv, planes, paging, block }),
-            Layer::Bf16(planes) => vectors.run(Attend { shape, qkv, planes, paging, block }),
+    let blocks = blocks(shape, pass, &rows, qkv, out);
+    let compute = (pool, vectors);
+    match cache.layer(layer) {
+        Layer::F32(planes) => attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work),
+        Layer::Bf16(planes) => {
+            attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work)
         }
-        block.queries.iter_mut().for_each(|query| precision.round_all(query.out));
-    });
+    }
     Ok(())
+}
+
+fn attend<T: Element>(
+    (pool, vectors): (&Pool, Vectors),
+    source: Source<'_, T>,
+    blocks: Vec<Block<'_>>,
+    precision: Precision,
+    work: usize,
+) {
+    let mut parts: Vec<Vec<Vec<Softmax>>> = blocks.iter().map(|_| Vec::new()).collect();
+    if blocks.len() < BLOCKS_PER_THREAD * pool.threads() && pool.threads() > 1 {
+        for (parts, block) in parts.iter_mut().zip(&blocks) {
+            parts.resize_with(block.splits(), Vec::new);
+        }
+        let splits = blocks.iter().zip(&mut parts).flat_map(|(block, parts)| {
+            parts.iter_mut().enumerate().map(move |(split, part)| (block, split, part))
+        });
+        pool.for_each(splits.collect(), work, |(block, split, part)| {
+            *part = vectors.run(Split { source, block, split });
+        });
+    }
+    let items: Vec<_> = blocks.into_iter().zip(parts).collect();
+    // Merging is little work.
+    let left = if items.iter().all(|(_, parts)| parts.is_empty()) { work } else { 0 };
+    pool.for_each(items, left, |(block, parts)| vectors.run(Attend { source, block, parts, precision }));
 }
 
 /// A q head of a row.
@@ -78,6 +117,22 @@ struct Block<'a> {
     pages: &'a [u32],
     kv_head: usize,
     queries: Vec<Query<'a>>,
+}
+
+impl Block<'_> {
+    /// The first position that no query sees.
+    fn end(&self) -> usize {
+        self.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0)
+    }
+
+    /// One a query, which have seen nothing.
+    fn softmaxes(&self, shape: AttentionShape) -> Vec<Softmax> {
+        self.queries.iter().map(|_| Softmax::new(shape.head_dim)).collect()
+    }
+
+    fn splits(&self) -> usize {
+        self.end().div_ceil(SPLIT)
+    }
 }
 
 /// Divides the pass into blocks of up to [`ROWS`] rows of a sequence and one KV head.
@@ -116,37 +171,42 @@ fn blocks<'a>(
     full
 }
 
-/// One block over one layer of the cache.
-struct Attend<'a, 'b, T> {
+/// One layer of the cache, and the keys and values of the groups.
+#[derive(Clone, Copy)]
+struct Source<'a, T> {
     shape: AttentionShape,
     /// Where the groups' own keys and values are.
     qkv: &'a Buffer,
     planes: Planes<&'a [T]>,
     paging: Paging,
-    block: &'a mut Block<'b>,
 }
 
-impl<T: Element> Kernel for Attend<'_, '_, T> {
-    type Output = ();
+impl<T: Element> Source<'_, T> {
+    fn scale(&self) -> f32 {
+        1.0 / (self.shape.head_dim as f32).sqrt()
+    }
 
+    /// Attention of a block's queries to the positions of one split alone.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { shape, qkv, planes, paging, block } = self;
-        let dim = shape.head_dim;
-        let scale = 1.0 / (dim as f32).sqrt();
+    fn split<S: Simd>(&self, simd: S, block: &Block<'_>, split: usize, softmaxes: &mut [Softmax]) {
+        softmaxes.iter_mut().for_each(Softmax::clear);
+        let Self { shape, planes, paging, .. } = *self;
+        let (dim, scale) = (shape.head_dim, self.scale());
         let q: Vec<&[f32]> = block.queries.iter().map(|query| query.q).collect();
-        let mut softmaxes: Vec<Softmax> = q.iter().map(|_| Softmax::new(dim)).collect();
         let mut scores = vec![[0.0; TILE]; q.len()];
         let mut keys: [&[T]; TILE] = [&[]; TILE];
         let mut values: [&[T]; TILE] = [&[]; TILE];
 
-        let end = block.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0);
-        for start in (0..end).step_by(TILE) {
+        let end = block.end();
+        for start in (split * SPLIT..end.min((split + 1) * SPLIT)).step_by(TILE) {
             let len = TILE.min(end - start);
             for i in 0..len {
                 let head = paging.head(block.pages, start + i, block.kv_head);
                 keys[i] = &planes.keys[head..head + dim];
                 values[i] = &planes.values[head..head + dim];
+            }
+            if q.len() <= PREFETCH_QUERIES {
+                self.prefetch(simd, block, start + TILE..end.min(start + 2 * TILE));
             }
             products(simd, q.as_slice(), &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
             for (query, (softmax, scores)) in block.queries.iter().zip(softmaxes.iter_mut().zip(&mut scores))
@@ -162,7 +222,26 @@ impl<T: Element> Kernel for Attend<'_, '_, T> {
                 accumulate(simd, &mut softmaxes[range.clone()], &scores[range], &values[..visible]);
             }
         }
+    }
 
+    /// Asks for the keys and values of some positions: a page is too short for the hardware to see where they go.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, block: &Block<'_>, positions: Range<usize>) {
+        let Self { shape, planes, paging, .. } = *self;
+        for position in positions {
+            let head = paging.head(block.pages, position, block.kv_head);
+            for at in (head..head + shape.head_dim).step_by(CACHE_LINE / size_of::<T>()) {
+                simd.prefetch(planes.keys.as_ptr().wrapping_add(at));
+                simd.prefetch(planes.values.as_ptr().wrapping_add(at));
+            }
+        }
+    }
+
+    /// Attention of mask rows to the slots of their own groups.
+    #[inline(always)]
+    fn groups<S: Simd>(&self, simd: S, block: &Block<'_>, softmaxes: &mut [Softmax]) {
+        let Self { shape, qkv, .. } = *self;
+        let (dim, scale) = (shape.head_dim, self.scale());
         let mut keys: [&[f32]; TILE] = [&[]; TILE];
         let mut values: [&[f32]; TILE] = [&[]; TILE];
         let key_col = (shape.q_heads + block.kv_head) * dim;
@@ -178,16 +257,74 @@ impl<T: Element> Kernel for Attend<'_, '_, T> {
                 keys[i] = &slot[key_col..key_col + dim];
                 values[i] = &slot[value_col..value_col + dim];
             }
-            let (scores, softmaxes) = (&mut scores[range.clone()], &mut softmaxes[range.clone()]);
-            products(simd, &q[range], &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            let q: Vec<&[f32]> = same.iter().map(|query| query.q).collect();
+            let mut scores = vec![[0.0; TILE]; q.len()];
+            let softmaxes = &mut softmaxes[range];
+            products(simd, q.as_slice(), &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
             for (softmax, scores) in softmaxes.iter_mut().zip(scores.iter_mut()) {
                 softmax.weigh(simd, scores, len);
             }
-            accumulate(simd, softmaxes, scores, &values[..len]);
+            accumulate(simd, softmaxes, &scores, &values[..len]);
         }
+    }
+}
 
+/// One split of a block.
+struct Split<'a, 'b, T> {
+    source: Source<'a, T>,
+    block: &'a Block<'b>,
+    split: usize,
+}
+
+impl<T: Element> Kernel for Split<'_, '_, T> {
+    type Output = Vec<Softmax>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Vec<Softmax> {
+        let mut softmaxes = self.block.softmaxes(self.source.shape);
+        self.source.split(simd, self.block, self.split, &mut softmaxes);
+        softmaxes
+    }
+}
+
+/// All splits of a block, those that are not there yet computed, and the groups; then the outputs.
+struct Attend<'a, 'b, T> {
+    source: Source<'a, T>,
+    block: Block<'b>,
+    /// None of the splits, or all of them.
+    parts: Vec<Vec<Softmax>>,
+    /// Of the outputs.
+    precision: Precision,
+}
+
+impl<T: Element> Kernel for Attend<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { source, mut block, parts, precision } = self;
+        let mut softmaxes = block.softmaxes(source.shape);
+        let mut own = Vec::new();
+        for split in 0..block.splits() {
+            // No closure here: one would be compiled without the instruction set.
+            let part = match parts.get(split) {
+                Some(part) => part,
+                None => {
+                    if own.is_empty() {
+                        own = block.softmaxes(source.shape);
+                    }
+                    source.split(simd, &block, split, &mut own);
+                    &own
+                }
+            };
+            for (softmax, part) in softmaxes.iter_mut().zip(part) {
+                softmax.merge(part);
+            }
+        }
+        source.groups(simd, &block, &mut softmaxes);
         for (query, softmax) in block.queries.iter_mut().zip(&softmaxes) {
             softmax.finish(query.out);
+            precision.round_all(query.out);
         }
     }
 }

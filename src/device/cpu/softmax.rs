@@ -58,6 +58,32 @@ impl Softmax {
         self.max = if max > self.max && self.sum != 0.0 { max } else { self.max };
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        (self.max, self.sum, self.rescale) = (f32::NEG_INFINITY, 0.0, 1.0);
+        self.weighted.fill([0.0; LANES]);
+    }
+
+    /// Adds what `other` has seen, which is taken to come after what this one has.
+    pub(super) fn merge(&mut self, other: &Self) {
+        if other.sum == 0.0 {
+            return;
+        }
+        if self.sum == 0.0 {
+            (self.max, self.sum) = (other.max, other.sum);
+            self.weighted.copy_from_slice(&other.weighted);
+            return;
+        }
+        let max = if other.max > self.max { other.max } else { self.max };
+        let (mine, others) = ((self.max - max).exp(), (other.max - max).exp());
+        self.max = max;
+        self.sum = self.sum * mine + other.sum * others;
+        let added = other.weighted.as_flattened();
+        for (sum, added) in self.weighted.as_flattened_mut().iter_mut().zip(added) {
+            *sum = *sum * mine + added * others;
+        }
+    }
+
     /// Writes what has been summed; zeros if nothing had weight.
     pub(super) fn finish(&self, out: &mut [f32]) {
         let scale = if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum };
