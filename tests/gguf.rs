@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use flexdraft::model::inspect::Report;
 use flexdraft::model::weights::LinearWeights;
 use flexdraft::model::{ChatMessage, ChatTemplate, Gguf, ModelConfig, TargetWeights, Tokenizer};
 use flexdraft::tensor::{DType, Elements, Tensor};
@@ -200,4 +201,24 @@ fn chat_templates() {
         error.ends_with("has no chat template (no `tokenizer.chat_template` in its metadata)"),
         "{error}"
     );
+}
+
+#[test]
+fn reports_show_what_is_stored() {
+    for name in ["llama", "llama-biases", "llama-llama3", "llama-quantized", "qwen3"] {
+        let path = file(name);
+        let report = Report::read(&path, None).unwrap();
+        assert!(report.is_sound(), "{report}");
+        let target = Gguf::read(&path).unwrap().target().unwrap();
+        assert_eq!(report.config, target.config);
+        let first = &report.target.parts[0];
+        assert_eq!((first.name.as_str(), first.parameters), ("token_embd", target.embed.elements().len()));
+        assert!(report.target.parts.iter().any(|part| part.name == "output_norm"), "{report}");
+        let layers = report.target.parts.iter().filter(|part| part.name.starts_with("blk."));
+        assert_eq!(layers.count(), target.config.layers);
+    }
+    let quantized = Report::read(&file("llama-quantized"), None).unwrap();
+    assert!(quantized.to_string().contains("Q4_"), "{quantized}");
+    let parameters = quantized.target.parameters();
+    assert!(quantized.target.bytes() < 2 * parameters, "{} bytes", quantized.target.bytes());
 }

@@ -247,8 +247,8 @@ fn one_or_more(text: &str) -> Result<usize, String> {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The model: a Hugging Face directory
-    #[arg(long, value_name = "DIR")]
+    /// The model: a Hugging Face directory or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     pub target: PathBuf,
     /// A drafter for it
     #[arg(long, value_name = "DIR")]

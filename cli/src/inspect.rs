@@ -24,13 +24,13 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
 /// What keeps a checkpoint from being run, counted.
 fn fault(tensors: &TensorReport) -> Option<String> {
     let (misfits, odd) = (tensors.problems.len(), tensors.non_finite.len());
-    let dir = tensors.dir.display();
+    let path = tensors.path.display();
     match (misfits, odd) {
         (0, 0) => None,
-        (0, _) => Some(format!("{dir}: {odd} of the tensors hold numbers that are not finite")),
-        (_, 0) => Some(format!("{dir}: {misfits} of the tensors are missing or do not fit")),
+        (0, _) => Some(format!("{path}: {odd} of the tensors hold numbers that are not finite")),
+        (_, 0) => Some(format!("{path}: {misfits} of the tensors are missing or do not fit")),
         _ => Some(format!(
-            "{dir}: {misfits} of the tensors are missing or do not fit, {odd} hold numbers that are not finite"
+            "{path}: {misfits} of the tensors are missing or do not fit, {odd} hold numbers that are not finite"
         )),
     }
 }

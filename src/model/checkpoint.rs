@@ -81,7 +81,7 @@ impl Checkpoint {
 
     /// # Safety
     /// With [`Access::Map`], as [`map`](Self::map).
-    unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
+    pub(super) unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
         // SAFETY: passed on to the caller.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };

@@ -1,16 +1,16 @@
-//! What a directory holds, layer by layer: everything that is missing, unused or not finite.
+//! What a directory or GGUF file holds, layer by layer: everything that is missing, unused or not finite.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Access, Checkpoint};
 use super::collector::Collected;
 use super::config::{DrafterConfig, ModelConfig};
 use super::drafter::DrafterHeader;
-use super::{ChatTemplate, LoadError, Tokenizer, drafter, target};
+use super::{ChatTemplate, Gguf, LoadError, Tokenizer, drafter, target};
 use crate::tensor::{Elements, Tensor};
 
 /// A report on a target and, if there is one, its drafter. `Display` is meant for people.
@@ -42,8 +42,8 @@ pub struct DrafterReport {
 /// A report on the tensors of a checkpoint.
 #[derive(Debug)]
 pub struct TensorReport {
-    /// The directory.
-    pub dir: PathBuf,
+    /// The directory or GGUF file.
+    pub path: PathBuf,
     /// Its files.
     pub files: Vec<PathBuf>,
     /// What the model uses, by part: the embedding, each layer, and so on, in the model's order.
@@ -72,15 +72,15 @@ pub struct Part {
 }
 
 impl Report {
-    /// Inspects a target's directory and, if given, a drafter's, reading the weights into memory.
+    /// Inspects a target's directory or GGUF file and, if given, a drafter's directory, reading the weights into memory.
     ///
     /// # Errors
     /// [`LoadError`] for what leaves nothing to report on: a `config.json` or a checkpoint that cannot
     /// be read, a model that is not supported, a drafter for another target. What is wrong with single
     /// tensors is in the report.
     pub fn read(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
-        let open = |dir: &Path| Checkpoint::read(dir);
-        Self::inspect(target, drafter, open)
+        // SAFETY: nothing is mapped.
+        unsafe { Self::inspect(target, drafter, Access::Read) }
     }
 
     /// As [`read`](Self::read), with the weights memory-mapped.
@@ -93,34 +93,57 @@ impl Report {
     /// As [`read`](Self::read).
     pub unsafe fn map(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        let open = |dir: &Path| unsafe { Checkpoint::map(dir) };
-        Self::inspect(target, drafter, open)
+        unsafe { Self::inspect(target, drafter, Access::Map) }
     }
 
-    fn inspect(
-        target_dir: &Path,
-        drafter_dir: Option<&Path>,
-        open: impl Fn(&Path) -> Result<Checkpoint, LoadError>,
-    ) -> Result<Self, LoadError> {
-        let config = ModelConfig::read(target_dir)?;
-        config.validate()?;
-        let checkpoint = open(target_dir)?;
-        let target = TensorReport::new(&checkpoint, target::collect(config.clone(), &checkpoint));
-        let drafter = drafter_dir.map(|dir| {
-            let header = DrafterHeader::read(dir, &config)?;
-            let checkpoint = open(dir)?;
-            Ok::<_, LoadError>(DrafterReport {
+    /// # Safety
+    /// With [`Access::Map`], as [`map`](Self::map).
+    unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: Access) -> Result<Self, LoadError> {
+        let mut report = if target.is_file() {
+            // SAFETY: passed on to the caller.
+            Self::of_gguf(&unsafe { Gguf::open(target, access) }?)?
+        } else {
+            // The configuration first: without one, what else is missing says little.
+            let config = ModelConfig::read(target)?;
+            config.validate()?;
+            // SAFETY: passed on to the caller.
+            Self::of_checkpoint(config, &unsafe { Checkpoint::open(target, access) }?)
+        };
+        if let Some(dir) = drafter {
+            let header = DrafterHeader::read(dir, &report.config)?;
+            // SAFETY: passed on to the caller.
+            let checkpoint = unsafe { Checkpoint::open(dir, access) }?;
+            report.drafter = Some(DrafterReport {
                 calibrator_rank: header.rank(&checkpoint),
-                tensors: TensorReport::new(&checkpoint, drafter::collect(&header, &config, &checkpoint)),
+                tensors: TensorReport::new(
+                    &checkpoint,
+                    drafter::collect(&header, &report.config, &checkpoint),
+                ),
                 config: header.config,
-            })
-        });
-        Ok(Self {
-            tokenizer: Tokenizer::read(target_dir, config.vocab_size).map(|tokenizer| tokenizer.len()),
-            chat_template: ChatTemplate::read(target_dir).map(|_| ()),
-            drafter: drafter.transpose()?,
+            });
+        }
+        Ok(report)
+    }
+
+    fn of_checkpoint(config: ModelConfig, checkpoint: &Checkpoint) -> Self {
+        let dir = checkpoint.dir();
+        Self {
+            target: TensorReport::new(checkpoint, target::collect(config.clone(), checkpoint)),
+            tokenizer: Tokenizer::read(dir, config.vocab_size).map(|tokenizer| tokenizer.len()),
+            chat_template: ChatTemplate::read(dir).map(|_| ()),
+            drafter: None,
             config,
-            target,
+        }
+    }
+
+    fn of_gguf(file: &Gguf) -> Result<Self, LoadError> {
+        let config = file.config()?;
+        Ok(Self {
+            target: TensorReport::new(file, file.collect(config.clone())),
+            tokenizer: file.tokenizer().map(|tokenizer| tokenizer.len()),
+            chat_template: file.chat_template().map(|_| ()),
+            drafter: None,
+            config,
         })
     }
 
@@ -132,35 +155,36 @@ impl Report {
 }
 
 impl TensorReport {
-    fn new<T>(checkpoint: &Checkpoint, collected: Collected<T>) -> Self {
+    fn new<T>(inventory: &impl Inventory, collected: Collected<T>) -> Self {
         let Collected { weights, used } = collected;
+        // The weights go before tensors are looked at one by one: they may have been dequantised.
+        let problems = weights.err().unwrap_or_default();
         let mut parts: Vec<Part> = Vec::new();
-        let mut tensors: Vec<(&String, Tensor)> = Vec::new();
+        let mut odd = Vec::new();
         for name in &used {
             // An element type that cannot be read is among the problems.
-            let Ok(tensor) = checkpoint.tensor(name) else { continue };
+            let Some(item) = inventory.item(name) else { continue };
             let part_name = part_of(name);
             if parts.last().is_none_or(|part| part.name != part_name) {
                 parts.push(Part { name: part_name, ..Part::default() });
             }
             if let Some(part) = parts.last_mut() {
-                part.add(&tensor);
+                part.add(&item);
             }
-            tensors.push((name, tensor));
+            let count = non_finite(&item.tensor);
+            if count > 0 {
+                odd.push((name.clone(), count));
+            }
         }
         parts.sort_by_cached_key(|part| order(&part.name));
-        let non_finite = tensors
-            .par_iter()
-            .map(|(name, tensor)| ((*name).clone(), non_finite(tensor)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
+        let names = inventory.names().into_iter();
         Self {
-            dir: checkpoint.dir().into(),
-            files: checkpoint.files().map(Into::into).collect(),
+            path: inventory.path().into(),
+            files: inventory.files(),
             parts,
-            problems: weights.err().unwrap_or_default(),
-            unused: unused(checkpoint, &used),
-            non_finite,
+            problems,
+            unused: names.filter(|name| !used.contains(*name)).map(str::to_owned).collect(),
+            non_finite: odd,
         }
     }
 
@@ -181,23 +205,57 @@ impl TensorReport {
 }
 
 impl Part {
-    fn add(&mut self, tensor: &Tensor) {
-        let elements = tensor.elements().len();
+    fn add(&mut self, item: &Item) {
+        let elements = item.tensor.elements().len();
         self.tensors += 1;
         self.parameters += elements;
-        self.bytes += tensor.byte_len();
-        *self.dtypes.entry(tensor.dtype().to_string()).or_default() += elements;
+        self.bytes += item.bytes;
+        *self.dtypes.entry(item.kind.clone()).or_default() += elements;
     }
 }
 
-fn unused(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Vec<String> {
-    checkpoint.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect()
+/// Something that holds tensors by name.
+pub(super) trait Inventory {
+    fn path(&self) -> &Path;
+    fn files(&self) -> Vec<PathBuf>;
+    fn names(&self) -> Vec<&str>;
+
+    /// A tensor, if it can be read.
+    fn item(&self, name: &str) -> Option<Item>;
 }
 
-/// `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, else the module that owns the tensor.
+/// A tensor and how it is stored.
+pub(super) struct Item {
+    pub(super) tensor: Tensor,
+    /// The name of the element type, or of the format of its blocks.
+    pub(super) kind: String,
+    /// Bytes as stored.
+    pub(super) bytes: usize,
+}
+
+impl Inventory for Checkpoint {
+    fn path(&self) -> &Path {
+        self.dir()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files().map(Into::into).collect()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.names().collect()
+    }
+
+    fn item(&self, name: &str) -> Option<Item> {
+        let tensor = self.tensor(name).ok()?;
+        Some(Item { kind: tensor.dtype().to_string(), bytes: tensor.byte_len(), tensor })
+    }
+}
+
+/// `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, `blk.3` for `blk.3.ffn_up.weight`, else the module that owns the tensor.
 fn part_of(tensor: &str) -> String {
     let components: Vec<&str> = tensor.split('.').collect();
-    let end = match components.iter().position(|&component| component == "layers") {
+    let end = match components.iter().position(|&component| matches!(component, "layers" | "blk")) {
         Some(layers) => layers + 2,
         None if tensor.starts_with("anchor_bias_mlp.") => 1,
         None => components.len().saturating_sub(1).max(1),
@@ -209,7 +267,7 @@ fn part_of(tensor: &str) -> String {
 fn order(part: &str) -> (u8, usize, String) {
     let number = part.rsplit('.').next().and_then(|last| last.parse().ok());
     match number {
-        _ if part.contains("embed") => (0, 0, part.into()),
+        _ if part.contains("embed") || part.contains("embd") => (0, 0, part.into()),
         Some(layer) => (1, layer, part.into()),
         None if part.ends_with("norm") => (2, 0, part.into()),
         None => (3, 0, part.into()),
@@ -229,7 +287,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = &self.config;
         let attention = config.attention;
-        writeln!(f, "target   {}", self.target.dir.display())?;
+        writeln!(f, "target   {}", self.target.path.display())?;
         writeln!(
             f,
             "  {}: {} layers, hidden {}, intermediate {}, vocabulary {}, context {}",
@@ -273,7 +331,7 @@ impl fmt::Display for Report {
 
 impl fmt::Display for DrafterReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "drafter  {}", self.tensors.dir.display())?;
+        writeln!(f, "drafter  {}", self.tensors.path.display())?;
         write!(f, "  last {} layers, block size {}, ", self.config.tail_layers, self.config.block_size)?;
         match self.calibrator_rank {
             Some(rank) => writeln!(f, "calibrator of rank {rank}")?,
@@ -336,7 +394,7 @@ fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> f
         let numbered = |component: &str| component.parse::<u32>().is_ok();
         let parts = name.split('.').scan(false, |after_layers, component| {
             let star = *after_layers && numbered(component);
-            *after_layers = component == "layers";
+            *after_layers = matches!(component, "layers" | "blk");
             Some(if star { "*" } else { component })
         });
         *patterns.entry(parts.collect::<Vec<_>>().join(".")).or_default() += 1;

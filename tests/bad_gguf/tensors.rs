@@ -2,6 +2,7 @@
 
 use crate::common::gguf::{File, TensorInfo};
 use crate::target;
+use flexdraft::model::inspect::Report;
 
 #[test]
 fn tensors_that_do_not_fit() {
@@ -57,4 +58,38 @@ fn tensors_that_do_not_fit() {
         file.add(extra, &[8]);
         assert_eq!(target(&file), format!("tensor `{extra}` is not part of a llama model"));
     }
+}
+
+/// Where loading ends with the first thing that is wrong, the report has them all.
+#[test]
+fn a_report_names_everything_that_is_wrong() {
+    let mut file = File::llama();
+    file.tensor("blk.0.ffn_up.weight").shape = vec![8, 12];
+    file.tensor("blk.0.attn_k.weight").kind = 16;
+    file.tensors.retain(|tensor| tensor.name != "output_norm.weight");
+    file.add("blk.7.extra.weight", &[2]);
+    let offset = file.tensor("blk.0.attn_norm.weight").offset as usize;
+    file.data[offset + 4..offset + 8].copy_from_slice(&f32::NAN.to_le_bytes());
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let report = Report::read(&path, None).unwrap();
+    assert!(!report.is_sound());
+    let problems: Vec<String> = report.target.problems.iter().map(ToString::to_string).collect();
+    let named = [
+        "`blk.0.attn_k.weight` has type IQ2_XXS",
+        "`blk.0.ffn_up.weight` has shape [8, 12], expected [12, 8]",
+        "`output_norm.weight` is missing",
+        "`blk.7.extra.weight`",
+    ];
+    assert_eq!(problems.len(), named.len(), "{problems:#?}");
+    for (problem, named) in problems.iter().zip(named) {
+        assert!(problem.contains(named), "{problem}");
+    }
+    assert_eq!(report.target.non_finite, [("blk.0.attn_norm.weight".to_owned(), 1)]);
+    assert_eq!(report.target.unused, ["blk.7.extra.weight"]);
+    // SAFETY: the file is not written to while it is mapped.
+    let mapped = unsafe { Report::map(&path, None) }.unwrap();
+    assert_eq!(mapped.to_string(), report.to_string());
 }

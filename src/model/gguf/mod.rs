@@ -25,10 +25,12 @@ mod reader;
 mod target;
 mod tokenizer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::checkpoint::{Access, Bytes, load};
+use super::collector::Collected;
+use super::inspect::{Inventory, Item};
 use super::{ChatTemplate, LoadError, ModelConfig, TargetWeights, Tokenizer};
 use header::Header;
 
@@ -72,7 +74,7 @@ impl Gguf {
 
     /// # Safety
     /// With [`Access::Map`], as [`map`](Self::map).
-    unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
+    pub(super) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
         // SAFETY: passed on to the caller.
         let bytes = unsafe { load(path, access)? };
         Self::new(path, bytes)
@@ -127,6 +129,33 @@ impl Gguf {
     /// architecture does not have ([`LoadError::UnexpectedTensor`]).
     pub fn target(&self) -> Result<TargetWeights, LoadError> {
         target::collect(self)
+    }
+}
+
+impl Inventory for Gguf {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path().into()]
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.names().collect()
+    }
+
+    fn item(&self, name: &str) -> Option<Item> {
+        let stored = self.header.stored(name).ok()?;
+        let tensor = self.tensor(name).ok()?;
+        Some(Item { kind: stored.kind.to_string(), bytes: stored.bytes.len(), tensor })
+    }
+}
+
+impl Gguf {
+    /// The weights of a configuration, or everything that is wrong with them.
+    pub(super) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
+        target::take(self, config, target::Problems::All)
     }
 }
 

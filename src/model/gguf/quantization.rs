@@ -37,6 +37,20 @@ pub(super) enum Quantization {
     Q6K,
 }
 
+impl std::fmt::Display for TensorType {
+    /// ggml's name for block formats, as files are named by them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain(dtype) => dtype.fmt(f),
+            Self::Quantized(Quantization::Q4_0) => f.write_str("Q4_0"),
+            Self::Quantized(Quantization::Q4_1) => f.write_str("Q4_1"),
+            Self::Quantized(Quantization::Q8_0) => f.write_str("Q8_0"),
+            Self::Quantized(Quantization::Q4K) => f.write_str("Q4_K"),
+            Self::Quantized(Quantization::Q6K) => f.write_str("Q6_K"),
+        }
+    }
+}
+
 impl TensorType {
     /// The type with a number in a file, or its name if it is not supported.
     pub(super) fn from_number(number: u32) -> Result<Self, String> {

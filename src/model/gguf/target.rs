@@ -12,6 +12,7 @@ use super::config::ROPE_FACTORS;
 use super::header::{Header, Stored};
 use super::quantization::{Quantization, TensorType};
 use crate::model::checkpoint::Bytes;
+use crate::model::collector::Collected;
 use crate::model::config::{Architecture, ModelConfig};
 use crate::model::source::TensorSource;
 use crate::model::{LoadError, TargetWeights, json, target};
@@ -34,26 +35,40 @@ const LAYER_PARTS: [(&str, &str); 11] = [
 
 /// Takes the weights out of a file.
 pub(super) fn collect(file: &Gguf) -> Result<TargetWeights, LoadError> {
-    let config = file.config()?;
+    take(file, file.config()?, Problems::First).weights.map_err(|problems| {
+        let none =
+            || LoadError::Gguf { path: file.path().into(), reason: "its tensors do not make a model".into() };
+        problems.into_iter().next().unwrap_or_else(none)
+    })
+}
+
+/// Which problems are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Problems {
+    /// The first one ends it: nothing is dequantised in vain.
+    First,
+    All,
+}
+
+/// Takes the weights of a configuration out of a file; `used` has ggml's names.
+pub(super) fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetWeights> {
     let architecture = config.architecture;
-    let mut source = Source { file, config: config.clone(), used: BTreeSet::new(), problem: None };
-    source.used.insert(ROPE_FACTORS.to_owned());
+    let used = file.names().filter(|name| *name == ROPE_FACTORS).map(str::to_owned).collect();
+    let mut source = Source { file, config: config.clone(), used, wanted, problems: Vec::new() };
     let weights = target::build(&mut source, "model.", config);
-    let Source { used, problem, .. } = source;
-    if let Some(problem) = problem {
-        return Err(problem);
-    }
-    if let Some(tensor) = file.names().find(|name| !used.contains(*name)) {
-        return Err(LoadError::UnexpectedTensor {
+    let Source { used, mut problems, .. } = source;
+    problems.extend(file.names().filter(|name| !used.contains(*name)).map(|tensor| {
+        LoadError::UnexpectedTensor {
             path: file.path().into(),
             tensor: json::shorten(tensor),
             architecture: architecture.gguf_name(),
-        });
-    }
-    weights.ok_or_else(|| LoadError::Gguf {
-        path: file.path().into(),
-        reason: "its tensors do not make a model".into(),
-    })
+        }
+    }));
+    let weights = match weights {
+        Some(weights) if problems.is_empty() => Ok(weights),
+        _ => Err(problems),
+    };
+    Collected { weights, used }
 }
 
 /// Hands out the tensors of a file under the names that transformers gives them.
@@ -62,21 +77,22 @@ struct Source<'a> {
     config: ModelConfig,
     /// ggml's names of the tensors that were asked for.
     used: BTreeSet<String>,
-    /// The first thing that is wrong.
-    problem: Option<LoadError>,
+    wanted: Problems,
+    problems: Vec<LoadError>,
 }
 
 impl TensorSource for Source<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
-        // Nothing is dequantised in vain.
-        if self.problem.is_some() {
+        if self.wanted == Problems::First && !self.problems.is_empty() {
             return None;
         }
         let ggml_name = ggml_name(name);
         let heads = self.permuted_heads(name);
         let tensor = self.file.tensor_of_shape(&ggml_name, shape, heads);
-        self.used.insert(ggml_name);
-        tensor.map_err(|problem| self.problem = Some(problem)).ok()
+        if self.file.header.contains(&ggml_name) {
+            self.used.insert(ggml_name);
+        }
+        tensor.map_err(|problem| self.problems.push(problem)).ok()
     }
 }
 
