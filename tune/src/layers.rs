@@ -1,0 +1,164 @@
+//! The frozen parts of a decoder layer, and how the target's weights become tensors.
+
+use candle_core::{DType, Device, Result, Tensor};
+use flexdraft::model::weights::{AttentionWeights, LayerWeights, LinearWeights};
+use flexdraft::tensor::Tensor as Weights;
+
+use crate::graph;
+use crate::ops::{rms_norm, rms_norm_backward, silu_mul, silu_mul_backward};
+
+/// A tensor of the runner's as one of candle's.
+///
+/// # Errors
+/// Those of candle: no memory.
+pub fn tensor(weights: &Weights, dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::from_vec(weights.to_f32(), weights.shape(), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+}
+
+/// x · weightᵀ, whose weight takes no gradient. `x` is `[rows, in]`, `weight` `[out, in]`.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn frozen_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let value = x.detach().matmul(&weight.t()?)?;
+    let weight = weight.clone();
+    graph::unary("frozen linear", x, value, move |gradient| gradient.matmul(&weight))
+}
+
+/// RMSNorm whose weight takes no gradient.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let operand = x.detach();
+    let value = rms_norm(&operand, weight, eps)?;
+    let weight = weight.clone();
+    graph::unary("frozen norm", x, value, move |gradient| {
+        Ok(rms_norm_backward(&operand, &weight, eps, gradient, false)?.0)
+    })
+}
+
+/// A linear layer `[out, in]` with an optional bias `[out]`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Tensor,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Layers with the same input as one, their outputs side by side.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn fused(parts: &[&LinearWeights], dtype: DType, device: &Device) -> Result<Self> {
+        let weights: Vec<Tensor> =
+            parts.iter().map(|part| tensor(&part.weight, dtype, device)).collect::<Result<_>>()?;
+        let biases: Vec<Tensor> = parts
+            .iter()
+            .filter_map(|part| part.bias.as_ref())
+            .map(|bias| tensor(bias, dtype, device))
+            .collect::<Result<_>>()?;
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        Ok(Self { weight: Tensor::cat(&weights, 0)?, bias })
+    }
+
+    /// x · weightᵀ + bias, gradients to all of them.
+    ///
+    /// # Errors
+    /// Those of candle: shapes that do not fit, no memory.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        self.add_bias(y)
+    }
+
+    fn add_bias(&self, y: Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// The projectors of an attention block.
+#[derive(Clone, Debug)]
+pub struct Projectors {
+    /// q, k and v side by side, `[(q_heads + 2 · kv_heads) · head_dim, hidden]`.
+    pub qkv: Linear,
+    /// `[hidden, q_heads · head_dim]`
+    pub o: Linear,
+    /// Weights of the q and k norms `[head_dim]` (Qwen3).
+    pub qk_norms: Option<(Tensor, Tensor)>,
+}
+
+impl Projectors {
+    /// The runner's weights as tensors.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(weights: &AttentionWeights, dtype: DType, device: &Device) -> Result<Self> {
+        let qk_norms = match &weights.qk_norms {
+            Some((q, k)) => Some((tensor(q, dtype, device)?, tensor(k, dtype, device)?)),
+            None => None,
+        };
+        Ok(Self {
+            qkv: Linear::fused(&[&weights.q, &weights.k, &weights.v], dtype, device)?,
+            o: Linear::fused(&[&weights.o], dtype, device)?,
+            qk_norms,
+        })
+    }
+
+    /// The norms' weights, as [`Heads::attend`](crate::attention::Heads::attend) takes them.
+    pub fn norms(&self) -> Option<(&Tensor, &Tensor)> {
+        self.qk_norms.as_ref().map(|(q, k)| (q, k))
+    }
+}
+
+/// A decoder layer of the target. Nothing of it takes a gradient.
+#[derive(Clone, Debug)]
+pub struct FrozenLayer {
+    /// `[hidden]`
+    pub input_norm: Tensor,
+    /// The target's own projectors.
+    pub projectors: Projectors,
+    /// `[hidden]`
+    pub post_attention_norm: Tensor,
+    gate_up: Linear,
+    down: Linear,
+    eps: f64,
+}
+
+impl FrozenLayer {
+    /// The runner's weights as tensors.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(weights: &LayerWeights, eps: f64, dtype: DType, device: &Device) -> Result<Self> {
+        Ok(Self {
+            input_norm: tensor(&weights.input_norm, dtype, device)?,
+            projectors: Projectors::new(&weights.attention, dtype, device)?,
+            post_attention_norm: tensor(&weights.post_attention_norm, dtype, device)?,
+            gate_up: Linear::fused(&[&weights.gate, &weights.up], dtype, device)?,
+            down: Linear::fused(&[&weights.down], dtype, device)?,
+            eps,
+        })
+    }
+
+    /// What the layer's MLP adds to `x` `[rows, hidden]`, its norm included. Gradients flow to `x` alone.
+    ///
+    /// # Errors
+    /// Those of candle: shapes that do not fit, no memory.
+    pub fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        let operand = x.detach();
+        let normed = rms_norm(&operand, &self.post_attention_norm, self.eps)?;
+        let gate_up = self.gate_up.forward(&normed)?;
+        let value = self.down.forward(&silu_mul(&gate_up)?)?;
+        let layer = self.clone();
+        graph::unary("frozen MLP", x, value, move |gradient| {
+            let activated = gradient.matmul(&layer.down.weight)?;
+            let normed = silu_mul_backward(&gate_up, &activated)?.matmul(&layer.gate_up.weight)?;
+            Ok(rms_norm_backward(&operand, &layer.post_attention_norm, layer.eps, &normed, false)?.0)
+        })
+    }
+}

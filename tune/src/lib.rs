@@ -1,0 +1,15 @@
+//! # flexdraft-tune
+//!
+//! Makes FlexDraft drafters ([arXiv 2605.20022](https://arxiv.org/abs/2605.20022)) for any target that
+//! `flexdraft` loads: Attention Tuning of the last layers' projectors, and Bonus-guided Calibration.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod attention;
+pub mod error;
+pub mod graph;
+pub mod layers;
+pub mod ops;
+pub mod transcripts;
+
+pub use error::{Result, TuneError};

@@ -1,0 +1,72 @@
+//! Transcripts: prompts and what the target wrote after them, as token ids.
+//!
+//! A file of them is JSON lines, one transcript a line, so that a writer that is killed loses at most the line
+//! it was writing.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TuneError};
+
+/// A prompt and the target's continuation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcript {
+    /// Token ids of the prompt, the template's included; at least one.
+    pub prompt: Vec<u32>,
+    /// Token ids that the target wrote.
+    pub response: Vec<u32>,
+}
+
+impl Transcript {
+    /// Prompt and response.
+    pub fn tokens(&self) -> Vec<u32> {
+        [&self.prompt[..], &self.response].concat()
+    }
+
+    /// Number of tokens in all.
+    pub fn len(&self) -> usize {
+        self.prompt.len() + self.response.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Reads a file of transcripts, whose ids must be below `vocab_size`. A last line without an end is one that
+/// its writer did not finish, and left out.
+///
+/// # Errors
+/// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a transcript for this vocabulary.
+pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Transcript>> {
+    let file = File::open(path).map_err(TuneError::io("read", path))?;
+    let mut reader = BufReader::new(file);
+    let mut transcripts = Vec::new();
+    let mut line = String::new();
+    for number in 1.. {
+        line.clear();
+        let bytes = reader.read_line(&mut line).map_err(TuneError::io("read", path))?;
+        if bytes == 0 || !line.ends_with('\n') {
+            break;
+        }
+        let wrong = |reason: String| TuneError::File {
+            path: path.into(),
+            reason: format!("line {number}: {reason}"),
+        };
+        let transcript: Transcript = serde_json::from_str(&line).map_err(|error| wrong(error.to_string()))?;
+        if transcript.prompt.is_empty() {
+            return Err(wrong("an empty prompt".into()));
+        }
+        let ids = transcript.prompt.iter().chain(&transcript.response);
+        if let Some(id) = ids.copied().find(|&id| id as usize >= vocab_size) {
+            return Err(wrong(format!("token id {id}, and the target's vocabulary has {vocab_size} ids")));
+        }
+        transcripts.push(transcript);
+    }
+    Ok(transcripts)
+}
