@@ -6,10 +6,13 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attention;
+pub mod checkpoint;
 pub mod error;
 pub mod graph;
 pub mod layers;
+pub mod loss;
 pub mod ops;
+pub mod optimizer;
 pub mod transcripts;
 
 pub use error::{Result, TuneError};

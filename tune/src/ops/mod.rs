@@ -15,6 +15,7 @@ use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::Rotation;
 pub use silu::{silu_mul, silu_mul_backward};
+pub(crate) use softmax::exp;
 pub use softmax::{Visible, softmax_backward, visible_softmax};
 
 /// Rows that a thread takes at a time, at least, in elements.

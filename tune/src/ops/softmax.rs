@@ -108,7 +108,7 @@ pub fn softmax_backward(probabilities: &Tensor, scale: f64, gradient: &Tensor) -
 }
 
 /// eˣ for x ≤ about 88, within 2 ulp, in a form that compilers vectorise: 2ⁿ · p(r) with x = n · ln 2 + r.
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln 2 in two parts, so that n · ln 2 is subtracted exactly.
     const LN_2_HIGH: f32 = 0.693_359_4;

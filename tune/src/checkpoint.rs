@@ -1,0 +1,56 @@
+//! A run's state on disk: tensors and a description of the run, in one safetensors file.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Result, TuneError};
+
+/// The key of the description in the file's metadata.
+const KEY: &str = "flexdraft_tune";
+
+/// Writes tensors and a description. The file at `path` is replaced at once, when the new one is complete, so
+/// that a run that is killed keeps the old or the new one whole.
+///
+/// # Errors
+/// [`TuneError::Io`] if the file cannot be written, [`TuneError::File`] if it cannot be made.
+pub fn save(path: &Path, tensors: &HashMap<String, Tensor>, description: &impl Serialize) -> Result<()> {
+    let wrong = |reason: String| TuneError::File { path: path.into(), reason };
+    let description = serde_json::to_string(description).map_err(|error| wrong(error.to_string()))?;
+    let metadata = HashMap::from([(KEY.to_owned(), description)]);
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| wrong(error.to_string()))?;
+    write_whole(path, &bytes)
+}
+
+/// Reads what [`save`] wrote; the tensors come to the CPU.
+///
+/// # Errors
+/// [`TuneError::Io`], or [`TuneError::File`] if the file is damaged or not of this kind.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>, T)> {
+    let wrong = |reason: String| TuneError::File { path: path.into(), reason };
+    let bytes = fs::read(path).map_err(TuneError::io("read", path))?;
+    let (_, header) =
+        safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let description = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    let description = description.ok_or_else(|| wrong("not a checkpoint of flexdraft-tune".into()))?;
+    let description = serde_json::from_str(description).map_err(|error| wrong(error.to_string()))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok((tensors, description))
+}
+
+/// Writes a file next to `path` and gives it that name once it is complete.
+///
+/// # Errors
+/// [`TuneError::Io`].
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    fs::write(&new, bytes).map_err(TuneError::io("write", &new))?;
+    fs::rename(&new, path).map_err(TuneError::io("write", path))
+}

@@ -1,0 +1,233 @@
+//! Cross-entropy over the vocabulary, without a matrix of logits for all rows.
+//!
+//! Rows are taken in chunks: logits, softmax and the gradient of the logits live for one chunk only, and the
+//! gradients of the operands are complete when the loss is. The vocabulary product is the largest of a step, and
+//! this is all that is ever done with its result.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::graph;
+use crate::ops::exp;
+
+/// Logits of a chunk at most, in elements.
+const CHUNK_ELEMENTS: usize = 1 << 23;
+
+/// What the rows should predict.
+#[derive(Clone, Debug, Default)]
+pub struct Labels {
+    /// The row's token, below the vocabulary's size.
+    pub ids: Vec<u32>,
+    /// The row's share of the loss.
+    pub weights: Vec<f32>,
+}
+
+/// One row's prediction.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prediction {
+    /// −ln of the label's probability.
+    pub loss: f32,
+    /// The token of the largest logit, ties to the lowest.
+    pub token: u32,
+    /// Its probability.
+    pub confidence: f32,
+}
+
+/// Rows and the matrix that they are multiplied with: logits are the sum of x · wᵀ over the factors.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor<'a> {
+    /// `[rows, k]`
+    pub x: &'a Tensor,
+    /// `[vocab, k]`
+    pub w: &'a Tensor,
+}
+
+/// The weighted sum of the rows' cross-entropies, and each row's prediction.
+///
+/// `frozen`'s matrix takes no gradient; its rows, and rows and matrix of `trained`, do.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory; also if there is no factor at all.
+pub fn cross_entropy(
+    frozen: Option<Factor<'_>>,
+    trained: Option<Factor<'_>>,
+    labels: &Labels,
+) -> Result<(Tensor, Vec<Prediction>)> {
+    let factors: Vec<Factor<'_>> = frozen.into_iter().chain(trained).collect();
+    let Some(first) = factors.first() else {
+        return Err(candle_core::Error::msg("a loss without a factor"));
+    };
+    let (rows, device, dtype) = (first.x.dim(0)?, first.x.device().clone(), first.x.dtype());
+    let detached: Vec<[Tensor; 2]> = factors.iter().map(|f| [f.x.detach(), f.w.detach()]).collect();
+
+    let mut predictions = Vec::with_capacity(rows);
+    let mut x_gradients: Vec<Vec<Tensor>> = vec![Vec::new(); factors.len()];
+    let mut w_gradient = None;
+    for chunk in chunks(rows, first.w.dim(0)?) {
+        let (first, len) = (chunk.start, chunk.len());
+        let logits = logits(&detached, chunk.clone())?;
+        let labels =
+            Labels { ids: labels.ids[chunk.clone()].to_vec(), weights: labels.weights[chunk].to_vec() };
+        let (gradient, chunk_predictions) = logits_gradient(logits, labels)?;
+        predictions.extend(chunk_predictions);
+        for (gradients, [_, w]) in x_gradients.iter_mut().zip(&detached) {
+            gradients.push(gradient.matmul(w)?);
+        }
+        if trained.is_some()
+            && let Some([x, _]) = detached.last()
+        {
+            let part = gradient.t()?.matmul(&x.narrow(0, first, len)?)?;
+            w_gradient = Some(match w_gradient {
+                None => part,
+                Some(sum) => (sum + part)?,
+            });
+        }
+    }
+    let loss: f64 = predictions
+        .iter()
+        .zip(&labels.weights)
+        .map(|(p, &weight)| f64::from(p.loss) * f64::from(weight))
+        .sum();
+    let loss = Tensor::new(loss, &Device::Cpu)?.to_dtype(dtype)?.to_device(&device)?;
+
+    let x_gradients: Vec<Tensor> =
+        x_gradients.iter().map(|parts| Tensor::cat(parts, 0)).collect::<Result<_>>()?;
+    let scaled = |x: &Tensor, gradient: &Tensor| x.broadcast_mul(gradient);
+    let loss = match (frozen, trained, w_gradient) {
+        (Some(frozen), Some(trained), Some(w)) => {
+            let [x0, x1] = [x_gradients[0].clone(), x_gradients[1].clone()];
+            graph::ternary("cross-entropy", [frozen.x, trained.x, trained.w], loss, move |g| {
+                Ok([scaled(&x0, g)?, scaled(&x1, g)?, scaled(&w, g)?])
+            })?
+        }
+        (None, Some(trained), Some(w)) => {
+            let x = x_gradients[0].clone();
+            graph::binary("cross-entropy", [trained.x, trained.w], loss, move |g| {
+                Ok([scaled(&x, g)?, scaled(&w, g)?])
+            })?
+        }
+        (Some(frozen), ..) => {
+            let x = x_gradients[0].clone();
+            graph::unary("cross-entropy", frozen.x, loss, move |g| scaled(&x, g))?
+        }
+        // There were no rows.
+        _ => loss,
+    };
+    Ok((loss, predictions))
+}
+
+/// Each row's prediction, without a label: its `loss` is 0.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
+    let Some(first) = factors.first() else { return Ok(Vec::new()) };
+    let detached: Vec<[Tensor; 2]> = factors.iter().map(|f| [f.x.detach(), f.w.detach()]).collect();
+    let rows = first.x.dim(0)?;
+    let mut predictions = Vec::with_capacity(rows);
+    for chunk in chunks(rows, first.w.dim(0)?) {
+        let labels = Labels { ids: vec![0; chunk.len()], weights: vec![0.0; chunk.len()] };
+        let (_, found) = logits_gradient(logits(&detached, chunk)?, labels)?;
+        predictions.extend(found.into_iter().map(|prediction| Prediction { loss: 0.0, ..prediction }));
+    }
+    Ok(predictions)
+}
+
+fn chunks(rows: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (CHUNK_ELEMENTS / vocab.max(1)).max(1);
+    (0..rows).step_by(step).map(move |first| first..(first + step).min(rows))
+}
+
+fn logits(factors: &[[Tensor; 2]], rows: Range<usize>) -> Result<Tensor> {
+    let product = |[x, w]: &[Tensor; 2]| x.narrow(0, rows.start, rows.len())?.matmul(&w.t()?);
+    let [first, rest @ ..] = factors else { return Err(candle_core::Error::msg("logits without a factor")) };
+    rest.iter().try_fold(product(first)?, |sum, factor| sum + product(factor)?)
+}
+
+/// From logits `[rows, vocab]` to their gradient, weight · (softmax − one-hot), and the predictions.
+fn logits_gradient(logits: Tensor, labels: Labels) -> Result<(Tensor, Vec<Prediction>)> {
+    if logits.device().is_cpu() && logits.dtype() == DType::F32 {
+        let predictions = Mutex::new(vec![Prediction::default(); labels.ids.len()]);
+        let op = InPlace { labels, predictions };
+        logits.inplace_op1(&op)?;
+        let predictions = op.predictions.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        return Ok((logits, predictions));
+    }
+    let (rows, vocab) = logits.dims2()?;
+    let largest = logits.max_keepdim(D::Minus1)?;
+    let exponentials = logits.broadcast_sub(&largest)?.exp()?;
+    let sums = exponentials.sum_keepdim(D::Minus1)?;
+    let probabilities = exponentials.broadcast_div(&sums)?;
+    let ids = Tensor::from_vec(labels.ids.clone(), (rows, 1), &Device::Cpu)?.to_device(logits.device())?;
+    let weights = Tensor::from_vec(labels.weights, (rows, 1), &Device::Cpu)?
+        .to_dtype(logits.dtype())?
+        .to_device(logits.device())?;
+    let host = |x: Tensor| x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let losses = host(((sums.log()? + &largest)? - logits.gather(&ids, 1)?)?)?;
+    let confidences = host(probabilities.max(D::Minus1)?)?;
+    let tokens = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let one_hot = Tensor::zeros((rows, vocab), logits.dtype(), logits.device())?.scatter_add(
+        &ids,
+        &ids.ones_like()?.to_dtype(logits.dtype())?,
+        1,
+    )?;
+    let gradient = (probabilities - one_hot)?.broadcast_mul(&weights)?;
+    let predictions = losses.into_iter().zip(tokens).zip(confidences).map(|((loss, token), confidence)| {
+        Prediction { loss: loss as f32, token, confidence: confidence as f32 }
+    });
+    Ok((gradient, predictions.collect()))
+}
+
+/// [`logits_gradient`] in the logits' own memory.
+struct InPlace {
+    labels: Labels,
+    predictions: Mutex<Vec<Prediction>>,
+}
+
+impl InplaceOp1 for InPlace {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(logits), Some((first, last))) = (storage, layout.contiguous_offsets()) else {
+            return Err(candle_core::Error::msg("expected contiguous f32 logits"));
+        };
+        let vocab = layout.dims().last().copied().unwrap_or(1);
+        let mut predictions = self.predictions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let labels = self.labels.ids.par_iter().zip(&self.labels.weights);
+        logits[first..last].par_chunks_exact_mut(vocab).zip(predictions.par_iter_mut()).zip(labels).for_each(
+            |((row, prediction), (&label, &weight))| *prediction = gradient_row(row, label as usize, weight),
+        );
+        Ok(())
+    }
+}
+
+fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let token = row.iter().position(|&x| x == largest).unwrap_or(0) as u32;
+    let of_label = row[label];
+    // Sixteen sums, so that the loop is vectorised.
+    let mut sums = [0f32; 16];
+    let mut parts = row.chunks_exact_mut(16);
+    for part in &mut parts {
+        for (x, sum) in part.iter_mut().zip(&mut sums) {
+            *x = exp(*x - largest);
+            *sum += *x;
+        }
+    }
+    let mut sum: f32 = sums.iter().sum();
+    for x in parts.into_remainder() {
+        *x = exp(*x - largest);
+        sum += *x;
+    }
+    let scale = weight / sum;
+    row.iter_mut().for_each(|x| *x *= scale);
+    row[label] -= weight;
+    // A loss that is not a number has to stay one.
+    let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
+    Prediction { loss, token, confidence: 1.0 / sum }
+}

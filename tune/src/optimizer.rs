@@ -1,0 +1,292 @@
+//! AdamW (arXiv 1711.05101) with clipping, and the learning rate's schedule.
+
+use std::collections::HashMap;
+use std::f64::consts::PI;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, Var};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// A trained tensor.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its name in checkpoints.
+    pub name: String,
+    /// Its values.
+    pub var: Var,
+    /// Whether weight decay applies: to matrices, not to norms, biases and embeddings of one token.
+    pub decays: bool,
+}
+
+/// What AdamW is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamSettings {
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the mean square.
+    pub eps: f64,
+    /// Decay of matrices, times the learning rate.
+    pub weight_decay: f64,
+    /// The gradient's largest norm, over all parameters; it is scaled down to it.
+    pub clip: f64,
+}
+
+impl Default for AdamSettings {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, clip: 1.0 }
+    }
+}
+
+/// The optimizer's state over a set of parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    settings: AdamSettings,
+    parameters: Vec<Parameter>,
+    moments: Vec<[Tensor; 2]>,
+    steps: usize,
+}
+
+impl AdamW {
+    /// A fresh state.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(parameters: Vec<Parameter>, settings: AdamSettings) -> Result<Self> {
+        let moments = parameters
+            .iter()
+            .map(|p| Ok([p.var.as_detached_tensor().zeros_like()?, p.var.as_detached_tensor().zeros_like()?]))
+            .collect::<Result<_>>()?;
+        Ok(Self { settings, parameters, moments, steps: 0 })
+    }
+
+    /// What is trained.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// One step with learning rate `rate`. Returns the gradient's norm before clipping; where that is not
+    /// finite, nothing has changed. A parameter without a gradient stays as it is.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn step(&mut self, gradients: &GradStore, rate: f64) -> Result<f64> {
+        let gradients: Vec<Option<Tensor>> =
+            self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect();
+        let mut sum = 0.0;
+        for gradient in gradients.iter().flatten() {
+            sum += sum_of_squares(gradient)?;
+        }
+        let norm = sum.sqrt();
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        self.steps += 1;
+        let update = Update {
+            scale: if norm > self.settings.clip { self.settings.clip / norm } else { 1.0 },
+            rate,
+            correction1: 1.0 - self.settings.beta1.powi(self.steps as i32),
+            correction2: 1.0 - self.settings.beta2.powi(self.steps as i32),
+            settings: self.settings,
+        };
+        for ((parameter, moments), gradient) in self.parameters.iter().zip(&mut self.moments).zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let decay = if parameter.decays { self.settings.weight_decay } else { 0.0 };
+            let old = parameter.var.as_detached_tensor();
+            let (value, new_moments) = update.apply(&old, moments, &gradient, decay)?;
+            parameter.var.set(&value)?;
+            *moments = new_moments;
+        }
+        Ok(norm)
+    }
+
+    /// Parameters and moments, by the names of a checkpoint.
+    pub fn state(&self) -> HashMap<String, Tensor> {
+        let entries = self.parameters.iter().zip(&self.moments).flat_map(|(p, [m, v])| {
+            [
+                (p.name.clone(), p.var.as_detached_tensor()),
+                (format!("{}.mean", p.name), m.clone()),
+                (format!("{}.mean_square", p.name), v.clone()),
+            ]
+        });
+        entries.collect()
+    }
+
+    /// Takes up the state after `steps` steps. Returns the name of the first tensor that is missing or has
+    /// another shape, if there is one; then nothing has changed.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn restore(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<Option<String>> {
+        let mut values = Vec::new();
+        for parameter in &self.parameters {
+            let name = &parameter.name;
+            let mut tensors = Vec::new();
+            for name in [name.clone(), format!("{name}.mean"), format!("{name}.mean_square")] {
+                match state.remove(&name) {
+                    Some(tensor) if tensor.shape() == parameter.var.shape() => {
+                        tensors
+                            .push(tensor.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?);
+                    }
+                    _ => return Ok(Some(name)),
+                }
+            }
+            values.push(tensors);
+        }
+        for ((parameter, moments), mut tensors) in self.parameters.iter().zip(&mut self.moments).zip(values) {
+            if let (Some(v), Some(m), Some(value)) = (tensors.pop(), tensors.pop(), tensors.pop()) {
+                parameter.var.set(&value)?;
+                *moments = [m, v];
+            }
+        }
+        self.steps = steps;
+        Ok(None)
+    }
+}
+
+fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    if x.device().is_cpu() && x.dtype() == DType::F32 {
+        let x = x.contiguous()?;
+        let (storage, layout) = x.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(x)), Some((first, last))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            let square = |part: &[f32]| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            // Summed in order, so that a run can be repeated.
+            let parts: Vec<f64> = x[first..last].par_chunks(1 << 14).map(square).collect();
+            return Ok(parts.into_iter().sum());
+        }
+    }
+    x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()
+}
+
+/// One step's numbers.
+struct Update {
+    scale: f64,
+    rate: f64,
+    correction1: f64,
+    correction2: f64,
+    settings: AdamSettings,
+}
+
+impl Update {
+    fn apply(
+        &self,
+        value: &Tensor,
+        moments: &[Tensor; 2],
+        gradient: &Tensor,
+        decay: f64,
+    ) -> Result<(Tensor, [Tensor; 2])> {
+        let [m, v] = moments;
+        if value.device().is_cpu() && value.dtype() == DType::F32 {
+            return self.apply_f32(value, moments, gradient, decay);
+        }
+        let AdamSettings { beta1, beta2, eps, .. } = self.settings;
+        let gradient = gradient.affine(self.scale, 0.0)?;
+        let m = (m.affine(beta1, 0.0)? + gradient.affine(1.0 - beta1, 0.0)?)?;
+        let v = (v.affine(beta2, 0.0)? + gradient.sqr()?.affine(1.0 - beta2, 0.0)?)?;
+        let root = (v.affine(1.0 / self.correction2, 0.0)?.sqrt()? + eps)?;
+        let step = m.affine(self.rate / self.correction1, 0.0)?.div(&root)?;
+        Ok(((value.affine(1.0 - self.rate * decay, 0.0)? - step)?, [m, v]))
+    }
+
+    /// [`apply`](Self::apply) in one pass over memory.
+    fn apply_f32(
+        &self,
+        value: &Tensor,
+        [m, v]: &[Tensor; 2],
+        gradient: &Tensor,
+        decay: f64,
+    ) -> Result<(Tensor, [Tensor; 2])> {
+        let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let (mut new, mut new_m, mut new_v) = (flat(value)?, flat(m)?, flat(v)?);
+        let gradient = flat(gradient)?;
+        let AdamSettings { beta1, beta2, eps, .. } = self.settings;
+        let (beta1, beta2, eps) = (beta1 as f32, beta2 as f32, eps as f32);
+        let scale = self.scale as f32;
+        let keep = (1.0 - self.rate * decay) as f32;
+        let rate = (self.rate / self.correction1) as f32;
+        let inverse2 = (1.0 / self.correction2) as f32;
+        let part = 1 << 14;
+        let moments = new_m.par_chunks_mut(part).zip(new_v.par_chunks_mut(part));
+        new.par_chunks_mut(part).zip(moments).zip(gradient.par_chunks(part)).for_each(
+            |((value, (m, v)), gradient)| {
+                for (((value, m), v), g) in value.iter_mut().zip(m).zip(v).zip(gradient) {
+                    let g = g * scale;
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *value = *value * keep - rate * *m / ((*v * inverse2).sqrt() + eps);
+                }
+            },
+        );
+        let tensor = |x: Vec<f32>| Tensor::from_vec(x, value.shape(), &Device::Cpu);
+        Ok((tensor(new)?, [tensor(new_m)?, tensor(new_v)?]))
+    }
+}
+
+/// Linear warm-up, then a cosine down to a tenth of the peak.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// The largest learning rate.
+    pub peak: f64,
+    /// Steps of the warm-up.
+    pub warmup: usize,
+    /// Steps in all; later ones stay at the end's rate.
+    pub steps: usize,
+}
+
+impl Schedule {
+    /// The learning rate of a step, counted from 0.
+    pub fn rate(&self, step: usize) -> f64 {
+        if step < self.warmup {
+            return self.peak * (step + 1) as f64 / self.warmup as f64;
+        }
+        let length = self.steps.saturating_sub(self.warmup).max(1);
+        let done = ((step - self.warmup) as f64 / length as f64).min(1.0);
+        self.peak * (0.1 + 0.9 * 0.5 * (1.0 + (PI * done).cos()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schedule_rises_and_falls() {
+        let schedule = Schedule { peak: 1.0, warmup: 4, steps: 104 };
+        assert_eq!(schedule.rate(0), 0.25);
+        assert_eq!(schedule.rate(3), 1.0);
+        assert!((schedule.rate(54) - 0.55).abs() < 1e-12);
+        assert!((schedule.rate(104) - 0.1).abs() < 1e-12);
+        assert_eq!(schedule.rate(104), schedule.rate(1000));
+    }
+
+    #[test]
+    fn both_paths_take_the_same_steps() -> Result<()> {
+        let run = |dtype| -> Result<Vec<f64>> {
+            let var = Var::from_tensor(
+                &Tensor::new(&[[1.0f64, -2.0], [0.5, 3.0]], &Device::Cpu)?.to_dtype(dtype)?,
+            )?;
+            let settings = AdamSettings { weight_decay: 0.1, ..AdamSettings::default() };
+            let parameter = Parameter { name: "w".into(), var: var.clone(), decays: true };
+            let mut adam = AdamW::new(vec![parameter], settings)?;
+            for _ in 0..5 {
+                let loss = var.sqr()?.sum_all()?;
+                adam.step(&loss.backward()?, 0.1)?;
+            }
+            var.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+        };
+        let (fast, plain) = (run(DType::F32)?, run(DType::F64)?);
+        assert!(fast.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5), "{fast:?} {plain:?}");
+        Ok(())
+    }
+}
