@@ -7,7 +7,7 @@ use flexdraft::model::TargetWeights;
 use flexdraft::random::philox;
 
 use crate::attention::{Groups, Prefix};
-use crate::layers::{Linear, Projectors, frozen_norm};
+use crate::layers::{Linear, Projectors, frozen_norm, mlp, norm};
 use crate::loss::Factor;
 use crate::optimizer::Parameter;
 use crate::shortlist::Shortlist;
@@ -21,9 +21,30 @@ pub struct Drafter {
     /// `[1, hidden]`
     mask_embedding: Tensor,
     calibrator: Option<Calibrator>,
+    /// One a tail layer where the whole tail is trained, none otherwise.
+    rest: Vec<RestOfLayer>,
     parameters: Vec<Parameter>,
     /// The head's rows of the ids that are drafted, `[listed, hidden]`.
     lm_head: Tensor,
+}
+
+/// What a layer has besides its projectors.
+#[derive(Debug)]
+struct RestOfLayer {
+    /// `[hidden]`
+    input_norm: Tensor,
+    /// `[hidden]`
+    post_attention_norm: Tensor,
+    /// `[2 · intermediate, hidden]`
+    gate_up: Tensor,
+    /// `[hidden, intermediate]`
+    down: Tensor,
+}
+
+impl RestOfLayer {
+    fn mlp(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        mlp(&norm(x, &self.post_attention_norm, eps)?, &self.gate_up, &self.down)
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +101,21 @@ impl Drafter {
             parameters.push(Parameter { name, var, decays });
             Ok(tensor)
         };
+        let mut rest = Vec::new();
+        if shape.whole_tail {
+            for (index, layer) in target.tail(shape.tail_layers).iter().enumerate() {
+                let mut copy = |name: &str, value: &Tensor| {
+                    let decays = value.rank() > 1;
+                    var(format!("layers.{index}.{name}.weight"), value.copy()?, decays)
+                };
+                rest.push(RestOfLayer {
+                    input_norm: copy("input_layernorm", &layer.input_norm)?,
+                    post_attention_norm: copy("post_attention_layernorm", &layer.post_attention_norm)?,
+                    gate_up: copy("mlp.gate_up_proj", &layer.gate_up.weight)?,
+                    down: copy("mlp.down_proj", &layer.down.weight)?,
+                });
+            }
+        }
         let first = weights.layers.len().saturating_sub(shape.tail_layers);
         let mut projectors = Vec::with_capacity(shape.tail_layers);
         for (index, layer) in weights.layers[first..].iter().enumerate() {
@@ -129,7 +165,15 @@ impl Drafter {
                 target.lm_head().index_select(&ids, 0)?
             }
         };
-        Ok(Self { block_size: shape.block_size, projectors, mask_embedding, calibrator, parameters, lm_head })
+        Ok(Self {
+            block_size: shape.block_size,
+            projectors,
+            mask_embedding,
+            calibrator,
+            rest,
+            parameters,
+            lm_head,
+        })
     }
 
     /// What is trained.
@@ -169,7 +213,12 @@ impl Drafter {
         for (index, (layer, projectors)) in
             target.tail(self.projectors.len()).iter().zip(&self.projectors).enumerate()
         {
-            let qkv = projectors.qkv.forward(&frozen_norm(&x, &layer.input_norm, heads.eps)?)?;
+            let rest = self.rest.get(index);
+            let normed = match rest {
+                None => frozen_norm(&x, &layer.input_norm, heads.eps)?,
+                Some(rest) => norm(&x, &rest.input_norm, heads.eps)?,
+            };
+            let qkv = projectors.qkv.forward(&normed)?;
             // All mask rows enter the tail alike: until they attend, one row stands for all.
             let qkv =
                 if index == 0 { qkv.broadcast_as((row_count, qkv.dim(1)?))?.contiguous()? } else { qkv };
@@ -180,7 +229,11 @@ impl Drafter {
                 .collect();
             let attended = heads.attend(&qkv, projectors.norms(), &rotation, &sequences)?;
             x = projectors.o.forward(&attended)?.broadcast_add(&x)?;
-            x = (&x + layer.mlp(&x)?)?;
+            let added = match rest {
+                None => layer.mlp(&x)?,
+                Some(rest) => rest.mlp(&x, heads.eps)?,
+            };
+            x = (x + added)?;
         }
         let normed = frozen_norm(&x, target.norm(), heads.eps)?;
         let (anchors, slots) = (rows.bonuses.len(), self.block_size - 1);
@@ -225,6 +278,9 @@ pub struct DrafterShape {
     pub block_size: usize,
     /// The calibrator's r, 0 for a drafter without one.
     pub rank: usize,
+    /// Whether the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, whose
+    /// mask rows do not share the target's MLPs: it is for comparison.
+    pub whole_tail: bool,
 }
 
 /// Normal numbers of mean 0, the same for a seed and stream on every machine.

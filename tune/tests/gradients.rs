@@ -62,12 +62,13 @@ fn scalar(x: &Tensor) -> f64 {
 
 #[test]
 fn gradients_are_finite_differences() {
-    for (architecture, bias, rank, listed) in [
-        (Architecture::Qwen3, false, 5, 0),
-        (Architecture::Llama, true, 5, 20),
-        (Architecture::Llama, false, 0, 0),
+    for (architecture, bias, rank, listed, whole_tail) in [
+        (Architecture::Qwen3, false, 5, 0, false),
+        (Architecture::Llama, true, 5, 20, false),
+        (Architecture::Llama, false, 0, 0, false),
+        (Architecture::Qwen3, false, 5, 0, true),
     ] {
-        let shape = DrafterShape { rank, ..common::SHAPE };
+        let shape = DrafterShape { rank, whole_tail, ..common::SHAPE };
         let mut setup = Setup::new(architecture, bias, shape, listed, DType::F64);
         let gradients = setup.gradients();
         let parameters: Vec<_> = setup.drafter.parameters().to_vec();

@@ -294,8 +294,10 @@ impl<'a> State<'a> {
         let tau = walk.tau();
         if self.description.best.is_none_or(|best| tau > best.tau) {
             self.description.best = Some(Evaluated { step: self.description.step, tau });
-            let dir = self.drafter_dir();
-            export(&dir, &self.weights.config, self.settings.shape(), shortlist, &self.parameters()?)?;
+            if !self.settings.whole_tail {
+                let dir = self.drafter_dir();
+                export(&dir, &self.weights.config, self.settings.shape(), shortlist, &self.parameters()?)?;
+            }
         }
         if !self.mean.is_empty() {
             self.drafter.load(&own)?;

@@ -19,6 +19,8 @@ pub struct Settings {
     pub block_size: usize,
     /// The calibrator's r; 0 tunes a drafter without one.
     pub rank: usize,
+    /// Trains norms and MLPs of the tail too, for comparison: such a drafter cannot be exported.
+    pub whole_tail: bool,
     /// Slot j's share of the loss is exp(−(j − 1) / γ).
     pub gamma: f64,
     /// Ids that are drafted: the most frequent ones of the transcripts; 0 is the whole vocabulary.
@@ -57,6 +59,7 @@ impl Default for Settings {
             tail_layers: 8,
             block_size: 8,
             rank: 128,
+            whole_tail: false,
             gamma: 4.0,
             shortlist: 0,
             steps: 1000,
@@ -133,7 +136,12 @@ impl Settings {
 
     /// How large the drafter is.
     pub fn shape(&self) -> DrafterShape {
-        DrafterShape { tail_layers: self.tail_layers, block_size: self.block_size, rank: self.rank }
+        DrafterShape {
+            tail_layers: self.tail_layers,
+            block_size: self.block_size,
+            rank: self.rank,
+            whole_tail: self.whole_tail,
+        }
     }
 
     /// The learning rate over the steps.

@@ -35,7 +35,7 @@ pub fn target(config: &ModelConfig) -> TargetWeights {
     TargetWeights::random(config, flexdraft::tensor::DType::F32, 7).unwrap()
 }
 
-pub const SHAPE: DrafterShape = DrafterShape { tail_layers: 2, block_size: 4, rank: 5 };
+pub const SHAPE: DrafterShape = DrafterShape { tail_layers: 2, block_size: 4, rank: 5, whole_tail: false };
 
 /// Transcripts of random tokens.
 pub fn transcripts(vocab: usize) -> Vec<Transcript> {
@@ -81,6 +81,7 @@ pub fn drafter(
 }
 
 /// Parameters by name.
+#[allow(dead_code)] // Not every test needs them.
 pub fn parameters(drafter: &Drafter) -> Result<HashMap<String, Tensor>> {
     drafter.parameters().iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }
