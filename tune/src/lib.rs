@@ -6,8 +6,11 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attention;
+pub mod data;
 pub mod error;
 pub mod graph;
+pub mod hash;
+pub mod json_lines;
 pub mod layers;
 pub mod ops;
 pub mod transcripts;
