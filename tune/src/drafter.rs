@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor, Var};
-use flexdraft::model::TargetWeights;
+use flexdraft::model::weights::{DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::random::philox;
 
 use crate::attention::{Groups, Prefix};
-use crate::layers::{Linear, Projectors, frozen_norm, mlp, norm};
+use crate::layers::{Linear, Projectors, frozen_norm, mlp, norm, tensor};
 use crate::loss::Factor;
 use crate::optimizer::Parameter;
 use crate::shortlist::Shortlist;
@@ -176,6 +176,59 @@ impl Drafter {
         })
     }
 
+    /// A drafter's exported weights, over the whole vocabulary.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn from_weights(
+        weights: &TargetWeights,
+        target: &FrozenTarget,
+        exported: &DrafterWeights,
+    ) -> Result<Self> {
+        let (dtype, device) = (target.dtype(), target.device());
+        let rank = exported.calibrator.as_ref().map_or(0, |calibrator| calibrator.hidden.weight.shape()[0]);
+        let shape = DrafterShape {
+            tail_layers: exported.config.tail_layers,
+            block_size: exported.config.block_size,
+            rank,
+            whole_tail: false,
+        };
+        let entry = tensor(&exported.mask_embedding, dtype, device)?;
+        let shortlist = Shortlist::All(weights.config.vocab_size);
+        let drafter = Self::new(weights, target, shape, &shortlist, &entry, 0)?;
+        let mut tensors = HashMap::from([("mask_embedding".to_owned(), entry.unsqueeze(0)?)]);
+        for (index, attention) in exported.attention.iter().enumerate() {
+            let projectors = Projectors::new(attention, dtype, device)?;
+            let name = |part: &str| format!("layers.{index}.self_attn.{part}");
+            for (part, linear) in [("qkv_proj", projectors.qkv), ("o_proj", projectors.o)] {
+                tensors.insert(name(&format!("{part}.weight")), linear.weight);
+                if let Some(bias) = linear.bias {
+                    tensors.insert(name(&format!("{part}.bias")), bias);
+                }
+            }
+            if let Some((q, k)) = projectors.qk_norms {
+                tensors.insert(name("q_norm.weight"), q);
+                tensors.insert(name("k_norm.weight"), k);
+            }
+        }
+        if let Some(calibrator) = &exported.calibrator {
+            let hidden = target.config().hidden_size;
+            let w1 = tensor(&calibrator.hidden.weight, dtype, device)?;
+            let bias = |linear: &LinearWeights, rows: usize| match &linear.bias {
+                Some(bias) => tensor(bias, dtype, device),
+                None => Tensor::zeros(rows, dtype, device),
+            };
+            let w2 = tensor(&calibrator.output.weight, dtype, device)?;
+            let b2 = bias(&calibrator.output, weights.config.vocab_size)?.unsqueeze(1)?;
+            tensors.insert("calibrator.bonus_half".into(), w1.narrow(1, 0, hidden)?);
+            tensors.insert("calibrator.hidden_half".into(), w1.narrow(1, hidden, hidden)?);
+            tensors.insert("calibrator.bias".into(), bias(&calibrator.hidden, rank)?);
+            tensors.insert("calibrator.output".into(), Tensor::cat(&[w2, b2], 1)?);
+        }
+        drafter.load(&tensors)?;
+        Ok(drafter)
+    }
+
     /// What is trained.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
@@ -195,7 +248,8 @@ impl Drafter {
             let Some(value) = tensors.get(&parameter.name) else {
                 return Err(candle_core::Error::msg(format!("tensor `{}` is missing", parameter.name)));
             };
-            parameter.var.set(&value.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?)?;
+            let value = value.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?;
+            parameter.var.set(&value.contiguous()?)?;
         }
         Ok(())
     }

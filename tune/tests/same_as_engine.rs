@@ -14,7 +14,7 @@ use flexdraft::model::config::Architecture;
 use flexdraft::model::forward::DraftSlots;
 use flexdraft::model::{DrafterWeights, Model};
 use flexdraft::sampling::SamplingParams;
-use flexdraft_tune::drafter::DrafterShape;
+use flexdraft_tune::drafter::{Drafter, DrafterShape};
 use flexdraft_tune::export::export;
 use flexdraft_tune::loss::predict;
 use flexdraft_tune::shortlist::{Shortlist, UNLISTED_BIAS};
@@ -32,6 +32,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let dir = tempfile::tempdir().unwrap();
     export(dir.path(), &config, shape, &shortlist, &common::parameters(&drafter).unwrap()).unwrap();
     let exported = DrafterWeights::read(dir.path(), &config).unwrap();
+    let read_back = Drafter::from_weights(&weights, &target, &exported).unwrap();
     let model = Model::new(Cpu::new(CpuOptions::default()).unwrap(), &weights, Some(&exported)).unwrap();
 
     let transcripts = common::transcripts(config.vocab_size);
@@ -52,6 +53,15 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let mut packed = logits.to_vec2::<f32>().unwrap().into_iter();
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     let mut predictions = predict(&factors).unwrap().into_iter();
+
+    // What is read back predicts the same, over the whole vocabulary.
+    let slots = read_back.forward(&target, &batch.rows(&transcripts, shape.block_size)).unwrap();
+    let (head, calibration) = read_back.factors(&slots);
+    let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
+    for (whole, listed) in predict(&factors).unwrap().into_iter().zip(predictions.clone()) {
+        assert_eq!(whole.token, shortlist.id(listed.token));
+        assert!((whole.confidence - listed.confidence).abs() < 1e-4);
+    }
 
     for pick in &picks {
         let tokens = transcripts[pick.transcript].tokens();
