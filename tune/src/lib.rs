@@ -13,6 +13,7 @@ pub mod layers;
 pub mod loss;
 pub mod ops;
 pub mod optimizer;
+pub mod pretrain;
 pub mod transcripts;
 
 pub use error::{Result, TuneError};
