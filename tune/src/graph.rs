@@ -34,6 +34,9 @@ pub fn binary<F>(name: &'static str, [x, y]: [&Tensor; 2], value: Tensor, backwa
 where
     F: Fn(&Tensor) -> Result<[Tensor; 2]> + Send + Sync + 'static,
 {
+    if !x.track_op() && !y.track_op() {
+        return Ok(value);
+    }
     x.apply_op2(y, Node::new(name, value, backward))
 }
 
@@ -42,6 +45,9 @@ pub fn ternary<F>(name: &'static str, [x, y, z]: [&Tensor; 3], value: Tensor, ba
 where
     F: Fn(&Tensor) -> Result<[Tensor; 3]> + Send + Sync + 'static,
 {
+    if ![x, y, z].into_iter().any(Tensor::track_op) {
+        return Ok(value);
+    }
     x.apply_op3(y, z, Node::new(name, value, backward))
 }
 

@@ -1,4 +1,4 @@
-//! The frozen parts of a decoder layer, and how the target's weights become tensors.
+//! The parts of a decoder layer, frozen and trained, and how the target's weights become tensors.
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::weights::{AttentionWeights, LayerWeights, LinearWeights};
@@ -15,16 +15,6 @@ pub fn tensor(weights: &Weights, dtype: DType, device: &Device) -> Result<Tensor
     Tensor::from_vec(weights.to_f32(), weights.shape(), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// x · weightᵀ, whose weight takes no gradient. `x` is `[rows, in]`, `weight` `[out, in]`.
-///
-/// # Errors
-/// Those of candle: shapes that do not fit, no memory.
-pub fn frozen_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let value = x.detach().matmul(&weight.t()?)?;
-    let weight = weight.clone();
-    graph::unary("frozen linear", x, value, move |gradient| gradient.matmul(&weight))
-}
-
 /// RMSNorm whose weight takes no gradient.
 ///
 /// # Errors
@@ -35,6 +25,48 @@ pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let weight = weight.clone();
     graph::unary("frozen norm", x, value, move |gradient| {
         Ok(rms_norm_backward(&operand, &weight, eps, gradient, false)?.0)
+    })
+}
+
+/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`, gradients to both.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (operand, w) = (x.detach(), weight.detach());
+    let value = operand.matmul(&w.t()?)?;
+    graph::binary("linear", [x, weight], value, move |gradient| {
+        Ok([gradient.matmul(&w)?, gradient.t()?.matmul(&operand)?])
+    })
+}
+
+/// RMSNorm with a trained weight.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let (operand, w) = (x.detach(), weight.detach());
+    let value = rms_norm(&operand, &w, eps)?;
+    graph::binary("norm", [x, weight], value, move |gradient| {
+        let (dx, dw) = rms_norm_backward(&operand, &w, eps, gradient, true)?;
+        Ok([dx, dw.ok_or_else(|| candle_core::Error::msg("a norm's weight without its gradient"))?])
+    })
+}
+
+/// SwiGLU of normed rows, every weight trained. One node, so that the wide rows between its products never leave
+/// it.
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn mlp(x: &Tensor, gate_up: &Tensor, down: &Tensor) -> Result<Tensor> {
+    let (operand, w_in, w_out) = (x.detach(), gate_up.detach(), down.detach());
+    let wide = operand.matmul(&w_in.t()?)?;
+    let activated = silu_mul(&wide)?;
+    let value = activated.matmul(&w_out.t()?)?;
+    graph::ternary("MLP", [x, gate_up, down], value, move |gradient| {
+        let d_out = gradient.t()?.matmul(&activated)?;
+        let d_wide = silu_mul_backward(&wide, &gradient.matmul(&w_out)?)?;
+        Ok([d_wide.matmul(&w_in)?, d_wide.t()?.matmul(&operand)?, d_out])
     })
 }
 
@@ -69,11 +101,7 @@ impl Linear {
     /// # Errors
     /// Those of candle: shapes that do not fit, no memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
-        self.add_bias(y)
-    }
-
-    fn add_bias(&self, y: Tensor) -> Result<Tensor> {
+        let y = linear(x, &self.weight)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -124,8 +152,10 @@ pub struct FrozenLayer {
     pub projectors: Projectors,
     /// `[hidden]`
     pub post_attention_norm: Tensor,
-    gate_up: Linear,
-    down: Linear,
+    /// Gate and up side by side, `[2 · intermediate, hidden]`.
+    pub gate_up: Linear,
+    /// `[hidden, intermediate]`
+    pub down: Linear,
     eps: f64,
 }
 

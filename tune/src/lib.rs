@@ -7,13 +7,18 @@
 
 pub mod attention;
 pub mod checkpoint;
+pub mod drafter;
 pub mod error;
+pub mod export;
 pub mod graph;
 pub mod layers;
 pub mod loss;
 pub mod ops;
 pub mod optimizer;
 pub mod pretrain;
+pub mod shortlist;
+pub mod target;
 pub mod transcripts;
+pub mod tune;
 
 pub use error::{Result, TuneError};

@@ -29,7 +29,7 @@ pub struct Labels {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
     /// −ln of the label's probability.
-    pub loss: f32,
+    pub loss: f64,
     /// The token of the largest logit, ties to the lowest.
     pub token: u32,
     /// Its probability.
@@ -86,11 +86,8 @@ pub fn cross_entropy(
             });
         }
     }
-    let loss: f64 = predictions
-        .iter()
-        .zip(&labels.weights)
-        .map(|(p, &weight)| f64::from(p.loss) * f64::from(weight))
-        .sum();
+    let loss: f64 =
+        predictions.iter().zip(&labels.weights).map(|(p, &weight)| p.loss * f64::from(weight)).sum();
     let loss = Tensor::new(loss, &Device::Cpu)?.to_dtype(dtype)?.to_device(&device)?;
 
     let x_gradients: Vec<Tensor> =
@@ -175,9 +172,11 @@ fn logits_gradient(logits: Tensor, labels: Labels) -> Result<(Tensor, Vec<Predic
         1,
     )?;
     let gradient = (probabilities - one_hot)?.broadcast_mul(&weights)?;
-    let predictions = losses.into_iter().zip(tokens).zip(confidences).map(|((loss, token), confidence)| {
-        Prediction { loss: loss as f32, token, confidence: confidence as f32 }
-    });
+    let predictions = losses
+        .into_iter()
+        .zip(tokens)
+        .zip(confidences)
+        .map(|((loss, token), confidence)| Prediction { loss, token, confidence: confidence as f32 });
     Ok((gradient, predictions.collect()))
 }
 
@@ -229,5 +228,5 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     row[label] -= weight;
     // A loss that is not a number has to stay one.
     let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
-    Prediction { loss, token, confidence: 1.0 / sum }
+    Prediction { loss: f64::from(loss), token, confidence: 1.0 / sum }
 }

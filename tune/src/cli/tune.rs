@@ -1,0 +1,111 @@
+//! The command `tune`.
+
+use std::fs;
+use std::path::Path;
+
+use flexdraft_tune::checkpoint::write_whole;
+use flexdraft_tune::metrics::Metrics;
+use flexdraft_tune::transcripts;
+use flexdraft_tune::tune::walk::Walk;
+use flexdraft_tune::tune::{self, Observer, Settings, StepMetrics};
+use flexdraft_tune::{Result, TuneError};
+
+use super::args::TuneArgs;
+use super::models;
+use super::progress::Progress;
+
+/// Tunes a drafter.
+pub fn tune(args: &TuneArgs) -> Result<()> {
+    let settings = settings(args)?;
+    let target = models::target(&args.target)?;
+    let vocab_size = target.config.vocab_size;
+    let train = transcripts::read(&args.data.join("train.jsonl"), vocab_size)?;
+    let heldout = transcripts::read(&args.data.join("heldout.jsonl"), vocab_size)?;
+    settings.validate(&target.config)?;
+    fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
+    write_settings(&args.out.join("settings.json"), &settings)?;
+    let mut report = Report {
+        metrics: Metrics::open(&args.out.join("metrics.jsonl"))?,
+        progress: Progress::new(settings.steps),
+        block_size: settings.block_size,
+        first: None,
+        tau: None,
+    };
+    let device = models::device(args.device)?;
+    let outcome = tune::run(&target, train, heldout, &settings, &args.out, &device, &mut report)?;
+    report.progress.finish();
+    eprintln!(
+        "held-out acceptance length {:.3}, after {} steps: {}",
+        outcome.tau,
+        outcome.step,
+        outcome.drafter.display()
+    );
+    Ok(())
+}
+
+/// The settings of --config, or the defaults, with what the command line says instead.
+fn settings(args: &TuneArgs) -> Result<Settings> {
+    let mut settings = match &args.config {
+        None => Settings::default(),
+        Some(path) => {
+            let bytes = fs::read(path).map_err(TuneError::io("read", path))?;
+            serde_json::from_slice(&bytes)
+                .map_err(|error| TuneError::File { path: path.clone(), reason: error.to_string() })?
+        }
+    };
+    macro_rules! take {
+        ($($field:ident),*) => {$(
+            if let Some(value) = args.$field {
+                settings.$field = value;
+            }
+        )*};
+    }
+    take!(tail_layers, block_size, rank, gamma, shortlist, steps, sequences, anchors, learning_rate, ema, seed);
+    take!(evaluate_every, evaluate_on, checkpoint_every);
+    Ok(settings)
+}
+
+fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
+    let json = serde_json::to_string_pretty(settings)
+        .map_err(|error| TuneError::File { path: path.into(), reason: error.to_string() })?;
+    write_whole(path, (json + "\n").as_bytes())
+}
+
+/// Writes the metrics, and shows how far the run is.
+struct Report {
+    metrics: Metrics,
+    progress: Progress,
+    block_size: usize,
+    /// The first step of this process, and the rows since.
+    first: Option<usize>,
+    tau: Option<f64>,
+}
+
+impl Observer for Report {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let first = *self.first.get_or_insert(metrics.step - 1);
+        let tau = self.tau.map_or_else(String::new, |tau| format!(", held-out τ {tau:.3}"));
+        let message = format!("loss {:.3}{tau}, {:.0} mask rows/s", metrics.loss, metrics.rows_per_second);
+        self.progress.show(metrics.step, first, &message);
+        self.metrics.write("step", metrics)
+    }
+
+    fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()> {
+        self.tau = Some(walk.tau());
+        let accepted: Vec<f64> = walk
+            .accepted
+            .iter()
+            .zip(&walk.verified)
+            .take(self.block_size - 1)
+            .map(|(&accepted, &verified)| accepted as f64 / verified.max(1) as f64)
+            .collect();
+        let values = serde_json::json!({
+            "step": step,
+            "anchors": anchors,
+            "tau": walk.tau(),
+            "steps_walked": walk.steps,
+            "slot_acceptance": accepted,
+        });
+        self.metrics.write("evaluated", &values)
+    }
+}

@@ -1,0 +1,297 @@
+//! The drafter as it is tuned: projectors of the tail, the mask embedding, the calibrator.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Result, Tensor, Var};
+use flexdraft::model::TargetWeights;
+use flexdraft::random::philox;
+
+use crate::attention::{Groups, Prefix};
+use crate::layers::{Linear, Projectors, frozen_norm, mlp, norm};
+use crate::loss::Factor;
+use crate::optimizer::Parameter;
+use crate::shortlist::Shortlist;
+use crate::target::FrozenTarget;
+
+/// A drafter in training.
+#[derive(Debug)]
+pub struct Drafter {
+    block_size: usize,
+    projectors: Vec<Projectors>,
+    /// `[1, hidden]`
+    mask_embedding: Tensor,
+    calibrator: Option<Calibrator>,
+    /// One a tail layer where the whole tail is trained, none otherwise.
+    rest: Vec<RestOfLayer>,
+    parameters: Vec<Parameter>,
+    /// The head's rows of the ids that are drafted, `[listed, hidden]`.
+    lm_head: Tensor,
+}
+
+/// What a layer has besides its projectors.
+#[derive(Debug)]
+struct RestOfLayer {
+    /// `[hidden]`
+    input_norm: Tensor,
+    /// `[hidden]`
+    post_attention_norm: Tensor,
+    /// `[2 · intermediate, hidden]`
+    gate_up: Tensor,
+    /// `[hidden, intermediate]`
+    down: Tensor,
+}
+
+impl RestOfLayer {
+    fn mlp(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        mlp(&norm(x, &self.post_attention_norm, eps)?, &self.gate_up, &self.down)
+    }
+}
+
+#[derive(Debug)]
+struct Calibrator {
+    /// `[rank, hidden]`
+    bonus_half: Tensor,
+    /// `[rank, hidden]`
+    hidden_half: Tensor,
+    /// `[rank]`
+    bias: Tensor,
+    /// W2 and, as its last column, b2: `[listed, rank + 1]`
+    output: Tensor,
+}
+
+/// Mask rows of several sequences: each anchor's S slots, one after the other.
+#[derive(Debug)]
+pub struct MaskRows<'a> {
+    /// For each sequence, the anchors' groups and, for each tail layer, the keys and values they see.
+    pub sequences: Vec<(Groups, &'a [Prefix])>,
+    /// For each row, its position.
+    pub positions: Vec<usize>,
+    /// For each anchor, the bonus token.
+    pub bonuses: Vec<u32>,
+}
+
+/// What slots 1..S of the anchors are predicted from: logits are the sum of the factors' products.
+#[derive(Debug)]
+pub struct SlotFactors {
+    /// Final hidden states `[anchors · (S − 1), hidden]`.
+    pub hidden: Tensor,
+    /// silu(W1 · [embed(bonus); h] + b1), and a column of ones, `[anchors · (S − 1), rank + 1]`.
+    pub calibration: Option<Tensor>,
+}
+
+impl Drafter {
+    /// A drafter that starts as the target's own tail, with a calibrator of rank `rank` that changes nothing yet,
+    /// or without one if `rank` is 0. `entry` is the mask embedding to start from, `[hidden]`.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(
+        weights: &TargetWeights,
+        target: &FrozenTarget,
+        shape: DrafterShape,
+        shortlist: &Shortlist,
+        entry: &Tensor,
+        seed: u64,
+    ) -> Result<Self> {
+        let (dtype, device) = (target.dtype(), target.device());
+        let mut parameters = Vec::new();
+        let mut var = |name: String, value: Tensor, decays: bool| -> Result<Tensor> {
+            let var = Var::from_tensor(&value.contiguous()?)?;
+            let tensor = var.as_tensor().clone();
+            parameters.push(Parameter { name, var, decays });
+            Ok(tensor)
+        };
+        let mut rest = Vec::new();
+        if shape.whole_tail {
+            for (index, layer) in target.tail(shape.tail_layers).iter().enumerate() {
+                let mut copy = |name: &str, value: &Tensor| {
+                    let decays = value.rank() > 1;
+                    var(format!("layers.{index}.{name}.weight"), value.copy()?, decays)
+                };
+                rest.push(RestOfLayer {
+                    input_norm: copy("input_layernorm", &layer.input_norm)?,
+                    post_attention_norm: copy("post_attention_layernorm", &layer.post_attention_norm)?,
+                    gate_up: copy("mlp.gate_up_proj", &layer.gate_up.weight)?,
+                    down: copy("mlp.down_proj", &layer.down.weight)?,
+                });
+            }
+        }
+        let first = weights.layers.len().saturating_sub(shape.tail_layers);
+        let mut projectors = Vec::with_capacity(shape.tail_layers);
+        for (index, layer) in weights.layers[first..].iter().enumerate() {
+            let start = Projectors::new(&layer.attention, dtype, device)?;
+            let mut linear = |name: &str, linear: Linear| -> Result<Linear> {
+                let name = format!("layers.{index}.self_attn.{name}");
+                let bias = match linear.bias {
+                    Some(bias) => Some(var(format!("{name}.bias"), bias, false)?),
+                    None => None,
+                };
+                Ok(Linear { weight: var(format!("{name}.weight"), linear.weight, true)?, bias })
+            };
+            let (qkv, o) = (linear("qkv_proj", start.qkv)?, linear("o_proj", start.o)?);
+            let qk_norms = match start.qk_norms {
+                None => None,
+                Some((q, k)) => {
+                    let name = |which| format!("layers.{index}.self_attn.{which}_norm.weight");
+                    Some((var(name("q"), q, false)?, var(name("k"), k, false)?))
+                }
+            };
+            projectors.push(Projectors { qkv, o, qk_norms });
+        }
+        let mask_embedding = var("mask_embedding".into(), entry.to_dtype(dtype)?.unsqueeze(0)?, false)?;
+        let (hidden, rank) = (target.config().hidden_size, shape.rank);
+        let calibrator = if rank == 0 {
+            None
+        } else {
+            let std = (2.0 * hidden as f64).powf(-0.5);
+            let mut half = |name: &str, stream: u32| {
+                let values = normals(rank * hidden, std, seed, stream);
+                let values = Tensor::from_vec(values, (rank, hidden), &Device::Cpu)?.to_dtype(dtype)?;
+                var(format!("calibrator.{name}"), values.to_device(device)?, true)
+            };
+            let (bonus_half, hidden_half) = (half("bonus_half", 0)?, half("hidden_half", 1)?);
+            let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, device);
+            Some(Calibrator {
+                bonus_half,
+                hidden_half,
+                bias: var("calibrator.bias".into(), zeros(&[rank])?, false)?,
+                output: var("calibrator.output".into(), zeros(&[shortlist.len(), rank + 1])?, true)?,
+            })
+        };
+        let lm_head = match shortlist {
+            Shortlist::All(_) => target.lm_head().clone(),
+            Shortlist::Some { ids, .. } => {
+                let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(device)?;
+                target.lm_head().index_select(&ids, 0)?
+            }
+        };
+        Ok(Self {
+            block_size: shape.block_size,
+            projectors,
+            mask_embedding,
+            calibrator,
+            rest,
+            parameters,
+            lm_head,
+        })
+    }
+
+    /// What is trained.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// S.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Takes up a drafter's weights, of the same shape.
+    ///
+    /// # Errors
+    /// Those of candle: shapes that do not fit, no memory.
+    pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        for parameter in &self.parameters {
+            let Some(value) = tensors.get(&parameter.name) else {
+                return Err(candle_core::Error::msg(format!("tensor `{}` is missing", parameter.name)));
+            };
+            parameter.var.set(&value.to_dtype(parameter.var.dtype())?.to_device(parameter.var.device())?)?;
+        }
+        Ok(())
+    }
+
+    /// Runs mask rows through the tail, and prepares the prediction of slots 1..S.
+    ///
+    /// # Errors
+    /// Those of candle: shapes that do not fit, no memory.
+    pub fn forward(&self, target: &FrozenTarget, rows: &MaskRows<'_>) -> Result<SlotFactors> {
+        let heads = target.heads();
+        let rotation = target.rotation(&rows.positions)?;
+        let row_count = rows.positions.len();
+        let hidden = target.config().hidden_size;
+        let mut x = self.mask_embedding.clone();
+        for (index, (layer, projectors)) in
+            target.tail(self.projectors.len()).iter().zip(&self.projectors).enumerate()
+        {
+            let rest = self.rest.get(index);
+            let normed = match rest {
+                None => frozen_norm(&x, &layer.input_norm, heads.eps)?,
+                Some(rest) => norm(&x, &rest.input_norm, heads.eps)?,
+            };
+            let qkv = projectors.qkv.forward(&normed)?;
+            // All mask rows enter the tail alike: until they attend, one row stands for all.
+            let qkv =
+                if index == 0 { qkv.broadcast_as((row_count, qkv.dim(1)?))?.contiguous()? } else { qkv };
+            let sequences: Vec<(Groups, Option<Prefix>)> = rows
+                .sequences
+                .iter()
+                .map(|(groups, prefixes)| (groups.clone(), prefixes.get(index).cloned()))
+                .collect();
+            let attended = heads.attend(&qkv, projectors.norms(), &rotation, &sequences)?;
+            x = projectors.o.forward(&attended)?.broadcast_add(&x)?;
+            let added = match rest {
+                None => layer.mlp(&x)?,
+                Some(rest) => rest.mlp(&x, heads.eps)?,
+            };
+            x = (x + added)?;
+        }
+        let normed = frozen_norm(&x, target.norm(), heads.eps)?;
+        let (anchors, slots) = (rows.bonuses.len(), self.block_size - 1);
+        let normed = normed.reshape((anchors, self.block_size, hidden))?.narrow(1, 1, slots)?;
+        let normed = normed.contiguous()?.reshape((anchors * slots, hidden))?;
+        let calibration = match &self.calibrator {
+            None => None,
+            Some(calibrator) => Some(calibrator.forward(&target.embed(&rows.bonuses)?, &normed, slots)?),
+        };
+        Ok(SlotFactors { hidden: normed, calibration })
+    }
+
+    /// The factor that the target's head is, and the calibrator's.
+    pub fn factors<'a>(&'a self, slots: &'a SlotFactors) -> (Factor<'a>, Option<Factor<'a>>) {
+        let calibration = slots.calibration.as_ref().zip(self.calibrator.as_ref());
+        (
+            Factor { x: &slots.hidden, w: &self.lm_head },
+            calibration.map(|(x, calibrator)| Factor { x, w: &calibrator.output }),
+        )
+    }
+}
+
+impl Calibrator {
+    /// `[anchors · slots, rank + 1]` from the bonus tokens' embeddings `[anchors, hidden]` and the slots' hidden
+    /// states `[anchors · slots, hidden]`.
+    fn forward(&self, bonuses: &Tensor, hidden: &Tensor, slots: usize) -> Result<Tensor> {
+        let (anchors, rank) = (bonuses.dim(0)?, self.bias.dim(0)?);
+        let bonus = bonuses.matmul(&self.bonus_half.t()?)?.broadcast_add(&self.bias)?;
+        let own = hidden.matmul(&self.hidden_half.t()?)?.reshape((anchors, slots, rank))?;
+        let u = own.broadcast_add(&bonus.unsqueeze(1)?)?.silu()?.reshape((anchors * slots, rank))?;
+        let ones = Tensor::ones((anchors * slots, 1), u.dtype(), u.device())?;
+        Tensor::cat(&[u, ones], 1)
+    }
+}
+
+/// How large a drafter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrafterShape {
+    /// N.
+    pub tail_layers: usize,
+    /// S.
+    pub block_size: usize,
+    /// The calibrator's r, 0 for a drafter without one.
+    pub rank: usize,
+    /// Whether the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, whose
+    /// mask rows do not share the target's MLPs: it is for comparison.
+    pub whole_tail: bool,
+}
+
+/// Normal numbers of mean 0, the same for a seed and stream on every machine.
+fn normals(n: usize, std: f64, seed: u64, stream: u32) -> Vec<f64> {
+    let word = |i: usize| philox([i as u32, stream, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
+    (0..n)
+        .map(|i| {
+            let [a, b, ..] = word(i);
+            // Box and Muller's transformation.
+            std * (-2.0 * uniform(a).ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform(b)).cos()
+        })
+        .collect()
+}

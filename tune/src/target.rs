@@ -1,0 +1,162 @@
+//! The target on candle: frozen, and run over clean tokens for the keys and values of its tail.
+
+use candle_core::{DType, Device, Result, Tensor};
+use flexdraft::model::{ModelConfig, TargetWeights};
+use flexdraft::tensor::Elements;
+
+use crate::attention::{Groups, Heads, Prefix};
+use crate::layers::{FrozenLayer, tensor};
+use crate::ops::{Rotation, rms_norm};
+
+/// The target's weights as tensors. Nothing of it takes a gradient.
+#[derive(Clone, Debug)]
+pub struct FrozenTarget {
+    config: ModelConfig,
+    embedding: Tensor,
+    layers: Vec<FrozenLayer>,
+    norm: Tensor,
+    lm_head: Tensor,
+}
+
+/// What mask rows need of a sequence's clean tokens.
+#[derive(Clone, Debug)]
+pub struct CleanTokens {
+    /// Keys and values of each tail layer.
+    pub prefixes: Vec<Prefix>,
+    /// The sum over the tokens of what enters the first tail layer, `[hidden]`.
+    pub entry_sum: Tensor,
+}
+
+impl FrozenTarget {
+    /// The runner's weights as tensors of `dtype` on `device`.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(weights: &TargetWeights, dtype: DType, device: &Device) -> Result<Self> {
+        let config = weights.config.clone();
+        let eps = f64::from(config.rms_norm_eps);
+        let embedding = tensor(&weights.embed, dtype, device)?;
+        let lm_head = match config.tied_embeddings {
+            true => embedding.clone(),
+            false => tensor(&weights.lm_head, dtype, device)?,
+        };
+        let layer = |layer| FrozenLayer::new(layer, eps, dtype, device);
+        Ok(Self {
+            embedding,
+            layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
+            norm: tensor(&weights.norm, dtype, device)?,
+            lm_head,
+            config,
+        })
+    }
+
+    /// The target's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The last `n` layers.
+    pub fn tail(&self, n: usize) -> &[FrozenLayer] {
+        &self.layers[self.layers.len().saturating_sub(n)..]
+    }
+
+    /// The final norm's weight `[hidden]`.
+    pub fn norm(&self) -> &Tensor {
+        &self.norm
+    }
+
+    /// The matrix that turns normed rows into logits, `[vocab, hidden]`.
+    pub fn lm_head(&self) -> &Tensor {
+        &self.lm_head
+    }
+
+    /// Embeddings of token ids `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// Those of candle: an id that is out of vocabulary, no memory.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(self.device())?;
+        self.embedding.index_select(&ids, 0)
+    }
+
+    /// The parts of attention that all layers share.
+    pub fn heads(&self) -> Heads {
+        Heads { shape: self.config.attention, eps: f64::from(self.config.rms_norm_eps) }
+    }
+
+    /// Rotations of rows at `positions`.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn rotation(&self, positions: &[usize]) -> Result<Rotation> {
+        Rotation::new(&self.config.rope, positions, self.dtype(), self.device())
+    }
+
+    /// The float type that everything is computed in.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// Where everything is.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// Runs the target over `tokens`, and keeps what mask rows in the last `tail` layers need of it.
+    ///
+    /// # Errors
+    /// Those of candle: an id that is out of vocabulary, no memory.
+    pub fn read(&self, tokens: &[u32], tail: usize) -> Result<CleanTokens> {
+        let heads = self.heads();
+        let positions: Vec<usize> = (0..tokens.len()).collect();
+        let rotation = self.rotation(&positions)?;
+        let groups = [(Groups { len: tokens.len(), prefix: vec![0], causal: true }, None)];
+        let first_tail = self.layers.len().saturating_sub(tail);
+        let mut x = self.embed(tokens)?;
+        let mut entry_sum = x.sum(0)?;
+        let mut prefixes = Vec::with_capacity(tail);
+        for (index, layer) in self.layers.iter().enumerate() {
+            if index == first_tail {
+                entry_sum = x.sum(0)?;
+            }
+            let normed = rms_norm(&x, &layer.input_norm, heads.eps)?;
+            let qkv = layer.projectors.qkv.forward(&normed)?;
+            let norms = layer.projectors.norms();
+            if index >= first_tail {
+                prefixes.push(heads.prefix(&qkv, norms, &rotation)?);
+            }
+            // Of the last layer only keys and values are needed.
+            if index + 1 < self.layers.len() {
+                let attended = heads.attend(&qkv, norms, &rotation, &groups)?;
+                x = (x + layer.projectors.o.forward(&attended)?)?;
+                x = (&x + layer.mlp(&x)?)?;
+            }
+        }
+        Ok(CleanTokens { prefixes, entry_sum })
+    }
+}
+
+/// A number that tells targets apart: a hash (FNV-1a) of the configuration's shape and of every 61st element.
+pub fn fingerprint(weights: &TargetWeights) -> String {
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |value: u64| hash = (hash ^ value).wrapping_mul(PRIME);
+    let config = &weights.config;
+    for size in [config.hidden_size, config.intermediate_size, config.layers, config.vocab_size] {
+        add(size as u64);
+    }
+    let layers = weights.layers.iter().flat_map(|layer| {
+        let attention = &layer.attention;
+        [&attention.q.weight, &attention.k.weight, &attention.v.weight, &attention.o.weight]
+            .into_iter()
+            .chain([&layer.gate.weight, &layer.up.weight, &layer.down.weight])
+    });
+    for tensor in [&weights.embed, &weights.norm, &weights.lm_head].into_iter().chain(layers) {
+        match tensor.elements() {
+            Elements::F32(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
+            Elements::F16(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
+            Elements::Bf16(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
+        }
+    }
+    format!("{hash:016x}")
+}

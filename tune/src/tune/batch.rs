@@ -1,0 +1,142 @@
+//! Which anchors a step learns from, and how they become rows.
+//!
+//! An anchor is the last clean token that its group sees. The token after it is the bonus token, and slot j's
+//! label stands j tokens after that:
+//!
+//! ```text
+//! position     p        p+1      p+2   …   p+S
+//! clean        anchor   bonus    ·         ·
+//! mask row              slot 0   slot 1    slot S−1
+//! label                          x[p+2]    x[p+S]
+//! ```
+
+use std::ops::Range;
+
+use flexdraft::random::philox;
+
+use super::clean::Corpus;
+use crate::attention::Groups;
+use crate::drafter::MaskRows;
+use crate::error::Result;
+use crate::loss::Labels;
+use crate::shortlist::Shortlist;
+use crate::target::{CleanTokens, FrozenTarget};
+use crate::transcripts::Transcript;
+
+/// Anchors of one transcript.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Index of the transcript.
+    pub transcript: usize,
+    /// Positions of the anchors, ascending.
+    pub anchors: Vec<usize>,
+}
+
+/// Anchors, with the clean tokens that they see.
+#[derive(Debug)]
+pub struct Batch {
+    picks: Vec<Pick>,
+    clean: Vec<CleanTokens>,
+}
+
+/// Positions of a transcript that can be anchors: the next token is the target's, and so is the one after it,
+/// which is slot 1's label.
+pub fn anchor_range(transcript: &Transcript) -> Range<usize> {
+    transcript.prompt.len().saturating_sub(1)..transcript.len().saturating_sub(2)
+}
+
+/// The transcripts and anchors of a step: transcripts in an order of the epoch's own, without repetition in it.
+pub fn picks(
+    transcripts: &[Transcript],
+    usable: &[usize],
+    step: usize,
+    size: [usize; 2],
+    seed: u64,
+) -> Vec<Pick> {
+    let [sequences, anchors] = size;
+    let key = [seed as u32, (seed >> 32) as u32];
+    let mut picks = Vec::with_capacity(sequences);
+    let mut order = (usize::MAX, Vec::new());
+    for index in step * sequences..(step + 1) * sequences {
+        let epoch = index / usable.len().max(1);
+        if order.0 != epoch {
+            let mut shuffled = usable.to_vec();
+            shuffled.sort_by_key(|&i| philox([i as u32, epoch as u32, 0, 1], key));
+            order = (epoch, shuffled);
+        }
+        let Some(&transcript) = order.1.get(index % usable.len().max(1)) else { continue };
+        let range = anchor_range(&transcripts[transcript]);
+        let mut chosen: Vec<usize> = range.collect();
+        chosen.sort_by_key(|&p| philox([p as u32, transcript as u32, epoch as u32, 2], key));
+        chosen.truncate(anchors);
+        chosen.sort_unstable();
+        picks.push(Pick { transcript, anchors: chosen });
+    }
+    picks
+}
+
+impl Batch {
+    /// Anchors, and the clean tokens that they see, computed where they are not kept.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn new(corpus: &mut Corpus, target: &FrozenTarget, picks: Vec<Pick>) -> Result<Self> {
+        let clean = picks.iter().map(|pick| corpus.clean(target, pick.transcript)).collect::<Result<_>>()?;
+        Ok(Self { picks, clean })
+    }
+
+    /// Anchors in all.
+    pub fn anchors(&self) -> usize {
+        self.picks.iter().map(|pick| pick.anchors.len()).sum()
+    }
+
+    /// The mask rows.
+    pub fn rows(&self, transcripts: &[Transcript], block_size: usize) -> MaskRows<'_> {
+        let mut rows = MaskRows { sequences: Vec::new(), positions: Vec::new(), bonuses: Vec::new() };
+        for (pick, clean) in self.picks.iter().zip(&self.clean) {
+            let tokens = transcripts[pick.transcript].tokens();
+            let groups = Groups {
+                len: block_size,
+                prefix: pick.anchors.iter().map(|&p| p + 1).collect(),
+                causal: false,
+            };
+            rows.sequences.push((groups, &clean.prefixes));
+            rows.positions.extend(pick.anchors.iter().flat_map(|&p| p + 1..p + 1 + block_size));
+            rows.bonuses.extend(pick.anchors.iter().filter_map(|&p| tokens.get(p + 1)));
+        }
+        rows
+    }
+
+    /// Labels of the anchors' slots 1..S, and the slot of each row: `weights` sum to 1, and are 0 for rows after
+    /// the transcript's end and for labels that are not listed.
+    pub fn labels(
+        &self,
+        transcripts: &[Transcript],
+        block_size: usize,
+        gamma: f64,
+        shortlist: &Shortlist,
+    ) -> (Labels, Vec<usize>) {
+        let mut labels = Labels::default();
+        let mut slots = Vec::new();
+        for pick in &self.picks {
+            let tokens = transcripts[pick.transcript].tokens();
+            for (&p, slot) in pick.anchors.iter().flat_map(|p| (1..block_size).map(move |slot| (p, slot))) {
+                let label = tokens.get(p + 1 + slot).and_then(|&token| shortlist.place(token));
+                labels.ids.push(label.unwrap_or(0));
+                let weight = (-(slot as f64 - 1.0) / gamma).exp();
+                labels.weights.push(if label.is_some() { weight as f32 } else { 0.0 });
+                slots.push(slot);
+            }
+        }
+        let sum: f32 = labels.weights.iter().sum();
+        if sum > 0.0 {
+            labels.weights.iter_mut().for_each(|weight| *weight /= sum);
+        }
+        (labels, slots)
+    }
+}
+
+/// Rows that have a label, for means over them.
+pub fn labelled_rows(labels: &Labels) -> impl Iterator<Item = usize> {
+    labels.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0).map(|(row, _)| row)
+}

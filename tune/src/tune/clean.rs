@@ -1,0 +1,71 @@
+//! Transcripts and what the target computes of their clean tokens, once.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::target::{CleanTokens, FrozenTarget};
+use crate::transcripts::Transcript;
+
+/// Transcripts, with the keys and values of their tail as far as they have been needed and fit.
+#[derive(Debug)]
+pub struct Corpus {
+    transcripts: Vec<Transcript>,
+    kept: Vec<Option<CleanTokens>>,
+    tail_layers: usize,
+    /// Elements that may still be kept.
+    room: usize,
+}
+
+impl Corpus {
+    /// Transcripts for a drafter of `tail_layers` layers, whose keys and values may take `gib` GiB.
+    pub fn new(transcripts: Vec<Transcript>, tail_layers: usize, gib: f64, target: &FrozenTarget) -> Self {
+        let room = gib.max(0.0) * f64::from(1 << 30) / target.dtype().size_in_bytes() as f64;
+        let kept = vec![None; transcripts.len()];
+        Self { transcripts, kept, tail_layers, room: room as usize }
+    }
+
+    /// The transcripts.
+    pub fn transcripts(&self) -> &[Transcript] {
+        &self.transcripts
+    }
+
+    /// The clean tokens of a transcript. Its last token is not among them: nothing is drafted after it.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn clean(&mut self, target: &FrozenTarget, index: usize) -> Result<CleanTokens> {
+        if let Some(clean) = &self.kept[index] {
+            return Ok(clean.clone());
+        }
+        let tokens = self.transcripts[index].tokens();
+        let clean = target.read(&tokens[..tokens.len().saturating_sub(1).max(1)], self.tail_layers)?;
+        let elements: usize =
+            clean.prefixes.iter().map(|prefix| prefix.k.elem_count() + prefix.v.elem_count()).sum();
+        if elements <= self.room {
+            self.room -= elements;
+            self.kept[index] = Some(clean.clone());
+        }
+        Ok(clean)
+    }
+
+    /// The mean of what enters the tail, over the first `count` transcripts, `[hidden]`.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn entry_mean(&mut self, target: &FrozenTarget, count: usize) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        let mut tokens = 0;
+        for index in 0..count.min(self.transcripts.len()) {
+            let clean = self.clean(target, index)?;
+            tokens += self.transcripts[index].len().saturating_sub(1).max(1);
+            sum = Some(match sum {
+                None => clean.entry_sum,
+                Some(sum) => (sum + clean.entry_sum)?,
+            });
+        }
+        match sum {
+            Some(sum) => Ok((sum / tokens as f64)?),
+            None => Ok(Tensor::zeros(target.config().hidden_size, target.dtype(), target.device())?),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! A run: steps, evaluations, checkpoints.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use flexdraft::model::TargetWeights;
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Batch, anchor_range, labelled_rows, picks};
+use super::clean::Corpus;
+use super::settings::Settings;
+use super::walk::{Walk, walk};
+use crate::checkpoint;
+use crate::drafter::Drafter;
+use crate::error::{Result, TuneError};
+use crate::export::export;
+use crate::loss::cross_entropy;
+use crate::optimizer::AdamW;
+use crate::shortlist::Shortlist;
+use crate::target::{FrozenTarget, fingerprint};
+use crate::transcripts::Transcript;
+
+/// Transcripts that the mask embedding's first value is averaged over.
+const ENTRY_TRANSCRIPTS: usize = 8;
+
+/// What a checkpoint says of its run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Description {
+    target: String,
+    settings: Settings,
+    step: usize,
+    anchors: usize,
+    /// Empty for the whole vocabulary.
+    shortlist: Vec<u32>,
+    best: Option<Evaluated>,
+}
+
+/// A held-out evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Evaluated {
+    step: usize,
+    tau: f64,
+}
+
+/// One step's numbers, for the metrics.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepMetrics {
+    /// Steps so far.
+    pub step: usize,
+    /// Anchors seen so far.
+    pub anchors: usize,
+    /// The weighted cross-entropy.
+    pub loss: f64,
+    /// Share of slot 1's labels that were the most probable token.
+    pub slot_1_accuracy: f64,
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Seconds of this process's part of the run.
+    pub seconds: f64,
+    /// Mask rows a second, over the step.
+    pub rows_per_second: f64,
+}
+
+/// Is told of a run's progress.
+pub trait Observer {
+    /// A step was taken.
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
+
+    /// Held-out transcripts were walked, after `step` steps and `anchors` anchors.
+    fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()>;
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The best held-out τ.
+    pub tau: f64,
+    /// The step it was reached at.
+    pub step: usize,
+    /// Where the drafter is.
+    pub drafter: PathBuf,
+}
+
+/// Tunes a drafter for `weights` on `train`, and keeps the one with the best τ on `heldout` in `out/drafter`.
+/// A run that `out` holds a checkpoint of is continued.
+///
+/// # Errors
+/// [`TuneError::Setting`], [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint is of other
+/// settings or another target; [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
+pub fn run(
+    weights: &TargetWeights,
+    train: Vec<Transcript>,
+    heldout: Vec<Transcript>,
+    settings: &Settings,
+    out: &Path,
+    device: &Device,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    settings.validate(&weights.config)?;
+    fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
+    let usable: Vec<usize> = train
+        .iter()
+        .enumerate()
+        .filter(|(_, t)| !anchor_range(t).is_empty())
+        .map(|(index, _)| index)
+        .collect();
+    for (transcripts, needed) in [(usable.len(), settings.sequences), (heldout.len(), 1)] {
+        if transcripts < needed {
+            let (path, unit) = (out.to_path_buf(), "transcripts with an anchor");
+            return Err(TuneError::TooLittleData { path, found: transcripts, unit, needed });
+        }
+    }
+    let target = FrozenTarget::new(weights, DType::F32, device)?;
+    let mut state = State::start(weights, target, train, heldout, settings, out)?;
+    let begun = Instant::now();
+    while state.description.step < settings.steps {
+        let metrics = state.step(&usable, begun)?;
+        observer.step(&metrics)?;
+        let (step, last) = (metrics.step, metrics.step == settings.steps);
+        if step % settings.evaluate_every == 0 || last {
+            let walk = state.evaluate()?;
+            observer.evaluated(step, metrics.anchors, &walk)?;
+        }
+        if step % settings.checkpoint_every == 0 || last {
+            state.save()?;
+        }
+    }
+    let best = state.description.best.unwrap_or(Evaluated { step: 0, tau: 1.0 });
+    Ok(Outcome { tau: best.tau, step: best.step, drafter: state.drafter_dir() })
+}
+
+struct State<'a> {
+    settings: &'a Settings,
+    out: &'a Path,
+    weights: &'a TargetWeights,
+    target: FrozenTarget,
+    train: Corpus,
+    heldout: Corpus,
+    shortlist: Shortlist,
+    drafter: Drafter,
+    optimizer: AdamW,
+    /// The mean of weights, by name; empty where there is none.
+    mean: HashMap<String, Tensor>,
+    description: Description,
+    /// The step of the checkpoint on disk.
+    saved: usize,
+}
+
+impl<'a> State<'a> {
+    fn start(
+        weights: &'a TargetWeights,
+        target: FrozenTarget,
+        train: Vec<Transcript>,
+        heldout: Vec<Transcript>,
+        settings: &'a Settings,
+        out: &'a Path,
+    ) -> Result<Self> {
+        let path = out.join("checkpoint.safetensors");
+        let found = match path.exists() {
+            true => Some(checkpoint::load::<Description>(&path)?),
+            false => None,
+        };
+        let of_target = fingerprint(weights);
+        if let Some((_, description)) = &found {
+            check_same_run(&path, description, settings, &of_target)?;
+        }
+        let shortlist = match &found {
+            Some((_, description)) if !description.shortlist.is_empty() => {
+                Shortlist::of(description.shortlist.clone())
+            }
+            Some(_) => Shortlist::All(weights.config.vocab_size),
+            None => {
+                let tokens = train.iter().flat_map(|transcript| transcript.response.iter().copied());
+                Shortlist::most_frequent(settings.shortlist, weights.config.vocab_size, tokens)
+            }
+        };
+        let mut train = Corpus::new(train, settings.tail_layers, settings.kept_gib, &target);
+        let heldout = Corpus::new(heldout, settings.tail_layers, settings.kept_gib / 8.0, &target);
+        let entry = train.entry_mean(&target, ENTRY_TRANSCRIPTS)?;
+        let drafter = Drafter::new(weights, &target, settings.shape(), &shortlist, &entry, settings.seed)?;
+        let mut optimizer = AdamW::new(drafter.parameters().to_vec(), settings.adam)?;
+        let mut mean = HashMap::new();
+        let description = match found {
+            Some((mut tensors, description)) => {
+                if settings.ema > 0.0 {
+                    mean = take_mean(&mut tensors);
+                }
+                if let Some(tensor) = optimizer.restore(tensors, description.step)? {
+                    let reason = format!("tensor `{tensor}` is missing or has another shape");
+                    return Err(TuneError::File { path, reason });
+                }
+                description
+            }
+            None => Description {
+                target: of_target,
+                settings: settings.clone(),
+                step: 0,
+                anchors: 0,
+                shortlist: match &shortlist {
+                    Shortlist::All(_) => Vec::new(),
+                    Shortlist::Some { ids, .. } => ids.clone(),
+                },
+                best: None,
+            },
+        };
+        let saved = description.step;
+        Ok(Self {
+            settings,
+            out,
+            weights,
+            target,
+            train,
+            heldout,
+            shortlist,
+            drafter,
+            optimizer,
+            mean,
+            description,
+            saved,
+        })
+    }
+
+    fn step(&mut self, usable: &[usize], begun: Instant) -> Result<StepMetrics> {
+        let start = Instant::now();
+        let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
+        let step = self.description.step;
+        let picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
+        let batch = Batch::new(&mut self.train, &self.target, picks)?;
+        let rows = batch.rows(self.train.transcripts(), block_size);
+        let (labels, slots) = batch.labels(self.train.transcripts(), block_size, gamma, &self.shortlist);
+        let factors = self.drafter.forward(&self.target, &rows)?;
+        let (head, calibration) = self.drafter.factors(&factors);
+        let (loss, predictions) = cross_entropy(Some(head), calibration, &labels)?;
+        let loss_value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let not_finite = |loss| TuneError::NotFinite { step: step + 1, loss, checkpoint: self.saved };
+        if !loss_value.is_finite() {
+            return Err(not_finite(loss_value));
+        }
+        let gradients = loss.backward()?;
+        let learning_rate = self.settings.schedule().rate(step);
+        let gradient_norm = self.optimizer.step(&gradients, learning_rate)?;
+        if !gradient_norm.is_finite() {
+            return Err(not_finite(gradient_norm));
+        }
+        self.average()?;
+        self.description.step += 1;
+        self.description.anchors += batch.anchors();
+
+        let first_slots: Vec<usize> = labelled_rows(&labels).filter(|&row| slots[row] == 1).collect();
+        let right = first_slots.iter().filter(|&&row| predictions[row].token == labels.ids[row]).count();
+        Ok(StepMetrics {
+            step: self.description.step,
+            anchors: self.description.anchors,
+            loss: loss_value,
+            slot_1_accuracy: right as f64 / first_slots.len().max(1) as f64,
+            gradient_norm,
+            learning_rate,
+            seconds: begun.elapsed().as_secs_f64(),
+            rows_per_second: rows.positions.len() as f64 / start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Moves the mean of weights by one step.
+    fn average(&mut self) -> Result<()> {
+        let decay = self.settings.ema;
+        if decay == 0.0 {
+            return Ok(());
+        }
+        for parameter in self.drafter.parameters() {
+            let value = parameter.var.as_detached_tensor();
+            let mean = match self.mean.get(&parameter.name) {
+                Some(mean) => (mean.affine(decay, 0.0)? + value.affine(1.0 - decay, 0.0)?)?,
+                None => value.copy()?,
+            };
+            self.mean.insert(parameter.name.clone(), mean);
+        }
+        Ok(())
+    }
+
+    /// Walks the held-out transcripts, and exports the drafter if it is the best so far.
+    fn evaluate(&mut self) -> Result<Walk> {
+        let own = self.parameters()?;
+        if !self.mean.is_empty() {
+            self.drafter.load(&self.mean)?;
+        }
+        let confidence = self.settings.confidence();
+        let (count, shortlist) = (self.settings.evaluate_on, &self.shortlist);
+        let walk = walk(&self.drafter, &self.target, &mut self.heldout, shortlist, count, &confidence)?;
+        let tau = walk.tau();
+        if self.description.best.is_none_or(|best| tau > best.tau) {
+            self.description.best = Some(Evaluated { step: self.description.step, tau });
+            if !self.settings.whole_tail {
+                let dir = self.drafter_dir();
+                export(&dir, &self.weights.config, self.settings.shape(), shortlist, &self.parameters()?)?;
+            }
+        }
+        if !self.mean.is_empty() {
+            self.drafter.load(&own)?;
+        }
+        Ok(walk)
+    }
+
+    /// Copies of the drafter's weights, by name.
+    fn parameters(&self) -> Result<HashMap<String, Tensor>> {
+        let parameters = self.drafter.parameters().iter();
+        Ok(parameters
+            .map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?)))
+            .collect::<Result<_>>()?)
+    }
+
+    fn drafter_dir(&self) -> PathBuf {
+        self.out.join("drafter")
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let mut tensors = self.optimizer.state();
+        tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
+        checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)?;
+        self.saved = self.description.step;
+        Ok(())
+    }
+}
+
+/// What the names of means of weights begin with.
+const MEAN: &str = "mean of ";
+
+fn take_mean(tensors: &mut HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let names: Vec<String> = tensors.keys().filter(|name| name.starts_with(MEAN)).cloned().collect();
+    names
+        .into_iter()
+        .filter_map(|name| Some((name[MEAN.len()..].to_owned(), tensors.remove(&name)?)))
+        .collect()
+}
+
+fn check_same_run(path: &Path, found: &Description, settings: &Settings, target: &str) -> Result<()> {
+    let other = |what, found: String, expected: String| {
+        Err(TuneError::OtherRun { path: path.into(), what, found, expected })
+    };
+    if found.target != target {
+        return other("target", found.target.clone(), target.to_owned());
+    }
+    // How long a run goes on, and what it reports meanwhile, may change.
+    let comparable = |s: &Settings| Settings {
+        steps: 1,
+        evaluate_every: 1,
+        evaluate_on: 1,
+        checkpoint_every: 1,
+        kept_gib: 0.0,
+        ..s.clone()
+    };
+    let text = |s: &Settings| serde_json::to_string(&comparable(s)).unwrap_or_default();
+    if text(&found.settings) != text(settings) {
+        return other("configuration", text(&found.settings), text(settings));
+    }
+    Ok(())
+}

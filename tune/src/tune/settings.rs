@@ -1,0 +1,157 @@
+//! What a run is set to. With the seed it decides every number of it.
+
+use flexdraft::decode::Confidence;
+use flexdraft::layout::MAX_BLOCK_SIZE;
+use flexdraft::model::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::drafter::DrafterShape;
+use crate::error::{Result, TuneError};
+use crate::optimizer::{AdamSettings, Schedule};
+
+/// Settings of a tuning run, as its configuration file holds them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// N: how many of the target's last layers get projectors of their own.
+    pub tail_layers: usize,
+    /// S: slots of a block, the bonus token's included.
+    pub block_size: usize,
+    /// The calibrator's r; 0 tunes a drafter without one.
+    pub rank: usize,
+    /// Trains norms and MLPs of the tail too, for comparison: such a drafter cannot be exported.
+    pub whole_tail: bool,
+    /// Slot j's share of the loss is exp(−(j − 1) / γ).
+    pub gamma: f64,
+    /// Ids that are drafted: the most frequent ones of the transcripts; 0 is the whole vocabulary.
+    pub shortlist: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Transcripts of a step.
+    pub sequences: usize,
+    /// Anchors of a transcript, at most.
+    pub anchors: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Share of the steps in which the learning rate rises.
+    pub warmup: f64,
+    /// The optimizer.
+    pub adam: AdamSettings,
+    /// Decay of the mean of weights that is evaluated and exported; 0 takes the weights themselves.
+    pub ema: f64,
+    /// Seed of the initial calibrator, the order of transcripts and the anchors.
+    pub seed: u64,
+    /// Steps between evaluations.
+    pub evaluate_every: usize,
+    /// Held-out transcripts that an evaluation walks.
+    pub evaluate_on: usize,
+    /// The confidence threshold of the walk (cumulative product).
+    pub threshold: f32,
+    /// Steps between checkpoints.
+    pub checkpoint_every: usize,
+    /// Memory for the clean tokens' keys and values, in GiB; what does not fit is computed each time.
+    pub kept_gib: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tail_layers: 8,
+            block_size: 8,
+            rank: 128,
+            whole_tail: false,
+            gamma: 4.0,
+            shortlist: 0,
+            steps: 1000,
+            sequences: 16,
+            anchors: 24,
+            learning_rate: 6e-4,
+            warmup: 0.04,
+            adam: AdamSettings::default(),
+            ema: 0.0,
+            seed: 0,
+            evaluate_every: 100,
+            evaluate_on: 16,
+            threshold: 0.01,
+            checkpoint_every: 100,
+            kept_gib: 6.0,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks every value, by itself and against the target.
+    ///
+    /// # Errors
+    /// [`TuneError::Setting`] naming the first that makes no sense.
+    pub fn validate(&self, target: &ModelConfig) -> Result<()> {
+        let counts = [
+            ("tail_layers", self.tail_layers, target.layers),
+            ("block_size", self.block_size.saturating_sub(1), MAX_BLOCK_SIZE - 1),
+            ("steps", self.steps, usize::MAX),
+            ("sequences", self.sequences, usize::MAX),
+            ("anchors", self.anchors, usize::MAX),
+            ("evaluate_every", self.evaluate_every, usize::MAX),
+            ("checkpoint_every", self.checkpoint_every, usize::MAX),
+        ];
+        for (setting, value, most) in counts {
+            if !(1..=most).contains(&value) {
+                // A block of one slot drafts nothing.
+                let shift = usize::from(setting == "block_size");
+                let expected = match most {
+                    usize::MAX => "at least 1".to_owned(),
+                    most => format!("{} to {}", 1 + shift, most + shift),
+                };
+                return Err(TuneError::setting(setting, value + shift, expected));
+            }
+        }
+        let positive =
+            [("gamma", self.gamma), ("learning_rate", self.learning_rate), ("adam.clip", self.adam.clip)];
+        for (setting, value) in positive {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(TuneError::setting(setting, value, "a finite number above 0"));
+            }
+        }
+        let shares = [
+            ("warmup", self.warmup),
+            ("ema", self.ema),
+            ("threshold", f64::from(self.threshold)),
+            ("adam.beta1", self.adam.beta1),
+            ("adam.beta2", self.adam.beta2),
+        ];
+        for (setting, value) in shares {
+            if !(0.0..1.0).contains(&value) {
+                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
+            }
+        }
+        if !(self.adam.weight_decay.is_finite() && self.adam.weight_decay >= 0.0) {
+            return Err(TuneError::setting(
+                "adam.weight_decay",
+                self.adam.weight_decay,
+                "a finite number, at least 0",
+            ));
+        }
+        Ok(())
+    }
+
+    /// How large the drafter is.
+    pub fn shape(&self) -> DrafterShape {
+        DrafterShape {
+            tail_layers: self.tail_layers,
+            block_size: self.block_size,
+            rank: self.rank,
+            whole_tail: self.whole_tail,
+        }
+    }
+
+    /// The learning rate over the steps.
+    pub fn schedule(&self) -> Schedule {
+        let warmup = (self.warmup * self.steps as f64).round() as usize;
+        Schedule { peak: self.learning_rate, warmup, steps: self.steps }
+    }
+
+    /// How the walk chooses verify lengths.
+    pub fn confidence(&self) -> Confidence {
+        Confidence { threshold: self.threshold, ..Confidence::default() }
+    }
+}

@@ -1,0 +1,138 @@
+//! τ without generating: on a greedy transcript the target's tokens are known, so it is enough to draft at
+//! every position of it, and to walk from step to step as decoding would.
+
+use flexdraft::decode::Confidence;
+use serde::{Deserialize, Serialize};
+
+use super::batch::{Batch, Pick};
+use super::clean::Corpus;
+use crate::drafter::Drafter;
+use crate::error::Result;
+use crate::loss::{Prediction, predict};
+use crate::shortlist::Shortlist;
+use crate::target::FrozenTarget;
+use crate::transcripts::Transcript;
+
+/// Anchors that are drafted for at a time.
+const ANCHORS: usize = 64;
+
+/// What a walk found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Walk {
+    /// Steps of decoding.
+    pub steps: usize,
+    /// Tokens that they committed: accepted drafts, and a bonus token a step.
+    pub tokens: usize,
+    /// For slots 1, 2, …: how often it was verified.
+    pub verified: Vec<usize>,
+    /// … and how often it was accepted.
+    pub accepted: Vec<usize>,
+}
+
+impl Walk {
+    /// The acceptance length: tokens a step.
+    pub fn tau(&self) -> f64 {
+        if self.steps == 0 { 1.0 } else { self.tokens as f64 / self.steps as f64 }
+    }
+
+    /// Takes the steps of one transcript. `draft` gives the tokens and confidences of slots 1..S after an
+    /// anchor.
+    fn take(
+        &mut self,
+        tokens: &[u32],
+        first_anchor: usize,
+        confidence: &Confidence,
+        draft: impl Fn(usize) -> Option<(Vec<u32>, Vec<f32>)>,
+    ) {
+        let mut anchor = first_anchor;
+        while let Some((draft, confidences)) = draft(anchor) {
+            let n = anchor + 1;
+            let verify_len = confidence.verify_len(&confidences);
+            let matches = |&(j, &token): &(usize, &u32)| tokens.get(n + 1 + j) == Some(&token);
+            let accepted = draft[..verify_len].iter().enumerate().take_while(matches).count();
+            // What would have come after the transcript is not known.
+            if n + verify_len >= tokens.len() {
+                return;
+            }
+            self.steps += 1;
+            self.tokens += accepted + 1;
+            for slots in [&mut self.verified, &mut self.accepted] {
+                slots.resize(slots.len().max(draft.len()), 0);
+            }
+            self.verified[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
+            self.accepted[..accepted].iter_mut().for_each(|count| *count += 1);
+            anchor = n + accepted;
+        }
+    }
+}
+
+/// Walks the first `count` transcripts, which have to be greedy ones of the target.
+///
+/// # Errors
+/// Those of candle: no memory.
+pub fn walk(
+    drafter: &Drafter,
+    target: &FrozenTarget,
+    corpus: &mut Corpus,
+    shortlist: &Shortlist,
+    count: usize,
+    confidence: &Confidence,
+) -> Result<Walk> {
+    let mut walk = Walk::default();
+    let slots = drafter.block_size() - 1;
+    for transcript in 0..count.min(corpus.transcripts().len()) {
+        let first = corpus.transcripts()[transcript].prompt.len().saturating_sub(1);
+        // The last anchor is the one whose bonus token is the last token.
+        let end = corpus.transcripts()[transcript].len().saturating_sub(1);
+        let mut predictions: Vec<Prediction> = Vec::new();
+        for start in (first..end).step_by(ANCHORS) {
+            let anchors = (start..(start + ANCHORS).min(end)).collect();
+            let batch = Batch::new(corpus, target, vec![Pick { transcript, anchors }])?;
+            predictions.extend(draft(drafter, target, &batch, corpus.transcripts())?);
+        }
+        let tokens = corpus.transcripts()[transcript].tokens();
+        walk.take(&tokens, first, confidence, |anchor| {
+            let first = (anchor - first) * slots;
+            let block = predictions.get(first..first + slots)?;
+            Some((
+                block.iter().map(|p| shortlist.id(p.token)).collect(),
+                block.iter().map(|p| p.confidence).collect(),
+            ))
+        });
+    }
+    Ok(walk)
+}
+
+fn draft(
+    drafter: &Drafter,
+    target: &FrozenTarget,
+    batch: &Batch,
+    transcripts: &[Transcript],
+) -> Result<Vec<Prediction>> {
+    let slots = drafter.forward(target, &batch.rows(transcripts, drafter.block_size()))?;
+    let (head, calibration) = drafter.factors(&slots);
+    let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
+    Ok(predict(&factors)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_steps_as_decoding_does() {
+        // Anchors at 0..; a drafter that is right about every token below 5, and wrong about others.
+        let tokens = [9, 1, 2, 3, 7, 4, 1, 1, 8];
+        let draft = |anchor: usize| {
+            let known = |j: usize| tokens.get(anchor + 2 + j).copied().filter(|&t| t < 5).unwrap_or(6);
+            (anchor + 1 < tokens.len()).then(|| ((0..3).map(known).collect(), vec![1.0; 3]))
+        };
+        let mut walk = Walk::default();
+        walk.take(&tokens, 0, &Confidence::default(), draft);
+        // Bonus 1, then 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are, and 8 is the bonus.
+        assert_eq!((walk.steps, walk.tokens), (2, 3 + 4));
+        assert_eq!(walk.tau(), 3.5);
+        assert_eq!(walk.verified, [2, 2, 2]);
+        assert_eq!(walk.accepted, [2, 2, 1]);
+    }
+}

@@ -1,0 +1,157 @@
+//! The gradients of the packed layout, and that nothing of the target takes one.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor};
+use flexdraft::model::config::Architecture;
+use flexdraft::model::weights::TargetWeights;
+use flexdraft_tune::drafter::{Drafter, DrafterShape};
+use flexdraft_tune::loss::cross_entropy;
+use flexdraft_tune::shortlist::Shortlist;
+use flexdraft_tune::target::FrozenTarget;
+use flexdraft_tune::tune::{Batch, Corpus, Pick};
+
+struct Setup {
+    weights: TargetWeights,
+    target: FrozenTarget,
+    drafter: Drafter,
+    corpus: Corpus,
+    shortlist: Shortlist,
+}
+
+impl Setup {
+    fn new(architecture: Architecture, bias: bool, shape: DrafterShape, listed: usize, dtype: DType) -> Self {
+        let config = common::config(architecture, bias);
+        let weights = common::target(&config);
+        let target = FrozenTarget::new(&weights, dtype, &Device::Cpu).unwrap();
+        let shortlist = Shortlist::most_frequent(listed, config.vocab_size, (0..31u32).rev());
+        let drafter = common::drafter(&weights, &target, shape, &shortlist);
+        let corpus = Corpus::new(common::transcripts(config.vocab_size), shape.tail_layers, 1.0, &target);
+        Self { weights, target, drafter, corpus, shortlist }
+    }
+
+    /// The loss over anchors of two transcripts, some of them near the end.
+    fn loss(&mut self) -> Tensor {
+        let picks = vec![
+            Pick { transcript: 0, anchors: vec![4, 9, 19] },
+            Pick { transcript: 1, anchors: vec![0, 10] },
+        ];
+        let batch = Batch::new(&mut self.corpus, &self.target, picks).unwrap();
+        let block_size = self.drafter.block_size();
+        let rows = batch.rows(self.corpus.transcripts(), block_size);
+        let (labels, _) = batch.labels(self.corpus.transcripts(), block_size, 4.0, &self.shortlist);
+        assert!((labels.weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        let slots = self.drafter.forward(&self.target, &rows).unwrap();
+        let (head, calibration) = self.drafter.factors(&slots);
+        cross_entropy(Some(head), calibration, &labels).unwrap().0
+    }
+
+    fn gradients(&mut self) -> GradStore {
+        self.loss().backward().unwrap()
+    }
+}
+
+fn scalar(x: &Tensor) -> f64 {
+    x.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap()
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    for (architecture, bias, rank, listed, whole_tail) in [
+        (Architecture::Qwen3, false, 5, 0, false),
+        (Architecture::Llama, true, 5, 20, false),
+        (Architecture::Llama, false, 0, 0, false),
+        (Architecture::Qwen3, false, 5, 0, true),
+    ] {
+        let shape = DrafterShape { rank, whole_tail, ..common::SHAPE };
+        let mut setup = Setup::new(architecture, bias, shape, listed, DType::F64);
+        let gradients = setup.gradients();
+        let parameters: Vec<_> = setup.drafter.parameters().to_vec();
+        let mut checked = 0;
+        for parameter in &parameters {
+            let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+            let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let values = parameter.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let set = |values: Vec<f64>| {
+                parameter
+                    .var
+                    .set(&Tensor::from_vec(values, parameter.var.shape(), &Device::Cpu).unwrap())
+                    .unwrap();
+            };
+            let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
+            assert!(largest > 0.0, "{} takes no gradient", parameter.name);
+            // Every 37th element, and the first.
+            for index in (0..values.len()).step_by(37) {
+                let step = 1e-5;
+                let mut moved = |by: f64| {
+                    let mut values = values.clone();
+                    values[index] += by;
+                    set(values);
+                    scalar(&setup.loss())
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step);
+                let found = gradient[index];
+                assert!(
+                    (found - expected).abs() <= 1e-6 * largest.max(1e-3),
+                    "{architecture:?} {}[{index}]: {found} and {expected}",
+                    parameter.name
+                );
+                checked += 1;
+            }
+            set(values);
+        }
+        assert!(checked > 40);
+    }
+}
+
+#[test]
+fn the_fast_paths_compute_the_same() {
+    for (architecture, listed) in [(Architecture::Qwen3, 0), (Architecture::Llama, 20)] {
+        let all = |dtype| {
+            let mut setup = Setup::new(architecture, false, common::SHAPE, listed, dtype);
+            let loss = scalar(&setup.loss());
+            let gradients = setup.gradients();
+            let by_name: HashMap<String, Vec<f64>> = setup
+                .drafter
+                .parameters()
+                .iter()
+                .map(|p| {
+                    let gradient = gradients.get(p.var.as_tensor()).unwrap().to_dtype(DType::F64).unwrap();
+                    (p.name.clone(), gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap())
+                })
+                .collect();
+            (loss, by_name)
+        };
+        let ((plain_loss, plain), (fast_loss, fast)) = (all(DType::F64), all(DType::F32));
+        assert!((plain_loss - fast_loss).abs() < 1e-5, "{plain_loss} {fast_loss}");
+        for (name, plain) in &plain {
+            let largest = plain.iter().fold(0f64, |a, g| a.max(g.abs()));
+            for (a, b) in plain.iter().zip(&fast[name]) {
+                assert!((a - b).abs() < 1e-4 * largest, "{name}: {a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_of_the_target_takes_a_gradient() {
+    let mut setup = Setup::new(Architecture::Qwen3, false, common::SHAPE, 0, DType::F32);
+    let before = flexdraft_tune::target::fingerprint(&setup.weights);
+    let gradients = setup.gradients();
+    let trained: Vec<_> = setup.drafter.parameters().iter().map(|p| p.var.as_tensor().id()).collect();
+    assert!(gradients.get_ids().filter(|id| trained.contains(id)).count() == trained.len());
+    for frozen in [setup.target.lm_head(), setup.target.norm()] {
+        assert!(gradients.get(frozen).is_none());
+    }
+    for layer in setup.target.tail(3) {
+        for frozen in [&layer.input_norm, &layer.projectors.qkv.weight, &layer.projectors.o.weight] {
+            assert!(gradients.get(frozen).is_none());
+        }
+    }
+    assert_eq!(flexdraft_tune::target::fingerprint(&setup.weights), before);
+}

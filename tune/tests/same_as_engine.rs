@@ -1,0 +1,124 @@
+//! The packed training forward computes the decode engine's mask rows: the same logits for the same prefix and
+//! bonus token, through the exported checkpoint.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use flexdraft::acceptance::Rule;
+use flexdraft::device::DraftRows;
+use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::model::config::Architecture;
+use flexdraft::model::forward::DraftSlots;
+use flexdraft::model::{DrafterWeights, Model};
+use flexdraft::sampling::SamplingParams;
+use flexdraft_tune::drafter::DrafterShape;
+use flexdraft_tune::export::export;
+use flexdraft_tune::loss::predict;
+use flexdraft_tune::shortlist::{Shortlist, UNLISTED_BIAS};
+use flexdraft_tune::target::FrozenTarget;
+use flexdraft_tune::tune::{Batch, Corpus, Pick};
+
+fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
+    let config = common::config(architecture, bias);
+    let weights = common::target(&config);
+    let target = FrozenTarget::new(&weights, DType::F32, &Device::Cpu).unwrap();
+    let shape = DrafterShape { rank, ..common::SHAPE };
+    let shortlist = Shortlist::most_frequent(listed, config.vocab_size, (0..31u32).rev());
+    let drafter = common::drafter(&weights, &target, shape, &shortlist);
+
+    let dir = tempfile::tempdir().unwrap();
+    export(dir.path(), &config, shape, &shortlist, &common::parameters(&drafter).unwrap()).unwrap();
+    let exported = DrafterWeights::read(dir.path(), &config).unwrap();
+    let model = Model::new(Cpu::new(CpuOptions::default()).unwrap(), &weights, Some(&exported)).unwrap();
+
+    let transcripts = common::transcripts(config.vocab_size);
+    let mut corpus = Corpus::new(transcripts.clone(), shape.tail_layers, 1.0, &target);
+    let picks = vec![
+        Pick { transcript: 0, anchors: vec![4, 9, 18] },
+        Pick { transcript: 1, anchors: vec![0, 10] },
+        Pick { transcript: 2, anchors: vec![2] },
+    ];
+    let batch = Batch::new(&mut corpus, &target, picks.clone()).unwrap();
+    let slots = drafter.forward(&target, &batch.rows(&transcripts, shape.block_size)).unwrap();
+    let (head, calibration) = drafter.factors(&slots);
+    let product = |x: &Tensor, w: &Tensor| x.detach().matmul(&w.detach().t().unwrap()).unwrap();
+    let mut logits = product(head.x, head.w);
+    if let Some(calibration) = calibration {
+        logits = (logits + product(calibration.x, calibration.w)).unwrap();
+    }
+    let mut packed = logits.to_vec2::<f32>().unwrap().into_iter();
+    let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
+    let mut predictions = predict(&factors).unwrap().into_iter();
+
+    for pick in &picks {
+        let tokens = transcripts[pick.transcript].tokens();
+        for &anchor in &pick.anchors {
+            // The engine's prefill: the prefix as candidates, and a mask group after the last of them.
+            let pages: Vec<u32> = (0..8).collect();
+            let rows = SequenceRows {
+                pages: &pages,
+                start: 0,
+                candidates: anchor + 1,
+                groups: vec![anchor],
+                slots: shape.block_size,
+            };
+            let pass = Pass { sequences: vec![rows] };
+            let (mut cache, mut work, mut logits) =
+                (model.new_cache(8, 16).unwrap(), model.new_workspace(), model.new_logits());
+            model.forward(&pass, &tokens[..=anchor], &mut cache, &mut work).unwrap();
+            let rows = pass.group_rows(0, anchor).unwrap();
+            let slots = [DraftSlots { rows: rows.start + 1..rows.end, bonus: tokens[anchor + 1] }];
+            let sampling = SamplingParams::GREEDY;
+            let drafts = [DraftRows {
+                rows: 0..shape.block_size - 1,
+                sampling: &sampling,
+                rule: Rule::default(),
+                seed: 0,
+                start: anchor + 1,
+            }];
+            let drafted = model.draft(&slots, &drafts, &mut work, &mut logits).unwrap().remove(0);
+            for (row, drafted) in drafted.iter().enumerate() {
+                let (engine, packed) = (logits.row(row).unwrap(), packed.next().unwrap());
+                for (id, &engine) in engine.iter().enumerate() {
+                    match shortlist.place(id as u32) {
+                        Some(place) => {
+                            let packed = packed[place as usize];
+                            assert!(
+                                (engine - packed).abs() < 2e-4,
+                                "{architecture:?} {anchor} {row} {id}: {engine} {packed}"
+                            );
+                        }
+                        None => assert!(engine < 0.5 * UNLISTED_BIAS),
+                    }
+                }
+                let prediction = predictions.next().unwrap();
+                assert_eq!(drafted.token, shortlist.id(prediction.token));
+                assert!((drafted.confidence - prediction.confidence).abs() < 1e-4);
+            }
+        }
+    }
+    assert!(packed.next().is_none());
+}
+
+#[test]
+fn qwen3() {
+    compare(Architecture::Qwen3, false, 5, 0);
+}
+
+#[test]
+fn llama_with_biases() {
+    compare(Architecture::Llama, true, 5, 0);
+}
+
+#[test]
+fn without_a_calibrator() {
+    compare(Architecture::Llama, false, 0, 0);
+}
+
+#[test]
+fn tuned_on_a_shortlist() {
+    compare(Architecture::Qwen3, false, 5, 12);
+}
