@@ -7,10 +7,13 @@
 
 pub mod attention;
 pub mod checkpoint;
+pub mod data;
 pub mod drafter;
 pub mod error;
 pub mod export;
 pub mod graph;
+pub mod hash;
+pub mod json_lines;
 pub mod layers;
 pub mod loss;
 pub mod ops;

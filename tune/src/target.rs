@@ -2,7 +2,6 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::{ModelConfig, TargetWeights};
-use flexdraft::tensor::Elements;
 
 use crate::attention::{Groups, Heads, Prefix};
 use crate::layers::{FrozenLayer, tensor};
@@ -134,29 +133,4 @@ impl FrozenTarget {
         }
         Ok(CleanTokens { prefixes, entry_sum })
     }
-}
-
-/// A number that tells targets apart: a hash (FNV-1a) of the configuration's shape and of every 61st element.
-pub fn fingerprint(weights: &TargetWeights) -> String {
-    const PRIME: u64 = 0x0100_0000_01b3;
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |value: u64| hash = (hash ^ value).wrapping_mul(PRIME);
-    let config = &weights.config;
-    for size in [config.hidden_size, config.intermediate_size, config.layers, config.vocab_size] {
-        add(size as u64);
-    }
-    let layers = weights.layers.iter().flat_map(|layer| {
-        let attention = &layer.attention;
-        [&attention.q.weight, &attention.k.weight, &attention.v.weight, &attention.o.weight]
-            .into_iter()
-            .chain([&layer.gate.weight, &layer.up.weight, &layer.down.weight])
-    });
-    for tensor in [&weights.embed, &weights.norm, &weights.lm_head].into_iter().chain(layers) {
-        match tensor.elements() {
-            Elements::F32(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
-            Elements::F16(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
-            Elements::Bf16(x) => x.iter().step_by(61).for_each(|x| add(u64::from(x.to_bits()))),
-        }
-    }
-    format!("{hash:016x}")
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use flexdraft_tune::checkpoint::write_whole;
-use flexdraft_tune::metrics::Metrics;
+use flexdraft_tune::json_lines::Appender;
 use flexdraft_tune::transcripts;
 use flexdraft_tune::tune::walk::Walk;
 use flexdraft_tune::tune::{self, Observer, Settings, StepMetrics};
@@ -25,13 +25,13 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
     fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
     write_settings(&args.out.join("settings.json"), &settings)?;
     let mut report = Report {
-        metrics: Metrics::open(&args.out.join("metrics.jsonl"))?,
+        metrics: Appender::open(&args.out.join("metrics.jsonl"))?,
         progress: Progress::new(settings.steps),
         block_size: settings.block_size,
         first: None,
         tau: None,
     };
-    let device = models::device(args.device)?;
+    let device = candle_core::Device::Cpu;
     let outcome = tune::run(&target, train, heldout, &settings, &args.out, &device, &mut report)?;
     report.progress.finish();
     eprintln!(
@@ -60,8 +60,20 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
             }
         )*};
     }
-    take!(tail_layers, block_size, rank, gamma, shortlist, steps, sequences, anchors, learning_rate, ema, seed);
-    take!(evaluate_every, evaluate_on, checkpoint_every);
+    take!(
+        tail_layers,
+        block_size,
+        rank,
+        gamma,
+        shortlist,
+        steps,
+        sequences,
+        anchors,
+        learning_rate,
+        ema,
+        seed
+    );
+    take!(whole_tail, evaluate_every, evaluate_on, checkpoint_every);
     Ok(settings)
 }
 
@@ -73,10 +85,10 @@ fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
 
 /// Writes the metrics, and shows how far the run is.
 struct Report {
-    metrics: Metrics,
+    metrics: Appender,
     progress: Progress,
     block_size: usize,
-    /// The first step of this process, and the rows since.
+    /// Steps that were there when this process began.
     first: Option<usize>,
     tau: Option<f64>,
 }
@@ -87,7 +99,7 @@ impl Observer for Report {
         let tau = self.tau.map_or_else(String::new, |tau| format!(", held-out τ {tau:.3}"));
         let message = format!("loss {:.3}{tau}, {:.0} mask rows/s", metrics.loss, metrics.rows_per_second);
         self.progress.show(metrics.step, first, &message);
-        self.metrics.write("step", metrics)
+        self.metrics.append(metrics)
     }
 
     fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()> {
@@ -99,13 +111,12 @@ impl Observer for Report {
             .take(self.block_size - 1)
             .map(|(&accepted, &verified)| accepted as f64 / verified.max(1) as f64)
             .collect();
-        let values = serde_json::json!({
+        self.metrics.append(&serde_json::json!({
             "step": step,
             "anchors": anchors,
             "tau": walk.tau(),
-            "steps_walked": walk.steps,
+            "walked_steps": walk.steps,
             "slot_acceptance": accepted,
-        });
-        self.metrics.write("evaluated", &values)
+        }))
     }
 }

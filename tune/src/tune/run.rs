@@ -17,10 +17,11 @@ use crate::checkpoint;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError};
 use crate::export::export;
+use crate::hash;
 use crate::loss::cross_entropy;
 use crate::optimizer::AdamW;
 use crate::shortlist::Shortlist;
-use crate::target::{FrozenTarget, fingerprint};
+use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
 
 /// Transcripts that the mask embedding's first value is averaged over.
@@ -165,7 +166,7 @@ impl<'a> State<'a> {
             true => Some(checkpoint::load::<Description>(&path)?),
             false => None,
         };
-        let of_target = fingerprint(weights);
+        let of_target = hash::of_target(weights).hex();
         if let Some((_, description)) = &found {
             check_same_run(&path, description, settings, &of_target)?;
         }

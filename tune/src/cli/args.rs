@@ -1,0 +1,221 @@
+//! What the command line understands.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use flexdraft::device::Precision;
+
+/// Makes FlexDraft drafters
+///
+/// A target writes text (`data`), and its drafter learns to guess what the target writes next. No target is
+/// ever changed.
+///
+/// Exit code: 0; 2 for a mistake in what was asked for; 1 for any other failure.
+#[derive(Debug, Parser)]
+#[command(name = "flexdraft-tune", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Let a target write the text that its drafter learns from
+    ///
+    /// Prompts come from a file, are windows of a text, or are written by the target itself, which is what
+    /// happens unless asked otherwise (Magpie, arXiv 2406.08464). --out gets train.jsonl and heldout.jsonl,
+    /// token ids of a prompt and its response a line, and data.json with what they were made with. A run that
+    /// was stopped is continued by the same command; a larger --count adds to what is there.
+    Data(DataArgs),
+    /// Tune a drafter on transcripts
+    ///
+    /// Attention Tuning and Bonus-guided Calibration. --out gets the drafter with the best acceptance length on
+    /// the held-out transcripts (drafter/), the settings, the metrics and a checkpoint; a run that was stopped
+    /// is continued by the same command.
+    Tune(TuneArgs),
+}
+
+/// A target and where it runs.
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    /// The target: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    ///
+    /// Its files are memory-mapped and must not change meanwhile.
+    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
+    pub target: PathBuf,
+    /// How activations and the KV cache are rounded; bf16 as a GPU would
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub dtype: Dtype,
+    /// Threads; 0 is one a core. No result depends on them
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
+    pub threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("source").multiple(false)))]
+pub struct DataArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The folder for the transcripts
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Transcripts in all. Default: 1000, or as many as the file of --prompts has
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// Share of the prompts that is held out, for evaluation
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub held_out: f64,
+    /// Key of all random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Sequences in a step at most. No result depends on it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub batch: usize,
+
+    /// A file of prompts: JSON lines with a `prompt` each (.jsonl), or plain lines
+    #[arg(long, value_name = "FILE", group = "source", help_heading = "Prompts")]
+    pub prompts: Option<PathBuf>,
+    /// Take the prompts of --prompts as they are, without the target's chat template
+    #[arg(long, requires = "prompts", help_heading = "Prompts")]
+    pub raw: bool,
+    /// A text: its prompts are windows at random places
+    ///
+    /// Windows may overlap, those held out included: for a held-out set that shares no text with the other,
+    /// use a file of its own and --held-out 1.
+    #[arg(long = "continue", value_name = "FILE", group = "source", help_heading = "Prompts")]
+    pub text: Option<PathBuf>,
+    /// Tokens of a window of --continue
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompts")]
+    pub window: usize,
+    /// Tokens of a self-prompted message at least
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Prompts")]
+    pub min_message: usize,
+    /// Tokens of a self-prompted message at most; longer ones are dropped
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Prompts")]
+    pub max_message: usize,
+
+    /// Tokens of a response at most
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Responses")]
+    pub max_response: usize,
+    /// Of the responses; 0 always takes the most probable token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Responses"
+    )]
+    pub temperature: f32,
+}
+
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// The target: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub target: PathBuf,
+    /// The folder of transcripts that `data` made
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// The folder for the drafter
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Settings as JSON, such as the settings.json of another run; the options below override them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// N: the target's last layers, which get projectors for mask rows
+    #[arg(long, value_name = "N", help_heading = "Drafter")]
+    pub tail_layers: Option<usize>,
+    /// S: slots of a block, the bonus token's included
+    #[arg(long, value_name = "S", help_heading = "Drafter")]
+    pub block_size: Option<usize>,
+    /// The calibrator's rank; 0 for none
+    #[arg(long, value_name = "R", help_heading = "Drafter")]
+    pub rank: Option<usize>,
+    /// Draft only the most frequent ids of the transcripts, so many; 0 for the whole vocabulary
+    #[arg(long, value_name = "N", help_heading = "Drafter")]
+    pub shortlist: Option<usize>,
+    /// Train norms and MLPs of the tail too, for comparison: no drafter is exported
+    #[arg(long, value_name = "BOOL", help_heading = "Drafter")]
+    pub whole_tail: Option<bool>,
+
+    /// Steps in all
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub steps: Option<usize>,
+    /// Transcripts of a step
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub sequences: Option<usize>,
+    /// Anchors of a transcript, at most
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub anchors: Option<usize>,
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// Slot j weighs exp(−(j − 1) / γ)
+    #[arg(long, value_name = "γ", help_heading = "Training")]
+    pub gamma: Option<f64>,
+    /// Decay of the mean of weights that is evaluated and exported; 0 for the weights themselves
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub ema: Option<f64>,
+    /// Of the first weights, the order of transcripts and the anchors
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<u64>,
+    /// Steps between evaluations
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_every: Option<usize>,
+    /// Held-out transcripts of an evaluation
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_on: Option<usize>,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub checkpoint_every: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl Dtype {
+    /// The word that chooses it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn prompts_have_one_source() {
+        let parse = |rest: &[&str]| {
+            Cli::try_parse_from([&["flexdraft-tune", "data", "--target", "t", "--out", "o"], rest].concat())
+        };
+        assert!(parse(&[]).is_ok());
+        assert!(parse(&["--prompts", "p", "--raw"]).is_ok());
+        assert!(parse(&["--prompts", "p", "--continue", "t"]).is_err());
+        assert!(parse(&["--raw"]).is_err());
+    }
+}

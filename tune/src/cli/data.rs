@@ -1,0 +1,103 @@
+//! The command `data`.
+
+use std::time::Instant;
+
+use flexdraft::decode::{Engine, Mode};
+use flexdraft::model::{ChatTemplate, Model, ModelConfig, Tokenizer};
+use flexdraft::sampling::SamplingParams;
+use flexdraft_tune::data::{
+    Generation, Output, PromptFormat, Prompts, SelfPrompt, Settings, Source, TargetName, Windows, generate,
+    read_prompts, read_text,
+};
+use flexdraft_tune::{Result, TuneError};
+
+use super::args::DataArgs;
+use super::models;
+use super::progress::Progress;
+
+/// Transcripts, unless asked otherwise.
+const COUNT: usize = 1000;
+
+/// How messages are drawn. At less than temperature 1 they would not be the target's own requests.
+const MESSAGES: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.0 };
+
+/// Makes transcripts.
+pub fn data(args: &DataArgs) -> Result<()> {
+    if args.batch == 0 {
+        return Err(TuneError::setting("--batch", 0, "at least 1"));
+    }
+    let target = models::target(&args.target.target)?;
+    let config = target.config.clone();
+    let (source, prompts) = prompts(args, &config)?;
+    let settings = Settings {
+        target: TargetName::new(&args.target.target, &target),
+        source,
+        max_response: args.max_response,
+        temperature: args.temperature,
+        held_out: args.held_out,
+        precision: args.target.dtype.name().into(),
+        seed: args.seed,
+    };
+    let count = args.count.unwrap_or(match &prompts {
+        Prompts::Given(prompts) => prompts.len(),
+        Prompts::Windows(_) | Prompts::Written(_) => COUNT,
+    });
+    let generation = Generation {
+        count,
+        max_response: args.max_response,
+        stop_ids: config.eos_ids.clone(),
+        sampling: SamplingParams::at_temperature(args.temperature),
+        seed: args.seed,
+        batch: args.batch,
+    };
+    let model = Model::new(models::cpu(&args.target)?, &target, None)?;
+    let options = generation.engine_options(&config, prompts.longest());
+    let mut engine = Engine::new(model, Mode::Autoregressive, options)?;
+    let mut output = Output::open(&args.out, settings)?;
+
+    let start = Instant::now();
+    let mut bar = Progress::new(count);
+    let mut tokens = 0;
+    let attempts = generate(&mut engine, &prompts, &generation, &mut output, &mut |progress| {
+        tokens = progress.tokens;
+        bar.update(progress.done, progress.before, progress.tokens);
+    })?;
+    bar.finish();
+    let summary = output.finish(attempts)?;
+    eprintln!(
+        "{} transcripts to learn from, {} held out, {} response tokens; {} attempts at a prompt; {:.0} tokens/s",
+        summary.train,
+        summary.held_out,
+        summary.response_tokens,
+        summary.attempts,
+        tokens as f64 / start.elapsed().as_secs_f64().max(1e-9)
+    );
+    Ok(())
+}
+
+fn prompts(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
+    let target = &args.target.target;
+    let tokenizer = Tokenizer::read(target, config.vocab_size)?;
+    let (source, prompts) = if let Some(path) = &args.prompts {
+        let template = if args.raw { None } else { Some(ChatTemplate::read(target)?) };
+        let format = template.as_ref().map_or(PromptFormat::Raw, PromptFormat::Chat);
+        let prompts = read_prompts(path, &format, &tokenizer, config.context_len)?;
+        (Source::prompts(path, args.raw)?, Prompts::Given(prompts))
+    } else if let Some(path) = &args.text {
+        let count = args.count.unwrap_or(COUNT);
+        let windows = Windows::new(path, read_text(path, &tokenizer)?, args.window, count, args.seed)?;
+        (Source::windows(path, args.window)?, Prompts::Windows(windows))
+    } else {
+        let (min_message, max_message) = (args.min_message, args.max_message);
+        let template = ChatTemplate::read(target)?;
+        let prompt = SelfPrompt::new(&template, &tokenizer, MESSAGES, min_message, max_message)?;
+        let (temperature, top_p) = (MESSAGES.temperature, MESSAGES.top_p);
+        let source = Source::SelfPrompted { min_message, max_message, temperature, top_p };
+        (source, Prompts::Written(prompt))
+    };
+    if prompts.longest() >= config.context_len {
+        let expected = format!("less than the context, {} tokens", config.context_len);
+        return Err(TuneError::setting("the longest prompt", prompts.longest(), expected));
+    }
+    Ok((source, prompts))
+}

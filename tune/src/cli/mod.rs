@@ -1,0 +1,49 @@
+//! The command line: one module a command, and what they share.
+
+mod args;
+mod data;
+mod exit;
+mod models;
+mod progress;
+mod tune;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use clap::Parser;
+use flexdraft_tune::Result;
+
+use self::args::{Cli, Command};
+
+/// What the latest panic said. The runner contains those of the tokenizer's crate, which are then errors.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Runs the command that was asked for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    panic::set_hook(Box::new(|info| {
+        if let Ok(mut message) = PANIC.lock() {
+            *message = info.to_string();
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(|| run(&cli.command))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {}", exit::one_line(&error));
+            exit::code(&error)
+        }
+        Err(_) => {
+            let message = PANIC.lock().map(|message| message.clone()).unwrap_or_default();
+            eprintln!("error: a bug in flexdraft-tune, please report it: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Data(args) => data::data(args),
+        Command::Tune(args) => tune::tune(args),
+    }
+}

@@ -1,0 +1,25 @@
+//! From paths to models that run.
+
+use std::path::Path;
+
+use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::model::{Gguf, TargetWeights};
+use flexdraft_tune::Result;
+
+use super::args::TargetArgs;
+
+/// Maps a target's weights.
+pub fn target(path: &Path) -> Result<TargetWeights> {
+    if path.is_file() {
+        // SAFETY: a change of the file by another process cannot be ruled out, only forbidden, which the help
+        // of --target does; this process does not write to it.
+        return Ok(unsafe { Gguf::map(path) }?.target()?);
+    }
+    // SAFETY: as for the file.
+    Ok(unsafe { TargetWeights::map(path) }?)
+}
+
+/// The CPU, as it was asked for.
+pub fn cpu(args: &TargetArgs) -> Result<Cpu> {
+    Ok(Cpu::new(CpuOptions { threads: args.threads, precision: args.dtype.into() })?)
+}

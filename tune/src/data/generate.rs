@@ -1,0 +1,214 @@
+//! Runs prompts through the engine, and keeps what comes out.
+
+use std::collections::HashMap;
+use std::iter::Peekable;
+
+use flexdraft::decode::{Engine, EngineOptions, Finish, Request, RequestId};
+use flexdraft::device::Device;
+use flexdraft::model::ModelConfig;
+use flexdraft::sampling::SamplingParams;
+
+use super::order::Order;
+use super::output::Output;
+use super::prompts::Prompts;
+use crate::error::{Result, TuneError};
+use crate::hash::random_bits;
+use crate::transcripts::Transcript;
+
+/// Purposes of the random numbers that seed requests.
+const MESSAGE: u32 = 3;
+const RESPONSE: u32 = 4;
+
+/// Attempts in a row without a new message, after which a target is taken for one that writes none.
+const PATIENCE: usize = 1000;
+
+/// Memory for the KV cache, in bytes, unless a single sequence needs more. Sequences beyond it wait.
+const CACHE_BYTES: usize = 4 << 30;
+
+/// What is to be generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Transcripts in all, those included that are there already.
+    pub count: usize,
+    /// Tokens of a response at most; the target's context bounds them too.
+    pub max_response: usize,
+    /// Any of these ends a response, and is its last token.
+    pub stop_ids: Vec<u32>,
+    /// How responses are drawn.
+    pub sampling: SamplingParams,
+    /// Key of all random numbers.
+    pub seed: u64,
+    /// Sequences in a step at most.
+    pub batch: usize,
+}
+
+impl Generation {
+    /// Sizes of an engine that runs `batch` sequences of any length that occurs, within 4 GiB of cache for f32.
+    pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
+        let defaults = EngineOptions::default();
+        let longest = longest_prompt.saturating_add(self.max_response).min(config.context_len) + 1;
+        let sequence = longest.div_ceil(defaults.page_size).saturating_mul(defaults.page_size);
+        let attention = config.attention;
+        let bytes_a_token = [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
+            .into_iter()
+            .fold(1, usize::saturating_mul)
+            .max(1);
+        let cache_tokens = sequence.saturating_mul(self.batch).min(CACHE_BYTES / bytes_a_token).max(sequence);
+        EngineOptions { max_batch: self.batch, cache_tokens, ..defaults }
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Transcripts that are there.
+    pub done: usize,
+    /// Transcripts that were there when the run began.
+    pub before: usize,
+    /// Tokens generated since then, those of messages included.
+    pub tokens: usize,
+}
+
+/// What a sequence of the engine is.
+enum Task {
+    Message(u64),
+    Response(Vec<u32>),
+}
+
+/// Generates until `output` has as many transcripts as are wanted, or all that the prompts allow. Returns the
+/// number of attempts that were made at prompts. `observe` is told after every step.
+///
+/// # Errors
+/// [`TuneError::Runner`] for what the engine refuses; [`TuneError::TooLittleData`] for a target that does not
+/// write messages; [`TuneError::Setting`] for responses of no tokens; [`TuneError::Io`].
+pub fn generate<D: Device>(
+    engine: &mut Engine<D>,
+    prompts: &Prompts,
+    generation: &Generation,
+    output: &mut Output,
+    observe: &mut dyn FnMut(&Progress),
+) -> Result<usize> {
+    if generation.max_response == 0 {
+        return Err(TuneError::setting("the longest response", 0, "at least 1 token"));
+    }
+    let mut run = Run {
+        engine,
+        prompts,
+        generation,
+        output,
+        known: prompts.known().peekable(),
+        order: Order::default(),
+        running: HashMap::new(),
+        progress: Progress::default(),
+    };
+    loop {
+        run.fill()?;
+        if run.running.is_empty() {
+            return Ok(run.order.judged());
+        }
+        run.step()?;
+        observe(&run.progress);
+    }
+}
+
+struct Run<'a, D: Device> {
+    engine: &'a mut Engine<D>,
+    prompts: &'a Prompts,
+    generation: &'a Generation,
+    output: &'a mut Output,
+    known: Peekable<Box<dyn Iterator<Item = Vec<u32>> + 'a>>,
+    order: Order,
+    /// With what was written so far.
+    running: HashMap<RequestId, (Task, Vec<u32>)>,
+    progress: Progress,
+}
+
+impl<D: Device> Run<'_, D> {
+    /// Gives the engine work until its batch is full. Responses come first, so that what was begun is ended.
+    fn fill(&mut self) -> Result<()> {
+        while self.running.len() < self.generation.batch {
+            if let Some((attempt, prompt)) = self.order.next() {
+                self.respond(attempt, prompt)?;
+            } else if !self.attempt()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the response to a prompt, unless it is there.
+    fn respond(&mut self, attempt: u64, prompt: Vec<u32>) -> Result<()> {
+        if self.output.has(&prompt) {
+            self.progress.done += 1;
+            self.progress.before += 1;
+            return Ok(());
+        }
+        let generation = self.generation;
+        let request = Request {
+            stop_ids: generation.stop_ids.clone(),
+            sampling: generation.sampling,
+            seed: random_bits(generation.seed, RESPONSE, attempt),
+            ..Request::new(prompt.clone(), generation.max_response)
+        };
+        self.running.insert(self.engine.add(request)?, (Task::Response(prompt), Vec::new()));
+        Ok(())
+    }
+
+    /// Makes or begins an attempt at a prompt. Returns whether another one was wanted and possible.
+    fn attempt(&mut self) -> Result<bool> {
+        let self_prompt = self.prompts.self_prompt();
+        if self_prompt.is_none() && self.known.peek().is_none() {
+            return Ok(false);
+        }
+        let Some(attempt) = self.order.start(self.generation.count) else { return Ok(false) };
+        let Some(self_prompt) = self_prompt else {
+            self.order.end(attempt, self.known.next());
+            return Ok(true);
+        };
+        if let Some(message) = self.output.message(attempt) {
+            self.order.end(attempt, message.as_ref().map(|message| self_prompt.prompt(message)));
+        } else {
+            let request = self_prompt.request(random_bits(self.generation.seed, MESSAGE, attempt));
+            self.running.insert(self.engine.add(request)?, (Task::Message(attempt), Vec::new()));
+        }
+        Ok(true)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        for report in self.engine.step()? {
+            let Some((_, written)) = self.running.get_mut(&report.id) else { continue };
+            self.progress.tokens += report.tokens.len();
+            written.extend(report.tokens);
+            let Some(finish) = report.finish else { continue };
+            if let Finish::Failed(error) = finish {
+                return Err(error.into());
+            }
+            match self.running.remove(&report.id) {
+                Some((Task::Message(attempt), written)) => self.end_message(attempt, written, &finish)?,
+                Some((Task::Response(prompt), response)) => {
+                    self.output.add(Transcript { prompt, response })?;
+                    self.progress.done += 1;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn end_message(&mut self, attempt: u64, written: Vec<u32>, finish: &Finish) -> Result<()> {
+        let Some(self_prompt) = self.prompts.self_prompt() else { return Ok(()) };
+        let message = self_prompt.message(written, finish);
+        let prompt = message.as_ref().map(|message| self_prompt.prompt(message));
+        self.output.add_message(attempt, message)?;
+        self.order.end(attempt, prompt);
+        if self.order.rejected_in_a_row() >= PATIENCE {
+            return Err(TuneError::TooLittleData {
+                path: self.output.folder().into(),
+                found: self.order.accepted(),
+                unit: "different messages, and no more came in 1000 attempts",
+                needed: self.generation.count,
+            });
+        }
+        Ok(())
+    }
+}

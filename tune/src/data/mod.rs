@@ -1,0 +1,26 @@
+//! On-policy text: prompts, and what the target writes after them.
+//!
+//! A drafter learns from what its target would write, so transcripts are made by the decode engine, many at a
+//! time, from one of three kinds of [`Prompts`]: a file of them, windows of a text, or messages that the target
+//! writes itself (Magpie, [arXiv 2406.08464](https://arxiv.org/abs/2406.08464)).
+//!
+//! Every transcript is a function of the [`Settings`] and its place in the order of attempts. A run that is
+//! killed and continued therefore ends with the same transcripts as one that is not, and so does one with
+//! another batch size.
+
+mod generate;
+mod order;
+mod output;
+mod prompt_file;
+mod prompts;
+mod self_prompt;
+mod settings;
+mod windows;
+
+pub use generate::{Generation, Progress, generate};
+pub use output::Output;
+pub use prompt_file::{PromptFormat, read_prompts};
+pub use prompts::Prompts;
+pub use self_prompt::SelfPrompt;
+pub use settings::{DataFile, Settings, Source, Summary, TargetName};
+pub use windows::{Windows, read_text};

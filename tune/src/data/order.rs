@@ -1,0 +1,105 @@
+//! Which attempts at a prompt become prompts.
+//!
+//! Attempts end in any order, and are judged in their own: of two equal prompts the earlier attempt has it, and
+//! the first so many are all that is wanted. So the prompts do not depend on timing.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+/// Judges attempts in order.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    started: u64,
+    judged: u64,
+    /// Attempts that ended before an earlier one.
+    early: BTreeMap<u64, Option<Vec<u32>>>,
+    seen: HashSet<Vec<u32>>,
+    ready: VecDeque<(u64, Vec<u32>)>,
+    rejected_in_a_row: usize,
+}
+
+impl Order {
+    /// The number of the next attempt, if `count` prompts need another one.
+    pub(super) fn start(&mut self, count: usize) -> Option<u64> {
+        let pending = usize::try_from(self.started - self.judged).unwrap_or(usize::MAX);
+        if self.accepted().saturating_add(pending) >= count {
+            return None;
+        }
+        self.started += 1;
+        Some(self.started - 1)
+    }
+
+    /// An attempt that was started has ended, with a prompt or without.
+    pub(super) fn end(&mut self, attempt: u64, prompt: Option<Vec<u32>>) {
+        self.early.insert(attempt, prompt);
+        while let Some(prompt) = self.early.remove(&self.judged) {
+            match prompt {
+                Some(prompt) if self.seen.insert(prompt.clone()) => {
+                    self.ready.push_back((self.judged, prompt));
+                    self.rejected_in_a_row = 0;
+                }
+                _ => self.rejected_in_a_row += 1,
+            }
+            self.judged += 1;
+        }
+    }
+
+    /// The next prompt, with the attempt that made it.
+    pub(super) fn next(&mut self) -> Option<(u64, Vec<u32>)> {
+        self.ready.pop_front()
+    }
+
+    /// Prompts so far.
+    pub(super) fn accepted(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Attempts judged so far.
+    pub(super) fn judged(&self) -> usize {
+        self.judged as usize
+    }
+
+    /// Attempts without a new prompt since the last that had one.
+    pub(super) fn rejected_in_a_row(&self) -> usize {
+        self.rejected_in_a_row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_in_which_attempts_end_does_not_matter() {
+        let prompts = [Some(vec![1]), None, Some(vec![2]), Some(vec![1]), Some(vec![3])];
+        let run = |ends: [u64; 5]| {
+            let mut order = Order::default();
+            for attempt in 0..5 {
+                assert_eq!(order.start(5), Some(attempt));
+            }
+            assert_eq!(order.start(5), None);
+            for attempt in ends {
+                order.end(attempt, prompts[attempt as usize].clone());
+            }
+            assert_eq!((order.judged(), order.accepted()), (5, 3));
+            std::iter::from_fn(|| order.next()).collect::<Vec<_>>()
+        };
+        let expected = [(0, vec![1]), (2, vec![2]), (4, vec![3])];
+        assert_eq!(run([0, 1, 2, 3, 4]), expected);
+        assert_eq!(run([4, 3, 2, 1, 0]), expected);
+        assert_eq!(run([3, 0, 4, 2, 1]), expected);
+    }
+
+    #[test]
+    fn rejected_attempts_are_replaced() {
+        let mut order = Order::default();
+        assert_eq!(order.start(1), Some(0));
+        assert_eq!(order.start(1), None);
+        order.end(0, None);
+        assert_eq!(order.rejected_in_a_row(), 1);
+        assert_eq!(order.start(1), Some(1));
+        order.end(1, Some(vec![1]));
+        assert_eq!(order.rejected_in_a_row(), 0);
+        assert_eq!(order.start(1), None);
+        assert_eq!(order.start(2), Some(2));
+    }
+}

@@ -1,0 +1,257 @@
+//! What a folder of transcripts was made with.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use flexdraft::model::TargetWeights;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TuneError};
+use crate::hash;
+
+/// Everything that the transcripts depend on. Their number is not among it: more of them are a continuation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The model that wrote them.
+    pub target: TargetName,
+    /// Where the prompts came from.
+    pub source: Source,
+    /// Tokens of a response at most.
+    pub max_response: usize,
+    /// Of the responses; 0 is greedy.
+    pub temperature: f32,
+    /// Share of the prompts that is held out.
+    pub held_out: f64,
+    /// How the target's activations were rounded: `f32` or `bf16`.
+    pub precision: String,
+    /// Key of all random numbers.
+    pub seed: u64,
+}
+
+/// A target, as far as it can be told from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetName {
+    /// The name of its file or folder.
+    pub name: String,
+    /// V.
+    pub vocab_size: usize,
+    /// [`hash::of_target`].
+    pub hash: String,
+}
+
+impl TargetName {
+    /// Names the target that was read from `path`.
+    pub fn new(path: &Path, target: &TargetWeights) -> Self {
+        Self {
+            name: file_name(path),
+            vocab_size: target.config.vocab_size,
+            hash: hash::of_target(target).hex(),
+        }
+    }
+}
+
+/// Where prompts came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Source {
+    /// The target wrote them.
+    SelfPrompted {
+        /// Tokens of a message at least.
+        min_message: usize,
+        /// Tokens of a message at most.
+        max_message: usize,
+        /// Of the messages.
+        temperature: f32,
+        /// Of the messages.
+        top_p: f32,
+    },
+    /// A file of prompts.
+    Prompts {
+        /// The file's name.
+        file: String,
+        /// Hash of its contents.
+        hash: String,
+        /// Whether the prompts were used without a chat template.
+        raw: bool,
+    },
+    /// Windows of a text.
+    Windows {
+        /// The file's name.
+        file: String,
+        /// Hash of its contents.
+        hash: String,
+        /// Tokens of a window.
+        window: usize,
+    },
+}
+
+impl Source {
+    /// A file of prompts.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`].
+    pub fn prompts(path: &Path, raw: bool) -> Result<Self> {
+        Ok(Self::Prompts { file: file_name(path), hash: hash_of_file(path)?, raw })
+    }
+
+    /// Windows of a text file.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`].
+    pub fn windows(path: &Path, window: usize) -> Result<Self> {
+        Ok(Self::Windows { file: file_name(path), hash: hash_of_file(path)?, window })
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// Transcripts to learn from.
+    pub train: usize,
+    /// Transcripts held out.
+    pub held_out: usize,
+    /// Attempts at a prompt, those included that gave none or one that was there already.
+    pub attempts: usize,
+    /// Tokens of all responses.
+    pub response_tokens: usize,
+}
+
+/// `data.json`, beside the transcripts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// What they were made with.
+    pub settings: Settings,
+    /// `None` while they are being made.
+    pub result: Option<Summary>,
+}
+
+impl DataFile {
+    /// The file's name.
+    pub const NAME: &str = "data.json";
+
+    /// Reads the file of a folder, `None` if it has none.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`] or [`TuneError::File`].
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(Self::NAME);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(TuneError::io("read", &path))?,
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| TuneError::File { path, reason: error.to_string() })
+    }
+
+    /// Writes the file of a folder; whoever is killed meanwhile leaves the one that was there before.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`].
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(Self::NAME);
+        let unfinished = folder.join(format!("{}.new", Self::NAME));
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .map_err(TuneError::io("write", &path))?;
+        bytes.push(b'\n');
+        fs::write(&unfinished, bytes).map_err(TuneError::io("write", &unfinished))?;
+        fs::rename(&unfinished, &path).map_err(TuneError::io("write", &path))
+    }
+
+    /// Checks that `settings` would continue what the folder holds.
+    ///
+    /// # Errors
+    /// [`TuneError::OtherRun`] naming the first setting that differs.
+    pub fn check(&self, folder: &Path, settings: &Settings) -> Result<()> {
+        let (before, now) = (&self.settings, settings);
+        let source = |source: &Source| serde_json::to_string(source).unwrap_or_default();
+        let differing = [
+            ("vocabulary", before.target.vocab_size.to_string(), now.target.vocab_size.to_string()),
+            ("target", describe(&before.target), describe(&now.target)),
+            ("source of prompts", source(&before.source), source(&now.source)),
+            ("longest response", before.max_response.to_string(), now.max_response.to_string()),
+            ("temperature", before.temperature.to_string(), now.temperature.to_string()),
+            ("share held out", before.held_out.to_string(), now.held_out.to_string()),
+            ("precision", before.precision.clone(), now.precision.clone()),
+            ("seed", before.seed.to_string(), now.seed.to_string()),
+        ]
+        .into_iter()
+        .find(|(_, before, now)| before != now);
+        match differing {
+            None => Ok(()),
+            Some((what, found, expected)) => {
+                Err(TuneError::OtherRun { path: folder.into(), what, found, expected })
+            }
+        }
+    }
+}
+
+/// Two files of one name and the same weights are one target: only the hash decides.
+fn describe(target: &TargetName) -> String {
+    format!("hash {}", target.hash)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn hash_of_file(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(TuneError::io("read", path))?;
+    Ok(hash::Fnv::default().with(&bytes).hex())
+}
+
+#[cfg(test)]
+pub(super) fn example() -> Settings {
+    Settings {
+        target: TargetName { name: "t".into(), vocab_size: 64, hash: "0".into() },
+        source: Source::Prompts { file: "p.txt".into(), hash: "1".into(), raw: true },
+        max_response: 8,
+        temperature: 0.0,
+        held_out: 0.25,
+        precision: "f32".into(),
+        seed: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_and_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(DataFile::read(folder.path()).unwrap(), None);
+        let file = DataFile { settings: example(), result: Some(Summary::default()) };
+        file.write(folder.path()).unwrap();
+        assert_eq!(DataFile::read(folder.path()).unwrap(), Some(file));
+        fs::write(folder.path().join(DataFile::NAME), "{").unwrap();
+        assert!(matches!(DataFile::read(folder.path()), Err(TuneError::File { .. })));
+    }
+
+    #[test]
+    fn the_setting_that_differs_is_named() {
+        let file = DataFile { settings: example(), result: None };
+        let check = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = example();
+            change(&mut settings);
+            match file.check(Path::new("d"), &settings) {
+                Ok(()) => "",
+                Err(TuneError::OtherRun { what, .. }) => what,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(check(&|_| ()), "");
+        assert_eq!(check(&|s| s.target.name = "elsewhere".into()), "");
+        assert_eq!(check(&|s| s.target.vocab_size = 65), "vocabulary");
+        assert_eq!(check(&|s| s.target.hash = "f".into()), "target");
+        assert_eq!(check(&|s| s.seed = 2), "seed");
+        let windows = Source::Windows { file: "p.txt".into(), hash: "1".into(), window: 3 };
+        assert_eq!(check(&|s| s.source = windows.clone()), "source of prompts");
+    }
+}

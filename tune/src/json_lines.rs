@@ -1,0 +1,145 @@
+//! Files of one JSON value a line, written so that a writer that is killed loses at most the line it was
+//! writing.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Result, TuneError};
+
+/// Adds lines to a file.
+#[derive(Debug)]
+pub struct Appender {
+    path: PathBuf,
+    file: File,
+}
+
+impl Appender {
+    /// Opens or creates a file. What follows its last line end, a line that was not finished, is cut off. As
+    /// long as it is open, no other appender can open the file.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`], also where another appender has the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = || TuneError::io("write", path);
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed())?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::Error(error) => failed()(error),
+            TryLockError::WouldBlock => {
+                let reason = "another process is writing to it";
+                failed()(io::Error::new(io::ErrorKind::ResourceBusy, reason))
+            }
+        })?;
+        let end = end_of_lines(&mut file).map_err(failed())?;
+        file.set_len(end).map_err(failed())?;
+        file.seek(SeekFrom::Start(end)).map_err(failed())?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Adds a line, which is with the operating system when this returns.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`].
+    pub fn append(&mut self, value: &impl Serialize) -> Result<()> {
+        let failed = || TuneError::io("write", &self.path);
+        let mut line = serde_json::to_vec(value).map_err(io::Error::from).map_err(failed())?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(failed())
+    }
+}
+
+/// Reads a file's values, or none from a file that does not exist. A last line without an end is left out.
+///
+/// # Errors
+/// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a `T`.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let failed = || TuneError::io("read", path);
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file.map_err(failed())?,
+    };
+    let mut reader = BufReader::new(file);
+    let mut values = Vec::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        reader.read_until(b'\n', &mut line).map_err(failed())?;
+        if line.last() != Some(&b'\n') {
+            break;
+        }
+        let value = serde_json::from_slice(&line).map_err(|error| TuneError::File {
+            path: path.into(),
+            reason: format!("line {number}: {error}"),
+        })?;
+        values.push(value);
+    }
+    Ok(values)
+}
+
+/// The offset after the last line end, looked for from the end.
+fn end_of_lines(file: &mut File) -> io::Result<u64> {
+    const BLOCK: u64 = 1 << 16;
+    let mut end = file.metadata()?.len();
+    let mut block = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        file.seek(SeekFrom::Start(start))?;
+        block.clear();
+        Read::take(&mut *file, end - start).read_to_end(&mut block)?;
+        if let Some(last) = block.iter().rposition(|&byte| byte == b'\n') {
+            return Ok(start + last as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_not_finished_is_lost_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines.jsonl");
+        assert_eq!(read::<u32>(&path).unwrap(), []);
+        let mut lines = Appender::open(&path).unwrap();
+        lines.append(&1).unwrap();
+        lines.append(&2).unwrap();
+        drop(lines);
+        let mut text = fs::read(&path).unwrap();
+        text.extend(vec![b'3'; 200_000]);
+        fs::write(&path, &text).unwrap();
+        assert_eq!(read::<u32>(&path).unwrap(), [1, 2]);
+        Appender::open(&path).unwrap().append(&4).unwrap();
+        assert_eq!(read::<u32>(&path).unwrap(), [1, 2, 4]);
+        fs::write(&path, "5").unwrap();
+        Appender::open(&path).unwrap().append(&6).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "6\n");
+    }
+
+    #[test]
+    fn one_writer_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines.jsonl");
+        let _first = Appender::open(&path).unwrap();
+        let error = Appender::open(&path).unwrap_err().to_string();
+        assert!(error.ends_with("another process is writing to it"), "{error}");
+    }
+
+    #[test]
+    fn a_garbled_line_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines.jsonl");
+        fs::write(&path, "1\n{\n3\n").unwrap();
+        let error = read::<u32>(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+    }
+}
