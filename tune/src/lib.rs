@@ -18,6 +18,7 @@ pub mod layers;
 pub mod loss;
 pub mod ops;
 pub mod optimizer;
+pub mod pretrain;
 pub mod shortlist;
 pub mod target;
 pub mod transcripts;

@@ -1,0 +1,205 @@
+//! The Qwen3 architecture with every weight trained.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use flexdraft::model::ModelConfig;
+
+use super::random::SplitMix;
+use crate::attention::{Groups, Heads, Prefix};
+use crate::graph;
+use crate::loss::{Factor, Labels, Prediction, cross_entropy};
+use crate::ops::{Rotation, rms_norm, rms_norm_backward, silu_mul, silu_mul_backward};
+use crate::optimizer::Parameter;
+
+/// Standard deviation of the matrices' first values, as transformers initialises Qwen3.
+const INITIAL_STD: f64 = 0.02;
+
+/// A decoder layer's weights.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    /// `[hidden]`
+    pub(super) input_norm: Var,
+    /// `[(q_heads + 2 · kv_heads) · head_dim, hidden]`
+    pub(super) qkv: Var,
+    /// `[head_dim]`
+    pub(super) q_norm: Var,
+    /// `[head_dim]`
+    pub(super) k_norm: Var,
+    /// `[hidden, q_heads · head_dim]`
+    pub(super) o: Var,
+    /// `[hidden]`
+    pub(super) post_attention_norm: Var,
+    /// `[2 · intermediate, hidden]`
+    pub(super) gate_up: Var,
+    /// `[hidden, intermediate]`
+    pub(super) down: Var,
+}
+
+/// A Qwen3 model whose head is its embedding.
+#[derive(Clone, Debug)]
+pub struct PretrainModel {
+    heads: Heads,
+    /// `[vocab, hidden]`
+    pub(super) embedding: Var,
+    pub(super) layers: Vec<Layer>,
+    /// `[hidden]`
+    pub(super) norm: Var,
+}
+
+/// Where the rows of a batch stand: windows of one length, one after the other.
+#[derive(Clone, Debug)]
+pub struct BatchLayout {
+    rotation: Rotation,
+    groups: [(Groups, Option<Prefix>); 1],
+}
+
+impl PretrainModel {
+    /// A model with random weights: normal with standard deviation 0.02, divided by √(2 · layers) for what is
+    /// added to the residual stream (GPT-2); norms 1.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn random(config: &ModelConfig, dtype: DType, device: &Device, seed: u64) -> Result<Self> {
+        let mut tensors = 0;
+        let mut matrix = |out: usize, columns: usize, std: f64| {
+            tensors += 1;
+            let mut random = SplitMix::new(seed, tensors);
+            let values: Vec<f64> = (0..out * columns).map(|_| std * random.normal()).collect();
+            let values = Tensor::from_vec(values, (out, columns), &Device::Cpu)?;
+            Var::from_tensor(&values.to_dtype(dtype)?.to_device(device)?)
+        };
+        let norm = |n: usize| Var::ones(n, dtype, device);
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let shape = config.attention;
+        let q_columns = shape.q_heads * shape.head_dim;
+        let added_std = INITIAL_STD / ((2 * config.layers) as f64).sqrt();
+        let embedding = matrix(config.vocab_size, hidden, INITIAL_STD)?;
+        let layers = (0..config.layers).map(|_| {
+            Ok(Layer {
+                input_norm: norm(hidden)?,
+                qkv: matrix(q_columns + 2 * shape.kv_heads * shape.head_dim, hidden, INITIAL_STD)?,
+                q_norm: norm(shape.head_dim)?,
+                k_norm: norm(shape.head_dim)?,
+                o: matrix(hidden, q_columns, added_std)?,
+                post_attention_norm: norm(hidden)?,
+                gate_up: matrix(2 * intermediate, hidden, INITIAL_STD)?,
+                down: matrix(hidden, intermediate, added_std)?,
+            })
+        });
+        Ok(Self {
+            heads: Heads { shape, eps: f64::from(config.rms_norm_eps) },
+            embedding,
+            layers: layers.collect::<Result<_>>()?,
+            norm: norm(hidden)?,
+        })
+    }
+
+    /// Everything that is trained. Norms do not decay.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let parameter =
+            |name: String, var: &Var| Parameter { name, var: var.clone(), decays: var.rank() > 1 };
+        let mut parameters = vec![parameter("embedding".into(), &self.embedding)];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let vars = [
+                ("input_norm", &layer.input_norm),
+                ("qkv", &layer.qkv),
+                ("q_norm", &layer.q_norm),
+                ("k_norm", &layer.k_norm),
+                ("o", &layer.o),
+                ("post_attention_norm", &layer.post_attention_norm),
+                ("gate_up", &layer.gate_up),
+                ("down", &layer.down),
+            ];
+            parameters
+                .extend(vars.into_iter().map(|(name, var)| parameter(format!("layers.{i}.{name}"), var)));
+        }
+        parameters.push(parameter("norm".into(), &self.norm));
+        parameters
+    }
+
+    /// The layout of `count` windows of `window` tokens.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn layout(&self, config: &ModelConfig, window: usize, count: usize) -> Result<BatchLayout> {
+        let positions: Vec<usize> = (0..count).flat_map(|_| 0..window).collect();
+        let rotation =
+            Rotation::new(&config.rope, &positions, self.embedding.dtype(), self.embedding.device())?;
+        // Groups without a prefix are as good as sequences, and one product serves all of them.
+        let groups = Groups { len: window, prefix: vec![0; count], causal: true };
+        Ok(BatchLayout { rotation, groups: [(groups, None)] })
+    }
+
+    /// The final-normed hidden rows `[rows, hidden]` of the tokens `ids`.
+    ///
+    /// # Errors
+    /// Those of candle: ids that are no token's or do not fill the layout, no memory.
+    pub fn forward(&self, ids: &[u32], layout: &BatchLayout) -> Result<Tensor> {
+        let ids = Tensor::new(ids, self.embedding.device())?;
+        let mut x = self.embedding.as_tensor().index_select(&ids, 0)?;
+        let eps = self.heads.eps;
+        for layer in &self.layers {
+            let qkv = linear(&norm(&x, &layer.input_norm, eps)?, &layer.qkv)?;
+            let norms = Some((layer.q_norm.as_tensor(), layer.k_norm.as_tensor()));
+            let attended = self.heads.attend(&qkv, norms, &layout.rotation, &layout.groups)?;
+            x = (x + linear(&attended, &layer.o)?)?;
+            let normed = norm(&x, &layer.post_attention_norm, eps)?;
+            x = (x + mlp(&normed, &layer.gate_up, &layer.down)?)?;
+        }
+        norm(&x, &self.norm, eps)
+    }
+
+    /// The mean cross-entropy of predicting `next` after `ids`, and each row's prediction.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn loss(&self, ids: &[u32], next: &[u32], layout: &BatchLayout) -> Result<(Tensor, Vec<Prediction>)> {
+        let x = self.forward(ids, layout)?;
+        let labels = Labels { ids: next.to_vec(), weights: vec![1.0 / next.len() as f32; next.len()] };
+        cross_entropy(None, Some(Factor { x: &x, w: self.embedding.as_tensor() }), &labels)
+    }
+
+    /// As it is, without gradients.
+    ///
+    /// # Errors
+    /// Those of candle: no memory.
+    pub fn mean_loss(&self, ids: &[u32], next: &[u32], layout: &BatchLayout) -> Result<f64> {
+        let x = self.forward(ids, layout)?.detach();
+        let labels = Labels { ids: next.to_vec(), weights: vec![1.0; next.len()] };
+        let head = self.embedding.as_detached_tensor();
+        let (_, predictions) = cross_entropy(Some(Factor { x: &x, w: &head }), None, &labels)?;
+        let sum: f64 = predictions.iter().map(|prediction| f64::from(prediction.loss)).sum();
+        Ok(sum / next.len().max(1) as f64)
+    }
+}
+
+/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`.
+fn linear(x: &Tensor, weight: &Var) -> Result<Tensor> {
+    let (operand, w) = (x.detach(), weight.as_detached_tensor());
+    let value = operand.matmul(&w.t()?)?;
+    graph::binary("linear", [x, weight.as_tensor()], value, move |gradient| {
+        Ok([gradient.matmul(&w)?, gradient.t()?.matmul(&operand)?])
+    })
+}
+
+/// RMSNorm with a trained weight.
+fn norm(x: &Tensor, weight: &Var, eps: f64) -> Result<Tensor> {
+    let (operand, w) = (x.detach(), weight.as_detached_tensor());
+    let value = rms_norm(&operand, &w, eps)?;
+    graph::binary("norm", [x, weight.as_tensor()], value, move |gradient| {
+        let (dx, dw) = rms_norm_backward(&operand, &w, eps, gradient, true)?;
+        Ok([dx, dw.ok_or_else(|| candle_core::Error::msg("a norm's weight without its gradient"))?])
+    })
+}
+
+/// SwiGLU of normed rows. One node, so that the wide rows between its products never leave it.
+fn mlp(x: &Tensor, gate_up: &Var, down: &Var) -> Result<Tensor> {
+    let (operand, w_in, w_out) = (x.detach(), gate_up.as_detached_tensor(), down.as_detached_tensor());
+    let wide = operand.matmul(&w_in.t()?)?;
+    let activated = silu_mul(&wide)?;
+    let value = activated.matmul(&w_out.t()?)?;
+    graph::ternary("MLP", [x, gate_up.as_tensor(), down.as_tensor()], value, move |gradient| {
+        let d_out = gradient.t()?.matmul(&activated)?;
+        let d_wide = silu_mul_backward(&wide, &gradient.matmul(&w_out)?)?;
+        Ok([d_wide.matmul(&w_in)?, d_wide.t()?.matmul(&operand)?, d_out])
+    })
+}

@@ -1,0 +1,313 @@
+//! The training loop: draws windows, steps, measures, saves, and goes on where a run before it stopped.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use flexdraft::model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use tokenizers::Tokenizer;
+
+use super::bpe::train_tokenizer;
+use super::corpus::{Tokens, read_documents};
+use super::export::{export, write_config};
+use super::model::{BatchLayout, PretrainModel};
+use super::settings::PretrainSettings;
+use crate::checkpoint;
+use crate::error::{Result, TuneError};
+use crate::optimizer::AdamW;
+
+/// What a run reads and writes.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Text to learn: a file or a folder.
+    pub text: PathBuf,
+    /// Text to measure on and never learn.
+    pub heldout: Option<PathBuf>,
+    /// Where the model goes. The folder `run` in it holds the checkpoint and the metrics.
+    pub out: PathBuf,
+}
+
+/// How often a run does what is not training, in steps. Zero is never, except at the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Intervals {
+    /// A line of metrics.
+    pub log: usize,
+    /// The held-out loss.
+    pub eval: usize,
+    /// A checkpoint, and the model beside it.
+    pub save: usize,
+}
+
+/// What a run reports, and `run/metrics.jsonl` holds, one a line.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+#[allow(missing_docs)]
+pub enum Event {
+    /// Training begins, or goes on after `step` steps.
+    Begin {
+        step: usize,
+        steps: usize,
+        parameters: usize,
+        vocab_size: usize,
+        tokens: usize,
+        heldout_tokens: usize,
+    },
+    /// The mean loss since the last line, and the latest step's learning rate and gradient norm.
+    Step { step: usize, loss: f64, rate: f64, gradient_norm: f64, tokens_per_second: f64 },
+    /// The mean loss over the held-out text.
+    Heldout { step: usize, loss: f64 },
+    /// The checkpoint and the model are those after `step` steps.
+    Saved { step: usize },
+}
+
+/// What a checkpoint says of its run.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    settings: PretrainSettings,
+    /// Of the tokens that are learnt.
+    fingerprint: u64,
+    step: usize,
+}
+
+/// Makes a model of the text, or completes it if `out` holds a checkpoint of the same run.
+///
+/// # Errors
+/// [`TuneError::Setting`] and [`TuneError::Runner`] for settings that make no sense, [`TuneError::TooLittleData`]
+/// and [`TuneError::File`] for texts, [`TuneError::OtherRun`] if the checkpoint is of other settings or text,
+/// [`TuneError::NotFinite`] for a loss or gradient that is not a number: then the latest checkpoint stays;
+/// [`TuneError::Io`] and [`TuneError::Tensor`] for the system's.
+pub fn pretrain(
+    paths: &Paths,
+    settings: &PretrainSettings,
+    intervals: Intervals,
+    device: &Device,
+    mut report: impl FnMut(&Event),
+) -> Result<()> {
+    settings.validate()?;
+    let state = paths.out.join("run");
+    fs::create_dir_all(&state).map_err(TuneError::io("make", &state))?;
+    let checkpoint_path = state.join("checkpoint.safetensors");
+    let saved = match checkpoint_path.exists() {
+        true => Some(checkpoint::load::<Description>(&checkpoint_path)?),
+        false => None,
+    };
+    let differs = |what, found: String, expected: String| {
+        let path = checkpoint_path.clone();
+        Err(TuneError::OtherRun { path, what, found, expected })
+    };
+    if let Some((_, description)) = &saved
+        && description.settings != *settings
+    {
+        let json = |settings| serde_json::to_string(settings).unwrap_or_default();
+        return differs("settings", json(&description.settings), json(settings));
+    }
+
+    let documents = read_documents(&paths.text)?;
+    let tokenizer = tokenizer(paths, &documents, settings.vocab_size, saved.is_some())?;
+    let tokens = Tokens::encode(&paths.text, &documents, &tokenizer, settings.shape.context_len)?;
+    let heldout = match &paths.heldout {
+        Some(path) => Some(Tokens::encode(path, &read_documents(path)?, &tokenizer, settings.window)?),
+        None => None,
+    };
+    let config = write_config(&paths.out, &settings.shape, tokenizer.get_vocab_size(true))?;
+
+    let model = PretrainModel::random(&config, DType::F32, device, settings.seed)?;
+    let mut optimizer = AdamW::new(model.parameters(), settings.adam)?;
+    let fingerprint = tokens.fingerprint();
+    if let Some((tensors, description)) = saved {
+        if description.fingerprint != fingerprint {
+            let hex = |x: u64| format!("tokens {x:016x}");
+            return differs("text", hex(description.fingerprint), hex(fingerprint));
+        }
+        if let Some(name) = optimizer.restore(tensors, description.step)? {
+            return Err(TuneError::File {
+                path: checkpoint_path,
+                reason: format!("{name} is missing or has another shape"),
+            });
+        }
+    }
+
+    let mut log = Log::open(state.join("metrics.jsonl"))?;
+    let mut tell = |event: Event| -> Result<()> {
+        log.write(&event)?;
+        report(&event);
+        Ok(())
+    };
+    tell(Event::Begin {
+        step: optimizer.steps(),
+        steps: settings.schedule.steps,
+        parameters: model.parameters().iter().map(|parameter| parameter.var.elem_count()).sum(),
+        vocab_size: config.vocab_size,
+        tokens: tokens.len(),
+        heldout_tokens: heldout.as_ref().map_or(0, Tokens::len),
+    })?;
+    let heldout = heldout.as_ref();
+    let mut layouts = Layouts::default();
+    let mut checkpoint_step = optimizer.steps();
+    let mut meter = Meter::new();
+    while optimizer.steps() < settings.schedule.steps {
+        let step = optimizer.steps();
+        let (window, count) = settings.windows(step);
+        let layout = layouts.get(&model, &config, window, count)?;
+        let (ids, next) = tokens.draw(settings.seed, step, window, count);
+        let (loss, predictions) = model.loss(&ids, &next, layout)?;
+        let not_finite = |loss| TuneError::NotFinite { step, loss, checkpoint: checkpoint_step };
+        let sum: f64 = predictions.iter().map(|prediction| f64::from(prediction.loss)).sum();
+        if !sum.is_finite() {
+            return Err(not_finite(sum / next.len() as f64));
+        }
+        let rate = settings.schedule.rate(step);
+        let gradient_norm = optimizer.step(&loss.backward()?, rate)?;
+        if !gradient_norm.is_finite() {
+            return Err(not_finite(gradient_norm));
+        }
+        meter.add(sum, next.len());
+
+        let step = optimizer.steps();
+        let last = step == settings.schedule.steps;
+        let due = |interval: usize| last || interval > 0 && step.is_multiple_of(interval);
+        if due(intervals.log) {
+            let (loss, tokens_per_second) = meter.take();
+            tell(Event::Step { step, loss, rate, gradient_norm, tokens_per_second })?;
+        }
+        if due(intervals.eval)
+            && let Some(heldout) = heldout
+        {
+            let loss = heldout_loss(&model, &config, heldout, settings.window, &mut layouts)?;
+            tell(Event::Heldout { step, loss })?;
+            meter.restart();
+        }
+        if due(intervals.save) {
+            let description = Description { settings: *settings, fingerprint, step };
+            checkpoint::save(&checkpoint_path, &optimizer.state(), &description)?;
+            checkpoint_step = step;
+            export(&paths.out, &model, &config, DType::BF16)?;
+            tell(Event::Saved { step })?;
+            meter.restart();
+        }
+    }
+    Ok(())
+}
+
+/// The run's tokenizer: the one in `out` if the run goes on, else a new one, which is written there.
+fn tokenizer(paths: &Paths, documents: &[String], vocab_size: usize, goes_on: bool) -> Result<Tokenizer> {
+    let path = paths.out.join("tokenizer.json");
+    let wrong = |error: tokenizers::Error| TuneError::File { path: path.clone(), reason: error.to_string() };
+    if goes_on {
+        let bytes = fs::read(&path).map_err(TuneError::io("read", &path))?;
+        return Tokenizer::from_bytes(bytes).map_err(wrong);
+    }
+    let tokenizer = train_tokenizer(&paths.text, documents, vocab_size)?;
+    let json = tokenizer.to_string(true).map_err(wrong)?;
+    checkpoint::write_whole(&path, json.as_bytes())?;
+    let model = &paths.out.join("tokenizer_config.json");
+    let config = serde_json::json!({
+        "clean_up_tokenization_spaces": false,
+        "eos_token": super::END_OF_TEXT,
+        "pad_token": super::END_OF_TEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    checkpoint::write_whole(model, format!("{config:#}\n").as_bytes())?;
+    Ok(tokenizer)
+}
+
+fn heldout_loss(
+    model: &PretrainModel,
+    config: &ModelConfig,
+    heldout: &Tokens,
+    window: usize,
+    layouts: &mut Layouts,
+) -> Result<f64> {
+    /// Rows at a time, which bounds the memory.
+    const ROWS: usize = 4096;
+    let (ids, next) = heldout.all(window);
+    let rows = (ROWS / window).max(1) * window;
+    let mut sum = 0.0;
+    for (ids, next) in ids.chunks(rows).zip(next.chunks(rows)) {
+        let layout = layouts.get(model, config, window, ids.len() / window)?;
+        sum += model.mean_loss(ids, next, layout)? * ids.len() as f64;
+    }
+    Ok(sum / ids.len() as f64)
+}
+
+/// The layouts of a run, of which there are a handful.
+#[derive(Default)]
+struct Layouts(Vec<([usize; 2], BatchLayout)>);
+
+impl Layouts {
+    fn get(
+        &mut self,
+        model: &PretrainModel,
+        config: &ModelConfig,
+        window: usize,
+        count: usize,
+    ) -> Result<&BatchLayout> {
+        let key = [window, count];
+        let known = self.0.iter().position(|(other, _)| *other == key);
+        let place = match known {
+            Some(place) => place,
+            None => {
+                self.0.push((key, model.layout(config, window, count)?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&self.0[place].1)
+    }
+}
+
+/// Sums losses and times steps, between lines.
+struct Meter {
+    since: Instant,
+    seconds: f64,
+    sum: f64,
+    tokens: usize,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Self { since: Instant::now(), seconds: 0.0, sum: 0.0, tokens: 0 }
+    }
+
+    fn add(&mut self, sum: f64, tokens: usize) {
+        self.seconds += self.since.elapsed().as_secs_f64();
+        self.since = Instant::now();
+        self.sum += sum;
+        self.tokens += tokens;
+    }
+
+    /// What has passed since the last step is not training.
+    fn restart(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Mean loss and tokens a second.
+    fn take(&mut self) -> (f64, f64) {
+        let tokens = self.tokens.max(1) as f64;
+        let taken = (self.sum / tokens, tokens / self.seconds.max(1e-9));
+        *self = Self::new();
+        taken
+    }
+}
+
+/// `metrics.jsonl`. A run that goes on appends to it.
+struct Log {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Log {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        Ok(Self { file: file.map_err(TuneError::io("write", &path))?, path })
+    }
+
+    fn write(&mut self, event: &Event) -> Result<()> {
+        let line = serde_json::to_string(event)
+            .map_err(|error| TuneError::File { path: self.path.clone(), reason: error.to_string() })?;
+        writeln!(self.file, "{line}").map_err(TuneError::io("write", Path::new(&self.path)))
+    }
+}
