@@ -4,6 +4,7 @@ mod args;
 mod data;
 mod exit;
 mod models;
+mod pretrain;
 mod progress;
 mod tune;
 
@@ -45,5 +46,6 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Data(args) => data::data(args),
         Command::Tune(args) => tune::tune(args),
+        Command::Pretrain(args) => pretrain::pretrain(args),
     }
 }

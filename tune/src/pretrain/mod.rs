@@ -3,7 +3,6 @@
 //! It serves where a target has to be small enough to ship, or to be tuned in minutes. What comes out is a
 //! Hugging Face directory like any other target's.
 
-pub mod args;
 mod bpe;
 mod corpus;
 mod export;
@@ -16,5 +15,5 @@ pub use bpe::{END_OF_TEXT, train_tokenizer};
 pub use corpus::{Tokens, read_documents};
 pub use export::{export, write_config};
 pub use model::{BatchLayout, PretrainModel};
-pub use run::{Event, Intervals, Paths, pretrain};
+pub use run::{Event, Paths, pretrain};
 pub use settings::{PretrainSettings, Shape};

@@ -167,7 +167,7 @@ impl PretrainModel {
         let labels = Labels { ids: next.to_vec(), weights: vec![1.0; next.len()] };
         let head = self.embedding.as_detached_tensor();
         let (_, predictions) = cross_entropy(Some(Factor { x: &x, w: &head }), None, &labels)?;
-        let sum: f64 = predictions.iter().map(|prediction| f64::from(prediction.loss)).sum();
+        let sum: f64 = predictions.iter().map(|prediction| prediction.loss).sum();
         Ok(sum / next.len().max(1) as f64)
     }
 }
