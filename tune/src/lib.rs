@@ -6,12 +6,16 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attention;
+pub mod curves;
 pub mod data;
+pub mod engine_size;
 pub mod error;
+pub mod generated;
 pub mod graph;
 pub mod hash;
 pub mod json_lines;
 pub mod layers;
+pub mod metrics;
 pub mod ops;
 pub mod transcripts;
 

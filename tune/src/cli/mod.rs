@@ -1,10 +1,14 @@
 //! The command line: one module a command, and what they share.
 
 mod args;
+mod curves;
 mod data;
+mod eval;
 mod exit;
 mod models;
 mod progress;
+mod prompts;
+mod show;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -43,5 +47,8 @@ pub fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Data(args) => data::data(args),
+        Command::Show(args) => show::show(args),
+        Command::Eval(args) => eval::eval(args),
+        Command::Curves(args) => curves::curves(args),
     }
 }

@@ -28,7 +28,13 @@ impl Progress {
     /// `done` of the total are there, `before` of which were there at the start; `tokens` were made since.
     pub fn update(&mut self, done: usize, before: usize, tokens: usize) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
-        let mut message = format!("{:.0} tokens/s", tokens as f64 / seconds);
+        self.show(done, before, &format!("{:.0} tokens/s", tokens as f64 / seconds));
+    }
+
+    /// `done` of the total are there, `before` of which were there at the start, and a message.
+    pub fn show(&mut self, done: usize, before: usize, message: &str) {
+        let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
+        let mut message = message.to_owned();
         if done > before {
             let left = (self.total.saturating_sub(done)) as f64 * seconds / (done - before) as f64;
             message += &format!(", {} left", time(left));
