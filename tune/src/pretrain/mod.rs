@@ -3,7 +3,6 @@
 //! It serves where a target has to be small enough to ship, or to be tuned in minutes. What comes out is a
 //! Hugging Face directory like any other target's.
 
-pub mod args;
 mod bpe;
 mod corpus;
 mod export;

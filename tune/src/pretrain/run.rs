@@ -156,7 +156,7 @@ pub fn pretrain(
         let (ids, next) = tokens.draw(settings.seed, step, window, count);
         let (loss, predictions) = model.loss(&ids, &next, layout)?;
         let not_finite = |loss| TuneError::NotFinite { step, loss, checkpoint: checkpoint_step };
-        let sum: f64 = predictions.iter().map(|prediction| f64::from(prediction.loss)).sum();
+        let sum: f64 = predictions.iter().map(|prediction| prediction.loss).sum();
         if !sum.is_finite() {
             return Err(not_finite(sum / next.len() as f64));
         }

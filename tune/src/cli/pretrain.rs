@@ -1,14 +1,13 @@
-//! The arguments of `flexdraft-tune pretrain`.
+//! The command `pretrain`.
 
 use std::path::PathBuf;
 
 use candle_core::Device;
 use clap::Args;
 
-use super::run::{Event, Intervals, Paths, pretrain};
-use super::settings::{PretrainSettings, Shape};
-use crate::error::Result;
-use crate::optimizer::{AdamSettings, Schedule};
+use flexdraft_tune::Result;
+use flexdraft_tune::optimizer::{AdamSettings, Schedule};
+use flexdraft_tune::pretrain::{Event, Intervals, Paths, PretrainSettings, Shape, pretrain};
 
 /// Makes a small target of the Qwen3 architecture from text files.
 ///
