@@ -67,6 +67,18 @@ pub enum TuneError {
         /// This run's.
         expected: String,
     },
+    /// A drafter that changed what the target writes, which it must not.
+    #[error("NOT LOSSLESS: prompt {prompt}: token {position} is {found} with drafts, {expected} without")]
+    NotLossless {
+        /// The prompt's number, from 0.
+        prompt: usize,
+        /// The first position of the response that differs, from 0.
+        position: usize,
+        /// The token with drafts, `none` where the response ended.
+        found: String,
+        /// The token without.
+        expected: String,
+    },
     /// A loss that is not a number. The last good checkpoint stays as it is.
     #[error("the loss is {loss} at step {step}: stopped; the latest checkpoint is of step {checkpoint}")]
     NotFinite {

@@ -7,15 +7,19 @@
 
 pub mod attention;
 pub mod checkpoint;
+pub mod curves;
 pub mod data;
 pub mod drafter;
+pub mod engine_size;
 pub mod error;
 pub mod export;
+pub mod generated;
 pub mod graph;
 pub mod hash;
 pub mod json_lines;
 pub mod layers;
 pub mod loss;
+pub mod metrics;
 pub mod ops;
 pub mod optimizer;
 pub mod pretrain;

@@ -205,11 +205,11 @@ fn quietly(paths: &Paths, settings: &PretrainSettings) -> Result<Vec<Event>, Tun
 }
 
 fn heldout_loss(events: &[Event]) -> f64 {
-    let losses = events.iter().filter_map(|event| match event {
+    let loss = events.iter().rev().find_map(|event| match event {
         Event::Heldout { loss, .. } => Some(*loss),
         _ => None,
     });
-    losses.last().unwrap()
+    loss.unwrap()
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::Mode;
 use flexdraft::device::Precision;
 
 /// Makes FlexDraft drafters
@@ -39,6 +41,16 @@ pub enum Command {
     /// as of the latest checkpoint; run/ in it holds the checkpoint, the settings and the metrics. A run that was
     /// stopped is continued by the same command.
     Pretrain(PretrainArgs),
+    /// Print transcripts as text
+    Show(ShowArgs),
+    /// Measure a drafter by generating with it
+    ///
+    /// The acceptance length τ, target passes per token, acceptance of each slot, and how far the drafter's
+    /// confidences are from how often it is right. Greedy tokens, and those of `--rule match`, are compared
+    /// with those of plain decoding: a difference is an error.
+    Eval(EvalArgs),
+    /// Draw the curves of runs as SVG: loss, and held-out acceptance length
+    Curves(CurvesArgs),
 }
 
 /// A target and where it runs.
@@ -241,6 +253,133 @@ pub struct PretrainArgs {
     /// Steps between checkpoints
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub checkpoint_every: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The target that wrote them, for its tokenizer
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub target: PathBuf,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub count: usize,
+    /// How many to leave out before
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: usize,
+    /// A file of transcripts
+    #[arg(value_name = "FILE.jsonl")]
+    pub transcripts: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("unseen").multiple(false).required(true)))]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The drafter's directory
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub draft: PathBuf,
+
+    /// A file of prompts: JSON lines with a `prompt` each (.jsonl), or plain lines
+    #[arg(long, value_name = "FILE", group = "unseen", help_heading = "Prompts")]
+    pub prompts: Option<PathBuf>,
+    /// Take the prompts of --prompts as they are, without the target's chat template
+    #[arg(long, requires = "prompts", help_heading = "Prompts")]
+    pub raw: bool,
+    /// A file of transcripts, of which the prompts are used
+    #[arg(long, value_name = "FILE.jsonl", group = "unseen", help_heading = "Prompts")]
+    pub transcripts: Option<PathBuf>,
+    /// The first N prompts only
+    #[arg(long, value_name = "N", help_heading = "Prompts")]
+    pub limit: Option<usize>,
+
+    /// When the next block is drafted; the drafts are the same
+    #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
+    pub mode: DraftingMode,
+    /// Tokens a prompt at most
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Decoding")]
+    pub max_new_tokens: usize,
+    /// 0 always takes the most probable token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub temperature: f32,
+    /// How drafts are accepted above temperature 0
+    #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
+    pub rule: RuleChoice,
+    /// Verify a draft only as far as the product of its confidences is at least this; 0 verifies it whole
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.01,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub confidence_threshold: f32,
+    /// Key of all random numbers
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
+    pub seed: u64,
+    /// Prompts in a step at most. No result depends on it
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Decoding")]
+    pub batch: usize,
+
+    /// Write one JSON object to stdout instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CurvesArgs {
+    /// Folders of runs, or files like their metrics.jsonl
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The picture
+    #[arg(long, value_name = "FILE.svg")]
+    pub out: PathBuf,
+}
+
+/// A mode that drafts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DraftingMode {
+    /// While the current block is verified
+    #[default]
+    Parallel,
+    /// After it was verified
+    Sequential,
+}
+
+impl From<DraftingMode> for Mode {
+    fn from(choice: DraftingMode) -> Self {
+        match choice {
+            DraftingMode::Parallel => Self::Parallel,
+            DraftingMode::Sequential => Self::Sequential,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RuleChoice {
+    /// Token by token: min(1, p/q), then the residual
+    #[default]
+    Rejection,
+    /// The whole block at once: never accepts fewer on average
+    Block,
+    /// While the target's own draw is the same: the tokens are those of plain decoding with this seed
+    Match,
+}
+
+impl From<RuleChoice> for Rule {
+    fn from(choice: RuleChoice) -> Self {
+        match choice {
+            RuleChoice::Rejection => Self::Rejection,
+            RuleChoice::Block => Self::Block,
+            RuleChoice::Match => Self::Match,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -6,14 +6,13 @@ use flexdraft::decode::{Engine, Mode};
 use flexdraft::model::{ChatTemplate, Model, ModelConfig, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::data::{
-    Generation, Output, PromptFormat, Prompts, SelfPrompt, Settings, Source, TargetName, Windows, generate,
-    read_prompts, read_text,
+    Generation, Output, Prompts, SelfPrompt, Settings, Source, TargetName, Windows, generate, read_text,
 };
 use flexdraft_tune::{Result, TuneError};
 
 use super::args::DataArgs;
-use super::models;
 use super::progress::Progress;
+use super::{models, prompts};
 
 /// Transcripts, unless asked otherwise.
 const COUNT: usize = 1000;
@@ -28,7 +27,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     }
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
-    let (source, prompts) = prompts(args, &config)?;
+    let (source, prompts) = source(args, &config)?;
     let settings = Settings {
         target: TargetName::new(&args.target.target, &target),
         source,
@@ -75,20 +74,19 @@ pub fn data(args: &DataArgs) -> Result<()> {
     Ok(())
 }
 
-fn prompts(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
+fn source(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
     let target = &args.target.target;
-    let tokenizer = Tokenizer::read(target, config.vocab_size)?;
     let (source, prompts) = if let Some(path) = &args.prompts {
-        let template = if args.raw { None } else { Some(ChatTemplate::read(target)?) };
-        let format = template.as_ref().map_or(PromptFormat::Raw, PromptFormat::Chat);
-        let prompts = read_prompts(path, &format, &tokenizer, config.context_len)?;
+        let prompts = prompts::given(path, args.raw, target, config)?;
         (Source::prompts(path, args.raw)?, Prompts::Given(prompts))
     } else if let Some(path) = &args.text {
         let count = args.count.unwrap_or(COUNT);
+        let tokenizer = Tokenizer::read(target, config.vocab_size)?;
         let windows = Windows::new(path, read_text(path, &tokenizer)?, args.window, count, args.seed)?;
         (Source::windows(path, args.window)?, Prompts::Windows(windows))
     } else {
         let (min_message, max_message) = (args.min_message, args.max_message);
+        let tokenizer = Tokenizer::read(target, config.vocab_size)?;
         let template = ChatTemplate::read(target)?;
         let prompt = SelfPrompt::new(&template, &tokenizer, MESSAGES, min_message, max_message)?;
         let (temperature, top_p) = (MESSAGES.temperature, MESSAGES.top_p);

@@ -1,11 +1,15 @@
 //! The command line: one module a command, and what they share.
 
 mod args;
+mod curves;
 mod data;
+mod eval;
 mod exit;
 mod models;
 mod pretrain;
 mod progress;
+mod prompts;
+mod show;
 mod tune;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -47,5 +51,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Data(args) => data::data(args),
         Command::Tune(args) => tune::tune(args),
         Command::Pretrain(args) => pretrain::pretrain(args),
+        Command::Show(args) => show::show(args),
+        Command::Eval(args) => eval::eval(args),
+        Command::Curves(args) => curves::curves(args),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::model::{Gguf, TargetWeights};
+use flexdraft::model::{DrafterWeights, Gguf, ModelConfig, TargetWeights};
 use flexdraft_tune::Result;
 
 use super::args::TargetArgs;
@@ -17,6 +17,12 @@ pub fn target(path: &Path) -> Result<TargetWeights> {
     }
     // SAFETY: as for the file.
     Ok(unsafe { TargetWeights::map(path) }?)
+}
+
+/// Maps the weights of a drafter for a target with this configuration.
+pub fn drafter(path: &Path, target: &ModelConfig) -> Result<DrafterWeights> {
+    // SAFETY: as for a target's files.
+    Ok(unsafe { DrafterWeights::map(path, target) }?)
 }
 
 /// The CPU, as it was asked for.

@@ -11,6 +11,7 @@ use flexdraft::sampling::SamplingParams;
 use super::order::Order;
 use super::output::Output;
 use super::prompts::Prompts;
+use crate::engine_size::engine_options;
 use crate::error::{Result, TuneError};
 use crate::hash::random_bits;
 use crate::transcripts::Transcript;
@@ -21,9 +22,6 @@ const RESPONSE: u32 = 4;
 
 /// Attempts in a row without a new message, after which a target is taken for one that writes none.
 const PATIENCE: usize = 1000;
-
-/// Memory for the KV cache, in bytes, unless a single sequence needs more. Sequences beyond it wait.
-const CACHE_BYTES: usize = 4 << 30;
 
 /// What is to be generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,18 +41,9 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Sizes of an engine that runs `batch` sequences of any length that occurs, within 4 GiB of cache for f32.
+    /// Sizes of an engine for it, for prompts of up to `longest_prompt` tokens.
     pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
-        let defaults = EngineOptions::default();
-        let longest = longest_prompt.saturating_add(self.max_response).min(config.context_len) + 1;
-        let sequence = longest.div_ceil(defaults.page_size).saturating_mul(defaults.page_size);
-        let attention = config.attention;
-        let bytes_a_token = [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
-            .into_iter()
-            .fold(1, usize::saturating_mul)
-            .max(1);
-        let cache_tokens = sequence.saturating_mul(self.batch).min(CACHE_BYTES / bytes_a_token).max(sequence);
-        EngineOptions { max_batch: self.batch, cache_tokens, ..defaults }
+        engine_options(config, longest_prompt.saturating_add(self.max_response), 1, self.batch)
     }
 }
 

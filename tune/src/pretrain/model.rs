@@ -5,9 +5,9 @@ use flexdraft::model::ModelConfig;
 
 use super::random::SplitMix;
 use crate::attention::{Groups, Heads, Prefix};
-use crate::graph;
+use crate::layers::{linear, mlp, norm};
 use crate::loss::{Factor, Labels, Prediction, cross_entropy};
-use crate::ops::{Rotation, rms_norm, rms_norm_backward, silu_mul, silu_mul_backward};
+use crate::ops::Rotation;
 use crate::optimizer::Parameter;
 
 /// Standard deviation of the matrices' first values, as transformers initialises Qwen3.
@@ -170,36 +170,4 @@ impl PretrainModel {
         let sum: f64 = predictions.iter().map(|prediction| prediction.loss).sum();
         Ok(sum / next.len().max(1) as f64)
     }
-}
-
-/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`.
-fn linear(x: &Tensor, weight: &Var) -> Result<Tensor> {
-    let (operand, w) = (x.detach(), weight.as_detached_tensor());
-    let value = operand.matmul(&w.t()?)?;
-    graph::binary("linear", [x, weight.as_tensor()], value, move |gradient| {
-        Ok([gradient.matmul(&w)?, gradient.t()?.matmul(&operand)?])
-    })
-}
-
-/// RMSNorm with a trained weight.
-fn norm(x: &Tensor, weight: &Var, eps: f64) -> Result<Tensor> {
-    let (operand, w) = (x.detach(), weight.as_detached_tensor());
-    let value = rms_norm(&operand, &w, eps)?;
-    graph::binary("norm", [x, weight.as_tensor()], value, move |gradient| {
-        let (dx, dw) = rms_norm_backward(&operand, &w, eps, gradient, true)?;
-        Ok([dx, dw.ok_or_else(|| candle_core::Error::msg("a norm's weight without its gradient"))?])
-    })
-}
-
-/// SwiGLU of normed rows. One node, so that the wide rows between its products never leave it.
-fn mlp(x: &Tensor, gate_up: &Var, down: &Var) -> Result<Tensor> {
-    let (operand, w_in, w_out) = (x.detach(), gate_up.as_detached_tensor(), down.as_detached_tensor());
-    let wide = operand.matmul(&w_in.t()?)?;
-    let activated = silu_mul(&wide)?;
-    let value = activated.matmul(&w_out.t()?)?;
-    graph::ternary("MLP", [x, gate_up.as_tensor(), down.as_tensor()], value, move |gradient| {
-        let d_out = gradient.t()?.matmul(&activated)?;
-        let d_wide = silu_mul_backward(&wide, &gradient.matmul(&w_out)?)?;
-        Ok([d_wide.matmul(&w_in)?, d_wide.t()?.matmul(&operand)?, d_out])
-    })
 }

@@ -1,0 +1,409 @@
+//! What a drafter is worth, by generating: the engine decodes unseen prompts with it, and without it to see that
+//! nothing changed.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{Confidence, Engine, Finish, Mode, Record, Request, StepRecord};
+use flexdraft::device::Device;
+use flexdraft::sampling::SamplingParams;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TuneError};
+
+/// Bins of the reliability diagram, of equal width.
+const BINS: usize = 10;
+
+/// How to decode.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoding {
+    /// Tokens a prompt at most; the target's context bounds them too.
+    pub max_new_tokens: usize,
+    /// Any of these ends a response.
+    pub stop_ids: Vec<u32>,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// How drafts are accepted above temperature 0.
+    pub rule: Rule,
+    /// How much of a draft is verified.
+    pub confidence: Confidence,
+    /// Parallel or sequential: the drafts are the same.
+    pub mode: Mode,
+    /// Seed of the first prompt; each further one has the next.
+    pub seed: u64,
+    /// Prompts in a step at most.
+    pub batch: usize,
+}
+
+impl Decoding {
+    /// Whether the tokens have to be those of plain decoding, so that prompts are decoded without drafts too.
+    pub fn is_compared(&self) -> bool {
+        self.sampling.is_greedy() || self.rule == Rule::Match
+    }
+}
+
+/// Acceptance of one slot of the block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Steps that verified it.
+    pub verified: usize,
+    /// … and where all slots before it were accepted.
+    pub reached: usize,
+    /// … and it was too.
+    pub accepted: usize,
+}
+
+impl Slot {
+    /// How often it was accepted where it was verified.
+    pub fn acceptance(&self) -> f64 {
+        ratio(self.accepted, self.verified)
+    }
+
+    /// How often it was accepted where it was verified and all slots before it were accepted.
+    pub fn conditional_acceptance(&self) -> f64 {
+        ratio(self.accepted, self.reached)
+    }
+}
+
+/// Drafts of about the same confidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bin {
+    /// How many: those verified with all slots before them accepted.
+    pub drafts: usize,
+    /// Their mean confidence.
+    pub confidence: f64,
+    /// The share of them that was accepted.
+    pub accepted: f64,
+}
+
+/// What one prompt gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// Tokens of the response.
+    pub tokens: usize,
+    /// Verifications; reading the prompt is none.
+    pub steps: usize,
+    /// Drafts accepted, before the response was cut at its end.
+    pub accepted: usize,
+}
+
+/// What decoding with a drafter gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// τ: the mean of accepted + 1 over all steps; 1 without a step.
+    pub tau: f64,
+    /// Passes of the target over the tokens that they gave: the passes that read the prompts, and the first token
+    /// of each response, which came with them, left out.
+    pub passes_per_token: f64,
+    /// Whether the tokens were compared with those of plain decoding, and found to be the same: greedy decoding
+    /// and the rule `match` promise it.
+    pub compared: bool,
+    /// The mean distance of confidence and acceptance over the bins, weighted by their drafts.
+    pub calibration_error: f64,
+    /// Confidence against acceptance; bin i is of confidences from i/10 on.
+    pub reliability: Vec<Bin>,
+    /// Slots 1..S.
+    pub slots: Vec<Slot>,
+    /// A prompt each.
+    pub prompts: Vec<Continuation>,
+}
+
+/// How far an evaluation is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Prompts continued; those that are continued twice count twice.
+    pub done: usize,
+    /// Tokens generated.
+    pub tokens: usize,
+}
+
+/// Decodes the prompts, with drafts and, where the tokens must be the same, without. `observe` is told after
+/// every step.
+///
+/// # Errors
+/// [`TuneError::NotLossless`]; [`TuneError::Runner`] for a prompt or settings that the engine refuses, or a model
+/// without a drafter; [`TuneError::Setting`] for a batch of 0.
+pub fn evaluate<D: Device>(
+    engine: &mut Engine<D>,
+    prompts: &[Vec<u32>],
+    decoding: &Decoding,
+    observe: &mut dyn FnMut(&Progress),
+) -> Result<Report> {
+    if decoding.batch == 0 {
+        return Err(TuneError::setting("the batch", 0, "at least 1"));
+    }
+    let compared = decoding.is_compared();
+    let mut progress = Progress::default();
+    let mut observe = |finished, tokens| {
+        progress.done += finished;
+        progress.tokens += tokens;
+        observe(&progress);
+    };
+    engine.set_policy(decoding.mode)?;
+    let mut tally = Tally::default();
+    let mut responses = Vec::new();
+    for run in decode(engine, prompts, decoding, true, &mut observe)? {
+        tally.add(&run);
+        responses.push(run.response);
+    }
+    if compared {
+        engine.set_policy(Mode::Autoregressive)?;
+        let plain = decode(engine, prompts, decoding, false, &mut observe)?;
+        for (prompt, plain) in plain.iter().enumerate() {
+            compare(prompt, &responses[prompt], &plain.response)?;
+        }
+    }
+    Ok(tally.report(compared))
+}
+
+/// A prompt's response, and how it came about.
+#[derive(Clone, Debug, Default)]
+struct Run {
+    response: Vec<u32>,
+    /// Each verification, with the confidences of the block it verified a part of.
+    steps: Vec<(Vec<f32>, StepRecord)>,
+    /// Confidences of the block that the next step verifies.
+    pending: Vec<f32>,
+}
+
+impl Run {
+    fn take(&mut self, record: Record) {
+        let next = match &record {
+            Record::Prefill(block) => &block.confidence,
+            Record::Step(step) => &step.next.confidence,
+        };
+        let confidences = std::mem::replace(&mut self.pending, next.clone());
+        if let Record::Step(step) = record {
+            self.steps.push((confidences, step));
+        }
+    }
+}
+
+fn decode<D: Device>(
+    engine: &mut Engine<D>,
+    prompts: &[Vec<u32>],
+    decoding: &Decoding,
+    record: bool,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Run>> {
+    let mut runs = vec![Run::default(); prompts.len()];
+    let mut waiting = prompts.iter().enumerate();
+    let mut running = HashMap::new();
+    loop {
+        while running.len() < decoding.batch
+            && let Some((index, prompt)) = waiting.next()
+        {
+            let request = Request {
+                stop_ids: decoding.stop_ids.clone(),
+                sampling: decoding.sampling,
+                rule: decoding.rule,
+                seed: decoding.seed.wrapping_add(index as u64),
+                confidence: decoding.confidence,
+                record,
+                ..Request::new(prompt.clone(), decoding.max_new_tokens)
+            };
+            running.insert(engine.add(request)?, index);
+        }
+        if running.is_empty() {
+            return Ok(runs);
+        }
+        let before = running.len();
+        let mut tokens = 0;
+        for report in engine.step()? {
+            let Some(&index) = running.get(&report.id) else { continue };
+            tokens += report.tokens.len();
+            runs[index].response.extend(report.tokens);
+            if let Some(record) = report.record {
+                runs[index].take(record);
+            }
+            match report.finish {
+                None => continue,
+                Some(Finish::Failed(error)) => return Err(error.into()),
+                Some(_) => running.remove(&report.id),
+            };
+        }
+        observe(before - running.len(), tokens);
+    }
+}
+
+fn compare(prompt: usize, drafted: &[u32], plain: &[u32]) -> Result<()> {
+    let longest = drafted.len().max(plain.len());
+    let Some(position) = (0..longest).find(|&position| drafted.get(position) != plain.get(position)) else {
+        return Ok(());
+    };
+    let name = |tokens: &[u32]| tokens.get(position).map_or("none".into(), u32::to_string);
+    Err(TuneError::NotLossless { prompt, position, found: name(drafted), expected: name(plain) })
+}
+
+/// Sums over steps.
+#[derive(Default)]
+struct Tally {
+    slots: Vec<Slot>,
+    /// Drafts, their confidences, how many were accepted.
+    bins: [(usize, f64, usize); BINS],
+    prompts: Vec<Continuation>,
+}
+
+impl Tally {
+    fn add(&mut self, run: &Run) {
+        for (confidences, step) in &run.steps {
+            let reached = step.verify_len.min(step.accepted + 1);
+            self.slots.resize(self.slots.len().max(confidences.len()), Slot::default());
+            for (index, slot) in self.slots.iter_mut().enumerate().take(step.verify_len) {
+                slot.verified += 1;
+                slot.reached += usize::from(index < reached);
+                slot.accepted += usize::from(index < step.accepted);
+            }
+            for (index, &confidence) in confidences.iter().enumerate().take(reached) {
+                let bin = ((f64::from(confidence) * BINS as f64) as usize).min(BINS - 1);
+                self.bins[bin].0 += 1;
+                self.bins[bin].1 += f64::from(confidence);
+                self.bins[bin].2 += usize::from(index < step.accepted);
+            }
+        }
+        self.prompts.push(Continuation {
+            tokens: run.response.len(),
+            steps: run.steps.len(),
+            accepted: run.steps.iter().map(|(_, step)| step.accepted).sum(),
+        });
+    }
+
+    fn report(self, compared: bool) -> Report {
+        let sum = |of: fn(&Continuation) -> usize| self.prompts.iter().map(of).sum::<usize>();
+        let (tokens, steps, accepted) = (sum(|p| p.tokens), sum(|p| p.steps), sum(|p| p.accepted));
+        let read = self.prompts.iter().filter(|prompt| prompt.tokens > 0).count();
+        let drafts: usize = self.bins.iter().map(|bin| bin.0).sum();
+        let reliability: Vec<Bin> = self
+            .bins
+            .iter()
+            .map(|&(drafts, confidence, accepted)| Bin {
+                drafts,
+                confidence: if drafts == 0 { 0.0 } else { confidence / drafts as f64 },
+                accepted: ratio(accepted, drafts),
+            })
+            .collect();
+        let distance = |bin: &Bin| ratio(bin.drafts, drafts) * (bin.confidence - bin.accepted).abs();
+        Report {
+            tau: if steps == 0 { 1.0 } else { ratio(accepted + steps, steps) },
+            passes_per_token: ratio(steps, tokens - read),
+            compared,
+            calibration_error: reliability.iter().map(distance).sum(),
+            reliability,
+            slots: self.slots,
+            prompts: self.prompts,
+        }
+    }
+}
+
+/// 0 for nothing out of nothing.
+fn ratio(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tokens: usize = self.prompts.iter().map(|prompt| prompt.tokens).sum();
+        writeln!(f, "prompts                  {:>8}", self.prompts.len())?;
+        writeln!(f, "tokens                   {tokens:>8}")?;
+        writeln!(f, "acceptance length τ      {:>8.3}", self.tau)?;
+        writeln!(f, "target passes per token  {:>8.3}", self.passes_per_token)?;
+        writeln!(f, "calibration error        {:>8.3}", self.calibration_error)?;
+        let compared = if self.compared { "same tokens" } else { "same law" };
+        writeln!(f, "with drafts and without  {compared:>8}")?;
+        writeln!(f, "\nslot  verified  accepted  accepted if all before were")?;
+        for (index, slot) in self.slots.iter().enumerate() {
+            let (slot_number, verified) = (index + 1, slot.verified);
+            let (acceptance, conditional) = (slot.acceptance(), slot.conditional_acceptance());
+            writeln!(f, "{slot_number:>4}  {verified:>8}  {acceptance:>8.3}  {conditional:>27.3}")?;
+        }
+        writeln!(f, "\nconfidence   drafts  mean confidence  accepted")?;
+        for (index, bin) in self.reliability.iter().enumerate().filter(|(_, bin)| bin.drafts > 0) {
+            let (from, to) = (index as f64 / BINS as f64, (index + 1) as f64 / BINS as f64);
+            let Bin { drafts, confidence, accepted } = bin;
+            writeln!(f, "{from:>4.1} to {to:.1}  {drafts:>7}  {confidence:>15.3}  {accepted:>8.3}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexdraft::decode::{BlockRecord, StepMode};
+
+    use super::*;
+
+    fn step(verify_len: usize, accepted: usize, confidence: &[f32]) -> Record {
+        Record::Step(StepRecord {
+            mode: StepMode::Parallel,
+            position: 0,
+            verify_len,
+            groups: Vec::new(),
+            candidates: Vec::new(),
+            accepted,
+            next: BlockRecord { confidence: confidence.to_vec(), ..BlockRecord::default() },
+        })
+    }
+
+    /// Two steps: 2 of 3 accepted, then 0 of 1.
+    fn report() -> Report {
+        let mut run = Run { response: vec![0; 5], ..Run::default() };
+        run.take(Record::Prefill(BlockRecord { confidence: vec![0.95, 0.85, 0.15], ..Default::default() }));
+        run.take(step(3, 2, &[0.55, 0.5, 0.5]));
+        run.take(step(1, 0, &[0.1, 0.1, 0.1]));
+        let mut tally = Tally::default();
+        tally.add(&run);
+        tally.report(true)
+    }
+
+    #[test]
+    fn counts() {
+        let report = report();
+        assert_eq!(report.tau, 2.0);
+        assert_eq!(report.passes_per_token, 0.5);
+        let slot = |verified, reached, accepted| Slot { verified, reached, accepted };
+        assert_eq!(report.slots, [slot(2, 2, 1), slot(1, 1, 1), slot(1, 1, 0)]);
+        assert_eq!(report.prompts, [Continuation { tokens: 5, steps: 2, accepted: 2 }]);
+    }
+
+    #[test]
+    fn slots_after_a_rejected_one_are_verified_and_not_reached() {
+        let mut run = Run::default();
+        run.take(Record::Prefill(BlockRecord { confidence: vec![0.5; 3], ..Default::default() }));
+        run.take(step(3, 0, &[]));
+        let mut tally = Tally::default();
+        tally.add(&run);
+        let report = tally.report(false);
+        let last = report.slots[2];
+        assert_eq!((last.verified, last.reached, last.accepted), (1, 0, 0));
+        assert_eq!((last.acceptance(), last.conditional_acceptance()), (0.0, 0.0));
+        assert_eq!(report.reliability[5].drafts, 1);
+    }
+
+    #[test]
+    fn calibration_error_is_the_mean_distance() {
+        let report = report();
+        // Of 4 drafts: 0.95 and 0.85 accepted, 0.15 and 0.55 not.
+        let expected = (0.05 + 0.15 + 0.15 + 0.55) / 4.0;
+        assert!((report.calibration_error - expected).abs() < 1e-6, "{}", report.calibration_error);
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        assert!(compare(0, &[1, 2], &[1, 2]).is_ok());
+        let error = compare(4, &[1, 2, 3], &[1, 9, 3]).unwrap_err().to_string();
+        assert_eq!(error, "NOT LOSSLESS: prompt 4: token 1 is 2 with drafts, 9 without");
+        let error = compare(0, &[1], &[1, 2]).unwrap_err().to_string();
+        assert!(error.ends_with("token 1 is none with drafts, 2 without"), "{error}");
+    }
+
+    #[test]
+    fn the_table_is_readable_and_the_json_whole() {
+        let report = report();
+        let table = report.to_string();
+        assert!(table.contains("acceptance length τ         2.000"), "{table}");
+        assert!(table.contains(" 0.9 to 1.0        1            0.950     1.000"), "{table}");
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    }
+}
