@@ -9,9 +9,8 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::{Model, ModelConfig, TargetWeights};
 use flexdraft_tune::TuneError;
-use flexdraft_tune::optimizer::{AdamSettings, Schedule};
 use flexdraft_tune::pretrain::{
-    END_OF_TEXT, Event, Intervals, Paths, PretrainModel, PretrainSettings, Shape, Tokens, export, pretrain,
+    END_OF_TEXT, Event, Paths, PretrainModel, PretrainSettings, Shape, Tokens, export, pretrain,
     read_documents, train_tokenizer, write_config,
 };
 use proptest::prelude::*;
@@ -189,9 +188,10 @@ fn toy_settings(steps: usize) -> PretrainSettings {
         window: 32,
         step_tokens: 128,
         long_window_every: 3,
-        adam: AdamSettings::default(),
-        schedule: Schedule { peak: 1e-2, warmup: 2, steps },
-        seed: 1,
+        steps,
+        learning_rate: 1e-2,
+        checkpoint_every: 5,
+        ..PretrainSettings::default()
     }
 }
 
@@ -199,19 +199,17 @@ fn toy_paths(dir: &Path) -> Paths {
     Paths { text: dir.join("text"), heldout: Some(dir.join("text/sub.txt")), out: dir.join("out") }
 }
 
-const RARELY: Intervals = Intervals { log: 0, eval: 0, save: 5 };
-
 fn quietly(paths: &Paths, settings: &PretrainSettings) -> Result<Vec<Event>, TuneError> {
     let mut events = Vec::new();
-    pretrain(paths, settings, RARELY, &Device::Cpu, |event| events.push(event.clone())).map(|()| events)
+    pretrain(paths, settings, &Device::Cpu, |event| events.push(event.clone())).map(|()| events)
 }
 
 fn heldout_loss(events: &[Event]) -> f64 {
-    let losses = events.iter().filter_map(|event| match event {
+    let loss = events.iter().rev().find_map(|event| match event {
         Event::Heldout { loss, .. } => Some(*loss),
         _ => None,
     });
-    losses.last().unwrap()
+    loss.unwrap()
 }
 
 #[test]
@@ -240,7 +238,7 @@ fn a_run_that_was_stopped_ends_as_if_it_had_not_been() {
     let stopped = Paths { out: dir.path().join("stopped"), ..whole.clone() };
     let unwinds = std::panic::catch_unwind(|| {
         let mut seen = 0;
-        pretrain(&stopped, &settings, Intervals { log: 1, ..RARELY }, &Device::Cpu, |event| {
+        pretrain(&stopped, &PretrainSettings { log_every: 1, ..settings.clone() }, &Device::Cpu, |event| {
             seen += usize::from(matches!(event, Event::Step { .. }));
             assert!(seen < 8, "killed");
         })
@@ -281,9 +279,9 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint() {
     let paths = toy_paths(dir.path());
     let mut settings = toy_settings(50);
     // Weights of this size overflow.
-    settings.schedule = Schedule { peak: 1e30, warmup: 0, steps: 50 };
+    (settings.learning_rate, settings.checkpoint_every) = (1e30, 1);
     let events = &mut Vec::new();
-    let run = pretrain(&paths, &settings, Intervals { save: 1, ..RARELY }, &Device::Cpu, |event| {
+    let run = pretrain(&paths, &settings, &Device::Cpu, |event| {
         events.push(event.clone());
     });
     let Err(TuneError::NotFinite { step, checkpoint, .. }) = run else { panic!("{run:?}") };
@@ -324,13 +322,15 @@ fn settings_that_make_no_sense_are_refused() {
         change(&mut settings);
         quietly(&toy_paths(dir.path()), &settings).unwrap_err()
     };
-    let changes: [fn(&mut PretrainSettings); 7] = [
+    let changes: [fn(&mut PretrainSettings); 9] = [
         |s| s.window = 0,
         |s| s.window = 65,
         |s| s.step_tokens = 63,
         |s| s.vocab_size = 256,
-        |s| s.schedule.steps = 0,
-        |s| s.schedule.peak = f64::NAN,
+        |s| s.steps = 0,
+        |s| s.checkpoint_every = 0,
+        |s| s.learning_rate = f64::NAN,
+        |s| s.adam.weight_decay = -1.0,
         |s| s.long_window_every = 0,
     ];
     for change in changes {

@@ -7,8 +7,6 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::Mode;
 use flexdraft::device::Precision;
 
-use super::pretrain::PretrainArgs;
-
 /// Makes FlexDraft drafters
 ///
 /// A target writes text (`data`), and its drafter learns to guess what the target writes next. No target is
@@ -37,10 +35,11 @@ pub enum Command {
     /// the held-out transcripts (drafter/), the settings, the metrics and a checkpoint; a run that was stopped
     /// is continued by the same command.
     Tune(TuneArgs),
-    /// Make a small target from text files
+    /// Make a small target from text
     ///
-    /// A model of the Qwen3 architecture and its tokenizer, as a Hugging Face directory. Run again with the same
-    /// arguments, it goes on where it was stopped.
+    /// A byte-level BPE tokenizer, and a model of the Qwen3 architecture trained from nothing. --out is the model,
+    /// as of the latest checkpoint; run/ in it holds the checkpoint, the settings and the metrics. A run that was
+    /// stopped is continued by the same command.
     Pretrain(PretrainArgs),
     /// Print transcripts as text
     Show(ShowArgs),
@@ -185,6 +184,72 @@ pub struct TuneArgs {
     /// Held-out transcripts of an evaluation
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub evaluate_on: Option<usize>,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub checkpoint_every: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct PretrainArgs {
+    /// The text: a file, or a folder whose files are a document each
+    #[arg(long, value_name = "PATH")]
+    pub text: PathBuf,
+    /// Text to measure the loss on, which is not learnt
+    #[arg(long, value_name = "PATH")]
+    pub heldout: Option<PathBuf>,
+    /// The folder for the model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Settings as JSON, such as the run/settings.json of another run; the options below override them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Ids of the tokenizer, at most
+    #[arg(long, value_name = "V", help_heading = "Model")]
+    pub vocab_size: Option<usize>,
+    /// Hidden size
+    #[arg(long, value_name = "H", help_heading = "Model")]
+    pub hidden_size: Option<usize>,
+    /// Decoder layers
+    #[arg(long, value_name = "L", help_heading = "Model")]
+    pub layers: Option<usize>,
+    /// Query heads
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub q_heads: Option<usize>,
+    /// KV heads
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub kv_heads: Option<usize>,
+    /// Elements of a head
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub head_dim: Option<usize>,
+    /// Columns of the MLP
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub intermediate_size: Option<usize>,
+    /// Positions that the model is trained for
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub context_len: Option<usize>,
+
+    /// Steps in all
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub steps: Option<usize>,
+    /// Tokens of a step
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub step_tokens: Option<usize>,
+    /// Tokens of a window of text
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub window: Option<usize>,
+    /// One step in N has windows of the whole context instead
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub long_window_every: Option<usize>,
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// Of the first weights and the windows' places
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<u64>,
+    /// Steps between measurements on the held-out text
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_every: Option<usize>,
     /// Steps between checkpoints
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub checkpoint_every: Option<usize>,

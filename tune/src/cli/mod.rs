@@ -50,7 +50,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Data(args) => data::data(args),
         Command::Tune(args) => tune::tune(args),
-        Command::Pretrain(args) => args.run(),
+        Command::Pretrain(args) => pretrain::pretrain(args),
         Command::Show(args) => show::show(args),
         Command::Eval(args) => eval::eval(args),
         Command::Curves(args) => curves::curves(args),

@@ -8,6 +8,7 @@ use tokenizers::Tokenizer;
 use super::bpe::END_OF_TEXT;
 use super::random::SplitMix;
 use crate::error::{Result, TuneError};
+use crate::hash;
 
 /// The texts of a file, or of all files of a folder, those of the folders in it included, in the order of their
 /// paths. Files without text are left out.
@@ -86,11 +87,9 @@ impl Tokens {
         self.ids.is_empty()
     }
 
-    /// A number that other texts, or other tokenizers, hardly share (FNV-1a).
+    /// A number that other texts, or other tokenizers, hardly share.
     pub fn fingerprint(&self) -> u64 {
-        self.ids.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &id| {
-            (hash ^ u64::from(id)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+        hash::of_ids(&self.ids).value()
     }
 
     /// `count` windows of `window` tokens at places drawn for this step, one after the other, and for each

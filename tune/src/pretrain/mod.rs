@@ -15,5 +15,5 @@ pub use bpe::{END_OF_TEXT, train_tokenizer};
 pub use corpus::{Tokens, read_documents};
 pub use export::{export, write_config};
 pub use model::{BatchLayout, PretrainModel};
-pub use run::{Event, Intervals, Paths, pretrain};
+pub use run::{Event, Paths, pretrain};
 pub use settings::{PretrainSettings, Shape};

@@ -1,8 +1,7 @@
 //! The training loop: draws windows, steps, measures, saves, and goes on where a run before it stopped.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -17,6 +16,7 @@ use super::model::{BatchLayout, PretrainModel};
 use super::settings::PretrainSettings;
 use crate::checkpoint;
 use crate::error::{Result, TuneError};
+use crate::json_lines::Appender;
 use crate::optimizer::AdamW;
 
 /// What a run reads and writes.
@@ -28,17 +28,6 @@ pub struct Paths {
     pub heldout: Option<PathBuf>,
     /// Where the model goes. The folder `run` in it holds the checkpoint and the metrics.
     pub out: PathBuf,
-}
-
-/// How often a run does what is not training, in steps. Zero is never, except at the end.
-#[derive(Clone, Copy, Debug)]
-pub struct Intervals {
-    /// A line of metrics.
-    pub log: usize,
-    /// The held-out loss.
-    pub eval: usize,
-    /// A checkpoint, and the model beside it.
-    pub save: usize,
 }
 
 /// What a run reports, and `run/metrics.jsonl` holds, one a line.
@@ -83,13 +72,14 @@ struct Description {
 pub fn pretrain(
     paths: &Paths,
     settings: &PretrainSettings,
-    intervals: Intervals,
     device: &Device,
     mut report: impl FnMut(&Event),
 ) -> Result<()> {
     settings.validate()?;
     let state = paths.out.join("run");
     fs::create_dir_all(&state).map_err(TuneError::io("make", &state))?;
+    // Opened first: as long as it is, no other run can write to this folder.
+    let mut metrics = Appender::open(&state.join("metrics.jsonl"))?;
     let checkpoint_path = state.join("checkpoint.safetensors");
     let saved = match checkpoint_path.exists() {
         true => Some(checkpoint::load::<Description>(&checkpoint_path)?),
@@ -100,9 +90,9 @@ pub fn pretrain(
         Err(TuneError::OtherRun { path, what, found, expected })
     };
     if let Some((_, description)) = &saved
-        && description.settings != *settings
+        && !settings.continues(&description.settings)
     {
-        let json = |settings| serde_json::to_string(settings).unwrap_or_default();
+        let json = |settings: &PretrainSettings| serde_json::to_string(settings).unwrap_or_default();
         return differs("settings", json(&description.settings), json(settings));
     }
 
@@ -113,6 +103,9 @@ pub fn pretrain(
         Some(path) => Some(Tokens::encode(path, &read_documents(path)?, &tokenizer, settings.window)?),
         None => None,
     };
+    let json = serde_json::to_string_pretty(settings)
+        .map_err(|error| TuneError::File { path: state.clone(), reason: error.to_string() })?;
+    checkpoint::write_whole(&state.join("settings.json"), (json + "\n").as_bytes())?;
     let config = write_config(&paths.out, &settings.shape, tokenizer.get_vocab_size(true))?;
 
     let model = PretrainModel::random(&config, DType::F32, device, settings.seed)?;
@@ -131,15 +124,14 @@ pub fn pretrain(
         }
     }
 
-    let mut log = Log::open(state.join("metrics.jsonl"))?;
     let mut tell = |event: Event| -> Result<()> {
-        log.write(&event)?;
+        metrics.append(&event)?;
         report(&event);
         Ok(())
     };
     tell(Event::Begin {
         step: optimizer.steps(),
-        steps: settings.schedule.steps,
+        steps: settings.steps,
         parameters: model.parameters().iter().map(|parameter| parameter.var.elem_count()).sum(),
         vocab_size: config.vocab_size,
         tokens: tokens.len(),
@@ -149,7 +141,8 @@ pub fn pretrain(
     let mut layouts = Layouts::default();
     let mut checkpoint_step = optimizer.steps();
     let mut meter = Meter::new();
-    while optimizer.steps() < settings.schedule.steps {
+    let schedule = settings.schedule();
+    while optimizer.steps() < settings.steps {
         let step = optimizer.steps();
         let (window, count) = settings.windows(step);
         let layout = layouts.get(&model, &config, window, count)?;
@@ -160,7 +153,7 @@ pub fn pretrain(
         if !sum.is_finite() {
             return Err(not_finite(sum / next.len() as f64));
         }
-        let rate = settings.schedule.rate(step);
+        let rate = schedule.rate(step);
         let gradient_norm = optimizer.step(&loss.backward()?, rate)?;
         if !gradient_norm.is_finite() {
             return Err(not_finite(gradient_norm));
@@ -168,21 +161,21 @@ pub fn pretrain(
         meter.add(sum, next.len());
 
         let step = optimizer.steps();
-        let last = step == settings.schedule.steps;
-        let due = |interval: usize| last || interval > 0 && step.is_multiple_of(interval);
-        if due(intervals.log) {
+        let last = step == settings.steps;
+        let due = |interval| last || step.is_multiple_of(interval);
+        if due(settings.log_every) {
             let (loss, tokens_per_second) = meter.take();
             tell(Event::Step { step, loss, rate, gradient_norm, tokens_per_second })?;
         }
-        if due(intervals.eval)
+        if due(settings.evaluate_every)
             && let Some(heldout) = heldout
         {
             let loss = heldout_loss(&model, &config, heldout, settings.window, &mut layouts)?;
             tell(Event::Heldout { step, loss })?;
             meter.restart();
         }
-        if due(intervals.save) {
-            let description = Description { settings: *settings, fingerprint, step };
+        if due(settings.checkpoint_every) {
+            let description = Description { settings: settings.clone(), fingerprint, step };
             checkpoint::save(&checkpoint_path, &optimizer.state(), &description)?;
             checkpoint_step = step;
             export(&paths.out, &model, &config, DType::BF16)?;
@@ -204,14 +197,13 @@ fn tokenizer(paths: &Paths, documents: &[String], vocab_size: usize, goes_on: bo
     let tokenizer = train_tokenizer(&paths.text, documents, vocab_size)?;
     let json = tokenizer.to_string(true).map_err(wrong)?;
     checkpoint::write_whole(&path, json.as_bytes())?;
-    let model = &paths.out.join("tokenizer_config.json");
     let config = serde_json::json!({
         "clean_up_tokenization_spaces": false,
         "eos_token": super::END_OF_TEXT,
         "pad_token": super::END_OF_TEXT,
         "tokenizer_class": "PreTrainedTokenizerFast",
     });
-    checkpoint::write_whole(model, format!("{config:#}\n").as_bytes())?;
+    checkpoint::write_whole(&paths.out.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())?;
     Ok(tokenizer)
 }
 
@@ -290,24 +282,5 @@ impl Meter {
         let taken = (self.sum / tokens, tokens / self.seconds.max(1e-9));
         *self = Self::new();
         taken
-    }
-}
-
-/// `metrics.jsonl`. A run that goes on appends to it.
-struct Log {
-    path: PathBuf,
-    file: fs::File,
-}
-
-impl Log {
-    fn open(path: PathBuf) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.map_err(TuneError::io("write", &path))?, path })
-    }
-
-    fn write(&mut self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event)
-            .map_err(|error| TuneError::File { path: self.path.clone(), reason: error.to_string() })?;
-        writeln!(self.file, "{line}").map_err(TuneError::io("write", Path::new(&self.path)))
     }
 }

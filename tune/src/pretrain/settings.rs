@@ -1,4 +1,4 @@
-//! What a pretraining run is set to.
+//! What a pretraining run is set to. With its text it decides every number of it.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,8 +6,8 @@ use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
 
 /// The model's shape. Vocabulary aside, which the tokenizer decides.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Shape {
     /// H.
     pub hidden_size: usize,
@@ -42,9 +42,9 @@ impl Default for Shape {
     }
 }
 
-/// What a run depends on, besides its text. The same settings and text give the same model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Settings of a pretraining run, as its configuration file holds them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PretrainSettings {
     /// The model's shape.
     pub shape: Shape,
@@ -52,45 +52,97 @@ pub struct PretrainSettings {
     pub vocab_size: usize,
     /// Tokens of a window of text.
     pub window: usize,
-    /// Tokens of a step, whose windows they are divided into.
-    pub step_tokens: usize,
     /// One step in so many has windows of the whole context instead, so that every position is trained.
     pub long_window_every: usize,
-    /// The optimizer's settings.
+    /// Tokens of a step at most, whatever its windows.
+    pub step_tokens: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Share of the steps in which the learning rate rises.
+    pub warmup: f64,
+    /// The optimizer.
     pub adam: AdamSettings,
-    /// The learning rates.
-    pub schedule: Schedule,
-    /// Of the weights' first values and the windows' places.
+    /// Seed of the initial weights and the windows' places.
     pub seed: u64,
+    /// Steps between lines of metrics.
+    pub log_every: usize,
+    /// Steps between measurements on the held-out text.
+    pub evaluate_every: usize,
+    /// Steps between checkpoints.
+    pub checkpoint_every: usize,
+}
+
+impl Default for PretrainSettings {
+    fn default() -> Self {
+        Self {
+            shape: Shape::default(),
+            vocab_size: 2048,
+            window: 256,
+            long_window_every: 4,
+            step_tokens: 2048,
+            steps: 1600,
+            learning_rate: 2e-3,
+            warmup: 0.04,
+            adam: AdamSettings { weight_decay: 0.05, ..AdamSettings::default() },
+            seed: 0,
+            log_every: 10,
+            evaluate_every: 100,
+            checkpoint_every: 100,
+        }
+    }
 }
 
 impl PretrainSettings {
     /// Checks what the rest relies on. The shape is checked by the runner, when it reads the config.
     ///
     /// # Errors
-    /// [`TuneError::Setting`].
+    /// [`TuneError::Setting`] naming the first that makes no sense.
     pub fn validate(&self) -> Result<()> {
         let context = self.shape.context_len;
-        if self.window == 0 || self.window > context {
-            return Err(TuneError::setting("window", self.window, format!("1..={context}, the context")));
+        let least = [
+            ("vocab_size", self.vocab_size, 257, "more than the 256 bytes".to_owned()),
+            ("window", self.window, 1, "at least 1".to_owned()),
+            ("long_window_every", self.long_window_every, 1, "at least 1".to_owned()),
+            ("step_tokens", self.step_tokens, context, format!("at least the context, {context}")),
+            ("steps", self.steps, 1, "at least 1".to_owned()),
+            ("log_every", self.log_every, 1, "at least 1".to_owned()),
+            ("evaluate_every", self.evaluate_every, 1, "at least 1".to_owned()),
+            ("checkpoint_every", self.checkpoint_every, 1, "at least 1".to_owned()),
+        ];
+        for (setting, value, least, expected) in least {
+            if value < least {
+                return Err(TuneError::setting(setting, value, expected));
+            }
         }
-        if self.step_tokens < context {
-            let expected = format!("at least {context}, a window of the whole context");
-            return Err(TuneError::setting("step_tokens", self.step_tokens, expected));
+        if self.window > context {
+            let expected = format!("at most the context, {context}");
+            return Err(TuneError::setting("window", self.window, expected));
         }
-        if self.vocab_size <= 256 {
-            return Err(TuneError::setting("vocab_size", self.vocab_size, "more than the 256 bytes"));
+        for (setting, value) in [("learning_rate", self.learning_rate), ("adam.clip", self.adam.clip)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(TuneError::setting(setting, value, "a finite number above 0"));
+            }
         }
-        if self.schedule.steps == 0 {
-            return Err(TuneError::setting("steps", 0, "at least 1"));
-        }
-        if !(self.schedule.peak.is_finite() && self.schedule.peak > 0.0) {
-            return Err(TuneError::setting("rate", self.schedule.peak, "a finite number above 0"));
-        }
-        if self.long_window_every == 0 {
-            return Err(TuneError::setting("long_window_every", 0, "at least 1"));
+        let shares = [
+            ("warmup", self.warmup),
+            ("adam.beta1", self.adam.beta1),
+            ("adam.beta2", self.adam.beta2),
+            ("adam.weight_decay", self.adam.weight_decay),
+        ];
+        for (setting, value) in shares {
+            if !(0.0..1.0).contains(&value) {
+                return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
+            }
         }
         Ok(())
+    }
+
+    /// The learning rates.
+    pub fn schedule(&self) -> Schedule {
+        let warmup = (self.warmup * self.steps as f64).ceil() as usize;
+        Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
     /// How long the windows of a step are, counted from 0, and how many.
@@ -98,5 +150,11 @@ impl PretrainSettings {
         let long = step % self.long_window_every == self.long_window_every - 1;
         let window = if long { self.shape.context_len } else { self.window };
         (window, self.step_tokens / window)
+    }
+
+    /// Whether a run of `other` may go on with these: how often it logs, evaluates and saves may differ.
+    pub(super) fn continues(&self, other: &Self) -> bool {
+        let Self { log_every, evaluate_every, checkpoint_every, .. } = *self;
+        *self == Self { log_every, evaluate_every, checkpoint_every, ..other.clone() }
     }
 }

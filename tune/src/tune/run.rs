@@ -309,9 +309,7 @@ impl<'a> State<'a> {
     /// Copies of the drafter's weights, by name.
     fn parameters(&self) -> Result<HashMap<String, Tensor>> {
         let parameters = self.drafter.parameters().iter();
-        Ok(parameters
-            .map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?)))
-            .collect::<Result<_>>()?)
+        parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
     }
 
     fn drafter_dir(&self) -> PathBuf {
