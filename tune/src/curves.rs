@@ -60,7 +60,11 @@ pub fn draw(path: &Path, runs: &[Run]) -> Result<()> {
             first.metrics.axis
         }
         _ => {
-            return Err(TuneError::setting("the runs' axis", "anchors and steps", "one of them for all runs"));
+            return Err(TuneError::setting(
+                "the runs' axis",
+                "anchors and steps",
+                "one of them for all runs",
+            ));
         }
     };
     let panels: Vec<(&str, Vec<Line<'_>>)> =
