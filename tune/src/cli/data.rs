@@ -22,9 +22,6 @@ const MESSAGES: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, to
 
 /// Makes transcripts.
 pub fn data(args: &DataArgs) -> Result<()> {
-    if args.batch == 0 {
-        return Err(TuneError::setting("--batch", 0, "at least 1"));
-    }
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
     let (source, prompts) = source(args, &config)?;
@@ -49,6 +46,8 @@ pub fn data(args: &DataArgs) -> Result<()> {
         seed: args.seed,
         batch: args.batch,
     };
+    // What is refused must not leave a folder behind whose settings nobody can continue.
+    generation.validate()?;
     let model = Model::new(models::cpu(&args.target)?, &target, None)?;
     let options = generation.engine_options(&config, prompts.longest());
     let mut engine = Engine::new(model, Mode::Autoregressive, options)?;

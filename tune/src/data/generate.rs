@@ -41,6 +41,20 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Checks what depends on neither prompts nor target.
+    ///
+    /// # Errors
+    /// [`TuneError::Setting`] for responses of no tokens or an empty batch; [`TuneError::Runner`] for sampling
+    /// parameters out of range.
+    pub fn validate(&self) -> Result<()> {
+        for (setting, value) in [("the longest response", self.max_response), ("the batch", self.batch)] {
+            if value == 0 {
+                return Err(TuneError::setting(setting, value, "at least 1"));
+            }
+        }
+        Ok(self.sampling.validate().map_err(flexdraft::Error::from)?)
+    }
+
     /// Sizes of an engine for it, for prompts of up to `longest_prompt` tokens.
     pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
         engine_options(config, longest_prompt.saturating_add(self.max_response), 1, self.batch)
@@ -69,7 +83,7 @@ enum Task {
 ///
 /// # Errors
 /// [`TuneError::Runner`] for what the engine refuses; [`TuneError::TooLittleData`] for a target that does not
-/// write messages; [`TuneError::Setting`] for responses of no tokens; [`TuneError::Io`].
+/// write messages; [`TuneError::Io`]; those of [`Generation::validate`].
 pub fn generate<D: Device>(
     engine: &mut Engine<D>,
     prompts: &Prompts,
@@ -77,9 +91,7 @@ pub fn generate<D: Device>(
     output: &mut Output,
     observe: &mut dyn FnMut(&Progress),
 ) -> Result<usize> {
-    if generation.max_response == 0 {
-        return Err(TuneError::setting("the longest response", 0, "at least 1 token"));
-    }
+    generation.validate()?;
     let mut run = Run {
         engine,
         prompts,

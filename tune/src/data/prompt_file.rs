@@ -106,14 +106,14 @@ mod tests {
     #[test]
     fn a_chat_prompt_goes_through_the_template() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("chat_template.jinja"), "<|im_start|>{{ messages[0].content }}\n")
+        fs::write(folder.path().join("chat_template.jinja"), "<|im_start|>{{ messages[0].content }}!")
             .unwrap();
         let template = ChatTemplate::read(folder.path()).unwrap();
         let path = folder.path().join("p.txt");
         fs::write(&path, "who").unwrap();
         let tokenizer = tokenizer();
         let prompts = read_prompts(&path, &PromptFormat::Chat(&template), &tokenizer, 16).unwrap();
-        assert_eq!(prompts, [tokenizer.encode("<|im_start|>who\n", false).unwrap()]);
+        assert_eq!(prompts, [tokenizer.encode("<|im_start|>who!", false).unwrap()]);
     }
 
     #[test]

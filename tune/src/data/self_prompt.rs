@@ -133,13 +133,12 @@ mod tests {
 
     #[test]
     fn a_template_is_split_at_the_message() {
-        let template =
-            "<|im_start|>user\n{{ messages[0].content | trim }}<|im_end|>\n<|im_start|>assistant\n";
+        let template = "<|im_start|>user\n{{ messages[0].content | trim }}<|im_end|>\n<|im_start|>assistant";
         let (_, tokenizer) = fixture(template);
         let prompt = split(template).unwrap();
         let message = tokenizer.encode("Who?", false).unwrap();
         let whole = tokenizer.decode(&prompt.prompt(&message), false).unwrap();
-        assert_eq!(whole, "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(whole, "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant");
         assert_eq!(tokenizer.token(prompt.suffix[0]).unwrap(), "<|im_end|>");
     }
 

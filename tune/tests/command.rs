@@ -1,0 +1,121 @@
+//! The command: what it writes, and how it fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn tiny(name: &str) -> String {
+    let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+fn tune(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flexdraft-tune")).args(args).output().unwrap()
+}
+
+/// stdout of a command that succeeds.
+fn succeeds(args: &[&str]) -> String {
+    let output = tune(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The message of a command that fails with exit code 2.
+fn is_refused(args: &[&str]) -> String {
+    let output = tune(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let line = stderr.strip_prefix("error: ").unwrap();
+    assert_eq!(line.lines().count(), 1, "{stderr}");
+    line.trim_end().to_owned()
+}
+
+#[test]
+fn data_is_made_shown_and_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (target, draft, out) = (tiny("target"), tiny("draft"), path("data"));
+    let text: String = (0..50).map(|i| format!("def f{i}(self, x):\n    return x + {i}\n\n")).collect();
+    fs::write(path("text.py"), text).unwrap();
+    let data = [
+        "data",
+        "--target",
+        &target,
+        "--out",
+        &out,
+        "--continue",
+        &path("text.py"),
+        "--window",
+        "12",
+        "--count",
+        "20",
+        "--max-response",
+        "16",
+        "--held-out",
+        "0.5",
+    ];
+    succeeds(&data);
+    let lines = |name| fs::read_to_string(folder.path().join("data").join(name)).unwrap().lines().count();
+    assert_eq!(lines("train.jsonl") + lines("heldout.jsonl"), 20);
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.path().join("data/data.json")).unwrap()).unwrap();
+    assert_eq!(json["settings"]["source"]["file"], "text.py");
+    assert_eq!(json["result"]["response_tokens"], 320);
+
+    // Another seed would be another run.
+    let error = is_refused(&[&data[..], &["--seed", "1"]].concat());
+    assert!(error.ends_with("is of a run with another seed: 0, now 1"), "{error}");
+
+    let held_out = path("data/heldout.jsonl");
+    let shown = succeeds(&["show", "--target", &target, &held_out, "--count", "2"]);
+    assert_eq!(shown.matches('▶').count(), 2);
+    assert!(shown.contains("return"), "{shown}");
+
+    let eval = ["eval", "--target", &target, "--draft", &draft, "--transcripts", &held_out, "--limit", "4"];
+    let table = succeeds(&[&eval[..], &["--max-new-tokens", "24"]].concat());
+    assert!(table.contains("acceptance length τ") && table.contains("same tokens"), "{table}");
+    let json = succeeds(&[&eval[..], &["--max-new-tokens", "24", "--json"]].concat());
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["prompts"].as_array().unwrap().len(), 4);
+    assert!(json["tau"].as_f64().unwrap() >= 1.0);
+}
+
+#[test]
+fn curves_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(
+        path("metrics.jsonl"),
+        "{\"step\":1,\"anchors\":8,\"loss\":9}\n{\"step\":2,\"anchors\":16,\"loss\":8}\n",
+    )
+    .unwrap();
+    succeeds(&["curves", folder.path().to_str().unwrap(), "--out", &path("c.svg")]);
+    assert!(fs::read_to_string(path("c.svg")).unwrap().starts_with("<svg"));
+    assert!(is_refused(&["curves", &path("none"), "--out", &path("c.svg")]).starts_with("cannot read"));
+}
+
+#[test]
+fn mistakes_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (target, out) = (tiny("target"), path("data"));
+    let data = |rest: &[&str]| is_refused(&[&["data", "--target", &target, "--out", &out], rest].concat());
+
+    assert!(data(&[]).contains("has no chat template"), "{}", data(&[]));
+    assert!(data(&["--prompts", &path("none.txt"), "--raw"]).starts_with("cannot read"));
+    for (name, text, message) in [
+        ("empty.txt", "\n", "0 prompts, and at least 1 are needed"),
+        ("garbled.jsonl", "{\"prompt\": \"a\"}\n{]\n", "line 2:"),
+        ("long.txt", &"x y ".repeat(1000), "and the context 1024"),
+    ] {
+        fs::write(path(name), text).unwrap();
+        let error = data(&["--prompts", &path(name), "--raw"]);
+        assert!(error.contains(message), "{error}");
+    }
+    fs::write(path("text.txt"), "short").unwrap();
+    assert!(data(&["--continue", &path("text.txt")]).contains("are needed"));
+    assert!(data(&["--continue", &path("text.txt"), "--window", "0"]).contains("window"));
+    assert!(data(&["--prompts", &path("text.txt"), "--raw", "--temperature", "-1"]).contains("temperature"));
+    assert!(data(&["--prompts", &path("text.txt"), "--raw", "--held-out", "2"]).contains("held out"));
+    assert!(is_refused(&["data", "--target", &path("none"), "--out", &out]).contains("none"));
+}

@@ -1,0 +1,80 @@
+//! The commands, one after the other: from text files to a drafter that decodes losslessly.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn flexdraft_tune(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_flexdraft-tune")).args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let output = flexdraft_tune(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The exit code and what was said.
+fn fail(args: &[&str]) -> (i32, String) {
+    let output = flexdraft_tune(args);
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn from_text_to_a_lossless_drafter() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (target, data, tuned) = (path("target"), path("data"), path("tuned"));
+    // This crate's own sources are the text.
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+    let text = path("text.rs");
+    let whole: String = ["norm.rs", "rope.rs", "silu.rs"]
+        .map(|name| fs::read_to_string(sources.join(name)).unwrap())
+        .concat();
+    fs::write(&text, whole).unwrap();
+
+    let shape = ["--vocab", "300", "--hidden", "32", "--layers", "3", "--heads", "2", "--kv-heads", "1"];
+    let size = ["--head-dim", "16", "--intermediate", "64", "--context", "128", "--window", "64"];
+    let run = ["--step-tokens", "512", "--steps", "20"];
+    let pretrain = [&["pretrain", "--text", &text, "--out", &target][..], &shape, &size, &run].concat();
+    succeed(&pretrain);
+
+    let source = ["--continue", &text, "--window", "8", "--count", "24", "--held-out", "0.25"];
+    let data_command =
+        [&["data", "--target", &target, "--out", &data, "--max-response", "32"][..], &source].concat();
+    succeed(&data_command);
+
+    let drafter = ["--tail-layers", "2", "--block-size", "4", "--rank", "8"];
+    let steps = ["--steps", "20", "--sequences", "4", "--anchors", "6", "--evaluate-every", "10"];
+    let tune = [
+        &["tune", "--target", &target, "--data", &data, "--out", &tuned, "--checkpoint-every", "10"][..],
+        &drafter,
+        &steps,
+    ]
+    .concat();
+    succeed(&tune);
+
+    // Every mode gives the tokens of plain decoding, or this fails.
+    let draft = format!("{tuned}/drafter");
+    let unseen = format!("{data}/heldout.jsonl");
+    succeed(&["eval", "--target", &target, "--draft", &draft, "--transcripts", &unseen]);
+    let picture = path("curves.svg");
+    succeed(&["curves", "--out", &picture, &format!("{tuned}/metrics.jsonl")]);
+    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+
+    // The same commands again have nothing left to do; another drafter is another run.
+    succeed(&pretrain);
+    succeed(&data_command);
+    succeed(&tune);
+    let (code, message) = fail(&[&tune[..], &["--gamma", "9"]].concat());
+    assert_eq!(code, 2, "{message}");
+    assert!(message.contains("another configuration"), "{message}");
+
+    // Transcripts of another vocabulary.
+    fs::write(format!("{data}/train.jsonl"), "{\"prompt\":[299],\"response\":[300,1,2]}\n").unwrap();
+    let (code, message) = fail(&tune);
+    assert_eq!(code, 2, "{message}");
+    assert!(message.contains("train.jsonl: line 1: token id 300"), "{message}");
+}
