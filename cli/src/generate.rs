@@ -44,7 +44,8 @@ fn generate_on(args: &GenerateArgs, device: impl Device) -> Result<()> {
     }
     let surface = Surface::of_stdout();
     if pair.bundled {
-        let remark = "This pair is tiny, for demonstration: the steps are real, the text makes little sense.";
+        let remark =
+            "This model is tiny, for demonstration: it knows Rust's SIMD intrinsics and nothing else.";
         session.progress.note(remark);
         if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
             session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));

@@ -15,7 +15,7 @@ use crate::args::{DrafterSource, GenerateArgs, ModeChoice};
 use crate::error::{CliError, Result};
 
 /// Where the bundled pair lies in the repository.
-const BUNDLED: &str = "tests/fixtures/tiny";
+const BUNDLED: &str = "demo/tiny";
 
 /// S of a random drafter, unless another one is asked for: that of the released drafters.
 const RANDOM_BLOCK_SIZE: usize = 16;
@@ -47,7 +47,7 @@ impl Pair {
             return Ok(Self { target, draft, bundled: false });
         }
         let folder = bundled_folder()?;
-        let draft = draft.unwrap_or_else(|| DrafterSource::Directory(folder.join("draft")));
+        let draft = draft.unwrap_or_else(|| DrafterSource::Directory(folder.join("drafter")));
         Ok(Self { target: folder.join("target"), draft: Some(draft), bundled: true })
     }
 

@@ -10,9 +10,8 @@ use crate::args::GenerateArgs;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
 
-/// What the bundled model continues unless it is told otherwise: it was trained on a little of Python's
-/// standard library, and abstract collections are what it knows best.
-pub const BUNDLED_PROMPT: &str = "class Queue(Iterable):\n    def __iter__(self):\n";
+/// What the bundled model continues unless it is told otherwise: it writes Rust's SIMD intrinsics.
+pub const BUNDLED_PROMPT: &str = "/// Adds packed 32-bit integers in `a` and `b`.\n";
 
 /// The largest prompt file that is read, in bytes: more text than any context holds.
 const PROMPT_FILE_LIMIT: u64 = 64 << 20;

@@ -7,15 +7,15 @@ use std::fs;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{arg, finished, flexdraft, run, sample, succeed, target_with, tiny};
+use common::{arg, bundled, finished, flexdraft, run, sample, succeed, succeed_recorded, target_with, tiny};
 
 #[test]
 fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
     let elsewhere = tempfile::tempdir().unwrap();
     let run = finished(flexdraft(&[]).current_dir(elsewhere.path()).output().unwrap());
     assert_eq!(run.code, Some(0), "{}", run.stderr);
-    assert_eq!(run.stdout, sample(&[]).text);
-    assert!(run.stderr.contains("This pair is tiny, for demonstration"), "{}", run.stderr);
+    assert_eq!(run.stdout, bundled(&[]).text);
+    assert!(run.stderr.contains("This model is tiny, for demonstration"), "{}", run.stderr);
     assert!(
         run.stderr.contains("\nar ")
             && run.stderr.contains("\nparallel ")
@@ -45,14 +45,14 @@ fn the_bundled_pair_is_found_around_the_directory_or_missed() {
     assert_eq!(missed.code, Some(2));
     assert_eq!(
         missed.stderr,
-        "error: the bundled model (tests/fixtures/tiny) is not around the current directory or the executable: \
+        "error: the bundled model (demo/tiny) is not around the current directory or the executable: \
          run from a clone of the repository, or pass --target\n"
     );
 }
 
 #[test]
 fn steps_can_be_seen_without_colours() {
-    let run = succeed(&[
+    let run = succeed_recorded(&[
         "--prompt-ids",
         "282,71,83,14,73",
         "--max-new-tokens",
@@ -78,7 +78,7 @@ fn colours_change_with_every_step() {
         let first = pieces.next().unwrap().to_owned();
         first + &pieces.map(|piece| piece.split_once('m').unwrap().1).collect::<String>()
     };
-    let sample = sample(&args[..4]);
+    let sample = bundled(&args[..4]);
     assert_eq!(plain.trim_end_matches('\n'), format!("def f({}", sample.text).trim_end_matches('\n'));
     let drafted = run.stdout.matches("\x1b[4m").count();
     let accepted: usize = sample.steps.iter().map(|step| step.accepted).sum();
@@ -89,7 +89,7 @@ fn colours_change_with_every_step() {
 #[test]
 fn samples_are_written_one_after_the_other() {
     let args = ["--prompt", "def f(", "--temperature", "1", "--max-new-tokens", "12", "--samples", "3"];
-    let run = succeed(&args);
+    let run = succeed_recorded(&args);
     let mut expected = String::new();
     for sample in common::json(&args) {
         if !expected.is_empty() && !expected.ends_with('\n') {

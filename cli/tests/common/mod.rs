@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// The bundled pair's directory.
+/// A part of the pair that the official implementation was recorded on.
 pub fn tiny(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(part)
 }
@@ -46,15 +46,50 @@ pub fn succeed(args: &[&str]) -> Run {
     run
 }
 
-/// The JSON Lines of a run that has to succeed.
+/// Runs what has to succeed on the recorded pair.
+pub fn succeed_recorded(args: &[&str]) -> Run {
+    let args = recorded(args);
+    succeed(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Arguments for the recorded pair, in parallel mode, where they do not say otherwise.
+fn recorded(args: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+    let has = |args: &[String], option: &str| args.iter().any(|arg| arg == option);
+    if !has(&args, "--target") {
+        let defaults = [("--draft", tiny("draft")), ("--mode", "parallel".into())];
+        for (option, value) in
+            defaults.into_iter().filter(|(option, _)| !has(&args, option)).collect::<Vec<_>>()
+        {
+            args.extend([option.to_owned(), arg(&value).to_owned()]);
+        }
+        args.extend(["--target".to_owned(), arg(&tiny("target")).to_owned()]);
+    }
+    args
+}
+
+/// The JSON Lines of a run on the recorded pair, if on no other, that has to succeed.
 pub fn json(args: &[&str]) -> Vec<Sample> {
-    let run = succeed(&[&["--json"], args].concat());
-    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let args = recorded(args);
+    lines(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The only line of such a run.
 pub fn sample(args: &[&str]) -> Sample {
-    let mut samples = json(args);
+    only(json(args))
+}
+
+/// The only line of a run on the bundled pair, if on no other, that has to succeed.
+pub fn bundled(args: &[&str]) -> Sample {
+    only(lines(args))
+}
+
+fn lines(args: &[&str]) -> Vec<Sample> {
+    let run = succeed(&[&["--json"], args].concat());
+    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn only(mut samples: Vec<Sample>) -> Sample {
     assert_eq!(samples.len(), 1);
     samples.remove(0)
 }
