@@ -1,5 +1,7 @@
 //! Small random targets, drafters with random weights, and transcripts for them.
 
+#![allow(dead_code)] // Not every test needs all of it.
+
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -81,7 +83,6 @@ pub fn drafter(
 }
 
 /// Parameters by name.
-#[allow(dead_code)] // Not every test needs them.
 pub fn parameters(drafter: &Drafter) -> Result<HashMap<String, Tensor>> {
     drafter.parameters().iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }
