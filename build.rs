@@ -25,6 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rustc-check-cfg=cfg(flexdraft_simt_sanitized)");
     nvcc::build(&FAMILIES)?;
     #[cfg(feature = "simt")]
     simt::build(&FAMILIES)?;
