@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests=(simt_host attention_kernels sampling_kernels acceptance_kernels glue_kernels)
+tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels)
 case ${1:-full} in
   # How many random cases a property is tested with; the decode loop takes a minute of its own.
   full) cases=64 tests+=(gpu_device) ;;
