@@ -5,21 +5,27 @@
 #   sanitizers   the host and the plain kernels compiled with AddressSanitizer and
 #                UndefinedBehaviorSanitizer (build/simt.rs), and Rust with AddressSanitizer
 #
-#   cuda/simt/matrix.sh          the full matrix; writes its outcome to benches/results/simt_matrix.md
-#   cuda/simt/matrix.sh sample   few cases of each, as .ci/run does
+#   cuda/simt/matrix.sh [CASES]   the full matrix; writes its outcome to benches/results/simt_matrix.md
+#   cuda/simt/matrix.sh sample    few cases of each, as .ci/run does
+#
+# CASES is how many random cases a property is tested with, or what it takes its share of (PROPTEST_CASES): 64
+# without it.
 #
 # Needs a C++ compiler. The sanitizers' runtime comes with Rust; the flag is spelled for unstable features,
 # which RUSTC_BOOTSTRAP admits on a stable compiler.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels)
-case ${1:-full} in
-  # How many random cases a property is tested with; the decode loop takes a minute of its own.
-  full) cases=64 tests+=(gpu_device) ;;
-  sample) cases=8 ;;
-  *) sed -n 's/^# \{0,1\}//; 2,12p' "$0" >&2; exit 2 ;;
+tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels kernel_floors)
+kind=full cases=64
+case ${1:-} in
+  sample) kind=sample cases=8 ;;
+  '') ;;
+  *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,13p' "$0" >&2; exit 2 ;;
+  *) cases=$1 ;;
 esac
+# The decode loop takes a minute of its own.
+[ "$kind" = sample ] || tests+=(gpu_device)
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 log=$(mktemp)
@@ -48,11 +54,11 @@ sanitized() {
     cargo test -p flexdraft --features runner --locked --target "$host" --target-dir target/asan "$@"
 }
 
-for test in "${tests[@]}"; do row "race mode" "$test" race; done
 # Planted bugs first: what finds nothing may have looked at nothing.
 for test in simt_sanitizers "${tests[@]}"; do row sanitizers "$test" sanitized; done
+for test in "${tests[@]}"; do row "race mode" "$test" race; done
 
-if [ "${1:-full}" = full ]; then
+if [ "$kind" = full ]; then
   result=benches/results/simt_matrix.md
   {
     echo "# The kernels' tests in race mode and under sanitizers"

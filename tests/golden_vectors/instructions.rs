@@ -13,6 +13,10 @@ struct Params {
     out: u64,
 }
 
+/// Whether what was found of a case, given its input, agrees with what was expected: an error says where it does
+/// not.
+type Agreement = fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String>;
+
 /// An instruction and its cases.
 pub struct Instruction {
     pub kernel: &'static str,
@@ -21,8 +25,7 @@ pub struct Instruction {
     pub words_out: usize,
     /// Words of every case, one after another.
     pub input: Vec<u32>,
-    /// Whether results of a case, given its input, agree: an error says where they do not.
-    pub agree: fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String>,
+    agree: Agreement,
 }
 
 /// SplitMix64.
