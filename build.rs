@@ -13,6 +13,9 @@ mod simt;
 /// The directories of `cuda` with kernels, each with a file of its name.
 const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
 
+/// Kernels of single instructions, which the SIMT host's models are compared by: of test builds only.
+const INSTRUCTIONS: &str = "golden";
+
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,8 +28,11 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<(), Box<dyn Error>> {
-    nvcc::build(&FAMILIES)?;
+    println!("cargo::rustc-check-cfg=cfg(flexdraft_simt_sanitized)");
+    let tested = cfg!(feature = "simt").then_some(INSTRUCTIONS);
+    let families: Vec<&str> = FAMILIES.into_iter().chain(tested).collect();
+    nvcc::build(&families)?;
     #[cfg(feature = "simt")]
-    simt::build(&FAMILIES)?;
+    simt::build(&families)?;
     Ok(())
 }

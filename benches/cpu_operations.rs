@@ -7,9 +7,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
 use flexdraft::device::{
-    AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
+    AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind, Verdict,
 };
-use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::Tensor;
 use half::bf16;
@@ -120,11 +120,23 @@ fn sampling(criterion: &mut Criterion) {
         let mut logits = filled(&device, device.new_logits(151_936), 15);
         for (kind, temperature) in [("greedy", 0.0), ("sampled", 1.0)] {
             let sampling = SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 };
-            let draft =
-                DraftRows { rows: 0..15, sampling: &sampling, rule: Rule::Rejection, seed: 1, start: 9 };
+            let draft = DraftRows {
+                sequence: 0,
+                groups: GroupSet::all(0),
+                first_row: 0,
+                slots: 16,
+                sampling: &sampling,
+                rule: Rule::Rejection,
+                seed: 1,
+            };
+            let mut results = device.new_results();
+            results.found.verdicts = vec![Verdict { accepted: 0, bonus: 0, next_start: 9 }];
             group.throughput(Throughput::Bytes(15 * 151_936 * 4));
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
-                bencher.iter(|| device.draft(None, black_box(&mut logits), std::slice::from_ref(&draft)));
+                bencher.iter(|| {
+                    results.found.drafts.clear();
+                    device.draft(None, black_box(&mut logits), std::slice::from_ref(&draft), &mut results)
+                });
             });
         }
     }

@@ -1,4 +1,8 @@
 //! The SIMT host: its own sources, and every kernel file twice, plain and with the hooks of its checks.
+//!
+//! | environment variable | meaning |
+//! |---|---|
+//! | `FLEXDRAFT_SIMT_SANITIZE=1` | the host and the plain kernels are compiled with AddressSanitizer and UndefinedBehaviorSanitizer, whose findings end the process. Rust has to bring the runtime: `RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address` and a `--target`. Sets `cfg(flexdraft_simt_sanitized)` |
 
 use std::error::Error;
 use std::fmt::Write;
@@ -11,7 +15,19 @@ const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
 /// The two builds of the kernels, and the compiler's options of each.
 const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];
 
+/// What the sanitized build adds to the host and the plain kernels. The checked ones have hooks of their own,
+/// which cannot be combined with AddressSanitizer.
+const SANITIZERS: [&str; 5] = [
+    "-DFLEXDRAFT_SANITIZED",
+    "-fsanitize=address,undefined,float-cast-overflow",
+    // There are no virtual functions, and the runtime has no check of them.
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+    "-g1",
+];
+
 pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
+    let sanitized = sanitized()?;
     let cuda = Path::new("cuda");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut kernels: Vec<(String, PathBuf)> = families
@@ -27,6 +43,9 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
         for option in options {
             compiler.flag(option);
         }
+        if sanitized && variant == "fast" {
+            compiler.flags(SANITIZERS);
+        }
         for (family, path) in &kernels {
             // `.cu` means nothing to a C++ compiler.
             let source = out.join(format!("{family}_{variant}.cpp"));
@@ -40,9 +59,28 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let mut host = cpp();
     host.include(cuda.join("simt")).file(registry);
     host.files(HOST.map(|name| cuda.join("simt").join(format!("{name}.cpp"))));
+    if sanitized {
+        host.flags(SANITIZERS);
+    }
     host.try_compile("flexdraft_simt_host")?;
     println!("cargo::rerun-if-changed=cuda");
     Ok(())
+}
+
+/// Whether the sanitized build is asked for; an error where Rust brings no runtime for it.
+fn sanitized() -> Result<bool, Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=FLEXDRAFT_SIMT_SANITIZE");
+    if env::var_os("FLEXDRAFT_SIMT_SANITIZE").is_none_or(|value| value != "1") {
+        return Ok(false);
+    }
+    // Its values are listed with commas.
+    let ours = env::var("CARGO_CFG_SANITIZE").unwrap_or_default();
+    if !ours.split(',').any(|sanitizer| sanitizer == "address") {
+        let remedy = "RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address and a --target";
+        return Err(format!("FLEXDRAFT_SIMT_SANITIZE=1 needs {remedy}").into());
+    }
+    println!("cargo::rustc-cfg=flexdraft_simt_sanitized");
+    Ok(true)
 }
 
 /// Defines `simt::find` over the tables of all kernel files. They are listed by name, because what registers

@@ -4,6 +4,8 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod simt_variant;
+
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -346,6 +348,7 @@ fn config() -> ProptestConfig {
 }
 
 fn kernels(checking: Checking, schedule: u64) -> Kernels<Simt> {
+    let checking = simt_variant::checking(checking);
     Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
 }
 

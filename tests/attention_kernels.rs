@@ -4,6 +4,8 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod simt_variant;
+
 use flexdraft::backend::simt::{Checking, Copies, Traffic};
 use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
@@ -13,6 +15,7 @@ use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use simt_variant::checking;
 
 const NAN: bf16 = bf16::from_bits(0x7fbf);
 
@@ -295,7 +298,7 @@ prop_compose! {
         let kv_heads = if ratio > 4 { 1 } else { kv_heads };
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
         let copies = if late { Copies::Late } else { Copies::Eager };
-        let options = SimtOptions { checking: Checking::Off, copies, schedule };
+        let options = SimtOptions { checking: checking(Checking::Off), copies, schedule };
         Setting { shape, split, page_size, head_major, padding, options, small }
     }
 }
@@ -355,7 +358,7 @@ proptest! {
     #[test]
     fn checked_runs_find_nothing_and_say_the_same(setting in setting(), sequence in sequence(140)) {
         let sequences = [sequence];
-        let options = SimtOptions { checking: Checking::Accesses, ..setting.options };
+        let options = SimtOptions { checking: checking(Checking::Accesses), ..setting.options };
         let checked = Setting { options, ..setting };
         prop_assert!(run(setting, &sequences) == run(checked, &sequences), "other bits");
     }

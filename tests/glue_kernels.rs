@@ -4,6 +4,8 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod simt_variant;
+
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::glue::{
@@ -24,9 +26,9 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// Checked, in some order of threads.
+/// Checked unless another variant is asked for, in some order of threads.
 fn kernels(schedule: u64) -> Kernels<Simt> {
-    let checking = Checking::Accesses;
+    let checking = simt_variant::checking(Checking::Accesses);
     Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
 }
 

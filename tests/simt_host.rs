@@ -3,75 +3,13 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::ffi::c_void;
+mod planted;
 
 use flexdraft::backend::simt::{Checking, Copies, Traffic};
-use flexdraft::backend::{Access, Backend, BackendError, Launch, Region, Simt, SimtOptions};
+use flexdraft::backend::{BackendError, Simt, SimtOptions};
 use half::bf16;
+use planted::{Run, counting};
 use proptest::prelude::*;
-
-/// `PlantedParams`.
-#[repr(C)]
-struct Params {
-    input: *const u32,
-    out: *mut u32,
-    counter: *mut u32,
-    argument: u32,
-}
-
-/// A launch of a planted kernel.
-struct Run {
-    input: Vec<u32>,
-    out: Vec<u32>,
-    counter: Vec<u32>,
-    argument: u32,
-    ctas: u32,
-    threads: u32,
-    shared_bytes: u32,
-}
-
-impl Run {
-    fn new(input: Vec<u32>, outputs: usize, ctas: u32, threads: u32) -> Self {
-        let out = vec![0xdead_beef; outputs];
-        Run { input, out, counter: vec![0], argument: 0, ctas, threads, shared_bytes: 16 << 10 }
-    }
-
-    fn with(mut self, argument: u32) -> Self {
-        self.argument = argument;
-        self
-    }
-
-    fn on(&mut self, simt: &Simt, kernel: &'static str) -> Result<(), String> {
-        let params = Params {
-            input: self.input.as_ptr(),
-            out: self.out.as_mut_ptr(),
-            counter: self.counter.as_mut_ptr(),
-            argument: self.argument,
-        };
-        let region = |name, memory: &[u32], access| Region {
-            name,
-            address: memory.as_ptr() as u64,
-            bytes: 4 * memory.len() as u64,
-            access,
-        };
-        let regions = [
-            region("in", &self.input, Access::Read),
-            region("out", &self.out, Access::Write),
-            region("counter", &self.counter, Access::Write),
-        ];
-        let launch = Launch {
-            kernel,
-            grid: [self.ctas, 1, 1],
-            threads: self.threads,
-            shared_bytes: self.shared_bytes,
-            params: (&raw const params).cast::<c_void>(),
-            regions: &regions,
-        };
-        // SAFETY: the pointers lead to vectors of this struct, and the planted kernels that leave them are
-        // run with checks, which stop them first.
-        unsafe { simt.launch(&simt.stream(), &launch) }.map_err(|error| error.to_string())
-    }
-}
 
 /// Every combination of checks, copies and a few schedules.
 fn hosts() -> Vec<Simt> {
@@ -101,10 +39,6 @@ fn found(kernel: &'static str, run: impl Fn() -> Run) -> Vec<String> {
             Ok(()) => panic!("{kernel} passed on {simt:?}"),
         })
         .collect()
-}
-
-fn counting(len: u32) -> Vec<u32> {
-    (0..len).map(|i| i.wrapping_mul(0x9e37_79b9) >> 7).collect()
 }
 
 #[test]

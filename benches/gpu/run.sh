@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs a bundle on a machine with a GPU: every test by itself, with a time limit of its own, then under
-# compute-sanitizer where there is one. Writes a line of JSON a run to report.jsonl as it goes, so that a run
-# that is cut short still reports, and each run's output beside it.
+# Runs a bundle on a machine with a GPU: every test by itself, with a time limit of its own, the benchmark of
+# each kernel family, then the tests under compute-sanitizer where there is one. Writes a line of JSON a run to
+# report.jsonl as it goes, and a line a measured case to kernels-FAMILY.jsonl, so that a run that is cut short
+# still reports; each run's output beside them, and what the GPU made of single instructions in ptx.json.
 #
 #   run.sh [REPORT_DIRECTORY]
 set -uo pipefail
@@ -56,6 +57,12 @@ PYTHON
 tests=(glue attention sampling_and_acceptance decoding)
 for test in "${tests[@]}"; do
   run "$test" 120 "$here/on_gpu" --exact "$test"
+done
+run instructions 60 env FLEXDRAFT_GOLDEN_RESULTS="$out" \
+  "$here/golden_vectors" --exact a_gpu_agrees_with_the_models
+for family in attention sampling acceptance glue; do
+  run "bench-$family" 240 env FLEXDRAFT_BENCH_RESULTS="$out" CRITERION_HOME="$out/criterion" \
+    "$here/kernels" --bench "^$family/"
 done
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do

@@ -5,6 +5,7 @@
 // number, and the last CTA to arrive finds it among the chunks'. Comparisons only: any order gives the same.
 #include "../sampling/block.cuh"
 #include "rows.cuh"
+#include "selection.cuh"
 
 namespace {
 
@@ -243,4 +244,7 @@ FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAccept, accept_threads, 2) { accept<bf16>
 FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAccept, accept_threads, 2) { block_sums<float>(p); }
 FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAccept, accept_threads, 2) { block_sums<bf16>(p); }
 
-FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_block_sums_f32, accept_block_sums_bf16)
+FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelect, selection_threads, 1) { select(p); }
+
+FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_block_sums_f32, accept_block_sums_bf16,
+                       select_drafts)

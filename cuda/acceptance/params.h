@@ -55,6 +55,29 @@ struct FlexdraftAccept {
     int32_t token_count;
 };
 
+/* A sequence that drafts from a pass: slots 1..S of the group that its verdict names. */
+struct FlexdraftDraft {
+    uint64_t groups;     /* bit k: the pass has a group for accepted length k */
+    int32_t sequence;    /* which verdict is its */
+    int32_t first_slot;  /* the pass's row of slot 0 of the first group; the others follow */
+    int32_t slots;       /* S, 1 to 64 */
+    int32_t first_draft; /* its first of the draft rows: S - 1 of them */
+};
+
+struct FlexdraftSelect {
+    const struct FlexdraftDraft* drafts;     /* [count] */
+    const struct FlexdraftVerdict* verdicts; /* [batch] */
+    int32_t* bonus;                          /* [count] the verdict's token; 0 without a verdict */
+    int32_t* starts;                         /* [count] the position of c_0 of the next step */
+    int32_t* sources;                        /* [rows] the pass's row of a draft row; -1: no such group */
+    int32_t* draft_rows;                     /* [rows] the draft row itself, or -1 */
+    uint32_t* error;                         /* the device error word; may be null */
+    int32_t count;
+    int32_t batch;
+    int32_t rows;
+    int32_t unused;
+};
+
 enum FlexdraftAcceptConstant {
     FLEXDRAFT_ACCEPT_CHUNK = 2048, /* ids of a CTA */
     FLEXDRAFT_MAX_DRAFTS = 63
@@ -63,4 +86,5 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftDraft) == 24, "mirrored in Rust");
 #endif

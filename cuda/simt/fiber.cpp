@@ -6,6 +6,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if defined(FLEXDRAFT_SANITIZED)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Saves the callee-saved registers on the running stack, stores its pointer in `*from`, and goes on where
+// the stack `to` was left.
+extern "C" void flexdraft_simt_switch(void** from, void* to);
+
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -70,6 +79,51 @@ flexdraft_simt_switch:
 #endif
 
 namespace simt {
+namespace {
+
+// AddressSanitizer has to be told which stack is running: before a switch the next one's bounds, after it
+// that it happened. In other builds these do nothing.
+#if defined(FLEXDRAFT_SANITIZED)
+// The fiber that was left last, whose bounds it tells on arrival.
+thread_local Fiber* left = nullptr;
+
+void leaving(Fiber& from, Fiber& to, bool for_good) {
+    left = &from;
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake_stack, to.stack, to.bytes);
+}
+
+void arrived(void* fake_stack) {
+    const void* stack = nullptr;
+    size_t bytes = 0;
+    __sanitizer_finish_switch_fiber(fake_stack, &stack, &bytes);
+    left->stack = static_cast<unsigned char*>(const_cast<void*>(stack));
+    left->bytes = bytes;
+}
+
+// A fiber that was left for good leaves its frames' red zones behind, and so may an earlier mapping.
+void forget_frames(const Fiber& fiber) { __asan_unpoison_memory_region(fiber.stack, fiber.bytes); }
+#else
+void leaving(Fiber&, Fiber&, bool) {}
+void arrived(void*) {}
+void forget_frames(const Fiber&) {}
+#endif
+
+}  // namespace
+
+void switch_fiber(Fiber& from, Fiber& to) {
+    leaving(from, to, false);
+    flexdraft_simt_switch(&from.stack_pointer, to.stack_pointer);
+    arrived(from.fake_stack);
+}
+
+void leave_fiber(Fiber& from, Fiber& to) {
+    leaving(from, to, true);
+    // Nothing of the frame is used from here on: its fake stack is gone.
+    flexdraft_simt_switch(&from.stack_pointer, to.stack_pointer);
+    __builtin_unreachable();
+}
+
+void fiber_begins() { arrived(nullptr); }
 
 bool Fiber::map() {
     if (stack != nullptr) return true;
@@ -79,6 +133,7 @@ bool Fiber::map() {
     if (base == MAP_FAILED) return false;
     mprotect(base, guard, PROT_NONE);
     stack = static_cast<unsigned char*>(base) + guard;
+    bytes = stack_bytes;
     return true;
 }
 
@@ -90,13 +145,14 @@ void Fiber::unmap() {
 }
 
 void Fiber::start(void (*entry)()) {
+    forget_frames(*this);
 #if defined(__x86_64__)
     // Six registers and the return address; `entry` finds the stack as after a call.
-    void** top = reinterpret_cast<void**>(stack + stack_bytes) - 8;
+    void** top = reinterpret_cast<void**>(stack + bytes) - 8;
     memset(top, 0, 8 * sizeof(void*));
     top[6] = reinterpret_cast<void*>(entry);
 #else
-    void** top = reinterpret_cast<void**>(stack + stack_bytes) - 20;
+    void** top = reinterpret_cast<void**>(stack + bytes) - 20;
     memset(top, 0, 20 * sizeof(void*));
     top[11] = reinterpret_cast<void*>(entry); // x30
 #endif

@@ -6,22 +6,30 @@
 
 namespace simt {
 
-// A stack with a guard page below it, and the stack pointer of a fiber that is not running.
+// A stack with a guard page below it, and where a fiber that is not running was left. The host thread's own
+// stack, which is not mapped here, is one too.
 struct Fiber {
     unsigned char* stack = nullptr; // lowest usable byte
+    size_t bytes = 0;               // usable bytes
     void* stack_pointer = nullptr;
+    void* fake_stack = nullptr; // AddressSanitizer's, while the fiber is not running
 
     static constexpr size_t stack_bytes = 128 << 10;
 
     // Maps the stack if there is none; false if there is no memory.
     bool map();
     void unmap();
-    // Makes the next switch to this fiber call `entry`, which never returns.
+    // Makes the next switch to this fiber call `entry`, which calls fiber_begins first and never returns.
     void start(void (*entry)());
 };
 
-}  // namespace simt
+// Leaves `from`, which is running, for `to`, and returns when something switches to `from`.
+void switch_fiber(Fiber& from, Fiber& to);
 
-// Saves the callee-saved registers on the running stack, stores its pointer in `*from`, and goes on where
-// the stack `to` was left.
-extern "C" void flexdraft_simt_switch(void** from, void* to);
+// Leaves `from`, which is running and will not be gone on with, for `to`.
+[[noreturn]] void leave_fiber(Fiber& from, Fiber& to);
+
+// Where every entry begins.
+void fiber_begins();
+
+}  // namespace simt

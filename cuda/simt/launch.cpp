@@ -7,9 +7,11 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -50,11 +52,13 @@ struct Thread {
 struct Machine {
     Thread threads[max_cta_threads];
     Exchange exchanges[max_cta_threads];
-    void* main_stack = nullptr;
+    Fiber main; // the host thread's own stack, which the launch was called on
     FlexdraftSimtLaunch* launch = nullptr;
     const Kernel* kernel = nullptr;
-    std::vector<unsigned char> shared_storage;
+    // Exactly the launch's bytes, so that AddressSanitizer sees where they end.
+    std::unique_ptr<unsigned char, decltype(&free)> shared_storage{nullptr, free};
     unsigned char* shared = nullptr;
+    uint32_t shared_bytes = 0;
     uint32_t thread_count = 0, current = 0, ended = 0, at_barrier = 0, predicates = 0, predicate_sum = 0;
     // Threads that can run, in the order in which they became so.
     uint32_t queue[max_cta_threads + 1];
@@ -99,24 +103,24 @@ uint32_t pop(Machine& m) {
     return thread;
 }
 
-// Goes from the running fiber, whose stack pointer `from` will hold, to the next, or to the launch when
-// there is none.
-void run_next(Machine& m, void** from) {
-    if (m.queue_len == 0 || !m.error.empty()) {
-        flexdraft_simt_switch(from, m.main_stack);
-        return;
-    }
+// Makes the next thread that can run the current one and returns its fiber, or the launch's when there is
+// none.
+Fiber& next_fiber(Machine& m) {
+    if (m.queue_len == 0 || !m.error.empty()) return m.main;
     const uint32_t next = pop(m);
     const uint32_t previous = m.current;
     m.current = next;
     coordinates.thread.x = next;
     checks_switch(previous, next);
-    if (from != &m.threads[next].fiber.stack_pointer) {
-        flexdraft_simt_switch(from, m.threads[next].fiber.stack_pointer);
-    }
+    return m.threads[next].fiber;
 }
 
-void wait(Machine& m) { run_next(m, &m.threads[m.current].fiber.stack_pointer); }
+// Runs others until the current thread is the next again.
+void wait(Machine& m) {
+    Fiber& self = m.threads[m.current].fiber;
+    Fiber& next = next_fiber(m);
+    if (&next != &self) switch_fiber(self, next);
+}
 
 void perform(const Copy& copy) {
     unsigned char* const to = shared_range(copy.shared, 16, 16, "cp.async");
@@ -143,6 +147,7 @@ void release_barrier(Machine& m) {
 }
 
 void thread_main() {
+    fiber_begins();
     Machine& m = *running;
     m.kernel->entry(m.launch->params);
     Thread& self = m.threads[m.current];
@@ -155,9 +160,7 @@ void thread_main() {
     m.ended++;
     // A thread that has ended counts as arrived.
     if (m.at_barrier != 0 && m.at_barrier + m.ended == m.thread_count) release_barrier(m);
-    void* nowhere;
-    run_next(m, &nowhere);
-    __builtin_unreachable();
+    leave_fiber(self.fiber, next_fiber(m));
 }
 
 // Whether all lanes of a mask wait for the same operation.
@@ -204,7 +207,7 @@ bool run_cta(Machine& m) {
         push(m, t);
     }
     m.current = max_cta_threads;
-    run_next(m, &m.main_stack);
+    switch_fiber(m.main, next_fiber(m));
     if (m.error.empty() && m.ended != m.thread_count) m.error = deadlock(m);
     return m.error.empty();
 }
@@ -314,9 +317,7 @@ void fail(const char* format, ...) {
         m.error = "thread " + std::to_string(m.current) + ": " + text;
     }
     // The fibers of this launch are left as they are.
-    void* nowhere;
-    flexdraft_simt_switch(&nowhere, m.main_stack);
-    __builtin_unreachable();
+    leave_fiber(m.threads[m.current].fiber, m.main);
 }
 
 }  // namespace simt
@@ -340,9 +341,14 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
     m.thread_count = launch->threads;
     m.random = launch->seed * 0x9e3779b97f4a7c15u | 1;
     m.error.clear();
-    m.shared_storage.resize(launch->shared_bytes + 2048);
-    const auto address = reinterpret_cast<uintptr_t>(m.shared_storage.data());
-    m.shared = m.shared_storage.data() + (1024 - address % 1024) % 1024;
+    if (m.shared_storage == nullptr || m.shared_bytes != launch->shared_bytes) {
+        void* storage = nullptr;
+        const size_t bytes = std::max(launch->shared_bytes, 1u);
+        if (posix_memalign(&storage, 1024, bytes) != 0) return report(1, "out of memory for the CTA's shared memory");
+        m.shared_storage.reset(static_cast<unsigned char*>(storage));
+        m.shared_bytes = launch->shared_bytes;
+    }
+    m.shared = m.shared_storage.get();
     coordinates.block_dim = {launch->threads, 1, 1};
     coordinates.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     coordinates.thread = {0, 0, 0};

@@ -196,12 +196,13 @@ impl Backend for Cuda {
         stream: &Self::Stream,
         from: &CudaSlice<T>,
         to: &mut CudaSlice<T>,
+        first: usize,
         len: usize,
     ) -> Result<(), BackendError> {
-        let (wanted, found) = (len, from.len().min(to.len()));
+        let (wanted, found) = (len, from.len().min(to.len().saturating_sub(first)));
         let error = BackendError::CopyLength { wanted, found };
         let from = from.try_slice(..len).ok_or_else(|| error.clone())?;
-        let mut to = to.try_slice_mut(..len).ok_or(error)?;
+        let mut to = to.try_slice_mut(first..first.saturating_add(len)).ok_or(error)?;
         stream.memcpy_dtod(&from, &mut to).map_err(driver)
     }
 

@@ -147,7 +147,7 @@ pub trait Backend: Send + Sync + 'static {
         to: &mut [T],
     ) -> Result<(), BackendError>;
 
-    /// Copies the first `len` elements of `from` to the first of `to`.
+    /// Copies the first `len` elements of `from` to those of `to` from `first` on.
     ///
     /// # Errors
     ///
@@ -157,6 +157,7 @@ pub trait Backend: Send + Sync + 'static {
         stream: &Self::Stream,
         from: &Self::Memory<T>,
         to: &mut Self::Memory<T>,
+        first: usize,
         len: usize,
     ) -> Result<(), BackendError>;
 

@@ -4,6 +4,7 @@
 //! is the host's: operands are slices. A launch runs to its end at once, on the calling thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
 
@@ -46,7 +47,21 @@ pub struct Simt {
     options: SimtOptions,
     limits: Limits,
     context: u64,
-    traffic: std::sync::Mutex<Vec<Traffic>>,
+    traffic: Mutex<Vec<Traffic>>,
+    calls: Mutex<Calls>,
+}
+
+/// What a host was asked for; on a GPU each would be a call of the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Memory that was allocated.
+    pub allocations: u64,
+    /// Copies from the host's memory.
+    pub uploads: u64,
+    /// Copies to the host's memory, for which it has to wait: synchronisations.
+    pub downloads: u64,
+    /// Kernels launched.
+    pub launches: u64,
 }
 
 /// Distinct bytes of an operand that one launch read and wrote; counted with [`Checking::Accesses`].
@@ -80,7 +95,7 @@ impl Simt {
     }
 
     fn with_limits(options: SimtOptions, limits: Limits, context: u64) -> Self {
-        Simt { options, limits, context, traffic: std::sync::Mutex::default() }
+        Simt { options, limits, context, traffic: Mutex::default(), calls: Mutex::default() }
     }
 
     /// The same host with other limits.
@@ -99,8 +114,17 @@ impl Simt {
         std::mem::take(&mut *self.traffic())
     }
 
-    fn traffic(&self) -> std::sync::MutexGuard<'_, Vec<Traffic>> {
-        self.traffic.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn traffic(&self) -> MutexGuard<'_, Vec<Traffic>> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the host was asked for since the last call.
+    pub fn take_calls(&self) -> Calls {
+        std::mem::take(&mut *self.calls())
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,6 +188,7 @@ impl Backend for Simt {
     }
 
     fn allocate<T: Element>(&self, _: &SimtStream, len: usize) -> Result<Vec<T>, BackendError> {
+        self.calls().allocations += 1;
         let mut memory = Vec::new();
         let reserved = memory.try_reserve_exact(len);
         reserved.map_err(|error| BackendError::Driver(format!("{len} elements: {error}")))?;
@@ -178,6 +203,7 @@ impl Backend for Simt {
         to: &mut Vec<T>,
         first: usize,
     ) -> Result<(), BackendError> {
+        self.calls().uploads += 1;
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
         to.get_mut(range).ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);
@@ -191,6 +217,7 @@ impl Backend for Simt {
         first: usize,
         to: &mut [T],
     ) -> Result<(), BackendError> {
+        self.calls().downloads += 1;
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
         to.copy_from_slice(from.get(range).ok_or(BackendError::CopyLength { wanted, found })?);
@@ -199,14 +226,17 @@ impl Backend for Simt {
 
     fn copy<T: Element>(
         &self,
-        stream: &SimtStream,
+        _: &SimtStream,
         from: &Vec<T>,
         to: &mut Vec<T>,
+        first: usize,
         len: usize,
     ) -> Result<(), BackendError> {
-        let (wanted, found) = (len, from.len());
+        let (wanted, found) = (len, from.len().min(to.len().saturating_sub(first)));
         let from = from.get(..len).ok_or(BackendError::CopyLength { wanted, found })?;
-        self.upload(stream, from, to, 0)
+        let to = to.get_mut(first..first.saturating_add(len));
+        to.ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);
+        Ok(())
     }
 
     fn view<'a, T: Element>(&self, stream: &'a SimtStream, memory: &'a Vec<T>) -> View<'a, T> {
@@ -218,6 +248,7 @@ impl Backend for Simt {
     }
 
     unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
+        self.calls().launches += 1;
         let checked = self.options.checking == Checking::Accesses;
         let mut regions: Vec<ffi::Region> = launch
             .regions

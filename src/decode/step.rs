@@ -3,14 +3,12 @@
 //! Everything that can fail happens before any sequence changes: [`run`] only computes, and what it
 //! returns is committed afterwards.
 
-use std::ops::Range;
-
 use super::error::DecodeError;
 use super::record::{BlockRecord, Record, StepMode, StepRecord};
 use super::sequence::{Draft, Sequence, Work};
-use crate::device::{Device, DraftRows, VerifyRows};
-use crate::layout::{Pass, SequenceRows};
-use crate::model::forward::{DraftSlots, Model, Workspace};
+use crate::device::{Device, DraftRows, DraftToken, Verdict, VerifyRows};
+use crate::layout::{GroupSet, Pass, SequenceRows};
+use crate::model::forward::{Model, Workspace};
 
 /// What a step does for one sequence.
 #[derive(Clone, Debug)]
@@ -73,6 +71,7 @@ pub(super) struct StepBuffers<D: Device> {
     work: Workspace<D>,
     target_logits: D::Buffer,
     draft_logits: D::Buffer,
+    results: D::Results,
 }
 
 impl<D: Device> StepBuffers<D> {
@@ -81,21 +80,28 @@ impl<D: Device> StepBuffers<D> {
             work: model.new_workspace(),
             target_logits: model.new_logits(),
             draft_logits: model.new_logits(),
+            results: model.device().new_results(),
         }
     }
 }
 
-/// The groups of one plan: accepted length, and rows of the pass.
-type GroupRows = Vec<(usize, Range<usize>)>;
-
-/// A verification's result, before the next block is drafted.
-struct Verified {
-    accepted: usize,
-    bonus: u32,
+/// The groups that a plan's sequence has in the pass that ran last.
+struct Drafting {
+    /// Index of the plan.
+    plan: usize,
+    /// Index of its verdict.
+    verdict: usize,
+    /// Their accepted lengths, as the verdict counts them.
+    lengths: GroupSet,
+    /// The row of slot 0 of the first of them.
+    first_row: usize,
 }
 
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths; spare logits buffers may move
 /// into the outcomes.
+///
+/// The device is waited for once, for the verdicts and the drafts from groups in the pass; once more where
+/// a sequence drafts in a pass of its own; and not at all where no token is drawn.
 pub(super) fn run<D: Device>(
     model: &Model<D>,
     cache: &mut D::Cache,
@@ -103,44 +109,47 @@ pub(super) fn run<D: Device>(
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[Plan],
 ) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
-    let group_rows = forward(model, cache, buffers, sequences, plans)?;
-    let verified = verify(model, buffers, sequences, plans)?;
-
+    let mut verdicts: Vec<Option<Verdict>> = vec![None; plans.len()];
     let mut drafts: Vec<Option<Draft<D::Buffer>>> = plans.iter().map(|_| None).collect();
-    let (mut drafted_in_pass, mut to_draft) = (Vec::new(), Vec::new());
-    for (index, (plan, verified)) in plans.iter().zip(&verified).enumerate() {
-        let Some(verified) = verified else { continue };
-        if !wants_draft(&sequences[plan.sequence], plan, verified) {
-            continue;
+    let in_pass = forward(model, cache, buffers, sequences, plans)?;
+    let drawing = verify(model, buffers, sequences, plans)?;
+    if !drawing.is_empty() {
+        let in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
+        draft(model, buffers, sequences, plans, &in_pass)?;
+        let found = model.device().read(&mut buffers.results)?;
+        for (&plan, verdict) in drawing.iter().zip(found.verdicts) {
+            verdicts[plan] = Some(verdict);
         }
-        let accepted = plan.certain() + verified.accepted;
-        match group_rows[index].iter().find(|(k, _)| *k == accepted) {
-            Some((_, rows)) => drafted_in_pass.push((index, rows.start + 1..rows.end)),
-            None => to_draft.push((index, accepted)),
-        }
-    }
-    draft(model, buffers, sequences, plans, &verified, &drafted_in_pass, &mut drafts)?;
-    if !to_draft.is_empty() {
-        let slots = draft_pass(model, cache, buffers, sequences, plans, &to_draft)?;
-        draft(model, buffers, sequences, plans, &verified, &slots, &mut drafts)?;
-    }
+        take(model, buffers, sequences, plans, &verdicts, in_pass.iter().zip(found.drafts), &mut drafts)?;
 
+        let undrafted = |&(plan, verdict): &(usize, Verdict)| {
+            drafts[plan].is_none() && wants_draft(&sequences[plans[plan].sequence], &plans[plan], verdict)
+        };
+        let known = drawing.iter().filter_map(|&plan| Some((plan, verdicts[plan]?)));
+        let apart: Vec<_> = known.enumerate().filter(|(_, known)| undrafted(known)).collect();
+        if !apart.is_empty() {
+            let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
+            draft(model, buffers, sequences, plans, &apart)?;
+            let found = model.device().read(&mut buffers.results)?;
+            take(model, buffers, sequences, plans, &verdicts, apart.iter().zip(found.drafts), &mut drafts)?;
+        }
+    }
     Ok(plans
         .iter()
-        .zip(verified)
+        .zip(verdicts)
         .zip(drafts)
-        .map(|((plan, verified), draft)| outcome(&sequences[plan.sequence], plan, verified, draft))
+        .map(|((plan, verdict), draft)| outcome(&sequences[plan.sequence], plan, verdict, draft))
         .collect())
 }
 
-/// The joint pass. Returns, for each plan, the rows of each of its groups.
+/// The joint pass. Returns the groups of those plans that have some.
 fn forward<D: Device>(
     model: &Model<D>,
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-) -> Result<Vec<GroupRows>, DecodeError> {
+) -> Result<Vec<Drafting>, DecodeError> {
     let mut tokens = Vec::new();
     let mut pass = Pass::default();
     for plan in plans {
@@ -159,19 +168,22 @@ fn forward<D: Device>(
         });
     }
     model.forward(&pass, &tokens, cache, &mut buffers.work)?;
-    let rows_of = |(index, plan): (usize, &Plan)| {
-        plan.groups.iter().filter_map(|&k| Some((k, pass.group_rows(index, k)?))).collect()
+    let drawing = plans.iter().enumerate().filter(|(_, plan)| plan.draws());
+    let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
+        let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
+        let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
+        Some(Drafting { plan: index, verdict, lengths, first_row })
     };
-    Ok(plans.iter().enumerate().map(rows_of).collect())
+    Ok(drawing.enumerate().filter_map(groups).collect())
 }
 
-/// Target logits, hooks, acceptance. `None` for plans that draw no token.
+/// Target logits, hooks, acceptance. Returns the plan of each verdict: those that draw a token.
 fn verify<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[Plan],
-) -> Result<Vec<Option<Verified>>, DecodeError> {
+) -> Result<Vec<usize>, DecodeError> {
     let mut rows = Vec::new();
     let mut first_rows = Vec::new();
     let mut first_candidate = 0;
@@ -181,6 +193,10 @@ fn verify<D: Device>(
             rows.extend(first_candidate + plan.certain()..first_candidate + plan.rows());
         }
         first_candidate += plan.rows();
+    }
+    let drawing: Vec<usize> = (0..plans.len()).filter(|&index| plans[index].draws()).collect();
+    if drawing.is_empty() {
+        return Ok(drawing);
     }
     model.logits(&rows, &mut buffers.work, &mut buffers.target_logits)?;
 
@@ -195,10 +211,10 @@ fn verify<D: Device>(
         }
     }
 
-    let drawing: Vec<(usize, &Plan)> = plans.iter().enumerate().filter(|(_, plan)| plan.draws()).collect();
     let requests: Vec<VerifyRows<'_, D::Buffer>> = drawing
         .iter()
-        .map(|&(index, plan)| {
+        .map(|&index| {
+            let plan = &plans[index];
             let sequence = &sequences[plan.sequence];
             let draft = sequence.draft.as_ref();
             VerifyRows {
@@ -212,101 +228,127 @@ fn verify<D: Device>(
             }
         })
         .collect();
-    let verdicts = model.device().verify(&buffers.target_logits, &requests)?;
-    let mut verified: Vec<Option<Verified>> = plans.iter().map(|_| None).collect();
-    for ((index, _), verdict) in drawing.into_iter().zip(verdicts) {
-        verified[index] = Some(Verified { accepted: verdict.accepted, bonus: verdict.bonus });
+    model.device().verify(&buffers.target_logits, &requests, &mut buffers.results)?;
+    Ok(drawing)
+}
+
+/// Those of `groups` that may be drafted from: where the device knows its verdicts already, the ones that came
+/// true.
+fn worth_drafting<D: Device>(
+    model: &Model<D>,
+    buffers: &StepBuffers<D>,
+    sequences: &[Sequence<D::Buffer>],
+    plans: &[Plan],
+    mut groups: Vec<Drafting>,
+) -> Vec<Drafting> {
+    if let Some(verdicts) = model.device().known(&buffers.results) {
+        groups.retain(|groups| {
+            let plan = &plans[groups.plan];
+            verdicts.get(groups.verdict).is_some_and(|&verdict| {
+                groups.lengths.contains(verdict.accepted)
+                    && wants_draft(&sequences[plan.sequence], plan, verdict)
+            })
+        });
     }
-    Ok(verified)
+    groups
 }
 
 /// A request that ends with this step needs no further draft, unless its record is to be whole.
-fn wants_draft<B>(sequence: &Sequence<B>, plan: &Plan, verified: &Verified) -> bool {
+fn wants_draft<B>(sequence: &Sequence<B>, plan: &Plan, verdict: Verdict) -> bool {
     plan.draft
         && sequence.block_size > 1
-        && (sequence.request.record || sequence.cut(&mut committed(sequence, verified)).is_none())
+        && (sequence.request.record || sequence.cut(&mut committed(sequence, verdict)).is_none())
 }
 
 /// d_1..d_a and the bonus token.
-fn committed<B>(sequence: &Sequence<B>, verified: &Verified) -> Vec<u32> {
-    let accepted = sequence.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..verified.accepted]);
-    [accepted, &[verified.bonus]].concat()
+fn committed<B>(sequence: &Sequence<B>, verdict: Verdict) -> Vec<u32> {
+    let accepted = sequence.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..verdict.accepted]);
+    [accepted, &[verdict.bonus]].concat()
 }
 
-/// Sequential drafting: one group of mask rows a sequence, through the tail only.
+/// Sequential drafting: one group of mask rows a sequence, through the tail only. `apart` are verdicts, with
+/// their index and that of the plan.
 fn draft_pass<D: Device>(
     model: &Model<D>,
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-    to_draft: &[(usize, usize)],
-) -> Result<Vec<(usize, Range<usize>)>, DecodeError> {
-    let rows = to_draft.iter().map(|&(index, accepted)| {
-        let sequence = &sequences[plans[index].sequence];
+    apart: &[(usize, (usize, Verdict))],
+) -> Result<Vec<Drafting>, DecodeError> {
+    let rows = apart.iter().map(|&(_, (index, verdict))| {
+        let plan = &plans[index];
+        let sequence = &sequences[plan.sequence];
         SequenceRows {
             pages: &sequence.pages,
             start: sequence.cached,
             candidates: 0,
-            groups: vec![accepted],
+            groups: vec![plan.certain() + verdict.accepted],
             slots: sequence.block_size,
         }
     });
     let pass = Pass { sequences: rows.collect() };
     model.forward(&pass, &[], cache, &mut buffers.work)?;
-    let slots = |(row, &(index, accepted)): (usize, &(usize, usize))| {
-        let rows = pass.group_rows(row, accepted)?;
-        Some((index, rows.start + 1..rows.end))
+    let groups = |(row, &(verdict, (plan, found))): (usize, &(usize, (usize, Verdict)))| {
+        let first_row = pass.group_rows(row, plans[plan].certain() + found.accepted)?.start;
+        Some(Drafting { plan, verdict, lengths: GroupSet::NONE.with(found.accepted), first_row })
     };
-    Ok(to_draft.iter().enumerate().filter_map(slots).collect())
+    Ok(apart.iter().enumerate().filter_map(groups).collect())
 }
 
-/// Calibrates and samples slots 1..S of the groups that came true. `slots` are (plan, rows of the pass
-/// that ran last).
+/// Calibrates and samples slots 1..S of the groups that come true, of the pass that ran last.
 fn draft<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
-    sequences: &mut [Sequence<D::Buffer>],
+    sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-    verified: &[Option<Verified>],
-    slots: &[(usize, Range<usize>)],
-    drafts: &mut [Option<Draft<D::Buffer>>],
+    drafting: &[Drafting],
 ) -> Result<(), DecodeError> {
-    if slots.is_empty() {
+    if drafting.is_empty() {
         return Ok(());
     }
-    let bonus = |index: usize| verified[index].as_ref().map_or(0, |verified| verified.bonus);
-    let draft_slots: Vec<DraftSlots> =
-        slots.iter().map(|(index, rows)| DraftSlots { rows: rows.clone(), bonus: bonus(*index) }).collect();
-
-    let mut first_row = 0;
-    let requests: Vec<DraftRows<'_>> = slots
+    let requests: Vec<DraftRows<'_>> = drafting
         .iter()
-        .map(|(index, rows)| {
-            let plan = &plans[*index];
-            let sequence = &sequences[plan.sequence];
-            let accepted = verified[*index].as_ref().map_or(0, |verified| verified.accepted);
-            let rows = first_row..first_row + rows.len();
-            first_row = rows.end;
+        .map(|groups| {
+            let sequence = &sequences[plans[groups.plan].sequence];
             DraftRows {
-                rows,
+                sequence: groups.verdict,
+                groups: groups.lengths,
+                first_row: groups.first_row,
+                slots: sequence.block_size,
                 sampling: &sequence.request.sampling,
                 rule: sequence.request.rule,
                 seed: sequence.request.seed,
-                start: sequence.cached + plan.certain() + accepted + 1,
             }
         })
         .collect();
-    let drafted = model.draft(&draft_slots, &requests, &mut buffers.work, &mut buffers.draft_logits)?;
-    let logits_rows: Vec<Range<usize>> = requests.into_iter().map(|request| request.rows).collect();
+    let StepBuffers { work, draft_logits, results, .. } = buffers;
+    Ok(model.draft(&requests, results, work, draft_logits)?)
+}
 
-    for (((index, _), drafted), rows) in slots.iter().zip(drafted).zip(logits_rows) {
-        let sequence = &mut sequences[plans[*index].sequence];
+/// Makes drafts of what was sampled by the [`draft`] before, where its group came true and it is wanted.
+fn take<'a, D: Device>(
+    model: &Model<D>,
+    buffers: &StepBuffers<D>,
+    sequences: &mut [Sequence<D::Buffer>],
+    plans: &[Plan],
+    verdicts: &[Option<Verdict>],
+    drafted: impl Iterator<Item = (&'a Drafting, Vec<DraftToken>)>,
+    drafts: &mut [Option<Draft<D::Buffer>>],
+) -> Result<(), DecodeError> {
+    let mut end = 0;
+    for (groups, drafted) in drafted {
+        let rows = end..end + drafted.len();
+        end = rows.end;
+        let plan = &plans[groups.plan];
+        let sequence = &mut sequences[plan.sequence];
+        let Some(verdict) = verdicts[groups.plan] else { continue };
+        if !groups.lengths.contains(verdict.accepted) || !wants_draft(sequence, plan, verdict) {
+            continue;
+        }
         let mut tokens: Vec<u32> = drafted.iter().map(|slot| slot.token).collect();
         let confidence: Vec<f32> = drafted.iter().map(|slot| slot.confidence).collect();
-        let proposed = verified[*index]
-            .as_ref()
-            .is_some_and(|verified| propose(sequence, verified, model.config().vocab_size, &mut tokens));
+        let proposed = propose(sequence, verdict, model.config().vocab_size, &mut tokens);
         let mut logits = None;
         if sequence.keeps_draft_logits() && !proposed {
             let mut kept = sequence.spare_logits.take().unwrap_or_else(|| model.new_logits());
@@ -315,7 +357,7 @@ fn draft<D: Device>(
             logits = Some(kept);
         }
         let verify_len = sequence.request.confidence.verify_len(&confidence);
-        drafts[*index] = Some(Draft { tokens, confidence, logits, verify_len });
+        drafts[groups.plan] = Some(Draft { tokens, confidence, logits, verify_len });
     }
     Ok(())
 }
@@ -323,11 +365,11 @@ fn draft<D: Device>(
 /// Lets the request's proposer replace the drafter's tokens.
 fn propose<B>(
     sequence: &mut Sequence<B>,
-    verified: &Verified,
+    verdict: Verdict,
     vocab_size: usize,
     tokens: &mut Vec<u32>,
 ) -> bool {
-    let committed = committed(sequence, verified);
+    let committed = committed(sequence, verdict);
     let Some(proposer) = sequence.request.proposer.as_mut() else { return false };
     let prefix = [&sequence.tokens[..], &committed].concat();
     let mut proposal = tokens.clone();
@@ -342,15 +384,15 @@ fn propose<B>(
 fn outcome<B>(
     sequence: &Sequence<B>,
     plan: &Plan,
-    verified: Option<Verified>,
+    verdict: Option<Verdict>,
     draft: Option<Draft<B>>,
 ) -> Outcome<B> {
-    let Some(verified) = verified else {
+    let Some(verdict) = verdict else {
         return Outcome { kept: plan.rows(), committed: Vec::new(), draft: None, record: None };
     };
     let record = sequence.request.record.then(|| {
         let next = BlockRecord {
-            bonus: verified.bonus,
+            bonus: verdict.bonus,
             draft: draft.as_ref().map_or_else(Vec::new, |draft| draft.tokens.clone()),
             confidence: draft.as_ref().map_or_else(Vec::new, |draft| draft.confidence.clone()),
         };
@@ -365,13 +407,13 @@ fn outcome<B>(
             verify_len: plan.verify_len,
             groups: plan.groups.clone(),
             candidates: [newest, drafted].concat(),
-            accepted: verified.accepted,
+            accepted: verdict.accepted,
             next,
         })
     });
     Outcome {
-        kept: plan.certain() + verified.accepted + 1,
-        committed: committed(sequence, &verified),
+        kept: plan.certain() + verdict.accepted + 1,
+        committed: committed(sequence, verdict),
         draft,
         record,
     }

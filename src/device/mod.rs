@@ -15,9 +15,9 @@ use std::ops::Range;
 
 use crate::acceptance::Rule;
 use crate::backend::BackendError;
-use crate::kernels::KernelError;
-use crate::layout::Pass;
+use crate::kernels::{Faults, KernelError};
 pub use crate::layout::{AttentionShape, RowKind};
+use crate::layout::{GroupSet, Pass};
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
@@ -60,6 +60,9 @@ pub enum DeviceError {
     /// A kernel that could not be launched, or a driver's error.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Kernels that ran met what they should not have; nothing that they left is to be relied on.
+    #[error("the kernels of a step found {0}")]
+    Faults(Faults),
     /// Memory that could not be had.
     #[error("out of memory: {what} needs {bytes} bytes")]
     OutOfMemory {
@@ -139,19 +142,38 @@ pub struct Calibration<'a, B, L> {
     pub output: &'a L,
 }
 
-/// A draft to be sampled: consecutive rows of calibrated logits, slots 1, 2, … of one group.
+/// A sequence that drafts from the pass that ran last: slots 1..S of the group that its verdict names.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
-    /// The logits rows.
-    pub rows: Range<usize>,
+    /// Its place among the sequences of the verification.
+    pub sequence: usize,
+    /// Accepted lengths, as the verdict counts them, for which the pass has a group of the sequence.
+    pub groups: GroupSet,
+    /// The row of slot 0 of the first of these groups; the others follow.
+    pub first_row: usize,
+    /// S: slots of a group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All but the first are
+    /// drafts.
+    pub slots: usize,
     /// How the slots are warped and drawn.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule that will verify the draft: it decides which random numbers are used.
     pub rule: Rule,
     /// The request's seed.
     pub seed: u64,
-    /// Position of c_0 of the step that will verify the draft; slot j stands at `start + j`.
-    pub start: usize,
+}
+
+impl DraftRows<'_> {
+    /// How many tokens it drafts: S − 1.
+    pub fn drafted(&self) -> usize {
+        self.slots.saturating_sub(1)
+    }
+
+    /// The rows of slots 1..S of the group for `accepted`, if there is one.
+    pub fn slot_rows(&self, accepted: usize) -> Option<Range<usize>> {
+        let rank = self.groups.iter().position(|k| k == accepted)?;
+        let slot_0 = self.first_row.saturating_add(rank.saturating_mul(self.slots));
+        Some(slot_0.saturating_add(1)..slot_0.saturating_add(self.slots.max(1)))
+    }
 }
 
 /// A drafted token.
@@ -193,12 +215,28 @@ pub struct Verdict {
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
     pub bonus: u32,
+    /// n + a + 1: the bonus token's position, and that of c_0 of the next step.
+    pub next_start: usize,
+}
+
+/// What a verification and the drafting after it found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// Of each sequence of the verification.
+    pub verdicts: Vec<Verdict>,
+    /// Slots 1..S of each draft, in the order of the [`DraftRows`].
+    pub drafts: Vec<Vec<DraftToken>>,
 }
 
 /// The operations of a decode step. See the [module documentation](self) for what all of them promise.
 ///
 /// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the
 /// same row indices of their operands, unless they say otherwise.
+///
+/// A device may run behind its caller: [`read`](Device::read) and [`edit_row`](Device::edit_row) wait for
+/// it, nothing else does. What a verification decides about the draft after it (which group of the pass came
+/// true, the bonus token, the next position) is therefore looked up by the device, in its
+/// [`Results`](Device::Results), and a step that drafts in its pass waits once, for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
     /// Activations `[rows, cols]`.
     type Buffer: Send;
@@ -208,6 +246,8 @@ pub trait Device: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// A paged KV cache over all layers.
     type Cache: Send;
+    /// Verdicts and drafts, where the device has them. Reused from step to step.
+    type Results: Send;
 
     /// Makes a linear layer whose output is the parts' outputs side by side.
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;
@@ -230,6 +270,9 @@ pub trait Device: Send + Sync + 'static {
 
     /// Makes an empty buffer [0, cols] for logits, which are f32 in every [`Precision`].
     fn new_logits(&self, cols: usize) -> Self::Buffer;
+
+    /// Makes results without a verdict.
+    fn new_results(&self) -> Self::Results;
 
     /// Sets the number of rows. Rows that existed before keep their contents, new ones hold
     /// anything.
@@ -328,7 +371,8 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Lets `edit` change one row of logits on the host.
+    /// Lets `edit` change one row of logits on the host, which has to wait for it. A NaN that it leaves counts
+    /// as −∞.
     fn edit_row(
         &self,
         logits: &mut Self::Buffer,
@@ -336,21 +380,56 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Corrects every row of `logits` by the calibrator, if there is one, and samples drafts from them: one
-    /// [`DraftToken`] a row, in the order of `drafts`. The logits stay as they were sampled from.
+    /// Applies each sequence's acceptance rule to target logits. The verdicts replace what is in `results`.
+    fn verify(
+        &self,
+        logits: &Self::Buffer,
+        sequences: &[VerifyRows<'_, Self::Buffer>],
+        results: &mut Self::Results,
+    ) -> Result<(), DeviceError>;
+
+    /// The verdicts, where they can be had without waiting: before [`read`](Self::read) on a device that
+    /// does not run behind its caller, and after it on any.
+    fn known<'a>(&self, results: &'a Self::Results) -> Option<&'a [Verdict]>;
+
+    /// Looks up in the verdicts what the next drafts depend on, for the three operations after it. Where the
+    /// verdicts are [known](Self::known), each accepted length must have a group. Where they are not, a
+    /// sequence whose accepted length has none gets a draft that means nothing.
+    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Self::Results) -> Result<(), DeviceError>;
+
+    /// Writes the rows of the selected slots 1..S of `x`, a row of the pass each, to `out`, which is resized.
+    fn gather_selected(
+        &self,
+        x: &Self::Buffer,
+        results: &Self::Results,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Writes row `bonus` of `table` for each selected draft to `out`, which is resized.
+    fn embed_bonus(
+        &self,
+        table: &Self::Linear,
+        results: &Self::Results,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError>;
+
+    /// Corrects every row of `logits` by the calibrator, if there is one, and samples the `drafts` that were
+    /// selected from them: a token a row, draft after draft. The logits stay as they were sampled from.
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,
         logits: &mut Self::Buffer,
         drafts: &[DraftRows<'_>],
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError>;
+        results: &mut Self::Results,
+    ) -> Result<(), DeviceError>;
 
-    /// Applies each sequence's acceptance rule to target logits.
-    fn verify(
-        &self,
-        logits: &Self::Buffer,
-        sequences: &[VerifyRows<'_, Self::Buffer>],
-    ) -> Result<Vec<Verdict>, DeviceError>;
+    /// Waits for what was put on the device, and returns what it found: the verdicts, and the drafts since
+    /// them or since the last call.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Faults`] if a kernel since the last call reported something.
+    fn read(&self, results: &mut Self::Results) -> Result<Found, DeviceError>;
 
     /// Calls `work`, a step's operations, in the place that suits them best: a device with threads of its own
     /// runs it on one of them, so that no operation has to wake the others.

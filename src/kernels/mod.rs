@@ -7,6 +7,7 @@
 pub mod acceptance;
 pub mod attention;
 mod error;
+mod faults;
 pub mod glue;
 mod kv;
 mod load;
@@ -14,8 +15,10 @@ mod operands;
 pub(crate) mod params;
 mod pass;
 pub mod sampling;
+pub mod selection;
 
 pub use error::KernelError;
+pub use faults::{Fault, Faults};
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use pass::{Paging, PassTables};
 

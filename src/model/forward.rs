@@ -8,9 +8,7 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
-use crate::device::{
-    Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform, RowKind,
-};
+use crate::device::{Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind};
 use crate::layout::Pass;
 
 /// A target, and perhaps a drafter for it, on a device.
@@ -68,15 +66,6 @@ pub struct Workspace<D: Device> {
     bonus: D::Buffer,
     bonus_hidden: D::Buffer,
     calibrator_hidden: D::Buffer,
-}
-
-/// Slots whose logits are wanted, for one sequence.
-#[derive(Clone, Debug)]
-pub struct DraftSlots {
-    /// Rows of the pass that hold slots 1..S of the group that came true.
-    pub rows: Range<usize>,
-    /// The bonus token, which the calibrator corrects the slots with.
-    pub bonus: u32,
 }
 
 fn linear<D: Device>(device: &D, layers: &[&LinearWeights]) -> Result<D::Linear, DeviceError> {
@@ -336,49 +325,53 @@ impl<D: Device> Model<D> {
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
     ) -> Result<(), DeviceError> {
+        self.device.gather(&work.hidden, rows, &mut work.gathered)?;
+        self.head(rows.len(), work, logits)
+    }
+
+    /// The target's logits for the `rows` rows that were gathered.
+    fn head(&self, rows: usize, work: &mut Workspace<D>, logits: &mut D::Buffer) -> Result<(), DeviceError> {
         let device = &self.device;
-        device.gather(&work.hidden, rows, &mut work.gathered)?;
-        device.resize(&mut work.head_input, rows.len())?;
-        device.resize(logits, rows.len())?;
-        let all = 0..rows.len();
+        device.resize(&mut work.head_input, rows)?;
+        device.resize(logits, rows)?;
+        let all = 0..rows;
         let eps = self.config.rms_norm_eps;
         device.rms_norm(&work.gathered, all.clone(), &self.norm, eps, &mut work.head_input)?;
         device.linear(self.lm_head.as_ref().unwrap_or(&self.embed), &work.head_input, all, logits)
     }
 
-    /// Samples draft slots of the pass that ran last, sequence after sequence, from their calibrated logits;
-    /// `logits` becomes those, `[all slots, vocab]`, and `drafts` counts their rows.
+    /// Samples `drafts` of the pass that ran last, from their calibrated logits, with the verdicts in
+    /// `results`; `logits` becomes those, `[drafted tokens of all, vocab]`.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
     pub fn draft(
         &self,
-        slots: &[DraftSlots],
         drafts: &[DraftRows<'_>],
+        results: &mut D::Results,
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        let rows: Vec<usize> = slots.iter().flat_map(|s| s.rows.clone()).collect();
-        self.logits(&rows, work, logits)?;
+    ) -> Result<(), DeviceError> {
         let device = &self.device;
-        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
-            return device.draft(None, logits, drafts);
-        };
-        let bonuses: Vec<u32> = slots.iter().map(|s| s.bonus).collect();
-        let owner: Vec<usize> = slots
+        let owner: Vec<usize> = drafts
             .iter()
             .enumerate()
-            .flat_map(|(sequence, s)| std::iter::repeat_n(sequence, s.rows.len()))
+            .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
             .collect();
-        device.resize(&mut work.bonus, bonuses.len())?;
-        device.resize(&mut work.bonus_hidden, bonuses.len())?;
-        device.resize(&mut work.calibrator_hidden, rows.len())?;
-        device.embed(&self.embed, &bonuses, 0, &mut work.bonus)?;
-        device.linear(&calibrator.bonus_half, &work.bonus, 0..bonuses.len(), &mut work.bonus_hidden)?;
-        let all = 0..rows.len();
+        device.select(drafts, results)?;
+        device.gather_selected(&work.hidden, results, &mut work.gathered)?;
+        self.head(owner.len(), work, logits)?;
+        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
+            return device.draft(None, logits, drafts, results);
+        };
+        device.resize(&mut work.bonus_hidden, drafts.len())?;
+        device.resize(&mut work.calibrator_hidden, owner.len())?;
+        device.embed_bonus(&self.embed, results, &mut work.bonus)?;
+        device.linear(&calibrator.bonus_half, &work.bonus, 0..drafts.len(), &mut work.bonus_hidden)?;
+        let all = 0..owner.len();
         device.linear(&calibrator.hidden_half, &work.head_input, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
         let calibration = Calibration { hidden: &work.calibrator_hidden, output: &calibrator.output };
-        device.draft(Some(calibration), logits, drafts)
+        device.draft(Some(calibration), logits, drafts, results)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::device::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, Found, LinearPart, QkTransform,
     RowKind, Verdict, VerifyRows,
 };
 use flexdraft::layout::Pass;
@@ -15,6 +15,7 @@ use flexdraft::sampling::{SamplingParams, confidence, draw, draw_weighted, softm
 use flexdraft::tensor::Tensor;
 
 type Buffer = <Cpu as Device>::Buffer;
+type Results = <Cpu as Device>::Results;
 
 /// The total variation between p_{j−1} and q_j over the verified slots: sum and count for each slot j.
 pub type Distances = Arc<Mutex<Vec<(f64, u64)>>>;
@@ -61,7 +62,9 @@ impl Altered {
             note(warped, distances);
         }
         if request.draft.is_empty() || matches!(self.alteration, Alteration::Observe(_)) {
-            return Ok(self.cpu.verify(logits, std::slice::from_ref(request))?[0]);
+            let mut results = self.cpu.new_results();
+            self.cpu.verify(logits, std::slice::from_ref(request), &mut results)?;
+            return Ok(results.found.verdicts[0]);
         }
         let plain = SamplingParams::at_temperature(1.0);
         let mut rows = match self.alteration {
@@ -93,7 +96,7 @@ impl Altered {
             &decision.weights,
             Stream::new(request.seed, Purpose::ResidualDraw, a, request.start),
         );
-        Ok(Verdict { accepted: a, bonus })
+        Ok(Verdict { accepted: a, bonus, next_start: request.start + a + 1 })
     }
 }
 
@@ -115,34 +118,43 @@ impl Device for Altered {
     type Linear = <Cpu as Device>::Linear;
     type Vector = <Cpu as Device>::Vector;
     type Cache = <Cpu as Device>::Cache;
+    type Results = Results;
 
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Buffer, Self::Linear>>,
         logits: &mut Buffer,
         drafts: &[DraftRows<'_>],
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        let drafted = self.cpu.draft(calibration, logits, drafts)?;
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
+        self.cpu.draft(calibration, logits, drafts, results)?;
         if !matches!(self.alteration, Alteration::PositionKeyed) {
-            return Ok(drafted);
+            return Ok(());
         }
-        let token = |draft: &DraftRows<'_>, slot: usize, row: usize| {
-            let row = logits.row(row).unwrap();
-            let stream = Stream::new(draft.seed, Purpose::DraftDraw, 0, draft.start + slot);
-            DraftToken { token: draw(&warp(row, draft.sampling), stream), confidence: confidence(row) }
-        };
-        let tokens = |draft: &DraftRows<'_>| {
-            (1..).zip(draft.rows.clone()).map(|(slot, row)| token(draft, slot, row)).collect()
-        };
-        Ok(drafts.iter().map(tokens).collect())
+        let Found { verdicts, drafts: drafted } = &mut results.found;
+        let mut rows = 0usize..;
+        for (draft, drafted) in drafts.iter().zip(drafted) {
+            for (slot, token) in (1..).zip(drafted) {
+                let row = rows.next().unwrap();
+                let row = logits.row(row).unwrap();
+                let position = verdicts[draft.sequence].next_start + slot;
+                let stream = Stream::new(draft.seed, Purpose::DraftDraw, 0, position);
+                let drawn = draw(&warp(row, draft.sampling), stream);
+                *token = DraftToken { token: drawn, confidence: confidence(row) };
+            }
+        }
+        Ok(())
     }
 
     fn verify(
         &self,
         logits: &Buffer,
         sequences: &[VerifyRows<'_, Buffer>],
-    ) -> Result<Vec<Verdict>, DeviceError> {
-        sequences.iter().map(|request| self.verify_one(logits, request)).collect()
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
+        let verdicts = sequences.iter().map(|request| self.verify_one(logits, request));
+        results.found = Found { verdicts: verdicts.collect::<Result<_, _>>()?, drafts: Vec::new() };
+        Ok(())
     }
 
     // Everything else is the CPU device's.
@@ -171,6 +183,35 @@ impl Device for Altered {
 
     fn new_logits(&self, cols: usize) -> Buffer {
         self.cpu.new_logits(cols)
+    }
+
+    fn new_results(&self) -> Results {
+        self.cpu.new_results()
+    }
+
+    fn known<'a>(&self, results: &'a Results) -> Option<&'a [Verdict]> {
+        self.cpu.known(results)
+    }
+
+    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
+        self.cpu.select(drafts, results)
+    }
+
+    fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.gather_selected(x, results, out)
+    }
+
+    fn embed_bonus(
+        &self,
+        table: &Self::Linear,
+        results: &Results,
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.embed_bonus(table, results, out)
+    }
+
+    fn read(&self, results: &mut Results) -> Result<Found, DeviceError> {
+        self.cpu.read(results)
     }
 
     fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {

@@ -1,5 +1,6 @@
 //! Batches of rows, and running the kernels on them.
 
+use flexdraft::backend::simt::Checking;
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::sampling::{
@@ -163,7 +164,8 @@ pub fn poisoned_stats() -> RowStats {
 }
 
 pub fn kernels() -> Kernels<Simt> {
-    Kernels::new(Simt::new(SimtOptions::default()))
+    let checking = crate::simt_variant::checking(Checking::Off);
+    Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }))
 }
 
 pub fn bits(stats: &RowStats) -> Vec<u8> {

@@ -8,6 +8,8 @@ mod batch;
 mod generators;
 mod misuse;
 mod oracle;
+#[path = "../simt_variant/mod.rs"]
+mod simt_variant;
 
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Limits, Simt, SimtOptions};
@@ -28,7 +30,10 @@ use oracle::{check, check_row, kept_ids};
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
-fn config(cases: u32) -> ProptestConfig {
+/// So many cases, or as many times more as `PROPTEST_CASES` is more than 64.
+fn config(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = usual.saturating_mul(asked.unwrap_or(64)).div_ceil(64);
     ProptestConfig {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),

@@ -7,11 +7,10 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use flexdraft::acceptance::Rule;
-use flexdraft::device::DraftRows;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::device::{Device as _, DraftRows, VerifyRows};
+use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::config::Architecture;
-use flexdraft::model::forward::DraftSlots;
 use flexdraft::model::{DrafterWeights, Model};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::drafter::{Drafter, DrafterShape};
@@ -79,17 +78,36 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
             let (mut cache, mut work, mut logits) =
                 (model.new_cache(8, 16).unwrap(), model.new_workspace(), model.new_logits());
             model.forward(&pass, &tokens[..=anchor], &mut cache, &mut work).unwrap();
-            let rows = pass.group_rows(0, anchor).unwrap();
-            let slots = [DraftSlots { rows: rows.start + 1..rows.end, bonus: tokens[anchor + 1] }];
-            let sampling = SamplingParams::GREEDY;
-            let drafts = [DraftRows {
-                rows: 0..shape.block_size - 1,
+            // The target's logits after the last of them, edited so that the transcript's token is the bonus.
+            let mut target_logits = model.new_logits();
+            model.logits(&[anchor], &mut work, &mut target_logits).unwrap();
+            let bonus = tokens[anchor + 1] as usize;
+            model.device().edit_row(&mut target_logits, 0, &mut |logits| logits[bonus] = 1e9).unwrap();
+            let (sampling, rule, seed) = (SamplingParams::GREEDY, Rule::default(), 0);
+            let mut results = model.device().new_results();
+            let verify = VerifyRows {
+                first_row: 0,
+                draft: &[],
+                draft_logits: None,
                 sampling: &sampling,
-                rule: Rule::default(),
-                seed: 0,
-                start: anchor + 1,
+                rule,
+                seed,
+                start: anchor,
+            };
+            model.device().verify(&target_logits, &[verify], &mut results).unwrap();
+            let drafts = [DraftRows {
+                sequence: 0,
+                groups: GroupSet::NONE.with(0),
+                first_row: pass.group_rows(0, anchor).unwrap().start,
+                slots: shape.block_size,
+                sampling: &sampling,
+                rule,
+                seed,
             }];
-            let drafted = model.draft(&slots, &drafts, &mut work, &mut logits).unwrap().remove(0);
+            model.draft(&drafts, &mut results, &mut work, &mut logits).unwrap();
+            let found = model.device().read(&mut results).unwrap();
+            assert_eq!(found.verdicts[0].bonus as usize, bonus);
+            let drafted = &found.drafts[0];
             for (row, drafted) in drafted.iter().enumerate() {
                 let (engine, packed) = (logits.row(row).unwrap(), packed.next().unwrap());
                 for (id, &engine) in engine.iter().enumerate() {

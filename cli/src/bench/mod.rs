@@ -11,9 +11,9 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::EngineOptions;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::device::{Device, DraftRows, Precision, VerifyRows};
-use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
-use flexdraft::model::forward::{DraftSlots, Workspace};
+use flexdraft::model::forward::Workspace;
 use flexdraft::sampling::SamplingParams;
 use serde::Serialize;
 
@@ -298,11 +298,17 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
     let mut work = model.new_workspace();
     touch(model, &pages, context, &mut cache, &mut work)?;
     let (mut target_logits, mut draft_logits) = (model.new_logits(), model.new_logits());
+    let mut results = model.device().new_results();
     let greedy = SamplingParams::GREEDY;
-    let draft = vec![1u32; step.verified];
+    // No vocabulary has this id, so the accepted length is 0.
+    let draft = vec![u32::MAX; step.verified];
     let mut take = || -> Result<()> {
-        for (pass, shape) in passes.iter().zip(&step.passes) {
+        for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
             let candidates = batch * shape.candidates;
+            if index > 0 {
+                // A drafting pass follows from verdicts that have been read.
+                model.device().read(&mut results)?;
+            }
             model.forward(pass, &vec![1; candidates], &mut cache, &mut work)?;
             if candidates > 0 {
                 let last = shape.candidates - step.logits..shape.candidates;
@@ -321,26 +327,27 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
                         start: context,
                     })
                     .collect();
-                model.device().verify(&target_logits, &requests)?;
+                model.device().verify(&target_logits, &requests, &mut results)?;
             }
         }
         if let (Some(pass), true) = (passes.last(), step.drafts > 0) {
-            // The next step's draft comes from the group of the last accepted length.
-            let slots: Vec<DraftSlots> = (0..batch)
-                .filter_map(|i| pass.group_rows(i, step.verified))
-                .map(|rows| DraftSlots { rows: rows.start + 1..rows.end, bonus: 1 })
-                .collect();
-            let requests: Vec<DraftRows<'_>> = (0..slots.len())
-                .map(|i| DraftRows {
-                    rows: i * step.drafts..(i + 1) * step.drafts,
-                    sampling: &greedy,
-                    rule: Rule::Match,
-                    seed: 0,
-                    start: context,
+            // Drafts come from the group of the last accepted length, as if it were that of none.
+            let requests: Vec<DraftRows<'_>> = (0..batch)
+                .filter_map(|sequence| {
+                    Some(DraftRows {
+                        sequence,
+                        groups: GroupSet::all(0),
+                        first_row: pass.group_rows(sequence, step.verified)?.start,
+                        slots: step.drafts + 1,
+                        sampling: &greedy,
+                        rule: Rule::Match,
+                        seed: 0,
+                    })
                 })
                 .collect();
-            model.draft(&slots, &requests, &mut work, &mut draft_logits)?;
+            model.draft(&requests, &mut results, &mut work, &mut draft_logits)?;
         }
+        model.device().read(&mut results)?;
         Ok(())
     };
     let mut seconds = Vec::new();

@@ -152,8 +152,34 @@ FLEXDRAFT_KERNEL(planted_transpose, PlantedParams, 32, 1) {
     p.out[lane] = r[0];
 }
 
+// A thread's own array with an index beyond its end for arguments from 4 on. (Through a pointer that the compiler
+// knows nothing of: AddressSanitizer is to see it.)
+FLEXDRAFT_KERNEL(planted_stack_overflow, PlantedParams, 1024, 1) {
+    volatile uint32_t own[4] = {1, 2, 3, 4};
+    volatile uint32_t* volatile first = own;
+    first[p.argument] = p.in[threadIdx.x];
+    p.out[threadIdx.x] = own[threadIdx.x % 4];
+}
+
+// The CTA's shared memory from byte `argument` on, one word a thread.
+FLEXDRAFT_KERNEL(planted_shared_overflow, PlantedParams, 1024, 1) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared + p.argument);
+    staged[threadIdx.x] = p.in[threadIdx.x];
+    p.out[threadIdx.x] = staged[threadIdx.x];
+}
+
+// A shift by the argument: undefined in C++ from 32 on, and another result on a GPU than on a CPU.
+FLEXDRAFT_KERNEL(planted_shift, PlantedParams, 1024, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] << p.argument; }
+
+// A sum of two ints: undefined where it overflows.
+FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
+    p.out[threadIdx.x] = uint32_t(int(p.in[threadIdx.x]) + int(p.argument));
+}
+
 FLEXDRAFT_KERNEL_TABLE(planted, planted_reverse, planted_reverse_without_barrier, planted_copy,
                        planted_copy_without_wait, planted_copy_without_barrier, planted_last_cta,
                        planted_last_cta_without_fence, planted_offset, planted_write_input, planted_misaligned,
                        planted_divergent_barrier, planted_lanes, planted_collectives, planted_mma,
-                       planted_transpose)
+                       planted_transpose, planted_stack_overflow, planted_shared_overflow, planted_shift,
+                       planted_signed_sum)

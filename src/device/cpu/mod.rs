@@ -23,8 +23,8 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, Precision,
-    QkTransform, RowKind, Verdict, VerifyRows,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, Precision, QkTransform,
+    RowKind, Verdict, VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
@@ -32,6 +32,7 @@ use crate::tensor::Tensor;
 pub use self::buffer::{Buffer, Vector};
 pub use self::kv_cache::KvCache;
 pub use self::linear::Linear;
+pub use self::sampling::Results;
 pub use self::simd::InstructionSet;
 
 /// How a [`Cpu`] works.
@@ -130,6 +131,7 @@ impl Device for Cpu {
     type Linear = Linear;
     type Vector = Vector;
     type Cache = KvCache;
+    type Results = Results;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear, DeviceError> {
         Linear::new(parts)
@@ -157,6 +159,10 @@ impl Device for Cpu {
 
     fn new_logits(&self, cols: usize) -> Buffer {
         Buffer::new(cols, Precision::F32)
+    }
+
+    fn new_results(&self) -> Results {
+        Results::default()
     }
 
     fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
@@ -247,24 +253,52 @@ impl Device for Cpu {
         elementwise::edit_row(logits, row, edit)
     }
 
+    fn verify(
+        &self,
+        logits: &Buffer,
+        sequences: &[VerifyRows<'_, Buffer>],
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
+        let verdicts = sampling::verify(self.compute(), logits, sequences)?;
+        results.found = Found { verdicts, drafts: Vec::new() };
+        Ok(())
+    }
+
+    fn known<'a>(&self, results: &'a Results) -> Option<&'a [Verdict]> {
+        Some(&results.found.verdicts)
+    }
+
+    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
+        results.select(drafts)
+    }
+
+    fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
+        elementwise::gather(x, &results.rows, out)
+    }
+
+    fn embed_bonus(&self, table: &Linear, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
+        out.resize(results.bonus.len())?;
+        table.embed(&results.bonus, 0, out)
+    }
+
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Buffer, Linear>>,
         logits: &mut Buffer,
         drafts: &[DraftRows<'_>],
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
         if let Some(Calibration { hidden, output }) = calibration {
             self.linear_add(output, hidden, 0..logits.rows(), logits)?;
         }
-        sampling::draft(self.compute(), logits, drafts)
+        let slots = results.slots(drafts)?;
+        results.found.drafts.extend(sampling::draft(self.compute(), logits, &slots)?);
+        Ok(())
     }
 
-    fn verify(
-        &self,
-        logits: &Buffer,
-        sequences: &[VerifyRows<'_, Buffer>],
-    ) -> Result<Vec<Verdict>, DeviceError> {
-        sampling::verify(self.compute(), logits, sequences)
+    fn read(&self, results: &mut Results) -> Result<Found, DeviceError> {
+        let drafts = std::mem::take(&mut results.found.drafts);
+        Ok(Found { verdicts: results.found.verdicts.clone(), drafts })
     }
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {

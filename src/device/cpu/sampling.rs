@@ -1,23 +1,87 @@
 //! Drawing drafts, and applying the acceptance rules to rows of logits.
 
+use std::ops::Range;
+
 use super::buffer::Buffer;
 use super::check;
 use super::pool::Pool;
 use super::rows::{ArgMax, Confidence};
 use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
-use crate::device::{DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
+use crate::device::{DeviceError, DraftRows, DraftToken, Found, Verdict, VerifyRows};
+use crate::layout::MAX_BLOCK_SIZE;
 use crate::random::{Purpose, Stream};
-use crate::sampling::{draw, draw_weighted, softmax, warp};
+use crate::sampling::{SamplingParams, draw, draw_weighted, softmax, warp};
 
 /// What a row of logits costs in multiply-adds an id, so that only small vocabularies stay on one thread.
 const WORK: usize = 8;
+
+/// What was found, and what the next drafts depend on.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Verdicts and drafts.
+    pub found: Found,
+    /// Rows of the pass that hold the selected slots, draft after draft.
+    pub(super) rows: Vec<usize>,
+    /// Their bonus tokens.
+    pub(super) bonus: Vec<u32>,
+}
+
+impl Results {
+    /// Looks up the rows and bonus tokens of `drafts`.
+    pub(super) fn select(&mut self, drafts: &[DraftRows<'_>]) -> Result<(), DeviceError> {
+        const OPERATION: &str = "select";
+        (self.rows, self.bonus) = Default::default();
+        for draft in drafts {
+            let verdict = self.verdict(OPERATION, draft)?;
+            check::index(OPERATION, "number of slots", draft.slots, MAX_BLOCK_SIZE + 1)?;
+            let rows = draft.slot_rows(verdict.accepted).ok_or(DeviceError::OutOfRange {
+                operation: OPERATION,
+                what: "accepted length without a group",
+                index: verdict.accepted,
+                limit: 0,
+            })?;
+            self.rows.extend(rows);
+            self.bonus.push(verdict.bonus);
+        }
+        Ok(())
+    }
+
+    fn verdict(&self, operation: &'static str, draft: &DraftRows<'_>) -> Result<Verdict, DeviceError> {
+        let (index, limit) = (draft.sequence, self.found.verdicts.len());
+        let verdict = self.found.verdicts.get(index).copied();
+        verdict.ok_or(DeviceError::OutOfRange { operation, what: "sequence", index, limit })
+    }
+
+    /// Where the slots of `drafts` are in the logits, and what they are drawn with.
+    pub(super) fn slots<'a>(&self, drafts: &[DraftRows<'a>]) -> Result<Vec<Slots<'a>>, DeviceError> {
+        let mut first = 0usize;
+        let slots = |draft: &DraftRows<'a>| {
+            let rows = first..first.saturating_add(draft.drafted());
+            first = rows.end;
+            let start = self.verdict("draft", draft)?.next_start;
+            Ok(Slots { rows, sampling: draft.sampling, rule: draft.rule, seed: draft.seed, start })
+        };
+        drafts.iter().map(slots).collect()
+    }
+}
+
+/// Rows of logits to be sampled: slots 1, 2, … of one group.
+#[derive(Clone, Debug)]
+pub(super) struct Slots<'a> {
+    pub(super) rows: Range<usize>,
+    pub(super) sampling: &'a SamplingParams,
+    pub(super) rule: Rule,
+    pub(super) seed: u64,
+    /// Position of c_0 of the step that will verify the draft; slot j stands at `start + j`.
+    pub(super) start: usize,
+}
 
 /// Samples drafts: a token and a confidence for each of their rows.
 pub(super) fn draft(
     (pool, vectors): (&Pool, Vectors),
     logits: &Buffer,
-    drafts: &[DraftRows<'_>],
+    drafts: &[Slots<'_>],
 ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
     const OPERATION: &str = "draft";
     check_vocabulary(OPERATION, logits)?;
@@ -59,7 +123,7 @@ pub(super) fn verify(
     for request in sequences {
         check_verification(logits, request)?;
     }
-    let mut verdicts = vec![Verdict { accepted: 0, bonus: 0 }; sequences.len()];
+    let mut verdicts = vec![Verdict { accepted: 0, bonus: 0, next_start: 0 }; sequences.len()];
     let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
     let items = sequences.iter().zip(&mut verdicts).collect();
     pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
@@ -111,7 +175,7 @@ fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, B
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    Verdict { accepted, bonus }
+    Verdict { accepted, bonus, next_start: request.start + accepted + 1 }
 }
 
 /// p and q of one verification, warped when a rule asks for them. Rows were checked to exist.
@@ -150,7 +214,6 @@ impl Rows for WarpedRows<'_> {
 mod tests {
     use super::*;
     use crate::device::Precision;
-    use crate::sampling::SamplingParams;
 
     fn logits(rows: usize, cols: usize) -> Buffer {
         let mut buffer = Buffer::new(cols, Precision::F32);
@@ -164,8 +227,8 @@ mod tests {
     const SAMPLINGS: [SamplingParams; 2] =
         [SamplingParams::GREEDY, SamplingParams { temperature: 0.7, top_k: 0, top_p: 1.0, min_p: 0.0 }];
 
-    fn draft_rows(sampling: &SamplingParams, rows: std::ops::Range<usize>, start: usize) -> DraftRows<'_> {
-        DraftRows { rows, sampling, rule: Rule::Rejection, seed: 3, start }
+    fn draft_rows(sampling: &SamplingParams, rows: Range<usize>, start: usize) -> Slots<'_> {
+        Slots { rows, sampling, rule: Rule::Rejection, seed: 3, start }
     }
 
     fn verify_rows<'a>(
@@ -186,7 +249,7 @@ mod tests {
                 draft_rows(sampling, 9..9, 4),
                 draft_rows(sampling, 5..40, 9),
             ];
-            let run = |threads, drafts: &[DraftRows<'_>]| {
+            let run = |threads, drafts: &[Slots<'_>]| {
                 draft((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, drafts).unwrap()
             };
             let expected = run(1, &drafts);

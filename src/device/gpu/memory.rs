@@ -164,6 +164,6 @@ fn moved<B: Backend, T: Element>(
     capacity: usize,
 ) -> Result<B::Memory<T>, DeviceError> {
     let mut memory = backend.allocate(stream, capacity)?;
-    backend.copy(stream, old, &mut memory, kept)?;
+    backend.copy(stream, old, &mut memory, 0, kept)?;
     Ok(memory)
 }

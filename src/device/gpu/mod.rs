@@ -6,6 +6,7 @@
 mod cublas;
 mod memory;
 mod products;
+mod results;
 mod sampling;
 mod scratch;
 #[cfg(feature = "simt")]
@@ -18,13 +19,14 @@ pub use cublas::{CublasLayer, CublasLt};
 use half::bf16;
 pub use memory::Buffer;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
-use scratch::Scratch;
+pub use results::Results;
+use scratch::{Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, LinearPart, QkTransform,
-    RowKind, Verdict, VerifyRows,
+    AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, QkTransform, RowKind,
+    Verdict, VerifyRows,
 };
 use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
@@ -151,7 +153,7 @@ impl<P: Products> Gpu<P> {
     }
 
     /// Part of some memory, to be read.
-    fn read<'a, T: Element>(
+    fn input<'a, T: Element>(
         &'a self,
         memory: &'a Memory<P, T>,
         range: Range<usize>,
@@ -162,7 +164,7 @@ impl<P: Products> Gpu<P> {
     }
 
     /// Part of some memory, to be written.
-    fn write<'a, T: Element>(
+    fn output<'a, T: Element>(
         &'a self,
         memory: &'a mut Memory<P, T>,
         range: Range<usize>,
@@ -201,15 +203,15 @@ impl<P: Products> Gpu<P> {
         };
         let args = match (&from.values, &mut to.values) {
             (memory::Values::Activations(from), memory::Values::Activations(to)) => Gather {
-                indices: self.read(ids, 0..host.len())?,
-                x: self.read(from, 0..from_rows * stride)?,
-                out: self.write(to, 0..host.len() * stride)?,
+                indices: self.input(ids, 0..host.len())?,
+                x: self.input(from, 0..from_rows * stride)?,
+                out: self.output(to, 0..host.len() * stride)?,
                 cols: stride,
             },
             (memory::Values::Logits(from), memory::Values::Logits(to)) => Gather {
-                indices: self.read(ids, 0..host.len())?,
-                x: self.read(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
-                out: self.write(to, 0..host.len() * stride)?.cast().ok_or_else(mismatch)?,
+                indices: self.input(ids, 0..host.len())?,
+                x: self.input(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
+                out: self.output(to, 0..host.len() * stride)?.cast().ok_or_else(mismatch)?,
                 cols: 2 * stride,
             },
             _ => return Err(mismatch()),
@@ -255,6 +257,7 @@ impl<P: Products> Device for Gpu<P> {
     type Linear = Linear<P>;
     type Vector = Vector<P::Backend>;
     type Cache = KvCache<P::Backend>;
+    type Results = Results<P::Backend>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear<P>, DeviceError> {
         let weights = Weights::new(parts)?;
@@ -305,6 +308,10 @@ impl<P: Products> Device for Gpu<P> {
         Buffer::new(cols, true)
     }
 
+    fn new_results(&self) -> Results<P::Backend> {
+        Results::default()
+    }
+
     fn resize(&self, buffer: &mut Buffer<P::Backend>, rows: usize) -> Result<(), DeviceError> {
         buffer.resize(self.backend(), &self.stream, rows)
     }
@@ -332,14 +339,15 @@ impl<P: Products> Device for Gpu<P> {
         let host: Vec<i32> =
             ids.iter().map(|&id| index32(OPERATION, "token id", id as usize)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
-        let ids = scratch.ids.reserve(backend, stream, host.len())?;
+        let Scratch { ids, error, .. } = &mut *scratch;
+        let ids = ids.reserve(backend, stream, host.len())?;
         backend.upload(stream, &host, ids, 0)?;
         let range = elements(out, &rows);
         let args = Embed {
-            ids: self.read(ids, 0..host.len())?,
+            ids: self.input(ids, 0..host.len())?,
             table: backend.view(stream, self.products.weight(&table.layer)),
-            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
-            error: None,
+            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
+            error: Some(error_word(backend, stream, error)?),
             cols: table.in_cols,
         };
         Ok(self.kernels.embed(stream, &args)?)
@@ -363,9 +371,9 @@ impl<P: Products> Device for Gpu<P> {
         backend.upload(stream, &host, ids, 0)?;
         let range = elements(out, &rows);
         let args = Gather {
-            indices: self.read(ids, 0..host.len())?,
+            indices: self.input(ids, 0..host.len())?,
             x: backend.view(stream, &value.row),
-            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             cols: value.len,
         };
         Ok(self.kernels.gather(stream, &args)?)
@@ -388,9 +396,9 @@ impl<P: Products> Device for Gpu<P> {
         let (backend, stream) = (self.backend(), &self.stream);
         let range = elements(x, &rows);
         let args = RmsNorm {
-            x: Residual::Is(self.read(x.activations(OPERATION, "x")?, range.clone())?),
+            x: Residual::Is(self.input(x.activations(OPERATION, "x")?, range.clone())?),
             weight: backend.view(stream, &weight.values),
-            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             eps,
         };
         Ok(self.kernels.rms_norm(stream, &args)?)
@@ -429,8 +437,8 @@ impl<P: Products> Device for Gpu<P> {
         let stream = &self.stream;
         let range = elements(delta, &rows);
         let args = Add {
-            x: self.write(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
-            delta: self.read(delta.activations(OPERATION, "delta")?, range)?,
+            x: self.output(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
+            delta: self.input(delta.activations(OPERATION, "delta")?, range)?,
         };
         Ok(self.kernels.add(stream, &args)?)
     }
@@ -450,8 +458,8 @@ impl<P: Products> Device for Gpu<P> {
         let stream = &self.stream;
         let (from, to, cols) = (elements(x, &rows), elements(out, &rows), out.cols);
         let args = SiluMul {
-            x: self.read(x.activations(OPERATION, "x")?, from)?,
-            out: self.write(out.activations_mut(OPERATION, "out")?, to)?,
+            x: self.input(x.activations(OPERATION, "x")?, from)?,
+            out: self.output(out.activations_mut(OPERATION, "out")?, to)?,
             cols,
         };
         Ok(self.kernels.silu_mul(stream, &args)?)
@@ -482,9 +490,9 @@ impl<P: Products> Device for Gpu<P> {
         backend.upload(stream, &host, ids, 0)?;
         let cols = x.cols;
         let args = SiluAdd {
-            bonus: self.read(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
-            x: self.write(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
-            owner: self.read(ids, 0..host.len())?,
+            bonus: self.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
+            x: self.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
+            owner: self.input(ids, 0..host.len())?,
             cols,
         };
         Ok(self.kernels.silu_add(stream, &args)?)
@@ -520,14 +528,14 @@ impl<P: Products> Device for Gpu<P> {
         let (strides, paging) = (cache.strides(), cache.paging);
         let mut scratch = self.scratch();
         scratch.lay_out(&self.kernels, stream, pass, paging, transform.rope)?;
-        let (tables, turns) = scratch.laid_out()?;
+        let (tables, turns, error) = scratch.laid_out()?;
         let [k, v] = cache.layers.get_mut(layer).ok_or_else(|| no_layer(OPERATION, layer))?;
         let range = 0..rows * qkv.cols;
         let args = NormRopeAppend {
             pass: tables,
             kind,
-            qkv: self.write(qkv.activations_mut(OPERATION, "qkv")?, range)?,
-            turns: self.read(turns, 0..rows * shape.head_dim)?,
+            qkv: self.output(qkv.activations_mut(OPERATION, "qkv")?, range)?,
+            turns: self.input(turns, 0..rows * shape.head_dim)?,
             norms: transform
                 .norms
                 .map(|(q, k)| (backend.view(stream, &q.values), backend.view(stream, &k.values))),
@@ -539,7 +547,7 @@ impl<P: Products> Device for Gpu<P> {
                 v_strides: strides,
             },
             shape,
-            error: None,
+            error: Some(error_word(backend, stream, error)?),
         };
         Ok(self.kernels.norm_rope_append(stream, &args)?)
     }
@@ -564,7 +572,7 @@ impl<P: Products> Device for Gpu<P> {
         let (backend, stream) = (self.backend(), &self.stream);
         let mut scratch = self.scratch();
         scratch.upload(backend, stream, pass, cache.paging)?;
-        let Scratch { tables, workspace, .. } = &mut *scratch;
+        let Scratch { tables, workspace, error, .. } = &mut *scratch;
         let tables = tables.as_ref().ok_or_else(|| no_layer(OPERATION, layer))?;
         let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
@@ -573,19 +581,19 @@ impl<P: Products> Device for Gpu<P> {
         let range = 0..rows * out.cols;
         let args = JointAttention {
             pass: tables,
-            qkv: self.read(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
+            qkv: self.input(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
             cache: PagedKv {
                 k: backend.view(stream, k),
                 v: backend.view(stream, v),
                 k_strides: cache.strides(),
                 v_strides: cache.strides(),
             },
-            out: self.write(out.activations_mut(OPERATION, "out")?, range)?,
+            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             lse: None,
             workspace: backend.view_mut(stream, workspace),
             shape,
             split: self.split,
-            error: None,
+            error: Some(error_word(backend, stream, error)?),
         };
         Ok(self.kernels.joint_attention(stream, &args)?)
     }
@@ -604,7 +612,44 @@ impl<P: Products> Device for Gpu<P> {
         let memory = logits.logits_mut(OPERATION)?;
         backend.download(stream, memory, first, &mut host)?;
         edit(&mut host);
+        // As it counts anyway, but a kernel that meets a NaN reports it.
+        host.iter_mut().filter(|logit| logit.is_nan()).for_each(|logit| *logit = f32::NEG_INFINITY);
         Ok(backend.upload(stream, &host, memory, first)?)
+    }
+
+    fn verify(
+        &self,
+        logits: &Buffer<P::Backend>,
+        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.verify_drafts(logits, sequences, results)
+    }
+
+    fn known<'a>(&self, results: &'a Results<P::Backend>) -> Option<&'a [Verdict]> {
+        results.known()
+    }
+
+    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results<P::Backend>) -> Result<(), DeviceError> {
+        self.select_drafts(drafts, results)
+    }
+
+    fn gather_selected(
+        &self,
+        x: &Buffer<P::Backend>,
+        results: &Results<P::Backend>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.gather_slots(x, results, out)
+    }
+
+    fn embed_bonus(
+        &self,
+        table: &Linear<P>,
+        results: &Results<P::Backend>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.embed_bonus_tokens(table, results, out)
     }
 
     fn draft(
@@ -612,15 +657,12 @@ impl<P: Products> Device for Gpu<P> {
         calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
         logits: &mut Buffer<P::Backend>,
         drafts: &[DraftRows<'_>],
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-        self.draft_tokens(calibration, logits, drafts)
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.draft_tokens(calibration, logits, drafts, results)
     }
 
-    fn verify(
-        &self,
-        logits: &Buffer<P::Backend>,
-        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
-    ) -> Result<Vec<Verdict>, DeviceError> {
-        self.verdicts(logits, sequences)
+    fn read(&self, results: &mut Results<P::Backend>) -> Result<Found, DeviceError> {
+        self.read_results(results)
     }
 }

@@ -1,17 +1,16 @@
-//! Drafting and verification: rows sampled, drafts accepted.
+//! Verification and drafting: rows sampled, drafts accepted. Nothing is waited for.
 
-use bytemuck::Zeroable;
-
-use super::memory::Buffer;
+use super::memory::{Buffer, Grown};
 use super::products::Products;
-use super::{Gpu, Linear, Memory, expect, expect_rows, index32};
+use super::results::Results;
+use super::scratch::{Scratch, error_word};
+use super::{Gpu, Linear, expect, expect_rows};
 use crate::acceptance::Rule;
-use crate::backend::Backend;
-use crate::device::{Calibration, Device, DeviceError, DraftRows, DraftToken, Verdict, VerifyRows};
+use crate::backend::{Backend, View, ViewMut};
+use crate::device::{Calibration, DeviceError, DraftRows, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
-    Accept, MAX_COMMITTED, SampledRows, Verdict as DeviceVerdict, Verify, VerifySequence,
-    accept_workspace_len,
+    Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
 };
 use crate::kernels::sampling::{
     Calibration as KernelCalibration, LogitRows, RowSampling, RowStats, Sample, workspace_len,
@@ -20,53 +19,90 @@ use crate::layout::GroupSet;
 use crate::random::{Purpose, Stream};
 use crate::sampling::SamplingParams;
 
+/// How the rows of the last launch were sampled.
+#[derive(Debug)]
+pub(super) struct Sampling<B: Backend>(Grown<B, RowSampling>);
+
+impl<B: Backend> Default for Sampling<B> {
+    fn default() -> Self {
+        Sampling(Grown::default())
+    }
+}
+
+/// What a verification works on.
+#[derive(Debug)]
+pub(super) struct Verification<B: Backend> {
+    requests: Grown<B, Verify>,
+    tokens: Grown<B, i32>,
+    target_stats: Grown<B, RowStats>,
+    /// The logits of every q, side by side, and what is known of them.
+    draft_logits: Grown<B, f32>,
+    draft_stats: Grown<B, RowStats>,
+    /// Zero between launches.
+    arrived: Grown<B, u32>,
+    committed: Grown<B, i32>,
+}
+
+impl<B: Backend> Default for Verification<B> {
+    fn default() -> Self {
+        Verification {
+            requests: Grown::default(),
+            tokens: Grown::default(),
+            target_stats: Grown::default(),
+            draft_logits: Grown::default(),
+            draft_stats: Grown::default(),
+            arrived: Grown::default(),
+            committed: Grown::default(),
+        }
+    }
+}
+
+/// Rows of logits to be sampled.
+struct Rows<'a> {
+    vocab: usize,
+    stride: usize,
+    logits: LogitRows<'a, f32>,
+    /// As in [`Sample`].
+    logit_index: Option<View<'a, i32>>,
+    starts: Option<View<'a, i32>>,
+    calibration: Option<KernelCalibration<'a>>,
+}
+
 /// Parameters that a request's validation should not have let through.
 fn invalid(what: &'static str) -> DeviceError {
     DeviceError::OutOfRange { operation: "sample", what, index: 0, limit: 0 }
 }
 
 impl<P: Products> Gpu<P> {
-    /// Statistics of the rows of `logits`, sampled by `ways`, a way a row, after the calibrator's correction.
+    /// Samples rows by `ways`, a way a row, into `stats`.
     fn sample(
         &self,
-        logits: LogitRows<'_, f32>,
-        (vocab, stride): (usize, usize),
+        rows: Rows<'_>,
         ways: &[RowSampling],
-        calibration: Option<KernelCalibration<'_>>,
-    ) -> Result<Memory<P, RowStats>, DeviceError> {
+        sampling: &mut Sampling<P::Backend>,
+        stats: ViewMut<'_, RowStats>,
+    ) -> Result<(), DeviceError> {
         let (backend, stream) = (self.backend(), &self.stream);
-        let mut sampling = backend.allocate(stream, ways.len())?;
-        backend.upload(stream, ways, &mut sampling, 0)?;
-        let mut stats = backend.allocate(stream, ways.len())?;
+        let sampling = sampling.0.reserve(backend, stream, ways.len())?;
+        backend.upload(stream, ways, sampling, 0)?;
         let mut scratch = self.scratch();
-        let needed = workspace_len(ways.len(), vocab, calibration.is_some())?;
-        let workspace = scratch.workspace.reserve(backend, stream, needed)?;
+        let Scratch { workspace, error, .. } = &mut *scratch;
+        let needed = workspace_len(ways.len(), rows.vocab, rows.calibration.is_some())?;
+        let workspace = workspace.reserve(backend, stream, needed)?;
         let args = Sample {
-            vocab,
-            stride,
-            logits,
-            logit_index: None,
-            sampling: backend.view(stream, &sampling),
-            starts: None,
+            vocab: rows.vocab,
+            stride: rows.stride,
+            logits: rows.logits,
+            logit_index: rows.logit_index,
+            sampling: self.input(sampling, 0..ways.len())?,
+            starts: rows.starts,
             draft: None,
-            calibration,
+            calibration: rows.calibration,
             workspace: backend.view_mut(stream, workspace),
-            stats: backend.view_mut(stream, &mut stats),
-            error: None,
+            stats,
+            error: Some(error_word(backend, stream, error)?),
         };
-        self.kernels.sample(stream, args)?;
-        Ok(stats)
-    }
-
-    /// Statistics of every row of `logits` as they are.
-    fn sample_rows(
-        &self,
-        logits: &Buffer<P::Backend>,
-        ways: &[RowSampling],
-    ) -> Result<Memory<P, RowStats>, DeviceError> {
-        let shape = (logits.cols, logits.stride());
-        let rows = self.read(logits.logits("sample")?, 0..ways.len() * shape.1)?;
-        self.sample(LogitRows::Read(rows), shape, ways, None)
+        Ok(self.kernels.sample(stream, args)?)
     }
 
     pub(super) fn draft_tokens(
@@ -74,69 +110,76 @@ impl<P: Products> Gpu<P> {
         calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
         logits: &mut Buffer<P::Backend>,
         drafts: &[DraftRows<'_>],
-    ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
         const OPERATION: &str = "draft";
-        let greedy = row_sampling(&SamplingParams::GREEDY, None)?;
-        let mut ways = vec![greedy; logits.rows];
-        for draft in drafts {
-            expect_rows(OPERATION, "logits", logits, logits.cols, draft.rows.end)?;
-            for (slot, row) in (1..).zip(draft.rows.clone()) {
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut ways = Vec::with_capacity(logits.rows);
+        for (index, draft) in (0..).zip(drafts) {
+            for slot in 1..draft.slots {
+                // Positions count from the start of the next step, which the device knows.
                 let numbers = match draft.rule {
-                    Rule::Match => Stream::target_draw(draft.seed, draft.start.saturating_add(slot)),
-                    Rule::Rejection | Rule::Block => {
-                        Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
-                    }
+                    Rule::Match => Stream::target_draw(draft.seed, slot),
+                    Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, 0),
                 };
                 let numbers = (!draft.sampling.is_greedy()).then_some(numbers);
-                if let Some(way) = ways.get_mut(row) {
-                    *way = row_sampling(draft.sampling, numbers)?;
-                }
+                ways.push(row_sampling(draft.sampling, numbers)?.relative_to(index));
             }
         }
-        if ways.is_empty() || logits.cols == 0 {
-            return Ok(drafts.iter().map(|_| Vec::new()).collect());
+        let (rows, vocab, stride) = (ways.len(), logits.cols, logits.stride());
+        let Results { report, selected, sampling, .. } = results;
+        expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
+        expect(OPERATION, "logits", vec![rows, vocab], vec![logits.rows, vocab])?;
+        results.drafts.extend(drafts.iter().map(DraftRows::drafted));
+        if rows == 0 || vocab == 0 {
+            return Ok(());
         }
-        let stats = match calibration {
-            None => self.sample_rows(logits, &ways)?,
+        let logit_rows = 0..rows * stride;
+        let (logits, calibration) = match calibration {
+            None => (LogitRows::Read(self.input(logits.logits(OPERATION)?, logit_rows)?), None),
             Some(Calibration { hidden, output }) => {
                 let rank = output.in_cols;
-                expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, logits.rows)?;
-                expect(OPERATION, "calibrator's output", vec![logits.cols], vec![output.out_cols])?;
-                let backend = self.backend();
+                expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, rows)?;
+                expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
                 let calibration = KernelCalibration {
                     rank,
-                    hidden: self.read(hidden.activations(OPERATION, "hidden")?, 0..logits.rows * rank)?,
-                    weight: backend.view(&self.stream, self.products.weight(&output.layer)),
-                    bias: output.bias.as_ref().map(|bias| backend.view(&self.stream, bias)),
+                    hidden: self.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
+                    weight: backend.view(stream, self.products.weight(&output.layer)),
+                    bias: output.bias.as_ref().map(|bias| backend.view(stream, bias)),
                 };
-                let shape = (logits.cols, logits.stride());
-                let rows = self.write(logits.logits_mut(OPERATION)?, 0..ways.len() * shape.1)?;
-                self.sample(LogitRows::Update(rows), shape, &ways, Some(calibration))?
+                let logits = self.output(logits.logits_mut(OPERATION)?, logit_rows)?;
+                (LogitRows::Update(logits), Some(calibration))
             }
         };
-        let mut host = vec![RowStats::zeroed(); ways.len()];
-        self.backend().download(&self.stream, &stats, 0, &mut host)?;
-        let token = |row: usize| {
-            let stats = host.get(row).copied().unwrap_or_else(RowStats::zeroed);
-            DraftToken { token: stats.token.unsigned_abs(), confidence: stats.confidence }
+        let starts = selected.starts.reserve(backend, stream, drafts.len())?;
+        let rows_that_count = selected.draft_rows.reserve(backend, stream, rows)?;
+        let rows_to_sample = Rows {
+            vocab,
+            stride,
+            logits,
+            logit_index: Some(self.input(rows_that_count, 0..rows)?),
+            starts: Some(self.input(starts, 0..drafts.len())?),
+            calibration,
         };
-        Ok(drafts.iter().map(|draft| draft.rows.clone().map(token).collect()).collect())
+        self.sample(rows_to_sample, &ways, sampling, report.more_stats_mut(backend, stream, rows)?)
     }
 
-    pub(super) fn verdicts(
+    pub(super) fn verify_drafts(
         &self,
         logits: &Buffer<P::Backend>,
         sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
-    ) -> Result<Vec<Verdict>, DeviceError> {
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
         const OPERATION: &str = "verify";
-        if sequences.is_empty() {
-            return Ok(Vec::new());
-        }
         let (backend, stream) = (self.backend(), &self.stream);
+        let (batch, vocab, stride) = (sequences.len(), logits.cols, logits.stride());
+        results.begin(backend, stream, batch)?;
+        if batch == 0 {
+            return Ok(());
+        }
+        let Results { report, sampling, verification, .. } = results;
         let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; logits.rows];
         let (mut tokens, mut requests, mut draft_ways) = (Vec::new(), Vec::new(), Vec::new());
-        // The rows of every q side by side.
-        let mut drafts = self.new_logits(logits.cols);
         let mut sources = Vec::new();
         for sequence in sequences {
             let drafted = sequence.draft.len();
@@ -175,94 +218,63 @@ impl<P: Products> Gpu<P> {
             // A token beyond the type is beyond every vocabulary, and never accepted.
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
         }
-        drafts.resize(backend, stream, draft_ways.len())?;
+        let (rows, draft_rows) = (ways.len(), draft_ways.len());
+        let draft_logits = verification.draft_logits.reserve(backend, stream, draft_rows * stride)?;
         let mut first = 0;
         for (source, rows) in sources {
-            let stride = logits.stride();
-            let from = source.logits(OPERATION)?;
-            let to = drafts.logits_mut(OPERATION)?;
-            self.copy_rows(from, rows, stride, first, to)?;
-            first += rows;
+            let len = rows * stride;
+            backend.copy(stream, source.logits(OPERATION)?, draft_logits, first, len)?;
+            first += len;
         }
-        let stats = self.sample_rows(logits, &ways)?;
-        let draft_stats = match draft_ways.is_empty() {
-            true => None,
-            false => Some(self.sample_rows(&drafts, &draft_ways)?),
+        let plain = |logits| Rows {
+            vocab,
+            stride,
+            logits: LogitRows::Read(logits),
+            logit_index: None,
+            starts: None,
+            calibration: None,
         };
-        let batch = sequences.len();
-        let any_block =
-            sequences.iter().any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty());
-        let mut device_requests = backend.allocate(stream, batch)?;
-        backend.upload(stream, &requests, &mut device_requests, 0)?;
-        let mut device_tokens = backend.allocate(stream, tokens.len())?;
-        backend.upload(stream, &tokens, &mut device_tokens, 0)?;
-        let mut arrived = backend.allocate(stream, batch)?;
-        let mut verdicts = backend.allocate(stream, batch)?;
-        let mut committed = backend.allocate(stream, batch * MAX_COMMITTED)?;
-        let needed = accept_workspace_len(batch, logits.cols)
+        let target_stats = verification.target_stats.reserve(backend, stream, rows)?;
+        let target = || self.input(logits.logits(OPERATION)?, 0..rows * stride);
+        self.sample(plain(target()?), &ways, sampling, self.output(target_stats, 0..rows)?)?;
+        let draft_stats = verification.draft_stats.reserve(backend, stream, draft_rows)?;
+        if draft_rows > 0 {
+            let logits = self.input(draft_logits, 0..draft_rows * stride)?;
+            self.sample(plain(logits), &draft_ways, sampling, self.output(draft_stats, 0..draft_rows)?)?;
+        }
+        let device_requests = verification.requests.reserve(backend, stream, batch)?;
+        backend.upload(stream, &requests, device_requests, 0)?;
+        let device_tokens = verification.tokens.reserve(backend, stream, tokens.len())?;
+        backend.upload(stream, &tokens, device_tokens, 0)?;
+        let arrived = verification.arrived.reserve(backend, stream, batch)?;
+        let committed = verification.committed.reserve(backend, stream, batch * MAX_COMMITTED)?;
+        let needed = accept_workspace_len(batch, vocab)
             .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
         let mut scratch = self.scratch();
-        let workspace = scratch.workspace.reserve(backend, stream, needed)?;
-        let (rows, stride) = (ways.len(), logits.stride());
+        let Scratch { workspace, error, .. } = &mut *scratch;
         let args = Accept {
-            vocab: logits.cols,
+            vocab,
             stride,
-            sequences: backend.view(stream, &device_requests),
-            any_block,
-            tokens: backend.view(stream, &device_tokens),
-            target: SampledRows {
-                logits: self.read(logits.logits(OPERATION)?, 0..rows * stride)?,
-                stats: backend.view(stream, &stats),
-            },
-            draft: match &draft_stats {
-                Some(stats) => Some(SampledRows {
-                    logits: self.read(drafts.logits(OPERATION)?, 0..draft_ways.len() * stride)?,
-                    stats: backend.view(stream, stats),
+            sequences: self.input(device_requests, 0..batch)?,
+            any_block: sequences
+                .iter()
+                .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
+            tokens: self.input(device_tokens, 0..tokens.len())?,
+            target: SampledRows { logits: target()?, stats: self.input(target_stats, 0..rows)? },
+            draft: match draft_rows {
+                0 => None,
+                _ => Some(SampledRows {
+                    logits: self.input(draft_logits, 0..draft_rows * stride)?,
+                    stats: self.input(draft_stats, 0..draft_rows)?,
                 }),
-                None => None,
             },
-            workspace: backend.view_mut(stream, workspace),
-            arrived: backend.view_mut(stream, &mut arrived),
-            verdicts: backend.view_mut(stream, &mut verdicts),
-            committed: backend.view_mut(stream, &mut committed),
-            error: None,
+            workspace: backend.view_mut(stream, workspace.reserve(backend, stream, needed)?),
+            arrived: self.output(arrived, 0..batch)?,
+            verdicts: report.verdicts_mut(backend, stream)?,
+            committed: self.output(committed, 0..batch * MAX_COMMITTED)?,
+            error: Some(error_word(backend, stream, error)?),
         };
-        self.kernels.accept(stream, &args)?;
-        drop(args);
-        let mut host = vec![DeviceVerdict::zeroed(); batch];
-        backend.download(stream, &verdicts, 0, &mut host)?;
-        host.iter()
-            .map(|verdict| match usize::try_from(verdict.accepted) {
-                Ok(accepted) => Ok(Verdict { accepted, bonus: verdict.bonus.unsigned_abs() }),
-                Err(_) => Err(invalid("row of a verification")),
-            })
-            .collect()
-    }
-
-    /// The first `rows` rows of `from` to the rows of `to` from `first` on.
-    fn copy_rows(
-        &self,
-        from: &Memory<P, f32>,
-        rows: usize,
-        stride: usize,
-        first: usize,
-        to: &mut Memory<P, f32>,
-    ) -> Result<(), DeviceError> {
-        let indices: Vec<i32> =
-            (0..rows).map(|row| index32("verify", "row", row)).collect::<Result<_, _>>()?;
-        let (backend, stream) = (self.backend(), &self.stream);
-        let mut scratch = self.scratch();
-        let ids = scratch.ids.reserve(backend, stream, rows)?;
-        backend.upload(stream, &indices, ids, 0)?;
-        // Elements of f32 as pairs of bf16, which a gather moves as they are.
-        let cast = || invalid("row");
-        let args = crate::kernels::glue::Gather {
-            indices: self.read(ids, 0..rows)?,
-            x: self.read(from, 0..rows * stride)?.cast().ok_or_else(cast)?,
-            out: self.write(to, first * stride..(first + rows) * stride)?.cast().ok_or_else(cast)?,
-            cols: 2 * stride,
-        };
-        Ok(self.kernels.gather(stream, &args)?)
+        Ok(self.kernels.accept(stream, &args)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the operations of a step share, and what they reuse from step to step.
 
 use super::memory::Grown;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError, ViewMut};
 use crate::device::{DeviceError, Rope};
 use crate::kernels::glue::RopeTable;
 use crate::kernels::{Kernels, Paging, PassTables};
@@ -14,6 +14,8 @@ pub(super) struct Scratch<B: Backend> {
     pub(super) ids: Grown<B, i32>,
     /// For attention, sampling and acceptance.
     pub(super) workspace: Grown<B, f32>,
+    /// The device error word, which kernels set and a step's [`read`](crate::device::Device::read) looks at.
+    pub(super) error: Grown<B, u64>,
     pub(super) tables: Option<PassTables<B>>,
     /// What `tables` was made for, and what is in it.
     limits: (usize, usize),
@@ -30,6 +32,7 @@ impl<B: Backend> Default for Scratch<B> {
         Scratch {
             ids: Grown::default(),
             workspace: Grown::default(),
+            error: Grown::default(),
             tables: None,
             limits: (0, 0),
             uploaded: None,
@@ -39,6 +42,20 @@ impl<B: Backend> Default for Scratch<B> {
         }
     }
 }
+
+/// The error word as the kernels take it.
+pub(super) fn error_word<'a, B: Backend>(
+    backend: &B,
+    stream: &'a B::Stream,
+    error: &'a mut Grown<B, u64>,
+) -> Result<ViewMut<'a, u32>, DeviceError> {
+    let memory = error.reserve(backend, stream, 1)?;
+    let word = backend.view_mut(stream, memory).cast().and_then(|words| words.range(0..1));
+    word.ok_or(BackendError::CopyLength { wanted: 1, found: 0 }.into())
+}
+
+/// A pass on the device, and the error word.
+type LaidOut<'a, B> = (&'a PassTables<B>, &'a <B as Backend>::Memory<f32>, &'a mut Grown<B, u64>);
 
 /// A pass that outlives what it borrows.
 #[derive(Debug)]
@@ -132,11 +149,11 @@ impl<B: Backend> Scratch<B> {
         Ok(())
     }
 
-    /// The tables and rotations of the last [`lay_out`](Self::lay_out).
-    pub(super) fn laid_out(&mut self) -> Result<(&PassTables<B>, &B::Memory<f32>), DeviceError> {
+    /// The tables and rotations of the last [`lay_out`](Self::lay_out), and the error word.
+    pub(super) fn laid_out(&mut self) -> Result<LaidOut<'_, B>, DeviceError> {
         let none = DeviceError::OutOfRange { operation: "pass", what: "row", index: 0, limit: 0 };
         match (&self.tables, self.turns.memory()) {
-            (Some(tables), Some(turns)) => Ok((tables, turns)),
+            (Some(tables), Some(turns)) => Ok((tables, turns, &mut self.error)),
             _ => Err(none),
         }
     }

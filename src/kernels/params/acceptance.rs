@@ -154,6 +154,76 @@ const _: () = {
     ["Offset of field: FlexdraftAccept::token_count"]
         [::core::mem::offset_of!(FlexdraftAccept, token_count) - 124usize];
 };
+/// A sequence that drafts from a pass: slots 1..S of the group that its verdict names.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftDraft {
+    /// bit k: the pass has a group for accepted length k
+    pub groups: u64,
+    /// which verdict is its
+    pub sequence: i32,
+    /// the pass's row of slot 0 of the first group; the others follow
+    pub first_slot: i32,
+    /// S, 1 to 64
+    pub slots: i32,
+    /// its first of the draft rows: S - 1 of them
+    pub first_draft: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftDraft"][::core::mem::size_of::<FlexdraftDraft>() - 24usize];
+    ["Alignment of FlexdraftDraft"][::core::mem::align_of::<FlexdraftDraft>() - 8usize];
+    ["Offset of field: FlexdraftDraft::groups"][::core::mem::offset_of!(FlexdraftDraft, groups) - 0usize];
+    ["Offset of field: FlexdraftDraft::sequence"][::core::mem::offset_of!(FlexdraftDraft, sequence) - 8usize];
+    ["Offset of field: FlexdraftDraft::first_slot"]
+        [::core::mem::offset_of!(FlexdraftDraft, first_slot) - 12usize];
+    ["Offset of field: FlexdraftDraft::slots"][::core::mem::offset_of!(FlexdraftDraft, slots) - 16usize];
+    ["Offset of field: FlexdraftDraft::first_draft"]
+        [::core::mem::offset_of!(FlexdraftDraft, first_draft) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftSelect {
+    /// [count]
+    pub drafts: *const FlexdraftDraft,
+    /// [batch]
+    pub verdicts: *const FlexdraftVerdict,
+    /// [count] the verdict's token; 0 without a verdict
+    pub bonus: *mut i32,
+    /// [count] the position of c_0 of the next step
+    pub starts: *mut i32,
+    /// [rows] the pass's row of a draft row; -1: no such group
+    pub sources: *mut i32,
+    /// [rows] the draft row itself, or -1
+    pub draft_rows: *mut i32,
+    /// the device error word; may be null
+    pub error: *mut u32,
+    pub count: i32,
+    pub batch: i32,
+    pub rows: i32,
+    pub unused: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftSelect"][::core::mem::size_of::<FlexdraftSelect>() - 72usize];
+    ["Alignment of FlexdraftSelect"][::core::mem::align_of::<FlexdraftSelect>() - 8usize];
+    ["Offset of field: FlexdraftSelect::drafts"][::core::mem::offset_of!(FlexdraftSelect, drafts) - 0usize];
+    ["Offset of field: FlexdraftSelect::verdicts"]
+        [::core::mem::offset_of!(FlexdraftSelect, verdicts) - 8usize];
+    ["Offset of field: FlexdraftSelect::bonus"][::core::mem::offset_of!(FlexdraftSelect, bonus) - 16usize];
+    ["Offset of field: FlexdraftSelect::starts"][::core::mem::offset_of!(FlexdraftSelect, starts) - 24usize];
+    ["Offset of field: FlexdraftSelect::sources"]
+        [::core::mem::offset_of!(FlexdraftSelect, sources) - 32usize];
+    ["Offset of field: FlexdraftSelect::draft_rows"]
+        [::core::mem::offset_of!(FlexdraftSelect, draft_rows) - 40usize];
+    ["Offset of field: FlexdraftSelect::error"][::core::mem::offset_of!(FlexdraftSelect, error) - 48usize];
+    ["Offset of field: FlexdraftSelect::count"][::core::mem::offset_of!(FlexdraftSelect, count) - 56usize];
+    ["Offset of field: FlexdraftSelect::batch"][::core::mem::offset_of!(FlexdraftSelect, batch) - 60usize];
+    ["Offset of field: FlexdraftSelect::rows"][::core::mem::offset_of!(FlexdraftSelect, rows) - 64usize];
+    ["Offset of field: FlexdraftSelect::unused"][::core::mem::offset_of!(FlexdraftSelect, unused) - 68usize];
+};
 /// ids of a CTA
 pub const FLEXDRAFT_ACCEPT_CHUNK: FlexdraftAcceptConstant = 2048;
 pub const FLEXDRAFT_MAX_DRAFTS: FlexdraftAcceptConstant = 63;

@@ -1,0 +1,214 @@
+//! The scan over a batch's draft tokens, by each rule.
+
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::Backend;
+use flexdraft::kernels::KernelError;
+use flexdraft::kernels::acceptance::{
+    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+};
+use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::layout::GroupSet;
+use flexdraft::random::Purpose;
+use serde::Serialize;
+
+use super::sampling::way;
+use super::{Case, Prepared};
+use crate::floor::{self, Floor, Scan};
+use crate::machine::Machine;
+
+/// `drafts` draft tokens for each of `batch` sequences, half of which are accepted.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Acceptance {
+    pub batch: usize,
+    pub drafts: usize,
+    pub vocab: usize,
+    /// `match`, `rejection` or `block`.
+    pub rule: &'static str,
+}
+
+/// Ids among which tokens that are surely accepted, or surely not, are looked for.
+const LOOKED_AT: usize = 4096;
+
+impl Acceptance {
+    /// Qwen3-8B's vocabulary, batches of 1 to 64.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for rule in ["match", "rejection", "block"] {
+            for batch in [1, 4, 16, 64] {
+                all.extend([4, 15].map(|drafts| Acceptance { batch, drafts, vocab: 151_936, rule }));
+            }
+        }
+        all
+    }
+
+    fn rule(&self) -> Rule {
+        match self.rule {
+            "match" => Rule::Match,
+            "rejection" => Rule::Rejection,
+            _ => Rule::Block,
+        }
+    }
+}
+
+/// Logits and their statistics.
+struct Rows<B: Backend> {
+    logits: B::Memory<f32>,
+    stats: B::Memory<RowStats>,
+}
+
+struct Operands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    vocab: usize,
+    stride: usize,
+    block: bool,
+    sequences: B::Memory<Verify>,
+    tokens: B::Memory<i32>,
+    target: Rows<B>,
+    draft: Rows<B>,
+    workspace: B::Memory<f32>,
+    arrived: B::Memory<u32>,
+    verdicts: B::Memory<Verdict>,
+    committed: B::Memory<i32>,
+}
+
+/// Rows of noise, and what sampling says of them.
+fn sampled<B: Backend>(
+    machine: &Machine<B>,
+    seed: u64,
+    rows: usize,
+    vocab: usize,
+    purpose: Purpose,
+) -> Result<Rows<B>, KernelError> {
+    let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+    let stride = vocab.next_multiple_of(8);
+    let logits = machine.f32_noise(seed, rows * stride)?;
+    let ways: Vec<RowSampling> = (0..rows).map(|row| way(row, purpose, false)).collect();
+    let ways = machine.memory(&ways)?;
+    let mut workspace = machine.zeros(workspace_len(rows, vocab, false)?)?;
+    let mut stats = machine.zeros(rows)?;
+    machine.kernels.sample(
+        stream,
+        Sample {
+            vocab,
+            stride,
+            logits: LogitRows::Read(backend.view(stream, &logits)),
+            logit_index: None,
+            sampling: backend.view(stream, &ways),
+            starts: None,
+            draft: None,
+            calibration: None,
+            workspace: backend.view_mut(stream, &mut workspace),
+            stats: backend.view_mut(stream, &mut stats),
+            error: None,
+        },
+    )?;
+    Ok(Rows { logits, stats })
+}
+
+impl Case for Acceptance {
+    fn kernel(&self) -> &'static str {
+        "accept"
+    }
+
+    fn floor(&self) -> Floor {
+        let scan = match self.rule() {
+            Rule::Match => Scan::Statistics,
+            Rule::Rejection => Scan::Rejection,
+            Rule::Block => Scan::Block,
+        };
+        floor::acceptance(self.batch as u64, self.drafts as u64, self.vocab as u64, 4, scan)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let Acceptance { batch, drafts, vocab, .. } = *self;
+        let stride = vocab.next_multiple_of(8);
+        let target_rows = batch * (drafts + 1);
+        let target = sampled(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
+        let draft = sampled(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
+        let mut target_stats = vec![RowStats::default(); target_rows];
+        backend.download(stream, &target.stats, 0, &mut target_stats)?;
+
+        let mut tokens = Vec::new();
+        let looked_at = vocab.min(LOOKED_AT);
+        let (mut p, mut q) = (vec![0f32; looked_at], vec![0f32; looked_at]);
+        for sequence in 0..batch {
+            for i in 0..drafts {
+                let row = sequence * (drafts + 1) + i;
+                backend.download(stream, &target.logits, row * stride, &mut p)?;
+                backend.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
+                // The id that gains most from the draft to the target, and the one that loses most.
+                let gain = |id: &usize| p[*id] - q[*id];
+                let by_gain = |a: &usize, b: &usize| gain(a).total_cmp(&gain(b));
+                let accepted = i < drafts / 2;
+                let token = match (self.rule(), accepted) {
+                    (Rule::Match, true) => target_stats[row].token,
+                    (Rule::Match, false) => (target_stats[row].token + 1) % vocab as i32,
+                    (_, true) => (0..looked_at).max_by(by_gain).unwrap_or(0) as i32,
+                    (_, false) => (0..looked_at).min_by(by_gain).unwrap_or(0) as i32,
+                };
+                tokens.push(token);
+            }
+        }
+        let sequence = |i: usize| VerifySequence {
+            rule: self.rule(),
+            seed: 9,
+            position: 100,
+            drafts,
+            first_target: i * (drafts + 1),
+            first_draft: Some(i * drafts),
+            first_token: i * drafts,
+            groups: GroupSet::all(drafts),
+        };
+        let sequences =
+            (0..batch).map(|i| Verify::new(&sequence(i))).collect::<Result<Vec<Verify>, KernelError>>()?;
+        let workspace = accept_workspace_len(batch, vocab)
+            .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
+        Ok(Box::new(Operands {
+            machine,
+            vocab,
+            stride,
+            block: self.rule() == Rule::Block,
+            sequences: machine.memory(&sequences)?,
+            tokens: machine.memory(&tokens)?,
+            target,
+            draft,
+            workspace: machine.zeros(workspace)?,
+            arrived: machine.zeros(batch)?,
+            verdicts: machine.zeros(batch)?,
+            committed: machine.zeros(batch * MAX_COMMITTED)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for Operands<'_, B> {
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        self.machine.kernels.accept(
+            stream,
+            &Accept {
+                vocab: self.vocab,
+                stride: self.stride,
+                sequences: backend.view(stream, &self.sequences),
+                any_block: self.block,
+                tokens: backend.view(stream, &self.tokens),
+                target: SampledRows {
+                    logits: backend.view(stream, &self.target.logits),
+                    stats: backend.view(stream, &self.target.stats),
+                },
+                draft: Some(SampledRows {
+                    logits: backend.view(stream, &self.draft.logits),
+                    stats: backend.view(stream, &self.draft.stats),
+                }),
+                workspace: backend.view_mut(stream, &mut self.workspace),
+                arrived: backend.view_mut(stream, &mut self.arrived),
+                verdicts: backend.view_mut(stream, &mut self.verdicts),
+                committed: backend.view_mut(stream, &mut self.committed),
+                error: None,
+            },
+        )
+    }
+}

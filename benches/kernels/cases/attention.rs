@@ -1,0 +1,155 @@
+//! Joint draft-and-verify attention with the merge of its splits.
+
+use flexdraft::backend::Backend;
+use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
+use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use half::bf16;
+use serde::Serialize;
+
+use super::{Case, Prepared};
+use crate::floor::{self, AttentionRows, Floor, Heads};
+use crate::machine::Machine;
+
+/// Sequences of the same shape: `candidates` rows, and `slots` mask rows for each of `groups` groups, after
+/// `context` cached positions.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Attention {
+    pub batch: usize,
+    pub context: usize,
+    pub candidates: usize,
+    pub groups: usize,
+    pub slots: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub page_size: usize,
+}
+
+/// Batch and context of a decode step's usual loads.
+const LOADS: [(usize, usize); 5] = [(1, 8192), (4, 8192), (16, 1024), (16, 8192), (64, 1024)];
+
+impl Attention {
+    /// A layer of Qwen3-8B: a plain step, mask-token block attention (one group, no candidates), and joint
+    /// passes that verify 4 and 15 draft tokens and draft after each accepted length.
+    pub fn all() -> Vec<Self> {
+        let layer = |(batch, context), (candidates, groups)| Attention {
+            batch,
+            context,
+            candidates,
+            groups,
+            slots: 16,
+            q_heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            page_size: 64,
+        };
+        let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
+        LOADS.into_iter().flat_map(|load| passes.map(|rows| layer(load, rows))).collect()
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape { q_heads: self.q_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+}
+
+struct Operands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    shape: AttentionShape,
+    strides: KvStrides,
+    pass: PassTables<B>,
+    qkv: B::Memory<bf16>,
+    k: B::Memory<bf16>,
+    v: B::Memory<bf16>,
+    out: B::Memory<bf16>,
+    workspace: B::Memory<f32>,
+}
+
+impl Case for Attention {
+    fn kernel(&self) -> &'static str {
+        "joint_attention"
+    }
+
+    fn floor(&self) -> Floor {
+        let heads = Heads {
+            q_heads: self.q_heads as u64,
+            kv_heads: self.kv_heads as u64,
+            head_dim: self.head_dim as u64,
+        };
+        let rows = AttentionRows {
+            start: self.context as u64,
+            candidates: self.candidates as u64,
+            groups: (0..self.groups as u64).collect(),
+            slots: self.slots as u64,
+        };
+        floor::attention(heads, DEFAULT_SPLIT as u64, &vec![rows; self.batch])
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let shape = self.shape();
+        let each = (self.context + self.candidates.max(self.groups)).div_ceil(self.page_size);
+        let pages = each * self.batch;
+        // Pages of a sequence are apart from each other: every batch-th, from the last to the first.
+        let ids: Vec<Vec<u32>> = (0..self.batch)
+            .map(|sequence| (0..each).rev().map(|page| (page * self.batch + sequence) as u32).collect())
+            .collect();
+        let layout = Pass {
+            sequences: ids
+                .iter()
+                .map(|pages| SequenceRows {
+                    pages,
+                    start: self.context,
+                    candidates: self.candidates,
+                    groups: (0..self.groups).collect(),
+                    slots: if self.groups > 0 { self.slots } else { 0 },
+                })
+                .collect(),
+        };
+        let mut pass = PassTables::new(backend, stream, self.batch, each)?;
+        pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
+        let rows = pass.rows();
+        let cached = pages * self.page_size * self.kv_heads * self.head_dim;
+        let workspace = attention_workspace_len(shape, rows, pass.longest(), DEFAULT_SPLIT)
+            .ok_or(KernelError::Overflow { kernel: "joint_attention", what: "workspace" })?;
+        Ok(Box::new(Operands {
+            machine,
+            shape,
+            strides: KvStrides::token_major(self.page_size, self.kv_heads, self.head_dim),
+            pass,
+            qkv: machine.bf16_noise(1, rows * shape.qkv_cols())?,
+            k: machine.bf16_noise(2, cached)?,
+            v: machine.bf16_noise(3, cached)?,
+            out: machine.zeros(rows * shape.out_cols())?,
+            workspace: machine.zeros(workspace)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for Operands<'_, B> {
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        self.machine.kernels.joint_attention(
+            stream,
+            &JointAttention {
+                pass: &self.pass,
+                qkv: backend.view(stream, &self.qkv),
+                cache: PagedKv {
+                    k: backend.view(stream, &self.k),
+                    v: backend.view(stream, &self.v),
+                    k_strides: self.strides,
+                    v_strides: self.strides,
+                },
+                out: backend.view_mut(stream, &mut self.out),
+                lse: None,
+                workspace: backend.view_mut(stream, &mut self.workspace),
+                shape: self.shape,
+                split: DEFAULT_SPLIT,
+                error: None,
+            },
+        )
+    }
+}

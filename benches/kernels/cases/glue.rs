@@ -1,0 +1,255 @@
+//! What surrounds the matrix products of a layer.
+
+use flexdraft::backend::Backend;
+use flexdraft::kernels::glue::{Embed, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluMul};
+use flexdraft::kernels::{KernelError, KvStrides, PagedKvMut, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use half::bf16;
+use serde::Serialize;
+
+use super::{Case, Prepared};
+use crate::floor::{self, Floor, Heads};
+use crate::machine::Machine;
+
+/// Rows of a decode step.
+const ROWS: [usize; 4] = [1, 16, 85, 1024];
+
+/// An elementwise kernel over `rows` rows of `cols` elements of its output.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Elementwise {
+    #[serde(skip)]
+    pub kernel: &'static str,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Elementwise {
+    /// Qwen3-8B: hidden 4096, intermediate 12288.
+    pub fn all() -> Vec<Self> {
+        let kernels = [("embed", 4096), ("rms_norm", 4096), ("silu_mul", 12_288)];
+        let over_rows = |(kernel, cols)| ROWS.map(|rows| Elementwise { kernel, rows, cols });
+        kernels.into_iter().flat_map(over_rows).collect()
+    }
+}
+
+struct ElementwiseOperands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    case: Elementwise,
+    /// The embedding table, the residual stream, or gate and up.
+    x: B::Memory<bf16>,
+    pristine: B::Memory<bf16>,
+    delta: B::Memory<bf16>,
+    weight: B::Memory<f32>,
+    ids: B::Memory<i32>,
+    out: B::Memory<bf16>,
+}
+
+impl Case for Elementwise {
+    fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    fn floor(&self) -> Floor {
+        let (rows, cols) = (self.rows as u64, self.cols as u64);
+        match self.kernel {
+            "embed" => floor::embed(rows, cols),
+            "rms_norm" => floor::rms_norm(rows, cols),
+            _ => floor::silu_mul(rows, cols),
+        }
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let Elementwise { kernel, rows, cols } = *self;
+        let elements = if kernel == "silu_mul" { 2 * rows * cols } else { rows * cols };
+        let ids: Vec<i32> = (0..rows as i32).rev().collect();
+        Ok(Box::new(ElementwiseOperands {
+            machine,
+            case: *self,
+            x: machine.bf16_noise(1, elements)?,
+            pristine: machine.bf16_noise(1, elements)?,
+            delta: machine.bf16_noise(2, rows * cols)?,
+            weight: machine.f32_noise(3, cols)?,
+            ids: machine.memory(&ids)?,
+            out: machine.zeros(rows * cols)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
+    fn restore(&mut self) -> Result<(), KernelError> {
+        if self.case.kernel == "rms_norm" {
+            let len = self.case.rows * self.case.cols;
+            self.machine.kernels.backend().copy(&self.machine.stream, &self.pristine, &mut self.x, len)?;
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (kernels, stream) = (&self.machine.kernels, &self.machine.stream);
+        let (backend, cols) = (kernels.backend(), self.case.cols);
+        let out = backend.view_mut(stream, &mut self.out);
+        match self.case.kernel {
+            "embed" => {
+                let (ids, table) = (backend.view(stream, &self.ids), backend.view(stream, &self.x));
+                kernels.embed(stream, &Embed { ids, table, out, error: None, cols })
+            }
+            "rms_norm" => {
+                let x = Residual::Add {
+                    x: backend.view_mut(stream, &mut self.x),
+                    delta: backend.view(stream, &self.delta),
+                };
+                let weight = backend.view(stream, &self.weight);
+                kernels.rms_norm(stream, &RmsNorm { x, weight, out, eps: 1e-6 })
+            }
+            _ => kernels.silu_mul(stream, &SiluMul { x: backend.view(stream, &self.x), out, cols }),
+        }
+    }
+}
+
+/// q and k norms, rotation and append: `rows` sequences with a candidate each, after `context` positions.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Append {
+    pub rows: usize,
+    pub context: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub page_size: usize,
+}
+
+impl Append {
+    /// Qwen3-8B's heads.
+    pub fn all() -> Vec<Self> {
+        ROWS.map(|rows| Append {
+            rows,
+            context: 1024,
+            q_heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            page_size: 64,
+        })
+        .to_vec()
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape { q_heads: self.q_heads, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+}
+
+struct AppendOperands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    shape: AttentionShape,
+    strides: KvStrides,
+    pass: PassTables<B>,
+    len: usize,
+    qkv: B::Memory<bf16>,
+    pristine: B::Memory<bf16>,
+    turns: B::Memory<f32>,
+    norms: (B::Memory<f32>, B::Memory<f32>),
+    k: B::Memory<bf16>,
+    v: B::Memory<bf16>,
+}
+
+impl Case for Append {
+    fn kernel(&self) -> &'static str {
+        "norm_rope_append"
+    }
+
+    fn floor(&self) -> Floor {
+        let heads = Heads {
+            q_heads: self.q_heads as u64,
+            kv_heads: self.kv_heads as u64,
+            head_dim: self.head_dim as u64,
+        };
+        floor::norm_rope_append(self.rows as u64, heads)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let (shape, rows) = (self.shape(), self.rows);
+        // Earlier positions are not looked at, so all sequences share their pages.
+        let each = self.context.div_ceil(self.page_size) + 1;
+        let last = each - 1;
+        let ids: Vec<Vec<u32>> =
+            (0..rows).map(|row| (0..last).chain([last + row]).map(|page| page as u32).collect()).collect();
+        let layout = Pass {
+            sequences: ids
+                .iter()
+                .map(|pages| SequenceRows {
+                    pages,
+                    start: last * self.page_size,
+                    candidates: 1,
+                    groups: vec![],
+                    slots: 0,
+                })
+                .collect(),
+        };
+        let pages = last + rows;
+        let mut pass = PassTables::new(backend, stream, rows, each)?;
+        pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
+        let inv_freq: Vec<f32> =
+            (0..self.head_dim / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / self.head_dim as f32)).collect();
+        let inv_freq = machine.memory(&inv_freq)?;
+        let mut turns = machine.zeros(rows * self.head_dim)?;
+        machine.kernels.rope_table(
+            stream,
+            &RopeTable {
+                pass: &pass,
+                inv_freq: backend.view(stream, &inv_freq),
+                scale: 1.0,
+                turns: backend.view_mut(stream, &mut turns),
+            },
+        )?;
+        let (len, cached) = (rows * shape.qkv_cols(), pages * self.page_size * self.kv_heads * self.head_dim);
+        Ok(Box::new(AppendOperands {
+            machine,
+            shape,
+            strides: KvStrides::token_major(self.page_size, self.kv_heads, self.head_dim),
+            pass,
+            len,
+            qkv: machine.bf16_noise(1, len)?,
+            pristine: machine.bf16_noise(1, len)?,
+            turns,
+            norms: (machine.f32_noise(2, self.head_dim)?, machine.f32_noise(3, self.head_dim)?),
+            k: machine.zeros(cached)?,
+            v: machine.zeros(cached)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for AppendOperands<'_, B> {
+    fn restore(&mut self) -> Result<(), KernelError> {
+        let backend = self.machine.kernels.backend();
+        backend.copy(&self.machine.stream, &self.pristine, &mut self.qkv, self.len)?;
+        Ok(())
+    }
+
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        self.machine.kernels.norm_rope_append(
+            stream,
+            &NormRopeAppend {
+                pass: &self.pass,
+                kind: RowKind::Candidates,
+                qkv: backend.view_mut(stream, &mut self.qkv),
+                turns: backend.view(stream, &self.turns),
+                norms: Some((backend.view(stream, &self.norms.0), backend.view(stream, &self.norms.1))),
+                eps: 1e-6,
+                cache: PagedKvMut {
+                    k: backend.view_mut(stream, &mut self.k),
+                    v: backend.view_mut(stream, &mut self.v),
+                    k_strides: self.strides,
+                    v_strides: self.strides,
+                },
+                shape: self.shape,
+                error: None,
+            },
+        )
+    }
+}

@@ -1,0 +1,148 @@
+//! From logits to tokens: one pass over them, with the calibrator also over W2.
+
+use flexdraft::backend::Backend;
+use flexdraft::kernels::KernelError;
+use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::random::{Purpose, Stream};
+use flexdraft::sampling::SamplingParams;
+use half::bf16;
+use serde::Serialize;
+
+use super::{Case, Prepared};
+use crate::floor::{self, Calibrated, Floor};
+use crate::machine::Machine;
+
+/// Rows of f32 logits, drawn from at temperature 1.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Sampling {
+    pub rows: usize,
+    pub vocab: usize,
+    /// The calibrator's, whose logits are kept as rejection needs them; 0 without a calibrator.
+    pub rank: usize,
+    /// Top-k of 50 and top-p of 0.9.
+    pub truncated: bool,
+}
+
+impl Sampling {
+    /// Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and with 4 and 15
+    /// drafts), plain and truncated, and a block's slots under the calibrator.
+    pub fn all() -> Vec<Self> {
+        let sampling = |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated };
+        let mut all = Vec::new();
+        for truncated in [false, true] {
+            all.extend([1, 5, 16, 64, 80, 256, 1024].map(|rows| sampling(rows, 0, truncated)));
+        }
+        all.extend([15, 60, 240, 960].map(|rows| sampling(rows, 512, false)));
+        all
+    }
+}
+
+/// W2, b2 and u.
+struct Calibrator<B: Backend> {
+    rank: usize,
+    hidden: B::Memory<bf16>,
+    weight: B::Memory<bf16>,
+    bias: B::Memory<f32>,
+    /// The logits before the correction.
+    pristine: B::Memory<f32>,
+}
+
+struct Operands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    vocab: usize,
+    stride: usize,
+    len: usize,
+    logits: B::Memory<f32>,
+    ways: B::Memory<RowSampling>,
+    calibrator: Option<Calibrator<B>>,
+    workspace: B::Memory<f32>,
+    stats: B::Memory<RowStats>,
+}
+
+/// Row `row`'s temperature, truncation and random numbers.
+pub fn way(row: usize, purpose: Purpose, truncated: bool) -> RowSampling {
+    let (top_k, top_p) = if truncated { (50, 0.9) } else { (0, 1.0) };
+    let params = SamplingParams { temperature: 1.0, top_k, top_p, min_p: 0.0 };
+    RowSampling::new(&params, Some(Stream::new(9, purpose, row, 100))).expect("parameters in range")
+}
+
+impl Case for Sampling {
+    fn kernel(&self) -> &'static str {
+        if self.rank > 0 { "calibrated_sample" } else { "sample_rows" }
+    }
+
+    fn floor(&self) -> Floor {
+        let calibrated = (self.rank > 0).then_some(Calibrated { rank: self.rank as u64, kept: true });
+        floor::sampling(self.rows as u64, self.vocab as u64, 4, calibrated)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let stride = self.vocab.next_multiple_of(8);
+        let len = self.rows * stride;
+        let ways: Vec<RowSampling> =
+            (0..self.rows).map(|row| way(row, Purpose::TargetDraw, self.truncated)).collect();
+        let calibrator = match self.rank {
+            0 => None,
+            rank => Some(Calibrator {
+                rank,
+                hidden: machine.bf16_noise(2, self.rows * rank)?,
+                weight: machine.bf16_noise(3, self.vocab * rank)?,
+                bias: machine.f32_noise(4, self.vocab)?,
+                pristine: machine.f32_noise(1, len)?,
+            }),
+        };
+        Ok(Box::new(Operands {
+            machine,
+            vocab: self.vocab,
+            stride,
+            len,
+            logits: machine.f32_noise(1, len)?,
+            ways: machine.memory(&ways)?,
+            workspace: machine.zeros(workspace_len(self.rows, self.vocab, calibrator.is_some())?)?,
+            calibrator,
+            stats: machine.zeros(self.rows)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for Operands<'_, B> {
+    fn restore(&mut self) -> Result<(), KernelError> {
+        let backend = self.machine.kernels.backend();
+        if let Some(calibrator) = &self.calibrator {
+            backend.copy(&self.machine.stream, &calibrator.pristine, &mut self.logits, self.len)?;
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let logits = match self.calibrator {
+            None => LogitRows::Read(backend.view(stream, &self.logits)),
+            Some(_) => LogitRows::Update(backend.view_mut(stream, &mut self.logits)),
+        };
+        self.machine.kernels.sample(
+            stream,
+            Sample {
+                vocab: self.vocab,
+                stride: self.stride,
+                logits,
+                logit_index: None,
+                sampling: backend.view(stream, &self.ways),
+                starts: None,
+                draft: None,
+                calibration: self.calibrator.as_ref().map(|calibrator| Calibration {
+                    rank: calibrator.rank,
+                    hidden: backend.view(stream, &calibrator.hidden),
+                    weight: backend.view(stream, &calibrator.weight),
+                    bias: Some(backend.view(stream, &calibrator.bias)),
+                }),
+                workspace: backend.view_mut(stream, &mut self.workspace),
+                stats: backend.view_mut(stream, &mut self.stats),
+                error: None,
+            },
+        )
+    }
+}

@@ -1,0 +1,58 @@
+//! Where the cases run: kernels on some backend, and memory for their operands.
+
+use flexdraft::backend::{Backend, BackendError, Element};
+use flexdraft::kernels::Kernels;
+use half::bf16;
+
+/// Kernels with the stream that they are launched on.
+pub struct Machine<B: Backend> {
+    pub kernels: Kernels<B>,
+    pub stream: B::Stream,
+}
+
+/// Distinct random values of a tensor; larger ones repeat them.
+const DISTINCT: usize = 1 << 20;
+
+impl<B: Backend> Machine<B> {
+    pub fn memory<T: Element>(&self, host: &[T]) -> Result<B::Memory<T>, BackendError> {
+        let backend = self.kernels.backend();
+        let mut memory = backend.allocate(&self.stream, host.len())?;
+        backend.upload(&self.stream, host, &mut memory, 0)?;
+        Ok(memory)
+    }
+
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<B::Memory<T>, BackendError> {
+        self.kernels.backend().allocate(&self.stream, len)
+    }
+
+    /// Uniform in −2..2.
+    pub fn noise<T: Element>(
+        &self,
+        seed: u64,
+        len: usize,
+        convert: fn(f32) -> T,
+    ) -> Result<B::Memory<T>, BackendError> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            convert((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
+        };
+        let block: Vec<T> = (0..len.min(DISTINCT)).map(|_| next()).collect();
+        let backend = self.kernels.backend();
+        let mut memory = backend.allocate(&self.stream, len)?;
+        for first in (0..len).step_by(DISTINCT) {
+            backend.upload(&self.stream, &block[..DISTINCT.min(len - first)], &mut memory, first)?;
+        }
+        Ok(memory)
+    }
+
+    pub fn bf16_noise(&self, seed: u64, len: usize) -> Result<B::Memory<bf16>, BackendError> {
+        self.noise(seed, len, bf16::from_f32)
+    }
+
+    pub fn f32_noise(&self, seed: u64, len: usize) -> Result<B::Memory<f32>, BackendError> {
+        self.noise(seed, len, |x| x)
+    }
+}

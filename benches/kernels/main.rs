@@ -1,0 +1,153 @@
+//! The kernels on a GPU beside their floors: attention, sampling, acceptance and glue at the shapes of a decode
+//! step of Qwen3-8B, timed by CUDA events with the L2 cache flushed before each launch.
+//!
+//! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs)
+//! in `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in
+//! `target/kernels`. The ceilings that floors are computed from (floor.rs) are measured first, on the same
+//! device. Without a GPU, or device code in the build, it says so and ends well; `FLEXDRAFT_REQUIRE_GPU=1` makes
+//! that a failure.
+
+mod cases;
+mod ceilings;
+mod floor;
+mod machine;
+mod record;
+mod timing;
+
+use std::env;
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cases::acceptance::Acceptance;
+use cases::attention::Attention;
+use cases::glue::{Append, Elementwise};
+use cases::sampling::Sampling;
+use cases::{Case, Prepared};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use flexdraft::backend::Cuda;
+use flexdraft::kernels::{KernelError, Kernels};
+use machine::Machine;
+use record::{Device, Line, Record};
+use timing::Timer;
+
+/// A GPU, what it can do, and where lines go.
+struct Bench {
+    machine: Machine<Cuda>,
+    timer: Timer,
+    device: Device,
+    results: PathBuf,
+}
+
+impl Bench {
+    fn open() -> Result<Self, KernelError> {
+        let context = Cuda::context(0)?;
+        let kernels = Kernels::load(&context)?;
+        // With the default stream alone, memory needs no events of its own; they would be timed.
+        let stream = context.default_stream();
+        let mut timer = Timer::new(&context, &stream)?;
+        let device = ceilings::measure(&context, &stream, &mut timer)?;
+        let results = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
+        Ok(Bench { machine: Machine { kernels, stream }, timer, device, results })
+    }
+
+    /// Measures those of a family's cases that the command line asks for.
+    fn family<C: Case>(
+        &mut self,
+        criterion: &mut Criterion,
+        family: &str,
+        cases: &[C],
+        record: &mut Option<Record>,
+    ) -> Result<(), Box<dyn Error>> {
+        let mut group = criterion.benchmark_group(family);
+        group.sampling_mode(SamplingMode::Flat).sample_size(10);
+        group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(50));
+        for case in cases {
+            let mut seconds = Vec::new();
+            let mut problem = None;
+            // Operands are made when the case is run: most do not fit beside each other.
+            let mut prepared: Option<Box<dyn Prepared + '_>> = None;
+            group.throughput(Throughput::Bytes(case.floor().bytes()));
+            group.bench_function(BenchmarkId::new(case.kernel(), record::label(case)), |bencher| {
+                bencher.iter_custom(|launches| {
+                    let mut run = || {
+                        let prepared = match &mut prepared {
+                            Some(prepared) => prepared,
+                            none => none.insert(case.prepare(&self.machine)?),
+                        };
+                        self.timer.seconds(launches as usize, prepared.as_mut())
+                    };
+                    match run() {
+                        Ok(times) => {
+                            let sum = times.iter().sum();
+                            seconds.extend(times);
+                            Duration::from_secs_f64(sum)
+                        }
+                        Err(error) => {
+                            problem.get_or_insert(error);
+                            // As criterion cannot be stopped, and takes no zero.
+                            Duration::from_millis(launches)
+                        }
+                    }
+                });
+            });
+            drop(prepared);
+            if let Some(problem) = problem {
+                eprintln!("{} {}: {problem}", case.kernel(), record::label(case));
+                continue;
+            }
+            if let Some(line) = Line::new(case, seconds, self.device.ceilings()) {
+                println!(
+                    "    floor {:.1} µs ({}), {:.0} % of it reached, {:.0} GB/s, {:.0} TFLOP/s",
+                    line.floor_us,
+                    line.bound,
+                    100.0 * line.fraction_of_floor,
+                    line.gigabytes_per_second,
+                    line.teraflops_per_second
+                );
+                let record = match record {
+                    Some(record) => record,
+                    None => record.insert(Record::create(&self.results, family, &self.device)?),
+                };
+                record.add(&line)?;
+            }
+        }
+        group.finish();
+        Ok(())
+    }
+
+    fn all(&mut self, criterion: &mut Criterion) -> Result<(), Box<dyn Error>> {
+        println!(
+            "{}: copies {:.0} GB/s, bf16 products {:.0} TFLOP/s, {:.1} µs between two events",
+            self.device.device,
+            self.device.copy_bytes_per_second / 1e9,
+            self.device.product_flops_per_second / 1e12,
+            self.device.seconds_of_nothing * 1e6
+        );
+        self.family(criterion, "attention", &Attention::all(), &mut None)?;
+        self.family(criterion, "sampling", &Sampling::all(), &mut None)?;
+        self.family(criterion, "acceptance", &Acceptance::all(), &mut None)?;
+        let mut glue = None;
+        self.family(criterion, "glue", &Elementwise::all(), &mut glue)?;
+        self.family(criterion, "glue", &Append::all(), &mut glue)
+    }
+}
+
+fn main() -> ExitCode {
+    let mut bench = match Bench::open() {
+        Ok(bench) => bench,
+        Err(error) => {
+            eprintln!("\n*** SKIPPED on a GPU: {error} ***");
+            let required = env::var_os("FLEXDRAFT_REQUIRE_GPU").is_some();
+            return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let mut criterion = Criterion::default().without_plots().configure_from_args();
+    if let Err(error) = bench.all(&mut criterion) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    criterion.final_summary();
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,119 @@
+//! What is kept of a measurement: a line of JSON, and the file that lines are added to as they come.
+//!
+//! A file `kernels-FAMILY.jsonl` begins with a line of the ceilings; every other line is a case.
+//! `benches/gpu/fold.py` reads these files.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cases::Case;
+use crate::floor::{Bound, Ceilings};
+
+/// The device, and what it was measured to do in this run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Device {
+    pub device: String,
+    /// Bytes a second, read plus written, of a copy in device memory.
+    pub copy_bytes_per_second: f64,
+    /// FLOP a second of a large bf16 product by cuBLASLt.
+    pub product_flops_per_second: f64,
+    /// Seconds between two events with nothing between them: what every time includes.
+    pub seconds_of_nothing: f64,
+}
+
+impl Device {
+    pub fn ceilings(&self) -> Ceilings {
+        Ceilings { bytes: self.copy_bytes_per_second, flops: self.product_flops_per_second }
+    }
+}
+
+/// One case beside its floor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub kernel: &'static str,
+    /// The case's fields.
+    pub shape: Value,
+    /// Timed launches, the L2 cache flushed before each.
+    pub launches: usize,
+    /// The median and two percentiles of their times in microseconds.
+    pub median_us: f64,
+    pub p10_us: f64,
+    pub p90_us: f64,
+    /// What the floor counts.
+    pub bytes: u64,
+    pub flops: u64,
+    /// The floor by the ceilings of this run, in microseconds, and what binds: `memory` or `math`.
+    pub floor_us: f64,
+    pub bound: &'static str,
+    /// Floor over median: 1 is a kernel that cannot be faster.
+    pub fraction_of_floor: f64,
+    /// The floor's bytes and operations over the median time.
+    pub gigabytes_per_second: f64,
+    pub teraflops_per_second: f64,
+}
+
+impl Line {
+    /// The line of `case` whose launches took `seconds`; none without a launch.
+    pub fn new(case: &impl Case, mut seconds: Vec<f64>, ceilings: Ceilings) -> Option<Self> {
+        seconds.sort_by(f64::total_cmp);
+        let quantile = |q: f64| {
+            let last = seconds.len().checked_sub(1)?;
+            seconds.get((q * last as f64).round() as usize).copied()
+        };
+        let median = quantile(0.5)?;
+        let floor = case.floor();
+        let (least, bound) = floor.seconds(ceilings);
+        Some(Line {
+            kernel: case.kernel(),
+            shape: serde_json::to_value(case).unwrap_or_default(),
+            launches: seconds.len(),
+            median_us: median * 1e6,
+            p10_us: quantile(0.1)? * 1e6,
+            p90_us: quantile(0.9)? * 1e6,
+            bytes: floor.bytes(),
+            flops: floor.flops,
+            floor_us: least * 1e6,
+            bound: match bound {
+                Bound::Memory => "memory",
+                Bound::Math => "math",
+            },
+            fraction_of_floor: least / median,
+            gigabytes_per_second: floor.bytes() as f64 / median / 1e9,
+            teraflops_per_second: floor.flops as f64 / median / 1e12,
+        })
+    }
+}
+
+/// `batch=1 context=8192 …`: the case in a benchmark's name.
+pub fn label(case: &impl Case) -> String {
+    let Ok(Value::Object(fields)) = serde_json::to_value(case) else { return String::new() };
+    let field = |(name, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    };
+    fields.iter().map(field).collect::<Vec<String>>().join(" ")
+}
+
+/// A file of lines, each of which is on disk when `add` returns.
+pub struct Record(File);
+
+impl Record {
+    /// A new `kernels-FAMILY.jsonl` in `directory`, with the device's line.
+    pub fn create(directory: &Path, family: &str, device: &Device) -> io::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let mut record = Record(File::create(directory.join(format!("kernels-{family}.jsonl")))?);
+        record.add(device)?;
+        Ok(record)
+    }
+
+    pub fn add(&mut self, line: &impl Serialize) -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        self.0.write_all(text.as_bytes())?;
+        self.0.sync_data()
+    }
+}

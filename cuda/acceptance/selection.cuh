@@ -1,0 +1,41 @@
+// What a verdict decides about the next draft: the rows of its group, the bonus token, the position.
+//
+// Grid [drafts], a thread a slot. So a step can go on from verdicts that the host has not read.
+#pragma once
+
+#include "../common/platform.cuh"
+#include "params.h"
+
+constexpr int selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
+
+FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
+    const FlexdraftDraft draft = p.drafts[blockIdx.x];
+    const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
+                        draft.slots <= FLEXDRAFT_MAX_DRAFTS + 1 && draft.first_draft >= 0 &&
+                        draft.first_draft <= p.rows - (draft.slots - 1);
+    if (!exists) {
+        if (threadIdx.x == 0) {
+            if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_ROW));
+            p.bonus[blockIdx.x] = 0;
+            p.starts[blockIdx.x] = 0;
+        }
+        return;
+    }
+    const FlexdraftVerdict verdict = p.verdicts[draft.sequence];
+    const bool verified = verdict.accepted >= 0 && verdict.accepted <= FLEXDRAFT_MAX_DRAFTS;
+    if (threadIdx.x == 0) {
+        p.bonus[blockIdx.x] = verified ? verdict.bonus : 0;
+        p.starts[blockIdx.x] = verified ? int32_t(verdict.cached_length) : 0;
+    }
+    const int32_t slot = int32_t(threadIdx.x) + 1;
+    if (slot >= draft.slots) return;
+    const int32_t row = draft.first_draft + slot - 1;
+    const bool laid_out = verified && (draft.groups >> verdict.accepted & 1) != 0;
+    int32_t source = -1;
+    if (laid_out) {
+        const uint64_t below = draft.groups & ((uint64_t(1) << verdict.accepted) - 1);
+        source = draft.first_slot + __popcll(below) * draft.slots + slot;
+    }
+    p.sources[row] = source;
+    p.draft_rows[row] = laid_out ? row : -1;
+}

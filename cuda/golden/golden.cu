@@ -1,0 +1,85 @@
+// One kernel for each instruction that the SIMT host has a model of, so that what a GPU makes of given inputs can
+// be recorded and the models compared with it (tests/golden_vectors.rs). A warp a case, a case a CTA; shapes in
+// 32-bit words. Part of test builds only.
+#include "../common/platform.cuh"
+#include "../ptx/cp_async.cuh"
+#include "../ptx/ldmatrix.cuh"
+#include "../ptx/math.cuh"
+#include "../ptx/mma.cuh"
+#include "params.h"
+
+namespace {
+
+constexpr uint32_t full = 0xffffffffu;
+
+// in [64 rows of 4, then a row number for each lane], out [32, 4].
+template <bool Transposed>
+FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t* const in = p.in + blockIdx.x * 288;
+    const uint32_t lane = threadIdx.x;
+    for (uint32_t i = lane; i < 256; i += 32) staged[i] = in[i];
+    __syncwarp();
+    uint32_t r[4];
+    const uint32_t row_address = shared_address(shared) + in[256 + lane] * 16;
+    if (Transposed) {
+        ldmatrix_x4_trans(r, row_address);
+    } else {
+        ldmatrix_x4(r, row_address);
+    }
+    for (uint32_t i = 0; i < 4; ++i) p.out[blockIdx.x * 128 + 4 * lane + i] = r[i];
+}
+
+}  // namespace
+
+FLEXDRAFT_KERNEL(golden_ldmatrix_x4, FlexdraftGoldenParams, 32, 1) { load_matrices<false>(p); }
+FLEXDRAFT_KERNEL(golden_ldmatrix_x4_trans, FlexdraftGoldenParams, 32, 1) { load_matrices<true>(p); }
+
+// A lane's registers: in [32, sums 4, a 4, b 2], out [32, 4].
+FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t* const in = p.in + (blockIdx.x * 32 + threadIdx.x) * 10;
+    float d[4];
+    for (uint32_t i = 0; i < 4; ++i) d[i] = __uint_as_float(in[i]);
+    const uint32_t a[4] = {in[4], in[5], in[6], in[7]};
+    mma_m16n8k16(d, a, in[8], in[9]);
+    for (uint32_t i = 0; i < 4; ++i) p.out[(blockIdx.x * 32 + threadIdx.x) * 4 + i] = __float_as_uint(d[i]);
+}
+
+// in [32 lanes' 4 words, then how many bytes each lane copies], out [32, 4]. What is not copied is to be zero.
+FLEXDRAFT_KERNEL(golden_cp_async_16, FlexdraftGoldenParams, 32, 1) {
+    FLEXDRAFT_SHARED(shared);
+    auto* staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t* const in = p.in + blockIdx.x * 160;
+    const uint32_t lane = threadIdx.x;
+    for (uint32_t i = 0; i < 4; ++i) staged[4 * lane + i] = 0xa5a5a5a5u;
+    cp_async_16(shared_address(staged + 4 * lane), in + 4 * lane, in[128 + lane]);
+    cp_async_commit();
+    cp_async_wait<0>();
+    for (uint32_t i = 0; i < 4; ++i) p.out[blockIdx.x * 128 + 4 * lane + i] = staged[4 * lane + i];
+}
+
+// in [32], out [32].
+FLEXDRAFT_KERNEL(golden_exp2_approx, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t i = blockIdx.x * 32 + threadIdx.x;
+    p.out[i] = __float_as_uint(exp2_approx(__uint_as_float(p.in[i])));
+}
+
+// Warp-wide operations: in [32], out [32, 10].
+FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t value = p.in[blockIdx.x * 32 + threadIdx.x];
+    uint32_t* const out = p.out + (blockIdx.x * 32 + threadIdx.x) * 10;
+    out[0] = __shfl_sync(full, value, int(value % 32));
+    out[1] = __shfl_sync(full, value, int(value % 32), 8);
+    out[2] = __shfl_up_sync(full, value, 3, 16);
+    out[3] = __shfl_down_sync(full, value, 5);
+    out[4] = __shfl_xor_sync(full, value, 9, 16);
+    out[5] = __ballot_sync(full, int(value & 1));
+    out[6] = __match_any_sync(full, value % 3);
+    out[7] = __reduce_add_sync(full, value);
+    out[8] = __reduce_max_sync(full, value);
+    out[9] = __reduce_min_sync(full, value);
+}
+
+FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16,
+                       golden_cp_async_16, golden_exp2_approx, golden_collectives)

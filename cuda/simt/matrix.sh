@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Runs every test of the kernels on the SIMT host in two ways that an ordinary test run takes only in part:
+#
+#   race mode    every access watched: bounds, alignment, races, copies that nobody waited for
+#   sanitizers   the host and the plain kernels compiled with AddressSanitizer and
+#                UndefinedBehaviorSanitizer (build/simt.rs), and Rust with AddressSanitizer
+#
+#   cuda/simt/matrix.sh [CASES]   the full matrix; writes its outcome to benches/results/simt_matrix.md
+#   cuda/simt/matrix.sh sample    few cases of each, as .ci/run does
+#
+# CASES is how many random cases a property is tested with, or what it takes its share of (PROPTEST_CASES): 64
+# without it.
+#
+# Needs a C++ compiler. The sanitizers' runtime comes with Rust; the flag is spelled for unstable features,
+# which RUSTC_BOOTSTRAP admits on a stable compiler.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels kernel_floors)
+kind=full cases=64
+case ${1:-} in
+  sample) kind=sample cases=8 ;;
+  '') ;;
+  *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,13p' "$0" >&2; exit 2 ;;
+  *) cases=$1 ;;
+esac
+# The decode loop takes a minute of its own.
+[ "$kind" = sample ] || tests+=(gpu_device)
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+log=$(mktemp)
+table=$(mktemp)
+trap 'rm -f "$log" "$table"' EXIT
+
+# row NAME TEST COMMAND...: runs a test file and adds its line to the table.
+row() {
+  local name=$1 test=$2
+  shift 2
+  "$@" --test "$test" 2>&1 | tee "$log"
+  awk -v name="$name" -v test="$test" '
+    /^test result:/ { passed += $4; seconds += $(NF) }
+    END { printf "| %s | %s | %d | %.1f |\n", name, test, passed, seconds }' "$log" >> "$table"
+}
+
+race() {
+  FLEXDRAFT_TEST_CHECKING=accesses PROPTEST_CASES=$cases cargo test --workspace --locked "$@"
+}
+
+# Fibers come and go too fast for the fake stacks that detect uses after a return.
+sanitized() {
+  FLEXDRAFT_SIMT_SANITIZE=1 FLEXDRAFT_TEST_CHECKING=off PROPTEST_CASES=$cases \
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" \
+    ASAN_OPTIONS=allocator_may_return_null=1:detect_stack_use_after_return=0 \
+    cargo test -p flexdraft --features runner --locked --target "$host" --target-dir target/asan "$@"
+}
+
+# Planted bugs first: what finds nothing may have looked at nothing.
+for test in simt_sanitizers "${tests[@]}"; do row sanitizers "$test" sanitized; done
+for test in "${tests[@]}"; do row "race mode" "$test" race; done
+
+if [ "$kind" = full ]; then
+  result=benches/results/simt_matrix.md
+  {
+    echo "# The kernels' tests in race mode and under sanitizers"
+    echo
+    echo "By \`cuda/simt/matrix.sh\` with $cases cases, of which each property takes its share; g++ $(g++ -dumpfullversion),"
+    echo "$(rustc -V | cut -d' ' -f1,2). The script ends at the first finding, so there was none."
+    echo
+    echo "| | tests | passed | seconds |"
+    echo "|---|---|---|---|"
+    cat "$table"
+  } > "$result"
+  echo "$result"
+fi

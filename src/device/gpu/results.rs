@@ -1,0 +1,325 @@
+//! Verdicts and drafts: looked up by the device, read by the host in one piece.
+
+use std::ops::Range;
+
+use super::memory::{Buffer, Grown};
+use super::products::Products;
+use super::sampling::{Sampling, Verification};
+use super::scratch::{Scratch, error_word};
+use super::{Gpu, Linear, expect};
+use crate::backend::{Backend, BackendError, View, ViewMut};
+use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
+use crate::kernels::Faults;
+use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
+use crate::kernels::glue::{Embed, Gather};
+use crate::kernels::sampling::RowStats;
+use crate::kernels::selection::{Draft, DraftGroups, SelectDrafts};
+
+/// What verification and drafting leave on a device, and the memory that they use.
+#[derive(Debug)]
+pub struct Results<B: Backend> {
+    pub(super) report: Report<B>,
+    /// The numbers of tokens of the drafts in the report.
+    pub(super) drafts: Vec<usize>,
+    /// The verdicts, once they have been read.
+    known: Option<Vec<Verdict>>,
+    pub(super) selected: Selected<B>,
+    pub(super) verification: Verification<B>,
+    pub(super) sampling: Sampling<B>,
+}
+
+impl<B: Backend> Default for Results<B> {
+    fn default() -> Self {
+        Results {
+            report: Report::default(),
+            drafts: Vec::new(),
+            known: None,
+            selected: Selected::default(),
+            verification: Verification::default(),
+            sampling: Sampling::default(),
+        }
+    }
+}
+
+impl<B: Backend> Results<B> {
+    /// Makes room for the verdicts of `batch` sequences and all their drafts.
+    pub(super) fn begin(&mut self, backend: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
+        self.known = None;
+        self.drafts.clear();
+        self.report.begin(backend, stream, batch)
+    }
+
+    /// The verdicts, once they have been read.
+    pub(super) fn known(&self) -> Option<&[Verdict]> {
+        self.known.as_deref()
+    }
+}
+
+/// What the host reads of a step: the error word, then the verdicts, then the statistics of draft rows.
+#[derive(Debug)]
+pub(super) struct Report<B: Backend> {
+    words: Grown<B, u64>,
+    batch: usize,
+    rows: usize,
+}
+
+impl<B: Backend> Default for Report<B> {
+    fn default() -> Self {
+        Report { words: Grown::default(), batch: 0, rows: 0 }
+    }
+}
+
+/// Words of 8 bytes: of the error word, of a verdict and of the statistics of a row.
+const ERROR_WORDS: usize = 1;
+const VERDICT_WORDS: usize = size_of::<DeviceVerdict>() / 8;
+const STATS_WORDS: usize = size_of::<RowStats>() / 8;
+
+impl<B: Backend> Report<B> {
+    fn begin(&mut self, backend: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
+        (self.batch, self.rows) = (0, 0);
+        let words = batch.checked_mul(VERDICT_WORDS + MAX_DRAFTS * STATS_WORDS);
+        let words = words.and_then(|words| words.checked_add(ERROR_WORDS));
+        let words = words.ok_or(DeviceError::OutOfMemory { what: "verdicts", bytes: usize::MAX })?;
+        self.words.reserve(backend, stream, words)?;
+        self.batch = batch;
+        Ok(())
+    }
+
+    fn verdict_words(&self) -> Range<usize> {
+        ERROR_WORDS..ERROR_WORDS + self.batch * VERDICT_WORDS
+    }
+
+    /// Words of the statistics of rows 0..`rows`.
+    fn stats_words(&self, rows: Range<usize>) -> Range<usize> {
+        let first = self.verdict_words().end;
+        first + rows.start * STATS_WORDS..first + rows.end * STATS_WORDS
+    }
+
+    /// The verdicts, to be read by a kernel.
+    fn verdicts<'a>(
+        &'a self,
+        backend: &B,
+        stream: &'a B::Stream,
+    ) -> Result<View<'a, DeviceVerdict>, DeviceError> {
+        let words = self.verdict_words();
+        let view = self.words.memory().and_then(|memory| backend.view(stream, memory).range(words.clone()));
+        view.and_then(View::cast).ok_or_else(|| missing(words.end))
+    }
+
+    /// The verdicts, to be written.
+    pub(super) fn verdicts_mut<'a>(
+        &'a mut self,
+        backend: &B,
+        stream: &'a B::Stream,
+    ) -> Result<ViewMut<'a, DeviceVerdict>, DeviceError> {
+        let words = self.verdict_words();
+        self.part(backend, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
+    }
+
+    /// The statistics of `rows` more draft rows, to be written.
+    pub(super) fn more_stats_mut<'a>(
+        &'a mut self,
+        backend: &B,
+        stream: &'a B::Stream,
+        rows: usize,
+    ) -> Result<ViewMut<'a, RowStats>, DeviceError> {
+        let (index, limit) = (self.rows.saturating_add(rows), self.batch * MAX_DRAFTS);
+        if index > limit {
+            return Err(DeviceError::OutOfRange { operation: "draft", what: "row", index, limit });
+        }
+        let words = self.stats_words(self.rows..index);
+        self.rows = index;
+        self.part(backend, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
+    }
+
+    fn part<'a>(
+        &'a mut self,
+        backend: &B,
+        stream: &'a B::Stream,
+        words: Range<usize>,
+    ) -> Result<ViewMut<'a, u64>, DeviceError> {
+        let end = words.end;
+        let memory = self.words.reserve(backend, stream, end)?;
+        backend.view_mut(stream, memory).range(words).ok_or_else(|| missing(end))
+    }
+
+    /// Copies it to the host, with the device's error word, and waits for that. The draft rows are done with.
+    fn read(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        error: &mut Grown<B, u64>,
+    ) -> Result<(u32, Vec<DeviceVerdict>, Vec<RowStats>), DeviceError> {
+        let (verdicts, stats) = (self.verdict_words(), self.stats_words(0..self.rows));
+        self.rows = 0;
+        let mut host = vec![0u64; stats.end];
+        let word = error.reserve(backend, stream, 1)?;
+        let report = self.words.reserve(backend, stream, stats.end)?;
+        backend.copy(stream, word, report, 0, 1)?;
+        backend.download(stream, report, 0, &mut host)?;
+        let [low, _]: [u32; 2] = bytemuck::must_cast(host.first().copied().unwrap_or(0));
+        let part = |words: Range<usize>| host.get(words).unwrap_or(&[]);
+        let verdicts = bytemuck::pod_collect_to_vec(part(verdicts));
+        Ok((low, verdicts, bytemuck::pod_collect_to_vec(part(stats))))
+    }
+}
+
+/// A part of the report that was not made.
+fn missing(wanted: usize) -> DeviceError {
+    BackendError::CopyLength { wanted, found: 0 }.into()
+}
+
+/// What the verdicts decide about the drafts that were selected.
+#[derive(Debug)]
+pub(super) struct Selected<B: Backend> {
+    drafts: usize,
+    pub(super) rows: usize,
+    table: Grown<B, Draft>,
+    /// Of each draft: its bonus token and the position that its draws count from.
+    bonus: Grown<B, i32>,
+    pub(super) starts: Grown<B, i32>,
+    /// Of each draft row: the row of the pass, and whether it is one at all.
+    sources: Grown<B, i32>,
+    pub(super) draft_rows: Grown<B, i32>,
+}
+
+impl<B: Backend> Default for Selected<B> {
+    fn default() -> Self {
+        Selected {
+            drafts: 0,
+            rows: 0,
+            table: Grown::default(),
+            bonus: Grown::default(),
+            starts: Grown::default(),
+            sources: Grown::default(),
+            draft_rows: Grown::default(),
+        }
+    }
+}
+
+impl<P: Products> Gpu<P> {
+    pub(super) fn select_drafts(
+        &self,
+        drafts: &[DraftRows<'_>],
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "select";
+        let (backend, stream) = (self.backend(), &self.stream);
+        let Results { report, known, selected, .. } = results;
+        (selected.drafts, selected.rows) = (0, 0);
+        let (mut table, mut rows) = (Vec::with_capacity(drafts.len()), 0);
+        for draft in drafts {
+            let (index, limit) = (draft.sequence, report.batch);
+            if index >= limit {
+                return Err(DeviceError::OutOfRange { operation: OPERATION, what: "sequence", index, limit });
+            }
+            if let Some(verdict) = known.as_ref().and_then(|known| known.get(index))
+                && !draft.groups.contains(verdict.accepted)
+            {
+                let (what, index) = ("accepted length without a group", verdict.accepted);
+                return Err(DeviceError::OutOfRange { operation: OPERATION, what, index, limit: 0 });
+            }
+            table.push(Draft::new(&DraftGroups {
+                sequence: draft.sequence,
+                groups: draft.groups,
+                first_slot: draft.first_row,
+                slots: draft.slots,
+                first_draft: rows,
+            })?);
+            rows += draft.drafted();
+        }
+        let count = table.len();
+        let device_table = selected.table.reserve(backend, stream, count)?;
+        backend.upload(stream, &table, device_table, 0)?;
+        let mut scratch = self.scratch();
+        let args = SelectDrafts {
+            drafts: self.input(device_table, 0..count)?,
+            verdicts: report.verdicts(backend, stream)?,
+            bonus: self.output(selected.bonus.reserve(backend, stream, count)?, 0..count)?,
+            starts: self.output(selected.starts.reserve(backend, stream, count)?, 0..count)?,
+            sources: self.output(selected.sources.reserve(backend, stream, rows)?, 0..rows)?,
+            draft_rows: self.output(selected.draft_rows.reserve(backend, stream, rows)?, 0..rows)?,
+            error: Some(error_word(backend, stream, &mut scratch.error)?),
+        };
+        self.kernels.select_drafts(stream, &args)?;
+        drop(args);
+        (selected.drafts, selected.rows) = (count, rows);
+        Ok(())
+    }
+
+    pub(super) fn gather_slots(
+        &self,
+        x: &Buffer<P::Backend>,
+        results: &Results<P::Backend>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "gather_selected";
+        expect(OPERATION, "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
+        let (rows, cols) = (results.selected.rows, x.cols);
+        self.resize(out, rows)?;
+        let Some(sources) = results.selected.sources.memory().filter(|_| rows > 0) else { return Ok(()) };
+        let args = Gather {
+            indices: self.input(sources, 0..rows)?,
+            x: self.input(x.activations(OPERATION, "x")?, 0..x.rows * cols)?,
+            out: self.output(out.activations_mut(OPERATION, "out")?, 0..rows * cols)?,
+            cols,
+        };
+        Ok(self.kernels.gather(&self.stream, &args)?)
+    }
+
+    pub(super) fn embed_bonus_tokens(
+        &self,
+        table: &Linear<P>,
+        results: &Results<P::Backend>,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "embed_bonus";
+        expect(OPERATION, "out", vec![out.rows, table.in_cols], vec![out.rows, out.cols])?;
+        let (drafts, cols) = (results.selected.drafts, table.in_cols);
+        self.resize(out, drafts)?;
+        let Some(bonus) = results.selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut scratch = self.scratch();
+        let args = Embed {
+            ids: self.input(bonus, 0..drafts)?,
+            table: backend.view(stream, self.products.weight(&table.layer)),
+            out: self.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
+            error: Some(error_word(backend, stream, &mut scratch.error)?),
+            cols,
+        };
+        Ok(self.kernels.embed(stream, &args)?)
+    }
+
+    pub(super) fn read_results(&self, results: &mut Results<P::Backend>) -> Result<Found, DeviceError> {
+        let (backend, stream) = (self.backend(), &self.stream);
+        let drafts = std::mem::take(&mut results.drafts);
+        let mut scratch = self.scratch();
+        let Scratch { error, .. } = &mut *scratch;
+        let (word, verdicts, stats) = results.report.read(backend, stream, error)?;
+        if let Some(faults) = Faults::of(word) {
+            backend.upload(stream, &[0], error.reserve(backend, stream, 1)?, 0)?;
+            return Err(DeviceError::Faults(faults));
+        }
+        let found = verdicts.iter().map(|verdict| host_verdict(verdict).ok_or_else(|| missing(0)));
+        let verdicts: Vec<Verdict> = found.collect::<Result<_, DeviceError>>()?;
+        let mut stats = stats.iter();
+        let tokens = |len: usize| {
+            let token = |stats: &RowStats| DraftToken {
+                token: stats.token.unsigned_abs(),
+                confidence: stats.confidence,
+            };
+            stats.by_ref().take(len).map(token).collect()
+        };
+        results.known = Some(verdicts.clone());
+        Ok(Found { verdicts, drafts: drafts.into_iter().map(tokens).collect() })
+    }
+}
+
+/// A verdict as the host counts, if there is one.
+fn host_verdict(verdict: &DeviceVerdict) -> Option<Verdict> {
+    Some(Verdict {
+        accepted: usize::try_from(verdict.accepted).ok()?,
+        bonus: u32::try_from(verdict.bonus).ok()?,
+        next_start: usize::try_from(verdict.cached_length).ok()?,
+    })
+}

@@ -1,0 +1,103 @@
+//! What kernels that ran report in the device error word: conditions that nobody could check before.
+
+use std::fmt;
+
+use super::params::common::{
+    FLEXDRAFT_ERROR_NAN, FLEXDRAFT_ERROR_PAGE, FLEXDRAFT_ERROR_PLAN, FLEXDRAFT_ERROR_ROW,
+    FLEXDRAFT_ERROR_STORE, FLEXDRAFT_ERROR_TOKEN,
+};
+
+/// One condition: a bit of the device error word (`FlexdraftError` of `cuda/common/params.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Nothing was read or written there.
+    #[error("a page id that is not of the cache")]
+    Page,
+    /// Zeros were taken in its place.
+    #[error("a token id that is not of the vocabulary")]
+    Token,
+    /// It counted as −∞.
+    #[error("a NaN among the logits")]
+    Nan,
+    /// Its rows were left out.
+    #[error("a sequence longer than the workspace was made for")]
+    Plan,
+    /// It was left out.
+    #[error("a row or sequence that does not exist")]
+    Row,
+    /// Nothing was dropped from such a row.
+    #[error("calibrated logits that were not kept and were needed again")]
+    Store,
+}
+
+const ALL: [(Fault, u32); 6] = [
+    (Fault::Page, FLEXDRAFT_ERROR_PAGE),
+    (Fault::Token, FLEXDRAFT_ERROR_TOKEN),
+    (Fault::Nan, FLEXDRAFT_ERROR_NAN),
+    (Fault::Plan, FLEXDRAFT_ERROR_PLAN),
+    (Fault::Row, FLEXDRAFT_ERROR_ROW),
+    (Fault::Store, FLEXDRAFT_ERROR_STORE),
+];
+
+/// The conditions of an error word, of which there is at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faults(u32);
+
+impl Faults {
+    /// What `word` says; none for 0.
+    pub fn of(word: u32) -> Option<Self> {
+        (word != 0).then_some(Faults(word))
+    }
+
+    /// The word.
+    pub fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Whether `fault` is among them.
+    pub fn contains(self, fault: Fault) -> bool {
+        self.iter().any(|other| other == fault)
+    }
+
+    /// Those that have a name.
+    pub fn iter(self) -> impl Iterator<Item = Fault> {
+        ALL.into_iter().filter(move |&(_, bit)| self.0 & bit != 0).map(|(fault, _)| fault)
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.iter().enumerate() {
+            write!(f, "{}{fault}", if i == 0 { "" } else { ", " })?;
+        }
+        match self.0 & !ALL.iter().fold(0, |bits, (_, bit)| bits | bit) {
+            0 => Ok(()),
+            unnamed if unnamed == self.0 => write!(f, "error word {unnamed:#x}"),
+            unnamed => write!(f, ", error word {unnamed:#x}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_named() {
+        assert_eq!(Faults::of(0), None);
+        for (fault, bit) in ALL {
+            let faults = Faults::of(bit).unwrap();
+            assert_eq!(faults.iter().collect::<Vec<_>>(), [fault]);
+            assert!(faults.contains(fault));
+            assert_eq!(faults.to_string(), fault.to_string());
+        }
+        let both = Faults::of(FLEXDRAFT_ERROR_PAGE | FLEXDRAFT_ERROR_NAN | 0x100).unwrap();
+        assert_eq!(
+            both.to_string(),
+            "a page id that is not of the cache, a NaN among the logits, error word 0x100"
+        );
+        assert_eq!(Faults::of(0x80).unwrap().to_string(), "error word 0x80");
+        assert_eq!(Faults::of(0x80).unwrap().word(), 0x80);
+    }
+}

@@ -1,0 +1,278 @@
+//! The kernels of `cuda/golden/golden.cu`: an instruction each, with inputs that are the same in every run, and
+//! what a model's results have to agree in with a GPU's.
+
+use std::ffi::c_void;
+
+use flexdraft::backend::{Access, Backend, BackendError, Launch, Region};
+use half::bf16;
+
+/// `FlexdraftGoldenParams`.
+#[repr(C)]
+struct Params {
+    input: u64,
+    out: u64,
+}
+
+/// Whether what was found of a case, given its input, agrees with what was expected: an error says where it does
+/// not.
+type Agreement = fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String>;
+
+/// An instruction and its cases.
+pub struct Instruction {
+    pub kernel: &'static str,
+    /// 32-bit words of a case.
+    words_in: usize,
+    pub words_out: usize,
+    /// Words of every case, one after another.
+    pub input: Vec<u32>,
+    agree: Agreement,
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn word(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) as u32
+    }
+
+    fn below(&mut self, limit: u32) -> u32 {
+        self.word() % limit
+    }
+
+    /// Uniform in −1..1.
+    fn unit(&mut self) -> f32 {
+        self.word() as f32 / (1u32 << 31) as f32 - 1.0
+    }
+
+    fn words(&mut self, len: usize) -> Vec<u32> {
+        (0..len).map(|_| self.word()).collect()
+    }
+}
+
+/// Every instruction that the SIMT host has a model of.
+pub fn all() -> Vec<Instruction> {
+    let mut random = Random(20_260_522);
+    let matrices = |random: &mut Random| -> Vec<u32> {
+        (0..6)
+            .flat_map(|_| [random.words(256), (0..32).map(|_| random.below(64)).collect()].concat())
+            .collect()
+    };
+    let moved =
+        |kernel, words_in, words_out, input| Instruction { kernel, words_in, words_out, input, agree: equal };
+    vec![
+        moved("golden_ldmatrix_x4", 288, 128, matrices(&mut random)),
+        moved("golden_ldmatrix_x4_trans", 288, 128, matrices(&mut random)),
+        moved("golden_cp_async_16", 160, 128, copies(&mut random)),
+        moved("golden_collectives", 32, 320, random.words(4 * 32)),
+        Instruction {
+            kernel: "golden_mma_m16n8k16",
+            words_in: 320,
+            words_out: 128,
+            input: products(&mut random),
+            agree: products_agree,
+        },
+        Instruction {
+            kernel: "golden_exp2_approx",
+            words_in: 32,
+            words_out: 32,
+            input: exponents(&mut random),
+            agree: powers_agree,
+        },
+    ]
+}
+
+/// Every number of bytes from 0 to 16.
+fn copies(random: &mut Random) -> Vec<u32> {
+    let bytes = |case: u32| (0..32).map(move |lane| (lane + 5 * case) % 17);
+    (0..4).flat_map(|case| random.words(128).into_iter().chain(bytes(case)).collect::<Vec<u32>>()).collect()
+}
+
+/// Sums and factors: small integers (exact in any order), numbers of one magnitude, of many, such that cancel
+/// in the sum, and NaN, infinities and subnormals.
+fn products(random: &mut Random) -> Vec<u32> {
+    const SPECIAL: [f32; 8] = [0.0, -0.0, 1.0, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40];
+    let mut words = Vec::new();
+    for case in 0..20 {
+        let mut number = |sum: bool| match case % 5 {
+            0 => random.below(17) as f32 - 8.0,
+            1 => random.unit(),
+            2 => random.unit() * (random.below(40) as f32 - 20.0).exp2(),
+            3 if sum => -4.0 + random.unit() / 64.0,
+            // Sixteen products of about 1/4.
+            3 => 0.5 + random.unit() / 256.0,
+            // Rarely, or every result is NaN.
+            _ if random.below(24) == 0 => SPECIAL[random.below(8) as usize],
+            _ => random.unit(),
+        };
+        for _ in 0..32 {
+            words.extend((0..4).map(|_| number(true).to_bits()));
+            let pair = |low: f32, high: f32| {
+                u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
+            };
+            words.extend((0..6).map(|_| pair(number(false), number(false))));
+        }
+    }
+    words
+}
+
+/// The range of results, its ends, and what attention meets: scores below a maximum, −∞.
+fn exponents(random: &mut Random) -> Vec<u32> {
+    let mut words: Vec<u32> =
+        [0.0, -0.0, 1.0, -1.0, 127.0, 127.99, 128.0, 1e30, -125.5, -126.0, -126.5, -149.0, -1e30, 1e-40]
+            .into_iter()
+            .chain([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -1e-40])
+            .map(f32::to_bits)
+            .collect();
+    while words.len() < 32 * 32 {
+        let scale = [0.01, 1.0, 20.0, 120.0][words.len() % 4];
+        words.push((random.unit() * scale).to_bits());
+    }
+    words
+}
+
+/// Data is moved: the same bits.
+fn equal(_: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    match found.iter().zip(expected).position(|(found, expected)| found != expected) {
+        None => Ok(()),
+        Some(i) => Err(format!("word {i} is {:#010x}, not {:#010x}", found[i], expected[i])),
+    }
+}
+
+/// Sums of the products' magnitudes, `[16, 8]`, by the layout that the PTX ISA gives for m16n8k16.
+fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
+    let half = |word: u32, high: usize| f64::from(bf16::from_bits((word >> (16 * high)) as u16).to_f32());
+    let (mut a, mut b, mut sums) = ([[0.0; 16]; 16], [[0.0; 8]; 16], [[0.0; 8]; 16]);
+    for (lane, words) in input.chunks(10).enumerate() {
+        let (group, pair) = (lane / 4, 2 * (lane % 4));
+        for high in 0..2 {
+            for i in 0..4 {
+                a[group + 8 * (i % 2)][pair + 8 * (i / 2) + high] = half(words[4 + i], high);
+            }
+            for i in 0..2 {
+                b[pair + 8 * i + high][group] = half(words[8 + i], high);
+            }
+        }
+        for i in 0..4 {
+            sums[group + 8 * (i / 2)][pair + i % 2] = f64::from(f32::from_bits(words[i])).abs();
+        }
+    }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (col, sum) in sums.iter_mut().enumerate() {
+            *sum += (0..16).map(|k| (a[row][k] * b[k][col]).abs()).sum::<f64>();
+        }
+    }
+    sums
+}
+
+/// bf16 products are exact in both; what differs is the order of the 17 addends and their rounding. The model
+/// adds k ascending and rounds each sum to nearest: at most 16 · 2⁻²⁴ of the addends' magnitudes M. Matrix
+/// units align a block of addends to the largest and cut off what is below 24 bits of it, so each of the 17
+/// addends and of the sums loses at most 2⁻²³ M. Hence 2⁻¹⁸ M (which is 32 · 2⁻²³ M), and no error where all
+/// sums are exact: integers below 2²⁴. NaN meets NaN and infinity the same infinity.
+fn products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    let magnitudes = magnitudes(input);
+    let exact = input.chunks(10).all(|words| {
+        let halves = words[4..].iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
+        let sums = words[..4].iter().map(|word| f32::from_bits(*word));
+        sums.chain(halves.map(|bits| bf16::from_bits(bits).to_f32()))
+            .all(|x| x.fract() == 0.0 && x.abs() <= 256.0)
+    });
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let (lane, register) = (i / 4, i % 4);
+        let magnitude = magnitudes[lane / 4 + 8 * (register / 2)][2 * (lane % 4) + register % 2];
+        let (found, expected) = (f32::from_bits(*found), f32::from_bits(*expected));
+        let same = if expected.is_finite() && found.is_finite() {
+            let tolerance =
+                if exact { 0.0 } else { magnitude / f64::from(1 << 18) + f64::from(f32::MIN_POSITIVE) };
+            (f64::from(found) - f64::from(expected)).abs() <= tolerance
+        } else {
+            found == expected || (found.is_nan() && expected.is_nan())
+        };
+        if !same {
+            return Err(format!(
+                "lane {lane}, register {register}: {found}, not {expected}, of magnitude {magnitude}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The instruction's relative error is at most 2⁻²², the model's (the C library's exp2f, within one ulp) 2⁻²³.
+/// Exact are 0, infinity, and 1 for ±0 and for subnormal exponents; NaN meets NaN.
+fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    for ((input, found), expected) in input.iter().zip(found).zip(expected) {
+        let [x, found, expected] = [input, found, expected].map(|bits| f32::from_bits(*bits));
+        let same = if !expected.is_finite() || expected == 0.0 || x.abs() < f32::MIN_POSITIVE {
+            found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan())
+        } else {
+            let error = (f64::from(found) - f64::from(expected)).abs() / f64::from(expected);
+            error <= 1.5 / f64::from(1 << 22)
+        };
+        if !same {
+            return Err(format!("2^{x} is {found}, not {expected}"));
+        }
+    }
+    Ok(())
+}
+
+impl Instruction {
+    fn cases(&self) -> usize {
+        self.input.len() / self.words_in
+    }
+
+    /// What a machine makes of the input.
+    pub fn run<B: Backend>(&self, backend: &B, stream: &B::Stream) -> Result<Vec<u32>, BackendError> {
+        let mut output = vec![0xdead_beef; self.cases() * self.words_out];
+        let mut input = backend.allocate::<u32>(stream, self.input.len())?;
+        let mut out = backend.allocate::<u32>(stream, output.len())?;
+        backend.upload(stream, &self.input, &mut input, 0)?;
+        backend.upload(stream, &output, &mut out, 0)?;
+        {
+            let (read, written) = (backend.view(stream, &input), backend.view_mut(stream, &mut out));
+            let params = Params { input: read.address(), out: written.address() };
+            let region = |name, address, len, access| Region { name, address, bytes: 4 * len as u64, access };
+            let regions = [
+                region("in", params.input, read.len(), Access::Read),
+                region("out", params.out, written.len(), Access::Write),
+            ];
+            let launch = Launch {
+                kernel: self.kernel,
+                grid: [self.cases() as u32, 1, 1],
+                threads: 32,
+                shared_bytes: 1024,
+                params: (&raw const params).cast::<c_void>(),
+                regions: &regions,
+            };
+            // SAFETY: the parameters are the kernel's; its operands have a case's words for each CTA and live
+            // until the results are copied.
+            unsafe { backend.launch(stream, &launch) }?;
+        }
+        backend.download(stream, &out, 0, &mut output)?;
+        Ok(output)
+    }
+
+    /// Whether a machine's results agree with recorded ones, case by case.
+    pub fn compare(&self, found: &[u32], recorded: &[u32]) -> Result<(), String> {
+        if found.len() != recorded.len() {
+            return Err(format!(
+                "{}: {} words, and {} are recorded",
+                self.kernel,
+                found.len(),
+                recorded.len()
+            ));
+        }
+        let cases = self.input.chunks(self.words_in);
+        for (case, (input, (found, recorded))) in
+            cases.zip(found.chunks(self.words_out).zip(recorded.chunks(self.words_out))).enumerate()
+        {
+            (self.agree)(input, found, recorded)
+                .map_err(|error| format!("{}, case {case}: {error}", self.kernel))?;
+        }
+        Ok(())
+    }
+}

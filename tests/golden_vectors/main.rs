@@ -1,0 +1,142 @@
+//! The SIMT host's models of PTX instructions against what GPUs made of the same inputs: recordings in
+//! `tests/fixtures/ptx`, a file a device. Data movement agrees in every bit, sums and powers as
+//! `instructions.rs` says and why.
+//!
+//! On a GPU its results are compared at once, and written as a recording to the directory that
+//! `FLEXDRAFT_GOLDEN_RESULTS` names; `benches/gpu/fold.py` takes it to the fixtures. `FLEXDRAFT_REQUIRE_GPU=1` makes
+//! a missing GPU an error.
+
+#![cfg(feature = "simt")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod instructions;
+mod recording;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flexdraft::backend::simt::{Checking, Copies};
+use flexdraft::backend::{BackendError, Cuda, Simt, SimtOptions};
+use recording::Recording;
+
+/// The models, plain and watched, in two orders of threads.
+fn hosts() -> [Simt; 2] {
+    let watched = SimtOptions { checking: Checking::Accesses, copies: Copies::Late, schedule: 3 };
+    [Simt::new(SimtOptions::default()), Simt::new(watched)]
+}
+
+/// The models against a recording; an error names the first that differs.
+fn models_agree(recording: &Recording) -> Result<(), String> {
+    for simt in hosts() {
+        for instruction in instructions::all() {
+            let found = instruction.run(&simt, &simt.stream()).unwrap();
+            recording.agrees(&instruction, &found)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_models_agree_with_every_recording() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ptx");
+    let files = std::fs::read_dir(&directory).into_iter().flatten();
+    let paths: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    if paths.is_empty() {
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: no GPU's results are recorded yet ***");
+    }
+    for path in paths {
+        models_agree(&Recording::read(&path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
+#[test]
+fn a_gpu_agrees_with_the_models() {
+    let gpu = Cuda::context(0).and_then(|context| Ok((Cuda::new(&context)?, context)));
+    let (gpu, context) = match gpu {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
+            // Past the test harness, which shows the output of failed tests only.
+            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
+            return;
+        }
+    };
+    let driver = |error: cudarc::driver::DriverError| BackendError::Driver(error.to_string());
+    let device = context.name().map_err(driver).unwrap();
+    let recording = Recording::of(&device, &instructions::all(), &gpu, &context.default_stream());
+    if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {
+        recording.write(&Path::new(&directory).join("ptx.json"));
+    }
+    models_agree(&recording).unwrap();
+}
+
+/// Changes digit `digit` of the first case of a kernel.
+fn damaged(recording: &Recording, kernel: &str, digit: usize, to: char) -> Recording {
+    let text = serde_json::to_string(recording).unwrap();
+    let mut copy: Recording = serde_json::from_str(&text).unwrap();
+    let case = &mut copy.instructions.get_mut(kernel).unwrap().output[0];
+    assert_ne!(case.as_bytes()[digit] as char, to);
+    case.replace_range(digit..=digit, &to.to_string());
+    copy
+}
+
+/// Recording, the file and the comparison, with the SIMT host in the GPU's place.
+#[test]
+fn recordings_are_read_as_they_were_written_and_differences_are_found() {
+    let [simt, _] = hosts();
+    let all = instructions::all();
+    let recording = Recording::of("no GPU", &all, &simt, &simt.stream());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("results/ptx.json");
+    recording.write(&path);
+    assert_eq!(Recording::read(&path), recording);
+    models_agree(&recording).unwrap();
+
+    // A digit of a word each. Results are little-endian words written from the highest digit on.
+    for instruction in &all {
+        let digits = &recording.instructions[instruction.kernel].output[0];
+        let other = |digit: usize| if digits.as_bytes()[digit] == b'3' { '4' } else { '3' };
+        let error = models_agree(&damaged(&recording, instruction.kernel, 9, other(9))).unwrap_err();
+        assert!(error.contains(instruction.kernel) && error.contains("case 0"), "{error}");
+    }
+    // Small integers are exact, so their last bit counts.
+    let sums = &recording.instructions["golden_mma_m16n8k16"].output[0];
+    let last = if sums.as_bytes()[7] == b'1' { '2' } else { '1' };
+    models_agree(&damaged(&recording, "golden_mma_m16n8k16", 7, last)).unwrap_err();
+
+    let mut of_another = Recording::read(&path);
+    of_another.instructions.get_mut("golden_exp2_approx").unwrap().input_hash = "0".into();
+    assert!(models_agree(&of_another).unwrap_err().contains("of another input"));
+    of_another.instructions.clear();
+    assert!(models_agree(&of_another).unwrap_err().contains("not in the recording"));
+}
+
+/// The inputs reach what tolerances are for: results that are rounded, exact ones, NaN and infinity. One unit in
+/// the last place is a difference that rounding explains.
+#[test]
+fn the_cases_are_of_every_kind() {
+    let [simt, _] = hosts();
+    for instruction in instructions::all() {
+        // Where results are exact: every fifth case of products, and the first of powers.
+        let is_exact = |case: usize| match instruction.kernel {
+            "golden_mma_m16n8k16" => case.is_multiple_of(5),
+            "golden_exp2_approx" => case == 0,
+            _ => true,
+        };
+        let output = instruction.run(&simt, &simt.stream()).unwrap();
+        let mut off = output.clone();
+        for (i, word) in off.iter_mut().enumerate() {
+            let value = f32::from_bits(*word);
+            if !is_exact(i / instruction.words_out) && value.is_finite() && value != 0.0 {
+                *word += 1;
+            }
+        }
+        instruction.compare(&off, &output).unwrap();
+        let changed = off.iter().zip(&output).filter(|(off, word)| off != word).count();
+        if !is_exact(1) {
+            assert!(changed > output.len() / 2, "{}: {changed} results are rounded", instruction.kernel);
+            let values: Vec<f32> = output.iter().map(|word| f32::from_bits(*word)).collect();
+            assert!(values.iter().any(|x| x.is_nan()) && values.iter().any(|x| x.is_infinite()));
+        }
+    }
+}
