@@ -230,7 +230,8 @@ fn text_needs_a_tokenizer_and_ids_do_not() {
 
 #[test]
 fn random_drafters_and_rounded_activations_keep_the_tokens() {
-    let tokens = |args: &[&str]| sample(&[&["--max-new-tokens", "16"], args].concat());
+    let tokens =
+        |args: &[&str]| sample(&[&["--prompt-ids", PROMPT, "--max-new-tokens", "16"], args].concat());
     let plain = tokens(&["--mode", "ar"]);
     let random = tokens(&["--draft", "random:3", "--mode", "parallel", "--block-size", "20"]);
     assert_eq!(random.output_ids, plain.output_ids);

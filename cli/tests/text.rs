@@ -7,7 +7,9 @@ use std::fs;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{arg, bundled, finished, flexdraft, run, sample, succeed, succeed_recorded, target_with, tiny};
+use common::{
+    arg, bundled, finished, flexdraft, recorded, run, sample, succeed, succeed_recorded, target_with, tiny,
+};
 
 #[test]
 fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
@@ -176,7 +178,9 @@ fn prompts_come_from_files_and_chat_templates() {
 #[test]
 fn a_reader_that_leaves_is_no_error() {
     for args in [&["--max-new-tokens", "900", "--no-compare"][..], &["--json", "--samples", "40"]] {
-        let mut child = flexdraft(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let args = recorded(&[args, &["--prompt", "def f("]].concat());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut child = flexdraft(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         stdout.read_exact(&mut [0; 4]).unwrap();
         drop(stdout);

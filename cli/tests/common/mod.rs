@@ -53,7 +53,7 @@ pub fn succeed_recorded(args: &[&str]) -> Run {
 }
 
 /// Arguments for the recorded pair, in parallel mode, where they do not say otherwise.
-fn recorded(args: &[&str]) -> Vec<String> {
+pub fn recorded(args: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let has = |args: &[String], option: &str| args.iter().any(|arg| arg == option);
     if !has(&args, "--target") {
