@@ -91,7 +91,6 @@ const IN_PASS: usize = 0;
 const APART: usize = 1;
 
 /// The groups that a plan's sequence has in the pass that ran last.
-#[derive(Clone, Copy)]
 struct Drafting {
     /// Index of the plan.
     plan: usize,
@@ -101,6 +100,8 @@ struct Drafting {
     lengths: GroupSet,
     /// The row of slot 0 of the first of them.
     first_row: usize,
+    /// Which of [`StepBuffers::draft_logits`] their drafts have.
+    logits: usize,
 }
 
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths; spare logits buffers may move
@@ -121,32 +122,22 @@ pub(super) fn run<D: Device>(
     let drawing = verify(model, buffers, sequences, plans)?;
     if !drawing.is_empty() {
         let in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
-        draft(model, buffers, sequences, plans, &in_pass, IN_PASS)?;
+        draft(model, buffers, sequences, plans, &in_pass)?;
         let apart = worth_drafting_apart(model, buffers, sequences, plans, &drawing, &in_pass);
-        let apart = draft_pass(model, cache, buffers, sequences, plans, &apart, APART)?;
+        let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
         let found = model.device().read(&mut buffers.results)?;
         for (&plan, verdict) in drawing.iter().zip(found.verdicts) {
             verdicts[plan] = Some(verdict);
         }
-        let mut drafted = found.drafts.into_iter();
-        let of_pass = in_pass.iter().zip(drafted.by_ref());
-        take(model, buffers, sequences, plans, &verdicts, of_pass, IN_PASS, &mut drafts)?;
-        take(model, buffers, sequences, plans, &verdicts, apart.iter().zip(drafted), APART, &mut drafts)?;
+        let drafted = in_pass.iter().chain(&apart).zip(found.drafts);
+        take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
 
         let missed = missing_drafts(sequences, plans, &drawing, &verdicts, &drafts);
         if !missed.is_empty() {
-            let missed = draft_pass(model, cache, buffers, sequences, plans, &missed, APART)?;
-            let drafted = model.device().read(&mut buffers.results)?.drafts;
-            take(
-                model,
-                buffers,
-                sequences,
-                plans,
-                &verdicts,
-                missed.iter().zip(drafted),
-                APART,
-                &mut drafts,
-            )?;
+            let missed = draft_pass(model, cache, buffers, sequences, plans, &missed)?;
+            let found = model.device().read(&mut buffers.results)?;
+            let drafted = missed.iter().zip(found.drafts);
+            take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
         }
     }
     Ok(plans
@@ -187,7 +178,7 @@ fn forward<D: Device>(
     let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
         let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
         let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
-        Some(Drafting { plan: index, verdict, lengths, first_row })
+        Some(Drafting { plan: index, verdict, lengths, first_row, logits: IN_PASS })
     };
     Ok(drawing.enumerate().filter_map(groups).collect())
 }
@@ -330,7 +321,6 @@ fn draft_pass<D: Device>(
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
     apart: &[(usize, usize)],
-    logits: usize,
 ) -> Result<Vec<Drafting>, DecodeError> {
     if apart.is_empty() {
         return Ok(Vec::new());
@@ -356,14 +346,14 @@ fn draft_pass<D: Device>(
         .zip(&pass.sequences)
         .map(|(&(verdict, plan), rows)| {
             let lengths = accepted(verdict).map_or(GroupSet::NONE, |a| GroupSet::NONE.with(a));
-            let drafting = Drafting { plan, verdict, lengths, first_row };
+            let drafting = Drafting { plan, verdict, lengths, first_row, logits: APART };
             first_row += rows.slots;
             drafting
         })
         .collect();
     model.device().follow(&pass, &verdicts, &buffers.results, cache)?;
     model.forward(&pass, &[], cache, &mut buffers.work)?;
-    draft(model, buffers, sequences, plans, &drafting, logits)?;
+    draft(model, buffers, sequences, plans, &drafting)?;
     Ok(drafting)
 }
 
@@ -374,11 +364,8 @@ fn draft<D: Device>(
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
     drafting: &[Drafting],
-    logits: usize,
 ) -> Result<(), DecodeError> {
-    if drafting.is_empty() {
-        return Ok(());
-    }
+    let Some(first) = drafting.first() else { return Ok(()) };
     let requests: Vec<DraftRows<'_>> = drafting
         .iter()
         .map(|groups| {
@@ -395,10 +382,10 @@ fn draft<D: Device>(
         })
         .collect();
     let StepBuffers { work, draft_logits, results, .. } = buffers;
-    Ok(model.draft(&requests, results, work, &mut draft_logits[logits])?)
+    Ok(model.draft(&requests, results, work, &mut draft_logits[first.logits])?)
 }
 
-/// Makes drafts of what was sampled by the [`draft`] before, where its group came true and it is wanted.
+/// Makes drafts of what was sampled, where its group came true and it is wanted.
 fn take<'a, D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,
@@ -406,13 +393,13 @@ fn take<'a, D: Device>(
     plans: &[Plan],
     verdicts: &[Option<Verdict>],
     drafted: impl Iterator<Item = (&'a Drafting, Vec<DraftToken>)>,
-    logits: usize,
     drafts: &mut [Option<Draft<D::Buffer>>],
 ) -> Result<(), DecodeError> {
-    let mut end = 0;
+    let mut ends = [0; 2];
     for (groups, drafted) in drafted {
-        let rows = end..end + drafted.len();
-        end = rows.end;
+        let end = &mut ends[groups.logits];
+        let rows = *end..*end + drafted.len();
+        *end = rows.end;
         let plan = &plans[groups.plan];
         let sequence = &mut sequences[plan.sequence];
         let Some(verdict) = verdicts[groups.plan] else { continue };
@@ -423,15 +410,15 @@ fn take<'a, D: Device>(
         let mut tokens: Vec<u32> = drafted.iter().map(|slot| slot.token).collect();
         let confidence: Vec<f32> = drafted.iter().map(|slot| slot.confidence).collect();
         let proposed = propose(sequence, verdict, model.config().vocab_size, &mut tokens);
-        let mut kept_logits = None;
+        let mut logits = None;
         if sequence.keeps_draft_logits() && !proposed {
             let mut kept = sequence.spare_logits.take().unwrap_or_else(|| model.new_logits());
             let rows: Vec<usize> = rows.collect();
-            model.device().gather(&buffers.draft_logits[logits], &rows, &mut kept)?;
-            kept_logits = Some(kept);
+            model.device().gather(&buffers.draft_logits[groups.logits], &rows, &mut kept)?;
+            logits = Some(kept);
         }
         let verify_len = sequence.request.confidence.verify_len(&confidence);
-        drafts[groups.plan] = Some(Draft { tokens, confidence, logits: kept_logits, verify_len });
+        drafts[groups.plan] = Some(Draft { tokens, confidence, logits, verify_len });
     }
     Ok(())
 }
