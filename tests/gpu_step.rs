@@ -101,11 +101,15 @@ fn an_autoregressive_step_allocates_nothing_and_waits_once() {
 }
 
 #[test]
-fn a_drafting_pass_waits_once_more() {
+fn a_sequential_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Sequential) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
-        assert_eq!((calls.allocations, calls.downloads), (0, 2), "{calls:?}");
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
     }
+}
+
+#[test]
+fn an_accepted_length_without_a_group_waits_once_more() {
     for (calls, _) in steady_steps(RandomGroups(4)) {
         assert!(calls.downloads <= 2, "{calls:?}");
     }

@@ -8,9 +8,10 @@ use bytemuck::Zeroable;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::Verdict;
-use flexdraft::kernels::selection::{Draft, DraftGroups, SelectDrafts};
-use flexdraft::kernels::{KernelError, Kernels};
-use flexdraft::layout::GroupSet;
+use flexdraft::kernels::glue::RopeTable;
+use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use flexdraft::kernels::{KernelError, Kernels, Paging, PassTables};
+use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -38,6 +39,35 @@ fn select(verdicts: &[Verdict], drafts: &[DraftGroups], rows: usize, schedule: u
     (bonus, starts, sources, draft_rows, error[0])
 }
 
+/// Where the rows of a pass are: their rotations, after its groups have followed verdicts; and the error word.
+fn positions(pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>, schedule: u64) -> (Vec<f32>, u32) {
+    let options = SimtOptions { checking: Checking::Accesses, copies: Copies::Eager, schedule };
+    let kernels = Kernels::new(Simt::new(options));
+    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let mut tables = PassTables::new(simt, &stream, pass.sequences.len(), 4).unwrap();
+    tables.upload(simt, &stream, pass, Paging { pages: 4, page_size: 16 }).unwrap();
+    let mut error = [0];
+    if let Some((verdicts, of)) = follow {
+        let args = FollowVerdicts {
+            pass: &mut tables,
+            sequences: stream.view(of),
+            verdicts: stream.view(verdicts),
+            error: Some(stream.view_mut(&mut error)),
+        };
+        kernels.follow_verdicts(&stream, args).unwrap();
+    }
+    let mut turns = vec![0.0; 2 * tables.rows()];
+    let args = RopeTable {
+        pass: &tables,
+        inv_freq: stream.view(&[0.01]),
+        scale: 1.0,
+        turns: stream.view_mut(&mut turns),
+    };
+    kernels.rope_table(&stream, &args).unwrap();
+    drop(args);
+    (turns, error[0])
+}
+
 fn verdict(accepted: i32, bonus: i32, cached_length: i64) -> Verdict {
     Verdict { accepted, bonus, cached_length, ..Verdict::zeroed() }
 }
@@ -51,7 +81,10 @@ proptest! {
 
     #[test]
     fn the_group_of_the_accepted_length(
-        sequences in prop::collection::vec((-1i32..64, any::<u64>(), 1usize..65, 0usize..1000), 1..6),
+        sequences in prop::collection::vec(
+            (-1i32..64, prop_oneof![4 => any::<u64>(), 1 => Just(0)], 1usize..65, 0usize..1000),
+            1..6,
+        ),
         schedule in 0u64..4,
     ) {
         // Sequences in reverse, so that drafts are not in the order of their verdicts.
@@ -79,13 +112,44 @@ proptest! {
             let known = verdict.accepted >= 0;
             prop_assert_eq!(bonus[i], if known { verdict.bonus } else { 0 });
             prop_assert_eq!(i64::from(starts[i]), if known { verdict.cached_length } else { 0 });
-            let rank = draft.groups.iter().position(|k| k as i32 == verdict.accepted);
+            let rank = match draft.groups {
+                // The one group follows the verdict.
+                GroupSet::NONE => known.then_some(0),
+                groups => groups.iter().position(|k| k as i32 == verdict.accepted),
+            };
             for slot in 1..draft.slots {
                 let row = draft.first_draft + slot - 1;
                 let source = rank.map(|rank| (draft.first_slot + rank * draft.slots + slot) as i32);
                 prop_assert_eq!(sources[row], source.unwrap_or(-1));
                 prop_assert_eq!(draft_rows[row], rank.map_or(-1, |_| row as i32));
             }
+        }
+    }
+
+    #[test]
+    fn a_pass_that_follows_its_verdicts_is_the_pass_that_they_ask_for(
+        sequences in prop::collection::vec((0usize..40, 0usize..8, 0usize..8, 1usize..6), 1..70),
+        schedule in 0u64..4,
+    ) {
+        // Sequence i is that of the verdict after next, as not every sequence of a verification drafts.
+        let pages: Vec<u32> = (0..4).collect();
+        let rows = |start, group, slots| SequenceRows { pages: &pages, start, candidates: 0, groups: vec![group], slots };
+        let laid_out = Pass {
+            sequences: sequences.iter().map(|&(start, a, more, slots)| rows(start, a + more, slots)).collect(),
+        };
+        let asked_for =
+            Pass { sequences: sequences.iter().map(|&(start, a, _, slots)| rows(start, a, slots)).collect() };
+        let mut verdicts = vec![verdict(-1, 0, 0); 2];
+        verdicts.extend(sequences.iter().map(|&(start, a, ..)| verdict(a as i32, 3, (start + a + 1) as i64)));
+        let of: Vec<i32> = (2..).take(sequences.len()).collect();
+        let (followed, error) = positions(&laid_out, Some((&verdicts, &of)), schedule);
+        prop_assert_eq!(error, 0);
+        prop_assert_eq!(&followed, &positions(&asked_for, None, schedule).0);
+        // A verdict beyond what was laid out, or none at all: the group stays.
+        for (verdicts, of) in [(&verdicts[..], vec![0; of.len()]), (&verdicts[..2], of)] {
+            let (stayed, error) = positions(&laid_out, Some((verdicts, &of)), schedule);
+            prop_assert_eq!(error, 16);
+            prop_assert_eq!(stayed, positions(&laid_out, None, schedule).0);
         }
     }
 }

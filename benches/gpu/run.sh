@@ -54,7 +54,7 @@ PYTHON
   [ "$status" -eq 0 ] || { failed=1; tail -n 15 "$out/$name.log"; }
 }
 
-tests=(glue attention sampling_and_acceptance decoding)
+tests=(glue attention sampling_and_acceptance selection decoding)
 for test in "${tests[@]}"; do
   run "$test" 120 "$here/on_gpu" --exact "$test"
 done
@@ -66,7 +66,7 @@ for family in attention sampling acceptance glue; do
 done
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck synccheck initcheck; do
-    for test in glue attention sampling_and_acceptance; do
+    for test in glue attention sampling_and_acceptance selection; do
       run "$test-$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 9 "$here/on_gpu" --exact "$test"
     done
   done

@@ -245,6 +245,7 @@ FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAccept, accept_threads, 2) { bl
 FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAccept, accept_threads, 2) { block_sums<bf16>(p); }
 
 FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelect, selection_threads, 1) { select(p); }
+FLEXDRAFT_KERNEL(follow_verdicts, FlexdraftFollow, selection_threads, 1) { follow(p); }
 
 FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_block_sums_f32, accept_block_sums_bf16,
-                       select_drafts)
+                       select_drafts, follow_verdicts)

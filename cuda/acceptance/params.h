@@ -57,7 +57,7 @@ struct FlexdraftAccept {
 
 /* A sequence that drafts from a pass: slots 1..S of the group that its verdict names. */
 struct FlexdraftDraft {
-    uint64_t groups;     /* bit k: the pass has a group for accepted length k */
+    uint64_t groups;     /* bit k: the pass has a group for accepted length k; 0: one, which follows the verdict */
     int32_t sequence;    /* which verdict is its */
     int32_t first_slot;  /* the pass's row of slot 0 of the first group; the others follow */
     int32_t slots;       /* S, 1 to 64 */
@@ -76,6 +76,18 @@ struct FlexdraftSelect {
     int32_t batch;
     int32_t rows;
     int32_t unused;
+};
+
+/* Moves the one group of every sequence of a drafting pass from the largest accepted length that it was laid
+ * out for to the one of its verdict. */
+struct FlexdraftFollow {
+    const int32_t* sequences;                /* [batch] which verdict is that of the pass's sequence */
+    const struct FlexdraftVerdict* verdicts; /* [verdict_count] */
+    const int32_t* start;                    /* [batch] as in FlexdraftPass */
+    int32_t* first_group;                    /* [batch] as in FlexdraftPass; never becomes larger */
+    uint32_t* error;                         /* the device error word; may be null */
+    int32_t batch;
+    int32_t verdict_count;
 };
 
 enum FlexdraftAcceptConstant {

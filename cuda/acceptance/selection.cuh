@@ -1,6 +1,5 @@
-// What a verdict decides about the next draft: the rows of its group, the bonus token, the position.
-//
-// Grid [drafts], a thread a slot. So a step can go on from verdicts that the host has not read.
+// What a verdict decides about the next draft, so that a step can go on from verdicts that the host has not
+// read.
 #pragma once
 
 #include "../common/platform.cuh"
@@ -8,6 +7,7 @@
 
 constexpr int selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
 
+// The rows of a draft's group, its bonus token and its position. Grid [drafts], a thread a slot.
 FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
@@ -30,7 +30,7 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
     const int32_t slot = int32_t(threadIdx.x) + 1;
     if (slot >= draft.slots) return;
     const int32_t row = draft.first_draft + slot - 1;
-    const bool laid_out = verified && (draft.groups >> verdict.accepted & 1) != 0;
+    const bool laid_out = verified && (draft.groups == 0 || (draft.groups >> verdict.accepted & 1) != 0);
     int32_t source = -1;
     if (laid_out) {
         const uint64_t below = draft.groups & ((uint64_t(1) << verdict.accepted) - 1);
@@ -38,4 +38,20 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
     }
     p.sources[row] = source;
     p.draft_rows[row] = laid_out ? row : -1;
+}
+
+// Where the groups of a drafting pass go. Grid [ceil(batch / threads)], a thread a sequence.
+FLEXDRAFT_INLINE void follow(const FlexdraftFollow& p) {
+    const int32_t s = int32_t(blockIdx.x) * selection_threads + int32_t(threadIdx.x);
+    if (s >= p.batch) return;
+    const int32_t index = p.sequences[s];
+    bool exists = index >= 0 && index < p.verdict_count;
+    if (exists) {
+        const FlexdraftVerdict verdict = p.verdicts[index];
+        // The group sees the positions up to the last that stays cached.
+        const int64_t group = verdict.cached_length - 1 - p.start[s];
+        exists = verdict.accepted >= 0 && group >= 0 && group <= p.first_group[s];
+        if (exists) p.first_group[s] = int32_t(group);
+    }
+    if (!exists && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_ROW));
 }

@@ -70,7 +70,8 @@ pub(super) struct Outcome<B> {
 pub(super) struct StepBuffers<D: Device> {
     work: Workspace<D>,
     target_logits: D::Buffer,
-    draft_logits: D::Buffer,
+    /// Of drafts [`IN_PASS`] and [`APART`].
+    draft_logits: [D::Buffer; 2],
     results: D::Results,
 }
 
@@ -79,11 +80,15 @@ impl<D: Device> StepBuffers<D> {
         Self {
             work: model.new_workspace(),
             target_logits: model.new_logits(),
-            draft_logits: model.new_logits(),
+            draft_logits: [model.new_logits(), model.new_logits()],
             results: model.device().new_results(),
         }
     }
 }
+
+/// Drafts from groups of the verification's own pass, and from those of a drafting pass.
+const IN_PASS: usize = 0;
+const APART: usize = 1;
 
 /// The groups that a plan's sequence has in the pass that ran last.
 struct Drafting {
@@ -91,17 +96,19 @@ struct Drafting {
     plan: usize,
     /// Index of its verdict.
     verdict: usize,
-    /// Their accepted lengths, as the verdict counts them.
+    /// Their accepted lengths, as the verdict counts them; none for the one that follows the verdict.
     lengths: GroupSet,
     /// The row of slot 0 of the first of them.
     first_row: usize,
+    /// Which of [`StepBuffers::draft_logits`] their drafts have.
+    logits: usize,
 }
 
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths; spare logits buffers may move
 /// into the outcomes.
 ///
-/// The device is waited for once, for the verdicts and the drafts from groups in the pass; once more where
-/// a sequence drafts in a pass of its own; and not at all where no token is drawn.
+/// The device is waited for once, for verdicts and drafts, those of a drafting pass as well; once more where a
+/// sequence had groups in the pass and the accepted length none of them; and not at all where no token is drawn.
 pub(super) fn run<D: Device>(
     model: &Model<D>,
     cache: &mut D::Cache,
@@ -116,22 +123,21 @@ pub(super) fn run<D: Device>(
     if !drawing.is_empty() {
         let in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
         draft(model, buffers, sequences, plans, &in_pass)?;
+        let apart = worth_drafting_apart(model, buffers, sequences, plans, &drawing, &in_pass);
+        let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
         let found = model.device().read(&mut buffers.results)?;
         for (&plan, verdict) in drawing.iter().zip(found.verdicts) {
             verdicts[plan] = Some(verdict);
         }
-        take(model, buffers, sequences, plans, &verdicts, in_pass.iter().zip(found.drafts), &mut drafts)?;
+        let drafted = in_pass.iter().chain(&apart).zip(found.drafts);
+        take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
 
-        let undrafted = |&(plan, verdict): &(usize, Verdict)| {
-            drafts[plan].is_none() && wants_draft(&sequences[plans[plan].sequence], &plans[plan], verdict)
-        };
-        let known = drawing.iter().filter_map(|&plan| Some((plan, verdicts[plan]?)));
-        let apart: Vec<_> = known.enumerate().filter(|(_, known)| undrafted(known)).collect();
-        if !apart.is_empty() {
-            let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
-            draft(model, buffers, sequences, plans, &apart)?;
+        let missed = missing_drafts(sequences, plans, &drawing, &verdicts, &drafts);
+        if !missed.is_empty() {
+            let missed = draft_pass(model, cache, buffers, sequences, plans, &missed)?;
             let found = model.device().read(&mut buffers.results)?;
-            take(model, buffers, sequences, plans, &verdicts, apart.iter().zip(found.drafts), &mut drafts)?;
+            let drafted = missed.iter().zip(found.drafts);
+            take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
         }
     }
     Ok(plans
@@ -172,7 +178,7 @@ fn forward<D: Device>(
     let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
         let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
         let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
-        Some(Drafting { plan: index, verdict, lengths, first_row })
+        Some(Drafting { plan: index, verdict, lengths, first_row, logits: IN_PASS })
     };
     Ok(drawing.enumerate().filter_map(groups).collect())
 }
@@ -266,34 +272,89 @@ fn committed<B>(sequence: &Sequence<B>, verdict: Verdict) -> Vec<u32> {
     [accepted, &[verdict.bonus]].concat()
 }
 
-/// Sequential drafting: one group of mask rows a sequence, through the tail only. `apart` are verdicts, with
-/// their index and that of the plan.
+/// The plans, with the index of their verdict, that have no group in the pass and may be drafted for in a pass
+/// of their own: where the device knows its verdicts already, those that need it.
+fn worth_drafting_apart<D: Device>(
+    model: &Model<D>,
+    buffers: &StepBuffers<D>,
+    sequences: &[Sequence<D::Buffer>],
+    plans: &[Plan],
+    drawing: &[usize],
+    in_pass: &[Drafting],
+) -> Vec<(usize, usize)> {
+    let known = model.device().known(&buffers.results);
+    let worth = |&(verdict, index): &(usize, usize)| {
+        let plan = &plans[index];
+        let sequence = &sequences[plan.sequence];
+        match known.and_then(|verdicts| verdicts.get(verdict)) {
+            Some(&verdict) => {
+                wants_draft(sequence, plan, verdict) && !in_pass.iter().any(|groups| groups.plan == index)
+            }
+            None => plan.draft && plan.groups.is_empty() && sequence.block_size > 1,
+        }
+    };
+    drawing.iter().copied().enumerate().filter(worth).collect()
+}
+
+/// The plans, with the index of their verdict, whose sequences want a draft and have none.
+fn missing_drafts<B>(
+    sequences: &[Sequence<B>],
+    plans: &[Plan],
+    drawing: &[usize],
+    verdicts: &[Option<Verdict>],
+    drafts: &[Option<Draft<B>>],
+) -> Vec<(usize, usize)> {
+    let misses = |&(_, index): &(usize, usize)| {
+        let plan = &plans[index];
+        let wants = |verdict| wants_draft(&sequences[plan.sequence], plan, verdict);
+        drafts[index].is_none() && verdicts[index].is_some_and(wants)
+    };
+    drawing.iter().copied().enumerate().filter(misses).collect()
+}
+
+/// Sequential drafting: one group of mask rows a sequence, through the tail only, for `apart`, plans with the
+/// index of their verdict. The groups follow verdicts that the host does not know.
 fn draft_pass<D: Device>(
     model: &Model<D>,
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-    apart: &[(usize, (usize, Verdict))],
+    apart: &[(usize, usize)],
 ) -> Result<Vec<Drafting>, DecodeError> {
-    let rows = apart.iter().map(|&(_, (index, verdict))| {
+    if apart.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = model.device().known(&buffers.results);
+    let accepted = |verdict: usize| Some(known?.get(verdict)?.accepted);
+    let rows = apart.iter().map(|&(verdict, index)| {
         let plan = &plans[index];
         let sequence = &sequences[plan.sequence];
         SequenceRows {
             pages: &sequence.pages,
             start: sequence.cached,
             candidates: 0,
-            groups: vec![plan.certain() + verdict.accepted],
+            groups: vec![plan.certain() + accepted(verdict).unwrap_or(plan.verify_len)],
             slots: sequence.block_size,
         }
     });
     let pass = Pass { sequences: rows.collect() };
+    let verdicts: Vec<usize> = apart.iter().map(|&(verdict, _)| verdict).collect();
+    let mut first_row = 0;
+    let drafting: Vec<Drafting> = apart
+        .iter()
+        .zip(&pass.sequences)
+        .map(|(&(verdict, plan), rows)| {
+            let lengths = accepted(verdict).map_or(GroupSet::NONE, |a| GroupSet::NONE.with(a));
+            let drafting = Drafting { plan, verdict, lengths, first_row, logits: APART };
+            first_row += rows.slots;
+            drafting
+        })
+        .collect();
+    model.device().follow(&pass, &verdicts, &buffers.results, cache)?;
     model.forward(&pass, &[], cache, &mut buffers.work)?;
-    let groups = |(row, &(verdict, (plan, found))): (usize, &(usize, (usize, Verdict)))| {
-        let first_row = pass.group_rows(row, plans[plan].certain() + found.accepted)?.start;
-        Some(Drafting { plan, verdict, lengths: GroupSet::NONE.with(found.accepted), first_row })
-    };
-    Ok(apart.iter().enumerate().filter_map(groups).collect())
+    draft(model, buffers, sequences, plans, &drafting)?;
+    Ok(drafting)
 }
 
 /// Calibrates and samples slots 1..S of the groups that come true, of the pass that ran last.
@@ -304,9 +365,7 @@ fn draft<D: Device>(
     plans: &[Plan],
     drafting: &[Drafting],
 ) -> Result<(), DecodeError> {
-    if drafting.is_empty() {
-        return Ok(());
-    }
+    let Some(first) = drafting.first() else { return Ok(()) };
     let requests: Vec<DraftRows<'_>> = drafting
         .iter()
         .map(|groups| {
@@ -323,10 +382,10 @@ fn draft<D: Device>(
         })
         .collect();
     let StepBuffers { work, draft_logits, results, .. } = buffers;
-    Ok(model.draft(&requests, results, work, draft_logits)?)
+    Ok(model.draft(&requests, results, work, &mut draft_logits[first.logits])?)
 }
 
-/// Makes drafts of what was sampled by the [`draft`] before, where its group came true and it is wanted.
+/// Makes drafts of what was sampled, where its group came true and it is wanted.
 fn take<'a, D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,
@@ -336,14 +395,16 @@ fn take<'a, D: Device>(
     drafted: impl Iterator<Item = (&'a Drafting, Vec<DraftToken>)>,
     drafts: &mut [Option<Draft<D::Buffer>>],
 ) -> Result<(), DecodeError> {
-    let mut end = 0;
+    let mut ends = [0; 2];
     for (groups, drafted) in drafted {
-        let rows = end..end + drafted.len();
-        end = rows.end;
+        let end = &mut ends[groups.logits];
+        let rows = *end..*end + drafted.len();
+        *end = rows.end;
         let plan = &plans[groups.plan];
         let sequence = &mut sequences[plan.sequence];
         let Some(verdict) = verdicts[groups.plan] else { continue };
-        if !groups.lengths.contains(verdict.accepted) || !wants_draft(sequence, plan, verdict) {
+        let came_true = groups.lengths.is_empty() || groups.lengths.contains(verdict.accepted);
+        if !came_true || !wants_draft(sequence, plan, verdict) {
             continue;
         }
         let mut tokens: Vec<u32> = drafted.iter().map(|slot| slot.token).collect();
@@ -353,7 +414,7 @@ fn take<'a, D: Device>(
         if sequence.keeps_draft_logits() && !proposed {
             let mut kept = sequence.spare_logits.take().unwrap_or_else(|| model.new_logits());
             let rows: Vec<usize> = rows.collect();
-            model.device().gather(&buffers.draft_logits, &rows, &mut kept)?;
+            model.device().gather(&buffers.draft_logits[groups.logits], &rows, &mut kept)?;
             logits = Some(kept);
         }
         let verify_len = sequence.request.confidence.verify_len(&confidence);

@@ -148,6 +148,7 @@ pub struct DraftRows<'a> {
     /// Its place among the sequences of the verification.
     pub sequence: usize,
     /// Accepted lengths, as the verdict counts them, for which the pass has a group of the sequence.
+    /// [`GroupSet::NONE`] for a pass whose one group [follows](Device::follow) its verdict.
     pub groups: GroupSet,
     /// The row of slot 0 of the first of these groups; the others follow.
     pub first_row: usize,
@@ -236,7 +237,7 @@ pub struct Found {
 /// A device may run behind its caller: [`read`](Device::read) and [`edit_row`](Device::edit_row) wait for
 /// it, nothing else does. What a verification decides about the draft after it (which group of the pass came
 /// true, the bonus token, the next position) is therefore looked up by the device, in its
-/// [`Results`](Device::Results), and a step that drafts in its pass waits once, for verdicts and drafts.
+/// [`Results`](Device::Results), and a step waits once, for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
     /// Activations `[rows, cols]`.
     type Buffer: Send;
@@ -391,6 +392,18 @@ pub trait Device: Send + Sync + 'static {
     /// The verdicts, where they can be had without waiting: before [`read`](Self::read) on a device that
     /// does not run behind its caller, and after it on any.
     fn known<'a>(&self, results: &'a Self::Results) -> Option<&'a [Verdict]>;
+
+    /// Moves the group of each sequence of `pass` from where it is laid out to the accepted length that the
+    /// verdict `verdicts[i]` of sequence i names, for the operations on that pass until one on another. `pass`
+    /// has one group a sequence and no candidates, laid out for the largest accepted length that is possible;
+    /// where verdicts are [known](Self::known), for the accepted length itself, and nothing is to be done.
+    fn follow(
+        &self,
+        pass: &Pass<'_>,
+        verdicts: &[usize],
+        results: &Self::Results,
+        cache: &Self::Cache,
+    ) -> Result<(), DeviceError>;
 
     /// Looks up in the verdicts what the next drafts depend on, for the three operations after it. Where the
     /// verdicts are [known](Self::known), each accepted length must have a group. Where they are not, a

@@ -3,7 +3,7 @@
 use super::KernelError;
 use super::operands::Operands;
 use super::params::common::FlexdraftPass;
-use crate::backend::Backend;
+use crate::backend::{Backend, ViewMut};
 use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
 
 /// The tables of a [`Pass`] in device memory: where each sequence's rows are and which pages it has. They
@@ -203,6 +203,16 @@ impl<B: Backend> PassTables<B> {
     /// How the cache is divided that its page ids are of.
     pub fn paging(&self) -> Paging {
         self.paging
+    }
+
+    /// The tables in memory, to be written.
+    pub(super) fn view_mut<'a>(&'a mut self, backend: &B, stream: &'a B::Stream) -> ViewMut<'a, u64> {
+        backend.view_mut(stream, &mut self.memory)
+    }
+
+    /// Where the first positions and the first groups of the sequences are in it, in 4-byte entries.
+    pub(super) fn starts_and_first_groups(&self) -> (usize, usize) {
+        (self.table(Table::Start), self.table(Table::FirstGroup))
     }
 
     /// The tables as parameters of a kernel whose operands have `rows` rows, the page table and its stride.

@@ -1,6 +1,7 @@
 //! What verdicts decide about the next draft, found on the device.
 //!
-//! A step need not read its verdicts before it drafts: [`Kernels::select_drafts`] looks up which of a pass's
+//! A step need not read its verdicts before it drafts. [`Kernels::follow_verdicts`] puts the groups of a pass
+//! that drafts after the verification where they belong; [`Kernels::select_drafts`] looks up which of a pass's
 //! groups came true and makes the tables that the kernels after it take, the rows to gather
 //! ([`gather`](Kernels::gather)), the bonus tokens to embed ([`embed`](Kernels::embed)), the positions that
 //! draws count from and the rows that are drawn ([`sample`](Kernels::sample)).
@@ -11,7 +12,8 @@ use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::acceptance::Verdict;
 use super::operands::{Grid, Operands};
-use super::params::acceptance::{FlexdraftDraft, FlexdraftSelect};
+use super::params::acceptance::{FlexdraftDraft, FlexdraftFollow, FlexdraftSelect};
+use super::pass::PassTables;
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, Element, View, ViewMut};
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
@@ -41,7 +43,8 @@ impl Element for Draft {}
 pub struct DraftGroups {
     /// Which of the verdicts is the sequence's.
     pub sequence: usize,
-    /// Accepted lengths that the pass has a group for.
+    /// Accepted lengths that the pass has a group for. [`GroupSet::NONE`] where its one group
+    /// [follows](Kernels::follow_verdicts) the verdict.
     pub groups: GroupSet,
     /// The pass's row of slot 0 of the first of them; the others follow, each of as many rows.
     pub first_slot: usize,
@@ -97,7 +100,81 @@ pub struct SelectDrafts<'a> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
+/// The operands of [`Kernels::follow_verdicts`].
+#[derive(Debug)]
+pub struct FollowVerdicts<'a, B: Backend> {
+    /// A pass of one group a sequence and no candidates, each laid out for the largest accepted length that
+    /// is possible. Its tables change on the device only, so that the next upload takes that back.
+    pub pass: &'a mut PassTables<B>,
+    /// `[batch of the pass]`: which verdict is a sequence's.
+    pub sequences: View<'a, i32>,
+    /// From [`Kernels::accept`].
+    pub verdicts: View<'a, Verdict>,
+    /// `[1]`, the device error word: bit 16 is set for a sequence without a verdict, or one whose verdict is
+    /// beyond what was laid out; its group stays then.
+    pub error: Option<ViewMut<'a, u32>>,
+}
+
 impl<B: Backend> Kernels<B> {
+    /// Moves the group of every sequence of a drafting pass to the accepted length of its verdict.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError`] if operands do not fit each other.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use bytemuck::Zeroable;
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::acceptance::Verdict;
+    /// use flexdraft::kernels::selection::FollowVerdicts;
+    /// use flexdraft::kernels::{Kernels, Paging, PassTables};
+    /// use flexdraft::layout::{Pass, SequenceRows};
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// // c_0 was at position 5, with up to three drafts.
+    /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 0, groups: vec![3], slots: 4 };
+    /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
+    /// let paging = Paging { pages: 1, page_size: 16 };
+    /// pass.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging)?;
+    /// // One of them was accepted: the group is now that of accepted length 1.
+    /// let verdict = Verdict { accepted: 1, cached_length: 7, ..Verdict::zeroed() };
+    /// kernels.follow_verdicts(&stream, FollowVerdicts {
+    ///     pass: &mut pass,
+    ///     sequences: stream.view(&[0]),
+    ///     verdicts: stream.view(&[verdict]),
+    ///     error: None,
+    /// })?;
+    /// # Ok::<(), flexdraft::kernels::KernelError>(())
+    /// ```
+    pub fn follow_verdicts(
+        &self,
+        stream: &B::Stream,
+        args: FollowVerdicts<'_, B>,
+    ) -> Result<(), KernelError> {
+        let mut operands = Operands::new("follow_verdicts", self.backend.queue(stream));
+        let (batch, verdicts) = (args.pass.batch(), args.verdicts.len());
+        let (starts, first_groups) = args.pass.starts_and_first_groups();
+        let tables = args.pass.view_mut(&self.backend, stream);
+        let entries: *mut i32 = operands.write("pass", &tables, tables.len(), 8)?.cast();
+        let params = FlexdraftFollow {
+            sequences: operands.read("sequences", &args.sequences, batch, 4)?,
+            verdicts: operands.read("verdicts", &args.verdicts, verdicts, 8)?.cast(),
+            start: entries.wrapping_add(starts),
+            first_group: entries.wrapping_add(first_groups),
+            error: operands.error_word(args.error.as_ref())?,
+            batch: operands.i32("batch", batch)?,
+            verdict_count: operands.i32("verdicts", verdicts)?,
+        };
+        let ctas = params.batch.cast_unsigned().div_ceil(THREADS);
+        let grid = Grid { ctas: [ctas, 1, 1], threads: THREADS, shared_bytes: 0 };
+        // SAFETY: the parameters are of this kernel; the tables hold an entry of each kind for every
+        // sequence of the pass, and the other operands were checked against its batch.
+        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+    }
+
     /// Looks up for every draft what the verdict of its sequence decides.
     ///
     /// # Errors

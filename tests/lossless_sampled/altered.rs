@@ -193,6 +193,16 @@ impl Device for Altered {
         self.cpu.known(results)
     }
 
+    fn follow(
+        &self,
+        pass: &Pass<'_>,
+        verdicts: &[usize],
+        results: &Results,
+        cache: &Self::Cache,
+    ) -> Result<(), DeviceError> {
+        self.cpu.follow(pass, verdicts, results, cache)
+    }
+
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
         self.cpu.select(drafts, results)
     }

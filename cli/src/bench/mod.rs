@@ -306,8 +306,7 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
         for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
             let candidates = batch * shape.candidates;
             if index > 0 {
-                // A drafting pass follows from verdicts that have been read.
-                model.device().read(&mut results)?;
+                model.device().follow(pass, &(0..batch).collect::<Vec<_>>(), &results, &cache)?;
             }
             model.forward(pass, &vec![1; candidates], &mut cache, &mut work)?;
             if candidates > 0 {
@@ -331,12 +330,15 @@ fn time<D: Device>(model: &Model<D>, step: &Step, batch: usize, context: usize, 
             }
         }
         if let (Some(pass), true) = (passes.last(), step.drafts > 0) {
-            // Drafts come from the group of the last accepted length, as if it were that of none.
+            // Drafts come from the group of the last accepted length, as if it were that of none, or from the one
+            // that followed the verdict.
+            let follows = passes.len() > 1 && model.device().known(&results).is_none();
+            let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
             let requests: Vec<DraftRows<'_>> = (0..batch)
                 .filter_map(|sequence| {
                     Some(DraftRows {
                         sequence,
-                        groups: GroupSet::all(0),
+                        groups,
                         first_row: pass.group_rows(sequence, step.verified)?.start,
                         slots: step.drafts + 1,
                         sampling: &greedy,

@@ -268,6 +268,10 @@ impl Device for Cpu {
         Some(&results.found.verdicts)
     }
 
+    fn follow(&self, _: &Pass<'_>, _: &[usize], _: &Results, _: &KvCache) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
         results.select(drafts)
     }

@@ -630,6 +630,16 @@ impl<P: Products> Device for Gpu<P> {
         results.known()
     }
 
+    fn follow(
+        &self,
+        pass: &Pass<'_>,
+        verdicts: &[usize],
+        results: &Results<P::Backend>,
+        cache: &KvCache<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.follow_verdicts(pass, verdicts, results, cache.paging)
+    }
+
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results<P::Backend>) -> Result<(), DeviceError> {
         self.select_drafts(drafts, results)
     }

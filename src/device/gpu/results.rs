@@ -6,14 +6,15 @@ use super::memory::{Buffer, Grown};
 use super::products::Products;
 use super::sampling::{Sampling, Verification};
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear, expect};
+use super::{Gpu, Linear, expect, index32};
 use crate::backend::{Backend, BackendError, View, ViewMut};
 use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
-use crate::kernels::Faults;
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
 use crate::kernels::glue::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
-use crate::kernels::selection::{Draft, DraftGroups, SelectDrafts};
+use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use crate::kernels::{Faults, Paging};
+use crate::layout::Pass;
 
 /// What verification and drafting leave on a device, and the memory that they use.
 #[derive(Debug)]
@@ -198,6 +199,38 @@ impl<B: Backend> Default for Selected<B> {
 }
 
 impl<P: Products> Gpu<P> {
+    pub(super) fn follow_verdicts(
+        &self,
+        pass: &Pass<'_>,
+        verdicts: &[usize],
+        results: &Results<P::Backend>,
+        paging: Paging,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "follow";
+        expect(OPERATION, "verdicts", vec![pass.sequences.len()], vec![verdicts.len()])?;
+        if verdicts.is_empty() || results.known.is_some() {
+            return Ok(());
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut host = Vec::with_capacity(verdicts.len());
+        for (rows, &verdict) in pass.sequences.iter().zip(verdicts) {
+            expect(OPERATION, "candidates and groups", vec![0, 1], vec![rows.candidates, rows.groups.len()])?;
+            host.push(index32(OPERATION, "verdict", verdict)?);
+        }
+        let mut scratch = self.scratch();
+        scratch.upload_anew(backend, stream, pass, paging)?;
+        let Scratch { ids, error, tables: Some(tables), .. } = &mut *scratch else { return Ok(()) };
+        let ids = ids.reserve(backend, stream, host.len())?;
+        backend.upload(stream, &host, ids, 0)?;
+        let args = FollowVerdicts {
+            pass: tables,
+            sequences: self.input(ids, 0..host.len())?,
+            verdicts: results.report.verdicts(backend, stream)?,
+            error: Some(error_word(backend, stream, error)?),
+        };
+        Ok(self.kernels.follow_verdicts(stream, args)?)
+    }
+
     pub(super) fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],

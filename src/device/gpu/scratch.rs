@@ -114,6 +114,18 @@ impl<B: Backend> Scratch<B> {
         Ok(())
     }
 
+    /// As [`upload`](Self::upload), for tables that kernels are going to change.
+    pub(super) fn upload_anew(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        pass: &Pass<'_>,
+        paging: Paging,
+    ) -> Result<(), DeviceError> {
+        self.uploaded = None;
+        self.upload(backend, stream, pass, paging)
+    }
+
     /// As [`upload`](Self::upload), with every row's rotation.
     pub(super) fn lay_out(
         &mut self,

@@ -158,7 +158,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftDraft {
-    /// bit k: the pass has a group for accepted length k
+    /// bit k: the pass has a group for accepted length k; 0: one, which follows the verdict
     pub groups: u64,
     /// which verdict is its
     pub sequence: i32,
@@ -223,6 +223,41 @@ const _: () = {
     ["Offset of field: FlexdraftSelect::batch"][::core::mem::offset_of!(FlexdraftSelect, batch) - 60usize];
     ["Offset of field: FlexdraftSelect::rows"][::core::mem::offset_of!(FlexdraftSelect, rows) - 64usize];
     ["Offset of field: FlexdraftSelect::unused"][::core::mem::offset_of!(FlexdraftSelect, unused) - 68usize];
+};
+/// Moves the one group of every sequence of a drafting pass from the largest accepted length that it was laid
+/// out for to the one of its verdict.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftFollow {
+    /// [batch] which verdict is that of the pass's sequence
+    pub sequences: *const i32,
+    /// [verdict_count]
+    pub verdicts: *const FlexdraftVerdict,
+    /// [batch] as in FlexdraftPass
+    pub start: *const i32,
+    /// [batch] as in FlexdraftPass; never becomes larger
+    pub first_group: *mut i32,
+    /// the device error word; may be null
+    pub error: *mut u32,
+    pub batch: i32,
+    pub verdict_count: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftFollow"][::core::mem::size_of::<FlexdraftFollow>() - 48usize];
+    ["Alignment of FlexdraftFollow"][::core::mem::align_of::<FlexdraftFollow>() - 8usize];
+    ["Offset of field: FlexdraftFollow::sequences"]
+        [::core::mem::offset_of!(FlexdraftFollow, sequences) - 0usize];
+    ["Offset of field: FlexdraftFollow::verdicts"]
+        [::core::mem::offset_of!(FlexdraftFollow, verdicts) - 8usize];
+    ["Offset of field: FlexdraftFollow::start"][::core::mem::offset_of!(FlexdraftFollow, start) - 16usize];
+    ["Offset of field: FlexdraftFollow::first_group"]
+        [::core::mem::offset_of!(FlexdraftFollow, first_group) - 24usize];
+    ["Offset of field: FlexdraftFollow::error"][::core::mem::offset_of!(FlexdraftFollow, error) - 32usize];
+    ["Offset of field: FlexdraftFollow::batch"][::core::mem::offset_of!(FlexdraftFollow, batch) - 40usize];
+    ["Offset of field: FlexdraftFollow::verdict_count"]
+        [::core::mem::offset_of!(FlexdraftFollow, verdict_count) - 44usize];
 };
 /// ids of a CTA
 pub const FLEXDRAFT_ACCEPT_CHUNK: FlexdraftAcceptConstant = 2048;
