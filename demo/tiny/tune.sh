@@ -1,0 +1,25 @@
+#!/bin/sh
+# Makes the tiny target's drafter with the settings in tune.json, into DIR (demo/tiny/run if not given): the target
+# continues windows of the text that fetch.sh fetched, and the drafter learns to guess it. Run again, it goes on
+# where it was stopped.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+out=${1:-demo/tiny/run}
+target=demo/tiny/target
+text=demo/tiny/text
+
+# As in pretrain.sh.
+export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
+tune() { cargo run --release --package flexdraft-tune -- "$@"; }
+
+for part in train heldout; do cat "$text/$part"/*.txt >"$text/$part.txt"; done
+tune data --target "$target" --continue "$text/train.txt" --window 32 --count 1600 --held-out 0 \
+    --max-response 192 --out "$out/data"
+tune data --target "$target" --continue "$text/heldout.txt" --window 32 --count 64 --held-out 1 \
+    --max-response 192 --out "$out/unseen"
+cp "$out/unseen/heldout.jsonl" "$out/data/heldout.jsonl"
+tune tune --target "$target" --data "$out/data" --out "$out" --config demo/tiny/tune.json
+tune eval --target "$target" --draft "$out/drafter" --prompts demo/tiny/unseen.jsonl --raw
