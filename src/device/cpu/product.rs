@@ -111,6 +111,9 @@ impl<T> Rows<T> for Matrix<'_, T> {
     }
 }
 
+/// Rows of x up to which a product is bound by how fast w streams from memory, and not by arithmetic.
+const STREAMED_ROWS: usize = 2;
+
 /// Calls `sink(m, n, Σ_k x[m][k] · w[n][k])` for every m and n. All rows have the same length.
 ///
 /// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
@@ -122,6 +125,10 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
     w: impl Rows<T>,
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
+    // One row of w after the other is what the hardware fetches ahead by itself, further than it can be asked to.
+    if x.len() <= STREAMED_ROWS {
+        return columns::<S, X, T, K, STREAMED_ROWS, 1>(simd, &x, &w, sink);
+    }
     // Accumulators, and a row or column of operands beside them, fill the register file.
     if S::REGISTERS >= 32 {
         columns::<S, X, T, K, 4, 6>(simd, &x, &w, sink);
@@ -161,7 +168,7 @@ fn rows<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, co
     sink: &mut impl FnMut(usize, usize, f32),
 ) {
     let w_rows: [&[T]; C] = std::array::from_fn(|c| w.row(n + c));
-    // The first tile fetches the next rows of w, which the hardware would not find in time.
+    // The first tile fetches the next rows of w: several at a time are more than the hardware follows.
     let ahead = match n + C < w.len() {
         true => (w.row(n + C).as_ptr() as isize).wrapping_sub(w_rows[0].as_ptr() as isize),
         false => 0,
@@ -250,7 +257,7 @@ fn dots<
     for k in 0..chunks {
         let x: [X::Left<S>; R] = std::array::from_fn(|r| X::left(simd, &x_chunks[r][k]));
         for c in 0..C {
-            if FETCH {
+            if FETCH && C > 1 {
                 simd.prefetch(w_chunks[c][k].as_ptr().wrapping_byte_offset(ahead));
             }
             let weight = X::right(simd, &w_chunks[c][k]);
