@@ -6,7 +6,7 @@
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/math.cuh"
 #include "../ptx/mma.cuh"
-#include "params.h"
+#include "golden.h"
 
 namespace {
 
