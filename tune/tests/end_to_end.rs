@@ -35,8 +35,9 @@ fn from_text_to_a_lossless_drafter() {
         .concat();
     fs::write(&text, whole).unwrap();
 
-    let shape = ["--vocab", "300", "--hidden", "32", "--layers", "3", "--heads", "2", "--kv-heads", "1"];
-    let size = ["--head-dim", "16", "--intermediate", "64", "--context", "128", "--window", "64"];
+    let shape =
+        ["--vocab-size", "300", "--hidden-size", "32", "--layers", "3", "--q-heads", "2", "--kv-heads", "1"];
+    let size = ["--head-dim", "16", "--intermediate-size", "64", "--context-len", "128", "--window", "64"];
     let run = ["--step-tokens", "512", "--steps", "20"];
     let pretrain = [&["pretrain", "--text", &text, "--out", &target][..], &shape, &size, &run].concat();
     succeed(&pretrain);
