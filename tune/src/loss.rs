@@ -50,7 +50,8 @@ pub struct Factor<'a> {
 /// `frozen`'s matrix takes no gradient; its rows, and rows and matrix of `trained`, do.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory; also if there is no factor at all.
+/// Those of candle: shapes that do not fit, no memory; also if there is no factor at all, or a row has no label
+/// within the vocabulary.
 pub fn cross_entropy(
     frozen: Option<Factor<'_>>,
     trained: Option<Factor<'_>>,
@@ -61,6 +62,7 @@ pub fn cross_entropy(
         return Err(candle_core::Error::msg("a loss without a factor"));
     };
     let (rows, device, dtype) = (first.x.dim(0)?, first.x.device().clone(), first.x.dtype());
+    check(labels, rows, first.w.dim(0)?)?;
     let detached: Vec<[Tensor; 2]> = factors.iter().map(|f| [f.x.detach(), f.w.detach()]).collect();
 
     let mut predictions = Vec::with_capacity(rows);
@@ -131,6 +133,19 @@ pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
         predictions.extend(found.into_iter().map(|prediction| Prediction { loss: 0.0, ..prediction }));
     }
     Ok(predictions)
+}
+
+/// One label and weight a row, every label within the vocabulary.
+fn check(labels: &Labels, rows: usize, vocab: usize) -> Result<()> {
+    let Labels { ids, weights } = labels;
+    if ids.len() != rows || weights.len() != rows {
+        let found = format!("{} labels and {} weights", ids.len(), weights.len());
+        return Err(candle_core::Error::msg(format!("{found} for {rows} rows")));
+    }
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(candle_core::Error::msg(format!("label {id}, and the vocabulary has {vocab} ids"))),
+        None => Ok(()),
+    }
 }
 
 fn chunks(rows: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
@@ -229,4 +244,28 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     // A loss that is not a number has to stay one.
     let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
     Prediction { loss: f64::from(loss), token, confidence: 1.0 / sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_do_not_fit_are_refused() -> Result<()> {
+        let (x, w) = (
+            Tensor::ones((2, 3), DType::F32, &Device::Cpu)?,
+            Tensor::ones((5, 3), DType::F32, &Device::Cpu)?,
+        );
+        let loss = |ids: &[u32], weights: &[f32]| {
+            let labels = Labels { ids: ids.to_vec(), weights: weights.to_vec() };
+            cross_entropy(Some(Factor { x: &x, w: &w }), None, &labels)
+        };
+        assert!(loss(&[0, 4], &[0.5, 0.5]).is_ok());
+        let message =
+            |ids: &[u32], weights: &[f32]| loss(ids, weights).map(|_| ()).map_err(|e| e.to_string());
+        assert!(message(&[0], &[0.5, 0.5]).is_err_and(|e| e.contains("1 labels and 2 weights for 2 rows")));
+        assert!(message(&[0, 1], &[0.5]).is_err_and(|e| e.contains("2 labels and 1 weights for 2 rows")));
+        assert!(message(&[0, 5], &[0.5, 0.5]).is_err_and(|e| e.contains("label 5")));
+        Ok(())
+    }
 }
