@@ -4,11 +4,13 @@
 //! and the clean tokens up to the anchor. A clean sequence: one causal group without a prefix. Pretraining: a
 //! batch of causal groups.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use flexdraft::device::AttentionShape;
 
 use crate::graph;
-use crate::ops::{Rotation, Visible, rms_norm, rms_norm_backward, softmax_backward, visible_softmax};
+use crate::ops::{
+    Rotation, Visible, product, rms_norm, rms_norm_backward, softmax_backward, visible_softmax,
+};
 
 /// Keys and values of a sequence's clean tokens in one layer, rotated and normed as the cache holds them.
 #[derive(Clone, Debug)]
@@ -117,7 +119,7 @@ impl Heads {
         }
     }
 
-    /// Keys and values as the cache holds them, of projected rows `qkv` of one sequence.
+    /// Keys and values as the cache holds them, of projected rows `qkv` of one sequence, rounded to `dtype`.
     ///
     /// # Errors
     /// As [`attend`](Self::attend).
@@ -126,12 +128,13 @@ impl Heads {
         qkv: &Tensor,
         norms: Option<(&Tensor, &Tensor)>,
         rotation: &Rotation,
+        dtype: DType,
     ) -> Result<Prefix> {
         let norms = norms.map(|(q, k)| (q.detach(), k.detach()));
         let rotated = self.rotate(&qkv.detach(), norms.as_ref(), rotation)?;
         Ok(Prefix {
-            k: rotated.k.transpose(0, 1)?.contiguous()?,
-            v: rotated.v.transpose(0, 1)?.contiguous()?,
+            k: rotated.k.transpose(0, 1)?.to_dtype(dtype)?.contiguous()?,
+            v: rotated.v.transpose(0, 1)?.to_dtype(dtype)?.contiguous()?,
         })
     }
 
@@ -229,7 +232,10 @@ impl Core {
         let own_scores = Self::per_group(&q, &k)?.matmul(&k.t()?)?;
         let own_scores = own_scores.reshape((heads.shape.kv_heads, (), groups.len))?;
         let scores = match &prefix {
-            Some(prefix) => Tensor::cat(&[q.matmul(&prefix.k.t()?)?, own_scores], D::Minus1)?,
+            Some(prefix) => {
+                let seen = product(&q, &prefix.k.t()?, prefix.k.dtype())?;
+                Tensor::cat(&[seen, own_scores], D::Minus1)?
+            }
             None => own_scores,
         };
         let prefix_len = if prefix.is_some() { seen } else { 0 };
@@ -275,7 +281,7 @@ impl Core {
         let output = match &self.prefix {
             Some(prefix) => {
                 let seen = self.probabilities.narrow(D::Minus1, 0, self.prefix_len()?)?.contiguous()?;
-                (seen.matmul(&prefix.v)? + own)?
+                (product(&seen, &prefix.v, prefix.v.dtype())? + own)?
             }
             None => own,
         };
@@ -294,14 +300,18 @@ impl Core {
         let dv = self.own(&self.probabilities)?.transpose(1, 2)?.matmul(&own_gradient)?;
         let own = own_gradient.matmul(&self.v.t()?)?.reshape((kv_heads, (), self.groups.len))?;
         let dp = match &self.prefix {
-            Some(prefix) => Tensor::cat(&[gradient.matmul(&prefix.v.t()?)?, own], D::Minus1)?,
+            Some(prefix) => {
+                let seen = product(&gradient, &prefix.v.t()?, prefix.v.dtype())?;
+                Tensor::cat(&[seen, own], D::Minus1)?
+            }
             None => own,
         };
         let ds = softmax_backward(&self.probabilities, heads.scale(), &dp)?;
         let own_ds = self.own(&ds)?;
         let mut dq = own_ds.matmul(&self.k)?.reshape(self.q.shape())?;
         if let Some(prefix) = &self.prefix {
-            dq = (dq + ds.narrow(D::Minus1, 0, self.prefix_len()?)?.contiguous()?.matmul(&prefix.k)?)?;
+            let seen = ds.narrow(D::Minus1, 0, self.prefix_len()?)?.contiguous()?;
+            dq = (dq + product(&seen, &prefix.k, prefix.k.dtype())?)?;
         }
         let dk = own_ds.transpose(1, 2)?.matmul(&Self::per_group(&self.q, &self.k)?)?;
         Ok([

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use flexdraft::model::weights::{DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::random::philox;
 
 use crate::attention::{Groups, Prefix};
-use crate::layers::{Linear, Projectors, frozen_norm, mlp, norm, tensor};
+use crate::layers::{Linear, Projectors, frozen_norm, linear, mlp, norm, tensor};
 use crate::loss::Factor;
 use crate::optimizer::Parameter;
 use crate::shortlist::Shortlist;
@@ -57,6 +57,8 @@ struct Calibrator {
     bias: Tensor,
     /// W2 and, as its last column, b2: `[listed, rank + 1]`
     output: Tensor,
+    /// What operands of products are rounded to.
+    compute: DType,
 }
 
 /// Mask rows of several sequences: each anchor's S slots, one after the other.
@@ -98,7 +100,7 @@ impl Drafter {
         let mut var = |name: String, value: Tensor, decays: bool| -> Result<Tensor> {
             let var = Var::from_tensor(&value.contiguous()?)?;
             let tensor = var.as_tensor().clone();
-            parameters.push(Parameter { name, var, decays });
+            parameters.push(Parameter { name, var, decays, rate: 1.0 });
             Ok(tensor)
         };
         let mut rest = Vec::new();
@@ -106,7 +108,9 @@ impl Drafter {
             for (index, layer) in target.tail(shape.tail_layers).iter().enumerate() {
                 let mut copy = |name: &str, value: &Tensor| {
                     let decays = value.rank() > 1;
-                    var(format!("layers.{index}.{name}.weight"), value.copy()?, decays)
+                    // A variable of its own, whatever type the frozen one has.
+                    let value = value.to_dtype(dtype)?.copy()?;
+                    var(format!("layers.{index}.{name}.weight"), value, decays)
                 };
                 rest.push(RestOfLayer {
                     input_norm: copy("input_layernorm", &layer.input_norm)?,
@@ -126,7 +130,8 @@ impl Drafter {
                     Some(bias) => Some(var(format!("{name}.bias"), bias, false)?),
                     None => None,
                 };
-                Ok(Linear { weight: var(format!("{name}.weight"), linear.weight, true)?, bias })
+                let weight = var(format!("{name}.weight"), linear.weight.to_dtype(dtype)?, true)?;
+                Ok(Linear { weight, bias, compute: target.compute() })
             };
             let (qkv, o) = (linear("qkv_proj", start.qkv)?, linear("o_proj", start.o)?);
             let qk_norms = match start.qk_norms {
@@ -143,19 +148,23 @@ impl Drafter {
         let calibrator = if rank == 0 {
             None
         } else {
-            let std = (2.0 * hidden as f64).powf(-0.5);
-            let mut half = |name: &str, stream: u32| {
+            // Embeddings are often far smaller than normed rows: each half is scaled by what it multiplies, or the
+            // bonus token would hardly be heard.
+            let mut half = |name: &str, stream: u32, input: &Tensor| {
+                let std = (2.0 * hidden as f64).powf(-0.5) / root_mean_square(input)?;
                 let values = normals(rank * hidden, std, seed, stream);
                 let values = Tensor::from_vec(values, (rank, hidden), &Device::Cpu)?.to_dtype(dtype)?;
                 var(format!("calibrator.{name}"), values.to_device(device)?, true)
             };
-            let (bonus_half, hidden_half) = (half("bonus_half", 0)?, half("hidden_half", 1)?);
+            let bonus_half = half("bonus_half", 0, target.embedding())?;
+            let hidden_half = half("hidden_half", 1, target.norm())?;
             let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, device);
             Some(Calibrator {
                 bonus_half,
                 hidden_half,
                 bias: var("calibrator.bias".into(), zeros(&[rank])?, false)?,
                 output: var("calibrator.output".into(), zeros(&[shortlist.len(), rank + 1])?, true)?,
+                compute: target.compute(),
             })
         };
         let lm_head = match shortlist {
@@ -227,6 +236,12 @@ impl Drafter {
         }
         drafter.load(&tensors)?;
         Ok(drafter)
+    }
+
+    /// Learns the calibrator at `rate` times the learning rate of everything else.
+    pub fn set_calibrator_rate(&mut self, rate: f64) {
+        let calibrator = self.parameters.iter_mut().filter(|p| p.name.starts_with("calibrator."));
+        calibrator.for_each(|parameter| parameter.rate = rate);
     }
 
     /// What is trained.
@@ -302,10 +317,11 @@ impl Drafter {
 
     /// The factor that the target's head is, and the calibrator's.
     pub fn factors<'a>(&'a self, slots: &'a SlotFactors) -> (Factor<'a>, Option<Factor<'a>>) {
+        let compute = self.lm_head.dtype();
         let calibration = slots.calibration.as_ref().zip(self.calibrator.as_ref());
         (
-            Factor { x: &slots.hidden, w: &self.lm_head },
-            calibration.map(|(x, calibrator)| Factor { x, w: &calibrator.output }),
+            Factor { x: &slots.hidden, w: &self.lm_head, compute },
+            calibration.map(|(x, calibrator)| Factor { x, w: &calibrator.output, compute }),
         )
     }
 }
@@ -315,8 +331,8 @@ impl Calibrator {
     /// states `[anchors · slots, hidden]`.
     fn forward(&self, bonuses: &Tensor, hidden: &Tensor, slots: usize) -> Result<Tensor> {
         let (anchors, rank) = (bonuses.dim(0)?, self.bias.dim(0)?);
-        let bonus = bonuses.matmul(&self.bonus_half.t()?)?.broadcast_add(&self.bias)?;
-        let own = hidden.matmul(&self.hidden_half.t()?)?.reshape((anchors, slots, rank))?;
+        let bonus = linear(bonuses, &self.bonus_half, self.compute)?.broadcast_add(&self.bias)?;
+        let own = linear(hidden, &self.hidden_half, self.compute)?.reshape((anchors, slots, rank))?;
         let u = own.broadcast_add(&bonus.unsqueeze(1)?)?.silu()?.reshape((anchors * slots, rank))?;
         let ones = Tensor::ones((anchors * slots, 1), u.dtype(), u.device())?;
         Tensor::cat(&[u, ones], 1)
@@ -335,6 +351,12 @@ pub struct DrafterShape {
     /// Whether the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, whose
     /// mask rows do not share the target's MLPs: it is for comparison.
     pub whole_tail: bool,
+}
+
+/// √(mean of x²), or 1 for zeros.
+fn root_mean_square(x: &Tensor) -> Result<f64> {
+    let mean = x.to_dtype(DType::F32)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+    Ok(if mean > 0.0 { f64::from(mean).sqrt() } else { 1.0 })
 }
 
 /// Normal numbers of mean 0, the same for a seed and stream on every machine.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, Engine, Finish, Mode, Record, Request, StepRecord};
+use flexdraft::decode::{Confidence, Engine, Finish, Mode, Proposer, Record, Request, StepRecord};
 use flexdraft::device::Device;
 use flexdraft::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,10 @@ pub struct Decoding {
     pub sampling: SamplingParams,
     /// How drafts are accepted above temperature 0.
     pub rule: Rule,
+    /// Whether drafts are verified as if the drafter had been certain of them, for comparison: with
+    /// [`Rule::Rejection`] a draft x is then accepted with the target's own probability of x, as if the target drew
+    /// a token by itself and the two had to be equal.
+    pub as_certain: bool,
     /// How much of a draft is verified.
     pub confidence: Confidence,
     /// Parallel or sequential: the drafts are the same.
@@ -200,6 +204,7 @@ fn decode<D: Device>(
                 rule: decoding.rule,
                 seed: decoding.seed.wrapping_add(index as u64),
                 confidence: decoding.confidence,
+                proposer: decoding.as_certain.then(|| Box::new(keep) as Box<dyn Proposer>),
                 record,
                 ..Request::new(prompt.clone(), decoding.max_new_tokens)
             };
@@ -225,6 +230,11 @@ fn decode<D: Device>(
         }
         observe(before - running.len(), tokens);
     }
+}
+
+/// Proposes the drafter's own tokens.
+fn keep(_: &[u32], _: &mut [u32]) -> bool {
+    true
 }
 
 fn compare(prompt: usize, drafted: &[u32], plain: &[u32]) -> Result<()> {

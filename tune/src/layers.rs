@@ -5,7 +5,7 @@ use flexdraft::model::weights::{AttentionWeights, LayerWeights, LinearWeights};
 use flexdraft::tensor::Tensor as Weights;
 
 use crate::graph;
-use crate::ops::{rms_norm, rms_norm_backward, silu_mul, silu_mul_backward};
+use crate::ops::{product, rms_norm, rms_norm_backward, silu_mul, silu_mul_backward, working_type};
 
 /// A tensor of the runner's as one of candle's.
 ///
@@ -28,15 +28,16 @@ pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`, gradients to both.
+/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`, multiplied as [`product`] does. Gradients flow to both.
 ///
 /// # Errors
 /// Those of candle: shapes that do not fit, no memory.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (operand, w) = (x.detach(), weight.detach());
-    let value = operand.matmul(&w.t()?)?;
+pub fn linear(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
+    let operand = x.detach();
+    let w = weight.detach().to_dtype(compute)?;
+    let value = product(&operand, &w.t()?, compute)?;
     graph::binary("linear", [x, weight], value, move |gradient| {
-        Ok([gradient.matmul(&w)?, gradient.t()?.matmul(&operand)?])
+        Ok([product(gradient, &w, compute)?, product(&gradient.t()?, &operand, compute)?])
     })
 }
 
@@ -77,10 +78,13 @@ pub struct Linear {
     pub weight: Tensor,
     /// `[out]`
     pub bias: Option<Tensor>,
+    /// What operands of the product are rounded to: the type of frozen weights; trained ones keep all their digits
+    /// between steps.
+    pub compute: DType,
 }
 
 impl Linear {
-    /// Layers with the same input as one, their outputs side by side.
+    /// Layers with the same input as one, their outputs side by side, with weights of `dtype`.
     ///
     /// # Errors
     /// Those of candle: no memory.
@@ -90,10 +94,10 @@ impl Linear {
         let biases: Vec<Tensor> = parts
             .iter()
             .filter_map(|part| part.bias.as_ref())
-            .map(|bias| tensor(bias, dtype, device))
+            .map(|bias| tensor(bias, working_type(dtype), device))
             .collect::<Result<_>>()?;
         let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-        Ok(Self { weight: Tensor::cat(&weights, 0)?, bias })
+        Ok(Self { weight: Tensor::cat(&weights, 0)?, bias, compute: dtype })
     }
 
     /// x · weightᵀ + bias, gradients to all of them.
@@ -101,7 +105,7 @@ impl Linear {
     /// # Errors
     /// Those of candle: shapes that do not fit, no memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = linear(x, &self.weight)?;
+        let y = linear(x, &self.weight, self.compute)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -121,13 +125,16 @@ pub struct Projectors {
 }
 
 impl Projectors {
-    /// The runner's weights as tensors.
+    /// The runner's weights as tensors, matrices of `dtype` and the rest of its [`working_type`].
     ///
     /// # Errors
     /// Those of candle: no memory.
     pub fn new(weights: &AttentionWeights, dtype: DType, device: &Device) -> Result<Self> {
         let qk_norms = match &weights.qk_norms {
-            Some((q, k)) => Some((tensor(q, dtype, device)?, tensor(k, dtype, device)?)),
+            Some((q, k)) => {
+                let norm = |weights| tensor(weights, working_type(dtype), device);
+                Some((norm(q)?, norm(k)?))
+            }
             None => None,
         };
         Ok(Self {
@@ -160,15 +167,15 @@ pub struct FrozenLayer {
 }
 
 impl FrozenLayer {
-    /// The runner's weights as tensors.
+    /// The runner's weights as tensors, matrices of `dtype` and the rest of its [`working_type`].
     ///
     /// # Errors
     /// Those of candle: no memory.
     pub fn new(weights: &LayerWeights, eps: f64, dtype: DType, device: &Device) -> Result<Self> {
         Ok(Self {
-            input_norm: tensor(&weights.input_norm, dtype, device)?,
+            input_norm: tensor(&weights.input_norm, working_type(dtype), device)?,
             projectors: Projectors::new(&weights.attention, dtype, device)?,
-            post_attention_norm: tensor(&weights.post_attention_norm, dtype, device)?,
+            post_attention_norm: tensor(&weights.post_attention_norm, working_type(dtype), device)?,
             gate_up: Linear::fused(&[&weights.gate, &weights.up], dtype, device)?,
             down: Linear::fused(&[&weights.down], dtype, device)?,
             eps,
@@ -186,8 +193,9 @@ impl FrozenLayer {
         let value = self.down.forward(&silu_mul(&gate_up)?)?;
         let layer = self.clone();
         graph::unary("frozen MLP", x, value, move |gradient| {
-            let activated = gradient.matmul(&layer.down.weight)?;
-            let normed = silu_mul_backward(&gate_up, &activated)?.matmul(&layer.gate_up.weight)?;
+            let activated = product(gradient, &layer.down.weight, layer.down.compute)?;
+            let wide = silu_mul_backward(&gate_up, &activated)?;
+            let normed = product(&wide, &layer.gate_up.weight, layer.gate_up.compute)?;
             Ok(rms_norm_backward(&operand, &layer.post_attention_norm, layer.eps, &normed, false)?.0)
         })
     }

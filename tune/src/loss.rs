@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, Layout, Result, Tens
 use rayon::prelude::*;
 
 use crate::graph;
-use crate::ops::exp;
+use crate::ops::{exp, product};
 
 /// Logits of a chunk at most, in elements.
 const CHUNK_ELEMENTS: usize = 1 << 23;
@@ -43,6 +43,32 @@ pub struct Factor<'a> {
     pub x: &'a Tensor,
     /// `[vocab, k]`
     pub w: &'a Tensor,
+    /// What the operands of products are rounded to.
+    pub compute: DType,
+}
+
+impl<'a> Factor<'a> {
+    /// Rows and a matrix, multiplied in the matrix's own type.
+    pub fn new(x: &'a Tensor, w: &'a Tensor) -> Self {
+        Self { x, w, compute: w.dtype() }
+    }
+}
+
+/// A factor without its graph, the matrix rounded.
+struct Detached {
+    x: Tensor,
+    w: Tensor,
+    compute: DType,
+}
+
+impl Detached {
+    fn all(factors: &[Factor<'_>]) -> Result<Vec<Self>> {
+        let detached = |factor: &Factor<'_>| {
+            let w = factor.w.detach().to_dtype(factor.compute)?;
+            Ok(Self { x: factor.x.detach(), w, compute: factor.compute })
+        };
+        factors.iter().map(detached).collect()
+    }
 }
 
 /// The weighted sum of the rows' cross-entropies, and each row's prediction.
@@ -63,7 +89,7 @@ pub fn cross_entropy(
     };
     let (rows, device, dtype) = (first.x.dim(0)?, first.x.device().clone(), first.x.dtype());
     check(labels, rows, first.w.dim(0)?)?;
-    let detached: Vec<[Tensor; 2]> = factors.iter().map(|f| [f.x.detach(), f.w.detach()]).collect();
+    let detached = Detached::all(&factors)?;
 
     let mut predictions = Vec::with_capacity(rows);
     let mut x_gradients: Vec<Vec<Tensor>> = vec![Vec::new(); factors.len()];
@@ -75,13 +101,13 @@ pub fn cross_entropy(
             Labels { ids: labels.ids[chunk.clone()].to_vec(), weights: labels.weights[chunk].to_vec() };
         let (gradient, chunk_predictions) = logits_gradient(logits, labels)?;
         predictions.extend(chunk_predictions);
-        for (gradients, [_, w]) in x_gradients.iter_mut().zip(&detached) {
-            gradients.push(gradient.matmul(w)?);
+        for (gradients, factor) in x_gradients.iter_mut().zip(&detached) {
+            gradients.push(product(&gradient, &factor.w, factor.compute)?);
         }
         if trained.is_some()
-            && let Some([x, _]) = detached.last()
+            && let Some(Detached { x, compute, .. }) = detached.last()
         {
-            let part = gradient.t()?.matmul(&x.narrow(0, first, len)?)?;
+            let part = product(&gradient.t()?, &x.narrow(0, first, len)?, *compute)?;
             w_gradient = Some(match w_gradient {
                 None => part,
                 Some(sum) => (sum + part)?,
@@ -124,7 +150,7 @@ pub fn cross_entropy(
 /// Those of candle: shapes that do not fit, no memory.
 pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
     let Some(first) = factors.first() else { return Ok(Vec::new()) };
-    let detached: Vec<[Tensor; 2]> = factors.iter().map(|f| [f.x.detach(), f.w.detach()]).collect();
+    let detached = Detached::all(factors)?;
     let rows = first.x.dim(0)?;
     let mut predictions = Vec::with_capacity(rows);
     for chunk in chunks(rows, first.w.dim(0)?) {
@@ -153,10 +179,12 @@ fn chunks(rows: usize, vocab: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(step).map(move |first| first..(first + step).min(rows))
 }
 
-fn logits(factors: &[[Tensor; 2]], rows: Range<usize>) -> Result<Tensor> {
-    let product = |[x, w]: &[Tensor; 2]| x.narrow(0, rows.start, rows.len())?.matmul(&w.t()?);
+fn logits(factors: &[Detached], rows: Range<usize>) -> Result<Tensor> {
+    let part = |Detached { x, w, compute }: &Detached| {
+        product(&x.narrow(0, rows.start, rows.len())?, &w.t()?, *compute)
+    };
     let [first, rest @ ..] = factors else { return Err(candle_core::Error::msg("logits without a factor")) };
-    rest.iter().try_fold(product(first)?, |sum, factor| sum + product(factor)?)
+    rest.iter().try_fold(part(first)?, |sum, factor| sum + part(factor)?)
 }
 
 /// From logits `[rows, vocab]` to their gradient, weight · (softmax − one-hot), and the predictions.
@@ -258,7 +286,7 @@ mod tests {
         );
         let loss = |ids: &[u32], weights: &[f32]| {
             let labels = Labels { ids: ids.to_vec(), weights: weights.to_vec() };
-            cross_entropy(Some(Factor { x: &x, w: &w }), None, &labels)
+            cross_entropy(Some(Factor::new(&x, &w)), None, &labels)
         };
         assert!(loss(&[0, 4], &[0.5, 0.5]).is_ok());
         let message =

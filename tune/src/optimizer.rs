@@ -17,6 +17,8 @@ pub struct Parameter {
     pub var: Var,
     /// Whether weight decay applies: to matrices, not to norms, biases and embeddings of one token.
     pub decays: bool,
+    /// Its learning rate, as a share of the others'.
+    pub rate: f64,
 }
 
 /// What AdamW is set to.
@@ -73,14 +75,17 @@ impl AdamW {
         self.steps
     }
 
-    /// One step with learning rate `rate`. Returns the gradient's norm before clipping; where that is not
-    /// finite, nothing has changed. A parameter without a gradient stays as it is.
+    /// Each parameter's gradient, in their order.
+    pub fn gradients(&self, gradients: &GradStore) -> Vec<Option<Tensor>> {
+        self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect()
+    }
+
+    /// One step along the parameters' gradients with learning rate `rate`. Returns the gradient's norm before
+    /// clipping; where that is not finite, nothing has changed. A parameter without a gradient stays as it is.
     ///
     /// # Errors
     /// Those of candle: no memory.
-    pub fn step(&mut self, gradients: &GradStore, rate: f64) -> Result<f64> {
-        let gradients: Vec<Option<Tensor>> =
-            self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect();
+    pub fn step(&mut self, gradients: Vec<Option<Tensor>>, rate: f64) -> Result<f64> {
         let mut sum = 0.0;
         for gradient in gradients.iter().flatten() {
             sum += sum_of_squares(gradient)?;
@@ -101,6 +106,7 @@ impl AdamW {
             let Some(gradient) = gradient else { continue };
             let decay = if parameter.decays { self.settings.weight_decay } else { 0.0 };
             let old = parameter.var.as_detached_tensor();
+            let update = Update { rate: rate * parameter.rate, ..update };
             let (value, new_moments) = update.apply(&old, moments, &gradient, decay)?;
             parameter.var.set(&value)?;
             *moments = new_moments;
@@ -169,6 +175,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
 }
 
 /// One step's numbers.
+#[derive(Clone, Copy)]
 struct Update {
     scale: f64,
     rate: f64,
@@ -277,16 +284,36 @@ mod tests {
                 &Tensor::new(&[[1.0f64, -2.0], [0.5, 3.0]], &Device::Cpu)?.to_dtype(dtype)?,
             )?;
             let settings = AdamSettings { weight_decay: 0.1, ..AdamSettings::default() };
-            let parameter = Parameter { name: "w".into(), var: var.clone(), decays: true };
+            let parameter = Parameter { name: "w".into(), var: var.clone(), decays: true, rate: 1.0 };
             let mut adam = AdamW::new(vec![parameter], settings)?;
             for _ in 0..5 {
                 let loss = var.sqr()?.sum_all()?;
-                adam.step(&loss.backward()?, 0.1)?;
+                let gradients = adam.gradients(&loss.backward()?);
+                adam.step(gradients, 0.1)?;
             }
             var.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
         };
         let (fast, plain) = (run(DType::F32)?, run(DType::F64)?);
         assert!(fast.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5), "{fast:?} {plain:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_parameter_has_a_rate_of_its_own() -> Result<()> {
+        let vars = [1.0f32, 1.0, 1.0].map(|x| Var::new(&[x], &Device::Cpu));
+        let [a, b, c] = vars;
+        let (a, b, c) = (a?, b?, c?);
+        let rates = [(&a, 1.0), (&b, 3.0), (&c, 0.0)];
+        let parameters = rates
+            .map(|(var, rate)| Parameter { name: "w".into(), var: var.clone(), decays: true, rate })
+            .to_vec();
+        let mut adam = AdamW::new(parameters, AdamSettings { weight_decay: 0.5, ..AdamSettings::default() })?;
+        let loss = ((a.sqr()? + b.sqr()?)? + c.sqr()?)?.sum_all()?;
+        let gradients = adam.gradients(&loss.backward()?);
+        adam.step(gradients, 0.01)?;
+        let moved = |var: &Var| Ok::<_, candle_core::Error>(1.0 - var.to_vec1::<f32>()?[0]);
+        assert!((moved(&b)? - 3.0 * moved(&a)?).abs() < 1e-6 && moved(&a)? > 0.009, "{}", moved(&a)?);
+        assert_eq!(moved(&c)?, 0.0);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use flexdraft::model::{ModelConfig, TargetWeights};
 
 use crate::attention::{Groups, Heads, Prefix};
 use crate::layers::{FrozenLayer, tensor};
-use crate::ops::{Rotation, rms_norm};
+use crate::ops::{Rotation, rms_norm, working_type};
 
 /// The target's weights as tensors. Nothing of it takes a gradient.
 #[derive(Clone, Debug)]
@@ -27,7 +27,8 @@ pub struct CleanTokens {
 }
 
 impl FrozenTarget {
-    /// The runner's weights as tensors of `dtype` on `device`.
+    /// The runner's weights as tensors on `device`: matrices of `dtype`, everything else, computed values too, of
+    /// its [`working_type`].
     ///
     /// # Errors
     /// Those of candle: no memory.
@@ -43,7 +44,7 @@ impl FrozenTarget {
         Ok(Self {
             embedding,
             layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
-            norm: tensor(&weights.norm, dtype, device)?,
+            norm: tensor(&weights.norm, working_type(dtype), device)?,
             lm_head,
             config,
         })
@@ -64,6 +65,11 @@ impl FrozenTarget {
         &self.norm
     }
 
+    /// The tokens' embeddings, `[vocab, hidden]`.
+    pub fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
     /// The matrix that turns normed rows into logits, `[vocab, hidden]`.
     pub fn lm_head(&self) -> &Tensor {
         &self.lm_head
@@ -75,7 +81,7 @@ impl FrozenTarget {
     /// Those of candle: an id that is out of vocabulary, no memory.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(self.device())?;
-        self.embedding.index_select(&ids, 0)
+        self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype())
     }
 
     /// The parts of attention that all layers share.
@@ -91,9 +97,14 @@ impl FrozenTarget {
         Rotation::new(&self.config.rope, positions, self.dtype(), self.device())
     }
 
-    /// The float type that everything is computed in.
-    pub fn dtype(&self) -> DType {
+    /// The float type that operands of matrix products are rounded to.
+    pub fn compute(&self) -> DType {
         self.embedding.dtype()
+    }
+
+    /// The float type that everything else is computed in.
+    pub fn dtype(&self) -> DType {
+        working_type(self.compute())
     }
 
     /// Where everything is.
@@ -122,7 +133,7 @@ impl FrozenTarget {
             let qkv = layer.projectors.qkv.forward(&normed)?;
             let norms = layer.projectors.norms();
             if index >= first_tail {
-                prefixes.push(heads.prefix(&qkv, norms, &rotation)?);
+                prefixes.push(heads.prefix(&qkv, norms, &rotation, self.compute())?);
             }
             // Of the last layer only keys and values are needed.
             if index + 1 < self.layers.len() {

@@ -27,6 +27,7 @@ fn decoding() -> Decoding {
         stop_ids: Vec::new(),
         sampling: SamplingParams::GREEDY,
         rule: Rule::Rejection,
+        as_certain: false,
         confidence: Confidence::default(),
         mode: Mode::Parallel,
         seed: 3,
@@ -55,6 +56,17 @@ fn sampled_tokens_are_compared_where_they_must_be_the_same() {
     let sampling = SamplingParams::at_temperature(1.0);
     assert!(!report(&Decoding { sampling, ..decoding() }).unwrap().compared);
     assert!(report(&Decoding { sampling, rule: Rule::Match, ..decoding() }).unwrap().compared);
+}
+
+/// A draft drawn from q is accepted in Σ min(p, q) of the cases by rejection, and in Σ p·q by independent match.
+#[test]
+fn independent_match_accepts_less() {
+    let sampling = SamplingParams::at_temperature(1.0);
+    let tau = |as_certain| {
+        let confidence = Confidence { threshold: 0.0, ..Confidence::default() };
+        report(&Decoding { sampling, as_certain, confidence, ..decoding() }).unwrap().tau
+    };
+    assert!(tau(true) < tau(false), "{} {}", tau(true), tau(false));
 }
 
 #[test]

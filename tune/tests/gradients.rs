@@ -14,7 +14,7 @@ use flexdraft_tune::drafter::{Drafter, DrafterShape};
 use flexdraft_tune::loss::cross_entropy;
 use flexdraft_tune::shortlist::Shortlist;
 use flexdraft_tune::target::FrozenTarget;
-use flexdraft_tune::tune::{Batch, Corpus, Pick};
+use flexdraft_tune::tune::{Batch, Corpus, Pick, SlotLabels};
 
 struct Setup {
     weights: TargetWeights,
@@ -41,14 +41,15 @@ impl Setup {
             Pick { transcript: 0, anchors: vec![4, 9, 19] },
             Pick { transcript: 1, anchors: vec![0, 10] },
         ];
-        let batch = Batch::new(&mut self.corpus, &self.target, picks).unwrap();
+        let batch = Batch::new(&mut self.corpus, &self.target, picks.clone()).unwrap();
         let block_size = self.drafter.block_size();
         let rows = batch.rows(self.corpus.transcripts(), block_size);
-        let (labels, _) = batch.labels(self.corpus.transcripts(), block_size, 4.0, &self.shortlist);
-        assert!((labels.weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        let mut labels = SlotLabels::new(&picks, self.corpus.transcripts(), block_size, 4.0, &self.shortlist);
+        labels.divide(labels.weight());
+        assert!((labels.weight() - 1.0).abs() < 1e-6);
         let slots = self.drafter.forward(&self.target, &rows).unwrap();
         let (head, calibration) = self.drafter.factors(&slots);
-        cross_entropy(Some(head), calibration, &labels).unwrap().0
+        cross_entropy(Some(head), calibration, &labels.labels).unwrap().0
     }
 
     fn gradients(&mut self) -> GradStore {

@@ -6,14 +6,16 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Barrier, Mutex};
+use std::thread;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::TargetWeights;
 use flexdraft_tune::optimizer::AdamSettings;
 use flexdraft_tune::transcripts::Transcript;
 use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{Observer, Outcome, Settings, StepMetrics, run};
+use flexdraft_tune::tune::{Compute, Observer, Outcome, Place, Ranks, Settings, StepMetrics, run};
 use flexdraft_tune::{Result, TuneError};
 
 /// Counting, from different starts: what comes next follows from the bonus token alone.
@@ -72,7 +74,7 @@ impl Observer for Recorder {
 }
 
 fn tune(target: &TargetWeights, settings: &Settings, out: &Path, recorder: &mut Recorder) -> Result<Outcome> {
-    run(target, counting(20), counting(28).split_off(20), settings, out, &Device::Cpu, recorder)
+    run(target, counting(20), counting(28).split_off(20), settings, out, Place::alone(&Device::Cpu), recorder)
 }
 
 #[test]
@@ -86,6 +88,91 @@ fn a_drafter_learns_to_count() {
     assert!(outcome.tau > 2.0, "{:?}", recorder.taus);
     assert_eq!(outcome.tau, recorder.taus.iter().fold(0.0, |a: f64, &b| a.max(b)));
     assert!(outcome.drafter.join("model.safetensors").is_file());
+}
+
+/// One of two threads that tune together.
+struct Thread<'a> {
+    rank: usize,
+    meeting: &'a Barrier,
+    sums: &'a Mutex<Vec<Tensor>>,
+}
+
+impl Ranks for Thread<'_> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn count(&self) -> usize {
+        2
+    }
+
+    fn sum(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        self.sums.lock().unwrap().push(tensor.copy()?);
+        self.meeting.wait();
+        let sum = {
+            let sums = self.sums.lock().unwrap();
+            &sums[0] + &sums[1]
+        };
+        if self.meeting.wait().is_leader() {
+            self.sums.lock().unwrap().clear();
+        }
+        self.meeting.wait();
+        sum
+    }
+}
+
+#[test]
+fn two_ranks_learn_what_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut alone = Recorder::default();
+    let target = target();
+    tune(&target, &settings(), dir.path(), &mut alone).unwrap();
+
+    let (meeting, sums) = (Barrier::new(2), Mutex::new(Vec::new()));
+    let together = tempfile::tempdir().unwrap();
+    let tune_as = |rank: usize| {
+        let ranks = Thread { rank, meeting: &meeting, sums: &sums };
+        let place = Place { device: &Device::Cpu, ranks: &ranks };
+        let heldout = counting(28).split_off(20);
+        let mut recorder = Recorder::default();
+        run(&target, counting(20), heldout, &settings(), together.path(), place, &mut recorder).unwrap();
+        recorder
+    };
+    let (first, second) = thread::scope(|scope| {
+        let second = scope.spawn(|| tune_as(1));
+        (tune_as(0), second.join().unwrap())
+    });
+    assert_eq!(first.losses.len(), alone.losses.len());
+    for (together, alone) in first.losses.iter().zip(&alone.losses) {
+        assert!((together - alone).abs() < 1e-4 * alone, "{:?} {:?}", first.losses, alone);
+    }
+    // Rank 0 alone has files and something to tell.
+    assert!(second.losses.is_empty() && second.taus.is_empty());
+    assert_eq!(first.taus.len(), alone.taus.len());
+    assert!(together.path().join("checkpoint.safetensors").is_file());
+
+    let odd = Settings { sequences: 3, ..settings() };
+    let ranks = Thread { rank: 0, meeting: &meeting, sums: &sums };
+    let place = Place { device: &Device::Cpu, ranks: &ranks };
+    let result = run(&target, counting(20), counting(4), &odd, dir.path(), place, &mut Recorder::default());
+    assert!(matches!(result, Err(TuneError::Setting { setting: "sequences", .. })));
+}
+
+#[test]
+fn products_of_bf16_learn_what_those_of_f32_do() {
+    let losses = |compute| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::default();
+        let settings = Settings { steps: 40, compute, ..settings() };
+        tune(&target(), &settings, dir.path(), &mut recorder).unwrap();
+        recorder.losses
+    };
+    let (whole, rounded) = (losses(Compute::F32), losses(Compute::Bf16));
+    assert_ne!(whole, rounded);
+    for (whole, rounded) in whole.iter().zip(&rounded) {
+        assert!((whole - rounded).abs() < 0.02 * whole, "{whole} {rounded}");
+    }
+    assert!(rounded[39] < 0.9 * rounded[0]);
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! What the command line understands.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use candle_core::Device;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::Mode;
 use flexdraft::device::Precision;
+use flexdraft_tune::TuneError;
+use flexdraft_tune::tune::Compute;
 
 /// Makes FlexDraft drafters
 ///
@@ -105,6 +109,9 @@ pub struct DataArgs {
     /// Tokens of a window of --continue
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompts")]
     pub window: usize,
+    /// Take the responses too from the text of --continue, for comparison: the target writes nothing
+    #[arg(long, requires = "text", help_heading = "Prompts")]
+    pub as_written: bool,
     /// Tokens of a self-prompted message at least
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Prompts")]
     pub min_message: usize,
@@ -137,6 +144,14 @@ pub struct TuneArgs {
     /// The folder for the drafter
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Where to learn: `cpu`, or `cuda:N` in a build with the feature `cuda`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: TensorDevice,
+    /// Tune on the first N GPUs, a process each, with their gradients summed by NCCL; --sequences is divided among
+    /// them. Instead of --device
+    #[cfg(feature = "nccl")]
+    #[arg(long, value_name = "N", conflicts_with = "device")]
+    pub gpus: Option<std::num::NonZeroUsize>,
     /// Settings as JSON, such as the settings.json of another run; the options below override them
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -169,6 +184,12 @@ pub struct TuneArgs {
     /// Peak learning rate
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
+    /// What operands of matrix products are rounded to; weights stay f32 between steps
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub compute: Option<Dtype>,
+    /// The calibrator's learning rate, as a multiple of the other one
+    #[arg(long, value_name = "FACTOR", help_heading = "Training")]
+    pub calibrator_rate: Option<f64>,
     /// Slot j weighs exp(−(j − 1) / γ)
     #[arg(long, value_name = "γ", help_heading = "Training")]
     pub gamma: Option<f64>,
@@ -200,6 +221,14 @@ pub struct PretrainArgs {
     /// The folder for the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Where to learn: `cpu`, or `cuda:N` in a build with the feature `cuda`
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: TensorDevice,
+    /// Tune on the first N GPUs, a process each, with their gradients summed by NCCL; --sequences is divided among
+    /// them. Instead of --device
+    #[cfg(feature = "nccl")]
+    #[arg(long, value_name = "N", conflicts_with = "device")]
+    pub gpus: Option<std::num::NonZeroUsize>,
     /// Settings as JSON, such as the run/settings.json of another run; the options below override them
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -370,14 +399,48 @@ pub enum RuleChoice {
     Block,
     /// While the target's own draw is the same: the tokens are those of plain decoding with this seed
     Match,
+    /// While a draw of the target's that knows nothing of the draft's is the same, for comparison
+    IndependentMatch,
 }
 
 impl From<RuleChoice> for Rule {
     fn from(choice: RuleChoice) -> Self {
         match choice {
-            RuleChoice::Rejection => Self::Rejection,
+            RuleChoice::Rejection | RuleChoice::IndependentMatch => Self::Rejection,
             RuleChoice::Block => Self::Block,
             RuleChoice::Match => Self::Match,
+        }
+    }
+}
+
+/// A device of candle's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorDevice {
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for TensorDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
+            None if text == "cpu" => Ok(Self::Cpu),
+            _ => Err("expected `cpu` or `cuda:N`".into()),
+        }
+    }
+}
+
+impl TensorDevice {
+    /// Opens it.
+    pub fn open(self) -> Result<Device, TuneError> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => {
+                Err(TuneError::setting("--device", "cuda", "cpu: this build is without the feature `cuda`"))
+            }
+            Self::Cuda(ordinal) => Ok(Device::new_cuda(ordinal)?),
         }
     }
 }
@@ -395,6 +458,15 @@ impl Dtype {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl From<Dtype> for Compute {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The command `data`.
 
+use std::path::Path;
 use std::time::Instant;
 
 use flexdraft::decode::{Engine, Mode};
-use flexdraft::model::{ChatTemplate, Model, ModelConfig, Tokenizer};
+use flexdraft::model::{ChatTemplate, Model, ModelConfig, TargetWeights, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::data::{
-    Generation, Output, Prompts, SelfPrompt, Settings, Source, TargetName, Windows, generate, read_text,
+    Generation, Output, Prompts, SelfPrompt, Settings, Source, Summary, TargetName, Windows, as_written,
+    generate, read_text,
 };
 use flexdraft_tune::{Result, TuneError};
 
@@ -24,16 +26,11 @@ const MESSAGES: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, to
 pub fn data(args: &DataArgs) -> Result<()> {
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
+    if let (true, Some(text)) = (args.as_written, &args.text) {
+        return copy(args, text, &target);
+    }
     let (source, prompts) = source(args, &config)?;
-    let settings = Settings {
-        target: TargetName::new(&args.target.target, &target),
-        source,
-        max_response: args.max_response,
-        temperature: args.temperature,
-        held_out: args.held_out,
-        precision: args.target.dtype.name().into(),
-        seed: args.seed,
-    };
+    let settings = settings(args, &target, source);
     let count = args.count.unwrap_or(match &prompts {
         Prompts::Given(prompts) => prompts.len(),
         Prompts::Windows(_) | Prompts::Written(_) => COUNT,
@@ -61,16 +58,41 @@ pub fn data(args: &DataArgs) -> Result<()> {
         bar.update(progress.done, progress.before, progress.tokens);
     })?;
     bar.finish();
-    let summary = output.finish(attempts)?;
-    eprintln!(
-        "{} transcripts to learn from, {} held out, {} response tokens; {} attempts at a prompt; {:.0} tokens/s",
-        summary.train,
-        summary.held_out,
-        summary.response_tokens,
-        summary.attempts,
-        tokens as f64 / start.elapsed().as_secs_f64().max(1e-9)
-    );
+    report(&output.finish(attempts)?);
+    eprintln!("{:.0} tokens/s", tokens as f64 / start.elapsed().as_secs_f64().max(1e-9));
     Ok(())
+}
+
+/// Makes transcripts of a text's own words.
+fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
+    let count = args.count.unwrap_or(COUNT);
+    let tokenizer = Tokenizer::read(&args.target.target, target.config.vocab_size)?;
+    let len = args.window.saturating_add(args.max_response);
+    let windows = Windows::new(text, read_text(text, &tokenizer)?, len, count, args.seed)?;
+    let settings = settings(args, target, Source::as_written(text, args.window)?);
+    let mut output = Output::open(&args.out, settings)?;
+    let attempts = as_written(&windows, args.max_response, count, &mut output)?;
+    report(&output.finish(attempts)?);
+    Ok(())
+}
+
+fn settings(args: &DataArgs, target: &TargetWeights, source: Source) -> Settings {
+    Settings {
+        target: TargetName::new(&args.target.target, target),
+        source,
+        max_response: args.max_response,
+        temperature: args.temperature,
+        held_out: args.held_out,
+        precision: args.target.dtype.name().into(),
+        seed: args.seed,
+    }
+}
+
+fn report(summary: &Summary) {
+    eprintln!(
+        "{} transcripts to learn from, {} held out, {} response tokens; {} attempts at a prompt",
+        summary.train, summary.held_out, summary.response_tokens, summary.attempts
+    );
 }
 
 fn source(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {

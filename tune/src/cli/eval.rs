@@ -11,7 +11,7 @@ use flexdraft_tune::engine_size::engine_options;
 use flexdraft_tune::generated::{Decoding, evaluate};
 use flexdraft_tune::{Result, TuneError, transcripts};
 
-use super::args::EvalArgs;
+use super::args::{EvalArgs, RuleChoice};
 use super::progress::Progress;
 use super::{models, prompts};
 
@@ -33,6 +33,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         stop_ids: config.eos_ids.clone(),
         sampling: SamplingParams::at_temperature(args.temperature),
         rule: args.rule.into(),
+        as_certain: args.rule == RuleChoice::IndependentMatch,
         confidence: Confidence {
             threshold: args.confidence_threshold,
             strategy: ConfidenceStrategy::CumulativeProduct,

@@ -5,6 +5,8 @@ mod curves;
 mod data;
 mod eval;
 mod exit;
+#[cfg(feature = "nccl")]
+mod gpus;
 mod models;
 mod pretrain;
 mod progress;

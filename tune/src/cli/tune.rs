@@ -7,7 +7,7 @@ use flexdraft_tune::checkpoint::write_whole;
 use flexdraft_tune::json_lines::Appender;
 use flexdraft_tune::transcripts;
 use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{self, Observer, Settings, StepMetrics};
+use flexdraft_tune::tune::{self, Observer, Place, Settings, StepMetrics};
 use flexdraft_tune::{Result, TuneError};
 
 use super::args::TuneArgs;
@@ -31,9 +31,22 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
         first: None,
         tau: None,
     };
-    let device = candle_core::Device::Cpu;
-    let outcome = tune::run(&target, train, heldout, &settings, &args.out, &device, &mut report)?;
+    let run = |place| tune::run(&target, train, heldout, &settings, &args.out, place, &mut report);
+    #[cfg(feature = "nccl")]
+    let outcome = match args.gpus {
+        Some(count) => {
+            let (device, ranks) = super::gpus::join(count.get())?;
+            run(Place { device: &device, ranks: &ranks })?
+        }
+        None => run(Place::alone(&args.device.open()?))?,
+    };
+    #[cfg(not(feature = "nccl"))]
+    let outcome = run(Place::alone(&args.device.open()?))?;
     report.progress.finish();
+    if outcome.step == 0 {
+        // Another rank's part.
+        return Ok(());
+    }
     eprintln!(
         "held-out acceptance length {:.3}, after {} steps: {}",
         outcome.tau,
@@ -56,7 +69,7 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
     macro_rules! take {
         ($($field:ident),*) => {$(
             if let Some(value) = args.$field {
-                settings.$field = value;
+                settings.$field = value.into();
             }
         )*};
     }
@@ -70,6 +83,8 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
         sequences,
         anchors,
         learning_rate,
+        calibrator_rate,
+        compute,
         ema,
         seed
     );

@@ -8,6 +8,7 @@
 //! killed and continued therefore ends with the same transcripts as one that is not, and so does one with
 //! another batch size.
 
+mod as_written;
 mod generate;
 mod order;
 mod output;
@@ -17,6 +18,7 @@ mod self_prompt;
 mod settings;
 mod windows;
 
+pub use as_written::as_written;
 pub use generate::{Generation, Progress, generate};
 pub use output::Output;
 pub use prompt_file::{PromptFormat, read_prompts};

@@ -86,6 +86,15 @@ pub enum Source {
         /// Tokens of a window.
         window: usize,
     },
+    /// Windows of a text, and the text's own words after them.
+    AsWritten {
+        /// The file's name.
+        file: String,
+        /// Hash of its contents.
+        hash: String,
+        /// Tokens of a window.
+        window: usize,
+    },
 }
 
 impl Source {
@@ -103,6 +112,14 @@ impl Source {
     /// [`TuneError::Io`].
     pub fn windows(path: &Path, window: usize) -> Result<Self> {
         Ok(Self::Windows { file: file_name(path), hash: hash_of_file(path)?, window })
+    }
+
+    /// A text file taken as it is.
+    ///
+    /// # Errors
+    /// [`TuneError::Io`].
+    pub fn as_written(path: &Path, window: usize) -> Result<Self> {
+        Ok(Self::AsWritten { file: file_name(path), hash: hash_of_file(path)?, window })
     }
 }
 

@@ -6,6 +6,7 @@
 //! would take longer than the matrix products.
 
 mod norm;
+mod product;
 mod rope;
 mod silu;
 mod softmax;
@@ -13,6 +14,7 @@ mod softmax;
 use candle_core::{CpuStorage, DType, Result, Storage, Tensor};
 
 pub use norm::{rms_norm, rms_norm_backward};
+pub use product::{product, working_type};
 pub use rope::Rotation;
 pub use silu::{silu_mul, silu_mul_backward};
 pub(crate) use softmax::exp;

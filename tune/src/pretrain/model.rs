@@ -96,7 +96,7 @@ impl PretrainModel {
     /// Everything that is trained. Norms do not decay.
     pub fn parameters(&self) -> Vec<Parameter> {
         let parameter =
-            |name: String, var: &Var| Parameter { name, var: var.clone(), decays: var.rank() > 1 };
+            |name: String, var: &Var| Parameter { name, var: var.clone(), decays: var.rank() > 1, rate: 1.0 };
         let mut parameters = vec![parameter("embedding".into(), &self.embedding)];
         for (i, layer) in self.layers.iter().enumerate() {
             let vars = [
@@ -138,10 +138,11 @@ impl PretrainModel {
         let mut x = self.embedding.as_tensor().index_select(&ids, 0)?;
         let eps = self.heads.eps;
         for layer in &self.layers {
-            let qkv = linear(&norm(&x, &layer.input_norm, eps)?, &layer.qkv)?;
+            let dtype = x.dtype();
+            let qkv = linear(&norm(&x, &layer.input_norm, eps)?, &layer.qkv, dtype)?;
             let norms = Some((layer.q_norm.as_tensor(), layer.k_norm.as_tensor()));
             let attended = self.heads.attend(&qkv, norms, &layout.rotation, &layout.groups)?;
-            x = (x + linear(&attended, &layer.o)?)?;
+            x = (x + linear(&attended, &layer.o, dtype)?)?;
             let normed = norm(&x, &layer.post_attention_norm, eps)?;
             x = (x + mlp(&normed, &layer.gate_up, &layer.down)?)?;
         }
@@ -155,7 +156,7 @@ impl PretrainModel {
     pub fn loss(&self, ids: &[u32], next: &[u32], layout: &BatchLayout) -> Result<(Tensor, Vec<Prediction>)> {
         let x = self.forward(ids, layout)?;
         let labels = Labels { ids: next.to_vec(), weights: vec![1.0 / next.len() as f32; next.len()] };
-        cross_entropy(None, Some(Factor { x: &x, w: self.embedding.as_tensor() }), &labels)
+        cross_entropy(None, Some(Factor::new(&x, self.embedding.as_tensor())), &labels)
     }
 
     /// As it is, without gradients.
@@ -166,7 +167,7 @@ impl PretrainModel {
         let x = self.forward(ids, layout)?.detach();
         let labels = Labels { ids: next.to_vec(), weights: vec![1.0; next.len()] };
         let head = self.embedding.as_detached_tensor();
-        let (_, predictions) = cross_entropy(Some(Factor { x: &x, w: &head }), None, &labels)?;
+        let (_, predictions) = cross_entropy(Some(Factor::new(&x, &head)), None, &labels)?;
         let sum: f64 = predictions.iter().map(|prediction| prediction.loss).sum();
         Ok(sum / next.len().max(1) as f64)
     }

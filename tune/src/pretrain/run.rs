@@ -154,7 +154,8 @@ pub fn pretrain(
             return Err(not_finite(sum / next.len() as f64));
         }
         let rate = schedule.rate(step);
-        let gradient_norm = optimizer.step(&loss.backward()?, rate)?;
+        let gradients = optimizer.gradients(&loss.backward()?);
+        let gradient_norm = optimizer.step(gradients, rate)?;
         if !gradient_norm.is_finite() {
             return Err(not_finite(gradient_norm));
         }

@@ -106,33 +106,50 @@ impl Batch {
         }
         rows
     }
+}
 
-    /// Labels of the anchors' slots 1..S, and the slot of each row: `weights` sum to 1, and are 0 for rows after
-    /// the transcript's end and for labels that are not listed.
-    pub fn labels(
-        &self,
+/// Labels of slots 1..S.
+#[derive(Clone, Debug, Default)]
+pub struct SlotLabels {
+    /// Rows after the transcript's end, and those whose label is not listed, have the weight 0.
+    pub labels: Labels,
+    /// The slot of each row.
+    pub slots: Vec<usize>,
+}
+
+impl SlotLabels {
+    /// The labels of picks' anchors, with slot j's weight exp(−(j − 1) / `gamma`).
+    pub fn new(
+        picks: &[Pick],
         transcripts: &[Transcript],
         block_size: usize,
         gamma: f64,
         shortlist: &Shortlist,
-    ) -> (Labels, Vec<usize>) {
-        let mut labels = Labels::default();
-        let mut slots = Vec::new();
-        for pick in &self.picks {
+    ) -> Self {
+        let mut found = Self::default();
+        for pick in picks {
             let tokens = transcripts[pick.transcript].tokens();
             for (&p, slot) in pick.anchors.iter().flat_map(|p| (1..block_size).map(move |slot| (p, slot))) {
                 let label = tokens.get(p + 1 + slot).and_then(|&token| shortlist.place(token));
-                labels.ids.push(label.unwrap_or(0));
+                found.labels.ids.push(label.unwrap_or(0));
                 let weight = (-(slot as f64 - 1.0) / gamma).exp();
-                labels.weights.push(if label.is_some() { weight as f32 } else { 0.0 });
-                slots.push(slot);
+                found.labels.weights.push(if label.is_some() { weight as f32 } else { 0.0 });
+                found.slots.push(slot);
             }
         }
-        let sum: f32 = labels.weights.iter().sum();
-        if sum > 0.0 {
-            labels.weights.iter_mut().for_each(|weight| *weight /= sum);
+        found
+    }
+
+    /// The sum of the weights.
+    pub fn weight(&self) -> f32 {
+        self.labels.weights.iter().sum()
+    }
+
+    /// Divides the weights by `total`, if there is any weight.
+    pub fn divide(&mut self, total: f32) {
+        if total > 0.0 {
+            self.labels.weights.iter_mut().for_each(|weight| *weight /= total);
         }
-        (labels, slots)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Corpus {
 impl Corpus {
     /// Transcripts for a drafter of `tail_layers` layers, whose keys and values may take `gib` GiB.
     pub fn new(transcripts: Vec<Transcript>, tail_layers: usize, gib: f64, target: &FrozenTarget) -> Self {
-        let room = gib.max(0.0) * f64::from(1 << 30) / target.dtype().size_in_bytes() as f64;
+        let room = gib.max(0.0) * f64::from(1 << 30) / target.compute().size_in_bytes() as f64;
         let kept = vec![None; transcripts.len()];
         Self { transcripts, kept, tail_layers, room: room as usize }
     }

@@ -2,11 +2,15 @@
 
 mod batch;
 mod clean;
+#[cfg(feature = "nccl")]
+pub mod nccl;
+mod ranks;
 mod run;
 mod settings;
 pub mod walk;
 
-pub use batch::{Batch, Pick, labelled_rows};
+pub use batch::{Batch, Pick, SlotLabels, labelled_rows};
 pub use clean::Corpus;
+pub use ranks::{Alone, Place, Ranks};
 pub use run::{Observer, Outcome, StepMetrics, run};
-pub use settings::Settings;
+pub use settings::{Compute, Settings};

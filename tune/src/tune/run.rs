@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use flexdraft::model::TargetWeights;
 use serde::{Deserialize, Serialize};
 
-use super::batch::{Batch, anchor_range, labelled_rows, picks};
+use super::batch::{Batch, Pick, SlotLabels, anchor_range, labelled_rows, picks};
 use super::clean::Corpus;
+use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::Settings;
 use super::walk::{Walk, walk};
 use crate::checkpoint;
@@ -88,7 +89,8 @@ pub struct Outcome {
 }
 
 /// Tunes a drafter for `weights` on `train`, and keeps the one with the best τ on `heldout` in `out/drafter`.
-/// A run that `out` holds a checkpoint of is continued.
+/// A run that `out` holds a checkpoint of is continued. Where several ranks tune together, `sequences` is divided among
+/// them, and all but rank 0 only learn.
 ///
 /// # Errors
 /// [`TuneError::Setting`], [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint is of other
@@ -99,10 +101,15 @@ pub fn run(
     heldout: Vec<Transcript>,
     settings: &Settings,
     out: &Path,
-    device: &Device,
+    place: Place<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     settings.validate(&weights.config)?;
+    let Place { device, ranks } = place;
+    if ranks.count() == 0 || !settings.sequences.is_multiple_of(ranks.count()) {
+        let expected = format!("a multiple of the {} ranks", ranks.count());
+        return Err(TuneError::setting("sequences", settings.sequences, expected));
+    }
     fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
     let usable: Vec<usize> = train
         .iter()
@@ -116,11 +123,14 @@ pub fn run(
             return Err(TuneError::TooLittleData { path, found: transcripts, unit, needed });
         }
     }
-    let target = FrozenTarget::new(weights, DType::F32, device)?;
-    let mut state = State::start(weights, target, train, heldout, settings, out)?;
+    let target = FrozenTarget::new(weights, settings.compute.into(), device)?;
+    let mut state = State::start(weights, target, train, heldout, settings, ranks, out)?;
     let begun = Instant::now();
     while state.description.step < settings.steps {
         let metrics = state.step(&usable, begun)?;
+        if ranks.rank() != 0 {
+            continue;
+        }
         observer.step(&metrics)?;
         let (step, last) = (metrics.step, metrics.step == settings.steps);
         if step % settings.evaluate_every == 0 || last {
@@ -137,6 +147,7 @@ pub fn run(
 
 struct State<'a> {
     settings: &'a Settings,
+    ranks: &'a dyn Ranks,
     out: &'a Path,
     weights: &'a TargetWeights,
     target: FrozenTarget,
@@ -159,6 +170,7 @@ impl<'a> State<'a> {
         train: Vec<Transcript>,
         heldout: Vec<Transcript>,
         settings: &'a Settings,
+        ranks: &'a dyn Ranks,
         out: &'a Path,
     ) -> Result<Self> {
         let path = out.join("checkpoint.safetensors");
@@ -183,7 +195,9 @@ impl<'a> State<'a> {
         let mut train = Corpus::new(train, settings.tail_layers, settings.kept_gib, &target);
         let heldout = Corpus::new(heldout, settings.tail_layers, settings.kept_gib / 8.0, &target);
         let entry = train.entry_mean(&target, ENTRY_TRANSCRIPTS)?;
-        let drafter = Drafter::new(weights, &target, settings.shape(), &shortlist, &entry, settings.seed)?;
+        let mut drafter =
+            Drafter::new(weights, &target, settings.shape(), &shortlist, &entry, settings.seed)?;
+        drafter.set_calibrator_rate(settings.calibrator_rate);
         let mut optimizer = AdamW::new(drafter.parameters().to_vec(), settings.adam)?;
         let mut mean = HashMap::new();
         let description = match found {
@@ -212,6 +226,7 @@ impl<'a> State<'a> {
         let saved = description.step;
         Ok(Self {
             settings,
+            ranks,
             out,
             weights,
             target,
@@ -230,39 +245,52 @@ impl<'a> State<'a> {
         let start = Instant::now();
         let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
         let step = self.description.step;
-        let picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
+        let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
+        let anchors: usize = picks.iter().map(|pick| pick.anchors.len()).sum();
+        let labels_of = |picks: &[Pick]| {
+            SlotLabels::new(picks, self.train.transcripts(), block_size, gamma, &self.shortlist)
+        };
+        // Every rank knows all picks, so that the loss is the mean over all of them.
+        let total = labels_of(&picks).weight();
+        let share = sequences / self.ranks.count();
+        picks = picks.into_iter().skip(self.ranks.rank() * share).take(share).collect();
+        let mut own = labels_of(&picks);
+        own.divide(total);
+        let SlotLabels { labels, slots } = own;
         let batch = Batch::new(&mut self.train, &self.target, picks)?;
         let rows = batch.rows(self.train.transcripts(), block_size);
-        let (labels, slots) = batch.labels(self.train.transcripts(), block_size, gamma, &self.shortlist);
         let factors = self.drafter.forward(&self.target, &rows)?;
         let (head, calibration) = self.drafter.factors(&factors);
         let (loss, predictions) = cross_entropy(Some(head), calibration, &labels)?;
-        let loss_value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let first_slots: Vec<usize> = labelled_rows(&labels).filter(|&row| slots[row] == 1).collect();
+        let right = first_slots.iter().filter(|&&row| predictions[row].token == labels.ids[row]).count();
+        let own_loss = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let numbers = [own_loss, right as f64, first_slots.len() as f64, rows.positions.len() as f64];
+        let [loss_value, right, first_slots, row_count] = sum_numbers(self.ranks, numbers, loss.device())?;
         let not_finite = |loss| TuneError::NotFinite { step: step + 1, loss, checkpoint: self.saved };
         if !loss_value.is_finite() {
             return Err(not_finite(loss_value));
         }
-        let gradients = loss.backward()?;
+        let gradients = self.optimizer.gradients(&loss.backward()?).into_iter();
+        let summed = gradients.map(|gradient| gradient.map(|gradient| self.ranks.sum(&gradient)).transpose());
+        let gradients = summed.collect::<candle_core::Result<Vec<_>>>()?;
         let learning_rate = self.settings.schedule().rate(step);
-        let gradient_norm = self.optimizer.step(&gradients, learning_rate)?;
+        let gradient_norm = self.optimizer.step(gradients, learning_rate)?;
         if !gradient_norm.is_finite() {
             return Err(not_finite(gradient_norm));
         }
         self.average()?;
         self.description.step += 1;
-        self.description.anchors += batch.anchors();
-
-        let first_slots: Vec<usize> = labelled_rows(&labels).filter(|&row| slots[row] == 1).collect();
-        let right = first_slots.iter().filter(|&&row| predictions[row].token == labels.ids[row]).count();
+        self.description.anchors += anchors;
         Ok(StepMetrics {
             step: self.description.step,
             anchors: self.description.anchors,
             loss: loss_value,
-            slot_1_accuracy: right as f64 / first_slots.len().max(1) as f64,
+            slot_1_accuracy: right / first_slots.max(1.0),
             gradient_norm,
             learning_rate,
             seconds: begun.elapsed().as_secs_f64(),
-            rows_per_second: rows.positions.len() as f64 / start.elapsed().as_secs_f64(),
+            rows_per_second: row_count / start.elapsed().as_secs_f64(),
         })
     }
 

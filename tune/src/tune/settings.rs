@@ -1,5 +1,6 @@
 //! What a run is set to. With the seed it decides every number of it.
 
+use candle_core::DType;
 use flexdraft::decode::Confidence;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::ModelConfig;
@@ -8,6 +9,26 @@ use serde::{Deserialize, Serialize};
 use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
+
+/// The float type of matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// For devices with matrix units. A CPU only imitates it.
+    Bf16,
+}
+
+impl From<Compute> for DType {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => Self::F32,
+            Compute::Bf16 => Self::BF16,
+        }
+    }
+}
 
 /// Settings of a tuning run, as its configuration file holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,12 +54,17 @@ pub struct Settings {
     pub anchors: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
+    /// The calibrator's learning rate, as a multiple of `learning_rate`.
+    pub calibrator_rate: f64,
     /// Share of the steps in which the learning rate rises.
     pub warmup: f64,
     /// The optimizer.
     pub adam: AdamSettings,
     /// Decay of the mean of weights that is evaluated and exported; 0 takes the weights themselves.
     pub ema: f64,
+    /// What the operands of matrix products are rounded to, weights of the target included. Trained weights and
+    /// everything between the products are f32.
+    pub compute: Compute,
     /// Seed of the initial calibrator, the order of transcripts and the anchors.
     pub seed: u64,
     /// Steps between evaluations.
@@ -66,9 +92,11 @@ impl Default for Settings {
             sequences: 16,
             anchors: 24,
             learning_rate: 6e-4,
+            calibrator_rate: 1.0,
             warmup: 0.04,
             adam: AdamSettings::default(),
             ema: 0.0,
+            compute: Compute::F32,
             seed: 0,
             evaluate_every: 100,
             evaluate_on: 16,
@@ -105,8 +133,12 @@ impl Settings {
                 return Err(TuneError::setting(setting, value + shift, expected));
             }
         }
-        let positive =
-            [("gamma", self.gamma), ("learning_rate", self.learning_rate), ("adam.clip", self.adam.clip)];
+        let positive = [
+            ("gamma", self.gamma),
+            ("learning_rate", self.learning_rate),
+            ("calibrator_rate", self.calibrator_rate),
+            ("adam.clip", self.adam.clip),
+        ];
         for (setting, value) in positive {
             if !(value.is_finite() && value > 0.0) {
                 return Err(TuneError::setting(setting, value, "a finite number above 0"));

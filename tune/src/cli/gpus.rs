@@ -1,0 +1,78 @@
+//! Tuning on several GPUs of one machine, a process each.
+//!
+//! The process that was started is rank 0. It starts the others with its own arguments; they leave when their
+//! standard input ends, which it does with rank 0, however that ends.
+
+use std::env;
+use std::io::{self, Read};
+use std::process::{Child, Command, Stdio, exit};
+use std::thread;
+use std::time::Duration;
+
+use candle_core::Device;
+use flexdraft_tune::tune::nccl::{Meeting, Nccl};
+use flexdraft_tune::{Result, TuneError};
+
+/// How often rank 0 looks whether the others live.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a started process finds its rank and the meeting in.
+const RANK: &str = "FLEXDRAFT_TUNE_RANK";
+const MEETING: &str = "FLEXDRAFT_TUNE_MEETING";
+
+/// Joins `count` processes, of which the first one starts the others. Returns this one's GPU and rank.
+pub fn join(count: usize) -> Result<(Device, Nccl)> {
+    let (rank, meeting) = match (env::var(RANK), env::var(MEETING)) {
+        (Ok(rank), Ok(meeting)) => {
+            let parsed = rank.parse().ok().zip(Meeting::parse(&meeting));
+            let found =
+                || TuneError::setting("the process's rank", format!("{rank}, {meeting}"), "rank 0's words");
+            leave_with_rank_0();
+            parsed.ok_or_else(found)?
+        }
+        _ => {
+            let meeting = Meeting::new()?;
+            let children = (1..count).map(|rank| start(rank, meeting)).collect::<Result<Vec<_>>>()?;
+            watch(children);
+            (0, meeting)
+        }
+    };
+    let device = Device::new_cuda(rank)?;
+    let ranks = Nccl::join(meeting, rank, count, &device)?;
+    Ok((device, ranks))
+}
+
+fn start(rank: usize, meeting: Meeting) -> Result<Child> {
+    let program = env::current_exe().map_err(TuneError::io("find", "the program"))?;
+    Command::new(&program)
+        .args(env::args_os().skip(1))
+        .env(RANK, rank.to_string())
+        .env(MEETING, meeting.to_string())
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(TuneError::io("start", program))
+}
+
+/// Ends this process when another one has failed: its sums would never come.
+fn watch(mut children: Vec<Child>) {
+    thread::spawn(move || {
+        while !children.is_empty() {
+            thread::sleep(LOOK);
+            children.retain_mut(|child| match child.try_wait() {
+                Ok(None) => true,
+                Ok(Some(status)) if status.success() => false,
+                _ => {
+                    eprintln!("error: a process of the run has failed; the latest checkpoint stays");
+                    exit(1);
+                }
+            });
+        }
+    });
+}
+
+fn leave_with_rank_0() {
+    thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        exit(1);
+    });
+}

@@ -1,0 +1,43 @@
+//! Matrix products whose operands are rounded: bf16 products of f32 tensors.
+
+use candle_core::{DType, Result, Tensor};
+
+/// The type that everything but the operands of products is computed in, where those are rounded to `compute`.
+pub fn working_type(compute: DType) -> DType {
+    match compute {
+        DType::BF16 | DType::F16 => DType::F32,
+        other => other,
+    }
+}
+
+/// a · b, the operands rounded to `compute`, the result in its [`working_type`].
+///
+/// # Errors
+/// Those of candle: shapes that do not fit, no memory.
+pub fn product(a: &Tensor, b: &Tensor, compute: DType) -> Result<Tensor> {
+    let rounded = |x: &Tensor| {
+        let x = x.to_dtype(compute)?;
+        // Candle multiplies no bf16 on the CPU. In f32 the products of rounded numbers are exact, as they are in
+        // matrix units.
+        if x.device().is_cpu() { x.to_dtype(working_type(compute)) } else { Ok(x) }
+    };
+    rounded(a)?.matmul(&rounded(b)?)?.to_dtype(working_type(compute))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn operands_are_rounded_and_the_sum_is_not() -> Result<()> {
+        let a = Tensor::new(&[[1.0f32 + 1.0 / 1024.0, 256.0]], &Device::Cpu)?;
+        let b = Tensor::new(&[[3.0f32], [1.0 / 1024.0]], &Device::Cpu)?;
+        let value = |compute| product(&a, &b, compute)?.flatten_all()?.to_vec1::<f32>();
+        assert_eq!(value(DType::F32)?, [3.25 + 3.0 / 1024.0]);
+        // 1 + 2⁻¹⁰ is 1 in bf16; 3.25 has more digits than the rounding of the operands would leave a sum of 257.
+        assert_eq!(value(DType::BF16)?, [3.25]);
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! Ranks on the GPUs of one machine, a process each, whose sums NCCL takes.
+
+use std::fmt;
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Tensor,
+    backend::BackendStorage,
+};
+use cudarc::nccl::{Comm, Id, ReduceOp};
+
+use super::ranks::Ranks;
+
+/// What the ranks of a run have in common, as text that one process can hand to another.
+#[derive(Clone, Copy)]
+pub struct Meeting(Id);
+
+impl Meeting {
+    /// A new one, made by one of the processes.
+    ///
+    /// # Errors
+    /// Those of NCCL.
+    pub fn new() -> Result<Self> {
+        Id::new().map(Self).map_err(nccl_error)
+    }
+
+    /// Reads what [`fmt::Display`] wrote; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.as_bytes().as_chunks::<2>();
+        let (pairs, []) = digits else { return None };
+        let byte = |pair: &[u8; 2]| {
+            let pair = str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok().map(|byte| byte as std::ffi::c_char)
+        };
+        let bytes: Vec<std::ffi::c_char> = pairs.iter().map(byte).collect::<Option<_>>()?;
+        Some(Self(Id::uninit(bytes.try_into().ok()?)))
+    }
+}
+
+impl fmt::Display for Meeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.internal().iter().try_for_each(|&byte| write!(f, "{:02x}", byte as u8))
+    }
+}
+
+/// A rank on a GPU.
+#[derive(Debug)]
+pub struct Nccl {
+    comm: Comm,
+}
+
+impl Nccl {
+    /// Joins `count` ranks as number `rank`, and waits for the others to join. Sums are taken on `device`, in order
+    /// with its other work.
+    ///
+    /// # Errors
+    /// A device that is not CUDA's; those of NCCL.
+    pub fn join(meeting: Meeting, rank: usize, count: usize, device: &Device) -> Result<Self> {
+        let stream = device.as_cuda_device()?.cuda_stream();
+        let comm = Comm::from_rank(stream, rank, count, meeting.0).map_err(nccl_error)?;
+        Ok(Self { comm })
+    }
+}
+
+impl Ranks for Nccl {
+    fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    fn count(&self) -> usize {
+        self.comm.world_size()
+    }
+
+    fn sum(&self, tensor: &Tensor) -> Result<Tensor> {
+        tensor.detach().to_dtype(DType::F32)?.contiguous()?.apply_op1_no_bwd(&Sum(&self.comm))
+    }
+}
+
+struct Sum<'a>(&'a Comm);
+
+impl CustomOp1 for Sum<'_> {
+    fn name(&self) -> &'static str {
+        "sum over ranks"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Err(Error::msg("NCCL sums no tensors on the CPU"))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device().clone();
+        let Some((first, last)) = layout.contiguous_offsets() else {
+            return Err(Error::msg("NCCL sums contiguous tensors"));
+        };
+        let own = storage.as_cuda_slice::<f32>()?.slice(first..last);
+        let mut sum = device.alloc_zeros::<f32>(last - first)?;
+        self.0.all_reduce(&own, &mut sum, &ReduceOp::Sum).map_err(nccl_error)?;
+        Ok((CudaStorage::wrap_cuda_slice(sum, device), layout.shape().clone()))
+    }
+}
+
+fn nccl_error(error: cudarc::nccl::result::NcclError) -> Error {
+    Error::msg(format!("NCCL: {error:?}"))
+}
