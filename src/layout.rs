@@ -31,7 +31,7 @@ impl GroupSet {
     ///
     /// Lengths above [`MAX_BLOCK_SIZE`] − 1 cannot occur and are ignored.
     pub fn all(verify_len: usize) -> Self {
-        if verify_len + 1 >= MAX_BLOCK_SIZE { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
+        if verify_len >= MAX_BLOCK_SIZE - 1 { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
     }
 
     /// The set whose members are the set bits of `bits`.
@@ -123,12 +123,13 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
     pub fn qkv_cols(&self) -> usize {
-        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+        let heads = self.kv_heads.saturating_mul(2).saturating_add(self.q_heads);
+        heads.saturating_mul(self.head_dim)
     }
 
     /// Columns of a row of attention output.
     pub fn out_cols(&self) -> usize {
-        self.q_heads * self.head_dim
+        self.q_heads.saturating_mul(self.head_dim)
     }
 }
 
@@ -154,34 +155,46 @@ pub struct Row {
     pub group: Option<(usize, usize)>,
 }
 
+/// The sum of numbers that any caller may have chosen: too large a sum is the largest number, which fits no buffer.
+fn total(numbers: impl Iterator<Item = usize>) -> usize {
+    numbers.fold(0, usize::saturating_add)
+}
+
+impl SequenceRows<'_> {
+    /// Number of mask rows.
+    fn mask_rows(&self) -> usize {
+        self.groups.len().saturating_mul(self.slots)
+    }
+}
+
 impl Pass<'_> {
     /// Number of candidate rows over all sequences; they are rows 0..`candidate_rows()`.
     pub fn candidate_rows(&self) -> usize {
-        self.sequences.iter().map(|s| s.candidates).sum()
+        total(self.sequences.iter().map(|s| s.candidates))
     }
 
     /// Number of mask rows over all sequences; they follow the candidate rows.
     pub fn mask_rows(&self) -> usize {
-        self.sequences.iter().map(|s| s.groups.len() * s.slots).sum()
+        total(self.sequences.iter().map(SequenceRows::mask_rows))
     }
 
     /// Number of rows of both kinds.
     pub fn total_rows(&self) -> usize {
-        self.candidate_rows() + self.mask_rows()
+        self.candidate_rows().saturating_add(self.mask_rows())
     }
 
     /// The index of the first candidate row of sequence `sequence`.
     pub fn first_candidate(&self, sequence: usize) -> usize {
-        self.sequences.iter().take(sequence).map(|s| s.candidates).sum()
+        total(self.sequences.iter().take(sequence).map(|s| s.candidates))
     }
 
     /// The rows of the group of sequence `sequence` for accepted length `k`, if it was laid out.
     pub fn group_rows(&self, sequence: usize, k: usize) -> Option<Range<usize>> {
-        let before: usize = self.sequences.iter().take(sequence).map(|s| s.groups.len() * s.slots).sum();
+        let before = total(self.sequences.iter().take(sequence).map(SequenceRows::mask_rows));
         let rows = self.sequences.get(sequence)?;
         let index = rows.groups.iter().position(|&group| group == k)?;
-        let first = self.candidate_rows() + before + index * rows.slots;
-        Some(first..first + rows.slots)
+        let first = total([self.candidate_rows(), before, index.saturating_mul(rows.slots)].into_iter());
+        Some(first..first.saturating_add(rows.slots))
     }
 
     /// Every row, in row order.
@@ -209,6 +222,26 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_that_nothing_holds_are_no_panic() {
+        let huge = SequenceRows {
+            pages: &[],
+            start: 0,
+            candidates: usize::MAX,
+            groups: vec![0, 1],
+            slots: usize::MAX,
+        };
+        let pass = Pass { sequences: vec![huge.clone(), huge] };
+        assert_eq!(
+            (pass.candidate_rows(), pass.mask_rows(), pass.total_rows()),
+            (usize::MAX, usize::MAX, usize::MAX)
+        );
+        assert_eq!(pass.group_rows(1, 1), Some(usize::MAX..usize::MAX));
+        let shape = AttentionShape { q_heads: usize::MAX, kv_heads: usize::MAX, head_dim: 2 };
+        assert_eq!((shape.qkv_cols(), shape.out_cols()), (usize::MAX, usize::MAX));
+        assert_eq!(GroupSet::all(usize::MAX), GroupSet::from_bits(u64::MAX));
+    }
 
     #[test]
     fn rows_follow_the_table_of_the_module() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig, result::CublasError, sys};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use flexdraft::backend::BackendError;
+use flexdraft::device::gpu::cublas_is_present;
 use flexdraft::kernels::KernelError;
 use half::bf16;
 
@@ -85,8 +86,7 @@ pub fn measure(
     stream: &Arc<CudaStream>,
     timer: &mut Timer,
 ) -> Result<Device, KernelError> {
-    // SAFETY: loads a library whose initialisers have no preconditions.
-    if !unsafe { sys::is_culib_present() } {
+    if !cublas_is_present() {
         return Err(BackendError::Unavailable("cuBLASLt (libcublasLt.so) cannot be found".into()).into());
     }
     let mut median = |work: &mut dyn Prepared| {

@@ -59,8 +59,8 @@ pub enum Command {
 pub struct GenerateArgs {
     /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
     ///
-    /// Its files are memory-mapped and must not change meanwhile. Default: the tiny model in the
-    /// repository's tests/fixtures, found from the current directory or the executable.
+    /// Its files are memory-mapped and must not change meanwhile. Default: the bundled pair,
+    /// demo/tiny, found from the current directory or the executable.
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
     /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target.

@@ -3,6 +3,8 @@
 //! The code is generic over where the kernels run, so that the tests run the whole decode loop on the SIMT
 //! host, with the same launches in the same order.
 
+mod cache;
+mod checks;
 mod cublas;
 mod memory;
 mod products;
@@ -15,7 +17,9 @@ mod simt;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use cublas::{CublasLayer, CublasLt};
+pub use cache::KvCache;
+use checks::{elements, expect, expect_rows, index32};
+pub use cublas::{CublasLayer, CublasLt, cublas_is_present};
 use half::bf16;
 pub use memory::Buffer;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
@@ -31,7 +35,7 @@ use super::{
 use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
-use crate::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging};
+use crate::kernels::{Kernels, Paging};
 use crate::layout::Pass;
 use crate::tensor::Tensor;
 
@@ -64,67 +68,6 @@ pub struct Vector<B: Backend> {
     values: B::Memory<f32>,
     row: B::Memory<bf16>,
     len: usize,
-}
-
-/// A paged KV cache, `[page, token, head, dim]` a layer.
-#[derive(Debug)]
-pub struct KvCache<B: Backend> {
-    layers: Vec<[B::Memory<bf16>; 2]>,
-    paging: Paging,
-    shape: AttentionShape,
-}
-
-impl<B: Backend> KvCache<B> {
-    fn strides(&self) -> KvStrides {
-        KvStrides::token_major(self.paging.page_size, self.shape.kv_heads, self.shape.head_dim)
-    }
-
-    fn check(&self, operation: &'static str, layer: usize, shape: AttentionShape) -> Result<(), DeviceError> {
-        let (limit, index) = (self.layers.len(), layer);
-        if layer >= limit {
-            return Err(DeviceError::OutOfRange { operation, what: "layer", index, limit });
-        }
-        let dims = |shape: AttentionShape| vec![shape.q_heads, shape.kv_heads, shape.head_dim];
-        expect(operation, "cache", dims(shape), dims(self.shape))
-    }
-}
-
-/// That two shapes are the same.
-fn expect(
-    operation: &'static str,
-    operand: &'static str,
-    expected: Vec<usize>,
-    found: Vec<usize>,
-) -> Result<(), DeviceError> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(DeviceError::Shape { operation, operand, expected, found })
-}
-
-/// That a buffer has so many columns, and the rows of a range.
-fn expect_rows<B: Backend>(
-    operation: &'static str,
-    operand: &'static str,
-    buffer: &Buffer<B>,
-    cols: usize,
-    end: usize,
-) -> Result<(), DeviceError> {
-    expect(operation, operand, vec![buffer.rows, cols], vec![buffer.rows, buffer.cols])?;
-    if end <= buffer.rows {
-        return Ok(());
-    }
-    Err(DeviceError::OutOfRange { operation, what: "row", index: end - 1, limit: buffer.rows })
-}
-
-/// An index that the kernels count in 32 bits.
-fn index32(operation: &'static str, what: &'static str, value: usize) -> Result<i32, DeviceError> {
-    i32::try_from(value).map_err(|_| DeviceError::OutOfRange {
-        operation,
-        what,
-        index: value,
-        limit: i32::MAX as usize,
-    })
 }
 
 impl<P: Products> Gpu<P> {
@@ -220,11 +163,6 @@ impl<P: Products> Gpu<P> {
     }
 }
 
-/// A layer that a cache does not have.
-fn no_layer(operation: &'static str, index: usize) -> DeviceError {
-    DeviceError::OutOfRange { operation, what: "layer", index, limit: index }
-}
-
 impl Gpu<CublasLt> {
     /// CUDA device `ordinal`, on a stream of its own.
     ///
@@ -245,11 +183,6 @@ impl Gpu<CublasLt> {
         let products = CublasLt::new(&context, &stream)?;
         Ok(Gpu::new(kernels, stream, products))
     }
-}
-
-/// Elements of rows `rows`.
-fn elements<B: Backend>(buffer: &Buffer<B>, rows: &Range<usize>) -> Range<usize> {
-    rows.start * buffer.stride()..rows.end * buffer.stride()
 }
 
 impl<P: Products> Device for Gpu<P> {
@@ -292,12 +225,7 @@ impl<P: Products> Device for Gpu<P> {
         page_size: usize,
         shape: AttentionShape,
     ) -> Result<KvCache<P::Backend>, DeviceError> {
-        let token = shape.kv_heads.checked_mul(shape.head_dim);
-        let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
-        let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
-        let one = || self.backend().allocate(&self.stream, len);
-        let layers = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>()?;
-        Ok(KvCache { layers, paging: Paging { pages, page_size }, shape })
+        KvCache::new((self.backend(), &self.stream), layers, Paging { pages, page_size }, shape)
     }
 
     fn new_buffer(&self, cols: usize) -> Buffer<P::Backend> {
@@ -520,16 +448,15 @@ impl<P: Products> Device for Gpu<P> {
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_rope_append";
         let shape = transform.shape;
-        cache.check(OPERATION, layer, shape)?;
         let rows = pass.total_rows();
         expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
         let (backend, stream) = (self.backend(), &self.stream);
-        let (strides, paging) = (cache.strides(), cache.paging);
+        let paging = cache.paging();
+        let cache = cache.view_mut(OPERATION, (backend, stream), layer, shape)?;
         let mut scratch = self.scratch();
         scratch.lay_out(&self.kernels, stream, pass, paging, transform.rope)?;
         let (tables, turns, error) = scratch.laid_out()?;
-        let [k, v] = cache.layers.get_mut(layer).ok_or_else(|| no_layer(OPERATION, layer))?;
         let range = 0..rows * qkv.cols;
         let args = NormRopeAppend {
             pass: tables,
@@ -540,12 +467,7 @@ impl<P: Products> Device for Gpu<P> {
                 .norms
                 .map(|(q, k)| (backend.view(stream, &q.values), backend.view(stream, &k.values))),
             eps: transform.eps,
-            cache: PagedKvMut {
-                k: backend.view_mut(stream, k),
-                v: backend.view_mut(stream, v),
-                k_strides: strides,
-                v_strides: strides,
-            },
+            cache,
             shape,
             error: Some(error_word(backend, stream, error)?),
         };
@@ -562,32 +484,25 @@ impl<P: Products> Device for Gpu<P> {
         out: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "joint_attention";
-        cache.check(OPERATION, layer, shape)?;
         let rows = pass.total_rows();
+        let (backend, stream) = (self.backend(), &self.stream);
+        let paging = cache.paging();
+        let cache = cache.view(OPERATION, (backend, stream), layer, shape)?;
         expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect_rows(OPERATION, "out", out, shape.out_cols(), rows)?;
         if rows == 0 {
             return Ok(());
         }
-        let (backend, stream) = (self.backend(), &self.stream);
         let mut scratch = self.scratch();
-        scratch.upload(backend, stream, pass, cache.paging)?;
-        let Scratch { tables, workspace, error, .. } = &mut *scratch;
-        let tables = tables.as_ref().ok_or_else(|| no_layer(OPERATION, layer))?;
+        let (tables, workspace, error) = scratch.uploaded(backend, stream, pass, paging)?;
         let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
         let workspace = workspace.reserve(backend, stream, needed)?;
-        let [k, v] = cache.layers.get(layer).ok_or_else(|| no_layer(OPERATION, layer))?;
         let range = 0..rows * out.cols;
         let args = JointAttention {
             pass: tables,
             qkv: self.input(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
-            cache: PagedKv {
-                k: backend.view(stream, k),
-                v: backend.view(stream, v),
-                k_strides: cache.strides(),
-                v_strides: cache.strides(),
-            },
+            cache,
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             lse: None,
             workspace: backend.view_mut(stream, workspace),
@@ -637,7 +552,7 @@ impl<P: Products> Device for Gpu<P> {
         results: &Results<P::Backend>,
         cache: &KvCache<P::Backend>,
     ) -> Result<(), DeviceError> {
-        self.follow_verdicts(pass, verdicts, results, cache.paging)
+        self.follow_verdicts(pass, verdicts, results, cache.paging())
     }
 
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results<P::Backend>) -> Result<(), DeviceError> {

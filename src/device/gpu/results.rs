@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use super::checks::{expect, index32};
 use super::memory::{Buffer, Grown};
 use super::products::Products;
 use super::sampling::{Sampling, Verification};
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear, expect, index32};
+use super::{Gpu, Linear};
 use crate::backend::{Backend, BackendError, View, ViewMut};
 use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};

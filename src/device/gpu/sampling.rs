@@ -1,10 +1,11 @@
 //! Verification and drafting: rows sampled, drafts accepted. Nothing is waited for.
 
+use super::checks::{expect, expect_rows};
 use super::memory::{Buffer, Grown};
 use super::products::Products;
 use super::results::Results;
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear, expect, expect_rows};
+use super::{Gpu, Linear};
 use crate::acceptance::Rule;
 use crate::backend::{Backend, View, ViewMut};
 use crate::device::{Calibration, DeviceError, DraftRows, VerifyRows};

@@ -54,8 +54,14 @@ pub(super) fn error_word<'a, B: Backend>(
     word.ok_or(BackendError::CopyLength { wanted: 1, found: 0 }.into())
 }
 
+/// Tables that nothing was uploaded to.
+const NO_PASS: DeviceError = DeviceError::OutOfRange { operation: "pass", what: "row", index: 0, limit: 0 };
+
 /// A pass on the device, and the error word.
 type LaidOut<'a, B> = (&'a PassTables<B>, &'a <B as Backend>::Memory<f32>, &'a mut Grown<B, u64>);
+
+/// A pass on the device, memory for attention, and the error word.
+type Uploads<'a, B> = (&'a PassTables<B>, &'a mut Grown<B, f32>, &'a mut Grown<B, u64>);
 
 /// A pass that outlives what it borrows.
 #[derive(Debug)]
@@ -114,6 +120,21 @@ impl<B: Backend> Scratch<B> {
         Ok(())
     }
 
+    /// As [`upload`](Self::upload), and gives the tables out, with memory for attention and the error word.
+    pub(super) fn uploaded(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        pass: &Pass<'_>,
+        paging: Paging,
+    ) -> Result<Uploads<'_, B>, DeviceError> {
+        self.upload(backend, stream, pass, paging)?;
+        match &self.tables {
+            Some(tables) => Ok((tables, &mut self.workspace, &mut self.error)),
+            None => Err(NO_PASS),
+        }
+    }
+
     /// As [`upload`](Self::upload), for tables that kernels are going to change.
     pub(super) fn upload_anew(
         &mut self,
@@ -163,10 +184,9 @@ impl<B: Backend> Scratch<B> {
 
     /// The tables and rotations of the last [`lay_out`](Self::lay_out), and the error word.
     pub(super) fn laid_out(&mut self) -> Result<LaidOut<'_, B>, DeviceError> {
-        let none = DeviceError::OutOfRange { operation: "pass", what: "row", index: 0, limit: 0 };
         match (&self.tables, self.turns.memory()) {
             (Some(tables), Some(turns)) => Ok((tables, turns, &mut self.error)),
-            _ => Err(none),
+            _ => Err(NO_PASS),
         }
     }
 }

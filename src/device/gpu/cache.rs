@@ -1,0 +1,82 @@
+//! The KV cache of a GPU.
+
+use half::bf16;
+
+use super::checks::expect;
+use crate::backend::Backend;
+use crate::device::{AttentionShape, DeviceError};
+use crate::kernels::{KvStrides, PagedKv, PagedKvMut, Paging};
+
+/// A paged KV cache, `[page, token, head, dim]` a layer.
+#[derive(Debug)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<[B::Memory<bf16>; 2]>,
+    paging: Paging,
+    shape: AttentionShape,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// A cache of zeros.
+    pub(super) fn new(
+        (backend, stream): (&B, &B::Stream),
+        layers: usize,
+        paging: Paging,
+        shape: AttentionShape,
+    ) -> Result<Self, DeviceError> {
+        let Paging { pages, page_size } = paging;
+        let token = shape.kv_heads.checked_mul(shape.head_dim);
+        let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
+        let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
+        let one = || backend.allocate(stream, len);
+        let layers = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>()?;
+        Ok(Self { layers, paging, shape })
+    }
+
+    /// Pages and tokens of a page.
+    pub(super) fn paging(&self) -> Paging {
+        self.paging
+    }
+
+    /// A layer, to be read by heads of this shape.
+    pub(super) fn view<'a>(
+        &'a self,
+        operation: &'static str,
+        (backend, stream): (&B, &'a B::Stream),
+        layer: usize,
+        shape: AttentionShape,
+    ) -> Result<PagedKv<'a>, DeviceError> {
+        self.check(operation, shape)?;
+        let strides = self.strides();
+        let [k, v] = self.layers.get(layer).ok_or_else(|| self.no_layer(operation, layer))?;
+        let (k, v) = (backend.view(stream, k), backend.view(stream, v));
+        Ok(PagedKv { k, v, k_strides: strides, v_strides: strides })
+    }
+
+    /// A layer, to be written by heads of this shape.
+    pub(super) fn view_mut<'a>(
+        &'a mut self,
+        operation: &'static str,
+        (backend, stream): (&B, &'a B::Stream),
+        layer: usize,
+        shape: AttentionShape,
+    ) -> Result<PagedKvMut<'a>, DeviceError> {
+        self.check(operation, shape)?;
+        let (strides, missing) = (self.strides(), self.no_layer(operation, layer));
+        let [k, v] = self.layers.get_mut(layer).ok_or(missing)?;
+        let (k, v) = (backend.view_mut(stream, k), backend.view_mut(stream, v));
+        Ok(PagedKvMut { k, v, k_strides: strides, v_strides: strides })
+    }
+
+    fn strides(&self) -> KvStrides {
+        KvStrides::token_major(self.paging.page_size, self.shape.kv_heads, self.shape.head_dim)
+    }
+
+    fn check(&self, operation: &'static str, shape: AttentionShape) -> Result<(), DeviceError> {
+        let dims = |shape: AttentionShape| vec![shape.q_heads, shape.kv_heads, shape.head_dim];
+        expect(operation, "cache", dims(shape), dims(self.shape))
+    }
+
+    fn no_layer(&self, operation: &'static str, index: usize) -> DeviceError {
+        DeviceError::OutOfRange { operation, what: "layer", index, limit: self.layers.len() }
+    }
+}

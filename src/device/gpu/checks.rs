@@ -1,0 +1,50 @@
+//! What operands have to be before a kernel sees them.
+
+use std::ops::Range;
+
+use super::memory::Buffer;
+use crate::backend::Backend;
+use crate::device::DeviceError;
+
+/// That two shapes are the same.
+pub(super) fn expect(
+    operation: &'static str,
+    operand: &'static str,
+    expected: Vec<usize>,
+    found: Vec<usize>,
+) -> Result<(), DeviceError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(DeviceError::Shape { operation, operand, expected, found })
+}
+
+/// That a buffer has so many columns, and the rows of a range.
+pub(super) fn expect_rows<B: Backend>(
+    operation: &'static str,
+    operand: &'static str,
+    buffer: &Buffer<B>,
+    cols: usize,
+    end: usize,
+) -> Result<(), DeviceError> {
+    expect(operation, operand, vec![buffer.rows, cols], vec![buffer.rows, buffer.cols])?;
+    if end <= buffer.rows {
+        return Ok(());
+    }
+    Err(DeviceError::OutOfRange { operation, what: "row", index: end - 1, limit: buffer.rows })
+}
+
+/// An index that the kernels count in 32 bits.
+pub(super) fn index32(operation: &'static str, what: &'static str, value: usize) -> Result<i32, DeviceError> {
+    i32::try_from(value).map_err(|_| DeviceError::OutOfRange {
+        operation,
+        what,
+        index: value,
+        limit: i32::MAX as usize,
+    })
+}
+
+/// Elements of rows `rows`.
+pub(super) fn elements<B: Backend>(buffer: &Buffer<B>, rows: &Range<usize>) -> Range<usize> {
+    rows.start * buffer.stride()..rows.end * buffer.stride()
+}
