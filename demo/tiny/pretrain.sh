@@ -1,6 +1,6 @@
 #!/bin/sh
 # Pretrains the tiny target on the text that fetch.sh fetched, with the settings in pretrain.json, into DIR
-# (demo/tiny/target if not given). Run again, it goes on where it was stopped.
+# (demo/tiny/run/target if not given, which git ignores). Run again, it goes on where it was stopped.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,4 +12,4 @@ export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 
 cargo run --release --package flexdraft-tune -- pretrain --config demo/tiny/pretrain.json \
-    --text demo/tiny/text/train --heldout demo/tiny/text/heldout --out "${1:-demo/tiny/target}"
+    --text demo/tiny/text/train --heldout demo/tiny/text/heldout --out "${1:-demo/tiny/run/target}"

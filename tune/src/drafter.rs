@@ -238,7 +238,8 @@ impl Drafter {
         Ok(drafter)
     }
 
-    /// Learns the calibrator at `rate` times the learning rate of everything else.
+    /// Learns the calibrator at `rate` times the learning rate of everything else. An optimizer has to be made after
+    /// this: it copies the parameters.
     pub fn set_calibrator_rate(&mut self, rate: f64) {
         let calibrator = self.parameters.iter_mut().filter(|p| p.name.starts_with("calibrator."));
         calibrator.for_each(|parameter| parameter.rate = rate);
@@ -355,8 +356,14 @@ pub struct DrafterShape {
 
 /// √(mean of x²), or 1 for zeros.
 fn root_mean_square(x: &Tensor) -> Result<f64> {
-    let mean = x.to_dtype(DType::F32)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
-    Ok(if mean > 0.0 { f64::from(mean).sqrt() } else { 1.0 })
+    /// Elements that are squared at a time.
+    const PART: usize = 1 << 20;
+    let (x, mut sum) = (x.flatten_all()?, 0.0);
+    for first in (0..x.elem_count()).step_by(PART) {
+        let part = x.narrow(0, first, PART.min(x.elem_count() - first))?;
+        sum += part.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+    }
+    Ok(if sum > 0.0 { (sum / x.elem_count() as f64).sqrt() } else { 1.0 })
 }
 
 /// Normal numbers of mean 0, the same for a seed and stream on every machine.

@@ -17,7 +17,8 @@ use crate::shortlist::{Shortlist, UNLISTED_BIAS};
 /// `dir`, which is made if need be. `tensors` are the drafter's parameters by name.
 ///
 /// # Errors
-/// [`TuneError::Io`]; [`TuneError::File`] if `tensors` lacks one; those of candle.
+/// [`TuneError::Setting`] for a tail or an id that the target does not have; [`TuneError::Io`]; [`TuneError::File`] if
+/// `tensors` lacks one; those of candle.
 pub fn export(
     dir: &Path,
     target: &ModelConfig,
@@ -25,6 +26,14 @@ pub fn export(
     shortlist: &Shortlist,
     tensors: &HashMap<String, Tensor>,
 ) -> Result<()> {
+    if shape.tail_layers > target.layers {
+        return Err(TuneError::setting("tail_layers", shape.tail_layers, format!("up to {}", target.layers)));
+    }
+    if let Shortlist::Some { ids, .. } = shortlist
+        && let Some(id) = ids.iter().find(|&&id| id as usize >= target.vocab_size)
+    {
+        return Err(TuneError::setting("a listed id", id, format!("below {}", target.vocab_size)));
+    }
     fs::create_dir_all(dir).map_err(TuneError::io("create", dir))?;
     let path = dir.join("model.safetensors");
     let tensors = checkpoint_tensors(&path, target, shape, shortlist, tensors)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::f64::consts::PI;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -84,8 +84,12 @@ impl AdamW {
     /// clipping; where that is not finite, nothing has changed. A parameter without a gradient stays as it is.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Another number of gradients than of parameters; those of candle: no memory.
     pub fn step(&mut self, gradients: Vec<Option<Tensor>>, rate: f64) -> Result<f64> {
+        let (found, expected) = (gradients.len(), self.parameters.len());
+        if found != expected {
+            return Err(Error::msg(format!("{found} gradients for {expected} parameters")));
+        }
         let mut sum = 0.0;
         for gradient in gradients.iter().flatten() {
             sum += sum_of_squares(gradient)?;
@@ -311,7 +315,7 @@ mod tests {
         let loss = ((a.sqr()? + b.sqr()?)? + c.sqr()?)?.sum_all()?;
         let gradients = adam.gradients(&loss.backward()?);
         adam.step(gradients, 0.01)?;
-        let moved = |var: &Var| Ok::<_, candle_core::Error>(1.0 - var.to_vec1::<f32>()?[0]);
+        let moved = |var: &Var| Ok::<_, Error>(1.0 - var.to_vec1::<f32>()?[0]);
         assert!((moved(&b)? - 3.0 * moved(&a)?).abs() < 1e-6 && moved(&a)? > 0.009, "{}", moved(&a)?);
         assert_eq!(moved(&c)?, 0.0);
         Ok(())

@@ -119,3 +119,41 @@ fn mistakes_are_named() {
     assert!(data(&["--prompts", &path("text.txt"), "--raw", "--held-out", "2"]).contains("held out"));
     assert!(is_refused(&["data", "--target", &path("none"), "--out", &out]).contains("none"));
 }
+
+#[test]
+fn text_is_taken_as_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text: String = (0..50).map(|i| format!("def f{i}(self, x):\n    return x + {i}\n\n")).collect();
+    fs::write(path("text.py"), text).unwrap();
+    let (target, out, text) = (tiny("target"), path("data"), path("text.py"));
+    let data =
+        ["data", "--target", &target, "--out", &out, "--continue", &text, "--as-written", "--count", "20"];
+    let with = |rest: &[&'static str]| [&data[..], &["--max-response", "16"], rest].concat();
+    succeeds(&with(&["--held-out", "0"]));
+    let train = fs::read_to_string(path("data/train.jsonl")).unwrap();
+    assert_eq!(train.lines().count(), 20);
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(path("data/data.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&json["settings"]["source"]["kind"], &json["result"]["response_tokens"]),
+        (&"as-written".into(), &320.into())
+    );
+
+    // A share of windows that overlap is not held out.
+    assert!(is_refused(&with(&[])).contains("0 or 1 with --as-written"));
+    let long = [&data[..], &["--held-out", "1", "--max-response", "1000", "--window", "30"]].concat();
+    assert!(is_refused(&long).contains("up to the context, 1024 tokens"), "{}", is_refused(&long));
+    assert_eq!(tune(&with(&["--temperature", "1"])).status.code(), Some(2));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run").to_str().unwrap().to_owned();
+    let tune = ["tune", "--target", &tiny("target"), "--data", &tiny("target"), "--out", &out, "--device"];
+    #[cfg(not(feature = "cuda"))]
+    assert!(is_refused(&[&tune[..], &["cuda:0"]].concat()).contains("without the feature `cuda`"));
+    let output = self::tune(&[&tune[..], &["gpu"]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("expected `cpu` or `cuda:N`"));
+}

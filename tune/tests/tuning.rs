@@ -75,6 +75,7 @@ impl Observer for Recorder {
 
 fn tune(target: &TargetWeights, settings: &Settings, out: &Path, recorder: &mut Recorder) -> Result<Outcome> {
     run(target, counting(20), counting(28).split_off(20), settings, out, Place::alone(&Device::Cpu), recorder)
+        .map(|outcome| outcome.unwrap())
 }
 
 #[test]
@@ -87,7 +88,7 @@ fn a_drafter_learns_to_count() {
     assert!(recorder.losses[299] < 0.5 * recorder.losses[0], "{:?}", recorder.losses);
     assert!(outcome.tau > 2.0, "{:?}", recorder.taus);
     assert_eq!(outcome.tau, recorder.taus.iter().fold(0.0, |a: f64, &b| a.max(b)));
-    assert!(outcome.drafter.join("model.safetensors").is_file());
+    assert!(outcome.drafter.unwrap().join("model.safetensors").is_file());
 }
 
 /// One of two threads that tune together.
@@ -135,7 +136,9 @@ fn two_ranks_learn_what_one_does() {
         let place = Place { device: &Device::Cpu, ranks: &ranks };
         let heldout = counting(28).split_off(20);
         let mut recorder = Recorder::default();
-        run(&target, counting(20), heldout, &settings(), together.path(), place, &mut recorder).unwrap();
+        let outcome =
+            run(&target, counting(20), heldout, &settings(), together.path(), place, &mut recorder).unwrap();
+        assert_eq!(outcome.is_some(), rank == 0);
         recorder
     };
     let (first, second) = thread::scope(|scope| {
@@ -207,11 +210,41 @@ fn a_run_is_not_continued_with_something_else() {
     let other = TargetWeights::random(&config, flexdraft::tensor::DType::F32, 8).unwrap();
     let error = tune(&other, &settings(), dir.path(), &mut Recorder::default()).unwrap_err();
     assert!(matches!(error, TuneError::OtherRun { what: "target", .. }), "{error}");
+    let place = Place::alone(&Device::Cpu);
+    let error =
+        run(&target(), counting(21), counting(4), &settings(), dir.path(), place, &mut Recorder::default())
+            .unwrap_err();
+    assert!(matches!(error, TuneError::OtherRun { what: "set of transcripts", .. }), "{error}");
+    // What was refused has changed nothing.
+    let kept: Settings =
+        serde_json::from_slice(&fs::read(dir.path().join("settings.json")).unwrap()).unwrap();
+    assert_eq!(kept, settings());
     // Longer is not something else.
     let longer = Settings { steps: 14, evaluate_every: 7, ..settings() };
     let mut recorder = Recorder::default();
     tune(&target(), &longer, dir.path(), &mut recorder).unwrap();
     assert_eq!((recorder.losses.len(), recorder.taus.len()), (2, 1));
+}
+
+#[test]
+fn transcripts_of_another_vocabulary_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (prompt, message) in [(vec![31], "number 2 with token 31"), (vec![], "number 2 with no token")] {
+        let transcripts =
+            [counting(2), vec![Transcript { prompt, response: Vec::new() }], counting(8)].concat();
+        let place = Place::alone(&Device::Cpu);
+        let result = run(
+            &target(),
+            transcripts,
+            counting(4),
+            &settings(),
+            dir.path(),
+            place,
+            &mut Recorder::default(),
+        );
+        let error = result.unwrap_err();
+        assert!(matches!(error, TuneError::Setting { .. }) && error.to_string().contains(message), "{error}");
+    }
 }
 
 #[test]

@@ -110,7 +110,14 @@ pub struct DataArgs {
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompts")]
     pub window: usize,
     /// Take the responses too from the text of --continue, for comparison: the target writes nothing
-    #[arg(long, requires = "text", help_heading = "Prompts")]
+    ///
+    /// Windows overlap, so --held-out has to be 0 or 1.
+    #[arg(
+        long,
+        requires = "text",
+        conflicts_with_all = ["temperature", "dtype", "threads", "batch"],
+        help_heading = "Prompts"
+    )]
     pub as_written: bool,
     /// Tokens of a self-prompted message at least
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Prompts")]
@@ -221,14 +228,6 @@ pub struct PretrainArgs {
     /// The folder for the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Where to learn: `cpu`, or `cuda:N` in a build with the feature `cuda`
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: TensorDevice,
-    /// Tune on the first N GPUs, a process each, with their gradients summed by NCCL; --sequences is divided among
-    /// them. Instead of --device
-    #[cfg(feature = "nccl")]
-    #[arg(long, value_name = "N", conflicts_with = "device")]
-    pub gpus: Option<std::num::NonZeroUsize>,
     /// Settings as JSON, such as the run/settings.json of another run; the options below override them
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -65,10 +65,17 @@ pub fn data(args: &DataArgs) -> Result<()> {
 
 /// Makes transcripts of a text's own words.
 fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
+    if args.held_out != 0.0 && args.held_out != 1.0 {
+        return Err(TuneError::setting("--held-out", args.held_out, "0 or 1 with --as-written"));
+    }
     let count = args.count.unwrap_or(COUNT);
     let tokenizer = Tokenizer::read(&args.target.target, target.config.vocab_size)?;
     let len = args.window.saturating_add(args.max_response);
     let windows = Windows::new(text, read_text(text, &tokenizer)?, len, count, args.seed)?;
+    if windows.longest() > target.config.context_len {
+        let expected = format!("up to the context, {} tokens", target.config.context_len);
+        return Err(TuneError::setting("window and response", windows.longest(), expected));
+    }
     let settings = settings(args, target, Source::as_written(text, args.window)?);
     let mut output = Output::open(&args.out, settings)?;
     let attempts = as_written(&windows, args.max_response, count, &mut output)?;

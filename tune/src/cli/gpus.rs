@@ -5,7 +5,7 @@
 
 use std::env;
 use std::io::{self, Read};
-use std::process::{Child, Command, Stdio, exit};
+use std::process::{Child, Command, Stdio, abort};
 use std::thread;
 use std::time::Duration;
 
@@ -24,11 +24,12 @@ const MEETING: &str = "FLEXDRAFT_TUNE_MEETING";
 pub fn join(count: usize) -> Result<(Device, Nccl)> {
     let (rank, meeting) = match (env::var(RANK), env::var(MEETING)) {
         (Ok(rank), Ok(meeting)) => {
-            let parsed = rank.parse().ok().zip(Meeting::parse(&meeting));
-            let found =
-                || TuneError::setting("the process's rank", format!("{rank}, {meeting}"), "rank 0's words");
             leave_with_rank_0();
-            parsed.ok_or_else(found)?
+            let number = rank.parse().ok().filter(|&number| number < count);
+            let expected = format!("below {count}, from rank 0");
+            let number = number.ok_or_else(|| TuneError::setting(RANK, &rank, expected))?;
+            let parsed = Meeting::parse(&meeting);
+            (number, parsed.ok_or_else(|| TuneError::setting(MEETING, &meeting, "what rank 0 set"))?)
         }
         _ => {
             let meeting = Meeting::new()?;
@@ -63,7 +64,8 @@ fn watch(mut children: Vec<Child>) {
                 Ok(Some(status)) if status.success() => false,
                 _ => {
                     eprintln!("error: a process of the run has failed; the latest checkpoint stays");
-                    exit(1);
+                    // Not by way of the driver's exit handlers, which may wait for the lost rank.
+                    abort();
                 }
             });
         }
@@ -73,6 +75,6 @@ fn watch(mut children: Vec<Child>) {
 fn leave_with_rank_0() {
     thread::spawn(|| {
         let _ = io::stdin().read_to_end(&mut Vec::new());
-        exit(1);
+        abort();
     });
 }

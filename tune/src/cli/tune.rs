@@ -1,9 +1,7 @@
 //! The command `tune`.
 
 use std::fs;
-use std::path::Path;
 
-use flexdraft_tune::checkpoint::write_whole;
 use flexdraft_tune::json_lines::Appender;
 use flexdraft_tune::transcripts;
 use flexdraft_tune::tune::walk::Walk;
@@ -17,13 +15,25 @@ use super::progress::Progress;
 /// Tunes a drafter.
 pub fn tune(args: &TuneArgs) -> Result<()> {
     let settings = settings(args)?;
+    #[cfg(feature = "nccl")]
+    if let Some(count) = args.gpus {
+        let (device, ranks) = super::gpus::join(count.get())?;
+        return tune_at(Place { device: &device, ranks: &ranks }, args, &settings);
+    }
+    tune_at(Place::alone(&args.device.open()?), args, &settings)
+}
+
+fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()> {
     let target = models::target(&args.target)?;
     let vocab_size = target.config.vocab_size;
     let train = transcripts::read(&args.data.join("train.jsonl"), vocab_size)?;
     let heldout = transcripts::read(&args.data.join("heldout.jsonl"), vocab_size)?;
     settings.validate(&target.config)?;
+    if place.ranks.rank() != 0 {
+        // The files, and what is to be told, are rank 0's.
+        return tune::run(&target, train, heldout, settings, &args.out, place, &mut Silent).map(|_| ());
+    }
     fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
-    write_settings(&args.out.join("settings.json"), &settings)?;
     let mut report = Report {
         metrics: Appender::open(&args.out.join("metrics.jsonl"))?,
         progress: Progress::new(settings.steps),
@@ -31,29 +41,26 @@ pub fn tune(args: &TuneArgs) -> Result<()> {
         first: None,
         tau: None,
     };
-    let run = |place| tune::run(&target, train, heldout, &settings, &args.out, place, &mut report);
-    #[cfg(feature = "nccl")]
-    let outcome = match args.gpus {
-        Some(count) => {
-            let (device, ranks) = super::gpus::join(count.get())?;
-            run(Place { device: &device, ranks: &ranks })?
-        }
-        None => run(Place::alone(&args.device.open()?))?,
-    };
-    #[cfg(not(feature = "nccl"))]
-    let outcome = run(Place::alone(&args.device.open()?))?;
+    let outcome = tune::run(&target, train, heldout, settings, &args.out, place, &mut report)?;
     report.progress.finish();
-    if outcome.step == 0 {
-        // Another rank's part.
-        return Ok(());
+    if let Some(outcome) = outcome {
+        let drafter = outcome.drafter.map_or_else(String::new, |drafter| format!(": {}", drafter.display()));
+        eprintln!("held-out acceptance length {:.3}, after {} steps{drafter}", outcome.tau, outcome.step);
     }
-    eprintln!(
-        "held-out acceptance length {:.3}, after {} steps: {}",
-        outcome.tau,
-        outcome.step,
-        outcome.drafter.display()
-    );
     Ok(())
+}
+
+/// For the ranks that only learn.
+struct Silent;
+
+impl Observer for Silent {
+    fn step(&mut self, _: &StepMetrics) -> Result<()> {
+        Ok(())
+    }
+
+    fn evaluated(&mut self, _: usize, _: usize, _: &Walk) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The settings of --config, or the defaults, with what the command line says instead.
@@ -90,12 +97,6 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
     );
     take!(whole_tail, evaluate_every, evaluate_on, checkpoint_every);
     Ok(settings)
-}
-
-fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
-    let json = serde_json::to_string_pretty(settings)
-        .map_err(|error| TuneError::File { path: path.into(), reason: error.to_string() })?;
-    write_whole(path, (json + "\n").as_bytes())
 }
 
 /// Writes the metrics, and shows how far the run is.

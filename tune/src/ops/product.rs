@@ -10,7 +10,8 @@ pub fn working_type(compute: DType) -> DType {
     }
 }
 
-/// a · b, the operands rounded to `compute`, the result in its [`working_type`].
+/// a · b, the operands rounded to `compute`, the result in its [`working_type`]. Sums are of f32; on a GPU, candle rounds
+/// the result to `compute` besides.
 ///
 /// # Errors
 /// Those of candle: shapes that do not fit, no memory.

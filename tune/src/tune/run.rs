@@ -33,6 +33,9 @@ const ENTRY_TRANSCRIPTS: usize = 8;
 struct Description {
     target: String,
     settings: Settings,
+    /// Hash of the transcripts; empty in checkpoints that do not know it.
+    #[serde(default)]
+    data: String,
     step: usize,
     anchors: usize,
     /// Empty for the whole vocabulary.
@@ -84,17 +87,17 @@ pub struct Outcome {
     pub tau: f64,
     /// The step it was reached at.
     pub step: usize,
-    /// Where the drafter is.
-    pub drafter: PathBuf,
+    /// Where the drafter is; `None` if the whole tail was trained, which is no drafter.
+    pub drafter: Option<PathBuf>,
 }
 
 /// Tunes a drafter for `weights` on `train`, and keeps the one with the best τ on `heldout` in `out/drafter`.
 /// A run that `out` holds a checkpoint of is continued. Where several ranks tune together, `sequences` is divided among
-/// them, and all but rank 0 only learn.
+/// them, and all but rank 0 only learn: their result is `None`. `out` gets the settings too, as settings.json.
 ///
 /// # Errors
-/// [`TuneError::Setting`], [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint is of other
-/// settings or another target; [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
+/// [`TuneError::Setting`], for a transcript too that is not the target's; [`TuneError::TooLittleData`];
+/// [`TuneError::OtherRun`] if the checkpoint is of other settings, transcripts or another target; [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
 pub fn run(
     weights: &TargetWeights,
     train: Vec<Transcript>,
@@ -103,7 +106,7 @@ pub fn run(
     out: &Path,
     place: Place<'_>,
     observer: &mut dyn Observer,
-) -> Result<Outcome> {
+) -> Result<Option<Outcome>> {
     settings.validate(&weights.config)?;
     let Place { device, ranks } = place;
     if ranks.count() == 0 || !settings.sequences.is_multiple_of(ranks.count()) {
@@ -117,6 +120,9 @@ pub fn run(
         .filter(|(_, t)| !anchor_range(t).is_empty())
         .map(|(index, _)| index)
         .collect();
+    for (number, transcript) in train.iter().chain(&heldout).enumerate() {
+        check_transcript(number, transcript, weights.config.vocab_size)?;
+    }
     for (transcripts, needed) in [(usable.len(), settings.sequences), (heldout.len(), 1)] {
         if transcripts < needed {
             let (path, unit) = (out.to_path_buf(), "transcripts with an anchor");
@@ -125,6 +131,10 @@ pub fn run(
     }
     let target = FrozenTarget::new(weights, settings.compute.into(), device)?;
     let mut state = State::start(weights, target, train, heldout, settings, ranks, out)?;
+    state.agree()?;
+    if ranks.rank() == 0 {
+        write_settings(&out.join("settings.json"), settings)?;
+    }
     let begun = Instant::now();
     while state.description.step < settings.steps {
         let metrics = state.step(&usable, begun)?;
@@ -141,8 +151,14 @@ pub fn run(
             state.save()?;
         }
     }
+    // Nobody leaves before rank 0 has saved: it could not tell a rank that is done from one that is lost.
+    sum_numbers(ranks, [0.0], device)?;
+    if ranks.rank() != 0 {
+        return Ok(None);
+    }
     let best = state.description.best.unwrap_or(Evaluated { step: 0, tau: 1.0 });
-    Ok(Outcome { tau: best.tau, step: best.step, drafter: state.drafter_dir() })
+    let drafter = (!settings.whole_tail).then(|| state.drafter_dir());
+    Ok(Some(Outcome { tau: best.tau, step: best.step, drafter }))
 }
 
 struct State<'a> {
@@ -179,8 +195,9 @@ impl<'a> State<'a> {
             false => None,
         };
         let of_target = hash::of_target(weights).hex();
+        let data = of_transcripts(&train, &heldout);
         if let Some((_, description)) = &found {
-            check_same_run(&path, description, settings, &of_target)?;
+            check_same_run(&path, description, settings, &of_target, &data)?;
         }
         let shortlist = match &found {
             Some((_, description)) if !description.shortlist.is_empty() => {
@@ -214,6 +231,7 @@ impl<'a> State<'a> {
             None => Description {
                 target: of_target,
                 settings: settings.clone(),
+                data,
                 step: 0,
                 anchors: 0,
                 shortlist: match &shortlist {
@@ -239,6 +257,20 @@ impl<'a> State<'a> {
             description,
             saved,
         })
+    }
+
+    /// Gives every rank the weights and moments of rank 0.
+    fn agree(&mut self) -> Result<()> {
+        if self.ranks.count() == 1 {
+            return Ok(());
+        }
+        let mut state: Vec<_> = self.optimizer.state().into_iter().collect();
+        state.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let own = |tensor: Tensor| if self.ranks.rank() == 0 { Ok(tensor) } else { tensor.zeros_like() };
+        let agreed = state.into_iter().map(|(name, tensor)| Ok((name, self.ranks.sum(&own(tensor)?)?)));
+        let agreed = agreed.collect::<candle_core::Result<HashMap<_, _>>>()?;
+        self.optimizer.restore(agreed, self.description.step)?;
+        Ok(())
     }
 
     fn step(&mut self, usable: &[usize], begun: Instant) -> Result<StepMetrics> {
@@ -353,6 +385,35 @@ impl<'a> State<'a> {
     }
 }
 
+fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
+    let json = serde_json::to_string_pretty(settings)
+        .map_err(|error| TuneError::File { path: path.into(), reason: error.to_string() })?;
+    checkpoint::write_whole(path, (json + "\n").as_bytes())
+}
+
+/// That a transcript has tokens, and all of them are the target's.
+fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -> Result<()> {
+    let tokens = transcript.tokens();
+    let refused = |found: String, expected: String| {
+        Err(TuneError::setting("a transcript", format!("number {number} with {found}"), expected))
+    };
+    if tokens.is_empty() {
+        return refused("no token".into(), "at least one".into());
+    }
+    match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+        Some(token) => refused(format!("token {token}"), format!("ids below {vocab_size}")),
+        None => Ok(()),
+    }
+}
+
+/// Tells sets of transcripts apart.
+fn of_transcripts(train: &[Transcript], heldout: &[Transcript]) -> String {
+    let part = |hash: hash::Fnv, ids: &[u32]| hash.with(&hash::of_ids(ids).value().to_le_bytes());
+    let all = train.iter().chain(heldout);
+    let hash = all.fold(hash::Fnv::default(), |hash, t| part(part(hash, &t.prompt), &t.response));
+    hash.with(&(train.len() as u64).to_le_bytes()).hex()
+}
+
 /// What the names of means of weights begin with.
 const MEAN: &str = "mean of ";
 
@@ -364,12 +425,21 @@ fn take_mean(tensors: &mut HashMap<String, Tensor>) -> HashMap<String, Tensor> {
         .collect()
 }
 
-fn check_same_run(path: &Path, found: &Description, settings: &Settings, target: &str) -> Result<()> {
+fn check_same_run(
+    path: &Path,
+    found: &Description,
+    settings: &Settings,
+    target: &str,
+    data: &str,
+) -> Result<()> {
     let other = |what, found: String, expected: String| {
         Err(TuneError::OtherRun { path: path.into(), what, found, expected })
     };
     if found.target != target {
         return other("target", found.target.clone(), target.to_owned());
+    }
+    if !found.data.is_empty() && found.data != data {
+        return other("set of transcripts", found.data.clone(), data.to_owned());
     }
     // How long a run goes on, and what it reports meanwhile, may change.
     let comparable = |s: &Settings| Settings {

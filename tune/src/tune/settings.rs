@@ -1,4 +1,5 @@
-//! What a run is set to. With the seed it decides every number of it.
+//! What a run is set to. With the seed and the transcripts it decides every number of it, but for the rounding of
+//! sums, which depends on the kind of device and the number of ranks.
 
 use candle_core::DType;
 use flexdraft::decode::Confidence;
@@ -62,8 +63,8 @@ pub struct Settings {
     pub adam: AdamSettings,
     /// Decay of the mean of weights that is evaluated and exported; 0 takes the weights themselves.
     pub ema: f64,
-    /// What the operands of matrix products are rounded to, weights of the target included. Trained weights and
-    /// everything between the products are f32.
+    /// What the operands of products with weights, and with the clean tokens' kept keys and values, are rounded to.
+    /// Trained weights and everything between the products are f32.
     pub compute: Compute,
     /// Seed of the initial calibrator, the order of transcripts and the anchors.
     pub seed: u64,
