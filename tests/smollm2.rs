@@ -227,6 +227,32 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     check("random everything", engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
 }
 
+/// The drafter of `demo/smollm2-drafter`, for twenty prompts, half of them scraps of text.
+#[test]
+fn the_drafter_made_for_it_changes_nothing_and_is_accepted() {
+    let Some(path) = file("the_drafter_made_for_it_changes_nothing_and_is_accepted") else { return };
+    let Recording { prompts, texts, .. } = recording();
+    let scraps = texts.into_iter().map(|text| text.ids).filter(|ids| ids.len() > 3).take(10);
+    let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).chain(scraps).collect();
+    assert_eq!(prompts.len(), 20);
+    let requests =
+        || prompts.iter().map(|ids| Request { record: true, ..Request::new(ids.clone(), 64) }).collect();
+    let expected = run(&mut engine(&path, None, Mode::Autoregressive), requests());
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/smollm2-drafter");
+    let drafter = DrafterWeights::read(&folder, &ModelConfig::read(&path).unwrap()).unwrap();
+    for mode in [Mode::Parallel, Mode::Sequential] {
+        let outputs = run(&mut engine(&path, Some(&drafter), mode), requests());
+        for (output, expected) in outputs.iter().zip(&expected) {
+            assert!(output.tokens == expected.tokens, "{mode:?} has other tokens");
+        }
+        let steps: Vec<usize> =
+            outputs.iter().flat_map(|output| output.records.iter().filter_map(accepted)).collect();
+        let tau = 1.0 + steps.iter().sum::<usize>() as f64 / steps.len() as f64;
+        assert!(tau > 1.2, "acceptance length {tau}");
+    }
+}
+
 fn accepted(record: &Record) -> Option<usize> {
     match record {
         Record::Step(step) => Some(step.accepted),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig, result::CublasError, sys};
+use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig, result::CublasError};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use flexdraft::backend::BackendError;
 use flexdraft::device::gpu::cublas_is_present;

@@ -35,6 +35,7 @@ const TRIED_ROWS: [usize; 11] = [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 128];
 /// Products by cuBLASLt.
 #[derive(Debug)]
 pub struct CublasLt {
+    context: Arc<CudaContext>,
     handle: Handle,
     workspace: Mutex<CudaSlice<u8>>,
     algorithms: Mutex<HashMap<Shape, sys::cublasLtMatmulAlgo_t>>,
@@ -101,6 +102,12 @@ unsafe fn is_culib_present() -> bool {
     true
 }
 
+/// Elements of rows of `cols` each.
+fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
+    let end = rows.end.checked_mul(cols).ok_or_else(|| short(usize::MAX, 0))?;
+    Ok(rows.start.min(rows.end) * cols..end)
+}
+
 /// Whether cuBLASLt can be loaded; cudarc panics where it cannot.
 pub fn cublas_is_present() -> bool {
     // Hides the function above where cudarc loads the library itself.
@@ -128,7 +135,16 @@ impl CublasLt {
         let handle = Handle(result::create_handle().map_err(|error| unavailable(error.to_string()))?);
         let workspace =
             stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| unavailable(error.to_string()))?;
-        Ok(CublasLt { handle, workspace: Mutex::new(workspace), algorithms: Mutex::default() })
+        let (context, workspace) = (context.clone(), Mutex::new(workspace));
+        Ok(CublasLt { context, handle, workspace, algorithms: Mutex::default() })
+    }
+
+    /// That something is of the context that the products run in: cuBLASLt takes bare addresses.
+    fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), DeviceError> {
+        if context.cu_ctx() == self.context.cu_ctx() {
+            return Ok(());
+        }
+        Err(BackendError::Context { kernel: "matrix product" }.into())
     }
 
     /// The algorithm for a shape, tried once.
@@ -234,6 +250,7 @@ impl CublasLt {
         operands: Operands,
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(|error| BackendError::Driver(error.to_string()))?;
         let problem = Problem::new(shape, rows, operands.bias)?;
         let (one, zero) = (1.0f32, 0.0f32);
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -305,10 +322,17 @@ impl Products for CublasLt {
         rows: Range<usize>,
         out: ProductOut<'_, Cuda>,
     ) -> Result<(), DeviceError> {
+        let out_context = match &out.memory {
+            ProductMemory::Bf16(memory) => memory.context(),
+            ProductMemory::F32(memory) => memory.context(),
+        };
+        for context in [stream.context(), x.context(), layer.weight.context(), out_context] {
+            self.check_context(context)?;
+        }
         let (in_cols, stride) = (layer.in_cols, out.stride);
         let weight = backend.view(stream, &layer.weight);
-        let input = part(backend.view(stream, x), rows.start * in_cols..rows.end * in_cols)?;
-        let range = rows.start * stride..rows.end * stride;
+        let input = part(backend.view(stream, x), elements(&rows, in_cols)?)?;
+        let range = elements(&rows, stride)?;
         let shape =
             |logits| Shape { in_cols, out_cols: layer.out_cols, stride, logits, bias: layer.bias.is_some() };
         let operands = |out, bias| Operands { weight: weight.address(), x: input.address(), out, bias };
