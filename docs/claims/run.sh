@@ -1,0 +1,75 @@
+#!/bin/sh
+# Makes every run that docs/claims.md speaks of, on demo/tiny's target, into DIR (docs/claims/runs if not given), and
+# gathers their numbers in docs/claims/results.json. Needs the text of demo/tiny/fetch.sh. A run that is there is not
+# made again; one that was stopped goes on. SEEDS ("0 1 2") and JOBS (2, runs at a time) may be set.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+out=${1:-docs/claims/runs}
+target=demo/tiny/target
+text=demo/tiny/text
+mkdir -p "$out"
+
+export RUSTFLAGS="${RUSTFLAGS:--C target-cpu=native}"
+cargo build --quiet --release --package flexdraft-tune
+TUNE=${CARGO_TARGET_DIR:-target}/release/flexdraft-tune
+# Two runs at a time with one thread each wait less for one another than one run with two.
+export TUNE out target CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
+
+# What the target writes, what the text says instead, and unseen text: as in demo/tiny/tune.sh.
+for part in train heldout; do cat "$text/$part"/*.txt >"$text/$part.txt"; done
+data() { "$TUNE" data --target "$target" --window 32 --max-response 192 "$@"; }
+data --continue "$text/train.txt" --count 1600 --held-out 0 --out "$out/on-policy"
+data --continue "$text/train.txt" --count 1600 --held-out 0 --as-written --out "$out/as-written"
+data --continue "$text/heldout.txt" --count 64 --held-out 1 --out "$out/unseen"
+for of in on-policy as-written; do cp "$out/unseen/heldout.jsonl" "$out/$of/heldout.jsonl"; done
+
+# A run a line: its name, its transcripts, what differs from base.json.
+runs() {
+    for seed in ${SEEDS:-0 1 2}; do
+        echo "base-$seed on-policy --seed $seed"
+        echo "no-calibrator-$seed on-policy --seed $seed --rank 0"
+        echo "whole-tail-$seed on-policy --seed $seed --whole-tail true"
+        for layers in 1 2 3; do echo "tail-$layers-$seed on-policy --seed $seed --tail-layers $layers"; done
+        echo "block-4-$seed on-policy --seed $seed --block-size 4 --gamma 2"
+        echo "block-16-$seed on-policy --seed $seed --block-size 16 --gamma 7"
+        echo "as-written-$seed as-written --seed $seed"
+    done
+}
+runs | xargs -P "${JOBS:-2}" -L 1 sh -c '
+    name=$1 data=$2
+    shift 2
+    [ -e "$out/$name/done" ] && exit 0
+    "$TUNE" tune --target "$target" --data "$out/$data" --out "$out/$name" --config docs/claims/base.json "$@" \
+        2>"$out/$name.log" || exit 255
+    rm -f "$out/$name/checkpoint.safetensors"
+    touch "$out/$name/done"
+' run
+
+# What generating with the drafters gives: a line an evaluation.
+evaluations() {
+    for seed in ${SEEDS:-0 1 2}; do
+        # Sequential drafting is the cheaper one on a CPU; the drafts are the same, as `parallel` shows.
+        greedy="--mode sequential --draft $out/base-$seed/drafter"
+        for threshold in 0 0.003 0.01 0.03 0.1 0.3; do
+            echo "threshold-$threshold-$seed $greedy --confidence-threshold $threshold"
+        done
+        echo "parallel-$seed --mode parallel --draft $out/base-$seed/drafter"
+        echo "without-calibrator-$seed --mode sequential --draft $out/no-calibrator-$seed/drafter"
+        for rule in rejection block match independent-match; do
+            echo "rule-$rule-$seed --mode sequential --draft demo/tiny/drafter --temperature 1 --rule $rule --seed ${seed}000"
+        done
+    done
+}
+evaluations | xargs -P "${JOBS:-2}" -L 1 sh -c '
+    name=$1
+    shift
+    [ -e "$out/$name.json" ] && exit 0
+    "$TUNE" eval --target "$target" --threads 1 --prompts demo/tiny/unseen.jsonl --raw --limit 40 --json "$@" \
+        >"$out/$name.json.new" 2>"$out/$name.log" || exit 255
+    mv "$out/$name.json.new" "$out/$name.json"
+' run
+
+"${PYTHON:-python3}" docs/claims/gather.py "$out" docs/claims/results.json
