@@ -1,0 +1,23 @@
+#!/bin/sh
+# Makes SmolLM2-135M-Instruct's drafter with the settings in tune.json, into DIR (demo/models/smollm2-run if not given):
+# the target writes requests and answers them, and the drafter learns to guess the answers. Run again, it goes on where
+# it was stopped; with more steps in tune.json, or a larger COUNT of transcripts in a new DIR, it goes further.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+out=${1:-demo/models/smollm2-run}
+target=demo/models/SmolLM2-135M-Instruct.Q4_1.gguf
+[ -e "$target" ] || demo/smollm2.sh
+[ -e demo/models/prompts/mtbench.jsonl ] || demo/smollm2-drafter/prompts.sh
+
+# As in demo/tiny/pretrain.sh.
+export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
+tune() { cargo run --release --package flexdraft-tune -- "$@"; }
+
+tune data --target "$target" --dtype bf16 --count "${COUNT:-1300}" --max-response 256 --max-message 128 --out "$out/data"
+tune tune --target "$target" --data "$out/data" --out "$out" --config demo/smollm2-drafter/tune.json
+for prompts in humaneval mtbench; do
+    tune eval --target "$target" --draft "$out/drafter" --prompts "demo/models/prompts/$prompts.jsonl"
+done
