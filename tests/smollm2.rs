@@ -20,7 +20,7 @@ use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{
     ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, Tokenizer,
 };
-use flexdraft::tensor::DType;
+use flexdraft::tensor::{DType, Tensor};
 use serde::Deserialize;
 
 /// Logits closer than this may change places: sums are added up in another order.
@@ -141,6 +141,20 @@ fn shape_and_stop_ids() {
     assert_eq!(config.eos_ids, [2]);
     assert!((config.rms_norm_eps - 1e-5).abs() < 1e-12);
     assert!((f64::from(config.rope.inv_freq[31]) - 1e5f64.powf(-31.0 / 32.0)).abs() < 1e-10);
+}
+
+/// The scales that docs/tuning.md speaks of: embeddings are thirteen times smaller than normed rows.
+#[test]
+fn embeddings_are_small_beside_normed_rows() {
+    let Some(path) = file("embeddings_are_small_beside_normed_rows") else { return };
+    // SAFETY: nobody changes the file.
+    let target = unsafe { TargetWeights::map(&path) }.unwrap();
+    let root_mean_square = |tensor: &Tensor| {
+        let values = tensor.to_f32();
+        (values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    let (embeddings, rows) = (root_mean_square(&target.embed), root_mean_square(&target.norm));
+    assert!((embeddings - 0.136).abs() < 5e-4 && (rows - 1.83).abs() < 5e-3, "{embeddings} {rows}");
 }
 
 #[test]

@@ -19,5 +19,6 @@ tune() { cargo run --release --package flexdraft-tune -- "$@"; }
 tune data --target "$target" --dtype bf16 --count "${COUNT:-1300}" --max-response 256 --max-message 128 --out "$out/data"
 tune tune --target "$target" --data "$out/data" --out "$out" --config demo/smollm2-drafter/tune.json
 for prompts in humaneval mtbench; do
-    tune eval --target "$target" --draft "$out/drafter" --prompts "demo/models/prompts/$prompts.jsonl"
+    tune eval --target "$target" --draft "$out/drafter" --mode sequential \
+        --prompts "demo/models/prompts/$prompts.jsonl"
 done

@@ -85,11 +85,6 @@ impl Batch {
         Ok(Self { picks, clean })
     }
 
-    /// Anchors in all.
-    pub fn anchors(&self) -> usize {
-        self.picks.iter().map(|pick| pick.anchors.len()).sum()
-    }
-
     /// The mask rows.
     pub fn rows(&self, transcripts: &[Transcript], block_size: usize) -> MaskRows<'_> {
         let mut rows = MaskRows { sequences: Vec::new(), positions: Vec::new(), bonuses: Vec::new() };
@@ -138,6 +133,16 @@ impl SlotLabels {
             }
         }
         found
+    }
+
+    /// `len` rows from row `first` on, as far as there are any.
+    pub fn rows(self, first: usize, len: usize) -> Self {
+        fn part<T>(of: Vec<T>, first: usize, len: usize) -> Vec<T> {
+            of.into_iter().skip(first).take(len).collect()
+        }
+        let Self { labels: Labels { ids, weights }, slots } = self;
+        let labels = Labels { ids: part(ids, first, len), weights: part(weights, first, len) };
+        Self { labels, slots: part(slots, first, len) }
     }
 
     /// The sum of the weights.

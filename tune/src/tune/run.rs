@@ -97,7 +97,8 @@ pub struct Outcome {
 ///
 /// # Errors
 /// [`TuneError::Setting`], for a transcript too that is not the target's; [`TuneError::TooLittleData`];
-/// [`TuneError::OtherRun`] if the checkpoint is of other settings, transcripts or another target; [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
+/// [`TuneError::OtherRun`] if the checkpoint is of other settings, transcripts or another target;
+/// [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
 pub fn run(
     weights: &TargetWeights,
     train: Vec<Transcript>,
@@ -278,17 +279,17 @@ impl<'a> State<'a> {
         let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
         let step = self.description.step;
         let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
-        let anchors: usize = picks.iter().map(|pick| pick.anchors.len()).sum();
-        let labels_of = |picks: &[Pick]| {
-            SlotLabels::new(picks, self.train.transcripts(), block_size, gamma, &self.shortlist)
-        };
+        let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
+        let anchors = anchors_of(&picks);
         // Every rank knows all picks, so that the loss is the mean over all of them.
-        let total = labels_of(&picks).weight();
+        let mut labels =
+            SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist);
+        labels.divide(labels.weight());
         let share = sequences / self.ranks.count();
-        picks = picks.into_iter().skip(self.ranks.rank() * share).take(share).collect();
-        let mut own = labels_of(&picks);
-        own.divide(total);
-        let SlotLabels { labels, slots } = own;
+        let rest = picks.split_off((self.ranks.rank() * share).min(picks.len()));
+        let first = anchors_of(&picks) * (block_size - 1);
+        let picks: Vec<Pick> = rest.into_iter().take(share).collect();
+        let SlotLabels { labels, slots } = labels.rows(first, anchors_of(&picks) * (block_size - 1));
         let batch = Batch::new(&mut self.train, &self.target, picks)?;
         let rows = batch.rows(self.train.transcripts(), block_size);
         let factors = self.drafter.forward(&self.target, &rows)?;

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""What drafting without any model reaches: `bigrams.py DATA`, with the folder that `flexdraft-tune data` made.
+
+Counts which token follows which in train.jsonl, drafts the likeliest chain of three tokens after the bonus token, and walks
+heldout.jsonl with it as decoding would step. Prints the acceptance length.
+"""
+
+import collections
+import json
+import pathlib
+import sys
+
+SLOTS = 3
+
+
+def read(path: pathlib.Path) -> list[list[int]]:
+    """Each transcript's response, with the last token of its prompt before it."""
+    transcripts = [json.loads(line) for line in path.read_text().splitlines()]
+    return [transcript["prompt"][-1:] + transcript["response"] for transcript in transcripts]
+
+
+def main() -> None:
+    data = pathlib.Path(sys.argv[1])
+    followers: dict = collections.defaultdict(collections.Counter)
+    for tokens in read(data / "train.jsonl"):
+        for token, follower in zip(tokens, tokens[1:]):
+            followers[token][follower] += 1
+    likeliest = {token: counts.most_common(1)[0][0] for token, counts in followers.items()}
+    steps = committed = 0
+    for tokens in read(data / "heldout.jsonl"):
+        position = 1
+        while position < len(tokens) - 1:
+            token, length = tokens[position], 1
+            while length <= SLOTS and position + length < len(tokens):
+                token = likeliest.get(token)
+                if token != tokens[position + length]:
+                    break
+                length += 1
+            steps += 1
+            committed += length
+            position += length
+    print(f"acceptance length {committed / steps:.3f} over {steps} steps")
+
+
+if __name__ == "__main__":
+    main()
