@@ -89,6 +89,8 @@ struct Setting {
     options: SimtOptions,
     /// Whether only tiles of 64 rows and two stages fit a CTA.
     small: bool,
+    /// How many there are decides how many splits a CTA takes together.
+    multiprocessors: u32,
 }
 
 /// Output and log-sum-exp of a row, as bits.
@@ -106,12 +108,12 @@ fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
 
 fn run_watched(setting: Setting, sequences: &[Sequence]) -> (Vec<Vec<RowBits>>, Vec<Traffic>) {
     let Setting { shape, split, page_size, .. } = setting;
-    let mut simt = Simt::new(setting.options);
+    let simt = Simt::new(setting.options);
+    let mut limits = Limits { multiprocessors: setting.multiprocessors, ..simt.limits() };
     if setting.small {
-        let limits = Limits { shared_bytes_per_cta: 99 << 10, multiprocessors: 2, ..simt.limits() };
-        simt = simt.limited(limits);
+        limits.shared_bytes_per_cta = 99 << 10;
     }
-    let kernels = Kernels::new(simt);
+    let kernels = Kernels::new(simt.limited(limits));
     let (simt, stream) = (kernels.backend(), kernels.backend().stream());
 
     // Page ids descend, and page 0 belongs to nobody.
@@ -269,7 +271,15 @@ fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Result<()
 
 prop_compose! {
     fn sequence(longest: usize)(
-        start in prop_oneof![0usize..longest, Just(63), Just(64), Just(127)],
+        start in prop_oneof![
+            4 => 0usize..longest,
+            1 => Just(63),
+            1 => Just(64),
+            1 => Just(127),
+            // Spans of splits of 64 end at multiples of 256.
+            1 => 250usize..260,
+            1 => 700usize..780,
+        ],
         candidates in prop_oneof![4 => 0usize..6, 1 => 30usize..70],
         groups in prop_oneof![
             4 => prop::collection::btree_set(0usize..6, 0..4),
@@ -294,12 +304,13 @@ prop_compose! {
         late in any::<bool>(),
         schedule in 0u64..4,
         small in any::<bool>(),
+        multiprocessors in prop::sample::select(vec![2u32, 4, 24]),
     ) -> Setting {
         let kv_heads = if ratio > 4 { 1 } else { kv_heads };
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
         let copies = if late { Copies::Late } else { Copies::Eager };
         let options = SimtOptions { checking: checking(Checking::Off), copies, schedule };
-        Setting { shape, split, page_size, head_major, padding, options, small }
+        Setting { shape, split, page_size, head_major, padding, options, small, multiprocessors }
     }
 }
 
@@ -364,34 +375,52 @@ proptest! {
     }
 }
 
-/// Two sequences whose rows fill one block each: every visible K and V is needed once.
+/// Two sequences whose rows fill one block each: every visible K and V is needed once. States go through memory
+/// for as many parts as the keys are divided into, and not at all where that is one.
 #[test]
 fn bytes_are_those_of_the_floor() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
-    let sequence =
-        |seed| Sequence { start: 300, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
-    let sequences = [sequence(1), sequence(2)];
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
-    let setting =
-        Setting { shape, split: 128, page_size: 32, head_major: false, padding: 0, options, small: false };
-    let traffic = traffic(setting, &sequences);
-    let read = |kernel: &str, operand: &str| {
-        let of = |t: &&Traffic| t.kernel.starts_with(kernel) && t.operand == operand;
-        traffic.iter().find(of).map(|t| (t.read, t.written)).unwrap()
-    };
-    let rows: u64 = 2 * (3 + 2 * 4);
-    let (token, states) = (2 * 64 * 2, rows * 4 * 64 * 4 + rows * 4 * 8);
-    // Positions 0..=302 of both sequences.
-    for operand in ["k cache", "v cache"] {
-        assert_eq!(read("joint_attention", operand), (2 * 303 * token, 0));
+    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1202 in spans of 512.
+    for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1200, 2, 3)] {
+        let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
+        let sequences = [sequence(1), sequence(2)];
+        let setting = Setting {
+            shape,
+            split: 128,
+            page_size: 32,
+            head_major: false,
+            padding: 0,
+            options,
+            small: false,
+            multiprocessors,
+        };
+        let traffic = traffic(setting, &sequences);
+        let bytes = |kernel: &str, operand: &str| {
+            let of = |t: &&Traffic| t.kernel.starts_with(kernel) && t.operand == operand;
+            traffic.iter().find(of).map(|t| (t.read, t.written))
+        };
+        let rows: u64 = 2 * (3 + 2 * 4);
+        let (token, states) = (2 * 64 * 2, rows * 4 * 64 * 4 + rows * 4 * 8);
+        for operand in ["k cache", "v cache"] {
+            let read = 2 * (start as u64 + 3) * token;
+            assert_eq!(bytes("joint_attention", operand), Some((read, 0)));
+        }
+        // Every row's q; mask rows' k and v as well.
+        assert_eq!(bytes("joint_attention", "qkv"), Some((rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0)));
+        let out = Some((0, rows * 4 * 64 * 2));
+        if parts == 1 {
+            assert_eq!(bytes("joint_attention", "workspace"), Some((0, 0)));
+            assert_eq!(bytes("joint_attention", "out"), out);
+            assert_eq!(bytes("attention_merge", "out"), None, "there is nothing to merge");
+        } else {
+            // Of every row a state of each part, and of the mask rows one of their slots.
+            let written = parts * states + states * 16 / rows;
+            assert_eq!(bytes("joint_attention", "workspace"), Some((0, written)));
+            assert_eq!(bytes("attention_merge", "workspace"), Some((written, 0)));
+            assert_eq!(bytes("attention_merge", "out"), out);
+        }
     }
-    // Every row's q; mask rows' k and v as well.
-    assert_eq!(read("joint_attention", "qkv"), (rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0));
-    // A state of each split for every row (three: 0..128, 128..256, 256..), and one of the mask rows' slots.
-    let written = 3 * states + states * 16 / rows;
-    assert_eq!(read("joint_attention", "workspace"), (0, written));
-    assert_eq!(read("attention_merge", "workspace"), (written, 0));
-    assert_eq!(read("attention_merge", "out"), (0, rows * 4 * 64 * 2));
 }
 
 #[test]

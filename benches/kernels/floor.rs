@@ -1,9 +1,8 @@
 //! The least time that a kernel can take: what it has to move through memory and to multiply, over what the
 //! device can move and multiply in a second.
 //!
-//! Counted are the operands of the method's own formulas, each byte once, and the f32 states that attention's
-//! splits pass to their merge. Not counted are tables of a few bytes a row, and the arithmetic outside of
-//! matrix products, which no kernel here is bound by. `tests/kernel_floors.rs` compares the bytes with those
+//! Counted are the operands of the method's own formulas, each byte once. Not counted are tables of a few bytes a
+//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernel_floors.rs` compares the bytes with those
 //! that the SIMT host sees the kernels read and write.
 
 /// Bytes of an element.
@@ -89,21 +88,19 @@ impl AttentionRows {
     }
 }
 
-/// Joint attention and its merge: the visible K and V of every sequence once, the rows' q, the mask rows' own
-/// k and v, the output, and a state (an element of every dimension, a maximum and a sum) of every split that
-/// a row and query head sees, written and read. Two products of `head_dim` a visible key.
-pub fn attention(heads: Heads, split: u64, sequences: &[AttentionRows]) -> Floor {
+/// Joint attention: the visible K and V of every sequence once, the rows' q, the mask rows' own k and v, and the
+/// output. Two products of `head_dim` a visible key. The f32 states that pass between CTAs where a sequence's keys
+/// are divided among several are what a kernel adds.
+pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     let (q_row, kv_row) = (q_heads * head_dim * BF16, 2 * kv_heads * head_dim * BF16);
-    let state = q_heads * (head_dim + 2) * F32;
     let mut floor = Floor::default();
     for sequence in sequences {
         let mut cached = 0;
         for (positions, slots) in sequence.seen() {
-            let states = positions.div_ceil(split) + u64::from(slots > 0);
             cached = cached.max(positions);
-            floor.read += q_row + if slots > 0 { kv_row } else { 0 } + states * state;
-            floor.written += q_row + states * state;
+            floor.read += q_row + if slots > 0 { kv_row } else { 0 };
+            floor.written += q_row;
             floor.flops += 4 * head_dim * q_heads * (positions + slots);
         }
         floor.read += cached * kv_row;

@@ -1,13 +1,17 @@
 // Joint draft-and-verify attention over a paged KV cache, on the matrix units.
 //
 // joint_attention gives each CTA items: a block of packed rows (rows.cuh) of one sequence and KV head, and
-// one split of its keys, or the slots of the block's own groups. K and V tiles of 64 keys flow through a ring
-// of stages, filled ahead by cp.async and shared by all the block's rows. An item leaves, for every row and
-// head, the state (state.cuh) of an online softmax over its keys; attention_merge adds up a row's states.
+// some of its keys: one split or a span of them, or the slots of the block's own groups. K and V tiles of 64
+// keys flow through a ring of stages, filled ahead by cp.async and shared by all the block's rows. An item
+// leaves, for every row and head, the state (state.cuh) of an online softmax over its keys, and
+// attention_merge adds up a row's states; where one item has all the keys of a sequence it has the slots too,
+// and leaves the result.
 //
-// A row's bits depend on nothing but what it sees: tiles and splits begin at absolute positions, keys beyond
-// a row's limit have weight exactly 0 and V exactly 0 where no row of the block sees it, states merge in the
-// binary tree over the absolute index of the split, and a group's own slots last.
+// A row's bits depend on nothing but what it sees: tiles, splits and spans begin at absolute positions, keys
+// beyond a row's limit have weight exactly 0 and V exactly 0 where no row of the block sees it. The splits of
+// a span merge one after the other, so that a CTA needs only one state besides the one it works on; spans
+// merge in the binary tree over their absolute index, and a group's own slots last. Who takes how many splits
+// changes nothing.
 #include "params.h"
 #include "rows.cuh"
 #include "state.cuh"
@@ -15,21 +19,29 @@
 
 namespace {
 
-// A sequence's items: per split, and once for the slots, each KV head with each block of rows.
 template <int Rows>
 FLEXDRAFT_INLINE int32_t blocks_of(const Sequence& q, int32_t ratio) {
     return (q.rows * ratio + Rows - 1) / Rows;
 }
 
+// States that the cached keys of a sequence leave, one for as many splits as an item has.
+FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const Sequence& q) {
+    const int32_t keys = p.split * p.item_splits;
+    return q.length / keys + (q.length % keys != 0 ? 1 : 0);
+}
+
+// A sequence's items: per state, and once for the slots unless one item has everything, each KV head with each
+// block of rows.
 template <int Rows>
 FLEXDRAFT_INLINE int32_t items_of(const FlexdraftAttentionParams& p, int32_t s) {
     const Sequence q = sequence_of(p.pass, s);
-    const int32_t splits = (q.length + p.split - 1) / p.split;
-    if (splits > p.max_splits) {
+    const int32_t states = states_of(p, q);
+    if (states > p.max_states) {
         if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PLAN));
         return 0;
     }
-    return blocks_of<Rows>(q, p.q_heads / p.kv_heads) * p.kv_heads * (splits + (q.groups != 0 ? 1 : 0));
+    const int32_t slots = q.groups != 0 && states > 1 ? 1 : 0;
+    return blocks_of<Rows>(q, p.q_heads / p.kv_heads) * p.kv_heads * (states + slots);
 }
 
 // first[s] = items of the sequences before s. Every CTA works it out: the lengths are on the device only.
@@ -44,7 +56,7 @@ FLEXDRAFT_INLINE void plan(const FlexdraftAttentionParams& p, int32_t* first) {
     __syncthreads();
 }
 
-// Where an item's keys come from: the cache, or the rows of a group's slots.
+// Where keys come from: the cache, or the rows of a group's slots.
 struct Keys {
     int32_t first, end; // positions, or slots of the group
     int32_t group_row;  // the first row of the group in the operands; -1: the cache
@@ -57,10 +69,14 @@ struct Joint {
     static constexpr int tile_bytes = tile_keys * HeadDim * 2;
     static constexpr int q_bytes = rows * HeadDim * 2;
     static constexpr int chunks = HeadDim / 8; // of 16 bytes in a row
+    // A warp copies so many keys of a tile, which lie in one page, and a few of them at once.
+    static constexpr int warp_keys = tile_keys / Warps;
+    static constexpr int keys_at_once = 32 / chunks;
+    static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
 
     const FlexdraftAttentionParams& p;
     uint32_t shared_q, shared_kv;
-    int32_t ratio;
+    int32_t ratio, page_shift;
     int lane, warp;
     // The item.
     Sequence sequence;
@@ -79,38 +95,49 @@ struct Joint {
         }
     }
 
-    // Keys first..first + 64 of `keys` into a stage; those from the end on are zeros.
-    FLEXDRAFT_METHOD void load_tile(const Keys& keys, int32_t first, int stage) const {
-        const uint32_t to = shared_kv + uint32_t(stage * 2 * tile_bytes);
+    // The page of the warp's keys of the tile that begins at `first`, if they have one.
+    FLEXDRAFT_METHOD int32_t page_of(const Keys& keys, int32_t first) const {
+        const int32_t position = first + warp * warp_keys;
+        if (keys.group_row >= 0 || position >= keys.end) return 0;
+        return __ldg(p.cache.page_table + sequence_index * p.cache.page_table_stride + (position >> page_shift));
+    }
+
+    // Keys first..first + 64 of `keys` into a stage, the warp's from `page`; those from the end on are zeros.
+    FLEXDRAFT_METHOD void load_tile(const Keys& keys, int32_t first, int32_t page, int stage) const {
         const FlexdraftPagedKv& cache = p.cache;
-#pragma unroll 1
-        for (int c = int(threadIdx.x); c < tile_keys * chunks; c += threads) {
-            const int key = c / chunks;
-            const int32_t position = first + key;
-            const uint16_t *k = p.q, *v = p.q;
-            bool valid = position < keys.end;
-            if (valid && keys.group_row >= 0) {
-                const int64_t offset =
-                    (keys.group_row + position) * p.mask_stride + int64_t(kv_head) * HeadDim + c % chunks * 8;
-                k = p.mask_k + offset;
-                v = p.mask_v + offset;
-            } else if (valid) {
-                const int32_t page = __ldg(cache.page_table + sequence_index * cache.page_table_stride +
-                                           position / cache.page_size);
-                valid = page >= 0 && page < cache.pages;
-                if (valid) {
-                    const int64_t token = position % cache.page_size;
-                    k = static_cast<const uint16_t*>(cache.k) + page * cache.k_page_stride +
-                        token * cache.k_token_stride + kv_head * cache.k_head_stride + c % chunks * 8;
-                    v = static_cast<const uint16_t*>(cache.v) + page * cache.v_page_stride +
-                        token * cache.v_token_stride + kv_head * cache.v_head_stride + c % chunks * 8;
-                } else if (p.error != nullptr) {
-                    atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PAGE));
-                }
+        const int key = warp * warp_keys + lane / chunks, chunk = lane % chunks;
+        const int32_t position = first + key;
+        int32_t end = keys.end;
+        const uint16_t *k, *v;
+        int64_t k_step, v_step;
+        if (keys.group_row >= 0) {
+            const int64_t offset =
+                (keys.group_row + position) * p.mask_stride + int64_t(kv_head) * HeadDim + chunk * 8;
+            k = p.mask_k + offset;
+            v = p.mask_v + offset;
+            k_step = v_step = keys_at_once * p.mask_stride;
+        } else {
+            if (page < 0 || page >= cache.pages) {
+                if (position < end && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PAGE));
+                page = end = 0;
             }
-            const uint32_t at = to + swizzled<HeadDim>(key, c % chunks);
-            cp_async_16(at, k, valid ? 16 : 0);
-            cp_async_16(at + tile_bytes, v, valid ? 16 : 0);
+            const int64_t token = position & (cache.page_size - 1);
+            k = static_cast<const uint16_t*>(cache.k) + page * cache.k_page_stride + token * cache.k_token_stride +
+                kv_head * cache.k_head_stride + chunk * 8;
+            v = static_cast<const uint16_t*>(cache.v) + page * cache.v_page_stride + token * cache.v_token_stride +
+                kv_head * cache.v_head_stride + chunk * 8;
+            k_step = keys_at_once * cache.k_token_stride;
+            v_step = keys_at_once * cache.v_token_stride;
+        }
+        const uint32_t to = shared_kv + uint32_t(stage * 2 * tile_bytes) + swizzled<HeadDim>(key, chunk);
+#pragma unroll
+        for (int i = 0; i < warp_keys; i += keys_at_once) {
+            const uint32_t bytes = position + i < end ? 16 : 0;
+            const uint32_t at = further(to, i % 8) + uint32_t(i * HeadDim * 2);
+            cp_async_16(at, k, bytes);
+            cp_async_16(at + tile_bytes, v, bytes);
+            k += k_step;
+            v += v_step;
         }
     }
 
@@ -132,142 +159,193 @@ struct Joint {
             }
         }
 
-        // One tile: keys first..; a row sees those up to its `last`.
+        // One tile: keys first..; where it is `cut`, a row sees those up to its `last` only. Each of a row's four
+        // lanes has the sum of a quarter of the keys.
         FLEXDRAFT_METHOD void add(uint32_t q, uint32_t k, float scale, int32_t first, const int32_t (&last)[2],
-                                  int lane) {
+                                  bool cut, int lane) {
             float scores[8][4];
             multiply_qk<HeadDim>(scores, q, k, lane);
-            uint32_t weights[8][2];
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                float most = maximum[r];
+            if (cut) {
 #pragma unroll
                 for (int n = 0; n < 8; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const int32_t key = first + 8 * n + lane % 4 * 2 + i;
-                        float& score = scores[n][2 * r + i];
-                        score = key <= last[r] ? score * scale : -INFINITY;
-                        most = fmaxf(most, score);
+                    for (int i = 0; i < 4; ++i) {
+                        const int32_t key = first + 8 * n + lane % 4 * 2 + i % 2;
+                        if (key > last[i / 2]) scores[n][i] = -INFINITY;
                     }
                 }
+            }
+            uint32_t weights[8][2];
+            float before[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float most = fmaxf(scores[0][2 * r], scores[0][2 * r + 1]);
+#pragma unroll
+                for (int n = 1; n < 8; ++n) most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
                 most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-                const float before = rescale(maximum[r], most);
+                most = fmaxf(maximum[r], most * scale);
+                before[r] = rescale(maximum[r], most);
                 const float base = most == -INFINITY ? 0.0f : most;
                 float added = 0.0f;
 #pragma unroll
                 for (int n = 0; n < 8; ++n) {
-                    weights[n][r] =
-                        pack_bf16(exp2_approx(scores[n][2 * r] - base), exp2_approx(scores[n][2 * r + 1] - base));
+                    weights[n][r] = pack_bf16(exp2_approx(fmaf(scores[n][2 * r], scale, -base)),
+                                              exp2_approx(fmaf(scores[n][2 * r + 1], scale, -base)));
                     // What is divided by is the sum of the weights as V was multiplied with them.
                     added += bf16_low(weights[n][r]) + bf16_high(weights[n][r]);
                 }
-                sum[r] = fmaf(sum[r], before, added);
+                sum[r] = fmaf(sum[r], before[r], added);
                 maximum[r] = most;
+            }
+            // Most tiles bring no new maximum to any row of the warp.
+            if (__any_sync(0xffffffffu, before[0] != 1.0f || before[1] != 1.0f)) {
 #pragma unroll
                 for (int n = 0; n < HeadDim / 8; ++n) {
-                    out[n][2 * r] *= before;
-                    out[n][2 * r + 1] *= before;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) out[n][i] *= before[i / 2];
                 }
             }
             multiply_pv<HeadDim>(out, weights, k + tile_bytes, lane);
         }
+
+        // Adds a split, which is empty then. Here every lane has the whole sum of its rows.
+        FLEXDRAFT_METHOD void take(Softmax& split) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                split.sum[r] += __shfl_xor_sync(0xffffffffu, split.sum[r], 1);
+                split.sum[r] += __shfl_xor_sync(0xffffffffu, split.sum[r], 2);
+                const Factors factors = merge_sums(maximum[r], sum[r], split.maximum[r], split.sum[r]);
+#pragma unroll
+                for (int n = 0; n < HeadDim / 8; ++n) {
+                    out[n][2 * r] = factors.merged(out[n][2 * r], split.out[n][2 * r]);
+                    out[n][2 * r + 1] = factors.merged(out[n][2 * r + 1], split.out[n][2 * r + 1]);
+                }
+            }
+            split.reset();
+        }
     };
 
-    // The state of one row of the softmax, to its place among the row's partial results.
-    FLEXDRAFT_METHOD void store(Softmax& softmax, int r, const AttentionRow& row, int32_t head, int32_t split) const {
-        // The four lanes of a row have a quarter of the sum each.
-        float sum = softmax.sum[r];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (row.index < 0) return;
-        const int64_t place = (int64_t(row.index) * p.q_heads + head) * (p.max_splits + 1) + split;
-        if (lane % 4 == 0) reinterpret_cast<float2*>(p.partial_stats)[place] = make_float2(softmax.maximum[r], sum);
-        float* const out = p.partial_out + place * HeadDim + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < HeadDim / 8; ++n) {
-            *reinterpret_cast<float2*>(out + 8 * n) = make_float2(softmax.out[n][2 * r], softmax.out[n][2 * r + 1]);
-        }
-    }
-
-    // The keys of one split, or of one group's slots, for all rows of the block. `last[r]`: the last key that
-    // the row sees, -1 if none.
-    FLEXDRAFT_METHOD void run(Softmax& softmax, const Keys& keys, const int32_t (&last)[2]) const {
+    // Adds keys to the states of the warp's rows. `last[r]`: the last key that the row sees, -1 if none.
+    FLEXDRAFT_METHOD void run(Softmax& total, const Keys& keys, const int32_t (&last)[2]) const {
         const int32_t tiles = (keys.end - keys.first + tile_keys - 1) / tile_keys;
-        int32_t warp_last = max(last[0], last[1]);
+        int32_t most = max(last[0], last[1]), least = min(last[0], last[1]);
 #pragma unroll
         for (int lanes = 16; lanes >= 4; lanes /= 2) {
-            warp_last = max(warp_last, __shfl_xor_sync(0xffffffffu, warp_last, lanes));
+            most = max(most, __shfl_xor_sync(0xffffffffu, most, lanes));
+            least = min(least, __shfl_xor_sync(0xffffffffu, least, lanes));
         }
+        // A page is looked up a tile before its keys are copied.
+        int32_t page = page_of(keys, keys.first);
 #pragma unroll 1
         for (int32_t t = 0; t < Stages - 1; ++t) {
-            if (t < tiles) load_tile(keys, keys.first + t * tile_keys, t);
+            const int32_t first = keys.first + t * tile_keys;
+            if (t < tiles) load_tile(keys, first, page, t);
+            page = page_of(keys, first + tile_keys);
             cp_async_commit();
         }
+        Softmax split;
+        split.reset();
+        const int32_t tiles_a_split = p.split / tile_keys;
+        int32_t left = tiles_a_split;
 #pragma unroll 1
         for (int32_t t = 0; t < tiles; ++t) {
             cp_async_wait<Stages - 2>();
             __syncthreads();
-            // The stage that everybody has read by now.
+            // Into the stage that everybody has read by now.
             const int32_t next = t + Stages - 1;
-            if (next < tiles) load_tile(keys, keys.first + next * tile_keys, next % Stages);
+            const int32_t next_first = keys.first + next * tile_keys;
+            if (next < tiles) load_tile(keys, next_first, page, next % Stages);
+            page = page_of(keys, next_first + tile_keys);
             cp_async_commit();
             const int32_t first = keys.first + t * tile_keys;
             // A tile that none of the warp's rows sees would change nothing.
-            if (first <= warp_last) {
+            if (first <= most) {
+                const uint32_t q = shared_q + uint32_t(warp * 16 * HeadDim * 2);
                 const uint32_t k = shared_kv + uint32_t(t % Stages * 2 * tile_bytes);
-                softmax.add(shared_q + uint32_t(warp * 16 * HeadDim * 2), k, p.scale_log2, first, last, lane);
+                split.add(q, k, p.scale_log2, first, last, first + tile_keys - 1 > least, lane);
+            }
+            if (--left == 0 || t + 1 == tiles) {
+                total.take(split);
+                left = tiles_a_split;
             }
         }
         cp_async_wait<0>();
         __syncthreads();
     }
 
-    FLEXDRAFT_METHOD void item(int32_t split, int32_t splits) const {
+    // The state of one row to its place among the row's partial results.
+    FLEXDRAFT_METHOD void store(const Softmax& total, int r, const AttentionRow& row, int32_t head, int32_t state) const {
+        const int64_t place = (int64_t(row.index) * p.q_heads + head) * (p.max_states + 1) + state;
+        if (lane % 4 == 0) reinterpret_cast<float2*>(p.partial_stats)[place] = make_float2(total.maximum[r], total.sum[r]);
+        float* const out = p.partial_out + place * HeadDim + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < HeadDim / 8; ++n) {
+            *reinterpret_cast<float2*>(out + 8 * n) = make_float2(total.out[n][2 * r], total.out[n][2 * r + 1]);
+        }
+    }
+
+    // The result of one row.
+    FLEXDRAFT_METHOD void finish(const Softmax& total, int r, const AttentionRow& row, int32_t head) const {
+        const int64_t head_row = int64_t(row.index) * p.q_heads + head;
+        uint16_t* const out = p.out + head_row * HeadDim + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < HeadDim / 8; ++n) {
+            *reinterpret_cast<uint32_t*>(out + 8 * n) =
+                divided(total.out[n][2 * r], total.out[n][2 * r + 1], total.sum[r]);
+        }
+        if (p.lse != nullptr && lane % 4 == 0) p.lse[head_row] = log_sum_exp(total.maximum[r], total.sum[r]);
+    }
+
+    // The packed row of the sequence, and the row, that `r` of a Softmax is.
+    FLEXDRAFT_METHOD int32_t packed(int r) const { return block * rows + warp * 16 + lane / 4 + 8 * r; }
+    FLEXDRAFT_METHOD AttentionRow mine(int r) const { return attention_row(sequence, packed(r) / ratio); }
+
+    // Item `state` of the `states` of a block's cached keys; behind them comes that of its slots.
+    FLEXDRAFT_METHOD void item(int32_t state, int32_t states) const {
         const int32_t first_packed = block * rows;
-        const int32_t last_packed = min(first_packed + rows, sequence.rows * ratio) - 1;
-        AttentionRow mine[2];
-        int32_t heads[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int32_t packed = first_packed + warp * 16 + lane / 4 + 8 * r;
-            mine[r] = attention_row(sequence, packed / ratio);
-            heads[r] = kv_head * ratio + packed % ratio;
-        }
-        const bool cached = split < splits;
-        // A block of candidates has no slots.
-        if (!cached && last_packed / ratio < sequence.candidates) return;
+        const int32_t last_row = (min(first_packed + rows, sequence.rows * ratio) - 1) / ratio;
+        const bool has_slots = last_row >= sequence.candidates;
+        const bool cached = state < states, whole = states == 1;
+        if (!cached && !has_slots) return;
         load_q();
-        Softmax softmax;
-        softmax.reset();
-        if (cached) {
-            const int32_t limit = largest_limit(sequence, first_packed / ratio, last_packed / ratio);
-            const Keys keys = {split * p.split, min((split + 1) * p.split, limit + 1), -1};
-            const int32_t last[2] = {mine[0].limit, mine[1].limit};
-            run(softmax, keys, last);
-            // A row whose limit is before this split has no such partial result.
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                if (mine[r].limit < keys.first) mine[r].index = -1;
-                store(softmax, r, mine[r], heads[r], split);
-            }
-            return;
-        }
-        // Each group of the block in turn: the rows of the others see nothing of it.
-        const int32_t first_group = max(first_packed / ratio - sequence.candidates, 0) / sequence.slots;
-        const int32_t last_group = (last_packed / ratio - sequence.candidates) / sequence.slots;
+        Softmax total;
+        total.reset();
+        // The cached keys, as a group before the first, then the slots of each group of the block: the rows of
+        // the others see nothing of them.
+        const int32_t first_group = max(first_packed / ratio - sequence.candidates, 0) / max(sequence.slots, 1);
+        int32_t end_group = first_group;
+        if (has_slots && (whole || !cached)) end_group = (last_row - sequence.candidates) / sequence.slots + 1;
+        const int32_t item_keys = p.split * p.item_splits;
+        const int32_t first_key = cached ? state * item_keys : 0;
 #pragma unroll 1
-        for (int32_t group = first_group; group <= last_group; ++group) {
-            const Keys keys = {0, sequence.slots, sequence.first_mask + group * sequence.slots};
-            const int32_t last[2] = {mine[0].group == group ? sequence.slots - 1 : -1,
-                                     mine[1].group == group ? sequence.slots - 1 : -1};
-            run(softmax, keys, last);
+        for (int32_t group = cached ? first_group - 1 : first_group; group < end_group; ++group) {
+            const bool slots = group >= first_group;
+            Keys keys;
+            int32_t last[2];
+            if (slots) {
+                keys = {0, sequence.slots, sequence.first_mask + group * sequence.slots};
+#pragma unroll
+                for (int r = 0; r < 2; ++r) last[r] = mine(r).group == group ? sequence.slots - 1 : -1;
+            } else {
+                const int32_t end = largest_limit(sequence, first_packed / ratio, last_row) + 1;
+                keys = {first_key, end - first_key < item_keys ? end : first_key + item_keys, -1};
+#pragma unroll
+                for (int r = 0; r < 2; ++r) last[r] = mine(r).limit;
+            }
+            run(total, keys, last);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            if (mine[r].group < 0) mine[r].index = -1;
-            store(softmax, r, mine[r], heads[r], p.max_splits);
+            const AttentionRow row = mine(r);
+            const int32_t head = kv_head * ratio + packed(r) % ratio;
+            if (row.index < 0) continue;
+            if (whole) {
+                finish(total, r, row, head);
+            } else if (cached ? row.limit >= first_key : row.group >= 0) {
+                // A row that ends before these keys, or has no slots, has no such state.
+                store(total, r, row, head, cached ? state : p.max_states);
+            }
         }
     }
 };
@@ -283,6 +361,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
                      base,
                      base + uint32_t(Kernel::q_bytes),
                      p.q_heads / p.kv_heads,
+                     31 - __clz(p.cache.page_size),
                      int(threadIdx.x % 32),
                      int(threadIdx.x / 32),
                      {},
@@ -302,8 +381,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
         // Blocks that read the same keys follow each other.
         kernel.block = place % blocks;
         kernel.kv_head = place / blocks % p.kv_heads;
-        const int32_t splits = (kernel.sequence.length + p.split - 1) / p.split;
-        kernel.item(place / blocks / p.kv_heads, splits);
+        kernel.item(place / blocks / p.kv_heads, states_of(p, kernel.sequence));
         __syncthreads();
     }
 }
@@ -312,70 +390,89 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 template <int HeadDim>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int elements = HeadDim / 32;
-    constexpr int levels = 13;
+    constexpr int levels = 12;
+    constexpr int at_once = FLEXDRAFT_SPAN_SPLITS;
     const int64_t head_row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
     const int lane = int(threadIdx.x % 32);
     if (head_row >= int64_t(p.pass.rows) * p.q_heads) return;
     const PassRow row = pass_row(p.pass, int32_t(head_row / p.q_heads));
-    const int64_t first = head_row * (p.max_splits + 1);
-    const auto load = [&](int32_t split) {
-        State<elements> state;
-        const float2 stats = reinterpret_cast<const float2*>(p.partial_stats)[first + split];
-        state.maximum = stats.x;
-        state.sum = stats.y;
-#pragma unroll
-        for (int i = 0; i < elements; ++i) {
-            state.out[i] = p.partial_out[(first + split) * HeadDim + lane * elements + i];
-        }
-        return state;
-    };
+    // Where one item has it all the result is there.
+    if (row.sequence >= 0 && states_of(p, sequence_of(p.pass, row.sequence)) == 1) return;
+    const int64_t first = head_row * (p.max_states + 1);
     State<elements> empty;
     empty.maximum = -INFINITY;
     empty.sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < elements; ++i) empty.out[i] = 0.0f;
+    const auto load = [&](int32_t index) {
+        State<elements> state;
+        const float2 stats = reinterpret_cast<const float2*>(p.partial_stats)[first + index];
+        state.maximum = stats.x;
+        state.sum = stats.y;
+#pragma unroll
+        for (int i = 0; i < elements; ++i) {
+            state.out[i] = p.partial_out[(first + index) * HeadDim + lane * elements + i];
+        }
+        return state;
+    };
 
-    // tree[l]: a complete subtree of 2^l splits that waits for its right sibling, where bit l of the number
-    // of splits so far is set.
+    // tree[l]: a complete subtree of 2^l spans that waits for its right sibling, where bit l of the number of
+    // spans so far is set.
     State<elements> tree[levels];
 #pragma unroll
     for (int l = 0; l < levels; ++l) tree[l] = empty;
-    const int32_t splits = row.sequence < 0 ? 0 : row.limit / p.split + 1;
-    for (int32_t s = 0; s < min(splits, p.max_splits); ++s) {
-        State<elements> state = load(s);
+    int32_t spans = 0;
+    const auto push = [&](State<elements> state) {
         bool carried = true;
 #pragma unroll
         for (int l = 0; l < levels; ++l) {
             if (!carried) continue;
-            if ((s >> l & 1) != 0) {
+            if ((spans >> l & 1) != 0) {
                 merge(tree[l], state);
                 state = tree[l];
-                tree[l] = empty;
             } else {
                 tree[l] = state;
                 carried = false;
             }
         }
+        ++spans;
+    };
+    const int32_t states = row.sequence < 0 ? 0 : min(row.limit / (p.split * p.item_splits) + 1, p.max_states);
+#pragma unroll 1
+    for (int32_t s = 0; s < states; s += at_once) {
+        // Loads that wait for one another would take longer than all the rest.
+        State<elements> some[at_once];
+#pragma unroll
+        for (int i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
+        if (p.item_splits == 1) {
+#pragma unroll
+            for (int i = 1; i < at_once; ++i) merge(some[0], some[i]);
+            push(some[0]);
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < at_once && s + i < states; ++i) {
+                push(some[0]);
+#pragma unroll
+                for (int j = 1; j < at_once; ++j) some[j - 1] = some[j];
+            }
+        }
     }
-    // What the tree has where splits are missing changes nothing, so smaller subtrees merge first.
+    // The subtrees that wait are complete; smaller ones are further right.
     State<elements> total = empty;
 #pragma unroll
     for (int l = 0; l < levels; ++l) {
+        if ((spans >> l & 1) == 0) continue;
         merge(tree[l], total);
         total = tree[l];
     }
-    if (row.mask) merge(total, load(p.max_splits));
+    if (row.mask) merge(total, load(p.max_states));
 
-    const bool seen = total.sum != 0.0f;
-    const float scale = seen ? 1.0f / total.sum : 0.0f;
     uint16_t* const out = p.out + head_row * HeadDim + lane * elements;
 #pragma unroll
     for (int i = 0; i < elements; i += 2) {
-        *reinterpret_cast<uint32_t*>(out + i) = pack_bf16(total.out[i] * scale, total.out[i + 1] * scale);
+        *reinterpret_cast<uint32_t*>(out + i) = divided(total.out[i], total.out[i + 1], total.sum);
     }
-    if (p.lse != nullptr && lane == 0) {
-        p.lse[head_row] = seen ? (total.maximum + log2f(total.sum)) * 0.69314718f : -INFINITY;
-    }
+    if (p.lse != nullptr && lane == 0) p.lse[head_row] = log_sum_exp(total.maximum, total.sum);
 }
 
 }  // namespace

@@ -3,6 +3,9 @@
 
 #include "../common/params.h"
 
+/* Splits of a span: their states merge one after the other, those of spans in a tree. */
+#define FLEXDRAFT_SPAN_SPLITS 4
+
 /* Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
  * rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
  * `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads). */
@@ -14,15 +17,15 @@ struct FlexdraftAttentionParams {
     const uint16_t* mask_v; /* as mask_k */
     uint16_t* out;          /* [rows, q_heads * head_dim] bf16 */
     float* lse;             /* [rows, q_heads] natural logarithm, or null */
-    float* partial_out;     /* [rows, q_heads, max_splits + 1, head_dim] */
-    float* partial_stats;   /* [rows, q_heads, max_splits + 1, 2]: maximum score in bits, sum */
+    float* partial_out;     /* [rows, q_heads, max_states + 1, head_dim] */
+    float* partial_stats;   /* [rows, q_heads, max_states + 1, 2]: maximum score in bits, sum */
     uint32_t* error;        /* null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set */
     int64_t q_stride;
     int64_t mask_stride;
     float scale_log2; /* of the scores: head_dim^-1/2 * log2(e) */
     int32_t q_heads;
     int32_t kv_heads;
-    int32_t split; /* keys of a split, a multiple of 64 */
-    int32_t max_splits;
-    int32_t unused;
+    int32_t split;       /* keys of a split, a multiple of 64 */
+    int32_t item_splits; /* splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS */
+    int32_t max_states;  /* that the items of a sequence leave, but for that of the slots */
 };

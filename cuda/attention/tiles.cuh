@@ -16,6 +16,10 @@ FLEXDRAFT_INLINE uint32_t swizzled(int row, int chunk) {
     return uint32_t(row * HeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
+// The address of a chunk of the same row that is `chunks` further, from that of one whose number has none of the
+// bits of `chunks`: a permutation by exclusive or needs one instruction from chunk to chunk.
+FLEXDRAFT_INLINE uint32_t further(uint32_t address, int chunks) { return address ^ uint32_t(chunks << 4); }
+
 // scores[16 rows, 64 keys] = Q · Kᵀ; `q` is where the warp's 16 rows begin.
 template <int HeadDim>
 FLEXDRAFT_INLINE void multiply_qk(float (&scores)[8][4], uint32_t q, uint32_t k, int lane) {
@@ -24,15 +28,16 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[8][4], uint32_t q, uint32_t k,
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
     }
+    const uint32_t q_row = q + swizzled<HeadDim>(lane % 16, lane / 16);
+    const uint32_t k_row = k + swizzled<HeadDim>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < HeadDim / 16; ++step) {
         uint32_t a[4];
-        ldmatrix_x4(a, q + swizzled<HeadDim>(lane % 16, 2 * step + lane / 16));
+        ldmatrix_x4(a, further(q_row, 2 * step));
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint32_t b[4];
-            const int key = 16 * pair + lane % 8 + lane / 16 * 8;
-            ldmatrix_x4(b, k + swizzled<HeadDim>(key, 2 * step + lane / 8 % 2));
+            ldmatrix_x4(b, further(k_row, 2 * step) + uint32_t(16 * pair * HeadDim * 2));
             mma_m16n8k16(scores[2 * pair], a, b[0], b[1]);
             mma_m16n8k16(scores[2 * pair + 1], a, b[2], b[3]);
         }
@@ -42,14 +47,14 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[8][4], uint32_t q, uint32_t k,
 // out[16 rows, head_dim] += P · V, with P [16 rows, 64 keys] in the layout of scores, rounded to bf16.
 template <int HeadDim>
 FLEXDRAFT_INLINE void multiply_pv(float (&out)[HeadDim / 8][4], const uint32_t (&p)[8][2], uint32_t v, int lane) {
+    const uint32_t v_row = v + swizzled<HeadDim>(lane % 16, lane / 16);
 #pragma unroll
     for (int step = 0; step < tile_keys / 16; ++step) {
         const uint32_t a[4] = {p[2 * step][0], p[2 * step][1], p[2 * step + 1][0], p[2 * step + 1][1]};
 #pragma unroll
         for (int pair = 0; pair < HeadDim / 16; ++pair) {
             uint32_t b[4];
-            const int key = 16 * step + lane % 16;
-            ldmatrix_x4_trans(b, v + swizzled<HeadDim>(key, 2 * pair + lane / 16));
+            ldmatrix_x4_trans(b, further(v_row, 2 * pair) + uint32_t(16 * step * HeadDim * 2));
             mma_m16n8k16(out[2 * pair], a, b[0], b[1]);
             mma_m16n8k16(out[2 * pair + 1], a, b[2], b[3]);
         }

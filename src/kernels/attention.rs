@@ -6,7 +6,9 @@
 //! any place in any batch.
 //!
 //! Per launch it reads the visible K and V once for every block of rows (64 or 128 query heads of rows that
-//! share a KV head), and writes and reads a state in f32 for every row, head and split.
+//! share a KV head). Keys are divided among CTAs: by splits while there are few, by spans of 4 splits once that
+//! occupies the processor. A state in f32 for every row, head and part is written and read, except where a
+//! sequence has one part. How keys are divided changes no bit.
 
 use std::mem::size_of;
 
@@ -14,7 +16,7 @@ use half::bf16;
 
 use super::kv::{KvShape, PagedKv};
 use super::operands::{Grid, Operands};
-use super::params::attention::FlexdraftAttentionParams;
+use super::params::attention::{FLEXDRAFT_SPAN_SPLITS, FlexdraftAttentionParams};
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, Limits, View, ViewMut};
@@ -23,8 +25,15 @@ use crate::layout::AttentionShape;
 /// Keys of a tile: splits are multiples of it.
 const TILE_KEYS: usize = 64;
 
-/// Splits of a sequence that the merge has levels for.
-const MAX_SPLITS: usize = 8191;
+/// Splits of a span.
+const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
+
+/// Splits of a sequence that the merge has levels for: 2^12 − 1 spans.
+const MAX_SPLITS: usize = 4095 * SPAN;
+
+/// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 are those of every compute
+/// capability from 8.0 to 12.0.
+const THREADS_TOGETHER: u32 = 65536 / 256;
 
 /// The split that keeps the processors of a large GPU busy at batch 1 and context 8k.
 pub const DEFAULT_SPLIT: usize = 512;
@@ -71,6 +80,24 @@ impl Tile {
         let of_head_dim = || TILES.into_iter().filter(|tile| tile.head_dim == head_dim);
         let small = of_head_dim().filter(|tile| tile.rows >= packed_rows.min(128)).filter(fits);
         small.min_by_key(|tile| tile.rows).or_else(|| of_head_dim().find(fits))
+    }
+
+    /// Splits that an item of such a pass has: a span, so that fewer states go through memory, where spans keep
+    /// 7 of 8 multiprocessors busy, otherwise one.
+    fn item_splits<B: Backend>(self, args: &JointAttention<'_, B>, multiprocessors: u32) -> usize {
+        let AttentionShape { q_heads, kv_heads, .. } = args.shape;
+        // Keys for all blocks of rows, and those of the longest item: f64 counts them exactly enough.
+        let keys: f64 = args
+            .pass
+            .sequences()
+            .map(|(rows, seen)| {
+                let blocks = (rows as f64 * q_heads as f64 / kv_heads.max(1) as f64 / self.rows as f64).ceil();
+                blocks * kv_heads as f64 * seen as f64
+            })
+            .sum();
+        let item = args.split.saturating_mul(SPAN).min(args.pass.longest());
+        let rounds = keys / (f64::from(multiprocessors) * item as f64);
+        if rounds / rounds.ceil() >= 0.875 { SPAN } else { 1 }
     }
 }
 
@@ -188,8 +215,11 @@ impl<B: Backend> Kernels<B> {
         }
         let max_splits = args.pass.longest().div_ceil(args.split);
         if max_splits > MAX_SPLITS {
-            return Err(operands.unsupported("number of splits", max_splits, "up to 8191"));
+            return Err(operands.unsupported("number of splits", max_splits, "up to 16380"));
         }
+        let item_splits = tile.item_splits(args, limits.multiprocessors);
+        let max_states = max_splits.div_ceil(item_splits);
+        let item_keys = operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
         let rows = (args.qkv.len() / stride).max(args.pass.rows());
         let elements = operands.product("qkv", &[rows, stride])?;
         let qkv: *const u16 = operands.read("qkv", &args.qkv, elements, 16)?.cast();
@@ -197,7 +227,7 @@ impl<B: Backend> Kernels<B> {
             args.pass.params(&self.backend, stream, &mut operands, rows)?;
         let kv = KvShape { paging: args.pass.paging(), kv_heads, head_dim, page_table, page_table_stride };
         let cache = args.cache.params(&mut operands, &kv)?;
-        let states = operands.product("workspace", &[rows, q_heads, max_splits + 1])?;
+        let states = operands.product("workspace", &[rows, q_heads, max_states + 1])?;
         let partial_len = operands.product("workspace", &[states, head_dim])?;
         let needed = operands.product("workspace", &[states, head_dim + 2])?;
         let workspace = operands.workspace("workspace", &args.workspace, needed, 8)?;
@@ -222,20 +252,25 @@ impl<B: Backend> Kernels<B> {
             scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
-            split: operands.i32("split", args.split)?,
-            max_splits: operands.i32("splits", max_splits)?,
-            unused: 0,
+            split: item_keys / item_splits as i32,
+            item_splits: item_splits as i32,
+            max_states: operands.i32("states", max_states)?,
         };
         let merges = operands.i32("rows", operands.product("rows", &[rows, q_heads])?)?.cast_unsigned();
         let shared_bytes =
             operands.i32("shared memory", tile.shared_bytes(args.pass.batch()))?.cast_unsigned();
         // As many CTAs as run at once; each takes items until there are none.
-        let together = (limits.shared_bytes_per_multiprocessor / shared_bytes).clamp(1, 4);
+        let together = limits.shared_bytes_per_multiprocessor / shared_bytes;
+        let together = together.clamp(1, THREADS_TOGETHER / tile.threads());
         let ctas = if args.pass.rows() == 0 { 0 } else { limits.multiprocessors * together };
         let grid = Grid { ctas: [ctas, 1, 1], threads: tile.threads(), shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
+        // Without states to merge only padding is left.
+        if max_states <= 1 && rows == args.pass.rows() {
+            return Ok(());
+        }
         let grid = Grid { ctas: [merges.div_ceil(4), 1, 1], threads: 128, shared_bytes: 0 };
         let merge = if head_dim == 64 { "attention_merge_d64" } else { "attention_merge_d128" };
         // SAFETY: both kernels have the same parameters.

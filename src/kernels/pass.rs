@@ -19,8 +19,8 @@ pub struct PassTables<B: Backend> {
     batch: usize,
     candidates: usize,
     masks: usize,
-    longest: usize,
-    most_rows: usize,
+    /// Of each sequence: its rows, and the cached positions that they see at most.
+    sequences: Vec<(usize, usize)>,
     paging: Paging,
 }
 
@@ -73,8 +73,7 @@ impl<B: Backend> PassTables<B> {
             batch: 0,
             candidates: 0,
             masks: 0,
-            longest: 0,
-            most_rows: 0,
+            sequences: Vec::with_capacity(max_batch),
             paging: Paging::default(),
         })
     }
@@ -118,9 +117,9 @@ impl<B: Backend> PassTables<B> {
         self.set(Table::FirstMask, batch, first_mask);
         backend.upload(stream, &self.staging, &mut self.memory, 0)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
-        self.longest = pass.sequences.iter().map(visible).max().unwrap_or(0);
-        self.most_rows =
-            pass.sequences.iter().map(|s| s.candidates + s.groups.len() * s.slots).max().unwrap_or(0);
+        let size = |s: &SequenceRows<'_>| (s.candidates + s.groups.len() * s.slots, visible(s));
+        self.sequences.clear();
+        self.sequences.extend(pass.sequences.iter().map(size));
         Ok(())
     }
 
@@ -192,12 +191,17 @@ impl<B: Backend> PassTables<B> {
 
     /// Cached positions that the rows of a sequence see at most.
     pub fn longest(&self) -> usize {
-        self.longest
+        self.sequences.iter().map(|&(_, seen)| seen).max().unwrap_or(0)
     }
 
     /// Rows that a sequence has at most.
     pub fn most_rows(&self) -> usize {
-        self.most_rows
+        self.sequences.iter().map(|&(rows, _)| rows).max().unwrap_or(0)
+    }
+
+    /// Of each sequence: its rows, and the cached positions that they see at most.
+    pub(super) fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.sequences.iter().copied()
     }
 
     /// How the cache is divided that its page ids are of.

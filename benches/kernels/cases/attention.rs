@@ -82,7 +82,7 @@ impl Case for Attention {
             groups: (0..self.groups as u64).collect(),
             slots: self.slots as u64,
         };
-        floor::attention(heads, DEFAULT_SPLIT as u64, &vec![rows; self.batch])
+        floor::attention(heads, &vec![rows; self.batch])
     }
 
     fn prepare<'a, B: Backend>(

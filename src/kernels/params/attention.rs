@@ -2,6 +2,7 @@
 
 use super::common::*;
 
+pub const FLEXDRAFT_SPAN_SPLITS: u32 = 4;
 /// Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
 /// rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
 /// `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads).
@@ -19,9 +20,9 @@ pub struct FlexdraftAttentionParams {
     pub out: *mut u16,
     /// [rows, q_heads] natural logarithm, or null
     pub lse: *mut f32,
-    /// [rows, q_heads, max_splits + 1, head_dim]
+    /// [rows, q_heads, max_states + 1, head_dim]
     pub partial_out: *mut f32,
-    /// [rows, q_heads, max_splits + 1, 2]: maximum score in bits, sum
+    /// [rows, q_heads, max_states + 1, 2]: maximum score in bits, sum
     pub partial_stats: *mut f32,
     /// null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set
     pub error: *mut u32,
@@ -33,8 +34,10 @@ pub struct FlexdraftAttentionParams {
     pub kv_heads: i32,
     /// keys of a split, a multiple of 64
     pub split: i32,
-    pub max_splits: i32,
-    pub unused: i32,
+    /// splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS
+    pub item_splits: i32,
+    /// that the items of a sequence leave, but for that of the slots
+    pub max_states: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -73,8 +76,8 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftAttentionParams, kv_heads) - 240usize];
     ["Offset of field: FlexdraftAttentionParams::split"]
         [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 244usize];
-    ["Offset of field: FlexdraftAttentionParams::max_splits"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, max_splits) - 248usize];
-    ["Offset of field: FlexdraftAttentionParams::unused"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, unused) - 252usize];
+    ["Offset of field: FlexdraftAttentionParams::item_splits"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, item_splits) - 248usize];
+    ["Offset of field: FlexdraftAttentionParams::max_states"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, max_states) - 252usize];
 };
