@@ -188,6 +188,7 @@ fn run_watched(setting: Setting, sequences: &[Sequence]) -> (Vec<Vec<RowBits>>, 
             &stream,
             &JointAttention {
                 pass: &tables,
+                masks: true,
                 qkv: stream.view(&qkv),
                 cache: PagedKv {
                     k: stream.view(&caches[0]),
@@ -441,6 +442,7 @@ fn what_does_not_fit() {
             &stream,
             &JointAttention {
                 pass: &tables,
+                masks: true,
                 qkv: stream.view(&qkv),
                 cache: PagedKv {
                     k: stream.view(&cache),

@@ -309,11 +309,28 @@ proptest! {
                 prop_assert_eq!(found, before);
                 continue;
             };
+            // Where a head of a candidate's k or v is in the cache.
+            let candidate = r < tables.candidates();
+            let page = pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
+            let token = page * strides.page + row.position % pass.page_size * strides.token;
+            let cached = |kv_head: usize| token + kv_head * strides.head..token + kv_head * strides.head + head_dim;
             for (head, (found, before)) in found.chunks(head_dim).zip(before.chunks(head_dim)).enumerate() {
-                if head >= q_heads + kv_heads {
+                let k_head = head.checked_sub(q_heads);
+                if let Some(v_head) = k_head.and_then(|head| head.checked_sub(kv_heads)) {
                     prop_assert_eq!(found, before);
+                    if candidate {
+                        expected_v[cached(v_head)].copy_from_slice(before);
+                    }
                     continue;
                 }
+                let found = match k_head.filter(|_| candidate) {
+                    Some(k_head) => {
+                        prop_assert_eq!(found, before);
+                        expected_k[cached(k_head)].copy_from_slice(&k[cached(k_head)]);
+                        &k[cached(k_head)]
+                    }
+                    None => found,
+                };
                 let mut exact = f64s(before);
                 if normed {
                     let weight: Vec<f64> =
@@ -328,16 +345,6 @@ proptest! {
                     let near = |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
                     prop_assert!(near(found[i], low[i] * cos - high[i] * sin));
                     prop_assert!(near(found[head_dim / 2 + i], high[i] * cos + low[i] * sin));
-                }
-            }
-            if r < tables.candidates() {
-                let page = pages[row.sequence][row.position / pass.page_size] as usize;
-                for head in 0..kv_heads {
-                    let to = page * strides.page + row.position % pass.page_size * strides.token + head * strides.head;
-                    let from = (q_heads + head) * head_dim;
-                    expected_k[to..to + head_dim].copy_from_slice(&found[from..from + head_dim]);
-                    let from = from + kv_heads * head_dim;
-                    expected_v[to..to + head_dim].copy_from_slice(&found[from..from + head_dim]);
                 }
             }
         }

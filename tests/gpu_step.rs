@@ -90,6 +90,8 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Parallel) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        // The pass, its tokens, what is verified, what is drafted.
+        assert!(calls.uploads <= 4, "{calls:?}");
     }
 }
 
@@ -97,6 +99,7 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
 fn an_autoregressive_step_allocates_nothing_and_waits_once() {
     for (calls, _) in steady_steps(Mode::Autoregressive) {
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        assert!(calls.uploads <= 3, "{calls:?}");
     }
 }
 
@@ -105,6 +108,8 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Sequential) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        // That of the drafting pass as well.
+        assert!(calls.uploads <= 5, "{calls:?}");
     }
 }
 

@@ -107,11 +107,8 @@ fn glue() {
     for kernel in ["embed", "rms_norm", "silu_mul"] {
         at_the_floor(&Elementwise { kernel, rows: 6, cols: 512 }, 1.1);
     }
-    // The kernel also leaves the turned k where it was: of this shape a sixth of what it writes.
-    at_the_floor(
-        &Append { rows: 3, context: 40, q_heads: 8, kv_heads: 2, head_dim: 128, page_size: 16 },
-        1.2,
-    );
+    let append = Append { rows: 3, context: 40, q_heads: 8, kv_heads: 2, head_dim: 128, page_size: 16 };
+    at_the_floor(&append, 1.1);
 }
 
 /// Attention of a layer of Qwen3-8B on an H100 (3.0 TB/s, 800 TFLOP/s), microseconds without the states of

@@ -312,6 +312,7 @@ impl Case for Attention {
                 stream,
                 &JointAttention {
                     pass: &tables,
+                    masks: true,
                     qkv: backend.view(stream, &qkv),
                     cache: PagedKv {
                         k: backend.view(stream, &k),

@@ -139,24 +139,37 @@ namespace {
 // the upper half that turn with them.
 template <int Pairs>
 struct Head {
+    static_assert(Pairs == 1 || Pairs == 2, "head_dim 64 or 128");
     float low[Pairs], high[Pairs];
 
     static constexpr int half = 32 * Pairs;
 
-    FLEXDRAFT_METHOD void load(const uint16_t* head, int lane) {
-#pragma unroll
-        for (int i = 0; i < Pairs; ++i) {
-            low[i] = bf16_to_float(bf16{head[lane * Pairs + i]});
-            high[i] = bf16_to_float(bf16{head[half + lane * Pairs + i]});
+    static FLEXDRAFT_METHOD void load(float (&values)[Pairs], const uint16_t* from, int lane) {
+        if constexpr (Pairs == 2) {
+            const uint32_t two = reinterpret_cast<const uint32_t*>(from)[lane];
+            values[0] = bf16_low(two);
+            values[1] = bf16_high(two);
+        } else {
+            values[0] = bf16_to_float(bf16{from[lane]});
         }
     }
 
-    FLEXDRAFT_METHOD void store(uint16_t* head, int lane) const {
-#pragma unroll
-        for (int i = 0; i < Pairs; ++i) {
-            head[lane * Pairs + i] = float_to_bf16(low[i]).bits;
-            head[half + lane * Pairs + i] = float_to_bf16(high[i]).bits;
+    static FLEXDRAFT_METHOD void store(const float (&values)[Pairs], uint16_t* to, int lane) {
+        if constexpr (Pairs == 2) {
+            reinterpret_cast<uint32_t*>(to)[lane] = pack_bf16(values[0], values[1]);
+        } else {
+            to[lane] = float_to_bf16(values[0]).bits;
         }
+    }
+
+    FLEXDRAFT_METHOD void load(const uint16_t* head, int lane) {
+        load(low, head, lane);
+        load(high, head + half, lane);
+    }
+
+    FLEXDRAFT_METHOD void store(uint16_t* head, int lane) const {
+        store(low, head, lane);
+        store(high, head + half, lane);
     }
 
     FLEXDRAFT_METHOD void norm(const float* weight, float eps, int lane) {
@@ -201,9 +214,12 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
         const float* const weight = is_q ? p.q_norm : p.k_norm;
         if (weight != nullptr) values.norm(weight, p.eps, lane);
         values.turn(p.turns + int64_t(row) * head_dim, lane);
-        values.store(in_place, lane);
     }
-    if (is_q || place.mask) return;
+    // Candidates' k and v are read from the cache alone.
+    if (is_q || place.mask) {
+        values.store(in_place, lane);
+        return;
+    }
     const FlexdraftPagedKv& cache = p.cache;
     const int64_t entry = place.sequence * cache.page_table_stride + place.position / cache.page_size;
     const int32_t page = __ldg(cache.page_table + entry);

@@ -71,8 +71,8 @@ struct FlexdraftRopeTableParams {
     int32_t half_dim;
 };
 
-/* Norms (where there are weights) and rotates the q and k heads of rows first_row..end_row in place; then
- * writes the k and v heads of candidate rows to the cache. */
+/* Norms (where there are weights) and rotates the q and k heads of rows first_row..end_row: q and mask rows' k in
+ * place. The k and v heads of candidate rows go to the cache. */
 struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;

@@ -1,6 +1,7 @@
 //! The GPU, through the CUDA driver.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
@@ -195,14 +196,15 @@ impl Backend for Cuda {
         &self,
         stream: &Self::Stream,
         from: &CudaSlice<T>,
+        range: Range<usize>,
         to: &mut CudaSlice<T>,
         first: usize,
-        len: usize,
     ) -> Result<(), BackendError> {
-        let (wanted, found) = (len, from.len().min(to.len().saturating_sub(first)));
-        let error = BackendError::CopyLength { wanted, found };
-        let from = from.try_slice(..len).ok_or_else(|| error.clone())?;
-        let mut to = to.try_slice_mut(first..first.saturating_add(len)).ok_or(error)?;
+        let short = |wanted, found| BackendError::CopyLength { wanted, found };
+        let (end, len) = (range.end, range.len());
+        let from = from.try_slice(range).ok_or(short(end, from.len()))?;
+        let (end, found) = (first.saturating_add(len), to.len());
+        let mut to = to.try_slice_mut(first..end).ok_or(short(end, found))?;
         stream.memcpy_dtod(&from, &mut to).map_err(driver)
     }
 

@@ -10,6 +10,8 @@ mod cuda;
 pub mod simt;
 mod view;
 
+use std::ops::Range;
+
 pub use cuda::Cuda;
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
@@ -147,7 +149,7 @@ pub trait Backend: Send + Sync + 'static {
         to: &mut [T],
     ) -> Result<(), BackendError>;
 
-    /// Copies the first `len` elements of `from` to those of `to` from `first` on.
+    /// Copies the elements `range` of `from` to those of `to` from `first` on.
     ///
     /// # Errors
     ///
@@ -156,9 +158,9 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         stream: &Self::Stream,
         from: &Self::Memory<T>,
+        range: Range<usize>,
         to: &mut Self::Memory<T>,
         first: usize,
-        len: usize,
     ) -> Result<(), BackendError>;
 
     /// Owned memory as an operand that a kernel on `stream` reads.

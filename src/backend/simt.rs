@@ -3,6 +3,7 @@
 //! It is how the kernels are tested where there is no GPU, and far too slow for anything else. Device memory
 //! is the host's: operands are slices. A launch runs to its end at once, on the calling thread.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -228,14 +229,14 @@ impl Backend for Simt {
         &self,
         _: &SimtStream,
         from: &Vec<T>,
+        range: Range<usize>,
         to: &mut Vec<T>,
         first: usize,
-        len: usize,
     ) -> Result<(), BackendError> {
-        let (wanted, found) = (len, from.len().min(to.len().saturating_sub(first)));
-        let from = from.get(..len).ok_or(BackendError::CopyLength { wanted, found })?;
-        let to = to.get_mut(first..first.saturating_add(len));
-        to.ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);
+        let short = |wanted, found| BackendError::CopyLength { wanted, found };
+        let from = from.get(range.clone()).ok_or(short(range.end, from.len()))?;
+        let (wanted, found) = (first.saturating_add(from.len()), to.len());
+        to.get_mut(first..wanted).ok_or(short(wanted, found))?.copy_from_slice(from);
         Ok(())
     }
 

@@ -279,6 +279,13 @@ pub trait Device: Send + Sync + 'static {
     /// anything.
     fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
 
+    /// Announces the pass that the operations after it are on, or on without its groups: a device that keeps a
+    /// pass in memory of its own puts it there once.
+    fn begin(&self, pass: &Pass<'_>, cache: &Self::Cache) -> Result<(), DeviceError> {
+        let _ = (pass, cache);
+        Ok(())
+    }
+
     /// Writes row `ids[i]` of `table` `[vocab, cols]` to row `first_row + i` of `out`.
     fn embed(
         &self,
@@ -323,6 +330,20 @@ pub trait Device: Send + Sync + 'static {
         hidden: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
+    /// [`add`](Self::add), and then [`rms_norm`](Self::rms_norm) of the sum: what comes between two blocks.
+    fn add_rms_norm(
+        &self,
+        delta: &Self::Buffer,
+        rows: Range<usize>,
+        hidden: &mut Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError> {
+        self.add(delta, rows.clone(), hidden)?;
+        self.rms_norm(hidden, rows, weight, eps, out)
+    }
+
     /// `out[r] = silu(x[r][..I]) · x[r][I..]` for x [rows, 2I]: gate and up projections, fused.
     fn silu_mul(
         &self,
@@ -343,10 +364,10 @@ pub trait Device: Send + Sync + 'static {
     /// `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), DeviceError>;
 
-    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` `[total_rows, qkv_cols]` in
-    /// place, by the rows' positions; then appends the k and v heads of **candidate** rows to layer
-    /// `layer` of the cache, at the rows' positions. Mask rows' k and v stay in `qkv` and never enter
-    /// the cache.
+    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` `[total_rows, qkv_cols]`, by
+    /// the rows' positions: q, and mask rows' k, in place. The k and v heads of **candidate** rows go to layer
+    /// `layer` of the cache, at the rows' positions; what is left of their k in `qkv` is not used. Mask rows' k
+    /// and v never enter the cache.
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Self::Vector>,

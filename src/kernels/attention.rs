@@ -17,7 +17,7 @@ use half::bf16;
 use super::kv::{KvShape, PagedKv};
 use super::operands::{Grid, Operands};
 use super::params::attention::{FLEXDRAFT_SPAN_SPLITS, FlexdraftAttentionParams};
-use super::pass::PassTables;
+use super::pass::{PassTables, SequenceSize};
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, Limits, View, ViewMut};
 use crate::layout::AttentionShape;
@@ -90,9 +90,11 @@ impl Tile {
         let keys: f64 = args
             .pass
             .sequences()
-            .map(|(rows, seen)| {
-                let blocks = (rows as f64 * q_heads as f64 / kv_heads.max(1) as f64 / self.rows as f64).ceil();
-                blocks * kv_heads as f64 * seen as f64
+            .iter()
+            .map(|sequence| {
+                let rows = args.rows_of(sequence) as f64;
+                let blocks = (rows * q_heads as f64 / kv_heads.max(1) as f64 / self.rows as f64).ceil();
+                blocks * kv_heads as f64 * sequence.seen as f64
             })
             .sum();
         let item = args.split.saturating_mul(SPAN).min(args.pass.longest());
@@ -119,6 +121,9 @@ pub fn attention_workspace_len(
 pub struct JointAttention<'a, B: Backend> {
     /// The pass.
     pub pass: &'a PassTables<B>,
+    /// Whether its mask rows take part. Below the tail layers they do not: it is then the attention of the pass
+    /// without its groups, whose rows are the candidates.
+    pub masks: bool,
     /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
     /// [`norm_rope_append`](Kernels::norm_rope_append): of mask rows k and v are read, candidates' are in
     /// the cache. Rows after those of the pass are padding.
@@ -138,6 +143,13 @@ pub struct JointAttention<'a, B: Backend> {
     pub split: usize,
     /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache.
     pub error: Option<ViewMut<'a, u32>>,
+}
+
+impl<B: Backend> JointAttention<'_, B> {
+    /// Rows of a sequence.
+    fn rows_of(&self, sequence: &SequenceSize) -> usize {
+        sequence.candidates + if self.masks { sequence.masks } else { 0 }
+    }
 }
 
 impl<B: Backend> Kernels<B> {
@@ -178,6 +190,7 @@ impl<B: Backend> Kernels<B> {
     /// let mut workspace = vec![0u64; attention_workspace_len(shape, 1, 1, DEFAULT_SPLIT).unwrap()];
     /// kernels.joint_attention(&stream, &JointAttention {
     ///     pass: &pass,
+    ///     masks: true,
     ///     qkv: stream.view(&qkv),
     ///     cache: PagedKv {
     ///         k: stream.view(&cache),
@@ -202,7 +215,11 @@ impl<B: Backend> Kernels<B> {
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let limits = self.backend.limits();
-        let packed_rows = args.pass.most_rows().saturating_mul(q_heads / kv_heads.max(1));
+        let (pass_rows, most_rows) = (
+            if args.masks { args.pass.rows() } else { args.pass.candidates() },
+            args.pass.sequences().iter().map(|sequence| args.rows_of(sequence)).max().unwrap_or(0),
+        );
+        let packed_rows = most_rows.saturating_mul(q_heads / kv_heads.max(1));
         let tile = Tile::choose(head_dim, packed_rows, args.pass.batch(), limits);
         let mut operands =
             Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.backend.queue(stream));
@@ -220,11 +237,11 @@ impl<B: Backend> Kernels<B> {
         let item_splits = tile.item_splits(args, limits.multiprocessors);
         let max_states = max_splits.div_ceil(item_splits);
         let item_keys = operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
-        let rows = (args.qkv.len() / stride).max(args.pass.rows());
+        let rows = (args.qkv.len() / stride).max(pass_rows);
         let elements = operands.product("qkv", &[rows, stride])?;
         let qkv: *const u16 = operands.read("qkv", &args.qkv, elements, 16)?.cast();
         let (pass, page_table, page_table_stride) =
-            args.pass.params(&self.backend, stream, &mut operands, rows)?;
+            args.pass.params(&self.backend, stream, &mut operands, rows, args.masks)?;
         let kv = KvShape { paging: args.pass.paging(), kv_heads, head_dim, page_table, page_table_stride };
         let cache = args.cache.params(&mut operands, &kv)?;
         let states = operands.product("workspace", &[rows, q_heads, max_states + 1])?;
@@ -262,13 +279,13 @@ impl<B: Backend> Kernels<B> {
         // As many CTAs as run at once; each takes items until there are none.
         let together = limits.shared_bytes_per_multiprocessor / shared_bytes;
         let together = together.clamp(1, THREADS_TOGETHER / tile.threads());
-        let ctas = if args.pass.rows() == 0 { 0 } else { limits.multiprocessors * together };
+        let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors * together };
         let grid = Grid { ctas: [ctas, 1, 1], threads: tile.threads(), shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
         // Without states to merge only padding is left.
-        if max_states <= 1 && rows == args.pass.rows() {
+        if max_states <= 1 && rows == pass_rows {
             return Ok(());
         }
         let grid = Grid { ctas: [merges.div_ceil(4), 1, 1], threads: 128, shared_bytes: 0 };

@@ -465,7 +465,7 @@ impl<B: Backend> Kernels<B> {
         }
         let rows = args.turns.len() / half_dim / 2;
         let turns = operands.product("turns", &[rows.max(args.pass.rows()), half_dim, 2])?;
-        let (pass, ..) = args.pass.params(&self.backend, stream, &mut operands, rows)?;
+        let (pass, ..) = args.pass.params(&self.backend, stream, &mut operands, rows, true)?;
         let params = FlexdraftRopeTableParams {
             pass,
             inv_freq: operands.read("inv_freq", &args.inv_freq, half_dim, 4)?,
@@ -478,8 +478,9 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Norms (where there are weights) and rotates the q and k heads of the pass's rows of one kind, in
-    /// place; writes k and v of candidate rows into the cache, at their positions.
+    /// Norms (where there are weights) and rotates the q and k heads of the pass's rows of one kind: q, and
+    /// mask rows' k, in place; k and v of candidate rows go into the cache, at their positions, and stay as
+    /// they are in `qkv`.
     ///
     /// # Errors
     ///
@@ -542,7 +543,7 @@ impl<B: Backend> Kernels<B> {
         let stride = operands.qkv_cols(args.shape)?;
         let rows = (args.qkv.len() / stride).max(args.pass.rows());
         let (pass, page_table, page_table_stride) =
-            args.pass.params(&self.backend, stream, &mut operands, rows)?;
+            args.pass.params(&self.backend, stream, &mut operands, rows, true)?;
         let paging = args.pass.paging();
         let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
         let (first_row, end_row) = match args.kind {

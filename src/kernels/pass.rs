@@ -19,9 +19,17 @@ pub struct PassTables<B: Backend> {
     batch: usize,
     candidates: usize,
     masks: usize,
-    /// Of each sequence: its rows, and the cached positions that they see at most.
-    sequences: Vec<(usize, usize)>,
+    sequences: Vec<SequenceSize>,
     paging: Paging,
+}
+
+/// What of a sequence decides how its attention is divided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SequenceSize {
+    pub candidates: usize,
+    pub masks: usize,
+    /// Cached positions that its rows see at most.
+    pub seen: usize,
 }
 
 /// How a paged KV cache is divided.
@@ -60,8 +68,9 @@ impl<B: Backend> PassTables<B> {
         max_pages: usize,
     ) -> Result<Self, KernelError> {
         let overflow = || KernelError::Overflow { kernel: OPERATION, what: "max_batch * max_pages" };
-        // The groups (two entries each), six tables of an entry a sequence and one or two more, the pages.
-        let entries_each = max_pages.checked_add(2 + 6).ok_or_else(overflow)?;
+        // The groups and as many of none (two entries each), six tables of an entry a sequence and one or two
+        // more, the pages.
+        let entries_each = max_pages.checked_add(4 + 6).ok_or_else(overflow)?;
         let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(6 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
         let memory = backend.allocate(stream, words)?;
@@ -117,7 +126,11 @@ impl<B: Backend> PassTables<B> {
         self.set(Table::FirstMask, batch, first_mask);
         backend.upload(stream, &self.staging, &mut self.memory, 0)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
-        let size = |s: &SequenceRows<'_>| (s.candidates + s.groups.len() * s.slots, visible(s));
+        let size = |s: &SequenceRows<'_>| SequenceSize {
+            candidates: s.candidates,
+            masks: s.groups.len() * s.slots,
+            seen: visible(s),
+        };
         self.sequences.clear();
         self.sequences.extend(pass.sequences.iter().map(size));
         Ok(())
@@ -159,7 +172,7 @@ impl<B: Backend> PassTables<B> {
     /// Where a table begins, in 4-byte entries.
     fn table(&self, table: Table) -> usize {
         let stride = self.max_batch + 2;
-        2 * self.max_batch + table as usize * stride
+        4 * self.max_batch + table as usize * stride
     }
 
     fn set(&mut self, table: Table, index: usize, value: usize) {
@@ -191,17 +204,11 @@ impl<B: Backend> PassTables<B> {
 
     /// Cached positions that the rows of a sequence see at most.
     pub fn longest(&self) -> usize {
-        self.sequences.iter().map(|&(_, seen)| seen).max().unwrap_or(0)
+        self.sequences.iter().map(|sequence| sequence.seen).max().unwrap_or(0)
     }
 
-    /// Rows that a sequence has at most.
-    pub fn most_rows(&self) -> usize {
-        self.sequences.iter().map(|&(rows, _)| rows).max().unwrap_or(0)
-    }
-
-    /// Of each sequence: its rows, and the cached positions that they see at most.
-    pub(super) fn sequences(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.sequences.iter().copied()
+    pub(super) fn sequences(&self) -> &[SequenceSize] {
+        &self.sequences
     }
 
     /// How the cache is divided that its page ids are of.
@@ -219,23 +226,30 @@ impl<B: Backend> PassTables<B> {
         (self.table(Table::Start), self.table(Table::FirstGroup))
     }
 
-    /// The tables as parameters of a kernel whose operands have `rows` rows, the page table and its stride.
+    /// The tables as parameters of a kernel whose operands have `rows` rows, the page table and its stride; of
+    /// the pass without its groups where `masks` is false.
     pub(super) fn params(
         &self,
         backend: &B,
         stream: &B::Stream,
         operands: &mut Operands,
         rows: usize,
+        masks: bool,
     ) -> Result<(FlexdraftPass, *const i32, i64), KernelError> {
         let groups = operands.read("pass", &backend.view(stream, &self.memory), self.staging.len(), 8)?;
         let table = |table| groups.cast::<i32>().wrapping_add(self.table(table));
+        // Without groups mask rows begin, and end, where candidate rows do.
+        let (groups, first_mask) = match masks {
+            true => (groups, Table::FirstMask),
+            false => (groups.wrapping_add(self.max_batch), Table::FirstCandidate),
+        };
         let pass = FlexdraftPass {
             start: table(Table::Start),
             candidates: table(Table::Candidates),
             groups,
             slots: table(Table::Slots),
             first_candidate: table(Table::FirstCandidate),
-            first_mask: table(Table::FirstMask),
+            first_mask: table(first_mask),
             first_group: table(Table::FirstGroup),
             batch: self.batch as i32,
             rows: operands.i32("rows", rows)?,

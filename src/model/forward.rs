@@ -246,25 +246,38 @@ impl<D: Device> Model<D> {
         ] {
             device.resize(buffer, total)?;
         }
+        device.begin(pass, cache)?;
         device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
 
         let mut candidates_only = pass.clone();
         candidates_only.sequences.iter_mut().for_each(|rows| rows.groups.clear());
         let tail = self.tail();
+        // Rows to which the layer before has yet to be added.
+        let mut pending = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let in_tail = index >= tail.start && total > candidates;
-            if in_tail {
-                if index == tail.start
-                    && let Some(drafter) = &self.drafter
-                {
-                    device.fill_rows(&drafter.mask_embedding, candidates..total, &mut work.hidden)?;
-                }
-                self.layer(index, layer, pass, total, cache, work)?;
-            } else if candidates > 0 {
-                self.layer(index, layer, &candidates_only, candidates, cache, work)?;
+            let (pass, rows) = if in_tail { (pass, total) } else { (&candidates_only, candidates) };
+            if rows == 0 {
+                continue;
             }
+            if index == tail.start
+                && in_tail
+                && let Some(drafter) = &self.drafter
+            {
+                device.add(&work.delta, 0..pending, &mut work.hidden)?;
+                pending = 0;
+                device.fill_rows(&drafter.mask_embedding, candidates..total, &mut work.hidden)?;
+            }
+            let (norm, eps) = (&layer.input_norm, self.config.rms_norm_eps);
+            let Workspace { delta, hidden, normed, .. } = work;
+            match pending {
+                0 => device.rms_norm(hidden, 0..rows, norm, eps, normed)?,
+                _ => device.add_rms_norm(delta, 0..rows, hidden, norm, eps, normed)?,
+            }
+            self.layer(index, layer, pass, rows, cache, work)?;
+            pending = rows;
         }
-        Ok(())
+        device.add(&work.delta, 0..pending, &mut work.hidden)
     }
 
     /// The tail layers; empty without a drafter.
@@ -273,7 +286,8 @@ impl<D: Device> Model<D> {
         layers - self.drafter.as_ref().map_or(0, |drafter| drafter.attention.len())..layers
     }
 
-    /// One decoder layer over rows 0..`rows` of the pass, in place on the hidden states.
+    /// One decoder layer over rows 0..`rows` of the pass, which are in `normed`. What its MLP adds to the hidden
+    /// states is left in `delta`, as that goes together with the next layer's norm.
     fn layer(
         &self,
         index: usize,
@@ -291,7 +305,6 @@ impl<D: Device> Model<D> {
             .and_then(|drafter| drafter.attention.get(index.checked_sub(self.tail().start)?))
             .filter(|_| rows > candidates);
 
-        device.rms_norm(&work.hidden, 0..rows, &layer.input_norm, config.rms_norm_eps, &mut work.normed)?;
         let kinds = [
             (RowKind::Candidates, Some(&layer.attention), 0..candidates),
             (RowKind::Masks, mask_attention, candidates..rows),
@@ -307,14 +320,12 @@ impl<D: Device> Model<D> {
             let Some(attention) = attention.filter(|_| !range.is_empty()) else { continue };
             device.linear(&attention.o, &work.attended, range, &mut work.delta)?;
         }
-        device.add(&work.delta, 0..rows, &mut work.hidden)?;
-
+        let Workspace { delta, hidden, normed, .. } = work;
         let norm = &layer.post_attention_norm;
-        device.rms_norm(&work.hidden, 0..rows, norm, config.rms_norm_eps, &mut work.normed)?;
+        device.add_rms_norm(delta, 0..rows, hidden, norm, config.rms_norm_eps, normed)?;
         device.linear(&layer.gate_up, &work.normed, 0..rows, &mut work.gate_up)?;
         device.silu_mul(&work.gate_up, 0..rows, &mut work.activated)?;
-        device.linear(&layer.down, &work.activated, 0..rows, &mut work.delta)?;
-        device.add(&work.delta, 0..rows, &mut work.hidden)
+        device.linear(&layer.down, &work.activated, 0..rows, &mut work.delta)
     }
 
     /// The target's logits for rows `rows` of the pass that ran last; `logits` becomes

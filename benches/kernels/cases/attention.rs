@@ -136,6 +136,7 @@ impl<B: Backend> Prepared for Operands<'_, B> {
             stream,
             &JointAttention {
                 pass: &self.pass,
+                masks: true,
                 qkv: backend.view(stream, &self.qkv),
                 cache: PagedKv {
                     k: backend.view(stream, &self.k),

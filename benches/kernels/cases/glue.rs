@@ -82,7 +82,13 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
         if self.case.kernel == "rms_norm" {
             let len = self.case.rows * self.case.cols;
-            self.machine.kernels.backend().copy(&self.machine.stream, &self.pristine, &mut self.x, 0, len)?;
+            self.machine.kernels.backend().copy(
+                &self.machine.stream,
+                &self.pristine,
+                0..len,
+                &mut self.x,
+                0,
+            )?;
         }
         Ok(())
     }
@@ -226,7 +232,7 @@ impl Case for Append {
 impl<B: Backend> Prepared for AppendOperands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let backend = self.machine.kernels.backend();
-        backend.copy(&self.machine.stream, &self.pristine, &mut self.qkv, 0, self.len)?;
+        backend.copy(&self.machine.stream, &self.pristine, 0..self.len, &mut self.qkv, 0)?;
         Ok(())
     }
 

@@ -112,7 +112,7 @@ impl<B: Backend> Prepared for Operands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let backend = self.machine.kernels.backend();
         if let Some(calibrator) = &self.calibrator {
-            backend.copy(&self.machine.stream, &calibrator.pristine, &mut self.logits, 0, self.len)?;
+            backend.copy(&self.machine.stream, &calibrator.pristine, 0..self.len, &mut self.logits, 0)?;
         }
         Ok(())
     }

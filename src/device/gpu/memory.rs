@@ -1,8 +1,11 @@
 //! Activations, and memory that grows with what is asked of it.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use half::bf16;
 
-use crate::backend::{Backend, Element};
+use crate::backend::{Backend, BackendError, Element, View};
 use crate::device::DeviceError;
 
 /// Memory of at least as many elements as were ever asked for. What it holds is lost when it grows.
@@ -39,6 +42,100 @@ impl<B: Backend, T: Element> Grown<B, T> {
             self.len = len;
         }
         self.memory.as_mut().ok_or(DeviceError::OutOfMemory { what: "scratch", bytes: len * size_of::<T>() })
+    }
+}
+
+/// A table of indices on the device, which is copied there when it changes.
+#[derive(Debug)]
+pub(super) struct Kept<B: Backend> {
+    host: Vec<i32>,
+    memory: Grown<B, i32>,
+}
+
+impl<B: Backend> Default for Kept<B> {
+    fn default() -> Self {
+        Kept { host: Vec::new(), memory: Grown::default() }
+    }
+}
+
+impl<B: Backend> Kept<B> {
+    /// The table on the device, with `indices` at its beginning.
+    pub(super) fn holding(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        indices: Vec<i32>,
+    ) -> Result<&B::Memory<i32>, DeviceError> {
+        if !self.host.starts_with(&indices) || self.memory.memory().is_none() {
+            // Nothing is known of the memory until the copy is on its way.
+            self.host.clear();
+            let memory = self.memory.reserve(backend, stream, indices.len())?;
+            backend.upload(stream, &indices, memory, 0)?;
+            self.host = indices;
+        }
+        self.memory.memory().ok_or(DeviceError::OutOfMemory { what: "indices", bytes: 0 })
+    }
+}
+
+/// Small tables of several types, which one copy puts on the device.
+#[derive(Debug)]
+pub(super) struct Packed<B: Backend> {
+    host: Vec<u64>,
+    memory: Grown<B, u64>,
+}
+
+impl<B: Backend> Default for Packed<B> {
+    fn default() -> Self {
+        Packed { host: Vec::new(), memory: Grown::default() }
+    }
+}
+
+/// Where a table of a [`Packed`] is.
+#[derive(Debug)]
+pub(super) struct Part<T> {
+    words: Range<usize>,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T> Default for Part<T> {
+    fn default() -> Self {
+        Part { words: 0..0, len: 0, elements: PhantomData }
+    }
+}
+
+impl<B: Backend> Packed<B> {
+    /// Forgets the tables.
+    pub(super) fn clear(&mut self) {
+        self.host.clear();
+    }
+
+    /// Adds a table.
+    pub(super) fn push<T: Element>(&mut self, table: &[T]) -> Part<T> {
+        let (first, bytes) = (self.host.len(), bytemuck::cast_slice::<T, u8>(table));
+        self.host.resize(first + bytes.len().div_ceil(size_of::<u64>()), 0);
+        let words: &mut [u8] = bytemuck::cast_slice_mut(&mut self.host[first..]);
+        words[..bytes.len()].copy_from_slice(bytes);
+        Part { words: first..self.host.len(), len: table.len(), elements: PhantomData }
+    }
+
+    /// Copies all of them.
+    pub(super) fn upload(&mut self, backend: &B, stream: &B::Stream) -> Result<(), DeviceError> {
+        let memory = self.memory.reserve(backend, stream, self.host.len())?;
+        Ok(backend.upload(stream, &self.host, memory, 0)?)
+    }
+
+    /// A table on the device.
+    pub(super) fn view<'a, T: Element>(
+        &'a self,
+        backend: &B,
+        stream: &'a B::Stream,
+        part: &Part<T>,
+    ) -> Result<View<'a, T>, DeviceError> {
+        let memory = self.memory.memory().map(|memory| backend.view(stream, memory));
+        let words = memory.and_then(|view| view.range(part.words.clone()));
+        let table = words.and_then(View::cast).and_then(|view| view.range(0..part.len));
+        table.ok_or(BackendError::CopyLength { wanted: part.words.end, found: self.host.len() }.into())
     }
 }
 
@@ -164,6 +261,6 @@ fn moved<B: Backend, T: Element>(
     capacity: usize,
 ) -> Result<B::Memory<T>, DeviceError> {
     let mut memory = backend.allocate(stream, capacity)?;
-    backend.copy(stream, old, &mut memory, 0, kept)?;
+    backend.copy(stream, old, 0..kept, &mut memory, 0)?;
     Ok(memory)
 }

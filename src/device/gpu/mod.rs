@@ -24,7 +24,7 @@ use half::bf16;
 pub use memory::Buffer;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
 pub use results::Results;
-use scratch::{Scratch, error_word};
+use scratch::{LaidOut, NO_PASS, Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
@@ -128,15 +128,28 @@ impl<P: Products> Gpu<P> {
         if indices.is_empty() || from.cols == 0 {
             return Ok(());
         }
-        let (backend, stream) = (self.backend(), &self.stream);
         for &index in indices {
             expect_rows(OPERATION, "x", from, from.cols, index.saturating_add(1))?;
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        // Rows that follow each other need no table.
+        let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
+        if indices.iter().copied().eq(first..first.saturating_add(count)) && from.cols == to.cols {
+            let range = elements(from, &(first..first.saturating_add(count)));
+            match (&from.values, &mut to.values) {
+                (memory::Values::Activations(from), memory::Values::Activations(to)) => {
+                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                }
+                (memory::Values::Logits(from), memory::Values::Logits(to)) => {
+                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                }
+                _ => {}
+            }
         }
         let host: Vec<i32> =
             indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
-        let ids = scratch.ids.reserve(backend, stream, host.len())?;
-        backend.upload(stream, &host, ids, 0)?;
+        let ids = scratch.gathered.holding(backend, stream, host)?;
         let (stride, from_rows, to_cols) = (from.stride(), from.rows, to.cols);
         let mismatch = || DeviceError::Shape {
             operation: OPERATION,
@@ -146,15 +159,15 @@ impl<P: Products> Gpu<P> {
         };
         let args = match (&from.values, &mut to.values) {
             (memory::Values::Activations(from), memory::Values::Activations(to)) => Gather {
-                indices: self.input(ids, 0..host.len())?,
+                indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?,
-                out: self.output(to, 0..host.len() * stride)?,
+                out: self.output(to, 0..count * stride)?,
                 cols: stride,
             },
             (memory::Values::Logits(from), memory::Values::Logits(to)) => Gather {
-                indices: self.input(ids, 0..host.len())?,
+                indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
-                out: self.output(to, 0..host.len() * stride)?.cast().ok_or_else(mismatch)?,
+                out: self.output(to, 0..count * stride)?.cast().ok_or_else(mismatch)?,
                 cols: 2 * stride,
             },
             _ => return Err(mismatch()),
@@ -244,6 +257,11 @@ impl<P: Products> Device for Gpu<P> {
         buffer.resize(self.backend(), &self.stream, rows)
     }
 
+    fn begin(&self, pass: &Pass<'_>, cache: &KvCache<P::Backend>) -> Result<(), DeviceError> {
+        self.scratch().upload(self.backend(), &self.stream, pass, cache.paging())?;
+        Ok(())
+    }
+
     fn embed(
         &self,
         table: &Linear<P>,
@@ -293,13 +311,11 @@ impl<P: Products> Device for Gpu<P> {
         }
         expect_rows(OPERATION, "out", out, value.len, rows.end)?;
         let (backend, stream) = (self.backend(), &self.stream);
-        let host = vec![0i32; rows.len()];
         let mut scratch = self.scratch();
-        let ids = scratch.ids.reserve(backend, stream, host.len())?;
-        backend.upload(stream, &host, ids, 0)?;
+        let ids = scratch.filled.holding(backend, stream, vec![0; rows.len()])?;
         let range = elements(out, &rows);
         let args = Gather {
-            indices: self.input(ids, 0..host.len())?,
+            indices: self.input(ids, 0..rows.len())?,
             x: backend.view(stream, &value.row),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             cols: value.len,
@@ -371,6 +387,36 @@ impl<P: Products> Device for Gpu<P> {
         Ok(self.kernels.add(stream, &args)?)
     }
 
+    fn add_rms_norm(
+        &self,
+        delta: &Buffer<P::Backend>,
+        rows: Range<usize>,
+        hidden: &mut Buffer<P::Backend>,
+        weight: &Vector<P::Backend>,
+        eps: f32,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "add_rms_norm";
+        expect_rows(OPERATION, "delta", delta, weight.len, rows.end)?;
+        expect_rows(OPERATION, "hidden", hidden, weight.len, rows.end)?;
+        expect_rows(OPERATION, "out", out, weight.len, rows.end)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        let range = elements(delta, &rows);
+        let args = RmsNorm {
+            x: Residual::Add {
+                x: self.output(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
+                delta: self.input(delta.activations(OPERATION, "delta")?, range.clone())?,
+            },
+            weight: backend.view(stream, &weight.values),
+            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
+            eps,
+        };
+        Ok(self.kernels.rms_norm(stream, &args)?)
+    }
+
     fn silu_mul(
         &self,
         x: &Buffer<P::Backend>,
@@ -414,13 +460,12 @@ impl<P: Products> Device for Gpu<P> {
         let host: Vec<i32> =
             owner.iter().map(|&row| index32(OPERATION, "owner", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
-        let ids = scratch.ids.reserve(backend, stream, host.len())?;
-        backend.upload(stream, &host, ids, 0)?;
+        let ids = scratch.owners.holding(backend, stream, host)?;
         let cols = x.cols;
         let args = SiluAdd {
             bonus: self.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
             x: self.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
-            owner: self.input(ids, 0..host.len())?,
+            owner: self.input(ids, 0..owner.len())?,
             cols,
         };
         Ok(self.kernels.silu_add(stream, &args)?)
@@ -448,15 +493,20 @@ impl<P: Products> Device for Gpu<P> {
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_rope_append";
         let shape = transform.shape;
-        let rows = pass.total_rows();
-        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
+        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), pass.total_rows())?;
         expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
         let (backend, stream) = (self.backend(), &self.stream);
         let paging = cache.paging();
         let cache = cache.view_mut(OPERATION, (backend, stream), layer, shape)?;
         let mut scratch = self.scratch();
-        scratch.lay_out(&self.kernels, stream, pass, paging, transform.rope)?;
-        let (tables, turns, error) = scratch.laid_out()?;
+        let rows = scratch.upload(backend, stream, pass, paging)?.tables.rows();
+        if rows > qkv.rows {
+            // Those of mask rows that this pass leaves out are not there.
+            scratch.upload_anew(backend, stream, pass, paging)?;
+        }
+        scratch.turn(&self.kernels, stream, transform.rope)?;
+        let LaidOut { tables, turns, error, .. } = scratch.upload(backend, stream, pass, paging)?;
+        let (rows, turns) = (tables.rows(), turns.ok_or(NO_PASS)?);
         let range = 0..rows * qkv.cols;
         let args = NormRopeAppend {
             pass: tables,
@@ -494,13 +544,15 @@ impl<P: Products> Device for Gpu<P> {
             return Ok(());
         }
         let mut scratch = self.scratch();
-        let (tables, workspace, error) = scratch.uploaded(backend, stream, pass, paging)?;
+        let LaidOut { tables, masks, workspace, error, .. } =
+            scratch.upload(backend, stream, pass, paging)?;
         let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
         let workspace = workspace.reserve(backend, stream, needed)?;
         let range = 0..rows * out.cols;
         let args = JointAttention {
             pass: tables,
+            masks,
             qkv: self.input(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
             cache,
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,

@@ -3,16 +3,16 @@
 use std::ops::Range;
 
 use super::checks::{expect, index32};
-use super::memory::{Buffer, Grown};
+use super::memory::{Buffer, Grown, Packed, Part};
 use super::products::Products;
-use super::sampling::{Sampling, Verification};
+use super::sampling::{Verification, slot_sampling};
 use super::scratch::{Scratch, error_word};
 use super::{Gpu, Linear};
 use crate::backend::{Backend, BackendError, View, ViewMut};
 use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
 use crate::kernels::glue::{Embed, Gather};
-use crate::kernels::sampling::RowStats;
+use crate::kernels::sampling::{RowSampling, RowStats};
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use crate::kernels::{Faults, Paging};
 use crate::layout::Pass;
@@ -27,7 +27,6 @@ pub struct Results<B: Backend> {
     known: Option<Vec<Verdict>>,
     pub(super) selected: Selected<B>,
     pub(super) verification: Verification<B>,
-    pub(super) sampling: Sampling<B>,
 }
 
 impl<B: Backend> Default for Results<B> {
@@ -38,7 +37,6 @@ impl<B: Backend> Default for Results<B> {
             known: None,
             selected: Selected::default(),
             verification: Verification::default(),
-            sampling: Sampling::default(),
         }
     }
 }
@@ -157,7 +155,7 @@ impl<B: Backend> Report<B> {
         let mut host = vec![0u64; stats.end];
         let word = error.reserve(backend, stream, 1)?;
         let report = self.words.reserve(backend, stream, stats.end)?;
-        backend.copy(stream, word, report, 0, 1)?;
+        backend.copy(stream, word, 0..1, report, 0)?;
         backend.download(stream, report, 0, &mut host)?;
         let [low, _]: [u32; 2] = bytemuck::must_cast(host.first().copied().unwrap_or(0));
         let part = |words: Range<usize>| host.get(words).unwrap_or(&[]);
@@ -176,7 +174,9 @@ fn missing(wanted: usize) -> DeviceError {
 pub(super) struct Selected<B: Backend> {
     drafts: usize,
     pub(super) rows: usize,
-    table: Grown<B, Draft>,
+    /// The drafts, and how each of their rows is sampled.
+    pub(super) tables: Packed<B>,
+    pub(super) ways: Part<RowSampling>,
     /// Of each draft: its bonus token and the position that its draws count from.
     bonus: Grown<B, i32>,
     pub(super) starts: Grown<B, i32>,
@@ -190,7 +190,8 @@ impl<B: Backend> Default for Selected<B> {
         Selected {
             drafts: 0,
             rows: 0,
-            table: Grown::default(),
+            tables: Packed::default(),
+            ways: Part::default(),
             bonus: Grown::default(),
             starts: Grown::default(),
             sources: Grown::default(),
@@ -220,12 +221,11 @@ impl<P: Products> Gpu<P> {
         }
         let mut scratch = self.scratch();
         scratch.upload_anew(backend, stream, pass, paging)?;
-        let Scratch { ids, error, tables: Some(tables), .. } = &mut *scratch else { return Ok(()) };
-        let ids = ids.reserve(backend, stream, host.len())?;
-        backend.upload(stream, &host, ids, 0)?;
+        let Scratch { followed, error, tables: Some(tables), .. } = &mut *scratch else { return Ok(()) };
+        let ids = followed.holding(backend, stream, host)?;
         let args = FollowVerdicts {
             pass: tables,
-            sequences: self.input(ids, 0..host.len())?,
+            sequences: self.input(ids, 0..verdicts.len())?,
             verdicts: results.report.verdicts(backend, stream)?,
             error: Some(error_word(backend, stream, error)?),
         };
@@ -242,7 +242,8 @@ impl<P: Products> Gpu<P> {
         let Results { report, known, selected, .. } = results;
         (selected.drafts, selected.rows) = (0, 0);
         let (mut table, mut rows) = (Vec::with_capacity(drafts.len()), 0);
-        for draft in drafts {
+        let mut ways = Vec::new();
+        for (place, draft) in (0..).zip(drafts) {
             let (index, limit) = (draft.sequence, report.batch);
             if index >= limit {
                 return Err(DeviceError::OutOfRange { operation: OPERATION, what: "sequence", index, limit });
@@ -261,13 +262,18 @@ impl<P: Products> Gpu<P> {
                 first_draft: rows,
             })?);
             rows += draft.drafted();
+            for slot in 1..draft.slots {
+                ways.push(slot_sampling(draft, slot)?.relative_to(place));
+            }
         }
         let count = table.len();
-        let device_table = selected.table.reserve(backend, stream, count)?;
-        backend.upload(stream, &table, device_table, 0)?;
+        selected.tables.clear();
+        let table = selected.tables.push(&table);
+        selected.ways = selected.tables.push(&ways);
+        selected.tables.upload(backend, stream)?;
         let mut scratch = self.scratch();
         let args = SelectDrafts {
-            drafts: self.input(device_table, 0..count)?,
+            drafts: selected.tables.view(backend, stream, &table)?,
             verdicts: report.verdicts(backend, stream)?,
             bonus: self.output(selected.bonus.reserve(backend, stream, count)?, 0..count)?,
             starts: self.output(selected.starts.reserve(backend, stream, count)?, 0..count)?,

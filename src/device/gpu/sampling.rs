@@ -1,7 +1,7 @@
 //! Verification and drafting: rows sampled, drafts accepted. Nothing is waited for.
 
 use super::checks::{expect, expect_rows};
-use super::memory::{Buffer, Grown};
+use super::memory::{Buffer, Grown, Packed};
 use super::products::Products;
 use super::results::Results;
 use super::scratch::{Scratch, error_word};
@@ -20,21 +20,11 @@ use crate::layout::GroupSet;
 use crate::random::{Purpose, Stream};
 use crate::sampling::SamplingParams;
 
-/// How the rows of the last launch were sampled.
-#[derive(Debug)]
-pub(super) struct Sampling<B: Backend>(Grown<B, RowSampling>);
-
-impl<B: Backend> Default for Sampling<B> {
-    fn default() -> Self {
-        Sampling(Grown::default())
-    }
-}
-
 /// What a verification works on.
 #[derive(Debug)]
 pub(super) struct Verification<B: Backend> {
-    requests: Grown<B, Verify>,
-    tokens: Grown<B, i32>,
+    /// How rows are sampled, the requests, and their tokens.
+    tables: Packed<B>,
     target_stats: Grown<B, RowStats>,
     /// The logits of every q, side by side, and what is known of them.
     draft_logits: Grown<B, f32>,
@@ -47,8 +37,7 @@ pub(super) struct Verification<B: Backend> {
 impl<B: Backend> Default for Verification<B> {
     fn default() -> Self {
         Verification {
-            requests: Grown::default(),
-            tokens: Grown::default(),
+            tables: Packed::default(),
             target_stats: Grown::default(),
             draft_logits: Grown::default(),
             draft_stats: Grown::default(),
@@ -79,13 +68,10 @@ impl<P: Products> Gpu<P> {
     fn sample(
         &self,
         rows: Rows<'_>,
-        ways: &[RowSampling],
-        sampling: &mut Sampling<P::Backend>,
+        ways: View<'_, RowSampling>,
         stats: ViewMut<'_, RowStats>,
     ) -> Result<(), DeviceError> {
         let (backend, stream) = (self.backend(), &self.stream);
-        let sampling = sampling.0.reserve(backend, stream, ways.len())?;
-        backend.upload(stream, ways, sampling, 0)?;
         let mut scratch = self.scratch();
         let Scratch { workspace, error, .. } = &mut *scratch;
         let needed = workspace_len(ways.len(), rows.vocab, rows.calibration.is_some())?;
@@ -95,7 +81,7 @@ impl<P: Products> Gpu<P> {
             stride: rows.stride,
             logits: rows.logits,
             logit_index: rows.logit_index,
-            sampling: self.input(sampling, 0..ways.len())?,
+            sampling: ways,
             starts: rows.starts,
             draft: None,
             calibration: rows.calibration,
@@ -115,20 +101,9 @@ impl<P: Products> Gpu<P> {
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "draft";
         let (backend, stream) = (self.backend(), &self.stream);
-        let mut ways = Vec::with_capacity(logits.rows);
-        for (index, draft) in (0..).zip(drafts) {
-            for slot in 1..draft.slots {
-                // Positions count from the start of the next step, which the device knows.
-                let numbers = match draft.rule {
-                    Rule::Match => Stream::target_draw(draft.seed, slot),
-                    Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, 0),
-                };
-                let numbers = (!draft.sampling.is_greedy()).then_some(numbers);
-                ways.push(row_sampling(draft.sampling, numbers)?.relative_to(index));
-            }
-        }
-        let (rows, vocab, stride) = (ways.len(), logits.cols, logits.stride());
-        let Results { report, selected, sampling, .. } = results;
+        let rows = drafts.iter().map(DraftRows::drafted).fold(0, usize::saturating_add);
+        let (vocab, stride) = (logits.cols, logits.stride());
+        let Results { report, selected, .. } = results;
         expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
         expect(OPERATION, "logits", vec![rows, vocab], vec![logits.rows, vocab])?;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
@@ -162,7 +137,8 @@ impl<P: Products> Gpu<P> {
             starts: Some(self.input(starts, 0..drafts.len())?),
             calibration,
         };
-        self.sample(rows_to_sample, &ways, sampling, report.more_stats_mut(backend, stream, rows)?)
+        let ways = selected.tables.view(backend, stream, &selected.ways)?;
+        self.sample(rows_to_sample, ways, report.more_stats_mut(backend, stream, rows)?)
     }
 
     pub(super) fn verify_drafts(
@@ -178,7 +154,7 @@ impl<P: Products> Gpu<P> {
         if batch == 0 {
             return Ok(());
         }
-        let Results { report, sampling, verification, .. } = results;
+        let Results { report, verification, .. } = results;
         let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; logits.rows];
         let (mut tokens, mut requests, mut draft_ways) = (Vec::new(), Vec::new(), Vec::new());
         let mut sources = Vec::new();
@@ -220,11 +196,16 @@ impl<P: Products> Gpu<P> {
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
         }
         let (rows, draft_rows) = (ways.len(), draft_ways.len());
+        let tables = &mut verification.tables;
+        tables.clear();
+        let (ways, draft_ways) = (tables.push(&ways), tables.push(&draft_ways));
+        let (device_requests, device_tokens) = (tables.push(&requests), tables.push(&tokens));
+        tables.upload(backend, stream)?;
         let draft_logits = verification.draft_logits.reserve(backend, stream, draft_rows * stride)?;
         let mut first = 0;
         for (source, rows) in sources {
             let len = rows * stride;
-            backend.copy(stream, source.logits(OPERATION)?, draft_logits, first, len)?;
+            backend.copy(stream, source.logits(OPERATION)?, 0..len, draft_logits, first)?;
             first += len;
         }
         let plain = |logits| Rows {
@@ -237,16 +218,14 @@ impl<P: Products> Gpu<P> {
         };
         let target_stats = verification.target_stats.reserve(backend, stream, rows)?;
         let target = || self.input(logits.logits(OPERATION)?, 0..rows * stride);
-        self.sample(plain(target()?), &ways, sampling, self.output(target_stats, 0..rows)?)?;
+        let ways = tables.view(backend, stream, &ways)?;
+        self.sample(plain(target()?), ways, self.output(target_stats, 0..rows)?)?;
         let draft_stats = verification.draft_stats.reserve(backend, stream, draft_rows)?;
         if draft_rows > 0 {
             let logits = self.input(draft_logits, 0..draft_rows * stride)?;
-            self.sample(plain(logits), &draft_ways, sampling, self.output(draft_stats, 0..draft_rows)?)?;
+            let draft_ways = tables.view(backend, stream, &draft_ways)?;
+            self.sample(plain(logits), draft_ways, self.output(draft_stats, 0..draft_rows)?)?;
         }
-        let device_requests = verification.requests.reserve(backend, stream, batch)?;
-        backend.upload(stream, &requests, device_requests, 0)?;
-        let device_tokens = verification.tokens.reserve(backend, stream, tokens.len())?;
-        backend.upload(stream, &tokens, device_tokens, 0)?;
         let arrived = verification.arrived.reserve(backend, stream, batch)?;
         let committed = verification.committed.reserve(backend, stream, batch * MAX_COMMITTED)?;
         let needed = accept_workspace_len(batch, vocab)
@@ -256,11 +235,11 @@ impl<P: Products> Gpu<P> {
         let args = Accept {
             vocab,
             stride,
-            sequences: self.input(device_requests, 0..batch)?,
+            sequences: tables.view(backend, stream, &device_requests)?,
             any_block: sequences
                 .iter()
                 .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
-            tokens: self.input(device_tokens, 0..tokens.len())?,
+            tokens: tables.view(backend, stream, &device_tokens)?,
             target: SampledRows { logits: target()?, stats: self.input(target_stats, 0..rows)? },
             draft: match draft_rows {
                 0 => None,
@@ -277,6 +256,16 @@ impl<P: Products> Gpu<P> {
         };
         Ok(self.kernels.accept(stream, &args)?)
     }
+}
+
+/// How slot `slot` of a draft is sampled.
+pub(super) fn slot_sampling(draft: &DraftRows<'_>, slot: usize) -> Result<RowSampling, DeviceError> {
+    // Positions count from the start of the next step, which the device knows.
+    let numbers = match draft.rule {
+        Rule::Match => Stream::target_draw(draft.seed, slot),
+        Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, 0),
+    };
+    row_sampling(draft.sampling, (!draft.sampling.is_greedy()).then_some(numbers))
 }
 
 fn row_sampling(params: &SamplingParams, numbers: Option<Stream>) -> Result<RowSampling, DeviceError> {

@@ -1,6 +1,6 @@
 //! What the operations of a step share, and what they reuse from step to step.
 
-use super::memory::Grown;
+use super::memory::{Grown, Kept};
 use crate::backend::{Backend, BackendError, ViewMut};
 use crate::device::{DeviceError, Rope};
 use crate::kernels::glue::RopeTable;
@@ -10,8 +10,14 @@ use crate::layout::{Pass, SequenceRows};
 /// Tables and memory of a device.
 #[derive(Debug)]
 pub(super) struct Scratch<B: Backend> {
-    /// Row indices and token ids of one operation.
+    /// Token ids of an embedding.
     pub(super) ids: Grown<B, i32>,
+    /// Tables that are the same from step to step while the rows of a step are: of gathers, of the rows that a
+    /// vector fills, of calibrated rows, and of the verdicts that groups follow.
+    pub(super) gathered: Kept<B>,
+    pub(super) filled: Kept<B>,
+    pub(super) owners: Kept<B>,
+    pub(super) followed: Kept<B>,
     /// For attention, sampling and acceptance.
     pub(super) workspace: Grown<B, f32>,
     /// The device error word, which kernels set and a step's [`read`](crate::device::Device::read) looks at.
@@ -31,6 +37,10 @@ impl<B: Backend> Default for Scratch<B> {
     fn default() -> Self {
         Scratch {
             ids: Grown::default(),
+            gathered: Kept::default(),
+            filled: Kept::default(),
+            owners: Kept::default(),
+            followed: Kept::default(),
             workspace: Grown::default(),
             error: Grown::default(),
             tables: None,
@@ -55,13 +65,21 @@ pub(super) fn error_word<'a, B: Backend>(
 }
 
 /// Tables that nothing was uploaded to.
-const NO_PASS: DeviceError = DeviceError::OutOfRange { operation: "pass", what: "row", index: 0, limit: 0 };
+pub(super) const NO_PASS: DeviceError =
+    DeviceError::OutOfRange { operation: "pass", what: "row", index: 0, limit: 0 };
 
-/// A pass on the device, and the error word.
-type LaidOut<'a, B> = (&'a PassTables<B>, &'a <B as Backend>::Memory<f32>, &'a mut Grown<B, u64>);
-
-/// A pass on the device, memory for attention, and the error word.
-type Uploads<'a, B> = (&'a PassTables<B>, &'a mut Grown<B, f32>, &'a mut Grown<B, u64>);
+/// A pass on the device.
+#[derive(Debug)]
+pub(super) struct LaidOut<'a, B: Backend> {
+    pub tables: &'a PassTables<B>,
+    /// Whether the pass that was asked for has the groups of the tables.
+    pub masks: bool,
+    /// Every row's rotation, after [`Scratch::turn`].
+    pub turns: Option<&'a B::Memory<f32>>,
+    /// Memory for attention.
+    pub workspace: &'a mut Grown<B, f32>,
+    pub error: &'a mut Grown<B, u64>,
+}
 
 /// A pass that outlives what it borrows.
 #[derive(Debug)]
@@ -79,31 +97,56 @@ impl Uploaded {
         Uploaded { sequences: pass.sequences.iter().map(owned).collect(), paging }
     }
 
-    fn is(&self, pass: &Pass<'_>, paging: Paging) -> bool {
-        self.paging == paging
+    /// Whether it is this pass with its groups, this pass with other groups that are to be left out, or neither.
+    fn holds(&self, pass: &Pass<'_>, paging: Paging) -> Option<bool> {
+        let same_but_for_groups = self.paging == paging
             && self.sequences.len() == pass.sequences.len()
             && self.sequences.iter().zip(&pass.sequences).all(|((pages, old), new)| {
                 pages == new.pages
                     && old.start == new.start
                     && old.candidates == new.candidates
-                    && old.groups == new.groups
                     && old.slots == new.slots
-            })
+            });
+        let groups = || self.sequences.iter().zip(&pass.sequences);
+        if !same_but_for_groups {
+            None
+        } else if groups().all(|((_, old), new)| old.groups == new.groups) {
+            Some(true)
+        } else if pass.sequences.iter().all(|new| new.groups.is_empty()) {
+            Some(false)
+        } else {
+            None
+        }
     }
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Puts the tables of `pass` on the device, unless they are there.
+    /// Puts the tables of `pass` on the device, unless they are there, and gives them out.
     pub(super) fn upload(
         &mut self,
         backend: &B,
         stream: &B::Stream,
         pass: &Pass<'_>,
         paging: Paging,
-    ) -> Result<(), DeviceError> {
-        if self.uploaded.as_ref().is_some_and(|uploaded| uploaded.is(pass, paging)) {
-            return Ok(());
+    ) -> Result<LaidOut<'_, B>, DeviceError> {
+        let held = self.uploaded.as_ref().and_then(|uploaded| uploaded.holds(pass, paging));
+        if held.is_none() {
+            self.upload_anew(backend, stream, pass, paging)?;
         }
+        let Scratch { tables, turns, turned, workspace, error, .. } = self;
+        let tables = tables.as_ref().ok_or(NO_PASS)?;
+        let turns = turns.memory().filter(|_| *turned);
+        Ok(LaidOut { tables, masks: held.unwrap_or(true), turns, workspace, error })
+    }
+
+    /// Puts the tables of `pass` on the device.
+    pub(super) fn upload_anew(
+        &mut self,
+        backend: &B,
+        stream: &B::Stream,
+        pass: &Pass<'_>,
+        paging: Paging,
+    ) -> Result<(), DeviceError> {
         (self.uploaded, self.turned) = (None, false);
         let batch = pass.sequences.len();
         let pages = pass.sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
@@ -120,44 +163,14 @@ impl<B: Backend> Scratch<B> {
         Ok(())
     }
 
-    /// As [`upload`](Self::upload), and gives the tables out, with memory for attention and the error word.
-    pub(super) fn uploaded(
-        &mut self,
-        backend: &B,
-        stream: &B::Stream,
-        pass: &Pass<'_>,
-        paging: Paging,
-    ) -> Result<Uploads<'_, B>, DeviceError> {
-        self.upload(backend, stream, pass, paging)?;
-        match &self.tables {
-            Some(tables) => Ok((tables, &mut self.workspace, &mut self.error)),
-            None => Err(NO_PASS),
-        }
-    }
-
-    /// As [`upload`](Self::upload), for tables that kernels are going to change.
-    pub(super) fn upload_anew(
-        &mut self,
-        backend: &B,
-        stream: &B::Stream,
-        pass: &Pass<'_>,
-        paging: Paging,
-    ) -> Result<(), DeviceError> {
-        self.uploaded = None;
-        self.upload(backend, stream, pass, paging)
-    }
-
-    /// As [`upload`](Self::upload), with every row's rotation.
-    pub(super) fn lay_out(
+    /// Works out the rotation of every row of the tables, unless that was done.
+    pub(super) fn turn(
         &mut self,
         kernels: &Kernels<B>,
         stream: &B::Stream,
-        pass: &Pass<'_>,
-        paging: Paging,
         rope: &Rope,
     ) -> Result<(), DeviceError> {
         let backend = kernels.backend();
-        self.upload(backend, stream, pass, paging)?;
         if self.rope.as_ref().is_none_or(|(known, _)| known != rope) {
             let mut inv_freq = backend.allocate(stream, rope.inv_freq.len())?;
             backend.upload(stream, &rope.inv_freq, &mut inv_freq, 0)?;
@@ -166,7 +179,7 @@ impl<B: Backend> Scratch<B> {
         if self.turned {
             return Ok(());
         }
-        let (Some(tables), Some((rope, inv_freq))) = (&self.tables, &self.rope) else { return Ok(()) };
+        let (Some(tables), Some((rope, inv_freq))) = (&self.tables, &self.rope) else { return Err(NO_PASS) };
         let len = tables.rows() * 2 * rope.inv_freq.len();
         let turns = self.turns.reserve(backend, stream, len)?;
         let what = "rows";
@@ -180,13 +193,5 @@ impl<B: Backend> Scratch<B> {
         kernels.rope_table(stream, &RopeTable { pass: tables, inv_freq, scale: rope.scale, turns })?;
         self.turned = true;
         Ok(())
-    }
-
-    /// The tables and rotations of the last [`lay_out`](Self::lay_out), and the error word.
-    pub(super) fn laid_out(&mut self) -> Result<LaidOut<'_, B>, DeviceError> {
-        match (&self.tables, self.turns.memory()) {
-            (Some(tables), Some(turns)) => Ok((tables, turns, &mut self.error)),
-            _ => Err(NO_PASS),
-        }
     }
 }

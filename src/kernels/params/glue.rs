@@ -213,8 +213,8 @@ const _: () = {
     ["Offset of field: FlexdraftRopeTableParams::half_dim"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, half_dim) - 84usize];
 };
-/// Norms (where there are weights) and rotates the q and k heads of rows first_row..end_row in place; then
-/// writes the k and v heads of candidate rows to the cache.
+/// Norms (where there are weights) and rotates the q and k heads of rows first_row..end_row: q and mask rows' k in
+/// place. The k and v heads of candidate rows go to the cache.
 #[repr(C)]
 pub struct FlexdraftNormRopeAppendParams {
     pub pass: FlexdraftPass,
