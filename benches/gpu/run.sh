@@ -54,7 +54,7 @@ PYTHON
   [ "$status" -eq 0 ] || { failed=1; tail -n 15 "$out/$name.log"; }
 }
 
-tests=(glue attention sampling_and_acceptance selection decoding)
+tests=(glue attention sampling_and_acceptance selection capture decoding)
 for test in "${tests[@]}"; do
   run "$test" 120 "$here/on_gpu" --exact "$test"
 done

@@ -41,6 +41,8 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The kernel's parameter struct. A pointer, as it may have padding that no slice could show.
     pub params: *const std::ffi::c_void,
+    /// The size of that struct.
+    pub params_bytes: usize,
     /// The memory that the struct's pointers lead to. Hardware ignores it; the SIMT host's checked
     /// variant finds any access outside of it and counts the bytes of each.
     pub regions: &'a [Region],

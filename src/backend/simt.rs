@@ -3,11 +3,12 @@
 //! It is how the kernels are tested where there is no GPU, and far too slow for anything else. Device memory
 //! is the host's: operands are slices. A launch runs to its end at once, on the calling thread.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
+use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, Region, View, ViewMut};
 
 /// What is watched while a kernel runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,6 +51,61 @@ pub struct Simt {
     context: u64,
     traffic: Mutex<Vec<Traffic>>,
     calls: Mutex<Calls>,
+    recording: Mutex<Option<Recording>>,
+}
+
+/// Launches with the parameters they were made with: what a CUDA graph captures. Like one, it holds the addresses
+/// of operands, not what was in them.
+#[derive(Debug, Default)]
+pub struct Recording {
+    launches: Vec<Recorded>,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    /// The parameter struct, padding included.
+    params: Box<[MaybeUninit<u64>]>,
+    params_bytes: usize,
+    regions: Vec<Region>,
+}
+
+impl Recording {
+    /// How many launches it has.
+    pub fn len(&self) -> usize {
+        self.launches.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.launches.is_empty()
+    }
+}
+
+impl Recorded {
+    /// # Safety
+    ///
+    /// `launch.params` leads to `launch.params_bytes` bytes.
+    unsafe fn new(launch: &Launch<'_>) -> Self {
+        let mut params = vec![MaybeUninit::uninit(); launch.params_bytes.div_ceil(size_of::<u64>())];
+        // SAFETY: there is room for the bytes; what is not initialised stays so.
+        unsafe {
+            let from = launch.params.cast::<MaybeUninit<u8>>();
+            std::ptr::copy_nonoverlapping(from, params.as_mut_ptr().cast(), launch.params_bytes);
+        }
+        Recorded {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            params: params.into_boxed_slice(),
+            params_bytes: launch.params_bytes,
+            regions: launch.regions.to_vec(),
+        }
+    }
 }
 
 /// What a host was asked for; on a GPU each would be a call of the driver.
@@ -96,7 +152,8 @@ impl Simt {
     }
 
     fn with_limits(options: SimtOptions, limits: Limits, context: u64) -> Self {
-        Simt { options, limits, context, traffic: Mutex::default(), calls: Mutex::default() }
+        let (traffic, calls, recording) = Default::default();
+        Simt { options, limits, context, traffic, calls, recording }
     }
 
     /// The same host with other limits.
@@ -122,6 +179,45 @@ impl Simt {
     /// What the host was asked for since the last call.
     pub fn take_calls(&self) -> Calls {
         std::mem::take(&mut *self.calls())
+    }
+
+    /// Records launches, which run all the same, until [`take_recording`](Simt::take_recording).
+    pub fn record(&self) {
+        *self.recording() = Some(Recording::default());
+    }
+
+    /// The launches since [`record`](Simt::record).
+    pub fn take_recording(&self) -> Recording {
+        self.recording().take().unwrap_or_default()
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the launches again, on what their operands hold now.
+    ///
+    /// # Safety
+    ///
+    /// The operands of the recorded launches are where they were, and nothing else uses them meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError`], as of the launches.
+    pub unsafe fn replay(&self, recording: &Recording) -> Result<(), BackendError> {
+        recording.launches.iter().try_for_each(|recorded| {
+            let launch = Launch {
+                kernel: recorded.kernel,
+                grid: recorded.grid,
+                threads: recorded.threads,
+                shared_bytes: recorded.shared_bytes,
+                params: recorded.params.as_ptr().cast(),
+                params_bytes: recorded.params_bytes,
+                regions: &recorded.regions,
+            };
+            // SAFETY: the struct was this kernel's; the caller promises the same of its operands.
+            unsafe { self.launch(&self.stream(), &launch) }
+        })
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
@@ -250,6 +346,10 @@ impl Backend for Simt {
 
     unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
         self.calls().launches += 1;
+        if let Some(recording) = &mut *self.recording() {
+            // SAFETY: the caller's promise about `params`.
+            recording.launches.push(unsafe { Recorded::new(launch) });
+        }
         let checked = self.options.checking == Checking::Accesses;
         let mut regions: Vec<ffi::Region> = launch
             .regions

@@ -3,6 +3,12 @@
 //! A method checks every operand (length, alignment, queue) before anything is launched, fills the kernel's
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
 //! its caller.
+//!
+//! Launches can be captured in a CUDA graph: what changes from step to step is in device memory, so a graph serves
+//! every step with as many sequences, candidate rows and mask rows, whose sequences see no more positions than the
+//! pass it was captured with; upload tables and operands in place before each launch of it. A capture must not wait
+//! for an event from before it, so operands are [raw views](crate::backend::View::from_raw), or memory of a context
+//! whose event tracking cudarc was told to leave off.
 
 pub mod acceptance;
 pub mod attention;

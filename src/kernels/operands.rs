@@ -208,6 +208,7 @@ impl Operands {
             threads: grid.threads,
             shared_bytes: grid.shared_bytes,
             params: std::ptr::from_ref(params).cast(),
+            params_bytes: size_of::<P>(),
             regions: &self.regions[..self.len],
         };
         // SAFETY: the caller's promise about `params`; views borrow their memory until after this call.

@@ -7,16 +7,18 @@
 #![cfg(all(feature = "runner", feature = "simt"))]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bench;
+#[path = "../common/mod.rs"]
 mod common;
 
-use std::io::Write;
-
+use bench::{Bench, cuda, halves, noise, simt};
 use bytemuck::Zeroable;
 use common::models::Spec;
 use common::runs::run;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Backend, Cuda, Element, Simt, SimtOptions};
+use flexdraft::backend::{Backend, SimtOptions};
 use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
 use flexdraft::device::gpu::Gpu;
 use flexdraft::kernels::acceptance::{
@@ -35,66 +37,6 @@ use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use half::bf16;
-
-/// Kernels somewhere, and the memory of one test on it.
-struct Bench<B: Backend> {
-    kernels: Kernels<B>,
-    stream: B::Stream,
-}
-
-impl<B: Backend> Bench<B> {
-    fn memory<T: Element>(&self, host: &[T]) -> B::Memory<T> {
-        let backend = self.kernels.backend();
-        let mut memory = backend.allocate(&self.stream, host.len()).unwrap();
-        backend.upload(&self.stream, host, &mut memory, 0).unwrap();
-        memory
-    }
-
-    fn host<T: Element>(&self, memory: &B::Memory<T>, len: usize) -> Vec<T> {
-        let mut host = vec![T::zeroed(); len];
-        self.kernels.backend().download(&self.stream, memory, 0, &mut host).unwrap();
-        host
-    }
-}
-
-fn simt(options: SimtOptions) -> Bench<Simt> {
-    let kernels = Kernels::new(Simt::new(options));
-    let stream = kernels.backend().stream();
-    Bench { kernels, stream }
-}
-
-fn cuda() -> Option<Bench<Cuda>> {
-    let found = Cuda::context(0).and_then(|context| {
-        let stream = context
-            .new_stream()
-            .map_err(|error| flexdraft::backend::BackendError::Driver(error.to_string()))?;
-        Ok(Bench { kernels: Kernels::load(&context)?, stream })
-    });
-    match found {
-        Ok(bench) => Some(bench),
-        Err(error) => {
-            assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
-            // Past the test harness, which shows the output of failed tests only.
-            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
-            None
-        }
-    }
-}
-
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn halves(seed: u64, len: usize) -> Vec<bf16> {
-    noise(seed, len).into_iter().map(bf16::from_f32).collect()
-}
 
 /// Runs a case on the SIMT host and on the other machine.
 fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
@@ -641,5 +583,39 @@ fn decoding() {
         }
         let parallel = decode(Mode::Parallel, 3, Rule::Rejection, 1.0);
         assert_eq!(parallel, decode(Mode::Sequential, 3, Rule::Rejection, 1.0));
+    }
+}
+
+/// Launches in a CUDA graph read what their operands hold when it runs. The context's memory is made without cudarc's
+/// events, which a capture must not wait for.
+#[test]
+fn capture() {
+    let Some(gpu) = cuda() else { return };
+    let Bench { kernels, stream } = &gpu;
+    let backend = kernels.backend();
+    let (rows, cols) = (5, 512);
+    // SAFETY: all of this test's memory is used on one stream.
+    unsafe { stream.context().disable_event_tracking() };
+    let (mut x, weight) = (gpu.memory(&halves(1, rows * cols)), gpu.memory(&noise(2, cols)));
+    let mut out = gpu.memory(&vec![bf16::ZERO; rows * cols]);
+    let launch = |x: &_, out: &mut _| {
+        let args = RmsNorm {
+            x: Residual::Is(backend.view(stream, x)),
+            weight: backend.view(stream, &weight),
+            out: backend.view_mut(stream, out),
+            eps: 1e-6,
+        };
+        kernels.rms_norm(stream, &args).unwrap();
+    };
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    launch(&x, &mut out);
+    let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+    for seed in [3, 4] {
+        backend.upload(stream, &halves(seed, rows * cols), &mut x, 0).unwrap();
+        graph.launch().unwrap();
+        let captured = gpu.host(&out, rows * cols);
+        launch(&x, &mut out);
+        assert_eq!(captured, gpu.host(&out, rows * cols));
+        assert_ne!(captured, halves(seed, rows * cols));
     }
 }

@@ -1,0 +1,311 @@
+//! A step's launches can be captured in a CUDA graph: made once, they serve every step of as many rows. What
+//! changes from step to step (positions, pages, groups, logits, seeds) is read from device memory alone.
+
+#![cfg(feature = "simt")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use bytemuck::Zeroable;
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::kernels::acceptance::{
+    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+};
+use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
+use flexdraft::kernels::glue::{NormRopeAppend, RopeTable};
+use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
+use flexdraft::random::Stream;
+use flexdraft::sampling::SamplingParams;
+use half::bf16;
+use proptest::prelude::*;
+
+fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn halves(seed: u64, len: usize) -> Vec<bf16> {
+    noise(seed, len).into_iter().map(bf16::from_f32).collect()
+}
+
+const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+const PAGING: Paging = Paging { pages: 64, page_size: 32 };
+const CANDIDATES: usize = 3;
+const SLOTS: usize = 4;
+const BATCH: usize = 2;
+const SPLIT: usize = 64;
+const LONGEST: usize = 800;
+const VOCAB: usize = 1500;
+
+/// A step: of each sequence the position of candidate 0 and its two groups.
+#[derive(Clone, Debug)]
+struct Step {
+    sequences: [(usize, [usize; 2]); BATCH],
+    seed: u64,
+    /// The first page of each sequence.
+    pages: [u32; BATCH],
+}
+
+/// The longest step that is to be served.
+const FIRST: Step = Step { sequences: [(LONGEST, [0, 3]); BATCH], seed: 1, pages: [0, 32] };
+
+fn step() -> impl Strategy<Value = Step> {
+    let sequence = || (0..LONGEST, prop::sample::subsequence(vec![0usize, 1, 2, 3], 2));
+    (sequence(), sequence(), any::<u64>(), 0u32..6, 32u32..38).prop_map(|(a, b, seed, first, second)| Step {
+        sequences: [a, b].map(|(start, groups)| (start, [groups[0], groups[1]])),
+        seed,
+        pages: [first, second],
+    })
+}
+
+/// The operands of a layer, of sampling and of acceptance.
+struct Operands {
+    tables: PassTables<Simt>,
+    turns: Vec<f32>,
+    qkv: Vec<bf16>,
+    k: Vec<bf16>,
+    v: Vec<bf16>,
+    attended: Vec<bf16>,
+    attention_workspace: Vec<u64>,
+    logits: Vec<f32>,
+    ways: Vec<RowSampling>,
+    requests: Vec<Verify>,
+    tokens: Vec<i32>,
+    stats: Vec<RowStats>,
+    workspace: Vec<f32>,
+    accept_workspace: Vec<u64>,
+    arrived: Vec<u32>,
+    verdicts: Vec<Verdict>,
+    committed: Vec<i32>,
+    inv_freq: Vec<f32>,
+    error: [u32; 1],
+}
+
+const ROWS: usize = BATCH * (CANDIDATES + 2 * SLOTS);
+const LOGIT_ROWS: usize = BATCH * CANDIDATES;
+
+impl Operands {
+    fn new(kernels: &Kernels<Simt>) -> Self {
+        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let cached = PAGING.pages * PAGING.page_size * SHAPE.kv_heads * SHAPE.head_dim;
+        let words = attention_workspace_len(SHAPE, ROWS, LONGEST + 4, SPLIT).unwrap().div_ceil(2);
+        let stride = VOCAB.next_multiple_of(8);
+        Operands {
+            tables: PassTables::new(simt, &stream, BATCH, 32).unwrap(),
+            turns: vec![0.0; ROWS * SHAPE.head_dim],
+            qkv: vec![bf16::ZERO; ROWS * SHAPE.qkv_cols()],
+            k: vec![bf16::ZERO; cached],
+            v: vec![bf16::ZERO; cached],
+            attended: vec![bf16::ZERO; ROWS * SHAPE.out_cols()],
+            attention_workspace: vec![0; words],
+            logits: vec![0.0; LOGIT_ROWS * stride],
+            ways: Vec::with_capacity(LOGIT_ROWS),
+            requests: Vec::with_capacity(BATCH),
+            tokens: vec![0; BATCH * (CANDIDATES - 1)],
+            stats: vec![RowStats::zeroed(); LOGIT_ROWS],
+            workspace: vec![0.0; workspace_len(LOGIT_ROWS, VOCAB, false).unwrap()],
+            accept_workspace: vec![0; accept_workspace_len(BATCH, VOCAB).unwrap().div_ceil(2)],
+            arrived: vec![0; BATCH],
+            verdicts: vec![Verdict::zeroed(); BATCH],
+            committed: vec![0; BATCH * MAX_COMMITTED],
+            inv_freq: (0..SHAPE.head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect(),
+            error: [0],
+        }
+    }
+
+    /// What the host, and the kernels before these, would put there for a step; in place.
+    fn fill(&mut self, kernels: &Kernels<Simt>, step: &Step) {
+        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let pages = step.pages.map(|first| (first..first + 26).collect::<Vec<u32>>());
+        let sequences = step.sequences.iter().zip(&pages).map(|((start, groups), pages)| SequenceRows {
+            pages,
+            start: *start,
+            candidates: CANDIDATES,
+            groups: groups.to_vec(),
+            slots: SLOTS,
+        });
+        self.tables.upload(simt, &stream, &Pass { sequences: sequences.collect() }, PAGING).unwrap();
+        for (i, values) in (0..).zip([&mut self.qkv, &mut self.k, &mut self.v]) {
+            let fresh = halves(step.seed ^ i, values.len());
+            values.copy_from_slice(&fresh);
+        }
+        let fresh = noise(step.seed ^ 3, self.logits.len());
+        self.logits.copy_from_slice(&fresh);
+        (self.ways.clear(), self.requests.clear());
+        let params = SamplingParams::at_temperature(0.8);
+        for (i, (start, groups)) in step.sequences.iter().enumerate() {
+            for row in 0..CANDIDATES {
+                let numbers = Stream::target_draw(step.seed, start + row + 1);
+                self.ways.push(RowSampling::new(&params, Some(numbers)).unwrap());
+            }
+            let request = VerifySequence {
+                rule: Rule::Match,
+                seed: step.seed,
+                position: *start,
+                drafts: CANDIDATES - 1,
+                first_target: i * CANDIDATES,
+                first_draft: None,
+                first_token: i * (CANDIDATES - 1),
+                groups: groups.iter().fold(GroupSet::NONE, |set, &k| set.with(k)),
+            };
+            self.requests.push(Verify::new(&request).unwrap());
+        }
+        self.tokens
+            .iter_mut()
+            .zip(noise(step.seed ^ 4, 8))
+            .for_each(|(token, x)| *token = (x * 100.0) as i32 + 300);
+        self.arrived.fill(0);
+    }
+
+    fn launch(&mut self, kernels: &Kernels<Simt>) {
+        let stream = kernels.backend().stream();
+        let strides = KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim);
+        kernels
+            .rope_table(
+                &stream,
+                &RopeTable {
+                    pass: &self.tables,
+                    inv_freq: stream.view(&self.inv_freq),
+                    scale: 1.0,
+                    turns: stream.view_mut(&mut self.turns),
+                },
+            )
+            .unwrap();
+        for kind in [RowKind::Candidates, RowKind::Masks] {
+            kernels
+                .norm_rope_append(
+                    &stream,
+                    &NormRopeAppend {
+                        pass: &self.tables,
+                        kind,
+                        qkv: stream.view_mut(&mut self.qkv),
+                        turns: stream.view(&self.turns),
+                        norms: None,
+                        eps: 1e-6,
+                        cache: PagedKvMut {
+                            k: stream.view_mut(&mut self.k),
+                            v: stream.view_mut(&mut self.v),
+                            k_strides: strides,
+                            v_strides: strides,
+                        },
+                        shape: SHAPE,
+                        error: Some(stream.view_mut(&mut self.error)),
+                    },
+                )
+                .unwrap();
+        }
+        kernels
+            .joint_attention(
+                &stream,
+                &JointAttention {
+                    pass: &self.tables,
+                    masks: true,
+                    qkv: stream.view(&self.qkv),
+                    cache: PagedKv {
+                        k: stream.view(&self.k),
+                        v: stream.view(&self.v),
+                        k_strides: strides,
+                        v_strides: strides,
+                    },
+                    out: stream.view_mut(&mut self.attended),
+                    lse: None,
+                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut self.attention_workspace)),
+                    shape: SHAPE,
+                    split: SPLIT,
+                    error: Some(stream.view_mut(&mut self.error)),
+                },
+            )
+            .unwrap();
+        let stride = VOCAB.next_multiple_of(8);
+        kernels
+            .sample(
+                &stream,
+                Sample {
+                    vocab: VOCAB,
+                    stride,
+                    logits: LogitRows::Read(stream.view(&self.logits)),
+                    logit_index: None,
+                    sampling: stream.view(&self.ways),
+                    starts: None,
+                    draft: None,
+                    calibration: None,
+                    workspace: stream.view_mut(&mut self.workspace),
+                    stats: stream.view_mut(&mut self.stats),
+                    error: Some(stream.view_mut(&mut self.error)),
+                },
+            )
+            .unwrap();
+        kernels
+            .accept(
+                &stream,
+                &Accept {
+                    vocab: VOCAB,
+                    stride,
+                    sequences: stream.view(&self.requests),
+                    any_block: false,
+                    tokens: stream.view(&self.tokens),
+                    target: SampledRows {
+                        logits: stream.view(&self.logits),
+                        stats: stream.view(&self.stats),
+                    },
+                    draft: None,
+                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut self.accept_workspace)),
+                    arrived: stream.view_mut(&mut self.arrived),
+                    verdicts: stream.view_mut(&mut self.verdicts),
+                    committed: stream.view_mut(&mut self.committed),
+                    error: Some(stream.view_mut(&mut self.error)),
+                },
+            )
+            .unwrap();
+    }
+
+    /// Everything that comes out.
+    fn bits(&self) -> (Vec<u16>, Vec<u16>, Vec<u16>, Vec<u8>, Vec<i32>) {
+        let halves = |values: &[bf16]| values.iter().map(|x| x.to_bits()).collect();
+        assert_eq!(self.error, [0]);
+        (
+            halves(&self.attended),
+            halves(&self.qkv),
+            halves(&self.k),
+            bytemuck::cast_slice(&self.verdicts).to_vec(),
+            self.committed.clone(),
+        )
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases.div_ceil(16),
+        failure_persistence: Some(Box::new(
+            proptest::test_runner::FileFailurePersistence::WithSource("proptest-regressions"),
+        )),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn launches_made_for_one_step_serve_the_next(steps in prop::collection::vec(step(), 1..4)) {
+        let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+        let mut captured = Operands::new(&kernels);
+        captured.fill(&kernels, &FIRST);
+        kernels.backend().record();
+        captured.launch(&kernels);
+        let recording = kernels.backend().take_recording();
+        prop_assert!(recording.len() >= 7);
+        for step in &steps {
+            captured.fill(&kernels, step);
+            // SAFETY: the operands are those of `captured`, filled in place and borrowed by nothing.
+            unsafe { kernels.backend().replay(&recording) }.unwrap();
+            let mut anew = Operands::new(&kernels);
+            anew.fill(&kernels, step);
+            anew.launch(&kernels);
+            prop_assert!(captured.bits() == anew.bits(), "{step:?}");
+        }
+    }
+}

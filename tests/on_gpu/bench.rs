@@ -1,0 +1,71 @@
+//! Where the tests' kernels run.
+
+use std::io::Write;
+
+use flexdraft::backend::{Backend, Cuda, Element, Simt, SimtOptions};
+use flexdraft::kernels::Kernels;
+use half::bf16;
+
+/// Kernels somewhere, and the memory of one test on it.
+pub struct Bench<B: Backend> {
+    pub kernels: Kernels<B>,
+    pub stream: B::Stream,
+}
+
+impl<B: Backend> Bench<B> {
+    pub fn memory<T: Element>(&self, host: &[T]) -> B::Memory<T> {
+        let backend = self.kernels.backend();
+        let mut memory = backend.allocate(&self.stream, host.len()).unwrap();
+        backend.upload(&self.stream, host, &mut memory, 0).unwrap();
+        memory
+    }
+
+    pub fn host<T: Element>(&self, memory: &B::Memory<T>, len: usize) -> Vec<T> {
+        let mut host = vec![T::zeroed(); len];
+        self.kernels.backend().download(&self.stream, memory, 0, &mut host).unwrap();
+        host
+    }
+}
+
+/// The SIMT host.
+pub fn simt(options: SimtOptions) -> Bench<Simt> {
+    let kernels = Kernels::new(Simt::new(options));
+    let stream = kernels.backend().stream();
+    Bench { kernels, stream }
+}
+
+/// A GPU, if there is one.
+pub fn cuda() -> Option<Bench<Cuda>> {
+    let found = Cuda::context(0).and_then(|context| {
+        let stream = context
+            .new_stream()
+            .map_err(|error| flexdraft::backend::BackendError::Driver(error.to_string()))?;
+        Ok(Bench { kernels: Kernels::load(&context)?, stream })
+    });
+    match found {
+        Ok(bench) => Some(bench),
+        Err(error) => {
+            assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
+            // Past the test harness, which shows the output of failed tests only.
+            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
+            None
+        }
+    }
+}
+
+/// Numbers in [-2, 2).
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// As [`noise`], rounded.
+pub fn halves(seed: u64, len: usize) -> Vec<bf16> {
+    noise(seed, len).into_iter().map(bf16::from_f32).collect()
+}
