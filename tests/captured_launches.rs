@@ -138,7 +138,8 @@ impl Operands {
         }
         let fresh = noise(step.seed ^ 3, self.logits.len());
         self.logits.copy_from_slice(&fresh);
-        (self.ways.clear(), self.requests.clear());
+        self.ways.clear();
+        self.requests.clear();
         let params = SamplingParams::at_temperature(0.8);
         for (i, (start, groups)) in step.sequences.iter().enumerate() {
             for row in 0..CANDIDATES {
@@ -267,16 +268,15 @@ impl Operands {
     }
 
     /// Everything that comes out.
-    fn bits(&self) -> (Vec<u16>, Vec<u16>, Vec<u16>, Vec<u8>, Vec<i32>) {
-        let halves = |values: &[bf16]| values.iter().map(|x| x.to_bits()).collect();
+    fn bits(&self) -> [Vec<u8>; 5] {
         assert_eq!(self.error, [0]);
-        (
-            halves(&self.attended),
-            halves(&self.qkv),
-            halves(&self.k),
+        [
+            bytemuck::cast_slice(&self.attended).to_vec(),
+            bytemuck::cast_slice(&self.qkv).to_vec(),
+            bytemuck::cast_slice(&self.k).to_vec(),
             bytemuck::cast_slice(&self.verdicts).to_vec(),
-            self.committed.clone(),
-        )
+            bytemuck::cast_slice(&self.committed).to_vec(),
+        ]
     }
 }
 
