@@ -246,6 +246,7 @@ impl Instruction {
                 threads: 32,
                 shared_bytes: 1024,
                 params: (&raw const params).cast::<c_void>(),
+                params_bytes: size_of::<Params>(),
                 regions: &regions,
             };
             // SAFETY: the parameters are the kernel's; its operands have a case's words for each CTA and live

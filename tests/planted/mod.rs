@@ -67,6 +67,7 @@ impl Run {
             threads: self.threads,
             shared_bytes: self.shared_bytes,
             params: (&raw const params).cast::<c_void>(),
+            params_bytes: size_of_val(&params),
             regions: &regions,
         };
         // SAFETY: the pointers lead to vectors of this struct, and the planted kernels that leave them are run
