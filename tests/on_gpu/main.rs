@@ -30,7 +30,7 @@ use flexdraft::kernels::glue::{
 };
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::random::{Purpose, Stream};
