@@ -4,8 +4,11 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod simt_variant;
+
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
+use flexdraft::backend::simt::Checking;
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -19,6 +22,7 @@ use flexdraft::random::Stream;
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
+use simt_variant::checking;
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -291,7 +295,8 @@ proptest! {
 
     #[test]
     fn launches_made_for_one_step_serve_the_next(steps in prop::collection::vec(step(), 1..4)) {
-        let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+        let options = SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() };
+        let kernels = Kernels::new(Simt::new(options));
         let mut captured = Operands::new(&kernels);
         captured.fill(&kernels, &FIRST);
         kernels.backend().record();

@@ -4,6 +4,8 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod simt_variant;
+
 use bytemuck::Zeroable;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -14,12 +16,13 @@ use flexdraft::kernels::{KernelError, Kernels, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use simt_variant::checking;
 
 /// Bonus tokens, starts, sources, draft rows, and the error word.
 type Selected = (Vec<i32>, Vec<i32>, Vec<i32>, Vec<i32>, u32);
 
 fn select(verdicts: &[Verdict], drafts: &[DraftGroups], rows: usize, schedule: u64) -> Selected {
-    let options = SimtOptions { checking: Checking::Accesses, copies: Copies::Eager, schedule };
+    let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.backend().stream();
     let table: Vec<Draft> = drafts.iter().map(|draft| Draft::new(draft).unwrap()).collect();
@@ -41,7 +44,7 @@ fn select(verdicts: &[Verdict], drafts: &[DraftGroups], rows: usize, schedule: u
 
 /// Where the rows of a pass are: their rotations, after its groups have followed verdicts; and the error word.
 fn positions(pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>, schedule: u64) -> (Vec<f32>, u32) {
-    let options = SimtOptions { checking: Checking::Accesses, copies: Copies::Eager, schedule };
+    let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
     let (simt, stream) = (kernels.backend(), kernels.backend().stream());
     let mut tables = PassTables::new(simt, &stream, pass.sequences.len(), 4).unwrap();

@@ -16,7 +16,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels kernel_floors)
+tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels selection_kernel
+       captured_launches kernel_floors)
 kind=full cases=64
 case ${1:-} in
   sample) kind=sample cases=8 ;;
