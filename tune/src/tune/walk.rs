@@ -23,8 +23,8 @@ pub struct Walk {
     pub steps: usize,
     /// Tokens that they committed: accepted drafts, and a bonus token a step.
     pub tokens: usize,
-    /// For slots 1, 2, …: how often it was verified.
-    pub verified: Vec<usize>,
+    /// For slots 1, 2, …: how often it was verified with all slots before it accepted.
+    pub reached: Vec<usize>,
     /// … and how often it was accepted.
     pub accepted: Vec<usize>,
 }
@@ -56,10 +56,10 @@ impl Walk {
             }
             self.steps += 1;
             self.tokens += accepted + 1;
-            for slots in [&mut self.verified, &mut self.accepted] {
+            for slots in [&mut self.reached, &mut self.accepted] {
                 slots.resize(slots.len().max(draft.len()), 0);
             }
-            self.verified[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
+            self.reached[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
             self.accepted[..accepted].iter_mut().for_each(|count| *count += 1);
             anchor = n + accepted;
         }
@@ -132,7 +132,7 @@ mod tests {
         // Bonus 1, then 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are, and 8 is the bonus.
         assert_eq!((walk.steps, walk.tokens), (2, 3 + 4));
         assert_eq!(walk.tau(), 3.5);
-        assert_eq!(walk.verified, [2, 2, 2]);
+        assert_eq!(walk.reached, [2, 2, 2]);
         assert_eq!(walk.accepted, [2, 2, 1]);
     }
 }
