@@ -278,12 +278,12 @@ impl<'a> State<'a> {
         let start = Instant::now();
         let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
         let step = self.description.step;
-        let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
+        let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
         // Every rank knows all picks, so that the loss is the mean over all of them.
         let mut labels =
-            SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist);
+            SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist)?;
         labels.divide(labels.weight());
         let share = sequences / self.ranks.count();
         let rest = picks.split_off((self.ranks.rank() * share).min(picks.len()));
@@ -291,7 +291,7 @@ impl<'a> State<'a> {
         let picks: Vec<Pick> = rest.into_iter().take(share).collect();
         let SlotLabels { labels, slots } = labels.rows(first, anchors_of(&picks) * (block_size - 1));
         let batch = Batch::new(&mut self.train, &self.target, picks)?;
-        let rows = batch.rows(self.train.transcripts(), block_size);
+        let rows = batch.rows(block_size);
         let factors = self.drafter.forward(&self.target, &rows)?;
         let (head, calibration) = self.drafter.factors(&factors);
         let (loss, predictions) = cross_entropy(Some(head), calibration, &labels)?;

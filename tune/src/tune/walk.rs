@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
-use crate::transcripts::Transcript;
 
 /// Anchors that are drafted for at a time.
 const ANCHORS: usize = 64;
@@ -88,7 +87,7 @@ pub fn walk(
         for start in (first..end).step_by(ANCHORS) {
             let anchors = (start..(start + ANCHORS).min(end)).collect();
             let batch = Batch::new(corpus, target, vec![Pick { transcript, anchors }])?;
-            predictions.extend(draft(drafter, target, &batch, corpus.transcripts())?);
+            predictions.extend(draft(drafter, target, &batch)?);
         }
         let tokens = corpus.transcripts()[transcript].tokens();
         walk.take(&tokens, first, confidence, |anchor| {
@@ -103,13 +102,8 @@ pub fn walk(
     Ok(walk)
 }
 
-fn draft(
-    drafter: &Drafter,
-    target: &FrozenTarget,
-    batch: &Batch,
-    transcripts: &[Transcript],
-) -> Result<Vec<Prediction>> {
-    let slots = drafter.forward(target, &batch.rows(transcripts, drafter.block_size()))?;
+fn draft(drafter: &Drafter, target: &FrozenTarget, batch: &Batch) -> Result<Vec<Prediction>> {
+    let slots = drafter.forward(target, &batch.rows(drafter.block_size()))?;
     let (head, calibration) = drafter.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     Ok(predict(&factors)?)
