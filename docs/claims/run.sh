@@ -46,7 +46,7 @@ runs() {
     done
 }
 chosen() { grep -E -- "^($RUNS)-[0-9]+ " || true; }
-runs | chosen | xargs -P "${JOBS:-2}" -L 1 sh -c '
+runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     name=$1 data=$2
     shift 2
     [ -e "$out/$name/done" ] && exit 0
@@ -71,7 +71,7 @@ evaluations() {
         done
     done
 }
-evaluations | chosen | xargs -P "${JOBS:-2}" -L 1 sh -c '
+evaluations | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     name=$1
     shift
     [ -e "$out/$name.json" ] && exit 0
