@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Gathers the numbers of run.sh's runs in one file: `gather.py RUNS RESULTS.json`."""
+"""Gathers the numbers of run.sh's runs in one file: `gather.py RUNS RESULTS.json`.
+
+Numbers of runs that are not in the folder stay as the file has them.
+"""
 
 import json
 import pathlib
@@ -37,13 +40,14 @@ def generated(path: pathlib.Path) -> dict:
 
 def main() -> None:
     folder, results = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    found: dict = {"tuned": {}, "generated": {}}
+    found: dict = json.loads(results.read_text()) if results.exists() else {"tuned": {}, "generated": {}}
     for done in sorted(folder.glob("*/done")):
         name, seed = re.fullmatch(r"(.*)-(\d+)", done.parent.name).groups()
         found["tuned"].setdefault(name, {})[seed] = tuned(done.parent)
     for path in sorted(folder.glob("*.json")):
         name, seed = re.fullmatch(r"(.*)-(\d+)", path.stem).groups()
         found["generated"].setdefault(name, {})[seed] = generated(path)
+    found = {kind: dict(sorted(runs.items())) for kind, runs in found.items()}
     results.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -28,6 +28,14 @@ TUNED = {
     "block-16": "S = 16",
     "as-written": "other text",
 }
+# What a drafter for another target was made with, by itself.
+CHOICES = {
+    "base": "as above",
+    "calibrator-rate-4": "calibrator's rate × 4",
+    "shortlist-768": "768 of 2,048 ids",
+    "steps-of-32": "480 steps of 32 anchors",
+    "steps-of-128": "120 steps of 128 anchors",
+}
 RULES = ["rejection", "block", "match", "independent-match"]
 
 
@@ -51,23 +59,27 @@ def save(figure, path: pathlib.Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def tuned_runs(tuned: dict, titles: dict[str, str], path: pathlib.Path, height: float) -> None:
+    """Draws and prints runs of these names."""
+    found = {title: list(tuned[name].values()) for name, title in titles.items() if name in tuned}
+    figure, axes = pyplot.subplots(figsize=(7, height))
+    bars(axes, {title: [run["tau"] for run in runs] for title, runs in found.items()})
+    axes.set_xlabel("acceptance length τ on held-out transcripts")
+    save(figure, path)
+    print("\n| | τ | loss | seconds |\n|---|---|---|---|")
+    for title, runs in found.items():
+        loss = statistics.median(run["loss"] for run in runs)
+        seconds = statistics.median(run["seconds"] for run in runs)
+        print(f"| {title} | {summary([run['tau'] for run in runs])} | {loss:.2f} | {seconds:.0f} |")
+
+
 def main() -> None:
     path = pathlib.Path(sys.argv[1])
     results = json.loads(path.read_text())
     tuned, generated = results["tuned"], results["generated"]
 
-    rows = {title: [run["tau"] for run in tuned[name].values()] for name, title in TUNED.items() if name in tuned}
-    figure, axes = pyplot.subplots(figsize=(7, 3.6))
-    bars(axes, rows)
-    axes.set_xlabel("acceptance length τ on held-out transcripts")
-    save(figure, path.parent / "tuned.svg")
-    print("| | τ | loss | seconds |\n|---|---|---|---|")
-    for name, title in TUNED.items():
-        runs = list(tuned.get(name, {}).values())
-        if runs:
-            loss = statistics.median(run["loss"] for run in runs)
-            seconds = statistics.median(run["seconds"] for run in runs)
-            print(f"| {title} | {summary([run['tau'] for run in runs])} | {loss:.2f} | {seconds:.0f} |")
+    tuned_runs(tuned, TUNED, path.parent / "tuned.svg", 3.6)
+    tuned_runs(tuned, CHOICES, path.parent / "choices.svg", 2.4)
 
     thresholds = sorted((float(name.split("-", 1)[1]), name) for name in generated if name.startswith("threshold-"))
     figure, axes = pyplot.subplots(figsize=(7, 3.6))

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes every run that docs/claims.md speaks of, on demo/tiny's target, into DIR (docs/claims/runs if not given), and
 # gathers their numbers in docs/claims/results.json. Needs the text of demo/tiny/fetch.sh. A run that is there is not
-# made again; one that was stopped goes on. SEEDS ("0 1 2") and JOBS (2, runs at a time) may be set.
+# made again; one that was stopped goes on. SEEDS ("0 1 2"), JOBS (2, runs at a time) and RUNS may be set: a pattern of
+# grep -E for the names of the runs to make, where the others keep the numbers that they have.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,6 +10,7 @@ cd "$here/../.."
 out=${1:-docs/claims/runs}
 target=demo/tiny/target
 text=demo/tiny/text
+RUNS=${RUNS:-.*}
 mkdir -p "$out"
 
 export RUSTFLAGS="${RUSTFLAGS:--C target-cpu=native}"
@@ -36,9 +38,15 @@ runs() {
         echo "block-4-$seed on-policy --seed $seed --block-size 4 --gamma 2"
         echo "block-16-$seed on-policy --seed $seed --block-size 16 --gamma 7"
         echo "as-written-$seed as-written --seed $seed"
+        echo "calibrator-rate-4-$seed on-policy --seed $seed --calibrator-rate 4"
+        echo "shortlist-768-$seed on-policy --seed $seed --shortlist 768"
+        # As many anchors in all, half and twice as many a step; evaluated as often.
+        echo "steps-of-32-$seed on-policy --seed $seed --anchors 4 --steps 480 --evaluate-every 160"
+        echo "steps-of-128-$seed on-policy --seed $seed --anchors 16 --steps 120 --evaluate-every 40"
     done
 }
-runs | xargs -P "${JOBS:-2}" -L 1 sh -c '
+chosen() { grep -E -- "^($RUNS)-[0-9]+ " || true; }
+runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     name=$1 data=$2
     shift 2
     [ -e "$out/$name/done" ] && exit 0
@@ -63,7 +71,7 @@ evaluations() {
         done
     done
 }
-evaluations | xargs -P "${JOBS:-2}" -L 1 sh -c '
+evaluations | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     name=$1
     shift
     [ -e "$out/$name.json" ] && exit 0

@@ -255,6 +255,11 @@ impl Drafter {
         self.block_size
     }
 
+    /// N.
+    pub fn tail_layers(&self) -> usize {
+        self.projectors.len()
+    }
+
     /// Takes up a drafter's weights, of the same shape.
     ///
     /// # Errors

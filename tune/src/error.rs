@@ -55,6 +55,14 @@ pub enum TuneError {
         /// What is needed.
         needed: usize,
     },
+    /// Anchors that no mask row can stand for.
+    #[error("anchors of transcript {transcript}: {reason}")]
+    Pick {
+        /// The transcript's index.
+        transcript: usize,
+        /// What it, or an anchor of it, lacks.
+        reason: String,
+    },
     /// A run that is continued with another target, other data or other settings than it began with.
     #[error("{path} is of a run with another {what}: {found}, now {expected}")]
     OtherRun {

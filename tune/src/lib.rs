@@ -16,6 +16,7 @@ pub mod export;
 pub mod generated;
 pub mod graph;
 pub mod hash;
+pub mod hex;
 pub mod json_lines;
 pub mod layers;
 pub mod loss;

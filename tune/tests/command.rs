@@ -74,10 +74,32 @@ fn data_is_made_shown_and_evaluated() {
     let eval = ["eval", "--target", &target, "--draft", &draft, "--transcripts", &held_out, "--limit", "4"];
     let table = succeeds(&[&eval[..], &["--max-new-tokens", "24"]].concat());
     assert!(table.contains("acceptance length τ") && table.contains("same tokens"), "{table}");
+    assert!(table.contains("τ by walking transcripts") && table.contains("of 4\n"), "{table}");
     let json = succeeds(&[&eval[..], &["--max-new-tokens", "24", "--json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["prompts"].as_array().unwrap().len(), 4);
     assert!(json["tau"].as_f64().unwrap() >= 1.0);
+    assert_eq!(json["walk"]["transcripts"], 4);
+    assert!(json["walk"]["tau"].as_f64().unwrap() >= 1.0);
+
+    // Only greedy decoding can be walked, and only where there is a transcript.
+    let sampled = [&eval[..], &["--max-new-tokens", "4", "--temperature", "1", "--json"]].concat();
+    let of_prompts = [
+        "eval",
+        "--target",
+        &target,
+        "--draft",
+        &draft,
+        "--prompts",
+        &path("text.py"),
+        "--raw",
+        "--limit",
+        "2",
+    ];
+    for without in [sampled, [&of_prompts[..], &["--max-new-tokens", "4", "--json"]].concat()] {
+        let json: serde_json::Value = serde_json::from_str(&succeeds(&without)).unwrap();
+        assert!(json["walk"].is_null() && json["tau"].as_f64().unwrap() >= 1.0);
+    }
 }
 
 #[test]

@@ -8,13 +8,20 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::engine_size::engine_options;
-use flexdraft_tune::generated::{Decoding, Report, evaluate};
+use flexdraft_tune::generated::{Continuation, Decoding, Evaluation, Report, evaluate, walk_greedy};
+use flexdraft_tune::transcripts::Transcript;
+use flexdraft_tune::tune::walk::Walk;
 use flexdraft_tune::{Result, TuneError};
 
-fn engine(with_drafter: bool) -> Engine<Cpu> {
+fn pair() -> (TargetWeights, DrafterWeights) {
     let fixtures: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
     let target = TargetWeights::read(&fixtures.join("target")).unwrap();
     let drafter = DrafterWeights::read(&fixtures.join("draft"), &target.config).unwrap();
+    (target, drafter)
+}
+
+fn engine(with_drafter: bool) -> Engine<Cpu> {
+    let (target, drafter) = pair();
     let options = engine_options(&target.config, 80, 8, 4);
     let cpu = Cpu::new(CpuOptions::default()).unwrap();
     let model = Model::new(cpu, &target, with_drafter.then_some(&drafter)).unwrap();
@@ -35,9 +42,13 @@ fn decoding() -> Decoding {
     }
 }
 
+fn prompts() -> Vec<Vec<u32>> {
+    (0..6).map(|i| vec![40 + i, 300, 51 + i]).collect()
+}
+
 fn report(decoding: &Decoding) -> Result<Report> {
-    let prompts: Vec<Vec<u32>> = (0..6).map(|i| vec![40 + i, 300, 51 + i]).collect();
-    evaluate(&mut engine(true), &prompts, decoding, &mut |_| ())
+    let prompts = prompts();
+    evaluate(&mut engine(true), &prompts, decoding, &mut |_| ()).map(|evaluation| evaluation.report)
 }
 
 #[test]
@@ -86,4 +97,81 @@ fn what_cannot_be_evaluated_is_an_error() {
     assert!(error.to_string().contains("needs a drafter"), "{error}");
     let error = evaluate(&mut engine(true), &[vec![]], &decoding(), &mut |_| ()).unwrap_err();
     assert!(error.to_string().contains("the prompt is empty"), "{error}");
+}
+
+/// The target's own greedy transcripts, and what decoding them gave.
+fn greedy(decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
+    let evaluation = evaluate(&mut engine(true), &prompts(), decoding, &mut |_| ()).unwrap();
+    let pairs = prompts().into_iter().zip(evaluation.responses.iter().cloned());
+    (pairs.map(|(prompt, response)| Transcript { prompt, response }).collect(), evaluation)
+}
+
+/// The first token of a response comes with its prompt, and k steps of a walk commit its `tokens` after that: decoding
+/// that is bounded there takes the same k steps. Where both are bounded by the transcript's length, decoding goes on
+/// after the walk's last step, which began at most S − 1 tokens before the end; the first of the steps that are
+/// left commits one at least, and none begins with the last token: S − 2 are left at most.
+#[test]
+fn a_walk_takes_the_steps_of_decoding() {
+    let (target, drafter) = pair();
+    for threshold in [0.0, 0.01, 0.3] {
+        let confidence = Confidence { threshold, ..Confidence::default() };
+        let decoding = Decoding { confidence, batch: 1, ..decoding() };
+        let (transcripts, Evaluation { report: whole, responses }) = greedy(&decoding);
+        let mut engine = engine(true);
+        let mut sum = (0, 0);
+        for (index, transcript) in transcripts.iter().enumerate() {
+            let (one, written) = (std::slice::from_ref(transcript), std::slice::from_ref(&responses[index]));
+            let walked = walk_greedy(&target, &drafter, one, written, &decoding).unwrap();
+            assert_eq!((walked.transcripts, walked.not_greedy), (1, 0));
+            let Walk { steps, tokens, reached, accepted } = walked.walk;
+            assert!(steps > 5);
+
+            let bounded = Decoding { max_new_tokens: 1 + tokens, ..decoding.clone() };
+            let evaluation =
+                evaluate(&mut engine, std::slice::from_ref(&transcript.prompt), &bounded, &mut |_| ())
+                    .unwrap();
+            let report = evaluation.report;
+            let expected = Continuation { tokens: 1 + tokens, steps, accepted: tokens - steps };
+            assert_eq!(report.prompts, [expected]);
+            assert_eq!(report.tau, walked.tau);
+            assert_eq!(report.slots.iter().map(|slot| slot.reached).collect::<Vec<_>>(), reached);
+            assert_eq!(report.slots.iter().map(|slot| slot.accepted).collect::<Vec<_>>(), accepted);
+
+            let left = whole.prompts[index].steps - steps;
+            assert!(left <= drafter.config.block_size - 2, "{left}");
+            sum = (sum.0 + steps, sum.1 + tokens);
+        }
+        // All of them at once are their sum.
+        let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &decoding).unwrap();
+        assert_eq!((walked.walk.steps, walked.walk.tokens), sum);
+    }
+}
+
+#[test]
+fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
+    let (target, drafter) = pair();
+    let (mut transcripts, Evaluation { responses, .. }) = greedy(&decoding());
+    // Another token; more tokens than were written, with the bound and beyond it; fewer; none.
+    transcripts[0].response[20] ^= 1;
+    transcripts[1].response.push(7);
+    transcripts[2].response.truncate(30);
+    transcripts[3].response.clear();
+    let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &decoding()).unwrap();
+    assert_eq!((walked.transcripts, walked.not_greedy), (5, 1));
+    let longer = Decoding { max_new_tokens: 49, ..decoding() };
+    let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &longer).unwrap();
+    assert_eq!((walked.transcripts, walked.not_greedy), (4, 2));
+    let none = walk_greedy(&target, &drafter, &transcripts[..1], &responses[..1], &decoding()).unwrap();
+    assert_eq!((none.transcripts, none.not_greedy, none.tau), (0, 1, 1.0));
+
+    let sampling = SamplingParams::at_temperature(1.0);
+    let sampled = Decoding { sampling, ..decoding() };
+    let refused = |responses: &[Vec<u32>], decoding| {
+        walk_greedy(&target, &drafter, &transcripts, responses, decoding).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&responses, &sampled), "the temperature of a walk is 1, expected 0");
+    assert_eq!(
+        refused(&responses[1..], &decoding()),
+        "the number of responses is 5, expected one a transcript, 6"
+    );
 }

@@ -43,8 +43,9 @@ impl Setup {
         ];
         let batch = Batch::new(&mut self.corpus, &self.target, picks.clone()).unwrap();
         let block_size = self.drafter.block_size();
-        let rows = batch.rows(self.corpus.transcripts(), block_size);
-        let mut labels = SlotLabels::new(&picks, self.corpus.transcripts(), block_size, 4.0, &self.shortlist);
+        let rows = batch.rows(block_size);
+        let mut labels =
+            SlotLabels::new(&picks, self.corpus.transcripts(), block_size, 4.0, &self.shortlist).unwrap();
         labels.divide(labels.weight());
         assert!((labels.weight() - 1.0).abs() < 1e-6);
         let slots = self.drafter.forward(&self.target, &rows).unwrap();

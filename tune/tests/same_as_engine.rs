@@ -42,7 +42,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
         Pick { transcript: 2, anchors: vec![2] },
     ];
     let batch = Batch::new(&mut corpus, &target, picks.clone()).unwrap();
-    let slots = drafter.forward(&target, &batch.rows(&transcripts, shape.block_size)).unwrap();
+    let slots = drafter.forward(&target, &batch.rows(shape.block_size)).unwrap();
     let (head, calibration) = drafter.factors(&slots);
     let product = |x: &Tensor, w: &Tensor| x.detach().matmul(&w.detach().t().unwrap()).unwrap();
     let mut logits = product(head.x, head.w);
@@ -54,7 +54,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let mut predictions = predict(&factors).unwrap().into_iter();
 
     // What is read back predicts the same, over the whole vocabulary.
-    let slots = read_back.forward(&target, &batch.rows(&transcripts, shape.block_size)).unwrap();
+    let slots = read_back.forward(&target, &batch.rows(shape.block_size)).unwrap();
     let (head, calibration) = read_back.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     for (whole, listed) in predict(&factors).unwrap().into_iter().zip(predictions.clone()) {
@@ -149,4 +149,19 @@ fn without_a_calibrator() {
 #[test]
 fn tuned_on_a_shortlist() {
     compare(Architecture::Qwen3, false, 5, 12);
+}
+
+#[test]
+fn anchors_that_there_are_not_are_named() {
+    let config = common::config(Architecture::Qwen3, false);
+    let target = FrozenTarget::new(&common::target(&config), DType::F32, &Device::Cpu).unwrap();
+    let mut corpus = Corpus::new(common::transcripts(config.vocab_size), 2, 1.0, &target);
+    let mut refused = |transcript, anchors: &[usize]| {
+        let picks = vec![Pick { transcript, anchors: anchors.to_vec() }];
+        Batch::new(&mut corpus, &target, picks).unwrap_err().to_string()
+    };
+    assert_eq!(refused(3, &[0]), "anchors of transcript 3: there are 3 transcripts");
+    // The last token of 13 is no anchor: no bonus token follows.
+    assert_eq!(refused(1, &[11, 12]), "anchors of transcript 1: no token after position 12 of 13");
+    assert!(refused(1, &[usize::MAX]).ends_with("of 13"));
 }

@@ -6,72 +6,16 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Barrier, Mutex};
-use std::thread;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::TargetWeights;
 use flexdraft_tune::optimizer::AdamSettings;
 use flexdraft_tune::transcripts::Transcript;
-use flexdraft_tune::tune::walk::Walk;
-use flexdraft_tune::tune::{Compute, Observer, Outcome, Place, Ranks, Settings, StepMetrics, run};
+use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
-/// Counting, from different starts: what comes next follows from the bonus token alone.
-fn counting(count: usize) -> Vec<Transcript> {
-    let token = |first: usize, i: usize| ((7 * first + i) % 31) as u32;
-    (0..count)
-        .map(|first| Transcript {
-            prompt: (0..4).map(|i| token(first, i)).collect(),
-            response: (4..24).map(|i| token(first, i)).collect(),
-        })
-        .collect()
-}
-
-fn settings() -> Settings {
-    Settings {
-        tail_layers: 2,
-        block_size: 4,
-        rank: 8,
-        steps: 12,
-        sequences: 4,
-        anchors: 6,
-        learning_rate: 3e-3,
-        evaluate_every: 6,
-        evaluate_on: 3,
-        checkpoint_every: 6,
-        kept_gib: 0.1,
-        ..Settings::default()
-    }
-}
-
-fn target() -> TargetWeights {
-    common::target(&common::config(Architecture::Qwen3, false))
-}
-
-/// Keeps what it is told, and may end the run as a killed process would.
-#[derive(Default)]
-struct Recorder {
-    losses: Vec<f64>,
-    taus: Vec<f64>,
-    killed_at: Option<usize>,
-}
-
-impl Observer for Recorder {
-    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        if self.killed_at.is_some_and(|step| metrics.step > step) {
-            return Err(TuneError::setting("step", metrics.step, "a run that was killed before it"));
-        }
-        self.losses.push(metrics.loss);
-        Ok(())
-    }
-
-    fn evaluated(&mut self, _: usize, _: usize, walk: &Walk) -> Result<()> {
-        self.taus.push(walk.tau());
-        Ok(())
-    }
-}
+use common::training::{Recorder, counting, settings, target};
 
 fn tune(target: &TargetWeights, settings: &Settings, out: &Path, recorder: &mut Recorder) -> Result<Outcome> {
     run(target, counting(20), counting(28).split_off(20), settings, out, Place::alone(&Device::Cpu), recorder)
@@ -89,76 +33,6 @@ fn a_drafter_learns_to_count() {
     assert!(outcome.tau > 2.0, "{:?}", recorder.taus);
     assert_eq!(outcome.tau, recorder.taus.iter().fold(0.0, |a: f64, &b| a.max(b)));
     assert!(outcome.drafter.unwrap().join("model.safetensors").is_file());
-}
-
-/// One of two threads that tune together.
-struct Thread<'a> {
-    rank: usize,
-    meeting: &'a Barrier,
-    sums: &'a Mutex<Vec<Tensor>>,
-}
-
-impl Ranks for Thread<'_> {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn count(&self) -> usize {
-        2
-    }
-
-    fn sum(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
-        self.sums.lock().unwrap().push(tensor.copy()?);
-        self.meeting.wait();
-        let sum = {
-            let sums = self.sums.lock().unwrap();
-            &sums[0] + &sums[1]
-        };
-        if self.meeting.wait().is_leader() {
-            self.sums.lock().unwrap().clear();
-        }
-        self.meeting.wait();
-        sum
-    }
-}
-
-#[test]
-fn two_ranks_learn_what_one_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut alone = Recorder::default();
-    let target = target();
-    tune(&target, &settings(), dir.path(), &mut alone).unwrap();
-
-    let (meeting, sums) = (Barrier::new(2), Mutex::new(Vec::new()));
-    let together = tempfile::tempdir().unwrap();
-    let tune_as = |rank: usize| {
-        let ranks = Thread { rank, meeting: &meeting, sums: &sums };
-        let place = Place { device: &Device::Cpu, ranks: &ranks };
-        let heldout = counting(28).split_off(20);
-        let mut recorder = Recorder::default();
-        let outcome =
-            run(&target, counting(20), heldout, &settings(), together.path(), place, &mut recorder).unwrap();
-        assert_eq!(outcome.is_some(), rank == 0);
-        recorder
-    };
-    let (first, second) = thread::scope(|scope| {
-        let second = scope.spawn(|| tune_as(1));
-        (tune_as(0), second.join().unwrap())
-    });
-    assert_eq!(first.losses.len(), alone.losses.len());
-    for (together, alone) in first.losses.iter().zip(&alone.losses) {
-        assert!((together - alone).abs() < 1e-4 * alone, "{:?} {:?}", first.losses, alone);
-    }
-    // Rank 0 alone has files and something to tell.
-    assert!(second.losses.is_empty() && second.taus.is_empty());
-    assert_eq!(first.taus.len(), alone.taus.len());
-    assert!(together.path().join("checkpoint.safetensors").is_file());
-
-    let odd = Settings { sequences: 3, ..settings() };
-    let ranks = Thread { rank: 0, meeting: &meeting, sums: &sums };
-    let place = Place { device: &Device::Cpu, ranks: &ranks };
-    let result = run(&target, counting(20), counting(4), &odd, dir.path(), place, &mut Recorder::default());
-    assert!(matches!(result, Err(TuneError::Setting { setting: "sequences", .. })));
 }
 
 #[test]
@@ -180,8 +54,8 @@ fn products_of_bf16_learn_what_those_of_f32_do() {
 
 #[test]
 fn a_run_that_was_killed_goes_on_with_the_same_numbers() {
-    for ema in [0.0, 0.9] {
-        let settings = Settings { ema, ..settings() };
+    for (ema, compute) in [(0.0, Compute::F32), (0.9, Compute::F32), (0.0, Compute::Bf16)] {
+        let settings = Settings { ema, compute, ..settings() };
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut uninterrupted = Recorder::default();
         tune(&target(), &settings, whole.path(), &mut uninterrupted).unwrap();

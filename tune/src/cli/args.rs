@@ -50,7 +50,7 @@ pub enum Command {
     /// Measure a drafter by generating with it
     ///
     /// The acceptance length τ, target passes per token, acceptance of each slot, and how far the drafter's
-    /// confidences are from how often it is right. Greedy tokens, and those of `--rule match`, are compared
+    /// confidences are from how often it is right; with --transcripts, τ by walking through them too. Greedy tokens, and those of `--rule match`, are compared
     /// with those of plain decoding: a difference is an error.
     Eval(EvalArgs),
     /// Draw the curves of runs as SVG: loss, and held-out acceptance length
@@ -314,7 +314,11 @@ pub struct EvalArgs {
     /// Take the prompts of --prompts as they are, without the target's chat template
     #[arg(long, requires = "prompts", help_heading = "Prompts")]
     pub raw: bool,
-    /// A file of transcripts, of which the prompts are used
+    /// A file of transcripts: their prompts are decoded, and at temperature 0 their responses are walked too
+    ///
+    /// The walk finds τ as tuning does for its held-out transcripts: it drafts at every position of a response, as
+    /// far as --max-new-tokens, and steps through it as decoding would. Of several transcripts with one prompt the first
+    /// counts. One that greedy decoding does not write is left out, and counted.
     #[arg(long, value_name = "FILE.jsonl", group = "unseen", help_heading = "Prompts")]
     pub transcripts: Option<PathBuf>,
     /// The first N prompts only

@@ -8,8 +8,9 @@ use flexdraft::decode::{Confidence, ConfidenceStrategy, Engine};
 use flexdraft::model::{Model, ModelConfig};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::engine_size::engine_options;
-use flexdraft_tune::generated::{Decoding, evaluate};
-use flexdraft_tune::{Result, TuneError, transcripts};
+use flexdraft_tune::generated::{Decoding, Evaluation, evaluate, walk_greedy};
+use flexdraft_tune::transcripts::{self, Transcript};
+use flexdraft_tune::{Result, TuneError};
 
 use super::args::{EvalArgs, RuleChoice};
 use super::progress::Progress;
@@ -20,14 +21,17 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
     let drafter = models::drafter(&args.draft, &config)?;
-    let mut prompts = match (&args.prompts, &args.transcripts) {
-        (Some(path), _) => prompts::given(path, args.raw, &args.target.target, &config)?,
-        (None, Some(path)) => prompts_of(path, &config)?,
-        (None, None) => {
-            return Err(TuneError::setting("the prompts", "missing", "--prompts or --transcripts"));
-        }
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let mut transcripts = match &args.transcripts {
+        Some(path) => read_transcripts(path, &config)?,
+        None => Vec::new(),
     };
-    prompts.truncate(args.limit.unwrap_or(usize::MAX));
+    transcripts.truncate(limit);
+    let mut prompts = match &args.prompts {
+        Some(path) => prompts::given(path, args.raw, &args.target.target, &config)?,
+        None => transcripts.iter().map(|transcript| transcript.prompt.clone()).collect(),
+    };
+    prompts.truncate(limit);
     let decoding = Decoding {
         max_new_tokens: args.max_new_tokens,
         stop_ids: config.eos_ids.clone(),
@@ -49,10 +53,15 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 
     let decodings = if decoding.is_compared() { 2 } else { 1 };
     let mut bar = Progress::new(decodings * prompts.len());
-    let report = evaluate(&mut engine, &prompts, &decoding, &mut |progress| {
+    let Evaluation { mut report, responses } = evaluate(&mut engine, &prompts, &decoding, &mut |progress| {
         bar.update(progress.done, 0, progress.tokens);
     })?;
     bar.finish();
+    // Two copies of the weights at a time are enough.
+    drop(engine);
+    if args.transcripts.is_some() && decoding.sampling.is_greedy() {
+        report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);
+    }
     if args.json {
         let json = serde_json::to_string(&report).map_err(io::Error::from);
         println!("{}", json.map_err(TuneError::io("write", "stdout"))?);
@@ -62,13 +71,13 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The different prompts of a file of transcripts, in order.
-fn prompts_of(path: &Path, config: &ModelConfig) -> Result<Vec<Vec<u32>>> {
+/// The transcripts of a file with different prompts, in order.
+fn read_transcripts(path: &Path, config: &ModelConfig) -> Result<Vec<Transcript>> {
     let mut seen = HashSet::new();
-    let prompts = transcripts::read(path, config.vocab_size)?.into_iter().map(|transcript| transcript.prompt);
-    let prompts: Vec<_> = prompts.filter(|prompt| seen.insert(prompt.clone())).collect();
-    if prompts.is_empty() {
+    let mut found = transcripts::read(path, config.vocab_size)?;
+    found.retain(|transcript| seen.insert(transcript.prompt.clone()));
+    if found.is_empty() {
         return Err(TuneError::TooLittleData { path: path.into(), found: 0, unit: "transcripts", needed: 1 });
     }
-    Ok(prompts)
+    Ok(found)
 }

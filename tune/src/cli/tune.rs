@@ -123,9 +123,9 @@ impl Observer for Report {
         let accepted: Vec<f64> = walk
             .accepted
             .iter()
-            .zip(&walk.verified)
+            .zip(&walk.reached)
             .take(self.block_size - 1)
-            .map(|(&accepted, &verified)| accepted as f64 / verified.max(1) as f64)
+            .map(|(&accepted, &reached)| accepted as f64 / reached.max(1) as f64)
             .collect();
         self.metrics.append(&serde_json::json!({
             "step": step,

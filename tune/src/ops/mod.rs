@@ -5,6 +5,8 @@
 //! CPU one pass over memory on all threads: there candle's own operations, one after the other on one thread,
 //! would take longer than the matrix products.
 
+#[cfg(any(test, feature = "cuda"))]
+mod gemm;
 mod norm;
 mod product;
 mod rope;

@@ -10,8 +10,7 @@ pub fn working_type(compute: DType) -> DType {
     }
 }
 
-/// a · b, the operands rounded to `compute`, the result in its [`working_type`]. Sums are of f32; on a GPU, candle rounds
-/// the result to `compute` besides.
+/// a · b, the operands rounded to `compute`, the sums and the result of its [`working_type`].
 ///
 /// # Errors
 /// Those of candle: shapes that do not fit, no memory.
@@ -22,7 +21,12 @@ pub fn product(a: &Tensor, b: &Tensor, compute: DType) -> Result<Tensor> {
         // matrix units.
         if x.device().is_cpu() { x.to_dtype(working_type(compute)) } else { Ok(x) }
     };
-    rounded(a)?.matmul(&rounded(b)?)?.to_dtype(working_type(compute))
+    let (a, b) = (rounded(a)?, rounded(b)?);
+    #[cfg(feature = "cuda")]
+    if compute == DType::BF16 && a.device().is_cuda() {
+        return super::gemm::bf16_product(&a, &b);
+    }
+    a.matmul(&b)?.to_dtype(working_type(compute))
 }
 
 #[cfg(test)]

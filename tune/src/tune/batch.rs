@@ -14,10 +14,10 @@ use std::ops::Range;
 
 use flexdraft::random::philox;
 
-use super::clean::Corpus;
+use super::clean::{Corpus, transcript};
 use crate::attention::Groups;
 use crate::drafter::MaskRows;
-use crate::error::Result;
+use crate::error::{Result, TuneError};
 use crate::loss::Labels;
 use crate::shortlist::Shortlist;
 use crate::target::{CleanTokens, FrozenTarget};
@@ -34,9 +34,15 @@ pub struct Pick {
 
 /// Anchors, with the clean tokens that they see.
 #[derive(Debug)]
-pub struct Batch {
-    picks: Vec<Pick>,
-    clean: Vec<CleanTokens>,
+pub struct Batch(Vec<Part>);
+
+/// Anchors of one transcript.
+#[derive(Debug)]
+struct Part {
+    anchors: Vec<usize>,
+    /// One an anchor: the token after it.
+    bonuses: Vec<u32>,
+    clean: CleanTokens,
 }
 
 /// Positions of a transcript that can be anchors: the next token is the target's, and so is the one after it,
@@ -46,13 +52,16 @@ pub fn anchor_range(transcript: &Transcript) -> Range<usize> {
 }
 
 /// The transcripts and anchors of a step: transcripts in an order of the epoch's own, without repetition in it.
+///
+/// # Errors
+/// [`TuneError::Pick`] for a usable one that is none of the transcripts.
 pub fn picks(
     transcripts: &[Transcript],
     usable: &[usize],
     step: usize,
     size: [usize; 2],
     seed: u64,
-) -> Vec<Pick> {
+) -> Result<Vec<Pick>> {
     let [sequences, anchors] = size;
     let key = [seed as u32, (seed >> 32) as u32];
     let mut picks = Vec::with_capacity(sequences);
@@ -64,40 +73,46 @@ pub fn picks(
             shuffled.sort_by_key(|&i| philox([i as u32, epoch as u32, 0, 1], key));
             order = (epoch, shuffled);
         }
-        let Some(&transcript) = order.1.get(index % usable.len().max(1)) else { continue };
-        let range = anchor_range(&transcripts[transcript]);
-        let mut chosen: Vec<usize> = range.collect();
-        chosen.sort_by_key(|&p| philox([p as u32, transcript as u32, epoch as u32, 2], key));
+        let Some(&picked) = order.1.get(index % usable.len().max(1)) else { continue };
+        let mut chosen: Vec<usize> = anchor_range(transcript(transcripts, picked)?).collect();
+        chosen.sort_by_key(|&p| philox([p as u32, picked as u32, epoch as u32, 2], key));
         chosen.truncate(anchors);
         chosen.sort_unstable();
-        picks.push(Pick { transcript, anchors: chosen });
+        picks.push(Pick { transcript: picked, anchors: chosen });
     }
-    picks
+    Ok(picks)
 }
 
 impl Batch {
     /// Anchors, and the clean tokens that they see, computed where they are not kept.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; those of
+    /// candle: no memory.
     pub fn new(corpus: &mut Corpus, target: &FrozenTarget, picks: Vec<Pick>) -> Result<Self> {
-        let clean = picks.iter().map(|pick| corpus.clean(target, pick.transcript)).collect::<Result<_>>()?;
-        Ok(Self { picks, clean })
+        let part = |Pick { transcript: index, anchors }| {
+            let clean = corpus.clean(target, index)?;
+            let tokens = transcript(corpus.transcripts(), index)?.tokens();
+            let bonus = |&anchor: &usize| {
+                let reason = || format!("no token after position {anchor} of {}", tokens.len());
+                let bonus = anchor.checked_add(1).and_then(|next| tokens.get(next)).copied();
+                bonus.ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
+            };
+            let bonuses = anchors.iter().map(bonus).collect::<Result<_>>()?;
+            Ok(Part { anchors, bonuses, clean })
+        };
+        picks.into_iter().map(part).collect::<Result<_>>().map(Self)
     }
 
     /// The mask rows.
-    pub fn rows(&self, transcripts: &[Transcript], block_size: usize) -> MaskRows<'_> {
+    pub fn rows(&self, block_size: usize) -> MaskRows<'_> {
         let mut rows = MaskRows { sequences: Vec::new(), positions: Vec::new(), bonuses: Vec::new() };
-        for (pick, clean) in self.picks.iter().zip(&self.clean) {
-            let tokens = transcripts[pick.transcript].tokens();
-            let groups = Groups {
-                len: block_size,
-                prefix: pick.anchors.iter().map(|&p| p + 1).collect(),
-                causal: false,
-            };
+        for Part { anchors, bonuses, clean } in &self.0 {
+            let groups =
+                Groups { len: block_size, prefix: anchors.iter().map(|&p| p + 1).collect(), causal: false };
             rows.sequences.push((groups, &clean.prefixes));
-            rows.positions.extend(pick.anchors.iter().flat_map(|&p| p + 1..p + 1 + block_size));
-            rows.bonuses.extend(pick.anchors.iter().filter_map(|&p| tokens.get(p + 1)));
+            rows.positions.extend(anchors.iter().flat_map(|&p| p + 1..p + 1 + block_size));
+            rows.bonuses.extend(bonuses);
         }
         rows
     }
@@ -114,25 +129,29 @@ pub struct SlotLabels {
 
 impl SlotLabels {
     /// The labels of picks' anchors, with slot j's weight exp(−(j − 1) / `gamma`).
+    ///
+    /// # Errors
+    /// [`TuneError::Pick`] for a transcript that there is not.
     pub fn new(
         picks: &[Pick],
         transcripts: &[Transcript],
         block_size: usize,
         gamma: f64,
         shortlist: &Shortlist,
-    ) -> Self {
+    ) -> Result<Self> {
         let mut found = Self::default();
         for pick in picks {
-            let tokens = transcripts[pick.transcript].tokens();
+            let tokens = transcript(transcripts, pick.transcript)?.tokens();
             for (&p, slot) in pick.anchors.iter().flat_map(|p| (1..block_size).map(move |slot| (p, slot))) {
-                let label = tokens.get(p + 1 + slot).and_then(|&token| shortlist.place(token));
+                let position = p.saturating_add(1 + slot);
+                let label = tokens.get(position).and_then(|&token| shortlist.place(token));
                 found.labels.ids.push(label.unwrap_or(0));
                 let weight = (-(slot as f64 - 1.0) / gamma).exp();
                 found.labels.weights.push(if label.is_some() { weight as f32 } else { 0.0 });
                 found.slots.push(slot);
             }
         }
-        found
+        Ok(found)
     }
 
     /// `len` rows from row `first` on, as far as there are any.
@@ -161,4 +180,23 @@ impl SlotLabels {
 /// Rows that have a label, for means over them.
 pub fn labelled_rows(labels: &Labels) -> impl Iterator<Item = usize> {
     labels.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0).map(|(row, _)| row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transcripts_that_there_are_not_are_named() {
+        let transcripts = [Transcript { prompt: vec![1], response: vec![2, 3] }];
+        let foreign = "anchors of transcript 1: there are 1 transcripts";
+        let error = picks(&transcripts, &[0, 1], 0, [2, 4], 0).unwrap_err();
+        assert_eq!(error.to_string(), foreign);
+        let pick = |transcript| [Pick { transcript, anchors: vec![0, usize::MAX] }];
+        let labels = |picks: &[Pick]| SlotLabels::new(picks, &transcripts, 3, 4.0, &Shortlist::All(9));
+        assert_eq!(labels(&pick(1)).unwrap_err().to_string(), foreign);
+        // What no token follows has no label.
+        assert_eq!(labels(&pick(0)).unwrap().labels.ids, [3, 0, 0, 0]);
+        assert_eq!(labels(&pick(0)).unwrap().labels.weights, [1.0, 0.0, 0.0, 0.0]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::error::Result;
+use crate::error::{Result, TuneError};
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
@@ -32,18 +32,22 @@ impl Corpus {
     /// The clean tokens of a transcript. Its last token is not among them: nothing is drafted after it.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// [`TuneError::Pick`] for an index without a transcript, or an empty one; those of candle: no memory.
     pub fn clean(&mut self, target: &FrozenTarget, index: usize) -> Result<CleanTokens> {
-        if let Some(clean) = &self.kept[index] {
+        let transcript = transcript(&self.transcripts, index)?;
+        if let Some(Some(clean)) = self.kept.get(index) {
             return Ok(clean.clone());
         }
-        let tokens = self.transcripts[index].tokens();
-        let clean = target.read(&tokens[..tokens.len().saturating_sub(1).max(1)], self.tail_layers)?;
+        let tokens = transcript.tokens();
+        if tokens.is_empty() {
+            return Err(TuneError::Pick { transcript: index, reason: "it has no token".into() });
+        }
+        let clean = target.read(&tokens[..(tokens.len() - 1).max(1)], self.tail_layers)?;
         let elements: usize =
             clean.prefixes.iter().map(|prefix| prefix.k.elem_count() + prefix.v.elem_count()).sum();
-        if elements <= self.room {
+        if let Some(place) = self.kept.get_mut(index).filter(|_| elements <= self.room) {
             self.room -= elements;
-            self.kept[index] = Some(clean.clone());
+            *place = Some(clean.clone());
         }
         Ok(clean)
     }
@@ -68,4 +72,13 @@ impl Corpus {
             None => Ok(Tensor::zeros(target.config().hidden_size, target.dtype(), target.device())?),
         }
     }
+}
+
+/// The transcript with that index.
+///
+/// # Errors
+/// [`TuneError::Pick`] if there is none.
+pub(super) fn transcript(transcripts: &[Transcript], index: usize) -> Result<&Transcript> {
+    let reason = || format!("there are {} transcripts", transcripts.len());
+    transcripts.get(index).ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
 }

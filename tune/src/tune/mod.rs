@@ -2,6 +2,7 @@
 
 mod batch;
 mod clean;
+mod description;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 mod ranks;

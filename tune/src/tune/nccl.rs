@@ -1,5 +1,6 @@
 //! Ranks on the GPUs of one machine, a process each, whose sums NCCL takes.
 
+use std::ffi::c_char;
 use std::fmt;
 
 use candle_core::{
@@ -9,6 +10,7 @@ use candle_core::{
 use cudarc::nccl::{Comm, Id, ReduceOp};
 
 use super::ranks::Ranks;
+use crate::hex;
 
 /// What the ranks of a run have in common, as text that one process can hand to another.
 #[derive(Clone, Copy)]
@@ -25,20 +27,13 @@ impl Meeting {
 
     /// Reads what [`fmt::Display`] wrote; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.as_bytes().as_chunks::<2>();
-        let (pairs, []) = digits else { return None };
-        let byte = |pair: &[u8; 2]| {
-            let pair = str::from_utf8(pair).ok()?;
-            u8::from_str_radix(pair, 16).ok().map(|byte| byte as std::ffi::c_char)
-        };
-        let bytes: Vec<std::ffi::c_char> = pairs.iter().map(byte).collect::<Option<_>>()?;
-        Some(Self(Id::uninit(bytes.try_into().ok()?)))
+        hex::decode(text).map(|bytes| Self(Id::uninit(bytes.map(|byte| byte as c_char))))
     }
 }
 
 impl fmt::Display for Meeting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.internal().iter().try_for_each(|&byte| write!(f, "{:02x}", byte as u8))
+        f.write_str(&hex::encode(self.0.internal().iter().map(|&byte| byte as u8)))
     }
 }
 
@@ -100,4 +95,18 @@ impl CustomOp1 for Sum<'_> {
 
 fn nccl_error(error: cudarc::nccl::result::NcclError) -> Error {
     Error::msg(format!("NCCL: {error:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_meeting_survives_as_text() {
+        let id = std::array::from_fn(|i| i as u8 as c_char);
+        let text = Meeting(Id::uninit(id)).to_string();
+        assert_eq!(text.len(), 256);
+        assert_eq!(Meeting::parse(&text).map(|meeting| *meeting.0.internal()), Some(id));
+        assert!(Meeting::parse(&text[2..]).is_none());
+    }
 }

@@ -5,8 +5,9 @@ use candle_core::{DType, Device, Result, Tensor};
 /// This process's place among those of a run.
 ///
 /// Every rank holds the drafter and takes its share of each step's sequences; gradients are summed over the ranks
-/// before the optimizer moves, so that all of them move alike. A rank whose run ends with an error sums no more, and
-/// the others would wait for it: whoever started the ranks has to end them all.
+/// before the optimizer moves, so that all of them move alike. A sum that is not a number ends the run on every rank. A
+/// rank whose run ends with an error of its own sums no more, and the others would wait for it: their sums have to fail,
+/// or whoever started the ranks has to end them all.
 pub trait Ranks {
     /// Which of the ranks this is, from 0. Rank 0 evaluates and writes the run's files.
     fn rank(&self) -> usize;

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use flexdraft::model::TargetWeights;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::batch::{Batch, Pick, SlotLabels, anchor_range, labelled_rows, picks};
 use super::clean::Corpus;
+use super::description::{Description, Evaluated, check_same_run, of_transcripts};
 use super::ranks::{Place, Ranks, sum_numbers};
 use super::settings::Settings;
 use super::walk::{Walk, walk};
@@ -27,28 +28,6 @@ use crate::transcripts::Transcript;
 
 /// Transcripts that the mask embedding's first value is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
-
-/// What a checkpoint says of its run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Description {
-    target: String,
-    settings: Settings,
-    /// Hash of the transcripts; empty in checkpoints that do not know it.
-    #[serde(default)]
-    data: String,
-    step: usize,
-    anchors: usize,
-    /// Empty for the whole vocabulary.
-    shortlist: Vec<u32>,
-    best: Option<Evaluated>,
-}
-
-/// A held-out evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Evaluated {
-    step: usize,
-    tau: f64,
-}
 
 /// One step's numbers, for the metrics.
 #[derive(Clone, Debug, Serialize)]
@@ -139,17 +118,21 @@ pub fn run(
     let begun = Instant::now();
     while state.description.step < settings.steps {
         let metrics = state.step(&usable, begun)?;
-        if ranks.rank() != 0 {
-            continue;
-        }
-        observer.step(&metrics)?;
         let (step, last) = (metrics.step, metrics.step == settings.steps);
-        if step % settings.evaluate_every == 0 || last {
-            let walk = state.evaluate()?;
-            observer.evaluated(step, metrics.anchors, &walk)?;
+        let saves = step % settings.checkpoint_every == 0 || last;
+        if ranks.rank() == 0 {
+            observer.step(&metrics)?;
+            if step % settings.evaluate_every == 0 || last {
+                let walk = state.evaluate()?;
+                observer.evaluated(step, metrics.anchors, &walk)?;
+            }
+            if saves {
+                state.save()?;
+            }
         }
-        if step % settings.checkpoint_every == 0 || last {
-            state.save()?;
+        if saves {
+            // No rank gets beyond the next step's sums before rank 0 has saved.
+            state.saved = step;
         }
     }
     // Nobody leaves before rank 0 has saved: it could not tell a rank that is done from one that is lost.
@@ -278,12 +261,12 @@ impl<'a> State<'a> {
         let start = Instant::now();
         let Settings { sequences, anchors, block_size, gamma, seed, .. } = *self.settings;
         let step = self.description.step;
-        let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed);
+        let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
         // Every rank knows all picks, so that the loss is the mean over all of them.
         let mut labels =
-            SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist);
+            SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist)?;
         labels.divide(labels.weight());
         let share = sequences / self.ranks.count();
         let rest = picks.split_off((self.ranks.rank() * share).min(picks.len()));
@@ -291,7 +274,7 @@ impl<'a> State<'a> {
         let picks: Vec<Pick> = rest.into_iter().take(share).collect();
         let SlotLabels { labels, slots } = labels.rows(first, anchors_of(&picks) * (block_size - 1));
         let batch = Batch::new(&mut self.train, &self.target, picks)?;
-        let rows = batch.rows(self.train.transcripts(), block_size);
+        let rows = batch.rows(block_size);
         let factors = self.drafter.forward(&self.target, &rows)?;
         let (head, calibration) = self.drafter.factors(&factors);
         let (loss, predictions) = cross_entropy(Some(head), calibration, &labels)?;
@@ -377,12 +360,10 @@ impl<'a> State<'a> {
         self.out.join("drafter")
     }
 
-    fn save(&mut self) -> Result<()> {
+    fn save(&self) -> Result<()> {
         let mut tensors = self.optimizer.state();
         tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
-        checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)?;
-        self.saved = self.description.step;
-        Ok(())
+        checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)
     }
 }
 
@@ -407,14 +388,6 @@ fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -
     }
 }
 
-/// Tells sets of transcripts apart.
-fn of_transcripts(train: &[Transcript], heldout: &[Transcript]) -> String {
-    let part = |hash: hash::Fnv, ids: &[u32]| hash.with(&hash::of_ids(ids).value().to_le_bytes());
-    let all = train.iter().chain(heldout);
-    let hash = all.fold(hash::Fnv::default(), |hash, t| part(part(hash, &t.prompt), &t.response));
-    hash.with(&(train.len() as u64).to_le_bytes()).hex()
-}
-
 /// What the names of means of weights begin with.
 const MEAN: &str = "mean of ";
 
@@ -424,36 +397,4 @@ fn take_mean(tensors: &mut HashMap<String, Tensor>) -> HashMap<String, Tensor> {
         .into_iter()
         .filter_map(|name| Some((name[MEAN.len()..].to_owned(), tensors.remove(&name)?)))
         .collect()
-}
-
-fn check_same_run(
-    path: &Path,
-    found: &Description,
-    settings: &Settings,
-    target: &str,
-    data: &str,
-) -> Result<()> {
-    let other = |what, found: String, expected: String| {
-        Err(TuneError::OtherRun { path: path.into(), what, found, expected })
-    };
-    if found.target != target {
-        return other("target", found.target.clone(), target.to_owned());
-    }
-    if !found.data.is_empty() && found.data != data {
-        return other("set of transcripts", found.data.clone(), data.to_owned());
-    }
-    // How long a run goes on, and what it reports meanwhile, may change.
-    let comparable = |s: &Settings| Settings {
-        steps: 1,
-        evaluate_every: 1,
-        evaluate_on: 1,
-        checkpoint_every: 1,
-        kept_gib: 0.0,
-        ..s.clone()
-    };
-    let text = |s: &Settings| serde_json::to_string(&comparable(s)).unwrap_or_default();
-    if text(&found.settings) != text(settings) {
-        return other("configuration", text(&found.settings), text(settings));
-    }
-    Ok(())
 }

@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
-use crate::transcripts::Transcript;
 
 /// Anchors that are drafted for at a time.
 const ANCHORS: usize = 64;
@@ -23,8 +22,8 @@ pub struct Walk {
     pub steps: usize,
     /// Tokens that they committed: accepted drafts, and a bonus token a step.
     pub tokens: usize,
-    /// For slots 1, 2, …: how often it was verified.
-    pub verified: Vec<usize>,
+    /// For slots 1, 2, …: how often it was verified with all slots before it accepted.
+    pub reached: Vec<usize>,
     /// … and how often it was accepted.
     pub accepted: Vec<usize>,
 }
@@ -56,10 +55,10 @@ impl Walk {
             }
             self.steps += 1;
             self.tokens += accepted + 1;
-            for slots in [&mut self.verified, &mut self.accepted] {
+            for slots in [&mut self.reached, &mut self.accepted] {
                 slots.resize(slots.len().max(draft.len()), 0);
             }
-            self.verified[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
+            self.reached[..verify_len.min(accepted + 1)].iter_mut().for_each(|count| *count += 1);
             self.accepted[..accepted].iter_mut().for_each(|count| *count += 1);
             anchor = n + accepted;
         }
@@ -88,7 +87,7 @@ pub fn walk(
         for start in (first..end).step_by(ANCHORS) {
             let anchors = (start..(start + ANCHORS).min(end)).collect();
             let batch = Batch::new(corpus, target, vec![Pick { transcript, anchors }])?;
-            predictions.extend(draft(drafter, target, &batch, corpus.transcripts())?);
+            predictions.extend(draft(drafter, target, &batch)?);
         }
         let tokens = corpus.transcripts()[transcript].tokens();
         walk.take(&tokens, first, confidence, |anchor| {
@@ -103,13 +102,8 @@ pub fn walk(
     Ok(walk)
 }
 
-fn draft(
-    drafter: &Drafter,
-    target: &FrozenTarget,
-    batch: &Batch,
-    transcripts: &[Transcript],
-) -> Result<Vec<Prediction>> {
-    let slots = drafter.forward(target, &batch.rows(transcripts, drafter.block_size()))?;
+fn draft(drafter: &Drafter, target: &FrozenTarget, batch: &Batch) -> Result<Vec<Prediction>> {
+    let slots = drafter.forward(target, &batch.rows(drafter.block_size()))?;
     let (head, calibration) = drafter.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     Ok(predict(&factors)?)
@@ -132,7 +126,7 @@ mod tests {
         // Bonus 1, then 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are, and 8 is the bonus.
         assert_eq!((walk.steps, walk.tokens), (2, 3 + 4));
         assert_eq!(walk.tau(), 3.5);
-        assert_eq!(walk.verified, [2, 2, 2]);
+        assert_eq!(walk.reached, [2, 2, 2]);
         assert_eq!(walk.accepted, [2, 2, 1]);
     }
 }

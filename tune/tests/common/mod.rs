@@ -2,6 +2,9 @@
 
 #![allow(dead_code)] // Not every test needs all of it.
 
+pub mod ranks;
+pub mod training;
+
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};

@@ -1,51 +1,14 @@
-//! What a drafter is worth, by generating: the engine decodes unseen prompts with it, and without it to see that
-//! nothing changed.
+//! What decoding with a drafter gave, in numbers.
 
-use std::collections::HashMap;
 use std::fmt;
 
-use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, Engine, Finish, Mode, Proposer, Record, Request, StepRecord};
-use flexdraft::device::Device;
-use flexdraft::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, TuneError};
+use super::Run;
+use super::walked::Walked;
 
 /// Bins of the reliability diagram, of equal width.
 const BINS: usize = 10;
-
-/// How to decode.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decoding {
-    /// Tokens a prompt at most; the target's context bounds them too.
-    pub max_new_tokens: usize,
-    /// Any of these ends a response.
-    pub stop_ids: Vec<u32>,
-    /// How tokens are drawn.
-    pub sampling: SamplingParams,
-    /// How drafts are accepted above temperature 0.
-    pub rule: Rule,
-    /// Whether drafts are verified as if the drafter had been certain of them, for comparison: with
-    /// [`Rule::Rejection`] a draft x is then accepted with the target's own probability of x, as if the target drew
-    /// a token by itself and the two had to be equal.
-    pub as_certain: bool,
-    /// How much of a draft is verified.
-    pub confidence: Confidence,
-    /// Parallel or sequential: the drafts are the same.
-    pub mode: Mode,
-    /// Seed of the first prompt; each further one has the next.
-    pub seed: u64,
-    /// Prompts in a step at most.
-    pub batch: usize,
-}
-
-impl Decoding {
-    /// Whether the tokens have to be those of plain decoding, so that prompts are decoded without drafts too.
-    pub fn is_compared(&self) -> bool {
-        self.sampling.is_greedy() || self.rule == Rule::Match
-    }
-}
 
 /// Acceptance of one slot of the block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,144 +74,13 @@ pub struct Report {
     pub slots: Vec<Slot>,
     /// A prompt each.
     pub prompts: Vec<Continuation>,
-}
-
-/// How far an evaluation is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Prompts continued; those that are continued twice count twice.
-    pub done: usize,
-    /// Tokens generated.
-    pub tokens: usize,
-}
-
-/// Decodes the prompts, with drafts and, where the tokens must be the same, without. `observe` is told after
-/// every step.
-///
-/// # Errors
-/// [`TuneError::NotLossless`]; [`TuneError::Runner`] for a prompt or settings that the engine refuses, or a model
-/// without a drafter; [`TuneError::Setting`] for a batch of 0.
-pub fn evaluate<D: Device>(
-    engine: &mut Engine<D>,
-    prompts: &[Vec<u32>],
-    decoding: &Decoding,
-    observe: &mut dyn FnMut(&Progress),
-) -> Result<Report> {
-    if decoding.batch == 0 {
-        return Err(TuneError::setting("the batch", 0, "at least 1"));
-    }
-    let compared = decoding.is_compared();
-    let mut progress = Progress::default();
-    let mut observe = |finished, tokens| {
-        progress.done += finished;
-        progress.tokens += tokens;
-        observe(&progress);
-    };
-    engine.set_policy(decoding.mode)?;
-    let mut tally = Tally::default();
-    let mut responses = Vec::new();
-    for run in decode(engine, prompts, decoding, true, &mut observe)? {
-        tally.add(&run);
-        responses.push(run.response);
-    }
-    if compared {
-        engine.set_policy(Mode::Autoregressive)?;
-        let plain = decode(engine, prompts, decoding, false, &mut observe)?;
-        for (prompt, plain) in plain.iter().enumerate() {
-            compare(prompt, &responses[prompt], &plain.response)?;
-        }
-    }
-    Ok(tally.report(compared))
-}
-
-/// A prompt's response, and how it came about.
-#[derive(Clone, Debug, Default)]
-struct Run {
-    response: Vec<u32>,
-    /// Each verification, with the confidences of the block it verified a part of.
-    steps: Vec<(Vec<f32>, StepRecord)>,
-    /// Confidences of the block that the next step verifies.
-    pending: Vec<f32>,
-}
-
-impl Run {
-    fn take(&mut self, record: Record) {
-        let next = match &record {
-            Record::Prefill(block) => &block.confidence,
-            Record::Step(step) => &step.next.confidence,
-        };
-        let confidences = std::mem::replace(&mut self.pending, next.clone());
-        if let Record::Step(step) = record {
-            self.steps.push((confidences, step));
-        }
-    }
-}
-
-fn decode<D: Device>(
-    engine: &mut Engine<D>,
-    prompts: &[Vec<u32>],
-    decoding: &Decoding,
-    record: bool,
-    observe: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Run>> {
-    let mut runs = vec![Run::default(); prompts.len()];
-    let mut waiting = prompts.iter().enumerate();
-    let mut running = HashMap::new();
-    loop {
-        while running.len() < decoding.batch
-            && let Some((index, prompt)) = waiting.next()
-        {
-            let request = Request {
-                stop_ids: decoding.stop_ids.clone(),
-                sampling: decoding.sampling,
-                rule: decoding.rule,
-                seed: decoding.seed.wrapping_add(index as u64),
-                confidence: decoding.confidence,
-                proposer: decoding.as_certain.then(|| Box::new(keep) as Box<dyn Proposer>),
-                record,
-                ..Request::new(prompt.clone(), decoding.max_new_tokens)
-            };
-            running.insert(engine.add(request)?, index);
-        }
-        if running.is_empty() {
-            return Ok(runs);
-        }
-        let before = running.len();
-        let mut tokens = 0;
-        for report in engine.step()? {
-            let Some(&index) = running.get(&report.id) else { continue };
-            tokens += report.tokens.len();
-            runs[index].response.extend(report.tokens);
-            if let Some(record) = report.record {
-                runs[index].take(record);
-            }
-            match report.finish {
-                None => continue,
-                Some(Finish::Failed(error)) => return Err(error.into()),
-                Some(_) => running.remove(&report.id),
-            };
-        }
-        observe(before - running.len(), tokens);
-    }
-}
-
-/// Proposes the drafter's own tokens.
-fn keep(_: &[u32], _: &mut [u32]) -> bool {
-    true
-}
-
-fn compare(prompt: usize, drafted: &[u32], plain: &[u32]) -> Result<()> {
-    let longest = drafted.len().max(plain.len());
-    let Some(position) = (0..longest).find(|&position| drafted.get(position) != plain.get(position)) else {
-        return Ok(());
-    };
-    let name = |tokens: &[u32]| tokens.get(position).map_or("none".into(), u32::to_string);
-    Err(TuneError::NotLossless { prompt, position, found: name(drafted), expected: name(plain) })
+    /// What walking transcripts gave, where that was asked for.
+    pub walk: Option<Walked>,
 }
 
 /// Sums over steps.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     slots: Vec<Slot>,
     /// Drafts, their confidences, how many were accepted.
     bins: [(usize, f64, usize); BINS],
@@ -256,7 +88,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, run: &Run) {
+    pub(super) fn add(&mut self, run: &Run) {
         for (confidences, step) in &run.steps {
             let reached = step.verify_len.min(step.accepted + 1);
             self.slots.resize(self.slots.len().max(confidences.len()), Slot::default());
@@ -279,7 +111,7 @@ impl Tally {
         });
     }
 
-    fn report(self, compared: bool) -> Report {
+    pub(super) fn report(self, compared: bool) -> Report {
         let sum = |of: fn(&Continuation) -> usize| self.prompts.iter().map(of).sum::<usize>();
         let (tokens, steps, accepted) = (sum(|p| p.tokens), sum(|p| p.steps), sum(|p| p.accepted));
         let read = self.prompts.iter().filter(|prompt| prompt.tokens > 0).count();
@@ -302,6 +134,7 @@ impl Tally {
             reliability,
             slots: self.slots,
             prompts: self.prompts,
+            walk: None,
         }
     }
 }
@@ -317,6 +150,10 @@ impl fmt::Display for Report {
         writeln!(f, "prompts                  {:>8}", self.prompts.len())?;
         writeln!(f, "tokens                   {tokens:>8}")?;
         writeln!(f, "acceptance length τ      {:>8.3}", self.tau)?;
+        match &self.walk {
+            Some(walked) => writeln!(f, "{walked}")?,
+            None => writeln!(f, "τ by walking transcripts     none")?,
+        }
         writeln!(f, "target passes per token  {:>8.3}", self.passes_per_token)?;
         writeln!(f, "calibration error        {:>8.3}", self.calibration_error)?;
         let compared = if self.compared { "same tokens" } else { "same law" };
@@ -339,7 +176,7 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use flexdraft::decode::{BlockRecord, StepMode};
+    use flexdraft::decode::{BlockRecord, Record, StepMode, StepRecord};
 
     use super::*;
 
@@ -396,15 +233,6 @@ mod tests {
         // Of 4 drafts: 0.95 and 0.85 accepted, 0.15 and 0.55 not.
         let expected = (0.05 + 0.15 + 0.15 + 0.55) / 4.0;
         assert!((report.calibration_error - expected).abs() < 1e-6, "{}", report.calibration_error);
-    }
-
-    #[test]
-    fn the_first_difference_is_named() {
-        assert!(compare(0, &[1, 2], &[1, 2]).is_ok());
-        let error = compare(4, &[1, 2, 3], &[1, 9, 3]).unwrap_err().to_string();
-        assert_eq!(error, "NOT LOSSLESS: prompt 4: token 1 is 2 with drafts, 9 without");
-        let error = compare(0, &[1], &[1, 2]).unwrap_err().to_string();
-        assert!(error.ends_with("token 1 is none with drafts, 2 without"), "{error}");
     }
 
     #[test]

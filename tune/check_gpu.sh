@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Type-checks and lints this crate under its features `cuda` and `nccl` on a machine without a GPU and without the CUDA
+# toolkit. Arguments are added to those of clippy.
+#
+# candle compiles its kernels when it is built with CUDA, which takes many minutes and says nothing of the code
+# here. In nvcc's place comes a script that names a version and writes empty files. What it makes can be neither linked
+# nor run, so it gets a target folder of its own: cargo would otherwise take it for a build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=${CARGO_TARGET_DIR:-target}/check-gpu
+mkdir -p "$target/nvcc"
+# cudarc reads the version from the fourth line.
+cat > "$target/nvcc/nvcc" <<'NVCC'
+#!/usr/bin/env bash
+set -euo pipefail
+if [ "${1:-}" = --version ]; then
+  printf '%s\n' "A stand-in that compiles nothing" "" "" "Cuda compilation tools, release 13.0, V13.0.0"
+  exit
+fi
+output='' folder='' source=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    -o) output=$2; shift ;;
+    --output-directory) folder=$2; shift ;;
+    *.cu) source=$1 ;;
+  esac
+  shift
+done
+[ -z "$folder" ] || output=$folder/$(basename "${source%.cu}").ptx
+[ -n "$output" ]
+: > "$output"
+NVCC
+chmod +x "$target/nvcc/nvcc"
+PATH=$(cd "$target/nvcc" && pwd):$PATH
+export PATH
+# Found before PATH by candle's build or by flexdraft's, which goes without its kernels instead.
+unset NVCC CUDA_HOME CUDA_PATH
+export CUDA_COMPUTE_CAP=90
+
+for feature in cuda nccl; do
+  cargo clippy -p flexdraft-tune --all-targets --features "$feature" --target-dir "$target" --locked "$@" -- -D warnings
+done

@@ -1,0 +1,86 @@
+//! τ of greedy transcripts by walking through them, as tuning finds it for its held-out ones.
+
+use std::fmt;
+
+use candle_core::{DType, Device};
+use flexdraft::model::{DrafterWeights, TargetWeights};
+use serde::{Deserialize, Serialize};
+
+use super::Decoding;
+use crate::drafter::Drafter;
+use crate::error::{Result, TuneError};
+use crate::shortlist::Shortlist;
+use crate::target::FrozenTarget;
+use crate::transcripts::Transcript;
+use crate::tune::Corpus;
+use crate::tune::walk::{Walk, walk};
+
+/// Memory for the keys and values of transcripts, in GiB; what does not fit is computed for every part of a walk.
+const KEPT_GIB: f64 = 1.0;
+
+/// What walking transcripts gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Walked {
+    /// τ over the walks' steps; 1 without a step.
+    pub tau: f64,
+    /// Transcripts walked.
+    pub transcripts: usize,
+    /// Transcripts left out: greedy decoding writes something else after their prompts.
+    pub not_greedy: usize,
+    /// The sums over the walks.
+    #[serde(flatten)]
+    pub walk: Walk,
+}
+
+/// Walks the first `max_new_tokens` tokens of each transcript's response, with `decoding`'s confidence. `responses` are
+/// what greedy decoding wrote after the same prompts, with the same bound: only a transcript that begins what was
+/// written there, or is all of it, can be walked.
+///
+/// A walk's steps are those that decoding takes, but for the last: it ends where a draft would be verified against
+/// tokens that the transcript does not have, and decoding verifies these too. Products are of f32 on the CPU.
+///
+/// # Errors
+/// [`TuneError::Setting`] for sampling that is not greedy, or another number of responses; those of candle: no memory.
+pub fn walk_greedy(
+    weights: &TargetWeights,
+    drafter: &DrafterWeights,
+    transcripts: &[Transcript],
+    responses: &[Vec<u32>],
+    decoding: &Decoding,
+) -> Result<Walked> {
+    if !decoding.sampling.is_greedy() {
+        let temperature = decoding.sampling.temperature;
+        return Err(TuneError::setting("the temperature of a walk", temperature, "0"));
+    }
+    if responses.len() != transcripts.len() {
+        let expected = format!("one a transcript, {}", transcripts.len());
+        return Err(TuneError::setting("the number of responses", responses.len(), expected));
+    }
+    let greedy: Vec<Transcript> = transcripts
+        .iter()
+        .zip(responses)
+        .filter_map(|(transcript, written)| {
+            let mut transcript = transcript.clone();
+            transcript.response.truncate(decoding.max_new_tokens);
+            written.starts_with(&transcript.response).then_some(transcript)
+        })
+        .collect();
+    let (count, not_greedy) = (greedy.len(), transcripts.len() - greedy.len());
+    let target = FrozenTarget::new(weights, DType::F32, &Device::Cpu)?;
+    let drafter = Drafter::from_weights(weights, &target, drafter)?;
+    let mut corpus = Corpus::new(greedy, drafter.tail_layers(), KEPT_GIB, &target);
+    let shortlist = Shortlist::All(weights.config.vocab_size);
+    let walk = walk(&drafter, &target, &mut corpus, &shortlist, count, &decoding.confidence)?;
+    Ok(Walked { tau: walk.tau(), transcripts: count, not_greedy, walk })
+}
+
+impl fmt::Display for Walked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tau, transcripts, not_greedy, .. } = self;
+        write!(f, "τ by walking transcripts {tau:>8.3}  of {transcripts}")?;
+        if *not_greedy > 0 {
+            write!(f, "; {not_greedy} left out, which greedy decoding does not write")?;
+        }
+        Ok(())
+    }
+}

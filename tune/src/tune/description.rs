@@ -1,0 +1,76 @@
+//! What a checkpoint says of its run, and whether that is the run that is to go on.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::Settings;
+use crate::error::{Result, TuneError};
+use crate::hash;
+use crate::transcripts::Transcript;
+
+/// What a checkpoint says of its run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Description {
+    pub target: String,
+    pub settings: Settings,
+    /// Hash of the transcripts; empty in checkpoints that do not know it.
+    #[serde(default)]
+    pub data: String,
+    pub step: usize,
+    pub anchors: usize,
+    /// Empty for the whole vocabulary.
+    pub shortlist: Vec<u32>,
+    pub best: Option<Evaluated>,
+}
+
+/// A held-out evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Evaluated {
+    pub step: usize,
+    pub tau: f64,
+}
+
+/// That a checkpoint is of the run that is to go on.
+///
+/// # Errors
+/// [`TuneError::OtherRun`] naming what differs.
+pub(super) fn check_same_run(
+    path: &Path,
+    found: &Description,
+    settings: &Settings,
+    target: &str,
+    data: &str,
+) -> Result<()> {
+    let other = |what, found: String, expected: String| {
+        Err(TuneError::OtherRun { path: path.into(), what, found, expected })
+    };
+    if found.target != target {
+        return other("target", found.target.clone(), target.to_owned());
+    }
+    if !found.data.is_empty() && found.data != data {
+        return other("set of transcripts", found.data.clone(), data.to_owned());
+    }
+    // How long a run goes on, and what it reports meanwhile, may change.
+    let comparable = |s: &Settings| Settings {
+        steps: 1,
+        evaluate_every: 1,
+        evaluate_on: 1,
+        checkpoint_every: 1,
+        kept_gib: 0.0,
+        ..s.clone()
+    };
+    let text = |s: &Settings| serde_json::to_string(&comparable(s)).unwrap_or_default();
+    if text(&found.settings) != text(settings) {
+        return other("configuration", text(&found.settings), text(settings));
+    }
+    Ok(())
+}
+
+/// Tells sets of transcripts apart.
+pub(super) fn of_transcripts(train: &[Transcript], heldout: &[Transcript]) -> String {
+    let part = |hash: hash::Fnv, ids: &[u32]| hash.with(&hash::of_ids(ids).value().to_le_bytes());
+    let all = train.iter().chain(heldout);
+    let hash = all.fold(hash::Fnv::default(), |hash, t| part(part(hash, &t.prompt), &t.response));
+    hash.with(&(train.len() as u64).to_le_bytes()).hex()
+}
