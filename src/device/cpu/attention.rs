@@ -208,7 +208,11 @@ impl<T: Element> Source<'_, T> {
             if q.len() <= PREFETCH_QUERIES {
                 self.prefetch(simd, block, start + TILE..end.min(start + 2 * TILE));
             }
-            products(simd, q.as_slice(), &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            products(simd, q.as_slice(), &keys[..len], &mut |m, n, sums| {
+                for (score, sum) in scores[m][n..].iter_mut().zip(sums) {
+                    *score = sum * scale;
+                }
+            });
             for (query, (softmax, scores)) in block.queries.iter().zip(softmaxes.iter_mut().zip(&mut scores))
             {
                 softmax.weigh(simd, scores, query.visible(start, len));
@@ -260,7 +264,11 @@ impl<T: Element> Source<'_, T> {
             let q: Vec<&[f32]> = same.iter().map(|query| query.q).collect();
             let mut scores = vec![[0.0; TILE]; q.len()];
             let softmaxes = &mut softmaxes[range];
-            products(simd, q.as_slice(), &keys[..len], &mut |m, n, score| scores[m][n] = score * scale);
+            products(simd, q.as_slice(), &keys[..len], &mut |m, n, sums| {
+                for (score, sum) in scores[m][n..].iter_mut().zip(sums) {
+                    *score = sum * scale;
+                }
+            });
             for (softmax, scores) in softmaxes.iter_mut().zip(scores.iter_mut()) {
                 softmax.weigh(simd, scores, len);
             }

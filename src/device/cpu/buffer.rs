@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::lines::Lines;
 use super::product::Matrix;
 use crate::device::{DeviceError, Precision};
 
@@ -38,7 +39,7 @@ fn round_to_bf16(value: f32) -> f32 {
 /// Activations [rows, cols], row-major, held as f32 and rounded as they are stored.
 #[derive(Debug)]
 pub struct Buffer {
-    data: Vec<f32>,
+    data: Lines,
     rows: usize,
     cols: usize,
     precision: Precision,
@@ -47,7 +48,7 @@ pub struct Buffer {
 impl Buffer {
     /// An empty buffer [0, cols] whose values are rounded to `precision`.
     pub(super) fn new(cols: usize, precision: Precision) -> Self {
-        Self { data: Vec::new(), rows: 0, cols, precision }
+        Self { data: Lines::default(), rows: 0, cols, precision }
     }
 
     /// Number of rows.
@@ -80,10 +81,7 @@ impl Buffer {
             bytes: rows.saturating_mul(self.cols).saturating_mul(size_of::<f32>()),
         };
         let len = rows.checked_mul(self.cols).ok_or_else(out_of_memory)?;
-        if let Some(more) = len.checked_sub(self.data.len()) {
-            self.data.try_reserve(more).map_err(|_| out_of_memory())?;
-        }
-        self.data.resize(len, 0.0);
+        self.data.try_resize(len).map_err(|_| out_of_memory())?;
         self.rows = rows;
         Ok(())
     }

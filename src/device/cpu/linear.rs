@@ -236,13 +236,16 @@ impl<X: Factor<T, K>, T: Element, const K: usize> Kernel for Columns<'_, X, T, K
         let block_rows = (ROW_BLOCK_BYTES / row_bytes).next_multiple_of(MIN_BLOCK_ROWS).max(MIN_BLOCK_ROWS);
         for (block, out) in out.chunks_mut(block_rows).enumerate() {
             let x = x.rows_from(block * block_rows, out.len());
-            products(simd, x, w, &mut |m, n, sum| {
-                let value = bias.map_or(sum, |bias| sum + bias[n]);
-                let out = &mut out[m][n];
-                *out = match output {
-                    Output::Store => value,
-                    Output::Add => *out + value,
-                };
+            products(simd, x, w, &mut |m, n, sums| {
+                let out = &mut out[m][n..n + sums.len()];
+                let bias = bias.map(|bias| &bias[n..n + sums.len()]);
+                for (i, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
+                    let value = bias.map_or(sum, |bias| sum + bias[i]);
+                    *out = match output {
+                        Output::Store => value,
+                        Output::Add => *out + value,
+                    };
+                }
             });
             out.iter_mut().for_each(|row| precision.round_all(row));
         }

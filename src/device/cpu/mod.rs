@@ -9,6 +9,7 @@ mod check;
 mod elementwise;
 mod kv_cache;
 mod linear;
+mod lines;
 mod pool;
 mod product;
 mod rope;

@@ -9,6 +9,7 @@
 
 use half::bf16;
 
+use super::lines::Lines;
 use super::simd::{Element, LANES, PAIRS, Simd, padded};
 
 /// Elements that multiply elements of `T`, `K` at a time.
@@ -21,6 +22,17 @@ pub(super) trait Factor<T: Element, const K: usize>: Element {
     fn left<S: Simd>(simd: S, from: &[Self; K]) -> Self::Left<S>;
     fn right<S: Simd>(simd: S, from: &[T; K]) -> Self::Right<S>;
     fn multiply_add<S: Simd>(simd: S, x: Self::Left<S>, w: Self::Right<S>, to: S::Lanes) -> S::Lanes;
+
+    /// [`columns`] for many rows of x.
+    #[inline(always)]
+    fn many<S: Simd, const R: usize, const C: usize>(
+        simd: S,
+        x: &impl Rows<Self>,
+        w: &impl Rows<T>,
+        sink: &mut impl FnMut(usize, usize, &[f32]),
+    ) {
+        columns::<S, Self, T, K, R, C>(simd, x, w, sink);
+    }
 }
 
 impl<T: Element> Factor<T, LANES> for f32 {
@@ -40,6 +52,20 @@ impl<T: Element> Factor<T, LANES> for f32 {
     #[inline(always)]
     fn multiply_add<S: Simd>(simd: S, x: S::Lanes, w: S::Lanes, to: S::Lanes) -> S::Lanes {
         simd.mul_add(x, w, to)
+    }
+
+    #[inline(always)]
+    fn many<S: Simd, const R: usize, const C: usize>(
+        simd: S,
+        x: &impl Rows<Self>,
+        w: &impl Rows<T>,
+        sink: &mut impl FnMut(usize, usize, &[f32]),
+    ) {
+        if size_of::<T>() < size_of::<f32>() {
+            widened::<S, T, R, C>(simd, x, w, sink);
+        } else {
+            columns::<S, Self, T, LANES, R, C>(simd, x, w, sink);
+        }
     }
 }
 
@@ -114,7 +140,12 @@ impl<T> Rows<T> for Matrix<'_, T> {
 /// Rows of x up to which a product is bound by how fast w streams from memory, and not by arithmetic.
 const STREAMED_ROWS: usize = 2;
 
-/// Calls `sink(m, n, Σ_k x[m][k] · w[n][k])` for every m and n. All rows have the same length.
+/// Rows of x from which on weights are made f32 once for all of them, rather than by each tile of rows: reading them is
+/// then little beside the arithmetic, which it comes before instead of beside.
+const MANY_ROWS: usize = 64;
+
+/// Calls `sink(m, n, sums)` with `sums[i] = Σ_k x[m][k] · w[n + i][k]` until it had every m and n once. All rows have
+/// the same length.
 ///
 /// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
 /// once, x from the cache often.
@@ -123,7 +154,7 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
     simd: S,
     x: impl Rows<X>,
     w: impl Rows<T>,
-    sink: &mut impl FnMut(usize, usize, f32),
+    sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     // One row of w after the other is what the hardware fetches ahead by itself, further than it can be asked to.
     if x.len() <= STREAMED_ROWS {
@@ -131,7 +162,11 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
     }
     // Accumulators, and a row or column of operands beside them, fill the register file.
     if S::REGISTERS >= 32 {
-        columns::<S, X, T, K, 4, 6>(simd, &x, &w, sink);
+        if x.len() >= MANY_ROWS {
+            X::many::<S, 4, 6>(simd, &x, &w, sink);
+        } else {
+            columns::<S, X, T, K, 4, 6>(simd, &x, &w, sink);
+        }
     } else if S::REGISTERS >= 8 {
         columns::<S, X, T, K, 2, 3>(simd, &x, &w, sink);
     } else {
@@ -145,7 +180,7 @@ fn columns<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize,
     simd: S,
     x: &impl Rows<X>,
     w: &impl Rows<T>,
-    sink: &mut impl FnMut(usize, usize, f32),
+    sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let mut n = 0;
     while n + C <= w.len() {
@@ -158,6 +193,44 @@ fn columns<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize,
     }
 }
 
+/// [`columns`] with each block of w made f32 once, for all tiles of rows of x.
+#[inline(always)]
+fn widened<S: Simd, T: Element, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl Rows<f32>,
+    w: &impl Rows<T>,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    let depth = x.row(0).len();
+    let stride = depth.next_multiple_of(LANES);
+    let mut wide = Lines::zeros(C * stride);
+    let mut n = 0;
+    while n + C <= w.len() {
+        for (c, wide) in wide.chunks_exact_mut(stride.max(1)).enumerate() {
+            let (chunks, rest) = w.row(n + c).as_chunks::<LANES>();
+            let wide = wide.as_chunks_mut::<LANES>().0;
+            for (from, to) in chunks.iter().zip(wide.iter_mut()) {
+                simd.store(T::load(simd, from), to);
+            }
+            if let (false, Some(last)) = (rest.is_empty(), wide.last_mut()) {
+                simd.store(T::load(simd, &padded(rest)), last);
+            }
+        }
+        let block = Block {
+            rows: std::array::from_fn(|c| &wide[c * stride..][..depth]),
+            first: n,
+            next: next::<T, C>(w, n + C),
+            next_bytes: LANES * size_of::<T>(),
+        };
+        tiles::<S, f32, f32, LANES, R, C>(simd, x, &block, sink);
+        n += C;
+    }
+    while n < w.len() {
+        rows::<S, f32, T, LANES, R, 1>(simd, x, w, n, sink);
+        n += 1;
+    }
+}
+
 /// All rows of x with the `C` rows of w from row `n` on.
 #[inline(always)]
 fn rows<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
@@ -165,28 +238,46 @@ fn rows<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, co
     x: &impl Rows<X>,
     w: &impl Rows<T>,
     n: usize,
-    sink: &mut impl FnMut(usize, usize, f32),
+    sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    let w_rows: [&[T]; C] = std::array::from_fn(|c| w.row(n + c));
-    // The first tile fetches the next rows of w: several at a time are more than the hardware follows.
-    let ahead = match n + C < w.len() {
-        true => (w.row(n + C).as_ptr() as isize).wrapping_sub(w_rows[0].as_ptr() as isize),
-        false => 0,
+    let block = Block {
+        rows: std::array::from_fn(|c| w.row(n + c)),
+        first: n,
+        next: next::<T, C>(w, n + C),
+        next_bytes: K * size_of::<T>(),
     };
-    let w = Block { rows: w_rows, first: n, ahead };
+    tiles::<S, X, T, K, R, C>(simd, x, &block, sink);
+}
+
+/// Where the `C` rows of w from row `n` on begin; the last row stands for those that there are not.
+#[inline(always)]
+fn next<T, const C: usize>(w: &impl Rows<T>, n: usize) -> [*const u8; C] {
+    let last = w.len().saturating_sub(1);
+    std::array::from_fn(|c| w.row((n + c).min(last)).as_ptr().cast())
+}
+
+/// All rows of x with a block of w.
+#[inline(always)]
+fn tiles<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
+    simd: S,
+    x: &impl Rows<X>,
+    w: &Block<'_, T, C>,
+    sink: &mut impl FnMut(usize, usize, &[f32]),
+) {
+    // The first tile fetches the next rows of w: several at a time are more than the hardware follows.
     let mut m = 0;
     if R <= x.len() {
-        tile::<S, X, T, K, R, C, true>(simd, x, m, &w, sink);
+        tile::<S, X, T, K, R, C, true>(simd, x, m, w, sink);
         m += R;
     }
     while m + R <= x.len() {
-        tile::<S, X, T, K, R, C, false>(simd, x, m, &w, sink);
+        tile::<S, X, T, K, R, C, false>(simd, x, m, w, sink);
         m += R;
     }
     match x.len() - m {
-        3 if R > 3 => tile::<S, X, T, K, 3, C, true>(simd, x, m, &w, sink),
-        2 if R > 2 => tile::<S, X, T, K, 2, C, true>(simd, x, m, &w, sink),
-        1 if R > 1 => tile::<S, X, T, K, 1, C, true>(simd, x, m, &w, sink),
+        3 if R > 3 => tile::<S, X, T, K, 3, C, true>(simd, x, m, w, sink),
+        2 if R > 2 => tile::<S, X, T, K, 2, C, true>(simd, x, m, w, sink),
+        1 if R > 1 => tile::<S, X, T, K, 1, C, true>(simd, x, m, w, sink),
         _ => {}
     }
 }
@@ -196,8 +287,9 @@ struct Block<'a, T, const C: usize> {
     rows: [&'a [T]; C],
     /// The index of the first.
     first: usize,
-    /// Where the block after this one is, relative to this one, in bytes.
-    ahead: isize,
+    /// Where those of the block after this one are stored, and the bytes of `K` of their elements.
+    next: [*const u8; C],
+    next_bytes: usize,
 }
 
 /// The `R` rows of x from row `m` on with a block of w.
@@ -215,14 +307,12 @@ fn tile<
     x: &impl Rows<X>,
     m: usize,
     w: &Block<'_, T, C>,
-    sink: &mut impl FnMut(usize, usize, f32),
+    sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let x_rows: [&[X]; R] = std::array::from_fn(|r| x.row(m + r));
     let sums = dots::<S, X, T, K, R, C, FETCH>(simd, &x_rows, w);
-    for (m, sums) in (m..).zip(sums) {
-        for (n, sum) in (w.first..).zip(sums) {
-            sink(m, n, sum);
-        }
+    for (m, sums) in (m..).zip(&sums) {
+        sink(m, w.first, sums);
     }
 }
 
@@ -241,7 +331,7 @@ fn dots<
     x: &[&[X]; R],
     w: &Block<'_, T, C>,
 ) -> [[f32; C]; R] {
-    let (ahead, w) = (w.ahead, &w.rows);
+    let (next, next_bytes, w) = (w.next, w.next_bytes, &w.rows);
     let depth = x[0].len();
     let chunks = depth / K;
     let mut x_chunks: [&[[X; K]]; R] = [&[]; R];
@@ -258,7 +348,7 @@ fn dots<
         let x: [X::Left<S>; R] = std::array::from_fn(|r| X::left(simd, &x_chunks[r][k]));
         for c in 0..C {
             if FETCH && C > 1 {
-                simd.prefetch(w_chunks[c][k].as_ptr().wrapping_byte_offset(ahead));
+                simd.prefetch(next[c].wrapping_add(k * next_bytes));
             }
             let weight = X::right(simd, &w_chunks[c][k]);
             for r in 0..R {
@@ -275,16 +365,24 @@ fn dots<
         }
     }
 
-    let mut sums = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            let mut lanes = simd.load(&stored[r][c]);
-            if chunks * K < depth {
-                let x = X::left(simd, &padded(&x[r][chunks * K..depth]));
-                lanes = X::multiply_add(simd, x, X::right(simd, &padded(&w[c][chunks * K..depth])), lanes);
+    if chunks * K < depth {
+        for r in 0..R {
+            let x = X::left(simd, &padded(&x[r][chunks * K..depth]));
+            for c in 0..C {
+                let w = X::right(simd, &padded(&w[c][chunks * K..depth]));
+                let lanes = X::multiply_add(simd, x, w, simd.load(&stored[r][c]));
+                simd.store(lanes, &mut stored[r][c]);
             }
-            sums[r][c] = simd.sum(lanes);
         }
+    }
+    let mut sums = [[0.0; C]; R];
+    let (eights, rest) = stored.as_flattened().as_chunks::<8>();
+    let (sums_of_eights, sums_of_rest) = sums.as_flattened_mut().as_chunks_mut::<8>();
+    for (sums, stored) in sums_of_eights.iter_mut().zip(eights) {
+        *sums = simd.sum8(std::array::from_fn(|i| simd.load(&stored[i])));
+    }
+    for (sum, stored) in sums_of_rest.iter_mut().zip(rest) {
+        *sum = simd.sum(simd.load(stored));
     }
     sums
 }
@@ -292,5 +390,6 @@ fn dots<
 /// One dot product, in the order of all of them.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: Element>(simd: S, x: &[f32], w: &[T]) -> f32 {
-    dots::<S, f32, T, LANES, 1, 1, false>(simd, &[x], &Block { rows: [w], first: 0, ahead: 0 })[0][0]
+    let block = Block { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };
+    dots::<S, f32, T, LANES, 1, 1, false>(simd, &[x], &block)[0][0]
 }

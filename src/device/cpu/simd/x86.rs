@@ -162,7 +162,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sum(self, lanes: Self::Lanes) -> f32 {
         // SAFETY: `self` exists, so the machine has AVX2.
-        unsafe { sum8(_mm256_add_ps(lanes[0], lanes[1])) }
+        unsafe { lanes_of_8(_mm256_add_ps(lanes[0], lanes[1])) }
     }
 }
 
@@ -320,8 +320,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // SAFETY: `self` exists, so the machine has AVX-512F, which includes AVX2.
         unsafe {
             let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(lanes)));
-            sum8(_mm256_add_ps(_mm512_castps512_ps256(lanes), high))
+            lanes_of_8(_mm256_add_ps(_mm512_castps512_ps256(lanes), high))
         }
+    }
+
+    #[inline(always)]
+    fn sum8(self, lanes: [Self::Lanes; 8]) -> [f32; 8] {
+        // SAFETY: `self` exists, so the machine has AVX-512F.
+        unsafe { sums_of_16(lanes) }
     }
 }
 
@@ -367,8 +373,32 @@ fn odd16(pairs: __m512i) -> __m512 {
 /// The last three levels of the tree of [`Simd::sum`].
 #[target_feature(enable = "avx2")]
 #[inline]
-fn sum8(lanes: __m256) -> f32 {
+fn lanes_of_8(lanes: __m256) -> f32 {
     let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The sum of each of eight vectors: every step halves what is left of two and puts it side by side.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sums_of_16(v: [__m512; 8]) -> [f32; 8] {
+    // Lanes 0..8 of a and of b, plus lanes 8..16.
+    let eighths =
+        |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    // Of the vectors in a and in b a quarter each, plus the quarter after it.
+    let quarters =
+        |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+    let low = quarters(eighths(v[0], v[1]), eighths(v[2], v[3]));
+    let high = quarters(eighths(v[4], v[5]), eighths(v[6], v[7]));
+    // Quarter i has vectors i and i + 4: their lanes 0 and 1, plus 2 and 3 …
+    let (a, b) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
+    let pairs =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    // … and lane 0 plus 1.
+    let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+    let mut stored = [0.0; 16];
+    // SAFETY: there is room for sixteen.
+    unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sums) };
+    std::array::from_fn(|i| stored[i % 4 * 4 + i / 4 * 2])
 }
