@@ -137,9 +137,6 @@ impl<T> Rows<T> for Matrix<'_, T> {
     }
 }
 
-/// Rows of x up to which a product is bound by how fast w streams from memory, and not by arithmetic.
-const STREAMED_ROWS: usize = 2;
-
 /// Rows of x from which on weights are made f32 once for all of them, rather than by each tile of rows: reading them is
 /// then little beside the arithmetic, which it comes before instead of beside.
 const MANY_ROWS: usize = 64;
@@ -156,10 +153,6 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
     w: impl Rows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    // One row of w after the other is what the hardware fetches ahead by itself, further than it can be asked to.
-    if x.len() <= STREAMED_ROWS {
-        return columns::<S, X, T, K, STREAMED_ROWS, 1>(simd, &x, &w, sink);
-    }
     // Accumulators, and a row or column of operands beside them, fill the register file.
     if S::REGISTERS >= 32 {
         if x.len() >= MANY_ROWS {

@@ -156,7 +156,8 @@ pub(super) trait Simd: Copy {
     /// there is no fused multiply-add). With AVX-512_BF16 subnormal numbers count as zero.
     fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes;
 
-    /// Asks for a cache line that will be read later. The address may be any.
+    /// Asks for a cache line that will be read later, to come as near as the second-level cache: the nearest has few
+    /// places for lines that are on their way, and memory takes long. The address may be any.
     fn prefetch<T>(self, at: *const T);
 
     /// The sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.

@@ -156,7 +156,7 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
         // nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
@@ -312,7 +312,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
         // nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
