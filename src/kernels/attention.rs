@@ -236,7 +236,7 @@ impl<B: Backend> Kernels<B> {
         }
         let item_splits = tile.item_splits(args, limits.multiprocessors);
         let max_states = max_splits.div_ceil(item_splits);
-        let item_keys = operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
+        operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
         let rows = (args.qkv.len() / stride).max(pass_rows);
         let elements = operands.product("qkv", &[rows, stride])?;
         let qkv: *const u16 = operands.read("qkv", &args.qkv, elements, 16)?.cast();
@@ -269,7 +269,7 @@ impl<B: Backend> Kernels<B> {
             scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
-            split: item_keys / item_splits as i32,
+            split: operands.i32("split", args.split)?,
             item_splits: item_splits as i32,
             max_states: operands.i32("states", max_states)?,
         };

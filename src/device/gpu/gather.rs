@@ -1,0 +1,69 @@
+//! Rows of one buffer to another.
+
+use super::Gpu;
+use super::checks::{elements, expect_rows, index32};
+use super::memory::{Buffer, Values};
+use super::products::Products;
+use crate::backend::Backend;
+use crate::device::DeviceError;
+use crate::kernels::glue::Gather;
+
+impl<P: Products> Gpu<P> {
+    /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits as pairs of bf16.
+    pub(super) fn gather_rows(
+        &self,
+        from: &Buffer<P::Backend>,
+        indices: &[usize],
+        to: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "gather";
+        if indices.is_empty() || from.cols == 0 {
+            return Ok(());
+        }
+        for &index in indices {
+            expect_rows(OPERATION, "x", from, from.cols, index.saturating_add(1))?;
+        }
+        let (backend, stream) = (self.backend(), &self.stream);
+        // Rows that follow each other need no table.
+        let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
+        if indices.iter().copied().eq(first..first.saturating_add(count)) && from.cols == to.cols {
+            let range = elements(from, &(first..first.saturating_add(count)));
+            match (&from.values, &mut to.values) {
+                (Values::Activations(from), Values::Activations(to)) => {
+                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                }
+                (Values::Logits(from), Values::Logits(to)) => {
+                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                }
+                _ => {}
+            }
+        }
+        let host: Vec<i32> =
+            indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
+        let mut scratch = self.scratch();
+        let ids = scratch.gathered.holding(backend, stream, host)?;
+        let (stride, from_rows, to_cols) = (from.stride(), from.rows, to.cols);
+        let mismatch = || DeviceError::Shape {
+            operation: OPERATION,
+            operand: "x",
+            expected: vec![indices.len(), to_cols],
+            found: vec![from_rows, from.cols],
+        };
+        let args = match (&from.values, &mut to.values) {
+            (Values::Activations(from), Values::Activations(to)) => Gather {
+                indices: self.input(ids, 0..count)?,
+                x: self.input(from, 0..from_rows * stride)?,
+                out: self.output(to, 0..count * stride)?,
+                cols: stride,
+            },
+            (Values::Logits(from), Values::Logits(to)) => Gather {
+                indices: self.input(ids, 0..count)?,
+                x: self.input(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
+                out: self.output(to, 0..count * stride)?.cast().ok_or_else(mismatch)?,
+                cols: 2 * stride,
+            },
+            _ => return Err(mismatch()),
+        };
+        Ok(self.kernels.gather(stream, &args)?)
+    }
+}
