@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUdevice_attribute as DeviceAttribute, CUfunction_attribute as FunctionAttribute, CUresult,
+    CUdevice_attribute as DeviceAttribute, CUfunction_attribute as FunctionAttribute, CUresult, CUstream,
 };
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
@@ -100,6 +100,45 @@ impl Cuda {
         }
         Ok(Cuda { context: context.clone(), kernels, limits })
     }
+
+    /// Launches on a stream of `context`.
+    ///
+    /// # Safety
+    ///
+    /// As [`Backend::launch`]; `stream` is alive and of `context`.
+    pub(super) unsafe fn launch_on(
+        &self,
+        context: &CudaContext,
+        stream: CUstream,
+        launch: &Launch<'_>,
+    ) -> Result<(), BackendError> {
+        let name = launch.kernel;
+        let kernel = self.kernels.get(name).ok_or(BackendError::NoKernel(name))?;
+        if context.cu_ctx() != self.context.cu_ctx() {
+            return Err(BackendError::Context { kernel: name });
+        }
+        if launch.shared_bytes > kernel.shared_bytes {
+            let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
+            return Err(BackendError::SharedMemory { kernel: name, needed, allowed });
+        }
+        let failed = |error: DriverError| BackendError::Failed { kernel: name, message: error.to_string() };
+        self.context.bind_to_thread().map_err(failed)?;
+        // The driver copies the one parameter, the struct, before it returns.
+        let mut params = [launch.params.cast_mut()];
+        // SAFETY: the function and its module live in `self`, in the context just bound, which is the stream's; the
+        // caller promises that the stream is alive, that the struct is the kernel's and its pointers stay valid.
+        unsafe {
+            result::launch_kernel(
+                kernel.function.cu_function(),
+                launch.grid.into(),
+                (launch.threads, 1, 1),
+                launch.shared_bytes,
+                stream,
+                &mut params,
+            )
+        }
+        .map_err(failed)
+    }
 }
 
 impl Drop for Cuda {
@@ -124,7 +163,7 @@ fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, Driv
     Ok(bytes)
 }
 
-fn driver(error: DriverError) -> BackendError {
+pub(super) fn driver(error: DriverError) -> BackendError {
     BackendError::Driver(error.to_string())
 }
 
@@ -221,32 +260,8 @@ impl Backend for Cuda {
     }
 
     unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
-        let name = launch.kernel;
-        let kernel = self.kernels.get(name).ok_or(BackendError::NoKernel(name))?;
-        if stream.context().cu_ctx() != self.context.cu_ctx() {
-            return Err(BackendError::Context { kernel: name });
-        }
-        if launch.shared_bytes > kernel.shared_bytes {
-            let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
-            return Err(BackendError::SharedMemory { kernel: name, needed, allowed });
-        }
-        let failed = |error: DriverError| BackendError::Failed { kernel: name, message: error.to_string() };
-        self.context.bind_to_thread().map_err(failed)?;
-        // The driver copies the one parameter, the struct, before it returns.
-        let mut params = [launch.params.cast_mut()];
-        // SAFETY: the function and its module live in `self`, the stream in `stream`, both in the context
-        // just bound; the caller promises that the struct is the kernel's and its pointers stay valid.
-        unsafe {
-            result::launch_kernel(
-                kernel.function.cu_function(),
-                launch.grid.into(),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                stream.cu_stream(),
-                &mut params,
-            )
-        }
-        .map_err(failed)
+        // SAFETY: the caller's promise; the stream is alive and of its context.
+        unsafe { self.launch_on(stream.context(), stream.cu_stream(), launch) }
     }
 }
 

@@ -6,6 +6,7 @@
 //! (context and stream) they are ordered on.
 
 mod cuda;
+mod foreign;
 #[cfg(feature = "simt")]
 pub mod simt;
 mod view;
@@ -13,6 +14,7 @@ mod view;
 use std::ops::Range;
 
 pub use cuda::Cuda;
+pub use foreign::{Foreign, ForeignMemory, ForeignStream};
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use flexdraft::backend::{Backend, Cuda, Element, Simt, SimtOptions};
+use flexdraft::backend::{Backend, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use half::bf16;
 
@@ -51,6 +51,15 @@ pub fn cuda() -> Option<Bench<Cuda>> {
             None
         }
     }
+}
+
+/// The same GPU and stream, as another framework gives them.
+pub fn foreign(gpu: &Bench<Cuda>) -> Bench<Foreign> {
+    let context = gpu.stream.context();
+    let kernels = Kernels::new(Foreign::new(context).unwrap());
+    // SAFETY: a stream of this context, which the caller keeps for longer.
+    let stream = unsafe { ForeignStream::new(context, gpu.stream.cu_stream() as u64) };
+    Bench { kernels, stream }
 }
 
 /// Numbers in [-2, 2).

@@ -11,7 +11,7 @@ mod bench;
 #[path = "../common/mod.rs"]
 mod common;
 
-use bench::{Bench, cuda, halves, noise, simt};
+use bench::{Bench, cuda, foreign, halves, noise, simt};
 use bytemuck::Zeroable;
 use common::models::Spec;
 use common::runs::run;
@@ -44,7 +44,9 @@ fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
     let other = SimtOptions { checking: Checking::Off, copies: Copies::Late, schedule: 3 };
     same(&expected, &case.run(&simt(other)));
     if let Some(gpu) = cuda() {
-        same(&expected, &case.run(&gpu));
+        let found = case.run(&gpu);
+        same(&expected, &found);
+        same(&found, &case.run(&foreign(&gpu)));
     }
 }
 

@@ -1,0 +1,123 @@
+"""What the comparisons share: noise, times, and lines of JSON that are on disk as soon as they are known."""
+
+import json
+import os
+import statistics
+import time
+
+import torch
+
+# Launches whose times are taken, after as many as warm up.
+TIMED, WARM = 25, 5
+
+
+def noise(shape, seed: int, device: str, dtype=torch.bfloat16, scale=1.0) -> torch.Tensor:
+    """Normally distributed, the same for a seed on every run of a device."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return (torch.randn(shape, generator=generator, device=device, dtype=torch.float32) * scale).to(dtype)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖; NaN, which passes no limit, where there is any."""
+    expected = expected.float()
+    return ((found.float() - expected).norm() / expected.norm().clamp_min(1e-20)).item()
+
+
+class Timer:
+    """Medians of single launches, the L2 cache overwritten before each."""
+
+    def __init__(self, device: str):
+        self.device = device
+        if device == "cuda":
+            size = 4 * torch.cuda.get_device_properties(0).L2_cache_size
+            self.flush = torch.empty(max(size, 1 << 20), dtype=torch.uint8, device=device)
+
+    def median_us(self, launch, restore=None) -> tuple[float, str]:
+        """The median time of `launch`, in microseconds, and whether it was replayed from a CUDA graph, which takes
+        the host's time to launch out of the number. `restore` puts back what a launch has changed, outside of it."""
+        if self.device == "cpu":
+            times = []
+            for _ in range(3):
+                if restore:
+                    restore()
+                start = time.perf_counter()
+                launch()
+                times.append((time.perf_counter() - start) * 1e6)
+            return statistics.median(times), "cpu"
+        for _ in range(3):
+            launch()
+        torch.cuda.synchronize()
+        how = "graph"
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                launch()
+            run = graph.replay
+        except Exception:  # Not everything can be captured; it is timed as it is then, and the line says so.
+            torch.cuda.synchronize()
+            run, how = launch, "eager"
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(WARM + TIMED)]
+        for start, end in events:
+            if restore:
+                restore()
+            self.flush.zero_()
+            start.record()
+            run()
+            end.record()
+        torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) * 1e3 for start, end in events[WARM:]), how
+
+
+class Record:
+    """A file of lines of JSON, the machine's first."""
+
+    def __init__(self, directory: str, name: str, device: str):
+        os.makedirs(directory, exist_ok=True)
+        self.file = open(os.path.join(directory, f"peers-{name}.jsonl"), "w")
+        gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu (SIMT host): not a measurement"
+        self.add({"device": gpu, "torch": torch.__version__})
+
+    def add(self, line: dict):
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+class Comparison:
+    """Runs the ways to compute one case, checks each against the reference, times those that agree with it."""
+
+    def __init__(self, record: Record, timer: Timer, deadline: float):
+        self.record, self.timer, self.deadline = record, timer, deadline
+        self.wrong = 0  # times that flexdraft itself failed
+
+    def case(self, family: str, shape: dict, ways: dict, check, limit: float):
+        """`ways` are functions that make ready and return (launch, restore or None); `check` gives the error of what a
+        launch returns."""
+        ours = None
+        for name, prepare in ways.items():
+            if time.monotonic() > self.deadline:
+                self.record.add({"family": family, "shape": shape, "way": name, "skipped": "out of time"})
+                continue
+            line = {"family": family, "shape": shape, "way": name}
+            try:
+                launch, restore = prepare()
+                if restore:
+                    restore()
+                error = check(launch())
+                line["error"] = round(error, 6)
+                if not error <= limit:
+                    raise AssertionError(f"differs from the reference by {error}, of which {limit} is allowed")
+                us, line["timed"] = self.timer.median_us(launch, restore)
+                line["median_us"] = round(us, 2)
+                if name == "flexdraft":
+                    ours = us
+                elif ours:
+                    line["over_flexdraft"] = round(us / ours, 3)
+            except Exception as problem:  # A peer that does not run is named with its error.
+                line["failed"] = f"{type(problem).__name__}: {problem}"[:400]
+                self.wrong += name == "flexdraft"
+            self.record.add(line)
+            shown = line.get("median_us", line.get("failed"))
+            print(f"{family} {shape} {name}: {shown} {line.get('over_flexdraft', '')}", flush=True)
+            if self.timer.device == "cuda":
+                torch.cuda.empty_cache()
