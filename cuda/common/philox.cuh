@@ -55,9 +55,16 @@ FLEXDRAFT_INLINE float exponential(uint32_t word) {
 }
 
 // A bound from below for exponential(word), for the price of one addition: −ln u ≥ 1 − u, of which the
-// leading 23 bits.
+// leading 23 bits. It is less by 2^−16 of it at least, so rounding cannot make it more.
 FLEXDRAFT_INLINE float exponential_floor(uint32_t word) {
     return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f;
+}
+
+// A bound from below for weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and less by more than
+// what rounding may add.
+FLEXDRAFT_INLINE float race_floor(float weight, uint32_t word) {
+    const float u = __uint_as_float(0x3f800000u | (word >> 9)) - 1.0f;
+    return __fdividef(weight * u, 1.0f - u) * 0.99999f;
 }
 
 // −ln(−ln u): standard Gumbel.

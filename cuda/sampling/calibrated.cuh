@@ -74,7 +74,6 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char*
     const int warp_tile = warp % Shape::kWarpsAcrossTile * Shape::kWarpTile;
     const int warp_rows = warp / Shape::kWarpsAcrossTile * Shape::kWarpRows;
     const int row_blocks = (p.rows + kRowBlock - 1) / kRowBlock;
-    const int steps = row_blocks * slices;
 
     // This thread's part of a block's sampling: chunk `slot % kTileChunks` of row turn · kSlots /
     // kTileChunks + slot / kTileChunks, four ids.
@@ -85,21 +84,25 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char*
 #pragma unroll
     for (int j = 0; j < 4; ++j) bias[j] = p.b2 != nullptr && first + j < p.vocab ? p.b2[first + j] : 0.0f;
 
-    const auto fetch = [&](int step) {
-        if (step < steps) {
-            const int slice = step % slices, first_row = step / slices * kRowBlock;
-            copy_slice<kRowBlock, kThreads>(ring + step % kStages * kRowBlock * kSliceStride, kSliceStride, p.u,
-                                            first_row, p.rows, slice * kSlice, p.rank);
-            if (step < slices) {
-                copy_slice<kTile, kThreads>(weights + slice * kSlice, weight_stride, p.w2, tile_start, p.vocab,
-                                            slice * kSlice, p.rank);
+    // What is fetched next, by counters: a division by a number that is not known takes as long as part of a product.
+    int next_slice = 0, next_block = 0, next_stage = 0;
+    const auto fetch = [&]() {
+        if (next_block < row_blocks) {
+            copy_slice<kRowBlock, kThreads>(ring + next_stage * kRowBlock * kSliceStride, kSliceStride, p.u,
+                                            next_block * kRowBlock, p.rows, next_slice * kSlice, p.rank);
+            if (next_block == 0) {
+                copy_slice<kTile, kThreads>(weights + next_slice * kSlice, weight_stride, p.w2, tile_start, p.vocab,
+                                            next_slice * kSlice, p.rank);
             }
         }
+        if (++next_slice == slices) next_slice = 0, ++next_block;
+        if (++next_stage == kStages) next_stage = 0;
         // Empty groups too, so that the count of groups under way is the same for every step.
         cp_async_commit();
     };
 #pragma unroll
-    for (int step = 0; step < kStages - 1; ++step) fetch(step);
+    for (int step = 0; step < kStages - 1; ++step) fetch();
+    int stage = 0;
 
     bool has_nan = false;
     for (int block = 0; block < row_blocks; ++block) {
@@ -117,12 +120,12 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char*
 
         float d[kTileParts][2 * kRowParts][4] = {};
         for (int slice = 0; slice < slices; ++slice) {
-            const int step = block * slices + slice;
             cp_async_wait<kStages - 2>();
             // The stage that is filled next was last read before this barrier.
             __syncthreads();
-            fetch(step + kStages - 1);
-            const bf16* u = ring + step % kStages * kRowBlock * kSliceStride;
+            fetch();
+            const bf16* u = ring + stage * kRowBlock * kSliceStride;
+            if (++stage == kStages) stage = 0;
 #pragma unroll
             for (int k = 0; k < kSlice; k += 16) {
                 uint32_t a[kTileParts][4], b[kRowParts][4];

@@ -34,8 +34,9 @@ FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
 // Cuts the row and draws from what is kept; fills in what that changes.
 template <typename L>
 FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowSampling& sampling, const L* logits,
-                                   FlexdraftRowStats& stats, FinishShared& s) {
-    const ScoredRow<L> row = {logits, p.vocab, stats.max, stats.temperature};
+                                   const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
+    const int chunk_bits = p.rank > 0 ? kCalibratedChunkBits : kChunkBits;
+    const ScoredRow<L> row = {logits, p.vocab, stats.max, stats.temperature, maxima, p.chunks, chunk_bits};
     const Cut cut = find_truncation(row, sampling, s);
     stats.cut_score = score_of_key(cut.key), stats.cut_id = cut.id;
 
@@ -43,7 +44,7 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowS
     const bool draws = sampling.purpose_and_slot != 0u;
     uint64_t weight = 0, kept = 0;
     Winner winner = {-kInfinity, INT32_MAX, -kInfinity};
-    for_each_four(row, [&](int first, const float(&scores)[4]) {
+    for_each_four(row, cut.key + 1u, [&](int first, const float(&scores)[4]) {
         bool is_in[4], any = false;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -134,7 +135,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
         if (stats.temperature > 0.0f) stats.log_sum = logf(sum);
         if (is_truncating(sampling, p.vocab)) {
             if (p.logits_current) {
-                truncate_row(p, sampling, logits, stats, s);
+                truncate_row(p, sampling, logits, maxima, stats, s);
             } else {
                 error |= FLEXDRAFT_ERROR_STORE;
             }

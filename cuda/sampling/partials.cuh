@@ -4,7 +4,7 @@
 // a chunk, and sample_finish, which knows the row's largest, adds the chunks up.
 //
 // The draw is a race: argmax of score + Gumbel is argmax of exp(score) / E with E = −ln u, and exp(score) is
-// needed for the sum anyway. Since E ≥ 1 − u, nearly all ids lose without a logarithm.
+// needed for the sum anyway. 1 − u ≤ E ≤ (1 − u) / u, so nearly all ids lose without a logarithm.
 #pragma once
 
 #include "../common/philox.cuh"
@@ -82,35 +82,60 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, c
 #pragma unroll
     for (int offset = Lanes / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, offset));
 
-    float sum = 0.0f, plain_sum = 0.0f, best = 0.0f, best_logit = -kInfinity;
+    // Without any logit above −inf every weight is 0, and nobody wins.
+    const float base = max > -kInfinity ? max : 0.0f;
+    float sum = 0.0f, best = 0.0f, best_logit = -kInfinity;
     int best_id = INT32_MAX;
-    if (max > -kInfinity) {
+    // What the winner of the chunk has at least. A warp goes where one of its lanes goes, so an id that is out of the
+    // race for the chunk must not be looked at because it leads in its lane.
+    float leading = 0.0f;
 #pragma unroll
-        for (int i = 0; i < Groups; ++i) {
-            const int id = first + 4 * Lanes * i;
-            float weight[4];
+    for (int i = 0; i < Groups; ++i) {
+        const int id = first + 4 * Lanes * i;
+        float weight[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            // +inf − +inf is no number.
+            weight[j] = exp2_approx((v[i][j] == base ? 0.0f : v[i][j] - base) * row.scale);
+            sum += weight[j];
+        }
+        PhiloxWords words = {};
+        if (row.draws) words = philox(row.numbers, uint32_t(id) / 4u);
+        if (i == 0 && row.draws) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) leading = fmaxf(leading, race_floor(weight[j], words.word[j]));
+        }
+        if (i < 4) {
+            // Later the leader hardly changes.
+#pragma unroll
+            for (int offset = Lanes / 2; offset > 0; offset /= 2) {
+                leading = fmaxf(leading, __shfl_xor_sync(kAll, leading, offset));
+            }
+        }
+        if (row.draws) {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                // +inf − +inf is no number.
-                const float below = v[i][j] == max ? 0.0f : v[i][j] - max;
-                weight[j] = exp2_approx(below * row.scale);
-                sum += weight[j];
-                plain_sum += exp2_approx(below * kLog2E);
+                if (weight[j] >= leading * exponential_floor(words.word[j])) {
+                    const float ratio = weight[j] / exponential(words.word[j]);
+                    if (ratio > best) best = ratio, best_id = id + j, best_logit = v[i][j];
+                }
             }
-            if (row.draws) {
-                const PhiloxWords words = philox(row.numbers, uint32_t(id) / 4u);
+            leading = fmaxf(leading, best);
+        } else {
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    if (weight[j] > best * exponential_floor(words.word[j])) {
-                        const float ratio = weight[j] / exponential(words.word[j]);
-                        if (ratio > best) best = ratio, best_id = id + j, best_logit = v[i][j];
-                    }
-                }
-            } else {
+            for (int j = 0; j < 4; ++j) {
+                if (best == 0.0f && v[i][j] == max && max > -kInfinity) best = 1.0f, best_id = id + j, best_logit = max;
+            }
+        }
+    }
+    float plain_sum = sum;
+    if (row.scale != kLog2E) {
+        plain_sum = 0.0f;
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    if (best == 0.0f && v[i][j] == max) best = 1.0f, best_id = id + j, best_logit = max;
-                }
+        for (int i = 0; i < Groups; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                plain_sum += exp2_approx((v[i][j] == base ? 0.0f : v[i][j] - base) * kLog2E);
             }
         }
     }

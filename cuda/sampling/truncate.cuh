@@ -15,6 +15,10 @@ constexpr int kFinishThreads = 512;
 constexpr int kBins = 2048;
 constexpr int kCandidates = 1024;
 
+// A chunk of a partial result is 2^bits ids.
+constexpr int kChunkBits = 10, kCalibratedChunkBits = 6;
+static_assert(FLEXDRAFT_CHUNK == 1 << kChunkBits && FLEXDRAFT_CALIBRATED_CHUNK == 1 << kCalibratedChunkBits, "");
+
 struct FinishShared {
     uint64_t weights[kBins]; // or kCandidates candidates
     uint32_t counts[kBins];
@@ -34,6 +38,8 @@ struct ScoredRow {
     const L* logits;
     int vocab;
     float max, temperature;
+    const float* maxima; // of chunks of 2^chunk_bits ids
+    int chunks, chunk_bits;
 };
 
 // The end of a prefix, and what the prefix amounts to.
@@ -55,38 +61,51 @@ FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
     return key == 0u ? 0.0f : __uint_as_float((key - 1u) | 0x80000000u);
 }
 
-// Calls visit(first, scores) for the ids first..first + 4 of this thread, all of the row between the threads.
-// Ids beyond the vocabulary have no score: visit compares with vocab.
+// Calls visit(first, scores) for the ids first..first + 4 of this thread, all of the row between the threads that may
+// have a key below `end`: chunks whose largest logit has not are passed over. Ids beyond the vocabulary have no score:
+// visit compares with vocab.
 template <typename L, typename Visit>
-FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, Visit visit) {
+FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit visit) {
     constexpr int kBatch = 4; // loads under way
+    // The lowest score of such a key as a distance of logits, and more than rounding may take from it.
+    const float least = score_of_key(end - 1u) * row.temperature * 1.00001f - 1e-37f;
     for (int base = 4 * int(threadIdx.x); base < row.vocab; base += 4 * kFinishThreads * kBatch) {
         float v[kBatch][4];
+        bool visited[kBatch];
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
             const int first = base + 4 * kFinishThreads * i;
-            if (first < row.vocab) load_logits(v[i], row.logits + first);
+            // What is no number, as of two infinities, is not passed over.
+            visited[i] = first < row.vocab && !(row.maxima[first >> row.chunk_bits] - row.max < least);
+            if (visited[i]) load_logits(v[i], row.logits + first);
         }
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
-            const int first = base + 4 * kFinishThreads * i;
-            if (first < row.vocab) {
+            if (!visited[i]) continue;
 #pragma unroll
-                for (int j = 0; j < 4; ++j) v[i][j] = warped_score(counted(v[i][j]), row.max, row.temperature);
-                visit(first, v[i]);
-            }
+            for (int j = 0; j < 4; ++j) v[i][j] = warped_score(counted(v[i][j]), row.max, row.temperature);
+            visit(base + 4 * kFinishThreads * i, v[i]);
         }
     }
 }
 
 template <typename L, typename Visit>
-FLEXDRAFT_INLINE void for_each_score(const ScoredRow<L>& row, Visit visit) {
-    for_each_four(row, [&](int first, const float(&scores)[4]) {
+FLEXDRAFT_INLINE void for_each_score(const ScoredRow<L>& row, uint32_t end, Visit visit) {
+    for_each_four(row, end, [&](int first, const float(&scores)[4]) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if (first + j < row.vocab) visit(first + j, scores[j]);
         }
     });
+}
+
+// Adds to a sum in shared memory. The hardware adds words; a wider addition would be a loop of compare-and-swap.
+FLEXDRAFT_INLINE void add_wide(uint64_t* sum, uint64_t value) {
+    uint32_t* const words = reinterpret_cast<uint32_t*>(sum);
+    const uint32_t low = uint32_t(value);
+    const uint32_t carry = atomicAdd(words, low) > ~low ? 1u : 0u;
+    const uint32_t high = uint32_t(value >> 32) + carry;
+    if (high != 0u) atomicAdd(words + 1, high);
 }
 
 // Bins of scores: 0 to 1/64 below the largest, and so on; the last takes all that is 32 − 1/64 or more below.
@@ -166,12 +185,41 @@ FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, u
     __syncthreads();
 }
 
+// A key that at least `count` ids of the row are below: so many chunks have their largest logit there.
 template <typename L>
-FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const CutTarget& wanted) {
+FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& s, int count) {
+    if (count > row.chunks) return kKeys;
+    const int thread = int(threadIdx.x);
+    for (int bin = thread; bin < kBins; bin += kFinishThreads) s.counts[bin] = 0;
+    __syncthreads();
+    for (int chunk = thread; chunk < row.chunks; chunk += kFinishThreads) {
+        atomicAdd(&s.counts[score_bin(warped_score(row.maxima[chunk], row.max, row.temperature))], 1u);
+    }
+    __syncthreads();
+    constexpr int kOwn = kBins / kFinishThreads;
+    uint64_t own = 0;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) own += s.counts[kOwn * thread + i];
+    uint64_t up_to = block_sum_before<kFinishThreads>(own, s.scratch);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+        const uint64_t last = up_to;
+        up_to += s.counts[kOwn * thread + i];
+        if (last < uint64_t(count) && up_to >= uint64_t(count)) s.found_bin = uint32_t(kOwn * thread + i);
+    }
+    __syncthreads();
+    const int bin = int(s.found_bin);
+    __syncthreads();
+    return first_key_of_bin(bin + 1);
+}
+
+// The cut, which is known to be below `high`.
+template <typename L>
+FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const CutTarget& wanted, uint32_t high) {
     const int thread = int(threadIdx.x);
     const bool by_weight = wanted.fraction > 0.0f;
     uint64_t target = wanted.count, before_count = 0, before_weight = 0;
-    uint32_t low = 0, high = kKeys; // the cut's key is in low..high
+    uint32_t low = 0; // the cut's key is in low..high
     bool by_score = true;
     if (thread == 0) s.cut_key = kKeys - 1u, s.cut_id = INT32_MAX, s.cut_count = 0, s.cut_weight = 0;
 
@@ -182,13 +230,13 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         for (int bin = thread; bin < kBins; bin += kFinishThreads) s.weights[bin] = 0, s.counts[bin] = 0;
         if (thread == 0) s.found_bin = kBins - 1, s.found_count = 0, s.candidates = 0;
         __syncthreads();
-        for_each_score(row, [&](int, float score) {
+        for_each_score(row, high, [&](int, float score) {
             const uint32_t key = score_key(score);
             if (key < low || key >= high) return;
             const int bin = by_score ? score_bin(score) : int((key - low) >> shift);
             atomicAdd(&s.counts[bin], 1u);
             const uint64_t weight = fixed_weight(score);
-            if (weight > 0u) atomicAdd(reinterpret_cast<unsigned long long*>(&s.weights[bin]), (unsigned long long)weight);
+            if (weight > 0u) add_wide(&s.weights[bin], weight);
         });
         __syncthreads();
 
@@ -227,7 +275,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         // No bin reaches a target beyond the row, which no caller has: everything is kept then.
         if (in_bin == 0u) break;
         if (by_score) {
-            low = first_key_of_bin(bin), high = first_key_of_bin(bin + 1);
+            low = first_key_of_bin(bin), high = min(high, first_key_of_bin(bin + 1));
         } else {
             const uint32_t end = low + (uint32_t(bin + 1) << shift);
             low += uint32_t(bin) << shift;
@@ -238,7 +286,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         if (in_bin <= uint32_t(kCandidates)) {
             for (int i = thread; i < kCandidates; i += kFinishThreads) s.weights[i] = ~uint64_t(0);
             __syncthreads();
-            for_each_score(row, [&](int id, float score) {
+            for_each_score(row, high, [&](int id, float score) {
                 const uint32_t key = score_key(score);
                 if (key < low || key >= high) return;
                 const uint32_t at = atomicAdd(&s.candidates, 1u);
@@ -271,11 +319,13 @@ FLEXDRAFT_INLINE Cut find_truncation(const ScoredRow<L>& row, const FlexdraftRow
                                      FinishShared& s) {
     Cut cut = {kKeys - 1u, INT32_MAX, 0, 0};
     if (sampling.top_k > 0 && sampling.top_k < row.vocab) {
-        cut = find_cut(row, s, CutTarget{uint64_t(sampling.top_k), 0.0f, 0});
+        const uint32_t end = end_of_largest(row, s, sampling.top_k);
+        cut = find_cut(row, s, CutTarget{uint64_t(sampling.top_k), 0.0f, 0}, end);
     }
     if (sampling.top_p > 0.0f && sampling.top_p < 1.0f) {
-        // Of what top-k left; a prefix of it, as the target is no more than its weight.
-        cut = find_cut(row, s, CutTarget{0, sampling.top_p, cut.weight});
+        // Of what top-k left; a prefix of it, as the target is no more than its weight. What has no weight is no part.
+        const uint32_t end = min(cut.key + 1u, score_key(kWeightless));
+        cut = find_cut(row, s, CutTarget{0, sampling.top_p, cut.weight}, end);
     }
     const uint32_t last_key = score_key(sampling.min_score);
     if (sampling.min_score > -kInfinity && cut.key > last_key) cut.key = last_key, cut.id = INT32_MAX;

@@ -96,6 +96,8 @@ FLEXDRAFT_INLINE float __fadd_rn(float a, float b) { return a + b; }
 FLEXDRAFT_INLINE float __fsub_rn(float a, float b) { return a - b; }
 FLEXDRAFT_INLINE float __fmul_rn(float a, float b) { return a * b; }
 FLEXDRAFT_INLINE float __fdiv_rn(float a, float b) { return a / b; }
+// On a GPU within 2 units of the last place.
+FLEXDRAFT_INLINE float __fdividef(float a, float b) { return a / b; }
 FLEXDRAFT_INLINE float __fsqrt_rn(float x) { return sqrtf(x); }
 FLEXDRAFT_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 FLEXDRAFT_INLINE int __float2int_rn(float x) { return int(nearbyintf(x)); }
