@@ -1,8 +1,8 @@
 // Acceptance of draft tokens and the bonus token, for a batch in one launch (two with block verification).
 //
 // Every CTA of a sequence repeats the scan, which reads two logits a draft token, and then covers a chunk of
-// the vocabulary of the two rows where it stopped: the bonus token is the largest log-weight plus Gumbel
-// number, and the last CTA to arrive finds it among the chunks'. Comparisons only: any order gives the same.
+// the vocabulary of the two rows where it stopped: the bonus token is the one that wins the race of weights, and
+// the last CTA to arrive finds it among the chunks'. Comparisons only: any order gives the same.
 #include "../sampling/block.cuh"
 #include "rows.cuh"
 #include "selection.cuh"
@@ -62,22 +62,26 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
             if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
             __syncthreads();
         }
-        if (i <= s.drafts) {
-            double threshold = scan.probabilities[i].x, scale = scan.probabilities[i].y;
+        // A warp a draft token: block verification adds up what the chunks have left, always in the same order.
+        const int lane = int(threadIdx.x) % 32;
+        for (int32_t j = int32_t(threadIdx.x) / 32 + 1; j <= s.drafts; j += accept_threads / 32) {
+            double threshold = scan.probabilities[j].x, scale = scan.probabilities[j].y;
             if (s.rule == FLEXDRAFT_RULE_BLOCK) {
-                threshold = scan.prefix[i];
+                threshold = scan.prefix[j];
                 scale = 1.0;
-                if (i < s.drafts) {
+                if (j < s.drafts) {
                     const float* const sums =
-                        verification.p.sums + (int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + i) * verification.p.chunks;
+                        verification.p.sums + (int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + j) * verification.p.chunks;
                     double surplus = 0.0;
-                    for (int32_t c = 0; c < verification.p.chunks; ++c) surplus += double(sums[c]);
+                    for (int32_t c = lane; c < verification.p.chunks; c += 32) surplus += double(sums[c]);
+#pragma unroll
+                    for (int lanes = 16; lanes > 0; lanes /= 2) surplus += __shfl_xor_sync(0xffffffffu, surplus, lanes);
                     threshold = surplus;
-                    scale = surplus + 1.0 - double(scan.prefix[i]);
+                    scale = surplus + 1.0 - double(scan.prefix[j]);
                 }
             }
             // Strictly: a token of probability 0 never passes.
-            scan.passed[i] = verification.uniform(i) * scale < threshold;
+            if (lane == 0) scan.passed[j] = verification.uniform(j) * scale < threshold;
         }
     }
     __syncthreads();
@@ -125,8 +129,13 @@ FLEXDRAFT_INLINE Best best_of_cta(Best mine, Scan& scan) {
     return all;
 }
 
-// The ids first..end with the largest log-weight plus Gumbel number; weights are max(prefix · p - q, 0), or p
-// without a q. A weight of 0 is never drawn: its score is -inf, and then the id counts as none.
+// P · p − q where that is above 0, rounded after each operation: what a host computes too.
+FLEXDRAFT_INLINE float residual(float prefix, float p, float q) {
+    return fmaxf(__fadd_rn(__fmul_rn(prefix, p), -q), 0.0f);
+}
+
+// Which of the ids first..end wins the race (cuda/sampling/partials.cuh) with weights max(prefix · p - q, 0), or p
+// without a q. A weight of 0 never wins, and without any other the id counts as none.
 template <typename Logit>
 FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first,
                            int32_t end, Scan& scan) {
@@ -135,15 +144,34 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
         s.seed, uint32_t(kResidualDraw) << 16 | uint32_t(stop.accepted), uint64_t(s.position));
     const Distribution<Logit> p = verification.target(stop.accepted);
     const Distribution<Logit> q = with_q ? verification.draft(stop.accepted + 1) : p;
-    Best mine = {-kInfinity, INT32_MAX};
-    for (int32_t id = first + 4 * int32_t(threadIdx.x); id < end; id += 4 * accept_threads) {
+    Best mine = {0.0f, INT32_MAX};
+    float leading = 0.0f;
+    for (int32_t block = first; block < end; block += 4 * accept_threads) {
+        const int32_t id = block + 4 * int32_t(threadIdx.x);
+        float of_p[4] = {}, of_q[4] = {};
+        if (id < end) {
+            p.load(of_p, id);
+            if (with_q) q.load(of_q, id);
+        }
         const PhiloxWords words = philox(numbers, uint32_t(id) / 4);
+        float weight[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            if (id + i >= end) break;
-            const float weight = with_q ? stop.prefix * p.at(id + i) - q.at(id + i) : p.at(id + i);
-            if (weight > 0.0f) mine = better(mine, Best{logf(weight) + gumbel(words.word[i]), id + i});
+            weight[i] = 0.0f;
+            if (id + i >= end) continue;
+            weight[i] = p.of(of_p[i], id + i);
+            if (with_q) weight[i] = residual(stop.prefix, weight[i], q.of(of_q[i], id + i));
+            if (block == first) leading = fmaxf(leading, race_floor(weight[i], words.word[i]));
         }
+#pragma unroll
+        for (int lanes = 16; lanes > 0; lanes /= 2) leading = fmaxf(leading, __shfl_xor_sync(0xffffffffu, leading, lanes));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (weight[i] > 0.0f && weight[i] >= leading * exponential_floor(words.word[i])) {
+                mine = better(mine, Best{weight[i] / exponential(words.word[i]), id + i});
+            }
+        }
+        leading = fmaxf(leading, mine.score);
     }
     return best_of_cta(mine, scan);
 }
@@ -201,7 +229,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     }
     __syncthreads();
     if (scan.last == 0) return;
-    Best all = {-kInfinity, INT32_MAX};
+    Best all = {0.0f, INT32_MAX};
     for (int32_t c = int32_t(threadIdx.x); c < p.chunks; c += accept_threads) {
         all = better(all, Best{best[2 * c], __float_as_int(best[2 * c + 1])});
     }
@@ -212,37 +240,54 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     write_verdict(verification, stop, all.id == INT32_MAX ? 0 : all.id);
 }
 
-// One chunk of the sum of max(P_i p_i - q_{i+1}, 0), for block verification.
+// One chunk of the sums of max(P_i p_i - q_{i+1}, 0), for block verification; those of every gridDim.z-th i.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
     FLEXDRAFT_SHARED(shared);
     Scan& scan = *reinterpret_cast<Scan*>(shared);
-    const int32_t chunk = int32_t(blockIdx.x), i = int32_t(blockIdx.z) + 1;
+    const int32_t chunk = int32_t(blockIdx.x);
     const Verification<Logit> verification = {p, p.sequences[blockIdx.y]};
     const FlexdraftVerify& s = verification.sequence;
-    if (s.rule != FLEXDRAFT_RULE_BLOCK || i >= s.drafts || !verification.exists()) return;
+    if (s.rule != FLEXDRAFT_RULE_BLOCK || int32_t(blockIdx.z) + 1 >= s.drafts || !verification.exists()) return;
     read_probabilities(verification, scan);
     if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
     __syncthreads();
-    const float prefix = scan.prefix[i];
-    const Distribution<Logit> target = verification.target(i), draft = verification.draft(i + 1);
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK, end = min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab);
-    float sum = 0.0f;
-    for (int32_t id = first + int32_t(threadIdx.x); id < end; id += accept_threads) {
-        sum += fmaxf(prefix * target.at(id) - draft.at(id), 0.0f);
-    }
-    sum = block_reduce<accept_threads>(sum, scan.reduced, [](float a, float b) { return a + b; });
-    if (threadIdx.x == 0) {
-        p.sums[(int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + i) * p.chunks + chunk] = sum;
+    constexpr int turns = FLEXDRAFT_ACCEPT_CHUNK / (4 * accept_threads);
+    for (int32_t i = int32_t(blockIdx.z) + 1; i < s.drafts; i += int32_t(gridDim.z)) {
+        const float prefix = scan.prefix[i];
+        const Distribution<Logit> target = verification.target(i), draft = verification.draft(i + 1);
+        float of_p[turns][4] = {}, of_q[turns][4] = {};
+#pragma unroll
+        for (int turn = 0; turn < turns; ++turn) {
+            const int32_t id = first + 4 * (turn * accept_threads + int32_t(threadIdx.x));
+            if (id < end) {
+                target.load(of_p[turn], id);
+                draft.load(of_q[turn], id);
+            }
+        }
+        float sum = 0.0f;
+#pragma unroll
+        for (int turn = 0; turn < turns; ++turn) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const int32_t id = first + 4 * (turn * accept_threads + int32_t(threadIdx.x)) + j;
+                if (id < end) sum += residual(prefix, target.of(of_p[turn][j], id), draft.of(of_q[turn][j], id));
+            }
+        }
+        sum = block_reduce<accept_threads>(sum, scan.reduced, [](float a, float b) { return a + b; });
+        if (threadIdx.x == 0) {
+            p.sums[(int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + i) * p.chunks + chunk] = sum;
+        }
     }
 }
 
 }  // namespace
 
-FLEXDRAFT_KERNEL(accept_f32, FlexdraftAccept, accept_threads, 2) { accept<float>(p); }
-FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAccept, accept_threads, 2) { accept<bf16>(p); }
-FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAccept, accept_threads, 2) { block_sums<float>(p); }
-FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAccept, accept_threads, 2) { block_sums<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_f32, FlexdraftAccept, accept_threads, 3) { accept<float>(p); }
+FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAccept, accept_threads, 3) { accept<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAccept, accept_threads, 3) { block_sums<float>(p); }
+FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAccept, accept_threads, 3) { block_sums<bf16>(p); }
 
 FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelect, selection_threads, 1) { select(p); }
 FLEXDRAFT_KERNEL(follow_verdicts, FlexdraftFollow, selection_threads, 1) { follow(p); }

@@ -13,8 +13,18 @@ struct Distribution {
     int32_t point;
 
     FLEXDRAFT_METHOD float at(int32_t id) const {
+        return logits == nullptr ? of(0.0f, id) : of(load_logit(logits + id), id);
+    }
+
+    // The logits of ids id..id + 4, id a multiple of 4: one load, which ends within the row's stride.
+    FLEXDRAFT_METHOD void load(float (&four)[4], int32_t id) const {
+        if (logits != nullptr) load_logits(four, logits + id);
+    }
+
+    // The probability of an id with this logit.
+    FLEXDRAFT_METHOD float of(float logit, int32_t id) const {
         if (logits == nullptr) return id == point ? 1.0f : 0.0f;
-        return warped_probability(stats, load_logit(logits + id), id);
+        return warped_probability(stats, logit, id);
     }
 };
 

@@ -29,6 +29,10 @@ pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
 /// Tokens that a sequence may commit: an accepted draft and the bonus token.
 pub const MAX_COMMITTED: usize = MAX_DRAFTS + 1;
 
+/// CTAs that share the draft tokens of a sequence in the first launch of `block`, for each chunk of the vocabulary: how
+/// many tokens there are the device knows, and most drafts have no more than so many.
+const BLOCK_TURNS: u32 = 16;
+
 /// Threads of a CTA (`accept_threads` in acceptance.cu), and its shared memory in bytes.
 const THREADS: u32 = 256;
 const SHARED: u32 = 1024;
@@ -299,7 +303,7 @@ impl<B: Backend> Kernels<B> {
             operands = operands.of(names.block_sums);
             // SAFETY: the parameters are of this kernel and its operands were checked against their shapes;
             // rows and tokens of sequences are checked by the kernel.
-            unsafe { operands.launch(&self.backend, stream, grid(MAX_DRAFTS as u32 - 1), &params) }?;
+            unsafe { operands.launch(&self.backend, stream, grid(BLOCK_TURNS), &params) }?;
             operands = operands.of(names.accept);
         }
         // SAFETY: as above.
