@@ -382,8 +382,8 @@ proptest! {
 fn bytes_are_those_of_the_floor() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
-    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1202 in spans of 512.
-    for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1200, 2, 3)] {
+    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1535 in spans of 512.
+    for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1533, 2, 3)] {
         let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
         let sequences = [sequence(1), sequence(2)];
         let setting = Setting {

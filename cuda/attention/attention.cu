@@ -73,6 +73,7 @@ struct Joint {
     static constexpr int warp_keys = tile_keys / Warps;
     static constexpr int keys_at_once = 32 / chunks;
     static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
+    static_assert(threads % chunks == 0, "a thread copies the same chunk of its rows");
 
     const FlexdraftAttentionParams& p;
     uint32_t shared_q, shared_kv;
@@ -84,14 +85,24 @@ struct Joint {
 
     // The packed rows of the block, as a tile; those beyond the sequence's are zeros.
     FLEXDRAFT_METHOD void load_q() const {
+        // A thread's rows are so many apart; divided once, as a division by a number that is not known takes long.
+        constexpr int step = threads / chunks;
+        const int32_t step_rows = step / ratio, step_heads = step % ratio;
+        int m = int(threadIdx.x) / chunks;
+        const int chunk = int(threadIdx.x) % chunks;
+        int32_t row_of_sequence = (block * rows + m) / ratio, head = (block * rows + m) % ratio;
 #pragma unroll 1
-        for (int c = int(threadIdx.x); c < rows * chunks; c += threads) {
-            const int m = c / chunks, packed = block * rows + m;
-            const AttentionRow row = attention_row(sequence, packed / ratio);
-            const int64_t head = kv_head * ratio + packed % ratio;
+        for (; m < rows; m += step) {
+            const AttentionRow row = attention_row(sequence, row_of_sequence);
             const uint16_t* from = p.q;
-            if (row.index >= 0) from += row.index * p.q_stride + head * HeadDim + c % chunks * 8;
-            cp_async_16(shared_q + swizzled<HeadDim>(m, c % chunks), from, row.index >= 0 ? 16 : 0);
+            if (row.index >= 0) from += row.index * p.q_stride + int64_t(kv_head * ratio + head) * HeadDim + chunk * 8;
+            cp_async_16(shared_q + swizzled<HeadDim>(m, chunk), from, row.index >= 0 ? 16 : 0);
+            row_of_sequence += step_rows;
+            head += step_heads;
+            if (head >= ratio) {
+                head -= ratio;
+                ++row_of_sequence;
+            }
         }
     }
 
@@ -226,8 +237,9 @@ struct Joint {
         }
     };
 
-    // Adds keys to the states of the warp's rows. `last[r]`: the last key that the row sees, -1 if none.
-    FLEXDRAFT_METHOD void run(Softmax& total, const Keys& keys, const int32_t (&last)[2]) const {
+    // Adds keys to the states of the warp's rows. `last[r]`: the last key that the row sees, -1 if none. The rows
+    // themselves are fetched behind the first keys where that `is_first` of an item.
+    FLEXDRAFT_METHOD void run(Softmax& total, const Keys& keys, const int32_t (&last)[2], bool is_first) const {
         const int32_t tiles = (keys.end - keys.first + tile_keys - 1) / tile_keys;
         int32_t most = max(last[0], last[1]), least = min(last[0], last[1]);
 #pragma unroll
@@ -241,6 +253,7 @@ struct Joint {
         for (int32_t t = 0; t < Stages - 1; ++t) {
             const int32_t first = keys.first + t * tile_keys;
             if (t < tiles) load_tile(keys, first, page, t);
+            if (t == 0 && is_first) load_q();
             page = page_of(keys, first + tile_keys);
             cp_async_commit();
         }
@@ -308,7 +321,6 @@ struct Joint {
         const bool has_slots = last_row >= sequence.candidates;
         const bool cached = state < states, whole = states == 1;
         if (!cached && !has_slots) return;
-        load_q();
         Softmax total;
         total.reset();
         // The cached keys, as a group before the first, then the slots of each group of the block: the rows of
@@ -318,8 +330,9 @@ struct Joint {
         if (has_slots && (whole || !cached)) end_group = (last_row - sequence.candidates) / sequence.slots + 1;
         const int32_t item_keys = p.split * p.item_splits;
         const int32_t first_key = cached ? state * item_keys : 0;
+        const int32_t begin_group = cached ? first_group - 1 : first_group;
 #pragma unroll 1
-        for (int32_t group = cached ? first_group - 1 : first_group; group < end_group; ++group) {
+        for (int32_t group = begin_group; group < end_group; ++group) {
             const bool slots = group >= first_group;
             Keys keys;
             int32_t last[2];
@@ -333,7 +346,7 @@ struct Joint {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) last[r] = mine(r).limit;
             }
-            run(total, keys, last);
+            run(total, keys, last, group == begin_group);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -386,19 +399,21 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     }
 }
 
-// The states of one head of one row, by a warp: each lane has 1/32 of the elements.
-template <int HeadDim>
+// The states of one head of one row, by a warp: each lane has pairs of elements, 64 apart. Grid [rows, heads / 4].
+template <int HeadDim, int Levels>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int elements = HeadDim / 32;
-    constexpr int levels = 12;
     constexpr int at_once = FLEXDRAFT_SPAN_SPLITS;
-    const int64_t head_row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
+    static_assert(at_once == 4, "a group of spans is a tree of two levels");
+    const int32_t row_index = int32_t(blockIdx.x), head = int32_t(blockIdx.y * 4 + threadIdx.x / 32);
     const int lane = int(threadIdx.x % 32);
-    if (head_row >= int64_t(p.pass.rows) * p.q_heads) return;
-    const PassRow row = pass_row(p.pass, int32_t(head_row / p.q_heads));
+    if (head >= p.q_heads) return;
+    const int64_t head_row = int64_t(row_index) * p.q_heads + head;
+    const PassRow row = pass_row(p.pass, row_index);
     // Where one item has it all the result is there.
     if (row.sequence >= 0 && states_of(p, sequence_of(p.pass, row.sequence)) == 1) return;
-    const int64_t first = head_row * (p.max_states + 1);
+    const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * (p.max_states + 1);
+    const float* const partial = p.partial_out + head_row * (p.max_states + 1) * HeadDim + 2 * lane;
     State<elements> empty;
     empty.maximum = -INFINITY;
     empty.sum = 0.0f;
@@ -406,37 +421,24 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     for (int i = 0; i < elements; ++i) empty.out[i] = 0.0f;
     const auto load = [&](int32_t index) {
         State<elements> state;
-        const float2 stats = reinterpret_cast<const float2*>(p.partial_stats)[first + index];
-        state.maximum = stats.x;
-        state.sum = stats.y;
+        state.maximum = stats[index].x;
+        state.sum = stats[index].y;
 #pragma unroll
-        for (int i = 0; i < elements; ++i) {
-            state.out[i] = p.partial_out[(first + index) * HeadDim + lane * elements + i];
+        for (int i = 0; i < elements; i += 2) {
+            const float2 pair = *reinterpret_cast<const float2*>(partial + index * HeadDim + 32 * i);
+            state.out[i] = pair.x;
+            state.out[i + 1] = pair.y;
         }
         return state;
     };
 
-    // tree[l]: a complete subtree of 2^l spans that waits for its right sibling, where bit l of the number of
-    // spans so far is set.
-    State<elements> tree[levels];
+    // tree[l]: a complete subtree of 2^l groups that waits for its right sibling, where bit l of the number of groups
+    // so far is set. A group is a span, or four whole spans where items are spans: a subtree itself, in which spans
+    // that do not exist are empty.
+    State<elements> tree[Levels];
 #pragma unroll
-    for (int l = 0; l < levels; ++l) tree[l] = empty;
-    int32_t spans = 0;
-    const auto push = [&](State<elements> state) {
-        bool carried = true;
-#pragma unroll
-        for (int l = 0; l < levels; ++l) {
-            if (!carried) continue;
-            if ((spans >> l & 1) != 0) {
-                merge(tree[l], state);
-                state = tree[l];
-            } else {
-                tree[l] = state;
-                carried = false;
-            }
-        }
-        ++spans;
-    };
+    for (int l = 0; l < Levels; ++l) tree[l] = empty;
+    int32_t groups = 0;
     const int32_t states = row.sequence < 0 ? 0 : min(row.limit / (p.split * p.item_splits) + 1, p.max_states);
 #pragma unroll 1
     for (int32_t s = 0; s < states; s += at_once) {
@@ -444,33 +446,39 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         State<elements> some[at_once];
 #pragma unroll
         for (int i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
-        if (p.item_splits == 1) {
+        if (p.item_splits != 1) merge(some[2], some[3]);
 #pragma unroll
-            for (int i = 1; i < at_once; ++i) merge(some[0], some[i]);
-            push(some[0]);
-        } else {
-#pragma unroll 1
-            for (int i = 0; i < at_once && s + i < states; ++i) {
-                push(some[0]);
+        for (int i = 1; i < at_once; ++i) {
+            if (i < 3 || p.item_splits == 1) merge(some[0], some[i]);
+        }
+        bool carried = true;
 #pragma unroll
-                for (int j = 1; j < at_once; ++j) some[j - 1] = some[j];
+        for (int l = 0; l < Levels; ++l) {
+            if (!carried) continue;
+            if ((groups >> l & 1) != 0) {
+                merge(tree[l], some[0]);
+                some[0] = tree[l];
+            } else {
+                tree[l] = some[0];
+                carried = false;
             }
         }
+        ++groups;
     }
     // The subtrees that wait are complete; smaller ones are further right.
     State<elements> total = empty;
 #pragma unroll
-    for (int l = 0; l < levels; ++l) {
-        if ((spans >> l & 1) == 0) continue;
+    for (int l = 0; l < Levels; ++l) {
+        if ((groups >> l & 1) == 0) continue;
         merge(tree[l], total);
         total = tree[l];
     }
     if (row.mask) merge(total, load(p.max_states));
 
-    uint16_t* const out = p.out + head_row * HeadDim + lane * elements;
+    uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
 #pragma unroll
     for (int i = 0; i < elements; i += 2) {
-        *reinterpret_cast<uint32_t*>(out + i) = divided(total.out[i], total.out[i + 1], total.sum);
+        *reinterpret_cast<uint32_t*>(out + 32 * i) = divided(total.out[i], total.out[i + 1], total.sum);
     }
     if (p.lse != nullptr && lane == 0) p.lse[head_row] = log_sum_exp(total.maximum, total.sum);
 }
@@ -490,10 +498,18 @@ FLEXDRAFT_JOINT(128, 4, 3)
 FLEXDRAFT_JOINT(128, 8, 2)
 FLEXDRAFT_JOINT(128, 8, 3)
 
-FLEXDRAFT_KERNEL(attention_merge_d64, FlexdraftAttentionParams, 128, 1) { attention_merge<64>(p); }
-FLEXDRAFT_KERNEL(attention_merge_d128, FlexdraftAttentionParams, 128, 1) { attention_merge<128>(p); }
+// Levels of the tree: for up to 31 groups, or for all that there may be. Registers of the tree decide how many warps
+// hide each other's waits.
+#define FLEXDRAFT_MERGE(head_dim, levels)                                                              \
+    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 128, 1) {      \
+        attention_merge<head_dim, levels>(p);                                                          \
+    }
+FLEXDRAFT_MERGE(64, 5)
+FLEXDRAFT_MERGE(64, 12)
+FLEXDRAFT_MERGE(128, 5)
+FLEXDRAFT_MERGE(128, 12)
 
 FLEXDRAFT_KERNEL_TABLE(attention, joint_attention_d64_w4_s2, joint_attention_d64_w4_s3, joint_attention_d64_w8_s2,
                        joint_attention_d64_w8_s3, joint_attention_d128_w4_s2, joint_attention_d128_w4_s3,
-                       joint_attention_d128_w8_s2, joint_attention_d128_w8_s3, attention_merge_d64,
-                       attention_merge_d128)
+                       joint_attention_d128_w8_s2, joint_attention_d128_w8_s3, attention_merge_d64_l5,
+                       attention_merge_d64_l12, attention_merge_d128_l5, attention_merge_d128_l12)

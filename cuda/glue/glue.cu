@@ -8,6 +8,9 @@ namespace {
 
 constexpr int row_threads = 128;
 constexpr int row_warps = row_threads / 32;
+constexpr int norm_threads = 256;
+constexpr int norm_warps = norm_threads / 32;
+constexpr int norm_held = 4; // chunks of a row that a thread keeps
 
 // out = from, or zeros without a `from`.
 FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols) {
@@ -46,39 +49,68 @@ FLEXDRAFT_KERNEL(gather, FlexdraftGatherParams, row_threads, 4) {
     copy_row(valid ? p.x + index * p.cols : nullptr, p.out + row * p.cols, p.cols);
 }
 
-FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, row_threads, 4) {
+// A row a CTA. All of a thread's loads are under way together, for rows up to `norm_held` chunks a thread (8192
+// columns); beyond, what is left of a row is read again.
+FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     FLEXDRAFT_SHARED(shared);
-    auto* const partial = reinterpret_cast<float*>(shared); // [row_warps]
+    auto* const partial = reinterpret_cast<float*>(shared); // [norm_warps]
     const int64_t first = int64_t(blockIdx.x) * p.cols;
+    const int64_t end = p.cols / 8;
     uint4* const x = chunks(p.x + first);
+    const uint4* const deltas = p.delta != nullptr ? chunks(p.delta + first) : nullptr;
+    uint4 held[norm_held];
     float sum = 0.0f;
-    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
-        Eight values = unpack(x[c]);
-        if (p.delta != nullptr) {
-            const Eight delta = unpack(chunks(p.delta + first)[c]);
+    for (int64_t block = 0; block < end; block += norm_held * norm_threads) {
+        uint4 values[norm_held], delta[norm_held];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) values.x[i] += delta.x[i];
-            const uint4 rounded = pack(values);
-            x[c] = rounded;
-            values = unpack(rounded);
+        for (int i = 0; i < norm_held; ++i) {
+            const int64_t c = block + i * norm_threads + threadIdx.x;
+            values[i] = delta[i] = make_uint4(0, 0, 0, 0);
+            if (c < end) {
+                values[i] = x[c];
+                if (deltas != nullptr) delta[i] = deltas[c];
+            }
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum = fmaf(values.x[i], values.x[i], sum);
+        for (int i = 0; i < norm_held; ++i) {
+            const int64_t c = block + i * norm_threads + threadIdx.x;
+            if (c >= end) continue;
+            Eight exact = unpack(values[i]);
+            if (deltas != nullptr) {
+                const Eight more = unpack(delta[i]);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) exact.x[j] += more.x[j];
+                values[i] = x[c] = pack(exact);
+                exact = unpack(values[i]);
+            }
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum = fmaf(exact.x[j], exact.x[j], sum);
+            if (block == 0) held[i] = values[i];
+        }
     }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
     __syncthreads();
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < row_warps; ++w) total += partial[w];
+    for (int w = 0; w < norm_warps; ++w) total += partial[w];
     const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
-    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
-        // Written above by this very thread.
-        Eight values = unpack(x[c]);
+    const auto norm = [&](uint4 value, int64_t c) {
+        Eight values = unpack(value);
+        const float4 low = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c);
+        const float4 high = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c + 1);
+        const float weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-        for (int i = 0; i < 8; ++i) values.x[i] = values.x[i] * scale * __ldg(p.weight + 8 * c + i);
+        for (int j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * weights[j];
         chunks(p.out + first)[c] = pack(values);
+    };
+#pragma unroll
+    for (int i = 0; i < norm_held; ++i) {
+        const int64_t c = i * norm_threads + threadIdx.x;
+        if (c < end) norm(held[i], c);
     }
+    // Written above by this very thread.
+    for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) norm(x[c], c);
 }
 
 FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
@@ -91,16 +123,16 @@ FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
     chunks(p.x)[c] = pack(values);
 }
 
+// Grid [rows, chunks of a row / row_threads]: a decode step has few rows, and many columns.
 FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
-    const int64_t row = blockIdx.x;
+    const int64_t row = blockIdx.x, c = int64_t(blockIdx.y) * row_threads + threadIdx.x;
+    if (c >= p.cols / 8) return;
     const uint16_t* const x = p.x + row * 2 * p.cols;
-    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
-        const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
-        Eight out;
+    const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
+    Eight out;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
-        chunks(p.out + row * p.cols)[c] = pack(out);
-    }
+    for (int i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
+    chunks(p.out + row * p.cols)[c] = pack(out);
 }
 
 FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {

@@ -35,6 +35,24 @@ const MAX_SPLITS: usize = 4095 * SPAN;
 /// capability from 8.0 to 12.0.
 const THREADS_TOGETHER: u32 = 65536 / 256;
 
+/// Shared memory that every CTA takes besides its own, in bytes.
+const RESERVED_SHARED: u32 = 1024;
+
+/// Heads of a CTA of the merge, and how many there may be: a grid's second dimension ends at 65535.
+const HEADS_A_CTA: usize = 4;
+const MAX_HEADS: usize = 65_535 * HEADS_A_CTA;
+
+/// Groups of states that the small merge has levels for.
+const FEW_GROUPS: usize = 31;
+
+/// What decides how keys are divided, roughly and for any processor alike: seconds that a multiprocessor takes for an
+/// element of a key (a tile of 64 keys of 128 elements in 1.5 µs: what its share of the memory brings, and about what
+/// its matrix units do for 128 rows) …
+const SECONDS_PER_KEY_ELEMENT: f64 = 1.5e-6 / (64.0 * 128.0);
+
+/// … and for a byte of a state, written and read by all of them together.
+const SECONDS_PER_STATE_BYTE: f64 = 2.0 / 3e12;
+
 /// The split that keeps the processors of a large GPU busy at batch 1 and context 8k.
 pub const DEFAULT_SPLIT: usize = 512;
 
@@ -74,32 +92,48 @@ impl Tile {
         self.rows as u32 * 2
     }
 
-    /// The first that fits a CTA, among those with 64 rows if no sequence has more.
+    /// The one with most warps on a multiprocessor, then most stages, of those that fit a CTA: of 64 rows if no
+    /// sequence has more.
     fn choose(head_dim: usize, packed_rows: usize, batch: usize, limits: Limits) -> Option<Self> {
         let fits = |tile: &Tile| tile.shared_bytes(batch) <= limits.shared_bytes_per_cta as usize;
-        let of_head_dim = || TILES.into_iter().filter(|tile| tile.head_dim == head_dim);
-        let small = of_head_dim().filter(|tile| tile.rows >= packed_rows.min(128)).filter(fits);
-        small.min_by_key(|tile| tile.rows).or_else(|| of_head_dim().find(fits))
+        let usable = || TILES.into_iter().filter(|tile| tile.head_dim == head_dim).filter(fits);
+        let enough = usable().map(|tile| tile.rows).filter(|&rows| rows >= packed_rows).min();
+        let rows = enough.or(usable().map(|tile| tile.rows).max())?;
+        usable()
+            .filter(|tile| tile.rows == rows)
+            .max_by_key(|tile| (tile.ctas_together(batch, limits), tile.stages))
     }
 
-    /// Splits that an item of such a pass has: a span, so that fewer states go through memory, where spans keep
-    /// 7 of 8 multiprocessors busy, otherwise one.
+    /// CTAs that a multiprocessor runs at once.
+    fn ctas_together(self, batch: usize, limits: Limits) -> u32 {
+        let shared =
+            u32::try_from(self.shared_bytes(batch)).unwrap_or(u32::MAX).saturating_add(RESERVED_SHARED);
+        (limits.shared_bytes_per_multiprocessor / shared).clamp(1, THREADS_TOGETHER / self.threads())
+    }
+
+    /// Splits that an item of such a pass has: a span, so that fewer states go through memory, or one, so that more
+    /// multiprocessors are busy; whichever takes less by the estimates above.
     fn item_splits<B: Backend>(self, args: &JointAttention<'_, B>, multiprocessors: u32) -> usize {
-        let AttentionShape { q_heads, kv_heads, .. } = args.shape;
-        // Keys for all blocks of rows, and those of the longest item: f64 counts them exactly enough.
-        let keys: f64 = args
-            .pass
-            .sequences()
-            .iter()
-            .map(|sequence| {
-                let rows = args.rows_of(sequence) as f64;
-                let blocks = (rows * q_heads as f64 / kv_heads.max(1) as f64 / self.rows as f64).ceil();
-                blocks * kv_heads as f64 * sequence.seen as f64
-            })
-            .sum();
-        let item = args.split.saturating_mul(SPAN).min(args.pass.longest());
-        let rounds = keys / (f64::from(multiprocessors) * item as f64);
-        if rounds / rounds.ceil() >= 0.875 { SPAN } else { 1 }
+        let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
+        let seconds = |splits: usize| {
+            let item = args.split.saturating_mul(splits);
+            // Keys for all blocks of rows: f64 counts them exactly enough.
+            let (mut keys, mut state_bytes) = (0.0, 0.0);
+            for sequence in args.pass.sequences() {
+                let (rows, states) = (args.rows_of(sequence), sequence.seen.div_ceil(item));
+                let blocks = rows.saturating_mul(q_heads / kv_heads.max(1)).div_ceil(self.rows);
+                keys += blocks as f64 * kv_heads as f64 * sequence.seen as f64;
+                if states > 1 {
+                    let elements = q_heads as f64 * (head_dim + 2) as f64;
+                    state_bytes += rows as f64 * states as f64 * elements * size_of::<f32>() as f64;
+                }
+            }
+            let longest = item.min(args.pass.longest()) as f64;
+            let rounds = (keys / (f64::from(multiprocessors.max(1)) * longest.max(1.0))).ceil();
+            rounds * longest * head_dim as f64 * SECONDS_PER_KEY_ELEMENT
+                + state_bytes * SECONDS_PER_STATE_BYTE
+        };
+        if seconds(SPAN) <= seconds(1) { SPAN } else { 1 }
     }
 }
 
@@ -273,13 +307,14 @@ impl<B: Backend> Kernels<B> {
             item_splits: item_splits as i32,
             max_states: operands.i32("states", max_states)?,
         };
-        let merges = operands.i32("rows", operands.product("rows", &[rows, q_heads])?)?.cast_unsigned();
+        if q_heads > MAX_HEADS {
+            return Err(operands.unsupported("number of query heads", q_heads, "up to 262140"));
+        }
         let shared_bytes =
             operands.i32("shared memory", tile.shared_bytes(args.pass.batch()))?.cast_unsigned();
         // As many CTAs as run at once; each takes items until there are none.
-        let together = limits.shared_bytes_per_multiprocessor / shared_bytes;
-        let together = together.clamp(1, THREADS_TOGETHER / tile.threads());
-        let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors * together };
+        let together = tile.ctas_together(args.pass.batch(), limits);
+        let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors.saturating_mul(together) };
         let grid = Grid { ctas: [ctas, 1, 1], threads: tile.threads(), shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
@@ -288,8 +323,15 @@ impl<B: Backend> Kernels<B> {
         if max_states <= 1 && rows == pass_rows {
             return Ok(());
         }
-        let grid = Grid { ctas: [merges.div_ceil(4), 1, 1], threads: 128, shared_bytes: 0 };
-        let merge = if head_dim == 64 { "attention_merge_d64" } else { "attention_merge_d128" };
+        let ctas = [params.pass.rows.cast_unsigned(), q_heads.div_ceil(HEADS_A_CTA) as u32, 1];
+        let grid = Grid { ctas, threads: 128, shared_bytes: 0 };
+        let few = max_states.div_ceil(SPAN) <= FEW_GROUPS;
+        let merge = match (head_dim, few) {
+            (64, true) => "attention_merge_d64_l5",
+            (64, false) => "attention_merge_d64_l12",
+            (_, true) => "attention_merge_d128_l5",
+            (_, false) => "attention_merge_d128_l12",
+        };
         // SAFETY: both kernels have the same parameters.
         unsafe { operands.of(merge).launch(&self.backend, stream, grid, &params) }
     }

@@ -20,8 +20,9 @@ use crate::layout::{AttentionShape, RowKind};
 /// Threads of a CTA, which has a row (`row_threads` in glue.cu).
 const ROW_THREADS: u32 = 128;
 
-/// Bytes that `rms_norm` needs for its warps' sums.
-const NORM_SHARED: u32 = 16;
+/// Threads of a CTA of `rms_norm` (`norm_threads` in glue.cu), and its shared memory: a sum a warp.
+const NORM_THREADS: u32 = 256;
+const NORM_SHARED: u32 = NORM_THREADS / 32 * 4;
 
 fn rows_grid(operands: &Operands, rows: usize, shared_bytes: u32) -> Result<Grid, KernelError> {
     Ok(Grid { ctas: [operands.i32("rows", rows)? as u32, 1, 1], threads: ROW_THREADS, shared_bytes })
@@ -82,7 +83,7 @@ pub enum Residual<'a> {
 pub struct RmsNorm<'a> {
     /// What is normed.
     pub x: Residual<'a>,
-    /// `[cols]`.
+    /// `[cols]`, aligned to 16 bytes.
     pub weight: View<'a, f32>,
     /// `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
@@ -293,13 +294,13 @@ impl<B: Backend> Kernels<B> {
         let params = FlexdraftRmsNormParams {
             x: x.cast(),
             delta: delta.cast(),
-            weight: operands.read("weight", &args.weight, width, 4)?,
+            weight: operands.read("weight", &args.weight, width, 16)?,
             out: operands.write("out", &args.out, elements, 16)?.cast(),
             cols: row,
             rows: operands.i32("rows", rows)?,
             eps: args.eps,
         };
-        let grid = rows_grid(&operands, rows, NORM_SHARED)?;
+        let grid = Grid { threads: NORM_THREADS, ..rows_grid(&operands, rows, NORM_SHARED)? };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -376,7 +377,13 @@ impl<B: Backend> Kernels<B> {
             rows: operands.i32("rows", rows)?,
             unused: 0,
         };
-        let grid = rows_grid(&operands, rows, 0)?;
+        // A thread has 8 columns.
+        let blocks = args.cols.div_ceil(8 * ROW_THREADS as usize);
+        if blocks > 65_535 {
+            return Err(operands.unsupported("number of columns", args.cols, "up to 67107840"));
+        }
+        let ctas = [operands.i32("rows", rows)?.cast_unsigned(), blocks as u32, 1];
+        let grid = Grid { ctas, threads: ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
