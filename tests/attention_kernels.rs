@@ -470,7 +470,7 @@ fn what_does_not_fit() {
         lens[i] = len;
         message(sound, lens, strides, 64)
     };
-    let kernel = "joint_attention_d64_w4_s3";
+    let kernel = "joint_attention_d64_r64_s3";
     for (i, operand, len) in [(0, "qkv", lens[0]), (2, "out", lens[2]), (3, "lse", lens[3])] {
         let expected =
             |found| format!("{kernel}: operand `{operand}` has {found} elements, and {len} were expected");

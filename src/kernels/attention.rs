@@ -61,35 +61,37 @@ pub const DEFAULT_SPLIT: usize = 512;
 struct Tile {
     kernel: &'static str,
     head_dim: usize,
-    /// Query heads of rows that share each K and V tile: 16 a warp.
+    /// Query heads of rows that share each K and V tile: 16 or 32 for each of four warps.
     rows: usize,
     /// K and V tiles in shared memory; one is read while the others are filled.
     stages: usize,
 }
 
-/// All of them, the preferred first among those of a head_dim: more rows read K and V less often, more
-/// stages hide more latency.
-const TILES: [Tile; 8] = [
-    Tile { kernel: "joint_attention_d64_w8_s3", head_dim: 64, rows: 128, stages: 3 },
-    Tile { kernel: "joint_attention_d64_w8_s2", head_dim: 64, rows: 128, stages: 2 },
-    Tile { kernel: "joint_attention_d64_w4_s3", head_dim: 64, rows: 64, stages: 3 },
-    Tile { kernel: "joint_attention_d64_w4_s2", head_dim: 64, rows: 64, stages: 2 },
-    Tile { kernel: "joint_attention_d128_w8_s3", head_dim: 128, rows: 128, stages: 3 },
-    Tile { kernel: "joint_attention_d128_w8_s2", head_dim: 128, rows: 128, stages: 2 },
-    Tile { kernel: "joint_attention_d128_w4_s3", head_dim: 128, rows: 64, stages: 3 },
-    Tile { kernel: "joint_attention_d128_w4_s2", head_dim: 128, rows: 64, stages: 2 },
+/// All of them: more rows read K and V less often, more stages hide more latency.
+const TILES: [Tile; 7] = [
+    Tile { kernel: "joint_attention_d64_r64_s2", head_dim: 64, rows: 64, stages: 2 },
+    Tile { kernel: "joint_attention_d64_r64_s3", head_dim: 64, rows: 64, stages: 3 },
+    Tile { kernel: "joint_attention_d64_r128_s2", head_dim: 64, rows: 128, stages: 2 },
+    Tile { kernel: "joint_attention_d64_r128_s3", head_dim: 64, rows: 128, stages: 3 },
+    Tile { kernel: "joint_attention_d128_r64_s2", head_dim: 128, rows: 64, stages: 2 },
+    Tile { kernel: "joint_attention_d128_r64_s3", head_dim: 128, rows: 64, stages: 3 },
+    Tile { kernel: "joint_attention_d128_r128_s2", head_dim: 128, rows: 128, stages: 2 },
 ];
+
+/// Threads of a CTA.
+const THREADS: u32 = 128;
+
+/// Bytes of a CTA's shared memory for what it works on, and for each of its rows (`Item` and the tables of `Joint` in
+/// attention.cu).
+const ITEM_BYTES: usize = 44;
+const ROW_BYTES: usize = 10;
 
 impl Tile {
     /// Shared memory of a CTA in bytes, for a batch of so many sequences.
     fn shared_bytes(self, batch: usize) -> usize {
         let row = self.head_dim * size_of::<bf16>();
-        row * (self.rows + self.stages * 2 * TILE_KEYS) + (batch + 1) * size_of::<i32>()
-    }
-
-    fn threads(self) -> u32 {
-        // 16 rows a warp.
-        self.rows as u32 * 2
+        let tiles = row * (self.rows + self.stages * 2 * TILE_KEYS);
+        tiles + self.rows * ROW_BYTES + ITEM_BYTES + (batch + 1) * size_of::<i32>()
     }
 
     /// The one with most warps on a multiprocessor, then most stages, of those that fit a CTA: of 64 rows if no
@@ -108,7 +110,7 @@ impl Tile {
     fn ctas_together(self, batch: usize, limits: Limits) -> u32 {
         let shared =
             u32::try_from(self.shared_bytes(batch)).unwrap_or(u32::MAX).saturating_add(RESERVED_SHARED);
-        (limits.shared_bytes_per_multiprocessor / shared).clamp(1, THREADS_TOGETHER / self.threads())
+        (limits.shared_bytes_per_multiprocessor / shared).clamp(1, THREADS_TOGETHER / THREADS)
     }
 
     /// Splits that an item of such a pass has: a span, so that fewer states go through memory, or one, so that more
@@ -315,7 +317,7 @@ impl<B: Backend> Kernels<B> {
         // As many CTAs as run at once; each takes items until there are none.
         let together = tile.ctas_together(args.pass.batch(), limits);
         let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors.saturating_mul(together) };
-        let grid = Grid { ctas: [ctas, 1, 1], threads: tile.threads(), shared_bytes };
+        let grid = Grid { ctas: [ctas, 1, 1], threads: THREADS, shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
