@@ -27,7 +27,8 @@ use cases::sampling::Sampling;
 use cases::{Case, Prepared};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use flexdraft::backend::Cuda;
-use flexdraft::kernels::{KernelError, Kernels};
+use flexdraft::device::DeviceError;
+use flexdraft::kernels::Kernels;
 use machine::Machine;
 use record::{Device, Line, Record};
 use timing::Timer;
@@ -41,7 +42,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn open() -> Result<Self, KernelError> {
+    fn open() -> Result<Self, DeviceError> {
         let context = Cuda::context(0)?;
         let kernels = Kernels::load(&context)?;
         // With the default stream alone, memory needs no events of its own; they would be timed.

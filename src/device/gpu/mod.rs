@@ -4,6 +4,7 @@
 //! host, with the same launches in the same order.
 
 mod cache;
+mod ceilings;
 mod checks;
 mod cublas;
 mod gather;
@@ -19,6 +20,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use cache::KvCache;
+pub use ceilings::Ceilings;
 use checks::{elements, expect, expect_rows, index32};
 pub use cublas::{CublasLayer, CublasLt, cublas_is_present};
 use half::bf16;
@@ -119,6 +121,15 @@ impl<P: Products> Gpu<P> {
     }
 }
 
+/// Why CUDA device `ordinal` cannot be used.
+fn missing(ordinal: usize, error: BackendError) -> DeviceError {
+    let reason = match error {
+        BackendError::Unavailable(reason) => reason,
+        other => other.to_string(),
+    };
+    DeviceError::Unavailable { requested: format!("cuda:{ordinal}"), reason }
+}
+
 impl Gpu<CublasLt> {
     /// CUDA device `ordinal`, on a stream of its own.
     ///
@@ -127,15 +138,11 @@ impl Gpu<CublasLt> {
     /// [`DeviceError::Unavailable`] where there is no driver, no such device, no cuBLASLt, or no device code in
     /// this build.
     pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
-        let unavailable =
-            |reason: String| DeviceError::Unavailable { requested: format!("cuda:{ordinal}"), reason };
-        let missing = |error: BackendError| match error {
-            BackendError::Unavailable(reason) => unavailable(reason),
-            other => unavailable(other.to_string()),
-        };
+        let missing = |error| missing(ordinal, error);
         let context = Cuda::context(ordinal).map_err(missing)?;
         let kernels = Kernels::load(&context).map_err(missing)?;
-        let stream = context.new_stream().map_err(|error| unavailable(error.to_string()))?;
+        let stream =
+            context.new_stream().map_err(|error| missing(BackendError::Unavailable(error.to_string())))?;
         let products = CublasLt::new(&context, &stream)?;
         Ok(Gpu::new(kernels, stream, products))
     }

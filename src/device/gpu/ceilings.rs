@@ -1,0 +1,163 @@
+//! What a GPU can do, measured: what floors of kernels and of whole steps are computed from.
+
+use std::sync::Arc;
+
+use cudarc::cublaslt::result::CublasError;
+use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
+use cudarc::driver::sys::CUevent_flags as EventFlags;
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use half::bf16;
+
+use super::{cublas_is_present, missing};
+use crate::backend::{BackendError, Cuda};
+use crate::device::DeviceError;
+
+/// Bytes of the copy: far more than an L2 cache.
+const COPIED: usize = 1 << 30;
+
+/// Rows, columns and depth of the product.
+const PRODUCT: usize = 8192;
+
+/// Times each is done before it is timed, so that clocks have risen, and while it is timed.
+const WARM_UP: usize = 16;
+const TIMED: usize = 32;
+
+/// A GPU's ceilings, as its own clock measured them.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Ceilings {
+    /// The GPU's name.
+    pub device: String,
+    /// Bytes a second, read plus written, of a copy of 1 GiB in device memory.
+    pub copy_bytes_per_second: f64,
+    /// Floating-point operations a second of a bf16 product of 8192³ by cuBLASLt, two a multiply-add.
+    pub product_flops_per_second: f64,
+}
+
+impl Ceilings {
+    /// Measures CUDA device `ordinal`. Best done before a [`Gpu`](super::Gpu) uses it: memory that one stream
+    /// alone uses needs no events of its own, which would be timed.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] where there is no driver, no such device or no cuBLASLt, otherwise an error of
+    /// the driver or of cuBLASLt.
+    pub fn of_device(ordinal: usize) -> Result<Self, DeviceError> {
+        let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
+        Self::measure(&context, &context.default_stream())
+    }
+
+    /// Measures the GPU of `context` by work on `stream`, which takes about a tenth of a second and 2 GiB of its
+    /// memory. Each is the median of 32 times; work of some hundred microseconds leaves the host time to put the
+    /// next on the stream, and displaces the L2 cache by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Unavailable`] without cuBLASLt, otherwise an error of the driver or of cuBLASLt.
+    pub fn measure(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
+        if !cublas_is_present() {
+            let reason = "cuBLASLt (libcublasLt.so) cannot be found".into();
+            return Err(DeviceError::Unavailable {
+                requested: format!("cuda:{}", context.ordinal()),
+                reason,
+            });
+        }
+        Ok(Self {
+            device: context.name().map_err(driver)?,
+            copy_bytes_per_second: 2.0 * COPIED as f64 / copy_seconds(context, stream)?,
+            product_flops_per_second: 2.0 * (PRODUCT as f64).powi(3) / product_seconds(context, stream)?,
+        })
+    }
+}
+
+fn copy_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<f64, DeviceError> {
+    let from: CudaSlice<u8> = stream.alloc_zeros(COPIED).map_err(driver)?;
+    let mut to: CudaSlice<u8> = stream.alloc_zeros(COPIED).map_err(driver)?;
+    median_seconds(context, stream, || stream.memcpy_dtod(&from, &mut to).map_err(driver))
+}
+
+fn product_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<f64, DeviceError> {
+    let matrix = || stream.clone_htod(&operand()).map_err(driver);
+    let (a, b) = (matrix()?, matrix()?);
+    let mut out: CudaSlice<bf16> = stream.alloc_zeros(PRODUCT * PRODUCT).map_err(driver)?;
+    let library = CudaBlasLT::new(stream.clone()).map_err(cublas)?;
+    let side = PRODUCT as u64;
+    median_seconds(context, stream, || {
+        let config = MatmulConfig {
+            transa: true,
+            transb: false,
+            transc: false,
+            m: side,
+            n: side,
+            k: side,
+            alpha: 1.0,
+            lda: PRODUCT as i64,
+            ldb: PRODUCT as i64,
+            beta: 0.0,
+            ldc: PRODUCT as i64,
+            stride_a: None,
+            stride_b: None,
+            stride_c: None,
+            stride_bias: None,
+            batch_size: None,
+        };
+        // SAFETY: the three matrices have `PRODUCT`² elements each.
+        unsafe { library.matmul(config, &a, &b, &mut out, None, None) }.map_err(cublas)
+    })
+}
+
+/// Elements of a factor: powers and signs alternate, so that the matrix units toggle as with real weights.
+fn operand() -> Vec<bf16> {
+    let element = |i: usize| bf16::from_f32(((i * 0x9e37) >> 4 & 0xff) as f32 / 128.0 - 1.0);
+    (0..PRODUCT * PRODUCT).map(element).collect()
+}
+
+/// The median time of `work` on `stream`, between two events.
+fn median_seconds(
+    context: &Arc<CudaContext>,
+    stream: &Arc<CudaStream>,
+    mut work: impl FnMut() -> Result<(), DeviceError>,
+) -> Result<f64, DeviceError> {
+    for _ in 0..WARM_UP {
+        work()?;
+    }
+    let event = || context.new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(driver);
+    let mut events = Vec::with_capacity(TIMED);
+    for _ in 0..TIMED {
+        let (start, end) = (event()?, event()?);
+        start.record(stream).map_err(driver)?;
+        work()?;
+        end.record(stream).map_err(driver)?;
+        events.push((start, end));
+    }
+    let elapsed =
+        events.iter().map(|(start, end)| Ok(f64::from(start.elapsed_ms(end).map_err(driver)?) / 1e3));
+    let mut seconds = elapsed.collect::<Result<Vec<f64>, DeviceError>>()?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds.get(TIMED / 2).copied().unwrap_or(f64::INFINITY))
+}
+
+fn driver(error: DriverError) -> DeviceError {
+    BackendError::Driver(error.to_string()).into()
+}
+
+fn cublas(error: CublasError) -> DeviceError {
+    BackendError::Driver(format!("cuBLASLt: {error}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there() {
+        // Whatever this machine has.
+        let ordinal = usize::from(u16::MAX);
+        match Ceilings::of_device(ordinal) {
+            Err(DeviceError::Unavailable { requested, reason }) => {
+                assert_eq!(requested, "cuda:65535");
+                assert!(!reason.is_empty());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
