@@ -9,75 +9,18 @@
 //! - **Checked operands.** Shapes that do not fit each other are a [`DeviceError`], never a panic.
 
 pub mod cpu;
+mod error;
 pub mod gpu;
 
 use std::ops::Range;
 
+pub use error::DeviceError;
+
 use crate::acceptance::Rule;
-use crate::backend::BackendError;
-use crate::kernels::{Faults, KernelError};
 pub use crate::layout::{AttentionShape, RowKind};
 use crate::layout::{GroupSet, Pass};
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
-
-/// What can go wrong on a device.
-#[derive(Clone, Debug, thiserror::Error, PartialEq)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// The device asked for does not exist on this machine or in this build.
-    #[error("device `{requested}` is not available: {reason}")]
-    Unavailable {
-        /// The device as the user named it.
-        requested: String,
-        /// Why it cannot be used.
-        reason: String,
-    },
-    /// An operand's shape does not fit the operation.
-    #[error("{operation}: {operand} has shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// The operation.
-        operation: &'static str,
-        /// The operand.
-        operand: &'static str,
-        /// The shape that would fit.
-        expected: Vec<usize>,
-        /// The shape it has.
-        found: Vec<usize>,
-    },
-    /// An index (token id, page id, row, layer) outside its range.
-    #[error("{operation}: {what} {index} is out of range, the limit is {limit}")]
-    OutOfRange {
-        /// The operation.
-        operation: &'static str,
-        /// What kind of index.
-        what: &'static str,
-        /// The index.
-        index: usize,
-        /// The first index that is out of range.
-        limit: usize,
-    },
-    /// A kernel that could not be launched, or a driver's error.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// Kernels that ran met what they should not have; nothing that they left is to be relied on.
-    #[error("the kernels of a step found {0}")]
-    Faults(Faults),
-    /// Memory that could not be had.
-    #[error("out of memory: {what} needs {bytes} bytes")]
-    OutOfMemory {
-        /// What it was for.
-        what: &'static str,
-        /// How many bytes.
-        bytes: usize,
-    },
-}
-
-impl From<BackendError> for DeviceError {
-    fn from(error: BackendError) -> Self {
-        KernelError::from(error).into()
-    }
-}
 
 /// How a device stores activations and the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::checks::expect;
+use super::memory::allocate;
 use crate::backend::Backend;
 use crate::device::{AttentionShape, DeviceError};
 use crate::kernels::{KvStrides, PagedKv, PagedKvMut, Paging};
@@ -27,8 +28,15 @@ impl<B: Backend> KvCache<B> {
         let token = shape.kv_heads.checked_mul(shape.head_dim);
         let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
         let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
-        let one = || backend.allocate(stream, len);
-        let layers = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>()?;
+        let one = || allocate(backend, stream, len, "the KV cache");
+        let made = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>();
+        let layers = made.map_err(|error| match error {
+            // Of all layers, as that is what there would have to be.
+            DeviceError::OutOfMemory { what, bytes } => {
+                DeviceError::OutOfMemory { what, bytes: bytes.saturating_mul(2 * layers) }
+            }
+            other => other,
+        })?;
         Ok(Self { layers, paging, shape })
     }
 

@@ -8,6 +8,20 @@ use half::bf16;
 use crate::backend::{Backend, BackendError, Element, View};
 use crate::device::DeviceError;
 
+/// Memory for `len` elements, zero at first; where there is not so much, the error says what it was for.
+pub(super) fn allocate<B: Backend, T: Element>(
+    backend: &B,
+    stream: &B::Stream,
+    len: usize,
+    what: &'static str,
+) -> Result<B::Memory<T>, DeviceError> {
+    backend.allocate(stream, len).map_err(|error| {
+        let error = DeviceError::from(error);
+        let bytes = len.saturating_mul(size_of::<T>());
+        if error.is_out_of_memory() { DeviceError::OutOfMemory { what, bytes } } else { error }
+    })
+}
+
 /// Memory of at least as many elements as were ever asked for. What it holds is lost when it grows.
 #[derive(Debug)]
 pub(super) struct Grown<B: Backend, T: Element> {
@@ -38,7 +52,7 @@ impl<B: Backend, T: Element> Grown<B, T> {
             let len = len.next_power_of_two().max(64);
             // The old memory goes first.
             self.memory = None;
-            self.memory = Some(backend.allocate(stream, len)?);
+            self.memory = Some(allocate(backend, stream, len, "scratch")?);
             self.len = len;
         }
         self.memory.as_mut().ok_or(DeviceError::OutOfMemory { what: "scratch", bytes: len * size_of::<T>() })
@@ -195,8 +209,10 @@ impl<B: Backend> Buffer<B> {
             self.values = match &self.values {
                 Values::Activations(old) => Values::Activations(moved(backend, stream, old, kept, capacity)?),
                 Values::Logits(old) => Values::Logits(moved(backend, stream, old, kept, capacity)?),
-                Values::NoActivations => Values::Activations(backend.allocate(stream, capacity)?),
-                Values::NoLogits => Values::Logits(backend.allocate(stream, capacity)?),
+                Values::NoActivations => {
+                    Values::Activations(allocate(backend, stream, capacity, "activations")?)
+                }
+                Values::NoLogits => Values::Logits(allocate(backend, stream, capacity, "logits")?),
             };
             self.capacity = capacity;
         }
@@ -260,7 +276,7 @@ fn moved<B: Backend, T: Element>(
     kept: usize,
     capacity: usize,
 ) -> Result<B::Memory<T>, DeviceError> {
-    let mut memory = backend.allocate(stream, capacity)?;
+    let mut memory = allocate(backend, stream, capacity, "activations")?;
     backend.copy(stream, old, 0..kept, &mut memory, 0)?;
     Ok(memory)
 }
