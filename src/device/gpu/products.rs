@@ -7,6 +7,7 @@ use half::bf16;
 use super::memory::{Buffer, Values};
 use crate::backend::Backend;
 use crate::device::{DeviceError, LinearPart};
+use crate::tensor::Elements;
 
 /// A library of matrix products on memory of a backend: bf16 factors, sums in f32, row-invariant.
 pub trait Products: Send + Sync + 'static {
@@ -114,11 +115,22 @@ impl Weights {
             } else if columns.len() != weights.in_cols {
                 return Err(wrong("weight", vec![outputs, weights.in_cols], &[outputs, columns.len()]));
             }
-            let mut row = vec![0.0; columns.len()];
-            for output in 0..outputs {
-                let first = output * stored;
-                part.weight.elements().read_f32(first + columns.start..first + columns.end, &mut row);
-                weights.weight.extend(row.iter().map(|&x| bf16::from_f32(x)));
+            weights.weight.reserve_exact(outputs.saturating_mul(columns.len()));
+            match part.weight.elements() {
+                // Stored as it is multiplied.
+                Elements::Bf16(elements) => {
+                    for row in elements.chunks_exact(stored.max(1)) {
+                        weights.weight.extend_from_slice(row.get(columns.clone()).unwrap_or(&[]));
+                    }
+                }
+                elements => {
+                    let mut row = vec![0.0; columns.len()];
+                    for output in 0..outputs {
+                        let first = output * stored;
+                        elements.read_f32(first + columns.start..first + columns.end, &mut row);
+                        weights.weight.extend(row.iter().map(|&x| bf16::from_f32(x)));
+                    }
+                }
             }
             match part.bias.map(|bias| (bias, bias.to_f32())) {
                 Some((tensor, values)) if values.len() == outputs => {
