@@ -13,7 +13,7 @@ use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Mode, Policy};
 use flexdraft::device::Precision;
 use flexdraft::sampling::SamplingParams;
 
-use crate::bench::Synthetic;
+use crate::bench::BenchArgs;
 
 /// Lossless parallel speculative decoding (FlexDraft)
 ///
@@ -45,10 +45,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Time the steps of every mode, and compare with what this machine can do
     ///
-    /// Nothing is generated: a step is taken again and again after a context of zeros. Tokens a second
-    /// follow from the step's time and --tau. The floor is what the step reads at the speed of this
-    /// machine's memory, or what it multiplies at the speed of its arithmetic, whichever takes longer;
-    /// both are measured first, with the same threads.
+    /// Nothing is generated: a step is taken again and again after a context of noise. Tokens a second
+    /// follow from the step's time and --tau. The floor is what the step reads at the speed of the
+    /// memory, or what it multiplies at the speed of the arithmetic, whichever takes longer; both are
+    /// measured first: on a CPU with the same threads, on a GPU by a copy and a large bf16 product.
     Bench(BenchArgs),
     /// Show what was found in a model's directory, and what is missing, unused or not finite
     Inspect(InspectArgs),
@@ -191,58 +191,6 @@ impl GenerateArgs {
 fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse().map_err(|_| "not a number of samples")?;
     Ok(NonZeroUsize::new(count).ok_or("it must be at least 1")?)
-}
-
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// The model: a Hugging Face directory, or a GGUF file. Default: the bundled pair
-    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
-    pub target: Option<PathBuf>,
-    /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target
-    #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
-    pub draft: Option<DrafterSource>,
-    /// Random weights of this shape, and a random drafter, instead of a model
-    #[arg(long, value_enum, conflicts_with_all = ["target", "draft"], help_heading = "Model")]
-    pub synthetic: Option<Synthetic>,
-    /// Where to run; `auto` is the CPU
-    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
-    pub device: DeviceChoice,
-    /// How activations and the KV cache are rounded
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
-    pub dtype: Dtype,
-    /// Threads of the CPU device; 0 is one a core
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
-    pub threads: usize,
-
-    /// Sequences in a step
-    #[arg(long, value_name = "B,B,…", value_delimiter = ',', default_value = "1", value_parser = one_or_more, help_heading = "Steps")]
-    pub batch: Vec<usize>,
-    /// Positions before the step
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "128", help_heading = "Steps")]
-    pub context: Vec<usize>,
-    /// Tokens in a block. Default: the drafter's own
-    #[arg(long, value_name = "S", help_heading = "Steps")]
-    pub block_size: Option<usize>,
-    /// Draft tokens that a step verifies, up to S - 1. Default: 4
-    #[arg(long, value_name = "V", help_heading = "Steps")]
-    pub verify_len: Option<usize>,
-    /// Mask groups of a parallel step, those of the longest accepted lengths. Default: all V + 1
-    #[arg(long, value_name = "K", help_heading = "Steps")]
-    pub groups: Option<usize>,
-    /// Tokens that a step with drafts commits on average (the acceptance length)
-    #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
-    pub tau: f64,
-
-    /// Less memory and fewer steps, for a first look
-    #[arg(long, help_heading = "Output")]
-    pub quick: bool,
-    /// Write one JSON object to stdout
-    #[arg(long, help_heading = "Output")]
-    pub json: bool,
-}
-
-fn one_or_more(text: &str) -> Result<usize, String> {
-    Ok(at_least_one(text)?.get())
 }
 
 #[derive(Debug, Args)]

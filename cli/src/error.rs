@@ -41,6 +41,14 @@ impl CliError {
         ExitCode::from(if self.is_users() { 2 } else { 1 })
     }
 
+    /// Whether a device had too little memory for what was asked of it.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Library(flexdraft::Error::Device(error)) => error.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     fn is_users(&self) -> bool {
         match self {
             Self::Usage(_) | Self::PromptFile { .. } => true,

@@ -1,11 +1,45 @@
-//! What this machine can do at most, measured: reading memory, and multiplying.
+//! What this machine can do at most, measured: moving memory, and multiplying.
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use flexdraft::device::gpu;
+use serde::Serialize;
+
+/// Ceilings of the device that steps are timed on.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Ceilings {
+    Cpu(CpuCeilings),
+    Gpu(gpu::Ceilings),
+}
+
+impl Ceilings {
+    /// Bytes a second that a step's floor is computed with.
+    pub fn bytes_per_second(&self) -> f64 {
+        match self {
+            Self::Cpu(cpu) => cpu.read_bytes_per_second,
+            Self::Gpu(gpu) => gpu.copy_bytes_per_second,
+        }
+    }
+
+    /// Floating-point operations a second, likewise.
+    pub fn flops_per_second(&self) -> f64 {
+        match self {
+            Self::Cpu(cpu) => cpu.flops_per_second,
+            Self::Gpu(gpu) => gpu.product_flops_per_second,
+        }
+    }
+
+    /// Whether the device runs behind the host, so that submitting a step and the step are two times.
+    pub fn runs_behind(&self) -> bool {
+        matches!(self, Self::Gpu(_))
+    }
+}
+
 /// Ceilings of a number of threads.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Ceilings {
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CpuCeilings {
     /// Bytes a second that a sum over memory reads.
     pub read_bytes_per_second: f64,
     /// Floating-point operations a second of fused multiply-adds in f32, on registers alone.
@@ -22,7 +56,7 @@ const CHAINS: usize = 12;
 /// Rounds of it: some hundredths of a second.
 const ROUNDS: usize = 4 << 20;
 
-impl Ceilings {
+impl CpuCeilings {
     /// Measures both, reading `bytes` bytes of memory.
     pub fn measure(threads: usize, bytes: usize) -> Self {
         Self {

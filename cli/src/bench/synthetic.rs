@@ -15,6 +15,9 @@ use crate::models::Weights;
 pub enum Synthetic {
     /// Four layers, 64 columns: to try the command
     Tiny,
+    /// SmolLM2-135M: 30 layers, 576 columns, tied
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
     /// Qwen3-0.6B: 28 layers, 1024 columns, tied
     #[value(name = "qwen3-0.6b")]
     Qwen3Small,
@@ -24,23 +27,33 @@ pub enum Synthetic {
 }
 
 impl Synthetic {
+    /// As it is asked for.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+    }
+
     /// Its configuration, and how many layers its drafter has.
     fn config(self) -> Option<(ModelConfig, usize)> {
         let (layers, hidden, intermediate, q_heads, kv_heads, head_dim, vocab, tied, tail) = match self {
             Self::Tiny => (4, 64, 128, 2, 1, 64, 384, true, 2),
+            Self::SmolLm2 => (30, 576, 1536, 9, 3, 64, 49_152, true, 8),
             Self::Qwen3Small => (28, 1024, 3072, 16, 8, 128, 151_936, true, 8),
             Self::Qwen3Large => (36, 4096, 12_288, 32, 8, 128, 151_936, false, 10),
         };
+        let (architecture, context_len, rms_norm_eps, theta) = match self {
+            Self::SmolLm2 => (Architecture::Llama, 8192, 1e-5, 1e5),
+            Self::Tiny | Self::Qwen3Small | Self::Qwen3Large => (Architecture::Qwen3, 40_960, 1e-6, 1e6),
+        };
         let config = ModelConfig {
-            architecture: Architecture::Qwen3,
+            architecture,
             hidden_size: hidden,
             intermediate_size: intermediate,
             layers,
             attention: AttentionShape { q_heads, kv_heads, head_dim },
             vocab_size: vocab,
-            context_len: 40_960,
-            rms_norm_eps: 1e-6,
-            rope: rope::rope(head_dim, 1e6, &RopeScaling::Default)?,
+            context_len,
+            rms_norm_eps,
+            rope: rope::rope(head_dim, theta, &RopeScaling::Default)?,
             attention_bias: false,
             mlp_bias: false,
             tied_embeddings: tied,
@@ -79,4 +92,20 @@ fn available_memory() -> Option<usize> {
     let line = report.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_llama_has_no_norms_of_its_heads() {
+        let weights = Synthetic::SmolLm2.weights(16).unwrap();
+        let (target, drafter) = (&weights.target, weights.drafter.as_ref().unwrap());
+        assert!(target.layers.iter().all(|layer| layer.attention.qk_norms.is_none()));
+        assert_eq!((target.layers.len(), drafter.attention.len(), drafter.config.block_size), (30, 8, 16));
+        // As many parameters as it is named after.
+        let elements = weights.bytes_a_token() / 2;
+        assert_eq!(elements, 134_515_008);
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::ops::AddAssign;
 
+use flexdraft::device::AttentionShape;
 use flexdraft::model::weights::{AttentionWeights, LinearWeights};
+use flexdraft::tensor::Tensor;
 
-use super::Step;
+use super::steps::Step;
 use crate::models::Weights;
 
 /// Bytes read and floating-point operations.
@@ -21,21 +23,14 @@ impl AddAssign for Work {
     }
 }
 
-/// Elements and stored bytes of some matrices.
-#[derive(Clone, Copy, Default)]
+/// Elements of some matrices, and the bytes that they take on the device.
+#[derive(Clone, Copy, Debug, Default)]
 struct Matrices {
     elements: f64,
     bytes: f64,
 }
 
 impl Matrices {
-    fn of<'a>(layers: impl IntoIterator<Item = &'a LinearWeights>) -> Self {
-        layers.into_iter().fold(Self::default(), |sum, layer| Self {
-            elements: sum.elements + layer.weight.elements().len() as f64,
-            bytes: sum.bytes + layer.weight.byte_len() as f64,
-        })
-    }
-
     /// A product of so many rows, which reads the matrices once; nothing without rows.
     fn times(self, rows: usize) -> Work {
         if rows == 0 {
@@ -45,60 +40,133 @@ impl Matrices {
     }
 }
 
-fn attention(weights: &AttentionWeights) -> Matrices {
-    Matrices::of([&weights.q, &weights.k, &weights.v, &weights.o])
+/// How a device stores what it reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Storage {
+    /// Bytes of an element of the KV cache.
+    pub kv: usize,
+    /// Bytes of an element of a weight, where that is not what it was loaded as.
+    pub weight: Option<usize>,
 }
 
-impl Work {
-    /// A step of `batch` sequences after `context` positions, whose KV cache takes `kv_bytes` bytes an
-    /// element.
-    pub fn of_step(weights: &Weights, step: &Step, batch: usize, context: usize, kv_bytes: usize) -> Self {
+impl Storage {
+    fn matrices<'a>(self, tensors: impl IntoIterator<Item = &'a Tensor>) -> Matrices {
+        tensors.into_iter().fold(Matrices::default(), |sum, tensor| {
+            let elements = tensor.elements().len();
+            let bytes = self.weight.map_or(tensor.byte_len(), |bytes| bytes * elements);
+            Matrices { elements: sum.elements + elements as f64, bytes: sum.bytes + bytes as f64 }
+        })
+    }
+
+    fn linear<'a>(self, layers: impl IntoIterator<Item = &'a LinearWeights>) -> Matrices {
+        self.matrices(layers.into_iter().map(|layer| &layer.weight))
+    }
+
+    fn attention(self, weights: &AttentionWeights) -> Matrices {
+        self.linear([&weights.q, &weights.k, &weights.v, &weights.o])
+    }
+}
+
+/// The sizes of a pair's matrices, which outlive the weights.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    shape: AttentionShape,
+    storage: Storage,
+    /// Attention and MLP of each layer of the target.
+    layers: Vec<(Matrices, Matrices)>,
+    /// The drafter's attention in each layer of the tail.
+    tail: Vec<Matrices>,
+    head: Matrices,
+    calibrator: Matrices,
+}
+
+impl Sizes {
+    pub fn new(weights: &Weights, storage: Storage) -> Self {
         let target = &weights.target;
-        let config = &target.config;
-        let shape = config.attention;
         let drafter = weights.drafter.as_ref();
-        let tail = drafter.map_or(0, |drafter| drafter.attention.len());
-        let head = Matrices {
-            elements: target.lm_head.elements().len() as f64,
-            bytes: target.lm_head.byte_len() as f64,
-        };
-        let mut work = Self::default();
+        let layers = target.layers.iter().map(|layer| {
+            (storage.attention(&layer.attention), storage.linear([&layer.gate, &layer.up, &layer.down]))
+        });
+        let calibrator = drafter.and_then(|drafter| drafter.calibrator.as_ref());
+        Self {
+            shape: target.config.attention,
+            storage,
+            layers: layers.collect(),
+            tail: drafter.map_or(Vec::new(), |drafter| {
+                drafter.attention.iter().map(|layer| storage.attention(layer)).collect()
+            }),
+            head: storage.matrices([&target.lm_head]),
+            calibrator: storage.linear(calibrator.into_iter().flat_map(|c| [&c.hidden, &c.output])),
+        }
+    }
+
+    /// What a step of `batch` sequences after `context` positions does.
+    pub fn work(&self, step: &Step, batch: usize, context: usize) -> Work {
+        let shape = self.shape;
+        let head_part = self.layers.len().saturating_sub(self.tail.len());
+        let mut work = Work::default();
         for pass in &step.passes {
             let (candidates, masks) = (batch * pass.candidates, batch * pass.groups.len() * pass.slots);
-            for (index, layer) in target.layers.iter().enumerate() {
-                let in_tail = index + tail >= config.layers;
-                let masks = if in_tail { masks } else { 0 };
+            for (index, (attention, mlp)) in self.layers.iter().enumerate() {
+                let drafter = index.checked_sub(head_part).and_then(|index| self.tail.get(index));
+                let masks = if drafter.is_some() { masks } else { 0 };
                 let rows = candidates + masks;
                 if rows == 0 {
                     continue;
                 }
-                work += attention(&layer.attention).times(candidates);
-                if let Some(layer) =
-                    drafter.and_then(|d| d.attention.get((index + tail).checked_sub(config.layers)?))
-                {
-                    work += attention(layer).times(masks);
-                }
-                work += Matrices::of([&layer.gate, &layer.up, &layer.down]).times(rows);
+                work += attention.times(candidates);
+                work += drafter.map_or(Work::default(), |drafter| drafter.times(masks));
+                work += mlp.times(rows);
                 let positions = (batch * (context + pass.candidates)) as f64;
                 let kv = 2.0 * (shape.kv_heads * shape.head_dim) as f64 * positions;
                 // On average: a candidate sees those before it and itself.
                 let seen = context as f64 + (pass.candidates + 1) as f64 / 2.0;
-                work += Self {
-                    bytes: kv * kv_bytes as f64,
+                work += Work {
+                    bytes: kv * self.storage.kv as f64,
                     flops: 4.0 * (shape.q_heads * shape.head_dim) as f64 * seen * rows as f64,
                 };
             }
             if pass.candidates > 0 {
-                work += head.times(batch * step.logits);
+                work += self.head.times(batch * step.logits);
             }
         }
         if step.drafts > 0 {
             let rows = batch * step.drafts;
-            work += head.times(rows);
-            if let Some(calibrator) = drafter.and_then(|drafter| drafter.calibrator.as_ref()) {
-                work += Matrices::of([&calibrator.hidden, &calibrator.output]).times(rows);
-            }
+            work += self.head.times(rows);
+            work += self.calibrator.times(rows);
         }
         work
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Synthetic;
+
+    const BF16: Storage = Storage { kv: 2, weight: None };
+
+    #[test]
+    fn the_floor_of_a_step_reads_weights_once() {
+        let weights: Weights = Synthetic::Tiny.weights(4).unwrap();
+        let sizes = Sizes::new(&weights, BF16);
+        let ar = Step::autoregressive();
+        let (one, more) = (sizes.work(&ar, 1, 0), sizes.work(&ar, 3, 0));
+        // One position of K and V a layer each, of 64 elements.
+        let kv = |batch: usize| (4 * batch * 2 * 64 * 2) as f64;
+        assert_eq!(one.bytes - kv(1), more.bytes - kv(3));
+        let norms = (4 * (2 * 64 + 2 * 64) + 64) * 2;
+        assert_eq!(one.bytes - kv(1), (weights.bytes_a_token() - norms) as f64);
+        assert_eq!(3.0 * one.flops, more.flops);
+    }
+
+    #[test]
+    fn a_device_may_store_weights_its_own_way() {
+        let weights: Weights = Synthetic::Tiny.weights(4).unwrap();
+        let work =
+            |weight| Sizes::new(&weights, Storage { weight, ..BF16 }).work(&Step::parallel(2, 4, 3), 2, 10);
+        assert_eq!(work(None), work(Some(2)));
+        assert!(work(Some(4)).bytes > 1.5 * work(None).bytes);
+        assert_eq!(work(Some(4)).flops, work(None).flops);
     }
 }

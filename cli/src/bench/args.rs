@@ -1,0 +1,127 @@
+//! The arguments of `flexdraft bench`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::Synthetic;
+use crate::args::{DeviceChoice, DrafterSource, Dtype};
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The model: a Hugging Face directory, or a GGUF file. Default: the bundled pair
+    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
+    pub target: Option<PathBuf>,
+    /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target
+    #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
+    pub draft: Option<DrafterSource>,
+    /// Random weights of this shape, and a random drafter, instead of a model
+    #[arg(long, value_enum, conflicts_with_all = ["target", "draft"], help_heading = "Model")]
+    pub synthetic: Option<Synthetic>,
+    /// Where to run; `auto` is the CPU
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
+    pub device: DeviceChoice,
+    /// How activations and the KV cache are rounded on the CPU; on a GPU it is always bf16
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub dtype: Dtype,
+    /// Threads of the CPU device; 0 is one a core
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
+    pub threads: usize,
+
+    /// Sequences in a step
+    #[arg(long, value_name = "B,B,…", value_delimiter = ',', default_value = "1", value_parser = one_or_more, help_heading = "Steps")]
+    pub batch: Vec<usize>,
+    /// Positions before the step
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "128", help_heading = "Steps")]
+    pub context: Vec<usize>,
+    /// Tokens in a block. Default: the drafter's own
+    #[arg(long, value_name = "S", help_heading = "Steps")]
+    pub block_size: Option<usize>,
+    /// Draft tokens that a step verifies, S - 1 at most
+    #[arg(long, value_name = "V,V,…", value_delimiter = ',', default_value = "4", help_heading = "Steps")]
+    pub verify_len: Vec<usize>,
+    /// Mask groups of a parallel step, those of the longest accepted lengths, or all V + 1
+    #[arg(
+        long,
+        value_name = "all|K,K,…",
+        value_delimiter = ',',
+        default_value = "all",
+        help_heading = "Steps"
+    )]
+    pub groups: Vec<Groups>,
+    /// The steps that are timed. Default: all of them
+    #[arg(long, value_enum, value_name = "MODE,…", value_delimiter = ',', help_heading = "Steps")]
+    pub mode: Vec<StepMode>,
+    /// Tokens that a step with drafts commits on average (the acceptance length), V + 1 at most
+    #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
+    pub tau: f64,
+
+    /// Less memory and fewer steps, for a first look
+    #[arg(long, help_heading = "Output")]
+    pub quick: bool,
+    /// Write JSON to stdout, a line as soon as it is known: the machine's, then one of each step
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+fn one_or_more(text: &str) -> Result<usize, String> {
+    let count: usize = text.parse().map_err(|_| "not a number")?;
+    Ok(NonZeroUsize::new(count).ok_or("it must be at least 1")?.get())
+}
+
+/// How many mask groups a parallel step has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// One for every accepted length.
+    All,
+    /// So many, those of the longest accepted lengths.
+    Longest(usize),
+}
+
+impl FromStr for Groups {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" { Ok(Self::All) } else { one_or_more(text).map(Self::Longest) }
+    }
+}
+
+/// A step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StepMode {
+    /// Reads a prompt, of up to so many tokens as an engine reads at a time
+    Prefill,
+    /// Decodes one token a sequence
+    Ar,
+    /// Verifies, then drafts
+    Sequential,
+    /// Verifies and drafts in one pass
+    Parallel,
+}
+
+impl StepMode {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Ar => "ar",
+            Self::Sequential => "sequential",
+            Self::Parallel => "parallel",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups() {
+        assert_eq!("all".parse(), Ok(Groups::All));
+        assert_eq!("4".parse(), Ok(Groups::Longest(4)));
+        assert_eq!("0".parse::<Groups>(), Err("it must be at least 1".into()));
+        assert!("four".parse::<Groups>().is_err());
+    }
+}

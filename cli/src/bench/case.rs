@@ -1,0 +1,259 @@
+//! Steps of one batch after one context, timed.
+
+use std::time::{Duration, Instant};
+
+use flexdraft::acceptance::Rule;
+use flexdraft::device::{Device, DeviceError, DraftRows, QkTransform, RowKind, VerifyRows};
+use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::model::Model;
+use flexdraft::model::forward::Workspace;
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::Tensor;
+
+use super::steps::{PassShape, Step};
+use crate::error::Result;
+
+const PAGE_SIZE: usize = 16;
+
+/// Steps that are taken before the times count.
+const WARM_UP: usize = 2;
+
+/// Rows that are written to the cache together, and how many of them are distinct.
+const FILLED_ROWS: usize = 2048;
+const DISTINCT_ROWS: usize = 32;
+
+/// How often a step is taken: so many times, and again until it took so long in all, but not for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Repeats {
+    pub least: usize,
+    pub most: usize,
+    pub time: Duration,
+}
+
+impl Repeats {
+    pub const USUAL: Self = Self { least: 7, most: 25, time: Duration::from_millis(400) };
+    pub const QUICK: Self = Self { least: 3, most: 3, time: Duration::ZERO };
+}
+
+/// Medians of a step's times, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Of the whole step, until what it found has been read.
+    pub step: f64,
+    /// Until the host has put all of it on the device; on a device that does not run behind its caller the work
+    /// itself.
+    pub submit: f64,
+    /// How many steps they are the medians of.
+    pub steps: usize,
+}
+
+/// A cache with the context of every sequence in it, and room for a step after that.
+pub struct Case<'a, D: Device> {
+    model: &'a Model<D>,
+    cache: D::Cache,
+    pages: Vec<Vec<u32>>,
+    context: usize,
+}
+
+impl<'a, D: Device> Case<'a, D> {
+    /// `batch` sequences of `context` positions, each with room for `more`.
+    pub fn new(model: &'a Model<D>, batch: usize, context: usize, more: usize) -> Result<Self> {
+        let pages_each = context.saturating_add(more).saturating_add(1).div_ceil(PAGE_SIZE);
+        let limit = batch.saturating_mul(pages_each);
+        let cache = model.new_cache(limit, PAGE_SIZE)?;
+        let page = |index: usize| {
+            let wide = DeviceError::OutOfRange { operation: "bench", what: "page id", index, limit };
+            u32::try_from(index).map_err(|_| wide)
+        };
+        let pages = (0..batch)
+            .map(|i| (i * pages_each..(i + 1) * pages_each).map(page).collect())
+            .collect::<Result<Vec<Vec<u32>>, DeviceError>>()?;
+        let mut case = Self { model, cache, pages, context };
+        case.fill()?;
+        Ok(case)
+    }
+
+    /// Writes noise to every position of the context. Zeros would not do: memory that nothing was written to is
+    /// one page to a CPU's operating system, which reads faster than memory, and a GPU that multiplies zeros
+    /// needs less power, and is faster for it.
+    fn fill(&mut self) -> Result<()> {
+        let Self { model, cache, pages, context } = self;
+        let (device, config) = (model.device(), model.config());
+        let cols = config.attention.qkv_cols();
+        let rows = FILLED_ROWS.min(pages.len().saturating_mul(*context));
+        let mut qkv = device.new_buffer(cols);
+        device.resize(&mut qkv, rows)?;
+        for (first, seed) in (0..rows.min(DISTINCT_ROWS)).zip(1..) {
+            let too_much = || DeviceError::OutOfMemory { what: "noise", bytes: cols.saturating_mul(4) };
+            let noise = Tensor::from_f32(&[cols], noise(seed, cols)).ok_or_else(too_much)?;
+            let noise = device.new_vector(&noise)?;
+            for row in (first..rows).step_by(DISTINCT_ROWS) {
+                device.fill_rows(&noise, row..row + 1, &mut qkv)?;
+            }
+        }
+        let transform = QkTransform {
+            shape: config.attention,
+            norms: None,
+            eps: config.rms_norm_eps,
+            rope: &config.rope,
+        };
+        for pages in pages.chunks(FILLED_ROWS) {
+            let each = FILLED_ROWS / pages.len();
+            for start in (0..*context).step_by(each.max(1)) {
+                let candidates = each.min(*context - start);
+                let sequence =
+                    |pages| SequenceRows { pages, start, candidates, groups: Vec::new(), slots: 0 };
+                let pass = Pass { sequences: pages.iter().map(|pages| sequence(pages)).collect() };
+                device.run(|| {
+                    device.begin(&pass, cache)?;
+                    (0..config.layers).try_for_each(|layer| {
+                        device.norm_rope_append(
+                            &transform,
+                            &pass,
+                            RowKind::Candidates,
+                            &mut qkv,
+                            layer,
+                            cache,
+                        )
+                    })
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Times a step that begins after `start` positions. Nothing is generated: it is taken again and again.
+    pub fn time(&mut self, step: &Step, start: usize, repeats: Repeats) -> Result<Times> {
+        let Self { model, cache, pages, .. } = self;
+        let passes = passes(step, pages, start);
+        let mut memory = Memory::new(model);
+        let (mut steps, mut submits) = (Vec::new(), Vec::new());
+        let began = Instant::now();
+        // The first step allocates, and picks algorithms; the second may still find what it did in its caches.
+        for i in 0..repeats.most.saturating_add(WARM_UP) {
+            if i >= repeats.least + WARM_UP && began.elapsed() >= repeats.time {
+                break;
+            }
+            let start_of_step = Instant::now();
+            let submitted = model.device().run(|| {
+                memory.submit(model, step, &passes, cache)?;
+                let submitted = start_of_step.elapsed();
+                model.device().read(&mut memory.results)?;
+                Ok::<_, DeviceError>(submitted)
+            })?;
+            if i >= WARM_UP {
+                steps.push(start_of_step.elapsed().as_secs_f64());
+                submits.push(submitted.as_secs_f64());
+            }
+        }
+        Ok(Times { steps: steps.len(), step: median(steps), submit: median(submits) })
+    }
+}
+
+/// What a step computes in, and what it finds.
+struct Memory<D: Device> {
+    work: Workspace<D>,
+    target_logits: D::Buffer,
+    draft_logits: D::Buffer,
+    results: D::Results,
+}
+
+impl<D: Device> Memory<D> {
+    fn new(model: &Model<D>) -> Self {
+        Self {
+            work: model.new_workspace(),
+            target_logits: model.new_logits(),
+            draft_logits: model.new_logits(),
+            results: model.device().new_results(),
+        }
+    }
+
+    /// Puts a step on the device.
+    fn submit(
+        &mut self,
+        model: &Model<D>,
+        step: &Step,
+        passes: &[Pass<'_>],
+        cache: &mut D::Cache,
+    ) -> Result<(), DeviceError> {
+        let Self { work, target_logits, draft_logits, results } = self;
+        let device = model.device();
+        let greedy = SamplingParams::GREEDY;
+        // No vocabulary has this id, so the accepted length is 0.
+        let draft = vec![u32::MAX; step.verified];
+        for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
+            let batch = pass.sequences.len();
+            let candidates = batch * shape.candidates;
+            if index > 0 {
+                device.follow(pass, &(0..batch).collect::<Vec<_>>(), results, cache)?;
+            }
+            model.forward(pass, &vec![1; candidates], cache, work)?;
+            if candidates > 0 {
+                let last = shape.candidates - step.logits..shape.candidates;
+                let rows: Vec<usize> = (0..batch)
+                    .flat_map(|i| last.clone().map(move |row| i * shape.candidates + row))
+                    .collect();
+                model.logits(&rows, work, target_logits)?;
+                let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
+                    first_row: i * step.logits,
+                    draft: &draft,
+                    draft_logits: None,
+                    sampling: &greedy,
+                    rule: Rule::Match,
+                    seed: 0,
+                    start: rows.start,
+                };
+                let requests: Vec<_> = pass.sequences.iter().enumerate().map(request).collect();
+                device.verify(target_logits, &requests, results)?;
+            }
+        }
+        let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(()) };
+        // Drafts come from the group of the last accepted length, as if it were that of none, or from the one
+        // that followed the verdict.
+        let follows = passes.len() > 1 && device.known(results).is_none();
+        let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
+        let request = |sequence| {
+            Some(DraftRows {
+                sequence,
+                groups,
+                first_row: pass.group_rows(sequence, step.verified)?.start,
+                slots: step.drafts + 1,
+                sampling: &greedy,
+                rule: Rule::Match,
+                seed: 0,
+            })
+        };
+        let requests: Vec<_> = (0..pass.sequences.len()).filter_map(request).collect();
+        model.draft(&requests, results, work, draft_logits)
+    }
+}
+
+/// The passes of a step for every sequence, after `start` positions.
+fn passes<'a>(step: &Step, pages: &'a [Vec<u32>], start: usize) -> Vec<Pass<'a>> {
+    let rows = |pages: &'a [u32], shape: &PassShape| SequenceRows {
+        pages,
+        start,
+        candidates: shape.candidates,
+        groups: shape.groups.clone(),
+        slots: shape.slots,
+    };
+    let pass = |shape| Pass { sequences: pages.iter().map(|pages| rows(pages, shape)).collect() };
+    step.passes.iter().map(pass).collect()
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Noise in -2..2 (xorshift).
+fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}

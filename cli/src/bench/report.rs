@@ -1,0 +1,282 @@
+//! What is reported: a header and a line a step, as text or as JSON, each as soon as it is known.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::case::Times;
+use super::ceilings::Ceilings;
+use super::steps::Step;
+use super::work::Work;
+use crate::error::{CliError, Result};
+
+/// What all steps have in common.
+#[derive(Debug, Serialize)]
+pub struct Header {
+    pub model: String,
+    pub device: String,
+    /// What activations and the KV cache are stored in.
+    pub dtype: &'static str,
+    pub block_size: usize,
+    pub verify_lens: Vec<usize>,
+    pub ceilings: Ceilings,
+}
+
+/// A step that was timed.
+#[derive(Debug, Serialize)]
+pub struct Measured {
+    pub mode: &'static str,
+    pub context: usize,
+    pub batch: usize,
+    /// v: draft tokens that are verified.
+    pub verify_len: usize,
+    /// Mask groups in the pass that verifies.
+    pub groups: usize,
+    /// Times that the step was taken, of which the following are medians.
+    pub steps: usize,
+    pub step_seconds: f64,
+    /// Until the host had put the step on the device; `null` on a device that does not run behind the host.
+    pub submit_seconds: Option<f64>,
+    /// Tokens a second, with so many tokens a step and sequence.
+    pub tokens_per_second: f64,
+    pub tokens_per_step: f64,
+    /// What the step takes at the ceilings at least, and that over what it took.
+    pub floor_seconds: f64,
+    pub share_of_floor: f64,
+    /// `memory` or `arithmetic`.
+    pub bound_by: &'static str,
+}
+
+impl Measured {
+    /// A step of `batch` sequences, which has to do `work` and commits `tau` tokens on average if it can.
+    pub fn new(
+        step: &Step,
+        (batch, context): (usize, usize),
+        times: Times,
+        tau: f64,
+        work: &Work,
+        ceilings: &Ceilings,
+    ) -> Self {
+        let tokens_per_step = step.tokens(tau);
+        let memory = work.bytes / ceilings.bytes_per_second();
+        let arithmetic = work.flops / ceilings.flops_per_second();
+        let floor_seconds = memory.max(arithmetic);
+        Self {
+            mode: step.mode.name(),
+            context,
+            batch,
+            verify_len: step.verified,
+            groups: step.groups(),
+            steps: times.steps,
+            step_seconds: times.step,
+            submit_seconds: ceilings.runs_behind().then_some(times.submit),
+            tokens_per_second: batch as f64 * tokens_per_step / times.step,
+            tokens_per_step,
+            floor_seconds,
+            share_of_floor: floor_seconds / times.step,
+            bound_by: if memory >= arithmetic { "memory" } else { "arithmetic" },
+        }
+    }
+}
+
+/// What there was no memory for.
+#[derive(Debug, Serialize)]
+pub struct Skipped {
+    /// The step, or all of the batch and context, whose cache does not fit.
+    pub mode: Option<&'static str>,
+    pub context: usize,
+    pub batch: usize,
+    pub verify_len: Option<usize>,
+    pub groups: Option<usize>,
+    /// Why.
+    pub skipped: String,
+}
+
+impl Skipped {
+    /// All steps of a batch.
+    pub fn case((batch, context): (usize, usize), why: String) -> Self {
+        Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why }
+    }
+
+    /// One of them.
+    pub fn step(step: &Step, (batch, context): (usize, usize), why: String) -> Self {
+        Self {
+            mode: Some(step.mode.name()),
+            verify_len: Some(step.verified),
+            groups: Some(step.groups()),
+            ..Self::case((batch, context), why)
+        }
+    }
+}
+
+/// Where lines go.
+pub struct Report<W: Write> {
+    out: W,
+    json: bool,
+}
+
+impl<W: Write> Report<W> {
+    /// A report that begins with `header`.
+    pub fn new(out: W, json: bool, header: &Header) -> Result<Self> {
+        let mut report = Self { out, json };
+        report.line(header, || header_text(header))?;
+        Ok(report)
+    }
+
+    pub fn measured(&mut self, measured: &Measured) -> Result<()> {
+        self.line(measured, || measured_text(measured))
+    }
+
+    pub fn skipped(&mut self, skipped: &Skipped) -> Result<()> {
+        self.line(skipped, || skipped_text(skipped))
+    }
+
+    /// A line is there when this returns, whatever comes after.
+    fn line(&mut self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        let json = |value| serde_json::to_string(value).map_err(io::Error::from);
+        let line = if self.json { json(value).map(|json| json + "\n") } else { Ok(text()) };
+        let write = |line: String| self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
+        line.and_then(write).map_err(CliError::Output)
+    }
+}
+
+fn header_text(header: &Header) -> String {
+    let lens: Vec<String> = header.verify_lens.iter().map(usize::to_string).collect();
+    let mut text = format!(
+        "{} on {}, {}\nblocks of {}, {} draft tokens verified\n",
+        header.model,
+        header.device,
+        header.dtype,
+        header.block_size,
+        lens.join(", ")
+    );
+    let gigabytes = header.ceilings.bytes_per_second() * 1e-9;
+    let gigaflops = header.ceilings.flops_per_second() * 1e-9;
+    text += &match &header.ceilings {
+        Ceilings::Cpu(cpu) => format!(
+            "this machine, {} threads: reads {gigabytes:.1} GB/s, multiplies {gigaflops:.0} GFLOP/s in f32\n",
+            cpu.threads
+        ),
+        Ceilings::Gpu(gpu) => format!(
+            "{}: copies {gigabytes:.0} GB/s, multiplies {:.0} TFLOP/s in bf16\n",
+            gpu.device,
+            gigaflops * 1e-3
+        ),
+    };
+    // What follows the step's time are its parts; only a device that runs behind has them.
+    let submit = if header.ceilings.runs_behind() { "  to submit" } else { "" };
+    text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
+}
+
+fn measured_text(measured: &Measured) -> String {
+    let Measured { mode, context, batch, verify_len, groups, step_seconds, tokens_per_second, .. } = measured;
+    let submit = measured.submit_seconds.map_or(String::new(), |s| format!("  {:>9.2}", s * 1e3));
+    let (step, share) = (step_seconds * 1e3, measured.share_of_floor * 100.0);
+    format!(
+        "{context:>7}  {batch:>5}  {mode:<10}  {verify_len:>2}  {groups:>6}  {step:>7.2}{submit}  \
+         {tokens_per_second:>9.1}  {share:.0}% ({})\n",
+        measured.bound_by
+    )
+}
+
+fn skipped_text(skipped: &Skipped) -> String {
+    let Skipped { context, batch, .. } = skipped;
+    let number = |number: Option<usize>| number.map_or(String::new(), |number| number.to_string());
+    format!(
+        "{context:>7}  {batch:>5}  {:<10}  {:>2}  {:>6}  skipped: {}\n",
+        skipped.mode.unwrap_or("all"),
+        number(skipped.verify_len),
+        number(skipped.groups),
+        skipped.skipped
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use flexdraft::device::gpu;
+
+    use super::*;
+    use crate::bench::ceilings::CpuCeilings;
+
+    const CPU: Ceilings =
+        Ceilings::Cpu(CpuCeilings { read_bytes_per_second: 1e10, flops_per_second: 1e11, threads: 2 });
+
+    fn header(ceilings: Ceilings) -> Header {
+        Header {
+            model: "m".into(),
+            device: "d".into(),
+            dtype: "bf16",
+            block_size: 16,
+            verify_lens: vec![3, 15],
+            ceilings,
+        }
+    }
+
+    fn gpu() -> Ceilings {
+        Ceilings::Gpu(gpu::Ceilings {
+            device: "A GPU".into(),
+            copy_bytes_per_second: 3e12,
+            product_flops_per_second: 8e14,
+        })
+    }
+
+    fn measured(ceilings: &Ceilings) -> Measured {
+        let times = Times { step: 0.01, submit: 0.004, steps: 7 };
+        let work = Work { bytes: 1.5e10, flops: 1e12 };
+        Measured::new(&Step::parallel(3, 16, 2), (4, 1024), times, 7.1, &work, ceilings)
+    }
+
+    fn written(json: bool, ceilings: Ceilings) -> String {
+        let mut out = Vec::new();
+        let mut report = Report::new(&mut out, json, &header(ceilings.clone())).unwrap();
+        report.measured(&measured(&ceilings)).unwrap();
+        let why = || "out of memory".to_owned();
+        report.skipped(&Skipped::step(&Step::sequential(3, 16), (64, 8192), why())).unwrap();
+        report.skipped(&Skipped::case((64, 8192), why())).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_floor_of_a_gpu() {
+        let line = measured(&gpu());
+        // 5 ms of copying and 1.25 ms of products.
+        assert!((line.floor_seconds - 0.005).abs() < 1e-9, "{line:?}");
+        assert!((line.share_of_floor - 0.5).abs() < 1e-9, "{line:?}");
+        assert_eq!((line.bound_by, line.submit_seconds), ("memory", Some(0.004)));
+        // Three draft tokens and the bonus token: no step commits 7.1.
+        assert_eq!((line.tokens_per_step, line.tokens_per_second), (4.0, 1600.0));
+        assert_eq!(measured(&CPU).submit_seconds, None);
+        assert_eq!(measured(&CPU).bound_by, "arithmetic");
+    }
+
+    #[test]
+    fn lines_of_json() {
+        let lines: Vec<serde_json::Value> =
+            written(true, gpu()).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[0]["ceilings"]["product_flops_per_second"], 8e14);
+        assert_eq!(lines[0]["verify_lens"], serde_json::json!([3, 15]));
+        assert_eq!((&lines[1]["mode"], &lines[1]["verify_len"]), (&"parallel".into(), &3.into()));
+        assert_eq!((&lines[1]["groups"], &lines[1]["submit_seconds"]), (&2.into(), &0.004.into()));
+        let skipped = serde_json::json!({
+            "mode": "sequential", "context": 8192, "batch": 64, "verify_len": 3, "groups": 0,
+            "skipped": "out of memory",
+        });
+        assert_eq!(lines[2], skipped);
+        assert_eq!((&lines[3]["mode"], &lines[3]["batch"]), (&serde_json::Value::Null, &64.into()));
+    }
+
+    #[test]
+    fn lines_of_text() {
+        let text = written(false, gpu());
+        assert!(text.contains("A GPU: copies 3000 GB/s, multiplies 800 TFLOP/s in bf16"), "{text}");
+        let columns = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let lines: Vec<_> = text.lines().map(columns).collect();
+        let last = lines.len() - 3;
+        let expected = ["1024", "4", "parallel", "3", "2", "10.00", "4.00", "1600.0", "50%", "(memory)"];
+        assert_eq!(lines[last], expected);
+        assert_eq!(lines[last + 1].join(" "), "8192 64 sequential 3 0 skipped: out of memory");
+        assert_eq!(lines[last + 2].join(" "), "8192 64 all skipped: out of memory");
+        assert!(written(false, CPU).contains("this machine, 2 threads: reads 10.0 GB/s"));
+    }
+}

@@ -1,0 +1,213 @@
+//! The steps that are timed: what each mode does in one.
+
+use flexdraft::decode::EngineOptions;
+
+use super::args::{Groups, StepMode};
+
+/// One pass of a step, for every sequence alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassShape {
+    pub candidates: usize,
+    pub groups: Vec<usize>,
+    pub slots: usize,
+}
+
+/// What a mode does in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    pub mode: StepMode,
+    pub passes: Vec<PassShape>,
+    /// Candidates, the last ones, whose logits are asked for.
+    pub logits: usize,
+    /// v: draft tokens that are verified.
+    pub verified: usize,
+    /// Draft tokens that are sampled for the next step.
+    pub drafts: usize,
+}
+
+impl Step {
+    /// A prompt's first pass, of up to so many tokens as an engine reads at a time.
+    pub fn prefill(context: usize) -> Self {
+        let candidates = context.clamp(1, EngineOptions::default().prefill_rows);
+        Self::without_drafts(StepMode::Prefill, candidates)
+    }
+
+    /// A token a sequence.
+    pub fn autoregressive() -> Self {
+        Self::without_drafts(StepMode::Ar, 1)
+    }
+
+    fn without_drafts(mode: StepMode, candidates: usize) -> Self {
+        let pass = PassShape { candidates, groups: Vec::new(), slots: 0 };
+        Self { mode, passes: vec![pass], logits: 1, verified: 0, drafts: 0 }
+    }
+
+    /// v draft tokens verified, then a block of S drafted.
+    pub fn sequential(verify_len: usize, block_size: usize) -> Self {
+        let verification = PassShape { candidates: verify_len + 1, groups: Vec::new(), slots: block_size };
+        let drafting = PassShape { candidates: 0, groups: vec![verify_len], slots: block_size };
+        Self {
+            mode: StepMode::Sequential,
+            passes: vec![verification, drafting],
+            logits: verify_len + 1,
+            verified: verify_len,
+            drafts: block_size - 1,
+        }
+    }
+
+    /// v draft tokens verified, and in the same pass `groups` blocks of S, those of the longest accepted lengths.
+    pub fn parallel(verify_len: usize, block_size: usize, groups: usize) -> Self {
+        let groups = ((verify_len + 1).saturating_sub(groups.max(1))..=verify_len).collect();
+        let joint = PassShape { candidates: verify_len + 1, groups, slots: block_size };
+        Self {
+            mode: StepMode::Parallel,
+            passes: vec![joint],
+            logits: verify_len + 1,
+            verified: verify_len,
+            drafts: block_size - 1,
+        }
+    }
+
+    /// Mask groups of a sequence in the pass that verifies.
+    pub fn groups(&self) -> usize {
+        match self.mode {
+            StepMode::Parallel => self.passes.iter().map(|pass| pass.groups.len()).sum(),
+            _ => 0,
+        }
+    }
+
+    /// Tokens that it commits for a sequence, or reads: `tau` on average, but no more than there are.
+    pub fn tokens(&self, tau: f64) -> f64 {
+        match self.mode {
+            StepMode::Prefill => self.passes.iter().map(|pass| pass.candidates).sum::<usize>() as f64,
+            StepMode::Ar => 1.0,
+            StepMode::Sequential | StepMode::Parallel => tau.min(self.verified as f64 + 1.0),
+        }
+    }
+
+    /// Candidates of its largest pass.
+    pub fn candidates(&self) -> usize {
+        self.passes.iter().map(|pass| pass.candidates).max().unwrap_or(0)
+    }
+}
+
+/// What was asked to be timed.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// All, if there is none.
+    pub modes: Vec<StepMode>,
+    /// Below the block size, each once.
+    verify_lens: Vec<usize>,
+    groups: Vec<Groups>,
+    block_size: usize,
+    /// Whether there is a drafter.
+    drafts: bool,
+}
+
+impl Asked {
+    /// Verify lengths that no block of S has are those of a whole block, and what is asked for twice is timed once.
+    pub fn new(
+        modes: &[StepMode],
+        verify_lens: &[usize],
+        groups: &[Groups],
+        block_size: usize,
+        drafts: bool,
+    ) -> Self {
+        let mut unique = Vec::new();
+        for verify_len in verify_lens.iter().map(|&v| v.min(block_size - 1)) {
+            if !unique.contains(&verify_len) {
+                unique.push(verify_len);
+            }
+        }
+        Self { modes: modes.to_vec(), verify_lens: unique, groups: groups.to_vec(), block_size, drafts }
+    }
+
+    /// The verify lengths.
+    pub fn verify_lens(&self) -> &[usize] {
+        &self.verify_lens
+    }
+
+    /// The steps after `context` positions.
+    pub fn steps(&self, context: usize) -> Vec<Step> {
+        let mut steps = vec![Step::prefill(context), Step::autoregressive()];
+        for &verify_len in self.verify_lens.iter().filter(|_| self.drafts) {
+            steps.push(Step::sequential(verify_len, self.block_size));
+            for groups in &self.groups {
+                let groups = match *groups {
+                    Groups::All => verify_len + 1,
+                    Groups::Longest(groups) => groups,
+                };
+                let step = Step::parallel(verify_len, self.block_size, groups);
+                if !steps.contains(&step) {
+                    steps.push(step);
+                }
+            }
+        }
+        steps.retain(|step| self.modes.is_empty() || self.modes.contains(&step.mode));
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_of_the_modes() {
+        let ar = Step::autoregressive();
+        assert_eq!((ar.passes[0].candidates, ar.drafts, ar.groups()), (1, 0, 0));
+        let sequential = Step::sequential(2, 4);
+        assert_eq!((sequential.passes.len(), sequential.passes[1].groups.clone()), (2, vec![2]));
+        assert_eq!((sequential.groups(), sequential.candidates()), (0, 3));
+        let parallel = Step::parallel(2, 4, 2);
+        assert_eq!((parallel.passes[0].candidates, parallel.passes[0].groups.clone()), (3, vec![1, 2]));
+        assert_eq!((parallel.verified, parallel.drafts, parallel.groups()), (2, 3, 2));
+        // No step commits more than what it verifies and the bonus token.
+        assert_eq!((parallel.tokens(2.5), parallel.tokens(7.1), ar.tokens(7.1)), (2.5, 3.0, 1.0));
+        assert_eq!(Step::prefill(20).tokens(7.1), 20.0);
+    }
+
+    fn names(asked: &Asked) -> Vec<(&'static str, usize, usize)> {
+        asked.steps(20).iter().map(|step| (step.mode.name(), step.verified, step.groups())).collect()
+    }
+
+    #[test]
+    fn several_verify_lengths_and_numbers_of_groups() {
+        let groups = [Groups::All, Groups::Longest(4)];
+        let asked = Asked::new(&[], &[3, 7, 15], &groups, 16, true);
+        let expected = [
+            ("prefill", 0, 0),
+            ("ar", 0, 0),
+            ("sequential", 3, 0),
+            // All of them are four.
+            ("parallel", 3, 4),
+            ("sequential", 7, 0),
+            ("parallel", 7, 8),
+            ("parallel", 7, 4),
+            ("sequential", 15, 0),
+            ("parallel", 15, 16),
+            ("parallel", 15, 4),
+        ];
+        assert_eq!(names(&asked), expected);
+        assert_eq!(asked.steps(20)[9].passes[0].groups, [12, 13, 14, 15]);
+    }
+
+    #[test]
+    fn what_is_more_than_there_is() {
+        let asked = Asked::new(&[], &[9, 3, 4], &[Groups::Longest(9)], 4, true);
+        assert_eq!(asked.verify_lens(), [3]);
+        let expected = [("prefill", 0, 0), ("ar", 0, 0), ("sequential", 3, 0), ("parallel", 3, 4)];
+        assert_eq!(names(&asked), expected);
+        // A block of one token drafts nothing, but is a block.
+        let asked = Asked::new(&[StepMode::Parallel], &[4], &[Groups::All], 1, true);
+        assert_eq!(names(&asked), [("parallel", 0, 1)]);
+    }
+
+    #[test]
+    fn only_the_modes_asked_for_and_those_that_can_be() {
+        let asked = Asked::new(&[StepMode::Ar, StepMode::Parallel], &[1], &[Groups::All], 4, true);
+        assert_eq!(names(&asked), [("ar", 0, 0), ("parallel", 1, 2)]);
+        let asked = Asked::new(&[], &[4], &[Groups::All], 1, false);
+        assert_eq!(names(&asked), [("prefill", 0, 0), ("ar", 0, 0)]);
+    }
+}
