@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Plots steps that `flexdraft bench --json` timed over the batch, and where sequential drafting overtakes parallel.
+
+    benches/gpu/crossover.py BENCH.jsonl --tau 7.1 [--output PLOT.svg]
+    benches/gpu/crossover.py BENCH.jsonl --tau 3=3.4,7=5.2,15=7.1
+
+A row a context: the time of a step on the left, and on the right the tokens a second that follow from it if a step with
+drafts commits so many tokens on average (the acceptance length: one for all verify lengths v, of which no step can
+commit more than v + 1, or one for each). Needs matplotlib (benches/gpu/requirements.txt). Without --output the SVG
+lies beside the file. The crossovers are printed as well.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+
+import matplotlib
+
+matplotlib.use("svg")
+# The same file for the same numbers, and text that stays text.
+matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
+matplotlib.rcParams["svg.fonttype"] = "none"
+from matplotlib import pyplot  # noqa: E402
+
+from fold import lines  # noqa: E402
+
+# A curve's steps differ in their batch alone.
+Curve = tuple[str, int, int]
+
+
+def acceptance(text: str) -> dict[int, float] | float:
+    """`7.1`, or `3=3.4,15=7.1`."""
+    if "=" not in text:
+        return float(text)
+    return {int(v): float(tau) for v, tau in (entry.split("=") for entry in text.split(","))}
+
+
+def tokens_a_step(mode: str, verify_len: int, tau: dict[int, float] | float) -> float:
+    if mode == "ar":
+        return 1.0
+    if isinstance(tau, dict):
+        if verify_len not in tau:
+            sys.exit(f"--tau names no acceptance length for v = {verify_len}")
+        tau = tau[verify_len]
+    return min(tau, verify_len + 1.0)
+
+
+def curves(steps: list[dict], context: int) -> dict[Curve, dict[int, float]]:
+    """Of each mode, verify length and number of groups: the step's seconds by batch."""
+    found = {}
+    for step in steps:
+        if step["context"] == context and step["mode"] in ("ar", "sequential", "parallel"):
+            curve = (step["mode"], step["verify_len"], step["groups"])
+            found.setdefault(curve, {})[step["batch"]] = step["step_seconds"]
+    return found
+
+
+def crossover(first: dict[int, float], second: dict[int, float]) -> float | None:
+    """The batch from which on the second is faster, as a straight line between the logarithms of what was measured
+    has it: the smallest batch if it always is, none if it is not at the largest."""
+    batches = sorted(first.keys() & second.keys())
+    lead = [math.log(first[batch] / second[batch]) for batch in batches]
+    if not batches or lead[-1] <= 0.0:
+        return None
+    behind = [i for i, lead in enumerate(lead) if lead <= 0.0]
+    if not behind:
+        return float(batches[0])
+    i = behind[-1]
+    share = -lead[i] / (lead[i + 1] - lead[i])
+    return batches[i] * (batches[i + 1] / batches[i]) ** share
+
+
+def crossovers(found: dict[Curve, dict[int, float]]) -> dict[int, float | None]:
+    """Of each verify length: where sequential overtakes parallel with all its groups."""
+    lens = {v for mode, v, _ in found if mode == "sequential"}
+    pairs = {v: (found.get(("parallel", v, v + 1)), found[("sequential", v, 0)]) for v in sorted(lens)}
+    return {v: crossover(*pair) for v, pair in pairs.items() if pair[0]}
+
+
+def said(context: int, verify_len: int, found: dict[Curve, dict[int, float]], batch: float | None) -> str:
+    both = sorted(found[("parallel", verify_len, verify_len + 1)].keys() & found[("sequential", verify_len, 0)].keys())
+    where = f"context {context}, v = {verify_len}: sequential"
+    if batch is None:
+        return f"{where} is not faster at any batch up to {both[-1]}" if both else f"{where}: nothing to compare"
+    if batch == both[0]:
+        return f"{where} is faster at every batch from {both[0]} on"
+    return f"{where} is faster from batch {batch:.1f} on"
+
+
+def label(curve: Curve) -> str:
+    mode, verify_len, groups = curve
+    return {
+        "ar": "ar",
+        "sequential": f"sequential, v = {verify_len}",
+        "parallel": f"parallel, v = {verify_len}, {groups} groups",
+    }[mode]
+
+
+def style(curve: Curve, lens: list[int]) -> dict:
+    """A colour a verify length, and a line a mode."""
+    mode, verify_len, groups = curve
+    if mode == "ar":
+        return {"color": "black", "linestyle": "-", "marker": "x"}
+    line = "--" if mode == "sequential" else "-" if groups == verify_len + 1 else ":"
+    return {"color": f"C{lens.index(verify_len)}", "linestyle": line, "marker": "s" if mode == "sequential" else "o"}
+
+
+def plot(path: pathlib.Path, tau: dict[int, float] | float, svg: pathlib.Path) -> None:
+    header, *cases = lines(path) or sys.exit(f"{path} is empty")
+    steps = [case for case in cases if "step_seconds" in case and case["mode"] != "prefill"]
+    if not steps:
+        sys.exit(f"{path} has no step that was measured")
+    contexts = sorted({step["context"] for step in steps})
+    lens = sorted({step["verify_len"] for step in steps if step["mode"] != "ar"})
+    figure, axes = pyplot.subplots(
+        len(contexts), 2, figsize=(11, 4.2 * len(contexts)), squeeze=False, layout="constrained",
+    )
+    for (times, rates), context in zip(axes, contexts):
+        found = curves(steps, context)
+        for curve, seconds in sorted(found.items()):
+            batches = sorted(seconds)
+            tokens = tokens_a_step(curve[0], curve[1], tau)
+            shape = {"markersize": 3, "linewidth": 1, **style(curve, lens)}
+            times.plot(batches, [1e3 * seconds[b] for b in batches], label=label(curve), **shape)
+            rates.plot(batches, [b * tokens / seconds[b] for b in batches], **shape)
+        for verify_len, batch in crossovers(found).items():
+            print(said(context, verify_len, found, batch))
+            if batch is None:
+                continue
+            colour = f"C{lens.index(verify_len)}"
+            for axis in (times, rates):
+                axis.axvline(batch, color=colour, linewidth=0.8, alpha=0.6)
+            times.annotate(
+                f"v = {verify_len}: {batch:.1f}", (batch, 1.0), xycoords=("data", "axes fraction"), color=colour,
+                fontsize=7, rotation=90, verticalalignment="top", horizontalalignment="right",
+            )
+        for axis, name in ((times, "step, ms"), (rates, "tokens a second, computed")):
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            ticks = sorted({step["batch"] for step in steps})
+            axis.set_xticks(ticks, [str(batch) for batch in ticks])
+            axis.set_title(f"context {context}: {name}", loc="left", fontsize=9)
+        times.legend(fontsize=6)
+    figure.supxlabel("batch; a vertical line is where sequential overtakes parallel with all groups", fontsize=9)
+    length = ", ".join(f"{t} at v = {v}" for v, t in tau.items()) if isinstance(tau, dict) else f"{tau}, v + 1 at most"
+    figure.suptitle(
+        f"{header['model']} on {header['device']}, {header['dtype']}\n"
+        f"Throughput is computed from step times and an assumed acceptance length: {length}", fontsize=10,
+    )
+    figure.savefig(svg, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", type=pathlib.Path)
+    parser.add_argument("--tau", type=acceptance, required=True)
+    parser.add_argument("--output", type=pathlib.Path)
+    args = parser.parse_args()
+    svg = args.output or args.bench.with_suffix(".svg")
+    plot(args.bench, args.tau, svg)
+    print(svg)
+
+
+if __name__ == "__main__":
+    main()
