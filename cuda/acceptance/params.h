@@ -98,5 +98,8 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAccept) == 128, "mirrored in Rust");
 static_assert(sizeof(FlexdraftDraft) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSelect) == 72, "mirrored in Rust");
+static_assert(sizeof(FlexdraftFollow) == 48, "mirrored in Rust");
 #endif

@@ -29,3 +29,7 @@ struct FlexdraftAttentionParams {
     int32_t item_splits; /* splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS */
     int32_t max_states;  /* that the items of a sequence leave, but for that of the slots */
 };
+
+#if defined(__cplusplus)
+static_assert(sizeof(FlexdraftAttentionParams) == 256, "mirrored in Rust");
+#endif

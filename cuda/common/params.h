@@ -44,3 +44,8 @@ enum FlexdraftError {
     FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
     FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were not stored were asked for again */
 };
+
+#if defined(__cplusplus)
+static_assert(sizeof(FlexdraftPass) == 64, "mirrored in Rust");
+static_assert(sizeof(FlexdraftPagedKv) == 88, "mirrored in Rust");
+#endif

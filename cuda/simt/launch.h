@@ -1,6 +1,7 @@
 /* The SIMT host's interface: what Rust calls. Plain C. */
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -32,6 +33,13 @@ struct FlexdraftSimtLaunch {
     uint32_t checked;     /* the variant with bounds checks */
     uint32_t late_copies; /* cp.async as late as its waits allow, instead of at once */
 };
+
+#ifdef __cplusplus
+static_assert(sizeof(FlexdraftSimtRegion) == 56 && offsetof(FlexdraftSimtRegion, written) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSimtLaunch) == 80 && offsetof(FlexdraftSimtLaunch, grid) == 48 &&
+                  offsetof(FlexdraftSimtLaunch, late_copies) == 72,
+              "mirrored in Rust");
+#endif
 
 /* Runs the launch to its end. 0: done. Otherwise the first error, up to `capacity` bytes and a zero, is in
  * `message`; 2 means that there is no such kernel. */

@@ -406,6 +406,7 @@ impl Backend for Simt {
 /// `cuda/simt/launch.h`.
 mod ffi {
     use std::ffi::{c_int, c_void};
+    use std::mem::offset_of;
 
     #[repr(C)]
     pub struct Region {
@@ -432,6 +433,12 @@ mod ffi {
         pub checked: u32,
         pub late_copies: u32,
     }
+
+    // As `cuda/simt/launch.h` asserts of its own.
+    const _: () = assert!(size_of::<Region>() == 56 && offset_of!(Region, written) == 48);
+    const _: () = assert!(
+        size_of::<Launch>() == 80 && offset_of!(Launch, grid) == 48 && offset_of!(Launch, late_copies) == 72
+    );
 
     unsafe extern "C" {
         pub fn flexdraft_simt_launch(launch: *mut Launch, message: *mut u8, capacity: u64) -> c_int;
