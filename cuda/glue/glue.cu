@@ -1,6 +1,7 @@
 // What stands around the matrix products of a decode step: embedding, norms, rotation, activations. Each
 // reads and writes its rows once; a row's result does not depend on the others.
 #include "../common/rows.cuh"
+#include "../common/trigonometry.cuh"
 #include "params.h"
 #include "vectors.cuh"
 
@@ -19,17 +20,22 @@ FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols
     }
 }
 
+// Whether there is a row `index` of `rows`. An index comes from device memory, so nobody could check it before;
+// one that is neither a row nor -1 is reported.
+FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
+    const bool exists = index >= 0 && index < rows;
+    if (!exists && index != -1 && threadIdx.x == 0 && error != nullptr) {
+        atomicOr(error, unsigned(FLEXDRAFT_ERROR_ROW));
+    }
+    return exists;
+}
+
 // cos and sin of `angle` >= 0, by whole turns taken off in f64: exact enough at any position, without the
 // slow path of sincosf.
 FLEXDRAFT_INLINE float2 cos_sin(float angle) {
     const double turns = double(angle) * 0.15915494309189533577; // 1 / (2 pi)
     const float half_turns = float(2.0 * (turns - rint(turns)));
-#if defined(__CUDACC__)
-    return make_float2(cospif(half_turns), sinpif(half_turns));
-#else
-    const double radians = 3.14159265358979323846 * double(half_turns);
-    return make_float2(float(cos(radians)), float(sin(radians)));
-#endif
+    return make_float2(cos_pi(half_turns), sin_pi(half_turns));
 }
 
 }  // namespace
@@ -45,7 +51,7 @@ FLEXDRAFT_KERNEL(embed, FlexdraftEmbedParams, row_threads, 4) {
 FLEXDRAFT_KERNEL(gather, FlexdraftGatherParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
     const int32_t index = __ldg(p.indices + row);
-    const bool valid = index >= 0 && index < p.x_rows;
+    const bool valid = row_exists(index, p.x_rows, p.error);
     copy_row(valid ? p.x + index * p.cols : nullptr, p.out + row * p.cols, p.cols);
 }
 
@@ -138,8 +144,7 @@ FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
 FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
     const int32_t owner = __ldg(p.owner + row);
-    // Validated by the wrapper's table type; checked again because it is read from device memory.
-    if (owner < 0 || owner >= p.bonus_rows) return;
+    if (!row_exists(owner, p.bonus_rows, p.error)) return;
     uint4* const x = chunks(p.x + row * p.cols);
     const uint4* const bonus = chunks(p.bonus + owner * p.cols);
     for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {

@@ -15,11 +15,12 @@ struct FlexdraftEmbedParams {
     int32_t vocab;
 };
 
-/* out[r] = x[rows[r]], or zeros where there is no such row. */
+/* out[r] = x[indices[r]], or zeros where there is no such row. */
 struct FlexdraftGatherParams {
-    const int32_t* indices; /* [rows] */
+    const int32_t* indices; /* [rows]; -1: none, on purpose */
     const uint16_t* x;      /* [x_rows, cols] */
     uint16_t* out;          /* [rows, cols] */
+    uint32_t* error;        /* null, or FLEXDRAFT_ERROR_ROW is set */
     int64_t cols;
     int32_t rows;
     int32_t x_rows;
@@ -52,11 +53,13 @@ struct FlexdraftSiluMulParams {
     int32_t unused;
 };
 
-/* x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row. */
+/* x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row. It stays as it is where there is no such row
+ * of bonus. */
 struct FlexdraftSiluAddParams {
     uint16_t* x;           /* [rows, cols] */
     const uint16_t* bonus; /* [bonus_rows, cols] */
-    const int32_t* owner;  /* [rows] */
+    const int32_t* owner;  /* [rows]; -1: none, on purpose */
+    uint32_t* error;       /* null, or FLEXDRAFT_ERROR_ROW is set */
     int64_t cols;
     int32_t rows;
     int32_t bonus_rows;
@@ -89,3 +92,14 @@ struct FlexdraftNormRopeAppendParams {
     int32_t end_row;
     int32_t unused;
 };
+
+#if defined(__cplusplus)
+static_assert(sizeof(FlexdraftEmbedParams) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftGatherParams) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftRmsNormParams) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAddParams) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSiluMulParams) == 32, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSiluAddParams) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftRopeTableParams) == 88, "mirrored in Rust");
+static_assert(sizeof(FlexdraftNormRopeAppendParams) == 224, "mirrored in Rust");
+#endif

@@ -54,12 +54,15 @@ pub struct Embed<'a> {
 /// Operands of [`Kernels::gather`].
 #[derive(Debug)]
 pub struct Gather<'a> {
-    /// Rows of `x`, `[rows]`; one that does not exist gives a row of zeros.
+    /// Rows of `x`, `[rows]`. −1 gives a row of zeros, and so does any other index without a row, which also sets
+    /// bit 16 of the error word.
     pub indices: View<'a, i32>,
     /// `[x rows, cols]`.
     pub x: View<'a, bf16>,
     /// `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
+    /// Device error word `[1]`, if there is one.
+    pub error: Option<ViewMut<'a, u32>>,
     /// Elements of a row.
     pub cols: usize,
 }
@@ -118,8 +121,11 @@ pub struct SiluAdd<'a> {
     pub x: ViewMut<'a, bf16>,
     /// The bonus tokens' half, `[bonus rows, cols]`.
     pub bonus: View<'a, bf16>,
-    /// The row of `bonus` for each row of `x`; a row without one stays as it is.
+    /// The row of `bonus` for each row of `x`, `[rows]`. With −1 a row stays as it is, and so it does with any
+    /// other index without a row, which also sets bit 16 of the error word.
     pub owner: View<'a, i32>,
+    /// Device error word `[1]`, if there is one.
+    pub error: Option<ViewMut<'a, u32>>,
     /// Elements of a row.
     pub cols: usize,
 }
@@ -156,7 +162,8 @@ pub struct NormRopeAppend<'a, B: Backend> {
     pub cache: PagedKvMut<'a>,
     /// The heads; head_dim is 64 or 128.
     pub shape: AttentionShape,
-    /// Device error word `[1]`, if there is one.
+    /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache, and the row's
+    /// k and v are not written.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -227,10 +234,15 @@ impl<B: Backend> Kernels<B> {
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     /// let stream = kernels.backend().stream();
     /// let x: Vec<bf16> = (0..3 * 8).map(|x| bf16::from_f32(x as f32)).collect();
-    /// let mut out = vec![bf16::ZERO; 8];
-    /// let (indices, from) = (stream.view(&[1]), stream.view(&x));
-    /// kernels.gather(&stream, &Gather { indices, x: from, out: stream.view_mut(&mut out), cols: 8 })?;
-    /// assert_eq!(out, x[8..16]);
+    /// let mut out = vec![bf16::ONE; 2 * 8];
+    /// kernels.gather(&stream, &Gather {
+    ///     indices: stream.view(&[1, -1]),
+    ///     x: stream.view(&x),
+    ///     out: stream.view_mut(&mut out),
+    ///     error: None,
+    ///     cols: 8,
+    /// })?;
+    /// assert_eq!((&out[..8], &out[8..]), (&x[8..16], &[bf16::ZERO; 8][..]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn gather(&self, stream: &B::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
@@ -243,6 +255,7 @@ impl<B: Backend> Kernels<B> {
             indices: operands.read("indices", &args.indices, rows, 4)?,
             x: operands.read("x", &args.x, x, 16)?.cast(),
             out: operands.write("out", &args.out, elements, 16)?.cast(),
+            error: operands.error_word(args.error.as_ref())?,
             cols: row,
             rows: operands.i32("rows", rows)?,
             x_rows: operands.i32("rows of x", x_rows)?,
@@ -405,10 +418,17 @@ impl<B: Backend> Kernels<B> {
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     /// let stream = kernels.backend().stream();
     /// let (mut x, bonus) = (vec![bf16::from_f32(8.0); 2 * 8], vec![bf16::from_f32(12.0); 8]);
-    /// let (rows, owner) = (stream.view_mut(&mut x), [0, 0]);
-    /// let (bonus, owner) = (stream.view(&bonus), stream.view(&owner));
-    /// kernels.silu_add(&stream, &SiluAdd { x: rows, bonus, owner, cols: 8 })?;
-    /// assert_eq!(x, [bf16::from_f32(20.0); 16]);
+    /// let mut error = [0];
+    /// kernels.silu_add(&stream, &SiluAdd {
+    ///     x: stream.view_mut(&mut x),
+    ///     bonus: stream.view(&bonus),
+    ///     owner: stream.view(&[0, 1]),
+    ///     error: Some(stream.view_mut(&mut error)),
+    ///     cols: 8,
+    /// })?;
+    /// assert_eq!(x[..8], [bf16::from_f32(20.0); 8]);
+    /// // There is no row 1 of `bonus`.
+    /// assert_eq!((&x[8..], error), (&[bf16::from_f32(8.0); 8][..], [16]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn silu_add(&self, stream: &B::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
@@ -420,6 +440,7 @@ impl<B: Backend> Kernels<B> {
             x: operands.write("x", &args.x, operands.product("x", &[rows, args.cols])?, 16)?.cast(),
             bonus: operands.read("bonus", &args.bonus, bonus, 16)?.cast(),
             owner: operands.read("owner", &args.owner, rows, 4)?,
+            error: operands.error_word(args.error.as_ref())?,
             cols: row,
             rows: operands.i32("rows", rows)?,
             bonus_rows: operands.i32("rows of bonus", bonus_rows)?,

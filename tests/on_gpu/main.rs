@@ -103,6 +103,7 @@ impl Case for Glue {
                     indices: backend.view(stream, &ids),
                     x: read(&table),
                     out: backend.view_mut(stream, &mut out),
+                    error: None,
                     cols,
                 },
             )
@@ -138,6 +139,7 @@ impl Case for Glue {
                     x: backend.view_mut(stream, &mut normed),
                     bonus: read(&table),
                     owner: backend.view(stream, &ids),
+                    error: None,
                     cols,
                 },
             )

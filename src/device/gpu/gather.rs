@@ -4,6 +4,7 @@ use super::Gpu;
 use super::checks::{elements, expect_rows, index32};
 use super::memory::{Buffer, Values};
 use super::products::Products;
+use super::scratch::{Scratch, error_word};
 use crate::backend::Backend;
 use crate::device::DeviceError;
 use crate::kernels::glue::Gather;
@@ -41,7 +42,8 @@ impl<P: Products> Gpu<P> {
         let host: Vec<i32> =
             indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
-        let ids = scratch.gathered.holding(backend, stream, host)?;
+        let Scratch { gathered, error, .. } = &mut *scratch;
+        let ids = gathered.holding(backend, stream, host)?;
         let (stride, from_rows, to_cols) = (from.stride(), from.rows, to.cols);
         let mismatch = || DeviceError::Shape {
             operation: OPERATION,
@@ -54,12 +56,14 @@ impl<P: Products> Gpu<P> {
                 indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?,
                 out: self.output(to, 0..count * stride)?,
+                error: Some(error_word(backend, stream, error)?),
                 cols: stride,
             },
             (Values::Logits(from), Values::Logits(to)) => Gather {
                 indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
                 out: self.output(to, 0..count * stride)?.cast().ok_or_else(mismatch)?,
+                error: Some(error_word(backend, stream, error)?),
                 cols: 2 * stride,
             },
             _ => return Err(mismatch()),

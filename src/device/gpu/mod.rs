@@ -262,12 +262,14 @@ impl<P: Products> Device for Gpu<P> {
         expect_rows(OPERATION, "out", out, value.len, rows.end)?;
         let (backend, stream) = (self.backend(), &self.stream);
         let mut scratch = self.scratch();
-        let ids = scratch.filled.holding(backend, stream, vec![0; rows.len()])?;
+        let Scratch { filled, error, .. } = &mut *scratch;
+        let ids = filled.holding(backend, stream, vec![0; rows.len()])?;
         let range = elements(out, &rows);
         let args = Gather {
             indices: self.input(ids, 0..rows.len())?,
             x: backend.view(stream, &value.row),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
+            error: Some(error_word(backend, stream, error)?),
             cols: value.len,
         };
         Ok(self.kernels.gather(stream, &args)?)
@@ -410,12 +412,14 @@ impl<P: Products> Device for Gpu<P> {
         let host: Vec<i32> =
             owner.iter().map(|&row| index32(OPERATION, "owner", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
-        let ids = scratch.owners.holding(backend, stream, host)?;
+        let Scratch { owners, error, .. } = &mut *scratch;
+        let ids = owners.holding(backend, stream, host)?;
         let cols = x.cols;
         let args = SiluAdd {
             bonus: self.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
             x: self.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
             owner: self.input(ids, 0..owner.len())?,
+            error: Some(error_word(backend, stream, error)?),
             cols,
         };
         Ok(self.kernels.silu_add(stream, &args)?)

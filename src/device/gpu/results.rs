@@ -298,10 +298,12 @@ impl<P: Products> Gpu<P> {
         let (rows, cols) = (results.selected.rows, x.cols);
         self.resize(out, rows)?;
         let Some(sources) = results.selected.sources.memory().filter(|_| rows > 0) else { return Ok(()) };
+        let mut scratch = self.scratch();
         let args = Gather {
             indices: self.input(sources, 0..rows)?,
             x: self.input(x.activations(OPERATION, "x")?, 0..x.rows * cols)?,
             out: self.output(out.activations_mut(OPERATION, "out")?, 0..rows * cols)?,
+            error: Some(error_word(self.backend(), &self.stream, &mut scratch.error)?),
             cols,
         };
         Ok(self.kernels.gather(&self.stream, &args)?)

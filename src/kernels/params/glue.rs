@@ -38,16 +38,18 @@ const _: () = {
     ["Offset of field: FlexdraftEmbedParams::vocab"]
         [::core::mem::offset_of!(FlexdraftEmbedParams, vocab) - 44usize];
 };
-/// out[r] = x[rows[r]], or zeros where there is no such row.
+/// out[r] = x[indices[r]], or zeros where there is no such row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftGatherParams {
-    /// [rows]
+    /// [rows]; -1: none, on purpose
     pub indices: *const i32,
     /// [x_rows, cols]
     pub x: *const u16,
     /// [rows, cols]
     pub out: *mut u16,
+    /// null, or FLEXDRAFT_ERROR_ROW is set
+    pub error: *mut u32,
     pub cols: i64,
     pub rows: i32,
     pub x_rows: i32,
@@ -55,19 +57,21 @@ pub struct FlexdraftGatherParams {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftGatherParams"][::core::mem::size_of::<FlexdraftGatherParams>() - 40usize];
+    ["Size of FlexdraftGatherParams"][::core::mem::size_of::<FlexdraftGatherParams>() - 48usize];
     ["Alignment of FlexdraftGatherParams"][::core::mem::align_of::<FlexdraftGatherParams>() - 8usize];
     ["Offset of field: FlexdraftGatherParams::indices"]
         [::core::mem::offset_of!(FlexdraftGatherParams, indices) - 0usize];
     ["Offset of field: FlexdraftGatherParams::x"][::core::mem::offset_of!(FlexdraftGatherParams, x) - 8usize];
     ["Offset of field: FlexdraftGatherParams::out"]
         [::core::mem::offset_of!(FlexdraftGatherParams, out) - 16usize];
+    ["Offset of field: FlexdraftGatherParams::error"]
+        [::core::mem::offset_of!(FlexdraftGatherParams, error) - 24usize];
     ["Offset of field: FlexdraftGatherParams::cols"]
-        [::core::mem::offset_of!(FlexdraftGatherParams, cols) - 24usize];
+        [::core::mem::offset_of!(FlexdraftGatherParams, cols) - 32usize];
     ["Offset of field: FlexdraftGatherParams::rows"]
-        [::core::mem::offset_of!(FlexdraftGatherParams, rows) - 32usize];
+        [::core::mem::offset_of!(FlexdraftGatherParams, rows) - 40usize];
     ["Offset of field: FlexdraftGatherParams::x_rows"]
-        [::core::mem::offset_of!(FlexdraftGatherParams, x_rows) - 36usize];
+        [::core::mem::offset_of!(FlexdraftGatherParams, x_rows) - 44usize];
 };
 /// x[r] += delta[r], if there is a delta; out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight.
 #[repr(C)]
@@ -154,7 +158,8 @@ const _: () = {
     ["Offset of field: FlexdraftSiluMulParams::unused"]
         [::core::mem::offset_of!(FlexdraftSiluMulParams, unused) - 28usize];
 };
-/// x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row.
+/// x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row. It stays as it is where there is no such row
+/// of bonus.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSiluAddParams {
@@ -162,8 +167,10 @@ pub struct FlexdraftSiluAddParams {
     pub x: *mut u16,
     /// [bonus_rows, cols]
     pub bonus: *const u16,
-    /// [rows]
+    /// [rows]; -1: none, on purpose
     pub owner: *const i32,
+    /// null, or FLEXDRAFT_ERROR_ROW is set
+    pub error: *mut u32,
     pub cols: i64,
     pub rows: i32,
     pub bonus_rows: i32,
@@ -171,7 +178,7 @@ pub struct FlexdraftSiluAddParams {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftSiluAddParams"][::core::mem::size_of::<FlexdraftSiluAddParams>() - 40usize];
+    ["Size of FlexdraftSiluAddParams"][::core::mem::size_of::<FlexdraftSiluAddParams>() - 48usize];
     ["Alignment of FlexdraftSiluAddParams"][::core::mem::align_of::<FlexdraftSiluAddParams>() - 8usize];
     ["Offset of field: FlexdraftSiluAddParams::x"]
         [::core::mem::offset_of!(FlexdraftSiluAddParams, x) - 0usize];
@@ -179,12 +186,14 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftSiluAddParams, bonus) - 8usize];
     ["Offset of field: FlexdraftSiluAddParams::owner"]
         [::core::mem::offset_of!(FlexdraftSiluAddParams, owner) - 16usize];
+    ["Offset of field: FlexdraftSiluAddParams::error"]
+        [::core::mem::offset_of!(FlexdraftSiluAddParams, error) - 24usize];
     ["Offset of field: FlexdraftSiluAddParams::cols"]
-        [::core::mem::offset_of!(FlexdraftSiluAddParams, cols) - 24usize];
+        [::core::mem::offset_of!(FlexdraftSiluAddParams, cols) - 32usize];
     ["Offset of field: FlexdraftSiluAddParams::rows"]
-        [::core::mem::offset_of!(FlexdraftSiluAddParams, rows) - 32usize];
+        [::core::mem::offset_of!(FlexdraftSiluAddParams, rows) - 40usize];
     ["Offset of field: FlexdraftSiluAddParams::bonus_rows"]
-        [::core::mem::offset_of!(FlexdraftSiluAddParams, bonus_rows) - 36usize];
+        [::core::mem::offset_of!(FlexdraftSiluAddParams, bonus_rows) - 44usize];
 };
 /// turns[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0).
 #[repr(C)]
