@@ -62,6 +62,21 @@ pub enum KernelError {
         /// How much there can be.
         limit: usize,
     },
+    /// Two candidate rows of a pass whose k and v would be appended to the same token of a page, so that which of them
+    /// the cache holds afterwards would depend on timing.
+    #[error(
+        "sequence {sequence} of the pass: it would append to token {token} of page {page}, as sequence {other} does"
+    )]
+    SharedToken {
+        /// The sequence's index.
+        sequence: usize,
+        /// The sequence that appends there too: an earlier one, or the same, which has the page twice.
+        other: usize,
+        /// The page's id.
+        page: u32,
+        /// The token of the page.
+        token: usize,
+    },
     /// Shapes whose product does not fit the type that counts it.
     #[error("{kernel}: the size of `{what}` overflows")]
     Overflow {

@@ -20,7 +20,18 @@ pub struct PassTables<B: Backend> {
     candidates: usize,
     masks: usize,
     sequences: Vec<SequenceSize>,
+    /// What candidates of the pass are appended to, kept for its memory.
+    appends: Vec<Append>,
     paging: Paging,
+}
+
+/// Tokens of a page that candidates of a sequence are appended to, in the order of pages and tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Append {
+    page: u32,
+    first: usize,
+    end: usize,
+    sequence: usize,
 }
 
 /// What of a sequence decides how its attention is divided.
@@ -83,15 +94,18 @@ impl<B: Backend> PassTables<B> {
             candidates: 0,
             masks: 0,
             sequences: Vec::with_capacity(max_batch),
+            appends: Vec::with_capacity(max_batch),
             paging: Paging::default(),
         })
     }
 
-    /// Checks `pass` and replaces the tables by its.
+    /// Checks `pass` and replaces the tables by its. Sequences may share pages that they read, but no two candidates
+    /// may be appended to the same token of a page.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Pass`] if a sequence has what it must not have; the tables are as before then.
+    /// [`KernelError::Pass`] if a sequence has what it must not have, [`KernelError::SharedToken`] if two candidates
+    /// are appended to one place; the tables are as before then.
     pub fn upload(
         &mut self,
         backend: &B,
@@ -105,6 +119,7 @@ impl<B: Backend> PassTables<B> {
             return Err(KernelError::Unsupported { kernel: OPERATION, what, found, supported });
         }
         let (candidates, masks) = self.check(pass, paging)?;
+        self.check_appends(pass, paging.page_size)?;
         let batch = pass.sequences.len();
         let [mut first_candidate, mut first_mask] = [0, candidates];
         for (i, rows) in pass.sequences.iter().enumerate() {
@@ -167,6 +182,34 @@ impl<B: Backend> PassTables<B> {
         }
         at_most(0, "number of rows", candidates.saturating_add(masks), i32::MAX as usize)?;
         Ok((candidates, masks))
+    }
+
+    /// That no two candidates are appended to the same place, of a pass whose pages were checked.
+    fn check_appends(&mut self, pass: &Pass<'_>, page_size: usize) -> Result<(), KernelError> {
+        self.appends.clear();
+        let appending = pass.sequences.iter().enumerate().filter(|(_, rows)| rows.candidates > 0);
+        for (sequence, rows) in appending {
+            let (start, end) = (rows.start, rows.start + rows.candidates);
+            let pages = start / page_size..end.div_ceil(page_size);
+            for (first, &page) in pages.clone().zip(rows.pages.get(pages).unwrap_or(&[])) {
+                let position = first * page_size;
+                let (first, end) = (start.max(position) - position, (end - position).min(page_size));
+                self.appends.push(Append { page, first, end, sequence });
+            }
+        }
+        self.appends.sort_unstable();
+        for pair in self.appends.windows(2) {
+            let [one, next] = [pair[0], pair[1]];
+            if one.page == next.page && next.first < one.end {
+                return Err(KernelError::SharedToken {
+                    sequence: one.sequence.max(next.sequence),
+                    other: one.sequence.min(next.sequence),
+                    page: next.page,
+                    token: next.first,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Where a table begins, in 4-byte entries.

@@ -277,7 +277,11 @@ pub struct Sample<'a, L> {
     /// Logits `[logit_rows, stride]`.
     pub logits: LogitRows<'a, L>,
     /// `[rows]`: which row of logits a row is; −1 makes it padding, with stats of zero. Without it row r is
-    /// logits row r. No logits row may be named twice where they are updated.
+    /// logits row r. It is on the device, so nobody checks that each logits row is named once where they are updated
+    /// ([`select_drafts`](Kernels::select_drafts) makes such an index). Of one that is named more often every logit
+    /// is what one of these rows, or several after each other, make of it, and their stats are of such logits: an
+    /// unspecified outcome within the vocabulary, and nothing else is touched. The threads meet in accesses of equal
+    /// size, whose outcome the PTX ISA's memory consistency model bounds ("Mixed-size Data-races").
     pub logit_index: Option<View<'a, i32>>,
     /// `[rows]`
     pub sampling: View<'a, RowSampling>,
@@ -345,6 +349,53 @@ impl<B: Backend> Kernels<B> {
     ///
     /// [`KernelError`]: an operand of the wrong length, alignment or queue, a shape that the kernels do not
     /// support, or a launch that failed.
+    ///
+    /// # Example
+    ///
+    /// A draft's row, corrected by a calibrator of rank 8 whose W2 lifts id 2, and kept as it was drawn from.
+    ///
+    /// ```
+    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::kernels::Kernels;
+    /// use flexdraft::kernels::sampling::{
+    ///     Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+    /// };
+    /// use flexdraft::sampling::SamplingParams;
+    /// use half::bf16;
+    ///
+    /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    /// let stream = kernels.backend().stream();
+    /// let (vocab, rank) = (5, 8);
+    /// let mut logits = [0.0f32, 2.0, 1.0, 0.0, 0.0, 9.0, 9.0, 9.0];
+    /// let hidden = [bf16::ONE; 8];
+    /// let mut weight = vec![bf16::ZERO; vocab * rank];
+    /// weight[2 * rank..3 * rank].fill(bf16::from_f32(0.25));
+    /// let bias = [0.0, 0.0, 0.5, 0.0, 0.0];
+    /// let mut workspace = vec![0.0; workspace_len(1, vocab, true)?];
+    /// let mut stats = [RowStats::default()];
+    /// kernels.sample(&stream, Sample {
+    ///     vocab,
+    ///     stride: 8,
+    ///     logits: LogitRows::Update(stream.view_mut(&mut logits)),
+    ///     logit_index: None,
+    ///     sampling: stream.view(&[RowSampling::new(&SamplingParams::GREEDY, None)?]),
+    ///     starts: None,
+    ///     draft: None,
+    ///     calibration: Some(Calibration {
+    ///         rank,
+    ///         hidden: stream.view(&hidden),
+    ///         weight: stream.view(&weight),
+    ///         bias: Some(stream.view(&bias)),
+    ///     }),
+    ///     workspace: stream.view_mut(&mut workspace),
+    ///     stats: stream.view_mut(&mut stats),
+    ///     error: None,
+    /// })?;
+    /// // 1 + 8 · ¼ + ½ is more than 2; what lies beyond the vocabulary stays.
+    /// assert_eq!(logits, [0.0, 2.0, 3.5, 0.0, 0.0, 9.0, 9.0, 9.0]);
+    /// assert_eq!((stats[0].token, stats[0].max), (2, 3.5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn sample<L: Logit>(&self, stream: &B::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
         let queue = self.backend.queue(stream);
         let shape = Shape::new(&args)?;

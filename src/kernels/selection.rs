@@ -84,7 +84,8 @@ impl Draft {
 /// The operands of [`Kernels::select_drafts`].
 #[derive(Debug)]
 pub struct SelectDrafts<'a> {
-    /// `[drafts]`. Together they have every draft row once.
+    /// `[drafts]`. Together they have every draft row once: a row that none has stays as it is in `sources` and
+    /// `draft_rows`, and one that several have gets the source that one of them says, which one is unspecified.
     pub drafts: View<'a, Draft>,
     /// `[batch]`, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
