@@ -6,7 +6,6 @@
 
 mod batch;
 mod generators;
-mod misuse;
 mod oracle;
 #[path = "../simt_variant/mod.rs"]
 mod simt_variant;
