@@ -32,17 +32,18 @@ FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const Sequ
 }
 
 // A sequence's items: per state, and once for the slots unless one item has everything, each KV head with each
-// block of rows.
+// block of rows. Of a sequence that the workspace has too few states for, once, which makes its rows zeros.
 template <int Rows>
 FLEXDRAFT_INLINE int32_t items_of(const FlexdraftAttentionParams& p, int32_t s) {
     const Sequence q = sequence_of(p.pass, s);
     const int32_t states = states_of(p, q);
+    const int32_t blocks = blocks_of<Rows>(q, p.q_heads / p.kv_heads) * p.kv_heads;
     if (states > p.max_states) {
         if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PLAN));
-        return 0;
+        return blocks;
     }
     const int32_t slots = q.groups != 0 && states > 1 ? 1 : 0;
-    return blocks_of<Rows>(q, p.q_heads / p.kv_heads) * p.kv_heads * (states + slots);
+    return blocks * (states + slots);
 }
 
 // first[s] = items of the sequences before s. Every CTA works it out: the lengths are on the device only.
@@ -458,7 +459,7 @@ struct Joint {
         const int m = row_of(part, r);
         float2 stats;
         if constexpr (waits_in_memory) {
-            stats = waiting_stats(m, row_index[m] >= 0);
+            stats = waiting_stats(m, row_index[m] >= 0 && !total.fresh);
         } else {
             stats = make_float2(total.maximum[part][r], total.sum[part][r]);
         }
@@ -470,7 +471,7 @@ struct Joint {
         for (int n = 0; n < HeadDim / 8; ++n) {
             float2 pair;
             if constexpr (waits_in_memory) {
-                pair = *reinterpret_cast<const float2*>(from + 8 * n);
+                pair = total.fresh ? make_float2(0.0f, 0.0f) : *reinterpret_cast<const float2*>(from + 8 * n);
             } else {
                 pair = make_float2(total.out[part][n][2 * r], total.out[part][n][2 * r + 1]);
             }
@@ -486,7 +487,8 @@ struct Joint {
         const int32_t first_packed = block * rows;
         const int32_t last_row = (min(first_packed + rows, sequence.rows * ratio) - 1) / ratio;
         const bool has_slots = last_row >= sequence.candidates;
-        const bool cached = state < states, whole = states == 1;
+        const bool left_out = states > p.max_states;
+        const bool cached = state < states, whole = states == 1 || left_out;
         if (!cached && !has_slots) return;
         describe_rows(sequence, block, ratio);
         const int32_t item_keys = p.split * p.item_splits;
@@ -497,6 +499,7 @@ struct Joint {
             const int32_t first_group = max(first_packed / ratio - sequence.candidates, 0) / max(sequence.slots, 1);
             int32_t end_group = first_group;
             if (has_slots && (whole || !cached)) end_group = (last_row - sequence.candidates) / sequence.slots + 1;
+            if (left_out) end_group = first_group - 1;
             work = {index, kv_head, cached ? state : p.max_states, cached, whole, first_key,
                     cached ? first_group - 1 : first_group, first_group, end_group, sequence.slots,
                     sequence.first_mask};
@@ -576,8 +579,9 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);
-    // Where one item has it all the result is there.
-    if (row.sequence >= 0 && states_of(p, sequence_of(p.pass, row.sequence)) == 1) return;
+    // Where one item has it all the result is there, and zeros where a sequence was left out.
+    const int32_t of_sequence = row.sequence < 0 ? 0 : states_of(p, sequence_of(p.pass, row.sequence));
+    if (of_sequence == 1 || of_sequence > p.max_states) return;
     const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * (p.max_states + 1);
     const float* const partial = p.partial_out + head_row * (p.max_states + 1) * HeadDim + 2 * lane;
     State<elements> empty;
@@ -605,7 +609,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
 #pragma unroll
     for (int l = 0; l < Levels; ++l) tree[l] = empty;
     int32_t groups = 0;
-    const int32_t states = row.sequence < 0 ? 0 : min(row.limit / (p.split * p.item_splits) + 1, p.max_states);
+    const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
 #pragma unroll 1
     for (int32_t s = 0; s < states; s += at_once) {
         // Loads that wait for one another would take longer than all the rest.

@@ -177,7 +177,9 @@ pub struct JointAttention<'a, B: Backend> {
     /// Keys of a split, a multiple of 64: [`DEFAULT_SPLIT`] unless measured. Part of the arithmetic: results
     /// with another split differ in rounding.
     pub split: usize,
-    /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache.
+    /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache, whose keys and
+    /// values count as zeros; bit 8 for a sequence that sees more than the pass that the workspace was made for, as a
+    /// captured launch can meet, whose rows are left out: zeros, and −∞ in `lse`.
     pub error: Option<ViewMut<'a, u32>>,
 }
 

@@ -11,7 +11,7 @@ use super::params::common::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Nothing was read or written there.
+    /// Nothing was read or written there: keys and values of attention counted as zeros.
     #[error("a page id that is not of the cache")]
     Page,
     /// Zeros were taken in its place.
@@ -20,10 +20,10 @@ pub enum Fault {
     /// It counted as −∞.
     #[error("a NaN among the logits")]
     Nan,
-    /// Its rows were left out.
+    /// Its rows were left out, as zeros.
     #[error("a sequence longer than the workspace was made for")]
     Plan,
-    /// It was left out.
+    /// It was left out: the operand says as what.
     #[error("a row or sequence that does not exist")]
     Row,
     /// Nothing was dropped from such a row.
