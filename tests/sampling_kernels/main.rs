@@ -13,7 +13,7 @@ mod simt_variant;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Limits, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
-use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::random::Stream;
 use flexdraft::sampling::{SamplingParams, warp};
 use flexdraft_reference::calibration::{Calibrator, calibrated_logits};
@@ -96,6 +96,59 @@ proptest! {
     fn calibrated_rows_of_bf16_are_the_reference_s(batch in batch::<bf16>(1..20, true)) {
         check_calibrated(&batch);
     }
+}
+
+// --- A model's vocabulary ---------------------------------------------------------------------------------
+
+/// Qwen3's: of more chunks of plain rows than one CTA takes, and of more of calibrated ones than the last pass has
+/// threads.
+const LARGE_VOCAB: usize = 151_936;
+
+/// Rows over it: greedy, drawn from, and cut in every way.
+fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
+    let one = SamplingParams::at_temperature(0.9);
+    let ways = vec![
+        Way { draft: LARGE_VOCAB as i32 - 1, ..Way::greedy() },
+        Way { draft: 77_777, ..Way::drawn(one, seed) },
+        Way { draft: 140_000, ..Way::drawn(SamplingParams { top_k: 1000, top_p: 0.8, ..one }, seed + 1) },
+        Way::drawn(SamplingParams { top_p: 0.95, min_p: 1e-4, ..one }, seed + 2),
+    ];
+    let rows = (0..4).map(|row| {
+        let mut row = logits(seed + row, LARGE_VOCAB, Shape::Bell(1.5));
+        // What stands out is in the last chunk.
+        row[LARGE_VOCAB - 3] = 9.0;
+        row
+    });
+    (rows.collect(), ways)
+}
+
+#[test]
+fn plain_rows_of_a_model_s_vocabulary() {
+    let (rows, ways) = large_rows(21);
+    let outcome = Batch::<f32>::plain(rows, ways.clone()).run(&kernels(), false);
+    assert_eq!(outcome.stats[0].token, LARGE_VOCAB as i32 - 3);
+    check(&outcome, &ways);
+    let (rows, ways) = large_rows(22);
+    check(&Batch::<bf16>::plain(rows, ways.clone()).run(&kernels(), false), &ways);
+}
+
+#[test]
+fn calibrated_rows_of_a_model_s_vocabulary() {
+    let rank = 8;
+    fn run<L: Stored>(seed: u64, rank: usize) {
+        let (rows, ways) = large_rows(seed);
+        let mut batch = Batch::<L>::plain(rows, ways);
+        let halves = |seed, len, scale| noise(seed, len, scale).into_iter().map(bf16::from_f32).collect();
+        batch.correction = Some(Correction {
+            rank,
+            weight: halves(1, LARGE_VOCAB * rank, 0.3),
+            bias: Some(noise(2, LARGE_VOCAB, 1.0)),
+            hidden: (0..4).map(|row| halves(seed + row, rank, 0.7)).collect(),
+        });
+        check_calibrated(&batch);
+    }
+    run::<f32>(23, rank);
+    run::<bf16>(24, rank);
 }
 
 /// The calibrator's own code path in the reference: W1, the bonus token and all, up to u.
@@ -459,6 +512,49 @@ fn indices_choose_rows_and_positions_and_are_checked() {
         assert_eq!(stats[0].draft_probability, if bit == 2 { 0.0 } else { stats[0].draft_probability });
         assert_eq!(stats[1].token, expected[0].token);
     }
+}
+
+/// Nobody can check an index on the device: what is corrected by two rows at once is one of the corrections, or both,
+/// and race mode says that it is a race.
+#[test]
+fn a_row_of_logits_that_is_updated_twice() {
+    let run = |checking| {
+        let kernels = Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }));
+        let stream = kernels.backend().stream();
+        let mut logits = [0.0f32; 2 * 24];
+        let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
+        // The first row adds 8 to every logit, the second 16.
+        let hidden = [[bf16::from_f32(1.0); 8], [bf16::from_f32(2.0); 8]].concat();
+        let weight = [bf16::from_f32(1.0); 20 * 8];
+        let mut workspace = vec![NAN; workspace_len(2, 20, true).unwrap()];
+        let (mut stats, mut error) = ([poisoned_stats(); 2], [0]);
+        let args = Sample {
+            vocab: 20,
+            stride: 24,
+            logits: LogitRows::Update(stream.view_mut(&mut logits)),
+            logit_index: Some(stream.view(&[1, 1])),
+            sampling: stream.view(&sampling),
+            starts: None,
+            draft: None,
+            calibration: Some(Calibration {
+                rank: 8,
+                hidden: stream.view(&hidden),
+                weight: stream.view(&weight),
+                bias: None,
+            }),
+            workspace: stream.view_mut(&mut workspace),
+            stats: stream.view_mut(&mut stats),
+            error: Some(stream.view_mut(&mut error)),
+        };
+        kernels.sample(&stream, args).map(|()| (logits, stats, error[0]))
+    };
+    let (logits, stats, error) = run(Checking::Off).unwrap();
+    assert_eq!(error, 0);
+    assert!(logits[..24].iter().chain(&logits[44..]).all(|&x| x == 0.0));
+    assert!(logits[24..44].iter().all(|x| [8.0, 16.0, 24.0].contains(x)), "{logits:?}");
+    assert!(stats.iter().all(|stats| (0..20).contains(&stats.token)));
+    let error = run(Checking::Accesses).unwrap_err().to_string();
+    assert!(error.contains("race") && error.contains("logits"), "{error}");
 }
 
 #[test]
