@@ -1,8 +1,10 @@
-// One kernel for each instruction that the SIMT host has a model of, so that what a GPU makes of given inputs can
-// be recorded and the models compared with it (tests/golden_vectors.rs). A warp a case, a case a CTA; shapes in
-// 32-bit words. Part of test builds only.
+// One kernel for each instruction that the SIMT host has a model of, and one for CUDA's math functions, so that what
+// a GPU makes of given inputs can be recorded and the models compared with it (tests/golden_vectors). A warp a case, a
+// case a CTA; shapes in 32-bit words. Part of test builds only.
 #include "../common/platform.cuh"
+#include "../common/trigonometry.cuh"
 #include "../ptx/cp_async.cuh"
+#include "../ptx/cvt.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/math.cuh"
 #include "../ptx/mma.cuh"
@@ -65,6 +67,24 @@ FLEXDRAFT_KERNEL(golden_exp2_approx, FlexdraftGoldenParams, 32, 1) {
     p.out[i] = __float_as_uint(exp2_approx(__uint_as_float(p.in[i])));
 }
 
+// in [32, 2], out [32, 2]: the first word alone, then both.
+FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t i = (blockIdx.x * 32 + threadIdx.x) * 2;
+    const float low = __uint_as_float(p.in[i]), high = __uint_as_float(p.in[i + 1]);
+    p.out[i] = cvt_rn_bf16(low);
+    p.out[i + 1] = cvt_rn_bf16x2(low, high);
+}
+
+// CUDA's math library, for which the C library stands in: in [32, an argument each], out [32, a result each].
+FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
+    const uint32_t first = (blockIdx.x * 32 + threadIdx.x) * 7;
+    float x[7];
+    for (uint32_t i = 0; i < 7; ++i) x[i] = __uint_as_float(p.in[first + i]);
+    const float results[7] = {expf(x[0]),   logf(x[1]),   log1pf(x[2]),      log2f(x[3]),
+                              cos_pi(x[4]), sin_pi(x[5]), 1.0f / sqrtf(x[6])};
+    for (uint32_t i = 0; i < 7; ++i) p.out[first + i] = __float_as_uint(results[i]);
+}
+
 // Warp-wide operations: in [32], out [32, 10].
 FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
     const uint32_t value = p.in[blockIdx.x * 32 + threadIdx.x];
@@ -82,4 +102,5 @@ FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
 }
 
 FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16,
-                       golden_cp_async_16, golden_exp2_approx, golden_collectives)
+                       golden_cp_async_16, golden_exp2_approx, golden_cvt_rn_bf16, golden_math,
+                       golden_collectives)

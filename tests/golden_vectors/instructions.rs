@@ -1,5 +1,5 @@
-//! The kernels of `cuda/golden/golden.cu`: an instruction each, with inputs that are the same in every run, and
-//! what a model's results have to agree in with a GPU's.
+//! The kernels of `cuda/golden/golden.cu`: an instruction each, or CUDA's math functions, with inputs that are the same
+//! in every run, and what a model's results have to agree in with a GPU's.
 
 use std::ffi::c_void;
 
@@ -54,7 +54,7 @@ impl Random {
     }
 }
 
-/// Every instruction that the SIMT host has a model of.
+/// Every instruction that the SIMT host has a model of, and the functions that it has a stand-in for.
 pub fn all() -> Vec<Instruction> {
     let mut random = Random(20_260_522);
     let matrices = |random: &mut Random| -> Vec<u32> {
@@ -82,6 +82,15 @@ pub fn all() -> Vec<Instruction> {
             words_out: 32,
             input: exponents(&mut random),
             agree: powers_agree,
+        },
+        // After the others, so that their inputs stay what recordings are of.
+        moved("golden_cvt_rn_bf16", 64, 64, numbers(&mut random)),
+        Instruction {
+            kernel: "golden_math",
+            words_in: 32 * FUNCTIONS.len(),
+            words_out: 32 * FUNCTIONS.len(),
+            input: arguments(&mut random),
+            agree: functions_agree,
         },
     ]
 }
@@ -131,6 +140,75 @@ fn exponents(random: &mut Random) -> Vec<u32> {
     while words.len() < 32 * 32 {
         let scale = [0.01, 1.0, 20.0, 120.0][words.len() % 4];
         words.push((random.unit() * scale).to_bits());
+    }
+    words
+}
+
+/// f32 to be rounded to bf16: ties to either side and their neighbours, what rounds to infinity, subnormals, NaN of
+/// both signs and several payloads, and any bits.
+fn numbers(random: &mut Random) -> Vec<u32> {
+    let mut words =
+        vec![0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x7f7f_ffff, 0xff7f_ffff, 0x7f7f_7fff, 0x7f7f_8000];
+    words.extend([
+        0x7fc0_0000,
+        0xffc0_0000,
+        0x7f80_0001,
+        0xff80_0001,
+        0x7fff_ffff,
+        0x7f80_8000,
+        1,
+        0x8000,
+        0x18000,
+    ]);
+    for upper in [0x3f80, 0x3f81, 0xbf80, 0xbf81, 0x3fff, 0x007f, 0x0080, 0x8000] {
+        words.extend([0x7fff, 0x8000, 0x8001].map(|lower| upper << 16 | lower));
+    }
+    let more = 8 * 64 - words.len();
+    words.extend(random.words(more));
+    words
+}
+
+/// A function of CUDA's math library.
+struct Function {
+    name: &'static str,
+    /// Units in the last place between a result and the correctly rounded one, at most, as the CUDA C++ Programming
+    /// Guide has it ("Mathematical Functions", single precision; the larger where its editions differ; of 1 / sqrtf
+    /// that of rsqrtf, which the compiler may take instead).
+    ulps: u32,
+    /// Where arguments lie that kernels have: from, to.
+    range: [f32; 2],
+    special: [f32; 4],
+}
+
+const NAN: f32 = f32::NAN;
+const INF: f32 = f32::INFINITY;
+
+/// In the order of the kernel's arguments.
+const FUNCTIONS: [Function; 7] = [
+    Function { name: "expf", ulps: 2, range: [-105.0, 88.0], special: [0.0, -INF, INF, NAN] },
+    Function { name: "logf", ulps: 1, range: [0.0, 40.0], special: [0.0, 1.0, INF, -1.0] },
+    Function { name: "log1pf", ulps: 1, range: [-0.5, 0.0], special: [0.0, -1.0, INF, -2.0] },
+    Function { name: "log2f", ulps: 1, range: [0.0, 1e5], special: [0.0, 1.0, INF, -1.0] },
+    Function { name: "cospif", ulps: 2, range: [-1.0, 1.0], special: [0.0, 0.5, -1.0, INF] },
+    Function { name: "sinpif", ulps: 2, range: [-1.0, 1.0], special: [0.0, 0.5, -1.0, INF] },
+    Function { name: "1 / sqrtf", ulps: 2, range: [1e-6, 1e6], special: [0.0, 1.0, INF, -1.0] },
+];
+
+/// Arguments over each function's range, half of them near its end that is nearer to 0.
+fn arguments(random: &mut Random) -> Vec<u32> {
+    let mut words = Vec::new();
+    for i in 0..8 * 32 {
+        for Function { range: [low, high], special, .. } in &FUNCTIONS {
+            let share = random.word() as f32 / (1u64 << 32) as f32;
+            let near = low + (high - low) * share;
+            let x = match i {
+                0..4 => special[i],
+                _ if i % 2 == 0 => near,
+                _ if low.abs() < high.abs() => low + (near - low) * (-24.0 * share).exp2(),
+                _ => high - (high - near) * (-24.0 * share).exp2(),
+            };
+            words.push(x.to_bits());
+        }
     }
     words
 }
@@ -215,6 +293,32 @@ fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), St
         };
         if !same {
             return Err(format!("2^{x} is {found}, not {expected}"));
+        }
+    }
+    Ok(())
+}
+
+/// An f32 as an integer, neighbours beside each other.
+fn place(x: f32) -> i64 {
+    let magnitude = i64::from(x.to_bits() & 0x7fff_ffff);
+    if x.is_sign_negative() { -magnitude } else { magnitude }
+}
+
+/// The C library's functions are within one ulp, so that a GPU's may be one more than CUDA's bound from them. Sine and
+/// cosine of multiples of π are of an argument that f64 rounds there: where they should be 0, 2⁻⁵⁰ is as near as they
+/// come. NaN meets NaN, infinity the same infinity.
+fn functions_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    for (i, ((x, found), expected)) in input.iter().zip(found).zip(expected).enumerate() {
+        let [x, found, expected] = [x, found, expected].map(|bits| f32::from_bits(*bits));
+        let Function { name, ulps, .. } = &FUNCTIONS[i % FUNCTIONS.len()];
+        let same = if expected.is_finite() && found.is_finite() {
+            let nothing = name.contains("pif") && (found - expected).abs() <= (-50f32).exp2();
+            nothing || (place(found) - place(expected)).unsigned_abs() <= u64::from(ulps + 1)
+        } else {
+            found == expected || (found.is_nan() && expected.is_nan())
+        };
+        if !same {
+            return Err(format!("{name} of {x} is {found}, not {expected}"));
         }
     }
     Ok(())

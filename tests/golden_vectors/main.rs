@@ -1,6 +1,6 @@
 //! The SIMT host's models of PTX instructions against what GPUs made of the same inputs: recordings in
-//! `tests/fixtures/ptx`, a file a device. Data movement agrees in every bit, sums and powers as
-//! `instructions.rs` says and why.
+//! `tests/fixtures/ptx`, a file a device. Data movement and conversions agree in every bit, sums, powers and CUDA's
+//! math functions as `instructions.rs` says and why.
 //!
 //! On a GPU its results are compared at once, and written as a recording to the directory that
 //! `FLEXDRAFT_GOLDEN_RESULTS` names; `benches/gpu/fold.py` takes it to the fixtures. `FLEXDRAFT_REQUIRE_GPU=1` makes
@@ -12,6 +12,7 @@
 mod instructions;
 mod recording;
 
+use std::f64::consts::PI;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -109,6 +110,35 @@ fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     assert!(models_agree(&of_another).unwrap_err().contains("of another input"));
     of_another.instructions.clear();
     assert!(models_agree(&of_another).unwrap_err().contains("not in the recording"));
+}
+
+/// The stand-ins of CUDA's math functions against f64: what their agreement with a GPU takes for granted, and that the
+/// kernel's arguments go where they should.
+#[test]
+fn stand_ins_are_within_an_ulp() {
+    let [simt, _] = hosts();
+    let all = instructions::all();
+    let math = all.iter().find(|instruction| instruction.kernel == "golden_math").unwrap();
+    let exact: [fn(f64) -> f64; 7] = [
+        f64::exp,
+        f64::ln,
+        f64::ln_1p,
+        f64::log2,
+        |x| (PI * x).cos(),
+        |x| (PI * x).sin(),
+        |x| 1.0 / x.sqrt(),
+    ];
+    let found = math.run(&simt, &simt.stream()).unwrap();
+    for (i, (x, found)) in math.input.iter().zip(&found).enumerate() {
+        let (x, found) = (f32::from_bits(*x), f32::from_bits(*found));
+        let exact = exact[i % 7](f64::from(x));
+        let ulp = (f64::from(exact.abs() as f32) * f64::from(f32::EPSILON)).max(f64::from(f32::from_bits(1)));
+        let same = match exact.is_finite() {
+            true => (f64::from(found) - exact).abs() <= ulp,
+            false => f64::from(found) == exact || (found.is_nan() && exact.is_nan()),
+        };
+        assert!(same, "function {} of {x}: {found}, not {exact}", i % 7);
+    }
 }
 
 /// The inputs reach what tolerances are for: results that are rounded, exact ones, NaN and infinity. One unit in
