@@ -1,0 +1,285 @@
+//! Sequences to verify, and running the kernels on them.
+
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::Simt;
+use flexdraft::kernels::Kernels;
+use flexdraft::kernels::acceptance::{
+    Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
+};
+use flexdraft::kernels::sampling::{Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::layout::GroupSet;
+use flexdraft::random::{Purpose, Stream};
+use flexdraft::sampling::SamplingParams;
+use flexdraft_reference::warp::{Warping, warp};
+use half::bf16;
+use proptest::prelude::*;
+
+/// One sequence: what its rows are made of.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    pub rule: Rule,
+    pub params: SamplingParams,
+    pub drafts: usize,
+    /// How far the draft's logits are from the target's; 0 makes p and q equal.
+    pub distance: f32,
+    /// Whether the draft comes from a distribution at all.
+    pub has_distribution: bool,
+    pub groups: GroupSet,
+    pub position: usize,
+    pub seed: u64,
+}
+
+/// One sequence with its rows.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub rule: Rule,
+    pub params: SamplingParams,
+    pub groups: GroupSet,
+    pub position: usize,
+    pub seed: u64,
+    /// Logits of p_0..p_v.
+    pub target: Vec<Vec<f32>>,
+    /// Logits of q_1..q_v; none where every q_j is the point mass at d_j.
+    pub draft: Option<Vec<Vec<f32>>>,
+    /// d_1..d_v.
+    pub tokens: Vec<i32>,
+}
+
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+}
+
+/// The distribution that logits give, in double precision.
+pub fn warped(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
+    let warping = Warping {
+        temperature: params.temperature.into(),
+        top_k: params.top_k,
+        top_p: params.top_p.into(),
+        min_p: params.min_p.into(),
+    };
+    let logits: Vec<f64> = logits.iter().map(|&x| x.into()).collect();
+    warp(&logits, &warping).probabilities
+}
+
+impl Generated {
+    pub fn sequence(&self, vocab: usize) -> Sequence {
+        let mut next = noise(self.seed);
+        // In steps that bf16 holds; a few ids stand out, and some are impossible.
+        let mut row = || -> Vec<f32> {
+            (0..vocab)
+                .map(|id| match (next() * 8.0).floor() {
+                    -8.0 => f32::NEG_INFINITY,
+                    x if id % 97 == 3 => x / 2.0 + 6.0,
+                    x => x / 2.0,
+                })
+                .collect()
+        };
+        let target: Vec<Vec<f32>> = (0..=self.drafts).map(|_| row()).collect();
+        let draft: Vec<Vec<f32>> = target[..self.drafts]
+            .iter()
+            .map(|p| {
+                let mut q = p.clone();
+                if self.distance > 0.0 {
+                    q.iter_mut().for_each(|x| *x += (next() * 2.0).round() / 2.0 * self.distance);
+                }
+                q
+            })
+            .collect();
+        let mut tokens = Vec::new();
+        for (i, q) in draft.iter().enumerate() {
+            let stream = Stream::new(self.seed, Purpose::DraftDraw, i + 1, self.position);
+            let from = if self.rule == Rule::Match { &target[i] } else { q };
+            let stream = match self.rule {
+                Rule::Match if i % 5 != 4 || self.distance == 0.0 => {
+                    Stream::target_draw(self.seed, self.position + i + 1)
+                }
+                _ => stream,
+            };
+            let weights = warped(from, &self.params);
+            let scores = weights.iter().map(|&w| w.ln() as f32);
+            tokens.push(if self.params.temperature == 0.0 {
+                weights.iter().position(|&w| w == 1.0).unwrap() as i32
+            } else {
+                stream.gumbel_argmax(scores) as i32
+            });
+        }
+        Sequence {
+            rule: self.rule,
+            params: self.params,
+            groups: self.groups,
+            position: self.position,
+            seed: self.seed,
+            target,
+            draft: self.has_distribution.then_some(draft),
+            tokens,
+        }
+    }
+}
+
+impl Sequence {
+    /// The kernel's rule: at temperature 0 all are the same.
+    pub fn effective_rule(&self) -> Rule {
+        if self.params.temperature == 0.0 { Rule::Match } else { self.rule }
+    }
+
+    fn has_rows_of(&self, other: &Sequence) -> bool {
+        let rows = |s: &Sequence| (s.params, s.effective_rule() == Rule::Match, s.draft.is_some());
+        rows(self) == rows(other)
+            && self.tokens == other.tokens
+            && self.target == other.target
+            && self.draft == other.draft
+    }
+}
+
+prop_compose! {
+    /// A sequence of as many draft tokens as `drafts` says.
+    pub fn generated(drafts: BoxedStrategy<usize>)(
+        rule in prop::sample::select(vec![Rule::Match, Rule::Rejection, Rule::Rejection, Rule::Block, Rule::Block]),
+        temperature in prop::sample::select(vec![0.0f32, 1.0, 0.7, 2.0, 1.0]),
+        top_k in prop::sample::select(vec![0usize, 0, 1, 5]),
+        // None that a few equal probabilities add up to: 64-bit sums and those of the kernel would differ.
+        top_p in prop::sample::select(vec![1.0f32, 1.0, 0.913, 0.47]),
+        min_p in prop::sample::select(vec![0.0f32, 0.0, 0.05, 0.3]),
+        drafts in drafts,
+        distance in prop::sample::select(vec![0.0f32, 0.5, 1.0, 4.0]),
+        has_distribution in prop::bool::weighted(0.8),
+        groups in prop::collection::vec(0usize..9, 0..4),
+        position in 0usize..100_000,
+        seed in any::<u64>(),
+    ) -> Generated {
+        let params = SamplingParams { temperature, top_k, top_p, min_p };
+        let groups = groups.into_iter().fold(GroupSet::default(), GroupSet::with);
+        Generated { rule, params, drafts, distance, has_distribution, groups, position, seed }
+    }
+}
+
+/// Verdicts and committed tokens.
+pub struct Outcome {
+    pub verdicts: Vec<Verdict>,
+    pub committed: Vec<Vec<i32>>,
+}
+
+pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: &[Sequence]) -> Outcome {
+    let stream = kernels.backend().stream();
+    let stride = vocab.next_multiple_of(8) + 8;
+    let (mut target, mut draft) = (Vec::new(), Vec::new());
+    let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
+    let (mut tokens, mut requests) = (vec![-7], Vec::new());
+    let store = |row: &[f32], to: &mut Vec<L>| {
+        to.extend(row.iter().map(|&x| L::of(x)));
+        to.resize(to.len().next_multiple_of(stride), L::of(f32::NAN));
+    };
+    let mut last: Option<(&Sequence, [usize; 3])> = None;
+    for sequence in sequences {
+        let drafts = sequence.tokens.len();
+        let draws = drafts == 0 || sequence.effective_rule() == Rule::Match;
+        // Sequences that differ in their random numbers alone look at the same rows, unless these are drawn from.
+        let shared = last.filter(|(last, _)| !draws && last.has_rows_of(sequence));
+        let first = shared.map_or([target_ways.len(), draft_ways.len(), tokens.len()], |(_, first)| first);
+        requests.push(
+            Verify::new(&VerifySequence {
+                rule: sequence.effective_rule(),
+                seed: sequence.seed,
+                position: sequence.position,
+                drafts,
+                first_target: first[0],
+                first_draft: sequence.draft.is_some().then_some(first[1]),
+                first_token: first[2],
+                groups: sequence.groups,
+            })
+            .unwrap(),
+        );
+        last = Some((sequence, first));
+        if shared.is_some() {
+            continue;
+        }
+        for (i, row) in sequence.target.iter().enumerate() {
+            let numbers = draws.then(|| Stream::target_draw(sequence.seed, sequence.position + i + 1));
+            target_ways.push(RowSampling::new(&sequence.params, numbers).unwrap());
+            store(row, &mut target);
+        }
+        for row in sequence.draft.iter().flatten() {
+            draft_ways.push(RowSampling::new(&sequence.params, None).unwrap());
+            store(row, &mut draft);
+        }
+        tokens.extend(&sequence.tokens);
+    }
+    let sample = |logits: &[L], ways: &[RowSampling]| {
+        let mut stats = vec![bytemuck::Zeroable::zeroed(); ways.len()];
+        let mut workspace = vec![f32::NAN; workspace_len(ways.len(), vocab, false).unwrap()];
+        let sample = Sample {
+            vocab,
+            stride,
+            logits: LogitRows::Read(stream.view(logits)),
+            logit_index: None,
+            sampling: stream.view(ways),
+            starts: None,
+            draft: None,
+            calibration: None,
+            workspace: stream.view_mut(&mut workspace),
+            stats: stream.view_mut(&mut stats),
+            error: None,
+        };
+        kernels.sample(&stream, sample).unwrap();
+        stats
+    };
+    let (target_stats, draft_stats): (Vec<RowStats>, Vec<RowStats>) =
+        (sample(&target, &target_ways), sample(&draft, &draft_ways));
+    let batch = sequences.len();
+    let mut workspace = vec![f64::NAN; accept_workspace_len(batch, vocab).unwrap().div_ceil(2)];
+    let (mut arrived, mut error) = (vec![0u32; batch], [0u32]);
+    let mut verdicts =
+        vec![Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 }; batch];
+    let mut committed = vec![99i32; batch * MAX_COMMITTED];
+    for _ in 0..2 {
+        kernels
+            .accept(
+                &stream,
+                &Accept {
+                    vocab,
+                    stride,
+                    sequences: stream.view(&requests),
+                    any_block: sequences.iter().any(|s| s.effective_rule() == Rule::Block),
+                    tokens: stream.view(&tokens),
+                    target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
+                    draft: Some(SampledRows {
+                        logits: stream.view(&draft),
+                        stats: stream.view(&draft_stats),
+                    }),
+                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+                    arrived: stream.view_mut(&mut arrived),
+                    verdicts: stream.view_mut(&mut verdicts),
+                    committed: stream.view_mut(&mut committed),
+                    error: Some(stream.view_mut(&mut error)),
+                },
+            )
+            .unwrap();
+        // It can be launched again: the counters are as they were.
+        assert!(arrived.iter().all(|&count| count == 0));
+    }
+    assert_eq!(error, [0]);
+    Outcome { verdicts, committed: committed.chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect() }
+}
+
+/// A type that logits are stored in, which holds those of the tests.
+pub trait Stored {
+    fn of(value: f32) -> Self;
+}
+
+impl Stored for f32 {
+    fn of(value: f32) -> Self {
+        value
+    }
+}
+
+impl Stored for bf16 {
+    fn of(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+}
