@@ -167,7 +167,28 @@ pub trait Backend: Send + Sync + 'static {
         first: usize,
     ) -> Result<(), BackendError>;
 
-    /// Owned memory as an operand that a kernel on `stream` reads.
+    /// Owned memory as an operand that a kernel on `stream` reads. It outlives neither:
+    ///
+    /// ```no_run
+    /// # use flexdraft::backend::{Backend, View};
+    /// fn view<'a, B: Backend>(backend: &B, stream: &'a B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    ///     backend.view(stream, memory)
+    /// }
+    /// ```
+    ///
+    /// ```compile_fail,E0515
+    /// # use flexdraft::backend::{Backend, View};
+    /// fn view<'a, B: Backend>(backend: &B, stream: &'a B::Stream, memory: B::Memory<f32>) -> View<'a, f32> {
+    ///     backend.view(stream, &memory)
+    /// }
+    /// ```
+    ///
+    /// ```compile_fail,E0515
+    /// # use flexdraft::backend::{Backend, View};
+    /// fn view<'a, B: Backend>(backend: &B, stream: B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    ///     backend.view(&stream, memory)
+    /// }
+    /// ```
     fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a Self::Memory<T>) -> View<'a, T>;
 
     /// Owned memory as an operand that a kernel on `stream` writes.

@@ -226,7 +226,19 @@ impl Simt {
 }
 
 impl SimtStream {
-    /// A slice as an operand that a kernel reads. It borrows the slice, which can be neither freed
+    /// A slice as an operand that a kernel reads. It borrows the slice,
+    ///
+    /// ```
+    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// let memory = vec![1.0f32; 8];
+    /// let stream = simt.stream();
+    /// let view = stream.view(&memory);
+    /// assert_eq!(view.len(), 8);
+    /// drop(view);
+    /// drop(memory);
+    /// ```
+    ///
+    /// which can be neither freed meanwhile
     ///
     /// ```compile_fail,E0505
     /// # let simt = flexdraft::backend::Simt::new(Default::default());
@@ -237,7 +249,7 @@ impl SimtStream {
     /// view.len();
     /// ```
     ///
-    /// nor written by another kernel meanwhile:
+    /// nor written by another kernel:
     ///
     /// ```compile_fail,E0502
     /// # let simt = flexdraft::backend::Simt::new(Default::default());

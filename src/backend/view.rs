@@ -169,7 +169,42 @@ pub(super) fn cuda_queue(stream: &CudaStream) -> QueueId {
 }
 
 impl<'a, T: Element> View<'a, T> {
-    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last wrote it.
+    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last wrote it. It borrows both:
+    ///
+    /// ```no_run
+    /// # use std::sync::Arc;
+    /// # use cudarc::driver::{CudaSlice, CudaStream};
+    /// fn len(memory: CudaSlice<f32>, stream: Arc<CudaStream>) -> usize {
+    ///     let view = flexdraft::backend::View::cuda(&memory, &stream);
+    ///     let len = view.len();
+    ///     drop(view);
+    ///     drop((memory, stream));
+    ///     len
+    /// }
+    /// ```
+    ///
+    /// The memory cannot be freed while there is a view of it,
+    ///
+    /// ```compile_fail,E0505
+    /// # use cudarc::driver::{CudaSlice, CudaStream};
+    /// fn len(memory: CudaSlice<f32>, stream: &CudaStream) -> usize {
+    ///     let view = flexdraft::backend::View::cuda(&memory, stream);
+    ///     drop(memory);
+    ///     view.len()
+    /// }
+    /// ```
+    ///
+    /// nor can the stream that will use it:
+    ///
+    /// ```compile_fail,E0505
+    /// # use std::sync::Arc;
+    /// # use cudarc::driver::{CudaSlice, CudaStream};
+    /// fn len(memory: &CudaSlice<f32>, stream: Arc<CudaStream>) -> usize {
+    ///     let view = flexdraft::backend::View::cuda(memory, &stream);
+    ///     drop(stream);
+    ///     view.len()
+    /// }
+    /// ```
     pub fn cuda<M: DevicePtr<T>>(memory: &'a M, stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, guard) = memory.device_ptr(stream);
@@ -178,7 +213,26 @@ impl<'a, T: Element> View<'a, T> {
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last used it.
+    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last used it. While there is one,
+    /// there is no other of that memory:
+    ///
+    /// ```no_run
+    /// # use cudarc::driver::{CudaSlice, CudaStream};
+    /// # use flexdraft::backend::{View, ViewMut};
+    /// fn len(memory: &mut CudaSlice<f32>, stream: &CudaStream) -> usize {
+    ///     let written = ViewMut::cuda(memory, stream).len();
+    ///     View::cuda(memory, stream).len() + written
+    /// }
+    /// ```
+    ///
+    /// ```compile_fail,E0502
+    /// # use cudarc::driver::{CudaSlice, CudaStream};
+    /// # use flexdraft::backend::{View, ViewMut};
+    /// fn len(memory: &mut CudaSlice<f32>, stream: &CudaStream) -> usize {
+    ///     let written = ViewMut::cuda(memory, stream);
+    ///     View::cuda(memory, stream).len() + written.len()
+    /// }
+    /// ```
     pub fn cuda<M: DevicePtrMut<T>>(memory: &'a mut M, stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, guard) = memory.device_ptr_mut(stream);
