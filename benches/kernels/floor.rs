@@ -8,12 +8,15 @@
 /// Bytes of an element.
 const BF16: u64 = 2;
 const F32: u64 = 4;
+const I32: u64 = 4;
+const I64: u64 = 8;
 
-/// `RowSampling`, `RowStats`, `Verify` and `Verdict` of the kernels, in bytes.
+/// `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft` of the kernels, in bytes.
 const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
 const VERDICT: u64 = 24;
+const DRAFT: u64 = 24;
 
 /// What a launch cannot do without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,9 +170,36 @@ pub fn silu_mul(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
+/// `x += delta`, both `[rows, cols]`.
+pub fn add(rows: u64, cols: u64) -> Floor {
+    Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
+}
+
+/// silu(x + bonus) in place, `[rows, cols]`, with the row of `bonus` that each row names.
+pub fn silu_add(rows: u64, cols: u64, bonus_rows: u64) -> Floor {
+    let read = rows * (cols * BF16 + I32) + bonus_rows * cols * BF16;
+    Floor { read, written: rows * cols * BF16, flops: 0 }
+}
+
+/// A cosine and a sine for half of each row's `head_dim`.
+pub fn rope_table(rows: u64, head_dim: u64) -> Floor {
+    Floor { read: head_dim / 2 * F32, written: rows * head_dim * F32, flops: 0 }
+}
+
+/// What `batch` verdicts decide about drafts of `rows` rows together: a draft, accepted length, bonus token and cached
+/// length of its verdict; the bonus token and the position again, and two indices a row.
+pub fn select_drafts(batch: u64, rows: u64) -> Floor {
+    Floor { read: batch * (DRAFT + 2 * I32 + I64), written: (batch + rows) * 2 * I32, flops: 0 }
+}
+
+/// Which verdict is a sequence's, its accepted and cached length, and the sequence's position and group, which changes.
+pub fn follow_verdicts(batch: u64) -> Floor {
+    Floor { read: batch * (4 * I32 + I64), written: batch * I32, flops: 0 }
+}
+
 /// Rows of a table, `[rows, cols]`, by id.
-pub fn embed(rows: u64, cols: u64) -> Floor {
-    Floor { read: rows * (cols * BF16 + F32), written: rows * cols * BF16, flops: 0 }
+pub fn by_index(rows: u64, cols: u64) -> Floor {
+    Floor { read: rows * (cols * BF16 + I32), written: rows * cols * BF16, flops: 0 }
 }
 
 /// q and k norms, the rotation, and the append of candidates' k and v to the cache: q stays where it is.

@@ -24,6 +24,7 @@ use cases::acceptance::Acceptance;
 use cases::attention::Attention;
 use cases::glue::{Append, Elementwise};
 use cases::sampling::Sampling;
+use cases::selection::Selection;
 use cases::{Case, Prepared};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use flexdraft::backend::Cuda;
@@ -127,11 +128,14 @@ impl Bench {
             self.device.seconds_of_nothing * 1e6
         );
         self.family(criterion, "attention", &Attention::all(), &mut None)?;
-        self.family(criterion, "sampling", &Sampling::all(), &mut None)?;
-        self.family(criterion, "acceptance", &Acceptance::all(), &mut None)?;
-        let mut glue = None;
+        let [mut sampling, mut acceptance, mut glue] = [None, None, None];
+        self.family(criterion, "sampling", &Sampling::all(), &mut sampling)?;
+        self.family(criterion, "sampling", &Sampling::of_bf16(), &mut sampling)?;
+        self.family(criterion, "acceptance", &Acceptance::all(), &mut acceptance)?;
+        self.family(criterion, "acceptance", &Acceptance::of_bf16(), &mut acceptance)?;
         self.family(criterion, "glue", &Elementwise::all(), &mut glue)?;
-        self.family(criterion, "glue", &Append::all(), &mut glue)
+        self.family(criterion, "glue", &Append::all(), &mut glue)?;
+        self.family(criterion, "glue", &Selection::all(), &mut glue)
     }
 }
 

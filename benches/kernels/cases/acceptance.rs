@@ -9,10 +9,11 @@ use flexdraft::kernels::acceptance::{
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::Purpose;
+use half::bf16;
 use serde::Serialize;
 
 use super::sampling::way;
-use super::{Case, Prepared};
+use super::{Bf16, Case, Prepared, Stored};
 use crate::floor::{self, Floor, Scan};
 use crate::machine::Machine;
 
@@ -41,6 +42,13 @@ impl Acceptance {
         all
     }
 
+    /// Some of them with bf16 logits.
+    pub fn of_bf16() -> Vec<Bf16<Self>> {
+        ["rejection", "block"]
+            .map(|rule| Bf16::of(Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule }))
+            .to_vec()
+    }
+
     fn rule(&self) -> Rule {
         match self.rule {
             "match" => Rule::Match,
@@ -51,20 +59,20 @@ impl Acceptance {
 }
 
 /// Logits and their statistics.
-struct Rows<B: Backend> {
-    logits: B::Memory<f32>,
+struct Rows<B: Backend, L: Stored> {
+    logits: B::Memory<L>,
     stats: B::Memory<RowStats>,
 }
 
-struct Operands<'a, B: Backend> {
+struct Operands<'a, B: Backend, L: Stored> {
     machine: &'a Machine<B>,
     vocab: usize,
     stride: usize,
     block: bool,
     sequences: B::Memory<Verify>,
     tokens: B::Memory<i32>,
-    target: Rows<B>,
-    draft: Rows<B>,
+    target: Rows<B, L>,
+    draft: Rows<B, L>,
     workspace: B::Memory<f32>,
     arrived: B::Memory<u32>,
     verdicts: B::Memory<Verdict>,
@@ -72,16 +80,16 @@ struct Operands<'a, B: Backend> {
 }
 
 /// Rows of noise, and what sampling says of them.
-fn sampled<B: Backend>(
+fn sampled<B: Backend, L: Stored>(
     machine: &Machine<B>,
     seed: u64,
     rows: usize,
     vocab: usize,
     purpose: Purpose,
-) -> Result<Rows<B>, KernelError> {
+) -> Result<Rows<B, L>, KernelError> {
     let (backend, stream) = (machine.kernels.backend(), &machine.stream);
     let stride = vocab.next_multiple_of(8);
-    let logits = machine.f32_noise(seed, rows * stride)?;
+    let logits = machine.noise(seed, rows * stride, L::of)?;
     let ways: Vec<RowSampling> = (0..rows).map(|row| way(row, purpose, false)).collect();
     let ways = machine.memory(&ways)?;
     let mut workspace = machine.zeros(workspace_len(rows, vocab, false)?)?;
@@ -105,21 +113,17 @@ fn sampled<B: Backend>(
     Ok(Rows { logits, stats })
 }
 
-impl Case for Acceptance {
-    fn kernel(&self) -> &'static str {
-        "accept"
-    }
-
-    fn floor(&self) -> Floor {
+impl Acceptance {
+    fn floor_of(&self, logit_bytes: u64) -> Floor {
         let scan = match self.rule() {
             Rule::Match => Scan::Statistics,
             Rule::Rejection => Scan::Rejection,
             Rule::Block => Scan::Block,
         };
-        floor::acceptance(self.batch as u64, self.drafts as u64, self.vocab as u64, 4, scan)
+        floor::acceptance(self.batch as u64, self.drafts as u64, self.vocab as u64, logit_bytes, scan)
     }
 
-    fn prepare<'a, B: Backend>(
+    fn operands<'a, B: Backend, L: Stored>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -127,21 +131,21 @@ impl Case for Acceptance {
         let Acceptance { batch, drafts, vocab, .. } = *self;
         let stride = vocab.next_multiple_of(8);
         let target_rows = batch * (drafts + 1);
-        let target = sampled(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
-        let draft = sampled(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
+        let target: Rows<B, L> = sampled(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
+        let draft: Rows<B, L> = sampled(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
         let mut target_stats = vec![RowStats::default(); target_rows];
         backend.download(stream, &target.stats, 0, &mut target_stats)?;
 
         let mut tokens = Vec::new();
         let looked_at = vocab.min(LOOKED_AT);
-        let (mut p, mut q) = (vec![0f32; looked_at], vec![0f32; looked_at]);
+        let (mut p, mut q) = (vec![L::of(0.0); looked_at], vec![L::of(0.0); looked_at]);
         for sequence in 0..batch {
             for i in 0..drafts {
                 let row = sequence * (drafts + 1) + i;
                 backend.download(stream, &target.logits, row * stride, &mut p)?;
                 backend.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
                 // The id that gains most from the draft to the target, and the one that loses most.
-                let gain = |id: &usize| p[*id] - q[*id];
+                let gain = |id: &usize| p[*id].value() - q[*id].value();
                 let by_gain = |a: &usize, b: &usize| gain(a).total_cmp(&gain(b));
                 let accepted = i < drafts / 2;
                 let token = match (self.rule(), accepted) {
@@ -167,7 +171,7 @@ impl Case for Acceptance {
             (0..batch).map(|i| Verify::new(&sequence(i))).collect::<Result<Vec<Verify>, KernelError>>()?;
         let workspace = accept_workspace_len(batch, vocab)
             .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
-        Ok(Box::new(Operands {
+        Ok(Box::new(Operands::<B, L> {
             machine,
             vocab,
             stride,
@@ -184,7 +188,41 @@ impl Case for Acceptance {
     }
 }
 
-impl<B: Backend> Prepared for Operands<'_, B> {
+impl Case for Acceptance {
+    fn kernel(&self) -> &'static str {
+        "accept"
+    }
+
+    fn floor(&self) -> Floor {
+        self.floor_of(4)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        self.operands::<B, f32>(machine)
+    }
+}
+
+impl Case for Bf16<Acceptance> {
+    fn kernel(&self) -> &'static str {
+        self.case.kernel()
+    }
+
+    fn floor(&self) -> Floor {
+        self.case.floor_of(2)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        self.case.operands::<B, bf16>(machine)
+    }
+}
+
+impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
         self.machine.kernels.accept(

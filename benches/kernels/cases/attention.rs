@@ -45,7 +45,16 @@ impl Attention {
             page_size: 64,
         };
         let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
-        LOADS.into_iter().flat_map(|load| passes.map(|rows| layer(load, rows))).collect()
+        let mut all: Vec<Self> =
+            LOADS.into_iter().flat_map(|load| passes.map(|rows| layer(load, rows))).collect();
+        // Long contexts, and the heads of SmolLM2-135M: three query heads a KV head, of 64 dimensions, on small pages.
+        for rows in [(1, 0), (5, 5)] {
+            all.extend([32_768, 131_072].map(|context| layer((1, context), rows)));
+            let small =
+                Attention { q_heads: 9, kv_heads: 3, head_dim: 64, page_size: 16, ..layer((16, 1024), rows) };
+            all.push(small);
+        }
+        all
     }
 
     fn shape(&self) -> AttentionShape {

@@ -1,7 +1,9 @@
 //! What surrounds the matrix products of a layer.
 
 use flexdraft::backend::Backend;
-use flexdraft::kernels::glue::{Embed, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluMul};
+use flexdraft::kernels::glue::{
+    Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
+};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
@@ -28,7 +30,17 @@ impl Elementwise {
     pub fn all() -> Vec<Self> {
         let kernels = [("embed", 4096), ("rms_norm", 4096), ("silu_mul", 12_288)];
         let over_rows = |(kernel, cols)| ROWS.map(|rows| Elementwise { kernel, rows, cols });
-        kernels.into_iter().flat_map(over_rows).collect()
+        let mut all: Vec<Self> = kernels.into_iter().flat_map(over_rows).collect();
+        // The calibrator's hidden rows are as wide as its rank.
+        for (kernel, cols) in [("gather", 4096), ("add", 4096), ("silu_add", 512)] {
+            all.extend([16, 1024].map(|rows| Elementwise { kernel, rows, cols }));
+        }
+        all
+    }
+
+    /// Rows of bonus tokens that `silu_add` adds: one for a block's 15 drafted slots.
+    fn bonus_rows(&self) -> usize {
+        self.rows.div_ceil(15)
     }
 }
 
@@ -52,8 +64,10 @@ impl Case for Elementwise {
     fn floor(&self) -> Floor {
         let (rows, cols) = (self.rows as u64, self.cols as u64);
         match self.kernel {
-            "embed" => floor::embed(rows, cols),
+            "embed" | "gather" => floor::by_index(rows, cols),
             "rms_norm" => floor::rms_norm(rows, cols),
+            "add" => floor::add(rows, cols),
+            "silu_add" => floor::silu_add(rows, cols, self.bonus_rows() as u64),
             _ => floor::silu_mul(rows, cols),
         }
     }
@@ -64,7 +78,10 @@ impl Case for Elementwise {
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Elementwise { kernel, rows, cols } = *self;
         let elements = if kernel == "silu_mul" { 2 * rows * cols } else { rows * cols };
-        let ids: Vec<i32> = (0..rows as i32).rev().collect();
+        let ids: Vec<i32> = match kernel {
+            "silu_add" => (0..rows as i32).map(|row| row / 15).collect(),
+            _ => (0..rows as i32).rev().collect(),
+        };
         Ok(Box::new(ElementwiseOperands {
             machine,
             case: *self,
@@ -80,7 +97,7 @@ impl Case for Elementwise {
 
 impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
-        if self.case.kernel == "rms_norm" {
+        if ["rms_norm", "add", "silu_add"].contains(&self.case.kernel) {
             let len = self.case.rows * self.case.cols;
             self.machine.kernels.backend().copy(
                 &self.machine.stream,
@@ -101,6 +118,25 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
             "embed" => {
                 let (ids, table) = (backend.view(stream, &self.ids), backend.view(stream, &self.x));
                 kernels.embed(stream, &Embed { ids, table, out, error: None, cols })
+            }
+            "gather" => {
+                let (indices, x) = (backend.view(stream, &self.ids), backend.view(stream, &self.x));
+                kernels.gather(stream, &Gather { indices, x, out, error: None, cols })
+            }
+            "add" => {
+                let x = backend.view_mut(stream, &mut self.x);
+                kernels.add(stream, &Add { x, delta: backend.view(stream, &self.delta) })
+            }
+            "silu_add" => {
+                let bonus = backend.view(stream, &self.delta).range(0..self.case.bonus_rows() * cols);
+                let args = SiluAdd {
+                    x: backend.view_mut(stream, &mut self.x),
+                    bonus: bonus.ok_or(KernelError::Overflow { kernel: "silu_add", what: "bonus" })?,
+                    owner: backend.view(stream, &self.ids),
+                    error: None,
+                    cols,
+                };
+                kernels.silu_add(stream, &args)
             }
             "rms_norm" => {
                 let x = Residual::Add {

@@ -8,11 +8,11 @@ use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use serde::Serialize;
 
-use super::{Case, Prepared};
+use super::{Bf16, Case, Prepared, Stored};
 use crate::floor::{self, Calibrated, Floor};
 use crate::machine::Machine;
 
-/// Rows of f32 logits, drawn from at temperature 1.
+/// Rows of logits, drawn from at temperature 1: of f32, or of bf16 as [`Bf16`].
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Sampling {
     pub rows: usize,
@@ -35,26 +35,69 @@ impl Sampling {
         all.extend([15, 60, 240, 960].map(|rows| sampling(rows, 512, false)));
         all
     }
+
+    /// Some of them with bf16 logits.
+    pub fn of_bf16() -> Vec<Bf16<Self>> {
+        [(16, 0), (256, 0), (60, 512)]
+            .map(|(rows, rank)| Bf16::of(Sampling { rows, vocab: 151_936, rank, truncated: false }))
+            .to_vec()
+    }
+
+    fn floor_of(&self, logit_bytes: u64) -> Floor {
+        let calibrated = (self.rank > 0).then_some(Calibrated { rank: self.rank as u64, kept: true });
+        floor::sampling(self.rows as u64, self.vocab as u64, logit_bytes, calibrated)
+    }
+
+    fn operands<'a, B: Backend, L: Stored>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let stride = self.vocab.next_multiple_of(8);
+        let len = self.rows * stride;
+        let ways: Vec<RowSampling> =
+            (0..self.rows).map(|row| way(row, Purpose::TargetDraw, self.truncated)).collect();
+        let calibrator = match self.rank {
+            0 => None,
+            rank => Some(Calibrator {
+                rank,
+                hidden: machine.bf16_noise(2, self.rows * rank)?,
+                weight: machine.bf16_noise(3, self.vocab * rank)?,
+                bias: machine.f32_noise(4, self.vocab)?,
+                pristine: machine.noise(1, len, L::of)?,
+            }),
+        };
+        Ok(Box::new(Operands::<B, L> {
+            machine,
+            vocab: self.vocab,
+            stride,
+            len,
+            logits: machine.noise(1, len, L::of)?,
+            ways: machine.memory(&ways)?,
+            workspace: machine.zeros(workspace_len(self.rows, self.vocab, calibrator.is_some())?)?,
+            calibrator,
+            stats: machine.zeros(self.rows)?,
+        }))
+    }
 }
 
 /// W2, b2 and u.
-struct Calibrator<B: Backend> {
+struct Calibrator<B: Backend, L: Stored> {
     rank: usize,
     hidden: B::Memory<bf16>,
     weight: B::Memory<bf16>,
     bias: B::Memory<f32>,
     /// The logits before the correction.
-    pristine: B::Memory<f32>,
+    pristine: B::Memory<L>,
 }
 
-struct Operands<'a, B: Backend> {
+struct Operands<'a, B: Backend, L: Stored> {
     machine: &'a Machine<B>,
     vocab: usize,
     stride: usize,
     len: usize,
-    logits: B::Memory<f32>,
+    logits: B::Memory<L>,
     ways: B::Memory<RowSampling>,
-    calibrator: Option<Calibrator<B>>,
+    calibrator: Option<Calibrator<B, L>>,
     workspace: B::Memory<f32>,
     stats: B::Memory<RowStats>,
 }
@@ -72,43 +115,35 @@ impl Case for Sampling {
     }
 
     fn floor(&self) -> Floor {
-        let calibrated = (self.rank > 0).then_some(Calibrated { rank: self.rank as u64, kept: true });
-        floor::sampling(self.rows as u64, self.vocab as u64, 4, calibrated)
+        self.floor_of(4)
     }
 
     fn prepare<'a, B: Backend>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let stride = self.vocab.next_multiple_of(8);
-        let len = self.rows * stride;
-        let ways: Vec<RowSampling> =
-            (0..self.rows).map(|row| way(row, Purpose::TargetDraw, self.truncated)).collect();
-        let calibrator = match self.rank {
-            0 => None,
-            rank => Some(Calibrator {
-                rank,
-                hidden: machine.bf16_noise(2, self.rows * rank)?,
-                weight: machine.bf16_noise(3, self.vocab * rank)?,
-                bias: machine.f32_noise(4, self.vocab)?,
-                pristine: machine.f32_noise(1, len)?,
-            }),
-        };
-        Ok(Box::new(Operands {
-            machine,
-            vocab: self.vocab,
-            stride,
-            len,
-            logits: machine.f32_noise(1, len)?,
-            ways: machine.memory(&ways)?,
-            workspace: machine.zeros(workspace_len(self.rows, self.vocab, calibrator.is_some())?)?,
-            calibrator,
-            stats: machine.zeros(self.rows)?,
-        }))
+        self.operands::<B, f32>(machine)
     }
 }
 
-impl<B: Backend> Prepared for Operands<'_, B> {
+impl Case for Bf16<Sampling> {
+    fn kernel(&self) -> &'static str {
+        self.case.kernel()
+    }
+
+    fn floor(&self) -> Floor {
+        self.case.floor_of(2)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        self.case.operands::<B, bf16>(machine)
+    }
+}
+
+impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let backend = self.machine.kernels.backend();
         if let Some(calibrator) = &self.calibrator {
