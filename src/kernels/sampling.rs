@@ -27,7 +27,7 @@
 //! let stream = kernels.backend().stream();
 //!
 //! // Two rows over a vocabulary of six ids, padded to a stride of eight.
-//! let logits = [0.5f32, 3.0, 1.0, 3.0, -1.0, 0.0, 9.0, 9.0, 4.0, 1.0, 2.0, 0.0, 0.0, 0.0, 9.0, 9.0];
+//! let logits = vec![0.5f32, 3.0, 1.0, 3.0, -1.0, 0.0, 9.0, 9.0, 4.0, 1.0, 2.0, 0.0, 0.0, 0.0, 9.0, 9.0];
 //! let top_two = SamplingParams { top_k: 2, ..SamplingParams::at_temperature(1.0) };
 //! let sampling = [
 //!     RowSampling::new(&SamplingParams::GREEDY, None)?,
@@ -366,8 +366,8 @@ impl<B: Backend> Kernels<B> {
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     /// let stream = kernels.backend().stream();
     /// let (vocab, rank) = (5, 8);
-    /// let mut logits = [0.0f32, 2.0, 1.0, 0.0, 0.0, 9.0, 9.0, 9.0];
-    /// let hidden = [bf16::ONE; 8];
+    /// let mut logits = vec![0.0f32, 2.0, 1.0, 0.0, 0.0, 9.0, 9.0, 9.0];
+    /// let hidden = vec![bf16::ONE; 8];
     /// let mut weight = vec![bf16::ZERO; vocab * rank];
     /// weight[2 * rank..3 * rank].fill(bf16::from_f32(0.25));
     /// let bias = [0.0, 0.0, 0.5, 0.0, 0.0];

@@ -141,6 +141,23 @@ fn stand_ins_are_within_an_ulp() {
     }
 }
 
+/// Rounding to bf16 against another implementation of it, but for NaN, of which the PTX ISA has only one.
+#[test]
+fn the_model_of_conversion_rounds_as_half_does() {
+    let [simt, _] = hosts();
+    let all = instructions::all();
+    let conversion = all.iter().find(|instruction| instruction.kernel == "golden_cvt_rn_bf16").unwrap();
+    let found = conversion.run(&simt, &simt.stream()).unwrap();
+    let rounded = |word: u32| match f32::from_bits(word) {
+        x if x.is_nan() => 0x7fff,
+        x => u32::from(half::bf16::from_f32(x).to_bits()),
+    };
+    for (pair, found) in conversion.input.chunks(2).zip(found.chunks(2)) {
+        let [low, high] = [rounded(pair[0]), rounded(pair[1])];
+        assert_eq!(found, [low, high << 16 | low], "{pair:#x?}");
+    }
+}
+
 /// The inputs reach what tolerances are for: results that are rounded, exact ones, NaN and infinity. One unit in
 /// the last place is a difference that rounding explains.
 #[test]

@@ -521,11 +521,11 @@ fn a_row_of_logits_that_is_updated_twice() {
     let run = |checking| {
         let kernels = Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }));
         let stream = kernels.backend().stream();
-        let mut logits = [0.0f32; 2 * 24];
+        let mut logits = vec![0.0f32; 2 * 24];
         let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
         // The first row adds 8 to every logit, the second 16.
         let hidden = [[bf16::from_f32(1.0); 8], [bf16::from_f32(2.0); 8]].concat();
-        let weight = [bf16::from_f32(1.0); 20 * 8];
+        let weight = vec![bf16::from_f32(1.0); 20 * 8];
         let mut workspace = vec![NAN; workspace_len(2, 20, true).unwrap()];
         let (mut stats, mut error) = ([poisoned_stats(); 2], [0]);
         let args = Sample {
