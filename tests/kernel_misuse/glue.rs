@@ -50,8 +50,8 @@ impl Launch for ByIndex {
 
 #[test]
 fn embed_gather_and_silu_add() {
-    let kernels: [(&str, fn() -> ByIndex, [&str; 3]); 3] = [
-        ("embed", || by_index("embed"), ["ids", "table", "out"]),
+    let kernels = [
+        ("embed", (|| by_index("embed")) as fn() -> ByIndex, ["ids", "table", "out"]),
         ("gather", || by_index("gather"), ["indices", "x", "out"]),
         ("silu_add", || by_index("silu_add"), ["owner", "bonus", "x"]),
     ];

@@ -81,10 +81,10 @@ fn passes_that_cannot_be() {
     let three = [first.clone(), second.clone(), SequenceRows { candidates: 0, ..second.clone() }];
     assert_eq!(refused(&three, PAGING), pass("number of sequences", 3, 2));
     let pages = i32::MAX as usize + 1;
-    let error = refused(&[first.clone()], Paging { pages, ..PAGING });
+    let error = refused(std::slice::from_ref(&first), Paging { pages, ..PAGING });
     assert_eq!(error, pass("number of pages", pages, pages - 1));
     for page_size in [0, 24, 256] {
-        let error = refused(&[first.clone()], Paging { page_size, ..PAGING });
+        let error = refused(std::slice::from_ref(&first), Paging { page_size, ..PAGING });
         let (what, supported) = ("page size", "16, 32, 64, 128");
         let found = page_size as i64;
         assert_eq!(error, KernelError::Unsupported { kernel: "pass tables", what, found, supported });
