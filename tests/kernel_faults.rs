@@ -306,7 +306,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
     let long = |start| SequenceRows { pages: &pages, start, candidates: 3, groups: vec![0, 2], slots: 20 };
     let short = SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![1], slots: 2 };
     // Made for one state of a sequence, for which there is nothing to merge, and for three.
-    for (made_for, longer) in [(40, 62), (40, 400), (150, 400)] {
+    for (made_for, longer) in [(40, 300), (40, 400), (150, 400)] {
         for padding in [0, 2] {
             for long_first in [true, false] {
                 let pass = |start| match long_first {

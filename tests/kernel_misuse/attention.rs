@@ -78,7 +78,7 @@ impl Launch for Attention {
     }
 }
 
-const KERNEL: &str = "joint_attention_d64_w4_s3";
+const KERNEL: &str = "joint_attention_d64_r64_s3";
 
 #[test]
 fn joint_attention() {
@@ -97,7 +97,7 @@ fn joint_attention() {
         ],
     );
     // 17 query heads of 7 rows take the large tile; no tile has head_dim 96.
-    let kernels = [KERNEL, "joint_attention_d64_w8_s3", "joint_attention"];
+    let kernels = [KERNEL, "joint_attention_d64_r128_s3", "joint_attention"];
     heads_are_checked(attention, |k| &mut k.shape, kernels);
     strides_are_checked(attention, |k| &mut k.strides, KERNEL);
     for split in [0, 100] {

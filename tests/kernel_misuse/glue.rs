@@ -121,7 +121,7 @@ fn rms_norm() {
             KERNEL,
             &[
                 measured("x", 16, |k| &mut k.x),
-                measure("weight", 4, |k| &mut k.weight),
+                measure("weight", 16, |k| &mut k.weight),
                 measure("out", 16, |k| &mut k.out),
             ],
         );
