@@ -83,16 +83,39 @@ fn asynchronous_copies() {
 
 #[test]
 fn the_last_cta_sees_what_was_fenced() {
+    // Whoever works: the thread that counts, or another.
+    let run = |thread| Run::new(counting(5 * 32), 6, 5, 32).with(thread);
+    let sound = [
+        ("planted_last_cta", 0),
+        ("planted_last_cta", 31),
+        ("planted_last_cta_releases_elsewhere", 0),
+        ("planted_last_cta_acquires_elsewhere", 0),
+    ];
     for simt in hosts() {
-        let mut run = Run::new(counting(5 * 32), 6, 5, 32);
-        for _ in 0..2 {
-            run.on(&simt, "planted_last_cta").unwrap();
-            assert_eq!(run.out[0], run.input.iter().fold(0u32, |sum, &x| sum.wrapping_add(x)), "{simt:?}");
-            assert_eq!(run.counter, [0]);
+        for (kernel, thread) in sound {
+            let mut run = run(thread);
+            for _ in 0..2 {
+                run.on(&simt, kernel).unwrap();
+                let sum = run.input.iter().fold(0u32, |sum, &x| sum.wrapping_add(x));
+                assert_eq!(run.out[0], sum, "{kernel} on {simt:?}");
+                assert_eq!(run.counter, [0]);
+            }
         }
     }
-    for error in found("planted_last_cta_without_fence", || Run::new(counting(5 * 32), 6, 5, 32)) {
-        assert!(error.contains("`out` races with a write by thread 0 of CTA"), "{error}");
+    let missing = [
+        ("planted_last_cta_without_release", 0),
+        ("planted_last_cta_without_release", 31),
+        ("planted_last_cta_without_acquire", 0),
+        ("planted_last_cta_without_acquire", 31),
+        // Fences of a thread that has no atomic.
+        ("planted_last_cta_releases_elsewhere", 31),
+        ("planted_last_cta_acquires_elsewhere", 31),
+    ];
+    for (kernel, thread) in missing {
+        let race = format!("`out` races with a write by thread {thread} of CTA");
+        for error in found(kernel, || run(thread)) {
+            assert!(error.contains(&race), "{error}");
+        }
     }
 }
 
@@ -220,10 +243,29 @@ proptest! {
 fn traffic_is_counted() {
     let simt = Simt::new(SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() });
     Run::new(counting(67), 64, 2, 32).with(3).on(&simt, "planted_offset").unwrap();
-    let expected = |operand, read, written| Traffic { kernel: "planted_offset", operand, read, written };
-    let traffic = simt.take_traffic();
-    assert_eq!(traffic, [expected("in", 256, 0), expected("out", 0, 256), expected("counter", 0, 0)]);
+    let expected = |kernel, operand, [read, written, read_total, written_total]: [u64; 4]| Traffic {
+        kernel,
+        operand,
+        read,
+        written,
+        read_total,
+        written_total,
+    };
+    let traffic = |kernel, read, read_total| {
+        let counter = expected(kernel, "counter", [0; 4]);
+        [expected(kernel, "in", [read, 0, read_total, 0]), expected(kernel, "out", [0, 256, 0, 256]), counter]
+    };
+    assert_eq!(simt.take_traffic(), traffic("planted_offset", 256, 256));
     assert!(simt.take_traffic().is_empty());
+    for (kernel, total) in [("planted_add_largest", 256), ("planted_add_largest_reading_twice", 512)] {
+        Run::new(counting(64), 64, 2, 32).on(&simt, kernel).unwrap();
+        assert_eq!(simt.take_traffic(), traffic(kernel, 256, total));
+    }
+    // Copies by cp.async, and atomics.
+    Run::new(counting(256), 256, 1, 64).with(8).on(&simt, "planted_copy").unwrap();
+    assert_eq!(simt.take_traffic()[0], expected("planted_copy", "in", [512, 0, 512, 0]));
+    Run::new(counting(5 * 32), 6, 5, 32).on(&simt, "planted_last_cta").unwrap();
+    assert_eq!(simt.take_traffic()[2], expected("planted_last_cta", "counter", [4, 4, 20, 24]));
 }
 
 #[test]

@@ -1,6 +1,16 @@
 // See checks.h. Races are found by happens-before over what orders threads in these kernels: barriers,
-// __syncwarp with all lanes, and between CTAs a __threadfence before an atomic that the other CTA's atomic
-// on the same word sees. (A CTA that overwrites what another CTA read is not looked for.)
+// __syncwarp with all lanes, and between CTAs a pair of fences with atomics on one word between them. (A CTA that
+// overwrites what another CTA read is not looked for.)
+//
+// The pair is that of the PTX ISA's memory consistency model ("Release and Acquire Patterns", "Synchronizes",
+// "Causality Order"), as CUDA's atomicAdd and its like are relaxed and __threadfence is a fence at device scope:
+//
+//   release   a fence, and after it in the same thread an atomic on the word
+//   acquire   an atomic on the word that sees it, and after it in the same thread a fence
+//
+// What comes before the first fence then precedes what comes after the second: in that thread, and, as barriers
+// are part of causality order, in threads that met the first in a barrier before its fence or meet the second in
+// one after its. A fence of another thread, be it on this or that side of a barrier, is no part of either pattern.
 #include "checks.h"
 
 #include <algorithm>
@@ -38,22 +48,26 @@ struct Shadow {
     uint16_t copying = 0; // thread + 1 whose asynchronous copy is under way
 };
 
-// What a CTA made visible by a fence and an atomic: its threads' stamps up to these numbers.
+// What a CTA made visible by a fence and an atomic of `thread`: its own stamps up to one number, those of the
+// CTA's other threads, which it met in the last barrier before the fence, up to another.
 struct Published {
     uint32_t cta;
-    std::vector<uint32_t> up_to;
+    uint16_t thread;
+    uint32_t own_up_to, others_up_to;
 };
 
-// ... and who saw it.
+// ... and whose atomic saw it. Ordered from this thread's next fence on, and for others from the barrier after it.
 struct Seen {
     Published what;
     uint16_t thread;
-    uint32_t barrier;
+    bool fenced;
+    uint32_t barrier; // of the fence
 };
 
 struct Region {
     FlexdraftSimtRegion* region;
     std::vector<uint64_t> read, written; // a bit a byte
+    uint64_t read_total = 0, written_total = 0;
     std::vector<Shadow> shadow;
 };
 
@@ -66,7 +80,8 @@ struct Checks {
     std::vector<Shadow> shared_shadow;
     uint32_t thread = 0, cta = 0, sequence = 0, barrier = 0, barrier_sequence = 0;
     uint32_t warp_sync[max_threads / 32];
-    uint32_t fence_sequence[max_threads], fence_barrier[max_threads], fence_barrier_sequence[max_threads];
+    // Stamps so far at the thread's last fence, and at the last barrier before it.
+    uint32_t fence_sequence[max_threads], fence_barrier_sequence[max_threads];
     std::map<const void*, std::vector<Published>> published;
     std::vector<Seen> seen;
 };
@@ -87,8 +102,10 @@ bool ordered(const Checks& c, const Stamp& before) {
     if (before.sequence == 0) return true;
     if (before.cta != c.cta) {
         return std::any_of(c.seen.begin(), c.seen.end(), [&](const Seen& seen) {
-            const bool here = seen.thread == c.thread || seen.barrier < c.barrier;
-            return here && seen.what.cta == before.cta && before.sequence <= seen.what.up_to[before.thread];
+            const bool here = seen.fenced && (seen.thread == c.thread || seen.barrier < c.barrier);
+            const bool own = before.thread == seen.what.thread && !before.several;
+            const uint32_t up_to = own ? seen.what.own_up_to : seen.what.others_up_to;
+            return here && seen.what.cta == before.cta && before.sequence <= up_to;
         });
     }
     if (before.barrier < c.barrier || (before.thread == c.thread && !before.several)) return true;
@@ -108,8 +125,10 @@ Region* region_of(Checks& c, uint64_t address) {
     return nullptr;
 }
 
-void count(std::vector<uint64_t>& bits, uint64_t first, size_t bytes) {
+void count(Region& region, bool write, uint64_t first, size_t bytes) {
+    std::vector<uint64_t>& bits = write ? region.written : region.read;
     for (uint64_t i = first; i < first + bytes; ++i) bits[i / 64] |= uint64_t(1) << i % 64;
+    (write ? region.written_total : region.read_total) += bytes;
 }
 
 void race(std::string_view where, uint64_t offset, const char* now, const char* before, const Stamp& stamp) {
@@ -189,6 +208,8 @@ void checks_end() {
         };
         region.region->read = bits(region.read);
         region.region->written = bits(region.written);
+        region.region->read_total = region.read_total;
+        region.region->written_total = region.written_total;
     }
     active = nullptr;
 }
@@ -205,7 +226,6 @@ void checks_cta(const unsigned char* shared, uint32_t shared_bytes, uint32_t thr
     c.barrier_sequence = c.sequence;
     std::fill(std::begin(c.warp_sync), std::end(c.warp_sync), 1);
     std::fill(std::begin(c.fence_sequence), std::end(c.fence_sequence), 0);
-    std::fill(std::begin(c.fence_barrier), std::end(c.fence_barrier), 0);
     std::fill(std::begin(c.fence_barrier_sequence), std::end(c.fence_barrier_sequence), 0);
     c.seen.clear();
 }
@@ -231,8 +251,12 @@ void checks_fence() {
     if (active == nullptr) return;
     Checks& c = *active;
     c.fence_sequence[c.thread] = c.sequence;
-    c.fence_barrier[c.thread] = c.barrier;
     c.fence_barrier_sequence[c.thread] = c.barrier_sequence;
+    for (Seen& seen : c.seen) {
+        if (seen.thread != c.thread || seen.fenced) continue;
+        seen.fenced = true;
+        seen.barrier = c.barrier;
+    }
 }
 
 void checks_atomic(const void* at, size_t bytes) {
@@ -245,18 +269,14 @@ void checks_atomic(const void* at, size_t bytes) {
         outside(c, address, bytes, true);
     }
     if (region->region->writable == 0) fail("an atomic on `%.*s`, which is only read", int(region->region->name_bytes), region->region->name);
-    count(region->read, address - region->region->address, bytes);
-    count(region->written, address - region->region->address, bytes);
+    count(*region, false, address - region->region->address, bytes);
+    count(*region, true, address - region->region->address, bytes);
     std::vector<Published>& word = c.published[at];
     for (const Published& other : word) {
-        if (other.cta != c.cta) c.seen.push_back({other, uint16_t(c.thread), c.barrier});
+        if (other.cta != c.cta) c.seen.push_back({other, uint16_t(c.thread), false, 0});
     }
-    Published own{c.cta, std::vector<uint32_t>(c.threads)};
-    for (uint32_t t = 0; t < c.threads; ++t) {
-        const bool fenced = t == c.thread || c.fence_barrier[t] < c.barrier;
-        own.up_to[t] = std::max(c.fence_barrier_sequence[c.thread], fenced ? c.fence_sequence[t] : 0u);
-    }
-    word.push_back(std::move(own));
+    const uint16_t thread = uint16_t(c.thread);
+    word.push_back({c.cta, thread, c.fence_sequence[thread], c.fence_barrier_sequence[thread]});
 }
 
 void checks_access(const void* at, size_t bytes, bool write) {
@@ -276,7 +296,7 @@ void checks_access(const void* at, size_t bytes, bool write) {
         const uint64_t offset = address - r.address;
         if (r.bytes - offset < bytes) outside(c, address + bytes - 1, bytes, write);
         if (write && r.writable == 0) fail("a write to `%.*s`, which is only read", int(r.name_bytes), r.name);
-        count(write ? region->written : region->read, offset, bytes);
+        count(*region, write, offset, bytes);
         if (r.writable != 0) watch(c, region->shadow, name_of(r), offset, bytes, write, true);
         return;
     }

@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-/* Memory that a kernel may use. `read` and `written` are results: distinct bytes, counted by the checked
- * variant. */
+/* Memory that a kernel may use. What comes after `writable` are results, counted by the checked variant:
+ * distinct bytes, and the bytes of all accesses. */
 struct FlexdraftSimtRegion {
     const char* name;
     uint64_t name_bytes;
@@ -18,6 +18,8 @@ struct FlexdraftSimtRegion {
     uint64_t writable;
     uint64_t read;
     uint64_t written;
+    uint64_t read_total;
+    uint64_t written_total;
 };
 
 struct FlexdraftSimtLaunch {

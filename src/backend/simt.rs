@@ -121,17 +121,24 @@ pub struct Calls {
     pub launches: u64,
 }
 
-/// Distinct bytes of an operand that one launch read and wrote; counted with [`Checking::Accesses`].
+/// Bytes of an operand that one launch read and wrote; counted with [`Checking::Accesses`].
+///
+/// A thread's access counts by itself: what all lanes of a warp read together, which a GPU fetches once, is in the
+/// totals once a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
     /// The kernel.
     pub kernel: &'static str,
     /// The operand.
     pub operand: &'static str,
-    /// Bytes read.
+    /// Distinct bytes read.
     pub read: u64,
-    /// Bytes written.
+    /// Distinct bytes written.
     pub written: u64,
+    /// Bytes of all reads: more than `read` where a byte was read again.
+    pub read_total: u64,
+    /// Bytes of all writes.
+    pub written_total: u64,
 }
 
 /// The order of launches on a [`Simt`]; they run at once, so there is nothing in it but its identity.
@@ -374,6 +381,8 @@ impl Backend for Simt {
                 writable: u64::from(region.access == Access::Write),
                 read: 0,
                 written: 0,
+                read_total: 0,
+                written_total: 0,
             })
             .collect();
         let mut request = ffi::Launch {
@@ -409,6 +418,8 @@ impl Backend for Simt {
                 operand: region.name,
                 read: counted.read,
                 written: counted.written,
+                read_total: counted.read_total,
+                written_total: counted.written_total,
             }));
         }
         Ok(())
@@ -429,6 +440,8 @@ mod ffi {
         pub writable: u64,
         pub read: u64,
         pub written: u64,
+        pub read_total: u64,
+        pub written_total: u64,
     }
 
     #[repr(C)]

@@ -33,24 +33,46 @@ FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool wi
     for (uint32_t i = 0; i < 4; ++i) p.out[first + 4 * threadIdx.x + i] = staged[4 * other + i];
 }
 
-// The sum of all elements by the last CTA to arrive.
-FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, bool with_fence) {
+// Fences of the thread that counts CTAs, before its atomic and after it, and of the thread that works, beyond the
+// barriers between the two.
+enum Fences { release = 1, acquire = 2, release_elsewhere = 4, acquire_elsewhere = 8 };
+
+// The sum of all elements by the last CTA to arrive: thread 0 counts those that have, thread `argument` adds up.
+FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int fences) {
     FLEXDRAFT_SHARED(shared);
     auto* last = reinterpret_cast<uint32_t*>(shared);
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == p.argument) {
         uint32_t sum = 0;
         for (uint32_t i = 0; i < blockDim.x; ++i) sum += p.in[blockIdx.x * blockDim.x + i];
         p.out[1 + blockIdx.x] = sum;
-        if (with_fence) __threadfence();
-        *last = atomicAdd(p.counter, 1u) == gridDim.x - 1;
+        if (fences & release_elsewhere) __threadfence();
     }
     __syncthreads();
-    if (*last != 0 && threadIdx.x == 0) {
+    if (threadIdx.x == 0) {
+        if (fences & release) __threadfence();
+        *last = atomicAdd(p.counter, 1u) == gridDim.x - 1;
+        if (fences & acquire) __threadfence();
+    }
+    __syncthreads();
+    if (*last != 0 && threadIdx.x == p.argument) {
+        if (fences & acquire_elsewhere) __threadfence();
         uint32_t sum = 0;
         for (uint32_t i = 0; i < gridDim.x; ++i) sum += p.out[1 + i];
         p.out[0] = sum;
         *p.counter = 0;
     }
+}
+
+// Adds a CTA's largest element to each of its elements, which it keeps meanwhile or reads again.
+FLEXDRAFT_INLINE void add_largest(const PlantedParams& p, bool again) {
+    FLEXDRAFT_SHARED(shared);
+    auto* largest = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t own = p.in[thread_of_grid()];
+    if (threadIdx.x == 0) *largest = 0;
+    __syncthreads();
+    atomicMax(largest, own);
+    __syncthreads();
+    p.out[thread_of_grid()] = *largest + (again ? p.in[thread_of_grid()] : own);
 }
 
 }  // namespace
@@ -60,8 +82,17 @@ FLEXDRAFT_KERNEL(planted_reverse_without_barrier, PlantedParams, 1024, 1) { reve
 FLEXDRAFT_KERNEL(planted_copy, PlantedParams, 1024, 1) { copy_async(p, true, true); }
 FLEXDRAFT_KERNEL(planted_copy_without_wait, PlantedParams, 1024, 1) { copy_async(p, false, true); }
 FLEXDRAFT_KERNEL(planted_copy_without_barrier, PlantedParams, 1024, 1) { copy_async(p, true, false); }
-FLEXDRAFT_KERNEL(planted_last_cta, PlantedParams, 1024, 1) { last_cta(p, true); }
-FLEXDRAFT_KERNEL(planted_last_cta_without_fence, PlantedParams, 1024, 1) { last_cta(p, false); }
+FLEXDRAFT_KERNEL(planted_last_cta, PlantedParams, 1024, 1) { last_cta(p, release | acquire); }
+FLEXDRAFT_KERNEL(planted_last_cta_without_release, PlantedParams, 1024, 1) { last_cta(p, acquire); }
+FLEXDRAFT_KERNEL(planted_last_cta_without_acquire, PlantedParams, 1024, 1) { last_cta(p, release); }
+FLEXDRAFT_KERNEL(planted_last_cta_releases_elsewhere, PlantedParams, 1024, 1) {
+    last_cta(p, release_elsewhere | acquire);
+}
+FLEXDRAFT_KERNEL(planted_last_cta_acquires_elsewhere, PlantedParams, 1024, 1) {
+    last_cta(p, release | acquire_elsewhere);
+}
+FLEXDRAFT_KERNEL(planted_add_largest, PlantedParams, 1024, 1) { add_largest(p, false); }
+FLEXDRAFT_KERNEL(planted_add_largest_reading_twice, PlantedParams, 1024, 1) { add_largest(p, true); }
 
 // out[i] = in[i + argument].
 FLEXDRAFT_KERNEL(planted_offset, PlantedParams, 1024, 1) {
@@ -179,7 +210,9 @@ FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
 
 FLEXDRAFT_KERNEL_TABLE(planted, planted_reverse, planted_reverse_without_barrier, planted_copy,
                        planted_copy_without_wait, planted_copy_without_barrier, planted_last_cta,
-                       planted_last_cta_without_fence, planted_offset, planted_write_input, planted_misaligned,
-                       planted_divergent_barrier, planted_lanes, planted_collectives, planted_mma,
-                       planted_transpose, planted_stack_overflow, planted_shared_overflow, planted_shift,
-                       planted_signed_sum)
+                       planted_last_cta_without_release, planted_last_cta_without_acquire,
+                       planted_last_cta_releases_elsewhere, planted_last_cta_acquires_elsewhere,
+                       planted_add_largest, planted_add_largest_reading_twice, planted_offset,
+                       planted_write_input, planted_misaligned, planted_divergent_barrier, planted_lanes,
+                       planted_collectives, planted_mma, planted_transpose, planted_stack_overflow,
+                       planted_shared_overflow, planted_shift, planted_signed_sum)
