@@ -1,4 +1,5 @@
-//! Rust bindings of the parameter structs in `cuda/*/params.h`, as `src/kernels/params` has them.
+//! Rust bindings of the parameter structs in `cuda/*/params.h` and of the shapes of launches in
+//! `cuda/common/shapes.h`, as `src/kernels/params` has them.
 //!
 //! `tests/checked_in.rs` generates them anew and compares; run it with `FLEXDRAFT_BLESS=1` to write them.
 
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// A header and the module of its bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The directory in `cuda`, and the module's name.
+    /// The module's name: the directory in `cuda`, or `shapes`.
     pub name: String,
     /// The header.
     pub path: PathBuf,
@@ -28,6 +29,10 @@ impl Header {
                 headers.push(Header { name: entry.file_name().to_string_lossy().into_owned(), path });
             }
         }
+        let shapes = root.join("cuda/common/shapes.h");
+        if shapes.is_file() {
+            headers.push(Header { name: "shapes".into(), path: shapes });
+        }
         headers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(headers)
     }
@@ -44,7 +49,8 @@ impl Header {
     ///
     /// If there is no libclang; see [`load_libclang`].
     pub fn bindings(&self, root: &Path) -> Result<String, Box<dyn std::error::Error>> {
-        let common = root.join("cuda/common/params.h");
+        let is_common = self.path.parent() == Some(&root.join("cuda/common"));
+        let source = self.path.strip_prefix(root)?.display();
         let header = self.path.to_str().ok_or("the path is not UTF-8")?;
         let mut builder = bindgen::Builder::default()
             .header(header)
@@ -59,8 +65,8 @@ impl Header {
             .use_core()
             .disable_header_comment()
             .rustfmt_configuration_file(Some(root.join("rustfmt.toml").canonicalize()?))
-            .raw_line(format!("// Generated from cuda/{}/params.h by the crate in bindings.", self.name));
-        if self.path != common {
+            .raw_line(format!("// Generated from {source} by the crate in bindings."));
+        if !is_common {
             builder = builder.raw_line("").raw_line("use super::common::*;");
             for line in std::fs::read_to_string(&self.path)?.lines() {
                 let other =

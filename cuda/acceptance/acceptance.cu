@@ -3,13 +3,14 @@
 // Every CTA of a sequence repeats the scan, which reads two logits a draft token, and then covers a chunk of
 // the vocabulary of the two rows where it stopped: the bonus token is the one that wins the race of weights, and
 // the last CTA to arrive finds it among the chunks'. Comparisons only: any order gives the same.
+#include "../common/shapes.h"
 #include "../sampling/block.cuh"
 #include "rows.cuh"
 #include "selection.cuh"
 
 namespace {
 
-constexpr int accept_threads = 256;
+constexpr int accept_threads = FLEXDRAFT_ACCEPT_THREADS;
 
 // Where the scan stopped.
 struct Stop {
@@ -41,7 +42,7 @@ struct Scan {
     Stop stop;
     uint32_t last;
 };
-static_assert(sizeof(Scan) <= 1024, "what the wrapper gives a CTA");
+static_assert(sizeof(Scan) <= FLEXDRAFT_ACCEPT_SHARED, "what the wrapper gives a CTA");
 
 template <typename Logit>
 FLEXDRAFT_INLINE void read_probabilities(const Verification<Logit>& verification, Scan& scan) {

@@ -73,7 +73,7 @@ struct Item {
     int32_t begin_group, first_group, end_group; // see Joint::item
     int32_t slots, first_mask;    // of the sequence
 };
-static_assert(sizeof(Item) == 44, "what the wrapper gives a CTA for it");
+static_assert(sizeof(Item) == FLEXDRAFT_ITEM_BYTES, "what the launch asks for");
 
 template <int HeadDim, int Warps, int Parts, int Stages>
 struct Joint {
@@ -531,13 +531,17 @@ struct Joint {
     }
 };
 
-template <int HeadDim, int Warps, int Parts, int Stages>
+// SharedBytes: Q, the stages, the rows and the item; the plan comes after them.
+template <int HeadDim, int Warps, int Parts, int Stages, int SharedBytes>
 FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     FLEXDRAFT_SHARED(shared);
     using Kernel = Joint<HeadDim, Warps, Parts, Stages>;
     auto* const table = reinterpret_cast<int32_t*>(shared + Kernel::q_bytes + Stages * 2 * Kernel::tile_bytes);
     auto* const places = reinterpret_cast<uint16_t*>(table + 2 * Kernel::rows);
     auto* const work = reinterpret_cast<Item*>(places + Kernel::rows);
+    static_assert(SharedBytes == Kernel::q_bytes + Stages * 2 * Kernel::tile_bytes +
+                                     Kernel::rows * int(2 * sizeof(*table) + sizeof(*places)) + int(sizeof(Item)),
+                  "what the launch asks for");
     auto* const first = reinterpret_cast<int32_t*>(work + 1);
     const uint32_t base = shared_address(shared);
     plan<Kernel::rows>(p, first);
@@ -574,7 +578,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int elements = HeadDim / 32;
     constexpr int at_once = FLEXDRAFT_SPAN_SPLITS;
     static_assert(at_once == 4, "a group of spans is a tree of two levels");
-    const int32_t row_index = int32_t(blockIdx.x), head = int32_t(blockIdx.y * 4 + threadIdx.x / 32);
+    const int32_t row_index = int32_t(blockIdx.x);
+    const int32_t head = int32_t(blockIdx.y * FLEXDRAFT_MERGE_WARPS + threadIdx.x / 32);
     const int lane = int(threadIdx.x % 32);
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
@@ -655,24 +660,22 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
 
 }  // namespace
 
-#define FLEXDRAFT_JOINT(head_dim, rows, warps, parts, stages)                                                       \
-    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams, 32 * warps, 2) { \
-        joint_attention<head_dim, warps, parts, stages>(p);                                                         \
+#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                                          \
+    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,               \
+                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                                          \
+        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows a part and warp");              \
+        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                              \
+                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                               \
     }
-FLEXDRAFT_JOINT(64, 64, 4, 1, 2)
-FLEXDRAFT_JOINT(64, 64, 4, 1, 3)
-FLEXDRAFT_JOINT(64, 128, 4, 2, 2)
-FLEXDRAFT_JOINT(64, 128, 4, 2, 3)
-FLEXDRAFT_JOINT(128, 64, 4, 1, 2)
-FLEXDRAFT_JOINT(128, 64, 4, 1, 3)
-FLEXDRAFT_JOINT(128, 128, 4, 2, 2)
+FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 
-// Levels of the tree: for up to 31 groups, or for all that there may be. Registers of the tree decide how many warps
-// hide each other's waits.
-#define FLEXDRAFT_MERGE(head_dim, levels)                                                              \
-    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 128, 1) {      \
-        attention_merge<head_dim, levels>(p);                                                          \
+// Registers of the tree decide how many warps hide each other's waits, so there is a kernel for few groups.
+#define FLEXDRAFT_MERGE(head_dim, levels)                                                                       \
+    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams,                         \
+                     32 * FLEXDRAFT_MERGE_WARPS, 1) {                                                           \
+        attention_merge<head_dim, levels>(p);                                                                   \
     }
+static_assert(FLEXDRAFT_FEW_LEVELS == 5 && FLEXDRAFT_MERGE_LEVELS == 12, "the kernels' names");
 FLEXDRAFT_MERGE(64, 5)
 FLEXDRAFT_MERGE(64, 12)
 FLEXDRAFT_MERGE(128, 5)

@@ -3,9 +3,6 @@
 
 #include "../common/params.h"
 
-/* Splits of a span: their states merge one after the other, those of spans in a tree. */
-#define FLEXDRAFT_SPAN_SPLITS 4
-
 /* Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
  * rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
  * `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads). */

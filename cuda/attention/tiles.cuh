@@ -3,12 +3,13 @@
 #pragma once
 
 #include "../common/bf16.cuh"
+#include "../common/shapes.h"
 #include "../ptx/cp_async.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
 
 // Keys of a tile; tiles begin at multiples of it.
-constexpr int tile_keys = 64;
+constexpr int tile_keys = FLEXDRAFT_TILE_KEYS;
 
 // Offset in bytes of a chunk of a row.
 template <int HeadDim>

@@ -1,17 +1,19 @@
 // What stands around the matrix products of a decode step: embedding, norms, rotation, activations. Each
 // reads and writes its rows once; a row's result does not depend on the others.
 #include "../common/rows.cuh"
+#include "../common/shapes.h"
 #include "../common/trigonometry.cuh"
 #include "params.h"
 #include "vectors.cuh"
 
 namespace {
 
-constexpr int row_threads = 128;
+constexpr int row_threads = FLEXDRAFT_ROW_THREADS;
 constexpr int row_warps = row_threads / 32;
-constexpr int norm_threads = 256;
+constexpr int norm_threads = FLEXDRAFT_NORM_THREADS;
 constexpr int norm_warps = norm_threads / 32;
 constexpr int norm_held = 4; // chunks of a row that a thread keeps
+static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the launch asks for");
 
 // out = from, or zeros without a `from`.
 FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols) {
@@ -156,10 +158,10 @@ FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
     }
 }
 
-FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, 64, 4) {
+FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4) {
     const int32_t row = int32_t(blockIdx.x);
     const PassRow place = pass_row(p.pass, row);
-    for (int32_t i = int32_t(threadIdx.x); i < p.half_dim; i += 64) {
+    for (int32_t i = int32_t(threadIdx.x); i < p.half_dim; i += FLEXDRAFT_ROPE_THREADS) {
         float2 turn = make_float2(0.0f, 0.0f);
         if (place.sequence >= 0) {
             // The angle is rounded to f32, as transformers rounds it.

@@ -9,6 +9,7 @@
 // Each product is one chain along the rank, so a row has the same bits in any tile, block or batch.
 #pragma once
 
+#include "../common/shapes.h"
 #include "../ptx/cp_async.cuh"
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
@@ -28,11 +29,8 @@ struct CalibratedShape {
     static_assert(kTile % FLEXDRAFT_CALIBRATED_CHUNK == 0 && kWarpTile % 16 == 0 && kWarpRows % 16 == 0, "");
 };
 
-constexpr int kSlice = 64; // elements of the rank a stage carries
-// Rows 16 bytes further than a multiple of 128 apart: ldmatrix meets no bank conflict.
-constexpr int kSliceStride = kSlice + 8;
-// Of a row of corrections: float4 rows, and the stores of mma's layout meet no bank conflict.
-constexpr int kTilePadding = 4;
+constexpr int kSlice = FLEXDRAFT_SLICE; // elements of the rank a stage carries
+constexpr int kSliceStride = kSlice + FLEXDRAFT_SLICE_PADDING;
 
 // Starts the copies of 64 elements from column `column` of `rows` rows, zero where row or column does not
 // exist.
@@ -60,10 +58,10 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char*
     constexpr int kTileChunks = kTile / FLEXDRAFT_CALIBRATED_CHUNK;
     constexpr int kTurns = kRowBlock * kTileChunks / kSlots;
     static_assert(kRowBlock * kTileChunks % kSlots == 0 && kSlots % kTileChunks == 0, "");
-    constexpr int kCorrectionStride = kTile + kTilePadding;
+    constexpr int kCorrectionStride = kTile + FLEXDRAFT_TILE_PADDING;
 
     const int slices = (p.rank + kSlice - 1) / kSlice;
-    const int weight_stride = slices * kSlice + 8;
+    const int weight_stride = slices * kSlice + FLEXDRAFT_SLICE_PADDING;
     bf16* weights = reinterpret_cast<bf16*>(shared);       // [kTile, weight_stride]
     bf16* ring = weights + kTile * weight_stride;          // [kStages, kRowBlock, kSliceStride]
     float* correction = reinterpret_cast<float*>(ring + kStages * kRowBlock * kSliceStride);

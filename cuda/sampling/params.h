@@ -63,8 +63,7 @@ enum FlexdraftSamplingConstant {
     FLEXDRAFT_CHUNK = 1024,         /* ids a partial result covers */
     FLEXDRAFT_CALIBRATED_CHUNK = 64, /* the same after the calibrator's matrix product */
     FLEXDRAFT_PARTIAL_FIELDS = 5,
-    FLEXDRAFT_VOCAB_LIMIT = 1 << 20,
-    FLEXDRAFT_FINISH_SHARED_BYTES = 24768 /* of a CTA of sample_finish_* */
+    FLEXDRAFT_VOCAB_LIMIT = 1 << 20
 };
 
 #if defined(__cplusplus)

@@ -4,9 +4,10 @@
 // each is read once, and all of a warp's loads are in flight together.
 #pragma once
 
+#include "../common/shapes.h"
 #include "partials.cuh"
 
-constexpr int kPlainWarps = 8;
+constexpr int kPlainWarps = FLEXDRAFT_PLAIN_WARPS;
 
 template <typename L>
 FLEXDRAFT_INLINE void sample_rows(const FlexdraftSample& p) {

@@ -7,10 +7,10 @@
 #include "finish.cuh"
 #include "plain.cuh"
 
-// Up to 64 rows W2's traffic decides: small tiles, so that several CTAs share an SM and one computes while
-// another loads. Beyond, the product and the traffic of u decide: larger tiles on both sides.
-using SmallShape = CalibratedShape<64, 16, 4, 1, 6>;
-using LargeShape = CalibratedShape<128, 64, 4, 2, 4>;
+using SmallShape = CalibratedShape<FLEXDRAFT_SMALL_TILE, FLEXDRAFT_SMALL_ROW_BLOCK, FLEXDRAFT_SMALL_WARPS_ACROSS_TILE,
+                                   FLEXDRAFT_SMALL_WARPS_ACROSS_ROWS, FLEXDRAFT_SMALL_STAGES>;
+using LargeShape = CalibratedShape<FLEXDRAFT_LARGE_TILE, FLEXDRAFT_LARGE_ROW_BLOCK, FLEXDRAFT_LARGE_WARPS_ACROSS_TILE,
+                                   FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS, FLEXDRAFT_LARGE_STAGES>;
 
 FLEXDRAFT_KERNEL(sample_rows_f32, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<float>(p); }
 FLEXDRAFT_KERNEL(sample_rows_bf16, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<bf16>(p); }

@@ -7,11 +7,12 @@
 // add them changes nothing.
 #pragma once
 
+#include "../common/shapes.h"
 #include "block.cuh"
 #include "fixed_exp.cuh"
 #include "partials.cuh"
 
-constexpr int kFinishThreads = 512;
+constexpr int kFinishThreads = FLEXDRAFT_FINISH_THREADS;
 constexpr int kBins = 2048;
 constexpr int kCandidates = 1024;
 
@@ -31,7 +32,7 @@ struct FinishShared {
     uint32_t candidates;
     float winner_logit;
 };
-static_assert(sizeof(FinishShared) <= FLEXDRAFT_FINISH_SHARED_BYTES, "what the launch asks for");
+static_assert(sizeof(FinishShared) <= FLEXDRAFT_FINISH_SHARED, "what the launch asks for");
 
 template <typename L>
 struct ScoredRow {

@@ -460,7 +460,7 @@ mod ffi {
     }
 
     // As `cuda/simt/launch.h` asserts of its own.
-    const _: () = assert!(size_of::<Region>() == 56 && offset_of!(Region, written) == 48);
+    const _: () = assert!(size_of::<Region>() == 72 && offset_of!(Region, written_total) == 64);
     const _: () = assert!(
         size_of::<Launch>() == 80 && offset_of!(Launch, grid) == 48 && offset_of!(Launch, late_copies) == 72
     );

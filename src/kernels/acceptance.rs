@@ -17,6 +17,7 @@ use super::params::acceptance::{
     FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_MAX_DRAFTS, FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH,
     FLEXDRAFT_RULE_REJECTION, FlexdraftAccept, FlexdraftVerdict, FlexdraftVerify,
 };
+use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_BLOCK_SHARES};
 use super::sampling::{Logit, RowStats};
 use super::{KernelError, Kernels};
 use crate::acceptance::Rule;
@@ -28,14 +29,6 @@ pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
 
 /// Tokens that a sequence may commit: an accepted draft and the bonus token.
 pub const MAX_COMMITTED: usize = MAX_DRAFTS + 1;
-
-/// CTAs that share the draft tokens of a sequence in the first launch of `block`, for each chunk of the vocabulary: how
-/// many tokens there are the device knows, and most drafts have no more than so many.
-const BLOCK_TURNS: u32 = 16;
-
-/// Threads of a CTA (`accept_threads` in acceptance.cu), and its shared memory in bytes.
-const THREADS: u32 = 256;
-const SHARED: u32 = 1024;
 
 /// One sequence of a verification: `FlexdraftVerify` of `cuda/acceptance/params.h`.
 ///
@@ -297,13 +290,13 @@ impl<B: Backend> Kernels<B> {
         if batch > 65_535 {
             return Err(operands.unsupported("batch", batch, "up to 65535"));
         }
-        let grid =
-            |z| Grid { ctas: [chunks as u32, batch as u32, z], threads: THREADS, shared_bytes: SHARED };
+        let (threads, shared_bytes) = (FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_ACCEPT_SHARED);
+        let grid = |z| Grid { ctas: [chunks as u32, batch as u32, z], threads, shared_bytes };
         if args.any_block {
             operands = operands.of(names.block_sums);
             // SAFETY: the parameters are of this kernel and its operands were checked against their shapes;
             // rows and tokens of sequences are checked by the kernel.
-            unsafe { operands.launch(&self.backend, stream, grid(BLOCK_TURNS), &params) }?;
+            unsafe { operands.launch(&self.backend, stream, grid(FLEXDRAFT_BLOCK_SHARES), &params) }?;
             operands = operands.of(names.accept);
         }
         // SAFETY: as above.

@@ -10,26 +10,25 @@
 //! occupies the processor. A state in f32 for every row, head and part is written and read, except where a
 //! sequence has one part. How keys are divided changes no bit.
 
-use std::mem::size_of;
-
 use half::bf16;
 
 use super::kv::{KvShape, PagedKv};
 use super::operands::{Grid, Operands};
-use super::params::attention::{FLEXDRAFT_SPAN_SPLITS, FlexdraftAttentionParams};
+use super::params::attention::FlexdraftAttentionParams;
+use super::params::shapes::*;
 use super::pass::{PassTables, SequenceSize};
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, Limits, View, ViewMut};
 use crate::layout::AttentionShape;
 
 /// Keys of a tile: splits are multiples of it.
-const TILE_KEYS: usize = 64;
+const TILE_KEYS: usize = FLEXDRAFT_TILE_KEYS as usize;
 
 /// Splits of a span.
 const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
 
-/// Splits of a sequence that the merge has levels for: 2^12 − 1 spans.
-const MAX_SPLITS: usize = 4095 * SPAN;
+/// Splits of a sequence that the merge has levels for.
+const MAX_SPLITS: usize = ((1 << FLEXDRAFT_MERGE_LEVELS) - 1) * SPAN;
 
 /// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 are those of every compute
 /// capability from 8.0 to 12.0.
@@ -39,11 +38,11 @@ const THREADS_TOGETHER: u32 = 65536 / 256;
 const RESERVED_SHARED: u32 = 1024;
 
 /// Heads of a CTA of the merge, and how many there may be: a grid's second dimension ends at 65535.
-const HEADS_A_CTA: usize = 4;
+const HEADS_A_CTA: usize = FLEXDRAFT_MERGE_WARPS as usize;
 const MAX_HEADS: usize = 65_535 * HEADS_A_CTA;
 
 /// Groups of states that the small merge has levels for.
-const FEW_GROUPS: usize = 31;
+const FEW_GROUPS: usize = (1 << FLEXDRAFT_FEW_LEVELS) - 1;
 
 /// What decides how keys are divided, roughly and for any processor alike: seconds that a multiprocessor takes for an
 /// element of a key (a tile of 64 keys of 128 elements in 1.5 µs: what its share of the memory brings, and about what
@@ -54,44 +53,39 @@ const SECONDS_PER_KEY_ELEMENT: f64 = 1.5e-6 / (64.0 * 128.0);
 const SECONDS_PER_STATE_BYTE: f64 = 2.0 / 3e12;
 
 /// The split that keeps the processors of a large GPU busy at batch 1 and context 8k.
-pub const DEFAULT_SPLIT: usize = 512;
+pub const DEFAULT_SPLIT: usize = FLEXDRAFT_DEFAULT_SPLIT as usize;
 
-/// How a kernel of the family divides its work. Which one runs changes no bit of the result.
+/// How a kernel of the family divides its work: a line of `FLEXDRAFT_ATTENTION_TILES` of `cuda/common/shapes.h`.
+/// Which one runs changes no bit of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     kernel: &'static str,
     head_dim: usize,
-    /// Query heads of rows that share each K and V tile: 16 or 32 for each of four warps.
+    /// Query heads of rows that share each K and V tile.
     rows: usize,
-    /// K and V tiles in shared memory; one is read while the others are filled.
-    stages: usize,
+    /// Shared memory in bytes for Q and the stages of K and V.
+    shared: usize,
 }
 
-/// All of them: more rows read K and V less often, more stages hide more latency.
+const fn tile(kernel: &'static str, head_dim: usize, rows: u32, shared: u32) -> Tile {
+    Tile { kernel, head_dim, rows: rows as usize, shared: shared as usize }
+}
+
+/// All of them: more rows read K and V less often, more stages, that is, more shared memory, hide more latency.
 const TILES: [Tile; 7] = [
-    Tile { kernel: "joint_attention_d64_r64_s2", head_dim: 64, rows: 64, stages: 2 },
-    Tile { kernel: "joint_attention_d64_r64_s3", head_dim: 64, rows: 64, stages: 3 },
-    Tile { kernel: "joint_attention_d64_r128_s2", head_dim: 64, rows: 128, stages: 2 },
-    Tile { kernel: "joint_attention_d64_r128_s3", head_dim: 64, rows: 128, stages: 3 },
-    Tile { kernel: "joint_attention_d128_r64_s2", head_dim: 128, rows: 64, stages: 2 },
-    Tile { kernel: "joint_attention_d128_r64_s3", head_dim: 128, rows: 64, stages: 3 },
-    Tile { kernel: "joint_attention_d128_r128_s2", head_dim: 128, rows: 128, stages: 2 },
+    tile("joint_attention_d64_r64_s2", 64, FLEXDRAFT_D64_R64_S2_ROWS, FLEXDRAFT_D64_R64_S2_SHARED),
+    tile("joint_attention_d64_r64_s3", 64, FLEXDRAFT_D64_R64_S3_ROWS, FLEXDRAFT_D64_R64_S3_SHARED),
+    tile("joint_attention_d64_r128_s2", 64, FLEXDRAFT_D64_R128_S2_ROWS, FLEXDRAFT_D64_R128_S2_SHARED),
+    tile("joint_attention_d64_r128_s3", 64, FLEXDRAFT_D64_R128_S3_ROWS, FLEXDRAFT_D64_R128_S3_SHARED),
+    tile("joint_attention_d128_r64_s2", 128, FLEXDRAFT_D128_R64_S2_ROWS, FLEXDRAFT_D128_R64_S2_SHARED),
+    tile("joint_attention_d128_r64_s3", 128, FLEXDRAFT_D128_R64_S3_ROWS, FLEXDRAFT_D128_R64_S3_SHARED),
+    tile("joint_attention_d128_r128_s2", 128, FLEXDRAFT_D128_R128_S2_ROWS, FLEXDRAFT_D128_R128_S2_SHARED),
 ];
-
-/// Threads of a CTA.
-const THREADS: u32 = 128;
-
-/// Bytes of a CTA's shared memory for what it works on, and for each of its rows (`Item` and the tables of `Joint` in
-/// attention.cu).
-const ITEM_BYTES: usize = 44;
-const ROW_BYTES: usize = 10;
 
 impl Tile {
     /// Shared memory of a CTA in bytes, for a batch of so many sequences.
     fn shared_bytes(self, batch: usize) -> usize {
-        let row = self.head_dim * size_of::<bf16>();
-        let tiles = row * (self.rows + self.stages * 2 * TILE_KEYS);
-        tiles + self.rows * ROW_BYTES + ITEM_BYTES + (batch + 1) * size_of::<i32>()
+        self.shared + (batch + 1) * size_of::<i32>()
     }
 
     /// The one with most warps on a multiprocessor, then most stages, of those that fit a CTA: of 64 rows if no
@@ -103,36 +97,45 @@ impl Tile {
         let rows = enough.or(usable().map(|tile| tile.rows).max())?;
         usable()
             .filter(|tile| tile.rows == rows)
-            .max_by_key(|tile| (tile.ctas_together(batch, limits), tile.stages))
+            .max_by_key(|tile| (tile.ctas_together(batch, limits), tile.shared))
     }
 
     /// CTAs that a multiprocessor runs at once.
     fn ctas_together(self, batch: usize, limits: Limits) -> u32 {
         let shared =
             u32::try_from(self.shared_bytes(batch)).unwrap_or(u32::MAX).saturating_add(RESERVED_SHARED);
-        (limits.shared_bytes_per_multiprocessor / shared).clamp(1, THREADS_TOGETHER / THREADS)
+        let most = THREADS_TOGETHER / FLEXDRAFT_ATTENTION_THREADS;
+        (limits.shared_bytes_per_multiprocessor / shared).clamp(1, most)
     }
 
     /// Splits that an item of such a pass has: a span, so that fewer states go through memory, or one, so that more
     /// multiprocessors are busy; whichever takes less by the estimates above.
-    fn item_splits<B: Backend>(self, args: &JointAttention<'_, B>, multiprocessors: u32) -> usize {
-        let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
+    ///
+    /// `sequences`: rows of each, and cached positions that they see.
+    fn item_splits(
+        self,
+        shape: AttentionShape,
+        split: usize,
+        sequences: impl Iterator<Item = (usize, usize)> + Clone,
+        multiprocessors: u32,
+    ) -> usize {
+        let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         let seconds = |splits: usize| {
-            let item = args.split.saturating_mul(splits);
-            // Keys for all blocks of rows: f64 counts them exactly enough.
-            let (mut keys, mut state_bytes) = (0.0, 0.0);
-            for sequence in args.pass.sequences() {
-                let (rows, states) = (args.rows_of(sequence), sequence.seen.div_ceil(item));
+            let item = split.saturating_mul(splits);
+            // Keys for all blocks of rows, and those of the longest item: f64 counts them exactly enough.
+            let (mut keys, mut state_bytes, mut longest) = (0.0, 0.0, 1);
+            for (rows, seen) in sequences.clone() {
+                let states = seen.div_ceil(item);
                 let blocks = rows.saturating_mul(q_heads / kv_heads.max(1)).div_ceil(self.rows);
-                keys += blocks as f64 * kv_heads as f64 * sequence.seen as f64;
+                keys += blocks as f64 * kv_heads as f64 * seen as f64;
+                longest = item.min(seen).max(longest);
                 if states > 1 {
                     let elements = q_heads as f64 * (head_dim + 2) as f64;
                     state_bytes += rows as f64 * states as f64 * elements * size_of::<f32>() as f64;
                 }
             }
-            let longest = item.min(args.pass.longest()) as f64;
-            let rounds = (keys / (f64::from(multiprocessors.max(1)) * longest.max(1.0))).ceil();
-            rounds * longest * head_dim as f64 * SECONDS_PER_KEY_ELEMENT
+            let rounds = (keys / (f64::from(multiprocessors.max(1)) * longest as f64)).ceil();
+            rounds * longest as f64 * head_dim as f64 * SECONDS_PER_KEY_ELEMENT
                 + state_bytes * SECONDS_PER_STATE_BYTE
         };
         if seconds(SPAN) <= seconds(1) { SPAN } else { 1 }
@@ -272,7 +275,8 @@ impl<B: Backend> Kernels<B> {
         if max_splits > MAX_SPLITS {
             return Err(operands.unsupported("number of splits", max_splits, "up to 16380"));
         }
-        let item_splits = tile.item_splits(args, limits.multiprocessors);
+        let sequences = args.pass.sequences().iter().map(|sequence| (args.rows_of(sequence), sequence.seen));
+        let item_splits = tile.item_splits(args.shape, args.split, sequences, limits.multiprocessors);
         let max_states = max_splits.div_ceil(item_splits);
         operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
         let rows = (args.qkv.len() / stride).max(pass_rows);
@@ -319,7 +323,7 @@ impl<B: Backend> Kernels<B> {
         // As many CTAs as run at once; each takes items until there are none.
         let together = tile.ctas_together(args.pass.batch(), limits);
         let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors.saturating_mul(together) };
-        let grid = Grid { ctas: [ctas, 1, 1], threads: THREADS, shared_bytes };
+        let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ATTENTION_THREADS, shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
@@ -328,7 +332,7 @@ impl<B: Backend> Kernels<B> {
             return Ok(());
         }
         let ctas = [params.pass.rows.cast_unsigned(), q_heads.div_ceil(HEADS_A_CTA) as u32, 1];
-        let grid = Grid { ctas, threads: 128, shared_bytes: 0 };
+        let grid = Grid { ctas, threads: 32 * FLEXDRAFT_MERGE_WARPS, shared_bytes: 0 };
         let few = max_states.div_ceil(SPAN) <= FEW_GROUPS;
         let merge = match (head_dim, few) {
             (64, true) => "attention_merge_d64_l5",
@@ -338,5 +342,88 @@ impl<B: Backend> Kernels<B> {
         };
         // SAFETY: both kernels have the same parameters.
         unsafe { operands.of(merge).launch(&self.backend, stream, grid, &params) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A GPU with so much shared memory a CTA, in KiB: those of compute capability 8.6 and 8.9, 8.0, and 9.0.
+    fn gpu(kib: u32) -> Limits {
+        let (bytes, all) = (kib << 10, (kib + 1) << 10);
+        Limits { multiprocessors: 132, shared_bytes_per_cta: bytes, shared_bytes_per_multiprocessor: all }
+    }
+
+    #[test]
+    fn tiles_are_those_that_their_names_say() {
+        for tile in TILES {
+            let rows = tile.rows * FLEXDRAFT_ROW_BYTES as usize + FLEXDRAFT_ITEM_BYTES as usize;
+            let stages = ((tile.shared - rows) / (2 * tile.head_dim) - tile.rows) / (2 * TILE_KEYS);
+            let name = format!("joint_attention_d{}_r{}_s{stages}", tile.head_dim, tile.rows);
+            assert_eq!(tile.kernel, name);
+            let exact = 2 * tile.head_dim * (tile.rows + stages * 2 * TILE_KEYS) + rows;
+            assert_eq!(tile.shared, exact, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_tile_of_a_pass() {
+        // Autoregressive steps, a group of 16 slots, and a joint pass of v = 15, with 4 query heads a KV head.
+        let packed = [4, 16 * 4, (16 + 16 * 16) * 4];
+        let expected = [
+            (99, 64, ["r64_s2", "r64_s2", "r128_s3"]),
+            (163, 64, ["r64_s3", "r64_s3", "r128_s3"]),
+            (227, 64, ["r64_s3", "r64_s3", "r128_s3"]),
+            (99, 128, ["r64_s2", "r64_s2", "r128_s2"]),
+            // Two CTAs of two stages, not one of three.
+            (163, 128, ["r64_s2", "r64_s2", "r128_s2"]),
+            (227, 128, ["r64_s3", "r64_s3", "r128_s2"]),
+        ];
+        for (kib, head_dim, tiles) in expected {
+            for (packed, tile) in packed.into_iter().zip(tiles) {
+                let found = Tile::choose(head_dim, packed, 64, gpu(kib)).map(|tile| tile.kernel);
+                let name = format!("joint_attention_d{head_dim}_{tile}");
+                assert_eq!(found, Some(name.as_str()), "{kib} KiB, {packed} rows");
+            }
+        }
+        // The plan of a batch takes shared memory as well: 437 sequences are too many for 99 KiB and 128 rows.
+        let of_batch = |batch| Tile::choose(128, 1088, batch, gpu(99)).map(|tile| tile.kernel);
+        assert_eq!(of_batch(436), Some("joint_attention_d128_r128_s2"));
+        assert_eq!(of_batch(437), Some("joint_attention_d128_r64_s2"));
+        assert_eq!(Tile::choose(128, 1088, 1 << 20, gpu(227)), None);
+        assert_eq!(Tile::choose(96, 4, 1, gpu(227)), None);
+    }
+
+    /// Splits that a CTA takes together, for a layer of Qwen3-8B on 132 multiprocessors.
+    #[test]
+    fn the_items_of_a_pass() {
+        let shape = AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
+        let splits = |batch: usize, seen: usize, rows: usize| {
+            let choose = |kib| {
+                let tile = Tile::choose(128, rows * 4, batch, gpu(kib));
+                tile.map(|tile| {
+                    let sequences = std::iter::repeat_n((rows, seen), batch);
+                    tile.item_splits(shape, DEFAULT_SPLIT, sequences, 132)
+                })
+            };
+            let found = [99, 163, 227].map(choose);
+            assert_eq!(found, [found[0]; 3], "tiles of as many rows divide keys alike");
+            found[0]
+        };
+        // Batch, context, and the splits of a plain step, of one group, of v = 4 with 5 groups, of v = 15 with 16.
+        let expected = [
+            // States of 16 groups take longer than the multiprocessors that spans leave idle.
+            (1, 8192, [1, 1, 1, 4]),
+            (2, 8192, [1, 1, 1, 4]),
+            (4, 8192, [4, 4, 4, 4]),
+            (5, 8192, [1, 1, 4, 4]),
+            (16, 1024, [4, 4, 4, 4]),
+            (64, 1024, [4, 4, 4, 4]),
+        ];
+        for (batch, context, expected) in expected {
+            let found = [1, 16, 5 + 5 * 16, 16 + 16 * 16].map(|rows| splits(batch, context, rows));
+            assert_eq!(found, expected.map(Some), "batch {batch}, context {context}");
+        }
     }
 }

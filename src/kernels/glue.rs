@@ -12,20 +12,20 @@ use super::params::glue::{
     FlexdraftAddParams, FlexdraftEmbedParams, FlexdraftGatherParams, FlexdraftNormRopeAppendParams,
     FlexdraftRmsNormParams, FlexdraftRopeTableParams, FlexdraftSiluAddParams, FlexdraftSiluMulParams,
 };
+use super::params::shapes::{
+    FLEXDRAFT_NORM_SHARED, FLEXDRAFT_NORM_THREADS, FLEXDRAFT_ROPE_THREADS, FLEXDRAFT_ROW_THREADS,
+};
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, View, ViewMut};
 use crate::layout::{AttentionShape, RowKind};
 
-/// Threads of a CTA, which has a row (`row_threads` in glue.cu).
-const ROW_THREADS: u32 = 128;
-
-/// Threads of a CTA of `rms_norm` (`norm_threads` in glue.cu), and its shared memory: a sum a warp.
-const NORM_THREADS: u32 = 256;
-const NORM_SHARED: u32 = NORM_THREADS / 32 * 4;
-
 fn rows_grid(operands: &Operands, rows: usize, shared_bytes: u32) -> Result<Grid, KernelError> {
-    Ok(Grid { ctas: [operands.i32("rows", rows)? as u32, 1, 1], threads: ROW_THREADS, shared_bytes })
+    Ok(Grid {
+        ctas: [operands.i32("rows", rows)? as u32, 1, 1],
+        threads: FLEXDRAFT_ROW_THREADS,
+        shared_bytes,
+    })
 }
 
 fn cols(operands: &Operands, cols: usize) -> Result<i64, KernelError> {
@@ -313,7 +313,8 @@ impl<B: Backend> Kernels<B> {
             rows: operands.i32("rows", rows)?,
             eps: args.eps,
         };
-        let grid = Grid { threads: NORM_THREADS, ..rows_grid(&operands, rows, NORM_SHARED)? };
+        let grid =
+            Grid { threads: FLEXDRAFT_NORM_THREADS, ..rows_grid(&operands, rows, FLEXDRAFT_NORM_SHARED)? };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -350,8 +351,8 @@ impl<B: Backend> Kernels<B> {
             delta: operands.read("delta", &args.delta, elements, 16)?.cast(),
             chunks: chunks.into(),
         };
-        let ctas = chunks.cast_unsigned().div_ceil(ROW_THREADS);
-        let grid = Grid { ctas: [ctas, 1, 1], threads: ROW_THREADS, shared_bytes: 0 };
+        let ctas = chunks.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS);
+        let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -391,12 +392,12 @@ impl<B: Backend> Kernels<B> {
             unused: 0,
         };
         // A thread has 8 columns.
-        let blocks = args.cols.div_ceil(8 * ROW_THREADS as usize);
+        let blocks = args.cols.div_ceil(8 * FLEXDRAFT_ROW_THREADS as usize);
         if blocks > 65_535 {
             return Err(operands.unsupported("number of columns", args.cols, "up to 67107840"));
         }
         let ctas = [operands.i32("rows", rows)?.cast_unsigned(), blocks as u32, 1];
-        let grid = Grid { ctas, threads: ROW_THREADS, shared_bytes: 0 };
+        let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -501,7 +502,7 @@ impl<B: Backend> Kernels<B> {
             scale: args.scale,
             half_dim: operands.i32("frequencies", half_dim)?,
         };
-        let grid = Grid { ctas: [pass.rows as u32, 1, 1], threads: 64, shared_bytes: 0 };
+        let grid = Grid { ctas: [pass.rows as u32, 1, 1], threads: FLEXDRAFT_ROPE_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`; the tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -599,9 +600,10 @@ impl<B: Backend> Kernels<B> {
             end_row: operands.i32("rows", end_row)?,
             unused: 0,
         };
-        let head_ctas = operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(ROW_THREADS / 32);
+        let head_ctas =
+            operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS / 32);
         let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
-        let grid = Grid { ctas, threads: ROW_THREADS, shared_bytes: 0 };
+        let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `rope_table`; page ids are checked by the kernel again.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }

@@ -65,10 +65,10 @@ use half::bf16;
 
 use super::operands::{Grid, Operands};
 use super::params::sampling::{
-    FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_FINISH_SHARED_BYTES, FLEXDRAFT_PARTIAL_FIELDS,
-    FLEXDRAFT_VOCAB_LIMIT, FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
+    FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_PARTIAL_FIELDS, FLEXDRAFT_VOCAB_LIMIT,
+    FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
 };
-
+use super::params::shapes::*;
 use super::{KernelError, Kernels};
 use crate::backend::{Backend, Element, QueueId, View, ViewMut};
 use crate::random::Stream;
@@ -317,28 +317,50 @@ fn chunks(vocab: usize, calibrated: bool) -> usize {
     vocab.div_ceil(if calibrated { FLEXDRAFT_CALIBRATED_CHUNK } else { FLEXDRAFT_CHUNK } as usize)
 }
 
-/// A shape of the calibrated kernel: `CalibratedShape` of `cuda/sampling/calibrated.cuh`.
+/// A shape of the calibrated kernel: `FlexdraftCalibratedShape` of `cuda/common/shapes.h`.
+#[derive(Clone, Copy, Debug)]
 struct CalibratedShape {
+    kernel: fn(&LogitKernels) -> &'static str,
+    /// Ids of a CTA.
     tile: usize,
-    row_block: usize,
     threads: u32,
-    stages: usize,
+    /// Shared memory in bytes, and what each slice of the rank adds.
+    fixed: u32,
+    slice: u32,
 }
 
 /// 64 ids by 16 rows a CTA.
-const SMALL: CalibratedShape = CalibratedShape { tile: 64, row_block: 16, threads: 128, stages: 6 };
+const SMALL: CalibratedShape = CalibratedShape {
+    kernel: |kernels| kernels.calibrated_small,
+    tile: FLEXDRAFT_SMALL_TILE as usize,
+    threads: 32 * FLEXDRAFT_SMALL_WARPS_ACROSS_TILE * FLEXDRAFT_SMALL_WARPS_ACROSS_ROWS,
+    fixed: FLEXDRAFT_SMALL_SHARED,
+    slice: FLEXDRAFT_SMALL_SLICE_SHARED,
+};
 /// 128 ids by 64 rows a CTA.
-const LARGE: CalibratedShape = CalibratedShape { tile: 128, row_block: 64, threads: 256, stages: 4 };
-/// Above this many rows the large shape is used, where it fits: both give the same bits.
-const SMALL_ROWS: usize = 64;
+const LARGE: CalibratedShape = CalibratedShape {
+    kernel: |kernels| kernels.calibrated_large,
+    tile: FLEXDRAFT_LARGE_TILE as usize,
+    threads: 32 * FLEXDRAFT_LARGE_WARPS_ACROSS_TILE * FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS,
+    fixed: FLEXDRAFT_LARGE_SHARED,
+    slice: FLEXDRAFT_LARGE_SLICE_SHARED,
+};
 
 impl CalibratedShape {
     /// Shared memory of a CTA: its part of W2, the ring of u, and the corrections in f32.
-    fn shared_bytes(&self, rank: usize) -> Option<u32> {
-        let weights = (rank.checked_next_multiple_of(64)? + 8).checked_mul(2 * self.tile)?;
-        let ring = self.stages * self.row_block * 72 * 2;
-        let corrections = self.row_block * (self.tile + 4) * 4;
-        u32::try_from(weights.checked_add(ring + corrections)?).ok()
+    fn shared_bytes(self, rank: usize) -> Option<u32> {
+        let slices = u32::try_from(rank.div_ceil(FLEXDRAFT_SLICE as usize)).ok()?;
+        slices.checked_mul(self.slice)?.checked_add(self.fixed)
+    }
+
+    /// For many rows the large shape, where it fits a CTA of `allowed` bytes: both give the same bits. With what it
+    /// needs; none if that overflows.
+    fn choose(rows: usize, rank: usize, allowed: u32) -> Option<(Self, u32)> {
+        let large = LARGE.shared_bytes(rank).filter(|&bytes| bytes <= allowed);
+        match large {
+            Some(bytes) if rows > FLEXDRAFT_SMALL_ROWS as usize => Some((LARGE, bytes)),
+            _ => Some((SMALL, SMALL.shared_bytes(rank)?)),
+        }
     }
 }
 
@@ -401,24 +423,18 @@ impl<B: Backend> Kernels<B> {
         let shape = Shape::new(&args)?;
         let (kernel, grid) = match &args.calibration {
             None => {
-                let groups = shape.chunks.div_ceil(8) as u32;
-                let grid = Grid { ctas: [shape.rows as u32, groups, 1], threads: 256, shared_bytes: 0 };
-                (L::KERNELS.plain, grid)
+                let groups = (shape.chunks as u32).div_ceil(FLEXDRAFT_PLAIN_WARPS);
+                let threads = 32 * FLEXDRAFT_PLAIN_WARPS;
+                (L::KERNELS.plain, Grid { ctas: [shape.rows as u32, groups, 1], threads, shared_bytes: 0 })
             }
             Some(calibration) => {
                 let allowed = self.backend.limits().shared_bytes_per_cta;
-                let bytes = |shape: &CalibratedShape, kernel| {
-                    let what = "rank";
-                    shape.shared_bytes(calibration.rank).ok_or(KernelError::Overflow { kernel, what })
-                };
-                let large = bytes(&LARGE, L::KERNELS.calibrated_large)?;
-                let (kernel, tiling, shared_bytes) = if shape.rows > SMALL_ROWS && large <= allowed {
-                    (L::KERNELS.calibrated_large, LARGE, large)
-                } else {
-                    (L::KERNELS.calibrated_small, SMALL, bytes(&SMALL, L::KERNELS.calibrated_small)?)
-                };
+                let chosen = CalibratedShape::choose(shape.rows, calibration.rank, allowed);
+                let overflow = KernelError::Overflow { kernel: L::KERNELS.calibrated_small, what: "rank" };
+                let (tiling, shared_bytes) = chosen.ok_or(overflow)?;
                 let ctas = if shape.rows == 0 { 0 } else { args.vocab.div_ceil(tiling.tile) as u32 };
-                (kernel, Grid { ctas: [ctas, 1, 1], threads: tiling.threads, shared_bytes })
+                let grid = Grid { ctas: [ctas, 1, 1], threads: tiling.threads, shared_bytes };
+                ((tiling.kernel)(&L::KERNELS), grid)
             }
         };
         let (operands, params) = shape.operands(kernel, queue, &args)?;
@@ -427,7 +443,8 @@ impl<B: Backend> Kernels<B> {
 
         let (operands, params) = shape.operands(L::KERNELS.finish, queue, &args)?;
         let ctas = [shape.rows as u32, 1, 1];
-        let grid = Grid { ctas, threads: 512, shared_bytes: FLEXDRAFT_FINISH_SHARED_BYTES };
+        let (threads, shared_bytes) = (FLEXDRAFT_FINISH_THREADS, FLEXDRAFT_FINISH_SHARED);
+        let grid = Grid { ctas, threads, shared_bytes };
         // SAFETY: as above.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
@@ -551,6 +568,31 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shape_of_a_calibrated_pass() {
+        let chosen = |rows, rank, kib: u32| {
+            CalibratedShape::choose(rows, rank, kib << 10)
+                .map(|(shape, bytes)| ((shape.kernel)(&bf16::KERNELS), bytes))
+        };
+        let small = |bytes| Some(("calibrated_sample_bf16_64x16", bytes));
+        let large = |bytes| Some(("calibrated_sample_bf16_128x64", bytes));
+        // 15 slots of 1 and 4 sequences, then of 16 and 64, at the released rank.
+        for kib in [99, 163, 227] {
+            assert_eq!([15, 60, 64].map(|rows| chosen(rows, 512, kib)), [small(84_736); 3], "{kib} KiB");
+        }
+        assert_eq!(
+            [99, 163, 227].map(|kib| chosen(65, 512, kib)),
+            [small(84_736), small(84_736), large(203_776)]
+        );
+        assert_eq!(
+            [99, 163, 227].map(|kib| chosen(960, 256, kib)),
+            [small(51_968), large(138_240), large(138_240)]
+        );
+        // A rank that fills a slice in part needs all of it.
+        assert_eq!(chosen(1, 8, 99), small(27_392));
+        assert_eq!(chosen(1, usize::MAX, 227), None);
+    }
 
     #[test]
     fn min_p_as_a_score_is_exact() {

@@ -2,7 +2,6 @@
 
 use super::common::*;
 
-pub const FLEXDRAFT_SPAN_SPLITS: u32 = 4;
 /// Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
 /// rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
 /// `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads).

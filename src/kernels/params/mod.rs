@@ -1,4 +1,5 @@
-//! The kernels' parameter structs, generated from `cuda/*/params.h`: one module a header.
+//! The kernels' parameter structs, generated from `cuda/*/params.h`, and the shapes of their launches, from
+//! `cuda/common/shapes.h`: one module a header.
 //!
 //! The crate in `bindings` writes these files and tests that they are those of the headers.
 
@@ -10,3 +11,4 @@ pub mod attention;
 pub mod common;
 pub mod glue;
 pub mod sampling;
+pub mod shapes;

@@ -183,6 +183,4 @@ pub const FLEXDRAFT_CHUNK: FlexdraftSamplingConstant = 1024;
 pub const FLEXDRAFT_CALIBRATED_CHUNK: FlexdraftSamplingConstant = 64;
 pub const FLEXDRAFT_PARTIAL_FIELDS: FlexdraftSamplingConstant = 5;
 pub const FLEXDRAFT_VOCAB_LIMIT: FlexdraftSamplingConstant = 1048576;
-/// of a CTA of sample_finish_*
-pub const FLEXDRAFT_FINISH_SHARED_BYTES: FlexdraftSamplingConstant = 24768;
 pub type FlexdraftSamplingConstant = ::core::ffi::c_uint;
