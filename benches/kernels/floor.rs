@@ -2,14 +2,12 @@
 //! device can move and multiply in a second.
 //!
 //! Counted are the operands of the method's own formulas, each byte once. Not counted are tables of a few bytes a
-//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernel_floors.rs` compares the bytes with those
-//! that the SIMT host sees the kernels read and write.
+//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernel_floors.rs`
+//! compares the bytes with those that the SIMT host sees the kernels read and write.
 
 /// Bytes of an element.
 const BF16: u64 = 2;
 const F32: u64 = 4;
-const I32: u64 = 4;
-const I64: u64 = 8;
 
 /// `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft` of the kernels, in bytes.
 const ROW_SAMPLING: u64 = 40;
@@ -146,13 +144,14 @@ pub enum Scan {
 
 /// Acceptance of `drafts` tokens for each of `batch` sequences, none of which accepts all.
 pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: Scan) -> Floor {
-    let rows = match scan {
-        Scan::Statistics => 0,
-        Scan::Rejection => 2,
-        Scan::Block => 2 * drafts,
+    // Rows of logits, and what has to be known of each row besides: its token, or its distribution.
+    let (rows, row) = match scan {
+        Scan::Statistics => (0, F32),
+        Scan::Rejection => (2, ROW_STATS),
+        Scan::Block => (2 * drafts, ROW_STATS),
     };
     // Tokens are i32, as wide as f32; 64 places a sequence for those committed.
-    let statistics = (drafts + 1) * ROW_STATS + VERIFY + drafts * F32;
+    let statistics = (drafts + 1) * row + VERIFY + drafts * F32;
     Floor {
         read: batch * (rows * vocab * logit_bytes + statistics),
         written: batch * (VERDICT + 64 * F32),
@@ -170,36 +169,39 @@ pub fn silu_mul(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// `x += delta`, both `[rows, cols]`.
+/// silu(x + bonus) in place of x, `[rows, cols]`, with a row of `bonus` for many of x.
+pub fn silu_add(rows: u64, bonus_rows: u64, cols: u64) -> Floor {
+    let read = (rows + bonus_rows) * cols * BF16 + rows * F32;
+    Floor { read, written: rows * cols * BF16, flops: 0 }
+}
+
+/// x + delta in place of x, `[rows, cols]`.
 pub fn add(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// silu(x + bonus) in place, `[rows, cols]`, with the row of `bonus` that each row names.
-pub fn silu_add(rows: u64, cols: u64, bonus_rows: u64) -> Floor {
-    let read = rows * (cols * BF16 + I32) + bonus_rows * cols * BF16;
-    Floor { read, written: rows * cols * BF16, flops: 0 }
-}
-
-/// A cosine and a sine for half of each row's `head_dim`.
+/// Cosine and sine of every pair of a row's elements.
 pub fn rope_table(rows: u64, head_dim: u64) -> Floor {
     Floor { read: head_dim / 2 * F32, written: rows * head_dim * F32, flops: 0 }
 }
 
-/// What `batch` verdicts decide about drafts of `rows` rows together: a draft, accepted length, bonus token and cached
-/// length of its verdict; the bonus token and the position again, and two indices a row.
-pub fn select_drafts(batch: u64, rows: u64) -> Floor {
-    Floor { read: batch * (DRAFT + 2 * I32 + I64), written: (batch + rows) * 2 * I32, flops: 0 }
+/// Which rows draft next, of a batch with `slots` slots a group: a table entry and three fields of a verdict; the
+/// bonus token and its position, and two indices of every drafted row.
+pub fn select_drafts(batch: u64, slots: u64) -> Floor {
+    let verdict = 2 * F32 + 8;
+    Floor { read: batch * (DRAFT + verdict), written: batch * (2 + 2 * (slots - 1)) * F32, flops: 0 }
 }
 
-/// Which verdict is a sequence's, its accepted and cached length, and the sequence's position and group, which changes.
+/// Where the group of each sequence goes: its verdict's number and two fields of that, where the pass begins and
+/// where the group was.
 pub fn follow_verdicts(batch: u64) -> Floor {
-    Floor { read: batch * (4 * I32 + I64), written: batch * I32, flops: 0 }
+    let verdict = F32 + 8;
+    Floor { read: batch * (3 * F32 + verdict), written: batch * F32, flops: 0 }
 }
 
-/// Rows of a table, `[rows, cols]`, by id.
-pub fn by_index(rows: u64, cols: u64) -> Floor {
-    Floor { read: rows * (cols * BF16 + I32), written: rows * cols * BF16, flops: 0 }
+/// Rows of a table, `[rows, cols]`, by id: an embedding, or a gather.
+pub fn embed(rows: u64, cols: u64) -> Floor {
+    Floor { read: rows * (cols * BF16 + F32), written: rows * cols * BF16, flops: 0 }
 }
 
 /// q and k norms, the rotation, and the append of candidates' k and v to the cache: q stays where it is.

@@ -24,7 +24,7 @@ use cases::acceptance::Acceptance;
 use cases::attention::Attention;
 use cases::glue::{Append, Elementwise};
 use cases::sampling::Sampling;
-use cases::selection::Selection;
+use cases::selection::{Rotations, Selection};
 use cases::{Case, Prepared};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use flexdraft::backend::Cuda;
@@ -128,14 +128,17 @@ impl Bench {
             self.device.seconds_of_nothing * 1e6
         );
         self.family(criterion, "attention", &Attention::all(), &mut None)?;
-        let [mut sampling, mut acceptance, mut glue] = [None, None, None];
+        let mut sampling = None;
         self.family(criterion, "sampling", &Sampling::all(), &mut sampling)?;
         self.family(criterion, "sampling", &Sampling::of_bf16(), &mut sampling)?;
+        let mut acceptance = None;
         self.family(criterion, "acceptance", &Acceptance::all(), &mut acceptance)?;
         self.family(criterion, "acceptance", &Acceptance::of_bf16(), &mut acceptance)?;
+        self.family(criterion, "acceptance", &Selection::all(), &mut acceptance)?;
+        let mut glue = None;
         self.family(criterion, "glue", &Elementwise::all(), &mut glue)?;
-        self.family(criterion, "glue", &Append::all(), &mut glue)?;
-        self.family(criterion, "glue", &Selection::all(), &mut glue)
+        self.family(criterion, "glue", &Rotations::all(), &mut glue)?;
+        self.family(criterion, "glue", &Append::all(), &mut glue)
     }
 }
 

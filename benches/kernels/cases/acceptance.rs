@@ -1,5 +1,7 @@
 //! The scan over a batch's draft tokens, by each rule.
 
+use std::marker::PhantomData;
+
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
@@ -12,19 +14,21 @@ use flexdraft::random::Purpose;
 use half::bf16;
 use serde::Serialize;
 
-use super::sampling::way;
-use super::{Bf16, Case, Prepared, Stored};
+use super::sampling::{Stored, way};
+use super::{Case, Prepared};
 use crate::floor::{self, Floor, Scan};
 use crate::machine::Machine;
 
 /// `drafts` draft tokens for each of `batch` sequences, half of which are accepted.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Acceptance {
+pub struct Acceptance<L = f32> {
     pub batch: usize,
     pub drafts: usize,
     pub vocab: usize,
     /// `match`, `rejection` or `block`.
     pub rule: &'static str,
+    #[serde(skip)]
+    pub logits: PhantomData<L>,
 }
 
 /// Ids among which tokens that are surely accepted, or surely not, are looked for.
@@ -36,19 +40,24 @@ impl Acceptance {
         let mut all = Vec::new();
         for rule in ["match", "rejection", "block"] {
             for batch in [1, 4, 16, 64] {
-                all.extend([4, 15].map(|drafts| Acceptance { batch, drafts, vocab: 151_936, rule }));
+                let case = |drafts| Acceptance { batch, drafts, vocab: 151_936, rule, logits: PhantomData };
+                all.extend([4, 15].map(case));
             }
         }
         all
     }
+}
 
+impl Acceptance<bf16> {
     /// Some of them with bf16 logits.
-    pub fn of_bf16() -> Vec<Bf16<Self>> {
+    pub fn of_bf16() -> Vec<Self> {
         ["rejection", "block"]
-            .map(|rule| Bf16::of(Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule }))
+            .map(|rule| Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule, logits: PhantomData })
             .to_vec()
     }
+}
 
+impl<L> Acceptance<L> {
     fn rule(&self) -> Rule {
         match self.rule {
             "match" => Rule::Match,
@@ -89,7 +98,7 @@ fn sampled<B: Backend, L: Stored>(
 ) -> Result<Rows<B, L>, KernelError> {
     let (backend, stream) = (machine.kernels.backend(), &machine.stream);
     let stride = vocab.next_multiple_of(8);
-    let logits = machine.noise(seed, rows * stride, L::of)?;
+    let logits = machine.noise(seed, rows * stride, L::from_f32)?;
     let ways: Vec<RowSampling> = (0..rows).map(|row| way(row, purpose, false)).collect();
     let ways = machine.memory(&ways)?;
     let mut workspace = machine.zeros(workspace_len(rows, vocab, false)?)?;
@@ -113,17 +122,27 @@ fn sampled<B: Backend, L: Stored>(
     Ok(Rows { logits, stats })
 }
 
-impl Acceptance {
-    fn floor_of(&self, logit_bytes: u64) -> Floor {
+impl<L: Stored> Case for Acceptance<L> {
+    fn kernel(&self) -> &'static str {
+        if size_of::<L>() == 4 { "accept" } else { "accept_bf16" }
+    }
+
+    fn floor(&self) -> Floor {
         let scan = match self.rule() {
             Rule::Match => Scan::Statistics,
             Rule::Rejection => Scan::Rejection,
             Rule::Block => Scan::Block,
         };
-        floor::acceptance(self.batch as u64, self.drafts as u64, self.vocab as u64, logit_bytes, scan)
+        floor::acceptance(
+            self.batch as u64,
+            self.drafts as u64,
+            self.vocab as u64,
+            size_of::<L>() as u64,
+            scan,
+        )
     }
 
-    fn operands<'a, B: Backend, L: Stored>(
+    fn prepare<'a, B: Backend>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -131,21 +150,24 @@ impl Acceptance {
         let Acceptance { batch, drafts, vocab, .. } = *self;
         let stride = vocab.next_multiple_of(8);
         let target_rows = batch * (drafts + 1);
-        let target: Rows<B, L> = sampled(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
-        let draft: Rows<B, L> = sampled(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
+        let target = sampled::<B, L>(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
+        let draft = sampled::<B, L>(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
         let mut target_stats = vec![RowStats::default(); target_rows];
         backend.download(stream, &target.stats, 0, &mut target_stats)?;
 
         let mut tokens = Vec::new();
         let looked_at = vocab.min(LOOKED_AT);
-        let (mut p, mut q) = (vec![L::of(0.0); looked_at], vec![L::of(0.0); looked_at]);
+        let (mut p, mut q) = (vec![L::zeroed(); looked_at], vec![L::zeroed(); looked_at]);
         for sequence in 0..batch {
             for i in 0..drafts {
                 let row = sequence * (drafts + 1) + i;
                 backend.download(stream, &target.logits, row * stride, &mut p)?;
                 backend.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
                 // The id that gains most from the draft to the target, and the one that loses most.
-                let gain = |id: &usize| p[*id].value() - q[*id].value();
+                let gain = |id: &usize| {
+                    let (p, q): (f32, f32) = (p[*id].into(), q[*id].into());
+                    p - q
+                };
                 let by_gain = |a: &usize, b: &usize| gain(a).total_cmp(&gain(b));
                 let accepted = i < drafts / 2;
                 let token = match (self.rule(), accepted) {
@@ -171,7 +193,7 @@ impl Acceptance {
             (0..batch).map(|i| Verify::new(&sequence(i))).collect::<Result<Vec<Verify>, KernelError>>()?;
         let workspace = accept_workspace_len(batch, vocab)
             .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
-        Ok(Box::new(Operands::<B, L> {
+        Ok(Box::new(Operands {
             machine,
             vocab,
             stride,
@@ -185,40 +207,6 @@ impl Acceptance {
             verdicts: machine.zeros(batch)?,
             committed: machine.zeros(batch * MAX_COMMITTED)?,
         }))
-    }
-}
-
-impl Case for Acceptance {
-    fn kernel(&self) -> &'static str {
-        "accept"
-    }
-
-    fn floor(&self) -> Floor {
-        self.floor_of(4)
-    }
-
-    fn prepare<'a, B: Backend>(
-        &self,
-        machine: &'a Machine<B>,
-    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        self.operands::<B, f32>(machine)
-    }
-}
-
-impl Case for Bf16<Acceptance> {
-    fn kernel(&self) -> &'static str {
-        self.case.kernel()
-    }
-
-    fn floor(&self) -> Floor {
-        self.case.floor_of(2)
-    }
-
-    fn prepare<'a, B: Backend>(
-        &self,
-        machine: &'a Machine<B>,
-    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        self.case.operands::<B, bf16>(machine)
     }
 }
 

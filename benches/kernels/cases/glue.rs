@@ -16,6 +16,9 @@ use crate::machine::Machine;
 /// Rows of a decode step.
 const ROWS: [usize; 4] = [1, 16, 85, 1024];
 
+/// Slots of a draft, which have one bonus token.
+const SLOTS: usize = 15;
+
 /// An elementwise kernel over `rows` rows of `cols` elements of its output.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Elementwise {
@@ -26,33 +29,31 @@ pub struct Elementwise {
 }
 
 impl Elementwise {
-    /// Qwen3-8B: hidden 4096, intermediate 12288.
+    /// Qwen3-8B: hidden 4096, intermediate 12288, the calibrator's 512.
     pub fn all() -> Vec<Self> {
-        let kernels = [("embed", 4096), ("rms_norm", 4096), ("silu_mul", 12_288)];
+        let kernels = [
+            ("embed", 4096),
+            ("gather", 4096),
+            ("add", 4096),
+            ("rms_norm", 4096),
+            ("silu_mul", 12_288),
+            ("silu_add", 512),
+        ];
         let over_rows = |(kernel, cols)| ROWS.map(|rows| Elementwise { kernel, rows, cols });
-        let mut all: Vec<Self> = kernels.into_iter().flat_map(over_rows).collect();
-        // The calibrator's hidden rows are as wide as its rank.
-        for (kernel, cols) in [("gather", 4096), ("add", 4096), ("silu_add", 512)] {
-            all.extend([16, 1024].map(|rows| Elementwise { kernel, rows, cols }));
-        }
-        all
-    }
-
-    /// Rows of bonus tokens that `silu_add` adds: one for a block's 15 drafted slots.
-    fn bonus_rows(&self) -> usize {
-        self.rows.div_ceil(15)
+        kernels.into_iter().flat_map(over_rows).collect()
     }
 }
 
 struct ElementwiseOperands<'a, B: Backend> {
     machine: &'a Machine<B>,
     case: Elementwise,
-    /// The embedding table, the residual stream, or gate and up.
+    /// The table of rows, the residual stream, gate and up, or the slots' hidden rows.
     x: B::Memory<bf16>,
     pristine: B::Memory<bf16>,
     delta: B::Memory<bf16>,
     weight: B::Memory<f32>,
     ids: B::Memory<i32>,
+    owners: B::Memory<i32>,
     out: B::Memory<bf16>,
 }
 
@@ -64,10 +65,10 @@ impl Case for Elementwise {
     fn floor(&self) -> Floor {
         let (rows, cols) = (self.rows as u64, self.cols as u64);
         match self.kernel {
-            "embed" | "gather" => floor::by_index(rows, cols),
-            "rms_norm" => floor::rms_norm(rows, cols),
+            "embed" | "gather" => floor::embed(rows, cols),
             "add" => floor::add(rows, cols),
-            "silu_add" => floor::silu_add(rows, cols, self.bonus_rows() as u64),
+            "rms_norm" => floor::rms_norm(rows, cols),
+            "silu_add" => floor::silu_add(rows, rows.div_ceil(SLOTS as u64), cols),
             _ => floor::silu_mul(rows, cols),
         }
     }
@@ -78,10 +79,8 @@ impl Case for Elementwise {
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Elementwise { kernel, rows, cols } = *self;
         let elements = if kernel == "silu_mul" { 2 * rows * cols } else { rows * cols };
-        let ids: Vec<i32> = match kernel {
-            "silu_add" => (0..rows as i32).map(|row| row / 15).collect(),
-            _ => (0..rows as i32).rev().collect(),
-        };
+        let ids: Vec<i32> = (0..rows as i32).rev().collect();
+        let owners: Vec<i32> = (0..rows).map(|row| (row / SLOTS) as i32).collect();
         Ok(Box::new(ElementwiseOperands {
             machine,
             case: *self,
@@ -90,6 +89,7 @@ impl Case for Elementwise {
             delta: machine.bf16_noise(2, rows * cols)?,
             weight: machine.f32_noise(3, cols)?,
             ids: machine.memory(&ids)?,
+            owners: machine.memory(&owners)?,
             out: machine.zeros(rows * cols)?,
         }))
     }
@@ -124,19 +124,15 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
                 kernels.gather(stream, &Gather { indices, x, out, error: None, cols })
             }
             "add" => {
-                let x = backend.view_mut(stream, &mut self.x);
-                kernels.add(stream, &Add { x, delta: backend.view(stream, &self.delta) })
+                let (x, delta) = (backend.view_mut(stream, &mut self.x), backend.view(stream, &self.delta));
+                kernels.add(stream, &Add { x, delta })
             }
             "silu_add" => {
-                let bonus = backend.view(stream, &self.delta).range(0..self.case.bonus_rows() * cols);
-                let args = SiluAdd {
-                    x: backend.view_mut(stream, &mut self.x),
-                    bonus: bonus.ok_or(KernelError::Overflow { kernel: "silu_add", what: "bonus" })?,
-                    owner: backend.view(stream, &self.ids),
-                    error: None,
-                    cols,
-                };
-                kernels.silu_add(stream, &args)
+                // The first rows of `delta` are those of the bonus tokens.
+                let owner = backend.view(stream, &self.owners);
+                let x = backend.view_mut(stream, &mut self.x);
+                let bonus = backend.view(stream, &self.delta);
+                kernels.silu_add(stream, &SiluAdd { x, bonus, owner, error: None, cols })
             }
             "rms_norm" => {
                 let x = Residual::Add {

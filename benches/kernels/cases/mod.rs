@@ -9,8 +9,6 @@ pub mod selection;
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
-use flexdraft::kernels::sampling::Logit;
-use half::bf16;
 use serde::Serialize;
 
 use crate::floor::Floor;
@@ -27,46 +25,6 @@ pub trait Case: Serialize {
     /// Operands in memory.
     fn prepare<'a, B: Backend>(&self, machine: &'a Machine<B>)
     -> Result<Box<dyn Prepared + 'a>, KernelError>;
-}
-
-/// A case of f32 logits with bf16 ones.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Bf16<C> {
-    #[serde(flatten)]
-    pub case: C,
-    logits: &'static str,
-}
-
-impl<C> Bf16<C> {
-    pub fn of(case: C) -> Self {
-        Bf16 { case, logits: "bf16" }
-    }
-}
-
-/// A type that logits are stored in.
-pub trait Stored: Logit {
-    fn of(value: f32) -> Self;
-    fn value(self) -> f32;
-}
-
-impl Stored for f32 {
-    fn of(value: f32) -> Self {
-        value
-    }
-
-    fn value(self) -> f32 {
-        self
-    }
-}
-
-impl Stored for bf16 {
-    fn of(value: f32) -> Self {
-        bf16::from_f32(value)
-    }
-
-    fn value(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 /// A kernel that can be launched over and over.

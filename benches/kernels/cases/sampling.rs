@@ -1,33 +1,57 @@
 //! From logits to tokens: one pass over them, with the calibrator also over W2.
 
+use std::marker::PhantomData;
+
 use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
-use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::kernels::sampling::{
+    Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use serde::Serialize;
 
-use super::{Bf16, Case, Prepared, Stored};
+use super::{Case, Prepared};
 use crate::floor::{self, Calibrated, Floor};
 use crate::machine::Machine;
 
-/// Rows of logits, drawn from at temperature 1: of f32, or of bf16 as [`Bf16`].
+/// A type that logits are stored in.
+pub trait Stored: Logit + Into<f32> {
+    fn from_f32(x: f32) -> Self;
+}
+
+impl Stored for f32 {
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+}
+
+impl Stored for bf16 {
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+}
+
+/// Rows of logits, drawn from at temperature 1.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Sampling {
+pub struct Sampling<L = f32> {
     pub rows: usize,
     pub vocab: usize,
     /// The calibrator's, whose logits are kept as rejection needs them; 0 without a calibrator.
     pub rank: usize,
     /// Top-k of 50 and top-p of 0.9.
     pub truncated: bool,
+    #[serde(skip)]
+    pub logits: PhantomData<L>,
 }
 
 impl Sampling {
     /// Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and with 4 and 15
     /// drafts), plain and truncated, and a block's slots under the calibrator.
     pub fn all() -> Vec<Self> {
-        let sampling = |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated };
+        let sampling =
+            |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated, logits: PhantomData };
         let mut all = Vec::new();
         for truncated in [false, true] {
             all.extend([1, 5, 16, 64, 80, 256, 1024].map(|rows| sampling(rows, 0, truncated)));
@@ -35,48 +59,20 @@ impl Sampling {
         all.extend([15, 60, 240, 960].map(|rows| sampling(rows, 512, false)));
         all
     }
+}
 
+impl Sampling<bf16> {
     /// Some of them with bf16 logits.
-    pub fn of_bf16() -> Vec<Bf16<Self>> {
+    pub fn of_bf16() -> Vec<Self> {
         [(16, 0), (256, 0), (60, 512)]
-            .map(|(rows, rank)| Bf16::of(Sampling { rows, vocab: 151_936, rank, truncated: false }))
-            .to_vec()
-    }
-
-    fn floor_of(&self, logit_bytes: u64) -> Floor {
-        let calibrated = (self.rank > 0).then_some(Calibrated { rank: self.rank as u64, kept: true });
-        floor::sampling(self.rows as u64, self.vocab as u64, logit_bytes, calibrated)
-    }
-
-    fn operands<'a, B: Backend, L: Stored>(
-        &self,
-        machine: &'a Machine<B>,
-    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let stride = self.vocab.next_multiple_of(8);
-        let len = self.rows * stride;
-        let ways: Vec<RowSampling> =
-            (0..self.rows).map(|row| way(row, Purpose::TargetDraw, self.truncated)).collect();
-        let calibrator = match self.rank {
-            0 => None,
-            rank => Some(Calibrator {
+            .map(|(rows, rank)| Sampling {
+                rows,
+                vocab: 151_936,
                 rank,
-                hidden: machine.bf16_noise(2, self.rows * rank)?,
-                weight: machine.bf16_noise(3, self.vocab * rank)?,
-                bias: machine.f32_noise(4, self.vocab)?,
-                pristine: machine.noise(1, len, L::of)?,
-            }),
-        };
-        Ok(Box::new(Operands::<B, L> {
-            machine,
-            vocab: self.vocab,
-            stride,
-            len,
-            logits: machine.noise(1, len, L::of)?,
-            ways: machine.memory(&ways)?,
-            workspace: machine.zeros(workspace_len(self.rows, self.vocab, calibrator.is_some())?)?,
-            calibrator,
-            stats: machine.zeros(self.rows)?,
-        }))
+                truncated: false,
+                logits: PhantomData,
+            })
+            .to_vec()
     }
 }
 
@@ -109,37 +105,50 @@ pub fn way(row: usize, purpose: Purpose, truncated: bool) -> RowSampling {
     RowSampling::new(&params, Some(Stream::new(9, purpose, row, 100))).expect("parameters in range")
 }
 
-impl Case for Sampling {
+impl<L: Stored> Case for Sampling<L> {
     fn kernel(&self) -> &'static str {
-        if self.rank > 0 { "calibrated_sample" } else { "sample_rows" }
+        match (self.rank > 0, size_of::<L>()) {
+            (true, 4) => "calibrated_sample",
+            (true, _) => "calibrated_sample_bf16",
+            (false, 4) => "sample_rows",
+            (false, _) => "sample_rows_bf16",
+        }
     }
 
     fn floor(&self) -> Floor {
-        self.floor_of(4)
+        let calibrated = (self.rank > 0).then_some(Calibrated { rank: self.rank as u64, kept: true });
+        floor::sampling(self.rows as u64, self.vocab as u64, size_of::<L>() as u64, calibrated)
     }
 
     fn prepare<'a, B: Backend>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        self.operands::<B, f32>(machine)
-    }
-}
-
-impl Case for Bf16<Sampling> {
-    fn kernel(&self) -> &'static str {
-        self.case.kernel()
-    }
-
-    fn floor(&self) -> Floor {
-        self.case.floor_of(2)
-    }
-
-    fn prepare<'a, B: Backend>(
-        &self,
-        machine: &'a Machine<B>,
-    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        self.case.operands::<B, bf16>(machine)
+        let stride = self.vocab.next_multiple_of(8);
+        let len = self.rows * stride;
+        let ways: Vec<RowSampling> =
+            (0..self.rows).map(|row| way(row, Purpose::TargetDraw, self.truncated)).collect();
+        let calibrator = match self.rank {
+            0 => None,
+            rank => Some(Calibrator {
+                rank,
+                hidden: machine.bf16_noise(2, self.rows * rank)?,
+                weight: machine.bf16_noise(3, self.vocab * rank)?,
+                bias: machine.f32_noise(4, self.vocab)?,
+                pristine: machine.noise(1, len, L::from_f32)?,
+            }),
+        };
+        Ok(Box::new(Operands {
+            machine,
+            vocab: self.vocab,
+            stride,
+            len,
+            logits: machine.noise(1, len, L::from_f32)?,
+            ways: machine.memory(&ways)?,
+            workspace: machine.zeros(workspace_len(self.rows, self.vocab, calibrator.is_some())?)?,
+            calibrator,
+            stats: machine.zeros(self.rows)?,
+        }))
     }
 }
 

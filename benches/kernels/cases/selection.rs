@@ -1,5 +1,6 @@
-//! What a step works out about its rows: rotations, and what verdicts decide about drafts.
+//! What a step works out before its layers: where rows are and how they turn, and which rows draft next.
 
+use bytemuck::Zeroable;
 use flexdraft::backend::Backend;
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::kernels::glue::RopeTable;
@@ -12,45 +13,119 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor};
 use crate::machine::Machine;
 
-/// `batch` sequences that draft `slots` − 1 tokens each from one group.
+/// Batches of a step.
+const BATCHES: [usize; 3] = [1, 16, 64];
+
+/// Rotations of the rows of `batch` sequences with `candidates` each.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rotations {
+    pub batch: usize,
+    pub candidates: usize,
+    pub head_dim: usize,
+}
+
+impl Rotations {
+    pub fn all() -> Vec<Self> {
+        BATCHES.map(|batch| Rotations { batch, candidates: 16, head_dim: 128 }).to_vec()
+    }
+}
+
+/// `select_drafts` or `follow_verdicts` for `batch` sequences that draft `slots` slots.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Selection {
-    /// `rope_table`, `select_drafts` or `follow_verdicts`.
     #[serde(skip)]
     pub kernel: &'static str,
     pub batch: usize,
     pub slots: usize,
 }
 
-/// Of the rotations: Qwen3-8B's.
-const HEAD_DIM: usize = 128;
-
-/// The largest accepted length that passes are laid out for; half of it is accepted.
-const DRAFTS: usize = 4;
-
 impl Selection {
-    /// Blocks of 16 of a sequence and of a large batch.
     pub fn all() -> Vec<Self> {
-        ["rope_table", "select_drafts", "follow_verdicts"]
-            .into_iter()
-            .flat_map(|kernel| [1, 64].map(|batch| Selection { kernel, batch, slots: 16 }))
-            .collect()
+        let over_batches = |kernel| BATCHES.map(|batch| Selection { kernel, batch, slots: 16 });
+        ["select_drafts", "follow_verdicts"].into_iter().flat_map(over_batches).collect()
     }
 }
 
-struct Operands<'a, B: Backend> {
+/// A pass of alike sequences after position 40, a page each: attention does not run.
+fn pass<'a>(pages: &'a [u32], candidates: usize, groups: &[usize], slots: usize) -> Pass<'a> {
+    let rows = |page| SequenceRows {
+        pages: std::slice::from_ref(page),
+        start: 40,
+        candidates,
+        groups: groups.to_vec(),
+        slots,
+    };
+    Pass { sequences: pages.iter().map(rows).collect() }
+}
+
+fn tables<B: Backend>(
+    machine: &Machine<B>,
+    batch: usize,
+    candidates: usize,
+    groups: &[usize],
+    slots: usize,
+) -> Result<PassTables<B>, KernelError> {
+    let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+    let pages: Vec<u32> = (0..batch as u32).collect();
+    let mut tables = PassTables::new(backend, stream, batch, 1)?;
+    let paging = Paging { pages: batch, page_size: 128 };
+    tables.upload(backend, stream, &pass(&pages, candidates, groups, slots), paging)?;
+    Ok(tables)
+}
+
+struct RotationOperands<'a, B: Backend> {
     machine: &'a Machine<B>,
-    kernel: &'static str,
     pass: PassTables<B>,
     inv_freq: B::Memory<f32>,
     turns: B::Memory<f32>,
+}
+
+impl Case for Rotations {
+    fn kernel(&self) -> &'static str {
+        "rope_table"
+    }
+
+    fn floor(&self) -> Floor {
+        floor::rope_table((self.batch * self.candidates) as u64, self.head_dim as u64)
+    }
+
+    fn prepare<'a, B: Backend>(
+        &self,
+        machine: &'a Machine<B>,
+    ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        Ok(Box::new(RotationOperands {
+            machine,
+            pass: tables(machine, self.batch, self.candidates, &[], 0)?,
+            inv_freq: machine.memory(&vec![0.01; self.head_dim / 2])?,
+            turns: machine.zeros(self.batch * self.candidates * self.head_dim)?,
+        }))
+    }
+}
+
+impl<B: Backend> Prepared for RotationOperands<'_, B> {
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let args = RopeTable {
+            pass: &self.pass,
+            inv_freq: backend.view(stream, &self.inv_freq),
+            scale: 1.0,
+            turns: backend.view_mut(stream, &mut self.turns),
+        };
+        self.machine.kernels.rope_table(stream, &args)
+    }
+}
+
+struct SelectionOperands<'a, B: Backend> {
+    machine: &'a Machine<B>,
+    follows: bool,
     verdicts: B::Memory<Verdict>,
-    sequences: B::Memory<i32>,
     drafts: B::Memory<Draft>,
     bonus: B::Memory<i32>,
     starts: B::Memory<i32>,
     sources: B::Memory<i32>,
     draft_rows: B::Memory<i32>,
+    pass: PassTables<B>,
+    sequences: B::Memory<i32>,
 }
 
 impl Case for Selection {
@@ -59,11 +134,9 @@ impl Case for Selection {
     }
 
     fn floor(&self) -> Floor {
-        let (batch, slots) = (self.batch as u64, self.slots as u64);
         match self.kernel {
-            "rope_table" => floor::rope_table(batch * slots, HEAD_DIM as u64),
-            "select_drafts" => floor::select_drafts(batch, batch * (slots - 1)),
-            _ => floor::follow_verdicts(batch),
+            "follow_verdicts" => floor::follow_verdicts(self.batch as u64),
+            _ => floor::select_drafts(self.batch as u64, self.slots as u64),
         }
     }
 
@@ -71,78 +144,54 @@ impl Case for Selection {
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
-        let Selection { kernel, batch, slots } = *self;
-        let (start, page_size) = (1000, 64);
-        let pages: Vec<u32> = vec![0; (start + DRAFTS + 1).div_ceil(page_size)];
-        let rows = || SequenceRows { pages: &pages, start, candidates: 0, groups: vec![DRAFTS], slots };
-        let layout = Pass { sequences: (0..batch).map(|_| rows()).collect() };
-        let mut pass = PassTables::new(backend, stream, batch, pages.len())?;
-        pass.upload(backend, stream, &layout, Paging { pages: 1, page_size })?;
-        let accepted = DRAFTS / 2;
-        let verdict = Verdict {
-            accepted: accepted as i32,
-            bonus: 7,
-            probability: 0.5,
-            group: 0,
-            cached_length: (start + accepted + 1) as i64,
+        let Selection { batch, slots, .. } = *self;
+        // Two of up to four draft tokens were accepted.
+        let verdict = Verdict { accepted: 2, cached_length: 43, bonus: 7, ..Verdict::zeroed() };
+        let draft = |sequence| DraftGroups {
+            sequence,
+            groups: GroupSet::all(4),
+            first_slot: sequence * 5 * slots,
+            slots,
+            first_draft: sequence * (slots - 1),
         };
-        let drafts = (0..batch).map(|sequence| {
-            let (groups, first_slot) = (GroupSet::NONE.with(accepted), sequence * slots);
-            let first_draft = sequence * (slots - 1);
-            Draft::new(&DraftGroups { sequence, groups, first_slot, slots, first_draft })
-        });
-        let drafts: Vec<Draft> = drafts.collect::<Result<_, _>>()?;
-        let inv_freq: Vec<f32> =
-            (0..HEAD_DIM / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect();
+        let drafts = (0..batch).map(|i| Draft::new(&draft(i))).collect::<Result<Vec<_>, _>>()?;
         let sequences: Vec<i32> = (0..batch as i32).collect();
-        let draft_rows = batch * (slots - 1);
-        Ok(Box::new(Operands {
+        let rows = batch * (slots - 1);
+        Ok(Box::new(SelectionOperands {
             machine,
-            kernel,
-            inv_freq: machine.memory(&inv_freq)?,
-            turns: machine.zeros(pass.rows() * HEAD_DIM)?,
-            pass,
+            follows: self.kernel == "follow_verdicts",
             verdicts: machine.memory(&vec![verdict; batch])?,
-            sequences: machine.memory(&sequences)?,
             drafts: machine.memory(&drafts)?,
             bonus: machine.zeros(batch)?,
             starts: machine.zeros(batch)?,
-            sources: machine.zeros(draft_rows)?,
-            draft_rows: machine.zeros(draft_rows)?,
+            sources: machine.zeros(rows)?,
+            draft_rows: machine.zeros(rows)?,
+            pass: tables(machine, batch, 0, &[4], slots)?,
+            sequences: machine.memory(&sequences)?,
         }))
     }
 }
 
-impl<B: Backend> Prepared for Operands<'_, B> {
+impl<B: Backend> Prepared for SelectionOperands<'_, B> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (kernels, stream) = (&self.machine.kernels, &self.machine.stream);
         let backend = kernels.backend();
         let verdicts = backend.view(stream, &self.verdicts);
-        match self.kernel {
-            "rope_table" => {
-                let (pass, inv_freq) = (&self.pass, backend.view(stream, &self.inv_freq));
-                let turns = backend.view_mut(stream, &mut self.turns);
-                kernels.rope_table(stream, &RopeTable { pass, inv_freq, scale: 1.0, turns })
-            }
-            "select_drafts" => kernels.select_drafts(
-                stream,
-                &SelectDrafts {
-                    drafts: backend.view(stream, &self.drafts),
-                    verdicts,
-                    bonus: backend.view_mut(stream, &mut self.bonus),
-                    starts: backend.view_mut(stream, &mut self.starts),
-                    sources: backend.view_mut(stream, &mut self.sources),
-                    draft_rows: backend.view_mut(stream, &mut self.draft_rows),
-                    error: None,
-                },
-            ),
-            // A group that has followed its verdict stays where it is.
-            _ => {
-                let sequences = backend.view(stream, &self.sequences);
-                let pass = &mut self.pass;
-                kernels.follow_verdicts(stream, FollowVerdicts { pass, sequences, verdicts, error: None })
-            }
+        if self.follows {
+            let sequences = backend.view(stream, &self.sequences);
+            let pass = &mut self.pass;
+            return kernels
+                .follow_verdicts(stream, FollowVerdicts { pass, sequences, verdicts, error: None });
         }
+        let args = SelectDrafts {
+            drafts: backend.view(stream, &self.drafts),
+            verdicts,
+            bonus: backend.view_mut(stream, &mut self.bonus),
+            starts: backend.view_mut(stream, &mut self.starts),
+            sources: backend.view_mut(stream, &mut self.sources),
+            draft_rows: backend.view_mut(stream, &mut self.draft_rows),
+            error: None,
+        };
+        kernels.select_drafts(stream, &args)
     }
 }
