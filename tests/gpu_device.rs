@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod simt_variant;
 
 use std::sync::{Arc, Mutex};
 
@@ -24,8 +25,10 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use simt_variant::checking;
 
 fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
+    let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.backend().stream();
     // Short splits, so that short contexts have several.
