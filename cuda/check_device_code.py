@@ -29,6 +29,8 @@ import sys
 import tempfile
 
 CUDA = pathlib.Path(__file__).resolve().parent
+# common/shapes.h with all sums done, as the crate in bindings generates it.
+SHAPES = CUDA.parent / "src" / "kernels" / "params" / "shapes.rs"
 FAMILIES = ["attention", "sampling", "acceptance", "glue"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
@@ -56,6 +58,19 @@ ATOMICS = MIX["atomics"]
 LOCAL_MEMORY = ["LDL", "STL"]
 
 
+# What a launch asks for of shared memory, by kernel: constants of common/shapes.h, added up as often as here.
+# Attention has an int32_t for a sequence of the batch, and one more; the calibrator of the released drafters is of
+# rank 512, eight slices.
+SHARED = {
+    r"joint_attention_d(\d+)_r(\d+)_s(\d+)": ({r"FLEXDRAFT_D\1_R\2_S\3_SHARED": 1}, 2 * 4),
+    r"calibrated_sample_\w+_64x16": ({"FLEXDRAFT_SMALL_SHARED": 1, "FLEXDRAFT_SMALL_SLICE_SHARED": 8}, 0),
+    r"calibrated_sample_\w+_128x64": ({"FLEXDRAFT_LARGE_SHARED": 1, "FLEXDRAFT_LARGE_SLICE_SHARED": 8}, 0),
+    r"sample_finish_\w+": ({"FLEXDRAFT_FINISH_SHARED": 1}, 0),
+    r"accept_\w+": ({"FLEXDRAFT_ACCEPT_SHARED": 1}, 0),
+    r"rms_norm": ({"FLEXDRAFT_NORM_SHARED": 1}, 0),
+}
+
+
 class Failure(Exception):
     """A kernel source or a tool that does not work: nothing can be said about the code."""
 
@@ -67,7 +82,7 @@ class Kernel:
     name: str
     architecture: str
     registers: int = 0
-    shared: int = 0
+    static_shared: int = 0
     stack: int = 0
     spills: int = 0
     # Whole opcodes with modifiers, such as HMMA.16816.F32.BF16.
@@ -122,7 +137,7 @@ def parse_resources(report):
         elif match := re.search(r"Used (\d+) registers", line):
             kernel.registers = int(match[1])
             shared = re.search(r"(\d+) bytes smem", line)
-            kernel.shared = int(shared[1]) if shared else 0
+            kernel.static_shared = int(shared[1]) if shared else 0
     return kernels
 
 
@@ -174,8 +189,8 @@ def problems(family, table, kernels):
                 f"{label}: {kernel.spills} bytes of spills, {kernel.stack} bytes of stack frame, "
                 f"{local} accesses to local memory"
             )
-        if kernel.shared:
-            found.append(f"{label}: {kernel.shared} bytes of static shared memory")
+        if kernel.static_shared:
+            found.append(f"{label}: {kernel.static_shared} bytes of static shared memory")
         for full, count in kernel.instructions.items():
             opcode, *modifiers = full.split(".")
             if opcode in ATOMICS and any(re.match(r"(B?F16|F32|F64)", modifier) for modifier in modifiers):
@@ -187,17 +202,35 @@ def problems(family, table, kernels):
     return found
 
 
-def table(family, kernels):
+def shapes():
+    """The constants of common/shapes.h."""
+    constants = re.findall(r"^pub const (\w+): \w+ = (\d+);", SHAPES.read_text(), re.MULTILINE)
+    return {name: int(value) for name, value in constants}
+
+
+def launch_shared(name, constants):
+    """Bytes of dynamic shared memory that a launch of a kernel asks for."""
+    for pattern, (sizes, more) in SHARED.items():
+        if match := re.fullmatch(pattern, name):
+            try:
+                return more + sum(constants[match.expand(size)] * count for size, count in sizes.items())
+            except KeyError as missing:
+                raise Failure(f"{name}: no {missing} in {SHAPES}") from missing
+    return 0
+
+
+def table(family, kernels, constants):
     """A family's kernels as Markdown tables, one an architecture."""
     lines = []
     for architecture in ARCHITECTURES:
         # A column of an instruction that no kernel here has says nothing.
         chosen = [kernel for kernel in kernels.values() if kernel.architecture == architecture]
         mix = [name for name, opcodes in MIX.items() if any(kernel.count(*opcodes) for kernel in chosen)]
-        header = ["kernel", "registers", "spills", "stack", "static shared", "instructions", *mix]
+        header = ["kernel", "registers", "spills", "stack", "shared", "instructions", *mix]
         rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
         for kernel in sorted(chosen, key=lambda kernel: kernel.name):
-            numbers = [kernel.registers, kernel.spills, kernel.stack, kernel.shared]
+            shared = launch_shared(kernel.name, constants)
+            numbers = [kernel.registers, kernel.spills, kernel.stack, shared]
             numbers += [sum(kernel.instructions.values()), *(kernel.count(*MIX[name]) for name in mix)]
             rows.append([f"`{kernel.name}`", *map(str, numbers)])
         lines += [f"## {family}, {architecture}", ""]
@@ -224,12 +257,13 @@ def main():
         "",
         f"Written by `cuda/check_device_code.py` with nvcc {version[1] if version else '?'}. Spills and stack frames "
         "are bytes a thread;",
-        "static shared memory is bytes a CTA; the rest counts instructions in the code, not instructions executed.",
+        "shared memory, all of it dynamic, is what a launch asks for: bytes a CTA, of attention for one sequence, of the",
+        "calibrator for rank 512. The rest counts instructions in the code, not instructions executed.",
         "",
     ]
-    found = []
+    found, constants = [], shapes()
     for family, kernels in compiled.items():
-        lines += table(family, kernels)
+        lines += table(family, kernels, constants)
         found += problems(family, kernel_table(sources[family].read_text()), kernels)
     text = "\n".join(lines)
     print(text)

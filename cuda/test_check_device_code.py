@@ -7,6 +7,10 @@ import sys
 import tempfile
 import unittest
 
+# The build watches this folder.
+sys.dont_write_bytecode = True
+import check_device_code  # noqa: E402
+
 CUDA = pathlib.Path(__file__).resolve().parent
 SCRIPT = CUDA / "check_device_code.py"
 
@@ -82,6 +86,36 @@ def check(family, source, *kernels):
     return result.returncode, result.stderr, written
 
 
+class SharedMemory(unittest.TestCase):
+    def test_what_launches_ask_for(self):
+        constants = check_device_code.shapes()
+        expected = {
+            "joint_attention_d64_r64_s2": 40960 + 684 + 8,
+            "joint_attention_d128_r128_s2": 98304 + 1324 + 8,
+            "attention_merge_d64_l5": 0,
+            "sample_rows_f32": 0,
+            "calibrated_sample_f32_64x16": 84736,
+            "calibrated_sample_bf16_128x64": 203776,
+            "sample_finish_bf16": 24768,
+            "accept_f32": 1024,
+            "accept_block_sums_bf16": 1024,
+            "rms_norm": 32,
+            "add": 0,
+        }
+        for name, shared in expected.items():
+            self.assertEqual(check_device_code.launch_shared(name, constants), shared, name)
+
+    def test_no_size_is_left_out(self):
+        named = {constant for sizes, _ in check_device_code.SHARED.values() for constant in sizes}
+        for constant in check_device_code.shapes():
+            if constant.endswith("_SHARED") and not constant.startswith("FLEXDRAFT_D"):
+                self.assertIn(constant, named)
+
+    def test_tiles_that_the_table_does_not_have(self):
+        with self.assertRaisesRegex(check_device_code.Failure, "FLEXDRAFT_D96_R64_S3_SHARED"):
+            check_device_code.launch_shared("joint_attention_d96_r64_s3", check_device_code.shapes())
+
+
 class Refusals(unittest.TestCase):
     def refused(self, text, family, source, *kernels):
         status, errors, _ = check(family, source, *kernels)
@@ -91,9 +125,10 @@ class Refusals(unittest.TestCase):
             self.assertTrue(lines, f"no {text!r} for {architecture} in:\n{errors}")
 
     def test_sound_code_passes(self):
-        status, errors, written = check("attention", SOUND, "joint_attention_d64")
+        name = "joint_attention_d64_r64_s3"
+        status, errors, written = check("attention", SOUND.replace("joint_attention_d64", name), name)
         self.assertEqual(status, 0, errors)
-        self.assertRegex(written, r"\| `joint_attention_d64` \| [1-9]\d* \| 0 \| 0 \| 0 \| [1-9]\d* \| 1 \|")
+        self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 57352 \| [1-9]\d* \| 1 \|")
         status, errors, _ = check("glue", INTEGER_ATOMIC, "other")
         self.assertEqual(status, 0, errors)
 
