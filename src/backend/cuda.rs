@@ -1,11 +1,14 @@
 //! The GPU, through the CUDA driver.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUdevice_attribute as DeviceAttribute, CUfunction_attribute as FunctionAttribute, CUresult, CUstream,
+    CUdevice_attribute as DeviceAttribute, CUdeviceptr, CUfunction_attribute as FunctionAttribute,
+    CUpointer_attribute as PointerAttribute, CUresult, CUstream, CUstreamCaptureStatus as CaptureStatus,
+    cuPointerGetAttributes,
 };
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError, result};
 use cudarc::nvrtc::Ptx;
@@ -163,6 +166,20 @@ fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, Driv
     Ok(bytes)
 }
 
+/// Whether `memory` is the host's alone: neither page-locked nor managed by CUDA. A copy is of one kind or refused, so
+/// its first byte tells.
+fn is_pageable<T>(memory: &[T]) -> bool {
+    let mut attribute = PointerAttribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    let mut kind = 0u32;
+    let mut data = (&raw mut kind).cast::<c_void>();
+    // SAFETY: one attribute, whose value is as large as `kind`; the address is looked up, not followed.
+    let found = unsafe {
+        cuPointerGetAttributes(1, &raw mut attribute, &raw mut data, memory.as_ptr() as CUdeviceptr)
+    };
+    // 0 is memory that the driver does not know.
+    memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
+}
+
 pub(super) fn driver(error: DriverError) -> BackendError {
     BackendError::Driver(error.to_string())
 }
@@ -214,7 +231,13 @@ impl Backend for Cuda {
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
         let mut to = to.try_slice_mut(range).ok_or(BackendError::CopyLength { wanted, found })?;
-        stream.memcpy_htod(from, &mut to).map_err(driver)
+        // A graph would read `from` again when it runs.
+        if stream.capture_status().map_err(driver)? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(BackendError::Driver("memory of the host cannot be uploaded in a capture".into()));
+        }
+        stream.memcpy_htod(from, &mut to).map_err(driver)?;
+        // The driver has taken pageable memory when it returns. Other memory it reads when the copy's turn comes.
+        if is_pageable(from) { Ok(()) } else { stream.synchronize().map_err(driver) }
     }
 
     fn download<T: Element>(

@@ -157,9 +157,12 @@ impl Backend for Foreign {
         if source.is_empty() {
             return Ok(());
         }
-        // SAFETY: both parts are of this length; the driver has taken the source, which is pageable, when it
-        // returns.
-        unsafe { result::memcpy_htod_async(to, source, stream.raw()) }.map_err(driver)
+        // SAFETY: both parts are of this length. Page-locked memory is read when the copy's turn comes, so that is
+        // waited for; in a capture waiting is an error, and the graph, which would read the source again, none.
+        unsafe {
+            result::memcpy_htod_async(to, source, stream.raw()).map_err(driver)?;
+            result::stream::synchronize(stream.raw()).map_err(driver)
+        }
     }
 
     fn download<T: Element>(

@@ -126,11 +126,13 @@ pub trait Backend: Send + Sync + 'static {
         len: usize,
     ) -> Result<Self::Memory<T>, BackendError>;
 
-    /// Replaces the elements of `to` from `first` on by `from`, once what was put on `stream` before has run.
+    /// Replaces the elements of `to` from `first` on by `from`, once what was put on `stream` before has run. `from`
+    /// has been read when this returns; where it is page-locked that means waiting for the stream.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `to` ends before, or an error of the driver.
+    /// [`BackendError::CopyLength`] if `to` ends before, an error of the driver, or a capture of `stream`, as a
+    /// graph would read `from` again.
     fn upload<T: Element>(
         &self,
         stream: &Self::Stream,
