@@ -1,8 +1,11 @@
 //! Where the tests' kernels run.
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use flexdraft::backend::{Backend, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions};
+use cudarc::driver::CudaContext;
+use flexdraft::backend::{Backend, BackendError, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use half::bf16;
 
@@ -34,12 +37,25 @@ pub fn simt(options: SimtOptions) -> Bench<Simt> {
     Bench { kernels, stream }
 }
 
-/// A GPU, if there is one.
+/// Held by the test whose turn the GPU is: another test that waits for the whole context would break the capture of
+/// one.
+static TURN: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    /// The turn of this thread's test, until the thread ends.
+    static MINE: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+}
+
+/// A GPU, if there is one. It is this test's alone from here on.
 pub fn cuda() -> Option<Bench<Cuda>> {
+    /// Keeps the primary context from being made anew by each test.
+    static KEPT: OnceLock<Option<Arc<CudaContext>>> = OnceLock::new();
+    MINE.with_borrow_mut(|mine| {
+        mine.get_or_insert_with(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
+    });
+    KEPT.get_or_init(|| Cuda::context(0).ok());
     let found = Cuda::context(0).and_then(|context| {
-        let stream = context
-            .new_stream()
-            .map_err(|error| flexdraft::backend::BackendError::Driver(error.to_string()))?;
+        let stream = context.new_stream().map_err(|error| BackendError::Driver(error.to_string()))?;
         Ok(Bench { kernels: Kernels::load(&context)?, stream })
     });
     match found {

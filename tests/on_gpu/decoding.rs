@@ -1,0 +1,109 @@
+//! The decode loop on a GPU.
+
+use std::sync::{Arc, Mutex};
+
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::SimtOptions;
+use flexdraft::decode::{Engine, EngineOptions, LogitsHook, Mode, Request};
+use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::{Device, Precision};
+use flexdraft::kernels::attention::DEFAULT_SPLIT;
+use flexdraft::model::Model;
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::DType;
+
+use crate::bench::{Bench, cuda, simt};
+use crate::close;
+use crate::common::models::Spec;
+use crate::common::runs::run;
+
+fn spec(head_dim: usize, seed: u64) -> Spec {
+    Spec {
+        head_dim,
+        hidden: 256,
+        vocab: 1000,
+        rank: Some(32),
+        dtype: DType::Bf16,
+        layers: 4,
+        tail: 2,
+        seed,
+        ..Spec::default()
+    }
+}
+
+#[test]
+fn every_mode_gives_the_same_tokens() {
+    if cuda().is_none() {
+        return;
+    }
+    // Short splits, so that these contexts have several.
+    for (head_dim, seed, split) in [(64, 1, DEFAULT_SPLIT), (128, 2, DEFAULT_SPLIT), (64, 3, 64)] {
+        let spec = spec(head_dim, seed);
+        let (target, drafter) = spec.weights();
+        let decode = |mode, batch: usize, rule, temperature| {
+            let model = Model::new(Gpu::cuda(0).unwrap().with_split(split), &target, Some(&drafter)).unwrap();
+            let options = EngineOptions { cache_tokens: 8192, ..EngineOptions::default() };
+            let mut engine = Engine::new(model, mode, options).unwrap();
+            let request = |i: usize| Request {
+                sampling: SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 },
+                rule,
+                seed: i as u64,
+                ..Request::new((0..10 + 37 * i as u32).map(|id| id * 7 % 1000).collect(), 64)
+            };
+            let outputs = run(&mut engine, (0..batch).map(request).collect());
+            outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>()
+        };
+        for (rule, temperature) in [(Rule::Match, 0.0), (Rule::Match, 1.0)] {
+            let ar = decode(Mode::Autoregressive, 1, rule, temperature);
+            for batch in [1, 5] {
+                for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
+                    let found = decode(mode, batch, rule, temperature);
+                    assert_eq!(found[0], ar[0], "{mode:?} at batch {batch} and temperature {temperature}");
+                }
+            }
+        }
+        let parallel = decode(Mode::Parallel, 3, Rule::Rejection, 1.0);
+        assert_eq!(parallel, decode(Mode::Sequential, 3, Rule::Rejection, 1.0));
+    }
+}
+
+/// The target's logits after a prompt and along a continuation that does not depend on them.
+fn logits(device: impl Device, spec: &Spec) -> Vec<Vec<f32>> {
+    let (target, drafter) = spec.weights();
+    let model = Model::new(device, &target, Some(&drafter)).unwrap();
+    let mut engine = Engine::new(model, Mode::Autoregressive, EngineOptions::default()).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let rows = seen.clone();
+    let hook = move |position: usize, _: &[u32], logits: &mut [f32]| {
+        rows.lock().unwrap().push(logits.to_vec());
+        let next = position * 31 % logits.len();
+        logits[next] = 1e4;
+    };
+    let hook: Box<dyn LogitsHook> = Box::new(hook);
+    let prompt = (0..70).map(|id| id * 7 % spec.vocab as u32).collect();
+    run(&mut engine, vec![Request { logits_hook: Some(hook), ..Request::new(prompt, 4) }]);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 4);
+    seen.clone()
+}
+
+/// What the CPU device computes with activations in bf16, which are rounded at the same places.
+#[test]
+fn logits_are_those_of_the_cpu_device() {
+    for (head_dim, seed, bias) in [(64, 1, false), (128, 2, true)] {
+        let spec = Spec { bias, ..spec(head_dim, seed) };
+        let cpu = Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
+        let expected = logits(cpu, &spec).concat();
+        let Bench { kernels, stream } = simt(SimtOptions::default());
+        let host = Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64);
+        close("the SIMT host's logits", &logits(host, &spec).concat(), &expected, LOGITS);
+        if cuda().is_some() {
+            let gpu = Gpu::cuda(0).unwrap().with_split(64);
+            close("a GPU's logits", &logits(gpu, &spec).concat(), &expected, LOGITS);
+        }
+    }
+}
+
+/// What roundings to bf16 that go the other way make of logits in a model of a few layers, relative to the largest.
+const LOGITS: f32 = 0.02;

@@ -1,0 +1,120 @@
+//! Matrix products against sums in f64: cuBLASLt's on a GPU, and those that stand for them on the SIMT host.
+
+use std::ops::Range;
+
+use flexdraft::backend::SimtOptions;
+use flexdraft::device::gpu::{CpuProducts, CublasLt, ProductMemory, ProductOut, Products, Weights};
+use half::bf16;
+
+use crate::bench::{Bench, cuda, halves, noise, simt};
+
+/// A layer.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    in_cols: usize,
+    out_cols: usize,
+    bias: bool,
+    logits: bool,
+}
+
+/// Rows of the input; products are of some of them.
+const ROWS: usize = 70;
+
+/// What stands where no product went.
+const UNTOUCHED: f32 = 77.0;
+
+/// The output with only `rows` multiplied, as f32, and the elements from one row to the next.
+fn multiply<P: Products>(
+    bench: &Bench<P::Backend>,
+    products: &P,
+    layer: Layer,
+    rows: Range<usize>,
+) -> (Vec<f32>, usize) {
+    let (backend, stream) = (bench.kernels.backend(), &bench.stream);
+    let Layer { in_cols, out_cols, bias, logits } = layer;
+    let weights = Weights {
+        weight: halves(1, out_cols * in_cols),
+        bias: bias.then(|| noise(2, out_cols)),
+        in_cols,
+        out_cols,
+    };
+    let weights = products.new_layer(backend, stream, &weights).unwrap();
+    let x = bench.memory(&halves(3, ROWS * in_cols));
+    let stride = if logits { out_cols.next_multiple_of(8) } else { out_cols };
+    if logits {
+        let mut out = bench.memory(&vec![UNTOUCHED; ROWS * stride]);
+        let to = ProductOut { memory: ProductMemory::F32(&mut out), stride };
+        products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
+        (bench.host(&out, ROWS * stride), stride)
+    } else {
+        let mut out = bench.memory(&vec![bf16::from_f32(UNTOUCHED); ROWS * stride]);
+        let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride };
+        products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
+        (bench.host(&out, ROWS * stride).iter().map(|x| x.to_f32()).collect(), stride)
+    }
+}
+
+fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
+    let Layer { in_cols, out_cols, bias, logits } = layer;
+    let weight: Vec<f64> = halves(1, out_cols * in_cols).iter().map(|w| w.to_f64()).collect();
+    let x: Vec<f64> = halves(3, ROWS * in_cols).iter().map(|x| x.to_f64()).collect();
+    let biases = noise(2, out_cols);
+    let mut first_bits = Vec::new();
+    for rows in [0..1, 0..ROWS, 3..4, 5..22, 1..66, 64..70] {
+        let (found, stride) = multiply(bench, products, layer, rows.clone());
+        for row in 0..ROWS {
+            let found = &found[row * stride..][..out_cols];
+            if !rows.contains(&row) {
+                assert!(found.iter().all(|&x| x == UNTOUCHED), "{layer:?}, {rows:?}: row {row} is touched");
+                continue;
+            }
+            for (col, &found) in found.iter().enumerate() {
+                let products = || {
+                    let w = &weight[col * in_cols..][..in_cols];
+                    w.iter().zip(&x[row * in_cols..]).map(|(w, x)| w * x)
+                };
+                let added = if bias { f64::from(biases[col]) } else { 0.0 };
+                let exact = products().sum::<f64>() + added;
+                let size = products().map(f64::abs).sum::<f64>() + added.abs();
+                // Half a unit of bf16 of the result and of the bias; sums in f32.
+                let rounding = if logits { 0.0 } else { (exact.abs() + added.abs()) / 256.0 };
+                let error = (f64::from(found) - exact).abs();
+                let allowed = rounding + 1e-5 * size;
+                assert!(error <= allowed, "{layer:?}, {rows:?}: {row}, {col} is {found}, not {exact}");
+            }
+        }
+        // A row has its bits whatever rows are beside it.
+        let bits = |row: usize| found[row * stride..][..out_cols].iter().map(|x| x.to_bits()).collect();
+        if rows.len() == ROWS {
+            first_bits = (0..ROWS).map(bits).collect::<Vec<Vec<u32>>>();
+        } else if !first_bits.is_empty() {
+            for row in rows {
+                assert!(bits(row) == first_bits[row], "{layer:?}: row {row} has other bits");
+            }
+        }
+    }
+}
+
+/// Widths that no tile divides.
+const LAYERS: [(usize, usize); 4] = [(8, 8), (72, 24), (200, 136), (136, 1001)];
+
+fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
+    let layer = |&(in_cols, out_cols): &(usize, usize)| {
+        let layer = move |bias, logits| Layer { in_cols, out_cols, bias, logits };
+        [layer(false, false), layer(true, false), layer(false, true), layer(true, true)]
+    };
+    // Activations are rows of a multiple of eight.
+    widths.iter().flat_map(layer).filter(|layer| layer.logits || layer.out_cols % 8 == 0).collect()
+}
+
+#[test]
+fn are_the_sums() {
+    let host = simt(SimtOptions::default());
+    let products = CpuProducts::new(1).unwrap();
+    layers(&LAYERS).into_iter().for_each(|layer| check(&host, &products, layer));
+    let Some(gpu) = cuda() else { return };
+    let products = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
+    // And widths of models.
+    let widths = [LAYERS.as_slice(), &[(576, 1536), (1536, 576), (1024, 3072)]].concat();
+    layers(&widths).into_iter().for_each(|layer| check(&gpu, &products, layer));
+}
