@@ -1,11 +1,11 @@
 //! The kernels on a GPU beside their floors: attention, sampling, acceptance and glue at the shapes of a decode
-//! step of Qwen3-8B, timed by CUDA events with the L2 cache flushed before each launch.
+//! step of Qwen3-8B, timed by CUDA events with the L2 cache flushed before each launch (timing.rs).
 //!
 //! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs)
 //! in `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in
 //! `target/kernels`. The ceilings that floors are computed from (floor.rs) are measured first, on the same
 //! device. Without a GPU, or device code in the build, it says so and ends well; `FLEXDRAFT_REQUIRE_GPU=1` makes
-//! that a failure.
+//! that a failure, as is a kind of cases of which none could be measured.
 
 mod cases;
 mod ceilings;
@@ -18,6 +18,7 @@ use std::env;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use cases::acceptance::Acceptance;
@@ -40,6 +41,8 @@ struct Bench {
     timer: Timer,
     device: Device,
     results: PathBuf,
+    /// Whether there were cases of some kind, and all of them failed.
+    failed: bool,
 }
 
 impl Bench {
@@ -51,7 +54,7 @@ impl Bench {
         let mut timer = Timer::new(&context, &stream)?;
         let device = ceilings::measure(&context, &stream, &mut timer)?;
         let results = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
-        Ok(Bench { machine: Machine { kernels, stream }, timer, device, results })
+        Ok(Bench { machine: Machine { kernels, stream }, timer, device, results, failed: false })
     }
 
     /// Measures those of a family's cases that the command line asks for.
@@ -63,8 +66,11 @@ impl Bench {
         record: &mut Option<Record>,
     ) -> Result<(), Box<dyn Error>> {
         let mut group = criterion.benchmark_group(family);
-        group.sampling_mode(SamplingMode::Flat).sample_size(10);
-        group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(50));
+        // At least a launch a sample. The timer has warmed up by itself; flushing takes many times as long as a small
+        // kernel, whose launches fill the time that is asked for here.
+        group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
+        group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
+        let [mut measured, mut failed] = [0, 0];
         for case in cases {
             let mut seconds = Vec::new();
             let mut problem = None;
@@ -73,10 +79,23 @@ impl Bench {
             group.throughput(Throughput::Bytes(case.floor().bytes()));
             group.bench_function(BenchmarkId::new(case.kernel(), record::label(case)), |bencher| {
                 bencher.iter_custom(|launches| {
+                    // Criterion cannot be stopped, takes no zero, and asks for ever more launches until some time
+                    // has passed.
+                    let gone_wrong = || {
+                        thread::sleep(Duration::from_millis(1));
+                        Duration::from_millis(launches.clamp(1, 1000))
+                    };
+                    if problem.is_some() {
+                        return gone_wrong();
+                    }
                     let mut run = || {
                         let prepared = match &mut prepared {
                             Some(prepared) => prepared,
-                            none => none.insert(case.prepare(&self.machine)?),
+                            none => {
+                                let prepared = none.insert(case.prepare(&self.machine)?);
+                                self.timer.warm_up(prepared.as_mut())?;
+                                prepared
+                            }
                         };
                         self.timer.seconds(launches as usize, prepared.as_mut())
                     };
@@ -87,9 +106,8 @@ impl Bench {
                             Duration::from_secs_f64(sum)
                         }
                         Err(error) => {
-                            problem.get_or_insert(error);
-                            // As criterion cannot be stopped, and takes no zero.
-                            Duration::from_millis(launches)
+                            problem = Some(error);
+                            gone_wrong()
                         }
                     }
                 });
@@ -97,6 +115,7 @@ impl Bench {
             drop(prepared);
             if let Some(problem) = problem {
                 eprintln!("{} {}: {problem}", case.kernel(), record::label(case));
+                failed += 1;
                 continue;
             }
             if let Some(line) = Line::new(case, seconds, self.device.ceilings()) {
@@ -113,9 +132,11 @@ impl Bench {
                     None => record.insert(Record::create(&self.results, family, &self.device)?),
                 };
                 record.add(&line)?;
+                measured += 1;
             }
         }
         group.finish();
+        self.failed |= failed > 0 && measured == 0;
         Ok(())
     }
 
@@ -157,5 +178,5 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     criterion.final_summary();
-    ExitCode::SUCCESS
+    if bench.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -1,23 +1,75 @@
-//! Times on a GPU: CUDA events around each launch, with the L2 cache flushed before it.
+//! Times on a GPU: CUDA events around each launch, with an L2 cache before it that holds nothing of its operands.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytemuck::Zeroable;
 use cudarc::driver::sys::{CUdevice_attribute as DeviceAttribute, CUevent_flags as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError};
-use flexdraft::backend::BackendError;
-use flexdraft::kernels::KernelError;
+use flexdraft::backend::{Backend, BackendError, Cuda};
+use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::kernels::{KernelError, Kernels};
+use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
 
 /// Launches that are put on the stream before their times are read.
 const TOGETHER: usize = 64;
 
+/// How long launches go on before any is timed: a card that has waited for operands to be made has slowed down.
+const WARM: Duration = Duration::from_millis(200);
+
 /// Times launches on one stream.
 pub struct Timer {
     stream: Arc<CudaStream>,
-    /// Four times as large as the L2 cache.
-    flush: CudaSlice<u8>,
+    kernels: Kernels<Cuda>,
+    /// Four times as large as the L2 cache, like what is read after it.
+    overwritten: CudaSlice<u8>,
+    read: Reading,
     events: Vec<(CudaEvent, CudaEvent)>,
+}
+
+/// Memory that one pass of sampling reads, and writes next to nothing for.
+struct Reading {
+    logits: CudaSlice<f32>,
+    ways: CudaSlice<RowSampling>,
+    workspace: CudaSlice<f32>,
+    stats: CudaSlice<RowStats>,
+}
+
+impl Reading {
+    /// Logits in a row of it.
+    const COLS: usize = 1 << 17;
+
+    fn new(backend: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
+        let rows = bytes.div_ceil(4 * Self::COLS);
+        let greedy = RowSampling::new(&SamplingParams::GREEDY, None)
+            .map_err(|error| BackendError::Driver(error.to_string()))?;
+        let mut ways = backend.allocate(stream, rows)?;
+        backend.upload(stream, &vec![greedy; rows], &mut ways, 0)?;
+        let mut stats = backend.allocate(stream, rows)?;
+        backend.upload(stream, &vec![RowStats::zeroed(); rows], &mut stats, 0)?;
+        let workspace = backend.allocate(stream, workspace_len(rows, Self::COLS, false)?)?;
+        Ok(Reading { logits: backend.allocate(stream, rows * Self::COLS)?, ways, workspace, stats })
+    }
+
+    fn launch(&mut self, kernels: &Kernels<Cuda>, stream: &Arc<CudaStream>) -> Result<(), KernelError> {
+        let backend = kernels.backend();
+        let sample = Sample {
+            vocab: Self::COLS,
+            stride: Self::COLS,
+            logits: LogitRows::Read(backend.view(stream, &self.logits)),
+            logit_index: None,
+            sampling: backend.view(stream, &self.ways),
+            starts: None,
+            draft: None,
+            calibration: None,
+            workspace: backend.view_mut(stream, &mut self.workspace),
+            stats: backend.view_mut(stream, &mut self.stats),
+            error: None,
+        };
+        kernels.sample(stream, sample)
+    }
 }
 
 /// An error of the driver as a kernel's.
@@ -31,22 +83,37 @@ impl Timer {
         let bytes = 4 * usize::try_from(l2).unwrap_or_default().max(1 << 20);
         let event = || context.new_event(Some(EventFlags::CU_EVENT_DEFAULT));
         let events = (0..TOGETHER).map(|_| Ok((event()?, event()?))).collect::<Result<Vec<_>, _>>();
+        let kernels = Kernels::load(context)?;
+        let read = Reading::new(kernels.backend(), stream, bytes)?;
         Ok(Timer {
             stream: stream.clone(),
-            flush: stream.alloc_zeros(bytes).map_err(driver)?,
+            kernels,
+            overwritten: stream.alloc_zeros(bytes).map_err(driver)?,
+            read,
             events: events.map_err(driver)?,
         })
     }
 
-    /// The seconds of each of `count` launches. Before each, memory larger than the L2 cache is overwritten,
-    /// which also gives the host time to put the launch on the stream before its turn comes.
+    /// Launches without taking times, for so long that the card runs as fast as it does under load.
+    pub fn warm_up(&mut self, prepared: &mut dyn Prepared) -> Result<(), KernelError> {
+        let start = Instant::now();
+        while start.elapsed() < WARM {
+            self.seconds(8, prepared)?;
+        }
+        Ok(())
+    }
+
+    /// The seconds of each of `count` launches. Before each, memory larger than the L2 cache is overwritten, and other
+    /// memory read: lines that the cache has to write back would be written on the launch's time. That also gives the
+    /// host time to put the launch on the stream before its turn comes.
     pub fn seconds(&mut self, count: usize, prepared: &mut dyn Prepared) -> Result<Vec<f64>, KernelError> {
-        let mut seconds = Vec::with_capacity(count);
+        let mut seconds = Vec::new();
         while seconds.len() < count {
             let together = &self.events[..TOGETHER.min(count - seconds.len())];
             for (start, end) in together {
                 prepared.restore()?;
-                self.stream.memset_zeros(&mut self.flush).map_err(driver)?;
+                self.stream.memset_zeros(&mut self.overwritten).map_err(driver)?;
+                self.read.launch(&self.kernels, &self.stream)?;
                 start.record(&self.stream).map_err(driver)?;
                 prepared.launch()?;
                 end.record(&self.stream).map_err(driver)?;
