@@ -7,8 +7,8 @@ import time
 
 import torch
 
-# Launches whose times are taken, after as many as warm up.
-TIMED, WARM = 25, 5
+# Launches whose times are taken, after launches for so many seconds: a card that waited for a compiler slowed down.
+TIMED, WARM = 25, 0.1
 
 
 def noise(shape, seed: int, device: str, dtype=torch.bfloat16, scale=1.0) -> torch.Tensor:
@@ -24,13 +24,20 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 class Timer:
-    """Medians of single launches, the L2 cache overwritten before each."""
+    """Medians of single launches. Before each, memory larger than the L2 cache is overwritten and other memory read, as
+    lines that the cache has to write back would be written on the launch's time (as benches/kernels/timing.rs does)."""
 
     def __init__(self, device: str):
         self.device = device
         if device == "cuda":
             size = 4 * torch.cuda.get_device_properties(0).L2_cache_size
-            self.flush = torch.empty(max(size, 1 << 20), dtype=torch.uint8, device=device)
+            self.overwritten, self.read = (torch.zeros(max(size, 1 << 20), dtype=torch.uint8, device=device)
+                                           for _ in range(2))
+            self.sum = torch.empty((), dtype=torch.float32, device=device)
+
+    def flush(self):
+        self.overwritten.zero_()
+        torch.sum(self.read.view(torch.float32), 0, out=self.sum)
 
     def median_us(self, launch, restore=None) -> tuple[float, str]:
         """The median time of `launch`, in microseconds, and whether it was replayed from a CUDA graph, which takes
@@ -56,16 +63,23 @@ class Timer:
         except Exception:  # Not everything can be captured; it is timed as it is then, and the line says so.
             torch.cuda.synchronize()
             run, how = launch, "eager"
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(WARM + TIMED)]
-        for start, end in events:
-            if restore:
-                restore()
-            self.flush.zero_()
-            start.record()
-            run()
-            end.record()
-        torch.cuda.synchronize()
-        return statistics.median(start.elapsed_time(end) * 1e3 for start, end in events[WARM:]), how
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(TIMED)]
+
+        def timed(pairs):
+            for start, end in pairs:
+                if restore:
+                    restore()
+                self.flush()
+                start.record()
+                run()
+                end.record()
+            torch.cuda.synchronize()
+
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < WARM:
+            timed(events[:5])
+        timed(events)
+        return statistics.median(start.elapsed_time(end) * 1e3 for start, end in events), how
 
 
 class Record:
