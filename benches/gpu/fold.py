@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
-"""Folds the report of a bundle's run into the repository, in files named after the device.
+"""Folds reports of a bundle's runs on one device into the repository, in files named after the device.
 
-    benches/gpu/fold.py REPORT_DIRECTORY [ROOT_OF_THE_REPOSITORY]
+    benches/gpu/fold.py REPORT... [--root ROOT_OF_THE_REPOSITORY]
 
-Writes benches/results/gpu-<device>.json: every run with its status, and what the kernels' benchmark measured, as
-far as it came; benches/gpu/plot.py makes a plot of that file. What the GPU made of single instructions becomes
-tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT host's models with.
+A REPORT is the report.tgz that run.sh writes, or a folder with what is in it; what a later one has stands in the place
+of what an earlier one has. Writes benches/results/gpu-<device>.json: every run with its status, and what was measured,
+as far as it came, of steps, kernels and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU made
+of single instructions becomes tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT host's
+models with.
 """
 
+import argparse
 import json
 import pathlib
 import re
 import sys
+import tarfile
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -19,6 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def lines(path: pathlib.Path) -> list[dict]:
     """The lines of a file that a run may have been cut short in: a last one that is not whole is left out."""
     parsed = []
+    if not path.exists():
+        return parsed
     text = path.read_text().splitlines()
     for number, line in enumerate(text):
         try:
@@ -33,44 +40,90 @@ def rounded(value):
     """Four digits of every fraction: no clock gives more."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def kernels(report: pathlib.Path) -> dict:
-    """What was measured of each family, the ceilings first."""
-    families = {}
-    for path in sorted(report.glob("kernels-*.jsonl")):
-        ceilings, *cases = [rounded(line) for line in lines(path)] or [{}]
-        families[path.stem.removeprefix("kernels-")] = {"ceilings": ceilings, "cases": cases}
-    return families
+MEASURED = {"steps": ("machine", "steps"), "peer-steps": ("machine", "steps"), "kernels": ("ceilings", "cases"),
+            "peers": ("machine", "cases")}
 
 
-def fold(report: pathlib.Path, root: pathlib.Path) -> None:
-    runs = lines(report / "report.jsonl")
+class Report:
+    """What is in the folder of a run's results."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.runs = {run["run"]: run for run in lines(folder / "report.jsonl")}
+        self.steps, self.peer_steps, self.kernels, self.peers = (
+            families(folder, kind, *parts) for kind, parts in MEASURED.items())
+        recorded = folder / "ptx.json"
+        self.instructions = recorded.read_text() if recorded.exists() else None
+
+    def update(self, later: "Report") -> None:
+        # Its turn is what a skipped run never had.
+        self.runs.update((name, run) for name, run in later.runs.items()
+                         if name not in self.runs or "skipped" not in run)
+        for kind in ("steps", "peer_steps", "kernels", "peers"):
+            getattr(self, kind).update(getattr(later, kind))
+        self.instructions = later.instructions or self.instructions
+
+
+def families(folder: pathlib.Path, kind: str, first: str, rest: str) -> dict:
+    """What is in the files of a kind by the rest of their names: what a file begins with, and its other lines."""
+    found = {}
+    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+        header, *others = [rounded(line) for line in lines(path)] or [{}]
+        found[path.stem.removeprefix(f"{kind}-")] = {first: header, rest: others}
+    return found
+
+
+def read(path: pathlib.Path) -> Report:
+    if path.is_dir():
+        return Report(path)
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+        return Report(pathlib.Path(folder))
+
+
+def fold(report: Report, root: pathlib.Path) -> None:
+    runs = list(report.runs.values())
     if not runs:
         sys.exit("the report is empty")
-    device, commit = runs[0]["device"], runs[0]["commit"]
-    name = re.sub(r"[^a-z0-9]+", "-", device.split(",")[0].lower()).strip("-")
+    devices = {run["device"] for run in runs}
+    if len(devices) > 1:
+        sys.exit(f"the reports are of several devices: {', '.join(sorted(devices))}")
+    device, _, driver = devices.pop().partition(", ")
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     path = root / "benches/results" / f"gpu-{name}.json"
-    kept = [{key: run[key] for key in ("run", "status", "seconds")} for run in runs]
-    folded = {"device": device, "commit": commit, "runs": kept, "kernels": kernels(report)}
+    last = max(runs, key=lambda run: run["date"])
+    folded = {
+        "device": device, "driver": driver, "date": last["date"], "commit": last["commit"],
+        "runs": [{key: value for key, value in run.items() if key != "device"} for run in runs],
+        "steps": report.steps, "peer_steps": report.peer_steps, "kernels": report.kernels, "peers": report.peers,
+    }
     path.write_text(json.dumps(folded, indent=1) + "\n")
     passed = sum(run["status"] == 0 for run in runs)
-    measured = sum(len(family["cases"]) for family in folded["kernels"].values())
-    print(f"{path}: {passed} of {len(runs)} runs passed, {measured} cases measured")
-
-    recorded = report / "ptx.json"
-    if recorded.exists():
+    measured = sum(len(family["cases"]) for family in report.kernels.values())
+    compared = sum("over_flexdraft" in line for family in report.peers.values() for line in family["cases"])
+    steps = sum("step_seconds" in line for model in report.steps.values() for line in model["steps"])
+    print(f"{path}: {passed} of {len(runs)} runs passed, {steps} steps and {measured} cases of kernels "
+          f"measured, {compared} compared with other libraries")
+    if report.instructions:
         fixture = root / "tests/fixtures/ptx" / f"{name}.json"
         fixture.parent.mkdir(exist_ok=True)
-        fixture.write_text(recorded.read_text())
+        fixture.write_text(report.instructions)
         print(fixture)
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    fold(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]) if len(sys.argv) == 3 else ROOT)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", metavar="REPORT", nargs="+", type=pathlib.Path)
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT)
+    arguments = parser.parse_args()
+    first, *others = map(read, arguments.reports)
+    for report in others:
+        first.update(report)
+    fold(first, arguments.root)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Plots how near the kernels come to their floors, from a file that fold.py wrote.
+"""Plots how near the kernels come to their floors and what other libraries take, from a file that fold.py wrote.
 
     benches/gpu/plot.py benches/results/gpu-<device>.json
 
-Writes an SVG beside it: a panel a family, a bar a case, the floor at 1. Needs matplotlib
+Writes SVGs beside it, of what was measured: gpu-<device>.svg, a panel a family, a bar a case, the floor at 1;
+gpu-<device>-peers.svg, a panel a family, a row a case, a dot a library at its time over flexdraft's. Needs matplotlib
 (benches/gpu/requirements.txt).
 """
 
@@ -20,6 +21,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
 
 COLOURS = {"memory": "tab:blue", "math": "tab:orange"}
+MARKERS = "osD^vP*X"
 
 
 def label(case: dict) -> str:
@@ -38,39 +40,80 @@ def varying(cases: list[dict]) -> list[dict]:
     return [{**case, "shape": {n: v for n, v in case["shape"].items() if n in kept}} for case in cases]
 
 
-def plot(path: pathlib.Path) -> pathlib.Path:
-    results = json.loads(path.read_text())
+def plot_floors(results: dict, svg: pathlib.Path) -> bool:
+    """Whether there was anything to plot."""
     families = {name: varying(family["cases"]) for name, family in results["kernels"].items() if family["cases"]}
     if not families:
-        sys.exit(f"{path} has no case that was measured")
+        return False
     heights = [len(cases) for cases in families.values()]
-    figure, axes = pyplot.subplots(
-        len(families), figsize=(9, 0.22 * sum(heights) + 0.8 * len(heights)), height_ratios=heights,
-        squeeze=False, layout="constrained",
-    )
-    for axis, (family, cases) in zip(axes[:, 0], families.items()):
+    figure, axes = panels(heights)
+    for axis, (family, cases) in zip(axes, families.items()):
         for bound, colour in COLOURS.items():
             those = [(i, case["fraction_of_floor"]) for i, case in enumerate(cases) if case["bound"] == bound]
             if not those:
                 continue
             axis.barh([i for i, _ in those], [x for _, x in those], color=colour, label=f"bound by {bound}")
-        axis.set_yticks(range(len(cases)), [label(case) for case in cases], fontsize=7)
-        axis.invert_yaxis()
-        axis.axvline(1.0, color="black", linewidth=0.8)
+        finish(axis, family, [label(case) for case in cases])
         axis.set_xlim(0.0, 1.05)
-        axis.set_title(family, loc="left", fontsize=9)
-        axis.legend(fontsize=7, loc="lower right")
     figure.supxlabel("floor / median time")
-    figure.suptitle(results["device"], fontsize=10)
-    svg = path.with_suffix(".svg")
+    save(figure, results, svg)
+    return True
+
+
+def plot_peers(results: dict, svg: pathlib.Path) -> bool:
+    """Whether there was anything to plot."""
+    families = {}
+    for family, measured in results["peers"].items():
+        compared = [line for line in measured["cases"] if "over_flexdraft" in line]
+        if compared:
+            # Lines of one shape follow each other.
+            families[family] = varying([{**line, "kernel": family} for line in compared])
+    if not families:
+        return False
+    rows = {family: list(dict.fromkeys(map(label, lines))) for family, lines in families.items()}
+    figure, axes = panels([len(cases) for cases in rows.values()])
+    for axis, (family, lines) in zip(axes, families.items()):
+        for i, way in enumerate(dict.fromkeys(line["way"] for line in lines)):
+            those = [(rows[family].index(label(line)), line["over_flexdraft"]) for line in lines if line["way"] == way]
+            axis.plot([x for _, x in those], [y for y, _ in those], MARKERS[i % len(MARKERS)], markersize=4, label=way)
+        finish(axis, family, rows[family])
+        axis.set_xscale("log")
+    figure.supxlabel("time / flexdraft's time, of single launches in the same run")
+    save(figure, results, svg)
+    return True
+
+
+def panels(heights: list[int]):
+    figure, axes = pyplot.subplots(
+        len(heights), figsize=(9, 0.22 * sum(heights) + 0.8 * len(heights)), height_ratios=heights,
+        squeeze=False, layout="constrained",
+    )
+    return figure, axes[:, 0]
+
+
+def finish(axis, family: str, names: list[str]) -> None:
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.set_title(family, loc="left", fontsize=9)
+    axis.legend(fontsize=7, loc="lower right")
+
+
+def save(figure, results: dict, svg: pathlib.Path) -> None:
+    figure.suptitle(f"{results['device']}, driver {results['driver']}, {results['date'][:10]}", fontsize=10)
     figure.savefig(svg, metadata={"Date": None})
-    return svg
+    print(svg)
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    print(plot(pathlib.Path(sys.argv[1])))
+    path = pathlib.Path(sys.argv[1])
+    results = json.loads(path.read_text())
+    plotted = [plot_floors(results, path.with_suffix(".svg")),
+               plot_peers(results, path.with_name(path.stem + "-peers.svg"))]
+    if not any(plotted):
+        sys.exit(f"{path} has no case that was measured")
 
 
 if __name__ == "__main__":

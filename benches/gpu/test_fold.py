@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""run.sh with stand-ins for the bundle's binaries, and fold.py and plot.py on reports that are whole, cut short or
-empty. The plot needs matplotlib."""
+"""run.sh with stand-ins for the bundle's binaries, and fold.py, summary.py and plot.py on reports that are whole, cut
+short or empty. The plots need matplotlib."""
 
 import json
 import os
@@ -8,14 +8,17 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 
+SAME = {"device": "Test GPU 80GB, 1.2", "commit": "abc", "date": "2026-01-02T03:04:05Z"}
 RUNS = [
-    {"run": "glue", "status": 0, "seconds": 1.25, "device": "Test GPU 80GB, 1.2", "commit": "abc"},
-    {"run": "bench-glue", "status": 124, "seconds": 60.0, "device": "Test GPU 80GB, 1.2", "commit": "abc"},
+    {"run": "glue", "status": 0, "seconds": 1.25, **SAME},
+    {"run": "bench-glue", "status": 124, "seconds": 60.0, "cut": True, **SAME},
+    {"run": "peers", "status": None, "seconds": 0, "skipped": "no time was left", **SAME},
 ]
 CEILINGS = {
     "device": "Test GPU 80GB",
@@ -32,6 +35,16 @@ def case(batch: int, bound: str, fraction: float) -> dict:
         "p10_us": 6.0, "p90_us": 7.0, "bytes": 12288, "flops": 0, "floor_us": 3.0, "bound": bound,
         "fraction_of_floor": fraction, "gigabytes_per_second": 2.0, "teraflops_per_second": 0.0,
     }
+
+
+def compared(way: str, rows: int, **found) -> dict:
+    """A line as benches/peers/gpu/common.py writes it."""
+    return {"family": "sampling", "shape": {"rows": rows, "vocab": 151936}, "way": way, **found}
+
+
+def step(batch: int, **found) -> dict:
+    """A line as `flexdraft bench --json` and benches/peers/step.py write it."""
+    return {"mode": "parallel", "context": 1024, "batch": batch, "verify_len": 3, "groups": 4, **found}
 
 
 class Folding(unittest.TestCase):
@@ -52,15 +65,17 @@ class Folding(unittest.TestCase):
         return subprocess.run([sys.executable, HERE / script, *arguments], capture_output=True, text=True)
 
     def folded(self) -> dict:
-        done = self.run_script("fold.py", self.report, self.root)
+        done = self.run_script("fold.py", self.report, "--root", self.root)
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads((self.results / "gpu-test-gpu-80gb.json").read_text())
 
     def test_a_run_without_measurements(self) -> None:
         self.write("report.jsonl", RUNS[:1])
         folded = self.folded()
-        self.assertEqual(folded["runs"], [{"run": "glue", "status": 0, "seconds": 1.25}])
-        self.assertEqual(folded["kernels"], {})
+        self.assertEqual([(run["run"], run["seconds"], run["commit"]) for run in folded["runs"]], [("glue", 1.25, "abc")])
+        self.assertEqual([folded[of] for of in ("kernels", "peers", "steps", "peer_steps")], [{}, {}, {}, {}])
+        machine = {"device": "Test GPU 80GB", "driver": "1.2", "commit": "abc", "date": "2026-01-02T03:04:05Z"}
+        self.assertEqual({key: folded[key] for key in machine}, machine)
         self.assertFalse((self.root / "tests/fixtures/ptx").exists())
         done = self.run_script("plot.py", self.results / "gpu-test-gpu-80gb.json")
         self.assertNotEqual(done.returncode, 0)
@@ -70,7 +85,8 @@ class Folding(unittest.TestCase):
         self.write("kernels-acceptance.jsonl", [CEILINGS, case(1, "memory", 0.4), case(4, "math", 0.9)])
         self.write("kernels-glue.jsonl", [CEILINGS, case(1, "memory", 0.5)], '{"kernel": "emb')
         folded = self.folded()
-        self.assertEqual([run["status"] for run in folded["runs"]], [0, 124])
+        self.assertEqual([run["status"] for run in folded["runs"]], [0, 124, None])
+        self.assertEqual(folded["runs"][2]["skipped"], "no time was left")
         acceptance = folded["kernels"]["acceptance"]
         self.assertEqual(acceptance["ceilings"]["seconds_of_nothing"], 1.235e-6)
         self.assertEqual([line["median_us"] for line in acceptance["cases"]], [6.123, 6.123])
@@ -87,6 +103,80 @@ class Folding(unittest.TestCase):
         self.run_script("plot.py", path)
         self.assertEqual(path.with_suffix(".svg").read_text(), svg)
 
+    def test_steps_and_other_libraries(self) -> None:
+        self.write("report.jsonl", RUNS)
+        self.write("peers-sampling.jsonl", [
+            {"device": "Test GPU 80GB", "torch": "2"}, compared("flexdraft", 16, median_us=10.0),
+            compared("PyTorch", 16, median_us=25.12345, over_flexdraft=2.512),
+            compared("flexdraft", 64, median_us=20.0), compared("PyTorch", 64, median_us=10.0, over_flexdraft=0.5),
+            compared("FlashInfer", 64, failed="ModuleNotFoundError: no"),
+        ])
+        self.write("steps-qwen3-8b.jsonl", [
+            {"model": "qwen3-8b", "verify_lens": [3]}, step(1, step_seconds=0.01, share_of_floor=0.61234),
+            step(64, skipped="no memory"),
+        ])
+        self.write("peer-steps-qwen3-8b.jsonl", [{"peer": "pytorch"}, step(1, step_seconds=0.02, captured=True)])
+        folded = self.folded()
+        self.assertEqual(list(folded["peers"]), ["sampling"])
+        self.assertEqual(len(folded["peers"]["sampling"]["cases"]), 5)
+        self.assertEqual(folded["peers"]["sampling"]["cases"][1]["median_us"], 25.12)
+        steps = folded["steps"]["qwen3-8b"]
+        self.assertEqual(steps["machine"]["verify_lens"], [3])
+        self.assertEqual([line.get("share_of_floor") for line in steps["steps"]], [0.6123, None])
+        self.assertEqual(folded["peer_steps"]["qwen3-8b"]["steps"][0]["step_seconds"], 0.02)
+
+        said = self.run_script("summary.py", self.report)
+        self.assertEqual(said.returncode, 0, said.stderr)
+        for text in (
+            "parallel n=1024 b=1 v=3 g=4: 10.00 61% 2.00x", "b=64 v=3 g=4: no memory", "1 of 3 runs passed",
+            "sampling, PyTorch: 1.12x flexdraft's time in 2 cases, 0.50 to 2.51", "FlashInfer: ModuleNotFoundError: no",
+            "cut: bench-glue", "skipped: peers",
+        ):
+            self.assertIn(text, said.stdout)
+
+        path = self.results / "gpu-test-gpu-80gb.json"
+        done = self.run_script("plot.py", path)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        svg = path.with_name("gpu-test-gpu-80gb-peers.svg").read_text()
+        for text in ("sampling: rows 64", "PyTorch", "driver 1.2, 2026-01-02"):
+            self.assertIn(text, svg)
+        self.assertFalse(path.with_suffix(".svg").exists())
+
+    def test_a_packed_report(self) -> None:
+        self.write("report.jsonl", RUNS[:1])
+        (self.report / "ptx.json").write_text("{}\n")
+        packed = self.report.with_name("report.tgz")
+        with tarfile.open(packed, "w:gz") as archive:
+            archive.add(self.report, ".")
+        done = self.run_script("fold.py", packed, "--root", self.root)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue((self.results / "gpu-test-gpu-80gb.json").exists())
+        self.assertTrue((self.root / "tests/fixtures/ptx/test-gpu-80gb.json").exists())
+
+    def test_a_second_report(self) -> None:
+        self.write("report.jsonl", RUNS)
+        self.write("kernels-glue.jsonl", [CEILINGS, case(1, "memory", 0.5)])
+        self.write("kernels-acceptance.jsonl", [CEILINGS, case(1, "memory", 0.5)])
+        second = self.report.with_name("second")
+        shutil.copytree(self.report, second)
+        later = {**SAME, "commit": "def", "date": "2026-01-02T04:00:00Z"}
+        runs = [{**RUNS[1], "status": 0, **later}, {"run": "glue", "status": None, "skipped": "no time", **later}]
+        (second / "report.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+        (second / "kernels-glue.jsonl").write_text(json.dumps(CEILINGS) + "\n" + json.dumps(case(1, "math", 0.6)) + "\n")
+        (second / "kernels-acceptance.jsonl").unlink()
+        done = self.run_script("fold.py", self.report, second, "--root", self.root)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        folded = json.loads((self.results / "gpu-test-gpu-80gb.json").read_text())
+        self.assertEqual(folded["commit"], "def")
+        found = [(run["run"], run["status"], run["commit"]) for run in folded["runs"]]
+        self.assertEqual(found, [("glue", 0, "abc"), ("bench-glue", 0, "def"), ("peers", None, "abc")])
+        self.assertEqual(folded["kernels"]["glue"]["cases"][0]["fraction_of_floor"], 0.6)
+        self.assertEqual(len(folded["kernels"]["acceptance"]["cases"]), 1)
+
+        (second / "report.jsonl").write_text(json.dumps({**runs[0], "device": "Other GPU, 1.2"}) + "\n")
+        done = self.run_script("fold.py", self.report, second, "--root", self.root)
+        self.assertIn("several devices", done.stderr)
+
     def test_recorded_instructions_become_a_fixture(self) -> None:
         self.write("report.jsonl", RUNS[:1])
         (self.report / "ptx.json").write_text("{}\n")
@@ -95,33 +185,47 @@ class Folding(unittest.TestCase):
 
     def test_an_empty_report(self) -> None:
         self.write("report.jsonl", [])
-        self.assertNotEqual(self.run_script("fold.py", self.report, self.root).returncode, 0)
+        self.assertNotEqual(self.run_script("fold.py", self.report, "--root", self.root).returncode, 0)
 
     def test_a_line_that_is_broken_in_the_middle(self) -> None:
         (self.report / "report.jsonl").write_text("{\n" + json.dumps(RUNS[0]) + "\n")
-        self.assertNotEqual(self.run_script("fold.py", self.report, self.root).returncode, 0)
+        self.assertNotEqual(self.run_script("fold.py", self.report, "--root", self.root).returncode, 0)
 
 
 class Running(unittest.TestCase):
     """A bundle of scripts: what they are called with, what becomes of their output and status."""
 
+    ON_GPU = """[ "$1" != --list ] || { printf '%s: test\\n' capture glue::agrees_with_the_simt_host; exit; }
+test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
+"""
     KERNELS = """family=${2#^}
 family=${family%/}
-[ "$1" = --bench ] && [ "$family" != glue ] || exit 3
+[ "$1" = --bench ] && [ "$family" != "$FAILS" ] || exit 3
+[ "$family" != "$HANGS" ] || sleep 60
 echo '{"device": "Test GPU"}' > "$FLEXDRAFT_BENCH_RESULTS/kernels-$family.jsonl"
+"""
+    COMPARE = """import pathlib, sys
+assert sys.argv[1:4:2] == ["--device", "--out"], sys.argv
+assert int(sys.argv[6]) <= 140, sys.argv
+(pathlib.Path(sys.argv[4]) / "peers-attention.jsonl").write_text('{"device": "Test GPU"}\\n')
 """
 
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
-        self.bundle = pathlib.Path(folder.name)
-        shutil.copy(HERE / "run.sh", self.bundle)
+        self.bundle = pathlib.Path(folder.name) / "bundle"
+        self.bundle.mkdir()
+        for name in ("run.sh", "fold.py", "summary.py"):
+            shutil.copy(HERE / name, self.bundle)
         (self.bundle / "commit").write_text("abc\n")
-        self.script("on_gpu", 'test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"')
+        self.script("on_gpu", self.ON_GPU)
         self.script("golden_vectors", 'echo "{}" > "$FLEXDRAFT_GOLDEN_RESULTS/ptx.json"')
         self.script("kernels", self.KERNELS)
+        self.script("flexdraft", """if [ "$1" = bench ]; then echo '{"model": "some"}'; else echo "$@"; fi""")
         self.script("path/nvidia-smi", "echo Test GPU, 1.2")
-        self.script("path/compute-sanitizer", 'echo "$@"')
+        self.script("path/compute-sanitizer", """echo "$@"; [ "$2" != racecheck ]""")
+        (self.bundle / "peers/gpu").mkdir(parents=True)
+        (self.bundle / "peers/gpu/compare.py").write_text(self.COMPARE)
 
     def script(self, name: str, body: str) -> None:
         path = self.bundle / name
@@ -129,35 +233,83 @@ echo '{"device": "Test GPU"}' > "$FLEXDRAFT_BENCH_RESULTS/kernels-$family.jsonl"
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
 
-    def run_bundle(self, libraries: list[str]) -> subprocess.CompletedProcess:
+    def run_bundle(self, libraries=("libcuda.so.1", "libcublasLt.so.13"), **variables) -> subprocess.CompletedProcess:
         folder = self.bundle / "libraries"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name in libraries:
             (folder / name).touch()
-        environment = dict(os.environ, LD_LIBRARY_PATH=str(folder))
+        environment = dict(os.environ, LD_LIBRARY_PATH=str(folder), **{"FAILS": "", "HANGS": "", **variables})
         environment["PATH"] = f"{self.bundle / 'path'}:{environment['PATH']}"
-        command = [self.bundle / "run.sh", self.bundle / "report"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        command = [self.bundle / "run.sh", self.bundle / "out"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        packed = self.bundle / "out/report.tgz"
+        if packed.exists():
+            # Nothing else comes back.
+            self.assertEqual(os.listdir(self.bundle / "out"), ["report.tgz"])
+            self.report = self.bundle / "report"
+            with tarfile.open(packed) as archive:
+                archive.extractall(self.report, filter="data")
+            lines = (self.report / "report.jsonl").read_text().splitlines()
+            self.runs = {run["run"]: run for run in map(json.loads, lines)}
+            self.assertEqual(len(self.runs), len(lines))
+        return done
 
-    def test_every_part_reports_and_one_failure_fails_the_run(self) -> None:
-        done = self.run_bundle(["libcuda.so.1", "libcublasLt.so.13"])
+    def test_every_part_reports(self) -> None:
+        done = self.run_bundle()
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        runs, report = self.runs, self.report
+        for run in runs.values():
+            self.assertEqual((run["device"], run["commit"], len(run["date"])), ("Test GPU, 1.2", "abc", 20))
+        tests = ["capture", "glue-agrees_with_the_simt_host", "instructions", "decode-greedy", "decode-sampled"]
+        passed = tests + ["steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers", "selection-initcheck"]
+        self.assertEqual({runs[name]["status"] for name in passed}, {0})
+        # An older bundle, or one without the script.
+        self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
+        # Its findings are kept, and no failure yet.
+        self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
+        self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
+        self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 4)
+        self.assertIn("--exact capture", (report / "capture.log").read_text())
+        self.assertIn("--rule match", (report / "decode-sampled.log").read_text())
+        self.assertIn("some", (report / "steps-qwen3-8b.jsonl").read_text())
+        self.assertIn("attention::agrees", (report / "attention-memcheck.log").read_text())
+        self.assertFalse((report / "criterion").exists())
+        # The end of what is printed says what came of it.
+        self.assertIn("advisory: ", done.stdout[-400:])
+        folded = subprocess.run([sys.executable, HERE / "summary.py", report], capture_output=True, text=True)
+        self.assertTrue(done.stdout.endswith(folded.stdout))
+
+    def test_one_failure_fails_the_whole(self) -> None:
+        done = self.run_bundle(FLEXDRAFT_PARTS="kernels", FAILS="sampling")
         self.assertEqual(done.returncode, 1, done.stderr)
-        report = self.bundle / "report"
-        runs = [json.loads(line) for line in (report / "report.jsonl").read_text().splitlines()]
-        self.assertEqual([run["run"] for run in runs if run["status"] != 0], ["bench-glue"])
-        self.assertEqual(runs[-1]["status"], 0)
-        self.assertTrue(all(run["device"] == "Test GPU, 1.2" and run["commit"] == "abc" for run in runs))
-        self.assertTrue((report / "ptx.json").exists())
-        self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 3)
-        self.assertIn("--exact attention", (report / "attention.log").read_text())
-        self.assertIn("racecheck", (report / "attention-racecheck.log").read_text())
+        self.assertEqual([name for name, run in self.runs.items() if run["status"] != 0], ["bench-sampling"])
+        self.assertEqual(len(self.runs), 4)
+
+    def test_the_deadline_cuts_and_skips(self) -> None:
+        done = self.run_bundle(FLEXDRAFT_PARTS="kernels,peers,sanitizers", FLEXDRAFT_SECONDS="7", HANGS="sampling")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        runs = self.runs
+        self.assertEqual(runs["bench-attention"]["status"], 0)
+        self.assertTrue(runs["bench-sampling"]["cut"] and runs["bench-sampling"]["seconds"] < 8)
+        for name in ("bench-glue", "peers", "glue-memcheck"):
+            self.assertEqual((runs[name]["status"], runs[name]["skipped"]), (None, "no time was left"))
+
+    def test_a_part_that_there_is_not(self) -> None:
+        done = self.run_bundle(FLEXDRAFT_PARTS="kernels,others")
+        self.assertEqual((done.returncode, done.stderr), (2, "there is no part others\n"))
+
+    @unittest.skipIf(shutil.which("nvidia-smi"), "there is a toolkit")
+    def test_cublas_may_be_where_nobody_looked(self) -> None:
+        done = self.run_bundle(["libcuda.so.1"], FLEXDRAFT_PARTS="kernels")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("libcublasLt.so was not found", done.stderr)
 
     @unittest.skipIf(shutil.which("nvidia-smi"), "there is a driver")
-    def test_a_missing_library_is_said_at_once(self) -> None:
-        done = self.run_bundle(["libcuda.so.1"])
+    def test_a_missing_driver_is_said_at_once(self) -> None:
+        done = self.run_bundle(["libcublasLt.so.13"])
         self.assertEqual(done.returncode, 1)
-        self.assertIn("libcublasLt.so cannot be found", done.stderr)
-        self.assertFalse((self.bundle / "report/report.jsonl").exists())
+        self.assertIn("libcuda.so cannot be found", done.stderr)
+        self.assertFalse((self.bundle / "out/report.tgz").exists())
 
 
 if __name__ == "__main__":

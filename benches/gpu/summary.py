@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Says what a run of a bundle found, in a few lines: first what went wrong, then the numbers.
+
+    benches/gpu/summary.py REPORT
+"""
+
+import math
+import pathlib
+import sys
+
+from fold import Report
+
+
+def runs(report: Report):
+    counted = {"passed": 0, "failed": [], "advisory": [], "cut": [], "skipped": []}
+    for run in report.runs.values():
+        if run["status"] == 0:
+            counted["passed"] += 1
+        else:
+            kinds = ("advisory", "cut", "skipped")
+            counted[next((kind for kind in kinds if kind in run), "failed")].append(run["run"])
+    yield f"{counted.pop('passed')} of {len(report.runs)} runs passed"
+    for kind, names in counted.items():
+        if names:
+            yield f"  {kind}: {' '.join(names)}"
+
+
+def steps(report: Report):
+    """Of each model and step, our time beside the floor and the captured PyTorch step's."""
+    for model, measured in report.steps.items():
+        peers = {}
+        for line in report.peer_steps.get(model, {}).get("steps", []):
+            if "step_seconds" in line and line.get("captured"):
+                peers[key(line)] = line["step_seconds"]
+        yield f"steps of {model} (ms, share of the floor, PyTorch's graph over it)"
+        for line in measured["steps"]:
+            if "step_seconds" not in line:
+                yield f"  {name(line)}: {line.get('skipped', line.get('error'))}"
+                continue
+            peer = peers.get(key(line))
+            ratio = f" {peer / line['step_seconds']:.2f}x" if peer else ""
+            yield f"  {name(line)}: {1e3 * line['step_seconds']:.2f} {line['share_of_floor']:.0%}{ratio}"
+
+
+def key(step: dict) -> tuple:
+    return tuple(step.get(field) for field in ("mode", "context", "batch", "verify_len", "groups"))
+
+
+def name(step: dict) -> str:
+    return f"{step.get('mode')} n={step['context']} b={step['batch']} v={step.get('verify_len')} g={step.get('groups')}"
+
+
+def median(numbers: list[float]) -> float:
+    ordered = sorted(numbers)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def kernels(report: Report):
+    for family, measured in report.kernels.items():
+        shares = {}
+        for case in measured["cases"]:
+            shares.setdefault(case["kernel"], []).append(case["fraction_of_floor"])
+        for kernel, of in shares.items():
+            yield (f"{family}, {kernel}: {median(of):.0%} of the floor in the median of {len(of)} cases, "
+                   f"{min(of):.0%} to {max(of):.0%}")
+
+
+def peers(report: Report):
+    """Of each way, how much longer it takes than flexdraft."""
+    for family, measured in report.peers.items():
+        ratios, failed = {}, {}
+        for line in measured["cases"]:
+            if "over_flexdraft" in line:
+                ratios.setdefault(line["way"], []).append(line["over_flexdraft"])
+            elif "failed" in line:
+                failed[line["way"]] = line["failed"]
+        for way, of in ratios.items():
+            mean = math.exp(sum(map(math.log, of)) / len(of))
+            yield f"{family}, {way}: {mean:.2f}x flexdraft's time in {len(of)} cases, {min(of):.2f} to {max(of):.2f}"
+        for way, why in failed.items():
+            yield f"{family}, {way}: {why[:150]}"
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    report = Report(pathlib.Path(sys.argv[1]))
+    for part in (steps, kernels, peers, runs):
+        print(*part(report), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
