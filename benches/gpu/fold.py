@@ -5,9 +5,9 @@
 
 A REPORT is the report.tgz that run.sh writes, or a folder with what is in it; what a later one has stands in the place
 of what an earlier one has. Writes benches/results/gpu-<device>.json: every run with its status, and what was measured,
-as far as it came, of steps, kernels and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU made
-of single instructions becomes tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT host's
-models with.
+as far as it came, of steps, kernels and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU
+made of single instructions becomes tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT
+host's models with.
 """
 
 import argparse

@@ -11,8 +11,8 @@
 #
 # FLEXDRAFT_PARTS=correct,steps chooses parts and their order; FLEXDRAFT_SECONDS (540) is the deadline. No run gets more
 # time than is left, one that is cut by the deadline says so, and what does not get its turn is reported as skipped;
-# neither fails the whole. After every run REPORT_DIRECTORY/report.tgz holds all there is so far: a line of JSON a run in
-# report.jsonl, a line a measured case in the other .jsonl files, each run's output. benches/gpu/fold.py reads it.
+# neither fails the whole. After every run REPORT_DIRECTORY/report.tgz holds all there is so far: a line of JSON a run
+# in report.jsonl, a line a measured case in the other .jsonl files, each run's output. benches/gpu/fold.py reads it.
 set -uo pipefail
 export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
@@ -96,8 +96,8 @@ allowed() { # CAP: the seconds that a run may take
 # A run with less time than this says nothing.
 least=5
 
-# run NAME CAP COMMAND...: with `advisory` set its failure fails nothing, with `lines` set its output is that file of the
-# report instead of its log.
+# run NAME CAP COMMAND...: with `advisory` set its failure fails nothing, with `lines` set its output is that file of
+# the report instead of its log.
 run() {
   local name=$1 cap=$2 limit log status begin took fields said
   shift 2

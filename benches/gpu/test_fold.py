@@ -72,7 +72,8 @@ class Folding(unittest.TestCase):
     def test_a_run_without_measurements(self) -> None:
         self.write("report.jsonl", RUNS[:1])
         folded = self.folded()
-        self.assertEqual([(run["run"], run["seconds"], run["commit"]) for run in folded["runs"]], [("glue", 1.25, "abc")])
+        runs = [(run["run"], run["seconds"], run["commit"]) for run in folded["runs"]]
+        self.assertEqual(runs, [("glue", 1.25, "abc")])
         self.assertEqual([folded[of] for of in ("kernels", "peers", "steps", "peer_steps")], [{}, {}, {}, {}])
         machine = {"device": "Test GPU 80GB", "driver": "1.2", "commit": "abc", "date": "2026-01-02T03:04:05Z"}
         self.assertEqual({key: folded[key] for key in machine}, machine)
@@ -162,7 +163,8 @@ class Folding(unittest.TestCase):
         later = {**SAME, "commit": "def", "date": "2026-01-02T04:00:00Z"}
         runs = [{**RUNS[1], "status": 0, **later}, {"run": "glue", "status": None, "skipped": "no time", **later}]
         (second / "report.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
-        (second / "kernels-glue.jsonl").write_text(json.dumps(CEILINGS) + "\n" + json.dumps(case(1, "math", 0.6)) + "\n")
+        measured = [CEILINGS, case(1, "math", 0.6)]
+        (second / "kernels-glue.jsonl").write_text("".join(json.dumps(line) + "\n" for line in measured))
         (second / "kernels-acceptance.jsonl").unlink()
         done = self.run_script("fold.py", self.report, second, "--root", self.root)
         self.assertEqual(done.returncode, 0, done.stderr)
