@@ -7,30 +7,12 @@ mod common;
 
 use common::models::spec;
 use common::policies::RandomGroups;
-use common::runs::{Output, engine, run};
+use common::runs::{Output, blocks, engine, run};
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{BlockRecord, Mode, Record, Request};
+use flexdraft::decode::{Mode, Request};
 use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-
-/// What must not depend on the mode: candidates, accepted length, bonus and draft, confidences as bits.
-type Block = (Vec<u32>, usize, Vec<u32>, Vec<u32>);
-
-fn blocks(outputs: &[Output]) -> Vec<Block> {
-    let block = |candidates: &[u32], accepted, block: &BlockRecord| {
-        let confidence = block.confidence.iter().map(|c| c.to_bits()).collect();
-        (candidates.to_vec(), accepted, [&[block.bonus], &block.draft[..]].concat(), confidence)
-    };
-    outputs
-        .iter()
-        .flat_map(|output| &output.records)
-        .map(|record| match record {
-            Record::Prefill(next) => block(&[], 0, next),
-            Record::Step(step) => block(&step.candidates, step.accepted, &step.next),
-        })
-        .collect()
-}
 
 proptest! {
     #![proptest_config(ProptestConfig {
@@ -59,8 +41,7 @@ proptest! {
         let parallel = run(&mut engine(&spec, Mode::Parallel), requests());
         let expected = blocks(&parallel);
         if spec.block_size > 1 {
-            let drafted = |block: &Block| block.2.len() == spec.block_size;
-            prop_assert!(expected.iter().all(drafted));
+            prop_assert!(expected.iter().all(|block| block.drafted() == spec.block_size - 1));
         }
         let sequential = run(&mut engine(&spec, Mode::Sequential), requests());
         prop_assert_eq!(&blocks(&sequential), &expected);

@@ -117,6 +117,10 @@ pub struct Calls {
     pub uploads: u64,
     /// Copies to the host's memory, for which it has to wait: synchronisations.
     pub downloads: u64,
+    /// Copies from device memory to device memory.
+    pub copies: u64,
+    /// Bytes that those copied.
+    pub copied_bytes: u64,
     /// Kernels launched.
     pub launches: u64,
 }
@@ -348,6 +352,9 @@ impl Backend for Simt {
         to: &mut Vec<T>,
         first: usize,
     ) -> Result<(), BackendError> {
+        let mut calls = self.calls();
+        calls.copies += 1;
+        calls.copied_bytes += (range.len() * size_of::<T>()) as u64;
         let short = |wanted, found| BackendError::CopyLength { wanted, found };
         let from = from.get(range.clone()).ok_or(short(range.end, from.len()))?;
         let (wanted, found) = (first.saturating_add(from.len()), to.len());

@@ -140,7 +140,6 @@ impl<D: Device> Engine<D> {
             cached: 0,
             pages: Vec::new(),
             draft: None,
-            spare_logits: None,
             max_len,
         });
         Ok(id)
@@ -176,8 +175,13 @@ impl<D: Device> Engine<D> {
         let outcomes = if plans.is_empty() {
             Vec::new()
         } else {
-            let Self { model, cache, buffers, active, .. } = self;
+            let Self { model, cache, buffers, active, waiting, .. } = self;
             let model = &*model;
+            for (index, sequence) in active.iter_mut().chain(waiting).enumerate() {
+                if !plans.iter().any(|plan| plan.sequence == index && plan.draws()) {
+                    buffers.set_aside(model, sequence)?;
+                }
+            }
             model.device().run(|| step::run(model, cache, buffers, active, &plans))?
         };
         let steps: Vec<SequenceStep> =
@@ -332,8 +336,6 @@ impl<D: Device> Engine<D> {
         let sequence = &mut self.active[plan.sequence];
         sequence.cached += outcome.kept;
         if plan.draws() {
-            let verified = sequence.draft.take();
-            sequence.spare_logits = verified.and_then(|draft| draft.logits).or(sequence.spare_logits.take());
             sequence.draft = outcome.draft;
         }
         let mut tokens = outcome.committed;

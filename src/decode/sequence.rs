@@ -12,9 +12,17 @@ pub(super) struct Draft<B> {
     pub(super) confidence: Vec<f32>,
     /// What they were drawn from, where the acceptance rule will ask; `None` also where they were
     /// proposed from elsewhere.
-    pub(super) logits: Option<B>,
+    pub(super) logits: Option<DrawnFrom<B>>,
     /// v by the request's confidence threshold.
     pub(super) verify_len: usize,
+}
+
+/// What a draft was drawn from.
+pub(super) enum DrawnFrom<B> {
+    /// The rows from this one on of the logits that the last step drafted from, until the next step has drafted.
+    LastStep(usize),
+    /// The first rows of a buffer of its own.
+    Own(B),
 }
 
 /// A request that is being served, or waits to be.
@@ -30,8 +38,6 @@ pub(super) struct Sequence<B> {
     /// Cache pages, in order of position.
     pub(super) pages: Vec<u32>,
     pub(super) draft: Option<Draft<B>>,
-    /// A logits buffer to be used again.
-    pub(super) spare_logits: Option<B>,
     /// The length at which the request ends, prompt included.
     pub(super) max_len: usize,
 }
@@ -65,8 +71,8 @@ impl<B> Sequence<B> {
         }
     }
 
-    /// Whether verification compares two distributions, so that the draft's must be kept.
-    pub(super) fn keeps_draft_logits(&self) -> bool {
+    /// Whether verification compares two distributions.
+    pub(super) fn compares_distributions(&self) -> bool {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
     }
 

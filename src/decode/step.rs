@@ -5,8 +5,8 @@
 
 use super::error::DecodeError;
 use super::record::{BlockRecord, Record, StepMode, StepRecord};
-use super::sequence::{Draft, Sequence, Work};
-use crate::device::{Device, DraftRows, DraftToken, Verdict, VerifyRows};
+use super::sequence::{Draft, DrawnFrom, Sequence, Work};
+use crate::device::{Device, DeviceError, DraftLogits, DraftRows, DraftToken, Verdict, VerifyRows};
 use crate::layout::{GroupSet, Pass, SequenceRows};
 use crate::model::forward::{Model, Workspace};
 
@@ -70,7 +70,8 @@ pub(super) struct Outcome<B> {
 pub(super) struct StepBuffers<D: Device> {
     work: Workspace<D>,
     target_logits: D::Buffer,
-    /// Of drafts [`IN_PASS`] and [`APART`].
+    /// What the drafts of the last step were drawn from, which this one verifies, and what this one drafts from:
+    /// logits stay where drafting left them.
     draft_logits: [D::Buffer; 2],
     results: D::Results,
 }
@@ -84,11 +85,27 @@ impl<D: Device> StepBuffers<D> {
             results: model.device().new_results(),
         }
     }
+
+    /// Copies what the draft of `sequence` was drawn from to a buffer of its own, for a step that does not verify
+    /// it: it overwrites what the last one drafted from.
+    pub(super) fn set_aside(
+        &self,
+        model: &Model<D>,
+        sequence: &mut Sequence<D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        let Some(draft) = &mut sequence.draft else { return Ok(()) };
+        let Some(DrawnFrom::LastStep(first)) = draft.logits else { return Ok(()) };
+        let rows: Vec<usize> = (first..first + draft.tokens.len()).collect();
+        let mut kept = model.new_logits();
+        model.device().gather(&self.draft_logits[LAST], &rows, &mut kept)?;
+        draft.logits = Some(DrawnFrom::Own(kept));
+        Ok(())
+    }
 }
 
-/// Drafts from groups of the verification's own pass, and from those of a drafting pass.
-const IN_PASS: usize = 0;
-const APART: usize = 1;
+/// Which of [`StepBuffers::draft_logits`] is verified, and which drafted.
+const LAST: usize = 0;
+const NEXT: usize = 1;
 
 /// The groups that a plan's sequence has in the pass that ran last.
 struct Drafting {
@@ -100,12 +117,12 @@ struct Drafting {
     lengths: GroupSet,
     /// The row of slot 0 of the first of them.
     first_row: usize,
-    /// Which of [`StepBuffers::draft_logits`] their drafts have.
-    logits: usize,
+    /// The row of the next drafts' logits that their draft begins at, once it has been drawn.
+    first_draft: usize,
 }
 
-/// Runs the planned step. Sequences keep their tokens, drafts and lengths; spare logits buffers may move
-/// into the outcomes.
+/// Runs the planned step. Sequences keep their tokens, drafts and lengths. Drafts that the step does not verify were
+/// [set aside](StepBuffers::set_aside).
 ///
 /// The device is waited for once, for verdicts and drafts, those of a drafting pass as well; once more where a
 /// sequence had groups in the pass and the accepted length none of them; and not at all where no token is drawn.
@@ -121,8 +138,8 @@ pub(super) fn run<D: Device>(
     let in_pass = forward(model, cache, buffers, sequences, plans)?;
     let drawing = verify(model, buffers, sequences, plans)?;
     if !drawing.is_empty() {
-        let in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
-        draft(model, buffers, sequences, plans, &in_pass)?;
+        let mut in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
+        draft(model, buffers, sequences, plans, &mut in_pass)?;
         let apart = worth_drafting_apart(model, buffers, sequences, plans, &drawing, &in_pass);
         let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
         let found = model.device().read(&mut buffers.results)?;
@@ -130,15 +147,17 @@ pub(super) fn run<D: Device>(
             verdicts[plan] = Some(verdict);
         }
         let drafted = in_pass.iter().chain(&apart).zip(found.drafts);
-        take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
+        take(model, sequences, plans, &verdicts, drafted, &mut drafts);
 
         let missed = missing_drafts(sequences, plans, &drawing, &verdicts, &drafts);
         if !missed.is_empty() {
             let missed = draft_pass(model, cache, buffers, sequences, plans, &missed)?;
             let found = model.device().read(&mut buffers.results)?;
             let drafted = missed.iter().zip(found.drafts);
-            take(model, buffers, sequences, plans, &verdicts, drafted, &mut drafts)?;
+            take(model, sequences, plans, &verdicts, drafted, &mut drafts);
         }
+        // Nothing fails after this: until here the last step's drafts could be verified again.
+        buffers.draft_logits.swap(LAST, NEXT);
     }
     Ok(plans
         .iter()
@@ -178,7 +197,7 @@ fn forward<D: Device>(
     let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
         let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
         let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
-        Some(Drafting { plan: index, verdict, lengths, first_row, logits: IN_PASS })
+        Some(Drafting { plan: index, verdict, lengths, first_row, first_draft: 0 })
     };
     Ok(drawing.enumerate().filter_map(groups).collect())
 }
@@ -217,6 +236,7 @@ fn verify<D: Device>(
         }
     }
 
+    let last = &buffers.draft_logits[LAST];
     let requests: Vec<VerifyRows<'_, D::Buffer>> = drawing
         .iter()
         .map(|&index| {
@@ -226,7 +246,10 @@ fn verify<D: Device>(
             VerifyRows {
                 first_row: first_rows[index],
                 draft: draft.map_or(&[], |draft| &draft.tokens[..plan.verify_len]),
-                draft_logits: draft.and_then(|draft| draft.logits.as_ref()),
+                draft_logits: draft.and_then(|draft| draft.logits.as_ref()).map(|from| match from {
+                    &DrawnFrom::LastStep(first_row) => DraftLogits { logits: last, first_row },
+                    DrawnFrom::Own(logits) => DraftLogits { logits, first_row: 0 },
+                }),
                 sampling: &sequence.request.sampling,
                 rule: sequence.request.rule,
                 seed: sequence.request.seed,
@@ -341,19 +364,19 @@ fn draft_pass<D: Device>(
     let pass = Pass { sequences: rows.collect() };
     let verdicts: Vec<usize> = apart.iter().map(|&(verdict, _)| verdict).collect();
     let mut first_row = 0;
-    let drafting: Vec<Drafting> = apart
+    let mut drafting: Vec<Drafting> = apart
         .iter()
         .zip(&pass.sequences)
         .map(|(&(verdict, plan), rows)| {
             let lengths = accepted(verdict).map_or(GroupSet::NONE, |a| GroupSet::NONE.with(a));
-            let drafting = Drafting { plan, verdict, lengths, first_row, logits: APART };
+            let drafting = Drafting { plan, verdict, lengths, first_row, first_draft: 0 };
             first_row += rows.slots;
             drafting
         })
         .collect();
     model.device().follow(&pass, &verdicts, &buffers.results, cache)?;
     model.forward(&pass, &[], cache, &mut buffers.work)?;
-    draft(model, buffers, sequences, plans, &drafting)?;
+    draft(model, buffers, sequences, plans, &mut drafting)?;
     Ok(drafting)
 }
 
@@ -363,9 +386,16 @@ fn draft<D: Device>(
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
-    drafting: &[Drafting],
+    drafting: &mut [Drafting],
 ) -> Result<(), DecodeError> {
-    let Some(first) = drafting.first() else { return Ok(()) };
+    if drafting.is_empty() {
+        return Ok(());
+    }
+    let mut first_draft = model.device().drafted_rows(&buffers.results);
+    for groups in &mut *drafting {
+        groups.first_draft = first_draft;
+        first_draft += sequences[plans[groups.plan].sequence].block_size.saturating_sub(1);
+    }
     let requests: Vec<DraftRows<'_>> = drafting
         .iter()
         .map(|groups| {
@@ -382,24 +412,19 @@ fn draft<D: Device>(
         })
         .collect();
     let StepBuffers { work, draft_logits, results, .. } = buffers;
-    Ok(model.draft(&requests, results, work, &mut draft_logits[first.logits])?)
+    Ok(model.draft(&requests, results, work, &mut draft_logits[NEXT])?)
 }
 
 /// Makes drafts of what was sampled, where its group came true and it is wanted.
 fn take<'a, D: Device>(
     model: &Model<D>,
-    buffers: &StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[Plan],
     verdicts: &[Option<Verdict>],
     drafted: impl Iterator<Item = (&'a Drafting, Vec<DraftToken>)>,
     drafts: &mut [Option<Draft<D::Buffer>>],
-) -> Result<(), DecodeError> {
-    let mut ends = [0; 2];
+) {
     for (groups, drafted) in drafted {
-        let end = &mut ends[groups.logits];
-        let rows = *end..*end + drafted.len();
-        *end = rows.end;
         let plan = &plans[groups.plan];
         let sequence = &mut sequences[plan.sequence];
         let Some(verdict) = verdicts[groups.plan] else { continue };
@@ -410,17 +435,11 @@ fn take<'a, D: Device>(
         let mut tokens: Vec<u32> = drafted.iter().map(|slot| slot.token).collect();
         let confidence: Vec<f32> = drafted.iter().map(|slot| slot.confidence).collect();
         let proposed = propose(sequence, verdict, model.config().vocab_size, &mut tokens);
-        let mut logits = None;
-        if sequence.keeps_draft_logits() && !proposed {
-            let mut kept = sequence.spare_logits.take().unwrap_or_else(|| model.new_logits());
-            let rows: Vec<usize> = rows.collect();
-            model.device().gather(&buffers.draft_logits[groups.logits], &rows, &mut kept)?;
-            logits = Some(kept);
-        }
+        let compared = sequence.compares_distributions() && !proposed;
+        let logits = compared.then_some(DrawnFrom::LastStep(groups.first_draft));
         let verify_len = sequence.request.confidence.verify_len(&confidence);
         drafts[groups.plan] = Some(Draft { tokens, confidence, logits, verify_len });
     }
-    Ok(())
 }
 
 /// Lets the request's proposer replace the drafter's tokens.

@@ -129,6 +129,25 @@ pub struct DraftToken {
     pub confidence: f32,
 }
 
+/// Where a draft's logits are: row `first_row + j − 1` for slot j.
+#[derive(Debug)]
+pub struct DraftLogits<'a, B> {
+    /// Logits that [`Device::draft`] drew from, or rows that were [gathered](Device::gather) from such. A device
+    /// that keeps what it knows of a row since then (its largest logit, the sum of its exponentials) keeps it
+    /// with the row, so that q is the distribution that was drawn from to the last bit.
+    pub logits: &'a B,
+    /// The row of slot 1.
+    pub first_row: usize,
+}
+
+impl<B> Clone for DraftLogits<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for DraftLogits<'_, B> {}
+
 /// One sequence of a verification.
 #[derive(Debug)]
 pub struct VerifyRows<'a, B> {
@@ -138,10 +157,10 @@ pub struct VerifyRows<'a, B> {
     /// the *target draw* numbers of its own position, whatever the rule: that is an autoregressive
     /// step, and how the first bonus token after a prompt is drawn.
     pub draft: &'a [u32],
-    /// The calibrated logits that the draft was drawn from, row j − 1 for slot j. `None` if the
-    /// draft did not come from a distribution: each q_j is then the point mass at d_j. Not read
-    /// where the rule needs no q (greedy, `match`).
-    pub draft_logits: Option<&'a B>,
+    /// The calibrated logits that the draft was drawn from, with the same warping. `None` if the draft did not
+    /// come from a distribution: each q_j is then the point mass at d_j. Not read where the rule needs no q
+    /// (greedy, `match`). A device reads them where they are as long as all sequences name the same buffer.
+    pub draft_logits: Option<DraftLogits<'a, B>>,
     /// Warping of both distributions.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule (greedy whatever the rule at temperature 0).
@@ -262,6 +281,19 @@ pub trait Device: Send + Sync + 'static {
         layer: &Self::Linear,
         x: &Self::Buffer,
         rows: Range<usize>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError> {
+        let first_row = rows.start;
+        self.linear_to(layer, x, rows, first_row, out)
+    }
+
+    /// [`linear`](Self::linear) to other rows: those from `first_row` on of `out`.
+    fn linear_to(
+        &self,
+        layer: &Self::Linear,
+        x: &Self::Buffer,
+        rows: Range<usize>,
+        first_row: usize,
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
@@ -390,8 +422,13 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Corrects every row of `logits` by the calibrator, if there is one, and samples the `drafts` that were
-    /// selected from them: a token a row, draft after draft. The logits stay as they were sampled from.
+    /// The number of rows that were drafted since the verification: where those of the next drafts begin in the
+    /// logits, so that all drafts of a step lie in one buffer.
+    fn drafted_rows(&self, results: &Self::Results) -> usize;
+
+    /// Corrects the rows of `logits` after the [drafted](Self::drafted_rows) ones by the calibrator, if there is
+    /// one, and samples the `drafts` that were selected from them: a token a row, draft after draft. The logits
+    /// stay as they were sampled from, for the [verification](Self::verify) of the drafts.
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,

@@ -337,22 +337,31 @@ impl<D: Device> Model<D> {
         logits: &mut D::Buffer,
     ) -> Result<(), DeviceError> {
         self.device.gather(&work.hidden, rows, &mut work.gathered)?;
-        self.head(rows.len(), work, logits)
+        self.head(rows.len(), work, logits, 0)
     }
 
-    /// The target's logits for the `rows` rows that were gathered.
-    fn head(&self, rows: usize, work: &mut Workspace<D>, logits: &mut D::Buffer) -> Result<(), DeviceError> {
+    /// The target's logits for the `rows` rows that were gathered, in the rows of `logits` from `first_row` on:
+    /// its last ones.
+    fn head(
+        &self,
+        rows: usize,
+        work: &mut Workspace<D>,
+        logits: &mut D::Buffer,
+        first_row: usize,
+    ) -> Result<(), DeviceError> {
         let device = &self.device;
         device.resize(&mut work.head_input, rows)?;
-        device.resize(logits, rows)?;
+        device.resize(logits, first_row.saturating_add(rows))?;
         let all = 0..rows;
         let eps = self.config.rms_norm_eps;
         device.rms_norm(&work.gathered, all.clone(), &self.norm, eps, &mut work.head_input)?;
-        device.linear(self.lm_head.as_ref().unwrap_or(&self.embed), &work.head_input, all, logits)
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed);
+        device.linear_to(head, &work.head_input, all, first_row, logits)
     }
 
     /// Samples `drafts` of the pass that ran last, from their calibrated logits, with the verdicts in
-    /// `results`; `logits` becomes those, `[drafted tokens of all, vocab]`.
+    /// `results`. These are the last rows of `logits`, a row a drafted token, after those of the rows that were
+    /// [drafted](Device::drafted_rows) before since the verification.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
@@ -371,7 +380,7 @@ impl<D: Device> Model<D> {
             .collect();
         device.select(drafts, results)?;
         device.gather_selected(&work.hidden, results, &mut work.gathered)?;
-        self.head(owner.len(), work, logits)?;
+        self.head(owner.len(), work, logits, device.drafted_rows(results))?;
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
             return device.draft(None, logits, drafts, results);
         };

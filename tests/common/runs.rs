@@ -1,6 +1,8 @@
 //! Running requests to their end.
 
-use flexdraft::decode::{Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request};
+use flexdraft::decode::{
+    BlockRecord, Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request,
+};
 use flexdraft::device::Device;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::Model;
@@ -48,6 +50,42 @@ pub fn run<D: Device>(engine: &mut Engine<D>, requests: Vec<Request>) -> Vec<Out
 /// One request on an engine of its own.
 pub fn run_alone(spec: &Spec, policy: impl Policy + 'static, request: Request) -> Output {
     run(&mut engine(spec, policy), vec![request]).remove(0)
+}
+
+/// What a step verified and drafted: it must not depend on the mode.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    pub candidates: Vec<u32>,
+    pub accepted: usize,
+    pub bonus: u32,
+    pub draft: Vec<u32>,
+    /// As bits.
+    pub confidence: Vec<u32>,
+}
+
+impl Block {
+    pub fn drafted(&self) -> usize {
+        self.draft.len()
+    }
+}
+
+/// The blocks of requests with records, one after the other.
+pub fn blocks(outputs: &[Output]) -> Vec<Block> {
+    let block = |candidates: &[u32], accepted, next: &BlockRecord| Block {
+        candidates: candidates.to_vec(),
+        accepted,
+        bonus: next.bonus,
+        draft: next.draft.clone(),
+        confidence: next.confidence.iter().map(|c| c.to_bits()).collect(),
+    };
+    outputs
+        .iter()
+        .flat_map(|output| &output.records)
+        .map(|record| match record {
+            Record::Prefill(next) => block(&[], 0, next),
+            Record::Step(step) => block(&step.candidates, step.accepted, &step.next),
+        })
+        .collect()
 }
 
 /// Proposes `continuation` (the output of the same request, known from before), corrupted at one slot

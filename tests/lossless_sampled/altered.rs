@@ -45,13 +45,20 @@ struct AlteredRows<'a> {
     draft_sampling: &'a SamplingParams,
 }
 
+impl AlteredRows<'_> {
+    fn draft_row(&self, slot: usize) -> &[f32] {
+        let draft = self.request.draft_logits.unwrap();
+        draft.logits.row(draft.first_row + slot - 1).unwrap()
+    }
+}
+
 impl Rows for AlteredRows<'_> {
     fn target(&mut self, i: usize) -> Vec<f64> {
         softmax(&warp(self.logits.row(self.request.first_row + i).unwrap(), self.request.sampling))
     }
 
     fn draft(&mut self, j: usize) -> Vec<f64> {
-        softmax(&warp(self.request.draft_logits.unwrap().row(j - 1).unwrap(), self.draft_sampling))
+        softmax(&warp(self.draft_row(j), self.draft_sampling))
     }
 }
 
@@ -127,13 +134,14 @@ impl Device for Altered {
         drafts: &[DraftRows<'_>],
         results: &mut Results,
     ) -> Result<(), DeviceError> {
+        let (first, first_row) = (results.found.drafts.len(), self.drafted_rows(results));
         self.cpu.draft(calibration, logits, drafts, results)?;
         if !matches!(self.alteration, Alteration::PositionKeyed) {
             return Ok(());
         }
         let Found { verdicts, drafts: drafted } = &mut results.found;
-        let mut rows = 0usize..;
-        for (draft, drafted) in drafts.iter().zip(drafted) {
+        let mut rows = first_row..;
+        for (draft, drafted) in drafts.iter().zip(&mut drafted[first..]) {
             for (slot, token) in (1..).zip(drafted) {
                 let row = rows.next().unwrap();
                 let row = logits.row(row).unwrap();
@@ -153,6 +161,7 @@ impl Device for Altered {
         results: &mut Results,
     ) -> Result<(), DeviceError> {
         let verdicts = sequences.iter().map(|request| self.verify_one(logits, request));
+        *results = self.cpu.new_results();
         results.found = Found { verdicts: verdicts.collect::<Result<_, _>>()?, drafts: Vec::new() };
         Ok(())
     }
@@ -187,6 +196,10 @@ impl Device for Altered {
 
     fn new_results(&self) -> Results {
         self.cpu.new_results()
+    }
+
+    fn drafted_rows(&self, results: &Results) -> usize {
+        self.cpu.drafted_rows(results)
     }
 
     fn known<'a>(&self, results: &'a Results) -> Option<&'a [Verdict]> {
@@ -258,14 +271,15 @@ impl Device for Altered {
         self.cpu.rms_norm(x, rows, weight, eps, out)
     }
 
-    fn linear(
+    fn linear_to(
         &self,
         layer: &Self::Linear,
         x: &Buffer,
         rows: Range<usize>,
+        first_row: usize,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        self.cpu.linear(layer, x, rows, out)
+        self.cpu.linear_to(layer, x, rows, first_row, out)
     }
 
     fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {

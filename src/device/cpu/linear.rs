@@ -132,14 +132,14 @@ impl Linear {
         Ok(())
     }
 
-    /// The outputs of rows `rows` of `x`, stored in or added to the same rows of `out`.
+    /// The outputs of rows `rows` of `x`, stored in or added to those of `out` from `first_row` on.
     pub(super) fn apply(
         &self,
         (pool, vectors): (&Pool, Vectors),
         x: &Buffer,
         rows: Range<usize>,
         output: Output,
-        out: &mut Buffer,
+        (out, first_row): (&mut Buffer, usize),
     ) -> Result<(), DeviceError> {
         let operation = match output {
             Output::Store => "linear",
@@ -147,7 +147,9 @@ impl Linear {
         };
         check::cols(operation, "x", x, self.in_cols)?;
         check::cols(operation, "out", out, self.out_cols)?;
-        let rows = check::rows(operation, rows, &[x, out])?;
+        let rows = check::rows(operation, rows, &[x])?;
+        let out_rows = first_row..first_row.saturating_add(rows.len());
+        let out_rows = check::rows(operation, out_rows, &[out])?;
         if rows.is_empty() || self.out_cols == 0 {
             return Ok(());
         }
@@ -164,7 +166,7 @@ impl Linear {
         let pairs = Matrix { elements: packed.as_slice(), stride: x.cols, rows: x.rows, cols: x.cols };
         let work = x.rows.saturating_mul(self.in_cols).saturating_mul(self.out_cols);
         let precision = out.precision();
-        let tasks = self.tasks(pool.threads(), out.rows_in_mut(rows).collect());
+        let tasks = self.tasks(pool.threads(), out.rows_in_mut(out_rows).collect());
         pool.for_each(tasks, work, |task| match task.part.weight.elements() {
             Elements::F32(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
             Elements::F16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),

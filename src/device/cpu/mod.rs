@@ -119,7 +119,8 @@ impl Cpu {
         rows: Range<usize>,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        layer.apply(self.compute(), x, rows, Output::Add, out)
+        let first_row = rows.start;
+        layer.apply(self.compute(), x, rows, Output::Add, (out, first_row))
     }
 
     fn compute(&self) -> (&Pool, Vectors) {
@@ -195,14 +196,15 @@ impl Device for Cpu {
         elementwise::rms_norm(self.compute(), x, rows, weight, eps, out)
     }
 
-    fn linear(
+    fn linear_to(
         &self,
         layer: &Linear,
         x: &Buffer,
         rows: Range<usize>,
+        first_row: usize,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        layer.apply(self.compute(), x, rows, Output::Store, out)
+        layer.apply(self.compute(), x, rows, Output::Store, (out, first_row))
     }
 
     fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
@@ -262,6 +264,7 @@ impl Device for Cpu {
     ) -> Result<(), DeviceError> {
         let verdicts = sampling::verify(self.compute(), logits, sequences)?;
         results.found = Found { verdicts, drafts: Vec::new() };
+        results.drafted = 0;
         Ok(())
     }
 
@@ -286,6 +289,10 @@ impl Device for Cpu {
         table.embed(&results.bonus, 0, out)
     }
 
+    fn drafted_rows(&self, results: &Results) -> usize {
+        results.drafted
+    }
+
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Buffer, Linear>>,
@@ -293,11 +300,14 @@ impl Device for Cpu {
         drafts: &[DraftRows<'_>],
         results: &mut Results,
     ) -> Result<(), DeviceError> {
+        let first_row = results.drafted;
         if let Some(Calibration { hidden, output }) = calibration {
-            self.linear_add(output, hidden, 0..logits.rows(), logits)?;
+            let rows = 0..logits.rows().saturating_sub(first_row);
+            output.apply(self.compute(), hidden, rows, Output::Add, (logits, first_row))?;
         }
         let slots = results.slots(drafts)?;
         results.found.drafts.extend(sampling::draft(self.compute(), logits, &slots)?);
+        results.drafted = slots.last().map_or(first_row, |slots| slots.rows.end);
         Ok(())
     }
 

@@ -21,6 +21,8 @@ const WORK: usize = 8;
 pub struct Results {
     /// Verdicts and drafts.
     pub found: Found,
+    /// Rows that were drafted since the verification.
+    pub(super) drafted: usize,
     /// Rows of the pass that hold the selected slots, draft after draft.
     pub(super) rows: Vec<usize>,
     /// Their bonus tokens.
@@ -55,7 +57,7 @@ impl Results {
 
     /// Where the slots of `drafts` are in the logits, and what they are drawn with.
     pub(super) fn slots<'a>(&self, drafts: &[DraftRows<'a>]) -> Result<Vec<Slots<'a>>, DeviceError> {
-        let mut first = 0usize;
+        let mut first = self.drafted;
         let slots = |draft: &DraftRows<'a>| {
             let rows = first..first.saturating_add(draft.drafted());
             first = rows.end;
@@ -140,7 +142,8 @@ fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resu
     check::index(OPERATION, "row", request.first_row.saturating_add(verify_len), logits.rows())?;
     check_positions(OPERATION, request.start, verify_len + 1)?;
     if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
-        check::at_least(OPERATION, "draft_logits", draft_logits, verify_len, logits.cols())?;
+        let rows = draft_logits.first_row.saturating_add(verify_len);
+        check::at_least(OPERATION, "draft_logits", draft_logits.logits, rows, logits.cols())?;
     }
     Ok(())
 }
@@ -196,7 +199,7 @@ impl Rows for WarpedRows<'_> {
     }
 
     fn draft(&mut self, j: usize) -> Vec<f64> {
-        match self.request.draft_logits.and_then(|logits| logits.row(j - 1)) {
+        match self.request.draft_logits.and_then(|draft| draft.logits.row(draft.first_row + j - 1)) {
             Some(row) => softmax(&warp(row, self.request.sampling)),
             None => {
                 let mut point_mass = vec![0.0; self.logits.cols()];
@@ -213,7 +216,7 @@ impl Rows for WarpedRows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Precision;
+    use crate::device::{DraftLogits, Precision};
 
     fn logits(rows: usize, cols: usize) -> Buffer {
         let mut buffer = Buffer::new(cols, Precision::F32);
@@ -237,6 +240,7 @@ mod tests {
         draft: &'a [u32],
         draft_logits: Option<&'a Buffer>,
     ) -> VerifyRows<'a, Buffer> {
+        let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0 });
         VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
     }
 

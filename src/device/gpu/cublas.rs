@@ -329,10 +329,11 @@ impl Products for CublasLt {
         for context in [stream.context(), x.context(), layer.weight.context(), out_context] {
             self.check_context(context)?;
         }
-        let (in_cols, stride) = (layer.in_cols, out.stride);
+        let ProductOut { stride, first_row, .. } = out;
+        let in_cols = layer.in_cols;
         let weight = backend.view(stream, &layer.weight);
         let input = part(backend.view(stream, x), elements(&rows, in_cols)?)?;
-        let range = elements(&rows, stride)?;
+        let range = elements(&(first_row..first_row.saturating_add(rows.len())), stride)?;
         let shape =
             |logits| Shape { in_cols, out_cols: layer.out_cols, stride, logits, bias: layer.bias.is_some() };
         let operands = |out, bias| Operands { weight: weight.address(), x: input.address(), out, bias };

@@ -7,6 +7,10 @@ use half::bf16;
 
 use crate::backend::{Backend, BackendError, Element, View};
 use crate::device::DeviceError;
+use crate::kernels::sampling::RowStats;
+
+/// Words of 8 bytes of the statistics of a row.
+pub(super) const STATS_WORDS: usize = size_of::<RowStats>() / 8;
 
 /// Memory for `len` elements, zero at first; where there is not so much, the error says what it was for.
 pub(super) fn allocate<B: Backend, T: Element>(
@@ -161,12 +165,19 @@ pub struct Buffer<B: Backend> {
     pub(super) rows: usize,
     pub(super) cols: usize,
     capacity: usize,
+    /// Rows at the beginning whose statistics are those of the logits that they have.
+    drawn: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Values<B: Backend> {
     Activations(B::Memory<bf16>),
-    Logits(B::Memory<f32>),
+    /// Of rows that a draft was drawn from, with the statistics of the draw: what a verification compares are
+    /// the distributions that tokens came from, wherever it finds them.
+    Logits {
+        logits: B::Memory<f32>,
+        draws: B::Memory<u64>,
+    },
     /// Nothing has been allocated yet.
     NoActivations,
     NoLogits,
@@ -175,7 +186,7 @@ pub(super) enum Values<B: Backend> {
 impl<B: Backend> Buffer<B> {
     pub(super) fn new(cols: usize, logits: bool) -> Self {
         let values = if logits { Values::NoLogits } else { Values::NoActivations };
-        Buffer { values, rows: 0, cols, capacity: 0 }
+        Buffer { values, rows: 0, cols, capacity: 0, drawn: 0 }
     }
 
     /// Rows.
@@ -192,7 +203,7 @@ impl<B: Backend> Buffer<B> {
     pub(super) fn stride(&self) -> usize {
         match self.values {
             Values::Activations(_) | Values::NoActivations => self.cols,
-            Values::Logits(_) | Values::NoLogits => self.cols.next_multiple_of(8),
+            Values::Logits { .. } | Values::NoLogits => self.cols.next_multiple_of(8),
         }
     }
 
@@ -205,19 +216,44 @@ impl<B: Backend> Buffer<B> {
         let fresh = matches!(self.values, Values::NoActivations | Values::NoLogits);
         if needed > self.capacity || fresh {
             let capacity = needed.max(2 * self.capacity);
-            let kept = self.rows.min(rows) * stride;
+            let kept = self.rows.min(rows);
+            let draws = capacity.checked_div(stride).unwrap_or(0) * STATS_WORDS;
             self.values = match &self.values {
-                Values::Activations(old) => Values::Activations(moved(backend, stream, old, kept, capacity)?),
-                Values::Logits(old) => Values::Logits(moved(backend, stream, old, kept, capacity)?),
+                Values::Activations(old) => {
+                    Values::Activations(moved(backend, stream, old, kept * stride, capacity)?)
+                }
+                Values::Logits { logits, draws: old } => Values::Logits {
+                    logits: moved(backend, stream, logits, kept * stride, capacity)?,
+                    draws: moved(backend, stream, old, self.drawn.min(kept) * STATS_WORDS, draws)?,
+                },
                 Values::NoActivations => {
                     Values::Activations(allocate(backend, stream, capacity, "activations")?)
                 }
-                Values::NoLogits => Values::Logits(allocate(backend, stream, capacity, "logits")?),
+                Values::NoLogits => Values::Logits {
+                    logits: allocate(backend, stream, capacity, "logits")?,
+                    draws: allocate(backend, stream, draws, "statistics of logits")?,
+                },
             };
             self.capacity = capacity;
         }
         self.rows = rows;
+        self.forget_draws_from(rows);
         Ok(())
+    }
+
+    /// Rows at the beginning that were drawn from, and have the statistics of that.
+    pub(super) fn drawn(&self) -> usize {
+        self.drawn
+    }
+
+    /// To be called once the statistics of rows up to `rows` are on their way.
+    pub(super) fn set_drawn(&mut self, rows: usize) {
+        self.drawn = rows.min(self.rows);
+    }
+
+    /// To be called before rows from `row` on get other values.
+    pub(super) fn forget_draws_from(&mut self, row: usize) {
+        self.drawn = self.drawn.min(row);
     }
 
     /// The activations, for an operation.
@@ -248,8 +284,32 @@ impl<B: Backend> Buffer<B> {
     /// The logits, for an operation.
     pub(super) fn logits(&self, operation: &'static str) -> Result<&B::Memory<f32>, DeviceError> {
         match &self.values {
-            Values::Logits(memory) => Ok(memory),
+            Values::Logits { logits, .. } => Ok(logits),
             _ => Err(self.not(operation, "logits")),
+        }
+    }
+
+    /// The statistics of the rows that were drawn from.
+    pub(super) fn draws<'a>(
+        &'a self,
+        operation: &'static str,
+        backend: &B,
+        stream: &'a B::Stream,
+    ) -> Result<View<'a, RowStats>, DeviceError> {
+        let Values::Logits { draws, .. } = &self.values else { return Err(self.not(operation, "logits")) };
+        let words = backend.view(stream, draws).range(0..self.drawn * STATS_WORDS);
+        words.and_then(View::cast).ok_or_else(|| self.not(operation, "draws"))
+    }
+
+    /// The logits and the statistics of their draws, to be written.
+    pub(super) fn logits_and_draws_mut(
+        &mut self,
+        operation: &'static str,
+    ) -> Result<(&mut B::Memory<f32>, &mut B::Memory<u64>), DeviceError> {
+        let error = self.not(operation, "logits");
+        match &mut self.values {
+            Values::Logits { logits, draws } => Ok((logits, draws)),
+            _ => Err(error),
         }
     }
 
@@ -257,7 +317,7 @@ impl<B: Backend> Buffer<B> {
     pub(super) fn logits_mut(&mut self, operation: &'static str) -> Result<&mut B::Memory<f32>, DeviceError> {
         let error = self.not(operation, "logits");
         match &mut self.values {
-            Values::Logits(memory) => Ok(memory),
+            Values::Logits { logits, .. } => Ok(logits),
             _ => Err(error),
         }
     }

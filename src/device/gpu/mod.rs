@@ -300,21 +300,22 @@ impl<P: Products> Device for Gpu<P> {
         Ok(self.kernels.rms_norm(stream, &args)?)
     }
 
-    fn linear(
+    fn linear_to(
         &self,
         layer: &Linear<P>,
         x: &Buffer<P::Backend>,
         rows: Range<usize>,
+        first_row: usize,
         out: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "linear";
         expect_rows(OPERATION, "x", x, layer.in_cols, rows.end)?;
-        expect_rows(OPERATION, "out", out, layer.out_cols, rows.end)?;
+        expect_rows(OPERATION, "out", out, layer.out_cols, first_row.saturating_add(rows.len()))?;
         if rows.is_empty() || layer.out_cols == 0 {
             return Ok(());
         }
         let x = x.activations(OPERATION, "x")?;
-        let Some(out) = ProductOut::of(out) else { return Ok(()) };
+        let Some(out) = ProductOut::of(out, first_row) else { return Ok(()) };
         self.products.multiply(self.backend(), &self.stream, &layer.layer, x, rows, out)
     }
 
@@ -530,6 +531,7 @@ impl<P: Products> Device for Gpu<P> {
         let (backend, stream) = (self.backend(), &self.stream);
         let mut host = vec![0.0; logits.cols];
         let first = row * logits.stride();
+        logits.forget_draws_from(row);
         let memory = logits.logits_mut(OPERATION)?;
         backend.download(stream, memory, first, &mut host)?;
         edit(&mut host);
@@ -581,6 +583,10 @@ impl<P: Products> Device for Gpu<P> {
         out: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
         self.embed_bonus_tokens(table, results, out)
+    }
+
+    fn drafted_rows(&self, results: &Results<P::Backend>) -> usize {
+        results.report.rows()
     }
 
     fn draft(

@@ -31,8 +31,8 @@ pub trait Products: Send + Sync + 'static {
     /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
     fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Backend as Backend>::Memory<bf16>;
 
-    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored. Shapes were
-    /// checked.
+    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored, in as many rows
+    /// of `out`. Shapes were checked.
     ///
     /// # Errors
     ///
@@ -55,6 +55,8 @@ pub struct ProductOut<'a, B: Backend> {
     pub memory: ProductMemory<'a, B>,
     /// Elements from one row to the next.
     pub stride: usize,
+    /// The row that the first row of the product goes to.
+    pub first_row: usize,
 }
 
 /// Memory that a product goes to.
@@ -67,14 +69,15 @@ pub enum ProductMemory<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ProductOut<'a, B> {
-    pub(super) fn of(buffer: &'a mut Buffer<B>) -> Option<Self> {
+    pub(super) fn of(buffer: &'a mut Buffer<B>, first_row: usize) -> Option<Self> {
         let stride = buffer.stride();
+        buffer.forget_draws_from(first_row);
         let memory = match &mut buffer.values {
             Values::Activations(memory) => ProductMemory::Bf16(memory),
-            Values::Logits(memory) => ProductMemory::F32(memory),
+            Values::Logits { logits, .. } => ProductMemory::F32(logits),
             Values::NoActivations | Values::NoLogits => return None,
         };
-        Some(ProductOut { memory, stride })
+        Some(ProductOut { memory, stride, first_row })
     }
 }
 

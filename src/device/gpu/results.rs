@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::checks::{expect, index32};
-use super::memory::{Buffer, Grown, Packed, Part};
+use super::memory::{Buffer, Grown, Packed, Part, STATS_WORDS};
 use super::products::Products;
 use super::sampling::{Verification, slot_sampling};
 use super::scratch::{Scratch, error_word};
@@ -21,7 +21,7 @@ use crate::layout::Pass;
 #[derive(Debug)]
 pub struct Results<B: Backend> {
     pub(super) report: Report<B>,
-    /// The numbers of tokens of the drafts in the report.
+    /// The numbers of tokens of the drafts in the report that have not been read.
     pub(super) drafts: Vec<usize>,
     /// The verdicts, once they have been read.
     known: Option<Vec<Verdict>>,
@@ -60,29 +60,38 @@ impl<B: Backend> Results<B> {
 pub(super) struct Report<B: Backend> {
     words: Grown<B, u64>,
     batch: usize,
+    /// Draft rows since the verification, and how many of them have been read.
     rows: usize,
+    read: usize,
 }
 
 impl<B: Backend> Default for Report<B> {
     fn default() -> Self {
-        Report { words: Grown::default(), batch: 0, rows: 0 }
+        Report { words: Grown::default(), batch: 0, rows: 0, read: 0 }
     }
 }
 
 /// Words of 8 bytes: of the error word, of a verdict and of the statistics of a row.
 const ERROR_WORDS: usize = 1;
 const VERDICT_WORDS: usize = size_of::<DeviceVerdict>() / 8;
-const STATS_WORDS: usize = size_of::<RowStats>() / 8;
+
+/// Draft rows of a sequence at most: those of a group that did not come true, and of a drafting pass after it.
+const DRAFT_ROWS: usize = 2 * MAX_DRAFTS;
 
 impl<B: Backend> Report<B> {
     fn begin(&mut self, backend: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
-        (self.batch, self.rows) = (0, 0);
-        let words = batch.checked_mul(VERDICT_WORDS + MAX_DRAFTS * STATS_WORDS);
+        (self.batch, self.rows, self.read) = (0, 0, 0);
+        let words = batch.checked_mul(VERDICT_WORDS + DRAFT_ROWS * STATS_WORDS);
         let words = words.and_then(|words| words.checked_add(ERROR_WORDS));
         let words = words.ok_or(DeviceError::OutOfMemory { what: "verdicts", bytes: usize::MAX })?;
         self.words.reserve(backend, stream, words)?;
         self.batch = batch;
         Ok(())
+    }
+
+    /// Draft rows since the verification.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
     }
 
     fn verdict_words(&self) -> Range<usize> {
@@ -116,20 +125,23 @@ impl<B: Backend> Report<B> {
         self.part(backend, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
     }
 
-    /// The statistics of `rows` more draft rows, to be written.
-    pub(super) fn more_stats_mut<'a>(
-        &'a mut self,
+    /// Adds `rows` draft rows, with the next of `draws`.
+    pub(super) fn add(
+        &mut self,
         backend: &B,
-        stream: &'a B::Stream,
+        stream: &B::Stream,
+        draws: &B::Memory<u64>,
         rows: usize,
-    ) -> Result<ViewMut<'a, RowStats>, DeviceError> {
-        let (index, limit) = (self.rows.saturating_add(rows), self.batch * MAX_DRAFTS);
-        if index > limit {
-            return Err(DeviceError::OutOfRange { operation: "draft", what: "row", index, limit });
+    ) -> Result<(), DeviceError> {
+        let (first, end, limit) = (self.rows, self.rows.saturating_add(rows), self.batch * DRAFT_ROWS);
+        if end > limit {
+            return Err(DeviceError::OutOfRange { operation: "draft", what: "row", index: end, limit });
         }
-        let words = self.stats_words(self.rows..index);
-        self.rows = index;
-        self.part(backend, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
+        let words = self.stats_words(first..end);
+        let memory = self.words.reserve(backend, stream, words.end)?;
+        backend.copy(stream, draws, first * STATS_WORDS..end * STATS_WORDS, memory, words.start)?;
+        self.rows = end;
+        Ok(())
     }
 
     fn part<'a>(
@@ -143,15 +155,16 @@ impl<B: Backend> Report<B> {
         backend.view_mut(stream, memory).range(words).ok_or_else(|| missing(end))
     }
 
-    /// Copies it to the host, with the device's error word, and waits for that. The draft rows are done with.
+    /// Copies it to the host, with the device's error word, and waits for that. Returns that word, the verdicts and
+    /// the statistics of the draft rows since the last call.
     fn read(
         &mut self,
         backend: &B,
         stream: &B::Stream,
         error: &mut Grown<B, u64>,
     ) -> Result<(u32, Vec<DeviceVerdict>, Vec<RowStats>), DeviceError> {
-        let (verdicts, stats) = (self.verdict_words(), self.stats_words(0..self.rows));
-        self.rows = 0;
+        let (verdicts, stats) = (self.verdict_words(), self.stats_words(self.read..self.rows));
+        self.read = self.rows;
         let mut host = vec![0u64; stats.end];
         let word = error.reserve(backend, stream, 1)?;
         let report = self.words.reserve(backend, stream, stats.end)?;

@@ -1,14 +1,16 @@
 //! Verification and drafting: rows sampled, drafts accepted. Nothing is waited for.
 
+use std::ptr;
+
 use super::checks::{expect, expect_rows};
-use super::memory::{Buffer, Grown, Packed};
+use super::memory::{Buffer, Grown, Packed, STATS_WORDS, Values};
 use super::products::Products;
 use super::results::Results;
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear};
+use super::{Gpu, Linear, Memory};
 use crate::acceptance::Rule;
-use crate::backend::{Backend, View, ViewMut};
-use crate::device::{Calibration, DeviceError, DraftRows, VerifyRows};
+use crate::backend::{Backend, BackendError, View, ViewMut};
+use crate::device::{Calibration, DeviceError, DraftLogits, DraftRows, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
@@ -26,9 +28,9 @@ pub(super) struct Verification<B: Backend> {
     /// How rows are sampled, the requests, and their tokens.
     tables: Packed<B>,
     target_stats: Grown<B, RowStats>,
-    /// The logits of every q, side by side, and what is known of them.
+    /// The logits of every q, side by side, and the statistics of their draws, where they are not in one buffer.
     draft_logits: Grown<B, f32>,
-    draft_stats: Grown<B, RowStats>,
+    draws: Grown<B, u64>,
     /// Zero between launches.
     arrived: Grown<B, u32>,
     committed: Grown<B, i32>,
@@ -40,7 +42,7 @@ impl<B: Backend> Default for Verification<B> {
             tables: Packed::default(),
             target_stats: Grown::default(),
             draft_logits: Grown::default(),
-            draft_stats: Grown::default(),
+            draws: Grown::default(),
             arrived: Grown::default(),
             committed: Grown::default(),
         }
@@ -104,15 +106,19 @@ impl<P: Products> Gpu<P> {
         let rows = drafts.iter().map(DraftRows::drafted).fold(0, usize::saturating_add);
         let (vocab, stride) = (logits.cols, logits.stride());
         let Results { report, selected, .. } = results;
+        let first = report.rows();
+        let end = first.saturating_add(rows);
         expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
-        expect(OPERATION, "logits", vec![rows, vocab], vec![logits.rows, vocab])?;
+        expect(OPERATION, "logits", vec![end, vocab], vec![logits.rows, vocab])?;
+        expect(OPERATION, "rows drafted before", vec![first], vec![logits.drawn().min(first)])?;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
         if rows == 0 || vocab == 0 {
             return Ok(());
         }
-        let logit_rows = 0..rows * stride;
-        let (logits, calibration) = match calibration {
-            None => (LogitRows::Read(self.input(logits.logits(OPERATION)?, logit_rows)?), None),
+        let logit_rows = first * stride..end * stride;
+        let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
+        let (values, calibration) = match calibration {
+            None => (LogitRows::Read(self.input(values, logit_rows)?), None),
             Some(Calibration { hidden, output }) => {
                 let rank = output.in_cols;
                 expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, rows)?;
@@ -123,8 +129,7 @@ impl<P: Products> Gpu<P> {
                     weight: backend.view(stream, self.products.weight(&output.layer)),
                     bias: output.bias.as_ref().map(|bias| backend.view(stream, bias)),
                 };
-                let logits = self.output(logits.logits_mut(OPERATION)?, logit_rows)?;
-                (LogitRows::Update(logits), Some(calibration))
+                (LogitRows::Update(self.output(values, logit_rows)?), Some(calibration))
             }
         };
         let starts = selected.starts.reserve(backend, stream, drafts.len())?;
@@ -132,13 +137,20 @@ impl<P: Products> Gpu<P> {
         let rows_to_sample = Rows {
             vocab,
             stride,
-            logits,
+            logits: values,
             logit_index: Some(self.input(rows_that_count, 0..rows)?),
             starts: Some(self.input(starts, 0..drafts.len())?),
             calibration,
         };
         let ways = selected.tables.view(backend, stream, &selected.ways)?;
-        self.sample(rows_to_sample, ways, report.more_stats_mut(backend, stream, rows)?)
+        let words = first * STATS_WORDS..end * STATS_WORDS;
+        let wanted = words.end;
+        let stats = self.output(draws, words)?.cast();
+        let stats = stats.ok_or(BackendError::CopyLength { wanted, found: 0 })?;
+        self.sample(rows_to_sample, ways, stats)?;
+        report.add(backend, stream, draws, rows)?;
+        logits.set_drawn(end);
+        Ok(())
     }
 
     pub(super) fn verify_drafts(
@@ -156,8 +168,9 @@ impl<P: Products> Gpu<P> {
         }
         let Results { report, verification, .. } = results;
         let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; logits.rows];
-        let (mut tokens, mut requests, mut draft_ways) = (Vec::new(), Vec::new(), Vec::new());
-        let mut sources = Vec::new();
+        let (mut tokens, mut requests) = (Vec::new(), Vec::new());
+        let drafts = Drafts::of(sequences);
+        let mut copied = 0;
         for sequence in sequences {
             let drafted = sequence.draft.len();
             let end = sequence.first_row.saturating_add(drafted + 1);
@@ -170,17 +183,23 @@ impl<P: Products> Gpu<P> {
                 let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
                 *way = row_sampling(sequence.sampling, numbers)?;
             }
-            let compares = rule != Rule::Match && drafted > 0;
-            let first_draft = match sequence.draft_logits.filter(|_| compares) {
-                Some(source) => {
-                    expect_rows(OPERATION, "draft_logits", source, logits.cols, drafted)?;
-                    let first = draft_ways.len();
-                    sources.push((source, drafted));
-                    let way = row_sampling(sequence.sampling, None)?;
-                    draft_ways.resize(first + drafted, way);
-                    Some(first)
-                }
+            let first_draft = match compared(sequence) {
                 None => None,
+                Some(draft) => {
+                    let end = draft.first_row.saturating_add(drafted);
+                    expect_rows(OPERATION, "draft_logits", draft.logits, logits.cols, end)?;
+                    let (what, index, limit) = ("row that was not drafted", end - 1, draft.logits.drawn());
+                    if index >= limit {
+                        return Err(DeviceError::OutOfRange { operation: OPERATION, what, index, limit });
+                    }
+                    Some(match &drafts {
+                        Drafts::InPlace(_) => draft.first_row,
+                        Drafts::Apart => {
+                            copied += drafted;
+                            copied - drafted
+                        }
+                    })
+                }
             };
             requests.push(Verify::new(&VerifySequence {
                 rule,
@@ -195,37 +214,44 @@ impl<P: Products> Gpu<P> {
             // A token beyond the type is beyond every vocabulary, and never accepted.
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
         }
-        let (rows, draft_rows) = (ways.len(), draft_ways.len());
+        let rows = ways.len();
         let tables = &mut verification.tables;
         tables.clear();
-        let (ways, draft_ways) = (tables.push(&ways), tables.push(&draft_ways));
-        let (device_requests, device_tokens) = (tables.push(&requests), tables.push(&tokens));
+        let (ways, device_requests) = (tables.push(&ways), tables.push(&requests));
+        let device_tokens = tables.push(&tokens);
         tables.upload(backend, stream)?;
-        let draft_logits = verification.draft_logits.reserve(backend, stream, draft_rows * stride)?;
-        let mut first = 0;
-        for (source, rows) in sources {
-            let len = rows * stride;
-            backend.copy(stream, source.logits(OPERATION)?, 0..len, draft_logits, first)?;
-            first += len;
+        let draft_logits = verification.draft_logits.reserve(backend, stream, copied * stride)?;
+        let draws = verification.draws.reserve(backend, stream, copied * STATS_WORDS)?;
+        if copied > 0 {
+            self.copy_drafts(sequences, draft_logits, draws)?;
         }
-        let plain = |logits| Rows {
+        let target_stats = verification.target_stats.reserve(backend, stream, rows)?;
+        let target = || self.input(logits.logits(OPERATION)?, 0..rows * stride);
+        let rows_to_sample = Rows {
             vocab,
             stride,
-            logits: LogitRows::Read(logits),
+            logits: LogitRows::Read(target()?),
             logit_index: None,
             starts: None,
             calibration: None,
         };
-        let target_stats = verification.target_stats.reserve(backend, stream, rows)?;
-        let target = || self.input(logits.logits(OPERATION)?, 0..rows * stride);
         let ways = tables.view(backend, stream, &ways)?;
-        self.sample(plain(target()?), ways, self.output(target_stats, 0..rows)?)?;
-        let draft_stats = verification.draft_stats.reserve(backend, stream, draft_rows)?;
-        if draft_rows > 0 {
-            let logits = self.input(draft_logits, 0..draft_rows * stride)?;
-            let draft_ways = tables.view(backend, stream, &draft_ways)?;
-            self.sample(plain(logits), draft_ways, self.output(draft_stats, 0..draft_rows)?)?;
-        }
+        self.sample(rows_to_sample, ways, self.output(target_stats, 0..rows)?)?;
+        let draft = match &drafts {
+            Drafts::InPlace(buffer) => Some(SampledRows {
+                logits: self.input(buffer.logits(OPERATION)?, 0..buffer.drawn() * stride)?,
+                stats: buffer.draws(OPERATION, backend, stream)?,
+            }),
+            Drafts::Apart if copied == 0 => None,
+            Drafts::Apart => {
+                let (wanted, found) = (copied * STATS_WORDS, 0);
+                let stats = self.input(draws, 0..wanted)?.cast();
+                Some(SampledRows {
+                    logits: self.input(draft_logits, 0..copied * stride)?,
+                    stats: stats.ok_or(BackendError::CopyLength { wanted, found })?,
+                })
+            }
+        };
         let arrived = verification.arrived.reserve(backend, stream, batch)?;
         let committed = verification.committed.reserve(backend, stream, batch * MAX_COMMITTED)?;
         let needed = accept_workspace_len(batch, vocab)
@@ -241,13 +267,7 @@ impl<P: Products> Gpu<P> {
                 .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
             tokens: tables.view(backend, stream, &device_tokens)?,
             target: SampledRows { logits: target()?, stats: self.input(target_stats, 0..rows)? },
-            draft: match draft_rows {
-                0 => None,
-                _ => Some(SampledRows {
-                    logits: self.input(draft_logits, 0..draft_rows * stride)?,
-                    stats: self.input(draft_stats, 0..draft_rows)?,
-                }),
-            },
+            draft,
             workspace: backend.view_mut(stream, workspace.reserve(backend, stream, needed)?),
             arrived: self.output(arrived, 0..batch)?,
             verdicts: report.verdicts_mut(backend, stream)?,
@@ -256,6 +276,54 @@ impl<P: Products> Gpu<P> {
         };
         Ok(self.kernels.accept(stream, &args)?)
     }
+
+    /// Copies what the sequences' drafts were drawn from, and the statistics of the draws, side by side.
+    fn copy_drafts(
+        &self,
+        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
+        to: &mut Memory<P, f32>,
+        to_draws: &mut Memory<P, u64>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "verify";
+        let (backend, stream) = (self.backend(), &self.stream);
+        let mut first = 0;
+        for sequence in sequences {
+            let Some(DraftLogits { logits, first_row }) = compared(sequence) else { continue };
+            let Values::Logits { draws, .. } = &logits.values else { continue };
+            let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
+            let elements = rows.start * stride..rows.end * stride;
+            backend.copy(stream, logits.logits(OPERATION)?, elements, to, first * stride)?;
+            let words = rows.start * STATS_WORDS..rows.end * STATS_WORDS;
+            backend.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
+            first += rows.len();
+        }
+        Ok(())
+    }
+}
+
+/// Where the distributions of a verification's drafts are.
+enum Drafts<'a, B: Backend> {
+    /// All in this buffer, which the kernels read.
+    InPlace(&'a Buffer<B>),
+    /// In several, so that they are put together; or there are none.
+    Apart,
+}
+
+impl<'a, B: Backend> Drafts<'a, B> {
+    fn of(sequences: &[VerifyRows<'a, Buffer<B>>]) -> Self {
+        let mut buffers = sequences.iter().filter_map(compared).map(|draft| draft.logits);
+        match buffers.next() {
+            Some(first) if buffers.all(|other| ptr::eq(first, other)) => Drafts::InPlace(first),
+            _ => Drafts::Apart,
+        }
+    }
+}
+
+/// What a sequence's draft was drawn from, where its rule compares distributions.
+fn compared<'a, B: Backend>(sequence: &VerifyRows<'a, Buffer<B>>) -> Option<DraftLogits<'a, Buffer<B>>> {
+    let compares =
+        !sequence.sampling.is_greedy() && sequence.rule != Rule::Match && !sequence.draft.is_empty();
+    sequence.draft_logits.filter(|_| compares)
 }
 
 /// How slot `slot` of a draft is sampled.

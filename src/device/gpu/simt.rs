@@ -77,14 +77,14 @@ impl Products for CpuProducts {
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
             })?;
         }
-        let ProductOut { mut memory, stride } = out;
+        let ProductOut { mut memory, stride, first_row } = out;
         let mut output = match &memory {
             ProductMemory::Bf16(_) => self.cpu.new_buffer(out_cols),
             ProductMemory::F32(_) => self.cpu.new_logits(out_cols),
         };
         self.cpu.resize(&mut output, rows.len())?;
         self.cpu.linear(&layer.linear, &input, 0..rows.len(), &mut output)?;
-        for (i, row) in rows.clone().enumerate() {
+        for (i, row) in (first_row..).take(rows.len()).enumerate() {
             let place = row * stride..row * stride + out_cols;
             let from = output.row(i).unwrap_or(&[]);
             match &mut memory {
