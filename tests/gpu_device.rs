@@ -6,11 +6,12 @@
 mod common;
 mod simt_variant;
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use common::models::Spec;
 use common::policies::{RandomEverything, RandomGroups};
-use common::runs::{Output, corrupted_continuation, run};
+use common::runs::{Block, Output, blocks, corrupted_continuation, run};
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -96,6 +97,7 @@ prop_compose! {
         llama in any::<bool>(),
         (layers, tail) in (1usize..3, 1usize..3),
         (kv_heads, q_per_kv) in (1usize..3, 1usize..4),
+        head_dim in prop::sample::select(vec![64usize, 128]),
         hidden in prop::sample::select(vec![8usize, 24, 32]),
         vocab in 3usize..40,
         block_size in 1usize..6,
@@ -109,7 +111,7 @@ prop_compose! {
             tail: tail.min(layers),
             kv_heads,
             q_per_kv,
-            head_dim: 64,
+            head_dim,
             hidden,
             vocab,
             block_size,
@@ -165,37 +167,73 @@ proptest! {
         check("any length", engine(gpu(late), &spec, RandomEverything(RandomGroups(seed))))?;
     }
 
+    /// Draft tokens and the bits of their confidences: greedy and `match` give the same tokens whatever is drafted.
     #[test]
-    fn parallel_and_sequential_drafts_are_accepted_alike(
+    fn drafts_and_what_is_accepted_of_them_are_the_same_in_every_mode(
         spec in spec(),
+        block_size in 2usize..6,
         asks in prop::collection::vec(ask(), 1..3),
+        seed in any::<u64>(),
     ) {
-        let run = |mode| {
-            let requests = asks.iter().map(|ask| ask.request(&spec)).collect();
-            run(&mut engine(gpu(SimtOptions::default()), &spec, mode), requests)
+        let spec = Spec { block_size, ..spec };
+        let late = SimtOptions { copies: Copies::Late, schedule: seed | 1, ..SimtOptions::default() };
+        let run = |engine: &mut Engine<Gpu<CpuProducts>>| {
+            let requests = asks.iter().map(|ask| Request { record: true, ..ask.request(&spec) }).collect();
+            let outputs = run(engine, requests);
+            (blocks(&outputs), outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>())
         };
-        for (parallel, sequential) in run(Mode::Parallel).iter().zip(&run(Mode::Sequential)) {
-            prop_assert_eq!(&parallel.tokens, &sequential.tokens);
-        }
+        let parallel = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel));
+        prop_assert!(parallel.0.iter().all(|block| block.drafted() == block_size - 1));
+        prop_assert_eq!(&run(&mut engine(gpu(late), &spec, Mode::Sequential)), &parallel);
+        let mixed = RandomGroups(seed);
+        prop_assert_eq!(&run(&mut engine(gpu(SimtOptions::default()), &spec, mixed)), &parallel);
     }
+}
 
-    #[test]
-    fn greedy_tokens_are_the_cpu_device_s(spec in spec(), ask in ask()) {
+#[test]
+fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
+    let (compared, tokens) = (Cell::new(0), Cell::new(0));
+    let (same_drafts, drafts) = (Cell::new(0), Cell::new(0));
+    let add = |sum: &Cell<usize>, more| sum.set(sum.get() + more);
+    proptest!(config(16), |(spec in spec(), ask in ask())| {
         let ask = Ask { temperature: 0.0, max_new_tokens: 12, ..ask };
         let margins = Margins::default();
         let mut request = ask.request(&spec);
         request.logits_hook = Some(Box::new(margins.clone()));
-        let cpu = Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
-        let expected = run(&mut engine(cpu, &spec, Mode::Autoregressive), vec![request]).remove(0);
-        let found =
-            run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), vec![ask.request(&spec)]).remove(0);
+        let cpu = || Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
+        let expected = run(&mut engine(cpu(), &spec, Mode::Autoregressive), vec![request]).remove(0);
+        let recorded = || vec![Request { record: true, ..ask.request(&spec) }];
+        let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), recorded()).remove(0);
         // The CPU device does not round attention's weights to bf16, so they may part at a near-tie.
         let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
         if let Some(index) = parting {
             let margin = margins.0.lock().unwrap()[index];
             prop_assert!(margin < 0.02, "token {index} differs at {margin} of the logits' range");
         }
-    }
+        add(&tokens, expected.tokens.len());
+        add(&compared, parting.unwrap_or(expected.tokens.len()));
+        // Drafts after the same tokens, up to near-ties.
+        let drafting = run(&mut engine(cpu(), &spec, Mode::Parallel), recorded()).remove(0);
+        let state = |block: &Block| (block.candidates.clone(), block.accepted, block.bonus);
+        for (found, expected) in blocks(&[found]).iter().zip(&blocks(&[drafting])) {
+            if state(found) != state(expected) {
+                break;
+            }
+            add(&drafts, expected.drafted());
+            for (i, (a, b)) in found.draft.iter().zip(&expected.draft).enumerate() {
+                add(&same_drafts, usize::from(a == b));
+                let [a, b] = [found, expected].map(|block| f32::from_bits(block.confidence[i]));
+                prop_assert!((a - b).abs() < 0.1, "confidence {a} and {b}");
+            }
+        }
+    });
+    let [compared, tokens, same_drafts, drafts] =
+        [compared, tokens, same_drafts, drafts].map(Cell::into_inner);
+    assert!(2 * compared >= tokens, "only {compared} of {tokens} tokens were compared");
+    assert!(
+        5 * same_drafts >= 4 * drafts && drafts >= tokens / 4,
+        "{same_drafts} of {drafts} drafts are the same"
+    );
 }
 
 /// Distances between the two largest logits, as parts of the range of all, in the order of the tokens.
