@@ -8,7 +8,8 @@ use cudarc::driver::sys::CUevent_flags as EventFlags;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
 use half::bf16;
 
-use super::{cublas_is_present, missing};
+use super::cublas_is_present;
+use super::cuda::missing;
 use crate::backend::{BackendError, Cuda};
 use crate::device::DeviceError;
 

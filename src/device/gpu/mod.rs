@@ -7,6 +7,7 @@ mod cache;
 mod ceilings;
 mod checks;
 mod cublas;
+mod cuda;
 mod gather;
 mod memory;
 mod products;
@@ -35,7 +36,7 @@ use super::{
     AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, QkTransform, RowKind,
     Verdict, VerifyRows,
 };
-use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
+use crate::backend::{Backend, BackendError, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
 use crate::kernels::{Kernels, Paging};
@@ -118,33 +119,6 @@ impl<P: Products> Gpu<P> {
         let view = self.backend().view_mut(&self.stream, memory);
         let (wanted, found) = (range.end, view.len());
         view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
-    }
-}
-
-/// Why CUDA device `ordinal` cannot be used.
-fn missing(ordinal: usize, error: BackendError) -> DeviceError {
-    let reason = match error {
-        BackendError::Unavailable(reason) => reason,
-        other => other.to_string(),
-    };
-    DeviceError::Unavailable { requested: format!("cuda:{ordinal}"), reason }
-}
-
-impl Gpu<CublasLt> {
-    /// CUDA device `ordinal`, on a stream of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError::Unavailable`] where there is no driver, no such device, no cuBLASLt, or no device code in
-    /// this build.
-    pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
-        let missing = |error| missing(ordinal, error);
-        let context = Cuda::context(ordinal).map_err(missing)?;
-        let kernels = Kernels::load(&context).map_err(missing)?;
-        let stream =
-            context.new_stream().map_err(|error| missing(BackendError::Unavailable(error.to_string())))?;
-        let products = CublasLt::new(&context, &stream)?;
-        Ok(Gpu::new(kernels, stream, products))
     }
 }
 
