@@ -86,6 +86,7 @@ impl<D: Device> Engine<D> {
                 return Err(DecodeError::ZeroOption { option });
             }
         }
+        model.prepare(options.max_batch, options.prefill_rows)?;
         let pages = options.cache_tokens.div_ceil(options.page_size).min(u32::MAX as usize);
         Ok(Self {
             cache: model.new_cache(pages, options.page_size)?,

@@ -241,6 +241,13 @@ pub trait Device: Send + Sync + 'static {
     /// anything.
     fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
 
+    /// Finds out what products of `layer` of up to `rows` rows need, into logits or activations, where a device has
+    /// to find out something. Called once before the first step.
+    fn prepare(&self, layer: &Self::Linear, rows: usize, logits: bool) -> Result<(), DeviceError> {
+        let _ = (layer, rows, logits);
+        Ok(())
+    }
+
     /// Announces the pass that the operations after it are on, or on without its groups: a device that keeps a
     /// pass in memory of its own puts it there once.
     fn begin(&self, pass: &Pass<'_>, cache: &Self::Cache) -> Result<(), DeviceError> {

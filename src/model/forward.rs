@@ -184,6 +184,32 @@ impl<D: Device> Model<D> {
         self.drafter.as_ref().map(|drafter| drafter.block_size)
     }
 
+    /// Makes the device ready for steps of up to `sequences` sequences that read up to `prompt_rows` rows of
+    /// prompts besides.
+    pub fn prepare(&self, sequences: usize, prompt_rows: usize) -> Result<(), DeviceError> {
+        let slots = self.block_size().unwrap_or(1);
+        let drafts = sequences.saturating_mul(slots);
+        // A group for every accepted length. Layers share shapes, so that all are prepared for the most rows.
+        let masks = drafts.saturating_mul(if self.drafter.is_some() { slots } else { 0 });
+        let rows = drafts.saturating_add(prompt_rows).saturating_add(masks);
+        let prepare = |layer, rows| self.device.prepare(layer, rows, false);
+        let drafters = self.drafter.iter().flat_map(|drafter| &drafter.attention);
+        for attention in self.layers.iter().map(|layer| &layer.attention).chain(drafters) {
+            prepare(&attention.qkv, rows)?;
+            prepare(&attention.o, rows)?;
+        }
+        for layer in &self.layers {
+            prepare(&layer.gate_up, rows)?;
+            prepare(&layer.down, rows)?;
+        }
+        self.device.prepare(self.lm_head.as_ref().unwrap_or(&self.embed), drafts, true)?;
+        if let Some(calibrator) = self.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref()) {
+            prepare(&calibrator.bonus_half, sequences)?;
+            prepare(&calibrator.hidden_half, drafts)?;
+        }
+        Ok(())
+    }
+
     /// A KV cache of `pages` pages of `page_size` tokens for all layers.
     pub fn new_cache(&self, pages: usize, page_size: usize) -> Result<D::Cache, DeviceError> {
         self.device.new_cache(self.layers.len(), pages, page_size, self.config.attention)

@@ -186,6 +186,14 @@ impl<P: Products> Device for Gpu<P> {
         Ok(())
     }
 
+    fn prepare(&self, layer: &Linear<P>, rows: usize, logits: bool) -> Result<(), DeviceError> {
+        if rows == 0 || layer.out_cols == 0 {
+            return Ok(());
+        }
+        let stride = Buffer::<P::Backend>::new(layer.out_cols, logits).stride();
+        self.products.prepare(self.backend(), &self.stream, &layer.layer, stride, rows, logits)
+    }
+
     fn embed(
         &self,
         table: &Linear<P>,

@@ -31,6 +31,25 @@ pub trait Products: Send + Sync + 'static {
     /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
     fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Backend as Backend>::Memory<bf16>;
 
+    /// Finds out what products of `layer` of up to `rows` rows need, so that the first of them does not have to.
+    /// Results are logits or activations, with `stride` elements from a row to the next.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] of the library, or where it cannot do these products.
+    fn prepare(
+        &self,
+        backend: &Self::Backend,
+        stream: &<Self::Backend as Backend>::Stream,
+        layer: &Self::Layer,
+        stride: usize,
+        rows: usize,
+        logits: bool,
+    ) -> Result<(), DeviceError> {
+        let _ = (backend, stream, layer, stride, rows, logits);
+        Ok(())
+    }
+
     /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored, in as many rows
     /// of `out`. Shapes were checked.
     ///

@@ -2,19 +2,24 @@
 //!
 //! A product of so many rows must have the bits that each row has alone. cuBLASLt picks an algorithm by the
 //! number of rows, and some split the sum over columns by it; here one algorithm is chosen for every number
-//! of rows, without a split sum, and tried before it is used: at row counts around the edges of tiles, a
-//! row's bits must be the same at every count.
+//! of rows, without a split sum, and tried before it is used, when a model is loaded: from one row to the most
+//! that an engine asks for, a row's bits must be the same at every count and in every place.
+
+mod choice;
+mod problem;
+mod tried;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
 use half::bf16;
+
+use problem::Problem;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
 use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
@@ -23,14 +28,8 @@ use crate::device::DeviceError;
 /// Scratch memory of a product in bytes: what cuBLAS recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Algorithms that are tried for a shape.
-const CANDIDATES: usize = 32;
-
-/// Rows that algorithms are asked for at, those of a small batch's verification …
-const USUAL_ROWS: usize = 16;
-
-/// … and numbers of rows whose results are compared.
-const TRIED_ROWS: [usize; 11] = [1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 128];
+/// Rows that a plan is made for where nothing was prepared: those of a part of a prompt.
+const DEFAULT_ROWS: usize = 512;
 
 /// Products by cuBLASLt.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ pub struct CublasLt {
     context: Arc<CudaContext>,
     handle: Handle,
     workspace: Mutex<CudaSlice<u8>>,
-    algorithms: Mutex<HashMap<Shape, sys::cublasLtMatmulAlgo_t>>,
+    plans: Mutex<HashMap<Shape, Arc<Plan>>>,
 }
 
 /// Weights of a layer on the GPU.
@@ -60,6 +59,14 @@ struct Shape {
     stride: usize,
     logits: bool,
     bias: bool,
+}
+
+/// How products of a shape are done, whatever their number of rows.
+#[derive(Debug)]
+struct Plan {
+    algorithm: sys::cublasLtMatmulAlgo_t,
+    /// Descriptors, of which a product changes the number of rows and the bias.
+    problem: Mutex<Problem>,
 }
 
 /// A product's operands: device addresses.
@@ -136,7 +143,7 @@ impl CublasLt {
         let workspace =
             stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| unavailable(error.to_string()))?;
         let (context, workspace) = (context.clone(), Mutex::new(workspace));
-        Ok(CublasLt { context, handle, workspace, algorithms: Mutex::default() })
+        Ok(CublasLt { context, handle, workspace, plans: Mutex::default() })
     }
 
     /// That something is of the context that the products run in: cuBLASLt takes bare addresses.
@@ -147,116 +154,42 @@ impl CublasLt {
         Err(BackendError::Context { kernel: "matrix product" }.into())
     }
 
-    /// The algorithm for a shape, tried once.
-    fn algorithm(
+    /// The plan for a shape, made for up to `rows` rows if there is none.
+    fn plan(
         &self,
         backend: &Cuda,
         stream: &Arc<CudaStream>,
         shape: Shape,
         operands: Operands,
-    ) -> Result<sys::cublasLtMatmulAlgo_t, DeviceError> {
-        let mut known = self.algorithms.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = known.get(&shape) {
-            return Ok(*algorithm);
+        rows: usize,
+    ) -> Result<Arc<Plan>, DeviceError> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.get(&shape) {
+            return Ok(plan.clone());
         }
-        for candidate in self.candidates(shape, operands)? {
-            if self.is_row_invariant(backend, stream, shape, operands, &candidate)? {
-                known.insert(shape, candidate);
-                return Ok(candidate);
-            }
-        }
-        Err(BackendError::Driver(format!("cuBLASLt has no row-invariant algorithm for {shape:?}")).into())
-    }
-
-    /// What cuBLASLt proposes for the usual number of rows, without a split sum, the fastest first.
-    fn candidates(
-        &self,
-        shape: Shape,
-        operands: Operands,
-    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, DeviceError> {
-        let problem = Problem::new(shape, USUAL_ROWS, operands.bias)?;
-        let preference = Preference::new()?;
-        let nothing: sys::cublasLtMatmulHeuristicResult_t =
-            // SAFETY: numbers and an enumeration of which 0 is a value.
-            unsafe { std::mem::zeroed() };
-        let mut found = vec![nothing; CANDIDATES];
-        let mut count = 0;
-        // SAFETY: all descriptors are alive, and there is room for as many results as are asked for.
-        let status = unsafe {
-            sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle.0,
-                problem.description.0,
-                problem.weight.0,
-                problem.x.0,
-                problem.out.0,
-                problem.out.0,
-                preference.0,
-                CANDIDATES as i32,
-                found.as_mut_ptr(),
-                &raw mut count,
-            )
-        };
-        status.result().map_err(failed)?;
-        found.truncate(usize::try_from(count).unwrap_or_default());
-        let works = |found: &&sys::cublasLtMatmulHeuristicResult_t| {
-            found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
-        };
-        Ok(found.iter().filter(works).map(|found| found.algo).collect())
-    }
-
-    /// Whether every row of noise has the same bits at all of [`TRIED_ROWS`].
-    fn is_row_invariant(
-        &self,
-        backend: &Cuda,
-        stream: &Arc<CudaStream>,
-        shape: Shape,
-        operands: Operands,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
-    ) -> Result<bool, DeviceError> {
-        let most = TRIED_ROWS.iter().copied().max().unwrap_or(1);
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut noise = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            bf16::from_f32((state >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
-        };
-        let host: Vec<bf16> = (0..most * shape.in_cols).map(|_| noise()).collect();
-        let mut x = backend.allocate::<bf16>(stream, host.len())?;
-        backend.upload(stream, &host, &mut x, 0)?;
-        let bytes = shape.stride * if shape.logits { 4 } else { 2 };
-        let mut results: Vec<Vec<u8>> = Vec::new();
-        for rows in TRIED_ROWS {
-            let mut out = backend.allocate::<u8>(stream, rows * bytes)?;
-            {
-                let (x, out) = (backend.view(stream, &x), backend.view_mut(stream, &mut out));
-                let operands = Operands { x: x.address(), out: out.address(), ..operands };
-                if self.run(stream, shape, rows, operands, algorithm).is_err() {
-                    return Ok(false);
-                }
-            }
-            let mut bits = vec![0; rows * bytes];
-            backend.download(stream, &out, 0, &mut bits)?;
-            results.push(bits);
-        }
-        let Some(longest) = results.iter().max_by_key(|bits| bits.len()) else { return Ok(false) };
-        Ok(results.iter().all(|bits| longest.starts_with(bits)))
+        let plan = Arc::new(self.choose(backend, stream, shape, operands, rows)?);
+        plans.insert(shape, plan.clone());
+        Ok(plan)
     }
 
     /// Puts a product on the stream.
     fn run(
         &self,
         stream: &Arc<CudaStream>,
-        shape: Shape,
+        plan: &Plan,
         rows: usize,
         operands: Operands,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> Result<(), DeviceError> {
-        self.context.bind_to_thread().map_err(|error| BackendError::Driver(error.to_string()))?;
-        let problem = Problem::new(shape, rows, operands.bias)?;
+        let driver = |error: DriverError| BackendError::Driver(error.to_string());
+        self.context.bind_to_thread().map_err(driver)?;
+        let mut problem = plan.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        problem.set(rows, operands.bias)?;
         let (one, zero) = (1.0f32, 0.0f32);
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = ViewMut::cuda(&mut *workspace, stream);
-        // SAFETY: the descriptors are alive and describe memory that the caller checked; scalars are of the
-        // type that the description names.
+        // SAFETY: the descriptors are alive, not in use by another thread (what they say is read before the call
+        // returns), and describe memory that the caller checked; scalars are of the type that the description
+        // names. The workspace is an allocation, so it begins at a multiple of 256 bytes, as it has to.
         unsafe {
             result::matmul(
                 self.handle.0,
@@ -271,7 +204,7 @@ impl CublasLt {
                 problem.out.0,
                 operands.out as *mut c_void,
                 problem.out.0,
-                algorithm,
+                &plan.algorithm,
                 workspace.address() as *mut c_void,
                 WORKSPACE_BYTES,
                 stream.cu_stream().cast(),
@@ -313,6 +246,26 @@ impl Products for CublasLt {
         &layer.weight
     }
 
+    fn prepare(
+        &self,
+        backend: &Cuda,
+        stream: &Arc<CudaStream>,
+        layer: &CublasLayer,
+        stride: usize,
+        rows: usize,
+        logits: bool,
+    ) -> Result<(), DeviceError> {
+        let (weight, bias) = (backend.view(stream, &layer.weight), layer.bias.as_ref());
+        let bias = bias.map(|(half, single)| match logits {
+            true => backend.view(stream, single).address(),
+            false => backend.view(stream, half).address(),
+        });
+        let CublasLayer { in_cols, out_cols, .. } = *layer;
+        let shape = Shape { in_cols, out_cols, stride, logits, bias: bias.is_some() };
+        let operands = Operands { weight: weight.address(), x: 0, out: 0, bias: bias.unwrap_or(0) };
+        self.plan(backend, stream, shape, operands, rows.max(1)).map(drop)
+    }
+
     fn multiply(
         &self,
         backend: &Cuda,
@@ -342,15 +295,16 @@ impl Products for CublasLt {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(bias, _)| backend.view(stream, bias));
                 let operands = operands(out.address(), bias.as_ref().map_or(0, View::address));
-                let algorithm = self.algorithm(backend, stream, shape(false), operands)?;
-                self.run(stream, shape(false), rows.len(), operands, &algorithm)
+                let plan =
+                    self.plan(backend, stream, shape(false), operands, rows.len().max(DEFAULT_ROWS))?;
+                self.run(stream, &plan, rows.len(), operands)
             }
             ProductMemory::F32(memory) => {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(_, bias)| backend.view(stream, bias));
                 let operands = operands(out.address(), bias.as_ref().map_or(0, View::address));
-                let algorithm = self.algorithm(backend, stream, shape(true), operands)?;
-                self.run(stream, shape(true), rows.len(), operands, &algorithm)
+                let plan = self.plan(backend, stream, shape(true), operands, rows.len().max(DEFAULT_ROWS))?;
+                self.run(stream, &plan, rows.len(), operands)
             }
         }
     }
@@ -364,113 +318,4 @@ fn part<T: Element>(view: View<'_, T>, range: Range<usize>) -> Result<View<'_, T
 fn part_mut<T: Element>(view: ViewMut<'_, T>, range: Range<usize>) -> Result<ViewMut<'_, T>, DeviceError> {
     let (wanted, found) = (range.end, view.len());
     view.range(range).ok_or_else(|| short(wanted, found))
-}
-
-/// A product as cuBLASLt has it, column by column: outᵀ `[out_cols, rows]` = weight · xᵀ.
-struct Problem {
-    description: Description,
-    weight: Layout,
-    x: Layout,
-    out: Layout,
-}
-
-impl Problem {
-    fn new(shape: Shape, rows: usize, bias: u64) -> Result<Self, DeviceError> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        let description = result::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        );
-        let description = Description(description.map_err(failed)?);
-        // CUBLAS_OP_T, which these bindings do not name.
-        let transposed = 1i32;
-        description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
-        if shape.bias {
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
-            description.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            description.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
-        }
-        let (half, single) = (sys::cudaDataType_t::CUDA_R_16BF, sys::cudaDataType_t::CUDA_R_32F);
-        Ok(Problem {
-            description,
-            weight: Layout::new(half, shape.in_cols, shape.out_cols, shape.in_cols)?,
-            x: Layout::new(half, shape.in_cols, rows, shape.in_cols)?,
-            out: Layout::new(if shape.logits { single } else { half }, shape.out_cols, rows, shape.stride)?,
-        })
-    }
-}
-
-struct Description(sys::cublasLtMatmulDesc_t);
-
-impl Description {
-    fn set<T>(&self, name: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), DeviceError> {
-        // SAFETY: the description is alive; the value is of the attribute's type and copied.
-        let set = unsafe {
-            result::set_matmul_desc_attribute(self.0, name, ptr::from_ref(value).cast(), size_of::<T>())
-        };
-        set.map_err(failed)
-    }
-}
-
-impl Drop for Description {
-    fn drop(&mut self) {
-        // SAFETY: created by `Problem::new` and destroyed once.
-        let _ = unsafe { result::destroy_matmul_desc(self.0) };
-    }
-}
-
-struct Layout(sys::cublasLtMatrixLayout_t);
-
-impl Layout {
-    /// `rows` × `cols` elements, column by column, `stride` from one column to the next.
-    fn new(kind: sys::cudaDataType, rows: usize, cols: usize, stride: usize) -> Result<Self, DeviceError> {
-        let stride = i64::try_from(stride).unwrap_or(i64::MAX);
-        let layout = result::create_matrix_layout(kind, rows as u64, cols as u64, stride);
-        layout.map(Layout).map_err(failed)
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: created by `Layout::new` and destroyed once.
-        let _ = unsafe { result::destroy_matrix_layout(self.0) };
-    }
-}
-
-/// What an algorithm may use.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self, DeviceError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let preference = Preference(result::create_matmul_pref().map_err(failed)?);
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
-        // No sum that is split and put together again.
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
-        // Rows begin at multiples of 16 bytes.
-        for name in [
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-        ] {
-            preference.set(name, &16u32)?;
-        }
-        Ok(preference)
-    }
-
-    fn set<T>(&self, name: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<(), DeviceError> {
-        // SAFETY: the preference is alive; the value is of the attribute's type and copied.
-        let set = unsafe {
-            result::set_matmul_pref_attribute(self.0, name, ptr::from_ref(value).cast(), size_of::<T>())
-        };
-        set.map_err(failed)
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: created by `Preference::new` and destroyed once.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
 }
