@@ -68,7 +68,7 @@ pub struct GenerateArgs {
     /// A random drafter has blocks of 16, or of --block-size. Without a drafter only `--mode ar` runs.
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
-    /// Where to run; `auto` is the CPU
+    /// Where to run; `auto` is the first GPU, if it passes a test, or the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
     /// How activations and the KV cache are rounded; bf16 as a GPU would

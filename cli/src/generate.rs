@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Engine, EngineOptions};
+use flexdraft::decode::{Chosen, Engine, EngineOptions};
 use flexdraft::device::Device;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Tokenizer;
 
 use crate::args::{DeviceChoice, GenerateArgs, ModeChoice};
+use crate::auto;
 use crate::compare::{self, MODES, Measured};
 use crate::error::{CliError, Result};
 use crate::job::{Job, Seeds, cache_tokens};
@@ -23,39 +24,69 @@ use crate::stream::{Streamer, Surface};
 
 /// Runs the command.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    match args.device {
-        DeviceChoice::Cuda(ordinal) => generate_on(args, Gpu::cuda(ordinal)?),
-        DeviceChoice::Auto | DeviceChoice::Cpu => {
-            generate_on(args, models::cpu(args.threads, args.dtype.into())?)
-        }
+    if let DeviceChoice::Cuda(ordinal) = args.device {
+        let gpu = Gpu::cuda(ordinal)?;
+        return Loaded::new(args)?.run_on(gpu);
+    }
+    let cpu = models::cpu(args.threads, args.dtype.into())?;
+    let loaded = Loaded::new(args)?;
+    if args.device == DeviceChoice::Cpu {
+        return loaded.run_on(cpu);
+    }
+    let chosen = auto::gpu(&loaded.weights);
+    if let Some(note) = auto::note(&chosen) {
+        loaded.progress.note(&note);
+    }
+    match chosen {
+        Chosen::Device(gpu) => loaded.run_on(gpu),
+        Chosen::Missing | Chosen::Refused(_) => loaded.run_on(cpu),
     }
 }
 
-fn generate_on(args: &GenerateArgs, device: impl Device) -> Result<()> {
-    let seeds = Seeds::from_args(args)?;
-    let pair = Pair::from_args(args)?;
-    let progress = Progress::loading(&pair.target);
-    let weights = pair.load(args.block_size)?;
-    let tokenizer = prompt::tokenizer(&pair, weights.target.config.vocab_size)?;
-    let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref())?;
-    let session = Session::new(args, device, &weights, pair.mode(args.mode), prompt.ids, seeds, progress)?;
-    if args.json {
-        return session.json(tokenizer.as_ref());
+/// What is to be run, before it is known where.
+struct Loaded<'a> {
+    args: &'a GenerateArgs,
+    seeds: Seeds,
+    pair: Pair,
+    progress: Progress,
+    weights: Weights,
+    tokenizer: Option<Tokenizer>,
+    prompt: Prompt,
+}
+
+impl<'a> Loaded<'a> {
+    fn new(args: &'a GenerateArgs) -> Result<Self> {
+        let seeds = Seeds::from_args(args)?;
+        let pair = Pair::from_args(args)?;
+        let progress = Progress::loading(&pair.target);
+        let weights = pair.load(args.block_size)?;
+        let tokenizer = prompt::tokenizer(&pair, weights.target.config.vocab_size)?;
+        let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref())?;
+        Ok(Self { args, seeds, pair, progress, weights, tokenizer, prompt })
     }
-    let surface = Surface::of_stdout();
-    if pair.bundled {
-        let remark =
-            "This model is tiny, for demonstration: it knows Rust's SIMD intrinsics and nothing else.";
-        session.progress.note(remark);
-        if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
-            session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));
+
+    fn run_on(self, device: impl Device) -> Result<()> {
+        let Self { args, seeds, pair, progress, weights, tokenizer, prompt } = self;
+        let mode = pair.mode(args.mode);
+        let session = Session::new(args, device, &weights, mode, prompt.ids, seeds, progress)?;
+        if args.json {
+            return session.json(tokenizer.as_ref());
         }
+        let surface = Surface::of_stdout();
+        if pair.bundled {
+            let remark =
+                "This model is tiny, for demonstration: it knows Rust's SIMD intrinsics and nothing else.";
+            session.progress.note(remark);
+            if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
+                session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));
+            }
+        }
+        if tokenizer.is_none() {
+            let dir = pair.target.display();
+            session.progress.note(&format!("{dir} has no tokenizer.json, so there is no text to show."));
+        }
+        session.show(surface, tokenizer.as_ref(), prompt.text.as_deref())
     }
-    if tokenizer.is_none() {
-        let dir = pair.target.display();
-        session.progress.note(&format!("{dir} has no tokenizer.json, so there is no text to show."));
-    }
-    session.show(surface, tokenizer.as_ref(), prompt.text.as_deref())
 }
 
 /// An engine and what it is to run.

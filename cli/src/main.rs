@@ -1,6 +1,7 @@
 //! The `flexdraft` command.
 
 mod args;
+mod auto;
 mod bench;
 mod compare;
 mod error;

@@ -107,6 +107,11 @@ impl<D: Device> Engine<D> {
         &self.model
     }
 
+    /// The model back, for another use. Requests that have not ended are dropped.
+    pub fn into_model(self) -> Model<D> {
+        self.model
+    }
+
     /// Replaces the policy, between steps. No greedy or `match` output changes by it.
     pub fn set_policy(&mut self, policy: impl Policy + 'static) -> Result<(), DecodeError> {
         if policy.drafts() && self.model.block_size().is_none() {

@@ -13,6 +13,7 @@ mod pages;
 mod policy;
 mod record;
 mod request;
+mod self_test;
 mod sequence;
 mod step;
 
@@ -23,3 +24,4 @@ pub use error::DecodeError;
 pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepView};
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::{LogitsHook, Proposer, Request, RequestId};
+pub use self_test::{Chosen, SelfTestError, choose, self_test};

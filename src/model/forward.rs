@@ -174,6 +174,11 @@ impl<D: Device> Model<D> {
         &self.device
     }
 
+    /// The device back, without the weights.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// The target's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config

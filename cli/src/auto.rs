@@ -1,0 +1,73 @@
+//! `--device auto`: a GPU that is there, can run the model and passes its self-test; otherwise the CPU.
+
+use flexdraft::backend::Cuda;
+use flexdraft::decode::{Chosen, choose};
+use flexdraft::device::DeviceError;
+use flexdraft::device::gpu::{CublasLt, Gpu};
+
+use crate::models::Weights;
+
+/// The first GPU, if it is to be used for these weights.
+pub fn gpu(weights: &Weights) -> Chosen<Gpu<CublasLt>> {
+    choose(|| {
+        // Without a driver or a GPU there is nothing to say.
+        let Ok(_context) = Cuda::context(0) else { return Ok(None) };
+        match unsupported(weights) {
+            Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),
+            None => Gpu::cuda(0).map(Some),
+        }
+    })
+}
+
+/// What to tell the user of the choice.
+pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
+    match chosen {
+        Chosen::Device(_) => Some("Running on cuda:0 (see --device).".into()),
+        Chosen::Refused(reason) => Some(format!("Running on the CPU, not on cuda:0: {reason}.")),
+        Chosen::Missing => None,
+    }
+}
+
+/// Why the kernels cannot run a model, if they cannot.
+fn unsupported(weights: &Weights) -> Option<String> {
+    let config = &weights.target.config;
+    let heads = config.attention;
+    let ratio = heads.q_heads / heads.kv_heads.max(1);
+    let calibrator = weights.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref());
+    let rank = calibrator.and_then(|calibrator| calibrator.hidden.weight.shape().first().copied());
+    if ![64, 128].contains(&heads.head_dim) {
+        Some(format!("its kernels have no head_dim {}", heads.head_dim))
+    } else if !(1..=16).contains(&ratio) {
+        Some(format!("its kernels do not have {ratio} query heads a KV head"))
+    } else if config.vocab_size > 1 << 20 {
+        Some(format!("its kernels do not have {} ids", config.vocab_size))
+    } else if !config.hidden_size.is_multiple_of(8) || !config.intermediate_size.is_multiple_of(8) {
+        Some("its kernels take rows of multiples of 8".into())
+    } else if let Some(rank) = rank.filter(|rank| !rank.is_multiple_of(8)) {
+        Some(format!("its kernels do not have a calibrator of rank {rank}"))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Synthetic;
+
+    #[test]
+    fn models_that_the_kernels_cannot_run() {
+        let mut weights: Weights = Synthetic::Tiny.weights(4).unwrap();
+        assert_eq!(unsupported(&weights), None);
+        weights.target.config.attention.head_dim = 96;
+        assert_eq!(unsupported(&weights), Some("its kernels have no head_dim 96".into()));
+    }
+
+    #[test]
+    fn only_a_gpu_is_worth_a_word() {
+        assert_eq!(note(&Chosen::<()>::Missing), None);
+        let refused = Chosen::<()>::Refused("it is old".into());
+        assert_eq!(note(&refused), Some("Running on the CPU, not on cuda:0: it is old.".into()));
+        assert!(note(&Chosen::Device(())).unwrap().contains("cuda:0"));
+    }
+}
