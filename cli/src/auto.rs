@@ -43,10 +43,9 @@ fn unsupported(weights: &Weights) -> Option<String> {
         Some(format!("its kernels do not have {} ids", config.vocab_size))
     } else if !config.hidden_size.is_multiple_of(8) || !config.intermediate_size.is_multiple_of(8) {
         Some("its kernels take rows of multiples of 8".into())
-    } else if let Some(rank) = rank.filter(|rank| !rank.is_multiple_of(8)) {
-        Some(format!("its kernels do not have a calibrator of rank {rank}"))
     } else {
-        None
+        let rank = rank.filter(|rank| !rank.is_multiple_of(8))?;
+        Some(format!("its kernels do not have a calibrator of rank {rank}"))
     }
 }
 

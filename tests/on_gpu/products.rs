@@ -43,12 +43,12 @@ fn multiply<P: Products>(
     let stride = if logits { out_cols.next_multiple_of(8) } else { out_cols };
     if logits {
         let mut out = bench.memory(&vec![UNTOUCHED; ROWS * stride]);
-        let to = ProductOut { memory: ProductMemory::F32(&mut out), stride };
+        let to = ProductOut { memory: ProductMemory::F32(&mut out), stride, first_row: rows.start };
         products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
         (bench.host(&out, ROWS * stride), stride)
     } else {
         let mut out = bench.memory(&vec![bf16::from_f32(UNTOUCHED); ROWS * stride]);
-        let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride };
+        let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride, first_row: rows.start };
         products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
         (bench.host(&out, ROWS * stride).iter().map(|x| x.to_f32()).collect(), stride)
     }

@@ -169,6 +169,9 @@ pub struct Buffer<B: Backend> {
     drawn: usize,
 }
 
+/// The memory of logits, and that of what is known of rows that were drawn from.
+type LogitsAndDraws<'a, B> = (&'a mut <B as Backend>::Memory<f32>, &'a mut <B as Backend>::Memory<u64>);
+
 #[derive(Debug)]
 pub(super) enum Values<B: Backend> {
     Activations(B::Memory<bf16>),
@@ -305,7 +308,7 @@ impl<B: Backend> Buffer<B> {
     pub(super) fn logits_and_draws_mut(
         &mut self,
         operation: &'static str,
-    ) -> Result<(&mut B::Memory<f32>, &mut B::Memory<u64>), DeviceError> {
+    ) -> Result<LogitsAndDraws<'_, B>, DeviceError> {
         let error = self.not(operation, "logits");
         match &mut self.values {
             Values::Logits { logits, draws } => Ok((logits, draws)),
