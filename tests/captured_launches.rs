@@ -366,6 +366,7 @@ impl Operands {
             indices: stream.view(sources),
             x: stream.view(&self.attended),
             out: stream.view_mut(&mut self.gathered),
+            error: None,
             cols: SHAPE.out_cols(),
         };
         kernels.gather(&stream, &gather).unwrap();
