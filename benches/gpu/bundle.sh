@@ -18,9 +18,9 @@ export FLEXDRAFT_REQUIRE_NVCC=1
 export CUDARC_CUDA_VERSION=13000
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-cargo test --release --locked --no-run --message-format=json \
-  --test on_gpu --test golden_vectors --bench kernels > "$messages"
-cargo build --release --locked --message-format=json -p flexdraft-cli -p flexdraft-bridge >> "$messages"
+# Everything at once, as dependencies get the features that all of it needs and are compiled once.
+cargo build --release --locked --message-format=json -p flexdraft -p flexdraft-cli -p flexdraft-bridge --lib \
+  --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
 for name in on_gpu golden_vectors kernels; do
   binary=$(sed -n "s|.*\"executable\":\"\([^\"]*/$name-[0-9a-f]*\)\".*|\1|p" "$messages")
   strip -o "$out/$name" "$binary"

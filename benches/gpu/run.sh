@@ -56,8 +56,9 @@ scratch=$(mktemp -d)
 report=$scratch/report
 mkdir "$report"
 pack() {
-  tar -czf "$scratch/report.tgz" -C "$report" . && cp "$scratch/report.tgz" "$out/.report.tgz" &&
-    mv "$out/.report.tgz" "$out/report.tgz"
+  # 1 says that a file grew meanwhile; what was there is packed.
+  tar --warning=no-file-changed -czf "$scratch/report.tgz" -C "$report" . || [ $? -eq 1 ] || return
+  cp "$scratch/report.tgz" "$out/.report.tgz" && mv "$out/.report.tgz" "$out/report.tgz"
 }
 finish() {
   local running
@@ -132,8 +133,10 @@ run() {
     mv "$log.short" "$log"
   fi
   line "$name" "$fields"
-  printf '%s: %s (%d.%d s)\n' "$name" "$said" $((took / 1000)) $((took % 1000 / 100))
-  [ "$status" -eq 0 ] || { echo "--- the end of $name.log"; tail -n 12 "$log"; echo "---"; }
+  said=$(printf '%s: %s (%d.%d s)' "$name" "$said" $((took / 1000)) $((took % 1000 / 100)))
+  [ "$status" -eq 0 ] || said+=$(printf '\n--- the end of its log\n%s\n---' "$(tail -n 12 "$log")")
+  # At once, as others write too.
+  printf '%s\n' "$said"
 }
 # Puts a run beside at most `slots` - 1 others; `settle` waits for all.
 slots=1

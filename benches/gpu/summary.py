@@ -32,14 +32,18 @@ def steps(report: Report):
         for line in report.peer_steps.get(model, {}).get("steps", []):
             if "step_seconds" in line and line.get("captured"):
                 peers[key(line)] = line["step_seconds"]
-        yield f"steps of {model} (ms, share of the floor, PyTorch's graph over it)"
+        rows = {}
         for line in measured["steps"]:
-            if "step_seconds" not in line:
-                yield f"  {name(line)}: {line.get('skipped', line.get('error'))}"
-                continue
-            peer = peers.get(key(line))
-            ratio = f" {peer / line['step_seconds']:.2f}x" if peer else ""
-            yield f"  {name(line)}: {1e3 * line['step_seconds']:.2f} {line['share_of_floor']:.0%}{ratio}"
+            cell = "-"
+            if "step_seconds" in line:
+                peer = peers.get(key(line))
+                ratio = f" {peer / line['step_seconds']:.2f}x" if peer else ""
+                cell = f"{1e3 * line['step_seconds']:.2f} {line['share_of_floor']:.0%}{ratio}"
+            rows.setdefault(name(line), []).append(f"b={line['batch']} {cell}")
+        if rows:
+            yield f"steps of {model}: ms, share of the floor, PyTorch's graph over it"
+        for row, cells in rows.items():
+            yield f"  {row}: {' | '.join(cells)}"
 
 
 def key(step: dict) -> tuple:
@@ -47,7 +51,7 @@ def key(step: dict) -> tuple:
 
 
 def name(step: dict) -> str:
-    return f"{step.get('mode')} n={step['context']} b={step['batch']} v={step.get('verify_len')} g={step.get('groups')}"
+    return f"{step.get('mode')} n={step['context']} v={step.get('verify_len')} g={step.get('groups')}"
 
 
 def median(numbers: list[float]) -> float:
@@ -87,7 +91,8 @@ def main() -> None:
         sys.exit(__doc__)
     report = Report(pathlib.Path(sys.argv[1]))
     for part in (steps, kernels, peers, runs):
-        print(*part(report), sep="\n")
+        for line in part(report):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Folding(unittest.TestCase):
         said = self.run_script("summary.py", self.report)
         self.assertEqual(said.returncode, 0, said.stderr)
         for text in (
-            "parallel n=1024 b=1 v=3 g=4: 10.00 61% 2.00x", "b=64 v=3 g=4: no memory", "1 of 3 runs passed",
+            "parallel n=1024 v=3 g=4: b=1 10.00 61% 2.00x | b=64 -\n", "1 of 3 runs passed",
             "sampling, PyTorch: 1.12x flexdraft's time in 2 cases, 0.50 to 2.51", "FlashInfer: ModuleNotFoundError: no",
             "cut: bench-glue", "skipped: peers",
         ):
