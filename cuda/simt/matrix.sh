@@ -18,7 +18,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels selection_kernel
-       captured_launches)
+       captured_launches kernel_faults)
 kind=full cases=64
 case ${1:-} in
   sample) kind=sample cases=8 ;;
