@@ -29,7 +29,7 @@ use floor::{AttentionRows, Bound, Calibrated, Ceilings, Floor, Heads, Scan};
 use half::bf16;
 use machine::Machine;
 use planted::{Run, counting};
-use record::{Device, Line, Record};
+use record::{Device, Line, Measured, Record};
 
 /// What the launches of a case read and write, twice the same.
 fn counted(case: &impl Case) -> Vec<Traffic> {
@@ -45,7 +45,7 @@ fn counted(case: &impl Case) -> Vec<Traffic> {
         machine.kernels.backend().take_traffic()
     };
     let first = count();
-    assert_eq!(count(), first, "{}: launches differ", record::label(case));
+    assert_eq!(count(), first, "{}: launches differ", record::label(&Measured::of(case).shape));
     first
 }
 
@@ -82,7 +82,7 @@ struct Beside {
 /// once.
 fn at_the_floor(case: &impl Case, beside: Beside, streamed: &[&str]) {
     let (traffic, floor) = (counted(case), case.floor());
-    let name = format!("{} {}", case.kernel(), record::label(case));
+    let name = format!("{} {}", case.kernel(), record::label(&Measured::of(case).shape));
     let sum = |of: fn(&Traffic) -> u64| traffic.iter().map(of).sum::<u64>();
     let read = (sum(|t| t.read), floor.read, beside.read, "read");
     let written = (sum(|t| t.written), floor.written, beside.written, "written");
@@ -271,7 +271,10 @@ fn floors_of_the_other_kernels() {
 #[test]
 fn a_line_is_what_the_folding_script_reads() {
     let case = Acceptance { batch: 2, drafts: 4, vocab: 6144, rule: "block", logits: PhantomData::<f32> };
-    assert!(record::label(&case).contains("batch=2") && record::label(&case).contains("rule=block"));
+    assert!(
+        record::label(&Measured::of(&case).shape).contains("batch=2")
+            && record::label(&Measured::of(&case).shape).contains("rule=block")
+    );
     let device = Device {
         device: "a device".into(),
         copy_bytes_per_second: 2e12,
@@ -279,8 +282,8 @@ fn a_line_is_what_the_folding_script_reads() {
         seconds_of_nothing: 1e-6,
     };
     let times = (1..=11).map(|i| f64::from(i) * 1e-6).collect();
-    let line = Line::new(&case, times, device.ceilings()).unwrap();
-    assert!(Line::new(&case, Vec::new(), device.ceilings()).is_none());
+    let line = Line::new(&Measured::of(&case), times, device.ceilings()).unwrap();
+    assert!(Line::new(&Measured::of(&case), Vec::new(), device.ceilings()).is_none());
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("results");

@@ -198,7 +198,7 @@ steps() {
 
 kernels() {
   local family
-  for family in attention sampling acceptance glue; do
+  for family in attention sampling acceptance glue products; do
     alone "bench-$family" 80 env FLEXDRAFT_BENCH_RESULTS="$report" CRITERION_HOME="$scratch/criterion" \
       "$here/kernels" --bench "^$family/"
   done

@@ -270,7 +270,7 @@ assert int(sys.argv[6]) <= 140, sys.argv
         # Its findings are kept, and no failure yet.
         self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
         self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
-        self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 4)
+        self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
         self.assertIn("--exact capture", (report / "capture.log").read_text())
         self.assertIn("--rule match", (report / "decode-sampled.log").read_text())
         self.assertIn("some", (report / "steps-qwen3-8b.jsonl").read_text())
@@ -285,7 +285,7 @@ assert int(sys.argv[6]) <= 140, sys.argv
         done = self.run_bundle(FLEXDRAFT_PARTS="kernels", FAILS="sampling")
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertEqual([name for name, run in self.runs.items() if run["status"] != 0], ["bench-sampling"])
-        self.assertEqual(len(self.runs), 4)
+        self.assertEqual(len(self.runs), 5)
 
     def test_the_deadline_cuts_and_skips(self) -> None:
         done = self.run_bundle(FLEXDRAFT_PARTS="kernels,peers,sanitizers", FLEXDRAFT_SECONDS="7", HANGS="sampling")

@@ -1,5 +1,5 @@
 //! The kernels on a GPU beside their floors: attention, sampling, acceptance and glue at the shapes of a decode
-//! step of Qwen3-8B, timed by CUDA events with the L2 cache flushed before each launch (timing.rs).
+//! step of Qwen3-8B, and the matrix products between them (products.rs), timed by CUDA events with the L2 cache flushed before each launch (timing.rs).
 //!
 //! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs)
 //! in `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in
@@ -11,6 +11,7 @@ mod cases;
 mod ceilings;
 mod floor;
 mod machine;
+mod products;
 mod record;
 mod timing;
 
@@ -27,12 +28,15 @@ use cases::glue::{Append, Elementwise};
 use cases::sampling::Sampling;
 use cases::selection::{Rotations, Selection};
 use cases::{Case, Prepared};
-use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
 use flexdraft::backend::Cuda;
 use flexdraft::device::DeviceError;
-use flexdraft::kernels::Kernels;
+use flexdraft::kernels::{KernelError, Kernels};
+use floor::Ceilings;
 use machine::Machine;
-use record::{Device, Line, Record};
+use products::Product;
+use record::{Device, Line, Measured, Record};
 use timing::Timer;
 
 /// A GPU, what it can do, and where lines go.
@@ -65,74 +69,40 @@ impl Bench {
         cases: &[C],
         record: &mut Option<Record>,
     ) -> Result<(), Box<dyn Error>> {
-        let mut group = criterion.benchmark_group(family);
-        // At least a launch a sample. The timer has warmed up by itself; flushing takes many times as long as a small
-        // kernel, whose launches fill the time that is asked for here.
-        group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
-        group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
+        self.measured(criterion, family, cases, Measured::of, C::prepare, record)
+    }
+
+    /// As [`family`](Self::family), of what need not be a kernel.
+    fn measured<T>(
+        &mut self,
+        criterion: &mut Criterion,
+        family: &str,
+        cases: &[T],
+        what: impl Fn(&T) -> Measured,
+        prepare: impl for<'a> Fn(&T, &'a Machine<Cuda>) -> Result<Box<dyn Prepared + 'a>, KernelError>,
+        record: &mut Option<Record>,
+    ) -> Result<(), Box<dyn Error>> {
+        let mut group = group(criterion, family);
         let [mut measured, mut failed] = [0, 0];
         for case in cases {
-            let mut seconds = Vec::new();
-            let mut problem = None;
+            let what = what(case);
             // Operands are made when the case is run: most do not fit beside each other.
-            let mut prepared: Option<Box<dyn Prepared + '_>> = None;
-            group.throughput(Throughput::Bytes(case.floor().bytes()));
-            group.bench_function(BenchmarkId::new(case.kernel(), record::label(case)), |bencher| {
-                bencher.iter_custom(|launches| {
-                    // Criterion cannot be stopped, takes no zero, and asks for ever more launches until some time
-                    // has passed.
-                    let gone_wrong = || {
-                        thread::sleep(Duration::from_millis(1));
-                        Duration::from_millis(launches.clamp(1, 1000))
+            let prepare = || prepare(case, &self.machine);
+            match measure(&mut self.timer, self.device.ceilings(), &mut group, &what, prepare) {
+                Ok(Some(line)) => {
+                    let record = match record {
+                        Some(record) => record,
+                        None => record.insert(Record::create(&self.results, family, &self.device)?),
                     };
-                    if problem.is_some() {
-                        return gone_wrong();
-                    }
-                    let mut run = || {
-                        let prepared = match &mut prepared {
-                            Some(prepared) => prepared,
-                            none => {
-                                let prepared = none.insert(case.prepare(&self.machine)?);
-                                self.timer.warm_up(prepared.as_mut())?;
-                                prepared
-                            }
-                        };
-                        self.timer.seconds(launches as usize, prepared.as_mut())
-                    };
-                    match run() {
-                        Ok(times) => {
-                            let sum = times.iter().sum();
-                            seconds.extend(times);
-                            Duration::from_secs_f64(sum)
-                        }
-                        Err(error) => {
-                            problem = Some(error);
-                            gone_wrong()
-                        }
-                    }
-                });
-            });
-            drop(prepared);
-            if let Some(problem) = problem {
-                eprintln!("{} {}: {problem}", case.kernel(), record::label(case));
-                failed += 1;
-                continue;
-            }
-            if let Some(line) = Line::new(case, seconds, self.device.ceilings()) {
-                println!(
-                    "    floor {:.1} µs ({}), {:.0} % of it reached, {:.0} GB/s, {:.0} TFLOP/s",
-                    line.floor_us,
-                    line.bound,
-                    100.0 * line.fraction_of_floor,
-                    line.gigabytes_per_second,
-                    line.teraflops_per_second
-                );
-                let record = match record {
-                    Some(record) => record,
-                    None => record.insert(Record::create(&self.results, family, &self.device)?),
-                };
-                record.add(&line)?;
-                measured += 1;
+                    record.add(&line)?;
+                    measured += 1;
+                }
+                // Not asked for.
+                Ok(None) => {}
+                Err(problem) => {
+                    eprintln!("{} {}: {problem}", what.kernel, record::label(&what.shape));
+                    failed += 1;
+                }
             }
         }
         group.finish();
@@ -159,8 +129,82 @@ impl Bench {
         let mut glue = None;
         self.family(criterion, "glue", &Elementwise::all(), &mut glue)?;
         self.family(criterion, "glue", &Rotations::all(), &mut glue)?;
-        self.family(criterion, "glue", &Append::all(), &mut glue)
+        self.family(criterion, "glue", &Append::all(), &mut glue)?;
+        let products = Product::all();
+        self.measured(criterion, "products", &products, Product::measured, Product::prepare, &mut None)
     }
+}
+
+fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(family);
+    // At least a launch a sample. The timer has warmed up by itself; flushing takes many times as long as a small
+    // kernel, whose launches fill the time that is asked for here.
+    group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
+    group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
+    group
+}
+
+/// Measures something, if the command line asks for it, and says how near its floor it comes.
+fn measure<'a>(
+    timer: &mut Timer,
+    ceilings: Ceilings,
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    what: &Measured,
+    prepare: impl Fn() -> Result<Box<dyn Prepared + 'a>, KernelError>,
+) -> Result<Option<Line>, KernelError> {
+    let mut seconds = Vec::new();
+    let mut problem = None;
+    let mut prepared: Option<Box<dyn Prepared + 'a>> = None;
+    group.throughput(Throughput::Bytes(what.floor.bytes()));
+    group.bench_function(BenchmarkId::new(what.kernel, record::label(&what.shape)), |bencher| {
+        bencher.iter_custom(|launches| {
+            // Criterion cannot be stopped, takes no zero, and asks for ever more launches until some time has passed.
+            let gone_wrong = || {
+                thread::sleep(Duration::from_millis(1));
+                Duration::from_millis(launches.clamp(1, 1000))
+            };
+            if problem.is_some() {
+                return gone_wrong();
+            }
+            let mut run = || {
+                let prepared = match &mut prepared {
+                    Some(prepared) => prepared,
+                    none => {
+                        let prepared = none.insert(prepare()?);
+                        timer.warm_up(prepared.as_mut())?;
+                        prepared
+                    }
+                };
+                timer.seconds(launches as usize, prepared.as_mut())
+            };
+            match run() {
+                Ok(times) => {
+                    let sum = times.iter().sum();
+                    seconds.extend(times);
+                    Duration::from_secs_f64(sum)
+                }
+                Err(error) => {
+                    problem = Some(error);
+                    gone_wrong()
+                }
+            }
+        });
+    });
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    let line = Line::new(what, seconds, ceilings);
+    if let Some(line) = &line {
+        println!(
+            "    floor {:.1} µs ({}), {:.0} % of it reached, {:.0} GB/s, {:.0} TFLOP/s",
+            line.floor_us,
+            line.bound,
+            100.0 * line.fraction_of_floor,
+            line.gigabytes_per_second,
+            line.teraflops_per_second
+        );
+    }
+    Ok(line)
 }
 
 fn main() -> ExitCode {

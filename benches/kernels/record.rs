@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cases::Case;
-use crate::floor::{Bound, Ceilings};
+use crate::floor::{Bound, Ceilings, Floor};
 
 /// The device, and what it was measured to do in this run.
 #[derive(Clone, Debug, Serialize)]
@@ -57,19 +57,19 @@ pub struct Line {
 }
 
 impl Line {
-    /// The line of `case` whose launches took `seconds`; none without a launch.
-    pub fn new(case: &impl Case, mut seconds: Vec<f64>, ceilings: Ceilings) -> Option<Self> {
+    /// The line of something whose launches took `seconds`; none without a launch.
+    pub fn new(what: &Measured, mut seconds: Vec<f64>, ceilings: Ceilings) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
             let last = seconds.len().checked_sub(1)?;
             seconds.get((q * last as f64).round() as usize).copied()
         };
         let median = quantile(0.5)?;
-        let floor = case.floor();
+        let floor = &what.floor;
         let (least, bound) = floor.seconds(ceilings);
         Some(Line {
-            kernel: case.kernel(),
-            shape: serde_json::to_value(case).unwrap_or_default(),
+            kernel: what.kernel,
+            shape: what.shape.clone(),
             launches: seconds.len(),
             median_us: median * 1e6,
             p10_us: quantile(0.1)? * 1e6,
@@ -88,9 +88,24 @@ impl Line {
     }
 }
 
-/// `batch=1 context=8192 …`: the case in a benchmark's name.
-pub fn label(case: &impl Case) -> String {
-    let Ok(Value::Object(fields)) = serde_json::to_value(case) else { return String::new() };
+/// What is measured, and what it cannot do without.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub kernel: &'static str,
+    pub shape: Value,
+    pub floor: Floor,
+}
+
+impl Measured {
+    pub fn of(case: &impl Case) -> Self {
+        let shape = serde_json::to_value(case).unwrap_or_default();
+        Measured { kernel: case.kernel(), shape, floor: case.floor() }
+    }
+}
+
+/// `batch=1 context=8192 …`: a shape in a benchmark's name.
+pub fn label(shape: &Value) -> String {
+    let Value::Object(fields) = shape else { return String::new() };
     let field = |(name, value): (&String, &Value)| match value {
         Value::String(text) => format!("{name}={text}"),
         other => format!("{name}={other}"),

@@ -1,0 +1,145 @@
+//! What row-invariance costs: matrix products of a layer of Qwen3-8B by the algorithm that gives a row the same bits
+//! beside any others, which the decode loop uses, and by the one that the library prefers for so many rows.
+
+use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
+use cudarc::driver::CudaSlice;
+use flexdraft::backend::{Backend, BackendError, Cuda};
+use flexdraft::device::DeviceError;
+use flexdraft::device::gpu::{CublasLayer, CublasLt, ProductMemory, ProductOut, Products, Weights};
+use flexdraft::kernels::KernelError;
+use half::bf16;
+
+use crate::cases::Prepared;
+use crate::floor::Floor;
+use crate::machine::Machine;
+use crate::record::Measured;
+use crate::timing::driver;
+
+/// Rows of a plain step of 1 and 16 sequences, of v = 4 with one and five groups at batch 1, and of larger batches.
+const ROWS: [usize; 6] = [1, 5, 16, 85, 272, 1088];
+
+/// Fused q, k and v, the output projection, gate and up, down.
+const LAYERS: [(&str, usize, usize); 4] =
+    [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 24_576, 4096), ("down", 4096, 12_288)];
+
+/// `rows` rows of `in_cols` times weights `[out_cols, in_cols]`, of bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    layer: &'static str,
+    rows: usize,
+    out_cols: usize,
+    in_cols: usize,
+    row_invariant: bool,
+}
+
+impl Product {
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for (layer, out_cols, in_cols) in LAYERS {
+            for rows in ROWS {
+                let product = |row_invariant| Product { layer, rows, out_cols, in_cols, row_invariant };
+                all.extend([true, false].map(product));
+            }
+        }
+        all
+    }
+
+    pub fn measured(&self) -> Measured {
+        let (rows, out_cols, in_cols) = (self.rows as u64, self.out_cols as u64, self.in_cols as u64);
+        Measured {
+            kernel: if self.row_invariant { "product_row_invariant" } else { "product_of_any_algorithm" },
+            shape: serde_json::json!({
+                "layer": self.layer, "rows": rows, "out_cols": out_cols, "in_cols": in_cols,
+            }),
+            floor: Floor {
+                read: 2 * (rows + out_cols) * in_cols,
+                written: 2 * rows * out_cols,
+                flops: 2 * rows * out_cols * in_cols,
+            },
+        }
+    }
+
+    pub fn prepare<'a>(&self, machine: &'a Machine<Cuda>) -> Result<Box<dyn Prepared + 'a>, KernelError> {
+        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let x = machine.bf16_noise(1, self.rows * self.in_cols)?;
+        let out = machine.zeros(self.rows * self.out_cols)?;
+        if !self.row_invariant {
+            let library = CudaBlasLT::new(stream.clone());
+            let library = library.map_err(|error| BackendError::Driver(format!("cuBLASLt: {error}")))?;
+            let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
+            return Ok(Box::new(Any { library, case: *self, weight, x, out }));
+        }
+        let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
+        let mut host = vec![bf16::ZERO; self.out_cols * self.in_cols];
+        stream.memcpy_dtoh(&weight, &mut host).map_err(driver)?;
+        stream.synchronize().map_err(driver)?;
+        let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
+        let products = CublasLt::new(stream.context(), stream).map_err(kernel_error)?;
+        let layer = products.new_layer(backend, stream, &weights).map_err(kernel_error)?;
+        // The algorithm is the same for every number of rows.
+        let most = ROWS.into_iter().max().unwrap_or(1);
+        products.prepare(backend, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
+        Ok(Box::new(Invariant { backend, stream, products, layer, case: *self, x, out }))
+    }
+}
+
+fn kernel_error(error: DeviceError) -> KernelError {
+    BackendError::Driver(error.to_string()).into()
+}
+
+struct Invariant<'a> {
+    backend: &'a Cuda,
+    stream: &'a <Cuda as Backend>::Stream,
+    products: CublasLt,
+    layer: CublasLayer,
+    case: Product,
+    x: CudaSlice<bf16>,
+    out: CudaSlice<bf16>,
+}
+
+impl Prepared for Invariant<'_> {
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let memory = ProductMemory::Bf16(&mut self.out);
+        let out = ProductOut { memory, stride: self.case.out_cols, first_row: 0 };
+        let rows = 0..self.case.rows;
+        self.products
+            .multiply(self.backend, self.stream, &self.layer, &self.x, rows, out)
+            .map_err(kernel_error)
+    }
+}
+
+struct Any {
+    library: CudaBlasLT,
+    case: Product,
+    weight: CudaSlice<bf16>,
+    x: CudaSlice<bf16>,
+    out: CudaSlice<bf16>,
+}
+
+impl Prepared for Any {
+    fn launch(&mut self) -> Result<(), KernelError> {
+        let Product { rows, out_cols, in_cols, .. } = self.case;
+        // Column by column: outᵀ = weight · xᵀ.
+        let config = MatmulConfig {
+            transa: true,
+            transb: false,
+            transc: false,
+            m: out_cols as u64,
+            n: rows as u64,
+            k: in_cols as u64,
+            alpha: 1.0,
+            lda: in_cols as i64,
+            ldb: in_cols as i64,
+            beta: 0.0,
+            ldc: out_cols as i64,
+            stride_a: None,
+            stride_b: None,
+            stride_c: None,
+            stride_bias: None,
+            batch_size: None,
+        };
+        // SAFETY: the three matrices have as many elements.
+        unsafe { self.library.matmul(config, &self.weight, &self.x, &mut self.out, None, None) }
+            .map_err(|error| BackendError::Driver(format!("cuBLASLt: {error}")).into())
+    }
+}
