@@ -4,8 +4,8 @@
 // some of its keys: one split or a span of them, or the slots of the block's own groups. K and V tiles of 64
 // keys flow through a ring of stages, filled ahead by cp.async and shared by all the block's rows. An item
 // leaves, for every row and head, the state (state.cuh) of an online softmax over its keys, and
-// attention_merge adds up a row's states; where one item has all the keys of a sequence it has the slots too,
-// and leaves the result.
+// attention_merge (merge.cuh) adds up a row's states; where one item has all the keys of a sequence it has the
+// slots too, and leaves the result.
 //
 // A row's bits depend on nothing but what it sees: tiles, splits and spans begin at absolute positions, keys
 // beyond a row's limit have weight exactly 0 and V exactly 0 where no row of the block sees it. The splits of
@@ -13,6 +13,7 @@
 // where its rows are many, at its place in the workspace; spans
 // merge in the binary tree over their absolute index, and a group's own slots last. Who takes how many splits
 // changes nothing.
+#include "merge.cuh"
 #include "params.h"
 #include "rows.cuh"
 #include "state.cuh"
@@ -23,12 +24,6 @@ namespace {
 template <int Rows>
 FLEXDRAFT_INLINE int32_t blocks_of(const Sequence& q, int32_t ratio) {
     return (q.rows * ratio + Rows - 1) / Rows;
-}
-
-// States that the cached keys of a sequence leave, one for as many splits as an item has.
-FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const Sequence& q) {
-    const int32_t keys = p.split * p.item_splits;
-    return q.length / keys + (q.length % keys != 0 ? 1 : 0);
 }
 
 // A sequence's items: per state, and once for the slots unless one item has everything, each KV head with each
@@ -570,92 +565,6 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
                     states_of(p, sequence));
         __syncthreads();
     }
-}
-
-// The states of one head of one row, by a warp: each lane has pairs of elements, 64 apart. Grid [rows, heads / 4].
-template <int HeadDim, int Levels>
-FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
-    constexpr int elements = HeadDim / 32;
-    constexpr int at_once = FLEXDRAFT_SPAN_SPLITS;
-    static_assert(at_once == 4, "a group of spans is a tree of two levels");
-    const int32_t row_index = int32_t(blockIdx.x);
-    const int32_t head = int32_t(blockIdx.y * FLEXDRAFT_MERGE_WARPS + threadIdx.x / 32);
-    const int lane = int(threadIdx.x % 32);
-    if (head >= p.q_heads) return;
-    const int64_t head_row = int64_t(row_index) * p.q_heads + head;
-    const PassRow row = pass_row(p.pass, row_index);
-    // Where one item has it all the result is there, and zeros where a sequence was left out.
-    const int32_t of_sequence = row.sequence < 0 ? 0 : states_of(p, sequence_of(p.pass, row.sequence));
-    if (of_sequence == 1 || of_sequence > p.max_states) return;
-    const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * (p.max_states + 1);
-    const float* const partial = p.partial_out + head_row * (p.max_states + 1) * HeadDim + 2 * lane;
-    State<elements> empty;
-    empty.maximum = -INFINITY;
-    empty.sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < elements; ++i) empty.out[i] = 0.0f;
-    const auto load = [&](int32_t index) {
-        State<elements> state;
-        state.maximum = stats[index].x;
-        state.sum = stats[index].y;
-#pragma unroll
-        for (int i = 0; i < elements; i += 2) {
-            const float2 pair = *reinterpret_cast<const float2*>(partial + index * HeadDim + 32 * i);
-            state.out[i] = pair.x;
-            state.out[i + 1] = pair.y;
-        }
-        return state;
-    };
-
-    // tree[l]: a complete subtree of 2^l groups that waits for its right sibling, where bit l of the number of groups
-    // so far is set. A group is a span, or four whole spans where items are spans: a subtree itself, in which spans
-    // that do not exist are empty.
-    State<elements> tree[Levels];
-#pragma unroll
-    for (int l = 0; l < Levels; ++l) tree[l] = empty;
-    int32_t groups = 0;
-    const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
-#pragma unroll 1
-    for (int32_t s = 0; s < states; s += at_once) {
-        // Loads that wait for one another would take longer than all the rest.
-        State<elements> some[at_once];
-#pragma unroll
-        for (int i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
-        if (p.item_splits != 1) merge(some[2], some[3]);
-#pragma unroll
-        for (int i = 1; i < at_once; ++i) {
-            if (i < 3 || p.item_splits == 1) merge(some[0], some[i]);
-        }
-        bool carried = true;
-#pragma unroll
-        for (int l = 0; l < Levels; ++l) {
-            if (!carried) continue;
-            if ((groups >> l & 1) != 0) {
-                merge(tree[l], some[0]);
-                some[0] = tree[l];
-            } else {
-                tree[l] = some[0];
-                carried = false;
-            }
-        }
-        ++groups;
-    }
-    // The subtrees that wait are complete; smaller ones are further right.
-    State<elements> total = empty;
-#pragma unroll
-    for (int l = 0; l < Levels; ++l) {
-        if ((groups >> l & 1) == 0) continue;
-        merge(tree[l], total);
-        total = tree[l];
-    }
-    if (row.mask) merge(total, load(p.max_states));
-
-    uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
-#pragma unroll
-    for (int i = 0; i < elements; i += 2) {
-        *reinterpret_cast<uint32_t*>(out + 32 * i) = divided(total.out[i], total.out[i + 1], total.sum);
-    }
-    if (p.lse != nullptr && lane == 0) p.lse[head_row] = log_sum_exp(total.maximum, total.sum);
 }
 
 }  // namespace

@@ -61,3 +61,9 @@ FLEXDRAFT_INLINE int32_t largest_limit(const Sequence& q, int32_t first, int32_t
     if (first >= q.candidates || last < q.candidates) return of_last;
     return max(of_last, q.start + q.candidates - 1);
 }
+
+// States that the cached keys of a sequence leave, one for as many splits as an item has.
+FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const Sequence& q) {
+    const int32_t keys = p.split * p.item_splits;
+    return q.length / keys + (q.length % keys != 0 ? 1 : 0);
+}

@@ -196,10 +196,16 @@ pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outc
 /// As [`flexdraft_verify`](crate::flexdraft_verify).
 pub unsafe fn verify(rule: &VerifyRule, batch: u64, out: *mut u8) -> Outcome<()> {
     let (drafts, position) = (usize::try_from(rule.drafts)?, usize::try_from(rule.position)?);
+    let kind = match rule.rule {
+        0 => Rule::Match,
+        1 => Rule::Rejection,
+        2 => Rule::Block,
+        other => return Err(format!("there is no rule {other}").into()),
+    };
     let sequence = |i: usize| {
         Verify::new(&VerifySequence {
-            rule: [Rule::Match, Rule::Rejection, Rule::Block][rule.rule.min(2) as usize],
-            seed: rule.seed + i as u64,
+            rule: kind,
+            seed: rule.seed.wrapping_add(i as u64),
             position,
             drafts,
             first_target: i * (drafts + 1),
