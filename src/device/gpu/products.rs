@@ -50,6 +50,14 @@ pub trait Products: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Seconds that a product of `rows` rows of `layer` takes, as far as [`prepare`](Self::prepare) measured products
+    /// of this layer's shape with logits or activations as results; `None` if it is unknown. Callers may compare the
+    /// times of several ways to do the same products.
+    fn seconds(&self, layer: &Self::Layer, rows: usize, logits: bool) -> Option<f32> {
+        let _ = (layer, rows, logits);
+        None
+    }
+
     /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored, in as many rows
     /// of `out`. Shapes were checked.
     ///
