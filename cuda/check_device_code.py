@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What nvcc makes of the kernels: resources and instruction mix of each, as the build embeds them.
 
-    cuda/check_device_code.py [--output benches/results/device_code.md]
+    cuda/check_device_code.py [--output benches/results/device_code.md] [--accept-rise]
 
 Compiles every family with the options of the build (nvcc.args), prints a table a family and architecture,
 and fails where the machine code is not what the kernels were written for:
@@ -11,6 +11,8 @@ and fails where the machine code is not what the kernels were written for:
 - a float atomic: the order of its additions, and so the result's bits, would change from run to run;
 - a kernel that is a matrix product (attention over keys and values, the calibrator's W2) without HMMA
   (matrix units) or LDGSTS (asynchronous copies), or a family that has no such kernel any more;
+- more serial loads (serial_loads.py) than the committed table has for the kernel: a thread that waits for one load
+  after the other is what instruction counts do not show. A rise that is meant is written with --accept-rise;
 - kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file.
 
 Needs nvcc (NVCC, or .cuda as cuda/install_nvcc.sh makes it, or PATH) with cuobjdump beside it.
@@ -28,9 +30,13 @@ import subprocess
 import sys
 import tempfile
 
+import serial_loads
+
 CUDA = pathlib.Path(__file__).resolve().parent
 # common/shapes.h with all sums done, as the crate in bindings generates it.
 SHAPES = CUDA.parent / "src" / "kernels" / "params" / "shapes.rs"
+# What is committed of the tables that this script writes.
+COMMITTED = CUDA.parent / "benches" / "results" / "device_code.md"
 FAMILIES = ["attention", "sampling", "acceptance", "glue"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
@@ -85,6 +91,8 @@ class Kernel:
     static_shared: int = 0
     stack: int = 0
     spills: int = 0
+    # Global loads that are consumed before the next one is issued.
+    serial_loads: int = 0
     # Whole opcodes with modifiers, such as HMMA.16816.F32.BF16.
     instructions: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -142,17 +150,21 @@ def parse_resources(report):
 
 
 def count_instructions(kernels, disassembly):
-    """Adds the instructions of `cuobjdump -sass` to `kernels`."""
+    """Adds the instructions of `cuobjdump -sass` to `kernels`, and counts their serial loads."""
     architecture = kernel = None
+    code = collections.defaultdict(list)
     for line in disassembly.splitlines():
         if match := re.match(r"arch = (\w+)", line):
             architecture = match[1]
         elif match := re.match(r"\s*Function : (\w+)", line):
             # Device functions that were called rather than inlined count as no kernel's.
             kernel = kernels.get((match[1], architecture))
-        elif kernel and (match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
-            if match[1] not in ("NOP", "BRA.END"):
-                kernel.instructions[match[1]] += 1
+        elif kernel and (instruction := serial_loads.parse(line)):
+            code[kernel.name, architecture].append(instruction)
+            if instruction.name not in ("NOP", "BRA.END"):
+                kernel.instructions[instruction.name] += 1
+    for key, instructions in code.items():
+        kernels[key].serial_loads = serial_loads.count(instructions)
     empty = [" for ".join(key) for key, kernel in kernels.items() if not kernel.instructions]
     if empty:
         raise Failure(f"no instructions were disassembled of {', '.join(empty)}")
@@ -168,6 +180,30 @@ def compile_source(nvcc, source):
         disassembly = run([nvcc.with_name("cuobjdump"), "-sass", fatbin]).stdout
     count_instructions(kernels, disassembly)
     return kernels
+
+
+def committed_serial_loads(text):
+    """Serial loads by kernel and architecture, of a text that this script has written."""
+    committed = {}
+    architecture, column = None, None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if match := re.match(r"## \w+, (\w+)", line):
+            architecture, column = match[1], None
+        elif cells[0] == "kernel":
+            column = cells.index("serial loads") if "serial loads" in cells else None
+        elif column is not None and cells[0].startswith("`"):
+            committed[cells[0].strip("`"), architecture] = int(cells[column])
+    return committed
+
+
+def rises(kernels, committed):
+    """The kernels with more serial loads than the committed table has for them."""
+    return [
+        f"{name} for {architecture}: {kernel.serial_loads} serial loads instead of {committed[name, architecture]}"
+        for (name, architecture), kernel in kernels.items()
+        if kernel.serial_loads > committed.get((name, architecture), kernel.serial_loads)
+    ]
 
 
 def problems(family, table, kernels):
@@ -226,11 +262,11 @@ def table(family, kernels, constants):
         # A column of an instruction that no kernel here has says nothing.
         chosen = [kernel for kernel in kernels.values() if kernel.architecture == architecture]
         mix = [name for name, opcodes in MIX.items() if any(kernel.count(*opcodes) for kernel in chosen)]
-        header = ["kernel", "registers", "spills", "stack", "shared", "instructions", *mix]
+        header = ["kernel", "registers", "spills", "stack", "serial loads", "shared", "instructions", *mix]
         rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
         for kernel in sorted(chosen, key=lambda kernel: kernel.name):
             shared = launch_shared(kernel.name, constants)
-            numbers = [kernel.registers, kernel.spills, kernel.stack, shared]
+            numbers = [kernel.registers, kernel.spills, kernel.stack, kernel.serial_loads, shared]
             numbers += [sum(kernel.instructions.values()), *(kernel.count(*MIX[name]) for name in mix)]
             rows.append([f"`{kernel.name}`", *map(str, numbers)])
         lines += [f"## {family}, {architecture}", ""]
@@ -242,6 +278,8 @@ def table(family, kernels, constants):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--committed", type=pathlib.Path, default=COMMITTED, help="the tables to compare with")
+    parser.add_argument("--accept-rise", action="store_true", help="accept and write more serial loads than committed")
     parser.add_argument("--cuda", type=pathlib.Path, default=CUDA, help="the directory of the families")
     arguments = parser.parse_args()
 
@@ -258,16 +296,22 @@ def main():
         f"Written by `cuda/check_device_code.py` with nvcc {version[1] if version else '?'}. Spills and stack frames "
         "are bytes a thread;",
         "shared memory, all of it dynamic, is what a launch asks for: bytes a CTA, of attention for one sequence, of the",
-        "calibrator for rank 512. The rest counts instructions in the code, not instructions executed.",
+        "calibrator for rank 512. Serial loads are global loads that are consumed before the next one is issued",
+        "(`cuda/serial_loads.py`). They and the rest count instructions in the code, not instructions executed.",
         "",
     ]
-    found, constants = [], shapes()
+    found, risen, constants = [], [], shapes()
+    committed = committed_serial_loads(arguments.committed.read_text()) if arguments.committed.exists() else {}
     for family, kernels in compiled.items():
         lines += table(family, kernels, constants)
         found += problems(family, kernel_table(sources[family].read_text()), kernels)
+        if not arguments.accept_rise:
+            risen += rises(kernels, committed)
+    found += risen
     text = "\n".join(lines)
     print(text)
-    if arguments.output:
+    # Written all the same, the table would hide a rise from the next run.
+    if arguments.output and not risen:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text)
     for problem in found:

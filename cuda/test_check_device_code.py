@@ -10,6 +10,7 @@ import unittest
 # The build watches this folder.
 sys.dont_write_bytecode = True
 import check_device_code  # noqa: E402
+import serial_loads  # noqa: E402
 
 CUDA = pathlib.Path(__file__).resolve().parent
 SCRIPT = CUDA / "check_device_code.py"
@@ -69,15 +70,24 @@ FLOAT_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicAdd(p.out, float
 INTEGER_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicOr((unsigned*)p.out, p.in[threadIdx.x]); }"
 
 
-def check(family, source, *kernels):
-    """The script's exit status and output for one source."""
+# Two loads in parallel, and the sum of a list whose loads wait for one another: one batch and two serial loads.
+TWO_LOADS = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] + p.in[p.n]; }"
+CHASE = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[p.in[threadIdx.x]]; }"
+
+
+def check(family, source, *kernels, committed=None, accept=False):
+    """The script's exit status and output for one source, beside what is committed for it."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, family, f"{family}.cu")
         path.parent.mkdir()
         path.write_text(f"{PRELUDE}{source}\nFLEXDRAFT_KERNEL_TABLE({', '.join([family, *kernels])})\n")
         output = pathlib.Path(folder, "results", "table.md")
+        before = pathlib.Path(folder, "committed.md")
+        if committed is not None:
+            before.write_text(committed)
+        options = ["--accept-rise"] if accept else []
         result = subprocess.run(
-            [sys.executable, SCRIPT, "--cuda", folder, "--output", output],
+            [sys.executable, SCRIPT, "--cuda", folder, "--output", output, "--committed", before, *options],
             capture_output=True,
             text=True,
             check=False,
@@ -116,6 +126,117 @@ class SharedMemory(unittest.TestCase):
             check_device_code.launch_shared("joint_attention_d96_r64_s3", check_device_code.shapes())
 
 
+def sass(code):
+    """The instructions of a text as cuobjdump prints it: `address: instruction` a line."""
+    lines = [line.split(":", 1) for line in code.strip().splitlines()]
+    return [serial_loads.parse(f"        /*{at.strip()}*/   {text.strip()} ;   /* 0x0 */") for at, text in lines]
+
+
+class SerialLoads(unittest.TestCase):
+    def counted(self, expected, code):
+        self.assertEqual(serial_loads.count(sass(code)), expected, code)
+
+    def test_each_load_used_before_the_next(self):
+        # From the attention kernel that this count was made for, with four of its sixteen pairs.
+        self.counted(4, """
+            0000: LDG.E.64 R54, desc[UR16][R46.64]
+            0010: FMUL R58, R55, R35.reuse
+            0020: FFMA R143, R143, R50.reuse, R58
+            0030: STG.E.64 desc[UR16][R46.64], R142
+            0040: @P4 BRA 0x0060
+            0050: LDG.E.64 R54, desc[UR16][R46.64+0x20]
+            0060: BSYNC B3
+            0070: FMUL R43, R54, R35
+            0080: LDG.E.64 R62, [R46.64+0x40]
+            0090: FADD R1, R2, -R63
+            00a0: @!P1 LDG.E R66, [R46.64+0x60]
+            00b0: FADD R1, R2, |R66|
+            00c0: EXIT
+        """)
+
+    def test_a_batch_counts_once(self):
+        self.counted(1, """
+            0000: LDG.E.64 R4, desc[UR16][R46.64]
+            0010: LDG.E.64 R6, desc[UR16][R46.64+0x20]
+            0020: IADD3 R1, P0, R2, R3, RZ
+            0030: LDG.E.128.CONSTANT R8, desc[UR16][R46.64+0x40]
+            0040: FMUL R43, R4, R35
+            0050: FMUL R43, R7, R11
+            0060: EXIT
+        """)
+
+    def test_an_address_that_was_loaded(self):
+        # The second load waits for the high half of its address, the third for a value that is multiplied into one.
+        self.counted(3, """
+            0000: LDG.E R7, [R2.64]
+            0010: LDG.E R8, [R6.64]
+            0020: IMAD.WIDE R10, R8, 0x4, R12
+            0030: LDG.E R14, [R10.64]
+            0040: STG.E [R2.64], R14
+            0050: EXIT
+        """)
+
+    def test_wide_operands(self):
+        self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: STG.E.128 [R2.64], R4\n0020: EXIT")
+        self.counted(0, "0000: LDG.E R7, [R2.64]\n0010: STG.E.64 [R2.64], R4\n0020: EXIT")
+        self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: HMMA.16816.F32.BF16 R20, R4, R8, R20\n0020: EXIT")
+        self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: IMAD.WIDE.U32 R20, R1, R2, R6\n0020: EXIT")
+
+    def test_what_is_not_a_use(self):
+        # Written over, compared by another register's name, copied without a register, after the end.
+        self.counted(0, """
+            0000: LDG.E R7, [R2.64]
+            0010: ISETP.GE.AND P0, PT, R70, UR7, PT
+            0020: LDGSTS.E.BYPASS.128 [R9+0x8000], [R10.64], !P5
+            0030: SHFL.IDX PT, R7, R1, R3, 0x1f
+            0040: FADD R1, R7, R7
+            0050: LDG.E R8, [R2.64]
+            0060: EXIT
+            0070: FADD R1, R8, R8
+        """)
+        self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: ISETP.GE.AND P0, PT, R7, R1, PT\n0020: EXIT")
+
+    def test_jumps_are_followed_and_loops_end(self):
+        self.counted(1, """
+            0000: LDG.E R7, [R2.64]
+            0010: BRA 0x0030
+            0020: LDG.E R8, [R2.64]
+            0030: FADD R1, R7, R7
+            0040: BRA 0x0040
+        """)
+
+
+class Rises(unittest.TestCase):
+    def test_more_serial_loads_than_committed(self):
+        status, errors, once = check("glue", TWO_LOADS, "other")
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(set(check_device_code.committed_serial_loads(once).values()), {1})
+        status, errors, same = check("glue", TWO_LOADS, "other", committed=once)
+        self.assertEqual((status, same), (0, once), errors)
+        status, errors, written = check("glue", CHASE, "other", committed=once)
+        self.assertEqual((status, written), (1, ""), "written, it would be what the next run compares with")
+        for architecture in ["sm_80", "sm_90a"]:
+            self.assertIn(f"other for {architecture}: 2 serial loads instead of 1", errors)
+        status, errors, written = check("glue", CHASE, "other", committed=once, accept=True)
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(set(check_device_code.committed_serial_loads(written).values()), {2})
+        status, errors, _ = check("glue", TWO_LOADS, "other", committed=written)
+        self.assertEqual(status, 0, errors)
+
+    def test_kernels_that_the_committed_table_does_not_have(self):
+        for committed in ["", "## glue, sm_80\n\n| kernel | registers |\n| --- | ---: |\n| `other` | 8 |\n"]:
+            status, errors, _ = check("glue", CHASE, "other", committed=committed)
+            self.assertEqual(status, 0, errors)
+
+    def test_every_committed_kernel_has_a_count(self):
+        committed = check_device_code.committed_serial_loads(check_device_code.COMMITTED.read_text())
+        for family in check_device_code.FAMILIES:
+            source = (CUDA / family / f"{family}.cu").read_text()
+            for name in check_device_code.kernel_table(source):
+                for architecture in check_device_code.ARCHITECTURES:
+                    self.assertIn((name, architecture), committed)
+
+
 class Refusals(unittest.TestCase):
     def refused(self, text, family, source, *kernels):
         status, errors, _ = check(family, source, *kernels)
@@ -128,7 +249,7 @@ class Refusals(unittest.TestCase):
         name = "joint_attention_d64_r64_s3"
         status, errors, written = check("attention", SOUND.replace("joint_attention_d64", name), name)
         self.assertEqual(status, 0, errors)
-        self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 58036 \| [1-9]\d* \| 1 \|")
+        self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 0 \| 58036 \| [1-9]\d* \| 1 \|")
         status, errors, _ = check("glue", INTEGER_ATOMIC, "other")
         self.assertEqual(status, 0, errors)
 

@@ -1,0 +1,109 @@
+"""Counts the global loads of a kernel that wait for themselves, in its machine code as cuobjdump prints it.
+
+A global load takes some hundred cycles. Loads that are issued one after the other, before the first result is used,
+wait together; a load whose result is used before the next load is issued makes the thread wait for it alone. Such a
+load is *serial*. A batch of n loads whose first use comes after the last of them counts as one: its last load.
+
+The count follows the order of the code: past conditional branches, along unconditional ones. It says nothing about
+how often a load is executed.
+"""
+
+import re
+
+LOADS = {"LDG", "LD"}
+# Instructions without a register to write to; every register that they name is a source.
+NO_DESTINATION = {"ST", "STG", "STS", "STL", "RED", "REDG", "LDGSTS", "BAR", "FCHK", "R2P", "WARPSYNC"}
+# The first register of each source of a matrix product stands for so many.
+HMMA_WIDTHS = {2: 4, 3: 2, 4: 4}
+
+INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+REGISTER = re.compile(r"(?<![A-Z\d_])R(\d+)((?:\.\w+)*)")
+
+
+class Instruction:
+    """One line of machine code: what it reads, what it writes and where it goes."""
+
+    def __init__(self, address, predicate, opcode, operands):
+        self.address = address
+        self.name = opcode
+        self.opcode, *self.modifiers = opcode.split(".")
+        self.is_load = self.opcode in LOADS
+        parts = [part.strip() for part in re.split(r",(?![^\[]*\])", operands)] if operands.strip() else []
+        self.target = self.ends = None
+        if self.opcode in ("BRA", "JMP") and not predicate and (match := re.fullmatch(r"`?\(?(0x[0-9a-f]+)\)?", parts[-1])):
+            # With further operands, such as a uniform predicate, it may fall through.
+            self.target = int(match[1], 16) if len(parts) == 1 else None
+        elif self.opcode in ("EXIT", "RET", "BRX", "CALL", "JMX") and not predicate:
+            self.ends = True
+        at = self._destination(parts)
+        self.destination = self._registers(parts[at], self._width()) if at is not None else set()
+        self.sources = set()
+        for i, part in enumerate(parts):
+            if i != at:
+                self.sources |= self._registers(part, self._source_width(i, len(parts)))
+
+    def _destination(self, parts):
+        if self.opcode in NO_DESTINATION or re.search(r"SETP2?$", self.opcode):
+            return None
+        for i, part in enumerate(parts):
+            if re.fullmatch(r"R\d+", part):
+                return i
+            # Predicates that are written too, such as carries, stand before or behind the register.
+            if not re.fullmatch(r"!?U?P(\d|T)", part):
+                return None
+        return None
+
+    def _width(self):
+        """Registers that an instruction writes, or that a store reads."""
+        if self.opcode == "CS2R" and "32" not in self.modifiers:
+            return 2
+        return 4 if "128" in self.modifiers else 2 if "64" in self.modifiers else 1
+
+    def _source_width(self, i, count):
+        if self.opcode in ("ST", "STG", "STS", "STL"):
+            return self._width()
+        if self.opcode == "HMMA":
+            return HMMA_WIDTHS.get(i + 1, 1)
+        return 2 if "WIDE" in self.modifiers and i == count - 1 else 1
+
+    @staticmethod
+    def _registers(operand, width):
+        found = set()
+        for number, suffixes in REGISTER.findall(operand):
+            # [R2.64] is an address in two registers.
+            wide = 2 if ".64" in suffixes else 1 if "[" in operand else width
+            found |= set(range(int(number), int(number) + wide))
+        return found
+
+
+def parse(line):
+    """The instruction of a line of `cuobjdump -sass`, or None."""
+    match = INSTRUCTION.match(line)
+    return Instruction(int(match[1], 16), match[2], match[3], match[4]) if match else None
+
+
+def count(instructions):
+    """How many global loads of a kernel are consumed before the next one is issued."""
+    index_of = {instruction.address: i for i, instruction in enumerate(instructions)}
+    return sum(_is_serial(instructions, index_of, i) for i, load in enumerate(instructions) if load.is_load)
+
+
+def _is_serial(instructions, index_of, start):
+    waiting = set(instructions[start].destination)
+    seen = set()
+    i = start
+    while waiting and i is not None and i not in seen:
+        seen.add(i)
+        instruction = instructions[i]
+        if i != start:
+            if instruction.sources & waiting:
+                return True
+            if instruction.is_load:
+                return False
+            waiting -= instruction.destination
+        if instruction.ends:
+            return False
+        i = index_of.get(instruction.target) if instruction.target is not None else i + 1
+        if i is not None and i >= len(instructions):
+            return False
+    return False
