@@ -2,7 +2,7 @@
 //! device can move and multiply in a second.
 //!
 //! Counted are the operands of the method's own formulas, each byte once. Not counted are tables of a few bytes a
-//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernel_floors.rs`
+//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernels/floors.rs`
 //! compares the bytes with those that the SIMT host sees the kernels read and write.
 
 /// Bytes of an element.

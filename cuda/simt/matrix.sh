@@ -17,8 +17,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tests=(simt_host golden_vectors attention_kernels sampling_kernels acceptance_kernels glue_kernels selection_kernel
-       captured_launches kernel_faults)
+# A test program, and the module of it whose tests are run.
+tests=("emulator host" golden_vectors "kernels attention" "kernels sampling" "kernels acceptance" "kernels glue"
+       "kernels selection" "kernels captured_launches" "kernels faults")
 kind=full cases=64
 case ${1:-} in
   sample) kind=sample cases=8 ;;
@@ -27,7 +28,7 @@ case ${1:-} in
   *) cases=$1 ;;
 esac
 # The decode loop takes a minute of its own.
-[ "$kind" = sample ] || tests+=(gpu_device)
+[ "$kind" = sample ] || tests+=("gpu_device decode_loop")
 
 # Of what is run: the results are not yet among the changes.
 commit=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo 'no repository')
@@ -36,11 +37,13 @@ log=$(mktemp)
 table=$(mktemp)
 trap 'rm -f "$log" "$table"' EXIT
 
-# row NAME TEST COMMAND...: runs a test file and adds its line to the table.
+# row NAME "PROGRAM [MODULE]" COMMAND...: runs a program's tests, or those of one module, and adds a line to the table.
 row() {
-  local name=$1 test=$2
+  local name=$1 test=$2 program module
   shift 2
-  "$@" --test "$test" 2>&1 | tee "$log"
+  read -r program module <<< "$test"
+  # A filter is any part of a name: `misuse::attention::` has `attention::` in it.
+  "$@" --test "$program" -- ${module:+"$module::" --skip "misuse::$module::"} 2>&1 | tee "$log"
   awk -v name="$name" -v test="$test" '
     /^test result:/ { passed += $4; seconds += $(NF) }
     END { printf "| %s | %s | %d | %.1f |\n", name, test, passed, seconds }' "$log" >> "$table"
@@ -59,9 +62,9 @@ sanitized() {
 }
 
 # Planted bugs first: what finds nothing may have looked at nothing.
-for test in simt_sanitizers "${tests[@]}"; do row sanitizers "$test" sanitized; done
+for test in "emulator sanitizers" "${tests[@]}"; do row sanitizers "$test" sanitized; done
 # Bytes are counted in race mode alone.
-for test in "${tests[@]}" kernel_floors; do row "race mode" "$test" race; done
+for test in "${tests[@]}" "kernels floors"; do row "race mode" "$test" race; done
 
 if [ "$kind" = full ]; then
   result=benches/results/simt_matrix.md

@@ -15,8 +15,8 @@ use flexdraft::tensor::DType;
 
 use crate::bench::{Bench, cuda, simt};
 use crate::close;
-use crate::common::models::Spec;
-use crate::common::runs::run;
+use crate::support::models::Spec;
+use crate::support::runs::run;
 
 fn spec(head_dim: usize, seed: u64) -> Spec {
     Spec {

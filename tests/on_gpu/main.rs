@@ -13,14 +13,14 @@ mod attention;
 mod attention_reference;
 mod bench;
 mod capture;
-#[path = "../common/mod.rs"]
-mod common;
 mod decoding;
 mod glue;
 mod products;
 mod sampling;
 mod sampling_reference;
 mod selection;
+#[path = "../support/mod.rs"]
+mod support;
 
 use bench::{Bench, cuda, foreign, simt};
 use flexdraft::backend::simt::{Checking, Copies};

@@ -1,0 +1,7 @@
+//! The `flexdraft` command, run as its users run it.
+
+mod bench;
+mod common;
+mod json_lines;
+mod text;
+mod usage;

@@ -1,0 +1,207 @@
+//! Mistakes of the user: exit code 2 and one line that names them. Help, and `inspect`.
+
+use std::fs;
+
+use crate::common::{Run, arg, run, succeed, target_with, tiny};
+
+/// Asserts exit code 2, nothing on stdout, and exactly `message` on stderr.
+fn refused(args: &[&str], message: &str) {
+    for args in [args.to_vec(), [&["--json"], args].concat()] {
+        let Run { code, stdout, stderr } = run(&args);
+        assert_eq!((code, stdout.as_str(), stderr), (Some(2), "", format!("error: {message}\n")), "{args:?}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there() {
+    let Run { code, stdout, stderr } = run(&["--device", "cuda:99"]);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    // Why depends on the machine.
+    let reason = stderr.strip_prefix("error: device `cuda:99` is not available: ").unwrap();
+    assert!(reason.trim_end().len() > 10 && reason.lines().count() == 1, "{reason}");
+}
+
+#[test]
+fn requests_that_cannot_be() {
+    for (args, message) in [
+        (&["--temperature", "-1"], "temperature must be finite and at least 0, found -1"),
+        (&["--temperature", "nan"], "temperature must be finite and at least 0, found NaN"),
+        (&["--top-p", "0"], "top-p must be above 0 and at most 1, found 0"),
+        (&["--top-p", "1.5"], "top-p must be above 0 and at most 1, found 1.5"),
+        (&["--min-p", "1"], "min-p must be at least 0 and below 1, found 1"),
+        (&["--min-p", "-0.5"], "min-p must be at least 0 and below 1, found -0.5"),
+        (
+            &["--confidence-threshold", "1.01"],
+            "confidence threshold must be at least 0 and at most 1, found 1.01",
+        ),
+        (&["--block-size", "0"], "block size 0 is not in 1..=16, the drafter's own"),
+        (&["--block-size", "17"], "block size 17 is not in 1..=16, the drafter's own"),
+        (
+            &["--block-size", "18446744073709551615"],
+            "block size 18446744073709551615 is not in 1..=16, the drafter's own",
+        ),
+        (&["--prompt", ""], "the prompt is empty"),
+        (&["--prompt-ids", ""], "the prompt is empty"),
+        (&["--prompt-ids", "5,2048"], "prompt token 2048 at position 1 is out of vocabulary (2048 ids)"),
+        (&["--draft", "random:0"], "model configuration: `tail_layers` is 0, expected 1..=5"),
+        (&["--draft", "random:6"], "model configuration: `tail_layers` is 6, expected 1..=5"),
+        (
+            &["--threads", "5000"],
+            "device `cpu with 5000 threads` is not available: at most 1024 threads are supported",
+        ),
+    ] {
+        refused(args, message);
+    }
+    refused(
+        &["--draft", "random:2", "--block-size", "65"],
+        "block size 65 is not in 1..=64, the drafter's own",
+    );
+    refused(
+        &["--samples", "2", "--seed", "18446744073709551615"],
+        "2 samples from seed 18446744073709551615 on exceed the largest seed, 18446744073709551615",
+    );
+    let long = vec!["5"; 1025].join(",");
+    refused(&["--prompt-ids", &long], "the prompt has 1025 tokens, the context is 1024");
+}
+
+#[test]
+fn files_that_are_not_there_or_not_as_they_should_be() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let at = |name: &str| elsewhere.path().join(name).display().to_string();
+    let missing = "No such file or directory (os error 2)";
+    let target = tiny("target");
+    let target = arg(&target);
+    refused(&["--prompt-file", &at("p")], &format!("cannot read prompt {}: {missing}", at("p")));
+    refused(
+        &["--target", &at("t"), "--prompt", "x"],
+        &format!("cannot read {}: {missing}", at("t/config.json")),
+    );
+    refused(&["--draft", &at("d")], &format!("cannot read {}: {missing}", at("d/config.json")));
+    refused(&["--target", target], "nothing to continue: pass --prompt, --prompt-file or --prompt-ids");
+    refused(
+        &["--target", target, "--prompt", "x", "--chat"],
+        &format!(
+            "{target} has no chat template (neither chat_template.jinja nor `chat_template` in \
+             tokenizer_config.json)"
+        ),
+    );
+    fs::write(at("p"), b"caf\xe9").unwrap();
+    refused(
+        &["--prompt-file", &at("p")],
+        &format!("cannot read prompt {}: stream did not contain valid UTF-8", at("p")),
+    );
+
+    let deeper = target_with(|config| config["num_hidden_layers"] = 5.into());
+    let dir = deeper.path().display();
+    refused(
+        &["--target", arg(deeper.path()), "--prompt", "x"],
+        &format!("{dir}: tensor `model.layers.4.input_layernorm.weight` is missing"),
+    );
+    let wider = target_with(|config| config["intermediate_size"] = 161.into());
+    let file = wider.path().join("model.safetensors");
+    refused(
+        &["--target", arg(wider.path()), "--prompt", "x"],
+        &format!(
+            "{}: tensor `model.layers.0.mlp.gate_proj.weight` has shape [160, 64], expected [161, 64]",
+            file.display()
+        ),
+    );
+    let cut = target_with(|_| {});
+    let file = cut.path().join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() - 4]).unwrap();
+    let message = run(&["--target", arg(cut.path()), "--prompt", "x"]);
+    assert_eq!(message.code, Some(2));
+    let start = format!("error: {} is not a valid safetensors file: ", file.display());
+    assert!(message.stderr.starts_with(&start) && message.stderr.ends_with("it may be truncated\n"));
+    assert_eq!(message.stderr.lines().count(), 1);
+}
+
+#[test]
+fn arguments_that_are_not_understood() {
+    for (args, message) in [
+        (
+            &["--device", "tpu"][..],
+            "invalid value 'tpu' for '--device <auto|cpu|cuda:N>': there is no such device; known are auto, cpu \
+             and cuda:N",
+        ),
+        (&["--prompt-ids", "1,x"], "invalid value '1,x' for '--prompt-ids <1,2,3>': `x` is not a token id"),
+        (&["--samples", "0"], "invalid value '0' for '--samples <N>': it must be at least 1"),
+        (
+            &["--draft", "random:many"],
+            "invalid value 'random:many' for '--draft <DIR|random:N>': `many` is not a number of layers",
+        ),
+        (&["--mode", "fast"], "invalid value 'fast' for '--mode <MODE>'"),
+        (&["--prompt", "a", "--prompt-ids", "1"], "the argument '--prompt <TEXT>' cannot be used with"),
+        (
+            &["--prompt-ids", "1", "--chat"],
+            "the argument '--prompt-ids <1,2,3>' cannot be used with '--chat'",
+        ),
+        (&["inspect"], "the following required arguments were not provided:"),
+        (&["--nonsense"], "unexpected argument '--nonsense' found"),
+    ] {
+        let run = run(args);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{args:?}");
+        let first = run.stderr.lines().next().unwrap();
+        assert!(first.starts_with(&format!("error: {message}")), "{args:?}: {first}");
+    }
+}
+
+#[test]
+fn help_says_what_there_is() {
+    let short = succeed(&["-h"]).stdout;
+    let long = succeed(&["generate", "--help"]).stdout;
+    for option in [
+        "--target",
+        "--draft",
+        "--device",
+        "--dtype",
+        "--threads",
+        "--prompt",
+        "--prompt-file",
+        "--prompt-ids",
+        "--chat",
+        "--mode",
+        "--rule",
+        "--block-size",
+        "--confidence-threshold",
+        "--confidence-strategy",
+        "--max-new-tokens",
+        "--ignore-eos",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--seed",
+        "--samples",
+        "--json",
+        "--no-compare",
+    ] {
+        assert!(short.contains(&format!("{option} ")) || short.contains(&format!("{option}\n")), "{option}");
+        assert!(long.contains(option), "{option}");
+    }
+    for default in ["256", "0.01", "cumulative-product", "rejection", "auto", "f32"] {
+        assert!(long.contains(&format!("[default: {default}]")), "{default}");
+    }
+    assert_eq!(succeed(&["--version"]).stdout, format!("flexdraft {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn inspect_reports_and_fails_on_what_cannot_run() {
+    let (target, draft) = (tiny("target"), tiny("draft"));
+    let sound = succeed(&["inspect", "--target", arg(&target), "--draft", arg(&draft)]);
+    assert!(sound.stdout.contains("Qwen3ForCausalLM") && sound.stdout.contains("block size 8"));
+    assert_eq!(sound.stderr, "");
+
+    let deeper = target_with(|config| config["num_hidden_layers"] = 5.into());
+    let broken = run(&["inspect", "--target", arg(deeper.path())]);
+    assert_eq!(broken.code, Some(2));
+    assert!(broken.stdout.contains("model.layers.4.self_attn.q_proj.weight"), "{}", broken.stdout);
+    let message =
+        format!("error: {}: 11 of the tensors are missing or do not fit\n", deeper.path().display());
+    assert_eq!(broken.stderr, message);
+
+    let nowhere = run(&["inspect", "--target", "nowhere"]);
+    let message = "error: cannot read nowhere/config.json: No such file or directory (os error 2)\n";
+    assert_eq!((nowhere.code, nowhere.stderr.as_str()), (Some(2), message));
+}

@@ -1,0 +1,110 @@
+//! The sanitized build of the SIMT host (`FLEXDRAFT_SIMT_SANITIZE=1`, build/simt.rs) finds planted bugs, so
+//! that a run of the kernels' tests in it which finds none means something. A finding ends the process, so
+//! each bug runs in one of its own.
+
+use std::env;
+use std::process::Command;
+
+use crate::support::planted::{Run, counting};
+use flexdraft::backend::{Simt, SimtOptions};
+
+/// Which of [`BUGS`] a process is to run.
+const VARIABLE: &str = "FLEXDRAFT_PLANTED_BUG";
+
+/// A kernel, elements of its input and output, an argument with which it is right and one with which it is
+/// not, and what the report of that says.
+struct Bug {
+    kernel: &'static str,
+    elements: [usize; 2],
+    right: u32,
+    wrong: u32,
+    report: &'static str,
+}
+
+const BUGS: [Bug; 6] = [
+    // 64 threads read elements 3 to 66 of 67, then 4 to 67.
+    Bug { kernel: "planted_offset", elements: [67, 64], right: 3, wrong: 4, report: "heap-buffer-overflow" },
+    Bug { kernel: "planted_stack_overflow", elements: [64, 64], right: 3, wrong: 5, report: "stack-buffer-" },
+    Bug {
+        kernel: "planted_shared_overflow",
+        elements: [64, 64],
+        right: 768,
+        wrong: 772,
+        report: "WRITE of size 4",
+    },
+    Bug {
+        kernel: "planted_shared_overflow",
+        elements: [64, 64],
+        right: 4,
+        wrong: 2,
+        report: "misaligned address",
+    },
+    Bug {
+        kernel: "planted_shift",
+        elements: [64, 64],
+        right: 31,
+        wrong: 32,
+        report: "shift exponent 32 is too large",
+    },
+    Bug {
+        kernel: "planted_signed_sum",
+        elements: [64, 64],
+        right: 1,
+        wrong: i32::MAX as u32,
+        report: "signed integer overflow",
+    },
+];
+
+impl Bug {
+    fn run(&self, argument: u32, options: SimtOptions) {
+        let [inputs, outputs] = self.elements;
+        // Two warps, and shared memory that ends after 1024 bytes.
+        let mut run = Run::new(counting(inputs as u32), outputs, 1, 64).with(argument);
+        run.shared_bytes = 1024;
+        run.on(&Simt::new(options), self.kernel).unwrap();
+    }
+}
+
+/// What the other tests run in a process of its own; by itself it does nothing.
+#[test]
+fn victim() {
+    let Ok(chosen) = env::var(VARIABLE) else { return };
+    let bug = &BUGS[chosen.parse::<usize>().unwrap()];
+    for schedule in 0..3 {
+        bug.run(bug.right, SimtOptions { schedule, ..SimtOptions::default() });
+    }
+    println!("no bug so far");
+    bug.run(bug.wrong, SimtOptions::default());
+    println!("nothing was found");
+}
+
+#[test]
+fn planted_bugs_end_the_process() {
+    for (i, bug) in BUGS.iter().enumerate() {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "sanitizers::victim", "--nocapture"])
+            .env(VARIABLE, i.to_string())
+            .output()
+            .unwrap();
+        let text =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        let name = bug.kernel;
+        assert!(text.contains("no bug so far"), "{name} with the right argument:\n{text}");
+        assert!(!text.contains("nothing was found") && !output.status.success(), "{name} passed:\n{text}");
+        assert!(text.contains(bug.report), "{name}:\n{text}");
+    }
+}
+
+/// Threads that an error leaves waiting do not disturb the next launch on their stacks.
+#[test]
+fn stacks_are_used_again_after_errors() {
+    let simt = Simt::new(SimtOptions::default());
+    for _ in 0..20 {
+        let error = Run::new(counting(64), 64, 1, 64).with(16).on(&simt, "planted_divergent_barrier");
+        assert!(error.unwrap_err().contains("threads that never come"));
+        let mut run = Run::new(counting(3 * 70), 3 * 70, 3, 70);
+        run.on(&simt, "planted_reverse").unwrap();
+        let expected: Vec<u32> = run.input.chunks(70).flat_map(|cta| cta.iter().rev().copied()).collect();
+        assert_eq!(run.out, expected);
+    }
+}

@@ -1,0 +1,274 @@
+//! The decode loop on the kernels: the GPU device on the SIMT host, with the launches that a GPU gets.
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex};
+
+use crate::support::models::Spec;
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::runs::{Block, Output, blocks, corrupted_continuation, run};
+use crate::support::simt_variant::checking;
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::simt::{Checking, Copies};
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::decode::{Confidence, Engine, EngineOptions, LogitsHook, Mode, Policy, Request};
+use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::{Device, Precision};
+use flexdraft::kernels::Kernels;
+use flexdraft::model::Model;
+use flexdraft::model::config::Architecture;
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::DType;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
+    let options = SimtOptions { checking: checking(options.checking), ..options };
+    let kernels = Kernels::new(Simt::new(options));
+    let stream = kernels.backend().stream();
+    // Short splits, so that short contexts have several.
+    Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
+}
+
+fn engine<D: Device>(device: D, spec: &Spec, policy: impl Policy + 'static) -> Engine<D> {
+    let (target, drafter) = spec.weights();
+    let model = Model::new(device, &target, Some(&drafter)).unwrap();
+    Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
+}
+
+/// A request's shape; tokens are taken modulo the vocabulary.
+#[derive(Clone, Debug)]
+struct Ask {
+    prompt: Vec<u32>,
+    max_new_tokens: usize,
+    temperature: f32,
+    top_k: usize,
+    rule: Rule,
+    proposes: bool,
+    seed: u64,
+}
+
+impl Ask {
+    fn request(&self, spec: &Spec) -> Request {
+        let vocab = spec.vocab as u32;
+        let sampling =
+            SamplingParams { temperature: self.temperature, top_k: self.top_k, top_p: 1.0, min_p: 0.0 };
+        Request {
+            sampling,
+            rule: self.rule,
+            seed: self.seed,
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            ..Request::new(self.prompt.iter().map(|id| id % vocab).collect(), self.max_new_tokens)
+        }
+    }
+
+    fn proposing(&self, spec: &Spec, expected: &Output) -> Request {
+        let mut request = self.request(spec);
+        if self.proposes {
+            let known = expected.tokens.clone();
+            request.proposer = Some(corrupted_continuation(request.prompt.len(), known, spec.vocab));
+        }
+        request
+    }
+}
+
+prop_compose! {
+    fn ask()(
+        prompt in prop::collection::vec(any::<u32>(), 1..80),
+        max_new_tokens in 1usize..10,
+        temperature in prop::sample::select(vec![0.0f32, 0.0, 1.0, 0.7]),
+        top_k in prop::sample::select(vec![0usize, 0, 5]),
+        rule in prop::sample::select(vec![Rule::Match, Rule::Rejection, Rule::Block]),
+        proposes in any::<bool>(),
+        seed in any::<u64>(),
+    ) -> Ask {
+        Ask { prompt, max_new_tokens, temperature, top_k, rule, proposes, seed }
+    }
+}
+
+prop_compose! {
+    fn spec()(
+        llama in any::<bool>(),
+        (layers, tail) in (1usize..3, 1usize..3),
+        (kv_heads, q_per_kv) in (1usize..3, 1usize..4),
+        head_dim in prop::sample::select(vec![64usize, 128]),
+        hidden in prop::sample::select(vec![8usize, 24, 32]),
+        vocab in 3usize..40,
+        block_size in 1usize..6,
+        rank in prop::option::of(prop::sample::select(vec![8usize, 16])),
+        (bias, tied) in any::<(bool, bool)>(),
+        seed in any::<u64>(),
+    ) -> Spec {
+        Spec {
+            architecture: if llama { Architecture::Llama } else { Architecture::Qwen3 },
+            layers,
+            tail: tail.min(layers),
+            kv_heads,
+            q_per_kv,
+            head_dim,
+            hidden,
+            vocab,
+            block_size,
+            rank,
+            bias,
+            tied,
+            dtype: DType::Bf16,
+            seed,
+            ..Spec::default()
+        }
+    }
+}
+
+/// A case in `share` of those that `PROPTEST_CASES` asks for (256 without it).
+fn config(share: u32) -> ProptestConfig {
+    let cases = ProptestConfig::default().cases.div_ceil(share);
+    ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(16))]
+
+    #[test]
+    fn every_mode_gives_the_tokens_of_autoregressive_decoding(
+        spec in spec(),
+        asks in prop::collection::vec(ask(), 1..3),
+        seed in any::<u64>(),
+    ) {
+        let asks: Vec<Ask> = asks.into_iter().map(|ask| {
+            // Above temperature 0 it is `match` whose tokens are those of autoregressive sampling.
+            Ask { rule: if ask.temperature > 0.0 { Rule::Match } else { ask.rule }, ..ask }
+        }).collect();
+        let late = SimtOptions { copies: Copies::Late, schedule: seed | 1, ..SimtOptions::default() };
+        let alone = |ask: &Ask| {
+            let mut engine = engine(gpu(SimtOptions::default()), &spec, Mode::Autoregressive);
+            run(&mut engine, vec![ask.request(&spec)]).remove(0)
+        };
+        let ar: Vec<Output> = asks.iter().map(alone).collect();
+        let check = |name: &str, mut engine: Engine<Gpu<CpuProducts>>| {
+            let requests = asks.iter().zip(&ar).map(|(ask, ar)| ask.proposing(&spec, ar)).collect();
+            for (output, expected) in run(&mut engine, requests).iter().zip(&ar) {
+                prop_assert_eq!(&output.tokens, &expected.tokens, "{}", name);
+            }
+            Ok(())
+        };
+        check("parallel", engine(gpu(late), &spec, Mode::Parallel))?;
+        check("sequential", engine(gpu(SimtOptions::default()), &spec, Mode::Sequential))?;
+        check("any groups", engine(gpu(late), &spec, RandomGroups(seed)))?;
+        check("any length", engine(gpu(late), &spec, RandomEverything(RandomGroups(seed))))?;
+    }
+
+    /// Draft tokens and the bits of their confidences: greedy and `match` give the same tokens whatever is drafted.
+    #[test]
+    fn drafts_and_what_is_accepted_of_them_are_the_same_in_every_mode(
+        spec in spec(),
+        block_size in 2usize..6,
+        asks in prop::collection::vec(ask(), 1..3),
+        seed in any::<u64>(),
+    ) {
+        let spec = Spec { block_size, ..spec };
+        let late = SimtOptions { copies: Copies::Late, schedule: seed | 1, ..SimtOptions::default() };
+        let run = |engine: &mut Engine<Gpu<CpuProducts>>| {
+            let requests = asks.iter().map(|ask| Request { record: true, ..ask.request(&spec) }).collect();
+            let outputs = run(engine, requests);
+            (blocks(&outputs), outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>())
+        };
+        let parallel = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel));
+        prop_assert!(parallel.0.iter().all(|block| block.drafted() == block_size - 1));
+        prop_assert_eq!(&run(&mut engine(gpu(late), &spec, Mode::Sequential)), &parallel);
+        let mixed = RandomGroups(seed);
+        prop_assert_eq!(&run(&mut engine(gpu(SimtOptions::default()), &spec, mixed)), &parallel);
+    }
+}
+
+#[test]
+fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
+    let (compared, tokens) = (Cell::new(0), Cell::new(0));
+    let (same_drafts, drafts) = (Cell::new(0), Cell::new(0));
+    let add = |sum: &Cell<usize>, more| sum.set(sum.get() + more);
+    proptest!(config(16), |(spec in spec(), ask in ask())| {
+        let ask = Ask { temperature: 0.0, max_new_tokens: 12, ..ask };
+        let margins = Margins::default();
+        let mut request = ask.request(&spec);
+        request.logits_hook = Some(Box::new(margins.clone()));
+        let cpu = || Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
+        let expected = run(&mut engine(cpu(), &spec, Mode::Autoregressive), vec![request]).remove(0);
+        let recorded = || vec![Request { record: true, ..ask.request(&spec) }];
+        let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), recorded()).remove(0);
+        // The CPU device does not round attention's weights to bf16, so they may part at a near-tie.
+        let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
+        if let Some(index) = parting {
+            let margin = margins.0.lock().unwrap()[index];
+            prop_assert!(margin < 0.02, "token {index} differs at {margin} of the logits' range");
+        }
+        add(&tokens, expected.tokens.len());
+        add(&compared, parting.unwrap_or(expected.tokens.len()));
+        // Drafts after the same tokens, up to near-ties.
+        let drafting = run(&mut engine(cpu(), &spec, Mode::Parallel), recorded()).remove(0);
+        let state = |block: &Block| (block.candidates.clone(), block.accepted, block.bonus);
+        for (found, expected) in blocks(&[found]).iter().zip(&blocks(&[drafting])) {
+            if state(found) != state(expected) {
+                break;
+            }
+            add(&drafts, expected.drafted());
+            for (i, (a, b)) in found.draft.iter().zip(&expected.draft).enumerate() {
+                add(&same_drafts, usize::from(a == b));
+                let [a, b] = [found, expected].map(|block| f32::from_bits(block.confidence[i]));
+                prop_assert!((a - b).abs() < 0.1, "confidence {a} and {b}");
+            }
+        }
+    });
+    let [compared, tokens, same_drafts, drafts] =
+        [compared, tokens, same_drafts, drafts].map(Cell::into_inner);
+    assert!(2 * compared >= tokens, "only {compared} of {tokens} tokens were compared");
+    assert!(
+        5 * same_drafts >= 4 * drafts && drafts >= tokens / 4,
+        "{same_drafts} of {drafts} drafts are the same"
+    );
+}
+
+/// Distances between the two largest logits, as parts of the range of all, in the order of the tokens.
+#[derive(Clone, Default)]
+struct Margins(Arc<Mutex<Vec<f32>>>);
+
+impl LogitsHook for Margins {
+    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) {
+        let mut sorted = logits.to_vec();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let range = sorted[0] - sorted[sorted.len() - 1];
+        self.0.lock().unwrap().push((sorted[0] - sorted[1]) / range);
+    }
+}
+
+/// One step of everything with every access watched: bounds, alignment, races, copies.
+#[test]
+fn a_checked_run_finds_nothing() {
+    let spec = Spec {
+        head_dim: 64,
+        hidden: 32,
+        rank: Some(8),
+        dtype: DType::Bf16,
+        layers: 2,
+        tail: 1,
+        ..Spec::default()
+    };
+    for (schedule, copies) in [(0, Copies::Late), (3, Copies::Eager)] {
+        let options = SimtOptions { checking: Checking::Accesses, copies, schedule };
+        let ask = |temperature, rule| Ask {
+            prompt: (0..70).collect(),
+            max_new_tokens: 5,
+            temperature,
+            top_k: 0,
+            rule,
+            proposes: false,
+            seed: 5,
+        };
+        let asks = [ask(0.0, Rule::Match), ask(1.0, Rule::Rejection), ask(1.0, Rule::Block)];
+        let requests = asks.iter().map(|ask| ask.request(&spec)).collect();
+        let outputs = run(&mut engine(gpu(options), &spec, Mode::Parallel), requests);
+        assert!(outputs.iter().all(|output| output.tokens.len() == 5));
+    }
+}

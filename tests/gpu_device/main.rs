@@ -1,0 +1,8 @@
+//! The GPU device on the SIMT host: the decode loop on the kernels, what a step asks of the driver, and the test that a
+//! device passes before it is chosen.
+
+mod decode_loop;
+mod self_test;
+mod step;
+#[path = "../support/mod.rs"]
+mod support;

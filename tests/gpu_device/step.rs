@@ -1,0 +1,240 @@
+//! What a step on the GPU device asks of the driver (counted on the SIMT host, whose steps are the same
+//! calls), and what becomes of what its kernels report.
+
+use crate::support::models::Spec;
+use crate::support::policies::RandomGroups;
+use crate::support::runs::{Output, blocks, run};
+use flexdraft::acceptance::Rule;
+use flexdraft::backend::simt::Calls;
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::decode::{
+    Confidence, DecodeError, Engine, EngineOptions, Mode, Policy, Record, Request, StepMode,
+};
+use flexdraft::device::DeviceError;
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::kernels::sampling::RowStats;
+use flexdraft::kernels::{Fault, Kernels};
+use flexdraft::model::Model;
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::{DType, Tensor};
+use half::bf16;
+
+fn spec() -> Spec {
+    let (head_dim, hidden, block_size, rank, dtype) = (64, 32, 4, Some(8), DType::Bf16);
+    Spec { layers: 2, tail: 1, head_dim, hidden, block_size, rank, dtype, ..Spec::default() }
+}
+
+fn gpu() -> Gpu<CpuProducts> {
+    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    let stream = kernels.backend().stream();
+    Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())
+}
+
+fn engine(policy: impl Policy + 'static) -> Engine<Gpu<CpuProducts>> {
+    let (target, drafter) = spec().weights();
+    let model = Model::new(gpu(), &target, Some(&drafter)).unwrap();
+    Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
+}
+
+fn take_calls(engine: &Engine<Gpu<CpuProducts>>) -> Calls {
+    engine.model().device().kernels().backend().take_calls()
+}
+
+/// One request of every rule.
+fn requests() -> Vec<Request> {
+    [(Rule::Match, 0.0), (Rule::Match, 1.0), (Rule::Rejection, 1.0), (Rule::Block, 0.8)]
+        .into_iter()
+        .map(|(rule, temperature)| Request {
+            rule,
+            sampling: SamplingParams::at_temperature(temperature),
+            seed: 9,
+            record: true,
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            ..Request::new(vec![3, 1, 4, 1, 5], 60)
+        })
+        .collect()
+}
+
+/// What is copied on the device in a step of [`requests`] whose sequences verify three drafts each, in bytes: the
+/// hidden rows that the head takes, what is known of the draft rows, and what kernels report. Logits are not: their
+/// rows have [`Spec::vocab`] elements.
+const TARGET_ROWS: u64 = 4 * 4 * 32 * 2;
+const DRAWS: u64 = 4 * 3 * size_of::<RowStats>() as u64;
+const ERROR_WORD: u64 = 8;
+
+/// Serves the requests, so that memory grows to what their steps need, then serves them again: the calls of ten
+/// steps in which every sequence decodes, each with the modes of its records.
+fn steady_steps(policy: impl Policy + 'static) -> Vec<(Calls, Vec<StepMode>)> {
+    let mut engine = engine(policy);
+    run(&mut engine, requests());
+    for request in requests() {
+        engine.add(request).unwrap();
+    }
+    for _ in 0..3 {
+        engine.step().unwrap();
+    }
+    take_calls(&engine);
+    (0..10)
+        .map(|_| {
+            let committed = engine.step().unwrap();
+            assert_eq!(committed.len(), 4);
+            assert!(committed.iter().all(|committed| committed.finish.is_none()));
+            let mode = |record: Option<Record>| match record {
+                Some(Record::Step(step)) => step.mode,
+                other => panic!("{other:?}"),
+            };
+            (take_calls(&engine), committed.into_iter().map(|committed| mode(committed.record)).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn a_parallel_step_allocates_nothing_and_waits_once() {
+    for (calls, modes) in steady_steps(Mode::Parallel) {
+        assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        // The pass, its tokens, what is verified, what is drafted.
+        assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");
+        assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
+    }
+}
+
+#[test]
+fn an_autoregressive_step_allocates_nothing_and_waits_once() {
+    for (calls, _) in steady_steps(Mode::Autoregressive) {
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        assert!(calls.uploads <= 3 && calls.launches <= 17, "{calls:?}");
+        assert_eq!((calls.copies, calls.copied_bytes), (2, TARGET_ROWS / 4 + ERROR_WORD), "{calls:?}");
+    }
+}
+
+#[test]
+fn a_sequential_step_allocates_nothing_and_waits_once() {
+    for (calls, modes) in steady_steps(Mode::Sequential) {
+        assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        // That of the drafting pass as well.
+        assert!(calls.uploads <= 5 && calls.launches <= 34, "{calls:?}");
+        assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
+    }
+}
+
+/// A cache that is too small for all of them: some are taken out of the batch with their drafts, which are verified
+/// when they are back, among others whose drafts are where the step before left them.
+#[test]
+fn drafts_of_preempted_requests_keep_their_distributions() {
+    let served = |policy, cache_tokens| {
+        let (target, drafter) = spec().weights();
+        let model = Model::new(gpu(), &target, Some(&drafter)).unwrap();
+        let options = EngineOptions { cache_tokens, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, policy, options).unwrap();
+        // The first of them leaves early, and makes room for one that was taken out.
+        let mut ids = Vec::new();
+        for (request, max_new_tokens) in requests().into_iter().skip(1).zip([20, 30, 30]) {
+            ids.push(engine.add(Request { max_new_tokens, ..request }).unwrap());
+        }
+        let mut outputs = vec![Output::default(); ids.len()];
+        let mut copies = Vec::new();
+        while !engine.is_idle() {
+            for committed in engine.step().unwrap() {
+                let index = ids.iter().position(|&id| id == committed.id).unwrap();
+                outputs[index].tokens.extend(committed.tokens);
+                outputs[index].records.extend(committed.record);
+            }
+            copies.push(take_calls(&engine).copies);
+        }
+        // Without the steps in which memory grew.
+        (outputs, copies.into_iter().skip(3).max().unwrap())
+    };
+    let (expected, copies) = served(Mode::Parallel, 1024);
+    assert_eq!(copies, 3);
+    let (outputs, copies) = served(Mode::Parallel, 80);
+    assert_eq!((blocks(&outputs), tokens(&outputs)), (blocks(&expected), tokens(&expected)));
+    // Logits, and what is known of them, of two sequences.
+    assert!(copies >= 3 + 4, "nothing was set aside and put beside others");
+}
+
+fn tokens(outputs: &[Output]) -> Vec<&[u32]> {
+    outputs.iter().map(|output| &output.tokens[..]).collect()
+}
+
+#[test]
+fn an_accepted_length_without_a_group_waits_once_more() {
+    for (calls, _) in steady_steps(RandomGroups(4)) {
+        assert!(calls.downloads <= 2, "{calls:?}");
+        // Whichever pass they come from, drafts lie in one buffer.
+        let most = TARGET_ROWS + 2 * DRAWS + 2 * ERROR_WORD;
+        assert!(calls.copies <= 6 && calls.copied_bytes <= most, "{calls:?}");
+    }
+}
+
+#[test]
+fn a_logits_hook_waits_for_its_own_rows() {
+    let mut engine = engine(Mode::Parallel);
+    let hook = |_: usize, _: &[u32], logits: &mut [f32]| logits[0] = f32::NEG_INFINITY;
+    let [with, without] = [Some(Box::new(hook) as _), None];
+    for logits_hook in [with, without] {
+        engine.add(Request { logits_hook, ..requests().remove(0) }).unwrap();
+    }
+    for _ in 0..5 {
+        engine.step().unwrap();
+    }
+    take_calls(&engine);
+    let committed = engine.step().unwrap();
+    let Some(Record::Step(step)) = &committed[0].record else { panic!("{committed:?}") };
+    assert_eq!(take_calls(&engine).downloads, step.verify_len as u64 + 2);
+}
+
+#[test]
+fn what_kernels_report_is_an_error_that_says_what() {
+    let spec = Spec { tied: false, ..spec() };
+    let (mut target, drafter) = spec.weights();
+    // A token whose embedding is no number, so that nothing after it is.
+    let bad = spec.vocab as u32 - 1;
+    let mut embed = target.embed.to_f32();
+    embed[bad as usize * spec.hidden] = f32::NAN;
+    let embed = embed.into_iter().map(bf16::from_f32).collect();
+    target.embed = Tensor::from_bf16(&[spec.vocab, spec.hidden], embed).unwrap();
+    let engine = |mode| {
+        let model = Model::new(gpu(), &target, Some(&drafter)).unwrap();
+        Engine::new(model, mode, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
+    };
+    let request = || Request::new(vec![3, 1, 4, 1, 5], 20);
+    let expected = run(&mut engine(Mode::Autoregressive), vec![request()]).remove(0).tokens;
+    assert!(!expected.contains(&bad));
+
+    for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
+        let mut engine = engine(mode);
+        let id = engine.add(request()).unwrap();
+        let mut tokens = Vec::new();
+        for _ in 0..3 {
+            tokens.extend(engine.step().unwrap().into_iter().flat_map(|committed| committed.tokens));
+        }
+        let other = engine.add(Request::new(vec![3, bad], 20)).unwrap();
+        for _ in 0..2 {
+            let error = engine.step().unwrap_err();
+            let DecodeError::Device(DeviceError::Faults(faults)) = &error else { panic!("{error:?}") };
+            assert_eq!(faults.iter().collect::<Vec<_>>(), [Fault::Nan]);
+            assert_eq!(error.to_string(), "the kernels of a step found a NaN among the logits");
+        }
+        // Without that request steps succeed again, and the other one has lost nothing.
+        assert!(engine.cancel(other));
+        while !engine.is_idle() {
+            for committed in engine.step().unwrap() {
+                assert_eq!(committed.id, id);
+                tokens.extend(committed.tokens);
+            }
+        }
+        assert_eq!(tokens, expected, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_hook_s_nan_counts_as_minus_infinity() {
+    let hooked = |value: f32| {
+        let hook = move |_: usize, _: &[u32], logits: &mut [f32]| logits[1] = value;
+        let request = Request { logits_hook: Some(Box::new(hook)), ..requests().remove(1) };
+        run(&mut engine(Mode::Parallel), vec![request]).remove(0).tokens
+    };
+    assert_eq!(hooked(f32::NAN), hooked(f32::NEG_INFINITY));
+}

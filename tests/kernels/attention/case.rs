@@ -1,0 +1,351 @@
+//! A pass of attention: its sequences, where it runs, and what the reference says of its rows.
+
+use flexdraft::backend::simt::{Checking, Traffic};
+use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
+use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
+use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft_reference::attention::{Heads, KeysValues, attend};
+use half::bf16;
+use proptest::prelude::*;
+
+use crate::support::simt_variant::checking;
+
+pub const NAN: bf16 = bf16::from_bits(0x7fbf);
+
+pub fn noise(seed: u64, len: usize) -> Vec<bf16> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bf16::from_f32((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// One sequence of a case.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub start: usize,
+    pub candidates: usize,
+    pub groups: Vec<usize>,
+    pub slots: usize,
+    /// What its values are made from, with the name of candidate 0.
+    pub seed: u64,
+    pub first: usize,
+}
+
+impl Sequence {
+    /// Candidate `i` alone: the step of autoregressive decoding at its position.
+    pub fn candidate(&self, i: usize) -> Self {
+        let (start, first) = (self.start + i, self.first + i);
+        Self { start, first, candidates: 1, groups: vec![], ..self.clone() }
+    }
+
+    /// Group number `i` alone: the drafting pass after its acceptance.
+    pub fn group(&self, i: usize) -> Self {
+        Self { candidates: 0, groups: vec![self.groups[i]], ..self.clone() }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.candidates + self.groups.len() * self.slots
+    }
+
+    /// Cached positions that some row sees.
+    pub fn length(&self) -> usize {
+        self.start + self.candidates.max(self.groups.last().map_or(0, |last| last + 1))
+    }
+
+    /// q, k and v of a row, the same wherever the row is. Mask rows are told apart by their group.
+    fn row(&self, shape: AttentionShape, row: usize) -> Vec<bf16> {
+        let name = match row.checked_sub(self.candidates) {
+            None => self.first + row,
+            Some(mask) => 1000 + 100 * self.groups[mask / self.slots] + mask % self.slots,
+        };
+        noise(self.seed ^ (name as u64) << 32, shape.qkv_cols())
+    }
+
+    /// K and V of the cached positions, `[length, kv_heads · head_dim]`.
+    fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
+        [1, 2].map(|s| noise(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
+    }
+}
+
+/// How a case is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub shape: AttentionShape,
+    pub split: usize,
+    pub page_size: usize,
+    pub head_major: bool,
+    pub padding: usize,
+    pub options: SimtOptions,
+    /// Whether only tiles of 64 rows and two stages fit a CTA.
+    pub small: bool,
+    /// How many there are decides how many splits a CTA takes together.
+    pub multiprocessors: u32,
+}
+
+impl Setting {
+    /// The usual one: splits of a tile, pages of 16, the whole shared memory.
+    pub fn of(shape: AttentionShape) -> Self {
+        Setting {
+            shape,
+            split: 64,
+            page_size: 16,
+            head_major: false,
+            padding: 0,
+            options: SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() },
+            small: false,
+            multiprocessors: 4,
+        }
+    }
+
+    fn strides(&self) -> KvStrides {
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        match self.head_major {
+            true => KvStrides::head_major(self.page_size, kv_heads, head_dim),
+            false => KvStrides::token_major(self.page_size, kv_heads, head_dim),
+        }
+    }
+}
+
+/// What a launch is going to read: K and V, and the rows.
+pub struct Memory<'a> {
+    setting: Setting,
+    sequences: &'a [Sequence],
+    pages: &'a [Vec<u32>],
+    caches: [Vec<bf16>; 2],
+    qkv: Vec<bf16>,
+}
+
+impl Memory<'_> {
+    /// Another finite value in place of each of `values`.
+    fn change(values: &mut [bf16]) {
+        for x in values {
+            let other = if x.is_nan() { 1.5 } else { 0.75 - 1.25 * x.to_f32() };
+            *x = bf16::from_f32(other);
+        }
+    }
+
+    /// Changes K (0) or V (1) of a cached position.
+    pub fn change_cached(&mut self, tensor: usize, sequence: usize, position: usize) {
+        let (Setting { shape, page_size, .. }, strides) = (self.setting, self.setting.strides());
+        let page = self.pages[sequence][position / page_size] as usize;
+        for head in 0..shape.kv_heads {
+            let at = page * strides.page + position % page_size * strides.token + head * strides.head;
+            Self::change(&mut self.caches[tensor][at..at + shape.head_dim]);
+        }
+    }
+
+    /// Changes q (0), k (1) or v (2) of a row.
+    pub fn change_row(&mut self, part: usize, sequence: usize, row: usize) {
+        let shape = self.setting.shape;
+        let before = &self.sequences[..sequence];
+        let own = &self.sequences[sequence];
+        let index = match row.checked_sub(own.candidates) {
+            None => before.iter().map(|s| s.candidates).sum::<usize>() + row,
+            Some(mask) => {
+                let candidates: usize = self.sequences.iter().map(|s| s.candidates).sum();
+                candidates + before.iter().map(|s| s.rows() - s.candidates).sum::<usize>() + mask
+            }
+        };
+        let kv = shape.kv_heads * shape.head_dim;
+        let (first, width) =
+            [(0, shape.out_cols()), (shape.out_cols(), kv), (shape.out_cols() + kv, kv)][part];
+        let at = index * shape.qkv_cols() + first;
+        Self::change(&mut self.qkv[at..at + width]);
+    }
+}
+
+/// Output and log-sum-exp of a row, as bits.
+pub type RowBits = (Vec<u16>, Vec<u32>);
+
+/// Every row of every sequence, in order.
+pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
+    run_watched(setting, sequences, |_| {}).0
+}
+
+/// The same with other values somewhere.
+pub fn run_changed(
+    setting: Setting,
+    sequences: &[Sequence],
+    change: impl FnOnce(&mut Memory<'_>),
+) -> Vec<Vec<RowBits>> {
+    run_watched(setting, sequences, change).0
+}
+
+/// What the kernels read and wrote.
+pub fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
+    run_watched(setting, sequences, |_| {}).1
+}
+
+fn run_watched(
+    setting: Setting,
+    sequences: &[Sequence],
+    change: impl FnOnce(&mut Memory<'_>),
+) -> (Vec<Vec<RowBits>>, Vec<Traffic>) {
+    let Setting { shape, split, page_size, .. } = setting;
+    let simt = Simt::new(setting.options);
+    let mut limits = Limits { multiprocessors: setting.multiprocessors, ..simt.limits() };
+    if setting.small {
+        limits.shared_bytes_per_cta = 99 << 10;
+    }
+    let kernels = Kernels::new(simt.limited(limits));
+    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+
+    // Page ids descend, and page 0 belongs to nobody.
+    let counts: Vec<usize> = sequences.iter().map(|s| s.length().div_ceil(page_size)).collect();
+    let mut next: u32 = counts.iter().sum::<usize>() as u32;
+    let page_count = next as usize + 1;
+    let pages: Vec<Vec<u32>> = counts
+        .iter()
+        .map(|&count| {
+            (0..count)
+                .map(|_| {
+                    next -= 1;
+                    next + 1
+                })
+                .collect()
+        })
+        .collect();
+    let kv_width = shape.kv_heads * shape.head_dim;
+    let strides = setting.strides();
+    let mut caches =
+        [vec![NAN; page_count * page_size * kv_width], vec![NAN; page_count * page_size * kv_width]];
+    for (sequence, pages) in sequences.iter().zip(&pages) {
+        for (cache, values) in caches.iter_mut().zip(sequence.cached(shape)) {
+            for (position, token) in values.chunks(kv_width).enumerate() {
+                let page = pages[position / page_size] as usize;
+                for (head, values) in token.chunks(shape.head_dim).enumerate() {
+                    let at = page * strides.page + position % page_size * strides.token + head * strides.head;
+                    cache[at..at + shape.head_dim].copy_from_slice(values);
+                }
+            }
+        }
+    }
+    let layout = Pass {
+        sequences: sequences
+            .iter()
+            .zip(&pages)
+            .map(|(s, pages)| SequenceRows {
+                pages,
+                start: s.start,
+                candidates: s.candidates,
+                groups: s.groups.clone(),
+                slots: s.slots,
+            })
+            .collect(),
+    };
+    let mut tables =
+        PassTables::new(simt, &stream, sequences.len(), counts.iter().copied().max().unwrap_or(0)).unwrap();
+    tables.upload(simt, &stream, &layout, Paging { pages: page_count, page_size }).unwrap();
+
+    let all: usize = sequences.iter().map(Sequence::rows).sum::<usize>() + setting.padding;
+    let mut qkv = Vec::new();
+    let candidates = sequences.iter().flat_map(|s| (0..s.candidates).map(move |row| (s, row)));
+    let masks = sequences.iter().flat_map(|s| (s.candidates..s.rows()).map(move |row| (s, row)));
+    for (sequence, row) in candidates.chain(masks) {
+        let mut row_values = sequence.row(shape, row);
+        if row < sequence.candidates {
+            // Their k and v are in the cache; what is here must not matter.
+            row_values[shape.out_cols()..].fill(NAN);
+        }
+        qkv.extend(row_values);
+    }
+    qkv.resize(all * shape.qkv_cols(), NAN);
+    let mut memory = Memory { setting, sequences, pages: &pages, caches, qkv };
+    change(&mut memory);
+    let Memory { caches, qkv, .. } = memory;
+    let mut out = vec![NAN; all * shape.out_cols()];
+    let mut lse = vec![f32::NAN; all * shape.q_heads];
+    let mut error = [0u32];
+    let needed = attention_workspace_len(shape, all, tables.longest(), split).unwrap();
+    let mut workspace = vec![f64::NAN; needed.div_ceil(2)];
+    kernels
+        .joint_attention(
+            &stream,
+            &JointAttention {
+                pass: &tables,
+                masks: true,
+                qkv: stream.view(&qkv),
+                cache: PagedKv {
+                    k: stream.view(&caches[0]),
+                    v: stream.view(&caches[1]),
+                    k_strides: strides,
+                    v_strides: strides,
+                },
+                out: stream.view_mut(&mut out),
+                lse: Some(stream.view_mut(&mut lse)),
+                workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+                shape,
+                split,
+                error: Some(stream.view_mut(&mut error)),
+            },
+        )
+        .unwrap();
+    assert_eq!(error, [0]);
+
+    let bits = |row: usize| -> RowBits {
+        let out = &out[row * shape.out_cols()..][..shape.out_cols()];
+        let lse = &lse[row * shape.q_heads..][..shape.q_heads];
+        (out.iter().map(|x| x.to_bits()).collect(), lse.iter().map(|x| x.to_bits()).collect())
+    };
+    for row in all - setting.padding..all {
+        let (out, lse) = bits(row);
+        assert!(out.iter().all(|&x| x == 0) && lse.iter().all(|&x| f32::from_bits(x) == f32::NEG_INFINITY));
+    }
+    let (mut candidate, mut mask) = (0, sequences.iter().map(|s| s.candidates).sum::<usize>());
+    let rows = sequences
+        .iter()
+        .map(|s| {
+            let own = (candidate..candidate + s.candidates).chain(mask..mask + s.rows() - s.candidates);
+            candidate += s.candidates;
+            mask += s.rows() - s.candidates;
+            own.map(bits).collect()
+        })
+        .collect();
+    (rows, simt.take_traffic())
+}
+
+/// The rows of a sequence against the reference.
+pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Result<(), TestCaseError> {
+    let shape = setting.shape;
+    let heads = Heads { q_heads: shape.q_heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
+    let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+    let [keys, values] = sequence.cached(shape).map(|cached| f64s(&cached));
+    let width = shape.kv_heads * shape.head_dim;
+    for (r, (out, lse)) in rows.iter().enumerate() {
+        let row = f64s(&sequence.row(shape, r));
+        let mut own = [vec![], vec![]];
+        let limit = match r.checked_sub(sequence.candidates) {
+            None => sequence.start + r,
+            Some(mask) => {
+                let group = mask / sequence.slots;
+                for slot in 0..sequence.slots {
+                    let slot =
+                        f64s(&sequence.row(shape, sequence.candidates + group * sequence.slots + slot));
+                    own[0].extend_from_slice(&slot[shape.out_cols()..][..width]);
+                    own[1].extend_from_slice(&slot[shape.out_cols() + width..]);
+                }
+                sequence.start + sequence.groups[group]
+            }
+        };
+        let end = (limit + 1) * width;
+        let seen = [
+            KeysValues { keys: &keys[..end], values: &values[..end] },
+            KeysValues { keys: &own[0], values: &own[1] },
+        ];
+        let exact = attend(heads, &row[..shape.out_cols()], &seen);
+        for (i, &found) in out.iter().enumerate() {
+            let error = (bf16::from_bits(found).to_f64() - exact.output[i]).abs() / exact.magnitude[i];
+            prop_assert!(error < 1.0 / 128.0, "row {r}, element {i}: {error}");
+        }
+        for (found, exact) in lse.iter().zip(&exact.log_sum_exp) {
+            let error = (f64::from(f32::from_bits(*found)) - exact).abs();
+            prop_assert!(error < 4e-3, "row {r}: log-sum-exp off by {error}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Contexts and caches of sizes that no other test has.
+
+use flexdraft::backend::simt::Checking;
+use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
+use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
+use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft_reference::attention::{Heads, KeysValues, attend};
+use half::bf16;
+use proptest::prelude::ProptestConfig;
+
+use super::case::{NAN, noise};
+use super::sample;
+use crate::support::simt_variant::checking;
+
+const SHAPE: AttentionShape = AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
+
+fn f64s(values: &[bf16]) -> Vec<f64> {
+    values.iter().map(|x| x.to_f64()).collect()
+}
+
+/// The plain kernels: memory as large as here has no room for what the checks keep of it.
+fn kernels(multiprocessors: u32) -> Kernels<Simt> {
+    let simt = Simt::new(SimtOptions { checking: Checking::Off, ..SimtOptions::default() });
+    let limits = Limits { multiprocessors, ..simt.limits() };
+    Kernels::new(simt.limited(limits))
+}
+
+/// A candidate at the last of `length` positions, with splits of 64.
+fn attend_last(
+    kernels: &Kernels<Simt>,
+    q: &[bf16],
+    [k, v]: [&[bf16]; 2],
+    strides: KvStrides,
+    (pages, paging, length): (&[u32], Paging, usize),
+) -> Vec<bf16> {
+    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let rows = SequenceRows { pages, start: length - 1, candidates: 1, groups: vec![], slots: 0 };
+    let mut tables = PassTables::new(simt, &stream, 1, pages.len()).unwrap();
+    tables.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging).unwrap();
+    let mut qkv = q.to_vec();
+    qkv.resize(SHAPE.qkv_cols(), NAN);
+    let mut out = vec![NAN; SHAPE.out_cols()];
+    let mut workspace = vec![f64::NAN; attention_workspace_len(SHAPE, 1, length, 64).unwrap().div_ceil(2)];
+    let mut error = [0];
+    let args = JointAttention {
+        pass: &tables,
+        masks: true,
+        qkv: stream.view(&qkv),
+        cache: PagedKv { k: stream.view(k), v: stream.view(v), k_strides: strides, v_strides: strides },
+        out: stream.view_mut(&mut out),
+        lse: None,
+        workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+        shape: SHAPE,
+        split: 64,
+        error: Some(stream.view_mut(&mut error)),
+    };
+    kernels.joint_attention(&stream, &args).unwrap();
+    drop(args);
+    assert_eq!(error, [0]);
+    out
+}
+
+fn compare(out: &[bf16], q: &[bf16], keys: &[f64], values: &[f64]) {
+    let exact = attend(
+        Heads { q_heads: SHAPE.q_heads, kv_heads: SHAPE.kv_heads, head_dim: SHAPE.head_dim },
+        &f64s(q),
+        &[KeysValues { keys, values }],
+    );
+    for (i, found) in out.iter().enumerate() {
+        let error = (found.to_f64() - exact.output[i]).abs() / exact.magnitude[i];
+        assert!(error < 1.0 / 128.0, "element {i}: {error}");
+    }
+}
+
+/// The longest context of the models: 2048 splits of a tile, 512 spans, all levels of the merge but two. A million
+/// keys have these too, and take seconds: where more random cases are asked for than CI has.
+#[test]
+fn long_contexts() {
+    if checking(Checking::Off) == Checking::Accesses {
+        return; // nothing here is watched
+    }
+    // As many multiprocessors as are kept busier by a split each than by a span: four times as many states.
+    let bits: Vec<Vec<u16>> = sample([4, 400], 2).map(|count| a_long_context(131_072, count)).collect();
+    assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "divided by splits, other bits");
+    if ProptestConfig::default().cases > 64 {
+        a_long_context(4095 * 4 * 64, 4);
+    }
+}
+
+/// The bits of a row, compared with the reference. The cache is a few pages, each of which the table names many
+/// times.
+fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
+    let (page_size, pages) = (128, 5);
+    let row = SHAPE.head_dim;
+    let q: Vec<bf16> = noise(1, row);
+    let [k, v] = [2, 3].map(|seed| noise(seed, pages * page_size * row));
+    // Not in turn, so that no two stretches of a power of two are alike.
+    let table: Vec<u32> = (0..length / page_size).map(|i| (i * i % 7 * (i + 1) % pages) as u32).collect();
+    let strides = KvStrides::token_major(page_size, SHAPE.kv_heads, SHAPE.head_dim);
+    let paging = Paging { pages, page_size };
+    let out = attend_last(&kernels(multiprocessors), &q, [&k, &v], strides, (&table, paging, length));
+    let page =
+        |values: &[bf16], page: u32| f64s(&values[page as usize * page_size * row..][..page_size * row]);
+    let [keys, values] = [&k, &v].map(|x| table.iter().flat_map(|&id| page(x, id)).collect::<Vec<f64>>());
+    compare(&out, &q, &keys, &values);
+    out.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Pages that are further apart than 2³¹ elements: 4 GiB of address space, of which a page at either end is touched.
+/// (AddressSanitizer would write to an eighth of it.)
+#[cfg(all(target_pointer_width = "64", not(flexdraft_simt_sanitized)))]
+#[test]
+fn offsets_beyond_32_bits() {
+    let (page_size, row) = (16, SHAPE.head_dim);
+    let strides = KvStrides { page: (1 << 31) + 64, token: row, head: row };
+    let Ok(mut memory) = bytemuck::allocation::try_zeroed_vec::<bf16>(strides.page + page_size * row) else {
+        eprintln!("SKIPPED: the system promises no 4 GiB of memory that is not going to be used");
+        return;
+    };
+    let (q, cached): (Vec<bf16>, Vec<bf16>) = (noise(1, row), noise(2, 30 * row));
+    for (position, token) in cached.chunks(row).enumerate() {
+        let at = position / page_size * strides.page + position % page_size * strides.token;
+        memory[at..at + row].copy_from_slice(token);
+    }
+    let paging = Paging { pages: 2, page_size };
+    let out = attend_last(&kernels(4), &q, [&memory, &memory], strides, (&[0, 1], paging, 30));
+    compare(&out, &q, &f64s(&cached), &f64s(&cached));
+}

@@ -1,0 +1,109 @@
+//! What a row must not see has no influence: changing it changes no bit of the row. (A V that is not finite, where
+//! another row of its sequence sees it, is the documented exception.)
+
+use flexdraft::backend::SimtOptions;
+use flexdraft::backend::simt::Copies;
+use flexdraft::layout::AttentionShape;
+
+use super::case::{Memory, Sequence, Setting, run, run_changed};
+use super::sample;
+
+/// A row of a pass: of which sequence, and which of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Row {
+    sequence: usize,
+    row: usize,
+    /// The last cached position that it sees.
+    limit: usize,
+    /// The index of its group.
+    group: Option<usize>,
+}
+
+fn rows(sequences: &[Sequence]) -> Vec<Row> {
+    let of = |(sequence, s): (usize, &Sequence)| {
+        let (start, candidates, groups, slots) = (s.start, s.candidates, s.groups.clone(), s.slots);
+        (0..s.rows()).map(move |row| match row.checked_sub(candidates) {
+            None => Row { sequence, row, limit: start + row, group: None },
+            Some(mask) => {
+                let group = mask / slots;
+                Row { sequence, row, limit: start + groups[group], group: Some(group) }
+            }
+        })
+    };
+    sequences.iter().enumerate().flat_map(of).collect()
+}
+
+/// What is changed, and who sees it.
+struct Change {
+    name: String,
+    make: Box<dyn Fn(&mut Memory<'_>)>,
+    seen_by: Box<dyn Fn(&Row) -> bool>,
+}
+
+/// Everything of one sequence that some row sees and another does not, or none: each part by itself.
+fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Change> {
+    let s = &sequences[sequence];
+    let mut changes = Vec::new();
+    let mut add = |name: String, make: Box<dyn Fn(&mut Memory<'_>)>, seen_by: Box<dyn Fn(&Row) -> bool>| {
+        changes.push(Change { name: format!("{name} of sequence {sequence}"), make, seen_by });
+    };
+    // The first and last positions of the prefix, each position that the pass appends, and what the last page has
+    // beyond: none of it is seen.
+    let page_end = s.length().next_multiple_of(setting.page_size);
+    let positions = [0, s.start - 1].into_iter().chain(s.start..page_end);
+    for (position, tensor) in positions.flat_map(|position| [(position, 0), (position, 1)]) {
+        add(
+            format!("cached {} {position}", ["K", "V"][tensor]),
+            Box::new(move |memory| memory.change_cached(tensor, sequence, position)),
+            Box::new(move |row| row.sequence == sequence && position <= row.limit),
+        );
+    }
+    for (group, slot) in (0..s.groups.len()).flat_map(|group| (0..s.slots).map(move |slot| (group, slot))) {
+        let changed = s.candidates + group * s.slots + slot;
+        for part in 0..3 {
+            add(
+                format!("{} of slot {slot} of group {group}", ["q", "K", "V"][part]),
+                Box::new(move |memory| memory.change_row(part, sequence, changed)),
+                Box::new(move |row| {
+                    row.sequence == sequence && row.group == Some(group) && (part > 0 || row.row == changed)
+                }),
+            );
+        }
+    }
+    for (candidate, part) in (0..s.candidates).flat_map(|candidate| (0..3).map(move |part| (candidate, part)))
+    {
+        // Candidates' K and V are in the cache: those beside q are nobody's.
+        add(
+            format!("{} of candidate {candidate}", ["q", "the projected K", "the projected V"][part]),
+            Box::new(move |memory| memory.change_row(part, sequence, candidate)),
+            Box::new(move |row| row.sequence == sequence && row.row == candidate && part == 0),
+        );
+    }
+    changes
+}
+
+/// Every kind of row (each candidate, each group's slots) of a mixed pass, whose rows cross a tile.
+#[test]
+fn what_a_row_must_not_see_changes_no_bit() {
+    let sequences = [
+        Sequence { start: 61, candidates: 5, groups: vec![0, 1, 2, 3, 4], slots: 2, seed: 1, first: 0 },
+        Sequence { start: 126, candidates: 1, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
+    ];
+    let all = rows(&sequences);
+    for (head_dim, q_heads, kv_heads, multiprocessors, copies) in
+        [(64, 6, 2, 24, Copies::Eager), (128, 3, 1, 1, Copies::Late)]
+    {
+        let usual = Setting::of(AttentionShape { q_heads, kv_heads, head_dim });
+        let options = SimtOptions { copies, ..usual.options };
+        let setting = Setting { options, multiprocessors, small: head_dim == 64, ..usual };
+        let before = run(setting, &sequences);
+        let changes = (0..sequences.len()).flat_map(|sequence| changes(setting, &sequences, sequence));
+        for Change { name, make, seen_by } in sample(changes, 13) {
+            let after = run_changed(setting, &sequences, |memory| make(memory));
+            for row in &all {
+                let [before, after] = [&before, &after].map(|rows| &rows[row.sequence][row.row]);
+                assert_eq!(before != after, seen_by(row), "{name}, and {row:?}");
+            }
+        }
+    }
+}

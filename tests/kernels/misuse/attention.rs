@@ -1,0 +1,151 @@
+//! Joint attention, and what it shares with the append.
+
+use flexdraft::backend::Limits;
+use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
+use flexdraft::kernels::{KernelError, KvStrides, PagedKv};
+use flexdraft::layout::AttentionShape;
+use half::bf16;
+
+use super::memory::Memory;
+use super::pass::{PAGE_SIZE, PAGES, ROWS, SEEN, tables, tables_of_length};
+use super::{Host, Launch, measured, operands_are_checked, refused, taken, unsupported};
+
+/// The rows of the pass of `pass.rs`.
+struct Attention {
+    shape: AttentionShape,
+    qkv: Memory,
+    k: Memory,
+    v: Memory,
+    strides: KvStrides,
+    out: Memory,
+    lse: Memory,
+    workspace: Memory,
+    split: usize,
+    error: Memory,
+    /// Positions of a sequence of its own, and the shared memory of a CTA, where these are what does not fit.
+    length: Option<usize>,
+    shared_bytes: Option<u32>,
+}
+
+fn attention() -> Attention {
+    let cached = || Memory::zeros::<bf16>(PAGES * PAGE_SIZE * 2 * 64);
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+    Attention {
+        shape,
+        qkv: Memory::zeros::<bf16>(ROWS * 8 * 64),
+        k: cached(),
+        v: cached(),
+        strides: KvStrides::token_major(PAGE_SIZE, 2, 64),
+        out: Memory::zeros::<bf16>(ROWS * 4 * 64),
+        lse: Memory::zeros::<f32>(ROWS * 4),
+        workspace: Memory::zeros::<f32>(attention_workspace_len(shape, ROWS, SEEN, 64).unwrap()),
+        split: 64,
+        error: Memory::zeros::<u32>(1),
+        length: None,
+        shared_bytes: None,
+    }
+}
+
+impl Launch for Attention {
+    fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
+        let pass = &self.length.map_or_else(|| tables(host), |length| tables_of_length(host, length));
+        let args = JointAttention {
+            pass,
+            masks: true,
+            qkv: self.qkv.view(host),
+            cache: PagedKv {
+                k: self.k.view(host),
+                v: self.v.view(host),
+                k_strides: self.strides,
+                v_strides: self.strides,
+            },
+            out: self.out.view_mut(host),
+            lse: Some(self.lse.view_mut(host)),
+            workspace: self.workspace.view_mut(host),
+            shape: self.shape,
+            split: self.split,
+            error: Some(self.error.view_mut(host)),
+        };
+        host.kernels.joint_attention(&host.stream, &args)
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        self.shared_bytes.map(|bytes| Limits {
+            multiprocessors: 4,
+            shared_bytes_per_cta: bytes,
+            shared_bytes_per_multiprocessor: bytes,
+        })
+    }
+}
+
+const KERNEL: &str = "joint_attention_d64_r64_s3";
+
+#[test]
+fn joint_attention() {
+    taken(attention);
+    operands_are_checked(
+        attention,
+        KERNEL,
+        &[
+            measured("qkv", 16, |k: &mut Attention| &mut k.qkv),
+            measured("k cache", 16, |k| &mut k.k),
+            measured("v cache", 16, |k| &mut k.v),
+            measured("out", 16, |k| &mut k.out),
+            measured("lse", 4, |k| &mut k.lse),
+            measured("workspace", 8, |k| &mut k.workspace),
+            measured("error word", 4, |k| &mut k.error),
+        ],
+    );
+    // 17 query heads of 7 rows take the large tile; no tile has head_dim 96.
+    let kernels = [KERNEL, "joint_attention_d64_r128_s3", "joint_attention"];
+    heads_are_checked(attention, |k| &mut k.shape, kernels);
+    strides_are_checked(attention, |k| &mut k.strides, KERNEL);
+    for split in [0, 100] {
+        refused(
+            attention,
+            |k| k.split = split,
+            unsupported(KERNEL, "split", split as i64, "multiples of 64"),
+        );
+    }
+    let most = 4 * 4095;
+    let expected = unsupported(KERNEL, "number of splits", most + 1, "up to 16380");
+    refused(attention, |k| k.length = Some(most as usize * 64 + 1), expected);
+    // No tile fits.
+    let expected = unsupported("joint_attention", "batch", 2, "what fits shared memory");
+    refused(attention, |k| k.shared_bytes = Some(1 << 10), expected);
+}
+
+/// That heads are refused that no kernel has, by the kernel of few heads, of 17 a KV head, and of other dimensions.
+pub fn heads_are_checked<K: Launch>(
+    sound: fn() -> K,
+    shape: fn(&mut K) -> &mut AttentionShape,
+    [few, many, other]: [&'static str; 3],
+) {
+    for (kernel, q_heads, kv_heads) in [(few, 0, 2), (few, 4, 0), (few, 3, 2), (many, 34, 2)] {
+        let supported = "1 to 16 for each KV head";
+        let expected = unsupported(kernel, "number of query heads", q_heads as i64, supported);
+        let spoil = |k: &mut K| *shape(k) = AttentionShape { q_heads, kv_heads, head_dim: 64 };
+        refused(sound, spoil, expected);
+    }
+    let heads = usize::MAX / 2;
+    let spoil = |k: &mut K| *shape(k) = AttentionShape { q_heads: heads, kv_heads: heads, head_dim: 64 };
+    refused(sound, spoil, KernelError::Overflow { kernel: few, what: "heads" });
+    let expected = unsupported(other, "head_dim", 96, "64, 128");
+    refused(sound, |k| shape(k).head_dim = 96, expected);
+}
+
+/// That strides are refused by which a head's elements are not aligned, or positions overflow.
+pub fn strides_are_checked<K: Launch>(
+    sound: fn() -> K,
+    strides: fn(&mut K) -> &mut KvStrides,
+    kernel: &'static str,
+) {
+    let parts: [fn(&mut KvStrides) -> &mut usize; 3] = [|s| &mut s.page, |s| &mut s.token, |s| &mut s.head];
+    for part in parts {
+        let expected = unsupported(kernel, "a stride of the cache", 68, "multiples of 8 elements");
+        refused(sound, |k| *part(strides(k)) = 68, expected);
+    }
+    let far = i64::MAX as usize / 8 * 8;
+    let expected = KernelError::Overflow { kernel, what: "k cache" };
+    refused(sound, |k| strides(k).page = far, expected);
+}

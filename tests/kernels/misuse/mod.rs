@@ -1,0 +1,117 @@
+//! Operands that do not fit: each precondition of each kernel's safe method is violated once, which is the typed error
+//! that names the operand, and nothing is launched.
+
+mod acceptance;
+mod attention;
+mod glue;
+mod memory;
+mod pass;
+mod sampling;
+
+use flexdraft::backend::{Limits, Simt, SimtOptions, SimtStream};
+use flexdraft::kernels::{KernelError, Kernels};
+use memory::Memory;
+
+/// Where a kernel is launched, and a stream of another host.
+pub struct Host {
+    pub kernels: Kernels<Simt>,
+    pub stream: SimtStream,
+    pub elsewhere: SimtStream,
+}
+
+impl Host {
+    fn new(limits: Option<Limits>) -> Self {
+        let options = SimtOptions::default();
+        let simt = Simt::new(options);
+        let simt = limits.map(|limits| Simt::new(options).limited(limits)).unwrap_or(simt);
+        let stream = simt.stream();
+        Host { kernels: Kernels::new(simt), stream, elsewhere: Simt::new(options).stream() }
+    }
+
+    fn simt(&self) -> &Simt {
+        self.kernels.backend()
+    }
+}
+
+/// A kernel's operands, which fit until a test spoils one.
+pub trait Launch {
+    fn launch(&mut self, host: &Host) -> Result<(), KernelError>;
+
+    /// What the processor has, where that is the precondition.
+    fn limits(&self) -> Option<Limits> {
+        None
+    }
+}
+
+/// One operand of a kernel.
+pub struct Operand<K> {
+    pub name: &'static str,
+    /// In bytes.
+    pub alignment: usize,
+    pub of: fn(&mut K) -> &mut Memory,
+    /// Whether the other operands tell its length; otherwise it tells theirs.
+    pub measured: bool,
+}
+
+/// An operand whose length the others tell.
+pub fn measured<K>(name: &'static str, alignment: usize, of: fn(&mut K) -> &mut Memory) -> Operand<K> {
+    Operand { name, alignment, of, measured: true }
+}
+
+/// An operand whose length tells those of others.
+pub fn measure<K>(name: &'static str, alignment: usize, of: fn(&mut K) -> &mut Memory) -> Operand<K> {
+    Operand { name, alignment, of, measured: false }
+}
+
+/// That the operands of `sound` are taken as they are.
+#[track_caller]
+pub fn taken<K: Launch>(sound: fn() -> K) {
+    let mut operands = sound();
+    let host = Host::new(operands.limits());
+    operands.launch(&host).unwrap();
+    assert!(host.simt().take_calls().launches > 0);
+}
+
+/// That operands spoiled like this are `expected`, whatever the address in it, and launch nothing.
+#[track_caller]
+pub fn refused<K: Launch>(sound: fn() -> K, spoil: impl FnOnce(&mut K), expected: KernelError) {
+    let mut operands = sound();
+    spoil(&mut operands);
+    let host = Host::new(operands.limits());
+    let mut found = operands.launch(&host).unwrap_err();
+    if let KernelError::Alignment { address, .. } = &mut found {
+        *address = 0;
+    }
+    assert_eq!(found, expected);
+    assert_eq!(host.simt().take_calls().launches, 0, "{found}");
+}
+
+/// That `kernel` refuses each of these operands when it is too short, not aligned, and of another host.
+#[track_caller]
+pub fn operands_are_checked<K: Launch>(sound: fn() -> K, kernel: &'static str, operands: &[Operand<K>]) {
+    for &Operand { name: operand, alignment, of, measured } in operands {
+        if measured {
+            let expected = of(&mut sound()).len();
+            let length = KernelError::Length { kernel, operand, expected, found: expected - 1 };
+            refused(sound, |k| of(k).shorten(1), length);
+        }
+        let misaligned = KernelError::Alignment { kernel, operand, alignment, address: 0 };
+        refused(sound, |k| of(k).shift(alignment / 2), misaligned);
+        refused(sound, |k| of(k).elsewhere(), KernelError::Queue { kernel, operand });
+    }
+}
+
+/// A shape or value that `kernel` does not support.
+pub fn unsupported(
+    kernel: &'static str,
+    what: &'static str,
+    found: i64,
+    supported: &'static str,
+) -> KernelError {
+    KernelError::Unsupported { kernel, what, found, supported }
+}
+
+/// An operand of the wrong length.
+pub fn length(kernel: &'static str, operand: &'static str, expected: usize, found: usize) -> KernelError {
+    KernelError::Length { kernel, operand, expected, found }
+}

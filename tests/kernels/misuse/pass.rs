@@ -1,0 +1,131 @@
+//! The tables of a pass.
+
+use flexdraft::backend::Simt;
+use flexdraft::kernels::{KernelError, Paging, PassTables};
+use flexdraft::layout::{Pass, SequenceRows};
+
+use super::Host;
+
+pub const PAGES: usize = 6;
+pub const PAGE_SIZE: usize = 16;
+const PAGING: Paging = Paging { pages: PAGES, page_size: PAGE_SIZE };
+
+/// Two sequences: three candidates and two groups of two slots, and a candidate.
+pub const ROWS: usize = 3 + 2 * 2 + 1;
+/// Positions that their rows see at most.
+pub const SEEN: usize = 70;
+
+fn sound() -> [SequenceRows<'static>; 2] {
+    [
+        SequenceRows { pages: &[3, 1], start: 20, candidates: 3, groups: vec![0, 2], slots: 2 },
+        // Page 3 is read by both.
+        SequenceRows { pages: &[3, 3, 3, 0, 2], start: 69, candidates: 1, groups: vec![], slots: 0 },
+    ]
+}
+
+/// The tables of that pass, on a host.
+pub fn tables(host: &Host) -> PassTables<Simt> {
+    let (simt, stream) = (host.kernels.backend(), &host.stream);
+    let mut tables = PassTables::new(simt, stream, 2, 5).unwrap();
+    tables.upload(simt, stream, &Pass { sequences: sound().to_vec() }, PAGING).unwrap();
+    assert_eq!((tables.rows(), tables.longest()), (ROWS, SEEN));
+    tables
+}
+
+/// Those of one sequence whose last candidate is at position `length` − 1.
+pub fn tables_of_length(host: &Host, length: usize) -> PassTables<Simt> {
+    let (simt, stream) = (host.kernels.backend(), &host.stream);
+    let pages = vec![0; length.div_ceil(PAGE_SIZE)];
+    let mut tables = PassTables::new(simt, stream, 1, pages.len()).unwrap();
+    let rows = SequenceRows { pages: &pages, start: length - 1, candidates: 1, groups: vec![], slots: 0 };
+    tables.upload(simt, stream, &Pass { sequences: vec![rows] }, PAGING).unwrap();
+    tables
+}
+
+/// What `sequences` are refused with; the tables are as before then.
+#[track_caller]
+fn refused(sequences: &[SequenceRows<'_>], paging: Paging) -> KernelError {
+    let host = Host::new(None);
+    let mut tables = tables(&host);
+    host.simt().take_calls();
+    let pass = Pass { sequences: sequences.to_vec() };
+    let error = tables.upload(host.simt(), &host.stream, &pass, paging).unwrap_err();
+    assert_eq!(host.simt().take_calls().uploads, 0, "{error}");
+    assert_eq!((tables.batch(), tables.rows(), tables.paging()), (2, ROWS, PAGING), "{error}");
+    error
+}
+
+#[test]
+fn sequences_that_cannot_be() {
+    let wrong = |spoil: fn(&mut SequenceRows<'static>), what, found, limit| {
+        let mut sequences = sound();
+        spoil(&mut sequences[1]);
+        let expected = KernelError::Pass { sequence: 1, what, found, limit };
+        assert_eq!(refused(&sequences, PAGING), expected);
+    };
+    wrong(|s| s.pages = &[0; 6], "number of pages", 6, 5);
+    wrong(|s| s.pages = &[3, 3, 3, 0, 6], "page id", 7, 6);
+    wrong(|s| s.start = 80, "cached positions", 81, 80);
+    wrong(|s| (s.groups, s.slots) = (vec![0, 11], 2), "cached positions", 81, 80);
+    wrong(|s| (s.groups, s.slots) = (vec![0, 64], 2), "distance of the first and last group", 64, 63);
+    wrong(|s| (s.groups, s.slots) = (vec![2, 1], 2), "a group before the next", 3, 1);
+    wrong(|s| s.slots = 65, "number of slots", 65, 64);
+    wrong(|s| s.groups = vec![0], "fewest slots of a group", 1, 0);
+    wrong(|s| s.start = usize::MAX, "cached positions", usize::MAX, 80);
+}
+
+#[test]
+fn passes_that_cannot_be() {
+    let [first, second] = sound();
+    let pass = |what, found, limit| KernelError::Pass { sequence: 0, what, found, limit };
+    let three = [first.clone(), second.clone(), SequenceRows { candidates: 0, ..second.clone() }];
+    assert_eq!(refused(&three, PAGING), pass("number of sequences", 3, 2));
+    let pages = i32::MAX as usize + 1;
+    let error = refused(std::slice::from_ref(&first), Paging { pages, ..PAGING });
+    assert_eq!(error, pass("number of pages", pages, pages - 1));
+    for page_size in [0, 24, 256] {
+        let error = refused(std::slice::from_ref(&first), Paging { page_size, ..PAGING });
+        let (what, supported) = ("page size", "16, 32, 64, 128");
+        let found = page_size as i64;
+        assert_eq!(error, KernelError::Unsupported { kernel: "pass tables", what, found, supported });
+    }
+}
+
+/// Two rows of one launch would write the same address.
+#[test]
+fn candidates_that_are_appended_to_the_same_token_of_a_page() {
+    let [first, second] = sound();
+    let shared = |sequence, other, page, token| KernelError::SharedToken { sequence, other, page, token };
+    // The first sequence appends to tokens 4, 5 and 6 of page 1, the second to token 5 of its last page.
+    let pages = &[3, 3, 3, 0, 1];
+    let both = [first.clone(), SequenceRows { pages, ..second.clone() }];
+    assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
+    let both = [SequenceRows { pages, ..second.clone() }, first.clone()];
+    assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
+    // A sequence that has a page twice where it appends.
+    let twice = SequenceRows { pages: &[3, 1, 1], candidates: 20, groups: vec![], ..first.clone() };
+    assert_eq!(refused(&[twice], PAGING), shared(0, 0, 1, 4));
+
+    // Beside each other, and what is read or has no candidates, may share.
+    let host = Host::new(None);
+    let mut tables = tables(&host);
+    let mut upload = |sequences: &[SequenceRows<'_>]| {
+        tables.upload(host.simt(), &host.stream, &Pass { sequences: sequences.to_vec() }, PAGING).unwrap();
+    };
+    for start in [64 + 3, 64 + 7] {
+        upload(&[first.clone(), SequenceRows { pages, start, ..second.clone() }]);
+    }
+    upload(&[first.clone(), SequenceRows { pages, candidates: 0, groups: vec![0], slots: 1, ..second }]);
+    upload(&[first.clone(), SequenceRows { candidates: 0, ..first }]);
+}
+
+#[test]
+fn tables_that_are_too_large() {
+    let host = Host::new(None);
+    for (batch, pages) in [(usize::MAX, 1), (1, usize::MAX), (1 << 16, 1 << 16)] {
+        let error = PassTables::new(host.simt(), &host.stream, batch, pages).unwrap_err();
+        let what = "max_batch * max_pages";
+        assert_eq!(error, KernelError::Overflow { kernel: "pass tables", what });
+    }
+    assert_eq!(host.simt().take_calls().allocations, 0);
+}

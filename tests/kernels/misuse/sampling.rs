@@ -1,0 +1,177 @@
+//! Sampling, with a calibrator and without.
+
+use flexdraft::backend::BackendError;
+use flexdraft::kernels::KernelError;
+use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::sampling::{SamplingError, SamplingParams};
+use half::bf16;
+
+use super::memory::Memory;
+use super::{Host, Launch, length, measure, measured, operands_are_checked, refused, taken, unsupported};
+
+/// Two rows over ten ids.
+struct Rows {
+    vocab: usize,
+    stride: usize,
+    /// Of the calibrator; without one 0.
+    rank: usize,
+    logits: Memory,
+    logit_index: Option<Memory>,
+    sampling: Memory,
+    starts: Memory,
+    draft: Memory,
+    hidden: Memory,
+    weight: Memory,
+    bias: Memory,
+    workspace: Memory,
+    stats: Memory,
+    error: Memory,
+}
+
+fn rows(rank: usize) -> Rows {
+    let greedy = RowSampling::new(&SamplingParams::GREEDY, None).unwrap();
+    Rows {
+        vocab: 10,
+        stride: 16,
+        rank,
+        logits: Memory::zeros::<f32>(2 * 16),
+        logit_index: Some(Memory::of(&[1i32, 0])),
+        sampling: Memory::of(&[greedy; 2]),
+        starts: Memory::zeros::<i32>(1),
+        draft: Memory::of(&[-1i32; 2]),
+        hidden: Memory::zeros::<bf16>(2 * rank),
+        weight: Memory::zeros::<bf16>(10 * rank),
+        bias: Memory::zeros::<f32>(10),
+        workspace: Memory::zeros::<f32>(workspace_len(2, 10, rank > 0).unwrap()),
+        stats: Memory::zeros::<RowStats>(2),
+        error: Memory::zeros::<u32>(1),
+    }
+}
+
+fn plain() -> Rows {
+    rows(0)
+}
+
+fn calibrated() -> Rows {
+    rows(8)
+}
+
+impl Launch for Rows {
+    fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
+        let logits = match self.rank {
+            0 => LogitRows::Read(self.logits.view::<f32>(host)),
+            _ => LogitRows::Update(self.logits.view_mut(host)),
+        };
+        let args = Sample {
+            vocab: self.vocab,
+            stride: self.stride,
+            logits,
+            logit_index: self.logit_index.as_ref().map(|index| index.view(host)),
+            sampling: self.sampling.view(host),
+            starts: Some(self.starts.view(host)),
+            draft: Some(self.draft.view(host)),
+            calibration: (self.rank > 0).then(|| Calibration {
+                rank: self.rank,
+                hidden: self.hidden.view(host),
+                weight: self.weight.view(host),
+                bias: Some(self.bias.view(host)),
+            }),
+            workspace: self.workspace.view_mut(host),
+            stats: self.stats.view_mut(host),
+            error: Some(self.error.view_mut(host)),
+        };
+        host.kernels.sample(&host.stream, args)
+    }
+}
+
+#[test]
+fn sample() {
+    for (sound, kernel) in
+        [(plain as fn() -> Rows, "sample_rows_f32"), (calibrated, "calibrated_sample_f32_64x16")]
+    {
+        taken(sound);
+        operands_are_checked(
+            sound,
+            kernel,
+            &[
+                measure("logits", 16, |k: &mut Rows| &mut k.logits),
+                measured("logit_index", 4, |k| k.logit_index.as_mut().unwrap()),
+                measure("sampling", 8, |k| &mut k.sampling),
+                measure("starts", 4, |k| &mut k.starts),
+                measured("draft", 4, |k| &mut k.draft),
+                measured("workspace", 4, |k| &mut k.workspace),
+                measured("stats", 4, |k| &mut k.stats),
+                measured("error", 4, |k| &mut k.error),
+            ],
+        );
+        // What is left over of whole rows, and rows that are named by their place and are not there.
+        refused(sound, |k| k.logits.shorten(1), length(kernel, "logits", 16, 2 * 16 - 1));
+        let spoil = |k: &mut Rows| {
+            k.logit_index = None;
+            k.logits.shorten(16);
+        };
+        refused(sound, spoil, length("sample", "logits", 2 * 16, 16));
+        for vocab in [0, (1 << 20) + 1] {
+            let expected = unsupported("sample", "vocab", vocab, "1 to 2^20");
+            refused(sound, |k| k.vocab = vocab as usize, expected);
+        }
+        for stride in [8, 12, 1 << 31] {
+            let expected = unsupported("sample", "stride", stride, "a multiple of 8 from vocab up");
+            refused(sound, |k| k.stride = stride as usize, expected);
+        }
+    }
+}
+
+#[test]
+fn the_calibrator() {
+    const KERNEL: &str = "calibrated_sample_f32_64x16";
+    operands_are_checked(
+        calibrated,
+        KERNEL,
+        &[
+            measured("hidden", 16, |k: &mut Rows| &mut k.hidden),
+            measured("weight", 16, |k| &mut k.weight),
+            measured("bias", 4, |k| &mut k.bias),
+        ],
+    );
+    for rank in [12, 1 << 31] {
+        let expected = unsupported("sample", "rank", rank, "a multiple of 8 above 0");
+        refused(calibrated, |k| k.rank = rank as usize, expected);
+    }
+    // More than a CTA can hold of W2.
+    let (kernel, needed, allowed) = (KERNEL, 543_488, 227 << 10);
+    let expected = BackendError::SharedMemory { kernel, needed, allowed }.into();
+    refused(|| rows(4096), |_| (), expected);
+}
+
+#[test]
+fn a_workspace_that_is_too_large() {
+    let error = workspace_len(usize::MAX / 4, 10, true).unwrap_err();
+    assert_eq!(error, KernelError::Overflow { kernel: "sample", what: "workspace" });
+}
+
+#[test]
+fn parameters_out_of_range() {
+    let one = SamplingParams::at_temperature(1.0);
+    let refused = |params| RowSampling::new(&params, None).unwrap_err();
+    assert_eq!(refused(SamplingParams { temperature: -1.0, ..one }), SamplingError::Temperature(-1.0));
+    assert_eq!(refused(SamplingParams { top_p: 0.0, ..one }), SamplingError::TopP(0.0));
+    assert_eq!(refused(SamplingParams { min_p: 1.0, ..one }), SamplingError::MinP(1.0));
+}
+
+/// Fewer rows are not wrong.
+#[test]
+fn no_rows_are_nothing_to_do() {
+    for sound in [plain, calibrated] {
+        let mut operands = sound();
+        let Rows { logit_index: Some(index), sampling, draft, hidden, stats, .. } = &mut operands else {
+            unreachable!()
+        };
+        for memory in [index, sampling, draft, hidden, stats] {
+            memory.shorten(memory.len());
+        }
+        let host = Host::new(None);
+        operands.launch(&host).unwrap();
+        assert_eq!(host.simt().take_calls().launches, 0);
+    }
+}

@@ -1,0 +1,173 @@
+//! Batches of rows, and running the kernels on them.
+
+use flexdraft::backend::simt::Checking;
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::kernels::Kernels;
+use flexdraft::kernels::sampling::{
+    Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+};
+use flexdraft::random::{Purpose, Stream};
+use flexdraft::sampling::SamplingParams;
+use half::bf16;
+
+const NAN: f32 = f32::NAN;
+
+/// A type that the test can make from and turn into f32.
+pub trait Stored: Logit + PartialEq + std::fmt::Debug {
+    fn of(value: f32) -> Self;
+    fn value(self) -> f32;
+    /// The difference between neighbouring values of magnitude 1.
+    const EPSILON: f32;
+}
+
+impl Stored for f32 {
+    fn of(value: f32) -> Self {
+        value
+    }
+    fn value(self) -> f32 {
+        self
+    }
+    const EPSILON: f32 = f32::EPSILON;
+}
+
+impl Stored for bf16 {
+    fn of(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+    fn value(self) -> f32 {
+        self.to_f32()
+    }
+    const EPSILON: f32 = 1.0 / 128.0;
+}
+
+/// How one row of a test is drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    pub params: SamplingParams,
+    /// Seed, purpose, slot and position of the draw.
+    pub numbers: Option<(u64, Purpose, usize, usize)>,
+    pub draft: i32,
+}
+
+impl Way {
+    pub fn greedy() -> Self {
+        Way { params: SamplingParams::GREEDY, numbers: None, draft: -1 }
+    }
+
+    pub fn drawn(params: SamplingParams, seed: u64) -> Self {
+        Way { params, numbers: Some((seed, Purpose::TargetDraw, 0, 17)), draft: -1 }
+    }
+
+    pub fn stream(&self) -> Option<Stream> {
+        self.numbers.map(|(seed, purpose, slot, position)| Stream::new(seed, purpose, slot, position))
+    }
+}
+
+/// The calibrator of a test, and what goes into it.
+#[derive(Clone, Debug)]
+pub struct Correction {
+    pub rank: usize,
+    pub weight: Vec<bf16>,
+    pub bias: Option<Vec<f32>>,
+    /// A row each.
+    pub hidden: Vec<Vec<bf16>>,
+}
+
+/// Rows to sample, all of one vocabulary.
+#[derive(Clone, Debug)]
+pub struct Batch<L> {
+    pub vocab: usize,
+    pub rows: Vec<Vec<L>>,
+    pub ways: Vec<Way>,
+    pub correction: Option<Correction>,
+}
+
+/// What came out: statistics, the logits afterwards, and the error word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome<L> {
+    pub stats: Vec<RowStats>,
+    pub logits: Vec<Vec<L>>,
+    pub error: u32,
+}
+
+impl<L: Stored> Batch<L> {
+    pub fn plain(rows: Vec<Vec<f32>>, ways: Vec<Way>) -> Self {
+        let rows: Vec<Vec<L>> = rows.into_iter().map(|row| row.into_iter().map(L::of).collect()).collect();
+        Batch { vocab: rows[0].len(), rows, ways, correction: None }
+    }
+
+    /// The same rows in another order, or some of them.
+    pub fn picked(&self, order: &[usize]) -> Self {
+        Batch {
+            vocab: self.vocab,
+            rows: order.iter().map(|&r| self.rows[r].clone()).collect(),
+            ways: order.iter().map(|&r| self.ways[r]).collect(),
+            correction: self.correction.as_ref().map(|correction| Correction {
+                hidden: order.iter().map(|&r| correction.hidden[r].clone()).collect(),
+                ..correction.clone()
+            }),
+        }
+    }
+
+    /// Runs the kernels. Whatever they must not read is NaN, and whatever they must write is too.
+    pub fn run(&self, kernels: &Kernels<Simt>, keep: bool) -> Outcome<L> {
+        let stride = self.vocab.next_multiple_of(8) + 8;
+        let mut logits = vec![L::of(NAN); self.rows.len() * stride];
+        for (row, stored) in self.rows.iter().zip(logits.chunks_exact_mut(stride)) {
+            stored[..self.vocab].copy_from_slice(row);
+        }
+        let sampling: Vec<RowSampling> =
+            self.ways.iter().map(|way| RowSampling::new(&way.params, way.stream()).unwrap()).collect();
+        let draft: Vec<i32> = self.ways.iter().map(|way| way.draft).collect();
+        let needed = workspace_len(self.rows.len(), self.vocab, self.correction.is_some()).unwrap();
+        let mut workspace = vec![NAN; needed + 3];
+        let mut stats = vec![poisoned_stats(); self.rows.len()];
+        let mut error = vec![0];
+        let hidden: Option<Vec<bf16>> = self.correction.as_ref().map(|c| c.hidden.concat());
+
+        let stream = kernels.backend().stream();
+        let rows = match keep {
+            true => LogitRows::Update(stream.view_mut(&mut logits)),
+            false => LogitRows::Read(stream.view(&logits)),
+        };
+        let args = Sample {
+            vocab: self.vocab,
+            stride,
+            logits: rows,
+            logit_index: None,
+            sampling: stream.view(&sampling),
+            starts: None,
+            draft: Some(stream.view(&draft)),
+            calibration: self.correction.as_ref().zip(hidden.as_ref()).map(|(c, hidden)| Calibration {
+                rank: c.rank,
+                hidden: stream.view(hidden),
+                weight: stream.view(&c.weight),
+                bias: c.bias.as_ref().map(|bias| stream.view(bias)),
+            }),
+            workspace: stream.view_mut(&mut workspace),
+            stats: stream.view_mut(&mut stats),
+            error: Some(stream.view_mut(&mut error)),
+        };
+        kernels.sample(&stream, args).unwrap();
+        assert!(workspace[needed..].iter().all(|x| x.is_nan()), "wrote beyond the workspace");
+        for row in logits.chunks_exact(stride) {
+            assert!(row[self.vocab..].iter().all(|x| x.value().is_nan()), "wrote beyond the vocabulary");
+        }
+        let logits = logits.chunks_exact(stride).map(|row| row[..self.vocab].to_vec()).collect();
+        Outcome { stats, logits, error: error[0] }
+    }
+}
+
+/// Statistics of which every bit is set.
+pub fn poisoned_stats() -> RowStats {
+    bytemuck::pod_read_unaligned(&[0xff; size_of::<RowStats>()])
+}
+
+pub fn kernels() -> Kernels<Simt> {
+    let checking = crate::support::simt_variant::checking(Checking::Off);
+    Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }))
+}
+
+pub fn bits(stats: &RowStats) -> Vec<u8> {
+    bytemuck::bytes_of(stats).to_vec()
+}

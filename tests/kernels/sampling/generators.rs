@@ -1,0 +1,119 @@
+//! Generators of rows, parameters and batches.
+
+use flexdraft::random::Purpose;
+use flexdraft::sampling::SamplingParams;
+use half::bf16;
+use proptest::prelude::*;
+
+use super::batch::{Batch, Correction, Stored, Way};
+
+const INF: f32 = f32::INFINITY;
+const NAN: f32 = f32::NAN;
+
+pub fn noise(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    // The sum of three uniforms: a bell.
+    (0..len).map(|_| (next() + next() + next() - 1.5) * 2.0 * scale).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    Bell(f32),
+    /// Few distinct values: ties everywhere.
+    Steps(f32),
+    /// So close together that they share bins.
+    Crowd,
+    /// As Bell, with NaN and infinities strewn in.
+    Odd,
+}
+
+pub fn logits(seed: u64, vocab: usize, shape: Shape) -> Vec<f32> {
+    let mut row = match shape {
+        Shape::Bell(scale) => noise(seed, vocab, scale),
+        Shape::Steps(step) => {
+            noise(seed, vocab, 3.0).into_iter().map(|x| (x * step).round() / step).collect()
+        }
+        Shape::Crowd => noise(seed, vocab, 1e-3),
+        Shape::Odd => noise(seed, vocab, 2.0),
+    };
+    if let Shape::Odd = shape {
+        let odd = [NAN, -INF, INF, -0.0, 3e38, -3e38, 1e-40];
+        for i in 0..1 + vocab / 50 {
+            let at = (seed as usize).wrapping_add(i * 7919) % vocab;
+            row[at] = odd[(seed as usize / 8 + i) % odd.len()];
+        }
+    }
+    row
+}
+
+pub fn shape() -> impl Strategy<Value = Shape> {
+    prop_oneof![
+        4 => (0.1f32..8.0).prop_map(Shape::Bell),
+        2 => prop::sample::select(vec![0.5f32, 1.0, 4.0]).prop_map(Shape::Steps),
+        1 => Just(Shape::Crowd),
+        1 => Just(Shape::Odd),
+    ]
+}
+
+pub fn params() -> impl Strategy<Value = SamplingParams> {
+    let temperature = prop_oneof![
+        2 => Just(0.0f32), 3 => Just(1.0), 4 => 0.05f32..3.0, 1 => prop::sample::select(vec![1e-38f32, 1e-3, 1e4, 3e38])
+    ];
+    let top_k = prop_oneof![3 => Just(0usize), 2 => 1usize..60, 1 => 60usize..3000, 1 => Just(usize::MAX)];
+    let top_p = prop_oneof![3 => Just(1.0f32), 3 => 0.05f32..1.0, 1 => prop::sample::select(vec![0.5f32, 1e-9, 0.999])];
+    let min_p = prop_oneof![3 => Just(0.0f32), 2 => 0.001f32..0.9, 1 => Just(1e-12f32)];
+    (temperature, top_k, top_p, min_p).prop_map(|(temperature, top_k, top_p, min_p)| SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    })
+}
+
+pub fn numbers() -> impl Strategy<Value = Option<(u64, Purpose, usize, usize)>> {
+    let purpose = prop::sample::select(vec![Purpose::TargetDraw, Purpose::DraftDraw, Purpose::ResidualDraw]);
+    let position = prop_oneof![0usize..10_000, (1usize << 40)..(1 << 50)];
+    prop::option::weighted(0.8, (any::<u64>(), purpose, 0usize..20, position))
+}
+
+pub fn way(vocab: usize) -> impl Strategy<Value = Way> {
+    let draft = prop_oneof![Just(-1), 0..vocab as i32];
+    (params(), numbers(), draft).prop_map(|(params, numbers, draft)| Way { params, numbers, draft })
+}
+
+pub fn vocab() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => 1usize..300, 3 => 1000usize..1100, 3 => 1100usize..5000]
+}
+
+pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl Strategy<Value = Batch<L>> {
+    let vocab = if correction { (1usize..400).boxed() } else { vocab().boxed() };
+    let rank = prop::sample::select(vec![8usize, 16, 56, 64, 72, 136]);
+    (vocab, rank, any::<u64>(), any::<bool>())
+        .prop_flat_map(move |(vocab, rank, seed, bias)| {
+            let row = (any::<u64>(), shape(), way(vocab));
+            (prop::collection::vec(row, rows.clone()), Just((vocab, rank, seed, bias)))
+        })
+        .prop_map(move |(rows, (vocab, rank, seed, bias))| Batch {
+            vocab,
+            ways: rows.iter().map(|row| row.2).collect(),
+            correction: correction.then(|| Correction {
+                rank,
+                weight: noise(seed ^ 1, vocab * rank, 0.3).into_iter().map(bf16::from_f32).collect(),
+                bias: bias.then(|| noise(seed ^ 2, vocab, 1.0)),
+                hidden: rows
+                    .iter()
+                    .map(|row| noise(row.0 ^ 3, rank, 0.7).into_iter().map(bf16::from_f32).collect())
+                    .collect(),
+            }),
+            rows: rows
+                .into_iter()
+                .map(|(seed, shape, _)| logits(seed, vocab, shape).into_iter().map(L::of).collect())
+                .collect(),
+        })
+}

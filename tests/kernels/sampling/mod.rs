@@ -1,0 +1,580 @@
+//! The sampling kernels against the reference in double precision, and against themselves: alone, in any
+//! batch, order, tiling, schedule.
+
+mod batch;
+mod generators;
+mod oracle;
+
+use flexdraft::backend::simt::{Checking, Copies};
+use flexdraft::backend::{Limits, Simt, SimtOptions};
+use flexdraft::kernels::Kernels;
+use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::random::Stream;
+use flexdraft::sampling::{SamplingParams, warp};
+use flexdraft_reference::calibration::{Calibrator, calibrated_logits};
+use flexdraft_reference::linear::Linear;
+use half::bf16;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+use batch::{Batch, Correction, Outcome, Stored, Way, bits, kernels, poisoned_stats};
+use generators::{Shape, batch, logits, noise};
+use oracle::{check, check_row, kept_ids};
+
+const INF: f32 = f32::INFINITY;
+const NAN: f32 = f32::NAN;
+
+/// So many cases, or as many times more as `PROPTEST_CASES` is more than 64.
+fn config(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = usual.saturating_mul(asked.unwrap_or(64)).div_ceil(64);
+    ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+// --- Against the reference -------------------------------------------------------------------------------
+
+proptest! {
+    #![proptest_config(config(96))]
+
+    #[test]
+    fn rows_of_f32_are_sampled_as_the_reference_samples_them(batch in batch::<f32>(1..4, false)) {
+        let outcome = batch.run(&kernels(), false);
+        check(&outcome, &batch.ways);
+    }
+
+    #[test]
+    fn rows_of_bf16_are_sampled_as_the_reference_samples_them(batch in batch::<bf16>(1..4, false)) {
+        let outcome = batch.run(&kernels(), false);
+        check(&outcome, &batch.ways);
+    }
+}
+
+/// The stored logits are the reference's calibrated logits, and the statistics those of the stored logits.
+fn check_calibrated<L: Stored>(batch: &Batch<L>) {
+    let outcome = batch.run(&kernels(), true);
+    let correction = batch.correction.as_ref().unwrap();
+    let wide = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let output = Linear {
+        bias: correction.bias.as_ref().map(|bias| bias.iter().map(|&b| f64::from(b)).collect()),
+        ..Linear::new(wide(&correction.weight), correction.rank)
+    };
+    for ((stored, row), hidden) in outcome.logits.iter().zip(&batch.rows).zip(&correction.hidden) {
+        let hidden = wide(hidden);
+        for (id, correction) in output.apply(&hidden).into_iter().enumerate() {
+            let (found, exact) = (f64::from(stored[id].value()), f64::from(row[id].value()) + correction);
+            if exact.is_nan() || exact.is_infinite() {
+                assert!(found == exact || (found.is_nan() && exact.is_nan()), "{found}, not {exact}");
+                continue;
+            }
+            // Half a unit of the stored type, and the sum in f32.
+            let tolerance = f64::from(L::EPSILON) * 0.51 * exact.abs() + 2e-5;
+            let overflows = exact.abs() > 3.38e38;
+            assert!(overflows || (found - exact).abs() <= tolerance, "id {id}: {found}, not {exact}");
+        }
+    }
+    check(&outcome, &batch.ways);
+}
+
+proptest! {
+    #![proptest_config(config(48))]
+
+    #[test]
+    fn calibrated_rows_of_f32_are_the_reference_s(batch in batch::<f32>(1..20, true)) {
+        check_calibrated(&batch);
+    }
+
+    #[test]
+    fn calibrated_rows_of_bf16_are_the_reference_s(batch in batch::<bf16>(1..20, true)) {
+        check_calibrated(&batch);
+    }
+}
+
+// --- A model's vocabulary ---------------------------------------------------------------------------------
+
+/// Qwen3's: of more chunks of plain rows than one CTA takes, and of more of calibrated ones than the last pass has
+/// threads.
+const LARGE_VOCAB: usize = 151_936;
+
+/// Rows over it: greedy, drawn from, and cut in every way.
+fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
+    let one = SamplingParams::at_temperature(0.9);
+    let ways = vec![
+        Way { draft: LARGE_VOCAB as i32 - 1, ..Way::greedy() },
+        Way { draft: 77_777, ..Way::drawn(one, seed) },
+        Way { draft: 140_000, ..Way::drawn(SamplingParams { top_k: 1000, top_p: 0.8, ..one }, seed + 1) },
+        Way::drawn(SamplingParams { top_p: 0.95, min_p: 1e-4, ..one }, seed + 2),
+    ];
+    let rows = (0..4).map(|row| {
+        let mut row = logits(seed + row, LARGE_VOCAB, Shape::Bell(1.5));
+        // What stands out is in the last chunk.
+        row[LARGE_VOCAB - 3] = 9.0;
+        row
+    });
+    (rows.collect(), ways)
+}
+
+#[test]
+fn plain_rows_of_a_model_s_vocabulary() {
+    let (rows, ways) = large_rows(21);
+    let outcome = Batch::<f32>::plain(rows, ways.clone()).run(&kernels(), false);
+    assert_eq!(outcome.stats[0].token, LARGE_VOCAB as i32 - 3);
+    check(&outcome, &ways);
+    let (rows, ways) = large_rows(22);
+    check(&Batch::<bf16>::plain(rows, ways.clone()).run(&kernels(), false), &ways);
+}
+
+#[test]
+fn calibrated_rows_of_a_model_s_vocabulary() {
+    let rank = 8;
+    fn run<L: Stored>(seed: u64, rank: usize) {
+        let (rows, ways) = large_rows(seed);
+        let mut batch = Batch::<L>::plain(rows, ways);
+        let halves = |seed, len, scale| noise(seed, len, scale).into_iter().map(bf16::from_f32).collect();
+        batch.correction = Some(Correction {
+            rank,
+            weight: halves(1, LARGE_VOCAB * rank, 0.3),
+            bias: Some(noise(2, LARGE_VOCAB, 1.0)),
+            hidden: (0..4).map(|row| halves(seed + row, rank, 0.7)).collect(),
+        });
+        check_calibrated(&batch);
+    }
+    run::<f32>(23, rank);
+    run::<bf16>(24, rank);
+}
+
+/// The calibrator's own code path in the reference: W1, the bonus token and all, up to u.
+#[test]
+fn a_draft_slot_is_the_reference_s_from_end_to_end() {
+    let (vocab, hidden, rank) = (150, 12, 16);
+    let matrix = |seed, len| noise(seed, len, 0.4).into_iter().map(bf16::from_f32).collect::<Vec<_>>();
+    let wide = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let (w1, w2, bias) = (matrix(1, rank * 2 * hidden), matrix(2, vocab * rank), noise(3, vocab, 1.0));
+    let (embedding, h) = (wide(&matrix(4, hidden)), wide(&matrix(5, hidden)));
+    let lm_head = Linear::new(wide(&matrix(6, vocab * hidden)), hidden);
+    let calibrator = Calibrator {
+        hidden: Linear::new(wide(&w1), 2 * hidden),
+        output: Linear {
+            bias: Some(bias.iter().map(|&b| f64::from(b)).collect()),
+            ..Linear::new(wide(&w2), rank)
+        },
+    };
+    let expected = calibrated_logits(&lm_head, Some(&calibrator), &embedding, &h);
+    let u = calibrator.hidden.apply(&[embedding, h.clone()].concat());
+    let u = u.into_iter().map(|x| bf16::from_f64(x / (1.0 + (-x).exp()))).collect();
+    let mut batch = Batch::<f32>::plain(
+        vec![lm_head.apply(&h).into_iter().map(|x| x as f32).collect()],
+        vec![Way::drawn(SamplingParams::at_temperature(0.7), 3)],
+    );
+    batch.correction = Some(Correction { rank, weight: w2, bias: Some(bias), hidden: vec![u] });
+    let outcome = batch.run(&kernels(), true);
+    // u was rounded to bf16.
+    for (found, expected) in outcome.logits[0].iter().zip(&expected) {
+        assert!((f64::from(*found) - expected).abs() < 0.02, "{found}, not {expected}");
+    }
+    check(&outcome, &batch.ways);
+}
+
+// --- Truncation ------------------------------------------------------------------------------------------
+
+#[test]
+fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
+    let base = SamplingParams::at_temperature(1.0);
+    let vocab = 5000;
+    let rows = [
+        vec![1.5; vocab],
+        logits(1, vocab, Shape::Steps(0.5)),
+        logits(2, vocab, Shape::Crowd),
+        // A crowd that differs in the last bit only, beside one that does not differ.
+        (0..vocab).map(|id| if id % 2 == 0 { 1.0 } else { 1.0 - f32::EPSILON / 2.0 }).collect(),
+        (0..vocab).map(|id| if id % 2 == 0 { -20.0 } else { (id % 3) as f32 }).collect(),
+    ];
+    let mut ways = Vec::new();
+    for top_k in [1, 2, 1023, 1024, 1025, 1026, 2500, 4999] {
+        ways.push(SamplingParams { top_k, ..base });
+        ways.push(SamplingParams { top_k, top_p: 0.6, ..base });
+    }
+    for top_p in [1e-9, 0.1, 0.25, 0.5, 0.75, 0.999] {
+        ways.push(SamplingParams { top_p, ..base });
+        ways.push(SamplingParams { top_p, min_p: 0.3, temperature: 0.4, ..base });
+    }
+    let kernels = kernels();
+    for (index, row) in rows.into_iter().enumerate() {
+        let ways: Vec<Way> = ways.iter().map(|&params| Way::drawn(params, index as u64)).collect();
+        let batch = Batch::<f32>::plain(vec![row; ways.len()], ways);
+        check(&batch.run(&kernels, false), &batch.ways);
+    }
+}
+
+#[test]
+fn equal_logits_reach_a_mass_exactly() {
+    // Weights are equal, so the prefix is ⌈P · n⌉ ids, with P as the f32 that it is.
+    for (n, top_p, kept) in [
+        (4, 0.5, 2),
+        (4, 0.51, 3),
+        (10, 0.1, 2),
+        (8, 0.125, 1),
+        (3, 1e-30, 1),
+        (7, 1.0 - f32::EPSILON / 2.0, 7),
+    ] {
+        let params = SamplingParams { top_p, ..SamplingParams::at_temperature(0.3) };
+        assert_eq!(kept_ids(&warp(&vec![2.0; n], &params)).len(), kept);
+        let batch = Batch::<f32>::plain(vec![vec![2.0; n]], vec![Way::drawn(params, 1)]);
+        assert_eq!(batch.run(&kernels(), false).stats[0].kept as usize, kept, "{n} {top_p}");
+    }
+}
+
+/// Prefixes of one id and of two, told apart by top-p values that are neighbours in f32: what the weights of
+/// fixed point have to be good for.
+#[test]
+fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
+    let others = 200;
+    let (mut rows, mut ways, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..60 {
+        let below = 0.01 + i as f32 * 0.11;
+        let exact = 1.0 / (1.0 + f64::from(others) * f64::from(-below).exp());
+        let near = exact as f32;
+        for top_p in [near.next_down(), near, near.next_up()] {
+            let distance = f64::from(top_p) / exact - 1.0;
+            if distance.abs() > 6e-9 {
+                rows.push([vec![0.0], vec![-below; others as usize]].concat());
+                ways.push(Way::drawn(SamplingParams { top_p, ..SamplingParams::at_temperature(1.0) }, i));
+                expected.push(if distance > 0.0 { 2 } else { 1 });
+            }
+        }
+    }
+    assert!(expected.iter().filter(|&&kept| kept == 1).count() > 50);
+    let outcome = Batch::<f32>::plain(rows, ways).run(&kernels(), false);
+    assert_eq!(outcome.stats.iter().map(|stats| stats.kept).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn min_p_does_not_bring_back_what_top_k_dropped() {
+    // The smallest score that min-p keeps, three times.
+    let lowest = 0.5f32.ln();
+    let lowest = if f64::from(lowest).exp() < 0.5 { lowest.next_up() } else { lowest };
+    for (min_p, top_k, kept) in [(0.5, 0, 4), (0.5, 2, 2), (0.5, 3, 3), (0.5f32.next_up(), 3, 1)] {
+        let params = SamplingParams { min_p, top_k, ..SamplingParams::at_temperature(1.0) };
+        let batch =
+            Batch::<f32>::plain(vec![vec![lowest, 0.0, lowest, lowest, -9.0]], vec![Way::drawn(params, 2)]);
+        let outcome = batch.run(&kernels(), false);
+        assert_eq!(outcome.stats[0].kept, kept, "{min_p} {top_k}");
+        check(&outcome, &batch.ways);
+    }
+}
+
+/// Close races: few ids, nearly equal, many draws, so that a winner by a little is common.
+#[test]
+fn a_race_is_won_by_however_little() {
+    for vocab in [4, 9, 33] {
+        let ways: Vec<Way> =
+            (0..250).map(|seed| Way::drawn(SamplingParams::at_temperature(1.0), seed)).collect();
+        let rows = (0..250).map(|seed| logits(seed, vocab, Shape::Bell(0.2))).collect();
+        let batch = Batch::<f32>::plain(rows, ways);
+        let outcome = batch.run(&kernels(), false);
+        check(&outcome, &batch.ways);
+        // Of many draws over few ids, every id has some.
+        assert!((0..vocab as i32).all(|id| outcome.stats.iter().any(|stats| stats.token == id)));
+    }
+}
+
+// --- Independence ----------------------------------------------------------------------------------------
+
+/// Every row alone, and all of them backwards.
+fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
+    let kernels = kernels();
+    let together = batch.run(&kernels, keep);
+    let backwards: Vec<usize> = (0..batch.rows.len()).rev().collect();
+    let reversed = batch.picked(&backwards).run(&kernels, keep);
+    for (r, stats) in together.stats.iter().enumerate() {
+        assert_eq!(bits(stats), bits(&reversed.stats[batch.rows.len() - 1 - r]), "row {r} backwards");
+    }
+    let last = batch.rows.len() - 1;
+    for r in [0, last / 2, last] {
+        let alone = batch.picked(&[r]).run(&kernels, keep);
+        assert_eq!(bits(&together.stats[r]), bits(&alone.stats[0]), "row {r} alone");
+        let logits = |outcome: &Outcome<L>, r: usize| -> Vec<u32> {
+            outcome.logits[r].iter().map(|l| l.value().to_bits()).collect()
+        };
+        assert_eq!(logits(&together, r), logits(&alone, 0), "logits of row {r} alone");
+    }
+}
+
+proptest! {
+    #![proptest_config(config(12))]
+
+    #[test]
+    fn rows_do_not_depend_on_their_batch(batch in batch::<f32>(1..8, false)) {
+        check_independence(&batch, false);
+    }
+
+    /// More than 64 rows take the large tiles, one row the small ones.
+    #[test]
+    fn calibrated_rows_depend_on_neither_batch_nor_tile(
+        few in batch::<bf16>(2..20, true),
+        many in batch::<f32>(65..90, true),
+    ) {
+        check_independence(&few, true);
+        check_independence(&many, true);
+    }
+}
+
+#[test]
+fn the_large_tiles_are_for_devices_with_room_for_them() {
+    let ways: Vec<Way> = (0..70).map(|seed| Way::drawn(SamplingParams::at_temperature(1.0), seed)).collect();
+    let rows = (0..70).map(|seed| logits(seed, 130, Shape::Bell(2.0))).collect();
+    let mut batch = Batch::<f32>::plain(rows, ways);
+    batch.correction = Some(Correction {
+        rank: 512,
+        weight: noise(1, 130 * 512, 0.2).into_iter().map(bf16::from_f32).collect(),
+        bias: None,
+        hidden: (0..70).map(|r| noise(r, 512, 0.5).into_iter().map(bf16::from_f32).collect()).collect(),
+    });
+    let run = |kib: u32| {
+        let limits = Limits {
+            multiprocessors: 4,
+            shared_bytes_per_cta: kib << 10,
+            shared_bytes_per_multiprocessor: (kib + 1) << 10,
+        };
+        let host = Simt::new(SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() });
+        let kernels = Kernels::new(host.limited(limits));
+        let outcome = batch.run(&kernels, true);
+        (kernels.backend().take_traffic()[0].kernel, outcome)
+    };
+    let (small, with_small) = run(99);
+    let (large, with_large) = run(227);
+    assert_eq!((small, large), ("calibrated_sample_f32_64x16", "calibrated_sample_f32_128x64"));
+    assert_eq!(with_small, with_large);
+}
+
+#[test]
+fn the_result_is_the_same_on_every_schedule_and_within_bounds() {
+    let ways = [
+        Way { draft: 3, ..Way::greedy() },
+        Way { draft: 50, ..Way::drawn(SamplingParams::at_temperature(0.8), 5) },
+        Way::drawn(SamplingParams { top_k: 20, top_p: 0.9, ..SamplingParams::at_temperature(1.2) }, 6),
+        Way::drawn(SamplingParams { top_p: 0.95, min_p: 0.01, ..SamplingParams::at_temperature(1.0) }, 7),
+    ];
+    let rows = |vocab| (0..4).map(|seed| logits(seed, vocab, Shape::Bell(2.0))).collect();
+    let plain = Batch::<f32>::plain(rows(1301), ways.to_vec());
+    let mut calibrated = Batch::<bf16>::plain(rows(133), ways.to_vec());
+    calibrated.correction = Some(Correction {
+        rank: 200,
+        weight: noise(1, 133 * 200, 0.2).into_iter().map(bf16::from_f32).collect(),
+        bias: Some(noise(2, 133, 1.0)),
+        hidden: (0..4).map(|r| noise(r, 200, 0.5).into_iter().map(bf16::from_f32).collect()).collect(),
+    });
+    let expected = (plain.run(&kernels(), false), calibrated.run(&kernels(), true));
+    check(&expected.0, &ways);
+    check(&expected.1, &ways);
+    // Refined and tied cuts too.
+    let crowded = Batch::<f32>::plain(
+        vec![logits(9, 2200, Shape::Crowd), vec![1.0; 2200]],
+        vec![Way::drawn(SamplingParams { top_p: 0.6, ..SamplingParams::at_temperature(1.0) }, 8); 2],
+    );
+    let expected_crowd = crowded.run(&kernels(), false);
+    check(&expected_crowd, &crowded.ways);
+    for (checking, copies, schedule) in [
+        (Checking::Off, Copies::Late, 1),
+        (Checking::Accesses, Copies::Eager, 2),
+        (Checking::Accesses, Copies::Late, 0),
+        (Checking::Accesses, Copies::Late, 7),
+    ] {
+        let kernels = Kernels::new(Simt::new(SimtOptions { checking, copies, schedule }));
+        let found = (plain.run(&kernels, false), calibrated.run(&kernels, true));
+        assert_eq!(found, expected, "{checking:?} {copies:?} {schedule}");
+        assert_eq!(crowded.run(&kernels, false), expected_crowd, "{checking:?} {copies:?} {schedule}");
+    }
+}
+
+// --- Traffic ---------------------------------------------------------------------------------------------
+
+#[test]
+fn the_pass_reads_what_it_needs_once() {
+    let (rows, vocab, rank) = (3, 320, 72);
+    let ways = vec![Way::drawn(SamplingParams::at_temperature(1.0), 5); rows];
+    let mut batch =
+        Batch::<f32>::plain((0..3).map(|seed| logits(seed, vocab, Shape::Bell(1.0))).collect(), ways);
+    batch.correction = Some(Correction {
+        rank,
+        weight: noise(1, vocab * rank, 0.2).into_iter().map(bf16::from_f32).collect(),
+        bias: None,
+        hidden: (0..3).map(|r| noise(r, rank, 0.5).into_iter().map(bf16::from_f32).collect()).collect(),
+    });
+    let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
+    let kernels = Kernels::new(Simt::new(options));
+    batch.run(&kernels, true);
+    let traffic = kernels.backend().take_traffic();
+    let of = |kernel: &str, operand: &str| {
+        let entry = traffic.iter().find(|t| t.kernel == kernel && t.operand == operand).unwrap();
+        (entry.read as usize, entry.written as usize)
+    };
+    let (pass, finish) = ("calibrated_sample_f32_64x16", "sample_finish_f32");
+    assert_eq!(of(pass, "weight"), (vocab * rank * 2, 0));
+    assert_eq!(of(pass, "hidden"), (rows * rank * 2, 0));
+    assert_eq!(of(pass, "logits"), (rows * vocab * 4, rows * vocab * 4));
+    let partials = workspace_len(rows, vocab, true).unwrap() * 4;
+    assert_eq!(of(pass, "workspace"), (0, partials));
+    assert_eq!(of(finish, "workspace"), (partials, 0));
+    assert_eq!(of(finish, "stats"), (0, rows * size_of::<RowStats>()));
+    // Nothing is truncated and no draft token is asked for: the logits are not looked at again.
+    assert_eq!(of(finish, "logits"), (0, 0));
+}
+
+// --- Odd input -------------------------------------------------------------------------------------------
+
+#[test]
+fn odd_rows_have_a_defined_outcome() {
+    let one = SamplingParams::at_temperature(1.0);
+    let truncated = SamplingParams { top_k: 2, top_p: 0.9, min_p: 0.01, ..one };
+    let rows: [(&[f32], i32, f32); 7] = [
+        (&[NAN, 1.0, -INF], 1, 1.0),
+        (&[NAN, -INF, NAN], 0, 1.0),
+        (&[-INF, -INF, -INF], 0, 1.0),
+        (&[1.0, INF, -INF], 1, 1.0),
+        (&[-3.4e38, 3.4e38, NAN], 1, 1.0),
+        (&[0.0, -0.0, NAN], -1, 0.5),
+        (&[INF, INF, 3.0], -1, 0.5),
+    ];
+    for (row, token, confidence) in rows {
+        for params in [SamplingParams::GREEDY, one, truncated, SamplingParams::at_temperature(1e-38)] {
+            let way = Way { draft: 1, ..Way::drawn(params, 11) };
+            let batch = Batch::<f32>::plain(vec![row.to_vec()], vec![way]);
+            let outcome = batch.run(&kernels(), false);
+            let stats = outcome.stats[0];
+            assert_eq!(stats.confidence, confidence, "{row:?}");
+            assert!(token == -1 || stats.token == token, "{row:?}: {stats:?}");
+            assert_eq!(outcome.error, if row.iter().any(|l| l.is_nan()) { 4 } else { 0 });
+            check_row(&stats, row, &way);
+        }
+    }
+}
+
+/// What a launch of one hand-made operand set gives.
+fn indexed(index: &[i32], starts: &[i32], sampling: &[RowSampling], draft: &[i32]) -> (Vec<RowStats>, u32) {
+    let kernels = kernels();
+    let stream = kernels.backend().stream();
+    let rows = [logits(1, 24, Shape::Bell(2.0)), logits(2, 24, Shape::Bell(2.0))].concat();
+    let mut workspace = vec![NAN; workspace_len(index.len(), 20, false).unwrap()];
+    let mut stats = vec![poisoned_stats(); index.len()];
+    let mut error = [0];
+    let args = Sample {
+        vocab: 20,
+        stride: 24,
+        logits: LogitRows::Read(stream.view(&rows)),
+        logit_index: Some(stream.view(index)),
+        sampling: stream.view(sampling),
+        starts: Some(stream.view(starts)),
+        draft: Some(stream.view(draft)),
+        calibration: None,
+        workspace: stream.view_mut(&mut workspace),
+        stats: stream.view_mut(&mut stats),
+        error: Some(stream.view_mut(&mut error)),
+    };
+    kernels.sample(&stream, args).unwrap();
+    (stats, error[0])
+}
+
+#[test]
+fn indices_choose_rows_and_positions_and_are_checked() {
+    let params = SamplingParams::at_temperature(2.0);
+    let at = |position| RowSampling::new(&params, Some(Stream::target_draw(4, position))).unwrap();
+    let absolute = [at(105), at(7), at(105), at(0)];
+    let relative = [at(5).relative_to(1), at(0).relative_to(0), at(98).relative_to(0), at(0)];
+    let (expected, error) = indexed(&[1, 0, 1, -1], &[], &absolute, &[0, 1, 2, 3]);
+    assert_eq!(error, 0);
+    let (found, error) = indexed(&[1, 0, 1, -1], &[7, 100], &relative, &[0, 1, 2, 3]);
+    assert_eq!((&found, error), (&expected, 0));
+    assert_eq!(found[0].token, found[2].token);
+    assert_eq!(bits(&found[3]), bits(&RowStats::default()));
+
+    // Rows, sequences and tokens that do not exist.
+    for (index, sampling, draft, bit) in [
+        (2, at(0), 0, 16),
+        (-2, at(0), 0, 16),
+        (i32::MAX, at(0), 0, 16),
+        (0, at(0).relative_to(2), 0, 16),
+        (0, at(0).relative_to(u32::MAX), 0, 16),
+        (0, at(0), 20, 2),
+        (0, at(0), i32::MAX, 2),
+    ] {
+        let (stats, error) = indexed(&[index, 1], &[7, 100], &[sampling, at(105)], &[draft, -1]);
+        assert_eq!(error, bit, "{index} {draft}");
+        assert!((0..20).contains(&stats[0].token));
+        assert_eq!(stats[0].draft_probability, if bit == 2 { 0.0 } else { stats[0].draft_probability });
+        assert_eq!(stats[1].token, expected[0].token);
+    }
+}
+
+/// Nobody can check an index on the device: what is corrected by two rows at once is one of the corrections, or both,
+/// and race mode says that it is a race.
+#[test]
+fn a_row_of_logits_that_is_updated_twice() {
+    let run = |checking| {
+        let kernels = Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }));
+        let stream = kernels.backend().stream();
+        let mut logits = vec![0.0f32; 2 * 24];
+        let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
+        // The first row adds 8 to every logit, the second 16.
+        let hidden = [[bf16::from_f32(1.0); 8], [bf16::from_f32(2.0); 8]].concat();
+        let weight = vec![bf16::from_f32(1.0); 20 * 8];
+        let mut workspace = vec![NAN; workspace_len(2, 20, true).unwrap()];
+        let (mut stats, mut error) = ([poisoned_stats(); 2], [0]);
+        let args = Sample {
+            vocab: 20,
+            stride: 24,
+            logits: LogitRows::Update(stream.view_mut(&mut logits)),
+            logit_index: Some(stream.view(&[1, 1])),
+            sampling: stream.view(&sampling),
+            starts: None,
+            draft: None,
+            calibration: Some(Calibration {
+                rank: 8,
+                hidden: stream.view(&hidden),
+                weight: stream.view(&weight),
+                bias: None,
+            }),
+            workspace: stream.view_mut(&mut workspace),
+            stats: stream.view_mut(&mut stats),
+            error: Some(stream.view_mut(&mut error)),
+        };
+        kernels.sample(&stream, args).map(|()| (logits, stats, error[0]))
+    };
+    let (logits, stats, error) = run(Checking::Off).unwrap();
+    assert_eq!(error, 0);
+    assert!(logits[..24].iter().chain(&logits[44..]).all(|&x| x == 0.0));
+    assert!(logits[24..44].iter().all(|x| [8.0, 16.0, 24.0].contains(x)), "{logits:?}");
+    assert!(stats.iter().all(|stats| (0..20).contains(&stats.token)));
+    let error = run(Checking::Accesses).unwrap_err().to_string();
+    assert!(error.contains("race") && error.contains("logits"), "{error}");
+}
+
+#[test]
+fn calibrated_logits_that_are_not_kept_cannot_be_cut() {
+    let run = |params: SamplingParams, draft: i32, keep: bool| {
+        let way = Way { draft, ..Way::drawn(params, 1) };
+        let mut batch = Batch::<f32>::plain(vec![logits(1, 100, Shape::Bell(1.0))], vec![way]);
+        batch.correction = Some(Correction {
+            rank: 8,
+            weight: noise(1, 800, 0.2).into_iter().map(bf16::from_f32).collect(),
+            bias: None,
+            hidden: vec![noise(2, 8, 1.0).into_iter().map(bf16::from_f32).collect()],
+        });
+        let outcome = batch.run(&kernels(), keep);
+        assert_eq!(outcome.logits == batch.rows, !keep);
+        outcome
+    };
+    let one = SamplingParams::at_temperature(1.0);
+    let cut = SamplingParams { top_k: 3, ..one };
+    assert_eq!((run(cut, -1, false).error, run(cut, -1, false).stats[0].kept), (32, 100));
+    assert_eq!((run(cut, -1, true).error, run(cut, -1, true).stats[0].kept), (0, 3));
+    assert_eq!(run(one, 5, false).error, 32);
+    assert_eq!(run(one, 5, true).error, 0);
+    // The rest of what is known does not need them.
+    let (kept, discarded) = (run(one, -1, true), run(one, -1, false));
+    assert_eq!((kept.stats, discarded.error), (discarded.stats, 0));
+    assert_eq!(run(SamplingParams::GREEDY, 5, false).error, 0);
+}

@@ -1,0 +1,199 @@
+//! Keys and values: what they may be, and which configurations are supported.
+
+use flexdraft::model::ModelConfig;
+
+use super::{little_endian, target};
+use crate::support::gguf::{File, Value};
+
+#[test]
+fn metadata_that_make_no_sense() {
+    let set = |key: &str, value: Value| {
+        let mut file = File::llama();
+        file.set(key, value);
+        target(&file)
+    };
+    let invalid = |reason: &str| format!("is not a valid GGUF file: {reason}");
+    assert_eq!(
+        set("x", Value::Raw(13, vec![])),
+        invalid("key `x` has a value of type 13, which there is not")
+    );
+    assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag has the value 2"));
+    let text = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
+    assert_eq!(set("x", Value::Raw(8, text(b"a\xff"))), invalid("`a\u{fffd}` is not UTF-8"));
+    // Arrays of arrays: a little is legal, a lot is not.
+    let nested = |depth: usize| {
+        let mut bytes = Vec::new();
+        for _ in 1..depth {
+            bytes.extend(9u32.to_le_bytes());
+            bytes.extend(1u64.to_le_bytes());
+        }
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(3u64.to_le_bytes());
+        bytes.extend([1, 2, 3]);
+        Value::Raw(9, bytes)
+    };
+    assert_eq!(set("x", nested(4)), "no error");
+    assert_eq!(set("x", nested(5)), invalid("key `x` nests arrays more than 4 deep"));
+    assert_eq!(set("x", nested(100_000)), invalid("key `x` nests arrays more than 4 deep"));
+    // Counts that the file has no room for.
+    let truncated = invalid("its header goes beyond the end of the file; it may be truncated");
+    for element in [0u32, 4, 8, 9, 12] {
+        for len in [1u64 << 20, 1 << 40, 1 << 61, u64::MAX] {
+            let bytes = [&element.to_le_bytes()[..], &len.to_le_bytes()].concat();
+            assert_eq!(set("x", Value::Raw(9, bytes)), truncated, "{len} of type {element}");
+        }
+    }
+    assert_eq!(set("x", Value::Raw(8, u64::MAX.to_le_bytes().to_vec())), truncated);
+
+    let mut twice = File::llama();
+    twice.pairs.push(("general.architecture".into(), "llama".into()));
+    assert_eq!(target(&twice), invalid("key `general.architecture` occurs more than once"));
+    for alignment in [Value::U32(0), Value::U32(24), Value::U32(1 << 30), "32".into(), Value::F32(f32::NAN)] {
+        assert_eq!(
+            set("general.alignment", alignment),
+            invalid("`general.alignment` is not a power of two up to 1048576")
+        );
+    }
+}
+
+#[test]
+fn configurations_that_are_wrong_or_not_supported() {
+    let cases: Vec<(&str, Value, &str)> = vec![
+        (
+            "general.architecture",
+            "gemma".into(),
+            "is \"gemma\", which is not supported; supported: llama, qwen3",
+        ),
+        ("general.architecture", Value::U32(3), "is 3, expected a string"),
+        ("llama.block_count", Value::U32(0), "is 0, expected a whole number in 1..=4096"),
+        ("llama.block_count", Value::I32(-1), "is -1, expected a whole number in 1..=4096"),
+        ("llama.block_count", Value::U32(2), "is 2, expected at most 1, the layers that 11 tensors make"),
+        (
+            "llama.embedding_length",
+            Value::F32(f32::NAN),
+            "is \"NaN\", expected a whole number in 1..=16777216",
+        ),
+        (
+            "llama.expert_count",
+            Value::U32(8),
+            "is 8, which is not supported; supported: 0: dense models only, no mixture of experts",
+        ),
+        (
+            "llama.attention.sliding_window",
+            Value::U32(4096),
+            "is 4096, which is not supported; supported: 0: full attention in every layer",
+        ),
+        (
+            "llama.attention.scale",
+            Value::F32(0.5),
+            "is 0.5, which is not supported; supported: 0, which stands for 1/√head_dim",
+        ),
+        ("llama.attention.causal", Value::Bool(false), "is false, which is not supported; supported: true"),
+        (
+            "llama.attention.head_count",
+            Value::U32(3),
+            "is 3, expected a divisor of `llama.embedding_length`, 8",
+        ),
+        ("llama.attention.head_count_kv", Value::U32(3), "is 3, expected a divisor of 2 query heads"),
+        (
+            "llama.attention.head_count_kv",
+            Value::I32s(vec![1, 2, 3, 4, 5, 6]),
+            "is [1,2,3,4,\"2 more\"], expected a whole number in 1..=16384",
+        ),
+        (
+            "llama.attention.key_length",
+            Value::U32(3),
+            "is 3, expected heads of an even number of dimensions, at most 4096",
+        ),
+        (
+            "llama.attention.value_length",
+            Value::U32(8),
+            "is 8, which is not supported; supported: 4, the dimensions of a head",
+        ),
+        (
+            "llama.rope.dimension_count",
+            Value::U32(2),
+            "is 2, which is not supported; supported: 4, the dimensions of a head",
+        ),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            Value::F32(0.0),
+            "is 0.0, expected a finite number above 0",
+        ),
+        ("llama.rope.freq_base", Value::F32(-1.0), "is -1.0, expected a finite number above 0"),
+        (
+            "llama.rope.scaling.type",
+            "longrope".into(),
+            "is \"longrope\", which is not supported; supported: none, linear, yarn",
+        ),
+        (
+            "llama.rope.scaling.yarn_ext_factor",
+            Value::F32(0.5),
+            "is 0.5, which is not supported; supported: 1",
+        ),
+        ("tokenizer.ggml.eos_token_id", Value::I32(-1), "is -1, expected a token id"),
+    ];
+    for (key, value, expected) in cases {
+        let mut file = File::llama();
+        file.set(key, value);
+        assert_eq!(target(&file), format!("`{key}` {expected}"));
+    }
+    for key in [
+        "general.architecture",
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.layer_norm_rms_epsilon",
+    ] {
+        let mut file = File::llama();
+        file.remove(key);
+        assert_eq!(target(&file), format!("key `{key}` is missing"));
+    }
+}
+
+#[test]
+fn rope_scalings() {
+    let frequencies = |pairs: &[(&str, Value)]| {
+        let mut file = File::llama();
+        pairs.iter().for_each(|(key, value)| file.set(key, value.clone()));
+        file.open().unwrap().config().unwrap().rope
+    };
+    let (kind, factor) = ("llama.rope.scaling.type", "llama.rope.scaling.factor");
+    let plain = frequencies(&[]);
+    assert_eq!(plain.inv_freq, [1.0, 0.01]);
+    assert_eq!(frequencies(&[(kind, "none".into()), (factor, Value::F32(4.0))]), plain);
+    assert_eq!(frequencies(&[(kind, "linear".into())]), plain);
+    assert_eq!(frequencies(&[(kind, "yarn".into()), (factor, Value::F32(0.0))]), plain);
+    for pairs in [
+        vec![(kind, "linear".into()), (factor, Value::F32(4.0))],
+        vec![(factor, Value::F32(4.0))],
+        vec![("llama.rope.scale_linear", Value::F32(4.0))],
+    ] {
+        assert_eq!(frequencies(&pairs).inv_freq, [0.25, 0.0025]);
+    }
+    let yarn = frequencies(&[(kind, "yarn".into()), (factor, Value::F32(4.0))]);
+    assert!((yarn.scale - (1.0 + 0.1 * 4f32.ln())).abs() < 1e-6);
+    assert_ne!(yarn.inv_freq, plain.inv_freq);
+    let base = frequencies(&[("llama.rope.freq_base", Value::F32(100.0))]);
+    assert!((base.inv_freq[1] - 0.1).abs() < 1e-7);
+}
+
+#[test]
+fn rope_factors() {
+    let mut file = File::llama();
+    file.add("rope_freqs.weight", &[2]);
+    let zero = "tensor `rope_freqs.weight` has the element 0, which cannot divide a frequency";
+    assert_eq!(target(&file), format!("is not a valid GGUF file: {zero}"));
+    let start = file.tensor("rope_freqs.weight").offset as usize;
+    file.data[start..start + 8].copy_from_slice(little_endian(&[1.0, 8.0]).as_slice());
+    assert_eq!(file.open().unwrap().config().unwrap().rope.inv_freq, [1.0, 0.00125]);
+    // From the file, without reading the weights.
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("model.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    assert_eq!(ModelConfig::read(&path).unwrap().rope.inv_freq, [1.0, 0.00125]);
+    file.tensor("rope_freqs.weight").shape = vec![2, 1];
+    assert_eq!(target(&file), "tensor `rope_freqs.weight` has shape [2, 1], expected [2]");
+}

@@ -1,0 +1,37 @@
+//! GGUF files that are damaged, hostile or ask for something unsupported: an error that names the key
+//! or the tensor, never a panic, never memory out of proportion to the file.
+
+mod damage;
+mod file;
+mod metadata;
+mod tensors;
+mod tokenizers;
+
+use std::path::{Path, PathBuf};
+
+use crate::support::gguf::File;
+use flexdraft::model::LoadError;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(format!("{name}.gguf"))
+}
+
+/// The message about a file, without the file's name.
+fn message(result: Result<impl Sized, LoadError>) -> String {
+    match result {
+        Ok(_) => "no error".into(),
+        Err(error) => error.to_string().replace("model.gguf: ", "").replace("model.gguf ", ""),
+    }
+}
+
+fn target(file: &File) -> String {
+    message(file.open().and_then(|gguf| gguf.target()))
+}
+
+fn tokenizer(file: &File) -> String {
+    message(file.open().and_then(|gguf| gguf.tokenizer()))
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}

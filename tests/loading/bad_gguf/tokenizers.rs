@@ -1,0 +1,89 @@
+//! Tokenizers and what they put around a text.
+
+use super::tokenizer;
+use crate::support::gguf::{File, Value};
+
+#[test]
+fn tokenizers_that_are_wrong_or_not_supported() {
+    let cases: Vec<(&str, Value, &str)> = vec![
+        (
+            "tokenizer.ggml.model",
+            "llama".into(),
+            "`tokenizer.ggml.model` is \"llama\", which is not supported; supported: gpt2 (byte-level BPE)",
+        ),
+        (
+            "tokenizer.ggml.pre",
+            "deepseek-llm".into(),
+            "`tokenizer.ggml.pre` is \"deepseek-llm\", which is not supported; supported: smollm, gpt-2, llama-bpe, qwen2",
+        ),
+        (
+            "tokenizer.ggml.tokens",
+            Value::I32s(vec![1, 2]),
+            "`tokenizer.ggml.tokens` is [1,2], expected an array of strings",
+        ),
+        (
+            "tokenizer.ggml.tokens",
+            Value::texts(&["a", "b", "a", "ab"]),
+            "tokenizer ids 0 and 2 have the same token, `a`",
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Value::I32s(vec![1, 1]),
+            "`tokenizer.ggml.token_type` is [1,1], expected 4 of them, one a token",
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Value::I32s(vec![1, 1, 7, 1]),
+            "`tokenizer.ggml.token_type` is [1,1,7,1], expected numbers in 1..=6",
+        ),
+        ("tokenizer.ggml.merges", Value::texts(&["ab"]), "tokenizer merge `ab` is not two tokens"),
+        (
+            "tokenizer.ggml.merges",
+            Value::texts(&["a c"]),
+            "tokenizer merge `a c` needs `c`, which is not a token",
+        ),
+        (
+            "tokenizer.ggml.tokens",
+            Value::texts(&["a", "b", "c", "d"]),
+            "tokenizer merge `a b` needs `ab`, which is not a token",
+        ),
+        ("tokenizer.ggml.add_bos_token", Value::Bool(true), "key `tokenizer.ggml.bos_token_id` is missing"),
+        (
+            "tokenizer.ggml.add_bos_token",
+            Value::U32(1),
+            "`tokenizer.ggml.add_bos_token` is 1, expected true or false",
+        ),
+    ];
+    for (key, value, expected) in cases {
+        let mut file = File::llama();
+        file.set(key, value);
+        let error = tokenizer(&file);
+        assert!(error.starts_with(expected), "{error}, expected {expected}");
+    }
+    for key in
+        ["tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"]
+    {
+        let mut file = File::llama();
+        file.remove(key);
+        assert_eq!(tokenizer(&file), format!("key `{key}` is missing"));
+    }
+    let mut file = File::llama();
+    file.set("tokenizer.ggml.pre", "llama-bpe");
+    file.set("tokenizer.ggml.bos_token_id", Value::U32(4));
+    assert_eq!(tokenizer(&file), "`tokenizer.ggml.bos_token_id` is 4, expected one of 4 tokens");
+}
+
+#[test]
+fn what_is_put_around_a_text() {
+    let encode = |pairs: &[(&str, bool)]| {
+        let mut file = File::llama();
+        file.set("tokenizer.ggml.bos_token_id", Value::U32(1));
+        pairs.iter().for_each(|(key, value)| file.set(key, Value::Bool(*value)));
+        file.open().unwrap().tokenizer().unwrap().encode("ab<end>a", true).unwrap()
+    };
+    let (bos, eos) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token");
+    assert_eq!(encode(&[]), [2, 3, 0]);
+    assert_eq!(encode(&[(bos, true)]), [1, 2, 3, 0]);
+    assert_eq!(encode(&[(bos, true), (eos, true)]), [1, 2, 3, 0, 3]);
+    assert_eq!(encode(&[(bos, false), (eos, true)]), [2, 3, 0, 3]);
+}

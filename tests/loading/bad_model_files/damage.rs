@@ -1,0 +1,137 @@
+//! Bytes changed at random: an error or harmless, never a panic.
+
+use std::fs;
+use std::path::Path;
+
+use flexdraft::model::{
+    ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, TargetWeights, Tokenizer,
+};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+use super::directory::{Copy, DRAFT, LLAMA, QWEN3, YARN, fixture, split};
+use crate::support::bounds::within_bounds;
+
+/// 256 cases a test, or as many as `PROPTEST_CASES` says.
+fn keep_seeds() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+/// Flips, overwrites, inserts or removes bytes.
+fn mutate(bytes: &mut Vec<u8>, edits: &[(u8, usize, u8)], within: usize) {
+    for &(kind, at, byte) in edits {
+        let at = at % within.min(bytes.len()).max(1);
+        match kind {
+            0 => bytes[at] ^= 1 << (byte % 8),
+            1 => bytes[at] = byte,
+            2 => bytes.insert(at, byte),
+            _ => drop(bytes.remove(at)),
+        }
+    }
+}
+
+/// Bytes that headers, configs and templates are made of come up often.
+fn edits() -> impl Strategy<Value = Vec<(u8, usize, u8)>> {
+    let byte = prop_oneof![any::<u8>(), prop::sample::select(b"0123456789[]{}(),:|%\"-+*eE.\\ntf".to_vec())];
+    prop::collection::vec((0u8..4, any::<usize>(), byte), 1..6)
+}
+
+/// Puts `file`, damaged, into `copy`, and reads the directory within bounds for its size.
+fn read_damaged(
+    copy: Copy,
+    name: &str,
+    mut file: Vec<u8>,
+    edits: &[(u8, usize, u8)],
+    within: usize,
+    read: impl FnOnce(&Path) + Send + 'static,
+) {
+    mutate(&mut file, edits, within);
+    copy.write(name, file);
+    let bytes =
+        fs::read_dir(copy.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>();
+    within_bounds(bytes as usize, move || read(copy.path()));
+}
+
+proptest! {
+    #![proptest_config(keep_seeds())]
+
+    #[test]
+    fn a_damaged_header_is_an_error_or_harmless(edits in edits()) {
+        let copy = Copy::of(LLAMA);
+        let file = fs::read(copy.path().join("model.safetensors")).unwrap();
+        let header_end = file.len() - split(&file).1.len();
+        read_damaged(copy, "model.safetensors", file, &edits, header_end, |path| {
+            if let Ok(weights) = TargetWeights::read(path) {
+                weights.layers.iter().for_each(|layer| drop(layer.down.weight.to_f32()));
+            }
+            if let Ok(checkpoint) = Checkpoint::read(path) {
+                checkpoint.names().for_each(|name| drop(checkpoint.tensor(name).map(|tensor| tensor.to_f32())));
+            }
+        });
+    }
+
+    #[test]
+    fn a_damaged_config_is_an_error_or_harmless(edits in edits(), model in prop::sample::select(vec![LLAMA, YARN, QWEN3])) {
+        let copy = Copy::of(model);
+        let file = fs::read(copy.path().join("config.json")).unwrap();
+        let len = file.len();
+        read_damaged(copy, "config.json", file, &edits, len, |path| {
+            if let Ok(weights) = TargetWeights::read(path) {
+                assert!(weights.config.validate().is_ok());
+            }
+        });
+    }
+
+    #[test]
+    fn a_damaged_drafter_config_is_an_error_or_harmless(edits in edits()) {
+        let target = ModelConfig::read(&fixture("tiny/target")).unwrap();
+        let copy = Copy(tempfile::tempdir().unwrap());
+        let file = fs::read(fixture(DRAFT).join("config.json")).unwrap();
+        let len = file.len();
+        // There are no weights: a config that passes ends there.
+        read_damaged(copy, "config.json", file, &edits, len, move |path| {
+            assert!(DrafterWeights::read(path, &target).is_err());
+        });
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_is_an_error_or_harmless(edits in edits()) {
+        let copy = Copy(tempfile::tempdir().unwrap());
+        let file = fs::read(fixture("tiny/target/tokenizer.json")).unwrap();
+        let len = file.len();
+        read_damaged(copy, "tokenizer.json", file, &edits, len, |path| {
+            if let Ok(tokenizer) = Tokenizer::read(path, 384)
+                && let Ok(ids) = tokenizer.encode("def f(x): return 'é😀'", true)
+            {
+                let _ = tokenizer.decode(&ids, true);
+            }
+        });
+    }
+
+    #[test]
+    fn a_damaged_template_is_an_error_or_harmless(edits in edits()) {
+        let copy = Copy(tempfile::tempdir().unwrap());
+        copy.write("tokenizer_config.json", "{}");
+        read_damaged(copy, "chat_template.jinja", TEMPLATE.into(), &edits, TEMPLATE.len(), |path| {
+            if let Ok(template) = ChatTemplate::read(path) {
+                let turns = [ChatMessage::new("system", "s"), ChatMessage::new("user", "é"), ChatMessage::new("assistant", "")];
+                let _ = template.render(&turns, true);
+            }
+        });
+    }
+}
+
+/// What templates are made of: loops, ranges, filters, namespaces, slices, macros, arithmetic.
+const TEMPLATE: &str = r#"{%- set ns = namespace(n=0, last='') -%}
+{%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ '\n' }}{%- endmacro -%}
+{%- for message in messages[::-1][0:9] -%}
+{%- if loop.first and message['role'] == 'user' or not loop.last -%}
+{%- set ns.n = ns.n + loop.index0 * 2 ** 3 - 1 % 7 -%}
+{{- turn(message.role, message.content.split('</think>')[-1].lstrip('\n')) -}}
+{%- else -%}{{ raise_exception('no ' ~ message.role) if ns.n < 0 else message | tojson(indent=2) }}{%- endif -%}
+{%- endfor -%}
+{%- for i in range(3) -%}{{ '%s' | replace('s', i | string) }}{{ 'a' * 2 }}{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{{ strftime_now('%d') if false else '' }}{%- endif -%}"#;

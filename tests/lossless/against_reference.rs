@@ -1,0 +1,164 @@
+//! The engine against the reference: a forward pass without any cache, and the plain decode loop.
+
+use std::sync::{Arc, Mutex};
+
+use crate::support::models::{Spec, spec};
+use crate::support::policies::RandomGroups;
+use crate::support::reference;
+use crate::support::runs::{engine, run, run_alone};
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{BlockRecord, Confidence, Mode, Record, Request};
+use flexdraft::sampling::SamplingParams;
+use flexdraft_reference as plain;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+/// f32 against f64 over a few small layers.
+const TOLERANCE: f64 = 2e-3;
+
+fn persistence() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    }
+}
+
+fn close(found: &[f32], expected: &[f64]) -> bool {
+    let scale = expected.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
+    found.len() == expected.len()
+        && found.iter().zip(expected).all(|(f, e)| (f64::from(*f) - e).abs() < TOLERANCE * scale)
+}
+
+/// Whether `token` is the argmax up to rounding.
+fn is_argmax(token: u32, logits: &[f64]) -> bool {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    logits[token as usize] >= largest - 2.0 * TOLERANCE * largest.abs().max(1.0)
+}
+
+type Rows = Arc<Mutex<Vec<(Vec<u32>, Vec<f32>)>>>;
+
+proptest! {
+    #![proptest_config(persistence())]
+
+    /// Every row of target logits that a step looks at, every committed token, every drafted token and
+    /// its confidence.
+    #[test]
+    fn logits_tokens_and_drafts_are_those_of_a_forward_pass_without_cache(
+        spec in spec(),
+        prompt in prop::collection::vec(any::<u32>(), 1..24),
+        seed in any::<u64>(),
+    ) {
+        let prompt: Vec<u32> = prompt.iter().map(|id| id % spec.vocab as u32).collect();
+        let (target, drafter) = spec.weights();
+        let (target, drafter) = (reference::target(&target), reference::drafter(&drafter));
+        let rows = Rows::default();
+        let seen = rows.clone();
+        let request = Request {
+            record: true,
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            logits_hook: Some(Box::new(move |position: usize, prefix: &[u32], logits: &mut [f32]| {
+                assert_eq!(position, prefix.len());
+                seen.lock().unwrap().push((prefix.to_vec(), logits.to_vec()));
+            })),
+            ..Request::new(prompt.clone(), 12)
+        };
+        let output = run_alone(&spec, RandomGroups(seed), request);
+
+        for (prefix, logits) in rows.lock().unwrap().iter() {
+            let expected = plain::model::target_logits(&target, prefix).pop().unwrap();
+            prop_assert!(close(logits, &expected), "after {:?}: {:?} and {:?}", prefix, logits, expected);
+        }
+        let all = [&prompt[..], &output.tokens].concat();
+        let expected = plain::model::target_logits(&target, &all);
+        for (position, &token) in all.iter().enumerate().skip(prompt.len()) {
+            prop_assert!(is_argmax(token, &expected[position - 1]), "position {}", position);
+        }
+        for record in &output.records {
+            let (clean, next) = match record {
+                Record::Prefill(next) => (prompt.clone(), next),
+                Record::Step(step) => {
+                    let accepted = &step.candidates[..=step.accepted];
+                    ([&all[..step.position.min(all.len())], accepted].concat(), &step.next)
+                }
+            };
+            let BlockRecord { bonus, draft, confidence } = next;
+            let logits = plain::model::draft_logits(&target, &drafter, &clean, *bonus, spec.block_size);
+            prop_assert_eq!(logits.len(), draft.len());
+            for ((token, confidence), logits) in draft.iter().zip(confidence).zip(&logits) {
+                prop_assert!(is_argmax(*token, logits));
+                let expected: f64 = plain::sample::confidence(logits);
+                prop_assert!((f64::from(*confidence) - expected).abs() < 2.0 * TOLERANCE);
+            }
+        }
+    }
+}
+
+/// Step for step the reference's own loop, in f64, under every rule. The seeds are fixed: a draw that is
+/// a near-tie between f32 and f64 would part them, and none of these is.
+#[test]
+fn the_decode_loop_is_the_references() {
+    let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();
+    let mut accepted = 0;
+    for seed in 0..24u64 {
+        let spec = Spec { seed, gain: [0.5, 1.0, 3.0][seed as usize % 3], vocab: 11, ..Spec::default() };
+        let (target, drafter) = spec.weights();
+        let (target, drafter) = (reference::target(&target), reference::drafter(&drafter));
+        let (rule, plain_rule) = [
+            (Rule::Rejection, plain::accept::Rule::Rejection),
+            (Rule::Block, plain::accept::Rule::Block),
+            (Rule::Match, plain::accept::Rule::Match),
+        ][seed as usize % 3];
+        let sampling = [
+            SamplingParams::at_temperature(1.0),
+            SamplingParams::GREEDY,
+            SamplingParams { temperature: 0.8, top_k: 7, top_p: 0.9, min_p: 0.02 },
+            SamplingParams::at_temperature(1.5),
+        ][seed as usize % 4];
+        let request = || Request {
+            seed,
+            rule,
+            sampling,
+            record: true,
+            confidence: Confidence { threshold: 0.05, ..Confidence::default() },
+            stop_ids: vec![9],
+            ..Request::new(vocabulary(&spec, 3 + seed as u32), 24)
+        };
+        let expected = plain::decode::decode(
+            &target,
+            &drafter,
+            &plain::decode::Request {
+                prompt: request().prompt,
+                max_new_tokens: 24,
+                stop_tokens: vec![9],
+                warping: plain::warp::Warping {
+                    temperature: f64::from(sampling.temperature),
+                    top_k: sampling.top_k,
+                    top_p: f64::from(sampling.top_p),
+                    min_p: f64::from(sampling.min_p),
+                },
+                rule: plain_rule,
+                seed,
+                block_size: spec.block_size,
+                threshold: f64::from(0.05f32),
+                strategy: plain::schedule::Strategy::CumulativeProduct,
+            },
+        );
+        for mode in [Mode::Parallel, Mode::Sequential] {
+            let output = run(&mut engine(&spec, mode), vec![request()]).remove(0);
+            assert_eq!(output.tokens, expected.output, "seed {seed}");
+            let mut steps = expected.steps.iter();
+            for record in &output.records {
+                let Record::Step(step) = record else { continue };
+                let expected = steps.next().unwrap();
+                let v = expected.verify_len;
+                assert_eq!((step.position, step.verify_len), (expected.start, v), "seed {seed}");
+                assert_eq!(step.candidates, expected.candidates[..=v], "seed {seed}");
+                assert_eq!((step.accepted, step.next.bonus), (expected.accepted, expected.bonus));
+                assert_eq!(step.next.draft, expected.draft.tokens, "seed {seed}");
+                accepted += step.accepted;
+            }
+            assert_eq!(steps.next().map(|step| step.start), None, "seed {seed}: a step is missing");
+        }
+    }
+    assert!(accepted > 40, "too little was accepted to compare much: {accepted}");
+}

@@ -1,0 +1,19 @@
+//! The decode loop on the CPU device is lossless: against autoregressive decoding, exact probabilities, the reference
+//! and the official implementation's recordings.
+
+mod against_reference;
+mod bad_requests;
+mod bundled_pair;
+mod enumeration;
+mod greedy;
+mod independence;
+mod logits_hook;
+mod match_equals_ar;
+mod official_fixtures;
+mod pass_invariance;
+mod policy_views;
+mod same_drafter;
+mod sampled;
+#[path = "../support/mod.rs"]
+mod support;
+mod warping;

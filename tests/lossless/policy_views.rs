@@ -1,0 +1,80 @@
+//! What policies are told, and how far their choices are followed.
+
+use std::sync::{Arc, Mutex};
+
+use crate::support::models::Spec;
+use crate::support::runs::{engine, run};
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{BatchView, Choice, Confidence, Policy, Record, Request, SequenceStep, StepView};
+use flexdraft::layout::GroupSet;
+use flexdraft::sampling::SamplingParams;
+
+type Steps = Arc<Mutex<Vec<Vec<SequenceStep>>>>;
+
+/// Drafts or not, though it always says that it does, and writes down what it is told.
+struct Spy {
+    draft: bool,
+    steps: Steps,
+}
+
+impl Policy for Spy {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        let choice = |view| Choice { draft: self.draft, ..Choice::drafting(view, GroupSet::NONE) };
+        batch.sequences.iter().map(choice).collect()
+    }
+
+    fn observe(&mut self, step: &StepView<'_>) {
+        assert!(step.seconds >= 0.0);
+        self.steps.lock().unwrap().push(step.sequences.to_vec());
+    }
+
+    fn name(&self) -> &'static str {
+        "spy"
+    }
+}
+
+fn request(prompt_len: usize, temperature: f32) -> Request {
+    Request {
+        record: true,
+        rule: Rule::Rejection,
+        sampling: SamplingParams::at_temperature(temperature),
+        confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+        ..Request::new((0..prompt_len as u32).collect(), 20)
+    }
+}
+
+#[test]
+fn every_step_is_reported_as_it_happened() {
+    for draft in [true, false] {
+        let steps = Steps::default();
+        let mut engine = engine(&Spec::default(), Spy { draft, steps: steps.clone() });
+        let output = run(&mut engine, vec![request(3, 0.0)]).remove(0);
+        // The prompt is read in the first step.
+        let mut expected = vec![SequenceStep { mode: None, had_draft: false, drafted: draft, committed: 1 }];
+        expected.extend(output.records.iter().filter_map(|record| match record {
+            Record::Prefill(_) => None,
+            Record::Step(step) => Some(SequenceStep {
+                mode: Some(step.mode),
+                had_draft: draft,
+                drafted: draft,
+                committed: step.accepted + 1,
+            }),
+        }));
+        let found: Vec<SequenceStep> = steps.lock().unwrap().iter().flatten().copied().collect();
+        assert!(found.len() > 1);
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn what_tokens_depend_on_is_not_for_policies_to_choose() {
+    // By `rejection`, tokens depend on what is verified; greedily they do not.
+    for (temperature, drafted) in [(1.0, true), (0.0, false)] {
+        let steps = Steps::default();
+        let requests = vec![request(5, temperature)];
+        run(&mut engine(&Spec::default(), Spy { draft: false, steps: steps.clone() }), requests);
+        let steps = steps.lock().unwrap();
+        assert!(steps.len() > 1);
+        assert!(steps.iter().flatten().all(|sequence| sequence.drafted == drafted), "{temperature}");
+    }
+}

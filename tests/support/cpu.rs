@@ -1,0 +1,75 @@
+//! Devices, operands and row contents for the tests of the CPU device.
+
+use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
+use flexdraft::device::{Device, Precision};
+use flexdraft::tensor::{DType, Tensor};
+use half::{bf16, f16};
+
+/// A device for each instruction set that the machine has.
+pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
+    let options = CpuOptions { threads, precision };
+    let sets = InstructionSet::available();
+    assert!(sets.contains(&InstructionSet::Portable));
+    sets.into_iter().map(|set| Cpu::with_instruction_set(options, set).unwrap()).collect()
+}
+
+/// Numbers in −1..1, a different sequence for every seed (SplitMix64).
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ z >> 31) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A tensor of noise.
+pub fn weights(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    let values = noise(seed, shape.iter().product());
+    match dtype {
+        DType::F32 => Tensor::from_f32(shape, values),
+        DType::F16 => Tensor::from_f16(shape, values.into_iter().map(f16::from_f32).collect()),
+        DType::Bf16 => Tensor::from_bf16(shape, values.into_iter().map(bf16::from_f32).collect()),
+    }
+    .unwrap()
+}
+
+/// A buffer with the given rows, rounded as the device rounds activations.
+pub fn activations(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
+    let mut buffer = device.new_buffer(cols);
+    write(device, &mut buffer, rows);
+    buffer
+}
+
+/// A logits buffer with the given rows.
+pub fn logits(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
+    let mut buffer = device.new_logits(cols);
+    write(device, &mut buffer, rows);
+    buffer
+}
+
+fn write(device: &Cpu, buffer: &mut Buffer, rows: &[Vec<f32>]) {
+    device.resize(buffer, rows.len()).unwrap();
+    for (r, row) in rows.iter().enumerate() {
+        device.edit_row(buffer, r, &mut |to| to.copy_from_slice(row)).unwrap();
+    }
+}
+
+/// Rows of noise; row r is the same whatever `rows` is.
+pub fn noise_rows(seed: u64, rows: usize, cols: usize) -> Vec<Vec<f32>> {
+    (0..rows).map(|r| noise(seed.wrapping_mul(1000) + r as u64, cols)).collect()
+}
+
+/// The bits of every row.
+pub fn bits(buffer: &Buffer) -> Vec<Vec<u32>> {
+    (0..buffer.rows()).map(|r| row_bits(buffer, r)).collect()
+}
+
+/// The bits of one row.
+pub fn row_bits(buffer: &Buffer, row: usize) -> Vec<u32> {
+    buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
+}

@@ -1,0 +1,13 @@
+//! Shared by the test programs: small random models, ways to run them, operands, and which kernels run.
+
+#![allow(dead_code)] // Each program uses its own part.
+
+pub mod bounds;
+pub mod cpu;
+pub mod gguf;
+pub mod models;
+pub mod planted;
+pub mod policies;
+pub mod reference;
+pub mod runs;
+pub mod simt_variant;
