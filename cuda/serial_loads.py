@@ -1,8 +1,9 @@
-"""Counts the global loads of a kernel that wait for themselves, in its machine code as cuobjdump prints it.
+"""Counts the serial global loads of a kernel, in its machine code as cuobjdump prints it.
 
 A global load takes some hundred cycles. Loads that are issued one after the other, before the first result is used,
-wait together; a load whose result is used before the next load is issued makes the thread wait for it alone. Such a
-load is *serial*. A batch of n loads whose first use comes after the last of them counts as one: its last load.
+are a batch, which a thread waits for as long as for one load. A load is *serial* if a result of its batch is used
+before the next load is issued: it ends the batch. So n loads that are each consumed before the next count as n, and
+a batch of n loads as one, its last.
 
 The count follows the order of the code: past conditional branches, along unconditional ones. It says nothing about
 how often a load is executed.
@@ -83,27 +84,34 @@ def parse(line):
 
 
 def count(instructions):
-    """How many global loads of a kernel are consumed before the next one is issued."""
+    """How many batches of global loads a kernel waits for."""
     index_of = {instruction.address: i for i, instruction in enumerate(instructions)}
-    return sum(_is_serial(instructions, index_of, i) for i, load in enumerate(instructions) if load.is_load)
+    total, waiting = 0, set()
+    for i, instruction in enumerate(instructions):
+        # A use of one load waits for the others of its batch as well, which take as long.
+        waiting = set() if instruction.sources & waiting else waiting - instruction.destination
+        if instruction.is_load:
+            waiting |= instruction.destination
+            total += _is_serial(instructions, index_of, i, waiting)
+        if instruction.ends or instruction.target is not None:
+            waiting = set()
+    return total
 
 
-def _is_serial(instructions, index_of, start):
-    waiting = set(instructions[start].destination)
-    seen = set()
-    i = start
-    while waiting and i is not None and i not in seen:
-        seen.add(i)
+def _is_serial(instructions, index_of, load, waiting):
+    """Whether a register of those that `waiting` are loaded into is used before another load is issued."""
+    waiting, seen, i = set(waiting), {load}, load
+    while waiting:
         instruction = instructions[i]
-        if i != start:
-            if instruction.sources & waiting:
-                return True
-            if instruction.is_load:
-                return False
-            waiting -= instruction.destination
         if instruction.ends:
             return False
         i = index_of.get(instruction.target) if instruction.target is not None else i + 1
-        if i is not None and i >= len(instructions):
+        if i is None or i >= len(instructions) or i in seen:
             return False
+        seen.add(i)
+        if instructions[i].sources & waiting:
+            return True
+        if instructions[i].is_load:
+            return False
+        waiting -= instructions[i].destination
     return False

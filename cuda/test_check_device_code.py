@@ -165,6 +165,17 @@ class SerialLoads(unittest.TestCase):
             0060: EXIT
         """)
 
+    def test_the_use_of_any_load_ends_a_batch(self):
+        # The first load of two is used before the third is issued; then nothing of the first batch is left.
+        self.counted(2, """
+            0000: LDG.E R4, [R2.64]
+            0010: LDG.E R5, [R2.64+0x4]
+            0020: FADD R1, R4, R1
+            0030: LDG.E R6, [R2.64+0x8]
+            0040: FADD R1, R5, R6
+            0050: EXIT
+        """)
+
     def test_an_address_that_was_loaded(self):
         # The second load waits for the high half of its address, the third for a value that is multiplied into one.
         self.counted(3, """
