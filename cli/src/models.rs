@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{Device, Precision};
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::Gguf;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
@@ -56,24 +55,11 @@ impl Pair {
         asked.unwrap_or(if self.bundled { ModeChoice::Parallel } else { ModeChoice::Auto })
     }
 
-    /// The GGUF file that the target is, if it is a file and not a directory.
-    pub fn gguf(&self) -> Result<Option<Gguf>> {
-        if !self.target.is_file() {
-            return Ok(None);
-        }
-        // SAFETY: a change of the file by another process cannot be ruled out, only forbidden, which the
-        // help of --target does; this process writes to no file.
-        Ok(Some(unsafe { Gguf::map(&self.target) }?))
-    }
-
     /// Maps the weights.
     pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
-        let target = match self.gguf()? {
-            Some(file) => file.target()?,
-            // SAFETY: a change of these files by another process cannot be ruled out, only forbidden,
-            // which the help of --target does; this process writes to no file.
-            None => unsafe { TargetWeights::map(&self.target) }?,
-        };
+        // SAFETY: a change of these files by another process cannot be ruled out, only forbidden, which the help of
+        // --target does; this process does not write to them.
+        let target = unsafe { TargetWeights::map(&self.target) }?;
         let config = &target.config;
         let drafter = match &self.draft {
             None => None,

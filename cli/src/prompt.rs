@@ -47,11 +47,7 @@ impl Prompt {
         let ids = if args.chat {
             let message = ChatMessage::new("user", text.as_str());
             // The template spells out the special tokens itself.
-            let template = match pair.gguf()? {
-                Some(file) => file.chat_template()?,
-                None => ChatTemplate::read(&pair.target)?,
-            };
-            let rendered = template.render(&[message], true)?;
+            let rendered = ChatTemplate::read(&pair.target)?.render(&[message], true)?;
             tokenizer.encode(&rendered, false)?
         } else {
             tokenizer.encode(&text, true)?
@@ -74,13 +70,7 @@ fn read_text(path: &Path) -> Result<String> {
 
 /// The model's tokenizer. Without a `tokenizer.json` there is none, and prompts are ids.
 pub fn tokenizer(pair: &Pair, vocab_size: usize) -> Result<Option<Tokenizer>> {
-    if let Some(file) = pair.gguf()? {
-        return Ok(Some(file.tokenizer()?));
-    }
-    match pair.target.join("tokenizer.json").try_exists() {
-        Ok(false) => Ok(None),
-        _ => Ok(Some(Tokenizer::read(&pair.target, vocab_size)?)),
-    }
+    Ok(Tokenizer::read_if_present(&pair.target, vocab_size)?)
 }
 
 /// The text of a sample as its tokens come in; empty without a tokenizer.

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::checkpoint::{Access, Checkpoint};
-use super::collector::Collected;
 use super::config::{DrafterConfig, ModelConfig};
-use super::drafter::DrafterHeader;
-use super::{ChatTemplate, Gguf, LoadError, Tokenizer, drafter, target};
+use super::format::files::Access;
+use super::load::TargetFiles;
+use super::weights::collector::Collected;
+use super::weights::drafter::{self, DrafterHeader};
+use super::weights::target;
+use super::{ChatTemplate, Checkpoint, Gguf, LoadError, Tokenizer};
 use crate::tensor::{Elements, Tensor};
 
 /// A report on a target and, if there is one, its drafter. `Display` is meant for people.
@@ -99,15 +101,10 @@ impl Report {
     /// # Safety
     /// With [`Access::Map`], as [`map`](Self::map).
     unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: Access) -> Result<Self, LoadError> {
-        let mut report = if target.is_file() {
-            // SAFETY: passed on to the caller.
-            Self::of_gguf(&unsafe { Gguf::open(target, access) }?)?
-        } else {
-            // The configuration first: without one, what else is missing says little.
-            let config = ModelConfig::read(target)?;
-            config.validate()?;
-            // SAFETY: passed on to the caller.
-            Self::of_checkpoint(config, &unsafe { Checkpoint::open(target, access) }?)
+        // SAFETY: the caller's promise is handed on.
+        let mut report = match unsafe { TargetFiles::open(target, access) }? {
+            TargetFiles::Gguf(file) => Self::of_gguf(&file)?,
+            TargetFiles::Directory(config, checkpoint) => Self::of_checkpoint(config, &checkpoint),
         };
         if let Some(dir) = drafter {
             let header = DrafterHeader::read(dir, &report.config)?;
@@ -215,7 +212,7 @@ impl Part {
 }
 
 /// Something that holds tensors by name.
-pub(super) trait Inventory {
+trait Inventory {
     fn path(&self) -> &Path;
     fn files(&self) -> Vec<PathBuf>;
     fn names(&self) -> Vec<&str>;
@@ -225,12 +222,12 @@ pub(super) trait Inventory {
 }
 
 /// A tensor and how it is stored.
-pub(super) struct Item {
-    pub(super) tensor: Tensor,
+struct Item {
+    tensor: Tensor,
     /// The name of the element type, or of the format of its blocks.
-    pub(super) kind: String,
+    kind: String,
     /// Bytes as stored.
-    pub(super) bytes: usize,
+    bytes: usize,
 }
 
 impl Inventory for Checkpoint {
@@ -249,6 +246,26 @@ impl Inventory for Checkpoint {
     fn item(&self, name: &str) -> Option<Item> {
         let tensor = self.tensor(name).ok()?;
         Some(Item { kind: tensor.dtype().to_string(), bytes: tensor.byte_len(), tensor })
+    }
+}
+
+impl Inventory for Gguf {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path().into()]
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.names().collect()
+    }
+
+    fn item(&self, name: &str) -> Option<Item> {
+        let stored = self.header().stored(name).ok()?;
+        let tensor = self.tensor(name).ok()?;
+        Some(Item { kind: stored.kind.to_string(), bytes: stored.bytes.len(), tensor })
     }
 }
 

@@ -229,3 +229,14 @@ pub enum LoadError {
         reason: String,
     },
 }
+
+/// Characters of a value that an error message repeats.
+const SHOWN_CHARS: usize = 80;
+
+/// The beginning of a text, for an error message.
+pub(super) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

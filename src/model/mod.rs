@@ -15,35 +15,27 @@
 //! rope types default, linear, llama3 and yarn. Everything else is a [`LoadError`] that names the key
 //! and its value: a file that loads is a model that computes what transformers computes.
 //!
-//! Weights come in two ways: `read` copies files into memory, the `unsafe` `map` maps them, which is
-//! sound only while nobody changes the files. [`inspect`] reports on a directory instead of loading it.
+//! `read` copies files into memory; the `unsafe` `map` maps them, which is sound only while no process changes the
+//! files. [`inspect`] reports on a model instead of loading it.
+//!
+//! Modules build on one another in this order: [`format`] (bytes of a file, JSON, safetensors, GGUF), [`config`],
+//! [`weights`] and text, then the one door to a target's files, then [`inspect`] and [`forward`].
 
-mod chat;
-pub mod checkpoint;
-mod collector;
 pub mod config;
-mod drafter;
+pub mod format;
 pub mod forward;
-pub mod gguf;
 pub mod inspect;
-mod json;
+mod load;
 mod load_error;
-mod random;
-pub mod rope;
-mod source;
-mod strftime;
-mod target;
-mod template_json;
-mod text_stream;
-mod tokenizer;
+mod text;
 pub mod weights;
 
-pub use chat::{ChatMessage, ChatTemplate};
-pub use checkpoint::Checkpoint;
-pub use config::{Architecture, DrafterConfig, ModelConfig};
+pub use config::{Architecture, DrafterConfig, ModelConfig, rope};
+pub use format::gguf::{self, Gguf};
+pub use format::safetensors::Checkpoint;
 pub use forward::Model;
-pub use gguf::Gguf;
 pub use load_error::LoadError;
-pub use text_stream::TextStream;
-pub use tokenizer::Tokenizer;
+pub use text::chat::{ChatMessage, ChatTemplate};
+pub use text::text_stream::TextStream;
+pub use text::tokenizer::Tokenizer;
 pub use weights::{DrafterWeights, TargetWeights};

@@ -11,10 +11,11 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::check;
-use super::kv_cache::{KvCache, Layer, Paging, Planes};
+use super::kv_cache::{KvCache, Layer, Planes};
+use super::page_layout::PageLayout;
 use super::pool::Pool;
 use super::product::products;
-use super::simd::{Element, Kernel, Simd, Vectors};
+use super::simd::{Kernel, Simd, VectorElement, Vectors};
 use super::softmax::{Softmax, TILE, accumulate};
 use crate::device::{AttentionShape, DeviceError, Precision};
 use crate::layout::{Pass, Row};
@@ -48,7 +49,7 @@ pub(super) fn joint_attention(
 ) -> Result<(), DeviceError> {
     cache.check(OPERATION, layer, shape)?;
     let paging = cache.paging();
-    let (candidates, masks) = check::pass(OPERATION, pass, paging)?;
+    let (candidates, masks) = paging.check_pass(OPERATION, pass)?;
     let total = candidates + masks;
     check::at_least(OPERATION, "qkv", qkv, total, shape.qkv_cols())?;
     check::at_least(OPERATION, "out", out, total, shape.out_cols())?;
@@ -71,7 +72,7 @@ pub(super) fn joint_attention(
     Ok(())
 }
 
-fn attend<T: Element>(
+fn attend<T: VectorElement>(
     (pool, vectors): (&Pool, Vectors),
     source: Source<'_, T>,
     blocks: Vec<Block<'_>>,
@@ -178,10 +179,10 @@ struct Source<'a, T> {
     /// Where the groups' own keys and values are.
     qkv: &'a Buffer,
     planes: Planes<&'a [T]>,
-    paging: Paging,
+    paging: PageLayout,
 }
 
-impl<T: Element> Source<'_, T> {
+impl<T: VectorElement> Source<'_, T> {
     fn scale(&self) -> f32 {
         1.0 / (self.shape.head_dim as f32).sqrt()
     }
@@ -255,7 +256,7 @@ impl<T: Element> Source<'_, T> {
             let range = first..first + same.len();
             first = range.end;
             let Some((start, end)) = same[0].row.group else { continue };
-            // At most the largest block size, which is a tile: `check::pass`.
+            // At most the largest block size, which is a tile: `PageLayout::check_pass`.
             let len = end - start;
             for (i, slot) in qkv.rows_in(start..end).enumerate() {
                 keys[i] = &slot[key_col..key_col + dim];
@@ -284,7 +285,7 @@ struct Split<'a, 'b, T> {
     split: usize,
 }
 
-impl<T: Element> Kernel for Split<'_, '_, T> {
+impl<T: VectorElement> Kernel for Split<'_, '_, T> {
     type Output = Vec<Softmax>;
 
     #[inline(always)]
@@ -305,7 +306,7 @@ struct Attend<'a, 'b, T> {
     precision: Precision,
 }
 
-impl<T: Element> Kernel for Attend<'_, '_, T> {
+impl<T: VectorElement> Kernel for Attend<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]

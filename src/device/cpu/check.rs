@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use super::buffer::Buffer;
-use super::kv_cache::Paging;
 use crate::device::{AttentionShape, DeviceError};
-use crate::layout::{MAX_BLOCK_SIZE, Pass};
 
 /// That `found` is `expected`.
 pub(super) fn shape(
@@ -89,29 +87,6 @@ pub(super) fn heads(operation: &'static str, heads: AttentionShape) -> Result<()
         expected: vec![q, kv, 2 * (head_dim / 2).max(1)],
         found: vec![q_heads, kv_heads, head_dim],
     })
-}
-
-/// That every position that a row of `pass` sees or sits at as a candidate has a page, and that its
-/// numbers of rows are sane. Returns the numbers of candidate rows and of mask rows.
-pub(super) fn pass(
-    operation: &'static str,
-    pass: &Pass<'_>,
-    paging: Paging,
-) -> Result<(usize, usize), DeviceError> {
-    let (mut candidates, mut masks) = (0usize, 0usize);
-    for sequence in &pass.sequences {
-        index(operation, "number of slots", sequence.slots, MAX_BLOCK_SIZE + 1)?;
-        // Positions after the start that are seen.
-        let groups = sequence.groups.iter().map(|&k| k.saturating_add(1)).max().unwrap_or(0);
-        let seen = sequence.candidates.max(groups);
-        if seen > 0 {
-            paging.cover(operation, sequence.pages, sequence.start.saturating_add(seen))?;
-        }
-        candidates = candidates.saturating_add(sequence.candidates);
-        masks = masks.saturating_add(sequence.groups.len().saturating_mul(sequence.slots));
-    }
-    index(operation, "row", candidates.saturating_add(masks), usize::MAX)?;
-    Ok((candidates, masks))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::check;
+use super::page_layout::PageLayout;
 use crate::device::{AttentionShape, DeviceError, Precision};
 
 /// Keys and values of every layer, in the element type of the device's [`Precision`].
@@ -10,7 +11,7 @@ use crate::device::{AttentionShape, DeviceError, Precision};
 pub struct KvCache {
     store: Store,
     layers: usize,
-    paging: Paging,
+    paging: PageLayout,
 }
 
 #[derive(Debug)]
@@ -34,46 +35,6 @@ pub(super) enum Layer<'a> {
     Bf16(Planes<&'a [bf16]>),
 }
 
-/// Where things are within a layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Paging {
-    pub(super) pages: usize,
-    pub(super) page_size: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-}
-
-impl Paging {
-    /// Elements of a layer's keys, and of its values.
-    fn layer_len(self) -> usize {
-        self.pages * self.page_size * self.kv_heads * self.head_dim
-    }
-
-    /// The first element of a KV head at `position` of the sequence whose pages are `pages`, which
-    /// [`cover`](Self::cover) the position.
-    #[inline(always)]
-    pub(super) fn head(self, pages: &[u32], position: usize, kv_head: usize) -> usize {
-        let page = pages[position / self.page_size] as usize;
-        let token = (page * self.kv_heads + kv_head) * self.page_size + position % self.page_size;
-        token * self.head_dim
-    }
-
-    /// That `pages` cover positions 0..`len`, and exist.
-    pub(super) fn cover(self, operation: &'static str, pages: &[u32], len: usize) -> Result<(), DeviceError> {
-        if len == 0 {
-            return Ok(());
-        }
-        let last = len - 1;
-        // Far enough from the largest integer for the positions of mask rows beyond it.
-        let end = pages.len().saturating_mul(self.page_size).min(isize::MAX as usize);
-        check::index(operation, "position", last, end)?;
-        for &page in &pages[..=last / self.page_size] {
-            check::index(operation, "page id", page as usize, self.pages)?;
-        }
-        Ok(())
-    }
-}
-
 impl KvCache {
     pub(super) fn new(
         layers: usize,
@@ -85,7 +46,7 @@ impl KvCache {
         check::heads("new_cache", shape)?;
         check::shape("new_cache", "a page", &[page_size.max(1)], &[page_size])?;
         let AttentionShape { kv_heads, head_dim, .. } = shape;
-        let paging = Paging { pages, page_size, kv_heads, head_dim };
+        let paging = PageLayout { pages, page_size, kv_heads, head_dim };
         let element = match precision {
             Precision::F32 => size_of::<f32>(),
             Precision::Bf16 => size_of::<bf16>(),
@@ -102,7 +63,7 @@ impl KvCache {
         }
     }
 
-    pub(super) fn paging(&self) -> Paging {
+    pub(super) fn paging(&self) -> PageLayout {
         self.paging
     }
 
@@ -134,7 +95,7 @@ impl KvCache {
     }
 
     /// Writes the keys and values `[kv_heads, head_dim]` of one position. The layer exists, and `pages`
-    /// [`cover`](Paging::cover) the position.
+    /// [`cover`](PageLayout::cover) the position.
     pub(super) fn append(
         &mut self,
         layer: usize,

@@ -8,7 +8,7 @@ use super::buffer::Buffer;
 use super::check;
 use super::pool::Pool;
 use super::product::{Factor, Matrix, Rows, products};
-use super::simd::{Element, Kernel, LANES, PAIRS, Simd, Vectors};
+use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
 
@@ -226,7 +226,7 @@ struct Columns<'a, X, T, const K: usize> {
     precision: Precision,
 }
 
-impl<X: Factor<T, K>, T: Element, const K: usize> Kernel for Columns<'_, X, T, K> {
+impl<X: Factor<T, K>, T: VectorElement, const K: usize> Kernel for Columns<'_, X, T, K> {
     type Output = ();
 
     #[inline(always)]

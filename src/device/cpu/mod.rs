@@ -10,6 +10,7 @@ mod elementwise;
 mod kv_cache;
 mod linear;
 mod lines;
+mod page_layout;
 mod pool;
 mod product;
 mod rope;

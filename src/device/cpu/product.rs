@@ -10,10 +10,10 @@
 use half::bf16;
 
 use super::lines::Lines;
-use super::simd::{Element, LANES, PAIRS, Simd, padded};
+use super::simd::{LANES, PAIRS, Simd, VectorElement, padded};
 
 /// Elements that multiply elements of `T`, `K` at a time.
-pub(super) trait Factor<T: Element, const K: usize>: Element {
+pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     /// `K` elements of this type in registers.
     type Left<S: Simd>: Copy;
     /// `K` elements of `T` in registers.
@@ -35,7 +35,7 @@ pub(super) trait Factor<T: Element, const K: usize>: Element {
     }
 }
 
-impl<T: Element> Factor<T, LANES> for f32 {
+impl<T: VectorElement> Factor<T, LANES> for f32 {
     type Left<S: Simd> = S::Lanes;
     type Right<S: Simd> = S::Lanes;
 
@@ -147,7 +147,7 @@ const MANY_ROWS: usize = 64;
 /// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
 /// once, x from the cache often.
 #[inline(always)]
-pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
+pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize>(
     simd: S,
     x: impl Rows<X>,
     w: impl Rows<T>,
@@ -169,7 +169,7 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: Element, const K: usize>(
 
 /// The product in tiles of up to `R` rows of x and `C` rows of w.
 #[inline(always)]
-fn columns<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
+fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
     x: &impl Rows<X>,
     w: &impl Rows<T>,
@@ -188,7 +188,7 @@ fn columns<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize,
 
 /// [`columns`] with each block of w made f32 once, for all tiles of rows of x.
 #[inline(always)]
-fn widened<S: Simd, T: Element, const R: usize, const C: usize>(
+fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
     x: &impl Rows<f32>,
     w: &impl Rows<T>,
@@ -226,7 +226,7 @@ fn widened<S: Simd, T: Element, const R: usize, const C: usize>(
 
 /// All rows of x with the `C` rows of w from row `n` on.
 #[inline(always)]
-fn rows<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
+fn rows<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
     x: &impl Rows<X>,
     w: &impl Rows<T>,
@@ -251,7 +251,7 @@ fn next<T, const C: usize>(w: &impl Rows<T>, n: usize) -> [*const u8; C] {
 
 /// All rows of x with a block of w.
 #[inline(always)]
-fn tiles<S: Simd, X: Factor<T, K>, T: Element, const K: usize, const R: usize, const C: usize>(
+fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
     x: &impl Rows<X>,
     w: &Block<'_, T, C>,
@@ -290,7 +290,7 @@ struct Block<'a, T, const C: usize> {
 fn tile<
     S: Simd,
     X: Factor<T, K>,
-    T: Element,
+    T: VectorElement,
     const K: usize,
     const R: usize,
     const C: usize,
@@ -314,7 +314,7 @@ fn tile<
 fn dots<
     S: Simd,
     X: Factor<T, K>,
-    T: Element,
+    T: VectorElement,
     const K: usize,
     const R: usize,
     const C: usize,
@@ -382,7 +382,7 @@ fn dots<
 
 /// One dot product, in the order of all of them.
 #[inline(always)]
-pub(super) fn dot<S: Simd, T: Element>(simd: S, x: &[f32], w: &[T]) -> f32 {
+pub(super) fn dot<S: Simd, T: VectorElement>(simd: S, x: &[f32], w: &[T]) -> f32 {
     let block = Block { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };
     dots::<S, f32, T, LANES, 1, 1, false>(simd, &[x], &block)[0][0]
 }

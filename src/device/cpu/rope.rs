@@ -31,7 +31,7 @@ pub(super) fn norm_rope_append(
         check::shape(OPERATION, "k norm", &[shape.head_dim], &[k.0.len()])?;
     }
     check::shape(OPERATION, "inv_freq", &[shape.head_dim / 2], &[transform.rope.inv_freq.len()])?;
-    let (candidates, masks) = check::pass(OPERATION, pass, cache.paging())?;
+    let (candidates, masks) = cache.paging().check_pass(OPERATION, pass)?;
     check::at_least(OPERATION, "qkv", qkv, candidates + masks, shape.qkv_cols())?;
 
     let rows = pass.rows();

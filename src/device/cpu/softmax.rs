@@ -1,6 +1,6 @@
 //! Running softmax over tiles of scores and values (online softmax, arXiv 1805.02867).
 
-use super::simd::{Element, LANES, Simd, exp, padded};
+use super::simd::{LANES, Simd, VectorElement, exp, padded};
 use crate::layout::MAX_BLOCK_SIZE;
 
 /// Positions of a tile. A mask group is one tile, whatever its size.
@@ -98,7 +98,7 @@ impl Softmax {
 ///
 /// A sum is taken in the same order however many softmaxes share the loads.
 #[inline(always)]
-pub(super) fn accumulate<S: Simd, T: Element>(
+pub(super) fn accumulate<S: Simd, T: VectorElement>(
     simd: S,
     softmaxes: &mut [Softmax],
     weights: &[[f32; TILE]],
@@ -120,7 +120,7 @@ pub(super) fn accumulate<S: Simd, T: Element>(
 
 /// `R` softmaxes, `C` vectors of a value at a time.
 #[inline(always)]
-fn add_values<S: Simd, T: Element, const R: usize, const C: usize>(
+fn add_values<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
     softmaxes: &mut [Softmax; R],
     weights: &[[f32; TILE]; R],
@@ -150,7 +150,7 @@ fn add_values<S: Simd, T: Element, const R: usize, const C: usize>(
 
 /// Vectors `first`..`first + C` of the values.
 #[inline(always)]
-fn add_columns<S: Simd, T: Element, const R: usize, const C: usize>(
+fn add_columns<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
     softmaxes: &mut [Softmax; R],
     weights: &[[f32; TILE]; R],

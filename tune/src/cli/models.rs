@@ -3,19 +3,15 @@
 use std::path::Path;
 
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::model::{DrafterWeights, Gguf, ModelConfig, TargetWeights};
+use flexdraft::model::{DrafterWeights, ModelConfig, TargetWeights};
 use flexdraft_tune::Result;
 
 use super::args::TargetArgs;
 
 /// Maps a target's weights.
 pub fn target(path: &Path) -> Result<TargetWeights> {
-    if path.is_file() {
-        // SAFETY: a change of the file by another process cannot be ruled out, only forbidden, which the help
-        // of --target does; this process does not write to it.
-        return Ok(unsafe { Gguf::map(path) }?.target()?);
-    }
-    // SAFETY: as for the file.
+    // SAFETY: a change of the files by another process cannot be ruled out, only forbidden, which the help of --target
+    // does; this process does not write to them.
     Ok(unsafe { TargetWeights::map(path) }?)
 }
 

@@ -14,6 +14,7 @@ mod order;
 mod output;
 mod prompt_file;
 mod prompts;
+mod rendering;
 mod self_prompt;
 mod settings;
 mod windows;

@@ -6,7 +6,7 @@ use std::path::Path;
 use flexdraft::model::{ChatMessage, ChatTemplate, Tokenizer};
 use serde::Deserialize;
 
-use super::prompts::RENDERED_AT;
+use super::rendering::user_message;
 use crate::error::{Result, TuneError};
 
 /// How the texts of a file become prompts.
@@ -56,10 +56,7 @@ pub fn read_prompts(
         let ids = match format {
             PromptFormat::Chat(template) => {
                 // The template spells out the special tokens itself.
-                tokenizer.encode(
-                    &template.render_at(&[ChatMessage::new("user", text)], true, RENDERED_AT)?,
-                    false,
-                )?
+                tokenizer.encode(&user_message(template, text)?, false)?
             }
             PromptFormat::Raw => tokenizer.encode(&text, true)?,
         };

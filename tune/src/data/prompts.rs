@@ -3,9 +3,6 @@
 use super::self_prompt::SelfPrompt;
 use super::windows::Windows;
 
-/// Templates that state the date are rendered as of 2025-01-01, so that no prompt depends on the day.
-pub(super) const RENDERED_AT: u64 = 1_735_689_600;
-
 /// Prompts, or what they are made from.
 #[derive(Clone, Debug)]
 pub enum Prompts {

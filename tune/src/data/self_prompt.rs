@@ -4,10 +4,10 @@
 //! one. So its own distribution of requests is at hand, with no outside data.
 
 use flexdraft::decode::{Finish, Request};
-use flexdraft::model::{ChatMessage, ChatTemplate, Tokenizer};
+use flexdraft::model::{ChatTemplate, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 
-use super::prompts::RENDERED_AT;
+use super::rendering::user_message;
 use crate::error::{Result, TuneError};
 
 /// Stands for the user's message while the template is rendered. No template trims or escapes it.
@@ -45,7 +45,7 @@ impl SelfPrompt {
             let expected = format!("at least {}", min_tokens.max(1));
             return Err(TuneError::setting("the longest message", max_tokens, expected));
         }
-        let rendered = template.render_at(&[ChatMessage::new("user", SENTINEL)], true, RENDERED_AT)?;
+        let rendered = user_message(template, SENTINEL)?;
         let mut parts = rendered.split(SENTINEL);
         let (Some(prefix), Some(suffix), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(template_error("it does not show the user's message exactly once"));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Run;
+use super::decoding::Run;
 use super::walked::Walked;
 
 /// Bins of the reliability diagram, of equal width.

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use flexdraft::model::{DrafterWeights, TargetWeights};
 use serde::{Deserialize, Serialize};
 
-use super::Decoding;
+use super::decoding::Decoding;
 use crate::drafter::Drafter;
 use crate::error::{Result, TuneError};
 use crate::shortlist::Shortlist;

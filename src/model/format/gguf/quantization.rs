@@ -13,7 +13,7 @@ const MAX_BLOCK_LEN: usize = 256;
 
 /// How the elements of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TensorType {
+pub(in crate::model) enum TensorType {
     /// One number an element.
     Plain(DType),
     /// In blocks.
@@ -22,7 +22,7 @@ pub(super) enum TensorType {
 
 /// Block formats. Sizes are in bytes; f16 are scales unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Quantization {
+pub(in crate::model) enum Quantization {
     /// f16 d, 16 bytes of 4-bit q: d · (q − 8).
     Q4_0,
     /// f16 d, f16 m (the minimum), 16 bytes of 4-bit q: d · q + m.

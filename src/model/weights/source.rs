@@ -1,7 +1,7 @@
 //! Which tensors a linear layer and an attention block have, wherever they come from.
 
-use super::config::ModelConfig;
-use super::weights::{AttentionWeights, LinearWeights};
+use super::{AttentionWeights, LinearWeights};
+use crate::model::config::ModelConfig;
 use crate::tensor::Tensor;
 
 /// Where weights come from: a checkpoint, or a random generator.

@@ -8,10 +8,11 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::Serialize;
 
-use super::json::{Fields, JsonFile, if_exists, read_bytes};
 use super::strftime::strftime;
 use super::template_json::to_json;
-use super::{LoadError, gguf};
+use crate::model::LoadError;
+use crate::model::format::files::{if_exists, read_bytes};
+use crate::model::format::json::{Fields, JsonFile};
 
 /// Instructions of the template engine before a template is taken for one that never ends. Real
 /// templates need some hundred a message.
@@ -45,18 +46,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads the template of a model's directory: `chat_template.jinja`, or else `chat_template` in
-    /// `tokenizer_config.json` (a template, or a list of named ones, of which `default` is taken). `dir`
-    /// may be a GGUF file instead: then it is the one in its metadata.
-    ///
-    /// # Errors
-    /// [`LoadError::NoChatTemplate`] if the directory has none, [`LoadError::ChatTemplate`] if it
-    /// cannot be parsed; [`LoadError::Json`] or [`LoadError::InvalidKey`] for a
-    /// `tokenizer_config.json` that makes no sense.
-    pub fn read(dir: &Path) -> Result<Self, LoadError> {
-        if gguf::is_file(dir) {
-            return gguf::read_chat_template(dir);
-        }
+    /// Reads the template of a directory: `chat_template.jinja`, or else `chat_template` in
+    /// `tokenizer_config.json` (one template, or a list of named templates with one named `default`).
+    pub(in crate::model) fn read_directory(dir: &Path) -> Result<Self, LoadError> {
         let config_path = dir.join("tokenizer_config.json");
         let config = if_exists(JsonFile::read(&config_path))?;
         let fields = config.as_ref().map(JsonFile::fields);
@@ -78,7 +70,7 @@ impl ChatTemplate {
     }
 
     /// A template from its source, which is in the file `path`.
-    pub(super) fn new(
+    pub(in crate::model) fn new(
         path: PathBuf,
         source: &str,
         special_tokens: Vec<(&'static str, Value)>,

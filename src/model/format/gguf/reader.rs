@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::model::LoadError;
-use crate::model::json::shorten;
+use crate::model::load_error::shorten;
 
 /// Why a header could not be read.
 #[derive(Debug)]

@@ -10,11 +10,13 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use super::config::token_id;
-use super::header::Header;
-use crate::model::json::{Fields, shorten};
-use crate::model::tokenizer::guarded;
-use crate::model::{ChatTemplate, LoadError, Tokenizer};
+use super::chat::ChatTemplate;
+use super::tokenizer::{Tokenizer, guarded};
+use crate::model::LoadError;
+use crate::model::config::gguf::{token_id, vocab_size};
+use crate::model::format::gguf::{Gguf, Header};
+use crate::model::format::json::Fields;
+use crate::model::load_error::shorten;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -102,8 +104,27 @@ impl TokenType {
     }
 }
 
+impl Gguf {
+    /// The tokenizer in the metadata.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the key that is missing or not supported; [`LoadError::Tokenizer`] for
+    /// tokens and merges that do not make a tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        tokenizer(self.header(), vocab_size(self.header())?)
+    }
+
+    /// The chat template in the metadata.
+    ///
+    /// # Errors
+    /// [`LoadError::NoChatTemplate`], or [`LoadError::ChatTemplate`] if it cannot be parsed.
+    pub fn chat_template(&self) -> Result<ChatTemplate, LoadError> {
+        chat_template(self.header())
+    }
+}
+
 /// Reads the tokenizer, for a model with `vocab_size` ids.
-pub(super) fn read(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
+pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
     let fields = header.fields();
     if fields.text(MODEL)?.ok_or_else(|| fields.missing(MODEL))? != "gpt2" {
         return Err(fields.unsupported(MODEL, "gpt2 (byte-level BPE)"));
@@ -229,7 +250,7 @@ fn surrounding_tokens(
 }
 
 /// Reads the chat template.
-pub(super) fn chat_template(header: &Header) -> Result<ChatTemplate, LoadError> {
+pub(in crate::model) fn chat_template(header: &Header) -> Result<ChatTemplate, LoadError> {
     let fields = header.fields();
     let source = fields.text(CHAT_TEMPLATE)?.ok_or_else(|| LoadError::NoChatTemplate {
         path: header.path().into(),

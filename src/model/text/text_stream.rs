@@ -1,6 +1,7 @@
 //! The text of a growing list of tokens.
 
-use super::{LoadError, Tokenizer};
+use super::tokenizer::Tokenizer;
+use crate::model::LoadError;
 
 /// Decodings of a UTF-8 character that is still incomplete end in this.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;

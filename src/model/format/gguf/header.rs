@@ -10,8 +10,9 @@ use super::metadata::Metadata;
 use super::quantization::TensorType;
 use super::reader::{Fault, Reader};
 use crate::model::LoadError;
-use crate::model::checkpoint::Bytes;
-use crate::model::json::{Fields, open, shorten};
+use crate::model::format::files::{Bytes, open};
+use crate::model::format::json::Fields;
+use crate::model::load_error::shorten;
 
 /// Dimensions that ggml's tensors have at most.
 const MAX_DIMENSIONS: u32 = 4;
@@ -26,7 +27,7 @@ const MAX_ALIGNMENT: usize = 1 << 20;
 const FIRST_READ: usize = 16 << 20;
 
 /// What a file says about itself.
-pub(super) struct Header {
+pub(in crate::model) struct Header {
     path: PathBuf,
     /// The whole file, or at least all of the header.
     bytes: Bytes,
@@ -36,24 +37,24 @@ pub(super) struct Header {
 
 /// A tensor as the header describes it.
 #[derive(Clone, Debug)]
-pub(super) struct TensorInfo {
+pub(in crate::model) struct TensorInfo {
     /// Outermost dimension first.
-    pub(super) shape: Vec<usize>,
+    pub(in crate::model) shape: Vec<usize>,
     /// How its elements are stored and where, or the name of a type that is not supported.
-    pub(super) stored: Result<Stored, String>,
+    pub(in crate::model) stored: Result<Stored, String>,
 }
 
 /// Elements in a file.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
-    pub(super) kind: TensorType,
+pub(in crate::model) struct Stored {
+    pub(in crate::model) kind: TensorType,
     /// Within the file.
-    pub(super) bytes: Range<usize>,
+    pub(in crate::model) bytes: Range<usize>,
 }
 
 impl Header {
     /// Reads the header of a file, and as little more as can be.
-    pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
+    pub(in crate::model) fn read(path: &Path) -> Result<Self, LoadError> {
         let io = |source| LoadError::Io { path: path.into(), source };
         let (mut file, file_len) = open(path)?;
         let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
@@ -71,7 +72,7 @@ impl Header {
     }
 
     /// The header of a file with these bytes.
-    pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+    pub(in crate::model) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
         let file = (*bytes).as_ref();
         let parsed = parse(file, file.len());
         Self::new(path, bytes, parsed)
@@ -88,41 +89,41 @@ impl Header {
         Ok(Self { path: path.into(), bytes, metadata, tensors })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::model) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The metadata's numbers, flags and strings; see [`Metadata::fields`].
-    pub(super) fn fields(&self) -> Fields<'_> {
+    pub(in crate::model) fn fields(&self) -> Fields<'_> {
         self.metadata.fields(&self.path)
     }
 
     /// An array of strings in the metadata.
-    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>, LoadError> {
+    pub(in crate::model) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>, LoadError> {
         self.metadata.strings(&self.path, (*self.bytes).as_ref(), key)
     }
 
     /// An array of integers in the metadata.
-    pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, LoadError> {
+    pub(in crate::model) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, LoadError> {
         self.metadata.integers(&self.path, (*self.bytes).as_ref(), key)
     }
 
     /// Every tensor with its name, sorted.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+    pub(in crate::model) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.tensors.iter().map(|(name, info)| (name.as_str(), info))
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Result<&TensorInfo, LoadError> {
+    pub(in crate::model) fn tensor(&self, name: &str) -> Result<&TensorInfo, LoadError> {
         let missing = || LoadError::MissingTensor { path: self.path.clone(), tensor: name.into() };
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    pub(super) fn contains(&self, name: &str) -> bool {
+    pub(in crate::model) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// Where and how a tensor is stored.
-    pub(super) fn stored(&self, name: &str) -> Result<&Stored, LoadError> {
+    pub(in crate::model) fn stored(&self, name: &str) -> Result<&Stored, LoadError> {
         self.tensor(name)?.stored.as_ref().map_err(|found| LoadError::UnsupportedQuantization {
             path: self.path.clone(),
             tensor: name.into(),

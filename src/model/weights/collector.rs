@@ -2,30 +2,30 @@
 
 use std::collections::BTreeSet;
 
-use super::LoadError;
-use super::checkpoint::Checkpoint;
 use super::source::TensorSource;
+use crate::model::LoadError;
+use crate::model::format::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
 /// Takes tensors from a checkpoint. A tensor that is missing or does not fit is `None` here and a
 /// problem in the list, so that one traversal finds all of them.
-pub(super) struct Collector<'a> {
+pub(in crate::model) struct Collector<'a> {
     checkpoint: &'a Checkpoint,
     used: BTreeSet<String>,
     problems: Vec<LoadError>,
 }
 
 /// What a traversal found.
-pub(super) struct Collected<T> {
+pub(in crate::model) struct Collected<T> {
     /// The weights, or everything that is wrong with them.
-    pub(super) weights: Result<T, Vec<LoadError>>,
+    pub(in crate::model) weights: Result<T, Vec<LoadError>>,
     /// Names of the tensors that were asked for and are there, fitting or not.
-    pub(super) used: BTreeSet<String>,
+    pub(in crate::model) used: BTreeSet<String>,
 }
 
 impl<T> Collected<T> {
     /// The weights, or the first thing that is wrong with them.
-    pub(super) fn or_first_problem(self, checkpoint: &Checkpoint) -> Result<T, LoadError> {
+    pub(in crate::model) fn or_first_problem(self, checkpoint: &Checkpoint) -> Result<T, LoadError> {
         self.weights.map_err(|problems| {
             let nothing = || LoadError::NoCheckpoint { dir: checkpoint.dir().into() };
             problems.into_iter().next().unwrap_or_else(nothing)
@@ -34,12 +34,12 @@ impl<T> Collected<T> {
 }
 
 impl<'a> Collector<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
+    pub(in crate::model) fn new(checkpoint: &'a Checkpoint) -> Self {
         Self { checkpoint, used: BTreeSet::new(), problems: Vec::new() }
     }
 
     /// Ends the traversal. `weights` is `None` only if there was a problem.
-    pub(super) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
+    pub(in crate::model) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
         let Self { used, problems, .. } = self;
         let weights = match weights {
             Some(weights) if problems.is_empty() => Ok(weights),

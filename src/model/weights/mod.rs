@@ -1,5 +1,12 @@
 //! A model's weights on the host, with every shape checked against its configuration.
 
+pub(in crate::model) mod collector;
+pub(in crate::model) mod drafter;
+mod gguf;
+mod random;
+mod source;
+pub(in crate::model) mod target;
+
 use super::config::{DrafterConfig, ModelConfig};
 use crate::tensor::Tensor;
 

@@ -6,12 +6,10 @@
 
 use std::f64::consts::PI;
 
-use super::LoadError;
-use super::json::Fields;
+use super::MAX_HEAD_DIM;
 use crate::device::Rope;
-
-/// The largest even head_dim for which frequencies are made.
-pub(super) const MAX_HEAD_DIM: usize = 4096;
+use crate::model::LoadError;
+use crate::model::format::json::Fields;
 
 const SUPPORTED: &str = "default, linear, llama3, yarn";
 
@@ -153,7 +151,7 @@ fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> 
 
 /// The rotary embedding of a `config.json`: `rope_parameters` as transformers 5 writes it, or
 /// `rope_theta` and `rope_scaling` as transformers 4 does.
-pub(super) fn from_config(
+pub(in crate::model) fn from_config(
     config: &Fields<'_>,
     head_dim: usize,
     context_len: usize,

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::LoadError;
-use super::config::{DrafterConfig, ModelConfig};
 use super::source::TensorSource;
-use super::weights::{DrafterWeights, TargetWeights};
-use super::{drafter, target};
+use super::{DrafterWeights, TargetWeights, drafter, target};
 use crate::layout::MAX_BLOCK_SIZE;
+use crate::model::LoadError;
+use crate::model::config::{DrafterConfig, ModelConfig};
 use crate::tensor::{DType, Tensor};
 
 /// Standard deviation of a random target's logits: large enough that the distributions have a clear

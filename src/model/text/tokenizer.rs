@@ -3,7 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use super::{LoadError, gguf, json};
+use crate::model::LoadError;
+use crate::model::format::files::read_bytes_up_to;
+use crate::model::load_error::shorten;
 
 /// The largest `tokenizer.json` that is read, in bytes.
 const SIZE_LIMIT: u64 = 512 << 20;
@@ -16,21 +18,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of `dir`, or the tokenizer in a GGUF file's metadata, for a model with
-    /// `vocab_size` ids.
-    ///
-    /// The tokenizer may have fewer ids than the model (padded embeddings) or more: an id that the
-    /// model does not have is an error when a text needs it.
-    ///
-    /// # Errors
-    /// [`LoadError::Io`], or [`LoadError::Tokenizer`] if the file is not a tokenizer; for a GGUF file see
-    /// [`Gguf::tokenizer`](super::Gguf::tokenizer).
-    pub fn read(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
-        if gguf::is_file(dir) {
-            return gguf::read_tokenizer(dir, vocab_size);
-        }
+    /// Reads `tokenizer.json` of a directory.
+    pub(in crate::model) fn read_directory(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
-        let bytes = json::read_bytes_up_to(&path, SIZE_LIMIT)?;
+        let bytes = read_bytes_up_to(&path, SIZE_LIMIT)?;
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
         // As transformers does: lengths are the caller's business, not the file's.
         guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
@@ -39,7 +30,7 @@ impl Tokenizer {
     }
 
     /// A tokenizer that was made from the file `path`.
-    pub(super) fn new(path: PathBuf, inner: tokenizers::Tokenizer, vocab_size: usize) -> Self {
+    pub(in crate::model) fn new(path: PathBuf, inner: tokenizers::Tokenizer, vocab_size: usize) -> Self {
         Self { path, inner, vocab_size }
     }
 
@@ -56,7 +47,7 @@ impl Tokenizer {
             None => Ok(ids.to_vec()),
             Some(&id) => Err(LoadError::TokenOutOfVocabulary {
                 path: self.path.clone(),
-                token: json::shorten(&self.token(id).unwrap_or_default()),
+                token: shorten(&self.token(id).unwrap_or_default()),
                 id,
                 vocab_size: self.vocab_size,
             }),
@@ -120,7 +111,10 @@ impl std::fmt::Debug for Tokenizer {
 
 /// Runs a call into the `tokenizers` crate, whose parts index and unwrap on odd files: a panic in it
 /// is an error here.
-pub(super) fn guarded<T>(path: &Path, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, LoadError> {
+pub(in crate::model) fn guarded<T>(
+    path: &Path,
+    call: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T, LoadError> {
     let reason = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),

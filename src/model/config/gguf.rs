@@ -1,16 +1,16 @@
 //! The configuration in a GGUF file's metadata.
 
-use super::header::Header;
+use super::rope::{RopeScaling, Yarn, rope};
+use super::{
+    Architecture, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig,
+};
 use crate::device::{AttentionShape, Rope};
 use crate::model::LoadError;
-use crate::model::config::{
-    Architecture, MAX_CONTEXT, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig,
-};
-use crate::model::json::Fields;
-use crate::model::rope::{MAX_HEAD_DIM, RopeScaling, Yarn, rope};
+use crate::model::format::gguf::{Gguf, Header};
+use crate::model::format::json::Fields;
 
 /// Factors that the frequencies are divided by, [head_dim / 2]: how Llama 3's rope scaling is stored.
-pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(in crate::model) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Tensors that a layer has at least: two norms, four projections of attention, three of the MLP.
 const TENSORS_IN_LAYER: usize = 9;
@@ -35,23 +35,23 @@ const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
 
 impl Architecture {
     /// `general.architecture`.
-    pub(super) fn gguf_name(self) -> &'static str {
+    pub(in crate::model) fn gguf_name(self) -> &'static str {
         self.model_type()
     }
 }
 
-pub(super) fn architecture(header: &Header) -> Result<Architecture, LoadError> {
+pub(in crate::model) fn architecture(header: &Header) -> Result<Architecture, LoadError> {
     let key = "general.architecture";
     let fields = header.fields();
     let name = fields.text(key)?.ok_or_else(|| fields.missing(key))?;
-    [Architecture::Llama, Architecture::Qwen3]
+    Architecture::ALL
         .into_iter()
         .find(|architecture| architecture.gguf_name() == name)
         .ok_or_else(|| fields.unsupported(key, "llama, qwen3"))
 }
 
 /// V: the number of embeddings.
-pub(super) fn vocab_size(header: &Header) -> Result<usize, LoadError> {
+pub(in crate::model) fn vocab_size(header: &Header) -> Result<usize, LoadError> {
     let shape = &header.tensor("token_embd.weight")?.shape;
     match shape.as_slice() {
         &[vocab_size, _] if (1..=MAX_VOCAB).contains(&vocab_size) => Ok(vocab_size),
@@ -99,8 +99,24 @@ impl ArchitectureFields<'_> {
     }
 }
 
+impl Gguf {
+    /// The configuration that the metadata and the tensors' shapes describe.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming a key or tensor that is missing, makes no sense, or asks for something that
+    /// is not supported.
+    pub fn config(&self) -> Result<ModelConfig, LoadError> {
+        read(self.header(), |name| self.tensor(name).map(|tensor| tensor.to_f32()))
+    }
+}
+
+/// The configuration of a GGUF file, without its weights.
+pub(in crate::model) fn read_header(header: &Header) -> Result<ModelConfig, LoadError> {
+    read(header, |name| header.read_tensor(name).map(|tensor| tensor.to_f32()))
+}
+
 /// Reads the configuration. `elements` gives the elements of a tensor.
-pub(super) fn read(
+fn read(
     header: &Header,
     elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
 ) -> Result<ModelConfig, LoadError> {
@@ -268,7 +284,7 @@ fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
 }
 
 /// A token id in the metadata.
-pub(super) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
+pub(in crate::model) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
     match fields.get(key) {
         None => Ok(None),
         Some(value) => match value.as_u64().and_then(|id| u32::try_from(id).ok()) {

@@ -1,22 +1,18 @@
 //! The tensors of a directory: one safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::LoadError;
-use super::json::{JsonFile, if_exists, open, shorten};
+use super::files::{Access, Bytes, if_exists, load};
+use super::json::JsonFile;
+use crate::model::LoadError;
+use crate::model::load_error::shorten;
 use crate::tensor::{DType, Tensor};
-
-/// The bytes of a file, read or mapped.
-pub(super) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Bytes of the header's length at the start of a file.
 const PREFIX: usize = 8;
@@ -43,13 +39,6 @@ struct Entry {
     shape: Vec<usize>,
     /// Within the file.
     bytes: Range<usize>,
-}
-
-/// How the bytes of a file come into memory.
-#[derive(Clone, Copy)]
-pub(super) enum Access {
-    Read,
-    Map,
 }
 
 impl Checkpoint {
@@ -81,7 +70,7 @@ impl Checkpoint {
 
     /// # Safety
     /// With [`Access::Map`], as [`map`](Self::map).
-    pub(super) unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
+    pub(in crate::model) unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
         // SAFETY: passed on to the caller.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
@@ -201,7 +190,7 @@ impl Checkpoint {
     }
 
     /// The file that holds a tensor, or the directory if none does.
-    pub(super) fn path_of(&self, name: &str) -> &Path {
+    pub(in crate::model) fn path_of(&self, name: &str) -> &Path {
         let file = self.tensors.get(name).and_then(|entry| self.files.get(entry.file));
         file.map_or(&self.dir, |file| &file.path)
     }
@@ -217,26 +206,6 @@ impl std::fmt::Debug for Checkpoint {
 fn is_inside(entry: &str) -> bool {
     let mut components = Path::new(entry).components().peekable();
     components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// The bytes of a regular file.
-///
-/// # Safety
-/// With [`Access::Map`], as [`Checkpoint::map`].
-pub(super) unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
-    let (mut file, len): (File, u64) = open(path)?;
-    let io = |source| LoadError::Io { path: path.into(), source };
-    Ok(match access {
-        Access::Read => {
-            let mut bytes = Vec::new();
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            bytes.try_reserve_exact(len).map_err(|_| io(std::io::ErrorKind::OutOfMemory.into()))?;
-            file.read_to_end(&mut bytes).map_err(io)?;
-            Arc::new(bytes)
-        }
-        // SAFETY: the caller promises that the file does not change.
-        Access::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
-    })
 }
 
 /// A header's entries in file order, repeated names included.

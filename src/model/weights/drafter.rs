@@ -3,14 +3,15 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use super::LoadError;
-use super::checkpoint::Checkpoint;
 use super::collector::{Collected, Collector};
-use super::config::{Architecture, DrafterConfig, ModelConfig, attention_shape};
-use super::json::{Fields, JsonFile};
 use super::source::TensorSource;
-use super::weights::{CalibratorWeights, DrafterWeights};
+use super::{CalibratorWeights, DrafterWeights};
 use crate::layout::MAX_BLOCK_SIZE;
+use crate::model::LoadError;
+use crate::model::config::hugging_face::attention_shape;
+use crate::model::config::{Architecture, DrafterConfig, ModelConfig};
+use crate::model::format::json::{Fields, JsonFile};
+use crate::model::format::safetensors::Checkpoint;
 
 impl DrafterWeights {
     /// Reads the drafter in `dir`, made for a target of configuration `target`, into memory.
@@ -50,8 +51,8 @@ impl DrafterWeights {
 
 /// What a drafter's `config.json` says, checked against the target.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct DrafterHeader {
-    pub(super) config: DrafterConfig,
+pub(in crate::model) struct DrafterHeader {
+    pub(in crate::model) config: DrafterConfig,
     /// Whether its projectors have biases.
     attention_bias: bool,
     /// Whether drafts are calibrated by the bonus token.
@@ -59,7 +60,7 @@ pub(super) struct DrafterHeader {
 }
 
 impl DrafterHeader {
-    pub(super) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
+    pub(in crate::model) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let file = JsonFile::read(&dir.join("config.json"))?;
         let fields = file.fields();
         // The released checkpoint has the second name.
@@ -81,7 +82,7 @@ impl DrafterHeader {
     }
 
     /// r, if there is a calibrator: that of the stored W1, whatever the config says.
-    pub(super) fn rank(&self, checkpoint: &Checkpoint) -> Option<usize> {
+    pub(in crate::model) fn rank(&self, checkpoint: &Checkpoint) -> Option<usize> {
         self.calibrated.then(|| {
             let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
             w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1)
@@ -109,7 +110,7 @@ fn same<T: PartialEq + Display>(
 fn check_dimensions(fields: &Fields<'_>, target: &ModelConfig) -> Result<(), LoadError> {
     if let Some(model_type) = fields.text("model_type")? {
         // A drafter may have a model type of its own; another family's is a contradiction.
-        let family = [Architecture::Llama, Architecture::Qwen3].iter().find(|a| a.model_type() == model_type);
+        let family = Architecture::ALL.into_iter().find(|a| a.model_type() == model_type);
         if let Some(family) = family {
             same(fields, "model family", family.name(), target.architecture.name())?;
         }
@@ -147,7 +148,7 @@ fn check_tail(
 }
 
 /// Looks for every tensor of the drafter.
-pub(super) fn collect(
+pub(in crate::model) fn collect(
     header: &DrafterHeader,
     target: &ModelConfig,
     checkpoint: &Checkpoint,

@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use super::reader::{Fault, Reader};
 use crate::model::LoadError;
-use crate::model::json::Fields;
+use crate::model::format::json::Fields;
 
 /// Arrays within arrays that are followed. No known key nests even once.
 const MAX_DEPTH: usize = 4;

@@ -1,48 +1,13 @@
-//! Loading a target from a Hugging Face directory or a GGUF file.
+//! A target's weights: which tensors they are, and taking them out of a checkpoint.
 
-use std::path::Path;
-
-use super::checkpoint::Checkpoint;
 use super::collector::{Collected, Collector};
-use super::config::ModelConfig;
 use super::source::TensorSource;
-use super::weights::{LayerWeights, TargetWeights};
-use super::{Gguf, LoadError, gguf};
+use super::{LayerWeights, TargetWeights};
+use crate::model::LoadError;
+use crate::model::config::ModelConfig;
+use crate::model::format::safetensors::Checkpoint;
 
 impl TargetWeights {
-    /// Reads the model in `dir` into memory: `config.json`, `generation_config.json` if there is
-    /// one, and `model.safetensors` or the shards of its index. `dir` may be a GGUF file instead.
-    ///
-    /// # Errors
-    /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and
-    /// [`Checkpoint::read`], or [`Gguf::target`]; also a tensor that is missing or has the wrong shape or element type.
-    pub fn read(dir: &Path) -> Result<Self, LoadError> {
-        if gguf::is_file(dir) {
-            return Gguf::read(dir)?.target();
-        }
-        let config = ModelConfig::read(dir)?;
-        Self::from_checkpoint(config, &Checkpoint::read(dir)?)
-    }
-
-    /// As [`read`](Self::read), with the weights memory-mapped.
-    ///
-    /// # Safety
-    /// As long as the weights or a clone of one of their tensors live, no file of them may be changed
-    /// or truncated, by this process or another.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
-        if gguf::is_file(dir) {
-            // SAFETY: the caller promises that the file does not change.
-            return unsafe { Gguf::map(dir)? }.target();
-        }
-        let config = ModelConfig::read(dir)?;
-        // SAFETY: the caller promises that the files do not change.
-        let checkpoint = unsafe { Checkpoint::map(dir)? };
-        Self::from_checkpoint(config, &checkpoint)
-    }
-
     /// Takes the weights of a model with configuration `config` out of a checkpoint.
     ///
     /// # Errors
@@ -54,7 +19,7 @@ impl TargetWeights {
 }
 
 /// Looks for every tensor of the model.
-pub(super) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
+pub(in crate::model) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
     let mut tensors = Collector::new(checkpoint);
     let weights = build(&mut tensors, tensor_prefix(checkpoint), config);
     tensors.finish(weights)

@@ -1,0 +1,150 @@
+//! Sixteen lanes in plain Rust.
+
+use half::{bf16, f16};
+
+use super::lanes::{LANES, PAIRS, Simd};
+
+/// Plain Rust, for the compiler to vectorise as it can.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::device::cpu) struct Portable;
+
+impl Simd for Portable {
+    type Lanes = [f32; LANES];
+
+    // Sixteen registers of four lanes, the least that x86-64 and AArch64 have.
+    const REGISTERS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Lanes {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        *from
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(from) {
+            // `to_f32` would look for F16C at every call.
+            *lane = value.to_f32_const();
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes {
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().zip(from) {
+            *lane = f32::from_bits(u32::from(value.to_bits()) << 16);
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]) {
+        *to = lanes;
+    }
+
+    #[inline(always)]
+    fn add(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn sub(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a -= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn mul(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a *= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn div(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a /= b;
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn max(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a > b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn min(self, mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a = if *a < b { *a } else { b };
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn scale(self, mut x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        for (x, n) in x.iter_mut().zip(n) {
+            // In two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
+            // with the first is exact.
+            let n = n as i32;
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            *x = *x * power(n >> 1) * power(n - (n >> 1));
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, mut c: Self::Lanes) -> Self::Lanes {
+        for (c, (a, b)) in c.iter_mut().zip(a.iter().zip(b)) {
+            *c += a * b;
+        }
+        c
+    }
+
+    /// The even elements and the odd ones.
+    type Pairs = [[f32; LANES]; 2];
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs {
+        let mut pairs = [[0.0; LANES]; 2];
+        for (l, pair) in from.as_chunks::<2>().0.iter().enumerate() {
+            (pairs[0][l], pairs[1][l]) = (pair[0].to_f32(), pair[1].to_f32());
+        }
+        pairs
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
+        self.mul_add(a[0], b[0], self.mul_add(a[1], b[1], c))
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: *const T) {}
+
+    #[inline(always)]
+    fn sum(self, mut lanes: Self::Lanes) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for l in 0..half {
+                lanes[l] += lanes[l + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+}

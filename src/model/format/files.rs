@@ -1,0 +1,80 @@
+//! Files of a model: opened only if they are regular files, read up to a limit, or mapped.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::model::LoadError;
+
+/// The largest JSON file or template that is read. Configurations have kilobytes, the index of the
+/// largest sharded model some megabytes.
+const SIZE_LIMIT: u64 = 64 << 20;
+
+/// The bytes of a file, read or mapped.
+pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// How the bytes of a file come into memory.
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Access {
+    Read,
+    Map,
+}
+
+/// Opens a regular file; a pipe, which could block for ever, is an error. Also its size in bytes.
+pub(in crate::model) fn open(path: &Path) -> Result<(fs::File, u64), LoadError> {
+    let io = |source| LoadError::Io { path: path.into(), source };
+    // Before opening it: to open a pipe blocks.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(LoadError::NotAFile { path: path.into() });
+    }
+    let file = fs::File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    Ok((file, bytes))
+}
+
+/// The bytes of a small file.
+pub(in crate::model) fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
+    read_bytes_up_to(path, SIZE_LIMIT)
+}
+
+/// The bytes of a file of at most `limit` bytes.
+pub(in crate::model) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
+    let (file, bytes) = open(path)?;
+    if bytes > limit {
+        return Err(LoadError::FileTooLarge { path: path.into(), bytes, limit });
+    }
+    let mut content = Vec::new();
+    file.take(limit)
+        .read_to_end(&mut content)
+        .map_err(|source| LoadError::Io { path: path.into(), source })?;
+    Ok(content)
+}
+
+/// `Ok(None)` where the file does not exist.
+pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Option<T>, LoadError> {
+    match result {
+        Err(LoadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// The bytes of a regular file.
+///
+/// # Safety
+/// With [`Access::Map`], as [`Checkpoint::map`](crate::model::Checkpoint::map).
+pub(in crate::model) unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
+    let (mut file, len) = open(path)?;
+    let io = |source| LoadError::Io { path: path.into(), source };
+    Ok(match access {
+        Access::Read => {
+            let mut bytes = Vec::new();
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            bytes.try_reserve_exact(len).map_err(|_| io(std::io::ErrorKind::OutOfMemory.into()))?;
+            file.read_to_end(&mut bytes).map_err(io)?;
+            Arc::new(bytes)
+        }
+        // SAFETY: the caller promises that the file does not change.
+        Access::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
+    })
+}

@@ -1,0 +1,104 @@
+//! GGUF files: a whole model in one file, its weights often quantised.
+//!
+//! The format is ggml's (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and
+//! 3, little-endian:
+//!
+//! | part | contents |
+//! |---|---|
+//! | header | `GGUF`, version, number of tensors, number of key-value pairs |
+//! | metadata | key, type, value: the configuration, the tokenizer, the chat template |
+//! | tensor infos | name, dimensions (innermost first), type, offset within the data |
+//! | data | from the next multiple of `general.alignment` (32 if absent) |
+//!
+//! F32, F16 and BF16 tensors are used where they lie; Q8_0, Q4_0, Q4_1, Q4_K and Q6_K become bf16 when
+//! they are loaded. Supported are the architectures `llama` and `qwen3` (dense), and byte-level BPE with
+//! the splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
+//!
+//! Nothing in a file is believed: counts, lengths and offsets are checked against its size before
+//! anything is read or allocated, and no two tensors may share bytes.
+
+mod header;
+mod metadata;
+mod quantization;
+mod reader;
+mod tensors;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::files::{Access, Bytes, load};
+use crate::model::LoadError;
+pub(in crate::model) use header::Header;
+
+/// A GGUF file: the model that it holds, with everything that belongs to it.
+pub struct Gguf {
+    header: Header,
+    bytes: Bytes,
+}
+
+impl Gguf {
+    /// Reads a file into memory.
+    ///
+    /// # Errors
+    /// [`LoadError::Io`] or [`LoadError::NotAFile`]; [`LoadError::Gguf`] if it is not a GGUF file, is
+    /// truncated or damaged; [`LoadError::DuplicateTensor`].
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: nothing is mapped.
+        unsafe { Self::open(path, Access::Read) }
+    }
+
+    /// As [`read`](Self::read), but maps the file instead of copying it.
+    ///
+    /// # Safety
+    /// As long as this or a tensor taken from it lives, the file may not be changed or truncated, by
+    /// this process or another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: the caller promises that the file does not change.
+        unsafe { Self::open(path, Access::Map) }
+    }
+
+    /// The contents of a file that is in memory already; `path` is its name in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, LoadError> {
+        Self::new(path, Arc::new(bytes))
+    }
+
+    /// # Safety
+    /// With [`Access::Map`], as [`map`](Self::map).
+    pub(in crate::model) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
+        // SAFETY: passed on to the caller.
+        let bytes = unsafe { load(path, access)? };
+        Self::new(path, bytes)
+    }
+
+    fn new(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+        let header = Header::parse(path, bytes.clone())?;
+        Ok(Self { header, bytes })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        self.header.path()
+    }
+
+    /// The header: metadata and the list of tensors.
+    pub(in crate::model) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Every tensor's name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors().map(|(name, _)| name)
+    }
+}
+
+impl std::fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gguf({}: {} tensors)", self.path().display(), self.header.tensors().count())
+    }
+}

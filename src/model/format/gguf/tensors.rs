@@ -1,0 +1,138 @@
+//! The tensors of a GGUF file: permuted rows put back, quantised elements made bf16.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Gguf;
+use super::header::{Header, Stored};
+use super::quantization::{Quantization, TensorType};
+use crate::model::LoadError;
+use crate::model::format::files::{Bytes, open};
+use crate::tensor::Tensor;
+
+impl Gguf {
+    /// A tensor as it is stored, a quantised one as bf16.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingTensor`], [`LoadError::UnsupportedQuantization`], [`LoadError::OutOfMemory`].
+    pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
+        let shape = &self.header.tensor(name)?.shape;
+        self.tensor_of_shape(name, shape, None)
+    }
+
+    /// A tensor that must have a shape; the permutation of its rows is undone if it has any.
+    pub(in crate::model) fn tensor_of_shape(
+        &self,
+        name: &str,
+        shape: &[usize],
+        permuted_heads: Option<usize>,
+    ) -> Result<Tensor, LoadError> {
+        let found = &self.header.tensor(name)?.shape;
+        if found != shape {
+            return Err(LoadError::Shape {
+                path: self.path().into(),
+                tensor: name.into(),
+                expected: shape.to_vec(),
+                found: found.clone(),
+            });
+        }
+        let stored = self.header.stored(name)?;
+        let rows = RowOrder::new(shape, permuted_heads);
+        decode(stored, &self.bytes, shape, &rows)
+            .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.to_vec() })
+    }
+}
+
+impl Header {
+    /// Reads one tensor from the file, without the rest of the data.
+    pub(in crate::model) fn read_tensor(&self, name: &str) -> Result<Tensor, LoadError> {
+        let io = |source| LoadError::Io { path: self.path().into(), source };
+        let shape = &self.tensor(name)?.shape;
+        let Stored { kind, bytes } = self.stored(name)?;
+        let (mut file, _) = open(self.path())?;
+        file.seek(SeekFrom::Start(bytes.start as u64)).map_err(io)?;
+        let mut read = Vec::new();
+        file.take(bytes.len() as u64).read_to_end(&mut read).map_err(io)?;
+        if read.len() != bytes.len() {
+            return Err(io(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        let stored = Stored { kind: *kind, bytes: 0..read.len() };
+        let bytes: Bytes = Arc::new(read);
+        decode(&stored, &bytes, shape, &RowOrder::new(shape, None))
+            .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.clone() })
+    }
+}
+
+/// Which row of a stored tensor is which row of the model's.
+struct RowOrder {
+    count: usize,
+    columns: usize,
+    /// head_dim, where the rows of each head are permuted.
+    permuted_head_dim: Option<usize>,
+}
+
+impl RowOrder {
+    fn new(shape: &[usize], permuted_heads: Option<usize>) -> Self {
+        // A bias [out] has `out` rows of one element: it is permuted like the weight [out, in].
+        let (count, columns) = match *shape {
+            [count, columns] => (count, columns),
+            [count] if permuted_heads.is_some() => (count, 1),
+            _ => (1, shape.iter().product()),
+        };
+        let permuted_head_dim = permuted_heads.map(|heads| count / heads.max(1)).filter(|&dim| dim > 0);
+        Self { count, columns, permuted_head_dim }
+    }
+
+    /// The stored row that is row `row` of the model.
+    fn stored(&self, row: usize) -> usize {
+        match self.permuted_head_dim {
+            None => row,
+            Some(head_dim) => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                let (part, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + 2 * pair + part
+            }
+        }
+    }
+}
+
+/// The tensor that bytes of a file are; `None` if there is no memory for it.
+fn decode(stored: &Stored, bytes: &Bytes, shape: &[usize], rows: &RowOrder) -> Option<Tensor> {
+    match stored.kind {
+        TensorType::Plain(dtype) if rows.permuted_head_dim.is_none() => {
+            Tensor::from_bytes(dtype, shape, bytes.clone(), stored.bytes.clone())
+        }
+        TensorType::Plain(dtype) => {
+            let source = (**bytes).as_ref().get(stored.bytes.clone())?;
+            let row_bytes = rows.columns * dtype.size();
+            let mut permuted = Vec::new();
+            permuted.try_reserve_exact(source.len()).ok()?;
+            for row in 0..rows.count {
+                let start = rows.stored(row) * row_bytes;
+                permuted.extend_from_slice(source.get(start..start + row_bytes)?);
+            }
+            let len = permuted.len();
+            Tensor::from_bytes(dtype, shape, Arc::new(permuted), 0..len)
+        }
+        TensorType::Quantized(format) => {
+            let source = (**bytes).as_ref().get(stored.bytes.clone())?;
+            Tensor::from_bf16(shape, dequantize(format, source, rows)?)
+        }
+    }
+}
+
+fn dequantize(format: Quantization, source: &[u8], rows: &RowOrder) -> Option<Vec<bf16>> {
+    let row_bytes = TensorType::Quantized(format).row_bytes(rows.columns)?;
+    let elements = rows.count.checked_mul(rows.columns)?;
+    let mut out = Vec::new();
+    out.try_reserve_exact(elements).ok()?;
+    out.resize(elements, bf16::ZERO);
+    out.par_chunks_mut(rows.columns.max(1)).enumerate().for_each(|(row, out)| {
+        let start = rows.stored(row) * row_bytes;
+        format.dequantize(source.get(start..start + row_bytes).unwrap_or(&[]), out);
+    });
+    Some(out)
+}

@@ -1,0 +1,135 @@
+//! The weights of a target in a GGUF file.
+
+use std::collections::BTreeSet;
+
+use super::collector::Collected;
+use super::source::TensorSource;
+use super::{TargetWeights, target};
+use crate::model::LoadError;
+use crate::model::config::gguf::ROPE_FACTORS;
+use crate::model::config::{Architecture, ModelConfig};
+use crate::model::format::gguf::Gguf;
+use crate::model::load_error::shorten;
+use crate::tensor::Tensor;
+
+/// Parts of a layer: their names in transformers and in ggml.
+const LAYER_PARTS: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+impl Gguf {
+    /// The weights, quantised ones as bf16.
+    ///
+    /// # Errors
+    /// As [`config`](Self::config); also a tensor that is missing, has the wrong shape, or is stored in
+    /// a way that is not supported ([`LoadError::UnsupportedQuantization`]), and one that the
+    /// architecture does not have ([`LoadError::UnexpectedTensor`]).
+    pub fn target(&self) -> Result<TargetWeights, LoadError> {
+        take(self, self.config()?, Problems::First).weights.map_err(|problems| {
+            let none = || LoadError::Gguf {
+                path: self.path().into(),
+                reason: "its tensors do not make a model".into(),
+            };
+            problems.into_iter().next().unwrap_or_else(none)
+        })
+    }
+
+    /// The weights of a configuration, or everything that is wrong with them.
+    pub(in crate::model) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
+        take(self, config, Problems::All)
+    }
+}
+
+/// Which problems are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Problems {
+    /// The first one ends it: nothing is dequantised in vain.
+    First,
+    All,
+}
+
+/// Takes the weights of a configuration out of a file; `used` has ggml's names.
+fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetWeights> {
+    let architecture = config.architecture;
+    let used = file.names().filter(|name| *name == ROPE_FACTORS).map(str::to_owned).collect();
+    let mut source = GgufSource { file, config: config.clone(), used, wanted, problems: Vec::new() };
+    let weights = target::build(&mut source, "model.", config);
+    let GgufSource { used, mut problems, .. } = source;
+    problems.extend(file.names().filter(|name| !used.contains(*name)).map(|tensor| {
+        LoadError::UnexpectedTensor {
+            path: file.path().into(),
+            tensor: shorten(tensor),
+            architecture: architecture.gguf_name(),
+        }
+    }));
+    let weights = match weights {
+        Some(weights) if problems.is_empty() => Ok(weights),
+        _ => Err(problems),
+    };
+    Collected { weights, used }
+}
+
+/// Hands out the tensors of a file under the names that transformers gives them.
+struct GgufSource<'a> {
+    file: &'a Gguf,
+    config: ModelConfig,
+    /// ggml's names of the tensors that were asked for.
+    used: BTreeSet<String>,
+    wanted: Problems,
+    problems: Vec<LoadError>,
+}
+
+impl TensorSource for GgufSource<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
+        if self.wanted == Problems::First && !self.problems.is_empty() {
+            return None;
+        }
+        let ggml_name = ggml_name(name);
+        let heads = self.permuted_heads(name);
+        let tensor = self.file.tensor_of_shape(&ggml_name, shape, heads);
+        if self.file.header().contains(&ggml_name) {
+            self.used.insert(ggml_name);
+        }
+        tensor.map_err(|problem| self.problems.push(problem)).ok()
+    }
+}
+
+impl GgufSource<'_> {
+    /// The number of heads whose rows are permuted in a tensor, if they are: `llama` rotates
+    /// neighbouring dimensions, so that conversion puts dimension i + head_dim / 2 next to i.
+    fn permuted_heads(&self, name: &str) -> Option<usize> {
+        let attention = self.config.attention;
+        match self.config.architecture {
+            Architecture::Llama if name.contains(".q_proj.") => Some(attention.q_heads),
+            Architecture::Llama if name.contains(".k_proj.") => Some(attention.kv_heads),
+            _ => None,
+        }
+    }
+}
+
+/// ggml's name of a tensor of transformers' `LlamaForCausalLM` or `Qwen3ForCausalLM`.
+fn ggml_name(name: &str) -> String {
+    match name {
+        "model.embed_tokens.weight" => return "token_embd.weight".into(),
+        "model.norm.weight" => return "output_norm.weight".into(),
+        "lm_head.weight" => return "output.weight".into(),
+        _ => {}
+    }
+    let in_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let renamed = in_layer.and_then(|(layer, part)| {
+        let (part, kind) = part.rsplit_once('.')?;
+        let (_, ggml_part) = LAYER_PARTS.iter().find(|(transformers_part, _)| *transformers_part == part)?;
+        Some(format!("blk.{layer}.{ggml_part}.{kind}"))
+    });
+    renamed.unwrap_or_else(|| name.to_owned())
+}
