@@ -171,7 +171,7 @@ impl Linear {
             Elements::F32(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
             Elements::F16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
             Elements::Bf16(w) if in_pairs => {
-                vectors.run(Columns::<_, _, PAIRS> { w, x: pairs, task, output, precision });
+                vectors.run_pairs(Columns::<_, _, PAIRS> { w, x: pairs, task, output, precision });
             }
             Elements::Bf16(w) => vectors.run(Columns::<_, _, LANES> { w, x, task, output, precision }),
         });

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use flexdraft::model::{ChatMessage, ChatTemplate, Tokenizer};
+use flexdraft::model::{ChatTemplate, Tokenizer};
 use serde::Deserialize;
 
 use super::rendering::user_message;

@@ -89,7 +89,8 @@ impl Vectors {
         }
     }
 
-    /// Runs the copy of `kernel` that was compiled for this instruction set.
+    /// Runs the copy of `kernel` that was compiled for this instruction set, except that products of bf16 pairs use
+    /// [`run_pairs`](Self::run_pairs): without these products, AVX-512 with and without BF16 are the same code.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable(simd) => kernel.run(simd),
@@ -98,7 +99,17 @@ impl Vectors {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(simd) => simd.without_bf16().run(kernel),
+        }
+    }
+
+    /// Runs a kernel that multiplies bf16 pairs: with the hardware's instruction where it
+    /// [exists](Self::multiplies_pairs), and in portable code elsewhere.
+    pub(super) fn run_pairs<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16(simd) => simd.run(kernel),
+            _ => kernel.run(Portable),
         }
     }
 
@@ -193,6 +204,7 @@ mod tests {
             let vectors = Vectors::new(set).unwrap();
             assert_eq!(vectors.instruction_set(), set);
             assert_eq!(vectors.run(Everything { a, b, c }), expected, "{set:?}");
+            assert_eq!(vectors.run_pairs(Everything { a, b, c }), expected, "{set:?}, in pairs");
         }
     }
 

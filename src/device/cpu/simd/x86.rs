@@ -194,6 +194,13 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
+impl Avx512<true> {
+    /// The same machine's proof for code that multiplies no bf16 pairs.
+    pub(super) fn without_bf16(self) -> Avx512<false> {
+        Avx512(())
+    }
+}
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type Lanes = __m512;
 
