@@ -82,19 +82,55 @@ fn attend<T: VectorElement>(
     let mut parts: Vec<Vec<Vec<Softmax>>> = blocks.iter().map(|_| Vec::new()).collect();
     if blocks.len() < BLOCKS_PER_THREAD * pool.threads() && pool.threads() > 1 {
         for (parts, block) in parts.iter_mut().zip(&blocks) {
-            parts.resize_with(block.splits(), Vec::new);
+            parts.resize_with(block.splits(), || block.softmaxes(source.shape));
         }
         let splits = blocks.iter().zip(&mut parts).flat_map(|(block, parts)| {
-            parts.iter_mut().enumerate().map(move |(split, part)| (block, split, part))
+            parts.iter_mut().enumerate().map(move |(split, softmaxes)| (block, split, softmaxes))
         });
-        pool.for_each(splits.collect(), work, |(block, split, part)| {
-            *part = vectors.run(Split { source, block, split });
+        pool.for_each(splits.collect(), work, |(block, split, softmaxes)| {
+            vectors.run(Split { source, block, split, softmaxes });
         });
     }
     let items: Vec<_> = blocks.into_iter().zip(parts).collect();
     // Merging is little work.
     let left = if items.iter().all(|(_, parts)| parts.is_empty()) { work } else { 0 };
-    pool.for_each(items, left, |(block, parts)| vectors.run(Attend { source, block, parts, precision }));
+    pool.for_each(items, left, |(mut block, parts)| {
+        attend_block(vectors, source, &mut block, &parts);
+        for query in &mut block.queries {
+            precision.round_all(query.out);
+        }
+    });
+}
+
+/// Computes the outputs of a block. `parts` holds the result of every split, or is empty: then the splits are computed
+/// here.
+fn attend_block<T: VectorElement>(
+    vectors: Vectors,
+    source: Source<'_, T>,
+    block: &mut Block<'_>,
+    parts: &[Vec<Softmax>],
+) {
+    let mut softmaxes = block.softmaxes(source.shape);
+    let mut own = if parts.is_empty() { block.softmaxes(source.shape) } else { Vec::new() };
+    for split in 0..block.splits() {
+        let part = match parts.get(split) {
+            Some(part) => part,
+            None => {
+                vectors.run(Split { source, block, split, softmaxes: &mut own });
+                &own
+            }
+        };
+        for (softmax, part) in softmaxes.iter_mut().zip(part) {
+            softmax.merge(part);
+        }
+    }
+    if block.queries.iter().any(|query| query.row.group.is_some()) {
+        let Source { shape, qkv, .. } = source;
+        vectors.run(Groups { shape, qkv, block, softmaxes: &mut softmaxes });
+    }
+    for (query, softmax) in block.queries.iter_mut().zip(&softmaxes) {
+        softmax.finish(query.out);
+    }
 }
 
 /// A q head of a row.
@@ -182,17 +218,18 @@ struct Source<'a, T> {
     paging: PageLayout,
 }
 
-impl<T: VectorElement> Source<'_, T> {
-    fn scale(&self) -> f32 {
-        1.0 / (self.shape.head_dim as f32).sqrt()
-    }
+/// The factor on scores.
+fn scale(shape: AttentionShape) -> f32 {
+    1.0 / (shape.head_dim as f32).sqrt()
+}
 
+impl<T: VectorElement> Source<'_, T> {
     /// Attention of a block's queries to the positions of one split alone.
     #[inline(always)]
     fn split<S: Simd>(&self, simd: S, block: &Block<'_>, split: usize, softmaxes: &mut [Softmax]) {
         softmaxes.iter_mut().for_each(Softmax::clear);
         let Self { shape, planes, paging, .. } = *self;
-        let (dim, scale) = (shape.head_dim, self.scale());
+        let (dim, scale) = (shape.head_dim, scale(shape));
         let q: Vec<&[f32]> = block.queries.iter().map(|query| query.q).collect();
         let mut scores = vec![[0.0; TILE]; q.len()];
         let mut keys: [&[T]; TILE] = [&[]; TILE];
@@ -241,12 +278,43 @@ impl<T: VectorElement> Source<'_, T> {
             }
         }
     }
+}
 
-    /// Attention of mask rows to the slots of their own groups.
+/// Attention of a block's queries to the positions of one split.
+struct Split<'a, 'b, T> {
+    source: Source<'a, T>,
+    block: &'a Block<'b>,
+    split: usize,
+    /// The result, one for each query; what it holds before does not matter.
+    softmaxes: &'a mut [Softmax],
+}
+
+impl<T: VectorElement> Kernel for Split<'_, '_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn groups<S: Simd>(&self, simd: S, block: &Block<'_>, softmaxes: &mut [Softmax]) {
-        let Self { shape, qkv, .. } = *self;
-        let (dim, scale) = (shape.head_dim, self.scale());
+    fn run<S: Simd>(self, simd: S) {
+        self.source.split(simd, self.block, self.split, self.softmaxes);
+    }
+}
+
+/// Attention of a block's mask rows to the slots of their own groups.
+struct Groups<'a, 'b> {
+    shape: AttentionShape,
+    /// Where the groups' own keys and values are.
+    qkv: &'a Buffer,
+    block: &'a Block<'b>,
+    /// What each query has seen so far; its group's slots are added.
+    softmaxes: &'a mut [Softmax],
+}
+
+impl Kernel for Groups<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { shape, qkv, block, softmaxes } = self;
+        let (dim, scale) = (shape.head_dim, scale(shape));
         let mut keys: [&[f32]; TILE] = [&[]; TILE];
         let mut values: [&[f32]; TILE] = [&[]; TILE];
         let key_col = (shape.q_heads + block.kv_head) * dim;
@@ -274,66 +342,6 @@ impl<T: VectorElement> Source<'_, T> {
                 softmax.weigh(simd, scores, len);
             }
             accumulate(simd, softmaxes, &scores, &values[..len]);
-        }
-    }
-}
-
-/// One split of a block.
-struct Split<'a, 'b, T> {
-    source: Source<'a, T>,
-    block: &'a Block<'b>,
-    split: usize,
-}
-
-impl<T: VectorElement> Kernel for Split<'_, '_, T> {
-    type Output = Vec<Softmax>;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> Vec<Softmax> {
-        let mut softmaxes = self.block.softmaxes(self.source.shape);
-        self.source.split(simd, self.block, self.split, &mut softmaxes);
-        softmaxes
-    }
-}
-
-/// All splits of a block, those that are not there yet computed, and the groups; then the outputs.
-struct Attend<'a, 'b, T> {
-    source: Source<'a, T>,
-    block: Block<'b>,
-    /// None of the splits, or all of them.
-    parts: Vec<Vec<Softmax>>,
-    /// Of the outputs.
-    precision: Precision,
-}
-
-impl<T: VectorElement> Kernel for Attend<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { source, mut block, parts, precision } = self;
-        let mut softmaxes = block.softmaxes(source.shape);
-        let mut own = Vec::new();
-        for split in 0..block.splits() {
-            // No closure here: one would be compiled without the instruction set.
-            let part = match parts.get(split) {
-                Some(part) => part,
-                None => {
-                    if own.is_empty() {
-                        own = block.softmaxes(source.shape);
-                    }
-                    source.split(simd, &block, split, &mut own);
-                    &own
-                }
-            };
-            for (softmax, part) in softmaxes.iter_mut().zip(part) {
-                softmax.merge(part);
-            }
-        }
-        source.groups(simd, &block, &mut softmaxes);
-        for (query, softmax) in block.queries.iter_mut().zip(&softmaxes) {
-            softmax.finish(query.out);
-            precision.round_all(query.out);
         }
     }
 }
