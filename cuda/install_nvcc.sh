@@ -26,7 +26,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null ||
 command -v g++ >/dev/null || [ -n "${NVCC_CCBIN:-}" ] || fail 'g++ is needed (or NVCC_CCBIN)'
 
 mkdir -p "$folder"
-folder=$(cd "$folder" && pwd)
+folder=$(cd "$folder" && pwd -P)
 # Written last, so that an interrupted installation is not taken for a whole one.
 stamp=$folder/packages.txt
 if [ "$(cat "$stamp" 2>/dev/null)" != "$packages" ]; then
