@@ -13,7 +13,8 @@ and fails where the machine code is not what the kernels were written for:
   (matrix units) or LDGSTS (asynchronous copies), or a family that has no such kernel any more;
 - more serial loads (serial_loads.py) than the committed table has for the kernel: a thread that waits for one load
   after the other is what instruction counts do not show. A rise that is meant is written with --accept-rise;
-- kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file.
+- kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file;
+- golden/golden.cu (which has no table) without HGMMA in the kernel that multiplies by wgmma.
 
 Needs nvcc (NVCC, or .cuda as cuda/install_nvcc.sh makes it, or PATH) with cuobjdump beside it.
 """
@@ -61,6 +62,8 @@ MIX = {
     "atomics": ["ATOM", "ATOMG", "ATOMS", "RED", "REDG"],
 }
 ATOMICS = MIX["atomics"]
+# The kernel of golden/golden.cu that uses wgmma where there is one.
+WGMMA_KERNEL = "golden_wgmma_m64n8k16"
 LOCAL_MEMORY = ["LDL", "STL"]
 
 
@@ -238,6 +241,17 @@ def problems(family, table, kernels):
     return found
 
 
+def golden_problems(kernels):
+    """What is wrong with the kernels of single instructions: wgmma compiled away would be recorded as missing."""
+    found = []
+    for architecture, expected in (("sm_80", 0), ("sm_90a", 2)):
+        kernel = kernels.get((WGMMA_KERNEL, architecture))
+        count = kernel.count("HGMMA") if kernel else None
+        if count != expected:
+            found.append(f"{WGMMA_KERNEL} ({architecture}): {count} HGMMA, not {expected}")
+    return found
+
+
 def shapes():
     """The constants of common/shapes.h."""
     constants = re.findall(r"^pub const (\w+): \w+ = (\d+);", SHAPES.read_text(), re.MULTILINE)
@@ -308,6 +322,9 @@ def main():
         if not arguments.accept_rise:
             risen += rises(kernels, committed)
     found += risen
+    golden = arguments.cuda / "golden" / "golden.cu"
+    if golden.exists():
+        found += golden_problems(compile_source(nvcc, golden))
     text = "\n".join(lines)
     print(text)
     # Written all the same, the table would hide a rise from the next run.

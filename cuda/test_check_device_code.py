@@ -289,6 +289,13 @@ class Refusals(unittest.TestCase):
         self.refused("other is in the code but not in the table", "glue", INTEGER_ATOMIC, "missing")
         self.refused("missing is in the table but not in the code", "glue", INTEGER_ATOMIC, "missing", "other")
 
+    def test_instructions_that_are_recorded(self):
+        kernels = check_device_code.compile_source(check_device_code.find_nvcc(), CUDA / "golden" / "golden.cu")
+        self.assertEqual(check_device_code.golden_problems(kernels), [])
+        kernels["golden_wgmma_m64n8k16", "sm_90a"].instructions.clear()
+        expected = ["golden_wgmma_m64n8k16 (sm_90a): 0 HGMMA, not 2"]
+        self.assertEqual(check_device_code.golden_problems(kernels), expected)
+
     def test_sources_that_do_not_compile(self):
         status, errors, _ = check("glue", "int x = ;", "other")
         self.assertEqual(status, 1)

@@ -1,6 +1,6 @@
 // One kernel for each instruction that the SIMT host has a model of, and one for CUDA's math functions, so that what
-// a GPU makes of given inputs can be recorded and the models compared with it (tests/golden_vectors). A warp a case, a
-// case a CTA; shapes in 32-bit words. Part of test builds only.
+// a GPU makes of given inputs can be recorded and the models compared with it (tests/golden_vectors). A warp a case (for
+// wgmma, which has no model yet, a warpgroup), a case a CTA; shapes in 32-bit words. Part of test builds only.
 #include "../common/platform.cuh"
 #include "../common/trigonometry.cuh"
 #include "../ptx/cp_async.cuh"
@@ -9,6 +9,7 @@
 #include "../ptx/math.cuh"
 #include "../ptx/mma.cuh"
 #include "golden.h"
+#include "wgmma.cuh"
 
 namespace {
 
@@ -101,6 +102,44 @@ FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
     out[9] = __reduce_min_sync(full, value);
 }
 
+// One product of a warpgroup, computed by mma.sync and by wgmma: four warps of 16 rows each share one B of 8 columns. A
+// lane's registers: in [128, sums 4, a 4, b 2], where only the first warp's b is used; out [128, 3, 4]: by mma.sync, by
+// wgmma with A in shared memory, by wgmma with A in registers. Processors without wgmma leave its results unwritten.
+FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
+    const uint32_t* const in = p.in + blockIdx.x * 128 * 10;
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t* const own = in + threadIdx.x * 10;
+    uint32_t* const out = p.out + (blockIdx.x * 128 + threadIdx.x) * 12;
+    const uint32_t a[4] = {own[4], own[5], own[6], own[7]};
+    const uint32_t b[2] = {in[lane * 10 + 8], in[lane * 10 + 9]};
+    float sums[4];
+    for (uint32_t i = 0; i < 4; ++i) sums[i] = __uint_as_float(own[i]);
+    float d[4] = {sums[0], sums[1], sums[2], sums[3]};
+    mma_m16n8k16(d, a, b[0], b[1]);
+    for (uint32_t i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);
+#if defined(FLEXDRAFT_HAS_WGMMA)
+    // The fragments as matrices: A [64, 16] and B [8, 16], both by rows of K, in core matrices of 8 rows and 16 bytes.
+    // Register i of A has rows 8 (i % 2) on, columns 8 (i / 2) on; register i of B columns 8 i on.
+    FLEXDRAFT_SHARED(shared);
+    auto* const staged = reinterpret_cast<uint32_t*>(shared);
+    const uint32_t warp = threadIdx.x / 32;
+    for (uint32_t i = 0; i < 4; ++i) staged[core_matrix_word(2 * warp + i % 2, i / 2) + lane] = a[i];
+    uint32_t* const staged_b = staged + core_matrix_word(8, 0);
+    if (warp == 0) {
+        for (uint32_t i = 0; i < 2; ++i) staged_b[core_matrix_word(0, i) + lane] = b[i];
+    }
+    fence_proxy_async();
+    __syncthreads();
+    const uint64_t b_descriptor = core_matrix_descriptor(shared_address(staged_b));
+    for (uint32_t i = 0; i < 4; ++i) d[i] = sums[i];
+    wgmma_m64n8k16_shared(d, core_matrix_descriptor(shared_address(staged)), b_descriptor);
+    for (uint32_t i = 0; i < 4; ++i) out[4 + i] = __float_as_uint(d[i]);
+    for (uint32_t i = 0; i < 4; ++i) d[i] = sums[i];
+    wgmma_m64n8k16_registers(d, a, b_descriptor);
+    for (uint32_t i = 0; i < 4; ++i) out[8 + i] = __float_as_uint(d[i]);
+#endif
+}
+
 FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16,
                        golden_cp_async_16, golden_exp2_approx, golden_cvt_rn_bf16, golden_math,
-                       golden_collectives)
+                       golden_collectives, golden_wgmma_m64n8k16)

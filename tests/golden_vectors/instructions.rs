@@ -20,6 +20,8 @@ type Agreement = fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<()
 /// An instruction and its cases.
 pub struct Instruction {
     pub kernel: &'static str,
+    /// Threads of a CTA, which has one case.
+    threads: u32,
     /// 32-bit words of a case.
     words_in: usize,
     pub words_out: usize,
@@ -62,8 +64,14 @@ pub fn all() -> Vec<Instruction> {
             .flat_map(|_| [random.words(256), (0..32).map(|_| random.below(64)).collect()].concat())
             .collect()
     };
-    let moved =
-        |kernel, words_in, words_out, input| Instruction { kernel, words_in, words_out, input, agree: equal };
+    let moved = |kernel, words_in, words_out, input| Instruction {
+        kernel,
+        threads: 32,
+        words_in,
+        words_out,
+        input,
+        agree: equal,
+    };
     vec![
         moved("golden_ldmatrix_x4", 288, 128, matrices(&mut random)),
         moved("golden_ldmatrix_x4_trans", 288, 128, matrices(&mut random)),
@@ -71,13 +79,15 @@ pub fn all() -> Vec<Instruction> {
         moved("golden_collectives", 32, 320, random.words(4 * 32)),
         Instruction {
             kernel: "golden_mma_m16n8k16",
+            threads: 32,
             words_in: 320,
             words_out: 128,
-            input: products(&mut random),
+            input: products(&mut random, 1),
             agree: products_agree,
         },
         Instruction {
             kernel: "golden_exp2_approx",
+            threads: 32,
             words_in: 32,
             words_out: 32,
             input: exponents(&mut random),
@@ -87,13 +97,28 @@ pub fn all() -> Vec<Instruction> {
         moved("golden_cvt_rn_bf16", 64, 64, numbers(&mut random)),
         Instruction {
             kernel: "golden_math",
+            threads: 32,
             words_in: 32 * FUNCTIONS.len(),
             words_out: 32 * FUNCTIONS.len(),
             input: arguments(&mut random),
             agree: functions_agree,
         },
+        Instruction {
+            kernel: WGMMA,
+            threads: 128,
+            words_in: 4 * 320,
+            words_out: 128 * 12,
+            input: products(&mut random, 4),
+            agree: warpgroup_products_agree,
+        },
     ]
 }
+
+/// The kernel that multiplies by `mma.sync` and by `wgmma`, the latter twice.
+pub const WGMMA: &str = "golden_wgmma_m64n8k16";
+
+/// What memory for results holds before a launch: the results of instructions that the processor does not have.
+pub const UNWRITTEN: u32 = 0xdead_beef;
 
 /// Every number of bytes from 0 to 16.
 fn copies(random: &mut Random) -> Vec<u32> {
@@ -101,9 +126,9 @@ fn copies(random: &mut Random) -> Vec<u32> {
     (0..4).flat_map(|case| random.words(128).into_iter().chain(bytes(case)).collect::<Vec<u32>>()).collect()
 }
 
-/// Sums and factors: small integers (exact in any order), numbers of one magnitude, of many, such that cancel
+/// Sums and factors of `warps` warps a case: small integers (exact in any order), numbers of one magnitude, of many, such that cancel
 /// in the sum, and NaN, infinities and subnormals.
-fn products(random: &mut Random) -> Vec<u32> {
+fn products(random: &mut Random, warps: usize) -> Vec<u32> {
     const SPECIAL: [f32; 8] = [0.0, -0.0, 1.0, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40];
     let mut words = Vec::new();
     for case in 0..20 {
@@ -118,7 +143,7 @@ fn products(random: &mut Random) -> Vec<u32> {
             _ if random.below(24) == 0 => SPECIAL[random.below(8) as usize],
             _ => random.unit(),
         };
-        for _ in 0..32 {
+        for _ in 0..32 * warps {
             words.extend((0..4).map(|_| number(true).to_bits()));
             let pair = |low: f32, high: f32| {
                 u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
@@ -280,6 +305,50 @@ fn products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), 
     Ok(())
 }
 
+/// Applies [`products_agree`] warp by warp: to the two sides' results of `mma.sync`, and, where a side has results of
+/// `wgmma`, to them and the other side's results of `mma.sync`. All warps have the first warp's factors b.
+fn warpgroup_products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
+    for warp in 0..4 {
+        let mut own = input[warp * 320..][..320].to_vec();
+        for (lane, words) in own.chunks_mut(10).enumerate() {
+            words[8..].copy_from_slice(&input[lane * 10 + 8..][..2]);
+        }
+        // A lane has three results of four words.
+        let part = |output: &[u32], part: usize| {
+            let lanes = output[warp * 32 * 12..][..32 * 12].chunks(12);
+            lanes.flat_map(|words| words[4 * part..][..4].to_vec()).collect::<Vec<u32>>()
+        };
+        let [by_mma, expected_by_mma] = [found, expected].map(|output| part(output, 0));
+        let agree = |which: &str, found: &[u32], expected: &[u32]| {
+            products_agree(&own, found, expected).map_err(|error| format!("{which}, warp {warp}, {error}"))
+        };
+        agree("mma.sync", &by_mma, &expected_by_mma)?;
+        for (index, name) in [(1, "wgmma from shared memory"), (2, "wgmma from registers")] {
+            let sides = [part(found, index), part(expected, index)];
+            let [here, there] = sides.each_ref().map(|words| words.iter().any(|word| *word != UNWRITTEN));
+            if here {
+                agree(name, &sides[0], &expected_by_mma)?;
+            }
+            if there {
+                agree(name, &by_mma, &sides[1])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Words of the results of `wgmma` that were written, and the words among them that have the bits of `mma.sync`.
+pub fn equal_to_mma(output: &[u32]) -> [usize; 2] {
+    let mut counts = [0; 2];
+    for words in output.chunks(12) {
+        for (i, word) in words[4..].iter().enumerate() {
+            counts[0] += usize::from(*word != UNWRITTEN);
+            counts[1] += usize::from(*word == words[i % 4]);
+        }
+    }
+    counts
+}
+
 /// The instruction's relative error is at most 2⁻²², the model's (the C library's exp2f, within one ulp) 2⁻²³.
 /// Exact are 0, infinity, and 1 for ±0 and for subnormal exponents; NaN meets NaN.
 fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
@@ -331,7 +400,7 @@ impl Instruction {
 
     /// What a machine makes of the input.
     pub fn run<B: Backend>(&self, backend: &B, stream: &B::Stream) -> Result<Vec<u32>, BackendError> {
-        let mut output = vec![0xdead_beef; self.cases() * self.words_out];
+        let mut output = vec![UNWRITTEN; self.cases() * self.words_out];
         let mut input = backend.allocate::<u32>(stream, self.input.len())?;
         let mut out = backend.allocate::<u32>(stream, output.len())?;
         backend.upload(stream, &self.input, &mut input, 0)?;
@@ -347,8 +416,8 @@ impl Instruction {
             let launch = Launch {
                 kernel: self.kernel,
                 grid: [self.cases() as u32, 1, 1],
-                threads: 32,
-                shared_bytes: 1024,
+                threads: self.threads,
+                shared_bytes: 4096,
                 params: (&raw const params).cast::<c_void>(),
                 params_bytes: size_of::<Params>(),
                 regions: &regions,
