@@ -6,14 +6,18 @@
 //! `target/kernels`. The ceilings that floors are computed from (floor.rs) are measured first, on the same
 //! device. Without a GPU, or device code in the build, it says so and ends well; `FLEXDRAFT_REQUIRE_GPU=1` makes
 //! that a failure, as is a kind of cases of which none could be measured.
+//!
+//! `kernels first` launches every kernel once instead (first.rs).
 
 mod cases;
 mod ceilings;
+mod first;
 mod floor;
 mod machine;
 mod products;
 mod record;
 mod timing;
+mod traced;
 
 use std::env;
 use std::error::Error;
@@ -208,6 +212,17 @@ fn measure<'a>(
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.first().is_some_and(|argument| argument == "first") {
+        let from = arguments.get(1).and_then(|from| from.parse().ok()).unwrap_or(0);
+        return match first::run(from) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut bench = match Bench::open() {
         Ok(bench) => bench,
         Err(error) => {

@@ -16,6 +16,7 @@ use crate::support::planted::{Run, counting};
 use flexdraft::backend::simt::{Checking, Traffic};
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
+use flexdraft::kernels::attention::DEFAULT_SPLIT;
 use half::bf16;
 
 /// What the launches of a case read and write, twice the same.
@@ -106,6 +107,7 @@ fn attention() {
         kv_heads: 2,
         head_dim,
         page_size: 32,
+        split: DEFAULT_SPLIT,
     };
     // The rows of a sequence are one block, and one item has its keys; 300 kilobytes of them or more.
     let rows = [

@@ -16,7 +16,7 @@ use flexdraft_reference::sample::{argmax, draw_by_weights};
 use flexdraft_reference::warp::{Warping, warp};
 
 use crate::bench::{Bench, noise};
-use crate::{Case, everywhere, on_a_gpu};
+use crate::{Case, everywhere, on_a_gpu_or_rehearsed};
 
 /// One sequence, whose logits follow from its seed.
 #[derive(Clone, Debug)]
@@ -313,9 +313,11 @@ fn decisions() {
     }
 }
 
-/// Qwen3's vocabulary.
+/// The vocabularies of Qwen3 and SmolLM2.
 #[test]
 fn decisions_over_a_large_vocabulary() {
-    let case = batch(151_936);
-    on_a_gpu(&case, |found| case.check(found));
+    for vocab in [151_936, 49_152] {
+        let case = batch(vocab);
+        on_a_gpu_or_rehearsed(&case, |found| case.check(found));
+    }
 }

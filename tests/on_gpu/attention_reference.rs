@@ -305,13 +305,17 @@ fn the_released_shape() {
     everywhere(&case, |rows| case.compared(rows));
 }
 
-/// What would take the SIMT host long: contexts of many splits of the usual size, several heads.
+/// The heads of Qwen3-8B and of SmolLM2-135M, with the pages that each is used with.
+const RELEASED: [(AttentionShape, usize); 2] = [
+    (AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 }, 64),
+    (AttentionShape { q_heads: 9, kv_heads: 3, head_dim: 64 }, 16),
+];
+
+/// What would take the SIMT host long: contexts of many splits of the usual size.
 #[test]
 fn long_contexts() {
-    for (shape, page_size, start) in [
-        (AttentionShape { q_heads: 8, kv_heads: 2, head_dim: 128 }, 64, 8190),
-        (AttentionShape { q_heads: 9, kv_heads: 3, head_dim: 64 }, 16, 5000),
-    ] {
+    for (shape, page_size) in RELEASED {
+        let start = if shape.head_dim == 128 { 8190 } else { 5000 };
         let setting = Setting { shape, page_size, split: DEFAULT_SPLIT, head_major: false };
         let sequences = vec![
             Sequence::new(6, start, 5, &[0, 1, 4], 16),
@@ -320,5 +324,22 @@ fn long_contexts() {
         ];
         let case = Joint { setting, sequences };
         on_a_gpu(&case, |rows| case.compared(rows));
+    }
+}
+
+/// A step of eight sequences that verify 4 draft tokens and draft after each of 5 accepted lengths.
+#[test]
+fn a_batch_of_the_released_heads() {
+    let sequence =
+        |context: usize, i: usize| Sequence::new(20 + i as u64, context + 37 * i, 5, &[0, 1, 2, 3, 4], 16);
+    for (shape, page_size) in RELEASED {
+        let setting = Setting { shape, page_size, split: DEFAULT_SPLIT, head_major: false };
+        let case = Joint { setting, sequences: (0..8).map(|i| sequence(800, i)).collect() };
+        on_a_gpu(&case, |rows| case.compared(rows));
+        // One short sequence, so that the case itself is tried before a GPU is there.
+        let case = Joint { setting, sequences: vec![sequence(20, 0)] };
+        if shape.kv_heads == 3 {
+            everywhere(&case, |rows| case.compared(rows));
+        }
     }
 }

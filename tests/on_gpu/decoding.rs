@@ -10,6 +10,7 @@ use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::attention::DEFAULT_SPLIT;
 use flexdraft::model::Model;
+use flexdraft::model::config::Architecture;
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 
@@ -32,6 +33,38 @@ fn spec(head_dim: usize, seed: u64) -> Spec {
     }
 }
 
+/// That parallel and sequential decoding commit the tokens of autoregressive decoding, alone and in a batch.
+fn check_modes(device: impl Device, spec: &Spec) {
+    let (target, drafter) = spec.weights();
+    // One model for all engines, as its first products find out which algorithms to use.
+    let mut kept = Some(Model::new(device, &target, Some(&drafter)).unwrap());
+    let vocab = spec.vocab as u32;
+    let mut decode = |mode, batch: usize, rule, temperature| {
+        let options = EngineOptions { cache_tokens: 8192, ..EngineOptions::default() };
+        let mut engine = Engine::new(kept.take().unwrap(), mode, options).unwrap();
+        let request = |i: usize| Request {
+            sampling: SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 },
+            rule,
+            seed: i as u64,
+            ..Request::new((0..10 + 37 * i as u32).map(|id| id * 7 % vocab).collect(), 64)
+        };
+        let outputs = run(&mut engine, (0..batch).map(request).collect());
+        kept = Some(engine.into_model());
+        outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>()
+    };
+    for (rule, temperature) in [(Rule::Match, 0.0), (Rule::Match, 1.0)] {
+        let ar = decode(Mode::Autoregressive, 1, rule, temperature);
+        for batch in [1, 5] {
+            for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
+                let found = decode(mode, batch, rule, temperature);
+                assert_eq!(found[0], ar[0], "{mode:?} at batch {batch} and temperature {temperature}");
+            }
+        }
+    }
+    let parallel = decode(Mode::Parallel, 3, Rule::Rejection, 1.0);
+    assert_eq!(parallel, decode(Mode::Sequential, 3, Rule::Rejection, 1.0));
+}
+
 #[test]
 fn every_mode_gives_the_same_tokens() {
     if cuda().is_none() {
@@ -39,32 +72,50 @@ fn every_mode_gives_the_same_tokens() {
     }
     // Short splits, so that these contexts have several.
     for (head_dim, seed, split) in [(64, 1, DEFAULT_SPLIT), (128, 2, DEFAULT_SPLIT), (64, 3, 64)] {
-        let spec = spec(head_dim, seed);
-        let (target, drafter) = spec.weights();
-        let decode = |mode, batch: usize, rule, temperature| {
-            let model = Model::new(Gpu::cuda(0).unwrap().with_split(split), &target, Some(&drafter)).unwrap();
-            let options = EngineOptions { cache_tokens: 8192, ..EngineOptions::default() };
-            let mut engine = Engine::new(model, mode, options).unwrap();
-            let request = |i: usize| Request {
-                sampling: SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 },
-                rule,
-                seed: i as u64,
-                ..Request::new((0..10 + 37 * i as u32).map(|id| id * 7 % 1000).collect(), 64)
-            };
-            let outputs = run(&mut engine, (0..batch).map(request).collect());
-            outputs.into_iter().map(|output| output.tokens).collect::<Vec<_>>()
-        };
-        for (rule, temperature) in [(Rule::Match, 0.0), (Rule::Match, 1.0)] {
-            let ar = decode(Mode::Autoregressive, 1, rule, temperature);
-            for batch in [1, 5] {
-                for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
-                    let found = decode(mode, batch, rule, temperature);
-                    assert_eq!(found[0], ar[0], "{mode:?} at batch {batch} and temperature {temperature}");
-                }
-            }
+        check_modes(Gpu::cuda(0).unwrap().with_split(split), &spec(head_dim, seed));
+    }
+}
+
+/// Heads and vocabularies of released models, with fewer layers.
+fn released(name: &str) -> Spec {
+    let spec = Spec {
+        rank: Some(512),
+        block_size: 16,
+        dtype: DType::Bf16,
+        layers: 3,
+        tail: 2,
+        tied: true,
+        context_len: 4096,
+        ..Spec::default()
+    };
+    match name {
+        "Qwen3-8B" => {
+            Spec { head_dim: 128, kv_heads: 8, q_per_kv: 4, hidden: 1024, vocab: 151_936, seed: 4, ..spec }
         }
-        let parallel = decode(Mode::Parallel, 3, Rule::Rejection, 1.0);
-        assert_eq!(parallel, decode(Mode::Sequential, 3, Rule::Rejection, 1.0));
+        _ => Spec {
+            architecture: Architecture::Llama,
+            head_dim: 64,
+            kv_heads: 3,
+            q_per_kv: 3,
+            hidden: 576,
+            vocab: 49_152,
+            seed: 5,
+            ..spec
+        },
+    }
+}
+
+#[test]
+fn every_mode_gives_the_same_tokens_with_the_heads_of_qwen3_8b() {
+    if cuda().is_some() {
+        check_modes(Gpu::cuda(0).unwrap(), &released("Qwen3-8B"));
+    }
+}
+
+#[test]
+fn every_mode_gives_the_same_tokens_with_the_heads_of_smollm2() {
+    if cuda().is_some() {
+        check_modes(Gpu::cuda(0).unwrap(), &released("SmolLM2-135M"));
     }
 }
 

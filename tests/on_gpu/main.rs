@@ -13,14 +13,30 @@ mod attention;
 mod attention_reference;
 mod bench;
 mod capture;
+#[path = "../../benches/kernels/cases/mod.rs"]
+#[allow(dead_code)]
+mod cases;
 mod decoding;
+mod every_kernel;
+#[path = "../../benches/kernels/first.rs"]
+#[allow(dead_code)]
+mod first;
+#[path = "../../benches/kernels/floor.rs"]
+#[allow(dead_code)]
+mod floor;
 mod glue;
+#[path = "../../benches/kernels/machine.rs"]
+#[allow(dead_code)]
+mod machine;
 mod products;
 mod sampling;
 mod sampling_reference;
 mod selection;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../../benches/kernels/traced.rs"]
+#[allow(dead_code)]
+mod traced;
 
 use bench::{Bench, cuda, foreign, simt};
 use flexdraft::backend::simt::{Checking, Copies};
@@ -50,6 +66,20 @@ fn on_a_gpu<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     if let Some(gpu) = cuda() {
         check(&case.run(&gpu));
     }
+}
+
+/// Runs a case on a GPU, if there is one, and in a rehearsal (`FLEXDRAFT_REHEARSE`) on the SIMT host too: a case whose
+/// time there is minutes.
+fn on_a_gpu_or_rehearsed<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
+    if is_rehearsal() {
+        check(&case.run(&simt(SimtOptions::default())));
+    }
+    on_a_gpu(case, check);
+}
+
+/// Whether this is a rehearsal of a run on a GPU (`benches/gpu/rehearse.sh`).
+fn is_rehearsal() -> bool {
+    std::env::var_os("FLEXDRAFT_REHEARSE").is_some()
 }
 
 /// What is computed, on any backend.

@@ -12,7 +12,7 @@ use flexdraft_reference::warp as reference;
 use half::bf16;
 
 use crate::bench::{Bench, halves, noise};
-use crate::{Case, everywhere, on_a_gpu};
+use crate::{Case, everywhere, on_a_gpu, on_a_gpu_or_rehearsed};
 
 const SEED: u64 = 9;
 const POSITION: usize = 100;
@@ -216,11 +216,15 @@ fn calibrated_rows() {
     }
 }
 
-/// Qwen3's vocabulary, and the released drafter's rank.
+/// The vocabularies of Qwen3 and SmolLM2, and the released drafters' rank.
 #[test]
 fn a_large_vocabulary() {
-    for rank in [0, 512] {
-        let case = Rows { vocab: 151_936, count: 33, rank };
+    for (vocab, rank) in [(151_936, 0), (151_936, 512), (49_152, 0), (49_152, 512)] {
+        let case = Rows { vocab, count: 33, rank };
         on_a_gpu(&case, |found| case.check(found));
+    }
+    for rank in [0, 512] {
+        let case = Rows { vocab: 49_152, count: 7, rank };
+        on_a_gpu_or_rehearsed(&case, |found| case.check(found));
     }
 }

@@ -24,6 +24,9 @@ pub struct Attention {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub page_size: usize,
+    /// Keys of a split.
+    #[serde(skip)]
+    pub split: usize,
 }
 
 /// Batch and context of a decode step's usual loads.
@@ -43,6 +46,7 @@ impl Attention {
             kv_heads: 8,
             head_dim: 128,
             page_size: 64,
+            split: DEFAULT_SPLIT,
         };
         let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
         let mut all: Vec<Self> =
@@ -65,6 +69,7 @@ impl Attention {
 struct Operands<'a, B: Backend> {
     machine: &'a Machine<B>,
     shape: AttentionShape,
+    split: usize,
     strides: KvStrides,
     pass: PassTables<B>,
     qkv: B::Memory<bf16>,
@@ -122,11 +127,12 @@ impl Case for Attention {
         pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
         let rows = pass.rows();
         let cached = pages * self.page_size * self.kv_heads * self.head_dim;
-        let workspace = attention_workspace_len(shape, rows, pass.longest(), DEFAULT_SPLIT)
+        let workspace = attention_workspace_len(shape, rows, pass.longest(), self.split)
             .ok_or(KernelError::Overflow { kernel: "joint_attention", what: "workspace" })?;
         Ok(Box::new(Operands {
             machine,
             shape,
+            split: self.split,
             strides: KvStrides::token_major(self.page_size, self.kv_heads, self.head_dim),
             pass,
             qkv: machine.bf16_noise(1, rows * shape.qkv_cols())?,
@@ -157,7 +163,7 @@ impl<B: Backend> Prepared for Operands<'_, B> {
                 lse: None,
                 workspace: backend.view_mut(stream, &mut self.workspace),
                 shape: self.shape,
-                split: DEFAULT_SPLIT,
+                split: self.split,
                 error: None,
             },
         )

@@ -1,0 +1,234 @@
+//! The first questions to a new GPU: does it load the kernels, and does each of them run?
+//!
+//! `kernels first [FROM]` launches every kernel on operands of a few rows, waits for each launch, and adds lines of
+//! JSON to `first-kernels.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names. Results are not looked at:
+//! `tests/on_gpu` does that. A launch that fails may take the whole context with it, so the program ends at the first
+//! failure; called again with the number of `case` lines that are in the file, it goes on after the failed case.
+//! Without a GPU the kernels run on the SIMT host, unless `FLEXDRAFT_REQUIRE_GPU` is set.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::error::Error;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use flexdraft::backend::{BackendError, Cuda, Limits, Simt, SimtOptions};
+use flexdraft::kernels::{KernelError, Kernels};
+use half::bf16;
+use serde_json::{Value, json};
+
+use crate::cases::Case;
+use crate::cases::acceptance::Acceptance;
+use crate::cases::attention::Attention;
+use crate::cases::glue::{Append, Elementwise};
+use crate::cases::sampling::{Sampling, Stored};
+use crate::cases::selection::{Rotations, Selection};
+use crate::machine::Machine;
+use crate::traced::{Log, Traced, Waits};
+
+/// The file's name.
+const FILE: &str = "first-kernels.jsonl";
+
+/// Prepares the operands of a case and launches its kernels.
+type Run<B> = Box<dyn Fn(&Machine<Traced<B>>) -> Result<(), KernelError>>;
+
+/// A case, and the shared memory that a CTA may take in it, in KiB (the device's limit if `None`).
+struct Planned<B: Waits> {
+    name: String,
+    shared_kib: Option<u32>,
+    run: Run<B>,
+}
+
+/// Returns a plan that launches the kernels of `case` once.
+fn once<B: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planned<B> {
+    let run = move |machine: &Machine<Traced<B>>| case.prepare(machine)?.launch();
+    Planned { name: name.into(), shared_kib: None, run: Box::new(run) }
+}
+
+/// Returns a step of two sequences, with the heads of Qwen3-8B for 128 dimensions and of SmolLM2-135M for 64. Its rows
+/// and the shared memory decide which kernel it launches.
+fn attention<B: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<B> {
+    let (q_heads, kv_heads, page_size) = if head_dim == 128 { (32, 8, 64) } else { (9, 3, 16) };
+    let (candidates, slots) = (1, 8);
+    let case = Attention {
+        batch: 2,
+        context: 70,
+        candidates,
+        groups,
+        slots,
+        q_heads,
+        kv_heads,
+        head_dim,
+        page_size,
+        split: 64,
+    };
+    let name = format!("attention of {head_dim} dimensions, {groups} groups, {shared_kib} KiB");
+    Planned { shared_kib: Some(shared_kib), ..once(name, case) }
+}
+
+/// Returns a row whose context is long enough for the merge of many splits.
+fn long_attention<B: Waits>(head_dim: usize) -> Planned<B> {
+    let case = Attention {
+        batch: 1,
+        context: 125 * 64,
+        candidates: 1,
+        groups: 0,
+        slots: 0,
+        q_heads: 1,
+        kv_heads: 1,
+        head_dim,
+        page_size: 64,
+        split: 64,
+    };
+    once(format!("attention of {head_dim} dimensions, many splits"), case)
+}
+
+/// Returns the cases of sampling and acceptance with logits of type `L`.
+fn of_logits<B: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<B>> {
+    let logits = PhantomData::<L>;
+    let vocab = 1500;
+    let sampling = |rows, rank, truncated| Sampling { rows, vocab, rank, truncated, logits };
+    let acceptance = |rule| Acceptance { batch: 2, drafts: 3, vocab, rule, logits };
+    vec![
+        once(format!("sampling, {name}"), sampling(3, 0, true)),
+        once(format!("calibrated sampling of few rows, {name}"), sampling(3, 64, false)),
+        once(format!("calibrated sampling of many rows, {name}"), sampling(65, 64, false)),
+        once(format!("acceptance by rejection, {name}"), acceptance("rejection")),
+        once(format!("acceptance by block, {name}"), acceptance("block")),
+    ]
+}
+
+/// Returns cases that launch every kernel, the shortest first.
+fn planned<B: Waits>() -> Vec<Planned<B>> {
+    let mut all: Vec<Planned<B>> = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
+        .map(|kernel| once(kernel, Elementwise { kernel, rows: 3, cols: 576 }))
+        .into();
+    all.push(once("rope_table", Rotations { batch: 2, candidates: 3, head_dim: 128 }));
+    for (head_dim, q_heads, kv_heads, page_size) in [(64, 9, 3, 16), (128, 32, 8, 64)] {
+        let append = Append { rows: 2, context: 70, q_heads, kv_heads, head_dim, page_size };
+        all.push(once(format!("append of {head_dim} dimensions"), append));
+    }
+    for kernel in ["select_drafts", "follow_verdicts"] {
+        all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
+    }
+    for head_dim in [64, 128] {
+        // A CTA's limits at compute capability 9.0, 8.6 and 7.5; each makes other kernels the best choice.
+        let limits: &[u32] = if head_dim == 64 { &[227, 99, 64] } else { &[227, 99] };
+        for &shared_kib in limits {
+            all.extend([0, 3].map(|groups| attention(head_dim, groups, shared_kib)));
+        }
+        all.push(long_attention(head_dim));
+    }
+    all.extend(of_logits::<B, f32>("f32"));
+    all.extend(of_logits::<B, bf16>("bf16"));
+    all
+}
+
+/// Runs the cases from number `from` on, until one fails.
+fn launch_all<B: Waits>(
+    backend: B,
+    stream: B::Stream,
+    log: &Arc<Log>,
+    from: usize,
+) -> Result<(), Box<dyn Error>>
+where
+    B::Stream: Clone,
+{
+    let inner = Arc::new(backend);
+    for case in planned::<B>().into_iter().skip(from) {
+        log.add(&json!({"case": case.name}))?;
+        let all = inner.limits();
+        let shared_bytes_per_cta =
+            case.shared_kib.map_or(u32::MAX, |kib| kib << 10).min(all.shared_bytes_per_cta);
+        // A multiprocessor has one KiB more than one CTA may take, and a merge of many splits needs many
+        // multiprocessors.
+        let limits = Limits {
+            multiprocessors: all.multiprocessors.max(132),
+            shared_bytes_per_cta,
+            shared_bytes_per_multiprocessor: match case.shared_kib {
+                Some(kib) => ((kib + 1) << 10).min(all.shared_bytes_per_multiprocessor),
+                None => all.shared_bytes_per_multiprocessor,
+            },
+        };
+        let traced = Traced { inner: inner.clone(), limits, log: log.clone() };
+        let machine = Machine { kernels: Kernels::new(traced), stream: stream.clone() };
+        (case.run)(&machine).map_err(|error| format!("{}: {error}", case.name))?;
+    }
+    Ok(())
+}
+
+/// Returns the kernels among `names` without a successful launch in the file.
+fn missing(
+    path: &Path,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<Vec<&'static str>, Box<dyn Error>> {
+    let text = std::fs::read_to_string(path)?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let launched: BTreeSet<String> = lines
+        .filter(|line| line["status"] == "ok")
+        .filter_map(|line| line["kernel"].as_str().map(str::to_owned))
+        .collect();
+    // Kernels of single instructions are what tests/golden_vectors launches.
+    let ours = names.filter(|name| !name.starts_with("golden_"));
+    Ok(ours.filter(|name| !launched.contains(*name)).collect())
+}
+
+/// Launches everything on the SIMT host, from case number `from` on.
+pub fn on_simt(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
+    let simt = Simt::new(SimtOptions::default());
+    let stream = simt.stream();
+    let log = Arc::new(Log::open(&directory.join(FILE))?);
+    if from == 0 {
+        log.add(&json!({"device": "SIMT host"}))?;
+    }
+    launch_all(simt, stream, &log, from)
+}
+
+/// Launches everything on a GPU, from case number `from` on.
+fn on_cuda(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
+    let begun = Instant::now();
+    let context = Cuda::context(0)?;
+    let context_seconds = begun.elapsed().as_secs_f64();
+    let path = directory.join(FILE);
+    let log = Arc::new(Log::open(&path)?);
+    let driver = |error: cudarc::driver::DriverError| BackendError::Driver(error.to_string());
+    let cuda = Cuda::new(&context)?;
+    if from == 0 {
+        let Limits { multiprocessors, shared_bytes_per_cta, shared_bytes_per_multiprocessor } =
+            flexdraft::backend::Backend::limits(&cuda);
+        log.add(&json!({
+            "device": context.name().map_err(driver)?,
+            "compute_capability": context.compute_capability().map_err(driver)?,
+            "multiprocessors": multiprocessors,
+            "shared_bytes_per_cta": shared_bytes_per_cta,
+            "shared_bytes_per_multiprocessor": shared_bytes_per_multiprocessor,
+            "context_seconds": context_seconds,
+            "load_seconds": begun.elapsed().as_secs_f64() - context_seconds,
+        }))?;
+    }
+    launch_all(cuda, context.default_stream(), &log, from)?;
+    let missing = missing(&path, Cuda::kernel_names())?;
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(format!("not launched: {}", missing.join(", ")).into()),
+    }
+}
+
+/// `kernels first [FROM]`.
+pub fn run(from: usize) -> Result<(), Box<dyn Error>> {
+    let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
+    match on_cuda(&directory, from) {
+        Err(error) if env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none() && no_gpu(error.as_ref()) => {
+            eprintln!("*** on the SIMT host, without a GPU: {error} ***");
+            on_simt(&directory, from)
+        }
+        other => other,
+    }
+}
+
+fn no_gpu(error: &(dyn Error + 'static)) -> bool {
+    let found = error.downcast_ref::<BackendError>();
+    matches!(found, Some(BackendError::Unavailable(_) | BackendError::NoDeviceCode))
+}

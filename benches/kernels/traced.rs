@@ -1,0 +1,154 @@
+//! A backend that waits for every launch, and writes down which kernel it launches before it does.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use flexdraft::backend::{
+    Backend, BackendError, Cuda, Element, Launch, Limits, QueueId, Simt, View, ViewMut,
+};
+use serde::Serialize;
+use serde_json::json;
+
+/// A backend whose caller can wait for its launches.
+pub trait Waits: Backend {
+    /// Returns once every launch on `stream` has run; an error is the error of one of these launches.
+    fn wait(&self, stream: &Self::Stream) -> Result<(), BackendError>;
+}
+
+impl Waits for Cuda {
+    fn wait(&self, stream: &Self::Stream) -> Result<(), BackendError> {
+        stream.synchronize().map_err(|error| BackendError::Driver(error.to_string()))
+    }
+}
+
+impl Waits for Simt {
+    fn wait(&self, _: &Self::Stream) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+/// A file of JSON lines. Each line is on disk when `add` returns, so that a process which is killed leaves the name of
+/// the kernel that it waited for.
+#[derive(Debug)]
+pub struct Log(Mutex<File>);
+
+impl Log {
+    /// Opens a file to add lines at its end.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        Ok(Log(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?)))
+    }
+
+    pub fn add(&self, line: &impl Serialize) -> io::Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        file.write_all(text.as_bytes())?;
+        file.sync_data()
+    }
+}
+
+/// Launches on `inner` one by one, as if the processor had `limits`.
+#[derive(Debug)]
+pub struct Traced<B> {
+    pub inner: Arc<B>,
+    pub limits: Limits,
+    pub log: Arc<Log>,
+}
+
+impl<B> Traced<B> {
+    fn add(&self, kernel: &'static str, line: serde_json::Value) -> Result<(), BackendError> {
+        self.log.add(&line).map_err(|error| BackendError::Failed { kernel, message: error.to_string() })
+    }
+}
+
+impl<B: Waits> Backend for Traced<B> {
+    type Stream = B::Stream;
+    type Memory<T: Element> = B::Memory<T>;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn allocate<T: Element>(&self, stream: &B::Stream, len: usize) -> Result<B::Memory<T>, BackendError> {
+        self.inner.allocate(stream, len)
+    }
+
+    fn upload<T: Element>(
+        &self,
+        stream: &B::Stream,
+        from: &[T],
+        to: &mut B::Memory<T>,
+        first: usize,
+    ) -> Result<(), BackendError> {
+        self.inner.upload(stream, from, to, first)
+    }
+
+    fn download<T: Element>(
+        &self,
+        stream: &B::Stream,
+        from: &B::Memory<T>,
+        first: usize,
+        to: &mut [T],
+    ) -> Result<(), BackendError> {
+        self.inner.download(stream, from, first, to)
+    }
+
+    fn copy<T: Element>(
+        &self,
+        stream: &B::Stream,
+        from: &B::Memory<T>,
+        range: Range<usize>,
+        to: &mut B::Memory<T>,
+        first: usize,
+    ) -> Result<(), BackendError> {
+        self.inner.copy(stream, from, range, to, first)
+    }
+
+    fn view<'a, T: Element>(&self, stream: &'a B::Stream, memory: &'a B::Memory<T>) -> View<'a, T> {
+        self.inner.view(stream, memory)
+    }
+
+    fn view_mut<'a, T: Element>(
+        &self,
+        stream: &'a B::Stream,
+        memory: &'a mut B::Memory<T>,
+    ) -> ViewMut<'a, T> {
+        self.inner.view_mut(stream, memory)
+    }
+
+    fn queue(&self, stream: &B::Stream) -> QueueId {
+        self.inner.queue(stream)
+    }
+
+    unsafe fn launch(&self, stream: &B::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
+        let Launch { kernel, grid, threads, shared_bytes, .. } = *launch;
+        self.add(
+            kernel,
+            json!({"launching": kernel, "grid": grid, "threads": threads, "shared": shared_bytes}),
+        )?;
+        let begun = Instant::now();
+        // SAFETY: the caller's promise.
+        let launched = unsafe { self.inner.launch(stream, launch) }.and_then(|()| self.inner.wait(stream));
+        match launched {
+            Ok(()) => {
+                let us = begun.elapsed().as_secs_f64() * 1e6;
+                self.add(kernel, json!({"kernel": kernel, "status": "ok", "us": us}))
+            }
+            Err(error) => {
+                let message = match &error {
+                    BackendError::Failed { message, .. } => message.clone(),
+                    other => other.to_string(),
+                };
+                self.add(kernel, json!({"kernel": kernel, "status": "failed", "error": message}))?;
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The program that a new GPU is asked first (`benches/kernels/first.rs`), on the SIMT host.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::first;
+
+/// Kernels of the sources, by their tables.
+fn listed() -> BTreeSet<String> {
+    let cuda = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let mut names = BTreeSet::new();
+    for family in ["attention", "sampling", "acceptance", "glue"] {
+        let source = std::fs::read_to_string(cuda.join(family).join(format!("{family}.cu"))).unwrap();
+        let (_, table) = source.split_once("FLEXDRAFT_KERNEL_TABLE(").unwrap();
+        let (table, _) = table.split_once(')').unwrap();
+        names.extend(table.split(',').skip(1).map(|name| name.trim().to_owned()));
+    }
+    assert!(names.len() > 20, "{names:?}");
+    names
+}
+
+fn kernels<'a>(lines: &'a [Value], key: &str) -> Vec<&'a str> {
+    lines.iter().filter_map(|line| line[key].as_str()).collect()
+}
+
+/// Where there are no sources, as in a bundle, there is nothing to compare with.
+#[test]
+fn is_launched_by_the_first_program() {
+    if !std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda").exists() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    first::on_simt(directory.path(), 0).unwrap();
+    let text = std::fs::read_to_string(directory.path().join("first-kernels.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["device"], "SIMT host");
+    let ok: Vec<Value> = lines.iter().filter(|line| line["status"] == "ok").cloned().collect();
+    assert_eq!(kernels(&lines, "launching"), kernels(&ok, "kernel"), "a launch that says nothing of its end");
+    let launched: BTreeSet<String> = kernels(&ok, "kernel").into_iter().map(str::to_owned).collect();
+    assert_eq!(launched, listed());
+
+    // After a failure the rest is launched by a second call.
+    let cases = kernels(&lines, "case").len();
+    let again = tempfile::tempdir().unwrap();
+    first::on_simt(again.path(), cases - 1).unwrap();
+    let text = std::fs::read_to_string(again.path().join("first-kernels.jsonl")).unwrap();
+    assert!(text.starts_with("{\"case\":") && text.matches("\"case\"").count() == 1, "{text}");
+}
