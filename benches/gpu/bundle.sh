@@ -1,25 +1,36 @@
 #!/usr/bin/env bash
 # Builds a folder that checks and times the kernels on a machine with a GPU and no Rust: stripped test and benchmark
-# binaries, the command, the scripts that compare with other libraries, a small model, and run.sh, which runs all of it.
-# Packs it as DIRECTORY.tar.xz too. Needs nvcc (see cuda/install_nvcc.sh).
+# binaries, the command, the scripts that compare with other libraries, and run.sh, which runs all of it. Packs it as
+# DIRECTORY.tar.xz too. Needs nvcc (see cuda/install_nvcc.sh).
 #
-#   benches/gpu/bundle.sh DIRECTORY
+#   benches/gpu/bundle.sh DIRECTORY [CARRIED...]
+#
+# The released pair is not in it: run.sh takes it from the repository, which is carried with the bundle. Fails where the
+# archive has more than 12 MiB, or where all that is carried together, the repository, the archive and the files and
+# folders CARRIED, has more than 60 MiB.
 set -euo pipefail
-out=${1:?"usage: benches/gpu/bundle.sh DIRECTORY"}
+out=${1:?"usage: benches/gpu/bundle.sh DIRECTORY [CARRIED...]"}
+shift
+carried=()
+for path in "$@"; do
+  carried+=("$(realpath "$path")")
+done
+# Nothing of an earlier bundle.
+rm -rf "$out"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/../.."
 
-# What the archive may take: what carries it may hold 64 MiB, of which the repository itself is 40.
-limit_mib=20
+archive_mib=12
+together_mib=60
 
 export FLEXDRAFT_REQUIRE_NVCC=1
-# Libraries are looked for by the names of this CUDA, not of whichever this machine's PATH leads to.
+# The names of the libraries that the programs load come from this CUDA version, whatever toolkit is on PATH here.
 export CUDARC_CUDA_VERSION=13000
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
 # Everything at once, as dependencies get the features that all of it needs and are compiled once.
-cargo build --release --locked --message-format=json -p flexdraft -p flexdraft-cli -p flexdraft-bridge --lib \
+cargo build --profile bundle --locked --message-format=json -p flexdraft -p flexdraft-cli -p flexdraft-bridge --lib \
   --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
 for name in on_gpu golden_vectors kernels; do
   binary=$(sed -n "s|.*\"executable\":\"\([^\"]*/$name-[0-9a-f]*\)\".*|\1|p" "$messages")
@@ -34,19 +45,29 @@ cp benches/peers/gpu/*.py "$out/peers/gpu"
 for script in benches/peers/step*.py; do
   [ ! -e "$script" ] || cp "$script" "$out/peers"
 done
-for part in target drafter; do
-  mkdir -p "$out/demo/tiny/$part"
-  cp demo/tiny/$part/* "$out/demo/tiny/$part"
-done
 cp benches/gpu/{run.sh,summary.py,fold.py} "$out"
 git rev-parse HEAD > "$out/commit"
 
 # One window for all files, as all binaries hold the same device code.
 archive=$out.tar.xz
-tar -C "$(dirname "$out")" -c "$(basename "$out")" | xz -9 -T 1 > "$archive"
-size=$(du -m "$archive" | cut -f 1)
-echo "$archive: $size MiB, $(du -sm "$out" | cut -f 1) unpacked"
-if [ "$size" -gt "$limit_mib" ]; then
-  echo "the archive may have $limit_mib MiB" >&2
+tar -C "$(dirname "$out")" -c "$(basename "$out")" | xz -9e -T 1 > "$archive"
+(cd "$out" && du -ak . | sort -rn)
+bytes() { # of files whose names come in, each ended by a NUL
+  du -bc --files0-from=- 2> /dev/null | tail -n 1 | cut -f 1
+}
+mib() { printf '%d.%d MiB' $(($1 >> 20)) $((($1 & 1048575) * 10 >> 20)); }
+size=$(stat -c %s "$archive")
+tree=$(git ls-files -z --cached --others --exclude-standard | bytes)
+others=0
+[ "${#carried[@]}" -eq 0 ] || others=$(printf '%s\0' "${carried[@]}" | bytes)
+together=$((size + tree + others))
+echo "$archive: $(mib "$size"), $(du -sm "$out" | cut -f 1) unpacked"
+echo "carried together: $(mib "$together"), with the repository ($(mib "$tree")) and other files ($(mib "$others"))"
+if [ "$size" -gt $((archive_mib << 20)) ]; then
+  echo "the archive may have $archive_mib MiB" >&2
+  exit 1
+fi
+if [ "$together" -gt $((together_mib << 20)) ]; then
+  echo "all together may have $together_mib MiB" >&2
   exit 1
 fi

@@ -3,9 +3,10 @@
 
     benches/gpu/fold.py REPORT... [--root ROOT_OF_THE_REPOSITORY]
 
-A REPORT is the report.tgz that run.sh writes, or a folder with what is in it; what a later one has stands in the place
-of what an earlier one has. Writes benches/results/gpu-<device>.json: every run with its status, and what was measured,
-as far as it came, of steps, kernels and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU
+A REPORT is the report.tgz that run.sh writes, or the folder of the files that are in it; what a later one has stands in
+the place of what an earlier one has. Writes benches/results/gpu-<device>.json: every run with its status, what became of
+the first launch of each kernel, the algorithms for products, and what was measured, as far as it came, of steps, kernels
+and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU
 made of single instructions becomes tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT
 host's models with.
 """
@@ -45,6 +46,62 @@ def rounded(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def launches(path: pathlib.Path) -> dict:
+    """What benches/kernels/first.rs wrote: the device, and of each kernel the microseconds of its last launch, or why
+    there are none."""
+    header, kernels, waiting = {}, {}, None
+    for line in lines(path):
+        if "launching" in line:
+            waiting = line["launching"]
+            kernels.setdefault(waiting, "did not return")
+        elif "status" in line:
+            failed = isinstance(kernels.get(line["kernel"]), str) and kernels[line["kernel"]] != "did not return"
+            if not failed:
+                kernels[line["kernel"]] = line["us"] if line["status"] == "ok" else line["error"]
+            waiting = None
+        elif "device" in line:
+            header = line
+        elif waiting:
+            # Another case has begun, so this launch never ended.
+            kernels[waiting], waiting = "did not return", None
+    if waiting:
+        kernels[waiting] = "did not return"
+    return {"machine": rounded(header), "kernels": rounded(kernels)} if kernels else {}
+
+
+def products(path: pathlib.Path) -> dict:
+    """What benches/kernels/survey.rs wrote: the device with its ceilings, and the layers with their algorithms."""
+    header, layers = {}, []
+    for line in map(rounded, lines(path)):
+        if "layer" in line:
+            layers.append({**line, "algorithms": []})
+        elif "algorithm" in line:
+            layers[-1]["algorithms"].append(line)
+        elif "device" in line:
+            header = line
+        else:
+            layers[-1].update(line)
+    return {"machine": header, "layers": layers} if layers else {}
+
+
+# tests/golden_vectors: the kernel with results of mma.sync and, twice, of wgmma, and what was not written.
+WGMMA, UNWRITTEN = "golden_wgmma_m64n8k16", "deadbeef"
+
+
+def equal_to_mma(instructions: str | None) -> tuple[int, int]:
+    """How many words of results wgmma has, and how many of these have the bits of mma.sync on the same operands."""
+    vector = json.loads(instructions or "{}").get("instructions", {}).get(WGMMA, {"output": []})
+    found = equal = 0
+    for case in vector["output"]:
+        words = [case[i:i + 8] for i in range(0, len(case), 8)]
+        for first in range(0, len(words), 12):
+            for i in range(4, 12):
+                word = words[first + i]
+                found += word != UNWRITTEN
+                equal += word == words[first + i % 4]
+    return found, equal
+
+
 MEASURED = {"steps": ("machine", "steps"), "peer-steps": ("machine", "steps"), "kernels": ("ceilings", "cases"),
             "peers": ("machine", "cases")}
 
@@ -56,6 +113,8 @@ class Report:
         self.runs = {run["run"]: run for run in lines(folder / "report.jsonl")}
         self.steps, self.peer_steps, self.kernels, self.peers = (
             families(folder, kind, *parts) for kind, parts in MEASURED.items())
+        self.launches = launches(folder / "first-kernels.jsonl")
+        self.products = products(folder / "first-products.jsonl")
         recorded = folder / "ptx.json"
         self.instructions = recorded.read_text() if recorded.exists() else None
 
@@ -65,6 +124,8 @@ class Report:
                          if name not in self.runs or "skipped" not in run)
         for kind in ("steps", "peer_steps", "kernels", "peers"):
             getattr(self, kind).update(getattr(later, kind))
+        self.launches = later.launches or self.launches
+        self.products = later.products or self.products
         self.instructions = later.instructions or self.instructions
 
 
@@ -99,6 +160,8 @@ def fold(report: Report, root: pathlib.Path) -> None:
     folded = {
         "device": device, "driver": driver, "date": last["date"], "commit": last["commit"],
         "runs": [{key: value for key, value in run.items() if key != "device"} for run in runs],
+        "launches": report.launches, "products": report.products,
+        "wgmma_words": dict(zip(("all", "equal_to_mma"), equal_to_mma(report.instructions))),
         "steps": report.steps, "peer_steps": report.peer_steps, "kernels": report.kernels, "peers": report.peers,
     }
     path.write_text(json.dumps(folded, indent=1) + "\n")

@@ -1,32 +1,50 @@
 #!/usr/bin/env bash
-# Runs a bundle on a machine with a GPU, in parts that share one deadline:
+# Runs a bundle on a machine with a GPU, in parts. Each part says something by itself, whatever becomes of the parts
+# after it:
 #
-#   correct      every test of the kernels and the decode loop, PTX instructions, a real decode
-#   steps        whole decode steps beside their floors, then the same steps in PyTorch
+#   first        whether the device loads the kernels and runs each of them, what it makes of single instructions, and
+#                which algorithms it has for matrix products
+#   correct      every test of the kernels and the decode loop, a real decode
+#   steps        whole decode steps beside their floors
 #   kernels      each family of kernels beside its floor
-#   peers        the kernels beside PyTorch, FlashInfer and FlashAttention
+#   peers        the kernels beside PyTorch, FlashInfer and FlashAttention, whole steps beside PyTorch's
 #   sanitizers   the kernels' tests under compute-sanitizer
 #
-#   run.sh [REPORT_DIRECTORY]
+#   run.sh [REPORT_DIRECTORY [1|2]]
 #
-# FLEXDRAFT_PARTS=correct,steps chooses parts and their order; FLEXDRAFT_SECONDS (540) is the deadline. No run gets more
-# time than is left, one that is cut by the deadline says so, and what does not get its turn is reported as skipped;
-# neither fails the whole. After every run REPORT_DIRECTORY/report.tgz holds all there is so far: a line of JSON a run
-# in report.jsonl, a line a measured case in the other .jsonl files, each run's output. benches/gpu/fold.py reads it.
+# Run 1, the default, has the first three parts, run 2 the others. FLEXDRAFT_PARTS=correct,steps chooses parts and their
+# order instead. FLEXDRAFT_SECONDS (300) is the time of the whole; each part has a limit of its own besides. A run gets
+# no more time than is left; a run that the deadline cuts is reported as cut, a run that does not get its turn as
+# skipped, and neither fails the whole.
+#
+# Results are lines of JSON in REPORT_DIRECTORY.files, each written as soon as it is known: report.jsonl has a line a
+# run, the other .jsonl files a line a measured case; beside them is each run's log. REPORT_DIRECTORY/report.tgz is the
+# same as one file, at most some seconds old. It is replaced at once, never in part, so that whatever kills this script
+# leaves a whole report. benches/gpu/fold.py reads both.
+#
+# FLEXDRAFT_REHEARSE=1 runs all of it without a GPU, on the SIMT host and the CPU: a test of the bundle.
 set -uo pipefail
 export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/report}
-parts=${FLEXDRAFT_PARTS:-correct,steps,kernels,peers,sanitizers}
-deadline=$((SECONDS + ${FLEXDRAFT_SECONDS:-540}))
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+case ${2:-1} in
+  1) usual=first,correct,steps ;;
+  2) usual=kernels,peers,sanitizers ;;
+  *) echo "unknown run $2; there are runs 1 and 2" >&2; exit 2 ;;
+esac
+parts=${FLEXDRAFT_PARTS:-$usual}
+rehearse=${FLEXDRAFT_REHEARSE:-}
+# The end of the script takes its time too: what is stopped gets some seconds to end, then the summary is printed.
+grace=3 ending=3
+deadline=$((SECONDS + ${FLEXDRAFT_SECONDS:-300} - grace - ending))
 for part in ${parts//,/ }; do
   case $part in
-    correct | steps | kernels | peers | sanitizers) ;;
-    *) echo "there is no part $part" >&2; exit 2 ;;
+    first | correct | steps | kernels | peers | sanitizers) ;;
+    *) echo "unknown part $part" >&2; exit 2 ;;
   esac
 done
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
 
 # libcuda comes with the driver; cuBLASLt from a toolkit or from Python wheels.
 wheels=$(for python in python3 /opt/torch/.venv/bin/python3; do
@@ -45,39 +63,71 @@ find_library() {
   # Not a pipe: grep -q ends before ldconfig has written everything, which is an error of the pipe.
   grep -qF "$1" <<< "$(ldconfig -p 2> /dev/null)"
 }
-if ! find_library libcuda.so; then
-  echo "libcuda.so cannot be found" >&2
-  exit 1
+if [ -z "$rehearse" ]; then
+  if ! find_library libcuda.so; then
+    echo "libcuda.so cannot be found" >&2
+    exit 1
+  fi
+  find_library libcublasLt.so || echo "libcublasLt.so was not found; whatever multiplies matrices will fail" >&2
+  export FLEXDRAFT_REQUIRE_GPU=1
+  # Such a machine may get its memory only as it uses it, and report less than the large model's weights take.
+  export FLEXDRAFT_AVAILABLE_MEMORY=$((64 << 30))
 fi
-find_library libcublasLt.so || echo "libcublasLt.so was not found; whatever multiplies matrices will fail" >&2
 
-# Everything is written here, so that the report is one file, whatever may come back of a machine.
+# What is not for the report.
 scratch=$(mktemp -d)
-report=$scratch/report
-mkdir "$report"
-pack() {
-  # 1 says that a file grew meanwhile; what was there is packed.
-  tar --warning=no-file-changed -czf "$scratch/report.tgz" -C "$report" . || [ $? -eq 1 ] || return
-  cp "$scratch/report.tgz" "$out/.report.tgz" && mv "$out/.report.tgz" "$out/report.tgz"
-}
-finish() {
-  local running
-  running=$(jobs -rp)
-  [ -z "$running" ] || kill $running 2> /dev/null
-  pack
-  rm -rf "$scratch"
-}
-trap finish EXIT
-trap 'exit 143' TERM INT
+# The report's files lie beside REPORT_DIRECTORY, as what brings back that directory may take a few files only.
+report=$out.files
+number=1
+until mkdir "$report" 2> /dev/null; do
+  number=$((number + 1))
+  report=$out.files.$number
+  [ "$number" -lt 1000 ] || { report=$scratch/report; mkdir "$report"; }
+done
 
 PATH=$PATH:/usr/local/nvidia/bin:/usr/local/cuda/bin
 device=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null)
 device=${device%%$'\n'*}
 device=${device:-unknown}
+[ -z "$rehearse" ] || device="no GPU, 0"
 commit=$(cat "$here/commit")
 date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-export FLEXDRAFT_REQUIRE_GPU=1
 export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/triton PYTHONUNBUFFERED=1
+
+pack() {
+  touch "$scratch/packed"
+  # 1 says that a file grew meanwhile; what was there is packed.
+  tar --warning=no-file-changed -czf "$out/.report.tgz" -C "$report" . || [ $? -eq 1 ] || return
+  mv "$out/.report.tgz" "$out/report.tgz"
+}
+keep_packing() {
+  trap - EXIT
+  # A TERM ends it between two packings, at once.
+  local stopped=
+  trap 'stopped=yes' TERM
+  while [ -z "$stopped" ]; do
+    [ -z "$(find "$report" -newer "$scratch/packed" -print -quit)" ] || pack
+    sleep 1 &
+    wait $!
+  done
+}
+pack
+keep_packing &
+packer=$!
+finish() {
+  local running
+  trap '' TERM INT
+  running=$(jobs -rp)
+  [ -z "$running" ] || kill $running 2> /dev/null
+  # The packer first, as two that pack would disturb each other; then whatever has been told to end.
+  wait "$packer"
+  pack
+  wait
+  pack
+  rm -rf "$scratch"
+}
+trap finish EXIT
+trap 'exit 143' TERM INT
 
 # line NAME FIELDS: a line of the report.
 line() {
@@ -88,34 +138,39 @@ skip() { # NAME REASON
   line "$1" "\"status\": null, \"seconds\": 0, \"skipped\": \"$2\""
   echo "$1: skipped, $2"
 }
-left() { echo $((deadline - SECONDS)); }
-allowed() { # CAP: the seconds that a run may take
+left() { echo $((part_deadline - SECONDS)); }
+allowed() { # CAP: the seconds that a run may take; the SIMT host takes what it takes
   local left
+  [ -z "$rehearse" ] || { left; return; }
   left=$(left)
   echo $(($1 < left ? $1 : left))
 }
 # A run with less time than this says nothing.
 least=5
+# A program must not outlive a script that is killed, or it would disturb the next one.
+dies_with_it=()
+setpriv --pdeathsig KILL true 2> /dev/null && dies_with_it=(setpriv --pdeathsig KILL)
 
 # run NAME CAP COMMAND...: with `advisory` set its failure fails nothing, with `lines` set its output is that file of
-# the report instead of its log.
+# the report instead of its log. Returns the command's status, or 255 without time for it.
 run() {
-  local name=$1 cap=$2 limit log status begin took fields said
+  local name=$1 cap=$2 limit log status begin took fields said command
   shift 2
   limit=$(allowed "$cap")
   if [ "$limit" -lt "$least" ]; then
     skip "$name" "no time was left"
-    return
+    return 255
   fi
   log=$report/$name.log
   begin=${EPOCHREALTIME/./}
+  command=("${dies_with_it[@]}" timeout -k "$grace" "$limit" "${dies_with_it[@]}" "$@")
   if [ -n "${lines:-}" ]; then
-    timeout -k 10 "$limit" "$@" > "$report/$lines" 2> "$log" &
+    "${command[@]}" > "$report/$lines" 2> "$log" &
   else
-    timeout -k 10 "$limit" "$@" > "$log" 2>&1 &
+    "${command[@]}" > "$log" 2>&1 &
   fi
-  # Nobody else would end it, as it has a process group of its own.
-  trap "kill $! 2> /dev/null; exit 143" TERM
+  # The subshell ends its program itself, which has a process group of its own.
+  [ "$BASHPID" = "$$" ] || trap "kill $! 2> /dev/null; exit 143" TERM
   wait $!
   status=$?
   took=$(((${EPOCHREALTIME/./} - begin) / 1000))
@@ -137,88 +192,136 @@ run() {
   [ "$status" -eq 0 ] || said+=$(printf '\n--- the end of its log\n%s\n---' "$(tail -n 12 "$log")")
   # At once, as others write too.
   printf '%s\n' "$said"
+  return "$status"
 }
+# The runs beside the packer.
+running() { jobs -rp | grep -cvx "$packer"; }
 # Puts a run beside at most `slots` - 1 others; `settle` waits for all.
 slots=1
 start() {
-  while [ "$(jobs -rp | wc -l)" -ge "$slots" ]; do
+  while [ "$(running)" -ge "$slots" ]; do
     wait -n
-    pack
   done
   run "$@" &
 }
 settle() {
-  while [ -n "$(jobs -rp)" ]; do
+  while [ "$(running)" -gt 0 ]; do
     wait -n
-    pack
   done
-  pack
 }
-alone() {
-  start "$@"
+
+first() {
+  local from='' begun=0
+  slots=4
+  start instructions 50 env FLEXDRAFT_GOLDEN_RESULTS="$report" \
+    "$here/golden_vectors" --exact a_gpu_agrees_with_the_models --nocapture
+  # The program ends at a kernel that fails, or is stopped in one that hangs; called again it goes on after that kernel.
+  until run "first-kernels${from:+-from-$from}" 15 \
+    env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first $from; do
+    begun=$(grep -c '^{"case":' "$report/first-kernels.jsonl" 2> /dev/null)
+    [ "${begun:-0}" -gt "${from:-0}" ] || break
+    from=$begun
+  done
   settle
+  slots=1
+  # Alone, as it takes times.
+  run first-products 40 env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first-products
 }
 
 correct() {
-  local test
-  # Most of a test's time is the SIMT host's, on one core.
+  local test pair way on
+  # Most of a test's time is the SIMT host's or the reference's, on one core.
   slots=$(nproc)
   [ "$slots" -ge 4 ] || slots=4
-  start instructions 120 env FLEXDRAFT_GOLDEN_RESULTS="$report" \
-    "$here/golden_vectors" --exact a_gpu_agrees_with_the_models
   for test in $("$here/on_gpu" --list --format terse 2> /dev/null | sed -n 's/: test$//p'); do
-    start "${test//::/-}" 240 "$here/on_gpu" --exact "$test"
+    start "${test//::/-}" 110 "$here/on_gpu" --exact "$test"
+  done
+  # The released pair is the repository's, which the bundle does not repeat.
+  on=cuda:0
+  [ -z "$rehearse" ] || on=cpu
+  for pair in "$here/demo/tiny" demo/tiny none; do
+    [ ! -e "$pair/target" ] || break
   done
   for way in "greedy --temperature 0" "sampled --temperature 1 --rule match --seed 7"; do
-    start "decode-${way%% *}" 120 "$here/flexdraft" generate --device cuda:0 --target "$here/demo/tiny/target" \
-      --draft "$here/demo/tiny/drafter" --prompt '#[inline]' --max-new-tokens 128 --mode parallel ${way#* }
+    if [ "$pair" = none ]; then
+      skip "decode-${way%% *}" "demo/tiny is not here"
+    else
+      start "decode-${way%% *}" 60 "$here/flexdraft" generate --device "$on" --target "$pair/target" \
+        --draft "$pair/drafter" --prompt '#[inline]' --max-new-tokens 128 --mode parallel ${way#* }
+    fi
   done
   settle
   slots=1
 }
 
+# The steps of a model that tell most: a token alone, and verifying 4 draft tokens while drafting after each of the 5
+# accepted lengths. The small model first, as the large one's weights take half a minute.
+asked() { # MODEL
+  case $1 in
+    qwen3-8b) echo --mode ar,parallel --batch 1,16 --context 1024 --verify-len 4 --groups all ;;
+    *) echo --mode ar,parallel,sequential --batch 1 --context 1024 --verify-len 4 --groups all ;;
+  esac
+}
 steps() {
-  local model cap asked
-  asked=(--mode ar,sequential,parallel --batch 1,4,16,64 --context 1024,8192 --verify-len 3,7,15 --groups all,4)
-  for model in qwen3-8b=120 smollm2-135m=60; do
+  local model cap device_and_shape status
+  for model in smollm2-135m=40 qwen3-8b=100; do
     cap=${model#*=} model=${model%=*}
-    lines=steps-$model.jsonl alone "steps-$model" "$cap" \
-      "$here/flexdraft" bench --device cuda:0 --synthetic "$model" "${asked[@]}" --json
+    device_and_shape="--device cuda:0 --synthetic $model"
+    [ -z "$rehearse" ] || device_and_shape="--device cpu --quick --synthetic tiny"
+    # shellcheck disable=SC2046,SC2086 # lists of arguments
+    lines=steps-$model.jsonl run "steps-$model" "$cap" \
+      "$here/flexdraft" bench $device_and_shape $(asked "$model") --json
+    status=$?
+    case $status in 0 | 124 | 137 | 255) continue ;; esac
+    # Where no set of algorithms for products is row-invariant, a step has a time all the same; its tokens count for
+    # nothing.
+    # shellcheck disable=SC2046,SC2086
+    lines=steps-$model-any-products.jsonl run "steps-$model-any-products" "$cap" \
+      "$here/flexdraft" bench $device_and_shape $(asked "$model") --products any --json
   done
-  for model in qwen3-8b=80 smollm2-135m=50; do
+}
+
+kernels() {
+  local family cap
+  for family in attention=50 products=40 sampling=30 acceptance=30 glue=20; do
+    cap=${family#*=} family=${family%=*}
+    run "bench-$family" "$cap" env FLEXDRAFT_BENCH_RESULTS="$report" CRITERION_HOME="$scratch/criterion" \
+      "$here/kernels" --bench "^$family/"
+  done
+}
+
+peers() {
+  local seconds model cap on=cuda
+  if ! python3 -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' 2> /dev/null; then
+    skip peers "there is no PyTorch"
+    return
+  fi
+  # It ends by itself before it is stopped, and what it leaves out it names.
+  [ -z "$rehearse" ] || on=cpu
+  seconds=$(($(allowed 65) - 15))
+  if [ "$seconds" -lt "$least" ]; then
+    skip peers "no time was left"
+  else
+    run peers 65 python3 "$here/peers/gpu/compare.py" --device "$on" --out "$report" --seconds "$seconds"
+  fi
+  for model in qwen3-8b=40 smollm2-135m=30; do
     cap=${model#*=} model=${model%=*}
-    if [ -e "$here/peers/step.py" ]; then
-      lines=peer-steps-$model.jsonl alone "peer-steps-$model" "$cap" \
-        python3 "$here/peers/step.py" --shape "$model" "${asked[@]}"
+    if [ -n "$rehearse" ]; then
+      lines=peer-steps-$model.jsonl run "peer-steps-$model" "$cap" python3 "$here/peers/step.py" --cpu
+    elif [ -e "$here/peers/step.py" ]; then
+      # shellcheck disable=SC2046 # a list of arguments
+      lines=peer-steps-$model.jsonl run "peer-steps-$model" "$cap" \
+        python3 "$here/peers/step.py" --shape "$model" $(asked "$model")
     else
       skip "peer-steps-$model" "the bundle has no step.py"
     fi
   done
 }
 
-kernels() {
-  local family
-  for family in attention sampling acceptance glue products; do
-    alone "bench-$family" 80 env FLEXDRAFT_BENCH_RESULTS="$report" CRITERION_HOME="$scratch/criterion" \
-      "$here/kernels" --bench "^$family/"
-  done
-}
-
-peers() {
-  local seconds
-  # It ends by itself before it is stopped, and what it leaves out it names.
-  seconds=$(($(allowed 160) - 20))
-  if [ "$seconds" -lt "$least" ]; then
-    skip peers "no time was left"
-    return
-  fi
-  alone peers 160 python3 "$here/peers/gpu/compare.py" --device cuda --out "$report" --seconds "$seconds"
-}
-
 sanitizers() {
   local tool test
-  if ! command -v compute-sanitizer > /dev/null; then
-    skip sanitizers "there is no compute-sanitizer"
+  if [ -n "$rehearse" ] || ! command -v compute-sanitizer > /dev/null; then
+    skip sanitizers "there is no GPU with compute-sanitizer"
     return
   fi
   slots=$(nproc)
@@ -233,7 +336,11 @@ sanitizers() {
   slots=1
 }
 
+# Seconds that a part may take at most.
+declare -A part_limits=([first]=60 [correct]=120 [steps]=120 [kernels]=130 [peers]=110 [sanitizers]=300)
 for part in ${parts//,/ }; do
+  part_deadline=$((SECONDS + part_limits[$part]))
+  [ -z "$rehearse" ] && [ "$part_deadline" -lt "$deadline" ] || part_deadline=$deadline
   echo "== $part, $(left) s are left"
   "$part"
 done

@@ -8,7 +8,7 @@ import math
 import pathlib
 import sys
 
-from fold import Report
+from fold import Report, equal_to_mma
 
 
 def runs(report: Report):
@@ -23,6 +23,40 @@ def runs(report: Report):
     for kind, names in counted.items():
         if names:
             yield f"  {kind}: {' '.join(names)}"
+
+
+def first(report: Report):
+    kernels = report.launches.get("kernels", {})
+    if kernels:
+        failed = {name: why for name, why in kernels.items() if isinstance(why, str)}
+        yield f"{len(kernels) - len(failed)} of {len(kernels)} kernels ran"
+        for name, why in failed.items():
+            yield f"  {name}: {why[:150]}"
+    words, equal = equal_to_mma(report.instructions)
+    if words:
+        yield f"wgmma: {equal} of {words} words have the bits of mma.sync"
+
+
+def products(report: Report):
+    """Of each layer and bucket of row counts, how many algorithms there are, in how many classes of equal bits, and the
+    fastest one's microseconds at the bucket's first and last row count."""
+    for layer in report.products.get("layers", []):
+        buckets, everywhere = {}, None
+        for found in layer["algorithms"]:
+            buckets.setdefault(tuple(found["rows"]), []).append(found)
+        cells = []
+        for rows, algorithms in sorted(buckets.items()):
+            classes = {found["class"] for found in algorithms} - {None}
+            everywhere = classes if everywhere is None else everywhere & classes
+            first, last = (1e6 * min(found["seconds"][i] for found in algorithms) for i in (0, 1))
+            cells.append(f"{rows[0]}-{rows[1]}: {len(algorithms)} in {len(classes)}, {first:.3g}-{last:.3g} us")
+        same = f"{len(everywhere or ())} classes in all buckets"
+        yield f"products of {layer['model']} {layer['layer']}: {layer.get('error', same)}"
+        yield f"  {' | '.join(cells)}"
+        if "chosen" in layer:
+            chosen = [f"{rows}: {1e6 * seconds:.3g} us" if seconds else f"{rows}: -"
+                      for rows, seconds in zip(layer["chosen"]["rows"], layer["chosen"]["seconds"])]
+            yield f"  chosen, {', '.join(chosen)}"
 
 
 def steps(report: Report):
@@ -41,7 +75,8 @@ def steps(report: Report):
                 cell = f"{1e3 * line['step_seconds']:.2f} {line['share_of_floor']:.0%}{ratio}"
             rows.setdefault(name(line), []).append(f"b={line['batch']} {cell}")
         if rows:
-            yield f"steps of {model}: ms, share of the floor, PyTorch's graph over it"
+            name_of = model.replace("-any-products", " by any products, not lossless")
+            yield f"steps of {name_of}: ms, share of the floor, PyTorch's graph over it"
         for row, cells in rows.items():
             yield f"  {row}: {' | '.join(cells)}"
 
@@ -90,7 +125,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     report = Report(pathlib.Path(sys.argv[1]))
-    for part in (steps, kernels, peers, runs):
+    for part in (first, products, steps, kernels, peers, runs):
         for line in part(report):
             print(line)
 

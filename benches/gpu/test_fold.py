@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
-"""run.sh with stand-ins for the bundle's binaries, and fold.py, summary.py and plot.py on reports that are whole, cut
-short or empty. The plots need matplotlib."""
+"""fold.py, summary.py and plot.py on reports that are whole, cut short or empty. The plots need matplotlib."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -179,6 +177,50 @@ class Folding(unittest.TestCase):
         done = self.run_script("fold.py", self.report, second, "--root", self.root)
         self.assertIn("several devices", done.stderr)
 
+    def test_first_launches(self) -> None:
+        self.write("report.jsonl", RUNS[:1])
+        run = {"launching": "embed", "grid": [1, 1, 1]}
+        lines = [{"device": "Test GPU 80GB", "load_seconds": 0.123456}, {"case": "embed"}, run,
+                 {"kernel": "embed", "status": "ok", "us": 12.3456}, {"case": "add"}, {"launching": "add"},
+                 {"kernel": "add", "status": "failed", "error": "illegal address"}, {"case": "a later add"},
+                 {"launching": "add"}, {"kernel": "add", "status": "ok", "us": 1.0}, {"launching": "gather"},
+                 {"case": "another"}, run, {"kernel": "embed", "status": "ok", "us": 2.0}, {"launching": "accept"}]
+        self.write("first-kernels.jsonl", lines, '{"kernel": "acc')
+        found = self.folded()["launches"]
+        self.assertEqual(found["machine"]["load_seconds"], 0.1235)
+        never = "did not return"
+        self.assertEqual(found["kernels"], {"embed": 2.0, "add": "illegal address", "gather": never, "accept": never})
+        said = self.run_script("summary.py", self.report).stdout
+        for text in ("1 of 4 kernels ran", "  add: illegal address", "  accept: did not return"):
+            self.assertIn(text, said)
+
+    def test_algorithms_for_products(self) -> None:
+        self.write("report.jsonl", RUNS[:1])
+        layer = {"model": "m", "layer": "qkv", "out_cols": 8, "in_cols": 8, "logits": False}
+        entries = [{"algorithm": algorithm, "rows": rows, "seconds": [2e-5, 3e-5 + 1e-6 * algorithm], "class": of}
+                   for algorithm, rows, of in ((0, [1, 1], 0), (1, [1, 1], None), (0, [2, 16], 1), (1, [2, 16], 0))]
+        chosen = {"chosen": {"rows": [1, 85], "seconds": [2e-5, None]}}
+        lines = [CEILINGS, layer, *entries, chosen, {**layer, "layer": "o"}, {"error": "no algorithm"}]
+        self.write("first-products.jsonl", lines, '{"algo')
+        found = self.folded()["products"]
+        self.assertEqual([len(layer["algorithms"]) for layer in found["layers"]], [4, 0])
+        self.assertEqual(found["machine"]["copy_bytes_per_second"], 2e12)
+        said = self.run_script("summary.py", self.report).stdout
+        for text in ("products of m qkv: 1 classes in all buckets\n",
+                     "1-1: 2 in 1, 20-30 us | 2-16: 2 in 2, 20-30 us\n", "  chosen, 1: 20 us, 85: -\n", "products of m o: no algorithm\n"):
+            self.assertIn(text, said)
+
+    def test_wgmma_beside_mma(self) -> None:
+        self.write("report.jsonl", RUNS[:1])
+        by_mma = ["00000001", "00000002", "00000003", "00000004"]
+        other = by_mma[:3] + ["00000005"]
+        cases = ["".join(by_mma + by_mma + other), "".join(by_mma + ["deadbeef"] * 8)]
+        vectors = {"device": "Test GPU", "instructions": {"golden_wgmma_m64n8k16": {"output": cases}}}
+        (self.report / "ptx.json").write_text(json.dumps(vectors))
+        self.assertEqual(self.folded()["wgmma_words"], {"all": 8, "equal_to_mma": 7})
+        said = self.run_script("summary.py", self.report).stdout
+        self.assertIn("wgmma: 7 of 8 words have the bits of mma.sync\n", said)
+
     def test_recorded_instructions_become_a_fixture(self) -> None:
         self.write("report.jsonl", RUNS[:1])
         (self.report / "ptx.json").write_text("{}\n")
@@ -192,126 +234,6 @@ class Folding(unittest.TestCase):
     def test_a_line_that_is_broken_in_the_middle(self) -> None:
         (self.report / "report.jsonl").write_text("{\n" + json.dumps(RUNS[0]) + "\n")
         self.assertNotEqual(self.run_script("fold.py", self.report, "--root", self.root).returncode, 0)
-
-
-class Running(unittest.TestCase):
-    """A bundle of scripts: what they are called with, what becomes of their output and status."""
-
-    ON_GPU = """[ "$1" != --list ] || { printf '%s: test\\n' capture glue::agrees_with_the_simt_host; exit; }
-test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
-"""
-    KERNELS = """family=${2#^}
-family=${family%/}
-[ "$1" = --bench ] && [ "$family" != "$FAILS" ] || exit 3
-[ "$family" != "$HANGS" ] || sleep 60
-echo '{"device": "Test GPU"}' > "$FLEXDRAFT_BENCH_RESULTS/kernels-$family.jsonl"
-"""
-    COMPARE = """import pathlib, sys
-assert sys.argv[1:4:2] == ["--device", "--out"], sys.argv
-assert int(sys.argv[6]) <= 140, sys.argv
-(pathlib.Path(sys.argv[4]) / "peers-attention.jsonl").write_text('{"device": "Test GPU"}\\n')
-"""
-
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.bundle = pathlib.Path(folder.name) / "bundle"
-        self.bundle.mkdir()
-        for name in ("run.sh", "fold.py", "summary.py"):
-            shutil.copy(HERE / name, self.bundle)
-        (self.bundle / "commit").write_text("abc\n")
-        self.script("on_gpu", self.ON_GPU)
-        self.script("golden_vectors", 'echo "{}" > "$FLEXDRAFT_GOLDEN_RESULTS/ptx.json"')
-        self.script("kernels", self.KERNELS)
-        self.script("flexdraft", """if [ "$1" = bench ]; then echo '{"model": "some"}'; else echo "$@"; fi""")
-        self.script("path/nvidia-smi", "echo Test GPU, 1.2")
-        self.script("path/compute-sanitizer", """echo "$@"; [ "$2" != racecheck ]""")
-        (self.bundle / "peers/gpu").mkdir(parents=True)
-        (self.bundle / "peers/gpu/compare.py").write_text(self.COMPARE)
-
-    def script(self, name: str, body: str) -> None:
-        path = self.bundle / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/bash\n{body}\n")
-        path.chmod(0o755)
-
-    def run_bundle(self, libraries=("libcuda.so.1", "libcublasLt.so.13"), **variables) -> subprocess.CompletedProcess:
-        folder = self.bundle / "libraries"
-        folder.mkdir(exist_ok=True)
-        for name in libraries:
-            (folder / name).touch()
-        environment = dict(os.environ, LD_LIBRARY_PATH=str(folder), **{"FAILS": "", "HANGS": "", **variables})
-        environment["PATH"] = f"{self.bundle / 'path'}:{environment['PATH']}"
-        command = [self.bundle / "run.sh", self.bundle / "out"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        packed = self.bundle / "out/report.tgz"
-        if packed.exists():
-            # Nothing else comes back.
-            self.assertEqual(os.listdir(self.bundle / "out"), ["report.tgz"])
-            self.report = self.bundle / "report"
-            with tarfile.open(packed) as archive:
-                archive.extractall(self.report, filter="data")
-            lines = (self.report / "report.jsonl").read_text().splitlines()
-            self.runs = {run["run"]: run for run in map(json.loads, lines)}
-            self.assertEqual(len(self.runs), len(lines))
-        return done
-
-    def test_every_part_reports(self) -> None:
-        done = self.run_bundle()
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        runs, report = self.runs, self.report
-        for run in runs.values():
-            self.assertEqual((run["device"], run["commit"], len(run["date"])), ("Test GPU, 1.2", "abc", 20))
-        tests = ["capture", "glue-agrees_with_the_simt_host", "instructions", "decode-greedy", "decode-sampled"]
-        passed = tests + ["steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers", "selection-initcheck"]
-        self.assertEqual({runs[name]["status"] for name in passed}, {0})
-        # An older bundle, or one without the script.
-        self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
-        # Its findings are kept, and no failure yet.
-        self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
-        self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
-        self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
-        self.assertIn("--exact capture", (report / "capture.log").read_text())
-        self.assertIn("--rule match", (report / "decode-sampled.log").read_text())
-        self.assertIn("some", (report / "steps-qwen3-8b.jsonl").read_text())
-        self.assertIn("attention::agrees", (report / "attention-memcheck.log").read_text())
-        self.assertFalse((report / "criterion").exists())
-        # The end of what is printed says what came of it.
-        self.assertIn("advisory: ", done.stdout[-400:])
-        folded = subprocess.run([sys.executable, HERE / "summary.py", report], capture_output=True, text=True)
-        self.assertTrue(done.stdout.endswith(folded.stdout))
-
-    def test_one_failure_fails_the_whole(self) -> None:
-        done = self.run_bundle(FLEXDRAFT_PARTS="kernels", FAILS="sampling")
-        self.assertEqual(done.returncode, 1, done.stderr)
-        self.assertEqual([name for name, run in self.runs.items() if run["status"] != 0], ["bench-sampling"])
-        self.assertEqual(len(self.runs), 5)
-
-    def test_the_deadline_cuts_and_skips(self) -> None:
-        done = self.run_bundle(FLEXDRAFT_PARTS="kernels,peers,sanitizers", FLEXDRAFT_SECONDS="7", HANGS="sampling")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        runs = self.runs
-        self.assertEqual(runs["bench-attention"]["status"], 0)
-        self.assertTrue(runs["bench-sampling"]["cut"] and runs["bench-sampling"]["seconds"] < 8)
-        for name in ("bench-glue", "peers", "glue-memcheck"):
-            self.assertEqual((runs[name]["status"], runs[name]["skipped"]), (None, "no time was left"))
-
-    def test_a_part_that_there_is_not(self) -> None:
-        done = self.run_bundle(FLEXDRAFT_PARTS="kernels,others")
-        self.assertEqual((done.returncode, done.stderr), (2, "there is no part others\n"))
-
-    @unittest.skipIf(shutil.which("nvidia-smi"), "there is a toolkit")
-    def test_cublas_may_be_where_nobody_looked(self) -> None:
-        done = self.run_bundle(["libcuda.so.1"], FLEXDRAFT_PARTS="kernels")
-        self.assertEqual(done.returncode, 0)
-        self.assertIn("libcublasLt.so was not found", done.stderr)
-
-    @unittest.skipIf(shutil.which("nvidia-smi"), "there is a driver")
-    def test_a_missing_driver_is_said_at_once(self) -> None:
-        done = self.run_bundle(["libcublasLt.so.13"])
-        self.assertEqual(done.returncode, 1)
-        self.assertIn("libcuda.so cannot be found", done.stderr)
-        self.assertFalse((self.bundle / "out/report.tgz").exists())
 
 
 if __name__ == "__main__":

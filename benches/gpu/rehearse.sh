@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Builds the bundle and runs all of it here, without a GPU: the kernels on the SIMT host, steps on the CPU. Whatever a
+# run on a GPU would fail at that is not the GPU's fault is to fail here first. Takes a quarter of an hour on two quiet
+# cores.
+#
+#   benches/gpu/rehearse.sh [DIRECTORY]
+#
+# DIRECTORY (target/rehearsal) gets the bundle and what it reports. FLEXDRAFT_BUNDLE names a bundle that is there
+# already. PyTorch's part is left out where there is no PyTorch, compute-sanitizer's wherever there is no GPU.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+directory=${1:-$here/../../target/rehearsal}
+rm -rf "$directory"
+mkdir -p "$directory"
+directory=$(cd "$directory" && pwd)
+cd "$here/../.."
+
+bundle=${FLEXDRAFT_BUNDLE:-$directory/bundle}
+if [ -z "${FLEXDRAFT_BUNDLE:-}" ]; then
+  [ -n "${NVCC:-}" ] || export "$(cuda/install_nvcc.sh)"
+  benches/gpu/bundle.sh "$bundle"
+  # What is carried is the archive, so that is what is tried; without xz, as another machine may have none.
+  rm -rf "$bundle"
+  python3 -m tarfile -e "$bundle.tar.xz" "$directory"
+fi
+
+export FLEXDRAFT_REHEARSE=1 FLEXDRAFT_SECONDS=5400
+failed=0
+for number in 1 2; do
+  FLEXDRAFT_PARTS= "$bundle/run.sh" "$directory/report-$number" "$number" || failed=1
+done
+
+# The report as its readers see it: folded into a repository of its own.
+mkdir -p "$directory/root/benches/results" "$directory/root/tests/fixtures"
+python3 benches/gpu/fold.py "$directory"/report-{1,2}/report.tgz --root "$directory/root"
+python3 - "$directory/root/benches/results/gpu-no-gpu.json" <<'PYTHON' || failed=1
+import json, sys
+
+report = json.load(open(sys.argv[1]))
+wrong = [f"{run['run']}: {run['status']}" for run in report["runs"]
+         if run["status"] != 0 and "skipped" not in run and "advisory" not in run]
+expected = {"skipped": {"peers", "sanitizers"}}
+wrong += [f"{run['run']}: skipped, {run['skipped']}" for run in report["runs"]
+          if "skipped" in run and run["run"] not in expected["skipped"]]
+kernels = report["launches"].get("kernels", {})
+wrong += [f"{name}: {found}" for name, found in kernels.items() if isinstance(found, str)]
+if len(kernels) < 25:
+    wrong.append(f"only {len(kernels)} kernels were launched")
+for model in ("qwen3-8b", "smollm2-135m"):
+    steps = report["steps"].get(model, {}).get("steps", [])
+    modes = {step["mode"] for step in steps if step.get("step_seconds", 0) > 0}
+    if not {"ar", "parallel"} <= modes:
+        wrong.append(f"steps of {model}: {sorted(modes)}")
+print("\n".join(wrong) or f"the rehearsal passed: {len(report['runs'])} runs, {len(kernels)} kernels")
+sys.exit(bool(wrong))
+PYTHON
+exit "$failed"
