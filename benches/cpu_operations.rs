@@ -7,7 +7,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
 use flexdraft::device::{
-    AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind, Verdict,
+    AttentionRows, AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
+    Verdict,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -98,14 +99,18 @@ fn attention(criterion: &mut Criterion) {
         let mut cache = device.new_cache(1, 64, 16, shape).expect("memory");
         let mut qkv = filled(&device, device.new_buffer(shape.qkv_cols()), 21);
         let transform = QkTransform { shape, norms: None, eps: 1e-6, rope: &rope };
+        let mut pass = device.begin(&pass, &cache).expect("pages that exist");
         device
-            .norm_rope_append(&transform, &pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
+            .norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
             .expect("operands that fit");
         let mut out = filled(&device, device.new_buffer(shape.out_cols()), 21);
         let kv = 2 * 8 * 128 * 1005 * if device.precision() == Precision::Bf16 { 2 } else { 4 };
         group.throughput(Throughput::Bytes(kv));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| device.joint_attention(shape, &pass, black_box(&qkv), 0, &cache, &mut out));
+            bencher.iter(|| {
+                let rows = AttentionRows { pass: &pass, masks: true };
+                device.joint_attention(shape, rows, black_box(&qkv), 0, &cache, &mut out)
+            });
         });
     }
     group.finish();

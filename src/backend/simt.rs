@@ -115,6 +115,8 @@ pub struct Calls {
     pub allocations: u64,
     /// Copies from the host's memory.
     pub uploads: u64,
+    /// Bytes that the uploads copied.
+    pub uploaded_bytes: u64,
     /// Copies to the host's memory, for which it has to wait: synchronisations.
     pub downloads: u64,
     /// Copies from device memory to device memory.
@@ -323,7 +325,10 @@ impl Backend for Simt {
         to: &mut Vec<T>,
         first: usize,
     ) -> Result<(), BackendError> {
-        self.calls().uploads += 1;
+        let mut calls = self.calls();
+        calls.uploads += 1;
+        calls.uploaded_bytes += size_of_val(from) as u64;
+        drop(calls);
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
         to.get_mut(range).ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);

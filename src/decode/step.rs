@@ -374,8 +374,7 @@ fn draft_pass<D: Device>(
             drafting
         })
         .collect();
-    model.device().follow(&pass, &verdicts, &buffers.results, cache)?;
-    model.forward(&pass, &[], cache, &mut buffers.work)?;
+    model.draft_forward(&pass, &verdicts, &buffers.results, cache, &mut buffers.work)?;
     draft(model, buffers, sequences, plans, &mut drafting)?;
     Ok(drafting)
 }

@@ -76,6 +76,15 @@ pub struct QkTransform<'a, V> {
     pub rope: &'a Rope,
 }
 
+/// The rows of a laid-out pass that an attention layer computes.
+#[derive(Debug)]
+pub struct AttentionRows<'a, P> {
+    /// The pass, as [`Device::begin`] returned it.
+    pub pass: &'a P,
+    /// Whether the mask rows take part. Layers before the tail have candidate rows alone.
+    pub masks: bool,
+}
+
 /// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
 #[derive(Debug)]
 pub struct Calibration<'a, B, L> {
@@ -211,6 +220,10 @@ pub trait Device: Send + Sync + 'static {
     type Cache: Send;
     /// Verdicts and drafts, where the device has them. Reused from step to step.
     type Results: Send;
+    /// A pass as the device keeps it: checked once, and in memory that its operations read.
+    type Pass<'a>
+    where
+        Self: 'a;
 
     /// Makes a linear layer whose output is the parts' outputs side by side.
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;
@@ -248,12 +261,12 @@ pub trait Device: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Announces the pass that the operations after it are on, or on without its groups: a device that keeps a
-    /// pass in memory of its own puts it there once.
-    fn begin(&self, pass: &Pass<'_>, cache: &Self::Cache) -> Result<(), DeviceError> {
-        let _ = (pass, cache);
-        Ok(())
-    }
+    /// Checks a pass and lays it out on the device, for the operations that take its rows.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a row has no page in `cache`, or if there is no memory for the pass.
+    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError>;
 
     /// Writes row `ids[i]` of `table` `[vocab, cols]` to row `first_row + i` of `out`.
     fn embed(
@@ -350,10 +363,13 @@ pub trait Device: Send + Sync + 'static {
     /// the rows' positions: q, and mask rows' k, in place. The k and v heads of **candidate** rows go to layer
     /// `layer` of the cache, at the rows' positions; what is left of their k in `qkv` is not used. Mask rows' k
     /// and v never enter the cache.
+    ///
+    /// A device may keep the rotations that it computed in `pass`, for the layers after this one. `qkv` has a row
+    /// for every row of the pass, whichever `kind` is computed.
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Self::Vector>,
-        pass: &Pass<'_>,
+        pass: &mut Self::Pass<'_>,
         kind: RowKind,
         qkv: &mut Self::Buffer,
         layer: usize,
@@ -362,13 +378,13 @@ pub trait Device: Send + Sync + 'static {
 
     /// Joint draft-and-verify attention over one layer of the cache.
     ///
-    /// Each row of the pass attends with scale head_dim^−1/2 to cached positions 0..=limit, and a mask
+    /// Each of `rows` attends with scale head_dim^−1/2 to cached positions 0..=limit, and a mask
     /// row to the S slots of its own group in `qkv` besides, merged last. `qkv` `[total_rows, qkv_cols]`
     /// went through [`norm_rope_append`](Self::norm_rope_append); `out` is `[total_rows, out_cols]`.
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        pass: &Pass<'_>,
+        rows: AttentionRows<'_, Self::Pass<'_>>,
         qkv: &Self::Buffer,
         layer: usize,
         cache: &Self::Cache,
@@ -397,15 +413,14 @@ pub trait Device: Send + Sync + 'static {
     fn known<'a>(&self, results: &'a Self::Results) -> Option<&'a [Verdict]>;
 
     /// Moves the group of each sequence of `pass` from where it is laid out to the accepted length that the
-    /// verdict `verdicts[i]` of sequence i names, for the operations on that pass until one on another. `pass`
+    /// verdict `verdicts[i]` of sequence i names, before any other operation on `pass`. The pass
     /// has one group a sequence and no candidates, laid out for the largest accepted length that is possible;
     /// where verdicts are [known](Self::known), for the accepted length itself, and nothing is to be done.
     fn follow(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut Self::Pass<'_>,
         verdicts: &[usize],
         results: &Self::Results,
-        cache: &Self::Cache,
     ) -> Result<(), DeviceError>;
 
     /// Looks up in the verdicts what the next drafts depend on, for the three operations after it. Where the

@@ -9,7 +9,8 @@ use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
 /// The tables of a [`Pass`] in device memory: where each sequence's rows are and which pages it has. They
 /// were checked before they were uploaded and nothing else writes them, so kernels can rely on them.
 ///
-/// Made once for the largest pass, [`uploaded`](PassTables::upload) once a step, used by every layer.
+/// Made once for the largest pass, [`uploaded`](PassTables::upload) once a step, used by every layer. Each table has a
+/// fixed place, so that launches captured with one pass serve others of the same numbers of rows.
 #[derive(Debug)]
 pub struct PassTables<B: Backend> {
     memory: B::Memory<u64>,
@@ -139,7 +140,10 @@ impl<B: Backend> PassTables<B> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        backend.upload(stream, &self.staging, &mut self.memory, 0)?;
+        // Up to the last page of the last sequence: what follows belongs to longer passes.
+        let pages = pass.sequences.last().map_or(0, |last| (batch - 1) * self.max_pages + last.pages.len());
+        let used = (self.table(Table::Pages) + pages).div_ceil(2);
+        backend.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
         let size = |s: &SequenceRows<'_>| SequenceSize {
             candidates: s.candidates,

@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
-use crate::device::{Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind};
+use crate::device::{
+    AttentionRows, Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind,
+};
 use crate::layout::Pass;
 
 /// A target, and perhaps a drafter for it, on a device.
@@ -66,6 +68,13 @@ pub struct Workspace<D: Device> {
     bonus: D::Buffer,
     bonus_hidden: D::Buffer,
     calibrator_hidden: D::Buffer,
+}
+
+/// Rows that run together: candidate rows first, then mask rows.
+#[derive(Clone, Copy)]
+struct PassRows {
+    candidates: usize,
+    total: usize,
 }
 
 fn linear<D: Device>(device: &D, layers: &[&LinearWeights]) -> Result<D::Linear, DeviceError> {
@@ -256,7 +265,7 @@ impl<D: Device> Model<D> {
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        let (candidates, total) = (pass.candidate_rows(), pass.total_rows());
+        let candidates = pass.candidate_rows();
         if tokens.len() != candidates {
             return Err(DeviceError::Shape {
                 operation: "forward",
@@ -265,6 +274,35 @@ impl<D: Device> Model<D> {
                 found: vec![tokens.len()],
             });
         }
+        let mut laid_out = self.device.begin(pass, cache)?;
+        let rows = PassRows { candidates, total: pass.total_rows() };
+        self.run(&mut laid_out, rows, tokens, cache, work)
+    }
+
+    /// Runs the tail for the groups of a pass without candidates, one a sequence. Each group was laid out for the
+    /// largest accepted length that is possible, and [follows](Device::follow) verdict `verdicts[i]` of sequence i.
+    pub fn draft_forward(
+        &self,
+        pass: &Pass<'_>,
+        verdicts: &[usize],
+        results: &D::Results,
+        cache: &mut D::Cache,
+        work: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        let mut laid_out = self.device.begin(pass, cache)?;
+        self.device.follow(&mut laid_out, verdicts, results)?;
+        let rows = PassRows { candidates: pass.candidate_rows(), total: pass.total_rows() };
+        self.run(&mut laid_out, rows, &[], cache, work)
+    }
+
+    fn run(
+        &self,
+        pass: &mut D::Pass<'_>,
+        PassRows { candidates, total }: PassRows,
+        tokens: &[u32],
+        cache: &mut D::Cache,
+        work: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
         let device = &self.device;
         for buffer in [
             &mut work.hidden,
@@ -277,17 +315,14 @@ impl<D: Device> Model<D> {
         ] {
             device.resize(buffer, total)?;
         }
-        device.begin(pass, cache)?;
         device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
 
-        let mut candidates_only = pass.clone();
-        candidates_only.sequences.iter_mut().for_each(|rows| rows.groups.clear());
         let tail = self.tail();
         // Rows to which the layer before has yet to be added.
         let mut pending = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let in_tail = index >= tail.start && total > candidates;
-            let (pass, rows) = if in_tail { (pass, total) } else { (&candidates_only, candidates) };
+            let rows = if in_tail { total } else { candidates };
             if rows == 0 {
                 continue;
             }
@@ -305,7 +340,7 @@ impl<D: Device> Model<D> {
                 0 => device.rms_norm(hidden, 0..rows, norm, eps, normed)?,
                 _ => device.add_rms_norm(delta, 0..rows, hidden, norm, eps, normed)?,
             }
-            self.layer(index, layer, pass, rows, cache, work)?;
+            self.layer(index, layer, pass, PassRows { candidates, total: rows }, cache, work)?;
             pending = rows;
         }
         device.add(&work.delta, 0..pending, &mut work.hidden)
@@ -317,19 +352,18 @@ impl<D: Device> Model<D> {
         layers - self.drafter.as_ref().map_or(0, |drafter| drafter.attention.len())..layers
     }
 
-    /// One decoder layer over rows 0..`rows` of the pass, which are in `normed`. What its MLP adds to the hidden
-    /// states is left in `delta`, as that goes together with the next layer's norm.
+    /// One decoder layer over `total` rows of the pass, which are in `normed`: all of them, or the candidates. What
+    /// its MLP adds to the hidden states is left in `delta`, as that goes together with the next layer's norm.
     fn layer(
         &self,
         index: usize,
         layer: &Layer<D>,
-        pass: &Pass<'_>,
-        rows: usize,
+        pass: &mut D::Pass<'_>,
+        PassRows { candidates, total: rows }: PassRows,
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
         let (device, config) = (&self.device, &self.config);
-        let candidates = pass.candidate_rows();
         let mask_attention = self
             .drafter
             .as_ref()
@@ -346,7 +380,8 @@ impl<D: Device> Model<D> {
             let transform = attention.transform(config);
             device.norm_rope_append(&transform, pass, *kind, &mut work.qkv, index, cache)?;
         }
-        device.joint_attention(config.attention, pass, &work.qkv, index, cache, &mut work.attended)?;
+        let attending = AttentionRows { pass: &*pass, masks: rows > candidates };
+        device.joint_attention(config.attention, attending, &work.qkv, index, cache, &mut work.attended)?;
         for (_, attention, range) in kinds {
             let Some(attention) = attention.filter(|_| !range.is_empty()) else { continue };
             device.linear(&attention.o, &work.attended, range, &mut work.delta)?;

@@ -2,7 +2,9 @@
 
 use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
-use flexdraft::device::{AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind};
+use flexdraft::device::{
+    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
+};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
 use half::bf16;
@@ -257,16 +259,19 @@ fn joint_attention() {
             let prefill =
                 SequenceRows { pages: &pages, start: 0, candidates: start, groups: vec![], slots: 0 };
             let prefill = Pass { sequences: vec![prefill] };
+            let mut prefill = device.begin(&prefill, &cache).unwrap();
             let mut qkv = activations(&device, shape.qkv_cols(), &raw[..start]);
             let kind = RowKind::Candidates;
-            device.norm_rope_append(&transform, &prefill, kind, &mut qkv, 2, &mut cache).unwrap();
+            device.norm_rope_append(&transform, &mut prefill, kind, &mut qkv, 2, &mut cache).unwrap();
             let mut qkv = activations(&device, shape.qkv_cols(), &raw[start..]);
+            let mut laid_out = device.begin(&pass, &cache).unwrap();
             for kind in [RowKind::Candidates, RowKind::Masks] {
-                device.norm_rope_append(&transform, &pass, kind, &mut qkv, 2, &mut cache).unwrap();
+                device.norm_rope_append(&transform, &mut laid_out, kind, &mut qkv, 2, &mut cache).unwrap();
             }
             let mut out = device.new_buffer(shape.out_cols());
             device.resize(&mut out, pass.total_rows()).unwrap();
-            device.joint_attention(shape, &pass, &qkv, 2, &cache, &mut out).unwrap();
+            let attending = AttentionRows { pass: &laid_out, masks: true };
+            device.joint_attention(shape, attending, &qkv, 2, &cache, &mut out).unwrap();
             for r in 0..pass.total_rows() {
                 for (&found, &expected) in row(&qkv, r).iter().zip(&expected[start + r]) {
                     assert_close(found, expected, 4e-6, "norm and rope");
@@ -291,8 +296,9 @@ fn without_norms_only_the_rotation_is_applied_and_values_are_untouched() {
     let transform = QkTransform { shape, norms: None, eps: 0.0, rope: &rope };
     let sequence = SequenceRows { pages: &[0], start: 2, candidates: 1, groups: vec![], slots: 0 };
     let pass = Pass { sequences: vec![sequence] };
+    let mut pass = device.begin(&pass, &cache).unwrap();
     let mut qkv = activations(&device, 6, &[vec![1.0, 0.0, 0.0, 1.0, 7.0, 8.0]]);
-    device.norm_rope_append(&transform, &pass, RowKind::Candidates, &mut qkv, 0, &mut cache).unwrap();
+    device.norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache).unwrap();
     let (sin, cos) = (0.5f32.sin(), 0.5f32.cos());
     assert_eq!(row(&qkv, 0), [cos, sin, -sin, cos, 7.0, 8.0]);
 }

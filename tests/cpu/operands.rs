@@ -3,7 +3,7 @@
 use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, KvCache};
 use flexdraft::device::{
-    AttentionShape, Device, DeviceError, LinearPart, Precision, QkTransform, Rope, RowKind,
+    AttentionRows, AttentionShape, Device, DeviceError, LinearPart, Precision, QkTransform, Rope, RowKind,
 };
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
@@ -158,10 +158,12 @@ fn attend(
     let pass = Pass { sequences: vec![sequence] };
     let mut qkv = zeros(device, rows, SHAPE.qkv_cols());
     let mut out = zeros(device, rows, SHAPE.out_cols());
-    let attended = device.joint_attention(SHAPE, &pass, &qkv, layer, cache, &mut out);
+    let mut pass = device.begin(&pass, cache)?;
+    let rows = AttentionRows { pass: &pass, masks: true };
+    let attended = device.joint_attention(SHAPE, rows, &qkv, layer, cache, &mut out);
     let appended = [RowKind::Candidates, RowKind::Masks]
         .into_iter()
-        .try_for_each(|kind| device.norm_rope_append(&transform, &pass, kind, &mut qkv, layer, cache));
+        .try_for_each(|kind| device.norm_rope_append(&transform, &mut pass, kind, &mut qkv, layer, cache));
     assert_eq!(attended.is_ok(), appended.is_ok());
     appended
 }
@@ -184,19 +186,19 @@ fn passes() {
     );
     assert_eq!(
         message(check(0, SequenceRows { start: 7, ..rows.clone() }, 8)),
-        "norm_rope_append: position 8 is out of range, the limit is 8"
+        "begin: position 8 is out of range, the limit is 8"
     );
     assert_eq!(
         message(check(0, SequenceRows { groups: vec![0, 3], ..rows.clone() }, 8)),
-        "norm_rope_append: position 8 is out of range, the limit is 8"
+        "begin: position 8 is out of range, the limit is 8"
     );
     assert_eq!(
         message(check(0, SequenceRows { pages: &[2, 3], ..rows.clone() }, 8)),
-        "norm_rope_append: page id 3 is out of range, the limit is 3"
+        "begin: page id 3 is out of range, the limit is 3"
     );
     assert_eq!(
         message(check(0, SequenceRows { slots: 65, ..rows.clone() }, 8)),
-        "norm_rope_append: number of slots 65 is out of range, the limit is 65"
+        "begin: number of slots 65 is out of range, the limit is 65"
     );
     for huge in [
         SequenceRows { start: usize::MAX, ..rows.clone() },
@@ -208,6 +210,36 @@ fn passes() {
     // Pages of which no position is seen are not looked at.
     let early = SequenceRows { pages: &[1, 99], start: 1, ..rows };
     assert_eq!(check(0, early, 8), Ok(()));
+}
+
+#[test]
+fn a_pass_keeps_to_the_pages_it_was_checked_against() {
+    let device = cpu();
+    let rope = Rope { inv_freq: vec![1.0, 0.5], scale: 1.0 };
+    let transform = QkTransform { shape: SHAPE, norms: None, eps: 0.0, rope: &rope };
+    let cache = device.new_cache(2, 3, 4, SHAPE).unwrap();
+    let mut other = device.new_cache(2, 2, 4, SHAPE).unwrap();
+    let rows = SequenceRows { pages: &[2, 0], start: 5, candidates: 2, groups: vec![0, 1], slots: 3 };
+    let pass = Pass { sequences: vec![rows] };
+    let mut pass = device.begin(&pass, &cache).unwrap();
+    let mut qkv = zeros(&device, 8, SHAPE.qkv_cols());
+    let mut out = zeros(&device, 8, SHAPE.out_cols());
+    assert_eq!(
+        message(device.norm_rope_append(&transform, &mut pass, RowKind::Masks, &mut qkv, 0, &mut other)),
+        "norm_rope_append: cache [pages, page_size] has shape [2, 4], expected [3, 4]"
+    );
+    let rows = AttentionRows { pass: &pass, masks: true };
+    assert_eq!(
+        message(device.joint_attention(SHAPE, rows, &qkv, 0, &other, &mut out)),
+        "joint_attention: cache [pages, page_size] has shape [2, 4], expected [3, 4]"
+    );
+    // Candidate rows alone need no rows for the groups.
+    let mut out = zeros(&device, 2, SHAPE.out_cols());
+    let attend = |masks, out: &mut Buffer| {
+        device.joint_attention(SHAPE, AttentionRows { pass: &pass, masks }, &qkv, 0, &cache, out)
+    };
+    assert_eq!(attend(false, &mut out), Ok(()));
+    assert_eq!(message(attend(true, &mut out)), "joint_attention: out has shape [2, 8], expected [8, 8]");
 }
 
 #[test]
@@ -223,7 +255,8 @@ fn heads_and_frequencies_must_fit() {
         let rope = Rope { inv_freq: vec![1.0; frequencies], scale: 1.0 };
         let transform = QkTransform { shape, norms, eps: 0.0, rope: &rope };
         let mut qkv = zeros(&device, 1, 16);
-        device.norm_rope_append(&transform, &pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
+        let mut pass = device.begin(&pass, &cache)?;
+        device.norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
     };
     assert_eq!(append(SHAPE, Some((&good, &good)), 2), Ok(()));
     assert_eq!(

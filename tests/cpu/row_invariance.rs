@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, InstructionSet, KvCache, Linear, Vector};
-use flexdraft::device::{AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind};
+use flexdraft::device::{
+    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
+};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
 use proptest::prelude::*;
@@ -298,7 +300,8 @@ impl<'a> Attention<'a> {
     fn append(&mut self, pass: &Pass<'_>, kind: RowKind, qkv: &mut Buffer) {
         let norms = Some((&self.norms.0, &self.norms.1));
         let transform = QkTransform { shape: self.shape, norms, eps: 1e-6, rope: &self.rope };
-        self.device.norm_rope_append(&transform, pass, kind, qkv, 1, &mut self.cache).unwrap();
+        let mut pass = self.device.begin(pass, &self.cache).unwrap();
+        self.device.norm_rope_append(&transform, &mut pass, kind, qkv, 1, &mut self.cache).unwrap();
     }
 
     /// One pass over `sequences`, each with its pages.
@@ -330,7 +333,9 @@ impl<'a> Attention<'a> {
         self.append(&pass, RowKind::Masks, &mut qkv);
         let mut out = self.device.new_buffer(self.shape.out_cols());
         self.device.resize(&mut out, rows.len()).unwrap();
-        self.device.joint_attention(self.shape, &pass, &qkv, 1, &self.cache, &mut out).unwrap();
+        let rows_of_pass =
+            AttentionRows { pass: &self.device.begin(&pass, &self.cache).unwrap(), masks: true };
+        self.device.joint_attention(self.shape, rows_of_pass, &qkv, 1, &self.cache, &mut out).unwrap();
         rows.iter().enumerate().map(|(r, (s, place))| ((s.id, *place), row_bits(&out, r))).collect()
     }
 }

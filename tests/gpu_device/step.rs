@@ -10,10 +10,13 @@ use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{
     Confidence, DecodeError, Engine, EngineOptions, Mode, Policy, Record, Request, StepMode,
 };
-use flexdraft::device::DeviceError;
 use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::{
+    AttentionRows, AttentionShape, Device, DeviceError, LinearPart, QkTransform, Rope, RowKind,
+};
 use flexdraft::kernels::sampling::RowStats;
 use flexdraft::kernels::{Fault, Kernels};
+use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::{DType, Tensor};
@@ -117,6 +120,115 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
         assert!(calls.uploads <= 5 && calls.launches <= 34, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
+}
+
+/// Heads of the tests of passes, on a cache of 1024 pages of 16 tokens.
+const SHAPE: AttentionShape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
+
+/// A sequence of four candidates and one group, after `start` positions on pages `first_page` and up.
+fn with_group(pages: &[u32], start: usize) -> SequenceRows<'_> {
+    SequenceRows { pages, start, candidates: 4, groups: vec![1], slots: 3 }
+}
+
+#[test]
+fn only_the_pages_of_a_pass_are_uploaded() {
+    let device = gpu();
+    let cache = device.new_cache(1, 1024, 16, SHAPE).unwrap();
+    let uploaded = |batch: usize, pages: usize| {
+        let lists: Vec<Vec<u32>> =
+            (0..batch).map(|i| (i * pages..(i + 1) * pages).map(|page| page as u32).collect()).collect();
+        let sequences = lists.iter().map(|pages| with_group(pages, 16 * pages.len() - 8)).collect();
+        device.kernels().backend().take_calls();
+        device.begin(&Pass { sequences }, &cache).unwrap();
+        let calls = device.kernels().backend().take_calls();
+        assert_eq!(calls.uploads, 1);
+        (calls.uploaded_bytes, calls.allocations)
+    };
+    // Ten numbers of 4 bytes a sequence, rounded up to a power of two of them, then a number a page.
+    assert_eq!(uploaded(4, 8), (4 * (10 * 4 + 12) + 4 * 4 * 8, 1));
+    assert_eq!(uploaded(4, 256).0, 4 * (10 * 4 + 12) + 4 * 4 * 256);
+    assert_eq!(uploaded(3, 8), (4 * (10 * 4 + 12) + 4 * 3 * 8, 0));
+    assert_eq!(uploaded(1, 8), (4 * (10 * 4 + 12) + 4 * 8, 0));
+    // Five pages have the room of eight, and nothing follows those of the last sequence.
+    assert_eq!(uploaded(2, 5), (4 * (10 * 4 + 12) + 4 * 8 + 4 * 6, 0));
+    assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * (512 + 300), 1));
+}
+
+/// What the operations read is the pass they are given, whatever was laid out after it.
+#[test]
+fn passes_that_are_laid_out_together_are_apart() {
+    let device = gpu();
+    let pages: Vec<u32> = (0..8).rev().collect();
+    let passes: Vec<Pass<'_>> =
+        [20, 50, 37].into_iter().map(|start| Pass { sequences: vec![with_group(&pages, start)] }).collect();
+    let weight = |rows: usize, cols: usize| {
+        let values = (0..rows * cols).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect();
+        device
+            .new_linear(&[LinearPart::new(&Tensor::from_f32(&[rows, cols], values).unwrap(), None)])
+            .unwrap()
+    };
+    let (table, head) = (weight(11, SHAPE.qkv_cols()), weight(8, SHAPE.out_cols()));
+    let ropes = [1.0, 0.3].map(|scale| Rope { inv_freq: vec![0.1; SHAPE.head_dim / 2], scale });
+    let run = |together: bool| {
+        let mut cache = device.new_cache(1, 1024, 16, SHAPE).unwrap();
+        let mut laid_out: Vec<_> = passes.iter().map(|pass| device.begin(pass, &cache).unwrap()).collect();
+        let mut found = Vec::new();
+        for (index, pass) in passes.iter().enumerate() {
+            if !together {
+                laid_out[index] = device.begin(pass, &cache).unwrap();
+            }
+            let rows = pass.total_rows();
+            for rope in &ropes {
+                let transform = QkTransform { shape: SHAPE, norms: None, eps: 0.0, rope };
+                let mut qkv = device.new_buffer(SHAPE.qkv_cols());
+                device.resize(&mut qkv, rows).unwrap();
+                device.embed(&table, &[1, 2, 3, 4, 5, 6, 7], 0, &mut qkv).unwrap();
+                for kind in [RowKind::Candidates, RowKind::Masks] {
+                    let pass = &mut laid_out[index];
+                    device.norm_rope_append(&transform, pass, kind, &mut qkv, 0, &mut cache).unwrap();
+                }
+                for masks in [false, true] {
+                    let (mut out, mut logits) = (device.new_buffer(SHAPE.out_cols()), device.new_logits(8));
+                    let rows = if masks { rows } else { pass.candidate_rows() };
+                    device.resize(&mut out, rows).unwrap();
+                    device.resize(&mut logits, rows).unwrap();
+                    let attending = AttentionRows { pass: &laid_out[index], masks };
+                    device.joint_attention(SHAPE, attending, &qkv, 0, &cache, &mut out).unwrap();
+                    device.linear(&head, &out, 0..rows, &mut logits).unwrap();
+                    for row in 0..rows {
+                        let mut note = |row: &mut [f32]| found.push(row.to_vec());
+                        device.edit_row(&mut logits, row, &mut note).unwrap();
+                    }
+                }
+            }
+        }
+        found
+    };
+    let together = run(true);
+    assert!(together.iter().flatten().all(|x| x.is_finite()));
+    assert_eq!(together, run(false));
+    // The scale of the second rotation makes other scores.
+    assert_ne!(together[..11], together[11..22]);
+}
+
+#[test]
+fn a_pass_is_for_the_pages_it_was_checked_against() {
+    let device = gpu();
+    let [cache, mut other] = [8, 9].map(|pages| device.new_cache(1, pages, 16, SHAPE).unwrap());
+    let pass = Pass { sequences: vec![with_group(&[0, 1], 20)] };
+    let mut pass = device.begin(&pass, &cache).unwrap();
+    let rope = Rope { inv_freq: vec![0.1; SHAPE.head_dim / 2], scale: 1.0 };
+    let transform = QkTransform { shape: SHAPE, norms: None, eps: 0.0, rope: &rope };
+    let (mut qkv, mut out) = (device.new_buffer(SHAPE.qkv_cols()), device.new_buffer(SHAPE.out_cols()));
+    device.resize(&mut qkv, 7).unwrap();
+    device.resize(&mut out, 7).unwrap();
+    let error = device.norm_rope_append(&transform, &mut pass, RowKind::Masks, &mut qkv, 0, &mut other);
+    let message = "norm_rope_append: cache [pages, page_size] has shape [9, 16], expected [8, 16]";
+    assert_eq!(error.unwrap_err().to_string(), message);
+    let attending = AttentionRows { pass: &pass, masks: true };
+    let error = device.joint_attention(SHAPE, attending, &qkv, 0, &other, &mut out);
+    let message = "joint_attention: cache [pages, page_size] has shape [9, 16], expected [8, 16]";
+    assert_eq!(error.unwrap_err().to_string(), message);
 }
 
 /// A cache that is too small for all of them: some are taken out of the batch with their drafts, which are verified

@@ -105,11 +105,11 @@ impl<'a, D: Device> Case<'a, D> {
                     |pages| SequenceRows { pages, start, candidates, groups: Vec::new(), slots: 0 };
                 let pass = Pass { sequences: pages.iter().map(|pages| sequence(pages)).collect() };
                 device.run(|| {
-                    device.begin(&pass, cache)?;
+                    let mut pass = device.begin(&pass, cache)?;
                     (0..config.layers).try_for_each(|layer| {
                         device.norm_rope_append(
                             &transform,
-                            &pass,
+                            &mut pass,
                             RowKind::Candidates,
                             &mut qkv,
                             layer,
@@ -184,10 +184,12 @@ impl<D: Device> Memory<D> {
         for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
             let batch = pass.sequences.len();
             let candidates = batch * shape.candidates;
-            if index > 0 {
-                device.follow(pass, &(0..batch).collect::<Vec<_>>(), results, cache)?;
+            match index {
+                0 => model.forward(pass, &vec![1; candidates], cache, work)?,
+                _ => {
+                    model.draft_forward(pass, &(0..batch).collect::<Vec<_>>(), results, cache, work)?;
+                }
             }
-            model.forward(pass, &vec![1; candidates], cache, work)?;
             if candidates > 0 {
                 let last = shape.candidates - step.logits..shape.candidates;
                 let rows: Vec<usize> = (0..batch)

@@ -13,11 +13,12 @@ use super::buffer::Buffer;
 use super::check;
 use super::kv_cache::{KvCache, Layer, Planes};
 use super::page_layout::PageLayout;
+use super::pass::LaidOut;
 use super::pool::Pool;
 use super::product::products;
 use super::simd::{Kernel, Simd, VectorElement, Vectors};
 use super::softmax::{Softmax, TILE, accumulate};
-use crate::device::{AttentionShape, DeviceError, Precision};
+use crate::device::{AttentionRows, AttentionShape, DeviceError, Precision};
 use crate::layout::{Pass, Row};
 
 /// Rows of a sequence that go through the cache together, so that a tile of keys and values is read
@@ -41,7 +42,7 @@ const OPERATION: &str = "joint_attention";
 pub(super) fn joint_attention(
     (pool, vectors): (&Pool, Vectors),
     shape: AttentionShape,
-    pass: &Pass<'_>,
+    AttentionRows { pass, masks }: AttentionRows<'_, LaidOut<'_>>,
     qkv: &Buffer,
     layer: usize,
     cache: &KvCache,
@@ -49,19 +50,19 @@ pub(super) fn joint_attention(
 ) -> Result<(), DeviceError> {
     cache.check(OPERATION, layer, shape)?;
     let paging = cache.paging();
-    let (candidates, masks) = paging.check_pass(OPERATION, pass)?;
-    let total = candidates + masks;
+    pass.check_cache(OPERATION, cache)?;
+    let total = if masks { pass.rows.len() } else { pass.candidates };
     check::at_least(OPERATION, "qkv", qkv, total, shape.qkv_cols())?;
     check::at_least(OPERATION, "out", out, total, shape.out_cols())?;
     if total == 0 || shape.q_heads == 0 {
         return Ok(());
     }
 
-    let rows = pass.rows();
+    let rows = &pass.rows[..total];
     let work = rows.iter().fold(0usize, |work, row| work.saturating_add(row.limit + 1));
     let work = work.saturating_mul(2 * shape.out_cols());
     let precision = out.precision();
-    let blocks = blocks(shape, pass, &rows, qkv, out);
+    let blocks = blocks(shape, pass.pass, rows, qkv, out);
     let compute = (pool, vectors);
     match cache.layer(layer) {
         Layer::F32(planes) => attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work),

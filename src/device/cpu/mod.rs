@@ -11,6 +11,7 @@ mod kv_cache;
 mod linear;
 mod lines;
 mod page_layout;
+mod pass;
 mod pool;
 mod product;
 mod rope;
@@ -25,8 +26,8 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, Precision, QkTransform,
-    RowKind, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, Precision,
+    QkTransform, RowKind, Verdict, VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
@@ -34,6 +35,7 @@ use crate::tensor::Tensor;
 pub use self::buffer::{Buffer, Vector};
 pub use self::kv_cache::KvCache;
 pub use self::linear::Linear;
+pub use self::pass::LaidOut;
 pub use self::sampling::Results;
 pub use self::simd::InstructionSet;
 
@@ -135,6 +137,7 @@ impl Device for Cpu {
     type Vector = Vector;
     type Cache = KvCache;
     type Results = Results;
+    type Pass<'a> = LaidOut<'a>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear, DeviceError> {
         Linear::new(parts)
@@ -170,6 +173,10 @@ impl Device for Cpu {
 
     fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
         buffer.resize(rows)
+    }
+
+    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &KvCache) -> Result<LaidOut<'a>, DeviceError> {
+        LaidOut::new(pass, cache)
     }
 
     fn embed(
@@ -227,7 +234,7 @@ impl Device for Cpu {
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Vector>,
-        pass: &Pass<'_>,
+        pass: &mut LaidOut<'_>,
         kind: RowKind,
         qkv: &mut Buffer,
         layer: usize,
@@ -239,13 +246,13 @@ impl Device for Cpu {
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        pass: &Pass<'_>,
+        rows: AttentionRows<'_, LaidOut<'_>>,
         qkv: &Buffer,
         layer: usize,
         cache: &KvCache,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        attention::joint_attention(self.compute(), shape, pass, qkv, layer, cache, out)
+        attention::joint_attention(self.compute(), shape, rows, qkv, layer, cache, out)
     }
 
     fn edit_row(
@@ -273,7 +280,7 @@ impl Device for Cpu {
         Some(&results.found.verdicts)
     }
 
-    fn follow(&self, _: &Pass<'_>, _: &[usize], _: &Results, _: &KvCache) -> Result<(), DeviceError> {
+    fn follow(&self, _: &mut LaidOut<'_>, _: &[usize], _: &Results) -> Result<(), DeviceError> {
         Ok(())
     }
 

@@ -5,10 +5,10 @@ use super::buffer::{Buffer, Vector};
 use super::check;
 use super::elementwise::RmsNorm;
 use super::kv_cache::KvCache;
+use super::pass::LaidOut;
 use super::pool::Pool;
 use super::simd::{Kernel, Simd, Vectors};
 use crate::device::{DeviceError, Precision, QkTransform, Rope, RowKind};
-use crate::layout::Pass;
 
 /// Multiply-adds that a value of a q or k head costs, its share of the sines included.
 const WORK: usize = 8;
@@ -18,7 +18,7 @@ const OPERATION: &str = "norm_rope_append";
 pub(super) fn norm_rope_append(
     (pool, vectors): (&Pool, Vectors),
     transform: &QkTransform<'_, Vector>,
-    pass: &Pass<'_>,
+    pass: &LaidOut<'_>,
     kind: RowKind,
     qkv: &mut Buffer,
     layer: usize,
@@ -31,15 +31,14 @@ pub(super) fn norm_rope_append(
         check::shape(OPERATION, "k norm", &[shape.head_dim], &[k.0.len()])?;
     }
     check::shape(OPERATION, "inv_freq", &[shape.head_dim / 2], &[transform.rope.inv_freq.len()])?;
-    let (candidates, masks) = cache.paging().check_pass(OPERATION, pass)?;
-    check::at_least(OPERATION, "qkv", qkv, candidates + masks, shape.qkv_cols())?;
+    pass.check_cache(OPERATION, cache)?;
+    check::at_least(OPERATION, "qkv", qkv, pass.rows.len(), shape.qkv_cols())?;
 
-    let rows = pass.rows();
     let range = match kind {
-        RowKind::Candidates => 0..candidates,
-        RowKind::Masks => candidates..candidates + masks,
+        RowKind::Candidates => 0..pass.candidates,
+        RowKind::Masks => pass.candidates..pass.rows.len(),
     };
-    let rows = &rows[range.clone()];
+    let rows = &pass.rows[range.clone()];
     let precision = qkv.precision();
     let k_start = shape.q_heads * shape.head_dim;
     let v_start = k_start + shape.kv_heads * shape.head_dim;
@@ -57,7 +56,7 @@ pub(super) fn norm_rope_append(
 
     if kind == RowKind::Candidates {
         for (row, qkv) in rows.iter().zip(qkv.rows_in(range)) {
-            let pages = pass.sequences[row.sequence].pages;
+            let pages = pass.pass.sequences[row.sequence].pages;
             cache.append(layer, pages, row.position, &qkv[k_start..v_start], &qkv[v_start..]);
         }
     }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use super::cache::KvCache;
 use super::memory::Buffer;
 use crate::backend::Backend;
 use crate::device::DeviceError;
+use crate::kernels::PassTables;
 
 /// That two shapes are the same.
 pub(super) fn expect(
@@ -32,6 +34,17 @@ pub(super) fn expect_rows<B: Backend>(
         return Ok(());
     }
     Err(DeviceError::OutOfRange { operation, what: "row", index: end - 1, limit: buffer.rows })
+}
+
+/// That `cache` is divided into pages as the one that a pass was laid out for.
+pub(super) fn expect_paging<B: Backend>(
+    operation: &'static str,
+    tables: &PassTables<B>,
+    cache: &KvCache<B>,
+) -> Result<(), DeviceError> {
+    let [expected, found] =
+        [tables.paging(), cache.paging()].map(|paging| vec![paging.pages, paging.page_size]);
+    expect(operation, "cache [pages, page_size]", expected, found)
 }
 
 /// An index that the kernels count in 32 bits.

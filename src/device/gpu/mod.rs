@@ -10,6 +10,7 @@ mod cublas;
 mod cuda;
 mod gather;
 mod memory;
+mod pass;
 mod products;
 mod results;
 mod sampling;
@@ -22,19 +23,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use cache::KvCache;
 pub use ceilings::Ceilings;
-use checks::{elements, expect, expect_rows, index32};
+use checks::{elements, expect, expect_paging, expect_rows, index32};
 pub use cublas::{CublasLayer, CublasLt, cublas_is_present};
 use half::bf16;
 pub use memory::Buffer;
+pub use pass::LaidOut;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
 pub use results::Results;
-use scratch::{LaidOut, NO_PASS, Scratch, error_word};
+use scratch::{Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, QkTransform, RowKind,
-    Verdict, VerifyRows,
+    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart,
+    QkTransform, RowKind, Verdict, VerifyRows,
 };
 use crate::backend::{Backend, BackendError, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
@@ -128,6 +130,7 @@ impl<P: Products> Device for Gpu<P> {
     type Vector = Vector<P::Backend>;
     type Cache = KvCache<P::Backend>;
     type Results = Results<P::Backend>;
+    type Pass<'a> = LaidOut<'a, P::Backend>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear<P>, DeviceError> {
         let weights = Weights::new(parts)?;
@@ -181,9 +184,12 @@ impl<P: Products> Device for Gpu<P> {
         buffer.resize(self.backend(), &self.stream, rows)
     }
 
-    fn begin(&self, pass: &Pass<'_>, cache: &KvCache<P::Backend>) -> Result<(), DeviceError> {
-        self.scratch().upload(self.backend(), &self.stream, pass, cache.paging())?;
-        Ok(())
+    fn begin<'a>(
+        &'a self,
+        pass: &'a Pass<'a>,
+        cache: &KvCache<P::Backend>,
+    ) -> Result<LaidOut<'a, P::Backend>, DeviceError> {
+        LaidOut::new(&self.scratch, (self.backend(), &self.stream), pass, cache.paging())
     }
 
     fn prepare(&self, layer: &Linear<P>, rows: usize, logits: bool) -> Result<(), DeviceError> {
@@ -422,7 +428,7 @@ impl<P: Products> Device for Gpu<P> {
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Vector<P::Backend>>,
-        pass: &Pass<'_>,
+        pass: &mut LaidOut<'_, P::Backend>,
         kind: RowKind,
         qkv: &mut Buffer<P::Backend>,
         layer: usize,
@@ -430,20 +436,16 @@ impl<P: Products> Device for Gpu<P> {
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_rope_append";
         let shape = transform.shape;
-        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), pass.total_rows())?;
+        let rows = pass.memory.tables.rows();
+        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
+        expect_paging(OPERATION, &pass.memory.tables, cache)?;
         let (backend, stream) = (self.backend(), &self.stream);
-        let paging = cache.paging();
         let cache = cache.view_mut(OPERATION, (backend, stream), layer, shape)?;
         let mut scratch = self.scratch();
-        let rows = scratch.upload(backend, stream, pass, paging)?.tables.rows();
-        if rows > qkv.rows {
-            // Those of mask rows that this pass leaves out are not there.
-            scratch.upload_anew(backend, stream, pass, paging)?;
-        }
-        scratch.turn(&self.kernels, stream, transform.rope)?;
-        let LaidOut { tables, turns, error, .. } = scratch.upload(backend, stream, pass, paging)?;
-        let (rows, turns) = (tables.rows(), turns.ok_or(NO_PASS)?);
+        let Scratch { frequencies, error, .. } = &mut *scratch;
+        let inv_freq = frequencies.of(backend, stream, transform.rope)?;
+        let (tables, turns) = pass.memory.turned(&self.kernels, stream, transform.rope, inv_freq)?;
         let range = 0..rows * qkv.cols;
         let args = NormRopeAppend {
             pass: tables,
@@ -464,16 +466,17 @@ impl<P: Products> Device for Gpu<P> {
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        pass: &Pass<'_>,
+        AttentionRows { pass, masks }: AttentionRows<'_, LaidOut<'_, P::Backend>>,
         qkv: &Buffer<P::Backend>,
         layer: usize,
         cache: &KvCache<P::Backend>,
         out: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "joint_attention";
-        let rows = pass.total_rows();
+        let tables = &pass.memory.tables;
+        let rows = if masks { tables.rows() } else { tables.candidates() };
         let (backend, stream) = (self.backend(), &self.stream);
-        let paging = cache.paging();
+        expect_paging(OPERATION, tables, cache)?;
         let cache = cache.view(OPERATION, (backend, stream), layer, shape)?;
         expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect_rows(OPERATION, "out", out, shape.out_cols(), rows)?;
@@ -481,8 +484,7 @@ impl<P: Products> Device for Gpu<P> {
             return Ok(());
         }
         let mut scratch = self.scratch();
-        let LaidOut { tables, masks, workspace, error, .. } =
-            scratch.upload(backend, stream, pass, paging)?;
+        let Scratch { workspace, error, .. } = &mut *scratch;
         let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
         let workspace = workspace.reserve(backend, stream, needed)?;
@@ -537,12 +539,11 @@ impl<P: Products> Device for Gpu<P> {
 
     fn follow(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut LaidOut<'_, P::Backend>,
         verdicts: &[usize],
         results: &Results<P::Backend>,
-        cache: &KvCache<P::Backend>,
     ) -> Result<(), DeviceError> {
-        self.follow_verdicts(pass, verdicts, results, cache.paging())
+        self.follow_verdicts(pass, verdicts, results)
     }
 
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results<P::Backend>) -> Result<(), DeviceError> {

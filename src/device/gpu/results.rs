@@ -4,18 +4,18 @@ use std::ops::Range;
 
 use super::checks::{expect, index32};
 use super::memory::{Buffer, Grown, Packed, Part, STATS_WORDS};
+use super::pass::LaidOut;
 use super::products::Products;
 use super::sampling::{Verification, slot_sampling};
 use super::scratch::{Scratch, error_word};
 use super::{Gpu, Linear};
 use crate::backend::{Backend, BackendError, View, ViewMut};
 use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
+use crate::kernels::Faults;
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
 use crate::kernels::glue::{Embed, Gather};
 use crate::kernels::sampling::{RowSampling, RowStats};
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use crate::kernels::{Faults, Paging};
-use crate::layout::Pass;
 
 /// What verification and drafting leave on a device, and the memory that they use.
 #[derive(Debug)]
@@ -216,28 +216,27 @@ impl<B: Backend> Default for Selected<B> {
 impl<P: Products> Gpu<P> {
     pub(super) fn follow_verdicts(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut LaidOut<'_, P::Backend>,
         verdicts: &[usize],
         results: &Results<P::Backend>,
-        paging: Paging,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "follow";
-        expect(OPERATION, "verdicts", vec![pass.sequences.len()], vec![verdicts.len()])?;
+        let sequences = &pass.layout.sequences;
+        expect(OPERATION, "verdicts", vec![sequences.len()], vec![verdicts.len()])?;
         if verdicts.is_empty() || results.known.is_some() {
             return Ok(());
         }
         let (backend, stream) = (self.backend(), &self.stream);
         let mut host = Vec::with_capacity(verdicts.len());
-        for (rows, &verdict) in pass.sequences.iter().zip(verdicts) {
+        for (rows, &verdict) in sequences.iter().zip(verdicts) {
             expect(OPERATION, "candidates and groups", vec![0, 1], vec![rows.candidates, rows.groups.len()])?;
             host.push(index32(OPERATION, "verdict", verdict)?);
         }
         let mut scratch = self.scratch();
-        scratch.upload_anew(backend, stream, pass, paging)?;
-        let Scratch { followed, error, tables: Some(tables), .. } = &mut *scratch else { return Ok(()) };
+        let Scratch { followed, error, .. } = &mut *scratch;
         let ids = followed.holding(backend, stream, host)?;
         let args = FollowVerdicts {
-            pass: tables,
+            pass: pass.tables_mut(),
             sequences: self.input(ids, 0..verdicts.len())?,
             verdicts: results.report.verdicts(backend, stream)?,
             error: Some(error_word(backend, stream, error)?),

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::device::{
-    AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, Found, LinearPart, QkTransform,
-    RowKind, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, Found,
+    LinearPart, QkTransform, RowKind, Verdict, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -126,6 +126,11 @@ impl Device for Altered {
     type Vector = <Cpu as Device>::Vector;
     type Cache = <Cpu as Device>::Cache;
     type Results = Results;
+    type Pass<'a> = <Cpu as Device>::Pass<'a>;
+
+    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError> {
+        self.cpu.begin(pass, cache)
+    }
 
     fn draft(
         &self,
@@ -208,12 +213,11 @@ impl Device for Altered {
 
     fn follow(
         &self,
-        pass: &Pass<'_>,
+        pass: &mut Self::Pass<'_>,
         verdicts: &[usize],
         results: &Results,
-        cache: &Self::Cache,
     ) -> Result<(), DeviceError> {
-        self.cpu.follow(pass, verdicts, results, cache)
+        self.cpu.follow(pass, verdicts, results)
     }
 
     fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
@@ -301,7 +305,7 @@ impl Device for Altered {
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Self::Vector>,
-        pass: &Pass<'_>,
+        pass: &mut Self::Pass<'_>,
         kind: RowKind,
         qkv: &mut Buffer,
         layer: usize,
@@ -313,13 +317,13 @@ impl Device for Altered {
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        pass: &Pass<'_>,
+        rows: AttentionRows<'_, Self::Pass<'_>>,
         qkv: &Buffer,
         layer: usize,
         cache: &Self::Cache,
         out: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        self.cpu.joint_attention(shape, pass, qkv, layer, cache, out)
+        self.cpu.joint_attention(shape, rows, qkv, layer, cache, out)
     }
 
     fn edit_row(
