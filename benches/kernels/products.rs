@@ -1,5 +1,7 @@
-//! What row-invariance costs: matrix products of a layer of Qwen3-8B by the algorithm that gives a row the same bits
-//! beside any others, which the decode loop uses, and by the one that the library prefers for so many rows.
+//! What row-invariance costs: matrix products of a layer of Qwen3-8B by the algorithms that give a row the same bits
+//! beside any others, which the decode loop uses, and by the one that cuBLASLt prefers for each number of rows.
+
+use std::sync::OnceLock;
 
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use cudarc::driver::CudaSlice;
@@ -74,13 +76,23 @@ impl Product {
         stream.memcpy_dtoh(&weight, &mut host).map_err(driver)?;
         stream.synchronize().map_err(driver)?;
         let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
-        let products = CublasLt::new(stream.context(), stream).map_err(kernel_error)?;
+        let products = library(stream)?;
         let layer = products.new_layer(backend, stream, &weights).map_err(kernel_error)?;
-        // The algorithm is the same for every number of rows.
+        // As a model is prepared: the algorithms of all numbers of rows have equal bits.
         let most = ROWS.into_iter().max().unwrap_or(1);
         products.prepare(backend, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
         Ok(Box::new(Invariant { backend, stream, products, layer, case: *self, x, out }))
     }
+}
+
+/// The library of all cases, so that the algorithms of a layer are chosen once.
+fn library(stream: &<Cuda as Backend>::Stream) -> Result<&'static CublasLt, KernelError> {
+    static LIBRARY: OnceLock<CublasLt> = OnceLock::new();
+    if let Some(library) = LIBRARY.get() {
+        return Ok(library);
+    }
+    let library = CublasLt::new(stream.context(), stream).map_err(kernel_error)?;
+    Ok(LIBRARY.get_or_init(|| library))
 }
 
 fn kernel_error(error: DeviceError) -> KernelError {
@@ -90,7 +102,7 @@ fn kernel_error(error: DeviceError) -> KernelError {
 struct Invariant<'a> {
     backend: &'a Cuda,
     stream: &'a <Cuda as Backend>::Stream,
-    products: CublasLt,
+    products: &'static CublasLt,
     layer: CublasLayer,
     case: Product,
     x: CudaSlice<bf16>,

@@ -1,11 +1,12 @@
 //! What a decode step is made of, and where it runs.
 //!
 //! [`Device`] lists the operations; the forward pass ([`crate::model`]) and the step
-//! ([`crate::decode`]) are written once against it. Two promises hold for every implementation:
+//! ([`crate::decode`]) are written once against it. An implementation makes two promises:
 //!
 //! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
 //!   compute with it. This is what makes greedy verification (v + 1 rows) and autoregressive
-//!   decoding (one row) agree at near-ties, and parallel and sequential drafts agree always.
+//!   decoding (one row) agree at near-ties, and parallel and sequential drafts agree always. A device
+//!   that was asked to do without it says so ([`Device::is_row_invariant`]).
 //! - **Checked operands.** Shapes that do not fit each other are a [`DeviceError`], never a panic.
 
 pub mod cpu;
@@ -259,6 +260,11 @@ pub trait Device: Send + Sync + 'static {
     fn prepare(&self, layer: &Self::Linear, rows: usize, logits: bool) -> Result<(), DeviceError> {
         let _ = (layer, rows, logits);
         Ok(())
+    }
+
+    /// Whether a row's result has the same bits whatever rows are beside it. Without this, decoding is not lossless.
+    fn is_row_invariant(&self) -> bool {
+        true
     }
 
     /// Checks a pass and lays it out on the device, for the operations that take its rows.

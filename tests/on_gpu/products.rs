@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use flexdraft::backend::SimtOptions;
-use flexdraft::device::gpu::{CpuProducts, CublasLt, ProductMemory, ProductOut, Products, Weights};
+use flexdraft::device::gpu::{
+    CpuProducts, CublasLt, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
+};
 use half::bf16;
 
 use crate::bench::{Bench, cuda, halves, noise, simt};
@@ -41,6 +43,7 @@ fn multiply<P: Products>(
     let weights = products.new_layer(backend, stream, &weights).unwrap();
     let x = bench.memory(&halves(3, ROWS * in_cols));
     let stride = if logits { out_cols.next_multiple_of(8) } else { out_cols };
+    products.prepare(backend, stream, &weights, stride, ROWS, logits).unwrap();
     if logits {
         let mut out = bench.memory(&vec![UNTOUCHED; ROWS * stride]);
         let to = ProductOut { memory: ProductMemory::F32(&mut out), stride, first_row: rows.start };
@@ -83,6 +86,9 @@ fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
                 assert!(error <= allowed, "{layer:?}, {rows:?}: {row}, {col} is {found}, not {exact}");
             }
         }
+        if !products.is_row_invariant() {
+            continue;
+        }
         // A row has its bits whatever rows are beside it.
         let bits = |row: usize| found[row * stride..][..out_cols].iter().map(|x| x.to_bits()).collect();
         if rows.len() == ROWS {
@@ -117,4 +123,47 @@ fn are_the_sums() {
     // And widths of models.
     let widths = [LAYERS.as_slice(), &[(576, 1536), (1536, 576), (1024, 3072)]].concat();
     layers(&widths).into_iter().for_each(|layer| check(&gpu, &products, layer));
+    let any = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
+    let any = any.with_algorithms(ProductAlgorithms::Any);
+    assert!(!any.is_row_invariant() && products.is_row_invariant());
+    layers(&LAYERS).into_iter().for_each(|layer| check(&gpu, &any, layer));
+}
+
+/// Rows keep their bits when more rows come than were prepared, and in products that are done in parts.
+#[test]
+fn rows_beyond_what_was_prepared_have_the_same_bits() {
+    let Some(gpu) = cuda() else { return };
+    let (backend, stream) = (gpu.kernels.backend(), &gpu.stream);
+    for (in_cols, out_cols) in [(576, 1536), (4096, 1024)] {
+        let products = CublasLt::new(stream.context(), stream).unwrap();
+        let weights = Weights { weight: halves(1, out_cols * in_cols), bias: None, in_cols, out_cols };
+        let layer = products.new_layer(backend, stream, &weights).unwrap();
+        // More than are multiplied at once; each row of x is there again after 97 rows.
+        let (most, period) = (4100, 97);
+        let rows = halves(3, period * in_cols);
+        let x: Vec<bf16> = rows.iter().copied().cycle().take(most * in_cols).collect();
+        let x = gpu.memory(&x);
+        let multiply = |count: usize| {
+            let mut out = gpu.memory(&vec![bf16::ZERO; count * out_cols]);
+            let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride: out_cols, first_row: 0 };
+            products.multiply(backend, stream, &layer, &x, 0..count, to).unwrap();
+            gpu.host(&out, count * out_cols).iter().map(|x| x.to_bits()).collect::<Vec<u16>>()
+        };
+        assert_eq!(products.seconds(&layer, 1, false), None);
+        products.prepare(backend, stream, &layer, out_cols, 1, false).unwrap();
+        let mut expected = vec![multiply(1)];
+        products.prepare(backend, stream, &layer, out_cols, 16, false).unwrap();
+        let sixteen = multiply(16);
+        assert!(products.seconds(&layer, 16, false).is_none_or(|seconds| seconds > 0.0));
+        expected.extend(sixteen.chunks(out_cols).skip(1).map(<[u16]>::to_vec));
+        for count in [1, 5, 16, 17, 64, 65, 97, 256, 300, 2048, 2049, most] {
+            let found = multiply(count);
+            for (row, bits) in found.chunks(out_cols).enumerate() {
+                match expected.get(row % period) {
+                    Some(expected) => assert!(bits == expected, "{count} rows: row {row} has other bits"),
+                    None => expected.push(bits.to_vec()),
+                }
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::Gpu;
-use super::cublas::CublasLt;
+use super::cublas::{CublasLt, ProductAlgorithms};
 use crate::backend::{BackendError, Cuda};
 use crate::device::DeviceError;
 use crate::kernels::Kernels;
@@ -18,6 +18,15 @@ impl Gpu<CublasLt> {
     /// [`DeviceError::Unavailable`] where there is no driver, no such device, no cuBLASLt, or no device code in
     /// this build.
     pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
+        Self::cuda_with(ordinal, ProductAlgorithms::RowInvariant)
+    }
+
+    /// CUDA device `ordinal`, on a stream of its own, with a choice of the algorithms that multiply matrices.
+    ///
+    /// # Errors
+    ///
+    /// As [`cuda`](Self::cuda).
+    pub fn cuda_with(ordinal: usize, algorithms: ProductAlgorithms) -> Result<Self, DeviceError> {
         let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
         // SAFETY: with this, memory that is made in `context` neither records nor waits for events, so that what
         // uses it has to be in order by itself. `context` is an object of this device alone, made above and given
@@ -29,7 +38,7 @@ impl Gpu<CublasLt> {
         let stream = context
             .new_stream()
             .map_err(|error| missing(ordinal, BackendError::Unavailable(error.to_string())))?;
-        Self::on(&context, &stream)
+        Self::new_on(&context, &stream, algorithms)
     }
 
     /// A device that puts all its work on `stream`, of `context`, which are the caller's: the same context object
@@ -41,8 +50,16 @@ impl Gpu<CublasLt> {
     ///
     /// As [`cuda`](Self::cuda).
     pub fn on(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
+        Self::new_on(context, stream, ProductAlgorithms::RowInvariant)
+    }
+
+    fn new_on(
+        context: &Arc<CudaContext>,
+        stream: &Arc<CudaStream>,
+        algorithms: ProductAlgorithms,
+    ) -> Result<Self, DeviceError> {
         let kernels = Kernels::load(context).map_err(|error| missing(context.ordinal(), error))?;
-        let products = CublasLt::new(context, stream)?;
+        let products = CublasLt::new(context, stream)?.with_algorithms(algorithms);
         Ok(Gpu::new(kernels, stream.clone(), products))
     }
 }

@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use cache::KvCache;
 pub use ceilings::Ceilings;
 use checks::{elements, expect, expect_paging, expect_rows, index32};
-pub use cublas::{CublasLayer, CublasLt, cublas_is_present};
+pub use cublas::{CublasLayer, CublasLt, ProductAlgorithms, ProductCandidate, cublas_is_present};
 use half::bf16;
 pub use memory::Buffer;
 pub use pass::LaidOut;
@@ -198,6 +198,10 @@ impl<P: Products> Device for Gpu<P> {
         }
         let stride = Buffer::<P::Backend>::new(layer.out_cols, logits).stride();
         self.products.prepare(self.backend(), &self.stream, &layer.layer, stride, rows, logits)
+    }
+
+    fn is_row_invariant(&self) -> bool {
+        self.products.is_row_invariant()
     }
 
     fn embed(

@@ -9,7 +9,8 @@ use crate::backend::Backend;
 use crate::device::{DeviceError, LinearPart};
 use crate::tensor::Elements;
 
-/// A library of matrix products on memory of a backend: bf16 factors, sums in f32, row-invariant.
+/// A library of matrix products on memory of a backend: bf16 factors, sums in f32,
+/// [row-invariant](Self::is_row_invariant).
 pub trait Products: Send + Sync + 'static {
     /// Whose memory it multiplies.
     type Backend: Backend;
@@ -56,6 +57,11 @@ pub trait Products: Send + Sync + 'static {
     fn seconds(&self, layer: &Self::Layer, rows: usize, logits: bool) -> Option<f32> {
         let _ = (layer, rows, logits);
         None
+    }
+
+    /// Whether a row has the same bits whatever other rows are in its product, which lossless decoding needs.
+    fn is_row_invariant(&self) -> bool {
+        true
     }
 
     /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored, in as many rows

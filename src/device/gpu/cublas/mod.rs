@@ -1,25 +1,41 @@
 //! Matrix products on a GPU, by cuBLASLt.
 //!
-//! A product of so many rows must have the bits that each row has alone. cuBLASLt picks an algorithm by the
-//! number of rows, and some split the sum over columns by it; here one algorithm is chosen for every number
-//! of rows, without a split sum, and tried before it is used, when a model is loaded: from one row to the most
-//! that an engine asks for, a row's bits must be the same at every count and in every place.
+//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise this: it
+//! picks an algorithm by the row count, and algorithms sum in different orders. So a shape's algorithms are chosen here,
+//! one per [bucket](buckets) of row counts, out of what cuBLASLt [proposes](heuristics): of all sets whose results are
+//! equal in all bits, the one that takes the least time. A [trial](trial) on the GPU, when a model is loaded, measures
+//! the times and runs each algorithm on [numbers](trial_data) that show its order of summation, at
+//! [many row counts and places](row_invariance). [`selection`] decides, and a [`schedule`] says which algorithm does
+//! which rows. [`ProductAlgorithms::Any`] does without all this.
 
-mod choice;
-mod problem;
-mod tried;
+mod buckets;
+mod descriptors;
+mod heuristics;
+mod plan;
+mod row_invariance;
+mod schedule;
+mod selection;
+#[cfg(test)]
+mod simulated;
+mod timing;
+mod trial;
+mod trial_data;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
 use half::bf16;
 
-use problem::Problem;
+use descriptors::Problem;
+use plan::{Plan, PlanKey};
+use selection::Surveyed;
+use trial::GpuTrial;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
 use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
@@ -28,8 +44,30 @@ use crate::device::DeviceError;
 /// Scratch memory of a product in bytes: what cuBLAS recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Rows that a plan is made for where nothing was prepared: those of a part of a prompt.
-const DEFAULT_ROWS: usize = 512;
+/// Which algorithms of cuBLASLt may multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProductAlgorithms {
+    /// Algorithms that give a row the same bits in every product, which lossless decoding needs.
+    #[default]
+    RowInvariant,
+    /// The one that cuBLASLt estimates to be the fastest at each row count. A row's result depends on the rows beside
+    /// it, so drafting can change the tokens: decoding is **not lossless**. For comparisons of speed.
+    Any,
+}
+
+/// An algorithm of cuBLASLt in a bucket of row counts, as a trial found it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProductCandidate {
+    /// Which algorithm, of those that were tried.
+    pub algorithm: usize,
+    /// The row counts of the bucket that were timed: its smallest one, and its largest one or 1024.
+    pub rows: [usize; 2],
+    /// Seconds of a product of each; `None` if the trial's time for timing was over.
+    pub seconds: Option<[f32; 2]>,
+    /// Candidates of a class, of whatever buckets, gave every row equal bits. `None` if a row's bits differed between
+    /// two products of the bucket.
+    pub class: Option<usize>,
+}
 
 /// Products by cuBLASLt.
 #[derive(Debug)]
@@ -37,7 +75,10 @@ pub struct CublasLt {
     context: Arc<CudaContext>,
     handle: Handle,
     workspace: Mutex<CudaSlice<u8>>,
-    plans: Mutex<HashMap<Shape, Arc<Plan>>>,
+    algorithms: ProductAlgorithms,
+    plans: Mutex<HashMap<PlanKey, Arc<Plan>>>,
+    /// When the last trial ended: a GPU's clocks fall some time after its work.
+    last_trial: Mutex<Option<Instant>>,
 }
 
 /// Weights of a layer on the GPU.
@@ -51,31 +92,39 @@ pub struct CublasLayer {
     out_cols: usize,
 }
 
-/// What an algorithm is chosen for.
+/// What algorithms are chosen for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Shape {
     in_cols: usize,
     out_cols: usize,
+    /// Elements from a row of the results to the next.
     stride: usize,
     logits: bool,
     bias: bool,
 }
 
-/// How products of a shape are done, whatever their number of rows.
-#[derive(Debug)]
-struct Plan {
-    algorithm: sys::cublasLtMatmulAlgo_t,
-    /// Descriptors, of which a product changes the number of rows and the bias.
-    problem: Mutex<Problem>,
+impl Shape {
+    /// Bytes from a row of the results to the next.
+    fn row_bytes(&self) -> usize {
+        self.stride * if self.logits { size_of::<f32>() } else { size_of::<bf16>() }
+    }
 }
 
-/// A product's operands: device addresses.
+/// Device addresses of a product's operands.
 #[derive(Clone, Copy)]
-struct Operands {
+struct Pointers {
     weight: u64,
     x: u64,
     out: u64,
     bias: u64,
+}
+
+impl Pointers {
+    /// The same operands from row `row` of x and of the results on.
+    fn rows_from(self, shape: Shape, row: usize) -> Self {
+        let x = self.x + (row * shape.in_cols * size_of::<bf16>()) as u64;
+        Pointers { x, out: self.out + (row * shape.row_bytes()) as u64, ..self }
+    }
 }
 
 #[derive(Debug)]
@@ -88,13 +137,17 @@ unsafe impl Sync for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: created by `CublasLt::new` and destroyed once. An error of it has nobody to go to.
+        // SAFETY: created by `CublasLt::new` and destroyed once. Drop cannot report an error, so it is ignored.
         let _ = unsafe { result::destroy_handle(self.0) };
     }
 }
 
 fn failed(error: CublasError) -> DeviceError {
     BackendError::Driver(format!("cuBLASLt: {error}")).into()
+}
+
+fn driver(error: DriverError) -> DeviceError {
+    BackendError::Driver(error.to_string()).into()
 }
 
 /// A part of memory that ends before the product's rows do.
@@ -143,10 +196,18 @@ impl CublasLt {
         let workspace =
             stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| unavailable(error.to_string()))?;
         let (context, workspace) = (context.clone(), Mutex::new(workspace));
-        Ok(CublasLt { context, handle, workspace, plans: Mutex::default() })
+        let (algorithms, plans, last_trial) =
+            (ProductAlgorithms::RowInvariant, Mutex::default(), Mutex::default());
+        Ok(CublasLt { context, handle, workspace, algorithms, plans, last_trial })
     }
 
-    /// That something is of the context that the products run in: cuBLASLt takes bare addresses.
+    /// The same library with these algorithms; [row-invariant](ProductAlgorithms::RowInvariant) ones otherwise.
+    #[must_use]
+    pub fn with_algorithms(self, algorithms: ProductAlgorithms) -> Self {
+        CublasLt { algorithms, plans: Mutex::default(), ..self }
+    }
+
+    /// Refuses what is of another context than the products: cuBLASLt takes bare addresses.
     fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), DeviceError> {
         if context.cu_ctx() == self.context.cu_ctx() {
             return Ok(());
@@ -154,58 +215,114 @@ impl CublasLt {
         Err(BackendError::Context { kernel: "matrix product" }.into())
     }
 
-    /// The plan for a shape, made for up to `rows` rows if there is none.
-    fn plan(
+    /// What cuBLASLt proposes for products of `layer` of up to `rows` rows, as the trial measures and compares it; no
+    /// algorithm is chosen. Results are logits or activations, with `stride` elements from a row to the next.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] of cuBLASLt or the driver, for lack of memory too.
+    pub fn survey(
         &self,
         backend: &Cuda,
         stream: &Arc<CudaStream>,
-        shape: Shape,
-        operands: Operands,
+        layer: &CublasLayer,
+        stride: usize,
         rows: usize,
-    ) -> Result<Arc<Plan>, DeviceError> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(&shape) {
-            return Ok(plan.clone());
-        }
-        let plan = Arc::new(self.choose(backend, stream, shape, operands, rows)?);
-        plans.insert(shape, plan.clone());
-        Ok(plan)
+        logits: bool,
+    ) -> Result<Vec<ProductCandidate>, DeviceError> {
+        let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
+        let buckets = buckets::bucket_of(rows) + 1;
+        let algorithms = self.candidates(shape, pointers.bias, buckets, &[])?;
+        let mut trial = GpuTrial::new(self, (backend, stream), shape, pointers, buckets, &algorithms)?;
+        let (surveyed, _) = selection::survey(&mut trial, buckets, &[])?;
+        let candidate = |surveyed: Surveyed| {
+            let Surveyed { algorithm, bucket, seconds, class } = surveyed;
+            ProductCandidate { algorithm, rows: buckets::timed_rows(bucket), seconds, class }
+        };
+        Ok(surveyed.into_iter().map(candidate).collect())
     }
 
-    /// Puts a product on the stream.
-    fn run(
+    /// The shape of a layer's products, and where its weights and bias are.
+    fn described(
+        &self,
+        (backend, stream): (&Cuda, &Arc<CudaStream>),
+        layer: &CublasLayer,
+        stride: usize,
+        logits: bool,
+    ) -> Result<(Shape, Pointers), DeviceError> {
+        self.check_context(stream.context())?;
+        self.check_context(layer.weight.context())?;
+        let (weight, bias) = (backend.view(stream, &layer.weight), layer.bias.as_ref());
+        let bias = bias.map(|(half, single)| match logits {
+            true => backend.view(stream, single).address(),
+            false => backend.view(stream, half).address(),
+        });
+        let CublasLayer { in_cols, out_cols, .. } = *layer;
+        let shape = Shape { in_cols, out_cols, stride, logits, bias: bias.is_some() };
+        Ok((shape, Pointers { weight: weight.address(), x: 0, out: 0, bias: bias.unwrap_or(0) }))
+    }
+
+    /// Copies `bytes` bytes of device memory that the caller checked, on the stream.
+    fn copy(&self, stream: &Arc<CudaStream>, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(driver)?;
+        // SAFETY: one side is the padding, which has more rows and which a view holds; the other is the rows of a
+        // product's operand, which `multiply` checked and holds views of. They do not overlap.
+        unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+            .map_err(driver)
+    }
+
+    /// Puts one product of `rows` rows on the stream.
+    fn launch(
         &self,
         stream: &Arc<CudaStream>,
-        plan: &Plan,
+        problem: &mut Problem,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
         rows: usize,
-        operands: Operands,
+        pointers: Pointers,
     ) -> Result<(), DeviceError> {
-        let driver = |error: DriverError| BackendError::Driver(error.to_string());
         self.context.bind_to_thread().map_err(driver)?;
-        let mut problem = plan.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        problem.set(rows, operands.bias)?;
-        let (one, zero) = (1.0f32, 0.0f32);
+        problem.set(rows, pointers.bias)?;
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = ViewMut::cuda(&mut *workspace, stream);
-        // SAFETY: the descriptors are alive, not in use by another thread (what they say is read before the call
-        // returns), and describe memory that the caller checked; scalars are of the type that the description
-        // names. The workspace is an allocation, so it begins at a multiple of 256 bytes, as it has to.
+        // SAFETY: the descriptors were just set to this product, whose memory the caller checked; the workspace is
+        // locked and its view orders it behind its last use.
+        unsafe { self.enqueue(stream, problem, algorithm, pointers, workspace.address()) }
+    }
+
+    /// Calls cuBLASLt, with the context bound to this thread.
+    ///
+    /// # Safety
+    ///
+    /// `problem` describes memory at `pointers` that stays valid until the product has run; `workspace` is the address
+    /// of [`WORKSPACE_BYTES`] bytes that nothing else uses meanwhile.
+    unsafe fn enqueue(
+        &self,
+        stream: &Arc<CudaStream>,
+        problem: &Problem,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        pointers: Pointers,
+        workspace: u64,
+    ) -> Result<(), DeviceError> {
+        let (one, zero) = (1.0f32, 0.0f32);
+        // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it returns); the
+        // scalars are of the type that the description names, and read before the call returns. The workspace is an
+        // allocation, so it begins at a multiple of 256 bytes, as it has to. The rest is the caller's promise.
         unsafe {
             result::matmul(
                 self.handle.0,
                 problem.description.0,
                 (&raw const one).cast(),
                 (&raw const zero).cast(),
-                operands.weight as *const c_void,
+                pointers.weight as *const c_void,
                 problem.weight.0,
-                operands.x as *const c_void,
+                pointers.x as *const c_void,
                 problem.x.0,
-                operands.out as *const c_void,
+                pointers.out as *const c_void,
                 problem.out.0,
-                operands.out as *mut c_void,
+                pointers.out as *mut c_void,
                 problem.out.0,
-                &plan.algorithm,
-                workspace.address() as *mut c_void,
+                algorithm,
+                workspace as *mut c_void,
                 WORKSPACE_BYTES,
                 stream.cu_stream().cast(),
             )
@@ -255,15 +372,27 @@ impl Products for CublasLt {
         rows: usize,
         logits: bool,
     ) -> Result<(), DeviceError> {
-        let (weight, bias) = (backend.view(stream, &layer.weight), layer.bias.as_ref());
-        let bias = bias.map(|(half, single)| match logits {
-            true => backend.view(stream, single).address(),
-            false => backend.view(stream, half).address(),
-        });
+        if self.algorithms == ProductAlgorithms::Any {
+            return Ok(());
+        }
+        let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
+        self.plan((backend, stream), shape, pointers, rows.max(1), 1).map(drop)
+    }
+
+    /// Measured by the trial of a shape: on a straight line between the two row counts at which a bucket was timed,
+    /// beyond 1024 rows in proportion to the rows. Unknown before the trial, and with [`ProductAlgorithms::Any`].
+    fn seconds(&self, layer: &CublasLayer, rows: usize, logits: bool) -> Option<f32> {
         let CublasLayer { in_cols, out_cols, .. } = *layer;
-        let shape = Shape { in_cols, out_cols, stride, logits, bias: bias.is_some() };
-        let operands = Operands { weight: weight.address(), x: 0, out: 0, bias: bias.unwrap_or(0) };
-        self.plan(backend, stream, shape, operands, rows.max(1)).map(drop)
+        let bias = layer.bias.is_some();
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, plan) = plans.iter().find(|((shape, _), _)| {
+            *shape == Shape { in_cols, out_cols, stride: shape.stride, logits, bias }
+        })?;
+        plan.schedule.seconds(rows)
+    }
+
+    fn is_row_invariant(&self) -> bool {
+        self.algorithms == ProductAlgorithms::RowInvariant
     }
 
     fn multiply(
@@ -289,22 +418,19 @@ impl Products for CublasLt {
         let range = elements(&(first_row..first_row.saturating_add(rows.len())), stride)?;
         let shape =
             |logits| Shape { in_cols, out_cols: layer.out_cols, stride, logits, bias: layer.bias.is_some() };
-        let operands = |out, bias| Operands { weight: weight.address(), x: input.address(), out, bias };
+        let pointers = |out, bias| Pointers { weight: weight.address(), x: input.address(), out, bias };
         match out.memory {
             ProductMemory::Bf16(memory) => {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(bias, _)| backend.view(stream, bias));
-                let operands = operands(out.address(), bias.as_ref().map_or(0, View::address));
-                let plan =
-                    self.plan(backend, stream, shape(false), operands, rows.len().max(DEFAULT_ROWS))?;
-                self.run(stream, &plan, rows.len(), operands)
+                let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
+                self.multiply_at((backend, stream), shape(false), rows.len(), pointers)
             }
             ProductMemory::F32(memory) => {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(_, bias)| backend.view(stream, bias));
-                let operands = operands(out.address(), bias.as_ref().map_or(0, View::address));
-                let plan = self.plan(backend, stream, shape(true), operands, rows.len().max(DEFAULT_ROWS))?;
-                self.run(stream, &plan, rows.len(), operands)
+                let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
+                self.multiply_at((backend, stream), shape(true), rows.len(), pointers)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Products as cuBLASLt describes them.
+//! cuBLASLt's descriptors of a product, which are freed when dropped.
 
 use std::ptr;
 
@@ -113,12 +113,15 @@ impl Drop for Layout {
 pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    pub(super) fn new() -> Result<Self, DeviceError> {
+    /// Algorithms without a split sum, or all of them.
+    pub(super) fn new(may_split: bool) -> Result<Self, DeviceError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Preference(result::create_matmul_pref().map_err(failed)?);
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
-        // No sum that is split and put together again.
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
+        if !may_split {
+            // No sum that is split and put together again. Without this attribute all schemes are allowed.
+            preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
+        }
         // Rows begin at multiples of 16 bytes; without this, algorithms may count on 256.
         for name in [
             Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,

@@ -1,0 +1,184 @@
+//! Whether an algorithm gives a row the same bits at every row count and in every place of a product.
+//!
+//! Nothing here knows cuBLASLt: a [`Trial`] runs algorithms, on a GPU or, in the tests, simulated ones.
+
+use std::ops::Range;
+
+use super::buckets;
+use super::trial_data::PERIOD;
+
+/// What a product is tried on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Operands {
+    /// Terms that cancel, so that the order of sums shows, on a slice of output ids.
+    Cancelling,
+    /// Noise of all sizes, on the same slice.
+    Noise,
+    /// The same noise on the model's own weights, in their full width.
+    Model,
+}
+
+/// Algorithms for the products of one shape, and the means to try them.
+pub(super) trait Trial {
+    /// Why trying cannot go on; an algorithm that cannot do a product is no error.
+    type Error;
+
+    /// Number of algorithms, the most promising ones first.
+    fn algorithms(&self) -> usize;
+
+    /// Rows of the largest product that there is memory for.
+    fn most_rows(&self, operands: Operands) -> usize;
+
+    /// Does products of rows of x, which repeat after [`PERIOD`] rows, and hands each row of the results to `accept`:
+    /// its index in the period and its bits. Returns whether the algorithm did all products and `accept` returned true
+    /// for every row; stops as soon as one is false.
+    fn multiply(
+        &mut self,
+        operands: Operands,
+        algorithm: usize,
+        products: &[Range<usize>],
+        accept: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> Result<bool, Self::Error>;
+
+    /// Seconds of a product of the model's own weights; `None` if the algorithm cannot do it.
+    fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, Self::Error>;
+
+    /// Seconds since the trial began.
+    fn elapsed(&self) -> f32;
+}
+
+/// The bits of the results of each row of a period.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RowBits(Vec<Vec<u8>>);
+
+impl RowBits {
+    /// Whether a row has these bits.
+    fn has(&self, row: usize, bits: &[u8]) -> bool {
+        self.0.get(row).is_some_and(|expected| expected == bits)
+    }
+}
+
+/// The bits that an algorithm gives each row in products of `rows` rows; `None` if it cannot do them, or gives a row
+/// different bits in two of them.
+pub(super) fn row_bits<T: Trial>(
+    trial: &mut T,
+    operands: Operands,
+    algorithm: usize,
+    rows: usize,
+) -> Result<Option<RowBits>, T::Error> {
+    let rows = rows.max(1);
+    let products: Vec<_> = (0..PERIOD).step_by(rows).map(|first| first..first + rows).collect();
+    let mut found = vec![None; PERIOD];
+    let same = trial.multiply(operands, algorithm, &products, &mut |row, bits| match found.get_mut(row) {
+        Some(Some(earlier)) => *earlier == bits,
+        Some(first) => {
+            *first = Some(bits.to_vec());
+            true
+        }
+        None => false,
+    })?;
+    let rows: Option<Vec<Vec<u8>>> = found.into_iter().collect();
+    Ok(rows.filter(|_| same).map(RowBits))
+}
+
+/// Whether an algorithm gives every row of these products the bits of `expected`.
+pub(super) fn agrees<T: Trial>(
+    trial: &mut T,
+    operands: Operands,
+    algorithm: usize,
+    products: &[Range<usize>],
+    expected: &RowBits,
+) -> Result<bool, T::Error> {
+    trial.multiply(operands, algorithm, products, &mut |row, bits| expected.has(row, bits))
+}
+
+/// Row counts of a bucket that are tried: all of a small bucket, and of a large one those around the edges of tiles.
+fn counts(bucket: usize) -> Vec<usize> {
+    let rows = buckets::rows_of(bucket);
+    let (first, last) = (*rows.start(), *rows.end());
+    if last <= 64 {
+        return rows.collect();
+    }
+    let step = |rows: usize| {
+        if rows < 256 {
+            8
+        } else if rows < 512 {
+            64
+        } else {
+            256
+        }
+    };
+    let edges = std::iter::successors(Some(step(first)), |&edge| Some(edge + step(edge)));
+    let edges = edges.take_while(|&edge| edge <= last).flat_map(|edge| [edge - 1, edge, edge + 1]);
+    let mut counts: Vec<usize> = edges.chain([first, last]).filter(|count| rows.contains(count)).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+/// Products of a bucket that an algorithm is tried with, thoroughly: many row counts, each from another row on.
+pub(super) fn products(bucket: usize) -> Vec<Range<usize>> {
+    if bucket == 0 {
+        return (0..PERIOD).map(|row| row..row + 1).collect();
+    }
+    let shifted = |(index, rows): (usize, usize)| {
+        let first = index * 5 % PERIOD;
+        first..first + rows
+    };
+    counts(bucket).into_iter().enumerate().map(shifted).collect()
+}
+
+/// A few products of a bucket, of `most` rows at most: its smallest, and its largest in two places.
+pub(super) fn few_products(bucket: usize, most: usize) -> Vec<Range<usize>> {
+    if bucket == 0 {
+        return (0..PERIOD).step_by(6).map(|row| row..row + 1).collect();
+    }
+    let rows = buckets::rows_of(bucket);
+    let last = (*rows.end()).min(most);
+    let products = [0..*rows.start(), 0..last, 5..5 + last];
+    products.into_iter().filter(|product| rows.contains(&product.len()) && product.len() <= most).collect()
+}
+
+/// Products of `rows` rows from each row of the period on: every row in every place of the product.
+pub(super) fn shifted_products(rows: usize) -> Vec<Range<usize>> {
+    (0..PERIOD).map(|first| first..first + rows).collect()
+}
+
+/// Rows of x that all products of the first `buckets` buckets need.
+pub(super) fn rows_of_x(buckets: usize) -> usize {
+    *buckets::rows_of(buckets.saturating_sub(1)).end() + PERIOD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_buckets_are_tried_at_every_count_and_large_ones_at_edges() {
+        for rows in 1..=64 {
+            assert!(products(buckets::bucket_of(rows)).iter().any(|product| product.len() == rows), "{rows}");
+        }
+        for rows in [65, 71, 72, 73, 127, 128, 129, 255, 256, 257, 319, 320, 321, 511, 513, 1025, 2047, 2048]
+        {
+            assert!(products(buckets::bucket_of(rows)).iter().any(|product| product.len() == rows), "{rows}");
+        }
+        for bucket in 0..buckets::COUNT {
+            for product in [products(bucket), few_products(bucket, usize::MAX)].concat() {
+                assert!(buckets::rows_of(bucket).contains(&product.len()), "{product:?}");
+                assert!(product.end <= rows_of_x(bucket + 1), "{product:?}");
+            }
+            assert!(
+                shifted_products(*buckets::rows_of(bucket).end())
+                    .iter()
+                    .all(|p| p.end <= rows_of_x(bucket + 1))
+            );
+        }
+    }
+
+    #[test]
+    fn products_that_do_not_fit_are_left_out() {
+        assert_eq!(few_products(3, 100), [0..65, 0..100, 5..105]);
+        assert!(few_products(3, 64).is_empty());
+        assert!(few_products(0, 1).iter().all(|product| product.len() == 1));
+    }
+}

@@ -1,0 +1,303 @@
+//! Which algorithms do the products of a shape: of all sets with equal bits, the fastest one.
+
+use super::buckets;
+use super::row_invariance::{
+    Operands, RowBits, Trial, agrees, few_products, products, row_bits, shifted_products,
+};
+use super::schedule::{Schedule, Timed};
+
+/// Seconds of a trial after which no more times are taken: candidates that were not timed come last. What is checked
+/// does not depend on the time.
+const TIMING_SECONDS: f32 = 1.0;
+
+/// Row count at which the bits of an entry are first seen: the most of its bucket, or as many as show every row.
+const MOST_SEEN: usize = 257;
+
+/// An algorithm in a bucket.
+#[derive(Debug)]
+struct Entry {
+    algorithm: usize,
+    bucket: usize,
+    seconds: Option<[f32; 2]>,
+    /// Entries of a class gave all rows the same bits.
+    class: usize,
+    /// Whether all products of the bucket gave the rows the bits of the class.
+    tried: bool,
+    /// Whether some product of the bucket did not.
+    refused: bool,
+    /// Whether some product of the bucket's largest row count did not.
+    padded_refused: bool,
+}
+
+/// A way to do all products: entries for the buckets from the first on, or one entry padded to its largest row count.
+#[derive(Clone, Debug, PartialEq)]
+enum Proposal {
+    Buckets(Vec<usize>),
+    Padded(usize),
+}
+
+/// What a proposal costs; smaller is better.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Whether products of some bucket are done in parts.
+    in_parts: bool,
+    /// Buckets whose time is unknown.
+    untimed: usize,
+    /// The sum of the other buckets' seconds.
+    seconds: f32,
+}
+
+impl Cost {
+    fn is_below(&self, other: &Cost) -> bool {
+        let times = || self.seconds.total_cmp(&other.seconds);
+        (self.in_parts, self.untimed).cmp(&(other.in_parts, other.untimed)).then_with(times).is_lt()
+    }
+
+    fn add(&mut self, seconds: Option<f32>) {
+        match seconds {
+            Some(seconds) => self.seconds += seconds,
+            None => self.untimed += 1,
+        }
+    }
+}
+
+/// The fastest way to do the products of the first `buckets` buckets so that a row has the same bits in all of them:
+/// buckets count alike. Only if no set of algorithms has an equal one for every bucket are large products done in parts
+/// or small ones padded. `kept` are the algorithms of the buckets that were chosen before: they and their bits stay.
+/// `None` if there is no way.
+pub(super) fn choose<T: Trial>(
+    trial: &mut T,
+    buckets: usize,
+    kept: &[Timed],
+) -> Result<Option<Schedule>, T::Error> {
+    let (mut entries, classes) = entries(trial, buckets, kept)?;
+    while let Some(proposal) = cheapest(&entries, buckets, kept) {
+        let refused = match &proposal {
+            Proposal::Buckets(set) => verify_set(trial, &mut entries, set, &classes)?,
+            Proposal::Padded(index) => {
+                (!verify_padded(trial, entries.get(*index), &classes)?).then_some(*index)
+            }
+        };
+        match (refused.and_then(|index| entries.get_mut(index)), &proposal) {
+            (None, _) => return Ok(Some(schedule(&entries, &proposal))),
+            (Some(entry), Proposal::Buckets(_)) => entry.refused = true,
+            (Some(entry), Proposal::Padded(_)) => entry.padded_refused = true,
+        }
+    }
+    Ok(None)
+}
+
+/// An algorithm in a bucket, as it was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Surveyed {
+    pub(super) algorithm: usize,
+    pub(super) bucket: usize,
+    pub(super) seconds: Option<[f32; 2]>,
+    /// Members of a class gave all rows the same bits; without a class, some row had different bits in two products.
+    pub(super) class: Option<usize>,
+}
+
+/// The entries among what is surveyed, and the bits of each class.
+fn entries<T: Trial>(
+    trial: &mut T,
+    buckets: usize,
+    kept: &[Timed],
+) -> Result<(Vec<Entry>, Vec<RowBits>), T::Error> {
+    let (surveyed, classes) = survey(trial, buckets, kept)?;
+    let entry = |surveyed: Surveyed| {
+        let Surveyed { algorithm, bucket, seconds, class } = surveyed;
+        let class = class?;
+        Some(Entry { algorithm, bucket, seconds, class, tried: false, refused: false, padded_refused: false })
+    };
+    Ok((surveyed.into_iter().filter_map(entry).collect(), classes))
+}
+
+/// All algorithms in all buckets that they can be used in, timed and classified, and the bits of each class.
+pub(super) fn survey<T: Trial>(
+    trial: &mut T,
+    buckets: usize,
+    kept: &[Timed],
+) -> Result<(Vec<Surveyed>, Vec<RowBits>), T::Error> {
+    let mut timed = Vec::new();
+    // Algorithms come in the order of promise, so that those of all buckets are timed before time is up.
+    for algorithm in 0..trial.algorithms() {
+        for bucket in 0..buckets {
+            match kept.get(bucket) {
+                Some(kept) if kept.algorithm == algorithm => timed.push((algorithm, bucket, kept.seconds)),
+                Some(_) => {}
+                None if trial.elapsed() < TIMING_SECONDS => {
+                    let [first, last] = buckets::timed_rows(bucket);
+                    let Some(at_first) = trial.seconds(algorithm, first)? else { continue };
+                    let at_last =
+                        if last == first { Some(at_first) } else { trial.seconds(algorithm, last)? };
+                    let Some(at_last) = at_last else { continue };
+                    timed.push((algorithm, bucket, Some([at_first, at_last])));
+                }
+                None => timed.push((algorithm, bucket, None)),
+            }
+        }
+    }
+    let (mut surveyed, mut classes) = (Vec::new(), Vec::new());
+    for (algorithm, bucket, seconds) in timed {
+        let rows = (*buckets::rows_of(bucket).end()).min(MOST_SEEN);
+        let bits = row_bits(trial, Operands::Cancelling, algorithm, rows)?;
+        let class = bits.map(|bits| {
+            classes.iter().position(|class| *class == bits).unwrap_or_else(|| {
+                classes.push(bits);
+                classes.len() - 1
+            })
+        });
+        surveyed.push(Surveyed { algorithm, bucket, seconds, class });
+    }
+    Ok((surveyed, classes))
+}
+
+/// The cheapest proposal that has not been refused.
+fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposal> {
+    let classes = entries.iter().map(|entry| entry.class + 1).max().unwrap_or(0);
+    let sets = (0..classes).filter_map(|class| {
+        let set = fastest_of_class(entries, class, buckets);
+        (!set.is_empty() && set.len() >= kept.len()).then_some(Proposal::Buckets(set))
+    });
+    let padded = entries.iter().enumerate().filter(|(_, entry)| {
+        // The bucket's largest row count is the one whose bits were seen.
+        let may_pad = entry.bucket > 0 && *buckets::rows_of(entry.bucket).end() < MOST_SEEN;
+        kept.is_empty() && may_pad && !entry.padded_refused
+    });
+    let padded = padded.map(|(index, _)| Proposal::Padded(index));
+    let mut best: Option<(Cost, Proposal)> = None;
+    for proposal in sets.chain(padded) {
+        let cost = cost(entries, &proposal, buckets);
+        if best.as_ref().is_none_or(|(least, _)| cost.is_below(least)) {
+            best = Some((cost, proposal));
+        }
+    }
+    best.map(|(_, proposal)| proposal)
+}
+
+/// The fastest entry of a class for each bucket, from the first bucket on, as far as there are any.
+fn fastest_of_class(entries: &[Entry], class: usize, buckets: usize) -> Vec<usize> {
+    let fastest = |bucket| {
+        let usable = entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.class == class && entry.bucket == bucket && !entry.refused);
+        let seconds = |entry: &Entry| entry.seconds.map_or(f32::INFINITY, mean);
+        usable.min_by(|(_, a), (_, b)| seconds(a).total_cmp(&seconds(b))).map(|(index, _)| index)
+    };
+    (0..buckets).map_while(fastest).collect()
+}
+
+fn mean([first, last]: [f32; 2]) -> f32 {
+    (first + last) / 2.0
+}
+
+fn cost(entries: &[Entry], proposal: &Proposal, buckets: usize) -> Cost {
+    let mut cost = Cost { in_parts: true, untimed: 0, seconds: 0.0 };
+    // A bucket that has no algorithm stands for its largest timed row count.
+    let in_parts = |cost: &mut Cost, bucket: usize, entry: &Entry, rows: usize| {
+        let [_, last] = buckets::timed_rows(bucket);
+        cost.add(entry.seconds.map(|[_, seconds]| seconds * last.div_ceil(rows) as f32));
+    };
+    match proposal {
+        Proposal::Buckets(set) => {
+            cost.in_parts = set.len() < buckets;
+            let of_set = |index: &usize| entries.get(*index);
+            set.iter().filter_map(of_set).for_each(|entry| cost.add(entry.seconds.map(mean)));
+            if let Some(last) = set.last().and_then(of_set) {
+                let rows = *buckets::rows_of(last.bucket).end();
+                (set.len()..buckets).for_each(|bucket| in_parts(&mut cost, bucket, last, rows));
+            }
+        }
+        Proposal::Padded(index) => {
+            if let Some(entry) = entries.get(*index) {
+                let rows = *buckets::rows_of(entry.bucket).end();
+                (0..buckets).for_each(|bucket| in_parts(&mut cost, bucket, entry, rows));
+            }
+        }
+    }
+    cost
+}
+
+fn schedule(entries: &[Entry], proposal: &Proposal) -> Schedule {
+    match proposal {
+        Proposal::Buckets(set) => {
+            let entries = set.iter().filter_map(|&index| entries.get(index));
+            let timed = |entry: &Entry| Timed { algorithm: entry.algorithm, seconds: entry.seconds };
+            Schedule::Buckets(entries.map(timed).collect())
+        }
+        Proposal::Padded(index) => match entries.get(*index) {
+            Some(entry) => Schedule::Padded {
+                algorithm: entry.algorithm,
+                rows: *buckets::rows_of(entry.bucket).end(),
+                seconds: entry.seconds.map(|[_, last]| last),
+            },
+            None => Schedule::Buckets(Vec::new()),
+        },
+    }
+}
+
+/// Tries every algorithm of a set: alone on all products of its bucket, and against the first one on noise and on the
+/// model's weights. Returns the entry that gave some row other bits, if any did.
+fn verify_set<T: Trial>(
+    trial: &mut T,
+    entries: &mut [Entry],
+    set: &[usize],
+    classes: &[RowBits],
+) -> Result<Option<usize>, T::Error> {
+    for &index in set {
+        let Some(entry) = entries.get_mut(index) else { return Ok(Some(index)) };
+        if entry.tried {
+            continue;
+        }
+        let (algorithm, tried) = (entry.algorithm, products(entry.bucket));
+        let Some(expected) = classes.get(entry.class) else { return Ok(Some(index)) };
+        if !agrees(trial, Operands::Cancelling, algorithm, &tried, expected)? {
+            return Ok(Some(index));
+        }
+        entry.tried = true;
+    }
+    let Some(&first) = set.first() else { return Ok(None) };
+    for operands in [Operands::Noise, Operands::Model] {
+        // The first entry is the first bucket's: rows alone.
+        let alone = entries.get(first).map_or(0, |entry| entry.algorithm);
+        let Some(expected) = row_bits(trial, operands, alone, 1)? else { return Ok(Some(first)) };
+        let most = trial.most_rows(operands);
+        for &index in set {
+            let Some(entry) = entries.get(index) else { return Ok(Some(index)) };
+            let tried = few_products(entry.bucket, most);
+            if !agrees(trial, operands, entry.algorithm, &tried, &expected)? {
+                return Ok(Some(index));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an algorithm gives a row the same bits in every place of a product of its bucket's largest row count.
+fn verify_padded<T: Trial>(
+    trial: &mut T,
+    entry: Option<&Entry>,
+    classes: &[RowBits],
+) -> Result<bool, T::Error> {
+    let Some(entry) = entry else { return Ok(false) };
+    let rows = *buckets::rows_of(entry.bucket).end();
+    let Some(expected) = classes.get(entry.class) else { return Ok(false) };
+    if !agrees(trial, Operands::Cancelling, entry.algorithm, &shifted_products(rows), expected)? {
+        return Ok(false);
+    }
+    for operands in [Operands::Noise, Operands::Model] {
+        if rows > trial.most_rows(operands) {
+            return Ok(false);
+        }
+        let Some(expected) = row_bits(trial, operands, entry.algorithm, rows)? else { return Ok(false) };
+        let tried = [1, 5, 34].map(|first| first..first + rows);
+        if !agrees(trial, operands, entry.algorithm, &tried, &expected)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! A trial of cuBLASLt's algorithms on a GPU.
+//!
+//! What it takes, for 24 algorithms in five buckets (counted by a test of `selection`): some 2,200 products, most of
+//! them on a slice of about a thousand output ids and so bound by their launch (22 ms at 10 µs), and 72,000 rows of
+//! results that the host compares (150 MB, or 300 MB of logits, at 4 GB/s: 40 to 80 ms); the model's weights are read
+//! some 90 times, and 1,900 rows of their results are compared; times take at most a second. An lm_head of 1.2 GB
+//! (0.4 ms a product, 1.2 GB of logits to compare) is predicted to take 1.6 s, any other shape of an 8B model less. Not
+//! yet seen on a GPU.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
+use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::{CudaSlice, CudaStream, result};
+use half::bf16;
+
+use super::descriptors::Problem;
+use super::row_invariance::{Operands, Trial, rows_of_x};
+use super::timing::{LAUNCHES, seconds_each};
+use super::trial_data::{self, PERIOD};
+use super::{CublasLt, Pointers, Shape, buckets, driver};
+use crate::backend::{Backend, Cuda, ViewMut};
+use crate::device::DeviceError;
+
+/// Seed of the trial's numbers: every trial of a shape has the same ones.
+const SEED: u64 = 1;
+
+/// Output ids of the slice: at least four tiles of the largest size, 256, and an incomplete one of every size.
+const SLICE_IDS: usize = 4 * 256 + 40;
+
+/// Bytes of the slice's weights at most, and of results of the full width.
+const SLICE_BYTES: usize = 64 << 20;
+const RESULT_BYTES: usize = 256 << 20;
+
+/// Rows of results of the slice that are there at once.
+const SLICE_ROWS: usize = 2 * buckets::MAX_ROWS;
+
+/// Bytes that are copied to the host at once.
+const COPIED_BYTES: usize = 16 << 20;
+
+/// How long a GPU works before times are taken, so that its clocks have risen, and how long they stay up.
+const WARM_UP: Duration = Duration::from_millis(100);
+const STAYS_WARM: Duration = Duration::from_secs(1);
+
+/// One of the two products of a trial.
+struct Side {
+    shape: Shape,
+    problem: Problem,
+    weight: u64,
+    bias: u64,
+    /// Rows of results that there is memory for.
+    most_rows: usize,
+}
+
+/// Algorithms of cuBLASLt, and memory to try them.
+pub(super) struct GpuTrial<'a> {
+    products: &'a CublasLt,
+    backend: &'a Cuda,
+    stream: &'a Arc<CudaStream>,
+    algorithms: &'a [cublasLtMatmulAlgo_t],
+    model: Side,
+    slice: Side,
+    /// The slice's weights and bias; a bias of zeros, as any other would hide how small sums are rounded.
+    _slice_memory: (CudaSlice<bf16>, Option<CudaSlice<f32>>),
+    /// A period of rows on the host for each kind of x, the same on the device, and x.
+    periods: [Vec<bf16>; 2],
+    period: CudaSlice<bf16>,
+    x: CudaSlice<bf16>,
+    loaded: Option<usize>,
+    out: CudaSlice<u8>,
+    rotated: Rotated,
+    host: Vec<u8>,
+    started: Instant,
+}
+
+/// Copies of the model's weights, of which each launch reads another one: in a decode step, no weights are in the L2
+/// cache when their product begins.
+struct Rotated {
+    addresses: Vec<u64>,
+    /// Copies, if the weights themselves do not displace the cache.
+    _copies: Option<CudaSlice<u8>>,
+    /// Memory that is written before each time is taken, to displace the cache.
+    displacing: Option<CudaSlice<u8>>,
+}
+
+impl Rotated {
+    fn new(stream: &Arc<CudaStream>, weight: u64, bytes: usize) -> Result<Self, DeviceError> {
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        let l2 = stream.context().attribute(attribute).map_err(driver)?;
+        let enough = 2 * usize::try_from(l2).unwrap_or_default();
+        if bytes >= enough || bytes == 0 {
+            return Ok(Rotated { addresses: vec![weight], _copies: None, displacing: None });
+        }
+        let count = enough.div_ceil(bytes).min(LAUNCHES);
+        let step = bytes.next_multiple_of(256);
+        let mut copies = stream.alloc_zeros::<u8>(count * step).map_err(driver)?;
+        let first = ViewMut::cuda(&mut copies, stream).address();
+        let addresses: Vec<u64> = (0..count).map(|index| first + (index * step) as u64).collect();
+        for &address in &addresses {
+            // SAFETY: the weights are a layer's, of `bytes` bytes, and live until the trial ends; the copy has as many
+            // from each address on, and both are used on this stream alone.
+            unsafe { result::memcpy_dtod_async(address, weight, bytes, stream.cu_stream()) }
+                .map_err(driver)?;
+        }
+        let displacing = stream.alloc_zeros::<u8>(enough).map_err(driver)?;
+        Ok(Rotated { addresses, _copies: Some(copies), displacing: Some(displacing) })
+    }
+}
+
+impl<'a> GpuTrial<'a> {
+    /// Memory for products of the first `buckets` buckets. `pointers` are those of the model's weights and bias.
+    pub(super) fn new(
+        products: &'a CublasLt,
+        (backend, stream): (&'a Cuda, &'a Arc<CudaStream>),
+        shape: Shape,
+        pointers: Pointers,
+        buckets: usize,
+        algorithms: &'a [cublasLtMatmulAlgo_t],
+    ) -> Result<Self, DeviceError> {
+        let started = Instant::now();
+        products.context.bind_to_thread().map_err(driver)?;
+        let ids = slice_ids(shape);
+        let slice = Shape { out_cols: ids, stride: ids.next_multiple_of(8), ..shape };
+        let host = trial_data::weights(SEED, ids, shape.in_cols);
+        let mut weights = backend.allocate::<bf16>(stream, host.len())?;
+        backend.upload(stream, &host, &mut weights, 0)?;
+        let mut bias = match shape.bias {
+            true => Some(backend.allocate::<f32>(stream, ids)?),
+            false => None,
+        };
+        let weight = backend.view_mut(stream, &mut weights).address();
+        let zeros = bias.as_mut().map_or(0, |bias| backend.view_mut(stream, bias).address());
+
+        let [_, most_timed] = buckets::timed_rows(buckets.saturating_sub(1));
+        let model_rows = most_timed.min(RESULT_BYTES / shape.row_bytes().max(1)).max(1);
+        let slice_rows = SLICE_ROWS.min(rows_of_x(buckets).max(buckets::rows_of(3).count()));
+        let bytes = (model_rows * shape.row_bytes()).max(slice_rows * slice.row_bytes());
+        let out = backend.allocate(stream, bytes)?;
+        let x = backend.allocate(stream, rows_of_x(buckets) * shape.in_cols)?;
+        let period = backend.allocate(stream, PERIOD * shape.in_cols)?;
+        let periods = [trial_data::cancelling(SEED, shape.in_cols), trial_data::noise(SEED, shape.in_cols)];
+        let weight_bytes = shape.in_cols * shape.out_cols * size_of::<bf16>();
+        let side = |shape, weight, bias, most_rows| -> Result<Side, DeviceError> {
+            Ok(Side { shape, problem: Problem::new(shape, 1, bias)?, weight, bias, most_rows })
+        };
+        let mut trial = GpuTrial {
+            products,
+            backend,
+            stream,
+            algorithms,
+            model: side(shape, pointers.weight, pointers.bias, model_rows)?,
+            slice: side(slice, weight, zeros, slice_rows)?,
+            _slice_memory: (weights, bias),
+            periods,
+            period,
+            x,
+            loaded: None,
+            out,
+            rotated: Rotated::new(stream, pointers.weight, weight_bytes)?,
+            host: Vec::new(),
+            started,
+        };
+        trial.warm_up()?;
+        Ok(trial)
+    }
+
+    /// Lets the GPU work until its clocks have risen, unless an earlier trial has just done so.
+    fn warm_up(&mut self) -> Result<(), DeviceError> {
+        let last = *self.products.last_trial.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < STAYS_WARM) {
+            return Ok(());
+        }
+        self.load(Operands::Noise)?;
+        let rows = self.model.most_rows;
+        let begun = Instant::now();
+        for index in 0..self.algorithms.len() {
+            while begun.elapsed() < WARM_UP && self.enqueue(Operands::Model, index, 0..rows, 0).is_ok() {
+                self.stream.synchronize().map_err(driver)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts rows of x on the device, if other ones are there.
+    fn load(&mut self, operands: Operands) -> Result<(), DeviceError> {
+        let kind = usize::from(operands != Operands::Cancelling);
+        if self.loaded == Some(kind) {
+            return Ok(());
+        }
+        self.loaded = None;
+        let Some(host) = self.periods.get(kind) else { return Ok(()) };
+        self.backend.upload(self.stream, host, &mut self.period, 0)?;
+        let len = self.x.len();
+        for first in (0..len).step_by(host.len().max(1)) {
+            let copied = 0..host.len().min(len - first);
+            self.backend.copy(self.stream, &self.period, copied, &mut self.x, first)?;
+        }
+        self.loaded = Some(kind);
+        Ok(())
+    }
+
+    /// Puts a product of some rows of x on the stream; its results go to row `to` of the results.
+    fn enqueue(
+        &mut self,
+        operands: Operands,
+        algorithm: usize,
+        rows: Range<usize>,
+        to: usize,
+    ) -> Result<(), DeviceError> {
+        let side = if operands == Operands::Model { &mut self.model } else { &mut self.slice };
+        let Some(algorithm) = self.algorithms.get(algorithm) else { return Ok(()) };
+        let x = self.backend.view(self.stream, &self.x).address();
+        let out = self.backend.view_mut(self.stream, &mut self.out).address();
+        let pointers = Pointers { weight: side.weight, x, out, bias: side.bias };
+        let pointers = Pointers {
+            out: pointers.rows_from(side.shape, to).out,
+            ..pointers.rows_from(side.shape, rows.start)
+        };
+        self.products.launch(self.stream, &mut side.problem, algorithm, rows.len(), pointers)
+    }
+
+    /// Hands the results of products, which lie one behind the other, to `accept`.
+    fn accepted(
+        &mut self,
+        shape: Shape,
+        products: &[Range<usize>],
+        accept: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> Result<bool, DeviceError> {
+        let row_bytes = shape.row_bytes();
+        // What lies between the rows is not of the product: it holds what other products left.
+        let used = row_bytes / shape.stride.max(1) * shape.out_cols;
+        let mut rows = products.iter().cloned().flatten();
+        let mut left: usize = products.iter().map(ExactSizeIterator::len).sum();
+        let at_once = (COPIED_BYTES / row_bytes.max(1)).max(1);
+        let mut first = 0;
+        while left > 0 {
+            let count = left.min(at_once);
+            self.host.resize(count * row_bytes, 0);
+            self.backend.download(self.stream, &self.out, first * row_bytes, &mut self.host)?;
+            for (bits, row) in self.host.chunks_exact(row_bytes.max(1)).zip(&mut rows) {
+                if !accept(row % PERIOD, bits.get(..used).unwrap_or(bits)) {
+                    return Ok(false);
+                }
+            }
+            (first, left) = (first + count, left - count);
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for GpuTrial<'_> {
+    fn drop(&mut self) {
+        *self.products.last_trial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+impl Trial for GpuTrial<'_> {
+    type Error = DeviceError;
+
+    fn algorithms(&self) -> usize {
+        self.algorithms.len()
+    }
+
+    fn most_rows(&self, operands: Operands) -> usize {
+        if operands == Operands::Model { self.model.most_rows } else { self.slice.most_rows }
+    }
+
+    fn multiply(
+        &mut self,
+        operands: Operands,
+        algorithm: usize,
+        products: &[Range<usize>],
+        accept: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> Result<bool, DeviceError> {
+        self.load(operands)?;
+        let side = if operands == Operands::Model { &self.model } else { &self.slice };
+        let (most, shape) = (side.most_rows, side.shape);
+        let (mut first, mut used) = (0, 0);
+        for (index, rows) in products.iter().enumerate() {
+            if rows.len() > most || rows.end * self.model.shape.in_cols > self.x.len() {
+                return Ok(false);
+            }
+            if used + rows.len() > most {
+                if !self.accepted(shape, products.get(first..index).unwrap_or(&[]), accept)? {
+                    return Ok(false);
+                }
+                (first, used) = (index, 0);
+            }
+            // An algorithm that cuBLASLt refuses is none; a broken GPU shows in the next copy.
+            if self.enqueue(operands, algorithm, rows.clone(), used).is_err() {
+                return Ok(false);
+            }
+            used += rows.len();
+        }
+        self.accepted(shape, products.get(first..).unwrap_or(&[]), accept)
+    }
+
+    /// Where there is no memory for the results of so many rows, seconds are those of fewer rows in proportion.
+    fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, DeviceError> {
+        let Some(chosen) = self.algorithms.get(algorithm) else { return Ok(None) };
+        let shape = self.model.shape;
+        if !self.products.supports(&Problem::new(shape, rows, self.model.bias)?, chosen) {
+            return Ok(None);
+        }
+        let measured = rows.min(self.model.most_rows);
+        self.load(Operands::Noise)?;
+        // Once by itself: cuBLASLt loads the kernel, which a capture might refuse.
+        if self.enqueue(Operands::Model, algorithm, 0..measured, 0).is_err() {
+            return Ok(None);
+        }
+        if let Some(displacing) = &mut self.rotated.displacing {
+            self.stream.memset_zeros(displacing).map_err(driver)?;
+        }
+        let x = self.backend.view(self.stream, &self.x).address();
+        let out = self.backend.view_mut(self.stream, &mut self.out).address();
+        let (stream, bias, addresses) = (self.stream, self.model.bias, &self.rotated.addresses);
+        let mut workspace = self.products.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = ViewMut::cuda(&mut *workspace, stream);
+        let problem = &mut self.model.problem;
+        problem.set(measured, bias)?;
+        let mut launch = |index: usize| {
+            let weight = addresses.get(index % addresses.len().max(1)).copied().unwrap_or_default();
+            let pointers = Pointers { weight, x, out, bias };
+            // SAFETY: as in `CublasLt::launch`: the problem is of these operands, all of which the trial owns or the
+            // layer keeps alive, and the workspace is locked; all are used on this stream alone.
+            unsafe { self.products.enqueue(stream, problem, chosen, pointers, workspace.address()) }
+        };
+        let seconds = seconds_each(stream, &mut launch)?;
+        Ok(Some(seconds * rows as f32 / measured as f32))
+    }
+
+    fn elapsed(&self) -> f32 {
+        self.started.elapsed().as_secs_f32()
+    }
+}
+
+/// Output ids of the slice of a shape: with the same remainder of the vector widths, and weights that are not large.
+fn slice_ids(shape: Shape) -> usize {
+    let fit = SLICE_BYTES / (shape.in_cols * size_of::<bf16>()).max(1);
+    let ids = SLICE_IDS.min(fit) / 8 * 8 + shape.out_cols % 8;
+    if ids < shape.out_cols { ids.max(1) } else { shape.out_cols }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_have_whole_tiles_and_an_incomplete_one() {
+        let ids = |in_cols, out_cols| {
+            slice_ids(Shape { in_cols, out_cols, stride: out_cols, logits: false, bias: false })
+        };
+        for tile in [16, 32, 64, 96, 128, 192, 256] {
+            assert!(ids(4096, 24_576) >= 4 * tile && ids(4096, 24_576) % tile != 0, "{tile}");
+        }
+        assert_eq!((ids(4096, 151_936), ids(576, 49_153), ids(576, 576), ids(72, 24)), (1064, 1065, 576, 24));
+        // 64 MB at most, whatever the width.
+        assert!(ids(200_000, 8192) * 200_000 * 2 <= SLICE_BYTES + 7 * 400_000);
+    }
+}
