@@ -10,7 +10,8 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Mode, Policy};
-use flexdraft::device::Precision;
+use flexdraft::device::gpu::ProductAlgorithms;
+use flexdraft::device::{Device, Precision};
 use flexdraft::sampling::SamplingParams;
 
 use crate::bench::BenchArgs;
@@ -71,6 +72,9 @@ pub struct GenerateArgs {
     /// Where to run; `auto` is the first GPU, if it passes a test, or the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
+    /// Which algorithms multiply matrices on a GPU; `any` is for comparisons of speed, and not lossless
+    #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
+    pub products: ProductsChoice,
     /// How activations and the KV cache are rounded; bf16 as a GPU would
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
@@ -243,6 +247,32 @@ impl FromStr for DeviceChoice {
             _ => Err("there is no such device; known are auto, cpu and cuda:N".into()),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProductsChoice {
+    /// Algorithms that give a row the same bits whatever rows are beside it
+    #[default]
+    Invariant,
+    /// The algorithm that cuBLASLt estimates to be the fastest for each number of rows
+    Any,
+}
+
+impl From<ProductsChoice> for ProductAlgorithms {
+    fn from(choice: ProductsChoice) -> Self {
+        match choice {
+            ProductsChoice::Invariant => Self::RowInvariant,
+            ProductsChoice::Any => Self::Any,
+        }
+    }
+}
+
+/// What results of a device are labelled with, if a row's result depends there on the rows beside it.
+pub const NOT_LOSSLESS: &str = "not lossless (--products any)";
+
+/// The label of a device's results, if they need one.
+pub fn label(device: &impl Device) -> Option<&'static str> {
+    (!device.is_row_invariant()).then_some(NOT_LOSSLESS)
 }
 
 /// Token ids in order.

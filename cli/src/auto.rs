@@ -3,18 +3,18 @@
 use flexdraft::backend::Cuda;
 use flexdraft::decode::{Chosen, choose};
 use flexdraft::device::DeviceError;
-use flexdraft::device::gpu::{CublasLt, Gpu};
+use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 
 use crate::models::Weights;
 
 /// The first GPU, if it is to be used for these weights.
-pub fn gpu(weights: &Weights) -> Chosen<Gpu<CublasLt>> {
+pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
     choose(|| {
         // Without a driver or a GPU there is nothing to say.
         let Ok(_context) = Cuda::context(0) else { return Ok(None) };
         match unsupported(weights) {
             Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),
-            None => Gpu::cuda(0).map(Some),
+            None => Gpu::cuda_with(0, algorithms).map(Some),
         }
     })
 }

@@ -9,7 +9,7 @@ use flexdraft::device::gpu::Gpu;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Tokenizer;
 
-use crate::args::{DeviceChoice, GenerateArgs, ModeChoice};
+use crate::args::{DeviceChoice, GenerateArgs, ModeChoice, label};
 use crate::auto;
 use crate::compare::{self, MODES, Measured};
 use crate::error::{CliError, Result};
@@ -25,7 +25,7 @@ use crate::stream::{Streamer, Surface};
 /// Runs the command.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     if let DeviceChoice::Cuda(ordinal) = args.device {
-        let gpu = Gpu::cuda(ordinal)?;
+        let gpu = Gpu::cuda_with(ordinal, args.products.into())?;
         return Loaded::new(args)?.run_on(gpu);
     }
     let cpu = models::cpu(args.threads, args.dtype.into())?;
@@ -33,7 +33,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     if args.device == DeviceChoice::Cpu {
         return loaded.run_on(cpu);
     }
-    let chosen = auto::gpu(&loaded.weights);
+    let chosen = auto::gpu(&loaded.weights, args.products.into());
     if let Some(note) = auto::note(&chosen) {
         loaded.progress.note(&note);
     }
@@ -97,6 +97,8 @@ struct Session<'a, D: Device> {
     mode: ModeChoice,
     facts: Facts,
     progress: Progress,
+    /// What the results are labelled with, if they need a label.
+    label: Option<&'static str>,
 }
 
 impl<'a, D: Device> Session<'a, D> {
@@ -109,6 +111,7 @@ impl<'a, D: Device> Session<'a, D> {
         seeds: Seeds,
         mut progress: Progress,
     ) -> Result<Self> {
+        let label = label(&device);
         let model = weights.on_device(device)?;
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
         let block_size = drafter.map_or(1, |drafter| args.block_size.unwrap_or(drafter.block_size));
@@ -136,13 +139,14 @@ impl<'a, D: Device> Session<'a, D> {
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token a step.");
         }
-        Ok(Self { job, engine, mode, facts, progress })
+        Ok(Self { job, engine, mode, facts, progress, label })
     }
 
     /// JSON Lines of the mode that was asked for.
     fn json(mut self, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let prompt_ids = &self.job.prompt_ids;
-        let mut lines = JsonLines::new(io::stdout().lock(), prompt_ids, tokenizer, &self.progress);
+        let mut lines =
+            JsonLines::new(io::stdout().lock(), prompt_ids, tokenizer, &self.progress, self.label);
         self.job.run(&mut self.engine, &mut lines)
     }
 
@@ -201,6 +205,13 @@ impl<'a, D: Device> Session<'a, D> {
     }
 
     fn verdict(&self, measured: &[Measured]) -> Verdict {
+        if let Some(label) = self.label {
+            let ar = measured.iter().find(|measured| measured.name == ModeChoice::Ar.name());
+            let ar = ar.filter(|_| self.compares());
+            let difference =
+                ar.and_then(|ar| measured.iter().find_map(|other| compare::first_difference(ar, other)));
+            return Verdict::Labelled { label, difference };
+        }
         if self.facts.tail_layers == 0 {
             return Verdict::NoDrafter;
         }

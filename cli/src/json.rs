@@ -26,6 +26,9 @@ struct Line<'a> {
     prefill: Option<Block<'a>>,
     steps: Vec<Step<'a>>,
     stats: Stats,
+    /// What the results are labelled with, if they need a label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -83,6 +86,7 @@ pub struct JsonLines<'a, W: Write> {
     prompt_ids: &'a [u32],
     tokenizer: Option<&'a Tokenizer>,
     progress: &'a Progress,
+    label: Option<&'static str>,
     next: usize,
     /// Finished before their turn.
     held: BTreeMap<usize, Sample>,
@@ -94,8 +98,9 @@ impl<'a, W: Write> JsonLines<'a, W> {
         prompt_ids: &'a [u32],
         tokenizer: Option<&'a Tokenizer>,
         progress: &'a Progress,
+        label: Option<&'static str>,
     ) -> Self {
-        Self { out, prompt_ids, tokenizer, progress, next: 0, held: BTreeMap::new() }
+        Self { out, prompt_ids, tokenizer, progress, label, next: 0, held: BTreeMap::new() }
     }
 
     fn write(&mut self, sample: &Sample) -> Result<()> {
@@ -119,6 +124,7 @@ impl<'a, W: Write> JsonLines<'a, W> {
                 decode_seconds: sample.decode_seconds,
                 tokens_per_second: sample.tokens_per_second(),
             },
+            label: self.label,
         };
         let mut line = serde_json::to_vec(&line).map_err(|error| CliError::Output(error.into()))?;
         line.push(b'\n');
@@ -146,5 +152,31 @@ impl<W: Write> Observer for JsonLines<'_, W> {
             self.next += 1;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_label_is_in_every_line() {
+        let progress = Progress::loading(Path::new("model"));
+        let written = |label| {
+            let mut out = Vec::new();
+            let mut lines = JsonLines::new(&mut out, &[1], None, &progress, label);
+            lines.finished(Sample::new(0, 7)).unwrap();
+            lines.finished(Sample::new(1, 8)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let label = "not lossless (--products any)";
+        for line in written(Some(label)).lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["label"], label);
+        }
+        assert_eq!(written(Some(label)).lines().count(), 2);
+        assert!(!written(None).contains("label"));
     }
 }

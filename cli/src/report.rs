@@ -41,6 +41,8 @@ pub enum Verdict {
     SameDistribution { rule: &'static str },
     /// A mode gave other tokens.
     Broken(String),
+    /// The device makes no promise; a mode may have given other tokens.
+    Labelled { label: &'static str, difference: Option<String> },
 }
 
 /// The closing report on the modes that were measured; `shown` is the one whose text was shown, and
@@ -115,6 +117,11 @@ fn write_report(
              run cannot check it. (`--rule match` gives the very tokens.)"
         ),
         Verdict::Broken(difference) => format!("NOT LOSSLESS: {difference}."),
+        Verdict::Labelled { label, difference } => {
+            let seen =
+                difference.as_ref().map_or(String::new(), |difference| format!(" Here, {difference}."));
+            format!("Results are {label}: a row's result depends on the rows beside it.{seen}")
+        }
     };
     writeln!(out)?;
     writeln!(out, "{bold}{}{bold:#}", paragraph(&verdict).trim_end())
@@ -200,6 +207,12 @@ mod tests {
         assert!(said(Verdict::Broken("here".into())).contains("NOT LOSSLESS: here."));
         assert!(said(Verdict::Lossless { tokens: 1 }).contains("the same 1 token as `ar`"));
         assert!(!said(Verdict::NotCompared).contains("ossless"));
+        let label = "not lossless (--products any)";
+        let labelled = |difference| said(Verdict::Labelled { label, difference });
+        for text in [labelled(None), labelled(Some("token 3 is 4, not 5".into()))] {
+            assert!(text.contains("not lossless (--products any)") && !text.contains("Lossless"), "{text}");
+        }
+        assert!(labelled(Some("token 3 is 4, not 5".into())).contains("Here, token 3 is 4, not 5."));
     }
 
     #[test]

@@ -80,8 +80,8 @@ struct Decoded {
 ///
 /// # Errors
 ///
-/// [`SelfTestError`] if a step fails, drafting changes a token, or anything but rounding tells the results from the CPU
-/// device's.
+/// [`SelfTestError`] if a step fails, drafting changes a token though the device says that it is
+/// [row-invariant](Device::is_row_invariant), or its results differ from the CPU device's by more than rounding.
 pub fn self_test<D: Device>(mut device: D) -> Result<D, SelfTestError> {
     for head_dim in [64, 128] {
         device = test_heads(device, head_dim)?;
@@ -91,6 +91,8 @@ pub fn self_test<D: Device>(mut device: D) -> Result<D, SelfTestError> {
 
 fn test_heads<D: Device>(device: D, head_dim: usize) -> Result<D, SelfTestError> {
     let differs = |what| SelfTestError::Differs { head_dim, what };
+    // Without row-invariance, steps of other row counts may differ by rounding.
+    let exact = device.is_row_invariant();
     let config = config(head_dim);
     let target = TargetWeights::random(&config, DType::Bf16, 1)?;
     let drafter = DrafterWeights::random(&config, 1, BLOCK_SIZE, 16, DType::Bf16, 2)?;
@@ -98,11 +100,11 @@ fn test_heads<D: Device>(device: D, head_dim: usize) -> Result<D, SelfTestError>
     let alone = decode(&mut device, Mode::Autoregressive, None)?;
     let drafting = decode(&mut device, Mode::Parallel, None)?;
     let sequential = decode(&mut device, Mode::Sequential, None)?;
-    if drafting.tokens != alone.tokens || sequential.tokens != alone.tokens {
+    if exact && (drafting.tokens != alone.tokens || sequential.tokens != alone.tokens) {
         return Err(differs("drafting changes the tokens"));
     }
     let bits = |decoded: &Decoded| decoded.confidence.iter().map(|c| c.to_bits()).collect::<Vec<_>>();
-    if (&drafting.draft, bits(&drafting)) != (&sequential.draft, bits(&sequential)) {
+    if exact && (&drafting.draft, bits(&drafting)) != (&sequential.draft, bits(&sequential)) {
         return Err(differs("parallel and sequential drafts are not the same"));
     }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 
 use super::Synthetic;
-use crate::args::{DeviceChoice, DrafterSource, Dtype};
+use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -23,6 +23,9 @@ pub struct BenchArgs {
     /// Where to run; `auto` is the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
+    /// Which algorithms multiply matrices on a GPU; `any` is for comparisons of speed, and not lossless
+    #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
+    pub products: ProductsChoice,
     /// How activations and the KV cache are rounded on the CPU; on a GPU it is always bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,

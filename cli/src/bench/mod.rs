@@ -22,7 +22,7 @@ use self::report::{Header, Measured, Report, Skipped};
 use self::steps::Asked;
 pub use self::synthetic::Synthetic;
 use self::work::{Sizes, Storage};
-use crate::args::DeviceChoice;
+use crate::args::{DeviceChoice, label};
 use crate::error::Result;
 use crate::models::{self, Pair, Weights};
 
@@ -52,7 +52,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 storage: Storage { kv: 2, weight: Some(2) },
                 ceilings: Ceilings::Gpu(ceilings),
             };
-            bench_on(args, Gpu::cuda(ordinal)?, machine)
+            bench_on(args, Gpu::cuda_with(ordinal, args.products.into())?, machine)
         }
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let precision: Precision = args.dtype.into();
@@ -83,6 +83,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
         block_size,
         verify_lens: asked.verify_lens().to_vec(),
         ceilings: machine.ceilings,
+        label: label(&device),
     };
     let mut report = Report::new(io::stdout().lock(), args.json, &header)?;
     let sizes = Sizes::new(&weights, machine.storage);
@@ -212,6 +213,7 @@ mod tests {
             block_size: 4,
             verify_lens: vec![1, 2],
             ceilings: Ceilings::Gpu(ceilings),
+            label: None,
         };
         let mut out = Vec::new();
         let mut report = Report::new(&mut out, true, &header).unwrap();

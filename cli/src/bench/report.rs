@@ -20,6 +20,18 @@ pub struct Header {
     pub block_size: usize,
     pub verify_lens: Vec<usize>,
     pub ceilings: Ceilings,
+    /// What the results are labelled with, if they need a label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<&'static str>,
+}
+
+/// A line of JSON with the report's label.
+#[derive(Serialize)]
+struct Labelled<'a, T> {
+    #[serde(flatten)]
+    line: &'a T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'static str>,
 }
 
 /// A step that was timed.
@@ -113,14 +125,16 @@ impl Skipped {
 pub struct Report<W: Write> {
     out: W,
     json: bool,
+    /// What every line is labelled with.
+    label: Option<&'static str>,
 }
 
 impl<W: Write> Report<W> {
     /// A report that begins with `header`.
     pub fn new(out: W, json: bool, header: &Header) -> Result<Self> {
-        let mut report = Self { out, json };
+        let mut report = Self { out, json, label: None };
         report.line(header, || header_text(header))?;
-        Ok(report)
+        Ok(Self { label: header.label, ..report })
     }
 
     pub fn measured(&mut self, measured: &Measured) -> Result<()> {
@@ -133,10 +147,19 @@ impl<W: Write> Report<W> {
 
     /// A line is there when this returns, whatever comes after.
     fn line(&mut self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-        let json = |value| serde_json::to_string(value).map_err(io::Error::from);
-        let line = if self.json { json(value).map(|json| json + "\n") } else { Ok(text()) };
+        let label = self.label;
+        let json = |value| serde_json::to_string(&Labelled { line: value, label }).map_err(io::Error::from);
+        let line = if self.json { json(value).map(|json| json + "\n") } else { Ok(labelled(text(), label)) };
         let write = |line: String| self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
         line.and_then(write).map_err(CliError::Output)
+    }
+}
+
+/// A line of text with a label at its end.
+fn labelled(line: String, label: Option<&str>) -> String {
+    match label {
+        Some(label) => format!("{}  {label}\n", line.trim_end()),
+        None => line,
     }
 }
 
@@ -163,6 +186,9 @@ fn header_text(header: &Header) -> String {
             gigaflops * 1e-3
         ),
     };
+    if let Some(label) = header.label {
+        text += &format!("{label}: a row's result depends on the rows beside it\n");
+    }
     // What follows the step's time are its parts; only a device that runs behind has them.
     let submit = if header.ceilings.runs_behind() { "  to submit" } else { "" };
     text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
@@ -209,6 +235,7 @@ mod tests {
             block_size: 16,
             verify_lens: vec![3, 15],
             ceilings,
+            label: None,
         }
     }
 
@@ -227,8 +254,13 @@ mod tests {
     }
 
     fn written(json: bool, ceilings: Ceilings) -> String {
+        written_with(json, ceilings, None)
+    }
+
+    fn written_with(json: bool, ceilings: Ceilings, label: Option<&'static str>) -> String {
         let mut out = Vec::new();
-        let mut report = Report::new(&mut out, json, &header(ceilings.clone())).unwrap();
+        let header = Header { label, ..header(ceilings.clone()) };
+        let mut report = Report::new(&mut out, json, &header).unwrap();
         report.measured(&measured(&ceilings)).unwrap();
         let why = || "out of memory".to_owned();
         report.skipped(&Skipped::step(&Step::sequential(3, 16), (64, 8192), why())).unwrap();
@@ -264,6 +296,19 @@ mod tests {
         });
         assert_eq!(lines[2], skipped);
         assert_eq!((&lines[3]["mode"], &lines[3]["batch"]), (&serde_json::Value::Null, &64.into()));
+    }
+
+    #[test]
+    fn every_line_is_labelled() {
+        let label = "not lossless (--products any)";
+        let lines = written_with(true, gpu(), Some(label));
+        for line in lines.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["label"], label);
+        }
+        let text = written_with(false, gpu(), Some(label));
+        assert_eq!(text.matches(label).count(), 4, "{text}");
+        assert!(!written(false, gpu()).contains(label) && !written(true, gpu()).contains("label"));
     }
 
     #[test]

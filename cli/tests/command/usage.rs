@@ -131,6 +131,8 @@ fn arguments_that_are_not_understood() {
             &["--draft", "random:many"],
             "invalid value 'random:many' for '--draft <DIR|random:N>': `many` is not a number of layers",
         ),
+        (&["--products", "fast"], "invalid value 'fast' for '--products <ALGORITHMS>'"),
+        (&["bench", "--products", "all"], "invalid value 'all' for '--products <ALGORITHMS>'"),
         (&["--mode", "fast"], "invalid value 'fast' for '--mode <MODE>'"),
         (&["--prompt", "a", "--prompt-ids", "1"], "the argument '--prompt <TEXT>' cannot be used with"),
         (
@@ -155,6 +157,7 @@ fn help_says_what_there_is() {
         "--target",
         "--draft",
         "--device",
+        "--products",
         "--dtype",
         "--threads",
         "--prompt",
@@ -180,7 +183,7 @@ fn help_says_what_there_is() {
         assert!(short.contains(&format!("{option} ")) || short.contains(&format!("{option}\n")), "{option}");
         assert!(long.contains(option), "{option}");
     }
-    for default in ["256", "0.01", "cumulative-product", "rejection", "auto", "f32"] {
+    for default in ["256", "0.01", "cumulative-product", "rejection", "auto", "f32", "invariant"] {
         assert!(long.contains(&format!("[default: {default}]")), "{default}");
     }
     assert_eq!(succeed(&["--version"]).stdout, format!("flexdraft {}\n", env!("CARGO_PKG_VERSION")));
