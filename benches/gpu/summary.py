@@ -48,8 +48,10 @@ def products(report: Report):
         for rows, algorithms in sorted(buckets.items()):
             classes = {found["class"] for found in algorithms} - {None}
             everywhere = classes if everywhere is None else everywhere & classes
-            first, last = (1e6 * min(found["seconds"][i] for found in algorithms) for i in (0, 1))
-            cells.append(f"{rows[0]}-{rows[1]}: {len(algorithms)} in {len(classes)}, {first:.3g}-{last:.3g} us")
+            # The time for taking times may have been over.
+            timed = [found["seconds"] for found in algorithms if found["seconds"]]
+            best = [f"{1e6 * min(times):.3g}" for times in zip(*timed)]
+            cells.append(f"{rows[0]}-{rows[1]}: {len(algorithms)} in {len(classes)}, {'-'.join(best)} us")
         same = f"{len(everywhere or ())} classes in all buckets"
         yield f"products of {layer['model']} {layer['layer']}: {layer.get('error', same)}"
         yield f"  {' | '.join(cells)}"

@@ -199,15 +199,16 @@ class Folding(unittest.TestCase):
         layer = {"model": "m", "layer": "qkv", "out_cols": 8, "in_cols": 8, "logits": False}
         entries = [{"algorithm": algorithm, "rows": rows, "seconds": [2e-5, 3e-5 + 1e-6 * algorithm], "class": of}
                    for algorithm, rows, of in ((0, [1, 1], 0), (1, [1, 1], None), (0, [2, 16], 1), (1, [2, 16], 0))]
+        entries.append({"algorithm": 2, "rows": [2, 16], "seconds": None, "class": None})
         chosen = {"chosen": {"rows": [1, 85], "seconds": [2e-5, None]}}
         lines = [CEILINGS, layer, *entries, chosen, {**layer, "layer": "o"}, {"error": "no algorithm"}]
         self.write("first-products.jsonl", lines, '{"algo')
         found = self.folded()["products"]
-        self.assertEqual([len(layer["algorithms"]) for layer in found["layers"]], [4, 0])
+        self.assertEqual([len(layer["algorithms"]) for layer in found["layers"]], [5, 0])
         self.assertEqual(found["machine"]["copy_bytes_per_second"], 2e12)
         said = self.run_script("summary.py", self.report).stdout
         for text in ("products of m qkv: 1 classes in all buckets\n",
-                     "1-1: 2 in 1, 20-30 us | 2-16: 2 in 2, 20-30 us\n", "  chosen, 1: 20 us, 85: -\n", "products of m o: no algorithm\n"):
+                     "1-1: 2 in 1, 20-30 us | 2-16: 3 in 2, 20-30 us\n", "  chosen, 1: 20 us, 85: -\n", "products of m o: no algorithm\n"):
             self.assertIn(text, said)
 
     def test_wgmma_beside_mma(self) -> None:

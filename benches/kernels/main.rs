@@ -7,7 +7,8 @@
 //! device. Without a GPU, or device code in the build, it says so and ends well; `FLEXDRAFT_REQUIRE_GPU=1` makes
 //! that a failure, as is a kind of cases of which none could be measured.
 //!
-//! `kernels first` launches every kernel once instead (first.rs).
+//! `kernels first` launches every kernel once instead (first.rs), `kernels first-products` surveys the algorithms for
+//! matrix products (survey.rs).
 
 mod cases;
 mod ceilings;
@@ -16,6 +17,7 @@ mod floor;
 mod machine;
 mod products;
 mod record;
+mod survey;
 mod timing;
 mod traced;
 
@@ -213,9 +215,16 @@ fn measure<'a>(
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if arguments.first().is_some_and(|argument| argument == "first") {
-        let from = arguments.get(1).and_then(|from| from.parse().ok()).unwrap_or(0);
-        return match first::run(from) {
+    let first = match arguments.first().map(String::as_str) {
+        Some("first") => {
+            let from = arguments.get(1).and_then(|from| from.parse().ok()).unwrap_or(0);
+            Some(first::run(from))
+        }
+        Some("first-products") => Some(survey::run()),
+        _ => None,
+    };
+    if let Some(done) = first {
+        return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");
