@@ -19,8 +19,6 @@ enum Fault {
     Scaled,
     /// A row's result depends on the number of rows.
     RowsMatter,
-    /// The same, and it says that it is not row-invariant.
-    RowsMayMatter,
     /// It leaves the first row of a product undone.
     RowMissing,
     /// It cannot do what it is asked for.
@@ -49,10 +47,6 @@ impl Products for Faulty {
         self.products.weight(&layer.0)
     }
 
-    fn is_row_invariant(&self) -> bool {
-        self.fault != Fault::RowsMayMatter
-    }
-
     fn multiply(
         &self,
         backend: &Simt,
@@ -67,10 +61,8 @@ impl Products for Faulty {
             Fault::None => None,
             Fault::Scaled => Some((first_row..first_row + rows.len(), 1.1)),
             // As where sums are split otherwise: the last bits of some elements.
-            Fault::RowsMatter | Fault::RowsMayMatter if rows.len() > 2 => {
-                Some((first_row..first_row + rows.len(), 1.01))
-            }
-            Fault::RowsMatter | Fault::RowsMayMatter => None,
+            Fault::RowsMatter if rows.len() > 2 => Some((first_row..first_row + rows.len(), 1.01)),
+            Fault::RowsMatter => None,
             Fault::RowMissing => Some((first_row..first_row + 1, 0.0)),
             Fault::Fails => {
                 return Err(DeviceError::OutOfMemory { what: "a product", bytes: 1 });
@@ -106,12 +98,6 @@ fn gpu(fault: Fault) -> Gpu<Faulty> {
 #[test]
 fn a_device_that_computes_what_it_should_passes() {
     let chosen = choose(|| Ok(Some(gpu(Fault::None))));
-    assert!(matches!(chosen, Chosen::Device(_)), "{}", reason(chosen));
-}
-
-#[test]
-fn a_device_that_promises_no_row_invariance_may_lack_it() {
-    let chosen = choose(|| Ok(Some(gpu(Fault::RowsMayMatter))));
     assert!(matches!(chosen, Chosen::Device(_)), "{}", reason(chosen));
 }
 
