@@ -30,8 +30,8 @@ export CUDARC_CUDA_VERSION=13000
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
 # Everything at once, as dependencies get the features that all of it needs and are compiled once.
-cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli -p flexdraft-bridge --lib \
-  --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
+cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli \
+  -p flexdraft-bridge --lib --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
 for name in on_gpu golden_vectors kernels; do
   binary=$(sed -n "s|.*\"executable\":\"\([^\"]*/$name-[0-9a-f]*\)\".*|\1|p" "$messages")
   strip -o "$out/$name" "$binary"

@@ -208,7 +208,8 @@ class Folding(unittest.TestCase):
         self.assertEqual(found["machine"]["copy_bytes_per_second"], 2e12)
         said = self.run_script("summary.py", self.report).stdout
         for text in ("products of m qkv: 1 classes in all buckets\n",
-                     "1-1: 2 in 1, 20-30 us | 2-16: 3 in 2, 20-30 us\n", "  chosen, 1: 20 us, 85: -\n", "products of m o: no algorithm\n"):
+                     "1-1: 2 in 1, 20-30 us | 2-16: 3 in 2, 20-30 us\n",
+                     "  chosen, 1: 20 us, 85: -\n", "products of m o: no algorithm\n"):
             self.assertIn(text, said)
 
     def test_wgmma_beside_mma(self) -> None:

@@ -2,9 +2,9 @@
 //!
 //! `kernels first-products` adds lines of JSON to `first-products.jsonl`, in the directory that
 //! `FLEXDRAFT_BENCH_RESULTS` names: the device with its ceilings, then for each layer of Qwen3-8B and SmolLM2-135M the
-//! layer, one line per algorithm and bucket of row counts (its times, and the class of its bits: equal classes are equal
-//! bits), and the seconds of the products that the decode loop would use. A layer's lines are on disk as soon as they are
-//! known.
+//! layer, one line per algorithm and bucket of row counts (its times, and the class of its bits: equal classes are
+//! equal bits), and the seconds of the products that the decode loop would use. A layer's lines are on disk as soon as
+//! they are known.
 
 use std::env;
 use std::error::Error;
