@@ -1,6 +1,5 @@
 //! The CPU device's operations against plain statements of them in f64.
 
-use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
@@ -8,6 +7,8 @@ use flexdraft::device::{
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
 use half::bf16;
+
+use crate::support::cpu::*;
 
 fn assert_close(found: f32, expected: f64, tolerance: f64, what: &str) {
     let error = (f64::from(found) - expected).abs();

@@ -1,12 +1,13 @@
 //! Operands that do not fit each other are typed errors that name what is wrong.
 
-use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, KvCache};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DeviceError, LinearPart, Precision, QkTransform, Rope, RowKind,
 };
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
+
+use crate::support::cpu::*;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 4 };
 

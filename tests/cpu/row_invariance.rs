@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::cpu::*;
 use flexdraft::device::cpu::{Buffer, Cpu, InstructionSet, KvCache, Linear, Vector};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
@@ -10,15 +9,12 @@ use flexdraft::device::{
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::cpu::*;
+use crate::support::properties::properties;
 
 const MAX_ROWS: usize = 40;
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-
-fn config(cases: u32) -> ProptestConfig {
-    let persistence = FileFailurePersistence::WithSource("proptest-regressions");
-    ProptestConfig { cases, failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() }
-}
 
 fn linear(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     let x = activations(device, layer.in_cols(), x);
@@ -126,7 +122,7 @@ fn sub_matrix(weight: &Tensor, columns: std::ops::Range<usize>) -> Tensor {
 }
 
 proptest! {
-    #![proptest_config(config(48))]
+    #![proptest_config(properties(48))]
 
     #[test]
     fn fused_parts_and_column_ranges_are_the_parts_alone(
@@ -415,7 +411,7 @@ fn attention_rows_do_not_depend_on_batch_groups_pages_or_threads() {
 }
 
 proptest! {
-    #![proptest_config(config(24))]
+    #![proptest_config(properties(24))]
 
     #[test]
     fn attention_rows_of_any_pass_are_the_rows_alone(

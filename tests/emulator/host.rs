@@ -1,11 +1,13 @@
 //! The SIMT host runs kernels as a GPU would, and finds the bugs that a GPU would not show. The kernels are
 //! in `cuda/simt/tests/planted.cu`; each bug has a twin without it.
 
-use crate::support::planted::{Run, counting};
 use flexdraft::backend::simt::{Checking, Copies, Traffic};
 use flexdraft::backend::{BackendError, Simt, SimtOptions};
 use half::bf16;
 use proptest::prelude::*;
+
+use crate::support::planted::{Run, counting};
+use crate::support::properties::properties;
 
 /// Every combination of checks, copies and a few schedules.
 fn hosts() -> Vec<Simt> {
@@ -208,7 +210,7 @@ fn ldmatrix_transposes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(properties(24))]
 
     #[test]
     fn mma_is_a_matrix_product(

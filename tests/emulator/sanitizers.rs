@@ -5,8 +5,9 @@
 use std::env;
 use std::process::Command;
 
-use crate::support::planted::{Run, counting};
 use flexdraft::backend::{Simt, SimtOptions};
+
+use crate::support::planted::{Run, counting};
 
 /// Which of [`BUGS`] a process is to run.
 const VARIABLE: &str = "FLEXDRAFT_PLANTED_BUG";

@@ -3,10 +3,6 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
-use crate::support::models::Spec;
-use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::runs::{Block, Output, blocks, corrupted_continuation, run};
-use crate::support::simt_variant::checking;
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -20,7 +16,12 @@ use flexdraft::model::config::Architecture;
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::models::Spec;
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::properties::properties;
+use crate::support::runs::{Block, Output, blocks, corrupted_continuation, run};
+use crate::support::simt_variant::checking;
 
 fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
@@ -119,18 +120,8 @@ prop_compose! {
     }
 }
 
-/// A case in `share` of those that `PROPTEST_CASES` asks for (256 without it).
-fn config(share: u32) -> ProptestConfig {
-    let cases = ProptestConfig::default().cases.div_ceil(share);
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(config(16))]
+    #![proptest_config(properties(4))]
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_decoding(
@@ -189,7 +180,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
     let (compared, tokens) = (Cell::new(0), Cell::new(0));
     let (same_drafts, drafts) = (Cell::new(0), Cell::new(0));
     let add = |sum: &Cell<usize>, more| sum.set(sum.get() + more);
-    proptest!(config(16), |(spec in spec(), ask in ask())| {
+    proptest!(properties(4), |(spec in spec(), ask in ask())| {
         let ask = Ask { temperature: 0.0, max_new_tokens: 12, ..ask };
         let margins = Margins::default();
         let mut request = ask.request(&spec);

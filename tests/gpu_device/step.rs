@@ -1,9 +1,6 @@
 //! What a step on the GPU device asks of the driver (counted on the SIMT host, whose steps are the same
 //! calls), and what becomes of what its kernels report.
 
-use crate::support::models::Spec;
-use crate::support::policies::RandomGroups;
-use crate::support::runs::{Output, blocks, run};
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::Calls;
 use flexdraft::backend::{Simt, SimtOptions};
@@ -21,6 +18,10 @@ use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::{DType, Tensor};
 use half::bf16;
+
+use crate::support::models::Spec;
+use crate::support::policies::RandomGroups;
+use crate::support::runs::{Output, blocks, run};
 
 fn spec() -> Spec {
     let (head_dim, hidden, block_size, rank, dtype) = (64, 32, 4, Some(8), DType::Bf16);

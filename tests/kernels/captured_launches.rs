@@ -1,7 +1,6 @@
 //! A step's launches can be captured in a CUDA graph: made once, they serve every step of as many rows. What
 //! changes from step to step (positions, pages, groups, logits, seeds) is read from device memory alone.
 
-use crate::support::simt_variant::checking;
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::Checking;
@@ -20,20 +19,9 @@ use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
 
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn halves(seed: u64, len: usize) -> Vec<bf16> {
-    noise(seed, len).into_iter().map(bf16::from_f32).collect()
-}
+use crate::support::noise::{halves, noise};
+use crate::support::properties::properties;
+use crate::support::simt_variant::checking;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
 const PAGING: Paging = Paging { pages: 64, page_size: 32 };
@@ -430,13 +418,7 @@ impl Operands {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: ProptestConfig::default().cases.div_ceil(16),
-        failure_persistence: Some(Box::new(
-            proptest::test_runner::FileFailurePersistence::WithSource("proptest-regressions"),
-        )),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(4))]
 
     #[test]
     fn launches_made_for_one_step_serve_the_next(steps in prop::collection::vec(step(), 1..4)) {

@@ -13,6 +13,8 @@ use flexdraft::kernels::{Fault, Faults, Kernels, KvStrides, PagedKv, PagedKvMut,
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
 
+use crate::support::noise::halves;
+
 /// The SIMT host, whose memory loses a page: entries `page` of a pass's tables become `becomes` before each launch.
 #[derive(Debug)]
 struct Tampered {
@@ -108,23 +110,12 @@ const LOST: u32 = 29;
 /// Page ids that there are not.
 const WRONG: [i32; 4] = [-1, PAGING.pages as i32, i32::MIN, i32::MAX];
 
-fn noise(seed: u64, len: usize) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f32((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 fn bits(values: &[bf16]) -> Vec<u16> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
 fn cache() -> (Vec<bf16>, Vec<bf16>) {
-    (noise(2, PAGING.pages * PAGE), noise(3, PAGING.pages * PAGE))
+    (halves(2, PAGING.pages * PAGE), halves(3, PAGING.pages * PAGE))
 }
 
 fn strides() -> KvStrides {
@@ -138,7 +129,7 @@ fn append<B: Backend<Stream = SimtStream>>(backend: B, stream: SimtStream, pass:
     let kernels = Kernels::new(backend);
     let mut tables = PassTables::new(kernels.backend(), &stream, 2, 2).unwrap();
     tables.upload(kernels.backend(), &stream, pass, PAGING).unwrap();
-    let mut qkv = noise(1, tables.rows() * SHAPE.qkv_cols());
+    let mut qkv = halves(1, tables.rows() * SHAPE.qkv_cols());
     let turns = [0.6f32, 0.8].repeat(tables.rows() * 32);
     let (mut k, mut v) = (vec![POISON; PAGING.pages * PAGE], vec![POISON; PAGING.pages * PAGE]);
     let mut error = [0];
@@ -206,7 +197,7 @@ impl Attention {
     fn new(rows: usize, longest: usize) -> Self {
         let words = attention_workspace_len(SHAPE, rows, longest, SPLIT).unwrap().div_ceil(2);
         Attention {
-            qkv: noise(1, rows * SHAPE.qkv_cols()),
+            qkv: halves(1, rows * SHAPE.qkv_cols()),
             out: vec![POISON; rows * SHAPE.out_cols()],
             lse: vec![f32::NAN; rows * SHAPE.q_heads],
             workspace: vec![f64::NAN; words],

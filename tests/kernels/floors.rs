@@ -3,6 +3,12 @@
 
 use std::marker::PhantomData;
 
+use flexdraft::backend::simt::{Checking, Traffic};
+use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::kernels::Kernels;
+use flexdraft::kernels::attention::DEFAULT_SPLIT;
+use half::bf16;
+
 use crate::cases::Case;
 use crate::cases::acceptance::Acceptance;
 use crate::cases::attention::Attention;
@@ -13,11 +19,6 @@ use crate::floor::{self, AttentionRows, Bound, Calibrated, Ceilings, Floor, Head
 use crate::machine::Machine;
 use crate::record::{self, Device, Line, Measured, Record};
 use crate::support::planted::{Run, counting};
-use flexdraft::backend::simt::{Checking, Traffic};
-use flexdraft::backend::{Simt, SimtOptions};
-use flexdraft::kernels::Kernels;
-use flexdraft::kernels::attention::DEFAULT_SPLIT;
-use half::bf16;
 
 /// What the launches of a case read and write, twice the same.
 fn counted(case: &impl Case) -> Vec<Traffic> {

@@ -10,32 +10,14 @@ use flexdraft::kernels::{Kernels, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use half::bf16;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
-fn config() -> ProptestConfig {
-    ProptestConfig {
-        // A quarter of what `PROPTEST_CASES` asks for.
-        cases: ProptestConfig::default().cases.div_ceil(4),
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
+use crate::support::noise::halves;
+use crate::support::properties::properties;
 
 /// Checked unless another variant is asked for, in some order of threads.
 fn kernels(schedule: u64) -> Kernels<Simt> {
     let checking = crate::support::simt_variant::checking(Checking::Accesses);
     Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
-}
-
-fn noise(seed: u64, len: usize) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f32((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 fn f64s(values: &[bf16]) -> Vec<f64> {
@@ -50,7 +32,7 @@ fn close(found: bf16, exact: f64) -> bool {
 const POISON: bf16 = bf16::from_bits(0x7fbf);
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(properties(16))]
 
     #[test]
     fn embedding_and_gather(
@@ -61,7 +43,7 @@ proptest! {
         let (cols, vocab) = (8 * eighths, 7usize);
         let kernels = kernels(seed % 4);
         let stream = kernels.backend().stream();
-        let table = noise(seed, vocab * cols);
+        let table = halves(seed, vocab * cols);
         let mut error = [0u32];
         let mut out = vec![POISON; ids.len() * cols];
         let mut gathered = out.clone();
@@ -102,8 +84,8 @@ proptest! {
         let cols = 8 * eighths;
         let kernels = kernels(seed % 4);
         let stream = kernels.backend().stream();
-        let (before, delta) = (noise(seed, rows * cols), noise(seed ^ 1, rows * cols));
-        let weight: Vec<f32> = noise(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
+        let (before, delta) = (halves(seed, rows * cols), halves(seed ^ 1, rows * cols));
+        let weight: Vec<f32> = halves(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
         let run = |x: &mut Vec<bf16>, out: &mut Vec<bf16>, delta: &[bf16]| {
             kernels.rms_norm(&stream, &RmsNorm {
                 x: match residual {
@@ -148,7 +130,7 @@ proptest! {
         let cols = 8 * eighths;
         let kernels = kernels(seed % 4);
         let stream = kernels.backend().stream();
-        let x = noise(seed, rows * 2 * cols);
+        let x = halves(seed, rows * 2 * cols);
         let mut out = vec![POISON; rows * cols];
         let (from, to) = (stream.view(&x), stream.view_mut(&mut out));
         kernels.silu_mul(&stream, &SiluMul { x: from, out: to, cols }).unwrap();
@@ -160,7 +142,7 @@ proptest! {
             }
         }
 
-        let bonus = noise(seed ^ 5, 2 * cols);
+        let bonus = halves(seed ^ 5, 2 * cols);
         // There are no bonus rows −1, 2 and −2, and nobody asks for the first.
         let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
         let before = x[..rows * cols].to_vec();
@@ -236,7 +218,7 @@ impl AnyPass {
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(properties(16))]
 
     #[test]
     fn norm_rope_append(
@@ -284,8 +266,8 @@ proptest! {
 
         let q_heads = kv_heads * ratio;
         let width = (q_heads + 2 * kv_heads) * head_dim;
-        let before = noise(pass.seed, rows * width);
-        let weights = [3, 4].map(|s| noise(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
+        let before = halves(pass.seed, rows * width);
+        let weights = [3, 4].map(|s| halves(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
         let strides = match head_major {
             true => KvStrides::head_major(pass.page_size, kv_heads, head_dim),
             false => KvStrides::token_major(pass.page_size, kv_heads, head_dim),

@@ -1,7 +1,6 @@
 //! What verdicts decide about the next drafts, looked up on the SIMT host as a device would, is what the host
 //! would look up.
 
-use crate::support::simt_variant::checking;
 use bytemuck::Zeroable;
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -11,7 +10,9 @@ use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDr
 use flexdraft::kernels::{Kernels, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::properties::properties;
+use crate::support::simt_variant::checking;
 
 /// Bonus tokens, starts, sources, draft rows, and the error word.
 type Selected = (Vec<i32>, Vec<i32>, Vec<i32>, Vec<i32>, u32);
@@ -71,11 +72,7 @@ fn verdict(accepted: i32, bonus: i32, cached_length: i64) -> Verdict {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: ProptestConfig::default().cases.div_ceil(4),
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(16))]
 
     #[test]
     fn the_group_of_the_accepted_length(

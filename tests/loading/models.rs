@@ -11,8 +11,9 @@ use flexdraft::model::{
 };
 use flexdraft::tensor::{DType, Tensor};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 use serde_json::Value;
+
+use crate::support::properties::properties;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -366,16 +367,8 @@ fn ids_that_the_model_lacks() {
     );
 }
 
-fn keep_seeds(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(keep_seeds(200))]
+    #![proptest_config(properties(200))]
 
     /// Mostly bytes that are no UTF-8, some text, special tokens, ids without a token.
     #[test]

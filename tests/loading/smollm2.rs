@@ -8,8 +8,6 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::runs::{Output, corrupted_continuation, cpu, run};
 use flexdraft::decode::{Auto, Engine, EngineOptions, Finish, Mode, Policy, Record, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{
@@ -17,6 +15,9 @@ use flexdraft::model::{
 };
 use flexdraft::tensor::{DType, Tensor};
 use serde::Deserialize;
+
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::runs::{Output, corrupted_continuation, cpu, run};
 
 /// Logits closer than this may change places: sums are added up in another order.
 const MARGIN: f32 = 0.02;

@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
-use crate::support::runs::cpu;
 use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::{Model, TargetWeights};
 use serde::Deserialize;
+
+use crate::support::runs::cpu;
 
 #[derive(Deserialize)]
 struct Recording {

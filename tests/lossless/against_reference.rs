@@ -2,26 +2,20 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::support::models::{Spec, spec};
-use crate::support::policies::RandomGroups;
-use crate::support::reference;
-use crate::support::runs::{engine, run, run_alone};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{BlockRecord, Confidence, Mode, Record, Request};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::models::{Spec, spec};
+use crate::support::policies::RandomGroups;
+use crate::support::properties::properties;
+use crate::support::reference;
+use crate::support::runs::{engine, run, run_alone};
 
 /// f32 against f64 over a few small layers.
 const TOLERANCE: f64 = 2e-3;
-
-fn persistence() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
 
 fn close(found: &[f32], expected: &[f64]) -> bool {
     let scale = expected.iter().fold(1.0, |largest: f64, x| largest.max(x.abs()));
@@ -38,7 +32,7 @@ fn is_argmax(token: u32, logits: &[f64]) -> bool {
 type Rows = Arc<Mutex<Vec<(Vec<u32>, Vec<f32>)>>>;
 
 proptest! {
-    #![proptest_config(persistence())]
+    #![proptest_config(properties(64))]
 
     /// Every row of target logits that a step looks at, every committed token, every drafted token and
     /// its confidence.

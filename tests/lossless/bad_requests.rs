@@ -1,13 +1,14 @@
 //! Requests and engines that cannot be: each is refused with a message that names the reason.
 
-use crate::support::models::Spec;
-use crate::support::runs::{cpu, engine, model, run};
 use flexdraft::decode::{
     Auto, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
 };
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
+
+use crate::support::models::Spec;
+use crate::support::runs::{cpu, engine, model, run};
 
 fn refusal(request: Request) -> String {
     let spec = Spec { context_len: 32, ..Spec::default() };

@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::runs::{cpu, run};
 use flexdraft::decode::{Engine, EngineOptions, Mode, Record, Request};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights, Tokenizer};
+
+use crate::support::runs::{cpu, run};
 
 const PROMPTS: usize = 20;
 const NEW_TOKENS: usize = 128;

@@ -14,7 +14,8 @@ use flexdraft::acceptance::{self, BlockScan, Decision, Rows, Rule};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::{SamplingParams, confidence, softmax, warp};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::properties::properties;
 
 /// Tokens whose joint law is compared.
 const COMPARED: usize = 4;
@@ -438,11 +439,7 @@ fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 1000,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(1000))]
 
     #[test]
     fn committed_tokens_follow_the_target(world in worlds()) {

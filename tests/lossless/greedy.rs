@@ -1,12 +1,13 @@
 //! Greedy decoding is lossless: every mode, every group set, any batch, the tokens of plain
 //! autoregressive decoding, which are those of a forward pass without any cache.
 
-use crate::support::models::{Spec, spec};
-use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Finish, Mode, Record, Request};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::models::{Spec, spec};
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::properties::properties;
+use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
 /// A request's shape; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
@@ -61,15 +62,8 @@ impl Ask {
     }
 }
 
-fn persistence() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(persistence())]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_decoding(

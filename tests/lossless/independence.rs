@@ -1,12 +1,13 @@
 //! What a request gets depends on the request alone.
 
-use crate::support::models::Spec;
-use crate::support::policies::RandomGroups;
-use crate::support::runs::{Output, cpu, engine, model, run, run_alone};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{DecodeError, Engine, EngineOptions, Finish, Mode, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::sampling::SamplingParams;
+
+use crate::support::models::Spec;
+use crate::support::policies::RandomGroups;
+use crate::support::runs::{Output, cpu, engine, model, run, run_alone};
 
 /// Sixty-four requests that differ in everything.
 fn requests(spec: &Spec) -> Vec<Request> {

@@ -1,12 +1,13 @@
 //! A logits hook acts on the target's distribution and on nothing else: with it, every mode still gives
 //! the tokens of autoregressive decoding with the same hook.
 
-use crate::support::models::Spec;
-use crate::support::policies::RandomGroups;
-use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};
 use flexdraft::sampling::SamplingParams;
+
+use crate::support::models::Spec;
+use crate::support::policies::RandomGroups;
+use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
 /// No token may follow itself, and only even ids may stand at every third position.
 fn forbid(position: usize, prefix: &[u32], logits: &mut [f32]) {

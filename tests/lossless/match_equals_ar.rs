@@ -1,14 +1,15 @@
 //! Rule `match` gives token for token what autoregressive sampling gives with the same seed: at any
 //! temperature, truncated or not, in every mode, with any group sets, alone and in batches.
 
-use crate::support::models::{Spec, spec};
-use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Auto, Confidence, Mode, Policy, Record, Request};
 use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::models::{Spec, spec};
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::properties::properties;
+use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
 /// A request's shape; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
@@ -66,10 +67,7 @@ impl Ask {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_sampling(

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use crate::support::runs::{Output, cpu, run};
 use flexdraft::decode::{
     BlockRecord, Confidence, ConfidenceStrategy, Engine, EngineOptions, Mode, Record, Request,
 };
@@ -13,6 +12,8 @@ use flexdraft::device::cpu::Cpu;
 use flexdraft::model::Model;
 use flexdraft::model::{DrafterWeights, TargetWeights};
 use serde::Deserialize;
+
+use crate::support::runs::{Output, cpu, run};
 
 #[derive(Deserialize)]
 struct Case {

@@ -1,22 +1,15 @@
 //! Whole passes: a sequence's rows have the same bits alone and among others.
 
-use crate::support::models::{Spec, spec};
-use crate::support::runs::cpu;
 use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::tensor::Tensor;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
-fn persistence(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases: ProptestConfig::default().cases.min(cases),
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
+use crate::support::models::{Spec, spec};
+use crate::support::properties::properties;
+use crate::support::runs::cpu;
 
 fn bits(buffer: &Buffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
@@ -110,7 +103,7 @@ fn run_pass(
 }
 
 proptest! {
-    #![proptest_config(persistence(48))]
+    #![proptest_config(properties(48))]
 
     /// Whole passes: a sequence alone, among others, with other pages and page sizes, with more threads,
     /// in a cache that held NaN: the same bits, candidates and groups.

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::support::models::Spec;
-use crate::support::runs::{engine, run};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{BatchView, Choice, Confidence, Policy, Record, Request, SequenceStep, StepView};
 use flexdraft::layout::GroupSet;
 use flexdraft::sampling::SamplingParams;
+
+use crate::support::models::Spec;
+use crate::support::runs::{engine, run};
 
 type Steps = Arc<Mutex<Vec<Vec<SequenceStep>>>>;
 

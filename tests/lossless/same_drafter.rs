@@ -1,20 +1,18 @@
 //! Parallel and sequential drafting are one computation: from the same state they give the same
 //! draft tokens and confidences, bit for bit, under every rule, in every batch.
 
-use crate::support::models::spec;
-use crate::support::policies::RandomGroups;
-use crate::support::runs::{Output, blocks, engine, run};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};
 use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::support::models::spec;
+use crate::support::policies::RandomGroups;
+use crate::support::properties::properties;
+use crate::support::runs::{Output, blocks, engine, run};
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn drafts_do_not_depend_on_the_group_set(

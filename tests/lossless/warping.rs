@@ -3,8 +3,9 @@
 use flexdraft::sampling::{SamplingParams, softmax, warp};
 use flexdraft_reference::warp as reference;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 use serde::Deserialize;
+
+use crate::support::properties::properties;
 
 #[derive(Deserialize)]
 struct Recording {
@@ -57,10 +58,7 @@ fn scores_equal_those_of_transformers() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(64))]
 
     /// Logits on a coarse grid, so that ties are common and no cut is a matter of rounding.
     #[test]

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use cudarc::driver::CudaContext;
 use flexdraft::backend::{Backend, BackendError, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
-use half::bf16;
+
+pub use crate::support::noise::{halves, noise};
 
 /// Kernels somewhere, and the memory of one test on it.
 pub struct Bench<B: Backend> {
@@ -76,21 +77,4 @@ pub fn foreign(gpu: &Bench<Cuda>) -> Bench<Foreign> {
     // SAFETY: a stream of this context, which the caller keeps for longer.
     let stream = unsafe { ForeignStream::new(context, gpu.stream.cu_stream() as u64) };
     Bench { kernels, stream }
-}
-
-/// Numbers in [-2, 2).
-pub fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 22) as f32 - 2.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-/// As [`noise`], rounded.
-pub fn halves(seed: u64, len: usize) -> Vec<bf16> {
-    noise(seed, len).into_iter().map(bf16::from_f32).collect()
 }

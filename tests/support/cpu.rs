@@ -5,6 +5,8 @@ use flexdraft::device::{Device, Precision};
 use flexdraft::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
+use super::noise::SplitMix;
+
 /// A device for each instruction set that the machine has.
 pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
     let options = CpuOptions { threads, precision };
@@ -13,18 +15,10 @@ pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
     sets.into_iter().map(|set| Cpu::with_instruction_set(options, set).unwrap()).collect()
 }
 
-/// Numbers in −1..1, a different sequence for every seed (SplitMix64).
+/// `len` numbers, uniform in [-1, 1), another sequence for each seed.
 pub fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ z >> 31) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = SplitMix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d);
+    (0..len).map(|_| random.signed()).collect()
 }
 
 /// A tensor of noise.

@@ -9,6 +9,8 @@ use flexdraft::tensor::{DType, Tensor};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::noise::SplitMix;
+
 /// The shape of a random model.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -92,24 +94,14 @@ prop_compose! {
     }
 }
 
-/// SplitMix64: the same numbers on every machine and with every version of every crate.
-struct Generator(u64);
+/// Where a random model's weights come from.
+struct Generator(SplitMix);
 
 impl Generator {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
     /// Uniform on [−1, 1), times `scale`, plus `centre`.
     fn tensor(&mut self, dtype: DType, shape: &[usize], centre: f32, scale: f32) -> Tensor {
         let count = shape.iter().product();
-        let values: Vec<f32> = (0..count)
-            .map(|_| centre + scale * ((self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0))
-            .collect();
+        let values: Vec<f32> = (0..count).map(|_| centre + scale * self.0.signed()).collect();
         match dtype {
             DType::F32 => Tensor::from_f32(shape, values),
             DType::F16 => Tensor::from_f16(shape, values.into_iter().map(f16::from_f32).collect()),
@@ -167,7 +159,7 @@ impl Spec {
     }
 
     pub fn weights(&self) -> (TargetWeights, DrafterWeights) {
-        let random = &mut Generator(self.seed);
+        let random = &mut Generator(SplitMix(self.seed));
         let (hidden, dtype) = (self.hidden, self.dtype);
         let embed = random.tensor(dtype, &[self.vocab, hidden], 0.0, self.gain / (hidden as f32).sqrt());
         let layers = (0..self.layers)

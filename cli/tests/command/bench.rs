@@ -1,7 +1,8 @@
 //! `flexdraft bench`: what it reports, on a shape that takes no time.
 
-use crate::common::{Run, run, succeed};
 use serde_json::Value;
+
+use crate::common::{Run, run, succeed};
 
 const TINY: [&str; 4] = ["bench", "--synthetic", "tiny", "--quick"];
 

@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
 use flexdraft::decode::{Engine, EngineOptions, Mode, Record, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
+
+use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 

@@ -3,7 +3,8 @@
 use flexdraft_reference::attention::{Heads, KeysValues, attend, joint_attention, mask_block_attention};
 use flexdraft_reference::layout::rows;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::properties::properties;
 
 /// softmax(q Kᵀ / √d + mask) V for one query head, the mask 0 or −∞: output, log-sum-exp, Σ p |v|.
 fn dense(q: &[f64], keys: &[&[f64]], values: &[&[f64]], sees: &[bool]) -> (Vec<f64>, f64, Vec<f64>) {
@@ -60,11 +61,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 64,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn joint_attention_is_dense_attention_under_the_joint_mask(case in case()) {

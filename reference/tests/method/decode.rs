@@ -1,6 +1,5 @@
 //! The decode loop against autoregressive decoding, on small random models.
 
-use crate::common::{Shape, random_model};
 use flexdraft_reference::accept::{Rule, Verdict, block, matching, rejection};
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::decode::{Request, autoregressive, decode};
@@ -10,7 +9,9 @@ use flexdraft_reference::sample::{draw, draw_by_weights};
 use flexdraft_reference::schedule::Strategy as Schedule;
 use flexdraft_reference::warp::{Distribution, Warping, warp};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::common::{Shape, random_model};
+use crate::properties::properties;
 
 const RULES: [Rule; 3] = [Rule::Rejection, Rule::Block, Rule::Match];
 
@@ -73,11 +74,7 @@ fn any_warping() -> impl Strategy<Value = Warping> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 48,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(48))]
 
     #[test]
     fn greedy_is_autoregressive(

@@ -6,7 +6,8 @@ use flexdraft_reference::accept::{
     rejection_weights,
 };
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+
+use crate::properties::properties;
 
 const VOCAB: usize = 3;
 /// Tokens that two steps of two draft tokens emit at most.
@@ -196,11 +197,7 @@ fn plain_world() -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 256,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(properties(256))]
 
     #[test]
     fn two_steps_leave_the_distribution_unchanged(world in world()) {

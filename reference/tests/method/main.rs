@@ -6,3 +6,8 @@ mod decode;
 mod lossless;
 mod official_fixtures;
 mod rope;
+
+// How many cases the properties of the whole workspace run.
+#[allow(dead_code)]
+#[path = "../../../tests/support/properties.rs"]
+mod properties;

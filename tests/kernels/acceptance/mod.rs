@@ -17,19 +17,10 @@ use flexdraft::layout::GroupSet;
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
+use crate::support::properties::properties;
 use oracle::check;
 use sequences::{Generated, Sequence, generated, run};
-
-/// One case for every `for_each` that `PROPTEST_CASES` asks for.
-fn config(for_each: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases: ProptestConfig::default().cases.div_ceil(for_each),
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
 
 fn kernels(checking: Checking, schedule: u64) -> Kernels<Simt> {
     let checking = crate::support::simt_variant::checking(checking);
@@ -37,7 +28,7 @@ fn kernels(checking: Checking, schedule: u64) -> Kernels<Simt> {
 }
 
 proptest! {
-    #![proptest_config(config(4))]
+    #![proptest_config(properties(16))]
 
     #[test]
     fn decisions_are_the_reference_s(
@@ -74,7 +65,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(16))]
+    #![proptest_config(properties(4))]
 
     #[test]
     fn decisions_about_long_drafts_are_the_reference_s(

@@ -14,6 +14,8 @@ use flexdraft_reference::warp::{Warping, warp};
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::support::noise::Xorshift;
+
 /// One sequence: what its rows are made of.
 #[derive(Clone, Debug)]
 pub struct Generated {
@@ -45,16 +47,6 @@ pub struct Sequence {
     pub tokens: Vec<i32>,
 }
 
-fn noise(seed: u64) -> impl FnMut() -> f32 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-}
-
 /// The distribution that logits give, in double precision.
 pub fn warped(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     let warping = Warping {
@@ -69,7 +61,8 @@ pub fn warped(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
 
 impl Generated {
     pub fn sequence(&self, vocab: usize) -> Sequence {
-        let mut next = noise(self.seed);
+        let mut random = Xorshift::new(self.seed);
+        let mut next = || random.uniform() * 2.0 - 1.0;
         // In steps that bf16 holds; a few ids stand out, and some are impossible.
         let mut row = || -> Vec<f32> {
             (0..vocab)

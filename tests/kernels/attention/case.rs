@@ -9,20 +9,10 @@ use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::support::noise::halves;
 use crate::support::simt_variant::checking;
 
 pub const NAN: bf16 = bf16::from_bits(0x7fbf);
-
-pub fn noise(seed: u64, len: usize) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f32((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// One sequence of a case.
 #[derive(Clone, Debug)]
@@ -63,12 +53,12 @@ impl Sequence {
             None => self.first + row,
             Some(mask) => 1000 + 100 * self.groups[mask / self.slots] + mask % self.slots,
         };
-        noise(self.seed ^ (name as u64) << 32, shape.qkv_cols())
+        halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
     }
 
     /// K and V of the cached positions, `[length, kv_heads · head_dim]`.
     fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
-        [1, 2].map(|s| noise(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
+        [1, 2].map(|s| halves(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
     }
 }
 

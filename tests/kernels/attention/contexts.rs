@@ -7,10 +7,11 @@ use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
-use proptest::prelude::ProptestConfig;
 
-use super::case::{NAN, noise};
+use super::case::NAN;
 use super::sample;
+use crate::support::noise::halves;
+use crate::support::properties::more_than_usual;
 use crate::support::simt_variant::checking;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
@@ -74,7 +75,7 @@ fn compare(out: &[bf16], q: &[bf16], keys: &[f64], values: &[f64]) {
 }
 
 /// The longest context of the models: 2048 splits of a tile, 512 spans, all levels of the merge but two. A million
-/// keys have these too, and take seconds: where more random cases are asked for than CI has.
+/// keys have these too, and take seconds: they run where more random cases than usual are asked for.
 #[test]
 fn long_contexts() {
     if checking(Checking::Off) == Checking::Accesses {
@@ -83,7 +84,7 @@ fn long_contexts() {
     // As many multiprocessors as are kept busier by a split each than by a span: four times as many states.
     let bits: Vec<Vec<u16>> = sample([4, 400], 2).map(|count| a_long_context(131_072, count)).collect();
     assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "divided by splits, other bits");
-    if ProptestConfig::default().cases > 64 {
+    if more_than_usual() {
         a_long_context(4095 * 4 * 64, 4);
     }
 }
@@ -93,8 +94,8 @@ fn long_contexts() {
 fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
     let (page_size, pages) = (128, 5);
     let row = SHAPE.head_dim;
-    let q: Vec<bf16> = noise(1, row);
-    let [k, v] = [2, 3].map(|seed| noise(seed, pages * page_size * row));
+    let q: Vec<bf16> = halves(1, row);
+    let [k, v] = [2, 3].map(|seed| halves(seed, pages * page_size * row));
     // Not in turn, so that no two stretches of a power of two are alike.
     let table: Vec<u32> = (0..length / page_size).map(|i| (i * i % 7 * (i + 1) % pages) as u32).collect();
     let strides = KvStrides::token_major(page_size, SHAPE.kv_heads, SHAPE.head_dim);
@@ -118,7 +119,7 @@ fn offsets_beyond_32_bits() {
         eprintln!("SKIPPED: the system promises no 4 GiB of memory that is not going to be used");
         return;
     };
-    let (q, cached): (Vec<bf16>, Vec<bf16>) = (noise(1, row), noise(2, 30 * row));
+    let (q, cached): (Vec<bf16>, Vec<bf16>) = (halves(1, row), halves(2, 30 * row));
     for (position, token) in cached.chunks(row).enumerate() {
         let at = position / page_size * strides.page + position % page_size * strides.token;
         memory[at..at + row].copy_from_slice(token);

@@ -11,8 +11,8 @@ use flexdraft::backend::SimtOptions;
 use flexdraft::backend::simt::{Checking, Copies, Traffic};
 use flexdraft::layout::AttentionShape;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
+use crate::support::properties::{fewer_than_usual, properties};
 use crate::support::simt_variant::checking;
 use case::{Sequence, Setting, compare, run, traffic};
 
@@ -61,18 +61,8 @@ prop_compose! {
     }
 }
 
-/// A case in `share` of those that `PROPTEST_CASES` asks for (256 without it).
-fn config(share: u32) -> ProptestConfig {
-    let cases = ProptestConfig::default().cases.div_ceil(share);
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(config(8))]
+    #![proptest_config(properties(8))]
 
     #[test]
     fn the_reference_agrees(setting in setting(), sequences in prop::collection::vec(sequence(260), 1..6)) {
@@ -164,8 +154,9 @@ fn bytes_are_those_of_the_floor() {
     }
 }
 
-/// `1 / whole` of `cases` where few random cases are asked for, as in the samples of race mode and under sanitizers.
+/// `1 / whole` of `cases` where fewer random cases than usual are asked for, as in the samples of race mode and under
+/// sanitizers.
 fn sample<T>(cases: impl IntoIterator<Item = T>, whole: usize) -> impl Iterator<Item = T> {
-    let step = if ProptestConfig::default().cases < 64 { whole } else { 1 };
+    let step = if fewer_than_usual() { whole } else { 1 };
     cases.into_iter().step_by(step)
 }

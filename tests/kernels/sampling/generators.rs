@@ -6,18 +6,14 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::batch::{Batch, Correction, Stored, Way};
+use crate::support::noise::Xorshift;
 
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
 pub fn noise(seed: u64, len: usize, scale: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 24) as f32
-    };
+    let mut random = Xorshift::new(seed);
+    let mut next = || random.uniform();
     // The sum of three uniforms: a bell.
     (0..len).map(|_| (next() + next() + next() - 1.5) * 2.0 * scale).collect()
 }

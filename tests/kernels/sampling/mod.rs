@@ -15,8 +15,8 @@ use flexdraft_reference::calibration::{Calibrator, calibrated_logits};
 use flexdraft_reference::linear::Linear;
 use half::bf16;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
+use crate::support::properties::properties;
 use batch::{Batch, Correction, Outcome, Stored, Way, bits, kernels, poisoned_stats};
 use generators::{Shape, batch, logits, noise};
 use oracle::{check, check_row, kept_ids};
@@ -24,21 +24,10 @@ use oracle::{check, check_row, kept_ids};
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
-/// So many cases, or as many times more as `PROPTEST_CASES` is more than 64.
-fn config(usual: u32) -> ProptestConfig {
-    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    let cases = usual.saturating_mul(asked.unwrap_or(64)).div_ceil(64);
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 // --- Against the reference -------------------------------------------------------------------------------
 
 proptest! {
-    #![proptest_config(config(96))]
+    #![proptest_config(properties(96))]
 
     #[test]
     fn rows_of_f32_are_sampled_as_the_reference_samples_them(batch in batch::<f32>(1..4, false)) {
@@ -80,7 +69,7 @@ fn check_calibrated<L: Stored>(batch: &Batch<L>) {
 }
 
 proptest! {
-    #![proptest_config(config(48))]
+    #![proptest_config(properties(48))]
 
     #[test]
     fn calibrated_rows_of_f32_are_the_reference_s(batch in batch::<f32>(1..20, true)) {
@@ -304,7 +293,7 @@ fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
 }
 
 proptest! {
-    #![proptest_config(config(12))]
+    #![proptest_config(properties(12))]
 
     #[test]
     fn rows_do_not_depend_on_their_batch(batch in batch::<f32>(1..8, false)) {

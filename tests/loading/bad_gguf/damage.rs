@@ -4,11 +4,11 @@ use std::path::Path;
 
 use flexdraft::model::{ChatMessage, Gguf};
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
 use super::fixture;
 use crate::support::bounds::within_bounds;
 use crate::support::gguf::{File, Value};
+use crate::support::properties::properties;
 
 /// A change to a file; positions are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -155,16 +155,8 @@ fn read_all(bytes: Vec<u8>) {
     });
 }
 
-/// 256 cases a test, or as many as `PROPTEST_CASES` says.
-fn config() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn a_damaged_file_is_an_error_or_harmless(

@@ -9,8 +9,9 @@ mod tokenizers;
 
 use std::path::{Path, PathBuf};
 
-use crate::support::gguf::File;
 use flexdraft::model::LoadError;
+
+use crate::support::gguf::File;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(format!("{name}.gguf"))

@@ -1,8 +1,9 @@
 //! Tensors: their shapes, types and places.
 
+use flexdraft::model::inspect::Report;
+
 use super::target;
 use crate::support::gguf::{File, TensorInfo};
-use flexdraft::model::inspect::Report;
 
 #[test]
 fn tensors_that_do_not_fit() {

@@ -7,18 +7,10 @@ use flexdraft::model::{
     ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, TargetWeights, Tokenizer,
 };
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
 use super::directory::{Copy, DRAFT, LLAMA, QWEN3, YARN, fixture, split};
 use crate::support::bounds::within_bounds;
-
-/// 256 cases a test, or as many as `PROPTEST_CASES` says.
-fn keep_seeds() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
-        ..ProptestConfig::default()
-    }
-}
+use crate::support::properties::properties;
 
 /// Flips, overwrites, inserts or removes bytes.
 fn mutate(bytes: &mut Vec<u8>, edits: &[(u8, usize, u8)], within: usize) {
@@ -56,7 +48,7 @@ fn read_damaged(
 }
 
 proptest! {
-    #![proptest_config(keep_seeds())]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn a_damaged_header_is_an_error_or_harmless(edits in edits()) {

@@ -8,11 +8,6 @@ mod statistics;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::support::models::Spec;
-use crate::support::policies::{RandomEverything, RandomGroups};
-use crate::support::reference;
-use crate::support::runs::cpu;
-use altered::{Alteration, Altered};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Committed, Confidence, Engine, EngineOptions, Mode, Policy, Record, Request};
 use flexdraft::device::Device;
@@ -20,6 +15,12 @@ use flexdraft::model::forward::Model;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::model::target_logits;
 use flexdraft_reference::warp::Warping;
+
+use crate::support::models::Spec;
+use crate::support::policies::{RandomEverything, RandomGroups};
+use crate::support::reference;
+use crate::support::runs::cpu;
+use altered::{Alteration, Altered};
 use statistics::p_value;
 
 const RUNS: u64 = 1 << 20;
