@@ -48,6 +48,15 @@ def without_tests(text):
     return text
 
 
+def without_inline_modules(text):
+    """The code with the contents of inline modules moved up: `super` in them is the file itself."""
+    while found := re.search(r"^[ \t]*(?:pub(?:\([^)]*\))?\s+)?mod\s+\w+\s*\{", text, re.M):
+        end = closing_brace(text, found.end() - 1)
+        body = re.sub(r"\bsuper::(?!super)", "self::", text[found.end() : end - 1])
+        text = text[: found.start()] + body.replace("super::self::", "super::") + text[end:]
+    return text
+
+
 def leaves(tree):
     """Every path of a use tree, as (segments, the name that it gets)."""
     tree = tree.strip()
@@ -73,7 +82,7 @@ def leaves(tree):
 class Module:
     def __init__(self, file, parent):
         self.file, self.parent, self.children = file, parent, {}
-        self.code = without_tests(without_comments_and_strings(file.read_text()))
+        self.code = without_inline_modules(without_tests(without_comments_and_strings(file.read_text())))
         self.uses, self.reexports, self.globs = [], {}, []
         for visibility, tree in re.findall(r"^[ \t]*(pub(?:\([^)]*\))?\s+)?use\s+([^;]+);", self.code, re.M):
             for segments, name in leaves(tree):

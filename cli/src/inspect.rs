@@ -1,11 +1,22 @@
 //! `flexdraft inspect`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
+use clap::Args;
 use flexdraft::model::inspect::{Report, TensorReport};
 
-use crate::args::InspectArgs;
 use crate::error::{CliError, Result};
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The model: a Hugging Face directory or a GGUF file
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub target: PathBuf,
+    /// A drafter for it
+    #[arg(long, value_name = "DIR")]
+    pub draft: Option<PathBuf>,
+}
 
 /// Prints what was found. Weights that are not as they should be are the user's to mend.
 pub fn inspect(args: &InspectArgs) -> Result<()> {

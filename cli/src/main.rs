@@ -1,20 +1,13 @@
 //! The `flexdraft` command.
 
 mod args;
-mod auto;
 mod bench;
-mod compare;
+mod command;
+mod device;
 mod error;
 mod generate;
 mod inspect;
-mod job;
-mod json;
 mod models;
-mod progress;
-mod prompt;
-mod report;
-mod run;
-mod stream;
 
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
@@ -24,7 +17,7 @@ use std::sync::Mutex;
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::command::{Cli, Command};
 use crate::error::{CliError, Result};
 
 /// What the latest panic said. The library contains those of the tokenizer's crate, which are then errors.

@@ -10,7 +10,7 @@ use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
 
-use crate::args::{DrafterSource, GenerateArgs, ModeChoice};
+use crate::args::{DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
 
 /// Where the bundled pair lies in the repository.
@@ -36,10 +36,6 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn from_args(args: &GenerateArgs) -> Result<Self> {
-        Self::new(args.target.clone(), args.draft.clone())
-    }
-
     /// The target and drafter, or the pair that comes with the repository.
     pub fn new(target: Option<PathBuf>, draft: Option<DrafterSource>) -> Result<Self> {
         if let Some(target) = target {

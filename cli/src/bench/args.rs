@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use super::Synthetic;
-use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
+use super::synthetic::Synthetic;
+use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, at_least_one};
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -70,8 +70,7 @@ pub struct BenchArgs {
 }
 
 fn one_or_more(text: &str) -> Result<usize, String> {
-    let count: usize = text.parse().map_err(|_| "not a number")?;
-    Ok(NonZeroUsize::new(count).ok_or("it must be at least 1")?.get())
+    at_least_one(text).map(NonZeroUsize::get)
 }
 
 /// How many mask groups a parallel step has.

@@ -5,7 +5,7 @@ mod case;
 mod ceilings;
 mod report;
 mod steps;
-mod synthetic;
+pub mod synthetic;
 mod work;
 
 use std::io::{self, Write};
@@ -20,9 +20,9 @@ use self::case::{Case, Repeats};
 use self::ceilings::{Ceilings, CpuCeilings};
 use self::report::{Header, Measured, Report, Skipped};
 use self::steps::Asked;
-pub use self::synthetic::Synthetic;
 use self::work::{Sizes, Storage};
-use crate::args::{DeviceChoice, label};
+use crate::args::DeviceChoice;
+use crate::device::label;
 use crate::error::Result;
 use crate::models::{self, Pair, Weights};
 
@@ -170,6 +170,7 @@ fn if_it_fits<T>(result: Result<T>) -> Result<Result<T, String>> {
 
 #[cfg(test)]
 mod tests {
+    use super::synthetic::Synthetic;
     use flexdraft::backend::{Simt, SimtOptions};
     use flexdraft::device::DeviceError;
     use flexdraft::device::gpu::CpuProducts;

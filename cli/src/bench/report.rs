@@ -221,8 +221,8 @@ fn skipped_text(skipped: &Skipped) -> String {
 mod tests {
     use flexdraft::device::gpu;
 
+    use super::super::ceilings::CpuCeilings;
     use super::*;
-    use crate::bench::ceilings::CpuCeilings;
 
     const CPU: Ceilings =
         Ceilings::Cpu(CpuCeilings { read_bytes_per_second: 1e10, flops_per_second: 1e11, threads: 2 });

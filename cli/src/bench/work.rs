@@ -142,7 +142,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Synthetic;
+    use crate::bench::synthetic::Synthetic;
 
     const BF16: Storage = Storage { kv: 2, weight: None };
 

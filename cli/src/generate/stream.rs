@@ -9,10 +9,10 @@ use std::io::{self, IsTerminal, Write};
 use anstyle::{AnsiColor, Style};
 use flexdraft::model::Tokenizer;
 
+use super::progress::Progress;
+use super::prompt::Text;
+use super::run::{Collect, Observer, Sample};
 use crate::error::{CliError, Result};
-use crate::progress::Progress;
-use crate::prompt::Text;
-use crate::run::{Collect, Observer, Sample};
 
 /// What the text is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use flexdraft::decode::StepRecord;
 
+use super::run::{Sample, mean};
 use crate::args::ModeChoice;
 use crate::error::Result;
-use crate::run::{Sample, mean};
 
 /// Short runs are repeated for this long, and the fastest one counts.
 const MEASURING_TIME: Duration = Duration::from_millis(250);

@@ -1,5 +1,15 @@
 //! `flexdraft generate`.
 
+mod args;
+mod compare;
+mod job;
+mod json;
+mod progress;
+mod prompt;
+mod report;
+mod run;
+mod stream;
+
 use std::io::{self, Write};
 
 use flexdraft::acceptance::Rule;
@@ -9,18 +19,19 @@ use flexdraft::device::gpu::Gpu;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Tokenizer;
 
-use crate::args::{DeviceChoice, GenerateArgs, ModeChoice, label};
-use crate::auto;
-use crate::compare::{self, MODES, Measured};
+pub use self::args::GenerateArgs;
+use self::compare::{MODES, Measured};
+use self::job::{Job, Seeds, cache_tokens};
+use self::json::JsonLines;
+use self::progress::Progress;
+use self::prompt::{BUNDLED_PROMPT, Prompt};
+use self::report::{Facts, Verdict};
+use self::run::{Collect, Sample};
+use self::stream::{Streamer, Surface};
+use crate::args::{DeviceChoice, ModeChoice};
+use crate::device::{self, label};
 use crate::error::{CliError, Result};
-use crate::job::{Job, Seeds, cache_tokens};
-use crate::json::JsonLines;
 use crate::models::{self, Pair, Weights};
-use crate::progress::Progress;
-use crate::prompt::{self, BUNDLED_PROMPT, Prompt};
-use crate::report::{self, Facts, Verdict};
-use crate::run::{Collect, Sample};
-use crate::stream::{Streamer, Surface};
 
 /// Runs the command.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
@@ -33,8 +44,8 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     if args.device == DeviceChoice::Cpu {
         return loaded.run_on(cpu);
     }
-    let chosen = auto::gpu(&loaded.weights, args.products.into());
-    if let Some(note) = auto::note(&chosen) {
+    let chosen = device::gpu(&loaded.weights, args.products.into());
+    if let Some(note) = device::note(&chosen) {
         loaded.progress.note(&note);
     }
     match chosen {
@@ -57,7 +68,7 @@ struct Loaded<'a> {
 impl<'a> Loaded<'a> {
     fn new(args: &'a GenerateArgs) -> Result<Self> {
         let seeds = Seeds::from_args(args)?;
-        let pair = Pair::from_args(args)?;
+        let pair = Pair::new(args.target.clone(), args.draft.clone())?;
         let progress = Progress::loading(&pair.target);
         let weights = pair.load(args.block_size)?;
         let tokenizer = prompt::tokenizer(&pair, weights.target.config.vocab_size)?;

@@ -4,9 +4,9 @@ use flexdraft::decode::{Engine, EngineOptions, Request};
 use flexdraft::device::Device;
 use flexdraft::model::ModelConfig;
 
-use crate::args::GenerateArgs;
+use super::args::GenerateArgs;
+use super::run::{self, Observer};
 use crate::error::{CliError, Result};
-use crate::run::{self, Observer};
 
 /// Memory for the KV cache, in bytes, unless a single sample needs more. Samples beyond it wait.
 const CACHE_BYTES: usize = 4 << 30;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flexdraft::model::{ChatMessage, ChatTemplate, TextStream, Tokenizer};
 
-use crate::args::GenerateArgs;
+use super::args::GenerateArgs;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
 

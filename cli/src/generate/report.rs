@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anstyle::Style;
 
-use crate::compare::Measured;
+use super::compare::Measured;
 
 /// Width that lists are wrapped at.
 const WIDTH: usize = 78;
@@ -196,8 +196,8 @@ fn wrapped(words: &[String], max_lines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::run::Sample;
     use super::*;
-    use crate::run::Sample;
 
     #[test]
     fn a_broken_promise_is_loud() {

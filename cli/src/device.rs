@@ -2,10 +2,18 @@
 
 use flexdraft::backend::Cuda;
 use flexdraft::decode::{Chosen, choose};
-use flexdraft::device::DeviceError;
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
+use flexdraft::device::{Device, DeviceError};
 
 use crate::models::Weights;
+
+/// What results of a device are labelled with, if a row's result depends there on the rows beside it.
+pub const NOT_LOSSLESS: &str = "not lossless (--products any)";
+
+/// The label of a device's results, if they need one.
+pub fn label(device: &impl Device) -> Option<&'static str> {
+    (!device.is_row_invariant()).then_some(NOT_LOSSLESS)
+}
 
 /// The first GPU, if it is to be used for these weights.
 pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
@@ -52,7 +60,7 @@ fn unsupported(weights: &Weights) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Synthetic;
+    use crate::bench::synthetic::Synthetic;
 
     #[test]
     fn models_that_the_kernels_cannot_run() {

@@ -9,10 +9,10 @@ use flexdraft::decode::{BlockRecord, Finish, StepRecord};
 use flexdraft::model::Tokenizer;
 use serde::Serialize;
 
+use super::progress::Progress;
+use super::prompt::Text;
+use super::run::{Observer, Sample};
 use crate::error::{CliError, Result};
-use crate::progress::Progress;
-use crate::prompt::Text;
-use crate::run::{Observer, Sample};
 
 #[derive(Serialize)]
 struct Line<'a> {

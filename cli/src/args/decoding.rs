@@ -1,0 +1,79 @@
+//! When to draft, how to accept, and how far to verify.
+
+use clap::ValueEnum;
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{Auto, ConfidenceStrategy, Mode, Policy};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeChoice {
+    Auto,
+    Parallel,
+    Sequential,
+    Ar,
+}
+
+impl ModeChoice {
+    /// The word that chooses it.
+    pub fn name(self) -> &'static str {
+        self.policy().name()
+    }
+
+    pub fn policy(self) -> Box<dyn Policy> {
+        match self {
+            Self::Auto => Box::new(Auto::default()),
+            Self::Parallel => Box::new(Mode::Parallel),
+            Self::Sequential => Box::new(Mode::Sequential),
+            Self::Ar => Box::new(Mode::Autoregressive),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RuleChoice {
+    /// Token by token: min(1, p/q), then the residual
+    #[default]
+    Rejection,
+    /// The whole block at once: never accepts fewer on average
+    Block,
+    /// While the target's own draw is the same: the tokens are those of `--mode ar` with this seed
+    Match,
+}
+
+impl RuleChoice {
+    /// As the command line spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rejection => "rejection",
+            Self::Block => "block",
+            Self::Match => "match",
+        }
+    }
+}
+
+impl From<RuleChoice> for Rule {
+    fn from(choice: RuleChoice) -> Self {
+        match choice {
+            RuleChoice::Rejection => Self::Rejection,
+            RuleChoice::Block => Self::Block,
+            RuleChoice::Match => Self::Match,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StrategyChoice {
+    /// The product of the confidences so far
+    #[default]
+    CumulativeProduct,
+    /// Each confidence by itself
+    MinConfidence,
+}
+
+impl From<StrategyChoice> for ConfidenceStrategy {
+    fn from(choice: StrategyChoice) -> Self {
+        match choice {
+            StrategyChoice::CumulativeProduct => Self::CumulativeProduct,
+            StrategyChoice::MinConfidence => Self::MinConfidence,
+        }
+    }
+}

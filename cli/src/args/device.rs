@@ -1,0 +1,73 @@
+//! Where a model runs, and in which arithmetic.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use flexdraft::device::Precision;
+use flexdraft::device::gpu::ProductAlgorithms;
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
+            _ => Err("there is no such device; known are auto, cpu and cuda:N".into()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProductsChoice {
+    /// Algorithms that give a row the same bits whatever rows are beside it
+    #[default]
+    Invariant,
+    /// The algorithm that cuBLASLt estimates to be the fastest for each number of rows
+    Any,
+}
+
+impl From<ProductsChoice> for ProductAlgorithms {
+    fn from(choice: ProductsChoice) -> Self {
+        match choice {
+            ProductsChoice::Invariant => Self::RowInvariant,
+            ProductsChoice::Any => Self::Any,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices() {
+        assert_eq!("cuda:1".parse(), Ok(DeviceChoice::Cuda(1)));
+        assert!("cuda".parse::<DeviceChoice>().is_err());
+    }
+}

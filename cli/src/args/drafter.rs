@@ -1,0 +1,37 @@
+//! Where a drafter comes from.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where a drafter comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DrafterSource {
+    Directory(PathBuf),
+    Random { layers: usize },
+}
+
+impl FromStr for DrafterSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("random:") {
+            None => Ok(Self::Directory(text.into())),
+            Some(layers) => match layers.parse() {
+                Ok(layers) => Ok(Self::Random { layers }),
+                Err(_) => Err(format!("`{layers}` is not a number of layers")),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafters() {
+        assert_eq!("random:3".parse(), Ok(DrafterSource::Random { layers: 3 }));
+        assert_eq!("random".parse(), Ok(DrafterSource::Directory("random".into())));
+        assert!("random:x".parse::<DrafterSource>().is_err());
+    }
+}
