@@ -68,10 +68,10 @@ LOCAL_MEMORY = ["LDL", "STL"]
 
 
 # What a launch asks for of shared memory, by kernel: constants of common/shapes.h, added up as often as here.
-# Attention has an int32_t for a sequence of the batch, and one more; the calibrator of the released drafters is of
+# Attention has two int32_t for two sequences of the batch, and one more; the calibrator of the released drafters is of
 # rank 512, eight slices.
 SHARED = {
-    r"joint_attention_d(\d+)_r(\d+)_s(\d+)": ({r"FLEXDRAFT_D\1_R\2_S\3_SHARED": 1}, 2 * 4),
+    r"joint_attention_d(\d+)_r(\d+)_s(\d+)": ({r"FLEXDRAFT_D\1_R\2_S\3_SHARED": 1}, 3 * 4),
     r"calibrated_sample_\w+_64x16": ({"FLEXDRAFT_SMALL_SHARED": 1, "FLEXDRAFT_SMALL_SLICE_SHARED": 8}, 0),
     r"calibrated_sample_\w+_128x64": ({"FLEXDRAFT_LARGE_SHARED": 1, "FLEXDRAFT_LARGE_SLICE_SHARED": 8}, 0),
     r"sample_finish_\w+": ({"FLEXDRAFT_FINISH_SHARED": 1}, 0),

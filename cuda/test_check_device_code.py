@@ -100,8 +100,8 @@ class SharedMemory(unittest.TestCase):
     def test_what_launches_ask_for(self):
         constants = check_device_code.shapes()
         expected = {
-            "joint_attention_d64_r64_s2": 40960 + 684 + 8,
-            "joint_attention_d128_r128_s2": 98304 + 1324 + 8,
+            "joint_attention_d64_r64_s2": 40960 + 684 + 12,
+            "joint_attention_d128_r128_s2": 98304 + 1324 + 12,
             "attention_merge_d64_l5": 0,
             "sample_rows_f32": 0,
             "calibrated_sample_f32_64x16": 84736,
@@ -260,7 +260,7 @@ class Refusals(unittest.TestCase):
         name = "joint_attention_d64_r64_s3"
         status, errors, written = check("attention", SOUND.replace("joint_attention_d64", name), name)
         self.assertEqual(status, 0, errors)
-        self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 0 \| 58036 \| [1-9]\d* \| 1 \|")
+        self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 0 \| 58040 \| [1-9]\d* \| 1 \|")
         status, errors, _ = check("glue", INTEGER_ATOMIC, "other")
         self.assertEqual(status, 0, errors)
 

@@ -1,18 +1,28 @@
 // Joint draft-and-verify attention over a paged KV cache, on the matrix units.
 //
-// joint_attention gives each CTA items: a block of packed rows (rows.cuh) of one sequence and KV head, and
-// some of its keys: one split or a span of them, or the slots of the block's own groups. K and V tiles of 64
-// keys flow through a ring of stages, filled ahead by cp.async and shared by all the block's rows. An item
-// leaves, for every row and head, the state (state.cuh) of an online softmax over its keys, and
-// attention_merge (merge.cuh) adds up a row's states; where one item has all the keys of a sequence it has the
-// slots too, and leaves the result.
+// The grid has as many CTAs as run at once. Each takes items (items.cuh): a block of packed rows (rows.cuh) of one
+// sequence and KV head, with some of its keys: a split or a span of splits of the cache, or the slots of one group. An
+// item leaves, for each row and head, the state (state.cuh) of an online softmax over its keys, and attention_merge
+// (merge.cuh) adds up a row's states. An item that has all cached keys of its sequence adds the slots of its rows'
+// groups as well, and leaves the result.
 //
-// A row's bits depend on nothing but what it sees: tiles, splits and spans begin at absolute positions, keys
-// beyond a row's limit have weight exactly 0 and V exactly 0 where no row of the block sees it. The splits of
-// a span merge one after the other, so that a CTA needs only one state besides the one it works on, in registers or,
-// where its rows are many, at its place in the workspace; spans
-// merge in the binary tree over their absolute index, and a group's own slots last. Who takes how many splits
-// changes nothing.
+// K and V tiles of 64 keys go through a ring of stages, and all rows of the block read each tile. With three stages:
+//
+//   step              prologue                             0              1              2             ...
+//   wait, barrier                                       |  tile 0      |  tile 1      |  tile 2      |
+//   cp.async          tile 0 -> stage 0, Q, tile 1 -> 1 |  tile 2 -> 2 |  tile 3 -> 0 |  tile 4 -> 1 |
+//   products                                            |  tile 0      |  tile 1      |  tile 2      |
+//   merge_split                                                  after the last tile of each split
+//
+// In step t a thread waits for its own copies of tile t, and the barrier makes the copies of all threads visible. The
+// barrier also ends step t - 1, so the copies that follow it may overwrite the stage that step t - 1 has read.
+//
+// A row's bits depend on nothing but what the row sees: tiles, splits and spans begin at absolute positions, keys
+// beyond a row's limit have weight exactly 0, and V is exactly 0 where no row of the block sees it. The splits of a
+// span merge one after the other, so a CTA needs one state besides the state it works on: in registers or, if it has
+// many rows, at its place in the workspace. Spans merge in the binary tree over their absolute index, and a group's own
+// slots last. How many splits an item has, and which CTA takes an item when, changes nothing.
+#include "items.cuh"
 #include "merge.cuh"
 #include "params.h"
 #include "rows.cuh"
@@ -21,38 +31,6 @@
 
 namespace {
 
-template <int Rows>
-FLEXDRAFT_INLINE int32_t blocks_of(const Sequence& q, int32_t ratio) {
-    return (q.rows * ratio + Rows - 1) / Rows;
-}
-
-// A sequence's items: per state, and once for the slots unless one item has everything, each KV head with each
-// block of rows. Of a sequence that the workspace has too few states for, once, which makes its rows zeros.
-template <int Rows>
-FLEXDRAFT_INLINE int32_t items_of(const FlexdraftAttentionParams& p, int32_t s) {
-    const Sequence q = sequence_of(p.pass, s);
-    const int32_t states = states_of(p, q);
-    const int32_t blocks = blocks_of<Rows>(q, p.q_heads / p.kv_heads) * p.kv_heads;
-    if (states > p.max_states) {
-        if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PLAN));
-        return blocks;
-    }
-    const int32_t slots = q.groups != 0 && states > 1 ? 1 : 0;
-    return blocks * (states + slots);
-}
-
-// first[s] = items of the sequences before s. Every CTA works it out: the lengths are on the device only.
-template <int Rows>
-FLEXDRAFT_INLINE void plan(const FlexdraftAttentionParams& p, int32_t* first) {
-    for (int32_t s = int32_t(threadIdx.x); s < p.pass.batch; s += int32_t(blockDim.x)) first[s + 1] = items_of<Rows>(p, s);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        first[0] = 0;
-        for (int32_t s = 0; s < p.pass.batch; ++s) first[s + 1] += first[s];
-    }
-    __syncthreads();
-}
-
 // Where keys come from: the cache, or the rows of a group's slots.
 struct Keys {
     int32_t first, end; // positions, or slots of the group
@@ -60,15 +38,31 @@ struct Keys {
     int32_t group;      // its index among the sequence's
 };
 
-// What a CTA works on, in shared memory: what threads keep in registers they lack for sums.
+// What a CTA works on. It is in shared memory, because sums need the registers.
 struct Item {
     int32_t sequence, kv_head;
-    int32_t state, cached, whole; // which of the sequence's states; whether of cached keys; whether of everything
-    int32_t first_key;            // of the cached ones
-    int32_t begin_group, first_group, end_group; // see Joint::item
-    int32_t slots, first_mask;    // of the sequence
+    int32_t state_place;        // of the item's state, among the places of a row in the workspace
+    int32_t whole;              // whether the item leaves results, not a state
+    int32_t first_key, end_key; // cached keys
+    // Groups begin_group..end_group are added in turn; group first_group - 1 stands for the cached keys.
+    int32_t begin_group, first_group, end_group;
+    int32_t slots, first_mask; // of the sequence
 };
 static_assert(sizeof(Item) == FLEXDRAFT_ITEM_BYTES, "what the launch asks for");
+
+// The shared memory of a CTA.
+template <int HeadDim, int Rows, int Stages>
+struct SharedPlan {
+    uint16_t q[Rows][HeadDim];                  // swizzled (tiles.cuh); copied behind the first tile of an item
+    uint16_t kv[Stages][2][tile_keys][HeadDim]; // swizzled K and V; tile t is in stage t % Stages
+    // The block's packed rows and the item are written at the beginning of an item, before a barrier, and read until
+    // the barrier at its end.
+    int32_t row_index[Rows];  // in the operands; -1: the row has no part in the item
+    int32_t row_limit[Rows];  // the last cached position that the row sees
+    uint16_t row_place[Rows]; // 256 * (the row's group + 1) + the row's head among those of the KV head
+    Item work;
+    // The plan of items follows: its int32_t are written once.
+};
 
 template <int HeadDim, int Warps, int Parts, int Stages>
 struct Joint {
@@ -77,10 +71,10 @@ struct Joint {
     // about as fast as the matrix units use them up.
     static constexpr int warp_rows = 16 * Parts;
     static constexpr int rows = warp_rows * Warps;
+    using Shared = SharedPlan<HeadDim, rows, Stages>;
     // Where a part's sums are half of the registers, those of the splits before wait in the workspace.
     static constexpr bool waits_in_memory = Parts > 1;
     static constexpr int tile_bytes = tile_keys * HeadDim * 2;
-    static constexpr int q_bytes = rows * HeadDim * 2;
     static constexpr int chunks = HeadDim / 8; // of 16 bytes in a row
     // A warp copies so many keys of a tile, which lie in one page, and a few of them at once.
     static constexpr int warp_keys = tile_keys / Warps;
@@ -89,51 +83,49 @@ struct Joint {
     static_assert(threads % chunks == 0, "a thread copies the same chunk of its rows");
 
     const FlexdraftAttentionParams& p;
-    uint32_t shared_q, shared_kv;
-    // The block's packed rows: the row's index in the operands (-1: there is none), its limit, and 256 · (its group + 1)
-    // + the head of the KV head's. Worked out once an item: what every thread would keep of a sequence to do so takes
-    // registers that sums need.
-    int32_t *row_index, *row_limit;
-    uint16_t* row_place;
-    Item& work;
+    Shared& shared;
+    uint32_t shared_q, shared_kv; // addresses of q and kv
     int32_t page_shift;
     int lane, warp;
 
-    // A value that the compiler knows nothing of, where registers are scarce: it would keep what can be computed from it.
-    static FLEXDRAFT_METHOD int short_lived(int value) {
+    // The same value, of which the compiler knows nothing. What is computed from it is computed again at each use: kept
+    // in registers from tile to tile it would push sums out of them, into local memory.
+    static FLEXDRAFT_METHOD int compiler_barrier(int value) {
 #if defined(__CUDACC__)
         if constexpr (waits_in_memory) asm volatile("" : "+r"(value));
 #endif
         return value;
     }
 
-    FLEXDRAFT_METHOD void describe_rows(const Sequence& sequence, int32_t block, int32_t ratio) const {
+    // The rows that have a part in an item: those that see its first cached key, or those of its group.
+    FLEXDRAFT_METHOD void describe_rows(const Sequence& sequence, const ItemPlace& place, int32_t first_key) const {
+        const int32_t ratio = p.head_ratio;
         for (int m = int(threadIdx.x); m < rows; m += threads) {
-            const int32_t packed = block * rows + m;
+            const int32_t packed = place.block * rows + m;
             const AttentionRow row = attention_row(sequence, packed / ratio);
-            row_index[m] = row.index;
-            row_limit[m] = row.limit;
-            row_place[m] = uint16_t((row.group + 1) * 256 + packed % ratio);
+            const bool has_part = place.state < 0 ? row.group == place.group : row.limit >= first_key;
+            shared.row_index[m] = has_part ? row.index : -1;
+            shared.row_limit[m] = row.limit;
+            shared.row_place[m] = uint16_t((row.group + 1) * 256 + packed % ratio);
         }
-        __syncthreads();
     }
 
     // The row of the block that `r` of one of the warp's parts is.
     FLEXDRAFT_METHOD int row_of(int part, int r) const {
-        return short_lived(warp) * warp_rows + 16 * part + short_lived(lane) / 4 + 8 * r;
+        return compiler_barrier(warp) * warp_rows + 16 * part + compiler_barrier(lane) / 4 + 8 * r;
     }
-    FLEXDRAFT_METHOD int32_t group_of(int m) const { return row_place[m] / 256 - 1; }
+    FLEXDRAFT_METHOD int32_t group_of(int m) const { return shared.row_place[m] / 256 - 1; }
     FLEXDRAFT_METHOD int64_t head_row_of(int m) const {
-        const int32_t ratio = p.q_heads / p.kv_heads;
-        return int64_t(row_index[m]) * p.q_heads + work.kv_head * ratio + row_place[m] % 256;
+        return int64_t(shared.row_index[m]) * p.q_heads + shared.work.kv_head * p.head_ratio +
+               shared.row_place[m] % 256;
     }
 
-    // The packed rows of the block, as a tile; those beyond the sequence's are zeros.
+    // The packed rows of the block, as a tile; rows that have no part in the item are zeros.
     FLEXDRAFT_METHOD void load_q() const {
         const int chunk = int(threadIdx.x) % chunks;
 #pragma unroll 1
         for (int m = int(threadIdx.x) / chunks; m < rows; m += threads / chunks) {
-            const int32_t index = row_index[m];
+            const int32_t index = shared.row_index[m];
             const uint16_t* from = p.q;
             if (index >= 0) {
                 const int64_t head = head_row_of(m) - int64_t(index) * p.q_heads;
@@ -145,20 +137,20 @@ struct Joint {
 
     // The page of the warp's keys of the tile that begins at `first`, if they have one.
     FLEXDRAFT_METHOD int32_t page_of(const Keys& keys, int32_t first) const {
-        const int32_t position = first + short_lived(warp) * warp_keys;
+        const int32_t position = first + compiler_barrier(warp) * warp_keys;
         if (keys.group_row >= 0 || position >= keys.end) return 0;
-        return __ldg(p.cache.page_table + work.sequence * p.cache.page_table_stride + (position >> page_shift));
+        return __ldg(p.cache.page_table + shared.work.sequence * p.cache.page_table_stride + (position >> page_shift));
     }
 
     // Keys first..first + 64 of `keys` into a stage, the warp's from `page`; those from the end on are zeros.
     FLEXDRAFT_METHOD void load_tile(const Keys& keys, int32_t first, int32_t page, int stage) const {
         const FlexdraftPagedKv& cache = p.cache;
         // What follows from these is worked out for every tile, not kept from one to the next.
-        const int lane = short_lived(this->lane), at_once = short_lived(keys_at_once);
-        const int key = short_lived(warp) * warp_keys + lane / chunks, chunk = lane % chunks;
+        const int lane = compiler_barrier(this->lane), at_once = compiler_barrier(keys_at_once);
+        const int key = compiler_barrier(warp) * warp_keys + lane / chunks, chunk = lane % chunks;
         const int32_t position = first + key;
         int32_t end = keys.end;
-        const int32_t kv_head = work.kv_head;
+        const int32_t kv_head = shared.work.kv_head;
         const uint16_t *k, *v;
         int64_t k_step, v_step;
         if (keys.group_row >= 0) {
@@ -184,7 +176,7 @@ struct Joint {
 #pragma unroll
         for (int i = 0; i < warp_keys; i += keys_at_once) {
             const uint32_t bytes = position + i < end ? 16 : 0;
-            const uint32_t at = further(to, i % 8) + uint32_t(i * HeadDim * 2);
+            const uint32_t at = swizzled_step(to, i % 8) + uint32_t(i * HeadDim * 2);
             cp_async_16(at, k, bytes);
             cp_async_16(at + tile_bytes, v, bytes);
             k += k_step;
@@ -215,9 +207,10 @@ struct Joint {
 
         // One tile: keys first..; where it is `cut`, a row sees those up to its last one only. Each of a row's four
         // lanes has the sum of a quarter of the keys.
-        FLEXDRAFT_METHOD void add(const Joint& joint, const Keys& keys, uint32_t q, uint32_t k, int32_t first, bool cut) {
+        FLEXDRAFT_METHOD void add(const Joint& joint, const Keys& keys, uint32_t q, uint32_t k, int32_t first,
+                                  bool cut) {
             const float scale = joint.p.scale_log2;
-            const int lane = short_lived(joint.lane);
+            const int lane = compiler_barrier(joint.lane);
             float scores[Parts][8][4];
             multiply_qk<HeadDim, Parts>(scores, q, k, lane);
             if (cut) {
@@ -312,18 +305,31 @@ struct Joint {
         }
     };
 
-    // What a row's state at its place is scaled by, for all of its four lanes; one of them has it. All lanes of the
-    // warp call this together.
-    FLEXDRAFT_METHOD float2 waiting_stats(int m, bool exists) const {
+    // The maximum and the sum of a row's state at its place, for all of its four lanes; one of them loads both. All
+    // lanes of the warp call this together.
+    FLEXDRAFT_METHOD float2 waiting_stats(int m, bool waits) const {
         float2 stats = make_float2(-INFINITY, 0.0f);
-        if (exists && lane % 4 == 0) stats = *stats_of(m);
+        if (waits && lane % 4 == 0) stats = *stats_of(m);
         stats.x = __shfl_sync(0xffffffffu, stats.x, lane & ~3);
         stats.y = __shfl_sync(0xffffffffu, stats.y, lane & ~3);
         return stats;
     }
 
+    // This lane's elements of a row's state at its place, zeros if none waits there. All loads are issued before the
+    // first is used: a load takes longer than everything that is computed with it.
+    FLEXDRAFT_METHOD void waiting_pairs(float2 (&pairs)[HeadDim / 8], int m, bool waits) const {
+        const float2* const from = reinterpret_cast<const float2*>(waiting(m));
+        if (waits) {
+#pragma unroll
+            for (int n = 0; n < HeadDim / 8; ++n) pairs[n] = from[4 * n];
+        } else {
+#pragma unroll
+            for (int n = 0; n < HeadDim / 8; ++n) pairs[n] = make_float2(0.0f, 0.0f);
+        }
+    }
+
     // Adds a split to a total, and empties it.
-    FLEXDRAFT_METHOD void take(Total& total, Softmax& split) const {
+    FLEXDRAFT_METHOD void merge_split(Total& total, Softmax& split) const {
         split.gather_sums();
 #pragma unroll
         for (int part = 0; part < Parts; ++part) {
@@ -331,19 +337,19 @@ struct Joint {
             for (int r = 0; r < 2; ++r) {
                 if constexpr (waits_in_memory) {
                     const int m = row_of(part, r);
-                    const bool exists = row_index[m] >= 0;
-                    float2 before = waiting_stats(m, exists && !total.fresh);
+                    const bool exists = shared.row_index[m] >= 0, waits = exists && !total.fresh;
+                    float2 pairs[HeadDim / 8];
+                    waiting_pairs(pairs, m, waits);
+                    float2 before = waiting_stats(m, waits);
                     const Factors factors =
                         merge_sums(before.x, before.y, split.maximum[part][r], split.sum[part][r]);
-                    if (exists && lane % 4 == 0) *stats_of(m) = before;
                     if (!exists) continue;
-                    float* const out = waiting(m);
+                    if (lane % 4 == 0) *stats_of(m) = before;
+                    float2* const to = reinterpret_cast<float2*>(waiting(m));
 #pragma unroll
                     for (int n = 0; n < HeadDim / 8; ++n) {
-                        float2* const at = reinterpret_cast<float2*>(out + 8 * n);
-                        const float2 pair = total.fresh ? make_float2(0.0f, 0.0f) : *at;
-                        *at = make_float2(factors.merged(pair.x, split.out[part][n][2 * r]),
-                                          factors.merged(pair.y, split.out[part][n][2 * r + 1]));
+                        to[4 * n] = make_float2(factors.merged(pairs[n].x, split.out[part][n][2 * r]),
+                                                factors.merged(pairs[n].y, split.out[part][n][2 * r + 1]));
                     }
                 } else {
                     const Factors factors = merge_sums(total.maximum[part][r], total.sum[part][r],
@@ -361,15 +367,14 @@ struct Joint {
         split.reset();
     }
 
-    // The last of the keys that a row sees, -1 if none.
+    // The last of the keys that a row sees, -1 if it sees none.
     FLEXDRAFT_METHOD int32_t last_of(const Keys& keys, int part, int r) const {
         const int m = row_of(part, r);
-        return keys.group_row < 0 ? row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;
+        return keys.group_row < 0 ? shared.row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;
     }
 
-    // Adds keys to the states of the warp's rows. The rows themselves are fetched behind the first keys where those
-    // are the first of an item.
-    FLEXDRAFT_METHOD void run(Total& total, const Keys& keys, bool is_first) const {
+    // Adds keys to the states of the warp's rows. With the first keys of an item Q is copied, behind the first tile.
+    FLEXDRAFT_METHOD void mainloop(Total& total, const Keys& keys, bool is_first) const {
         const int32_t tiles = (keys.end - keys.first + tile_keys - 1) / tile_keys;
         int32_t most = -1, least = INT32_MAX;
 #pragma unroll
@@ -404,7 +409,7 @@ struct Joint {
         for (int32_t t = 0; t < tiles; ++t) {
             cp_async_wait<Stages - 2>();
             __syncthreads();
-            // Into the stage that everybody has read by now.
+            // Into the stage that all warps have read by now.
             const int32_t next = t + Stages - 1;
             const int32_t next_first = keys.first + next * tile_keys;
             if (next < tiles) load_tile(keys, next_first, page, next % Stages);
@@ -413,12 +418,12 @@ struct Joint {
             const int32_t first = keys.first + t * tile_keys;
             // A tile that none of the warp's rows sees would change nothing.
             if (first <= most) {
-                const uint32_t q = shared_q + uint32_t(short_lived(warp) * warp_rows * HeadDim * 2);
+                const uint32_t q = shared_q + uint32_t(compiler_barrier(warp) * warp_rows * HeadDim * 2);
                 const uint32_t k = shared_kv + uint32_t(t % Stages * 2 * tile_bytes);
                 split.add(*this, keys, q, k, first, first + tile_keys - 1 > least);
             }
             if (--left == 0 || t + 1 == tiles) {
-                take(total, split);
+                merge_split(total, split);
                 left = tiles_a_split;
             }
         }
@@ -426,8 +431,10 @@ struct Joint {
         __syncthreads();
     }
 
-    // A row's state among its partial results: what it is scaled by, and this lane's elements.
-    FLEXDRAFT_METHOD int64_t place_of(int m) const { return head_row_of(m) * (p.max_states + 1) + short_lived(work.state); }
+    // Where the workspace has a row's state: its maximum and sum, and this lane's elements.
+    FLEXDRAFT_METHOD int64_t place_of(int m) const {
+        return head_row_of(m) * p.places + compiler_barrier(shared.work.state_place);
+    }
     FLEXDRAFT_METHOD float2* stats_of(int m) const {
         return reinterpret_cast<float2*>(p.partial_stats) + place_of(m);
     }
@@ -435,8 +442,8 @@ struct Joint {
         return p.partial_out + place_of(m) * HeadDim + lane % 4 * 2;
     }
 
-    // The state of a row to its place, if it does not wait there.
-    FLEXDRAFT_METHOD void store(const Total& total, int part, int r) const {
+    // Stores the state of a row at its place, unless it waits there already.
+    FLEXDRAFT_METHOD void store_partial(const Total& total, int part, int r) const {
         if constexpr (!waits_in_memory) {
             const int m = row_of(part, r);
             if (lane % 4 == 0) *stats_of(m) = make_float2(total.maximum[part][r], total.sum[part][r]);
@@ -449,121 +456,126 @@ struct Joint {
         }
     }
 
-    // The result of a row, if there is one. All lanes of the warp call this together.
-    FLEXDRAFT_METHOD void finish(const Total& total, int part, int r) const {
+    // Writes the result of a row, if the row has a part in the item. All lanes of the warp call this together.
+    FLEXDRAFT_METHOD void epilogue(const Total& total, int part, int r) const {
         const int m = row_of(part, r);
-        float2 stats;
+        const bool exists = shared.row_index[m] >= 0;
+        float2 stats, pairs[HeadDim / 8];
         if constexpr (waits_in_memory) {
-            stats = waiting_stats(m, row_index[m] >= 0 && !total.fresh);
+            waiting_pairs(pairs, m, exists && !total.fresh);
+            stats = waiting_stats(m, exists && !total.fresh);
         } else {
             stats = make_float2(total.maximum[part][r], total.sum[part][r]);
+#pragma unroll
+            for (int n = 0; n < HeadDim / 8; ++n) {
+                pairs[n] = make_float2(total.out[part][n][2 * r], total.out[part][n][2 * r + 1]);
+            }
         }
-        if (row_index[m] < 0) return;
+        if (!exists) return;
         const int64_t head_row = head_row_of(m);
-        const float* const from = waiting(m);
         uint16_t* const out = p.out + head_row * HeadDim + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < HeadDim / 8; ++n) {
-            float2 pair;
-            if constexpr (waits_in_memory) {
-                pair = total.fresh ? make_float2(0.0f, 0.0f) : *reinterpret_cast<const float2*>(from + 8 * n);
-            } else {
-                pair = make_float2(total.out[part][n][2 * r], total.out[part][n][2 * r + 1]);
-            }
-            *reinterpret_cast<uint32_t*>(out + 8 * n) = divided(pair.x, pair.y, stats.y);
+            *reinterpret_cast<uint32_t*>(out + 8 * n) = divided(pairs[n].x, pairs[n].y, stats.y);
         }
         if (p.lse != nullptr && lane % 4 == 0) p.lse[head_row] = log_sum_exp(stats.x, stats.y);
     }
 
-    // Item `state` of the `states` of a block's cached keys; behind them comes that of its slots.
-    FLEXDRAFT_METHOD void item(const Sequence& sequence, int32_t index, int32_t kv_head, int32_t block, int32_t state,
-                               int32_t states) const {
-        const int32_t ratio = p.q_heads / p.kv_heads;
-        const int32_t first_packed = block * rows;
-        const int32_t last_row = (min(first_packed + rows, sequence.rows * ratio) - 1) / ratio;
-        const bool has_slots = last_row >= sequence.candidates;
-        const bool left_out = states > p.max_states;
-        const bool cached = state < states, whole = states == 1 || left_out;
-        if (!cached && !has_slots) return;
-        describe_rows(sequence, block, ratio);
-        const int32_t item_keys = p.split * p.item_splits;
-        const int32_t first_key = cached ? state * item_keys : 0;
+    FLEXDRAFT_METHOD void work_item(const Sequence& sequence, const SequenceItems& items,
+                                    const ItemPlace& place) const {
+        Item& work = shared.work;
+        const int32_t ratio = p.head_ratio, item_keys = p.split * p.item_splits;
+        const int32_t first_row = place.block * rows / ratio;
+        const int32_t last_row = (min(place.block * rows + rows, sequence.rows * ratio) - 1) / ratio;
+        const int32_t first_key = max(place.state, 0) * item_keys;
+        const int32_t seen = largest_limit(sequence, first_row, last_row) + 1;
+        const int32_t end_key = seen - first_key < item_keys ? seen : first_key + item_keys;
+        // The block's rows may all end before the last keys of the sequence.
+        if (end_key <= first_key) return;
+        describe_rows(sequence, place, first_key);
         if (threadIdx.x == 0) {
-            // The cached keys, as a group before the first, then the slots of each group of the block: the rows of
-            // the others see nothing of them.
-            const int32_t first_group = max(first_packed / ratio - sequence.candidates, 0) / max(sequence.slots, 1);
-            int32_t end_group = first_group;
-            if (has_slots && (whole || !cached)) end_group = (last_row - sequence.candidates) / sequence.slots + 1;
-            if (left_out) end_group = first_group - 1;
-            work = {index, kv_head, cached ? state : p.max_states, cached, whole, first_key,
-                    cached ? first_group - 1 : first_group, first_group, end_group, sequence.slots,
-                    sequence.first_mask};
+            Item item;
+            item.sequence = place.sequence;
+            item.kv_head = place.kv_head;
+            item.state_place = place.state < 0 ? p.places - 1 : place.state;
+            item.whole = items.whole;
+            item.first_key = first_key;
+            item.end_key = end_key;
+            item.slots = sequence.slots;
+            item.first_mask = sequence.first_mask;
+            if (place.state < 0) {
+                item.begin_group = item.first_group = place.group;
+                item.end_group = place.group + 1;
+            } else {
+                const bool has_slots = items.whole && last_row >= sequence.candidates;
+                item.first_group = has_slots ? max(first_row - sequence.candidates, 0) / sequence.slots : 0;
+                item.begin_group = item.first_group - 1;
+                item.end_group = has_slots ? (last_row - sequence.candidates) / sequence.slots + 1 : item.first_group;
+                if (items.left_out) item.end_group = item.begin_group;
+            }
+            work = item;
         }
         __syncthreads();
         Total total;
         total.reset();
-        const int32_t end = largest_limit(sequence, first_packed / ratio, last_row) + 1;
-        const int32_t end_key = end - first_key < item_keys ? end : first_key + item_keys;
 #pragma unroll 1
         for (int32_t group = work.begin_group; group < work.end_group; ++group) {
-            Keys keys = {first_key, end_key, -1, -1};
+            Keys keys = {work.first_key, work.end_key, -1, -1};
             if (group >= work.first_group) keys = {0, work.slots, work.first_mask + group * work.slots, group};
-            run(total, keys, group == work.begin_group);
+            mainloop(total, keys, group == work.begin_group);
         }
 #pragma unroll
         for (int part = 0; part < Parts; ++part) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const int m = row_of(part, r);
                 if (work.whole) {
-                    finish(total, part, r);
-                } else if (row_index[m] >= 0 && (work.cached ? row_limit[m] >= work.first_key : group_of(m) >= 0)) {
-                    // A row that ends before these keys, or has no slots, has no such state.
-                    store(total, part, r);
+                    epilogue(total, part, r);
+                } else if (shared.row_index[row_of(part, r)] >= 0) {
+                    store_partial(total, part, r);
                 }
             }
         }
+        __syncthreads();
     }
 };
 
-// SharedBytes: Q, the stages, the rows and the item; the plan comes after them.
+// SharedBytes: what the launch asks for without the plan.
 template <int HeadDim, int Warps, int Parts, int Stages, int SharedBytes>
 FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
-    FLEXDRAFT_SHARED(shared);
+    FLEXDRAFT_SHARED(memory);
     using Kernel = Joint<HeadDim, Warps, Parts, Stages>;
-    auto* const table = reinterpret_cast<int32_t*>(shared + Kernel::q_bytes + Stages * 2 * Kernel::tile_bytes);
-    auto* const places = reinterpret_cast<uint16_t*>(table + 2 * Kernel::rows);
-    auto* const work = reinterpret_cast<Item*>(places + Kernel::rows);
-    static_assert(SharedBytes == Kernel::q_bytes + Stages * 2 * Kernel::tile_bytes +
-                                     Kernel::rows * int(2 * sizeof(*table) + sizeof(*places)) + int(sizeof(Item)),
-                  "what the launch asks for");
-    auto* const first = reinterpret_cast<int32_t*>(work + 1);
-    const uint32_t base = shared_address(shared);
-    plan<Kernel::rows>(p, first);
+    using Shared = typename Kernel::Shared;
+    static_assert(sizeof(Shared) == SharedBytes, "what the launch asks for");
+    auto* const first = reinterpret_cast<int32_t*>(memory + sizeof(Shared));
+    const uint32_t base = shared_address(memory);
+    plan_items<Kernel::rows>(p, first);
     const Kernel kernel = {p,
+                           *reinterpret_cast<Shared*>(memory),
                            base,
-                           base + uint32_t(Kernel::q_bytes),
-                           table,
-                           table + Kernel::rows,
-                           places,
-                           *work,
+                           base + uint32_t(sizeof(Shared::q)),
                            31 - __clz(p.cache.page_size),
                            int(threadIdx.x % 32),
                            int(threadIdx.x / 32)};
+    const int32_t pairs = plan_pairs(p.pass.batch);
 #pragma unroll 1
-    for (int32_t i = int32_t(blockIdx.x); i < first[p.pass.batch]; i += int32_t(gridDim.x)) {
-        // The last sequence that begins at or before the item has it.
-        int32_t s = 0;
-        for (int32_t step = 1 << (31 - __clz(p.pass.batch)); step > 0; step /= 2) {
-            if (s + step < p.pass.batch && first[s + step] <= i) s += step;
+    for (int32_t i = int32_t(blockIdx.x); i < first[2 * pairs]; i += int32_t(gridDim.x)) {
+        const int32_t entry = entry_of(first, pairs, i);
+        const bool full = entry < pairs;
+        int32_t s = 2 * (full ? entry : entry - pairs), index = i - first[entry];
+        Sequence sequence;
+        SequenceItems items;
+        // The first or the second sequence of the entry.
+#pragma unroll 1
+        for (;; ++s) {
+            sequence = sequence_of(p.pass, s);
+            items = items_of<Kernel::rows>(p, sequence);
+            const int32_t own = full ? full_items(p, items) : other_items(p, items);
+            if (index < own) break;
+            index -= own;
         }
-        const Sequence sequence = sequence_of(p.pass, s);
-        const int32_t blocks = blocks_of<Kernel::rows>(sequence, p.q_heads / p.kv_heads);
-        const int32_t place = i - first[s];
-        // Blocks that read the same keys follow each other.
-        kernel.item(sequence, s, place / blocks % p.kv_heads, place % blocks, place / blocks / p.kv_heads,
-                    states_of(p, sequence));
-        __syncthreads();
+        ItemPlace place = item_place<Kernel::rows>(p, sequence, items, full, index);
+        place.sequence = s;
+        if (place.block >= 0) kernel.work_item(sequence, items, place);
     }
 }
 

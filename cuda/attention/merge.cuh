@@ -17,11 +17,11 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);
-    // Where one item has it all the result is there, and zeros where a sequence was left out.
+    // The item of a single state has left the result, and the items of a sequence that was left out zeros.
     const int32_t of_sequence = row.sequence < 0 ? 0 : states_of(p, sequence_of(p.pass, row.sequence));
     if (of_sequence == 1 || of_sequence > p.max_states) return;
-    const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * (p.max_states + 1);
-    const float* const partial = p.partial_out + head_row * (p.max_states + 1) * HeadDim + 2 * lane;
+    const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * p.places;
+    const float* const partial = p.partial_out + head_row * p.places * HeadDim + 2 * lane;
     State<elements> empty;
     empty.maximum = -INFINITY;
     empty.sum = 0.0f;
@@ -50,7 +50,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
 #pragma unroll 1
     for (int32_t s = 0; s < states; s += at_once) {
-        // Loads that wait for one another would take longer than all the rest.
+        // Four states are loaded before the first of them is used: loads that wait for one another would take longer
+        // than all the rest.
         State<elements> some[at_once];
 #pragma unroll
         for (int i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
@@ -73,6 +74,9 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         }
         ++groups;
     }
+    // Loaded before the merges of the subtrees, which do not need it.
+    State<elements> slots = empty;
+    if (row.mask) slots = load(p.places - 1);
     // The subtrees that wait are complete; smaller ones are further right.
     State<elements> total = empty;
 #pragma unroll
@@ -81,7 +85,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         merge(tree[l], total);
         total = tree[l];
     }
-    if (row.mask) merge(total, load(p.max_states));
+    if (row.mask) merge(total, slots);
 
     uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
 #pragma unroll

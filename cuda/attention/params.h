@@ -5,7 +5,7 @@
 
 /* Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
  * rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
- * `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads). */
+ * `mask_k` and `mask_v`. Query head h reads KV head h / head_ratio. */
 struct FlexdraftAttentionParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
@@ -14,19 +14,22 @@ struct FlexdraftAttentionParams {
     const uint16_t* mask_v; /* as mask_k */
     uint16_t* out;          /* [rows, q_heads * head_dim] bf16 */
     float* lse;             /* [rows, q_heads] natural logarithm, or null */
-    float* partial_out;     /* [rows, q_heads, max_states + 1, head_dim] */
-    float* partial_stats;   /* [rows, q_heads, max_states + 1, 2]: maximum score in bits, sum */
+    float* partial_out;     /* [rows, q_heads, places, head_dim] */
+    float* partial_stats;   /* [rows, q_heads, places, 2]: maximum score in bits, sum */
     uint32_t* error;        /* null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set */
     int64_t q_stride;
     int64_t mask_stride;
-    float scale_log2; /* of the scores: head_dim^-1/2 * log2(e) */
+    float scale_log2;    /* of the scores: head_dim^-1/2 * log2(e) */
     int32_t q_heads;
     int32_t kv_heads;
+    int32_t head_ratio;  /* query heads of a KV head: q_heads / kv_heads */
     int32_t split;       /* keys of a split, a multiple of 64 */
     int32_t item_splits; /* splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS */
-    int32_t max_states;  /* that the items of a sequence leave, but for that of the slots */
+    int32_t max_states;  /* states that the cached keys of a sequence may leave */
+    int32_t places;      /* states of a row and head in the workspace: max_states, and the slots' as the last if that is
+                          * more than one */
 };
 
 #if defined(__cplusplus)
-static_assert(sizeof(FlexdraftAttentionParams) == 256, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAttentionParams) == 264, "mirrored in Rust");
 #endif

@@ -17,9 +17,9 @@ FLEXDRAFT_INLINE uint32_t swizzled(int row, int chunk) {
     return uint32_t(row * HeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
-// The address of a chunk of the same row that is `chunks` further, from that of one whose number has none of the
-// bits of `chunks`: a permutation by exclusive or needs one instruction from chunk to chunk.
-FLEXDRAFT_INLINE uint32_t further(uint32_t address, int chunks) { return address ^ uint32_t(chunks << 4); }
+// The address of the chunk that is `chunks` further in the same row, from the address of a chunk whose number has none
+// of the bits of `chunks`: a permutation by exclusive or needs one instruction from chunk to chunk.
+FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int chunks) { return address ^ uint32_t(chunks << 4); }
 
 // scores[16 rows, 64 keys] = Q · Kᵀ of each of a warp's parts, which share what is read of K; `q` is where the
 // warp's rows begin.
@@ -40,12 +40,12 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint
         uint32_t a[Parts][4];
 #pragma unroll
         for (int part = 0; part < Parts; ++part) {
-            ldmatrix_x4(a[part], further(q_row, 2 * step) + uint32_t(16 * part * HeadDim * 2));
+            ldmatrix_x4(a[part], swizzled_step(q_row, 2 * step) + uint32_t(16 * part * HeadDim * 2));
         }
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint32_t b[4];
-            ldmatrix_x4(b, further(k_row, 2 * step) + uint32_t(16 * pair * HeadDim * 2));
+            ldmatrix_x4(b, swizzled_step(k_row, 2 * step) + uint32_t(16 * pair * HeadDim * 2));
 #pragma unroll
             for (int part = 0; part < Parts; ++part) {
                 mma_m16n8k16(scores[part][2 * pair], a[part], b[0], b[1]);
@@ -65,7 +65,7 @@ FLEXDRAFT_INLINE void multiply_pv(float (&out)[Parts][HeadDim / 8][4], const uin
 #pragma unroll
         for (int pair = 0; pair < HeadDim / 16; ++pair) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, further(v_row, 2 * pair) + uint32_t(16 * step * HeadDim * 2));
+            ldmatrix_x4_trans(b, swizzled_step(v_row, 2 * pair) + uint32_t(16 * step * HeadDim * 2));
 #pragma unroll
             for (int part = 0; part < Parts; ++part) {
                 const uint32_t a[4] = {p[part][2 * step][0], p[part][2 * step][1], p[part][2 * step + 1][0],

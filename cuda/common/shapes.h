@@ -25,7 +25,7 @@ enum FlexdraftAttentionShape {
 };
 
 /* Of every tile: rows, and shared memory in bytes (Q, stages of K and V, the item and its rows) without the plan,
- * which is an int32_t a sequence and one more. */
+ * which is two int32_t for two sequences and one more. */
 #define FLEXDRAFT_ATTENTION_TILE_SIZES(head_dim, rows, parts, stages)                                        \
     FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_ROWS = rows,                                               \
     FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED =                                                   \

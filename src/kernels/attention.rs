@@ -8,7 +8,7 @@
 //! Per launch it reads the visible K and V once for every block of rows (64 or 128 query heads of rows that
 //! share a KV head). Keys are divided among CTAs: by splits while there are few, by spans of 4 splits once that
 //! occupies the processor. A state in f32 for every row, head and part is written and read, except where a
-//! sequence has one part. How keys are divided changes no bit.
+//! sequence has one part. CTAs take the longest parts first. How keys are divided changes no bit.
 
 use half::bf16;
 
@@ -83,9 +83,10 @@ const TILES: [Tile; 7] = [
 ];
 
 impl Tile {
-    /// Shared memory of a CTA in bytes, for a batch of so many sequences.
+    /// Shared memory of a CTA in bytes: two entries of the plan for every two sequences of the batch, and one more.
     fn shared_bytes(self, batch: usize) -> usize {
-        self.shared + (batch + 1) * size_of::<i32>()
+        let entries = batch.div_ceil(2).saturating_mul(2).saturating_add(1);
+        self.shared.saturating_add(entries.saturating_mul(size_of::<i32>()))
     }
 
     /// The one with most warps on a multiprocessor, then most stages, of those that fit a CTA: of 64 rows if no
@@ -142,17 +143,25 @@ impl Tile {
     }
 }
 
-/// Elements of the workspace that [`Kernels::joint_attention`] needs for passes of up to `rows` rows whose
+/// Elements of a workspace that suffices [`Kernels::joint_attention`] for every pass of up to `rows` rows whose
 /// sequences see up to `longest` cached positions, with splits of `split` keys; none if that overflows.
+///
+/// Most passes need less: [`Kernels::attention_workspace_len`] says how much.
 pub fn attention_workspace_len(
     shape: AttentionShape,
     rows: usize,
     longest: usize,
     split: usize,
 ) -> Option<usize> {
-    // A state of each split, and one of the slots: an element of every dimension, the maximum and the sum.
-    let states = longest.div_ceil(split.max(1)).checked_add(1)?;
-    rows.checked_mul(shape.q_heads)?.checked_mul(states)?.checked_mul(shape.head_dim.checked_add(2)?)
+    // A state: an element of every dimension, the maximum and the sum.
+    let places = places(longest.div_ceil(split.max(1)));
+    rows.checked_mul(shape.q_heads)?.checked_mul(places)?.checked_mul(shape.head_dim.checked_add(2)?)
+}
+
+/// States that a row and head has places for in the workspace: `states` of cached keys, and one of the slots. The item
+/// of a single state adds the slots to it.
+const fn places(states: usize) -> usize {
+    if states > 1 { states.saturating_add(1) } else { states }
 }
 
 /// Operands of [`Kernels::joint_attention`].
@@ -173,7 +182,7 @@ pub struct JointAttention<'a, B: Backend> {
     pub out: ViewMut<'a, bf16>,
     /// Natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
     pub lse: Option<ViewMut<'a, f32>>,
-    /// [`attention_workspace_len`] elements or more, aligned to 8 bytes; what it holds does not matter.
+    /// [`Kernels::attention_workspace_len`] elements or more, aligned to 8 bytes; what it holds does not matter.
     pub workspace: ViewMut<'a, f32>,
     /// The heads: head_dim 64 or 128, up to 16 query heads a KV head.
     pub shape: AttentionShape,
@@ -186,14 +195,51 @@ pub struct JointAttention<'a, B: Backend> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-impl<B: Backend> JointAttention<'_, B> {
-    /// Rows of a sequence.
-    fn rows_of(&self, sequence: &SequenceSize) -> usize {
-        sequence.candidates + if self.masks { sequence.masks } else { 0 }
+/// How a launch divides its pass.
+struct Division {
+    /// None if no tile of this head_dim fits a CTA.
+    tile: Option<Tile>,
+    /// Splits of an item.
+    item_splits: usize,
+}
+
+impl Division {
+    /// For a pass, or its candidates alone if `masks` is false. `split` may be 0, which a launch refuses.
+    fn new<B: Backend>(
+        pass: &PassTables<B>,
+        masks: bool,
+        shape: AttentionShape,
+        split: usize,
+        limits: Limits,
+    ) -> Self {
+        let rows_of = |sequence: &SequenceSize| sequence.candidates + if masks { sequence.masks } else { 0 };
+        let sequences = pass.sequences().iter().map(|sequence| (rows_of(sequence), sequence.seen));
+        let most_rows = sequences.clone().map(|(rows, _)| rows).max().unwrap_or(0);
+        let packed_rows = most_rows.saturating_mul(shape.q_heads / shape.kv_heads.max(1));
+        let tile = Tile::choose(shape.head_dim, packed_rows, pass.batch(), limits);
+        let item_splits =
+            tile.map_or(1, |tile| tile.item_splits(shape, split.max(1), sequences, limits.multiprocessors));
+        Division { tile, item_splits }
     }
 }
 
 impl<B: Backend> Kernels<B> {
+    /// Elements of the workspace that [`joint_attention`](Self::joint_attention) needs for `pass`, or for its
+    /// candidates alone if `masks` is false, with `rows` rows of operands; none if that overflows. A pass whose keys are
+    /// divided into spans leaves a quarter of the states that [`attention_workspace_len`] counts.
+    pub fn attention_workspace_len(
+        &self,
+        pass: &PassTables<B>,
+        masks: bool,
+        rows: usize,
+        shape: AttentionShape,
+        split: usize,
+    ) -> Option<usize> {
+        let division = Division::new(pass, masks, shape, split, self.backend.limits());
+        let item = split.checked_mul(division.item_splits)?;
+        attention_workspace_len(shape, rows.max(pass.rows_with(masks)), pass.longest(), item)
+    }
+
     /// softmax(q Kᵀ / √head_dim) V over what each row sees: candidate i the cached positions 0..=n + i, the
     /// rows of group k 0..=n + k and the slots of their own group.
     ///
@@ -256,12 +302,9 @@ impl<B: Backend> Kernels<B> {
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let limits = self.backend.limits();
-        let (pass_rows, most_rows) = (
-            if args.masks { args.pass.rows() } else { args.pass.candidates() },
-            args.pass.sequences().iter().map(|sequence| args.rows_of(sequence)).max().unwrap_or(0),
-        );
-        let packed_rows = most_rows.saturating_mul(q_heads / kv_heads.max(1));
-        let tile = Tile::choose(head_dim, packed_rows, args.pass.batch(), limits);
+        let pass_rows = args.pass.rows_with(args.masks);
+        let Division { tile, item_splits } =
+            Division::new(args.pass, args.masks, args.shape, args.split, limits);
         let mut operands =
             Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.backend.queue(stream));
         let stride = operands.qkv_cols(args.shape)?;
@@ -275,8 +318,6 @@ impl<B: Backend> Kernels<B> {
         if max_splits > MAX_SPLITS {
             return Err(operands.unsupported("number of splits", max_splits, "up to 16380"));
         }
-        let sequences = args.pass.sequences().iter().map(|sequence| (args.rows_of(sequence), sequence.seen));
-        let item_splits = tile.item_splits(args.shape, args.split, sequences, limits.multiprocessors);
         let max_states = max_splits.div_ceil(item_splits);
         operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
         let rows = (args.qkv.len() / stride).max(pass_rows);
@@ -286,7 +327,8 @@ impl<B: Backend> Kernels<B> {
             args.pass.params(&self.backend, stream, &mut operands, rows, args.masks)?;
         let kv = KvShape { paging: args.pass.paging(), kv_heads, head_dim, page_table, page_table_stride };
         let cache = args.cache.params(&mut operands, &kv)?;
-        let states = operands.product("workspace", &[rows, q_heads, max_states + 1])?;
+        let places = places(max_states);
+        let states = operands.product("workspace", &[rows, q_heads, places])?;
         let partial_len = operands.product("workspace", &[states, head_dim])?;
         let needed = operands.product("workspace", &[states, head_dim + 2])?;
         let workspace = operands.workspace("workspace", &args.workspace, needed, 8)?;
@@ -311,9 +353,11 @@ impl<B: Backend> Kernels<B> {
             scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
             q_heads: operands.i32("q heads", q_heads)?,
             kv_heads: operands.i32("kv heads", kv_heads)?,
+            head_ratio: operands.i32("q heads", q_heads / kv_heads)?,
             split: operands.i32("split", args.split)?,
             item_splits: item_splits as i32,
             max_states: operands.i32("states", max_states)?,
+            places: operands.i32("states", places)?,
         };
         if q_heads > MAX_HEADS {
             return Err(operands.unsupported("number of query heads", q_heads, "up to 262140"));
@@ -392,6 +436,7 @@ mod tests {
         assert_eq!(of_batch(436), Some("joint_attention_d128_r128_s2"));
         assert_eq!(of_batch(437), Some("joint_attention_d128_r64_s2"));
         assert_eq!(Tile::choose(128, 1088, 1 << 20, gpu(227)), None);
+        assert_eq!(Tile::choose(128, 1088, usize::MAX, gpu(227)), None);
         assert_eq!(Tile::choose(96, 4, 1, gpu(227)), None);
     }
 

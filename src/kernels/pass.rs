@@ -249,6 +249,11 @@ impl<B: Backend> PassTables<B> {
         self.candidates + self.masks
     }
 
+    /// All its rows, or the candidate rows alone.
+    pub(super) fn rows_with(&self, masks: bool) -> usize {
+        if masks { self.rows() } else { self.candidates }
+    }
+
     /// Cached positions that the rows of a sequence see at most.
     pub fn longest(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.seen).max().unwrap_or(0)

@@ -1,7 +1,7 @@
 //! Joint draft-and-verify attention with the merge of its splits.
 
 use flexdraft::backend::Backend;
-use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
+use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use half::bf16;
@@ -127,7 +127,9 @@ impl Case for Attention {
         pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
         let rows = pass.rows();
         let cached = pages * self.page_size * self.kv_heads * self.head_dim;
-        let workspace = attention_workspace_len(shape, rows, pass.longest(), self.split)
+        let workspace = machine
+            .kernels
+            .attention_workspace_len(&pass, true, rows, shape, self.split)
             .ok_or(KernelError::Overflow { kernel: "joint_attention", what: "workspace" })?;
         Ok(Box::new(Operands {
             machine,

@@ -39,7 +39,7 @@ use super::{
     QkTransform, RowKind, Verdict, VerifyRows,
 };
 use crate::backend::{Backend, BackendError, Element, View, ViewMut};
-use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
+use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
 use crate::kernels::{Kernels, Paging};
 use crate::layout::Pass;
@@ -489,7 +489,9 @@ impl<P: Products> Device for Gpu<P> {
         }
         let mut scratch = self.scratch();
         let Scratch { workspace, error, .. } = &mut *scratch;
-        let needed = attention_workspace_len(shape, rows, tables.longest(), self.split)
+        let needed = self
+            .kernels
+            .attention_workspace_len(tables, masks, rows, shape, self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
         let workspace = workspace.reserve(backend, stream, needed)?;
         let range = 0..rows * out.cols;

@@ -4,7 +4,7 @@ use super::common::*;
 
 /// Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
 /// rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
-/// `mask_k` and `mask_v`. Query head h reads KV head h / (q_heads / kv_heads).
+/// `mask_k` and `mask_v`. Query head h reads KV head h / head_ratio.
 #[repr(C)]
 pub struct FlexdraftAttentionParams {
     pub pass: FlexdraftPass,
@@ -19,9 +19,9 @@ pub struct FlexdraftAttentionParams {
     pub out: *mut u16,
     /// [rows, q_heads] natural logarithm, or null
     pub lse: *mut f32,
-    /// [rows, q_heads, max_states + 1, head_dim]
+    /// [rows, q_heads, places, head_dim]
     pub partial_out: *mut f32,
-    /// [rows, q_heads, max_states + 1, 2]: maximum score in bits, sum
+    /// [rows, q_heads, places, 2]: maximum score in bits, sum
     pub partial_stats: *mut f32,
     /// null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set
     pub error: *mut u32,
@@ -31,17 +31,22 @@ pub struct FlexdraftAttentionParams {
     pub scale_log2: f32,
     pub q_heads: i32,
     pub kv_heads: i32,
+    /// query heads of a KV head: q_heads / kv_heads
+    pub head_ratio: i32,
     /// keys of a split, a multiple of 64
     pub split: i32,
     /// splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS
     pub item_splits: i32,
-    /// that the items of a sequence leave, but for that of the slots
+    /// states that the cached keys of a sequence may leave
     pub max_states: i32,
+    /// states of a row and head in the workspace: max_states, and the slots' as the last if that is
+    /// more than one
+    pub places: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAttentionParams"][::core::mem::size_of::<FlexdraftAttentionParams>() - 256usize];
+    ["Size of FlexdraftAttentionParams"][::core::mem::size_of::<FlexdraftAttentionParams>() - 264usize];
     ["Alignment of FlexdraftAttentionParams"][::core::mem::align_of::<FlexdraftAttentionParams>() - 8usize];
     ["Offset of field: FlexdraftAttentionParams::pass"]
         [::core::mem::offset_of!(FlexdraftAttentionParams, pass) - 0usize];
@@ -73,10 +78,14 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftAttentionParams, q_heads) - 236usize];
     ["Offset of field: FlexdraftAttentionParams::kv_heads"]
         [::core::mem::offset_of!(FlexdraftAttentionParams, kv_heads) - 240usize];
+    ["Offset of field: FlexdraftAttentionParams::head_ratio"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, head_ratio) - 244usize];
     ["Offset of field: FlexdraftAttentionParams::split"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 244usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, split) - 248usize];
     ["Offset of field: FlexdraftAttentionParams::item_splits"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, item_splits) - 248usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, item_splits) - 252usize];
     ["Offset of field: FlexdraftAttentionParams::max_states"]
-        [::core::mem::offset_of!(FlexdraftAttentionParams, max_states) - 252usize];
+        [::core::mem::offset_of!(FlexdraftAttentionParams, max_states) - 256usize];
+    ["Offset of field: FlexdraftAttentionParams::places"]
+        [::core::mem::offset_of!(FlexdraftAttentionParams, places) - 260usize];
 };

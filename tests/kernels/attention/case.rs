@@ -2,7 +2,7 @@
 
 use flexdraft::backend::simt::{Checking, Traffic};
 use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
-use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
+use flexdraft::kernels::attention::JointAttention;
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
@@ -154,7 +154,7 @@ pub type RowBits = (Vec<u16>, Vec<u32>);
 
 /// Every row of every sequence, in order.
 pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
-    run_watched(setting, sequences, |_| {}).0
+    run_watched(setting, sequences, |_| {}).rows
 }
 
 /// The same with other values somewhere.
@@ -163,19 +163,27 @@ pub fn run_changed(
     sequences: &[Sequence],
     change: impl FnOnce(&mut Memory<'_>),
 ) -> Vec<Vec<RowBits>> {
-    run_watched(setting, sequences, change).0
+    run_watched(setting, sequences, change).rows
 }
 
 /// What the kernels read and wrote.
 pub fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
-    run_watched(setting, sequences, |_| {}).1
+    run_watched(setting, sequences, |_| {}).traffic
 }
 
-fn run_watched(
-    setting: Setting,
-    sequences: &[Sequence],
-    change: impl FnOnce(&mut Memory<'_>),
-) -> (Vec<Vec<RowBits>>, Vec<Traffic>) {
+/// Elements of the workspace that the kernels were given.
+pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
+    run_watched(setting, sequences, |_| {}).workspace_len
+}
+
+/// What became of a launch.
+struct Watched {
+    rows: Vec<Vec<RowBits>>,
+    traffic: Vec<Traffic>,
+    workspace_len: usize,
+}
+
+fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mut Memory<'_>)) -> Watched {
     let Setting { shape, split, page_size, .. } = setting;
     let simt = Simt::new(setting.options);
     let mut limits = Limits { multiprocessors: setting.multiprocessors, ..simt.limits() };
@@ -251,7 +259,7 @@ fn run_watched(
     let mut out = vec![NAN; all * shape.out_cols()];
     let mut lse = vec![f32::NAN; all * shape.q_heads];
     let mut error = [0u32];
-    let needed = attention_workspace_len(shape, all, tables.longest(), split).unwrap();
+    let needed = kernels.attention_workspace_len(&tables, true, all, shape, split).unwrap();
     let mut workspace = vec![f64::NAN; needed.div_ceil(2)];
     kernels
         .joint_attention(
@@ -296,7 +304,7 @@ fn run_watched(
             own.map(bits).collect()
         })
         .collect();
-    (rows, simt.take_traffic())
+    Watched { rows, traffic: simt.take_traffic(), workspace_len: needed }
 }
 
 /// The rows of a sequence against the reference.

@@ -4,6 +4,7 @@
 mod case;
 mod contexts;
 mod influence;
+mod items;
 mod misuse;
 mod shapes;
 

@@ -1,0 +1,139 @@
+// The work items of joint_attention: how many a sequence has, and which one an index stands for.
+//
+// An item is a block of packed rows (rows.cuh) of one sequence and KV head, with one of
+//   - a state: one split of the cached keys, or a span of splits;
+//   - the slots of one group, whose rows lie in the block.
+// A sequence with a single state has no items for slots: the items of its state add the slots of their block's groups.
+//
+// CTAs take items in the order of their indices, so the longest items come first: the full states of all sequences,
+// then the shorter states and the slots. An item that begins late then keeps one multiprocessor busy for a short time
+// only, while the others have nothing left to do. The order of items changes no bit of a result.
+#pragma once
+
+#include "rows.cuh"
+
+// Where an item is in its pass.
+struct ItemPlace {
+    int32_t sequence, kv_head, block;
+    int32_t state; // of the cached keys; -1: the slots of a group
+    int32_t group; // the group's index among the sequence's, if state is -1
+};
+
+// The items of a sequence, a KV head.
+struct SequenceItems {
+    int32_t blocks;       // blocks of packed rows
+    int32_t full_states;  // states of as many keys as an item takes
+    int32_t other_states; // the last state, if it has fewer keys
+    int32_t groups;       // groups whose slots are items of their own
+    int32_t group_blocks; // blocks that the rows of a group lie in, at most
+    bool whole;           // whether an item of the one state leaves results
+    bool left_out;        // more states than the workspace has places for: the items write zeros
+};
+
+template <int Rows>
+FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const Sequence& q) {
+    const int32_t keys = p.split * p.item_splits, states = states_of(p, q);
+    SequenceItems items;
+    items.blocks = (q.rows * p.head_ratio + Rows - 1) / Rows;
+    items.full_states = q.length / keys;
+    items.other_states = states - items.full_states;
+    items.left_out = states > p.max_states;
+    if (items.left_out) {
+        items.full_states = 0;
+        items.other_states = 1;
+    }
+    items.whole = states == 1 || items.left_out;
+    items.groups = items.whole ? 0 : __popcll(q.groups);
+    items.group_blocks = (q.slots * p.head_ratio + Rows - 2) / Rows + 1;
+    return items;
+}
+
+FLEXDRAFT_INLINE int32_t full_items(const FlexdraftAttentionParams& p, const SequenceItems& items) {
+    return p.kv_heads * items.blocks * items.full_states;
+}
+
+FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const SequenceItems& items) {
+    return p.kv_heads * (items.blocks * items.other_states + items.groups * items.group_blocks);
+}
+
+// The plan: first[e] items come before those of entry e, first[2 * pairs] are all. Entry e of the first `pairs` has the
+// full states of sequences 2e and 2e + 1, entry pairs + e their other items: an entry a sequence would take shared
+// memory that a stage of keys needs. Every CTA works the plan out, because the lengths are known on the device only.
+FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
+
+template <int Rows>
+FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
+    const int32_t pairs = plan_pairs(p.pass.batch);
+    // A sequence a thread; the even lanes add the counts of the next. All lanes of a warp go around together.
+#pragma unroll 1
+    for (int32_t s = int32_t(threadIdx.x); s - int32_t(threadIdx.x % 32) < p.pass.batch; s += int32_t(blockDim.x)) {
+        int32_t full = 0, others = 0;
+        if (s < p.pass.batch) {
+            const SequenceItems items = items_of<Rows>(p, sequence_of(p.pass, s));
+            if (items.left_out && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PLAN));
+            full = full_items(p, items);
+            others = other_items(p, items);
+        }
+        full += __shfl_xor_sync(0xffffffffu, full, 1);
+        others += __shfl_xor_sync(0xffffffffu, others, 1);
+        if (s % 2 == 0 && s < p.pass.batch) {
+            first[1 + s / 2] = full;
+            first[1 + pairs + s / 2] = others;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const int32_t lane = int32_t(threadIdx.x);
+        int32_t before = 0;
+        if (lane == 0) first[0] = 0;
+#pragma unroll 1
+        for (int32_t begin = 1; begin <= 2 * pairs; begin += 32) {
+            const int32_t at = begin + lane;
+            int32_t sum = at <= 2 * pairs ? first[at] : 0;
+#pragma unroll
+            for (int32_t lanes = 1; lanes < 32; lanes *= 2) {
+                const int32_t other = __shfl_up_sync(0xffffffffu, sum, unsigned(lanes));
+                if (lane >= lanes) sum += other;
+            }
+            sum += before;
+            if (at <= 2 * pairs) first[at] = sum;
+            before = __shfl_sync(0xffffffffu, sum, 31);
+        }
+    }
+    __syncthreads();
+}
+
+// The entry of the plan that item `index` belongs to: the last entry that begins at or before the item.
+FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t index) {
+    int32_t entry = 0;
+    for (int32_t step = 1 << (31 - __clz(2 * pairs)); step > 0; step /= 2) {
+        if (entry + step < 2 * pairs && first[entry + step] <= index) entry += step;
+    }
+    return entry;
+}
+
+// Item `index` of the full states of a sequence, or of its other items. Blocks that read the same
+// keys follow each other. The rows of a group may lie in fewer blocks than the plan counts: an item too many has block
+// -1.
+template <int Rows>
+FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const Sequence& q, const SequenceItems& items,
+                                      bool full, int32_t index) {
+    ItemPlace place;
+    const int32_t others = p.kv_heads * items.blocks * items.other_states;
+    if (full || index < others) {
+        place.block = index % items.blocks;
+        place.kv_head = index / items.blocks % p.kv_heads;
+        place.state = full ? index / items.blocks / p.kv_heads : items.full_states;
+        place.group = -1;
+    } else {
+        index -= others;
+        place.kv_head = index / items.group_blocks % p.kv_heads;
+        place.state = -1;
+        place.group = index / items.group_blocks / p.kv_heads;
+        const int32_t first_packed = (q.candidates + place.group * q.slots) * p.head_ratio;
+        const int32_t last_packed = first_packed + q.slots * p.head_ratio - 1;
+        place.block = first_packed / Rows + index % items.group_blocks;
+        if (place.block > last_packed / Rows) place.block = -1;
+    }
+    return place;
+}

@@ -1,0 +1,87 @@
+//! How work is divided and in what order CTAs take it changes no bit, and the workspace has places for it.
+
+use flexdraft::backend::SimtOptions;
+use flexdraft::backend::simt::Copies;
+use flexdraft::layout::AttentionShape;
+
+use super::case::{RowBits, Sequence, Setting, compare, run, workspace_len};
+use super::sample;
+
+fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> Sequence {
+    Sequence { start, candidates, groups: groups.to_vec(), slots, seed: start as u64, first: 0 }
+}
+
+/// Full spans of 256 keys, spans of a few keys, slots as items of their own and of an item that has all keys, groups
+/// that lie in two blocks, and blocks of several groups.
+fn mixed() -> Vec<Sequence> {
+    vec![
+        sequence(10, 2, &[1], 16),
+        // Two full spans; three rows see two keys of a third.
+        sequence(510, 3, &[0, 2, 3], 5),
+        // One full span that is everything.
+        sequence(255, 1, &[0], 16),
+        sequence(300, 5, &[0, 1, 2], 16),
+        // Full spans alone.
+        sequence(511, 1, &[], 0),
+        // Slots of a row each: more groups than a block has rows of.
+        sequence(257, 0, &[0, 1, 2, 5, 6, 7, 8, 9, 11], 1),
+    ]
+}
+
+/// From the processor that is given every item in turn to the processor that has a CTA for each.
+#[test]
+fn any_number_of_multiprocessors_gives_the_same_bits() {
+    let sequences = mixed();
+    for (head_dim, ratio) in sample([(64, 4), (128, 4), (64, 9)], 3) {
+        let shape = AttentionShape { q_heads: ratio, kv_heads: 1, head_dim };
+        let setting = |multiprocessors, small| Setting { multiprocessors, small, ..Setting::of(shape) };
+        let first = run(setting(1, false), &sequences);
+        for (sequence, rows) in sequences.iter().zip(&first) {
+            compare(setting(1, false), sequence, rows)
+                .unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
+            let alone: Vec<Vec<RowBits>> = run(setting(3, false), std::slice::from_ref(sequence));
+            assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
+        }
+        // A sample takes the last of them, whose items have a split each.
+        for (multiprocessors, small) in [(2, true), (3, false), (7, false), (500, true), (500, false)] {
+            let options = SimtOptions { copies: Copies::Late, schedule: 1, ..Setting::of(shape).options };
+            let found = run(Setting { options, ..setting(multiprocessors, small) }, &sequences);
+            assert!(found == first, "{shape:?}: other bits on {multiprocessors} multiprocessors");
+        }
+    }
+}
+
+/// An odd batch with more sequences than a warp has lanes: the plan has two entries for two sequences, and adds 32 of
+/// them up at once.
+#[test]
+fn large_batches() {
+    let shape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
+    let sequences: Vec<Sequence> = (0..71)
+        .map(|i| {
+            let groups: &[usize] = if i % 3 == 0 { &[0] } else { &[] };
+            // Some of them without rows, which have no items.
+            sequence(i * 13 % 290, i % 5 % 3, groups, 2)
+        })
+        .collect();
+    let setting = Setting::of(shape);
+    for (sequence, rows) in sequences.iter().zip(run(setting, &sequences)) {
+        compare(setting, sequence, &rows).unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
+    }
+}
+
+/// A state of every row and head for each item, and one for the slots unless an item has everything.
+#[test]
+fn the_workspace_has_a_state_an_item() {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1535 in spans of 512.
+    for (start, multiprocessors, places) in [(300, 24, 3 + 1), (300, 4, 1), (1533, 2, 3 + 1)] {
+        let sequences = [sequence(start, 3, &[0, 2], 4), sequence(start - 7, 3, &[1], 4)];
+        let setting = Setting { split: 128, multiprocessors, ..Setting::of(shape) };
+        let rows = 3 + 2 * 4 + 3 + 4;
+        assert_eq!(
+            workspace_len(setting, &sequences),
+            rows * 4 * places * (64 + 2),
+            "{start}, {multiprocessors}"
+        );
+    }
+}
