@@ -8,7 +8,7 @@ use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
-    Verdict,
+    SlotRows, Verdict,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -136,6 +136,8 @@ fn sampling(criterion: &mut Criterion) {
             };
             let mut results = device.new_results();
             results.found.verdicts = vec![Verdict { accepted: 0, bonus: 0, next_start: 9 }];
+            let rows = SlotRows::Pass { first_logits: 0 };
+            device.select(std::slice::from_ref(&draft), rows, &mut results).expect("a group");
             group.throughput(Throughput::Bytes(15 * 151_936 * 4));
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
                 bencher.iter(|| {

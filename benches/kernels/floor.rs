@@ -14,7 +14,7 @@ const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
 const VERDICT: u64 = 24;
-const DRAFT: u64 = 24;
+const DRAFT: u64 = 32;
 
 /// What a launch cannot do without.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -21,7 +21,7 @@ struct FlexdraftVerify {
     int32_t first_target; /* row of p_0 */
     int32_t first_draft;  /* row of q_1; -1: every q_j is the point mass at d_j */
     int32_t first_token;  /* place of d_1 in `tokens` */
-    int32_t unused;
+    int32_t first_draft_stats; /* row of the statistics of q_1; not read where first_draft is -1 */
 };
 
 /* What a verification found. */
@@ -39,7 +39,7 @@ struct FlexdraftAccept {
     const void* target;                            /* [target_rows, logit_stride] logits, f32 or bf16 */
     const struct FlexdraftRowStats* target_stats;  /* [target_rows] */
     const void* draft;                             /* [draft_rows, logit_stride] of the target's type; may be null */
-    const struct FlexdraftRowStats* draft_stats;   /* [draft_rows]; may be null */
+    const struct FlexdraftRowStats* draft_stats;   /* [draft_stats_rows]; may be null */
     float* sums;                                   /* [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block */
     float* best;                                   /* [batch, chunks, 2]: score and, in bits, token */
     uint32_t* arrived;                             /* [batch] zero before and after a launch */
@@ -52,16 +52,21 @@ struct FlexdraftAccept {
     int32_t chunks; /* ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK) */
     int32_t target_rows;
     int32_t draft_rows;
+    int32_t draft_stats_rows;
     int32_t token_count;
+    int32_t unused;
 };
 
-/* A sequence that drafts from a pass: slots 1..S of the group that its verdict names. */
+/* A sequence that drafts from a pass: slots 1..S of the group that its verdict names. The rows of its groups follow
+ * each other: S rows a group in a pass, S - 1 in logits, where slot 0 has no row. */
 struct FlexdraftDraft {
     uint64_t groups;     /* bit k: the pass has a group for accepted length k; 0: one, which follows the verdict */
     int32_t sequence;    /* which verdict is its */
-    int32_t first_slot;  /* the pass's row of slot 0 of the first group; the others follow */
+    int32_t first_slot;  /* the first row of the first group: of slot 0 in a pass, of slot 1 in logits */
     int32_t slots;       /* S, 1 to 64 */
     int32_t first_draft; /* its first of the draft rows: S - 1 of them */
+    int32_t in_logits;   /* 1: the groups are rows of the logits; 0: rows of the pass */
+    int32_t unused;
 };
 
 struct FlexdraftSelect {
@@ -69,8 +74,8 @@ struct FlexdraftSelect {
     const struct FlexdraftVerdict* verdicts; /* [batch] */
     int32_t* bonus;                          /* [count] the verdict's token; 0 without a verdict */
     int32_t* starts;                         /* [count] the position of c_0 of the next step */
-    int32_t* sources;                        /* [rows] the pass's row of a draft row; -1: no such group */
-    int32_t* draft_rows;                     /* [rows] the draft row itself, or -1 */
+    int32_t* sources;    /* [rows] a draft row's row of the pass, or of the logits; -1: no such group */
+    int32_t* draft_rows; /* [rows] a draft row's row of the logits: its source there, or the draft row itself; or -1 */
     uint32_t* error;                         /* the device error word; may be null */
     int32_t count;
     int32_t batch;
@@ -98,8 +103,8 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
-static_assert(sizeof(FlexdraftAccept) == 128, "mirrored in Rust");
-static_assert(sizeof(FlexdraftDraft) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAccept) == 136, "mirrored in Rust");
+static_assert(sizeof(FlexdraftDraft) == 32, "mirrored in Rust");
 static_assert(sizeof(FlexdraftSelect) == 72, "mirrored in Rust");
 static_assert(sizeof(FlexdraftFollow) == 48, "mirrored in Rust");
 #endif

@@ -39,7 +39,9 @@ struct Verification {
         const bool counts = s.drafts >= 0 && s.drafts <= FLEXDRAFT_MAX_DRAFTS && s.position >= 0;
         const bool target = s.first_target >= 0 && s.first_target < p.target_rows - s.drafts;
         const bool tokens = s.first_token >= 0 && s.first_token <= p.token_count - s.drafts;
-        const bool draft = s.first_draft == -1 || (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts);
+        const bool draft = s.first_draft == -1 ||
+                           (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts &&
+                            s.first_draft_stats >= 0 && s.first_draft_stats <= p.draft_stats_rows - s.drafts);
         return counts && target && tokens && draft;
     }
 
@@ -54,7 +56,8 @@ struct Verification {
     FLEXDRAFT_METHOD Distribution<Logit> draft(int32_t j) const {
         if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j)};
         const int64_t row = sequence.first_draft + j - 1;
-        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[row], 0};
+        const int64_t stats_row = sequence.first_draft_stats + j - 1;
+        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0};
     }
 
     // The uniform that decides on d_i, a multiple of 2^-32.

@@ -34,10 +34,11 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
     int32_t source = -1;
     if (laid_out) {
         const uint64_t below = draft.groups & ((uint64_t(1) << verdict.accepted) - 1);
-        source = draft.first_slot + __popcll(below) * draft.slots + slot;
+        const int32_t left_out = draft.in_logits != 0 ? 1 : 0; // slot 0, which has no logits
+        source = draft.first_slot + __popcll(below) * (draft.slots - left_out) + slot - left_out;
     }
     p.sources[row] = source;
-    p.draft_rows[row] = laid_out ? row : -1;
+    p.draft_rows[row] = !laid_out ? -1 : draft.in_logits != 0 ? source : row;
 }
 
 // Where the groups of a drafting pass go. Grid [ceil(batch / threads)], a thread a sequence.

@@ -19,8 +19,13 @@ pub(super) struct Draft<B> {
 
 /// What a draft was drawn from.
 pub(super) enum DrawnFrom<B> {
-    /// The rows from this one on of the logits that the last step drafted from, until the next step has drafted.
-    LastStep(usize),
+    /// The logits that the last step drafted from, until the next step has drafted.
+    LastStep {
+        /// The row of the first drafted token.
+        first_row: usize,
+        /// The place of the first drafted token among all draws of the step.
+        first_draw: usize,
+    },
     /// The first rows of a buffer of its own.
     Own(B),
 }

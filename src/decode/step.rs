@@ -6,7 +6,7 @@
 use super::error::DecodeError;
 use super::record::{BlockRecord, Record, StepMode, StepRecord};
 use super::sequence::{Draft, DrawnFrom, Sequence, Work};
-use crate::device::{Device, DeviceError, DraftLogits, DraftRows, DraftToken, Verdict, VerifyRows};
+use crate::device::{Device, DeviceError, DraftLogits, DraftRows, DraftToken, SlotRows, Verdict, VerifyRows};
 use crate::layout::{GroupSet, Pass, SequenceRows};
 use crate::model::forward::{Model, Workspace};
 
@@ -69,9 +69,11 @@ pub(super) struct Outcome<B> {
 /// Buffers of a step, reused from step to step.
 pub(super) struct StepBuffers<D: Device> {
     work: Workspace<D>,
+    /// Logits of the candidates, in a step that has a head product for the candidates alone.
     target_logits: D::Buffer,
     /// What the drafts of the last step were drawn from, which this one verifies, and what this one drafts from:
-    /// logits stay where drafting left them.
+    /// logits stay where drafting left them. In a step that has one head product for candidates and groups, the second
+    /// buffer begins with the logits of the candidates and of all groups.
     draft_logits: [D::Buffer; 2],
     results: D::Results,
 }
@@ -94,10 +96,10 @@ impl<D: Device> StepBuffers<D> {
         sequence: &mut Sequence<D::Buffer>,
     ) -> Result<(), DeviceError> {
         let Some(draft) = &mut sequence.draft else { return Ok(()) };
-        let Some(DrawnFrom::LastStep(first)) = draft.logits else { return Ok(()) };
-        let rows: Vec<usize> = (first..first + draft.tokens.len()).collect();
+        let Some(DrawnFrom::LastStep { first_row, first_draw }) = draft.logits else { return Ok(()) };
+        let drawn_from = DraftLogits { logits: &self.draft_logits[LAST], first_row, first_draw };
         let mut kept = model.new_logits();
-        model.device().gather(&self.draft_logits[LAST], &rows, &mut kept)?;
+        model.device().copy_draft(drawn_from, draft.tokens.len(), &mut kept)?;
         draft.logits = Some(DrawnFrom::Own(kept));
         Ok(())
     }
@@ -115,10 +117,31 @@ struct Drafting {
     verdict: usize,
     /// Their accepted lengths, as the verdict counts them; none for the one that follows the verdict.
     lengths: GroupSet,
-    /// The row of slot 0 of the first of them.
+    /// The first row of the first group.
     first_row: usize,
-    /// The row of the next drafts' logits that their draft begins at, once it has been drawn.
-    first_draft: usize,
+    /// Which rows the groups have.
+    rows: SlotRows,
+    /// The place of their draft among the step's draws, once it has been drawn.
+    first_draw: usize,
+}
+
+impl Drafting {
+    /// Groups that are rows of the pass.
+    fn in_pass(plan: usize, verdict: usize, lengths: GroupSet, first_row: usize) -> Self {
+        let rows = SlotRows::Pass { first_logits: 0 };
+        Self { plan, verdict, lengths, first_row, rows, first_draw: 0 }
+    }
+
+    /// The row of the logits of the first token that was drafted after `accepted`, out of `drafted` tokens.
+    fn logits_row(&self, accepted: usize, drafted: usize) -> usize {
+        match self.rows {
+            SlotRows::Pass { first_logits } => first_logits,
+            SlotRows::Logits => {
+                let rank = self.lengths.iter().position(|k| k == accepted).unwrap_or(0);
+                self.first_row + rank * drafted
+            }
+        }
+    }
 }
 
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths. Drafts that the step does not verify were
@@ -135,13 +158,13 @@ pub(super) fn run<D: Device>(
 ) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
     let mut verdicts: Vec<Option<Verdict>> = vec![None; plans.len()];
     let mut drafts: Vec<Option<Draft<D::Buffer>>> = plans.iter().map(|_| None).collect();
-    let in_pass = forward(model, cache, buffers, sequences, plans)?;
-    let drawing = verify(model, buffers, sequences, plans)?;
+    let mut in_pass = forward(model, cache, buffers, sequences, plans)?;
+    let (drawing, mut next_row) = verify(model, buffers, sequences, plans, &mut in_pass)?;
     if !drawing.is_empty() {
         let mut in_pass = worth_drafting(model, buffers, sequences, plans, in_pass);
-        draft(model, buffers, sequences, plans, &mut in_pass)?;
+        draft(model, buffers, sequences, plans, &mut in_pass, &mut next_row)?;
         let apart = worth_drafting_apart(model, buffers, sequences, plans, &drawing, &in_pass);
-        let apart = draft_pass(model, cache, buffers, sequences, plans, &apart)?;
+        let apart = draft_pass(model, cache, buffers, sequences, plans, &apart, &mut next_row)?;
         let found = model.device().read(&mut buffers.results)?;
         for (&plan, verdict) in drawing.iter().zip(found.verdicts) {
             verdicts[plan] = Some(verdict);
@@ -151,7 +174,7 @@ pub(super) fn run<D: Device>(
 
         let missed = missing_drafts(sequences, plans, &drawing, &verdicts, &drafts);
         if !missed.is_empty() {
-            let missed = draft_pass(model, cache, buffers, sequences, plans, &missed)?;
+            let missed = draft_pass(model, cache, buffers, sequences, plans, &missed, &mut next_row)?;
             let found = model.device().read(&mut buffers.results)?;
             let drafted = missed.iter().zip(found.drafts);
             take(model, sequences, plans, &verdicts, drafted, &mut drafts);
@@ -197,18 +220,21 @@ fn forward<D: Device>(
     let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
         let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
         let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
-        Some(Drafting { plan: index, verdict, lengths, first_row, first_draft: 0 })
+        Some(Drafting::in_pass(index, verdict, lengths, first_row))
     };
     Ok(drawing.enumerate().filter_map(groups).collect())
 }
 
-/// Target logits, hooks, acceptance. Returns the plan of each verdict: those that draw a token.
+/// Target logits, hooks, acceptance. Returns the plan of each verdict (each plan that draws a token has one), and the
+/// number of rows of the next drafts' logits that are in use. If one product computes the logits of candidates and groups,
+/// these are the rows in use, and `in_pass` tells where each group is.
 fn verify<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[Plan],
-) -> Result<Vec<usize>, DecodeError> {
+    in_pass: &mut [Drafting],
+) -> Result<(Vec<usize>, usize), DecodeError> {
     let mut rows = Vec::new();
     let mut first_rows = Vec::new();
     let mut first_candidate = 0;
@@ -221,9 +247,12 @@ fn verify<D: Device>(
     }
     let drawing: Vec<usize> = (0..plans.len()).filter(|&index| plans[index].draws()).collect();
     if drawing.is_empty() {
-        return Ok(drawing);
+        return Ok((drawing, 0));
     }
-    model.logits(&rows, &mut buffers.work, &mut buffers.target_logits)?;
+    let next_row = join(model, sequences, plans, in_pass, &mut rows);
+    let StepBuffers { work, target_logits, draft_logits: [last, next], results } = buffers;
+    let target_logits = if next_row > 0 { next } else { target_logits };
+    model.logits(&rows, work, target_logits)?;
 
     for (plan, &first_row) in plans.iter().zip(&first_rows) {
         let sequence = &mut sequences[plan.sequence];
@@ -231,12 +260,12 @@ fn verify<D: Device>(
         let mut prefix = sequence.tokens.clone();
         for i in 0..=plan.verify_len {
             let mut edit = |logits: &mut [f32]| hook.edit(prefix.len(), &prefix, logits);
-            model.device().edit_row(&mut buffers.target_logits, first_row + i, &mut edit)?;
+            model.device().edit_row(target_logits, first_row + i, &mut edit)?;
             prefix.extend(sequence.draft.as_ref().and_then(|draft| draft.tokens.get(i)));
         }
     }
 
-    let last = &buffers.draft_logits[LAST];
+    let last = &*last;
     let requests: Vec<VerifyRows<'_, D::Buffer>> = drawing
         .iter()
         .map(|&index| {
@@ -247,8 +276,10 @@ fn verify<D: Device>(
                 first_row: first_rows[index],
                 draft: draft.map_or(&[], |draft| &draft.tokens[..plan.verify_len]),
                 draft_logits: draft.and_then(|draft| draft.logits.as_ref()).map(|from| match from {
-                    &DrawnFrom::LastStep(first_row) => DraftLogits { logits: last, first_row },
-                    DrawnFrom::Own(logits) => DraftLogits { logits, first_row: 0 },
+                    &DrawnFrom::LastStep { first_row, first_draw } => {
+                        DraftLogits { logits: last, first_row, first_draw }
+                    }
+                    DrawnFrom::Own(logits) => DraftLogits { logits, first_row: 0, first_draw: 0 },
                 }),
                 sampling: &sequence.request.sampling,
                 rule: sequence.request.rule,
@@ -257,8 +288,34 @@ fn verify<D: Device>(
             }
         })
         .collect();
-    model.device().verify(&buffers.target_logits, &requests, &mut buffers.results)?;
-    Ok(drawing)
+    model.device().verify(target_logits, &requests, results)?;
+    Ok((drawing, next_row))
+}
+
+/// Adds the slots of all groups to the candidates' `rows`, if one product is to compute the logits of both. Returns the
+/// number of rows then, and 0 otherwise.
+fn join<D: Device>(
+    model: &Model<D>,
+    sequences: &[Sequence<D::Buffer>],
+    plans: &[Plan],
+    in_pass: &mut [Drafting],
+    rows: &mut Vec<usize>,
+) -> usize {
+    let slots = |groups: &Drafting| sequences[plans[groups.plan].sequence].block_size;
+    let drafted = |groups: &Drafting| slots(groups).saturating_sub(1);
+    let all: usize = in_pass.iter().map(|groups| groups.lengths.iter().count() * drafted(groups)).sum();
+    let selected = in_pass.iter().map(drafted).sum();
+    if !model.joins_head_products(rows.len(), all, selected) {
+        return 0;
+    }
+    for groups in in_pass {
+        let (first, slots) = (groups.first_row, slots(groups));
+        (groups.first_row, groups.rows) = (rows.len(), SlotRows::Logits);
+        for rank in 0..groups.lengths.iter().count() {
+            rows.extend(first + rank * slots + 1..first + (rank + 1) * slots);
+        }
+    }
+    rows.len()
 }
 
 /// Those of `groups` that may be drafted from: where the device knows its verdicts already, the ones that came
@@ -344,6 +401,7 @@ fn draft_pass<D: Device>(
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
     apart: &[(usize, usize)],
+    next_row: &mut usize,
 ) -> Result<Vec<Drafting>, DecodeError> {
     if apart.is_empty() {
         return Ok(Vec::new());
@@ -369,31 +427,41 @@ fn draft_pass<D: Device>(
         .zip(&pass.sequences)
         .map(|(&(verdict, plan), rows)| {
             let lengths = accepted(verdict).map_or(GroupSet::NONE, |a| GroupSet::NONE.with(a));
-            let drafting = Drafting { plan, verdict, lengths, first_row, first_draft: 0 };
+            let drafting = Drafting::in_pass(plan, verdict, lengths, first_row);
             first_row += rows.slots;
             drafting
         })
         .collect();
     model.draft_forward(&pass, &verdicts, &buffers.results, cache, &mut buffers.work)?;
-    draft(model, buffers, sequences, plans, &mut drafting)?;
+    draft(model, buffers, sequences, plans, &mut drafting, next_row)?;
     Ok(drafting)
 }
 
-/// Calibrates and samples slots 1..S of the groups that come true, of the pass that ran last.
+/// Calibrates and samples slots 1..S of the groups that come true, of the pass that ran last. Logits that are still to
+/// be computed go to the rows from `next_row` on.
 fn draft<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[Plan],
     drafting: &mut [Drafting],
+    next_row: &mut usize,
 ) -> Result<(), DecodeError> {
-    if drafting.is_empty() {
-        return Ok(());
-    }
-    let mut first_draft = model.device().drafted_rows(&buffers.results);
+    let Some(rows) = drafting.first().map(|groups| groups.rows) else { return Ok(()) };
+    // The groups of a pass have all their logits before the verdict, or all after it.
+    let rows = match rows {
+        SlotRows::Logits => SlotRows::Logits,
+        SlotRows::Pass { .. } => SlotRows::Pass { first_logits: *next_row },
+    };
+    let mut first_draw = model.device().drafted_rows(&buffers.results);
     for groups in &mut *drafting {
-        groups.first_draft = first_draft;
-        first_draft += sequences[plans[groups.plan].sequence].block_size.saturating_sub(1);
+        let drafted = sequences[plans[groups.plan].sequence].block_size.saturating_sub(1);
+        groups.first_draw = first_draw;
+        first_draw += drafted;
+        if let SlotRows::Pass { first_logits } = &mut groups.rows {
+            *first_logits = *next_row;
+            *next_row += drafted;
+        }
     }
     let requests: Vec<DraftRows<'_>> = drafting
         .iter()
@@ -411,7 +479,7 @@ fn draft<D: Device>(
         })
         .collect();
     let StepBuffers { work, draft_logits, results, .. } = buffers;
-    Ok(model.draft(&requests, results, work, &mut draft_logits[NEXT])?)
+    Ok(model.draft(&requests, rows, results, work, &mut draft_logits[NEXT])?)
 }
 
 /// Makes drafts of what was sampled, where its group came true and it is wanted.
@@ -435,7 +503,8 @@ fn take<'a, D: Device>(
         let confidence: Vec<f32> = drafted.iter().map(|slot| slot.confidence).collect();
         let proposed = propose(sequence, verdict, model.config().vocab_size, &mut tokens);
         let compared = sequence.compares_distributions() && !proposed;
-        let logits = compared.then_some(DrawnFrom::LastStep(groups.first_draft));
+        let first_row = groups.logits_row(verdict.accepted, tokens.len());
+        let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw: groups.first_draw });
         let verify_len = sequence.request.confidence.verify_len(&confidence);
         drafts[groups.plan] = Some(Draft { tokens, confidence, logits, verify_len });
     }

@@ -95,6 +95,29 @@ pub struct Calibration<'a, B, L> {
     pub output: &'a L,
 }
 
+/// Where the slots of drafts are before the draft is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotRows {
+    /// All S slots of each group are rows of the pass that ran last. The logits of the drafts are computed after the
+    /// verdict, in rows from `first_logits` on, draft after draft.
+    Pass {
+        /// The row of the first draft's slot 1.
+        first_logits: usize,
+    },
+    /// Slots 1..S of each group are rows of the logits already, before the verdict is known.
+    Logits,
+}
+
+impl SlotRows {
+    /// How many slots before slot 1 have rows.
+    fn skipped(self) -> usize {
+        match self {
+            SlotRows::Pass { .. } => 1,
+            SlotRows::Logits => 0,
+        }
+    }
+}
+
 /// A sequence that drafts from the pass that ran last: slots 1..S of the group that its verdict names.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
@@ -103,7 +126,8 @@ pub struct DraftRows<'a> {
     /// Accepted lengths, as the verdict counts them, for which the pass has a group of the sequence.
     /// [`GroupSet::NONE`] for a pass whose one group [follows](Device::follow) its verdict.
     pub groups: GroupSet,
-    /// The row of slot 0 of the first of these groups; the others follow.
+    /// The first row of the first group; the rows of the other groups follow. Which rows of a group there are, and
+    /// where, is told by [`SlotRows`].
     pub first_row: usize,
     /// S: slots of a group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All but the first are
     /// drafts.
@@ -123,10 +147,12 @@ impl DraftRows<'_> {
     }
 
     /// The rows of slots 1..S of the group for `accepted`, if there is one.
-    pub fn slot_rows(&self, accepted: usize) -> Option<Range<usize>> {
+    pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
         let rank = self.groups.iter().position(|k| k == accepted)?;
-        let slot_0 = self.first_row.saturating_add(rank.saturating_mul(self.slots));
-        Some(slot_0.saturating_add(1)..slot_0.saturating_add(self.slots.max(1)))
+        let skipped = rows.skipped();
+        let before = rank.saturating_mul(self.drafted().saturating_add(skipped)).saturating_add(skipped);
+        let slot_1 = self.first_row.saturating_add(before);
+        Some(slot_1..slot_1.saturating_add(self.drafted()))
     }
 }
 
@@ -142,12 +168,14 @@ pub struct DraftToken {
 /// Where a draft's logits are: row `first_row + j − 1` for slot j.
 #[derive(Debug)]
 pub struct DraftLogits<'a, B> {
-    /// Logits that [`Device::draft`] drew from, or rows that were [gathered](Device::gather) from such. A device
-    /// that keeps what it knows of a row since then (its largest logit, the sum of its exponentials) keeps it
-    /// with the row, so that q is the distribution that was drawn from to the last bit.
+    /// Logits that [`Device::draft`] drew from, or that [`Device::copy_draft`] copied from such logits. A device
+    /// that keeps what it found out about a row when it drew (its largest logit, the sum of its exponentials) keeps it
+    /// with the buffer, so that q is the distribution that was drawn from to the last bit.
     pub logits: &'a B,
     /// The row of slot 1.
     pub first_row: usize,
+    /// The place of slot 1 among the draws from these logits.
+    pub first_draw: usize,
 }
 
 impl<B> Clone for DraftLogits<'_, B> {
@@ -429,12 +457,40 @@ pub trait Device: Send + Sync + 'static {
         results: &Self::Results,
     ) -> Result<(), DeviceError>;
 
+    /// The most rows that a product of `head` may have that [joins](Self::joins_head_products) candidates and slots: their
+    /// logits stay in memory until the next step. 0 on a device that never joins them.
+    fn joined_head_rows(&self, head: &Self::Linear) -> usize {
+        let _ = head;
+        0
+    }
+
+    /// Whether one product of `head` is to compute logits for `candidates` rows that verify and for all `slots` rows of
+    /// the groups, before the verdict, in place of a product for the candidates and, after the verdict, one for
+    /// the `drafted` rows of the groups that came true. Either gives the same bits. Not asked for more than
+    /// [`joined_head_rows`](Self::joined_head_rows).
+    fn joins_head_products(
+        &self,
+        head: &Self::Linear,
+        candidates: usize,
+        slots: usize,
+        drafted: usize,
+    ) -> bool {
+        let _ = (head, candidates, slots, drafted);
+        false
+    }
+
     /// Looks up in the verdicts what the next drafts depend on, for the three operations after it. Where the
     /// verdicts are [known](Self::known), each accepted length must have a group. Where they are not, a
     /// sequence whose accepted length has none gets a draft that means nothing.
-    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Self::Results) -> Result<(), DeviceError>;
+    fn select(
+        &self,
+        drafts: &[DraftRows<'_>],
+        rows: SlotRows,
+        results: &mut Self::Results,
+    ) -> Result<(), DeviceError>;
 
-    /// Writes the rows of the selected slots 1..S of `x`, a row of the pass each, to `out`, which is resized.
+    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. `x` has the rows that
+    /// [`SlotRows`] names: those of the pass, or those of the logits.
     fn gather_selected(
         &self,
         x: &Self::Buffer,
@@ -450,13 +506,13 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// The number of rows that were drafted since the verification: where those of the next drafts begin in the
-    /// logits, so that all drafts of a step lie in one buffer.
+    /// The number of rows that were drafted since the verification: the next draft's
+    /// [`first_draw`](DraftLogits::first_draw), if all drafts of a step come from one buffer.
     fn drafted_rows(&self, results: &Self::Results) -> usize;
 
-    /// Corrects the rows of `logits` after the [drafted](Self::drafted_rows) ones by the calibrator, if there is
-    /// one, and samples the `drafts` that were selected from them: a token a row, draft after draft. The logits
-    /// stay as they were sampled from, for the [verification](Self::verify) of the drafts.
+    /// Corrects the selected rows of `logits` by the calibrator, if there is one, and samples the `drafts` that were
+    /// selected from them: a token a row, draft after draft. The logits stay as they were sampled from, for the
+    /// [verification](Self::verify) of the drafts.
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,
@@ -464,6 +520,18 @@ pub trait Device: Send + Sync + 'static {
         drafts: &[DraftRows<'_>],
         results: &mut Self::Results,
     ) -> Result<(), DeviceError>;
+
+    /// Copies the first `rows` rows of `draft`, and what is known of their draws, to the first rows of `out`, which
+    /// is resized.
+    fn copy_draft(
+        &self,
+        draft: DraftLogits<'_, Self::Buffer>,
+        rows: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<(), DeviceError> {
+        let end = draft.first_row.saturating_add(rows);
+        self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
+    }
 
     /// Waits for what was put on the device, and returns what it found: the verdicts, and the drafts since
     /// them or since the last call.

@@ -99,8 +99,19 @@ impl Verify {
             first_target: index("first target row", sequence.first_target)?,
             first_draft: sequence.first_draft.map_or(Ok(-1), |row| index("first draft row", row))?,
             first_token: index("first token", sequence.first_token)?,
-            unused: 0,
+            first_draft_stats: sequence.first_draft.map_or(Ok(0), |row| index("first draft row", row))?,
         }))
+    }
+
+    /// The same with the statistics of q_1 in row `first` instead of the row that its logits have.
+    ///
+    /// # Errors
+    ///
+    /// [`KernelError::Overflow`] for a row beyond 2³¹.
+    pub fn with_draft_stats_at(mut self, first: usize) -> Result<Self, KernelError> {
+        let overflow = KernelError::Overflow { kernel: "accept", what: "first row of draft statistics" };
+        self.0.first_draft_stats = i32::try_from(first).map_err(|_| overflow)?;
+        Ok(self)
     }
 }
 
@@ -133,7 +144,8 @@ unsafe impl DeviceRepr for Verdict {}
 unsafe impl ValidAsZeroBits for Verdict {}
 impl Element for Verdict {}
 
-/// Logits and their statistics, `[rows, stride]` and `[rows]`, as [`Kernels::sample`] left them.
+/// Logits and their statistics, `[rows, stride]` and `[rows]`, as [`Kernels::sample`] left them. A draft's logits may
+/// have other rows than their statistics: [`Verify::with_draft_stats_at`].
 #[derive(Debug)]
 pub struct SampledRows<'a, L> {
     /// The logits that tokens were drawn from.
@@ -254,13 +266,16 @@ impl<B: Backend> Kernels<B> {
         let workspace = operands.workspace("workspace", &args.workspace, needed, 8)?;
         let target_rows = args.target.stats.len();
         let target = operands.product("target", &[target_rows, args.stride])?;
-        let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
+        let draft_stats_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
+        // As many rows as there are statistics, or more.
+        let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.logits.len() / args.stride);
+        let draft_rows = draft_rows.max(draft_stats_rows);
         let (draft, draft_stats) = match &args.draft {
             Some(draft) => {
                 let elements = operands.product("draft", &[draft_rows, args.stride])?;
                 (
                     operands.read("draft", &draft.logits, elements, 16)?.cast(),
-                    operands.read("draft stats", &draft.stats, draft_rows, 4)?.cast(),
+                    operands.read("draft stats", &draft.stats, draft_stats_rows, 4)?.cast(),
                 )
             }
             None => (std::ptr::null(), std::ptr::null()),
@@ -285,7 +300,9 @@ impl<B: Backend> Kernels<B> {
             chunks: operands.i32("chunks", chunks)?,
             target_rows: operands.i32("target rows", target_rows)?,
             draft_rows: operands.i32("draft rows", draft_rows)?,
+            draft_stats_rows: operands.i32("rows of draft statistics", draft_stats_rows)?,
             token_count: operands.i32("tokens", args.tokens.len())?,
+            unused: 0,
         };
         if batch > 65_535 {
             return Err(operands.unsupported("batch", batch, "up to 65535"));

@@ -26,9 +26,9 @@ const THREADS: u32 = MAX_BLOCK_SIZE as u32;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draft(FlexdraftDraft);
 
-const _: () = assert!(size_of::<Draft>() == 24);
+const _: () = assert!(size_of::<Draft>() == 32);
 
-// SAFETY: 24 bytes without padding, as asserted in the header, valid for any bits.
+// SAFETY: 32 bytes without padding, as asserted in the header, valid for any bits.
 unsafe impl bytemuck::Zeroable for Draft {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Draft {}
@@ -46,7 +46,8 @@ pub struct DraftGroups {
     /// Accepted lengths that the pass has a group for. [`GroupSet::NONE`] where its one group
     /// [follows](Kernels::follow_verdicts) the verdict.
     pub groups: GroupSet,
-    /// The pass's row of slot 0 of the first of them; the others follow, each of as many rows.
+    /// The first row of the first group; the other groups follow. In a pass ([`Draft::new`]) it belongs to slot 0 and
+    /// a group has S rows, in logits ([`Draft::in_logits`]) to slot 1 and a group has S − 1 rows.
     pub first_slot: usize,
     /// S, slots of a group: 1 to [`MAX_BLOCK_SIZE`].
     pub slots: usize,
@@ -55,13 +56,27 @@ pub struct DraftGroups {
 }
 
 impl Draft {
-    /// A sequence as the kernel takes it.
+    /// A sequence whose groups are rows of a pass. The logits of its draft come later, in the draft rows.
     ///
     /// # Errors
     ///
     /// [`KernelError::Unsupported`] for other numbers of slots, [`KernelError::Overflow`] for an index
     /// beyond 2³¹.
     pub fn new(draft: &DraftGroups) -> Result<Self, KernelError> {
+        Draft::with_rows(draft, false)
+    }
+
+    /// A sequence whose groups all have logits: row r of the logits came from row r of what
+    /// [`sources`](SelectDrafts::sources) index.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Draft::new).
+    pub fn in_logits(draft: &DraftGroups) -> Result<Self, KernelError> {
+        Draft::with_rows(draft, true)
+    }
+
+    fn with_rows(draft: &DraftGroups, in_logits: bool) -> Result<Self, KernelError> {
         const KERNEL: &str = "select_drafts";
         let index = |what, value: usize| {
             i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: KERNEL, what })
@@ -77,6 +92,8 @@ impl Draft {
             first_slot: index("first slot", draft.first_slot)?,
             slots,
             first_draft: index("first draft row", draft.first_draft)?,
+            in_logits: i32::from(in_logits),
+            unused: 0,
         }))
     }
 }
@@ -93,9 +110,11 @@ pub struct SelectDrafts<'a> {
     pub bonus: ViewMut<'a, i32>,
     /// `[drafts]`, written: n + a + 1, the position of c_0 of the step that will verify the draft.
     pub starts: ViewMut<'a, i32>,
-    /// `[rows]`, written: the pass's row of each draft row, −1 where the accepted length has no group.
+    /// `[rows]`, written: the row of the pass, or of the logits, that each draft row comes from; −1 if the accepted
+    /// length has no group.
     pub sources: ViewMut<'a, i32>,
-    /// `[rows]`, written: each draft row itself, or −1 as in `sources`.
+    /// `[rows]`, written: the row of each draft row's logits. That is its source where [groups have
+    /// logits](Draft::in_logits), and the draft row itself otherwise; −1 as in `sources`.
     pub draft_rows: ViewMut<'a, i32>,
     /// `[1]`, the device error word: bit 16 is set for a draft whose rows or verdict do not exist.
     pub error: Option<ViewMut<'a, u32>>,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
 use crate::device::{
-    AttentionRows, Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind,
+    AttentionRows, Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind, SlotRows,
 };
 use crate::layout::Pass;
 
@@ -216,7 +216,9 @@ impl<D: Device> Model<D> {
             prepare(&layer.gate_up, rows)?;
             prepare(&layer.down, rows)?;
         }
-        self.device.prepare(self.lm_head.as_ref().unwrap_or(&self.embed), drafts, true)?;
+        // As many candidates as there are groups, and all slots of the groups but the first: as many rows as slots.
+        let joined = masks.min(self.device.joined_head_rows(self.head_layer()));
+        self.device.prepare(self.head_layer(), drafts.max(joined), true)?;
         if let Some(calibrator) = self.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref()) {
             prepare(&calibrator.bonus_half, sequences)?;
             prepare(&calibrator.hidden_half, drafts)?;
@@ -421,19 +423,33 @@ impl<D: Device> Model<D> {
         let all = 0..rows;
         let eps = self.config.rms_norm_eps;
         device.rms_norm(&work.gathered, all.clone(), &self.norm, eps, &mut work.head_input)?;
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed);
-        device.linear_to(head, &work.head_input, all, first_row, logits)
+        device.linear_to(self.head_layer(), &work.head_input, all, first_row, logits)
+    }
+
+    fn head_layer(&self) -> &D::Linear {
+        self.lm_head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Whether [`logits`](Self::logits) are to be computed for all rows of groups together with those of the candidates:
+    /// [`Device::joins_head_products`] of this model's head.
+    pub fn joins_head_products(&self, candidates: usize, slots: usize, drafted: usize) -> bool {
+        let head = self.head_layer();
+        let rows = candidates.saturating_add(slots);
+        slots > 0
+            && rows <= self.device.joined_head_rows(head)
+            && self.device.joins_head_products(head, candidates, slots, drafted)
     }
 
     /// Samples `drafts` of the pass that ran last, from their calibrated logits, with the verdicts in
-    /// `results`. These are the last rows of `logits`, a row a drafted token, after those of the rows that were
-    /// [drafted](Device::drafted_rows) before since the verification.
+    /// `results`. [`SlotRows`] tells where these logits are: they are the last rows that [`logits`](Self::logits)
+    /// computed, or this function computes them.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
     pub fn draft(
         &self,
         drafts: &[DraftRows<'_>],
+        rows: SlotRows,
         results: &mut D::Results,
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
@@ -444,18 +460,28 @@ impl<D: Device> Model<D> {
             .enumerate()
             .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
             .collect();
-        device.select(drafts, results)?;
-        device.gather_selected(&work.hidden, results, &mut work.gathered)?;
-        self.head(owner.len(), work, logits, device.drafted_rows(results))?;
+        device.select(drafts, rows, results)?;
+        if let SlotRows::Pass { first_logits } = rows {
+            device.gather_selected(&work.hidden, results, &mut work.gathered)?;
+            self.head(owner.len(), work, logits, first_logits)?;
+        }
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
             return device.draft(None, logits, drafts, results);
+        };
+        // The final norm of the selected rows: what the head took.
+        let normed = match rows {
+            SlotRows::Pass { .. } => &work.head_input,
+            SlotRows::Logits => {
+                device.gather_selected(&work.head_input, results, &mut work.gathered)?;
+                &work.gathered
+            }
         };
         device.resize(&mut work.bonus_hidden, drafts.len())?;
         device.resize(&mut work.calibrator_hidden, owner.len())?;
         device.embed_bonus(&self.embed, results, &mut work.bonus)?;
         device.linear(&calibrator.bonus_half, &work.bonus, 0..drafts.len(), &mut work.bonus_hidden)?;
         let all = 0..owner.len();
-        device.linear(&calibrator.hidden_half, &work.head_input, all, &mut work.calibrator_hidden)?;
+        device.linear(&calibrator.hidden_half, normed, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
         let calibration = Calibration { hidden: &work.calibrator_hidden, output: &calibrator.output };
         device.draft(Some(calibration), logits, drafts, results)

@@ -39,18 +39,18 @@ fn engine<D: Device>(device: D, spec: &Spec, policy: impl Policy + 'static) -> E
 
 /// A request's shape; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
-struct Ask {
-    prompt: Vec<u32>,
-    max_new_tokens: usize,
-    temperature: f32,
-    top_k: usize,
-    rule: Rule,
-    proposes: bool,
-    seed: u64,
+pub struct Ask {
+    pub prompt: Vec<u32>,
+    pub max_new_tokens: usize,
+    pub temperature: f32,
+    pub top_k: usize,
+    pub rule: Rule,
+    pub proposes: bool,
+    pub seed: u64,
 }
 
 impl Ask {
-    fn request(&self, spec: &Spec) -> Request {
+    pub fn request(&self, spec: &Spec) -> Request {
         let vocab = spec.vocab as u32;
         let sampling =
             SamplingParams { temperature: self.temperature, top_k: self.top_k, top_p: 1.0, min_p: 0.0 };
@@ -74,7 +74,7 @@ impl Ask {
 }
 
 prop_compose! {
-    fn ask()(
+    pub fn ask()(
         prompt in prop::collection::vec(any::<u32>(), 1..80),
         max_new_tokens in 1usize..10,
         temperature in prop::sample::select(vec![0.0f32, 0.0, 1.0, 0.7]),
@@ -88,7 +88,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn spec()(
+    pub fn spec()(
         llama in any::<bool>(),
         (layers, tail) in (1usize..3, 1usize..3),
         (kv_heads, q_per_kv) in (1usize..3, 1usize..4),

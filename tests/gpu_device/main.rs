@@ -2,6 +2,7 @@
 //! device passes before it is chosen.
 
 mod decode_loop;
+mod head_products;
 mod self_test;
 mod step;
 #[path = "../support/mod.rs"]

@@ -7,7 +7,7 @@ use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{
     Confidence, DecodeError, Engine, EngineOptions, Mode, Policy, Record, Request, StepMode,
 };
-use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DeviceError, LinearPart, QkTransform, Rope, RowKind,
 };
@@ -35,8 +35,12 @@ fn gpu() -> Gpu<CpuProducts> {
 }
 
 fn engine(policy: impl Policy + 'static) -> Engine<Gpu<CpuProducts>> {
+    engine_on(gpu(), policy)
+}
+
+fn engine_on(device: Gpu<CpuProducts>, policy: impl Policy + 'static) -> Engine<Gpu<CpuProducts>> {
     let (target, drafter) = spec().weights();
-    let model = Model::new(gpu(), &target, Some(&drafter)).unwrap();
+    let model = Model::new(device, &target, Some(&drafter)).unwrap();
     Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
 }
 
@@ -69,7 +73,10 @@ const ERROR_WORD: u64 = 8;
 /// Serves the requests, so that memory grows to what their steps need, then serves them again: the calls of ten
 /// steps in which every sequence decodes, each with the modes of its records.
 fn steady_steps(policy: impl Policy + 'static) -> Vec<(Calls, Vec<StepMode>)> {
-    let mut engine = engine(policy);
+    steady_steps_of(engine(policy))
+}
+
+fn steady_steps_of(mut engine: Engine<Gpu<CpuProducts>>) -> Vec<(Calls, Vec<StepMode>)> {
     run(&mut engine, requests());
     for request in requests() {
         engine.add(request).unwrap();
@@ -100,6 +107,17 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
         // The pass, its tokens, what is verified, what is drafted.
         assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
+    }
+}
+
+#[test]
+fn a_parallel_step_with_one_head_product_copies_no_rows_of_candidates() {
+    let device = gpu().with_head_products(HeadProducts::Joined);
+    for (calls, modes) in steady_steps_of(engine_on(device, Mode::Parallel)) {
+        assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");
+        assert_eq!((calls.copies, calls.copied_bytes), (2, DRAWS + ERROR_WORD), "{calls:?}");
     }
 }
 
@@ -236,11 +254,12 @@ fn a_pass_is_for_the_pages_it_was_checked_against() {
 /// when they are back, among others whose drafts are where the step before left them.
 #[test]
 fn drafts_of_preempted_requests_keep_their_distributions() {
-    let served = |policy, cache_tokens| {
+    let served = |head_products, cache_tokens| {
         let (target, drafter) = spec().weights();
-        let model = Model::new(gpu(), &target, Some(&drafter)).unwrap();
+        let device = gpu().with_head_products(head_products);
+        let model = Model::new(device, &target, Some(&drafter)).unwrap();
         let options = EngineOptions { cache_tokens, ..EngineOptions::default() };
-        let mut engine = Engine::new(model, policy, options).unwrap();
+        let mut engine = Engine::new(model, Mode::Parallel, options).unwrap();
         // The first of them leaves early, and makes room for one that was taken out.
         let mut ids = Vec::new();
         for (request, max_new_tokens) in requests().into_iter().skip(1).zip([20, 30, 30]) {
@@ -259,12 +278,14 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
         // Without the steps in which memory grew.
         (outputs, copies.into_iter().skip(3).max().unwrap())
     };
-    let (expected, copies) = served(Mode::Parallel, 1024);
+    let (expected, copies) = served(HeadProducts::Apart, 1024);
     assert_eq!(copies, 3);
-    let (outputs, copies) = served(Mode::Parallel, 80);
-    assert_eq!((blocks(&outputs), tokens(&outputs)), (blocks(&expected), tokens(&expected)));
-    // Logits, and what is known of them, of two sequences.
-    assert!(copies >= 3 + 4, "nothing was set aside and put beside others");
+    for (head_products, steady) in [(HeadProducts::Apart, 3), (HeadProducts::Joined, 2)] {
+        let (outputs, copies) = served(head_products, 80);
+        assert_eq!((blocks(&outputs), tokens(&outputs)), (blocks(&expected), tokens(&expected)));
+        // Logits, and what is known of them, of two sequences.
+        assert!(copies >= steady + 4, "nothing was set aside and put beside others");
+    }
 }
 
 fn tokens(outputs: &[Output]) -> Vec<&[u32]> {

@@ -7,7 +7,7 @@ use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::kernels::glue::RopeTable;
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use flexdraft::kernels::{Kernels, Paging, PassTables};
+use flexdraft::kernels::{KernelError, Kernels, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use proptest::prelude::*;
 
@@ -17,11 +17,19 @@ use crate::support::simt_variant::checking;
 /// Bonus tokens, starts, sources, draft rows, and the error word.
 type Selected = (Vec<i32>, Vec<i32>, Vec<i32>, Vec<i32>, u32);
 
-fn select(verdicts: &[Verdict], drafts: &[DraftGroups], rows: usize, schedule: u64) -> Selected {
+type MakeDraft = fn(&DraftGroups) -> Result<Draft, KernelError>;
+
+fn select(
+    verdicts: &[Verdict],
+    drafts: &[DraftGroups],
+    new: MakeDraft,
+    rows: usize,
+    schedule: u64,
+) -> Selected {
     let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.backend().stream();
-    let table: Vec<Draft> = drafts.iter().map(|draft| Draft::new(draft).unwrap()).collect();
+    let table: Vec<Draft> = drafts.iter().map(|draft| new(draft).unwrap()).collect();
     let (mut bonus, mut starts) = (vec![-7; drafts.len()], vec![-7; drafts.len()]);
     let (mut sources, mut draft_rows, mut error) = (vec![-7; rows], vec![-7; rows], [0]);
     let args = SelectDrafts {
@@ -80,6 +88,7 @@ proptest! {
             (-1i32..64, prop_oneof![4 => any::<u64>(), 1 => Just(0)], 1usize..65, 0usize..1000),
             1..6,
         ),
+        in_logits in any::<bool>(),
         schedule in 0u64..4,
     ) {
         // Sequences in reverse, so that drafts are not in the order of their verdicts.
@@ -100,7 +109,8 @@ proptest! {
                 draft
             })
             .collect();
-        let (bonus, starts, sources, draft_rows, error) = select(&verdicts, &drafts, rows, schedule);
+        let new: MakeDraft = if in_logits { Draft::in_logits } else { Draft::new };
+        let (bonus, starts, sources, draft_rows, error) = select(&verdicts, &drafts, new, rows, schedule);
         prop_assert_eq!(error, 0);
         for (i, draft) in drafts.iter().enumerate() {
             let verdict = &verdicts[draft.sequence];
@@ -114,9 +124,14 @@ proptest! {
             };
             for slot in 1..draft.slots {
                 let row = draft.first_draft + slot - 1;
-                let source = rank.map(|rank| (draft.first_slot + rank * draft.slots + slot) as i32);
-                prop_assert_eq!(sources[row], source.unwrap_or(-1));
-                prop_assert_eq!(draft_rows[row], rank.map_or(-1, |_| row as i32));
+                // Slot 0 of a group has a row in a pass, and none in logits.
+                let source = rank.map(|rank| match in_logits {
+                    false => draft.first_slot + rank * draft.slots + slot,
+                    true => draft.first_slot + rank * (draft.slots - 1) + slot - 1,
+                });
+                prop_assert_eq!(sources[row], source.map_or(-1, |source| source as i32));
+                let logits_row = source.map(|source| if in_logits { source } else { row });
+                prop_assert_eq!(draft_rows[row], logits_row.map_or(-1, |row| row as i32));
             }
         }
     }
@@ -154,7 +169,9 @@ fn drafts_that_do_not_exist() {
     let sound =
         DraftGroups { sequence: 0, groups: GroupSet::all(0), first_slot: 4, slots: 3, first_draft: 0 };
     let verdicts = [verdict(0, 9, 5)];
-    assert_eq!(select(&verdicts, &[sound], 2, 0), (vec![9], vec![5], vec![5, 6], vec![0, 1], 0));
+    let selected = |draft, new| select(&verdicts, &[draft], new, 2, 0);
+    assert_eq!(selected(sound, Draft::new), (vec![9], vec![5], vec![5, 6], vec![0, 1], 0));
+    assert_eq!(selected(sound, Draft::in_logits), (vec![9], vec![5], vec![4, 5], vec![4, 5], 0));
     for wrong in [
         DraftGroups { sequence: 1, ..sound },
         DraftGroups { first_draft: 1, ..sound },
@@ -162,6 +179,6 @@ fn drafts_that_do_not_exist() {
         DraftGroups { slots: 64, ..sound },
     ] {
         // Nothing is written but a token and a position that any table has.
-        assert_eq!(select(&verdicts, &[wrong], 2, 0), (vec![0], vec![0], vec![-7, -7], vec![-7, -7], 16));
+        assert_eq!(selected(wrong, Draft::new), (vec![0], vec![0], vec![-7, -7], vec![-7, -7], 16));
     }
 }

@@ -8,7 +8,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::device::{Device as _, DraftRows, VerifyRows};
+use flexdraft::device::{Device as _, DraftRows, SlotRows, VerifyRows};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::config::Architecture;
 use flexdraft::model::{DrafterWeights, Model};
@@ -104,7 +104,8 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 rule,
                 seed,
             }];
-            model.draft(&drafts, &mut results, &mut work, &mut logits).unwrap();
+            let rows = SlotRows::Pass { first_logits: 0 };
+            model.draft(&drafts, rows, &mut results, &mut work, &mut logits).unwrap();
             let found = model.device().read(&mut results).unwrap();
             assert_eq!(found.verdicts[0].bonus as usize, bonus);
             let drafted = &found.drafts[0];

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::device::{Device, DeviceError, DraftRows, QkTransform, RowKind, VerifyRows};
+use flexdraft::device::{Device, DeviceError, DraftRows, QkTransform, RowKind, SlotRows, VerifyRows};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::model::forward::Workspace;
@@ -181,6 +181,8 @@ impl<D: Device> Memory<D> {
         let greedy = SamplingParams::GREEDY;
         // No vocabulary has this id, so the accepted length is 0.
         let draft = vec![u32::MAX; step.verified];
+        // The first row of the groups' logits, if they are computed together with those of the candidates.
+        let mut joined = None;
         for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
             let batch = pass.sequences.len();
             let candidates = batch * shape.candidates;
@@ -192,9 +194,17 @@ impl<D: Device> Memory<D> {
             }
             if candidates > 0 {
                 let last = shape.candidates - step.logits..shape.candidates;
-                let rows: Vec<usize> = (0..batch)
+                let mut rows: Vec<usize> = (0..batch)
                     .flat_map(|i| last.clone().map(move |row| i * shape.candidates + row))
                     .collect();
+                let slots = batch * shape.groups.len() * step.drafts;
+                if model.joins_head_products(rows.len(), slots, batch * step.drafts) {
+                    joined = Some(rows.len());
+                    let groups = (0..batch).flat_map(|i| shape.groups.iter().map(move |&k| (i, k)));
+                    let groups = groups.filter_map(|(i, k)| pass.group_rows(i, k));
+                    rows.extend(groups.flat_map(|group| group.skip(1)));
+                }
+                let target_logits = if joined.is_some() { &mut *draft_logits } else { &mut *target_logits };
                 model.logits(&rows, work, target_logits)?;
                 let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
                     first_row: i * step.logits,
@@ -214,11 +224,15 @@ impl<D: Device> Memory<D> {
         // that followed the verdict.
         let follows = passes.len() > 1 && device.known(results).is_none();
         let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
+        let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
         let request = |sequence| {
+            let in_pass = pass.group_rows(sequence, step.verified)?.start;
+            // The group of the last accepted length is the last one of its sequence.
+            let in_logits = |first| first + ((sequence + 1) * of_each - 1) * step.drafts;
             Some(DraftRows {
                 sequence,
                 groups,
-                first_row: pass.group_rows(sequence, step.verified)?.start,
+                first_row: joined.map_or(in_pass, in_logits),
                 slots: step.drafts + 1,
                 sampling: &greedy,
                 rule: Rule::Match,
@@ -226,7 +240,8 @@ impl<D: Device> Memory<D> {
             })
         };
         let requests: Vec<_> = (0..pass.sequences.len()).filter_map(request).collect();
-        model.draft(&requests, results, work, draft_logits)
+        let rows = if joined.is_some() { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
+        model.draft(&requests, rows, results, work, draft_logits)
     }
 }
 

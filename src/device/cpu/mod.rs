@@ -27,7 +27,7 @@ use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
     AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, Precision,
-    QkTransform, RowKind, Verdict, VerifyRows,
+    QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
@@ -53,6 +53,7 @@ pub struct Cpu {
     pool: Pool,
     vectors: Vectors,
     precision: Precision,
+    joins_heads: bool,
 }
 
 impl std::fmt::Debug for Cpu {
@@ -92,7 +93,15 @@ impl Cpu {
     }
 
     fn with_vectors(options: CpuOptions, vectors: Vectors) -> Result<Self, DeviceError> {
-        Ok(Self { pool: Pool::new(options.threads)?, vectors, precision: options.precision })
+        let (pool, precision) = (Pool::new(options.threads)?, options.precision);
+        Ok(Self { pool, vectors, precision, joins_heads: false })
+    }
+
+    /// The same with one product of the head for the candidates and for the slots of every group. The CPU device knows
+    /// its verdicts before it drafts, so this is more work; results are the same to the last bit.
+    #[must_use]
+    pub fn with_joined_heads(self) -> Self {
+        Self { joins_heads: true, ..self }
     }
 
     /// Number of threads.
@@ -284,17 +293,31 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
-        results.select(drafts)
+    fn joined_head_rows(&self, _: &Linear) -> usize {
+        if self.joins_heads { usize::MAX } else { 0 }
+    }
+
+    fn joins_head_products(&self, _: &Linear, _: usize, _: usize, _: usize) -> bool {
+        self.joins_heads
+    }
+
+    fn select(
+        &self,
+        drafts: &[DraftRows<'_>],
+        rows: SlotRows,
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
+        results.select(drafts, rows)
     }
 
     fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
-        elementwise::gather(x, &results.rows, out)
+        elementwise::gather(x, &results.source_rows(), out)
     }
 
     fn embed_bonus(&self, table: &Linear, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
-        out.resize(results.bonus.len())?;
-        table.embed(&results.bonus, 0, out)
+        let bonus = results.bonus();
+        out.resize(bonus.len())?;
+        table.embed(&bonus, 0, out)
     }
 
     fn drafted_rows(&self, results: &Results) -> usize {
@@ -308,14 +331,19 @@ impl Device for Cpu {
         drafts: &[DraftRows<'_>],
         results: &mut Results,
     ) -> Result<(), DeviceError> {
-        let first_row = results.drafted;
-        if let Some(Calibration { hidden, output }) = calibration {
-            let rows = 0..logits.rows().saturating_sub(first_row);
-            output.apply(self.compute(), hidden, rows, Output::Add, (logits, first_row))?;
-        }
         let slots = results.slots(drafts)?;
+        if let Some(Calibration { hidden, output }) = calibration {
+            // Drafts whose logits follow each other take one product.
+            let mut first = 0;
+            for rows in slots.chunk_by(|draft, next| draft.rows.end == next.rows.start) {
+                let count: usize = rows.iter().map(|draft| draft.rows.len()).sum();
+                let to = rows.first().map_or(0, |draft| draft.rows.start);
+                output.apply(self.compute(), hidden, first..first + count, Output::Add, (logits, to))?;
+                first += count;
+            }
+        }
         results.found.drafts.extend(sampling::draft(self.compute(), logits, &slots)?);
-        results.drafted = slots.last().map_or(first_row, |slots| slots.rows.end);
+        results.drafted += slots.iter().map(|slots| slots.rows.len()).sum::<usize>();
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use super::pool::Pool;
 use super::rows::{ArgMax, Confidence};
 use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
-use crate::device::{DeviceError, DraftRows, DraftToken, Found, Verdict, VerifyRows};
+use crate::device::{DeviceError, DraftRows, DraftToken, Found, SlotRows, Verdict, VerifyRows};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, draw, draw_weighted, softmax, warp};
@@ -23,30 +23,56 @@ pub struct Results {
     pub found: Found,
     /// Rows that were drafted since the verification.
     pub(super) drafted: usize,
-    /// Rows of the pass that hold the selected slots, draft after draft.
-    pub(super) rows: Vec<usize>,
-    /// Their bonus tokens.
-    pub(super) bonus: Vec<u32>,
+    /// What was selected, draft after draft.
+    selected: Vec<Selected>,
+}
+
+/// What a verdict decides about a draft.
+#[derive(Clone, Debug)]
+struct Selected {
+    /// Where slots 1..S come from: rows of the pass or of the logits.
+    sources: Range<usize>,
+    /// The rows of their logits.
+    logits: Range<usize>,
+    bonus: u32,
 }
 
 impl Results {
     /// Looks up the rows and bonus tokens of `drafts`.
-    pub(super) fn select(&mut self, drafts: &[DraftRows<'_>]) -> Result<(), DeviceError> {
+    pub(super) fn select(&mut self, drafts: &[DraftRows<'_>], rows: SlotRows) -> Result<(), DeviceError> {
         const OPERATION: &str = "select";
-        (self.rows, self.bonus) = Default::default();
+        self.selected.clear();
+        let mut next = rows;
         for draft in drafts {
             let verdict = self.verdict(OPERATION, draft)?;
             check::index(OPERATION, "number of slots", draft.slots, MAX_BLOCK_SIZE + 1)?;
-            let rows = draft.slot_rows(verdict.accepted).ok_or(DeviceError::OutOfRange {
+            let sources = draft.slot_rows(verdict.accepted, rows).ok_or(DeviceError::OutOfRange {
                 operation: OPERATION,
                 what: "accepted length without a group",
                 index: verdict.accepted,
                 limit: 0,
             })?;
-            self.rows.extend(rows);
-            self.bonus.push(verdict.bonus);
+            let logits = match &mut next {
+                SlotRows::Logits => sources.clone(),
+                SlotRows::Pass { first_logits } => {
+                    let first = *first_logits;
+                    *first_logits = first.saturating_add(sources.len());
+                    first..*first_logits
+                }
+            };
+            self.selected.push(Selected { sources, logits, bonus: verdict.bonus });
         }
         Ok(())
+    }
+
+    /// The rows that the selected slots come from.
+    pub(super) fn source_rows(&self) -> Vec<usize> {
+        self.selected.iter().flat_map(|draft| draft.sources.clone()).collect()
+    }
+
+    /// The bonus tokens of the selected drafts.
+    pub(super) fn bonus(&self) -> Vec<u32> {
+        self.selected.iter().map(|draft| draft.bonus).collect()
     }
 
     fn verdict(&self, operation: &'static str, draft: &DraftRows<'_>) -> Result<Verdict, DeviceError> {
@@ -55,16 +81,18 @@ impl Results {
         verdict.ok_or(DeviceError::OutOfRange { operation, what: "sequence", index, limit })
     }
 
-    /// Where the slots of `drafts` are in the logits, and what they are drawn with.
+    /// Where the slots of `drafts`, which were selected, are in the logits, and what they are drawn with.
     pub(super) fn slots<'a>(&self, drafts: &[DraftRows<'a>]) -> Result<Vec<Slots<'a>>, DeviceError> {
-        let mut first = self.drafted;
-        let slots = |draft: &DraftRows<'a>| {
-            let rows = first..first.saturating_add(draft.drafted());
-            first = rows.end;
-            let start = self.verdict("draft", draft)?.next_start;
+        const OPERATION: &str = "draft";
+        let selected: Vec<usize> = self.selected.iter().map(|draft| draft.logits.len()).collect();
+        let found: Vec<usize> = drafts.iter().map(DraftRows::drafted).collect();
+        check::shape(OPERATION, "drafts", &selected, &found)?;
+        let slots = |(draft, selected): (&DraftRows<'a>, &Selected)| {
+            let start = self.verdict(OPERATION, draft)?.next_start;
+            let rows = selected.logits.clone();
             Ok(Slots { rows, sampling: draft.sampling, rule: draft.rule, seed: draft.seed, start })
         };
-        drafts.iter().map(slots).collect()
+        drafts.iter().zip(&self.selected).map(slots).collect()
     }
 }
 
@@ -240,7 +268,7 @@ mod tests {
         draft: &'a [u32],
         draft_logits: Option<&'a Buffer>,
     ) -> VerifyRows<'a, Buffer> {
-        let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0 });
+        let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0, first_draw: 0 });
         VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::cache::KvCache;
 use super::memory::Buffer;
 use crate::backend::Backend;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DraftLogits};
 use crate::kernels::PassTables;
 
 /// That two shapes are the same.
@@ -45,6 +45,23 @@ pub(super) fn expect_paging<B: Backend>(
     let [expected, found] =
         [tables.paging(), cache.paging()].map(|paging| vec![paging.pages, paging.page_size]);
     expect(operation, "cache [pages, page_size]", expected, found)
+}
+
+/// That `rows` rows of a draft exist, and were drawn from.
+pub(super) fn expect_draws<B: Backend>(
+    operation: &'static str,
+    draft: DraftLogits<'_, Buffer<B>>,
+    rows: usize,
+) -> Result<(), DeviceError> {
+    let drawn = draft.logits.drawn();
+    for (first, limit) in [(draft.first_row, drawn.end), (draft.first_draw, drawn.draws)] {
+        let end = first.saturating_add(rows);
+        if end > limit {
+            let (what, index) = ("row that was not drafted", end - 1);
+            return Err(DeviceError::OutOfRange { operation, what, index, limit });
+        }
+    }
+    Ok(())
 }
 
 /// An index that the kernels count in 32 bits.

@@ -1,17 +1,16 @@
 //! Rows of one buffer to another.
 
 use super::Gpu;
-use super::checks::{elements, expect_rows, index32};
+use super::checks::{elements, expect_draws, expect_rows, index32};
 use super::memory::{Buffer, STATS_WORDS, Values};
 use super::products::Products;
 use super::scratch::{Scratch, error_word};
 use crate::backend::Backend;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DraftLogits};
 use crate::kernels::glue::Gather;
 
 impl<P: Products> Gpu<P> {
-    /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits (as pairs of bf16) with
-    /// what is known of them since they were drawn from.
+    /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits (as pairs of bf16).
     pub(super) fn gather_rows(
         &self,
         from: &Buffer<P::Backend>,
@@ -25,9 +24,6 @@ impl<P: Products> Gpu<P> {
         }
         for &index in indices {
             expect_rows(OPERATION, "x", from, from.cols, index.saturating_add(1))?;
-        }
-        if indices.iter().all(|&index| index < from.drawn()) {
-            self.gather_draws(from, indices, to)?;
         }
         let (backend, stream) = (self.backend(), &self.stream);
         // Rows that follow each other need no table.
@@ -76,25 +72,25 @@ impl<P: Products> Gpu<P> {
         Ok(self.kernels.gather(stream, &args)?)
     }
 
-    /// The statistics of the draws from rows `indices` of `from`, to those of the first rows of `to`.
-    fn gather_draws(
+    /// The first `rows` rows of a draft to the first rows of `to`, with the statistics of their draws.
+    pub(super) fn copy_draft_rows(
         &self,
-        from: &Buffer<P::Backend>,
-        indices: &[usize],
+        draft: DraftLogits<'_, Buffer<P::Backend>>,
+        rows: usize,
         to: &mut Buffer<P::Backend>,
     ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "copy_draft";
+        expect_draws(OPERATION, draft, rows)?;
+        let indices: Vec<usize> = (draft.first_row..draft.first_row + rows).collect();
+        self.gather_rows(draft.logits, &indices, to)?;
         let (Values::Logits { draws: from, .. }, Values::Logits { draws, .. }) =
-            (&from.values, &mut to.values)
+            (&draft.logits.values, &mut to.values)
         else {
             return Ok(());
         };
-        let mut first = 0;
-        for rows in indices.chunk_by(|&row, &next| next == row + 1) {
-            let words = rows[0] * STATS_WORDS..(rows[0] + rows.len()) * STATS_WORDS;
-            self.backend().copy(&self.stream, from, words, draws, first * STATS_WORDS)?;
-            first += rows.len();
-        }
-        to.set_drawn(first);
+        let words = draft.first_draw * STATS_WORDS..(draft.first_draw + rows) * STATS_WORDS;
+        self.backend().copy(&self.stream, from, words, draws, 0)?;
+        to.set_drawn(rows, rows);
         Ok(())
     }
 }

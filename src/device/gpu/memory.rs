@@ -166,8 +166,16 @@ pub struct Buffer<B: Backend> {
     pub(super) rows: usize,
     pub(super) cols: usize,
     capacity: usize,
-    /// Rows at the beginning whose statistics are those of the logits that they have.
-    drawn: usize,
+    drawn: Drawn,
+}
+
+/// What was drawn from the rows of a buffer of logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Drawn {
+    /// How many rows were drawn from: their statistics are there in the order of the draws.
+    pub(super) draws: usize,
+    /// Those rows are below this one.
+    pub(super) end: usize,
 }
 
 /// The memory of logits, and that of what is known of rows that were drawn from.
@@ -176,8 +184,8 @@ type LogitsAndDraws<'a, B> = (&'a mut <B as Backend>::Memory<f32>, &'a mut <B as
 #[derive(Debug)]
 pub(super) enum Values<B: Backend> {
     Activations(B::Memory<bf16>),
-    /// Of rows that a draft was drawn from, with the statistics of the draw: what a verification compares are
-    /// the distributions that tokens came from, wherever it finds them.
+    /// Of rows that a draft was drawn from, with the statistics of the draws, draw after draw: what a verification
+    /// compares are the distributions that tokens came from, wherever it finds them.
     Logits {
         logits: B::Memory<f32>,
         draws: B::Memory<u64>,
@@ -190,7 +198,7 @@ pub(super) enum Values<B: Backend> {
 impl<B: Backend> Buffer<B> {
     pub(super) fn new(cols: usize, logits: bool) -> Self {
         let values = if logits { Values::NoLogits } else { Values::NoActivations };
-        Buffer { values, rows: 0, cols, capacity: 0, drawn: 0 }
+        Buffer { values, rows: 0, cols, capacity: 0, drawn: Drawn::default() }
     }
 
     /// Rows.
@@ -228,7 +236,7 @@ impl<B: Backend> Buffer<B> {
                 }
                 Values::Logits { logits, draws: old } => Values::Logits {
                     logits: moved(backend, stream, logits, kept * stride, capacity)?,
-                    draws: moved(backend, stream, old, self.drawn.min(kept) * STATS_WORDS, draws)?,
+                    draws: moved(backend, stream, old, self.drawn.draws.min(kept) * STATS_WORDS, draws)?,
                 },
                 Values::NoActivations => {
                     Values::Activations(allocate(backend, stream, capacity, "activations")?)
@@ -245,19 +253,22 @@ impl<B: Backend> Buffer<B> {
         Ok(())
     }
 
-    /// Rows at the beginning that were drawn from, and have the statistics of that.
-    pub(super) fn drawn(&self) -> usize {
+    /// What was drawn from it.
+    pub(super) fn drawn(&self) -> Drawn {
         self.drawn
     }
 
-    /// To be called once the statistics of rows up to `rows` are on their way.
-    pub(super) fn set_drawn(&mut self, rows: usize) {
-        self.drawn = rows.min(self.rows);
+    /// To be called once the statistics of all `draws` are on their way, which came from rows below `end`.
+    pub(super) fn set_drawn(&mut self, draws: usize, end: usize) {
+        self.drawn = Drawn { draws, end: end.min(self.rows) };
     }
 
-    /// To be called before rows from `row` on get other values.
+    /// To be called before rows from `row` on get other values. Draws are forgotten together: which rows they came
+    /// from is known on the device only.
     pub(super) fn forget_draws_from(&mut self, row: usize) {
-        self.drawn = self.drawn.min(row);
+        if row < self.drawn.end {
+            self.drawn = Drawn::default();
+        }
     }
 
     /// The activations, for an operation.
@@ -293,7 +304,7 @@ impl<B: Backend> Buffer<B> {
         }
     }
 
-    /// The statistics of the rows that were drawn from.
+    /// The statistics of the draws.
     pub(super) fn draws<'a>(
         &'a self,
         operation: &'static str,
@@ -301,7 +312,7 @@ impl<B: Backend> Buffer<B> {
         stream: &'a B::Stream,
     ) -> Result<View<'a, RowStats>, DeviceError> {
         let Values::Logits { draws, .. } = &self.values else { return Err(self.not(operation, "logits")) };
-        let words = backend.view(stream, draws).range(0..self.drawn * STATS_WORDS);
+        let words = backend.view(stream, draws).range(0..self.drawn.draws * STATS_WORDS);
         words.and_then(View::cast).ok_or_else(|| self.not(operation, "draws"))
     }
 

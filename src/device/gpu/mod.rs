@@ -9,6 +9,7 @@ mod checks;
 mod cublas;
 mod cuda;
 mod gather;
+mod head_products;
 mod memory;
 mod pass;
 mod products;
@@ -26,6 +27,7 @@ pub use ceilings::Ceilings;
 use checks::{elements, expect, expect_paging, expect_rows, index32};
 pub use cublas::{CublasLayer, CublasLt, ProductAlgorithms, ProductCandidate, cublas_is_present};
 use half::bf16;
+pub use head_products::HeadProducts;
 pub use memory::Buffer;
 pub use pass::LaidOut;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
@@ -35,8 +37,8 @@ use scratch::{Scratch, error_word};
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart,
-    QkTransform, RowKind, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftLogits, DraftRows, Found,
+    LinearPart, QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
 };
 use crate::backend::{Backend, BackendError, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention};
@@ -52,6 +54,7 @@ pub struct Gpu<P: Products> {
     stream: Stream<P>,
     products: P,
     split: usize,
+    head_products: HeadProducts,
     scratch: Mutex<Scratch<P::Backend>>,
 }
 
@@ -79,7 +82,14 @@ pub struct Vector<B: Backend> {
 impl<P: Products> Gpu<P> {
     /// A device on `kernels`, which puts all its work on `stream`.
     pub fn new(kernels: Kernels<P::Backend>, stream: Stream<P>, products: P) -> Self {
-        Gpu { kernels, stream, products, split: DEFAULT_SPLIT, scratch: Mutex::default() }
+        Gpu {
+            kernels,
+            stream,
+            products,
+            split: DEFAULT_SPLIT,
+            head_products: HeadProducts::ByTime,
+            scratch: Mutex::default(),
+        }
     }
 
     /// The same with attention splits of `split` keys, a multiple of 64.
@@ -88,9 +98,20 @@ impl<P: Products> Gpu<P> {
         Gpu { split, ..self }
     }
 
+    /// The same with head products as `head_products` says, whatever they take.
+    #[must_use]
+    pub fn with_head_products(self, head_products: HeadProducts) -> Self {
+        Gpu { head_products, ..self }
+    }
+
     /// The kernels, and what they run on.
     pub fn kernels(&self) -> &Kernels<P::Backend> {
         &self.kernels
+    }
+
+    /// Where matrix products come from.
+    pub fn products(&self) -> &P {
+        &self.products
     }
 
     fn backend(&self) -> &P::Backend {
@@ -552,8 +573,21 @@ impl<P: Products> Device for Gpu<P> {
         self.follow_verdicts(pass, verdicts, results)
     }
 
-    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results<P::Backend>) -> Result<(), DeviceError> {
-        self.select_drafts(drafts, results)
+    fn joined_head_rows(&self, head: &Linear<P>) -> usize {
+        self.most_joined_rows(head)
+    }
+
+    fn joins_head_products(&self, head: &Linear<P>, candidates: usize, slots: usize, drafted: usize) -> bool {
+        self.joins(head, candidates, slots, drafted)
+    }
+
+    fn select(
+        &self,
+        drafts: &[DraftRows<'_>],
+        rows: SlotRows,
+        results: &mut Results<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        self.select_drafts(drafts, rows, results)
     }
 
     fn gather_selected(
@@ -586,6 +620,17 @@ impl<P: Products> Device for Gpu<P> {
         results: &mut Results<P::Backend>,
     ) -> Result<(), DeviceError> {
         self.draft_tokens(calibration, logits, drafts, results)
+    }
+
+    fn copy_draft(
+        &self,
+        draft: DraftLogits<'_, Buffer<P::Backend>>,
+        rows: usize,
+        out: &mut Buffer<P::Backend>,
+    ) -> Result<(), DeviceError> {
+        expect("copy_draft", "out", vec![out.rows, draft.logits.cols], vec![out.rows, out.cols])?;
+        self.resize(out, rows)?;
+        self.copy_draft_rows(draft, rows, out)
     }
 
     fn read(&self, results: &mut Results<P::Backend>) -> Result<Found, DeviceError> {

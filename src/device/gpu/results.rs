@@ -10,7 +10,7 @@ use super::sampling::{Verification, slot_sampling};
 use super::scratch::{Scratch, error_word};
 use super::{Gpu, Linear};
 use crate::backend::{Backend, BackendError, View, ViewMut};
-use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, Verdict};
+use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, SlotRows, Verdict};
 use crate::kernels::Faults;
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
 use crate::kernels::glue::{Embed, Gather};
@@ -187,13 +187,14 @@ fn missing(wanted: usize) -> DeviceError {
 pub(super) struct Selected<B: Backend> {
     drafts: usize,
     pub(super) rows: usize,
+    pub(super) slots: SlotRows,
     /// The drafts, and how each of their rows is sampled.
     pub(super) tables: Packed<B>,
     pub(super) ways: Part<RowSampling>,
     /// Of each draft: its bonus token and the position that its draws count from.
     bonus: Grown<B, i32>,
     pub(super) starts: Grown<B, i32>,
-    /// Of each draft row: the row of the pass, and whether it is one at all.
+    /// Of each draft row: the row of the pass or of the logits that it comes from, and the row of its logits.
     sources: Grown<B, i32>,
     pub(super) draft_rows: Grown<B, i32>,
 }
@@ -203,6 +204,7 @@ impl<B: Backend> Default for Selected<B> {
         Selected {
             drafts: 0,
             rows: 0,
+            slots: SlotRows::Logits,
             tables: Packed::default(),
             ways: Part::default(),
             bonus: Grown::default(),
@@ -247,12 +249,13 @@ impl<P: Products> Gpu<P> {
     pub(super) fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],
+        slots: SlotRows,
         results: &mut Results<P::Backend>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "select";
         let (backend, stream) = (self.backend(), &self.stream);
         let Results { report, known, selected, .. } = results;
-        (selected.drafts, selected.rows) = (0, 0);
+        (selected.drafts, selected.rows, selected.slots) = (0, 0, slots);
         let (mut table, mut rows) = (Vec::with_capacity(drafts.len()), 0);
         let mut ways = Vec::new();
         for (place, draft) in (0..).zip(drafts) {
@@ -266,13 +269,17 @@ impl<P: Products> Gpu<P> {
                 let (what, index) = ("accepted length without a group", verdict.accepted);
                 return Err(DeviceError::OutOfRange { operation: OPERATION, what, index, limit: 0 });
             }
-            table.push(Draft::new(&DraftGroups {
+            let groups = DraftGroups {
                 sequence: draft.sequence,
                 groups: draft.groups,
                 first_slot: draft.first_row,
                 slots: draft.slots,
                 first_draft: rows,
-            })?);
+            };
+            table.push(match slots {
+                SlotRows::Pass { .. } => Draft::new(&groups)?,
+                SlotRows::Logits => Draft::in_logits(&groups)?,
+            });
             rows += draft.drafted();
             for slot in 1..draft.slots {
                 ways.push(slot_sampling(draft, slot)?.relative_to(place));

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::checks::{expect, expect_rows};
+use super::checks::{expect, expect_draws, expect_rows};
 use super::memory::{Buffer, Grown, Packed, STATS_WORDS, Values};
 use super::products::Products;
 use super::results::Results;
@@ -10,7 +10,7 @@ use super::scratch::{Scratch, error_word};
 use super::{Gpu, Linear, Memory};
 use crate::acceptance::Rule;
 use crate::backend::{Backend, BackendError, View, ViewMut};
-use crate::device::{Calibration, DeviceError, DraftLogits, DraftRows, VerifyRows};
+use crate::device::{Calibration, DeviceError, DraftLogits, DraftRows, SlotRows, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
@@ -109,13 +109,19 @@ impl<P: Products> Gpu<P> {
         let first = report.rows();
         let end = first.saturating_add(rows);
         expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
-        expect(OPERATION, "logits", vec![end, vocab], vec![logits.rows, vocab])?;
-        expect(OPERATION, "rows drafted before", vec![first], vec![logits.drawn().min(first)])?;
+        // Rows that the sampled ones are among, by number or by place.
+        let among = match selected.slots {
+            SlotRows::Pass { first_logits } => first_logits..first_logits.saturating_add(rows),
+            SlotRows::Logits => 0..logits.rows,
+        };
+        expect(OPERATION, "logits", vec![among.end, vocab], vec![logits.rows, vocab])?;
+        let drawn = logits.drawn();
+        expect(OPERATION, "rows drafted before", vec![first], vec![drawn.draws.min(first)])?;
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
         if rows == 0 || vocab == 0 {
             return Ok(());
         }
-        let logit_rows = first * stride..end * stride;
+        let logit_rows = among.start * stride..among.end * stride;
         let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
         let (values, calibration) = match calibration {
             None => (LogitRows::Read(self.input(values, logit_rows)?), None),
@@ -149,7 +155,7 @@ impl<P: Products> Gpu<P> {
         let stats = stats.ok_or(BackendError::CopyLength { wanted, found: 0 })?;
         self.sample(rows_to_sample, ways, stats)?;
         report.add(backend, stream, draws, rows)?;
-        logits.set_drawn(end);
+        logits.set_drawn(end, drawn.end.max(among.end));
         Ok(())
     }
 
@@ -167,14 +173,15 @@ impl<P: Products> Gpu<P> {
             return Ok(());
         }
         let Results { report, verification, .. } = results;
-        let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; logits.rows];
+        // Rows after the last candidate are none of a verification's.
+        let rows = sequences.iter().map(|s| s.first_row.saturating_add(s.draft.len() + 1)).max().unwrap_or(0);
+        expect_rows(OPERATION, "logits", logits, logits.cols, rows)?;
+        let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; rows];
         let (mut tokens, mut requests) = (Vec::new(), Vec::new());
         let drafts = Drafts::of(sequences);
         let mut copied = 0;
         for sequence in sequences {
             let drafted = sequence.draft.len();
-            let end = sequence.first_row.saturating_add(drafted + 1);
-            expect_rows(OPERATION, "logits", logits, logits.cols, end)?;
             let greedy = sequence.sampling.is_greedy();
             let rule = if greedy { Rule::Match } else { sequence.rule };
             let draws = !greedy && (rule == Rule::Match || drafted == 0);
@@ -183,38 +190,36 @@ impl<P: Products> Gpu<P> {
                 let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
                 *way = row_sampling(sequence.sampling, numbers)?;
             }
-            let first_draft = match compared(sequence) {
+            let from = match compared(sequence) {
                 None => None,
                 Some(draft) => {
                     let end = draft.first_row.saturating_add(drafted);
                     expect_rows(OPERATION, "draft_logits", draft.logits, logits.cols, end)?;
-                    let (what, index, limit) = ("row that was not drafted", end - 1, draft.logits.drawn());
-                    if index >= limit {
-                        return Err(DeviceError::OutOfRange { operation: OPERATION, what, index, limit });
-                    }
+                    expect_draws(OPERATION, draft, drafted)?;
                     Some(match &drafts {
-                        Drafts::InPlace(_) => draft.first_row,
+                        Drafts::InPlace(_) => (draft.first_row, draft.first_draw),
                         Drafts::Apart => {
                             copied += drafted;
-                            copied - drafted
+                            (copied - drafted, copied - drafted)
                         }
                     })
                 }
             };
-            requests.push(Verify::new(&VerifySequence {
+            let request = Verify::new(&VerifySequence {
                 rule,
                 seed: sequence.seed,
                 position: sequence.start,
                 drafts: drafted,
                 first_target: sequence.first_row,
-                first_draft,
+                first_draft: from.map(|(first_row, _)| first_row),
                 first_token: tokens.len(),
                 groups: GroupSet::default(),
-            })?);
+            })?;
+            requests
+                .push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
             // A token beyond the type is beyond every vocabulary, and never accepted.
             tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
         }
-        let rows = ways.len();
         let tables = &mut verification.tables;
         tables.clear();
         let (ways, device_requests) = (tables.push(&ways), tables.push(&requests));
@@ -239,7 +244,7 @@ impl<P: Products> Gpu<P> {
         self.sample(rows_to_sample, ways, self.output(target_stats, 0..rows)?)?;
         let draft = match &drafts {
             Drafts::InPlace(buffer) => Some(SampledRows {
-                logits: self.input(buffer.logits(OPERATION)?, 0..buffer.drawn() * stride)?,
+                logits: self.input(buffer.logits(OPERATION)?, 0..buffer.drawn().end * stride)?,
                 stats: buffer.draws(OPERATION, backend, stream)?,
             }),
             Drafts::Apart if copied == 0 => None,
@@ -288,12 +293,12 @@ impl<P: Products> Gpu<P> {
         let (backend, stream) = (self.backend(), &self.stream);
         let mut first = 0;
         for sequence in sequences {
-            let Some(DraftLogits { logits, first_row }) = compared(sequence) else { continue };
+            let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
             let Values::Logits { draws, .. } = &logits.values else { continue };
             let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
             let elements = rows.start * stride..rows.end * stride;
             backend.copy(stream, logits.logits(OPERATION)?, elements, to, first * stride)?;
-            let words = rows.start * STATS_WORDS..rows.end * STATS_WORDS;
+            let words = first_draw * STATS_WORDS..(first_draw + rows.len()) * STATS_WORDS;
             backend.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
             first += rows.len();
         }

@@ -32,7 +32,8 @@ pub struct FlexdraftVerify {
     pub first_draft: i32,
     /// place of d_1 in `tokens`
     pub first_token: i32,
-    pub unused: i32,
+    /// row of the statistics of q_1; not read where first_draft is -1
+    pub first_draft_stats: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -51,7 +52,8 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftVerify, first_draft) - 36usize];
     ["Offset of field: FlexdraftVerify::first_token"]
         [::core::mem::offset_of!(FlexdraftVerify, first_token) - 40usize];
-    ["Offset of field: FlexdraftVerify::unused"][::core::mem::offset_of!(FlexdraftVerify, unused) - 44usize];
+    ["Offset of field: FlexdraftVerify::first_draft_stats"]
+        [::core::mem::offset_of!(FlexdraftVerify, first_draft_stats) - 44usize];
 };
 /// What a verification found.
 #[repr(C)]
@@ -95,7 +97,7 @@ pub struct FlexdraftAccept {
     pub target_stats: *const FlexdraftRowStats,
     /// [draft_rows, logit_stride] of the target's type; may be null
     pub draft: *const ::core::ffi::c_void,
-    /// [draft_rows]; may be null
+    /// [draft_stats_rows]; may be null
     pub draft_stats: *const FlexdraftRowStats,
     /// [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block
     pub sums: *mut f32,
@@ -117,12 +119,14 @@ pub struct FlexdraftAccept {
     pub chunks: i32,
     pub target_rows: i32,
     pub draft_rows: i32,
+    pub draft_stats_rows: i32,
     pub token_count: i32,
+    pub unused: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 128usize];
+    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 136usize];
     ["Alignment of FlexdraftAccept"][::core::mem::align_of::<FlexdraftAccept>() - 8usize];
     ["Offset of field: FlexdraftAccept::sequences"]
         [::core::mem::offset_of!(FlexdraftAccept, sequences) - 0usize];
@@ -151,10 +155,14 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftAccept, target_rows) - 116usize];
     ["Offset of field: FlexdraftAccept::draft_rows"]
         [::core::mem::offset_of!(FlexdraftAccept, draft_rows) - 120usize];
+    ["Offset of field: FlexdraftAccept::draft_stats_rows"]
+        [::core::mem::offset_of!(FlexdraftAccept, draft_stats_rows) - 124usize];
     ["Offset of field: FlexdraftAccept::token_count"]
-        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 124usize];
+        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 128usize];
+    ["Offset of field: FlexdraftAccept::unused"][::core::mem::offset_of!(FlexdraftAccept, unused) - 132usize];
 };
-/// A sequence that drafts from a pass: slots 1..S of the group that its verdict names.
+/// A sequence that drafts from a pass: slots 1..S of the group that its verdict names. The rows of its groups follow
+/// each other: S rows a group in a pass, S - 1 in logits, where slot 0 has no row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftDraft {
@@ -162,17 +170,20 @@ pub struct FlexdraftDraft {
     pub groups: u64,
     /// which verdict is its
     pub sequence: i32,
-    /// the pass's row of slot 0 of the first group; the others follow
+    /// the first row of the first group: of slot 0 in a pass, of slot 1 in logits
     pub first_slot: i32,
     /// S, 1 to 64
     pub slots: i32,
     /// its first of the draft rows: S - 1 of them
     pub first_draft: i32,
+    /// 1: the groups are rows of the logits; 0: rows of the pass
+    pub in_logits: i32,
+    pub unused: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftDraft"][::core::mem::size_of::<FlexdraftDraft>() - 24usize];
+    ["Size of FlexdraftDraft"][::core::mem::size_of::<FlexdraftDraft>() - 32usize];
     ["Alignment of FlexdraftDraft"][::core::mem::align_of::<FlexdraftDraft>() - 8usize];
     ["Offset of field: FlexdraftDraft::groups"][::core::mem::offset_of!(FlexdraftDraft, groups) - 0usize];
     ["Offset of field: FlexdraftDraft::sequence"][::core::mem::offset_of!(FlexdraftDraft, sequence) - 8usize];
@@ -181,6 +192,9 @@ const _: () = {
     ["Offset of field: FlexdraftDraft::slots"][::core::mem::offset_of!(FlexdraftDraft, slots) - 16usize];
     ["Offset of field: FlexdraftDraft::first_draft"]
         [::core::mem::offset_of!(FlexdraftDraft, first_draft) - 20usize];
+    ["Offset of field: FlexdraftDraft::in_logits"]
+        [::core::mem::offset_of!(FlexdraftDraft, in_logits) - 24usize];
+    ["Offset of field: FlexdraftDraft::unused"][::core::mem::offset_of!(FlexdraftDraft, unused) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -193,9 +207,9 @@ pub struct FlexdraftSelect {
     pub bonus: *mut i32,
     /// [count] the position of c_0 of the next step
     pub starts: *mut i32,
-    /// [rows] the pass's row of a draft row; -1: no such group
+    /// [rows] a draft row's row of the pass, or of the logits; -1: no such group
     pub sources: *mut i32,
-    /// [rows] the draft row itself, or -1
+    /// [rows] a draft row's row of the logits: its source there, or the draft row itself; or -1
     pub draft_rows: *mut i32,
     /// the device error word; may be null
     pub error: *mut u32,

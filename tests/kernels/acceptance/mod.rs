@@ -128,12 +128,13 @@ fn rows_that_do_not_exist() {
     };
     let (target, draft) = (vec![0.0f32; 3 * 8], vec![0.0f32; 2 * 8]);
     let stats: Vec<RowStats> = vec![bytemuck::Zeroable::zeroed(); 3];
-    let run = |sequence: VerifySequence, tokens: &[i32]| {
+    let request = |sequence| Verify::new(&sequence).unwrap();
+    let run = |request: Verify, tokens: &[i32]| {
         let mut workspace = vec![0u64; accept_workspace_len(1, 8).unwrap()];
         let (mut arrived, mut error) = ([0u32], [0u32]);
         let mut verdicts: [Verdict; 1] = bytemuck::Zeroable::zeroed();
         let mut committed = [0i32; MAX_COMMITTED];
-        let requests = [Verify::new(&sequence).unwrap()];
+        let requests = [request];
         kernels.accept(
             &stream,
             &Accept {
@@ -154,15 +155,20 @@ fn rows_that_do_not_exist() {
         Ok::<_, KernelError>((verdicts[0].accepted, error[0]))
     };
     for rule in [Rule::Match, Rule::Rejection, Rule::Block] {
-        assert_eq!(run(VerifySequence { rule, ..sound }, &[1, 2]).unwrap().1, 0);
+        let sound = VerifySequence { rule, ..sound };
+        assert_eq!(run(request(sound), &[1, 2]).unwrap().1, 0);
         for wrong in [
-            VerifySequence { rule, first_target: 1, ..sound },
-            VerifySequence { rule, first_target: i32::MAX as usize, ..sound },
-            VerifySequence { rule, first_draft: Some(1), ..sound },
-            VerifySequence { rule, first_token: 1, ..sound },
+            VerifySequence { first_target: 1, ..sound },
+            VerifySequence { first_target: i32::MAX as usize, ..sound },
+            VerifySequence { first_draft: Some(1), ..sound },
+            VerifySequence { first_token: 1, ..sound },
         ] {
+            assert_eq!(run(request(wrong), &[1, 2]).unwrap(), (-1, 16));
+        }
+        for first in [1, i32::MAX as usize] {
+            let wrong = request(sound).with_draft_stats_at(first).unwrap();
             assert_eq!(run(wrong, &[1, 2]).unwrap(), (-1, 16));
         }
-        assert_eq!(run(VerifySequence { rule, ..sound }, &[1]).unwrap(), (-1, 16));
+        assert_eq!(run(request(sound), &[1]).unwrap(), (-1, 16));
     }
 }

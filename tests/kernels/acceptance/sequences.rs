@@ -158,10 +158,13 @@ pub struct Outcome {
     pub committed: Vec<Vec<i32>>,
 }
 
+/// Rows of logits that come before those of the drafts and have no statistics.
+const ROWS_BEFORE_DRAFTS: usize = 2;
+
 pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: &[Sequence]) -> Outcome {
     let stream = kernels.backend().stream();
     let stride = vocab.next_multiple_of(8) + 8;
-    let (mut target, mut draft) = (Vec::new(), Vec::new());
+    let (mut target, mut draft) = (Vec::new(), vec![L::of(f32::NAN); ROWS_BEFORE_DRAFTS * stride]);
     let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
     let (mut tokens, mut requests) = (vec![-7], Vec::new());
     let store = |row: &[f32], to: &mut Vec<L>| {
@@ -182,10 +185,11 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
                 position: sequence.position,
                 drafts,
                 first_target: first[0],
-                first_draft: sequence.draft.is_some().then_some(first[1]),
+                first_draft: sequence.draft.is_some().then_some(ROWS_BEFORE_DRAFTS + first[1]),
                 first_token: first[2],
                 groups: sequence.groups,
             })
+            .and_then(|request| request.with_draft_stats_at(first[1]))
             .unwrap(),
         );
         last = Some((sequence, first));
@@ -223,7 +227,7 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
         stats
     };
     let (target_stats, draft_stats): (Vec<RowStats>, Vec<RowStats>) =
-        (sample(&target, &target_ways), sample(&draft, &draft_ways));
+        (sample(&target, &target_ways), sample(&draft[ROWS_BEFORE_DRAFTS * stride..], &draft_ways));
     let batch = sequences.len();
     let mut workspace = vec![f64::NAN; accept_workspace_len(batch, vocab).unwrap().div_ceil(2)];
     let (mut arrived, mut error) = (vec![0u32; batch], [0u32]);

@@ -104,9 +104,14 @@ fn accept() {
             measured("error word", 4, |k| &mut k.error),
         ],
     );
-    // As many rows as there are statistics, as many results as there are sequences.
+    // As many rows as there are statistics (a draft may have more), as many results as there are sequences.
     refused(sound, |k| k.target_stats.shorten(1), length(KERNEL, "target", 2 * 16, 3 * 16));
-    refused(sound, |k| k.draft_stats.shorten(1), length(KERNEL, "draft", 16, 2 * 16));
+    refused(sound, |k| k.draft.shorten(16), length(KERNEL, "draft", 2 * 16, 16));
+    taken(|| {
+        let mut batch = batch(2);
+        batch.draft_stats.shorten(1);
+        batch
+    });
     refused(sound, |k| k.sequences.shorten(1), length(KERNEL, "arrived", 1, 2));
     for vocab in [0, (1 << 20) + 1] {
         let expected = unsupported(KERNEL, "vocabulary", vocab, "1 to 2^20");
@@ -137,6 +142,9 @@ fn sequences_that_cannot_be() {
     ] {
         assert_eq!(refused(sequence), KernelError::Overflow { kernel: "accept", what });
     }
+    let what = "first row of draft statistics";
+    let error = Verify::new(&SEQUENCE).unwrap().with_draft_stats_at(far).unwrap_err();
+    assert_eq!(error, KernelError::Overflow { kernel: "accept", what });
 }
 
 const DRAFT: DraftGroups =

@@ -7,7 +7,7 @@ use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::device::{
     AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, Found,
-    LinearPart, QkTransform, RowKind, Verdict, VerifyRows,
+    LinearPart, QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -220,8 +220,13 @@ impl Device for Altered {
         self.cpu.follow(pass, verdicts, results)
     }
 
-    fn select(&self, drafts: &[DraftRows<'_>], results: &mut Results) -> Result<(), DeviceError> {
-        self.cpu.select(drafts, results)
+    fn select(
+        &self,
+        drafts: &[DraftRows<'_>],
+        rows: SlotRows,
+        results: &mut Results,
+    ) -> Result<(), DeviceError> {
+        self.cpu.select(drafts, rows, results)
     }
 
     fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
