@@ -4,7 +4,7 @@ use std::ptr;
 
 use cudarc::cublaslt::{result, sys};
 
-use super::{Shape, WORKSPACE_BYTES, failed};
+use super::product::{Shape, WORKSPACE_BYTES, failed};
 use crate::device::DeviceError;
 
 /// A product as cuBLASLt has it, column by column: outᵀ `[out_cols, rows]` = weight · xᵀ.

@@ -2,8 +2,10 @@
 
 use cudarc::cublaslt::sys;
 
+use super::buckets;
 use super::descriptors::{Preference, Problem};
-use super::{CublasLt, Shape, WORKSPACE_BYTES, buckets, failed};
+use super::library::Library;
+use super::product::{Shape, WORKSPACE_BYTES, failed};
 use crate::device::DeviceError;
 
 /// Algorithms that are asked for at each row count.
@@ -12,7 +14,7 @@ const PROPOSALS: usize = 8;
 /// Algorithms of a trial at most.
 const MOST_CANDIDATES: usize = 24;
 
-impl CublasLt {
+impl Library {
     /// What cuBLASLt proposes for products of the first `buckets` buckets, without a split sum: at the timed row counts
     /// of each bucket, all first proposals before all second ones. `known` algorithms come before them.
     pub(super) fn candidates(

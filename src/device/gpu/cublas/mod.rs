@@ -11,7 +11,9 @@
 mod buckets;
 mod descriptors;
 mod heuristics;
+mod library;
 mod plan;
+mod product;
 mod row_invariance;
 mod schedule;
 mod selection;
@@ -21,39 +23,24 @@ mod timing;
 mod trial;
 mod trial_data;
 
-use std::collections::HashMap;
-use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
-use cudarc::cublaslt::result::CublasError;
-use cudarc::cublaslt::{result, sys};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use half::bf16;
 
-use descriptors::Problem;
-use plan::{Plan, PlanKey};
+use library::Library;
+use plan::Plans;
+use product::{Pointers, Shape, elements, short};
 use selection::Surveyed;
 use trial::GpuTrial;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
-use crate::backend::{Backend, BackendError, Cuda, Element, View, ViewMut};
+use crate::backend::{Backend, Cuda, Element, View, ViewMut};
 use crate::device::DeviceError;
 
-/// Scratch memory of a product in bytes: what cuBLAS recommends for Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
-
-/// Which algorithms of cuBLASLt may multiply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ProductAlgorithms {
-    /// Algorithms that give a row the same bits in every product, which lossless decoding needs.
-    #[default]
-    RowInvariant,
-    /// The one that cuBLASLt estimates to be the fastest at each row count. A row's result depends on the rows beside
-    /// it, so drafting can change the tokens: decoding is **not lossless**. For comparisons of speed.
-    Any,
-}
+pub use library::cublas_is_present;
+pub use plan::ProductAlgorithms;
 
 /// An algorithm of cuBLASLt in a bucket of row counts, as a trial found it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,13 +59,8 @@ pub struct ProductCandidate {
 /// Products by cuBLASLt.
 #[derive(Debug)]
 pub struct CublasLt {
-    context: Arc<CudaContext>,
-    handle: Handle,
-    workspace: Mutex<CudaSlice<u8>>,
-    algorithms: ProductAlgorithms,
-    plans: Mutex<HashMap<PlanKey, Arc<Plan>>>,
-    /// When the last trial ended: a GPU's clocks fall some time after its work.
-    last_trial: Mutex<Option<Instant>>,
+    library: Library,
+    plans: Plans,
 }
 
 /// Weights of a layer on the GPU.
@@ -92,127 +74,23 @@ pub struct CublasLayer {
     out_cols: usize,
 }
 
-/// What algorithms are chosen for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    in_cols: usize,
-    out_cols: usize,
-    /// Elements from a row of the results to the next.
-    stride: usize,
-    logits: bool,
-    bias: bool,
-}
-
-impl Shape {
-    /// Bytes from a row of the results to the next.
-    fn row_bytes(&self) -> usize {
-        self.stride * if self.logits { size_of::<f32>() } else { size_of::<bf16>() }
-    }
-}
-
-/// Device addresses of a product's operands.
-#[derive(Clone, Copy)]
-struct Pointers {
-    weight: u64,
-    x: u64,
-    out: u64,
-    bias: u64,
-}
-
-impl Pointers {
-    /// The same operands from row `row` of x and of the results on.
-    fn rows_from(self, shape: Shape, row: usize) -> Self {
-        let x = self.x + (row * shape.in_cols * size_of::<bf16>()) as u64;
-        Pointers { x, out: self.out + (row * shape.row_bytes()) as u64, ..self }
-    }
-}
-
-#[derive(Debug)]
-struct Handle(sys::cublasLtHandle_t);
-
-// SAFETY: a cuBLASLt handle may be used by any thread, and by several at once.
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: created by `CublasLt::new` and destroyed once. Drop cannot report an error, so it is ignored.
-        let _ = unsafe { result::destroy_handle(self.0) };
-    }
-}
-
-fn failed(error: CublasError) -> DeviceError {
-    BackendError::Driver(format!("cuBLASLt: {error}")).into()
-}
-
-fn driver(error: DriverError) -> DeviceError {
-    BackendError::Driver(error.to_string()).into()
-}
-
-/// A part of memory that ends before the product's rows do.
-fn short(wanted: usize, found: usize) -> DeviceError {
-    BackendError::CopyLength { wanted, found }.into()
-}
-
-/// What [`cublas_is_present`] falls back to: where another crate of the build makes cudarc link its libraries, a
-/// process that runs has them.
-#[allow(dead_code)]
-unsafe fn is_culib_present() -> bool {
-    true
-}
-
-/// Elements of rows of `cols` each.
-fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
-    let end = rows.end.checked_mul(cols).ok_or_else(|| short(usize::MAX, 0))?;
-    Ok(rows.start.min(rows.end) * cols..end)
-}
-
-/// Whether cuBLASLt can be loaded; cudarc panics where it cannot.
-pub fn cublas_is_present() -> bool {
-    // Hides the function above where cudarc loads the library itself.
-    #[allow(unused_imports)]
-    use cudarc::cublaslt::sys::*;
-    // SAFETY: loads a library whose initialisers have no preconditions.
-    unsafe { is_culib_present() }
-}
-
 impl CublasLt {
     /// Products in `context`, with scratch memory of their own.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unavailable`] where there is no cuBLASLt, or it cannot be initialised.
+    /// [`DeviceError::Unavailable`] if cuBLASLt cannot be found or initialised.
     pub fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
-        let unavailable = |reason: String| DeviceError::Unavailable {
-            requested: format!("cuda:{}", context.ordinal()),
-            reason,
-        };
-        if !cublas_is_present() {
-            return Err(unavailable("cuBLASLt (libcublasLt.so) cannot be found".into()));
-        }
-        context.bind_to_thread().map_err(|error| unavailable(error.to_string()))?;
-        let handle = Handle(result::create_handle().map_err(|error| unavailable(error.to_string()))?);
-        let workspace =
-            stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| unavailable(error.to_string()))?;
-        let (context, workspace) = (context.clone(), Mutex::new(workspace));
-        let (algorithms, plans, last_trial) =
-            (ProductAlgorithms::RowInvariant, Mutex::default(), Mutex::default());
-        Ok(CublasLt { context, handle, workspace, algorithms, plans, last_trial })
+        Ok(CublasLt {
+            library: Library::new(context, stream)?,
+            plans: Plans::new(ProductAlgorithms::default()),
+        })
     }
 
     /// The same library with these algorithms; [row-invariant](ProductAlgorithms::RowInvariant) ones otherwise.
     #[must_use]
     pub fn with_algorithms(self, algorithms: ProductAlgorithms) -> Self {
-        CublasLt { algorithms, plans: Mutex::default(), ..self }
-    }
-
-    /// Refuses what is of another context than the products: cuBLASLt takes bare addresses.
-    fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), DeviceError> {
-        if context.cu_ctx() == self.context.cu_ctx() {
-            return Ok(());
-        }
-        Err(BackendError::Context { kernel: "matrix product" }.into())
+        CublasLt { plans: Plans::new(algorithms), ..self }
     }
 
     /// What cuBLASLt proposes for products of `layer` of up to `rows` rows, as the trial measures and compares it; no
@@ -232,8 +110,9 @@ impl CublasLt {
     ) -> Result<Vec<ProductCandidate>, DeviceError> {
         let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
         let buckets = buckets::bucket_of(rows) + 1;
-        let algorithms = self.candidates(shape, pointers.bias, buckets, &[])?;
-        let mut trial = GpuTrial::new(self, (backend, stream), shape, pointers, buckets, &algorithms)?;
+        let algorithms = self.library.candidates(shape, pointers.bias, buckets, &[])?;
+        let mut trial =
+            GpuTrial::new(&self.library, (backend, stream), shape, pointers, buckets, &algorithms)?;
         let (surveyed, _) = selection::survey(&mut trial, buckets, &[])?;
         let candidate = |surveyed: Surveyed| {
             let Surveyed { algorithm, bucket, seconds, class } = surveyed;
@@ -250,8 +129,8 @@ impl CublasLt {
         stride: usize,
         logits: bool,
     ) -> Result<(Shape, Pointers), DeviceError> {
-        self.check_context(stream.context())?;
-        self.check_context(layer.weight.context())?;
+        self.library.check_context(stream.context())?;
+        self.library.check_context(layer.weight.context())?;
         let (weight, bias) = (backend.view(stream, &layer.weight), layer.bias.as_ref());
         let bias = bias.map(|(half, single)| match logits {
             true => backend.view(stream, single).address(),
@@ -260,74 +139,6 @@ impl CublasLt {
         let CublasLayer { in_cols, out_cols, .. } = *layer;
         let shape = Shape { in_cols, out_cols, stride, logits, bias: bias.is_some() };
         Ok((shape, Pointers { weight: weight.address(), x: 0, out: 0, bias: bias.unwrap_or(0) }))
-    }
-
-    /// Copies `bytes` bytes of device memory that the caller checked, on the stream.
-    fn copy(&self, stream: &Arc<CudaStream>, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.context.bind_to_thread().map_err(driver)?;
-        // SAFETY: one side is the padding, which has more rows and which a view holds; the other is the rows of a
-        // product's operand, which `multiply` checked and holds views of. They do not overlap.
-        unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
-            .map_err(driver)
-    }
-
-    /// Puts one product of `rows` rows on the stream.
-    fn launch(
-        &self,
-        stream: &Arc<CudaStream>,
-        problem: &mut Problem,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
-        rows: usize,
-        pointers: Pointers,
-    ) -> Result<(), DeviceError> {
-        self.context.bind_to_thread().map_err(driver)?;
-        problem.set(rows, pointers.bias)?;
-        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        let workspace = ViewMut::cuda(&mut *workspace, stream);
-        // SAFETY: the descriptors were just set to this product, whose memory the caller checked; the workspace is
-        // locked and its view orders it behind its last use.
-        unsafe { self.enqueue(stream, problem, algorithm, pointers, workspace.address()) }
-    }
-
-    /// Calls cuBLASLt, with the context bound to this thread.
-    ///
-    /// # Safety
-    ///
-    /// `problem` describes memory at `pointers` that stays valid until the product has run; `workspace` is the address
-    /// of [`WORKSPACE_BYTES`] bytes that nothing else uses meanwhile.
-    unsafe fn enqueue(
-        &self,
-        stream: &Arc<CudaStream>,
-        problem: &Problem,
-        algorithm: &sys::cublasLtMatmulAlgo_t,
-        pointers: Pointers,
-        workspace: u64,
-    ) -> Result<(), DeviceError> {
-        let (one, zero) = (1.0f32, 0.0f32);
-        // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it returns); the
-        // scalars are of the type that the description names, and read before the call returns. The workspace is an
-        // allocation, so it begins at a multiple of 256 bytes, as it has to. The rest is the caller's promise.
-        unsafe {
-            result::matmul(
-                self.handle.0,
-                problem.description.0,
-                (&raw const one).cast(),
-                (&raw const zero).cast(),
-                pointers.weight as *const c_void,
-                problem.weight.0,
-                pointers.x as *const c_void,
-                problem.x.0,
-                pointers.out as *const c_void,
-                problem.out.0,
-                pointers.out as *mut c_void,
-                problem.out.0,
-                algorithm,
-                workspace as *mut c_void,
-                WORKSPACE_BYTES,
-                stream.cu_stream().cast(),
-            )
-        }
-        .map_err(failed)
     }
 }
 
@@ -372,11 +183,11 @@ impl Products for CublasLt {
         rows: usize,
         logits: bool,
     ) -> Result<(), DeviceError> {
-        if self.algorithms == ProductAlgorithms::Any {
+        if self.plans.algorithms() == ProductAlgorithms::Any {
             return Ok(());
         }
         let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
-        self.plan((backend, stream), shape, pointers, rows.max(1), 1).map(drop)
+        self.plans.plan(&self.library, (backend, stream), shape, pointers, rows.max(1), 1).map(drop)
     }
 
     /// Measured by the trial of a shape: on a straight line between the two row counts at which a bucket was timed,
@@ -384,15 +195,12 @@ impl Products for CublasLt {
     fn seconds(&self, layer: &CublasLayer, rows: usize, logits: bool) -> Option<f32> {
         let CublasLayer { in_cols, out_cols, .. } = *layer;
         let bias = layer.bias.is_some();
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, plan) = plans.iter().find(|((shape, _), _)| {
-            *shape == Shape { in_cols, out_cols, stride: shape.stride, logits, bias }
-        })?;
-        plan.schedule.seconds(rows)
+        self.plans
+            .seconds(rows, |shape| *shape == Shape { in_cols, out_cols, stride: shape.stride, logits, bias })
     }
 
     fn is_row_invariant(&self) -> bool {
-        self.algorithms == ProductAlgorithms::RowInvariant
+        self.plans.algorithms() == ProductAlgorithms::RowInvariant
     }
 
     fn multiply(
@@ -409,7 +217,7 @@ impl Products for CublasLt {
             ProductMemory::F32(memory) => memory.context(),
         };
         for context in [stream.context(), x.context(), layer.weight.context(), out_context] {
-            self.check_context(context)?;
+            self.library.check_context(context)?;
         }
         let ProductOut { stride, first_row, .. } = out;
         let in_cols = layer.in_cols;
@@ -424,13 +232,13 @@ impl Products for CublasLt {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(bias, _)| backend.view(stream, bias));
                 let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
-                self.multiply_at((backend, stream), shape(false), rows.len(), pointers)
+                self.plans.multiply(&self.library, (backend, stream), shape(false), rows.len(), pointers)
             }
             ProductMemory::F32(memory) => {
                 let out = part_mut(backend.view_mut(stream, memory), range)?;
                 let bias = layer.bias.as_ref().map(|(_, bias)| backend.view(stream, bias));
                 let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
-                self.multiply_at((backend, stream), shape(true), rows.len(), pointers)
+                self.plans.multiply(&self.library, (backend, stream), shape(true), rows.len(), pointers)
             }
         }
     }

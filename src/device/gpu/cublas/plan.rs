@@ -1,5 +1,6 @@
 //! Plans: how products of a shape are done, made once per shape and used by every product.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,22 +10,35 @@ use cudarc::driver::{CudaSlice, CudaStream};
 use half::bf16;
 
 use super::descriptors::Problem;
+use super::library::Library;
+use super::product::{Pointers, Shape, driver};
 use super::schedule::Schedule;
 use super::trial::GpuTrial;
-use super::{CublasLt, Pointers, ProductAlgorithms, Shape, buckets, driver, selection};
+use super::{buckets, selection};
 use crate::backend::{Backend, BackendError, Cuda, ViewMut};
 use crate::device::DeviceError;
 
 /// Rows that a shape is prepared for if nothing was prepared: those of a part of a prompt.
 const DEFAULT_ROWS: usize = 512;
 
+/// Which algorithms of cuBLASLt may multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProductAlgorithms {
+    /// Algorithms that give a row the same bits in every product, which lossless decoding needs.
+    #[default]
+    RowInvariant,
+    /// The one that cuBLASLt estimates to be the fastest at each row count. A row's result depends on the rows beside
+    /// it, so drafting can change the tokens: decoding is **not lossless**. For comparisons of speed.
+    Any,
+}
+
 /// A shape, and the row count where any algorithm may multiply.
-pub(super) type PlanKey = (Shape, Option<usize>);
+type PlanKey = (Shape, Option<usize>);
 
 /// How products of a shape are done.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) schedule: Schedule,
+    schedule: Schedule,
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
     /// Buckets of row counts that algorithms were looked for.
     buckets: AtomicUsize,
@@ -40,23 +54,48 @@ struct Padding {
     out: CudaSlice<u8>,
 }
 
-impl CublasLt {
+/// The plans of all shapes.
+#[derive(Debug)]
+pub(super) struct Plans {
+    algorithms: ProductAlgorithms,
+    made: Mutex<HashMap<PlanKey, Arc<Plan>>>,
+}
+
+impl Plans {
+    /// No plan yet; each is made of these algorithms.
+    pub(super) fn new(algorithms: ProductAlgorithms) -> Self {
+        Plans { algorithms, made: Mutex::default() }
+    }
+
+    /// Which algorithms plans are made of.
+    pub(super) fn algorithms(&self) -> ProductAlgorithms {
+        self.algorithms
+    }
+
+    /// Seconds of a product of `rows` rows, by the plan of a shape that `matches`; `None` if they are unknown.
+    pub(super) fn seconds(&self, rows: usize, matches: impl Fn(&Shape) -> bool) -> Option<f32> {
+        let plans = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, plan) = plans.iter().find(|((shape, _), _)| matches(shape))?;
+        plan.schedule.seconds(rows)
+    }
+
     /// The plan for products of `rows` rows of a shape, made now for at least `least` rows if there is none.
     pub(super) fn plan(
         &self,
+        library: &Library,
         (backend, stream): (&Cuda, &Arc<CudaStream>),
         shape: Shape,
         pointers: Pointers,
         rows: usize,
         least: usize,
     ) -> Result<Arc<Plan>, DeviceError> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plans = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if self.algorithms == ProductAlgorithms::Any {
             let key = (shape, Some(rows));
             if let Some(plan) = plans.get(&key) {
                 return Ok(plan.clone());
             }
-            let plan = Arc::new(self.estimated(shape, pointers.bias, rows)?);
+            let plan = Arc::new(estimated(library, shape, pointers.bias, rows)?);
             plans.insert(key, plan.clone());
             return Ok(plan);
         }
@@ -73,7 +112,7 @@ impl CublasLt {
                 return Ok(known);
             }
             // If larger products cannot be tried (there may be no memory left), they stay in parts.
-            let extended = self.chosen((backend, stream), shape, pointers, wanted, Some(&known));
+            let extended = chosen(library, (backend, stream), shape, pointers, wanted, Some(&known));
             let Ok(Some(extended)) = extended else {
                 known.buckets.store(wanted, Ordering::Relaxed);
                 return Ok(known);
@@ -82,65 +121,17 @@ impl CublasLt {
             plans.insert((shape, None), plan.clone());
             return Ok(plan);
         }
-        let plan = self.chosen((backend, stream), shape, pointers, wanted, None)?;
+        let plan = chosen(library, (backend, stream), shape, pointers, wanted, None)?;
         let missing = || BackendError::Driver(format!("cuBLASLt has no algorithm for {shape:?}"));
         let plan = Arc::new(plan.ok_or_else(missing)?);
         plans.insert((shape, None), plan.clone());
         Ok(plan)
     }
 
-    /// The algorithm that cuBLASLt estimates to be the fastest for products of `rows` rows.
-    fn estimated(&self, shape: Shape, bias: u64, rows: usize) -> Result<Plan, DeviceError> {
-        let algorithms = self.proposals(shape, bias, rows, 1, true)?;
-        if algorithms.is_empty() {
-            let missing = format!("cuBLASLt has no algorithm for {rows} rows of {shape:?}");
-            return Err(BackendError::Driver(missing).into());
-        }
-        let problem = Mutex::new(Problem::new(shape, rows, bias)?);
-        let buckets = AtomicUsize::new(buckets::COUNT);
-        Ok(Plan { schedule: Schedule::Whole, algorithms, buckets, problem, padding: None })
-    }
-
-    /// The plan whose algorithms a trial chooses for the first `buckets` buckets. A `known` plan's algorithms stay; then
-    /// there is no plan if it has no algorithm for some of its own buckets.
-    fn chosen(
-        &self,
-        (backend, stream): (&Cuda, &Arc<CudaStream>),
-        shape: Shape,
-        pointers: Pointers,
-        buckets: usize,
-        known: Option<&Plan>,
-    ) -> Result<Option<Plan>, DeviceError> {
-        let kept = match known.map(|known| (known, &known.schedule)) {
-            None => &[],
-            Some((known, Schedule::Buckets(timed)))
-                if timed.len() == known.buckets.load(Ordering::Relaxed) =>
-            {
-                timed.as_slice()
-            }
-            Some(_) => return Ok(None),
-        };
-        let earlier = known.map_or(&[][..], |known| &known.algorithms);
-        let algorithms = self.candidates(shape, pointers.bias, buckets, earlier)?;
-        let schedule = {
-            let mut trial = GpuTrial::new(self, (backend, stream), shape, pointers, buckets, &algorithms)?;
-            selection::choose(&mut trial, buckets, kept)?
-        };
-        let Some(schedule) = schedule else { return Ok(None) };
-        let padding = match schedule {
-            Schedule::Padded { rows, .. } => Some(Mutex::new(Padding {
-                x: backend.allocate(stream, rows * shape.in_cols)?,
-                out: backend.allocate(stream, rows * shape.row_bytes())?,
-            })),
-            Schedule::Buckets(_) | Schedule::Whole => None,
-        };
-        let problem = Mutex::new(Problem::new(shape, 1, pointers.bias)?);
-        Ok(Some(Plan { schedule, algorithms, buckets: AtomicUsize::new(buckets), problem, padding }))
-    }
-
     /// Puts a product of any number of rows on the stream; makes a plan for it if there is none.
-    pub(super) fn multiply_at(
+    pub(super) fn multiply(
         &self,
+        library: &Library,
         (backend, stream): (&Cuda, &Arc<CudaStream>),
         shape: Shape,
         rows: usize,
@@ -149,36 +140,85 @@ impl CublasLt {
         if rows == 0 {
             return Ok(());
         }
-        let plan = self.plan((backend, stream), shape, pointers, rows, DEFAULT_ROWS)?;
-        self.run(stream, &plan, shape, rows, pointers)
+        let plan = self.plan(library, (backend, stream), shape, pointers, rows, DEFAULT_ROWS)?;
+        plan.run(library, stream, shape, rows, pointers)
     }
+}
 
+/// The algorithm that cuBLASLt estimates to be the fastest for products of `rows` rows.
+fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<Plan, DeviceError> {
+    let algorithms = library.proposals(shape, bias, rows, 1, true)?;
+    if algorithms.is_empty() {
+        let missing = format!("cuBLASLt has no algorithm for {rows} rows of {shape:?}");
+        return Err(BackendError::Driver(missing).into());
+    }
+    let problem = Mutex::new(Problem::new(shape, rows, bias)?);
+    let buckets = AtomicUsize::new(buckets::COUNT);
+    Ok(Plan { schedule: Schedule::Whole, algorithms, buckets, problem, padding: None })
+}
+
+/// The plan whose algorithms a trial chooses for the first `buckets` buckets. A `known` plan's algorithms stay; then
+/// there is no plan if it has no algorithm for some of its own buckets.
+fn chosen(
+    library: &Library,
+    (backend, stream): (&Cuda, &Arc<CudaStream>),
+    shape: Shape,
+    pointers: Pointers,
+    buckets: usize,
+    known: Option<&Plan>,
+) -> Result<Option<Plan>, DeviceError> {
+    let kept = match known.map(|known| (known, &known.schedule)) {
+        None => &[],
+        Some((known, Schedule::Buckets(timed))) if timed.len() == known.buckets.load(Ordering::Relaxed) => {
+            timed.as_slice()
+        }
+        Some(_) => return Ok(None),
+    };
+    let earlier = known.map_or(&[][..], |known| &known.algorithms);
+    let algorithms = library.candidates(shape, pointers.bias, buckets, earlier)?;
+    let schedule = {
+        let mut trial = GpuTrial::new(library, (backend, stream), shape, pointers, buckets, &algorithms)?;
+        selection::choose(&mut trial, buckets, kept)?
+    };
+    let Some(schedule) = schedule else { return Ok(None) };
+    let padding = match schedule {
+        Schedule::Padded { rows, .. } => Some(Mutex::new(Padding {
+            x: backend.allocate(stream, rows * shape.in_cols)?,
+            out: backend.allocate(stream, rows * shape.row_bytes())?,
+        })),
+        Schedule::Buckets(_) | Schedule::Whole => None,
+    };
+    let problem = Mutex::new(Problem::new(shape, 1, pointers.bias)?);
+    Ok(Some(Plan { schedule, algorithms, buckets: AtomicUsize::new(buckets), problem, padding }))
+}
+
+impl Plan {
     /// Puts the parts of a product on the stream.
     fn run(
         &self,
+        library: &Library,
         stream: &Arc<CudaStream>,
-        plan: &Plan,
         shape: Shape,
         rows: usize,
         pointers: Pointers,
     ) -> Result<(), DeviceError> {
-        for part in plan.schedule.parts(rows) {
+        for part in self.schedule.parts(rows) {
             let missing = || BackendError::Driver(format!("no algorithm {} for {shape:?}", part.algorithm));
-            let algorithm = plan.algorithms.get(part.algorithm).ok_or_else(missing)?;
+            let algorithm = self.algorithms.get(part.algorithm).ok_or_else(missing)?;
             let pointers = pointers.rows_from(shape, part.rows.start);
-            let mut problem = plan.problem.lock().unwrap_or_else(PoisonError::into_inner);
-            match &plan.padding {
+            let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+            match &self.padding {
                 Some(padding) if part.rows.len() < part.padded => {
                     let mut padding = padding.lock().unwrap_or_else(PoisonError::into_inner);
                     let Padding { x, out } = &mut *padding;
                     let (x, out) = (ViewMut::cuda(x, stream), ViewMut::cuda(out, stream));
                     let padded = Pointers { x: x.address(), out: out.address(), ..pointers };
                     let (x_bytes, out_bytes) = (shape.in_cols * size_of::<bf16>(), shape.row_bytes());
-                    self.copy(stream, pointers.x, padded.x, part.rows.len() * x_bytes)?;
-                    self.launch(stream, &mut problem, algorithm, part.padded, padded)?;
-                    self.copy(stream, padded.out, pointers.out, part.rows.len() * out_bytes)?;
+                    library.copy(stream, pointers.x, padded.x, part.rows.len() * x_bytes)?;
+                    library.launch(stream, &mut problem, algorithm, part.padded, padded)?;
+                    library.copy(stream, padded.out, pointers.out, part.rows.len() * out_bytes)?;
                 }
-                _ => self.launch(stream, &mut problem, algorithm, part.rows.len(), pointers)?,
+                _ => library.launch(stream, &mut problem, algorithm, part.rows.len(), pointers)?,
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream};
 
-use super::driver;
+use super::product::driver;
 use crate::device::DeviceError;
 
 /// Launches that are timed together.

@@ -16,11 +16,13 @@ use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{CudaSlice, CudaStream, result};
 use half::bf16;
 
+use super::buckets;
 use super::descriptors::Problem;
+use super::library::Library;
+use super::product::{Pointers, Shape, driver};
 use super::row_invariance::{Operands, Trial, rows_of_x};
 use super::timing::{LAUNCHES, seconds_each};
 use super::trial_data::{self, PERIOD};
-use super::{CublasLt, Pointers, Shape, buckets, driver};
 use crate::backend::{Backend, Cuda, ViewMut};
 use crate::device::DeviceError;
 
@@ -56,7 +58,7 @@ struct Side {
 
 /// Algorithms of cuBLASLt, and memory to try them.
 pub(super) struct GpuTrial<'a> {
-    products: &'a CublasLt,
+    library: &'a Library,
     backend: &'a Cuda,
     stream: &'a Arc<CudaStream>,
     algorithms: &'a [cublasLtMatmulAlgo_t],
@@ -112,7 +114,7 @@ impl Rotated {
 impl<'a> GpuTrial<'a> {
     /// Memory for products of the first `buckets` buckets. `pointers` are those of the model's weights and bias.
     pub(super) fn new(
-        products: &'a CublasLt,
+        library: &'a Library,
         (backend, stream): (&'a Cuda, &'a Arc<CudaStream>),
         shape: Shape,
         pointers: Pointers,
@@ -120,7 +122,7 @@ impl<'a> GpuTrial<'a> {
         algorithms: &'a [cublasLtMatmulAlgo_t],
     ) -> Result<Self, DeviceError> {
         let started = Instant::now();
-        products.context.bind_to_thread().map_err(driver)?;
+        library.context.bind_to_thread().map_err(driver)?;
         let ids = slice_ids(shape);
         let slice = Shape { out_cols: ids, stride: ids.next_multiple_of(8), ..shape };
         let host = trial_data::weights(SEED, ids, shape.in_cols);
@@ -146,7 +148,7 @@ impl<'a> GpuTrial<'a> {
             Ok(Side { shape, problem: Problem::new(shape, 1, bias)?, weight, bias, most_rows })
         };
         let mut trial = GpuTrial {
-            products,
+            library,
             backend,
             stream,
             algorithms,
@@ -168,7 +170,7 @@ impl<'a> GpuTrial<'a> {
 
     /// Lets the GPU work until its clocks have risen, unless an earlier trial has just done so.
     fn warm_up(&mut self) -> Result<(), DeviceError> {
-        let last = *self.products.last_trial.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.library.last_trial.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|last| last.elapsed() < STAYS_WARM) {
             return Ok(());
         }
@@ -218,7 +220,7 @@ impl<'a> GpuTrial<'a> {
             out: pointers.rows_from(side.shape, to).out,
             ..pointers.rows_from(side.shape, rows.start)
         };
-        self.products.launch(self.stream, &mut side.problem, algorithm, rows.len(), pointers)
+        self.library.launch(self.stream, &mut side.problem, algorithm, rows.len(), pointers)
     }
 
     /// Hands the results of products, which lie one behind the other, to `accept`.
@@ -252,7 +254,7 @@ impl<'a> GpuTrial<'a> {
 
 impl Drop for GpuTrial<'_> {
     fn drop(&mut self) {
-        *self.products.last_trial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.library.last_trial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 
@@ -301,7 +303,7 @@ impl Trial for GpuTrial<'_> {
     fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, DeviceError> {
         let Some(chosen) = self.algorithms.get(algorithm) else { return Ok(None) };
         let shape = self.model.shape;
-        if !self.products.supports(&Problem::new(shape, rows, self.model.bias)?, chosen) {
+        if !self.library.supports(&Problem::new(shape, rows, self.model.bias)?, chosen) {
             return Ok(None);
         }
         let measured = rows.min(self.model.most_rows);
@@ -316,16 +318,16 @@ impl Trial for GpuTrial<'_> {
         let x = self.backend.view(self.stream, &self.x).address();
         let out = self.backend.view_mut(self.stream, &mut self.out).address();
         let (stream, bias, addresses) = (self.stream, self.model.bias, &self.rotated.addresses);
-        let mut workspace = self.products.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workspace = self.library.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = ViewMut::cuda(&mut *workspace, stream);
         let problem = &mut self.model.problem;
         problem.set(measured, bias)?;
         let mut launch = |index: usize| {
             let weight = addresses.get(index % addresses.len().max(1)).copied().unwrap_or_default();
             let pointers = Pointers { weight, x, out, bias };
-            // SAFETY: as in `CublasLt::launch`: the problem is of these operands, all of which the trial owns or the
+            // SAFETY: as in `Library::launch`: the problem is of these operands, all of which the trial owns or the
             // layer keeps alive, and the workspace is locked; all are used on this stream alone.
-            unsafe { self.products.enqueue(stream, problem, chosen, pointers, workspace.address()) }
+            unsafe { self.library.enqueue(stream, problem, chosen, pointers, workspace.address()) }
         };
         let seconds = seconds_each(stream, &mut launch)?;
         Ok(Some(seconds * rows as f32 / measured as f32))

@@ -1,0 +1,155 @@
+//! cuBLASLt in one context: its handle, its scratch memory, and single calls.
+
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use cudarc::cublaslt::{result, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
+
+use super::descriptors::Problem;
+use super::product::{Pointers, WORKSPACE_BYTES, driver, failed};
+use crate::backend::{BackendError, ViewMut};
+use crate::device::DeviceError;
+
+/// The library in a context.
+#[derive(Debug)]
+pub(super) struct Library {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) handle: Handle,
+    pub(super) workspace: Mutex<CudaSlice<u8>>,
+    /// When the last trial ended: a GPU's clocks fall some time after its work.
+    pub(super) last_trial: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Handle(pub(super) sys::cublasLtHandle_t);
+
+// SAFETY: a cuBLASLt handle may be used by any thread, and by several at once.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created by `Library::new` and destroyed once. Drop cannot report an error, so it is ignored.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+/// What [`cublas_is_present`] falls back to: where another crate of the build makes cudarc link its libraries, a
+/// process that runs has them.
+#[allow(dead_code)]
+unsafe fn is_culib_present() -> bool {
+    true
+}
+
+/// Whether cuBLASLt can be loaded; cudarc panics where it cannot.
+pub fn cublas_is_present() -> bool {
+    // Hides the function above where cudarc loads the library itself.
+    #[allow(unused_imports)]
+    use cudarc::cublaslt::sys::*;
+    // SAFETY: loads a library whose initialisers have no preconditions.
+    unsafe { is_culib_present() }
+}
+
+impl Library {
+    /// The library in `context`, with scratch memory on `stream`.
+    pub(super) fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
+        let unavailable = |reason: String| DeviceError::Unavailable {
+            requested: format!("cuda:{}", context.ordinal()),
+            reason,
+        };
+        if !cublas_is_present() {
+            return Err(unavailable("cuBLASLt (libcublasLt.so) cannot be found".into()));
+        }
+        context.bind_to_thread().map_err(|error| unavailable(error.to_string()))?;
+        let handle = Handle(result::create_handle().map_err(|error| unavailable(error.to_string()))?);
+        let workspace =
+            stream.alloc_zeros(WORKSPACE_BYTES).map_err(|error| unavailable(error.to_string()))?;
+        let (context, workspace) = (context.clone(), Mutex::new(workspace));
+        Ok(Library { context, handle, workspace, last_trial: Mutex::default() })
+    }
+
+    /// Refuses what is of another context than the products: cuBLASLt takes bare addresses.
+    pub(super) fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), DeviceError> {
+        if context.cu_ctx() == self.context.cu_ctx() {
+            return Ok(());
+        }
+        Err(BackendError::Context { kernel: "matrix product" }.into())
+    }
+
+    /// Copies `bytes` bytes of device memory that the caller checked, on the stream.
+    pub(super) fn copy(
+        &self,
+        stream: &Arc<CudaStream>,
+        from: u64,
+        to: u64,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(driver)?;
+        // SAFETY: one side is the padding, which has more rows and which a view holds; the other is the rows of a
+        // product's operand, which `multiply` checked and holds views of. They do not overlap.
+        unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
+            .map_err(driver)
+    }
+
+    /// Puts one product of `rows` rows on the stream.
+    pub(super) fn launch(
+        &self,
+        stream: &Arc<CudaStream>,
+        problem: &mut Problem,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        rows: usize,
+        pointers: Pointers,
+    ) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(driver)?;
+        problem.set(rows, pointers.bias)?;
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = ViewMut::cuda(&mut *workspace, stream);
+        // SAFETY: the descriptors were just set to this product, whose memory the caller checked; the workspace is
+        // locked and its view orders it behind its last use.
+        unsafe { self.enqueue(stream, problem, algorithm, pointers, workspace.address()) }
+    }
+
+    /// Calls cuBLASLt, with the context bound to this thread.
+    ///
+    /// # Safety
+    ///
+    /// `problem` describes memory at `pointers` that stays valid until the product has run; `workspace` is the address
+    /// of [`WORKSPACE_BYTES`] bytes that nothing else uses meanwhile.
+    pub(super) unsafe fn enqueue(
+        &self,
+        stream: &Arc<CudaStream>,
+        problem: &Problem,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        pointers: Pointers,
+        workspace: u64,
+    ) -> Result<(), DeviceError> {
+        let (one, zero) = (1.0f32, 0.0f32);
+        // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it returns); the
+        // scalars are of the type that the description names, and read before the call returns. The workspace is an
+        // allocation, so it begins at a multiple of 256 bytes, as it has to. The rest is the caller's promise.
+        unsafe {
+            result::matmul(
+                self.handle.0,
+                problem.description.0,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                pointers.weight as *const c_void,
+                problem.weight.0,
+                pointers.x as *const c_void,
+                problem.x.0,
+                pointers.out as *const c_void,
+                problem.out.0,
+                pointers.out as *mut c_void,
+                problem.out.0,
+                algorithm,
+                workspace as *mut c_void,
+                WORKSPACE_BYTES,
+                stream.cu_stream().cast(),
+            )
+        }
+        .map_err(failed)
+    }
+}

@@ -1,0 +1,67 @@
+//! One product: its shape, its operands' addresses, and how it fails.
+
+use std::ops::Range;
+
+use cudarc::cublaslt::result::CublasError;
+use cudarc::driver::DriverError;
+use half::bf16;
+
+use crate::backend::BackendError;
+use crate::device::DeviceError;
+
+/// Scratch memory of a product in bytes: what cuBLAS recommends for Hopper.
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// What algorithms are chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    pub(super) in_cols: usize,
+    pub(super) out_cols: usize,
+    /// Elements from a row of the results to the next.
+    pub(super) stride: usize,
+    pub(super) logits: bool,
+    pub(super) bias: bool,
+}
+
+impl Shape {
+    /// Bytes from a row of the results to the next.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.stride * if self.logits { size_of::<f32>() } else { size_of::<bf16>() }
+    }
+}
+
+/// Device addresses of a product's operands.
+#[derive(Clone, Copy)]
+pub(super) struct Pointers {
+    pub(super) weight: u64,
+    pub(super) x: u64,
+    pub(super) out: u64,
+    pub(super) bias: u64,
+}
+
+impl Pointers {
+    /// The same operands from row `row` of x and of the results on.
+    pub(super) fn rows_from(self, shape: Shape, row: usize) -> Self {
+        let x = self.x + (row * shape.in_cols * size_of::<bf16>()) as u64;
+        Pointers { x, out: self.out + (row * shape.row_bytes()) as u64, ..self }
+    }
+}
+
+pub(super) fn failed(error: CublasError) -> DeviceError {
+    BackendError::Driver(format!("cuBLASLt: {error}")).into()
+}
+
+pub(super) fn driver(error: DriverError) -> DeviceError {
+    BackendError::Driver(error.to_string()).into()
+}
+
+/// A part of memory that ends before the product's rows do.
+pub(super) fn short(wanted: usize, found: usize) -> DeviceError {
+    BackendError::CopyLength { wanted, found }.into()
+}
+
+/// Elements of rows of `cols` each.
+pub(super) fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
+    let end = rows.end.checked_mul(cols).ok_or_else(|| short(usize::MAX, 0))?;
+    Ok(rows.start.min(rows.end) * cols..end)
+}
