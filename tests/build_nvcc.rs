@@ -1,6 +1,7 @@
-//! What the build script does with nvcc: finds it, runs it on every kernel source, survives its absence.
+//! Tests of the build script's use of nvcc: it finds the compiler, compiles every kernel source with it, and builds
+//! without device code if there is no compiler.
 //!
-//! The compilers here are shell scripts, so that the tests need none.
+//! The compilers in these tests are shell scripts, so the tests run without a CUDA toolkit.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -51,11 +52,11 @@ fn nvcc_is_found_in_the_documented_order() {
     for (skipped, expected) in [&named, &home, &path, &first].into_iter().enumerate() {
         assert_eq!(find(&all[skipped..]).as_ref(), Ok(expected));
     }
-    // A toolkit without a compiler, as of a runtime-only installation, is passed over.
+    // A toolkit directory without a compiler, such as a runtime-only installation, is skipped.
     assert_eq!(find(&[("CUDA_HOME", &empty), ("PATH", &search)]), Ok(first));
     // Empty variables count as unset.
     assert_eq!(find(&[("NVCC", Path::new("")), ("CUDA_HOME", &home_value)]), Ok(home));
-    // A compiler that was named and is not there is a mistake to report, not to work around.
+    // If the user names a compiler that does not exist, the build reports the mistake and does not look elsewhere.
     let missing = root.path().join("missing");
     let problem = find(&[("NVCC", &missing), ("CUDA_HOME", &home_value)]).unwrap_err();
     assert!(problem.contains(missing.to_str().unwrap()), "{problem}");
@@ -92,7 +93,7 @@ fn kernel_tables_are_read_without_comments() {
     }
 }
 
-/// Sources of two families and something that is no kernel source.
+/// Writes kernel sources of two families, and one file that is not a kernel source.
 fn tree(root: &Path) -> (PathBuf, Vec<Source>) {
     let cuda = root.join("cuda");
     for (family, file, kernel) in [("glue", "glue.cu", "norm"), ("attention", "attention.cu", "joint")] {
@@ -121,7 +122,7 @@ fn every_source_is_compiled_with_the_shared_options() {
     let (cuda, sources) = tree(root.path());
     let out = root.path().join("out");
     fs::create_dir(&out).unwrap();
-    // Writes its arguments to what follows -o, and complains about one source.
+    // This compiler writes its arguments to the file after -o, and fails for one source.
     let compiler = executable(
         &root.path().join("nvcc"),
         r#"for last; do [ "$previous" = -o ] && out=$last; previous=$last; done
@@ -163,7 +164,7 @@ fn one_failing_source_leaves_no_images_and_its_output() {
     for part in ["glue/glue.cu", "exit status: 2", "glue.cu(3): error: no"] {
         assert!(problem.contains(part), "{problem}");
     }
-    // One that cannot be run at all.
+    // A compiler that cannot be started.
     let problem = nvcc::compile(&cuda.join("nvcc.args"), &cuda, &sources, root.path(), false, 1).unwrap_err();
     assert!(problem.contains("cannot be run"), "{problem}");
 }

@@ -1,4 +1,4 @@
-//! The CPU device's operations against plain statements of them in f64.
+//! The CPU device's operations compared with direct f64 implementations of the same formulas.
 
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
 use flexdraft::device::{
@@ -155,7 +155,7 @@ fn silu_is_finite_far_from_zero() {
     assert_eq!(row(&out, 0), [0.0, 200.0]);
 }
 
-/// A model's worth of attention operands: one sequence of `start` cached positions.
+/// Operands of one attention layer for one sequence with `start` cached positions.
 struct Case {
     shape: AttentionShape,
     rope: Rope,
@@ -168,7 +168,7 @@ struct Case {
 }
 
 impl Case {
-    /// Every row in f64: position, limit, own group, and the projection after norm and rotation.
+    /// Returns every row in f64: its position, limit, own group, and projection after norm and rotation.
     fn rows(&self, raw: &[Vec<f32>]) -> Vec<Vec<f64>> {
         let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
         let pass = self.pass(&[]);
@@ -184,7 +184,7 @@ impl Case {
                         *x = *x / (mean + f64::from(self.eps)).sqrt() * f64::from(weight);
                     }
                     for i in 0..head_dim / 2 {
-                        // The product of position and frequency is f32 by definition.
+                        // The definition rounds the product of position and frequency to f32.
                         let angle = f64::from(position as f32 * self.rope.inv_freq[i]);
                         let scale = f64::from(self.rope.scale);
                         let (sin, cos) = (angle.sin() * scale, angle.cos() * scale);
@@ -204,7 +204,7 @@ impl Case {
         Pass { sequences }
     }
 
-    /// Softmax attention of the pass's row `r` and head `head`.
+    /// Returns softmax attention of row `r` of the pass and query head `head`.
     fn attend(&self, rows: &[Vec<f64>], r: usize, head: usize) -> Vec<f64> {
         let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
         let row = self.pass(&[]).rows()[r];
@@ -308,7 +308,7 @@ fn without_norms_only_the_rotation_is_applied_and_values_are_untouched() {
 fn bf16_stores_what_f32_computes_rounded() {
     let cols = 48;
     let round = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
-    // Operands that both devices hold exactly.
+    // Operands that both precisions represent exactly.
     let x: Vec<_> = noise_rows(1, 3, cols).iter().map(|row| round(row)).collect();
     let y: Vec<_> = noise_rows(2, 3, cols).iter().map(|row| round(row)).collect();
     let matrix = weights(DType::F32, &[cols, cols], 3);

@@ -1,5 +1,5 @@
-//! The CPU device's operations: their accuracy, the operands that they refuse, and that a row's bits do not depend on
-//! the other rows.
+//! Tests of the CPU device's operations: accuracy, errors for operands that do not fit, and independence of a row's
+//! bits from the other rows.
 
 mod accuracy;
 mod operands;

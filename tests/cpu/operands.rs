@@ -1,4 +1,4 @@
-//! Operands that do not fit each other are typed errors that name what is wrong.
+//! Operands whose shapes do not match give a typed error that names the operand.
 
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, KvCache};
 use flexdraft::device::{
@@ -146,7 +146,7 @@ fn caches() {
     );
 }
 
-/// Both attention operations on one sequence.
+/// Runs both attention operations on one sequence.
 fn attend(
     device: &Cpu,
     cache: &mut KvCache,
@@ -208,7 +208,7 @@ fn passes() {
     ] {
         assert!(matches!(check(0, huge, 8), Err(DeviceError::OutOfRange { what: "position", .. })));
     }
-    // Pages of which no position is seen are not looked at.
+    // Pages whose positions no row sees are not read.
     let early = SequenceRows { pages: &[1, 99], start: 1, ..rows };
     assert_eq!(check(0, early, 8), Ok(()));
 }
@@ -234,7 +234,7 @@ fn a_pass_keeps_to_the_pages_it_was_checked_against() {
         message(device.joint_attention(SHAPE, rows, &qkv, 0, &other, &mut out)),
         "joint_attention: cache [pages, page_size] has shape [2, 4], expected [3, 4]"
     );
-    // Candidate rows alone need no rows for the groups.
+    // If only candidate rows are asked for, the output needs no rows for the groups.
     let mut out = zeros(&device, 2, SHAPE.out_cols());
     let attend = |masks, out: &mut Buffer| {
         device.joint_attention(SHAPE, AttentionRows { pass: &pass, masks }, &qkv, 0, &cache, out)

@@ -1,4 +1,4 @@
-//! A row's result has the same bits whatever other rows, sequences or threads compute with it.
+//! A row's result has the same bits regardless of the other rows, sequences and threads of the computation.
 
 use std::collections::BTreeMap;
 
@@ -24,14 +24,14 @@ fn linear(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     bits(&out)
 }
 
-/// Each row by itself, on one thread.
+/// Computes each row by itself, on one thread.
 fn linear_alone(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     x.iter().flat_map(|row| linear(device, layer, std::slice::from_ref(row))).collect()
 }
 
 #[test]
 fn product_rows_do_not_depend_on_their_number_or_on_threads() {
-    // The last has enough work for several threads even with one row.
+    // The last layer has enough work for several threads even with one row.
     for (in_cols, out_cols) in [(16, 6), (7, 5), (45, 61), (203, 701)] {
         let x = noise_rows(1, MAX_ROWS, in_cols);
         for dtype in DTYPES {
@@ -58,7 +58,7 @@ fn product_rows_do_not_depend_on_their_number_or_on_threads() {
 
 #[test]
 fn a_row_among_many_blocks_of_rows_is_the_row_alone() {
-    // Rows are blocked by the bytes of x: wide enough that 40 rows are several blocks.
+    // The number of rows in a block depends on the bytes of x: with this width, 40 rows take several blocks.
     let x = noise_rows(4, MAX_ROWS, 10_001);
     let weight = weights(DType::Bf16, &[50, 10_001], 5);
     for device in devices(2, Precision::F32) {
@@ -89,7 +89,7 @@ fn avx2_and_avx512_agree() {
 
 #[test]
 fn elementwise_operations_do_not_depend_on_threads() {
-    // Enough columns that rows are worth dividing among threads.
+    // So many columns that the device divides the rows among threads.
     let (rows, cols) = (9, 30_000);
     let x = noise_rows(8, rows, cols);
     let y = noise_rows(9, rows, cols);
@@ -113,7 +113,7 @@ fn elementwise_operations_do_not_depend_on_threads() {
     }
 }
 
-/// Rows `columns` of a matrix as one of its own.
+/// Returns the rows `columns` of a weight matrix as a matrix of their own.
 fn sub_matrix(weight: &Tensor, columns: std::ops::Range<usize>) -> Tensor {
     let [rows, cols] = weight.shape() else { unreachable!() };
     let values = weight.to_f32();
@@ -202,7 +202,7 @@ proptest! {
             };
             let together = run(&x, &y, &owner, first);
             for r in 0..rows {
-                // Row 0 of two: what it owns comes from row 1.
+                // With two rows, the data that row 0 owns comes from row 1.
                 let alone = run(
                     &[x[r].clone(), x[owner[r]].clone()],
                     &[y[r].clone(), y[owner[r]].clone()],
@@ -210,7 +210,7 @@ proptest! {
                     0,
                 );
                 for (operation, (together, alone)) in together.iter().zip(&alone).enumerate() {
-                    // Rows before the range are left alone.
+                    // Rows before the range stay unchanged.
                     if r >= first || operation >= 4 {
                         prop_assert_eq!(&together[r], &alone[0], "operation {} row {}", operation, r);
                     }
@@ -228,17 +228,17 @@ proptest! {
 #[derive(Clone, Debug)]
 struct Sequence {
     id: u64,
-    /// n: cached positions.
+    /// The number of cached positions, n.
     start: usize,
     candidates: usize,
     groups: Vec<usize>,
     slots: usize,
 }
 
-/// What a row of a sequence is; determines its contents.
+/// The identity of a row within its sequence; it determines the row's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// A position, cached or a candidate's.
+    /// A position of the sequence, either cached or a candidate's.
     Position(usize),
     /// Slot j of group k.
     Slot(usize, usize),
@@ -260,7 +260,7 @@ impl Sequence {
     }
 }
 
-/// A device with what attention needs besides the rows.
+/// A device with the operands of attention other than the rows.
 struct Attention<'a> {
     device: &'a Cpu,
     shape: AttentionShape,
@@ -336,7 +336,8 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// Every row of the sequence in a pass of its own (a group is one), on pages in order.
+/// Returns every row of the sequence, computed in a pass of its own (a group counts as one row) on pages in ascending
+/// order.
 fn rows_alone(device: &Cpu, shape: AttentionShape, s: &Sequence) -> Outputs {
     let page_size = 16;
     let pages: Vec<u32> = (0..(s.start + s.candidates).div_ceil(page_size) as u32).collect();
@@ -354,14 +355,13 @@ fn rows_alone(device: &Cpu, shape: AttentionShape, s: &Sequence) -> Outputs {
     outputs
 }
 
-/// All sequences in one pass, after a prefill of all of them in another, on scattered pages that held
-/// NaN before.
+/// Computes all sequences in one pass, after a joint prefill in another pass, on scattered pages that held NaN before.
 fn rows_together(device: &Cpu, shape: AttentionShape, sequences: &[Sequence], page_size: usize) -> Outputs {
     let counts: Vec<_> = sequences.iter().map(|s| (s.start + s.candidates).div_ceil(page_size)).collect();
     let total: usize = counts.iter().sum::<usize>() + 1;
     let mut attention = Attention::new(device, shape, total, page_size);
     attention.poison(total);
-    // Every second page downwards, then the ones between.
+    // Every second page in descending order, then the pages between them.
     let mut free = (0..total as u32).rev().step_by(2).chain((0..total as u32 - 1).rev().step_by(2));
     let pages: Vec<Vec<u32>> = counts.iter().map(|&count| free.by_ref().take(count).collect()).collect();
     let with_pages = |sequences: Vec<Sequence>| -> Vec<(Sequence, &[u32])> {

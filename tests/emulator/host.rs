@@ -1,5 +1,5 @@
-//! The SIMT host runs kernels as a GPU would, and finds the bugs that a GPU would not show. The kernels are
-//! in `cuda/simt/tests/planted.cu`; each bug has a twin without it.
+//! The SIMT host runs kernels as a GPU does, and finds bugs that would not show on a GPU. The kernels are in
+//! `cuda/simt/tests/planted.cu`; each kernel with a bug has a correct twin.
 
 use flexdraft::backend::simt::{Checking, Copies, Traffic};
 use flexdraft::backend::{BackendError, Simt, SimtOptions};
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::support::planted::{Run, counting};
 use crate::support::properties::properties;
 
-/// Every combination of checks, copies and a few schedules.
+/// Returns hosts with every combination of checks and copies, and a few schedules.
 fn hosts() -> Vec<Simt> {
     let mut hosts = Vec::new();
     for checking in [Checking::Off, Checking::Accesses] {
@@ -28,7 +28,7 @@ fn checked_or_not(checking: Checking) -> Vec<Simt> {
     hosts
 }
 
-/// The errors of a kernel on every checked host; all of them, or the bug was missed.
+/// Returns the error that each checking host reports for a kernel; panics if a host misses the bug.
 fn found(kernel: &'static str, run: impl Fn() -> Run) -> Vec<String> {
     checked_or_not(Checking::Accesses)
         .iter()
@@ -81,7 +81,7 @@ fn asynchronous_copies() {
 
 #[test]
 fn the_last_cta_sees_what_was_fenced() {
-    // Whoever works: the thread that counts, or another.
+    // The thread that does the work is the thread that counts, or another one.
     let run = |thread| Run::new(counting(5 * 32), 6, 5, 32).with(thread);
     let sound = [
         ("planted_last_cta", 0),
@@ -105,7 +105,7 @@ fn the_last_cta_sees_what_was_fenced() {
         ("planted_last_cta_without_release", 31),
         ("planted_last_cta_without_acquire", 0),
         ("planted_last_cta_without_acquire", 31),
-        // Fences of a thread that has no atomic.
+        // The fence comes from a thread that does no atomic operation.
         ("planted_last_cta_releases_elsewhere", 31),
         ("planted_last_cta_acquires_elsewhere", 31),
     ];
@@ -151,7 +151,7 @@ fn barriers_that_not_all_reach() {
         let error =
             Run::new(counting(64), 64, 1, 64).with(16).on(&simt, "planted_divergent_barrier").unwrap_err();
         assert!(error.contains("threads that never come"), "{error}");
-        // A warp of its own that waits elsewhere has ended when the barrier is complete.
+        // With separate warps, the warp that waits at the other barrier has ended when this barrier completes.
         Run::new(counting(64), 64, 1, 64).with(32).on(&simt, "planted_divergent_barrier").unwrap();
         Run::new(counting(64), 64, 1, 64).with(64).on(&simt, "planted_divergent_barrier").unwrap();
     }
@@ -219,7 +219,7 @@ proptest! {
         c in prop::collection::vec(-100i16..100, 128),
         schedule in 0u64..4,
     ) {
-        // Small integers: every sum is exact, whatever its order.
+        // The inputs are small integers, so every sum is exact in any order.
         let simt = Simt::new(SimtOptions { schedule, checking: Checking::Accesses, ..SimtOptions::default() });
         let bits = |x: &i8| u32::from(bf16::from_f32(f32::from(*x)).to_bits());
         let packed: Vec<u32> = a.iter().chain(&b).map(bits).collect();
@@ -259,7 +259,7 @@ fn traffic_is_counted() {
         Run::new(counting(64), 64, 2, 32).on(&simt, kernel).unwrap();
         assert_eq!(simt.take_traffic(), traffic(kernel, 256, total));
     }
-    // Copies by cp.async, and atomics.
+    // Copies by cp.async, and atomic operations.
     Run::new(counting(256), 256, 1, 64).with(8).on(&simt, "planted_copy").unwrap();
     assert_eq!(simt.take_traffic()[0], expected("planted_copy", "in", [512, 0, 512, 0]));
     Run::new(counting(5 * 32), 6, 5, 32).on(&simt, "planted_last_cta").unwrap();

@@ -1,6 +1,5 @@
-//! The sanitized build of the SIMT host (`FLEXDRAFT_SIMT_SANITIZE=1`, build/simt.rs) finds planted bugs, so
-//! that a run of the kernels' tests in it which finds none means something. A finding ends the process, so
-//! each bug runs in one of its own.
+//! The sanitized build of the SIMT host (`FLEXDRAFT_SIMT_SANITIZE=1`, build/simt.rs) finds planted bugs, so a clean run
+//! of the kernels' tests in that build is meaningful. A finding ends the process, so each bug runs in its own process.
 
 use std::env;
 use std::process::Command;
@@ -9,11 +8,11 @@ use flexdraft::backend::{Simt, SimtOptions};
 
 use crate::support::planted::{Run, counting};
 
-/// Which of [`BUGS`] a process is to run.
+/// The name of the bug in [`BUGS`] that a child process runs.
 const VARIABLE: &str = "FLEXDRAFT_PLANTED_BUG";
 
-/// A kernel, elements of its input and output, an argument with which it is right and one with which it is
-/// not, and what the report of that says.
+/// A planted bug: the kernel, the elements of its input and output, an argument without and an argument with the bug,
+/// and a text that the report of the bug contains.
 struct Bug {
     kernel: &'static str,
     elements: [usize; 2],
@@ -23,7 +22,7 @@ struct Bug {
 }
 
 const BUGS: [Bug; 6] = [
-    // 64 threads read elements 3 to 66 of 67, then 4 to 67.
+    // 64 threads read elements 3 to 66 of 67 (correct), or 4 to 67 (one too far).
     Bug { kernel: "planted_offset", elements: [67, 64], right: 3, wrong: 4, report: "heap-buffer-overflow" },
     Bug { kernel: "planted_stack_overflow", elements: [64, 64], right: 3, wrong: 5, report: "stack-buffer-" },
     Bug {
@@ -59,14 +58,14 @@ const BUGS: [Bug; 6] = [
 impl Bug {
     fn run(&self, argument: u32, options: SimtOptions) {
         let [inputs, outputs] = self.elements;
-        // Two warps, and shared memory that ends after 1024 bytes.
+        // Two warps. Shared memory ends after 1024 bytes.
         let mut run = Run::new(counting(inputs as u32), outputs, 1, 64).with(argument);
         run.shared_bytes = 1024;
         run.on(&Simt::new(options), self.kernel).unwrap();
     }
 }
 
-/// What the other tests run in a process of its own; by itself it does nothing.
+/// The body of the other tests, run in a child process; without the variable it does nothing.
 #[test]
 fn victim() {
     let Ok(chosen) = env::var(VARIABLE) else { return };
@@ -96,7 +95,7 @@ fn planted_bugs_end_the_process() {
     }
 }
 
-/// Threads that an error leaves waiting do not disturb the next launch on their stacks.
+/// An error can leave threads of a launch waiting; they do not disturb the next launch, which reuses their stacks.
 #[test]
 fn stacks_are_used_again_after_errors() {
     let simt = Simt::new(SimtOptions::default());

@@ -1,36 +1,35 @@
-//! The kernels of `cuda/golden/golden.cu`: an instruction each, or CUDA's math functions, with inputs that are the same
-//! in every run, and what a model's results have to agree in with a GPU's.
+//! The kernels of `cuda/golden/golden.cu`, each for one instruction or for CUDA's math functions: their inputs, the
+//! same in every run, and the required agreement between the model's results and a GPU's.
 
 use std::ffi::c_void;
 
 use flexdraft::backend::{Access, Backend, BackendError, Launch, Region};
 use half::bf16;
 
-/// `FlexdraftGoldenParams`.
+/// Parameters of the kernels (`FlexdraftGoldenParams`).
 #[repr(C)]
 struct Params {
     input: u64,
     out: u64,
 }
 
-/// Whether what was found of a case, given its input, agrees with what was expected: an error says where it does
-/// not.
+/// Compares the found with the expected results of a case, given its input; an error says where they disagree.
 type Agreement = fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String>;
 
 /// An instruction and its cases.
 pub struct Instruction {
     pub kernel: &'static str,
-    /// Threads of a CTA, which has one case.
+    /// Threads of a CTA; each CTA runs one case.
     threads: u32,
-    /// 32-bit words of a case.
+    /// 32-bit input words of a case.
     words_in: usize,
     pub words_out: usize,
-    /// Words of every case, one after another.
+    /// The input words of all cases, one case after another.
     pub input: Vec<u32>,
     agree: Agreement,
 }
 
-/// SplitMix64.
+/// The SplitMix64 generator.
 struct Random(u64);
 
 impl Random {
@@ -46,7 +45,7 @@ impl Random {
         self.word() % limit
     }
 
-    /// Uniform in −1..1.
+    /// Returns the next number, uniform in −1..1.
     fn unit(&mut self) -> f32 {
         self.word() as f32 / (1u32 << 31) as f32 - 1.0
     }
@@ -56,7 +55,7 @@ impl Random {
     }
 }
 
-/// Every instruction that the SIMT host has a model of, and the functions that it has a stand-in for.
+/// Returns every instruction that the SIMT host models, and the math functions that it has stand-ins for.
 pub fn all() -> Vec<Instruction> {
     let mut random = Random(20_260_522);
     let matrices = |random: &mut Random| -> Vec<u32> {
@@ -93,7 +92,7 @@ pub fn all() -> Vec<Instruction> {
             input: exponents(&mut random),
             agree: powers_agree,
         },
-        // After the others, so that their inputs stay what recordings are of.
+        // Generated last, so that the inputs of the other kernels stay equal to the recorded ones.
         moved("golden_cvt_rn_bf16", 64, 64, numbers(&mut random)),
         Instruction {
             kernel: "golden_math",
@@ -114,20 +113,20 @@ pub fn all() -> Vec<Instruction> {
     ]
 }
 
-/// The kernel that multiplies by `mma.sync` and by `wgmma`, the latter twice.
+/// The kernel that computes a product once with `mma.sync` and twice with `wgmma`.
 pub const WGMMA: &str = "golden_wgmma_m64n8k16";
 
-/// What memory for results holds before a launch: the results of instructions that the processor does not have.
+/// The contents of the result memory before a launch. Results of instructions that the processor lacks keep this value.
 pub const UNWRITTEN: u32 = 0xdead_beef;
 
-/// Every number of bytes from 0 to 16.
+/// Returns a case for every number of bytes from 0 to 16.
 fn copies(random: &mut Random) -> Vec<u32> {
     let bytes = |case: u32| (0..32).map(move |lane| (lane + 5 * case) % 17);
     (0..4).flat_map(|case| random.words(128).into_iter().chain(bytes(case)).collect::<Vec<u32>>()).collect()
 }
 
-/// Sums and factors of `warps` warps a case: small integers (exact in any order), numbers of one magnitude, of many, such that cancel
-/// in the sum, and NaN, infinities and subnormals.
+/// Returns sums and factors of products, `warps` warps per case: small integers (exact in any order), numbers of one
+/// magnitude, of many magnitudes, numbers that cancel in the sum, and NaN, infinities and subnormals.
 fn products(random: &mut Random, warps: usize) -> Vec<u32> {
     const SPECIAL: [f32; 8] = [0.0, -0.0, 1.0, -2.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40];
     let mut words = Vec::new();
@@ -139,7 +138,7 @@ fn products(random: &mut Random, warps: usize) -> Vec<u32> {
             3 if sum => -4.0 + random.unit() / 64.0,
             // Sixteen products of about 1/4.
             3 => 0.5 + random.unit() / 256.0,
-            // Rarely, or every result is NaN.
+            // Rare, because otherwise every result would be NaN.
             _ if random.below(24) == 0 => SPECIAL[random.below(8) as usize],
             _ => random.unit(),
         };
@@ -154,7 +153,7 @@ fn products(random: &mut Random, warps: usize) -> Vec<u32> {
     words
 }
 
-/// The range of results, its ends, and what attention meets: scores below a maximum, −∞.
+/// Returns exponents over the range of results, at its ends, and as in attention: scores below a maximum, −∞.
 fn exponents(random: &mut Random) -> Vec<u32> {
     let mut words: Vec<u32> =
         [0.0, -0.0, 1.0, -1.0, 127.0, 127.99, 128.0, 1e30, -125.5, -126.0, -126.5, -149.0, -1e30, 1e-40]
@@ -169,8 +168,8 @@ fn exponents(random: &mut Random) -> Vec<u32> {
     words
 }
 
-/// f32 to be rounded to bf16: ties to either side and their neighbours, what rounds to infinity, subnormals, NaN of
-/// both signs and several payloads, and any bits.
+/// Returns f32 numbers to round to bf16: ties to either side and their neighbours, numbers that round to infinity,
+/// subnormals, NaN of both signs with several payloads, and random bits.
 fn numbers(random: &mut Random) -> Vec<u32> {
     let mut words =
         vec![0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x7f7f_ffff, 0xff7f_ffff, 0x7f7f_7fff, 0x7f7f_8000];
@@ -196,11 +195,11 @@ fn numbers(random: &mut Random) -> Vec<u32> {
 /// A function of CUDA's math library.
 struct Function {
     name: &'static str,
-    /// Units in the last place between a result and the correctly rounded one, at most, as the CUDA C++ Programming
-    /// Guide has it ("Mathematical Functions", single precision; the larger where its editions differ; of 1 / sqrtf
-    /// that of rsqrtf, which the compiler may take instead).
+    /// The largest allowed distance between a result and the correctly rounded result, in units in the last place, from
+    /// the CUDA C++ Programming Guide ("Mathematical Functions", single precision). Where editions of the guide differ,
+    /// this is the larger bound. For 1 / sqrtf it is the bound of rsqrtf, which the compiler may use instead.
     ulps: u32,
-    /// Where arguments lie that kernels have: from, to.
+    /// The range of the arguments in the kernels: from, to.
     range: [f32; 2],
     special: [f32; 4],
 }
@@ -208,7 +207,7 @@ struct Function {
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
 
-/// In the order of the kernel's arguments.
+/// The math functions, in the order of the kernel's arguments.
 const FUNCTIONS: [Function; 7] = [
     Function { name: "expf", ulps: 2, range: [-105.0, 88.0], special: [0.0, -INF, INF, NAN] },
     Function { name: "logf", ulps: 1, range: [0.0, 40.0], special: [0.0, 1.0, INF, -1.0] },
@@ -219,7 +218,7 @@ const FUNCTIONS: [Function; 7] = [
     Function { name: "1 / sqrtf", ulps: 2, range: [1e-6, 1e6], special: [0.0, 1.0, INF, -1.0] },
 ];
 
-/// Arguments over each function's range, half of them near its end that is nearer to 0.
+/// Returns arguments over each function's range, half of them near the end of the range that is nearer to 0.
 fn arguments(random: &mut Random) -> Vec<u32> {
     let mut words = Vec::new();
     for i in 0..8 * 32 {
@@ -238,7 +237,7 @@ fn arguments(random: &mut Random) -> Vec<u32> {
     words
 }
 
-/// Data is moved: the same bits.
+/// Requires equal bits, for instructions that only move data.
 fn equal(_: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         None => Ok(()),
@@ -246,7 +245,7 @@ fn equal(_: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     }
 }
 
-/// Sums of the products' magnitudes, `[16, 8]`, by the layout that the PTX ISA gives for m16n8k16.
+/// Returns the sums of the products' magnitudes, `[16, 8]`, with the layout of m16n8k16 in the PTX ISA.
 fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
     let half = |word: u32, high: usize| f64::from(bf16::from_bits((word >> (16 * high)) as u16).to_f32());
     let (mut a, mut b, mut sums) = ([[0.0; 16]; 16], [[0.0; 8]; 16], [[0.0; 8]; 16]);
@@ -272,11 +271,12 @@ fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
     sums
 }
 
-/// bf16 products are exact in both; what differs is the order of the 17 addends and their rounding. The model
-/// adds k ascending and rounds each sum to nearest: at most 16 · 2⁻²⁴ of the addends' magnitudes M. Matrix
-/// units align a block of addends to the largest and cut off what is below 24 bits of it, so each of the 17
-/// addends and of the sums loses at most 2⁻²³ M. Hence 2⁻¹⁸ M (which is 32 · 2⁻²³ M), and no error where all
-/// sums are exact: integers below 2²⁴. NaN meets NaN and infinity the same infinity.
+/// Requires sums of products to agree within the rounding error of either side. bf16 products are exact on both sides;
+/// the order of the 17 addends and their rounding differ. The model adds with k ascending and rounds each sum to
+/// nearest: an error of at most 16 · 2⁻²⁴ of the addends' magnitudes M. Matrix units align a block of addends to the
+/// largest and cut off everything below 24 bits of it, so each of the 17 addends and of the sums loses at most 2⁻²³ M.
+/// Hence the tolerance 2⁻¹⁸ M (which is 32 · 2⁻²³ M), and no error if all sums are exact: integers below 2²⁴. NaN must
+/// match NaN, and infinity the same infinity.
 fn products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     let magnitudes = magnitudes(input);
     let exact = input.chunks(10).all(|words| {
@@ -305,15 +305,15 @@ fn products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), 
     Ok(())
 }
 
-/// Applies [`products_agree`] warp by warp: to the two sides' results of `mma.sync`, and, where a side has results of
-/// `wgmma`, to them and the other side's results of `mma.sync`. All warps have the first warp's factors b.
+/// Applies [`products_agree`] warp by warp: to the `mma.sync` results of the two sides and, if a side has `wgmma`
+/// results, to these and the other side's `mma.sync` results. All warps have the first warp's factors b.
 fn warpgroup_products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     for warp in 0..4 {
         let mut own = input[warp * 320..][..320].to_vec();
         for (lane, words) in own.chunks_mut(10).enumerate() {
             words[8..].copy_from_slice(&input[lane * 10 + 8..][..2]);
         }
-        // A lane has three results of four words.
+        // Each lane has three results of four words.
         let part = |output: &[u32], part: usize| {
             let lanes = output[warp * 32 * 12..][..32 * 12].chunks(12);
             lanes.flat_map(|words| words[4 * part..][..4].to_vec()).collect::<Vec<u32>>()
@@ -337,7 +337,7 @@ fn warpgroup_products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> R
     Ok(())
 }
 
-/// Words of the results of `wgmma` that were written, and the words among them that have the bits of `mma.sync`.
+/// Counts the words of `wgmma` results that were written, and the written words with the same bits as `mma.sync`.
 pub fn equal_to_mma(output: &[u32]) -> [usize; 2] {
     let mut counts = [0; 2];
     for words in output.chunks(12) {
@@ -349,8 +349,9 @@ pub fn equal_to_mma(output: &[u32]) -> [usize; 2] {
     counts
 }
 
-/// The instruction's relative error is at most 2⁻²², the model's (the C library's exp2f, within one ulp) 2⁻²³.
-/// Exact are 0, infinity, and 1 for ±0 and for subnormal exponents; NaN meets NaN.
+/// Requires powers of two to agree. The instruction's relative error is at most 2⁻²², the model's (the C library's
+/// exp2f, within one ulp) at most 2⁻²³. Results that must be exact: 0, infinity, and 1 for ±0 and for subnormal
+/// exponents. NaN must match NaN.
 fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     for ((input, found), expected) in input.iter().zip(found).zip(expected) {
         let [x, found, expected] = [input, found, expected].map(|bits| f32::from_bits(*bits));
@@ -367,15 +368,15 @@ fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), St
     Ok(())
 }
 
-/// An f32 as an integer, neighbours beside each other.
+/// Returns the index of an f32 in the order of all f32 numbers; neighbouring numbers have neighbouring indices.
 fn place(x: f32) -> i64 {
     let magnitude = i64::from(x.to_bits() & 0x7fff_ffff);
     if x.is_sign_negative() { -magnitude } else { magnitude }
 }
 
-/// The C library's functions are within one ulp, so that a GPU's may be one more than CUDA's bound from them. Sine and
-/// cosine of multiples of π are of an argument that f64 rounds there: where they should be 0, 2⁻⁵⁰ is as near as they
-/// come. NaN meets NaN, infinity the same infinity.
+/// Requires math functions to agree. The C library's functions are within one ulp, so the distance to a GPU's result
+/// may be CUDA's bound plus one. The stand-ins for sine and cosine of multiples of π round the argument to f64, so
+/// where the exact result is 0, theirs is only within 2⁻⁵⁰ of 0. NaN must match NaN, and infinity the same infinity.
 fn functions_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     for (i, ((x, found), expected)) in input.iter().zip(found).zip(expected).enumerate() {
         let [x, found, expected] = [x, found, expected].map(|bits| f32::from_bits(*bits));
@@ -398,7 +399,7 @@ impl Instruction {
         self.input.len() / self.words_in
     }
 
-    /// What a machine makes of the input.
+    /// Runs the instruction on all inputs and returns the results.
     pub fn run<B: Backend>(&self, backend: &B, stream: &B::Stream) -> Result<Vec<u32>, BackendError> {
         let mut output = vec![UNWRITTEN; self.cases() * self.words_out];
         let mut input = backend.allocate::<u32>(stream, self.input.len())?;
@@ -422,7 +423,7 @@ impl Instruction {
                 params_bytes: size_of::<Params>(),
                 regions: &regions,
             };
-            // SAFETY: the parameters are the kernel's; its operands have a case's words for each CTA and live
+            // SAFETY: the parameters have the kernel's type. Its operands have one case's words for each CTA and live
             // until the results are copied.
             unsafe { backend.launch(stream, &launch) }?;
         }
@@ -430,7 +431,7 @@ impl Instruction {
         Ok(output)
     }
 
-    /// Whether a machine's results agree with recorded ones, case by case.
+    /// Compares a machine's results with recorded results, case by case.
     pub fn compare(&self, found: &[u32], recorded: &[u32]) -> Result<(), String> {
         if found.len() != recorded.len() {
             return Err(format!(

@@ -1,10 +1,10 @@
-//! The SIMT host's models of PTX instructions against what GPUs made of the same inputs: recordings in
-//! `tests/fixtures/ptx`, a file a device. Data movement and conversions agree in every bit, sums, powers and CUDA's
-//! math functions as `instructions.rs` says and why.
+//! The SIMT host's models of PTX instructions, compared with the results of GPUs for the same inputs. The recordings
+//! are in `tests/fixtures/ptx`, one file per device. Data movement and conversions must agree in every bit; sums,
+//! powers and CUDA's math functions within the tolerances that `instructions.rs` derives.
 //!
-//! On a GPU its results are compared at once, and written as a recording to the directory that
-//! `FLEXDRAFT_GOLDEN_RESULTS` names; `benches/gpu/fold.py` takes it to the fixtures. `FLEXDRAFT_REQUIRE_GPU=1` makes
-//! a missing GPU an error.
+//! If a GPU is present, its results are compared directly, and written as a recording to the directory that
+//! `FLEXDRAFT_GOLDEN_RESULTS` names; `benches/gpu/fold.py` copies the recording to the fixtures.
+//! `FLEXDRAFT_REQUIRE_GPU=1` makes a missing GPU an error.
 
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -20,13 +20,13 @@ use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{BackendError, Cuda, Simt, SimtOptions};
 use recording::Recording;
 
-/// The models, plain and watched, in two orders of threads.
+/// Returns the models with and without checks, in two orders of threads each.
 fn hosts() -> [Simt; 2] {
     let watched = SimtOptions { checking: Checking::Accesses, copies: Copies::Late, schedule: 3 };
     [Simt::new(SimtOptions::default()), Simt::new(watched)]
 }
 
-/// The models against a recording; an error names the first that differs.
+/// Compares the models with a recording; an error names the first difference.
 fn models_agree(recording: &Recording) -> Result<(), String> {
     for simt in hosts() {
         for instruction in instructions::all() {
@@ -57,7 +57,7 @@ fn a_gpu_agrees_with_the_models() {
         Ok(gpu) => gpu,
         Err(error) => {
             assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
-            // Past the test harness, which shows the output of failed tests only.
+            // Written to stderr directly, because the test harness shows the output of failed tests only.
             let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
             return;
         }
@@ -68,8 +68,8 @@ fn a_gpu_agrees_with_the_models() {
     if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {
         recording.write(&Path::new(&directory).join("ptx.json"));
     }
-    // Whether the two families of matrix instructions have the same bits decides what a kernel of the one can be
-    // compared with, and fails nothing.
+    // Equal bits of the two families of matrix instructions determine which kernels can be compared with each other.
+    // Different bits are no failure.
     let all = instructions::all();
     let wgmma = all.iter().find(|instruction| instruction.kernel == instructions::WGMMA).unwrap();
     let [written, equal] = instructions::equal_to_mma(&wgmma.run(&gpu, &context.default_stream()).unwrap());
@@ -79,7 +79,8 @@ fn a_gpu_agrees_with_the_models() {
     models_agree(&recording).unwrap();
 }
 
-/// This machine has no `wgmma`, so results of `mma.sync` stand in for its results, some a unit in the last place off.
+/// A recording with `wgmma` results agrees if they are within the tolerance of products. This machine has no `wgmma`,
+/// so results of `mma.sync` stand in for them, some changed by a unit in the last place.
 #[test]
 fn products_of_a_warpgroup_are_compared_with_its_warps() {
     let [simt, _] = hosts();
@@ -94,7 +95,7 @@ fn products_of_a_warpgroup_are_compared_with_its_warps() {
                 words[i] = words[i % 4];
             }
         }
-        // The second case, of numbers that are rounded.
+        // The second case, whose results are rounded.
         for (i, word) in output[wgmma.words_out..][..wgmma.words_out].iter_mut().enumerate() {
             *word = change(i, *word);
         }
@@ -105,7 +106,7 @@ fn products_of_a_warpgroup_are_compared_with_its_warps() {
     assert_eq!(instructions::equal_to_mma(&close), [words, words - wgmma.words_out / 12]);
     wgmma.compare(&model, &close).unwrap();
     wgmma.compare(&close, &model).unwrap();
-    // Rows that are not where they should be, as a wrong descriptor would have them.
+    // Results in the wrong rows, as a wrong matrix descriptor would give.
     for place in 4..12 {
         let mut wrong = recorded(|_, word| word);
         for pair in wrong[wgmma.words_out..][..wgmma.words_out].chunks_mut(24) {
@@ -117,7 +118,7 @@ fn products_of_a_warpgroup_are_compared_with_its_warps() {
     }
 }
 
-/// Changes digit `digit` of the first case of a kernel.
+/// Returns the recording with digit `digit` of a kernel's first case changed to `to`.
 fn damaged(recording: &Recording, kernel: &str, digit: usize, to: char) -> Recording {
     let text = serde_json::to_string(recording).unwrap();
     let mut copy: Recording = serde_json::from_str(&text).unwrap();
@@ -127,7 +128,7 @@ fn damaged(recording: &Recording, kernel: &str, digit: usize, to: char) -> Recor
     copy
 }
 
-/// Recording, the file and the comparison, with the SIMT host in the GPU's place.
+/// Tests recording, the file and the comparison, with the SIMT host in place of a GPU.
 #[test]
 fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     let [simt, _] = hosts();
@@ -139,14 +140,14 @@ fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     assert_eq!(Recording::read(&path), recording);
     models_agree(&recording).unwrap();
 
-    // A digit of a word each. Results are little-endian words written from the highest digit on.
+    // Changes one digit of a word at a time. Results are little-endian words, written from the highest digit on.
     for instruction in &all {
         let digits = &recording.instructions[instruction.kernel].output[0];
         let other = |digit: usize| if digits.as_bytes()[digit] == b'3' { '4' } else { '3' };
         let error = models_agree(&damaged(&recording, instruction.kernel, 9, other(9))).unwrap_err();
         assert!(error.contains(instruction.kernel) && error.contains("case 0"), "{error}");
     }
-    // Small integers are exact, so their last bit counts.
+    // Small integers are exact, so their last bit must agree.
     let sums = &recording.instructions["golden_mma_m16n8k16"].output[0];
     let last = if sums.as_bytes()[7] == b'1' { '2' } else { '1' };
     models_agree(&damaged(&recording, "golden_mma_m16n8k16", 7, last)).unwrap_err();
@@ -158,8 +159,8 @@ fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     assert!(models_agree(&of_another).unwrap_err().contains("not in the recording"));
 }
 
-/// The stand-ins of CUDA's math functions against f64: what their agreement with a GPU takes for granted, and that the
-/// kernel's arguments go where they should.
+/// The stand-ins for CUDA's math functions are as close to f64 results as the comparison with a GPU assumes, and the
+/// kernel passes its arguments to the right functions.
 #[test]
 fn stand_ins_are_within_an_ulp() {
     let [simt, _] = hosts();
@@ -187,7 +188,7 @@ fn stand_ins_are_within_an_ulp() {
     }
 }
 
-/// Rounding to bf16 against another implementation of it, but for NaN, of which the PTX ISA has only one.
+/// Rounding to bf16 agrees with another implementation, except for NaN: the PTX ISA has a single canonical NaN.
 #[test]
 fn the_model_of_conversion_rounds_as_half_does() {
     let [simt, _] = hosts();
@@ -204,13 +205,13 @@ fn the_model_of_conversion_rounds_as_half_does() {
     }
 }
 
-/// The inputs reach what tolerances are for: results that are rounded, exact ones, NaN and infinity. One unit in
-/// the last place is a difference that rounding explains.
+/// The inputs exercise the tolerances: they give rounded results, exact results, NaN and infinity. One unit in the last
+/// place is within the tolerance of rounded results.
 #[test]
 fn the_cases_are_of_every_kind() {
     let [simt, _] = hosts();
     for instruction in instructions::all() {
-        // Where results are exact: every fifth case of products, and the first of powers.
+        // Cases with exact results: every fifth case of products, and the first case of powers.
         let is_exact = |case: usize| match instruction.kernel {
             "golden_mma_m16n8k16" | instructions::WGMMA => case.is_multiple_of(5),
             "golden_exp2_approx" => case == 0,

@@ -1,4 +1,4 @@
-//! What a machine made of the instructions' inputs, as a file.
+//! The recording file: one machine's results for the inputs of all instructions.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,24 +8,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::instructions::Instruction;
 
-/// A device's results.
+/// The results of one device.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Recording {
     pub device: String,
-    /// By the kernel's name.
+    /// The results of each kernel, by its name.
     pub instructions: BTreeMap<String, Vector>,
 }
 
-/// One instruction's.
+/// The results of one instruction.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Vector {
-    /// Of the input, which is made anew by every run, so that a recording of another is not compared with.
+    /// Hash of the input. Every run generates the input anew; the hash prevents a comparison with a recording of
+    /// another input.
     pub input_hash: String,
-    /// A case's words a string, eight hexadecimal digits each.
+    /// One string per case, with eight hexadecimal digits per word.
     pub output: Vec<String>,
 }
 
-/// FNV-1a.
+/// Returns the FNV-1a hash.
 fn hash(words: &[u32]) -> String {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let bytes = words.iter().flat_map(|word| word.to_le_bytes());
@@ -33,7 +34,7 @@ fn hash(words: &[u32]) -> String {
 }
 
 impl Recording {
-    /// Runs every instruction on `backend`.
+    /// Runs every instruction on `backend` and returns the recording.
     pub fn of<B: Backend>(
         device: &str,
         instructions: &[Instruction],
@@ -58,7 +59,7 @@ impl Recording {
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 
-    /// Whether `found` agrees with what was recorded of `instruction`.
+    /// Compares `found` with the recorded results of `instruction`.
     pub fn agrees(&self, instruction: &Instruction, found: &[u32]) -> Result<(), String> {
         let kernel = instruction.kernel;
         let vector =

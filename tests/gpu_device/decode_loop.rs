@@ -1,4 +1,4 @@
-//! The decode loop on the kernels: the GPU device on the SIMT host, with the launches that a GPU gets.
+//! The decode loop with the GPU device on the SIMT host, which gets the same launches as a GPU.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.backend().stream();
-    // Short splits, so that short contexts have several.
+    // Short splits, so that even short contexts have several.
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
 }
 
@@ -130,7 +130,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let asks: Vec<Ask> = asks.into_iter().map(|ask| {
-            // Above temperature 0 it is `match` whose tokens are those of autoregressive sampling.
+            // Above temperature 0, only `match` gives the tokens of autoregressive sampling.
             Ask { rule: if ask.temperature > 0.0 { Rule::Match } else { ask.rule }, ..ask }
         }).collect();
         let late = SimtOptions { copies: Copies::Late, schedule: seed | 1, ..SimtOptions::default() };
@@ -152,7 +152,8 @@ proptest! {
         check("any length", engine(gpu(late), &spec, RandomEverything(RandomGroups(seed))))?;
     }
 
-    /// Draft tokens and the bits of their confidences: greedy and `match` give the same tokens whatever is drafted.
+    /// The draft tokens and the bits of their confidences agree. Committed tokens would not show a difference: greedy
+    /// decoding and `match` commit the same tokens whatever is drafted.
     #[test]
     fn drafts_and_what_is_accepted_of_them_are_the_same_in_every_mode(
         spec in spec(),
@@ -189,7 +190,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         let expected = run(&mut engine(cpu(), &spec, Mode::Autoregressive), vec![request]).remove(0);
         let recorded = || vec![Request { record: true, ..ask.request(&spec) }];
         let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), recorded()).remove(0);
-        // The CPU device does not round attention's weights to bf16, so they may part at a near-tie.
+        // The CPU device does not round attention's weights to bf16, so the tokens may differ from a near-tie on.
         let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
         if let Some(index) = parting {
             let margin = margins.0.lock().unwrap()[index];
@@ -197,7 +198,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         }
         add(&tokens, expected.tokens.len());
         add(&compared, parting.unwrap_or(expected.tokens.len()));
-        // Drafts after the same tokens, up to near-ties.
+        // Drafts after the same tokens agree, up to near-ties.
         let drafting = run(&mut engine(cpu(), &spec, Mode::Parallel), recorded()).remove(0);
         let state = |block: &Block| (block.candidates.clone(), block.accepted, block.bonus);
         for (found, expected) in blocks(&[found]).iter().zip(&blocks(&[drafting])) {
@@ -221,7 +222,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
     );
 }
 
-/// Distances between the two largest logits, as parts of the range of all, in the order of the tokens.
+/// Distances between the two largest logits, as fractions of the range of all logits, in the order of the tokens.
 #[derive(Clone, Default)]
 struct Margins(Arc<Mutex<Vec<f32>>>);
 
@@ -234,7 +235,8 @@ impl LogitsHook for Margins {
     }
 }
 
-/// One step of everything with every access watched: bounds, alignment, races, copies.
+/// One step with every kernel, in race mode: every access is checked for bounds, alignment, races and unfinished
+/// copies.
 #[test]
 fn a_checked_run_finds_nothing() {
     let spec = Spec {

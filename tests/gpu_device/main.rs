@@ -1,5 +1,5 @@
-//! The GPU device on the SIMT host: the decode loop on the kernels, what a step asks of the driver, and the test that a
-//! device passes before it is chosen.
+//! Tests of the GPU device on the SIMT host: the decode loop, the driver calls of a step, and the self-test that a
+//! device must pass before it is chosen automatically.
 
 mod decode_loop;
 mod head_products;

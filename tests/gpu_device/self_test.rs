@@ -1,5 +1,5 @@
-//! A device is tested before it is chosen by itself: one that computes what the CPU device does passes, and one that
-//! is broken in any of several ways does not.
+//! The self-test that a device must pass before it is chosen automatically: a device that agrees with the CPU device
+//! passes, and devices with planted faults fail.
 
 use std::ops::Range;
 
@@ -11,17 +11,17 @@ use flexdraft::device::gpu::{CpuProducts, Gpu, ProductMemory, ProductOut, Produc
 use flexdraft::kernels::Kernels;
 use half::bf16;
 
-/// What is wrong with a library of matrix products.
+/// A fault planted in a library of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// Its results are a tenth too large.
+    /// Results are a tenth too large.
     Scaled,
     /// A row's result depends on the number of rows.
     RowsMatter,
-    /// It leaves the first row of a product undone.
+    /// The first row of a product is not computed.
     RowMissing,
-    /// It cannot do what it is asked for.
+    /// Every product fails with an error.
     Fails,
 }
 
@@ -60,7 +60,7 @@ impl Products for Faulty {
         let changed = match self.fault {
             Fault::None => None,
             Fault::Scaled => Some((first_row..first_row + rows.len(), 1.1)),
-            // As where sums are split otherwise: the last bits of some elements.
+            // The last bits of some elements change, as if sums were split differently.
             Fault::RowsMatter if rows.len() > 2 => Some((first_row..first_row + rows.len(), 1.01)),
             Fault::RowsMatter => None,
             Fault::RowMissing => Some((first_row..first_row + 1, 0.0)),

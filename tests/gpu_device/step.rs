@@ -1,5 +1,5 @@
-//! What a step on the GPU device asks of the driver (counted on the SIMT host, whose steps are the same
-//! calls), and what becomes of what its kernels report.
+//! The driver calls of a step on the GPU device, and the handling of errors that its kernels report. Calls are counted
+//! on the SIMT host, whose steps make the same calls as a GPU's.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::Calls;
@@ -48,7 +48,7 @@ fn take_calls(engine: &Engine<Gpu<CpuProducts>>) -> Calls {
     engine.model().device().kernels().backend().take_calls()
 }
 
-/// One request of every rule.
+/// Returns one request for each rule.
 fn requests() -> Vec<Request> {
     [(Rule::Match, 0.0), (Rule::Match, 1.0), (Rule::Rejection, 1.0), (Rule::Block, 0.8)]
         .into_iter()
@@ -63,15 +63,15 @@ fn requests() -> Vec<Request> {
         .collect()
 }
 
-/// What is copied on the device in a step of [`requests`] whose sequences verify three drafts each, in bytes: the
-/// hidden rows that the head takes, what is known of the draft rows, and what kernels report. Logits are not: their
-/// rows have [`Spec::vocab`] elements.
+/// Bytes copied on the device in a step of [`requests`] whose sequences verify three drafts each: the hidden rows that
+/// the head reads, the statistics of the draft rows, and the kernels' error reports. Logits (rows of [`Spec::vocab`]
+/// elements) are not copied.
 const TARGET_ROWS: u64 = 4 * 4 * 32 * 2;
 const DRAWS: u64 = 4 * 3 * size_of::<RowStats>() as u64;
 const ERROR_WORD: u64 = 8;
 
-/// Serves the requests, so that memory grows to what their steps need, then serves them again: the calls of ten
-/// steps in which every sequence decodes, each with the modes of its records.
+/// Serves the requests once, so that memory grows to the needs of their steps, then serves them again. Returns the
+/// calls of ten steps in which every sequence decodes, with the modes of each step's records.
 fn steady_steps(policy: impl Policy + 'static) -> Vec<(Calls, Vec<StepMode>)> {
     steady_steps_of(engine(policy))
 }
@@ -104,7 +104,7 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Parallel) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // The pass, its tokens, what is verified, what is drafted.
+        // Uploads for the pass, its tokens, the verification and the drafting.
         assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
@@ -135,16 +135,16 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Sequential) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // That of the drafting pass as well.
+        // The drafting pass has one more upload.
         assert!(calls.uploads <= 5 && calls.launches <= 34, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
 }
 
-/// Heads of the tests of passes, on a cache of 1024 pages of 16 tokens.
+/// The heads of the attention tests, whose cache has 1024 pages of 16 tokens.
 const SHAPE: AttentionShape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
 
-/// A sequence of four candidates and one group, after `start` positions on pages `first_page` and up.
+/// Returns a sequence of four candidates and one group, after `start` positions, on the given pages.
 fn with_group(pages: &[u32], start: usize) -> SequenceRows<'_> {
     SequenceRows { pages, start, candidates: 4, groups: vec![1], slots: 3 }
 }
@@ -163,17 +163,17 @@ fn only_the_pages_of_a_pass_are_uploaded() {
         assert_eq!(calls.uploads, 1);
         (calls.uploaded_bytes, calls.allocations)
     };
-    // Ten numbers of 4 bytes a sequence, rounded up to a power of two of them, then a number a page.
+    // Ten numbers of 4 bytes per sequence, rounded up to a power of two sequences, then one number per page.
     assert_eq!(uploaded(4, 8), (4 * (10 * 4 + 12) + 4 * 4 * 8, 1));
     assert_eq!(uploaded(4, 256).0, 4 * (10 * 4 + 12) + 4 * 4 * 256);
     assert_eq!(uploaded(3, 8), (4 * (10 * 4 + 12) + 4 * 3 * 8, 0));
     assert_eq!(uploaded(1, 8), (4 * (10 * 4 + 12) + 4 * 8, 0));
-    // Five pages have the room of eight, and nothing follows those of the last sequence.
+    // Five pages take the room of eight, and nothing follows the pages of the last sequence.
     assert_eq!(uploaded(2, 5), (4 * (10 * 4 + 12) + 4 * 8 + 4 * 6, 0));
     assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * (512 + 300), 1));
 }
 
-/// What the operations read is the pass they are given, whatever was laid out after it.
+/// An operation reads the tables of the pass that it is given, even if another pass was laid out later.
 #[test]
 fn passes_that_are_laid_out_together_are_apart() {
     let device = gpu();
@@ -226,7 +226,7 @@ fn passes_that_are_laid_out_together_are_apart() {
     let together = run(true);
     assert!(together.iter().flatten().all(|x| x.is_finite()));
     assert_eq!(together, run(false));
-    // The scale of the second rotation makes other scores.
+    // The scale of the second rotation changes the scores.
     assert_ne!(together[..11], together[11..22]);
 }
 
@@ -250,8 +250,8 @@ fn a_pass_is_for_the_pages_it_was_checked_against() {
     assert_eq!(error.unwrap_err().to_string(), message);
 }
 
-/// A cache that is too small for all of them: some are taken out of the batch with their drafts, which are verified
-/// when they are back, among others whose drafts are where the step before left them.
+/// With a cache that is too small for all sequences, some are suspended with their drafts. The drafts are verified when
+/// the sequences are back, in a batch with sequences whose drafts are still where the previous step left them.
 #[test]
 fn drafts_of_preempted_requests_keep_their_distributions() {
     let served = |head_products, cache_tokens| {
@@ -260,7 +260,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
         let model = Model::new(device, &target, Some(&drafter)).unwrap();
         let options = EngineOptions { cache_tokens, ..EngineOptions::default() };
         let mut engine = Engine::new(model, Mode::Parallel, options).unwrap();
-        // The first of them leaves early, and makes room for one that was taken out.
+        // The first request ends early and makes room for a suspended one.
         let mut ids = Vec::new();
         for (request, max_new_tokens) in requests().into_iter().skip(1).zip([20, 30, 30]) {
             ids.push(engine.add(Request { max_new_tokens, ..request }).unwrap());
@@ -275,7 +275,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
             }
             copies.push(take_calls(&engine).copies);
         }
-        // Without the steps in which memory grew.
+        // Leaves out the steps in which memory grew.
         (outputs, copies.into_iter().skip(3).max().unwrap())
     };
     let (expected, copies) = served(HeadProducts::Apart, 1024);
@@ -283,7 +283,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
     for (head_products, steady) in [(HeadProducts::Apart, 3), (HeadProducts::Joined, 2)] {
         let (outputs, copies) = served(head_products, 80);
         assert_eq!((blocks(&outputs), tokens(&outputs)), (blocks(&expected), tokens(&expected)));
-        // Logits, and what is known of them, of two sequences.
+        // Logits and statistics of two sequences.
         assert!(copies >= steady + 4, "nothing was set aside and put beside others");
     }
 }
@@ -296,7 +296,7 @@ fn tokens(outputs: &[Output]) -> Vec<&[u32]> {
 fn an_accepted_length_without_a_group_waits_once_more() {
     for (calls, _) in steady_steps(RandomGroups(4)) {
         assert!(calls.downloads <= 2, "{calls:?}");
-        // Whichever pass they come from, drafts lie in one buffer.
+        // Drafts of either kind of pass are in one buffer.
         let most = TARGET_ROWS + 2 * DRAWS + 2 * ERROR_WORD;
         assert!(calls.copies <= 6 && calls.copied_bytes <= most, "{calls:?}");
     }
@@ -323,7 +323,7 @@ fn a_logits_hook_waits_for_its_own_rows() {
 fn what_kernels_report_is_an_error_that_says_what() {
     let spec = Spec { tied: false, ..spec() };
     let (mut target, drafter) = spec.weights();
-    // A token whose embedding is no number, so that nothing after it is.
+    // The embedding of this token is NaN, so every later result is NaN too.
     let bad = spec.vocab as u32 - 1;
     let mut embed = target.embed.to_f32();
     embed[bad as usize * spec.hidden] = f32::NAN;
@@ -351,7 +351,7 @@ fn what_kernels_report_is_an_error_that_says_what() {
             assert_eq!(faults.iter().collect::<Vec<_>>(), [Fault::Nan]);
             assert_eq!(error.to_string(), "the kernels of a step found a NaN among the logits");
         }
-        // Without that request steps succeed again, and the other one has lost nothing.
+        // Without that request steps succeed again, and the other request has lost nothing.
         assert!(engine.cancel(other));
         while !engine.is_idle() {
             for committed in engine.step().unwrap() {

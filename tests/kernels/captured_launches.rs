@@ -1,5 +1,5 @@
-//! A step's launches can be captured in a CUDA graph: made once, they serve every step of as many rows. What
-//! changes from step to step (positions, pages, groups, logits, seeds) is read from device memory alone.
+//! Captured launches of a step in a CUDA graph: captured once, they serve every step with the same number of rows.
+//! Everything that changes from step to step (positions, pages, groups, logits, seeds) is read from device memory.
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
@@ -35,7 +35,7 @@ const STRIDE: usize = VOCAB.next_multiple_of(8);
 const RANK: usize = 16;
 const DRAFTED: usize = SLOTS - 1;
 
-/// A step: of each sequence the position of candidate 0 and its two groups.
+/// A step: the position of candidate 0 and the two groups of each sequence.
 #[derive(Clone, Debug)]
 struct Step {
     sequences: [(usize, [usize; 2]); BATCH],
@@ -45,7 +45,7 @@ struct Step {
     rules: [Rule; BATCH],
 }
 
-/// The longest step that is to be served.
+/// The longest step that the captured launches must serve.
 const FIRST: Step =
     Step { sequences: [(LONGEST, [0, 3]); BATCH], seed: 1, pages: [0, 32], rules: [Rule::Match; BATCH] };
 
@@ -62,8 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// The operands of a layer, of sampling and acceptance, and of what drafts the next block: from groups of the pass, and
-/// in a pass of its own that follows the verdicts.
+/// The operands of a layer, of sampling and acceptance, and of drafting the next block: from groups of the pass, and in
+/// a separate pass that follows the verdicts.
 struct Operands {
     tables: PassTables<Simt>,
     turns: Vec<f32>,
@@ -82,7 +82,7 @@ struct Operands {
     arrived: Vec<u32>,
     verdicts: Vec<Verdict>,
     committed: Vec<i32>,
-    /// What the last step drafted from, and the same for the next.
+    /// The draft logits that the last step drew from, and the draft logits of the next block.
     last_logits: Vec<f32>,
     last_ways: Vec<RowSampling>,
     last_stats: Vec<RowStats>,
@@ -90,7 +90,8 @@ struct Operands {
     next_ways: Vec<RowSampling>,
     next_stats: Vec<RowStats>,
     drafts: Vec<Draft>,
-    /// Of drafts: bonus tokens and starts; of draft rows: where they come from, and which there are.
+    /// The outputs of the selection. Per draft: bonus token and start; per draft row: its row in the pass, and
+    /// the draft row itself (both −1 if the accepted length has no group).
     selected: [Vec<i32>; 4],
     gathered: Vec<bf16>,
     embedded: Vec<bf16>,
@@ -150,7 +151,7 @@ impl Operands {
         }
     }
 
-    /// What the host, and the kernels before these, would put there for a step; in place.
+    /// Writes the inputs of a step in place, as the host and the preceding kernels would.
     fn fill(&mut self, kernels: &Kernels<Simt>, step: &Step) {
         let (simt, stream) = (kernels.backend(), kernels.backend().stream());
         let pages = step.pages.map(|first| (first..first + 26).collect::<Vec<u32>>());
@@ -398,7 +399,7 @@ impl Operands {
         kernels.rope_table(&stream, &table).unwrap();
     }
 
-    /// Everything that comes out.
+    /// Returns the bytes of all outputs.
     fn bits(&self) -> [Vec<u8>; 11] {
         assert_eq!(self.error, [0]);
         [
@@ -429,11 +430,12 @@ proptest! {
         kernels.backend().record();
         captured.launch(&kernels);
         let recording = kernels.backend().take_recording();
-        // A launch of attention more where it merges.
+        // Attention with a merge is one more launch.
         prop_assert!(recording.len() >= 17, "{}", recording.len());
         for step in &steps {
             captured.fill(&kernels, step);
-            // SAFETY: the operands are those of `captured`, filled in place and borrowed by nothing.
+            // SAFETY: the operands are the operands that `captured` was recorded with, filled in place and borrowed by
+            // nothing.
             unsafe { kernels.backend().replay(&recording) }.unwrap();
             let mut anew = Operands::new(&kernels);
             anew.fill(&kernels, step);

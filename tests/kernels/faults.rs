@@ -1,5 +1,5 @@
-//! What only the device can find wrong with a pass: a page id that is not of the cache, and a sequence longer than a
-//! captured launch was made for. A bit of the error word says so, and every output has a defined value.
+//! Errors of a pass that only the device can find: a page id outside the cache, and a sequence longer than a captured
+//! launch was made for. The kernel sets a bit of the error word, and every output has a defined value.
 
 use std::ops::Range;
 
@@ -15,7 +15,8 @@ use half::bf16;
 
 use crate::support::noise::halves;
 
-/// The SIMT host, whose memory loses a page: entries `page` of a pass's tables become `becomes` before each launch.
+/// The SIMT host with corrupted page tables: before each launch, entries of a pass's tables equal to `page` become
+/// `becomes`.
 #[derive(Debug)]
 struct Tampered {
     simt: Simt,
@@ -101,13 +102,13 @@ fn simt() -> Simt {
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
 const PAGING: Paging = Paging { pages: 40, page_size: 16 };
-/// Elements of a page, and of a token.
+/// Elements of a page and of a token.
 const PAGE: usize = 16 * TOKEN;
 const TOKEN: usize = 2 * 64;
 const POISON: bf16 = bf16::from_bits(0x7fbf);
-/// No other entry of the tables is this number.
+/// A page id that no other entry of the tables is equal to.
 const LOST: u32 = 29;
-/// Page ids that there are not.
+/// Page ids outside the cache.
 const WRONG: [i32; 4] = [-1, PAGING.pages as i32, i32::MIN, i32::MAX];
 
 fn bits(values: &[bf16]) -> Vec<u16> {
@@ -122,7 +123,7 @@ fn strides() -> KvStrides {
     KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim)
 }
 
-/// K and V, and what became of q, k and v, after the candidates were appended; and the error word.
+/// K and V of the cache and q, k and v of the rows after the candidates were appended, and the error word.
 type Appended = (Vec<u16>, Vec<u16>, Vec<u16>, u32);
 
 fn append<B: Backend<Stream = SimtStream>>(backend: B, stream: SimtStream, pass: &Pass<'_>) -> Appended {
@@ -157,7 +158,7 @@ fn append<B: Backend<Stream = SimtStream>>(backend: B, stream: SimtStream, pass:
 #[test]
 fn nothing_is_appended_to_a_page_that_does_not_exist() {
     let sequences = vec![
-        // Two candidates in either page.
+        // Two candidates in each page.
         SequenceRows { pages: &[3, LOST], start: 14, candidates: 4, groups: vec![], slots: 0 },
         SequenceRows { pages: &[7], start: 2, candidates: 1, groups: vec![], slots: 0 },
     ];
@@ -181,7 +182,7 @@ fn nothing_is_appended_to_a_page_that_does_not_exist() {
     }
 }
 
-/// Operands of attention, the outputs poisoned and the workspace full of NaN.
+/// Operands of attention, with poisoned outputs and a workspace full of NaN.
 struct Attention {
     qkv: Vec<bf16>,
     out: Vec<bf16>,
@@ -193,7 +194,7 @@ struct Attention {
 const SPLIT: usize = 64;
 
 impl Attention {
-    /// For `rows` rows whose sequences see up to `longest` positions.
+    /// Returns operands for `rows` rows whose sequences see up to `longest` positions.
     fn new(rows: usize, longest: usize) -> Self {
         let words = attention_workspace_len(SHAPE, rows, longest, SPLIT).unwrap().div_ceil(2);
         Attention {
@@ -232,7 +233,7 @@ impl Attention {
         kernels.joint_attention(&stream, &args).unwrap();
     }
 
-    /// Bits of the results of some rows.
+    /// Returns the bits of the results of some rows.
     fn of_rows(&self, rows: Range<usize>) -> (Vec<u16>, Vec<u32>) {
         let (cols, heads) = (SHAPE.out_cols(), SHAPE.q_heads);
         let lse = self.lse[rows.start * heads..rows.end * heads].iter().map(|x| x.to_bits()).collect();
@@ -242,7 +243,7 @@ impl Attention {
 
 #[test]
 fn keys_of_a_page_that_does_not_exist_are_zeros() {
-    // Short, in one item, and of more splits than one.
+    // A short context in one item, and a context of several splits.
     for page_count in [3, 20] {
         let mut pages: Vec<u32> = (0..page_count).collect();
         pages[1] = LOST;
@@ -276,7 +277,7 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
         for becomes in WRONG {
             let simt = self::simt();
             let stream = simt.stream();
-            // What is in the page that is not named any more does not count.
+            // The page that is no longer named does not influence the result.
             let found = run(Tampered { simt, page: LOST, becomes }, stream, &pass, POISON);
             assert!(Faults::of(found.error[0]).unwrap().iter().eq([Fault::Page]), "page {becomes}");
             assert!(found.of_rows(0..8) == expected.of_rows(0..8), "page {becomes}, {page_count} pages");
@@ -284,14 +285,15 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
     }
 }
 
-/// A launch that was captured for one pass meets another in which a sequence has become longer: its rows are zeros,
-/// and the others as if it were not there. What the workspace holds shows nowhere.
+/// A launch captured for one pass is replayed with another pass, in which a sequence has become longer. The rows of
+/// that sequence are zeros, and the other rows are as in a pass without it. The contents of the workspace have no
+/// influence.
 #[test]
 fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
     let pages: Vec<u32> = (0..30).collect();
     let long = |start| SequenceRows { pages: &pages, start, candidates: 3, groups: vec![0, 2], slots: 20 };
     let short = SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![1], slots: 2 };
-    // Made for one state of a sequence, for which there is nothing to merge, and for three.
+    // Captured for one state per sequence, where nothing is merged, and for three.
     for (made_for, longer) in [(40, 300), (40, 400), (150, 400)] {
         for padding in [0, 2] {
             for long_first in [true, false] {
@@ -316,7 +318,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                 attention.out.fill(POISON);
                 attention.lse.fill(f32::NAN);
                 attention.workspace.fill(f64::NAN);
-                // SAFETY: the operands are where they were, and borrowed by nothing.
+                // SAFETY: the operands are at the recorded addresses and borrowed by nothing.
                 unsafe { simt.replay(&recording) }.unwrap();
 
                 let name = format!("{made_for}, then {longer}, {padding} rows of padding, {long_first}");
@@ -325,7 +327,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                     let lse = vec![f32::NEG_INFINITY.to_bits(); rows * SHAPE.q_heads];
                     (vec![0u16; rows * SHAPE.out_cols()], lse)
                 };
-                // Candidates of both, then mask rows of both.
+                // Candidates of both sequences, then mask rows of both.
                 let (of_long, of_short) = match long_first {
                     true => ([0..3, 4..44], [3..4, 44..46]),
                     false => ([1..4, 6..46], [0..1, 4..6]),
@@ -344,7 +346,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                     );
                 }
 
-                // It serves what it was made for as before.
+                // The recording still serves the pass that it was made for.
                 tables.upload(simt, &stream, &pass(made_for), PAGING).unwrap();
                 attention.error = [0];
                 // SAFETY: as above.

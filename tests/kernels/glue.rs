@@ -1,5 +1,5 @@
-//! The kernels around the matrix products, on the SIMT host: against the reference, row by row, with
-//! everything that is not theirs poisoned.
+//! The kernels around the matrix products on the SIMT host, compared with the reference row by row, with all memory
+//! outside their operands poisoned.
 
 use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Simt, SimtOptions};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::support::noise::halves;
 use crate::support::properties::properties;
 
-/// Checked unless another variant is asked for, in some order of threads.
+/// Returns kernels with access checks, unless another variant is asked for, and with the given order of threads.
 fn kernels(schedule: u64) -> Kernels<Simt> {
     let checking = crate::support::simt_variant::checking(Checking::Accesses);
     Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
@@ -24,7 +24,7 @@ fn f64s(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()
 }
 
-/// Whether `found` is `exact`, rounded to bf16 after f32 arithmetic.
+/// True if `found` is `exact` rounded to bf16 after f32 arithmetic.
 fn close(found: bf16, exact: f64) -> bool {
     (found.to_f64() - exact).abs() <= exact.abs() / 256.0 * 1.01 + 1e-6
 }
@@ -64,7 +64,7 @@ proptest! {
             error: Some(stream.view_mut(&mut error)),
             cols,
         }).unwrap();
-        // −1 is a row of zeros that was asked for.
+        // Index −1 asks for a row of zeros.
         prop_assert_eq!(error, [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
         let zeros = vec![bf16::ZERO; cols];
         for (row, &id) in out.chunks(cols).zip(&ids) {
@@ -111,7 +111,7 @@ proptest! {
                 prop_assert!(close(out, exact), "{out} for {exact}");
             }
         }
-        // A row alone has the same bits.
+        // A row has the same bits in a batch of its own.
         for row in 0..rows {
             let range = row * cols..(row + 1) * cols;
             let (mut x, mut alone) = (before[range.clone()].to_vec(), vec![POISON; cols]);
@@ -143,7 +143,7 @@ proptest! {
         }
 
         let bonus = halves(seed ^ 5, 2 * cols);
-        // There are no bonus rows −1, 2 and −2, and nobody asks for the first.
+        // Bonus rows −1, 2 and −2 do not exist. Index −1 asks for no bonus row and is no error.
         let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
         let before = x[..rows * cols].to_vec();
         let (mut hidden, mut error) = (before.clone(), [0]);
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// A random pass with pages of its own, in a shuffled order.
+/// A random pass whose pages are in a shuffled order.
 #[derive(Clone, Debug)]
 struct AnyPass {
     sequences: Vec<(usize, usize, Vec<usize>, usize)>,
@@ -196,8 +196,8 @@ prop_compose! {
 }
 
 impl AnyPass {
-    /// Page ids of each sequence, and how many there are. Most pages of a long context are the same one,
-    /// which no row of this pass is in.
+    /// Returns the page ids of each sequence, and the total number of pages. Most pages of a long context are the same
+    /// page, which no row of this pass is in.
     fn pages(&self) -> (Vec<Vec<u32>>, usize) {
         let mut next = 1;
         let pages = self
@@ -244,7 +244,7 @@ proptest! {
         let rows = described.len() + padding;
         prop_assert_eq!(tables.rows(), described.len());
 
-        // Frequencies down to a turn in a hundred thousand positions.
+        // Frequencies down to one turn in a hundred thousand positions.
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let mut turns = vec![f32::NAN; rows * head_dim];
         kernels.rope_table(&stream, &RopeTable {
@@ -300,7 +300,7 @@ proptest! {
                 prop_assert_eq!(found, before);
                 continue;
             };
-            // Where a head of a candidate's k or v is in the cache.
+            // The place of this head of a candidate's k or v in the cache.
             let candidate = r < tables.candidates();
             let page = pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
             let token = page * strides.page + row.position % pass.page_size * strides.token;

@@ -1,5 +1,5 @@
-//! The kernels on the SIMT host: against the reference, against themselves in other batches and orders, and with
-//! operands that do not fit.
+//! Tests of the kernels on the SIMT host: compared with the reference, compared with themselves in other batches and
+//! orders of threads, and called with operands that do not match.
 
 mod acceptance;
 mod attention;

@@ -1,5 +1,5 @@
-//! What verdicts decide about the next drafts, looked up on the SIMT host as a device would, is what the host
-//! would look up.
+//! The selection of the next draft rows by verdicts: the kernels on the SIMT host must agree with the same selection on
+//! the host.
 
 use bytemuck::Zeroable;
 use flexdraft::backend::simt::{Checking, Copies};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::support::properties::properties;
 use crate::support::simt_variant::checking;
 
-/// Bonus tokens, starts, sources, draft rows, and the error word.
+/// The outputs of the selection: bonus tokens, starts, sources, draft rows, and the error word.
 type Selected = (Vec<i32>, Vec<i32>, Vec<i32>, Vec<i32>, u32);
 
 type MakeDraft = fn(&DraftGroups) -> Result<Draft, KernelError>;
@@ -46,7 +46,7 @@ fn select(
     (bonus, starts, sources, draft_rows, error[0])
 }
 
-/// Where the rows of a pass are: their rotations, after its groups have followed verdicts; and the error word.
+/// Returns the rotations of a pass's rows after its groups have followed verdicts, and the error word.
 fn positions(pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>, schedule: u64) -> (Vec<f32>, u32) {
     let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
@@ -91,7 +91,7 @@ proptest! {
         in_logits in any::<bool>(),
         schedule in 0u64..4,
     ) {
-        // Sequences in reverse, so that drafts are not in the order of their verdicts.
+        // Sequences in reverse order, so that the order of drafts differs from the order of their verdicts.
         let verdicts: Vec<Verdict> = sequences
             .iter()
             .enumerate()
@@ -118,7 +118,7 @@ proptest! {
             prop_assert_eq!(bonus[i], if known { verdict.bonus } else { 0 });
             prop_assert_eq!(i64::from(starts[i]), if known { verdict.cached_length } else { 0 });
             let rank = match draft.groups {
-                // The one group follows the verdict.
+                // The only group follows the verdict.
                 GroupSet::NONE => known.then_some(0),
                 groups => groups.iter().position(|k| k as i32 == verdict.accepted),
             };
@@ -141,7 +141,7 @@ proptest! {
         sequences in prop::collection::vec((0usize..40, 0usize..8, 0usize..8, 1usize..6), 1..70),
         schedule in 0u64..4,
     ) {
-        // Sequence i is that of the verdict after next, as not every sequence of a verification drafts.
+        // Sequence i follows verdict i + 2, because not every verified sequence drafts.
         let pages: Vec<u32> = (0..4).collect();
         let rows = |start, group, slots| SequenceRows { pages: &pages, start, candidates: 0, groups: vec![group], slots };
         let laid_out = Pass {
@@ -155,7 +155,7 @@ proptest! {
         let (followed, error) = positions(&laid_out, Some((&verdicts, &of)), schedule);
         prop_assert_eq!(error, 0);
         prop_assert_eq!(&followed, &positions(&asked_for, None, schedule).0);
-        // A verdict beyond what was laid out, or none at all: the group stays.
+        // For a verdict beyond the laid-out rows, and without a verdict, the group stays in place.
         for (verdicts, of) in [(&verdicts[..], vec![0; of.len()]), (&verdicts[..2], of)] {
             let (stayed, error) = positions(&laid_out, Some((verdicts, &of)), schedule);
             prop_assert_eq!(error, 16);
@@ -178,7 +178,7 @@ fn drafts_that_do_not_exist() {
         DraftGroups { first_draft: i32::MAX as usize, ..sound },
         DraftGroups { slots: 64, ..sound },
     ] {
-        // Nothing is written but a token and a position that any table has.
+        // Only a valid token and a valid position are written.
         assert_eq!(selected(wrong, Draft::new), (vec![0], vec![0], vec![-7, -7], vec![-7, -7], 16));
     }
 }

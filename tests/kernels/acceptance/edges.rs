@@ -1,4 +1,5 @@
-//! Distributions by hand: what cannot be is never committed, and what is left when nothing is.
+//! Hand-made distributions: impossible tokens are never committed, and the bonus token is right even if the residual is
+//! empty.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::Checking;
@@ -30,7 +31,7 @@ fn by_hand(rule: Rule, p: &[[f32; 4]], q: &[[f32; 4]], tokens: &[i32], seed: u64
     }
 }
 
-/// The verdicts of the same rows with the random numbers of each seed, all of them the reference's.
+/// Returns the kernel's verdicts of the same rows for several seeds, after checking each against the reference.
 fn verdicts(rule: Rule, p: &[[f32; 4]], q: &[[f32; 4]], tokens: &[i32], seeds: u64) -> Vec<Verdict> {
     let sequences: Vec<Sequence> = (0..seeds).map(|seed| by_hand(rule, p, q, tokens, seed)).collect();
     let outcome = run::<f32>(&kernels(Checking::Off, 0), 4, &sequences);
@@ -46,12 +47,12 @@ fn verdicts(rule: Rule, p: &[[f32; 4]], q: &[[f32; 4]], tokens: &[i32], seeds: u
 fn what_cannot_be_is_never_committed() {
     for rule in BOTH {
         let one = |p: [[f32; 4]; 2], q: [f32; 4], token: i32| verdicts(rule, &p, &[q], &[token], 100);
-        // p(d) = 0: never accepted, and the bonus token is one that p can draw.
+        // p(d) = 0: the draft token is never accepted, and the bonus token is possible under p.
         for verdict in one([[NO, 0.0, 0.0, NO], ALL], ALL, 0) {
             assert_eq!(verdict.accepted, 0);
             assert!([1, 2].contains(&verdict.bonus), "{verdict:?}");
         }
-        // q(d) = 0 where p(d) > 0: always accepted. A token that is not of the vocabulary: never.
+        // q(d) = 0 < p(d): the draft token is always accepted. A token outside the vocabulary is never accepted.
         assert!(one([ALL, ALL], [NO, 0.0, 0.0, 0.0], 0).iter().all(|verdict| verdict.accepted == 1));
         for token in [4, -1, i32::MAX, i32::MIN] {
             assert!(one([ALL, ALL], ALL, token).iter().all(|verdict| verdict.accepted == 0));
@@ -62,45 +63,45 @@ fn what_cannot_be_is_never_committed() {
         for verdict in one([[NO, NO, 5.0, NO], ALL], [0.0, NO, NO, NO], 0) {
             assert_eq!((verdict.accepted, verdict.bonus, verdict.probability), (0, 2, 1.0));
         }
-        // Nothing left of p after an impossible draft, as q = p: p itself.
+        // q = p and an impossible draft token: the residual is empty, so the bonus token comes from p.
         for verdict in one([[NO, 0.0, NO, NO], ALL], [NO, 0.0, NO, NO], 0) {
             assert_eq!((verdict.accepted, verdict.bonus), (0, 1));
         }
     }
 }
 
-/// The same among several draft tokens, at each place.
+/// The same cases with several draft tokens, at each place.
 #[test]
 fn what_cannot_be_is_never_committed_anywhere_in_a_draft() {
     let (some, hot) = ([NO, 0.0, 1.0, 2.0], [NO, NO, 5.0, NO]);
     for rule in BOTH {
         for place in 0..3 {
             let drafts = |q: [f32; 4], token: i32, p: [f32; 4]| {
-                // Elsewhere p and q are equal, so that every other token is accepted.
+                // At the other places p and q are equal, so every other token is accepted.
                 let (mut target, mut draft, mut tokens) = ([some; 4], [some; 3], [1, 2, 3]);
                 (target[place], draft[place], tokens[place]) = (p, q, token);
                 verdicts(rule, &target, &draft, &tokens, 40)
             };
-            // p(d) = 0: no longer prefix is accepted. Block verification does not take the shorter one either where
-            // p = q after it: only longer ones pass then.
+            // p(d) = 0: no prefix that contains the token is accepted. Block verification may reject the shorter prefix
+            // as well, because with p = q after it only longer prefixes pass.
             for q in [ALL, [0.0, NO, NO, NO]] {
                 let found = drafts(q, 0, some);
                 assert!(found.iter().all(|verdict| verdict.accepted <= place as i32), "{rule:?} {place}");
                 assert!(rule == Rule::Block || found.iter().all(|verdict| verdict.accepted == place as i32));
                 assert!(found.iter().all(|verdict| verdict.bonus != 0));
             }
-            // q(d) = 0 < p(d), p = q, and both one-hot at the token: all are accepted.
+            // q(d) = 0 < p(d); p = q; and both one-hot at the token: all tokens are accepted.
             for (q, token, p) in [([0.0, NO, 0.0, 0.0], 1, some), (some, 2, some), (hot, 2, hot)] {
                 assert!(drafts(q, token, p).iter().all(|verdict| verdict.accepted == 3), "{rule:?} {place}");
             }
-            // One-hot p and q apart: the bonus is p's one token.
+            // One-hot p and q at different tokens: the bonus token is p's only token.
             for verdict in drafts([0.0, NO, NO, NO], 0, hot) {
                 assert!(verdict.accepted <= place as i32);
                 if verdict.accepted == place as i32 {
                     assert_eq!((verdict.bonus, verdict.probability), (2, 1.0));
                 }
             }
-            // p = q and a token that neither can draw: nothing is left of p, so the bonus is a draw from p.
+            // p = q and a token that neither can draw: the residual is empty, so the bonus token is a draw from p.
             for (seed, verdict) in (0..).zip(drafts(some, 0, some)) {
                 let stopped = if rule == Rule::Rejection { place } else { 0 };
                 assert_eq!(verdict.accepted, stopped as i32);
@@ -111,7 +112,7 @@ fn what_cannot_be_is_never_committed_anywhere_in_a_draft() {
     }
 }
 
-/// Without draft tokens, and with all accepted, the bonus token is a draw from p.
+/// Without draft tokens, and if all are accepted, the bonus token is a draw from p.
 #[test]
 fn a_bonus_token_without_a_draft_beside_it_is_drawn_from_the_target() {
     let p = [NO, 0.0, 1.0, 2.0];

@@ -1,5 +1,5 @@
-//! Acceptance on the SIMT host: the decisions of the reference for the same rows and random numbers, for all
-//! rules, whatever else is in the batch.
+//! Tests of acceptance on the SIMT host: for all rules, the kernels decide as the reference does for the same rows and
+//! random numbers, independently of the rest of the batch.
 
 mod edges;
 mod oracle;
@@ -80,8 +80,8 @@ proptest! {
     }
 }
 
-/// Blocks of 16 and the most tokens that there can be, by every rule: what is decided deep in a draft. Few of them may
-/// be too close to be compared.
+/// Drafts of 15 tokens (blocks of 16) and of the largest supported length, by every rule: tests decisions deep in a
+/// draft. Only a few sequences may be too close to a tie to be compared.
 #[test]
 fn drafts_of_15_and_63_tokens() {
     let (mut compared, mut sequences, mut deepest) = (0, Vec::new(), 0);

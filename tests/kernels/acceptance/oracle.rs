@@ -1,5 +1,5 @@
-//! What the kernels must decide: the reference's verdicts in double precision, for whatever probabilities are within
-//! the rounding of f32.
+//! The verdicts that the kernels must give: the reference's verdicts in double precision, for all probabilities within
+//! f32 rounding.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{MAX_COMMITTED, Verdict};
@@ -10,12 +10,12 @@ use proptest::prelude::*;
 
 use super::sequences::{Sequence, warped};
 
-/// How far a probability of the kernels is from the exact one, relatively.
+/// The largest relative error of the kernels' probabilities.
 const ERROR: f64 = 1e-5;
-/// How far a score is, a logarithm and a Gumbel number.
+/// The largest error of a score, which is the sum of a logarithm and a Gumbel number.
 const SCORE_ERROR: f64 = 1e-4;
 
-/// A sequence's distributions.
+/// The distributions p_0..p_v and q_1..q_v of a sequence.
 struct Distributions {
     p: Vec<Vec<f64>>,
     q: Vec<Vec<f64>>,
@@ -34,19 +34,19 @@ impl Distributions {
         Distributions { p, q }
     }
 
-    /// p_{i−1}(d_i) and q_i(d_i): 0 of a token that is not of the vocabulary.
+    /// Returns p_{i−1}(d_i) and q_i(d_i); both are 0 for a token outside the vocabulary.
     fn of_draft(&self, sequence: &Sequence, i: usize) -> (f64, f64) {
         let of = |row: &Vec<f64>| row.get(sequence.tokens[i - 1] as usize).copied().unwrap_or(0.0);
         (of(&self.p[i - 1]), of(&self.q[i - 1]))
     }
 
-    /// Whether p_i and q_{i+1} are of the same logits, so that the kernels' are equal in every bit.
+    /// True if p_i and q_{i+1} come from the same logits, so that the kernels compute them with equal bits.
     fn same(&self, i: usize) -> bool {
         self.p[i] == self.q[i]
     }
 }
 
-/// Whether a prefix sum of top-p stands so close to its target that rounding may decide what is kept.
+/// True if a prefix sum of top-p is so close to the target that rounding may decide which ids are kept.
 fn is_close_call(row: &[f32], params: &SamplingParams) -> bool {
     if params.top_p >= 1.0 || params.temperature == 0.0 {
         return false;
@@ -60,7 +60,8 @@ fn is_close_call(row: &[f32], params: &SamplingParams) -> bool {
     })
 }
 
-/// The accepted length if every probability is wrong by as much as it can be, in favour of the draft or against it.
+/// Returns the accepted length if every probability has its largest error: in favour of the draft (`favour` 1) or
+/// against it (−1).
 fn accepted(sequence: &Sequence, rows: &Distributions, favour: f64) -> usize {
     let drafts = sequence.tokens.len();
     let uniform =
@@ -92,7 +93,7 @@ fn accepted(sequence: &Sequence, rows: &Distributions, favour: f64) -> usize {
     (1..=drafts).rev().find(|&i| passes(i)).unwrap_or(0)
 }
 
-/// P_i of block verification, and how far it may be from what f32 makes of it, relatively.
+/// P_i of block verification, with the largest relative error of its f32 value.
 #[derive(Clone, Copy)]
 struct Prefix {
     value: f64,
@@ -117,8 +118,8 @@ fn prefixes(sequence: &Sequence, rows: &Distributions) -> Vec<Prefix> {
     prefixes
 }
 
-/// Whether `found` may be the draw from weights, each of which is known up to an error: no other id is sure to have
-/// more.
+/// True if `found` may be the draw from `weights`, each of which has an error bound: no other id is certain to have a
+/// higher score.
 fn may_be_drawn(weights: &[(f64, f64)], numbers: Stream, found: usize) -> bool {
     let scored = || weights.iter().zip(numbers.gumbels()).map(|(w, g)| (w, f64::from(g)));
     let surely = scored().map(|((w, error), g)| (w - error).max(0.0).ln() + g);
@@ -127,8 +128,8 @@ fn may_be_drawn(weights: &[(f64, f64)], numbers: Stream, found: usize) -> bool {
     mine.is_some_and(|mine| mine > f64::NEG_INFINITY && mine >= best - 2.0 * SCORE_ERROR)
 }
 
-/// Whether `found` is a bonus token after `accepted` draft tokens, and how it is drawn: from what P · p_a is above
-/// q_{a+1}, or p_a where nothing is or there is no q.
+/// True if `found` is a valid bonus token after `accepted` draft tokens. It is drawn from the excess of P · p_a over
+/// q_{a+1}, or from p_a if there is no excess or no q.
 fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: usize) -> bool {
     let numbers = Stream::new(sequence.seed, Purpose::ResidualDraw, accepted, sequence.position);
     let p = &rows.p[accepted];
@@ -140,7 +141,7 @@ fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: u
         _ => Prefix { value: 1.0, error: 0.0 },
     };
     if prefix.value == 1.0 && prefix.error == 0.0 && p == q {
-        // The kernel's differences are 0 too.
+        // The kernel's differences are exactly 0 too.
         return from_target();
     }
     let above = |(&p, &q): (&f64, &f64)| {
@@ -154,12 +155,12 @@ fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: u
     if above.iter().any(|(weight, error)| weight - error > 0.0) {
         return may_be_drawn(&above, numbers, found);
     }
-    // Whether anything is left depends on rounding: either is a draw that may be.
+    // Rounding decides whether any excess is left, so a draw from either distribution is valid.
     p[found] > 0.0 && (from_target() || may_be_drawn(&above, numbers, found))
 }
 
-/// Whether a verdict is one that the reference gives, up to the rounding of probabilities. `None` where that could
-/// decide about the accepted length.
+/// Checks that a verdict is the reference's, up to the rounding of probabilities. Returns `None` if rounding could
+/// decide the accepted length.
 pub fn check(sequence: &Sequence, verdict: &Verdict, committed: &[i32]) -> Result<Option<()>, TestCaseError> {
     let mut logits = sequence.target.iter().chain(sequence.draft.iter().flatten());
     if logits.any(|row| is_close_call(row, &sequence.params)) {
@@ -207,7 +208,7 @@ pub fn check(sequence: &Sequence, verdict: &Verdict, committed: &[i32]) -> Resul
         least
     };
     let expected = rows.p[accepted][found];
-    // Of a residual only what p can be.
+    // The residual contains only tokens that are possible under p.
     prop_assert!(expected > 0.0);
     prop_assert!(
         (f64::from(verdict.probability) - expected).abs() < 1e-4,
@@ -224,9 +225,9 @@ pub fn check(sequence: &Sequence, verdict: &Verdict, committed: &[i32]) -> Resul
     Ok(Some(()))
 }
 
-/// The accepted length by the reference itself, whose tokens are of the vocabulary.
+/// Returns the accepted length that the reference gives. The reference takes only tokens of the vocabulary.
 fn reference(sequence: &Sequence, rows: &Distributions) -> usize {
-    // One more id, which is impossible, for a token that is not of it.
+    // Adds one impossible id, which stands for tokens outside the vocabulary.
     let with_none = |rows: &[Vec<f64>]| -> Vec<Vec<f64>> {
         rows.iter().map(|row| [row.as_slice(), &[0.0]].concat()).collect()
     };

@@ -1,4 +1,4 @@
-//! Sequences to verify, and running the kernels on them.
+//! Generates sequences to verify, and runs the acceptance kernels on them.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::Simt;
@@ -16,22 +16,22 @@ use proptest::prelude::*;
 
 use crate::support::noise::Xorshift;
 
-/// One sequence: what its rows are made of.
+/// The description of a sequence, from which its rows are generated.
 #[derive(Clone, Debug)]
 pub struct Generated {
     pub rule: Rule,
     pub params: SamplingParams,
     pub drafts: usize,
-    /// How far the draft's logits are from the target's; 0 makes p and q equal.
+    /// The distance of the draft's logits from the target's; 0 makes p and q equal.
     pub distance: f32,
-    /// Whether the draft comes from a distribution at all.
+    /// True if the draft tokens come from a distribution q; false for point masses.
     pub has_distribution: bool,
     pub groups: GroupSet,
     pub position: usize,
     pub seed: u64,
 }
 
-/// One sequence with its rows.
+/// A sequence with its rows of logits and its draft tokens.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     pub rule: Rule,
@@ -41,13 +41,13 @@ pub struct Sequence {
     pub seed: u64,
     /// Logits of p_0..p_v.
     pub target: Vec<Vec<f32>>,
-    /// Logits of q_1..q_v; none where every q_j is the point mass at d_j.
+    /// Logits of q_1..q_v; `None` if every q_j is the point mass at d_j.
     pub draft: Option<Vec<Vec<f32>>>,
     /// d_1..d_v.
     pub tokens: Vec<i32>,
 }
 
-/// The distribution that logits give, in double precision.
+/// Returns the distribution of a row of logits in double precision.
 pub fn warped(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     let warping = Warping {
         temperature: params.temperature.into(),
@@ -63,7 +63,8 @@ impl Generated {
     pub fn sequence(&self, vocab: usize) -> Sequence {
         let mut random = Xorshift::new(self.seed);
         let mut next = || random.uniform() * 2.0 - 1.0;
-        // In steps that bf16 holds; a few ids stand out, and some are impossible.
+        // The logits are multiples of a step that bf16 represents exactly. A few ids stand out, and some are
+        // impossible.
         let mut row = || -> Vec<f32> {
             (0..vocab)
                 .map(|id| match (next() * 8.0).floor() {
@@ -116,7 +117,7 @@ impl Generated {
 }
 
 impl Sequence {
-    /// The kernel's rule: at temperature 0 all are the same.
+    /// Returns the rule that the kernel applies: at temperature 0 all rules are the same.
     pub fn effective_rule(&self) -> Rule {
         if self.params.temperature == 0.0 { Rule::Match } else { self.rule }
     }
@@ -131,12 +132,13 @@ impl Sequence {
 }
 
 prop_compose! {
-    /// A sequence of as many draft tokens as `drafts` says.
+    /// Generates a sequence whose number of draft tokens comes from `drafts`.
     pub fn generated(drafts: BoxedStrategy<usize>)(
         rule in prop::sample::select(vec![Rule::Match, Rule::Rejection, Rule::Rejection, Rule::Block, Rule::Block]),
         temperature in prop::sample::select(vec![0.0f32, 1.0, 0.7, 2.0, 1.0]),
         top_k in prop::sample::select(vec![0usize, 0, 1, 5]),
-        // None that a few equal probabilities add up to: 64-bit sums and those of the kernel would differ.
+        // No value is a sum of a few equal probabilities: there, 64-bit sums and the kernel's sums could decide
+        // differently.
         top_p in prop::sample::select(vec![1.0f32, 1.0, 0.913, 0.47]),
         min_p in prop::sample::select(vec![0.0f32, 0.0, 0.05, 0.3]),
         drafts in drafts,
@@ -152,7 +154,7 @@ prop_compose! {
     }
 }
 
-/// Verdicts and committed tokens.
+/// The verdicts and the committed tokens of a batch.
 pub struct Outcome {
     pub verdicts: Vec<Verdict>,
     pub committed: Vec<Vec<i32>>,
@@ -175,7 +177,7 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
     for sequence in sequences {
         let drafts = sequence.tokens.len();
         let draws = drafts == 0 || sequence.effective_rule() == Rule::Match;
-        // Sequences that differ in their random numbers alone look at the same rows, unless these are drawn from.
+        // Sequences that differ in their random numbers only share their rows, unless the rows' draws are needed.
         let shared = last.filter(|(last, _)| !draws && last.has_rows_of(sequence));
         let first = shared.map_or([target_ways.len(), draft_ways.len(), tokens.len()], |(_, first)| first);
         requests.push(
@@ -257,14 +259,14 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
                 },
             )
             .unwrap();
-        // It can be launched again: the counters are as they were.
+        // The counters are back at 0, so the kernel can be launched again.
         assert!(arrived.iter().all(|&count| count == 0));
     }
     assert_eq!(error, [0]);
     Outcome { verdicts, committed: committed.chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect() }
 }
 
-/// A type that logits are stored in, which holds those of the tests.
+/// An element type of logits that represents the tests' logits.
 pub trait Stored {
     fn of(value: f32) -> Self;
 }

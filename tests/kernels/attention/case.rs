@@ -1,4 +1,4 @@
-//! A pass of attention: its sequences, where it runs, and what the reference says of its rows.
+//! A test case of attention: the sequences of a pass, where it runs, and the reference's results for its rows.
 
 use flexdraft::backend::simt::{Checking, Traffic};
 use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
@@ -21,19 +21,19 @@ pub struct Sequence {
     pub candidates: usize,
     pub groups: Vec<usize>,
     pub slots: usize,
-    /// What its values are made from, with the name of candidate 0.
+    /// The seed of the sequence's values, together with the name of candidate 0.
     pub seed: u64,
     pub first: usize,
 }
 
 impl Sequence {
-    /// Candidate `i` alone: the step of autoregressive decoding at its position.
+    /// Returns a sequence with candidate `i` alone: the autoregressive decode step at its position.
     pub fn candidate(&self, i: usize) -> Self {
         let (start, first) = (self.start + i, self.first + i);
         Self { start, first, candidates: 1, groups: vec![], ..self.clone() }
     }
 
-    /// Group number `i` alone: the drafting pass after its acceptance.
+    /// Returns a sequence with group number `i` alone: the drafting pass after its accepted length.
     pub fn group(&self, i: usize) -> Self {
         Self { candidates: 0, groups: vec![self.groups[i]], ..self.clone() }
     }
@@ -42,12 +42,13 @@ impl Sequence {
         self.candidates + self.groups.len() * self.slots
     }
 
-    /// Cached positions that some row sees.
+    /// Returns the number of cached positions that some row sees.
     pub fn length(&self) -> usize {
         self.start + self.candidates.max(self.groups.last().map_or(0, |last| last + 1))
     }
 
-    /// q, k and v of a row, the same wherever the row is. Mask rows are told apart by their group.
+    /// Returns q, k and v of a row. They do not depend on the pass that the row is in. Mask rows are identified by
+    /// their group.
     fn row(&self, shape: AttentionShape, row: usize) -> Vec<bf16> {
         let name = match row.checked_sub(self.candidates) {
             None => self.first + row,
@@ -56,13 +57,13 @@ impl Sequence {
         halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
     }
 
-    /// K and V of the cached positions, `[length, kv_heads · head_dim]`.
+    /// Returns K and V of the cached positions, `[length, kv_heads · head_dim]`.
     fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
         [1, 2].map(|s| halves(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
     }
 }
 
-/// How a case is run.
+/// The settings under which a case runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     pub shape: AttentionShape,
@@ -71,14 +72,14 @@ pub struct Setting {
     pub head_major: bool,
     pub padding: usize,
     pub options: SimtOptions,
-    /// Whether only tiles of 64 rows and two stages fit a CTA.
+    /// True if shared memory allows only tiles of 64 rows with two stages.
     pub small: bool,
-    /// How many there are decides how many splits a CTA takes together.
+    /// The number of multiprocessors, which determines how many splits a CTA handles together.
     pub multiprocessors: u32,
 }
 
 impl Setting {
-    /// The usual one: splits of a tile, pages of 16, the whole shared memory.
+    /// The usual setting: a tile per split, pages of 16 tokens, all of the shared memory.
     pub fn of(shape: AttentionShape) -> Self {
         Setting {
             shape,
@@ -101,7 +102,7 @@ impl Setting {
     }
 }
 
-/// What a launch is going to read: K and V, and the rows.
+/// The memory that a launch reads: K and V, and the rows.
 pub struct Memory<'a> {
     setting: Setting,
     sequences: &'a [Sequence],
@@ -111,7 +112,7 @@ pub struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// Another finite value in place of each of `values`.
+    /// Replaces each of `values` with another finite value.
     fn change(values: &mut [bf16]) {
         for x in values {
             let other = if x.is_nan() { 1.5 } else { 0.75 - 1.25 * x.to_f32() };
@@ -149,15 +150,15 @@ impl Memory<'_> {
     }
 }
 
-/// Output and log-sum-exp of a row, as bits.
+/// A row's output and log-sum-exp, as bits.
 pub type RowBits = (Vec<u16>, Vec<u32>);
 
-/// Every row of every sequence, in order.
+/// Runs the case and returns every row of every sequence, in order.
 pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
     run_watched(setting, sequences, |_| {}).rows
 }
 
-/// The same with other values somewhere.
+/// Runs the case after `change` has changed some values.
 pub fn run_changed(
     setting: Setting,
     sequences: &[Sequence],
@@ -166,17 +167,17 @@ pub fn run_changed(
     run_watched(setting, sequences, change).rows
 }
 
-/// What the kernels read and wrote.
+/// Returns the bytes that the kernels read and wrote.
 pub fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
     run_watched(setting, sequences, |_| {}).traffic
 }
 
-/// Elements of the workspace that the kernels were given.
+/// Returns the elements of the workspace that the kernels were given.
 pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
     run_watched(setting, sequences, |_| {}).workspace_len
 }
 
-/// What became of a launch.
+/// The results of a watched launch.
 struct Watched {
     rows: Vec<Vec<RowBits>>,
     traffic: Vec<Traffic>,
@@ -193,7 +194,7 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
     let kernels = Kernels::new(simt.limited(limits));
     let (simt, stream) = (kernels.backend(), kernels.backend().stream());
 
-    // Page ids descend, and page 0 belongs to nobody.
+    // Page ids descend, and no sequence has page 0.
     let counts: Vec<usize> = sequences.iter().map(|s| s.length().div_ceil(page_size)).collect();
     let mut next: u32 = counts.iter().sum::<usize>() as u32;
     let page_count = next as usize + 1;
@@ -247,7 +248,7 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
     for (sequence, row) in candidates.chain(masks) {
         let mut row_values = sequence.row(shape, row);
         if row < sequence.candidates {
-            // Their k and v are in the cache; what is here must not matter.
+            // The k and v of candidates are in the cache; the values here must not matter.
             row_values[shape.out_cols()..].fill(NAN);
         }
         qkv.extend(row_values);
@@ -307,7 +308,7 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
     Watched { rows, traffic: simt.take_traffic(), workspace_len: needed }
 }
 
-/// The rows of a sequence against the reference.
+/// Compares the rows of a sequence with the reference.
 pub fn compare(setting: Setting, sequence: &Sequence, rows: &[RowBits]) -> Result<(), TestCaseError> {
     let shape = setting.shape;
     let heads = Heads { q_heads: shape.q_heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };

@@ -1,4 +1,4 @@
-//! Contexts and caches of sizes that no other test has.
+//! Attention over contexts and caches larger than in all other tests.
 
 use flexdraft::backend::simt::Checking;
 use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
@@ -20,14 +20,14 @@ fn f64s(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|x| x.to_f64()).collect()
 }
 
-/// The plain kernels: memory as large as here has no room for what the checks keep of it.
+/// Returns the kernels without checks, whose shadow memory would be too large for these caches.
 fn kernels(multiprocessors: u32) -> Kernels<Simt> {
     let simt = Simt::new(SimtOptions { checking: Checking::Off, ..SimtOptions::default() });
     let limits = Limits { multiprocessors, ..simt.limits() };
     Kernels::new(simt.limited(limits))
 }
 
-/// A candidate at the last of `length` positions, with splits of 64.
+/// Runs a candidate at the last of `length` positions, with splits of 64 keys.
 fn attend_last(
     kernels: &Kernels<Simt>,
     q: &[bf16],
@@ -74,14 +74,15 @@ fn compare(out: &[bf16], q: &[bf16], keys: &[f64], values: &[f64]) {
     }
 }
 
-/// The longest context of the models: 2048 splits of a tile, 512 spans, all levels of the merge but two. A million
-/// keys have these too, and take seconds: they run where more random cases than usual are asked for.
+/// The longest context of the models: 2048 splits of a tile, 512 spans, all levels of the merge but two. A context of a
+/// million keys has these two as well. It takes seconds, so it runs only if more random cases than usual are asked for.
 #[test]
 fn long_contexts() {
     if checking(Checking::Off) == Checking::Accesses {
         return; // nothing here is watched
     }
-    // As many multiprocessors as are kept busier by a split each than by a span: four times as many states.
+    // The larger number of multiprocessors is kept busier by one split per CTA than by one span per CTA: four times as
+    // many states.
     let bits: Vec<Vec<u16>> = sample([4, 400], 2).map(|count| a_long_context(131_072, count)).collect();
     assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "divided by splits, other bits");
     if more_than_usual() {
@@ -89,14 +90,14 @@ fn long_contexts() {
     }
 }
 
-/// The bits of a row, compared with the reference. The cache is a few pages, each of which the table names many
-/// times.
+/// Compares a row with the reference and returns its bits. The cache has a few pages, and the page table names each of
+/// them many times.
 fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
     let (page_size, pages) = (128, 5);
     let row = SHAPE.head_dim;
     let q: Vec<bf16> = halves(1, row);
     let [k, v] = [2, 3].map(|seed| halves(seed, pages * page_size * row));
-    // Not in turn, so that no two stretches of a power of two are alike.
+    // An irregular order of the pages, so that no two stretches of 2^n pages are alike.
     let table: Vec<u32> = (0..length / page_size).map(|i| (i * i % 7 * (i + 1) % pages) as u32).collect();
     let strides = KvStrides::token_major(page_size, SHAPE.kv_heads, SHAPE.head_dim);
     let paging = Paging { pages, page_size };
@@ -108,8 +109,8 @@ fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
     out.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Pages that are further apart than 2³¹ elements: 4 GiB of address space, of which a page at either end is touched.
-/// (AddressSanitizer would write to an eighth of it.)
+/// Attention over two pages more than 2³¹ elements apart: 4 GiB of address space, with only the pages at its ends
+/// touched. (AddressSanitizer would write to an eighth of it.)
 #[cfg(all(target_pointer_width = "64", not(flexdraft_simt_sanitized)))]
 #[test]
 fn offsets_beyond_32_bits() {

@@ -1,5 +1,5 @@
-//! What a row must not see has no influence: changing it changes no bit of the row. (A V that is not finite, where
-//! another row of its sequence sees it, is the documented exception.)
+//! Rows are independent of everything that they must not see: changing it changes no bit of the row. (The documented
+//! exception is a V that is not finite and that another row of the same sequence sees.)
 
 use flexdraft::backend::SimtOptions;
 use flexdraft::backend::simt::Copies;
@@ -8,14 +8,14 @@ use flexdraft::layout::AttentionShape;
 use super::case::{Memory, Sequence, Setting, run, run_changed};
 use super::sample;
 
-/// A row of a pass: of which sequence, and which of its rows.
+/// A row of a pass: its sequence, and its index within the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Row {
     sequence: usize,
     row: usize,
-    /// The last cached position that it sees.
+    /// The last cached position that the row sees.
     limit: usize,
-    /// The index of its group.
+    /// The index of the row's group; `None` for a candidate.
     group: Option<usize>,
 }
 
@@ -33,22 +33,22 @@ fn rows(sequences: &[Sequence]) -> Vec<Row> {
     sequences.iter().enumerate().flat_map(of).collect()
 }
 
-/// What is changed, and who sees it.
+/// A change to the memory, and the rows that see it.
 struct Change {
     name: String,
     make: Box<dyn Fn(&mut Memory<'_>)>,
     seen_by: Box<dyn Fn(&Row) -> bool>,
 }
 
-/// Everything of one sequence that some row sees and another does not, or none: each part by itself.
+/// Returns a change for each part of one sequence that some row does not see.
 fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Change> {
     let s = &sequences[sequence];
     let mut changes = Vec::new();
     let mut add = |name: String, make: Box<dyn Fn(&mut Memory<'_>)>, seen_by: Box<dyn Fn(&Row) -> bool>| {
         changes.push(Change { name: format!("{name} of sequence {sequence}"), make, seen_by });
     };
-    // The first and last positions of the prefix, each position that the pass appends, and what the last page has
-    // beyond: none of it is seen.
+    // The first and last positions of the prefix, each position that the pass appends, and the rest of the last page,
+    // which no row sees.
     let page_end = s.length().next_multiple_of(setting.page_size);
     let positions = [0, s.start - 1].into_iter().chain(s.start..page_end);
     for (position, tensor) in positions.flat_map(|position| [(position, 0), (position, 1)]) {
@@ -72,7 +72,7 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
     }
     for (candidate, part) in (0..s.candidates).flat_map(|candidate| (0..3).map(move |part| (candidate, part)))
     {
-        // Candidates' K and V are in the cache: those beside q are nobody's.
+        // Candidates' K and V are read from the cache; no row reads the copies beside q.
         add(
             format!("{} of candidate {candidate}", ["q", "the projected K", "the projected V"][part]),
             Box::new(move |memory| memory.change_row(part, sequence, candidate)),
@@ -82,7 +82,7 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
     changes
 }
 
-/// Every kind of row (each candidate, each group's slots) of a mixed pass, whose rows cross a tile.
+/// Tests every kind of row (each candidate, each group's slots) in a mixed pass whose rows cross a tile.
 #[test]
 fn what_a_row_must_not_see_changes_no_bit() {
     let sequences = [

@@ -1,4 +1,5 @@
-//! How work is divided and in what order CTAs take it changes no bit, and the workspace has places for it.
+//! The division of work into items and the order in which CTAs take them change no bit, and the workspace has room for
+//! the states of all items.
 
 use flexdraft::backend::SimtOptions;
 use flexdraft::backend::simt::Copies;
@@ -11,12 +12,12 @@ fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> 
     Sequence { start, candidates, groups: groups.to_vec(), slots, seed: start as u64, first: 0 }
 }
 
-/// Full spans of 256 keys, spans of a few keys, slots as items of their own and of an item that has all keys, groups
-/// that lie in two blocks, and blocks of several groups.
+/// Sequences with full spans of 256 keys, spans of a few keys, slots as items of their own and as part of an item with
+/// all keys, groups that lie in two blocks, and blocks of several groups.
 fn mixed() -> Vec<Sequence> {
     vec![
         sequence(10, 2, &[1], 16),
-        // Two full spans; three rows see two keys of a third.
+        // Two full spans, and a third span of which three rows see two keys each.
         sequence(510, 3, &[0, 2, 3], 5),
         // One full span that is everything.
         sequence(255, 1, &[0], 16),
@@ -28,7 +29,7 @@ fn mixed() -> Vec<Sequence> {
     ]
 }
 
-/// From the processor that is given every item in turn to the processor that has a CTA for each.
+/// The number of multiprocessors ranges from one, which takes every item in turn, to more than there are items.
 #[test]
 fn any_number_of_multiprocessors_gives_the_same_bits() {
     let sequences = mixed();
@@ -42,7 +43,7 @@ fn any_number_of_multiprocessors_gives_the_same_bits() {
             let alone: Vec<Vec<RowBits>> = run(setting(3, false), std::slice::from_ref(sequence));
             assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
         }
-        // A sample takes the last of them, whose items have a split each.
+        // The last case gives each item one split. Smaller samples include it.
         for (multiprocessors, small) in [(2, true), (3, false), (7, false), (500, true), (500, false)] {
             let options = SimtOptions { copies: Copies::Late, schedule: 1, ..Setting::of(shape).options };
             let found = run(Setting { options, ..setting(multiprocessors, small) }, &sequences);
@@ -51,15 +52,15 @@ fn any_number_of_multiprocessors_gives_the_same_bits() {
     }
 }
 
-/// An odd batch with more sequences than a warp has lanes: the plan has two entries for two sequences, and adds 32 of
-/// them up at once.
+/// An odd batch with more sequences than a warp has lanes: the plan has two entries per two sequences, and adds up 32
+/// entries at once.
 #[test]
 fn large_batches() {
     let shape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
     let sequences: Vec<Sequence> = (0..71)
         .map(|i| {
             let groups: &[usize] = if i % 3 == 0 { &[0] } else { &[] };
-            // Some of them without rows, which have no items.
+            // Some sequences have no rows and therefore no items.
             sequence(i * 13 % 290, i % 5 % 3, groups, 2)
         })
         .collect();
@@ -69,11 +70,11 @@ fn large_batches() {
     }
 }
 
-/// A state of every row and head for each item, and one for the slots unless an item has everything.
+/// The workspace has a state per item for every row and head, and one more for the slots unless an item has all keys.
 #[test]
 fn the_workspace_has_a_state_an_item() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
-    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1535 in spans of 512.
+    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
     for (start, multiprocessors, places) in [(300, 24, 3 + 1), (300, 4, 1), (1533, 2, 3 + 1)] {
         let sequences = [sequence(start, 3, &[0, 2], 4), sequence(start - 7, 3, &[1], 4)];
         let setting = Setting { split: 128, multiprocessors, ..Setting::of(shape) };

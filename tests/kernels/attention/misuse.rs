@@ -1,4 +1,4 @@
-//! Operands that do not fit each other: a typed error, and nothing launched.
+//! Attention operands that do not match give a typed error, and no kernel is launched.
 
 use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};

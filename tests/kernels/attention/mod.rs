@@ -1,5 +1,5 @@
-//! Joint attention on the SIMT host: against the reference in f64, with every byte that no row may see set
-//! to NaN, and bit for bit the same wherever a row is computed.
+//! Joint attention on the SIMT host. Rows are compared with the reference in f64 while every byte that no row may see
+//! is NaN, and must have the same bits in every pass that computes them.
 
 mod case;
 mod contexts;
@@ -24,7 +24,7 @@ prop_compose! {
             1 => Just(63),
             1 => Just(64),
             1 => Just(127),
-            // Spans of splits of 64 end at multiples of 256.
+            // Spans of splits of 64 keys end at multiples of 256.
             1 => 250usize..260,
             1 => 700usize..780,
         ],
@@ -79,7 +79,7 @@ proptest! {
         sequences in prop::collection::vec(sequence(200), 1..6),
     ) {
         let together = run(setting, &sequences);
-        // The same arithmetic under other paging, tiles, order, copies and limits.
+        // The same arithmetic with other paging, tiles, order, copies and limits.
         let other = Setting { shape: setting.shape, split: setting.split, ..other };
         let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
         let mut permuted = run(other, &reversed);
@@ -87,14 +87,14 @@ proptest! {
         prop_assert!(together == permuted, "permuted");
         for (sequence, rows) in sequences.iter().zip(&together) {
             prop_assert!(run(other, std::slice::from_ref(sequence))[0] == *rows, "alone");
-            // Candidate i is the row of autoregressive decoding at its position. Its cache is as long as it
-            // sees, so what comes later has no influence.
+            // Candidate i is the row of autoregressive decoding at its position. Its cache ends at its own position, so
+            // later positions have no influence.
             let row = sequence.candidates / 2;
             if row < sequence.candidates {
                 let ar = run(other, &[sequence.candidate(row)]).remove(0);
                 prop_assert!(ar[0] == rows[row], "autoregressive");
             }
-            // Group a of a joint pass is the group of a pass that drafts after acceptance.
+            // Group a of a joint pass equals the group of a drafting pass after acceptance.
             let group = sequence.groups.len() / 2;
             if group < sequence.groups.len() {
                 let drafted = run(other, &[sequence.group(group)]).remove(0);
@@ -113,13 +113,13 @@ proptest! {
     }
 }
 
-/// Two sequences whose rows fill one block each: every visible K and V is needed once. States go through memory
-/// for as many parts as the keys are divided into, and not at all where that is one.
+/// The rows of each of the two sequences fill one block, so every visible K and V is needed once. If the keys are
+/// divided into parts, the states of each part go through memory; if there is only one part, no states do.
 #[test]
 fn bytes_are_those_of_the_floor() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
-    // Keys 0..=302 in splits of 128, one an item; in spans of 512; keys 0..=1535 in spans of 512.
+    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
     for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1533, 2, 3)] {
         let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
         let sequences = [sequence(1), sequence(2)];
@@ -135,10 +135,10 @@ fn bytes_are_those_of_the_floor() {
         for operand in ["k cache", "v cache"] {
             let read = 2 * (start as u64 + 3) * token;
             assert_eq!(bytes("joint_attention", operand), Some((read, 0)));
-            // However many items there are, each has keys of its own.
+            // The items of a sequence read disjoint keys, however many items there are.
             assert_eq!(of("joint_attention", operand).map(|t| t.read_total), Some(read));
         }
-        // Every row's q; mask rows' k and v as well.
+        // The q of every row, and the k and v of mask rows.
         assert_eq!(bytes("joint_attention", "qkv"), Some((rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0)));
         let out = Some((0, rows * 4 * 64 * 2));
         if parts == 1 {
@@ -146,7 +146,7 @@ fn bytes_are_those_of_the_floor() {
             assert_eq!(bytes("joint_attention", "out"), out);
             assert_eq!(bytes("attention_merge", "out"), None, "there is nothing to merge");
         } else {
-            // Of every row a state of each part, and of the mask rows one of their slots.
+            // One state of each part for every row, and one of their slots for the mask rows.
             let written = parts * states + states * 16 / rows;
             assert_eq!(bytes("joint_attention", "workspace"), Some((0, written)));
             assert_eq!(bytes("attention_merge", "workspace"), Some((written, 0)));
@@ -155,8 +155,8 @@ fn bytes_are_those_of_the_floor() {
     }
 }
 
-/// `1 / whole` of `cases` where fewer random cases than usual are asked for, as in the samples of race mode and under
-/// sanitizers.
+/// Returns `1 / whole` of `cases` if fewer random cases than usual are asked for (in race mode and under sanitizers),
+/// and otherwise all of them.
 fn sample<T>(cases: impl IntoIterator<Item = T>, whole: usize) -> impl Iterator<Item = T> {
     let step = if fewer_than_usual() { whole } else { 1 };
     cases.into_iter().step_by(step)

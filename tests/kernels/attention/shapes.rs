@@ -1,4 +1,4 @@
-//! Every shape that the kernels take, and every place where keys are divided, once each.
+//! Tests every shape that the attention kernels support and every place where keys are divided, once each.
 
 use flexdraft::backend::SimtOptions;
 use flexdraft::backend::simt::Copies;
@@ -7,7 +7,7 @@ use flexdraft::layout::AttentionShape;
 use super::case::{Sequence, Setting, compare, run};
 use super::sample;
 
-/// That the rows of a pass are the reference's.
+/// Compares the rows of a pass with the reference.
 fn check(setting: Setting, sequences: &[Sequence]) {
     for (sequence, rows) in sequences.iter().zip(run(setting, sequences)) {
         compare(setting, sequence, &rows)
@@ -19,7 +19,7 @@ fn copies(late: bool) -> Copies {
     if late { Copies::Late } else { Copies::Eager }
 }
 
-/// Every head_dim, ratio of query to KV heads, page size and layout of the cache.
+/// Tests every head_dim, ratio of query to KV heads, page size and layout of the cache.
 #[test]
 fn every_shape() {
     let mut all = Vec::new();
@@ -30,7 +30,7 @@ fn every_shape() {
             all.extend([false, true].map(|head_major| (head_dim, ratio, page_size, head_major)));
         }
     }
-    // A number of cases that has no factor with theirs, so that a sample has some of everything.
+    // The step 7 has no factor in common with the numbers of values, so a sample contains every value.
     for (head_dim, ratio, page_size, head_major) in sample(all, 7) {
         let kv_heads = if head_major { 2 } else { 1 };
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
@@ -44,13 +44,13 @@ fn every_shape() {
             padding: ratio % 4 / 3,
             ..usual
         };
-        // The first candidate is on the last token of a page, what comes after it on the next.
+        // The first candidate is on the last token of a page, and the following rows are on the next page.
         let (start, seed) = (page_size - 1, ratio as u64);
         check(setting, &[Sequence { start, candidates: 2, groups: vec![0, 2], slots: 2, seed, first: 0 }]);
     }
 }
 
-/// The shape of the released drafters: blocks of 16, so 15 drafts, and a group for each accepted length.
+/// The shape of the released drafters: blocks of 16, so 15 draft tokens, and a group for each accepted length.
 #[test]
 fn the_released_shape() {
     for head_dim in sample([64, 128], 2) {
@@ -61,8 +61,8 @@ fn the_released_shape() {
     }
 }
 
-/// Ends of tiles (64 keys), of splits (128) and of spans (256) at each of the positions n + i that a pass with
-/// v = 5 appends, and just before and after them. A span at a time or a split, the bits are the same.
+/// Ends of tiles (64 keys), of splits (128) and of spans (256) at each of the positions n + i that a pass with v = 5
+/// appends, and just before and after them. The bits are the same with a span per CTA and with a split per CTA.
 #[test]
 fn every_row_at_every_boundary() {
     let (drafts, mut cases) = (5, Vec::new());

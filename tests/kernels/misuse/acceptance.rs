@@ -1,4 +1,4 @@
-//! Acceptance, and what verdicts decide about the next draft.
+//! Operands of acceptance and of the selection of the next draft by verdicts.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
@@ -24,7 +24,7 @@ const SEQUENCE: VerifySequence = VerifySequence {
     groups: GroupSet::NONE,
 };
 
-/// Two sequences over ten ids that look at the same rows.
+/// Two sequences over a vocabulary of ten ids that share their rows.
 struct Batch {
     vocab: usize,
     stride: usize,
@@ -104,7 +104,7 @@ fn accept() {
             measured("error word", 4, |k| &mut k.error),
         ],
     );
-    // As many rows as there are statistics (a draft may have more), as many results as there are sequences.
+    // The statistics determine the number of rows (a draft may have more), and the sequences the number of results.
     refused(sound, |k| k.target_stats.shorten(1), length(KERNEL, "target", 2 * 16, 3 * 16));
     refused(sound, |k| k.draft.shorten(16), length(KERNEL, "draft", 2 * 16, 16));
     taken(|| {
@@ -168,7 +168,7 @@ fn drafts_that_cannot_be() {
     }
 }
 
-/// A draft of two rows.
+/// The selection of a draft with two rows.
 struct Selection {
     drafts: Memory,
     verdicts: Memory,
@@ -224,7 +224,7 @@ fn select_drafts() {
     refused(sound, |k| k.sources.shorten(1), length(KERNEL, "draft rows", 1, 2));
 }
 
-/// Which verdicts the sequences of the pass of `pass.rs` follow.
+/// The verdicts that the sequences of the pass of `pass.rs` follow.
 struct Follow {
     sequences: Memory,
     verdicts: Memory,

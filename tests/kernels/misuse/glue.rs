@@ -1,4 +1,4 @@
-//! The kernels around the matrix products.
+//! Operands of the kernels around the matrix products.
 
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::glue::{
@@ -14,7 +14,8 @@ use super::{Host, Launch, length, measure, measured, operands_are_checked, refus
 
 const NO_COLUMNS: &str = "multiples of 8";
 
-/// Two rows of 16 elements by index, of a table of three; or added to by two rows of it.
+/// Operands of kernels that use an index: two rows of 16 elements looked up in a table of three rows, or with two table
+/// rows added to them.
 struct ByIndex {
     kernel: &'static str,
     cols: usize,
@@ -67,7 +68,7 @@ fn embed_gather_and_silu_add() {
                 measured("error word", 4, |k| &mut k.error),
             ],
         );
-        // Rows of 16 elements: what is left over is no row.
+        // Rows have 16 elements; a remainder of less than a row does not count.
         refused(sound, |k| k.table.shorten(1), length(kernel, table, 2 * 16, 3 * 16 - 1));
         refused(sound, |k| k.index.shorten(1), length(kernel, out, 16, 2 * 16));
         for cols in [0, 4, 12] {
@@ -79,7 +80,7 @@ fn embed_gather_and_silu_add() {
     }
 }
 
-/// Three rows of 16 elements, with or without something to be added.
+/// Operands of RMSNorm: three rows of 16 elements, with or without a `delta` that is added first.
 struct Norm {
     x: Memory,
     delta: Option<Memory>,
@@ -125,7 +126,7 @@ fn rms_norm() {
                 measure("out", 16, |k| &mut k.out),
             ],
         );
-        // As many rows as `out` has whole ones.
+        // The whole rows of `out` determine the number of rows of `x`.
         refused(sound, |k| k.out.shorten(1), length(KERNEL, "x", 2 * 16, 3 * 16));
         for cols in [0, 12] {
             let expected = unsupported(KERNEL, "number of columns", cols as i64, NO_COLUMNS);
@@ -136,7 +137,7 @@ fn rms_norm() {
     operands_are_checked(norm_of_a_sum, KERNEL, &[delta]);
 }
 
-/// A sum, or a gate with what it lets through.
+/// Operands of `add` or `silu_mul`: `x` and delta, or `x` with gate and up and the output.
 struct Two {
     kernel: &'static str,
     cols: usize,
@@ -186,7 +187,7 @@ fn silu_mul() {
     }
 }
 
-/// The rotations of the pass of `pass.rs`.
+/// Operands of the rotations for the pass of `pass.rs`.
 struct Turns {
     inv_freq: Memory,
     turns: Memory,
@@ -214,7 +215,7 @@ fn rope_table() {
 
 const ROWS: usize = super::pass::ROWS;
 
-/// The rows of that pass, whose candidates are appended.
+/// Operands of the append of the candidates of that pass.
 struct Append {
     shape: AttentionShape,
     qkv: Memory,

@@ -1,24 +1,24 @@
-//! Operands that can be made too short, misaligned, and another host's.
+//! Memory of operands that a test can shorten, misalign or move to another host.
 
 use flexdraft::backend::{Element, View, ViewMut};
 
 use super::Host;
 
-/// Elements of some type, as bytes, so that they can begin anywhere.
+/// Elements of any type, stored as bytes so that they can begin at any address.
 pub struct Memory {
     bytes: Vec<u8>,
-    /// Of an element.
+    /// Bytes of an element.
     size: usize,
     first: usize,
     len: usize,
     elsewhere: bool,
 }
 
-/// What every operand is aligned to until a test shifts it.
+/// The alignment of every operand until a test shifts it.
 const ALIGNMENT: usize = 16;
 
 impl Memory {
-    /// `len` elements of zeros.
+    /// Returns `len` elements of zeros.
     pub fn zeros<T: Element>(len: usize) -> Self {
         let size = size_of::<T>();
         let bytes = vec![0u8; len * size + 2 * ALIGNMENT];
@@ -41,7 +41,7 @@ impl Memory {
         self.len -= by;
     }
 
-    /// Lets it begin so many bytes later.
+    /// Moves the begin of the operand by a number of bytes.
     pub fn shift(&mut self, bytes: usize) {
         assert!((1..=ALIGNMENT).contains(&bytes));
         self.first += bytes;

@@ -1,5 +1,5 @@
-//! Operands that do not fit: each precondition of each kernel's safe method is violated once, which is the typed error
-//! that names the operand, and nothing is launched.
+//! Operands that violate one precondition of a kernel's safe method each: the method returns the typed error that names
+//! the operand, and launches nothing.
 
 mod acceptance;
 mod attention;
@@ -12,7 +12,7 @@ use flexdraft::backend::{Limits, Simt, SimtOptions, SimtStream};
 use flexdraft::kernels::{KernelError, Kernels};
 use memory::Memory;
 
-/// Where a kernel is launched, and a stream of another host.
+/// The host that kernels are launched on, and a stream of another host.
 pub struct Host {
     pub kernels: Kernels<Simt>,
     pub stream: SimtStream,
@@ -33,11 +33,11 @@ impl Host {
     }
 }
 
-/// A kernel's operands, which fit until a test spoils one.
+/// A kernel's operands, which are valid until a test spoils one of them.
 pub trait Launch {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError>;
 
-    /// What the processor has, where that is the precondition.
+    /// Returns the processor's limits, if the kernel's precondition depends on them.
     fn limits(&self) -> Option<Limits> {
         None
     }
@@ -46,24 +46,24 @@ pub trait Launch {
 /// One operand of a kernel.
 pub struct Operand<K> {
     pub name: &'static str,
-    /// In bytes.
+    /// Required alignment in bytes.
     pub alignment: usize,
     pub of: fn(&mut K) -> &mut Memory,
-    /// Whether the other operands tell its length; otherwise it tells theirs.
+    /// True if the length of this operand follows from the other operands; false if other lengths follow from it.
     pub measured: bool,
 }
 
-/// An operand whose length the others tell.
+/// Returns an operand whose length follows from the other operands.
 pub fn measured<K>(name: &'static str, alignment: usize, of: fn(&mut K) -> &mut Memory) -> Operand<K> {
     Operand { name, alignment, of, measured: true }
 }
 
-/// An operand whose length tells those of others.
+/// Returns an operand that determines the length of other operands.
 pub fn measure<K>(name: &'static str, alignment: usize, of: fn(&mut K) -> &mut Memory) -> Operand<K> {
     Operand { name, alignment, of, measured: false }
 }
 
-/// That the operands of `sound` are taken as they are.
+/// Checks that the unchanged operands of `sound` are accepted.
 #[track_caller]
 pub fn taken<K: Launch>(sound: fn() -> K) {
     let mut operands = sound();
@@ -72,7 +72,7 @@ pub fn taken<K: Launch>(sound: fn() -> K) {
     assert!(host.simt().take_calls().launches > 0);
 }
 
-/// That operands spoiled like this are `expected`, whatever the address in it, and launch nothing.
+/// Checks that operands spoiled by `spoil` give the error `expected` (with any address in it) and launch nothing.
 #[track_caller]
 pub fn refused<K: Launch>(sound: fn() -> K, spoil: impl FnOnce(&mut K), expected: KernelError) {
     let mut operands = sound();
@@ -86,7 +86,7 @@ pub fn refused<K: Launch>(sound: fn() -> K, spoil: impl FnOnce(&mut K), expected
     assert_eq!(host.simt().take_calls().launches, 0, "{found}");
 }
 
-/// That `kernel` refuses each of these operands when it is too short, not aligned, and of another host.
+/// Checks that `kernel` refuses each of these operands if it is too short, misaligned, or on another host.
 #[track_caller]
 pub fn operands_are_checked<K: Launch>(sound: fn() -> K, kernel: &'static str, operands: &[Operand<K>]) {
     for &Operand { name: operand, alignment, of, measured } in operands {
@@ -101,7 +101,7 @@ pub fn operands_are_checked<K: Launch>(sound: fn() -> K, kernel: &'static str, o
     }
 }
 
-/// A shape or value that `kernel` does not support.
+/// Returns the error for a shape or value that `kernel` does not support.
 pub fn unsupported(
     kernel: &'static str,
     what: &'static str,
@@ -111,7 +111,7 @@ pub fn unsupported(
     KernelError::Unsupported { kernel, what, found, supported }
 }
 
-/// An operand of the wrong length.
+/// Returns the error for an operand of the wrong length.
 pub fn length(kernel: &'static str, operand: &'static str, expected: usize, found: usize) -> KernelError {
     KernelError::Length { kernel, operand, expected, found }
 }

@@ -1,4 +1,4 @@
-//! The tables of a pass.
+//! The tables of a pass, and sequences that do not form a valid pass.
 
 use flexdraft::backend::Simt;
 use flexdraft::kernels::{KernelError, Paging, PassTables};
@@ -10,20 +10,20 @@ pub const PAGES: usize = 6;
 pub const PAGE_SIZE: usize = 16;
 const PAGING: Paging = Paging { pages: PAGES, page_size: PAGE_SIZE };
 
-/// Two sequences: three candidates and two groups of two slots, and a candidate.
+/// Rows of the two sequences: one with three candidates and two groups of two slots, one with a single candidate.
 pub const ROWS: usize = 3 + 2 * 2 + 1;
-/// Positions that their rows see at most.
+/// The number of positions that the rows of the pass see at most.
 pub const SEEN: usize = 70;
 
 fn sound() -> [SequenceRows<'static>; 2] {
     [
         SequenceRows { pages: &[3, 1], start: 20, candidates: 3, groups: vec![0, 2], slots: 2 },
-        // Page 3 is read by both.
+        // Both sequences read page 3.
         SequenceRows { pages: &[3, 3, 3, 0, 2], start: 69, candidates: 1, groups: vec![], slots: 0 },
     ]
 }
 
-/// The tables of that pass, on a host.
+/// Returns the tables of that pass on a host.
 pub fn tables(host: &Host) -> PassTables<Simt> {
     let (simt, stream) = (host.kernels.backend(), &host.stream);
     let mut tables = PassTables::new(simt, stream, 2, 5).unwrap();
@@ -32,7 +32,7 @@ pub fn tables(host: &Host) -> PassTables<Simt> {
     tables
 }
 
-/// Those of one sequence whose last candidate is at position `length` − 1.
+/// Returns the tables of a pass with one sequence, whose last candidate is at position `length` − 1.
 pub fn tables_of_length(host: &Host, length: usize) -> PassTables<Simt> {
     let (simt, stream) = (host.kernels.backend(), &host.stream);
     let pages = vec![0; length.div_ceil(PAGE_SIZE)];
@@ -42,7 +42,7 @@ pub fn tables_of_length(host: &Host, length: usize) -> PassTables<Simt> {
     tables
 }
 
-/// What `sequences` are refused with; the tables are as before then.
+/// Returns the error that refuses `sequences`, after checking that the tables are unchanged.
 #[track_caller]
 fn refused(sequences: &[SequenceRows<'_>], paging: Paging) -> KernelError {
     let host = Host::new(None);
@@ -91,7 +91,7 @@ fn passes_that_cannot_be() {
     }
 }
 
-/// Two rows of one launch would write the same address.
+/// Two rows of one launch must not write the same address.
 #[test]
 fn candidates_that_are_appended_to_the_same_token_of_a_page() {
     let [first, second] = sound();
@@ -102,11 +102,12 @@ fn candidates_that_are_appended_to_the_same_token_of_a_page() {
     assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
     let both = [SequenceRows { pages, ..second.clone() }, first.clone()];
     assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
-    // A sequence that has a page twice where it appends.
+    // The page table of this sequence has a page twice where the sequence appends.
     let twice = SequenceRows { pages: &[3, 1, 1], candidates: 20, groups: vec![], ..first.clone() };
     assert_eq!(refused(&[twice], PAGING), shared(0, 0, 1, 4));
 
-    // Beside each other, and what is read or has no candidates, may share.
+    // Sequences may append to different tokens of a page, and may share pages that are only read or that belong to
+    // sequences without candidates.
     let host = Host::new(None);
     let mut tables = tables(&host);
     let mut upload = |sequences: &[SequenceRows<'_>]| {

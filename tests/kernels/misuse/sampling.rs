@@ -1,4 +1,4 @@
-//! Sampling, with a calibrator and without.
+//! Operands of sampling, with and without a calibrator.
 
 use flexdraft::backend::BackendError;
 use flexdraft::kernels::KernelError;
@@ -9,11 +9,11 @@ use half::bf16;
 use super::memory::Memory;
 use super::{Host, Launch, length, measure, measured, operands_are_checked, refused, taken, unsupported};
 
-/// Two rows over ten ids.
+/// Operands of sampling: two rows over a vocabulary of ten ids.
 struct Rows {
     vocab: usize,
     stride: usize,
-    /// Of the calibrator; without one 0.
+    /// Rank of the calibrator; 0 without one.
     rank: usize,
     logits: Memory,
     logit_index: Option<Memory>,
@@ -104,7 +104,7 @@ fn sample() {
                 measured("error", 4, |k| &mut k.error),
             ],
         );
-        // What is left over of whole rows, and rows that are named by their place and are not there.
+        // A remainder of less than a row does not count, and rows without `logit_index` must all exist.
         refused(sound, |k| k.logits.shorten(1), length(kernel, "logits", 16, 2 * 16 - 1));
         let spoil = |k: &mut Rows| {
             k.logit_index = None;
@@ -138,7 +138,7 @@ fn the_calibrator() {
         let expected = unsupported("sample", "rank", rank, "a multiple of 8 above 0");
         refused(calibrated, |k| k.rank = rank as usize, expected);
     }
-    // More than a CTA can hold of W2.
+    // At this rank, a tile of W2 does not fit in a CTA's shared memory.
     let (kernel, needed, allowed) = (KERNEL, 543_488, 227 << 10);
     let expected = BackendError::SharedMemory { kernel, needed, allowed }.into();
     refused(|| rows(4096), |_| (), expected);
@@ -159,7 +159,7 @@ fn parameters_out_of_range() {
     assert_eq!(refused(SamplingParams { min_p: 1.0, ..one }), SamplingError::MinP(1.0));
 }
 
-/// Fewer rows are not wrong.
+/// Empty operands are valid, and launch nothing.
 #[test]
 fn no_rows_are_nothing_to_do() {
     for sound in [plain, calibrated] {

@@ -1,4 +1,4 @@
-//! Batches of rows, and running the kernels on them.
+//! Batches of rows for the sampling kernels, and a method that runs the kernels on them.
 
 use flexdraft::backend::simt::Checking;
 use flexdraft::backend::{Simt, SimtOptions};
@@ -12,7 +12,7 @@ use half::bf16;
 
 const NAN: f32 = f32::NAN;
 
-/// A type that the test can make from and turn into f32.
+/// An element type of logits that the test converts to and from f32.
 pub trait Stored: Logit + PartialEq + std::fmt::Debug {
     fn of(value: f32) -> Self;
     fn value(self) -> f32;
@@ -40,11 +40,11 @@ impl Stored for bf16 {
     const EPSILON: f32 = 1.0 / 128.0;
 }
 
-/// How one row of a test is drawn from.
+/// Sampling parameters and random numbers of one row of a test.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Way {
     pub params: SamplingParams,
-    /// Seed, purpose, slot and position of the draw.
+    /// Seed, purpose, slot and position of the draw; `None` if nothing is drawn.
     pub numbers: Option<(u64, Purpose, usize, usize)>,
     pub draft: i32,
 }
@@ -63,17 +63,17 @@ impl Way {
     }
 }
 
-/// The calibrator of a test, and what goes into it.
+/// The calibrator of a test, and its inputs.
 #[derive(Clone, Debug)]
 pub struct Correction {
     pub rank: usize,
     pub weight: Vec<bf16>,
     pub bias: Option<Vec<f32>>,
-    /// A row each.
+    /// The hidden rows, one per row of logits.
     pub hidden: Vec<Vec<bf16>>,
 }
 
-/// Rows to sample, all of one vocabulary.
+/// Rows to sample, all over the same vocabulary.
 #[derive(Clone, Debug)]
 pub struct Batch<L> {
     pub vocab: usize,
@@ -82,7 +82,7 @@ pub struct Batch<L> {
     pub correction: Option<Correction>,
 }
 
-/// What came out: statistics, the logits afterwards, and the error word.
+/// The results of the kernels: statistics, the logits afterwards, and the error word.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome<L> {
     pub stats: Vec<RowStats>,
@@ -96,7 +96,7 @@ impl<L: Stored> Batch<L> {
         Batch { vocab: rows[0].len(), rows, ways, correction: None }
     }
 
-    /// The same rows in another order, or some of them.
+    /// Returns a batch of the rows `order`, in that order.
     pub fn picked(&self, order: &[usize]) -> Self {
         Batch {
             vocab: self.vocab,
@@ -109,7 +109,7 @@ impl<L: Stored> Batch<L> {
         }
     }
 
-    /// Runs the kernels. Whatever they must not read is NaN, and whatever they must write is too.
+    /// Runs the kernels. Memory that they must not read, and memory that they must write, is NaN before.
     pub fn run(&self, kernels: &Kernels<Simt>, keep: bool) -> Outcome<L> {
         let stride = self.vocab.next_multiple_of(8) + 8;
         let mut logits = vec![L::of(NAN); self.rows.len() * stride];
@@ -158,7 +158,7 @@ impl<L: Stored> Batch<L> {
     }
 }
 
-/// Statistics of which every bit is set.
+/// Returns statistics with all bits set.
 pub fn poisoned_stats() -> RowStats {
     bytemuck::pod_read_unaligned(&[0xff; size_of::<RowStats>()])
 }

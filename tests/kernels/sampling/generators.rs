@@ -1,4 +1,4 @@
-//! Generators of rows, parameters and batches.
+//! Generators of random rows, parameters and batches for the sampling tests.
 
 use flexdraft::random::Purpose;
 use flexdraft::sampling::SamplingParams;
@@ -14,18 +14,18 @@ const NAN: f32 = f32::NAN;
 pub fn noise(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     let mut random = Xorshift::new(seed);
     let mut next = || random.uniform();
-    // The sum of three uniforms: a bell.
+    // The sum of three uniform numbers is roughly bell-shaped.
     (0..len).map(|_| (next() + next() + next() - 1.5) * 2.0 * scale).collect()
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
     Bell(f32),
-    /// Few distinct values: ties everywhere.
+    /// Few distinct values, so that ties are everywhere.
     Steps(f32),
-    /// So close together that they share bins.
+    /// Values so close together that they share bins.
     Crowd,
-    /// As Bell, with NaN and infinities strewn in.
+    /// Like `Bell`, with some NaN and infinities.
     Odd,
 }
 

@@ -1,5 +1,5 @@
-//! The sampling kernels against the reference in double precision, and against themselves: alone, in any
-//! batch, order, tiling, schedule.
+//! The sampling kernels, compared with the reference in double precision and with themselves: alone, and in any batch,
+//! order, tiling and schedule.
 
 mod batch;
 mod generators;
@@ -42,7 +42,8 @@ proptest! {
     }
 }
 
-/// The stored logits are the reference's calibrated logits, and the statistics those of the stored logits.
+/// Checks that the stored logits are the reference's calibrated logits, and that the statistics describe the stored
+/// logits.
 fn check_calibrated<L: Stored>(batch: &Batch<L>) {
     let outcome = batch.run(&kernels(), true);
     let correction = batch.correction.as_ref().unwrap();
@@ -59,7 +60,7 @@ fn check_calibrated<L: Stored>(batch: &Batch<L>) {
                 assert!(found == exact || (found.is_nan() && exact.is_nan()), "{found}, not {exact}");
                 continue;
             }
-            // Half a unit of the stored type, and the sum in f32.
+            // Half a unit in the last place of the stored type, and the rounding of the f32 sum.
             let tolerance = f64::from(L::EPSILON) * 0.51 * exact.abs() + 2e-5;
             let overflows = exact.abs() > 3.38e38;
             assert!(overflows || (found - exact).abs() <= tolerance, "id {id}: {found}, not {exact}");
@@ -84,11 +85,11 @@ proptest! {
 
 // --- A model's vocabulary ---------------------------------------------------------------------------------
 
-/// Qwen3's: of more chunks of plain rows than one CTA takes, and of more of calibrated ones than the last pass has
-/// threads.
+/// The vocabulary of Qwen3. Its plain rows have more chunks than one CTA takes, and its calibrated rows have more
+/// chunks than the last pass has threads.
 const LARGE_VOCAB: usize = 151_936;
 
-/// Rows over it: greedy, drawn from, and cut in every way.
+/// Returns rows over this vocabulary: greedy, drawn from, and with every truncation.
 fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
     let one = SamplingParams::at_temperature(0.9);
     let ways = vec![
@@ -99,7 +100,7 @@ fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
     ];
     let rows = (0..4).map(|row| {
         let mut row = logits(seed + row, LARGE_VOCAB, Shape::Bell(1.5));
-        // What stands out is in the last chunk.
+        // The largest logit is in the last chunk.
         row[LARGE_VOCAB - 3] = 9.0;
         row
     });
@@ -135,7 +136,8 @@ fn calibrated_rows_of_a_model_s_vocabulary() {
     run::<bf16>(24, rank);
 }
 
-/// The calibrator's own code path in the reference: W1, the bonus token and all, up to u.
+/// The calibrated logits agree with the reference's calibrator, which computes all of them from W1 and the bonus token;
+/// the kernel takes u.
 #[test]
 fn a_draft_slot_is_the_reference_s_from_end_to_end() {
     let (vocab, hidden, rank) = (150, 12, 16);
@@ -160,7 +162,7 @@ fn a_draft_slot_is_the_reference_s_from_end_to_end() {
     );
     batch.correction = Some(Correction { rank, weight: w2, bias: Some(bias), hidden: vec![u] });
     let outcome = batch.run(&kernels(), true);
-    // u was rounded to bf16.
+    // u was rounded to bf16 before the kernel read it.
     for (found, expected) in outcome.logits[0].iter().zip(&expected) {
         assert!((f64::from(*found) - expected).abs() < 0.02, "{found}, not {expected}");
     }
@@ -177,7 +179,7 @@ fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
         vec![1.5; vocab],
         logits(1, vocab, Shape::Steps(0.5)),
         logits(2, vocab, Shape::Crowd),
-        // A crowd that differs in the last bit only, beside one that does not differ.
+        // Values that differ only in the last bit, next to equal values.
         (0..vocab).map(|id| if id % 2 == 0 { 1.0 } else { 1.0 - f32::EPSILON / 2.0 }).collect(),
         (0..vocab).map(|id| if id % 2 == 0 { -20.0 } else { (id % 3) as f32 }).collect(),
     ];
@@ -200,7 +202,7 @@ fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
 
 #[test]
 fn equal_logits_reach_a_mass_exactly() {
-    // Weights are equal, so the prefix is ⌈P · n⌉ ids, with P as the f32 that it is.
+    // Weights are equal, so the prefix has ⌈P · n⌉ ids, with P rounded to f32.
     for (n, top_p, kept) in [
         (4, 0.5, 2),
         (4, 0.51, 3),
@@ -216,8 +218,8 @@ fn equal_logits_reach_a_mass_exactly() {
     }
 }
 
-/// Prefixes of one id and of two, told apart by top-p values that are neighbours in f32: what the weights of
-/// fixed point have to be good for.
+/// Top-p values that are neighbours in f32 separate prefixes of one id and of two. The fixed-point weights must be
+/// accurate enough for this.
 #[test]
 fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
     let others = 200;
@@ -242,7 +244,7 @@ fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
 
 #[test]
 fn min_p_does_not_bring_back_what_top_k_dropped() {
-    // The smallest score that min-p keeps, three times.
+    // The smallest score that min-p keeps occurs three times.
     let lowest = 0.5f32.ln();
     let lowest = if f64::from(lowest).exp() < 0.5 { lowest.next_up() } else { lowest };
     for (min_p, top_k, kept) in [(0.5, 0, 4), (0.5, 2, 2), (0.5, 3, 3), (0.5f32.next_up(), 3, 1)] {
@@ -255,7 +257,7 @@ fn min_p_does_not_bring_back_what_top_k_dropped() {
     }
 }
 
-/// Close races: few ids, nearly equal, many draws, so that a winner by a little is common.
+/// Close races: many draws over a few ids of nearly equal weight, so that the winner is often ahead by very little.
 #[test]
 fn a_race_is_won_by_however_little() {
     for vocab in [4, 9, 33] {
@@ -265,14 +267,14 @@ fn a_race_is_won_by_however_little() {
         let batch = Batch::<f32>::plain(rows, ways);
         let outcome = batch.run(&kernels(), false);
         check(&outcome, &batch.ways);
-        // Of many draws over few ids, every id has some.
+        // Each id wins some of the many draws.
         assert!((0..vocab as i32).all(|id| outcome.stats.iter().any(|stats| stats.token == id)));
     }
 }
 
 // --- Independence ----------------------------------------------------------------------------------------
 
-/// Every row alone, and all of them backwards.
+/// Checks that each row alone, and all rows in reverse order, give the same results.
 fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
     let kernels = kernels();
     let together = batch.run(&kernels, keep);
@@ -300,7 +302,7 @@ proptest! {
         check_independence(&batch, false);
     }
 
-    /// More than 64 rows take the large tiles, one row the small ones.
+    /// More than 64 rows use the large tiles, one row uses the small ones.
     #[test]
     fn calibrated_rows_depend_on_neither_batch_nor_tile(
         few in batch::<bf16>(2..20, true),
@@ -359,7 +361,7 @@ fn the_result_is_the_same_on_every_schedule_and_within_bounds() {
     let expected = (plain.run(&kernels(), false), calibrated.run(&kernels(), true));
     check(&expected.0, &ways);
     check(&expected.1, &ways);
-    // Refined and tied cuts too.
+    // Also with cuts that need refinement and cuts in ties.
     let crowded = Batch::<f32>::plain(
         vec![logits(9, 2200, Shape::Crowd), vec![1.0; 2200]],
         vec![Way::drawn(SamplingParams { top_p: 0.6, ..SamplingParams::at_temperature(1.0) }, 8); 2],
@@ -409,7 +411,7 @@ fn the_pass_reads_what_it_needs_once() {
     assert_eq!(of(pass, "workspace"), (0, partials));
     assert_eq!(of(finish, "workspace"), (partials, 0));
     assert_eq!(of(finish, "stats"), (0, rows * size_of::<RowStats>()));
-    // Nothing is truncated and no draft token is asked for: the logits are not looked at again.
+    // Without truncation and draft tokens, the second kernel does not read the logits again.
     assert_eq!(of(finish, "logits"), (0, 0));
 }
 
@@ -442,7 +444,7 @@ fn odd_rows_have_a_defined_outcome() {
     }
 }
 
-/// What a launch of one hand-made operand set gives.
+/// Returns the results of a launch with hand-made operands.
 fn indexed(index: &[i32], starts: &[i32], sampling: &[RowSampling], draft: &[i32]) -> (Vec<RowStats>, u32) {
     let kernels = kernels();
     let stream = kernels.backend().stream();
@@ -480,7 +482,7 @@ fn indices_choose_rows_and_positions_and_are_checked() {
     assert_eq!(found[0].token, found[2].token);
     assert_eq!(bits(&found[3]), bits(&RowStats::default()));
 
-    // Rows, sequences and tokens that do not exist.
+    // Indices of rows, sequences and tokens that do not exist.
     for (index, sampling, draft, bit) in [
         (2, at(0), 0, 16),
         (-2, at(0), 0, 16),
@@ -498,8 +500,8 @@ fn indices_choose_rows_and_positions_and_are_checked() {
     }
 }
 
-/// Nobody can check an index on the device: what is corrected by two rows at once is one of the corrections, or both,
-/// and race mode says that it is a race.
+/// If two rows correct the same logits, the result is one of the corrections or both, and race mode reports the race.
+/// The host cannot check indices in device memory.
 #[test]
 fn a_row_of_logits_that_is_updated_twice() {
     let run = |checking| {
@@ -507,7 +509,7 @@ fn a_row_of_logits_that_is_updated_twice() {
         let stream = kernels.backend().stream();
         let mut logits = vec![0.0f32; 2 * 24];
         let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
-        // The first row adds 8 to every logit, the second 16.
+        // The first row adds 8 to every logit, the second row 16.
         let hidden = [[bf16::from_f32(1.0); 8], [bf16::from_f32(2.0); 8]].concat();
         let weight = vec![bf16::from_f32(1.0); 20 * 8];
         let mut workspace = vec![NAN; workspace_len(2, 20, true).unwrap()];
@@ -562,7 +564,7 @@ fn calibrated_logits_that_are_not_kept_cannot_be_cut() {
     assert_eq!((run(cut, -1, true).error, run(cut, -1, true).stats[0].kept), (0, 3));
     assert_eq!(run(one, 5, false).error, 32);
     assert_eq!(run(one, 5, true).error, 0);
-    // The rest of what is known does not need them.
+    // The other statistics do not need the corrected logits.
     let (kept, discarded) = (run(one, -1, true), run(one, -1, false));
     assert_eq!((kept.stats, discarded.error), (discarded.stats, 0));
     assert_eq!(run(SamplingParams::GREEDY, 5, false).error, 0);

@@ -1,4 +1,5 @@
-//! What the kernels must say of a row: the reference in double precision, and the contract of truncation.
+//! The statistics that the kernels must give for a row: the reference in double precision, and the contract of
+//! truncation.
 
 use flexdraft::kernels::sampling::RowStats;
 use flexdraft::random::Purpose;
@@ -15,7 +16,7 @@ pub fn kept_ids(scores: &[f32]) -> Vec<usize> {
     (0..scores.len()).filter(|&id| scores[id] > -INF).collect()
 }
 
-/// The ids that the statistics say are kept.
+/// Returns the ids that the statistics describe as kept.
 pub fn stated_ids(stats: &RowStats, logits: &[f32]) -> Vec<usize> {
     let score = |logit: f32| match logit {
         _ if logit == stats.max => 0.0,
@@ -34,7 +35,7 @@ pub fn stated_ids(stats: &RowStats, logits: &[f32]) -> Vec<usize> {
     (0..logits.len()).filter(|&id| kept(id)).collect()
 }
 
-/// Whether a prefix sum of top-p stands so close to its target that rounding may decide.
+/// True if a prefix sum of top-p is so close to the target that rounding may decide.
 pub fn is_close_call(logits: &[f32], params: &SamplingParams) -> bool {
     let scores = warp(logits, &SamplingParams { top_p: 1.0, min_p: 0.0, ..*params });
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).filter(|&w| w > 0.0).collect();
@@ -82,7 +83,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         return;
     }
 
-    // What is kept: exactly what the contract keeps.
+    // The kept ids are exactly the ids of the contract.
     let truncates = (top_k > 0 && top_k < logits.len()) || top_p < 1.0 || min_p > 0.0;
     let kept = stated_ids(stats, logits);
     let expected = kept_ids(&warp(logits, &way.params));
@@ -100,7 +101,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         false => assert_eq!((stats.kept as usize, stats.cut_score), (logits.len(), -INF)),
     }
 
-    // Its distribution in double precision.
+    // The distribution of the row in double precision.
     let all = reference::warp(&exact, &Warping::temperature(f64::from(temperature)));
     let sum: f64 = kept.iter().map(|&id| all.log_weights[id].exp()).sum();
     let Distribution { log_weights, .. } = all;
@@ -119,7 +120,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         Err(_) => assert_eq!(stats.draft_probability, 0.0),
     }
 
-    // The draw, unless the two best sums are as good as tied.
+    // The drawn token must agree, unless the two best sums are nearly tied.
     let sums: Vec<f64> = match reference_numbers(way) {
         Some(numbers) => kept.iter().map(|&id| log_weights[id] + numbers.gumbel::<f64>(id as u32)).collect(),
         None => kept.iter().map(|&id| log_weights[id]).collect(),
