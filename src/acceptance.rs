@@ -1,44 +1,46 @@
-//! The four acceptance rules: which draft tokens are kept, and where the bonus token comes from.
+//! The four acceptance rules: they decide how many draft tokens are kept, and which distribution gives the
+//! bonus token.
 //!
-//! p_i is the target's distribution after candidate i, q_j the distribution that draft token d_j was
-//! drawn from, both after warping. Each rule emits tokens distributed exactly as the target's own.
+//! p_i is the target's distribution after candidate i; q_j is the distribution from which draft token d_j was
+//! drawn. Both are taken after warping. The tokens that a rule emits are distributed exactly like the
+//! target's own.
 //!
-//! Rules that compare two distributions are split so that a test can integrate them exactly:
-//! a sequence of [`Test`]s, each decided by a uniform of its own, gives the accepted length, and
-//! [`Decision::weights`] is the law of the bonus token. The rules that only compare tokens are
-//! [`matching_prefix`].
+//! A rule that compares two distributions has two parts, so that a test can integrate it exactly: a sequence
+//! of [`Test`]s, each decided by its own uniform number, gives the accepted length, and [`Decision::weights`]
+//! is the distribution of the bonus token. The rules that only compare tokens share [`matching_prefix`].
 
-/// How draft tokens are accepted. All rules leave the target's distribution unchanged; at
-/// temperature 0 each of them is greedy verification.
+/// The rule that accepts draft tokens. Every rule leaves the target's distribution unchanged; at temperature
+/// 0 every rule is greedy verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Rule {
     /// Speculative sampling (Leviathan et al. 2211.17192, Chen et al. 2302.01318).
     #[default]
     Rejection,
-    /// Block verification (Sun et al. 2403.10444): never accepts fewer in expectation.
+    /// Block verification (Sun et al. 2403.10444): in expectation it never accepts fewer tokens than
+    /// `Rejection`.
     Block,
-    /// The target draws with the random numbers of the position and accepts while the drafts match:
-    /// the output is token for token that of autoregressive sampling with the same seed.
+    /// Draws the target's token with the random numbers of its position, and accepts while the drafts match:
+    /// the output equals, token for token, autoregressive sampling with the same seed.
     Match,
 }
 
-/// One test of a scan: it passes for a uniform u on [0, 1) if u · `scale` < `threshold`, strictly, so
-/// that a token of probability 0 never passes.
+/// One test of a scan. It passes for a uniform u on [0, 1) if u · `scale` < `threshold`. The inequality is
+/// strict, so a token of probability 0 never passes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Test {
-    /// What u · scale must stay below.
+    /// The bound: u · scale must be smaller.
     pub threshold: f64,
     /// The factor on u.
     pub scale: f64,
 }
 
 impl Test {
-    /// Whether the test passes for uniform `u`.
+    /// Returns whether the test passes for uniform `u`.
     pub fn passes(&self, u: f64) -> bool {
         u * self.scale < self.threshold
     }
 
-    /// The probability of passing.
+    /// Returns the probability of passing.
     pub fn probability(&self) -> f64 {
         if self.threshold >= self.scale {
             if self.threshold > 0.0 { 1.0 } else { 0.0 }
@@ -48,7 +50,7 @@ impl Test {
     }
 }
 
-/// What a scan over a draft decided.
+/// The result of a scan over a draft.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     /// a: the number of accepted draft tokens.
@@ -57,18 +59,19 @@ pub struct Decision {
     pub weights: Vec<f64>,
 }
 
-/// The rows that a rule compares. Rows are asked for at most once each, in ascending order.
+/// The distributions that a rule compares. A rule asks for each row at most once, in ascending order.
 pub trait Rows {
-    /// p_i `[vocab]`, 0 ≤ i ≤ v.
+    /// Returns p_i `[vocab]`, 0 ≤ i ≤ v.
     fn target(&mut self, i: usize) -> Vec<f64>;
-    /// q_j `[vocab]`, 1 ≤ j ≤ v: the distribution of draft token d_j.
+    /// Returns q_j `[vocab]`, 1 ≤ j ≤ v: the distribution of draft token d_j.
     fn draft(&mut self, j: usize) -> Vec<f64>;
 }
 
-/// Greedy and `match`: accepts draft tokens while the target's own choice at that place is the same.
+/// Greedy verification and `match`: accepts draft tokens while the target chooses the same token at the same
+/// place.
 ///
-/// `choose(i)` is the target's token after candidate i. Returns the accepted length and the bonus
-/// token, which is the first choice that differs, or the one after the whole draft.
+/// `choose(i)` is the target's token after candidate i. Returns the accepted length and the bonus token: the
+/// first choice that differs, or the choice after the whole draft.
 pub fn matching_prefix(draft: &[u32], mut choose: impl FnMut(usize) -> u32) -> (usize, u32) {
     let mut accepted = 0;
     loop {
@@ -80,10 +83,11 @@ pub fn matching_prefix(draft: &[u32], mut choose: impl FnMut(usize) -> u32) -> (
     }
 }
 
-/// `rejection`: draft token d_i passes with probability min(1, p_{i−1}(d_i) / q_i(d_i)); the first
-/// failure ends the scan and the bonus token comes from the residual there, or from p_v.
+/// `rejection`: draft token d_i passes with probability min(1, p_{i−1}(d_i) / q_i(d_i)). The scan stops at
+/// the first failure and draws the bonus token from the residual there. If every test passes, the bonus token
+/// comes from p_v.
 ///
-/// `uniform(i)` decides on d_i, i = 1..=v. Reads only the rows up to where the scan stops.
+/// `uniform(i)` decides on d_i, i = 1..=v. The rule reads only the rows up to the place where the scan stops.
 pub fn rejection(draft: &[u32], rows: &mut impl Rows, mut uniform: impl FnMut(usize) -> f64) -> Decision {
     for (i, &token) in draft.iter().enumerate() {
         let (p, q) = (rows.target(i), rows.draft(i + 1));
@@ -94,7 +98,8 @@ pub fn rejection(draft: &[u32], rows: &mut impl Rows, mut uniform: impl FnMut(us
     Decision { accepted: draft.len(), weights: rows.target(draft.len()) }
 }
 
-/// The test that `rejection` applies to a draft `token` drawn from `q` where the target has `p`.
+/// Returns the test that `rejection` applies to a draft `token` drawn from `q` when the target's distribution
+/// is `p`.
 pub fn rejection_test(p: &[f64], q: &[f64], token: u32) -> Test {
     Test { threshold: at(p, token), scale: at(q, token) }
 }
@@ -134,14 +139,14 @@ impl BlockScan {
         let previous = self.prefix.last().copied().unwrap_or(1.0);
         let p = previous * self.target.last().map_or(0.0, |row| at(row, token));
         let q_token = at(&q, token);
-        // A token that q cannot draw has no ratio; it counts as certain or impossible.
+        // q cannot draw this token, so there is no ratio; the token counts as certain or impossible.
         let ratio = if q_token > 0.0 { p / q_token } else { f64::from(u8::from(p > 0.0)) };
         self.prefix.push(ratio.min(1.0));
         self.draft.push(q);
         self.target.push(next);
     }
 
-    /// The tests of d_1..d_v: element i − 1 decides whether the accepted prefix may end at d_i.
+    /// Returns the tests of d_1..d_v: element i − 1 decides whether the accepted prefix may end at d_i.
     pub fn tests(&self) -> Vec<Test> {
         (1..self.prefix.len())
             .map(|i| {
@@ -158,7 +163,7 @@ impl BlockScan {
             .collect()
     }
 
-    /// The law of the bonus token after `accepted` draft tokens, not normalised.
+    /// Returns the distribution of the bonus token after `accepted` draft tokens, not normalised.
     fn weights(mut self, accepted: usize) -> Vec<f64> {
         let p = self.target.swap_remove(accepted);
         match self.draft.get(accepted) {
@@ -168,7 +173,8 @@ impl BlockScan {
     }
 }
 
-/// max(prefix · p − q, 0); `p` itself where that is 0 everywhere, which only rounding can bring about.
+/// Returns max(prefix · p − q, 0), or `p` itself if that is 0 everywhere, which happens only through
+/// rounding.
 fn residual(prefix: f64, p: Vec<f64>, q: &[f64]) -> Vec<f64> {
     let weights: Vec<f64> = p.iter().zip(q).map(|(p, q)| (prefix * p - q).max(0.0)).collect();
     if weights.iter().any(|&w| w > 0.0) { weights } else { p }

@@ -1,11 +1,11 @@
-//! Which rows a pass has, where they sit, and what they see.
+//! The rows of a forward pass: their order, their positions, and the cached positions that each row sees.
 //!
-//! A pass runs *candidate rows* (the newest token and the draft tokens under verification) and
-//! *mask groups* (S mask rows each, preparing the next block for one particular accepted length).
-//! What a row may see is arithmetic, never a mask in memory: every row has a **limit**, the last
-//! cached position it sees, and a mask row sees the S slots of its own group besides.
+//! A pass runs *candidate rows* (the newest token and the draft tokens under verification) and *mask groups*
+//! (S mask rows each; a group prepares the next block for one particular accepted length). Visibility is
+//! arithmetic, never a mask in memory: every row has a **limit**, the last cached position that it sees, and
+//! a mask row also sees the S slots of its own group.
 //!
-//! | query row | position | limit | besides |
+//! | query row | position | limit | also sees |
 //! |---|---|---|---|
 //! | candidate i | n + i | n + i | |
 //! | slot j of group k | n + k + 1 + j | n + k | slots 0..S of group k |
@@ -14,17 +14,17 @@
 
 use std::ops::Range;
 
-/// The largest block size, so that a [`GroupSet`] fits a machine word.
+/// The largest block size. It lets a [`GroupSet`] fit into a machine word.
 pub const MAX_BLOCK_SIZE: usize = 64;
 
 /// A set K of accepted lengths for which a pass builds mask groups.
 ///
-/// K = {0..=v} is parallel drafting, K = ∅ sequential drafting; anything between is allowed.
+/// K = {0..=v} is parallel drafting, K = ∅ is sequential drafting; any other set is allowed too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct GroupSet(u64);
 
 impl GroupSet {
-    /// No group: the draft is made after the verification, in a pass of its own.
+    /// The empty set: the draft is made after the verification, in a separate pass.
     pub const NONE: Self = Self(0);
 
     /// Groups for every accepted length 0..=`verify_len`.
@@ -34,12 +34,12 @@ impl GroupSet {
         if verify_len >= MAX_BLOCK_SIZE - 1 { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
     }
 
-    /// The set whose members are the set bits of `bits`.
+    /// Returns the set whose members are the set bits of `bits`.
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// The set as bits: bit k for accepted length k.
+    /// Returns the set as bits: bit k stands for accepted length k.
     pub fn bits(self) -> u64 {
         self.0
     }
@@ -50,23 +50,23 @@ impl GroupSet {
         if k < MAX_BLOCK_SIZE { Self(self.0 | 1 << k) } else { self }
     }
 
-    /// Whether a group for accepted length `k` is in the set.
+    /// Returns whether the set contains accepted length `k`.
     pub fn contains(self, k: usize) -> bool {
         k < MAX_BLOCK_SIZE && self.0 >> k & 1 == 1
     }
 
-    /// Whether the set has no member.
+    /// Returns whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The members not above `verify_len`.
+    /// Returns the members that are at most `verify_len`.
     #[must_use]
     pub fn up_to(self, verify_len: usize) -> Self {
         Self(self.0 & Self::all(verify_len).0)
     }
 
-    /// The members in ascending order.
+    /// Iterates over the members in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MAX_BLOCK_SIZE).filter(move |&k| self.contains(k))
     }
@@ -87,22 +87,22 @@ impl std::fmt::Debug for GroupSet {
 /// The rows of one sequence in a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SequenceRows<'a> {
-    /// Page ids of the paged KV cache; position p lives in page `pages[p / page_size]`.
-    /// Must cover every limit of this sequence's rows.
+    /// Page ids of the paged KV cache; position p lives in page `pages[p / page_size]`. The pages must cover
+    /// every limit of this sequence's rows.
     pub pages: &'a [u32],
-    /// n: the position of candidate 0; positions 0..n are cached.
+    /// n: the position of candidate 0. Positions 0..n are cached.
     pub start: usize,
-    /// Number of candidate rows, at positions n..n + candidates. 0 in a drafting pass.
+    /// Number of candidate rows, at positions n..n + candidates. It is 0 in a drafting pass.
     pub candidates: usize,
-    /// The accepted lengths k for which a mask group is laid out, ascending.
-    /// Each limit n + k is either cached or the position of a candidate of this pass.
+    /// The accepted lengths k that have a mask group, ascending. Each limit n + k is either cached or the
+    /// position of a candidate of this pass.
     pub groups: Vec<usize>,
     /// S: the number of slots in each of this sequence's groups.
     pub slots: usize,
 }
 
-/// All rows of one forward pass: every sequence's candidate rows first, then every sequence's mask
-/// rows, groups in ascending order, slots within a group in order.
+/// All rows of one forward pass: every sequence's candidate rows first, then every sequence's mask rows.
+/// Groups are in ascending order, and slots in order within a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass<'a> {
     /// The sequences, in batch order.
@@ -121,19 +121,19 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Columns of a row of the fused projection: q heads, then k heads, then v heads.
+    /// Returns the columns of a row of the fused projection: q heads, then k heads, then v heads.
     pub fn qkv_cols(&self) -> usize {
         let heads = self.kv_heads.saturating_mul(2).saturating_add(self.q_heads);
         heads.saturating_mul(self.head_dim)
     }
 
-    /// Columns of a row of attention output.
+    /// Returns the columns of a row of attention output.
     pub fn out_cols(&self) -> usize {
         self.q_heads.saturating_mul(self.head_dim)
     }
 }
 
-/// Which rows of a [`Pass`] an operation is for.
+/// The kind of rows of a [`Pass`] that an operation works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {
     /// Candidate rows: rows 0..C of the pass.
@@ -145,50 +145,51 @@ pub enum RowKind {
 /// One row of a [`Pass`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Index into [`Pass::sequences`].
+    /// Index of the row's sequence in [`Pass::sequences`].
     pub sequence: usize,
-    /// Where the row sits: its RoPE position.
+    /// The row's RoPE position.
     pub position: usize,
     /// The last cached position that the row sees.
     pub limit: usize,
-    /// For a mask row, the rows of its group (row indices within the whole pass).
+    /// For a mask row, the rows of its group, as row indices within the whole pass.
     pub group: Option<(usize, usize)>,
 }
 
-/// The sum of numbers that any caller may have chosen: too large a sum is the largest number, which fits no buffer.
+/// Sums numbers that callers chose freely. An overflow gives the largest number, which fits no buffer.
 fn total(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.fold(0, usize::saturating_add)
 }
 
 impl SequenceRows<'_> {
-    /// Number of mask rows.
+    /// Returns the number of mask rows.
     fn mask_rows(&self) -> usize {
         self.groups.len().saturating_mul(self.slots)
     }
 }
 
 impl Pass<'_> {
-    /// Number of candidate rows over all sequences; they are rows 0..`candidate_rows()`.
+    /// Returns the number of candidate rows over all sequences; these are rows 0..`candidate_rows()`.
     pub fn candidate_rows(&self) -> usize {
         total(self.sequences.iter().map(|s| s.candidates))
     }
 
-    /// Number of mask rows over all sequences; they follow the candidate rows.
+    /// Returns the number of mask rows over all sequences; they follow the candidate rows.
     pub fn mask_rows(&self) -> usize {
         total(self.sequences.iter().map(SequenceRows::mask_rows))
     }
 
-    /// Number of rows of both kinds.
+    /// Returns the number of rows of both kinds.
     pub fn total_rows(&self) -> usize {
         self.candidate_rows().saturating_add(self.mask_rows())
     }
 
-    /// The index of the first candidate row of sequence `sequence`.
+    /// Returns the index of the first candidate row of sequence `sequence`.
     pub fn first_candidate(&self, sequence: usize) -> usize {
         total(self.sequences.iter().take(sequence).map(|s| s.candidates))
     }
 
-    /// The rows of the group of sequence `sequence` for accepted length `k`, if it was laid out.
+    /// Returns the rows of sequence `sequence`'s group for accepted length `k`, or `None` if the pass has no
+    /// such group.
     pub fn group_rows(&self, sequence: usize, k: usize) -> Option<Range<usize>> {
         let before = total(self.sequences.iter().take(sequence).map(SequenceRows::mask_rows));
         let rows = self.sequences.get(sequence)?;
@@ -197,7 +198,7 @@ impl Pass<'_> {
         Some(first..first.saturating_add(rows.slots))
     }
 
-    /// Every row, in row order.
+    /// Returns every row, in row order.
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.total_rows());
         for (sequence, s) in self.sequences.iter().enumerate() {

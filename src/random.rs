@@ -1,7 +1,7 @@
 //! The random-number contract: Philox 4x32-10, keyed by the request and counted by position.
 //!
-//! Every random number is a pure function of the request's seed, what it is for, and where in the
-//! sequence it is used. Nothing depends on the batch, the schedule or the order of execution.
+//! Every random number is a pure function of the request's seed, the number's purpose, and the place in the
+//! sequence where it is used. Nothing depends on the batch, the schedule or the order of execution.
 //!
 //! | word of the key | word of the counter |
 //! |---|---|
@@ -12,19 +12,19 @@
 //!
 //! Generator: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
-/// What a random number is for; the position in the counter is chosen accordingly.
+/// The purpose of a random number; it also decides which position the counter holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
-    /// A token drawn from the target: autoregressive steps, the first bonus token of every rule, and
-    /// every draw of rule `match`, drafts included. Position: the token's own. Slot 0.
+    /// A token drawn from the target: autoregressive steps, the first bonus token of every rule, and every
+    /// draw of rule `match`, including drafts. Position: the token's own. Slot 0.
     TargetDraw = 1,
-    /// A draft token of rules `rejection` and `block`. Position: that of c_0 of the step that verifies
-    /// the draft. Slot: the draft token's own.
+    /// A draft token of rules `rejection` and `block`. Position: the position of c_0 of the step that
+    /// verifies the draft. Slot: the draft token's own.
     DraftDraw = 2,
-    /// The uniform that decides on draft token d_i. Position: that of c_0. Slot i.
+    /// The uniform number that decides on draft token d_i. Position: the position of c_0. Slot i.
     AcceptanceUniform = 3,
-    /// The bonus token of rules `rejection` and `block`. Position: that of c_0. Slot: the accepted
+    /// The bonus token of rules `rejection` and `block`. Position: the position of c_0. Slot: the accepted
     /// length.
     ResidualDraw = 4,
 }
@@ -37,7 +37,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
+    /// Returns the numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
     pub fn new(seed: u64, purpose: Purpose, slot: usize, position: usize) -> Self {
         let position = position as u64;
         Self {
@@ -50,40 +50,40 @@ impl Stream {
         }
     }
 
-    /// The numbers with which `request` draws the token at `position` from the target.
+    /// Returns the numbers with which request `seed` draws the token at `position` from the target.
     pub fn target_draw(seed: u64, position: usize) -> Self {
         Self::new(seed, Purpose::TargetDraw, 0, position)
     }
 
-    /// The seed, counter word 1 (purpose and slot) and the position, for a kernel's parameters.
+    /// Returns the seed, counter word 1 (purpose and slot) and the position, for a kernel's parameters.
     pub(crate) fn parts(&self) -> (u64, u32, u64) {
         let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let [purpose_and_slot, low, high] = self.counter;
         (join(self.key[0], self.key[1]), purpose_and_slot, join(low, high))
     }
 
-    /// A number uniform on [0, 1), a multiple of 2⁻³².
+    /// Returns a number uniform on [0, 1), a multiple of 2⁻³².
     pub fn uniform(&self) -> f64 {
         f64::from(self.words(0)[0]) / 4_294_967_296.0
     }
 
-    /// Standard Gumbel numbers of the vocabulary ids 0, 1, 2, …
+    /// Iterates over the standard Gumbel numbers of the vocabulary ids 0, 1, 2, …
     pub fn gumbels(self) -> impl Iterator<Item = f32> {
         (0u32..).flat_map(move |index| self.words(index).map(gumbel))
     }
 
-    /// The standard Gumbel number of vocabulary id `id`.
+    /// Returns the standard Gumbel number of vocabulary id `id`.
     pub fn gumbel(&self, id: u32) -> f32 {
         gumbel(self.words(id / 4)[id as usize % 4])
     }
 
-    /// The index of the largest sum of a score and the Gumbel number of its index, ties to the lowest; a
-    /// sum that is NaN counts as −∞. 0 if all are −∞.
+    /// Returns the index with the largest sum of a score and the index's Gumbel number, ties to the lowest
+    /// index. A NaN sum counts as −∞. Returns 0 if all sums are −∞.
     pub fn gumbel_argmax(&self, scores: impl IntoIterator<Item = f32>) -> u32 {
         let words = (0u32..).flat_map(|index| self.words(index));
         let mut best = (f32::NEG_INFINITY, 0);
         for (id, (score, word)) in scores.into_iter().zip(words).enumerate() {
-            // Nearly all ids lose without a logarithm.
+            // The bound rules out nearly all ids, so they need no logarithm.
             if score + gumbel_bound(word) > best.0 {
                 let sum = score + gumbel(word);
                 if sum > best.0 {
@@ -100,7 +100,7 @@ impl Stream {
     }
 }
 
-/// −ln(−ln u) for u = (word + ½) · 2⁻³²; −ln u is taken from 1 − u where u is near 1.
+/// Returns −ln(−ln u) for u = (word + ½) · 2⁻³². If u is near 1, −ln u is computed from 1 − u.
 fn gumbel(word: u32) -> f32 {
     const ULP: f32 = 1.0 / 4_294_967_296.0;
     let exponential = if word < 1 << 31 {
@@ -111,13 +111,13 @@ fn gumbel(word: u32) -> f32 {
     -exponential.ln()
 }
 
-/// Never below [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 − word has z
-/// leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
+/// Returns an upper bound of [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 −
+/// word has z leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
 fn gumbel_bound(word: u32) -> f32 {
     (1 + (!word).leading_zeros()) as f32 * 0.693_2
 }
 
-/// Philox 4x32 with ten rounds.
+/// Applies ten rounds of Philox 4x32.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

@@ -1,18 +1,18 @@
-//! Temperature, top-k, top-p and min-p, and the draw from what is left.
+//! Sampling: temperature, top-k, top-p and min-p, and the draw of a token.
 //!
-//! [`warp`] turns logits into *warped scores*: logits over temperature, relative to the largest,
-//! with −∞ for what was dropped. Everything downstream starts from these: [`softmax`] gives the
-//! distribution, [`draw`] samples it, and the acceptance rules compare two of them. Drawing and
-//! evaluating from the same scores is what makes q *the* distribution that a draft was drawn from.
+//! [`warp`] turns logits into *warped scores*: logits over temperature, relative to the largest, with −∞ for
+//! dropped ids. All later operations start from these scores: [`softmax`] gives the distribution, [`draw`]
+//! samples it, and the acceptance rules compare two distributions. Because drawing and evaluation share the
+//! scores, q is exactly the distribution that a draft was drawn from.
 //!
-//! Logits that are NaN count as −∞. If some logits are +∞ they share the mass equally; if none is
-//! above −∞, id 0 has all of it. No input yields an id outside the vocabulary.
+//! NaN logits count as −∞. If some logits are +∞, they share the mass equally; if all are −∞, id 0 has all of
+//! it. No input gives an id outside the vocabulary.
 
 use std::cmp::Ordering;
 
 use crate::random::Stream;
 
-/// Sampling parameters that no distribution corresponds to.
+/// Invalid sampling parameters: no distribution corresponds to them.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
@@ -27,17 +27,17 @@ pub enum SamplingError {
     MinP(f32),
 }
 
-/// How logits are turned into a distribution: temperature, then top-k, then top-p, then min-p.
+/// Parameters that turn logits into a distribution: temperature, then top-k, then top-p, then min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 is greedy decoding.
+    /// Divisor of the logits; 0 is greedy decoding.
     pub temperature: f32,
-    /// Keep the k largest (ties to the lowest id); 0 is off.
+    /// Number of largest logits to keep (ties to the lowest id); 0 keeps all.
     pub top_k: usize,
-    /// Keep the shortest prefix, in descending order, whose sum reaches this (ties to the lowest id);
-    /// 1 is off.
+    /// Probability mass to keep: the shortest prefix, in descending order, whose sum reaches this value (ties
+    /// to the lowest id); 1 keeps all.
     pub top_p: f32,
-    /// Keep what is at least this fraction of the largest probability; 0 is off.
+    /// Smallest probability to keep, as a fraction of the largest; 0 keeps all.
     pub min_p: f32,
 }
 
@@ -48,15 +48,15 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Temperature 0: the most probable token, ties to the lowest id.
+    /// Greedy decoding: temperature 0, the most probable token, ties to the lowest id.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
-    /// The whole distribution at `temperature`.
+    /// Sampling from the whole distribution at `temperature`.
     pub fn at_temperature(temperature: f32) -> Self {
         Self { temperature, ..Self::GREEDY }
     }
 
-    /// Whether decoding is greedy.
+    /// Returns whether decoding is greedy.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
@@ -76,7 +76,8 @@ impl SamplingParams {
     }
 }
 
-/// The id of the largest value, ties to the lowest id; NaN counts as −∞. 0 for an empty slice.
+/// Returns the id of the largest value, ties to the lowest id; NaN counts as −∞. Returns 0 for an empty
+/// slice.
 pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
     for (id, value) in values.into_iter().enumerate() {
@@ -87,10 +88,10 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     best.1
 }
 
-/// Warped scores `[vocab]` of `logits` `[vocab]`.
+/// Returns the warped scores `[vocab]` of `logits` `[vocab]`.
 ///
-/// The order is that of transformers' logits processors: temperature, top-k, top-p on the
-/// renormalised rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
+/// The order is the order of transformers' logits processors: temperature, top-k, top-p on the renormalised
+/// rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
 pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     let mut scores = scaled(logits, params.temperature);
     if params.top_k > 0 && params.top_k < scores.len() {
@@ -106,7 +107,7 @@ pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     scores
 }
 
-/// (logit − largest) / temperature, so that the largest score is 0 whatever the temperature.
+/// Returns (logit − largest) / temperature, so that the largest score is 0 at every temperature.
 fn scaled(logits: &[f32], temperature: f32) -> Vec<f32> {
     let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(f32::NEG_INFINITY, f32::max);
     if temperature == 0.0 || largest == f32::NEG_INFINITY {
@@ -123,7 +124,7 @@ fn scaled(logits: &[f32], temperature: f32) -> Vec<f32> {
         .collect()
 }
 
-/// Descending by score, ties to the lowest id: a total order, so a selection is unique.
+/// Orders ids by descending score, ties to the lowest id. This is a total order, so a selection is unique.
 fn descending(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
     let score = |id: u32| scores.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
     move |&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b))
@@ -168,7 +169,7 @@ fn keep_nucleus(scores: &mut [f32], mass: f64) {
     drop_ids(scores, &ids[kept..]);
 }
 
-/// The distribution `[vocab]` of warped scores.
+/// Returns the distribution `[vocab]` of warped scores.
 pub fn softmax(scores: &[f32]) -> Vec<f64> {
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -176,7 +177,8 @@ pub fn softmax(scores: &[f32]) -> Vec<f64> {
     weights
 }
 
-/// Draws an id by Gumbel-max: argmax of score + G(id), one random number an id, ties to the lowest.
+/// Draws an id by Gumbel-max: the argmax of score + G(id), with one random number per id, ties to the lowest
+/// id.
 pub fn draw(scores: &[f32], stream: Stream) -> u32 {
     stream.gumbel_argmax(scores.iter().copied())
 }
@@ -186,7 +188,7 @@ pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
     stream.gumbel_argmax(weights.iter().map(|weight| weight.ln() as f32))
 }
 
-/// The largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.
+/// Returns the largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.
 pub fn confidence(logits: &[f32]) -> f32 {
     let sum: f64 = scaled(logits, 1.0).iter().map(|&s| f64::from(s).exp()).sum();
     (1.0 / sum) as f32
@@ -216,7 +218,7 @@ mod tests {
 
     #[test]
     fn filters_apply_in_order_on_the_renormalised_rest() {
-        // Of 0.4, 0.3, 0.2, 0.1 top-k 2 leaves 4/7 and 3/7, of which top-p 0.5 keeps the first.
+        // From 0.4, 0.3, 0.2, 0.1, top-k 2 leaves 4/7 and 3/7; top-p 0.5 keeps the first.
         let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln).to_vec();
         let base = SamplingParams::at_temperature(1.0);
         assert_eq!(kept(&logits, SamplingParams { top_p: 0.5, ..base }), [0, 1]);

@@ -1,11 +1,11 @@
-//! Weights on the host: a typed view of bytes that are owned or memory-mapped.
+//! Weights on the host: typed views of bytes that are owned or memory-mapped.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
-/// Element types that weights are stored in.
+/// Element types of stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// IEEE 754 single precision.
@@ -17,7 +17,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes an element takes.
+    /// Returns the size of an element in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -48,7 +48,7 @@ pub enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),
@@ -57,13 +57,13 @@ impl Elements<'_> {
         }
     }
 
-    /// Whether there is no element.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Writes elements `range` as f32 into `out`, which has as many elements as `range`.
-    /// What lies outside either is left alone.
+    /// Writes elements `range` as f32 into `out`, which has the same length as `range`. Elements outside
+    /// either are left alone.
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
         match self {
             Self::F32(x) => out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, &x)| *o = x),
@@ -77,13 +77,13 @@ impl Elements<'_> {
     }
 }
 
-/// Where a tensor's bytes live.
+/// The memory that holds a tensor's bytes.
 #[derive(Clone)]
 enum Storage {
     F32(Arc<Vec<f32>>),
     F16(Arc<Vec<f16>>),
     Bf16(Arc<Vec<bf16>>),
-    /// A range of a shared mapping (or of any other bytes), aligned for the element type.
+    /// A range of a shared mapping (or of any other shared bytes), aligned for the element type.
     Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
 
@@ -101,24 +101,24 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Tensor {
-    /// A tensor that owns its f32 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its f32 elements; `None` if their number is not the product of `shape`.
     pub fn from_f32(shape: &[usize], elements: Vec<f32>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::F32(Arc::new(elements)))
     }
 
-    /// A tensor that owns its f16 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its f16 elements; `None` if their number is not the product of `shape`.
     pub fn from_f16(shape: &[usize], elements: Vec<f16>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::F16(Arc::new(elements)))
     }
 
-    /// A tensor that owns its bf16 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its bf16 elements; `None` if their number is not the product of `shape`.
     pub fn from_bf16(shape: &[usize], elements: Vec<bf16>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::Bf16(Arc::new(elements)))
     }
 
-    /// A tensor over bytes `range` of `bytes` (little-endian elements), which are kept alive and not
-    /// copied unless they are not aligned for `dtype`. `None` if the range is not within the bytes,
-    /// or its length is not that of `shape`.
+    /// Makes a tensor over bytes `range` of `bytes` (little-endian elements). The tensor keeps the bytes
+    /// alive, and copies them only if they are not aligned for `dtype`. `None` if the range is not within the
+    /// bytes, or its length does not match `shape`.
     pub fn from_bytes(
         dtype: DType,
         shape: &[usize],
@@ -150,7 +150,7 @@ impl Tensor {
         (expected == elements).then(|| Self { shape: shape.to_vec(), storage: storage() })
     }
 
-    /// The element type.
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         match &self.storage {
             Storage::F32(_) => DType::F32,
@@ -160,17 +160,17 @@ impl Tensor {
         }
     }
 
-    /// Length of each dimension, outermost first.
+    /// Returns the length of each dimension, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Bytes that the elements take.
+    /// Returns the size of all elements in bytes.
     pub fn byte_len(&self) -> usize {
         self.elements().len() * self.dtype().size()
     }
 
-    /// The elements in row-major order.
+    /// Returns the elements in row-major order.
     pub fn elements(&self) -> Elements<'_> {
         match &self.storage {
             Storage::F32(x) => Elements::F32(x),
@@ -188,7 +188,7 @@ impl Tensor {
         }
     }
 
-    /// All elements as f32.
+    /// Returns all elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let elements = self.elements();
         let mut out = vec![0.0; elements.len()];

@@ -1,4 +1,4 @@
-//! The GPU, through the CUDA driver.
+//! The CUDA backend: runs kernels on a GPU through the CUDA driver.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,20 +16,20 @@ use cudarc::nvrtc::Ptx;
 use super::view::cuda_queue;
 use super::{Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
 
-/// One kernel source, compiled: machine code for sm_80 and sm_90a, and PTX for what comes after.
+/// One compiled kernel source: machine code for sm_80 and sm_90a, and PTX for later architectures.
 #[derive(Debug)]
 struct Image {
     kernels: &'static [&'static str],
     fatbin: &'static [u8],
 }
 
-// What build/nvcc.rs compiled; empty without nvcc.
+// The images that build/nvcc.rs compiled; empty without nvcc.
 static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The kernels in one CUDA context.
-///
-/// Streams and memory are the caller's, of the same context. Dropping this waits for the context's work and
-/// unloads the kernels, so a CUDA graph that was captured from launches must not be replayed after that.
+/// Streams and memory belong to the caller and to the same context. Dropping this waits for the context's
+/// work and unloads the kernels. A CUDA graph captured from launches must therefore not be replayed
+/// afterwards.
 #[derive(Debug)]
 pub struct Cuda {
     context: Arc<CudaContext>,
@@ -40,16 +40,16 @@ pub struct Cuda {
 #[derive(Debug)]
 struct Kernel {
     function: CudaFunction,
-    /// Dynamic shared memory that a CTA of it may have, in bytes.
+    /// Dynamic shared memory that one of the kernel's CTAs may have, in bytes.
     shared_bytes: u32,
 }
 
 impl Cuda {
-    /// The context of the CUDA device `ordinal` (its primary context, as other libraries use it).
+    /// Returns the context of the CUDA device `ordinal`: its primary context, which other libraries use too.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Unavailable`] where there is no CUDA driver or no such device.
+    /// [`BackendError::Unavailable`] if there is no CUDA driver or no such device.
     pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, BackendError> {
         if !driver_is_present() {
             return Err(BackendError::Unavailable("the CUDA driver is not installed".into()));
@@ -57,7 +57,7 @@ impl Cuda {
         CudaContext::new(ordinal).map_err(|error| BackendError::Unavailable(error.to_string()))
     }
 
-    /// The names of the kernels that this build of the crate has as device code: none without nvcc.
+    /// Returns the names of the kernels that this build contains as device code: none without nvcc.
     pub fn kernel_names() -> impl Iterator<Item = &'static str> {
         IMAGES.iter().flat_map(|image| image.kernels).copied()
     }
@@ -104,11 +104,11 @@ impl Cuda {
         Ok(Cuda { context: context.clone(), kernels, limits })
     }
 
-    /// Launches on a stream of `context`.
+    /// Launches a kernel on a stream of `context`.
     ///
     /// # Safety
     ///
-    /// As [`Backend::launch`]; `stream` is alive and of `context`.
+    /// The promises of [`Backend::launch`]; and `stream` is alive and belongs to `context`.
     pub(super) unsafe fn launch_on(
         &self,
         context: &CudaContext,
@@ -126,10 +126,11 @@ impl Cuda {
         }
         let failed = |error: DriverError| BackendError::Failed { kernel: name, message: error.to_string() };
         self.context.bind_to_thread().map_err(failed)?;
-        // The driver copies the one parameter, the struct, before it returns.
+        // The driver copies the only parameter, the struct, before it returns.
         let mut params = [launch.params.cast_mut()];
-        // SAFETY: the function and its module live in `self`, in the context just bound, which is the stream's; the
-        // caller promises that the stream is alive, that the struct is the kernel's and its pointers stay valid.
+        // SAFETY: the function and its module live in `self`, in the context just bound, which is the
+        // stream's context. The caller promises that the stream is alive, that the struct belongs to the
+        // kernel, and that its pointers stay valid.
         unsafe {
             result::launch_kernel(
                 kernel.function.cu_function(),
@@ -146,18 +147,18 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // Unloading a module whose kernels still run is undefined.
+        // Unloading a module whose kernels still run is undefined behaviour.
         self.context.record_err(self.context.synchronize());
     }
 }
 
-/// `images`, if there are any.
+/// Returns `images`, or an error if there are none.
 fn device_code(images: &'static [Image]) -> Result<&'static [Image], BackendError> {
     if images.is_empty() { Err(BackendError::NoDeviceCode) } else { Ok(images) }
 }
 
-/// Lets the CTAs of `function` have all the dynamic shared memory of `opt_in` bytes that its static shared
-/// memory leaves, and returns that size.
+/// Allows the CTAs of `function` all the dynamic shared memory that its static shared memory leaves of
+/// `opt_in` bytes, and returns that size.
 fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, DriverError> {
     let reserved = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
     let bytes = opt_in.saturating_sub(u32::try_from(reserved).unwrap_or_default());
@@ -166,17 +167,18 @@ fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, Driv
     Ok(bytes)
 }
 
-/// Whether `memory` is the host's alone: neither page-locked nor managed by CUDA. A copy is of one kind or refused, so
-/// its first byte tells.
+/// Returns whether `memory` belongs to the host alone: it is neither page-locked nor managed by CUDA. The
+/// driver refuses a copy of mixed kinds, so the kind of the first byte decides.
 fn is_pageable<T>(memory: &[T]) -> bool {
     let mut attribute = PointerAttribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
     let mut kind = 0u32;
     let mut data = (&raw mut kind).cast::<c_void>();
-    // SAFETY: one attribute, whose value is as large as `kind`; the address is looked up, not followed.
+    // SAFETY: one attribute, whose value has the size of `kind`. The driver looks the address up and does not
+    // dereference it.
     let found = unsafe {
         cuPointerGetAttributes(1, &raw mut attribute, &raw mut data, memory.as_ptr() as CUdeviceptr)
     };
-    // 0 is memory that the driver does not know.
+    // 0 means memory that the driver does not know.
     memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
 }
 
@@ -189,16 +191,16 @@ fn unloadable(error: DriverError) -> BackendError {
     BackendError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
 }
 
-/// What [`driver_is_present`] falls back to: where another crate of the build makes cudarc link libcuda,
-/// a process that runs has it.
+/// The fallback of [`driver_is_present`]. If another crate of the build makes cudarc link libcuda, a running
+/// process always has it.
 #[allow(dead_code)]
 unsafe fn is_culib_present() -> bool {
     true
 }
 
-/// Whether libcuda can be loaded; cudarc panics where it cannot.
+/// Returns whether libcuda can be loaded; if it cannot, cudarc panics.
 fn driver_is_present() -> bool {
-    // Hides the function above where cudarc loads libcuda itself.
+    // If cudarc loads libcuda itself, this import hides the function above.
     #[allow(unused_imports)]
     use cudarc::driver::sys::*;
     // SAFETY: loads the CUDA driver's library, whose initialisers have no preconditions.
@@ -236,7 +238,7 @@ impl Backend for Cuda {
             return Err(BackendError::Driver("memory of the host cannot be uploaded in a capture".into()));
         }
         stream.memcpy_htod(from, &mut to).map_err(driver)?;
-        // The driver has taken pageable memory when it returns. Other memory it reads when the copy's turn comes.
+        // The driver has read pageable memory when it returns. It reads other memory when the copy runs.
         if is_pageable(from) { Ok(()) } else { stream.synchronize().map_err(driver) }
     }
 
@@ -283,7 +285,7 @@ impl Backend for Cuda {
     }
 
     unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
-        // SAFETY: the caller's promise; the stream is alive and of its context.
+        // SAFETY: the caller makes this promise; the stream is alive and belongs to its context.
         unsafe { self.launch_on(stream.context(), stream.cu_stream(), launch) }
     }
 }
@@ -306,14 +308,14 @@ mod tests {
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
         for image in IMAGES {
-            // fatbinary.h's magic number.
+            // The magic number in fatbinary.h.
             assert_eq!(image.fatbin.get(..4), Some(&0xba55_ed50_u32.to_le_bytes()[..]));
         }
     }
 
     #[test]
     fn a_missing_driver_is_an_error() {
-        // Whatever this machine has: an error or a context, and never cudarc's panic.
+        // Depending on the machine, an error or a context, but never cudarc's panic.
         match Cuda::context(usize::from(u16::MAX)) {
             Err(BackendError::Unavailable(message)) => assert!(!message.is_empty()),
             other => panic!("{other:?}"),

@@ -1,7 +1,7 @@
-//! The GPU by bare addresses: streams and tensors that another framework owns.
+//! A CUDA backend for streams and tensors that another framework owns, given by their addresses.
 //!
-//! cudarc cannot wrap a stream that it has not made. Here a stream is what its owner says it is, so that an engine
-//! in C++ or Python runs the kernels on its own streams, inside its own captures, over its own memory.
+//! cudarc cannot wrap a stream that it did not create. Here the owner vouches for its stream, so an engine in
+//! C++ or Python can run the kernels on its own streams, inside its own captures, over its own memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -32,15 +32,14 @@ use super::{Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewM
 #[derive(Debug)]
 pub struct Foreign(Cuda);
 
-/// A stream by its address.
+/// A CUDA stream, given by its address.
 #[derive(Clone, Debug)]
 pub struct ForeignStream {
     context: Arc<CudaContext>,
     address: u64,
 }
 
-/// Device memory that [`Foreign`] has allocated, for the stream that it was allocated with. Dropping it waits for
-/// what the device is doing.
+/// Device memory that [`Foreign`] allocated for one stream. Dropping it waits for the work on the device.
 #[derive(Debug)]
 pub struct ForeignMemory<T> {
     stream: ForeignStream,
@@ -54,24 +53,24 @@ impl Foreign {
     ///
     /// # Errors
     ///
-    /// Those of [`Cuda::new`].
+    /// The errors of [`Cuda::new`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
         Cuda::new(context).map(Foreign)
     }
 }
 
 impl ForeignStream {
-    /// The stream that `address`, a `CUstream` or `cudaStream_t`, stands for; 0 is the legacy default stream.
+    /// Wraps the stream at `address`, a `CUstream` or `cudaStream_t`; 0 is the legacy default stream.
     ///
     /// # Safety
     ///
-    /// It is a stream of `context`, and is not destroyed before this stream, its clones and all memory that was
-    /// allocated with them are dropped.
+    /// `address` is a stream of `context`. It is not destroyed before this object, its clones and all memory
+    /// that was allocated with them are dropped.
     pub unsafe fn new(context: &Arc<CudaContext>, address: u64) -> Self {
         ForeignStream { context: context.clone(), address }
     }
 
-    /// What [`View::from_raw`] needs to know of it.
+    /// Returns the stream's queue, which [`View::from_raw`] needs.
     pub fn queue(&self) -> QueueId {
         QueueId { context: self.context.cu_ctx() as u64, stream: self.address }
     }
@@ -86,7 +85,7 @@ impl ForeignStream {
 }
 
 impl<T: Element> ForeignMemory<T> {
-    /// The address of elements `range`, for copies on `stream`.
+    /// Returns the address of elements `range`, for copies on `stream`.
     fn part(&self, stream: &ForeignStream, range: &Range<usize>) -> Result<u64, BackendError> {
         if stream.queue() != self.stream.queue() {
             return Err(BackendError::Driver("the memory was allocated for another stream".into()));
@@ -106,7 +105,8 @@ impl<T> Drop for ForeignMemory<T> {
         }
         let context = &self.stream.context;
         context.record_err(context.bind_to_thread());
-        // SAFETY: allocated by `allocate` and freed once; the driver waits for work that uses it.
+        // SAFETY: `allocate` allocated the memory, and it is freed once; the driver waits for work that uses
+        // it.
         context.record_err(unsafe { result::free_sync(self.address) });
     }
 }
@@ -137,7 +137,8 @@ impl Backend for Foreign {
         let mut memory = ForeignMemory { stream: stream.clone(), address: 0, len, elements: PhantomData };
         if bytes > 0 {
             stream.bind()?;
-            // SAFETY: memory of this size, which is set whole before anything else on the stream reads it.
+            // SAFETY: the memory has this size, and is set completely before anything else on the stream
+            // reads it.
             unsafe {
                 memory.address = result::malloc_sync(bytes).map_err(driver)?;
                 result::memset_d8_async(memory.address, 0, bytes, stream.raw()).map_err(driver)?;
@@ -157,8 +158,9 @@ impl Backend for Foreign {
         if source.is_empty() {
             return Ok(());
         }
-        // SAFETY: both parts are of this length. Page-locked memory is read when the copy's turn comes, so that is
-        // waited for; in a capture waiting is an error, and the graph, which would read the source again, none.
+        // SAFETY: both ranges have this length. Page-locked memory is read when the copy runs, so this waits
+        // for the copy. During a capture, waiting is an error, and no graph results that would read the
+        // source again.
         unsafe {
             result::memcpy_htod_async(to, source, stream.raw()).map_err(driver)?;
             result::stream::synchronize(stream.raw()).map_err(driver)
@@ -173,7 +175,7 @@ impl Backend for Foreign {
         to: &mut [T],
     ) -> Result<(), BackendError> {
         let source = source.part(stream, &from(first, to.len()))?;
-        // SAFETY: both parts are of this length, and the copy has been waited for when this returns.
+        // SAFETY: both ranges have this length, and the copy has finished when this returns.
         unsafe {
             if !to.is_empty() {
                 result::memcpy_dtoh_async(to, source, stream.raw()).map_err(driver)?;
@@ -195,13 +197,13 @@ impl Backend for Foreign {
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: both parts are of this length, and of different allocations.
+        // SAFETY: both ranges have this length, and they belong to different allocations.
         unsafe { result::memcpy_dtod_async(to, source, bytes, stream.raw()) }.map_err(driver)
     }
 
     fn view<'a, T: Element>(&self, _: &'a ForeignStream, memory: &'a ForeignMemory<T>) -> View<'a, T> {
-        // SAFETY: the view borrows the memory, whose drop waits for launches; it is of the memory's own stream, so
-        // a launch on another is refused.
+        // SAFETY: the view borrows the memory, whose drop waits for launches. The view belongs to the
+        // memory's own stream, so a launch on another stream is refused.
         unsafe { View::from_raw(memory.address, memory.len, memory.stream.queue()) }
     }
 
@@ -210,12 +212,13 @@ impl Backend for Foreign {
         _: &'a ForeignStream,
         memory: &'a mut ForeignMemory<T>,
     ) -> ViewMut<'a, T> {
-        // SAFETY: as above.
+        // SAFETY: as in `view`.
         unsafe { ViewMut::from_raw(memory.address, memory.len, memory.stream.queue()) }
     }
 
     unsafe fn launch(&self, stream: &ForeignStream, launch: &Launch<'_>) -> Result<(), BackendError> {
-        // SAFETY: the caller's promise; the stream is of its context and alive, as whoever made it promised.
+        // SAFETY: the caller makes this promise. `ForeignStream::new`'s caller promised that the stream is
+        // alive and belongs to its context.
         unsafe { self.0.launch_on(&stream.context, stream.raw(), launch) }
     }
 }

@@ -1,9 +1,9 @@
-//! Where kernels run: a GPU, or the SIMT host that executes the same sources on the CPU.
+//! The backends that run kernels: a GPU, or the SIMT host that executes the same sources on the CPU.
 //!
-//! A [`Backend`] launches kernels by name with one parameter struct each, like `cuLaunchKernel`, so the
-//! code that checks operands, fills the struct and chooses the grid is the same for every backend and is
-//! what the tests run. Memory belongs to the caller: operands come as [`View`]s, which remember the queue
-//! (context and stream) they are ordered on.
+//! A [`Backend`] launches kernels by name, each with one parameter struct, like `cuLaunchKernel`. The code
+//! that checks operands, fills the struct and chooses the grid is therefore the same for every backend, and
+//! the tests run it. Memory belongs to the caller: operands are [`View`]s, which record the queue (context
+//! and stream) that orders accesses to them.
 
 mod cuda;
 mod foreign;
@@ -19,42 +19,42 @@ pub use foreign::{Foreign, ForeignMemory, ForeignStream};
 pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
 
-/// What a kernel may use of the processor it runs on.
+/// The resources that a processor offers to a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Streaming multiprocessors: persistent grids take a small multiple of this.
+    /// Number of streaming multiprocessors. Persistent grids have a small multiple of this many CTAs.
     pub multiprocessors: u32,
-    /// Shared memory that a CTA may opt into, in bytes.
+    /// Largest shared memory that a CTA may opt into, in bytes.
     pub shared_bytes_per_cta: u32,
-    /// Shared memory of a multiprocessor, in bytes.
+    /// Shared memory per multiprocessor, in bytes.
     pub shared_bytes_per_multiprocessor: u32,
 }
 
 /// One kernel launch.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// The kernel's name in its source.
+    /// The kernel's name in the CUDA source.
     pub kernel: &'static str,
     /// CTAs in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a CTA, in x.
+    /// Threads per CTA, in x.
     pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
+    /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,
-    /// The kernel's parameter struct. A pointer, as it may have padding that no slice could show.
+    /// The kernel's parameter struct. This is a pointer because a slice cannot show padding.
     pub params: *const std::ffi::c_void,
-    /// The size of that struct.
+    /// The size of the parameter struct, in bytes.
     pub params_bytes: usize,
-    /// The memory that the struct's pointers lead to. Hardware ignores it; the SIMT host's checked
-    /// variant finds any access outside of it and counts the bytes of each.
+    /// The memory that the struct's pointers lead to. Hardware ignores this list. The checked SIMT host
+    /// reports any access outside of it and counts the bytes accessed per region.
     pub regions: &'a [Region],
 }
 
-/// A launch that did not happen, or that the processor rejected.
+/// An error of a backend: a launch that did not happen or failed, or another failed request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// No driver, or no such device.
+    /// There is no driver, or no such device.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
     /// The crate was built without nvcc, or nvcc failed.
@@ -64,75 +64,75 @@ pub enum BackendError {
          point NVCC or CUDA_HOME at it, and build again"
     )]
     NoDeviceCode,
-    /// The image holds no such kernel.
+    /// The image does not contain the kernel.
     #[error("the device image has no kernel `{0}`")]
     NoKernel(&'static str),
-    /// The kernel asks for more than the processor has.
+    /// The kernel needs more shared memory than the processor has.
     #[error("kernel `{kernel}` needs {needed} bytes of shared memory a CTA, and the device allows {allowed}")]
     SharedMemory {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// Bytes that it needs.
+        /// Bytes that the kernel needs.
         needed: u32,
         /// Bytes that a CTA can have.
         allowed: u32,
     },
-    /// The stream belongs to another context than the loaded kernels.
+    /// The stream belongs to another context than the loaded kernels do.
     #[error("kernel `{kernel}`: the stream belongs to another CUDA context than the kernels")]
     Context {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
     },
     /// The driver, or the SIMT host, reported an error.
     #[error("kernel `{kernel}`: {message}")]
     Failed {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// What was reported.
+        /// The reported error.
         message: String,
     },
-    /// A copy or a part that goes beyond the end of the device memory.
+    /// A copy, or a range of device memory, exceeds the memory.
     #[error("{wanted} elements were asked for, of device memory with {found}")]
     CopyLength {
-        /// Elements to copy.
+        /// Number of elements requested.
         wanted: usize,
-        /// Elements of the device memory.
+        /// Number of elements in the device memory.
         found: usize,
     },
-    /// The driver reported an error outside of a launch.
+    /// The driver reported an error outside a launch.
     #[error("{0}")]
     Driver(String),
 }
 
-/// A processor that kernels can be launched on.
+/// A processor that runs kernels.
 pub trait Backend: Send + Sync + 'static {
-    /// An ordered queue of launches; on CUDA a stream, which is the caller's.
+    /// An ordered queue of launches. On CUDA this is a stream, which the caller owns.
     type Stream: std::fmt::Debug + Send + Sync;
 
-    /// Memory that a backend owns.
+    /// Memory that the backend owns.
     type Memory<T: Element>: std::fmt::Debug + Send + Sync;
 
-    /// What kernels may use.
+    /// Returns the resources that kernels may use.
     fn limits(&self) -> Limits;
 
-    /// Memory for `len` elements, zero at first.
+    /// Allocates memory for `len` elements, which are zero at first.
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if there is not so much.
+    /// [`BackendError`] if memory runs out.
     fn allocate<T: Element>(
         &self,
         stream: &Self::Stream,
         len: usize,
     ) -> Result<Self::Memory<T>, BackendError>;
 
-    /// Replaces the elements of `to` from `first` on by `from`, once what was put on `stream` before has run. `from`
-    /// has been read when this returns; where it is page-locked that means waiting for the stream.
+    /// Copies `from` to the elements of `to` from `first` on, after all earlier work on `stream`. `from` has
+    /// been read when this returns: if it is page-locked, this waits for the stream.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `to` ends before, an error of the driver, or a capture of `stream`, as a
-    /// graph would read `from` again.
+    /// [`BackendError::CopyLength`] if `to` is too short, or an error of the driver. Also an error while
+    /// `stream` is captured, because a graph would read `from` again.
     fn upload<T: Element>(
         &self,
         stream: &Self::Stream,
@@ -141,12 +141,12 @@ pub trait Backend: Send + Sync + 'static {
         first: usize,
     ) -> Result<(), BackendError>;
 
-    /// Copies the elements of `from` from `first` on to `to`, and waits until what was put on `stream` before
-    /// has run and the copy is done.
+    /// Copies the elements of `from` from `first` on to `to`. Waits until all earlier work on `stream` has
+    /// run and the copy is done.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `from` ends before, or an error of the driver.
+    /// [`BackendError::CopyLength`] if `from` is too short, or an error of the driver.
     fn download<T: Element>(
         &self,
         stream: &Self::Stream,
@@ -155,11 +155,11 @@ pub trait Backend: Send + Sync + 'static {
         to: &mut [T],
     ) -> Result<(), BackendError>;
 
-    /// Copies the elements `range` of `from` to those of `to` from `first` on.
+    /// Copies the elements `range` of `from` to `to`, where they start at element `first`.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if one of them is shorter, or an error of the driver.
+    /// [`BackendError::CopyLength`] if `from` or `to` is too short, or an error of the driver.
     fn copy<T: Element>(
         &self,
         stream: &Self::Stream,
@@ -169,7 +169,8 @@ pub trait Backend: Send + Sync + 'static {
         first: usize,
     ) -> Result<(), BackendError>;
 
-    /// Owned memory as an operand that a kernel on `stream` reads. It outlives neither:
+    /// Views owned memory as an operand that a kernel on `stream` reads. The view can outlive neither memory
+    /// nor stream:
     ///
     /// ```no_run
     /// # use flexdraft::backend::{Backend, View};
@@ -193,27 +194,27 @@ pub trait Backend: Send + Sync + 'static {
     /// ```
     fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a Self::Memory<T>) -> View<'a, T>;
 
-    /// Owned memory as an operand that a kernel on `stream` writes.
+    /// Views owned memory as an operand that a kernel on `stream` writes.
     fn view_mut<'a, T: Element>(
         &self,
         stream: &'a Self::Stream,
         memory: &'a mut Self::Memory<T>,
     ) -> ViewMut<'a, T>;
 
-    /// The identity of `stream`, which every operand of a launch on it has to share.
+    /// Returns the identity of `stream`. Every operand of a launch on the stream must have the same identity.
     fn queue(&self, stream: &Self::Stream) -> QueueId;
 
     /// Appends a launch to `stream` and returns without waiting for it.
     ///
     /// # Safety
     ///
-    /// `launch.params` points to a valid parameter struct of `launch.kernel`: its pointers lead to memory that
-    /// stays allocated, and that nothing else writes or (for outputs) reads, until the launch has run, and
-    /// the shapes in it do not exceed that memory.
+    /// `launch.params` points to a valid parameter struct of `launch.kernel`. The struct's pointers lead to
+    /// memory that stays allocated until the launch has run, and until then nothing else writes that memory
+    /// or (for outputs) reads it. The shapes in the struct do not exceed that memory.
     ///
     /// # Errors
     ///
-    /// [`BackendError`]; nothing was launched then, except that the SIMT host runs a launch at once and
-    /// reports here what it found in it.
+    /// [`BackendError`]; nothing was launched then. The SIMT host is an exception: it runs a launch at once
+    /// and reports here the errors that it found during the run.
     unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError>;
 }

@@ -1,7 +1,7 @@
-//! The SIMT host: the kernel sources, compiled as C++ and run on the CPU, a fiber a thread.
+//! The SIMT host: runs the CUDA kernel sources, compiled as C++, on the CPU. Each CUDA thread is a fiber.
 //!
-//! It is how the kernels are tested where there is no GPU, and far too slow for anything else. Device memory
-//! is the host's: operands are slices. A launch runs to its end at once, on the calling thread.
+//! It tests the kernels on machines without a GPU, and is far too slow for anything else. Device memory is
+//! host memory, and operands are slices. A launch runs to its end at once, on the calling thread.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -10,36 +10,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, Region, View, ViewMut};
 
-/// What is watched while a kernel runs.
+/// The checks that the host makes while a kernel runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Checking {
-    /// Only what the host needs itself: barriers that are not reached, shared memory that is not there.
+    /// Only checks that the host itself needs: unreached barriers and missing shared memory.
     #[default]
     Off,
-    /// Every access: bounds of the operands, alignment, races, asynchronous copies not waited for. Many
-    /// times slower.
+    /// Checks of every access: operand bounds, alignment, races, and asynchronous copies that were not waited
+    /// for. Many times slower.
     Accesses,
 }
 
-/// When an asynchronous copy (`cp.async`) happens. A correct kernel cannot tell.
+/// The time at which an asynchronous copy (`cp.async`) happens. A correct kernel cannot tell the difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Copies {
-    /// At once.
+    /// The copy happens at once.
     #[default]
     Eager,
-    /// When a wait asks for it.
+    /// The copy happens when a wait asks for it.
     Late,
 }
 
-/// How a [`Simt`] runs kernels.
+/// Options of a [`Simt`] host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SimtOptions {
-    /// What is watched.
+    /// The checks to make.
     pub checking: Checking,
-    /// When asynchronous copies happen.
+    /// The time at which asynchronous copies happen.
     pub copies: Copies,
-    /// The order in which threads run: 0 for that of their indices, otherwise a seed. Odd seeds run the
-    /// CTAs backwards.
+    /// The order in which threads run: 0 for index order, otherwise a seed. Odd seeds run the CTAs backwards.
     pub schedule: u64,
 }
 
@@ -54,8 +53,8 @@ pub struct Simt {
     recording: Mutex<Option<Recording>>,
 }
 
-/// Launches with the parameters they were made with: what a CUDA graph captures. Like one, it holds the addresses
-/// of operands, not what was in them.
+/// Recorded launches with their parameters: the counterpart of a captured CUDA graph. Like a graph, a
+/// recording holds the addresses of the operands, not their contents.
 #[derive(Debug, Default)]
 pub struct Recording {
     launches: Vec<Recorded>,
@@ -74,12 +73,12 @@ struct Recorded {
 }
 
 impl Recording {
-    /// How many launches it has.
+    /// Returns the number of launches.
     pub fn len(&self) -> usize {
         self.launches.len()
     }
 
-    /// Whether it has none.
+    /// Returns whether there are no launches.
     pub fn is_empty(&self) -> bool {
         self.launches.is_empty()
     }
@@ -91,7 +90,7 @@ impl Recorded {
     /// `launch.params` leads to `launch.params_bytes` bytes.
     unsafe fn new(launch: &Launch<'_>) -> Self {
         let mut params = vec![MaybeUninit::uninit(); launch.params_bytes.div_ceil(size_of::<u64>())];
-        // SAFETY: there is room for the bytes; what is not initialised stays so.
+        // SAFETY: the buffer has room for the bytes; bytes that are not initialised stay uninitialised.
         unsafe {
             let from = launch.params.cast::<MaybeUninit<u8>>();
             std::ptr::copy_nonoverlapping(from, params.as_mut_ptr().cast(), launch.params_bytes);
@@ -108,52 +107,53 @@ impl Recorded {
     }
 }
 
-/// What a host was asked for; on a GPU each would be a call of the driver.
+/// Counts of the requests to a host. On a GPU, each request would be a call to the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
-    /// Memory that was allocated.
+    /// Memory allocations.
     pub allocations: u64,
-    /// Copies from the host's memory.
+    /// Copies from host memory to device memory.
     pub uploads: u64,
     /// Bytes that the uploads copied.
     pub uploaded_bytes: u64,
-    /// Copies to the host's memory, for which it has to wait: synchronisations.
+    /// Copies from device memory to host memory. Each one makes the host wait, so this counts
+    /// synchronisations.
     pub downloads: u64,
     /// Copies from device memory to device memory.
     pub copies: u64,
-    /// Bytes that those copied.
+    /// Bytes that the copies within device memory copied.
     pub copied_bytes: u64,
-    /// Kernels launched.
+    /// Kernel launches.
     pub launches: u64,
 }
 
 /// Bytes of an operand that one launch read and wrote; counted with [`Checking::Accesses`].
 ///
-/// A thread's access counts by itself: what all lanes of a warp read together, which a GPU fetches once, is in the
-/// totals once a lane.
+/// Every thread's access counts separately: if all lanes of a warp read the same bytes, which a GPU fetches
+/// once, the totals count them once per lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// The kernel.
+    /// The kernel's name.
     pub kernel: &'static str,
-    /// The operand.
+    /// The operand's name.
     pub operand: &'static str,
     /// Distinct bytes read.
     pub read: u64,
     /// Distinct bytes written.
     pub written: u64,
-    /// Bytes of all reads: more than `read` where a byte was read again.
+    /// Bytes of all reads: more than `read` if bytes were read repeatedly.
     pub read_total: u64,
     /// Bytes of all writes.
     pub written_total: u64,
 }
 
-/// The order of launches on a [`Simt`]; they run at once, so there is nothing in it but its identity.
+/// The stream of a [`Simt`] host. Launches run at once, so a stream is nothing more than its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimtStream(QueueId);
 
 impl Simt {
-    /// A host with the limits of a small GPU (4 multiprocessors, so that persistent grids are short, with
-    /// the shared memory of compute capability 9.0).
+    /// Makes a host with the limits of a small GPU: 4 multiprocessors, so that persistent grids are short,
+    /// and the shared memory of compute capability 9.0.
     pub fn new(options: SimtOptions) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let limits = Limits {
@@ -169,18 +169,19 @@ impl Simt {
         Simt { options, limits, context, traffic, calls, recording }
     }
 
-    /// The same host with other limits.
+    /// Returns the same host with other limits.
     #[must_use]
     pub fn limited(self, limits: Limits) -> Self {
         Self::with_limits(self.options, limits, self.context)
     }
 
-    /// The stream of this host.
+    /// Returns the stream of this host.
     pub fn stream(&self) -> SimtStream {
         SimtStream(QueueId { context: self.context, stream: 0 })
     }
 
-    /// What the launches since the last call read and wrote, an entry an operand, in their order.
+    /// Returns the bytes that launches have read and written since the last call: one entry per operand, in
+    /// launch order.
     pub fn take_traffic(&self) -> Vec<Traffic> {
         std::mem::take(&mut *self.traffic())
     }
@@ -189,17 +190,17 @@ impl Simt {
         self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the host was asked for since the last call.
+    /// Returns the counts of requests since the last call.
     pub fn take_calls(&self) -> Calls {
         std::mem::take(&mut *self.calls())
     }
 
-    /// Records launches, which run all the same, until [`take_recording`](Simt::take_recording).
+    /// Starts recording launches until [`take_recording`](Simt::take_recording). Recorded launches also run.
     pub fn record(&self) {
         *self.recording() = Some(Recording::default());
     }
 
-    /// The launches since [`record`](Simt::record).
+    /// Returns the launches since [`record`](Simt::record).
     pub fn take_recording(&self) -> Recording {
         self.recording().take().unwrap_or_default()
     }
@@ -208,15 +209,16 @@ impl Simt {
         self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the launches again, on what their operands hold now.
+    /// Repeats the recorded launches on the current contents of their operands.
     ///
     /// # Safety
     ///
-    /// The operands of the recorded launches are where they were, and nothing else uses them meanwhile.
+    /// The operands of the recorded launches are still at the same addresses, and nothing else uses them
+    /// meanwhile.
     ///
     /// # Errors
     ///
-    /// [`BackendError`], as of the launches.
+    /// The [`BackendError`] of the launch that failed.
     pub unsafe fn replay(&self, recording: &Recording) -> Result<(), BackendError> {
         recording.launches.iter().try_for_each(|recorded| {
             let launch = Launch {
@@ -228,7 +230,8 @@ impl Simt {
                 params_bytes: recorded.params_bytes,
                 regions: &recorded.regions,
             };
-            // SAFETY: the struct was this kernel's; the caller promises the same of its operands.
+            // SAFETY: the struct was made for this kernel; the caller makes the same promise about its
+            // operands.
             unsafe { self.launch(&self.stream(), &launch) }
         })
     }
@@ -239,7 +242,7 @@ impl Simt {
 }
 
 impl SimtStream {
-    /// A slice as an operand that a kernel reads. It borrows the slice,
+    /// Views a slice as an operand that a kernel reads. The view borrows the slice,
     ///
     /// ```
     /// # let simt = flexdraft::backend::Simt::new(Default::default());
@@ -251,7 +254,7 @@ impl SimtStream {
     /// drop(memory);
     /// ```
     ///
-    /// which can be neither freed meanwhile
+    /// which can neither be freed meanwhile
     ///
     /// ```compile_fail,E0505
     /// # let simt = flexdraft::backend::Simt::new(Default::default());
@@ -276,7 +279,7 @@ impl SimtStream {
         unsafe { View::from_raw(memory.as_ptr() as u64, memory.len(), self.0) }
     }
 
-    /// A slice as an operand that a kernel writes, and only one:
+    /// Views a slice as an operand that a kernel writes. Only one such view of a slice can exist:
     ///
     /// ```compile_fail,E0499
     /// # let simt = flexdraft::backend::Simt::new(Default::default());
@@ -471,7 +474,7 @@ mod ffi {
         pub late_copies: u32,
     }
 
-    // As `cuda/simt/launch.h` asserts of its own.
+    // The same layout as the assertion in `cuda/simt/launch.h`.
     const _: () = assert!(size_of::<Region>() == 72 && offset_of!(Region, written_total) == 64);
     const _: () = assert!(
         size_of::<Launch>() == 80 && offset_of!(Launch, grid) == 48 && offset_of!(Launch, late_copies) == 72

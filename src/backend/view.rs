@@ -1,4 +1,4 @@
-//! Borrowed device memory.
+//! Typed views of device memory: the operands of kernels.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -17,34 +17,34 @@ impl Element for u64 {}
 impl Element for f32 {}
 impl Element for bf16 {}
 
-/// The queue that memory is ordered on: two views with the same id may be used by one launch.
+/// Identity of a queue that orders accesses to memory: one launch may use two views if their ids are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QueueId {
-    /// The context: a device's, or a SIMT host's.
+    /// The context: a device's context, or a SIMT host.
     pub context: u64,
-    /// The stream in it.
+    /// The stream within the context.
     pub stream: u64,
 }
 
-/// What a kernel does to a [`Region`].
+/// The kind of access that a kernel makes to a [`Region`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It reads.
+    /// The kernel reads the region.
     Read,
-    /// It reads and writes.
+    /// The kernel reads and writes the region.
     Write,
 }
 
 /// A range of device memory that a launch uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// The operand's name, for reports.
+    /// The operand's name, for error reports.
     pub name: &'static str,
-    /// The first byte.
+    /// Address of the first byte.
     pub address: u64,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub bytes: u64,
-    /// What the kernel does to it.
+    /// The kernel's kind of access.
     pub access: Access,
 }
 
@@ -54,12 +54,12 @@ pub struct View<'a, T> {
     address: u64,
     len: usize,
     queue: QueueId,
-    // On CUDA, records on drop that the memory has been used, so the launch comes before the drop.
+    // On CUDA, the guard's drop records that the memory has been used, so the launch comes before the drop.
     _guard: Option<SyncOnDrop<'a>>,
     memory: PhantomData<&'a [T]>,
 }
 
-/// Device memory that a kernel writes.
+/// Device memory that a kernel writes: `len` elements of `T`, on one queue.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {
     address: u64,
@@ -70,14 +70,15 @@ pub struct ViewMut<'a, T> {
 }
 
 impl<'a, T: Element> View<'a, T> {
-    /// Elements `range` of it, or none if they are not all there.
+    /// Returns a view of elements `range`, or `None` if the range exceeds the view.
     pub fn range(self, range: Range<usize>) -> Option<Self> {
         let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
         let address = self.address + (range.start * size_of::<T>()) as u64;
         Some(View { address, len, ..self })
     }
 
-    /// The same bytes as elements of another type, or none if they are not a whole number of them.
+    /// Returns a view of the same bytes as elements of another type, or `None` if they are not a whole number
+    /// of elements.
     pub fn cast<U: Element>(self) -> Option<View<'a, U>> {
         let bytes = self.len * size_of::<T>();
         let View { address, queue, _guard, .. } = self;
@@ -85,7 +86,8 @@ impl<'a, T: Element> View<'a, T> {
         Some(View { address, len, queue, _guard, memory: PhantomData })
     }
 
-    /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
+    /// Makes a view of memory that neither this crate nor cudarc owns, for example another framework's
+    /// tensor.
     ///
     /// # Safety
     ///
@@ -95,36 +97,37 @@ impl<'a, T: Element> View<'a, T> {
         View { address, len, queue, _guard: None, memory: PhantomData }
     }
 
-    /// The first byte's device address.
+    /// Returns the device address of the first byte.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The queue that the memory is ordered on.
+    /// Returns the queue that orders accesses to the memory.
     pub fn queue(&self) -> QueueId {
         self.queue
     }
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    /// Elements `range` of it, or none if they are not all there.
+    /// Returns a view of elements `range`, or `None` if the range exceeds the view.
     pub fn range(self, range: Range<usize>) -> Option<Self> {
         let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
         let address = self.address + (range.start * size_of::<T>()) as u64;
         Some(ViewMut { address, len, ..self })
     }
 
-    /// The same bytes as elements of another type, or none if they are not a whole number of them.
+    /// Returns a view of the same bytes as elements of another type, or `None` if they are not a whole number
+    /// of elements.
     pub fn cast<U: Element>(self) -> Option<ViewMut<'a, U>> {
         let bytes = self.len * size_of::<T>();
         let ViewMut { address, queue, _guard, .. } = self;
@@ -132,7 +135,8 @@ impl<'a, T: Element> ViewMut<'a, T> {
         Some(ViewMut { address, len, queue, _guard, memory: PhantomData })
     }
 
-    /// A view of memory that no type of this crate or of cudarc owns: another framework's tensor.
+    /// Makes a view of memory that neither this crate nor cudarc owns, for example another framework's
+    /// tensor.
     ///
     /// # Safety
     ///
@@ -142,34 +146,35 @@ impl<'a, T: Element> ViewMut<'a, T> {
         ViewMut { address, len, queue, _guard: None, memory: PhantomData }
     }
 
-    /// The first byte's device address.
+    /// Returns the device address of the first byte.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The queue that the memory is ordered on.
+    /// Returns the queue that orders accesses to the memory.
     pub fn queue(&self) -> QueueId {
         self.queue
     }
 }
 
-/// The queue of a CUDA stream.
+/// Returns the queue of a CUDA stream.
 pub(super) fn cuda_queue(stream: &CudaStream) -> QueueId {
     QueueId { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
 }
 
 impl<'a, T: Element> View<'a, T> {
-    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last wrote it. It borrows both:
+    /// Views cudarc's memory for launches on `stream`, which waits for the last write to it. The view borrows
+    /// both:
     ///
     /// ```no_run
     /// # use std::sync::Arc;
@@ -183,7 +188,7 @@ impl<'a, T: Element> View<'a, T> {
     /// }
     /// ```
     ///
-    /// The memory cannot be freed while there is a view of it,
+    /// The memory cannot be freed while a view of it exists,
     ///
     /// ```compile_fail,E0505
     /// # use cudarc::driver::{CudaSlice, CudaStream};
@@ -194,7 +199,7 @@ impl<'a, T: Element> View<'a, T> {
     /// }
     /// ```
     ///
-    /// nor can the stream that will use it:
+    /// and the stream that will use it cannot be freed either:
     ///
     /// ```compile_fail,E0505
     /// # use std::sync::Arc;
@@ -213,8 +218,8 @@ impl<'a, T: Element> View<'a, T> {
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
-    /// A view of cudarc's memory for launches on `stream`, which waits for whatever last used it. While there is one,
-    /// there is no other of that memory:
+    /// Views cudarc's memory for launches on `stream`, which waits for the last use of it. While this view
+    /// exists, no other view of the memory can:
     ///
     /// ```no_run
     /// # use cudarc::driver::{CudaSlice, CudaStream};

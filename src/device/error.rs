@@ -1,66 +1,66 @@
-//! Why a device did not do what it was asked to.
+//! Errors of devices.
 
 use crate::backend::BackendError;
 use crate::kernels::{Faults, KernelError};
 
-/// What can go wrong on a device.
+/// An error of a device or of one of its operations.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum DeviceError {
-    /// The device asked for does not exist on this machine or in this build.
+    /// The requested device does not exist on this machine or in this build.
     #[error("device `{requested}` is not available: {reason}")]
     Unavailable {
-        /// The device as the user named it.
+        /// The device, as the user named it.
         requested: String,
-        /// Why it cannot be used.
+        /// The reason why it cannot be used.
         reason: String,
     },
     /// An operand's shape does not fit the operation.
     #[error("{operation}: {operand} has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// The operation.
+        /// The operation's name.
         operation: &'static str,
-        /// The operand.
+        /// The operand's name.
         operand: &'static str,
         /// The shape that would fit.
         expected: Vec<usize>,
-        /// The shape it has.
+        /// The operand's shape.
         found: Vec<usize>,
     },
-    /// An index (token id, page id, row, layer) outside its range.
+    /// An index (token id, page id, row, layer) is outside its range.
     #[error("{operation}: {what} {index} is out of range, the limit is {limit}")]
     OutOfRange {
-        /// The operation.
+        /// The operation's name.
         operation: &'static str,
-        /// What kind of index.
+        /// The kind of index.
         what: &'static str,
         /// The index.
         index: usize,
         /// The first index that is out of range.
         limit: usize,
     },
-    /// A kernel that could not be launched, or a driver's error.
+    /// A kernel could not be launched, or the driver reported an error.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Kernels that ran met what they should not have; nothing that they left is to be relied on.
+    /// Kernels reported faults; their results must not be used.
     #[error("the kernels of a step found {0}")]
     Faults(Faults),
-    /// Memory that could not be had.
+    /// An allocation failed.
     #[error("out of memory: {what} needs {bytes} bytes")]
     OutOfMemory {
-        /// What it was for.
+        /// The purpose of the memory.
         what: &'static str,
-        /// How many bytes.
+        /// The number of bytes requested.
         bytes: usize,
     },
 }
 
 impl DeviceError {
-    /// Whether memory was asked for that there is not: with less of it, the device goes on.
+    /// Returns true for out-of-memory errors. The device stays usable; a smaller request may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory { .. } => true,
-            // The driver's errors come as text, which begins with the name of its code.
+            // The driver's errors are text that begins with the name of the error code.
             Self::Kernel(KernelError::Backend(
                 BackendError::Driver(message) | BackendError::Failed { message, .. },
             )) => message.contains("CUDA_ERROR_OUT_OF_MEMORY"),

@@ -1,13 +1,12 @@
-//! What a decode step is made of, and where it runs.
+//! The `Device` trait: the operations of a decode step, implemented for the CPU and for GPUs.
 //!
-//! [`Device`] lists the operations; the forward pass ([`crate::model`]) and the step
-//! ([`crate::decode`]) are written once against it. An implementation makes two promises:
-//!
+//! [`Device`] lists the operations. The forward pass ([`crate::model`]) and the decode step
+//! ([`crate::decode`]) are written once, generic over it. An implementation makes two promises:
 //! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
-//!   compute with it. This is what makes greedy verification (v + 1 rows) and autoregressive
-//!   decoding (one row) agree at near-ties, and parallel and sequential drafts agree always. A device
-//!   that was asked to do without it says so ([`Device::is_row_invariant`]).
-//! - **Checked operands.** Shapes that do not fit each other are a [`DeviceError`], never a panic.
+//!   compute with it. Therefore greedy verification (v + 1 rows) and autoregressive decoding (one row)
+//!   agree at near-ties, and parallel and sequential drafts always agree. A device that was told to give
+//!   this promise up reports it ([`Device::is_row_invariant`]).
+//! - **Checked operands.** Shapes that do not fit each other give a [`DeviceError`], never a panic.
 
 pub mod cpu;
 mod error;
@@ -23,57 +22,57 @@ use crate::layout::{GroupSet, Pass};
 use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
 
-/// How a device stores activations and the KV cache.
+/// Number format in which a device stores activations and the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Precision {
     /// Single precision throughout.
     #[default]
     F32,
-    /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even);
-    /// sums are still taken in f32. Logits stay f32.
+    /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even). Sums are
+    /// still computed in f32, and logits stay f32.
     Bf16,
 }
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.
 ///
-/// Dimension pair (i, i + head_dim / 2) at position p turns by p · `inv_freq[i]`; cosine and sine
-/// are multiplied by `scale` (1 except for yarn).
+/// Dimension pair (i, i + head_dim / 2) at position p is rotated by the angle p · `inv_freq[i]`; cosine and
+/// sine are multiplied by `scale` (1 except for yarn).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Inverse frequencies `[head_dim / 2]`, radians a position.
+    /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: Vec<f32>,
     /// Factor on cosine and sine.
     pub scale: f32,
 }
 
-/// One part of a fused linear layer: rows of output computed from some columns of a stored matrix.
+/// One part of a fused linear layer: some output rows, computed from some columns of a stored matrix.
 #[derive(Clone, Debug)]
 pub struct LinearPart<'a> {
     /// The stored matrix `[out, in]`.
     pub weight: &'a Tensor,
-    /// The input columns used, if not all.
+    /// The input columns that the part uses; `None` for all of them.
     pub columns: Option<Range<usize>>,
-    /// Added to the output, `[out]`.
+    /// The bias `[out]`, added to the output.
     pub bias: Option<&'a Tensor>,
 }
 
 impl<'a> LinearPart<'a> {
-    /// The whole matrix, with an optional bias.
+    /// A part that uses the whole matrix, with an optional bias.
     pub fn new(weight: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
         Self { weight, columns: None, bias }
     }
 }
 
-/// What is applied to the q and k heads of a fused projection before attention.
+/// Norms and rotation of the q and k heads of a fused projection, applied before attention.
 #[derive(Debug)]
 pub struct QkTransform<'a, V> {
-    /// The heads.
+    /// Numbers of heads, and their dimensions.
     pub shape: AttentionShape,
-    /// RMSNorm weights `[head_dim]` over each q head and each k head (Qwen3), if any.
+    /// RMSNorm weights `[head_dim]` for each q head and each k head (Qwen3), if the model has them.
     pub norms: Option<(&'a V, &'a V)>,
-    /// Epsilon of those norms.
+    /// Epsilon of the norms.
     pub eps: f32,
-    /// The rotation, after the norms.
+    /// The rotation, applied after the norms.
     pub rope: &'a Rope,
 }
 
@@ -82,16 +81,16 @@ pub struct QkTransform<'a, V> {
 pub struct AttentionRows<'a, P> {
     /// The pass, as [`Device::begin`] returned it.
     pub pass: &'a P,
-    /// Whether the mask rows take part. Layers before the tail have candidate rows alone.
+    /// Whether mask rows take part. Layers before the tail have only candidate rows.
     pub masks: bool,
 }
 
 /// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
 #[derive(Debug)]
 pub struct Calibration<'a, B, L> {
-    /// u, a row for each row of logits.
+    /// u: one row per row of logits.
     pub hidden: &'a B,
-    /// W2 and b2.
+    /// The layer with weight W2 and bias b2.
     pub output: &'a L,
 }
 
@@ -121,27 +120,27 @@ impl SlotRows {
 /// A sequence that drafts from the pass that ran last: slots 1..S of the group that its verdict names.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
-    /// Its place among the sequences of the verification.
+    /// Index of the sequence within the verification.
     pub sequence: usize,
-    /// Accepted lengths, as the verdict counts them, for which the pass has a group of the sequence.
-    /// [`GroupSet::NONE`] for a pass whose one group [follows](Device::follow) its verdict.
+    /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
+    /// [`GroupSet::NONE`] if the pass has a single group that [follows](Device::follow) the verdict.
     pub groups: GroupSet,
     /// The first row of the first group; the rows of the other groups follow. Which rows of a group there are, and
     /// where, is told by [`SlotRows`].
     pub first_row: usize,
-    /// S: slots of a group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All but the first are
-    /// drafts.
+    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
+    /// but the first are drafts.
     pub slots: usize,
-    /// How the slots are warped and drawn.
+    /// The warping of the slots' logits before a token is drawn.
     pub sampling: &'a SamplingParams,
-    /// The acceptance rule that will verify the draft: it decides which random numbers are used.
+    /// The acceptance rule that will verify the draft: it decides which random numbers the draft uses.
     pub rule: Rule,
     /// The request's seed.
     pub seed: u64,
 }
 
 impl DraftRows<'_> {
-    /// How many tokens it drafts: S − 1.
+    /// Returns the number of tokens that the sequence drafts: S − 1.
     pub fn drafted(&self) -> usize {
         self.slots.saturating_sub(1)
     }
@@ -165,7 +164,7 @@ pub struct DraftToken {
     pub confidence: f32,
 }
 
-/// Where a draft's logits are: row `first_row + j − 1` for slot j.
+/// The location of a draft's logits: slot j has row `first_row + j − 1`.
 #[derive(Debug)]
 pub struct DraftLogits<'a, B> {
     /// Logits that [`Device::draft`] drew from, or that [`Device::copy_draft`] copied from such logits. A device
@@ -191,17 +190,17 @@ impl<B> Copy for DraftLogits<'_, B> {}
 pub struct VerifyRows<'a, B> {
     /// Target logits row of candidate 0; candidate i has row `first_row + i`.
     pub first_row: usize,
-    /// The draft tokens d_1..d_v under verification. With none of them the bonus token is drawn with
-    /// the *target draw* numbers of its own position, whatever the rule: that is an autoregressive
-    /// step, and how the first bonus token after a prompt is drawn.
+    /// The draft tokens d_1..d_v under verification. If there are none, the bonus token is drawn with the
+    /// *target draw* numbers of its own position, whatever the rule. This is an autoregressive step; the
+    /// first bonus token after a prompt is drawn in the same way.
     pub draft: &'a [u32],
-    /// The calibrated logits that the draft was drawn from, with the same warping. `None` if the draft did not
-    /// come from a distribution: each q_j is then the point mass at d_j. Not read where the rule needs no q
-    /// (greedy, `match`). A device reads them where they are as long as all sequences name the same buffer.
+    /// The calibrated logits that the draft was drawn from, with the same warping. `None` if the draft did
+    /// not come from a distribution: each q_j is then the point mass at d_j. Rules that need no q (greedy,
+    /// `match`) do not read the logits. A device reads them in place if all sequences name the same buffer.
     pub draft_logits: Option<DraftLogits<'a, B>>,
-    /// Warping of both distributions.
+    /// The warping of both distributions.
     pub sampling: &'a SamplingParams,
-    /// The acceptance rule (greedy whatever the rule at temperature 0).
+    /// The acceptance rule. At temperature 0 every rule is greedy.
     pub rule: Rule,
     /// The request's seed.
     pub seed: u64,
@@ -209,35 +208,36 @@ pub struct VerifyRows<'a, B> {
     pub start: usize,
 }
 
-/// What a verification found.
+/// The result of verifying one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// a: how many draft tokens were accepted.
+    /// a: the number of accepted draft tokens.
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
     pub bonus: u32,
-    /// n + a + 1: the bonus token's position, and that of c_0 of the next step.
+    /// n + a + 1: the position of the bonus token, and of c_0 of the next step.
     pub next_start: usize,
 }
 
-/// What a verification and the drafting after it found.
+/// The results of a verification and of the drafting after it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
-    /// Of each sequence of the verification.
+    /// The verdict of each sequence of the verification.
     pub verdicts: Vec<Verdict>,
-    /// Slots 1..S of each draft, in the order of the [`DraftRows`].
+    /// The tokens in slots 1..S of each draft, in the order of the [`DraftRows`].
     pub drafts: Vec<Vec<DraftToken>>,
 }
 
-/// The operations of a decode step. See the [module documentation](self) for what all of them promise.
+/// The operations of a decode step. The [module documentation](self) states the promises that all operations
+/// share.
 ///
-/// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the
-/// same row indices of their operands, unless they say otherwise.
+/// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the same row
+/// indices of their operands, unless their docs say otherwise.
 ///
-/// A device may run behind its caller: [`read`](Device::read) and [`edit_row`](Device::edit_row) wait for
-/// it, nothing else does. What a verification decides about the draft after it (which group of the pass came
-/// true, the bonus token, the next position) is therefore looked up by the device, in its
-/// [`Results`](Device::Results), and a step waits once, for verdicts and drafts.
+/// A device may run behind its caller: only [`read`](Device::read) and [`edit_row`](Device::edit_row) wait
+/// for it. The device therefore looks up the outcome of a verification (the group to draft from, the bonus
+/// token, the next position) in its own [`Results`](Device::Results), and the host waits once per step, for
+/// verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
     /// Activations `[rows, cols]`.
     type Buffer: Send;
@@ -247,14 +247,14 @@ pub trait Device: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// A paged KV cache over all layers.
     type Cache: Send;
-    /// Verdicts and drafts, where the device has them. Reused from step to step.
+    /// Verdicts and drafts, in the device's memory. Reused from step to step.
     type Results: Send;
-    /// A pass as the device keeps it: checked once, and in memory that its operations read.
+    /// A pass that was checked once and laid out in memory that the device's operations read.
     type Pass<'a>
     where
         Self: 'a;
 
-    /// Makes a linear layer whose output is the parts' outputs side by side.
+    /// Makes a linear layer whose output is the outputs of its parts, side by side.
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError>;
 
     /// Makes a vector from a tensor `[n]`.
@@ -276,30 +276,30 @@ pub trait Device: Send + Sync + 'static {
     /// Makes an empty buffer [0, cols] for logits, which are f32 in every [`Precision`].
     fn new_logits(&self, cols: usize) -> Self::Buffer;
 
-    /// Makes results without a verdict.
+    /// Makes results that hold no verdict yet.
     fn new_results(&self) -> Self::Results;
 
-    /// Sets the number of rows. Rows that existed before keep their contents, new ones hold
-    /// anything.
+    /// Sets the number of rows. Existing rows keep their contents; the contents of new rows are unspecified.
     fn resize(&self, buffer: &mut Self::Buffer, rows: usize) -> Result<(), DeviceError>;
 
-    /// Finds out what products of `layer` of up to `rows` rows need, into logits or activations, where a device has
-    /// to find out something. Called once before the first step.
+    /// Prepares products of `layer` with up to `rows` rows, into logits or activations, on a device that has
+    /// to search for the best way. Called once before the first step.
     fn prepare(&self, layer: &Self::Linear, rows: usize, logits: bool) -> Result<(), DeviceError> {
         let _ = (layer, rows, logits);
         Ok(())
     }
 
-    /// Whether a row's result has the same bits whatever rows are beside it. Without this, decoding is not lossless.
+    /// Returns whether a row's result has the same bits whatever other rows are computed with it. If not,
+    /// decoding is not lossless.
     fn is_row_invariant(&self) -> bool {
         true
     }
 
-    /// Checks a pass and lays it out on the device, for the operations that take its rows.
+    /// Checks a pass and lays it out on the device, for the operations that use its rows.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if a row has no page in `cache`, or if there is no memory for the pass.
+    /// [`DeviceError`] if a row has no page in `cache`, or if memory for the pass runs out.
     fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError>;
 
     /// Writes row `ids[i]` of `table` `[vocab, cols]` to row `first_row + i` of `out`.
@@ -311,7 +311,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Writes `value` to each of `rows` of `out`: every mask row enters the tail with the same vector.
+    /// Writes `value` to each of `rows` of `out`. Every mask row enters the tail with the same vector.
     fn fill_rows(
         &self,
         value: &Self::Vector,
@@ -341,7 +341,7 @@ pub trait Device: Send + Sync + 'static {
         self.linear_to(layer, x, rows, first_row, out)
     }
 
-    /// [`linear`](Self::linear) to other rows: those from `first_row` on of `out`.
+    /// Like [`linear`](Self::linear), but writes to the rows of `out` from `first_row` on.
     fn linear_to(
         &self,
         layer: &Self::Linear,
@@ -359,7 +359,8 @@ pub trait Device: Send + Sync + 'static {
         hidden: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// [`add`](Self::add), and then [`rms_norm`](Self::rms_norm) of the sum: what comes between two blocks.
+    /// [`add`](Self::add), followed by [`rms_norm`](Self::rms_norm) of the sum: the operations between two
+    /// blocks.
     fn add_rms_norm(
         &self,
         delta: &Self::Buffer,
@@ -381,8 +382,8 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `x[r] = silu(x[r] + bonus[owner[r]])` for r in 0..owner.len(): the calibrator's hidden layer,
-    /// whose bonus half is one row a sequence.
+    /// `x[r] = silu(x[r] + bonus[owner[r]])` for r in 0..owner.len(): the calibrator's hidden layer. Its
+    /// bonus half has one row per sequence.
     fn silu_add(
         &self,
         bonus: &Self::Buffer,
@@ -393,13 +394,13 @@ pub trait Device: Send + Sync + 'static {
     /// `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), DeviceError>;
 
-    /// Norms (if any) and rotates the q and k heads of rows `kind` of `qkv` `[total_rows, qkv_cols]`, by
-    /// the rows' positions: q, and mask rows' k, in place. The k and v heads of **candidate** rows go to layer
-    /// `layer` of the cache, at the rows' positions; what is left of their k in `qkv` is not used. Mask rows' k
-    /// and v never enter the cache.
+    /// Applies norms (if any) and rotation, by the rows' positions, to the q and k heads of rows `kind` of
+    /// `qkv` `[total_rows, qkv_cols]`. q, and the k of mask rows, change in place. The k and v heads of
+    /// **candidate** rows go to layer `layer` of the cache, at the rows' positions; nothing uses the k that
+    /// remains in their `qkv` rows. The k and v of mask rows never enter the cache.
     ///
-    /// A device may keep the rotations that it computed in `pass`, for the layers after this one. `qkv` has a row
-    /// for every row of the pass, whichever `kind` is computed.
+    /// A device may keep the rotations that it computed in `pass`, for later layers. `qkv` has a row for
+    /// every row of the pass, whichever `kind` is computed.
     fn norm_rope_append(
         &self,
         transform: &QkTransform<'_, Self::Vector>,
@@ -410,11 +411,11 @@ pub trait Device: Send + Sync + 'static {
         cache: &mut Self::Cache,
     ) -> Result<(), DeviceError>;
 
-    /// Joint draft-and-verify attention over one layer of the cache.
+    /// Joint draft-and-verify attention over one layer of the paged cache.
     ///
-    /// Each of `rows` attends with scale head_dim^−1/2 to cached positions 0..=limit, and a mask
-    /// row to the S slots of its own group in `qkv` besides, merged last. `qkv` `[total_rows, qkv_cols]`
-    /// went through [`norm_rope_append`](Self::norm_rope_append); `out` is `[total_rows, out_cols]`.
+    /// Each of `rows` attends with scale head_dim^−1/2 to cached positions 0..=limit. A mask row also attends
+    /// to the S slots of its own group in `qkv`, merged last. `qkv` `[total_rows, qkv_cols]` went through
+    /// [`norm_rope_append`](Self::norm_rope_append); `out` is `[total_rows, out_cols]`.
     fn joint_attention(
         &self,
         shape: AttentionShape,
@@ -425,8 +426,8 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Lets `edit` change one row of logits on the host, which has to wait for it. A NaN that it leaves counts
-    /// as −∞.
+    /// Lets `edit` change one row of logits on the host, which waits for the row. A NaN that `edit` leaves
+    /// counts as −∞.
     fn edit_row(
         &self,
         logits: &mut Self::Buffer,
@@ -434,7 +435,8 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Applies each sequence's acceptance rule to target logits. The verdicts replace what is in `results`.
+    /// Applies each sequence's acceptance rule to target logits. The verdicts replace the contents of
+    /// `results`.
     fn verify(
         &self,
         logits: &Self::Buffer,
@@ -442,14 +444,15 @@ pub trait Device: Send + Sync + 'static {
         results: &mut Self::Results,
     ) -> Result<(), DeviceError>;
 
-    /// The verdicts, where they can be had without waiting: before [`read`](Self::read) on a device that
-    /// does not run behind its caller, and after it on any.
+    /// Returns the verdicts if they are available without waiting: before [`read`](Self::read) on a device
+    /// that does not run behind its caller, and after `read` on every device.
     fn known<'a>(&self, results: &'a Self::Results) -> Option<&'a [Verdict]>;
 
-    /// Moves the group of each sequence of `pass` from where it is laid out to the accepted length that the
-    /// verdict `verdicts[i]` of sequence i names, before any other operation on `pass`. The pass
-    /// has one group a sequence and no candidates, laid out for the largest accepted length that is possible;
-    /// where verdicts are [known](Self::known), for the accepted length itself, and nothing is to be done.
+    /// Moves the group of each sequence i of `pass` from its place in the layout to the accepted length of
+    /// `verdicts[i]`. Called before any other operation on `pass`. The pass has one group per sequence and no
+    /// candidates. It is laid out for the largest possible accepted length. If the verdicts are
+    /// [known](Self::known), it is laid out for the accepted length itself, and this operation has nothing to
+    /// do.
     fn follow(
         &self,
         pass: &mut Self::Pass<'_>,
@@ -538,11 +541,11 @@ pub trait Device: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Faults`] if a kernel since the last call reported something.
+    /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call.
     fn read(&self, results: &mut Self::Results) -> Result<Found, DeviceError>;
 
-    /// Calls `work`, a step's operations, in the place that suits them best: a device with threads of its own
-    /// runs it on one of them, so that no operation has to wake the others.
+    /// Calls `work`, the operations of a step, on the thread that suits it best. A device with its own
+    /// threads runs it on one of them, so that no operation has to wake the others.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         work()
     }

@@ -1,88 +1,90 @@
-//! Why a kernel was not launched.
+//! The error type of kernel launches.
 
 use crate::backend::BackendError;
 
-/// An operand that violates a kernel's contract, or a launch that failed. Nothing was launched.
+/// An operand that violates a kernel's contract, or a failed launch. If this is returned, nothing was
+/// launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
     /// An operand has the wrong number of elements.
     #[error("{kernel}: operand `{operand}` has {found} elements, and {expected} were expected")]
     Length {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// The operand.
+        /// The operand's name.
         operand: &'static str,
-        /// Elements that the shapes ask for.
+        /// Elements that the shapes require.
         expected: usize,
-        /// Elements that it has.
+        /// Elements that the operand has.
         found: usize,
     },
     /// An operand's address is not a multiple of what the kernel's wide loads need.
     #[error("{kernel}: operand `{operand}` at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// The operand.
+        /// The operand's name.
         operand: &'static str,
-        /// The alignment asked for, in bytes.
+        /// The required alignment, in bytes.
         alignment: usize,
-        /// Where it is.
+        /// The operand's address.
         address: u64,
     },
-    /// An operand belongs to another stream or device than the launch.
+    /// An operand belongs to another stream or device than the launch does.
     #[error("{kernel}: operand `{operand}` belongs to another device or stream than the launch")]
     Queue {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// The operand.
+        /// The operand's name.
         operand: &'static str,
     },
     /// A shape or value that the kernel does not support.
     #[error("{kernel}: {what} is {found}; supported: {supported}")]
     Unsupported {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// The shape or value.
+        /// The name of the shape or value.
         what: &'static str,
-        /// What it is.
+        /// Its value.
         found: i64,
-        /// What it may be.
+        /// The supported values, in words.
         supported: &'static str,
     },
-    /// A sequence of a pass that has more of something than it can have.
+    /// A sequence of a pass exceeds a limit.
     #[error("sequence {sequence} of the pass: {what} is {found}, and at most {limit} is possible")]
     Pass {
         /// The sequence's index.
         sequence: usize,
-        /// What there is too much of.
+        /// The name of the quantity that is too large.
         what: &'static str,
-        /// How much there is.
+        /// The quantity that was found.
         found: usize,
-        /// How much there can be.
+        /// The largest allowed quantity.
         limit: usize,
     },
-    /// Two candidate rows of a pass whose k and v would be appended to the same token of a page, so that which of them
-    /// the cache holds afterwards would depend on timing.
+    /// Two candidate rows of a pass would append their k and v to the same token of a page, so timing would
+    /// decide which of them the cache holds afterwards.
     #[error(
         "sequence {sequence} of the pass: it would append to token {token} of page {page}, as sequence {other} does"
     )]
     SharedToken {
-        /// The sequence's index.
+        /// Index of the sequence.
         sequence: usize,
-        /// The sequence that appends there too: an earlier one, or the same, which has the page twice.
+        /// Index of the sequence that appends to the same place: an earlier one, or the same one if it lists
+        /// the page twice.
         other: usize,
-        /// The page's id.
+        /// Id of the page.
         page: u32,
-        /// The token of the page.
+        /// Index of the token within the page.
         token: usize,
     },
-    /// Shapes whose product does not fit the type that counts it.
+    /// The product of some shapes does not fit the integer type that counts it.
     #[error("{kernel}: the size of `{what}` overflows")]
     Overflow {
-        /// The kernel.
+        /// The kernel's name.
         kernel: &'static str,
-        /// The operand or shape.
+        /// The name of the operand or shape.
         what: &'static str,
     },
     /// The launch failed.

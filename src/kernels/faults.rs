@@ -1,4 +1,5 @@
-//! What kernels that ran report in the device error word: conditions that nobody could check before.
+//! Faults that kernels report in the device error word: conditions that could not be checked before the
+//! launch.
 
 use std::fmt;
 
@@ -7,26 +8,26 @@ use super::params::common::{
     FLEXDRAFT_ERROR_STORE, FLEXDRAFT_ERROR_TOKEN,
 };
 
-/// One condition: a bit of the device error word (`FlexdraftError` of `cuda/common/params.h`).
+/// One fault: a bit of the device error word (`FlexdraftError` of `cuda/common/params.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Nothing was read or written there: keys and values of attention counted as zeros.
+    /// The access was skipped: attention took keys and values of zero instead.
     #[error("a page id that is not of the cache")]
     Page,
-    /// Zeros were taken in its place.
+    /// The kernel used zeros instead.
     #[error("a token id that is not of the vocabulary")]
     Token,
-    /// It counted as −∞.
+    /// The value counted as −∞.
     #[error("a NaN among the logits")]
     Nan,
-    /// Its rows were left out, as zeros.
+    /// The sequence's rows were skipped; their results are zeros.
     #[error("a sequence longer than the workspace was made for")]
     Plan,
-    /// It was left out: the operand says as what.
+    /// The row or sequence was skipped; the operand's doc says what its result is.
     #[error("a row or sequence that does not exist")]
     Row,
-    /// Nothing was dropped from such a row.
+    /// Nothing was dropped from the row.
     #[error("calibrated logits that were not kept and were needed again")]
     Store,
 }
@@ -40,27 +41,27 @@ const ALL: [(Fault, u32); 6] = [
     (Fault::Store, FLEXDRAFT_ERROR_STORE),
 ];
 
-/// The conditions of an error word, of which there is at least one.
+/// The faults of an error word, which has at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults(u32);
 
 impl Faults {
-    /// What `word` says; none for 0.
+    /// Returns the faults in `word`; `None` for 0.
     pub fn of(word: u32) -> Option<Self> {
         (word != 0).then_some(Faults(word))
     }
 
-    /// The word.
+    /// Returns the error word.
     pub fn word(self) -> u32 {
         self.0
     }
 
-    /// Whether `fault` is among them.
+    /// Returns whether `fault` is one of these faults.
     pub fn contains(self, fault: Fault) -> bool {
         self.iter().any(|other| other == fault)
     }
 
-    /// Those that have a name.
+    /// Iterates over the faults that have a name.
     pub fn iter(self) -> impl Iterator<Item = Fault> {
         ALL.into_iter().filter(move |&(_, bit)| self.0 & bit != 0).map(|(fault, _)| fault)
     }

@@ -1,4 +1,4 @@
-//! A layer of a paged KV cache as an operand.
+//! One layer of a paged KV cache, as an operand of kernels.
 
 use half::bf16;
 
@@ -8,31 +8,31 @@ use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
 use crate::backend::{View, ViewMut};
 
-/// Distances between the elements of a paged K or V tensor, in elements; those of a head are adjacent.
+/// Strides of a paged K or V tensor, in elements. The elements of a head are adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvStrides {
-    /// From a page to the next.
+    /// Distance from a page to the next.
     pub page: usize,
-    /// From a token of a page to the next.
+    /// Distance from a token to the next within a page.
     pub token: usize,
-    /// From a head to the next.
+    /// Distance from a head to the next.
     pub head: usize,
 }
 
 impl KvStrides {
-    /// Of `[page, token, head, dim]`.
+    /// Returns the strides of a tensor `[page, token, head, dim]`.
     pub fn token_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
         let token = kv_heads.saturating_mul(head_dim);
         KvStrides { page: page_size.saturating_mul(token), token, head: head_dim }
     }
 
-    /// Of `[page, head, token, dim]`.
+    /// Returns the strides of a tensor `[page, head, token, dim]`.
     pub fn head_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
         let head = page_size.saturating_mul(head_dim);
         KvStrides { page: kv_heads.saturating_mul(head), token: head_dim, head }
     }
 
-    /// One more than the last element's offset.
+    /// Returns the offset of the last element plus one.
     fn extent(self, paging: Paging, kv_heads: usize, head_dim: usize) -> Option<usize> {
         let [last_page, last_token, last_head] =
             [paging.pages.checked_sub(1)?, paging.page_size.checked_sub(1)?, kv_heads.checked_sub(1)?];
@@ -46,30 +46,30 @@ impl KvStrides {
 /// One layer of a paged KV cache that a kernel reads.
 #[derive(Debug)]
 pub struct PagedKv<'a> {
-    /// K.
+    /// The keys.
     pub k: View<'a, bf16>,
-    /// V.
+    /// The values.
     pub v: View<'a, bf16>,
-    /// Of K.
+    /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
-    /// Of V.
+    /// Strides of `v`, in elements.
     pub v_strides: KvStrides,
 }
 
 /// One layer of a paged KV cache that a kernel appends to.
 #[derive(Debug)]
 pub struct PagedKvMut<'a> {
-    /// K.
+    /// The keys.
     pub k: ViewMut<'a, bf16>,
-    /// V.
+    /// The values.
     pub v: ViewMut<'a, bf16>,
-    /// Of K.
+    /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
-    /// Of V.
+    /// Strides of `v`, in elements.
     pub v_strides: KvStrides,
 }
 
-/// The shape that both tensors are checked against, and where their pages are listed.
+/// The shape that the K and V tensors are checked against, and the paging of the pass that lists their pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvShape {
     pub paging: Paging,
@@ -80,7 +80,7 @@ pub(super) struct KvShape {
 }
 
 impl KvShape {
-    /// Elements that a tensor of this shape reaches over, if every row of it is aligned.
+    /// Returns the elements from the tensor's first to its last, if every row of the tensor is aligned.
     fn extent(
         &self,
         operands: &Operands,
@@ -111,7 +111,7 @@ impl KvShape {
             v_token_stride: v.1.token as i64,
             v_head_stride: v.1.head as i64,
             page_table_stride: self.page_table_stride,
-            // Checked when the pass was uploaded.
+            // The number of pages was checked when the pass was uploaded.
             pages: self.paging.pages as i32,
             page_size: self.paging.page_size as i32,
         }

@@ -1,4 +1,4 @@
-//! The kernels on a GPU.
+//! Loads the kernels on a GPU.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ impl Kernels<Cuda> {
     ///
     /// # Errors
     ///
-    /// Those of [`Cuda::new`]: above all [`BackendError::NoDeviceCode`] in a build without nvcc.
+    /// The errors of [`Cuda::new`]: above all [`BackendError::NoDeviceCode`] in a build without nvcc.
     pub fn load(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
         Ok(Kernels::new(Cuda::new(context)?))
     }

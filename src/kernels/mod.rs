@@ -1,14 +1,15 @@
-//! The kernels, safely: one method a kernel.
+//! The CUDA kernels behind a safe interface: one method per kernel.
 //!
-//! A method checks every operand (length, alignment, queue) before anything is launched, fills the kernel's
-//! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from
-//! its caller.
+//! A method checks every operand (length, alignment, queue) before it launches anything, fills the kernel's
+//! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from its
+//! caller.
 //!
-//! Launches can be captured in a CUDA graph: what changes from step to step is in device memory, so a graph serves
-//! every step with as many sequences, candidate rows and mask rows, whose sequences see no more positions than the
-//! pass it was captured with; upload tables and operands in place before each launch of it. A capture must not wait
-//! for an event from before it, so operands are [raw views](crate::backend::View::from_raw), or memory of a context
-//! whose event tracking cudarc was told to leave off.
+//! Launches can be captured in a CUDA graph. All data that changes from step to step is in device memory, so
+//! a graph serves every step with the same numbers of sequences, candidate rows and mask rows, if no sequence
+//! sees more positions than in the pass at capture. Upload tables and operands in place before each launch of
+//! the graph. A capture must not wait for an event from before it. Its operands are therefore [raw
+//! views](crate::backend::View::from_raw), or memory of a context on which cudarc's event tracking was turned
+//! off.
 
 pub mod acceptance;
 pub mod attention;
@@ -37,12 +38,12 @@ pub struct Kernels<B> {
 }
 
 impl<B: Backend> Kernels<B> {
-    /// The kernels on `backend`.
+    /// Makes the kernels that run on `backend`.
     pub fn new(backend: B) -> Self {
         Kernels { backend }
     }
 
-    /// Where the kernels run.
+    /// Returns the backend on which the kernels run.
     pub fn backend(&self) -> &B {
         &self.backend
     }

@@ -1,14 +1,14 @@
-//! Checking the operands of one launch, and remembering what memory they are.
+//! Checks the operands of one launch, and records the memory that they occupy.
 
 use super::KernelError;
 use crate::backend::{Access, Backend, BackendError, Element, Launch, QueueId, Region, View, ViewMut};
 use crate::layout::AttentionShape;
 
-/// Operands a kernel has at most.
+/// The most operands that a kernel has.
 const MAX_OPERANDS: usize = 32;
 
-/// The operands of one launch of `kernel`: each is checked as it is turned into the pointer that the
-/// parameter struct holds.
+/// The operands of one launch of `kernel`. Each operand is checked when it is turned into the pointer that
+/// the parameter struct holds.
 #[derive(Debug)]
 pub(crate) struct Operands {
     kernel: &'static str,
@@ -22,21 +22,22 @@ pub(crate) struct Operands {
 pub(crate) struct Grid {
     /// CTAs in x, y and z.
     pub ctas: [u32; 3],
-    /// Threads of a CTA.
+    /// Threads per CTA.
+    ///
     pub threads: u32,
-    /// Dynamic shared memory of a CTA, in bytes.
+    /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,
 }
 
 impl Operands {
-    /// No operands yet, of a launch of `kernel` on `queue`.
+    /// Starts an empty list of operands for a launch of `kernel` on `queue`.
     pub fn new(kernel: &'static str, queue: QueueId) -> Self {
         let none = Region { name: "", address: 0, bytes: 0, access: Access::Read };
         Operands { kernel, queue, regions: [none; MAX_OPERANDS], len: 0 }
     }
 
-    /// The pointer to an operand that the kernel reads, of exactly `expected` elements, aligned to
-    /// `alignment` bytes.
+    /// Returns the pointer to an operand that the kernel reads. The operand must have exactly `expected`
+    /// elements and be aligned to `alignment` bytes.
     pub fn read<T: Element>(
         &mut self,
         operand: &'static str,
@@ -48,7 +49,7 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Read)? as *const T)
     }
 
-    /// The pointer to an operand that the kernel writes, as [`read`](Operands::read).
+    /// Returns the pointer to an operand that the kernel writes, with the checks of [`read`](Operands::read).
     pub fn write<T: Element>(
         &mut self,
         operand: &'static str,
@@ -60,7 +61,7 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
-    /// As [`read`](Operands::read), of `needed` elements or more.
+    /// Like [`read`](Operands::read), for operands of at least `needed` elements.
     pub fn read_at_least<T: Element>(
         &mut self,
         operand: &'static str,
@@ -73,7 +74,8 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
     }
 
-    /// Columns of a row of a fused q, k and v projection with these heads, if attention supports them.
+    /// Returns the columns of a row of a fused q, k and v projection with these heads, if attention supports
+    /// them.
     pub fn qkv_cols(&self, shape: AttentionShape) -> Result<usize, KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         if ![64, 128].contains(&head_dim) {
@@ -87,12 +89,12 @@ impl Operands {
         self.product("heads", &[heads.ok_or(overflow)?, head_dim])
     }
 
-    /// The pointer to the device error word, or null without one.
+    /// Returns the pointer to the device error word, or null if there is none.
     pub fn error_word(&mut self, view: Option<&ViewMut<'_, u32>>) -> Result<*mut u32, KernelError> {
         view.map_or(Ok(std::ptr::null_mut()), |view| self.write("error word", view, 1, 4))
     }
 
-    /// The pointer to an operand that may be missing: null then.
+    /// Returns the pointer to an optional operand, or null if it is missing.
     pub fn read_optional<T: Element>(
         &mut self,
         operand: &'static str,
@@ -103,23 +105,23 @@ impl Operands {
         view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
     }
 
-    /// The same operands for another kernel.
+    /// Returns the same operands for another kernel.
     pub fn of(self, kernel: &'static str) -> Self {
         Operands { kernel, ..self }
     }
 
-    /// The kernel.
+    /// Returns the kernel's name.
     pub fn kernel(&self) -> &'static str {
         self.kernel
     }
 
-    /// A shape that the kernel does not support.
+    /// Returns the error for a shape that the kernel does not support.
     pub fn unsupported(&self, what: &'static str, found: usize, supported: &'static str) -> KernelError {
         let found = i64::try_from(found).unwrap_or(i64::MAX);
         KernelError::Unsupported { kernel: self.kernel, what, found, supported }
     }
 
-    /// The pointer to a workspace of at least `needed` elements.
+    /// Returns the pointer to a workspace of at least `needed` elements.
     pub fn workspace<T: Element>(
         &mut self,
         operand: &'static str,
@@ -132,12 +134,12 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
     }
 
-    /// A size as the kernel counts it.
+    /// Converts a size to the kernel's integer type.
     pub fn i32(&self, what: &'static str, value: usize) -> Result<i32, KernelError> {
         i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: self.kernel, what })
     }
 
-    /// The number of elements of an operand with these dimensions.
+    /// Returns the number of elements of an operand with these dimensions.
     pub fn product(&self, what: &'static str, dims: &[usize]) -> Result<usize, KernelError> {
         let overflow = KernelError::Overflow { kernel: self.kernel, what };
         dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
@@ -198,7 +200,7 @@ impl Operands {
             let (kernel, needed) = (self.kernel, grid.shared_bytes);
             return Err(BackendError::SharedMemory { kernel, needed, allowed }.into());
         }
-        // An empty grid has nothing to do, and CUDA refuses it.
+        // CUDA refuses an empty grid, which has nothing to do.
         if grid.ctas.contains(&0) {
             return Ok(());
         }
@@ -211,7 +213,8 @@ impl Operands {
             params_bytes: size_of::<P>(),
             regions: &self.regions[..self.len],
         };
-        // SAFETY: the caller's promise about `params`; views borrow their memory until after this call.
+        // SAFETY: the caller makes this promise about `params`; views borrow their memory until after this
+        // call.
         Ok(unsafe { backend.launch(stream, &launch) }?)
     }
 }

@@ -1,4 +1,4 @@
-//! The rows of a pass, where kernels can read them.
+//! The rows of a pass as tables in device memory, for kernels to read.
 
 use super::KernelError;
 use super::operands::Operands;
@@ -6,11 +6,12 @@ use super::params::common::FlexdraftPass;
 use crate::backend::{Backend, ViewMut};
 use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
 
-/// The tables of a [`Pass`] in device memory: where each sequence's rows are and which pages it has. They
-/// were checked before they were uploaded and nothing else writes them, so kernels can rely on them.
+/// The tables of a [`Pass`] in device memory: the rows and the pages of each sequence. They are checked
+/// before they are uploaded and nothing else writes them, so kernels can rely on them.
 ///
-/// Made once for the largest pass, [`uploaded`](PassTables::upload) once a step, used by every layer. Each table has a
-/// fixed place, so that launches captured with one pass serve others of the same numbers of rows.
+/// The tables are allocated once for the largest pass, [uploaded](PassTables::upload) once per step, and used
+/// by every layer. Each table has a fixed place, so launches captured with one pass serve other passes with
+/// the same numbers of rows.
 #[derive(Debug)]
 pub struct PassTables<B: Backend> {
     memory: B::Memory<u64>,
@@ -21,12 +22,12 @@ pub struct PassTables<B: Backend> {
     candidates: usize,
     masks: usize,
     sequences: Vec<SequenceSize>,
-    /// What candidates of the pass are appended to, kept for its memory.
+    /// The tokens that candidates of the pass are appended to; kept to reuse its memory.
     appends: Vec<Append>,
     paging: Paging,
 }
 
-/// Tokens of a page that candidates of a sequence are appended to, in the order of pages and tokens.
+/// A run of tokens within a page to which a sequence's candidates are appended; ordered by page and token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Append {
     page: u32,
@@ -35,27 +36,27 @@ struct Append {
     sequence: usize,
 }
 
-/// What of a sequence decides how its attention is divided.
+/// The properties of a sequence that decide how its attention is divided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SequenceSize {
     pub candidates: usize,
     pub masks: usize,
-    /// Cached positions that its rows see at most.
+    /// The most cached positions that one of its rows sees.
     pub seen: usize,
 }
 
-/// How a paged KV cache is divided.
+/// The division of a paged KV cache into pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paging {
-    /// Pages there are; their ids are below this.
+    /// Number of pages; page ids are smaller.
     pub pages: usize,
-    /// Tokens a page: 16, 32, 64 or 128.
+    /// Tokens per page: 16, 32, 64 or 128.
     pub page_size: usize,
 }
 
 const OPERATION: &str = "pass tables";
 
-/// Tables of 4-byte entries, after the groups of 8 bytes.
+/// Tables of 4-byte entries, which follow the groups of 8 bytes.
 #[derive(Clone, Copy)]
 enum Table {
     Start,
@@ -68,11 +69,12 @@ enum Table {
 }
 
 impl<B: Backend> PassTables<B> {
-    /// Tables for passes of up to `max_batch` sequences of up to `max_pages` pages each; of no sequence yet.
+    /// Allocates tables for passes of up to `max_batch` sequences with up to `max_pages` pages each. They
+    /// hold no sequence yet.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Overflow`] or [`KernelError::Backend`] if there is no memory for them.
+    /// [`KernelError::Overflow`] if the sizes overflow, or [`KernelError::Backend`] if memory runs out.
     pub fn new(
         backend: &B,
         stream: &B::Stream,
@@ -80,8 +82,8 @@ impl<B: Backend> PassTables<B> {
         max_pages: usize,
     ) -> Result<Self, KernelError> {
         let overflow = || KernelError::Overflow { kernel: OPERATION, what: "max_batch * max_pages" };
-        // The groups and as many of none (two entries each), six tables of an entry a sequence and one or two
-        // more, the pages.
+        // The groups and the same number of empty groups (two entries each), six tables with one entry per
+        // sequence and one or two more, and the pages.
         let entries_each = max_pages.checked_add(4 + 6).ok_or_else(overflow)?;
         let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(6 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
@@ -100,13 +102,13 @@ impl<B: Backend> PassTables<B> {
         })
     }
 
-    /// Checks `pass` and replaces the tables by its. Sequences may share pages that they read, but no two candidates
-    /// may be appended to the same token of a page.
+    /// Checks `pass` and replaces the tables by those for it. Sequences may share pages that they read, but
+    /// no two candidates may be appended to the same token of a page.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Pass`] if a sequence has what it must not have, [`KernelError::SharedToken`] if two candidates
-    /// are appended to one place; the tables are as before then.
+    /// [`KernelError::Pass`] if a sequence exceeds a limit, [`KernelError::SharedToken`] if two candidates
+    /// would be appended to the same place. After an error, the tables are unchanged.
     pub fn upload(
         &mut self,
         backend: &B,
@@ -140,7 +142,7 @@ impl<B: Backend> PassTables<B> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        // Up to the last page of the last sequence: what follows belongs to longer passes.
+        // Upload up to the last page of the last sequence: only longer passes use the rest.
         let pages = pass.sequences.last().map_or(0, |last| (batch - 1) * self.max_pages + last.pages.len());
         let used = (self.table(Table::Pages) + pages).div_ceil(2);
         backend.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
@@ -155,7 +157,7 @@ impl<B: Backend> PassTables<B> {
         Ok(())
     }
 
-    /// Candidate rows and mask rows of the pass.
+    /// Checks the pass and returns its numbers of candidate rows and mask rows.
     fn check(&self, pass: &Pass<'_>, paging: Paging) -> Result<(usize, usize), KernelError> {
         let at_most = |sequence: usize, what: &'static str, found: usize, limit: usize| match found <= limit {
             true => Ok(()),
@@ -177,7 +179,7 @@ impl<B: Backend> PassTables<B> {
             for &page in rows.pages {
                 at_most(sequence, "page id", (page as usize).saturating_add(1), paging.pages)?;
             }
-            // Positions 0..end are written or seen; those of slots come after them.
+            // Positions 0..end are written or seen; the positions of slots come after them.
             let end = visible(rows);
             at_most(sequence, "cached positions", end, rows.pages.len() * paging.page_size)?;
             at_most(sequence, "last position", end.saturating_add(MAX_BLOCK_SIZE), i32::MAX as usize)?;
@@ -188,7 +190,8 @@ impl<B: Backend> PassTables<B> {
         Ok((candidates, masks))
     }
 
-    /// That no two candidates are appended to the same place, of a pass whose pages were checked.
+    /// Checks that no two candidates are appended to the same place. The pages of the pass were checked
+    /// before.
     fn check_appends(&mut self, pass: &Pass<'_>, page_size: usize) -> Result<(), KernelError> {
         self.appends.clear();
         let appending = pass.sequences.iter().enumerate().filter(|(_, rows)| rows.candidates > 0);
@@ -216,7 +219,7 @@ impl<B: Backend> PassTables<B> {
         Ok(())
     }
 
-    /// Where a table begins, in 4-byte entries.
+    /// Returns the start of a table, in 4-byte entries.
     fn table(&self, table: Table) -> usize {
         let stride = self.max_batch + 2;
         4 * self.max_batch + table as usize * stride
@@ -225,36 +228,36 @@ impl<B: Backend> PassTables<B> {
     fn set(&mut self, table: Table, index: usize, value: usize) {
         let at = self.table(table) + index;
         let entries: &mut [i32] = bytemuck::cast_slice_mut(&mut self.staging);
-        // Checked to fit.
+        // The check of the pass made sure that the value fits.
         entries[at] = value as i32;
     }
 
-    /// Sequences of the pass.
+    /// Returns the number of sequences in the pass.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Its candidate rows, which come first.
+    /// Returns the number of candidate rows, which come first.
     pub fn candidates(&self) -> usize {
         self.candidates
     }
 
-    /// Its mask rows.
+    /// Returns the number of mask rows.
     pub fn masks(&self) -> usize {
         self.masks
     }
 
-    /// All its rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.candidates + self.masks
     }
 
-    /// All its rows, or the candidate rows alone.
+    /// Returns the number of all rows, or of the candidate rows alone.
     pub(super) fn rows_with(&self, masks: bool) -> usize {
         if masks { self.rows() } else { self.candidates }
     }
 
-    /// Cached positions that the rows of a sequence see at most.
+    /// Returns the most cached positions that the rows of a sequence see.
     pub fn longest(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.seen).max().unwrap_or(0)
     }
@@ -263,23 +266,24 @@ impl<B: Backend> PassTables<B> {
         &self.sequences
     }
 
-    /// How the cache is divided that its page ids are of.
+    /// Returns the paging of the cache that the page ids refer to.
     pub fn paging(&self) -> Paging {
         self.paging
     }
 
-    /// The tables in memory, to be written.
+    /// Returns the tables in memory, to be written.
     pub(super) fn view_mut<'a>(&'a mut self, backend: &B, stream: &'a B::Stream) -> ViewMut<'a, u64> {
         backend.view_mut(stream, &mut self.memory)
     }
 
-    /// Where the first positions and the first groups of the sequences are in it, in 4-byte entries.
+    /// Returns where the first positions and the first groups of the sequences begin in the tables, in 4-byte
+    /// entries.
     pub(super) fn starts_and_first_groups(&self) -> (usize, usize) {
         (self.table(Table::Start), self.table(Table::FirstGroup))
     }
 
-    /// The tables as parameters of a kernel whose operands have `rows` rows, the page table and its stride; of
-    /// the pass without its groups where `masks` is false.
+    /// Returns the tables as parameters of a kernel whose operands have `rows` rows, the page table, and its
+    /// stride. If `masks` is false, the parameters describe the pass without its groups.
     pub(super) fn params(
         &self,
         backend: &B,
@@ -290,7 +294,7 @@ impl<B: Backend> PassTables<B> {
     ) -> Result<(FlexdraftPass, *const i32, i64), KernelError> {
         let groups = operands.read("pass", &backend.view(stream, &self.memory), self.staging.len(), 8)?;
         let table = |table| groups.cast::<i32>().wrapping_add(self.table(table));
-        // Without groups mask rows begin, and end, where candidate rows do.
+        // Without groups, mask rows begin and end at the same row as candidate rows.
         let (groups, first_mask) = match masks {
             true => (groups, Table::FirstMask),
             false => (groups.wrapping_add(self.max_batch), Table::FirstCandidate),
@@ -310,7 +314,8 @@ impl<B: Backend> PassTables<B> {
     }
 }
 
-/// Cached positions that some row of the sequence sees.
+/// Returns the number of cached positions that some row of the sequence sees.
+///
 fn visible(rows: &SequenceRows<'_>) -> usize {
     rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
 }

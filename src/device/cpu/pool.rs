@@ -1,26 +1,26 @@
-//! The threads of the device.
+//! The CPU device's thread pool.
 
 use rayon::prelude::*;
 
 use crate::device::DeviceError;
 
-/// More threads than any machine has cores for; above it the number is a mistake.
+/// A limit above the number of cores of any machine; a larger number of threads is a mistake.
 const MAX_THREADS: usize = 1024;
 
-/// Work below this runs on the calling thread: waking the others takes about as long (10 µs).
-/// In multiply-adds.
+/// Work below this many multiply-adds runs on the calling thread: waking the others takes about as long (10
+/// µs).
 const SMALL_WORK: usize = 1 << 17;
 
-/// A fixed number of threads. How work is divided among them never changes a result: an item is
-/// computed by itself, whichever thread takes it.
+/// A fixed number of threads. The division of work among them never changes a result: each item is computed
+/// by itself, whichever thread takes it.
 pub(super) struct Pool {
     threads: usize,
-    /// Absent where there is one thread, the caller's.
+    /// `None` for a single thread, which is the caller's.
     workers: Option<rayon::ThreadPool>,
 }
 
 impl Pool {
-    /// `threads` threads, or one a core if 0.
+    /// Starts `threads` threads, or one per core if `threads` is 0.
     pub(super) fn new(threads: usize) -> Result<Self, DeviceError> {
         let unavailable = |reason: String| DeviceError::Unavailable {
             requested: format!("cpu with {threads} threads"),
@@ -46,14 +46,14 @@ impl Pool {
         Ok(Self { threads, workers })
     }
 
-    /// How many threads there are.
+    /// Returns the number of threads.
     pub(super) fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Calls `work` on one of the threads: what it hands to [`for_each`](Self::for_each) then starts without
-    /// a handover from a thread outside, and the others, which look for work a while before they sleep, are
-    /// mostly awake.
+    /// Calls `work` on one of the threads. Items that `work` hands to [`for_each`](Self::for_each) then start
+    /// without a handover from an outside thread, and the other threads, which look for work for a while
+    /// before they sleep, are mostly awake.
     pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.workers {
             Some(workers) => workers.install(work),
@@ -61,8 +61,8 @@ impl Pool {
         }
     }
 
-    /// Calls `run` for each item, on all threads if `work` (about how many multiply-adds the items
-    /// take together) is worth it.
+    /// Calls `run` for each item. `work` estimates the multiply-adds of all items together; if it is large
+    /// enough, all threads share the items.
     pub(super) fn for_each<T: Send>(&self, items: Vec<T>, work: usize, run: impl Fn(T) + Send + Sync) {
         match &self.workers {
             Some(workers) if items.len() > 1 && work >= SMALL_WORK => {

@@ -1,18 +1,18 @@
 //! The row-invariant matrix product: `out[m][n] = Σ_k x[m][k] · w[n][k]`.
 //!
-//! A general matrix product picks its order of summation by the number of rows; this one never does.
-//! Every dot product is taken alike: lane l of 16 adds up k = l, l + 16, l + 32, … in this order (of bf16
-//! elements on both sides, where the hardware multiplies them in pairs: k = 2l + 1, 2l, 2l + 33, 2l + 32,
-//! …), with zeros after the end of the row, and then the lanes are added by the tree of [`Simd::sum`]. A
-//! tile of the product is so many independent dot products side by side, so neither the number of rows nor
-//! the place of a row in a tile changes a bit of its result.
+//! A general matrix product chooses its order of summation by the number of rows; this one never does. Every
+//! dot product uses the same order: lane l of 16 adds up k = l, l + 16, l + 32, … in this order, with zeros
+//! after the end of the row, and then the tree of [`Simd::sum`] adds the lanes. (If both sides are bf16 and
+//! the hardware multiplies them in pairs, lane l takes k = 2l + 1, 2l, 2l + 33, 2l + 32, ….) A tile of the
+//! product is a group of independent dot products side by side, so neither the number of rows nor the place
+//! of a row in a tile changes a bit of its result.
 
 use half::bf16;
 
 use super::lines::Lines;
 use super::simd::{LANES, PAIRS, Simd, VectorElement, padded};
 
-/// Elements that multiply elements of `T`, `K` at a time.
+/// Elements that are multiplied with elements of `T`, `K` at a time.
 pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     /// `K` elements of this type in registers.
     type Left<S: Simd>: Copy;
@@ -23,7 +23,7 @@ pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     fn right<S: Simd>(simd: S, from: &[T; K]) -> Self::Right<S>;
     fn multiply_add<S: Simd>(simd: S, x: Self::Left<S>, w: Self::Right<S>, to: S::Lanes) -> S::Lanes;
 
-    /// [`columns`] for many rows of x.
+    /// Computes [`columns`] for many rows of x.
     #[inline(always)]
     fn many<S: Simd, const R: usize, const C: usize>(
         simd: S,
@@ -89,7 +89,7 @@ impl Factor<bf16, PAIRS> for bf16 {
     }
 }
 
-/// Rows of equal length, wherever they lie.
+/// Rows of equal length, at any addresses.
 pub(super) trait Rows<T> {
     fn len(&self) -> usize;
     fn row(&self, index: usize) -> &[T];
@@ -110,16 +110,16 @@ impl<T> Rows<T> for &[&[T]] {
 /// Some columns of consecutive rows of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix<'a, T> {
-    /// From the first element that counts.
+    /// The elements, starting at the first one used.
     pub(super) elements: &'a [T],
-    /// From one row to the next.
+    /// Distance from one row to the next, in elements.
     pub(super) stride: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
 
 impl<'a, T> Matrix<'a, T> {
-    /// `rows` rows from row `first` on.
+    /// Returns `rows` rows, starting at row `first`.
     pub(super) fn rows_from(&self, first: usize, rows: usize) -> Self {
         Self { elements: self.elements.get(first * self.stride..).unwrap_or(&[]), rows, ..*self }
     }
@@ -137,15 +137,16 @@ impl<T> Rows<T> for Matrix<'_, T> {
     }
 }
 
-/// Rows of x from which on weights are made f32 once for all of them, rather than by each tile of rows: reading them is
-/// then little beside the arithmetic, which it comes before instead of beside.
+/// Number of rows of x from which weights are converted to f32 once for all tiles, not once per tile. Reading
+/// the weights is then a small part of the work, although the conversion comes before the arithmetic instead
+/// of overlapping it.
 const MANY_ROWS: usize = 64;
 
-/// Calls `sink(m, n, sums)` with `sums[i] = Σ_k x[m][k] · w[n + i][k]` until it had every m and n once. All rows have
-/// the same length.
+/// Calls `sink(m, n, sums)` with `sums[i] = Σ_k x[m][k] · w[n + i][k]`, covering every pair of rows exactly
+/// once. All rows have the same length.
 ///
-/// All rows of x pass over a few rows of w before the next ones are read: w streams from memory
-/// once, x from the cache often.
+/// All rows of x pass over a few rows of w before the next rows of w are read: w streams from memory once,
+/// and x comes from the cache repeatedly.
 #[inline(always)]
 pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize>(
     simd: S,
@@ -153,7 +154,7 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usiz
     w: impl Rows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    // Accumulators, and a row or column of operands beside them, fill the register file.
+    // The accumulators, and one row or column of operands beside them, fill the register file.
     if S::REGISTERS >= 32 {
         if x.len() >= MANY_ROWS {
             X::many::<S, 4, 6>(simd, &x, &w, sink);
@@ -167,7 +168,7 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usiz
     }
 }
 
-/// The product in tiles of up to `R` rows of x and `C` rows of w.
+/// Computes the product in tiles of up to `R` rows of x and `C` rows of w.
 #[inline(always)]
 fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
@@ -186,7 +187,7 @@ fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: 
     }
 }
 
-/// [`columns`] with each block of w made f32 once, for all tiles of rows of x.
+/// Computes [`columns`], converting each block of w to f32 once for all tiles of rows of x.
 #[inline(always)]
 fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
@@ -224,7 +225,7 @@ fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     }
 }
 
-/// All rows of x with the `C` rows of w from row `n` on.
+/// Multiplies all rows of x with the `C` rows of w that start at row `n`.
 #[inline(always)]
 fn rows<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
@@ -242,14 +243,14 @@ fn rows<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usi
     tiles::<S, X, T, K, R, C>(simd, x, &block, sink);
 }
 
-/// Where the `C` rows of w from row `n` on begin; the last row stands for those that there are not.
+/// Returns the start addresses of `C` rows of `w` from row `n`; rows past the end repeat the last one.
 #[inline(always)]
 fn next<T, const C: usize>(w: &impl Rows<T>, n: usize) -> [*const u8; C] {
     let last = w.len().saturating_sub(1);
     std::array::from_fn(|c| w.row((n + c).min(last)).as_ptr().cast())
 }
 
-/// All rows of x with a block of w.
+/// Multiplies all rows of x with a block of w.
 #[inline(always)]
 fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
@@ -257,7 +258,8 @@ fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: us
     w: &Block<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    // The first tile fetches the next rows of w: several at a time are more than the hardware follows.
+    // The first tile prefetches the next rows of w: the hardware prefetcher cannot follow several rows at a
+    // time.
     let mut m = 0;
     if R <= x.len() {
         tile::<S, X, T, K, R, C, true>(simd, x, m, w, sink);
@@ -275,17 +277,17 @@ fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: us
     }
 }
 
-/// `C` rows of w.
+/// A block of `C` rows of w.
 struct Block<'a, T, const C: usize> {
     rows: [&'a [T]; C],
-    /// The index of the first.
+    /// Index of the first row.
     first: usize,
-    /// Where those of the block after this one are stored, and the bytes of `K` of their elements.
+    /// Start addresses of the next block's rows, and the size in bytes of `K` of their elements.
     next: [*const u8; C],
     next_bytes: usize,
 }
 
-/// The `R` rows of x from row `m` on with a block of w.
+/// Multiplies the `R` rows of x that start at row `m` with a block of w.
 #[inline(always)]
 fn tile<
     S: Simd,
@@ -309,7 +311,7 @@ fn tile<
     }
 }
 
-/// `R` × `C` dot products.
+/// Computes `R` × `C` dot products.
 #[inline(always)]
 fn dots<
     S: Simd,
@@ -349,7 +351,7 @@ fn dots<
             }
         }
     }
-    // From here on in memory: loops over it that are too long to unroll must not keep the accumulators
+    // From here on the sums are in memory: loops that are too long to unroll must not keep the accumulators
     // above out of registers.
     let mut stored = [[[0.0; LANES]; C]; R];
     for r in 0..R {
@@ -380,7 +382,7 @@ fn dots<
     sums
 }
 
-/// One dot product, in the order of all of them.
+/// Computes one dot product, in the order that all of them use.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: VectorElement>(simd: S, x: &[f32], w: &[T]) -> f32 {
     let block = Block { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };

@@ -1,5 +1,5 @@
-//! What happens to a fused projection before attention: norms and rotation of the q and k heads in
-//! place, and candidate rows' k and v into the cache.
+//! Norms and rotary embedding of a fused projection: changes q and k heads in place, and appends candidate
+//! rows' k and v to the cache.
 
 use super::buffer::{Buffer, Vector};
 use super::check;
@@ -10,7 +10,7 @@ use super::pool::Pool;
 use super::simd::{Kernel, Simd, Vectors};
 use crate::device::{DeviceError, Precision, QkTransform, Rope, RowKind};
 
-/// Multiply-adds that a value of a q or k head costs, its share of the sines included.
+/// Cost of one value of a q or k head in multiply-adds, including its share of the sines.
 const WORK: usize = 8;
 
 const OPERATION: &str = "norm_rope_append";
@@ -63,20 +63,20 @@ pub(super) fn norm_rope_append(
     Ok(())
 }
 
-/// Sine and cosine of each dimension pair's turn at `position`, times the scale. The angle is taken in
-/// f32, as transformers takes it.
+/// Returns sine and cosine of each dimension pair's angle at `position`, times the scale. The angle is
+/// computed in f32, as transformers does.
 fn turns(rope: &Rope, position: usize) -> Vec<(f32, f32)> {
     let angles = rope.inv_freq.iter().map(|frequency| position as f32 * frequency);
     angles.map(f32::sin_cos).map(|(sin, cos)| (sin * rope.scale, cos * rope.scale)).collect()
 }
 
-/// Norms and rotates the q or the k heads of one row.
+/// Applies the norm and the rotation to the q or the k heads of one row.
 struct NormRope<'a> {
-    /// `[heads, head_dim]`.
+    /// The heads `[heads, head_dim]`.
     heads: &'a mut [f32],
-    /// Weight `[head_dim]` and epsilon.
+    /// The norm's weight `[head_dim]` and epsilon.
     norm: Option<(&'a [f32], f32)>,
-    /// `[head_dim / 2]`.
+    /// The rotations `[head_dim / 2]`.
     turns: &'a [(f32, f32)],
     precision: Precision,
 }
@@ -123,7 +123,7 @@ mod tests {
         let mut heads = [3.0, 4.0, 0.0, 1.0];
         let norm = Some((weight.as_slice(), 0.5));
         NormRope { heads: &mut heads, norm, turns: &[(1.0, 0.0)], precision: Precision::F32 }.run(Portable);
-        // A quarter turn takes (x, y) to (−y, x). The mean squares are 12.5 and 0.5.
+        // A quarter turn maps (x, y) to (−y, x). The mean squares are 12.5 and 0.5.
         let (a, b) = (1.0 / 13f32.sqrt(), 1.0);
         assert_eq!(heads, [-4.0 * a * 2.0, 3.0 * a, -b * 2.0, 0.0]);
     }

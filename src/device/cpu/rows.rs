@@ -1,9 +1,9 @@
-//! Reductions of a whole row of logits.
+//! Reductions over a whole row of logits: arg-max and confidence.
 
 use super::simd::{Kernel, LANES, Simd, exp};
 use crate::sampling;
 
-/// Values added up in f32 before the sum goes on in f64.
+/// Number of values summed in f32 before the sum continues in f64.
 const BLOCK: usize = 1024;
 
 /// The id of the largest value, as [`sampling::argmax`] defines it.
@@ -15,7 +15,7 @@ impl Kernel for ArgMax<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> u32 {
         let largest = largest(simd, self.0);
-        // NaN and −∞ are never above the largest, so what is found first is the lowest id.
+        // NaN and −∞ never exceed the largest value, so the first match is the lowest id.
         self.0.iter().position(|&value| value == largest).filter(|_| largest > f32::NEG_INFINITY).unwrap_or(0)
             as u32
     }
@@ -58,7 +58,7 @@ fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
     for block in blocks {
         let chunks = block.as_chunks::<LANES>().0;
         for i in 0..4 {
-            // Of a NaN and a number, the number.
+            // For a NaN and a number, `max` returns the number.
             best[i] = simd.max(simd.load(&chunks[i]), best[i]);
         }
     }
@@ -72,7 +72,7 @@ fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Fewer than sixteen values, followed by −∞.
+/// Returns fewer than sixteen values, followed by −∞.
 #[inline(always)]
 fn filled(rest: &[f32]) -> [f32; LANES] {
     let mut lanes = [f32::NEG_INFINITY; LANES];

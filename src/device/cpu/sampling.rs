@@ -1,4 +1,4 @@
-//! Drawing drafts, and applying the acceptance rules to rows of logits.
+//! Draws draft tokens, and applies the acceptance rules to rows of logits.
 
 use std::ops::Range;
 
@@ -13,15 +13,15 @@ use crate::layout::MAX_BLOCK_SIZE;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, draw, draw_weighted, softmax, warp};
 
-/// What a row of logits costs in multiply-adds an id, so that only small vocabularies stay on one thread.
+/// Cost of a row of logits in multiply-adds per id: only small vocabularies stay on one thread.
 const WORK: usize = 8;
 
-/// What was found, and what the next drafts depend on.
+/// The results of a verification, and the inputs of the drafts that follow it.
 #[derive(Clone, Debug, Default)]
 pub struct Results {
     /// Verdicts and drafts.
     pub found: Found,
-    /// Rows that were drafted since the verification.
+    /// Number of rows drafted since the verification.
     pub(super) drafted: usize,
     /// What was selected, draft after draft.
     selected: Vec<Selected>,
@@ -103,11 +103,11 @@ pub(super) struct Slots<'a> {
     pub(super) sampling: &'a SamplingParams,
     pub(super) rule: Rule,
     pub(super) seed: u64,
-    /// Position of c_0 of the step that will verify the draft; slot j stands at `start + j`.
+    /// Position of c_0 of the step that will verify the draft; slot j has position `start + j`.
     pub(super) start: usize,
 }
 
-/// Samples drafts: a token and a confidence for each of their rows.
+/// Samples drafts: a token and a confidence for each row.
 pub(super) fn draft(
     (pool, vectors): (&Pool, Vectors),
     logits: &Buffer,
@@ -162,7 +162,7 @@ pub(super) fn verify(
     Ok(verdicts)
 }
 
-/// That every row of a verification exists.
+/// Checks that every row of a verification exists.
 fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<(), DeviceError> {
     const OPERATION: &str = "verify";
     check_vocabulary(OPERATION, logits)?;
@@ -176,12 +176,12 @@ fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resu
     Ok(())
 }
 
-/// That there is an id to choose.
+/// Checks that the vocabulary is not empty.
 fn check_vocabulary(operation: &'static str, logits: &Buffer) -> Result<(), DeviceError> {
     check::cols(operation, "logits", logits, logits.cols().max(1))
 }
 
-/// That `count` positions after `start` can be counted.
+/// Checks that `count` positions after `start` do not overflow.
 fn check_positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
     check::index(operation, "position", start.saturating_add(count), usize::MAX)
 }
@@ -209,7 +209,7 @@ fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, B
     Verdict { accepted, bonus, next_start: request.start + accepted + 1 }
 }
 
-/// p and q of one verification, warped when a rule asks for them. Rows were checked to exist.
+/// p and q of one verification, warped when a rule asks for them. Their rows were checked to exist.
 struct WarpedRows<'a> {
     logits: &'a Buffer,
     request: &'a VerifyRows<'a, Buffer>,
@@ -348,7 +348,7 @@ mod tests {
             );
             let late = VerifyRows { start: usize::MAX - 2, ..request(0, &[1, 2], None) };
             assert!(verify(&four, late).unwrap_err().starts_with("verify: position"));
-            // A token outside the vocabulary has probability 0 in both.
+            // A token outside the vocabulary has probability 0 in both distributions.
             assert_eq!(verify(&four, request(0, &[6, u32::MAX], Some(&four))), Ok(1));
             assert_eq!(verify(&four, request(0, &[6, u32::MAX], None)), Ok(1));
         }

@@ -3,7 +3,7 @@
 use super::simd::{LANES, Simd, VectorElement, exp, padded};
 use crate::layout::MAX_BLOCK_SIZE;
 
-/// Positions of a tile. A mask group is one tile, whatever its size.
+/// Positions per tile. A mask group is one tile, whatever its size.
 pub(super) const TILE: usize = 64;
 
 const _: () = assert!(TILE >= MAX_BLOCK_SIZE && TILE.is_multiple_of(LANES));
@@ -11,11 +11,11 @@ const _: () = assert!(TILE >= MAX_BLOCK_SIZE && TILE.is_multiple_of(LANES));
 /// The softmax-weighted sum of the values seen so far, relative to the largest score so far.
 pub(super) struct Softmax {
     max: f32,
-    /// Σ exp(score − max).
+    /// Sum of the weights: Σ exp(score − max).
     sum: f32,
-    /// What `weighted` is to be multiplied by before the next values are added.
+    /// The factor on `weighted` before the next values are added.
     rescale: f32,
-    /// Σ exp(score − max) · value, head_dim filled up with zeros to whole vectors.
+    /// Σ exp(score − max) · value, padded with zeros from head_dim to whole vectors.
     weighted: Vec<[f32; LANES]>,
 }
 
@@ -25,14 +25,14 @@ impl Softmax {
         Self { max: f32::NEG_INFINITY, sum: 0.0, rescale: 1.0, weighted }
     }
 
-    /// Turns the first `visible` scores of a tile into weights, and the others into 0.
-    /// [`accumulate`] is to follow.
+    /// Turns the first `visible` scores of a tile into weights, and the other scores into 0. The caller must
+    /// call [`accumulate`] next.
     #[inline(always)]
     pub(super) fn weigh<S: Simd>(&mut self, simd: S, scores: &mut [f32; TILE], visible: usize) {
         scores[visible..].fill(f32::NEG_INFINITY);
         let mut max = simd.splat(f32::NEG_INFINITY);
         for scores in scores.as_chunks().0 {
-            // Of a NaN and a maximum, the maximum: the weight of a NaN is NaN in any case.
+            // For a NaN and a maximum, `max` returns the maximum; the weight of a NaN is NaN in any case.
             max = simd.max(simd.load(scores), max);
         }
         let mut lanes = [0.0; LANES];
@@ -58,13 +58,13 @@ impl Softmax {
         self.max = if max > self.max && self.sum != 0.0 { max } else { self.max };
     }
 
-    /// Forgets everything.
+    /// Resets the softmax to its initial state.
     pub(super) fn clear(&mut self) {
         (self.max, self.sum, self.rescale) = (f32::NEG_INFINITY, 0.0, 1.0);
         self.weighted.fill([0.0; LANES]);
     }
 
-    /// Adds what `other` has seen, which is taken to come after what this one has.
+    /// Adds the values that `other` has seen; they come after the values that `self` has seen.
     pub(super) fn merge(&mut self, other: &Self) {
         if other.sum == 0.0 {
             return;
@@ -84,7 +84,7 @@ impl Softmax {
         }
     }
 
-    /// Writes what has been summed; zeros if nothing had weight.
+    /// Writes the weighted mean of the values; zeros if nothing had weight.
     pub(super) fn finish(&self, out: &mut [f32]) {
         let scale = if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum };
         for (out, sum) in out.iter_mut().zip(self.weighted.as_flattened()) {
@@ -93,10 +93,10 @@ impl Softmax {
     }
 }
 
-/// `weighted = weighted · rescale + Σ_i weights[i] · values[i]`, i ascending, for softmaxes that see the
-/// same values.
+/// `weighted = weighted · rescale + Σ_i weights[i] · values[i]`, i ascending, for softmaxes that see the same
+/// values.
 ///
-/// A sum is taken in the same order however many softmaxes share the loads.
+/// The order of a sum does not depend on the number of softmaxes that share the loads.
 #[inline(always)]
 pub(super) fn accumulate<S: Simd, T: VectorElement>(
     simd: S,
@@ -118,7 +118,7 @@ pub(super) fn accumulate<S: Simd, T: VectorElement>(
     }
 }
 
-/// `R` softmaxes, `C` vectors of a value at a time.
+/// Adds values to `R` softmaxes, `C` vectors of a value at a time.
 #[inline(always)]
 fn add_values<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
@@ -148,7 +148,7 @@ fn add_values<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     }
 }
 
-/// Vectors `first`..`first + C` of the values.
+/// Adds vectors `first`..`first + C` of the values.
 #[inline(always)]
 fn add_columns<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,

@@ -1,4 +1,4 @@
-//! The exponential function.
+//! The exponential function on vectors.
 
 use super::Simd;
 
@@ -16,7 +16,7 @@ const COEFFICIENTS: [f32; 6] =
 pub(in super::super) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
     // Adding 1.5 · 2²³ leaves no bits for a fraction.
     const ROUND: f32 = 12_582_912.0;
-    // The constants first: a NaN in x stays.
+    // The constants are the first arguments, so that a NaN in x stays.
     let x = simd.max(simd.splat(-104.0), simd.min(simd.splat(89.0), x));
     let shifted = simd.mul_add(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
     let n = simd.sub(shifted, simd.splat(ROUND));
@@ -53,7 +53,7 @@ mod tests {
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();
             for block in 0..50_000 {
-                // −104 to 88.7, where f32 is finite.
+                // From −104 to 88.7, the range in which f32 is finite.
                 let x: [f32; LANES] =
                     std::array::from_fn(|i| -104.0 + 192.7 * ((block * LANES + i) as f32 / 800_000.0));
                 for (x, found) in x.into_iter().zip(vectors.run(Exp(x))) {

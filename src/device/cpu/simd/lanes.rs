@@ -1,14 +1,15 @@
-//! Sixteen f32 lanes: the operations that every instruction set has, and code that is generic over them.
+//! The operations on sixteen f32 lanes that every instruction set implements, and the code that is generic
+//! over them.
 
 use half::{bf16, f16};
 
-/// Lanes of a vector.
+/// Lanes per vector.
 pub(in crate::device::cpu) const LANES: usize = 16;
 
-/// Elements of bf16 that are multiplied in pairs, a pair a lane.
+/// Number of bf16 elements in a vector that is multiplied in pairs, one pair per lane.
 pub(in crate::device::cpu) const PAIRS: usize = 2 * LANES;
 
-/// Code to be compiled once for each instruction set.
+/// Code that is compiled once for each instruction set.
 ///
 /// `run` and every generic function it calls are `#[inline(always)]`, so that they end up inside
 /// the function that enables the instruction set; for the same reason they do their vector
@@ -24,7 +25,7 @@ pub(in crate::device::cpu) trait Simd: Copy {
     /// The sixteen lanes.
     type Lanes: Copy;
 
-    /// How many `Lanes` fit the register file.
+    /// Number of `Lanes` that fit the register file.
     const REGISTERS: usize;
 
     fn splat(self, value: f32) -> Self::Lanes;
@@ -37,16 +38,16 @@ pub(in crate::device::cpu) trait Simd: Copy {
     fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// a where a > b, otherwise b: of a NaN and a number it is whichever is `b`.
+    /// Returns a if a > b, otherwise b. If one of them is NaN, the result is `b`.
     fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// a where a < b, otherwise b: of a NaN and a number it is whichever is `b`.
+    /// Returns a if a < b, otherwise b. If one of them is NaN, the result is `b`.
     fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// x · 2ⁿ, rounded once, for integral n from −252 to 254.
+    /// Returns x · 2ⁿ, rounded once, for integral n from −252 to 254.
     fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes;
 
-    /// a · b + c, rounded once where the hardware can and twice where it cannot.
+    /// Returns a · b + c, rounded once with FMA hardware and twice without.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
     /// 32 elements of bf16.
@@ -54,18 +55,19 @@ pub(in crate::device::cpu) trait Simd: Copy {
 
     fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs;
 
-    /// Lane l of c + a[2l + 1] · b[2l + 1] + a[2l] · b[2l], rounded after each sum (and each product, where
-    /// there is no fused multiply-add). With AVX-512_BF16 subnormal numbers count as zero.
+    /// Returns in lane l: c + a[2l + 1] · b[2l + 1] + a[2l] · b[2l], rounded after each sum (and after each
+    /// product, without fused multiply-add). With AVX-512_BF16, subnormal numbers count as zero.
     fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes;
 
-    /// Asks for a cache line that will be read later, to come as near as the second-level cache: the nearest has few
-    /// places for lines that are on their way, and memory takes long. The address may be any.
+    /// Prefetches a cache line that will be read later, into the second-level cache: the first-level cache
+    /// can track only few lines in flight, and memory latency is long. Any address is allowed.
     fn prefetch<T>(self, at: *const T);
 
-    /// The sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
+    /// Returns the sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
     fn sum(self, lanes: Self::Lanes) -> f32;
 
-    /// [`sum`](Self::sum) of eight, in the same order and so to the same bits; together they take less.
+    /// Returns the [`sum`](Self::sum) of each of eight vectors, in the same order and so with the same bits;
+    /// eight together cost less.
     #[inline(always)]
     fn sum8(self, lanes: [Self::Lanes; 8]) -> [f32; 8] {
         lanes.map(|lanes| self.sum(lanes))
@@ -100,7 +102,7 @@ impl VectorElement for bf16 {
     }
 }
 
-/// Fewer than `K` elements, followed by zeros.
+/// Returns fewer than `K` elements, followed by zeros.
 #[inline(always)]
 pub(in crate::device::cpu) fn padded<T: VectorElement, const K: usize>(tail: &[T]) -> [T; K] {
     let mut lanes = [T::default(); K];

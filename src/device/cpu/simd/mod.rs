@@ -1,13 +1,13 @@
-//! Sixteen f32 lanes on three instruction sets.
+//! Vectors of sixteen f32 lanes, for several instruction sets.
 //!
 //! Numerical code is written once, generic over [`Simd`], and compiled for each instruction set;
-//! [`Vectors::run`] picks the copy at run time. All copies take every sum in the same order (lane l
-//! of 16, then the tree of [`Simd::sum`]). AVX2 and AVX-512 both fuse multiply and add, so they
-//! agree in every bit; the portable copy rounds the product too, because without FMA hardware a
-//! fused multiply-add is a library call.
+//! [`Vectors::run`] selects the compiled copy at run time. All copies compute every sum in the same order
+//! (lane l of 16, then the tree of [`Simd::sum`]). AVX2 and AVX-512 both fuse multiply and add, so they agree
+//! in every bit. The portable copy also rounds the product, because a fused multiply-add is a library call
+//! without FMA hardware.
 //!
-//! The types that implement [`Simd`] are proofs: an `Avx512` exists only where the machine has
-//! AVX-512. That is what makes the methods safe to call.
+//! The types that implement [`Simd`] are proofs: an `Avx512` value exists only if the machine has AVX-512.
+//! This makes the methods safe to call.
 
 mod exp;
 mod lanes;
@@ -22,18 +22,18 @@ pub(super) use portable::Portable;
 /// Instruction sets that the CPU device has code for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InstructionSet {
-    /// Whatever the crate was compiled for; no fused multiply-add.
+    /// The target features that the crate was compiled with; no fused multiply-add.
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512F and AVX-512VL.
     Avx512,
-    /// … and with dot products of bf16 pairs: AVX-512_BF16.
+    /// x86-64 with AVX-512F, AVX-512VL, and dot products of bf16 pairs (AVX-512_BF16).
     Avx512Bf16,
 }
 
 impl InstructionSet {
-    /// The instruction sets that this machine has, the fastest last.
+    /// Returns the instruction sets that this machine has, the fastest last.
     pub fn available() -> Vec<Self> {
         [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16]
             .into_iter()
@@ -55,7 +55,7 @@ pub(super) enum Vectors {
 }
 
 impl Vectors {
-    /// `set`, if the machine has it.
+    /// Returns `set` if the machine has it.
     pub(super) fn new(set: InstructionSet) -> Option<Self> {
         match set {
             InstructionSet::Portable => Some(Self::Portable(Portable)),
@@ -70,13 +70,13 @@ impl Vectors {
         }
     }
 
-    /// The fastest instruction set that the machine has.
+    /// Returns the fastest instruction set that the machine has.
     pub(super) fn fastest() -> Self {
         let set = InstructionSet::available().last().copied().and_then(Self::new);
         set.unwrap_or(Self::Portable(Portable))
     }
 
-    /// Which instruction set it is.
+    /// Returns the instruction set.
     pub(super) fn instruction_set(self) -> InstructionSet {
         match self {
             Self::Portable(_) => InstructionSet::Portable,
@@ -89,8 +89,9 @@ impl Vectors {
         }
     }
 
-    /// Runs the copy of `kernel` that was compiled for this instruction set, except that products of bf16 pairs use
-    /// [`run_pairs`](Self::run_pairs): without these products, AVX-512 with and without BF16 are the same code.
+    /// Runs the copy of `kernel` that was compiled for this instruction set. Products of bf16 pairs use
+    /// [`run_pairs`](Self::run_pairs) instead: apart from them, AVX-512 with and without BF16 runs the same
+    /// code.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable(simd) => kernel.run(simd),
@@ -103,8 +104,8 @@ impl Vectors {
         }
     }
 
-    /// Runs a kernel that multiplies bf16 pairs: with the hardware's instruction where it
-    /// [exists](Self::multiplies_pairs), and in portable code elsewhere.
+    /// Runs a kernel that multiplies bf16 pairs: with the hardware's instruction if it
+    /// [exists](Self::multiplies_pairs), otherwise in portable code.
     pub(super) fn run_pairs<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -113,7 +114,7 @@ impl Vectors {
         }
     }
 
-    /// Whether pairs of bf16 are multiplied by the hardware as they are, twice as many at a time as f32.
+    /// Returns whether the hardware multiplies pairs of bf16 directly, twice as many at a time as f32.
     pub(super) fn multiplies_pairs(self) -> bool {
         self.instruction_set() == InstructionSet::Avx512Bf16
     }
@@ -164,7 +165,7 @@ mod tests {
             let mut stored = [0.0; LANES];
             simd.store(simd.dot_pairs(x, y, c), &mut stored);
             out.extend(stored);
-            // Eight that differ, in sums that round.
+            // Eight vectors that differ, with sums that round.
             let turned = |i: usize| {
                 let mut turned = self.b;
                 turned.rotate_left(i);
@@ -174,7 +175,7 @@ mod tests {
             let sums = simd.sum8(std::array::from_fn(|i| simd.load(&turned(i))));
             assert_eq!(sums, std::array::from_fn(|i| simd.sum(simd.load(&turned(i)))));
             out.extend(sums);
-            // Without rounding error, so that fused or not is the same.
+            // Without rounding errors, a fused multiply-add gives the same result as a separate one.
             out.push(simd.sum(simd.mul_add(simd.splat(2.0), c, c)));
             out
         }
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(expected[9 * LANES], b[0] * 2f32.powi(-80));
         assert_eq!(expected[9 * LANES + 4], b[4]);
         assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
-        // Lane 5 has elements 10 and 11 of the pairs, which are 1 and 2, by 12 and 11, plus c.
+        // Lane 5 has elements 10 and 11 of the pairs: 1 and 2, times 12 and 11, plus c.
         assert_eq!(expected[10 * LANES + 1 + 5], 1.0 + 1.0 * 12.0 + 2.0 * 11.0);
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {

@@ -1,17 +1,17 @@
-//! Sixteen lanes in plain Rust.
+//! The portable implementation of sixteen lanes, in plain Rust.
 
 use half::{bf16, f16};
 
 use super::lanes::{LANES, PAIRS, Simd};
 
-/// Plain Rust, for the compiler to vectorise as it can.
+/// Plain Rust, which the compiler vectorises as it can.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::device::cpu) struct Portable;
 
 impl Simd for Portable {
     type Lanes = [f32; LANES];
 
-    // Sixteen registers of four lanes, the least that x86-64 and AArch64 have.
+    // Sixteen registers of four lanes: the minimum of x86-64 and AArch64.
     const REGISTERS: usize = 4;
 
     #[inline(always)]
@@ -28,7 +28,7 @@ impl Simd for Portable {
     fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
         let mut lanes = [0.0; LANES];
         for (lane, value) in lanes.iter_mut().zip(from) {
-            // `to_f32` would look for F16C at every call.
+            // `to_f32` would test for F16C at every call.
             *lane = value.to_f32_const();
         }
         lanes
@@ -99,8 +99,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn scale(self, mut x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
         for (x, n) in x.iter_mut().zip(n) {
-            // In two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
-            // with the first is exact.
+            // Two factors, because 2ⁿ may be subnormal or infinite when x · 2ⁿ is not. The product with the
+            // first is exact.
             let n = n as i32;
             let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
             *x = *x * power(n >> 1) * power(n - (n >> 1));
@@ -116,7 +116,7 @@ impl Simd for Portable {
         c
     }
 
-    /// The even elements and the odd ones.
+    /// The even elements, and the odd elements.
     type Pairs = [[f32; LANES]; 2];
 
     #[inline(always)]
