@@ -2,6 +2,7 @@
 //!
 //! [`Device`] lists the operations. The forward pass ([`crate::model`]) and the decode step
 //! ([`crate::decode`]) are written once, generic over it. An implementation makes two promises:
+//!
 //! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
 //!   compute with it. Therefore greedy verification (v + 1 rows) and autoregressive decoding (one row)
 //!   agree at near-ties, and parallel and sequential drafts always agree. A device that was told to give
@@ -94,21 +95,21 @@ pub struct Calibration<'a, B, L> {
     pub output: &'a L,
 }
 
-/// Where the slots of drafts are before the draft is made.
+/// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotRows {
-    /// All S slots of each group are rows of the pass that ran last. The logits of the drafts are computed after the
-    /// verdict, in rows from `first_logits` on, draft after draft.
+    /// All S slots of each group are rows of the most recent pass. The logits of the drafts are computed
+    /// after the verdict, in rows from `first_logits` on, draft after draft.
     Pass {
-        /// The row of the first draft's slot 1.
+        /// The logits row of the first draft's slot 1.
         first_logits: usize,
     },
-    /// Slots 1..S of each group are rows of the logits already, before the verdict is known.
+    /// Slots 1..S of each group already have rows of logits, before the verdict is known.
     Logits,
 }
 
 impl SlotRows {
-    /// How many slots before slot 1 have rows.
+    /// Returns the number of slots before slot 1 that have rows.
     fn skipped(self) -> usize {
         match self {
             SlotRows::Pass { .. } => 1,
@@ -117,7 +118,7 @@ impl SlotRows {
     }
 }
 
-/// A sequence that drafts from the pass that ran last: slots 1..S of the group that its verdict names.
+/// A sequence that drafts from slots 1..S of the mask group that its verdict selects.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
     /// Index of the sequence within the verification.
@@ -125,8 +126,8 @@ pub struct DraftRows<'a> {
     /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
     /// [`GroupSet::NONE`] if the pass has a single group that [follows](Device::follow) the verdict.
     pub groups: GroupSet,
-    /// The first row of the first group; the rows of the other groups follow. Which rows of a group there are, and
-    /// where, is told by [`SlotRows`].
+    /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
+    /// of a group have rows, and whether these are rows of the pass or of the logits.
     pub first_row: usize,
     /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
     /// but the first are drafts.
@@ -145,7 +146,7 @@ impl DraftRows<'_> {
         self.slots.saturating_sub(1)
     }
 
-    /// The rows of slots 1..S of the group for `accepted`, if there is one.
+    /// Returns the rows of slots 1..S of the group for `accepted`, or `None` if there is no such group.
     pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
         let rank = self.groups.iter().position(|k| k == accepted)?;
         let skipped = rows.skipped();
@@ -167,13 +168,14 @@ pub struct DraftToken {
 /// The location of a draft's logits: slot j has row `first_row + j − 1`.
 #[derive(Debug)]
 pub struct DraftLogits<'a, B> {
-    /// Logits that [`Device::draft`] drew from, or that [`Device::copy_draft`] copied from such logits. A device
-    /// that keeps what it found out about a row when it drew (its largest logit, the sum of its exponentials) keeps it
-    /// with the buffer, so that q is the distribution that was drawn from to the last bit.
+    /// The logits that [`Device::draft`] drew from, or logits that [`Device::copy_draft`] copied from them. A
+    /// device may store values that it computed from a row when it drew (its largest logit, the sum of its
+    /// exponentials) with the buffer, so that q is bit for bit the distribution that the draft was drawn
+    /// from.
     pub logits: &'a B,
     /// The row of slot 1.
     pub first_row: usize,
-    /// The place of slot 1 among the draws from these logits.
+    /// Index of slot 1 among the draws from these logits.
     pub first_draw: usize,
 }
 
@@ -460,17 +462,17 @@ pub trait Device: Send + Sync + 'static {
         results: &Self::Results,
     ) -> Result<(), DeviceError>;
 
-    /// The most rows that a product of `head` may have that [joins](Self::joins_head_products) candidates and slots: their
-    /// logits stay in memory until the next step. 0 on a device that never joins them.
+    /// Returns the most rows of a product of `head` that [joins](Self::joins_head_products) candidates and
+    /// slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
     fn joined_head_rows(&self, head: &Self::Linear) -> usize {
         let _ = head;
         0
     }
 
-    /// Whether one product of `head` is to compute logits for `candidates` rows that verify and for all `slots` rows of
-    /// the groups, before the verdict, in place of a product for the candidates and, after the verdict, one for
-    /// the `drafted` rows of the groups that came true. Either gives the same bits. Not asked for more than
-    /// [`joined_head_rows`](Self::joined_head_rows).
+    /// Returns whether to join the products of `head`. A joined product computes logits, before the verdict,
+    /// for `candidates` rows that are verified and for all `slots` rows of the groups. Separate products do
+    /// the candidates first, and after the verdict the `drafted` rows of the groups that the verdicts select.
+    /// Both give the same bits. Not called for more rows than [`joined_head_rows`](Self::joined_head_rows).
     fn joins_head_products(
         &self,
         head: &Self::Linear,
@@ -482,9 +484,9 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
-    /// Looks up in the verdicts what the next drafts depend on, for the three operations after it. Where the
-    /// verdicts are [known](Self::known), each accepted length must have a group. Where they are not, a
-    /// sequence whose accepted length has none gets a draft that means nothing.
+    /// Selects, by the verdicts, the rows and bonus tokens that the next three operations use. If the
+    /// verdicts are [known](Self::known), each accepted length must have a group. Otherwise, a sequence whose
+    /// accepted length has no group gets a meaningless draft.
     fn select(
         &self,
         drafts: &[DraftRows<'_>],
@@ -492,8 +494,8 @@ pub trait Device: Send + Sync + 'static {
         results: &mut Self::Results,
     ) -> Result<(), DeviceError>;
 
-    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. `x` has the rows that
-    /// [`SlotRows`] names: those of the pass, or those of the logits.
+    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. The rows of `x` are the
+    /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.
     fn gather_selected(
         &self,
         x: &Self::Buffer,
@@ -509,13 +511,13 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// The number of rows that were drafted since the verification: the next draft's
-    /// [`first_draw`](DraftLogits::first_draw), if all drafts of a step come from one buffer.
+    /// Returns the number of rows drafted since the verification. This is the next draft's
+    /// [`first_draw`](DraftLogits::first_draw) if all drafts of a step come from one buffer.
     fn drafted_rows(&self, results: &Self::Results) -> usize;
 
-    /// Corrects the selected rows of `logits` by the calibrator, if there is one, and samples the `drafts` that were
-    /// selected from them: a token a row, draft after draft. The logits stay as they were sampled from, for the
-    /// [verification](Self::verify) of the drafts.
+    /// Samples the selected `drafts` from `logits`: one token per row, draft after draft. If there is a
+    /// calibrator, it corrects the selected rows first. The logits keep the values that were sampled from,
+    /// for the [verification](Self::verify) of the drafts.
     fn draft(
         &self,
         calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,
@@ -524,8 +526,8 @@ pub trait Device: Send + Sync + 'static {
         results: &mut Self::Results,
     ) -> Result<(), DeviceError>;
 
-    /// Copies the first `rows` rows of `draft`, and what is known of their draws, to the first rows of `out`, which
-    /// is resized.
+    /// Copies the first `rows` rows of `draft`, with the values stored about their draws, to the first rows
+    /// of `out`, which is resized.
     fn copy_draft(
         &self,
         draft: DraftLogits<'_, Self::Buffer>,
@@ -536,8 +538,8 @@ pub trait Device: Send + Sync + 'static {
         self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
     }
 
-    /// Waits for what was put on the device, and returns what it found: the verdicts, and the drafts since
-    /// them or since the last call.
+    /// Waits for all work on the device and returns its results: the verdicts, and the drafts since the
+    /// verification or since the last call.
     ///
     /// # Errors
     ///

@@ -23,7 +23,6 @@ pub(crate) struct Grid {
     /// CTAs in x, y and z.
     pub ctas: [u32; 3],
     /// Threads per CTA.
-    ///
     pub threads: u32,
     /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,

@@ -315,7 +315,6 @@ impl<B: Backend> PassTables<B> {
 }
 
 /// Returns the number of cached positions that some row of the sequence sees.
-///
 fn visible(rows: &SequenceRows<'_>) -> usize {
     rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
 }

@@ -23,22 +23,22 @@ pub struct Results {
     pub found: Found,
     /// Number of rows drafted since the verification.
     pub(super) drafted: usize,
-    /// What was selected, draft after draft.
+    /// The selected slots and bonus tokens, one entry per draft.
     selected: Vec<Selected>,
 }
 
-/// What a verdict decides about a draft.
+/// The slots and the bonus token that a verdict selects for a draft.
 #[derive(Clone, Debug)]
 struct Selected {
-    /// Where slots 1..S come from: rows of the pass or of the logits.
+    /// Rows of slots 1..S in the pass or in the logits.
     sources: Range<usize>,
-    /// The rows of their logits.
+    /// Rows of the slots' logits.
     logits: Range<usize>,
     bonus: u32,
 }
 
 impl Results {
-    /// Looks up the rows and bonus tokens of `drafts`.
+    /// Selects the slots and bonus tokens of `drafts`.
     pub(super) fn select(&mut self, drafts: &[DraftRows<'_>], rows: SlotRows) -> Result<(), DeviceError> {
         const OPERATION: &str = "select";
         self.selected.clear();
@@ -65,12 +65,12 @@ impl Results {
         Ok(())
     }
 
-    /// The rows that the selected slots come from.
+    /// Returns the rows of the selected slots.
     pub(super) fn source_rows(&self) -> Vec<usize> {
         self.selected.iter().flat_map(|draft| draft.sources.clone()).collect()
     }
 
-    /// The bonus tokens of the selected drafts.
+    /// Returns the bonus tokens of the selected drafts.
     pub(super) fn bonus(&self) -> Vec<u32> {
         self.selected.iter().map(|draft| draft.bonus).collect()
     }
@@ -81,7 +81,7 @@ impl Results {
         verdict.ok_or(DeviceError::OutOfRange { operation, what: "sequence", index, limit })
     }
 
-    /// Where the slots of `drafts`, which were selected, are in the logits, and what they are drawn with.
+    /// Returns the logits rows of the selected `drafts`, with their sampling parameters.
     pub(super) fn slots<'a>(&self, drafts: &[DraftRows<'a>]) -> Result<Vec<Slots<'a>>, DeviceError> {
         const OPERATION: &str = "draft";
         let selected: Vec<usize> = self.selected.iter().map(|draft| draft.logits.len()).collect();
