@@ -1,8 +1,8 @@
-//! Attention as FlexDraft trains it: groups of rows that see each other and a frozen prefix.
+//! Training attention: groups of rows that see each other and a frozen prefix.
 //!
-//! One function serves three uses. Mask rows: each group is an anchor's S slots, which see one another both ways
-//! and the clean tokens up to the anchor. A clean sequence: one causal group without a prefix. Pretraining: a
-//! batch of causal groups.
+//! One function serves three uses. For mask rows, each group holds the S slots of one anchor; the slots see one
+//! another in both directions and the clean tokens up to the anchor. A clean sequence is one causal group without a
+//! prefix. A pretraining batch is a set of causal groups.
 
 use candle_core::{D, DType, Result, Tensor};
 use flexdraft::device::AttentionShape;
@@ -12,7 +12,7 @@ use crate::ops::{
     Rotation, Visible, product, rms_norm, rms_norm_backward, softmax_backward, visible_softmax,
 };
 
-/// Keys and values of a sequence's clean tokens in one layer, rotated and normed as the cache holds them.
+/// Keys and values of a sequence's clean tokens in one layer, after norm and rotation, as the cache holds them.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     /// `[kv_heads, tokens, head_dim]`
@@ -21,24 +21,24 @@ pub struct Prefix {
     pub v: Tensor,
 }
 
-/// Groups of one sequence, one after the other in the rows.
+/// Groups of one sequence; their rows are consecutive.
 #[derive(Clone, Debug)]
 pub struct Groups {
-    /// Rows of a group.
+    /// Number of rows per group.
     pub len: usize,
-    /// For each group, how many tokens of the prefix it sees.
+    /// For each group, the number of prefix tokens that it sees.
     pub prefix: Vec<usize>,
-    /// Whether a row sees only the rows of its group up to itself.
+    /// True if a row sees only the rows of its group up to itself.
     pub causal: bool,
 }
 
 impl Groups {
-    /// Rows of all groups.
+    /// Returns the number of rows in all groups.
     pub fn rows(&self) -> usize {
         self.len * self.prefix.len()
     }
 
-    /// What the rows of scores in the order (group, query head of a KV head, slot) see.
+    /// The visible columns of each row of scores; rows are in the order (group, query head of a KV head, slot).
     fn visible(&self, ratio: usize, prefix_len: usize) -> Visible {
         let own = |slot: usize| if self.causal { slot + 1 } else { self.len };
         let rows = self.prefix.iter().flat_map(|&seen| {
@@ -48,10 +48,10 @@ impl Groups {
     }
 }
 
-/// The parts of attention that do not depend on the rows.
+/// The shape and norm epsilon of attention: the parts that do not depend on the rows.
 #[derive(Clone, Debug)]
 pub struct Heads {
-    /// Query heads, KV heads, head_dim.
+    /// Numbers of query heads and KV heads, and head_dim.
     pub shape: AttentionShape,
     /// Epsilon of the q and k norms.
     pub eps: f64,
@@ -62,15 +62,15 @@ impl Heads {
         (self.shape.head_dim as f64).powf(-0.5)
     }
 
-    /// Attention's output `[rows, q_heads · head_dim]` of projected rows `qkv`
-    /// `[rows, (q_heads + 2 · kv_heads) · head_dim]`.
+    /// Attention's output `[rows, q_heads · head_dim]` for projected rows `qkv` `[rows, (q_heads + 2 · kv_heads) ·
+    /// head_dim]`.
     ///
-    /// `norms` are the weights of the q and k norms `[head_dim]`, where the model has them; `sequences` pairs
-    /// the groups of each sequence, in row order, with its prefix, if it has one. Gradients flow to `qkv` and
+    /// `norms` are the weights `[head_dim]` of the q and k norms, if the model has them. `sequences` pairs the groups
+    /// of each sequence, in row order, with the sequence's prefix, if it has one. Gradients flow to `qkv` and
     /// `norms`.
     ///
     /// # Errors
-    /// Those of candle: shapes that do not fit, no memory.
+    /// Candle's errors: mismatched shapes, out of memory.
     pub fn attend(
         &self,
         qkv: &Tensor,
@@ -119,7 +119,7 @@ impl Heads {
         }
     }
 
-    /// Keys and values as the cache holds them, of projected rows `qkv` of one sequence, rounded to `dtype`.
+    /// Keys and values as the cache holds them, for projected rows `qkv` of one sequence, rounded to `dtype`.
     ///
     /// # Errors
     /// As [`attend`](Self::attend).
@@ -156,7 +156,7 @@ impl Heads {
         Ok(Rotated { q: rotation.apply(&q)?, k: rotation.apply(&k)?, v })
     }
 
-    /// From the gradients of what [`rotate`](Self::rotate) returned to those of its operands.
+    /// Maps the gradients of the results of [`rotate`](Self::rotate) to the gradients of its operands.
     #[allow(clippy::type_complexity)]
     fn rotate_back(
         &self,
@@ -196,8 +196,8 @@ impl Rotated {
     }
 }
 
-/// One sequence's attention, with what its backward pass needs. Rows of scores are in the order (group, query
-/// head of the KV head, slot), in which products with the prefix and with the group's own rows need no
+/// One sequence's attention, with what its backward pass needs. Rows of scores are in the order (group, query head of
+/// the KV head, slot). In this order, products with the prefix and products with the group's own rows need no
 /// rearrangement between them.
 struct Core {
     groups: Groups,
@@ -217,7 +217,7 @@ impl Core {
         let ratio = heads.shape.q_heads / heads.shape.kv_heads;
         let seen = groups.prefix.iter().copied().max().unwrap_or(0);
         let prefix = match prefix {
-            // What no group sees takes no part.
+            // Prefix tokens that no group sees are left out.
             Some(prefix) if seen > 0 => {
                 Some(Prefix { k: prefix.k.narrow(1, 0, seen)?, v: prefix.v.narrow(1, 0, seen)? })
             }
@@ -243,7 +243,7 @@ impl Core {
         Ok(Self { groups: groups.clone(), prefix, q, k, v, probabilities })
     }
 
-    /// From `[rows, kv_heads · n, head_dim]` to `[kv_heads, groups · n · slots, head_dim]`.
+    /// Rearranges `[rows, kv_heads · n, head_dim]` to `[kv_heads, groups · n · slots, head_dim]`.
     fn by_head(heads: &Heads, groups: &Groups, x: &Tensor) -> Result<Tensor> {
         let (kv_heads, head_dim) = (heads.shape.kv_heads, heads.shape.head_dim);
         let n = x.dim(1)? / kv_heads;
@@ -262,7 +262,7 @@ impl Core {
             .reshape((groups.rows(), kv_heads * n, head_dim))
     }
 
-    /// Rows by head as rows by group: `[kv_heads · groups, ratio · slots, columns]`.
+    /// Rearranges rows by head to rows by group: `[kv_heads · groups, ratio · slots, columns]`.
     fn per_group(x: &Tensor, k: &Tensor) -> Result<Tensor> {
         x.reshape((k.dim(0)?, (), x.dim(D::Minus1)?))
     }
@@ -271,7 +271,7 @@ impl Core {
         self.prefix.as_ref().map_or(Ok(0), |prefix| prefix.k.dim(1))
     }
 
-    /// Columns of the group's own rows, `[kv_heads · groups, ratio · slots, slots]`.
+    /// The columns of the group's own rows, `[kv_heads · groups, ratio · slots, slots]`.
     fn own(&self, x: &Tensor) -> Result<Tensor> {
         Self::per_group(&x.narrow(D::Minus1, self.prefix_len()?, self.groups.len)?.contiguous()?, &self.k)
     }
@@ -289,7 +289,7 @@ impl Core {
         Self::by_row(heads, &self.groups, &output, ratio)?.reshape((self.groups.rows(), ()))
     }
 
-    /// Gradients of q, k and v `[rows, heads, head_dim]`.
+    /// The gradients of q, k and v, `[rows, heads, head_dim]` each.
     fn backward(&self, heads: &Heads, gradient: &Tensor) -> Result<[Tensor; 3]> {
         let AttentionShape { q_heads, kv_heads, head_dim } = heads.shape;
         let ratio = q_heads / kv_heads;

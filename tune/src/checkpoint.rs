@@ -1,4 +1,4 @@
-//! A run's state on disk: tensors and a description of the run, in one safetensors file.
+//! Checkpoints: the tensors and the description of a run, in one safetensors file.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,8 +13,8 @@ use crate::error::{Result, TuneError};
 /// The key of the description in the file's metadata.
 const KEY: &str = "flexdraft_tune";
 
-/// Writes tensors and a description. The file at `path` is replaced at once, when the new one is complete, so
-/// that a run that is killed keeps the old or the new one whole.
+/// Writes tensors and a description. The file at `path` is replaced in one step when the new file is complete, so a
+/// run that is killed leaves either the old or the new file whole.
 ///
 /// # Errors
 /// [`TuneError::Io`] if the file cannot be written, [`TuneError::File`] if it cannot be made.
@@ -26,7 +26,7 @@ pub fn save(path: &Path, tensors: &HashMap<String, Tensor>, description: &impl S
     write_whole(path, &bytes)
 }
 
-/// Reads what [`save`] wrote; the tensors come to the CPU.
+/// Reads a file that [`save`] wrote; the tensors are placed on the CPU.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] if the file is damaged or not of this kind.
@@ -43,7 +43,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     Ok((tensors, description))
 }
 
-/// Writes a file next to `path` and gives it that name once it is complete.
+/// Writes a file next to `path` and renames it to `path` once it is complete.
 ///
 /// # Errors
 /// [`TuneError::Io`].

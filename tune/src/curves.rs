@@ -1,4 +1,4 @@
-//! Curves of runs as SVG: loss above, held-out acceptance length below, over the same axis.
+//! Training curves as SVG: loss above, held-out acceptance length below, over the same axis.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use plotters::prelude::*;
 use crate::error::{Result, TuneError};
 use crate::metrics::{Axis, Metrics, Series};
 
-/// Pixels of the picture, and of each panel's height.
+/// Width of the picture and height of each panel, in pixels.
 const WIDTH: u32 = 900;
 const PANEL: u32 = 330;
 
-/// Points that a curve is drawn with at most; of more, neighbours are averaged.
+/// Maximum number of points per curve; longer curves are averaged over neighbouring points.
 const POINTS: usize = 200;
 
-/// Told apart in print and by colour-blind readers (Okabe and Ito).
+/// Colours that stay distinct in print and for colour-blind readers (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -35,20 +35,20 @@ const FONT: &str = "sans-serif";
 pub struct Run {
     /// The name in the legend.
     pub name: String,
-    /// Its numbers.
+    /// The numbers of the run.
     pub metrics: Metrics,
 }
 
-/// A line of a panel.
+/// One curve of a panel.
 struct Line<'a> {
     name: String,
     series: &'a Series,
     colour: RGBColor,
-    /// Whether its points are shown.
+    /// True if the points are marked.
     marked: bool,
 }
 
-/// Draws runs that share an axis. Panels that no run has points for are left out.
+/// Draws runs that share an axis. Panels without points are left out.
 ///
 /// # Errors
 /// [`TuneError::Setting`] for no run, or runs over different axes; [`TuneError::File`] if the file cannot be
@@ -182,7 +182,7 @@ fn panel<D: DrawingBackend>(
         .draw()
 }
 
-/// The values' range and a little more.
+/// The range of the values, slightly widened.
 fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
@@ -193,7 +193,7 @@ fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// At most [`POINTS`] points: each the mean of as many neighbours.
+/// At most [`POINTS`] points, each the mean of the same number of neighbours.
 fn averaged(series: &Series) -> Series {
     let together = series.len().div_ceil(POINTS).max(1);
     let mean = |points: &[(f64, f64)]| {
@@ -203,7 +203,7 @@ fn averaged(series: &Series) -> Series {
     series.chunks(together).map(mean).collect()
 }
 
-/// A round number, in thousands or millions where it is large.
+/// A round number, shown in thousands or millions if it is large.
 fn count(x: f64) -> String {
     match x {
         x if x >= 1e6 => format!("{} M", x / 1e6),

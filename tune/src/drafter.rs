@@ -1,4 +1,4 @@
-//! The drafter as it is tuned: projectors of the tail, the mask embedding, the calibrator.
+//! The drafter in training: projectors of the tail, the mask embedding and the calibrator.
 
 use std::collections::HashMap;
 
@@ -21,14 +21,14 @@ pub struct Drafter {
     /// `[1, hidden]`
     mask_embedding: Tensor,
     calibrator: Option<Calibrator>,
-    /// One a tail layer where the whole tail is trained, none otherwise.
+    /// Norms and MLP of each tail layer if the whole tail is trained; empty otherwise.
     rest: Vec<RestOfLayer>,
     parameters: Vec<Parameter>,
-    /// The head's rows of the ids that are drafted, `[listed, hidden]`.
+    /// The LM head's rows for the ids that are drafted, `[listed, hidden]`.
     lm_head: Tensor,
 }
 
-/// What a layer has besides its projectors.
+/// The weights of a layer besides its projectors.
 #[derive(Debug)]
 struct RestOfLayer {
     /// `[hidden]`
@@ -55,38 +55,38 @@ struct Calibrator {
     hidden_half: Tensor,
     /// `[rank]`
     bias: Tensor,
-    /// W2 and, as its last column, b2: `[listed, rank + 1]`
+    /// W2 with b2 as its last column, `[listed, rank + 1]`.
     output: Tensor,
-    /// What operands of products are rounded to.
+    /// The type that operands of products are rounded to.
     compute: DType,
 }
 
-/// Mask rows of several sequences: each anchor's S slots, one after the other.
+/// Mask rows of several sequences; the S slots of an anchor are consecutive.
 #[derive(Debug)]
 pub struct MaskRows<'a> {
-    /// For each sequence, the anchors' groups and, for each tail layer, the keys and values they see.
+    /// For each sequence, the anchors' groups and, per tail layer, the keys and values that they see.
     pub sequences: Vec<(Groups, &'a [Prefix])>,
-    /// For each row, its position.
+    /// Position of each row.
     pub positions: Vec<usize>,
-    /// For each anchor, the bonus token.
+    /// Bonus token of each anchor.
     pub bonuses: Vec<u32>,
 }
 
-/// What slots 1..S of the anchors are predicted from: logits are the sum of the factors' products.
+/// The factors of the logits of slots 1..S of the anchors: logits are the sum of the factors' products.
 #[derive(Debug)]
 pub struct SlotFactors {
     /// Final hidden states `[anchors · (S − 1), hidden]`.
     pub hidden: Tensor,
-    /// silu(W1 · [embed(bonus); h] + b1), and a column of ones, `[anchors · (S − 1), rank + 1]`.
+    /// silu(W1 · [embed(bonus); h] + b1) and a column of ones, `[anchors · (S − 1), rank + 1]`.
     pub calibration: Option<Tensor>,
 }
 
 impl Drafter {
-    /// A drafter that starts as the target's own tail, with a calibrator of rank `rank` that changes nothing yet,
-    /// or without one if `rank` is 0. `entry` is the mask embedding to start from, `[hidden]`.
+    /// A drafter that starts as the target's own tail. Its calibrator has rank `rank` and at first changes nothing;
+    /// if `rank` is 0, the drafter has no calibrator. `entry` is the initial mask embedding, `[hidden]`.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn new(
         weights: &TargetWeights,
         target: &FrozenTarget,
@@ -108,7 +108,7 @@ impl Drafter {
             for (index, layer) in target.tail(shape.tail_layers).iter().enumerate() {
                 let mut copy = |name: &str, value: &Tensor| {
                     let decays = value.rank() > 1;
-                    // A variable of its own, whatever type the frozen one has.
+                    // A separate variable, even if the frozen tensor already has this type.
                     let value = value.to_dtype(dtype)?.copy()?;
                     var(format!("layers.{index}.{name}.weight"), value, decays)
                 };
@@ -148,8 +148,8 @@ impl Drafter {
         let calibrator = if rank == 0 {
             None
         } else {
-            // Embeddings are often far smaller than normed rows: each half is scaled by what it multiplies, or the
-            // bonus token would hardly be heard.
+            // Embeddings are often far smaller than normed rows. Each half is scaled by the size of its input;
+            // otherwise the bonus token would have hardly any effect.
             let mut half = |name: &str, stream: u32, input: &Tensor| {
                 let std = (2.0 * hidden as f64).powf(-0.5) / root_mean_square(input)?;
                 let values = normals(rank * hidden, std, seed, stream);
@@ -185,10 +185,10 @@ impl Drafter {
         })
     }
 
-    /// A drafter's exported weights, over the whole vocabulary.
+    /// A drafter with exported weights, over the whole vocabulary.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn from_weights(
         weights: &TargetWeights,
         target: &FrozenTarget,
@@ -238,32 +238,32 @@ impl Drafter {
         Ok(drafter)
     }
 
-    /// Learns the calibrator at `rate` times the learning rate of everything else. An optimizer has to be made after
-    /// this: it copies the parameters.
+    /// Sets the calibrator's learning rate to `rate` times the learning rate of the other parameters. Call it before
+    /// making an optimizer, which copies the parameters.
     pub fn set_calibrator_rate(&mut self, rate: f64) {
         let calibrator = self.parameters.iter_mut().filter(|p| p.name.starts_with("calibrator."));
         calibrator.for_each(|parameter| parameter.rate = rate);
     }
 
-    /// What is trained.
+    /// The trained parameters.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// S.
+    /// S, the number of slots of a block.
     pub fn block_size(&self) -> usize {
         self.block_size
     }
 
-    /// N.
+    /// N, the number of tail layers.
     pub fn tail_layers(&self) -> usize {
         self.projectors.len()
     }
 
-    /// Takes up a drafter's weights, of the same shape.
+    /// Loads the weights of a drafter of the same shape.
     ///
     /// # Errors
-    /// Those of candle: shapes that do not fit, no memory.
+    /// Candle's errors: mismatched shapes, out of memory.
     pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         for parameter in &self.parameters {
             let Some(value) = tensors.get(&parameter.name) else {
@@ -278,7 +278,7 @@ impl Drafter {
     /// Runs mask rows through the tail, and prepares the prediction of slots 1..S.
     ///
     /// # Errors
-    /// Those of candle: shapes that do not fit, no memory.
+    /// Candle's errors: mismatched shapes, out of memory.
     pub fn forward(&self, target: &FrozenTarget, rows: &MaskRows<'_>) -> Result<SlotFactors> {
         let heads = target.heads();
         let rotation = target.rotation(&rows.positions)?;
@@ -294,7 +294,7 @@ impl Drafter {
                 Some(rest) => norm(&x, &rest.input_norm, heads.eps)?,
             };
             let qkv = projectors.qkv.forward(&normed)?;
-            // All mask rows enter the tail alike: until they attend, one row stands for all.
+            // All mask rows enter the tail with the same values, so one row stands for all until attention.
             let qkv =
                 if index == 0 { qkv.broadcast_as((row_count, qkv.dim(1)?))?.contiguous()? } else { qkv };
             let sequences: Vec<(Groups, Option<Prefix>)> = rows
@@ -321,7 +321,7 @@ impl Drafter {
         Ok(SlotFactors { hidden: normed, calibration })
     }
 
-    /// The factor that the target's head is, and the calibrator's.
+    /// The factors of the logits: the LM head's and, if there is a calibrator, the calibrator's.
     pub fn factors<'a>(&'a self, slots: &'a SlotFactors) -> (Factor<'a>, Option<Factor<'a>>) {
         let compute = self.lm_head.dtype();
         let calibration = slots.calibration.as_ref().zip(self.calibrator.as_ref());
@@ -333,8 +333,8 @@ impl Drafter {
 }
 
 impl Calibrator {
-    /// `[anchors · slots, rank + 1]` from the bonus tokens' embeddings `[anchors, hidden]` and the slots' hidden
-    /// states `[anchors · slots, hidden]`.
+    /// Computes `[anchors · slots, rank + 1]` from the bonus tokens' embeddings `[anchors, hidden]` and the slots'
+    /// hidden states `[anchors · slots, hidden]`.
     fn forward(&self, bonuses: &Tensor, hidden: &Tensor, slots: usize) -> Result<Tensor> {
         let (anchors, rank) = (bonuses.dim(0)?, self.bias.dim(0)?);
         let bonus = linear(bonuses, &self.bonus_half, self.compute)?.broadcast_add(&self.bias)?;
@@ -345,23 +345,23 @@ impl Calibrator {
     }
 }
 
-/// How large a drafter is.
+/// The size of a drafter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrafterShape {
-    /// N.
+    /// N, the number of tail layers.
     pub tail_layers: usize,
-    /// S.
+    /// S, the number of slots of a block.
     pub block_size: usize,
-    /// The calibrator's r, 0 for a drafter without one.
+    /// r, the rank of the calibrator; 0 for a drafter without one.
     pub rank: usize,
-    /// Whether the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, whose
-    /// mask rows do not share the target's MLPs: it is for comparison.
+    /// True if the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, because its
+    /// mask rows do not share the target's MLPs; it is for comparison.
     pub whole_tail: bool,
 }
 
 /// √(mean of x²), or 1 for zeros.
 fn root_mean_square(x: &Tensor) -> Result<f64> {
-    /// Elements that are squared at a time.
+    /// Number of elements that are squared at a time.
     const PART: usize = 1 << 20;
     let (x, mut sum) = (x.flatten_all()?, 0.0);
     for first in (0..x.elem_count()).step_by(PART) {
@@ -371,14 +371,14 @@ fn root_mean_square(x: &Tensor) -> Result<f64> {
     Ok(if sum > 0.0 { (sum / x.elem_count() as f64).sqrt() } else { 1.0 })
 }
 
-/// Normal numbers of mean 0, the same for a seed and stream on every machine.
+/// Normally distributed numbers with mean 0, the same on every machine for a given seed and stream.
 fn normals(n: usize, std: f64, seed: u64, stream: u32) -> Vec<f64> {
     let word = |i: usize| philox([i as u32, stream, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
     (0..n)
         .map(|i| {
             let [a, b, ..] = word(i);
-            // Box and Muller's transformation.
+            // The Box-Muller transform.
             std * (-2.0 * uniform(a).ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform(b)).cos()
         })
         .collect()

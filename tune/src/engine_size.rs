@@ -1,13 +1,13 @@
-//! How large an engine has to be.
+//! Sizes of the engine that the tuner runs.
 
 use flexdraft::decode::EngineOptions;
 use flexdraft::model::ModelConfig;
 
-/// Memory for the KV cache, in bytes, unless a single sequence needs more. Sequences beyond it wait.
+/// Memory for the KV cache, in bytes, unless a single sequence needs more. Sequences that do not fit wait.
 const CACHE_BYTES: usize = 4 << 30;
 
-/// Sizes of an engine that runs `batch` sequences of up to `longest` tokens, and a block of `block_size` besides
-/// (1 without a drafter), within 4 GiB of cache if its elements are f32.
+/// Engine sizes for `batch` sequences of up to `longest` tokens plus a block of `block_size` (1 without a drafter),
+/// within 4 GiB of cache if its elements are f32.
 pub fn engine_options(
     config: &ModelConfig,
     longest: usize,
@@ -40,7 +40,7 @@ mod tests {
         assert_eq!(tokens(8, 1), 16);
         assert_eq!(tokens(9, 1), 32);
         assert_eq!(tokens(9, 3), 96);
-        // The context bounds a sequence, the memory all of them together.
+        // The context limits a single sequence; the memory limits all sequences together.
         assert_eq!(tokens(usize::MAX, 1), 1024 + 16);
         assert_eq!(tokens(9, 1 << 40), CACHE_BYTES / (2 * 4 * 64 * 4));
     }

@@ -1,18 +1,18 @@
-//! What ends a command of the tuner early.
+//! Errors of the tuner.
 
 use std::path::PathBuf;
 
 /// A [`Result`](std::result::Result) with a [`TuneError`].
 pub type Result<T, E = TuneError> = std::result::Result<T, E>;
 
-/// Why data, a target or a drafter could not be made.
+/// Errors from making data, a target or a drafter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TuneError {
-    /// What the runner refused: a model that does not load, a request that cannot be.
+    /// The runner refused something: a model that does not load, or an invalid request.
     #[error(transparent)]
     Runner(#[from] flexdraft::Error),
-    /// An operation on tensors: no memory, or shapes that do not fit.
+    /// An operation on tensors failed: out of memory or mismatched shapes.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// A file that cannot be read or written.
@@ -22,91 +22,91 @@ pub enum TuneError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file whose contents are not what they should be.
+    /// A file with invalid contents.
     #[error("{path}: {reason}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// What is wrong with the file, and where.
         reason: String,
     },
-    /// Settings that make no sense, by themselves or for this model.
+    /// A setting that is invalid, by itself or for this model.
     #[error("{setting} is {value}, expected {expected}")]
     Setting {
-        /// The setting's name.
+        /// Name of the setting.
         setting: &'static str,
-        /// Its value.
+        /// Value of the setting.
         value: String,
-        /// What would be accepted.
+        /// Description of accepted values.
         expected: String,
     },
-    /// A text or transcripts that there is too little of.
+    /// A text or a set of transcripts that is too small.
     #[error("{path}: {found} {unit}, and at least {needed} are needed")]
     TooLittleData {
         /// The file or folder.
         path: PathBuf,
-        /// What there is.
+        /// The amount found.
         found: usize,
-        /// What was counted.
+        /// The unit that is counted.
         unit: &'static str,
-        /// What is needed.
+        /// The amount needed.
         needed: usize,
     },
-    /// Anchors that no mask row can stand for.
+    /// Anchors for which no mask rows can be made.
     #[error("anchors of transcript {transcript}: {reason}")]
     Pick {
-        /// The transcript's index.
+        /// Index of the transcript.
         transcript: usize,
-        /// What it, or an anchor of it, lacks.
+        /// What the transcript or one of its anchors lacks.
         reason: String,
     },
     /// A run that is continued with another target, other data or other settings than it began with.
     #[error("{path} is of a run with another {what}: {found}, now {expected}")]
     OtherRun {
-        /// The checkpoint.
+        /// Path of the checkpoint.
         path: PathBuf,
         /// What differs.
         what: &'static str,
-        /// The checkpoint's.
+        /// The checkpoint's value.
         found: String,
-        /// This run's.
+        /// The value of this run.
         expected: String,
     },
-    /// A drafter that changed what the target writes, which it must not.
+    /// A drafter that changed the target's output, which must never happen.
     #[error("NOT LOSSLESS: prompt {prompt}: token {position} is {found} with drafts, {expected} without")]
     NotLossless {
-        /// The prompt's number, from 0.
+        /// Number of the prompt, from 0.
         prompt: usize,
         /// The first position of the response that differs, from 0.
         position: usize,
-        /// The token with drafts, `none` where the response ended.
+        /// The token with drafts, or `none` if the response ended.
         found: String,
-        /// The token without.
+        /// The token without drafts.
         expected: String,
     },
-    /// A loss that is not a number. The last good checkpoint stays as it is.
+    /// A loss that is not a number. The last good checkpoint is kept.
     #[error("the loss is {loss} at step {step}: stopped; the latest checkpoint is of step {checkpoint}")]
     NotFinite {
-        /// The step.
+        /// The step that failed.
         step: usize,
-        /// Its loss, or the norm of its gradient.
+        /// Loss of the step, or norm of its gradient.
         loss: f64,
-        /// The step of the checkpoint on disk, 0 if there is none.
+        /// The step of the checkpoint on disk; 0 if there is none.
         checkpoint: usize,
     },
 }
 
 impl TuneError {
-    /// For `map_err` on a file operation.
+    /// Returns a function that wraps an I/O error, for `map_err`.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
 
-    /// A setting that is out of range.
+    /// Returns the error for a setting that is out of range.
     pub fn setting(setting: &'static str, value: impl ToString, expected: impl Into<String>) -> Self {
         Self::Setting { setting, value: value.to_string(), expected: expected.into() }
     }

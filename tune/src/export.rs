@@ -1,4 +1,4 @@
-//! A drafter's directory, in the released checkpoint's layout.
+//! Writes a drafter's directory in the layout of the released checkpoint.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,12 +13,12 @@ use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
 use crate::shortlist::{Shortlist, UNLISTED_BIAS};
 
-/// Writes `config.json` and `model.safetensors` (bf16) of a drafter for a target of configuration `target` into
-/// `dir`, which is made if need be. `tensors` are the drafter's parameters by name.
+/// Writes `config.json` and `model.safetensors` (bf16) of a drafter into `dir`, which is created if it does not
+/// exist. `target` is the configuration of its target; `tensors` are the drafter's parameters by name.
 ///
 /// # Errors
-/// [`TuneError::Setting`] for a tail or an id that the target does not have; [`TuneError::Io`]; [`TuneError::File`] if
-/// `tensors` lacks one; those of candle.
+/// [`TuneError::Setting`] for a tail or an id that the target does not have; [`TuneError::Io`]; [`TuneError::File`]
+/// if `tensors` lacks a parameter; candle's errors.
 pub fn export(
     dir: &Path,
     target: &ModelConfig,
@@ -104,7 +104,7 @@ fn checkpoint_tensors(
             for (part, first, rows) in [("q_proj", 0, q), ("k_proj", q, kv), ("v_proj", q + kv, kv)] {
                 put(name(&format!("{part}.{kind}")), qkv.narrow(0, first, rows)?)?;
             }
-            // Not every model with biases has one on o.
+            // Some models have biases on q, k and v but not on o.
             if tensors.contains_key(&name(&format!("o_proj.{kind}"))) {
                 put(name(&format!("o_proj.{kind}")), find(&name(&format!("o_proj.{kind}")))?)?;
             }
@@ -127,7 +127,7 @@ fn checkpoint_tensors(
     Ok(out)
 }
 
-/// W2 and b2 of the whole vocabulary from those of the listed ids.
+/// Expands W2 and b2 of the listed ids to the whole vocabulary.
 fn whole_vocabulary(listed: &Tensor, shortlist: &Shortlist, vocab_size: usize) -> Result<Tensor> {
     let Shortlist::Some { ids, .. } = shortlist else { return Ok(listed.clone()) };
     let columns = listed.dim(1)?;

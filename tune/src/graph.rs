@@ -1,9 +1,9 @@
-//! Functions with a backward pass of their own.
+//! Functions with their own backward pass in candle's graph.
 //!
-//! Candle records every operation on the way from a variable to the loss, and its backward pass computes the
-//! gradient of every operand, frozen ones too. Here a function computes its value from detached tensors, with
-//! whatever operations suit, and enters the graph as one node whose backward pass is given with it: frozen
-//! weights cost nothing, and what is needed twice is kept instead of computed again.
+//! Candle records every operation from a variable to the loss, and its backward pass computes the gradient of every
+//! operand, even frozen ones. Here a function computes its value from detached tensors, with any operations, and
+//! enters the graph as one node with a given backward pass. Frozen weights then cost nothing, and values that both
+//! passes need are kept instead of computed again.
 
 use std::sync::Mutex;
 
@@ -11,14 +11,14 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 };
 
-/// A node: its value, until the graph has taken it, and its backward pass.
+/// A node: its value, until the graph takes it, and its backward pass.
 struct Node<F> {
     name: &'static str,
     value: Mutex<Option<Tensor>>,
     backward: F,
 }
 
-/// A value of one operand. `backward` maps the gradient of the value to that of the operand.
+/// A node with one operand. `backward` maps the gradient of the value to the gradient of the operand.
 pub fn unary<F>(name: &'static str, x: &Tensor, value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
@@ -29,7 +29,7 @@ where
     x.apply_op1(Node::new(name, value, backward))
 }
 
-/// A value of two operands, whose gradients `backward` returns in order.
+/// A node with two operands; `backward` returns their gradients in order.
 pub fn binary<F>(name: &'static str, [x, y]: [&Tensor; 2], value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<[Tensor; 2]> + Send + Sync + 'static,
@@ -40,7 +40,7 @@ where
     x.apply_op2(y, Node::new(name, value, backward))
 }
 
-/// A value of three operands, whose gradients `backward` returns in order.
+/// A node with three operands; `backward` returns their gradients in order.
 pub fn ternary<F>(name: &'static str, [x, y, z]: [&Tensor; 3], value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<[Tensor; 3]> + Send + Sync + 'static,
@@ -59,7 +59,7 @@ impl<F> Node<F> {
     fn take(&self) -> Result<Tensor> {
         let value = self.value.lock().ok().and_then(|mut value| value.take());
         let value = value.ok_or_else(|| candle_core::Error::msg("a node is evaluated once"))?;
-        // A storage is handed over whole, so the value has to be all of it.
+        // The graph takes the whole storage, so the value must fill it.
         let whole = value.elem_count();
         let compact = value.is_contiguous()
             && matches!(&*value.storage_and_layout().0, Storage::Cpu(x) if cpu_len(x) == whole);
@@ -91,7 +91,7 @@ fn cpu_len(storage: &CpuStorage) -> usize {
         CpuStorage::F64(x) => x.len(),
         CpuStorage::BF16(x) => x.len(),
         CpuStorage::F16(x) => x.len(),
-        // Nothing else is differentiated.
+        // Other operations are not differentiated.
         _ => usize::MAX,
     }
 }

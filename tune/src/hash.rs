@@ -1,10 +1,10 @@
-//! Short names for contents, and decisions that depend on contents alone.
+//! Hashes that identify contents, and random bits that depend on contents alone.
 
 use flexdraft::model::TargetWeights;
 use flexdraft::random::philox;
 use flexdraft::tensor::{Elements, Tensor};
 
-/// FNV-1a, 64 bits: tells files and prompts apart, and resists nobody who means to confuse it.
+/// The 64-bit FNV-1a hash. It tells files and prompts apart, but does not resist deliberate collisions.
 #[derive(Clone, Copy, Debug)]
 pub struct Fnv(u64);
 
@@ -15,7 +15,7 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    /// With these bytes added.
+    /// Returns the hash with `bytes` appended.
     pub fn with(mut self, bytes: &[u8]) -> Self {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
@@ -23,12 +23,12 @@ impl Fnv {
         self
     }
 
-    /// The 64 bits.
+    /// Returns the 64 bits.
     pub fn value(self) -> u64 {
         self.0
     }
 
-    /// The 64 bits as hexadecimal digits.
+    /// Returns the 64 bits as hexadecimal digits.
     pub fn hex(self) -> String {
         format!("{:016x}", self.0)
     }
@@ -39,10 +39,10 @@ pub fn of_ids(ids: &[u32]) -> Fnv {
     ids.iter().fold(Fnv::default(), |hash, id| hash.with(&id.to_le_bytes()))
 }
 
-/// Names a target by its shapes, its last norm and a part of its embedding: enough to notice that a run is
-/// continued with another one, without reading all of it.
+/// Hash of a target's shapes, final norm and part of its embedding: enough to notice that a run is continued with
+/// another target, without reading all weights.
 pub fn of_target(target: &TargetWeights) -> Fnv {
-    /// Elements of the embedding that are looked at.
+    /// Maximum number of elements of the embedding that are hashed.
     const ELEMENTS: usize = 1 << 16;
     let config = &target.config;
     let shapes = [config.layers, config.hidden_size, config.intermediate_size, config.vocab_size];
@@ -57,7 +57,7 @@ fn leading(elements: &Elements<'_>, count: usize, hash: Fnv) -> Fnv {
     values.iter().fold(hash, |hash, value| hash.with(&value.to_le_bytes()))
 }
 
-/// Random bits that are a function of `seed`, a purpose and an index: Philox, as everywhere.
+/// Random bits as a function of `seed`, a purpose and an index; computed with Philox, as in the runner.
 pub fn random_bits(seed: u64, purpose: u32, index: u64) -> u64 {
     let [low, high, ..] =
         philox([index as u32, (index >> 32) as u32, purpose, 0], [seed as u32, (seed >> 32) as u32]);

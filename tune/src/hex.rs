@@ -1,11 +1,11 @@
-//! Bytes as text that one process hands to another.
+//! Hexadecimal text for bytes that one process hands to another.
 
-/// Two lower-case hexadecimal digits a byte.
+/// Writes two lower-case hexadecimal digits per byte.
 pub fn encode(bytes: impl IntoIterator<Item = u8>) -> String {
     bytes.into_iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The `N` bytes that [`encode`] wrote; `None` for any other text. Upper-case digits are read too.
+/// Reads the `N` bytes that [`encode`] wrote; returns `None` for any other text. Upper-case digits are accepted.
 pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
     let digit = |digit: u8| char::from(digit).to_digit(16).map(|digit| digit as u8);
@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn other_texts_are_not_read() {
-        // Another length, half a byte, what integers' own parsers would take, no ASCII.
+        // Wrong length, half a byte, text that integer parsers accept, and text that is not ASCII.
         for text in ["", "00", "000000", "000", "+f00", "0g00", " 000", "é00", "٠٠"] {
             assert_eq!(decode::<2>(text), None, "{text}");
         }

@@ -1,5 +1,4 @@
-//! Files of one JSON value a line, written so that a writer that is killed loses at most the line it was
-//! writing.
+//! Files with one JSON value per line. A writer that is killed loses at most the line that it was writing.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -10,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Result, TuneError};
 
-/// Adds lines to a file.
+/// Appends lines to a file.
 #[derive(Debug)]
 pub struct Appender {
     path: PathBuf,
@@ -18,11 +17,11 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens or creates a file. What follows its last line end, a line that was not finished, is cut off. As
-    /// long as it is open, no other appender can open the file.
+    /// Opens or creates a file. An unfinished last line is cut off. While the appender is open, no other appender can
+    /// open the file.
     ///
     /// # Errors
-    /// [`TuneError::Io`], also where another appender has the file.
+    /// [`TuneError::Io`], including when another appender has the file open.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = || TuneError::io("write", path);
         let mut options = OpenOptions::new();
@@ -41,7 +40,7 @@ impl Appender {
         Ok(Self { path: path.into(), file })
     }
 
-    /// Adds a line, which is with the operating system when this returns.
+    /// Appends a line; when this returns, the operating system has the line.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -53,7 +52,7 @@ impl Appender {
     }
 }
 
-/// Reads a file's values, or none from a file that does not exist. A last line without an end is left out.
+/// Reads the values of a file; a missing file has none. An unfinished last line is left out.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a `T`.
@@ -81,7 +80,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(values)
 }
 
-/// The offset after the last line end, looked for from the end.
+/// The offset after the last line break, searched from the end.
 fn end_of_lines(file: &mut File) -> io::Result<u64> {
     const BLOCK: u64 = 1 << 16;
     let mut end = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! The parts of a decoder layer, frozen and trained, and how the target's weights become tensors.
+//! The parts of a decoder layer, frozen and trained, and the conversion of the target's weights to tensors.
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::weights::{AttentionWeights, LayerWeights, LinearWeights};
@@ -7,18 +7,18 @@ use flexdraft::tensor::Tensor as Weights;
 use crate::graph;
 use crate::ops::{product, rms_norm, rms_norm_backward, silu_mul, silu_mul_backward, working_type};
 
-/// A tensor of the runner's as one of candle's.
+/// Converts the runner's weights to a candle tensor.
 ///
 /// # Errors
-/// Those of candle: no memory.
+/// Candle's errors: out of memory.
 pub fn tensor(weights: &Weights, dtype: DType, device: &Device) -> Result<Tensor> {
     Tensor::from_vec(weights.to_f32(), weights.shape(), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// RMSNorm whose weight takes no gradient.
+/// RMSNorm with a frozen weight.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let operand = x.detach();
     let value = rms_norm(&operand, weight, eps)?;
@@ -28,10 +28,10 @@ pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// x · weightᵀ of `x` `[rows, in]` and `weight` `[out, in]`, multiplied as [`product`] does. Gradients flow to both.
+/// x · weightᵀ for `x` `[rows, in]` and `weight` `[out, in]`, multiplied by [`product`]. Gradients flow to both.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn linear(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
     let operand = x.detach();
     let w = weight.detach().to_dtype(compute)?;
@@ -44,7 +44,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
 /// RMSNorm with a trained weight.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (operand, w) = (x.detach(), weight.detach());
     let value = rms_norm(&operand, &w, eps)?;
@@ -54,11 +54,11 @@ pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// SwiGLU of normed rows, every weight trained. One node, so that the wide rows between its products never leave
-/// it.
+/// SwiGLU of normed rows; all weights are trained. It is one node, so that the wide rows between its products stay
+/// inside it.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn mlp(x: &Tensor, gate_up: &Tensor, down: &Tensor) -> Result<Tensor> {
     let (operand, w_in, w_out) = (x.detach(), gate_up.detach(), down.detach());
     let wide = operand.matmul(&w_in.t()?)?;
@@ -78,16 +78,16 @@ pub struct Linear {
     pub weight: Tensor,
     /// `[out]`
     pub bias: Option<Tensor>,
-    /// What operands of the product are rounded to: the type of frozen weights; trained ones keep all their digits
-    /// between steps.
+    /// The type that operands of the product are rounded to. Frozen weights are stored in this type; trained weights
+    /// keep full precision between steps.
     pub compute: DType,
 }
 
 impl Linear {
-    /// Layers with the same input as one, their outputs side by side, with weights of `dtype`.
+    /// Fuses layers with the same input into one layer with weights of `dtype`; the outputs are side by side.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn fused(parts: &[&LinearWeights], dtype: DType, device: &Device) -> Result<Self> {
         let weights: Vec<Tensor> =
             parts.iter().map(|part| tensor(&part.weight, dtype, device)).collect::<Result<_>>()?;
@@ -100,10 +100,10 @@ impl Linear {
         Ok(Self { weight: Tensor::cat(&weights, 0)?, bias, compute: dtype })
     }
 
-    /// x · weightᵀ + bias, gradients to all of them.
+    /// x · weightᵀ + bias; gradients flow to all three.
     ///
     /// # Errors
-    /// Those of candle: shapes that do not fit, no memory.
+    /// Candle's errors: mismatched shapes, out of memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = linear(x, &self.weight, self.compute)?;
         match &self.bias {
@@ -120,15 +120,15 @@ pub struct Projectors {
     pub qkv: Linear,
     /// `[hidden, q_heads · head_dim]`
     pub o: Linear,
-    /// Weights of the q and k norms `[head_dim]` (Qwen3).
+    /// Weights `[head_dim]` of the q and k norms (Qwen3).
     pub qk_norms: Option<(Tensor, Tensor)>,
 }
 
 impl Projectors {
-    /// The runner's weights as tensors, matrices of `dtype` and the rest of its [`working_type`].
+    /// Converts the runner's weights to tensors: matrices of `dtype`, the rest of its [`working_type`].
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn new(weights: &AttentionWeights, dtype: DType, device: &Device) -> Result<Self> {
         let qk_norms = match &weights.qk_norms {
             Some((q, k)) => {
@@ -144,13 +144,13 @@ impl Projectors {
         })
     }
 
-    /// The norms' weights, as [`Heads::attend`](crate::attention::Heads::attend) takes them.
+    /// The weights of the q and k norms, as [`Heads::attend`](crate::attention::Heads::attend) takes them.
     pub fn norms(&self) -> Option<(&Tensor, &Tensor)> {
         self.qk_norms.as_ref().map(|(q, k)| (q, k))
     }
 }
 
-/// A decoder layer of the target. Nothing of it takes a gradient.
+/// A frozen decoder layer of the target.
 #[derive(Clone, Debug)]
 pub struct FrozenLayer {
     /// `[hidden]`
@@ -167,10 +167,10 @@ pub struct FrozenLayer {
 }
 
 impl FrozenLayer {
-    /// The runner's weights as tensors, matrices of `dtype` and the rest of its [`working_type`].
+    /// Converts the runner's weights to tensors: matrices of `dtype`, the rest of its [`working_type`].
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn new(weights: &LayerWeights, eps: f64, dtype: DType, device: &Device) -> Result<Self> {
         Ok(Self {
             input_norm: tensor(&weights.input_norm, working_type(dtype), device)?,
@@ -182,10 +182,10 @@ impl FrozenLayer {
         })
     }
 
-    /// What the layer's MLP adds to `x` `[rows, hidden]`, its norm included. Gradients flow to `x` alone.
+    /// The MLP's contribution to `x` `[rows, hidden]`, including the norm before it. Gradients flow to `x` alone.
     ///
     /// # Errors
-    /// Those of candle: shapes that do not fit, no memory.
+    /// Candle's errors: mismatched shapes, out of memory.
     pub fn mlp(&self, x: &Tensor) -> Result<Tensor> {
         let operand = x.detach();
         let normed = rms_norm(&operand, &self.post_attention_norm, self.eps)?;

@@ -1,8 +1,8 @@
-//! Cross-entropy over the vocabulary, without a matrix of logits for all rows.
+//! Cross-entropy over the vocabulary, without storing the logits of all rows.
 //!
-//! Rows are taken in chunks: logits, softmax and the gradient of the logits live for one chunk only, and the
-//! gradients of the operands are complete when the loss is. The vocabulary product is the largest of a step, and
-//! this is all that is ever done with its result.
+//! Rows are processed in chunks: logits, softmax and the gradient of the logits exist for one chunk at a time, and
+//! the gradients of the operands are complete when the loss is. The vocabulary product is the largest of a step, and
+//! nothing else needs its result.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -13,15 +13,15 @@ use rayon::prelude::*;
 use crate::graph;
 use crate::ops::{exp, product};
 
-/// Logits of a chunk at most, in elements.
+/// Maximum number of logits per chunk, in elements.
 const CHUNK_ELEMENTS: usize = 1 << 23;
 
-/// What the rows should predict.
+/// The tokens that rows should predict, with weights.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
-    /// The row's token, below the vocabulary's size.
+    /// Label of each row, an id below the vocabulary's size.
     pub ids: Vec<u32>,
-    /// The row's share of the loss.
+    /// Weight of each row in the loss.
     pub weights: Vec<f32>,
 }
 
@@ -30,31 +30,31 @@ pub struct Labels {
 pub struct Prediction {
     /// −ln of the label's probability.
     pub loss: f64,
-    /// The token of the largest logit, ties to the lowest.
+    /// The token with the largest logit; ties go to the lowest id.
     pub token: u32,
-    /// Its probability.
+    /// The probability of `token`.
     pub confidence: f32,
 }
 
-/// Rows and the matrix that they are multiplied with: logits are the sum of x · wᵀ over the factors.
+/// Rows and the matrix that they are multiplied by: logits are the sum of x · wᵀ over the factors.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor<'a> {
     /// `[rows, k]`
     pub x: &'a Tensor,
     /// `[vocab, k]`
     pub w: &'a Tensor,
-    /// What the operands of products are rounded to.
+    /// The type that operands of products are rounded to.
     pub compute: DType,
 }
 
 impl<'a> Factor<'a> {
-    /// Rows and a matrix, multiplied in the matrix's own type.
+    /// A factor whose product is computed in the matrix's own type.
     pub fn new(x: &'a Tensor, w: &'a Tensor) -> Self {
         Self { x, w, compute: w.dtype() }
     }
 }
 
-/// A factor without its graph, the matrix rounded.
+/// A factor detached from the graph, with its matrix rounded.
 struct Detached {
     x: Tensor,
     w: Tensor,
@@ -73,11 +73,11 @@ impl Detached {
 
 /// The weighted sum of the rows' cross-entropies, and each row's prediction.
 ///
-/// `frozen`'s matrix takes no gradient; its rows, and rows and matrix of `trained`, do.
+/// `frozen`'s matrix takes no gradient; its rows do, and so do the rows and the matrix of `trained`.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory; also if there is no factor at all, or a row has no label
-/// within the vocabulary.
+/// Candle's errors: mismatched shapes, out of memory; also if there is no factor, or a row has no label within the
+/// vocabulary.
 pub fn cross_entropy(
     frozen: Option<Factor<'_>>,
     trained: Option<Factor<'_>>,
@@ -144,10 +144,10 @@ pub fn cross_entropy(
     Ok((loss, predictions))
 }
 
-/// Each row's prediction, without a label: its `loss` is 0.
+/// Predicts each row without a label: the `loss` of each prediction is 0.
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
     let Some(first) = factors.first() else { return Ok(Vec::new()) };
     let detached = Detached::all(factors)?;
@@ -161,7 +161,7 @@ pub fn predict(factors: &[Factor<'_>]) -> Result<Vec<Prediction>> {
     Ok(predictions)
 }
 
-/// One label and weight a row, every label within the vocabulary.
+/// Checks that each row has one label and one weight, and that every label is within the vocabulary.
 fn check(labels: &Labels, rows: usize, vocab: usize) -> Result<()> {
     let Labels { ids, weights } = labels;
     if ids.len() != rows || weights.len() != rows {
@@ -187,7 +187,7 @@ fn logits(factors: &[Detached], rows: Range<usize>) -> Result<Tensor> {
     rest.iter().try_fold(part(first)?, |sum, factor| sum + part(factor)?)
 }
 
-/// From logits `[rows, vocab]` to their gradient, weight · (softmax − one-hot), and the predictions.
+/// Turns logits `[rows, vocab]` into their gradient, weight · (softmax − one-hot), and the predictions.
 fn logits_gradient(logits: Tensor, labels: Labels) -> Result<(Tensor, Vec<Prediction>)> {
     if logits.device().is_cpu() && logits.dtype() == DType::F32 {
         let predictions = Mutex::new(vec![Prediction::default(); labels.ids.len()]);
@@ -223,7 +223,7 @@ fn logits_gradient(logits: Tensor, labels: Labels) -> Result<(Tensor, Vec<Predic
     Ok((gradient, predictions.collect()))
 }
 
-/// [`logits_gradient`] in the logits' own memory.
+/// The in-place form of [`logits_gradient`]: it overwrites the logits' memory.
 struct InPlace {
     labels: Labels,
     predictions: Mutex<Vec<Prediction>>,
@@ -269,7 +269,7 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     let scale = weight / sum;
     row.iter_mut().for_each(|x| *x *= scale);
     row[label] -= weight;
-    // A loss that is not a number has to stay one.
+    // A loss that is not a number must stay one.
     let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
     Prediction { loss: f64::from(loss), token, confidence: 1.0 / sum }
 }

@@ -1,7 +1,7 @@
-//! The numbers of a run, as its `metrics.jsonl` has them.
+//! The metrics of a run, as read from its `metrics.jsonl`.
 //!
-//! A run that was killed goes on from its latest checkpoint, and takes the steps after it again: of two lines
-//! for the same step the later one counts.
+//! A killed run continues from its latest checkpoint and repeats the steps after it, so of two lines for the same
+//! step the later one counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::error::{Result, TuneError};
 use crate::json_lines;
 
-/// What is read of a line. Other keys are ignored; numbers that are not finite are written as null.
+/// The keys that are read from a line. Other keys are ignored; numbers that are not finite are written as null.
 #[derive(Deserialize)]
 struct Line {
     event: Option<String>,
@@ -21,25 +21,25 @@ struct Line {
     tau: Option<f64>,
 }
 
-/// What a curve is drawn over.
+/// The x axis of a curve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Axis {
-    /// Anchors seen: runs that tune a drafter.
+    /// Anchors seen, for runs that tune a drafter.
     Anchors,
-    /// Steps taken: other runs.
+    /// Steps taken, for other runs.
     #[default]
     Steps,
 }
 
-/// Points (x, y), x ascending.
+/// Points (x, y), in ascending order of x.
 pub type Series = Vec<(f64, f64)>;
 
 /// The curves of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
-    /// What x is.
+    /// The x axis of the curves.
     pub axis: Axis,
-    /// Loss of the steps.
+    /// Training loss per step.
     pub loss: Series,
     /// Loss on held-out text.
     pub held_out_loss: Series,
@@ -48,13 +48,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Reads a file. A last line that was not finished is left out.
+    /// Reads a file. An unfinished last line is left out.
     ///
     /// # Errors
     /// [`TuneError::Io`]; [`TuneError::File`] naming the first line that is not an object of the right types;
     /// [`TuneError::TooLittleData`] for a file without a loss and without a τ.
     pub fn read(path: &Path) -> Result<Self> {
-        // A file that does not exist is an error here, and none where a run begins.
+        // A missing file is an error here, but not at the start of a run.
         std::fs::metadata(path).map_err(TuneError::io("read", path))?;
         let lines: Vec<Line> = json_lines::read(path)?;
         let axis = if lines.iter().any(|line| line.anchors.is_some()) { Axis::Anchors } else { Axis::Steps };

@@ -1,4 +1,4 @@
-//! AdamW (arXiv 1711.05101) with clipping, and the learning rate's schedule.
+//! The AdamW optimizer (arXiv 1711.05101) with gradient clipping, and the learning-rate schedule.
 
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -11,17 +11,17 @@ use serde::{Deserialize, Serialize};
 /// A trained tensor.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Its name in checkpoints.
+    /// Name of the parameter in checkpoints.
     pub name: String,
-    /// Its values.
+    /// The values.
     pub var: Var,
-    /// Whether weight decay applies: to matrices, not to norms, biases and embeddings of one token.
+    /// True if weight decay applies: for matrices, but not for norms, biases and embeddings of one token.
     pub decays: bool,
-    /// Its learning rate, as a share of the others'.
+    /// Learning rate, as a factor on the schedule's rate.
     pub rate: f64,
 }
 
-/// What AdamW is set to.
+/// Settings of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamSettings {
@@ -31,9 +31,9 @@ pub struct AdamSettings {
     pub beta2: f64,
     /// Added to the root of the mean square.
     pub eps: f64,
-    /// Decay of matrices, times the learning rate.
+    /// Weight decay of matrices, multiplied by the learning rate.
     pub weight_decay: f64,
-    /// The gradient's largest norm, over all parameters; it is scaled down to it.
+    /// Maximum norm of the gradient over all parameters; a larger gradient is scaled down to it.
     pub clip: f64,
 }
 
@@ -43,7 +43,7 @@ impl Default for AdamSettings {
     }
 }
 
-/// The optimizer's state over a set of parameters.
+/// The optimizer's state for a set of parameters.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamSettings,
@@ -53,10 +53,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// A fresh state.
+    /// A new optimizer state.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn new(parameters: Vec<Parameter>, settings: AdamSettings) -> Result<Self> {
         let moments = parameters
             .iter()
@@ -65,26 +65,26 @@ impl AdamW {
         Ok(Self { settings, parameters, moments, steps: 0 })
     }
 
-    /// What is trained.
+    /// The trained parameters.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// Steps taken so far.
+    /// Number of steps taken.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// Each parameter's gradient, in their order.
+    /// The gradient of each parameter, in the order of the parameters.
     pub fn gradients(&self, gradients: &GradStore) -> Vec<Option<Tensor>> {
         self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect()
     }
 
-    /// One step along the parameters' gradients with learning rate `rate`. Returns the gradient's norm before
-    /// clipping; where that is not finite, nothing has changed. A parameter without a gradient stays as it is.
+    /// Takes one step along the parameters' gradients with learning rate `rate`. Returns the gradient's norm before
+    /// clipping; if the norm is not finite, nothing has changed. A parameter without a gradient is left unchanged.
     ///
     /// # Errors
-    /// Another number of gradients than of parameters; those of candle: no memory.
+    /// The numbers of gradients and parameters differ; candle's errors: out of memory.
     pub fn step(&mut self, gradients: Vec<Option<Tensor>>, rate: f64) -> Result<f64> {
         let (found, expected) = (gradients.len(), self.parameters.len());
         if found != expected {
@@ -118,7 +118,7 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// Parameters and moments, by the names of a checkpoint.
+    /// Parameters and moments, named as in a checkpoint.
     pub fn state(&self) -> HashMap<String, Tensor> {
         let entries = self.parameters.iter().zip(&self.moments).flat_map(|(p, [m, v])| {
             [
@@ -130,11 +130,11 @@ impl AdamW {
         entries.collect()
     }
 
-    /// Takes up the state after `steps` steps. Returns the name of the first tensor that is missing or has
-    /// another shape, if there is one; then nothing has changed.
+    /// Restores the state after `steps` steps. If a tensor is missing or has another shape, returns the name of the
+    /// first one and changes nothing.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn restore(&mut self, mut state: HashMap<String, Tensor>, steps: usize) -> Result<Option<String>> {
         let mut values = Vec::new();
         for parameter in &self.parameters {
@@ -170,7 +170,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
             (&*storage, layout.contiguous_offsets())
         {
             let square = |part: &[f32]| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-            // Summed in order, so that a run can be repeated.
+            // The parts are summed in order, so that a run is reproducible.
             let parts: Vec<f64> = x[first..last].par_chunks(1 << 14).map(square).collect();
             return Ok(parts.into_iter().sum());
         }
@@ -178,7 +178,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
     x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()
 }
 
-/// One step's numbers.
+/// The constants of one step.
 #[derive(Clone, Copy)]
 struct Update {
     scale: f64,
@@ -243,20 +243,20 @@ impl Update {
     }
 }
 
-/// Linear warm-up, then a cosine down to a tenth of the peak.
+/// Learning-rate schedule: linear warm-up, then a cosine down to a tenth of the peak.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// The largest learning rate.
     pub peak: f64,
-    /// Steps of the warm-up.
+    /// Number of warm-up steps.
     pub warmup: usize,
-    /// Steps in all; later ones stay at the end's rate.
+    /// Total number of steps; later steps keep the final rate.
     pub steps: usize,
 }
 
 impl Schedule {
-    /// The learning rate of a step, counted from 0.
+    /// The learning rate of step `step`, counted from 0.
     pub fn rate(&self, step: usize) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;

@@ -1,30 +1,30 @@
-//! The part of the vocabulary that a drafter is tuned on.
+//! The shortlist: the part of the vocabulary that a drafter is tuned on.
 //!
-//! The product with the vocabulary is half of a tuning step, and on-policy text uses a small part of it. A
-//! drafter tuned on the ids that the text uses most has exact probabilities over these; every other id gets a
-//! bias so low that it is never drafted. Losslessness does not depend on it: the target verifies every token.
+//! The vocabulary product is half of a tuning step, and on-policy text uses a small part of the vocabulary. A drafter
+//! tuned on the most frequent ids of the text has exact probabilities over these ids; every other id gets a bias so
+//! low that it is never drafted. The output stays lossless: the target verifies every token.
 
 use std::collections::HashMap;
 
-/// b2 of ids that a drafter was not tuned on.
+/// The value of b2 for ids that a drafter was not tuned on.
 pub const UNLISTED_BIAS: f32 = -1e4;
 
-/// Ids that are drafted, or all of them.
+/// The ids that are drafted: all, or a list.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shortlist {
-    /// The whole vocabulary of that size.
+    /// The whole vocabulary of the given size.
     All(usize),
-    /// Some ids, ascending.
+    /// A list of ids, ascending.
     Some {
         /// The ids.
         ids: Vec<u32>,
-        /// Where each of them stands in `ids`.
+        /// Index of each id in `ids`.
         places: HashMap<u32, u32>,
     },
 }
 
 impl Shortlist {
-    /// The `size` ids that occur most often (ties to the lowest), or all if `size` is 0 or the vocabulary's.
+    /// The `size` most frequent ids (ties go to the lowest id), or all if `size` is 0 or the vocabulary's size.
     pub fn most_frequent(size: usize, vocab_size: usize, tokens: impl IntoIterator<Item = u32>) -> Self {
         if size == 0 || size >= vocab_size {
             return Self::All(vocab_size);
@@ -41,14 +41,14 @@ impl Shortlist {
         Self::of(ids)
     }
 
-    /// These ids.
+    /// A shortlist of the given ids.
     pub fn of(mut ids: Vec<u32>) -> Self {
         ids.sort_unstable();
         let places = ids.iter().enumerate().map(|(place, &id)| (id, place as u32)).collect();
         Self::Some { ids, places }
     }
 
-    /// How many ids there are.
+    /// Number of ids.
     pub fn len(&self) -> usize {
         match self {
             Self::All(size) => *size,
@@ -56,12 +56,12 @@ impl Shortlist {
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether the shortlist is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where an id stands, if it is listed.
+    /// The index of an id, if it is listed.
     pub fn place(&self, id: u32) -> Option<u32> {
         match self {
             Self::All(_) => Some(id),
@@ -69,7 +69,7 @@ impl Shortlist {
         }
     }
 
-    /// The id at a place; the place itself where there is no such id.
+    /// The id at index `place`, or `place` itself if there is no such id.
     pub fn id(&self, place: u32) -> u32 {
         match self {
             Self::All(_) => place,

@@ -1,4 +1,4 @@
-//! The target on candle: frozen, and run over clean tokens for the keys and values of its tail.
+//! The frozen target on candle; it runs over clean tokens to compute the keys and values of its tail.
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::{ModelConfig, TargetWeights};
@@ -7,7 +7,7 @@ use crate::attention::{Groups, Heads, Prefix};
 use crate::layers::{FrozenLayer, tensor};
 use crate::ops::{Rotation, rms_norm, working_type};
 
-/// The target's weights as tensors. Nothing of it takes a gradient.
+/// The target's weights as frozen tensors, which take no gradient.
 #[derive(Clone, Debug)]
 pub struct FrozenTarget {
     config: ModelConfig,
@@ -17,21 +17,21 @@ pub struct FrozenTarget {
     lm_head: Tensor,
 }
 
-/// What mask rows need of a sequence's clean tokens.
+/// The results for a sequence's clean tokens that mask rows need.
 #[derive(Clone, Debug)]
 pub struct CleanTokens {
     /// Keys and values of each tail layer.
     pub prefixes: Vec<Prefix>,
-    /// The sum over the tokens of what enters the first tail layer, `[hidden]`.
+    /// The sum over the tokens of the hidden rows that enter the first tail layer, `[hidden]`.
     pub entry_sum: Tensor,
 }
 
 impl FrozenTarget {
-    /// The runner's weights as tensors on `device`: matrices of `dtype`, everything else, computed values too, of
-    /// its [`working_type`].
+    /// Converts the runner's weights to tensors on `device`: matrices of `dtype`; everything else, including computed
+    /// values, of its [`working_type`].
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn new(weights: &TargetWeights, dtype: DType, device: &Device) -> Result<Self> {
         let config = weights.config.clone();
         let eps = f64::from(config.rms_norm_eps);
@@ -78,7 +78,7 @@ impl FrozenTarget {
     /// Embeddings of token ids `[ids, hidden]`.
     ///
     /// # Errors
-    /// Those of candle: an id that is out of vocabulary, no memory.
+    /// Candle's errors: an id outside the vocabulary, out of memory.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?.to_device(self.device())?;
         self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype())
@@ -89,10 +89,10 @@ impl FrozenTarget {
         Heads { shape: self.config.attention, eps: f64::from(self.config.rms_norm_eps) }
     }
 
-    /// Rotations of rows at `positions`.
+    /// The rotations of rows at `positions`.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn rotation(&self, positions: &[usize]) -> Result<Rotation> {
         Rotation::new(&self.config.rope, positions, self.dtype(), self.device())
     }
@@ -107,15 +107,15 @@ impl FrozenTarget {
         working_type(self.compute())
     }
 
-    /// Where everything is.
+    /// The device that holds the tensors.
     pub fn device(&self) -> &Device {
         self.embedding.device()
     }
 
-    /// Runs the target over `tokens`, and keeps what mask rows in the last `tail` layers need of it.
+    /// Runs the target over `tokens` and returns what mask rows in the last `tail` layers need.
     ///
     /// # Errors
-    /// Those of candle: an id that is out of vocabulary, no memory.
+    /// Candle's errors: an id outside the vocabulary, out of memory.
     pub fn read(&self, tokens: &[u32], tail: usize) -> Result<CleanTokens> {
         let heads = self.heads();
         let positions: Vec<usize> = (0..tokens.len()).collect();
@@ -135,7 +135,7 @@ impl FrozenTarget {
             if index >= first_tail {
                 prefixes.push(heads.prefix(&qkv, norms, &rotation, self.compute())?);
             }
-            // Of the last layer only keys and values are needed.
+            // The last layer needs only keys and values.
             if index + 1 < self.layers.len() {
                 let attended = heads.attend(&qkv, norms, &rotation, &groups)?;
                 x = (x + layer.projectors.o.forward(&attended)?)?;

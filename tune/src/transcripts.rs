@@ -1,7 +1,7 @@
-//! Transcripts: prompts and what the target wrote after them, as token ids.
+//! Transcripts: prompts and the target's responses, as token ids.
 //!
-//! A file of them is JSON lines, one transcript a line, so that a writer that is killed loses at most the line
-//! it was writing.
+//! A file of transcripts is JSON lines, one transcript per line, so a writer that is killed loses at most the line
+//! that it was writing.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,35 +11,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TuneError};
 
-/// A prompt and the target's continuation.
+/// A prompt and the target's response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transcript {
-    /// Token ids of the prompt, the template's included; at least one.
+    /// Token ids of the prompt, including the template's; at least one.
     pub prompt: Vec<u32>,
     /// Token ids that the target wrote.
     pub response: Vec<u32>,
 }
 
 impl Transcript {
-    /// Prompt and response.
+    /// The tokens of prompt and response.
     pub fn tokens(&self) -> Vec<u32> {
         [&self.prompt[..], &self.response].concat()
     }
 
-    /// Number of tokens in all.
+    /// Total number of tokens.
     pub fn len(&self) -> usize {
         self.prompt.len() + self.response.len()
     }
 
-    /// Whether there is no token.
+    /// Returns whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Reads a file of transcripts, whose ids must be below `vocab_size`. A last line without an end is one that
-/// its writer did not finish, and left out.
+/// Reads a file of transcripts, whose ids must be below `vocab_size`. An unfinished last line is left out.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a transcript for this vocabulary.

@@ -1,4 +1,4 @@
-//! The command: what it writes, and how it fails.
+//! The command `flexdraft-tune`: its output and its errors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ fn tune(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flexdraft-tune")).args(args).output().unwrap()
 }
 
-/// stdout of a command that succeeds.
+/// Runs a command that must succeed and returns its stdout.
 fn succeeds(args: &[&str]) -> String {
     let output = tune(args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The message of a command that fails with exit code 2.
+/// Returns the message of a command that must fail with exit code 2.
 fn is_refused(args: &[&str]) -> String {
     let output = tune(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -62,7 +62,7 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["settings"]["source"]["file"], "text.py");
     assert_eq!(json["result"]["response_tokens"], 320);
 
-    // Another seed would be another run.
+    // With another seed it would be another run.
     let error = is_refused(&[&data[..], &["--seed", "1"]].concat());
     assert!(error.ends_with("is of a run with another seed: 0, now 1"), "{error}");
 
@@ -82,7 +82,7 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["walk"]["transcripts"], 4);
     assert!(json["walk"]["tau"].as_f64().unwrap() >= 1.0);
 
-    // Only greedy decoding can be walked, and only where there is a transcript.
+    // Only greedy decoding can be walked, and only with a transcript.
     let sampled = [&eval[..], &["--max-new-tokens", "4", "--temperature", "1", "--json"]].concat();
     let of_prompts = [
         "eval",
@@ -161,7 +161,7 @@ fn text_is_taken_as_written() {
         (&"as-written".into(), &320.into())
     );
 
-    // A share of windows that overlap is not held out.
+    // Windows overlap, so no share of them can be held out.
     assert!(is_refused(&with(&[])).contains("0 or 1 with --as-written"));
     let long = [&data[..], &["--held-out", "1", "--max-response", "1000", "--window", "30"]].concat();
     assert!(is_refused(&long).contains("up to the context, 1024 tokens"), "{}", is_refused(&long));

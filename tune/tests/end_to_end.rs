@@ -1,4 +1,4 @@
-//! The commands, one after the other: from text files to a drafter that decodes losslessly.
+//! The commands in sequence: from text files to a drafter that decodes losslessly.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ fn succeed(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The exit code and what was said.
+/// Returns the exit code and the message of a command that must fail.
 fn fail(args: &[&str]) -> (i32, String) {
     let output = flexdraft_tune(args);
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
@@ -57,7 +57,7 @@ fn from_text_to_a_lossless_drafter() {
     .concat();
     succeed(&tune);
 
-    // Every mode gives the tokens of plain decoding, or this fails.
+    // The command fails unless every mode gives the tokens of plain decoding.
     let draft = format!("{tuned}/drafter");
     let unseen = format!("{data}/heldout.jsonl");
     succeed(&["eval", "--target", &target, "--draft", &draft, "--transcripts", &unseen]);
@@ -65,7 +65,7 @@ fn from_text_to_a_lossless_drafter() {
     succeed(&["curves", "--out", &picture, &format!("{tuned}/metrics.jsonl")]);
     assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
 
-    // The same commands again have nothing left to do; another drafter is another run.
+    // The same commands again find nothing left to do; another drafter would be another run.
     succeed(&pretrain);
     succeed(&data_command);
     succeed(&tune);
@@ -73,7 +73,7 @@ fn from_text_to_a_lossless_drafter() {
     assert_eq!(code, 2, "{message}");
     assert!(message.contains("another configuration"), "{message}");
 
-    // Transcripts of another vocabulary.
+    // Transcripts with ids outside the vocabulary.
     fs::write(format!("{data}/train.jsonl"), "{\"prompt\":[299],\"response\":[300,1,2]}\n").unwrap();
     let (code, message) = fail(&tune);
     assert_eq!(code, 2, "{message}");

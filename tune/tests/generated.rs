@@ -69,7 +69,8 @@ fn sampled_tokens_are_compared_where_they_must_be_the_same() {
     assert!(report(&Decoding { sampling, rule: Rule::Match, ..decoding() }).unwrap().compared);
 }
 
-/// A draft drawn from q is accepted in Σ min(p, q) of the cases by rejection, and in Σ p·q by independent match.
+/// The acceptance probability of a draft drawn from q is Σ min(p, q) with rejection, and Σ p·q with independent
+/// match.
 #[test]
 fn independent_match_accepts_less() {
     let sampling = SamplingParams::at_temperature(1.0);
@@ -99,17 +100,19 @@ fn what_cannot_be_evaluated_is_an_error() {
     assert!(error.to_string().contains("the prompt is empty"), "{error}");
 }
 
-/// The target's own greedy transcripts, and what decoding them gave.
+/// The target's own greedy transcripts, and the evaluation that decoded them.
 fn greedy(decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
     let evaluation = evaluate(&mut engine(true), &prompts(), decoding, &mut |_| ()).unwrap();
     let pairs = prompts().into_iter().zip(evaluation.responses.iter().cloned());
     (pairs.map(|(prompt, response)| Transcript { prompt, response }).collect(), evaluation)
 }
 
-/// The first token of a response comes with its prompt, and k steps of a walk commit its `tokens` after that: decoding
-/// that is bounded there takes the same k steps. Where both are bounded by the transcript's length, decoding goes on
-/// after the walk's last step, which began at most S − 1 tokens before the end; the first of the steps that are
-/// left commits one at least, and none begins with the last token: S − 2 are left at most.
+/// A walk takes the same steps as decoding.
+///
+/// The first token of a response comes with its prompt, and the k steps of a walk commit its `tokens` after that. If
+/// decoding stops at that length, it takes the same k steps. If both stop at the transcript's length, decoding goes
+/// on after the walk's last step, which began at most S − 1 tokens before the end. The first of the remaining steps
+/// commits at least one token, and no step begins with the last token, so at most S − 2 steps remain.
 #[test]
 fn a_walk_takes_the_steps_of_decoding() {
     let (target, drafter) = pair();
@@ -141,7 +144,7 @@ fn a_walk_takes_the_steps_of_decoding() {
             assert!(left <= drafter.config.block_size - 2, "{left}");
             sum = (sum.0 + steps, sum.1 + tokens);
         }
-        // All of them at once are their sum.
+        // Walking all transcripts at once gives the sum of the single walks.
         let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &decoding).unwrap();
         assert_eq!((walked.walk.steps, walked.walk.tokens), sum);
     }

@@ -1,4 +1,4 @@
-//! The gradients of the packed layout, and that nothing of the target takes one.
+//! The gradients of the packed layout are right, and no weight of the target takes a gradient.
 
 #![allow(clippy::unwrap_used)]
 
@@ -87,7 +87,7 @@ fn gradients_are_finite_differences() {
             };
             let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
             assert!(largest > 0.0, "{} takes no gradient", parameter.name);
-            // Every 37th element, and the first.
+            // The first element and every 37th one.
             for index in (0..values.len()).step_by(37) {
                 let step = 1e-5;
                 let mut moved = |by: f64| {

@@ -1,4 +1,4 @@
-//! Pretraining: gradients, what is exported, resuming, and texts and settings that cannot be.
+//! Pretraining: gradients, export, resuming, and invalid texts and settings.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn toy_shape() -> Shape {
     }
 }
 
-/// The toy's configuration. Its directory is dropped with the first of the pair.
+/// The toy's configuration. Dropping the first of the pair deletes its directory.
 fn toy_config() -> (tempfile::TempDir, ModelConfig) {
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), &toy_shape(), VOCAB).unwrap();
@@ -93,7 +93,7 @@ fn gradients_are_those_of_finite_differences() {
         let var = &parameter.var;
         let gradient = gradients.get(var.as_tensor()).unwrap();
         let value = var.as_detached_tensor().copy().unwrap();
-        // Along a direction in which every element takes part.
+        // The direction has a component in every element.
         let direction: Vec<f64> = (0..var.elem_count()).map(|i| (1.7 * i as f64).sin()).collect();
         let direction = Tensor::new(direction, &Device::Cpu).unwrap().reshape(var.shape()).unwrap();
         let analytic = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
@@ -104,7 +104,7 @@ fn gradients_are_those_of_finite_differences() {
         };
         let numeric = (at(h) - at(-h)) / (2.0 * h);
         var.set(&value).unwrap();
-        // Weights of rows are f32 in the loss.
+        // The loss stores the weights of rows as f32.
         let tolerance = 1e-6 * (1.0 + numeric.abs());
         assert!((analytic - numeric).abs() < tolerance, "{}: {analytic}, {numeric}", parameter.name);
         assert!(numeric.abs() > 1e-4, "{} hardly matters: {numeric}", parameter.name);
@@ -171,7 +171,7 @@ fn the_runner_computes_the_trained_models_logits() {
     }
 }
 
-/// A text with something to learn, in two files.
+/// Writes a text with learnable patterns, in two files.
 fn write_text(dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     for (name, verb) in [("add.txt", "Adds"), ("sub.txt", "Subtracts")] {
@@ -278,7 +278,7 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint() {
     write_text(&dir.path().join("text"));
     let paths = toy_paths(dir.path());
     let mut settings = toy_settings(50);
-    // Weights of this size overflow.
+    // Such a learning rate makes the weights overflow.
     (settings.learning_rate, settings.checkpoint_every) = (1e30, 1);
     let events = &mut Vec::new();
     let run = pretrain(&paths, &settings, &Device::Cpu, |event| {
@@ -355,11 +355,11 @@ fn every_text_survives_the_tokenizer() {
     };
     documents.iter().for_each(|text| round_trip(text));
     proptest!(|(text in "\\PC{0,40}[ \\t\\r\\n]{0,4}\\PC{0,10}")| {
-        // Spelled out, it is the special token, which is a round trip too, but of another text.
+        // Text that spells out the special token is encoded as that token, which is not the round trip tested here.
         prop_assume!(!text.contains("<|"));
         round_trip(&text);
     });
-    // More ids than the text has pairs for.
+    // More ids were requested than the text has pairs for.
     let small = train_tokenizer(dir.path(), &["ab ab".to_owned()], 1000).unwrap();
     assert!(small.get_vocab_size(true) < 1000);
 }

@@ -1,4 +1,5 @@
-//! Several ranks that tune one drafter: they learn what one does, go on where they were stopped, and stop together.
+//! Several ranks tune one drafter: they learn the same as a single rank, resume where they stopped, and stop
+//! together.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,7 @@ use flexdraft_tune::{Result, TuneError};
 use common::ranks::{Fault, Meeting, Thread};
 use common::training::{Recorder, counting, settings, target};
 
-/// What each of `count` ranks was told, and how it ended. The last one has the fault; rank 0 may be killed.
+/// Returns what each of `count` ranks was told, and how it ended. The last rank has the fault; rank 0 may be killed.
 fn tune(
     target: &TargetWeights,
     settings: &Settings,
@@ -41,13 +42,13 @@ fn tune(
     })
 }
 
-/// What rank 0 was told by a run to its end.
+/// Returns what rank 0 was told by a run that reaches its end.
 fn to_the_end(target: &TargetWeights, settings: &Settings, out: &Path, count: usize) -> Recorder {
     let mut ended = tune(target, settings, out, count, Fault::None, None).into_iter();
     let (first, outcome) = ended.next().unwrap();
     assert!(outcome.unwrap().is_some());
     for (recorder, outcome) in ended {
-        // Rank 0 alone has files and something to tell.
+        // Only rank 0 has files and reports progress.
         assert!(outcome.unwrap().is_none() && recorder.losses.is_empty() && recorder.taus.is_empty());
     }
     first
@@ -86,7 +87,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_bits() {
         let killed = tune(&target, &settings, parts.path(), count, Fault::None, Some(8));
         assert_eq!(killed[0].0.losses, uninterrupted.losses[..8]);
         assert!(matches!(&killed[0].1, Err(TuneError::Setting { setting: "step", .. })));
-        // The others were in the step after it, and do not wait for ever.
+        // The other ranks were in the next step, and do not wait for ever.
         for (_, outcome) in &killed[1..] {
             let error = outcome.as_ref().unwrap_err();
             assert!(

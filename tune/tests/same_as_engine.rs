@@ -1,5 +1,5 @@
-//! The packed training forward computes the decode engine's mask rows: the same logits for the same prefix and
-//! bonus token, through the exported checkpoint.
+//! The packed training forward computes the same mask rows as the decode engine: the same logits for the same prefix
+//! and bonus token, with the exported checkpoint.
 
 #![allow(clippy::unwrap_used)]
 
@@ -53,7 +53,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     let mut predictions = predict(&factors).unwrap().into_iter();
 
-    // What is read back predicts the same, over the whole vocabulary.
+    // The exported drafter, read back, predicts the same over the whole vocabulary.
     let slots = read_back.forward(&target, &batch.rows(shape.block_size)).unwrap();
     let (head, calibration) = read_back.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
@@ -65,7 +65,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     for pick in &picks {
         let tokens = transcripts[pick.transcript].tokens();
         for &anchor in &pick.anchors {
-            // The engine's prefill: the prefix as candidates, and a mask group after the last of them.
+            // The engine's prefill: the prefix as candidates, with a mask group after the last candidate.
             let pages: Vec<u32> = (0..8).collect();
             let rows = SequenceRows {
                 pages: &pages,
@@ -78,7 +78,8 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
             let (mut cache, mut work, mut logits) =
                 (model.new_cache(8, 16).unwrap(), model.new_workspace(), model.new_logits());
             model.forward(&pass, &tokens[..=anchor], &mut cache, &mut work).unwrap();
-            // The target's logits after the last of them, edited so that the transcript's token is the bonus.
+            // The target's logits after the last candidate, edited so that the transcript's token becomes the bonus
+            // token.
             let mut target_logits = model.new_logits();
             model.logits(&[anchor], &mut work, &mut target_logits).unwrap();
             let bonus = tokens[anchor + 1] as usize;
@@ -162,7 +163,7 @@ fn anchors_that_there_are_not_are_named() {
         Batch::new(&mut corpus, &target, picks).unwrap_err().to_string()
     };
     assert_eq!(refused(3, &[0]), "anchors of transcript 3: there are 3 transcripts");
-    // The last token of 13 is no anchor: no bonus token follows.
+    // The last of 13 tokens cannot be an anchor: no bonus token follows it.
     assert_eq!(refused(1, &[11, 12]), "anchors of transcript 1: no token after position 12 of 13");
     assert!(refused(1, &[usize::MAX]).ends_with("of 13"));
 }

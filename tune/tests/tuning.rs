@@ -1,4 +1,4 @@
-//! The training loop: it learns, goes on where it was stopped, and stops where it has to.
+//! The training loop learns, resumes where it stopped, and stops when it must.
 
 #![allow(clippy::unwrap_used)]
 
@@ -89,11 +89,11 @@ fn a_run_is_not_continued_with_something_else() {
         run(&target(), counting(21), counting(4), &settings(), dir.path(), place, &mut Recorder::default())
             .unwrap_err();
     assert!(matches!(error, TuneError::OtherRun { what: "set of transcripts", .. }), "{error}");
-    // What was refused has changed nothing.
+    // The refused runs changed nothing.
     let kept: Settings =
         serde_json::from_slice(&fs::read(dir.path().join("settings.json")).unwrap()).unwrap();
     assert_eq!(kept, settings());
-    // Longer is not something else.
+    // A longer run is still the same run.
     let longer = Settings { steps: 14, evaluate_every: 7, ..settings() };
     let mut recorder = Recorder::default();
     tune(&target(), &longer, dir.path(), &mut recorder).unwrap();

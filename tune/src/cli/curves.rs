@@ -1,4 +1,4 @@
-//! The command `curves`.
+//! The command `curves`: draws the curves of runs.
 
 use std::path::Path;
 

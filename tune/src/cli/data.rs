@@ -1,4 +1,4 @@
-//! The command `data`.
+//! The command `data`: makes transcripts.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,10 +16,10 @@ use super::args::DataArgs;
 use super::progress::Progress;
 use super::{models, prompts};
 
-/// Transcripts, unless asked otherwise.
+/// Default number of transcripts.
 const COUNT: usize = 1000;
 
-/// How messages are drawn. At less than temperature 1 they would not be the target's own requests.
+/// How messages are drawn. Below temperature 1 they would not follow the target's own distribution of requests.
 const MESSAGES: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.0 };
 
 /// Makes transcripts.
@@ -43,7 +43,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
         seed: args.seed,
         batch: args.batch,
     };
-    // What is refused must not leave a folder behind whose settings nobody can continue.
+    // Validate before the folder is created: a folder with refused settings could not be continued.
     generation.validate()?;
     let model = Model::new(models::cpu(&args.target)?, &target, None)?;
     let options = generation.engine_options(&config, prompts.longest());
@@ -63,7 +63,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     Ok(())
 }
 
-/// Makes transcripts of a text's own words.
+/// Makes transcripts whose responses are the text's own words.
 fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
     if args.held_out != 0.0 && args.held_out != 1.0 {
         return Err(TuneError::setting("--held-out", args.held_out, "0 or 1 with --as-written"));

@@ -1,4 +1,4 @@
-//! The command `eval`.
+//! The command `eval`: measures a drafter.
 
 use std::collections::HashSet;
 use std::io;
@@ -57,7 +57,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         bar.update(progress.done, 0, progress.tokens);
     })?;
     bar.finish();
-    // Two copies of the weights at a time are enough.
+    // At most two copies of the weights are in memory at a time.
     drop(engine);
     if args.transcripts.is_some() && decoding.sampling.is_greedy() {
         report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);
@@ -71,7 +71,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The transcripts of a file with different prompts, in order.
+/// The transcripts of a file, in order; only the first one for each prompt.
 fn read_transcripts(path: &Path, config: &ModelConfig) -> Result<Vec<Transcript>> {
     let mut seen = HashSet::new();
     let mut found = transcripts::read(path, config.vocab_size)?;

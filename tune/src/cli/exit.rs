@@ -1,4 +1,4 @@
-//! Errors as the command shows them, and the exit code they have.
+//! Error messages and exit codes of the command.
 
 use std::error::Error;
 use std::io;
@@ -9,7 +9,7 @@ use flexdraft::device::DeviceError;
 use flexdraft::model::LoadError;
 use flexdraft_tune::TuneError;
 
-/// 2 for what the user can mend, 1 for everything else.
+/// Exit code 2 for errors that the user can fix, 1 for all others.
 pub fn code(error: &TuneError) -> ExitCode {
     ExitCode::from(if is_users(error) { 2 } else { 1 })
 }
@@ -42,7 +42,7 @@ pub fn one_line(error: &dyn Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        // Some messages end with their cause already.
+        // Some messages already end with their cause.
         if !line.ends_with(&text) {
             line = format!("{line}: {text}");
         }

@@ -1,7 +1,7 @@
-//! Tuning on several GPUs of one machine, a process each.
+//! Tuning on several GPUs of one machine, with one process per GPU.
 //!
-//! The process that was started is rank 0. It starts the others with its own arguments; they leave when their
-//! standard input ends, which it does with rank 0, however that ends.
+//! The first process is rank 0. It starts the others with its own arguments. The others exit when their standard
+//! input closes, which happens when rank 0 ends, for whatever reason.
 
 use std::env;
 use std::io::{self, Read};
@@ -13,14 +13,14 @@ use candle_core::Device;
 use flexdraft_tune::tune::nccl::{Meeting, Nccl};
 use flexdraft_tune::{Result, TuneError};
 
-/// How often rank 0 looks whether the others live.
+/// Interval at which rank 0 checks that the other processes are alive.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What a started process finds its rank and the meeting in.
+/// The environment variables that tell a started process its rank and the meeting.
 const RANK: &str = "FLEXDRAFT_TUNE_RANK";
 const MEETING: &str = "FLEXDRAFT_TUNE_MEETING";
 
-/// Joins `count` processes, of which the first one starts the others. Returns this one's GPU and rank.
+/// Joins `count` processes; the first one starts the others. Returns the GPU and the rank of this process.
 pub fn join(count: usize) -> Result<(Device, Nccl)> {
     let (rank, meeting) = match (env::var(RANK), env::var(MEETING)) {
         (Ok(rank), Ok(meeting)) => {
@@ -54,7 +54,7 @@ fn start(rank: usize, meeting: Meeting) -> Result<Child> {
         .map_err(TuneError::io("start", program))
 }
 
-/// Ends this process when another one has failed: its sums would never come.
+/// Ends this process when another one has failed: its gradient sums would never complete.
 fn watch(mut children: Vec<Child>) {
     thread::spawn(move || {
         while !children.is_empty() {
@@ -64,7 +64,7 @@ fn watch(mut children: Vec<Child>) {
                 Ok(Some(status)) if status.success() => false,
                 _ => {
                     eprintln!("error: a process of the run has failed; the latest checkpoint stays");
-                    // Not by way of the driver's exit handlers, which may wait for the lost rank.
+                    // `abort` skips the driver's exit handlers, which may wait for the lost rank.
                     abort();
                 }
             });

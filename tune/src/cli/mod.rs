@@ -1,4 +1,4 @@
-//! The command line: one module a command, and what they share.
+//! The command line: one module per command, and the code that commands share.
 
 mod args;
 mod curves;
@@ -23,10 +23,10 @@ use flexdraft_tune::Result;
 
 use self::args::{Cli, Command};
 
-/// What the latest panic said. The runner contains those of the tokenizer's crate, which are then errors.
+/// The message of the latest panic. The runner catches panics of the tokenizer's crate and returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
-/// Runs the command that was asked for.
+/// Runs the command given by the arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     panic::set_hook(Box::new(|info| {

@@ -1,4 +1,4 @@
-//! From paths to models that run.
+//! Loads models from paths.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use super::args::TargetArgs;
 
 /// Maps a target's weights.
 pub fn target(path: &Path) -> Result<TargetWeights> {
-    // SAFETY: a change of the files by another process cannot be ruled out, only forbidden, which the help of --target
-    // does; this process does not write to them.
+    // SAFETY: other processes cannot be prevented from changing the files, only forbidden to, which the help of
+    // --target does; this process does not write to them.
     Ok(unsafe { TargetWeights::map(path) }?)
 }
 
@@ -21,7 +21,7 @@ pub fn drafter(path: &Path, target: &ModelConfig) -> Result<DrafterWeights> {
     Ok(unsafe { DrafterWeights::map(path, target) }?)
 }
 
-/// The CPU, as it was asked for.
+/// The CPU device, configured by the arguments.
 pub fn cpu(args: &TargetArgs) -> Result<Cpu> {
     Ok(Cpu::new(CpuOptions { threads: args.threads, precision: args.dtype.into() })?)
 }

@@ -1,4 +1,4 @@
-//! The command `pretrain`.
+//! The command `pretrain`: makes a small target.
 
 use std::fs;
 
@@ -36,7 +36,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// The settings of --config, or the defaults, with what the command line says instead.
+/// The settings of --config or the defaults, overridden by the command line.
 fn settings(args: &PretrainArgs) -> Result<PretrainSettings> {
     let mut settings = match &args.config {
         None => PretrainSettings::default(),

@@ -1,13 +1,13 @@
-//! How far a run is, on stderr.
+//! Progress of a run, on stderr.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// How often a line is written where there is no terminal.
+/// Interval between lines if stderr is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A bar on a terminal, a line now and then elsewhere.
+/// A progress bar on a terminal; occasional lines elsewhere.
 pub struct Progress {
     bar: ProgressBar,
     total: usize,
@@ -16,7 +16,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Counts to `total`.
+    /// Starts a count up to `total`.
     pub fn new(total: usize) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
@@ -25,13 +25,13 @@ impl Progress {
         Self { bar, total, start: Instant::now(), latest_line: Instant::now() }
     }
 
-    /// `done` of the total are there, `before` of which were there at the start; `tokens` were made since.
+    /// Shows that `done` of the total exist, of them `before` from earlier runs; `tokens` were generated in this run.
     pub fn update(&mut self, done: usize, before: usize, tokens: usize) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         self.show(done, before, &format!("{:.0} tokens/s", tokens as f64 / seconds));
     }
 
-    /// `done` of the total are there, `before` of which were there at the start, and a message.
+    /// Shows that `done` of the total exist, of them `before` from earlier runs, and a message.
     pub fn show(&mut self, done: usize, before: usize, message: &str) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         let mut message = message.to_owned();
@@ -47,7 +47,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }

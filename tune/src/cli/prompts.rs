@@ -1,4 +1,4 @@
-//! Prompts from a file, for a target.
+//! Reads prompts from a file, for a target.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use flexdraft::model::{ChatTemplate, ModelConfig, Tokenizer};
 use flexdraft_tune::Result;
 use flexdraft_tune::data::{PromptFormat, read_prompts};
 
-/// Reads a file of prompts as token ids; through the target's chat template, unless they are `raw`.
+/// Reads a file of prompts as token ids, rendered with the target's chat template unless they are `raw`.
 pub fn given(path: &Path, raw: bool, target: &Path, config: &ModelConfig) -> Result<Vec<Vec<u32>>> {
     let tokenizer = Tokenizer::read(target, config.vocab_size)?;
     let template = if raw { None } else { Some(ChatTemplate::read(target)?) };

@@ -1,4 +1,4 @@
-//! The command `tune`.
+//! The command `tune`: tunes a drafter.
 
 use std::fs;
 
@@ -30,7 +30,7 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     let heldout = transcripts::read(&args.data.join("heldout.jsonl"), vocab_size)?;
     settings.validate(&target.config)?;
     if place.ranks.rank() != 0 {
-        // The files, and what is to be told, are rank 0's.
+        // Only rank 0 writes files and reports progress.
         return tune::run(&target, train, heldout, settings, &args.out, place, &mut Silent).map(|_| ());
     }
     fs::create_dir_all(&args.out).map_err(TuneError::io("create", &args.out))?;
@@ -50,7 +50,7 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     Ok(())
 }
 
-/// For the ranks that only learn.
+/// An observer that reports nothing, for ranks other than 0.
 struct Silent;
 
 impl Observer for Silent {
@@ -63,7 +63,7 @@ impl Observer for Silent {
     }
 }
 
-/// The settings of --config, or the defaults, with what the command line says instead.
+/// The settings of --config or the defaults, overridden by the command line.
 fn settings(args: &TuneArgs) -> Result<Settings> {
     let mut settings = match &args.config {
         None => Settings::default(),
@@ -99,12 +99,12 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Writes the metrics, and shows how far the run is.
+/// Writes the metrics and shows the progress of the run.
 struct Report {
     metrics: Appender,
     progress: Progress,
     block_size: usize,
-    /// Steps that were there when this process began.
+    /// Steps taken before this process started.
     first: Option<usize>,
     tau: Option<f64>,
 }

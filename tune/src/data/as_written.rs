@@ -1,12 +1,12 @@
-//! A text's own words as responses: what a drafter learns from text that its target did not write.
+//! Responses taken from a text itself, to measure what a drafter learns from text that its target did not write.
 
 use super::output::Output;
 use super::windows::Windows;
 use crate::error::{Result, TuneError};
 use crate::transcripts::Transcript;
 
-/// Cuts each of the first `count` windows into a prompt, all but its last `response` tokens, and a response. Returns
-/// how many windows there were.
+/// Cuts each of the first `count` windows into a response, its last `response` tokens, and a prompt, the rest.
+/// Returns the number of windows.
 ///
 /// # Errors
 /// [`TuneError::Setting`] for a response that leaves no prompt; [`TuneError::Io`].
@@ -19,7 +19,7 @@ pub fn as_written(windows: &Windows, response: usize, count: usize, output: &mut
     for mut prompt in windows.iter().take(count) {
         attempts += 1;
         let response = prompt.split_off(prompt.len() - response);
-        // Two windows may begin alike.
+        // Two windows may have the same prompt.
         if !output.has(&prompt) {
             output.add(Transcript { prompt, response })?;
         }

@@ -1,4 +1,4 @@
-//! Runs prompts through the engine, and keeps what comes out.
+//! Runs prompts through the engine and keeps the transcripts.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
@@ -20,28 +20,28 @@ use crate::transcripts::Transcript;
 const MESSAGE: u32 = 3;
 const RESPONSE: u32 = 4;
 
-/// Attempts in a row without a new message, after which a target is taken for one that writes none.
+/// Number of consecutive attempts without a new message after which the target is assumed to write none.
 const PATIENCE: usize = 1000;
 
-/// What is to be generated.
+/// Settings of a generation run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// Transcripts in all, those included that are there already.
+    /// Total number of transcripts, including existing ones.
     pub count: usize,
-    /// Tokens of a response at most; the target's context bounds them too.
+    /// Maximum number of tokens per response; the target's context is a further limit.
     pub max_response: usize,
-    /// Any of these ends a response, and is its last token.
+    /// Ids that end a response; the id is kept as its last token.
     pub stop_ids: Vec<u32>,
     /// How responses are drawn.
     pub sampling: SamplingParams,
     /// Key of all random numbers.
     pub seed: u64,
-    /// Sequences in a step at most.
+    /// Maximum number of sequences per step.
     pub batch: usize,
 }
 
 impl Generation {
-    /// Checks what depends on neither prompts nor target.
+    /// Checks the settings that depend on neither prompts nor target.
     ///
     /// # Errors
     /// [`TuneError::Setting`] for responses of no tokens or an empty batch; [`TuneError::Runner`] for sampling
@@ -55,35 +55,35 @@ impl Generation {
         Ok(self.sampling.validate().map_err(flexdraft::Error::from)?)
     }
 
-    /// Sizes of an engine for it, for prompts of up to `longest_prompt` tokens.
+    /// Engine sizes for this generation, for prompts of up to `longest_prompt` tokens.
     pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
         engine_options(config, longest_prompt.saturating_add(self.max_response), 1, self.batch)
     }
 }
 
-/// How far a run is.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Transcripts that are there.
+    /// Transcripts so far.
     pub done: usize,
-    /// Transcripts that were there when the run began.
+    /// Transcripts that existed when the run began.
     pub before: usize,
-    /// Tokens generated since then, those of messages included.
+    /// Tokens generated since the run began, including messages.
     pub tokens: usize,
 }
 
-/// What a sequence of the engine is.
+/// The purpose of a sequence in the engine.
 enum Task {
     Message(u64),
     Response(Vec<u32>),
 }
 
-/// Generates until `output` has as many transcripts as are wanted, or all that the prompts allow. Returns the
-/// number of attempts that were made at prompts. `observe` is told after every step.
+/// Generates until `output` has the requested number of transcripts, or all that the prompts allow. Returns the
+/// number of attempts at prompts. `observe` is called after every step.
 ///
 /// # Errors
-/// [`TuneError::Runner`] for what the engine refuses; [`TuneError::TooLittleData`] for a target that does not
-/// write messages; [`TuneError::Io`]; those of [`Generation::validate`].
+/// [`TuneError::Runner`] if the engine refuses a request; [`TuneError::TooLittleData`] if the target writes no
+/// messages; [`TuneError::Io`]; the errors of [`Generation::validate`].
 pub fn generate<D: Device>(
     engine: &mut Engine<D>,
     prompts: &Prompts,
@@ -119,13 +119,13 @@ struct Run<'a, D: Device> {
     output: &'a mut Output,
     known: Peekable<Box<dyn Iterator<Item = Vec<u32>> + 'a>>,
     order: Order,
-    /// With what was written so far.
+    /// Running requests, with the tokens written so far.
     running: HashMap<RequestId, (Task, Vec<u32>)>,
     progress: Progress,
 }
 
 impl<D: Device> Run<'_, D> {
-    /// Gives the engine work until its batch is full. Responses come first, so that what was begun is ended.
+    /// Submits work until the engine's batch is full. Responses come first, so that started prompts are finished.
     fn fill(&mut self) -> Result<()> {
         while self.running.len() < self.generation.batch {
             if let Some((attempt, prompt)) = self.order.next() {
@@ -137,7 +137,7 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    /// Begins the response to a prompt, unless it is there.
+    /// Starts the response to a prompt, unless the transcript exists.
     fn respond(&mut self, attempt: u64, prompt: Vec<u32>) -> Result<()> {
         if self.output.has(&prompt) {
             self.progress.done += 1;
@@ -155,7 +155,7 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    /// Makes or begins an attempt at a prompt. Returns whether another one was wanted and possible.
+    /// Makes or starts an attempt at a prompt. Returns whether another attempt was needed and possible.
     fn attempt(&mut self) -> Result<bool> {
         let self_prompt = self.prompts.self_prompt();
         if self_prompt.is_none() && self.known.peek().is_none() {

@@ -1,16 +1,16 @@
-//! Which attempts at a prompt become prompts.
+//! Decides which attempts at a prompt become prompts.
 //!
-//! Attempts end in any order, and are judged in their own: of two equal prompts the earlier attempt has it, and
-//! the first so many are all that is wanted. So the prompts do not depend on timing.
+//! Attempts finish in any order but are judged in the order in which they started: of two equal prompts, the earlier
+//! attempt wins, and only the first `count` prompts are kept. The prompts therefore do not depend on timing.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-/// Judges attempts in order.
+/// Judges attempts in the order in which they started.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     started: u64,
     judged: u64,
-    /// Attempts that ended before an earlier one.
+    /// Attempts that ended before an attempt that started earlier.
     early: BTreeMap<u64, Option<Vec<u32>>>,
     seen: HashSet<Vec<u32>>,
     ready: VecDeque<(u64, Vec<u32>)>,
@@ -18,7 +18,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The number of the next attempt, if `count` prompts need another one.
+    /// Returns the number of the next attempt, if `count` prompts need another one.
     pub(super) fn start(&mut self, count: usize) -> Option<u64> {
         let pending = usize::try_from(self.started - self.judged).unwrap_or(usize::MAX);
         if self.accepted().saturating_add(pending) >= count {
@@ -28,7 +28,7 @@ impl Order {
         Some(self.started - 1)
     }
 
-    /// An attempt that was started has ended, with a prompt or without.
+    /// Records that a started attempt has ended, with or without a prompt.
     pub(super) fn end(&mut self, attempt: u64, prompt: Option<Vec<u32>>) {
         self.early.insert(attempt, prompt);
         while let Some(prompt) = self.early.remove(&self.judged) {
@@ -43,22 +43,22 @@ impl Order {
         }
     }
 
-    /// The next prompt, with the attempt that made it.
+    /// Returns the next prompt and the number of its attempt.
     pub(super) fn next(&mut self) -> Option<(u64, Vec<u32>)> {
         self.ready.pop_front()
     }
 
-    /// Prompts so far.
+    /// Number of prompts so far.
     pub(super) fn accepted(&self) -> usize {
         self.seen.len()
     }
 
-    /// Attempts judged so far.
+    /// Number of attempts judged so far.
     pub(super) fn judged(&self) -> usize {
         self.judged as usize
     }
 
-    /// Attempts without a new prompt since the last that had one.
+    /// Number of attempts since the last new prompt.
     pub(super) fn rejected_in_a_row(&self) -> usize {
         self.rejected_in_a_row
     }

@@ -1,4 +1,4 @@
-//! The folder of transcripts.
+//! The output folder of transcripts.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -12,10 +12,10 @@ use crate::hash::{of_ids, random_bits};
 use crate::json_lines::{self, Appender};
 use crate::transcripts::{self, Transcript};
 
-/// Purpose of the random numbers that decide what is held out.
+/// Purpose of the random numbers that decide which prompts are held out.
 const HOLD_OUT: u32 = 2;
 
-/// A message that the target wrote, or the lack of one that is of use.
+/// A message that the target wrote, or a record that the attempt gave no usable message.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
@@ -23,8 +23,8 @@ struct Message {
     message: Option<Vec<u32>>,
 }
 
-/// A folder with `train.jsonl`, `heldout.jsonl` ([`transcripts`]), `data.json` ([`DataFile`]) and, where the
-/// target writes its prompts, `messages.jsonl`: what came of each attempt.
+/// A folder with `train.jsonl` and `heldout.jsonl` ([`transcripts`]), `data.json` ([`DataFile`]) and, if the target
+/// writes its prompts, `messages.jsonl` with the result of each attempt.
 #[derive(Debug)]
 pub struct Output {
     folder: PathBuf,
@@ -33,18 +33,18 @@ pub struct Output {
     held_out: Appender,
     messages: Appender,
     summary: Summary,
-    /// Prompts whose transcript is there.
+    /// Prompts that already have a transcript.
     done: HashSet<Vec<u32>>,
     written: HashMap<u64, Option<Vec<u32>>>,
 }
 
 impl Output {
-    /// Creates a folder, or opens one to continue it.
+    /// Creates a folder, or opens an existing one to continue it.
     ///
     /// # Errors
-    /// [`TuneError::OtherRun`] if it was made with other settings; [`TuneError::File`] if it holds transcripts
-    /// of unknown settings, or lines that are none for this vocabulary; [`TuneError::Setting`] for a share to
-    /// hold out that is none; [`TuneError::Io`].
+    /// [`TuneError::OtherRun`] if the folder was made with other settings; [`TuneError::File`] if it holds
+    /// transcripts without settings, or lines that are not valid for this vocabulary; [`TuneError::Setting`] if the
+    /// held-out share is out of range; [`TuneError::Io`].
     pub fn open(folder: &Path, settings: Settings) -> Result<Self> {
         if !(0.0..=1.0).contains(&settings.held_out) {
             return Err(TuneError::setting("the share held out", settings.held_out, "0 to 1"));
@@ -83,22 +83,22 @@ impl Output {
         Ok(output)
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Whether the transcript of a prompt is there.
+    /// Returns whether a prompt has a transcript.
     pub fn has(&self, prompt: &[u32]) -> bool {
         self.done.contains(prompt)
     }
 
-    /// What came of an attempt at a message, if it was made before.
+    /// The result of an attempt at a message, if it was made before.
     pub fn message(&self, attempt: u64) -> Option<&Option<Vec<u32>>> {
         self.written.get(&attempt)
     }
 
-    /// Keeps what came of an attempt at a message.
+    /// Records the result of an attempt at a message.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -106,7 +106,7 @@ impl Output {
         self.messages.append(&Message { attempt, message })
     }
 
-    /// Keeps a transcript.
+    /// Appends a transcript.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -118,7 +118,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes down that the run is complete after so many attempts, and what came of it.
+    /// Records that the run is complete after `attempts` attempts, and returns its summary.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -136,7 +136,7 @@ impl Output {
     }
 }
 
-/// Whether a prompt is among the share that is held out: a matter of the prompt alone.
+/// Whether a prompt belongs to the held-out share; depends on the prompt alone.
 fn is_held_out(prompt: &[u32], share: f64) -> bool {
     let bits = random_bits(of_ids(prompt).value(), HOLD_OUT, 0);
     (bits >> 11) as f64 / ((1u64 << 53) as f64) < share

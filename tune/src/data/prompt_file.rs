@@ -1,4 +1,4 @@
-//! A file of prompts.
+//! Reads prompts from a file.
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::error::{Result, TuneError};
 /// How the texts of a file become prompts.
 #[derive(Debug)]
 pub enum PromptFormat<'a> {
-    /// A user's message, through the target's template.
+    /// The text is a user's message and is rendered with the target's template.
     Chat(&'a ChatTemplate),
-    /// As it is, with the special tokens that the tokenizer puts around a text.
+    /// The text is used as is, with the special tokens that the tokenizer adds around a text.
     Raw,
 }
 
@@ -23,12 +23,12 @@ struct Line {
     prompt: String,
 }
 
-/// Reads prompts as token ids, in the order of the file. `.jsonl` files have an object with a `prompt` a line,
-/// other keys ignored; in any other file each line that is not blank is a prompt. Every prompt must leave
-/// room for a token in a context of `context_len`.
+/// Reads prompts as token ids, in file order. In a `.jsonl` file, each line is an object with a `prompt`; other keys
+/// are ignored. In any other file, each line that is not blank is a prompt. Every prompt must leave room for at least
+/// one token in a context of `context_len`.
 ///
 /// # Errors
-/// [`TuneError::Io`]; [`TuneError::File`] naming the first line that is garbled, empty or too long;
+/// [`TuneError::Io`]; [`TuneError::File`] naming the first line that is malformed, empty or too long;
 /// [`TuneError::TooLittleData`] for a file without prompts; [`TuneError::Runner`] from tokenizer or template.
 pub fn read_prompts(
     path: &Path,
@@ -55,7 +55,7 @@ pub fn read_prompts(
         };
         let ids = match format {
             PromptFormat::Chat(template) => {
-                // The template spells out the special tokens itself.
+                // The template already contains the special tokens.
                 tokenizer.encode(&user_message(template, text)?, false)?
             }
             PromptFormat::Raw => tokenizer.encode(&text, true)?,

@@ -1,21 +1,21 @@
-//! Where prompts come from.
+//! Sources of prompts.
 
 use super::self_prompt::SelfPrompt;
 use super::windows::Windows;
 
-/// Prompts, or what they are made from.
+/// Prompts, or the source that they are made from.
 #[derive(Clone, Debug)]
 pub enum Prompts {
-    /// These, in order.
+    /// Given prompts, in order.
     Given(Vec<Vec<u32>>),
     /// Windows of a text.
     Windows(Windows),
-    /// Messages that the target writes.
+    /// Messages that the target itself writes.
     Written(SelfPrompt),
 }
 
 impl Prompts {
-    /// Tokens of the longest prompt.
+    /// The number of tokens of the longest prompt.
     pub fn longest(&self) -> usize {
         match self {
             Self::Given(prompts) => prompts.iter().map(Vec::len).max().unwrap_or(0),
@@ -24,7 +24,7 @@ impl Prompts {
         }
     }
 
-    /// The prompts that are known before anything is generated.
+    /// The prompts that are known before generation starts.
     pub(super) fn known(&self) -> Box<dyn Iterator<Item = Vec<u32>> + '_> {
         match self {
             Self::Given(prompts) => Box::new(prompts.iter().cloned()),

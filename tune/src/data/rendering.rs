@@ -1,12 +1,11 @@
-//! A user's message in a chat template, rendered the same way on every day.
+//! Renders a user's message in a chat template, independently of the current date.
 
 use flexdraft::model::{ChatMessage, ChatTemplate, LoadError};
 
-/// Templates that state the date are rendered as of 2025-01-01 (in seconds since 1970), so that no prompt depends on
-/// the day.
+/// The date that templates see: 2025-01-01, in seconds since 1970. A fixed date keeps prompts the same on every day.
 const RENDERED_AT: u64 = 1_735_689_600;
 
-/// A conversation that begins with the user's message `text`, up to where the assistant's answer begins.
+/// Renders a conversation that starts with the user's message `text`, up to where the assistant's answer begins.
 pub(super) fn user_message(template: &ChatTemplate, text: &str) -> Result<String, LoadError> {
     template.render_at(&[ChatMessage::new("user", text)], true, RENDERED_AT)
 }

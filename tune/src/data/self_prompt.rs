@@ -1,7 +1,7 @@
-//! Messages that the target writes itself: Magpie (arXiv 2406.08464).
+//! Prompts that the target writes itself: Magpie (arXiv 2406.08464).
 //!
-//! A model that was tuned on conversations, given its template up to where the user's message begins, writes
-//! one. So its own distribution of requests is at hand, with no outside data.
+//! A model tuned on conversations writes a user's message when it is given its chat template up to where that message
+//! begins. This samples the model's own distribution of requests, without outside data.
 
 use flexdraft::decode::{Finish, Request};
 use flexdraft::model::{ChatTemplate, Tokenizer};
@@ -10,16 +10,16 @@ use flexdraft::sampling::SamplingParams;
 use super::rendering::user_message;
 use crate::error::{Result, TuneError};
 
-/// Stands for the user's message while the template is rendered. No template trims or escapes it.
+/// Placeholder for the user's message while the template is rendered. No template trims or escapes it.
 const SENTINEL: &str = "Q7sentinelQ7";
 
-/// A chat template around a user's message that is yet to be written, as token ids.
+/// A chat template around a user's message that is not yet written, as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SelfPrompt {
     prefix: Vec<u32>,
-    /// From the end of the user's turn to where the assistant's message begins.
+    /// The tokens from the end of the user's turn to where the assistant's message begins.
     suffix: Vec<u32>,
-    /// The tokenizer's special ids, ascending: none of them belongs in a message.
+    /// The tokenizer's special ids, ascending; a message must contain none of them.
     special: Vec<u32>,
     min_tokens: usize,
     max_tokens: usize,
@@ -27,13 +27,12 @@ pub struct SelfPrompt {
 }
 
 impl SelfPrompt {
-    /// Splits the template where the user's message belongs. Messages have `min_tokens..=max_tokens` tokens.
+    /// Splits the template at the user's message. Messages have `min_tokens..=max_tokens` tokens.
     ///
     /// # Errors
-    /// [`TuneError::Runner`] for a template that cannot be rendered; [`TuneError::Setting`] for one that a
-    /// message cannot be left out of, that has nothing before the message, or that does not end the user's
-    /// turn with a special token, so that nobody could tell where a message ends; also for limits that no
-    /// message meets.
+    /// [`TuneError::Runner`] for a template that cannot be rendered; [`TuneError::Setting`] for a template that does
+    /// not work without a message, that has nothing before the message, or that does not end the user's turn with a
+    /// special token (the end of a message could not be detected); also for limits that no message meets.
     pub fn new(
         template: &ChatTemplate,
         tokenizer: &Tokenizer,
@@ -50,7 +49,7 @@ impl SelfPrompt {
         let (Some(prefix), Some(suffix), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(template_error("it does not show the user's message exactly once"));
         };
-        // The template spells out the special tokens itself.
+        // The template already contains the special tokens.
         let (prefix, suffix) = (tokenizer.encode(prefix, false)?, tokenizer.encode(suffix, false)?);
         let special = tokenizer.special_ids();
         if prefix.is_empty() {
@@ -62,31 +61,31 @@ impl SelfPrompt {
         Ok(Self { prefix, suffix, special, min_tokens, max_tokens, sampling })
     }
 
-    /// The request that lets the target write a message with random numbers of `seed`.
+    /// The request that lets the target write a message, with random numbers from `seed`.
     pub fn request(&self, seed: u64) -> Request {
         Request {
             stop_ids: self.special.clone(),
             sampling: self.sampling,
             seed,
-            // The end of the turn is a token too.
+            // The token that ends the turn counts too.
             ..Request::new(self.prefix.clone(), self.max_tokens + 1)
         }
     }
 
-    /// The message in what the target wrote: `None` for one that is too short, that was not finished, or that
-    /// ended with anything but the end of the turn.
+    /// Extracts the message from what the target wrote: `None` if it is too short, unfinished, or ended with anything
+    /// but the end of the turn.
     pub fn message(&self, mut written: Vec<u32>, finish: &Finish) -> Option<Vec<u32>> {
         let end = written.pop()?;
         let finished = *finish == Finish::Stop && self.suffix.first() == Some(&end);
         (finished && written.len() >= self.min_tokens).then_some(written)
     }
 
-    /// The prompt that a message makes: the template around it.
+    /// The prompt made from a message: the template around it.
     pub fn prompt(&self, message: &[u32]) -> Vec<u32> {
         [&self.prefix, message, &self.suffix].concat()
     }
 
-    /// Tokens of the longest prompt.
+    /// The number of tokens of the longest prompt.
     pub fn longest(&self) -> usize {
         self.prefix.len() + self.max_tokens + self.suffix.len()
     }

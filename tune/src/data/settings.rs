@@ -1,4 +1,4 @@
-//! What a folder of transcripts was made with.
+//! The settings that a folder of transcripts was made with.
 
 use std::fs;
 use std::io;
@@ -10,17 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, TuneError};
 use crate::hash;
 
-/// Everything that the transcripts depend on. Their number is not among it: more of them are a continuation.
+/// Everything that the transcripts depend on. The number of transcripts is not included: asking for more continues
+/// the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The model that wrote them.
+    /// The model that wrote the transcripts.
     pub target: TargetName,
     /// Where the prompts came from.
     pub source: Source,
-    /// Tokens of a response at most.
+    /// Maximum number of tokens per response.
     pub max_response: usize,
-    /// Of the responses; 0 is greedy.
+    /// Sampling temperature of the responses; 0 is greedy.
     pub temperature: f32,
     /// Share of the prompts that is held out.
     pub held_out: f64,
@@ -30,20 +31,20 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// A target, as far as it can be told from another.
+/// Identity of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetName {
-    /// The name of its file or folder.
+    /// Name of the target's file or folder.
     pub name: String,
-    /// V.
+    /// V, the size of the vocabulary.
     pub vocab_size: usize,
-    /// [`hash::of_target`].
+    /// Hash from [`hash::of_target`].
     pub hash: String,
 }
 
 impl TargetName {
-    /// Names the target that was read from `path`.
+    /// Identifies the target that was read from `path`.
     pub fn new(path: &Path, target: &TargetWeights) -> Self {
         Self {
             name: file_name(path),
@@ -53,52 +54,52 @@ impl TargetName {
     }
 }
 
-/// Where prompts came from.
+/// Source of the prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Source {
     /// The target wrote them.
     SelfPrompted {
-        /// Tokens of a message at least.
+        /// Minimum number of tokens per message.
         min_message: usize,
-        /// Tokens of a message at most.
+        /// Maximum number of tokens per message.
         max_message: usize,
-        /// Of the messages.
+        /// Sampling temperature of the messages.
         temperature: f32,
-        /// Of the messages.
+        /// Top-p of the messages.
         top_p: f32,
     },
     /// A file of prompts.
     Prompts {
-        /// The file's name.
+        /// Name of the file.
         file: String,
-        /// Hash of its contents.
+        /// Hash of the file's contents.
         hash: String,
-        /// Whether the prompts were used without a chat template.
+        /// True if the prompts were used without a chat template.
         raw: bool,
     },
     /// Windows of a text.
     Windows {
-        /// The file's name.
+        /// Name of the file.
         file: String,
-        /// Hash of its contents.
+        /// Hash of the file's contents.
         hash: String,
-        /// Tokens of a window.
+        /// Number of tokens per window.
         window: usize,
     },
     /// Windows of a text, and the text's own words after them.
     AsWritten {
-        /// The file's name.
+        /// Name of the file.
         file: String,
-        /// Hash of its contents.
+        /// Hash of the file's contents.
         hash: String,
-        /// Tokens of a window.
+        /// Number of tokens per window.
         window: usize,
     },
 }
 
 impl Source {
-    /// A file of prompts.
+    /// Describes a file of prompts.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -106,7 +107,7 @@ impl Source {
         Ok(Self::Prompts { file: file_name(path), hash: hash_of_file(path)?, raw })
     }
 
-    /// Windows of a text file.
+    /// Describes windows of a text file.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -114,7 +115,7 @@ impl Source {
         Ok(Self::Windows { file: file_name(path), hash: hash_of_file(path)?, window })
     }
 
-    /// A text file taken as it is.
+    /// Describes a text file whose own words are the responses.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -123,27 +124,27 @@ impl Source {
     }
 }
 
-/// What came of it.
+/// Counts of a complete run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
-    /// Transcripts to learn from.
+    /// Number of training transcripts.
     pub train: usize,
-    /// Transcripts held out.
+    /// Number of held-out transcripts.
     pub held_out: usize,
-    /// Attempts at a prompt, those included that gave none or one that was there already.
+    /// Number of attempts at a prompt, including attempts that gave no prompt or a duplicate.
     pub attempts: usize,
-    /// Tokens of all responses.
+    /// Number of tokens in all responses.
     pub response_tokens: usize,
 }
 
-/// `data.json`, beside the transcripts.
+/// The file `data.json`, beside the transcripts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFile {
-    /// What they were made with.
+    /// The settings that the transcripts were made with.
     pub settings: Settings,
-    /// `None` while they are being made.
+    /// The summary of the run; `None` while it is unfinished.
     pub result: Option<Summary>,
 }
 
@@ -151,7 +152,7 @@ impl DataFile {
     /// The file's name.
     pub const NAME: &str = "data.json";
 
-    /// Reads the file of a folder, `None` if it has none.
+    /// Reads the file of a folder; `None` if the folder has none.
     ///
     /// # Errors
     /// [`TuneError::Io`] or [`TuneError::File`].
@@ -166,7 +167,7 @@ impl DataFile {
             .map_err(|error| TuneError::File { path, reason: error.to_string() })
     }
 
-    /// Writes the file of a folder; whoever is killed meanwhile leaves the one that was there before.
+    /// Writes the file of a folder. If the process is killed meanwhile, the previous file stays.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -181,7 +182,7 @@ impl DataFile {
         fs::rename(&unfinished, &path).map_err(TuneError::io("write", &path))
     }
 
-    /// Checks that `settings` would continue what the folder holds.
+    /// Checks that `settings` would continue the folder's run.
     ///
     /// # Errors
     /// [`TuneError::OtherRun`] naming the first setting that differs.
@@ -209,7 +210,7 @@ impl DataFile {
     }
 }
 
-/// Two files of one name and the same weights are one target: only the hash decides.
+/// Two files with the same name and the same weights are one target: only the hash decides.
 fn describe(target: &TargetName) -> String {
     format!("hash {}", target.hash)
 }

@@ -1,4 +1,4 @@
-//! Windows of a text as prompts, for targets that know no conversations.
+//! Windows of a text as prompts, for targets that have no chat template.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,10 +15,10 @@ const PLACE: u32 = 1;
 /// Bytes of text that are tokenised at once, which bounds the memory that it takes.
 const CHUNK: usize = 1 << 20;
 
-/// Windows of equal length at random places of a text, no place twice.
+/// Windows of equal length at random places of a text; no place is used twice.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    /// Comes before every window: what the tokenizer begins a text with.
+    /// Tokens before every window: the tokens that the tokenizer puts at the start of a text.
     beginning: Vec<u32>,
     tokens: Vec<u32>,
     len: usize,
@@ -26,7 +26,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Windows of `len` tokens of the text with these ids, placed by `seed`.
+    /// Windows of `len` tokens of a tokenised text, placed by `seed`.
     ///
     /// # Errors
     /// [`TuneError::Setting`] for a length of 0; [`TuneError::TooLittleData`] for a text, read from `path`,
@@ -53,7 +53,7 @@ impl Windows {
         Ok(Self { beginning, tokens, len, seed })
     }
 
-    /// Tokens of a prompt.
+    /// The number of tokens of a prompt.
     pub fn longest(&self) -> usize {
         self.beginning.len() + self.len
     }
@@ -61,7 +61,7 @@ impl Windows {
     /// The prompts, in random order.
     pub fn iter(&self) -> impl Iterator<Item = Vec<u32>> + '_ {
         let places = self.tokens.len() + 1 - self.len;
-        // A shuffle by Fisher and Yates that keeps only what it has moved.
+        // A Fisher-Yates shuffle that stores only the elements that it has moved.
         let mut moved = HashMap::new();
         (0..places).map(move |index| {
             let left = (places - index) as u128;
@@ -74,7 +74,7 @@ impl Windows {
     }
 }
 
-/// Reads a text as token ids, together with those that the tokenizer begins a text with.
+/// Reads a text as token ids. Also returns the tokens that the tokenizer puts at the start of a text.
 ///
 /// # Errors
 /// [`TuneError::Io`] for a file that cannot be read or is not UTF-8; [`TuneError::Runner`] from the tokenizer.
@@ -90,7 +90,7 @@ pub fn read_text(path: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u3
     Ok((tokenizer.encode("", true)?, tokens))
 }
 
-/// The end of the first chunk, at a line's end if there is one. No tokenizer joins a line's text to the next's.
+/// The end of the first chunk, at a line break if there is one. No tokenizer joins the text of two lines.
 fn chunk_end(text: &str) -> usize {
     if text.len() <= CHUNK {
         return text.len();

@@ -1,4 +1,4 @@
-//! Decodes prompts with a drafter, and without it to see that the tokens are the same.
+//! Decodes prompts with a drafter, and without it to check that the tokens are the same.
 
 use std::collections::HashMap;
 
@@ -9,30 +9,30 @@ use super::decoding::{Decoding, Run};
 use super::report::{Report, Tally};
 use crate::error::{Result, TuneError};
 
-/// How far an evaluation is.
+/// Progress of an evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Prompts continued; those that are continued twice count twice.
+    /// Prompts continued; a prompt that is decoded with and without drafts counts twice.
     pub done: usize,
     /// Tokens generated.
     pub tokens: usize,
 }
 
-/// What an evaluation gave.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Its numbers.
+    /// The measured numbers.
     pub report: Report,
-    /// What was written after each prompt.
+    /// The response to each prompt.
     pub responses: Vec<Vec<u32>>,
 }
 
-/// Decodes the prompts, with drafts and, where the tokens must be the same, without. `observe` is told after
+/// Decodes the prompts with drafts and, if the tokens must be the same, without drafts. `observe` is called after
 /// every step.
 ///
 /// # Errors
-/// [`TuneError::NotLossless`]; [`TuneError::Runner`] for a prompt or settings that the engine refuses, or a model
-/// without a drafter; [`TuneError::Setting`] for a batch of 0.
+/// [`TuneError::NotLossless`]; [`TuneError::Runner`] if the engine refuses a prompt or the settings, or if the model
+/// has no drafter; [`TuneError::Setting`] for a batch of 0.
 pub fn evaluate<D: Device>(
     engine: &mut Engine<D>,
     prompts: &[Vec<u32>],
@@ -114,7 +114,7 @@ fn decode<D: Device>(
     }
 }
 
-/// Proposes the drafter's own tokens.
+/// A draft hook that keeps the drafter's own tokens.
 fn keep(_: &[u32], _: &mut [u32]) -> bool {
     true
 }

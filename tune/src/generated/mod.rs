@@ -1,5 +1,5 @@
-//! What a drafter is worth, by generating: the engine decodes unseen prompts with it, and without it to see that
-//! nothing changed.
+//! Measures a drafter by generating: the engine decodes unseen prompts with the drafter, and without it to check that
+//! the output does not change.
 
 mod decoding;
 mod evaluate;

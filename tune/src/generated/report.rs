@@ -1,4 +1,4 @@
-//! What decoding with a drafter gave, in numbers.
+//! The report of an evaluation: what decoding with a drafter gave, in numbers.
 
 use std::fmt;
 
@@ -7,74 +7,74 @@ use serde::{Deserialize, Serialize};
 use super::decoding::Run;
 use super::walked::Walked;
 
-/// Bins of the reliability diagram, of equal width.
+/// Number of bins of the reliability diagram, of equal width.
 const BINS: usize = 10;
 
-/// Acceptance of one slot of the block.
+/// Acceptance counts of one slot of the block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
-    /// Steps that verified it.
+    /// Steps that verified the slot.
     pub verified: usize,
-    /// … and where all slots before it were accepted.
+    /// Steps that verified the slot and accepted all slots before it.
     pub reached: usize,
-    /// … and it was too.
+    /// Steps that accepted the slot.
     pub accepted: usize,
 }
 
 impl Slot {
-    /// How often it was accepted where it was verified.
+    /// Share of accepted drafts among all verifications of the slot.
     pub fn acceptance(&self) -> f64 {
         ratio(self.accepted, self.verified)
     }
 
-    /// How often it was accepted where it was verified and all slots before it were accepted.
+    /// Share of accepted drafts among the verifications in which all slots before it were accepted.
     pub fn conditional_acceptance(&self) -> f64 {
         ratio(self.accepted, self.reached)
     }
 }
 
-/// Drafts of about the same confidence.
+/// Drafts with similar confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
-    /// How many: those verified with all slots before them accepted.
+    /// Number of drafts that were verified with all slots before them accepted.
     pub drafts: usize,
-    /// Their mean confidence.
+    /// Mean confidence of the drafts.
     pub confidence: f64,
-    /// The share of them that was accepted.
+    /// Share of the drafts that was accepted.
     pub accepted: f64,
 }
 
-/// What one prompt gave.
+/// Counts for one prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Continuation {
     /// Tokens of the response.
     pub tokens: usize,
-    /// Verifications; reading the prompt is none.
+    /// Number of verifications; reading the prompt does not count.
     pub steps: usize,
-    /// Drafts accepted, before the response was cut at its end.
+    /// Number of accepted drafts, before the response was cut at its end.
     pub accepted: usize,
 }
 
-/// What decoding with a drafter gave.
+/// The results of decoding with a drafter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// τ: the mean of accepted + 1 over all steps; 1 without a step.
+    /// τ: the mean of accepted + 1 over all steps; 1 if there are no steps.
     pub tau: f64,
-    /// Passes of the target over the tokens that they gave: the passes that read the prompts, and the first token
-    /// of each response, which came with them, left out.
+    /// Passes of the target per generated token. Excludes the passes that read the prompts and the first token of
+    /// each response, which those passes produced.
     pub passes_per_token: f64,
-    /// Whether the tokens were compared with those of plain decoding, and found to be the same: greedy decoding
-    /// and the rule `match` promise it.
+    /// True if the tokens were compared with plain decoding and found equal; greedy decoding and the rule `match`
+    /// guarantee this.
     pub compared: bool,
-    /// The mean distance of confidence and acceptance over the bins, weighted by their drafts.
+    /// The mean distance between confidence and acceptance over the bins, weighted by their number of drafts.
     pub calibration_error: f64,
-    /// Confidence against acceptance; bin i is of confidences from i/10 on.
+    /// Confidence against acceptance; bin i starts at confidence i/10.
     pub reliability: Vec<Bin>,
-    /// Slots 1..S.
+    /// Acceptance of slots 1..S.
     pub slots: Vec<Slot>,
-    /// A prompt each.
+    /// Counts per prompt.
     pub prompts: Vec<Continuation>,
-    /// What walking transcripts gave, where that was asked for.
+    /// The result of walking transcripts, if requested.
     pub walk: Option<Walked>,
 }
 
@@ -82,7 +82,7 @@ pub struct Report {
 #[derive(Default)]
 pub(super) struct Tally {
     slots: Vec<Slot>,
-    /// Drafts, their confidences, how many were accepted.
+    /// Per bin: number of drafts, sum of their confidences, number accepted.
     bins: [(usize, f64, usize); BINS],
     prompts: Vec<Continuation>,
 }
@@ -139,7 +139,7 @@ impl Tally {
     }
 }
 
-/// 0 for nothing out of nothing.
+/// Returns `part / whole`, or 0 if `whole` is 0.
 fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

@@ -1,4 +1,4 @@
-//! τ of greedy transcripts by walking through them, as tuning finds it for its held-out ones.
+//! Finds τ of greedy transcripts by walking through them, the way tuning finds its held-out τ.
 
 use std::fmt;
 
@@ -15,32 +15,34 @@ use crate::transcripts::Transcript;
 use crate::tune::Corpus;
 use crate::tune::walk::{Walk, walk};
 
-/// Memory for the keys and values of transcripts, in GiB; what does not fit is computed for every part of a walk.
+/// Memory for the keys and values of transcripts, in GiB; the rest is computed again for every part of a walk.
 const KEPT_GIB: f64 = 1.0;
 
-/// What walking transcripts gave.
+/// The result of walking transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walked {
-    /// τ over the walks' steps; 1 without a step.
+    /// τ over the walks' steps; 1 if there are no steps.
     pub tau: f64,
-    /// Transcripts walked.
+    /// Number of transcripts walked.
     pub transcripts: usize,
-    /// Transcripts left out: greedy decoding writes something else after their prompts.
+    /// Number of transcripts left out because greedy decoding writes something else after their prompts.
     pub not_greedy: usize,
-    /// The sums over the walks.
+    /// Sums over the walks.
     #[serde(flatten)]
     pub walk: Walk,
 }
 
-/// Walks the first `max_new_tokens` tokens of each transcript's response, with `decoding`'s confidence. `responses` are
-/// what greedy decoding wrote after the same prompts, with the same bound: only a transcript that begins what was
-/// written there, or is all of it, can be walked.
+/// Walks the first `max_new_tokens` tokens of each transcript's response, with `decoding`'s confidence. `responses`
+/// are the results of greedy decoding after the same prompts with the same limit. A transcript is walked only if its
+/// response, cut to that limit, is a prefix of the decoded response; the others are counted as `not_greedy`.
 ///
-/// A walk's steps are those that decoding takes, but for the last: it ends where a draft would be verified against
-/// tokens that the transcript does not have, and decoding verifies these too. Products are of f32 on the CPU.
+/// A walk takes the same steps as decoding, except at the end: the walk ends where a draft would be verified against
+/// tokens that the transcript does not have, while decoding verifies these drafts too. Products are computed in f32
+/// on the CPU.
 ///
 /// # Errors
-/// [`TuneError::Setting`] for sampling that is not greedy, or another number of responses; those of candle: no memory.
+/// [`TuneError::Setting`] for sampling that is not greedy or the wrong number of responses; candle's errors: out of
+/// memory.
 pub fn walk_greedy(
     weights: &TargetWeights,
     drafter: &DrafterWeights,

@@ -1,14 +1,14 @@
-//! Products of bf16 tensors with f32 results, by cuBLAS. Candle's own round their results to bf16.
+//! Products of bf16 tensors with f32 results, computed by cuBLAS. Candle's own products round their results to bf16.
 
 use candle_core::{Error, Layout, Result};
 
 #[cfg(feature = "cuda")]
 pub use self::cuda::bf16_product;
 
-/// A product of row-major matrices `[m, k]` and `[k, n]`, or of batches of them, as cuBLAS takes it.
+/// A product of row-major matrices `[m, k]` and `[k, n]`, or of batches of them, in the form that cuBLAS takes.
 ///
-/// To cuBLAS, whose matrices are column-major, a row-major matrix is its transpose: it is asked for Cᵀ = Bᵀ·Aᵀ, with B
-/// as its first operand and A as its second.
+/// cuBLAS matrices are column-major, so cuBLAS sees a row-major matrix as its transpose. It is therefore asked for Cᵀ
+/// = Bᵀ·Aᵀ, with B as its first operand and A as its second.
 #[derive(Debug)]
 struct Gemm {
     batch: i32,
@@ -19,19 +19,19 @@ struct Gemm {
     b: Operand,
 }
 
-/// How an operand lies in memory.
+/// The memory layout of an operand.
 #[derive(Debug)]
 struct Operand {
-    /// Whether cuBLAS has to transpose it: its rows are not contiguous, its columns are.
+    /// True if cuBLAS must transpose the operand: its columns are contiguous, its rows are not.
     transposed: bool,
-    /// Elements from one contiguous row or column to the next.
+    /// Distance from one contiguous row or column to the next, in elements.
     leading: i32,
-    /// Elements from one matrix of the batch to the next.
+    /// Distance from one matrix of the batch to the next, in elements.
     batch_stride: i64,
 }
 
 impl Gemm {
-    /// The product of tensors with these layouts.
+    /// The product of tensors with the given layouts.
     fn of(a: &Layout, b: &Layout) -> Result<Self> {
         let refused = || Error::msg(format!("no product of {:?} and {:?}", a.shape(), b.shape()));
         let (batch, m, k, n) = match (a.dims(), b.dims()) {
@@ -44,7 +44,7 @@ impl Gemm {
         Ok(Self { batch, m, n, k, a: Operand::of(a)?, b: Operand::of(b)? })
     }
 
-    /// Elements of the result.
+    /// Number of elements of the result.
     #[cfg(feature = "cuda")]
     fn result_len(&self) -> usize {
         [self.batch, self.m, self.n].into_iter().map(|len| usize::try_from(len).unwrap_or(0)).product()
@@ -56,7 +56,7 @@ impl Operand {
         let (&[.., rows, columns], &[ref batch @ .., down, across]) = (layout.dims(), layout.stride()) else {
             return Err(Error::msg("a product's operand is not a matrix"));
         };
-        // The stride of one row or one column says nothing.
+        // If there is only one row or one column, its stride has no meaning.
         let (transposed, leading) = if (across == 1 || columns == 1) && (down >= columns || rows == 1) {
             (false, down.max(columns))
         } else if (down == 1 || rows == 1) && (across >= rows || columns == 1) {
@@ -84,10 +84,10 @@ mod cuda {
 
     use super::{Gemm, Operand};
 
-    /// a · b of bf16 tensors on one GPU, matrices or batches of them; the result is of f32.
+    /// a · b for bf16 tensors on one GPU, matrices or batches of matrices; the result is f32.
     ///
     /// # Errors
-    /// Those of candle and cuBLAS: shapes that do not fit, tensors of another type or device, no memory.
+    /// Errors of candle and cuBLAS: mismatched shapes, tensors of another type or device, out of memory.
     pub fn bf16_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         if a.dtype() != DType::BF16 || b.dtype() != DType::BF16 || !a.device().same_device(b.device()) {
             return Err(Error::msg("expected two bf16 tensors on one device"));
@@ -135,9 +135,9 @@ mod cuda {
                     true => sys::cublasOperation_t::CUBLAS_OP_T,
                     false => sys::cublasOperation_t::CUBLAS_OP_N,
                 };
-                // SAFETY: the pointers are of slices on the handle's stream, alive until the call has been queued; the
-                // layouts' matrices lie in these, and the result is as long as m · n a matrix says. α and β are of the
-                // compute type, f32.
+                // SAFETY: the pointers belong to slices on the handle's stream that live until the call has been
+                // queued. The layouts' matrices lie within these slices, and the result has m · n elements per
+                // matrix. α and β have the compute type, f32.
                 unsafe {
                     result::gemm_strided_batched_ex(
                         *blas.handle(),
@@ -189,7 +189,8 @@ mod tests {
         Tensor::from_vec(numbers, count, &Device::Cpu).unwrap()
     }
 
-    /// What cuBLAS computes, from the elements of the tensors' memory: column-major, with the operands exchanged.
+    /// Computes what cuBLAS would from the elements of the tensors' memory: column-major, with the operands
+    /// exchanged.
     fn as_cublas(a: &Tensor, b: &Tensor) -> Vec<f32> {
         let memory = |x: &Tensor| {
             let (storage, layout) = x.storage_and_layout();
@@ -223,7 +224,7 @@ mod tests {
         for (batch, m, k, n) in
             [(1, 3, 4, 5), (3, 2, 5, 4), (2, 1, 3, 4), (2, 3, 1, 4), (2, 3, 4, 1), (1, 1, 1, 1)]
         {
-            // As it is; the transpose of what is; a part of wider rows, and of longer columns, from an offset on.
+            // A plain matrix, a transposed one, a part of wider rows and a part of longer columns, both at an offset.
             let forms = |rows: usize, columns: usize| {
                 let whole = |rows: usize, columns: usize| {
                     numbers(batch * rows * columns).reshape((batch, rows, columns)).unwrap()
@@ -262,7 +263,7 @@ mod tests {
         ] {
             assert!(refused(&a, &b).contains("no product of"), "{}", refused(&a, &b));
         }
-        // Every other column; rows that lie on one another.
+        // Every other column, and overlapping rows.
         let strided = zeros(&[3, 4, 2]).narrow(2, 0, 1).unwrap().squeeze(2).unwrap();
         assert!(refused(&zeros(&[2, 3]), &strided).contains("contiguous"));
         let one = zeros(&[1, 4]).broadcast_as((3, 4)).unwrap();

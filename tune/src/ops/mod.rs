@@ -1,9 +1,9 @@
-//! What a decoder layer computes between its matrix products, with the backward passes.
+//! The operations of a decoder layer between its matrix products, with their backward passes.
 //!
-//! Functions here take and return detached tensors; [`graph`](crate::graph) makes nodes of them. Each is a
-//! composition of candle's operations, which runs in every float type and on every device, and for f32 on the
-//! CPU one pass over memory on all threads: there candle's own operations, one after the other on one thread,
-//! would take longer than the matrix products.
+//! These functions take and return detached tensors; [`graph`](crate::graph) makes graph nodes of them. Each is a
+//! composition of candle's operations, which runs for every float type and on every device. For f32 on the CPU it is
+//! instead one pass over memory on all threads, because candle's own operations, run one after the other on one
+//! thread, would take longer than the matrix products.
 
 #[cfg(any(test, feature = "cuda"))]
 mod gemm;
@@ -22,15 +22,15 @@ pub use silu::{silu_mul, silu_mul_backward};
 pub(crate) use softmax::exp;
 pub use softmax::{Visible, softmax_backward, visible_softmax};
 
-/// Rows that a thread takes at a time, at least, in elements.
+/// Minimum size of a thread's task, in elements.
 const ELEMENTS_A_TASK: usize = 1 << 14;
 
-/// Rows of `columns` elements for a task of a reasonable size.
+/// Number of rows of `columns` elements in a task of reasonable size.
 fn rows_a_task(columns: usize) -> usize {
     ELEMENTS_A_TASK.div_ceil(columns.max(1))
 }
 
-/// Whether the fast paths apply.
+/// Returns whether the fast path applies: f32 on the CPU.
 fn is_cpu_f32(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
@@ -46,12 +46,12 @@ fn with_elements<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R
     }
 }
 
-/// The length of the last dimension.
+/// Length of the last dimension.
 fn columns(x: &Tensor) -> Result<usize> {
     x.dim(candle_core::D::Minus1)
 }
 
-/// Σ f(i) for i in 0..n, in sixteen interleaved sums, which compilers vectorise.
+/// Σ f(i) for i in 0..n, as sixteen interleaved sums, which compilers vectorise.
 fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0f32; LANES];

@@ -30,7 +30,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     Tensor::from_vec(out, x.shape(), x.device())
 }
 
-/// The gradients of [`rms_norm`]'s `x` and, if asked for, of its `weight`, from that of its value.
+/// The gradients of the operands of [`rms_norm`], `x` and, if requested, `weight`, from the gradient of its value.
 ///
 /// With r = 1/√(mean(x²) + eps) and g' = g · weight: dx = r · (g' − x · r² · mean(g' · x)), and
 /// dweight is the sum over the rows of g · x · r.
@@ -68,7 +68,7 @@ pub fn rms_norm_backward(
                     }
                     dweight
                 });
-                // Collected and added in order, so that a run can be repeated.
+                // The parts are collected and added in order, so that a run is reproducible.
                 let parts: Vec<Vec<f32>> = parts.collect();
                 Ok(parts.into_iter().reduce(|mut sum, part| {
                     sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);

@@ -1,8 +1,8 @@
-//! Matrix products whose operands are rounded: bf16 products of f32 tensors.
+//! Matrix products with rounded operands: bf16 products of f32 tensors.
 
 use candle_core::{DType, Result, Tensor};
 
-/// The type that everything but the operands of products is computed in, where those are rounded to `compute`.
+/// The type of everything but the operands of products, if the operands are rounded to `compute`.
 pub fn working_type(compute: DType) -> DType {
     match compute {
         DType::BF16 | DType::F16 => DType::F32,
@@ -10,14 +10,14 @@ pub fn working_type(compute: DType) -> DType {
     }
 }
 
-/// a · b, the operands rounded to `compute`, the sums and the result of its [`working_type`].
+/// a · b with operands rounded to `compute`; sums and result have its [`working_type`].
 ///
 /// # Errors
-/// Those of candle: shapes that do not fit, no memory.
+/// Candle's errors: mismatched shapes, out of memory.
 pub fn product(a: &Tensor, b: &Tensor, compute: DType) -> Result<Tensor> {
     let rounded = |x: &Tensor| {
         let x = x.to_dtype(compute)?;
-        // Candle multiplies no bf16 on the CPU. In f32 the products of rounded numbers are exact, as they are in
+        // Candle has no bf16 products on the CPU. In f32, products of rounded numbers are exact, as they are in
         // matrix units.
         if x.device().is_cpu() { x.to_dtype(working_type(compute)) } else { Ok(x) }
     };

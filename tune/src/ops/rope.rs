@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{is_cpu_f32, rows_a_task, with_elements};
 
-/// Cosines and sines of some rows' positions.
+/// Cosines and sines for the positions of some rows.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     /// `[rows, 1, head_dim / 2]`
@@ -16,7 +16,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// For one row a position, with the model's frequencies.
+    /// The rotation of one row per position, with the model's frequencies.
     pub fn new(rope: &Rope, positions: &[usize], dtype: DType, device: &Device) -> Result<Self> {
         let angles =
             positions.iter().flat_map(|&p| rope.inv_freq.iter().map(move |&f| p as f64 * f64::from(f)));
@@ -34,7 +34,7 @@ impl Rotation {
         self.rotate(x, 1.0)
     }
 
-    /// The gradient of [`apply`](Self::apply)'s operand: the rotation back.
+    /// The gradient of the operand of [`apply`](Self::apply): the inverse rotation.
     pub fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
         self.rotate(gradient, -1.0)
     }

@@ -1,11 +1,11 @@
-//! SiLU(gate) · up.
+//! The SwiGLU activation, SiLU(gate) · up.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{columns, is_cpu_f32, rows_a_task, with_elements};
 
-/// silu(gate) · up `[rows, n]` of gate and up side by side `[rows, 2n]`.
+/// silu(gate) · up `[rows, n]`, for gate and up side by side `[rows, 2n]`.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     let n = columns(gate_up)? / 2;
     if !is_cpu_f32(gate_up) {
@@ -29,7 +29,7 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(out, (rows, n), gate_up.device())
 }
 
-/// The gradient of [`silu_mul`]'s operand `[rows, 2n]`, from that of its value `[rows, n]`.
+/// The gradient of [`silu_mul`]'s operand `[rows, 2n]` from the gradient of its value `[rows, n]`.
 pub fn silu_mul_backward(gate_up: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     let n = columns(gradient)?;
     if !is_cpu_f32(gate_up) {

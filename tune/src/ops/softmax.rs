@@ -1,22 +1,23 @@
-//! Softmax over what a row sees.
+//! Softmax over the columns that each row sees.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{columns, is_cpu_f32, lane_sum, rows_a_task, with_elements};
 
-/// Which columns a row of scores sees: two ranges, each from its start. Rows repeat: row `r` of the scores
-/// sees what `rows[r % rows.len()]` says.
+/// The columns that each row of scores sees: two ranges, each with a fixed start. The pattern repeats: row `r` of the
+/// scores sees the columns given by `rows[r % rows.len()]`.
 #[derive(Clone, Debug)]
 pub struct Visible {
-    /// The second range begins at this column.
+    /// First column of the second range.
     pub split: usize,
-    /// For each row, how many columns it sees of `0..split`, and how many from `split` on; at least one in all.
+    /// For each row, the number of columns that it sees of `0..split` and the number from `split` on; at least one in
+    /// all.
     pub rows: Vec<[usize; 2]>,
 }
 
 impl Visible {
-    /// −∞ where a row sees nothing, 0 elsewhere `[rows, columns]`.
+    /// The additive mask `[rows, columns]`: 0 for visible columns, −∞ for the others.
     fn mask(&self, columns: usize, like: &Tensor) -> Result<Tensor> {
         let split = self.split;
         let row = |&[first, second]: &[usize; 2]| {
@@ -32,8 +33,7 @@ impl Visible {
     }
 }
 
-/// softmax(scores · scale) over the columns that each row sees, 0 elsewhere. `scores` is `[heads, rows,
-/// columns]`.
+/// softmax(scores · scale) over the columns that each row sees, 0 elsewhere. `scores` is `[heads, rows, columns]`.
 pub fn visible_softmax(scores: &Tensor, scale: f64, visible: &Visible) -> Result<Tensor> {
     let n = columns(scores)?;
     if !is_cpu_f32(scores) {
@@ -79,7 +79,7 @@ fn softmax_row(out: &mut [f32], scores: &[f32], scale: f32, ranges: [std::ops::R
     }
 }
 
-/// The gradient of the scores, from the softmax's value and its gradient: p · (g − Σ p · g) · scale.
+/// The gradient of the scores from the softmax's value and its gradient: p · (g − Σ p · g) · scale.
 pub fn softmax_backward(probabilities: &Tensor, scale: f64, gradient: &Tensor) -> Result<Tensor> {
     if !is_cpu_f32(probabilities) {
         let along = (probabilities * gradient)?.sum_keepdim(D::Minus1)?;
@@ -114,7 +114,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
-    // Rounded to the nearest by the addition of 1.5 · 2²³.
+    // Adding 1.5 · 2²³ rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let n = (x * LOG2_E + ROUND) - ROUND;
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;

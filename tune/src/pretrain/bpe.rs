@@ -1,4 +1,4 @@
-//! A byte-level BPE tokenizer from text.
+//! Trains a byte-level BPE tokenizer on text.
 
 use std::path::Path;
 
@@ -12,24 +12,24 @@ use tokenizers::{AddedToken, Model, Tokenizer, TokenizerImpl};
 
 use crate::error::{Result, TuneError};
 
-/// Stands between documents, and ends what the model writes. Its id is 0.
+/// The token that separates documents and that ends the model's output. Its id is 0.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Where merges stop: words with the character before them, up to three digits, runs of punctuation with the
-/// line's end, runs of space. The pattern of cl100k_base, without its contractions.
+/// The pattern that splits text before merging: words with the character before them, up to three digits, runs of
+/// punctuation with the line's end, runs of whitespace. It is the pattern of cl100k_base without its contractions.
 const PATTERN: &str =
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Trains a tokenizer on `documents`, which came from `path`. It has `vocab_size` ids, or fewer if the text has
-/// no more pairs to merge. Every text can be encoded, whatever it is made of.
+/// Trains a tokenizer on `documents`, which were read from `path`. The tokenizer has `vocab_size` ids, or fewer if
+/// the text has no more pairs to merge. It can encode every text.
 ///
 /// # Errors
-/// [`TuneError::File`] with what the trainer said.
+/// [`TuneError::File`] with the trainer's message.
 pub fn train_tokenizer(path: &Path, documents: &[String], vocab_size: usize) -> Result<Tokenizer> {
     let wrong = |error: tokenizers::Error| TuneError::File { path: path.into(), reason: error.to_string() };
     let split = SplitPattern::Regex(PATTERN.into());
     let split = Split::new(split, SplitDelimiterBehavior::Isolated, false).map_err(wrong)?;
-    // The pattern has split already, and a leading space would change the text.
+    // The text is already split by the pattern, and a leading space would change the text.
     let bytes = ByteLevel::new(false, true, false);
     let parts = vec![PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)];
 
@@ -47,7 +47,7 @@ pub fn train_tokenizer(path: &Path, documents: &[String], vocab_size: usize) -> 
     tokenizer.with_decoder(Some(bytes));
     tokenizer.train(&mut trainer, documents.iter()).map_err(wrong)?;
     debug_assert!(tokenizer.get_model().get_vocab_size() <= vocab_size);
-    // The same tokenizer with its parts' types erased, which is what files hold.
+    // The same tokenizer with dynamic component types, as tokenizer files represent it.
     let json = tokenizer.to_string(false).map_err(wrong)?;
     Tokenizer::from_bytes(json).map_err(wrong)
 }

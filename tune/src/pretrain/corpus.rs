@@ -1,4 +1,4 @@
-//! Text files as tokens.
+//! Reads text files as tokens.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::random::SplitMix;
 use crate::error::{Result, TuneError};
 use crate::hash;
 
-/// The texts of a file, or of all files of a folder, those of the folders in it included, in the order of their
-/// paths. Files without text are left out.
+/// The texts of a file, or of all files in a folder and its subfolders, in the order of their paths. Files without
+/// text are left out.
 ///
 /// # Errors
 /// [`TuneError::Io`]; [`TuneError::File`] for a file that is not UTF-8; [`TuneError::TooLittleData`] if no file
@@ -47,18 +47,18 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(nested.concat())
 }
 
-/// Documents one after the other, each ended by [`END_OF_TEXT`].
+/// Documents in sequence, each ended by [`END_OF_TEXT`].
 #[derive(Clone, Debug)]
 pub struct Tokens {
     ids: Vec<u32>,
 }
 
 impl Tokens {
-    /// Encodes documents that came from `path`.
+    /// Encodes documents that were read from `path`.
     ///
     /// # Errors
-    /// [`TuneError::File`] if the tokenizer cannot encode one of them; [`TuneError::TooLittleData`] if there
-    /// are not more than `window` tokens in all.
+    /// [`TuneError::File`] if the tokenizer cannot encode a document; [`TuneError::TooLittleData`] if all documents
+    /// together have at most `window` tokens.
     pub fn encode(path: &Path, documents: &[String], tokenizer: &Tokenizer, window: usize) -> Result<Self> {
         let wrong = |reason: String| TuneError::File { path: path.into(), reason };
         let end = tokenizer
@@ -82,25 +82,25 @@ impl Tokens {
         self.ids.len()
     }
 
-    /// Whether there is no token.
+    /// Returns whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// A number that other texts, or other tokenizers, hardly share.
+    /// A hash of the tokens, to tell them from other texts or tokenizers.
     pub fn fingerprint(&self) -> u64 {
         hash::of_ids(&self.ids).value()
     }
 
-    /// `count` windows of `window` tokens at places drawn for this step, one after the other, and for each
-    /// token the one that follows it.
+    /// `count` windows of `window` tokens at random places that depend on `seed` and `step`, one after the other, and
+    /// for each token the token that follows it.
     pub fn draw(&self, seed: u64, step: usize, window: usize, count: usize) -> (Vec<u32>, Vec<u32>) {
         let mut random = SplitMix::new(seed, step as u64);
         let places = (0..count).map(|_| random.below(self.ids.len() - window));
         self.at(places, window)
     }
 
-    /// All windows of `window` tokens that do not overlap, and what follows each token.
+    /// All windows of `window` tokens, without overlap, and the token that follows each token.
     pub fn all(&self, window: usize) -> (Vec<u32>, Vec<u32>) {
         let places = (0..(self.ids.len() - 1) / window).map(|i| i * window);
         self.at(places, window)

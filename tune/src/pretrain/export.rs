@@ -1,4 +1,4 @@
-//! A pretrained model as a Hugging Face directory.
+//! Writes a pretrained model as a Hugging Face directory.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,14 +12,14 @@ use super::settings::Shape;
 use crate::checkpoint::write_whole;
 use crate::error::{Result, TuneError};
 
-/// Epsilon of every norm, as Qwen3 has it.
+/// Epsilon of every norm, the value of Qwen3.
 const EPS: f64 = 1e-6;
 
-/// Writes `config.json` and `generation_config.json` into `dir`, and returns what the runner reads from them:
-/// the configuration that the model is trained with is the one that it will be run with.
+/// Writes `config.json` and `generation_config.json` into `dir`, and returns the configuration that the runner reads
+/// from them, so that training and running use the same configuration.
 ///
 /// # Errors
-/// [`TuneError::Io`]; [`TuneError::Runner`] for a shape that no model can have.
+/// [`TuneError::Io`]; [`TuneError::Runner`] for an impossible shape.
 pub fn write_config(dir: &Path, shape: &Shape, vocab_size: usize) -> Result<ModelConfig> {
     let config = json!({
         "architectures": ["Qwen3ForCausalLM"],
@@ -58,10 +58,10 @@ pub fn write_config(dir: &Path, shape: &Shape, vocab_size: usize) -> Result<Mode
     Ok(config)
 }
 
-/// Writes `model.safetensors` into `dir`, with the names that transformers gives, rounded to `dtype`.
+/// Writes `model.safetensors` into `dir`, with the tensor names of transformers, rounded to `dtype`.
 ///
 /// # Errors
-/// [`TuneError::Io`], or [`TuneError::Tensor`] for no memory.
+/// [`TuneError::Io`], or [`TuneError::Tensor`] if memory runs out.
 pub fn export(dir: &Path, model: &PretrainModel, config: &ModelConfig, dtype: DType) -> Result<()> {
     let path = dir.join("model.safetensors");
     let tensors = tensors(model, config, dtype)?;

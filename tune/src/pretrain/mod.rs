@@ -1,7 +1,7 @@
-//! A small target from text files: a tokenizer, and a model of the Qwen3 architecture trained from nothing.
+//! Makes a small target from text files: a tokenizer, and a model of the Qwen3 architecture trained from scratch.
 //!
-//! It serves where a target has to be small enough to ship, or to be tuned in minutes. What comes out is a
-//! Hugging Face directory like any other target's.
+//! Such a target is small enough to ship, or to be tuned in minutes. The result is an ordinary Hugging Face
+//! directory.
 
 mod bpe;
 mod corpus;

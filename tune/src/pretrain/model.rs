@@ -1,4 +1,4 @@
-//! The Qwen3 architecture with every weight trained.
+//! The Qwen3 architecture with all weights trainable.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flexdraft::model::ModelConfig;
@@ -10,7 +10,7 @@ use crate::loss::{Factor, Labels, Prediction, cross_entropy};
 use crate::ops::Rotation;
 use crate::optimizer::Parameter;
 
-/// Standard deviation of the matrices' first values, as transformers initialises Qwen3.
+/// Standard deviation of the initial matrices, as transformers initialises Qwen3.
 const INITIAL_STD: f64 = 0.02;
 
 /// A decoder layer's weights.
@@ -34,7 +34,7 @@ pub(super) struct Layer {
     pub(super) down: Var,
 }
 
-/// A Qwen3 model whose head is its embedding.
+/// A Qwen3 model with tied embedding and head.
 #[derive(Clone, Debug)]
 pub struct PretrainModel {
     heads: Heads,
@@ -45,7 +45,7 @@ pub struct PretrainModel {
     pub(super) norm: Var,
 }
 
-/// Where the rows of a batch stand: windows of one length, one after the other.
+/// The layout of a batch's rows: windows of one length, one after the other.
 #[derive(Clone, Debug)]
 pub struct BatchLayout {
     rotation: Rotation,
@@ -53,11 +53,11 @@ pub struct BatchLayout {
 }
 
 impl PretrainModel {
-    /// A model with random weights: normal with standard deviation 0.02, divided by √(2 · layers) for what is
-    /// added to the residual stream (GPT-2); norms 1.
+    /// A model with random weights: normal with standard deviation 0.02, divided by √(2 · layers) for matrices whose
+    /// results are added to the residual stream (GPT-2); norms are 1.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn random(config: &ModelConfig, dtype: DType, device: &Device, seed: u64) -> Result<Self> {
         let mut tensors = 0;
         let mut matrix = |out: usize, columns: usize, std: f64| {
@@ -93,7 +93,7 @@ impl PretrainModel {
         })
     }
 
-    /// Everything that is trained. Norms do not decay.
+    /// All trained parameters. Norms have no weight decay.
     pub fn parameters(&self) -> Vec<Parameter> {
         let parameter =
             |name: String, var: &Var| Parameter { name, var: var.clone(), decays: var.rank() > 1, rate: 1.0 };
@@ -119,20 +119,20 @@ impl PretrainModel {
     /// The layout of `count` windows of `window` tokens.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn layout(&self, config: &ModelConfig, window: usize, count: usize) -> Result<BatchLayout> {
         let positions: Vec<usize> = (0..count).flat_map(|_| 0..window).collect();
         let rotation =
             Rotation::new(&config.rope, &positions, self.embedding.dtype(), self.embedding.device())?;
-        // Groups without a prefix are as good as sequences, and one product serves all of them.
+        // Groups without a prefix are computed like sequences, and one product serves all of them.
         let groups = Groups { len: window, prefix: vec![0; count], causal: true };
         Ok(BatchLayout { rotation, groups: [(groups, None)] })
     }
 
-    /// The final-normed hidden rows `[rows, hidden]` of the tokens `ids`.
+    /// The hidden rows `[rows, hidden]` of the tokens `ids`, after the final norm.
     ///
     /// # Errors
-    /// Those of candle: ids that are no token's or do not fill the layout, no memory.
+    /// Candle's errors: ids outside the vocabulary, a number of ids that does not match the layout, out of memory.
     pub fn forward(&self, ids: &[u32], layout: &BatchLayout) -> Result<Tensor> {
         let ids = Tensor::new(ids, self.embedding.device())?;
         let mut x = self.embedding.as_tensor().index_select(&ids, 0)?;
@@ -159,10 +159,10 @@ impl PretrainModel {
         cross_entropy(None, Some(Factor::new(&x, self.embedding.as_tensor())), &labels)
     }
 
-    /// As it is, without gradients.
+    /// The mean cross-entropy, without gradients.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn mean_loss(&self, ids: &[u32], next: &[u32], layout: &BatchLayout) -> Result<f64> {
         let x = self.forward(ids, layout)?.detach();
         let labels = Labels { ids: next.to_vec(), weights: vec![1.0; next.len()] };

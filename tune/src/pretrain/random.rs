@@ -1,10 +1,10 @@
 //! Random numbers that are the same on every machine.
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+/// The SplitMix64 generator (Steele, Lea and Flood, OOPSLA 2014).
 pub(super) struct SplitMix(u64);
 
 impl SplitMix {
-    /// A stream of its own for each pair of seed and purpose.
+    /// A separate stream for each pair of seed and purpose.
     pub(super) fn new(seed: u64, purpose: u64) -> Self {
         let mut mixed = Self(seed);
         let seed = mixed.next();
@@ -18,17 +18,17 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// Uniform on 0..n, for n far below 2⁶⁴.
+    /// A uniform integer in 0..n, for n far below 2⁶⁴.
     pub(super) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
-    /// Uniform on (0, 1).
+    /// A uniform number in (0, 1).
     fn uniform(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    /// Standard normal, by Box and Muller's transform.
+    /// A standard normal number, by the Box-Muller transform.
     pub(super) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();
         radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()

@@ -1,4 +1,4 @@
-//! The training loop: draws windows, steps, measures, saves, and goes on where a run before it stopped.
+//! The pretraining loop: draws windows, takes steps, evaluates, saves, and resumes an earlier run.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,23 +19,23 @@ use crate::error::{Result, TuneError};
 use crate::json_lines::Appender;
 use crate::optimizer::AdamW;
 
-/// What a run reads and writes.
+/// The paths that a run reads and writes.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// Text to learn: a file or a folder.
+    /// Training text: a file or a folder.
     pub text: PathBuf,
-    /// Text to measure on and never learn.
+    /// Held-out text, which is measured but never trained on.
     pub heldout: Option<PathBuf>,
-    /// Where the model goes. The folder `run` in it holds the checkpoint and the metrics.
+    /// Output folder of the model. Its subfolder `run` holds the checkpoint and the metrics.
     pub out: PathBuf,
 }
 
-/// What a run reports, and `run/metrics.jsonl` holds, one a line.
+/// An event that a run reports; `run/metrics.jsonl` holds one per line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 #[allow(missing_docs)]
 pub enum Event {
-    /// Training begins, or goes on after `step` steps.
+    /// Training starts, or resumes after `step` steps.
     Begin {
         step: usize,
         steps: usize,
@@ -48,27 +48,27 @@ pub enum Event {
     Step { step: usize, loss: f64, rate: f64, gradient_norm: f64, tokens_per_second: f64 },
     /// The mean loss over the held-out text.
     Heldout { step: usize, loss: f64 },
-    /// The checkpoint and the model are those after `step` steps.
+    /// The checkpoint and the model were saved after `step` steps.
     Saved { step: usize },
 }
 
-/// What a checkpoint says of its run.
+/// The description of the run in a checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     settings: PretrainSettings,
-    /// Of the tokens that are learnt.
+    /// Fingerprint of the training tokens.
     fingerprint: u64,
     step: usize,
 }
 
-/// Makes a model of the text, or completes it if `out` holds a checkpoint of the same run.
+/// Trains a model on the text, or resumes if `out` holds a checkpoint of the same run.
 ///
 /// # Errors
-/// [`TuneError::Setting`] and [`TuneError::Runner`] for settings that make no sense, [`TuneError::TooLittleData`]
-/// and [`TuneError::File`] for texts, [`TuneError::OtherRun`] if the checkpoint is of other settings or text,
-/// [`TuneError::NotFinite`] for a loss or gradient that is not a number: then the latest checkpoint stays;
-/// [`TuneError::Io`] and [`TuneError::Tensor`] for the system's.
+/// [`TuneError::Setting`] and [`TuneError::Runner`] for invalid settings; [`TuneError::TooLittleData`] and
+/// [`TuneError::File`] for unusable texts; [`TuneError::OtherRun`] if the checkpoint belongs to other settings or
+/// another text; [`TuneError::NotFinite`] for a loss or gradient that is not a number, in which case the latest
+/// checkpoint is kept; [`TuneError::Io`] and [`TuneError::Tensor`] for failures of the system.
 pub fn pretrain(
     paths: &Paths,
     settings: &PretrainSettings,
@@ -78,7 +78,7 @@ pub fn pretrain(
     settings.validate()?;
     let state = paths.out.join("run");
     fs::create_dir_all(&state).map_err(TuneError::io("make", &state))?;
-    // Opened first: as long as it is, no other run can write to this folder.
+    // Opened first: while it is open, no other run can write to this folder.
     let mut metrics = Appender::open(&state.join("metrics.jsonl"))?;
     let checkpoint_path = state.join("checkpoint.safetensors");
     let saved = match checkpoint_path.exists() {
@@ -187,7 +187,7 @@ pub fn pretrain(
     Ok(())
 }
 
-/// The run's tokenizer: the one in `out` if the run goes on, else a new one, which is written there.
+/// The run's tokenizer: if the run resumes, the one in `out`; otherwise a new one, which is written there.
 fn tokenizer(paths: &Paths, documents: &[String], vocab_size: usize, goes_on: bool) -> Result<Tokenizer> {
     let path = paths.out.join("tokenizer.json");
     let wrong = |error: tokenizers::Error| TuneError::File { path: path.clone(), reason: error.to_string() };
@@ -215,7 +215,7 @@ fn heldout_loss(
     window: usize,
     layouts: &mut Layouts,
 ) -> Result<f64> {
-    /// Rows at a time, which bounds the memory.
+    /// Number of rows per batch, which limits the memory.
     const ROWS: usize = 4096;
     let (ids, next) = heldout.all(window);
     let rows = (ROWS / window).max(1) * window;
@@ -227,7 +227,7 @@ fn heldout_loss(
     Ok(sum / ids.len() as f64)
 }
 
-/// The layouts of a run, of which there are a handful.
+/// The batch layouts of a run; there are only a few, each built once.
 #[derive(Default)]
 struct Layouts(Vec<([usize; 2], BatchLayout)>);
 
@@ -252,7 +252,7 @@ impl Layouts {
     }
 }
 
-/// Sums losses and times steps, between lines.
+/// Sums losses and times steps between two lines of metrics.
 struct Meter {
     since: Instant,
     seconds: f64,
@@ -272,12 +272,12 @@ impl Meter {
         self.tokens += tokens;
     }
 
-    /// What has passed since the last step is not training.
+    /// Restarts the clock, so that time since the last step does not count as training.
     fn restart(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Mean loss and tokens a second.
+    /// Returns the mean loss and the tokens per second, and resets both.
     fn take(&mut self) -> (f64, f64) {
         let tokens = self.tokens.max(1) as f64;
         let taken = (self.sum / tokens, tokens / self.seconds.max(1e-9));

@@ -1,27 +1,27 @@
-//! What a pretraining run is set to. With its text it decides every number of it.
+//! Settings of a pretraining run. Together with the text they determine all its numbers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
 
-/// The model's shape. Vocabulary aside, which the tokenizer decides.
+/// The model's shape, without the vocabulary size, which follows from the tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
-    /// H.
+    /// Hidden size H.
     pub hidden_size: usize,
-    /// L.
+    /// Number of decoder layers L.
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub q_heads: usize,
-    /// KV heads, a divisor of the query heads.
+    /// Number of KV heads, a divisor of the query heads.
     pub kv_heads: usize,
-    /// Elements of a head, even.
+    /// Size of a head in elements; even.
     pub head_dim: usize,
     /// Columns of the gate and up projections.
     pub intermediate_size: usize,
-    /// Positions that the model is trained for.
+    /// Number of positions that the model is trained for.
     pub context_len: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
@@ -42,35 +42,35 @@ impl Default for Shape {
     }
 }
 
-/// Settings of a pretraining run, as its configuration file holds them.
+/// Settings of a pretraining run, as stored in its configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretrainSettings {
     /// The model's shape.
     pub shape: Shape,
-    /// Ids of the tokenizer at most, the end-of-text token included.
+    /// Maximum number of tokenizer ids, including the end-of-text token.
     pub vocab_size: usize,
-    /// Tokens of a window of text.
+    /// Number of tokens per window of text.
     pub window: usize,
-    /// One step in so many has windows of the whole context instead, so that every position is trained.
+    /// One step in `long_window_every` uses windows of the whole context, so that every position is trained.
     pub long_window_every: usize,
-    /// Tokens of a step at most, whatever its windows.
+    /// Maximum number of tokens per step, for every window length.
     pub step_tokens: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Share of the steps in which the learning rate rises.
+    /// Share of the steps during which the learning rate rises.
     pub warmup: f64,
-    /// The optimizer.
+    /// Settings of the optimizer.
     pub adam: AdamSettings,
-    /// Seed of the initial weights and the windows' places.
+    /// Seed of the initial weights and of the windows' places.
     pub seed: u64,
-    /// Steps between lines of metrics.
+    /// Number of steps between lines of metrics.
     pub log_every: usize,
-    /// Steps between measurements on the held-out text.
+    /// Number of steps between evaluations on the held-out text.
     pub evaluate_every: usize,
-    /// Steps between checkpoints.
+    /// Number of steps between checkpoints.
     pub checkpoint_every: usize,
 }
 
@@ -95,10 +95,10 @@ impl Default for PretrainSettings {
 }
 
 impl PretrainSettings {
-    /// Checks what the rest relies on. The shape is checked by the runner, when it reads the config.
+    /// Checks the settings, except the shape: the runner checks the shape when it reads the config.
     ///
     /// # Errors
-    /// [`TuneError::Setting`] naming the first that makes no sense.
+    /// [`TuneError::Setting`] naming the first invalid setting.
     pub fn validate(&self) -> Result<()> {
         let context = self.shape.context_len;
         let least = [
@@ -139,20 +139,21 @@ impl PretrainSettings {
         Ok(())
     }
 
-    /// The learning rates.
+    /// The learning-rate schedule.
     pub fn schedule(&self) -> Schedule {
         let warmup = (self.warmup * self.steps as f64).ceil() as usize;
         Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
-    /// How long the windows of a step are, counted from 0, and how many.
+    /// Length and number of the windows of step `step`, counted from 0.
     pub fn windows(&self, step: usize) -> (usize, usize) {
         let long = step % self.long_window_every == self.long_window_every - 1;
         let window = if long { self.shape.context_len } else { self.window };
         (window, self.step_tokens / window)
     }
 
-    /// Whether a run of `other` may go on with these: how often it logs, evaluates and saves may differ.
+    /// Returns whether a run of `other` may resume with these settings: intervals of logs, evaluations and
+    /// checkpoints may differ.
     pub(super) fn continues(&self, other: &Self) -> bool {
         let Self { log_every, evaluate_every, checkpoint_every, .. } = *self;
         *self == Self { log_every, evaluate_every, checkpoint_every, ..other.clone() }

@@ -1,7 +1,7 @@
-//! Which anchors a step learns from, and how they become rows.
+//! Chooses the anchors that a step learns from, and turns them into rows.
 //!
-//! An anchor is the last clean token that its group sees. The token after it is the bonus token, and slot j's
-//! label stands j tokens after that:
+//! An anchor is the last clean token that its group sees. The token after the anchor is the bonus token, and slot j's
+//! label is the token j positions after the bonus token:
 //!
 //! ```text
 //! position     p        p+1      p+2   …   p+S
@@ -23,7 +23,7 @@ use crate::shortlist::Shortlist;
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
-/// Anchors of one transcript.
+/// The anchors of one transcript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pick {
     /// Index of the transcript.
@@ -36,25 +36,25 @@ pub struct Pick {
 #[derive(Debug)]
 pub struct Batch(Vec<Part>);
 
-/// Anchors of one transcript.
+/// Anchors of one transcript, with their clean tokens.
 #[derive(Debug)]
 struct Part {
     anchors: Vec<usize>,
-    /// One an anchor: the token after it.
+    /// For each anchor, the token after it.
     bonuses: Vec<u32>,
     clean: CleanTokens,
 }
 
-/// Positions of a transcript that can be anchors: the next token is the target's, and so is the one after it,
-/// which is slot 1's label.
+/// The positions of a transcript that can be anchors: the target must have written both the next token and the one
+/// after it, which is slot 1's label.
 pub fn anchor_range(transcript: &Transcript) -> Range<usize> {
     transcript.prompt.len().saturating_sub(1)..transcript.len().saturating_sub(2)
 }
 
-/// The transcripts and anchors of a step: transcripts in an order of the epoch's own, without repetition in it.
+/// The transcripts and anchors of a step. Each epoch has its own order of transcripts, without repetition.
 ///
 /// # Errors
-/// [`TuneError::Pick`] for a usable one that is none of the transcripts.
+/// [`TuneError::Pick`] if an index of a usable transcript is out of range.
 pub fn picks(
     transcripts: &[Transcript],
     usable: &[usize],
@@ -84,11 +84,11 @@ pub fn picks(
 }
 
 impl Batch {
-    /// Anchors, and the clean tokens that they see, computed where they are not kept.
+    /// Anchors and the clean tokens that they see; clean tokens that are not kept are computed.
     ///
     /// # Errors
-    /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; those of
-    /// candle: no memory.
+    /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; candle's
+    /// errors: out of memory.
     pub fn new(corpus: &mut Corpus, target: &FrozenTarget, picks: Vec<Pick>) -> Result<Self> {
         let part = |Pick { transcript: index, anchors }| {
             let clean = corpus.clean(target, index)?;
@@ -104,7 +104,7 @@ impl Batch {
         picks.into_iter().map(part).collect::<Result<_>>().map(Self)
     }
 
-    /// The mask rows.
+    /// The mask rows of the batch.
     pub fn rows(&self, block_size: usize) -> MaskRows<'_> {
         let mut rows = MaskRows { sequences: Vec::new(), positions: Vec::new(), bonuses: Vec::new() };
         for Part { anchors, bonuses, clean } in &self.0 {
@@ -118,20 +118,21 @@ impl Batch {
     }
 }
 
-/// Labels of slots 1..S.
+/// The labels of slots 1..S.
 #[derive(Clone, Debug, Default)]
 pub struct SlotLabels {
-    /// Rows after the transcript's end, and those whose label is not listed, have the weight 0.
+    /// Label and weight of each row. The weight is 0 for rows after the transcript's end and rows whose label is not
+    /// listed.
     pub labels: Labels,
-    /// The slot of each row.
+    /// Slot of each row.
     pub slots: Vec<usize>,
 }
 
 impl SlotLabels {
-    /// The labels of picks' anchors, with slot j's weight exp(−(j − 1) / `gamma`).
+    /// The labels of the picked anchors; slot j has the weight exp(−(j − 1) / `gamma`).
     ///
     /// # Errors
-    /// [`TuneError::Pick`] for a transcript that there is not.
+    /// [`TuneError::Pick`] if a transcript does not exist.
     pub fn new(
         picks: &[Pick],
         transcripts: &[Transcript],
@@ -154,7 +155,7 @@ impl SlotLabels {
         Ok(found)
     }
 
-    /// `len` rows from row `first` on, as far as there are any.
+    /// The `len` rows from row `first` on, or fewer if the labels end before.
     pub fn rows(self, first: usize, len: usize) -> Self {
         fn part<T>(of: Vec<T>, first: usize, len: usize) -> Vec<T> {
             of.into_iter().skip(first).take(len).collect()
@@ -169,7 +170,7 @@ impl SlotLabels {
         self.labels.weights.iter().sum()
     }
 
-    /// Divides the weights by `total`, if there is any weight.
+    /// Divides the weights by `total`, unless `total` is 0.
     pub fn divide(&mut self, total: f32) {
         if total > 0.0 {
             self.labels.weights.iter_mut().for_each(|weight| *weight /= total);
@@ -177,7 +178,7 @@ impl SlotLabels {
     }
 }
 
-/// Rows that have a label, for means over them.
+/// The indices of rows that have a label, for means over them.
 pub fn labelled_rows(labels: &Labels) -> impl Iterator<Item = usize> {
     labels.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0).map(|(row, _)| row)
 }
@@ -195,7 +196,7 @@ mod tests {
         let pick = |transcript| [Pick { transcript, anchors: vec![0, usize::MAX] }];
         let labels = |picks: &[Pick]| SlotLabels::new(picks, &transcripts, 3, 4.0, &Shortlist::All(9));
         assert_eq!(labels(&pick(1)).unwrap_err().to_string(), foreign);
-        // What no token follows has no label.
+        // A position with no next token has no label.
         assert_eq!(labels(&pick(0)).unwrap().labels.ids, [3, 0, 0, 0]);
         assert_eq!(labels(&pick(0)).unwrap().labels.weights, [1.0, 0.0, 0.0, 0.0]);
     }

@@ -1,4 +1,4 @@
-//! Transcripts and what the target computes of their clean tokens, once.
+//! Transcripts and the target's keys and values of their clean tokens, computed once.
 
 use candle_core::Tensor;
 
@@ -6,18 +6,18 @@ use crate::error::{Result, TuneError};
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
-/// Transcripts, with the keys and values of their tail as far as they have been needed and fit.
+/// Transcripts with the keys and values of their tail, kept once computed as far as the memory allows.
 #[derive(Debug)]
 pub struct Corpus {
     transcripts: Vec<Transcript>,
     kept: Vec<Option<CleanTokens>>,
     tail_layers: usize,
-    /// Elements that may still be kept.
+    /// Number of elements that may still be kept.
     room: usize,
 }
 
 impl Corpus {
-    /// Transcripts for a drafter of `tail_layers` layers, whose keys and values may take `gib` GiB.
+    /// A corpus for a drafter of `tail_layers` layers; kept keys and values take at most `gib` GiB.
     pub fn new(transcripts: Vec<Transcript>, tail_layers: usize, gib: f64, target: &FrozenTarget) -> Self {
         let room = gib.max(0.0) * f64::from(1 << 30) / target.compute().size_in_bytes() as f64;
         let kept = vec![None; transcripts.len()];
@@ -29,10 +29,10 @@ impl Corpus {
         &self.transcripts
     }
 
-    /// The clean tokens of a transcript. Its last token is not among them: nothing is drafted after it.
+    /// The clean tokens of a transcript. The last token is excluded, because nothing is drafted after it.
     ///
     /// # Errors
-    /// [`TuneError::Pick`] for an index without a transcript, or an empty one; those of candle: no memory.
+    /// [`TuneError::Pick`] for an index out of range or an empty transcript; candle's errors: out of memory.
     pub fn clean(&mut self, target: &FrozenTarget, index: usize) -> Result<CleanTokens> {
         let transcript = transcript(&self.transcripts, index)?;
         if let Some(Some(clean)) = self.kept.get(index) {
@@ -52,10 +52,10 @@ impl Corpus {
         Ok(clean)
     }
 
-    /// The mean of what enters the tail, over the first `count` transcripts, `[hidden]`.
+    /// The mean of the hidden rows that enter the tail, over the first `count` transcripts, `[hidden]`.
     ///
     /// # Errors
-    /// Those of candle: no memory.
+    /// Candle's errors: out of memory.
     pub fn entry_mean(&mut self, target: &FrozenTarget, count: usize) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
         let mut tokens = 0;
@@ -74,10 +74,10 @@ impl Corpus {
     }
 }
 
-/// The transcript with that index.
+/// Returns the transcript with index `index`.
 ///
 /// # Errors
-/// [`TuneError::Pick`] if there is none.
+/// [`TuneError::Pick`] if the index is out of range.
 pub(super) fn transcript(transcripts: &[Transcript], index: usize) -> Result<&Transcript> {
     let reason = || format!("there are {} transcripts", transcripts.len());
     transcripts.get(index).ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })

@@ -1,4 +1,4 @@
-//! What a checkpoint says of its run, and whether that is the run that is to go on.
+//! The description of a run in its checkpoint, and the check that a run may resume from it.
 
 use std::path::Path;
 
@@ -9,29 +9,29 @@ use crate::error::{Result, TuneError};
 use crate::hash;
 use crate::transcripts::Transcript;
 
-/// What a checkpoint says of its run.
+/// The description of a run in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Description {
     pub target: String,
     pub settings: Settings,
-    /// Hash of the transcripts; empty in checkpoints that do not know it.
+    /// Hash of the transcripts; empty in old checkpoints without one.
     #[serde(default)]
     pub data: String,
     pub step: usize,
     pub anchors: usize,
-    /// Empty for the whole vocabulary.
+    /// Ids of the shortlist; empty for the whole vocabulary.
     pub shortlist: Vec<u32>,
     pub best: Option<Evaluated>,
 }
 
-/// A held-out evaluation.
+/// The result of an evaluation on held-out transcripts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Evaluated {
     pub step: usize,
     pub tau: f64,
 }
 
-/// That a checkpoint is of the run that is to go on.
+/// Checks that a checkpoint belongs to the run that is about to resume.
 ///
 /// # Errors
 /// [`TuneError::OtherRun`] naming what differs.
@@ -51,7 +51,7 @@ pub(super) fn check_same_run(
     if !found.data.is_empty() && found.data != data {
         return other("set of transcripts", found.data.clone(), data.to_owned());
     }
-    // How long a run goes on, and what it reports meanwhile, may change.
+    // The number of steps and the reporting intervals may change.
     let comparable = |s: &Settings| Settings {
         steps: 1,
         evaluate_every: 1,
@@ -67,7 +67,7 @@ pub(super) fn check_same_run(
     Ok(())
 }
 
-/// Tells sets of transcripts apart.
+/// Hash that tells sets of transcripts apart.
 pub(super) fn of_transcripts(train: &[Transcript], heldout: &[Transcript]) -> String {
     let part = |hash: hash::Fnv, ids: &[u32]| hash.with(&hash::of_ids(ids).value().to_le_bytes());
     let all = train.iter().chain(heldout);

@@ -1,4 +1,4 @@
-//! Attention Tuning and Bonus-guided Calibration: the training loop.
+//! The training loop of Attention Tuning and Bonus-guided Calibration.
 
 mod batch;
 mod clean;

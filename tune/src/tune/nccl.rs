@@ -1,4 +1,4 @@
-//! Ranks on the GPUs of one machine, a process each, whose sums NCCL takes.
+//! Ranks on the GPUs of one machine, one process per GPU, with sums computed by NCCL.
 
 use std::ffi::c_char;
 use std::fmt;
@@ -12,20 +12,20 @@ use cudarc::nccl::{Comm, Id, ReduceOp};
 use super::ranks::Ranks;
 use crate::hex;
 
-/// What the ranks of a run have in common, as text that one process can hand to another.
+/// The id that the ranks of a run share; one process hands it to the others as text.
 #[derive(Clone, Copy)]
 pub struct Meeting(Id);
 
 impl Meeting {
-    /// A new one, made by one of the processes.
+    /// Creates an id in one of the processes.
     ///
     /// # Errors
-    /// Those of NCCL.
+    /// NCCL's errors.
     pub fn new() -> Result<Self> {
         Id::new().map(Self).map_err(nccl_error)
     }
 
-    /// Reads what [`fmt::Display`] wrote; `None` for anything else.
+    /// Reads the text that [`fmt::Display`] wrote; returns `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         hex::decode(text).map(|bytes| Self(Id::uninit(bytes.map(|byte| byte as c_char))))
     }
@@ -44,11 +44,11 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Joins `count` ranks as number `rank`, and waits for the others to join. Sums are taken on `device`, in order
-    /// with its other work.
+    /// Joins `count` ranks as number `rank`, and waits for the others to join. Sums are computed on `device`, in
+    /// order with its other work.
     ///
     /// # Errors
-    /// A device that is not CUDA's; those of NCCL.
+    /// An error if `device` is not a CUDA device; NCCL's errors.
     pub fn join(meeting: Meeting, rank: usize, count: usize, device: &Device) -> Result<Self> {
         let stream = device.as_cuda_device()?.cuda_stream();
         let comm = Comm::from_rank(stream, rank, count, meeting.0).map_err(nccl_error)?;

@@ -1,45 +1,45 @@
-//! Several processes that tune one drafter together, each with sequences of its own.
+//! Ranks: several processes that tune one drafter together, each with its own sequences.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// This process's place among those of a run.
+/// The rank of this process among the processes of a run.
 ///
-/// Every rank holds the drafter and takes its share of each step's sequences; gradients are summed over the ranks
-/// before the optimizer moves, so that all of them move alike. A sum that is not a number ends the run on every rank. A
-/// rank whose run ends with an error of its own sums no more, and the others would wait for it: their sums have to fail,
-/// or whoever started the ranks has to end them all.
+/// Every rank holds the whole drafter and takes its share of each step's sequences. Gradients are summed over the
+/// ranks before the optimizer step, so all ranks make the same step. A sum that is not a number ends the run on every
+/// rank. A rank whose run ends with an error of its own takes part in no more sums, and the other ranks would wait
+/// for it: their sums must fail, or the process that started the ranks must end them all.
 pub trait Ranks {
-    /// Which of the ranks this is, from 0. Rank 0 evaluates and writes the run's files.
+    /// This process's rank, from 0. Rank 0 evaluates and writes the run's files.
     fn rank(&self) -> usize;
 
-    /// How many there are.
+    /// The number of ranks.
     fn count(&self) -> usize;
 
-    /// The sum of a tensor over the ranks, the same bits on each of them. Every rank calls it equally often with
+    /// The sum of a tensor over the ranks, with the same bits on each rank. All ranks must make the same calls with
     /// equal shapes.
     ///
     /// # Errors
-    /// Those of candle: no memory, a rank that is lost.
+    /// Candle's errors: out of memory, a lost rank.
     fn sum(&self, tensor: &Tensor) -> Result<Tensor>;
 }
 
-/// Where a run's part of this process computes.
+/// The device and the ranks of a run in this process.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
-    /// What its tensors are on.
+    /// The device that holds the tensors.
     pub device: &'a Device,
-    /// The processes that it tunes together with.
+    /// The processes that tune together.
     pub ranks: &'a dyn Ranks,
 }
 
 impl<'a> Place<'a> {
-    /// A device of one process.
+    /// A place on `device` in a run of one process.
     pub fn alone(device: &'a Device) -> Self {
         Self { device, ranks: &Alone }
     }
 }
 
-/// One process by itself.
+/// The rank of a run with only one process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alone;
 

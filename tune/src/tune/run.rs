@@ -1,4 +1,4 @@
-//! A run: steps, evaluations, checkpoints.
+//! A tuning run: steps, evaluations, checkpoints.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,10 +26,10 @@ use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
 
-/// Transcripts that the mask embedding's first value is averaged over.
+/// Number of transcripts that the initial mask embedding is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
 
-/// One step's numbers, for the metrics.
+/// The metrics of one step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepMetrics {
     /// Steps so far.
@@ -44,40 +44,41 @@ pub struct StepMetrics {
     pub gradient_norm: f64,
     /// The learning rate.
     pub learning_rate: f64,
-    /// Seconds of this process's part of the run.
+    /// Seconds since this process started its part of the run.
     pub seconds: f64,
-    /// Mask rows a second, over the step.
+    /// Mask rows per second, over the step.
     pub rows_per_second: f64,
 }
 
-/// Is told of a run's progress.
+/// Receives the progress of a run.
 pub trait Observer {
-    /// A step was taken.
+    /// Called after every step.
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
 
-    /// Held-out transcripts were walked, after `step` steps and `anchors` anchors.
+    /// Called after the held-out transcripts were walked, at `step` steps and `anchors` anchors.
     fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()>;
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The best held-out τ.
     pub tau: f64,
-    /// The step it was reached at.
+    /// The step that reached `tau`.
     pub step: usize,
-    /// Where the drafter is; `None` if the whole tail was trained, which is no drafter.
+    /// Folder of the drafter; `None` if the whole tail was trained, which gives no usable drafter.
     pub drafter: Option<PathBuf>,
 }
 
-/// Tunes a drafter for `weights` on `train`, and keeps the one with the best τ on `heldout` in `out/drafter`.
-/// A run that `out` holds a checkpoint of is continued. Where several ranks tune together, `sequences` is divided among
-/// them, and all but rank 0 only learn: their result is `None`. `out` gets the settings too, as settings.json.
+/// Tunes a drafter for `weights` on `train`, and keeps the drafter with the best τ on `heldout` in `out/drafter`. If
+/// `out` holds a checkpoint, the run resumes from it. If several ranks tune together, `sequences` is divided among
+/// them; all ranks but rank 0 only train, and their result is `None`. The settings are written to `out` as
+/// settings.json.
 ///
 /// # Errors
-/// [`TuneError::Setting`], for a transcript too that is not the target's; [`TuneError::TooLittleData`];
-/// [`TuneError::OtherRun`] if the checkpoint is of other settings, transcripts or another target;
-/// [`TuneError::NotFinite`] for a loss that is not a number; files and tensors.
+/// [`TuneError::Setting`], also for a transcript with ids outside the target's vocabulary;
+/// [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint belongs to other settings, transcripts or
+/// another target; [`TuneError::NotFinite`] for a loss that is not a number; errors of files and tensors.
 pub fn run(
     weights: &TargetWeights,
     train: Vec<Transcript>,
@@ -131,11 +132,11 @@ pub fn run(
             }
         }
         if saves {
-            // No rank gets beyond the next step's sums before rank 0 has saved.
+            // No rank gets past the next step's sums before rank 0 has saved.
             state.saved = step;
         }
     }
-    // Nobody leaves before rank 0 has saved: it could not tell a rank that is done from one that is lost.
+    // No rank exits before rank 0 has saved: rank 0 could not tell a finished rank from a lost one.
     sum_numbers(ranks, [0.0], device)?;
     if ranks.rank() != 0 {
         return Ok(None);
@@ -156,7 +157,7 @@ struct State<'a> {
     shortlist: Shortlist,
     drafter: Drafter,
     optimizer: AdamW,
-    /// The mean of weights, by name; empty where there is none.
+    /// The running mean of the weights, by name; empty if no mean is kept.
     mean: HashMap<String, Tensor>,
     description: Description,
     /// The step of the checkpoint on disk.
@@ -243,7 +244,7 @@ impl<'a> State<'a> {
         })
     }
 
-    /// Gives every rank the weights and moments of rank 0.
+    /// Copies the weights and moments of rank 0 to every rank.
     fn agree(&mut self) -> Result<()> {
         if self.ranks.count() == 1 {
             return Ok(());
@@ -264,7 +265,7 @@ impl<'a> State<'a> {
         let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
-        // Every rank knows all picks, so that the loss is the mean over all of them.
+        // Every rank knows all picks, so that the loss is the mean over all picks.
         let mut labels =
             SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist)?;
         labels.divide(labels.weight());
@@ -310,7 +311,7 @@ impl<'a> State<'a> {
         })
     }
 
-    /// Moves the mean of weights by one step.
+    /// Updates the running mean of the weights after a step.
     fn average(&mut self) -> Result<()> {
         let decay = self.settings.ema;
         if decay == 0.0 {
@@ -373,7 +374,7 @@ fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
     checkpoint::write_whole(path, (json + "\n").as_bytes())
 }
 
-/// That a transcript has tokens, and all of them are the target's.
+/// Checks that a transcript has tokens and that all of them are in the target's vocabulary.
 fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -> Result<()> {
     let tokens = transcript.tokens();
     let refused = |found: String, expected: String| {
@@ -388,7 +389,7 @@ fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -
     }
 }
 
-/// What the names of means of weights begin with.
+/// Prefix of the names of mean weights in a checkpoint.
 const MEAN: &str = "mean of ";
 
 fn take_mean(tensors: &mut HashMap<String, Tensor>) -> HashMap<String, Tensor> {

@@ -1,4 +1,4 @@
-//! What a run is set to. With the seed and the transcripts it decides every number of it, but for the rounding of
+//! Settings of a tuning run. Together with the transcripts they determine all its numbers, except for the rounding of
 //! sums, which depends on the kind of device and the number of ranks.
 
 use candle_core::DType;
@@ -11,14 +11,14 @@ use crate::drafter::DrafterShape;
 use crate::error::{Result, TuneError};
 use crate::optimizer::{AdamSettings, Schedule};
 
-/// The float type of matrix products.
+/// The float type that operands of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
-    /// Nothing is rounded.
+    /// No rounding.
     #[default]
     F32,
-    /// For devices with matrix units. A CPU only imitates it.
+    /// Rounding to bf16, for devices with matrix units. A CPU only imitates it.
     Bf16,
 }
 
@@ -31,52 +31,52 @@ impl From<Compute> for DType {
     }
 }
 
-/// Settings of a tuning run, as its configuration file holds them.
+/// Settings of a tuning run, as stored in its configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// N: how many of the target's last layers get projectors of their own.
+    /// N: number of the target's last layers that get their own projectors.
     pub tail_layers: usize,
-    /// S: slots of a block, the bonus token's included.
+    /// S: number of slots of a block, including the bonus token's.
     pub block_size: usize,
-    /// The calibrator's r; 0 tunes a drafter without one.
+    /// r: rank of the calibrator; 0 tunes a drafter without one.
     pub rank: usize,
-    /// Trains norms and MLPs of the tail too, for comparison: such a drafter cannot be exported.
+    /// If true, the tail's norms and MLPs are trained too, for comparison; such a drafter cannot be exported.
     pub whole_tail: bool,
-    /// Slot j's share of the loss is exp(−(j − 1) / γ).
+    /// γ: slot j's weight in the loss is exp(−(j − 1) / γ).
     pub gamma: f64,
-    /// Ids that are drafted: the most frequent ones of the transcripts; 0 is the whole vocabulary.
+    /// Number of ids that are drafted, the most frequent ones of the transcripts; 0 is the whole vocabulary.
     pub shortlist: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
-    /// Transcripts of a step.
+    /// Number of transcripts per step.
     pub sequences: usize,
-    /// Anchors of a transcript, at most.
+    /// Maximum number of anchors per transcript.
     pub anchors: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// The calibrator's learning rate, as a multiple of `learning_rate`.
+    /// Learning rate of the calibrator, as a multiple of `learning_rate`.
     pub calibrator_rate: f64,
-    /// Share of the steps in which the learning rate rises.
+    /// Share of the steps during which the learning rate rises.
     pub warmup: f64,
-    /// The optimizer.
+    /// Settings of the optimizer.
     pub adam: AdamSettings,
-    /// Decay of the mean of weights that is evaluated and exported; 0 takes the weights themselves.
+    /// Decay of the running mean of the weights, which is evaluated and exported; 0 uses the weights themselves.
     pub ema: f64,
-    /// What the operands of products with weights, and with the clean tokens' kept keys and values, are rounded to.
-    /// Trained weights and everything between the products are f32.
+    /// The type that operands of products are rounded to: in products with weights, and with the clean tokens' kept
+    /// keys and values. Trained weights and everything between the products stay f32.
     pub compute: Compute,
     /// Seed of the initial calibrator, the order of transcripts and the anchors.
     pub seed: u64,
-    /// Steps between evaluations.
+    /// Number of steps between evaluations.
     pub evaluate_every: usize,
-    /// Held-out transcripts that an evaluation walks.
+    /// Number of held-out transcripts that an evaluation walks.
     pub evaluate_on: usize,
-    /// The confidence threshold of the walk (cumulative product).
+    /// Confidence threshold of the walk (cumulative product).
     pub threshold: f32,
-    /// Steps between checkpoints.
+    /// Number of steps between checkpoints.
     pub checkpoint_every: usize,
-    /// Memory for the clean tokens' keys and values, in GiB; what does not fit is computed each time.
+    /// Memory for the clean tokens' keys and values, in GiB; the rest is computed again each time.
     pub kept_gib: f64,
 }
 
@@ -112,7 +112,7 @@ impl Settings {
     /// Checks every value, by itself and against the target.
     ///
     /// # Errors
-    /// [`TuneError::Setting`] naming the first that makes no sense.
+    /// [`TuneError::Setting`] naming the first invalid setting.
     pub fn validate(&self, target: &ModelConfig) -> Result<()> {
         let counts = [
             ("tail_layers", self.tail_layers, target.layers),
@@ -125,7 +125,7 @@ impl Settings {
         ];
         for (setting, value, most) in counts {
             if !(1..=most).contains(&value) {
-                // A block of one slot drafts nothing.
+                // A block of one slot would draft nothing.
                 let shift = usize::from(setting == "block_size");
                 let expected = match most {
                     usize::MAX => "at least 1".to_owned(),
@@ -167,7 +167,7 @@ impl Settings {
         Ok(())
     }
 
-    /// How large the drafter is.
+    /// The size of the drafter.
     pub fn shape(&self) -> DrafterShape {
         DrafterShape {
             tail_layers: self.tail_layers,
@@ -177,13 +177,13 @@ impl Settings {
         }
     }
 
-    /// The learning rate over the steps.
+    /// The learning-rate schedule.
     pub fn schedule(&self) -> Schedule {
         let warmup = (self.warmup * self.steps as f64).round() as usize;
         Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
-    /// How the walk chooses verify lengths.
+    /// The rule by which the walk chooses verify lengths.
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.threshold, ..Confidence::default() }
     }

@@ -1,5 +1,5 @@
-//! τ without generating: on a greedy transcript the target's tokens are known, so it is enough to draft at
-//! every position of it, and to walk from step to step as decoding would.
+//! Finds τ without generating. On a greedy transcript the target's tokens are known, so it is enough to draft at
+//! every position and to walk from step to step as decoding would.
 
 use flexdraft::decode::Confidence;
 use serde::{Deserialize, Serialize};
@@ -12,30 +12,29 @@ use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
-/// Anchors that are drafted for at a time.
+/// Number of anchors that are drafted together.
 const ANCHORS: usize = 64;
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walk {
-    /// Steps of decoding.
+    /// Number of decoding steps.
     pub steps: usize,
-    /// Tokens that they committed: accepted drafts, and a bonus token a step.
+    /// Number of tokens that the steps committed: accepted drafts, and one bonus token per step.
     pub tokens: usize,
-    /// For slots 1, 2, …: how often it was verified with all slots before it accepted.
+    /// For slots 1, 2, …: how often the slot was verified with all slots before it accepted.
     pub reached: Vec<usize>,
-    /// … and how often it was accepted.
+    /// For slots 1, 2, …: how often the slot was accepted.
     pub accepted: Vec<usize>,
 }
 
 impl Walk {
-    /// The acceptance length: tokens a step.
+    /// The acceptance length: tokens per step.
     pub fn tau(&self) -> f64 {
         if self.steps == 0 { 1.0 } else { self.tokens as f64 / self.steps as f64 }
     }
 
-    /// Takes the steps of one transcript. `draft` gives the tokens and confidences of slots 1..S after an
-    /// anchor.
+    /// Adds the steps of one transcript. `draft` returns the tokens and confidences of slots 1..S after an anchor.
     fn take(
         &mut self,
         tokens: &[u32],
@@ -49,7 +48,7 @@ impl Walk {
             let verify_len = confidence.verify_len(&confidences);
             let matches = |&(j, &token): &(usize, &u32)| tokens.get(n + 1 + j) == Some(&token);
             let accepted = draft[..verify_len].iter().enumerate().take_while(matches).count();
-            // What would have come after the transcript is not known.
+            // The tokens after the end of the transcript are unknown.
             if n + verify_len >= tokens.len() {
                 return;
             }
@@ -65,10 +64,10 @@ impl Walk {
     }
 }
 
-/// Walks the first `count` transcripts, which have to be greedy ones of the target.
+/// Walks the first `count` transcripts, which must be greedy transcripts of the target.
 ///
 /// # Errors
-/// Those of candle: no memory.
+/// Candle's errors: out of memory.
 pub fn walk(
     drafter: &Drafter,
     target: &FrozenTarget,
@@ -81,7 +80,7 @@ pub fn walk(
     let slots = drafter.block_size() - 1;
     for transcript in 0..count.min(corpus.transcripts().len()) {
         let first = corpus.transcripts()[transcript].prompt.len().saturating_sub(1);
-        // The last anchor is the one whose bonus token is the last token.
+        // The last anchor is the position before the last token, which is its bonus token.
         let end = corpus.transcripts()[transcript].len().saturating_sub(1);
         let mut predictions: Vec<Prediction> = Vec::new();
         for start in (first..end).step_by(ANCHORS) {
@@ -115,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_walk_steps_as_decoding_does() {
-        // Anchors at 0..; a drafter that is right about every token below 5, and wrong about others.
+        // Anchors from 0 on; the drafter is right about every token below 5 and wrong about the others.
         let tokens = [9, 1, 2, 3, 7, 4, 1, 1, 8];
         let draft = |anchor: usize| {
             let known = |j: usize| tokens.get(anchor + 2 + j).copied().filter(|&t| t < 5).unwrap_or(6);
@@ -123,7 +122,8 @@ mod tests {
         };
         let mut walk = Walk::default();
         walk.take(&tokens, 0, &Confidence::default(), draft);
-        // Bonus 1, then 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are, and 8 is the bonus.
+        // After bonus 1, the drafts 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are accepted and 8 is the
+        // bonus.
         assert_eq!((walk.steps, walk.tokens), (2, 3 + 4));
         assert_eq!(walk.tau(), 3.5);
         assert_eq!(walk.reached, [2, 2, 2]);

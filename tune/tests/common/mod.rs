@@ -55,8 +55,8 @@ pub fn transcripts(vocab: usize) -> Vec<Transcript> {
         .collect()
 }
 
-/// A drafter none of whose weights is what it starts from, so that every part of it takes a gradient. Values are
-/// those that bf16 holds.
+/// A drafter with every weight moved away from its initial value, so that every part takes a gradient. All values are
+/// exactly representable in bf16.
 pub fn drafter(
     weights: &TargetWeights,
     target: &FrozenTarget,
@@ -85,7 +85,7 @@ pub fn drafter(
     drafter
 }
 
-/// Parameters by name.
+/// The parameters by name.
 pub fn parameters(drafter: &Drafter) -> Result<HashMap<String, Tensor>> {
     drafter.parameters().iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }

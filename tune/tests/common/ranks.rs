@@ -1,4 +1,4 @@
-//! Ranks that are threads, and what can go wrong with one of them.
+//! Ranks as threads, and faults of a rank.
 
 use std::cell::Cell;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -6,7 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use candle_core::{Error, Result, Tensor};
 use flexdraft_tune::tune::Ranks;
 
-/// Where threads take their sums. One that leaves releases those that wait for it, with an error.
+/// The place where threads exchange sums. If a thread leaves, the threads that wait for it are released with an
+/// error.
 pub struct Meeting {
     count: usize,
     round: Mutex<Round>,
@@ -15,12 +16,12 @@ pub struct Meeting {
 
 #[derive(Default)]
 struct Round {
-    /// What each rank has brought.
+    /// The part of each rank.
     parts: Vec<Option<Tensor>>,
-    /// Their sum, until all have taken it.
+    /// The sum of the parts, until all ranks have taken it.
     sum: Option<Tensor>,
     taken: usize,
-    /// Whether a rank will not come again.
+    /// True once a rank has left for good.
     left: bool,
 }
 
@@ -30,7 +31,7 @@ impl Meeting {
         Self { count, round: Mutex::new(round), changed: Condvar::new() }
     }
 
-    /// Waits while `condition` holds and nobody has left.
+    /// Waits while `condition` holds and no rank has left.
     fn wait(&self, condition: impl Fn(&Round) -> bool) -> Result<MutexGuard<'_, Round>> {
         let round = self.round.lock().unwrap();
         let round = self.changed.wait_while(round, |round| condition(round) && !round.left).unwrap();
@@ -39,11 +40,11 @@ impl Meeting {
 
     fn sum(&self, rank: usize, tensor: &Tensor) -> Result<Tensor> {
         let part = tensor.copy()?;
-        // Until the others have taken the sum before.
+        // Waits until the other ranks have taken the previous sum.
         let mut round = self.wait(|round| round.sum.is_some())?;
         round.parts[rank] = Some(part);
         if round.parts.iter().all(Option::is_some) {
-            // In the ranks' order, so that a run can be repeated.
+            // The parts are added in the order of the ranks, so that a run is reproducible.
             let mut parts = round.parts.iter_mut().filter_map(Option::take);
             let first = parts.next().unwrap();
             let sum = parts.try_fold(first, |sum, part| sum + part)?;
@@ -62,15 +63,15 @@ impl Meeting {
     }
 }
 
-/// What goes wrong on a rank, at a step from 1 on.
+/// A fault of a rank, with the step at which it happens, from 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
-    /// Its part of the loss is not a number.
+    /// The rank's part of the loss is not a number.
     Loss(usize),
-    /// Its part of the first gradient is not a number.
+    /// The rank's part of the first gradient is not a number.
     Gradient(usize),
-    /// It takes no more sums.
+    /// The rank takes no more sums.
     Lost(usize),
 }
 
@@ -79,7 +80,7 @@ pub struct Thread<'a> {
     pub rank: usize,
     pub meeting: &'a Meeting,
     pub fault: Fault,
-    /// Steps whose numbers were summed.
+    /// Number of steps whose numbers were summed.
     steps: Cell<usize>,
 }
 
@@ -90,7 +91,7 @@ impl<'a> Thread<'a> {
 }
 
 impl Drop for Thread<'_> {
-    /// However the thread's run ended: by an error, or by a panic.
+    /// Runs however the thread's run ended: normally, by an error or by a panic.
     fn drop(&mut self) {
         let round = self.meeting.round.lock();
         round.unwrap_or_else(|poisoned| poisoned.into_inner()).left = true;
@@ -108,7 +109,8 @@ impl Ranks for Thread<'_> {
     }
 
     fn sum(&self, tensor: &Tensor) -> Result<Tensor> {
-        // A step begins with the sum of its loss and three counts; no parameter of these runs has four elements.
+        // Each step begins with a sum of four numbers, its loss and three counts; no parameter of these runs has four
+        // elements.
         let numbers = tensor.dims() == [4];
         let first_gradient = !numbers && self.steps.get() > 0;
         self.steps.set(self.steps.get() + usize::from(numbers));

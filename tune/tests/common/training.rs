@@ -1,4 +1,4 @@
-//! A small tuning run: counting.
+//! A small tuning run that learns to count.
 
 use flexdraft::model::config::Architecture;
 use flexdraft::model::weights::TargetWeights;
@@ -7,7 +7,7 @@ use flexdraft_tune::tune::walk::Walk;
 use flexdraft_tune::tune::{Observer, Settings, StepMetrics};
 use flexdraft_tune::{Result, TuneError};
 
-/// Counting, from different starts: what comes next follows from the bonus token alone.
+/// Transcripts that count from different starts: the bonus token alone determines the next token.
 pub fn counting(count: usize) -> Vec<Transcript> {
     let token = |first: usize, i: usize| ((7 * first + i) % 31) as u32;
     (0..count)
@@ -39,7 +39,7 @@ pub fn target() -> TargetWeights {
     super::target(&super::config(Architecture::Qwen3, false))
 }
 
-/// Keeps what it is told, and may end the run as a killed process would.
+/// An observer that records what it is told, and can end the run as if the process were killed.
 #[derive(Default)]
 pub struct Recorder {
     pub losses: Vec<f64>,
