@@ -1,5 +1,5 @@
-//! GGUF files are what ggml's own package says they are: blocks, models, tokenizers.
-//! The files of `tests/fixtures/gguf` were written by `tests/record/gguf_files.py`.
+//! The loader of GGUF files agrees with ggml's own package: blocks, models and tokenizers. `tests/record/gguf_files.py`
+//! wrote the files of `tests/fixtures/gguf`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ fn assert_same(found: &Tensor, expected: &Tensor, name: &str) {
     assert!(bits(found) == bits(expected), "{name} has other elements");
 }
 
-/// Any block, dequantised by the `gguf` package and rounded to bf16 by PyTorch.
+/// Blocks of every type agree with the `gguf` package's dequantised values, rounded to bf16 by PyTorch.
 #[test]
 fn blocks_of_every_quantization() {
     let blocks = Gguf::read(&file("blocks")).unwrap();
@@ -90,21 +90,21 @@ fn assert_same_weights(found: &TargetWeights, expected: &TargetWeights, name: &s
     }
 }
 
-/// The directories that the files were converted from, whose logits are those of transformers.
+/// Models agree with the directories that the files were converted from, whose logits are tested against transformers.
 #[test]
 fn models_equal_the_directories_that_they_were_converted_from() {
     for name in ["llama", "llama-linear", "llama-llama3", "llama-yarn", "llama-biases", "qwen3"] {
         let expected = TargetWeights::read(&directory(name)).unwrap();
         let found = TargetWeights::read(&file(name)).unwrap();
         assert_same_weights(&found, &expected, name);
-        // SAFETY: the file does not change.
+        // SAFETY: no process changes the file.
         let mapped = unsafe { TargetWeights::map(&file(name)) }.unwrap();
         assert_same_weights(&mapped, &expected, name);
 
         assert_eq!(found.config.eos_ids, [2, 5], "{name}");
         let mut config = ModelConfig { eos_ids: expected.config.eos_ids.clone(), ..found.config.clone() };
         if name == "llama-llama3" {
-            // The format stores frequencies as factors: exact but for rounding.
+            // The format stores frequencies as factors, which are exact except for rounding.
             for (found, expected) in config.rope.inv_freq.iter().zip(&expected.config.rope.inv_freq) {
                 assert!((found / expected - 1.0).abs() < 3e-7, "{found}, expected {expected}");
             }
@@ -116,7 +116,7 @@ fn models_equal_the_directories_that_they_were_converted_from() {
     }
 }
 
-/// Rows of quantised projections are put back in order like those of others.
+/// Rows of quantised projections are put back in order, as rows of other projections are.
 #[test]
 fn quantized_models() {
     let raw = Gguf::read(&file("llama-quantized")).unwrap();
@@ -138,7 +138,7 @@ fn quantized_models() {
         assert!(relative < 0.15, "{name}: {relative}");
     }
     assert_eq!(quantized, 2 + 2 * 6, "the embedding, twice, and all but ffn_down of two layers");
-    // Exactly, for one of them: row 2·i + s of a head is its row i + s·head_dim/2.
+    // Requires exact equality for one projection: row 2·i + s of a head is its row i + s·head_dim/2.
     let (stored, q) = (raw.tensor("blk.1.attn_q.weight").unwrap(), &found.layers[1].attention.q.weight);
     assert_eq!(stored.shape(), [32, 32]);
     let (stored, q) = (stored.to_f32(), q.to_f32());
@@ -158,7 +158,7 @@ struct Case {
     decoded_without_special: String,
 }
 
-/// Every split, against the tokenizers of transformers.
+/// The ids of texts agree with transformers for every pre-tokenizer, which splits a text before it is encoded.
 #[test]
 fn tokenizers_give_the_recorded_ids() {
     let recorded = std::fs::read_to_string(fixtures().join("gguf/tokenizers.json")).unwrap();

@@ -1,5 +1,5 @@
-//! Loading models: files of every format give the weights, tokens and logits that the official tools give, and damaged
-//! files give an error that names the thing.
+//! Tests of loading models: files of every format give the weights, tokens and logits that the official tools give, and
+//! damaged files give an error that names the problem.
 
 mod bad_gguf;
 mod bad_model_files;
@@ -10,6 +10,6 @@ mod smollm2;
 mod support;
 mod transformers_logits;
 
-/// Remembers each thread's largest request, which reading a damaged file must keep small.
+/// Records each thread's largest allocation, which must stay small while a damaged file is read.
 #[global_allocator]
 static ALLOCATOR: support::bounds::Watched = support::bounds::Watched;

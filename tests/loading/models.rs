@@ -1,5 +1,5 @@
-//! Models that transformers wrote load as it would load them: configuration, rotary frequencies,
-//! tensors, tokens and chat prompts.
+//! Models written by transformers load as in transformers: configuration, rotary frequencies, tensors, tokens and chat
+//! prompts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn configurations() {
     assert!(model("qwen3-biases").1.attention_bias);
 }
 
-/// torch's power function may be an ulp off; what follows it is the same arithmetic.
+/// torch's power function may be an ulp off; the arithmetic after it is the same.
 #[test]
 fn rotary_frequencies_are_those_of_transformers() {
     let mut scaled = 0;
@@ -91,7 +91,7 @@ fn recorded_models_load_read_or_mapped() {
     for (name, dtype) in cases {
         let (dir, config) = model(name);
         let read = TargetWeights::read(&dir).unwrap();
-        // SAFETY: nothing writes the fixtures while tests run.
+        // SAFETY: no process writes to the fixtures while the tests run.
         let mapped = unsafe { TargetWeights::map(&dir) }.unwrap();
         assert_eq!(read.config, config);
         assert_eq!(mapped.config, config);
@@ -109,7 +109,7 @@ fn recorded_models_load_read_or_mapped() {
     }
 }
 
-/// Every tensor ends up in the field of its name.
+/// Every tensor ends up in the field with its name.
 #[test]
 fn tensors_are_where_they_belong() {
     for name in ["llama-biases", "qwen3", "llama-llama3"] {
@@ -151,7 +151,8 @@ fn tensors_are_where_they_belong() {
     }
 }
 
-/// A copy of a fixture's directory with its safetensors header edited; names keep their order.
+/// Returns a copy of a fixture's directory with renamed tensors in its safetensors header; the order of the names is
+/// kept.
 fn with_renamed_tensors(dir: &Path, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     fs::copy(dir.join("config.json"), copy.path().join("config.json")).unwrap();
@@ -199,7 +200,7 @@ fn the_fixture_pair() {
     let calibrator = drafter.calibrator.unwrap();
     assert_eq!(calibrator.hidden.weight.shape(), [32, 128]);
     assert_eq!(calibrator.output.weight.shape(), [384, 32]);
-    // SAFETY: nothing writes the fixtures while tests run.
+    // SAFETY: no process writes to the fixtures while the tests run.
     let mapped = unsafe { DrafterWeights::map(&fixtures().join("tiny/draft"), &target.config) }.unwrap();
     assert_eq!(mapped.mask_embedding.to_f32(), drafter.mask_embedding.to_f32());
     assert_eq!(target.config.eos_ids, [0u32; 0]);
@@ -346,7 +347,7 @@ fn a_stream_holds_back_incomplete_characters_only() {
     assert_eq!(stream.push(&[]).unwrap(), "");
     assert_eq!(stream.finish().unwrap(), "\u{fffd}");
 
-    // An end-of-text token between two halves of a character has no text of its own.
+    // An end-of-text token between two halves of a character has no text.
     let mut stream = TextStream::new(&tokenizer, true);
     assert_eq!(stream.push(&[ids[0], 0, 999, ids[1]]).unwrap(), "é");
     assert_eq!(tokenizer.special_ids(), [0, 382]);
@@ -370,7 +371,7 @@ fn ids_that_the_model_lacks() {
 proptest! {
     #![proptest_config(properties(200))]
 
-    /// Mostly bytes that are no UTF-8, some text, special tokens, ids without a token.
+    /// The tokens are mostly bytes that are not UTF-8, with some text, special tokens, and ids without a token.
     #[test]
     fn streamed_pieces_join_to_the_whole(
         ids in prop::collection::vec(prop_oneof![4 => 1u32..257, 2 => 257u32..384, 1 => Just(0), 1 => Just(4000)], 0..60),
@@ -380,7 +381,7 @@ proptest! {
         prop_assert_eq!(streamed(&tokenizer, &ids, skip), tokenizer.decode(&ids, skip).unwrap());
     }
 
-    /// Any text survives encoding and streaming, byte for byte.
+    /// Any text survives encoding and streaming byte for byte.
     #[test]
     fn text_survives(text: String) {
         let tokenizer = Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap();
@@ -388,7 +389,7 @@ proptest! {
         prop_assert_eq!(streamed(&tokenizer, &ids, false), text);
     }
 
-    /// With byte fallback, whatever tokens come: no error and no panic.
+    /// With byte fallback, no sequence of tokens gives an error or a panic.
     #[test]
     fn byte_fallback_streams(ids in prop::collection::vec(0u32..280, 0..40)) {
         let tokenizer = Tokenizer::read(&recorded("tokenizers/byte-fallback"), 277).unwrap();

@@ -1,8 +1,7 @@
-//! SmolLM2-135M-Instruct from its GGUF file: transformers' tokens and ids, and losslessness on a real
-//! model. Recordings: `tests/record/smollm2.py`.
+//! Tests with SmolLM2-135M-Instruct from its GGUF file: ids and greedy tokens agree with transformers, and decoding is
+//! lossless on a real model. `tests/record/smollm2.py` made the recordings.
 //!
-//! The file is `FLEXDRAFT_SMOLLM2`, or what `demo/smollm2.sh` fetches; without it the tests say so and
-//! pass.
+//! The file is at `FLEXDRAFT_SMOLLM2`, or where `demo/smollm2.sh` downloads it; without it the tests say so and pass.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -19,7 +18,7 @@ use serde::Deserialize;
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::runs::{Output, corrupted_continuation, cpu, run};
 
-/// Logits closer than this may change places: sums are added up in another order.
+/// Logits closer than this may change order, because sums are added up in another order.
 const MARGIN: f32 = 0.02;
 
 #[derive(Deserialize)]
@@ -55,7 +54,7 @@ struct Prompt {
     text: String,
     ids: Vec<u32>,
     tokens: Vec<u32>,
-    /// How far the second largest logit is behind, for each token.
+    /// The distance of the second largest logit from the largest, for each token.
     margins: Vec<f32>,
 }
 
@@ -75,7 +74,7 @@ fn file(test: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    // Past the test harness, which shows the output of failed tests only.
+    // Written to stderr directly, because the test harness shows the output of failed tests only.
     let _ = writeln!(
         std::io::stderr(),
         "\n*** SKIPPED {test}: there is no SmolLM2 model. Run demo/smollm2.sh, or set FLEXDRAFT_SMOLLM2. ***"
@@ -84,13 +83,13 @@ fn file(test: &str) -> Option<PathBuf> {
 }
 
 fn engine(path: &Path, drafter: Option<&DrafterWeights>, policy: impl Policy + 'static) -> Engine<Cpu> {
-    // SAFETY: nobody changes the file.
+    // SAFETY: no process changes the file.
     let target = unsafe { TargetWeights::map(path) }.unwrap();
     let model = Model::new(cpu(0), &target, drafter).unwrap();
     Engine::new(model, policy, EngineOptions { cache_tokens: 4096, ..EngineOptions::default() }).unwrap()
 }
 
-/// The first tokens of two prompts on the GPU's kernels, run by the SIMT host.
+/// The first tokens of two prompts on the GPU's kernels, run by the SIMT host, agree with transformers.
 #[cfg(feature = "simt")]
 #[test]
 fn the_kernels_write_what_transformers_writes() {
@@ -99,7 +98,7 @@ fn the_kernels_write_what_transformers_writes() {
     use flexdraft::kernels::Kernels;
 
     let Some(path) = file("the_kernels_write_what_transformers_writes") else { return };
-    // SAFETY: nobody changes the file.
+    // SAFETY: no process changes the file.
     let target = unsafe { TargetWeights::map(&path) }.unwrap();
     let drafter = DrafterWeights::random(&target.config, 3, 4, 16, DType::Bf16, 1).unwrap();
     let prompts = recording().prompts;
@@ -114,7 +113,7 @@ fn the_kernels_write_what_transformers_writes() {
         let requests = prompts.iter().take(2).map(|prompt| Request::new(prompt.ids.clone(), 12)).collect();
         let outputs = run(&mut engine, requests);
         for (output, prompt) in outputs.iter().zip(&prompts) {
-            // Activations are bf16 here, and f32 there.
+            // Activations are bf16 on this device, and f32 in the recording.
             let parting = output.tokens.iter().zip(&prompt.tokens).position(|(a, b)| a != b);
             let margin = parting.map_or(0.0, |i| prompt.margins[i]);
             assert!(margin < 0.3, "{mode:?}: token {parting:?} differs at a margin of {margin}");
@@ -139,11 +138,11 @@ fn shape_and_stop_ids() {
     assert!((f64::from(config.rope.inv_freq[31]) - 1e5f64.powf(-31.0 / 32.0)).abs() < 1e-10);
 }
 
-/// The scales that docs/tuning.md speaks of: embeddings are thirteen times smaller than normed rows.
+/// Measures the scales that docs/tuning.md mentions: embeddings are thirteen times smaller than normed rows.
 #[test]
 fn embeddings_are_small_beside_normed_rows() {
     let Some(path) = file("embeddings_are_small_beside_normed_rows") else { return };
-    // SAFETY: nobody changes the file.
+    // SAFETY: no process changes the file.
     let target = unsafe { TargetWeights::map(&path) }.unwrap();
     let root_mean_square = |tensor: &Tensor| {
         let values = tensor.to_f32();
@@ -175,7 +174,7 @@ fn ids_of_texts_and_chats() {
     }
 }
 
-/// Greedy tokens are those of transformers, up to the first place where two logits are as good as equal.
+/// Greedy tokens agree with transformers, up to the first place where two logits are almost equal.
 #[test]
 fn greedy_tokens_are_those_of_transformers() {
     let Some(path) = file("greedy_tokens_are_those_of_transformers") else { return };
@@ -196,12 +195,12 @@ fn greedy_tokens_are_those_of_transformers() {
         );
         compared += parting.unwrap_or(tokens.len());
     }
-    // Nearly all of it: parting everywhere at once would prove little.
+    // At least half of the tokens are compared; if all outputs differed early, the test would prove little.
     assert!(compared >= prompts.len() * 96 / 2, "{compared} tokens");
 }
 
-/// 256 tokens, the same in every mode, whatever is drafted: by a random drafter for one prompt, for the
-/// other the true continuation with one wrong token a block.
+/// 256 tokens are the same in every mode, whatever is drafted: one prompt has a random drafter, the other one drafts of
+/// the true continuation with one wrong token per block.
 #[test]
 fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     let Some(path) = file("every_mode_gives_the_tokens_of_autoregressive_decoding") else { return };
@@ -216,7 +215,7 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
         let mut requests = plain();
         let (known, proposing) = (expected[1].tokens.clone(), &mut requests[1]);
         proposing.proposer = Some(corrupted_continuation(proposing.prompt.len(), known, config.vocab_size));
-        // The whole block: a random drafter has no confidence in it.
+        // Verifies the whole block; a random drafter's confidence would cut it short.
         proposing.confidence.threshold = 0.0;
         proposing.record = true;
         requests
@@ -237,7 +236,7 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     check("random everything", engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
 }
 
-/// The drafter of `demo/smollm2-drafter`, for twenty prompts, half of them scraps of text.
+/// The drafter of `demo/smollm2-drafter`, for twenty prompts, half of them fragments of text.
 #[test]
 fn the_drafter_made_for_it_changes_nothing_and_is_accepted() {
     let Some(path) = file("the_drafter_made_for_it_changes_nothing_and_is_accepted") else { return };

@@ -1,5 +1,5 @@
-//! The forward pass gives transformers' logits for every architecture, rope type and stored type that
-//! loads. Recordings: `tests/fixtures/transformers`.
+//! The forward pass gives the same logits as transformers for every architecture, rope type and stored type that loads.
+//! The recordings are in `tests/fixtures/transformers`.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ struct Recording {
     logits: Vec<Vec<f32>>,
 }
 
-/// Logits of every position of a prompt, read in one pass.
+/// Returns the logits of every position of a prompt, read in one pass.
 fn logits(device: Cpu, target: &TargetWeights, prompt: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::new(device, target, None).unwrap();
     let (mut work, mut logits) = (model.new_workspace(), model.new_logits());
@@ -63,7 +63,7 @@ fn logits_equal_those_of_transformers() {
     }
 }
 
-/// The tolerance above tells these models from their neighbours: another rope is far outside it.
+/// The tolerance above separates these models from similar ones: with another rope, logits differ far more.
 #[test]
 fn another_rope_would_be_noticed() {
     for name in ["llama-linear", "llama-llama3", "llama-yarn", "qwen3-yarn-v5"] {
@@ -76,7 +76,7 @@ fn another_rope_would_be_noticed() {
     }
 }
 
-/// bf16 activations stay close (logits have a standard deviation of 1.5), and are not simply f32.
+/// With bf16 activations, logits stay close (their standard deviation is 1.5) but differ from f32.
 #[test]
 fn bf16_activations_round() {
     for name in MODELS {

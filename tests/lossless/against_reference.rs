@@ -1,4 +1,4 @@
-//! The engine against the reference: a forward pass without any cache, and the plain decode loop.
+//! The engine compared with the reference: a forward pass without any cache, and the plain decode loop.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use crate::support::properties::properties;
 use crate::support::reference;
 use crate::support::runs::{engine, run, run_alone};
 
-/// f32 against f64 over a few small layers.
+/// The tolerance of f32 against f64 over a few small layers.
 const TOLERANCE: f64 = 2e-3;
 
 fn close(found: &[f32], expected: &[f64]) -> bool {
@@ -23,7 +23,7 @@ fn close(found: &[f32], expected: &[f64]) -> bool {
         && found.iter().zip(expected).all(|(f, e)| (f64::from(*f) - e).abs() < TOLERANCE * scale)
 }
 
-/// Whether `token` is the argmax up to rounding.
+/// True if `token` is the argmax up to rounding.
 fn is_argmax(token: u32, logits: &[f64]) -> bool {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     logits[token as usize] >= largest - 2.0 * TOLERANCE * largest.abs().max(1.0)
@@ -34,8 +34,8 @@ type Rows = Arc<Mutex<Vec<(Vec<u32>, Vec<f32>)>>>;
 proptest! {
     #![proptest_config(properties(64))]
 
-    /// Every row of target logits that a step looks at, every committed token, every drafted token and
-    /// its confidence.
+    /// Compares every row of target logits that a step reads, every committed token, and every drafted token with its
+    /// confidence.
     #[test]
     fn logits_tokens_and_drafts_are_those_of_a_forward_pass_without_cache(
         spec in spec(),
@@ -87,8 +87,8 @@ proptest! {
     }
 }
 
-/// Step for step the reference's own loop, in f64, under every rule. The seeds are fixed: a draw that is
-/// a near-tie between f32 and f64 would part them, and none of these is.
+/// Each step equals the reference's own loop in f64, under every rule. The seeds are fixed, and none of their draws is
+/// a near-tie, at which f32 and f64 could differ.
 #[test]
 fn the_decode_loop_is_the_references() {
     let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();

@@ -1,12 +1,12 @@
 //! `rejection` and `block` are lossless, shown by integration instead of sampling.
 //!
-//! On small vocabularies every draft, every outcome of every acceptance test and every bonus token
-//! of two consecutive steps is enumerated with its probability, through the functions that the
-//! engine calls. The law of the committed tokens must be the target's, to rounding.
+//! On small vocabularies the test enumerates every draft, every outcome of every acceptance test and every bonus token
+//! of two consecutive steps with its probability, through the functions that the engine calls. The joint distribution
+//! of the committed tokens must be the target's, up to rounding.
 //!
-//! The uniforms of the tests are intervals rather than numbers: a test of probability h splits the
-//! interval at h, and the rule is called with a number from the inside of each part. That way two
-//! steps may even share a uniform, which is how a wrong key of the random numbers is shown to fail.
+//! The uniforms of the acceptance tests are intervals instead of numbers: a test of probability h splits the interval
+//! at h, and the rule is called with a number from the inside of each part. Two steps may therefore share a uniform,
+//! which shows that a wrong key of the random numbers fails.
 
 use std::collections::BTreeMap;
 
@@ -17,19 +17,19 @@ use proptest::prelude::*;
 
 use crate::support::properties::properties;
 
-/// Tokens whose joint law is compared.
+/// The number of tokens whose joint distribution is compared.
 const COMPARED: usize = 4;
 const TOLERANCE: f64 = 1e-9;
 
-/// A target and a drafter over a small vocabulary. Logits are random functions of all tokens so far.
+/// A target and a drafter over a small vocabulary, whose logits are random functions of all tokens so far.
 #[derive(Clone, Debug)]
 struct World {
     seed: u64,
     vocab: usize,
-    /// How many of the last tokens the target looks at.
+    /// The number of last tokens that the target's logits depend on.
     order: usize,
     drafter: Drafter,
-    /// S.
+    /// The block size S.
     block_size: usize,
     verify_len: VerifyLen,
     sampling: SamplingParams,
@@ -37,23 +37,23 @@ struct World {
 
 #[derive(Clone, Copy, Debug)]
 enum Drafter {
-    /// Nothing to do with the target.
+    /// Logits independent of the target's.
     Unrelated,
-    /// The target's logits after the bonus token, and noise.
+    /// The target's logits after the bonus token, plus noise.
     Near,
-    /// The target's logits after the bonus token: p = q in slot 1, and in all for a target of order 0.
+    /// The target's logits after the bonus token: p = q in slot 1, and in all slots if the target has order 0.
     Target,
 }
 
-/// Whether the draft reaches slot j.
+/// The condition under which the draft reaches slot j.
 #[derive(Clone, Copy, Debug)]
 enum VerifyLen {
     Fixed(usize),
-    /// As long as the product of confidences is at least this; at least 1.
+    /// While the product of confidences is at least this number; at least 1 slot.
     Confidence(f32),
-    /// Depends on d_1..d_{j−1}, which is allowed.
+    /// A function of d_1..d_{j−1}, which is allowed.
     EarlierDrafts,
-    /// Depends on d_j itself, which is not.
+    /// A function of d_j itself, which is not allowed.
     OwnDraft,
 }
 
@@ -74,7 +74,7 @@ impl VerifyLen {
     }
 }
 
-/// What is wrong with the loop, if anything.
+/// A bug planted in the decode loop.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
     /// |P·p − q| in place of max(P·p − q, 0).
@@ -90,7 +90,7 @@ enum Bug {
 }
 
 impl World {
-    /// Logits that are often ordinary, sometimes impossible for some ids or for all but one.
+    /// Returns logits that are often ordinary, and sometimes −∞ for some ids or for all but one.
     fn logits(&self, salt: usize, tokens: &[u32]) -> Vec<f32> {
         let key = tokens.iter().fold(1, |key, &token| key * self.vocab + token as usize);
         let stream = |slot| Stream::new(self.seed, Purpose::TargetDraw, 8 * salt + slot, key);
@@ -126,7 +126,7 @@ impl World {
         softmax(&warp(&self.target_logits(prefix), &self.sampling))
     }
 
-    /// The target's law of the next `COMPARED` tokens.
+    /// Returns the target's joint distribution of the next `COMPARED` tokens.
     fn target_law(&self, prompt: &[u32]) -> Law {
         let mut law = Law::new();
         self.continue_exactly(prompt.to_vec(), prompt.len(), 1.0, &mut law);
@@ -163,21 +163,21 @@ fn total_variation(a: &Law, b: &Law) -> f64 {
         / 2.0
 }
 
-/// The part of [0, 1) that a uniform is known to lie in.
+/// The part of [0, 1) that contains a uniform, as far as earlier tests tell.
 type Interval = (f64, f64);
 
-/// What is known between two steps.
+/// The state of the enumeration between two steps.
 #[derive(Clone, Debug)]
 struct State {
-    /// Prompt and committed tokens.
+    /// The prompt and the committed tokens.
     tokens: Vec<u32>,
-    /// The uniforms of the positions after the newest token, as far as an earlier step has looked at them.
-    /// Empty unless uniforms are keyed by position.
+    /// The intervals of the uniforms at the positions after the newest token, as far as an earlier step has tested
+    /// them. Empty unless uniforms are keyed by position.
     uniforms: Vec<Interval>,
     weight: f64,
 }
 
-/// The rows of one verification.
+/// The target's and the draft's distributions in one verification.
 struct StepRows<'a> {
     target: &'a [Vec<f64>],
     draft: &'a [Vec<f64>],
@@ -193,7 +193,7 @@ impl Rows for StepRows<'_> {
     }
 }
 
-/// A decode loop under examination.
+/// A decode loop under test.
 struct Loop<'a> {
     world: &'a World,
     rule: Rule,
@@ -201,7 +201,8 @@ struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    /// The law of the next `COMPARED` tokens after two steps; what these leave open is the target's.
+    /// Returns the distribution of the next `COMPARED` tokens after two steps; tokens that the steps do not reach
+    /// follow the target's distribution.
     fn law(&self, prompt: &[u32]) -> Law {
         let mut states = vec![State { tokens: prompt.to_vec(), uniforms: Vec::new(), weight: 1.0 }];
         let mut law = Law::new();
@@ -219,13 +220,13 @@ impl Loop<'_> {
         law
     }
 
-    /// One step: every state it can lead to, and the expected number of accepted draft tokens.
+    /// Runs one step. Returns every state that it can lead to, and the expected number of accepted draft tokens.
     fn step(&self, state: &State) -> (Vec<State>, f64) {
         let slots = 1..self.world.block_size;
         let logits: Vec<Vec<f32>> = slots.map(|slot| self.world.draft_logits(&state.tokens, slot)).collect();
         let confidences: Vec<f32> = logits.iter().map(|row| confidence(row)).collect();
         let q: Vec<Vec<f64>> = logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect();
-        // What acceptance takes for q.
+        // The distributions that acceptance takes for q.
         let rows = match self.bug {
             Some(Bug::DraftNotWarped) => {
                 logits.iter().map(|row| softmax(&warp(row, &SamplingParams::at_temperature(1.0)))).collect()
@@ -243,7 +244,7 @@ impl Loop<'_> {
         (next, expected)
     }
 
-    /// Calls `visit` with every draft that may come to verification and its probability times `weight`.
+    /// Calls `visit` with every draft that may be verified, and with its probability times `weight`.
     fn each_draft(
         &self,
         q: &[Vec<f64>],
@@ -270,7 +271,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Every outcome of verifying `draft`.
+    /// Adds every outcome of verifying `draft` to `next`.
     fn verify(
         &self,
         state: &State,
@@ -292,7 +293,7 @@ impl Loop<'_> {
             let weights = self.bonus_weights(draft, &rows, &decision);
             let sum: f64 = weights.iter().sum();
             let uniforms = match self.bug {
-                // Draft i of this step stands where draft i − a − 1 of the next one will.
+                // Draft token i of this step has the position of draft token i − a − 1 of the next step.
                 Some(Bug::PositionKeyed) => intervals
                     .iter()
                     .chain(state.uniforms.iter().skip(draft.len()))
@@ -323,7 +324,7 @@ impl Loop<'_> {
         }
     }
 
-    /// The law of the bonus token, with what the bug makes of it.
+    /// Returns the weights of the bonus token, as the planted bug changes them.
     fn bonus_weights(&self, draft: &[u32], rows: &StepRows<'_>, decision: &Decision) -> Vec<f64> {
         let accepted = decision.accepted;
         if accepted == draft.len() {
@@ -346,8 +347,8 @@ impl Loop<'_> {
     }
 }
 
-/// Calls `visit` with a product of intervals for every combination of test outcomes, with its probability
-/// times `weight`. `known` bounds the first uniforms.
+/// Calls `visit` with the product of intervals for every combination of test outcomes, and with its probability times
+/// `weight`. `known` bounds the first uniforms.
 fn each_outcome(
     tests: &[f64],
     known: &[Interval],
@@ -362,7 +363,7 @@ fn each_outcome(
     let (low, high) = known.get(intervals.len()).copied().unwrap_or((0.0, 1.0));
     for part in [(low, high.min(probability)), (low.max(probability), high)] {
         let width = part.1 - part.0;
-        // Below the spacing of numbers there is no number inside to call the rule with.
+        // An interval narrower than the spacing of floating-point numbers has no number inside to call the rule with.
         if width > 1e-14 {
             intervals.push(part);
             each_outcome(tests, known, intervals, weight * width / (high - low), visit);
@@ -371,7 +372,7 @@ fn each_outcome(
     }
 }
 
-/// States that agree in everything, joined.
+/// Joins states that are equal in everything except their weight.
 fn merged(states: Vec<State>) -> Vec<State> {
     let (plain, mut rest): (Vec<State>, Vec<State>) =
         states.into_iter().partition(|state| state.uniforms.is_empty());
@@ -413,7 +414,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
 }
 
-/// Seeds of worlds in which every bug has something to break.
+/// Seeds of worlds in which every bug has an effect.
 const ORDINARY: std::ops::Range<u64> = 0..40;
 
 fn ordinary(seed: u64) -> World {
@@ -428,7 +429,7 @@ fn ordinary(seed: u64) -> World {
     }
 }
 
-/// The largest distance from the target's law over the ordinary worlds.
+/// Returns the largest distance from the target's distribution over the ordinary worlds.
 fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f64 {
     let error = |seed| {
         let mut world = ordinary(seed);
@@ -464,7 +465,7 @@ proptest! {
         }
     }
 
-    /// Also for the extreme uniforms, which an integral does not see.
+    /// The same for extreme uniforms, which do not contribute to an integral.
     #[test]
     fn impossible_tokens_are_never_committed(world in worlds(), draft in 0u32..64, ones in 0u32..8) {
         let uniform = |i: usize| if ones >> (i - 1) & 1 == 1 { 1.0 - (-32f64).exp2() } else { 0.0 };
@@ -472,8 +473,8 @@ proptest! {
     }
 }
 
-/// Whether a rule accepts or may draw a token that the target never says, given any draft of three tokens
-/// (two bits of `draft` each).
+/// True if a rule accepts or may draw a token that is impossible under the target, given a draft of three tokens (two
+/// bits of `draft` each).
 fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> f64) -> bool {
     let draft = [0, 2, 4].map(|shift| (draft >> shift & 3) % world.vocab as u32);
     let target: Vec<Vec<f64>> = (0..=draft.len()).map(|i| world.target(&draft[..i])).collect();
@@ -491,7 +492,8 @@ fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> 
     })
 }
 
-/// A uniform just below 0 does to the strict comparison what 0 would do to one that allows equality.
+/// A uniform just below 0 affects the strict comparison as a uniform of 0 would affect a comparison that allows
+/// equality.
 #[test]
 fn a_comparison_that_allows_equality_is_found() {
     let found = |seed| (0..64).any(|draft| commits_the_impossible(&ordinary(seed), draft, |_| -1e-300));
@@ -518,7 +520,7 @@ fn planted_bugs_are_found() {
         (Bug::ResidualNotClamped, 0.2, 0.2),
         (Bug::NoResidual, 0.1, 0.1),
         (Bug::DraftNotWarped, 0.05, 0.05),
-        // Harmless for `rejection`: P is always 1, and no uniform past the first rejection is looked at.
+        // Harmless for `rejection`: P is always 1, and no uniform after the first rejection is used.
         (Bug::ResidualWithoutPrefix, NEVER, 0.02),
         (Bug::PositionKeyed, NEVER, 0.02),
     ] {

@@ -1,5 +1,5 @@
-//! Greedy decoding is lossless: every mode, every group set, any batch, the tokens of plain
-//! autoregressive decoding, which are those of a forward pass without any cache.
+//! Greedy decoding is lossless: every mode, group set and batch gives the tokens of plain autoregressive decoding,
+//! which agree with a forward pass without any cache.
 
 use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Finish, Mode, Record, Request};
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
-/// A request's shape; tokens are taken modulo the vocabulary.
+/// The parameters of a random request; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
 struct Ask {
     prompt: Vec<u32>,
@@ -98,8 +98,8 @@ proptest! {
     }
 }
 
-/// With a source that proposes the continuation corrupted somewhere, every accepted length occurs in
-/// every mode, in a batch whose contexts span several pages.
+/// Every accepted length occurs in every mode, in a batch whose contexts span several pages: the proposer gives the
+/// true continuation with one wrong token.
 #[test]
 fn every_accepted_length_occurs_in_every_mode() {
     let spec = Spec { block_size: 6, ..Spec::default() };

@@ -1,4 +1,4 @@
-//! What a request gets depends on the request alone.
+//! The output of a request depends on the request alone.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{DecodeError, Engine, EngineOptions, Finish, Mode, Request};
@@ -9,7 +9,7 @@ use crate::support::models::Spec;
 use crate::support::policies::RandomGroups;
 use crate::support::runs::{Output, cpu, engine, model, run, run_alone};
 
-/// Sixty-four requests that differ in everything.
+/// Returns sixty-four requests that differ in every parameter.
 fn requests(spec: &Spec) -> Vec<Request> {
     let rules = [Rule::Rejection, Rule::Block, Rule::Match];
     let request = |i: usize| Request {
@@ -33,7 +33,7 @@ fn with_options(spec: &Spec, threads: usize, options: EngineOptions) -> Engine<C
     Engine::new(model(spec, cpu(threads)), RandomGroups(99), options).unwrap()
 }
 
-/// Records without the group sets, which are the policy's business.
+/// Compares outputs and records except for the group sets, which the policy chooses.
 fn assert_same(outputs: &[Output], expected: &[Output]) {
     use flexdraft::decode::Record;
     assert_eq!(outputs.len(), expected.len());
@@ -73,7 +73,7 @@ fn alone_or_in_a_batch_of_64_whatever_the_threads_pages_and_chunks() {
     assert_same(&outputs, &expected);
 }
 
-/// A cache that holds a few sequences only: the others wait, or give way and are computed again.
+/// With a cache for a few sequences only, the other sequences wait, or are preempted and computed again.
 #[test]
 fn a_small_cache_changes_no_output() {
     let spec = Spec::default();
@@ -115,7 +115,7 @@ fn cancelled_neighbours_leave_no_trace() {
     assert!(cut.count() > 3, "no request was cancelled on its way");
 }
 
-/// A request that outgrows the whole cache fails alone, after what it had committed.
+/// A request that outgrows the whole cache fails alone, and keeps the tokens that it had committed.
 #[test]
 fn a_request_larger_than_the_cache_fails_alone() {
     let spec = Spec::default();
@@ -135,7 +135,7 @@ fn a_request_larger_than_the_cache_fails_alone() {
         error.to_string(),
         "the KV cache is too small: the request needs 5 pages of 16 tokens, there are 4"
     );
-    // All pages are back: a request that needs every one of them runs.
+    // All pages are free again: a request that needs every page runs.
     let outputs = run(&mut engine, vec![Request::new(vec![1; 50], 10)]);
     assert_eq!(outputs[0].finish, Some(Finish::Length));
 }

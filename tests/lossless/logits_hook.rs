@@ -1,5 +1,5 @@
-//! A logits hook acts on the target's distribution and on nothing else: with it, every mode still gives
-//! the tokens of autoregressive decoding with the same hook.
+//! A logits hook changes the target's distribution and nothing else: with a hook, every mode still gives the tokens of
+//! autoregressive decoding with the same hook.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};
@@ -9,7 +9,7 @@ use crate::support::models::Spec;
 use crate::support::policies::RandomGroups;
 use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
-/// No token may follow itself, and only even ids may stand at every third position.
+/// Forbids repeating the last token, and odd ids at every third position.
 fn forbid(position: usize, prefix: &[u32], logits: &mut [f32]) {
     assert_eq!(position, prefix.len());
     for (id, logit) in logits.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! Rule `match` gives token for token what autoregressive sampling gives with the same seed: at any
-//! temperature, truncated or not, in every mode, with any group sets, alone and in batches.
+//! Rule `match` gives the same tokens as autoregressive sampling with the same seed: at any temperature, with and
+//! without truncation, in every mode, with any group sets, alone and in batches.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Auto, Confidence, Mode, Policy, Record, Request};
@@ -11,7 +11,7 @@ use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
-/// A request's shape; tokens are taken modulo the vocabulary.
+/// The parameters of a random request; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
 struct Ask {
     prompt: Vec<u32>,
@@ -55,7 +55,7 @@ impl Ask {
         }
     }
 
-    /// The request, perhaps with drafts that are right up to some place.
+    /// Returns the request, in some cases with a proposer whose drafts are right up to some place.
     fn proposing(&self, spec: &Spec, expected: &Output) -> Request {
         let mut request = self.request(spec);
         if self.proposes {
@@ -75,7 +75,7 @@ proptest! {
         asks in prop::collection::vec(ask(), 1..6),
         seed in any::<u64>(),
     ) {
-        // Without drafts every rule draws the same: `rejection` stands for plain sampling here.
+        // Without drafts every rule draws the same tokens; `rejection` serves as plain sampling here.
         let plain = |ask: &Ask| Request { rule: Rule::Rejection, ..ask.request(&spec) };
         let ar: Vec<Output> =
             asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, plain(ask))).collect();
@@ -96,7 +96,7 @@ proptest! {
     }
 }
 
-/// How often each accepted length occurred among steps that verified `verify_len` tokens.
+/// Counts each accepted length among the steps, all of which verify `verify_len` tokens.
 fn accepted_lengths(outputs: &[Output], verify_len: usize) -> Vec<usize> {
     let mut seen = vec![0; verify_len + 1];
     for record in outputs.iter().flat_map(|output| &output.records) {
@@ -108,8 +108,8 @@ fn accepted_lengths(outputs: &[Output], verify_len: usize) -> Vec<usize> {
     seen
 }
 
-/// Drafts that are right up to some place are accepted up to there, in every mode, in a batch whose
-/// contexts span several pages.
+/// Drafts that are right up to some place are accepted up to that place, in every mode, in a batch whose contexts span
+/// several pages.
 #[test]
 fn every_accepted_length_occurs_in_every_mode() {
     let spec = Spec { block_size: 6, ..Spec::default() };
@@ -151,8 +151,8 @@ fn every_accepted_length_occurs_in_every_mode() {
     check(&spec, &asks, &ar, RandomGroups(7));
 }
 
-/// The drafter draws with the target's numbers, so that its drafts match more often than independent ones
-/// would: with random numbers of their own, drafts that `match` accepts would be as rare as Σ p·q.
+/// The drafter draws with the target's random numbers, so its drafts match more often than independent draws: with
+/// separate random numbers, `match` would accept a draft only with probability Σ p·q.
 #[test]
 fn drafts_are_coupled_with_the_target() {
     let spec = Spec { vocab: 6, gain: 0.5, ..Spec::default() };
@@ -167,6 +167,6 @@ fn drafts_are_coupled_with_the_target() {
     let outputs = run(&mut engine(&spec, Mode::Sequential), requests.collect());
     let seen = accepted_lengths(&outputs, spec.block_size - 1);
     let tested: usize = seen.iter().sum();
-    // Near-uniform distributions over six tokens: an independent draft is right one time in six.
+    // The distributions over six tokens are nearly uniform, so an independent draft would be right one time in six.
     assert!(seen[0] < tested / 2, "first drafts rejected: {} of {tested}", seen[0]);
 }

@@ -1,7 +1,7 @@
-//! Token for token what the official implementation of FlexDraft produced.
+//! The engine gives the same tokens as the official implementation of FlexDraft.
 //!
-//! `tests/fixtures/tiny` holds a small trained pair and 24 recorded runs; its README says what was
-//! recorded and how to compare.
+//! `tests/fixtures/tiny` holds a small trained pair and 24 recorded runs; its README describes the recordings and how
+//! to compare with them.
 
 use std::path::Path;
 
@@ -84,7 +84,7 @@ fn compare(name: &str, case: &Case, output: &Output) {
             Record::Prefill(_) => panic!("{name}: two prefill records"),
         })
         .collect();
-    // The official loop may make one more step once all tokens are known.
+    // The official loop may make one more step after the last token is known.
     assert!(steps.len() == case.steps.len() || steps.len() + 1 == case.steps.len(), "{name}");
     for (index, (step, official)) in steps.iter().zip(&case.steps).enumerate() {
         let name = format!("{name}, step {index}");

@@ -1,4 +1,4 @@
-//! Whole passes: a sequence's rows have the same bits alone and among others.
+//! The rows of a sequence have the same bits in a pass of their own and in a pass with other sequences.
 
 use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
@@ -15,7 +15,7 @@ fn bits(buffer: &Buffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
-/// A sequence of a pass: what it has in the cache, its candidates and its groups.
+/// A sequence of a pass: its cached positions, its candidates and its groups.
 #[derive(Clone, Debug)]
 struct Place {
     cached: usize,
@@ -36,7 +36,7 @@ prop_compose! {
     }
 }
 
-/// Hidden states after a pass over `places` (as logits), by row: candidates and groups of each place.
+/// Returns the hidden states (as logits) of a pass over `places`, by row: candidates and groups of each place.
 fn run_pass(
     spec: &Spec,
     device: Cpu,
@@ -49,7 +49,7 @@ fn run_pass(
     let (mut work, mut logits) = (model.new_workspace(), model.new_logits());
     let token = |position: usize| (position * position + 1) as u32 % spec.vocab as u32;
     let per_sequence = |p: &Place| (p.cached + p.candidates).div_ceil(page_size);
-    // A page between any two, which nothing may read.
+    // An unused page lies between any two sequences; no row may read it.
     let total = places.iter().map(|p| per_sequence(p) + 1).sum::<usize>() + 1;
     let mut cache = model.new_cache(total, page_size).unwrap();
     let mut tables = Vec::new();
@@ -59,7 +59,7 @@ fn run_pass(
         next += per_sequence(place) as u32 + 1;
     }
     if poison {
-        // Fill every page with NaN first: what is not seen must not matter.
+        // Fills every page with NaN first, because positions that no row sees must not matter.
         let mut nan = target.clone();
         nan.embed = Tensor::from_f32(target.embed.shape(), vec![f32::NAN; spec.vocab * spec.hidden]).unwrap();
         let nan = Model::new(cpu(1), &nan, None).unwrap();
@@ -105,8 +105,8 @@ fn run_pass(
 proptest! {
     #![proptest_config(properties(48))]
 
-    /// Whole passes: a sequence alone, among others, with other pages and page sizes, with more threads,
-    /// in a cache that held NaN: the same bits, candidates and groups.
+    /// A sequence gives the same bits alone and among others, with other pages and page sizes, with more threads, and
+    /// in a cache that held NaN, for candidates and groups.
     #[test]
     fn sequences_of_a_pass(
         spec in spec(),
@@ -125,8 +125,8 @@ proptest! {
         }
     }
 
-    /// A candidate of a joint pass equals the row of an autoregressive pass, and each group what it is
-    /// without the other groups.
+    /// A candidate of a joint pass equals the row of an autoregressive pass, and each group equals the same group in a
+    /// pass without the other groups.
     #[test]
     fn rows_of_a_sequence(spec in spec(), place in place()) {
         let joint = run_pass(&spec, cpu(1), 16, std::slice::from_ref(&place), false).remove(0);
@@ -136,7 +136,7 @@ proptest! {
             prop_assert_eq!(&row, expected);
         }
         for (index, &k) in place.groups.iter().enumerate() {
-            // The candidates up to k are clean by then: the group follows the last of them.
+            // The candidates up to k count as accepted here: the group follows the last of them.
             let alone = Place { cached: place.cached + k, candidates: 1, groups: vec![0], slots: place.slots };
             let rows = run_pass(&spec, cpu(1), 16, &[alone], false).remove(0);
             let first = place.candidates + index * place.slots;

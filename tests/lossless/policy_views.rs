@@ -1,4 +1,4 @@
-//! What policies are told, and how far their choices are followed.
+//! The reports that policies receive, and the limits of their choices.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::support::runs::{engine, run};
 
 type Steps = Arc<Mutex<Vec<Vec<SequenceStep>>>>;
 
-/// Drafts or not, though it always says that it does, and writes down what it is told.
+/// A policy that drafts or not, always claims to draft, and stores the reports that it receives.
 struct Spy {
     draft: bool,
     steps: Steps,
@@ -50,7 +50,7 @@ fn every_step_is_reported_as_it_happened() {
         let steps = Steps::default();
         let mut engine = engine(&Spec::default(), Spy { draft, steps: steps.clone() });
         let output = run(&mut engine, vec![request(3, 0.0)]).remove(0);
-        // The prompt is read in the first step.
+        // The first step reads the prompt.
         let mut expected = vec![SequenceStep { mode: None, had_draft: false, drafted: draft, committed: 1 }];
         expected.extend(output.records.iter().filter_map(|record| match record {
             Record::Prefill(_) => None,
@@ -69,7 +69,7 @@ fn every_step_is_reported_as_it_happened() {
 
 #[test]
 fn what_tokens_depend_on_is_not_for_policies_to_choose() {
-    // By `rejection`, tokens depend on what is verified; greedily they do not.
+    // With `rejection`, tokens depend on the verified drafts; with greedy decoding they do not.
     for (temperature, drafted) in [(1.0, true), (0.0, false)] {
         let steps = Steps::default();
         let requests = vec![request(5, temperature)];

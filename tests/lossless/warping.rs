@@ -1,4 +1,4 @@
-//! Warping equals transformers' logits processors on recorded rows, and the reference on any.
+//! Warping agrees with transformers' logits processors on recorded rows, and with the reference on random rows.
 
 use flexdraft::sampling::{SamplingParams, softmax, warp};
 use flexdraft_reference::warp as reference;
@@ -12,7 +12,7 @@ struct Recording {
     rows: Vec<Row>,
 }
 
-/// `None` is −∞.
+/// A recorded logit; `None` is −∞.
 #[derive(Deserialize)]
 struct Row {
     temperature: f32,
@@ -49,7 +49,7 @@ fn scores_equal_those_of_transformers() {
                 assert_eq!(*found, f32::NEG_INFINITY, "row {index}, id {id}: kept");
                 continue;
             };
-            // Ours are relative to the largest.
+            // Our scores are relative to the largest.
             let tolerance = 1e-6 * expected.abs().max(largest.abs()).max(1.0);
             let difference = (found - (expected - largest)).abs();
             assert!(difference <= tolerance, "row {index}, id {id}: {found} is not {expected} − {largest}");
@@ -60,7 +60,7 @@ fn scores_equal_those_of_transformers() {
 proptest! {
     #![proptest_config(properties(64))]
 
-    /// Logits on a coarse grid, so that ties are common and no cut is a matter of rounding.
+    /// Logits lie on a coarse grid, so that ties are common and no cut depends on rounding.
     #[test]
     fn probabilities_equal_the_references(
         grid in prop::collection::vec(-8i32..9, 1..70),

@@ -1,4 +1,4 @@
-//! Decisions of acceptance against the reference in f64, and a sequence's verdict whatever else is verified.
+//! Acceptance compared with the reference in f64; a sequence's verdict does not depend on the other sequences.
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
@@ -18,18 +18,18 @@ use flexdraft_reference::warp::{Warping, warp};
 use crate::bench::{Bench, noise};
 use crate::{Case, everywhere, on_a_gpu_or_rehearsed};
 
-/// One sequence, whose logits follow from its seed.
+/// A sequence to verify, whose logits follow from its seed.
 #[derive(Clone, Debug)]
 struct Sequence {
     rule: Rule,
     params: SamplingParams,
     drafts: usize,
-    /// How far the draft's logits are from the target's.
+    /// The distance of the draft's logits from the target's.
     distance: f32,
-    /// Whether the draft comes from a distribution at all.
+    /// True if the draft tokens come from a distribution q; false for point masses.
     has_distribution: bool,
     seed: u64,
-    /// Drawn from the draft's logits.
+    /// The draft tokens, drawn from the draft's logits.
     tokens: Vec<u32>,
 }
 
@@ -40,7 +40,7 @@ impl Sequence {
         50 + 1000 * self.seed as usize
     }
 
-    /// The target's and the draft's logits.
+    /// Returns the target's and the draft's logits.
     fn logits(&self, vocab: usize) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
         let row = |i: usize| -> Vec<f32> {
             noise(100 * self.seed + i as u64, vocab).into_iter().map(|x| x * x * x).collect()
@@ -61,12 +61,12 @@ impl Sequence {
         warp(&logits, &Warping { temperature, top_k, top_p, min_p }).probabilities
     }
 
-    /// At temperature 0 all rules are one, and without a draft.
+    /// True if the rule is `match` in effect: at temperature 0, and without a draft, all rules agree.
     fn matches(&self) -> bool {
         self.params.temperature == 0.0 || self.rule == Rule::Match || self.drafts == 0
     }
 
-    /// With a draft, which is drawn as the rule wants it.
+    /// Returns the sequence with draft tokens drawn as its rule requires.
     fn drafted(self, vocab: usize) -> Self {
         let n = self.position();
         let token = |(i, logits): (usize, Vec<f32>)| {
@@ -81,7 +81,7 @@ impl Sequence {
         Sequence { tokens, ..self }
     }
 
-    /// p and q.
+    /// Returns the distributions p and q.
     fn laws(&self, vocab: usize) -> [Vec<Vec<f64>>; 2] {
         let (target, draft) = self.logits(vocab);
         let warped = |rows: &[Vec<f32>]| rows.iter().map(|row| self.warped(row)).collect();
@@ -90,8 +90,8 @@ impl Sequence {
         [warped(&target), q]
     }
 
-    /// The reference's verdict, and p of the bonus. That rounding decides neither a test nor a draw is checked, so
-    /// that a case which says nothing is not taken for one that agrees.
+    /// Returns the reference's verdict, and p of the bonus token. Panics if rounding could decide a test or a draw,
+    /// because agreement would then mean nothing.
     fn expected(&self, vocab: usize) -> (accept::Verdict, f64) {
         let ([p, q], tokens) = (self.laws(vocab), &self.tokens);
         let (seed, n) = (self.seed, self.position());
@@ -129,13 +129,13 @@ impl Sequence {
     }
 }
 
-/// A batch.
+/// Sequences that are verified together.
 struct Batch {
     vocab: usize,
     sequences: Vec<Sequence>,
 }
 
-/// Verdicts, and the tokens that each commits.
+/// The verdicts, and the tokens that each verdict commits.
 type Found = (Vec<Verdict>, Vec<Vec<i32>>);
 
 impl Batch {
@@ -177,7 +177,7 @@ impl Batch {
             }
             tokens.extend(sequence.tokens.iter().map(|&token| token as i32));
         }
-        // Operands are of one length at least.
+        // Operands have at least one element.
         if draft_ways.is_empty() {
             draft_ways.push(RowSampling::new(&SamplingParams::GREEDY, None).unwrap());
             draft.resize(stride, 0.0);
@@ -213,7 +213,7 @@ impl Batch {
         let unwritten = Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 };
         let mut verdicts = bench.memory(&vec![unwritten; batch]);
         let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
-        // It can be launched again: the counters are as they were.
+        // The counters are back at 0 after a launch, so the kernel can be launched again.
         for _ in 0..2 {
             let args = Accept {
                 vocab,
@@ -282,7 +282,7 @@ impl Case for Batch {
     }
 }
 
-/// Every rule with near and far drafts, point masses and no draft.
+/// Returns a batch with every rule: close and distant drafts, point masses and no draft.
 fn batch(vocab: usize) -> Batch {
     let mut sequences = vec![];
     let mut seed = 0;
@@ -313,7 +313,7 @@ fn decisions() {
     }
 }
 
-/// The vocabularies of Qwen3 and SmolLM2.
+/// Tests the vocabulary sizes of Qwen3 and SmolLM2.
 #[test]
 fn decisions_over_a_large_vocabulary() {
     for vocab in [151_936, 49_152] {

@@ -1,4 +1,4 @@
-//! A layer's attention: rotation, append, joint attention.
+//! The attention of one layer on a GPU and on the SIMT host: rotation, append, joint attention.
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
@@ -18,7 +18,7 @@ struct Attention {
 }
 
 impl Case for Attention {
-    /// q and k after the rotation, the cache, the attention's output and its log-sum-exp.
+    /// q and k after the rotation, the cache, the attention's output, and its log-sum-exp.
     type Output = [Vec<f32>; 4];
 
     fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {

@@ -1,5 +1,5 @@
-//! Joint attention against the reference in f64, with NaN wherever no row may look, and bit for bit the same wherever
-//! a row is computed.
+//! Joint attention compared with the reference in f64, with NaN in all memory that no row may read, and with the same
+//! bits for a row in every pass.
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
@@ -19,7 +19,7 @@ struct Sequence {
     candidates: usize,
     groups: Vec<usize>,
     slots: usize,
-    /// What its values are made from, with the name of candidate 0.
+    /// The seed of the sequence's values, together with the name of candidate 0.
     seed: u64,
     first: usize,
 }
@@ -29,13 +29,13 @@ impl Sequence {
         Sequence { start, candidates, groups: groups.to_vec(), slots, seed, first: 0 }
     }
 
-    /// Candidate `i` alone: the step of autoregressive decoding at its position.
+    /// Returns a sequence with candidate `i` alone: the autoregressive decode step at its position.
     fn candidate(&self, i: usize) -> Self {
         let (start, first) = (self.start + i, self.first + i);
         Self { start, first, candidates: 1, groups: vec![], ..self.clone() }
     }
 
-    /// Group number `i` alone: the drafting pass after its acceptance.
+    /// Returns a sequence with group number `i` alone: the drafting pass after its accepted length.
     fn group(&self, i: usize) -> Self {
         Self { candidates: 0, groups: vec![self.groups[i]], ..self.clone() }
     }
@@ -44,12 +44,12 @@ impl Sequence {
         self.groups.len() * self.slots
     }
 
-    /// Cached positions that some row sees.
+    /// Returns the number of cached positions that some row sees.
     fn seen(&self) -> usize {
         self.start + self.candidates.max(self.groups.last().map_or(0, |last| last + 1))
     }
 
-    /// q, k and v of a row, the same wherever the row is.
+    /// Returns q, k and v of a row, which do not depend on the pass that the row is in.
     fn row(&self, shape: AttentionShape, row: usize) -> Vec<bf16> {
         let name = match row.checked_sub(self.candidates) {
             None => self.first + row,
@@ -58,7 +58,8 @@ impl Sequence {
         halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
     }
 
-    /// K and V of the cached positions, `[seen, kv_heads · head_dim]`. Longer ones begin with shorter ones.
+    /// Returns K and V of the cached positions, `[seen, kv_heads · head_dim]`. Longer results begin with the shorter
+    /// ones.
     fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
         [1, 2].map(|s| halves(self.seed ^ s << 20, self.seen() * shape.kv_heads * shape.head_dim))
     }
@@ -75,7 +76,8 @@ struct Setting {
 /// A sequence's output and log-sum-exps, row after row.
 type Rows = (Vec<bf16>, Vec<f32>);
 
-/// Where every page of the sequences is, from the last page of memory down; page 0 is nobody's.
+/// Returns the page ids of each sequence, from the last page of memory down, and the number of pages. No sequence has
+/// page 0.
 fn paged(sequences: &[Sequence], page_size: usize) -> (Vec<Vec<u32>>, usize) {
     let counts: Vec<usize> = sequences.iter().map(|s| s.seen().div_ceil(page_size)).collect();
     let mut next = counts.iter().sum::<usize>() as u32 + 1;
@@ -87,7 +89,7 @@ fn paged(sequences: &[Sequence], page_size: usize) -> (Vec<Vec<u32>>, usize) {
     (pages.collect(), all)
 }
 
-/// Joint attention of a pass.
+/// Runs joint attention over a pass.
 fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -> Vec<Rows> {
     let Setting { shape, page_size, split, head_major } = setting;
     let Bench { kernels, stream } = bench;
@@ -126,7 +128,7 @@ fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -
     for sequence in sequences {
         for row in 0..sequence.candidates {
             let mut values = sequence.row(shape, row);
-            // Their k and v are in the cache; what is here must not matter.
+            // The k and v of candidates are in the cache; the values here must not matter.
             values[shape.out_cols()..].fill(NAN);
             qkv.extend(values);
         }
@@ -175,7 +177,7 @@ fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -
         .collect()
 }
 
-/// The rows of a sequence against the reference.
+/// Compares the rows of a sequence with the reference.
 fn check(shape: AttentionShape, sequence: &Sequence, (out, lse): &Rows) {
     let heads = Heads { q_heads: shape.q_heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim };
     let f64s = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
@@ -213,7 +215,8 @@ fn check(shape: AttentionShape, sequence: &Sequence, (out, lse): &Rows) {
     }
 }
 
-/// A pass beside the reference; sequences beside themselves alone, in another order and in parts.
+/// A pass that is compared with the reference, and whose sequences are compared with passes of each sequence alone, in
+/// another order and in parts.
 struct Joint {
     setting: Setting,
     sequences: Vec<Sequence>,
@@ -245,7 +248,7 @@ impl Case for Joint {
                 lse[rows.start * q_heads..rows.end * q_heads].to_vec(),
             ))
         };
-        // The same arithmetic under other paging.
+        // The same arithmetic with other paging.
         let other = Setting {
             page_size: if setting.page_size == 16 { 64 } else { 16 },
             head_major: !setting.head_major,
@@ -257,7 +260,7 @@ impl Case for Joint {
             assert!(bits(&permuted[sequences.len() - 1 - i]) == bits(rows), "sequence {i} in another order");
             let alone = run(bench, other, std::slice::from_ref(sequence));
             assert!(bits(&alone[0]) == bits(rows), "sequence {i} alone");
-            // Its cache is as long as it sees, so what comes later has no influence.
+            // Its cache ends at its own position, so later positions have no influence.
             for row in 0..sequence.candidates.min(3) {
                 let ar = run(bench, other, &[sequence.candidate(row)]);
                 assert!(bits(&ar[0]) == part(rows, row..row + 1), "candidate {row} of sequence {i}");
@@ -283,7 +286,8 @@ fn small_passes() {
     ] {
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
         let setting = Setting { shape, page_size, split, head_major };
-        // Contexts around the edges of tiles and splits, up to several splits; nothing but a context; no context.
+        // Contexts around the edges of tiles and splits, up to several splits, a sequence without a group, and a
+        // sequence without a context.
         let sequences = vec![
             Sequence::new(1, 190, 5, &[0, 2, 4], 5),
             Sequence::new(2, 63, 1, &[], 0),
@@ -295,7 +299,7 @@ fn small_passes() {
     }
 }
 
-/// 15 drafts, a group for each accepted length, blocks of 16.
+/// The shape of the released drafters: 15 draft tokens, a group for each accepted length, blocks of 16.
 #[test]
 fn the_released_shape() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 1, head_dim: 128 };
@@ -305,13 +309,13 @@ fn the_released_shape() {
     everywhere(&case, |rows| case.compared(rows));
 }
 
-/// The heads of Qwen3-8B and of SmolLM2-135M, with the pages that each is used with.
+/// The heads of Qwen3-8B and SmolLM2-135M, with their usual page sizes.
 const RELEASED: [(AttentionShape, usize); 2] = [
     (AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 }, 64),
     (AttentionShape { q_heads: 9, kv_heads: 3, head_dim: 64 }, 16),
 ];
 
-/// What would take the SIMT host long: contexts of many splits of the usual size.
+/// Long contexts with many splits of the usual size, which would take the SIMT host too long.
 #[test]
 fn long_contexts() {
     for (shape, page_size) in RELEASED {
@@ -336,7 +340,7 @@ fn a_batch_of_the_released_heads() {
         let setting = Setting { shape, page_size, split: DEFAULT_SPLIT, head_major: false };
         let case = Joint { setting, sequences: (0..8).map(|i| sequence(800, i)).collect() };
         on_a_gpu(&case, |rows| case.compared(rows));
-        // One short sequence, so that the case itself is tried before a GPU is there.
+        // One short sequence, so that the test case itself runs without a GPU.
         let case = Joint { setting, sequences: vec![sequence(20, 0)] };
         if shape.kv_heads == 3 {
             everywhere(&case, |rows| case.compared(rows));

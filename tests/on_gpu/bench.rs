@@ -1,4 +1,4 @@
-//! Where the tests' kernels run.
+//! The backends that the tests run kernels on.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -10,7 +10,7 @@ use flexdraft::kernels::Kernels;
 
 pub use crate::support::noise::{halves, noise};
 
-/// Kernels somewhere, and the memory of one test on it.
+/// The kernels of a backend, with the stream and memory of one test.
 pub struct Bench<B: Backend> {
     pub kernels: Kernels<B>,
     pub stream: B::Stream,
@@ -31,25 +31,24 @@ impl<B: Backend> Bench<B> {
     }
 }
 
-/// The SIMT host.
+/// Returns the kernels on the SIMT host.
 pub fn simt(options: SimtOptions) -> Bench<Simt> {
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.backend().stream();
     Bench { kernels, stream }
 }
 
-/// Held by the test whose turn the GPU is: another test that waits for the whole context would break the capture of
-/// one.
+/// Lock for the GPU. If another test waited for the whole context, it would break this test's graph capture.
 static TURN: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    /// The turn of this thread's test, until the thread ends.
+    /// The lock held by this thread's test, until the thread ends.
     static MINE: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
 }
 
-/// A GPU, if there is one. It is this test's alone from here on.
+/// Returns the kernels on a GPU, if there is one, and locks the GPU for this test.
 pub fn cuda() -> Option<Bench<Cuda>> {
-    /// Keeps the primary context from being made anew by each test.
+    /// Keeps the primary context alive, so that each test does not create it anew.
     static KEPT: OnceLock<Option<Arc<CudaContext>>> = OnceLock::new();
     MINE.with_borrow_mut(|mine| {
         mine.get_or_insert_with(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
@@ -63,18 +62,18 @@ pub fn cuda() -> Option<Bench<Cuda>> {
         Ok(bench) => Some(bench),
         Err(error) => {
             assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
-            // Past the test harness, which shows the output of failed tests only.
+            // Written to stderr directly, because the test harness shows the output of failed tests only.
             let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
             None
         }
     }
 }
 
-/// The same GPU and stream, as another framework gives them.
+/// Returns the kernels on the same GPU and stream, obtained as from another framework.
 pub fn foreign(gpu: &Bench<Cuda>) -> Bench<Foreign> {
     let context = gpu.stream.context();
     let kernels = Kernels::new(Foreign::new(context).unwrap());
-    // SAFETY: a stream of this context, which the caller keeps for longer.
+    // SAFETY: the stream belongs to this context, and the caller keeps it for longer.
     let stream = unsafe { ForeignStream::new(context, gpu.stream.cu_stream() as u64) };
     Bench { kernels, stream }
 }

@@ -1,4 +1,5 @@
-//! Launches in a CUDA graph read what their operands hold when it runs: attention, sampling and acceptance.
+//! Launches in a CUDA graph read the current contents of their operands at each replay: attention, sampling and
+//! acceptance.
 
 use bytemuck::Zeroable;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
@@ -25,7 +26,7 @@ const CANDIDATES: usize = 3;
 const VOCAB: usize = 1000;
 const SPLIT: usize = 64;
 
-/// A step's operands, and what comes out of it.
+/// The operands of a step, and its results.
 struct Step {
     tables: PassTables<Cuda>,
     qkv: Memory<bf16>,
@@ -92,7 +93,7 @@ impl Step {
         }
     }
 
-    /// Other contents of the operands; they stay where they are.
+    /// Writes other contents to the operands in place.
     fn fill(&mut self, gpu: &Bench<Cuda>, seed: u64) {
         let Bench { kernels, stream } = gpu;
         let backend = kernels.backend();
@@ -163,12 +164,13 @@ impl Step {
     }
 }
 
-/// The context's memory is made without cudarc's events, which a capture must not wait for.
+/// Captured launches give the results of direct launches. cudarc's event tracking is off, because a capture must not
+/// wait for its events.
 #[test]
 fn capture() {
     let Some(gpu) = cuda() else { return };
     let stream = &gpu.stream;
-    // SAFETY: all of this test's memory is used on one stream.
+    // SAFETY: this test uses all of its memory on one stream.
     unsafe { stream.context().disable_event_tracking() };
     let mut step = Step::new(&gpu);
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();

@@ -1,4 +1,4 @@
-//! The decode loop on a GPU.
+//! Tests of the decode loop on a GPU.
 
 use std::sync::{Arc, Mutex};
 
@@ -33,10 +33,10 @@ fn spec(head_dim: usize, seed: u64) -> Spec {
     }
 }
 
-/// That parallel and sequential decoding commit the tokens of autoregressive decoding, alone and in a batch.
+/// Checks that parallel and sequential decoding commit the tokens of autoregressive decoding, alone and in a batch.
 fn check_modes(device: impl Device, spec: &Spec) {
     let (target, drafter) = spec.weights();
-    // One model for all engines, as its first products find out which algorithms to use.
+    // One model for all engines, because its first products measure which algorithms to use.
     let mut kept = Some(Model::new(device, &target, Some(&drafter)).unwrap());
     let vocab = spec.vocab as u32;
     let mut decode = |mode, batch: usize, rule, temperature| {
@@ -76,7 +76,7 @@ fn every_mode_gives_the_same_tokens() {
     }
 }
 
-/// Heads and vocabularies of released models, with fewer layers.
+/// Returns a model with the heads and vocabulary of a released model, but fewer layers.
 fn released(name: &str) -> Spec {
     let spec = Spec {
         rank: Some(512),
@@ -119,7 +119,7 @@ fn every_mode_gives_the_same_tokens_with_the_heads_of_smollm2() {
     }
 }
 
-/// The target's logits after a prompt and along a continuation that does not depend on them.
+/// Returns the target's logits after a prompt and along a continuation that does not depend on them.
 fn logits(device: impl Device, spec: &Spec) -> Vec<Vec<f32>> {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
@@ -139,7 +139,7 @@ fn logits(device: impl Device, spec: &Spec) -> Vec<Vec<f32>> {
     seen.clone()
 }
 
-/// What the CPU device computes with activations in bf16, which are rounded at the same places.
+/// The logits agree with the CPU device's with bf16 activations, which are rounded at the same places.
 #[test]
 fn logits_are_those_of_the_cpu_device() {
     for (head_dim, seed, bias) in [(64, 1, false), (128, 2, true)] {
@@ -156,5 +156,6 @@ fn logits_are_those_of_the_cpu_device() {
     }
 }
 
-/// What roundings to bf16 that go the other way make of logits in a model of a few layers, relative to the largest.
+/// Tolerance of logits in a model of a few layers, relative to the largest: some values are rounded to bf16 in the
+/// other direction.
 const LOGITS: f32 = 0.02;

@@ -1,4 +1,4 @@
-//! The program that a new GPU is asked first (`benches/kernels/first.rs`), on the SIMT host.
+//! Tests the first program that runs on a new GPU (`benches/kernels/first.rs`) on the SIMT host.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::first;
 
-/// Kernels of the sources, by their tables.
+/// Returns the kernels that the sources list in their tables.
 fn listed() -> BTreeSet<String> {
     let cuda = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let mut names = BTreeSet::new();
@@ -24,7 +24,7 @@ fn kernels<'a>(lines: &'a [Value], key: &str) -> Vec<&'a str> {
     lines.iter().filter_map(|line| line[key].as_str()).collect()
 }
 
-/// Where there are no sources, as in a bundle, there is nothing to compare with.
+/// The program launches every kernel of the sources. A bundle has no sources, so there is nothing to compare.
 #[test]
 fn is_launched_by_the_first_program() {
     if !std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda").exists() {
@@ -40,7 +40,7 @@ fn is_launched_by_the_first_program() {
     let launched: BTreeSet<String> = kernels(&ok, "kernel").into_iter().map(str::to_owned).collect();
     assert_eq!(launched, listed());
 
-    // After a failure the rest is launched by a second call.
+    // After a failure, a second call launches the remaining cases.
     let cases = kernels(&lines, "case").len();
     let again = tempfile::tempdir().unwrap();
     first::on_simt(again.path(), cases - 1).unwrap();

@@ -1,4 +1,4 @@
-//! Embedding, gathering, norms and SiLU.
+//! The kernels around the matrix products on a GPU and on the SIMT host: embedding, gathering, norms and SiLU.
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::glue::{Add, Embed, Gather, Residual, RmsNorm, SiluAdd, SiluMul};

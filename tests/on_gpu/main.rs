@@ -1,8 +1,9 @@
-//! The kernels on a GPU: against the same kernels on the SIMT host, against the reference in f64, and against
-//! themselves wherever a row is; matrix products against exact sums; the decode loop.
+//! Tests of the kernels on a GPU. They are compared with the same kernels on the SIMT host, with the reference in f64,
+//! and with themselves for rows in other batches; matrix products are compared with exact sums, and the decode loop is
+//! tested as a whole.
 //!
-//! What compares runs on every machine there is. Without a GPU (or without device code in the build) that is the
-//! SIMT host, so that what is compared, and how, is tested everywhere; the decode loop is skipped loudly.
+//! The comparisons run on every machine. Without a GPU (or without device code in the build) they run on the SIMT host,
+//! so that the tests themselves are tested everywhere; the decode loop is then skipped with a message.
 //! `FLEXDRAFT_REQUIRE_GPU=1` makes a missing GPU an error.
 
 #![cfg(all(feature = "runner", feature = "simt"))]
@@ -43,7 +44,8 @@ use flexdraft::backend::simt::{Checking, Copies};
 use flexdraft::backend::{Backend, SimtOptions};
 use half::bf16;
 
-/// Runs a case on the SIMT host and on the other machine.
+/// Runs a case on the SIMT host in two variants, and on a GPU (on a stream of our own and on a foreign one) if there is
+/// one, and compares the results.
 fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
     let expected = case.run(&simt(SimtOptions::default()));
     let other = SimtOptions { checking: Checking::Off, copies: Copies::Late, schedule: 3 };
@@ -55,7 +57,7 @@ fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
     }
 }
 
-/// Runs a case on the SIMT host and on a GPU, if there is one.
+/// Runs a case on the SIMT host and on a GPU, if there is one, and checks each result.
 fn everywhere<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     check(&case.run(&simt(SimtOptions::default())));
     on_a_gpu(case, check);
@@ -68,8 +70,8 @@ fn on_a_gpu<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     }
 }
 
-/// Runs a case on a GPU, if there is one, and in a rehearsal (`FLEXDRAFT_REHEARSE`) on the SIMT host too: a case whose
-/// time there is minutes.
+/// Runs a case on a GPU, if there is one. In a rehearsal (`FLEXDRAFT_REHEARSE`) it also runs on the SIMT host, where it
+/// takes minutes.
 fn on_a_gpu_or_rehearsed<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     if is_rehearsal() {
         check(&case.run(&simt(SimtOptions::default())));
@@ -77,18 +79,18 @@ fn on_a_gpu_or_rehearsed<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     on_a_gpu(case, check);
 }
 
-/// Whether this is a rehearsal of a run on a GPU (`benches/gpu/rehearse.sh`).
+/// True in a rehearsal of a run on a GPU (`benches/gpu/rehearse.sh`).
 fn is_rehearsal() -> bool {
     std::env::var_os("FLEXDRAFT_REHEARSE").is_some()
 }
 
-/// What is computed, on any backend.
+/// A computation that runs on any backend.
 trait Case {
     type Output;
     fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output;
 }
 
-/// That values differ by rounding only: relative to the largest of them, which sums are made of.
+/// Checks that values differ by rounding only, relative to the largest value.
 fn close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(0.0f32, |most, x| most.max(x.abs())).max(1e-3);

@@ -1,4 +1,4 @@
-//! Matrix products against sums in f64: cuBLASLt's on a GPU, and those that stand for them on the SIMT host.
+//! Matrix products compared with sums in f64: cuBLASLt on a GPU, and its substitute on the SIMT host.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::bench::{Bench, cuda, halves, noise, simt};
 
-/// A layer.
+/// The shape of a layer.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
     in_cols: usize,
@@ -19,13 +19,13 @@ struct Layer {
     logits: bool,
 }
 
-/// Rows of the input; products are of some of them.
+/// Rows of the input; each product uses a range of them.
 const ROWS: usize = 70;
 
-/// What stands where no product went.
+/// The initial value of the output, which stays in rows without a product.
 const UNTOUCHED: f32 = 77.0;
 
-/// The output with only `rows` multiplied, as f32, and the elements from one row to the next.
+/// Returns the output with only `rows` multiplied, as f32, and the row stride in elements.
 fn multiply<P: Products>(
     bench: &Bench<P::Backend>,
     products: &P,
@@ -79,7 +79,7 @@ fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
                 let added = if bias { f64::from(biases[col]) } else { 0.0 };
                 let exact = products().sum::<f64>() + added;
                 let size = products().map(f64::abs).sum::<f64>() + added.abs();
-                // Half a unit of bf16 of the result and of the bias; sums in f32.
+                // Half a unit in the last place of bf16 for the result and for the bias, and the rounding of f32 sums.
                 let rounding = if logits { 0.0 } else { (exact.abs() + added.abs()) / 256.0 };
                 let error = (f64::from(found) - exact).abs();
                 let allowed = rounding + 1e-5 * size;
@@ -89,7 +89,7 @@ fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
         if !products.is_row_invariant() {
             continue;
         }
-        // A row has its bits whatever rows are beside it.
+        // A row has the same bits beside any other rows.
         let bits = |row: usize| found[row * stride..][..out_cols].iter().map(|x| x.to_bits()).collect();
         if rows.len() == ROWS {
             first_bits = (0..ROWS).map(bits).collect::<Vec<Vec<u32>>>();
@@ -101,7 +101,7 @@ fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
     }
 }
 
-/// Widths that no tile divides.
+/// Widths that are no multiples of a tile.
 const LAYERS: [(usize, usize); 4] = [(8, 8), (72, 24), (200, 136), (136, 1001)];
 
 fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
@@ -109,7 +109,7 @@ fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
         let layer = move |bias, logits| Layer { in_cols, out_cols, bias, logits };
         [layer(false, false), layer(true, false), layer(false, true), layer(true, true)]
     };
-    // Activations are rows of a multiple of eight.
+    // Rows of activations have a multiple of eight elements.
     widths.iter().flat_map(layer).filter(|layer| layer.logits || layer.out_cols % 8 == 0).collect()
 }
 
@@ -120,7 +120,7 @@ fn are_the_sums() {
     layers(&LAYERS).into_iter().for_each(|layer| check(&host, &products, layer));
     let Some(gpu) = cuda() else { return };
     let products = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
-    // And widths of models.
+    // The GPU also gets the widths of models.
     let widths = [LAYERS.as_slice(), &[(576, 1536), (1536, 576), (1024, 3072)]].concat();
     layers(&widths).into_iter().for_each(|layer| check(&gpu, &products, layer));
     let any = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
@@ -129,7 +129,7 @@ fn are_the_sums() {
     layers(&LAYERS).into_iter().for_each(|layer| check(&gpu, &any, layer));
 }
 
-/// Rows keep their bits when more rows come than were prepared, and in products that are done in parts.
+/// Rows keep their bits if a product has more rows than were prepared, and if it is computed in parts.
 #[test]
 fn rows_beyond_what_was_prepared_have_the_same_bits() {
     let Some(gpu) = cuda() else { return };
@@ -138,7 +138,7 @@ fn rows_beyond_what_was_prepared_have_the_same_bits() {
         let products = CublasLt::new(stream.context(), stream).unwrap();
         let weights = Weights { weight: halves(1, out_cols * in_cols), bias: None, in_cols, out_cols };
         let layer = products.new_layer(backend, stream, &weights).unwrap();
-        // More than are multiplied at once; each row of x is there again after 97 rows.
+        // More rows than are multiplied at once; the rows of x repeat with a period of 97.
         let (most, period) = (4100, 97);
         let rows = halves(3, period * in_cols);
         let x: Vec<bf16> = rows.iter().copied().cycle().take(most * in_cols).collect();

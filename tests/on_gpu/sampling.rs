@@ -1,4 +1,5 @@
-//! Statistics and draws of plain and calibrated rows, and the verdicts over them.
+//! Sampling and acceptance on a GPU and on the SIMT host: statistics and draws of plain and calibrated rows, and the
+//! verdicts over them.
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
@@ -106,7 +107,7 @@ impl Case for Sampling {
                 .unwrap()
             })
             .collect();
-        // Tokens that both hosts draw alike, whatever rounding does: the target's most likely.
+        // The most likely tokens of the target, which both hosts draw regardless of rounding.
         let tokens: Vec<i32> = (0..kinds.len() * drafts)
             .map(|i| {
                 let row = &target_host[(i / drafts * (drafts + 1) + i % drafts) * stride..][..vocab];

@@ -1,5 +1,5 @@
-//! Statistics and draws against the reference in f64, calibrated logits against exact sums, and a row's bits wherever
-//! it is.
+//! Statistics and draws compared with the reference in f64, calibrated logits compared with exact sums, and the bits of
+//! a row in different batches.
 
 use bytemuck::Zeroable;
 use flexdraft::backend::Backend;
@@ -17,15 +17,15 @@ use crate::{Case, everywhere, on_a_gpu, on_a_gpu_or_rehearsed};
 const SEED: u64 = 9;
 const POSITION: usize = 100;
 
-/// Rows of noise, each with one of the ways to sample.
+/// Rows of noise, each with its own sampling parameters.
 struct Rows {
     vocab: usize,
     count: usize,
-    /// The calibrator's; 0 without one.
+    /// Rank of the calibrator; 0 without one.
     rank: usize,
 }
 
-/// Row after row: what was found, and the logits as they are then.
+/// The statistics and the logits after the launch, row after row.
 type Found = (Vec<RowStats>, Vec<Vec<f32>>);
 
 fn ways() -> [SamplingParams; 6] {
@@ -45,7 +45,7 @@ impl Rows {
         ways()[row % ways().len()]
     }
 
-    /// Logits that spread as a model's do.
+    /// Returns logits with the spread of a model's logits.
     fn logits(&self, row: usize) -> Vec<f32> {
         noise(10 + row as u64, self.vocab).into_iter().map(|x| x * x * x).collect()
     }
@@ -62,7 +62,7 @@ impl Rows {
         noise(3, self.vocab)
     }
 
-    /// These rows of all, in one launch.
+    /// Samples these rows in one launch.
     fn sample<B: Backend>(&self, bench: &Bench<B>, rows: &[usize]) -> Found {
         let Bench { kernels, stream } = bench;
         let backend = kernels.backend();
@@ -135,7 +135,7 @@ impl Rows {
     }
 }
 
-/// One row's statistics beside the reference on the same logits.
+/// Compares one row's statistics with the reference on the same logits.
 fn check_row(row: usize, stats: &RowStats, logits: &[f32]) {
     let params = Rows::params(row);
     let exact: Vec<f64> = logits.iter().map(|&l| f64::from(l)).collect();
@@ -153,7 +153,7 @@ fn check_row(row: usize, stats: &RowStats, logits: &[f32]) {
         assert_eq!((stats.probability, stats.kept), (1.0, 1));
         return;
     }
-    // What truncation keeps is a contract, to the id.
+    // The contract of truncation determines every id that is kept.
     let kept: Vec<usize> = warp(logits, &params)
         .iter()
         .enumerate()
@@ -207,7 +207,7 @@ fn rows_of_logits() {
     }
 }
 
-/// More rows than a tile has.
+/// A batch with more rows than a tile.
 #[test]
 fn calibrated_rows() {
     for (vocab, count, rank) in [(100, 18, 24), (3001, 7, 64)] {
@@ -216,7 +216,7 @@ fn calibrated_rows() {
     }
 }
 
-/// The vocabularies of Qwen3 and SmolLM2, and the released drafters' rank.
+/// The vocabularies of Qwen3 and SmolLM2, and the rank of the released drafters.
 #[test]
 fn a_large_vocabulary() {
     for (vocab, rank) in [(151_936, 0), (151_936, 512), (49_152, 0), (49_152, 512)] {

@@ -1,4 +1,4 @@
-//! What a verdict decides about the next draft.
+//! The selection of the next draft by a verdict, on a GPU and on the SIMT host.
 
 use bytemuck::Zeroable;
 use flexdraft::backend::Backend;
@@ -14,7 +14,7 @@ use crate::{Case, close, compare};
 struct Selection;
 
 impl Case for Selection {
-    /// The tables of `select_drafts` one after the other, and the turns of a pass that followed its verdicts.
+    /// The tables of `select_drafts` one after the other, and the turns of a pass that follows its verdicts.
     type Output = (Vec<i32>, Vec<f32>);
 
     fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {

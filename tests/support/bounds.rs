@@ -1,22 +1,22 @@
-//! Reading files within bounds: of memory asked for at once, and of time.
+//! Limits on memory and time while a test reads files.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// The system's allocator, remembering the largest request of each thread.
+/// The system's allocator, with a record of each thread's largest request.
 pub struct Watched;
 
 thread_local! {
     static LARGEST_REQUEST: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Nothing is remembered while a thread ends.
+/// Records a request, except while a thread ends.
 fn remember(size: usize) {
     let _ = LARGEST_REQUEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: every call is passed on to the system's allocator as it is.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         remember(layout.size());
@@ -42,8 +42,8 @@ unsafe impl GlobalAlloc for Watched {
     }
 }
 
-/// Panics of the `tokenizers` and `minijinja` crates are caught and become errors; reporting them with a backtrace would
-/// allocate megabytes for the symbols, which are not the file's doing.
+/// Suppresses reports of panics in the `tokenizers` and `minijinja` crates, which are caught and become errors: a
+/// backtrace would allocate megabytes for symbols, which the limit must not count.
 fn quieten_libraries() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -57,9 +57,10 @@ fn quieten_libraries() {
     });
 }
 
-/// Runs `read`, which reads files of `file_len` bytes in all. It may ask for a multiple of that at once (a
-/// tokenizer's tables, hashed, take a multiple of its texts; weights in 4 bits become 16), and has seconds.
-/// In a thread of its own: the `tokenizers` crate keeps a cache for every tokenizer that a thread ever used.
+/// Runs `read`, which reads files of `file_len` bytes in all, and checks its largest allocation and its time. One
+/// allocation may be 16 times that size plus a megabyte (hashed tables of a tokenizer are a multiple of its texts;
+/// 4-bit weights become 16-bit), and 20 seconds may pass. `read` runs in its own thread, because the `tokenizers` crate
+/// keeps a cache for every tokenizer that a thread ever used.
 pub fn within_bounds(file_len: usize, read: impl FnOnce() + Send + 'static) {
     quieten_libraries();
     let bounded = move || {

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::noise::SplitMix;
 
-/// A device for each instruction set that the machine has.
+/// Returns a device for each instruction set that the machine has.
 pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
     let options = CpuOptions { threads, precision };
     let sets = InstructionSet::available();
@@ -15,13 +15,13 @@ pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
     sets.into_iter().map(|set| Cpu::with_instruction_set(options, set).unwrap()).collect()
 }
 
-/// `len` numbers, uniform in [-1, 1), another sequence for each seed.
+/// Returns `len` numbers, uniform in [-1, 1), in another sequence for each seed.
 pub fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut random = SplitMix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d);
     (0..len).map(|_| random.signed()).collect()
 }
 
-/// A tensor of noise.
+/// Returns a tensor of noise.
 pub fn weights(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let values = noise(seed, shape.iter().product());
     match dtype {
@@ -32,14 +32,14 @@ pub fn weights(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     .unwrap()
 }
 
-/// A buffer with the given rows, rounded as the device rounds activations.
+/// Returns a buffer with the given rows, rounded as the device rounds activations.
 pub fn activations(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
     let mut buffer = device.new_buffer(cols);
     write(device, &mut buffer, rows);
     buffer
 }
 
-/// A logits buffer with the given rows.
+/// Returns a logits buffer with the given rows.
 pub fn logits(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
     let mut buffer = device.new_logits(cols);
     write(device, &mut buffer, rows);
@@ -53,17 +53,17 @@ fn write(device: &Cpu, buffer: &mut Buffer, rows: &[Vec<f32>]) {
     }
 }
 
-/// Rows of noise; row r is the same whatever `rows` is.
+/// Returns rows of noise; row r does not depend on `rows`.
 pub fn noise_rows(seed: u64, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     (0..rows).map(|r| noise(seed.wrapping_mul(1000) + r as u64, cols)).collect()
 }
 
-/// The bits of every row.
+/// Returns the bits of every row.
 pub fn bits(buffer: &Buffer) -> Vec<Vec<u32>> {
     (0..buffer.rows()).map(|r| row_bits(buffer, r)).collect()
 }
 
-/// The bits of one row.
+/// Returns the bits of one row.
 pub fn row_bits(buffer: &Buffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }

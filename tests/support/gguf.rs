@@ -1,4 +1,4 @@
-//! Writes GGUF files, sound or not.
+//! A writer of GGUF files, valid or not.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
-    /// A type's number, and the bytes of the value.
+    /// A type number, and the bytes of the value.
     Raw(u32, Vec<u8>),
 }
 
@@ -66,23 +66,23 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.bytes());
 }
 
-/// A tensor as its info describes it; the data of a file is zeros.
+/// A tensor as its info describes it; its data in the file are zeros.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
     pub name: String,
-    /// Outermost dimension first.
+    /// Dimensions, outermost first.
     pub shape: Vec<u64>,
     pub kind: u32,
     pub offset: u64,
 }
 
-/// A file to be written.
+/// The contents of a file to write.
 #[derive(Clone)]
 pub struct File {
     pub version: u32,
     pub pairs: Vec<(String, Value)>,
     pub tensors: Vec<TensorInfo>,
-    /// Bytes of the data.
+    /// Number of bytes of tensor data.
     pub data: Vec<u8>,
 }
 
@@ -94,7 +94,7 @@ impl std::fmt::Debug for File {
 }
 
 impl File {
-    /// A `llama` of two heads and a byte-level tokenizer of four tokens; its weights are zeros.
+    /// Returns a `llama` model with two heads, zero weights, and a byte-level tokenizer of four tokens.
     pub fn llama() -> Self {
         let mut file = Self { version: 3, pairs: Vec::new(), tensors: Vec::new(), data: Vec::new() };
         for (key, value) in [

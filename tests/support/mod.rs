@@ -1,4 +1,5 @@
-//! Shared by the test programs: small random models, ways to run them, operands, and which kernels run.
+//! Helpers shared by the test programs: small random models, functions that run them, operands, and the choice of
+//! kernels.
 
 #![allow(dead_code)] // Each program uses its own part.
 

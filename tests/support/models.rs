@@ -1,4 +1,4 @@
-//! Small random targets and drafters of every shape the loaders know.
+//! Small random targets and drafters of every shape that the loaders support.
 
 use flexdraft::device::{AttentionShape, Rope};
 use flexdraft::model::config::{Architecture, DrafterConfig, ModelConfig};
@@ -29,7 +29,7 @@ pub struct Spec {
     pub dtype: DType,
     pub context_len: usize,
     pub seed: u64,
-    /// Scale of the head's rows: how peaked the distributions are.
+    /// Scale of the head's rows, which determines how peaked the distributions are.
     pub gain: f32,
 }
 
@@ -57,7 +57,7 @@ impl Default for Spec {
 }
 
 prop_compose! {
-    /// Any small model.
+    /// Generates the shape of any small model.
     pub fn spec()(
         llama in any::<bool>(),
         layers in 1usize..4,
@@ -94,11 +94,11 @@ prop_compose! {
     }
 }
 
-/// Where a random model's weights come from.
+/// The source of a random model's weights.
 struct Generator(SplitMix);
 
 impl Generator {
-    /// Uniform on [−1, 1), times `scale`, plus `centre`.
+    /// Returns a tensor of numbers uniform on [−1, 1), times `scale`, plus `centre`.
     fn tensor(&mut self, dtype: DType, shape: &[usize], centre: f32, scale: f32) -> Tensor {
         let count = shape.iter().product();
         let values: Vec<f32> = (0..count).map(|_| centre + scale * self.0.signed()).collect();

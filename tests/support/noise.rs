@@ -1,4 +1,4 @@
-//! Numbers that look random and are the same on every machine and with every version of every crate.
+//! Pseudo-random numbers that are the same on every machine and with every version of every crate.
 
 use half::bf16;
 
@@ -10,7 +10,7 @@ impl Xorshift {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// The next number, uniform in [0, 1).
+    /// Returns the next number, uniform in [0, 1).
     pub fn uniform(&mut self) -> f32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -19,13 +19,13 @@ impl Xorshift {
     }
 }
 
-/// `len` numbers, uniform in [-2, 2).
+/// Returns `len` numbers, uniform in [-2, 2).
 pub fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut random = Xorshift::new(seed);
     (0..len).map(|_| random.uniform() * 4.0 - 2.0).collect()
 }
 
-/// The numbers of [`noise`], rounded to bf16.
+/// Returns the numbers of [`noise`], rounded to bf16.
 pub fn halves(seed: u64, len: usize) -> Vec<bf16> {
     noise(seed, len).into_iter().map(bf16::from_f32).collect()
 }
@@ -34,7 +34,7 @@ pub fn halves(seed: u64, len: usize) -> Vec<bf16> {
 pub struct SplitMix(pub u64);
 
 impl SplitMix {
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -43,7 +43,7 @@ impl SplitMix {
         z ^ z >> 31
     }
 
-    /// The next number, uniform in [-1, 1).
+    /// Returns the next number, uniform in [-1, 1).
     pub fn signed(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }

@@ -4,12 +4,12 @@ use std::ffi::c_void;
 
 use flexdraft::backend::{Access, Backend, Launch, Region, Simt};
 
-/// Words that look random, the same in every run.
+/// Returns pseudo-random words that are the same in every run.
 pub fn counting(len: u32) -> Vec<u32> {
     (0..len).map(|i| i.wrapping_mul(0x9e37_79b9) >> 7).collect()
 }
 
-/// `PlantedParams`.
+/// The kernels' parameters (`PlantedParams` in C++).
 #[repr(C)]
 struct Params {
     input: *const u32,
@@ -40,7 +40,7 @@ impl Run {
         self
     }
 
-    /// Runs it; the error is what the host reports.
+    /// Runs the launch; the error is the host's report.
     pub fn on(&mut self, simt: &Simt, kernel: &'static str) -> Result<(), String> {
         let params = Params {
             input: self.input.as_ptr(),
@@ -68,8 +68,8 @@ impl Run {
             params_bytes: size_of_val(&params),
             regions: &regions,
         };
-        // SAFETY: the pointers lead to vectors of this struct, and the planted kernels that leave them are run
-        // with checks, which stop them first, or in a process that a sanitizer ends.
+        // SAFETY: the pointers lead to vectors of this struct. Planted kernels that leave these vectors run either with
+        // checks, which stop them first, or in a process that a sanitizer ends.
         unsafe { simt.launch(&simt.stream(), &launch) }.map_err(|error| error.to_string())
     }
 }

@@ -1,9 +1,9 @@
-//! Policies that only a test would want.
+//! Policies for tests only.
 
 use flexdraft::decode::{BatchView, Choice, Policy};
 use flexdraft::layout::GroupSet;
 
-/// Any group set, differently for each sequence and step.
+/// Chooses any group set, differently for each sequence and step.
 pub struct RandomGroups(pub u64);
 
 impl RandomGroups {
@@ -23,7 +23,7 @@ impl Policy for RandomGroups {
     }
 }
 
-/// Any group set, any verify length, and at times no draft at all.
+/// Chooses any group set, any verify length, and at times no draft at all.
 pub struct RandomEverything(pub RandomGroups);
 
 impl Policy for RandomEverything {

@@ -1,4 +1,4 @@
-//! The same weights for the reference, widened to f64.
+//! Weights of the tests' models for the reference, widened to f64.
 
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;

@@ -1,4 +1,4 @@
-//! Running requests to their end.
+//! Functions that run requests to their end.
 
 use flexdraft::decode::{
     BlockRecord, Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request,
@@ -9,7 +9,7 @@ use flexdraft::model::Model;
 
 use super::models::Spec;
 
-/// What became of a request.
+/// The output of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
     pub tokens: Vec<u32>,
@@ -30,7 +30,7 @@ pub fn engine(spec: &Spec, policy: impl Policy + 'static) -> Engine<Cpu> {
     Engine::new(model(spec, cpu(1)), policy, EngineOptions::default()).unwrap()
 }
 
-/// Adds the requests and steps until all have ended; outputs in their order.
+/// Adds the requests and steps until all have ended; returns the outputs in the order of the requests.
 pub fn run<D: Device>(engine: &mut Engine<D>, requests: Vec<Request>) -> Vec<Output> {
     let ids: Vec<_> = requests.into_iter().map(|request| engine.add(request).unwrap()).collect();
     let mut outputs: Vec<Output> = ids.iter().map(|_| Output::default()).collect();
@@ -47,19 +47,19 @@ pub fn run<D: Device>(engine: &mut Engine<D>, requests: Vec<Request>) -> Vec<Out
     outputs
 }
 
-/// One request on an engine of its own.
+/// Runs one request on a new engine.
 pub fn run_alone(spec: &Spec, policy: impl Policy + 'static, request: Request) -> Output {
     run(&mut engine(spec, policy), vec![request]).remove(0)
 }
 
-/// What a step verified and drafted: it must not depend on the mode.
+/// The verified and drafted tokens of a step, which must not depend on the mode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
     pub candidates: Vec<u32>,
     pub accepted: usize,
     pub bonus: u32,
     pub draft: Vec<u32>,
-    /// As bits.
+    /// Confidences as bits.
     pub confidence: Vec<u32>,
 }
 
@@ -69,7 +69,7 @@ impl Block {
     }
 }
 
-/// The blocks of requests with records, one after the other.
+/// Returns the blocks of requests with records, one after the other.
 pub fn blocks(outputs: &[Output]) -> Vec<Block> {
     let block = |candidates: &[u32], accepted, next: &BlockRecord| Block {
         candidates: candidates.to_vec(),
@@ -88,8 +88,8 @@ pub fn blocks(outputs: &[Output]) -> Vec<Block> {
         .collect()
 }
 
-/// Proposes `continuation` (the output of the same request, known from before), corrupted at one slot
-/// that differs from step to step, so that every accepted length occurs.
+/// Returns a proposer that proposes `continuation` (the output of the same request, known from before) with at
+/// most one wrong slot, which differs from step to step, so that every accepted length occurs.
 pub fn corrupted_continuation(prompt_len: usize, continuation: Vec<u32>, vocab: usize) -> Box<dyn Proposer> {
     Box::new(move |prefix: &[u32], draft: &mut [u32]| {
         let known = continuation.get(prefix.len() - prompt_len..).unwrap_or(&[]);

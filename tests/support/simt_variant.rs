@@ -1,9 +1,9 @@
-//! Which variant of the kernels their tests run.
+//! The variant of the kernels that their tests run.
 
 use flexdraft::backend::simt::Checking;
 
-/// What `FLEXDRAFT_TEST_CHECKING` asks all tests of kernels for: `accesses` runs them in race mode, `off`
-/// with the plain kernels, which alone are part of the sanitized build. Without it, what is usual.
+/// Returns the variant that `FLEXDRAFT_TEST_CHECKING` asks for: `accesses` runs all tests of kernels in race mode,
+/// `off` without checks, which is the only variant in the sanitized build. Without the variable, returns `usual`.
 pub fn checking(usual: Checking) -> Checking {
     match std::env::var("FLEXDRAFT_TEST_CHECKING").as_deref() {
         Ok("accesses") => Checking::Accesses,

@@ -17,7 +17,7 @@ fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> 
 fn mixed() -> Vec<Sequence> {
     vec![
         sequence(10, 2, &[1], 16),
-        // Two full spans, and a third span of which three rows see two keys each.
+        // Two full spans, and two keys of a third span for three rows.
         sequence(510, 3, &[0, 2, 3], 5),
         // One full span that is everything.
         sequence(255, 1, &[0], 16),

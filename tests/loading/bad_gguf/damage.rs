@@ -1,4 +1,5 @@
-//! Files changed at random, or well formed with any contents: an error or harmless.
+//! GGUF files with random damage, and well-formed files with random contents: reading them gives an error or does no
+//! harm.
 
 use std::path::Path;
 
@@ -10,23 +11,23 @@ use crate::support::bounds::within_bounds;
 use crate::support::gguf::{File, Value};
 use crate::support::properties::properties;
 
-/// A change to a file; positions are taken modulo what there is.
+/// A change to a file; positions are taken modulo the length of the file.
 #[derive(Clone, Debug)]
 enum Edit {
     Flip(usize, u8),
     Set(usize, u8),
     Insert(usize, u8),
     Remove(usize),
-    /// Four bytes that may be a type, a rank or a number.
+    /// Overwrites four bytes, which may be a type, a rank or a number.
     Word(usize, u32),
-    /// Eight bytes that may be a length, a dimension or an offset.
+    /// Overwrites eight bytes, which may be a length, a dimension or an offset.
     Long(usize, u64),
-    /// Some bytes, repeated elsewhere.
+    /// Copies some bytes to another place.
     Copy(usize, usize, usize),
     Truncate(usize),
 }
 
-/// Numbers at which something begins to go wrong.
+/// Returns numbers near powers of two, where errors in bounds checks show, and small and random ones.
 fn long() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -36,7 +37,7 @@ fn long() -> impl Strategy<Value = u64> {
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
-    // Most of it where the header is: the first kilobytes, or nearly all of a tokenizer's file.
+    // Most changes are in the header: the first kilobytes of a model, or nearly all of a tokenizer's file.
     let at = || prop_oneof![6 => 0usize..3000, 3 => 0usize..12_000, 1 => any::<usize>()];
     prop_oneof![
         4 => (at(), 0u8..8).prop_map(|(at, bit)| Edit::Flip(at, bit)),
@@ -74,7 +75,7 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
     }
 }
 
-/// Metadata and tensor infos that are well formed, with any contents.
+/// Generates well-formed metadata and tensor infos with random contents.
 fn any_file() -> impl Strategy<Value = File> {
     let base = File::llama();
     let keys: Vec<String> =
@@ -133,7 +134,7 @@ const MORE_KEYS: [&str; 8] = [
     "qwen3.block_count",
 ];
 
-/// Everything that can be asked of a file.
+/// Reads everything that the library can read from a file.
 fn read_all(bytes: Vec<u8>) {
     within_bounds(bytes.len(), move || {
         let Ok(gguf) = Gguf::from_bytes(Path::new("model.gguf"), bytes) else { return };

@@ -1,4 +1,4 @@
-//! The file as a whole: what it begins with, and where it ends.
+//! Errors of a GGUF file as a whole: its first bytes, and its end.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ fn files_that_are_not_gguf() {
     assert_eq!(version(1), invalid("it is of version 1; supported: 2, 3"));
     assert_eq!(version(4), invalid("it is of version 4; supported: 2, 3"));
     assert_eq!(version(3 << 24), invalid("it is big-endian, which is not supported"));
-    // Every truncation: in the header, and in the data.
+    // Truncates the file at every length, in the header and in the data.
     for len in 0..bytes.len() {
         let error = open(bytes[..len].to_vec());
         let in_data = error.starts_with("is not a valid GGUF file: tensor `")

@@ -1,4 +1,4 @@
-//! Keys and values: what they may be, and which configurations are supported.
+//! Errors in GGUF metadata: invalid keys and values, and unsupported configurations.
 
 use flexdraft::model::ModelConfig;
 
@@ -20,7 +20,7 @@ fn metadata_that_make_no_sense() {
     assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag has the value 2"));
     let text = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
     assert_eq!(set("x", Value::Raw(8, text(b"a\xff"))), invalid("`a\u{fffd}` is not UTF-8"));
-    // Arrays of arrays: a little is legal, a lot is not.
+    // Arrays of arrays are legal up to a depth of 4.
     let nested = |depth: usize| {
         let mut bytes = Vec::new();
         for _ in 1..depth {
@@ -35,7 +35,7 @@ fn metadata_that_make_no_sense() {
     assert_eq!(set("x", nested(4)), "no error");
     assert_eq!(set("x", nested(5)), invalid("key `x` nests arrays more than 4 deep"));
     assert_eq!(set("x", nested(100_000)), invalid("key `x` nests arrays more than 4 deep"));
-    // Counts that the file has no room for.
+    // Counts larger than the rest of the file.
     let truncated = invalid("its header goes beyond the end of the file; it may be truncated");
     for element in [0u32, 4, 8, 9, 12] {
         for len in [1u64 << 20, 1 << 40, 1 << 61, u64::MAX] {
@@ -189,7 +189,7 @@ fn rope_factors() {
     let start = file.tensor("rope_freqs.weight").offset as usize;
     file.data[start..start + 8].copy_from_slice(little_endian(&[1.0, 8.0]).as_slice());
     assert_eq!(file.open().unwrap().config().unwrap().rope.inv_freq, [1.0, 0.00125]);
-    // From the file, without reading the weights.
+    // Reads the configuration from the file without reading the weights.
     let path = tempfile::tempdir().unwrap();
     let path = path.path().join("model.gguf");
     std::fs::write(&path, file.bytes()).unwrap();

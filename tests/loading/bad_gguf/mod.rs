@@ -1,5 +1,5 @@
-//! GGUF files that are damaged, hostile or ask for something unsupported: an error that names the key
-//! or the tensor, never a panic, never memory out of proportion to the file.
+//! GGUF files that are damaged, hostile or unsupported: loading gives an error that names the key or the tensor, never
+//! panics, and never allocates memory out of proportion to the file.
 
 mod damage;
 mod file;
@@ -17,7 +17,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(format!("{name}.gguf"))
 }
 
-/// The message about a file, without the file's name.
+/// Returns the error message about a file, without the file's name.
 fn message(result: Result<impl Sized, LoadError>) -> String {
     match result {
         Ok(_) => "no error".into(),

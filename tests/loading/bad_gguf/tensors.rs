@@ -1,4 +1,4 @@
-//! Tensors: their shapes, types and places.
+//! Errors in the tensors of a GGUF file: their shapes, types and offsets.
 
 use flexdraft::model::inspect::Report;
 
@@ -61,7 +61,7 @@ fn tensors_that_do_not_fit() {
     }
 }
 
-/// Where loading ends with the first thing that is wrong, the report has them all.
+/// Loading ends with the first error; the report lists all of them.
 #[test]
 fn a_report_names_everything_that_is_wrong() {
     let mut file = File::llama();
@@ -90,7 +90,7 @@ fn a_report_names_everything_that_is_wrong() {
     }
     assert_eq!(report.target.non_finite, [("blk.0.attn_norm.weight".to_owned(), 1)]);
     assert_eq!(report.target.unused, ["blk.7.extra.weight"]);
-    // SAFETY: the file is not written to while it is mapped.
+    // SAFETY: no process writes to the file while it is mapped.
     let mapped = unsafe { Report::map(&path, None) }.unwrap();
     assert_eq!(mapped.to_string(), report.to_string());
 }

@@ -1,4 +1,4 @@
-//! Configurations that make no sense, or ask for what is not supported.
+//! Invalid and unsupported model configurations.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::directory::{Copy, LLAMA, QWEN3, YARN};
 
-/// Each key and value, and what the error says of it.
+/// Each wrong key and value, with the text that the error contains.
 #[test]
 fn configurations_that_are_not_supported() {
     let cases = [

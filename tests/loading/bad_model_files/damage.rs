@@ -1,4 +1,4 @@
-//! Bytes changed at random: an error or harmless, never a panic.
+//! Model files with random damage: reading them gives an error or does no harm, and never panics.
 
 use std::fs;
 use std::path::Path;
@@ -25,13 +25,13 @@ fn mutate(bytes: &mut Vec<u8>, edits: &[(u8, usize, u8)], within: usize) {
     }
 }
 
-/// Bytes that headers, configs and templates are made of come up often.
+/// Generates edits; bytes that are common in headers, configs and templates come up often.
 fn edits() -> impl Strategy<Value = Vec<(u8, usize, u8)>> {
     let byte = prop_oneof![any::<u8>(), prop::sample::select(b"0123456789[]{}(),:|%\"-+*eE.\\ntf".to_vec())];
     prop::collection::vec((0u8..4, any::<usize>(), byte), 1..6)
 }
 
-/// Puts `file`, damaged, into `copy`, and reads the directory within bounds for its size.
+/// Writes the damaged `file` to `copy`, and reads the directory within the bounds for its size.
 fn read_damaged(
     copy: Copy,
     name: &str,
@@ -83,7 +83,7 @@ proptest! {
         let copy = Copy(tempfile::tempdir().unwrap());
         let file = fs::read(fixture(DRAFT).join("config.json")).unwrap();
         let len = file.len();
-        // There are no weights: a config that passes ends there.
+        // The directory has no weights, so a valid config leads to an error too.
         read_damaged(copy, "config.json", file, &edits, len, move |path| {
             assert!(DrafterWeights::read(path, &target).is_err());
         });
@@ -116,7 +116,7 @@ proptest! {
     }
 }
 
-/// What templates are made of: loops, ranges, filters, namespaces, slices, macros, arithmetic.
+/// A template with the usual elements: loops, ranges, filters, namespaces, slices, macros, arithmetic.
 const TEMPLATE: &str = r#"{%- set ns = namespace(n=0, last='') -%}
 {%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ '\n' }}{%- endmacro -%}
 {%- for message in messages[::-1][0:9] -%}

@@ -1,4 +1,4 @@
-//! Copies of fixtures, to be damaged.
+//! Copies of fixture directories that tests damage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// A copy of a fixture's directory, to be damaged.
+/// A copy of a fixture's directory that a test can damage.
 pub struct Copy(pub TempDir);
 
 impl Copy {
@@ -44,7 +44,7 @@ impl Copy {
         self
     }
 
-    /// Edits the header of `model.safetensors`; the data stay as they are.
+    /// Edits the header of `model.safetensors`; the data stay unchanged.
     pub fn edit_header(&self, edit: impl FnOnce(&mut Map<String, Value>)) -> &Self {
         let path = self.path().join("model.safetensors");
         let (mut header, data) = split(&fs::read(&path).unwrap());
@@ -53,12 +53,12 @@ impl Copy {
         self
     }
 
-    /// The message of the error that loading this target ends with, without the directory.
+    /// Returns the error message of loading this target, without the directory.
     pub fn target_error(&self) -> String {
         self.message(TargetWeights::read(self.path()).unwrap_err())
     }
 
-    /// The same for a drafter of the tiny target.
+    /// Returns the error message of loading this drafter for the tiny target.
     pub fn drafter_error(&self) -> String {
         let target = ModelConfig::read(&fixture("tiny/target")).unwrap();
         self.message(DrafterWeights::read(self.path(), &target).unwrap_err())

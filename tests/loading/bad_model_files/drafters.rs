@@ -1,4 +1,4 @@
-//! Drafters that do not fit their target.
+//! Drafters that do not match their target.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! Files that are damaged, or of another model: an error that says which file, key or tensor, and
-//! never a panic.
+//! Model files that are damaged or belong to another model: loading gives an error that names the file, key or tensor,
+//! and never panics.
 
 mod configs;
 mod damage;

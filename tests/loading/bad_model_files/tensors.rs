@@ -59,7 +59,7 @@ fn truncated_at_any_point() {
             _ => format!("of the data, which has {}; it may be truncated", cut - header_end),
         };
         assert!(error.contains(&expected), "cut at {cut}: {error}");
-        // SAFETY: the file is not written to while it is mapped.
+        // SAFETY: no process writes to the file while it is mapped.
         let mapped = unsafe { TargetWeights::map(copy.path()) }.unwrap_err();
         assert_eq!(copy.message(mapped), error);
     }
@@ -88,7 +88,7 @@ fn shapes_and_tensors() {
         copy.target_error(),
         format!("{dir}: tensor `model.layers.0.input_layernorm.weight` is missing")
     );
-    // Where the config promises more than the checkpoint has.
+    // The config describes more layers than the checkpoint contains.
     let copy = Copy::of(LLAMA);
     copy.set("attention_bias", json!(true));
     let dir = copy.path().display();
@@ -120,7 +120,7 @@ fn element_types() {
             )
         );
     }
-    // Not a problem in a tensor that is not used.
+    // A problem in an unused tensor is no error.
     let copy = Copy::of(LLAMA);
     copy.set("num_hidden_layers", json!(1));
     copy.edit_header(|header| header["model.layers.1.input_layernorm.weight"]["dtype"] = json!("I32"));
@@ -240,7 +240,7 @@ fn a_report_lists_everything_that_is_wrong() {
     assert!(!report.is_sound());
     assert_eq!(report.target.problems.len(), 3);
     assert_eq!(report.target.non_finite, [("model.embed_tokens.weight".to_owned(), 2)]);
-    // SAFETY: the file is not written to while it is mapped.
+    // SAFETY: no process writes to the file while it is mapped.
     let mapped = unsafe { Report::map(copy.path(), None) }.unwrap();
     assert_eq!(mapped.to_string(), report.to_string());
     let dir = copy.path().display();

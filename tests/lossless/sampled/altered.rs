@@ -1,4 +1,4 @@
-//! The CPU device with sampling of its own: to look at what is sampled, and to get it wrong.
+//! The CPU device with its sampling replaced, to observe the distributions or to plant a bug.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -17,12 +17,12 @@ use flexdraft::tensor::Tensor;
 type Buffer = <Cpu as Device>::Buffer;
 type Results = <Cpu as Device>::Results;
 
-/// The total variation between p_{j−1} and q_j over the verified slots: sum and count for each slot j.
+/// The total variation distance between p_{j−1} and q_j over the verified slots: sum and count for each slot j.
 pub type Distances = Arc<Mutex<Vec<(f64, u64)>>>;
 
 #[derive(Clone, Debug)]
 pub enum Alteration {
-    /// None; how far p and q are apart is noted.
+    /// No bug; the distance of p and q is recorded.
     Observe(Distances),
     /// Draft draws and acceptance uniforms are keyed by the token's position and not by the step.
     PositionKeyed,

@@ -1,6 +1,6 @@
-//! `rejection` and `block` are lossless in the engine: a million seeded runs of each on a model of
-//! four tokens, against the exact law of the tokens, which the reference's forward passes (f64,
-//! without a cache) give. Engines with planted bugs fail the same comparison.
+//! `rejection` and `block` are lossless in the engine: the token frequencies in a million seeded runs of each rule, on
+//! a model with four tokens, are compared with the exact distribution from the reference's forward passes (f64, without
+//! a cache). Engines with planted bugs fail the same comparison.
 
 mod altered;
 mod statistics;
@@ -24,13 +24,13 @@ use altered::{Alteration, Altered};
 use statistics::p_value;
 
 const RUNS: u64 = 1 << 20;
-/// Enough for every truncation, and for every planted bug.
+/// The number of runs for the other truncations and for each planted bug, which is enough to find every bug.
 const FEWER_RUNS: u64 = 1 << 16;
-/// Tokens generated in a run; their joint law is compared.
+/// Tokens generated in a run; their joint distribution is compared.
 const GENERATED: usize = 5;
 const PROMPT: [u32; 1] = [1];
-/// The chance that a right build fails one comparison, over seeds. There are 2 rules × (1 + 3) settings
-/// × (4 policies and their sum) = 40 comparisons: 4e-7 in all.
+/// The probability, over seeds, that a correct build fails one comparison. There are 2 rules × (1 + 3) settings × (4
+/// policies and their sum) = 40 comparisons: 4e-7 in all.
 const FALSE_ALARM: f64 = 1e-8;
 
 fn spec() -> Spec {
@@ -69,7 +69,7 @@ fn request(rule: Rule, sampling: SamplingParams, seed: u64) -> Request {
     }
 }
 
-/// How often each sequence of tokens was generated; the first token counts most in the index.
+/// Counts how often each sequence of tokens was generated; the first token is the most significant digit of the index.
 fn tally<D: Device>(
     engine: &mut Engine<D>,
     mut seeds: Range<u64>,
@@ -101,7 +101,7 @@ fn tally<D: Device>(
     }
 }
 
-/// The law of the generated tokens, in the order of [`tally`].
+/// Returns the exact distribution of the generated tokens, in the order of [`tally`].
 fn exact_law(sampling: SamplingParams) -> Vec<f64> {
     let target = reference::target(&spec().weights().0);
     let warping = Warping {
@@ -125,12 +125,12 @@ fn exact_law(sampling: SamplingParams) -> Vec<f64> {
     law.into_iter().map(|(_, weight)| weight).collect()
 }
 
-/// How many recorded steps had a verify length and accepted length: first steps after the prompt, and later
-/// ones.
+/// The number of recorded steps for each pair of verify length and accepted length: first steps after the prompt, and
+/// later steps.
 type Branches = BTreeMap<(usize, usize), [u64; 2]>;
 
-/// Compares `runs` runs with the exact law, most of them sequential and the rest under other policies:
-/// each policy by itself, and all together.
+/// Compares `runs` runs with the exact distribution, most of them sequential and the rest under other policies: each
+/// policy by itself, and all together.
 fn assert_lossless(rule: Rule, sampling: SamplingParams, runs: u64) -> Branches {
     let law = exact_law(sampling);
     let mut branches = Branches::new();
@@ -175,7 +175,7 @@ fn truncated() -> [SamplingParams; 3] {
     ]
 }
 
-/// A draft accepted whole ends in a draw from p_v, any other in one from a residual.
+/// A fully accepted draft ends with a draw from p_v, every other draft with a draw from a residual.
 fn assert_every_branch(branches: &Branches) {
     for verify_len in 0..spec().block_size {
         for accepted in 0..=verify_len {
@@ -204,7 +204,7 @@ fn truncated_distributions_are_kept() {
     }
 }
 
-/// Neither so close that a wrong residual would not show, nor so far that nothing is accepted.
+/// The distance of p and q is large enough to reveal a wrong residual, and small enough for drafts to be accepted.
 #[test]
 fn target_and_draft_differ_as_a_test_needs_it() {
     for sampling in [&[full()][..], &truncated()].concat() {

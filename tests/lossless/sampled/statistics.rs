@@ -1,10 +1,10 @@
 //! Pearson's chi-square test.
 
-/// Cells that are expected less often are merged.
+/// The least expected count of a cell; smaller cells are merged.
 const LEAST_EXPECTED: f64 = 10.0;
 
-/// The probability that counts drawn from `probabilities` (which sum to 1) lie at least as far from
-/// them as `counts` do. A count where nothing is expected is impossible, not unlikely.
+/// Returns the probability that counts drawn from `probabilities` (which sum to 1) lie at least as far from them as
+/// `counts` do. A count in a cell of probability 0 gives 0.
 pub fn p_value(counts: &[u64], probabilities: &[f64]) -> f64 {
     assert_eq!(counts.len(), probabilities.len());
     let total = counts.iter().sum::<u64>() as f64;
@@ -27,8 +27,8 @@ pub fn p_value(counts: &[u64], probabilities: &[f64]) -> f64 {
     upper_gamma(degrees / 2.0, statistic / 2.0)
 }
 
-/// The regularised upper incomplete gamma function Q(a, x): a series below a + 1, a continued fraction
-/// above (DLMF 8.7.1, 8.9.2).
+/// Returns the regularised upper incomplete gamma function Q(a, x): a series below a + 1, a continued fraction above
+/// (DLMF 8.7.1, 8.9.2).
 fn upper_gamma(a: f64, x: f64) -> f64 {
     let front = (a * x.ln() - x - ln_gamma(a)).exp();
     if x < a + 1.0 {
@@ -53,7 +53,7 @@ fn upper_gamma(a: f64, x: f64) -> f64 {
     front * fraction
 }
 
-/// Stirling's series above 10, the recurrence below.
+/// Returns ln Γ(a) by Stirling's series above 10, and by the recurrence below.
 fn ln_gamma(a: f64) -> f64 {
     if a < 10.0 {
         return ln_gamma(a + 1.0) - a.ln();
