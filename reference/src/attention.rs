@@ -1,8 +1,8 @@
-//! Attention of the two kinds of rows, stated row by row: softmax(q Kᵀ / √head_dim) V over what
-//! the row sees (Vaswani et al., arXiv 1706.03762, equation 1), with grouped KV heads (arXiv
-//! 2305.13245): query head h uses KV head ⌊h · kv_heads / q_heads⌋.
+//! Attention of candidate and mask rows, row by row: softmax(q Kᵀ / √head_dim) V over the positions that the row sees
+//! (Vaswani et al., arXiv 1706.03762, equation 1), with grouped KV heads (arXiv 2305.13245): query head h uses KV
+//! head ⌊h · kv_heads / q_heads⌋.
 //!
-//! What a row sees is given by its limit and its group: see [`crate::layout`].
+//! A row's limit and group determine what the row sees: see [`crate::layout`].
 
 use crate::float::Float;
 use crate::layout::Row;
@@ -22,14 +22,14 @@ pub struct Heads {
 /// Keys and values of consecutive positions, or of a group's slots.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysValues<'a, F> {
-    /// `[len, kv_heads, head_dim]`.
+    /// Keys, `[len, kv_heads, head_dim]`.
     pub keys: &'a [F],
-    /// `[len, kv_heads, head_dim]`.
+    /// Values, `[len, kv_heads, head_dim]`.
     pub values: &'a [F],
 }
 
 impl<F> KeysValues<'_, F> {
-    /// Entries `range` of these.
+    /// The keys and values of entries `range`.
     fn slice(&self, heads: Heads, range: std::ops::Range<usize>) -> Self {
         let width = heads.kv_heads * heads.head_dim;
         let range = range.start * width..range.end * width;
@@ -37,18 +37,18 @@ impl<F> KeysValues<'_, F> {
     }
 }
 
-/// What attention gives one row.
+/// The result of attention for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attended<F> {
-    /// Σ p · v, `[q_heads, head_dim]`; 0 where the row sees nothing.
+    /// Σ p · v, `[q_heads, head_dim]`; 0 if the row sees nothing.
     pub output: Vec<F>,
-    /// The natural logarithm of Σ exp(score), `[q_heads]`; −∞ where the row sees nothing.
+    /// The natural logarithm of Σ exp(score), `[q_heads]`; −∞ if the row sees nothing.
     pub log_sum_exp: Vec<F>,
     /// Σ p · |v|, `[q_heads, head_dim]`: the scale of the output's rounding error.
     pub magnitude: Vec<F>,
 }
 
-/// One query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
+/// Attention of one query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
 pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> Attended<F> {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     assert_eq!(q.len(), q_heads * head_dim);
@@ -97,11 +97,10 @@ pub fn mask_block_attention<F: Float>(
     q.chunks(heads.q_heads * heads.head_dim).map(|q| attend(heads, q, &[prefix, group])).collect()
 }
 
-/// Joint draft-and-verify attention: every row of `rows`, queries `q` `[rows, q_heads, head_dim]`.
+/// Joint draft-and-verify attention for every row of `rows`, with queries `q` `[rows, q_heads, head_dim]`.
 ///
-/// `clean` holds the keys and values of clean tokens by absolute position, **those of this step's
-/// candidates included**; `own` those of the rows of the step themselves `[rows]`, of which only the
-/// mask rows' are read.
+/// `clean` holds the keys and values of clean tokens by absolute position, **including this step's candidates**.
+/// `own` holds the keys and values of the step's rows `[rows]`; only its mask rows are read.
 pub fn joint_attention<F: Float>(
     heads: Heads,
     q: &[F],

@@ -1,11 +1,11 @@
-//! Bonus-guided Calibration (FlexDraft, arXiv 2605.20022): the draft was prepared without knowing the
-//! bonus token; a small MLP corrects its logits once the bonus token is known.
+//! Bonus-guided Calibration (FlexDraft, arXiv 2605.20022). Drafts are prepared before the bonus token is known; a
+//! small MLP corrects their logits once it is known.
 
 use crate::float::Float;
 use crate::linear::{Linear, add};
 use crate::swiglu::silu;
 
-/// The calibrator.
+/// The MLP that corrects draft logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibrator<F> {
     /// W1 `[r, 2 · hidden]` and b1 `[r]`.

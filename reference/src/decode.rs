@@ -1,17 +1,15 @@
-//! The complete decode loop (FlexDraft, arXiv 2605.20022) for one sequence, as slowly as it can be
-//! stated: nothing is cached, and every step computes everything again from the token ids.
+//! The complete decode loop (FlexDraft, arXiv 2605.20022) for one sequence, in its plainest and slowest form: nothing
+//! is cached, and every step computes everything again from the token ids.
 //!
-//! A step with c_0 at position n, the newest token, and draft tokens d_1..d_{S−1}, of which the first
-//! v are verified:
+//! In a step, the newest token c_0 is at position n. Of the draft tokens d_1..d_{S−1}, the first v are verified:
 //!
-//! 1. the target's logits after candidates c_0 = newest, c_i = d_i, i = 0..=v;
+//! 1. the target computes logits after candidates c_0 = newest, c_i = d_i, i = 0..=v;
 //! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
 //! 3. c_0..c_a are clean now; the mask group that follows c_a is calibrated with the bonus token and
 //!    gives the next draft, slot j at position n + a + 1 + j;
 //! 4. its confidences give the next v ([`crate::schedule`]).
 //!
-//! The prefill is a step whose candidates are the prompt, all accepted. Random numbers are those of
-//! [`crate::random`].
+//! The prefill is a step whose candidates are the prompt, all accepted. [`crate::random`] defines the random numbers.
 
 use crate::accept::{self, Rule, Verdict};
 use crate::float::Float;
@@ -21,52 +19,52 @@ use crate::sample::{confidence, draw, draw_by_weights};
 use crate::schedule::{Strategy, next_verify_len};
 use crate::warp::{Distribution, Warping, warp};
 
-/// What is asked for.
+/// A decoding request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The prompt's token ids, at least one.
     pub prompt: Vec<u32>,
-    /// How many tokens to produce at most.
+    /// Maximum number of tokens to produce.
     pub max_new_tokens: usize,
-    /// Tokens after which the output ends; the token itself is kept.
+    /// Tokens after which the output ends; the stop token itself is kept.
     pub stop_tokens: Vec<u32>,
-    /// How logits become distributions, the target's and the drafter's alike.
+    /// How logits become distributions, for target and drafter alike.
     pub warping: Warping,
-    /// How draft tokens are accepted; greedy whatever the rule at temperature 0.
+    /// How draft tokens are accepted; at temperature 0 acceptance is greedy for every rule.
     pub rule: Rule,
-    /// The seed of every random number.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// S.
+    /// S, the number of slots per block.
     pub block_size: usize,
     /// t, the confidence threshold of the verify length; 0 is off.
     pub threshold: f64,
-    /// How confidences are compared with it.
+    /// How confidences are compared with the threshold.
     pub strategy: Strategy,
 }
 
 /// A draft: what slots 1..S of a mask group predict.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<F> {
-    /// d_1..d_{S−1}.
+    /// The draft tokens d_1..d_{S−1}.
     pub tokens: Vec<u32>,
-    /// The distribution that each was drawn from.
+    /// The distribution that each draft token was drawn from.
     pub distributions: Vec<Distribution<F>>,
-    /// The confidence of each.
+    /// The confidence of each draft token.
     pub confidence: Vec<F>,
-    /// How many of them the next step verifies.
+    /// v, the number of draft tokens that the next step verifies.
     pub verify_len: usize,
 }
 
-/// What one step did.
+/// The record of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step<F> {
-    /// n: the position of c_0.
+    /// n, the position of c_0.
     pub start: usize,
-    /// v.
+    /// v, the number of verified draft tokens.
     pub verify_len: usize,
-    /// c_0 and all S − 1 draft tokens, of which the first v were verified.
+    /// c_0 and all S − 1 draft tokens; the first v draft tokens were verified.
     pub candidates: Vec<u32>,
-    /// a.
+    /// a, the accepted length.
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
     pub bonus: u32,
@@ -81,12 +79,12 @@ pub struct Decoded<F> {
     pub output: Vec<u32>,
     /// The draft that the prefill made for the first step.
     pub first_draft: Draft<F>,
-    /// The steps after the prefill. The last one may have committed more than the output has.
+    /// The steps after the prefill. The last step may have committed more tokens than the output holds.
     pub steps: Vec<Step<F>>,
 }
 
-/// Plain autoregressive decoding: the token at position m is drawn from the target's distribution
-/// after the tokens before it, with the target-draw numbers of m.
+/// Plain autoregressive decoding: the token at position m is drawn from the target's distribution after the tokens
+/// before it, with the target-draw random numbers of position m.
 pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u32> {
     let mut tokens = request.prompt.clone();
     while !is_finished(request, &tokens) {
@@ -101,7 +99,7 @@ pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u3
 
 /// FlexDraft decoding.
 pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Request) -> Decoded<F> {
-    // All tokens known: the prompt, what is committed, and the newest token, which is the next c_0.
+    // All known tokens: the prompt, the committed tokens, and the newest token, which is the next c_0.
     let mut tokens = request.prompt.clone();
     tokens.push(target_draw(request, &target_distributions(target, request, &tokens, 1)[0], tokens.len()));
     let first_draft = make_draft(target, drafter, request, &tokens);
@@ -125,7 +123,7 @@ pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Requ
     Decoded { output: output(request, &tokens), first_draft, steps }
 }
 
-/// The target's distributions after each of the last `rows` of `tokens`.
+/// The target's distributions after each of the last `rows` tokens of `tokens`.
 fn target_distributions<F: Float>(
     target: &Target<F>,
     request: &Request,
@@ -140,7 +138,7 @@ fn target_draw<F: Float>(request: &Request, p: &Distribution<F>, position: usize
     draw(&p.log_weights, &Numbers::target_draw(request.seed, position))
 }
 
-/// The draft that follows `tokens`, of which the last is the bonus token.
+/// The draft that follows `tokens`; the last of these tokens is the bonus token.
 fn make_draft<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
@@ -182,7 +180,7 @@ fn verify<F: Float>(request: &Request, rows: &[Distribution<F>], draft: &Draft<F
 
     match request.rule {
         _ if request.warping.temperature == 0.0 => accept::greedy(&p, tokens),
-        // Without draft tokens a step is an autoregressive one, whatever the rule.
+        // Without draft tokens a step is autoregressive under every rule.
         _ if verify_len == 0 => accept::matching(tokens, target_draw),
         Rule::Match => accept::matching(tokens, target_draw),
         Rule::Rejection => accept::rejection(&p, &q, tokens, &uniforms, final_draw),
@@ -190,7 +188,7 @@ fn verify<F: Float>(request: &Request, rows: &[Distribution<F>], draft: &Draft<F
     }
 }
 
-/// Whether all tokens of the output are known.
+/// Returns whether all tokens of the output are known.
 fn is_finished(request: &Request, tokens: &[u32]) -> bool {
     let new = &tokens[request.prompt.len()..];
     new.len() >= request.max_new_tokens || new.iter().any(|token| request.stop_tokens.contains(token))

@@ -1,13 +1,13 @@
 //! The float type that every operation is generic over.
 //!
-//! f64 gives values to measure another implementation's rounding against; f32 states what an
-//! implementation in f32 computes.
+//! f64 gives accurate values, against which another implementation's rounding is measured. f32 gives the values that
+//! an f32 implementation computes.
 
 use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// What the method needs of a float type: f32 and f64 have it.
+/// The operations that the method needs of a float type; implemented for f32 and f64.
 pub trait Float:
     Copy
     + Debug
@@ -54,11 +54,11 @@ pub trait Float:
     fn cos(self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
-    /// The larger of the two; the other one where one is NaN.
+    /// The larger of the two; if one is NaN, the other one.
     fn max(self, other: Self) -> Self;
-    /// The smaller of the two; the other one where one is NaN.
+    /// The smaller of the two; if one is NaN, the other one.
     fn min(self, other: Self) -> Self;
-    /// Whether this is not a number.
+    /// Returns whether the value is NaN.
     fn is_nan(self) -> bool;
 }
 

@@ -1,32 +1,32 @@
-//! Which rows a step has, where they sit, and what they see (FlexDraft, arXiv 2605.20022: the mask
-//! of joint drafting and verification).
+//! The rows of a step: their positions, and the positions that they see (FlexDraft, arXiv 2605.20022: the mask of
+//! joint drafting and verification).
 //!
-//! With n the position of c_0, S slots a group, and positions 0..n cached:
+//! Let n be the position of c_0, S the number of slots per group, and positions 0..n cached:
 //!
 //! | query row | position | sees |
 //! |---|---|---|
 //! | candidate i | n + i | positions 0..=n + i |
 //! | slot j of group k | n + k + 1 + j | positions 0..=n + k, and all S slots of group k, both ways |
 //!
-//! The last position that a row sees in the first way is its **limit**. Group k prepares the next
-//! block for the case that exactly k draft tokens are accepted: its slot 0 stands where the bonus
-//! token will, and every slot predicts the token at its own position.
+//! The last position that a row sees among the clean tokens is its **limit**. Group k prepares the next block for the
+//! case that exactly k draft tokens are accepted: its slot 0 is at the position of the bonus token, and every slot
+//! predicts the token at its own position.
 
 use std::ops::Range;
 
 /// One query row of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Where the row sits: its RoPE position.
+    /// The RoPE position of the row.
     pub position: usize,
-    /// The last position of clean tokens that it sees.
+    /// The last clean-token position that the row sees.
     pub limit: usize,
     /// For a mask row, the indices of its group's rows among the rows of the step.
     pub group: Option<Range<usize>>,
 }
 
-/// The rows of one sequence: candidates 0..=`verify_len`, then the groups in the order given, each
-/// with its `slots` in order.
+/// The rows of one sequence: candidates 0..=`verify_len`, then the groups in the given order, each with its `slots`
+/// in order.
 pub fn rows(start: usize, verify_len: usize, groups: &[usize], slots: usize) -> Vec<Row> {
     let mut rows: Vec<Row> =
         (0..=verify_len).map(|i| Row { position: start + i, limit: start + i, group: None }).collect();

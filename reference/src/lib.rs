@@ -1,9 +1,9 @@
 //! # FlexDraft, stated plainly
 //!
-//! Every operation of [FlexDraft](https://arxiv.org/abs/2605.20022) (lossless parallel speculative
-//! decoding by Attention Tuning and Bonus-guided Calibration) as the plainest Rust that says it:
-//! no cache, no tiles, no batches, no dependencies, generic over the float type. It is the oracle that
-//! kernels and decode loops are tested against, and the place to look up what the method *is*.
+//! Every operation of [FlexDraft](https://arxiv.org/abs/2605.20022) (lossless parallel speculative decoding by
+//! Attention Tuning and Bonus-guided Calibration), written in the plainest Rust: no cache, no tiles, no batches, no
+//! dependencies, generic over the float type. Kernels and decode loops are tested against it, and it is the place to
+//! look up how the method is defined.
 //!
 //! | module | operation | source |
 //! |---|---|---|
@@ -33,11 +33,11 @@
 //!
 //! ## How to compare with it
 //!
-//! Run it in f64 on the inputs of the implementation under test, widened; the difference is then that
-//! implementation's rounding. [`attention::Attended::magnitude`] is the scale of the error of an
-//! attention output. Tokens agree unless two perturbed logits come closer than that rounding.
+//! Run this crate in f64 on the inputs of the implementation under test, widened to f64. The difference is then that
+//! implementation's rounding. [`attention::Attended::magnitude`] is the scale of the error of an attention output.
+//! Tokens agree unless the gap between two logits is smaller than that rounding.
 //!
-//! Shapes are preconditions: they are documented, and a call that breaks them panics.
+//! Shapes are documented preconditions: a call with other shapes panics.
 
 pub mod accept;
 pub mod attention;

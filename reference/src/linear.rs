@@ -1,4 +1,4 @@
-//! Linear layers, and the addition of vectors.
+//! Linear layers and vector addition.
 
 use crate::float::Float;
 
@@ -9,7 +9,7 @@ pub struct Linear<F> {
     pub weight: Vec<F>,
     /// b, `[out]`.
     pub bias: Option<Vec<F>>,
-    /// Columns of W: the length of x.
+    /// Number of columns of W, which is the length of x.
     pub inputs: usize,
 }
 

@@ -1,10 +1,9 @@
 //! Whole models, without any cache: every call computes every position again from the token ids.
 //!
-//! A [`Target`] is a Llama or Qwen3 decoder: the same layer, Qwen3 with an RMSNorm over each q and k
-//! head. A [`Drafter`] is what FlexDraft (arXiv 2605.20022) adds to a target by Attention Tuning:
-//! attention projectors for mask rows in each of the last N layers (the *tail*), one embedding with
-//! which every mask row enters the tail, and the calibrator. Mask rows use the target's norms and
-//! MLPs.
+//! A [`Target`] is a Llama or Qwen3 decoder. Both have the same layers; Qwen3 adds an RMSNorm over each q and k head.
+//! A [`Drafter`] is what FlexDraft (arXiv 2605.20022) adds to a target by Attention Tuning: attention projectors for
+//! mask rows in each of the last N layers (the *tail*), one embedding with which every mask row enters the tail, and
+//! the calibrator. Mask rows use the target's norms and MLPs.
 
 use crate::attention::{Heads, KeysValues, attend, mask_block_attention};
 use crate::calibration::{Calibrator, calibrated_logits};
@@ -17,13 +16,13 @@ use crate::swiglu::swiglu;
 /// The attention projectors of one layer, the target's or the drafter's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Projectors<F> {
-    /// `[q_heads · head_dim, hidden]`.
+    /// Query projection, `[q_heads · head_dim, hidden]`.
     pub q: Linear<F>,
-    /// `[kv_heads · head_dim, hidden]`.
+    /// Key projection, `[kv_heads · head_dim, hidden]`.
     pub k: Linear<F>,
-    /// `[kv_heads · head_dim, hidden]`.
+    /// Value projection, `[kv_heads · head_dim, hidden]`.
     pub v: Linear<F>,
-    /// `[hidden, q_heads · head_dim]`.
+    /// Output projection, `[hidden, q_heads · head_dim]`.
     pub o: Linear<F>,
     /// RMSNorm weights over each q head and each k head, `[head_dim]` each (Qwen3).
     pub qk_norms: Option<(Vec<F>, Vec<F>)>,
@@ -38,11 +37,11 @@ pub struct Layer<F> {
     pub attention: Projectors<F>,
     /// RMSNorm weight before the MLP, `[hidden]`.
     pub post_attention_norm: Vec<F>,
-    /// `[intermediate, hidden]`.
+    /// Gate projection of the MLP, `[intermediate, hidden]`.
     pub gate: Linear<F>,
-    /// `[intermediate, hidden]`.
+    /// Up projection of the MLP, `[intermediate, hidden]`.
     pub up: Linear<F>,
-    /// `[hidden, intermediate]`.
+    /// Down projection of the MLP, `[hidden, intermediate]`.
     pub down: Linear<F>,
 }
 
@@ -57,11 +56,11 @@ pub struct Target<F> {
     pub rms_norm_eps: F,
     /// Token embeddings, row-major `[vocab, hidden]`.
     pub embed: Vec<F>,
-    /// L layers.
+    /// The L layers.
     pub layers: Vec<Layer<F>>,
     /// Weight of the final RMSNorm, `[hidden]`.
     pub norm: Vec<F>,
-    /// `[vocab, hidden]`.
+    /// Output projection to logits, `[vocab, hidden]`.
     pub lm_head: Linear<F>,
 }
 
@@ -72,27 +71,27 @@ pub struct Drafter<F> {
     pub attention: Vec<Projectors<F>>,
     /// The hidden state with which every mask row enters the tail, `[hidden]`.
     pub mask_embedding: Vec<F>,
-    /// Absent where the drafter was trained without one.
+    /// The calibrator; `None` if the drafter was trained without one.
     pub calibrator: Option<Calibrator<F>>,
 }
 
 /// Keys and values of consecutive positions, after norms and rotation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerKeysValues<F> {
-    /// `[positions, kv_heads, head_dim]`.
+    /// Keys, `[positions, kv_heads, head_dim]`.
     pub keys: Vec<F>,
-    /// `[positions, kv_heads, head_dim]`.
+    /// Values, `[positions, kv_heads, head_dim]`.
     pub values: Vec<F>,
 }
 
 impl<F> LayerKeysValues<F> {
-    /// A view of all of them.
+    /// A view of all positions.
     pub fn view(&self) -> KeysValues<'_, F> {
         KeysValues { keys: &self.keys, values: &self.values }
     }
 }
 
-/// What the target computes for a sequence.
+/// The result of running the target over a sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forward<F> {
     /// The hidden row of each position after the final norm, `[positions][hidden]`.
@@ -135,7 +134,8 @@ impl<F: Float> Target<F> {
         add(&x, &swiglu(&layer.gate, &layer.up, &layer.down, &normed))
     }
 
-    /// q, k and v of consecutive rows from `first_position` on: `[rows, q_heads, head_dim]` and the rest.
+    /// q, k and v of consecutive rows from `first_position` on: q is `[rows, q_heads, head_dim]`; k and v have
+    /// `kv_heads`.
     fn project(
         &self,
         layer: &Layer<F>,
@@ -156,7 +156,7 @@ impl<F: Float> Target<F> {
     }
 }
 
-/// The whole target over `tokens` at positions 0, 1, …
+/// Runs the whole target over `tokens` at positions 0, 1, …
 pub fn forward<F: Float>(target: &Target<F>, tokens: &[u32]) -> Forward<F> {
     let heads = target.heads;
     let q_width = heads.q_heads * heads.head_dim;
@@ -185,8 +185,8 @@ pub fn target_logits<F: Float>(target: &Target<F>, tokens: &[u32]) -> Vec<Vec<F>
 
 /// The final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`.
 ///
-/// With p the position of the last token, slot j stands at p + 1 + j, j = 0..S, and sees positions
-/// 0..=p and its own group. `tokens` are all clean, and their keys and values the target's own.
+/// With p the position of the last token, slot j is at position p + 1 + j for j = 0..S, and sees positions 0..=p and
+/// its own group. All `tokens` are clean, and their keys and values are the target's own.
 pub fn draft_hidden<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
@@ -210,8 +210,8 @@ pub fn draft_hidden<F: Float>(
     rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
 }
 
-/// The calibrated logits `[V]` of slots 1..S of the mask group that follows `tokens`, given the bonus
-/// token: the token that follows `tokens`, at the position of slot 0.
+/// The calibrated logits `[V]` of slots 1..S of the mask group that follows `tokens`, given the bonus token: the
+/// token after `tokens`, at the position of slot 0.
 ///
 /// Row j − 1 predicts the token at slot j's own position, `tokens.len() + j`.
 pub fn draft_logits<F: Float>(

@@ -2,7 +2,7 @@
 //! "Parallel random numbers: as easy as 1, 2, 3" (SC'11).
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-/// The golden ratio and √3 − 1, in 0.32 fixed point: what the key advances by each round.
+/// The amounts by which the key advances per round: the golden ratio and √3 − 1, in 0.32 fixed point.
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
@@ -34,7 +34,7 @@ fn low(product: u64) -> u32 {
 mod tests {
     use super::*;
 
-    /// The known answers that ship with the authors' Random123 library (`kat_vectors`).
+    /// The known answers (`kat_vectors`) of the authors' Random123 library.
     #[test]
     fn known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);

@@ -1,10 +1,10 @@
-//! The random-number contract: which random number is used for what.
+//! The random-number contract: which random number is used for which purpose.
 //!
-//! Every random number of a request is a function of its 64-bit seed and of *where* the number is
-//! used, never of how many numbers were drawn before. So a token does not depend on the mode, the
-//! batch or the schedule that produced it.
+//! Every random number of a request is a function of its 64-bit seed and of *where* the number is used, never of how
+//! many numbers were drawn before. A token therefore does not depend on the mode, the batch or the schedule that
+//! produced it.
 //!
-//! One Philox block of four words belongs to
+//! The key and counter of one Philox block of four words:
 //!
 //! | | low word | high word |
 //! |---|---|---|
@@ -12,7 +12,7 @@
 //! | counter 0, 1 | index | `purpose << 16 \| slot` |
 //! | counter 2, 3 | position, low 32 bits | position, high 32 bits |
 //!
-//! with the purposes
+//! The purposes:
 //!
 //! | purpose | used by | position | slot |
 //! |---|---|---|---|
@@ -21,39 +21,39 @@
 //! | 3 acceptance uniform | `rejection`, `block` | c_0 of the step | i, of draft token d_i under test |
 //! | 4 residual or final draw | `rejection`, `block` | c_0 of the step | a, the accepted length |
 //!
-//! A vocabulary draw takes one number an id: word id mod 4 of index ⌊id / 4⌋. A uniform is word 0 of
-//! index 0.
+//! A vocabulary draw takes one number per id: word id mod 4 of the block at index ⌊id / 4⌋. A uniform number is word
+//! 0 of index 0.
 //!
-//! Why purposes 2 to 4 carry the step's position and not the token's: `block` looks past the point
-//! where it stops. Keyed by token position alone, the next step would use those numbers again and
-//! the output would be biased.
+//! Purposes 2 to 4 use the step's position and not the token's because `block` looks past the point where it stops.
+//! If the numbers were keyed by token position alone, the next step would use them again and the output would be
+//! biased.
 
 use crate::float::Float;
 use crate::philox::philox;
 
-/// What random numbers are for.
+/// The purpose of a random number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// A token drawn from the target's distribution at the token's own position.
     TargetDraw = 1,
-    /// A draft token, `rejection` and `block`.
+    /// A draft token of `rejection` and `block`.
     DraftDraw = 2,
     /// The uniform against which a draft token is tested.
     Acceptance = 3,
-    /// The bonus token of a step, `rejection` and `block`.
+    /// The bonus token of a step with `rejection` or `block`.
     FinalDraw = 4,
 }
 
-/// The random numbers of one draw: a seed and all of the counter but the index.
+/// The random numbers of one draw: a seed and the whole counter except the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Numbers {
     /// The request's seed.
     pub seed: u64,
-    /// What the numbers are for.
+    /// Purpose of the numbers.
     pub purpose: Purpose,
-    /// The slot, by the table of the [module](self).
+    /// Slot, as in the table of the [module](self).
     pub slot: u16,
-    /// The position, by the table of the [module](self).
+    /// Position, as in the table of the [module](self).
     pub position: u64,
 }
 
@@ -63,7 +63,7 @@ impl Numbers {
         Self { seed, purpose: Purpose::TargetDraw, slot: 0, position: position as u64 }
     }
 
-    /// The numbers of `purpose` for slot `slot` of the step whose c_0 stands at `start`.
+    /// The numbers of `purpose` for slot `slot` of the step whose c_0 is at position `start`.
     pub fn of_step(seed: u64, purpose: Purpose, slot: usize, start: usize) -> Self {
         Self { seed, purpose, slot: slot as u16, position: start as u64 }
     }
@@ -90,14 +90,14 @@ impl Numbers {
     }
 }
 
-/// `word` · 2⁻³², in [0, 1): rounded towards zero, or the largest words would give 1 in f32.
+/// Converts a word to `word` · 2⁻³² in [0, 1), rounded towards zero: otherwise the largest words would give 1 in f32.
 pub fn uniform<F: Float>(word: u32) -> F {
     F::from_u32_towards_zero(word) * F::from_f64(TWO_POW_MINUS_32)
 }
 
-/// G = −ln(−ln u) for u = (`word` + ½) · 2⁻³²: a standard Gumbel number.
+/// The standard Gumbel number G = −ln(−ln u) for u = (`word` + ½) · 2⁻³².
 ///
-/// −ln u is taken as −ln(1 − (1 − u)) above ½: 1 − u is exact, and u itself would round to 1.
+/// For u above ½, −ln u is computed as −ln(1 − (1 − u)): 1 − u is exact, while u itself would round to 1.
 pub fn gumbel<F: Float>(word: u32) -> F {
     let u = (f64::from(word) + 0.5) * TWO_POW_MINUS_32;
     let exponential = if u > 0.5 { -(F::from_f64(-(1.0 - u)).ln_1p()) } else { -(F::from_f64(u).ln()) };

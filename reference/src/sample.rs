@@ -1,14 +1,14 @@
-//! Drawing a token, and how sure a draft is of its token.
+//! Draws tokens, and measures the confidence of a draft.
 //!
-//! A draw is Gumbel-max: argmax over ids of log-weight + G(id), with one independent standard
-//! Gumbel number an id, has the distribution that the weights describe (Gumbel 1954; Maddison et
-//! al., arXiv 1411.0030, section 2). Ties go to the lowest id, here and in every argmax.
+//! A draw is Gumbel-max: argmax over ids of log-weight + G(id), with an independent standard Gumbel number G(id) per
+//! id. It follows the distribution that the weights describe (Gumbel 1954; Maddison et al., arXiv 1411.0030, section
+//! 2). Ties go to the lowest id, here and in every argmax.
 
 use crate::float::Float;
 use crate::random::Numbers;
 use crate::warp::sanitize;
 
-/// The id of the largest score, ties to the lowest id; 0 if there is nothing above −∞.
+/// The id of the largest score; ties go to the lowest id. Returns 0 if no score is above −∞.
 pub fn argmax<F: Float>(scores: &[F]) -> u32 {
     let mut best = 0;
     let mut largest = F::NEG_INFINITY;
@@ -20,8 +20,8 @@ pub fn argmax<F: Float>(scores: &[F]) -> u32 {
     best as u32
 }
 
-/// Draws an id by log-weights `[V]` (logits over temperature, say), with the Gumbel numbers of
-/// `numbers`. Ids of log-weight −∞ are never drawn, unless there are no others.
+/// Draws an id by log-weights `[V]` (for example logits over temperature), with the Gumbel numbers of `numbers`. Ids
+/// of log-weight −∞ are never drawn, unless there are no others.
 pub fn draw<F: Float>(log_weights: &[F], numbers: &Numbers) -> u32 {
     let perturbed: Vec<F> = log_weights
         .iter()
@@ -37,7 +37,7 @@ pub fn draw_by_weights<F: Float>(weights: &[F], numbers: &Numbers) -> u32 {
     draw(&log_weights, numbers)
 }
 
-/// The largest probability of softmax(`logits`) at temperature 1.
+/// The confidence of a draft: the largest probability of softmax(`logits`) at temperature 1.
 pub fn confidence<F: Float>(logits: &[F]) -> F {
     let logits = sanitize(logits);
     let largest = logits.iter().copied().fold(F::NEG_INFINITY, F::max);
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(confidence(&[f64::INFINITY, 3.0, f64::INFINITY]), 0.5);
     }
 
-    /// 40,000 draws by weights of 1 : 2 : 5 : 0 fall as they should (five standard deviations).
+    /// 40,000 draws with weights 1 : 2 : 5 : 0 have the expected frequencies (within five standard deviations).
     #[test]
     fn draws_follow_the_weights() {
         const DRAWS: usize = 40_000;

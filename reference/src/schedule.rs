@@ -1,6 +1,6 @@
-//! How many of the next block's draft tokens are worth verifying.
+//! Chooses how many draft tokens of the next block to verify.
 //!
-//! Confidence-based verify length, as in the public code of FlexDraft (arXiv 2605.20022). The
+//! The verify length follows from the confidences, as in the public code of FlexDraft (arXiv 2605.20022). The
 //! confidence of slot j is the largest probability of its calibrated distribution at temperature 1
 //! ([`crate::sample::confidence`]).
 
@@ -17,7 +17,8 @@ pub enum Strategy {
 
 /// The next verify length v, from the confidences of slots 1..S (S − 1 of them) and threshold t.
 ///
-/// At least 1, where there is any slot (0 only for S = 1). t = 0 turns the choice off: v = S − 1.
+/// The result is at least 1 if there is any slot, and 0 only for S = 1. With t = 0 the whole block is verified: v = S
+/// − 1.
 pub fn next_verify_len<F: Float>(confidence: &[F], threshold: F, strategy: Strategy) -> usize {
     if threshold == F::ZERO {
         return confidence.len();
@@ -30,7 +31,7 @@ pub fn next_verify_len<F: Float>(confidence: &[F], threshold: F, strategy: Strat
             Strategy::CumulativeProduct => product,
             Strategy::MinConfidence => confidence,
         };
-        // Products only fall, so the leading ones are all there are.
+        // The products only decrease, so the leading ones are all that qualify.
         if measure < threshold {
             break;
         }

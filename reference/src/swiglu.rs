@@ -1,14 +1,14 @@
-//! The gated MLP of Llama and Qwen: SwiGLU (Shazeer, arXiv 2002.05202, equation 6).
+//! SwiGLU, the gated MLP of Llama and Qwen (Shazeer, arXiv 2002.05202, equation 6).
 
 use crate::float::Float;
 use crate::linear::Linear;
 
-/// silu(x) = x · σ(x) = x / (1 + e^−x).
+/// The activation silu(x) = x · σ(x) = x / (1 + e^−x).
 pub fn silu<F: Float>(x: F) -> F {
     x / (F::ONE + (-x).exp())
 }
 
-/// `down(silu(gate(x)) · up(x))`: `[hidden]` to `[hidden]`.
+/// The gated MLP `down(silu(gate(x)) · up(x))`, from `[hidden]` to `[hidden]`.
 pub fn swiglu<F: Float>(gate: &Linear<F>, up: &Linear<F>, down: &Linear<F>, x: &[F]) -> Vec<F> {
     let inner: Vec<F> =
         gate.apply(x).into_iter().zip(up.apply(x)).map(|(gate, up)| silu(gate) * up).collect();

@@ -1,34 +1,34 @@
-//! Warping: from logits to the distribution that is sampled from.
+//! Warping: turns logits into the distribution that is sampled from.
 //!
-//! In this order, as transformers does: temperature; top-k (arXiv 1805.04833); top-p on the
-//! renormalised rest (arXiv 1904.09751); min-p relative to the largest (arXiv 2407.01082).
+//! The steps are applied in the same order as in transformers: temperature; top-k (arXiv 1805.04833); top-p on the
+//! renormalised rest (arXiv 1904.09751); min-p relative to the largest probability (arXiv 2407.01082).
 //!
-//! - Descending order is by logit, ties to the lowest id.
-//! - Top-p keeps the shortest prefix in that order whose sum reaches P, so at least one id.
-//! - Temperature 0 is the one-hot of the argmax, whatever the other parameters.
+//! - Descending order is by logit; ties go to the lowest id.
+//! - Top-p keeps the shortest prefix in that order whose sum reaches P, so it keeps at least one id.
+//! - Temperature 0 gives the one-hot distribution of the argmax, whatever the other parameters.
 //! - A NaN logit counts as −∞. If there are logits of +∞, these share the mass equally. If there is
 //!   nothing above −∞, id 0 has all of it.
 
 use crate::float::Float;
 
-/// Sampling parameters. They are the same numbers whatever float type the logits have.
+/// Sampling parameters; the numbers do not depend on the float type of the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Warping {
-    /// Divides the logits; 0 is greedy.
+    /// Divisor of the logits; 0 is greedy.
     pub temperature: f64,
-    /// How many ids are kept; 0 is off.
+    /// Number of ids that top-k keeps; 0 turns top-k off.
     pub top_k: usize,
-    /// P, the mass that is kept; 1 is off.
+    /// P, the mass that top-p keeps; 1 turns top-p off.
     pub top_p: f64,
-    /// What fraction of the largest probability is enough to be kept; 0 is off.
+    /// Smallest probability that min-p keeps, as a fraction of the largest probability; 0 turns min-p off.
     pub min_p: f64,
 }
 
 impl Warping {
-    /// Temperature 0.
+    /// Greedy sampling: temperature 0.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
-    /// `temperature` and nothing else.
+    /// Sampling with `temperature` and no other restriction.
     pub fn temperature(temperature: f64) -> Self {
         Self { temperature, ..Self::GREEDY }
     }
@@ -37,9 +37,9 @@ impl Warping {
 /// A distribution over the vocabulary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Distribution<F> {
-    /// Logarithms of the probabilities, up to a common constant; −∞ for ids that were dropped. `[V]`
+    /// Logarithms of the probabilities, `[V]`, up to a common constant; −∞ for ids that were dropped.
     pub log_weights: Vec<F>,
-    /// The probabilities, 0 for ids that were dropped. `[V]`
+    /// Probabilities, `[V]`; 0 for ids that were dropped.
     pub probabilities: Vec<F>,
     /// The ids that were kept, in descending order of probability.
     pub kept: Vec<usize>,
@@ -48,7 +48,7 @@ pub struct Distribution<F> {
 /// The distribution that `warping` makes of `logits` `[V]`.
 pub fn warp<F: Float>(logits: &[F], warping: &Warping) -> Distribution<F> {
     let logits = sanitize(logits);
-    // Descending; a stable sort leaves ties in ascending order of id.
+    // Descending; the stable sort keeps ties in ascending order of id.
     let mut kept: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] > F::NEG_INFINITY).collect();
     kept.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap_or(std::cmp::Ordering::Equal));
     let largest = logits[kept[0]];
@@ -58,7 +58,7 @@ pub fn warp<F: Float>(logits: &[F], warping: &Warping) -> Distribution<F> {
         return distribution(logits.len(), kept, |_| F::ZERO);
     }
     let temperature = F::from_f64(warping.temperature);
-    // Relative to the largest, so that nothing overflows however low the temperature is.
+    // Weights are relative to the largest, so nothing overflows at low temperatures.
     let log_weight = |id: usize| (logits[id] - largest) / temperature;
 
     if warping.top_k > 0 {
@@ -75,12 +75,12 @@ pub fn warp<F: Float>(logits: &[F], warping: &Warping) -> Distribution<F> {
         let len = kept.iter().take_while(before_enough).count();
         kept.truncate(len.max(1));
     }
-    // The largest has weight e⁰ = 1.
+    // The largest weight is e⁰ = 1.
     kept.retain(|&id| log_weight(id).exp() >= F::from_f64(warping.min_p));
     distribution(logits.len(), kept, log_weight)
 }
 
-/// `logits` with the rules of the [module](self) for NaN and infinities applied: none is NaN or +∞,
+/// Applies the rules of the [module](self) for NaN and infinities to `logits`: in the result no logit is NaN or +∞,
 /// and at least one is finite.
 pub fn sanitize<F: Float>(logits: &[F]) -> Vec<F> {
     let has_infinity = logits.contains(&F::INFINITY);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_prefix_that_reaches_the_mass_exactly_is_enough() {
-        // Equal logits: the weights are 1 and the sums exact.
+        // The logits are equal, so the weights are 1 and the sums are exact.
         let warping = Warping { top_p: 0.5, ..Warping::temperature(1.0) };
         assert_eq!(warp(&[3.0f64; 4], &warping).kept, [0, 1]);
         assert_eq!(warp(&[3.0f32; 4], &warping).probabilities, [0.5, 0.5, 0.0, 0.0]);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn top_p_sees_the_rest_renormalised() {
-        // Of the three that top-k keeps, the first has 0.5 / 0.875 = 0.571.
+        // Of the three ids that top-k keeps, the first has probability 0.5 / 0.875 = 0.571.
         let p = [0.5, 0.25, 0.125, 0.125];
         let warping = Warping { top_k: 3, top_p: 0.55, ..Warping::temperature(1.0) };
         assert_eq!(kept(&p, warping), [0]);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn temperature_comes_before_top_p_and_min_p() {
-        // At temperature 2 the probabilities 0.64, 0.16, 0.16, 0.04 are as 4 : 2 : 2 : 1.
+        // At temperature 2 the probabilities 0.64, 0.16, 0.16, 0.04 become 4 : 2 : 2 : 1.
         let p = [0.64, 0.16, 0.16, 0.04];
         assert_eq!(kept(&p, Warping { top_p: 0.6, ..Warping::temperature(2.0) }), [0, 1]);
         assert_eq!(kept(&p, Warping { top_p: 0.6, ..Warping::temperature(1.0) }), [0]);
@@ -196,7 +196,7 @@ mod tests {
                 prop_assert_eq!(d.log_weights[id] > f64::NEG_INFINITY, d.kept.contains(&id));
                 prop_assert!(p == 0.0 || d.kept.contains(&id));
             }
-            // What is kept has no smaller logit than what is dropped.
+            // No kept id has a smaller logit than a dropped id.
             let scores = sanitize(&logits);
             let least = d.kept.iter().map(|&id| scores[id]).fold(f64::INFINITY, f64::min);
             for (id, &score) in scores.iter().enumerate() {

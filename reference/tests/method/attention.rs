@@ -1,4 +1,4 @@
-//! Attention by limits and groups against attention under a dense mask over all keys of the step.
+//! Attention by limits and groups equals attention under a dense mask over all keys of the step.
 
 use flexdraft_reference::attention::{Heads, KeysValues, attend, joint_attention, mask_block_attention};
 use flexdraft_reference::layout::rows;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::properties::properties;
 
-/// softmax(q Kᵀ / √d + mask) V for one query head, the mask 0 or −∞: output, log-sum-exp, Σ p |v|.
+/// softmax(q Kᵀ / √d + mask) V for one query head, with mask 0 or −∞; returns output, log-sum-exp and Σ p |v|.
 fn dense(q: &[f64], keys: &[&[f64]], values: &[&[f64]], sees: &[bool]) -> (Vec<f64>, f64, Vec<f64>) {
     let score = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (q.len() as f64).sqrt();
     let masked: Vec<f64> =
@@ -80,7 +80,7 @@ proptest! {
         let own = KeysValues { keys: &own_k, values: &own_v };
         let found = joint_attention(heads, &q, &rows, clean, own);
 
-        // The dense statement: the keys are all clean positions, then all mask rows of the step.
+        // The keys of the dense form: all clean positions, then all mask rows of the step.
         let kv_width = kv_heads * head_dim;
         let all_keys = [&clean_k[..], &own_k[candidates * kv_width..]].concat();
         let all_values = [&clean_v[..], &own_v[candidates * kv_width..]].concat();
@@ -103,7 +103,7 @@ proptest! {
             }
         }
 
-        // A group by itself is the mask-token block attention of its limit.
+        // A group alone is the mask-token block attention of its limit.
         if let Some(group) = rows.iter().find_map(|row| row.group.clone()) {
             let limit = rows[group.start].limit;
             let part = |x: &[f64], width: usize| x[group.start * width..group.end * width].to_vec();

@@ -17,7 +17,7 @@ pub struct Shape {
     pub heads: Heads,
     pub layers: usize,
     pub tail_layers: usize,
-    /// RMSNorms over q and k heads, as in Qwen3; biases where there are none.
+    /// True for RMSNorms over q and k heads, as in Qwen3; otherwise the projections have biases.
     pub qk_norms: bool,
     pub calibrator_rank: Option<usize>,
 }
@@ -35,7 +35,7 @@ impl Shape {
     };
 }
 
-/// Numbers that follow from a seed, spread evenly about 0.
+/// Numbers that follow from a seed, evenly spread around 0.
 struct Weights {
     numbers: Numbers,
     next: u32,

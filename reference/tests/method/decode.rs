@@ -1,4 +1,4 @@
-//! The decode loop against autoregressive decoding, on small random models.
+//! The decode loop compared with autoregressive decoding, on small random models.
 
 use flexdraft_reference::accept::{Rule, Verdict, block, matching, rejection};
 use flexdraft_reference::attention::Heads;
@@ -141,8 +141,7 @@ fn a_block_of_one_slot_is_autoregressive_under_every_rule() {
     }
 }
 
-/// Where target and drafter have the same distribution whatever they see, every rule accepts every
-/// draft token.
+/// If target and drafter have the same distribution for every context, every rule accepts every draft token.
 #[test]
 fn everything_is_accepted_where_p_is_q() {
     let (mut target, mut drafter) = random_model::<f64>(Shape::TINY, 7);
@@ -158,7 +157,7 @@ fn everything_is_accepted_where_p_is_q() {
     }
 }
 
-/// Every draw and every test of every step uses the numbers that the contract gives it.
+/// Every draw and every test of every step uses the random numbers that the contract assigns to it.
 #[test]
 fn draws_follow_the_random_number_contract() {
     let (target, drafter) = random_model::<f64>(Shape::TINY, 9);
@@ -216,8 +215,8 @@ fn distributions(target: &Target<f64>, tokens: &[u32], warping: &Warping) -> Vec
     target_logits(target, tokens).iter().map(|logits| warp(logits, warping)).collect()
 }
 
-/// Over many seeds, the first three tokens of `rejection` and `block` are distributed as the
-/// target's: the whole loop with its random numbers, by a χ² test at five standard deviations.
+/// Over many seeds, the first three tokens of `rejection` and `block` follow the target's distribution. This tests
+/// the whole loop with its random numbers, by a χ² test at five standard deviations.
 #[test]
 fn sampled_tokens_are_distributed_as_the_targets() {
     const SEEDS: u64 = 12_000;

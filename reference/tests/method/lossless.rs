@@ -1,5 +1,5 @@
-//! The acceptance rules leave the target's distribution unchanged: by summation over every draft,
-//! every outcome of the tests and every bonus token, over two consecutive steps.
+//! The acceptance rules leave the target's distribution unchanged, checked by summation over every draft, every
+//! outcome of the tests and every bonus token, over two consecutive steps.
 
 use flexdraft_reference::accept::{
     Verdict, block, block_test_probabilities, block_weights, rejection, rejection_test_probabilities,
@@ -10,17 +10,17 @@ use proptest::prelude::*;
 use crate::properties::properties;
 
 const VOCAB: usize = 3;
-/// Tokens that two steps of two draft tokens emit at most.
+/// The largest number of tokens that two steps of two draft tokens emit.
 const HORIZON: usize = 6;
 
 type Row = Vec<f64>;
 
-/// A target and a drafter over contexts: both are arbitrary functions of the tokens so far.
+/// A target and a drafter as arbitrary functions of the tokens so far.
 #[derive(Clone, Debug)]
 struct World {
     p: Vec<Row>,
     q: Vec<Row>,
-    /// Whether slot 1's distribution is the target's own.
+    /// True if slot 1's distribution is the target's own.
     first_slot_is_exact: bool,
     salt: u64,
 }
@@ -38,7 +38,7 @@ impl World {
         self.p[self.pick(context, 0, self.p.len())].clone()
     }
 
-    /// The draft distributions of slots 1..=len after `context`; they don't know each other's tokens.
+    /// The draft distributions of slots 1..=len after `context`; the slots do not see each other's tokens.
     fn draft(&self, context: &[u32], len: usize) -> Vec<Row> {
         (1..=len)
             .map(|slot| match slot {
@@ -48,14 +48,14 @@ impl World {
             .collect()
     }
 
-    /// The next verify length: a function of what is known before the draft tokens are.
+    /// The next verify length, a function of what is known before the draft tokens are.
     fn verify_len(&self, context: &[u32]) -> usize {
         [2, 2, 1, 0][self.pick(context, 99, 4)]
     }
 }
 
-/// What a rule does with one draft: the probability of each accepted length 0..=v, and the weights
-/// of the bonus after each.
+/// The effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the bonus
+/// token after each length.
 type Law = fn(&[Row], &[Row], &[u32]) -> Vec<(f64, Row)>;
 
 fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
@@ -90,8 +90,8 @@ fn rows_after(world: &World, context: &[u32], draft: &[u32]) -> Vec<Row> {
     (0..=draft.len()).map(|i| world.target(&[context, &draft[..i]].concat())).collect()
 }
 
-/// How the drafts of a step are made and verified. `drawn` maps the draft distributions that the
-/// rule is told to those that tokens are drawn from: the same, unless a mistake is planted.
+/// How the drafts of a step are made and verified. `drawn` maps the draft distributions that the rule is given to the
+/// distributions that tokens are drawn from. The two are equal, unless a mistake is planted.
 #[derive(Clone, Copy)]
 struct Step {
     law: Law,
@@ -104,8 +104,8 @@ impl Step {
     }
 }
 
-/// Adds to `emitted` the distribution of the first `HORIZON` tokens after the empty context, if the
-/// next `steps` steps are speculative and the target itself draws the rest.
+/// Adds to `emitted` the distribution of the first `HORIZON` tokens after the empty context, if the next `steps`
+/// steps are speculative and the target itself draws the remaining tokens.
 fn emit(world: &World, step: Step, context: &[u32], mass: f64, steps: usize, emitted: &mut [f64]) {
     if mass == 0.0 {
         return;
@@ -134,7 +134,7 @@ fn emit(world: &World, step: Step, context: &[u32], mass: f64, steps: usize, emi
     }
 }
 
-/// The largest difference between the target's probability of a sequence and that of being emitted.
+/// The largest difference between a sequence's probability under the target and the probability that it is emitted.
 fn bias(world: &World, step: Step) -> f64 {
     let mut emitted = vec![0.0; VOCAB.pow(HORIZON as u32)];
     emit(world, step, &[], 1.0, 2, &mut emitted);
@@ -145,7 +145,7 @@ fn bias(world: &World, step: Step) -> f64 {
     differences.map(|(sequence, &mass)| (expected(&sequence) - mass).abs()).fold(0.0, f64::max)
 }
 
-/// Draft tokens accepted in expectation, in one step of two draft tokens.
+/// The expected number of accepted draft tokens in one step of two draft tokens.
 fn expected_accepted(world: &World, law: Law) -> f64 {
     let q = world.draft(&[], 2);
     let mut expected = 0.0;
@@ -159,7 +159,7 @@ fn expected_accepted(world: &World, law: Law) -> f64 {
     expected
 }
 
-/// Distributions with zeros and one-hots among them.
+/// Random distributions, including some with zeros and one-hots.
 fn row() -> impl Strategy<Value = Row> {
     let weight = prop_oneof![1 => Just(0.0), 3 => 0.01..1.0f64];
     prop_oneof![
@@ -186,7 +186,7 @@ fn world() -> impl Strategy<Value = World> {
     )
 }
 
-/// A world in which mistakes show.
+/// A world in which mistakes are visible.
 fn plain_world() -> World {
     World {
         p: vec![vec![0.6, 0.3, 0.1], vec![0.2, 0.5, 0.3], vec![0.1, 0.1, 0.8]],
@@ -212,8 +212,7 @@ proptest! {
         prop_assert!(by_block >= by_rejection - 1e-12, "{} below {}", by_block, by_rejection);
     }
 
-    /// The rules with given uniforms do what their test probabilities say: uniforms below a
-    /// probability pass the test, those above it fail.
+    /// The rules follow their test probabilities: uniforms below a probability pass the test, uniforms above it fail.
     #[test]
     fn rules_pass_their_tests_by_the_probabilities(
         world in world(),
@@ -241,8 +240,8 @@ proptest! {
     }
 }
 
-/// Uniforms in [0, 1) just below the probability of each test where it is wished to pass, just above
-/// it where it is not; and which of them pass: what is certain or impossible takes no wishes.
+/// Returns uniforms in [0, 1) just below a test's probability if the test should pass, and just above it if not. Also
+/// returns which tests pass: a test with probability 0 or 1 ignores the wish.
 fn uniforms_about(tests: &[f64], wish: &[bool]) -> (Vec<f64>, Vec<bool>) {
     const MARGIN: f64 = 1e-9;
     let uniform_about = |(&test, &wish): (&f64, &bool)| {
@@ -289,7 +288,7 @@ fn a_bonus_from_the_target_instead_of_the_residual_shows() {
 
 #[test]
 fn a_draft_distribution_from_before_warping_shows() {
-    /// Top-k of 2, which the acceptance does not know of.
+    /// Top-k with k = 2, which the acceptance rule is not told about.
     fn top_2(q: &[f64]) -> Row {
         let least = (0..VOCAB).min_by(|&a, &b| q[a].total_cmp(&q[b])).unwrap();
         (0..VOCAB).map(|id| if id == least { 0.0 } else { q[id] / (1.0 - q[least]) }).collect()

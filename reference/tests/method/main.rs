@@ -1,4 +1,4 @@
-//! The method as the reference states it: its parts, its losslessness, and the official implementation's recordings.
+//! Tests of the reference: its parts, its losslessness, and the recordings of the official implementation.
 
 mod attention;
 mod common;

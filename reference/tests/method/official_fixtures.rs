@@ -1,8 +1,8 @@
-//! What the official FlexDraft implementation did with a tiny model, token for token.
+//! Replays recordings of the official FlexDraft implementation on a tiny model, token for token.
 //!
-//! `tests/fixtures/tiny` of the workspace holds a 4-layer Qwen3 target, its drafter, and the record of
-//! 24 greedy requests: four prompts, each with six combinations of block size and schedule. All of
-//! them are replayed here, in f64; the record was made in f32.
+//! `tests/fixtures/tiny` of the workspace holds a 4-layer Qwen3 target, its drafter, and the record of 24 greedy
+//! requests: four prompts, each with six combinations of block size and schedule. The tests replay all of them in
+//! f64; the record was made in f32.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ use flexdraft_reference::schedule::Strategy;
 use flexdraft_reference::warp::Warping;
 use serde_json::Value;
 
-/// How far confidences, recorded to six places, may be off.
+/// Tolerance for confidences, which are recorded to six places.
 const CONFIDENCE_TOLERANCE: f64 = 1e-5;
 
 fn fixture(name: &str) -> PathBuf {
@@ -124,8 +124,8 @@ fn number(value: &Value) -> usize {
     value.as_u64().unwrap() as usize
 }
 
-/// Checks the steps of `decoded` against the record. The official loop makes one step more where all
-/// tokens are known after the one before.
+/// Checks the steps of `decoded` against the record. The official loop takes one more step if all tokens are already
+/// known after the previous step.
 fn assert_steps(name: &str, case: &Value, decoded: &Decoded<f64>) {
     let recorded = case["steps"].as_array().unwrap();
     assert!(recorded.len() - decoded.steps.len() <= 1, "{name}: {} steps", decoded.steps.len());

@@ -1,8 +1,8 @@
-//! Inverse frequencies and scales against transformers.
+//! Inverse frequencies and scales compared with the values of transformers.
 
 use flexdraft_reference::rope::{Llama3Scaling, Rope, YarnScaling};
 
-/// Agrees to two units in the last place: `powf` is not the same function everywhere.
+/// Asserts agreement to two units in the last place, because `powf` differs between platforms.
 fn assert_frequencies(rope: &Rope, inv_freq: &[f32], scale: f64) {
     assert_eq!(rope.inv_freq.len(), inv_freq.len());
     for (i, (&found, &expected)) in rope.inv_freq.iter().zip(inv_freq).enumerate() {
@@ -12,7 +12,7 @@ fn assert_frequencies(rope: &Rope, inv_freq: &[f32], scale: f64) {
     assert_eq!(rope.scale, scale as f32);
 }
 
-// The expected values below are what transformers 4.57.6 with PyTorch computes.
+// The expected values below were computed by transformers 4.57.6 with PyTorch.
 
 #[test]
 fn unscaled_and_linear() {
