@@ -1,37 +1,37 @@
-//! From a draft's confidences to how much of it is verified.
+//! The verify length: how much of a draft is verified, decided by the draft's confidences.
 
-/// How confidences decide the verify length.
+/// The way in which confidences decide the verify length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ConfidenceStrategy {
-    /// The number of slots whose product of confidences so far is at least the threshold.
+    /// Verifies the slots up to which the product of all confidences is at least the threshold.
     #[default]
     CumulativeProduct,
-    /// The number of leading slots whose confidence is at least the threshold.
+    /// Verifies the leading slots whose confidence is at least the threshold.
     MinConfidence,
 }
 
-/// The confidence threshold of a request. A threshold of 0 verifies every draft whole.
+/// The confidence threshold of a request. With a threshold of 0, every draft is verified whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Confidence {
-    /// t, in [0, 1].
+    /// The threshold t, in [0, 1].
     pub threshold: f32,
-    /// What is compared with it.
+    /// The way in which confidences are compared with the threshold.
     pub strategy: ConfidenceStrategy,
 }
 
 impl Default for Confidence {
-    /// The released drafters' setting: cumulative product, 0.01.
+    /// Returns the setting of the released drafters: cumulative product, 0.01.
     fn default() -> Self {
         Self { threshold: 0.01, strategy: ConfidenceStrategy::CumulativeProduct }
     }
 }
 
 impl Confidence {
-    /// The verify length for a draft whose slots 1..S have these confidences `[S − 1]`.
+    /// Returns the verify length for a draft whose slots 1..S have these confidences `[S − 1]`.
     ///
-    /// At least 1, or 0 for an empty draft. Whether the result reaches j depends on confidences of slots
-    /// 1..=j only, none of which depends on the tokens drawn in slots j and later: this is what keeps
-    /// sampled decoding lossless.
+    /// The result is at least 1, or 0 for an empty draft. Whether it reaches j depends only on the
+    /// confidences of slots 1..=j, and these do not depend on the tokens drawn in slots j and later. This
+    /// keeps sampled decoding lossless.
     pub fn verify_len(&self, confidences: &[f32]) -> usize {
         if self.threshold <= 0.0 {
             return confidences.len();

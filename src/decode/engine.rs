@@ -1,4 +1,4 @@
-//! The engine: requests in, committed tokens out, a step at a time.
+//! The engine: takes requests, runs decode steps, and reports the tokens that each step committed.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -15,21 +15,22 @@ use crate::device::Device;
 use crate::layout::GroupSet;
 use crate::model::Model;
 
-/// Sizes of an engine.
+/// Sizes and limits of an engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
-    /// Sequences in a step at most; further requests wait.
+    /// The most sequences in a step; further requests wait.
     pub max_batch: usize,
     /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt, its output
-    /// and a block besides, since drafts are verified in the cache.
+    /// and one more block, because drafts are verified in the cache.
     pub cache_tokens: usize,
-    /// Tokens in a page of the cache.
+    /// Tokens per page of the cache.
     pub page_size: usize,
-    /// Prompt tokens read in a step at most, over all sequences: long prompts do not hold others up.
+    /// The most prompt tokens read in a step, over all sequences, so that long prompts do not delay other
+    /// requests.
     pub prefill_rows: usize,
-    /// Lets a policy change the verify length of requests whose tokens depend on it (`rejection` and
-    /// `block` above temperature 0). Their distribution stays the target's, but their tokens may then
-    /// depend on the load.
+    /// Allows a policy to change the verify length of requests whose tokens depend on it (`rejection` and
+    /// `block` above temperature 0). The distribution of their tokens is still the target's, but the tokens
+    /// may then depend on the load.
     pub free_verify_len: bool,
 }
 
@@ -39,13 +40,13 @@ impl Default for EngineOptions {
     }
 }
 
-/// Serves any number of requests on one model.
+/// An engine that serves any number of requests on one model.
 ///
-/// What a request gets depends on the request alone: not on its neighbours, their number, when they
-/// arrive or leave, nor on the policy (see [`EngineOptions::free_verify_len`] for the one exception).
+/// The output of a request depends on the request alone. It does not depend on other requests in the batch,
+/// on their number or arrival, or on the policy (with one exception: [`EngineOptions::free_verify_len`]).
 ///
-/// Requests are admitted in the order in which they came. Where the cache runs out of pages, the
-/// youngest sequence gives up its pages and is computed again later; its output is not affected.
+/// Requests are admitted in order of arrival. If the cache runs out of pages, the youngest sequence gives up
+/// its pages and is computed again later; its output does not change.
 pub struct Engine<D: Device> {
     model: Model<D>,
     policy: Box<dyn Policy>,
@@ -54,20 +55,20 @@ pub struct Engine<D: Device> {
     pages: PageAllocator,
     buffers: StepBuffers<D>,
     next_id: u64,
-    /// In order of admission.
+    /// Sequences in order of admission.
     active: Vec<Sequence<D::Buffer>>,
     waiting: VecDeque<Sequence<D::Buffer>>,
-    /// Reported with the next step.
+    /// Requests that ended; reported with the next step.
     finished: Vec<Committed>,
 }
 
 impl<D: Device> Engine<D> {
-    /// An engine over `model` that drafts as `policy` says.
+    /// Makes an engine over `model` that drafts according to `policy`.
     ///
     /// # Errors
     ///
-    /// A policy that drafts needs a model with a drafter; option values must be at least 1; the cache must
-    /// fit the device's memory.
+    /// [`DecodeError`] if the policy drafts and the model has no drafter, if an option is 0, or if the cache
+    /// exceeds the device's memory.
     pub fn new(
         model: Model<D>,
         policy: impl Policy + 'static,
@@ -102,17 +103,17 @@ impl<D: Device> Engine<D> {
         })
     }
 
-    /// The model that is being run.
+    /// Returns the model that the engine runs.
     pub fn model(&self) -> &Model<D> {
         &self.model
     }
 
-    /// The model back, for another use. Requests that have not ended are dropped.
+    /// Returns the model for another use. Requests that have not ended are dropped.
     pub fn into_model(self) -> Model<D> {
         self.model
     }
 
-    /// Replaces the policy, between steps. No greedy or `match` output changes by it.
+    /// Replaces the policy, between steps. Greedy and `match` outputs do not change.
     pub fn set_policy(&mut self, policy: impl Policy + 'static) -> Result<(), DecodeError> {
         if policy.drafts() && self.model.block_size().is_none() {
             return Err(DecodeError::NoDrafter { mode: policy.name() });
@@ -121,7 +122,7 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// Takes a request. It takes part from the next step on, or as soon as there is room.
+    /// Adds a request. It takes part from the next step on, or waits until there is room.
     pub fn add(&mut self, request: Request) -> Result<RequestId, DecodeError> {
         let config = self.model.config();
         request.validate(config.vocab_size, config.context_len, self.model.block_size())?;
@@ -164,7 +165,7 @@ impl<D: Device> Engine<D> {
         self.waiting.len() + self.finished.len() < before
     }
 
-    /// Whether there is nothing left to do.
+    /// Returns whether no requests are left.
     pub fn is_idle(&self) -> bool {
         self.active.is_empty() && self.waiting.is_empty() && self.finished.is_empty()
     }
@@ -173,7 +174,7 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     ///
-    /// An error of the device. No request has lost anything by it; the step may be repeated.
+    /// An error of the device. Requests keep their state, and the step may be repeated.
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
         self.admit();
         let plans = self.plan();
@@ -217,7 +218,7 @@ impl<D: Device> Engine<D> {
         DecodeError::CacheExhausted { needed, pages, page_size }
     }
 
-    /// Moves waiting requests into the batch while there is room for all their tokens and a block.
+    /// Moves waiting requests into the batch while the cache has room for all their tokens and a block.
     fn admit(&mut self) {
         while let Some(sequence) = self.waiting.front() {
             let needed = self.pages.pages_for(sequence.tokens.len() + sequence.block_size);
@@ -234,7 +235,8 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Plans a step and reserves the cache pages that it needs, at the expense of the youngest.
+    /// Plans a step and reserves the cache pages that it needs, if necessary by taking pages from the
+    /// youngest sequences.
     fn plan(&mut self) -> Vec<Plan> {
         let choices = self.choose();
         let mut plans = Vec::new();
@@ -249,7 +251,7 @@ impl<D: Device> Engine<D> {
                 continue;
             }
             if !self.reserve(index, self.active[index].cached + plan.rows()) {
-                // The sequence itself was the youngest and gave way, so it was the last.
+                // The sequence itself was the youngest and gave up its pages, so it was the last one.
                 break;
             }
             if plan.work != Work::Decode {
@@ -261,7 +263,7 @@ impl<D: Device> Engine<D> {
         plans
     }
 
-    /// Asks the policy. The result has one choice for each active sequence.
+    /// Asks the policy. The result has one choice per active sequence.
     fn choose(&mut self) -> Vec<Choice> {
         let views: Vec<SequenceView<'_>> = self
             .active
@@ -312,8 +314,8 @@ impl<D: Device> Engine<D> {
         Plan { sequence: index, work, verify_len, groups, draft }
     }
 
-    /// Gives sequence `index` pages for `tokens` tokens, taking them from younger sequences if need be.
-    /// Returns `false` if the sequence itself had to leave the batch.
+    /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger
+    /// sequences. Returns `false` if the sequence itself had to leave the batch.
     fn reserve(&mut self, index: usize, tokens: usize) -> bool {
         loop {
             if self.pages.grow(&mut self.active[index].pages, tokens) {

@@ -1,34 +1,34 @@
-//! What the engine refuses, and why.
+//! Errors of the engine: requests that it refuses, and failed steps.
 
 use crate::device::DeviceError;
 use crate::sampling::SamplingError;
 
-/// A request or an engine that cannot be.
+/// An error of a request, of an engine's options, or of a step.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// A request without a token to start from.
+    /// A request has an empty prompt.
     #[error("the prompt is empty")]
     EmptyPrompt,
-    /// A prompt token that the target does not have.
+    /// A prompt token is not in the target's vocabulary.
     #[error("prompt token {token} at position {position} is out of vocabulary ({vocab_size} ids)")]
     TokenOutOfVocabulary {
         /// The token id.
         token: u32,
         /// Its position in the prompt.
         position: usize,
-        /// V.
+        /// V: the vocabulary size.
         vocab_size: usize,
     },
-    /// A prompt longer than the target's context.
+    /// A prompt is longer than the target's context.
     #[error("the prompt has {tokens} tokens, the context is {context_len}")]
     PromptTooLong {
         /// Tokens in the prompt.
         tokens: usize,
-        /// Positions that the target has.
+        /// Positions in the target's context.
         context_len: usize,
     },
-    /// A block size of 0, or above the one that the drafter was trained with.
+    /// A block size is 0, or larger than the block size that the drafter was trained with.
     #[error("block size {requested} is not in 1..={trained}, the drafter's own")]
     BlockSize {
         /// What the request asked for.
@@ -36,25 +36,25 @@ pub enum DecodeError {
         /// S as trained.
         trained: usize,
     },
-    /// A confidence threshold outside [0, 1].
+    /// A confidence threshold is outside [0, 1].
     #[error("confidence threshold must be at least 0 and at most 1, found {0}")]
     Threshold(f32),
-    /// Sampling parameters out of range.
+    /// Sampling parameters are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// A mode that drafts, without a drafter.
+    /// The policy drafts, but the model has no drafter.
     #[error("mode `{mode}` needs a drafter; without one only `ar` runs")]
     NoDrafter {
-        /// The mode.
+        /// The policy's name.
         mode: &'static str,
     },
-    /// An engine option out of range.
+    /// An engine option is 0.
     #[error("{option} must be at least 1")]
     ZeroOption {
-        /// The option.
+        /// The option's name.
         option: &'static str,
     },
-    /// A request that does not fit the KV cache even with no other beside it.
+    /// A request does not fit the KV cache, even if it is alone.
     #[error(
         "the KV cache is too small: the request needs {needed} pages of {page_size} tokens, there are {pages}"
     )]
@@ -63,10 +63,10 @@ pub enum DecodeError {
         needed: usize,
         /// Pages that the cache has.
         pages: usize,
-        /// Tokens in a page.
+        /// Tokens per page.
         page_size: usize,
     },
-    /// A failure of the device during a step. No request lost its state; the step may be repeated.
+    /// The device failed during a step. No request lost its state; the step may be repeated.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

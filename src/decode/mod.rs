@@ -1,4 +1,4 @@
-//! The decode loop: requests, and what a step does with them.
+//! The decode loop: requests, the engine, and the steps that decode them.
 //!
 //! ```text
 //! request → engine asks the policy for (v, K) → step lays the rows out → the device runs them

@@ -1,10 +1,10 @@
-//! Which pages of the KV cache are free.
+//! The allocator of KV-cache pages.
 
-/// Hands out page ids 0..pages, the last ones freed first.
+/// An allocator of page ids 0..pages. It reuses the most recently freed pages first.
 #[derive(Debug)]
 pub(super) struct PageAllocator {
     freed: Vec<u32>,
-    /// Ids from here on were never handed out.
+    /// Ids from this one on were never handed out.
     fresh: usize,
     pages: usize,
     page_size: usize,
@@ -15,7 +15,7 @@ impl PageAllocator {
         Self { freed: Vec::new(), fresh: 0, pages, page_size }
     }
 
-    /// Pages that `tokens` tokens take.
+    /// Returns the number of pages that `tokens` tokens need.
     pub(super) fn pages_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.page_size)
     }
@@ -35,7 +35,7 @@ impl PageAllocator {
         true
     }
 
-    /// Keeps the pages of the first `tokens` tokens and takes the others back.
+    /// Keeps the pages of the first `tokens` tokens and frees the other pages.
     pub(super) fn shrink(&mut self, owned: &mut Vec<u32>, tokens: usize) {
         let kept = self.pages_for(tokens).min(owned.len());
         self.freed.extend(owned.drain(kept..).rev());

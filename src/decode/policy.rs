@@ -1,94 +1,96 @@
-//! Who drafts how: parallel with the verification, after it, or not at all.
+//! Drafting policies: for each sequence, draft in parallel with verification, after it, or not at all.
 
 use super::record::StepMode;
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
 
-/// What a policy sees of one sequence before a step.
+/// The properties of one sequence that a policy sees before a step.
 #[derive(Clone, Debug)]
 pub struct SequenceView<'a> {
     /// n: the position of the newest token.
     pub position: usize,
-    /// S of the request.
+    /// S: the request's block size.
     pub block_size: usize,
-    /// Confidences of the pending draft, slots 1..S; empty if there is none (after a prompt, say).
+    /// Confidences of the pending draft, slots 1..S. Empty if no draft is pending, for example after a
+    /// prompt.
     pub confidence: &'a [f32],
-    /// v as the request's confidence threshold has it.
+    /// v: the verify length that the request's confidence threshold gives.
     pub verify_len: usize,
-    /// Whether a policy may choose v, and whether anything is drafted at all: the output stays token for token the
-    /// same (greedy and `match`), or the engine was told that only its distribution counts
+    /// Whether the policy may choose v and whether to draft. It may if the output stays the same token for
+    /// token (greedy and `match`), or if the engine was told that only the output's distribution matters
     /// ([`EngineOptions::free_verify_len`](super::EngineOptions::free_verify_len)).
     pub verify_len_is_free: bool,
-    /// The request's rule.
+    /// The request's acceptance rule.
     pub rule: Rule,
 }
 
-/// What a policy sees before a step.
+/// The properties of a batch that a policy sees before a step.
 #[derive(Clone, Debug)]
 pub struct BatchView<'a> {
-    /// Every sequence of the batch, those whose prompt is still being read included.
+    /// Every sequence of the batch, including sequences whose prompt is still being read.
     pub sequences: &'a [SequenceView<'a>],
 }
 
-/// What became of one sequence in a step.
+/// The outcome of a step for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceStep {
-    /// How it was decoded; `None` if the step read a part of its prompt, or read again what it had committed.
+    /// The mode of decoding; `None` if the step read a part of the prompt, or read committed tokens again.
     pub mode: Option<StepMode>,
-    /// Whether there was a draft to verify, whatever v.
+    /// Whether a draft was pending, whatever v.
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
-    /// Accepted draft tokens and the bonus token, before the output was cut at its end.
+    /// Number of accepted draft tokens, plus the bonus token, before the output was cut at its end.
     pub committed: usize,
 }
 
-/// What a policy is told after a step.
+/// The outcome of a step, reported to the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct StepView<'a> {
-    /// How long the step took.
+    /// Duration of the step in seconds.
     pub seconds: f64,
-    /// Every sequence that took part.
+    /// Every sequence that took part in the step.
     pub sequences: &'a [SequenceStep],
 }
 
-/// What a policy chose for one sequence.
+/// A policy's choice for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// v. Values above the pending draft's length are cut to it. A value that differs from the view's is
-    /// followed only where [`SequenceView::verify_len_is_free`].
+    /// v: the verify length. It is cut to the length of the pending draft. A value other than the view's is
+    /// used only if [`SequenceView::verify_len_is_free`].
     pub verify_len: usize,
-    /// K: the accepted lengths for which the next block is drafted within the verification pass; members
-    /// above v are ignored. For a prompt, member 0 stands for the group after its last token.
+    /// K: the accepted lengths for which the verification pass also drafts the next block. Members above v
+    /// are ignored. For a prompt, member 0 stands for the group after its last token.
     pub groups: GroupSet,
-    /// Whether the next block is drafted at all. If not, the next step is an autoregressive one. A policy that
-    /// ever drafts does so wherever v is not free to choose.
+    /// Whether to draft the next block at all. If not, the next step is autoregressive. A policy that drafts
+    /// at all must draft whenever v is not free to choose.
     pub draft: bool,
 }
 
 impl Choice {
-    /// The view's own v with group set `groups`.
+    /// Returns a choice that keeps the view's v and has group set `groups`.
     pub fn drafting(view: &SequenceView<'_>, groups: GroupSet) -> Self {
         Self { verify_len: view.verify_len, groups, draft: true }
     }
 }
 
-/// Chooses the verify length and the group set of every sequence, step by step.
+/// A policy that chooses the verify length and the group set of every sequence in each step.
 ///
-/// Greedy and `match` outputs are the same under every policy. Policies are asked once a step.
+/// Greedy and `match` outputs are the same under every policy. The engine calls a policy once per step.
 pub trait Policy: Send {
-    /// One [`Choice`] for each of `batch.sequences`, in order. Missing ones are drafted sequentially.
+    /// Returns one [`Choice`] per entry of `batch.sequences`, in order. Sequences without a choice draft
+    /// sequentially.
     fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice>;
 
-    /// Is told what became of the step that the last choice was for.
+    /// Receives the outcome of the step that the last choice was for.
     fn observe(&mut self, _step: &StepView<'_>) {}
 
-    /// Whether this policy ever asks for a draft.
+    /// Returns whether this policy ever asks for a draft.
     fn drafts(&self) -> bool {
         true
     }
 
-    /// The name that errors use.
+    /// Returns the policy's name, for errors.
     fn name(&self) -> &'static str;
 }
 
@@ -110,14 +112,14 @@ impl Policy for Box<dyn Policy> {
     }
 }
 
-/// The same for every sequence and step. [`Auto`](super::Auto) chooses between them.
+/// A policy that treats every sequence and step alike. [`Auto`](super::Auto) chooses between these modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// K = {0..=v}: every possible next block is drafted while this one is verified.
+    /// K = {0..=v}: the pass that verifies this block drafts every possible next block.
     Parallel,
     /// K = ∅: the next block is drafted once the accepted length is known.
     Sequential,
-    /// No drafts: one token a step.
+    /// No drafts: one token per step.
     Autoregressive,
 }
 

@@ -1,68 +1,70 @@
-//! What a step reports.
+//! The results that a step reports for a request.
 
 use super::error::DecodeError;
 use super::request::RequestId;
 
-/// Why a request ended.
+/// The reason why a request ended.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Finish {
-    /// `max_new_tokens` or the target's context is exhausted.
+    /// `max_new_tokens` or the target's context was exhausted.
     Length,
-    /// A stop id was generated; it is the last token of the output.
+    /// A stop id was generated. It is the last token of the output.
     Stop,
-    /// The request could not go on. What it had committed stands.
+    /// The request failed. Its committed tokens remain valid.
     Failed(DecodeError),
 }
 
-/// What one step did for one request.
+/// The outcome of one step for one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
-    /// The request.
+    /// The request's id.
     pub id: RequestId,
     /// New tokens of the output, in order. Empty while a long prompt is being read.
     pub tokens: Vec<u32>,
-    /// Set when the request ended with this step; the engine has forgotten it by then.
+    /// The reason for the end, if the request ended with this step. The engine no longer has the request
+    /// then.
     pub finish: Option<Finish>,
-    /// What happened, for requests that ask for records, where a prompt ended or drafts were verified.
+    /// Details of the step, if the request asked for records and the step finished a prompt or verified a
+    /// draft.
     pub record: Option<Record>,
 }
 
-/// The next block, as drafted in a step: slots 1..S.
+/// The next block, as drafted in a step: the tokens of slots 1..S.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockRecord {
-    /// The bonus token that the step yielded.
+    /// The step's bonus token.
     pub bonus: u32,
-    /// Draft tokens `[S − 1]` for the positions after the bonus token; empty if none were drafted.
+    /// Draft tokens `[S − 1]` for the positions after the bonus token; empty if the step did not draft.
     pub draft: Vec<u32>,
     /// The largest probability of each slot's softmax at temperature 1 `[S − 1]`.
     pub confidence: Vec<f32>,
 }
 
-/// A step as it happened, before the output was cut at a stop id or the length limit.
+/// Details of a step, before the output was cut at a stop id or the length limit.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// The prompt was read.
+    /// The step finished reading the prompt.
     Prefill(BlockRecord),
-    /// A draft was verified.
+    /// The step verified a draft.
     Step(StepRecord),
 }
 
-/// How a step drafted.
+/// The way in which a step drafted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepMode {
-    /// K = {0..=v}.
+    /// K = {0..=v}: parallel drafting.
     Parallel,
-    /// K = ∅.
+    /// K = ∅: sequential drafting.
     Sequential,
-    /// Any other K.
+    /// Any other set K.
     Mixed,
-    /// Nothing was verified and nothing drafted.
+    /// The step verified nothing and drafted nothing.
     Autoregressive,
 }
 
 impl StepMode {
-    /// The word that command lines and records use.
+    /// Returns the mode's name in command lines and records.
     pub fn name(self) -> &'static str {
         match self {
             Self::Parallel => "parallel",
@@ -73,20 +75,20 @@ impl StepMode {
     }
 }
 
-/// One verification.
+/// Details of one verification.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
-    /// How the next block was drafted.
+    /// The way in which the next block was drafted.
     pub mode: StepMode,
     /// n: the position of `candidates[0]`.
     pub position: usize,
-    /// v.
+    /// v: the verify length.
     pub verify_len: usize,
-    /// K, ascending.
+    /// K: the accepted lengths with a mask group, ascending.
     pub groups: Vec<usize>,
-    /// c_0..c_v.
+    /// The candidates c_0..c_v.
     pub candidates: Vec<u32>,
-    /// a.
+    /// a: the accepted length.
     pub accepted: usize,
     /// The bonus token and the next block.
     pub next: BlockRecord,

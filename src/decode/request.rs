@@ -1,22 +1,22 @@
-//! What a caller asks of the engine.
+//! Requests to the engine, and the hooks that a request can have.
 
 use super::confidence::Confidence;
 use super::error::DecodeError;
 use crate::acceptance::Rule;
 use crate::sampling::SamplingParams;
 
-/// Names a request within its engine.
+/// Identifies a request within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u64);
 
-/// Changes the target's logits before warping: penalties, biases, grammars.
+/// A hook that changes the target's logits before warping: penalties, biases, grammars.
 ///
-/// Called once for each row of target logits that a step looks at, which includes rows after draft
-/// tokens that are then rejected. The result must depend on the arguments alone; then the output is
-/// distributed exactly as autoregressive decoding with the same hook.
+/// The engine calls the hook once per row of target logits that a step uses, including rows after draft
+/// tokens that are rejected later. The result must depend on the arguments alone; then the output is
+/// distributed exactly like autoregressive decoding with the same hook.
 pub trait LogitsHook: Send {
-    /// `position` is that of the token that `logits` `[vocab]` predict; `prefix` holds the tokens at
-    /// positions 0..`position`: the prompt, what was committed, and the row's own draft tokens.
+    /// Edits `logits` `[vocab]`, which predict the token at `position`. `prefix` holds the tokens at
+    /// positions 0..`position`: the prompt, the committed tokens, and the draft tokens before the row.
     fn edit(&mut self, position: usize, prefix: &[u32], logits: &mut [f32]);
 }
 
@@ -26,13 +26,14 @@ impl<F: FnMut(usize, &[u32], &mut [f32]) + Send> LogitsHook for F {
     }
 }
 
-/// Proposes draft tokens in place of the drafter's, from any source: a lookup, another model.
+/// A source of draft tokens that replace the drafter's: a lookup, or another model.
 ///
-/// Proposals are verified like drafts from a distribution that is certain of them, so the output stays
-/// lossless under every rule. The verify length is still the drafter's confidences' choice.
+/// The engine verifies proposals like drafts from a distribution that is certain of them, so the output stays
+/// lossless under every rule. The drafter's confidences still decide the verify length.
 pub trait Proposer: Send {
-    /// `prefix` holds all tokens so far, the bonus token last; `draft` the drafter's tokens for the
-    /// positions after it. Returns whether `draft` was replaced. Ids out of vocabulary are taken back.
+    /// Replaces the tokens in `draft`, which are the drafter's tokens for the positions after `prefix`.
+    /// `prefix` holds all tokens so far, the bonus token last. Returns whether `draft` was replaced. Ids
+    /// outside the vocabulary are undone.
     fn propose(&mut self, prefix: &[u32], draft: &mut [u32]) -> bool;
 }
 
@@ -42,35 +43,35 @@ impl<F: FnMut(&[u32], &mut [u32]) -> bool + Send> Proposer for F {
     }
 }
 
-/// A prompt and how to continue it.
+/// A prompt, and the settings for its continuation.
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
-    /// At most this many tokens are generated; 0 is legal. The target's context bounds them too.
+    /// The most tokens to generate; 0 is allowed. The target's context is a limit too.
     pub max_new_tokens: usize,
-    /// Any of these ids ends the output and is its last.
+    /// Ids that end the output. The stop id is the output's last token.
     pub stop_ids: Vec<u32>,
-    /// Warping of the target's (and the drafter's) distribution.
+    /// The warping of the target's (and the drafter's) distribution.
     pub sampling: SamplingParams,
-    /// How drafts are accepted.
+    /// The rule that accepts drafts.
     pub rule: Rule,
-    /// Key of all random numbers of this request.
+    /// The key of all random numbers of this request.
     pub seed: u64,
-    /// S for this request, up to the drafter's own; `None` for the drafter's own.
+    /// S: the block size of this request, at most the drafter's; `None` for the drafter's.
     pub block_size: Option<usize>,
-    /// How much of a draft is verified.
+    /// The settings that decide how much of a draft is verified.
     pub confidence: Confidence,
-    /// Acts on the target's logits before warping.
+    /// A hook on the target's logits before warping.
     pub logits_hook: Option<Box<dyn LogitsHook>>,
-    /// Replaces the drafter's tokens.
+    /// A source of draft tokens that replace the drafter's.
     pub proposer: Option<Box<dyn Proposer>>,
-    /// Whether steps report a [`StepRecord`](super::StepRecord). The step that ends a recorded request
-    /// drafts once more, so that its record is whole; no output depends on it.
+    /// Whether steps report a [`StepRecord`](super::StepRecord). The last step of a recorded request drafts
+    /// once more, so that its record is complete; outputs do not depend on it.
     pub record: bool,
 }
 
 impl Request {
-    /// A greedy request for up to `max_new_tokens` tokens, everything else at its default.
+    /// Makes a greedy request for up to `max_new_tokens` tokens, with all other settings at their defaults.
     pub fn new(prompt: Vec<u32>, max_new_tokens: usize) -> Self {
         Self {
             prompt,

@@ -1,4 +1,4 @@
-//! Whether a device computes what the CPU device does, found out before it is relied on.
+//! A self-test that compares a device with the CPU device before the device is used.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,22 +9,22 @@ use crate::model::config::{Architecture, ModelConfig};
 use crate::model::{DrafterWeights, LoadError, Model, TargetWeights};
 use crate::tensor::DType;
 
-/// Why a device is not to be used.
+/// The reason why a device failed its self-test.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelfTestError {
     /// A step failed.
     #[error("its self-test failed: {0}")]
     Decode(#[from] DecodeError),
-    /// The model of the test could not be made.
+    /// The test's model could not be made.
     #[error("the model of its self-test could not be made: {0}")]
     Load(#[from] LoadError),
-    /// It computes something else.
+    /// The device computes other results than expected.
     #[error("its self-test failed with head_dim {head_dim}: {what}")]
     Differs {
-        /// Dimensions of the model's heads.
+        /// head_dim of the test's model.
         head_dim: usize,
-        /// What differs from what.
+        /// The results that differ, and the results that they were compared with.
         what: &'static str,
     },
 }
@@ -35,22 +35,22 @@ impl From<DeviceError> for SelfTestError {
     }
 }
 
-/// Tokens decoded, and slots of a block.
+/// Number of tokens to decode, and of slots in a block.
 const NEW_TOKENS: usize = 16;
 const BLOCK_SIZE: usize = 4;
 
-/// What became of a device that may be there.
+/// The result of looking for a device and testing it.
 #[derive(Debug)]
 pub enum Chosen<D> {
-    /// It is there, and passed its [`self_test`].
+    /// The device exists and passed its [`self_test`].
     Device(D),
-    /// There is none.
+    /// The device does not exist.
     Missing,
-    /// There is one, but it is not to be used, for this reason.
+    /// The device exists but must not be used, for this reason.
     Refused(String),
 }
 
-/// Opens a device, if there is one, and tests it.
+/// Opens a device, if it exists, and tests it.
 pub fn choose<D: Device>(open: impl FnOnce() -> Result<Option<D>, DeviceError>) -> Chosen<D> {
     match open() {
         Ok(None) => Chosen::Missing,
@@ -63,25 +63,28 @@ pub fn choose<D: Device>(open: impl FnOnce() -> Result<Option<D>, DeviceError>) 
     }
 }
 
-/// How much rounding may change a logit, as a part of the range of all of them.
+/// The largest difference that rounding may cause in a logit, as a fraction of the range of all logits.
 const ROUNDING: f32 = 0.02;
 
-/// What a device did with the test's request.
+/// The results of the test's request on a device.
 #[derive(Debug, Default)]
 struct Decoded {
     tokens: Vec<u32>,
-    /// Of the first block, before which nothing can have differed but the prompt's pass.
+    /// The tokens of the first block. Only the prompt's pass came before it, so only that pass can have
+    /// caused differences.
     draft: Vec<u32>,
     confidence: Vec<f32>,
 }
 
-/// Decodes a few tokens with small random models of either head_dim that the kernels have, alone and drafting, and
-/// compares tokens, logits and drafts with those of the CPU device in bf16. Gives the device back.
+/// Tests a device and returns it. Small random models, one per head_dim that the kernels support, decode a
+/// few tokens with and without drafting. The test compares tokens, logits and drafts with the results of the
+/// CPU device in bf16.
 ///
 /// # Errors
 ///
-/// [`SelfTestError`] if a step fails, drafting changes a token though the device says that it is
-/// [row-invariant](Device::is_row_invariant), or its results differ from the CPU device's by more than rounding.
+/// [`SelfTestError`] if a step fails, if drafting changes a token although the device claims to be
+/// [row-invariant](Device::is_row_invariant), or if the results differ from the CPU device's by more than
+/// rounding.
 pub fn self_test<D: Device>(mut device: D) -> Result<D, SelfTestError> {
     for head_dim in [64, 128] {
         device = test_heads(device, head_dim)?;
@@ -91,7 +94,7 @@ pub fn self_test<D: Device>(mut device: D) -> Result<D, SelfTestError> {
 
 fn test_heads<D: Device>(device: D, head_dim: usize) -> Result<D, SelfTestError> {
     let differs = |what| SelfTestError::Differs { head_dim, what };
-    // Without row-invariance, steps of other row counts may differ by rounding.
+    // Without row-invariance, steps with other row counts may differ by rounding.
     let exact = device.is_row_invariant();
     let config = config(head_dim);
     let target = TargetWeights::random(&config, DType::Bf16, 1)?;
@@ -187,7 +190,7 @@ fn decode<D: Device>(
         record: true,
         confidence: Confidence { threshold: 0.0, ..Confidence::default() },
         logits_hook: seen.map(|seen| Box::new(seen) as Box<dyn LogitsHook>),
-        // More than a tile of keys.
+        // More keys than one tile holds.
         ..Request::new((0..70).map(|i| i * 37 % 320).collect(), NEW_TOKENS)
     })?;
     let mut decoded = Decoded::default();
@@ -202,7 +205,7 @@ fn decode<D: Device>(
     Ok(decoded)
 }
 
-/// The logits that each token was chosen from.
+/// A hook that records the logits from which each token was chosen.
 #[derive(Clone, Debug, Default)]
 struct Seen(Arc<Mutex<Vec<Vec<f32>>>>);
 
@@ -218,7 +221,7 @@ impl Seen {
     }
 }
 
-/// The largest logit minus the smallest, and minus the second.
+/// Returns the largest logit minus the smallest, and the largest minus the second largest.
 fn spread(logits: &[f32]) -> (f32, f32) {
     let (mut largest, mut second, mut least) = (f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY);
     for &logit in logits {
@@ -229,7 +232,7 @@ fn spread(logits: &[f32]) -> (f32, f32) {
     (largest - least, largest - second)
 }
 
-/// Whether two rows of logits differ by rounding only. No NaN is near anything.
+/// Returns whether two rows of logits differ only by rounding. A NaN is not near any value.
 fn near(found: &[f32], expected: &[f32]) -> bool {
     let (range, _) = spread(expected);
     let differences = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());

@@ -1,61 +1,61 @@
-//! A request's state between steps.
+//! The state of a request between steps.
 
 use super::record::Finish;
 use super::request::{Request, RequestId};
 use crate::acceptance::Rule;
 
-/// The next block: drafted, not yet verified.
+/// The next block, drafted but not yet verified.
 pub(super) struct Draft<B> {
-    /// d_1..d_{S−1}.
+    /// The tokens d_1..d_{S−1}.
     pub(super) tokens: Vec<u32>,
-    /// The drafter's confidence in each of them.
+    /// The drafter's confidence in each token.
     pub(super) confidence: Vec<f32>,
-    /// What they were drawn from, where the acceptance rule will ask; `None` also where they were
-    /// proposed from elsewhere.
+    /// The logits that the tokens were drawn from. `None` if the acceptance rule does not need them, or if
+    /// the tokens were proposed by another source.
     pub(super) logits: Option<DrawnFrom<B>>,
-    /// v by the request's confidence threshold.
+    /// v: the verify length that the request's confidence threshold gives.
     pub(super) verify_len: usize,
 }
 
-/// What a draft was drawn from.
+/// The location of the logits that a draft was drawn from.
 pub(super) enum DrawnFrom<B> {
-    /// The logits that the last step drafted from, until the next step has drafted.
+    /// The logits that the last step drafted from. They are valid until the next step has drafted.
     LastStep {
-        /// The row of the first drafted token.
+        /// The logits row of the first drafted token.
         first_row: usize,
-        /// The place of the first drafted token among all draws of the step.
+        /// Index of the first drafted token among all draws of the step.
         first_draw: usize,
     },
-    /// The first rows of a buffer of its own.
+    /// The first rows of a separate buffer.
     Own(B),
 }
 
-/// A request that is being served, or waits to be.
+/// A request that is being served or is waiting.
 pub(super) struct Sequence<B> {
     pub(super) id: RequestId,
     pub(super) request: Request,
-    /// S; 1 without a drafter.
+    /// S: the block size; 1 without a drafter.
     pub(super) block_size: usize,
-    /// The prompt and everything committed; the newest token's KV is not in the cache.
+    /// The prompt and all committed tokens. The newest token's KV is not in the cache yet.
     pub(super) tokens: Vec<u32>,
-    /// Positions 0..cached are in the cache.
+    /// Number of positions in the cache: 0..cached.
     pub(super) cached: usize,
-    /// Cache pages, in order of position.
+    /// Ids of the cache pages, in order of position.
     pub(super) pages: Vec<u32>,
     pub(super) draft: Option<Draft<B>>,
-    /// The length at which the request ends, prompt included.
+    /// The total length at which the request ends, including the prompt.
     pub(super) max_len: usize,
 }
 
-/// What a sequence needs next.
+/// The next work of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
-    /// Read `rows` tokens of the prompt; `last` if they are the last.
+    /// Read `rows` tokens of the prompt; `last` if this finishes the prompt.
     Prefill {
         rows: usize,
         last: bool,
     },
-    /// Read `rows` tokens again whose KV was given up to make room for others.
+    /// Read `rows` tokens again, because their cache pages were given up for other sequences.
     Recompute {
         rows: usize,
     },
@@ -63,7 +63,7 @@ pub(super) enum Work {
 }
 
 impl<B> Sequence<B> {
-    /// What comes next, reading at most `row_budget` tokens.
+    /// Returns the next work, which reads at most `row_budget` tokens.
     pub(super) fn work(&self, row_budget: usize) -> Work {
         let pending = self.tokens.len() - self.cached;
         if self.tokens.len() == self.request.prompt.len() {
@@ -76,7 +76,7 @@ impl<B> Sequence<B> {
         }
     }
 
-    /// Whether verification compares two distributions.
+    /// Returns whether verification compares two distributions.
     pub(super) fn compares_distributions(&self) -> bool {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
     }

@@ -1,8 +1,8 @@
 //! The forward pass: a target and its drafter on a device.
 //!
-//! Candidate rows run through all L layers on the target's own path. Mask rows exist in the tail
-//! only: they enter the first tail layer as `mask_embedding`, use the drafter's attention projectors,
-//! and share the target's norms and MLP with the candidate rows of the same pass (Attention Tuning).
+//! Candidate rows run through all L layers with the target's own weights. Mask rows exist only in the tail:
+//! they enter the first tail layer as `mask_embedding`, use the drafter's attention projectors, and share the
+//! target's norms and MLP with the candidate rows of the same pass (Attention Tuning).
 
 use std::ops::Range;
 
@@ -13,14 +13,14 @@ use crate::device::{
 };
 use crate::layout::Pass;
 
-/// A target, and perhaps a drafter for it, on a device.
+/// A target on a device, with or without a drafter.
 pub struct Model<D: Device> {
     device: D,
     config: ModelConfig,
     embed: D::Linear,
     layers: Vec<Layer<D>>,
     norm: D::Vector,
-    /// `None` where the head is the embedding.
+    /// The output projection; `None` if it is the embedding.
     lm_head: Option<D::Linear>,
     drafter: Option<Drafter<D>>,
 }
@@ -46,7 +46,8 @@ struct Drafter<D: Device> {
     calibrator: Option<Calibrator<D>>,
 }
 
-/// W1 in two halves: the bonus token's is one product a sequence, with b1 in it.
+/// The calibrator's weights. W1 is split into two halves: the half for the bonus token includes b1 and has
+/// one product per sequence.
 struct Calibrator<D: Device> {
     rank: usize,
     bonus_half: D::Linear,
@@ -54,7 +55,7 @@ struct Calibrator<D: Device> {
     output: D::Linear,
 }
 
-/// Activations of a pass, reused from step to step.
+/// Buffers for the activations of a pass, reused from step to step.
 pub struct Workspace<D: Device> {
     hidden: D::Buffer,
     normed: D::Buffer,
@@ -70,7 +71,7 @@ pub struct Workspace<D: Device> {
     calibrator_hidden: D::Buffer,
 }
 
-/// Rows that run together: candidate rows first, then mask rows.
+/// The rows that run together: candidate rows first, then mask rows.
 #[derive(Clone, Copy)]
 struct PassRows {
     candidates: usize,
@@ -149,7 +150,7 @@ impl<D: Device> Drafter<D> {
 }
 
 impl<D: Device> Model<D> {
-    /// Puts weights on `device`. The drafter must be one for this target (its loader checks that).
+    /// Loads weights onto `device`. The drafter must belong to this target (its loader checks that).
     pub fn new(
         device: D,
         target: &TargetWeights,
@@ -178,32 +179,33 @@ impl<D: Device> Model<D> {
         })
     }
 
-    /// The device that the weights are on.
+    /// Returns the device that holds the weights.
     pub fn device(&self) -> &D {
         &self.device
     }
 
-    /// The device back, without the weights.
+    /// Drops the weights and returns the device.
     pub fn into_device(self) -> D {
         self.device
     }
 
-    /// The target's configuration.
+    /// Returns the target's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// S as the drafter was trained, if there is a drafter.
+    /// Returns S, the block size that the drafter was trained with, or `None` without a drafter.
     pub fn block_size(&self) -> Option<usize> {
         self.drafter.as_ref().map(|drafter| drafter.block_size)
     }
 
-    /// Makes the device ready for steps of up to `sequences` sequences that read up to `prompt_rows` rows of
-    /// prompts besides.
+    /// Prepares the device for steps with up to `sequences` sequences and up to `prompt_rows` additional rows
+    /// of prompts.
     pub fn prepare(&self, sequences: usize, prompt_rows: usize) -> Result<(), DeviceError> {
         let slots = self.block_size().unwrap_or(1);
         let drafts = sequences.saturating_mul(slots);
-        // A group for every accepted length. Layers share shapes, so that all are prepared for the most rows.
+        // One group for every accepted length. Layers share shapes, so all of them are prepared for the
+        // largest number of rows.
         let masks = drafts.saturating_mul(if self.drafter.is_some() { slots } else { 0 });
         let rows = drafts.saturating_add(prompt_rows).saturating_add(masks);
         let prepare = |layer, rows| self.device.prepare(layer, rows, false);
@@ -216,7 +218,8 @@ impl<D: Device> Model<D> {
             prepare(&layer.gate_up, rows)?;
             prepare(&layer.down, rows)?;
         }
-        // As many candidates as there are groups, and all slots of the groups but the first: as many rows as slots.
+        // The candidates (one per group) and all slots of the groups but the first: together, the number of
+        // slots.
         let joined = masks.min(self.device.joined_head_rows(self.head_layer()));
         self.device.prepare(self.head_layer(), drafts.max(joined), true)?;
         if let Some(calibrator) = self.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref()) {
@@ -226,17 +229,17 @@ impl<D: Device> Model<D> {
         Ok(())
     }
 
-    /// A KV cache of `pages` pages of `page_size` tokens for all layers.
+    /// Makes a KV cache of `pages` pages of `page_size` tokens for all layers.
     pub fn new_cache(&self, pages: usize, page_size: usize) -> Result<D::Cache, DeviceError> {
         self.device.new_cache(self.layers.len(), pages, page_size, self.config.attention)
     }
 
-    /// An empty logits buffer [0, vocab].
+    /// Makes an empty logits buffer [0, vocab].
     pub fn new_logits(&self) -> D::Buffer {
         self.device.new_logits(self.config.vocab_size)
     }
 
-    /// Buffers for this model's activations.
+    /// Makes the buffers for this model's activations.
     pub fn new_workspace(&self) -> Workspace<D> {
         let hidden = || self.device.new_buffer(self.config.hidden_size);
         let rank = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()).map_or(0, |c| c.rank);
@@ -259,7 +262,7 @@ impl<D: Device> Model<D> {
     /// Runs a pass. `tokens` are the candidate rows' token ids in row order. Appends the candidates'
     /// KV to the cache and leaves every row's final hidden state in the workspace.
     ///
-    /// A pass without candidates runs the tail only: that is sequential drafting.
+    /// A pass without candidates runs the tail only: this is sequential drafting.
     pub fn forward(
         &self,
         pass: &Pass<'_>,
@@ -281,8 +284,9 @@ impl<D: Device> Model<D> {
         self.run(&mut laid_out, rows, tokens, cache, work)
     }
 
-    /// Runs the tail for the groups of a pass without candidates, one a sequence. Each group was laid out for the
-    /// largest accepted length that is possible, and [follows](Device::follow) verdict `verdicts[i]` of sequence i.
+    /// Runs the tail for the groups of a pass without candidates, one group per sequence. Each group was laid
+    /// out for the largest possible accepted length, and [follows](Device::follow) verdict `verdicts[i]` of
+    /// sequence i.
     pub fn draft_forward(
         &self,
         pass: &Pass<'_>,
@@ -320,7 +324,7 @@ impl<D: Device> Model<D> {
         device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
 
         let tail = self.tail();
-        // Rows to which the layer before has yet to be added.
+        // Rows whose sum with the previous layer's output is still pending.
         let mut pending = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let in_tail = index >= tail.start && total > candidates;
@@ -348,14 +352,15 @@ impl<D: Device> Model<D> {
         device.add(&work.delta, 0..pending, &mut work.hidden)
     }
 
-    /// The tail layers; empty without a drafter.
+    /// Returns the tail layers; empty without a drafter.
     fn tail(&self) -> Range<usize> {
         let layers = self.layers.len();
         layers - self.drafter.as_ref().map_or(0, |drafter| drafter.attention.len())..layers
     }
 
-    /// One decoder layer over `total` rows of the pass, which are in `normed`: all of them, or the candidates. What
-    /// its MLP adds to the hidden states is left in `delta`, as that goes together with the next layer's norm.
+    /// Runs one decoder layer over the first `total` rows of the pass, which are in `normed`: all rows, or
+    /// the candidates. The output of the MLP stays in `delta`, because the next layer's norm adds it to the
+    /// hidden states in one operation.
     fn layer(
         &self,
         index: usize,
@@ -396,8 +401,8 @@ impl<D: Device> Model<D> {
         device.linear(&layer.down, &work.activated, 0..rows, &mut work.delta)
     }
 
-    /// The target's logits for rows `rows` of the pass that ran last; `logits` becomes
-    /// [rows.len(), vocab].
+    /// Computes the target's logits for rows `rows` of the most recent pass; `logits` becomes [rows.len(),
+    /// vocab].
     pub fn logits(
         &self,
         rows: &[usize],
@@ -408,8 +413,8 @@ impl<D: Device> Model<D> {
         self.head(rows.len(), work, logits, 0)
     }
 
-    /// The target's logits for the `rows` rows that were gathered, in the rows of `logits` from `first_row` on:
-    /// its last ones.
+    /// Computes the target's logits for the `rows` gathered rows, and stores them in `logits` from row
+    /// `first_row` on. They become its last rows.
     fn head(
         &self,
         rows: usize,
@@ -430,8 +435,8 @@ impl<D: Device> Model<D> {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Whether [`logits`](Self::logits) are to be computed for all rows of groups together with those of the candidates:
-    /// [`Device::joins_head_products`] of this model's head.
+    /// Returns whether [`logits`](Self::logits) should compute all rows of groups together with the
+    /// candidates: [`Device::joins_head_products`] for this model's head.
     pub fn joins_head_products(&self, candidates: usize, slots: usize, drafted: usize) -> bool {
         let head = self.head_layer();
         let rows = candidates.saturating_add(slots);
@@ -440,9 +445,9 @@ impl<D: Device> Model<D> {
             && self.device.joins_head_products(head, candidates, slots, drafted)
     }
 
-    /// Samples `drafts` of the pass that ran last, from their calibrated logits, with the verdicts in
-    /// `results`. [`SlotRows`] tells where these logits are: they are the last rows that [`logits`](Self::logits)
-    /// computed, or this function computes them.
+    /// Samples `drafts` of the most recent pass from their calibrated logits, by the verdicts in `results`.
+    /// [`SlotRows`] says where these logits are: in the last rows that [`logits`](Self::logits) computed, or
+    /// not computed yet, in which case this function computes them.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
@@ -468,7 +473,7 @@ impl<D: Device> Model<D> {
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
             return device.draft(None, logits, drafts, results);
         };
-        // The final norm of the selected rows: what the head took.
+        // The final norm of the selected rows: the input of the head.
         let normed = match rows {
             SlotRows::Pass { .. } => &work.head_input,
             SlotRows::Logits => {

@@ -1,4 +1,4 @@
-//! What a directory or GGUF file holds, layer by layer: everything that is missing, unused or not finite.
+//! Reports on a model directory or GGUF file: tensors that are missing, unused or not finite, layer by layer.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,18 +15,18 @@ use super::weights::target;
 use super::{ChatTemplate, Checkpoint, Gguf, LoadError, Tokenizer};
 use crate::tensor::{Elements, Tensor};
 
-/// A report on a target and, if there is one, its drafter. `Display` is meant for people.
+/// A report on a target and, if there is one, its drafter. Its `Display` output is for people.
 #[derive(Debug)]
 pub struct Report {
     /// The target's configuration.
     pub config: ModelConfig,
     /// The target's tensors.
     pub target: TensorReport,
-    /// Number of ids of the tokenizer, or why there is none.
+    /// Number of ids in the tokenizer, or the error from loading it.
     pub tokenizer: Result<usize, LoadError>,
-    /// Whether there is a chat template, or why not.
+    /// `Ok` if there is a chat template, or the error from loading it.
     pub chat_template: Result<(), LoadError>,
-    /// The drafter, if one was asked for.
+    /// The drafter, if one was given.
     pub drafter: Option<DrafterReport>,
 }
 
@@ -35,7 +35,7 @@ pub struct Report {
 pub struct DrafterReport {
     /// The drafter's configuration.
     pub config: DrafterConfig,
-    /// Rank of the calibrator, where there is one.
+    /// Rank of the calibrator, if the drafter has one.
     pub calibrator_rank: Option<usize>,
     /// The drafter's tensors.
     pub tensors: TensorReport,
@@ -44,17 +44,17 @@ pub struct DrafterReport {
 /// A report on the tensors of a checkpoint.
 #[derive(Debug)]
 pub struct TensorReport {
-    /// The directory or GGUF file.
+    /// Path of the directory or GGUF file.
     pub path: PathBuf,
-    /// Its files.
+    /// The files of the checkpoint.
     pub files: Vec<PathBuf>,
-    /// What the model uses, by part: the embedding, each layer, and so on, in the model's order.
+    /// The tensors that the model uses, by part: the embedding, each layer, and so on, in the model's order.
     pub parts: Vec<Part>,
     /// Every tensor that is missing, has the wrong shape or a wrong element type.
     pub problems: Vec<LoadError>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
-    /// Tensors in use with elements that are infinite or not a number, and how many.
+    /// Names of used tensors with infinite or NaN elements, and the number of such elements.
     pub non_finite: Vec<(String, usize)>,
 }
 
@@ -67,7 +67,7 @@ pub struct Part {
     pub tensors: usize,
     /// Number of elements.
     pub parameters: usize,
-    /// Bytes that they take.
+    /// Size of the tensors in bytes.
     pub bytes: usize,
     /// Number of elements by element type.
     pub dtypes: BTreeMap<String, usize>,
@@ -77,38 +77,37 @@ impl Report {
     /// Inspects a target's directory or GGUF file and, if given, a drafter's directory, reading the weights into memory.
     ///
     /// # Errors
-    /// [`LoadError`] for what leaves nothing to report on: a `config.json` or a checkpoint that cannot
-    /// be read, a model that is not supported, a drafter for another target. What is wrong with single
-    /// tensors is in the report.
+    /// [`LoadError`] if no report is possible: a `config.json` or a checkpoint cannot be read, the model is
+    /// not supported, or the drafter belongs to another target. Problems of single tensors are part of the
+    /// report.
     pub fn read(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::inspect(target, drafter, Access::Read) }
     }
 
-    /// As [`read`](Self::read), with the weights memory-mapped.
+    /// Like [`read`](Self::read), with the weights memory-mapped.
     ///
     /// # Safety
-    /// Until this returns, no file of the checkpoints may be changed or truncated, by this process or
-    /// another.
+    /// Until this returns, no process may change or truncate a file of the checkpoints.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub unsafe fn map(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
         unsafe { Self::inspect(target, drafter, Access::Map) }
     }
 
     /// # Safety
-    /// With [`Access::Map`], as [`map`](Self::map).
+    /// With [`Access::Map`], the promise of [`map`](Self::map).
     unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: Access) -> Result<Self, LoadError> {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller makes the same promise.
         let mut report = match unsafe { TargetFiles::open(target, access) }? {
             TargetFiles::Gguf(file) => Self::of_gguf(&file)?,
             TargetFiles::Directory(config, checkpoint) => Self::of_checkpoint(config, &checkpoint),
         };
         if let Some(dir) = drafter {
             let header = DrafterHeader::read(dir, &report.config)?;
-            // SAFETY: passed on to the caller.
+            // SAFETY: the caller makes the same promise.
             let checkpoint = unsafe { Checkpoint::open(dir, access) }?;
             report.drafter = Some(DrafterReport {
                 calibrator_rank: header.rank(&checkpoint),
@@ -144,7 +143,8 @@ impl Report {
         })
     }
 
-    /// Whether the target, and the drafter if there is one, can be loaded and hold finite numbers only.
+    /// Returns whether the target, and the drafter if there is one, can be loaded and contain only finite
+    /// numbers.
     pub fn is_sound(&self) -> bool {
         let drafter = self.drafter.as_ref().is_none_or(|drafter| drafter.tensors.is_sound());
         self.target.is_sound() && drafter
@@ -154,12 +154,12 @@ impl Report {
 impl TensorReport {
     fn new<T>(inventory: &impl Inventory, collected: Collected<T>) -> Self {
         let Collected { weights, used } = collected;
-        // The weights go before tensors are looked at one by one: they may have been dequantised.
+        // The weights are dropped before single tensors are checked: they may have been dequantised.
         let problems = weights.err().unwrap_or_default();
         let mut parts: Vec<Part> = Vec::new();
         let mut odd = Vec::new();
         for name in &used {
-            // An element type that cannot be read is among the problems.
+            // A tensor with an unreadable element type is already in the list of problems.
             let Some(item) = inventory.item(name) else { continue };
             let part_name = part_of(name);
             if parts.last().is_none_or(|part| part.name != part_name) {
@@ -185,17 +185,17 @@ impl TensorReport {
         }
     }
 
-    /// Whether every tensor is there, fits, and holds finite numbers only.
+    /// Returns whether every tensor exists, fits, and contains only finite numbers.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty() && self.non_finite.is_empty()
     }
 
-    /// Number of elements of the tensors in use.
+    /// Returns the number of elements in the tensors that are used.
     pub fn parameters(&self) -> usize {
         self.parts.iter().map(|part| part.parameters).sum()
     }
 
-    /// Bytes of the tensors in use.
+    /// Returns the size of the tensors that are used, in bytes.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.bytes).sum()
     }
@@ -211,22 +211,22 @@ impl Part {
     }
 }
 
-/// Something that holds tensors by name.
+/// A container of named tensors.
 trait Inventory {
     fn path(&self) -> &Path;
     fn files(&self) -> Vec<PathBuf>;
     fn names(&self) -> Vec<&str>;
 
-    /// A tensor, if it can be read.
+    /// Returns a tensor, if it can be read.
     fn item(&self, name: &str) -> Option<Item>;
 }
 
-/// A tensor and how it is stored.
+/// A tensor, and the way in which it is stored.
 struct Item {
     tensor: Tensor,
     /// The name of the element type, or of the format of its blocks.
     kind: String,
-    /// Bytes as stored.
+    /// Size in bytes, as stored.
     bytes: usize,
 }
 
@@ -269,7 +269,8 @@ impl Inventory for Gguf {
     }
 }
 
-/// `model.layers.3` for `model.layers.3.mlp.up_proj.weight`, `blk.3` for `blk.3.ffn_up.weight`, else the module that owns the tensor.
+/// Returns the part that a tensor belongs to: `model.layers.3` for `model.layers.3.mlp.up_proj.weight`,
+/// `blk.3` for `blk.3.ffn_up.weight`, otherwise the module that owns the tensor.
 fn part_of(tensor: &str) -> String {
     let components: Vec<&str> = tensor.split('.').collect();
     let end = match components.iter().position(|&component| matches!(component, "layers" | "blk")) {
@@ -280,7 +281,7 @@ fn part_of(tensor: &str) -> String {
     components.get(..end).unwrap_or(&components).join(".")
 }
 
-/// The order in which a pass meets the parts: embeddings, layers by number, the rest.
+/// Returns the sort key of a part: embeddings first, then layers by number, then the rest.
 fn order(part: &str) -> (u8, usize, String) {
     let number = part.rsplit('.').next().and_then(|last| last.parse().ok());
     match number {
@@ -291,7 +292,7 @@ fn order(part: &str) -> (u8, usize, String) {
     }
 }
 
-/// How many elements are infinite or not a number.
+/// Returns the number of elements that are infinite or NaN.
 fn non_finite(tensor: &Tensor) -> usize {
     match tensor.elements() {
         Elements::F32(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
@@ -359,7 +360,7 @@ impl fmt::Display for DrafterReport {
     }
 }
 
-/// All but the unused tensors, which mean different things for a target and for a drafter.
+/// Writes everything except the unused tensors, whose meaning differs between a target and a drafter.
 impl fmt::Display for TensorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = match self.files.as_slice() {
@@ -391,7 +392,7 @@ impl fmt::Display for TensorReport {
     }
 }
 
-/// A heading with its count, and the entries below it; one line if there is none.
+/// Writes a heading with a count, and the entries below it; one line if there are none.
 fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt::Result {
     if entries.is_empty() {
         return writeln!(f, "  {heading}: none");
@@ -400,7 +401,7 @@ fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt
     entries.iter().try_for_each(|entry| writeln!(f, "    {entry}"))
 }
 
-/// The unused tensors; those that differ only in the number of their layer share a line.
+/// Writes the unused tensors. Tensors that differ only in their layer number share a line.
 fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> fmt::Result {
     if unused.is_empty() {
         return writeln!(f, "  unused: none");
@@ -423,7 +424,7 @@ fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> f
     })
 }
 
-/// 1234567 as `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -436,7 +437,7 @@ fn thousands(n: usize) -> String {
     out
 }
 
-/// Bytes in binary units.
+/// Formats a size in binary units.
 fn size(bytes: usize) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64 / 1024.0;

@@ -1,7 +1,7 @@
-//! The one door to a target's files.
+//! Opens the files of a target model, which is a GGUF file or a directory.
 //!
-//! A target is a GGUF file, or a directory as Hugging Face lays it out. This module alone asks which of the two a
-//! path is; every `read` and `map` that takes a target's path is here.
+//! A directory has the layout of Hugging Face. Only this module decides which of the two a path is; it has
+//! every `read` and `map` that takes the path of a target.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::text::gguf::{chat_template, tokenizer};
 use super::text::tokenizer::Tokenizer;
 use super::{LoadError, ModelConfig, TargetWeights};
 
-/// A target's files, opened.
+/// The opened files of a target.
 pub(super) enum TargetFiles {
     /// One file that holds configuration, tokenizer, chat template and weights.
     Gguf(Gguf),
@@ -32,7 +32,8 @@ impl TargetFiles {
             // SAFETY: the caller's promise covers this file.
             return Ok(Self::Gguf(unsafe { Gguf::open(path, access) }?));
         }
-        // The configuration comes first: without a configuration, the first missing tensor says little.
+        // The configuration comes first: if it is missing, the name of the first missing tensor would not
+        // explain the problem.
         let config = hugging_face::read(path)?;
         config.validate()?;
         // SAFETY: the caller's promise covers these files.
@@ -40,30 +41,31 @@ impl TargetFiles {
     }
 }
 
-/// Whether `path` is a GGUF file rather than a directory.
+/// Returns whether `path` is a GGUF file and not a directory.
 fn is_gguf(path: &Path) -> bool {
     path.is_file()
 }
 
 impl ModelConfig {
-    /// Reads the configuration of the model at `path`: `config.json` and, for the end-of-sequence ids,
-    /// `generation_config.json` of a directory as transformers 4 or 5 writes them, or the metadata of a GGUF file.
+    /// Reads the configuration of the model at `path`. In a directory this is `config.json` and, for the
+    /// end-of-sequence ids, `generation_config.json`, as written by transformers 4 or 5. In a GGUF file it is
+    /// the metadata.
     ///
     /// # Errors
-    /// [`LoadError`] if a file cannot be read, a key is missing or has a value that makes no sense,
-    /// or the model needs something that is not supported.
+    /// [`LoadError`] if a file cannot be read, if a key is missing or has an invalid value, or if the model
+    /// needs an unsupported feature.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         if is_gguf(path) { config::gguf::read_header(&Header::read(path)?) } else { hugging_face::read(path) }
     }
 }
 
 impl TargetWeights {
-    /// Reads the model at `path` into memory: from a directory `config.json`, `generation_config.json` if it exists,
-    /// and `model.safetensors` or the shards of its index; or all of a GGUF file.
+    /// Reads the model at `path` into memory. In a directory this is `config.json`, `generation_config.json`
+    /// if it exists, and `model.safetensors` or the shards of its index; otherwise all of a GGUF file.
     ///
     /// # Errors
     /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and [`Checkpoint::read`], or
-    /// [`Gguf::target`]; also a tensor that is missing or has the wrong shape or element type.
+    /// [`Gguf::target`]; also if a tensor is missing or has the wrong shape or element type.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: `Access::Read` maps nothing.
         unsafe { Self::open(path, Access::Read) }
@@ -72,8 +74,8 @@ impl TargetWeights {
     /// Maps the weights of the model at `path` instead of copying them; otherwise like [`read`](Self::read).
     ///
     /// # Safety
-    /// As long as the weights or a clone of one of their tensors live, no file of the model may be changed or
-    /// truncated, by this process or another.
+    /// While the weights or a clone of one of their tensors are alive, no process may change or truncate a
+    /// file of the model.
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).
@@ -83,9 +85,9 @@ impl TargetWeights {
     }
 
     /// # Safety
-    /// With [`Access::Map`], as [`map`](Self::map).
+    /// With [`Access::Map`], the promise of [`map`](Self::map).
     unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => file.target(),
             TargetFiles::Directory(config, checkpoint) => Self::from_checkpoint(config, &checkpoint),
@@ -97,8 +99,8 @@ impl Tokenizer {
     /// Reads the tokenizer of the model at `path` (`tokenizer.json` of a directory, or the metadata of a GGUF file)
     /// for a model with `vocab_size` ids.
     ///
-    /// The tokenizer may have fewer ids than the model (padded embeddings) or more: an id that the
-    /// model does not have is an error when a text needs it.
+    /// The tokenizer may have fewer ids than the model (padded embeddings) or more. An id that the model does
+    /// not have is an error when a text needs it.
     ///
     /// # Errors
     /// [`LoadError::Io`], or [`LoadError::Tokenizer`] if the file is not a tokenizer; for a GGUF file the errors of
@@ -122,14 +124,13 @@ impl Tokenizer {
 }
 
 impl ChatTemplate {
-    /// Reads the chat template of the model at `path`. In a directory that is `chat_template.jinja`, or else
-    /// `chat_template` in `tokenizer_config.json` (one template, or a list of named templates with one named
-    /// `default`); a GGUF file has it in its metadata.
+    /// Reads the chat template of the model at `path`. In a directory this is `chat_template.jinja`, or else
+    /// `chat_template` in `tokenizer_config.json` (one template, or a list of named templates including
+    /// `default`). A GGUF file has it in its metadata.
     ///
     /// # Errors
-    /// [`LoadError::NoChatTemplate`] if the model has none, [`LoadError::ChatTemplate`] if it
-    /// cannot be parsed; [`LoadError::Json`] or [`LoadError::InvalidKey`] for a
-    /// `tokenizer_config.json` that makes no sense.
+    /// [`LoadError::NoChatTemplate`] if the model has none, [`LoadError::ChatTemplate`] if it cannot be
+    /// parsed; [`LoadError::Json`] or [`LoadError::InvalidKey`] for an invalid `tokenizer_config.json`.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         if is_gguf(path) { chat_template(&Header::read(path)?) } else { Self::read_directory(path) }
     }

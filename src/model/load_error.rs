@@ -1,239 +1,237 @@
-//! Why a model, drafter or tokenizer could not be loaded.
+//! The error type for loading models, drafters and tokenizers.
 
 use std::path::PathBuf;
 
-/// Why a model, drafter or tokenizer could not be loaded. Every variant names the file, the key or
-/// the tensor.
+/// An error in loading a model, drafter or tokenizer. Every variant names the file, the key or the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// A file that could not be read.
+    /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A path that is a directory, a pipe or a device where a file belongs.
+    /// A path is a directory, a pipe or a device instead of a file.
     #[error("{path} is not a regular file")]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
-    /// A JSON file or template larger than any honest one.
+    /// A JSON file or template exceeds the size limit.
     #[error("{path} has {bytes} bytes, more than the {limit} that are read of such a file")]
     FileTooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its size.
+        /// Size of the file in bytes.
         bytes: u64,
-        /// The largest size that is read.
+        /// The largest allowed size in bytes.
         limit: u64,
     },
-    /// A file that is not the JSON it should be.
+    /// A file is not the expected JSON.
     #[error("{path} is not valid JSON: {source}")]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser said, with line and column.
+        /// The parser's error, with line and column.
         source: serde_json::Error,
     },
-    /// A key that a JSON file, or the metadata of a GGUF file, must have.
+    /// A required key is missing in a JSON file or in the metadata of a GGUF file.
     #[error("{path}: key `{key}` is missing")]
     MissingKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The key; keys of inner objects are joined by dots.
         key: String,
     },
-    /// A value that a key cannot have.
+    /// A key has an invalid value.
     #[error("{path}: `{key}` is {value}, expected {expected}")]
     InvalidKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The key; keys of inner objects are joined by dots.
         key: String,
         /// The value, as JSON, shortened.
         value: String,
-        /// What would be accepted.
+        /// The accepted values, in words.
         expected: String,
     },
-    /// A value that is legal and asks for something that this crate does not do.
+    /// A value is valid but requests a feature that this crate does not support.
     #[error("{path}: `{key}` is {value}, which is not supported; supported: {supported}")]
     UnsupportedKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The key; keys of inner objects are joined by dots.
         key: String,
         /// The value, as JSON, shortened.
         value: String,
-        /// What is supported.
+        /// The supported values, in words.
         supported: String,
     },
-    /// A configuration made in code that no model can have.
+    /// A configuration made in code is invalid for every model.
     #[error("model configuration: `{field}` is {value}, expected {expected}")]
     InvalidConfig {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: String,
-        /// What would be accepted.
+        /// The accepted values, in words.
         expected: String,
     },
-    /// A directory without weights that can be read.
+    /// A directory has no readable weights.
     #[error("{dir} has neither model.safetensors nor model.safetensors.index.json")]
     NoCheckpoint {
-        /// The directory.
+        /// Path of the directory.
         dir: PathBuf,
     },
-    /// A safetensors file whose header does not describe its contents.
+    /// The header of a safetensors file does not describe its contents.
     #[error("{path} is not a valid safetensors file: {reason}")]
     Header {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the problem.
         reason: String,
     },
-    /// A GGUF file that is damaged, or not one.
+    /// A file is damaged, or is not a GGUF file.
     #[error("{path} is not a valid GGUF file: {reason}")]
     Gguf {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the problem.
         reason: String,
     },
-    /// A tensor of a GGUF file that is stored in a way that cannot be read.
+    /// A tensor of a GGUF file has an unsupported storage type.
     #[error(
         "{path}: tensor `{tensor}` has type {found}; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K"
     )]
     UnsupportedQuantization {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Its type, as ggml names it.
+        /// The tensor's type, as named by ggml.
         found: String,
     },
-    /// A tensor of a GGUF file that the architecture does not have: the model is not what its
-    /// metadata say.
+    /// A GGUF file has a tensor that its architecture does not have: the model does not match its metadata.
     #[error("{path}: tensor `{tensor}` is not part of a {architecture} model")]
     UnexpectedTensor {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// The architecture as the metadata name it.
+        /// The architecture that the metadata name.
         architecture: &'static str,
     },
-    /// An index whose files lie outside the model's directory.
+    /// An index names a file outside the model's directory.
     #[error("{path}: `{entry}` is not a path within the model's directory")]
     OutsideDirectory {
-        /// The index.
+        /// Path of the index.
         path: PathBuf,
-        /// The file it names.
+        /// The file name in the index.
         entry: String,
     },
-    /// A tensor that a checkpoint holds twice.
+    /// A checkpoint contains a tensor twice.
     #[error("{path}: tensor `{tensor}` occurs more than once")]
     DuplicateTensor {
-        /// The file with the second one.
+        /// Path of the file with the second copy.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
     },
-    /// A tensor that the configuration asks for.
+    /// A tensor that the configuration requires is missing.
     #[error("{path}: tensor `{tensor}` is missing")]
     MissingTensor {
-        /// The checkpoint: its directory, or a shard where the index places the tensor.
+        /// Path of the checkpoint: its directory, or the shard in which the index places the tensor.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
     },
-    /// A tensor whose elements are of a type that weights are not stored in.
+    /// A tensor has an element type that is not supported for weights.
     #[error("{path}: tensor `{tensor}` has element type {dtype}; supported: F32, F16, BF16")]
     UnsupportedDType {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// The type as the file names it.
+        /// The element type, as named by the file.
         dtype: String,
     },
-    /// A tensor that does not fit the configuration.
+    /// A tensor's shape does not match the configuration.
     #[error("{path}: tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// The shape that would fit.
+        /// The expected shape.
         expected: Vec<usize>,
-        /// The shape it has.
+        /// The tensor's shape.
         found: Vec<usize>,
     },
-    /// A drafter that was trained for a target with other dimensions.
+    /// A drafter was trained for a target with other dimensions.
     #[error("{path}: this drafter is for another target: its {what} is {drafter}, the target's {target}")]
     WrongTarget {
-        /// The drafter's config.
+        /// Path of the drafter's config.
         path: PathBuf,
-        /// What differs.
+        /// Name of the value that differs.
         what: &'static str,
         /// The drafter's value.
         drafter: String,
         /// The target's value.
         target: String,
     },
-    /// Weights too large for this machine.
+    /// The weights exceed this machine's memory.
     #[error("out of memory: `{tensor}` of shape {shape:?}")]
     OutOfMemory {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Its shape.
+        /// Shape of the tensor.
         shape: Vec<usize>,
     },
-    /// A tokenizer that cannot be read, or a text that it cannot handle.
+    /// A tokenizer cannot be read, or cannot handle a text.
     #[error("tokenizer {path}: {reason}")]
     Tokenizer {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the tokenizer said.
+        /// The tokenizer's error.
         reason: String,
     },
-    /// A tokenizer that yields ids for which the model has no embedding.
+    /// A tokenizer gave an id for which the model has no embedding.
     #[error("tokenizer {path}: token `{token}` has id {id}, and the model's vocabulary has {vocab_size} ids")]
     TokenOutOfVocabulary {
-        /// The tokenizer's file.
+        /// Path of the tokenizer's file.
         path: PathBuf,
         /// The token's text.
         token: String,
         /// Its id.
         id: u32,
-        /// V of the model.
+        /// V: the model's vocabulary size.
         vocab_size: usize,
     },
-    /// A model without a chat template.
+    /// The model has no chat template.
     #[error("{path} has no chat template ({looked_for})")]
     NoChatTemplate {
-        /// The directory or file.
+        /// Path of the directory or file.
         path: PathBuf,
-        /// Where there could have been one.
+        /// The places that were searched.
         looked_for: &'static str,
     },
-    /// A chat template that cannot be parsed, or that fails on these messages.
+    /// A chat template cannot be parsed, or fails on the given messages.
     #[error("chat template {path}: {reason}")]
     ChatTemplate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the template engine, or the template itself, said.
+        /// The error of the template engine, or of the template itself.
         reason: String,
     },
 }
 
-/// Characters of a value that an error message repeats.
+/// The most characters of a value that an error message shows.
 const SHOWN_CHARS: usize = 80;
 
-/// The beginning of a text, for an error message.
+/// Returns the beginning of a text, for an error message.
 pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,25 +1,26 @@
 //! Models: configurations, weights on the host, tokenizers, and the forward pass over a device.
 //!
-//! A model is a GGUF file ([`gguf`]), or a directory as Hugging Face lays it out. What is read from a
-//! directory:
+//! A model is a GGUF file ([`gguf`]) or a directory in the layout of Hugging Face. From a directory, these
+//! files are read:
 //!
-//! | file | for | type |
+//! | file | purpose | type |
 //! |---|---|---|
 //! | `config.json`, `generation_config.json` | shape, rotary embedding, end-of-sequence ids | [`ModelConfig`] |
 //! | `model.safetensors`, or shards with `model.safetensors.index.json` | tensors | [`Checkpoint`], [`TargetWeights`], [`DrafterWeights`] |
 //! | `tokenizer.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
 //! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
 //!
-//! Supported are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16
-//! or in the quantised formats that [`gguf`] lists, with the
-//! rope types default, linear, llama3 and yarn. Everything else is a [`LoadError`] that names the key
-//! and its value: a file that loads is a model that computes what transformers computes.
+//! Supported models are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16 or in the
+//! quantised formats that [`gguf`] lists, with the rope types default, linear, llama3 and yarn. Any other
+//! model gives a [`LoadError`] that names the key and its value: a file that loads gives the same results as
+//! transformers.
 //!
-//! `read` copies files into memory; the `unsafe` `map` maps them, which is sound only while no process changes the
-//! files. [`inspect`] reports on a model instead of loading it.
+//! `read` copies files into memory. The `unsafe` `map` maps them, which is sound only while no process
+//! changes the files. [`inspect`] reports on a model instead of loading it.
 //!
-//! Modules build on one another in this order: [`format`] (bytes of a file, JSON, safetensors, GGUF), [`config`],
-//! [`weights`] and text, then the one door to a target's files, then [`inspect`] and [`forward`].
+//! The modules build on one another in this order: [`format`] (bytes of a file, JSON, safetensors, GGUF),
+//! [`config`], [`weights`] and text, then the module that opens a target's files, then [`inspect`] and
+//! [`forward`].
 
 pub mod config;
 pub mod format;

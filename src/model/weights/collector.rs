@@ -1,4 +1,4 @@
-//! Taking tensors out of a checkpoint, and remembering every one that does not fit.
+//! Takes tensors out of a checkpoint, and records every tensor that is missing or does not fit.
 
 use std::collections::BTreeSet;
 
@@ -7,24 +7,24 @@ use crate::model::LoadError;
 use crate::model::format::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
-/// Takes tensors from a checkpoint. A tensor that is missing or does not fit is `None` here and a
-/// problem in the list, so that one traversal finds all of them.
+/// Takes tensors from a checkpoint. For a tensor that is missing or does not fit, it returns `None` and
+/// records a problem, so that one traversal finds all problems.
 pub(in crate::model) struct Collector<'a> {
     checkpoint: &'a Checkpoint,
     used: BTreeSet<String>,
     problems: Vec<LoadError>,
 }
 
-/// What a traversal found.
+/// The result of a traversal.
 pub(in crate::model) struct Collected<T> {
-    /// The weights, or everything that is wrong with them.
+    /// The weights, or all problems with them.
     pub(in crate::model) weights: Result<T, Vec<LoadError>>,
-    /// Names of the tensors that were asked for and are there, fitting or not.
+    /// Names of the requested tensors that exist, whether they fit or not.
     pub(in crate::model) used: BTreeSet<String>,
 }
 
 impl<T> Collected<T> {
-    /// The weights, or the first thing that is wrong with them.
+    /// Returns the weights, or the first problem with them.
     pub(in crate::model) fn or_first_problem(self, checkpoint: &Checkpoint) -> Result<T, LoadError> {
         self.weights.map_err(|problems| {
             let nothing = || LoadError::NoCheckpoint { dir: checkpoint.dir().into() };
@@ -38,7 +38,7 @@ impl<'a> Collector<'a> {
         Self { checkpoint, used: BTreeSet::new(), problems: Vec::new() }
     }
 
-    /// Ends the traversal. `weights` is `None` only if there was a problem.
+    /// Ends the traversal. `weights` must be `None` only if there was a problem.
     pub(in crate::model) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
         let Self { used, problems, .. } = self;
         let weights = match weights {

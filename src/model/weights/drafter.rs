@@ -1,4 +1,4 @@
-//! Loading a FlexDraft drafter, and checking that it fits its target.
+//! Loads a FlexDraft drafter, and checks that it fits its target.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -14,24 +14,24 @@ use crate::model::format::json::{Fields, JsonFile};
 use crate::model::format::safetensors::Checkpoint;
 
 impl DrafterWeights {
-    /// Reads the drafter in `dir`, made for a target of configuration `target`, into memory.
+    /// Reads the drafter in `dir`, made for a target with configuration `target`, into memory.
     ///
     /// # Errors
-    /// [`LoadError`] naming the file, key or tensor; [`LoadError::WrongTarget`] if it was trained
+    /// [`LoadError`] naming the file, key or tensor; [`LoadError::WrongTarget`] if the drafter was trained
     /// for a target with other dimensions.
     pub fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let header = DrafterHeader::read(dir, target)?;
         Self::from_checkpoint(&header, target, &Checkpoint::read(dir)?)
     }
 
-    /// As [`read`](Self::read), with the weights memory-mapped.
+    /// Like [`read`](Self::read), with the weights memory-mapped.
     ///
     /// # Safety
-    /// As long as the weights or a clone of one of their tensors live, no file of them may be changed
-    /// or truncated, by this process or another.
+    /// While the weights or a clone of one of their tensors are alive, no process may change or truncate
+    /// their files.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub unsafe fn map(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let header = DrafterHeader::read(dir, target)?;
         // SAFETY: the caller promises that the files do not change.
@@ -49,13 +49,13 @@ impl DrafterWeights {
     }
 }
 
-/// What a drafter's `config.json` says, checked against the target.
+/// The contents of a drafter's `config.json`, checked against the target.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::model) struct DrafterHeader {
     pub(in crate::model) config: DrafterConfig,
     /// Whether its projectors have biases.
     attention_bias: bool,
-    /// Whether drafts are calibrated by the bonus token.
+    /// Whether the bonus token calibrates drafts.
     calibrated: bool,
 }
 
@@ -63,7 +63,7 @@ impl DrafterHeader {
     pub(in crate::model) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let file = JsonFile::read(&dir.join("config.json"))?;
         let fields = file.fields();
-        // The released checkpoint has the second name.
+        // The released checkpoint uses the second name.
         let own = match fields.object("flexdraft_config")? {
             Some(own) => Some(own),
             None => fields.object("dflash_config")?,
@@ -81,7 +81,7 @@ impl DrafterHeader {
         })
     }
 
-    /// r, if there is a calibrator: that of the stored W1, whatever the config says.
+    /// Returns r if there is a calibrator: the rank of the stored W1, whatever the config says.
     pub(in crate::model) fn rank(&self, checkpoint: &Checkpoint) -> Option<usize> {
         self.calibrated.then(|| {
             let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
@@ -109,7 +109,7 @@ fn same<T: PartialEq + Display>(
 
 fn check_dimensions(fields: &Fields<'_>, target: &ModelConfig) -> Result<(), LoadError> {
     if let Some(model_type) = fields.text("model_type")? {
-        // A drafter may have a model type of its own; another family's is a contradiction.
+        // A drafter may have its own model type, but the type of another family is a contradiction.
         let family = Architecture::ALL.into_iter().find(|a| a.model_type() == model_type);
         if let Some(family) = family {
             same(fields, "model family", family.name(), target.architecture.name())?;
@@ -124,7 +124,7 @@ fn check_dimensions(fields: &Fields<'_>, target: &ModelConfig) -> Result<(), Loa
     same(fields, "vocabulary size", fields.required_count("vocab_size", usize::MAX)?, target.vocab_size)
 }
 
-/// The drafter's layers must be the target's last ones.
+/// Checks that the drafter's layers are the last layers of the target.
 fn check_tail(
     fields: &Fields<'_>,
     own: &Fields<'_>,
@@ -147,7 +147,7 @@ fn check_tail(
     Err(own.invalid(key, format!("the target's last {tail_layers} layers, {first} to {last}, in order")))
 }
 
-/// Looks for every tensor of the drafter.
+/// Takes every tensor of the drafter, and records problems.
 pub(in crate::model) fn collect(
     header: &DrafterHeader,
     target: &ModelConfig,
@@ -159,7 +159,7 @@ pub(in crate::model) fn collect(
     tensors.finish(weights)
 }
 
-/// A drafter for `target`; without a calibrator if there is no `rank`.
+/// Builds a drafter for `target`; without a calibrator if `rank` is `None`.
 pub(super) fn build(
     tensors: &mut impl TensorSource,
     config: DrafterConfig,

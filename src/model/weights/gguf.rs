@@ -1,4 +1,4 @@
-//! The weights of a target in a GGUF file.
+//! Loads the weights of a target from a GGUF file.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::model::format::gguf::Gguf;
 use crate::model::load_error::shorten;
 use crate::tensor::Tensor;
 
-/// Parts of a layer: their names in transformers and in ggml.
+/// The parts of a layer: their names in transformers, and in ggml.
 const LAYER_PARTS: [(&str, &str); 11] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -28,12 +28,12 @@ const LAYER_PARTS: [(&str, &str); 11] = [
 ];
 
 impl Gguf {
-    /// The weights, quantised ones as bf16.
+    /// Returns the weights; quantised weights become bf16.
     ///
     /// # Errors
-    /// As [`config`](Self::config); also a tensor that is missing, has the wrong shape, or is stored in
-    /// a way that is not supported ([`LoadError::UnsupportedQuantization`]), and one that the
-    /// architecture does not have ([`LoadError::UnexpectedTensor`]).
+    /// The errors of [`config`](Self::config). Also if a tensor is missing, has the wrong shape, has an
+    /// unsupported storage type ([`LoadError::UnsupportedQuantization`]), or does not belong to the
+    /// architecture ([`LoadError::UnexpectedTensor`]).
     pub fn target(&self) -> Result<TargetWeights, LoadError> {
         take(self, self.config()?, Problems::First).weights.map_err(|problems| {
             let none = || LoadError::Gguf {
@@ -44,21 +44,21 @@ impl Gguf {
         })
     }
 
-    /// The weights of a configuration, or everything that is wrong with them.
+    /// Returns the weights of a configuration, or all problems with them.
     pub(in crate::model) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
         take(self, config, Problems::All)
     }
 }
 
-/// Which problems are looked for.
+/// The problems that a traversal looks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Problems {
-    /// The first one ends it: nothing is dequantised in vain.
+    /// Only the first problem, which ends the traversal: no tensor is dequantised in vain.
     First,
     All,
 }
 
-/// Takes the weights of a configuration out of a file; `used` has ggml's names.
+/// Takes the weights of a configuration out of a file. `used` in the result has ggml's names.
 fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetWeights> {
     let architecture = config.architecture;
     let used = file.names().filter(|name| *name == ROPE_FACTORS).map(str::to_owned).collect();
@@ -79,11 +79,11 @@ fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetW
     Collected { weights, used }
 }
 
-/// Hands out the tensors of a file under the names that transformers gives them.
+/// Provides the tensors of a file under transformers' names.
 struct GgufSource<'a> {
     file: &'a Gguf,
     config: ModelConfig,
-    /// ggml's names of the tensors that were asked for.
+    /// ggml's names of the requested tensors.
     used: BTreeSet<String>,
     wanted: Problems,
     problems: Vec<LoadError>,
@@ -105,8 +105,9 @@ impl TensorSource for GgufSource<'_> {
 }
 
 impl GgufSource<'_> {
-    /// The number of heads whose rows are permuted in a tensor, if they are: `llama` rotates
-    /// neighbouring dimensions, so that conversion puts dimension i + head_dim / 2 next to i.
+    /// Returns the number of heads whose rows are permuted in a tensor, if they are. The `llama` architecture
+    /// rotates neighbouring dimensions, so the conversion to GGUF places dimension i + head_dim / 2 next to
+    /// i.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         let attention = self.config.attention;
         match self.config.architecture {
@@ -117,7 +118,7 @@ impl GgufSource<'_> {
     }
 }
 
-/// ggml's name of a tensor of transformers' `LlamaForCausalLM` or `Qwen3ForCausalLM`.
+/// Returns ggml's name of a tensor of transformers' `LlamaForCausalLM` or `Qwen3ForCausalLM`.
 fn ggml_name(name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".into(),

@@ -1,4 +1,4 @@
-//! A model's weights on the host, with every shape checked against its configuration.
+//! Weights of a model on the host, with every shape checked against the configuration.
 
 pub(in crate::model) mod collector;
 pub(in crate::model) mod drafter;
@@ -10,59 +10,59 @@ pub(in crate::model) mod target;
 use super::config::{DrafterConfig, ModelConfig};
 use crate::tensor::Tensor;
 
-/// A linear layer as stored: weight `[out, in]` and optional bias `[out]`.
+/// The stored weights of a linear layer: weight `[out, in]` and optional bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {
-    /// `[out, in]`.
+    /// The weight `[out, in]`.
     pub weight: Tensor,
-    /// `[out]`.
+    /// The bias `[out]`, if there is one.
     pub bias: Option<Tensor>,
 }
 
-/// The attention projectors of one layer, the target's or the drafter's.
+/// The attention projectors of one layer, from the target or from the drafter.
 #[derive(Clone, Debug)]
 pub struct AttentionWeights {
-    /// `[q_heads · head_dim, hidden]`.
+    /// Query projector `[q_heads · head_dim, hidden]`.
     pub q: LinearWeights,
-    /// `[kv_heads · head_dim, hidden]`.
+    /// Key projector `[kv_heads · head_dim, hidden]`.
     pub k: LinearWeights,
-    /// `[kv_heads · head_dim, hidden]`.
+    /// Value projector `[kv_heads · head_dim, hidden]`.
     pub v: LinearWeights,
-    /// `[hidden, q_heads · head_dim]`.
+    /// Output projector `[hidden, q_heads · head_dim]`.
     pub o: LinearWeights,
-    /// RMSNorm weights over a q head and a k head, `[head_dim]` each (Qwen3).
+    /// RMSNorm weights for a q head and a k head, `[head_dim]` each (Qwen3).
     pub qk_norms: Option<(Tensor, Tensor)>,
 }
 
 /// One decoder layer of the target.
 #[derive(Clone, Debug)]
 pub struct LayerWeights {
-    /// `[hidden]`.
+    /// RMSNorm weight before attention, `[hidden]`.
     pub input_norm: Tensor,
     /// The target's own projectors.
     pub attention: AttentionWeights,
-    /// `[hidden]`.
+    /// RMSNorm weight before the MLP, `[hidden]`.
     pub post_attention_norm: Tensor,
-    /// `[intermediate, hidden]`.
+    /// Gate projection of the MLP, `[intermediate, hidden]`.
     pub gate: LinearWeights,
-    /// `[intermediate, hidden]`.
+    /// Up projection of the MLP, `[intermediate, hidden]`.
     pub up: LinearWeights,
-    /// `[hidden, intermediate]`.
+    /// Down projection of the MLP, `[hidden, intermediate]`.
     pub down: LinearWeights,
 }
 
-/// The target model.
+/// The weights of a target model.
 #[derive(Clone, Debug)]
 pub struct TargetWeights {
-    /// What the shapes were checked against.
+    /// The configuration that the shapes were checked against.
     pub config: ModelConfig,
-    /// `[vocab, hidden]`.
+    /// Token embedding `[vocab, hidden]`.
     pub embed: Tensor,
-    /// L layers.
+    /// The L layers.
     pub layers: Vec<LayerWeights>,
-    /// `[hidden]`.
+    /// Final RMSNorm weight `[hidden]`.
     pub norm: Tensor,
-    /// `[vocab, hidden]`; the embedding itself where the two are tied.
+    /// Output projection `[vocab, hidden]`; the embedding itself if the two are tied.
     pub lm_head: Tensor,
 }
 
@@ -76,15 +76,16 @@ pub struct CalibratorWeights {
     pub output: LinearWeights,
 }
 
-/// A FlexDraft drafter: what Attention Tuning and Bonus-guided Calibration added to a target.
+/// The weights of a FlexDraft drafter: the parts that Attention Tuning and Bonus-guided Calibration add to a
+/// target.
 #[derive(Clone, Debug)]
 pub struct DrafterWeights {
-    /// What the shapes were checked against.
+    /// The configuration that the shapes were checked against.
     pub config: DrafterConfig,
-    /// Projectors for mask rows in each tail layer, N of them.
+    /// Projectors for the mask rows of each of the N tail layers.
     pub attention: Vec<AttentionWeights>,
     /// The hidden state with which every mask row enters the tail, `[hidden]`.
     pub mask_embedding: Tensor,
-    /// Absent where the drafter was trained without one.
+    /// The calibrator; `None` if the drafter was trained without one.
     pub calibrator: Option<CalibratorWeights>,
 }

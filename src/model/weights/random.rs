@@ -1,8 +1,8 @@
-//! Random weights in memory: models of any shape for tests, and drafters for `--draft random:N`.
+//! Random models in memory: targets of any shape for tests, and drafters for `--draft random:N`.
 //!
-//! The same arguments give the same bits on every machine and with every version of this crate: an
-//! element depends on the seed, its tensor's name and its index, and is made by integer arithmetic
-//! and one multiplication.
+//! The same arguments give the same bits on every machine and with every version of this crate. An element
+//! depends on the seed, on its tensor's name and on its index; it is computed with integer arithmetic and one
+//! multiplication.
 
 use std::sync::Arc;
 
@@ -16,19 +16,19 @@ use crate::model::LoadError;
 use crate::model::config::{DrafterConfig, ModelConfig};
 use crate::tensor::{DType, Tensor};
 
-/// Standard deviation of a random target's logits: large enough that the distributions have a clear
-/// favourite, small enough that sampling visits the rest.
+/// Standard deviation of a random target's logits: large enough that distributions have a clear favourite,
+/// small enough that sampling also draws other tokens.
 const LOGITS_STD: f32 = 4.0;
 
 impl TargetWeights {
-    /// A random target of the given shape, with weights stored as `dtype`.
+    /// Makes a random target of the given shape, with weights stored as `dtype`.
     ///
-    /// Matrices have standard deviation 1/√(input columns), the embedding 1/√H, so that after the
-    /// first layer the residual stream is mostly what the layers added; logits have a standard
-    /// deviation of about 4. Norm weights lie near 1, those of the final norm near 4.
+    /// Matrices have standard deviation 1/√(input columns) and the embedding 1/√H, so that after the first
+    /// layer the residual stream consists mostly of the layers' outputs. Logits have a standard deviation of
+    /// about 4. Norm weights are near 1; the weights of the final norm are near 4.
     ///
     /// # Errors
-    /// [`LoadError::InvalidConfig`] for a shape that no model can have, [`LoadError::OutOfMemory`].
+    /// [`LoadError::InvalidConfig`] for a shape that no model can have, or [`LoadError::OutOfMemory`].
     pub fn random(config: &ModelConfig, dtype: DType, seed: u64) -> Result<Self, LoadError> {
         config.validate()?;
         let mut source = RandomSource::new(dtype, seed);
@@ -38,12 +38,12 @@ impl TargetWeights {
 }
 
 impl DrafterWeights {
-    /// A random drafter for a target of configuration `target`: `tail_layers` projectors of the
-    /// target's shape, and a calibrator of rank `rank`, or none if `rank` is 0.
+    /// Makes a random drafter for a target with configuration `target`: `tail_layers` layers of projectors of
+    /// the target's shape, and a calibrator of rank `rank`, or no calibrator if `rank` is 0.
     ///
     /// # Errors
-    /// [`LoadError::InvalidConfig`] if `tail_layers` is not in 1..=L, `block_size` not in
-    /// 1..=[`MAX_BLOCK_SIZE`], or the target's configuration impossible; [`LoadError::OutOfMemory`].
+    /// [`LoadError::InvalidConfig`] if `tail_layers` is not in 1..=L, if `block_size` is not in
+    /// 1..=[`MAX_BLOCK_SIZE`], or if the target's configuration is invalid; [`LoadError::OutOfMemory`].
     pub fn random(
         target: &ModelConfig,
         tail_layers: usize,
@@ -69,7 +69,7 @@ impl DrafterWeights {
     }
 }
 
-/// Makes every tensor it is asked for.
+/// A source that makes every requested tensor.
 struct RandomSource {
     dtype: DType,
     seed: u64,
@@ -110,7 +110,7 @@ impl TensorSource for RandomSource {
     }
 }
 
-/// Mean and standard deviation of a tensor's elements.
+/// Returns mean and standard deviation of a tensor's elements.
 fn moments(name: &str, shape: &[usize]) -> (f32, f32) {
     let inverse_root = |n: usize| 1.0 / (n.max(1) as f32).sqrt();
     match shape {
@@ -144,8 +144,8 @@ fn tensor<T: bytemuck::NoUninit + Send + Sync>(
     Tensor::from_bytes(dtype, shape, Arc::new(Owned(values)), 0..bytes)
 }
 
-/// A hash of the tensor's name (FNV-1a), so that a tensor has the same elements whatever other
-/// tensors the model has.
+/// Hashes the tensor's name (FNV-1a), so that a tensor has the same elements whatever other tensors the model
+/// has.
 fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,18 +1,18 @@
-//! Which tensors a linear layer and an attention block have, wherever they come from.
+//! The tensors of a linear layer and of an attention block, from any source.
 
 use super::{AttentionWeights, LinearWeights};
 use crate::model::config::ModelConfig;
 use crate::tensor::Tensor;
 
-/// Where weights come from: a checkpoint, or a random generator.
+/// A source of weights: a checkpoint, or a random generator.
 ///
-/// A tensor that cannot be had is `None`, and the source remembers why. What is built from tensors
-/// asks for all of them before it gives up, so that the source hears of every one.
+/// For a tensor that is not available, the source returns `None` and records the reason. Code that builds a
+/// part of a model requests all its tensors before it gives up, so that the source sees every request.
 pub(super) trait TensorSource {
-    /// The tensor of that name, if it has that shape.
+    /// Returns the tensor with this name, if it has this shape.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor>;
 
-    /// `{name}.weight` [out, in], and `{name}.bias` [out] where there should be one.
+    /// Returns `{name}.weight` [out, in], and `{name}.bias` [out] if `bias` is true.
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Option<LinearWeights> {
         let weight = self.tensor(&format!("{name}.weight"), &shape);
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &shape[..1]));
@@ -25,7 +25,7 @@ pub(super) trait TensorSource {
         })
     }
 
-    /// The projectors and norms under `{name}.`, for the shapes of `config`.
+    /// Returns the projectors and norms under `{name}.`, with the shapes of `config`.
     fn attention(&mut self, name: &str, config: &ModelConfig, bias: bool) -> Option<AttentionWeights> {
         let shape = config.attention;
         let q_cols = shape.out_cols();

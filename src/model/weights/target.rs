@@ -1,4 +1,4 @@
-//! A target's weights: which tensors they are, and taking them out of a checkpoint.
+//! The tensors of a target model, and how they are taken out of a checkpoint.
 
 use super::collector::{Collected, Collector};
 use super::source::TensorSource;
@@ -11,21 +11,21 @@ impl TargetWeights {
     /// Takes the weights of a model with configuration `config` out of a checkpoint.
     ///
     /// # Errors
-    /// [`LoadError`] for a tensor that is missing or has the wrong shape or element type.
+    /// [`LoadError`] if a tensor is missing or has the wrong shape or element type.
     pub fn from_checkpoint(config: ModelConfig, checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         config.validate()?;
         collect(config, checkpoint).or_first_problem(checkpoint)
     }
 }
 
-/// Looks for every tensor of the model.
+/// Takes every tensor of the model, and records problems.
 pub(in crate::model) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
     let mut tensors = Collector::new(checkpoint);
     let weights = build(&mut tensors, tensor_prefix(checkpoint), config);
     tensors.finish(weights)
 }
 
-/// A target from tensors whose names start with `prefix`, except for `lm_head.weight`.
+/// Builds a target from tensors whose names start with `prefix`, except for `lm_head.weight`.
 pub(super) fn build(
     tensors: &mut impl TensorSource,
     prefix: &str,
@@ -36,7 +36,7 @@ pub(super) fn build(
     let layers: Vec<_> =
         (0..config.layers).map(|i| layer(tensors, &format!("{prefix}layers.{i}"), &config)).collect();
     let norm = tensors.tensor(&format!("{prefix}norm.weight"), &[config.hidden_size]);
-    // The config decides: a tied checkpoint may hold a copy of the embedding under this name.
+    // The config decides: the checkpoint of a tied model may hold a copy of the embedding under this name.
     let lm_head = match config.tied_embeddings {
         true => embed.clone(),
         false => tensors.tensor("lm_head.weight", &embedding_shape),
@@ -63,7 +63,8 @@ fn layer(tensors: &mut impl TensorSource, name: &str, config: &ModelConfig) -> O
     })
 }
 
-/// `LlamaForCausalLM` saves its decoder's tensors under `model.`, the bare `LlamaModel` does not.
+/// Returns the prefix of tensor names: `LlamaForCausalLM` saves its decoder's tensors under `model.`, the
+/// bare `LlamaModel` does not.
 fn tensor_prefix(checkpoint: &Checkpoint) -> &'static str {
     let bare =
         checkpoint.contains("embed_tokens.weight") && !checkpoint.contains("model.embed_tokens.weight");
