@@ -1,5 +1,5 @@
-//! Operations of the CPU device, for every instruction set that the machine has, on one thread: products in
-//! FLOP/s, the others in bytes a second.
+//! Benchmark of the CPU device's operations on one thread, for every instruction set of the machine: products in
+//! FLOP/s, the other operations in bytes per second.
 
 use std::hint::black_box;
 
@@ -32,7 +32,7 @@ fn weights(shape: &[usize]) -> Tensor {
         .expect("a shape and its elements")
 }
 
-/// A device for each instruction set and precision, by name.
+/// Returns a device for each instruction set and precision, with its name.
 fn devices() -> Vec<(String, Cpu)> {
     let mut devices = Vec::new();
     for set in InstructionSet::available() {
@@ -120,7 +120,7 @@ fn sampling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("draft, 15 rows of 151936");
     for (name, device) in devices() {
         if device.precision() == Precision::Bf16 {
-            continue; // Logits are f32 in either.
+            continue; // Logits are f32 with either precision.
         }
         let mut logits = filled(&device, device.new_logits(151_936), 15);
         for (kind, temperature) in [("greedy", 0.0), ("sampled", 1.0)] {

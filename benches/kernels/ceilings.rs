@@ -1,4 +1,4 @@
-//! What the device can do, in the line that every file of results begins with.
+//! The measured limits of the device, which are the first line of every file of results.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::cases::Prepared;
 use crate::record::Device;
 use crate::timing::Timer;
 
-/// Pairs of events with nothing between them.
+/// Number of pairs of events with nothing between them.
 const LAUNCHES: usize = 32;
 
 struct Nothing;
@@ -22,7 +22,7 @@ impl Prepared for Nothing {
     }
 }
 
-/// Measures the ceilings of `context`'s device, and what `timer` adds to every time.
+/// Measures the limits of `context`'s device, and the time that `timer` adds to every measurement.
 pub fn measure(
     context: &Arc<CudaContext>,
     stream: &Arc<CudaStream>,

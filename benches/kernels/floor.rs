@@ -1,33 +1,33 @@
-//! The least time that a kernel can take: what it has to move through memory and to multiply, over what the
-//! device can move and multiply in a second.
+//! The floor of a kernel: the least time that it can take, from the bytes that it must move and the products that it
+//! must compute, and from the device's measured limits.
 //!
-//! Counted are the operands of the method's own formulas, each byte once. Not counted are tables of a few bytes a
-//! row, and the arithmetic outside of matrix products, which no kernel here is bound by. `tests/kernels/floors.rs`
-//! compares the bytes with those that the SIMT host sees the kernels read and write.
+//! The floor counts the operands in the formulas of the method, each byte once. It leaves out tables of a few bytes per
+//! row and arithmetic outside of matrix products, which bounds no kernel here. `tests/kernels/floors.rs` compares the
+//! bytes with the reads and writes that the SIMT host sees.
 
 /// Bytes of an element.
 const BF16: u64 = 2;
 const F32: u64 = 4;
 
-/// `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft` of the kernels, in bytes.
+/// Bytes of the kernels' structs `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft`.
 const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
 const VERDICT: u64 = 24;
 const DRAFT: u64 = 32;
 
-/// What a launch cannot do without.
+/// The bytes and operations that a launch needs at least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
-    /// Bytes read.
+    /// Bytes that the launch must read.
     pub read: u64,
-    /// Bytes written.
+    /// Bytes that the launch must write.
     pub written: u64,
-    /// Floating-point operations of matrix products, two a multiply-add.
+    /// Floating-point operations of matrix products; a multiply-add counts as two.
     pub flops: u64,
 }
 
-/// What a device does in a second.
+/// The measured rates of a device, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ceilings {
     /// Bytes read plus bytes written by a copy.
@@ -36,22 +36,22 @@ pub struct Ceilings {
     pub flops: f64,
 }
 
-/// What binds a kernel.
+/// The resource that bounds a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// Moving bytes.
+    /// Memory bandwidth.
     Memory,
     /// The matrix units.
     Math,
 }
 
 impl Floor {
-    /// Bytes read and written.
+    /// Returns the bytes read plus the bytes written.
     pub fn bytes(&self) -> u64 {
         self.read + self.written
     }
 
-    /// The least time in seconds, and what it is spent on.
+    /// Returns the least time in seconds, and the resource that bounds it.
     pub fn seconds(&self, ceilings: Ceilings) -> (f64, Bound) {
         let memory = self.bytes() as f64 / ceilings.bytes;
         let math = self.flops as f64 / ceilings.flops;
@@ -67,8 +67,8 @@ pub struct Heads {
     pub head_dim: u64,
 }
 
-/// One sequence of an attention pass: `candidates` rows from position `start` on, and `slots` mask rows for
-/// each of `groups` (accepted lengths).
+/// One sequence of an attention pass: `candidates` rows from position `start` on, and `slots` mask rows for each of
+/// `groups` (accepted lengths).
 #[derive(Clone, Debug)]
 pub struct AttentionRows {
     pub start: u64,
@@ -78,7 +78,7 @@ pub struct AttentionRows {
 }
 
 impl AttentionRows {
-    /// Cached positions that each row sees, and slots of its own group besides.
+    /// Returns for each row the number of cached positions that it sees, and the number of slots of its own group.
     fn seen(&self) -> impl Iterator<Item = (u64, u64)> {
         let candidates = (0..self.candidates).map(|i| (self.start + i + 1, 0));
         let masks = self
@@ -89,9 +89,9 @@ impl AttentionRows {
     }
 }
 
-/// Joint attention: the visible K and V of every sequence once, the rows' q, the mask rows' own k and v, and the
-/// output. Two products of `head_dim` a visible key. The f32 states that pass between CTAs where a sequence's keys
-/// are divided among several are what a kernel adds.
+/// Returns the floor of joint attention: the visible K and V of every sequence once, the rows' q, the mask rows' own k
+/// and v, and the output. Each visible key takes two products of `head_dim`. The f32 states that pass between CTAs if a
+/// sequence's keys are divided among several are not part of the floor.
 pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     let (q_row, kv_row) = (q_heads * head_dim * BF16, 2 * kv_heads * head_dim * BF16);
@@ -109,17 +109,18 @@ pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
     floor
 }
 
-/// What the calibrator adds to sampling.
+/// The work that the calibrator adds to sampling.
 #[derive(Clone, Copy, Debug)]
 pub struct Calibrated {
     pub rank: u64,
-    /// Whether the corrected logits are kept.
+    /// True if the corrected logits are kept.
     pub kept: bool,
 }
 
-/// Sampling `rows` rows of `vocab` logits of `logit_bytes` each: one pass over them, with the calibrator also
-/// over W2, b2 and u, and back where corrected logits are kept. Partial results of a chunk of ids are few.
-/// Top-k, top-p and min-p look at logits again, which the floor does not grant them.
+/// Returns the floor of sampling `rows` rows of `vocab` logits of `logit_bytes` each: one pass over the logits; with
+/// the calibrator also over W2, b2 and u, and a write of the corrected logits if they are kept. Partial results per
+/// chunk of ids are small and not counted. Top-k, top-p and min-p read logits again, which the floor does not count
+/// either.
 pub fn sampling(rows: u64, vocab: u64, logit_bytes: u64, calibrated: Option<Calibrated>) -> Floor {
     let logits = rows * vocab * logit_bytes;
     let mut floor = Floor { read: logits + rows * ROW_SAMPLING, written: rows * ROW_STATS, flops: 0 };
@@ -131,26 +132,27 @@ pub fn sampling(rows: u64, vocab: u64, logit_bytes: u64, calibrated: Option<Cali
     floor
 }
 
-/// The rules that differ in what they read.
+/// What an acceptance rule reads of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// Greedy and `match`: statistics of rows only.
+    /// Greedy and `match`: no logits, only statistics of rows.
     Statistics,
-    /// `rejection`: p and q at the one position where it stopped.
+    /// `rejection`: p and q at the position where it stops.
     Rejection,
     /// `block`: p and q of every draft token.
     Block,
 }
 
-/// Acceptance of `drafts` tokens for each of `batch` sequences, none of which accepts all.
+/// Returns the floor of acceptance of `drafts` tokens for each of `batch` sequences, if no sequence accepts all of its
+/// tokens.
 pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: Scan) -> Floor {
-    // Rows of logits, and what has to be known of each row besides: its token, or its distribution.
+    // The number of rows of logits that are read, and the bytes read per row besides: its token, or its distribution.
     let (rows, row) = match scan {
         Scan::Statistics => (0, F32),
         Scan::Rejection => (2, ROW_STATS),
         Scan::Block => (2 * drafts, ROW_STATS),
     };
-    // Tokens are i32, as wide as f32; 64 places a sequence for those committed.
+    // Tokens are i32, which has the size of f32; each sequence has 64 places for committed tokens.
     let statistics = (drafts + 1) * row + VERIFY + drafts * F32;
     Floor {
         read: batch * (rows * vocab * logit_bytes + statistics),
@@ -159,52 +161,53 @@ pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: S
     }
 }
 
-/// `x += delta`, then RMSNorm of x: both tensors once, x and the result written.
+/// Returns the floor of `x += delta` followed by RMSNorm of x: both tensors are read once, x and the result written.
 pub fn rms_norm(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16 + cols * F32, written: 2 * rows * cols * BF16, flops: 0 }
 }
 
-/// silu(gate) · up, `[rows, 2 cols]` to `[rows, cols]`.
+/// Returns the floor of silu(gate) · up, `[rows, 2 cols]` to `[rows, cols]`.
 pub fn silu_mul(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// silu(x + bonus) in place of x, `[rows, cols]`, with a row of `bonus` for many of x.
+/// Returns the floor of silu(x + bonus) in place of x, `[rows, cols]`, with a row of `bonus` for several rows of x.
 pub fn silu_add(rows: u64, bonus_rows: u64, cols: u64) -> Floor {
     let read = (rows + bonus_rows) * cols * BF16 + rows * F32;
     Floor { read, written: rows * cols * BF16, flops: 0 }
 }
 
-/// x + delta in place of x, `[rows, cols]`.
+/// Returns the floor of x + delta in place of x, `[rows, cols]`.
 pub fn add(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// Cosine and sine of every pair of a row's elements.
+/// Returns the floor of the rotations: cosine and sine of every pair of a row's elements.
 pub fn rope_table(rows: u64, head_dim: u64) -> Floor {
     Floor { read: head_dim / 2 * F32, written: rows * head_dim * F32, flops: 0 }
 }
 
-/// Which rows draft next, of a batch with `slots` slots a group: a table entry and three fields of a verdict; the
-/// bonus token and its position, and two indices of every drafted row.
+/// Returns the floor of selecting the rows that draft next, for a batch with `slots` slots per group: a table entry and
+/// three fields of a verdict; the bonus token and its position, and two indices per drafted row.
 pub fn select_drafts(batch: u64, slots: u64) -> Floor {
     let verdict = 2 * F32 + 8;
     Floor { read: batch * (DRAFT + verdict), written: batch * (2 + 2 * (slots - 1)) * F32, flops: 0 }
 }
 
-/// Where the group of each sequence goes: its verdict's number and two fields of that, where the pass begins and
-/// where the group was.
+/// Returns the floor of moving each sequence's group after its verdict: the number and two fields of the verdict, the
+/// begin of the pass, and the previous place of the group.
 pub fn follow_verdicts(batch: u64) -> Floor {
     let verdict = F32 + 8;
     Floor { read: batch * (3 * F32 + verdict), written: batch * F32, flops: 0 }
 }
 
-/// Rows of a table, `[rows, cols]`, by id: an embedding, or a gather.
+/// Returns the floor of looking up rows of a table, `[rows, cols]`, by id: an embedding, or a gather.
 pub fn embed(rows: u64, cols: u64) -> Floor {
     Floor { read: rows * (cols * BF16 + F32), written: rows * cols * BF16, flops: 0 }
 }
 
-/// q and k norms, the rotation, and the append of candidates' k and v to the cache: q stays where it is.
+/// Returns the floor of the q and k norms, the rotation, and the append of candidates' k and v to the cache; q stays in
+/// place.
 pub fn norm_rope_append(rows: u64, heads: Heads) -> Floor {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     let width = (q_heads + 2 * kv_heads) * head_dim;

@@ -1,4 +1,4 @@
-//! Where the cases run: kernels on some backend, and memory for their operands.
+//! The backend that the cases run on: its kernels, and memory for their operands.
 
 use flexdraft::backend::{Backend, BackendError, Element};
 use flexdraft::kernels::Kernels;
@@ -10,7 +10,7 @@ pub struct Machine<B: Backend> {
     pub stream: B::Stream,
 }
 
-/// Distinct random values of a tensor; larger ones repeat them.
+/// Number of distinct random values of a tensor; larger tensors repeat them.
 const DISTINCT: usize = 1 << 20;
 
 impl<B: Backend> Machine<B> {
@@ -25,7 +25,7 @@ impl<B: Backend> Machine<B> {
         self.kernels.backend().allocate(&self.stream, len)
     }
 
-    /// Uniform in −2..2.
+    /// Returns memory with numbers uniform in −2..2.
     pub fn noise<T: Element>(
         &self,
         seed: u64,

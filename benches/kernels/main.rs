@@ -1,11 +1,12 @@
-//! The kernels on a GPU beside their floors: attention, sampling, acceptance and glue at the shapes of a decode
-//! step of Qwen3-8B, and the matrix products between them (products.rs), timed by CUDA events with the L2 cache flushed before each launch (timing.rs).
+//! Benchmark of the kernels on a GPU, compared with their floors: attention, sampling, acceptance and glue with the
+//! shapes of a decode step of Qwen3-8B, and the matrix products between them (products.rs). CUDA events measure the
+//! times, with the L2 cache flushed before each launch (timing.rs).
 //!
-//! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs)
-//! in `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in
-//! `target/kernels`. The ceilings that floors are computed from (floor.rs) are measured first, on the same
-//! device. Without a GPU, or device code in the build, it says so and ends well; `FLEXDRAFT_REQUIRE_GPU=1` makes
-//! that a failure, as is a kind of cases of which none could be measured.
+//! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs) in
+//! `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in `target/kernels`. The
+//! ceilings that floors are computed from (floor.rs) are measured first, on the same device. Without a GPU, or without
+//! device code in the build, the program says so and exits successfully. `FLEXDRAFT_REQUIRE_GPU=1` makes this case a
+//! failure; a family whose cases all failed is a failure too.
 //!
 //! `kernels first` launches every kernel once instead (first.rs), `kernels first-products` surveys the algorithms for
 //! matrix products (survey.rs).
@@ -45,13 +46,13 @@ use products::Product;
 use record::{Device, Line, Measured, Record};
 use timing::Timer;
 
-/// A GPU, what it can do, and where lines go.
+/// A GPU with its measured limits, and the directory of results.
 struct Bench {
     machine: Machine<Cuda>,
     timer: Timer,
     device: Device,
     results: PathBuf,
-    /// Whether there were cases of some kind, and all of them failed.
+    /// True if all measured cases of some family failed.
     failed: bool,
 }
 
@@ -59,7 +60,7 @@ impl Bench {
     fn open() -> Result<Self, DeviceError> {
         let context = Cuda::context(0)?;
         let kernels = Kernels::load(&context)?;
-        // With the default stream alone, memory needs no events of its own; they would be timed.
+        // With only the default stream, memory needs no events, whose time would count.
         let stream = context.default_stream();
         let mut timer = Timer::new(&context, &stream)?;
         let device = ceilings::measure(&context, &stream, &mut timer)?;
@@ -67,7 +68,7 @@ impl Bench {
         Ok(Bench { machine: Machine { kernels, stream }, timer, device, results, failed: false })
     }
 
-    /// Measures those of a family's cases that the command line asks for.
+    /// Measures the cases of a family that the command line asks for.
     fn family<C: Case>(
         &mut self,
         criterion: &mut Criterion,
@@ -78,7 +79,7 @@ impl Bench {
         self.measured(criterion, family, cases, Measured::of, C::prepare, record)
     }
 
-    /// As [`family`](Self::family), of what need not be a kernel.
+    /// Measures cases as [`family`](Self::family) does; a case need not be one of our kernels.
     fn measured<T>(
         &mut self,
         criterion: &mut Criterion,
@@ -92,7 +93,7 @@ impl Bench {
         let [mut measured, mut failed] = [0, 0];
         for case in cases {
             let what = what(case);
-            // Operands are made when the case is run: most do not fit beside each other.
+            // Operands exist only while their case runs, because together they would not fit in memory.
             let prepare = || prepare(case, &self.machine);
             match measure(&mut self.timer, self.device.ceilings(), &mut group, &what, prepare) {
                 Ok(Some(line)) => {
@@ -103,7 +104,7 @@ impl Bench {
                     record.add(&line)?;
                     measured += 1;
                 }
-                // Not asked for.
+                // The command line does not ask for this case.
                 Ok(None) => {}
                 Err(problem) => {
                     eprintln!("{} {}: {problem}", what.kernel, record::label(&what.shape));
@@ -143,14 +144,14 @@ impl Bench {
 
 fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(family);
-    // At least a launch a sample. The timer has warmed up by itself; flushing takes many times as long as a small
-    // kernel, whose launches fill the time that is asked for here.
+    // At least one launch per sample. The timer warms up by itself. Flushing takes many times as long as a small
+    // kernel, whose launches fill the measurement time set here.
     group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
     group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
     group
 }
 
-/// Measures something, if the command line asks for it, and says how near its floor it comes.
+/// Measures a case, if the command line asks for it, and compares its time with its floor.
 fn measure<'a>(
     timer: &mut Timer,
     ceilings: Ceilings,
@@ -164,7 +165,8 @@ fn measure<'a>(
     group.throughput(Throughput::Bytes(what.floor.bytes()));
     group.bench_function(BenchmarkId::new(what.kernel, record::label(&what.shape)), |bencher| {
         bencher.iter_custom(|launches| {
-            // Criterion cannot be stopped, takes no zero, and asks for ever more launches until some time has passed.
+            // Criterion cannot be stopped, does not take zero, and asks for more and more launches until some time has
+            // passed.
             let gone_wrong = || {
                 thread::sleep(Duration::from_millis(1));
                 Duration::from_millis(launches.clamp(1, 1000))

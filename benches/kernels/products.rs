@@ -1,5 +1,5 @@
-//! What row-invariance costs: matrix products of a layer of Qwen3-8B by the algorithms that give a row the same bits
-//! beside any others, which the decode loop uses, and by the one that cuBLASLt prefers for each number of rows.
+//! The cost of row-invariance: matrix products of a layer of Qwen3-8B by the algorithms of the decode loop, which give
+//! a row the same bits beside any other rows, and by the algorithm that cuBLASLt prefers for each number of rows.
 
 use std::sync::OnceLock;
 
@@ -24,7 +24,7 @@ const ROWS: [usize; 6] = [1, 5, 16, 85, 272, 1088];
 const LAYERS: [(&str, usize, usize); 4] =
     [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 24_576, 4096), ("down", 4096, 12_288)];
 
-/// `rows` rows of `in_cols` times weights `[out_cols, in_cols]`, of bf16.
+/// The product of `rows` rows of `in_cols` with weights `[out_cols, in_cols]`, in bf16.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     layer: &'static str,
@@ -78,14 +78,14 @@ impl Product {
         let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
         let products = library(stream)?;
         let layer = products.new_layer(backend, stream, &weights).map_err(kernel_error)?;
-        // As a model is prepared: the algorithms of all numbers of rows have equal bits.
+        // Prepares the layer as a model does: the algorithms for all numbers of rows give equal bits.
         let most = ROWS.into_iter().max().unwrap_or(1);
         products.prepare(backend, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
         Ok(Box::new(Invariant { backend, stream, products, layer, case: *self, x, out }))
     }
 }
 
-/// The library of all cases, so that the algorithms of a layer are chosen once.
+/// Returns the library that all cases share, so that the algorithms of a layer are chosen once.
 fn library(stream: &<Cuda as Backend>::Stream) -> Result<&'static CublasLt, KernelError> {
     static LIBRARY: OnceLock<CublasLt> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
@@ -131,7 +131,7 @@ struct Any {
 impl Prepared for Any {
     fn launch(&mut self) -> Result<(), KernelError> {
         let Product { rows, out_cols, in_cols, .. } = self.case;
-        // Column by column: outᵀ = weight · xᵀ.
+        // Column-major: outᵀ = weight · xᵀ.
         let config = MatmulConfig {
             transa: true,
             transb: false,
@@ -150,7 +150,7 @@ impl Prepared for Any {
             stride_bias: None,
             batch_size: None,
         };
-        // SAFETY: the three matrices have as many elements.
+        // SAFETY: the three matrices have the sizes in the config.
         unsafe { self.library.matmul(config, &self.weight, &self.x, &mut self.out, None, None) }
             .map_err(|error| BackendError::Driver(format!("cuBLASLt: {error}")).into())
     }

@@ -1,6 +1,6 @@
-//! What is kept of a measurement: a line of JSON, and the file that lines are added to as they come.
+//! The record of a measurement: a line of JSON, and the file that lines are added to as soon as they are known.
 //!
-//! A file `kernels-FAMILY.jsonl` begins with a line of the ceilings; every other line is a case.
+//! The first line of a file `kernels-FAMILY.jsonl` has the device's ceilings; every other line is a case.
 //! `benches/gpu/fold.py` reads these files.
 
 use std::fs::File;
@@ -13,15 +13,15 @@ use serde_json::Value;
 use crate::cases::Case;
 use crate::floor::{Bound, Ceilings, Floor};
 
-/// The device, and what it was measured to do in this run.
+/// The device, and its limits as measured in this run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Device {
     pub device: String,
-    /// Bytes a second, read plus written, of a copy in device memory.
+    /// Bytes per second, read plus written, of a copy in device memory.
     pub copy_bytes_per_second: f64,
-    /// FLOP a second of a large bf16 product by cuBLASLt.
+    /// Operations per second of a large bf16 product by cuBLASLt.
     pub product_flops_per_second: f64,
-    /// Seconds between two events with nothing between them: what every time includes.
+    /// Seconds between two events with nothing between them, which every measured time includes.
     pub seconds_of_nothing: f64,
 }
 
@@ -31,25 +31,25 @@ impl Device {
     }
 }
 
-/// One case beside its floor.
+/// One measured case and its floor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     pub kernel: &'static str,
     /// The case's fields.
     pub shape: Value,
-    /// Timed launches, the L2 cache flushed before each.
+    /// Number of timed launches, with the L2 cache flushed before each.
     pub launches: usize,
-    /// The median and two percentiles of their times in microseconds.
+    /// The median and two percentiles of the launches' times, in microseconds.
     pub median_us: f64,
     pub p10_us: f64,
     pub p90_us: f64,
-    /// What the floor counts.
+    /// Bytes and operations that the floor counts.
     pub bytes: u64,
     pub flops: u64,
-    /// The floor by the ceilings of this run, in microseconds, and what binds: `memory` or `math`.
+    /// The floor with the ceilings of this run, in microseconds, and the bound: `memory` or `math`.
     pub floor_us: f64,
     pub bound: &'static str,
-    /// Floor over median: 1 is a kernel that cannot be faster.
+    /// Floor over median: a kernel with 1 cannot be faster.
     pub fraction_of_floor: f64,
     /// The floor's bytes and operations over the median time.
     pub gigabytes_per_second: f64,
@@ -57,7 +57,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// The line of something whose launches took `seconds`; none without a launch.
+    /// Returns the line of a case whose launches took `seconds`; `None` without a launch.
     pub fn new(what: &Measured, mut seconds: Vec<f64>, ceilings: Ceilings) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
@@ -88,7 +88,7 @@ impl Line {
     }
 }
 
-/// What is measured, and what it cannot do without.
+/// A case to measure, and its floor.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub kernel: &'static str,
@@ -103,7 +103,7 @@ impl Measured {
     }
 }
 
-/// `batch=1 context=8192 …`: a shape in a benchmark's name.
+/// Returns a shape as in a benchmark's name: `batch=1 context=8192 …`.
 pub fn label(shape: &Value) -> String {
     let Value::Object(fields) = shape else { return String::new() };
     let field = |(name, value): (&String, &Value)| match value {
@@ -113,11 +113,11 @@ pub fn label(shape: &Value) -> String {
     fields.iter().map(field).collect::<Vec<String>>().join(" ")
 }
 
-/// A file of lines, each of which is on disk when `add` returns.
+/// A file of lines; a line is on disk when `add` returns.
 pub struct Record(File);
 
 impl Record {
-    /// A new `kernels-FAMILY.jsonl` in `directory`, with the device's line.
+    /// Creates `kernels-FAMILY.jsonl` in `directory`, with the device's line.
     pub fn create(directory: &Path, family: &str, device: &Device) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let mut record = Record(File::create(directory.join(format!("kernels-{family}.jsonl")))?);

@@ -1,4 +1,5 @@
-//! Which algorithms cuBLASLt has for the products of a decode step, and which of them give a row the same bits.
+//! Surveys the algorithms that cuBLASLt has for the products of a decode step, and which of them give a row the same
+//! bits.
 //!
 //! `kernels first-products` adds lines of JSON to `first-products.jsonl`, in the directory that
 //! `FLEXDRAFT_BENCH_RESULTS` names: the device with its ceilings, then for each layer of Qwen3-8B and SmolLM2-135M the
@@ -38,10 +39,10 @@ const LAYERS: [Layer; 10] = [
 /// batch of 16, and of a part of a prompt.
 const ROWS: [usize; 6] = [1, 5, 16, 85, 512, 1360];
 
-/// Distinct weights of a layer; larger layers repeat them.
+/// Number of distinct weights of a layer; larger layers repeat them.
 const DISTINCT: usize = 1 << 20;
 
-/// Noise in −2..2 (xorshift).
+/// Returns weights of noise in −2..2 (xorshift).
 fn weights(in_cols: usize, out_cols: usize) -> Weights {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -74,7 +75,7 @@ fn survey(
     Ok(log.add(&json!({"chosen": {"rows": ROWS, "seconds": seconds}}))?)
 }
 
-/// `kernels first-products`.
+/// Runs `kernels first-products`.
 pub fn run() -> Result<(), Box<dyn Error>> {
     let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
     let context = match Cuda::context(0) {

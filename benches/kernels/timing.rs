@@ -1,4 +1,4 @@
-//! Times on a GPU: CUDA events around each launch, with an L2 cache before it that holds nothing of its operands.
+//! Times of launches on a GPU, measured with CUDA events around each launch, with none of its operands in the L2 cache.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,23 +13,23 @@ use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
 
-/// Launches that are put on the stream before their times are read.
+/// Number of launches on the stream before their times are read.
 const TOGETHER: usize = 64;
 
-/// How long launches go on before any is timed: a card that has waited for operands to be made has slowed down.
+/// Duration of launches before any is timed: a card that was idle while operands were prepared has slowed down.
 const WARM: Duration = Duration::from_millis(200);
 
 /// Times launches on one stream.
 pub struct Timer {
     stream: Arc<CudaStream>,
     kernels: Kernels<Cuda>,
-    /// Four times as large as the L2 cache, like what is read after it.
+    /// Memory four times as large as the L2 cache, like the memory that is read after it.
     overwritten: CudaSlice<u8>,
     read: Reading,
     events: Vec<(CudaEvent, CudaEvent)>,
 }
 
-/// Memory that one pass of sampling reads, and writes next to nothing for.
+/// Memory that one pass of sampling reads; the pass writes almost nothing.
 struct Reading {
     logits: CudaSlice<f32>,
     ways: CudaSlice<RowSampling>,
@@ -38,7 +38,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// Logits in a row of it.
+    /// Number of logits per row.
     const COLS: usize = 1 << 17;
 
     fn new(backend: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
@@ -72,7 +72,7 @@ impl Reading {
     }
 }
 
-/// An error of the driver as a kernel's.
+/// Converts a driver error to a kernel error.
 pub fn driver(error: DriverError) -> KernelError {
     BackendError::Driver(error.to_string()).into()
 }
@@ -94,7 +94,7 @@ impl Timer {
         })
     }
 
-    /// Launches without taking times, for so long that the card runs as fast as it does under load.
+    /// Launches without taking times, until the card runs as fast as it does under load.
     pub fn warm_up(&mut self, prepared: &mut dyn Prepared) -> Result<(), KernelError> {
         let start = Instant::now();
         while start.elapsed() < WARM {
@@ -103,9 +103,9 @@ impl Timer {
         Ok(())
     }
 
-    /// The seconds of each of `count` launches. Before each, memory larger than the L2 cache is overwritten, and other
-    /// memory read: lines that the cache has to write back would be written on the launch's time. That also gives the
-    /// host time to put the launch on the stream before its turn comes.
+    /// Returns the seconds of each of `count` launches. Before each, memory larger than the L2 cache is overwritten and
+    /// other memory is read, because dirty lines would be written back during the launch. This also gives the host time
+    /// to put the launch on the stream before its turn comes.
     pub fn seconds(&mut self, count: usize, prepared: &mut dyn Prepared) -> Result<Vec<f64>, KernelError> {
         let mut seconds = Vec::new();
         while seconds.len() < count {

@@ -1,4 +1,4 @@
-//! A backend that waits for every launch, and writes down which kernel it launches before it does.
+//! A backend that records the name of every kernel before its launch, and waits for the launch.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -54,7 +54,7 @@ impl Log {
     }
 }
 
-/// Launches on `inner` one by one, as if the processor had `limits`.
+/// Launches kernels on `inner` one by one, as if the processor had `limits`.
 #[derive(Debug)]
 pub struct Traced<B> {
     pub inner: Arc<B>,

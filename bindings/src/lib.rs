@@ -1,25 +1,26 @@
-//! Rust bindings of the parameter structs in `cuda/*/params.h` and of the shapes of launches in
-//! `cuda/common/shapes.h`, as `src/kernels/params` has them.
+//! Generator of the Rust bindings in `src/kernels/params`, from the parameter structs in `cuda/*/params.h` and the
+//! launch shapes in `cuda/common/shapes.h`.
 //!
-//! `tests/checked_in.rs` generates them anew and compares; run it with `FLEXDRAFT_BLESS=1` to write them.
+//! `tests/checked_in.rs` generates the bindings and compares them with the checked-in files; `FLEXDRAFT_BLESS=1` makes
+//! it write the files.
 
 use std::path::{Path, PathBuf};
 
 /// A header and the module of its bindings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The module's name: the directory in `cuda`, or `shapes`.
+    /// The module's name: the header's directory in `cuda`, or `shapes`.
     pub name: String,
-    /// The header.
+    /// The path of the header.
     pub path: PathBuf,
 }
 
 impl Header {
-    /// The headers of the repository at `root`, in the order of their names.
+    /// Returns the headers of the repository at `root`, sorted by name.
     ///
     /// # Errors
     ///
-    /// Those of reading the directory.
+    /// If a directory cannot be read.
     pub fn all(root: &Path) -> std::io::Result<Vec<Header>> {
         let mut headers = Vec::new();
         for entry in root.join("cuda").read_dir()? {
@@ -37,25 +38,25 @@ impl Header {
         Ok(headers)
     }
 
-    /// The bindings of what this header itself declares, formatted as the repository at `root` is.
+    /// Returns the bindings of the items that this header itself declares, formatted like the repository at `root`.
     ///
-    /// Sizes and offsets that clang computed for 64-bit Linux are asserted at compile time.
+    /// The bindings assert at compile time the sizes and offsets that clang computed for 64-bit Linux.
     ///
     /// # Errors
     ///
-    /// What clang reports, and files that cannot be read.
+    /// If clang reports an error or a file cannot be read.
     ///
     /// # Panics
     ///
-    /// If there is no libclang; see [`load_libclang`].
+    /// If libclang is not loaded; see [`load_libclang`].
     pub fn bindings(&self, root: &Path) -> Result<String, Box<dyn std::error::Error>> {
         let is_common = self.path.parent() == Some(&root.join("cuda/common"));
         let source = self.path.strip_prefix(root)?.display();
         let header = self.path.to_str().ok_or("the path is not UTF-8")?;
         let mut builder = bindgen::Builder::default()
             .header(header)
-            // Only CUDA's own platforms count, whatever this runs on. Wheels of libclang lack clang's
-            // headers, but glibc's <stdint.h> needs none of them.
+            // Always the target of CUDA's own platforms, regardless of the machine. Wheels of libclang lack clang's
+            // headers, but glibc's <stdint.h> does not need them.
             .clang_args(["-x", "c", "-std=c11", "--target=x86_64-unknown-linux-gnu", "-fparse-all-comments"])
             .allowlist_file(regex_of(header))
             .allowlist_recursively(false)
@@ -81,7 +82,7 @@ impl Header {
     }
 }
 
-/// A line of bindgen's output as the repository writes it.
+/// Converts a line of bindgen's output to the repository's format.
 fn tidy(line: &str) -> String {
     let indent = &line[..line.len() - line.trim_start().len()];
     if let Some(text) = line.trim_start().strip_prefix("#[doc = \"").and_then(|rest| rest.strip_suffix("\"]"))
@@ -90,7 +91,7 @@ fn tidy(line: &str) -> String {
         return text.split("\\n").map(line).collect();
     }
     match line {
-        // What follows was computed with CUDA's pointers; the rest of the crate works without them.
+        // The following assertions assume CUDA's 64-bit pointers; the rest of the crate works without them.
         "#[allow(clippy::unnecessary_operation, clippy::identity_op)]" => {
             format!("#[cfg(target_pointer_width = \"64\")]\n{line}\n")
         }
@@ -104,11 +105,11 @@ fn regex_of(path: &str) -> String {
         .collect()
 }
 
-/// Looks for libclang, in `LIBCLANG_PATH` and where systems have it.
+/// Loads libclang, from `LIBCLANG_PATH` or the system's usual places.
 ///
 /// # Errors
 ///
-/// What was searched without success.
+/// If no libclang was found; the error lists the searched places.
 pub fn load_libclang() -> Result<(), String> {
     clang_sys::load()
 }

@@ -1,10 +1,11 @@
-//! The kernels behind a C interface: `benches/peers` calls them from Python, on PyTorch's tensors and streams, beside
-//! the libraries that they are compared with.
+//! A C interface of the kernels: `benches/peers` calls them from Python, on PyTorch's tensors and streams, next to the
+//! libraries that they are compared with.
 //!
-//! Without a GPU they run on the SIMT host, on CPU tensors, so that the comparison itself is tested anywhere.
+//! Without a GPU the kernels run on the SIMT host, on CPU tensors, so that the comparison itself can be tested
+//! anywhere.
 //!
-//! Every function returns null or a nonzero status where it fails, and [`flexdraft_error`] says why. Pointers are
-//! device addresses unless said otherwise; streams are `cudaStream_t`s as integers.
+//! Every function returns null or a nonzero status on failure, and [`flexdraft_error`] returns the reason. Pointers are
+//! device addresses unless stated otherwise; streams are `cudaStream_t`s as integers.
 
 mod machine;
 mod operands;
@@ -15,19 +16,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use machine::{Machine, On};
 pub use operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOperands, SamplingRule, VerifyRule};
 
-/// Kernels somewhere, and what went wrong last.
+/// The kernels on some backend, and the error of the last call.
 pub struct Bridge {
     machine: Box<dyn Machine>,
     error: CString,
 }
 
-/// A pass on the device, and the text of an error.
+/// A pass whose tables are on the device.
 pub struct Pass(Box<dyn std::any::Any>);
 
-/// What a call came to, as text where it failed.
+/// The result of a call, or the reason why it failed.
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Runs a call: no panic leaves this library.
+/// Runs a call; panics become errors, so that none leaves this library.
 fn attempt<T>(call: impl FnOnce() -> Outcome<T>) -> Result<T, CString> {
     let text = |text: String| CString::new(text.replace('\0', " ")).unwrap_or_default();
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -48,12 +49,12 @@ impl Bridge {
     }
 }
 
-/// Loads the kernels for CUDA device `device`, or the SIMT host for −1. Where that fails the result is null and
-/// `error`, of `error_bytes` bytes of host memory, gets a C string.
+/// Loads the kernels for CUDA device `device`, or the SIMT host for −1. On failure the result is null and `error`, of
+/// `error_bytes` bytes of host memory, gets a C string.
 ///
 /// # Safety
 ///
-/// `error` may be written for so many bytes.
+/// `error` is valid for writes of `error_bytes` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_open(device: i32, error: *mut c_char, error_bytes: usize) -> *mut Bridge {
     let open = || -> Outcome<Box<dyn Machine>> {
@@ -68,7 +69,7 @@ pub unsafe extern "C" fn flexdraft_open(device: i32, error: *mut c_char, error_b
             let bytes = text.as_bytes();
             let len = bytes.len().min(error_bytes.saturating_sub(1));
             if error_bytes > 0 {
-                // SAFETY: the caller's promise; `len` bytes and the end fit.
+                // SAFETY: the caller's promise; `len` bytes and the terminating zero fit.
                 unsafe {
                     std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), error, len);
                     error.add(len).write(0);
@@ -92,7 +93,7 @@ pub unsafe extern "C" fn flexdraft_close(bridge: *mut Bridge) {
     }
 }
 
-/// Why the last call failed, until the next one.
+/// Returns the reason why the last call failed; the text is valid until the next call.
 ///
 /// # Safety
 ///
@@ -104,11 +105,12 @@ pub unsafe extern "C" fn flexdraft_error(bridge: *const Bridge) -> *const c_char
     error.as_ptr()
 }
 
-/// Puts a pass on the device, for launches on `stream`; null where its layout is not valid.
+/// Puts a pass on the device, for launches on `stream`. Returns null if the layout is not valid.
 ///
 /// # Safety
 ///
-/// `bridge` is open, `layout` valid, the stream of the device's primary context and alive until the pass is freed.
+/// `bridge` is open, `layout` is valid, and the stream belongs to the device's primary context and is alive until the
+/// pass is freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_pass(
     bridge: *mut Bridge,
@@ -140,12 +142,12 @@ pub unsafe extern "C" fn flexdraft_pass_free(pass: *mut Pass) {
     }
 }
 
-/// Joint draft-and-verify attention ([`flexdraft::kernels::attention`]).
+/// Launches joint draft-and-verify attention ([`flexdraft::kernels::attention`]).
 ///
 /// # Safety
 ///
-/// `bridge` is open, `pass` is of it and of `stream`, the operands' addresses lead to as much memory as they say, and
-/// nothing else uses what is written before the launches have run.
+/// `bridge` is open, `pass` belongs to it and to `stream`, each operand's address is valid for the size that the
+/// operands state, and nothing else uses the written memory before the launches have run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_attention(
     bridge: *mut Bridge,
@@ -159,11 +161,11 @@ pub unsafe extern "C" fn flexdraft_attention(
     bridge.status(|machine| unsafe { machine.attention(stream, &*pass.0, operands) })
 }
 
-/// Sampling, of calibrated logits where there is a calibrator ([`flexdraft::kernels::sampling`]).
+/// Launches sampling, of calibrated logits if the operands have a calibrator ([`flexdraft::kernels::sampling`]).
 ///
 /// # Safety
 ///
-/// As [`flexdraft_attention`].
+/// The conditions of [`flexdraft_attention`], except that there is no pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_sample(
     bridge: *mut Bridge,
@@ -176,11 +178,11 @@ pub unsafe extern "C" fn flexdraft_sample(
     bridge.status(|machine| unsafe { machine.sample(stream, operands) })
 }
 
-/// Acceptance ([`flexdraft::kernels::acceptance`]).
+/// Launches acceptance ([`flexdraft::kernels::acceptance`]).
 ///
 /// # Safety
 ///
-/// As [`flexdraft_attention`].
+/// The conditions of [`flexdraft_attention`], except that there is no pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_accept(
     bridge: *mut Bridge,
@@ -193,8 +195,8 @@ pub unsafe extern "C" fn flexdraft_accept(
     bridge.status(|machine| unsafe { machine.accept(stream, operands) })
 }
 
-/// Bytes of a row's sampling parameters on the device (0), of its statistics (1), of a sequence's verification (2), of
-/// its verdict (3); 0 for anything else.
+/// Returns the size in bytes of a row's sampling parameters on the device (0), of its statistics (1), of a sequence's
+/// verification (2), or of its verdict (3); 0 for any other number.
 #[unsafe(no_mangle)]
 pub extern "C" fn flexdraft_bytes(what: i32) -> u64 {
     operands::bytes(what)
@@ -204,7 +206,7 @@ pub extern "C" fn flexdraft_bytes(what: i32) -> u64 {
 ///
 /// # Safety
 ///
-/// `bridge` is open, `rule` valid, and `out` leads to `rows` times their size of host memory.
+/// `bridge` is open, `rule` is valid, and `out` is host memory for the parameters of `rows` rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_row_sampling(
     bridge: *mut Bridge,
@@ -222,7 +224,7 @@ pub unsafe extern "C" fn flexdraft_row_sampling(
 ///
 /// # Safety
 ///
-/// `bridge` is open, `rule` valid, and `out` leads to `batch` times their size of host memory.
+/// `bridge` is open, `rule` is valid, and `out` is host memory for the verification of `batch` sequences.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_verify(
     bridge: *mut Bridge,
@@ -236,20 +238,20 @@ pub unsafe extern "C" fn flexdraft_verify(
     bridge.status(|_| unsafe { operands::verify(rule, batch, out) })
 }
 
-/// f32 elements of the workspace of attention over a pass of so many rows that see up to `longest` positions; 0 if
-/// that overflows.
+/// Returns the size in f32 elements of attention's workspace, for a pass with `rows` rows that see up to `longest`
+/// positions; 0 on overflow.
 #[unsafe(no_mangle)]
 pub extern "C" fn flexdraft_attention_workspace(q_heads: u64, head_dim: u64, rows: u64, longest: u64) -> u64 {
     operands::attention_workspace(q_heads, head_dim, rows, longest)
 }
 
-/// f32 elements of the workspace of sampling; 0 if that overflows.
+/// Returns the size in f32 elements of sampling's workspace; 0 on overflow.
 #[unsafe(no_mangle)]
 pub extern "C" fn flexdraft_sample_workspace(rows: u64, vocab: u64, calibrated: i32) -> u64 {
     operands::sample_workspace(rows, vocab, calibrated != 0)
 }
 
-/// f32 elements of the workspace of acceptance; 0 if that overflows.
+/// Returns the size in f32 elements of acceptance's workspace; 0 on overflow.
 #[unsafe(no_mangle)]
 pub extern "C" fn flexdraft_accept_workspace(batch: u64, vocab: u64) -> u64 {
     operands::accept_workspace(batch, vocab)

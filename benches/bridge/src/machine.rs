@@ -1,4 +1,4 @@
-//! The kernels on the SIMT host or on a GPU, behind one interface.
+//! The kernels on the SIMT host or on a GPU, behind one trait.
 
 use std::any::Any;
 
@@ -14,22 +14,22 @@ use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use crate::Outcome;
 use crate::operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOperands};
 
-/// What the C interface needs. The functions are unsafe as those of the interface are.
+/// The operations behind the C interface. Their safety conditions are the conditions of the interface's functions.
 pub trait Machine {
-    /// As [`flexdraft_pass`](crate::flexdraft_pass).
+    /// Implements [`flexdraft_pass`](crate::flexdraft_pass).
     unsafe fn pass(&self, stream: u64, layout: &PassLayout) -> Outcome<Box<dyn Any>>;
-    /// As [`flexdraft_attention`](crate::flexdraft_attention).
+    /// Implements [`flexdraft_attention`](crate::flexdraft_attention).
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, operands: &AttentionOperands) -> Outcome<()>;
-    /// As [`flexdraft_sample`](crate::flexdraft_sample).
+    /// Implements [`flexdraft_sample`](crate::flexdraft_sample).
     unsafe fn sample(&self, stream: u64, operands: &SampleOperands) -> Outcome<()>;
-    /// As [`flexdraft_accept`](crate::flexdraft_accept).
+    /// Implements [`flexdraft_accept`](crate::flexdraft_accept).
     unsafe fn accept(&self, stream: u64, operands: &AcceptOperands) -> Outcome<()>;
 }
 
-/// What a stream's address means on a backend.
+/// Converts a stream's address to a stream of the backend.
 type Streams<B> = Box<dyn Fn(&B, u64) -> <B as Backend>::Stream>;
 
-/// Kernels on some backend.
+/// The kernels on one backend.
 pub struct On<B: Backend> {
     kernels: Kernels<B>,
     stream: Streams<B>,
@@ -46,26 +46,26 @@ impl On<Foreign> {
     pub fn gpu(ordinal: usize) -> Outcome<Self> {
         let context = Cuda::context(ordinal)?;
         let kernels = Kernels::new(Foreign::new(&context)?);
-        // SAFETY: streams are of the primary context and alive, as callers of the interface promise.
+        // SAFETY: callers of the interface promise that streams belong to the primary context and are alive.
         let stream = move |_: &Foreign, address| unsafe { ForeignStream::new(&context, address) };
         Ok(On { kernels, stream: Box::new(stream) })
     }
 }
 
-/// A pass and how large its tensors are.
+/// A pass on the device, and the sizes of its tensors.
 struct OnDevice<B: Backend> {
     tables: PassTables<B>,
     page_size: usize,
     cached: usize,
 }
 
-/// Views of addresses on one stream.
+/// Creates views of addresses on one stream.
 struct Views<'a, B: Backend>(&'a B, &'a B::Stream);
 
 impl<'a, B: Backend> Views<'a, B> {
     /// # Safety
     ///
-    /// As [`View::from_raw`].
+    /// The conditions of [`View::from_raw`].
     unsafe fn read<T: Element>(&self, address: u64, len: usize) -> View<'a, T> {
         // SAFETY: the caller's promise.
         unsafe { View::from_raw(address, len, self.0.queue(self.1)) }
@@ -73,7 +73,7 @@ impl<'a, B: Backend> Views<'a, B> {
 
     /// # Safety
     ///
-    /// As [`ViewMut::from_raw`].
+    /// The conditions of [`ViewMut::from_raw`].
     unsafe fn write<T: Element>(&self, address: u64, len: usize) -> ViewMut<'a, T> {
         // SAFETY: the caller's promise.
         unsafe { ViewMut::from_raw(address, len, self.0.queue(self.1)) }

@@ -1,4 +1,4 @@
-//! What is passed: structs of 64-bit fields, as `benches/peers/ours.py` declares them.
+//! The operands of the C interface: structs of 64-bit fields, declared in the same way by `benches/peers/gpu/ours.py`.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{Verdict, Verify, VerifySequence, accept_workspace_len};
@@ -10,136 +10,137 @@ use flexdraft::sampling::SamplingParams;
 
 use crate::Outcome;
 
-/// Sequences of the same shape over a paged cache.
+/// The layout of a pass: sequences of the same shape over a paged cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PassLayout {
-    /// Host memory, `[batch, pages_each]` page ids (u32).
+    /// Page ids (u32) in host memory, `[batch, pages_each]`.
     pub page_ids: *const u32,
-    /// Sequences.
+    /// Number of sequences.
     pub batch: u64,
-    /// Pages of each.
+    /// Number of pages of each sequence.
     pub pages_each: u64,
-    /// Pages of the cache, and tokens of one.
+    /// Number of pages of the cache.
     pub pages: u64,
-    /// Tokens a page.
+    /// Tokens per page.
     pub page_size: u64,
-    /// n of each sequence.
+    /// Position n of each sequence's first candidate.
     pub start: u64,
-    /// Candidate rows of each.
+    /// Candidate rows of each sequence.
     pub candidates: u64,
-    /// Groups of each, after accepted lengths 0, 1, ….
+    /// Groups of each sequence, after accepted lengths 0, 1, ….
     pub groups: u64,
-    /// Mask rows a group.
+    /// Mask rows per group.
     pub slots: u64,
 }
 
-/// Operands of attention: bf16 tensors, pages as `[page, token, head, dim]`.
+/// Operands of attention: bf16 tensors, with cache pages laid out as `[page, token, head, dim]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands {
-    /// `[rows, (q_heads + 2 kv_heads) · head_dim]`.
+    /// Queries, keys and values of the rows, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
     pub qkv: u64,
-    /// `[pages, page_size, kv_heads, head_dim]`.
+    /// Cached keys, `[pages, page_size, kv_heads, head_dim]`.
     pub k: u64,
-    /// As k.
+    /// Cached values, with the shape of `k`.
     pub v: u64,
-    /// `[rows, q_heads · head_dim]`, written.
+    /// Output of the rows, `[rows, q_heads · head_dim]`, written.
     pub out: u64,
-    /// f32, [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace).
+    /// Workspace, f32, of the size that [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace)
+    /// returns.
     pub workspace: u64,
-    /// Elements of it.
+    /// Elements of the workspace.
     pub workspace_len: u64,
-    /// Query heads.
+    /// Number of query heads.
     pub q_heads: u64,
-    /// KV heads.
+    /// Number of KV heads.
     pub kv_heads: u64,
     /// Elements of a head.
     pub head_dim: u64,
 }
 
-/// Operands of sampling: f32 logits.
+/// Operands of sampling, with f32 logits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SampleOperands {
-    /// `[rows, stride]`; calibrated logits take their place.
+    /// Logits, `[rows, stride]`, replaced by the calibrated logits if there is a calibrator.
     pub logits: u64,
-    /// Of [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
+    /// Sampling parameters from [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
     pub sampling: u64,
-    /// bf16 `[rows, rank]`.
+    /// The calibrator's hidden rows, bf16 `[rows, rank]`.
     pub hidden: u64,
-    /// bf16 `[vocab, rank]`.
+    /// The calibrator's weight W2, bf16 `[vocab, rank]`.
     pub weight: u64,
-    /// f32 `[vocab]`.
+    /// The calibrator's bias, f32 `[vocab]`.
     pub bias: u64,
-    /// f32.
+    /// Workspace, f32.
     pub workspace: u64,
-    /// Elements of it.
+    /// Elements of the workspace.
     pub workspace_len: u64,
-    /// Written.
+    /// Statistics of the rows, written.
     pub stats: u64,
-    /// Rows.
+    /// Number of rows.
     pub rows: u64,
-    /// Ids.
+    /// Size of the vocabulary.
     pub vocab: u64,
-    /// Elements from row to row.
+    /// Elements from one row of logits to the next.
     pub stride: u64,
-    /// r, or 0 without a calibrator.
+    /// Rank r of the calibrator, or 0 without one.
     pub rank: u64,
 }
 
-/// Operands of acceptance: rows of the sequences follow each other, `drafts + 1` of the target and `drafts` of the
-/// draft for each.
+/// Operands of acceptance. Rows of the sequences follow each other: `drafts + 1` rows of the target and `drafts` rows
+/// of the draft per sequence.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptOperands {
-    /// Of [`flexdraft_verify`](crate::flexdraft_verify).
+    /// Verifications from [`flexdraft_verify`](crate::flexdraft_verify).
     pub sequences: u64,
-    /// i32 `[batch, drafts]`.
+    /// Draft tokens, i32 `[batch, drafts]`.
     pub tokens: u64,
-    /// f32 logits of the target, and their statistics.
+    /// Logits of the target, f32.
     pub target: u64,
-    /// As sampling left them.
+    /// Statistics of the target's rows, from sampling.
     pub target_stats: u64,
-    /// f32 logits of the draft, and their statistics.
+    /// Logits of the draft, f32.
     pub draft: u64,
-    /// As sampling left them.
+    /// Statistics of the draft's rows, from sampling.
     pub draft_stats: u64,
-    /// f32.
+    /// Workspace, f32.
     pub workspace: u64,
-    /// Elements of it.
+    /// Elements of the workspace.
     pub workspace_len: u64,
-    /// u32 `[batch]`, zeros.
+    /// Counters, u32 `[batch]`, initially zero.
     pub arrived: u64,
-    /// Written.
+    /// Verdicts of the sequences, written.
     pub verdicts: u64,
-    /// i32 `[batch, 64]`, written.
+    /// Committed tokens, i32 `[batch, 64]`, written.
     pub committed: u64,
-    /// Sequences.
+    /// Number of sequences.
     pub batch: u64,
-    /// Draft tokens of each.
+    /// Draft tokens per sequence.
     pub drafts: u64,
-    /// Ids.
+    /// Size of the vocabulary.
     pub vocab: u64,
-    /// Elements from row to row.
+    /// Elements from one row of logits to the next.
     pub stride: u64,
-    /// Whether the rule is `block`.
+    /// Nonzero if the rule is `block`.
     pub block: u64,
 }
 
-/// How rows are warped and drawn from: row r with the numbers of slot r.
+/// How rows are warped and drawn from; row r uses the random numbers of slot r.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SamplingRule {
-    /// The request's seed.
+    /// Seed of the request.
     pub seed: u64,
-    /// The position that numbers are counted by.
+    /// Position that the random numbers are keyed by.
     pub position: u64,
-    /// As [`SamplingParams`].
+    /// Temperature, as in [`SamplingParams`].
     pub temperature: f64,
-    /// As [`SamplingParams`].
+    /// Top-p, as in [`SamplingParams`].
     pub top_p: f64,
-    /// As [`SamplingParams`].
+    /// Top-k, as in [`SamplingParams`].
     pub top_k: u64,
 }
 
@@ -147,17 +148,17 @@ pub struct SamplingRule {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyRule {
-    /// 0 match, 1 rejection, 2 block.
+    /// Acceptance rule: 0 match, 1 rejection, 2 block.
     pub rule: u64,
-    /// The seed of the first sequence; those after it count on.
+    /// Seed of the first sequence; each following sequence has the next number.
     pub seed: u64,
-    /// n.
+    /// Position n of the sequences.
     pub position: u64,
-    /// Draft tokens.
+    /// Draft tokens per sequence.
     pub drafts: u64,
 }
 
-/// As [`flexdraft_bytes`](crate::flexdraft_bytes).
+/// Implements [`flexdraft_bytes`](crate::flexdraft_bytes).
 pub fn bytes(what: i32) -> u64 {
     let sizes = [size_of::<RowSampling>(), size_of::<RowStats>(), size_of::<Verify>(), size_of::<Verdict>()];
     usize::try_from(what).ok().and_then(|what| sizes.get(what)).map_or(0, |&size| size as u64)
@@ -167,14 +168,14 @@ pub fn bytes(what: i32) -> u64 {
 ///
 /// # Safety
 ///
-/// `out` may be written for their size.
+/// `out` is valid for writes of the size of the items.
 unsafe fn write<T: bytemuck::Pod>(items: &[T], out: *mut u8) {
     let bytes: &[u8] = bytemuck::cast_slice(items);
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out, bytes.len()) };
 }
 
-/// As [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
+/// Implements [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
 pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outcome<()> {
     let params = SamplingParams {
         temperature: rule.temperature as f32,
@@ -193,7 +194,7 @@ pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outc
     Ok(())
 }
 
-/// As [`flexdraft_verify`](crate::flexdraft_verify).
+/// Implements [`flexdraft_verify`](crate::flexdraft_verify).
 pub unsafe fn verify(rule: &VerifyRule, batch: u64, out: *mut u8) -> Outcome<()> {
     let (drafts, position) = (usize::try_from(rule.drafts)?, usize::try_from(rule.position)?);
     let kind = match rule.rule {
@@ -224,18 +225,18 @@ fn len(len: Option<usize>) -> u64 {
     len.and_then(|len| u64::try_from(len).ok()).unwrap_or(0)
 }
 
-/// As [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace).
+/// Implements [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace).
 pub fn attention_workspace(q_heads: u64, head_dim: u64, rows: u64, longest: u64) -> u64 {
     let shape = AttentionShape { q_heads: q_heads as usize, kv_heads: 1, head_dim: head_dim as usize };
     len(attention_workspace_len(shape, rows as usize, longest as usize, DEFAULT_SPLIT))
 }
 
-/// As [`flexdraft_sample_workspace`](crate::flexdraft_sample_workspace).
+/// Implements [`flexdraft_sample_workspace`](crate::flexdraft_sample_workspace).
 pub fn sample_workspace(rows: u64, vocab: u64, calibrated: bool) -> u64 {
     len(workspace_len(rows as usize, vocab as usize, calibrated).ok())
 }
 
-/// As [`flexdraft_accept_workspace`](crate::flexdraft_accept_workspace).
+/// Implements [`flexdraft_accept_workspace`](crate::flexdraft_accept_workspace).
 pub fn accept_workspace(batch: u64, vocab: u64) -> u64 {
     len(accept_workspace_len(batch as usize, vocab as usize))
 }

@@ -1,4 +1,4 @@
-//! The C interface on the SIMT host, called as C would.
+//! Tests of the C interface on the SIMT host, called as from C.
 
 #![allow(missing_docs)]
 
@@ -9,14 +9,14 @@ use flexdraft_bridge::*;
 use half::bf16;
 
 fn simt() -> *mut Bridge {
-    // SAFETY: no room for an error is no memory.
+    // SAFETY: with zero bytes of room for an error, nothing is written.
     let bridge = unsafe { flexdraft_open(-1, ptr::null_mut(), 0) };
     assert!(!bridge.is_null());
     bridge
 }
 
 fn error(bridge: *const Bridge) -> String {
-    // SAFETY: it is open.
+    // SAFETY: the bridge is open.
     unsafe { CStr::from_ptr(flexdraft_error(bridge)) }.to_string_lossy().into_owned()
 }
 
@@ -41,7 +41,7 @@ fn a_candidate_at_position_0_sees_itself() {
     let mut out = vec![bf16::ZERO; 64];
     let elements = flexdraft_attention_workspace(1, 64, 1, 1);
     let mut workspace = vec![0u64; elements as usize / 2 + 1];
-    // SAFETY: all memory is of the sizes given, and lives until the end.
+    // SAFETY: all memory has the stated sizes, and lives until the end.
     unsafe {
         let pass = flexdraft_pass(bridge, 0, &layout(&[0]));
         assert!(!pass.is_null(), "{}", error(bridge));
@@ -70,12 +70,12 @@ fn a_candidate_at_position_0_sees_itself() {
 #[test]
 fn what_is_wrong_is_said() {
     let bridge = simt();
-    // SAFETY: the layout's page ids are there, and the text has room.
+    // SAFETY: the layout's page ids exist, and the text has room.
     unsafe {
         assert!(flexdraft_pass(bridge, 0, &layout(&[1])).is_null());
         assert!(error(bridge).contains("page id"), "{}", error(bridge));
         flexdraft_close(bridge);
-        // No machine has so many devices.
+        // A device number that no machine has.
         let mut text = [1; 32];
         assert!(flexdraft_open(i32::MAX, text.as_mut_ptr(), text.len()).is_null());
         assert!(text.contains(&0) && text[0] != 0);
@@ -86,7 +86,7 @@ fn what_is_wrong_is_said() {
 fn sampled_and_accepted() {
     const VOCAB: usize = 64;
     let bridge = simt();
-    // The target wants token 3, then 5; the draft was 3.
+    // The target's tokens are 3, then 5; the draft token was 3.
     let mut target = vec![0f32; 2 * VOCAB];
     (target[3], target[VOCAB + 5]) = (200.0, 200.0);
     let mut draft = vec![0f32; VOCAB];
@@ -94,7 +94,7 @@ fn sampled_and_accepted() {
     let bytes = |what| flexdraft_bytes(what) as usize;
     let words = |bytes: usize| vec![0u64; bytes.div_ceil(8)];
     let rule = SamplingRule { seed: 1, position: 7, temperature: 1.0, top_p: 1.0, top_k: 0 };
-    // SAFETY: all memory is of the sizes given, and lives until the end.
+    // SAFETY: all memory has the stated sizes, and lives until the end.
     unsafe {
         let sample = |logits: &mut [f32]| {
             let rows = logits.len() / VOCAB;

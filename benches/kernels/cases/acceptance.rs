@@ -1,4 +1,4 @@
-//! The scan over a batch's draft tokens, by each rule.
+//! Benchmark cases of acceptance: the scan over a batch's draft tokens, by each rule.
 
 use std::marker::PhantomData;
 
@@ -19,23 +19,23 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor, Scan};
 use crate::machine::Machine;
 
-/// `drafts` draft tokens for each of `batch` sequences, half of which are accepted.
+/// Acceptance of `drafts` draft tokens for each of `batch` sequences; half of the tokens are accepted.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Acceptance<L = f32> {
     pub batch: usize,
     pub drafts: usize,
     pub vocab: usize,
-    /// `match`, `rejection` or `block`.
+    /// The acceptance rule: `match`, `rejection` or `block`.
     pub rule: &'static str,
     #[serde(skip)]
     pub logits: PhantomData<L>,
 }
 
-/// Ids among which tokens that are surely accepted, or surely not, are looked for.
+/// Number of ids among which tokens that are certainly accepted, or certainly rejected, are searched.
 const LOOKED_AT: usize = 4096;
 
 impl Acceptance {
-    /// Qwen3-8B's vocabulary, batches of 1 to 64.
+    /// Returns the cases with Qwen3-8B's vocabulary, for batches of 1 to 64.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for rule in ["match", "rejection", "block"] {
@@ -49,7 +49,7 @@ impl Acceptance {
 }
 
 impl Acceptance<bf16> {
-    /// Some of them with bf16 logits.
+    /// Returns some of these cases with bf16 logits.
     pub fn of_bf16() -> Vec<Self> {
         ["rejection", "block"]
             .map(|rule| Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule, logits: PhantomData })
@@ -67,7 +67,7 @@ impl<L> Acceptance<L> {
     }
 }
 
-/// Logits and their statistics.
+/// Rows of logits and their statistics.
 struct Rows<B: Backend, L: Stored> {
     logits: B::Memory<L>,
     stats: B::Memory<RowStats>,
@@ -88,7 +88,7 @@ struct Operands<'a, B: Backend, L: Stored> {
     committed: B::Memory<i32>,
 }
 
-/// Rows of noise, and what sampling says of them.
+/// Returns rows of noise with the statistics that sampling computes.
 fn sampled<B: Backend, L: Stored>(
     machine: &Machine<B>,
     seed: u64,
@@ -163,7 +163,7 @@ impl<L: Stored> Case for Acceptance<L> {
                 let row = sequence * (drafts + 1) + i;
                 backend.download(stream, &target.logits, row * stride, &mut p)?;
                 backend.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
-                // The id that gains most from the draft to the target, and the one that loses most.
+                // The ids whose logits differ most between target and draft, in either direction.
                 let gain = |id: &usize| {
                     let (p, q): (f32, f32) = (p[*id].into(), q[*id].into());
                     p - q

@@ -1,4 +1,4 @@
-//! Joint draft-and-verify attention with the merge of its splits.
+//! Benchmark cases of joint draft-and-verify attention, including the merge of its splits.
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
@@ -11,8 +11,8 @@ use super::{Case, Prepared};
 use crate::floor::{self, AttentionRows, Floor, Heads};
 use crate::machine::Machine;
 
-/// Sequences of the same shape: `candidates` rows, and `slots` mask rows for each of `groups` groups, after
-/// `context` cached positions.
+/// Attention over sequences of the same shape: `candidates` rows, and `slots` mask rows for each of `groups` groups,
+/// after `context` cached positions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Attention {
     pub batch: usize,
@@ -24,17 +24,17 @@ pub struct Attention {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub page_size: usize,
-    /// Keys of a split.
+    /// Keys per split.
     #[serde(skip)]
     pub split: usize,
 }
 
-/// Batch and context of a decode step's usual loads.
+/// Batch and context of a decode step under usual loads.
 const LOADS: [(usize, usize); 5] = [(1, 8192), (4, 8192), (16, 1024), (16, 8192), (64, 1024)];
 
 impl Attention {
-    /// A layer of Qwen3-8B: a plain step, mask-token block attention (one group, no candidates), and joint
-    /// passes that verify 4 and 15 draft tokens and draft after each accepted length.
+    /// Returns the cases for a layer of Qwen3-8B: a plain step, mask-token block attention (one group, no candidates),
+    /// and joint passes that verify 4 and 15 draft tokens and draft after each accepted length.
     pub fn all() -> Vec<Self> {
         let layer = |(batch, context), (candidates, groups)| Attention {
             batch,
@@ -51,7 +51,8 @@ impl Attention {
         let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
         let mut all: Vec<Self> =
             LOADS.into_iter().flat_map(|load| passes.map(|rows| layer(load, rows))).collect();
-        // Long contexts, and the heads of SmolLM2-135M: three query heads a KV head, of 64 dimensions, on small pages.
+        // Long contexts, and the heads of SmolLM2-135M: three query heads per KV head, of 64 dimensions, on small
+        // pages.
         for rows in [(1, 0), (5, 5)] {
             all.extend([32_768, 131_072].map(|context| layer((1, context), rows)));
             let small =
@@ -107,7 +108,7 @@ impl Case for Attention {
         let shape = self.shape();
         let each = (self.context + self.candidates.max(self.groups)).div_ceil(self.page_size);
         let pages = each * self.batch;
-        // Pages of a sequence are apart from each other: every batch-th, from the last to the first.
+        // Pages of a sequence are spread out: every batch-th page, from the last to the first.
         let ids: Vec<Vec<u32>> = (0..self.batch)
             .map(|sequence| (0..each).rev().map(|page| (page * self.batch + sequence) as u32).collect())
             .collect();

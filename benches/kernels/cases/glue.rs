@@ -1,4 +1,4 @@
-//! What surrounds the matrix products of a layer.
+//! Benchmark cases of the kernels around the matrix products of a layer.
 
 use flexdraft::backend::Backend;
 use flexdraft::kernels::glue::{
@@ -13,13 +13,13 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor, Heads};
 use crate::machine::Machine;
 
-/// Rows of a decode step.
+/// Numbers of rows in a decode step.
 const ROWS: [usize; 4] = [1, 16, 85, 1024];
 
-/// Slots of a draft, which have one bonus token.
+/// Slots of a draft, which share one bonus token.
 const SLOTS: usize = 15;
 
-/// An elementwise kernel over `rows` rows of `cols` elements of its output.
+/// An elementwise kernel whose output has `rows` rows of `cols` elements.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Elementwise {
     #[serde(skip)]
@@ -29,7 +29,7 @@ pub struct Elementwise {
 }
 
 impl Elementwise {
-    /// Qwen3-8B: hidden 4096, intermediate 12288, the calibrator's 512.
+    /// Returns the cases for Qwen3-8B: hidden size 4096, intermediate size 12288, the calibrator's 512.
     pub fn all() -> Vec<Self> {
         let kernels = [
             ("embed", 4096),
@@ -47,7 +47,7 @@ impl Elementwise {
 struct ElementwiseOperands<'a, B: Backend> {
     machine: &'a Machine<B>,
     case: Elementwise,
-    /// The table of rows, the residual stream, gate and up, or the slots' hidden rows.
+    /// The table of rows, the residual stream, gate and up, or the hidden rows of the slots.
     x: B::Memory<bf16>,
     pristine: B::Memory<bf16>,
     delta: B::Memory<bf16>,
@@ -128,7 +128,7 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
                 kernels.add(stream, &Add { x, delta })
             }
             "silu_add" => {
-                // The first rows of `delta` are those of the bonus tokens.
+                // The first rows of `delta` serve as the rows of the bonus tokens.
                 let owner = backend.view(stream, &self.owners);
                 let x = backend.view_mut(stream, &mut self.x);
                 let bonus = backend.view(stream, &self.delta);
@@ -147,7 +147,7 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
     }
 }
 
-/// q and k norms, rotation and append: `rows` sequences with a candidate each, after `context` positions.
+/// Norms of q and k, rotation and append: `rows` sequences with a candidate each, after `context` positions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Append {
     pub rows: usize,
@@ -159,7 +159,7 @@ pub struct Append {
 }
 
 impl Append {
-    /// Qwen3-8B's heads.
+    /// Returns the cases with the heads of Qwen3-8B.
     pub fn all() -> Vec<Self> {
         ROWS.map(|rows| Append {
             rows,
@@ -211,7 +211,7 @@ impl Case for Append {
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let (backend, stream) = (machine.kernels.backend(), &machine.stream);
         let (shape, rows) = (self.shape(), self.rows);
-        // Earlier positions are not looked at, so all sequences share their pages.
+        // The kernel does not read earlier positions, so all sequences share their pages.
         let each = self.context.div_ceil(self.page_size) + 1;
         let last = each - 1;
         let ids: Vec<Vec<u32>> =

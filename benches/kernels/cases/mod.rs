@@ -1,5 +1,5 @@
-//! The kernels with operands of a shape, generic over where they run: the benchmark launches them on a GPU
-//! at the shapes of a decode step, the tests on the SIMT host at small ones.
+//! Benchmark cases: a kernel and the shapes of its operands, generic over the backend. The benchmark launches them on a
+//! GPU with the shapes of a decode step, the tests on the SIMT host with small shapes.
 
 pub mod acceptance;
 pub mod attention;
@@ -14,26 +14,26 @@ use serde::Serialize;
 use crate::floor::Floor;
 use crate::machine::Machine;
 
-/// A shape of the operands of a kernel; its fields are what a report tells it by.
+/// A kernel and the shape of its operands; a report identifies the case by its serialized fields.
 pub trait Case: Serialize {
-    /// What is measured.
+    /// Returns the name of the measured kernel.
     fn kernel(&self) -> &'static str;
 
-    /// What it cannot do without.
+    /// Returns the bytes and operations that the kernel needs at least.
     fn floor(&self) -> Floor;
 
-    /// Operands in memory.
+    /// Allocates and fills the operands.
     fn prepare<'a, B: Backend>(&self, machine: &'a Machine<B>)
     -> Result<Box<dyn Prepared + 'a>, KernelError>;
 }
 
-/// A kernel that can be launched over and over.
+/// A kernel with operands that can be launched repeatedly.
 pub trait Prepared {
-    /// Puts back what the last launch changed, so that every launch does the same work. Not timed.
+    /// Undoes the changes of the last launch, so that every launch does the same work. Not timed.
     fn restore(&mut self) -> Result<(), KernelError> {
         Ok(())
     }
 
-    /// Puts the kernel on the stream, with every launch that it takes.
+    /// Puts every launch of the case on the stream.
     fn launch(&mut self) -> Result<(), KernelError>;
 }

@@ -1,4 +1,4 @@
-//! From logits to tokens: one pass over them, with the calibrator also over W2.
+//! Benchmark cases of sampling: one pass over the logits, and with the calibrator also over W2.
 
 use std::marker::PhantomData;
 
@@ -16,7 +16,7 @@ use super::{Case, Prepared};
 use crate::floor::{self, Calibrated, Floor};
 use crate::machine::Machine;
 
-/// A type that logits are stored in.
+/// An element type of logits.
 pub trait Stored: Logit + Into<f32> {
     fn from_f32(x: f32) -> Self;
 }
@@ -33,22 +33,22 @@ impl Stored for bf16 {
     }
 }
 
-/// Rows of logits, drawn from at temperature 1.
+/// Sampling of rows of logits at temperature 1.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Sampling<L = f32> {
     pub rows: usize,
     pub vocab: usize,
-    /// The calibrator's, whose logits are kept as rejection needs them; 0 without a calibrator.
+    /// Rank of the calibrator, whose logits are kept as rejection needs them; 0 without a calibrator.
     pub rank: usize,
-    /// Top-k of 50 and top-p of 0.9.
+    /// True for a top-k of 50 and a top-p of 0.9.
     pub truncated: bool,
     #[serde(skip)]
     pub logits: PhantomData<L>,
 }
 
 impl Sampling {
-    /// Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and with 4 and 15
-    /// drafts), plain and truncated, and a block's slots under the calibrator.
+    /// Returns the cases with Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and with 4
+    /// and 15 drafts), plain and truncated, and the slots of a block under the calibrator.
     pub fn all() -> Vec<Self> {
         let sampling =
             |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated, logits: PhantomData };
@@ -62,7 +62,7 @@ impl Sampling {
 }
 
 impl Sampling<bf16> {
-    /// Some of them with bf16 logits.
+    /// Returns some of these cases with bf16 logits.
     pub fn of_bf16() -> Vec<Self> {
         [(16, 0), (256, 0), (60, 512)]
             .map(|(rows, rank)| Sampling {
@@ -76,13 +76,13 @@ impl Sampling<bf16> {
     }
 }
 
-/// W2, b2 and u.
+/// The operands of the calibrator: W2, b2 and u.
 struct Calibrator<B: Backend, L: Stored> {
     rank: usize,
     hidden: B::Memory<bf16>,
     weight: B::Memory<bf16>,
     bias: B::Memory<f32>,
-    /// The logits before the correction.
+    /// The logits before the correction, from which they are restored.
     pristine: B::Memory<L>,
 }
 
@@ -98,7 +98,7 @@ struct Operands<'a, B: Backend, L: Stored> {
     stats: B::Memory<RowStats>,
 }
 
-/// Row `row`'s temperature, truncation and random numbers.
+/// Returns the temperature, truncation and random numbers of row `row`.
 pub fn way(row: usize, purpose: Purpose, truncated: bool) -> RowSampling {
     let (top_k, top_p) = if truncated { (50, 0.9) } else { (0, 1.0) };
     let params = SamplingParams { temperature: 1.0, top_k, top_p, min_p: 0.0 };

@@ -1,4 +1,5 @@
-//! What a step works out before its layers: where rows are and how they turn, and which rows draft next.
+//! Benchmark cases of the kernels before the layers of a step: rotations of the rows, and the selection of the rows
+//! that draft next.
 
 use bytemuck::Zeroable;
 use flexdraft::backend::Backend;
@@ -13,10 +14,10 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor};
 use crate::machine::Machine;
 
-/// Batches of a step.
+/// Batch sizes of a step.
 const BATCHES: [usize; 3] = [1, 16, 64];
 
-/// Rotations of the rows of `batch` sequences with `candidates` each.
+/// Rotations of the rows of `batch` sequences with `candidates` rows each.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rotations {
     pub batch: usize,
@@ -30,7 +31,7 @@ impl Rotations {
     }
 }
 
-/// `select_drafts` or `follow_verdicts` for `batch` sequences that draft `slots` slots.
+/// `select_drafts` or `follow_verdicts` for `batch` sequences with `slots` slots per draft.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Selection {
     #[serde(skip)]
@@ -46,7 +47,7 @@ impl Selection {
     }
 }
 
-/// A pass of alike sequences after position 40, a page each: attention does not run.
+/// Returns a pass of equal sequences after position 40, with one page each; attention does not run.
 fn pass<'a>(pages: &'a [u32], candidates: usize, groups: &[usize], slots: usize) -> Pass<'a> {
     let rows = |page| SequenceRows {
         pages: std::slice::from_ref(page),
@@ -145,7 +146,7 @@ impl Case for Selection {
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Selection { batch, slots, .. } = *self;
-        // Two of up to four draft tokens were accepted.
+        // Two of up to four draft tokens are accepted.
         let verdict = Verdict { accepted: 2, cached_length: 43, bonus: 7, ..Verdict::zeroed() };
         let draft = |sequence| DraftGroups {
             sequence,

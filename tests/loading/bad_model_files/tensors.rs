@@ -88,7 +88,7 @@ fn shapes_and_tensors() {
         copy.target_error(),
         format!("{dir}: tensor `model.layers.0.input_layernorm.weight` is missing")
     );
-    // The config describes more layers than the checkpoint contains.
+    // The config asks for tensors that the checkpoint lacks.
     let copy = Copy::of(LLAMA);
     copy.set("attention_bias", json!(true));
     let dir = copy.path().display();
