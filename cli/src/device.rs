@@ -1,4 +1,4 @@
-//! `--device auto`: a GPU that is there, can run the model and passes its self-test; otherwise the CPU.
+//! `--device auto`: uses the GPU if there is one that can run the model and passes its self-test, else the CPU.
 
 use flexdraft::backend::Cuda;
 use flexdraft::decode::{Chosen, choose};
@@ -7,7 +7,7 @@ use flexdraft::device::{Device, DeviceError};
 
 use crate::models::Weights;
 
-/// What results of a device are labelled with, if a row's result depends there on the rows beside it.
+/// Label for results of a device on which a row's result depends on the other rows of the batch.
 pub const NOT_LOSSLESS: &str = "not lossless (--products any)";
 
 /// The label of a device's results, if they need one.
@@ -15,10 +15,10 @@ pub fn label(device: &impl Device) -> Option<&'static str> {
     (!device.is_row_invariant()).then_some(NOT_LOSSLESS)
 }
 
-/// The first GPU, if it is to be used for these weights.
+/// The first GPU, if it can be used for these weights.
 pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
     choose(|| {
-        // Without a driver or a GPU there is nothing to say.
+        // Without a driver or a GPU there is nothing to report.
         let Ok(_context) = Cuda::context(0) else { return Ok(None) };
         match unsupported(weights) {
             Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),
@@ -27,7 +27,7 @@ pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<Cubla
     })
 }
 
-/// What to tell the user of the choice.
+/// The note to the user about the choice of device.
 pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
     match chosen {
         Chosen::Device(_) => Some("Running on cuda:0 (see --device).".into()),
@@ -36,7 +36,7 @@ pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
     }
 }
 
-/// Why the kernels cannot run a model, if they cannot.
+/// The reason why the kernels cannot run a model, if there is one.
 fn unsupported(weights: &Weights) -> Option<String> {
     let config = &weights.target.config;
     let heads = config.attention;

@@ -1,4 +1,4 @@
-//! What ends the command early, and the exit code it has.
+//! Errors that end the command, and their exit codes.
 
 use std::error::Error as _;
 use std::fmt;
@@ -13,17 +13,17 @@ use flexdraft::model::LoadError;
 /// A failure of the command.
 #[derive(Debug)]
 pub enum CliError {
-    /// What the library refused, or could not do.
+    /// The library refused a request or failed.
     Library(flexdraft::Error),
-    /// A request that makes no sense, for a reason that the library does not know of.
+    /// An invalid request that the library cannot detect.
     Usage(String),
-    /// A prompt that could not be read from a file.
+    /// A prompt file that could not be read.
     PromptFile { path: PathBuf, source: io::Error },
-    /// stdout cannot be written to.
+    /// A failure to write to stdout.
     Output(io::Error),
-    /// Two modes that disagree where they may not.
+    /// Two modes gave different tokens where they must agree.
     NotLossless(String),
-    /// A panic, with what it said.
+    /// A panic, with its message.
     Bug(String),
 }
 
@@ -31,17 +31,17 @@ pub enum CliError {
 pub type Result<T, E = CliError> = std::result::Result<T, E>;
 
 impl CliError {
-    /// Whether stdout was closed by whoever read it, which is no failure of anyone.
+    /// Returns whether the reader of stdout closed it, which is not an error.
     pub fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// 2 for what the user can mend, 1 for everything else.
+    /// Exit code 2 for errors that the user can fix, 1 for all others.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(if self.is_users() { 2 } else { 1 })
     }
 
-    /// Whether a device had too little memory for what was asked of it.
+    /// Returns whether a device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::Library(flexdraft::Error::Device(error)) => error.is_out_of_memory(),
@@ -71,7 +71,7 @@ impl CliError {
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some messages end with their cause already.
+            // Some messages already end with their cause.
             if !line.ends_with(&text) {
                 line = format!("{line}: {text}");
             }

@@ -1,4 +1,4 @@
-//! `flexdraft inspect`.
+//! `flexdraft inspect`: reports what a model's directory contains.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ pub struct InspectArgs {
     pub draft: Option<PathBuf>,
 }
 
-/// Prints what was found. Weights that are not as they should be are the user's to mend.
+/// Prints the report. Invalid weights are an error that the user can fix.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
-    // SAFETY: a change of these files by another process cannot be ruled out, only forbidden, which the
-    // help of --target does; this process writes to no file.
+    // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
+    // --target does; this process writes to no file.
     let report = unsafe { Report::map(&args.target, args.draft.as_deref()) }?;
     let mut stdout = io::stdout().lock();
     write!(stdout, "{report}").and_then(|()| stdout.flush()).map_err(CliError::Output)?;
@@ -32,7 +32,7 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     }
 }
 
-/// What keeps a checkpoint from being run, counted.
+/// Counts the problems that prevent a checkpoint from running, and describes them.
 fn fault(tensors: &TensorReport) -> Option<String> {
     let (misfits, odd) = (tensors.problems.len(), tensors.non_finite.len());
     let path = tensors.path.display();

@@ -20,7 +20,7 @@ use clap::Parser;
 use crate::command::{Cli, Command};
 use crate::error::{CliError, Result};
 
-/// What the latest panic said. The library contains those of the tokenizer's crate, which are then errors.
+/// The message of the latest panic. The library catches panics of the tokenizer's crate and returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {

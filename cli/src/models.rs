@@ -1,4 +1,4 @@
-//! From `--target`, `--draft` and `--device` to a model that runs.
+//! Turns `--target`, `--draft` and `--device` into a runnable model.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,30 +13,30 @@ use flexdraft::tensor::Tensor;
 use crate::args::{DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
 
-/// Where the bundled pair lies in the repository.
+/// Path of the bundled pair in the repository.
 const BUNDLED: &str = "demo/tiny";
 
-/// S of a random drafter, unless another one is asked for: that of the released drafters.
+/// S of a random drafter, unless another one is requested: the block size of the released drafters.
 const RANDOM_BLOCK_SIZE: usize = 16;
 
-/// Calibrator rank of a random drafter, for targets that are not smaller than that.
+/// Calibrator rank of a random drafter, for targets that are at least this large.
 const RANDOM_RANK: usize = 512;
 
-/// Random drafters are the same in every run.
+/// Fixed seed, so that random drafters are the same in every run.
 const RANDOM_SEED: u64 = 0;
 
-/// The pair that was asked for.
+/// The requested pair of target and drafter.
 #[derive(Debug)]
 pub struct Pair {
     /// The target's directory or GGUF file.
     pub target: PathBuf,
     pub draft: Option<DrafterSource>,
-    /// Whether the target is the one that comes with the repository.
+    /// True if the target is the one bundled with the repository.
     pub bundled: bool,
 }
 
 impl Pair {
-    /// The target and drafter, or the pair that comes with the repository.
+    /// The requested target and drafter, or the bundled pair.
     pub fn new(target: Option<PathBuf>, draft: Option<DrafterSource>) -> Result<Self> {
         if let Some(target) = target {
             return Ok(Self { target, draft, bundled: false });
@@ -46,14 +46,15 @@ impl Pair {
         Ok(Self { target: folder.join("target"), draft: Some(draft), bundled: true })
     }
 
-    /// The mode, where none was asked for: the bundled pair is there to show drafting, whatever it costs.
+    /// The requested mode. The default for the bundled pair is a mode that drafts, at whatever speed, because it
+    /// exists to show drafting.
     pub fn mode(&self, asked: Option<ModeChoice>) -> ModeChoice {
         asked.unwrap_or(if self.bundled { ModeChoice::Parallel } else { ModeChoice::Auto })
     }
 
     /// Maps the weights.
     pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
-        // SAFETY: a change of these files by another process cannot be ruled out, only forbidden, which the help of
+        // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
         // --target does; this process does not write to them.
         let target = unsafe { TargetWeights::map(&self.target) }?;
         let config = &target.config;
@@ -65,7 +66,7 @@ impl Pair {
             }
             &Some(DrafterSource::Random { layers }) => {
                 let block_size = match block_size {
-                    // 0 is refused with the request.
+                    // A block size of 0 is refused with the request.
                     None | Some(0) => RANDOM_BLOCK_SIZE,
                     Some(block_size) => block_size.min(MAX_BLOCK_SIZE),
                 };
@@ -78,7 +79,7 @@ impl Pair {
     }
 }
 
-/// A pair's weights on the host.
+/// The weights of a pair, in host memory.
 #[derive(Debug)]
 pub struct Weights {
     pub target: TargetWeights,
@@ -90,8 +91,8 @@ impl Weights {
         Ok(Model::new(device, &self.target, self.drafter.as_ref())?)
     }
 
-    /// Bytes of the target's weights as stored, the embedding left out unless it is the head: what
-    /// every token of plain decoding reads.
+    /// Size of the target's weights as stored, in bytes: the weights that plain decoding reads for every token.
+    /// Excludes the embedding, unless it is also the head.
     pub fn bytes_a_token(&self) -> usize {
         let target = &self.target;
         let layers = target.layers.iter().map(|layer| {
@@ -115,13 +116,13 @@ fn attention_bytes(attention: &AttentionWeights) -> usize {
     linears.into_iter().map(linear_bytes).sum::<usize>() + norms
 }
 
-/// The CPU, as it was asked for.
+/// The CPU device with the requested threads and precision.
 pub fn cpu(threads: usize, precision: Precision) -> Result<Cpu> {
     Ok(Cpu::new(CpuOptions { threads, precision })?)
 }
 
-/// The bundled pair's folder: in the package that `cargo run` runs, or around the current directory
-/// or the executable.
+/// The folder of the bundled pair: in the package that `cargo run` runs, around the current directory, or around the
+/// executable.
 fn bundled_folder() -> Result<PathBuf> {
     let starts = [
         env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from),

@@ -1,4 +1,4 @@
-//! When to draft, how to accept, and how far to verify.
+//! Arguments of decoding: when to draft, how to accept drafts, and how far to verify.
 
 use clap::ValueEnum;
 use flexdraft::acceptance::Rule;
@@ -13,7 +13,7 @@ pub enum ModeChoice {
 }
 
 impl ModeChoice {
-    /// The word that chooses it.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         self.policy().name()
     }
@@ -40,7 +40,7 @@ pub enum RuleChoice {
 }
 
 impl RuleChoice {
-    /// As the command line spells it.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rejection => "rejection",

@@ -1,4 +1,4 @@
-//! Where a model runs, and in which arithmetic.
+//! Arguments for the device that runs the model and its arithmetic.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use flexdraft::device::Precision;
 use flexdraft::device::gpu::ProductAlgorithms;
 
-/// Where the model runs.
+/// The device that runs the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
     Auto,

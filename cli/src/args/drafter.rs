@@ -1,9 +1,9 @@
-//! Where a drafter comes from.
+//! The argument that names the source of a drafter.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where a drafter comes from.
+/// The source of a drafter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrafterSource {
     Directory(PathBuf),

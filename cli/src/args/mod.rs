@@ -1,4 +1,4 @@
-//! Values of arguments, and how they are read. Nothing here knows a command.
+//! Argument values and their parsers. This module does not depend on any command.
 
 mod count;
 mod decoding;

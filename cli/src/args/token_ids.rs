@@ -1,8 +1,8 @@
-//! Token ids, separated by commas.
+//! The argument type for comma-separated token ids.
 
 use std::str::FromStr;
 
-/// Token ids in order.
+/// A list of token ids, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenIds(pub Vec<u32>);
 

@@ -73,12 +73,12 @@ fn one_or_more(text: &str) -> Result<usize, String> {
     at_least_one(text).map(NonZeroUsize::get)
 }
 
-/// How many mask groups a parallel step has.
+/// Number of mask groups in a parallel step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Groups {
-    /// One for every accepted length.
+    /// One group per accepted length.
     All,
-    /// So many, those of the longest accepted lengths.
+    /// The given number of groups, for the longest accepted lengths.
     Longest(usize),
 }
 
@@ -90,7 +90,7 @@ impl FromStr for Groups {
     }
 }
 
-/// A step.
+/// The kind of step that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StepMode {
     /// Reads a prompt, of up to so many tokens as an engine reads at a time
@@ -104,7 +104,7 @@ pub enum StepMode {
 }
 
 impl StepMode {
-    /// As it is written.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",

@@ -1,4 +1,4 @@
-//! Steps of one batch after one context, timed.
+//! Times the steps of one batch size and one context length.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ use crate::error::Result;
 
 const PAGE_SIZE: usize = 16;
 
-/// Steps that are taken before the times count.
+/// Number of steps before timing starts.
 const WARM_UP: usize = 2;
 
-/// Rows that are written to the cache together, and how many of them are distinct.
+/// Number of rows that are written to the cache at once, and how many of them are distinct.
 const FILLED_ROWS: usize = 2048;
 const DISTINCT_ROWS: usize = 32;
 
-/// How often a step is taken: so many times, and again until it took so long in all, but not for ever.
+/// How often a step is repeated: a minimum count, then until a minimum total time, up to a maximum count.
 #[derive(Clone, Copy, Debug)]
 pub struct Repeats {
     pub least: usize,
@@ -38,16 +38,15 @@ impl Repeats {
 /// Medians of a step's times, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// Of the whole step, until what it found has been read.
+    /// Time of the whole step, until its results have been read.
     pub step: f64,
-    /// Until the host has put all of it on the device; on a device that does not run behind its caller the work
-    /// itself.
+    /// Time until the host has submitted the whole step; on a synchronous device this includes the work itself.
     pub submit: f64,
-    /// How many steps they are the medians of.
+    /// Number of steps that the medians are taken over.
     pub steps: usize,
 }
 
-/// A cache with the context of every sequence in it, and room for a step after that.
+/// A cache that holds the context of every sequence and has room for one more step.
 pub struct Case<'a, D: Device> {
     model: &'a Model<D>,
     cache: D::Cache,
@@ -56,7 +55,7 @@ pub struct Case<'a, D: Device> {
 }
 
 impl<'a, D: Device> Case<'a, D> {
-    /// `batch` sequences of `context` positions, each with room for `more`.
+    /// A case of `batch` sequences with `context` positions each, and room for `more` positions.
     pub fn new(model: &'a Model<D>, batch: usize, context: usize, more: usize) -> Result<Self> {
         let pages_each = context.saturating_add(more).saturating_add(1).div_ceil(PAGE_SIZE);
         let limit = batch.saturating_mul(pages_each);
@@ -73,9 +72,9 @@ impl<'a, D: Device> Case<'a, D> {
         Ok(case)
     }
 
-    /// Writes noise to every position of the context. Zeros would not do: memory that nothing was written to is
-    /// one page to a CPU's operating system, which reads faster than memory, and a GPU that multiplies zeros
-    /// needs less power, and is faster for it.
+    /// Writes noise to every position of the context. Zeros would distort the times: a CPU's operating system backs
+    /// memory that was never written with a single page, which reads faster than real memory, and a GPU that
+    /// multiplies zeros needs less power and runs faster.
     fn fill(&mut self) -> Result<()> {
         let Self { model, cache, pages, context } = self;
         let (device, config) = (model.device(), model.config());
@@ -122,14 +121,14 @@ impl<'a, D: Device> Case<'a, D> {
         Ok(())
     }
 
-    /// Times a step that begins after `start` positions. Nothing is generated: it is taken again and again.
+    /// Times a step that begins after `start` positions. The step is repeated without committing anything.
     pub fn time(&mut self, step: &Step, start: usize, repeats: Repeats) -> Result<Times> {
         let Self { model, cache, pages, .. } = self;
         let passes = passes(step, pages, start);
         let mut memory = Memory::new(model);
         let (mut steps, mut submits) = (Vec::new(), Vec::new());
         let began = Instant::now();
-        // The first step allocates, and picks algorithms; the second may still find what it did in its caches.
+        // The first step allocates memory and picks algorithms; the second may still hit the first one's caches.
         for i in 0..repeats.most.saturating_add(WARM_UP) {
             if i >= repeats.least + WARM_UP && began.elapsed() >= repeats.time {
                 break;
@@ -150,7 +149,7 @@ impl<'a, D: Device> Case<'a, D> {
     }
 }
 
-/// What a step computes in, and what it finds.
+/// The buffers and results of a step.
 struct Memory<D: Device> {
     work: Workspace<D>,
     target_logits: D::Buffer,
@@ -168,7 +167,7 @@ impl<D: Device> Memory<D> {
         }
     }
 
-    /// Puts a step on the device.
+    /// Submits a step to the device.
     fn submit(
         &mut self,
         model: &Model<D>,
@@ -181,7 +180,7 @@ impl<D: Device> Memory<D> {
         let greedy = SamplingParams::GREEDY;
         // No vocabulary has this id, so the accepted length is 0.
         let draft = vec![u32::MAX; step.verified];
-        // The first row of the groups' logits, if they are computed together with those of the candidates.
+        // The first row of the groups' logits, if they are computed together with the candidates' logits.
         let mut joined = None;
         for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
             let batch = pass.sequences.len();
@@ -220,8 +219,8 @@ impl<D: Device> Memory<D> {
             }
         }
         let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(()) };
-        // Drafts come from the group of the last accepted length, as if it were that of none, or from the one
-        // that followed the verdict.
+        // Drafts come from the group of the last accepted length, as if it were the group of accepted length 0, or from
+        // the group that was computed after the verdict.
         let follows = passes.len() > 1 && device.known(results).is_none();
         let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());

@@ -1,4 +1,4 @@
-//! What this machine can do at most, measured: moving memory, and multiplying.
+//! Measures the machine's limits: memory bandwidth and arithmetic throughput.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use flexdraft::device::gpu;
 use serde::Serialize;
 
-/// Ceilings of the device that steps are timed on.
+/// The limits of the device that steps are timed on.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Ceilings {
@@ -15,7 +15,7 @@ pub enum Ceilings {
 }
 
 impl Ceilings {
-    /// Bytes a second that a step's floor is computed with.
+    /// Memory bandwidth that a step's floor is computed with, in bytes per second.
     pub fn bytes_per_second(&self) -> f64 {
         match self {
             Self::Cpu(cpu) => cpu.read_bytes_per_second,
@@ -23,7 +23,7 @@ impl Ceilings {
         }
     }
 
-    /// Floating-point operations a second, likewise.
+    /// Arithmetic throughput that a step's floor is computed with, in floating-point operations per second.
     pub fn flops_per_second(&self) -> f64 {
         match self {
             Self::Cpu(cpu) => cpu.flops_per_second,
@@ -31,33 +31,34 @@ impl Ceilings {
         }
     }
 
-    /// Whether the device runs behind the host, so that submitting a step and the step are two times.
+    /// Returns whether the device runs asynchronously, so that the time to submit a step differs from the step's
+    /// time.
     pub fn runs_behind(&self) -> bool {
         matches!(self, Self::Gpu(_))
     }
 }
 
-/// Ceilings of a number of threads.
+/// The limits of the CPU with a number of threads.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CpuCeilings {
-    /// Bytes a second that a sum over memory reads.
+    /// Bandwidth of a sum over memory, in bytes per second.
     pub read_bytes_per_second: f64,
-    /// Floating-point operations a second of fused multiply-adds in f32, on registers alone.
+    /// Throughput of f32 fused multiply-adds on registers alone, in floating-point operations per second.
     pub flops_per_second: f64,
     pub threads: usize,
 }
 
-/// Sums that are timed; the best one counts.
+/// Number of sums that are timed; the fastest one counts.
 const SUMS: usize = 5;
 
 /// Independent chains of the arithmetic loop: two units with a latency of four cycles need eight.
 const CHAINS: usize = 12;
 
-/// Rounds of it: some hundredths of a second.
+/// Rounds of the arithmetic loop: a few hundredths of a second.
 const ROUNDS: usize = 4 << 20;
 
 impl CpuCeilings {
-    /// Measures both, reading `bytes` bytes of memory.
+    /// Measures both limits, reading `bytes` bytes of memory.
     pub fn measure(threads: usize, bytes: usize) -> Self {
         Self {
             read_bytes_per_second: read_bytes_per_second(threads, bytes),
@@ -97,7 +98,7 @@ fn flops_per_second(threads: usize) -> f64 {
     (threads * ROUNDS * CHAINS * lanes() * 2) as f64 / best
 }
 
-/// Adds up some memory, in many sums that the compiler makes vectors of.
+/// Sums memory in many partial sums, which the compiler vectorises.
 fn sum(memory: &[u64]) -> u64 {
     let mut sums = [0u64; 32];
     let (chunks, rest) = memory.as_chunks::<32>();
@@ -109,7 +110,7 @@ fn sum(memory: &[u64]) -> u64 {
     sums.iter().chain(rest).fold(0u64, |sum, value| sum.wrapping_add(*value))
 }
 
-/// Lanes of the vectors that [`multiply_add`] uses.
+/// Number of lanes of the vectors that [`multiply_add`] uses.
 fn lanes() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
@@ -123,7 +124,7 @@ fn lanes() -> usize {
     4
 }
 
-/// `rounds` times a multiplication and addition in every lane of every chain; the result is of no interest.
+/// Runs `rounds` multiply-adds in every lane of every chain; the result is not used.
 fn multiply_add(rounds: usize) -> f32 {
     let (factor, addend) = (black_box(0.999_9f32), black_box(1e-4f32));
     #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! `flexdraft bench`: what a step costs, in each mode, and how far that is from what the machine can do.
+//! `flexdraft bench`: times a step in each mode and compares it with the machine's limits.
 
 mod args;
 mod case;
@@ -26,14 +26,14 @@ use crate::device::label;
 use crate::error::Result;
 use crate::models::{self, Pair, Weights};
 
-/// Bytes that the memory's speed is measured on, and with `--quick`.
+/// Number of bytes that the memory's speed is measured on; a smaller number with `--quick`.
 const MEMORY: usize = 1 << 30;
 const QUICK_MEMORY: usize = 64 << 20;
 
-/// S of a synthetic drafter, unless another one is asked for: that of the released drafters.
+/// S of a synthetic drafter unless another one is requested: the block size of the released drafters.
 const BLOCK_SIZE: usize = 16;
 
-/// What steps run on, but for the device itself.
+/// Properties of the machine that steps run on, besides the device itself.
 struct Machine {
     name: String,
     dtype: &'static str,
@@ -88,7 +88,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
     let mut report = Report::new(io::stdout().lock(), args.json, &header)?;
     let sizes = Sizes::new(&weights, machine.storage);
     let model = weights.on_device(device)?;
-    // A GPU has its own; a CPU shares them.
+    // A GPU has its own copy of the weights; a CPU shares them with the host.
     drop(weights);
     let bench =
         Bench { model: &model, sizes, ceilings: header.ceilings, tau: args.tau, repeats: repeats(args) };
@@ -100,7 +100,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
     Ok(())
 }
 
-/// The pair that was asked for, and its name.
+/// The requested pair of target and drafter, and its name.
 fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
     match args.synthetic {
         Some(synthetic) => {
@@ -118,7 +118,7 @@ fn repeats(args: &BenchArgs) -> Repeats {
     if args.quick { Repeats::QUICK } else { Repeats::USUAL }
 }
 
-/// What all cases share.
+/// The parts that all cases share.
 struct Bench<'a, D: Device> {
     model: &'a Model<D>,
     sizes: Sizes,
@@ -128,7 +128,7 @@ struct Bench<'a, D: Device> {
 }
 
 impl<D: Device> Bench<'_, D> {
-    /// Times the steps of `batch` sequences after `context` positions, those that there is memory for.
+    /// Times the steps of `batch` sequences after `context` positions, as far as memory allows.
     fn case<W: Write>(
         &self,
         asked: &Asked,
@@ -144,7 +144,7 @@ impl<D: Device> Bench<'_, D> {
             Err(why) => return report.skipped(&Skipped::case(shape, why)),
         };
         for step in steps {
-            // Whoever reads a prompt has no context.
+            // A prefill starts without a context.
             let start = if step.mode == StepMode::Prefill { 0 } else { context };
             match if_it_fits(case.time(&step, start, self.repeats))? {
                 Ok(times) => {
@@ -159,7 +159,7 @@ impl<D: Device> Bench<'_, D> {
     }
 }
 
-/// What something came to, or why there was not enough memory for it; any other failure ends the command.
+/// Returns the value, or the reason if memory ran out; any other failure ends the command.
 fn if_it_fits<T>(result: Result<T>) -> Result<Result<T, String>> {
     match result {
         Ok(value) => Ok(Ok(value)),
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(if_it_fits(Ok(1)).unwrap(), Ok(1));
     }
 
-    /// The steps as a GPU gets them: its device on the SIMT host.
+    /// The steps on a GPU device that runs on the SIMT host.
     #[test]
     fn the_steps_of_a_gpu() {
         let kernels = Kernels::new(Simt::new(SimtOptions::default()));

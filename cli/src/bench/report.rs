@@ -1,4 +1,4 @@
-//! What is reported: a header and a line a step, as text or as JSON, each as soon as it is known.
+//! The benchmark's report: a header and one line per step, as text or JSON, written as soon as each is known.
 
 use std::io::{self, Write};
 
@@ -10,17 +10,17 @@ use super::steps::Step;
 use super::work::Work;
 use crate::error::{CliError, Result};
 
-/// What all steps have in common.
+/// Properties that all steps of a report share.
 #[derive(Debug, Serialize)]
 pub struct Header {
     pub model: String,
     pub device: String,
-    /// What activations and the KV cache are stored in.
+    /// Storage type of activations and the KV cache.
     pub dtype: &'static str,
     pub block_size: usize,
     pub verify_lens: Vec<usize>,
     pub ceilings: Ceilings,
-    /// What the results are labelled with, if they need a label.
+    /// Label of the results, if they need one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'static str>,
 }
@@ -34,33 +34,34 @@ struct Labelled<'a, T> {
     label: Option<&'static str>,
 }
 
-/// A step that was timed.
+/// The measurements of one timed step.
 #[derive(Debug, Serialize)]
 pub struct Measured {
     pub mode: &'static str,
     pub context: usize,
     pub batch: usize,
-    /// v: draft tokens that are verified.
+    /// v, the number of draft tokens that are verified.
     pub verify_len: usize,
-    /// Mask groups in the pass that verifies.
+    /// Number of mask groups in the pass that verifies.
     pub groups: usize,
-    /// Times that the step was taken, of which the following are medians.
+    /// Number of repetitions; the times are their medians.
     pub steps: usize,
     pub step_seconds: f64,
-    /// Until the host had put the step on the device; `null` on a device that does not run behind the host.
+    /// Seconds until the host had submitted the step; `null` on a synchronous device.
     pub submit_seconds: Option<f64>,
-    /// Tokens a second, with so many tokens a step and sequence.
+    /// Tokens per second, at `tokens_per_step` tokens per step and sequence.
     pub tokens_per_second: f64,
     pub tokens_per_step: f64,
-    /// What the step takes at the ceilings at least, and that over what it took.
+    /// Lower limit of the step's time at the machine's limits; `share_of_floor` is this limit over the measured time.
     pub floor_seconds: f64,
     pub share_of_floor: f64,
-    /// `memory` or `arithmetic`.
+    /// The limit that sets the floor: `memory` or `arithmetic`.
     pub bound_by: &'static str,
 }
 
 impl Measured {
-    /// A step of `batch` sequences, which has to do `work` and commits `tau` tokens on average if it can.
+    /// The measurements of a step of `batch` sequences that requires `work` and commits `tau` tokens on average, or
+    /// as many tokens as are possible.
     pub fn new(
         step: &Step,
         (batch, context): (usize, usize),
@@ -91,26 +92,26 @@ impl Measured {
     }
 }
 
-/// What there was no memory for.
+/// A step or case that did not fit in memory.
 #[derive(Debug, Serialize)]
 pub struct Skipped {
-    /// The step, or all of the batch and context, whose cache does not fit.
+    /// The step; `None` if the cache of the batch and context does not fit, so that all their steps are skipped.
     pub mode: Option<&'static str>,
     pub context: usize,
     pub batch: usize,
     pub verify_len: Option<usize>,
     pub groups: Option<usize>,
-    /// Why.
+    /// The reason.
     pub skipped: String,
 }
 
 impl Skipped {
-    /// All steps of a batch.
+    /// Skips all steps of a batch and context.
     pub fn case((batch, context): (usize, usize), why: String) -> Self {
         Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why }
     }
 
-    /// One of them.
+    /// Skips one step.
     pub fn step(step: &Step, (batch, context): (usize, usize), why: String) -> Self {
         Self {
             mode: Some(step.mode.name()),
@@ -121,16 +122,16 @@ impl Skipped {
     }
 }
 
-/// Where lines go.
+/// Writes the report's lines.
 pub struct Report<W: Write> {
     out: W,
     json: bool,
-    /// What every line is labelled with.
+    /// The label of every line.
     label: Option<&'static str>,
 }
 
 impl<W: Write> Report<W> {
-    /// A report that begins with `header`.
+    /// Creates a report that begins with `header`.
     pub fn new(out: W, json: bool, header: &Header) -> Result<Self> {
         let mut report = Self { out, json, label: None };
         report.line(header, || header_text(header))?;
@@ -145,7 +146,7 @@ impl<W: Write> Report<W> {
         self.line(skipped, || skipped_text(skipped))
     }
 
-    /// A line is there when this returns, whatever comes after.
+    /// Writes one line and flushes it, so that it is kept whatever happens later.
     fn line(&mut self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let label = self.label;
         let json = |value| serde_json::to_string(&Labelled { line: value, label }).map_err(io::Error::from);
@@ -189,7 +190,7 @@ fn header_text(header: &Header) -> String {
     if let Some(label) = header.label {
         text += &format!("{label}: a row's result depends on the rows beside it\n");
     }
-    // What follows the step's time are its parts; only a device that runs behind has them.
+    // The columns after the step's time are its parts, which only an asynchronous device has.
     let submit = if header.ceilings.runs_behind() { "  to submit" } else { "" };
     text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
 }

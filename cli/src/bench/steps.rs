@@ -1,10 +1,10 @@
-//! The steps that are timed: what each mode does in one.
+//! The steps that are timed: the passes and sizes of each mode's step.
 
 use flexdraft::decode::EngineOptions;
 
 use super::args::{Groups, StepMode};
 
-/// One pass of a step, for every sequence alike.
+/// One pass of a step; the same for every sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassShape {
     pub candidates: usize,
@@ -12,27 +12,27 @@ pub struct PassShape {
     pub slots: usize,
 }
 
-/// What a mode does in a step.
+/// The work of one step in a mode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     pub mode: StepMode,
     pub passes: Vec<PassShape>,
-    /// Candidates, the last ones, whose logits are asked for.
+    /// Number of candidates, counted from the last, whose logits are computed.
     pub logits: usize,
-    /// v: draft tokens that are verified.
+    /// v, the number of draft tokens that are verified.
     pub verified: usize,
-    /// Draft tokens that are sampled for the next step.
+    /// Number of draft tokens that are sampled for the next step.
     pub drafts: usize,
 }
 
 impl Step {
-    /// A prompt's first pass, of up to so many tokens as an engine reads at a time.
+    /// The first pass over a prompt, with at most the number of tokens that an engine reads at a time.
     pub fn prefill(context: usize) -> Self {
         let candidates = context.clamp(1, EngineOptions::default().prefill_rows);
         Self::without_drafts(StepMode::Prefill, candidates)
     }
 
-    /// A token a sequence.
+    /// A step that decodes one token per sequence.
     pub fn autoregressive() -> Self {
         Self::without_drafts(StepMode::Ar, 1)
     }
@@ -42,7 +42,7 @@ impl Step {
         Self { mode, passes: vec![pass], logits: 1, verified: 0, drafts: 0 }
     }
 
-    /// v draft tokens verified, then a block of S drafted.
+    /// A step that verifies v draft tokens, then drafts a block of S.
     pub fn sequential(verify_len: usize, block_size: usize) -> Self {
         let verification = PassShape { candidates: verify_len + 1, groups: Vec::new(), slots: block_size };
         let drafting = PassShape { candidates: 0, groups: vec![verify_len], slots: block_size };
@@ -55,7 +55,8 @@ impl Step {
         }
     }
 
-    /// v draft tokens verified, and in the same pass `groups` blocks of S, those of the longest accepted lengths.
+    /// A step that verifies v draft tokens and, in the same pass, drafts `groups` blocks of S for the longest
+    /// accepted lengths.
     pub fn parallel(verify_len: usize, block_size: usize, groups: usize) -> Self {
         let groups = ((verify_len + 1).saturating_sub(groups.max(1))..=verify_len).collect();
         let joint = PassShape { candidates: verify_len + 1, groups, slots: block_size };
@@ -68,7 +69,7 @@ impl Step {
         }
     }
 
-    /// Mask groups of a sequence in the pass that verifies.
+    /// Number of mask groups of a sequence in the verifying pass.
     pub fn groups(&self) -> usize {
         match self.mode {
             StepMode::Parallel => self.passes.iter().map(|pass| pass.groups.len()).sum(),
@@ -76,7 +77,7 @@ impl Step {
         }
     }
 
-    /// Tokens that it commits for a sequence, or reads: `tau` on average, but no more than there are.
+    /// Tokens that the step commits or reads per sequence: `tau` on average, limited by what the step can commit.
     pub fn tokens(&self, tau: f64) -> f64 {
         match self.mode {
             StepMode::Prefill => self.passes.iter().map(|pass| pass.candidates).sum::<usize>() as f64,
@@ -85,27 +86,27 @@ impl Step {
         }
     }
 
-    /// Candidates of its largest pass.
+    /// Number of candidates in the step's largest pass.
     pub fn candidates(&self) -> usize {
         self.passes.iter().map(|pass| pass.candidates).max().unwrap_or(0)
     }
 }
 
-/// What was asked to be timed.
+/// The steps that were requested.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// All, if there is none.
+    /// Requested modes; empty for all modes.
     pub modes: Vec<StepMode>,
-    /// Below the block size, each once.
+    /// Requested verify lengths, each below the block size and without duplicates.
     verify_lens: Vec<usize>,
     groups: Vec<Groups>,
     block_size: usize,
-    /// Whether there is a drafter.
+    /// True if there is a drafter.
     drafts: bool,
 }
 
 impl Asked {
-    /// Verify lengths that no block of S has are those of a whole block, and what is asked for twice is timed once.
+    /// Limits verify lengths to S − 1 and removes duplicates.
     pub fn new(
         modes: &[StepMode],
         verify_lens: &[usize],
@@ -122,12 +123,12 @@ impl Asked {
         Self { modes: modes.to_vec(), verify_lens: unique, groups: groups.to_vec(), block_size, drafts }
     }
 
-    /// The verify lengths.
+    /// Returns the verify lengths.
     pub fn verify_lens(&self) -> &[usize] {
         &self.verify_lens
     }
 
-    /// The steps after `context` positions.
+    /// The steps to time after `context` positions.
     pub fn steps(&self, context: usize) -> Vec<Step> {
         let mut steps = vec![Step::prefill(context), Step::autoregressive()];
         for &verify_len in self.verify_lens.iter().filter(|_| self.drafts) {
@@ -162,7 +163,7 @@ mod tests {
         let parallel = Step::parallel(2, 4, 2);
         assert_eq!((parallel.passes[0].candidates, parallel.passes[0].groups.clone()), (3, vec![1, 2]));
         assert_eq!((parallel.verified, parallel.drafts, parallel.groups()), (2, 3, 2));
-        // No step commits more than what it verifies and the bonus token.
+        // A step commits at most its verified tokens and the bonus token.
         assert_eq!((parallel.tokens(2.5), parallel.tokens(7.1), ar.tokens(7.1)), (2.5, 3.0, 1.0));
         assert_eq!(Step::prefill(20).tokens(7.1), 20.0);
     }
@@ -179,7 +180,7 @@ mod tests {
             ("prefill", 0, 0),
             ("ar", 0, 0),
             ("sequential", 3, 0),
-            // All of them are four.
+            // With three verified tokens, all groups are four groups: both requests name the same step.
             ("parallel", 3, 4),
             ("sequential", 7, 0),
             ("parallel", 7, 8),
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(asked.verify_lens(), [3]);
         let expected = [("prefill", 0, 0), ("ar", 0, 0), ("sequential", 3, 0), ("parallel", 3, 4)];
         assert_eq!(names(&asked), expected);
-        // A block of one token drafts nothing, but is a block.
+        // A block of one token drafts nothing, but is a valid block.
         let asked = Asked::new(&[StepMode::Parallel], &[4], &[Groups::All], 1, true);
         assert_eq!(names(&asked), [("parallel", 0, 1)]);
     }

@@ -1,4 +1,4 @@
-//! Shapes of models that are not here: random weights take their place.
+//! Model shapes without weights: random weights take their place.
 
 use clap::ValueEnum;
 use flexdraft::device::AttentionShape;
@@ -10,7 +10,7 @@ use flexdraft::tensor::DType;
 use crate::error::{CliError, Result};
 use crate::models::Weights;
 
-/// A shape.
+/// The shape of a synthetic model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Synthetic {
     /// Four layers, 64 columns: to try the command
@@ -27,12 +27,12 @@ pub enum Synthetic {
 }
 
 impl Synthetic {
-    /// As it is asked for.
+    /// The name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
     }
 
-    /// Its configuration, and how many layers its drafter has.
+    /// The model's configuration and the number of its drafter's layers.
     fn config(self) -> Option<(ModelConfig, usize)> {
         let (layers, hidden, intermediate, q_heads, kv_heads, head_dim, vocab, tied, tail) = match self {
             Self::Tiny => (4, 64, 128, 2, 1, 64, 384, true, 2),
@@ -62,7 +62,7 @@ impl Synthetic {
         Some((config, tail))
     }
 
-    /// Random bf16 weights of a target and its drafter, if there is memory for them.
+    /// Random bf16 weights of a target and its drafter, if there is enough memory.
     pub fn weights(self, block_size: usize) -> Result<Weights> {
         let (config, tail) = self.config().ok_or_else(|| CliError::Usage("no such rotation".into()))?;
         let rank = 512.min(config.hidden_size);
@@ -86,8 +86,9 @@ impl Synthetic {
     }
 }
 
-/// Bytes that can be had without swapping, where the system says. `FLEXDRAFT_AVAILABLE_MEMORY` (bytes) takes the
-/// place of what it says: some virtual machines get their memory only as they use it, and report less.
+/// Memory that is available without swapping, in bytes, if the system reports it. `FLEXDRAFT_AVAILABLE_MEMORY`
+/// (bytes) overrides the system's value: some virtual machines receive their memory only as they use it, and report
+/// too little.
 fn available_memory() -> Option<usize> {
     if let Some(bytes) = std::env::var("FLEXDRAFT_AVAILABLE_MEMORY").ok().and_then(|text| text.parse().ok()) {
         return Some(bytes);
@@ -108,7 +109,7 @@ mod tests {
         let (target, drafter) = (&weights.target, weights.drafter.as_ref().unwrap());
         assert!(target.layers.iter().all(|layer| layer.attention.qk_norms.is_none()));
         assert_eq!((target.layers.len(), drafter.attention.len(), drafter.config.block_size), (30, 8, 16));
-        // As many parameters as it is named after.
+        // The number of parameters matches the model's name.
         let elements = weights.bytes_a_token() / 2;
         assert_eq!(elements, 134_515_008);
     }

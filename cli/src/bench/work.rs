@@ -1,4 +1,4 @@
-//! What a step has to do at least: the bytes it reads and the operations it takes.
+//! The minimum work of a step: the bytes it reads and the operations it executes.
 
 use std::ops::AddAssign;
 
@@ -9,7 +9,7 @@ use flexdraft::tensor::Tensor;
 use super::steps::Step;
 use crate::models::Weights;
 
-/// Bytes read and floating-point operations.
+/// A number of bytes read and of floating-point operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
     pub bytes: f64,
@@ -23,7 +23,7 @@ impl AddAssign for Work {
     }
 }
 
-/// Elements of some matrices, and the bytes that they take on the device.
+/// The number of elements of some matrices, and their size on the device in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Matrices {
     elements: f64,
@@ -31,7 +31,8 @@ struct Matrices {
 }
 
 impl Matrices {
-    /// A product of so many rows, which reads the matrices once; nothing without rows.
+    /// The work of a product of the matrices with `rows` rows. It reads the matrices once; with no rows there is no
+    /// work.
     fn times(self, rows: usize) -> Work {
         if rows == 0 {
             return Work::default();
@@ -40,12 +41,12 @@ impl Matrices {
     }
 }
 
-/// How a device stores what it reads.
+/// The sizes in which a device stores what it reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Storage {
-    /// Bytes of an element of the KV cache.
+    /// Size of an element of the KV cache, in bytes.
     pub kv: usize,
-    /// Bytes of an element of a weight, where that is not what it was loaded as.
+    /// Size of an element of a weight, in bytes; `None` if weights keep the type in which they were loaded.
     pub weight: Option<usize>,
 }
 
@@ -67,14 +68,14 @@ impl Storage {
     }
 }
 
-/// The sizes of a pair's matrices, which outlive the weights.
+/// The sizes of a pair's matrices, kept after the weights are dropped.
 #[derive(Clone, Debug)]
 pub struct Sizes {
     shape: AttentionShape,
     storage: Storage,
-    /// Attention and MLP of each layer of the target.
+    /// Attention and MLP matrices of each layer of the target.
     layers: Vec<(Matrices, Matrices)>,
-    /// The drafter's attention in each layer of the tail.
+    /// Attention matrices of the drafter in each layer of the tail.
     tail: Vec<Matrices>,
     head: Matrices,
     calibrator: Matrices,
@@ -100,7 +101,7 @@ impl Sizes {
         }
     }
 
-    /// What a step of `batch` sequences after `context` positions does.
+    /// The work of a step of `batch` sequences after `context` positions.
     pub fn work(&self, step: &Step, batch: usize, context: usize) -> Work {
         let shape = self.shape;
         let head_part = self.layers.len().saturating_sub(self.tail.len());
@@ -119,7 +120,7 @@ impl Sizes {
                 work += mlp.times(rows);
                 let positions = (batch * (context + pass.candidates)) as f64;
                 let kv = 2.0 * (shape.kv_heads * shape.head_dim) as f64 * positions;
-                // On average: a candidate sees those before it and itself.
+                // The context and, on average, the candidates before it and itself.
                 let seen = context as f64 + (pass.candidates + 1) as f64 / 2.0;
                 work += Work {
                     bytes: kv * self.storage.kv as f64,
@@ -152,7 +153,7 @@ mod tests {
         let sizes = Sizes::new(&weights, BF16);
         let ar = Step::autoregressive();
         let (one, more) = (sizes.work(&ar, 1, 0), sizes.work(&ar, 3, 0));
-        // One position of K and V a layer each, of 64 elements.
+        // One position of K and V per layer, with 64 elements each.
         let kv = |batch: usize| (4 * batch * 2 * 64 * 2) as f64;
         assert_eq!(one.bytes - kv(1), more.bytes - kv(3));
         let norms = (4 * (2 * 64 + 2 * 64) + 64) * 2;

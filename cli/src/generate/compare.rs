@@ -1,4 +1,4 @@
-//! The same requests in every mode: their speeds, and whether they agree.
+//! Runs the same requests in every mode, and compares their speeds and tokens.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use super::run::{Sample, mean};
 use crate::args::ModeChoice;
 use crate::error::Result;
 
-/// Short runs are repeated for this long, and the fastest one counts.
+/// Short runs are repeated for this long; the fastest one counts.
 const MEASURING_TIME: Duration = Duration::from_millis(250);
 
-/// What a mode did with the requests.
+/// The measurements of the requests in one mode.
 #[derive(Debug)]
 pub struct Measured {
-    /// The name that `--mode` has for it.
+    /// Name of the mode, as `--mode` spells it.
     pub name: &'static str,
     pub samples: Vec<Sample>,
-    /// Seconds of decoding in the fastest run.
+    /// Decoding time of the fastest run, in seconds.
     pub decode_seconds: f64,
 }
 
@@ -27,7 +27,7 @@ impl Measured {
         Self { name, samples, decode_seconds }
     }
 
-    /// Runs the requests again and again while that takes no time to speak of.
+    /// Repeats the requests while the total time is short.
     pub fn repeat(&mut self, mut run: impl FnMut() -> Result<Vec<Sample>>) -> Result<()> {
         let start = Instant::now();
         let first = Duration::from_secs_f64(self.decode_seconds.clamp(0.0, 1e9));
@@ -37,12 +37,12 @@ impl Measured {
         Ok(())
     }
 
-    /// Tokens of output.
+    /// Number of output tokens.
     pub fn tokens(&self) -> usize {
         self.samples.iter().map(|sample| sample.output_ids.len()).sum()
     }
 
-    /// Tokens that decoding yielded.
+    /// Number of tokens that decoding produced.
     pub fn decoded_tokens(&self) -> usize {
         self.samples.iter().map(Sample::decoded_tokens).sum()
     }
@@ -51,17 +51,17 @@ impl Measured {
         self.samples.iter().map(|sample| sample.steps.len()).sum()
     }
 
-    /// τ over all samples.
+    /// The acceptance length τ over all samples.
     pub fn acceptance_length(&self) -> f64 {
         self.mean_over_steps(|step| step.accepted + 1)
     }
 
-    /// Candidate rows of a step: passes through the whole target.
+    /// Candidate rows per step; each is a pass of one row through the whole target.
     pub fn candidate_rows(&self) -> f64 {
         self.mean_over_steps(|step| step.candidates.len())
     }
 
-    /// Mask groups that a step drafted, within its pass or after it.
+    /// Mask groups that were drafted per step, within its pass or after it.
     pub fn groups(&self) -> f64 {
         self.mean_over_steps(|step| match step.groups.len() {
             0 if step.next.draft.is_empty() => 0,
@@ -74,18 +74,18 @@ impl Measured {
         mean(steps().map(of).sum(), steps().count())
     }
 
-    /// Passes through the target for each decoded token.
+    /// Passes through the target per decoded token.
     pub fn passes_a_token(&self) -> f64 {
         mean(self.steps(), self.decoded_tokens())
     }
 
-    /// Seconds that a step took for one sample, `None` without a step.
+    /// Seconds per step and sample; `None` if there was no step.
     pub fn seconds_a_step(&self) -> Option<f64> {
         let steps = self.steps();
         (steps > 0 && self.decode_seconds > 0.0).then(|| self.decode_seconds / steps as f64)
     }
 
-    /// Decoded tokens a second, `None` where nothing was decoded.
+    /// Decoded tokens per second; `None` if nothing was decoded.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let tokens = self.decoded_tokens();
         (tokens > 0 && self.decode_seconds > 0.0).then(|| tokens as f64 / self.decode_seconds)
@@ -96,11 +96,11 @@ fn decode_seconds(samples: &[Sample]) -> f64 {
     samples.iter().map(|sample| sample.decode_seconds).sum()
 }
 
-/// The modes that are compared, in the order in which they are reported.
+/// The modes that are compared, in the order of the report.
 pub const MODES: [ModeChoice; 4] =
     [ModeChoice::Ar, ModeChoice::Parallel, ModeChoice::Sequential, ModeChoice::Auto];
 
-/// Where `other` first differs from `ar`, in words.
+/// Describes the first difference between `other` and `ar`, if there is one.
 pub fn first_difference(ar: &Measured, other: &Measured) -> Option<String> {
     ar.samples.iter().zip(&other.samples).find_map(|(expected, found)| {
         let (expected_ids, found_ids) = (&expected.output_ids, &found.output_ids);

@@ -1,4 +1,4 @@
-//! What an engine is to run: one request a seed, and the room that they need.
+//! The requests of an engine, one per seed, and the memory that they need.
 
 use flexdraft::decode::{Engine, EngineOptions, Request};
 use flexdraft::device::Device;
@@ -8,10 +8,10 @@ use super::args::GenerateArgs;
 use super::run::{self, Observer};
 use crate::error::{CliError, Result};
 
-/// Memory for the KV cache, in bytes, unless a single sample needs more. Samples beyond it wait.
+/// Memory for the KV cache, in bytes, unless a single sample needs more. Samples that do not fit wait.
 const CACHE_BYTES: usize = 4 << 30;
 
-/// One seed a sample.
+/// The seeds of the samples, one per sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeds {
     first: u64,
@@ -41,18 +41,18 @@ impl Seeds {
     }
 }
 
-/// The requests, one a seed.
+/// A set of requests, one per seed.
 pub struct Job<'a> {
     pub args: &'a GenerateArgs,
     pub prompt_ids: Vec<u32>,
     pub stop_ids: Vec<u32>,
     pub seeds: Seeds,
-    /// Samples in a step at most.
+    /// Maximum number of samples per step.
     pub batch: usize,
 }
 
 impl Job<'_> {
-    /// Lets the engine judge the requests, without running one.
+    /// Lets the engine validate the requests, without running them.
     pub fn check<D: Device>(&self, engine: &mut Engine<D>) -> Result<()> {
         let id = engine.add(self.request(self.seeds.first))?;
         engine.cancel(id);
@@ -78,8 +78,8 @@ impl Job<'_> {
     }
 }
 
-/// Room for `batch` sequences of full length and a block, within [`CACHE_BYTES`]; a single sequence always
-/// has room. Sequences that do not fit wait.
+/// Cache positions for `batch` sequences of full length plus a block, within [`CACHE_BYTES`]. A single sequence
+/// always fits; sequences that do not fit wait.
 pub fn cache_tokens(
     config: &ModelConfig,
     prompt_len: usize,
@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    /// 1 KiB of cache a token.
+    /// A configuration with 1 KiB of cache per token.
     fn config() -> ModelConfig {
         ModelConfig {
             architecture: Architecture::Llama,
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(tokens(5, 3, 1), 16);
         assert_eq!(tokens(5, 4, 1), 32);
         assert_eq!(tokens(5, 4, 3), 96);
-        // The context bounds a sequence, the memory all of them together.
+        // The context limits a single sequence; the memory limits all sequences together.
         assert_eq!(tokens(5, usize::MAX, 1), (1 << 20) + 16);
         assert_eq!(tokens(5, usize::MAX, 64), CACHE_BYTES >> 10);
     }

@@ -1,6 +1,6 @@
-//! JSON Lines: one object a sample.
+//! JSON Lines output: one object per sample.
 //!
-//! Numbers are written with as many digits as it takes to read the same bits back.
+//! Numbers are written with enough digits to read the same bits back.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -22,11 +22,11 @@ struct Line<'a> {
     output_ids: &'a [u32],
     text: String,
     finish_reason: &'static str,
-    /// `null` where no token was asked for, so that no prompt was read.
+    /// The record of the prefill; `null` if no tokens were requested, so that no prompt was read.
     prefill: Option<Block<'a>>,
     steps: Vec<Step<'a>>,
     stats: Stats,
-    /// What the results are labelled with, if they need a label.
+    /// Label of the results, if they need one.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'static str>,
 }
@@ -88,7 +88,7 @@ pub struct JsonLines<'a, W: Write> {
     progress: &'a Progress,
     label: Option<&'static str>,
     next: usize,
-    /// Finished before their turn.
+    /// Samples that finished before their turn.
     held: BTreeMap<usize, Sample>,
 }
 

@@ -1,4 +1,4 @@
-//! `flexdraft generate`.
+//! `flexdraft generate`: continues a prompt and compares the modes.
 
 mod args;
 mod compare;
@@ -54,7 +54,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     }
 }
 
-/// What is to be run, before it is known where.
+/// The loaded models and requests, before a device is chosen.
 struct Loaded<'a> {
     args: &'a GenerateArgs,
     seeds: Seeds,
@@ -100,15 +100,15 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// An engine and what it is to run.
+/// An engine and its requests.
 struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
-    /// The mode that was asked for, or the only one there is.
+    /// The requested mode, or the only available one.
     mode: ModeChoice,
     facts: Facts,
     progress: Progress,
-    /// What the results are labelled with, if they need a label.
+    /// Label of the results, if they need one.
     label: Option<&'static str>,
 }
 
@@ -153,7 +153,7 @@ impl<'a, D: Device> Session<'a, D> {
         Ok(Self { job, engine, mode, facts, progress, label })
     }
 
-    /// JSON Lines of the mode that was asked for.
+    /// Runs the requested mode and writes JSON Lines.
     fn json(mut self, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let prompt_ids = &self.job.prompt_ids;
         let mut lines =
@@ -161,7 +161,7 @@ impl<'a, D: Device> Session<'a, D> {
         self.job.run(&mut self.engine, &mut lines)
     }
 
-    /// The text of the mode that was asked for, the other modes, and the report.
+    /// Runs the requested mode and writes its text, then runs the other modes and writes the report.
     fn show(mut self, surface: Surface, tokenizer: Option<&Tokenizer>, prompt: Option<&str>) -> Result<()> {
         if surface.has_colours() && self.mode != ModeChoice::Ar && tokenizer.is_some() {
             self.progress.note("A change of colour is a new step; underlined tokens are accepted drafts.");
@@ -182,7 +182,7 @@ impl<'a, D: Device> Session<'a, D> {
         }
     }
 
-    /// What the mode that was shown did, and what the others do with the same requests.
+    /// Measures the mode that was shown and the other modes on the same requests.
     fn measure(&mut self, samples: Vec<Sample>) -> Result<Vec<Measured>> {
         let shown = self.mode;
         let mut shown_samples = Some(samples);

@@ -1,4 +1,4 @@
-//! What is going on, on stderr, while there is nothing to read yet. Shown on a terminal only.
+//! A progress line on stderr while there is no output yet; shown only on a terminal.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use anstyle::Style;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A line that is overwritten as things go on.
+/// A progress line that is overwritten.
 #[derive(Debug)]
 pub struct Progress {
     line: ProgressBar,
     samples: usize,
-    /// Prompt tokens to be read, over all samples, and how many a step reads.
+    /// Number of prompt tokens to be read over all samples, and the number that a step reads.
     prompt_tokens: usize,
     prompt_rows: usize,
     read: Cell<usize>,
@@ -39,8 +39,8 @@ impl Progress {
         }
     }
 
-    /// Begins to count `samples` samples, with prompts of `prompt_tokens` tokens in all, of which a step
-    /// reads `prompt_rows`.
+    /// Starts counting `samples` samples whose prompts have `prompt_tokens` tokens in total; a step reads
+    /// `prompt_rows` of these tokens.
     pub fn running(&mut self, samples: usize, prompt_tokens: usize, prompt_rows: usize) {
         let zero = || Cell::new(0);
         let line = self.line.clone();
@@ -49,7 +49,7 @@ impl Progress {
         self.line.set_message("reading the prompt");
     }
 
-    /// A part of the prompts was read.
+    /// Reports that a part of the prompts was read.
     pub fn reading(&self) {
         self.read.set(self.prompt_tokens.min(self.read.get() + self.prompt_rows));
         self.line.set_message(format!(
@@ -59,13 +59,13 @@ impl Progress {
         ));
     }
 
-    /// `tokens` tokens were committed.
+    /// Reports that `tokens` tokens were committed.
     pub fn committed(&self, tokens: usize) {
         self.tokens.set(self.tokens.get() + tokens);
         self.count();
     }
 
-    /// A sample is complete.
+    /// Reports that a sample is complete.
     pub fn finished(&self) {
         self.done.set(self.done.get() + 1);
         self.count();
@@ -80,23 +80,23 @@ impl Progress {
         });
     }
 
-    /// Another mode is being run for comparison.
+    /// Reports that another mode is being run for comparison.
     pub fn comparing(&self, mode: &str) {
         self.line.set_message(format!("running `{mode}` for comparison"));
     }
 
-    /// Writes a remark to stderr. There is nothing to be done if it cannot be written.
+    /// Writes a remark to stderr. A failure to write is ignored.
     pub fn note(&self, text: &str) {
         let dimmed = Style::new().dimmed();
         let _ = self.suspend(|| writeln!(anstream::stderr(), "{dimmed}{text}{dimmed:#}"));
     }
 
-    /// Takes the line away, for good.
+    /// Removes the line for good.
     pub fn clear(&self) {
         self.line.finish_and_clear();
     }
 
-    /// Takes the line away while `write` writes to the terminal.
+    /// Hides the line while `write` writes to the terminal.
     pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.line.suspend(write)
     }

@@ -10,17 +10,17 @@ use super::args::GenerateArgs;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
 
-/// What the bundled model continues unless it is told otherwise: it writes Rust's SIMD intrinsics.
+/// The default prompt of the bundled model, which writes Rust's SIMD intrinsics.
 pub const BUNDLED_PROMPT: &str = "/// Adds packed 32-bit integers in `a` and `b`.\n";
 
-/// The largest prompt file that is read, in bytes: more text than any context holds.
+/// Maximum size of a prompt file, in bytes: more text than any context holds.
 const PROMPT_FILE_LIMIT: u64 = 64 << 20;
 
-/// What is to be continued.
+/// The prompt to be continued.
 #[derive(Debug)]
 pub struct Prompt {
     pub ids: Vec<u32>,
-    /// The text as given; `None` for a prompt of ids.
+    /// The text as given; `None` if the prompt was given as ids.
     pub text: Option<String>,
 }
 
@@ -46,7 +46,7 @@ impl Prompt {
         };
         let ids = if args.chat {
             let message = ChatMessage::new("user", text.as_str());
-            // The template spells out the special tokens itself.
+            // The template already contains the special tokens.
             let rendered = ChatTemplate::read(&pair.target)?.render(&[message], true)?;
             tokenizer.encode(&rendered, false)?
         } else {
@@ -68,12 +68,12 @@ fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// The model's tokenizer. Without a `tokenizer.json` there is none, and prompts are ids.
+/// The model's tokenizer; `None` without a `tokenizer.json`, in which case prompts are given as ids.
 pub fn tokenizer(pair: &Pair, vocab_size: usize) -> Result<Option<Tokenizer>> {
     Ok(Tokenizer::read_if_present(&pair.target, vocab_size)?)
 }
 
-/// The text of a sample as its tokens come in; empty without a tokenizer.
+/// Turns the tokens of a sample into text as they arrive; gives no text without a tokenizer.
 #[derive(Debug)]
 pub struct Text<'a>(Option<TextStream<'a>>);
 
@@ -82,12 +82,12 @@ impl<'a> Text<'a> {
         Self(tokenizer.map(|tokenizer| TextStream::new(tokenizer, true)))
     }
 
-    /// The text that these tokens complete.
+    /// Returns the text that these tokens complete.
     pub fn push(&mut self, ids: &[u32]) -> Result<String> {
         Ok(self.0.as_mut().map(|stream| stream.push(ids)).transpose()?.unwrap_or_default())
     }
 
-    /// What is left at the end: an incomplete character.
+    /// Returns the text left at the end: an incomplete character.
     pub fn finish(self) -> Result<String> {
         Ok(self.0.map(TextStream::finish).transpose()?.unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! What is said after the text: steps, acceptance, speeds, and whether the modes agree.
+//! The report after the text: steps, acceptance, speeds, and whether the modes agree.
 
 use std::fmt::Write;
 
@@ -6,47 +6,47 @@ use anstyle::Style;
 
 use super::compare::Measured;
 
-/// Width that lists are wrapped at.
+/// Line width at which lists are wrapped.
 const WIDTH: usize = 78;
 
-/// Lines of the list of steps at most.
+/// Maximum number of lines of the list of steps.
 const STEP_LINES: usize = 24;
 
-/// Weights smaller than this stay in the caches of most processors.
+/// Weights smaller than this many bytes stay in the caches of most processors.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// What the numbers are about.
+/// Properties of the model that the report needs.
 #[derive(Debug)]
 pub struct Facts {
-    /// L.
+    /// L, the number of layers.
     pub layers: usize,
-    /// N; 0 without a drafter.
+    /// N, the number of tail layers; 0 without a drafter.
     pub tail_layers: usize,
-    /// S of the requests.
+    /// S, the block size of the requests.
     pub block_size: usize,
-    /// Bytes of weights that a token of plain decoding reads.
+    /// Bytes of weights that plain decoding reads per token.
     pub weight_bytes: usize,
 }
 
-/// Whether the output was that of plain decoding.
+/// The result of comparing the output with plain decoding.
 #[derive(Debug)]
 pub enum Verdict {
     /// The other modes were not run.
     NotCompared,
-    /// There is nothing to compare with.
+    /// There is no drafter, so there is nothing to compare.
     NoDrafter,
-    /// Every mode gave the tokens of `ar`.
+    /// Every mode gave the same tokens as `ar`.
     Lossless { tokens: usize },
-    /// Sampled by a rule that keeps the distribution, not the tokens.
+    /// The acceptance rule preserves the distribution, but not the tokens.
     SameDistribution { rule: &'static str },
-    /// A mode gave other tokens.
+    /// A mode gave different tokens, which is an error.
     Broken(String),
-    /// The device makes no promise; a mode may have given other tokens.
+    /// The device does not promise equal tokens; `difference` describes the first difference, if there is one.
     Labelled { label: &'static str, difference: Option<String> },
 }
 
-/// The closing report on the modes that were measured; `shown` is the one whose text was shown, and
-/// `commits` what each of its commits added to the text, where the text itself could not show that.
+/// The final report on the measured modes. `shown` is the mode whose text was shown. `commits` lists the text that
+/// each commit added, if the shown text itself could not mark it.
 pub fn report(
     facts: &Facts,
     shown: &str,
@@ -127,7 +127,7 @@ fn write_report(
     writeln!(out, "{bold}{}{bold:#}", paragraph(&verdict).trim_end())
 }
 
-/// What the speeds say about this machine and this model.
+/// Explains what the speeds mean on this machine and for this model.
 fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     let mode = |name| modes.iter().find(|mode| mode.name == name);
     let (ar, sequential, parallel) = (mode("ar")?, mode("sequential")?, mode("parallel")?);
@@ -171,7 +171,7 @@ fn paragraph(text: &str) -> String {
     wrapped(&words, usize::MAX)
 }
 
-/// Words on lines of bounded width, and at most `max_lines` of them with a remark on how many are left.
+/// Wraps words to lines of bounded width. After `max_lines` lines, a remark gives the number of words left.
 fn wrapped(words: &[String], max_lines: usize) -> String {
     let (mut out, mut width, mut lines) = (String::new(), 0, 0);
     for (i, word) in words.iter().enumerate() {

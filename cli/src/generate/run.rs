@@ -1,4 +1,4 @@
-//! Runs samples on an engine, and keeps the time.
+//! Runs samples on an engine and measures the time.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,19 +8,19 @@ use flexdraft::device::Device;
 
 use crate::error::{CliError, Result};
 
-/// One continuation of the prompt.
+/// One sampled continuation of the prompt.
 #[derive(Debug)]
 pub struct Sample {
     pub index: usize,
     pub seed: u64,
     pub output_ids: Vec<u32>,
-    /// `None` as long as the prompt is being read, and where no token was asked for.
+    /// The prefill's record; `None` while the prompt is being read, or if no tokens were requested.
     pub prefill: Option<BlockRecord>,
     pub steps: Vec<StepRecord>,
     pub finish: Option<Finish>,
-    /// The sample's share of the steps in which its prompt was read.
+    /// The sample's share of the time of the steps that read its prompt, in seconds.
     pub prefill_seconds: f64,
-    /// The sample's share of its other steps.
+    /// The sample's share of the time of its other steps, in seconds.
     pub decode_seconds: f64,
 }
 
@@ -38,24 +38,24 @@ impl Sample {
         }
     }
 
-    /// Tokens that decoding yielded: all but the first, which comes with the prompt.
+    /// Number of tokens that decoding produced: all but the first one, which the prefill produces.
     pub fn decoded_tokens(&self) -> usize {
         self.output_ids.len().saturating_sub(1)
     }
 
-    /// τ: the mean of accepted + 1 over the steps, before the output was cut; 0 without a step.
+    /// τ: the mean of accepted + 1 over the steps, before the output was cut; 0 if there are no steps.
     pub fn acceptance_length(&self) -> f64 {
         mean(self.steps.iter().map(|step| step.accepted + 1).sum(), self.steps.len())
     }
 
-    /// Decoded tokens over the seconds that it took; 0 where there were none.
+    /// Decoded tokens per second of decoding; 0 if no tokens were decoded.
     pub fn tokens_per_second(&self) -> f64 {
         if self.decode_seconds > 0.0 { self.decoded_tokens() as f64 / self.decode_seconds } else { 0.0 }
     }
 
     fn take(&mut self, report: &mut Committed, seconds: f64) {
         match (&self.prefill, report.finish.as_ref(), &report.record) {
-            // It took no part in the step.
+            // The sample took no part in the step.
             (_, Some(_), None) => {}
             (None, ..) => self.prefill_seconds += seconds,
             (Some(_), ..) => self.decode_seconds += seconds,
@@ -69,22 +69,23 @@ impl Sample {
     }
 }
 
-/// `sum / count`, 0 for a count of 0.
+/// Returns `sum / count`, or 0 if `count` is 0.
 pub fn mean(sum: usize, count: usize) -> f64 {
     if count == 0 { 0.0 } else { sum as f64 / count as f64 }
 }
 
-/// Is told of samples while they run.
+/// Receives samples while they run.
 pub trait Observer {
-    /// A part of the prompts was read in a step that committed nothing.
+    /// Called after a step that read a part of the prompts and committed nothing.
     fn reading(&mut self) {}
 
-    /// `tokens` are the newest of the sample's output; the first `accepted` of them were drafted.
+    /// Called after a commit: `tokens` are the newest tokens of the sample's output; the first `accepted` of them
+    /// were drafted.
     fn committed(&mut self, _sample: &Sample, _tokens: &[u32], _accepted: usize) -> Result<()> {
         Ok(())
     }
 
-    /// The sample is complete. Samples of a batch finish in any order.
+    /// Called when a sample is complete. Samples of a batch finish in any order.
     fn finished(&mut self, sample: Sample) -> Result<()>;
 }
 
@@ -95,7 +96,7 @@ pub struct Collect {
 }
 
 impl Collect {
-    /// The seed of a sample that is complete.
+    /// The seed of a completed sample.
     pub fn seed(&self, index: usize) -> Option<u64> {
         self.samples.get(&index).map(|sample| sample.seed)
     }
@@ -112,9 +113,9 @@ impl Observer for Collect {
     }
 }
 
-/// Runs one request a seed, at most `batch` at a time.
+/// Runs one request per seed, at most `batch` at a time.
 ///
-/// The time of a step is divided equally over the sequences that took part in it.
+/// The time of a step is divided equally among the sequences that took part in it.
 pub fn run<D: Device>(
     engine: &mut Engine<D>,
     batch: usize,

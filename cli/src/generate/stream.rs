@@ -1,7 +1,7 @@
-//! Text on stdout as it is committed.
+//! Writes text to stdout as it is committed.
 //!
-//! On a terminal with colours a reader sees which tokens came together: the colour changes with every
-//! step, and accepted drafts are underlined. Anywhere else stdout holds the text and nothing else.
+//! On a terminal with colours, the colour changes with every step and accepted drafts are underlined, which shows the
+//! tokens that were committed together. Otherwise stdout holds only the text.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -14,24 +14,24 @@ use super::prompt::Text;
 use super::run::{Collect, Observer, Sample};
 use crate::error::{CliError, Result};
 
-/// What the text is written for.
+/// The kind of output that the text is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
-    /// A terminal, with or without colours: control characters are made visible.
+    /// A terminal, with or without colours; control characters are made visible.
     Terminal { colours: bool },
-    /// A file or a pipe: the text as it is.
+    /// A file or a pipe; the text is written unchanged.
     File,
 }
 
 impl Surface {
-    /// What stdout is, by whether it is a terminal and by the customary environment variables.
+    /// The kind of stdout, from whether it is a terminal and from the usual environment variables.
     pub fn of_stdout() -> Self {
         let stdout = io::stdout();
         let colours = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
         if colours || stdout.is_terminal() { Self::Terminal { colours } } else { Self::File }
     }
 
-    /// stdout, ready for what [`Streamer`] writes to such a surface.
+    /// Returns stdout, configured for the output that [`Streamer`] writes.
     pub fn stdout(self) -> Box<dyn Write> {
         if self.has_colours() { Box::new(anstream::stdout()) } else { Box::new(io::stdout().lock()) }
     }
@@ -40,7 +40,7 @@ impl Surface {
         self == Self::Terminal { colours: true }
     }
 
-    /// Appends `text` as it is to be written.
+    /// Appends `text` in the form for this surface.
     fn render(self, text: &str, style: Style, out: &mut String) {
         let Self::Terminal { colours } = self else {
             out.push_str(text);
@@ -49,7 +49,7 @@ impl Surface {
         for line in text.split_inclusive('\n') {
             let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
             if !line.is_empty() && colours {
-                // A style that spans lines would colour the rest of the line on some terminals.
+                // On some terminals, a style that spans lines would colour the rest of the line.
                 out.push_str(&style.render().to_string());
             }
             for (i, part) in line.split('\t').enumerate() {
@@ -64,7 +64,7 @@ impl Surface {
     }
 }
 
-/// `text` with its control characters spelled out: none of them is to reach a terminal.
+/// Replaces control characters in `text` by visible forms, so that none of them reaches a terminal.
 fn visible(text: &str) -> String {
     let spelled = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(spelled).collect()
@@ -77,26 +77,26 @@ fn style(step: usize, drafted: bool) -> Style {
     if drafted { style.underline() } else { style }
 }
 
-/// Writes samples to stdout: the first unfinished one as it grows, the others in their turn.
+/// Writes samples to stdout: the first unfinished one as it grows, the others in order.
 pub struct Streamer<'a, W: Write> {
     out: W,
     surface: Surface,
     tokenizer: Option<&'a Tokenizer>,
     progress: &'a Progress,
-    /// Written before the first sample, dimmed, where there are colours.
+    /// The prompt, which is written dimmed before the first sample if there are colours.
     prompt: Option<&'a str>,
     several: bool,
-    /// The sample that is being written.
+    /// Index of the sample that is being written.
     current: usize,
     started: bool,
     ends_in_newline: bool,
     texts: BTreeMap<usize, Growing<'a>>,
-    /// What each commit of a single sample added, where there are no colours to show it.
+    /// For a single sample without colours, the text that each commit added.
     commits: Vec<String>,
     samples: Collect,
 }
 
-/// A sample's text, rendered and not written yet.
+/// A sample's text that is rendered but not yet written.
 struct Growing<'a> {
     text: Text<'a>,
     commits: usize,
@@ -128,8 +128,8 @@ impl<'a, W: Write> Streamer<'a, W> {
         }
     }
 
-    /// Ends the text, so that what follows on a terminal begins a line. Returns the samples; and of a
-    /// single one, where there are no colours, what each commit added to its text.
+    /// Ends the text with a line break on a terminal. Returns the samples and, for a single sample without colours,
+    /// the text that each commit added.
     pub fn finish(mut self) -> Result<(Vec<Sample>, Vec<String>)> {
         if matches!(self.surface, Surface::Terminal { .. }) && !self.ends_in_newline {
             self.write("\n")?;
@@ -144,7 +144,7 @@ impl<'a, W: Write> Streamer<'a, W> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(CliError::Output)
     }
 
-    /// Writes what comes before the current sample, once.
+    /// Writes the text before the current sample, once.
     fn start(&mut self, seed: u64) -> Result<()> {
         if std::mem::replace(&mut self.started, true) {
             return Ok(());
@@ -165,7 +165,7 @@ impl<'a, W: Write> Streamer<'a, W> {
         Ok(())
     }
 
-    /// Writes what is new of the current sample, if `index` is that.
+    /// Writes the new text of the current sample, if `index` is the current sample.
     fn write_current(&mut self, index: usize, seed: u64) -> Result<()> {
         if index != self.current {
             return Ok(());

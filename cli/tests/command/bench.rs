@@ -1,4 +1,4 @@
-//! `flexdraft bench`: what it reports, on a shape that takes no time.
+//! The output of `flexdraft bench`, on a shape that takes little time.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ fn a_line_for_every_mode_batch_and_context() {
     assert!(lines.contains("this machine, ") && lines.contains("GB/s"), "{lines}");
 }
 
-/// The lines of a run with `--json`.
+/// The JSON lines of a run with `--json`.
 fn json(args: &[&str]) -> Vec<Value> {
     let args = [&TINY[..], &["--json"], args].concat();
     succeed(&args).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -44,7 +44,7 @@ fn json_has_the_numbers() {
         assert!(
             (number("floor_seconds") / number("step_seconds") / number("share_of_floor") - 1.0).abs() < 1e-9
         );
-        // The CPU does not run behind its caller.
+        // The CPU device is synchronous.
         assert_eq!(step["submit_seconds"], Value::Null);
     }
 }
@@ -73,7 +73,7 @@ fn one_run_measures_several_verify_lengths_and_numbers_of_groups() {
 
 #[test]
 fn what_does_not_fit_is_skipped_and_the_run_goes_on() {
-    // A cache that no address space holds.
+    // A cache larger than any address space.
     let huge = "1000000000000";
     let lines = json(&["--batch", &format!("{huge},1"), "--mode", "ar"]);
     assert_eq!(lines.len(), 3);

@@ -1,4 +1,4 @@
-//! Running the binary, and models to run it on.
+//! Helpers that run the binary, and models to run it on.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// A part of the pair that the official implementation was recorded on.
+/// The path of a part of the pair that the official implementation was recorded on.
 pub fn tiny(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(part)
 }
 
-/// The command, whatever colours and directory the tests are run with.
+/// The command, independent of the colours and the directory that the tests run with.
 pub fn flexdraft(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flexdraft"));
     for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
@@ -23,7 +23,7 @@ pub fn flexdraft(args: &[&str]) -> Command {
     command
 }
 
-/// What a run left.
+/// The result of a run.
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: String,
@@ -39,20 +39,20 @@ pub fn run(args: &[&str]) -> Run {
     finished(flexdraft(args).output().unwrap())
 }
 
-/// Runs what has to succeed.
+/// Runs a command that must succeed.
 pub fn succeed(args: &[&str]) -> Run {
     let run = run(args);
     assert_eq!(run.code, Some(0), "{args:?}: {}", run.stderr);
     run
 }
 
-/// Runs what has to succeed on the recorded pair.
+/// Runs a command that must succeed on the recorded pair.
 pub fn succeed_recorded(args: &[&str]) -> Run {
     let args = recorded(args);
     succeed(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Arguments for the recorded pair, in parallel mode, where they do not say otherwise.
+/// Arguments for the recorded pair in parallel mode, unless `args` override them.
 pub fn recorded(args: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let has = |args: &[String], option: &str| args.iter().any(|arg| arg == option);
@@ -68,7 +68,7 @@ pub fn recorded(args: &[&str]) -> Vec<String> {
     args
 }
 
-/// The JSON Lines of a run on the recorded pair, if on no other, that has to succeed.
+/// The JSON Lines of a successful run, on the recorded pair unless `args` name another one.
 pub fn json(args: &[&str]) -> Vec<Sample> {
     let args = recorded(args);
     lines(&args.iter().map(String::as_str).collect::<Vec<_>>())
@@ -79,7 +79,7 @@ pub fn sample(args: &[&str]) -> Sample {
     only(json(args))
 }
 
-/// The only line of a run on the bundled pair, if on no other, that has to succeed.
+/// The only line of a successful run, on the bundled pair unless `args` name another one.
 pub fn bundled(args: &[&str]) -> Sample {
     only(lines(args))
 }
@@ -94,7 +94,7 @@ fn only(mut samples: Vec<Sample>) -> Sample {
     samples.remove(0)
 }
 
-/// A copy of the tiny target, `edit` having been applied to its config.
+/// A copy of the tiny target with `edit` applied to its config.
 pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "tokenizer.json"] {

@@ -1,4 +1,4 @@
-//! Text on stdout, remarks and the report on stderr.
+//! The text on stdout; remarks and the report on stderr.
 
 use std::fs;
 use std::io::Read;
@@ -31,7 +31,7 @@ fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
 
 #[test]
 fn the_bundled_pair_is_found_around_the_directory_or_missed() {
-    // An executable that lies elsewhere does not help to find it.
+    // An executable outside the repository does not help to find it.
     let elsewhere = tempfile::tempdir().unwrap();
     let binary = elsewhere.path().join("flexdraft");
     fs::copy(env!("CARGO_BIN_EXE_flexdraft"), &binary).unwrap();
@@ -62,7 +62,7 @@ fn steps_can_be_seen_without_colours() {
     ]);
     let (_, steps) = run.stderr.split_once("a bar between tokens:\n").unwrap();
     let (steps, _) = steps.split_once("\n\n").unwrap();
-    // The official recording's acceptance lengths, after the prompt's pass; the length limit cuts the last.
+    // The official recording's acceptance lengths after the prefill; the length limit cuts the last one.
     let tokens: Vec<usize> =
         steps.split("] [").flat_map(|s| s.split("]\n[")).map(|s| s.split('|').count()).collect();
     assert_eq!(tokens, [1, 1, 1, 1, 1, 1, 1, 1, 2, 5, 1, 1, 2, 2, 3]);

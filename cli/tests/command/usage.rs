@@ -1,10 +1,10 @@
-//! Mistakes of the user: exit code 2 and one line that names them. Help, and `inspect`.
+//! User mistakes give exit code 2 and a one-line message that names them; also `--help` and `inspect`.
 
 use std::fs;
 
 use crate::common::{Run, arg, run, succeed, target_with, tiny};
 
-/// Asserts exit code 2, nothing on stdout, and exactly `message` on stderr.
+/// Asserts exit code 2, empty stdout, and exactly `message` on stderr.
 fn refused(args: &[&str], message: &str) {
     for args in [args.to_vec(), [&["--json"], args].concat()] {
         let Run { code, stdout, stderr } = run(&args);
@@ -16,7 +16,7 @@ fn refused(args: &[&str], message: &str) {
 fn a_gpu_that_is_not_there() {
     let Run { code, stdout, stderr } = run(&["--device", "cuda:99"]);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
-    // Why depends on the machine.
+    // The reason depends on the machine.
     let reason = stderr.strip_prefix("error: device `cuda:99` is not available: ").unwrap();
     assert!(reason.trim_end().len() > 10 && reason.lines().count() == 1, "{reason}");
 }
