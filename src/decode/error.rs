@@ -31,9 +31,9 @@ pub enum DecodeError {
     /// A block size is 0, or larger than the block size that the drafter was trained with.
     #[error("block size {requested} is not in 1..={trained}, the drafter's own")]
     BlockSize {
-        /// What the request asked for.
+        /// The requested block size.
         requested: usize,
-        /// S as trained.
+        /// S of the drafter, as trained.
         trained: usize,
     },
     /// A confidence threshold is outside [0, 1].

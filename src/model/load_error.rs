@@ -205,7 +205,7 @@ pub enum LoadError {
         path: PathBuf,
         /// The token's text.
         token: String,
-        /// Its id.
+        /// The token's id.
         id: u32,
         /// V: the model's vocabulary size.
         vocab_size: usize,

@@ -1,4 +1,4 @@
-//! The configuration in a GGUF file's metadata.
+//! Reads a model's configuration from the metadata of a GGUF file.
 
 use super::rope::{RopeScaling, Yarn, rope};
 use super::{
@@ -9,14 +9,15 @@ use crate::model::LoadError;
 use crate::model::format::gguf::{Gguf, Header};
 use crate::model::format::json::Fields;
 
-/// Factors that the frequencies are divided by, [head_dim / 2]: how Llama 3's rope scaling is stored.
+/// Name of the tensor `[head_dim / 2]` with divisors of the rotary frequencies; Llama 3's rope scaling is
+/// stored this way.
 pub(in crate::model) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Tensors that a layer has at least: two norms, four projections of attention, three of the MLP.
+/// The fewest tensors in a layer: two norms, four projections of attention, three of the MLP.
 const TENSORS_IN_LAYER: usize = 9;
 
-/// Keys of an architecture that change what a layer computes, and the only number that leaves it as it
-/// is.
+/// Architecture keys that change what a layer computes, each with the only value that leaves the computation
+/// unchanged.
 const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
     ("expert_count", 0.0, "0: dense models only, no mixture of experts"),
     ("attention.sliding_window", 0.0, "0: full attention in every layer"),
@@ -34,7 +35,7 @@ const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
 ];
 
 impl Architecture {
-    /// `general.architecture`.
+    /// Returns the name under `general.architecture`.
     pub(in crate::model) fn gguf_name(self) -> &'static str {
         self.model_type()
     }
@@ -50,7 +51,7 @@ pub(in crate::model) fn architecture(header: &Header) -> Result<Architecture, Lo
         .ok_or_else(|| fields.unsupported(key, "llama, qwen3"))
 }
 
-/// V: the number of embeddings.
+/// Returns V: the number of embeddings.
 pub(in crate::model) fn vocab_size(header: &Header) -> Result<usize, LoadError> {
     let shape = &header.tensor("token_embd.weight")?.shape;
     match shape.as_slice() {
@@ -62,7 +63,7 @@ pub(in crate::model) fn vocab_size(header: &Header) -> Result<usize, LoadError> 
     }
 }
 
-/// The keys of an architecture, which start with its name.
+/// The metadata keys of an architecture, which start with the architecture's name.
 struct ArchitectureFields<'a> {
     fields: Fields<'a>,
     name: &'static str,
@@ -85,7 +86,7 @@ impl ArchitectureFields<'_> {
         self.fields.positive(&self.key(key))
     }
 
-    /// A number above 0; absent and 0 are the same.
+    /// Returns a number above 0. A missing key and 0 mean the same.
     fn nonzero(&self, key: &str) -> Result<Option<f64>, LoadError> {
         if self.fields.number(&self.key(key))? == Some(0.0) { Ok(None) } else { self.positive(key) }
     }
@@ -100,22 +101,21 @@ impl ArchitectureFields<'_> {
 }
 
 impl Gguf {
-    /// The configuration that the metadata and the tensors' shapes describe.
+    /// Returns the configuration that the metadata and the tensors' shapes describe.
     ///
     /// # Errors
-    /// [`LoadError`] naming a key or tensor that is missing, makes no sense, or asks for something that
-    /// is not supported.
+    /// [`LoadError`] naming a key or tensor that is missing, is invalid, or requests an unsupported feature.
     pub fn config(&self) -> Result<ModelConfig, LoadError> {
         read(self.header(), |name| self.tensor(name).map(|tensor| tensor.to_f32()))
     }
 }
 
-/// The configuration of a GGUF file, without its weights.
+/// Reads the configuration of a GGUF file without its weights.
 pub(in crate::model) fn read_header(header: &Header) -> Result<ModelConfig, LoadError> {
     read(header, |name| header.read_tensor(name).map(|tensor| tensor.to_f32()))
 }
 
-/// Reads the configuration. `elements` gives the elements of a tensor.
+/// Reads the configuration. `elements` returns the elements of a tensor.
 fn read(
     header: &Header,
     elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
@@ -143,7 +143,7 @@ fn read(
             fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
         },
         rope: read_rope(&fields, attention.head_dim, context_len, factors)?,
-        // The format has no key for biases: the tensors are there or not.
+        // The format has no key for biases: the layers have biases if the tensors exist.
         attention_bias: header.contains("blk.0.attn_q.bias"),
         mlp_bias: header.contains("blk.0.ffn_gate.bias"),
         tied_embeddings: !header.contains("output.weight"),
@@ -165,7 +165,7 @@ fn reject_unsupported(fields: &ArchitectureFields<'_>) -> Result<(), LoadError> 
     Ok(())
 }
 
-/// L. Nothing is allocated for layers of which there is no trace in the file.
+/// Returns L. Nothing is allocated for layers that leave no trace in the file.
 fn layers(header: &Header, fields: &ArchitectureFields<'_>) -> Result<usize, LoadError> {
     let key = "block_count";
     let layers = fields.required_count(key, MAX_LAYERS)?;
@@ -197,7 +197,7 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
         let expected = format!("heads of an even number of dimensions, at most {MAX_HEAD_DIM}");
         return Err(fields.invalid(key, expected));
     }
-    // Values as long as keys, and all dimensions rotated.
+    // Values must be as long as keys, and all dimensions must be rotated.
     for key in ["attention.value_length", "rope.dimension_count"] {
         if fields.count(key, usize::MAX)?.is_some_and(|len| len != head_dim) {
             return Err(fields.unsupported(key, format!("{head_dim}, the dimensions of a head")));
@@ -206,7 +206,7 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
     Ok(AttentionShape { q_heads, kv_heads, head_dim })
 }
 
-/// The rotary embedding. The defaults are llama.cpp's.
+/// Reads the rotary embedding. The defaults are llama.cpp's.
 fn read_rope(
     fields: &ArchitectureFields<'_>,
     head_dim: usize,
@@ -258,7 +258,7 @@ fn rope_factors(
         });
     }
     let factors = elements(ROPE_FACTORS)?;
-    // A normal number: it has a finite inverse.
+    // A normal number has a finite inverse.
     match factors.iter().find(|factor| !(factor.is_normal() && **factor > 0.0)) {
         None => Ok(factors),
         Some(factor) => Err(LoadError::Gguf {
@@ -270,7 +270,7 @@ fn rope_factors(
     }
 }
 
-/// The end of a text and, in models for conversations, of a message.
+/// Returns the ids that end a text and, in models for conversations, a message.
 fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     let mut ids = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
@@ -283,7 +283,7 @@ fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     Ok(ids)
 }
 
-/// A token id in the metadata.
+/// Returns a token id in the metadata.
 pub(in crate::model) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
     match fields.get(key) {
         None => Ok(None),

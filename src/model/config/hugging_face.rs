@@ -1,4 +1,4 @@
-//! The configuration in a Hugging Face directory: `config.json` and `generation_config.json`.
+//! Reads a model's configuration from a Hugging Face directory: `config.json` and `generation_config.json`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::model::LoadError;
 use crate::model::format::files::if_exists;
 use crate::model::format::json::{Fields, JsonFile};
 
-/// Reads the configuration of a directory as transformers 4 or 5 writes it.
+/// Reads the configuration of a directory, as written by transformers 4 or 5.
 pub(in crate::model) fn read(dir: &Path) -> Result<ModelConfig, LoadError> {
     let file = JsonFile::read(&dir.join("config.json"))?;
     let generation = if_exists(JsonFile::read(&dir.join("generation_config.json")))?;
@@ -69,7 +69,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
     })
 }
 
-/// Heads and their dimensions, for a target's config and a drafter's alike.
+/// Reads numbers of heads and their dimensions, from the config of a target or of a drafter.
 pub(in crate::model) fn attention_shape(
     fields: &Fields<'_>,
     architecture: Architecture,
@@ -111,7 +111,7 @@ fn reject_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result
     if !matches!(fields.text("hidden_act")?, None | Some("silu")) {
         return Err(fields.unsupported("hidden_act", "silu"));
     }
-    // Qwen3's MLP has no biases in transformers, whatever the key says.
+    // In transformers, Qwen3's MLP has no biases, whatever the key says.
     if architecture == Architecture::Qwen3 && fields.flag("mlp_bias")? == Some(true) {
         return Err(fields.unsupported("mlp_bias", "false for Qwen3ForCausalLM"));
     }
@@ -125,7 +125,8 @@ fn reject_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result
     }
 }
 
-/// Before there was `layer_types`, a window applied from layer `max_window_layers` on.
+/// Rejects a sliding window. Before the key `layer_types` existed, a window applied from layer
+/// `max_window_layers` on.
 fn reject_sliding_window(fields: &Fields<'_>) -> Result<(), LoadError> {
     let used = fields.flag("use_sliding_window")? == Some(true)
         && (fields.get("sliding_window").is_some() || !fields.contains("sliding_window"));
@@ -138,7 +139,7 @@ fn reject_sliding_window(fields: &Fields<'_>) -> Result<(), LoadError> {
     }
 }
 
-/// `eos_token_id`: absent, one id, or a list.
+/// Returns `eos_token_id`: absent, one id, or a list.
 fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     let key = "eos_token_id";
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

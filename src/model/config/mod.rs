@@ -1,4 +1,4 @@
-//! What a model's files say about its shape: the target's layers, its rotary embedding, the drafter's place in it.
+//! The configuration of a model: the target's layers, its rotary embedding, and the drafter's tail layers.
 
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod hugging_face;
@@ -7,8 +7,8 @@ pub mod rope;
 use super::LoadError;
 use crate::device::{AttentionShape, Rope};
 
-// Bounds that no model comes near. They keep a damaged config from asking for absurd memory, and
-// the products of shapes from overflowing.
+// Limits far above any model. They prevent a damaged config from requesting absurd amounts of memory, and the
+// products of shapes from overflowing.
 pub(in crate::model) const MAX_LAYERS: usize = 4096;
 pub(in crate::model) const MAX_HEADS: usize = 1 << 14;
 pub(in crate::model) const MAX_HIDDEN: usize = 1 << 24;
@@ -18,7 +18,7 @@ pub(in crate::model) const MAX_CONTEXT: usize = 1 << 30;
 /// The largest even head_dim for which rotary frequencies are made.
 pub(in crate::model) const MAX_HEAD_DIM: usize = 4096;
 
-/// Model families, by their decoder layer.
+/// A model family, defined by its decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2 and 3, and models with the same layer.
@@ -31,7 +31,7 @@ impl Architecture {
     /// Every supported family.
     pub(in crate::model) const ALL: [Self; 2] = [Self::Llama, Self::Qwen3];
 
-    /// The class that transformers loads such a model with.
+    /// Returns the class with which transformers loads models of this family.
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "LlamaForCausalLM",
@@ -39,7 +39,7 @@ impl Architecture {
         }
     }
 
-    /// `model_type` in a config.
+    /// Returns the family's `model_type` in a config.
     pub(in crate::model) fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
@@ -47,7 +47,7 @@ impl Architecture {
         }
     }
 
-    /// Whether each q and k head is normed before its rotation.
+    /// Returns whether each q and k head is normed before its rotation.
     pub fn has_qk_norms(self) -> bool {
         self == Self::Qwen3
     }
@@ -58,37 +58,37 @@ impl Architecture {
 pub struct ModelConfig {
     /// The model family.
     pub architecture: Architecture,
-    /// H.
+    /// H: the hidden size.
     pub hidden_size: usize,
     /// Columns of the gate and up projections.
     pub intermediate_size: usize,
-    /// L.
+    /// L: the number of layers.
     pub layers: usize,
-    /// Query heads, KV heads, head_dim.
+    /// Numbers of query heads and KV heads, and head_dim.
     pub attention: AttentionShape,
-    /// Vocabulary size V.
+    /// V: the vocabulary size.
     pub vocab_size: usize,
-    /// Positions that the model was trained for: prompt and output together may not exceed it.
+    /// Positions that the model was trained for: prompt and output together must not exceed them.
     pub context_len: usize,
     /// Epsilon of every RMSNorm.
     pub rms_norm_eps: f32,
-    /// The rotary embedding, scaling resolved.
+    /// The rotary embedding, with scaling applied.
     pub rope: Rope,
     /// Whether q, k, v and o projections have biases.
     pub attention_bias: bool,
     /// Whether gate, up and down projections have biases.
     pub mlp_bias: bool,
-    /// Whether lm_head is the embedding.
+    /// Whether lm_head is the embedding matrix.
     pub tied_embeddings: bool,
     /// End-of-sequence ids, from `generation_config.json` or the config.
     pub eos_ids: Vec<u32>,
 }
 
 impl ModelConfig {
-    /// Checks the relations that the rest of the crate relies on, for a configuration made in code.
+    /// Checks the relations that the rest of the crate relies on. Needed for a configuration made in code.
     ///
     /// # Errors
-    /// [`LoadError::InvalidConfig`] naming the first field that does not fit.
+    /// [`LoadError::InvalidConfig`] naming the first invalid field.
     pub fn validate(&self) -> Result<(), LoadError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = self.attention;
         let counts = [
@@ -132,8 +132,9 @@ impl ModelConfig {
 /// A drafter's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrafterConfig {
-    /// N, the number of tail layers.
+    /// N: the number of tail layers.
     pub tail_layers: usize,
-    /// S as trained, 1..=[`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).
+    /// S: the block size that the drafter was trained with,
+    /// 1..=[`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).
     pub block_size: usize,
 }

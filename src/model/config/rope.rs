@@ -1,8 +1,8 @@
-//! Rotary frequencies, scaling resolved once when a model is loaded.
+//! Rotary frequencies of a model, computed once, with scaling, when the model is loaded.
 //!
-//! The types and their arithmetic, order of operations and f32 roundings included, are those of
-//! transformers' `modeling_rope_utils.py`. Scaling types whose frequencies depend on the length of
-//! the sequence (`dynamic`, `longrope`) are not supported.
+//! The types and their arithmetic follow transformers' `modeling_rope_utils.py`, including the order of
+//! operations and f32 roundings. Scaling types whose frequencies depend on the length of the sequence
+//! (`dynamic`, `longrope`) are not supported.
 
 use std::f64::consts::PI;
 
@@ -13,23 +13,25 @@ use crate::model::format::json::Fields;
 
 const SUPPORTED: &str = "default, linear, llama3, yarn";
 
-/// How a model stretches its rotary embedding over contexts longer than it was pretrained for.
+/// A method of stretching the rotary embedding over contexts longer than the pretraining context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     /// No scaling.
     Default,
-    /// Position interpolation: every frequency divided by `factor`.
+    /// Position interpolation: every frequency is divided by `factor`.
     Linear {
-        /// How many times longer the context became.
+        /// Ratio of the new context length to the old one.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, smooth between.
+    /// Llama 3.1: the frequencies of long wavelengths are divided by `factor`, the frequencies of short
+    /// wavelengths are kept, with a smooth transition between them.
     Llama3 {
-        /// Divides the frequencies of wavelengths above `original_context` / `low_freq_factor`.
+        /// Divisor of the frequencies whose wavelengths exceed `original_context` / `low_freq_factor`.
         factor: f64,
-        /// Bounds the wavelengths that are divided.
+        /// Bound of the long wavelengths, as a divisor of `original_context`.
         low_freq_factor: f64,
-        /// Bounds the wavelengths that are kept: below `original_context` / `high_freq_factor`.
+        /// Bound of the short wavelengths: wavelengths below `original_context` / `high_freq_factor` are
+        /// kept.
         high_freq_factor: f64,
         /// Positions of the pretraining context.
         original_context: f64,
@@ -41,22 +43,22 @@ pub enum RopeScaling {
 /// The parameters of [`RopeScaling::Yarn`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
-    /// How many times longer the context became.
+    /// Ratio of the new context length to the old one.
     pub factor: f64,
     /// Positions of the pretraining context.
     pub original_context: f64,
-    /// Dimensions that turn more often than this over the pretraining context are kept.
+    /// Rotations over the pretraining context above which a dimension is kept.
     pub beta_fast: f64,
-    /// Dimensions that turn less often than this are interpolated.
+    /// Rotations over the pretraining context below which a dimension is interpolated.
     pub beta_slow: f64,
-    /// Whether the bounds between them are rounded to whole dimensions.
+    /// Whether the bounds between kept and interpolated dimensions are rounded to whole dimensions.
     pub truncate: bool,
     /// Factor on cosine and sine.
     pub attention_factor: f64,
 }
 
 impl Yarn {
-    /// YaRN with the values that the paper recommends for the rest.
+    /// Returns YaRN with the paper's recommended values for the other parameters.
     pub fn new(factor: f64, original_context: f64) -> Self {
         Self {
             factor,
@@ -69,20 +71,19 @@ impl Yarn {
     }
 }
 
-/// The paper's √(1/t) = 0.1·ln(s) + 1, with DeepSeek's coefficient on the logarithm.
+/// Returns the paper's √(1/t) = 0.1·ln(s) + 1, with DeepSeek's coefficient on the logarithm.
 fn mscale(factor: f64, coefficient: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * coefficient * factor.ln() + 1.0 }
 }
 
-/// The rotary embedding of a model with `head_dim` dimensions a head, base `theta` and a scaling.
+/// Returns the rotary embedding of a model with `head_dim` dimensions per head, base `theta` and a scaling.
 ///
-/// `None` if `head_dim` is odd, 0 or above 4096, or if the parameters give a frequency that is not
-/// finite.
+/// `None` if `head_dim` is odd, 0 or above 4096, or if the parameters give a frequency that is not finite.
 pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> {
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
         return None;
     }
-    // θ^(2i / head_dim): one turn takes 2π times as many positions.
+    // θ^(2i / head_dim): a full rotation takes 2π times this many positions.
     let turns: Vec<f32> = (0..head_dim / 2)
         .map(|i| {
             let exponent = (2 * i) as f32 / head_dim as f32;
@@ -124,7 +125,7 @@ pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> 
 
 fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> Option<Vec<f32>> {
     let dim = head_dim as f64;
-    // The (fractional) dimension that turns `rotations` times over the pretraining context.
+    // The (fractional) dimension that makes `rotations` rotations over the pretraining context.
     let dimension_of =
         |rotations: f64| dim * (yarn.original_context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow));
@@ -149,8 +150,8 @@ fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> 
     Some(turns.iter().enumerate().map(frequency).collect())
 }
 
-/// The rotary embedding of a `config.json`: `rope_parameters` as transformers 5 writes it, or
-/// `rope_theta` and `rope_scaling` as transformers 4 does.
+/// Reads the rotary embedding of a `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and
+/// `rope_scaling` (transformers 4).
 pub(in crate::model) fn from_config(
     config: &Fields<'_>,
     head_dim: usize,
@@ -198,7 +199,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
     let original_context = fields.positive("original_max_position_embeddings")?;
     match new.or(old) {
         None | Some("default") => {
-            // A scaling without a type, or one object a layer type, is not "no scaling".
+            // A scaling without a type, or with one object per layer type, does not mean "no scaling".
             match fields.entries().find(|(key, value)| *key == "factor" || value.is_object()) {
                 Some((key, _)) if new.or(old).is_none() => Err(fields.unsupported(key, SUPPORTED)),
                 _ => Ok(RopeScaling::Default),
@@ -231,7 +232,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
                 (None, None) => return Err(fields.missing("factor")),
             };
             let mut yarn = Yarn::new(factor, original_context.unwrap_or(context_len as f64));
-            // As in Python, 0 stands for "not given" here.
+            // As in Python, 0 means "not given" here.
             let given = |key: &str| Ok::<_, LoadError>(fields.number(key)?.filter(|&x| x != 0.0));
             yarn.beta_fast = given("beta_fast")?.unwrap_or(yarn.beta_fast);
             yarn.beta_slow = given("beta_slow")?.unwrap_or(yarn.beta_slow);

@@ -1,4 +1,4 @@
-//! Files of a model: opened only if they are regular files, read up to a limit, or mapped.
+//! Access to the files of a model: opens only regular files, and reads them up to a size limit or maps them.
 
 use std::fs;
 use std::io::Read;
@@ -7,24 +7,25 @@ use std::sync::Arc;
 
 use crate::model::LoadError;
 
-/// The largest JSON file or template that is read. Configurations have kilobytes, the index of the
-/// largest sharded model some megabytes.
+/// Size limit of a JSON file or template. Configurations have kilobytes, and the index of the largest sharded
+/// model has some megabytes.
 const SIZE_LIMIT: u64 = 64 << 20;
 
 /// The bytes of a file, read or mapped.
 pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// How the bytes of a file come into memory.
+/// The way in which the bytes of a file come into memory.
 #[derive(Clone, Copy)]
 pub(in crate::model) enum Access {
     Read,
     Map,
 }
 
-/// Opens a regular file; a pipe, which could block for ever, is an error. Also its size in bytes.
+/// Opens a regular file and returns it with its size in bytes. A pipe, which could block for ever, is an
+/// error.
 pub(in crate::model) fn open(path: &Path) -> Result<(fs::File, u64), LoadError> {
     let io = |source| LoadError::Io { path: path.into(), source };
-    // Before opening it: to open a pipe blocks.
+    // This check comes first, because opening a pipe blocks.
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(LoadError::NotAFile { path: path.into() });
     }
@@ -33,12 +34,12 @@ pub(in crate::model) fn open(path: &Path) -> Result<(fs::File, u64), LoadError> 
     Ok((file, bytes))
 }
 
-/// The bytes of a small file.
+/// Reads all bytes of a small file.
 pub(in crate::model) fn read_bytes(path: &Path) -> Result<Vec<u8>, LoadError> {
     read_bytes_up_to(path, SIZE_LIMIT)
 }
 
-/// The bytes of a file of at most `limit` bytes.
+/// Reads all bytes of a file of at most `limit` bytes.
 pub(in crate::model) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
     let (file, bytes) = open(path)?;
     if bytes > limit {
@@ -51,7 +52,7 @@ pub(in crate::model) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<
     Ok(content)
 }
 
-/// `Ok(None)` where the file does not exist.
+/// Returns `Ok(None)` if the file does not exist.
 pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Option<T>, LoadError> {
     match result {
         Err(LoadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -59,10 +60,10 @@ pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Opt
     }
 }
 
-/// The bytes of a regular file.
+/// Returns the bytes of a regular file.
 ///
 /// # Safety
-/// With [`Access::Map`], as [`Checkpoint::map`](crate::model::Checkpoint::map).
+/// With [`Access::Map`], the promise of [`Checkpoint::map`](crate::model::Checkpoint::map).
 pub(in crate::model) unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
     let (mut file, len) = open(path)?;
     let io = |source| LoadError::Io { path: path.into(), source };

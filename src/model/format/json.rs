@@ -1,4 +1,4 @@
-//! JSON files of a model's directory, read key by key with errors that name file and key.
+//! Reads the JSON files of a model's directory key by key, with errors that name file and key.
 
 use std::path::{Path, PathBuf};
 
@@ -27,17 +27,17 @@ impl JsonFile {
     }
 }
 
-/// The fields of an object in a JSON file. `null` counts as absent, as it does for transformers.
+/// The fields of an object in a JSON file. `null` counts as absent, as in transformers.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct Fields<'a> {
     path: &'a Path,
-    /// Dotted path of the object within the file, empty or ending in a dot.
+    /// Path of the object within the file, joined by dots; empty or ending in a dot.
     prefix: String,
     object: &'a Map<String, Value>,
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of an object that a file holds at its outermost level.
+    /// Returns the fields of a file's outermost object.
     pub(in crate::model) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
         Self { path, prefix: String::new(), object }
     }
@@ -50,7 +50,7 @@ impl<'a> Fields<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there, be it with `null`.
+    /// Returns whether the key exists, even if its value is `null`.
     pub(in crate::model) fn contains(&self, key: &str) -> bool {
         self.object.contains_key(key)
     }
@@ -77,19 +77,19 @@ impl<'a> Fields<'a> {
         self.typed(key, "a list", Value::as_array)
     }
 
-    /// A finite number.
+    /// Returns a finite number.
     pub(in crate::model) fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
         self.typed(key, "a finite number", |value| value.as_f64().filter(|x| x.is_finite()))
     }
 
-    /// A finite number above 0.
+    /// Returns a finite number above 0.
     pub(in crate::model) fn positive(&self, key: &str) -> Result<Option<f64>, LoadError> {
         self.typed(key, "a finite number above 0", |value| {
             value.as_f64().filter(|x| x.is_finite() && *x > 0.0)
         })
     }
 
-    /// A whole number in 1..=`limit`; Python writes some of them as floats.
+    /// Returns a whole number in 1..=`limit`. Python writes some whole numbers as floats.
     pub(in crate::model) fn count(&self, key: &str, limit: usize) -> Result<Option<usize>, LoadError> {
         let whole = |value: &Value| {
             let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x));

@@ -1,4 +1,5 @@
-//! File formats: bytes of a file, JSON, safetensors, GGUF. Nothing here knows what a model is.
+//! File formats: bytes of a file, JSON, safetensors, GGUF. This layer does not depend on the structure of
+//! models.
 
 pub(in crate::model) mod files;
 pub mod gguf;

@@ -1,4 +1,4 @@
-//! The tensors of a directory: one safetensors file, or shards with an index.
+//! The tensors of a model directory: one safetensors file, or shards with an index.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,11 +14,11 @@ use crate::model::LoadError;
 use crate::model::load_error::shorten;
 use crate::tensor::{DType, Tensor};
 
-/// Bytes of the header's length at the start of a file.
+/// Size of the header's length at the start of a file, in bytes.
 const PREFIX: usize = 8;
 
-/// The tensors of a model's directory, by name. Their bytes are read or mapped once, and shared by
-/// the [`Tensor`]s taken from it.
+/// The tensors of a model directory, by name. Their bytes are read or mapped once, and the [`Tensor`]s taken
+/// from the checkpoint share them.
 pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<TensorFile>,
@@ -30,49 +30,47 @@ struct TensorFile {
     bytes: Bytes,
 }
 
-/// A tensor as its file's header describes it.
+/// A tensor, as described by its file's header.
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Index into [`Checkpoint::files`].
+    /// Index of the file in [`Checkpoint::files`].
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Within the file.
+    /// Range of the tensor's bytes within the file.
     bytes: Range<usize>,
 }
 
 impl Checkpoint {
-    /// Reads `model.safetensors` of `dir`, or else the shards that `model.safetensors.index.json`
-    /// names, into memory.
+    /// Reads `model.safetensors` of `dir` into memory, or if it does not exist, the shards that
+    /// `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// [`LoadError`] if a file is missing, truncated, or its header does not describe its contents;
-    /// if a tensor occurs twice; if the index names a file outside `dir` or a tensor that its file
-    /// does not have.
+    /// [`LoadError`] if a file is missing or truncated, or if its header does not describe its contents; if a
+    /// tensor occurs twice; if the index names a file outside `dir` or a tensor that its file does not have.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::open(dir, Access::Read) }
     }
 
-    /// As [`read`](Self::read), but maps the files instead of copying them: what is not used takes
-    /// no memory, and several processes share what is.
+    /// Like [`read`](Self::read), but maps the files instead of copying them: unused tensors take no memory,
+    /// and several processes share the memory of used ones.
     ///
     /// # Safety
-    /// As long as the checkpoint or a tensor taken from it lives, no file of it may be changed or
-    /// truncated, by this process or another.
+    /// While the checkpoint or a tensor taken from it is alive, no process may change or truncate its files.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
         unsafe { Self::open(dir, Access::Map) }
     }
 
     /// # Safety
-    /// With [`Access::Map`], as [`map`](Self::map).
+    /// With [`Access::Map`], the promise of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller makes the same promise.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
         if if_exists(single)?.is_some() {
             return Ok(checkpoint);
@@ -93,7 +91,7 @@ impl Checkpoint {
                 return Err(LoadError::OutsideDirectory { path: index_path, entry: shorten(shard) });
             }
             let path = dir.join(shard);
-            // SAFETY: passed on to the caller.
+            // SAFETY: the caller makes the same promise.
             let file = unsafe { checkpoint.add_file(path.clone(), access)? };
             let absent = |name: &&&str| checkpoint.tensors.get(**name).is_none_or(|entry| entry.file != file);
             if let Some(tensor) = tensors.iter().find(absent) {
@@ -103,12 +101,12 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Adds a file's tensors; returns its index.
+    /// Adds a file's tensors, and returns its index.
     ///
     /// # Safety
-    /// With [`Access::Map`], as [`map`](Self::map).
+    /// With [`Access::Map`], the promise of [`map`](Self::map).
     unsafe fn add_file(&mut self, path: PathBuf, access: Access) -> Result<usize, LoadError> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller makes the same promise.
         let bytes = unsafe { load(&path, access)? };
         let file = self.files.len();
         for (name, mut entry) in parse_header(&path, (*bytes).as_ref())? {
@@ -122,35 +120,36 @@ impl Checkpoint {
         Ok(file)
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The files that hold tensors.
+    /// Returns the paths of the files that hold tensors.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
     }
 
-    /// Every tensor's name, sorted.
+    /// Returns every tensor's name, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of that name.
+    /// Returns whether a tensor with this name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// A tensor's shape, without looking at its elements.
+    /// Returns a tensor's shape without reading its elements.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A tensor, sharing the checkpoint's bytes.
+    /// Returns a tensor that shares the checkpoint's bytes.
     ///
     /// # Errors
-    /// [`LoadError::MissingTensor`], or [`LoadError::UnsupportedDType`] if it is not F32, F16 or BF16.
+    /// [`LoadError::MissingTensor`], or [`LoadError::UnsupportedDType`] if the tensor is not F32, F16 or
+    /// BF16.
     pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
         let missing = || LoadError::MissingTensor { path: self.dir.clone(), tensor: name.into() };
         let entry = self.tensors.get(name).ok_or_else(missing)?;
@@ -172,10 +171,10 @@ impl Checkpoint {
         })
     }
 
-    /// A tensor that must have a shape.
+    /// Returns a tensor that must have the given shape.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor), and [`LoadError::Shape`].
+    /// The errors of [`tensor`](Self::tensor), and [`LoadError::Shape`].
     pub fn tensor_of_shape(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.tensor(name)?;
         if tensor.shape() == shape {
@@ -189,7 +188,7 @@ impl Checkpoint {
         })
     }
 
-    /// The file that holds a tensor, or the directory if none does.
+    /// Returns the file that holds a tensor, or the directory if no file does.
     pub(in crate::model) fn path_of(&self, name: &str) -> &Path {
         let file = self.tensors.get(name).and_then(|entry| self.files.get(entry.file));
         file.map_or(&self.dir, |file| &file.path)
@@ -202,13 +201,13 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// A plain relative path, without `..` or a root.
+/// Returns whether `entry` is a plain relative path, without `..` or a root.
 fn is_inside(entry: &str) -> bool {
     let mut components = Path::new(entry).components().peekable();
     components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// A header's entries in file order, repeated names included.
+/// A header's entries in file order, including repeated names.
 struct HeaderEntries(Vec<(String, HeaderEntry)>);
 
 #[derive(Deserialize)]
@@ -241,7 +240,7 @@ impl<'de> Deserialize<'de> for HeaderEntries {
     }
 }
 
-/// The tensors that a file's header describes; the entries' `file` is 0.
+/// Returns the tensors that a file's header describes. The entries' `file` is 0.
 fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadError> {
     let wrong = |reason: String| LoadError::Header { path: path.into(), reason };
     let Some(Ok(prefix)) = bytes.get(..PREFIX).map(<[u8; PREFIX]>::try_from) else {
@@ -257,8 +256,8 @@ fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadE
             bytes.len()
         )));
     };
-    // What the safetensors crate does not tell apart, or not by name: repeated names, element types
-    // it does not know, and data beyond the end of the file.
+    // Checks that the safetensors crate does not make, or reports without the name: repeated names, unknown
+    // element types, and data beyond the end of the file.
     let HeaderEntries(mut listed) = serde_json::from_slice(header)
         .map_err(|e| wrong(format!("its header is not as it should be: {e}")))?;
     let data_len = bytes.len() - data_start;

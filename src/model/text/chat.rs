@@ -1,4 +1,4 @@
-//! Chat templates: messages rendered to a prompt, as transformers' `apply_chat_template` does.
+//! Chat templates: render messages to a prompt, like transformers' `apply_chat_template`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::model::LoadError;
 use crate::model::format::files::{if_exists, read_bytes};
 use crate::model::format::json::{Fields, JsonFile};
 
-/// Instructions of the template engine before a template is taken for one that never ends. Real
-/// templates need some hundred a message.
+/// Limit on the instructions of the template engine; a template that exceeds it is considered endless. Real
+/// templates need some hundred instructions per message.
 const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
@@ -25,20 +25,20 @@ const IN_DIRECTORY: &str = "neither chat_template.jinja nor `chat_template` in t
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, or whatever else the template knows.
+    /// The author's role: `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
-    /// What was said.
+    /// The text of the message.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// A message.
+    /// Makes a message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
 }
 
-/// A model's chat template (Jinja) and the special tokens that it may name.
+/// A model's chat template (Jinja), and the special tokens that it may name.
 pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
@@ -69,7 +69,7 @@ impl ChatTemplate {
         Self::new(path, &source, special_tokens)
     }
 
-    /// A template from its source, which is in the file `path`.
+    /// Makes a template from its source, which is in the file `path`.
     pub(in crate::model) fn new(
         path: PathBuf,
         source: &str,
@@ -79,23 +79,23 @@ impl ChatTemplate {
         Ok(Self { path, environment, special_tokens })
     }
 
-    /// Renders a conversation; with `add_generation_prompt` it ends where the assistant's next
-    /// message begins. The result spells out the special tokens, BOS included: encode it without
-    /// adding any.
+    /// Renders a conversation. With `add_generation_prompt`, the result ends where the assistant's next
+    /// message begins. The result contains the text of the special tokens, including BOS: encode it without
+    /// adding special tokens.
     ///
     /// # Errors
     /// [`LoadError::ChatTemplate`] if the template rejects the messages or fails on them.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, LoadError> {
-        // A clock before 1970 is shown as 1970.
+        // A clock before 1970 counts as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         self.render_at(messages, add_generation_prompt, now)
     }
 
-    /// As [`render`](Self::render), for templates that state the date: as if it were `unix_seconds`
-    /// after 1970-01-01 UTC.
+    /// Like [`render`](Self::render), for templates that print the date: the time is `unix_seconds` after
+    /// 1970-01-01 UTC.
     ///
     /// # Errors
-    /// As [`render`](Self::render).
+    /// The errors of [`render`](Self::render).
     pub fn render_at(
         &self,
         messages: &[ChatMessage],
@@ -128,7 +128,7 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// The environment that transformers compiles chat templates in.
+/// Makes an environment like the one in which transformers compiles chat templates.
 fn environment(source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -146,8 +146,8 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Runs a call into the `minijinja` crate, whose arithmetic on slices can overflow: a panic in it is an
-/// error here.
+/// Calls into the `minijinja` crate, whose arithmetic on slices can overflow, and turns a panic into an
+/// error.
 fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T, LoadError> {
     let reason = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
@@ -157,7 +157,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T,
     Err(LoadError::ChatTemplate { path: path.into(), reason })
 }
 
-/// Writes values as Python's Jinja does, where that differs.
+/// Writes values like Python's Jinja, where the two differ.
 fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     match bool::try_from(value.clone()) {
         Ok(truth) if value.kind() == ValueKind::Bool => {
@@ -169,7 +169,7 @@ fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) 
     Ok(())
 }
 
-/// `chat_template` of a `tokenizer_config.json`.
+/// Returns `chat_template` of a `tokenizer_config.json`.
 fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     let key = "chat_template";
     let wrong = || config.invalid(key, "a template, or a list of templates with one named `default`");
@@ -185,7 +185,8 @@ fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     }
 }
 
-/// The special tokens that a template can name; each a string or an object with its `content`.
+/// Returns the special tokens that a template can name. Each one is a string, or an object with its
+/// `content`.
 fn special_tokens(config: &Fields<'_>) -> Result<Vec<(&'static str, Value)>, LoadError> {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -201,8 +202,8 @@ fn special_tokens(config: &Fields<'_>) -> Result<Vec<(&'static str, Value)>, Loa
     Ok(tokens)
 }
 
-/// `{% generation %}` marks the assistant's text for training and renders as what it encloses.
-/// The template engine does not know it; a condition that holds renders the same.
+/// Replaces `{% generation %}` tags, which mark the assistant's text for training and render as their
+/// contents. The template engine does not know this tag; a condition that is always true renders the same.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -226,7 +227,7 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
-/// An error of the template engine with its causes, on one line.
+/// Formats an error of the template engine with its causes, on one line.
 fn full_message(error: &Error) -> String {
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! The tokenizer and the chat template in a GGUF file's metadata.
+//! Reads the tokenizer and the chat template from the metadata of a GGUF file.
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::NFC;
@@ -25,22 +25,22 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// How a text is split into pieces before byte pairs are merged within each piece:
-/// `tokenizer.ggml.pre`. Each is the pre-tokenizer of the `tokenizer.json` that such a file was
-/// converted from.
+/// The rule that splits a text into pieces, within which byte pairs are merged: `tokenizer.ggml.pre`. Each
+/// variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Splitting {
     /// GPT-2: words, numbers and punctuation, each with the space before it.
     Gpt2,
-    /// SmolLM: every digit by itself, the rest as GPT-2.
+    /// SmolLM: every digit by itself, the rest like GPT-2.
     SmolLm,
     /// Llama 3: numbers in groups of up to three digits.
     LlamaBpe,
-    /// Qwen2 and 3: every digit by itself; the text is normalised to NFC first.
+    /// Qwen2 and 3: every digit by itself; the text is first normalised to NFC.
     Qwen2,
 }
 
-/// Contractions, words, numbers, punctuation, line breaks, spaces; `{number}` is what counts as one.
+/// A pattern for contractions, words, numbers, punctuation, line breaks and spaces; `{number}` is the pattern
+/// of one number.
 macro_rules! split_pattern {
     ($number:literal) => {
         concat!(
@@ -82,11 +82,11 @@ impl Splitting {
 /// Kinds of tokens, by their number in `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TokenType {
-    /// Made by merging; unknown and byte tokens are not told apart.
+    /// A token made by merging. Unknown and byte tokens belong here too.
     Text,
-    /// Never text: the end of a message, a role.
+    /// A token that is never text: the end of a message, or a role.
     Control,
-    /// Text that is never split: `<tool_call>`.
+    /// Text that is never split, such as `<tool_call>`.
     UserDefined,
     /// A row of a padded embedding.
     Unused,
@@ -105,16 +105,16 @@ impl TokenType {
 }
 
 impl Gguf {
-    /// The tokenizer in the metadata.
+    /// Returns the tokenizer in the metadata.
     ///
     /// # Errors
-    /// [`LoadError`] naming the key that is missing or not supported; [`LoadError::Tokenizer`] for
-    /// tokens and merges that do not make a tokenizer.
+    /// [`LoadError`] naming the key that is missing or not supported; [`LoadError::Tokenizer`] if the tokens
+    /// and merges do not make a tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
         tokenizer(self.header(), vocab_size(self.header())?)
     }
 
-    /// The chat template in the metadata.
+    /// Returns the chat template in the metadata.
     ///
     /// # Errors
     /// [`LoadError::NoChatTemplate`], or [`LoadError::ChatTemplate`] if it cannot be parsed.
@@ -166,7 +166,7 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
 }
 
-/// One type a token; without types all tokens are text.
+/// Reads the type of each token; without types, all tokens are text.
 fn token_types(header: &Header, tokens: usize) -> Result<Vec<TokenType>, LoadError> {
     let fields = header.fields();
     let Some(numbers) = header.integers(TOKEN_TYPES)? else { return Ok(vec![TokenType::Text; tokens]) };
@@ -191,7 +191,8 @@ fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<V
     Ok(vocab)
 }
 
-/// Pairs of tokens to merge, the most urgent first; each is two tokens with a space between.
+/// Reads the pairs of tokens to merge, the most urgent first. Each pair is two tokens with a space between
+/// them.
 fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     let merges = header.strings(MERGES)?.ok_or_else(|| header.fields().missing(MERGES))?;
     let wrong = |merge: &str, what: String| LoadError::Tokenizer {
@@ -202,7 +203,7 @@ fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     for merge in merges {
         let (left, right) =
             merge.split_once(' ').ok_or_else(|| wrong(merge, "is not two tokens".to_owned()))?;
-        // The `tokenizers` crate panics on some of these.
+        // The `tokenizers` crate panics if one of these tokens is missing.
         for token in [left, right, &format!("{left}{right}")] {
             if !vocab.contains_key(token) {
                 return Err(wrong(merge, format!("needs `{}`, which is not a token", shorten(token))));
@@ -213,7 +214,7 @@ fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     Ok(pairs)
 }
 
-/// What the tokenizer puts around every text: a template, and the tokens that it names.
+/// The tokens that the tokenizer puts around every text: a template, and the tokens that it names.
 type Surrounding = (Vec<&'static str>, Vec<SpecialToken>);
 
 fn surrounding_tokens(
@@ -222,7 +223,7 @@ fn surrounding_tokens(
     tokens: &[&str],
 ) -> Result<Option<Surrounding>, LoadError> {
     let flag = |key: &str, default: bool| Ok::<_, LoadError>(fields.flag(key)?.unwrap_or(default));
-    // Llama 3 begins every text with BOS, whether the file says so or not.
+    // Llama 3 begins every text with BOS, even if the file does not say so.
     let add_bos = flag("tokenizer.ggml.add_bos_token", splitting == Splitting::LlamaBpe)?;
     let add_eos = flag("tokenizer.ggml.add_eos_token", false)?;
     if !add_bos && !add_eos {

@@ -1,4 +1,4 @@
-//! Text: tokenizers, chat templates, and the text of tokens that arrive a few at a time.
+//! Text of a model: tokenizers, chat templates, and the text of a stream of tokens.
 
 pub(in crate::model) mod chat;
 pub(in crate::model) mod gguf;

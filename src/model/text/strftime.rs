@@ -1,4 +1,4 @@
-//! Dates for chat templates: Python's `strftime`, as far as templates use it, in UTC.
+//! Dates in chat templates: the part of Python's `strftime` that templates use, in UTC.
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -14,12 +14,12 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-/// From the weekday of 1970-01-01 on.
+/// Names of the weekdays, starting with the weekday of 1970-01-01.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Formats a time, in seconds since 1970-01-01 UTC.
 ///
-/// The error is the first conversion that is not supported.
+/// The error is the first unsupported conversion.
 pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, String> {
     let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
@@ -63,10 +63,10 @@ pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, String
     Ok(out)
 }
 
-/// Year, month (1..=12) and day (1..=31) of a day counted from 1970-01-01, in the Gregorian calendar.
+/// Returns year, month (1..=12) and day (1..=31) of a day counted from 1970-01-01, in the Gregorian calendar.
 /// (Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.)
 fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years are counted from March here, so that a leap day ends its year.
+    // Years start in March here, so that a leap day is the last day of its year.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

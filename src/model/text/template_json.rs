@@ -1,5 +1,5 @@
-//! The `tojson` filter of chat templates: Python's `json.dumps`, which templates rely on for the
-//! spaces after commas and colons, and which escapes nothing for HTML.
+//! The `tojson` filter of chat templates, which works like Python's `json.dumps`: it writes a space after
+//! commas and colons, on which templates rely, and does not escape anything for HTML.
 
 use std::io;
 
@@ -8,10 +8,10 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// The widest indentation that is written; deeper nesting multiplies it.
+/// The largest indentation that is written; deeper nesting multiplies it.
 const MAX_INDENT: usize = 32;
 
-/// `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
+/// Implements `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
 pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
@@ -51,7 +51,7 @@ fn write(
     value.serialize(&mut serializer)
 }
 
-/// Compact output with given separators.
+/// A JSON formatter with compact output and given separators.
 struct Separators<'a> {
     item: &'a str,
     key: &'a str,
@@ -77,7 +77,7 @@ impl Formatter for Separators<'_> {
     }
 }
 
-/// Writes what is not ASCII, which occurs within strings only, as UTF-16 escapes.
+/// Writes characters that are not ASCII, which occur only in strings, as UTF-16 escapes.
 fn ascii(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -101,7 +101,7 @@ mod tests {
         environment.render_str(&source, context! {}).unwrap_or_else(|error| error.to_string())
     }
 
-    /// The expected strings are Python's.
+    /// The expected strings come from Python.
     #[test]
     fn as_json_dumps() {
         assert_eq!(render("tojson"), r#"{"b": [1, 2.5, true, null], "a": "é\n<😀>", "c": []}"#);

@@ -1,42 +1,42 @@
-//! The text of a growing list of tokens.
+//! Decodes tokens that arrive a few at a time into text.
 
 use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
 
-/// Decodings of a UTF-8 character that is still incomplete end in this.
+/// The last character of a decoded text whose final UTF-8 character is still incomplete.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Tokens after which an incomplete character is taken for bytes that will never be UTF-8. A
-/// character has at most four bytes, a token at least one.
+/// Number of tokens after which an incomplete character is considered invalid UTF-8. A character has at most
+/// four bytes, and a token at least one.
 const PATIENCE: usize = 8;
 
-/// Tokens kept as context: an incomplete character begins within the last three.
+/// Number of tokens kept as context: an incomplete character begins within the last three.
 const CONTEXT: usize = 4;
 
-/// Text of tokens that arrive a few at a time.
+/// A stream that turns tokens, as they arrive, into text.
 ///
-/// A token may end inside a UTF-8 character, and what a token reads as may depend on those before
-/// it. So a stream decodes a short window of recent tokens, and hands out what can no longer change.
-/// The pieces of a byte-level tokenizer join to exactly what [`Tokenizer::decode`] makes of all ids.
+/// A token may end inside a UTF-8 character, and its text may depend on earlier tokens. The stream therefore
+/// decodes a short window of recent tokens, and returns only text that can no longer change. With a
+/// byte-level tokenizer, the concatenated pieces are exactly the result of [`Tokenizer::decode`] on all ids.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     skip_special_tokens: bool,
-    /// Tokens that later ones may be read together with.
+    /// Recent tokens, whose text may depend on one another.
     window: Vec<u32>,
-    /// How many of them come before the text that is pending.
+    /// Number of tokens in the window before the pending text.
     settled: usize,
-    /// Bytes of the window's text that were handed out.
+    /// Number of bytes of the window's text that were returned.
     emitted: usize,
 }
 
 impl<'a> TextStream<'a> {
-    /// A stream at the beginning of a text.
+    /// Starts a stream at the beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
         Self { tokenizer, skip_special_tokens, window: Vec::new(), settled: 0, emitted: 0 }
     }
 
-    /// Adds tokens; returns the text that they complete, which may be empty.
+    /// Adds tokens, and returns the text that they complete, which may be empty.
     ///
     /// # Errors
     /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
@@ -48,17 +48,17 @@ impl<'a> TextStream<'a> {
         Ok(text)
     }
 
-    /// Ends the text: returns what is pending, an incomplete character as U+FFFD.
+    /// Ends the stream and returns the pending text, with an incomplete character as U+FFFD.
     ///
     /// # Errors
-    /// As [`push`](Self::push).
+    /// The errors of [`push`](Self::push).
     pub fn finish(mut self) -> Result<String, LoadError> {
         let text = self.decode_window()?;
         Ok(self.take(&text, text.len()))
     }
 
     fn push_one(&mut self, id: u32) -> Result<String, LoadError> {
-        // What decodes to nothing must not fill the window.
+        // Tokens without text must not fill the window.
         let silent = self.skip_special_tokens && self.tokenizer.is_special(id);
         if silent || self.tokenizer.token(id).is_none() {
             return Ok(String::new());
@@ -68,7 +68,8 @@ impl<'a> TextStream<'a> {
         let complete = text.trim_end_matches(REPLACEMENT).len();
         if complete == text.len() {
             let piece = self.take(&text, complete);
-            // The tokens of this piece are the context of the next; those before them are done with.
+            // The tokens of this piece are the context of the next piece; earlier tokens are no longer
+            // needed.
             self.window.drain(..self.settled);
             self.settled = self.window.len();
             self.emitted = self.decode_window()?.len();
@@ -89,8 +90,8 @@ impl<'a> TextStream<'a> {
         self.tokenizer.decode(&self.window, self.skip_special_tokens)
     }
 
-    /// Bytes `emitted..end` of the window's text. There is nothing new where the text became shorter,
-    /// which decoders that fall back to bytes do while a character is incomplete.
+    /// Returns bytes `emitted..end` of the window's text. If the text became shorter, nothing is new;
+    /// decoders that fall back to bytes shorten the text while a character is incomplete.
     fn take(&mut self, text: &str, end: usize) -> String {
         match text.get(self.emitted..end) {
             Some(piece) => {

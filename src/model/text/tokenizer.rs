@@ -1,4 +1,4 @@
-//! Text to token ids and back.
+//! Tokenizers: convert text to token ids and back.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::model::LoadError;
 use crate::model::format::files::read_bytes_up_to;
 use crate::model::load_error::shorten;
 
-/// The largest `tokenizer.json` that is read, in bytes.
+/// Size limit of a `tokenizer.json`, in bytes.
 const SIZE_LIMIT: u64 = 512 << 20;
 
 /// A tokenizer for a model with a given vocabulary.
@@ -23,23 +23,24 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let bytes = read_bytes_up_to(&path, SIZE_LIMIT)?;
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
-        // As transformers does: lengths are the caller's business, not the file's.
+        // As in transformers, the caller decides about lengths, not the file.
         guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
         Ok(Self::new(path, inner, vocab_size))
     }
 
-    /// A tokenizer that was made from the file `path`.
+    /// Wraps a tokenizer that was made from the file `path`.
     pub(in crate::model) fn new(path: PathBuf, inner: tokenizers::Tokenizer, vocab_size: usize) -> Self {
         Self { path, inner, vocab_size }
     }
 
-    /// The ids of a text. Special tokens spelled out in it become their ids; those that the
-    /// tokenizer puts around every text (BOS for most Llama models) are added if `add_special_tokens`.
+    /// Returns the ids of a text. Special tokens that the text spells out become their ids. If
+    /// `add_special_tokens` is true, the tokens that the tokenizer puts around every text (BOS for most Llama
+    /// models) are added.
     ///
     /// # Errors
-    /// [`LoadError::TokenOutOfVocabulary`] for an id that the model does not have,
-    /// [`LoadError::Tokenizer`] for a text that the tokenizer cannot handle.
+    /// [`LoadError::TokenOutOfVocabulary`] for an id that the model does not have, or
+    /// [`LoadError::Tokenizer`] if the tokenizer cannot handle the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, LoadError> {
         let encoding = guarded(&self.path, || self.inner.encode(text, add_special_tokens))?;
         let ids = encoding.get_ids();
@@ -54,8 +55,8 @@ impl Tokenizer {
         }
     }
 
-    /// The text of ids. Ids without a token have no text; neither have special tokens if
-    /// `skip_special_tokens`. Bytes that are not UTF-8 become U+FFFD.
+    /// Returns the text of ids. Ids without a token give no text, and if `skip_special_tokens` is true,
+    /// neither do special tokens. Bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
     /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
@@ -63,38 +64,38 @@ impl Tokenizer {
         guarded(&self.path, || self.inner.decode(ids, skip_special_tokens))
     }
 
-    /// Number of ids that the tokenizer itself has, added tokens included.
+    /// Returns the number of ids that the tokenizer itself has, including added tokens.
     pub fn len(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Whether the tokenizer has no token.
+    /// Returns whether the tokenizer has no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// V of the model that it was read for.
+    /// Returns V of the model that the tokenizer was read for.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The id of a token, by its exact text.
+    /// Returns the id of the token with exactly this text.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The text of a token as the vocabulary spells it.
+    /// Returns the text of a token, as spelled in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether an id is a special token: control, not text.
+    /// Returns whether an id is a special token, which controls the model and is not text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
         added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// Ids of all special tokens, ascending.
+    /// Returns the ids of all special tokens, ascending.
     pub fn special_ids(&self) -> Vec<u32> {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
         let mut ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
@@ -109,8 +110,8 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Runs a call into the `tokenizers` crate, whose parts index and unwrap on odd files: a panic in it
-/// is an error here.
+/// Calls into the `tokenizers` crate, which indexes and unwraps on malformed files, and turns a panic into an
+/// error.
 pub(in crate::model) fn guarded<T>(
     path: &Path,
     call: impl FnOnce() -> tokenizers::Result<T>,

@@ -1,4 +1,4 @@
-//! The header of a GGUF file: what comes before the data.
+//! The header of a GGUF file: its metadata, and the list of its tensors.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,46 +14,46 @@ use crate::model::format::files::{Bytes, open};
 use crate::model::format::json::Fields;
 use crate::model::load_error::shorten;
 
-/// Dimensions that ggml's tensors have at most.
+/// The most dimensions of a ggml tensor.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// Where the data begins, unless `general.alignment` says otherwise: at a multiple of this.
+/// Default alignment: the data begins at a multiple of this, unless `general.alignment` says otherwise.
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// The largest alignment that is believed.
+/// The largest alignment that is accepted.
 const MAX_ALIGNMENT: usize = 1 << 20;
 
-/// Bytes in which a header is first looked for, where the data is not wanted.
+/// Number of bytes first searched for a header, if only the header is wanted.
 const FIRST_READ: usize = 16 << 20;
 
-/// What a file says about itself.
+/// The header of a file: metadata and tensor descriptions.
 pub(in crate::model) struct Header {
     path: PathBuf,
-    /// The whole file, or at least all of the header.
+    /// The bytes of the whole file, or at least of the whole header.
     bytes: Bytes,
     metadata: Metadata,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// A tensor as the header describes it.
+/// A tensor, as described by the header.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct TensorInfo {
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub(in crate::model) shape: Vec<usize>,
-    /// How its elements are stored and where, or the name of a type that is not supported.
+    /// Storage type and location of the elements, or the name of an unsupported type.
     pub(in crate::model) stored: Result<Stored, String>,
 }
 
-/// Elements in a file.
+/// Storage type and location of a tensor's elements.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct Stored {
     pub(in crate::model) kind: TensorType,
-    /// Within the file.
+    /// Range of the tensor's bytes within the file.
     pub(in crate::model) bytes: Range<usize>,
 }
 
 impl Header {
-    /// Reads the header of a file, and as little more as can be.
+    /// Reads the header of a file, and as little of the data as possible.
     pub(in crate::model) fn read(path: &Path) -> Result<Self, LoadError> {
         let io = |source| LoadError::Io { path: path.into(), source };
         let (mut file, file_len) = open(path)?;
@@ -71,7 +71,7 @@ impl Header {
         }
     }
 
-    /// The header of a file with these bytes.
+    /// Parses the header of a file with these bytes.
     pub(in crate::model) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
         let file = (*bytes).as_ref();
         let parsed = parse(file, file.len());
@@ -93,22 +93,22 @@ impl Header {
         &self.path
     }
 
-    /// The metadata's numbers, flags and strings; see [`Metadata::fields`].
+    /// Returns the metadata's numbers, flags and strings; see [`Metadata::fields`].
     pub(in crate::model) fn fields(&self) -> Fields<'_> {
         self.metadata.fields(&self.path)
     }
 
-    /// An array of strings in the metadata.
+    /// Returns an array of strings in the metadata.
     pub(in crate::model) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>, LoadError> {
         self.metadata.strings(&self.path, (*self.bytes).as_ref(), key)
     }
 
-    /// An array of integers in the metadata.
+    /// Returns an array of integers in the metadata.
     pub(in crate::model) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, LoadError> {
         self.metadata.integers(&self.path, (*self.bytes).as_ref(), key)
     }
 
-    /// Every tensor with its name, sorted.
+    /// Returns every tensor with its name, sorted.
     pub(in crate::model) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.tensors.iter().map(|(name, info)| (name.as_str(), info))
     }
@@ -122,7 +122,7 @@ impl Header {
         self.tensors.contains_key(name)
     }
 
-    /// Where and how a tensor is stored.
+    /// Returns storage type and location of a tensor.
     pub(in crate::model) fn stored(&self, name: &str) -> Result<&Stored, LoadError> {
         self.tensor(name)?.stored.as_ref().map_err(|found| LoadError::UnsupportedQuantization {
             path: self.path.clone(),
@@ -134,7 +134,7 @@ impl Header {
 
 struct Parsed {
     metadata: Metadata,
-    /// In file order, repeated names included.
+    /// The tensors in file order, including repeated names.
     tensors: Vec<(String, TensorInfo)>,
 }
 
@@ -177,13 +177,13 @@ fn alignment(metadata: &Metadata) -> Result<usize, Fault> {
         .ok_or_else(|| Fault::invalid(format!("`{key}` is not a power of two up to {MAX_ALIGNMENT}")))
 }
 
-/// A tensor info as the file has it.
+/// A tensor description in the file's own layout.
 struct RawInfo<'a> {
     name: &'a str,
-    /// Innermost first.
+    /// The dimensions, innermost first.
     dimensions: Vec<u64>,
     kind: u32,
-    /// Within the data.
+    /// Offset of the tensor's bytes within the data.
     offset: u64,
 }
 
@@ -212,7 +212,7 @@ impl<'a> RawInfo<'a> {
             .rev()
             .map(|&dimension| usize::try_from(dimension).map_err(|_| too_large()))
             .collect::<Result<_, _>>()?;
-        // Whatever the product is used for later does not overflow.
+        // After this check, later uses of the product cannot overflow.
         let elements = shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension));
         elements.and_then(|elements| elements.checked_mul(8)).ok_or_else(too_large)?;
         let stored = match TensorType::from_number(self.kind) {
@@ -242,7 +242,7 @@ impl<'a> RawInfo<'a> {
     }
 }
 
-/// Tensors that share bytes could be dequantised to any multiple of the file's size.
+/// Rejects tensors that share bytes: they could be dequantised to any multiple of the file's size.
 fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), Fault> {
     let mut ranges: Vec<(&Range<usize>, &str)> = tensors
         .iter()

@@ -1,4 +1,4 @@
-//! The key-value pairs of a GGUF file.
+//! The metadata of a GGUF file: key-value pairs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use super::reader::{Fault, Reader};
 use crate::model::LoadError;
 use crate::model::format::json::Fields;
 
-/// Arrays within arrays that are followed. No known key nests even once.
+/// Nesting depth limit of arrays. No known key nests even once.
 const MAX_DEPTH: usize = 4;
 
-/// Elements of an array that are shown in a message.
+/// Number of array elements that an error message shows.
 const SHOWN_ELEMENTS: usize = 4;
 
 /// Types of values and of array elements, by their number in the file.
@@ -54,7 +54,7 @@ impl ValueType {
         ALL.get(usize::try_from(number).ok()?).copied()
     }
 
-    /// Bytes of a value, where all values of the type have the same number.
+    /// Returns the size of a value in bytes, if all values of the type have the same size.
     fn size(self) -> Option<usize> {
         match self {
             Self::U8 | Self::I8 | Self::Bool => Some(1),
@@ -66,17 +66,17 @@ impl ValueType {
     }
 }
 
-/// An array whose bytes are known to be there; they are decoded when asked for.
+/// An array whose bytes are known to exist. The elements are decoded on request.
 #[derive(Clone, Debug)]
 struct Array {
     element: ValueType,
     len: usize,
-    /// Of all elements, within the file.
+    /// Range of all elements' bytes within the file.
     bytes: Range<usize>,
 }
 
-/// The key-value pairs of a file. Numbers, flags and strings are kept as the JSON values that they
-/// correspond to; of an array the first elements only, with the place of all of them.
+/// The key-value pairs of a file. Numbers, flags and strings are stored as the corresponding JSON values; of
+/// an array, only the first elements are stored, and the location of all elements.
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
     values: Map<String, Value>,
@@ -84,7 +84,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Reads `count` pairs.
+    /// Reads `count` key-value pairs.
     pub(super) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Self, Fault> {
         let mut metadata = Self::default();
         for _ in 0..count {
@@ -105,12 +105,12 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// The values by key. An array is a list of its first elements here.
+    /// Returns the values by key. An array appears as a list of its first elements.
     pub(super) fn fields<'a>(&'a self, path: &'a Path) -> Fields<'a> {
         Fields::new(path, &self.values)
     }
 
-    /// An array of strings; `bytes` are the file's.
+    /// Returns an array of strings; `bytes` are the bytes of the file.
     pub(super) fn strings<'a>(
         &self,
         path: &Path,
@@ -120,7 +120,7 @@ impl Metadata {
         self.elements(path, bytes, key, ValueType::String, "an array of strings", Reader::text)
     }
 
-    /// An array of 32-bit signed integers; `bytes` are the file's.
+    /// Returns an array of 32-bit signed integers; `bytes` are the bytes of the file.
     pub(super) fn integers(
         &self,
         path: &Path,
@@ -161,7 +161,7 @@ fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, Fault> {
     })
 }
 
-/// Walks over an array, of which `value_type` has been read.
+/// Reads over an array whose `value_type` has been read already.
 fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, Fault> {
     if depth == MAX_DEPTH {
         return Err(Fault::invalid(format!("key `{key}` nests arrays more than {MAX_DEPTH} deep")));
@@ -174,14 +174,14 @@ fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array,
             let bytes = len.checked_mul(size).ok_or(Fault::End)?;
             reader.take(bytes)?;
         }
-        // An element has at least its own length in the file, so that this ends with the file.
+        // An element has at least its own length in the file, so this loop ends at the end of the file.
         None if element == ValueType::String => (0..len).try_for_each(|_| reader.string().map(drop))?,
         None => (0..len).try_for_each(|_| skip_array(reader, key, depth + 1).map(drop))?,
     }
     Ok(Array { element, len, bytes: start..reader.position() })
 }
 
-/// The first elements of an array, the last followed by how many more there are.
+/// Returns the first elements of an array, followed by the number of the remaining elements.
 fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, Fault> {
     let mut reader = reader.reread(array.bytes.start);
     let shown = if array.element == ValueType::Array { 0 } else { array.len.min(SHOWN_ELEMENTS) };
@@ -197,7 +197,7 @@ fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, Fault> {
 
 /// Reads a value that is not an array.
 fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, Fault> {
-    // JSON has no infinity and no NaN; as text they are an error wherever a number is wanted.
+    // JSON has no infinity and no NaN. As text, they give an error where a number is expected.
     let float = |x: f64| Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number);
     Ok(match value_type {
         ValueType::U8 => u8::from_le_bytes(reader.array()?).into(),

@@ -1,7 +1,7 @@
-//! GGUF files: a whole model in one file, its weights often quantised.
+//! GGUF files: a whole model in one file, often with quantised weights.
 //!
-//! The format is ggml's (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and
-//! 3, little-endian:
+//! ggml defines the format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>); this module reads
+//! versions 2 and 3, little-endian:
 //!
 //! | part | contents |
 //! |---|---|
@@ -10,12 +10,12 @@
 //! | tensor infos | name, dimensions (innermost first), type, offset within the data |
 //! | data | from the next multiple of `general.alignment` (32 if absent) |
 //!
-//! F32, F16 and BF16 tensors are used where they lie; Q8_0, Q4_0, Q4_1, Q4_K and Q6_K become bf16 when
-//! they are loaded. Supported are the architectures `llama` and `qwen3` (dense), and byte-level BPE with
-//! the splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
+//! F32, F16 and BF16 tensors are used in place; Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are converted to bf16 when
+//! they are loaded. Supported are the architectures `llama` and `qwen3` (dense), and byte-level BPE with the
+//! splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
 //!
-//! Nothing in a file is believed: counts, lengths and offsets are checked against its size before
-//! anything is read or allocated, and no two tensors may share bytes.
+//! The file is not trusted: counts, lengths and offsets are checked against its size before anything is read
+//! or allocated, and no two tensors may share bytes.
 
 mod header;
 mod metadata;
@@ -30,7 +30,7 @@ use super::files::{Access, Bytes, load};
 use crate::model::LoadError;
 pub(in crate::model) use header::Header;
 
-/// A GGUF file: the model that it holds, with everything that belongs to it.
+/// A GGUF file: a model with its configuration, tokenizer, chat template and weights.
 pub struct Gguf {
     header: Header,
     bytes: Bytes,
@@ -40,38 +40,37 @@ impl Gguf {
     /// Reads a file into memory.
     ///
     /// # Errors
-    /// [`LoadError::Io`] or [`LoadError::NotAFile`]; [`LoadError::Gguf`] if it is not a GGUF file, is
-    /// truncated or damaged; [`LoadError::DuplicateTensor`].
+    /// [`LoadError::Io`] or [`LoadError::NotAFile`]; [`LoadError::Gguf`] if the file is truncated, damaged or
+    /// not a GGUF file; [`LoadError::DuplicateTensor`].
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::open(path, Access::Read) }
     }
 
-    /// As [`read`](Self::read), but maps the file instead of copying it.
+    /// Like [`read`](Self::read), but maps the file instead of copying it.
     ///
     /// # Safety
-    /// As long as this or a tensor taken from it lives, the file may not be changed or truncated, by
-    /// this process or another.
+    /// While this object or a tensor taken from it is alive, no process may change or truncate the file.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the file does not change.
         unsafe { Self::open(path, Access::Map) }
     }
 
-    /// The contents of a file that is in memory already; `path` is its name in errors.
+    /// Parses the contents of a file that is already in memory; `path` is its name in errors.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// The errors of [`read`](Self::read).
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, LoadError> {
         Self::new(path, Arc::new(bytes))
     }
 
     /// # Safety
-    /// With [`Access::Map`], as [`map`](Self::map).
+    /// With [`Access::Map`], the promise of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller makes the same promise.
         let bytes = unsafe { load(path, access)? };
         Self::new(path, bytes)
     }
@@ -81,17 +80,17 @@ impl Gguf {
         Ok(Self { header, bytes })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         self.header.path()
     }
 
-    /// The header: metadata and the list of tensors.
+    /// Returns the header: metadata and the list of tensors.
     pub(in crate::model) fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Every tensor's name, sorted.
+    /// Returns every tensor's name, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.tensors().map(|(name, _)| name)
     }

@@ -1,26 +1,27 @@
 //! Block formats of quantised tensors, as ggml defines them in `ggml-common.h`.
 //!
-//! A row is a sequence of blocks of [`block_len`](Quantization::block_len) elements; every block
-//! carries its own scale. Elements are computed in f32 in ggml's order of operations, then rounded to
-//! bf16 (nearest, ties to even).
+//! A row is a sequence of blocks of [`block_len`](Quantization::block_len) elements, and every block has its
+//! own scale. Elements are computed in f32 with ggml's order of operations, then rounded to bf16 (nearest,
+//! ties to even).
 
 use half::{bf16, f16};
 
 use crate::tensor::DType;
 
-/// The most elements that a block has.
+/// The most elements in a block.
 const MAX_BLOCK_LEN: usize = 256;
 
-/// How the elements of a tensor are stored.
+/// The storage type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum TensorType {
-    /// One number an element.
+    /// Plain numbers, one per element.
     Plain(DType),
-    /// In blocks.
+    /// Quantised blocks.
     Quantized(Quantization),
 }
 
-/// Block formats. Sizes are in bytes; f16 are scales unless said otherwise.
+/// Quantised block formats, listed in storage order. Sizes are in bytes; f16 values are scales unless stated
+/// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum Quantization {
     /// f16 d, 16 bytes of 4-bit q: d · (q − 8).
@@ -38,7 +39,7 @@ pub(in crate::model) enum Quantization {
 }
 
 impl std::fmt::Display for TensorType {
-    /// ggml's name for block formats, as files are named by them.
+    /// Writes ggml's name of the block format, which file names use.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Plain(dtype) => dtype.fmt(f),
@@ -52,7 +53,7 @@ impl std::fmt::Display for TensorType {
 }
 
 impl TensorType {
-    /// The type with a number in a file, or its name if it is not supported.
+    /// Returns the type for a type number in a file, or the type's name if it is not supported.
     pub(super) fn from_number(number: u32) -> Result<Self, String> {
         Ok(match number {
             0 => Self::Plain(DType::F32),
@@ -67,7 +68,8 @@ impl TensorType {
         })
     }
 
-    /// Bytes of a row of `columns` elements; `None` if that is not a whole number of blocks.
+    /// Returns the size in bytes of a row of `columns` elements; `None` if they are not a whole number of
+    /// blocks.
     pub(super) fn row_bytes(self, columns: usize) -> Option<usize> {
         match self {
             Self::Plain(dtype) => columns.checked_mul(dtype.size()),
@@ -77,7 +79,7 @@ impl TensorType {
     }
 }
 
-/// Names of the `ggml_type`s that are not supported.
+/// Returns the name of a `ggml_type` that is not supported.
 fn unsupported_name(number: u32) -> String {
     let name = match number {
         6 => "Q5_0",
@@ -110,7 +112,7 @@ fn unsupported_name(number: u32) -> String {
 }
 
 impl Quantization {
-    /// Elements of a block.
+    /// Returns the number of elements per block.
     pub(super) fn block_len(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
@@ -118,7 +120,7 @@ impl Quantization {
         }
     }
 
-    /// Bytes of a block.
+    /// Returns the size of a block in bytes.
     pub(super) fn block_bytes(self) -> usize {
         match self {
             Self::Q4_0 => 2 + 16,
@@ -129,7 +131,8 @@ impl Quantization {
         }
     }
 
-    /// Dequantises whole blocks to as many elements; what lies outside either is left alone.
+    /// Dequantises whole blocks into the same number of elements; blocks or elements beyond the shorter side
+    /// are left alone.
     pub(super) fn dequantize(self, blocks: &[u8], out: &mut [bf16]) {
         let mut elements = [0f32; MAX_BLOCK_LEN];
         for (block, out) in
@@ -151,7 +154,8 @@ fn half(bytes: &[u8; 2]) -> f32 {
     f16::from_le_bytes(*bytes).to_f32()
 }
 
-/// Low halves of the bytes to the first half of the elements, high halves to the second.
+/// Converts the low halves of the bytes to the first half of the elements, and the high halves to the second
+/// half.
 fn nibbles(bytes: &[u8], elements: &mut [f32], value: impl Fn(u8) -> f32) {
     let (low, high) = elements.split_at_mut(bytes.len());
     for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
@@ -184,7 +188,7 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Some((packed, quants)) = rest.split_first_chunk() else { return };
     let (d, dmin) = (half(d), half(dmin));
     let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
-    // 32 bytes hold two sub-blocks: the low halves, then the high halves.
+    // 32 bytes hold two sub-blocks: the low halves are the first one, and the high halves the second one.
     let pairs = scales.chunks_exact(2).zip(quants.chunks_exact(32)).zip(elements.chunks_exact_mut(64));
     for ((scales, quants), elements) in pairs {
         let (low, high) = elements.split_at_mut(32);
@@ -196,9 +200,9 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     }
 }
 
-/// (scale, minimum) of eight sub-blocks, 6 bits each: those of the first four in the low 6 bits of
-/// bytes 0..4 and 4..8; of the others the low 4 bits in bytes 8..12, the high 2 bits in the high bits
-/// of bytes 0..8.
+/// Returns (scale, minimum) of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the low
+/// 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits
+/// are the high bits of bytes 0..8.
 fn unpack_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
     let [s0, s1, s2, s3, m0, m1, m2, m3, x0, x1, x2, x3] = *packed;
     let first = |s: u8, m: u8| (s & 0x3f, m & 0x3f);
@@ -225,8 +229,8 @@ fn q6_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     for (index, (element, scale)) in
         elements.iter_mut().zip(scales.iter().flat_map(|scale| std::iter::repeat_n(scale, 16))).enumerate()
     {
-        // Of each half of the block: 64 bytes of low bits, elements 0..64 in their low halves and
-        // 64..128 in their high halves; 32 bytes of high bits, four elements a byte, 32 apart.
+        // Each half of the block has 64 bytes of low bits (elements 0..64 in the low halves of the bytes,
+        // 64..128 in the high halves) and 32 bytes of high bits (four elements per byte, 32 apart).
         let (half, within) = (index / 128, index % 128);
         let low = low_bits[64 * half + within % 64] >> (4 * (within / 64)) & 0xf;
         let high = high_bits[32 * half + within % 32] >> (2 * (within / 32)) & 0x3;

@@ -1,16 +1,16 @@
-//! A cursor over bytes that may end anywhere.
+//! A cursor over bytes that may end at any place.
 
 use std::path::Path;
 
 use crate::model::LoadError;
 use crate::model::load_error::shorten;
 
-/// Why a header could not be read.
+/// The reason why a header could not be read.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The bytes end before the header does.
     End,
-    /// The bytes are not a header.
+    /// The bytes are not a valid header.
     Invalid(String),
 }
 
@@ -28,7 +28,7 @@ impl Fault {
     }
 }
 
-/// Reads little-endian values one after the other.
+/// A reader of consecutive little-endian values.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
@@ -40,12 +40,12 @@ impl<'a> Reader<'a> {
         Self { bytes, position }
     }
 
-    /// A reader of the same bytes at another position.
+    /// Returns a reader of the same bytes at another position.
     pub(super) fn reread(&self, position: usize) -> Self {
         Self { position, ..*self }
     }
 
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn position(&self) -> usize {
         self.position
     }
@@ -69,19 +69,19 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// A number of things, each of which takes at least a byte.
+    /// Reads the number of elements of a list whose elements take at least one byte each.
     pub(super) fn count(&mut self) -> Result<usize, Fault> {
         let count = usize::try_from(self.u64()?).map_err(|_| Fault::End)?;
         if count > self.bytes.len().saturating_sub(self.position) { Err(Fault::End) } else { Ok(count) }
     }
 
-    /// The bytes of a string: its length in eight bytes, then as many bytes.
+    /// Reads the bytes of a string: its length in eight bytes, then that number of bytes.
     pub(super) fn string(&mut self) -> Result<&'a [u8], Fault> {
         let len = self.count()?;
         self.take(len)
     }
 
-    /// A string that must be UTF-8.
+    /// Reads a string that must be UTF-8.
     pub(super) fn text(&mut self) -> Result<&'a str, Fault> {
         let bytes = self.string()?;
         std::str::from_utf8(bytes).map_err(|_| {

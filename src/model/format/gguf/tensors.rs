@@ -1,4 +1,4 @@
-//! The tensors of a GGUF file: permuted rows put back, quantised elements made bf16.
+//! Reads the tensors of a GGUF file: restores permuted rows, and converts quantised elements to bf16.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::model::format::files::{Bytes, open};
 use crate::tensor::Tensor;
 
 impl Gguf {
-    /// A tensor as it is stored, a quantised one as bf16.
+    /// Returns a tensor as it is stored; quantised tensors become bf16.
     ///
     /// # Errors
-    /// [`LoadError::MissingTensor`], [`LoadError::UnsupportedQuantization`], [`LoadError::OutOfMemory`].
+    /// [`LoadError::MissingTensor`], [`LoadError::UnsupportedQuantization`] or [`LoadError::OutOfMemory`].
     pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
         let shape = &self.header.tensor(name)?.shape;
         self.tensor_of_shape(name, shape, None)
     }
 
-    /// A tensor that must have a shape; the permutation of its rows is undone if it has any.
+    /// Returns a tensor that must have the given shape. If its rows are permuted, the permutation is undone.
     pub(in crate::model) fn tensor_of_shape(
         &self,
         name: &str,
@@ -66,17 +66,17 @@ impl Header {
     }
 }
 
-/// Which row of a stored tensor is which row of the model's.
+/// The order of a stored tensor's rows, relative to the model's tensor.
 struct RowOrder {
     count: usize,
     columns: usize,
-    /// head_dim, where the rows of each head are permuted.
+    /// head_dim, if the rows of each head are permuted.
     permuted_head_dim: Option<usize>,
 }
 
 impl RowOrder {
     fn new(shape: &[usize], permuted_heads: Option<usize>) -> Self {
-        // A bias [out] has `out` rows of one element: it is permuted like the weight [out, in].
+        // A bias [out] has `out` rows of one element, and is permuted like the weight [out, in].
         let (count, columns) = match *shape {
             [count, columns] => (count, columns),
             [count] if permuted_heads.is_some() => (count, 1),
@@ -86,7 +86,7 @@ impl RowOrder {
         Self { count, columns, permuted_head_dim }
     }
 
-    /// The stored row that is row `row` of the model.
+    /// Returns the stored row that is row `row` of the model.
     fn stored(&self, row: usize) -> usize {
         match self.permuted_head_dim {
             None => row,
@@ -99,7 +99,7 @@ impl RowOrder {
     }
 }
 
-/// The tensor that bytes of a file are; `None` if there is no memory for it.
+/// Decodes bytes of a file to a tensor; `None` if memory runs out.
 fn decode(stored: &Stored, bytes: &Bytes, shape: &[usize], rows: &RowOrder) -> Option<Tensor> {
     match stored.kind {
         TensorType::Plain(dtype) if rows.permuted_head_dim.is_none() => {
