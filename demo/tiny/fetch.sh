@@ -1,7 +1,7 @@
 #!/bin/sh
-# Fetches the text that the tiny target is pretrained on, with cargo only: the documented functions of the
+# Fetches the text that the tiny target is pretrained on, using only cargo: the documented functions of the
 # crate core_arch (MIT OR Apache-2.0), Rust's SIMD intrinsics. Writes demo/tiny/text/train/ and
-# demo/tiny/text/heldout/, one file per source file. PYTHON names the interpreter, python3 if unset.
+# demo/tiny/text/heldout/, one file per source file. PYTHON names the interpreter (default: python3).
 set -eu
 
 crate=core_arch
@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# A package of its own with one dependency, for `cargo vendor` to bring the sources of.
+# A package with one dependency, so that `cargo vendor` fetches its sources.
 mkdir "$work/src"
 : >"$work/src/lib.rs"
 cat >"$work/Cargo.toml" <<MANIFEST

@@ -1,9 +1,9 @@
 """Cuts a crate's documented functions out of its sources: functions.py SOURCE_FOLDER OUTPUT_FOLDER
 
-A function is kept with its doc comment and attributes, from the first `///` to the brace that closes it; what
-lies between functions (imports, tests, declarations of LLVM's intrinsics) is not, nor are comments that hold
-nothing but a link. One function in 25, drawn with a fixed seed, goes to OUTPUT_FOLDER/heldout, the others to
-OUTPUT_FOLDER/train; both keep the order and the division into files of the sources.
+A function is kept with its doc comment and attributes, from the first `///` to the closing brace. Text between
+functions (imports, tests, declarations of LLVM's intrinsics) is dropped, and so are comments that contain only a
+link. One function in 25, drawn with a fixed seed, goes to OUTPUT_FOLDER/heldout, the others to OUTPUT_FOLDER/train.
+Both folders keep the order of the sources and their division into files.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import sys
 SEED = 1
 HELD_OUT = 1 / 25
 
-# A documented function at the margin: doc comment, attributes (which may span lines), signature and body.
+# A documented function without indentation: doc comment, attributes (which may span lines), signature and body.
 FUNCTION = re.compile(
     r"^///[^\n]*\n(?:///[^\n]*\n|//[^\n]*\n)*"
     r"(?:#\[[^\n]*\]\n|#\[[^\n]*\n(?:[ \t][^\n]*\n)*\)\]\n)+"
@@ -24,7 +24,7 @@ FUNCTION = re.compile(
 
 
 def tidied(function: str) -> str:
-    """Without doc lines that hold nothing but a link, and without empty ones at the end of the comment."""
+    """Returns the function without doc lines that contain only a link, and without empty lines at the comment's end."""
     lines = [line for line in function.splitlines() if not re.fullmatch(r"/// \[.*\]\(http.*\)", line)]
     body = next(i for i, line in enumerate(lines) if not line.startswith("///"))
     while body > 1 and not lines[body - 1].removeprefix("///").strip():

@@ -1,9 +1,9 @@
-"""How many held-out functions a target completes: functions_written.py FLEXDRAFT TARGET HELDOUT_FOLDER
+"""Counts the held-out functions that a target completes: functions_written.py FLEXDRAFT TARGET HELDOUT_FOLDER
 
 For every function of the held-out text, the target continues its doc comment, greedily and without a drafter.
-Counted are the continuations whose first function is complete and well-formed (attributes, signature, a body whose
-brackets match), those that give it the name that the held-out function has, and those that are the held-out
-function to the letter.
+Three counts are printed: continuations whose first function is complete and well-formed (attributes, signature, a
+body with matching brackets), continuations with the name of the held-out function, and continuations that equal the
+held-out function to the letter.
 """
 
 import pathlib

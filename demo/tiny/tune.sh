@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the tiny target's drafter with the settings in tune.json, into DIR (demo/tiny/run if not given): the target
-# continues windows of the text that fetch.sh fetched, and the drafter learns to guess it. Run again, it goes on
-# where it was stopped.
+# Makes the tiny target's drafter with the settings in tune.json, into DIR (default: demo/tiny/run). The target
+# continues windows of the text that fetch.sh fetched, and the drafter learns to guess these continuations. A stopped
+# run resumes when the script is run again.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -10,7 +10,7 @@ out=${1:-demo/tiny/run}
 target=demo/tiny/target
 text=demo/tiny/text
 
-# As in pretrain.sh.
+# The same environment as in pretrain.sh.
 export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 tune() { cargo run --release --package flexdraft-tune -- "$@"; }

@@ -1,4 +1,4 @@
-"""The doc comments of the held-out functions, each once, as prompts: unseen.py HELDOUT_FOLDER > unseen.jsonl"""
+"""Prints the held-out functions' doc comments as prompts, each once: unseen.py HELDOUT_FOLDER > unseen.jsonl"""
 
 import json
 import pathlib

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Gathers the numbers of run.sh's runs in one file: `gather.py RUNS RESULTS.json`.
+"""Collects the numbers of run.sh's runs in one file: `gather.py RUNS RESULTS.json`.
 
-Numbers of runs that are not in the folder stay as the file has them.
+Numbers of runs that are not in the folder are kept as they are in the file.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 
 
 def tuned(folder: pathlib.Path) -> dict:
-    """The last held-out evaluation of a run, and what its steps cost."""
+    """Returns the last held-out evaluation of a run, and the loss and time of its steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     walks = [line for line in lines if "tau" in line]
@@ -26,7 +26,7 @@ def tuned(folder: pathlib.Path) -> dict:
 
 
 def generated(path: pathlib.Path) -> dict:
-    """What an evaluation by generating found."""
+    """Returns the numbers of an evaluation by generating."""
     report = json.loads(path.read_text())
     steps = sum(prompt["steps"] for prompt in report["prompts"])
     return {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draws what gather.py gathered, beside it, and prints it as tables: `plot.py RESULTS.json`.
+"""Draws the results that gather.py collected, beside their file, and prints tables: `plot.py RESULTS.json`.
 
-Needs matplotlib (benches/gpu/requirements.txt). A dot is a seed, a bar their median.
+Needs matplotlib (benches/gpu/requirements.txt). A dot is one seed, a bar the median of the seeds.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same file for the same numbers, and text that stays text.
+# The same numbers give the same file, and text is kept as text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
@@ -28,7 +28,7 @@ TUNED = {
     "block-16": "S = 16",
     "as-written": "other text",
 }
-# What a drafter for another target was made with, by itself.
+# The choices made for another target's drafter, each by itself.
 CHOICES = {
     "base": "as above",
     "calibrator-rate-4": "calibrator's rate × 4",
@@ -40,12 +40,12 @@ RULES = ["rejection", "block", "match", "independent-match"]
 
 
 def summary(values: list[float]) -> str:
-    """The median and the extremes of the seeds."""
+    """Returns the median and the extremes of the seeds."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def bars(axes, rows: dict[str, list[float]]) -> None:
-    """A bar a row, a dot a seed."""
+    """Draws one bar per row and one dot per seed."""
     names = list(rows)
     axes.barh(names, [statistics.median(values) for values in rows.values()], color="tab:blue", alpha=0.4)
     for index, values in enumerate(rows.values()):
@@ -60,7 +60,7 @@ def save(figure, path: pathlib.Path) -> None:
 
 
 def tuned_runs(tuned: dict, titles: dict[str, str], path: pathlib.Path, height: float) -> None:
-    """Draws and prints runs of these names."""
+    """Draws and prints the runs named in `titles`."""
     found = {title: list(tuned[name].values()) for name, title in titles.items() if name in tuned}
     figure, axes = pyplot.subplots(figsize=(7, height))
     bars(axes, {title: [run["tau"] for run in runs] for title, runs in found.items()})

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes every run that docs/claims.md speaks of, on demo/tiny's target, into DIR (docs/claims/runs if not given), and
-# gathers their numbers in docs/claims/results.json. Needs the text of demo/tiny/fetch.sh. A run that is there is not
-# made again; one that was stopped goes on. SEEDS ("0 1 2"), JOBS (2, runs at a time) and RUNS may be set: a pattern of
-# grep -E for the names of the runs to make, where the others keep the numbers that they have.
+# Makes every run of docs/claims.md, on demo/tiny's target, into DIR (default: docs/claims/runs), and collects the
+# numbers in docs/claims/results.json. Needs the text of demo/tiny/fetch.sh. A finished run is not made again; a stopped
+# run resumes. Settings: SEEDS ("0 1 2"), JOBS (2, the runs at a time) and RUNS, a pattern of grep -E for the names of
+# the runs to make; the other runs keep their numbers.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,11 +16,11 @@ mkdir -p "$out"
 export RUSTFLAGS="${RUSTFLAGS:--C target-cpu=native}"
 cargo build --quiet --release --package flexdraft-tune
 TUNE=${CARGO_TARGET_DIR:-target}/release/flexdraft-tune
-# Two runs at a time with one thread each wait less for one another than one run with two.
+# Two concurrent runs with one thread each lose less time waiting than one run with two threads.
 export TUNE out target CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 
-# What the target writes, what the text says instead, and unseen text: as in demo/tiny/tune.sh.
+# The target's continuations, the text's own words, and unseen text, as in demo/tiny/tune.sh.
 for part in train heldout; do cat "$text/$part"/*.txt >"$text/$part.txt"; done
 data() { "$TUNE" data --target "$target" --window 32 --max-response 192 "$@"; }
 data --continue "$text/train.txt" --count 1600 --held-out 0 --out "$out/on-policy"
@@ -28,7 +28,7 @@ data --continue "$text/train.txt" --count 1600 --held-out 0 --as-written --out "
 data --continue "$text/heldout.txt" --count 64 --held-out 1 --out "$out/unseen"
 for of in on-policy as-written; do cp "$out/unseen/heldout.jsonl" "$out/$of/heldout.jsonl"; done
 
-# A run a line: its name, its transcripts, what differs from base.json.
+# One run per line: its name, its transcripts, and its differences from base.json.
 runs() {
     for seed in ${SEEDS:-0 1 2}; do
         echo "base-$seed on-policy --seed $seed"
@@ -40,7 +40,7 @@ runs() {
         echo "as-written-$seed as-written --seed $seed"
         echo "calibrator-rate-4-$seed on-policy --seed $seed --calibrator-rate 4"
         echo "shortlist-768-$seed on-policy --seed $seed --shortlist 768"
-        # As many anchors in all, half and twice as many a step; evaluated as often.
+        # The same total of anchors and evaluations, with half and with twice the anchors per step.
         echo "steps-of-32-$seed on-policy --seed $seed --anchors 4 --steps 480 --evaluate-every 160"
         echo "steps-of-128-$seed on-policy --seed $seed --anchors 16 --steps 120 --evaluate-every 40"
     done
@@ -56,10 +56,10 @@ runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     touch "$out/$name/done"
 ' run
 
-# What generating with the drafters gives: a line an evaluation.
+# The evaluations by generating with the drafters, one per line.
 evaluations() {
     for seed in ${SEEDS:-0 1 2}; do
-        # Sequential drafting is the cheaper one on a CPU; the drafts are the same, as `parallel` shows.
+        # Sequential drafting is cheaper on a CPU; the drafts are the same, as `parallel` shows.
         greedy="--mode sequential --draft $out/base-$seed/drafter"
         for threshold in 0 0.003 0.01 0.03 0.1 0.3; do
             echo "threshold-$threshold-$seed $greedy --confidence-threshold $threshold"
