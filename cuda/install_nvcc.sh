@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Installs NVIDIA's CUDA compiler (and the disassembler that cuda/check_device_code.py uses) from the
-# Python package index: into .cuda at the root of the repository, or into the folder given. Needs no GPU,
-# no driver and no root; does nothing if it is there already.
+# Installs NVIDIA's CUDA compiler, and the disassembler that cuda/check_device_code.py uses, from the Python
+# package index: into .cuda at the root of the repository, or into the folder given as argument. Needs no GPU,
+# no driver and no root rights. Does nothing if the packages are installed already.
 #
-# Standard output is the one line `NVCC=<path>`, so that this sets the variable for the build:
+# Prints the single line `NVCC=<path>`, so that this command sets the variable for the build:
 #     export "$(cuda/install_nvcc.sh)"
 set -euo pipefail
 
 folder=${1:-$(dirname "$0")/../.cuda}
-# The index has no disassemblers of 13.0; newer ones read its code.
+# The index has no disassemblers of version 13.0; newer versions read code of 13.0.
 packages='nvidia-cuda-nvcc==13.0.*
 nvidia-nvvm==13.0.*
 nvidia-cuda-crt==13.0.*
@@ -22,23 +22,23 @@ fail() { printf '%s: %s\n' "$(basename "$0")" "$1" >&2; exit 1; }
 command -v python3 >/dev/null || fail 'python3 is needed'
 python3 -c 'import ensurepip, venv' 2>/dev/null ||
   fail "Python's venv module is needed; on Debian and Ubuntu it is the package python3-venv"
-# nvcc preprocesses with the host's compiler.
+# nvcc runs the host's compiler as its preprocessor.
 command -v g++ >/dev/null || [ -n "${NVCC_CCBIN:-}" ] || fail 'g++ is needed (or NVCC_CCBIN)'
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd -P)
-# Written last, so that an interrupted installation is not taken for a whole one.
+# Written last, so that an interrupted installation does not count as complete.
 stamp=$folder/packages.txt
 if [ "$(cat "$stamp" 2>/dev/null)" != "$packages" ]; then
   echo "installing nvcc into $folder" >&2
   python3 -m venv "$folder"
-  # shellcheck disable=SC2086 # one argument a package
+  # shellcheck disable=SC2086 # one argument per package
   "$folder/bin/python" -m pip install --quiet --disable-pip-version-check $packages >&2
 fi
 
 nvcc=$(find "$folder" -path '*/nvidia/cu13/bin/nvcc' -type f | head -n 1)
 [ -n "$nvcc" ] || fail "the packages brought no nvcc into $folder"
-# One empty kernel: finds a missing part (cicc, ptxas, headers) now rather than in the build.
+# Compiles an empty kernel, so that a missing part (cicc, ptxas, headers) shows now and not in the build.
 trial=$(mktemp -d)
 trap 'rm -rf "$trial"' EXIT
 echo '__global__ void empty() {}' > "$trial/empty.cu"

@@ -1,11 +1,11 @@
-// The random-number contract: Philox 4x32-10, keyed by the request and counted by position.
-// Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Words, uniforms and the use of
-// every counter word are those of src/random.rs, which the tests hold this file to.
+// The random-number contract: Philox 4x32-10, keyed by the request and counted by position. Salmon et al., "Parallel
+// random numbers: as easy as 1, 2, 3" (SC 2011). Words, uniforms and the use of every counter word agree with
+// src/random.rs; the tests compare the two.
 #pragma once
 
 #include "platform.cuh"
 
-// What a draw is for: the upper half of counter word 1 (src/random.rs, `Purpose`).
+// The purpose of a draw: the upper half of counter word 1 (src/random.rs, `Purpose`).
 enum DrawPurpose : uint32_t {
     kTargetDraw = 1,
     kDraftDraw = 2,
@@ -13,7 +13,7 @@ enum DrawPurpose : uint32_t {
     kResidualDraw = 4,
 };
 
-// The random numbers of one draw: the key, and every counter word but the index.
+// The random numbers of one draw: the key, and every counter word except the index.
 struct DrawNumbers {
     uint32_t key[2];     // the seed, low word first
     uint32_t counter[3]; // purpose · 2^16 + slot; the position, low word first
@@ -28,7 +28,7 @@ struct PhiloxWords {
     uint32_t word[4];
 };
 
-// The four words at `index`: those of vocabulary ids 4 · index to 4 · index + 3.
+// Returns the four words at `index`, which belong to the vocabulary ids 4 · index to 4 · index + 3.
 FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) {
     uint32_t a = index, b = numbers.counter[0], c = numbers.counter[1], d = numbers.counter[2];
     uint32_t key0 = numbers.key[0], key1 = numbers.key[1];
@@ -46,31 +46,31 @@ FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) 
     return PhiloxWords{{a, b, c, d}};
 }
 
-// −ln u for u = (word + ½) · 2^−32: standard exponential, at least 2^−34. Taken from 1 − u where u is near
-// 1, since u itself would round to 1.
+// Returns −ln u for u = (word + ½) · 2^−32: standard exponential, at least 2^−34. Computed from 1 − u if u is near 1,
+// because u itself would round to 1.
 FLEXDRAFT_INLINE float exponential(uint32_t word) {
     constexpr float kUlp = 1.0f / 4294967296.0f;
     if (word < 0x80000000u) return -logf((float(word) + 0.5f) * kUlp);
     return -log1pf(-((float(~word) + 0.5f) * kUlp));
 }
 
-// A bound from below for exponential(word), for the price of one addition: −ln u ≥ 1 − u, of which the
-// leading 23 bits. It is less by 2^−16 of it at least, so rounding cannot make it more.
+// Returns a lower bound of exponential(word), for the price of one addition: the leading 23 bits of 1 − u ≤ −ln u. The
+// bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact value.
 FLEXDRAFT_INLINE float exponential_floor(uint32_t word) {
     return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f;
 }
 
-// A bound from below for weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and less by more than
-// what rounding may add.
+// Returns a lower bound of weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and the result reduced
+// by more than rounding may add.
 FLEXDRAFT_INLINE float race_floor(float weight, uint32_t word) {
     const float u = __uint_as_float(0x3f800000u | (word >> 9)) - 1.0f;
     return __fdividef(weight * u, 1.0f - u) * 0.99999f;
 }
 
-// −ln(−ln u): standard Gumbel.
+// Returns −ln(−ln u): standard Gumbel.
 FLEXDRAFT_INLINE float gumbel(uint32_t word) { return -logf(exponential(word)); }
 
-// The Gumbel number of one vocabulary id.
+// Returns the Gumbel number of one vocabulary id.
 FLEXDRAFT_INLINE float gumbel_of(const DrawNumbers& numbers, uint32_t id) {
     const PhiloxWords words = philox(numbers, id / 4);
     const uint32_t low = id & 1u ? words.word[1] : words.word[0];

@@ -1,26 +1,27 @@
-// What every kernel source may rely on, whether nvcc compiles it for a GPU or a C++ compiler for the
-// SIMT host (cuda/simt), which runs the same sources without one.
+// Definitions that every kernel source may rely on, whether nvcc compiles it for a GPU or a C++ compiler for the SIMT
+// host (cuda/simt), which runs the same sources without a GPU.
 //
-// A kernel is declared with FLEXDRAFT_KERNEL, takes one parameter struct `p`, and uses dynamic shared
-// memory only. Nothing here or in a kernel may use <<<>>>, static __shared__ variables, textures,
-// cooperative groups or the CUDA headers' bf16 type.
+// A kernel is declared with FLEXDRAFT_KERNEL, takes one parameter struct `p`, and uses dynamic shared memory only.
+// Nothing here or in a kernel may use <<<>>>, static __shared__ variables, textures, cooperative groups or the CUDA
+// headers' bf16 type.
 #pragma once
 
 #include <stdint.h>
 
 #if defined(__CUDACC__)
 
-// extern "C" __global__ void name(Params p), at most `threads` threads a CTA, at least `ctas` CTAs an SM.
+// Declares extern "C" __global__ void name(Params p), with at most `threads` threads per CTA and at least `ctas` CTAs
+// per SM.
 #define FLEXDRAFT_KERNEL(name, Params, threads, ctas) \
     extern "C" __global__ void __launch_bounds__(threads, ctas) name(const __grid_constant__ Params p)
 
-// The CTA's dynamic shared memory, aligned to 1024 bytes (the widest swizzle repeats after that).
+// The CTA's dynamic shared memory, aligned to 1024 bytes, the period of the widest swizzle.
 #define FLEXDRAFT_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 #define FLEXDRAFT_INLINE __device__ __forceinline__
 #define FLEXDRAFT_METHOD __device__ __forceinline__
 
-// The kernels of a file: the build script and the SIMT host find them by it.
+// Lists the kernels of a file, for the build script and the SIMT host.
 #define FLEXDRAFT_KERNEL_TABLE(family, ...)
 
 #else

@@ -1,4 +1,4 @@
-// Which sequence a row of a pass belongs to, and where it sits.
+// The sequence and the position of a row of a pass.
 #pragma once
 
 #include "params.h"
@@ -11,7 +11,7 @@ struct PassRow {
     bool mask;
 };
 
-// The last of the `batch` sequences whose first row is at most `row`; first[batch] is the end.
+// Returns the last of the `batch` sequences whose first row is at most `row`; first[batch] is the end.
 FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t row) {
     int32_t low = 0, high = batch - 1;
     while (low < high) {
@@ -25,7 +25,7 @@ FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t r
     return low;
 }
 
-// The index of the `n`-th (from 0) set bit of `bits`, which has so many.
+// Returns the index of the `n`-th (from 0) set bit of `bits`, which has more than `n` set bits.
 FLEXDRAFT_INLINE int32_t nth_bit(uint64_t bits, int32_t n) {
     for (int32_t i = 0; i < n; ++i) bits &= bits - 1;
     return __ffsll(static_cast<long long>(bits)) - 1;

@@ -1,14 +1,14 @@
-// Sine and cosine of multiples of pi: functions of CUDA's math library that C++ does not have.
+// Sine and cosine of multiples of pi, which CUDA's math library has and C++ does not.
 #pragma once
 
 #include "platform.cuh"
 
 #if !defined(__CUDACC__)
-// Rounded once more than a function of its own would: within an ulp.
+// The product is rounded once more than a function of x alone would round: results are within an ulp.
 constexpr double kPi = 3.14159265358979323846;
 #endif
 
-// cos(pi x).
+// Returns cos(pi x).
 FLEXDRAFT_INLINE float cos_pi(float x) {
 #if defined(__CUDACC__)
     return cospif(x);
@@ -17,7 +17,7 @@ FLEXDRAFT_INLINE float cos_pi(float x) {
 #endif
 }
 
-// sin(pi x).
+// Returns sin(pi x).
 FLEXDRAFT_INLINE float sin_pi(float x) {
 #if defined(__CUDACC__)
     return sinpif(x);

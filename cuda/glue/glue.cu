@@ -1,5 +1,6 @@
-// What stands around the matrix products of a decode step: embedding, norms, rotation, activations. Each
-// reads and writes its rows once; a row's result does not depend on the others.
+// The kernels around the matrix products of a decode step: embedding, gathering, norms, activations, rotation and
+// append to the cache. Each reads and writes its rows once, and a row's result does not depend on other rows. The
+// grid's x dimension covers the rows, one CTA per row, except for `add`, which covers 16-byte chunks.
 #include "../common/rows.cuh"
 #include "../common/shapes.h"
 #include "../common/trigonometry.cuh"
@@ -15,15 +16,15 @@ constexpr int norm_warps = norm_threads / 32;
 constexpr int norm_held = 4; // chunks of a row that a thread keeps
 static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the launch asks for");
 
-// out = from, or zeros without a `from`.
+// Copies a row from `from` to `out`, or writes zeros if `from` is null.
 FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols) {
     for (int64_t c = threadIdx.x; c < cols / 8; c += row_threads) {
         chunks(out)[c] = from != nullptr ? chunks(from)[c] : make_uint4(0, 0, 0, 0);
     }
 }
 
-// Whether there is a row `index` of `rows`. An index comes from device memory, so nobody could check it before;
-// one that is neither a row nor -1 is reported.
+// Returns whether `index` is one of `rows` rows. Indices are in device memory, so the host cannot check them; an index
+// that is neither a row nor -1 is reported in `error`.
 FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
     const bool exists = index >= 0 && index < rows;
     if (!exists && index != -1 && threadIdx.x == 0 && error != nullptr) {
@@ -32,8 +33,8 @@ FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
     return exists;
 }
 
-// cos and sin of `angle` >= 0, by whole turns taken off in f64: exact enough at any position, without the
-// slow path of sincosf.
+// Returns the cosine and sine of `angle` >= 0. Whole turns are subtracted in f64, which is accurate at any position and
+// avoids the slow path of sincosf.
 FLEXDRAFT_INLINE float2 cos_sin(float angle) {
     const double turns = double(angle) * 0.15915494309189533577; // 1 / (2 pi)
     const float half_turns = float(2.0 * (turns - rint(turns)));
@@ -57,8 +58,8 @@ FLEXDRAFT_KERNEL(gather, FlexdraftGatherParams, row_threads, 4) {
     copy_row(valid ? p.x + index * p.cols : nullptr, p.out + row * p.cols, p.cols);
 }
 
-// A row a CTA. All of a thread's loads are under way together, for rows up to `norm_held` chunks a thread (8192
-// columns); beyond, what is left of a row is read again.
+// One CTA per row. All loads of a thread are in flight together, for rows up to `norm_held` chunks per thread (8192
+// columns); the rest of a longer row is read a second time.
 FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     FLEXDRAFT_SHARED(shared);
     auto* const partial = reinterpret_cast<float*>(shared); // [norm_warps]
@@ -117,7 +118,7 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
         const int64_t c = i * norm_threads + threadIdx.x;
         if (c < end) norm(held[i], c);
     }
-    // Written above by this very thread.
+    // This thread wrote these chunks above.
     for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) norm(x[c], c);
 }
 
@@ -131,7 +132,7 @@ FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
     chunks(p.x)[c] = pack(values);
 }
 
-// Grid [rows, chunks of a row / row_threads]: a decode step has few rows, and many columns.
+// Grid [rows, chunks of a row / row_threads]: a decode step has few rows with many columns.
 FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     const int64_t row = blockIdx.x, c = int64_t(blockIdx.y) * row_threads + threadIdx.x;
     if (c >= p.cols / 8) return;
@@ -174,8 +175,8 @@ FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4
 
 namespace {
 
-// One head of one row, by one warp: lane l has `Pairs` neighbouring elements of the lower half and those of
-// the upper half that turn with them.
+// One head of one row, held by one warp: lane l has `Pairs` neighbouring elements of the lower half, and the elements
+// of the upper half that are rotated with them.
 template <int Pairs>
 struct Head {
     static_assert(Pairs == 1 || Pairs == 2, "head_dim 64 or 128");
@@ -234,7 +235,7 @@ struct Head {
     }
 };
 
-// A warp a head: q heads, then k heads, then v heads.
+// One warp per head: q heads, then k heads, then v heads.
 template <int Pairs>
 FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     constexpr int head_dim = 64 * Pairs;
@@ -254,7 +255,7 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
         if (weight != nullptr) values.norm(weight, p.eps, lane);
         values.turn(p.turns + int64_t(row) * head_dim, lane);
     }
-    // Candidates' k and v are read from the cache alone.
+    // Attention reads candidates' k and v from the cache only.
     if (is_q || place.mask) {
         values.store(in_place, lane);
         return;

@@ -1,4 +1,4 @@
-// Rows of bf16, eight elements (16 bytes) at a time.
+// Helpers for rows of bf16, which are read and written in chunks of eight elements (16 bytes).
 #pragma once
 
 #include "../common/bf16.cuh"
@@ -20,7 +20,7 @@ FLEXDRAFT_INLINE uint4 pack(const Eight& values) {
 FLEXDRAFT_INLINE const uint4* chunks(const uint16_t* row) { return reinterpret_cast<const uint4*>(row); }
 FLEXDRAFT_INLINE uint4* chunks(uint16_t* row) { return reinterpret_cast<uint4*>(row); }
 
-// The sum over a warp; every lane has it. Always the same tree, so always the same bits.
+// Returns the sum over a warp, in every lane. The order of additions is fixed, so the bits are always the same.
 FLEXDRAFT_INLINE float warp_sum(float value) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);

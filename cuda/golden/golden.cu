@@ -1,6 +1,7 @@
-// One kernel for each instruction that the SIMT host has a model of, and one for CUDA's math functions, so that what
-// a GPU makes of given inputs can be recorded and the models compared with it (tests/golden_vectors). A warp a case (for
-// wgmma, which has no model yet, a warpgroup), a case a CTA; shapes in 32-bit words. Part of test builds only.
+// Kernels for golden recordings: one for each instruction that the SIMT host models, and one for CUDA's math functions.
+// A GPU's results for given inputs are recorded, and the models are compared with them (tests/golden_vectors). A CTA
+// runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup). Shapes are in 32-bit words. Part
+// of test builds only.
 #include "../common/platform.cuh"
 #include "../common/trigonometry.cuh"
 #include "../ptx/cp_async.cuh"
@@ -15,7 +16,7 @@ namespace {
 
 constexpr uint32_t full = 0xffffffffu;
 
-// in [64 rows of 4, then a row number for each lane], out [32, 4].
+// in: 64 rows of 4 words, then a row number for each lane; out [32, 4].
 template <bool Transposed>
 FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
     FLEXDRAFT_SHARED(shared);
@@ -39,7 +40,7 @@ FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4, FlexdraftGoldenParams, 32, 1) { load_matrices<false>(p); }
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4_trans, FlexdraftGoldenParams, 32, 1) { load_matrices<true>(p); }
 
-// A lane's registers: in [32, sums 4, a 4, b 2], out [32, 4].
+// Registers of a lane: in [32, sums 4, a 4, b 2], out [32, 4].
 FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
     const uint32_t* const in = p.in + (blockIdx.x * 32 + threadIdx.x) * 10;
     float d[4];
@@ -49,7 +50,8 @@ FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
     for (uint32_t i = 0; i < 4; ++i) p.out[(blockIdx.x * 32 + threadIdx.x) * 4 + i] = __float_as_uint(d[i]);
 }
 
-// in [32 lanes' 4 words, then how many bytes each lane copies], out [32, 4]. What is not copied is to be zero.
+// in: 4 words for each of 32 lanes, then the number of bytes that each lane copies; out [32, 4]. Bytes that are not
+// copied must become zero.
 FLEXDRAFT_KERNEL(golden_cp_async_16, FlexdraftGoldenParams, 32, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -68,7 +70,7 @@ FLEXDRAFT_KERNEL(golden_exp2_approx, FlexdraftGoldenParams, 32, 1) {
     p.out[i] = __float_as_uint(exp2_approx(__uint_as_float(p.in[i])));
 }
 
-// in [32, 2], out [32, 2]: the first word alone, then both.
+// in [32, 2], out [32, 2]: the conversion of the first word alone, then of both words.
 FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     const uint32_t i = (blockIdx.x * 32 + threadIdx.x) * 2;
     const float low = __uint_as_float(p.in[i]), high = __uint_as_float(p.in[i + 1]);
@@ -76,7 +78,8 @@ FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     p.out[i + 1] = cvt_rn_bf16x2(low, high);
 }
 
-// CUDA's math library, for which the C library stands in: in [32, an argument each], out [32, a result each].
+// CUDA's math functions, which the SIMT host takes from the C library: in [32, one argument per function], out [32, one
+// result per function].
 FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
     const uint32_t first = (blockIdx.x * 32 + threadIdx.x) * 7;
     float x[7];
@@ -102,9 +105,9 @@ FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
     out[9] = __reduce_min_sync(full, value);
 }
 
-// One product of a warpgroup, computed by mma.sync and by wgmma: four warps of 16 rows each share one B of 8 columns. A
-// lane's registers: in [128, sums 4, a 4, b 2], where only the first warp's b is used; out [128, 3, 4]: by mma.sync, by
-// wgmma with A in shared memory, by wgmma with A in registers. Processors without wgmma leave its results unwritten.
+// One product of a warpgroup, computed by mma.sync and by wgmma: four warps with 16 rows each share one B of 8 columns.
+// Registers of a lane: in [128, sums 4, a 4, b 2], with b used from the first warp only; out [128, 3, 4]: by mma.sync,
+// by wgmma with A in shared memory, by wgmma with A in registers. Processors without wgmma leave its results unwritten.
 FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
     const uint32_t* const in = p.in + blockIdx.x * 128 * 10;
     const uint32_t lane = threadIdx.x % 32;
@@ -119,7 +122,7 @@ FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
     for (uint32_t i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);
 #if defined(FLEXDRAFT_HAS_WGMMA)
     // The fragments as matrices: A [64, 16] and B [8, 16], both by rows of K, in core matrices of 8 rows and 16 bytes.
-    // Register i of A has rows 8 (i % 2) on, columns 8 (i / 2) on; register i of B columns 8 i on.
+    // Register i of A has 8 rows from 8 (i % 2) and 8 columns from 8 (i / 2); register i of B has 8 columns from 8 i.
     FLEXDRAFT_SHARED(shared);
     auto* const staged = reinterpret_cast<uint32_t*>(shared);
     const uint32_t warp = threadIdx.x / 32;

@@ -1,5 +1,5 @@
 // wgmma: matrix products of a warpgroup on the tensor cores of sm_90a, with operands in shared memory. No kernel uses
-// it yet; golden.cu records what it makes of the operands that mma.sync gets as well.
+// it yet; golden.cu records its results for the same operands as mma.sync.
 // PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions".
 #pragma once
 
@@ -9,28 +9,29 @@
 #define FLEXDRAFT_HAS_WGMMA
 
 // Operands by rows of K ("K-major"), without swizzle: core matrices of 8 rows (of M or N) by 16 bytes (8 elements of
-// K), each of them 128 bytes in a row; the two that an instruction reads along K are beside each other.
+// K), each stored as 128 contiguous bytes. The two core matrices that an instruction reads along K are adjacent.
 constexpr uint32_t core_matrix_bytes = 128;
 
-// The first 32-bit word of the core matrix of rows 8 `rows` on, columns 8 `cols` on. In it, a row has 4 words of two
-// elements, so that a lane's word of an mma.sync fragment (row lane / 4, columns 2 (lane % 4) on) is word `lane`.
+// The first 32-bit word of the core matrix with rows from 8 `rows` and columns from 8 `cols`. A row of it has 4 words
+// of two elements, so that a lane's word of an mma.sync fragment (row lane / 4, columns from 2 (lane % 4)) is word
+// `lane`.
 FLEXDRAFT_INLINE uint32_t core_matrix_word(uint32_t rows, uint32_t cols) {
     return (2 * rows + cols) * (core_matrix_bytes / 4);
 }
 
-// "Matrix Descriptor Format": bits 0 to 13 the address, 16 to 29 the leading dimension's byte offset (to the next core
-// matrix along K), 32 to 45 the stride dimension's (to the next along M or N), each in units of 16 bytes; bits 62 and
-// 63 are 0 without swizzle.
+// "Matrix Descriptor Format": bits 0 to 13 are the address, bits 16 to 29 the leading dimension's byte offset (to the
+// next core matrix along K), bits 32 to 45 the stride dimension's byte offset (to the next core matrix along M or N),
+// each in units of 16 bytes. Bits 62 and 63 are 0 without swizzle.
 FLEXDRAFT_INLINE uint64_t core_matrix_descriptor(uint32_t shared) {
     constexpr uint64_t leading = core_matrix_bytes, stride = 2 * core_matrix_bytes;
     return uint64_t((shared & 0x3ffff) >> 4) | leading >> 4 << 16 | stride >> 4 << 32;
 }
 
-// What this thread wrote to shared memory is seen by wgmma after the next barrier.
+// Makes this thread's writes to shared memory visible to wgmma after the next barrier.
 FLEXDRAFT_INLINE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// d[64, 8] += a[64, 16] · b[16, 8], bf16 products summed in f32; warp w has rows 16 w on of d (and of a in registers), in
-// the fragments of mma_m16n8k16. Returns when the sums are there.
+// d[64, 8] += a[64, 16] · b[16, 8], with bf16 products summed in f32. Warp w has 16 rows of d (and of a in registers)
+// from row 16 w, in the fragments of mma_m16n8k16. Returns when the sums are complete.
 FLEXDRAFT_INLINE void wgmma_m64n8k16_shared(float (&d)[4], uint64_t a, uint64_t b) {
     asm volatile(
         "{\n"

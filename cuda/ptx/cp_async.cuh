@@ -1,10 +1,10 @@
-// cp.async: copies from global to shared memory that run while the thread goes on (sm_80).
+// cp.async: copies from global to shared memory that run while the thread continues (sm_80).
 // PTX ISA, "Data Movement and Conversion Instructions: cp.async".
 #pragma once
 
 #include "../common/platform.cuh"
 
-// A generic pointer into shared memory as the 32-bit address that PTX instructions take.
+// Converts a generic pointer into shared memory to the 32-bit address that PTX instructions take.
 FLEXDRAFT_INLINE uint32_t shared_address(const void* pointer) {
 #if defined(__CUDACC__)
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -13,8 +13,8 @@ FLEXDRAFT_INLINE uint32_t shared_address(const void* pointer) {
 #endif
 }
 
-// Copies 16 bytes past L1; of them the first `source_bytes` (0 to 16) are read and the rest written as
-// zero. Both addresses are multiples of 16. With 0 the source is not touched.
+// Copies 16 bytes, bypassing L1. Only the first `source_bytes` (0 to 16) are read; the rest is written as zero. Both
+// addresses are multiples of 16. With 0 the source is not accessed.
 FLEXDRAFT_INLINE void cp_async_16(uint32_t shared, const void* global, uint32_t source_bytes = 16) {
 #if defined(__CUDACC__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
@@ -25,7 +25,7 @@ FLEXDRAFT_INLINE void cp_async_16(uint32_t shared, const void* global, uint32_t 
 #endif
 }
 
-// Closes the group of the copies that this thread started since the last one.
+// Closes the group of the copies that this thread started since the last group.
 FLEXDRAFT_INLINE void cp_async_commit() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -34,8 +34,8 @@ FLEXDRAFT_INLINE void cp_async_commit() {
 #endif
 }
 
-// Waits until at most `Pending` of this thread's groups are still under way. Other threads see the data
-// only after a barrier as well.
+// Waits until at most `Pending` of this thread's groups are unfinished. Other threads see the data only after a barrier
+// as well.
 template <int Pending>
 FLEXDRAFT_INLINE void cp_async_wait() {
     static_assert(Pending >= 0, "a count of groups");

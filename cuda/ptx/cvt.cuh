@@ -1,10 +1,10 @@
-// cvt: from f32 to bf16 (sm_80).
+// cvt: conversion from f32 to bf16 (sm_80).
 // PTX ISA, "Data Movement and Conversion Instructions: cvt".
 #pragma once
 
 #include "../common/platform.cuh"
 
-// The bits of `value` in bf16, to nearest, ties to even; NaN becomes 0x7fff, whatever its sign and payload.
+// Returns the bits of `value` in bf16, rounded to nearest, ties to even. NaN of any sign and payload becomes 0x7fff.
 FLEXDRAFT_INLINE uint16_t cvt_rn_bf16(float value) {
 #if defined(__CUDACC__)
     uint16_t bits;
@@ -17,7 +17,7 @@ FLEXDRAFT_INLINE uint16_t cvt_rn_bf16(float value) {
 #endif
 }
 
-// Two values in one register, the first in the low half: the operand layout of mma.
+// Returns two values in one register, the first in the low half: the operand layout of mma.
 FLEXDRAFT_INLINE uint32_t cvt_rn_bf16x2(float low, float high) {
 #if defined(__CUDACC__)
     uint32_t packed;

@@ -4,7 +4,7 @@
 
 #include "../common/platform.cuh"
 
-// 2^x, relative error below 2^-22; exactly 0 for −∞ and exactly 1 for 0.
+// Returns 2^x with a relative error below 2^-22; exactly 0 for −∞ and exactly 1 for 0.
 FLEXDRAFT_INLINE float exp2_approx(float x) {
 #if defined(__CUDACC__)
     float y;

@@ -1,16 +1,18 @@
-// See checks.h. Races are found by happens-before over what orders threads in these kernels: barriers,
-// __syncwarp with all lanes, and between CTAs a pair of fences with atomics on one word between them. (A CTA that
-// overwrites what another CTA read is not looked for.)
+// Implementation of checks.h. Races are found by happens-before, over the operations that order threads in these
+// kernels: barriers, __syncwarp with all lanes, and between CTAs a pair of fences with atomics on the same word between
+// them. (A CTA that overwrites memory that another CTA has read is not reported.)
 //
-// The pair is that of the PTX ISA's memory consistency model ("Release and Acquire Patterns", "Synchronizes",
-// "Causality Order"), as CUDA's atomicAdd and its like are relaxed and __threadfence is a fence at device scope:
+// The pair of fences follows the PTX ISA's memory consistency model ("Release and Acquire Patterns", "Synchronizes",
+// "Causality Order"). CUDA's atomicAdd and similar operations are relaxed, and __threadfence is a fence at device
+// scope:
 //
 //   release   a fence, and after it in the same thread an atomic on the word
 //   acquire   an atomic on the word that sees it, and after it in the same thread a fence
 //
-// What comes before the first fence then precedes what comes after the second: in that thread, and, as barriers
-// are part of causality order, in threads that met the first in a barrier before its fence or meet the second in
-// one after its. A fence of another thread, be it on this or that side of a barrier, is no part of either pattern.
+// Memory operations before the first fence then precede operations after the second. This holds in the two threads
+// themselves and, because barriers are part of causality order, in threads that met the first thread in a barrier
+// before its fence or meet the second thread in a barrier after its fence. A fence of another thread, on either side of
+// a barrier, is not part of either pattern.
 #include "checks.h"
 
 #include <algorithm>
@@ -30,10 +32,10 @@ namespace simt {
 namespace {
 
 constexpr uint32_t max_threads = 1024;
-// Two bytes are the smallest element of an operand.
+// The smallest element of an operand has two bytes.
 constexpr uint64_t granule = 2;
 
-// Who accessed when. Ordered before another access as `ordered` says.
+// The thread and the time of an access. `ordered` decides whether it precedes another access.
 struct Stamp {
     uint32_t sequence = 0; // of all stamps of the launch; 0: never
     uint32_t cta = 0;
@@ -48,15 +50,16 @@ struct Shadow {
     uint16_t copying = 0; // thread + 1 whose asynchronous copy is under way
 };
 
-// What a CTA made visible by a fence and an atomic of `thread`: its own stamps up to one number, those of the
-// CTA's other threads, which it met in the last barrier before the fence, up to another.
+// The accesses that a CTA published by a fence and an atomic of `thread`: the thread's own stamps up to one number, and
+// up to another number the stamps of the CTA's other threads, which met it in the last barrier before the fence.
 struct Published {
     uint32_t cta;
     uint16_t thread;
     uint32_t own_up_to, others_up_to;
 };
 
-// ... and whose atomic saw it. Ordered from this thread's next fence on, and for others from the barrier after it.
+// A published entry whose atomic another thread has seen. It is ordered before this thread's accesses from the next
+// fence on, and before other threads' accesses from the barrier after that fence.
 struct Seen {
     Published what;
     uint16_t thread;
@@ -80,7 +83,7 @@ struct Checks {
     std::vector<Shadow> shared_shadow;
     uint32_t thread = 0, cta = 0, sequence = 0, barrier = 0, barrier_sequence = 0;
     uint32_t warp_sync[max_threads / 32];
-    // Stamps so far at the thread's last fence, and at the last barrier before it.
+    // Numbers of stamps at each thread's last fence, and at the last barrier before that fence.
     uint32_t fence_sequence[max_threads], fence_barrier_sequence[max_threads];
     std::map<const void*, std::vector<Published>> published;
     std::vector<Seen> seen;
@@ -112,7 +115,7 @@ bool ordered(const Checks& c, const Stamp& before) {
     return !before.several && before.thread / 32 == c.thread / 32 && before.warp_sync < c.warp_sync[c.thread / 32];
 }
 
-// The operand that holds an address, or null.
+// Returns the operand that holds an address, or null.
 Region* region_of(Checks& c, uint64_t address) {
     const auto holds = [&](const Region& r) { return address - r.region->address < r.region->bytes; };
     if (c.last < c.regions.size() && holds(c.regions[c.last])) return &c.regions[c.last];
@@ -300,7 +303,7 @@ void checks_access(const void* at, size_t bytes, bool write) {
         if (r.writable != 0) watch(c, region->shadow, name_of(r), offset, bytes, write, true);
         return;
     }
-    // The thread's own variables, the parameters, and the program's constants.
+    // The thread's own variables, the parameters, and the program's constants are always accessible.
     if (within(stack_of(c.thread), Fiber::stack_bytes)) return;
     if (!write && within(c.launch->params, params_bytes())) return;
     if (!write && within(&coordinates, sizeof coordinates)) return;

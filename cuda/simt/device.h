@@ -1,7 +1,8 @@
-// CUDA's names for a C++ compiler: what kernel files see on the host in place of nvcc's built-ins.
+// The part of CUDA's built-in names that kernel files use, for a C++ compiler: on the host they include this header in
+// place of nvcc's built-ins.
 //
-// Only what the kernels use, with the meaning of the CUDA C++ Programming Guide. Everything that involves
-// other threads is a call into the host (host.h).
+// The names have the meaning of the CUDA C++ Programming Guide. Every operation that involves other threads is a call
+// into the host (host.h).
 #pragma once
 
 #include <math.h>
@@ -12,11 +13,11 @@
 #include "ptx.h"
 
 #define FLEXDRAFT_INLINE static inline __attribute__((always_inline))
-// … of a struct.
+// The same for a member function.
 #define FLEXDRAFT_METHOD inline __attribute__((always_inline))
 #define __restrict__ __restrict
 
-// The kernel, its entry for launches by name, and its line in the table, which has the kernel's name.
+// Defines the kernel, its entry for launches by name, and its entry in the table, which has the kernel's name.
 #define FLEXDRAFT_KERNEL(name, Params, threads, ctas)                                             \
     static void name##_body(const Params& p);                                                     \
     static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }      \
@@ -25,7 +26,7 @@
 
 #define FLEXDRAFT_SHARED(name) unsigned char* const name = simt::shared_memory()
 
-// The kernels of a file, under a name that tells the family and the variant.
+// The table of a file's kernels, with a name made of the family and the variant.
 #define FLEXDRAFT_TABLE_NAME(variant, family) FLEXDRAFT_TABLE_NAME_(variant, family)
 #define FLEXDRAFT_TABLE_NAME_(variant, family) flexdraft_simt_##variant##_##family
 #define FLEXDRAFT_KERNEL_TABLE(family, ...)                                                       \
@@ -96,7 +97,7 @@ FLEXDRAFT_INLINE float __fadd_rn(float a, float b) { return a + b; }
 FLEXDRAFT_INLINE float __fsub_rn(float a, float b) { return a - b; }
 FLEXDRAFT_INLINE float __fmul_rn(float a, float b) { return a * b; }
 FLEXDRAFT_INLINE float __fdiv_rn(float a, float b) { return a / b; }
-// On a GPU within 2 units of the last place.
+// On a GPU, the result is within 2 units in the last place.
 FLEXDRAFT_INLINE float __fdividef(float a, float b) { return a / b; }
 FLEXDRAFT_INLINE float __fsqrt_rn(float x) { return sqrtf(x); }
 FLEXDRAFT_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
@@ -117,7 +118,7 @@ FLEXDRAFT_INLINE int __syncthreads_or(int predicate) { return simt::barrier(pred
 FLEXDRAFT_INLINE int __syncthreads_and(int predicate) { return simt::barrier(predicate == 0) == 0; }
 FLEXDRAFT_INLINE void __syncwarp(unsigned mask = 0xffffffffu) { simt::sync_warp(mask); }
 FLEXDRAFT_INLINE void __threadfence() { simt::fence(); }
-// Within a CTA only a barrier or __syncwarp orders two threads here, so this adds nothing.
+// Within a CTA, the host orders two threads only by a barrier or __syncwarp, so this fence adds nothing.
 FLEXDRAFT_INLINE void __threadfence_block() {}
 
 // --- Warp-wide operations -------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ FLEXDRAFT_INLINE unsigned __reduce_add_sync(unsigned mask, unsigned value) { ret
 FLEXDRAFT_INLINE unsigned __reduce_max_sync(unsigned mask, unsigned value) { return simt::reduce_max(mask, value); }
 FLEXDRAFT_INLINE unsigned __reduce_min_sync(unsigned mask, unsigned value) { return simt::reduce_min(mask, value); }
 
-// --- Atomics: integers only, as the order of float sums would show ---------------------------------------
+// --- Atomics, for integers only: the result of float sums would depend on their order --------------------
 
 #define FLEXDRAFT_ATOMIC(name, T, expression)                                                            \
     FLEXDRAFT_INLINE T name(T* at, T value) {                                                            \

@@ -1,5 +1,5 @@
-// See fiber.h. The switch follows the System V ABI (x86-64) and AAPCS64: only the registers that a callee
-// must preserve are kept, because to the compiler the switch is a function call.
+// Implementation of fiber.h. The switch follows the System V ABI (x86-64) and AAPCS64: it keeps only the registers that
+// a callee must preserve, because to the compiler the switch is a function call.
 #include "fiber.h"
 
 #include <string.h>
@@ -11,8 +11,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Saves the callee-saved registers on the running stack, stores its pointer in `*from`, and goes on where
-// the stack `to` was left.
+// Saves the callee-saved registers on the running stack, stores the stack pointer in `*from`, and continues where the
+// stack `to` was left.
 extern "C" void flexdraft_simt_switch(void** from, void* to);
 
 #if defined(__x86_64__)
@@ -81,10 +81,10 @@ flexdraft_simt_switch:
 namespace simt {
 namespace {
 
-// AddressSanitizer has to be told which stack is running: before a switch the next one's bounds, after it
-// that it happened. In other builds these do nothing.
+// AddressSanitizer must know which stack is running: before a switch the bounds of the next stack, after the switch
+// that it happened. In other builds these functions do nothing.
 #if defined(FLEXDRAFT_SANITIZED)
-// The fiber that was left last, whose bounds it tells on arrival.
+// The fiber that was left last; on arrival its bounds become known.
 thread_local Fiber* left = nullptr;
 
 void leaving(Fiber& from, Fiber& to, bool for_good) {
@@ -100,7 +100,7 @@ void arrived(void* fake_stack) {
     left->bytes = bytes;
 }
 
-// A fiber that was left for good leaves its frames' red zones behind, and so may an earlier mapping.
+// A fiber that does not continue leaves the red zones of its frames behind, and so may an earlier mapping.
 void forget_frames(const Fiber& fiber) { __asan_unpoison_memory_region(fiber.stack, fiber.bytes); }
 #else
 void leaving(Fiber&, Fiber&, bool) {}
@@ -118,7 +118,7 @@ void switch_fiber(Fiber& from, Fiber& to) {
 
 void leave_fiber(Fiber& from, Fiber& to) {
     leaving(from, to, true);
-    // Nothing of the frame is used from here on: its fake stack is gone.
+    // The frame is not used any more: its fake stack is gone.
     flexdraft_simt_switch(&from.stack_pointer, to.stack_pointer);
     __builtin_unreachable();
 }

@@ -1,4 +1,4 @@
-// Fibers: stacks, and a switch from one to another that saves what a C++ function call must keep.
+// Fibers: stacks, and a switch between them that saves the registers that a C++ function call must preserve.
 #pragma once
 
 #include <stddef.h>
@@ -6,8 +6,8 @@
 
 namespace simt {
 
-// A stack with a guard page below it, and where a fiber that is not running was left. The host thread's own
-// stack, which is not mapped here, is one too.
+// A stack with a guard page below it, and the stack pointer at which the fiber was left. The host thread's own stack is
+// a fiber too, but is not mapped here.
 struct Fiber {
     unsigned char* stack = nullptr; // lowest usable byte
     size_t bytes = 0;               // usable bytes
@@ -16,20 +16,20 @@ struct Fiber {
 
     static constexpr size_t stack_bytes = 128 << 10;
 
-    // Maps the stack if there is none; false if there is no memory.
+    // Maps the stack unless it is mapped; returns false if there is no memory.
     bool map();
     void unmap();
     // Makes the next switch to this fiber call `entry`, which calls fiber_begins first and never returns.
     void start(void (*entry)());
 };
 
-// Leaves `from`, which is running, for `to`, and returns when something switches to `from`.
+// Switches from the running fiber `from` to `to`; returns when another switch goes to `from`.
 void switch_fiber(Fiber& from, Fiber& to);
 
-// Leaves `from`, which is running and will not be gone on with, for `to`.
+// Switches from the running fiber `from`, which does not continue, to `to`.
 [[noreturn]] void leave_fiber(Fiber& from, Fiber& to);
 
-// Where every entry begins.
+// The first call of every entry.
 void fiber_begins();
 
 }  // namespace simt

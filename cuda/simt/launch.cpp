@@ -1,8 +1,8 @@
-// Runs a launch: its CTAs one after another, the threads of a CTA as fibers that run until they wait.
+// Runs a launch: its CTAs one after another, and the threads of a CTA as fibers, each of which runs until it waits.
 //
-// A thread waits at a barrier, or for the other lanes of a warp-wide operation. Whoever arrives last does
-// what the operation does and makes all of them runnable. When nobody can run and not all threads have
-// ended, some wait for what never comes: a barrier or an operation that the others do not reach.
+// A thread waits at a barrier, or for the other lanes of a warp-wide operation. The last thread to arrive performs the
+// operation and makes all of the waiting threads runnable. If no thread can run and some have not ended, they wait for
+// a barrier or an operation that other threads never reach.
 #include "launch.h"
 
 #include <stdarg.h>
@@ -39,28 +39,28 @@ struct Copy {
 struct Thread {
     Fiber fiber;
     State state;
-    // The collective it waits for.
+    // The collective operation that the thread waits for.
     Collective operation;
     uint32_t argument, mask;
     const char* name;
-    // Its asynchronous copies: groups that are closed, oldest first, and the open one.
+    // The thread's asynchronous copies: committed groups, oldest first, and the open group.
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open;
 };
 
-// A host thread's machine: one launch at a time, stacks kept between launches.
+// The state of a host thread: one launch at a time, with stacks kept between launches.
 struct Machine {
     Thread threads[max_cta_threads];
     Exchange exchanges[max_cta_threads];
     Fiber main; // the host thread's own stack, which the launch was called on
     FlexdraftSimtLaunch* launch = nullptr;
     const Kernel* kernel = nullptr;
-    // Exactly the launch's bytes, so that AddressSanitizer sees where they end.
+    // Exactly as large as the launch asks for, so that AddressSanitizer sees an access beyond it.
     std::unique_ptr<unsigned char, decltype(&free)> shared_storage{nullptr, free};
     unsigned char* shared = nullptr;
     uint32_t shared_bytes = 0;
     uint32_t thread_count = 0, current = 0, ended = 0, at_barrier = 0, predicates = 0, predicate_sum = 0;
-    // Threads that can run, in the order in which they became so.
+    // Runnable threads, in the order in which they became runnable.
     uint32_t queue[max_cta_threads + 1];
     uint32_t queue_first = 0, queue_len = 0;
     uint64_t random = 0;
@@ -86,7 +86,7 @@ void push(Machine& m, uint32_t thread) {
     m.queue[(m.queue_first + m.queue_len++) % (max_cta_threads + 1)] = thread;
 }
 
-// The next thread to run: the first that became runnable, or with a seed any.
+// Removes the next thread to run: the first that became runnable, or with a seed a random one.
 uint32_t pop(Machine& m) {
     if (m.launch->seed != 0 && m.queue_len > 1) {
         m.random ^= m.random << 13;
@@ -103,8 +103,7 @@ uint32_t pop(Machine& m) {
     return thread;
 }
 
-// Makes the next thread that can run the current one and returns its fiber, or the launch's when there is
-// none.
+// Makes the next runnable thread current and returns its fiber; returns the launch's fiber if no thread is runnable.
 Fiber& next_fiber(Machine& m) {
     if (m.queue_len == 0 || !m.error.empty()) return m.main;
     const uint32_t next = pop(m);
@@ -115,7 +114,7 @@ Fiber& next_fiber(Machine& m) {
     return m.threads[next].fiber;
 }
 
-// Runs others until the current thread is the next again.
+// Runs other threads until the current thread is the next again.
 void wait(Machine& m) {
     Fiber& self = m.threads[m.current].fiber;
     Fiber& next = next_fiber(m);
@@ -151,19 +150,19 @@ void thread_main() {
     Machine& m = *running;
     m.kernel->entry(m.launch->params);
     Thread& self = m.threads[m.current];
-    // What is under way when a thread ends still lands.
+    // Unfinished copies still arrive after a thread has ended.
     for (const auto& group : self.groups) {
         for (const Copy& copy : group) land(copy, m.launch->late_copies != 0);
     }
     for (const Copy& copy : self.open) land(copy, m.launch->late_copies != 0);
     self.state = State::ended;
     m.ended++;
-    // A thread that has ended counts as arrived.
+    // A thread that has ended counts as arrived at the barrier.
     if (m.at_barrier != 0 && m.at_barrier + m.ended == m.thread_count) release_barrier(m);
     leave_fiber(self.fiber, next_fiber(m));
 }
 
-// Whether all lanes of a mask wait for the same operation.
+// Returns whether all lanes of a mask wait for the same operation.
 bool complete(const Machine& m, const Thread& self, uint32_t first_lane) {
     for (uint32_t rest = self.mask; rest != 0; rest &= rest - 1) {
         const Thread& lane = m.threads[first_lane + uint32_t(__builtin_ctz(rest))];
@@ -187,10 +186,10 @@ std::string deadlock(const Machine& m) {
     return "deadlock";
 }
 
-// One CTA; false on an error, which is then in `m.error`.
+// Runs one CTA; returns false on an error, which is then in `m.error`.
 bool run_cta(Machine& m) {
     const uint32_t shared_bytes = m.launch->shared_bytes;
-    // A byte that no kernel may rely on.
+    // Uninitialized shared memory has this value; no kernel may rely on it.
     memset(m.shared, 0xff, shared_bytes);
     m.ended = m.at_barrier = m.predicates = 0;
     m.queue_first = m.queue_len = 0;
@@ -242,7 +241,7 @@ void collective(Collective operation, uint32_t argument, uint32_t mask, const ch
     if (complete(m, self, first_lane)) {
         operation(m.exchanges + first_lane, mask, argument);
         if (!m.error.empty()) wait(m);
-        // The last to come goes on first; the others follow it.
+        // The last lane to arrive continues first; the others follow it.
         self.state = State::runnable;
         for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
             const uint32_t lane = first_lane + uint32_t(__builtin_ctz(rest));
@@ -316,7 +315,7 @@ void fail(const char* format, ...) {
         va_end(arguments);
         m.error = "thread " + std::to_string(m.current) + ": " + text;
     }
-    // The fibers of this launch are left as they are.
+    // The other fibers of this launch stay as they are.
     leave_fiber(m.threads[m.current].fiber, m.main);
 }
 
@@ -355,7 +354,7 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
     checks_launch(launch);
     const uint64_t ctas = uint64_t(launch->grid[0]) * launch->grid[1] * launch->grid[2];
     for (uint64_t i = 0; i < ctas; ++i) {
-        // Odd seeds run the CTAs backwards: nothing may rely on their order.
+        // Odd seeds run the CTAs in reverse order, because no kernel may rely on their order.
         const uint64_t cta = launch->seed % 2 != 0 ? ctas - 1 - i : i;
         coordinates.block = {uint32_t(cta % launch->grid[0]), uint32_t(cta / launch->grid[0] % launch->grid[1]),
                              uint32_t(cta / launch->grid[0] / launch->grid[1])};

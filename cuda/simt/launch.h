@@ -1,4 +1,4 @@
-/* The SIMT host's interface: what Rust calls. Plain C. */
+/* The SIMT host's interface for Rust, in plain C. */
 #pragma once
 
 #include <stddef.h>
@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-/* Memory that a kernel may use. What comes after `writable` are results, counted by the checked variant:
- * distinct bytes, and the bytes of all accesses. */
+/* Memory that a kernel may use. The fields after `writable` are results, counted by the checked variant:
+ * distinct bytes read and written, and the bytes of all accesses. */
 struct FlexdraftSimtRegion {
     const char* name;
     uint64_t name_bytes;
@@ -28,12 +28,12 @@ struct FlexdraftSimtLaunch {
     const void* params;
     struct FlexdraftSimtRegion* regions;
     uint64_t region_count;
-    uint64_t seed; /* of the order in which threads run; 0: in the order of their indices */
+    uint64_t seed; /* seed of the order in which threads run; 0: in the order of their indices */
     uint32_t grid[3];
     uint32_t threads;
     uint32_t shared_bytes;
-    uint32_t checked;     /* the variant with bounds checks */
-    uint32_t late_copies; /* cp.async as late as its waits allow, instead of at once */
+    uint32_t checked;     /* nonzero: the variant that checks every access (checks.h) */
+    uint32_t late_copies; /* nonzero: cp.async copies as late as its waits allow, not at once */
 };
 
 #ifdef __cplusplus
@@ -43,8 +43,8 @@ static_assert(sizeof(FlexdraftSimtLaunch) == 80 && offsetof(FlexdraftSimtLaunch,
               "mirrored in Rust");
 #endif
 
-/* Runs the launch to its end. 0: done. Otherwise the first error, up to `capacity` bytes and a zero, is in
- * `message`; 2 means that there is no such kernel. */
+/* Runs the launch to its end. Returns 0 on success, 2 if the kernel does not exist, and 1 on any other error. On an
+ * error, `message` gets its text, up to `capacity` bytes with the terminating zero. */
 int flexdraft_simt_launch(struct FlexdraftSimtLaunch* launch, char* message, uint64_t capacity);
 
 #ifdef __cplusplus

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs every test of the kernels on the SIMT host in two ways that an ordinary test run takes only in part:
+# Runs every test of the kernels on the SIMT host in two ways that an ordinary test run covers only in part:
 #
-#   race mode    every access watched: bounds, alignment, races, copies that nobody waited for
-#   sanitizers   the host and the plain kernels compiled with AddressSanitizer and
-#                UndefinedBehaviorSanitizer (build/simt.rs), and Rust with AddressSanitizer; without tests that run
-#                no plain kernel
+#   race mode    every access checked: bounds, alignment, races, copies without a wait
+#   sanitizers   the host and the kernels without checks, compiled with AddressSanitizer and
+#                UndefinedBehaviorSanitizer (build/simt.rs), and Rust with AddressSanitizer; only tests that run
+#                such kernels
 #
-#   cuda/simt/matrix.sh [CASES]   the full matrix; writes its outcome to benches/results/simt_matrix.md
-#   cuda/simt/matrix.sh sample    few cases of each, as .ci/run does
+#   cuda/simt/matrix.sh [CASES]   the full matrix; writes its results to benches/results/simt_matrix.md
+#   cuda/simt/matrix.sh sample    a few cases of each, as .ci/run does
 #
 # CASES is PROPTEST_CASES (docs/testing.md): with 64, the default, each property runs its usual number of cases.
 #
-# Needs a C++ compiler. The sanitizers' runtime comes with Rust; the flag is spelled for unstable features,
-# which RUSTC_BOOTSTRAP admits on a stable compiler.
+# Needs a C++ compiler. The sanitizers' runtime comes with Rust. Their flag is an unstable feature, which
+# RUSTC_BOOTSTRAP enables on a stable compiler.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-# A test program, and the module of it whose tests are run.
+# Test programs, each with the module whose tests run (without a module, all tests).
 tests=("emulator host" golden_vectors "kernels attention" "kernels sampling" "kernels acceptance" "kernels glue"
        "kernels selection" "kernels captured_launches" "kernels faults")
 kind=full cases=64
@@ -26,22 +26,22 @@ case ${1:-} in
   *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,12p' "$0" >&2; exit 2 ;;
   *) cases=$1 ;;
 esac
-# The decode loop takes a minute of its own.
+# The decode loop takes a minute, too long for a sample.
 [ "$kind" = sample ] || tests+=("gpu_device decode_loop")
 
-# Of what is run: the results are not yet among the changes.
+# Read before the results are written, so that they do not make the commit "dirty".
 commit=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo 'no repository')
 host=$(rustc -vV | sed -n 's/^host: //p')
 log=$(mktemp)
 table=$(mktemp)
 trap 'rm -f "$log" "$table"' EXIT
 
-# row NAME "PROGRAM [MODULE]" COMMAND...: runs a program's tests, or those of one module, and adds a line to the table.
+# row NAME "PROGRAM [MODULE]" COMMAND...: runs the tests of a program or of one module, and adds a line to the table.
 row() {
   local name=$1 test=$2 program module
   shift 2
   read -r program module <<< "$test"
-  # A filter is any part of a name: `misuse::attention::` has `attention::` in it.
+  # A filter matches any part of a name: `attention::` also matches `misuse::attention::`.
   "$@" --test "$program" -- ${module:+"$module::" --skip "misuse::$module::"} 2>&1 | tee "$log"
   awk -v name="$name" -v test="$test" '
     /^test result:/ { passed += $4; seconds += $(NF) }
@@ -52,7 +52,7 @@ race() {
   FLEXDRAFT_TEST_CHECKING=accesses PROPTEST_CASES=$cases cargo test --workspace --locked "$@"
 }
 
-# Fibers come and go too fast for the fake stacks that detect uses after a return.
+# Fibers start and end too often for the fake stacks that detect use after return.
 sanitized() {
   FLEXDRAFT_SIMT_SANITIZE=1 FLEXDRAFT_TEST_CHECKING=off PROPTEST_CASES=$cases \
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" \
@@ -60,9 +60,9 @@ sanitized() {
     cargo test -p flexdraft --features runner --locked --target "$host" --target-dir target/asan "$@"
 }
 
-# Planted bugs first: what finds nothing may have looked at nothing.
+# Planted bugs first: they show that the sanitizers find bugs at all.
 for test in "emulator sanitizers" "${tests[@]}"; do row sanitizers "$test" sanitized; done
-# Bytes are counted in race mode alone.
+# Only race mode counts bytes, which the floors need.
 for test in "${tests[@]}" "kernels floors"; do row "race mode" "$test" race; done
 
 if [ "$kind" = full ]; then

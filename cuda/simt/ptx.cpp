@@ -1,4 +1,5 @@
-// See ptx.h. Each warp-wide operation is a function over the lanes' exchanges, run by the last to arrive.
+// Implementation of ptx.h. A warp-wide operation is a function over the lanes' exchanges; the last lane to arrive runs
+// it.
 #include "ptx.h"
 
 #include <math.h>
@@ -14,13 +15,13 @@ void for_lanes(uint32_t mask, F&& f) {
     for (uint32_t rest = mask; rest != 0; rest &= rest - 1) f(uint32_t(__builtin_ctz(rest)));
 }
 
-// in[0]: the value; in[1]: the lane to take it from, or the lane itself.
+// in[0]: the lane's value; in[1]: the lane to read, which may be the lane itself.
 void do_shuffle(Exchange* lanes, uint32_t mask, uint32_t) {
     for_lanes(mask, [&](uint32_t lane) { lanes[lane].out[0] = lanes[lanes[lane].in[1]].in[0]; });
 }
 
 uint64_t shuffle_from(uint32_t mask, uint64_t value, uint32_t source, const char* name) {
-    // A lane outside of the mask has nothing defined to give.
+    // The value of a lane outside the mask is undefined.
     if ((mask >> source & 1) == 0) fail("%s: lane %u is not in the mask 0x%x", name, source, mask);
     Exchange& self = exchange();
     self.in[0] = value;
@@ -149,7 +150,7 @@ uint64_t shuffle_down(uint32_t mask, uint64_t value, uint32_t delta, int width) 
 uint64_t shuffle_xor(uint32_t mask, uint64_t value, int lanes, int width) {
     check_width(width, "__shfl_xor_sync");
     const uint32_t lane = lane_index(), source = lane ^ uint32_t(lanes);
-    // Into an earlier segment it may reach, into a later one not.
+    // The source may be in an earlier segment, but not in a later one.
     const uint32_t last = lane | uint32_t(width - 1);
     return shuffle_from(mask, value, source <= last ? source : lane, "__shfl_xor_sync");
 }

@@ -1,5 +1,5 @@
-// Models of warp-wide operations and PTX instructions, each as its section of the PTX ISA describes it; the section's
-// title comes after the instruction. cvt, which needs nothing of the host, has its model in cuda/ptx/cvt.cuh.
+// Models of warp-wide operations and PTX instructions, as the PTX ISA describes them; each comment gives the
+// instruction and the title of its section. The model of cvt needs no host state and is in cuda/ptx/cvt.cuh.
 #pragma once
 
 #include <stdint.h>
@@ -14,7 +14,8 @@ void sync_warp(uint32_t mask);
 // "fence.acq_rel.gpu" / "membar.gl" (Parallel Synchronization and Communication Instructions: membar / fence).
 void fence();
 
-// "shfl.sync" (Data Movement and Conversion Instructions: shfl.sync): within segments of `width` lanes; a lane without a source gets its own value back.
+// "shfl.sync" (Data Movement and Conversion Instructions: shfl.sync): within segments of `width` lanes; a lane without
+// a source gets its own value back.
 uint64_t shuffle(uint32_t mask, uint64_t value, int lane, int width);
 uint64_t shuffle_up(uint32_t mask, uint64_t value, uint32_t delta, int width);
 uint64_t shuffle_down(uint32_t mask, uint64_t value, uint32_t delta, int width);
@@ -28,7 +29,8 @@ uint32_t reduce_add(uint32_t mask, uint32_t value);
 uint32_t reduce_max(uint32_t mask, uint32_t value);
 uint32_t reduce_min(uint32_t mask, uint32_t value);
 
-// "atom" (Parallel Synchronization and Communication Instructions: atom): nobody else runs between the load and the store.
+// "atom" (Parallel Synchronization and Communication Instructions: atom): no other thread runs between the load and the
+// store.
 uint64_t atomic_load(const void* at, uint32_t bytes);
 void atomic_store(void* at, uint64_t value, uint32_t bytes);
 
@@ -40,13 +42,14 @@ inline void cp_async_16(uint32_t shared, const void* global, uint32_t source_byt
 inline void cp_async_commit() { copy_commit(); }
 inline void cp_async_wait(int pending) { copy_wait(pending); }
 
-// "ldmatrix.m8n8.x4" (Warp-level matrix load instruction: ldmatrix): lane l has the address of row l % 8 of matrix
-// l / 8; it receives elements 2·(l % 4) and the next of row l / 4 of each matrix (with `transposed`, of column l / 4).
+// "ldmatrix.m8n8.x4" (Warp-level matrix load instruction: ldmatrix): lane l passes the address of row l % 8 of matrix l
+// / 8. It receives elements 2·(l % 4) and 2·(l % 4) + 1 of row l / 4 of each matrix (with `transposed`, of column l /
+// 4).
 void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address, bool transposed);
 
 // "mma.m16n8k16" (Matrix Fragments for mma.m16n8k16 with floating point type) with bf16 factors and f32 sums. The
-// hardware's order of summation is not documented; here
-// it is k ascending, each product exact and each sum rounded to f32.
+// hardware's order of summation is not documented; the model sums with k ascending, each product exact and each sum
+// rounded to f32.
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
 // "ex2.approx.ftz.f32" (Floating Point Instructions: ex2).

@@ -1,5 +1,5 @@
-// Small kernels for the SIMT host's own tests: what the host models, and bugs that it must find. Each bug
-// has a twin without it.
+// Small kernels for the SIMT host's own tests: kernels that use every modelled operation, and kernels with bugs that
+// the host must find. Each kernel with a bug has a correct twin.
 #include "../../common/bf16.cuh"
 #include "../../ptx/cp_async.cuh"
 #include "../../ptx/ldmatrix.cuh"
@@ -20,7 +20,7 @@ FLEXDRAFT_INLINE void reverse(const PlantedParams& p, bool with_barrier) {
     p.out[first + threadIdx.x] = staged[blockDim.x - 1 - threadIdx.x];
 }
 
-// Copies a CTA's 16 bytes a thread through shared memory, asynchronously.
+// Copies 16 bytes per thread of the CTA through shared memory, asynchronously.
 FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool with_barrier) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -33,11 +33,11 @@ FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool wi
     for (uint32_t i = 0; i < 4; ++i) p.out[first + 4 * threadIdx.x + i] = staged[4 * other + i];
 }
 
-// Fences of the thread that counts CTAs, before its atomic and after it, and of the thread that works, beyond the
-// barriers between the two.
+// The fences in `last_cta`: of the thread that counts CTAs, before and after its atomic, and of the thread that adds
+// up, on the other side of the barriers between the two.
 enum Fences { release = 1, acquire = 2, release_elsewhere = 4, acquire_elsewhere = 8 };
 
-// The sum of all elements by the last CTA to arrive: thread 0 counts those that have, thread `argument` adds up.
+// The last CTA to arrive sums all elements: thread 0 counts the CTAs that have arrived, thread `argument` adds up.
 FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int fences) {
     FLEXDRAFT_SHARED(shared);
     auto* last = reinterpret_cast<uint32_t*>(shared);
@@ -63,7 +63,7 @@ FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int fences) {
     }
 }
 
-// Adds a CTA's largest element to each of its elements, which it keeps meanwhile or reads again.
+// Adds a CTA's largest element to each of its elements, which it keeps in a register or reads a second time.
 FLEXDRAFT_INLINE void add_largest(const PlantedParams& p, bool again) {
     FLEXDRAFT_SHARED(shared);
     auto* largest = reinterpret_cast<uint32_t*>(shared);
@@ -99,12 +99,12 @@ FLEXDRAFT_KERNEL(planted_offset, PlantedParams, 1024, 1) {
     p.out[thread_of_grid()] = p.in[thread_of_grid() + p.argument];
 }
 
-// Writes its input.
+// Writes to its input, which is read-only.
 FLEXDRAFT_KERNEL(planted_write_input, PlantedParams, 1024, 1) {
     const_cast<uint32_t*>(p.in)[thread_of_grid()] = p.argument;
 }
 
-// A copy to or from an address that is no multiple of 16 with an argument that is none.
+// Copies from or to a misaligned address, if the argument is not a multiple of 16 bytes.
 FLEXDRAFT_KERNEL(planted_misaligned, PlantedParams, 1024, 1) {
     FLEXDRAFT_SHARED(shared);
     cp_async_16(shared_address(shared), reinterpret_cast<const unsigned char*>(p.in) + p.argument);
@@ -113,7 +113,7 @@ FLEXDRAFT_KERNEL(planted_misaligned, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = *reinterpret_cast<const uint32_t*>(shared);
 }
 
-// Some threads wait at a barrier and the others in a warp-wide operation with them.
+// Threads below the argument wait at a barrier, the others in a warp-wide operation with all lanes.
 FLEXDRAFT_KERNEL(planted_divergent_barrier, PlantedParams, 1024, 1) {
     if (threadIdx.x < p.argument) {
         __syncthreads();
@@ -123,7 +123,7 @@ FLEXDRAFT_KERNEL(planted_divergent_barrier, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = 1;
 }
 
-// Neighbouring lanes through shared memory; argument 1: with __syncwarp.
+// Reads a neighbouring lane's value through shared memory; with argument 1 after __syncwarp.
 FLEXDRAFT_KERNEL(planted_lanes, PlantedParams, 1024, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -132,7 +132,7 @@ FLEXDRAFT_KERNEL(planted_lanes, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = staged[threadIdx.x ^ 1];
 }
 
-// Every warp-wide operation, ten results a thread.
+// Runs every warp-wide operation, with ten results per thread.
 FLEXDRAFT_KERNEL(planted_collectives, PlantedParams, 1024, 1) {
     const uint32_t value = p.in[threadIdx.x];
     uint32_t* const out = p.out + 10 * threadIdx.x;
@@ -149,7 +149,8 @@ FLEXDRAFT_KERNEL(planted_collectives, PlantedParams, 1024, 1) {
     out[9] = uint32_t(__syncthreads_count(int(value & 1)));
 }
 
-// [16, 8] = a [16, 16] · b [16, 8] plus out, a and b in bf16: a row-major, b by columns ([8, 16]).
+// Computes out [16, 8] += a [16, 16] · b [16, 8], with a and b in bf16: a row-major, b column-major (stored as [8,
+// 16]).
 FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -157,9 +158,9 @@ FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
     for (uint32_t i = lane; i < 192; i += 32) staged[i] = p.in[i];
     __syncwarp();
     uint32_t a[4], b[4];
-    // Rows 0 to 7, then 8 to 15, of columns 0 to 7, then of 8 to 15: the four matrices of a's fragment.
+    // The four matrices of a's fragment: rows 0 to 7, then 8 to 15, of columns 0 to 7, then of columns 8 to 15.
     ldmatrix_x4(a, shared_address(shared) + lane % 16 * 32 + lane / 16 * 16);
-    // Of b the two halves of k, twice.
+    // The two halves of k of b, twice.
     ldmatrix_x4(b, shared_address(shared) + 512 + lane % 8 * 32 + lane / 8 % 2 * 16);
     auto* out = reinterpret_cast<float*>(p.out);
     float* const places[4] = {out + lane / 4 * 8 + 2 * (lane % 4), out + lane / 4 * 8 + 2 * (lane % 4) + 1,
@@ -171,7 +172,7 @@ FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
     for (int i = 0; i < 4; ++i) *places[i] = d[i];
 }
 
-// An 8 × 8 matrix of 16-bit elements, transposed by ldmatrix.
+// Transposes an 8 × 8 matrix of 16-bit elements by ldmatrix.
 FLEXDRAFT_KERNEL(planted_transpose, PlantedParams, 32, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -183,8 +184,8 @@ FLEXDRAFT_KERNEL(planted_transpose, PlantedParams, 32, 1) {
     p.out[lane] = r[0];
 }
 
-// A thread's own array with an index beyond its end for arguments from 4 on. (Through a pointer that the compiler
-// knows nothing of: AddressSanitizer is to see it.)
+// Writes to a thread's own array, beyond its end for arguments from 4 on. (The pointer is volatile, so that the
+// compiler cannot see the error and AddressSanitizer does.)
 FLEXDRAFT_KERNEL(planted_stack_overflow, PlantedParams, 1024, 1) {
     volatile uint32_t own[4] = {1, 2, 3, 4};
     volatile uint32_t* volatile first = own;
@@ -192,7 +193,7 @@ FLEXDRAFT_KERNEL(planted_stack_overflow, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = own[threadIdx.x % 4];
 }
 
-// The CTA's shared memory from byte `argument` on, one word a thread.
+// Writes one word per thread to the CTA's shared memory, from byte `argument` on.
 FLEXDRAFT_KERNEL(planted_shared_overflow, PlantedParams, 1024, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared + p.argument);
@@ -200,10 +201,10 @@ FLEXDRAFT_KERNEL(planted_shared_overflow, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = staged[threadIdx.x];
 }
 
-// A shift by the argument: undefined in C++ from 32 on, and another result on a GPU than on a CPU.
+// Shifts by the argument: undefined in C++ from 32 on, where a GPU and a CPU give different results.
 FLEXDRAFT_KERNEL(planted_shift, PlantedParams, 1024, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] << p.argument; }
 
-// A sum of two ints: undefined where it overflows.
+// Adds two ints: undefined on overflow.
 FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = uint32_t(int(p.in[threadIdx.x]) + int(p.argument));
 }
