@@ -1,9 +1,11 @@
 //! Sampling: temperature, top-k, top-p and min-p, and the draw of a token.
 //!
-//! [`warp`] turns logits into *warped scores*: logits over temperature, relative to the largest, with −∞ for
-//! dropped ids. All later operations start from these scores: [`softmax`] gives the distribution, [`draw`]
-//! samples it, and the acceptance rules compare two distributions. Because drawing and evaluation share the
-//! scores, q is exactly the distribution that a draft was drawn from.
+//! [`warp`] turns logits into *warped scores*: logits relative to the largest, times the reciprocal of the
+//! temperature, with −∞ for what was dropped. The reciprocal is rounded to f32 once
+//! ([`SamplingParams::inverse_temperature`]) and every device multiplies by it, so that scores have the same bits
+//! everywhere. Everything downstream starts from these: [`softmax`] gives the
+//! distribution, [`draw`] samples it, and the acceptance rules compare two of them. Drawing and
+//! evaluating from the same scores is what makes q *the* distribution that a draft was drawn from.
 //!
 //! NaN logits count as −∞. If some logits are +∞, they share the mass equally; if all are −∞, id 0 has all of
 //! it. No input gives an id outside the vocabulary.
@@ -19,6 +21,9 @@ pub enum SamplingError {
     /// A temperature that is negative, infinite or NaN.
     #[error("temperature must be finite and at least 0, found {0}")]
     Temperature(f32),
+    /// A temperature above 0 whose reciprocal exceeds every f32: below about 2.94e-39.
+    #[error("temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found {0:e}")]
+    TinyTemperature(f32),
     /// A nucleus mass outside (0, 1].
     #[error("top-p must be above 0 and at most 1, found {0}")]
     TopP(f32),
@@ -30,7 +35,8 @@ pub enum SamplingError {
 /// Parameters that turn logits into a distribution: temperature, then top-k, then top-p, then min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divisor of the logits; 0 is greedy decoding.
+    /// Divides the logits (as a multiplication by [`inverse_temperature`](Self::inverse_temperature)); 0 is greedy
+    /// decoding.
     pub temperature: f32,
     /// Number of largest logits to keep (ties to the lowest id); 0 keeps all.
     pub top_k: usize,
@@ -58,13 +64,23 @@ impl SamplingParams {
 
     /// Returns whether decoding is greedy.
     pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0
+        self.inverse_temperature().is_none()
+    }
+
+    /// The factor on logits: 1 / temperature, rounded to f32. `None` is greedy decoding, which is also the defined
+    /// outcome of temperatures that [`validate`](Self::validate) refuses.
+    pub fn inverse_temperature(&self) -> Option<f32> {
+        let temperature = Some(self.temperature).filter(|&t| t > 0.0 && t.is_finite())?;
+        Some(temperature.recip()).filter(|inverse| inverse.is_finite())
     }
 
     /// Checks every parameter's range.
     pub fn validate(&self) -> Result<(), SamplingError> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(SamplingError::Temperature(self.temperature));
+        }
+        if self.temperature > 0.0 && self.is_greedy() {
+            return Err(SamplingError::TinyTemperature(self.temperature));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(SamplingError::TopP(self.top_p));
@@ -93,7 +109,7 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
 /// The order is the order of transformers' logits processors: temperature, top-k, top-p on the renormalised
 /// rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
 pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
-    let mut scores = scaled(logits, params.temperature);
+    let mut scores = scaled(logits, params.inverse_temperature());
     if params.top_k > 0 && params.top_k < scores.len() {
         keep_largest(&mut scores, params.top_k);
     }
@@ -107,19 +123,19 @@ pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     scores
 }
 
-/// Returns (logit − largest) / temperature, so that the largest score is 0 at every temperature.
-fn scaled(logits: &[f32], temperature: f32) -> Vec<f32> {
+/// (logit − largest) · inverse temperature, so that the largest score is 0 whatever the temperature.
+fn scaled(logits: &[f32], inverse_temperature: Option<f32>) -> Vec<f32> {
     let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(f32::NEG_INFINITY, f32::max);
-    if temperature == 0.0 || largest == f32::NEG_INFINITY {
+    let Some(inverse) = inverse_temperature.filter(|_| largest > f32::NEG_INFINITY) else {
         let kept = argmax(logits.iter().copied()) as usize;
         return (0..logits.len()).map(|id| if id == kept { 0.0 } else { f32::NEG_INFINITY }).collect();
-    }
+    };
     logits
         .iter()
         .map(|&logit| match logit {
             _ if logit == largest => 0.0,
             _ if logit.is_nan() => f32::NEG_INFINITY,
-            _ => (logit - largest) / temperature,
+            _ => (logit - largest) * inverse,
         })
         .collect()
 }
@@ -190,7 +206,7 @@ pub fn draw_weighted(weights: &[f64], stream: Stream) -> u32 {
 
 /// Returns the largest probability of softmax(`logits`) at temperature 1: the confidence of a draft token.
 pub fn confidence(logits: &[f32]) -> f32 {
-    let sum: f64 = scaled(logits, 1.0).iter().map(|&s| f64::from(s).exp()).sum();
+    let sum: f64 = scaled(logits, Some(1.0)).iter().map(|&s| f64::from(s).exp()).sum();
     (1.0 / sum) as f32
 }
 
@@ -251,6 +267,38 @@ mod tests {
         let stream = Stream::new(1, Purpose::TargetDraw, 0, 0);
         assert_eq!(draw(&warp(&[-INF, f32::NAN, 3.0], &one), stream), 2);
         assert_eq!(draw_weighted(&[0.0, 0.0, 1e-300], stream), 2);
+    }
+
+    #[test]
+    fn a_temperature_without_a_finite_reciprocal_is_refused_and_otherwise_greedy() {
+        // 2^−128: the largest temperature whose reciprocal, 2^128, is beyond f32.
+        let largest = f32::from_bits(1 << 21);
+        for t in [f32::from_bits(1), 1e-45, 1e-39, largest] {
+            let params = SamplingParams::at_temperature(t);
+            assert_eq!(params.validate(), Err(SamplingError::TinyTemperature(t)));
+            assert_eq!(params.inverse_temperature(), None);
+            assert_eq!(warp(&[1.0, 2.0, 2.0], &params), [-INF, 0.0, -INF]);
+        }
+        let error = SamplingParams::at_temperature(1e-39).validate().unwrap_err().to_string();
+        assert_eq!(error, "temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found 1e-39");
+        for t in [largest.next_up(), 1e-38, 1.0, f32::MAX] {
+            let params = SamplingParams::at_temperature(t);
+            assert_eq!(params.validate(), Ok(()));
+            assert!(params.inverse_temperature().is_some_and(|inverse| inverse > 0.0 && inverse.is_finite()));
+            // Ties share the mass, at the smallest temperatures too.
+            assert_eq!(softmax(&warp(&[2.0, 2.0], &params)), [0.5, 0.5]);
+        }
+        // The product of a difference and the reciprocal may overflow: the id is then impossible.
+        assert_eq!(warp(&[3e38, -3e38], &SamplingParams::at_temperature(1e-38)), [0.0, -INF]);
+    }
+
+    #[test]
+    fn scores_are_products_with_the_reciprocal() {
+        // 1.9 · (1 / 0.7) and 1.9 / 0.7 differ in f32, so a division would be noticed.
+        let (logit, temperature) = (-1.9f32, 0.7f32);
+        assert_ne!(logit * temperature.recip(), logit / temperature);
+        let scores = warp(&[0.0, logit], &SamplingParams::at_temperature(temperature));
+        assert_eq!(scores, [0.0, logit * temperature.recip()]);
     }
 
     #[test]

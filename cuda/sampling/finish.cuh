@@ -36,7 +36,7 @@ template <typename L>
 FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowSampling& sampling, const L* logits,
                                    const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
     const int chunk_bits = p.rank > 0 ? kCalibratedChunkBits : kChunkBits;
-    const ScoredRow<L> row = {logits, p.vocab, stats.max, stats.temperature, maxima, p.chunks, chunk_bits};
+    const ScoredRow<L> row = {logits, p.vocab, stats.max, stats.inverse_temperature, maxima, p.chunks, chunk_bits};
     const Cut cut = find_truncation(row, sampling, s);
     stats.cut_score = score_of_key(cut.key), stats.cut_id = cut.id;
 
@@ -106,7 +106,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
     max = block_reduce<kFinishThreads>(max, floats, [](float a, float b) { return fmaxf(a, b); });
 
     stats.max = max;
-    stats.temperature = counted_temperature(sampling.temperature);
+    stats.inverse_temperature = counted_inverse(sampling.inverse_temperature);
     stats.cut_score = -kInfinity, stats.cut_id = INT32_MAX, stats.kept = p.vocab;
     stats.token_logit = -kInfinity, stats.confidence = 1.0f;
     if (max > -kInfinity) {
@@ -122,7 +122,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
             if (id == INT32_MAX) continue;
             float value = logit;
             if (draw.draws) {
-                value = warped_score(logit, max, stats.temperature) + gumbel_of(draw.numbers, uint32_t(id));
+                value = warped_score(logit, max, stats.inverse_temperature) + gumbel_of(draw.numbers, uint32_t(id));
             }
             meet(winner, {value, id, logit});
         }
@@ -132,7 +132,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
         block_winner(winner, s);
         stats.token = winner.id, stats.token_logit = winner.logit;
         stats.confidence = 1.0f / plain_sum;
-        if (stats.temperature > 0.0f) stats.log_sum = logf(sum);
+        if (stats.inverse_temperature > 0.0f) stats.log_sum = logf(sum);
         if (is_truncating(sampling, p.vocab)) {
             if (p.logits_current) {
                 truncate_row(p, sampling, logits, maxima, stats, s);

@@ -7,7 +7,9 @@
 struct FlexdraftRowSampling {
     uint64_t seed;     /* the request's: the key of its random numbers */
     uint64_t position; /* counter words 2 and 3, before starts[sequence] is added */
-    float temperature; /* 0 is greedy: the largest logit, ties to the lowest id */
+    /* 1 / temperature, rounded to f32; 0 (and what is no finite number above 0) is greedy: the largest logit, ties
+     * to the lowest id */
+    float inverse_temperature;
     float top_p;       /* 1 is off */
     /* min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off */
     float min_score;
@@ -17,7 +19,7 @@ struct FlexdraftRowSampling {
 };
 
 /* What is known of one row after sampling. The score of id x is 0 where logit[x] is the largest (or +inf),
- * and (logit[x] − max) / temperature elsewhere; NaN counts as −inf. x is kept if its score is above
+ * and (logit[x] − max) · inverse_temperature elsewhere; NaN counts as −inf. x is kept if its score is above
  * cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
  * and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it. */
 struct FlexdraftRowStats {
@@ -28,7 +30,7 @@ struct FlexdraftRowStats {
     float confidence;        /* the largest probability at temperature 1, nothing dropped */
     float token_logit;       /* logit[token] */
     float draft_probability; /* p(draft token), 0 without one */
-    float temperature;       /* the row's, or 0 where that was no number above 0 */
+    float inverse_temperature; /* the row's; 0 where it is greedy */
     float cut_score;         /* −inf: everything is kept */
     int32_t cut_id;
     int32_t kept; /* how many ids are kept; the vocabulary's size where nothing is dropped */

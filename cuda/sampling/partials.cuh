@@ -16,7 +16,7 @@ constexpr float kLog2E = 1.44269504088896340736f;
 // What the pass needs to know of a row.
 struct RowDraw {
     DrawNumbers numbers;
-    float scale; // log2(e) / temperature; log2(e) at temperature 0
+    float scale; // log2(e) · inverse temperature; log2(e) for greedy rows
     bool draws;  // otherwise the winner is the largest logit
 };
 
@@ -27,11 +27,11 @@ FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSample& p, const Flexdra
 }
 
 FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSample& p, const FlexdraftRowSampling& row) {
-    const float temperature = counted_temperature(row.temperature);
-    // At the smallest temperatures the quotient overflows; 0 · scale must stay 0.
-    const float scale = temperature > 0.0f ? fminf(kLog2E / temperature, 3.0e38f) : kLog2E;
+    const float inverse = counted_inverse(row.inverse_temperature);
+    // At the smallest temperatures the product overflows; 0 · scale must stay 0.
+    const float scale = inverse > 0.0f ? fminf(kLog2E * inverse, 3.0e38f) : kLog2E;
     // A truncated row is drawn from once it is known what is kept.
-    const bool draws = temperature > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
+    const bool draws = inverse > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
     return RowDraw{row_numbers(p, row), scale, draws};
 }
 
@@ -48,7 +48,7 @@ FLEXDRAFT_INLINE L* logits_at(const FlexdraftSample& p, int logits_row, int id) 
 
 struct Partial {
     float max;       // the chunk's largest logit
-    float sum;       // of exp((logit − max) / temperature)
+    float sum;       // of exp((logit − max) · inverse temperature)
     float plain_sum; // of exp(logit − max)
     float logit;     // the winner's
     int id;          // the winner; INT32_MAX where every logit is −inf

@@ -38,7 +38,7 @@ template <typename L>
 struct ScoredRow {
     const L* logits;
     int vocab;
-    float max, temperature;
+    float max, inverse_temperature;
     const float* maxima; // of chunks of 2^chunk_bits ids
     int chunks, chunk_bits;
 };
@@ -68,8 +68,7 @@ FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
 template <typename L, typename Visit>
 FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit visit) {
     constexpr int kBatch = 4; // loads under way
-    // The lowest score of such a key as a distance of logits, and more than rounding may take from it.
-    const float least = score_of_key(end - 1u) * row.temperature * 1.00001f - 1e-37f;
+    const float least = least_distance(score_of_key(end - 1u), row.inverse_temperature);
     for (int base = 4 * int(threadIdx.x); base < row.vocab; base += 4 * kFinishThreads * kBatch) {
         float v[kBatch][4];
         bool visited[kBatch];
@@ -84,7 +83,7 @@ FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit
         for (int i = 0; i < kBatch; ++i) {
             if (!visited[i]) continue;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) v[i][j] = warped_score(counted(v[i][j]), row.max, row.temperature);
+            for (int j = 0; j < 4; ++j) v[i][j] = warped_score(counted(v[i][j]), row.max, row.inverse_temperature);
             visit(base + 4 * kFinishThreads * i, v[i]);
         }
     }
@@ -169,7 +168,7 @@ FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, u
             load_logits(v, row.logits + first);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float score = warped_score(counted(v[j]), row.max, row.temperature);
+                const float score = warped_score(counted(v[j]), row.max, row.inverse_temperature);
                 tied[j] = first + j < row.vocab && score_key(score) == key;
                 count += tied[j] ? 1u : 0u;
             }
@@ -194,7 +193,7 @@ FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& 
     for (int bin = thread; bin < kBins; bin += kFinishThreads) s.counts[bin] = 0;
     __syncthreads();
     for (int chunk = thread; chunk < row.chunks; chunk += kFinishThreads) {
-        atomicAdd(&s.counts[score_bin(warped_score(row.maxima[chunk], row.max, row.temperature))], 1u);
+        atomicAdd(&s.counts[score_bin(warped_score(row.maxima[chunk], row.max, row.inverse_temperature))], 1u);
     }
     __syncthreads();
     constexpr int kOwn = kBins / kFinishThreads;

@@ -35,14 +35,20 @@ FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(
 // A logit as it counts: NaN is −inf.
 FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -kInfinity); }
 
-// The temperature as it counts: what is no number above 0 is greedy.
-FLEXDRAFT_INLINE float counted_temperature(float temperature) {
-    return temperature > 0.0f && temperature < kInfinity ? temperature : 0.0f;
+// The reciprocal of the temperature as it counts: what is no finite number above 0 is greedy.
+FLEXDRAFT_INLINE float counted_inverse(float inverse_temperature) {
+    return inverse_temperature > 0.0f && inverse_temperature < kInfinity ? inverse_temperature : 0.0f;
 }
 
-// The score of a counted logit, for a temperature above 0 and a largest logit above −inf.
-FLEXDRAFT_INLINE float warped_score(float logit, float max, float temperature) {
-    return logit == max ? 0.0f : (logit - max) / temperature;
+// The score of a counted logit, for an inverse temperature above 0 and a largest logit above −inf.
+FLEXDRAFT_INLINE float warped_score(float logit, float max, float inverse_temperature) {
+    return logit == max ? 0.0f : (logit - max) * inverse_temperature;
+}
+
+// A distance of logits, logit − max, below which scores are below `score`. A product of a distance and the reciprocal
+// is off by 2^−24 of it, or by half of the smallest number; this leaves more room than that.
+FLEXDRAFT_INLINE float least_distance(float score, float inverse_temperature) {
+    return (score - 1e-44f) / inverse_temperature * 1.00001f - 1e-37f;
 }
 
 // Scores in descending order are keys in ascending order: +0 has key 0, then −0, and so on to −inf.
@@ -53,14 +59,14 @@ FLEXDRAFT_INLINE uint32_t score_key(float score) {
 constexpr uint32_t kKeys = 0x7f800002u; // one more than the key of −inf
 
 FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int vocab) {
-    return counted_temperature(row.temperature) > 0.0f &&
+    return counted_inverse(row.inverse_temperature) > 0.0f &&
            ((row.top_k > 0 && row.top_k < vocab) || (row.top_p > 0.0f && row.top_p < 1.0f) ||
             row.min_score > -kInfinity);
 }
 
 // Whether all of the mass is on stats.token.
 FLEXDRAFT_INLINE bool is_one_hot(const FlexdraftRowStats& stats) {
-    return stats.temperature == 0.0f || stats.max == -kInfinity;
+    return stats.inverse_temperature == 0.0f || stats.max == -kInfinity;
 }
 
 // Whether `score` (of `id`) survived top-k, top-p and min-p.
@@ -72,6 +78,6 @@ FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int i
 // p(id), from its logit as it is stored.
 FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int id) {
     if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;
-    const float score = warped_score(counted(logit), stats.max, stats.temperature);
+    const float score = warped_score(counted(logit), stats.max, stats.inverse_temperature);
     return is_kept(stats, score, id) ? expf(score - stats.log_sum) : 0.0f;
 }

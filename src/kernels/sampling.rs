@@ -104,7 +104,7 @@ impl RowSampling {
         Ok(RowSampling(FlexdraftRowSampling {
             seed,
             position,
-            temperature: params.temperature,
+            inverse_temperature: params.inverse_temperature().unwrap_or(0.0),
             top_p: params.top_p,
             min_score: lowest_score(params.min_p),
             // A vocabulary has fewer ids than that, so nothing is dropped.
@@ -142,7 +142,7 @@ fn lowest_score(min_p: f32) -> f32 {
 
 /// What is known of one row after sampling: `FlexdraftRowStats` of `cuda/sampling/params.h`.
 ///
-/// The score of id x is 0 where its logit is the largest, and `(logit − max) / temperature` elsewhere. x is
+/// The score of id x is 0 where its logit is the largest, and `(logit − max) · inverse_temperature` elsewhere. x is
 /// kept if its score is above `cut_score`, or equal to it and x ≤ `cut_id`; then its probability is
 /// `exp(score − log_sum)`, otherwise 0. At temperature 0, and where `max` is −∞, `token` has all of it.
 #[repr(C)]
@@ -162,8 +162,8 @@ pub struct RowStats {
     pub token_logit: f32,
     /// The probability of the row's token in [`Sample::draft`]; 0 without one.
     pub draft_probability: f32,
-    /// The row's temperature.
-    pub temperature: f32,
+    /// The reciprocal of the row's temperature ([`SamplingParams::inverse_temperature`]); 0 for greedy rows.
+    pub inverse_temperature: f32,
     /// The lowest score that is kept; −∞ where nothing is dropped.
     pub cut_score: f32,
     /// The highest id of that score that is kept.

@@ -45,6 +45,10 @@ fn refused_requests() {
         sampling(SamplingParams { temperature: f32::NAN, ..base }),
         "temperature must be finite and at least 0, found NaN"
     );
+    assert_eq!(
+        sampling(SamplingParams { temperature: 1e-39, ..base }),
+        "temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found 1e-39"
+    );
     for top_p in [0.0, 1.01] {
         assert_eq!(
             sampling(SamplingParams { top_p, ..base }),

@@ -26,6 +26,10 @@ fn requests_that_cannot_be() {
     for (args, message) in [
         (&["--temperature", "-1"], "temperature must be finite and at least 0, found -1"),
         (&["--temperature", "nan"], "temperature must be finite and at least 0, found NaN"),
+        (
+            &["--temperature", "1e-39"],
+            "temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found 1e-39",
+        ),
         (&["--top-p", "0"], "top-p must be above 0 and at most 1, found 0"),
         (&["--top-p", "1.5"], "top-p must be above 0 and at most 1, found 1.5"),
         (&["--min-p", "1"], "min-p must be at least 0 and below 1, found 1"),

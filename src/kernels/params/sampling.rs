@@ -10,8 +10,9 @@ pub struct FlexdraftRowSampling {
     pub seed: u64,
     /// counter words 2 and 3, before starts[sequence] is added
     pub position: u64,
-    /// 0 is greedy: the largest logit, ties to the lowest id
-    pub temperature: f32,
+    /// 1 / temperature, rounded to f32; 0 (and what is no finite number above 0) is greedy: the largest logit, ties
+    /// to the lowest id
+    pub inverse_temperature: f32,
     /// 1 is off
     pub top_p: f32,
     /// min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off
@@ -32,8 +33,8 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftRowSampling, seed) - 0usize];
     ["Offset of field: FlexdraftRowSampling::position"]
         [::core::mem::offset_of!(FlexdraftRowSampling, position) - 8usize];
-    ["Offset of field: FlexdraftRowSampling::temperature"]
-        [::core::mem::offset_of!(FlexdraftRowSampling, temperature) - 16usize];
+    ["Offset of field: FlexdraftRowSampling::inverse_temperature"]
+        [::core::mem::offset_of!(FlexdraftRowSampling, inverse_temperature) - 16usize];
     ["Offset of field: FlexdraftRowSampling::top_p"]
         [::core::mem::offset_of!(FlexdraftRowSampling, top_p) - 20usize];
     ["Offset of field: FlexdraftRowSampling::min_score"]
@@ -46,7 +47,7 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftRowSampling, sequence) - 36usize];
 };
 /// What is known of one row after sampling. The score of id x is 0 where logit[x] is the largest (or +inf),
-/// and (logit[x] − max) / temperature elsewhere; NaN counts as −inf. x is kept if its score is above
+/// and (logit[x] − max) · inverse_temperature elsewhere; NaN counts as −inf. x is kept if its score is above
 /// cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
 /// and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it.
 #[repr(C)]
@@ -66,8 +67,8 @@ pub struct FlexdraftRowStats {
     pub token_logit: f32,
     /// p(draft token), 0 without one
     pub draft_probability: f32,
-    /// the row's, or 0 where that was no number above 0
-    pub temperature: f32,
+    /// the row's; 0 where it is greedy
+    pub inverse_temperature: f32,
     /// −inf: everything is kept
     pub cut_score: f32,
     pub cut_id: i32,
@@ -92,8 +93,8 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftRowStats, token_logit) - 20usize];
     ["Offset of field: FlexdraftRowStats::draft_probability"]
         [::core::mem::offset_of!(FlexdraftRowStats, draft_probability) - 24usize];
-    ["Offset of field: FlexdraftRowStats::temperature"]
-        [::core::mem::offset_of!(FlexdraftRowStats, temperature) - 28usize];
+    ["Offset of field: FlexdraftRowStats::inverse_temperature"]
+        [::core::mem::offset_of!(FlexdraftRowStats, inverse_temperature) - 28usize];
     ["Offset of field: FlexdraftRowStats::cut_score"]
         [::core::mem::offset_of!(FlexdraftRowStats, cut_score) - 32usize];
     ["Offset of field: FlexdraftRowStats::cut_id"]

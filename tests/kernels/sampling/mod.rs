@@ -257,7 +257,21 @@ fn min_p_does_not_bring_back_what_top_k_dropped() {
     }
 }
 
-/// Close races: many draws over a few ids of nearly equal weight, so that the winner is often ahead by very little.
+/// At the highest temperatures scores are multiples of the smallest number, so logits that differ share one. The second
+/// chunk's largest logit is below that of the last id kept in the first, and has its score.
+#[test]
+fn a_chunk_is_not_passed_over_because_its_score_was_rounded_up() {
+    let params = SamplingParams { top_k: 3, ..SamplingParams::at_temperature(3e38) };
+    let smallest = f32::from_bits(1) / params.inverse_temperature().unwrap();
+    let mut row = vec![-1.0; 2000];
+    (row[0], row[7], row[1500]) = (0.0, -2.0 * smallest, -2.4 * smallest);
+    let batch = Batch::<f32>::plain(vec![row], vec![Way::drawn(params, 3)]);
+    let outcome = batch.run(&kernels(), false);
+    assert_eq!(outcome.stats[0].kept, 3);
+    check(&outcome, &batch.ways);
+}
+
+/// Close races: few ids, nearly equal, many draws, so that a winner by a little is common.
 #[test]
 fn a_race_is_won_by_however_little() {
     for vocab in [4, 9, 33] {
@@ -444,7 +458,24 @@ fn odd_rows_have_a_defined_outcome() {
     }
 }
 
-/// Returns the results of a launch with hand-made operands.
+/// The host refuses temperatures without a finite reciprocal; what other callers put on the device is greedy.
+#[test]
+fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
+    assert!(RowSampling::new(&SamplingParams::at_temperature(1e-39), None).is_err());
+    let way = Way::drawn(SamplingParams { top_k: 3, ..SamplingParams::at_temperature(1.0) }, 4);
+    let sampling = RowSampling::new(&way.params, way.stream()).unwrap();
+    for inverse in [0.0, -0.0, -1.0, NAN, INF, -INF] {
+        // Two words of seed and two of position stand before it.
+        let mut words: [u32; 10] = bytemuck::cast(sampling);
+        words[4] = f32::to_bits(inverse);
+        let (stats, error) = indexed(&[0, 1], &[0], &[bytemuck::cast(words), sampling], &[-1, -1]);
+        assert_eq!((stats[0].inverse_temperature, stats[0].kept, stats[0].probability), (0.0, 1, 1.0));
+        assert_eq!((stats[0].token_logit, error), (stats[0].max, 0));
+        assert_eq!((stats[1].inverse_temperature, stats[1].kept), (1.0, 3));
+    }
+}
+
+/// What a launch of one hand-made operand set gives.
 fn indexed(index: &[i32], starts: &[i32], sampling: &[RowSampling], draft: &[i32]) -> (Vec<RowStats>, u32) {
     let kernels = kernels();
     let stream = kernels.backend().stream();

@@ -21,7 +21,7 @@ pub fn stated_ids(stats: &RowStats, logits: &[f32]) -> Vec<usize> {
     let score = |logit: f32| match logit {
         _ if logit == stats.max => 0.0,
         _ if logit.is_nan() => -INF,
-        _ => (logit - stats.max) / stats.temperature,
+        _ => (logit - stats.max) * stats.inverse_temperature,
     };
     let kept = |id: usize| {
         let score = score(logits[id]);
@@ -70,7 +70,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
     let sane = reference::sanitize(&exact);
     let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(-INF, f32::max);
     assert_eq!(stats.max, largest);
-    assert_eq!(stats.temperature, temperature);
+    assert_eq!(stats.inverse_temperature, way.params.inverse_temperature().unwrap_or(0.0));
     close(stats.confidence, reference_sample::confidence(&exact), 1e-5, "confidence");
 
     let token = usize::try_from(stats.token).unwrap();
