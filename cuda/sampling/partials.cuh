@@ -68,9 +68,62 @@ FLEXDRAFT_INLINE void store_partial(const FlexdraftSample& p, int row, int chunk
     at[4 * int64_t(p.chunks)] = __int_as_float(partial.id);
 }
 
+// The race among the ids that one lane has seen. An exponential takes a logarithm, in one of two branches, and a warp
+// goes where one of its lanes goes: so an id that may win only waits, and its exponential is taken when another id that
+// may win comes, or at the end. Nearly always that is once.
+struct Race {
+    float leading = 0.0f; // the winner of the chunk has at least this
+    float weight = 0.0f;  // of the id that waits; 0 without one
+    uint32_t word = 0u;
+    float logit = -kInfinity;
+    int id = INT32_MAX;
+    float best = 0.0f; // of the ids that no longer wait
+    float best_logit = -kInfinity;
+    int best_id = INT32_MAX;
+
+    // What an id with this weight has at least, the winner has too.
+    FLEXDRAFT_METHOD void bound(float some_weight, uint32_t some_word) {
+        leading = fmaxf(leading, race_floor(some_weight, some_word));
+    }
+
+    // Ids come in ascending order, so of equal ids the lowest stays. `Bounded`: bound() has seen this id.
+    template <bool Bounded>
+    FLEXDRAFT_METHOD void enter(float new_weight, uint32_t new_word, float new_logit, int new_id) {
+        if (!(new_weight >= leading * exponential_floor(new_word))) return;
+        if (!Bounded) bound(new_weight, new_word);
+        settle();
+        weight = new_weight, word = new_word, logit = new_logit, id = new_id;
+    }
+
+    // Lets the id that waits run, if it may still win.
+    FLEXDRAFT_METHOD void settle() {
+        if (weight > 0.0f && weight >= leading * exponential_floor(word)) {
+            const float ratio = weight / exponential(word);
+            if (ratio > best) best = ratio, best_id = id, best_logit = logit;
+            leading = fmaxf(leading, best);
+        }
+        weight = 0.0f;
+    }
+};
+
+// The sum of an array, in pairs that are half of what is left apart.
+template <int Count>
+FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
+    static_assert((Count & (Count - 1)) == 0, "halves");
+#pragma unroll
+    for (int half = Count / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) values[i] += values[i + half];
+    }
+    return values[0];
+}
+
 // The partial result of a chunk that `Lanes` consecutive lanes hold: v[i][j] is the counted logit of id
 // first + 4 · Lanes · i + j (−inf beyond the vocabulary), first a multiple of 4. All lanes of the warp call
 // this together; all of the chunk's lanes get the result.
+//
+// Sums are those of four ids, then of fours that are half of the chunk apart, a quarter, and so on: whether a lane adds
+// two of them or two lanes do, so `Lanes` changes no bit.
 template <int Groups, int Lanes>
 FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, const RowDraw& row) {
     constexpr uint32_t kAll = 0xffffffffu;
@@ -84,61 +137,74 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, c
 
     // Without any logit above −inf every weight is 0, and nobody wins.
     const float base = max > -kInfinity ? max : 0.0f;
-    float sum = 0.0f, best = 0.0f, best_logit = -kInfinity;
-    int best_id = INT32_MAX;
-    // What the winner of the chunk has at least. A warp goes where one of its lanes goes, so an id that is out of the
-    // race for the chunk must not be looked at because it leads in its lane.
-    float leading = 0.0f;
-#pragma unroll
-    for (int i = 0; i < Groups; ++i) {
-        const int id = first + 4 * Lanes * i;
-        float weight[4];
+    // At most 0; of +inf − +inf, which is no number, 0.
+    const auto below = [&](float logit) { return fminf(logit - base, 0.0f); };
+    float sums[Groups], weight[Groups][4];
+    PhiloxWords words[Groups];
+    Race race;
+    // Where a warp has many chunks, one of them nearly always has an id in front of all ids that its lane has seen so
+    // far: then all ids bound the winner before the first one enters. With one chunk a warp, the first ids are enough.
+    constexpr bool kBoundAll = Lanes < 32;
+    const auto weigh = [&](int i) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            // +inf − +inf is no number.
-            weight[j] = exp2_approx((v[i][j] == base ? 0.0f : v[i][j] - base) * row.scale);
-            sum += weight[j];
+            weight[i][j] = exp2_approx(below(v[i][j]) * row.scale);
+            sums[i] = j == 0 ? weight[i][j] : sums[i] + weight[i][j];
         }
-        PhiloxWords words = {};
-        if (row.draws) words = philox(row.numbers, uint32_t(id) / 4u);
-        if (i == 0 && row.draws) {
+        words[i] = PhiloxWords{};
+        if (!row.draws) return;
+        words[i] = philox(row.numbers, uint32_t(first + 4 * Lanes * i) / 4u);
+        if (kBoundAll || i == 0) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) leading = fmaxf(leading, race_floor(weight[j], words.word[j]));
+            for (int j = 0; j < 4; ++j) race.bound(weight[i][j], words[i].word[j]);
         }
-        if (i < 4) {
+    };
+    const auto exchange = [&]() {
+#pragma unroll
+        for (int offset = Lanes / 2; offset > 0; offset /= 2) {
+            race.leading = fmaxf(race.leading, __shfl_xor_sync(kAll, race.leading, offset));
+        }
+    };
+    if (kBoundAll) {
+#pragma unroll
+        for (int i = 0; i < Groups; ++i) weigh(i);
+        exchange();
+    }
+#pragma unroll
+    for (int i = 0; i < Groups; ++i) {
+        if (!kBoundAll) {
+            weigh(i);
             // Later the leader hardly changes.
-#pragma unroll
-            for (int offset = Lanes / 2; offset > 0; offset /= 2) {
-                leading = fmaxf(leading, __shfl_xor_sync(kAll, leading, offset));
-            }
+            if (i < 4) exchange();
         }
+        const int id = first + 4 * Lanes * i;
         if (row.draws) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                if (weight[j] >= leading * exponential_floor(words.word[j])) {
-                    const float ratio = weight[j] / exponential(words.word[j]);
-                    if (ratio > best) best = ratio, best_id = id + j, best_logit = v[i][j];
-                }
-            }
-            leading = fmaxf(leading, best);
+            for (int j = 0; j < 4; ++j) race.enter<kBoundAll>(weight[i][j], words[i].word[j], v[i][j], id + j);
         } else {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                if (best == 0.0f && v[i][j] == max && max > -kInfinity) best = 1.0f, best_id = id + j, best_logit = max;
+                if (race.best == 0.0f && v[i][j] == max && max > -kInfinity) {
+                    race.best = 1.0f, race.best_id = id + j, race.best_logit = max;
+                }
             }
         }
     }
-    float plain_sum = sum;
+    if (row.draws) race.settle();
+    float sum = tree_sum(sums), plain_sum = sum;
     if (row.scale != kLog2E) {
-        plain_sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < Groups; ++i) {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                plain_sum += exp2_approx((v[i][j] == base ? 0.0f : v[i][j] - base) * kLog2E);
+                const float weight = exp2_approx(below(v[i][j]) * kLog2E);
+                sums[i] = j == 0 ? weight : sums[i] + weight;
             }
         }
+        plain_sum = tree_sum(sums);
     }
+    float best = race.best, best_logit = race.best_logit;
+    int best_id = race.best_id;
 #pragma unroll
     for (int offset = Lanes / 2; offset > 0; offset /= 2) {
         sum += __shfl_xor_sync(kAll, sum, offset);
