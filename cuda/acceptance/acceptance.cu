@@ -11,6 +11,9 @@
 namespace {
 
 constexpr int accept_threads = FLEXDRAFT_ACCEPT_THREADS;
+constexpr int block_ids = 4 * accept_threads; // that the threads of a CTA look at together
+constexpr int chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // of a CTA
+static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0, "a block is one chunk of the target");
 
 // Where the scan stopped.
 struct Stop {
@@ -136,8 +139,10 @@ FLEXDRAFT_INLINE float residual(float prefix, float p, float q) {
 }
 
 // Which of the ids first..end wins the race (cuda/sampling/partials.cuh) with weights max(prefix · p - q, 0), or p
-// without a q. A weight of 0 never wins, and without any other the id counts as none.
-template <typename Logit>
+// without a q. A weight of 0 never wins, and without any other the id counts as none. So ids without a p need no random
+// number and no q: chunks of them are not read (all ids are, where `WholeRow`: this is rare), and of the other chunks a
+// warp passes over its own.
+template <bool WholeRow, typename Logit>
 FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first,
                            int32_t end, Scan& scan) {
     const FlexdraftVerify& s = verification.sequence;
@@ -145,15 +150,24 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
         s.seed, uint32_t(kResidualDraw) << 16 | uint32_t(stop.accepted), uint64_t(s.position));
     const Distribution<Logit> p = verification.target(stop.accepted);
     const Distribution<Logit> q = with_q ? verification.draft(stop.accepted + 1) : p;
+    const float least = least_distance_kept(p.stats);
+    const bool is_cut = p.is_cut();
+    uint32_t dropped = 0;
+    if (!WholeRow) {
+        dropped = p.template dropped_chunks<chunk_blocks>(first / block_ids, verification.target_chunks(), least);
+    }
     Best mine = {0.0f, INT32_MAX};
     float leading = 0.0f;
-    for (int32_t block = first; block < end; block += 4 * accept_threads) {
+    bool leads = false; // whether `leading` is that of a block
+    for (int32_t block = first; block < end; block += block_ids, dropped /= 2) {
+        if ((dropped & 1u) != 0u) continue;
         const int32_t id = block + 4 * int32_t(threadIdx.x);
         float of_p[4] = {}, of_q[4] = {};
         if (id < end) {
             p.load(of_p, id);
             if (with_q) q.load(of_q, id);
         }
+        if (is_cut && !__any_sync(0xffffffffu, p.may_keep(of_p, least))) continue;
         const PhiloxWords words = philox(numbers, uint32_t(id) / 4);
         float weight[4];
 #pragma unroll
@@ -162,8 +176,9 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
             if (id + i >= end) continue;
             weight[i] = p.of(of_p[i], id + i);
             if (with_q) weight[i] = residual(stop.prefix, weight[i], q.of(of_q[i], id + i));
-            if (block == first) leading = fmaxf(leading, race_floor(weight[i], words.word[i]));
+            if (!leads) leading = fmaxf(leading, race_floor(weight[i], words.word[i]));
         }
+        leads = true;
 #pragma unroll
         for (int lanes = 16; lanes > 0; lanes /= 2) leading = fmaxf(leading, __shfl_xor_sync(0xffffffffu, leading, lanes));
 #pragma unroll
@@ -219,7 +234,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     }
     const bool with_q = stop.accepted < s.drafts;
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK;
-    const Best mine = draw(verification, stop, with_q, first, min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab), scan);
+    const Best mine = draw<false>(verification, stop, with_q, first, min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab), scan);
     float* const best = p.best + int64_t(blockIdx.y) * p.chunks * 2;
     if (threadIdx.x == 0) {
         best[2 * chunk] = mine.score;
@@ -236,7 +251,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     }
     all = best_of_cta(all, scan);
     // Nothing is left of p where it equals q but for rounding: then p itself.
-    if (all.id == INT32_MAX && with_q) all = draw(verification, stop, false, 0, p.vocab, scan);
+    if (all.id == INT32_MAX && with_q) all = draw<true>(verification, stop, false, 0, p.vocab, scan);
     if (threadIdx.x == 0) p.arrived[blockIdx.y] = 0;
     write_verdict(verification, stop, all.id == INT32_MAX ? 0 : all.id);
 }
@@ -254,15 +269,19 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
     if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
     __syncthreads();
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK, end = min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab);
-    constexpr int turns = FLEXDRAFT_ACCEPT_CHUNK / (4 * accept_threads);
+    constexpr int turns = chunk_blocks;
     for (int32_t i = int32_t(blockIdx.z) + 1; i < s.drafts; i += int32_t(gridDim.z)) {
         const float prefix = scan.prefix[i];
         const Distribution<Logit> target = verification.target(i), draft = verification.draft(i + 1);
+        const float least = least_distance_kept(target.stats);
         float of_p[turns][4] = {}, of_q[turns][4] = {};
+        const uint32_t dropped =
+            target.template dropped_chunks<turns>(first / block_ids, verification.target_chunks(), least);
 #pragma unroll
         for (int turn = 0; turn < turns; ++turn) {
-            const int32_t id = first + 4 * (turn * accept_threads + int32_t(threadIdx.x));
-            if (id < end) {
+            const int32_t block = first + turn * block_ids;
+            const int32_t id = block + 4 * int32_t(threadIdx.x);
+            if ((dropped >> turn & 1u) == 0u && id < end) {
                 target.load(of_p[turn], id);
                 draft.load(of_q[turn], id);
             }
@@ -270,9 +289,11 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
         float sum = 0.0f;
 #pragma unroll
         for (int turn = 0; turn < turns; ++turn) {
+            // Without a p nothing is left above q.
+            if ((dropped >> turn & 1u) != 0u) continue;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const int32_t id = first + 4 * (turn * accept_threads + int32_t(threadIdx.x)) + j;
+                const int32_t id = first + turn * block_ids + 4 * int32_t(threadIdx.x) + j;
                 if (id < end) sum += residual(prefix, target.of(of_p[turn][j], id), draft.of(of_q[turn][j], id));
             }
         }

@@ -38,6 +38,9 @@ struct FlexdraftAccept {
     const int32_t* tokens;                         /* [token_count] draft tokens */
     const void* target;                            /* [target_rows, logit_stride] logits, f32 or bf16 */
     const struct FlexdraftRowStats* target_stats;  /* [target_rows] */
+    /* [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] what sample_rows_* found in the chunks of
+     * `target`, field 0 their largest logits; null: every id is read */
+    const float* target_partials;
     const void* draft;                             /* [draft_rows, logit_stride] of the target's type; may be null */
     const struct FlexdraftRowStats* draft_stats;   /* [draft_stats_rows]; may be null */
     float* sums;                                   /* [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block */
@@ -103,7 +106,7 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
-static_assert(sizeof(FlexdraftAccept) == 136, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAccept) == 144, "mirrored in Rust");
 static_assert(sizeof(FlexdraftDraft) == 32, "mirrored in Rust");
 static_assert(sizeof(FlexdraftSelect) == 72, "mirrored in Rust");
 static_assert(sizeof(FlexdraftFollow) == 48, "mirrored in Rust");

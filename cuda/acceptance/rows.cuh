@@ -11,6 +11,7 @@ struct Distribution {
     const Logit* logits; // null: the point mass at `point`
     FlexdraftRowStats stats;
     int32_t point;
+    const float* maxima; // the largest logits of chunks of FLEXDRAFT_CHUNK ids; may be null
 
     FLEXDRAFT_METHOD float at(int32_t id) const {
         return logits == nullptr ? of(0.0f, id) : of(load_logit(logits + id), id);
@@ -19,6 +20,30 @@ struct Distribution {
     // The logits of ids id..id + 4, id a multiple of 4: one load, which ends within the row's stride.
     FLEXDRAFT_METHOD void load(float (&four)[4], int32_t id) const {
         if (logits != nullptr) load_logits(four, logits + id);
+    }
+
+    // Whether top-k, top-p or min-p dropped ids.
+    FLEXDRAFT_METHOD bool is_cut() const { return logits != nullptr && stats.cut_score > -kInfinity; }
+
+    // Of `Count` chunks from `chunk` on, the last of them before `chunks`: bit i is set if no id of chunk + i has a
+    // probability above 0. `least` is least_distance_kept(stats); a difference that is no number, as of two infinities,
+    // is not below it.
+    template <int Count>
+    FLEXDRAFT_METHOD uint32_t dropped_chunks(int32_t chunk, int32_t chunks, float least) const {
+        if (maxima == nullptr) return 0;
+        float largest[Count];
+#pragma unroll
+        for (int i = 0; i < Count; ++i) largest[i] = maxima[min(chunk + i, chunks - 1)];
+        uint32_t dropped = 0;
+#pragma unroll
+        for (int i = 0; i < Count; ++i) dropped |= largest[i] - stats.max < least ? 1u << i : 0u;
+        return dropped;
+    }
+
+    // Whether one of four ids with these logits may have a probability above 0.
+    FLEXDRAFT_METHOD bool may_keep(const float (&four)[4], float least) const {
+        const float largest = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
+        return !(counted(largest) - stats.max < least);
     }
 
     // The probability of an id with this logit.
@@ -48,16 +73,21 @@ struct Verification {
     // d_i, i = 1..=v.
     FLEXDRAFT_METHOD int32_t token(int32_t i) const { return __ldg(p.tokens + sequence.first_token + i - 1); }
 
+    FLEXDRAFT_METHOD int32_t target_chunks() const { return (p.vocab + FLEXDRAFT_CHUNK - 1) / FLEXDRAFT_CHUNK; }
+
     FLEXDRAFT_METHOD Distribution<Logit> target(int32_t i) const {
         const int64_t row = sequence.first_target + i;
-        return {static_cast<const Logit*>(p.target) + row * p.logit_stride, p.target_stats[row], 0};
+        const int64_t line = target_chunks();
+        const float* const maxima =
+            p.target_partials == nullptr ? nullptr : p.target_partials + row * FLEXDRAFT_PARTIAL_FIELDS * line;
+        return {static_cast<const Logit*>(p.target) + row * p.logit_stride, p.target_stats[row], 0, maxima};
     }
 
     FLEXDRAFT_METHOD Distribution<Logit> draft(int32_t j) const {
-        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j)};
+        if (sequence.first_draft < 0) return {nullptr, FlexdraftRowStats(), token(j), nullptr};
         const int64_t row = sequence.first_draft + j - 1;
         const int64_t stats_row = sequence.first_draft_stats + j - 1;
-        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0};
+        return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0, nullptr};
     }
 
     // The uniform that decides on d_i, a multiple of 2^-32.

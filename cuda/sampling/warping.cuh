@@ -75,6 +75,13 @@ FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int i
     return key < cut || (key == cut && id <= stats.cut_id);
 }
 
+// A distance from the largest logit below which p is 0: the score is beyond the cut, or its exponential is less than
+// half of the smallest number, exp(−103.97).
+FLEXDRAFT_INLINE float least_distance_kept(const FlexdraftRowStats& stats) {
+    if (is_one_hot(stats)) return -kInfinity;
+    return least_distance(fmaxf(stats.cut_score, stats.log_sum - 110.0f), stats.inverse_temperature);
+}
+
 // p(id), from its logit as it is stored.
 FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int id) {
     if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;

@@ -2,7 +2,8 @@
 //!
 //! Greedy, `match` and `rejection` take one launch, `block` two. The statistics of the rows come from
 //! [`Kernels::sample`]; the scan itself reads two logits a draft token, and whole rows of p and q at the one
-//! position where it stopped, so its floor is two rows a sequence (`block`: those of every draft token).
+//! position where it stopped, so its floor is two rows a sequence (`block`: those of every draft token). Chunks of
+//! the vocabulary that truncation emptied are not read ([`Accept::target_partials`]).
 //!
 //! The outcome is that of [`crate::acceptance`], with the same random numbers: p and q are the distributions
 //! that tokens are drawn from, after warping; a test passes strictly below; ties go to the lowest id; where
@@ -18,7 +19,7 @@ use super::params::acceptance::{
     FLEXDRAFT_RULE_REJECTION, FlexdraftAccept, FlexdraftVerdict, FlexdraftVerify,
 };
 use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_BLOCK_SHARES};
-use super::sampling::{Logit, RowStats};
+use super::sampling::{Logit, RowStats, workspace_len};
 use super::{KernelError, Kernels};
 use crate::acceptance::Rule;
 use crate::backend::{Backend, Element, View, ViewMut};
@@ -169,6 +170,10 @@ pub struct Accept<'a, L> {
     pub tokens: View<'a, i32>,
     /// The target's rows.
     pub target: SampledRows<'a, L>,
+    /// The workspace of the [`Kernels::sample`] call that left the target's statistics, without a calibration, as that
+    /// call left it: then chunks of the vocabulary in which no id of p is kept are not read. `None` reads every id, with
+    /// the same outcome; what another call left gives an unspecified outcome within the vocabulary.
+    pub target_partials: Option<View<'a, f32>>,
     /// The drafts' rows, if any sequence has them.
     pub draft: Option<SampledRows<'a, L>>,
     /// [`accept_workspace_len`] elements or more; what is in it does not matter.
@@ -235,6 +240,7 @@ impl<B: Backend> Kernels<B> {
     ///     any_block: false,
     ///     tokens: stream.view(&[3]),
     ///     target: SampledRows { logits: stream.view(&logits), stats: stream.view(&stats) },
+    ///     target_partials: None,
     ///     draft: None,
     ///     workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
     ///     arrived: stream.view_mut(&mut [0]),
@@ -280,12 +286,17 @@ impl<B: Backend> Kernels<B> {
             }
             None => (std::ptr::null(), std::ptr::null()),
         };
+        let partials = workspace_len(target_rows, args.vocab, false)?;
         let committed = operands.product("committed", &[batch, MAX_COMMITTED])?;
         let params = FlexdraftAccept {
             sequences: operands.read("sequences", &args.sequences, batch, 8)?.cast(),
             tokens: operands.read("tokens", &args.tokens, args.tokens.len(), 4)?,
             target: operands.read("target", &args.target.logits, target, 16)?.cast(),
             target_stats: operands.read("target stats", &args.target.stats, target_rows, 4)?.cast(),
+            target_partials: match &args.target_partials {
+                Some(view) => operands.read("target partials", view, partials, 4)?,
+                None => std::ptr::null(),
+            },
             draft,
             draft_stats,
             sums: workspace,

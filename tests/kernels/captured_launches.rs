@@ -311,6 +311,7 @@ impl Operands {
                     vocab: VOCAB,
                     stride: STRIDE,
                     sequences: stream.view(&self.requests),
+                    target_partials: None,
                     any_block: true,
                     tokens: stream.view(&self.tokens),
                     target: SampledRows {

@@ -219,6 +219,7 @@ impl Batch {
                 vocab,
                 stride,
                 sequences: backend.view(stream, &requests),
+                target_partials: None,
                 any_block: sequences.iter().any(|s| s.rule == Rule::Block),
                 tokens: backend.view(stream, &tokens),
                 target: SampledRows {

@@ -142,6 +142,7 @@ impl Step {
             vocab: VOCAB,
             stride: VOCAB,
             sequences: backend.view(stream, &self.requests),
+            target_partials: None,
             any_block: false,
             tokens: backend.view(stream, &self.tokens),
             target: SampledRows {

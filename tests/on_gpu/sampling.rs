@@ -127,6 +127,7 @@ impl Case for Sampling {
                     vocab,
                     stride,
                     sequences: backend.view(stream, &requests),
+                    target_partials: None,
                     any_block: true,
                     tokens: backend.view(stream, &tokens),
                     target: SampledRows {

@@ -184,6 +184,7 @@ impl<B: Backend> Machine for On<B> {
                 vocab,
                 stride,
                 sequences: views.read(args.sequences, batch),
+                target_partials: None,
                 any_block: args.block != 0,
                 tokens: views.read(args.tokens, drawn),
                 target: SampledRows {

@@ -219,6 +219,7 @@ impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
                 vocab: self.vocab,
                 stride: self.stride,
                 sequences: backend.view(stream, &self.sequences),
+                target_partials: None,
                 any_block: self.block,
                 tokens: backend.view(stream, &self.tokens),
                 target: SampledRows {

@@ -28,6 +28,8 @@ pub(super) struct Verification<B: Backend> {
     /// How rows are sampled, the requests, and their tokens.
     tables: Packed<B>,
     target_stats: Grown<B, RowStats>,
+    /// Acceptance's own workspace: it reads what sampling left in the scratch.
+    workspace: Grown<B, f32>,
     /// The logits of every q, side by side, and the statistics of their draws, where they are not in one buffer.
     draft_logits: Grown<B, f32>,
     draws: Grown<B, u64>,
@@ -41,6 +43,7 @@ impl<B: Backend> Default for Verification<B> {
         Verification {
             tables: Packed::default(),
             target_stats: Grown::default(),
+            workspace: Grown::default(),
             draft_logits: Grown::default(),
             draws: Grown::default(),
             arrived: Grown::default(),
@@ -261,8 +264,12 @@ impl<P: Products> Gpu<P> {
         let committed = verification.committed.reserve(backend, stream, batch * MAX_COMMITTED)?;
         let needed = accept_workspace_len(batch, vocab)
             .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
+        let workspace = verification.workspace.reserve(backend, stream, needed)?;
         let mut scratch = self.scratch();
-        let Scratch { workspace, error, .. } = &mut *scratch;
+        let Scratch { workspace: partials, error, .. } = &mut *scratch;
+        // As sampling left them: the same length reserves the same memory.
+        let partials_len = workspace_len(rows, vocab, false)?;
+        let partials = partials.reserve(backend, stream, partials_len)?;
         let args = Accept {
             vocab,
             stride,
@@ -272,8 +279,9 @@ impl<P: Products> Gpu<P> {
                 .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
             tokens: tables.view(backend, stream, &device_tokens)?,
             target: SampledRows { logits: target()?, stats: self.input(target_stats, 0..rows)? },
+            target_partials: Some(self.input(partials, 0..partials_len)?),
             draft,
-            workspace: backend.view_mut(stream, workspace.reserve(backend, stream, needed)?),
+            workspace: backend.view_mut(stream, workspace),
             arrived: self.output(arrived, 0..batch)?,
             verdicts: report.verdicts_mut(backend, stream)?,
             committed: self.output(committed, 0..batch * MAX_COMMITTED)?,

@@ -95,6 +95,9 @@ pub struct FlexdraftAccept {
     pub target: *const ::core::ffi::c_void,
     /// [target_rows]
     pub target_stats: *const FlexdraftRowStats,
+    /// [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] what sample_rows_* found in the chunks of
+    /// `target`, field 0 their largest logits; null: every id is read
+    pub target_partials: *const f32,
     /// [draft_rows, logit_stride] of the target's type; may be null
     pub draft: *const ::core::ffi::c_void,
     /// [draft_stats_rows]; may be null
@@ -126,7 +129,7 @@ pub struct FlexdraftAccept {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 136usize];
+    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 144usize];
     ["Alignment of FlexdraftAccept"][::core::mem::align_of::<FlexdraftAccept>() - 8usize];
     ["Offset of field: FlexdraftAccept::sequences"]
         [::core::mem::offset_of!(FlexdraftAccept, sequences) - 0usize];
@@ -134,32 +137,34 @@ const _: () = {
     ["Offset of field: FlexdraftAccept::target"][::core::mem::offset_of!(FlexdraftAccept, target) - 16usize];
     ["Offset of field: FlexdraftAccept::target_stats"]
         [::core::mem::offset_of!(FlexdraftAccept, target_stats) - 24usize];
-    ["Offset of field: FlexdraftAccept::draft"][::core::mem::offset_of!(FlexdraftAccept, draft) - 32usize];
+    ["Offset of field: FlexdraftAccept::target_partials"]
+        [::core::mem::offset_of!(FlexdraftAccept, target_partials) - 32usize];
+    ["Offset of field: FlexdraftAccept::draft"][::core::mem::offset_of!(FlexdraftAccept, draft) - 40usize];
     ["Offset of field: FlexdraftAccept::draft_stats"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_stats) - 40usize];
-    ["Offset of field: FlexdraftAccept::sums"][::core::mem::offset_of!(FlexdraftAccept, sums) - 48usize];
-    ["Offset of field: FlexdraftAccept::best"][::core::mem::offset_of!(FlexdraftAccept, best) - 56usize];
+        [::core::mem::offset_of!(FlexdraftAccept, draft_stats) - 48usize];
+    ["Offset of field: FlexdraftAccept::sums"][::core::mem::offset_of!(FlexdraftAccept, sums) - 56usize];
+    ["Offset of field: FlexdraftAccept::best"][::core::mem::offset_of!(FlexdraftAccept, best) - 64usize];
     ["Offset of field: FlexdraftAccept::arrived"]
-        [::core::mem::offset_of!(FlexdraftAccept, arrived) - 64usize];
+        [::core::mem::offset_of!(FlexdraftAccept, arrived) - 72usize];
     ["Offset of field: FlexdraftAccept::verdicts"]
-        [::core::mem::offset_of!(FlexdraftAccept, verdicts) - 72usize];
+        [::core::mem::offset_of!(FlexdraftAccept, verdicts) - 80usize];
     ["Offset of field: FlexdraftAccept::committed"]
-        [::core::mem::offset_of!(FlexdraftAccept, committed) - 80usize];
-    ["Offset of field: FlexdraftAccept::error"][::core::mem::offset_of!(FlexdraftAccept, error) - 88usize];
+        [::core::mem::offset_of!(FlexdraftAccept, committed) - 88usize];
+    ["Offset of field: FlexdraftAccept::error"][::core::mem::offset_of!(FlexdraftAccept, error) - 96usize];
     ["Offset of field: FlexdraftAccept::logit_stride"]
-        [::core::mem::offset_of!(FlexdraftAccept, logit_stride) - 96usize];
-    ["Offset of field: FlexdraftAccept::batch"][::core::mem::offset_of!(FlexdraftAccept, batch) - 104usize];
-    ["Offset of field: FlexdraftAccept::vocab"][::core::mem::offset_of!(FlexdraftAccept, vocab) - 108usize];
-    ["Offset of field: FlexdraftAccept::chunks"][::core::mem::offset_of!(FlexdraftAccept, chunks) - 112usize];
+        [::core::mem::offset_of!(FlexdraftAccept, logit_stride) - 104usize];
+    ["Offset of field: FlexdraftAccept::batch"][::core::mem::offset_of!(FlexdraftAccept, batch) - 112usize];
+    ["Offset of field: FlexdraftAccept::vocab"][::core::mem::offset_of!(FlexdraftAccept, vocab) - 116usize];
+    ["Offset of field: FlexdraftAccept::chunks"][::core::mem::offset_of!(FlexdraftAccept, chunks) - 120usize];
     ["Offset of field: FlexdraftAccept::target_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, target_rows) - 116usize];
+        [::core::mem::offset_of!(FlexdraftAccept, target_rows) - 124usize];
     ["Offset of field: FlexdraftAccept::draft_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_rows) - 120usize];
+        [::core::mem::offset_of!(FlexdraftAccept, draft_rows) - 128usize];
     ["Offset of field: FlexdraftAccept::draft_stats_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_stats_rows) - 124usize];
+        [::core::mem::offset_of!(FlexdraftAccept, draft_stats_rows) - 132usize];
     ["Offset of field: FlexdraftAccept::token_count"]
-        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 128usize];
-    ["Offset of field: FlexdraftAccept::unused"][::core::mem::offset_of!(FlexdraftAccept, unused) - 132usize];
+        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 136usize];
+    ["Offset of field: FlexdraftAccept::unused"][::core::mem::offset_of!(FlexdraftAccept, unused) - 140usize];
 };
 /// A sequence that drafts from a pass: slots 1..S of the group that its verdict names. The rows of its groups follow
 /// each other: S rows a group in a pass, S - 1 in logits, where slot 0 has no row.

@@ -132,3 +132,39 @@ fn a_bonus_token_without_a_draft_beside_it_is_drawn_from_the_target() {
         assert!([1, 2, 3].iter().all(|id| found.iter().any(|verdict| verdict.bonus == *id)));
     }
 }
+
+/// All that top-k keeps is in one of eight chunks. Every launch comes twice: reading every id, and knowing the largest
+/// logits of the target's chunks.
+#[test]
+fn chunks_of_the_target_without_a_kept_id_are_not_read() {
+    let vocab = 8192;
+    let row = |seed: usize| -> Vec<f32> {
+        let high = |id: usize| if (3000..3006).contains(&id) { 9.0 + (id % 3) as f32 } else { 0.0 };
+        (0..vocab).map(|id| ((id * 7 + seed) % 11) as f32 / 4.0 + high(id)).collect()
+    };
+    for rule in BOTH {
+        let sequence = Sequence {
+            rule,
+            params: SamplingParams { top_k: 3, ..SamplingParams::at_temperature(0.7) },
+            groups: GroupSet::default(),
+            position: 7,
+            seed: 5,
+            target: vec![row(1), row(2), row(3)],
+            draft: Some(vec![row(4), row(5)]),
+            tokens: vec![3002, 3005],
+        };
+        let kernels = kernels(Checking::Accesses, 0);
+        let outcome = run::<f32>(&kernels, vocab, std::slice::from_ref(&sequence));
+        check(&sequence, &outcome.verdicts[0], &outcome.committed[0]).unwrap();
+        let read: Vec<u64> = kernels
+            .backend()
+            .take_traffic()
+            .iter()
+            .filter(|t| t.kernel.starts_with("accept") && ["target", "draft"].contains(&t.operand))
+            .map(|t| t.read)
+            .collect();
+        let (every, kept) = read.split_at(read.len() / 2);
+        let (every, kept): (u64, u64) = (every.iter().sum(), kept.iter().sum());
+        assert!(every > 2 * 4 * 8192 && kept > 0 && kept * 7 < every, "{rule:?}: {kept} bytes of {every}");
+    }
+}

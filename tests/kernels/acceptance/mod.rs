@@ -141,6 +141,7 @@ fn rows_that_do_not_exist() {
                 vocab: 8,
                 stride: 8,
                 sequences: stream.view(&requests),
+                target_partials: None,
                 any_block: true,
                 tokens: stream.view(tokens),
                 target: SampledRows { logits: stream.view(&target), stats: stream.view(&stats) },

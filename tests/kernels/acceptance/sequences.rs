@@ -154,7 +154,8 @@ prop_compose! {
     }
 }
 
-/// The verdicts and the committed tokens of a batch.
+/// Verdicts and committed tokens.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub verdicts: Vec<Verdict>,
     pub committed: Vec<Vec<i32>>,
@@ -226,17 +227,19 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
             error: None,
         };
         kernels.sample(&stream, sample).unwrap();
-        stats
+        (stats, workspace)
     };
-    let (target_stats, draft_stats): (Vec<RowStats>, Vec<RowStats>) =
-        (sample(&target, &target_ways), sample(&draft[ROWS_BEFORE_DRAFTS * stride..], &draft_ways));
+    let (target_stats, partials): (Vec<RowStats>, Vec<f32>) = sample(&target, &target_ways);
+    let (draft_stats, _) = sample(&draft[ROWS_BEFORE_DRAFTS * stride..], &draft_ways);
     let batch = sequences.len();
     let mut workspace = vec![f64::NAN; accept_workspace_len(batch, vocab).unwrap().div_ceil(2)];
     let (mut arrived, mut error) = (vec![0u32; batch], [0u32]);
     let mut verdicts =
         vec![Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 }; batch];
     let mut committed = vec![99i32; batch * MAX_COMMITTED];
-    for _ in 0..2 {
+    let mut outcomes = Vec::new();
+    // Reading every id, and passing over chunks in which nothing of p is kept.
+    for partials in [None, Some(&partials)] {
         kernels
             .accept(
                 &stream,
@@ -244,6 +247,7 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
                     vocab,
                     stride,
                     sequences: stream.view(&requests),
+                    target_partials: partials.map(|partials| stream.view(partials)),
                     any_block: sequences.iter().any(|s| s.effective_rule() == Rule::Block),
                     tokens: stream.view(&tokens),
                     target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
@@ -261,9 +265,13 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
             .unwrap();
         // The counters are back at 0, so the kernel can be launched again.
         assert!(arrived.iter().all(|&count| count == 0));
+        let committed = committed.chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect();
+        outcomes.push(Outcome { verdicts: verdicts.clone(), committed });
     }
     assert_eq!(error, [0]);
-    Outcome { verdicts, committed: committed.chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect() }
+    let outcome = outcomes.pop().unwrap();
+    assert_eq!(outcomes, [outcome.clone()], "reading every id gives another outcome");
+    outcome
 }
 
 /// An element type of logits that represents the tests' logits.

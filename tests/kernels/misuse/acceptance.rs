@@ -5,7 +5,7 @@ use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
-use flexdraft::kernels::sampling::RowStats;
+use flexdraft::kernels::sampling::{RowStats, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::layout::GroupSet;
 
@@ -32,6 +32,7 @@ struct Batch {
     tokens: Memory,
     target: Memory,
     target_stats: Memory,
+    target_partials: Memory,
     draft: Memory,
     draft_stats: Memory,
     workspace: Memory,
@@ -49,6 +50,7 @@ fn batch(sequences: usize) -> Batch {
         tokens: Memory::of(&[1i32, 2]),
         target: Memory::zeros::<f32>(3 * 16),
         target_stats: Memory::zeros::<RowStats>(3),
+        target_partials: Memory::zeros::<f32>(workspace_len(3, 10, false).unwrap()),
         draft: Memory::zeros::<f32>(2 * 16),
         draft_stats: Memory::zeros::<RowStats>(2),
         workspace: Memory::zeros::<f32>(accept_workspace_len(sequences, 10).unwrap()),
@@ -65,6 +67,7 @@ impl Launch for Batch {
             vocab: self.vocab,
             stride: self.stride,
             sequences: self.sequences.view(host),
+            target_partials: Some(self.target_partials.view(host)),
             any_block: true,
             tokens: self.tokens.view(host),
             target: SampledRows {
@@ -95,6 +98,7 @@ fn accept() {
             measure("tokens", 4, |k| &mut k.tokens),
             measured("target", 16, |k| &mut k.target),
             measure("target stats", 4, |k| &mut k.target_stats),
+            measured("target partials", 4, |k| &mut k.target_partials),
             measured("draft", 16, |k| &mut k.draft),
             measure("draft stats", 4, |k| &mut k.draft_stats),
             measured("workspace", 8, |k| &mut k.workspace),
