@@ -1,5 +1,5 @@
-//! Compiles the kernel sources: for GPUs where there is an nvcc, and for the SIMT host where the feature
-//! `simt` asks for it.
+//! Compiles the CUDA kernel sources: for GPUs if nvcc is found, and for the SIMT host if the feature `simt`
+//! is on.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -10,17 +10,17 @@ mod nvcc;
 #[path = "build/simt.rs"]
 mod simt;
 
-/// The directories of `cuda` with kernels, each with a file of its name.
+/// The directories of `cuda` that contain kernels, each in a file with the directory's name.
 const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
 
-/// Kernels of single instructions, which the SIMT host's models are compared by: of test builds only.
+/// Kernels of single instructions, for comparing the SIMT host's models of instructions; only in test builds.
 const INSTRUCTIONS: &str = "golden";
 
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            // A compiler's output, which `Debug` would put on one line.
+            // The text contains a compiler's output, which `Debug` would print on one line.
             eprintln!("{problem}");
             ExitCode::FAILURE
         }

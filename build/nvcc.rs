@@ -1,10 +1,11 @@
-//! The kernels as GPU machine code: nvcc turns each source of a kernel family into one fatbin, and
-//! `images.rs` in `OUT_DIR` embeds them. Without nvcc that list is empty and the crate still builds.
+//! Compiles the kernels to GPU machine code: nvcc turns each source of a kernel family into one fatbin, and
+//! `images.rs` in `OUT_DIR` embeds them. Without nvcc, the list in `images.rs` is empty and the crate still
+//! builds.
 //!
 //! | environment variable | meaning |
 //! |---|---|
-//! | `NVCC` | the compiler; no other is looked for |
-//! | `CUDA_HOME`, `CUDA_PATH` | toolkits whose `bin/nvcc` is taken, before `PATH` and `/usr/local/cuda` |
+//! | `NVCC` | path of the compiler; no other compiler is searched for |
+//! | `CUDA_HOME`, `CUDA_PATH` | toolkits whose `bin/nvcc` is used, before `PATH` and `/usr/local/cuda` |
 //! | `FLEXDRAFT_REQUIRE_NVCC=1` | a missing or failing nvcc fails the build |
 //! | `FLEXDRAFT_NVCC_WERROR=1` | nvcc's warnings are errors |
 
@@ -17,7 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
-/// Variables that nvcc itself reads.
+/// Environment variables that nvcc itself reads.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
 /// A kernel source and the names of its kernels.
@@ -32,11 +33,11 @@ pub struct Source {
 pub struct Image {
     pub path: PathBuf,
     pub kernels: Vec<String>,
-    /// What nvcc had to say about a source that it compiled.
+    /// nvcc's warnings about a source that it compiled.
     pub warnings: String,
 }
 
-/// Compiles those of `families` that there are and lists them in `images.rs`.
+/// Compiles the sources of `families` that exist, and lists them in `images.rs`.
 pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| {
         println!("cargo::rerun-if-env-changed={name}");
@@ -54,7 +55,7 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let warnings_are_errors = is_set("FLEXDRAFT_NVCC_WERROR");
 
     let sources = sources(&root.join("cuda"), families)?;
-    // Documentation needs no kernels, and the machine that builds it for docs.rs has no nvcc.
+    // Documentation needs no kernels, and docs.rs has no nvcc.
     let wanted = !sources.is_empty() && variable("DOCS_RS").is_none();
     let images = match wanted {
         false => Ok(Vec::new()),
@@ -76,12 +77,12 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Cargo shows one line a directive.
+/// Prints a warning. Cargo shows one line per directive.
 fn warn(text: &str) {
     text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| println!("cargo::warning={line}"));
 }
 
-/// The kernel source of each of `families` that has one.
+/// Returns the kernel source of each of `families` that has one.
 pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Error>> {
     let mut sources = Vec::new();
     for family in families {
@@ -99,8 +100,8 @@ pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Er
     Ok(sources)
 }
 
-/// The kernels that a source lists in its `FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)`: the same list that
-/// the SIMT host is built from, so both have the same kernels.
+/// Returns the kernels that a source lists in its `FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)`. The SIMT
+/// host is built from the same list, so both have the same kernels.
 pub fn kernel_table(source: &str) -> Result<Vec<String>, String> {
     const MACRO: &str = "FLEXDRAFT_KERNEL_TABLE(";
     let code: String =
@@ -125,7 +126,7 @@ pub fn kernel_table(source: &str) -> Result<Vec<String>, String> {
     Ok(kernels)
 }
 
-/// The nvcc to use, by `variable`, which looks up environment variables.
+/// Finds nvcc. `variable` looks up environment variables.
 pub fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let nvcc = format!("nvcc{}", env::consts::EXE_SUFFIX);
@@ -151,7 +152,8 @@ pub fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, Stri
         })
 }
 
-/// Compiles `sources`, at most `jobs` at a time, into fatbins in `out`: all of them or none.
+/// Compiles `sources` into fatbins in `out`, at most `jobs` at a time. Either all of them succeed, or none is
+/// kept.
 pub fn compile(
     nvcc: &Path,
     cuda: &Path,
@@ -167,7 +169,7 @@ pub fn compile(
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = compile_one(nvcc, cuda, source, out, warnings_are_errors);
-                    // A poisoned lock still holds whole results.
+                    // A poisoned lock still holds complete results.
                     results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(result);
                 }
             });
@@ -187,7 +189,7 @@ fn compile_one(
     warnings_are_errors: bool,
 ) -> Result<Image, String> {
     let path = out.join(source.path.file_name().unwrap_or_default()).with_extension("fatbin");
-    // The architectures are options as well, in one file with cuda/check_device_code.py.
+    // The architectures are options too, in a file that cuda/check_device_code.py also reads.
     let mut command = Command::new(nvcc);
     command.arg("-optf").arg(cuda.join("nvcc.args"));
     if warnings_are_errors {
@@ -208,7 +210,7 @@ fn compile_one(
     Ok(Image { path, kernels: source.kernels.clone(), warnings: said })
 }
 
-/// The Rust expression that embeds `images`.
+/// Returns the Rust expression that embeds `images`.
 pub fn listing(images: &[Image]) -> Result<String, Box<dyn Error>> {
     let mut text = "&[\n".to_owned();
     for image in images {

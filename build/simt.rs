@@ -1,4 +1,5 @@
-//! The SIMT host: its own sources, and every kernel file twice, plain and with the hooks of its checks.
+//! Compiles the SIMT host: its own sources, and every kernel file twice, without checks and with hooks for
+//! checks.
 //!
 //! | environment variable | meaning |
 //! |---|---|
@@ -9,18 +10,18 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// The host's own sources, which no check looks at.
+/// The host's own sources, which are compiled without checks.
 const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
 
-/// The two builds of the kernels, and the compiler's options of each.
+/// The two builds of the kernels, with the compiler's options for each.
 const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];
 
-/// What the sanitized build adds to the host and the plain kernels. The checked ones have hooks of their own,
-/// which cannot be combined with AddressSanitizer.
+/// Compiler options of the sanitized build, for the host and the plain kernels. The checked kernels have
+/// their own hooks, which cannot be combined with AddressSanitizer.
 const SANITIZERS: [&str; 5] = [
     "-DFLEXDRAFT_SANITIZED",
     "-fsanitize=address,undefined,float-cast-overflow",
-    // There are no virtual functions, and the runtime has no check of them.
+    // The code has no virtual functions, and Rust's runtime does not have this check.
     "-fno-sanitize=vptr",
     "-fno-sanitize-recover=all",
     "-g1",
@@ -47,7 +48,7 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
             compiler.flags(SANITIZERS);
         }
         for (family, path) in &kernels {
-            // `.cu` means nothing to a C++ compiler.
+            // A C++ compiler does not recognise the extension `.cu`.
             let source = out.join(format!("{family}_{variant}.cpp"));
             fs::write(&source, format!("#include \"{}\"\n", fs::canonicalize(path)?.display()))?;
             compiler.file(source);
@@ -67,13 +68,13 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Whether the sanitized build is asked for; an error where Rust brings no runtime for it.
+/// Returns whether a sanitized build is requested; an error if Rust does not provide the sanitizers' runtime.
 fn sanitized() -> Result<bool, Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=FLEXDRAFT_SIMT_SANITIZE");
     if env::var_os("FLEXDRAFT_SIMT_SANITIZE").is_none_or(|value| value != "1") {
         return Ok(false);
     }
-    // Its values are listed with commas.
+    // Cargo separates the values by commas.
     let ours = env::var("CARGO_CFG_SANITIZE").unwrap_or_default();
     if !ours.split(',').any(|sanitizer| sanitizer == "address") {
         let remedy = "RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address and a --target";
@@ -83,8 +84,8 @@ fn sanitized() -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// Defines `simt::find` over the tables of all kernel files. They are listed by name, because what registers
-/// itself is lost in a static archive.
+/// Returns a source that defines `simt::find` over the tables of all kernel files. It lists the tables by
+/// name, because a linker drops objects that only register themselves from a static archive.
 fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Error> {
     let mut source = String::from("#include \"host.h\"\n\nextern \"C\" {\n");
     for (variant, _) in VARIANTS {
@@ -113,7 +114,7 @@ fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Er
     Ok(source)
 }
 
-/// A C++17 compiler that keeps floating-point operations as they are written.
+/// Returns a C++17 compiler that keeps floating-point operations as they are written.
 fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     build
@@ -124,7 +125,7 @@ fn cpp() -> cc::Build {
         .warnings(true)
         .extra_warnings(true)
         .flag("-fno-exceptions")
-        // A sanitizer that Rust is compiled with goes neither with fibers nor with the checks' hooks.
+        // A sanitizer with which Rust is compiled is incompatible with fibers and with the checks' hooks.
         .flag("-fno-sanitize=all")
         .flag("-Wno-unknown-pragmas") // `#pragma unroll` is for nvcc.
         .flag("-ffp-contract=off")

@@ -474,7 +474,7 @@ mod ffi {
         pub late_copies: u32,
     }
 
-    // The same layout as the assertion in `cuda/simt/launch.h`.
+    // Assertions in `cuda/simt/launch.h` check the same layout.
     const _: () = assert!(size_of::<Region>() == 72 && offset_of!(Region, written_total) == 64);
     const _: () = assert!(
         size_of::<Launch>() == 80 && offset_of!(Launch, grid) == 48 && offset_of!(Launch, late_copies) == 72

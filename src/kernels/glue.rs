@@ -1,8 +1,9 @@
-//! What stands around the matrix products of a decode step.
+//! Kernels for the operations between the matrix products of a decode step: embedding, norms, activations,
+//! rotary embedding.
 //!
 //! Activations are bf16 rows; vectors (norm weights, frequencies) are f32. Every kernel reads and writes its
-//! rows once, so its floor is their bytes over the memory's bandwidth; a row's result does not depend on the
-//! others. Rows are aligned to 16 bytes, that is, have a multiple of 8 elements.
+//! rows once, so its lower bound on time is the bytes of the rows divided by the memory's bandwidth. A row's
+//! result does not depend on other rows. Rows are aligned to 16 bytes, so they have a multiple of 8 elements.
 
 use half::bf16;
 
@@ -38,45 +39,44 @@ fn cols(operands: &Operands, cols: usize) -> Result<i64, KernelError> {
 /// Operands of [`Kernels::embed`].
 #[derive(Debug)]
 pub struct Embed<'a> {
-    /// Token ids `[rows]`. One that is not below `vocab` gives a row of zeros and sets bit 2 of the error
-    /// word.
+    /// Token ids `[rows]`. An id outside 0..`vocab` gives a row of zeros and sets bit 2 of the error word.
     pub ids: View<'a, i32>,
-    /// `[vocab, cols]`.
+    /// The embedding table `[vocab, cols]`.
     pub table: View<'a, bf16>,
-    /// `[rows, cols]`.
+    /// The embedding of each id, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// Device error word `[1]`, if there is one.
+    /// The device error word `[1]`, optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements of a row.
+    /// Elements per row.
     pub cols: usize,
 }
 
 /// Operands of [`Kernels::gather`].
 #[derive(Debug)]
 pub struct Gather<'a> {
-    /// Rows of `x`, `[rows]`. −1 gives a row of zeros, and so does any other index without a row, which also sets
-    /// bit 16 of the error word.
+    /// Row indices into `x`, `[rows]`. −1 gives a row of zeros. Any other index outside `x` also gives zeros,
+    /// and sets bit 16 of the error word.
     pub indices: View<'a, i32>,
-    /// `[x rows, cols]`.
+    /// The rows to gather from, `[x rows, cols]`.
     pub x: View<'a, bf16>,
-    /// `[rows, cols]`.
+    /// The gathered rows, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// Device error word `[1]`, if there is one.
+    /// The device error word `[1]`, optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements of a row.
+    /// Elements per row.
     pub cols: usize,
 }
 
-/// The residual stream `[rows, cols]`.
+/// The residual stream `[rows, cols]`, with or without an addition before the norm.
 #[derive(Debug)]
 pub enum Residual<'a> {
-    /// As it is.
+    /// The stream, which does not change.
     Is(View<'a, bf16>),
-    /// To be increased.
+    /// An addition to the stream.
     Add {
-        /// The stream, which becomes the sum.
+        /// The stream, which is replaced by the sum.
         x: ViewMut<'a, bf16>,
-        /// What the last block adds, `[rows, cols]`.
+        /// The last block's output, which is added, `[rows, cols]`.
         delta: View<'a, bf16>,
     },
 }
@@ -84,22 +84,22 @@ pub enum Residual<'a> {
 /// Operands of [`Kernels::rms_norm`].
 #[derive(Debug)]
 pub struct RmsNorm<'a> {
-    /// What is normed.
+    /// The rows to norm.
     pub x: Residual<'a>,
-    /// `[cols]`, aligned to 16 bytes.
+    /// The norm's weight `[cols]`, aligned to 16 bytes.
     pub weight: View<'a, f32>,
-    /// `[rows, cols]`.
+    /// The normed rows, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// Added to the mean of squares.
+    /// Epsilon, added to the mean of squares.
     pub eps: f32,
 }
 
 /// Operands of [`Kernels::add`].
 #[derive(Debug)]
 pub struct Add<'a> {
-    /// `[elements]`, a multiple of 8 of them.
+    /// The vector `[elements]` to add to, with a multiple of 8 elements.
     pub x: ViewMut<'a, bf16>,
-    /// As many.
+    /// The vector to add, with the same number of elements.
     pub delta: View<'a, bf16>,
 }
 
@@ -108,9 +108,9 @@ pub struct Add<'a> {
 pub struct SiluMul<'a> {
     /// Gate and up side by side, `[rows, 2 cols]`.
     pub x: View<'a, bf16>,
-    /// `[rows, cols]`.
+    /// The result, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// Elements of a row of `out`.
+    /// Elements per row of `out`.
     pub cols: usize,
 }
 
@@ -119,56 +119,56 @@ pub struct SiluMul<'a> {
 pub struct SiluAdd<'a> {
     /// The slots' half of the calibrator's hidden layer `[rows, cols]`, replaced by its activation.
     pub x: ViewMut<'a, bf16>,
-    /// The bonus tokens' half, `[bonus rows, cols]`.
+    /// The bonus tokens' half of the hidden layer, `[bonus rows, cols]`.
     pub bonus: View<'a, bf16>,
-    /// The row of `bonus` for each row of `x`, `[rows]`. With −1 a row stays as it is, and so it does with any
-    /// other index without a row, which also sets bit 16 of the error word.
+    /// The row of `bonus` for each row of `x`, `[rows]`. With −1, the row of `x` does not change. With any
+    /// other index outside `bonus` it does not change either, and bit 16 of the error word is set.
     pub owner: View<'a, i32>,
-    /// Device error word `[1]`, if there is one.
+    /// The device error word `[1]`, optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements of a row.
+    /// Elements per row.
     pub cols: usize,
 }
 
 /// Operands of [`Kernels::rope_table`].
 #[derive(Debug)]
 pub struct RopeTable<'a, B: Backend> {
-    /// The pass.
+    /// The tables of the pass.
     pub pass: &'a PassTables<B>,
-    /// Radians a position, `[head_dim / 2]`.
+    /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: View<'a, f32>,
     /// Factor on cosine and sine.
     pub scale: f32,
-    /// (cos, sin) of every row's turns, `[rows, head_dim / 2, 2]`.
+    /// Cosine and sine of the angles of every row, `[rows, head_dim / 2, 2]`.
     pub turns: ViewMut<'a, f32>,
 }
 
 /// Operands of [`Kernels::norm_rope_append`].
 #[derive(Debug)]
 pub struct NormRopeAppend<'a, B: Backend> {
-    /// The pass.
+    /// The tables of the pass.
     pub pass: &'a PassTables<B>,
-    /// Which of its rows.
+    /// The kind of rows to work on.
     pub kind: RowKind,
     /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
     pub qkv: ViewMut<'a, bf16>,
-    /// From [`Kernels::rope_table`].
+    /// Cosines and sines from [`Kernels::rope_table`].
     pub turns: View<'a, f32>,
-    /// RMSNorm weights over a q head and over a k head, `[head_dim]` each.
+    /// RMSNorm weights for a q head and for a k head, `[head_dim]` each; `None` to skip the norms.
     pub norms: Option<(View<'a, f32>, View<'a, f32>)>,
-    /// Of those norms.
+    /// Epsilon of the norms.
     pub eps: f32,
-    /// The layer's cache.
+    /// The layer's KV cache.
     pub cache: PagedKvMut<'a>,
-    /// The heads; head_dim is 64 or 128.
+    /// Numbers of heads, and head_dim, which is 64 or 128.
     pub shape: AttentionShape,
-    /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache, and the row's
-    /// k and v are not written.
+    /// The device error word `[1]`, optional. If a page id is not in the cache, bit 1 is set, and the row's k
+    /// and v are not written.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
 impl<B: Backend> Kernels<B> {
-    /// `out[r] = table[ids[r]]`.
+    /// Copies the embeddings of token ids: `out[r] = table[ids[r]]`.
     ///
     /// # Errors
     ///
@@ -213,12 +213,12 @@ impl<B: Backend> Kernels<B> {
             vocab: operands.i32("vocab", vocab)?,
         };
         let grid = rows_grid(&operands, rows, 0)?;
-        // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; ids
-        // are checked by the kernel.
+        // SAFETY: the parameters belong to this kernel, and its operands were checked against their shapes;
+        // the kernel checks ids.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// `out[r] = x[indices[r]]`.
+    /// Copies rows by index: `out[r] = x[indices[r]]`.
     ///
     /// # Errors
     ///
@@ -261,12 +261,13 @@ impl<B: Backend> Kernels<B> {
             x_rows: operands.i32("rows of x", x_rows)?,
         };
         let grid = rows_grid(&operands, rows, 0)?;
-        // SAFETY: as in `embed`; indices are checked by the kernel.
+        // SAFETY: as in `embed`; the kernel checks indices.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Adds to the residual stream, if there is something to add, and writes `x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm,
-    /// arXiv 1910.07467). The sum that is stored in `x` is the one that is normed, rounded to bf16.
+    /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes `x[r] /
+    /// sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to bf16, and the norm is computed
+    /// from the rounded sum.
     ///
     /// # Errors
     ///
@@ -319,7 +320,7 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// `x += delta`, each sum rounded to bf16.
+    /// Adds a vector to another one: `x += delta`, with each sum rounded to bf16.
     ///
     /// # Errors
     ///
@@ -357,7 +358,7 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// `out[r] = silu(gate[r]) · up[r]`, where silu(x) = x / (1 + exp(−x)).
+    /// Computes the MLP's activation: `out[r] = silu(gate[r]) · up[r]`, where silu(x) = x / (1 + exp(−x)).
     ///
     /// # Errors
     ///
@@ -391,7 +392,7 @@ impl<B: Backend> Kernels<B> {
             rows: operands.i32("rows", rows)?,
             unused: 0,
         };
-        // A thread has 8 columns.
+        // A thread computes 8 columns.
         let blocks = args.cols.div_ceil(8 * FLEXDRAFT_ROW_THREADS as usize);
         if blocks > 65_535 {
             return Err(operands.unsupported("number of columns", args.cols, "up to 67107840"));
@@ -402,8 +403,8 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// `x[r] = silu(x[r] + bonus[owner[r]])`: the hidden rows of the bonus-guided calibrator, whose first
-    /// layer is one product for the slots and one a sequence for its bonus token.
+    /// Computes the hidden layer of the bonus-guided calibrator: `x[r] = silu(x[r] + bonus[owner[r]])`. The
+    /// layer's products are separate: one for all slots, and one per sequence for its bonus token.
     ///
     /// # Errors
     ///
@@ -447,13 +448,13 @@ impl<B: Backend> Kernels<B> {
             bonus_rows: operands.i32("rows of bonus", bonus_rows)?,
         };
         let grid = rows_grid(&operands, rows, 0)?;
-        // SAFETY: as in `embed`; owners are checked by the kernel.
+        // SAFETY: as in `embed`; the kernel checks owners.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Cosine and sine of every row's rotation, once for all layers of a step. The angle, position times
-    /// frequency, is rounded to f32 as transformers rounds it; its cosine and sine are good to 3e-7 at any
-    /// position. Rows after those of the pass get zeros.
+    /// Computes cosine and sine of every row's rotation, once for all layers of a step. The angle, position
+    /// times frequency, is rounded to f32 as in transformers; its cosine and sine are accurate to 3e-7 at any
+    /// position. Rows beyond the rows of the pass get zeros.
     ///
     /// # Errors
     ///
@@ -507,9 +508,9 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Norms (where there are weights) and rotates the q and k heads of the pass's rows of one kind: q, and
-    /// mask rows' k, in place; k and v of candidate rows go into the cache, at their positions, and stay as
-    /// they are in `qkv`.
+    /// Applies norms (if there are weights) and rotation to the q and k heads of the pass's rows of one kind,
+    /// and appends to the cache. q, and the k of mask rows, change in place. The k and v of candidate rows go
+    /// into the cache, at their positions, and do not change in `qkv`.
     ///
     /// # Errors
     ///
@@ -604,7 +605,7 @@ impl<B: Backend> Kernels<B> {
             operands.i32("heads", stride / head_dim)?.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS / 32);
         let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
         let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
-        // SAFETY: as in `rope_table`; page ids are checked by the kernel again.
+        // SAFETY: as in `rope_table`; the kernel checks page ids again.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 }

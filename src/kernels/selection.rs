@@ -1,10 +1,10 @@
-//! What verdicts decide about the next draft, found on the device.
+//! Kernels that apply verdicts to the next draft on the device.
 //!
-//! A step need not read its verdicts before it drafts. [`Kernels::follow_verdicts`] puts the groups of a pass
-//! that drafts after the verification where they belong; [`Kernels::select_drafts`] looks up which of a pass's
-//! groups came true and makes the tables that the kernels after it take, the rows to gather
-//! ([`gather`](Kernels::gather)), the bonus tokens to embed ([`embed`](Kernels::embed)), the positions that
-//! draws count from and the rows that are drawn ([`sample`](Kernels::sample)).
+//! With these kernels, a step need not read its verdicts before it drafts. [`Kernels::follow_verdicts`] moves
+//! the groups of a pass that drafts after the verification to their accepted lengths.
+//! [`Kernels::select_drafts`] finds the group of a pass that matches each verdict, and makes the tables that
+//! the next kernels read: the rows to gather ([`gather`](Kernels::gather)), the bonus tokens to embed
+//! ([`embed`](Kernels::embed)), and the positions and rows of the draws ([`sample`](Kernels::sample)).
 
 use std::mem::size_of;
 
@@ -18,7 +18,7 @@ use super::{KernelError, Kernels};
 use crate::backend::{Backend, Element, View, ViewMut};
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
 
-/// Threads of a CTA (`selection_threads` in selection.cuh): a slot each.
+/// Threads per CTA (`selection_threads` in selection.cuh): one per slot.
 const THREADS: u32 = MAX_BLOCK_SIZE as u32;
 
 /// A sequence that drafts from a pass: `FlexdraftDraft` of `cuda/acceptance/params.h`.
@@ -28,50 +28,52 @@ pub struct Draft(FlexdraftDraft);
 
 const _: () = assert!(size_of::<Draft>() == 32);
 
-// SAFETY: 32 bytes without padding, as asserted in the header, valid for any bits.
+// SAFETY: 32 bytes without padding, as asserted in the header; any bits are valid.
 unsafe impl bytemuck::Zeroable for Draft {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Draft {}
-// SAFETY: it is plain data, as the kernels declare it.
+// SAFETY: this is plain data, declared by the kernels in the same way.
 unsafe impl DeviceRepr for Draft {}
 // SAFETY: every field may be zero.
 unsafe impl ValidAsZeroBits for Draft {}
 impl Element for Draft {}
 
-/// What [`Draft::new`] is made of.
+/// The arguments of [`Draft::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct DraftGroups {
-    /// Which of the verdicts is the sequence's.
+    /// Index of the sequence's verdict.
     pub sequence: usize,
-    /// Accepted lengths that the pass has a group for. [`GroupSet::NONE`] where its one group
+    /// Accepted lengths for which the pass has a group. [`GroupSet::NONE`] if its only group
     /// [follows](Kernels::follow_verdicts) the verdict.
     pub groups: GroupSet,
-    /// The first row of the first group; the other groups follow. In a pass ([`Draft::new`]) it belongs to slot 0 and
-    /// a group has S rows, in logits ([`Draft::in_logits`]) to slot 1 and a group has S − 1 rows.
+    /// The first row of the first group; the rows of the other groups follow. In a pass ([`Draft::new`]),
+    /// this is the row of slot 0, and a group has S rows. In logits ([`Draft::in_logits`]), this is the row
+    /// of slot 1, and a group has S − 1 rows.
     pub first_slot: usize,
-    /// S, slots of a group: 1 to [`MAX_BLOCK_SIZE`].
+    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`].
     pub slots: usize,
     /// The first of the sequence's S − 1 draft rows.
     pub first_draft: usize,
 }
 
 impl Draft {
-    /// A sequence whose groups are rows of a pass. The logits of its draft come later, in the draft rows.
+    /// Makes a sequence whose groups are rows of a pass. The logits of its draft are computed later, in the
+    /// draft rows.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Unsupported`] for other numbers of slots, [`KernelError::Overflow`] for an index
-    /// beyond 2³¹.
+    /// [`KernelError::Unsupported`] for an unsupported number of slots, [`KernelError::Overflow`] for an
+    /// index beyond 2³¹.
     pub fn new(draft: &DraftGroups) -> Result<Self, KernelError> {
         Draft::with_rows(draft, false)
     }
 
-    /// A sequence whose groups all have logits: row r of the logits came from row r of what
-    /// [`sources`](SelectDrafts::sources) index.
+    /// Makes a sequence whose groups all have logits. Row r of the logits was computed from row r of the
+    /// operand that [`sources`](SelectDrafts::sources) index.
     ///
     /// # Errors
     ///
-    /// As [`new`](Draft::new).
+    /// The errors of [`new`](Draft::new).
     pub fn in_logits(draft: &DraftGroups) -> Result<Self, KernelError> {
         Draft::with_rows(draft, true)
     }
@@ -98,40 +100,41 @@ impl Draft {
     }
 }
 
-/// The operands of [`Kernels::select_drafts`].
+/// Operands of [`Kernels::select_drafts`].
 #[derive(Debug)]
 pub struct SelectDrafts<'a> {
-    /// `[drafts]`. Together they have every draft row once: a row that none has stays as it is in `sources` and
-    /// `draft_rows`, and one that several have gets the source that one of them says, which one is unspecified.
+    /// The sequences that draft, `[drafts]`. Together they have every draft row once. A draft row that no
+    /// sequence has does not change in `sources` and `draft_rows`. A draft row that several sequences have
+    /// gets the source of one of them; which one is unspecified.
     pub drafts: View<'a, Draft>,
-    /// `[batch]`, from [`Kernels::accept`].
+    /// The verdicts `[batch]`, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
-    /// `[drafts]`, written: the bonus tokens.
+    /// Written: the bonus tokens, `[drafts]`.
     pub bonus: ViewMut<'a, i32>,
-    /// `[drafts]`, written: n + a + 1, the position of c_0 of the step that will verify the draft.
+    /// Written: the positions n + a + 1 of c_0 of the step that will verify each draft, `[drafts]`.
     pub starts: ViewMut<'a, i32>,
-    /// `[rows]`, written: the row of the pass, or of the logits, that each draft row comes from; −1 if the accepted
-    /// length has no group.
+    /// Written: the source of each draft row, `[rows]`: a row of the pass or of the logits; −1 if the
+    /// accepted length has no group.
     pub sources: ViewMut<'a, i32>,
-    /// `[rows]`, written: the row of each draft row's logits. That is its source where [groups have
-    /// logits](Draft::in_logits), and the draft row itself otherwise; −1 as in `sources`.
+    /// Written: the row of each draft row's logits, `[rows]`. If [groups have logits](Draft::in_logits), this
+    /// is the draft row's source, otherwise the draft row itself; −1 as in `sources`.
     pub draft_rows: ViewMut<'a, i32>,
-    /// `[1]`, the device error word: bit 16 is set for a draft whose rows or verdict do not exist.
+    /// The device error word `[1]`, optional. Bit 16 is set for a draft whose rows or verdict do not exist.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-/// The operands of [`Kernels::follow_verdicts`].
+/// Operands of [`Kernels::follow_verdicts`].
 #[derive(Debug)]
 pub struct FollowVerdicts<'a, B: Backend> {
-    /// A pass of one group a sequence and no candidates, each laid out for the largest accepted length that
-    /// is possible. Its tables change on the device only, so that the next upload takes that back.
+    /// A pass with one group per sequence and no candidates, each group laid out for the largest possible
+    /// accepted length. Its tables change only on the device, so the next upload restores them.
     pub pass: &'a mut PassTables<B>,
-    /// `[batch of the pass]`: which verdict is a sequence's.
+    /// Index of each sequence's verdict, `[batch of the pass]`.
     pub sequences: View<'a, i32>,
-    /// From [`Kernels::accept`].
+    /// The verdicts, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
-    /// `[1]`, the device error word: bit 16 is set for a sequence without a verdict, or one whose verdict is
-    /// beyond what was laid out; its group stays then.
+    /// The device error word `[1]`, optional. Bit 16 is set for a sequence without a verdict, or with an
+    /// accepted length beyond its layout; its group does not move then.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -190,12 +193,13 @@ impl<B: Backend> Kernels<B> {
         };
         let ctas = params.batch.cast_unsigned().div_ceil(THREADS);
         let grid = Grid { ctas: [ctas, 1, 1], threads: THREADS, shared_bytes: 0 };
-        // SAFETY: the parameters are of this kernel; the tables hold an entry of each kind for every
+        // SAFETY: the parameters belong to this kernel; the tables hold an entry of each kind for every
         // sequence of the pass, and the other operands were checked against its batch.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Looks up for every draft what the verdict of its sequence decides.
+    /// Selects, for every draft, the rows, bonus token and start position that the verdict of its sequence
+    /// gives.
     ///
     /// # Errors
     ///
@@ -250,8 +254,8 @@ impl<B: Backend> Kernels<B> {
             unused: 0,
         };
         let grid = Grid { ctas: [params.count.cast_unsigned(), 1, 1], threads: THREADS, shared_bytes: 0 };
-        // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; rows
-        // and sequences of drafts are checked by the kernel.
+        // SAFETY: the parameters belong to this kernel, and its operands were checked against their shapes;
+        // the kernel checks rows and sequences of drafts.
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 }

@@ -1,11 +1,11 @@
-//! Joint draft-and-verify attention over the paged cache.
+//! Joint draft-and-verify attention over the paged KV cache, on the CPU.
 //!
-//! A row's cached positions are taken in splits of [`SPLIT`] *absolute* positions, and within a split in tiles of
-//! [`TILE`], ascending, with a running maximum and sum (online softmax, arXiv 1805.02867; 2205.14135, section
-//! 3.1). Splits are merged in ascending order, whichever thread took which, and then come the slots of the row's
-//! own group, in one tile more. The order of every sum is therefore a function of positions alone: neither pages,
-//! nor other rows, groups or sequences, nor the mode or the number of threads have a part in it. What lies beyond a
-//! row's limit is never multiplied by anything that the row keeps.
+//! A row's cached positions are processed in splits of [`SPLIT`] *absolute* positions, and within a split in
+//! tiles of [`TILE`], ascending, with a running maximum and sum (online softmax, arXiv 1805.02867;
+//! 2205.14135, section 3.1). Splits are merged in ascending order, whichever threads computed them, and then
+//! the slots of the row's own group are added as one more tile. The order of every sum therefore depends on
+//! positions alone: not on pages, on other rows, groups or sequences, on the mode, or on the number of
+//! threads. Values beyond a row's limit are never multiplied by anything that the row keeps.
 
 use std::ops::Range;
 
@@ -21,20 +21,20 @@ use super::softmax::{Softmax, TILE, accumulate};
 use crate::device::{AttentionRows, AttentionShape, DeviceError, Precision};
 use crate::layout::{Pass, Row};
 
-/// Rows of a sequence that go through the cache together, so that a tile of keys and values is read
-/// from the cache's memory once for all of them.
+/// Rows of a sequence that are processed together, so that a tile of keys and values is read from the cache's
+/// memory once for all of them.
 const ROWS: usize = 8;
 
-/// Positions that one thread takes where there are fewer blocks than threads could share fairly.
+/// Positions per split, if there are too few blocks to share them evenly among the threads.
 const SPLIT: usize = 2 * TILE;
 
-/// Blocks a thread from which on they are shared fairly enough without being split.
+/// Blocks per thread from which on whole blocks are shared evenly enough.
 const BLOCKS_PER_THREAD: usize = 4;
 
-/// With more queries than this, arithmetic hides the memory's latency by itself.
+/// Queries above which arithmetic hides the memory's latency without prefetching.
 const PREFETCH_QUERIES: usize = 8;
 
-/// Bytes that are fetched together.
+/// Bytes per cache line.
 const CACHE_LINE: usize = 64;
 
 const OPERATION: &str = "joint_attention";
@@ -93,7 +93,7 @@ fn attend<T: VectorElement>(
         });
     }
     let items: Vec<_> = blocks.into_iter().zip(parts).collect();
-    // Merging is little work.
+    // Merging takes little time.
     let left = if items.iter().all(|(_, parts)| parts.is_empty()) { work } else { 0 };
     pool.for_each(items, left, |(mut block, parts)| {
         attend_block(vectors, source, &mut block, &parts);
@@ -103,8 +103,8 @@ fn attend<T: VectorElement>(
     });
 }
 
-/// Computes the outputs of a block. `parts` holds the result of every split, or is empty: then the splits are computed
-/// here.
+/// Computes the outputs of a block. `parts` holds the result of every split; if it is empty, the splits are
+/// computed here.
 fn attend_block<T: VectorElement>(
     vectors: Vectors,
     source: Source<'_, T>,
@@ -134,23 +134,23 @@ fn attend_block<T: VectorElement>(
     }
 }
 
-/// A q head of a row.
+/// A q head of one row.
 struct Query<'a> {
     row: Row,
-    /// `[head_dim]`.
+    /// The query `[head_dim]`.
     q: &'a [f32],
-    /// `[head_dim]`.
+    /// The output `[head_dim]`.
     out: &'a mut [f32],
 }
 
 impl Query<'_> {
-    /// How many of `len` positions from `start` on the row sees in the cache.
+    /// Returns how many of the `len` cached positions from `start` on the row sees.
     fn visible(&self, start: usize, len: usize) -> usize {
         len.min((self.row.limit + 1).saturating_sub(start))
     }
 }
 
-/// Some rows of one sequence, with the q heads that share a KV head.
+/// Some rows of one sequence, with the q heads that share one KV head.
 struct Block<'a> {
     pages: &'a [u32],
     kv_head: usize,
@@ -158,12 +158,12 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The first position that no query sees.
+    /// Returns the first position that no query sees.
     fn end(&self) -> usize {
         self.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0)
     }
 
-    /// One a query, which have seen nothing.
+    /// Returns one empty softmax per query.
     fn softmaxes(&self, shape: AttentionShape) -> Vec<Softmax> {
         self.queries.iter().map(|_| Softmax::new(shape.head_dim)).collect()
     }
@@ -181,7 +181,7 @@ fn blocks<'a>(
     qkv: &'a Buffer,
     out: &'a mut Buffer,
 ) -> Vec<Block<'a>> {
-    // What is open of each sequence, by KV head.
+    // The unfinished block of each sequence, by KV head.
     let mut open: Vec<Vec<Block<'a>>> = pass
         .sequences
         .iter()
@@ -209,23 +209,23 @@ fn blocks<'a>(
     full
 }
 
-/// One layer of the cache, and the keys and values of the groups.
+/// One layer of the cache, and the keys and values of the mask groups.
 #[derive(Clone, Copy)]
 struct Source<'a, T> {
     shape: AttentionShape,
-    /// Where the groups' own keys and values are.
+    /// The fused projections, which contain the groups' own keys and values.
     qkv: &'a Buffer,
     planes: Planes<&'a [T]>,
     paging: PageLayout,
 }
 
-/// The factor on scores.
+/// Returns the factor on scores.
 fn scale(shape: AttentionShape) -> f32 {
     1.0 / (shape.head_dim as f32).sqrt()
 }
 
 impl<T: VectorElement> Source<'_, T> {
-    /// Attention of a block's queries to the positions of one split alone.
+    /// Computes the attention of a block's queries to the positions of one split alone.
     #[inline(always)]
     fn split<S: Simd>(&self, simd: S, block: &Block<'_>, split: usize, softmaxes: &mut [Softmax]) {
         softmaxes.iter_mut().for_each(Softmax::clear);
@@ -256,7 +256,7 @@ impl<T: VectorElement> Source<'_, T> {
             {
                 softmax.weigh(simd, scores, query.visible(start, len));
             }
-            // Neighbours that see as much share the loads of the values.
+            // Neighbours that see the same number of positions share the loads of the values.
             let mut first = 0;
             for same in block.queries.chunk_by(|a, b| a.visible(start, len) == b.visible(start, len)) {
                 let range = first..first + same.len();
@@ -267,7 +267,8 @@ impl<T: VectorElement> Source<'_, T> {
         }
     }
 
-    /// Asks for the keys and values of some positions: a page is too short for the hardware to see where they go.
+    /// Prefetches the keys and values of some positions: a page is too short for the hardware prefetcher to
+    /// recognise the pattern.
     #[inline(always)]
     fn prefetch<S: Simd>(&self, simd: S, block: &Block<'_>, positions: Range<usize>) {
         let Self { shape, planes, paging, .. } = *self;
@@ -281,12 +282,12 @@ impl<T: VectorElement> Source<'_, T> {
     }
 }
 
-/// Attention of a block's queries to the positions of one split.
+/// The operands of a block's attention to the positions of one split.
 struct Split<'a, 'b, T> {
     source: Source<'a, T>,
     block: &'a Block<'b>,
     split: usize,
-    /// The result, one for each query; what it holds before does not matter.
+    /// The results, one per query; their previous contents do not matter.
     softmaxes: &'a mut [Softmax],
 }
 
@@ -299,13 +300,13 @@ impl<T: VectorElement> Kernel for Split<'_, '_, T> {
     }
 }
 
-/// Attention of a block's mask rows to the slots of their own groups.
+/// The operands of the attention of a block's mask rows to the slots of their own groups.
 struct Groups<'a, 'b> {
     shape: AttentionShape,
-    /// Where the groups' own keys and values are.
+    /// The fused projections, which contain the groups' own keys and values.
     qkv: &'a Buffer,
     block: &'a Block<'b>,
-    /// What each query has seen so far; its group's slots are added.
+    /// The results so far, one per query; the slots of its group are added.
     softmaxes: &'a mut [Softmax],
 }
 
@@ -325,7 +326,8 @@ impl Kernel for Groups<'_, '_> {
             let range = first..first + same.len();
             first = range.end;
             let Some((start, end)) = same[0].row.group else { continue };
-            // At most the largest block size, which is a tile: `PageLayout::check_pass`.
+            // A group has at most the largest block size, which fits one tile: `PageLayout::check_pass`
+            // checks this.
             let len = end - start;
             for (i, slot) in qkv.rows_in(start..end).enumerate() {
                 keys[i] = &slot[key_col..key_col + dim];

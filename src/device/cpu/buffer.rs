@@ -1,4 +1,4 @@
-//! Activations and weight vectors.
+//! Activation buffers and weight vectors of the CPU device.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use super::product::Matrix;
 use crate::device::{DeviceError, Precision};
 
 impl Precision {
-    /// What is kept of `value` when it is stored.
+    /// Rounds `value` to the precision in which it is stored.
     #[inline]
     pub(crate) fn round(self, value: f32) -> f32 {
         match self {
@@ -24,14 +24,14 @@ impl Precision {
     }
 }
 
-/// The bf16 nearest to `value`, ties to even, as [`half::bf16::from_f32`] has it. Without branches, so that a
-/// loop over values is vectorised.
+/// Returns the bf16 nearest to `value`, ties to even, like [`half::bf16::from_f32`]. The function has no
+/// branches, so that the compiler vectorises a loop over values.
 #[inline]
 fn round_to_bf16(value: f32) -> f32 {
     const KEPT: u32 = 0xffff_0000;
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & KEPT;
-    // A NaN stays one: its carry could have gone anywhere, and its kept part could be an infinity.
+    // A NaN must stay a NaN: a carry could reach any bit, and the upper bits alone could be an infinity.
     let quiet = bits & KEPT | 0x0040_0000;
     f32::from_bits(if value.is_nan() { quiet } else { rounded })
 }
@@ -46,27 +46,27 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer [0, cols] whose values are rounded to `precision`.
+    /// Makes an empty buffer [0, cols] whose values are rounded to `precision`.
     pub(super) fn new(cols: usize, precision: Precision) -> Self {
         Self { data: Lines::default(), rows: 0, cols, precision }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Values in a row.
+    /// Returns the number of values per row.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// To what values are rounded when they are stored.
+    /// Returns the precision to which values are rounded when they are stored.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Row `row`, or `None` if there are not so many.
+    /// Returns row `row`, or `None` if the buffer has fewer rows.
     pub fn row(&self, row: usize) -> Option<&[f32]> {
         if row >= self.rows {
             return None;
@@ -74,7 +74,7 @@ impl Buffer {
         self.data.get(row * self.cols..(row + 1) * self.cols)
     }
 
-    /// Sets the number of rows; those that existed before keep their contents, new ones are 0.
+    /// Sets the number of rows. Existing rows keep their contents; new rows are 0.
     pub(super) fn resize(&mut self, rows: usize) -> Result<(), DeviceError> {
         let out_of_memory = || DeviceError::OutOfMemory {
             what: "activations",
@@ -86,25 +86,26 @@ impl Buffer {
         Ok(())
     }
 
-    /// The rows in `range`, which lies within the buffer.
+    /// Returns the rows in `range`, which lies within the buffer, as a matrix.
     pub(super) fn matrix(&self, range: Range<usize>) -> Matrix<'_, f32> {
         let elements = &self.data[range.start * self.cols..range.end * self.cols];
         Matrix { elements, stride: self.cols, rows: range.len(), cols: self.cols }
     }
 
-    /// The rows in `range`, which lies within the buffer, in order; none where there are no columns.
+    /// Iterates over the rows in `range`, which lies within the buffer; no rows if there are no columns.
     pub(super) fn rows_in(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = &[f32]> {
         // A buffer without columns has no data, whatever its number of rows.
         self.data[range.start * self.cols..range.end * self.cols].chunks_exact(self.cols.max(1))
     }
 
-    /// The rows in `range`, which lies within the buffer, in order; none where there are no columns.
+    /// Iterates over the rows in `range`, which lies within the buffer, mutably; no rows if there are no
+    /// columns.
     pub(super) fn rows_in_mut(&mut self, range: Range<usize>) -> impl ExactSizeIterator<Item = &mut [f32]> {
         self.data[range.start * self.cols..range.end * self.cols].chunks_exact_mut(self.cols.max(1))
     }
 }
 
-/// A vector of weights, as f32.
+/// A vector of weights in f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector(pub(super) Vec<f32>);
 
@@ -150,7 +151,8 @@ mod tests {
 
     #[test]
     fn rounding_agrees_with_half() {
-        // Every sign, exponent and kept digit, by what decides about the digits that go.
+        // Every sign, exponent and kept digit, with every pattern of the remaining digits that affects
+        // rounding.
         for high in 0..=0xffffu32 {
             for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let value = f32::from_bits(high << 16 | low);

@@ -1,11 +1,11 @@
-//! Whether operands fit each other.
+//! Checks that the operands of an operation fit each other.
 
 use std::ops::Range;
 
 use super::buffer::Buffer;
 use crate::device::{AttentionShape, DeviceError};
 
-/// That `found` is `expected`.
+/// Checks that `found` is `expected`.
 pub(super) fn shape(
     operation: &'static str,
     operand: &'static str,
@@ -18,7 +18,7 @@ pub(super) fn shape(
     Err(DeviceError::Shape { operation, operand, expected: expected.to_vec(), found: found.to_vec() })
 }
 
-/// That `buffer` has `cols` columns.
+/// Checks that `buffer` has `cols` columns.
 pub(super) fn cols(
     operation: &'static str,
     operand: &'static str,
@@ -28,7 +28,7 @@ pub(super) fn cols(
     shape(operation, operand, &[buffer.rows(), cols], &[buffer.rows(), buffer.cols()])
 }
 
-/// That `buffer` has `cols` columns and at least `rows` rows.
+/// Checks that `buffer` has `cols` columns and at least `rows` rows.
 pub(super) fn at_least(
     operation: &'static str,
     operand: &'static str,
@@ -39,7 +39,7 @@ pub(super) fn at_least(
     shape(operation, operand, &[buffer.rows().max(rows), cols], &[buffer.rows(), buffer.cols()])
 }
 
-/// That `index` is below `limit`.
+/// Checks that `index` is below `limit`.
 pub(super) fn index(
     operation: &'static str,
     what: &'static str,
@@ -52,7 +52,7 @@ pub(super) fn index(
     Err(DeviceError::OutOfRange { operation, what, index, limit })
 }
 
-/// That rows `rows` exist in every one of `buffers`. A range that ends before it starts is empty.
+/// Checks that rows `rows` exist in every one of `buffers`. A range that ends before it starts is empty.
 pub(super) fn rows(
     operation: &'static str,
     rows: Range<usize>,
@@ -67,8 +67,8 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-/// That the heads of `shape` can attend: as many q heads for each KV head, an even number of
-/// dimensions for the rotation, and no overflow in the number of columns.
+/// Checks that attention supports the heads of `shape`: the same number of q heads for each KV head, an even
+/// number of dimensions for the rotation, and no overflow in the number of columns.
 pub(super) fn heads(operation: &'static str, heads: AttentionShape) -> Result<(), DeviceError> {
     let AttentionShape { q_heads, kv_heads, head_dim } = heads;
     let columns = kv_heads

@@ -1,4 +1,4 @@
-//! Operations that take one row at a time: norms, activations, sums and copies.
+//! Operations of the CPU device that process one row at a time: norms, activations, sums and copies.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use super::product::dot;
 use super::simd::{Kernel, LANES, Simd, Vectors, exp, padded};
 use crate::device::DeviceError;
 
-/// What a silu costs in multiply-adds.
+/// Cost of a silu in multiply-adds.
 const SILU_WORK: usize = 8;
 
 pub(super) fn fill_rows(value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
@@ -45,10 +45,10 @@ pub(super) fn rms_norm(
     Ok(())
 }
 
-/// Norms a row in place, without rounding it.
+/// Applies RMSNorm to a row in place, without rounding the result.
 pub(super) struct RmsNorm<'a> {
     pub(super) row: &'a mut [f32],
-    /// As long as the row.
+    /// The weight, with the length of the row.
     pub(super) weight: &'a [f32],
     pub(super) eps: f32,
 }
@@ -133,7 +133,7 @@ pub(super) fn silu_add(
     Ok(())
 }
 
-/// x / (1 + exp(−x)), in place.
+/// Computes x / (1 + exp(−x)) in place.
 struct Silu<'a>(&'a mut [f32]);
 
 impl Kernel for Silu<'_> {

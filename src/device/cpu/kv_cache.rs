@@ -1,4 +1,4 @@
-//! The paged KV cache.
+//! The paged KV cache of the CPU device.
 
 use half::bf16;
 
@@ -20,8 +20,8 @@ enum Store {
     Bf16(Planes<Vec<bf16>>),
 }
 
-/// Keys and values, each `[layers, pages, kv_heads, page_size, head_dim]` or one layer of that. Heads
-/// come before tokens because attention reads one head of many tokens at a time.
+/// Keys and values, each `[layers, pages, kv_heads, page_size, head_dim]`, or one layer of them. The head
+/// dimension comes before the token dimension because attention reads one head of many tokens at a time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes<P> {
     pub(super) keys: P,
@@ -67,7 +67,7 @@ impl KvCache {
         self.paging
     }
 
-    /// That there is a layer `layer`, and that its heads are those of `shape`.
+    /// Checks that layer `layer` exists, and that its heads match `shape`.
     pub(super) fn check(
         &self,
         operation: &'static str,
@@ -80,7 +80,7 @@ impl KvCache {
         check::index(operation, "layer", layer, self.layers)
     }
 
-    /// A layer that exists.
+    /// Returns a layer, which must exist.
     pub(super) fn layer(&self, layer: usize) -> Layer<'_> {
         let len = self.paging.layer_len();
         let range = layer * len..(layer + 1) * len;
@@ -94,8 +94,8 @@ impl KvCache {
         }
     }
 
-    /// Writes the keys and values `[kv_heads, head_dim]` of one position. The layer exists, and `pages`
-    /// [`cover`](PageLayout::cover) the position.
+    /// Writes the keys and values `[kv_heads, head_dim]` of one position. The layer must exist, and `pages`
+    /// must [`cover`](PageLayout::cover) the position.
     pub(super) fn append(
         &mut self,
         layer: usize,
@@ -130,7 +130,7 @@ fn round(from: &[f32], to: &mut [bf16]) {
     }
 }
 
-/// Zeroed memory: the system hands it out page by page, as it is first written.
+/// Allocates zeroed memory. The system provides each page when it is first written.
 fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Planes<Vec<T>>> {
     let plane = || bytemuck::allocation::try_zeroed_vec(len).ok();
     Some(Planes { keys: plane()?, values: plane()? })
@@ -148,7 +148,7 @@ mod tests {
             let mut cache = KvCache::new(2, 3, 4, SHAPE, precision).unwrap();
             let pages = [2, 0];
             cache.append(1, &pages, 5, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
-            // Position 5 is token 1 of page 0; of each page, head 0's four tokens come first.
+            // Position 5 is token 1 of page 0. The four tokens of head 0 come first in each page.
             let expected = [(2, 1.0), (3, 2.0), (10, 3.0), (11, 4.0)];
             let non_zero = |values: Vec<f32>| -> Vec<(usize, f32)> {
                 values.into_iter().enumerate().filter(|(_, value)| *value != 0.0).collect()
@@ -189,7 +189,7 @@ mod tests {
         let cover = |pages: &[u32], len| paging.cover("attend", pages, len).map_err(|e| e.to_string());
         assert_eq!(cover(&[], 0), Ok(()));
         assert_eq!(cover(&[2, 0], 8), Ok(()));
-        // A page beyond what is needed may be anything.
+        // A page that is not needed may have any id.
         assert_eq!(cover(&[2, 7], 4), Ok(()));
         assert_eq!(cover(&[2, 7], 5).unwrap_err(), "attend: page id 7 is out of range, the limit is 3");
         assert_eq!(cover(&[2, 0], 9).unwrap_err(), "attend: position 8 is out of range, the limit is 8");

@@ -1,4 +1,4 @@
-//! Linear layers: stored matrices side by side, multiplied as they are stored.
+//! Linear layers of the CPU device: matrices side by side, multiplied in their stored element type.
 
 use std::ops::Range;
 
@@ -12,19 +12,19 @@ use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
 
-/// Tasks a thread, so that a thread that falls behind does not hold up the others for long.
+/// Tasks per thread: several, so that a thread that falls behind does not delay the others for long.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Output columns of a task are a multiple of this, which every tile width divides.
+/// Every task has a multiple of this number of output columns; every tile width divides it.
 const TASK_COLS: usize = 24;
 
-/// Rows of x that pass over the weights together should fit half of a usual L2 cache, in bytes, …
+/// Target size in bytes of the rows of x that are multiplied together: half of a usual L2 cache.
 const ROW_BLOCK_BYTES: usize = 512 << 10;
 
-/// … but weights come from further away than x, so that so many rows go together at any length.
+/// The fewest rows multiplied together, whatever their length: weights come from farther away than x.
 const MIN_BLOCK_ROWS: usize = 16;
 
-/// A linear layer of one or more parts, whose outputs are side by side.
+/// A linear layer of one or more parts, whose outputs lie side by side.
 #[derive(Debug)]
 pub struct Linear {
     parts: Vec<Part>,
@@ -35,12 +35,12 @@ pub struct Linear {
 /// Some columns of a stored matrix.
 #[derive(Debug)]
 struct Part {
-    /// `[outputs, stored columns]`.
+    /// The stored matrix `[outputs, stored columns]`.
     weight: Tensor,
     columns: Range<usize>,
     outputs: usize,
     stored: usize,
-    /// `[outputs]`.
+    /// The bias `[outputs]`, if there is one.
     bias: Option<Vec<f32>>,
 }
 
@@ -72,12 +72,12 @@ impl Part {
     }
 }
 
-/// What happens to the outputs of a layer.
+/// The way in which a layer's outputs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
-    /// They replace what was there.
+    /// The outputs replace the previous values.
     Store,
-    /// They are added to what was there.
+    /// The outputs are added to the previous values.
     Add,
 }
 
@@ -95,17 +95,17 @@ impl Linear {
             check::shape(OPERATION, "weight", &[part.outputs, in_cols], &[part.outputs, part.columns.len()])?;
             out_cols = out_cols.saturating_add(part.outputs);
         }
-        // Only matrices without elements have so many rows.
+        // Only matrices without elements can overflow this sum.
         check::index(OPERATION, "output", out_cols, usize::MAX)?;
         Ok(Self { parts, in_cols, out_cols })
     }
 
-    /// Columns of the layer's input.
+    /// Returns the number of columns of the layer's input.
     pub fn in_cols(&self) -> usize {
         self.in_cols
     }
 
-    /// Columns of the layer's output.
+    /// Returns the number of columns of the layer's output.
     pub fn out_cols(&self) -> usize {
         self.out_cols
     }
@@ -132,7 +132,8 @@ impl Linear {
         Ok(())
     }
 
-    /// The outputs of rows `rows` of `x`, stored in or added to those of `out` from `first_row` on.
+    /// Computes the outputs of rows `rows` of `x`, and stores them in, or adds them to, the rows of `out`
+    /// from `first_row` on.
     pub(super) fn apply(
         &self,
         (pool, vectors): (&Pool, Vectors),
@@ -157,7 +158,7 @@ impl Linear {
             let (found, expected) = (part.weight.elements().len(), part.outputs * part.stored);
             check::shape(operation, "elements of weight", &[expected], &[found])?;
         }
-        // Rounded to bf16 already: packing it loses nothing.
+        // The values are already rounded to bf16, so packing them loses nothing.
         let in_pairs = vectors.multiplies_pairs()
             && x.precision() == Precision::Bf16
             && self.parts.iter().any(|part| matches!(part.weight.elements(), Elements::Bf16(_)));
@@ -178,7 +179,7 @@ impl Linear {
         Ok(())
     }
 
-    /// Divides the output among tasks, each some columns of all rows of one part.
+    /// Divides the output among tasks, each with some columns of all rows of one part.
     fn tasks<'a>(&'a self, threads: usize, mut out: Vec<&'a mut [f32]>) -> Vec<Task<'a>> {
         let wanted = self.out_cols.div_ceil(threads.max(1) * TASKS_PER_THREAD).next_multiple_of(TASK_COLS);
         let width = if threads == 1 { self.out_cols } else { wanted };
@@ -199,15 +200,15 @@ impl Linear {
     }
 }
 
-/// Some output columns of one part, for every row.
+/// A task: some output columns of one part, for every row.
 struct Task<'a> {
     part: &'a Part,
     columns: Range<usize>,
-    /// `[rows, columns]`.
+    /// The output `[rows, columns]`.
     out: Vec<&'a mut [f32]>,
 }
 
-/// The elements of `x`, which bf16 holds exactly, side by side.
+/// Packs the elements of `x`, which bf16 represents exactly, into bf16.
 fn pack(x: &Matrix<'_, f32>) -> Vec<bf16> {
     let mut packed = Vec::with_capacity(x.rows * x.cols);
     for row in 0..x.rows {
@@ -216,7 +217,7 @@ fn pack(x: &Matrix<'_, f32>) -> Vec<bf16> {
     packed
 }
 
-/// Columns of the output, by products of `K` elements at a time.
+/// The operands of a product for some output columns, computed `K` elements at a time.
 struct Columns<'a, X, T, const K: usize> {
     /// The stored matrix.
     w: &'a [T],

@@ -1,16 +1,16 @@
-//! Values that begin where a cache line does: a vector of sixteen of them is then loaded from one line, not from two.
+//! Vectors of f32 aligned to cache lines: a load of sixteen values then touches one line instead of two.
 
 use std::collections::TryReserveError;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
 
-/// The values of a cache line.
+/// The sixteen values of a cache line.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A vector of values whose first is at the beginning of a cache line.
+/// A vector of values that starts at the beginning of a cache line.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lines {
     lines: Vec<Line>,
@@ -18,19 +18,19 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// `len` zeros.
+    /// Makes a vector of `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
         Lines { lines: vec![Line::zeroed(); len.div_ceil(16)], len }
     }
 
-    /// Sets the number of values; those that were there stay, new ones are 0.
+    /// Sets the number of values. Existing values stay; new values are 0.
     pub(super) fn try_resize(&mut self, len: usize) -> Result<(), TryReserveError> {
         let kept = self.len.min(len);
         let lines = len.div_ceil(16);
         self.lines.try_reserve(lines.saturating_sub(self.lines.len()))?;
         self.lines.resize(lines, Line::zeroed());
         self.len = len;
-        // The rest of the last line that was kept may hold what was cut off before.
+        // The rest of the last kept line may still hold values that an earlier call cut off.
         let end = len.min(kept.next_multiple_of(16));
         self[kept..end].fill(0.0);
         Ok(())

@@ -1,7 +1,7 @@
-//! The CPU device: several threads, weights as they are stored, sums in f32.
+//! The CPU device: runs on several threads, multiplies weights as they are stored, and sums in f32.
 //!
-//! Results depend neither on the number of threads nor on what else is computed in the same call.
-//! They do depend on the instruction set: AVX2 and AVX-512 give the same bits, portable code others.
+//! Results do not depend on the number of threads, or on other rows that are computed in the same call. They
+//! depend on the instruction set: AVX2 and AVX-512 give the same bits, portable code gives other bits.
 
 mod attention;
 mod buffer;
@@ -39,12 +39,12 @@ pub use self::pass::LaidOut;
 pub use self::sampling::Results;
 pub use self::simd::InstructionSet;
 
-/// How a [`Cpu`] works.
+/// Options of a [`Cpu`] device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Number of threads; 0 is one a core.
+    /// Number of threads; 0 means one per core.
     pub threads: usize,
-    /// How activations and the KV cache are stored.
+    /// Number format of activations and of the KV cache.
     pub precision: Precision,
 }
 
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// A device with the fastest instruction set that the machine has.
+    /// Makes a device that uses the fastest instruction set of the machine.
     ///
     /// # Errors
     ///
@@ -76,11 +76,12 @@ impl Cpu {
         Self::with_vectors(options, Vectors::fastest())
     }
 
-    /// A device that keeps to one instruction set, to compare with another.
+    /// Makes a device that uses one instruction set, for comparison with another.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unavailable`] if the machine does not have it, or the threads cannot be started.
+    /// [`DeviceError::Unavailable`] if the machine does not have the instruction set, or if the threads
+    /// cannot be started.
     pub fn with_instruction_set(
         options: CpuOptions,
         instruction_set: InstructionSet,
@@ -97,29 +98,30 @@ impl Cpu {
         Ok(Self { pool, vectors, precision, joins_heads: false })
     }
 
-    /// The same with one product of the head for the candidates and for the slots of every group. The CPU device knows
-    /// its verdicts before it drafts, so this is more work; results are the same to the last bit.
+    /// Returns the same device with one product of the head for the candidates and for the slots of every
+    /// group. This is more work, because the CPU device knows its verdicts before it drafts; results are the
+    /// same to the last bit.
     #[must_use]
     pub fn with_joined_heads(self) -> Self {
         Self { joins_heads: true, ..self }
     }
 
-    /// Number of threads.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// How activations and the KV cache are stored.
+    /// Returns the number format of activations and of the KV cache.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// The instruction set in use.
+    /// Returns the instruction set in use.
     pub fn instruction_set(&self) -> InstructionSet {
         self.vectors.instruction_set()
     }
 
-    /// `out[r] += W x[r] + b`: the calibrator's addition to the logits.
+    /// Adds the calibrator's output to the logits: `out[r] += W x[r] + b`.
     ///
     /// # Errors
     ///
@@ -333,7 +335,7 @@ impl Device for Cpu {
     ) -> Result<(), DeviceError> {
         let slots = results.slots(drafts)?;
         if let Some(Calibration { hidden, output }) = calibration {
-            // Drafts whose logits follow each other take one product.
+            // Drafts with consecutive rows of logits share one product.
             let mut first = 0;
             for rows in slots.chunk_by(|draft, next| draft.rows.end == next.rows.start) {
                 let count: usize = rows.iter().map(|draft| draft.rows.len()).sum();

@@ -1,10 +1,11 @@
-//! Where a token's head lies in the paged cache, and whether a pass stays within its pages.
+//! The layout of the paged KV cache: the place of a token's head, and checks that a pass stays within its
+//! pages.
 
 use super::check;
 use crate::device::DeviceError;
 use crate::layout::{MAX_BLOCK_SIZE, Pass};
 
-/// The shape of one layer of the cache, and where a head lies in it.
+/// The shape of one layer of the cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PageLayout {
     pub(super) pages: usize,
@@ -14,13 +15,13 @@ pub(super) struct PageLayout {
 }
 
 impl PageLayout {
-    /// Elements of a layer's keys, and of its values.
+    /// Returns the number of elements in a layer's keys, which equals the number in its values.
     pub(super) fn layer_len(self) -> usize {
         self.pages * self.page_size * self.kv_heads * self.head_dim
     }
 
-    /// The first element of a KV head at `position` of the sequence whose pages are `pages`, which
-    /// [`cover`](Self::cover) the position.
+    /// Returns the index of the first element of a KV head at `position` of the sequence with pages `pages`,
+    /// which must [`cover`](Self::cover) the position.
     #[inline(always)]
     pub(super) fn head(self, pages: &[u32], position: usize, kv_head: usize) -> usize {
         let page = pages[position / self.page_size] as usize;
@@ -28,13 +29,13 @@ impl PageLayout {
         token * self.head_dim
     }
 
-    /// Checks that `pages` cover positions 0..`len`, and exist.
+    /// Checks that `pages` cover positions 0..`len`, and that the pages exist.
     pub(super) fn cover(self, operation: &'static str, pages: &[u32], len: usize) -> Result<(), DeviceError> {
         if len == 0 {
             return Ok(());
         }
         let last = len - 1;
-        // Far enough from the largest integer for the positions of mask rows beyond it.
+        // This bound leaves room below the largest integer for the positions of mask rows beyond it.
         let end = pages.len().saturating_mul(self.page_size).min(isize::MAX as usize);
         check::index(operation, "position", last, end)?;
         for &page in &pages[..=last / self.page_size] {
@@ -43,8 +44,8 @@ impl PageLayout {
         Ok(())
     }
 
-    /// Checks that every position that a row of `pass` sees, or sits at as a candidate, has a page, and that the
-    /// pass has sane numbers of rows. Returns the numbers of candidate rows and of mask rows.
+    /// Checks that every position that a row of `pass` sees, or that a candidate row has, lies in a page, and
+    /// that the numbers of rows are valid. Returns the numbers of candidate rows and of mask rows.
     pub(super) fn check_pass(
         self,
         operation: &'static str,
@@ -53,7 +54,7 @@ impl PageLayout {
         let (mut candidates, mut masks) = (0usize, 0usize);
         for sequence in &pass.sequences {
             check::index(operation, "number of slots", sequence.slots, MAX_BLOCK_SIZE + 1)?;
-            // Positions after the start that are seen.
+            // Number of positions after the start that rows see.
             let groups = sequence.groups.iter().map(|&k| k.saturating_add(1)).max().unwrap_or(0);
             let seen = sequence.candidates.max(groups);
             if seen > 0 {

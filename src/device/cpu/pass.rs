@@ -1,4 +1,4 @@
-//! A pass as the CPU device keeps it.
+//! A pass in the form in which the CPU device keeps it.
 
 use super::check;
 use super::kv_cache::KvCache;
@@ -13,7 +13,7 @@ pub struct LaidOut<'a> {
     pub(super) pass: &'a Pass<'a>,
     /// Every row of the pass, candidates first.
     pub(super) rows: Vec<Row>,
-    /// How many rows are candidates.
+    /// Number of candidate rows.
     pub(super) candidates: usize,
     paging: PageLayout,
 }
@@ -25,7 +25,7 @@ impl<'a> LaidOut<'a> {
         Ok(Self { pass, rows: pass.rows(), candidates, paging })
     }
 
-    /// Checks that `cache` has the pages that the pass was checked against.
+    /// Checks that `cache` has the pages for which the pass was checked.
     pub(super) fn check_cache(&self, operation: &'static str, cache: &KvCache) -> Result<(), DeviceError> {
         let [expected, found] = [self.paging, cache.paging()].map(|paging| [paging.pages, paging.page_size]);
         check::shape(operation, "cache [pages, page_size]", &expected, &found)

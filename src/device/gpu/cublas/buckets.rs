@@ -1,9 +1,9 @@
-//! Buckets of row counts: products of a shape have one algorithm per bucket.
+//! Buckets of row counts: for each shape, all products in a bucket use one algorithm.
 
 use std::ops::RangeInclusive;
 
-/// Rows of the largest product that cuBLASLt is given at once. A product of more rows is done in parts: at this size
-/// arithmetic bounds a product, so the parts cost nothing, and the memory of a trial stays small.
+/// The most rows that one cuBLASLt product has. A product of more rows is split into parts: at this size,
+/// arithmetic limits a product's speed, so splitting costs nothing, and a trial needs little memory.
 pub(super) const MAX_ROWS: usize = 2048;
 
 /// The largest row count of each bucket: a token decoded alone, a verification, a small batch, a large batch with mask
@@ -13,22 +13,23 @@ const LAST: [usize; 5] = [1, 16, 64, 256, MAX_ROWS];
 /// Number of buckets.
 pub(super) const COUNT: usize = LAST.len();
 
-/// Row count at which the last bucket is timed beside its smallest one; larger products are only longer.
+/// The larger of the two row counts at which the last bucket is timed; the time of larger products grows with
+/// their rows.
 const MOST_TIMED: usize = 1024;
 
-/// The bucket of a row count; the last bucket also stands for larger ones.
+/// Returns the bucket of a row count; row counts beyond the last bucket also belong to it.
 pub(super) fn bucket_of(rows: usize) -> usize {
     LAST.iter().position(|&last| rows <= last).unwrap_or(COUNT - 1)
 }
 
-/// The row counts of a bucket.
+/// Returns the row counts of a bucket.
 pub(super) fn rows_of(bucket: usize) -> RangeInclusive<usize> {
     let bucket = bucket.min(COUNT - 1);
     let first = bucket.checked_sub(1).map_or(1, |below| LAST[below] + 1);
     first..=LAST[bucket]
 }
 
-/// The row counts at which a bucket is timed.
+/// Returns the row counts at which a bucket is timed.
 pub(super) fn timed_rows(bucket: usize) -> [usize; 2] {
     let rows = rows_of(bucket);
     [*rows.start(), (*rows.end()).min(MOST_TIMED)]

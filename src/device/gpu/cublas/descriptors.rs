@@ -1,4 +1,4 @@
-//! cuBLASLt's descriptors of a product, which are freed when dropped.
+//! Descriptors of cuBLASLt products, freed on drop.
 
 use std::ptr;
 
@@ -7,7 +7,7 @@ use cudarc::cublaslt::{result, sys};
 use super::product::{Shape, WORKSPACE_BYTES, failed};
 use crate::device::DeviceError;
 
-/// A product as cuBLASLt has it, column by column: outᵀ `[out_cols, rows]` = weight · xᵀ.
+/// A product in cuBLASLt's column-major view: outᵀ `[out_cols, rows]` = weight · xᵀ.
 pub(super) struct Problem {
     pub(super) description: Description,
     pub(super) weight: Layout,
@@ -16,7 +16,7 @@ pub(super) struct Problem {
     has_bias: bool,
 }
 
-// SAFETY: descriptors are plain memory of the host, which any thread may use while it has them for itself.
+// SAFETY: descriptors are plain host memory, which any thread may use as long as it has exclusive access.
 unsafe impl Send for Problem {}
 
 impl std::fmt::Debug for Problem {
@@ -33,7 +33,7 @@ impl Problem {
             sys::cudaDataType_t::CUDA_R_32F,
         );
         let description = Description(description.map_err(failed)?);
-        // CUBLAS_OP_T, which these bindings do not name.
+        // The value of CUBLAS_OP_T, which these bindings do not name.
         let transposed = 1i32;
         description.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
         if shape.bias {
@@ -51,7 +51,7 @@ impl Problem {
         })
     }
 
-    /// The same product of another number of rows, with another bias of the same alignment.
+    /// Changes the number of rows and the bias of the product. The new bias has the same alignment.
     pub(super) fn set(&mut self, rows: usize, bias: u64) -> Result<(), DeviceError> {
         self.x.set_cols(rows)?;
         self.out.set_cols(rows)?;
@@ -67,7 +67,7 @@ pub(super) struct Description(pub(super) sys::cublasLtMatmulDesc_t);
 
 impl Description {
     fn set<T>(&self, name: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), DeviceError> {
-        // SAFETY: the description is alive; the value is of the attribute's type and copied.
+        // SAFETY: the description is alive; the value has the attribute's type and is copied.
         let set = unsafe {
             result::set_matmul_desc_attribute(self.0, name, ptr::from_ref(value).cast(), size_of::<T>())
         };
@@ -77,7 +77,7 @@ impl Description {
 
 impl Drop for Description {
     fn drop(&mut self) {
-        // SAFETY: created by `Problem::new` and destroyed once.
+        // SAFETY: created by `Problem::new`, and destroyed once.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
@@ -85,7 +85,8 @@ impl Drop for Description {
 pub(super) struct Layout(pub(super) sys::cublasLtMatrixLayout_t);
 
 impl Layout {
-    /// `rows` × `cols` elements, column by column, `stride` from one column to the next.
+    /// Makes the layout of `rows` × `cols` elements in column-major order, with `stride` elements from one
+    /// column to the next.
     fn new(kind: sys::cudaDataType, rows: usize, cols: usize, stride: usize) -> Result<Self, DeviceError> {
         let stride = i64::try_from(stride).unwrap_or(i64::MAX);
         let layout = result::create_matrix_layout(kind, rows as u64, cols as u64, stride);
@@ -94,7 +95,7 @@ impl Layout {
 
     fn set_cols(&mut self, cols: usize) -> Result<(), DeviceError> {
         let (name, cols) = (sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS, cols as u64);
-        // SAFETY: the layout is alive; the value is of the attribute's type, uint64_t, and copied.
+        // SAFETY: the layout is alive; the value has the attribute's type, uint64_t, and is copied.
         let set = unsafe {
             result::set_matrix_layout_attribute(self.0, name, ptr::from_ref(&cols).cast(), size_of::<u64>())
         };
@@ -104,25 +105,25 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: created by `Layout::new` and destroyed once.
+        // SAFETY: created by `Layout::new`, and destroyed once.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };
     }
 }
 
-/// What an algorithm may use.
+/// The constraints on algorithms.
 pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    /// Algorithms without a split sum, or all of them.
+    /// Allows all algorithms if `may_split` is true, otherwise only algorithms that do not split a sum.
     pub(super) fn new(may_split: bool) -> Result<Self, DeviceError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let preference = Preference(result::create_matmul_pref().map_err(failed)?);
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
         if !may_split {
-            // No sum that is split and put together again. Without this attribute all schemes are allowed.
+            // Excludes sums that are split and recombined. Without this attribute, all schemes are allowed.
             preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
         }
-        // Rows begin at multiples of 16 bytes; without this, algorithms may count on 256.
+        // Rows begin at multiples of 16 bytes; without this attribute, algorithms may assume 256.
         for name in [
             Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
             Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -135,7 +136,7 @@ impl Preference {
     }
 
     fn set<T>(&self, name: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<(), DeviceError> {
-        // SAFETY: the preference is alive; the value is of the attribute's type and copied.
+        // SAFETY: the preference is alive; the value has the attribute's type and is copied.
         let set = unsafe {
             result::set_matmul_pref_attribute(self.0, name, ptr::from_ref(value).cast(), size_of::<T>())
         };
@@ -145,7 +146,7 @@ impl Preference {
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: created by `Preference::new` and destroyed once.
+        // SAFETY: created by `Preference::new`, and destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }

@@ -8,15 +8,16 @@ use super::library::Library;
 use super::product::{Shape, WORKSPACE_BYTES, failed};
 use crate::device::DeviceError;
 
-/// Algorithms that are asked for at each row count.
+/// Number of algorithms requested at each row count.
 const PROPOSALS: usize = 8;
 
-/// Algorithms of a trial at most.
+/// The most algorithms in a trial.
 const MOST_CANDIDATES: usize = 24;
 
 impl Library {
-    /// What cuBLASLt proposes for products of the first `buckets` buckets, without a split sum: at the timed row counts
-    /// of each bucket, all first proposals before all second ones. `known` algorithms come before them.
+    /// Returns the algorithms without a split sum that cuBLASLt proposes for products of the first `buckets`
+    /// buckets. They are proposed at the timed row counts of each bucket, and listed with all first proposals
+    /// before all second ones, after the `known` algorithms.
     pub(super) fn candidates(
         &self,
         shape: Shape,
@@ -39,7 +40,8 @@ impl Library {
         Ok(candidates)
     }
 
-    /// Up to `most` algorithms that cuBLASLt proposes for a row count, the fastest first as it estimates.
+    /// Returns up to `most` algorithms that cuBLASLt proposes for a row count, the fastest first by its own
+    /// estimate.
     pub(super) fn proposals(
         &self,
         shape: Shape,
@@ -53,7 +55,7 @@ impl Library {
         let mut found = vec![no_result(); most];
         let asked = i32::try_from(most).unwrap_or(i32::MAX);
         let mut count = 0;
-        // SAFETY: all descriptors are alive, and `found` has room for the results that are asked for.
+        // SAFETY: all descriptors are alive, and `found` has room for the requested number of results.
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle.0,
@@ -80,7 +82,7 @@ impl Library {
         Ok(found.iter().filter(works).map(|found| found.algo).collect())
     }
 
-    /// Whether an algorithm can do a product with the workspace that there is.
+    /// Returns whether an algorithm can compute a product with the available workspace.
     pub(super) fn supports(&self, problem: &Problem, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
         let mut found = no_result();
         // SAFETY: all descriptors are alive; the algorithm came from cuBLASLt.
@@ -101,6 +103,6 @@ impl Library {
 }
 
 fn no_result() -> sys::cublasLtMatmulHeuristicResult_t {
-    // SAFETY: numbers, and an enumeration that has a value 0.
+    // SAFETY: the fields are numbers, and an enumeration with a value 0.
     unsafe { std::mem::zeroed() }
 }

@@ -1,4 +1,4 @@
-//! cuBLASLt in one context: its handle, its scratch memory, and single calls.
+//! Access to cuBLASLt in one CUDA context: the handle, the scratch memory, and single calls.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,20 +12,20 @@ use super::product::{Pointers, WORKSPACE_BYTES, driver, failed};
 use crate::backend::{BackendError, ViewMut};
 use crate::device::DeviceError;
 
-/// The library in a context.
+/// The cuBLASLt library in a context.
 #[derive(Debug)]
 pub(super) struct Library {
     pub(super) context: Arc<CudaContext>,
     pub(super) handle: Handle,
     pub(super) workspace: Mutex<CudaSlice<u8>>,
-    /// When the last trial ended: a GPU's clocks fall some time after its work.
+    /// End of the last trial: a GPU's clocks fall some time after its work ends.
     pub(super) last_trial: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Handle(pub(super) sys::cublasLtHandle_t);
 
-// SAFETY: a cuBLASLt handle may be used by any thread, and by several at once.
+// SAFETY: any thread may use a cuBLASLt handle, and several threads may use it at once.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -37,16 +37,16 @@ impl Drop for Handle {
     }
 }
 
-/// What [`cublas_is_present`] falls back to: where another crate of the build makes cudarc link its libraries, a
-/// process that runs has them.
+/// The fallback of [`cublas_is_present`]. If another crate of the build makes cudarc link its libraries, a
+/// running process always has them.
 #[allow(dead_code)]
 unsafe fn is_culib_present() -> bool {
     true
 }
 
-/// Whether cuBLASLt can be loaded; cudarc panics where it cannot.
+/// Returns whether cuBLASLt can be loaded; if it cannot, cudarc panics.
 pub fn cublas_is_present() -> bool {
-    // Hides the function above where cudarc loads the library itself.
+    // If cudarc loads the library itself, this import hides the function above.
     #[allow(unused_imports)]
     use cudarc::cublaslt::sys::*;
     // SAFETY: loads a library whose initialisers have no preconditions.
@@ -54,7 +54,7 @@ pub fn cublas_is_present() -> bool {
 }
 
 impl Library {
-    /// The library in `context`, with scratch memory on `stream`.
+    /// Opens the library in `context`, with scratch memory on `stream`.
     pub(super) fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         let unavailable = |reason: String| DeviceError::Unavailable {
             requested: format!("cuda:{}", context.ordinal()),
@@ -71,7 +71,7 @@ impl Library {
         Ok(Library { context, handle, workspace, last_trial: Mutex::default() })
     }
 
-    /// Refuses what is of another context than the products: cuBLASLt takes bare addresses.
+    /// Refuses objects of another context than the library's: cuBLASLt takes bare addresses and cannot tell.
     pub(super) fn check_context(&self, context: &Arc<CudaContext>) -> Result<(), DeviceError> {
         if context.cu_ctx() == self.context.cu_ctx() {
             return Ok(());
@@ -79,7 +79,7 @@ impl Library {
         Err(BackendError::Context { kernel: "matrix product" }.into())
     }
 
-    /// Copies `bytes` bytes of device memory that the caller checked, on the stream.
+    /// Copies `bytes` bytes of device memory on the stream. The caller has checked the addresses.
     pub(super) fn copy(
         &self,
         stream: &Arc<CudaStream>,
@@ -88,13 +88,13 @@ impl Library {
         bytes: usize,
     ) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(driver)?;
-        // SAFETY: one side is the padding, which has more rows and which a view holds; the other is the rows of a
-        // product's operand, which `multiply` checked and holds views of. They do not overlap.
+        // SAFETY: one side is the padding, which has more rows and is held by a view. The other side is rows
+        // of a product's operand, which `multiply` checked and holds views of. They do not overlap.
         unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
             .map_err(driver)
     }
 
-    /// Puts one product of `rows` rows on the stream.
+    /// Enqueues one product of `rows` rows on the stream.
     pub(super) fn launch(
         &self,
         stream: &Arc<CudaStream>,
@@ -107,17 +107,17 @@ impl Library {
         problem.set(rows, pointers.bias)?;
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = ViewMut::cuda(&mut *workspace, stream);
-        // SAFETY: the descriptors were just set to this product, whose memory the caller checked; the workspace is
-        // locked and its view orders it behind its last use.
+        // SAFETY: the descriptors were just set to this product, whose memory the caller checked. The
+        // workspace is locked, and its view orders the product after the workspace's last use.
         unsafe { self.enqueue(stream, problem, algorithm, pointers, workspace.address()) }
     }
 
-    /// Calls cuBLASLt, with the context bound to this thread.
+    /// Calls cuBLASLt, with the context bound to the current thread.
     ///
     /// # Safety
     ///
-    /// `problem` describes memory at `pointers` that stays valid until the product has run; `workspace` is the address
-    /// of [`WORKSPACE_BYTES`] bytes that nothing else uses meanwhile.
+    /// `problem` describes memory at `pointers` that stays valid until the product has run; `workspace` is
+    /// the address of [`WORKSPACE_BYTES`] bytes that nothing else uses meanwhile.
     pub(super) unsafe fn enqueue(
         &self,
         stream: &Arc<CudaStream>,
@@ -127,9 +127,10 @@ impl Library {
         workspace: u64,
     ) -> Result<(), DeviceError> {
         let (one, zero) = (1.0f32, 0.0f32);
-        // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it returns); the
-        // scalars are of the type that the description names, and read before the call returns. The workspace is an
-        // allocation, so it begins at a multiple of 256 bytes, as it has to. The rest is the caller's promise.
+        // SAFETY: the descriptors are alive, and no other thread uses them (cuBLASLt reads them before it
+        // returns). The scalars have the type that the description names, and are read before the call
+        // returns. The workspace is an allocation, so it begins at a multiple of 256 bytes, as required. The
+        // caller promises the rest.
         unsafe {
             result::matmul(
                 self.handle.0,

@@ -1,12 +1,13 @@
-//! Matrix products on a GPU, by cuBLASLt.
+//! Row-invariant matrix products on a GPU, computed by cuBLASLt.
 //!
-//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise this: it
-//! picks an algorithm by the row count, and algorithms sum in different orders. So a shape's algorithms are chosen here,
-//! one per [bucket](buckets) of row counts, out of what cuBLASLt [proposes](heuristics): of all sets whose results are
-//! equal in all bits, the one that takes the least time. A [trial](trial) on the GPU, when a model is loaded, measures
-//! the times and runs each algorithm on [numbers](trial_data) that show its order of summation, at
-//! [many row counts and places](row_invariance). [`selection`] decides, and a [`schedule`] says which algorithm does
-//! which rows. [`ProductAlgorithms::Any`] does without all this.
+//! A row of a product must have the same bits whatever other rows the product has. cuBLASLt does not promise
+//! this: it selects an algorithm by the row count, and algorithms sum in different orders. This module
+//! therefore selects the algorithms of each shape itself, one per [bucket](buckets) of row counts, among the
+//! algorithms that cuBLASLt [proposes](heuristics): the set with the least time, among all sets whose results
+//! are equal in all bits. When a model is loaded, a [trial](trial) on the GPU measures the times, and runs
+//! each algorithm on [numbers](trial_data) that reveal its order of summation, at [many row counts and
+//! places](row_invariance). [`selection`] selects the set, and a [`schedule`] assigns rows to algorithms.
+//! [`ProductAlgorithms::Any`] skips all of this.
 
 mod buckets;
 mod descriptors;
@@ -42,40 +43,40 @@ use crate::device::DeviceError;
 pub use library::cublas_is_present;
 pub use plan::ProductAlgorithms;
 
-/// An algorithm of cuBLASLt in a bucket of row counts, as a trial found it.
+/// A cuBLASLt algorithm in a bucket of row counts, with the results of a trial.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ProductCandidate {
-    /// Which algorithm, of those that were tried.
+    /// Index of the algorithm among the algorithms of the trial.
     pub algorithm: usize,
-    /// The row counts of the bucket that were timed: its smallest one, and its largest one or 1024.
+    /// The row counts of the bucket that were timed: its smallest row count, and its largest one or 1024.
     pub rows: [usize; 2],
-    /// Seconds of a product of each; `None` if the trial's time for timing was over.
+    /// Seconds of one product at each of these row counts; `None` if the trial had no time left for timing.
     pub seconds: Option<[f32; 2]>,
-    /// Candidates of a class, of whatever buckets, gave every row equal bits. `None` if a row's bits differed between
-    /// two products of the bucket.
+    /// Class of equal results: candidates of a class, from any buckets, gave every row equal bits. `None` if
+    /// a row's bits differed between two products of the bucket.
     pub class: Option<usize>,
 }
 
-/// Products by cuBLASLt.
+/// The matrix products of a GPU device, computed by cuBLASLt.
 #[derive(Debug)]
 pub struct CublasLt {
     library: Library,
     plans: Plans,
 }
 
-/// Weights of a layer on the GPU.
+/// The weights of a linear layer on the GPU.
 #[derive(Debug)]
 pub struct CublasLayer {
-    /// `[out_cols, in_cols]`.
+    /// The weight matrix `[out_cols, in_cols]`.
     weight: CudaSlice<bf16>,
-    /// In the type of either kind of output.
+    /// The bias in the element types of both kinds of output, if there is one.
     bias: Option<(CudaSlice<bf16>, CudaSlice<f32>)>,
     in_cols: usize,
     out_cols: usize,
 }
 
 impl CublasLt {
-    /// Products in `context`, with scratch memory of their own.
+    /// Prepares products in `context`, with their own scratch memory.
     ///
     /// # Errors
     ///
@@ -87,18 +88,19 @@ impl CublasLt {
         })
     }
 
-    /// The same library with these algorithms; [row-invariant](ProductAlgorithms::RowInvariant) ones otherwise.
+    /// Selects the algorithms to use; the default is [row-invariant](ProductAlgorithms::RowInvariant).
     #[must_use]
     pub fn with_algorithms(self, algorithms: ProductAlgorithms) -> Self {
         CublasLt { plans: Plans::new(algorithms), ..self }
     }
 
-    /// What cuBLASLt proposes for products of `layer` of up to `rows` rows, as the trial measures and compares it; no
-    /// algorithm is chosen. Results are logits or activations, with `stride` elements from a row to the next.
+    /// Returns the algorithms that cuBLASLt proposes for products of `layer` with up to `rows` rows, as
+    /// measured and compared by the trial. No algorithm is selected. Results are logits or activations, with
+    /// `stride` elements from one row to the next.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] of cuBLASLt or the driver, for lack of memory too.
+    /// [`DeviceError`] of cuBLASLt or the driver, also if memory runs out.
     pub fn survey(
         &self,
         backend: &Cuda,
@@ -121,7 +123,7 @@ impl CublasLt {
         Ok(surveyed.into_iter().map(candidate).collect())
     }
 
-    /// The shape of a layer's products, and where its weights and bias are.
+    /// Returns the shape of a layer's products, and the addresses of its weights and bias.
     fn described(
         &self,
         (backend, stream): (&Cuda, &Arc<CudaStream>),
@@ -190,8 +192,9 @@ impl Products for CublasLt {
         self.plans.plan(&self.library, (backend, stream), shape, pointers, rows.max(1), 1).map(drop)
     }
 
-    /// Measured by the trial of a shape: on a straight line between the two row counts at which a bucket was timed,
-    /// beyond 1024 rows in proportion to the rows. Unknown before the trial, and with [`ProductAlgorithms::Any`].
+    /// Returns the predicted seconds, measured by the trial of a shape: interpolated linearly between the two
+    /// row counts at which a bucket was timed, and beyond 1024 rows proportional to the rows. Unknown before
+    /// the trial, and with [`ProductAlgorithms::Any`].
     fn seconds(&self, layer: &CublasLayer, rows: usize, logits: bool) -> Option<f32> {
         let CublasLayer { in_cols, out_cols, .. } = *layer;
         let bias = layer.bias.is_some();

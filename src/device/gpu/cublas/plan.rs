@@ -1,4 +1,4 @@
-//! Plans: how products of a shape are done, made once per shape and used by every product.
+//! Plans for the products of a shape: made once per shape, and used by every product.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,31 +18,32 @@ use super::{buckets, selection};
 use crate::backend::{Backend, BackendError, Cuda, ViewMut};
 use crate::device::DeviceError;
 
-/// Rows that a shape is prepared for if nothing was prepared: those of a part of a prompt.
+/// Rows that a shape is prepared for by default: a part of a prompt.
 const DEFAULT_ROWS: usize = 512;
 
-/// Which algorithms of cuBLASLt may multiply.
+/// The cuBLASLt algorithms that products may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProductAlgorithms {
     /// Algorithms that give a row the same bits in every product, which lossless decoding needs.
     #[default]
     RowInvariant,
-    /// The one that cuBLASLt estimates to be the fastest at each row count. A row's result depends on the rows beside
-    /// it, so drafting can change the tokens: decoding is **not lossless**. For comparisons of speed.
+    /// The algorithm that cuBLASLt estimates to be the fastest at each row count. A row's result depends on
+    /// the rows beside it, so drafting can change the tokens: decoding is **not lossless**. For comparisons
+    /// of speed.
     Any,
 }
 
-/// A shape, and the row count where any algorithm may multiply.
+/// Key of a plan: a shape, and the row count if any algorithm is allowed.
 type PlanKey = (Shape, Option<usize>);
 
-/// How products of a shape are done.
+/// A plan for the products of a shape.
 #[derive(Debug)]
 pub(super) struct Plan {
     schedule: Schedule,
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
-    /// Buckets of row counts that algorithms were looked for.
+    /// Number of buckets of row counts for which algorithms were searched.
     buckets: AtomicUsize,
-    /// Descriptors, of which a product changes the number of rows and the bias.
+    /// The product's descriptors. A product changes the number of rows and the bias in them.
     problem: Mutex<Problem>,
     padding: Option<Mutex<Padding>>,
 }
@@ -62,24 +63,26 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// No plan yet; each is made of these algorithms.
+    /// Makes an empty collection. Its plans will use these algorithms.
     pub(super) fn new(algorithms: ProductAlgorithms) -> Self {
         Plans { algorithms, made: Mutex::default() }
     }
 
-    /// Which algorithms plans are made of.
+    /// Returns the algorithms that plans use.
     pub(super) fn algorithms(&self) -> ProductAlgorithms {
         self.algorithms
     }
 
-    /// Seconds of a product of `rows` rows, by the plan of a shape that `matches`; `None` if they are unknown.
+    /// Returns the seconds of a product of `rows` rows, by the plan of a shape that `matches`; `None` if they
+    /// are unknown.
     pub(super) fn seconds(&self, rows: usize, matches: impl Fn(&Shape) -> bool) -> Option<f32> {
         let plans = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, plan) = plans.iter().find(|((shape, _), _)| matches(shape))?;
         plan.schedule.seconds(rows)
     }
 
-    /// The plan for products of `rows` rows of a shape, made now for at least `least` rows if there is none.
+    /// Returns the plan for products of `rows` rows of a shape. If there is none, this makes one for at least
+    /// `least` rows.
     pub(super) fn plan(
         &self,
         library: &Library,
@@ -105,13 +108,13 @@ impl Plans {
             if wanted <= known.buckets.load(Ordering::Relaxed) {
                 return Ok(known);
             }
-            // A capture cannot wait for results; what is prepared does larger products in parts.
+            // A capture cannot wait for results, so the existing plan does larger products in parts.
             if stream.capture_status().map_err(driver)?
                 != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
             {
                 return Ok(known);
             }
-            // If larger products cannot be tried (there may be no memory left), they stay in parts.
+            // If larger products cannot be tried (memory may have run out), they stay in parts.
             let extended = chosen(library, (backend, stream), shape, pointers, wanted, Some(&known));
             let Ok(Some(extended)) = extended else {
                 known.buckets.store(wanted, Ordering::Relaxed);
@@ -128,7 +131,7 @@ impl Plans {
         Ok(plan)
     }
 
-    /// Puts a product of any number of rows on the stream; makes a plan for it if there is none.
+    /// Enqueues a product of any number of rows on the stream, and makes a plan for it if there is none.
     pub(super) fn multiply(
         &self,
         library: &Library,
@@ -145,7 +148,7 @@ impl Plans {
     }
 }
 
-/// The algorithm that cuBLASLt estimates to be the fastest for products of `rows` rows.
+/// Returns a plan with the algorithm that cuBLASLt estimates to be the fastest for products of `rows` rows.
 fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<Plan, DeviceError> {
     let algorithms = library.proposals(shape, bias, rows, 1, true)?;
     if algorithms.is_empty() {
@@ -157,8 +160,8 @@ fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<
     Ok(Plan { schedule: Schedule::Whole, algorithms, buckets, problem, padding: None })
 }
 
-/// The plan whose algorithms a trial chooses for the first `buckets` buckets. A `known` plan's algorithms stay; then
-/// there is no plan if it has no algorithm for some of its own buckets.
+/// Returns the plan with the algorithms that a trial selects for the first `buckets` buckets. The algorithms
+/// of a `known` plan stay; if that plan has no algorithm for some of its own buckets, there is no plan.
 fn chosen(
     library: &Library,
     (backend, stream): (&Cuda, &Arc<CudaStream>),
@@ -193,7 +196,7 @@ fn chosen(
 }
 
 impl Plan {
-    /// Puts the parts of a product on the stream.
+    /// Enqueues the parts of a product on the stream.
     fn run(
         &self,
         library: &Library,

@@ -1,4 +1,4 @@
-//! One product: its shape, its operands' addresses, and how it fails.
+//! The description of one product: its shape, the addresses of its operands, and its errors.
 
 use std::ops::Range;
 
@@ -9,22 +9,22 @@ use half::bf16;
 use crate::backend::BackendError;
 use crate::device::DeviceError;
 
-/// Scratch memory of a product in bytes: what cuBLAS recommends for Hopper.
+/// Scratch memory of a product in bytes: cuBLAS's recommendation for Hopper.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// What algorithms are chosen for.
+/// The properties of a product for which algorithms are selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) in_cols: usize,
     pub(super) out_cols: usize,
-    /// Elements from a row of the results to the next.
+    /// Elements from one row of the results to the next.
     pub(super) stride: usize,
     pub(super) logits: bool,
     pub(super) bias: bool,
 }
 
 impl Shape {
-    /// Bytes from a row of the results to the next.
+    /// Returns the bytes from one row of the results to the next.
     pub(super) fn row_bytes(&self) -> usize {
         self.stride * if self.logits { size_of::<f32>() } else { size_of::<bf16>() }
     }
@@ -40,7 +40,7 @@ pub(super) struct Pointers {
 }
 
 impl Pointers {
-    /// The same operands from row `row` of x and of the results on.
+    /// Returns the same operands, starting at row `row` of x and of the results.
     pub(super) fn rows_from(self, shape: Shape, row: usize) -> Self {
         let x = self.x + (row * shape.in_cols * size_of::<bf16>()) as u64;
         Pointers { x, out: self.out + (row * shape.row_bytes()) as u64, ..self }
@@ -55,12 +55,12 @@ pub(super) fn driver(error: DriverError) -> DeviceError {
     BackendError::Driver(error.to_string()).into()
 }
 
-/// A part of memory that ends before the product's rows do.
+/// Returns the error for a range of memory that is shorter than the product's rows.
 pub(super) fn short(wanted: usize, found: usize) -> DeviceError {
     BackendError::CopyLength { wanted, found }.into()
 }
 
-/// Elements of rows of `cols` each.
+/// Returns the range of elements of rows with `cols` columns each.
 pub(super) fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
     let end = rows.end.checked_mul(cols).ok_or_else(|| short(usize::MAX, 0))?;
     Ok(rows.start.min(rows.end) * cols..end)

@@ -1,37 +1,38 @@
-//! Whether an algorithm gives a row the same bits at every row count and in every place of a product.
+//! Checks whether an algorithm gives a row the same bits at every row count and in every place of a product.
 //!
-//! Nothing here knows cuBLASLt: a [`Trial`] runs algorithms, on a GPU or, in the tests, simulated ones.
+//! This file does not depend on cuBLASLt: a [`Trial`] runs the algorithms, on a GPU or, in the tests,
+//! simulated.
 
 use std::ops::Range;
 
 use super::buckets;
 use super::trial_data::PERIOD;
 
-/// What a product is tried on.
+/// The operands on which algorithms are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Operands {
-    /// Terms that cancel, so that the order of sums shows, on a slice of output ids.
+    /// Terms that cancel, so that the order of summation shows, on a slice of output ids.
     Cancelling,
-    /// Noise of all sizes, on the same slice.
+    /// Noise of all magnitudes, on the same slice.
     Noise,
-    /// The same noise on the model's own weights, in their full width.
+    /// The same noise, on the model's own weights in their full width.
     Model,
 }
 
-/// Algorithms for the products of one shape, and the means to try them.
+/// The algorithms for the products of one shape, with the means to run them.
 pub(super) trait Trial {
-    /// Why trying cannot go on; an algorithm that cannot do a product is no error.
+    /// An error that ends the trial. An algorithm that cannot compute a product is not an error.
     type Error;
 
-    /// Number of algorithms, the most promising ones first.
+    /// Returns the number of algorithms, which are ordered with the most promising ones first.
     fn algorithms(&self) -> usize;
 
-    /// Rows of the largest product that there is memory for.
+    /// Returns the most rows of a product for which memory was allocated.
     fn most_rows(&self, operands: Operands) -> usize;
 
-    /// Does products of rows of x, which repeat after [`PERIOD`] rows, and hands each row of the results to `accept`:
-    /// its index in the period and its bits. Returns whether the algorithm did all products and `accept` returned true
-    /// for every row; stops as soon as one is false.
+    /// Computes products of ranges of rows of x, which repeat after [`PERIOD`] rows, and passes each row of
+    /// the results to `accept`: its index in the period, and its bits. Returns whether the algorithm computed
+    /// all products and `accept` returned true for every row; stops at the first failure.
     fn multiply(
         &mut self,
         operands: Operands,
@@ -40,10 +41,11 @@ pub(super) trait Trial {
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,
     ) -> Result<bool, Self::Error>;
 
-    /// Seconds of a product of the model's own weights; `None` if the algorithm cannot do it.
+    /// Returns the seconds of a product of the model's own weights; `None` if the algorithm cannot compute
+    /// it.
     fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, Self::Error>;
 
-    /// Seconds since the trial began.
+    /// Returns the seconds since the trial began.
     fn elapsed(&self) -> f32;
 }
 
@@ -52,14 +54,14 @@ pub(super) trait Trial {
 pub(super) struct RowBits(Vec<Vec<u8>>);
 
 impl RowBits {
-    /// Whether a row has these bits.
+    /// Returns whether a row has these bits.
     fn has(&self, row: usize, bits: &[u8]) -> bool {
         self.0.get(row).is_some_and(|expected| expected == bits)
     }
 }
 
-/// The bits that an algorithm gives each row in products of `rows` rows; `None` if it cannot do them, or gives a row
-/// different bits in two of them.
+/// Returns the bits that an algorithm gives each row in products of `rows` rows; `None` if it cannot compute
+/// them, or if it gives a row different bits in two of them.
 pub(super) fn row_bits<T: Trial>(
     trial: &mut T,
     operands: Operands,
@@ -81,7 +83,7 @@ pub(super) fn row_bits<T: Trial>(
     Ok(rows.filter(|_| same).map(RowBits))
 }
 
-/// Whether an algorithm gives every row of these products the bits of `expected`.
+/// Returns whether an algorithm gives every row of these products the bits in `expected`.
 pub(super) fn agrees<T: Trial>(
     trial: &mut T,
     operands: Operands,
@@ -92,7 +94,8 @@ pub(super) fn agrees<T: Trial>(
     trial.multiply(operands, algorithm, products, &mut |row, bits| expected.has(row, bits))
 }
 
-/// Row counts of a bucket that are tried: all of a small bucket, and of a large one those around the edges of tiles.
+/// Returns the row counts of a bucket that are tried: all of a small bucket; of a large one, the row counts
+/// around the edges of tiles.
 fn counts(bucket: usize) -> Vec<usize> {
     let rows = buckets::rows_of(bucket);
     let (first, last) = (*rows.start(), *rows.end());
@@ -116,7 +119,8 @@ fn counts(bucket: usize) -> Vec<usize> {
     counts
 }
 
-/// Products of a bucket that an algorithm is tried with, thoroughly: many row counts, each from another row on.
+/// Returns the products with which an algorithm is tried thoroughly in a bucket: many row counts, each
+/// starting at another row.
 pub(super) fn products(bucket: usize) -> Vec<Range<usize>> {
     if bucket == 0 {
         return (0..PERIOD).map(|row| row..row + 1).collect();
@@ -128,7 +132,8 @@ pub(super) fn products(bucket: usize) -> Vec<Range<usize>> {
     counts(bucket).into_iter().enumerate().map(shifted).collect()
 }
 
-/// A few products of a bucket, of `most` rows at most: its smallest, and its largest in two places.
+/// Returns a few products of a bucket with at most `most` rows: the smallest product, and the largest one in
+/// two places.
 pub(super) fn few_products(bucket: usize, most: usize) -> Vec<Range<usize>> {
     if bucket == 0 {
         return (0..PERIOD).step_by(6).map(|row| row..row + 1).collect();
@@ -139,12 +144,13 @@ pub(super) fn few_products(bucket: usize, most: usize) -> Vec<Range<usize>> {
     products.into_iter().filter(|product| rows.contains(&product.len()) && product.len() <= most).collect()
 }
 
-/// Products of `rows` rows from each row of the period on: every row in every place of the product.
+/// Returns products of `rows` rows that start at each row of the period: every row occurs in every place of
+/// the product.
 pub(super) fn shifted_products(rows: usize) -> Vec<Range<usize>> {
     (0..PERIOD).map(|first| first..first + rows).collect()
 }
 
-/// Rows of x that all products of the first `buckets` buckets need.
+/// Returns the number of rows of x that all products of the first `buckets` buckets need.
 pub(super) fn rows_of_x(buckets: usize) -> usize {
     *buckets::rows_of(buckets.saturating_sub(1)).end() + PERIOD
 }

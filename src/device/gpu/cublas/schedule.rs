@@ -1,16 +1,16 @@
-//! Which algorithm does which rows of a product.
+//! Schedules: the assignment of a product's rows to algorithms.
 
 use std::ops::Range;
 
 use super::buckets;
 
-/// How products of a shape are done, whatever their number of rows. Algorithms are indices into a list.
+/// A rule that divides a product of any number of rows into calls. Algorithms are indices into a list.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Schedule {
-    /// One algorithm per bucket of row counts, from the first bucket on. A product of more rows than the last of these
-    /// buckets has is done in parts of nearly equal size.
+    /// One algorithm per bucket of row counts, starting with the first bucket. A product with more rows than
+    /// the last of these buckets is divided into parts of nearly equal size.
     Buckets(Vec<Timed>),
-    /// Products of one constant number of rows; the last one of a product is padded.
+    /// Calls with one constant number of rows; the last call of a product is padded.
     Padded {
         /// The algorithm.
         algorithm: usize,
@@ -23,7 +23,8 @@ pub(super) enum Schedule {
     Whole,
 }
 
-/// An algorithm and its seconds at the [timed row counts](buckets::timed_rows) of a bucket, if they were measured.
+/// An algorithm, and its seconds at the [timed row counts](buckets::timed_rows) of a bucket, if they were
+/// measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Timed {
     pub(super) algorithm: usize,
@@ -33,15 +34,15 @@ pub(super) struct Timed {
 /// A part of a product: one call of the library.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Part {
-    /// Rows of the product.
+    /// Range of the product's rows.
     pub(super) rows: Range<usize>,
     pub(super) algorithm: usize,
-    /// Rows of the call, which are more where the part is padded.
+    /// Rows of the call: more than the part has, if the part is padded.
     pub(super) padded: usize,
 }
 
 impl Schedule {
-    /// The calls that make a product of `rows` rows.
+    /// Returns the calls that compute a product of `rows` rows.
     pub(super) fn parts(&self, rows: usize) -> impl Iterator<Item = Part> + '_ {
         let count = match self {
             Self::Buckets(buckets) => rows.div_ceil(most_rows(buckets)),
@@ -50,7 +51,7 @@ impl Schedule {
         };
         (0..count).map(move |index| match self {
             Self::Buckets(buckets) => {
-                // Parts differ by a row at most.
+                // The sizes of parts differ by at most one row.
                 let part = index * (rows / count) + index.min(rows % count);
                 let len = rows / count + usize::from(index < rows % count);
                 let algorithm = buckets.get(buckets::bucket_of(len)).map_or(0, |timed| timed.algorithm);
@@ -65,8 +66,8 @@ impl Schedule {
         })
     }
 
-    /// Seconds of a product of `rows` rows, if the calls that make it were measured: between the two row counts at
-    /// which a bucket was timed on a straight line, beyond them in proportion to the rows.
+    /// Returns the seconds of a product of `rows` rows, if its calls were measured: interpolated linearly
+    /// between the two row counts at which a bucket was timed, and proportional to the rows beyond them.
     pub(super) fn seconds(&self, rows: usize) -> Option<f32> {
         match self {
             Self::Buckets(timed) => {
@@ -82,12 +83,12 @@ impl Schedule {
     }
 }
 
-/// Rows of the largest product that is done at once.
+/// Returns the most rows of a product that is computed in one call.
 pub(super) fn most_rows(timed: &[Timed]) -> usize {
     *buckets::rows_of(timed.len().saturating_sub(1)).end()
 }
 
-/// Seconds at `rows`, from those at two row counts.
+/// Returns the seconds at `rows`, interpolated from the seconds at two row counts.
 fn between([first, last]: [usize; 2], [at_first, at_last]: [f32; 2], rows: usize) -> Option<f32> {
     if rows > last {
         return Some(at_last * rows as f32 / last as f32);
@@ -113,7 +114,7 @@ mod tests {
     }
 
     proptest! {
-        /// Each row is in one call, calls are of their algorithm's bucket, and none reaches beyond what it may.
+        /// Each row is in one call, calls belong to their algorithm's bucket, and no call exceeds its limits.
         #[test]
         fn parts_are_the_product(rows in 0usize..6000, count in 1usize..=5, constant in 1usize..300) {
             let padded = Schedule::Padded { algorithm: 7, rows: constant, seconds: None };

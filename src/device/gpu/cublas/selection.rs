@@ -1,4 +1,4 @@
-//! Which algorithms do the products of a shape: of all sets with equal bits, the fastest one.
+//! Selects the algorithms for the products of a shape: of all sets that give equal bits, the fastest one.
 
 use super::buckets;
 use super::row_invariance::{
@@ -6,42 +6,44 @@ use super::row_invariance::{
 };
 use super::schedule::{Schedule, Timed};
 
-/// Seconds of a trial after which no more times are taken: candidates that were not timed come last. What is checked
-/// does not depend on the time.
+/// Seconds after the start of a trial at which timing ends: candidates without times rank last. The checks do
+/// not depend on the time.
 const TIMING_SECONDS: f32 = 1.0;
 
-/// Row count at which the bits of an entry are first seen: the most of its bucket, or as many as show every row.
+/// Row count at which the bits of an entry are first computed: the bucket's largest, up to this number, which
+/// is enough to show every row.
 const MOST_SEEN: usize = 257;
 
-/// An algorithm in a bucket.
+/// An algorithm in a bucket, with the results of its checks.
 #[derive(Debug)]
 struct Entry {
     algorithm: usize,
     bucket: usize,
     seconds: Option<[f32; 2]>,
-    /// Entries of a class gave all rows the same bits.
+    /// The entry's class: entries of a class gave all rows the same bits.
     class: usize,
     /// Whether all products of the bucket gave the rows the bits of the class.
     tried: bool,
-    /// Whether some product of the bucket did not.
+    /// Whether some product of the bucket gave other bits.
     refused: bool,
-    /// Whether some product of the bucket's largest row count did not.
+    /// Whether some product of the bucket's largest row count gave other bits.
     padded_refused: bool,
 }
 
-/// A way to do all products: entries for the buckets from the first on, or one entry padded to its largest row count.
+/// A way to compute all products: entries for consecutive buckets starting with the first, or one entry
+/// padded to its largest row count.
 #[derive(Clone, Debug, PartialEq)]
 enum Proposal {
     Buckets(Vec<usize>),
     Padded(usize),
 }
 
-/// What a proposal costs; smaller is better.
+/// The cost of a proposal; smaller is better.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    /// Whether products of some bucket are done in parts.
+    /// Whether products of some bucket are computed in parts.
     in_parts: bool,
-    /// Buckets whose time is unknown.
+    /// Number of buckets whose time is unknown.
     untimed: usize,
     /// The sum of the other buckets' seconds.
     seconds: f32,
@@ -61,10 +63,10 @@ impl Cost {
     }
 }
 
-/// The fastest way to do the products of the first `buckets` buckets so that a row has the same bits in all of them:
-/// buckets count alike. Only if no set of algorithms has an equal one for every bucket are large products done in parts
-/// or small ones padded. `kept` are the algorithms of the buckets that were chosen before: they and their bits stay.
-/// `None` if there is no way.
+/// Returns the fastest way to compute the products of the first `buckets` buckets in which a row has the same
+/// bits in all of them. All buckets have equal weight. Large products are computed in parts, or small ones
+/// padded, only if no set of algorithms with equal bits has one for every bucket. `kept` are the algorithms
+/// of buckets that were selected before: they and their bits stay. `None` if there is no way.
 pub(super) fn choose<T: Trial>(
     trial: &mut T,
     buckets: usize,
@@ -87,17 +89,18 @@ pub(super) fn choose<T: Trial>(
     Ok(None)
 }
 
-/// An algorithm in a bucket, as it was measured.
+/// The measurements of an algorithm in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Surveyed {
     pub(super) algorithm: usize,
     pub(super) bucket: usize,
     pub(super) seconds: Option<[f32; 2]>,
-    /// Members of a class gave all rows the same bits; without a class, some row had different bits in two products.
+    /// The class: its members gave all rows the same bits. `None` if some row had different bits in two
+    /// products.
     pub(super) class: Option<usize>,
 }
 
-/// The entries among what is surveyed, and the bits of each class.
+/// Returns the surveyed algorithms as entries, and the bits of each class.
 fn entries<T: Trial>(
     trial: &mut T,
     buckets: usize,
@@ -112,14 +115,15 @@ fn entries<T: Trial>(
     Ok((surveyed.into_iter().filter_map(entry).collect(), classes))
 }
 
-/// All algorithms in all buckets that they can be used in, timed and classified, and the bits of each class.
+/// Returns all algorithms in all buckets in which they can be used, timed and classified, and the bits of
+/// each class.
 pub(super) fn survey<T: Trial>(
     trial: &mut T,
     buckets: usize,
     kept: &[Timed],
 ) -> Result<(Vec<Surveyed>, Vec<RowBits>), T::Error> {
     let mut timed = Vec::new();
-    // Algorithms come in the order of promise, so that those of all buckets are timed before time is up.
+    // The most promising algorithms come first, so that they are timed in all buckets before the time is up.
     for algorithm in 0..trial.algorithms() {
         for bucket in 0..buckets {
             match kept.get(bucket) {
@@ -152,7 +156,7 @@ pub(super) fn survey<T: Trial>(
     Ok((surveyed, classes))
 }
 
-/// The cheapest proposal that has not been refused.
+/// Returns the cheapest proposal that has not been refused.
 fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposal> {
     let classes = entries.iter().map(|entry| entry.class + 1).max().unwrap_or(0);
     let sets = (0..classes).filter_map(|class| {
@@ -160,7 +164,7 @@ fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposa
         (!set.is_empty() && set.len() >= kept.len()).then_some(Proposal::Buckets(set))
     });
     let padded = entries.iter().enumerate().filter(|(_, entry)| {
-        // The bucket's largest row count is the one whose bits were seen.
+        // The class has the bits of the bucket's largest row count.
         let may_pad = entry.bucket > 0 && *buckets::rows_of(entry.bucket).end() < MOST_SEEN;
         kept.is_empty() && may_pad && !entry.padded_refused
     });
@@ -175,7 +179,8 @@ fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposa
     best.map(|(_, proposal)| proposal)
 }
 
-/// The fastest entry of a class for each bucket, from the first bucket on, as far as there are any.
+/// Returns the fastest entry of a class for each bucket, starting with the first bucket, up to the first
+/// bucket without an entry.
 fn fastest_of_class(entries: &[Entry], class: usize, buckets: usize) -> Vec<usize> {
     let fastest = |bucket| {
         let usable = entries
@@ -194,7 +199,7 @@ fn mean([first, last]: [f32; 2]) -> f32 {
 
 fn cost(entries: &[Entry], proposal: &Proposal, buckets: usize) -> Cost {
     let mut cost = Cost { in_parts: true, untimed: 0, seconds: 0.0 };
-    // A bucket that has no algorithm stands for its largest timed row count.
+    // A bucket without an algorithm counts as a product of its largest timed row count.
     let in_parts = |cost: &mut Cost, bucket: usize, entry: &Entry, rows: usize| {
         let [_, last] = buckets::timed_rows(bucket);
         cost.add(entry.seconds.map(|[_, seconds]| seconds * last.div_ceil(rows) as f32));
@@ -237,8 +242,8 @@ fn schedule(entries: &[Entry], proposal: &Proposal) -> Schedule {
     }
 }
 
-/// Tries every algorithm of a set: alone on all products of its bucket, and against the first one on noise and on the
-/// model's weights. Returns the entry that gave some row other bits, if any did.
+/// Checks every algorithm of a set: alone on all products of its bucket, and against the first algorithm on
+/// noise and on the model's weights. Returns the entry that gave some row other bits, if there is one.
 fn verify_set<T: Trial>(
     trial: &mut T,
     entries: &mut [Entry],
@@ -259,7 +264,7 @@ fn verify_set<T: Trial>(
     }
     let Some(&first) = set.first() else { return Ok(None) };
     for operands in [Operands::Noise, Operands::Model] {
-        // The first entry is the first bucket's: rows alone.
+        // The first entry belongs to the first bucket, in which rows are alone.
         let alone = entries.get(first).map_or(0, |entry| entry.algorithm);
         let Some(expected) = row_bits(trial, operands, alone, 1)? else { return Ok(Some(first)) };
         let most = trial.most_rows(operands);
@@ -274,7 +279,8 @@ fn verify_set<T: Trial>(
     Ok(None)
 }
 
-/// Whether an algorithm gives a row the same bits in every place of a product of its bucket's largest row count.
+/// Returns whether an algorithm gives a row the same bits in every place of a product with the bucket's
+/// largest row count.
 fn verify_padded<T: Trial>(
     trial: &mut T,
     entry: Option<&Entry>,

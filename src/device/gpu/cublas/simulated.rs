@@ -1,4 +1,5 @@
-//! Algorithms without a GPU: sums of f32 in an order that may depend on the row count and on a row's place.
+//! Simulated algorithms for tests without a GPU: sums of f32 in an order that may depend on the row count and
+//! on a row's place.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,9 +17,9 @@ const IDS: usize = 8;
 /// The order of a sum over K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sum {
-    /// Chunks of so many terms are summed, and the chunks one after the other.
+    /// Chunks of this many terms are summed, and then the chunks' sums are added one after the other.
     Chunks(usize),
-    /// The same in several parts of K, whose sums are added at the end.
+    /// Like chunks, in this many parts of K, whose sums are added at the end.
     Split(usize),
 }
 
@@ -52,7 +53,7 @@ impl Sum {
     }
 }
 
-/// An algorithm: the order of a row's sums, by the rows of the product and the row's place, and its seconds.
+/// An algorithm: the order of a row's sums, given the product's rows and the row's place, and its seconds.
 pub(super) struct Algorithm {
     pub(super) order: Box<dyn Fn(usize, usize) -> Sum>,
     pub(super) seconds: Box<dyn Fn(usize) -> Option<f32>>,
@@ -66,7 +67,7 @@ impl Algorithm {
         Algorithm { order: Box::new(order), seconds: Box::new(seconds) }
     }
 
-    /// One whose order is always the same, with the seconds of each bucket.
+    /// Makes an algorithm with a constant order, and the seconds of each bucket.
     pub(super) fn constant(sum: Sum, seconds: [f32; buckets::COUNT]) -> Self {
         Self::new(move |_, _| sum, move |rows| Some(seconds[buckets::bucket_of(rows)]))
     }
@@ -84,18 +85,18 @@ pub(super) struct Simulated {
     pub(super) algorithms: Vec<Algorithm>,
     /// Whether results are rounded to bf16.
     pub(super) rounds: bool,
-    /// Seconds that each look at the clock and each time take.
+    /// Seconds that pass with each call of the clock and each timing.
     pub(super) elapsed: f32,
     pub(super) seconds_a_time: f32,
     pub(super) most_rows: usize,
-    /// Operands on which an algorithm has another order in products of more than 64 rows.
+    /// Operands on which an algorithm uses another order in products of more than 64 rows.
     pub(super) elsewhere: Option<(Operands, usize)>,
-    /// Products that were done, and rows of their results that were looked at.
+    /// Number of products computed, and number of their result rows that were compared.
     pub(super) products: usize,
     pub(super) rows: usize,
     x: [Vec<bf16>; 2],
     weights: [Vec<[f32; IDS]>; 2],
-    /// Bits by operands, order and row.
+    /// Known bits by operands, order and row.
     known: Vec<Option<Vec<u8>>>,
 }
 
@@ -125,7 +126,7 @@ impl Simulated {
         self
     }
 
-    /// The bits of a row.
+    /// Returns the bits of a row.
     fn bits(&mut self, operands: Operands, sum: Sum, row: usize) -> &[u8] {
         let (kind, x, weights) = match operands {
             Operands::Cancelling => (0, &self.x[0], &self.weights[0]),
@@ -144,7 +145,7 @@ impl Simulated {
         })
     }
 
-    /// The share of elements that differ between two orders.
+    /// Returns the fraction of elements that differ between two orders.
     pub(super) fn differing(&mut self, operands: Operands, a: Sum, b: Sum) -> f64 {
         let width = if self.rounds { 2 } else { 4 };
         let mut differing = 0;

@@ -1,4 +1,4 @@
-//! How long launches take: in a CUDA graph, so that the host's time for a launch is not counted.
+//! Measures the time of launches in a CUDA graph, which excludes the host's time per launch.
 
 use std::sync::Arc;
 
@@ -8,14 +8,15 @@ use cudarc::driver::{CudaGraph, CudaStream};
 use super::product::driver;
 use crate::device::DeviceError;
 
-/// Launches that are timed together.
+/// Number of launches timed together.
 pub(super) const LAUNCHES: usize = 20;
 
-/// Seconds of one of [`LAUNCHES`] launches on the stream; `launch` gets the index of each. Launches that cannot be
-/// captured (the legacy default stream refuses a capture) are timed as the host makes them.
+/// Returns the seconds of one of [`LAUNCHES`] launches on the stream; `launch` gets the index of each launch.
+/// If the launches cannot be captured (the legacy default stream refuses a capture), they are timed as the
+/// host makes them.
 ///
-/// `launch` must not wait for the stream, allocate memory, or use events of cudarc's memory: in a capture, an event that
-/// was recorded outside cannot be waited for, and one that is recorded inside cannot be used outside.
+/// `launch` must not wait for the stream, allocate memory, or use events of cudarc's memory: a capture cannot
+/// wait for an event recorded outside it, and an event recorded inside it cannot be used outside.
 pub(super) fn seconds_each(
     stream: &Arc<CudaStream>,
     launch: &mut dyn FnMut(usize) -> Result<(), DeviceError>,
@@ -28,19 +29,19 @@ pub(super) fn seconds_each(
         None => (0..LAUNCHES).try_for_each(launch)?,
     }
     let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver)?;
-    // Waits for both events, so that the graph is not destroyed while it runs.
+    // This waits for both events, so that the graph is not destroyed while it runs.
     let milliseconds = start.elapsed_ms(&end).map_err(driver)?;
     Ok(milliseconds / 1e3 / LAUNCHES as f32)
 }
 
-/// The launches as a graph, if they can be captured.
+/// Returns the launches as a graph, or `None` if they cannot be captured.
 fn captured(
     stream: &Arc<CudaStream>,
     launch: &mut dyn FnMut(usize) -> Result<(), DeviceError>,
 ) -> Option<CudaGraph> {
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).ok()?;
     let launched = (0..LAUNCHES).try_for_each(launch);
-    // Ends the capture in any case: the stream would stay in it.
+    // The capture ends even after an error; otherwise the stream would stay in it.
     let graph = stream.end_capture(CUgraphInstantiate_flags(0));
     launched.ok()?;
     graph.ok()?

@@ -1,11 +1,11 @@
-//! A trial of cuBLASLt's algorithms on a GPU.
+//! Tries cuBLASLt's algorithms on a GPU, and measures their times.
 //!
-//! What it takes, for 24 algorithms in five buckets (counted by a test of `selection`): some 2,200 products, most of
-//! them on a slice of about a thousand output ids and so bound by their launch (22 ms at 10 µs), and 72,000 rows of
-//! results that the host compares (150 MB, or 300 MB of logits, at 4 GB/s: 40 to 80 ms); the model's weights are read
-//! some 90 times, and 1,900 rows of their results are compared; times take at most a second. An lm_head of 1.2 GB
-//! (0.4 ms a product, 1.2 GB of logits to compare) is predicted to take 1.6 s, any other shape of an 8B model less. Not
-//! yet seen on a GPU.
+//! Predicted cost for 24 algorithms in five buckets (counted by a test of `selection`), not yet measured on a
+//! GPU: some 2,200 products, most of them on a slice of about a thousand output ids and therefore limited by
+//! their launches (22 ms at 10 µs); 72,000 rows of results that the host compares (150 MB, or 300 MB of
+//! logits, at 4 GB/s: 40 to 80 ms). The model's weights are read some 90 times, and 1,900 rows of their
+//! results are compared; timing takes at most a second. An lm_head of 1.2 GB (0.4 ms per product, 1.2 GB of
+//! logits to compare) is predicted to take 1.6 s, any other shape of an 8B model less.
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -26,23 +26,25 @@ use super::trial_data::{self, PERIOD};
 use crate::backend::{Backend, Cuda, ViewMut};
 use crate::device::DeviceError;
 
-/// Seed of the trial's numbers: every trial of a shape has the same ones.
+/// Seed of the trial's numbers: all trials of a shape use the same numbers.
 const SEED: u64 = 1;
 
-/// Output ids of the slice: at least four tiles of the largest size, 256, and an incomplete one of every size.
+/// Output ids of the slice: at least four tiles of the largest size, 256, and an incomplete tile of every
+/// size.
 const SLICE_IDS: usize = 4 * 256 + 40;
 
-/// Bytes of the slice's weights at most, and of results of the full width.
+/// The most bytes of the slice's weights; the next constant is for results of the full width.
 const SLICE_BYTES: usize = 64 << 20;
 const RESULT_BYTES: usize = 256 << 20;
 
-/// Rows of results of the slice that are there at once.
+/// Rows of the slice's results that are in memory at once.
 const SLICE_ROWS: usize = 2 * buckets::MAX_ROWS;
 
-/// Bytes that are copied to the host at once.
+/// The most bytes copied to the host at once.
 const COPIED_BYTES: usize = 16 << 20;
 
-/// How long a GPU works before times are taken, so that its clocks have risen, and how long they stay up.
+/// Time that a GPU works before timing, so that its clocks have risen; the next constant is how long the
+/// clocks stay up.
 const WARM_UP: Duration = Duration::from_millis(100);
 const STAYS_WARM: Duration = Duration::from_secs(1);
 
@@ -52,11 +54,11 @@ struct Side {
     problem: Problem,
     weight: u64,
     bias: u64,
-    /// Rows of results that there is memory for.
+    /// Rows of results for which memory was allocated.
     most_rows: usize,
 }
 
-/// Algorithms of cuBLASLt, and memory to try them.
+/// The algorithms of cuBLASLt for one shape, and the memory to try them.
 pub(super) struct GpuTrial<'a> {
     library: &'a Library,
     backend: &'a Cuda,
@@ -64,9 +66,10 @@ pub(super) struct GpuTrial<'a> {
     algorithms: &'a [cublasLtMatmulAlgo_t],
     model: Side,
     slice: Side,
-    /// The slice's weights and bias; a bias of zeros, as any other would hide how small sums are rounded.
+    /// The slice's weights and bias. The bias is zero, because any other bias would hide how small sums are
+    /// rounded.
     _slice_memory: (CudaSlice<bf16>, Option<CudaSlice<f32>>),
-    /// A period of rows on the host for each kind of x, the same on the device, and x.
+    /// The rows of a period for each kind of x: on the host, on the device, and repeated in x.
     periods: [Vec<bf16>; 2],
     period: CudaSlice<bf16>,
     x: CudaSlice<bf16>,
@@ -77,13 +80,13 @@ pub(super) struct GpuTrial<'a> {
     started: Instant,
 }
 
-/// Copies of the model's weights, of which each launch reads another one: in a decode step, no weights are in the L2
-/// cache when their product begins.
+/// Copies of the model's weights. Each launch reads another copy, because in a decode step no weights are in
+/// the L2 cache when their product begins.
 struct Rotated {
     addresses: Vec<u64>,
-    /// Copies, if the weights themselves do not displace the cache.
+    /// Memory of the copies, if the weights themselves are too small to displace the cache.
     _copies: Option<CudaSlice<u8>>,
-    /// Memory that is written before each time is taken, to displace the cache.
+    /// Memory that is written before each timing, to displace the cache.
     displacing: Option<CudaSlice<u8>>,
 }
 
@@ -101,8 +104,8 @@ impl Rotated {
         let first = ViewMut::cuda(&mut copies, stream).address();
         let addresses: Vec<u64> = (0..count).map(|index| first + (index * step) as u64).collect();
         for &address in &addresses {
-            // SAFETY: the weights are a layer's, of `bytes` bytes, and live until the trial ends; the copy has as many
-            // from each address on, and both are used on this stream alone.
+            // SAFETY: the weights belong to a layer, have `bytes` bytes, and live until the trial ends. The
+            // copy has the same number of bytes from each address on, and both are used only on this stream.
             unsafe { result::memcpy_dtod_async(address, weight, bytes, stream.cu_stream()) }
                 .map_err(driver)?;
         }
@@ -112,7 +115,8 @@ impl Rotated {
 }
 
 impl<'a> GpuTrial<'a> {
-    /// Memory for products of the first `buckets` buckets. `pointers` are those of the model's weights and bias.
+    /// Allocates memory for products of the first `buckets` buckets. `pointers` holds the addresses of the
+    /// model's weights and bias.
     pub(super) fn new(
         library: &'a Library,
         (backend, stream): (&'a Cuda, &'a Arc<CudaStream>),
@@ -185,7 +189,7 @@ impl<'a> GpuTrial<'a> {
         Ok(())
     }
 
-    /// Puts rows of x on the device, if other ones are there.
+    /// Copies rows of x to the device, if it holds other rows.
     fn load(&mut self, operands: Operands) -> Result<(), DeviceError> {
         let kind = usize::from(operands != Operands::Cancelling);
         if self.loaded == Some(kind) {
@@ -203,7 +207,7 @@ impl<'a> GpuTrial<'a> {
         Ok(())
     }
 
-    /// Puts a product of some rows of x on the stream; its results go to row `to` of the results.
+    /// Enqueues a product of some rows of x on the stream; its results go to row `to` of the results.
     fn enqueue(
         &mut self,
         operands: Operands,
@@ -223,7 +227,7 @@ impl<'a> GpuTrial<'a> {
         self.library.launch(self.stream, &mut side.problem, algorithm, rows.len(), pointers)
     }
 
-    /// Hands the results of products, which lie one behind the other, to `accept`.
+    /// Passes the results of products, which lie one after another, to `accept`.
     fn accepted(
         &mut self,
         shape: Shape,
@@ -231,7 +235,7 @@ impl<'a> GpuTrial<'a> {
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,
     ) -> Result<bool, DeviceError> {
         let row_bytes = shape.row_bytes();
-        // What lies between the rows is not of the product: it holds what other products left.
+        // The bytes between the rows do not belong to the product: they hold values of earlier products.
         let used = row_bytes / shape.stride.max(1) * shape.out_cols;
         let mut rows = products.iter().cloned().flatten();
         let mut left: usize = products.iter().map(ExactSizeIterator::len).sum();
@@ -290,7 +294,7 @@ impl Trial for GpuTrial<'_> {
                 }
                 (first, used) = (index, 0);
             }
-            // An algorithm that cuBLASLt refuses is none; a broken GPU shows in the next copy.
+            // An algorithm that cuBLASLt refuses does not count; a broken GPU shows in the next copy.
             if self.enqueue(operands, algorithm, rows.clone(), used).is_err() {
                 return Ok(false);
             }
@@ -299,7 +303,8 @@ impl Trial for GpuTrial<'_> {
         self.accepted(shape, products.get(first..).unwrap_or(&[]), accept)
     }
 
-    /// Where there is no memory for the results of so many rows, seconds are those of fewer rows in proportion.
+    /// Times a product. If memory cannot hold the results of that many rows, fewer rows are timed and the
+    /// seconds scaled in proportion.
     fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, DeviceError> {
         let Some(chosen) = self.algorithms.get(algorithm) else { return Ok(None) };
         let shape = self.model.shape;
@@ -308,7 +313,7 @@ impl Trial for GpuTrial<'_> {
         }
         let measured = rows.min(self.model.most_rows);
         self.load(Operands::Noise)?;
-        // Once by itself: cuBLASLt loads the kernel, which a capture might refuse.
+        // The first launch is not captured: cuBLASLt loads the kernel, which a capture might refuse.
         if self.enqueue(Operands::Model, algorithm, 0..measured, 0).is_err() {
             return Ok(None);
         }
@@ -325,8 +330,8 @@ impl Trial for GpuTrial<'_> {
         let mut launch = |index: usize| {
             let weight = addresses.get(index % addresses.len().max(1)).copied().unwrap_or_default();
             let pointers = Pointers { weight, x, out, bias };
-            // SAFETY: as in `Library::launch`: the problem is of these operands, all of which the trial owns or the
-            // layer keeps alive, and the workspace is locked; all are used on this stream alone.
+            // SAFETY: as in `Library::launch`: the problem describes these operands, which the trial owns or
+            // the layer keeps alive; the workspace is locked; all of them are used only on this stream.
             unsafe { self.library.enqueue(stream, problem, chosen, pointers, workspace.address()) }
         };
         let seconds = seconds_each(stream, &mut launch)?;
@@ -338,7 +343,8 @@ impl Trial for GpuTrial<'_> {
     }
 }
 
-/// Output ids of the slice of a shape: with the same remainder of the vector widths, and weights that are not large.
+/// Returns the output ids of a shape's slice: with the same remainder of the vector widths as the shape, and
+/// with small weights.
 fn slice_ids(shape: Shape) -> usize {
     let fit = SLICE_BYTES / (shape.in_cols * size_of::<bf16>()).max(1);
     let ids = SLICE_IDS.min(fit) / 8 * 8 + shape.out_cols % 8;
@@ -358,7 +364,7 @@ mod tests {
             assert!(ids(4096, 24_576) >= 4 * tile && ids(4096, 24_576) % tile != 0, "{tile}");
         }
         assert_eq!((ids(4096, 151_936), ids(576, 49_153), ids(576, 576), ids(72, 24)), (1064, 1065, 576, 24));
-        // 64 MB at most, whatever the width.
+        // At most 64 MB, whatever the width.
         assert!(ids(200_000, 8192) * 200_000 * 2 <= SLICE_BYTES + 7 * 400_000);
     }
 }

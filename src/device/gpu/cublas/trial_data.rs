@@ -1,17 +1,17 @@
-//! What algorithms are tried on: numbers whose sums show the order of their terms.
+//! Numbers on which algorithms are tried: their sums reveal the order of the terms.
 //!
-//! An order of summation changes the last bits of an f32 sum, which rounding to bf16 hides in nearly every element of a
-//! product of noise. So the trial's weights are palindromes along K (`w[K−1−k] = w[k]`) and its rows are antisymmetric
-//! (`x[K−1−k] = −x[k]`): the terms cancel, and what is left is the rounding of the partial sums, which depends on their
-//! order in all bits. A few elements have no counterpart, so that the exact sum is not zero: an order that cancels
-//! terms in pairs would round nothing.
+//! The order of summation changes the last bits of an f32 sum, and rounding to bf16 hides these in nearly
+//! every element of a product of noise. The trial's weights are therefore palindromes along K (`w[K−1−k] =
+//! w[k]`), and its rows are antisymmetric (`x[K−1−k] = −x[k]`). The terms cancel, and the remainder is the
+//! rounding of the partial sums, all of whose bits depend on the order. A few elements have no counterpart,
+//! so that the exact sum is not zero: an order that cancels terms in pairs would otherwise round nothing.
 
 use half::bf16;
 
-/// Rows of x repeat after this many: a prime, so that no two tiles begin with the same row.
+/// Number of rows after which x repeats: a prime, so that no two tiles begin with the same row.
 pub(super) const PERIOD: usize = 67;
 
-/// Elements of a cancelling row without a counterpart.
+/// Number of elements without a counterpart in a cancelling row.
 const UNPAIRED: usize = 4;
 
 /// A stream of random numbers (splitmix64).
@@ -19,7 +19,7 @@ const UNPAIRED: usize = 4;
 struct Random(u64);
 
 impl Random {
-    /// Streams of a seed that share no numbers.
+    /// Makes a stream; the streams of a seed share no numbers.
     fn new(seed: u64, stream: u64) -> Self {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream << 32)
     }
@@ -31,13 +31,13 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    /// A number in −1..1, rounded to bf16.
+    /// Returns a number in −1..1, rounded to bf16.
     fn signed(&mut self) -> bf16 {
         bf16::from_f32((self.bits() >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
     }
 }
 
-/// Weights `[ids, cols]`, each row a palindrome.
+/// Returns weights `[ids, cols]`, each row a palindrome.
 pub(super) fn weights(seed: u64, ids: usize, cols: usize) -> Vec<bf16> {
     let mut random = Random::new(seed, 1);
     let mut weights = vec![bf16::ZERO; ids * cols];
@@ -50,10 +50,11 @@ pub(super) fn weights(seed: u64, ids: usize, cols: usize) -> Vec<bf16> {
     weights
 }
 
-/// [`PERIOD`] rows `[PERIOD, cols]` that cancel on [`weights`] but for a few small elements.
+/// Returns [`PERIOD`] rows `[PERIOD, cols]` that cancel on [`weights`], except for a few small elements.
 pub(super) fn cancelling(seed: u64, cols: usize) -> Vec<bf16> {
     let mut random = Random::new(seed, 2);
-    // About 32 units in the last place of the partial sums: rounding does not lose them, and leaves as much in all.
+    // About 32 units in the last place of the partial sums: rounding does not lose them, and the remainder in
+    // total has a similar size.
     let small = (cols as f32).sqrt() / (1u32 << 20) as f32;
     let mut rows = vec![bf16::ZERO; PERIOD * cols];
     for row in rows.chunks_exact_mut(cols.max(1)) {
@@ -70,7 +71,8 @@ pub(super) fn cancelling(seed: u64, cols: usize) -> Vec<bf16> {
     rows
 }
 
-/// [`PERIOD`] rows `[PERIOD, cols]` of noise, each of a scale of its own: sums of all sizes.
+/// Returns [`PERIOD`] rows `[PERIOD, cols]` of noise, each with its own scale, so that sums have all
+/// magnitudes.
 pub(super) fn noise(seed: u64, cols: usize) -> Vec<bf16> {
     let mut random = Random::new(seed, 3);
     let mut rows = vec![bf16::ZERO; PERIOD * cols];

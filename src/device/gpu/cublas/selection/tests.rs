@@ -9,7 +9,7 @@ const RIGHT: Sum = Sum::Chunks(16);
 /// Widths of SmolLM2-135M and Qwen3-8B.
 const WIDTHS: [usize; 4] = [576, 1536, 4096, 12_288];
 
-/// The order of the sums of a row, which has to be the same in products of any of `rows`, in every place.
+/// Returns the order of a row's sums, which must be the same in products of any of `rows`, in every place.
 fn order(algorithms: &[Algorithm], schedule: &Schedule, rows: impl Iterator<Item = usize>) -> Sum {
     let mut found = None;
     for rows in rows {
@@ -35,7 +35,7 @@ fn algorithms(schedule: &Schedule) -> Vec<usize> {
     }
 }
 
-/// Faster than the right algorithm, in all buckets or in the first two: there the set would have another order.
+/// Seconds less than the right algorithm's, in all buckets; used where another order must not win by speed.
 const FAST: [f32; COUNT] = [1.0; COUNT];
 const FAST_IF_SMALL: [f32; COUNT] = [1.0, 1.0, 50.0, 50.0, 50.0];
 const SLOW: [f32; COUNT] = [2.0; COUNT];
@@ -44,7 +44,7 @@ fn by_bucket(seconds: [f32; COUNT]) -> impl Fn(usize) -> Option<f32> {
     move |rows| Some(seconds[bucket_of(rows)])
 }
 
-/// Algorithms that give some row other bits than the right one does, each in a way of its own.
+/// Returns algorithms that give some row other bits than the right one does, each in its own way.
 fn wrong_ones() -> Vec<(&'static str, Algorithm)> {
     let depending = |wrong: fn(usize, usize) -> bool, other: Sum| {
         Algorithm::new(move |rows, place| if wrong(rows, place) { other } else { RIGHT }, by_bucket(FAST))
@@ -71,7 +71,7 @@ fn wrong_orders_are_found_and_the_right_one_is_kept() {
                 let found = order(&trial.algorithms, &schedule, 1..=256);
                 assert_eq!(found, RIGHT, "{name}, seed {seed}, {cols} columns: {schedule:?}");
             }
-            // A right one that is faster is not refused, alone or beside all wrong ones.
+            // A right algorithm that is faster is not refused, alone or beside all wrong ones.
             trial.algorithms = wrong_ones().into_iter().map(|(_, wrong)| wrong).collect();
             trial.algorithms.push(Algorithm::constant(RIGHT, [0.5; COUNT]));
             assert_eq!(algorithms(&chosen(&mut trial, 4, &[])), [6; 4], "seed {seed}, {cols} columns");
@@ -101,7 +101,7 @@ fn wrong_orders_are_found_in_the_largest_bucket_and_in_logits() {
     }
 }
 
-/// What the trial's operands are for: rounding to bf16 hides the order of sums of noise.
+/// The purpose of the trial's operands: rounding to bf16 hides the order of sums of noise.
 #[test]
 fn orders_show_in_terms_that_cancel_and_hide_in_noise() {
     for cols in WIDTHS {
@@ -129,9 +129,9 @@ fn the_fastest_set_may_mix_algorithms() {
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert_eq!(algorithms(&schedule), [0, 1, 1, 0, 1]);
     assert_eq!(schedule.seconds(1), Some(1.0));
-    // A set of another order is taken once its sum is smaller, though neither is fastest everywhere.
+    // A set with another order is selected once its sum is smaller, though neither set is fastest everywhere.
     assert_eq!(algorithms(&chosen(&mut table([a, b, [0.9, 0.9, 0.9, 1.2, 0.9]]), COUNT, &[])), [2; COUNT]);
-    // Buckets that are not asked for do not count.
+    // Buckets that are not requested do not count.
     assert_eq!(algorithms(&chosen(&mut table([a, a, [1.5, 0.5, 0.5, 0.5, 99.0]]), 2, &[])), [2; 2]);
 }
 
@@ -146,7 +146,7 @@ fn a_survey_tells_classes() {
     ];
     let (found, _) = survey(&mut Simulated::new(1, 576).offering(offered), 2, &[]).unwrap();
     let found: Vec<_> = found.iter().map(|one| (one.algorithm, one.bucket, one.class)).collect();
-    // Alone, every row is in the first place.
+    // Alone, every row has the first place.
     let expected =
         [(0, 0, Some(0)), (0, 1, Some(0)), (1, 0, Some(0)), (1, 1, None), (2, 0, Some(0)), (2, 1, Some(1))];
     assert_eq!(found, expected);
@@ -155,7 +155,7 @@ fn a_survey_tells_classes() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// The set has the least sum of all assignments of algorithms to buckets in which a row has one order.
+    /// The set has the least sum of all assignments of algorithms to buckets that give a row one order.
     #[test]
     fn no_other_set_is_faster(
         table in prop::collection::vec((0usize..3, prop::array::uniform5(prop::option::weighted(0.9, 1u8..40))), 1..5),
@@ -181,8 +181,7 @@ proptest! {
                 prop_assert_eq!((sum, set.len()), (least, COUNT));
             }
             (Some(_), _) => prop_assert!(false, "{:?}", schedule),
-            // Some way is left as long as something can be done at all.
-            // Some way is left as long as something can be done at all.
+            // Some way remains as long as any product can be computed.
             (None, _) => {
                 let none = |seconds: &[Option<u8>; COUNT]| seconds[..4].iter().all(Option::is_none);
                 prop_assert!(schedule.is_some() || table.iter().all(|(_, seconds)| none(seconds)));
@@ -197,7 +196,7 @@ proptest! {
 
 #[test]
 fn where_no_set_is_equal_products_have_one_row_count() {
-    // The order of sums is another one in each bucket.
+    // Each bucket has another order of sums.
     let sums = [RIGHT, Sum::Chunks(8), Sum::Chunks(64), Sum::Split(2), Sum::Split(4)];
     let any =
         |seconds: [f32; COUNT]| Algorithm::new(move |rows, _| sums[bucket_of(rows)], by_bucket(seconds));
@@ -205,23 +204,23 @@ fn where_no_set_is_equal_products_have_one_row_count() {
 
     let mut trial = Simulated::new(1, 576).offering(vec![any([1.0; COUNT])]);
     let schedule = chosen(&mut trial, COUNT, &[]);
-    // With products of equal times 256 rows at once are best.
+    // If all products take equal time, 256 rows at once are best.
     assert_eq!(schedule, Schedule::Padded { algorithm: 0, rows: 256, seconds: Some(1.0) });
     order(&trial.algorithms, &schedule, every());
 
-    // Where larger ones cost more, 64 are.
+    // If larger products cost more, 64 rows are best.
     trial.algorithms = vec![any([1.0, 1.0, 1.0, 30.0, 99.0])];
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert!(matches!(schedule, Schedule::Padded { rows: 64, .. }), "{schedule:?}");
 
-    // The model's logits may have memory for fewer rows.
+    // The memory for the model's logits may hold fewer rows.
     trial.algorithms = vec![any([1.0; COUNT])];
     trial.most_rows = 100;
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert!(matches!(schedule, Schedule::Padded { rows: 64, .. }), "{schedule:?}");
     trial.most_rows = usize::MAX;
 
-    // A row's place matters in products of 64 and 256 rows: 16 at once are left.
+    // A row's place matters in products of 64 and 256 rows, which leaves 16 rows at once.
     let order_of =
         move |rows, place| if rows > 16 && place % 16 > 12 { Sum::Chunks(8) } else { sums[bucket_of(rows)] };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0; COUNT]))];
@@ -229,14 +228,14 @@ fn where_no_set_is_equal_products_have_one_row_count() {
     assert!(matches!(schedule, Schedule::Padded { rows: 16, .. }), "{schedule:?}");
     order(&trial.algorithms, &schedule, every());
 
-    // And if it matters in all of them, rows are multiplied alone.
+    // If it matters in all of them, rows are multiplied alone.
     let order_of = move |rows, place| if rows > 1 && place == rows - 1 { Sum::Chunks(64) } else { RIGHT };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0; COUNT]))];
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert_eq!(algorithms(&schedule), [0]);
     order(&trial.algorithms, &schedule, every());
 
-    // Equal algorithms up to 64 rows do larger products in parts.
+    // Algorithms that are equal up to 64 rows do larger products in parts.
     let order_of = move |rows, _| if rows > 64 { sums[bucket_of(rows)] } else { RIGHT };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0, 1.0, 1.0, 99.0, 99.0]))];
     let schedule = chosen(&mut trial, COUNT, &[]);
@@ -287,10 +286,11 @@ fn what_was_chosen_stays() {
     let Schedule::Buckets(first) = chosen(&mut trial, 2, &[]) else { panic!("padded") };
     assert_eq!(first.iter().map(|timed| timed.algorithm).collect::<Vec<_>>(), [0, 0]);
     let more = chosen(&mut trial, COUNT, &first);
-    // All at once the other order would be faster; now its bits would differ from the earlier ones.
+    // With all buckets at once, the other order would be faster; now its bits would differ from the earlier
+    // ones.
     assert_eq!(algorithms(&more), [0, 0, 2, 2, 2]);
     assert_eq!(algorithms(&chosen(&mut trial, COUNT, &[])), [1; COUNT]);
-    // Where no algorithm agrees with the earlier ones, larger products are done in parts.
+    // If no algorithm agrees with the earlier ones, larger products are computed in parts.
     trial.algorithms = offered();
     trial.algorithms.truncate(2);
     trial.algorithms[0].order = Box::new(|rows, _| if rows > 16 { Sum::Split(2) } else { RIGHT });
@@ -304,17 +304,17 @@ fn time_ends_the_timing_and_not_the_checks() {
     let mut trial = Simulated::new(1, 576).offering(offered);
     trial.seconds_a_time = 0.07;
     let schedule = chosen(&mut trial, COUNT, &[]);
-    // Two algorithms have nine times each before a second is over; of the third nothing is known.
+    // Two algorithms are timed nine times each before one second has passed; the third has no times.
     assert_eq!(algorithms(&schedule), [0, 1, 1, 1, 1]);
     assert!(schedule.seconds(1).is_some());
-    // Without any time the checks are the same.
+    // Without any time for timing, the checks are the same.
     trial.elapsed = 10.0;
     let schedule = chosen(&mut trial, COUNT, &[]);
     order(&trial.algorithms, &schedule, 1..=300);
     assert_eq!(schedule.seconds(1), None);
 }
 
-/// The products and bytes of a trial, from which its documentation computes how long it takes.
+/// The products and bytes of a trial, from which its documentation computes its duration.
 #[test]
 fn a_trial_is_bounded() {
     let equal = (0..24).map(|index| Algorithm::constant(RIGHT, [1.0 + index as f32; COUNT]));
