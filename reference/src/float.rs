@@ -25,13 +25,13 @@ pub trait Float:
     + Sync
     + 'static
 {
-    /// 0.
+    /// The number 0.
     const ZERO: Self;
-    /// 1.
+    /// The number 1.
     const ONE: Self;
-    /// +∞.
+    /// Positive infinity.
     const INFINITY: Self;
-    /// −∞.
+    /// Negative infinity.
     const NEG_INFINITY: Self;
 
     /// `x`, rounded to nearest.

@@ -136,7 +136,7 @@ pub struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Temperature and truncation, not validated.
+    /// Returns temperature and truncation, not yet validated.
     pub fn sampling(&self) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature,
@@ -146,7 +146,7 @@ impl GenerateArgs {
         }
     }
 
-    /// What decides the verify length, not validated.
+    /// Returns the settings that decide the verify length, not yet validated.
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.confidence_threshold, strategy: self.confidence_strategy.into() }
     }

@@ -1,4 +1,4 @@
-//! What the command line understands.
+//! The arguments of the command line.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -374,7 +374,7 @@ pub struct CurvesArgs {
     pub out: PathBuf,
 }
 
-/// A mode that drafts.
+/// A decoding mode with drafts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DraftingMode {
     /// While the current block is verified
@@ -416,7 +416,7 @@ impl From<RuleChoice> for Rule {
     }
 }
 
-/// A device of candle's.
+/// A candle device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorDevice {
     Cpu,
@@ -436,7 +436,7 @@ impl FromStr for TensorDevice {
 }
 
 impl TensorDevice {
-    /// Opens it.
+    /// Opens the device.
     pub fn open(self) -> Result<Device, TuneError> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -456,7 +456,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The word that chooses it.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
