@@ -1,12 +1,11 @@
-//! On-policy text: prompts, and what the target writes after them.
+//! Makes on-policy training text: prompts and the target's responses.
 //!
-//! A drafter learns from what its target would write, so transcripts are made by the decode engine, many at a
-//! time, from one of three kinds of [`Prompts`]: a file of them, windows of a text, or messages that the target
+//! A drafter learns from text that its target would write. The decode engine therefore makes the transcripts, many at
+//! a time, from one of three kinds of [`Prompts`]: a file of prompts, windows of a text, or messages that the target
 //! writes itself (Magpie, [arXiv 2406.08464](https://arxiv.org/abs/2406.08464)).
 //!
-//! Every transcript is a function of the [`Settings`] and its place in the order of attempts. A run that is
-//! killed and continued therefore ends with the same transcripts as one that is not, and so does one with
-//! another batch size.
+//! Every transcript is a function of the [`Settings`] and its place in the order of attempts. The transcripts are
+//! therefore the same whether or not a run is killed and resumed, and for every batch size.
 
 mod as_written;
 mod generate;
