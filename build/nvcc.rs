@@ -152,8 +152,8 @@ pub fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, Stri
         })
 }
 
-/// Compiles `sources` into fatbins in `out`, at most `jobs` at a time. Either all of them succeed, or none is
-/// kept.
+/// Compiles `sources` into fatbins in `out`, at most `jobs` at a time. Returns an image for every source, or
+/// an error.
 pub fn compile(
     nvcc: &Path,
     cuda: &Path,

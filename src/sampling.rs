@@ -1,11 +1,11 @@
 //! Sampling: temperature, top-k, top-p and min-p, and the draw of a token.
 //!
 //! [`warp`] turns logits into *warped scores*: logits relative to the largest, times the reciprocal of the
-//! temperature, with −∞ for what was dropped. The reciprocal is rounded to f32 once
-//! ([`SamplingParams::inverse_temperature`]) and every device multiplies by it, so that scores have the same bits
-//! everywhere. Everything downstream starts from these: [`softmax`] gives the
-//! distribution, [`draw`] samples it, and the acceptance rules compare two of them. Drawing and
-//! evaluating from the same scores is what makes q *the* distribution that a draft was drawn from.
+//! temperature, with −∞ for dropped ids. The reciprocal is rounded to f32 once
+//! ([`SamplingParams::inverse_temperature`]), and every device multiplies by it, so that scores have the same
+//! bits everywhere. All later operations start from the scores: [`softmax`] gives the distribution, [`draw`]
+//! samples it, and the acceptance rules compare two distributions. Because drawing and evaluation share the
+//! scores, q is exactly the distribution that a draft was drawn from.
 //!
 //! NaN logits count as −∞. If some logits are +∞, they share the mass equally; if all are −∞, id 0 has all of
 //! it. No input gives an id outside the vocabulary.
@@ -35,8 +35,8 @@ pub enum SamplingError {
 /// Parameters that turn logits into a distribution: temperature, then top-k, then top-p, then min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits (as a multiplication by [`inverse_temperature`](Self::inverse_temperature)); 0 is greedy
-    /// decoding.
+    /// Divisor of the logits, applied as a multiplication by
+    /// [`inverse_temperature`](Self::inverse_temperature); 0 is greedy decoding.
     pub temperature: f32,
     /// Number of largest logits to keep (ties to the lowest id); 0 keeps all.
     pub top_k: usize,
@@ -67,8 +67,8 @@ impl SamplingParams {
         self.inverse_temperature().is_none()
     }
 
-    /// The factor on logits: 1 / temperature, rounded to f32. `None` is greedy decoding, which is also the defined
-    /// outcome of temperatures that [`validate`](Self::validate) refuses.
+    /// Returns the factor on logits: 1 / temperature, rounded to f32. `None` means greedy decoding, which is
+    /// also the defined result for temperatures that [`validate`](Self::validate) refuses.
     pub fn inverse_temperature(&self) -> Option<f32> {
         let temperature = Some(self.temperature).filter(|&t| t > 0.0 && t.is_finite())?;
         Some(temperature.recip()).filter(|inverse| inverse.is_finite())
@@ -123,7 +123,7 @@ pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     scores
 }
 
-/// (logit − largest) · inverse temperature, so that the largest score is 0 whatever the temperature.
+/// Returns (logit − largest) · inverse temperature, so that the largest score is 0 at every temperature.
 fn scaled(logits: &[f32], inverse_temperature: Option<f32>) -> Vec<f32> {
     let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(f32::NEG_INFINITY, f32::max);
     let Some(inverse) = inverse_temperature.filter(|_| largest > f32::NEG_INFINITY) else {
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_temperature_without_a_finite_reciprocal_is_refused_and_otherwise_greedy() {
-        // 2^−128: the largest temperature whose reciprocal, 2^128, is beyond f32.
+        // 2^−128: the largest temperature whose reciprocal, 2^128, exceeds f32.
         let largest = f32::from_bits(1 << 21);
         for t in [f32::from_bits(1), 1e-45, 1e-39, largest] {
             let params = SamplingParams::at_temperature(t);
@@ -285,16 +285,16 @@ mod tests {
             let params = SamplingParams::at_temperature(t);
             assert_eq!(params.validate(), Ok(()));
             assert!(params.inverse_temperature().is_some_and(|inverse| inverse > 0.0 && inverse.is_finite()));
-            // Ties share the mass, at the smallest temperatures too.
+            // Ties share the mass at the smallest temperatures too.
             assert_eq!(softmax(&warp(&[2.0, 2.0], &params)), [0.5, 0.5]);
         }
-        // The product of a difference and the reciprocal may overflow: the id is then impossible.
+        // The product of a difference and the reciprocal may overflow; the id is then impossible.
         assert_eq!(warp(&[3e38, -3e38], &SamplingParams::at_temperature(1e-38)), [0.0, -INF]);
     }
 
     #[test]
     fn scores_are_products_with_the_reciprocal() {
-        // 1.9 · (1 / 0.7) and 1.9 / 0.7 differ in f32, so a division would be noticed.
+        // 1.9 · (1 / 0.7) and 1.9 / 0.7 differ in f32, so this detects a division.
         let (logit, temperature) = (-1.9f32, 0.7f32);
         assert_ne!(logit * temperature.recip(), logit / temperature);
         let scores = warp(&[0.0, logit], &SamplingParams::at_temperature(temperature));

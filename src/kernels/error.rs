@@ -2,8 +2,7 @@
 
 use crate::backend::BackendError;
 
-/// An operand that violates a kernel's contract, or a failed launch. If this is returned, nothing was
-/// launched.
+/// An error of a kernel's operands, or of its launch. After such an error, nothing was launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {

@@ -72,7 +72,7 @@ pub struct Gather<'a> {
 pub enum Residual<'a> {
     /// The stream, which does not change.
     Is(View<'a, bf16>),
-    /// An addition to the stream.
+    /// The stream before an addition, with the values to add.
     Add {
         /// The stream, which is replaced by the sum.
         x: ViewMut<'a, bf16>,

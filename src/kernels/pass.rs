@@ -102,7 +102,7 @@ impl<B: Backend> PassTables<B> {
         })
     }
 
-    /// Checks `pass` and replaces the tables by those for it. Sequences may share pages that they read, but
+    /// Checks `pass` and replaces the contents of the tables. Sequences may share pages that they read, but
     /// no two candidates may be appended to the same token of a page.
     ///
     /// # Errors

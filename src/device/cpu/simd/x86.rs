@@ -1,6 +1,6 @@
-//! AVX2 (with FMA and F16C), AVX-512F, and AVX-512F with BF16.
+//! The lanes of x86-64: AVX2 (with FMA and F16C), AVX-512F, and AVX-512F with BF16.
 //!
-//! Intel's guide names each instruction: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide>.
+//! Intel's guide describes each instruction: <https://www.intel.com/content/www/us/en/docs/intrinsics-guide>.
 
 use std::arch::x86_64::*;
 
@@ -130,7 +130,7 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
 
-    /// 16 elements each.
+    /// Two vectors of 16 elements each.
     type Pairs = [__m256i; 2];
 
     #[inline(always)]
@@ -168,8 +168,8 @@ impl Simd for Avx2 {
 
 /// Proof that the machine has AVX-512F and AVX-512VL.
 ///
-/// VL is what lets the 256-bit steps of [`Simd::sum`] use all 32 registers; without it the compiler
-/// keeps accumulators in the lower 16, and spills.
+/// With VL, the 256-bit steps of [`Simd::sum`] can use all 32 registers. Without it, the compiler keeps
+/// accumulators in the lower 16 registers, and spills.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Avx512<const BF16: bool>(());
 
@@ -188,14 +188,14 @@ impl<const BF16: bool> Avx512<BF16> {
         fn enabled_bf16<K: Kernel>(simd: impl Simd, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        // SAFETY: `self` exists, so the machine has the features: those of the first two, and with `BF16`
-        // the third.
+        // SAFETY: `self` exists, so the machine has AVX-512F and AVX-512VL, and with `BF16` also
+        // AVX-512_BF16.
         unsafe { if BF16 { enabled_bf16(self, kernel) } else { enabled(self, kernel) } }
     }
 }
 
 impl Avx512<true> {
-    /// The same machine's proof for code that multiplies no bf16 pairs.
+    /// Returns the proof for code on the same machine that multiplies no bf16 pairs.
     pub(super) fn without_bf16(self) -> Avx512<false> {
         Avx512(())
     }
@@ -301,7 +301,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn dot_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Lanes) -> Self::Lanes {
         if BF16 {
-            // SAFETY: a 64-byte vector is a 64-byte vector; `self` exists, so the machine has AVX-512_BF16.
+            // SAFETY: both types are vectors of 64 bytes; `self` exists, so the machine has AVX-512_BF16.
             unsafe {
                 _mm512_dpbf16_ps(
                     c,
@@ -317,8 +317,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
-        // SAFETY: every x86-64 machine has SSE, and a prefetch of an address that cannot be read does
-        // nothing.
+        // SAFETY: every x86-64 machine has SSE, and prefetching an unreadable address does nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
@@ -338,8 +337,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 }
 
-/// x · 2ⁿ in two factors, because 2ⁿ may be subnormal or infinite where x · 2ⁿ is not. The product
-/// with the first is exact.
+/// Returns x · 2ⁿ, computed with two factors because 2ⁿ may be subnormal or infinite when x · 2ⁿ is not. The
+/// product with the first factor is exact.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn scale8(x: __m256, n: __m256) -> __m256 {
@@ -349,35 +348,35 @@ fn scale8(x: __m256, n: __m256) -> __m256 {
     _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
 }
 
-/// Elements 0, 2, … of sixteen bf16.
+/// Returns elements 0, 2, … of sixteen bf16 elements.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn even8(pairs: __m256i) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))
 }
 
-/// Elements 1, 3, … of sixteen bf16.
+/// Returns elements 1, 3, … of sixteen bf16 elements.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn odd8(pairs: __m256i) -> __m256 {
     _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
 }
 
-/// Elements 0, 2, … of 32 bf16.
+/// Returns elements 0, 2, … of 32 bf16 elements.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn even16(pairs: __m512i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))
 }
 
-/// Elements 1, 3, … of 32 bf16.
+/// Returns elements 1, 3, … of 32 bf16 elements.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn odd16(pairs: __m512i) -> __m512 {
     _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32)))
 }
 
-/// The last three levels of the tree of [`Simd::sum`].
+/// Computes the last three levels of the tree of [`Simd::sum`].
 #[target_feature(enable = "avx2")]
 #[inline]
 fn lanes_of_8(lanes: __m256) -> f32 {
@@ -386,26 +385,27 @@ fn lanes_of_8(lanes: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// The sum of each of eight vectors: every step halves what is left of two and puts it side by side.
+/// Returns the sum of each of eight vectors. Every step halves the partial sums of two vectors and places
+/// them side by side.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn sums_of_16(v: [__m512; 8]) -> [f32; 8] {
-    // Lanes 0..8 of a and of b, plus lanes 8..16.
+    // Lanes 0..8 of a and of b, each plus lanes 8..16 of the same vector.
     let eighths =
         |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-    // Of the vectors in a and in b a quarter each, plus the quarter after it.
+    // A quarter of each vector in a and in b, plus the quarter after it.
     let quarters =
         |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
     let low = quarters(eighths(v[0], v[1]), eighths(v[2], v[3]));
     let high = quarters(eighths(v[4], v[5]), eighths(v[6], v[7]));
-    // Quarter i has vectors i and i + 4: their lanes 0 and 1, plus 2 and 3 …
+    // Quarter i holds vectors i and i + 4: their lanes 0 and 1, plus lanes 2 and 3 …
     let (a, b) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
     let pairs =
         _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
     // … and lane 0 plus 1.
     let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
     let mut stored = [0.0; 16];
-    // SAFETY: there is room for sixteen.
+    // SAFETY: the array has room for sixteen values.
     unsafe { _mm512_storeu_ps(stored.as_mut_ptr(), sums) };
     std::array::from_fn(|i| stored[i % 4 * 4 + i / 4 * 2])
 }

@@ -35,7 +35,8 @@ fn algorithms(schedule: &Schedule) -> Vec<usize> {
     }
 }
 
-/// Seconds less than the right algorithm's, in all buckets; used where another order must not win by speed.
+/// Seconds of algorithms that are faster than the right one: in all buckets here, in the first two in
+/// `FAST_IF_SMALL`. A set with such an algorithm in those buckets would have another order of sums.
 const FAST: [f32; COUNT] = [1.0; COUNT];
 const FAST_IF_SMALL: [f32; COUNT] = [1.0, 1.0, 50.0, 50.0, 50.0];
 const SLOW: [f32; COUNT] = [2.0; COUNT];
