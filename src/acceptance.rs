@@ -30,7 +30,7 @@ pub enum Rule {
 pub struct Test {
     /// The bound: u · scale must be smaller.
     pub threshold: f64,
-    /// The factor on u.
+    /// The factor by which u is multiplied.
     pub scale: f64,
 }
 
@@ -129,7 +129,7 @@ pub struct BlockScan {
 }
 
 impl BlockScan {
-    /// Starts a scan at p_0.
+    /// Starts a scan with the distribution p_0.
     pub fn new(target: Vec<f64>) -> Self {
         Self { target: vec![target], draft: Vec::new(), prefix: vec![1.0] }
     }

@@ -1,4 +1,4 @@
-//! The crate's error: one enum over the errors of its layers.
+//! The crate's error type: one enum over the errors of all layers.
 
 /// A [`Result`](std::result::Result) with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -27,7 +27,7 @@ impl GroupSet {
     /// The empty set: the draft is made after the verification, in a separate pass.
     pub const NONE: Self = Self(0);
 
-    /// Groups for every accepted length 0..=`verify_len`.
+    /// Returns the set with every accepted length 0..=`verify_len`.
     ///
     /// Lengths above [`MAX_BLOCK_SIZE`] − 1 cannot occur and are ignored.
     pub fn all(verify_len: usize) -> Self {
@@ -138,11 +138,11 @@ impl AttentionShape {
 pub enum RowKind {
     /// Candidate rows: rows 0..C of the pass.
     Candidates,
-    /// Mask rows: the rows after them.
+    /// Mask rows: the rows after the candidate rows.
     Masks,
 }
 
-/// One row of a [`Pass`].
+/// One row of a [`Pass`]: its position, and what it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Index of the row's sequence in [`Pass::sequences`].

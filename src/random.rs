@@ -1,4 +1,4 @@
-//! The random-number contract: Philox 4x32-10, keyed by the request and counted by position.
+//! The random-number contract: Philox 4x32-10, with the request's seed as key and the position as counter.
 //!
 //! Every random number is a pure function of the request's seed, the number's purpose, and the place in the
 //! sequence where it is used. Nothing depends on the batch, the schedule or the order of execution.

@@ -87,7 +87,7 @@ enum Storage {
     Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
 
-/// A row-major tensor on the host, cheap to clone.
+/// A row-major tensor on the host; clones share its bytes.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,

@@ -66,7 +66,7 @@ struct Recorded {
     grid: [u32; 3],
     threads: u32,
     shared_bytes: u32,
-    /// The parameter struct, padding included.
+    /// The parameter struct, including its padding.
     params: Box<[MaybeUninit<u64>]>,
     params_bytes: usize,
     regions: Vec<Region>,
@@ -87,7 +87,7 @@ impl Recording {
 impl Recorded {
     /// # Safety
     ///
-    /// `launch.params` leads to `launch.params_bytes` bytes.
+    /// `launch.params` points to `launch.params_bytes` bytes.
     unsafe fn new(launch: &Launch<'_>) -> Self {
         let mut params = vec![MaybeUninit::uninit(); launch.params_bytes.div_ceil(size_of::<u64>())];
         // SAFETY: the buffer has room for the bytes; bytes that are not initialised stay uninitialised.
@@ -381,7 +381,7 @@ impl Backend for Simt {
     unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
         self.calls().launches += 1;
         if let Some(recording) = &mut *self.recording() {
-            // SAFETY: the caller's promise about `params`.
+            // SAFETY: the caller makes this promise about `params`.
             recording.launches.push(unsafe { Recorded::new(launch) });
         }
         let checked = self.options.checking == Checking::Accesses;
@@ -414,7 +414,7 @@ impl Backend for Simt {
             late_copies: u32::from(self.options.copies == Copies::Late),
         };
         let mut message = [0u8; 1024];
-        // SAFETY: names and regions live until the call returns; `params` is the caller's promise.
+        // SAFETY: names and regions live until the call returns; the caller makes the promise about `params`.
         let code = unsafe {
             ffi::flexdraft_simt_launch(&raw mut request, message.as_mut_ptr(), message.len() as u64)
         };
@@ -441,7 +441,7 @@ impl Backend for Simt {
     }
 }
 
-/// `cuda/simt/launch.h`.
+/// Declarations of `cuda/simt/launch.h`.
 mod ffi {
     use std::ffi::{c_int, c_void};
     use std::mem::offset_of;

@@ -20,7 +20,7 @@ pub enum Finish {
 pub struct Committed {
     /// The request's id.
     pub id: RequestId,
-    /// New tokens of the output, in order. Empty while a long prompt is being read.
+    /// New tokens of the output, in order. Empty while the engine reads a long prompt.
     pub tokens: Vec<u32>,
     /// The reason for the end, if the request ended with this step. The engine no longer has the request
     /// then.

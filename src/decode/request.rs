@@ -32,8 +32,8 @@ impl<F: FnMut(usize, &[u32], &mut [f32]) + Send> LogitsHook for F {
 /// lossless under every rule. The drafter's confidences still decide the verify length.
 pub trait Proposer: Send {
     /// Replaces the tokens in `draft`, which are the drafter's tokens for the positions after `prefix`.
-    /// `prefix` holds all tokens so far, the bonus token last. Returns whether `draft` was replaced. Ids
-    /// outside the vocabulary are undone.
+    /// `prefix` holds all tokens so far, the bonus token last. Returns whether `draft` was replaced. A
+    /// proposal with an id outside the vocabulary is ignored.
     fn propose(&mut self, prefix: &[u32], draft: &mut [u32]) -> bool;
 }
 

@@ -26,7 +26,7 @@ use crate::tensor::Tensor;
 /// Number format in which a device stores activations and the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// Single precision throughout.
+    /// Single precision for all values.
     #[default]
     F32,
     /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even). Sums are
@@ -156,7 +156,7 @@ impl DraftRows<'_> {
     }
 }
 
-/// A drafted token.
+/// One drafted token and its confidence.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DraftToken {
     /// Vocabulary id.
@@ -187,7 +187,7 @@ impl<B> Clone for DraftLogits<'_, B> {
 
 impl<B> Copy for DraftLogits<'_, B> {}
 
-/// One sequence of a verification.
+/// The request to verify one sequence's draft.
 #[derive(Debug)]
 pub struct VerifyRows<'a, B> {
     /// Target logits row of candidate 0; candidate i has row `first_row + i`.
@@ -321,7 +321,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) · weight` (RMSNorm, arXiv 1910.07467).
+    /// Applies RMSNorm (arXiv 1910.07467): `out[r] = x[r] / sqrt(mean(x[r]²) + eps) · weight`.
     fn rms_norm(
         &self,
         x: &Self::Buffer,
@@ -331,7 +331,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `out[r] = W x[r] + b`.
+    /// Applies a linear layer: `out[r] = W x[r] + b`.
     fn linear(
         &self,
         layer: &Self::Linear,
@@ -353,7 +353,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `hidden[r] += delta[r]`: the residual connection.
+    /// Adds to the residual stream: `hidden[r] += delta[r]`.
     fn add(
         &self,
         delta: &Self::Buffer,
@@ -376,7 +376,8 @@ pub trait Device: Send + Sync + 'static {
         self.rms_norm(hidden, rows, weight, eps, out)
     }
 
-    /// `out[r] = silu(x[r][..I]) · x[r][I..]` for x [rows, 2I]: gate and up projections, fused.
+    /// Applies the MLP's activation: `out[r] = silu(x[r][..I]) · x[r][I..]` for x [rows, 2I], the fused gate
+    /// and up projections.
     fn silu_mul(
         &self,
         x: &Self::Buffer,
@@ -393,7 +394,7 @@ pub trait Device: Send + Sync + 'static {
         x: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
+    /// Gathers rows: `out[i] = x[rows[i]]`; `out` is resized to `rows.len()` rows.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), DeviceError>;
 
     /// Applies norms (if any) and rotation, by the rows' positions, to the q and k heads of rows `kind` of

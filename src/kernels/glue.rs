@@ -265,8 +265,8 @@ impl<B: Backend> Kernels<B> {
         unsafe { operands.launch(&self.backend, stream, grid, &params) }
     }
 
-    /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes `x[r] /
-    /// sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to bf16, and the norm is computed
+    /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes
+    /// `x[r] / sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to bf16, and the norm is computed
     /// from the rounded sum.
     ///
     /// # Errors

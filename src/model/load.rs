@@ -26,7 +26,8 @@ impl TargetFiles {
     /// Opens the files at `path`.
     ///
     /// # Safety
-    /// With [`Access::Map`], no file may be changed or truncated while the result, or a tensor taken from it, lives.
+    /// With [`Access::Map`], no process may change or truncate a file while the result, or a tensor taken
+    /// from it, is alive.
     pub(super) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
         if is_gguf(path) {
             // SAFETY: the caller's promise covers this file.

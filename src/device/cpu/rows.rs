@@ -6,7 +6,7 @@ use crate::sampling;
 /// Number of values summed in f32 before the sum continues in f64.
 const BLOCK: usize = 1024;
 
-/// The id of the largest value, as [`sampling::argmax`] defines it.
+/// Finds the id of the largest value, as defined by [`sampling::argmax`].
 pub(super) struct ArgMax<'a>(pub(super) &'a [f32]);
 
 impl Kernel for ArgMax<'_> {
@@ -21,7 +21,7 @@ impl Kernel for ArgMax<'_> {
     }
 }
 
-/// The largest probability of softmax at temperature 1, as [`sampling::confidence`] defines it.
+/// Computes the largest probability of softmax at temperature 1, as defined by [`sampling::confidence`].
 pub(super) struct Confidence<'a>(pub(super) &'a [f32]);
 
 impl Kernel for Confidence<'_> {
@@ -50,7 +50,7 @@ impl Kernel for Confidence<'_> {
     }
 }
 
-/// The largest value that is not NaN; −∞ if there is none.
+/// Returns the largest value that is not NaN; −∞ if there is none.
 #[inline(always)]
 fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
     let (blocks, rest) = values.as_chunks::<{ 4 * LANES }>();

@@ -88,7 +88,7 @@ enum TokenType {
     Control,
     /// Text that is never split, such as `<tool_call>`.
     UserDefined,
-    /// A row of a padded embedding.
+    /// A token for a row of a padded embedding.
     Unused,
 }
 

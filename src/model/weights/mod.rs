@@ -34,7 +34,7 @@ pub struct AttentionWeights {
     pub qk_norms: Option<(Tensor, Tensor)>,
 }
 
-/// One decoder layer of the target.
+/// The weights of one decoder layer of the target.
 #[derive(Clone, Debug)]
 pub struct LayerWeights {
     /// RMSNorm weight before attention, `[hidden]`.
@@ -66,13 +66,14 @@ pub struct TargetWeights {
     pub lm_head: Tensor,
 }
 
-/// The MLP of Bonus-guided Calibration:
+/// The weights of the calibrator, the MLP of Bonus-guided Calibration:
 /// `logits += W2 · silu(W1 · [embed(bonus); h] + b1) + b2`.
 #[derive(Clone, Debug)]
 pub struct CalibratorWeights {
-    /// W1 `[r, 2 · hidden]` and b1 `[r]`; columns 0..hidden take the bonus token's embedding.
+    /// The layer with W1 `[r, 2 · hidden]` and b1 `[r]`; columns 0..hidden multiply the bonus token's
+    /// embedding.
     pub hidden: LinearWeights,
-    /// W2 `[vocab, r]` and b2 `[vocab]`.
+    /// The layer with W2 `[vocab, r]` and b2 `[vocab]`.
     pub output: LinearWeights,
 }
 

@@ -150,7 +150,7 @@ fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) at counter `x`.
+/// Applies the mixing function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) to counter `x`.
 fn splitmix64(x: u64) -> u64 {
     let z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -158,10 +158,11 @@ fn splitmix64(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A nearly normal number of mean 0 and standard deviation 1: the sum of four 16-bit uniforms.
+/// Returns a nearly normal number with mean 0 and standard deviation 1: the scaled sum of four 16-bit
+/// uniforms.
 fn unit_normal(word: u64) -> f32 {
     let sum: u64 = (0..4).map(|i| word >> (16 * i) & 0xffff).sum();
-    // Mean of the sum 4 · 65535/2; its variance is 4 · 2³²/12, but for a part in 2³².
+    // The mean of the sum is 4 · 65535/2; its variance is 4 · 2³²/12, up to a relative error of 2⁻³².
     (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
 }
 
@@ -179,7 +180,7 @@ mod tests {
         let variance = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 2e4;
         assert!(mean.abs() < 4.0 * 0.1 / 2e4f64.sqrt(), "{mean}");
         assert!((variance / 0.01 - 1.0).abs() < 0.05, "{variance}");
-        // Bits that must never change.
+        // These bits must never change.
         assert_eq!(x[..3], KEPT);
         let make =
             |dtype, seed, name| RandomSource::new(dtype, seed).make(name, &[200, 100]).unwrap().to_f32();

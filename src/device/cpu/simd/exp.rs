@@ -9,7 +9,7 @@ const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
-/// exp(x), within 2 units in the last place; 0 below −104, ∞ above 89, NaN for NaN.
+/// Returns exp(x), within 2 units in the last place; 0 below −104, ∞ above 89, NaN for NaN.
 ///
 /// exp(x) = 2ⁿ · exp(r) with n = round(x / ln 2) and r = x − n · ln 2.
 #[inline(always)]

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 /// arithmetic limits a product's speed, so splitting costs nothing, and a trial needs little memory.
 pub(super) const MAX_ROWS: usize = 2048;
 
-/// The largest row count of each bucket: a token decoded alone, a verification, a small batch, a large batch with mask
-/// rows, and a part of a prompt.
+/// The largest row count of each bucket: one token decoded alone, one verification, a small batch, a large
+/// batch with mask rows, and a part of a prompt.
 const LAST: [usize; 5] = [1, 16, 64, 256, MAX_ROWS];
 
 /// Number of buckets.

@@ -1,8 +1,8 @@
 //! Numbers on which algorithms are tried: their sums reveal the order of the terms.
 //!
 //! The order of summation changes the last bits of an f32 sum, and rounding to bf16 hides these in nearly
-//! every element of a product of noise. The trial's weights are therefore palindromes along K (`w[K−1−k] =
-//! w[k]`), and its rows are antisymmetric (`x[K−1−k] = −x[k]`). The terms cancel, and the remainder is the
+//! every element of a product of noise. The trial's weights are therefore palindromes along K
+//! (`w[K−1−k] = w[k]`), and its rows are antisymmetric (`x[K−1−k] = −x[k]`). The terms cancel, and the remainder is the
 //! rounding of the partial sums, all of whose bits depend on the order. A few elements have no counterpart,
 //! so that the exact sum is not zero: an order that cancels terms in pairs would otherwise round nothing.
 

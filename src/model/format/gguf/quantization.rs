@@ -24,11 +24,11 @@ pub(in crate::model) enum TensorType {
 /// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum Quantization {
-    /// f16 d, 16 bytes of 4-bit q: d · (q − 8).
+    /// Scale f16 d, 16 bytes of 4-bit q; an element is d · (q − 8).
     Q4_0,
-    /// f16 d, f16 m (the minimum), 16 bytes of 4-bit q: d · q + m.
+    /// Scale f16 d, minimum f16 m, 16 bytes of 4-bit q; an element is d · q + m.
     Q4_1,
-    /// f16 d, 32 signed bytes q: d · q.
+    /// Scale f16 d, 32 signed bytes q; an element is d · q.
     Q8_0,
     /// f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of
     /// 4-bit q: (d · scale) · q − dmin · min.
