@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""check_device_code.py refuses what it should: kernels with one fault each, compiled by nvcc."""
+"""Tests that check_device_code.py refuses kernels with one fault each, compiled by nvcc."""
 
 import pathlib
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import tempfile
 import unittest
 
-# The build watches this folder.
+# The build watches this folder, so no bytecode may be written to it.
 sys.dont_write_bytecode = True
 import check_device_code  # noqa: E402
 import serial_loads  # noqa: E402
@@ -39,7 +39,7 @@ FLEXDRAFT_KERNEL(joint_attention_d64, Params, 128, 1) {
 
 WITHOUT_MATRIX_UNITS = "FLEXDRAFT_KERNEL(joint_attention_d64, Params, 128, 1) { p.out[threadIdx.x] = p.in[threadIdx.x]; }"
 
-# An array with computed indices, which registers cannot have.
+# An array with computed indices cannot be in registers.
 STACK = """
 FLEXDRAFT_KERNEL(other, Params, 128, 1) {
     float values[64] = {};
@@ -70,13 +70,13 @@ FLOAT_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicAdd(p.out, float
 INTEGER_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicOr((unsigned*)p.out, p.in[threadIdx.x]); }"
 
 
-# Two loads in parallel, and the sum of a list whose loads wait for one another: one batch and two serial loads.
+# Two parallel loads, and the sum of a list whose loads wait for each other: one batch and two serial loads.
 TWO_LOADS = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] + p.in[p.n]; }"
 CHASE = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[p.in[threadIdx.x]]; }"
 
 
 def check(family, source, *kernels, committed=None, accept=False):
-    """The script's exit status and output for one source, beside what is committed for it."""
+    """Returns the script's exit status and output for one source with the given committed table."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, family, f"{family}.cu")
         path.parent.mkdir()
@@ -127,7 +127,7 @@ class SharedMemory(unittest.TestCase):
 
 
 def sass(code):
-    """The instructions of a text as cuobjdump prints it: `address: instruction` a line."""
+    """Returns the instructions of a text in cuobjdump's format: one `address: instruction` per line."""
     lines = [line.split(":", 1) for line in code.strip().splitlines()]
     return [serial_loads.parse(f"        /*{at.strip()}*/   {text.strip()} ;   /* 0x0 */") for at, text in lines]
 
@@ -137,7 +137,7 @@ class SerialLoads(unittest.TestCase):
         self.assertEqual(serial_loads.count(sass(code)), expected, code)
 
     def test_each_load_used_before_the_next(self):
-        # From the attention kernel that this count was made for, with four of its sixteen pairs.
+        # Four of the sixteen pairs of loads in an attention kernel, for which this count was written.
         self.counted(4, """
             0000: LDG.E.64 R54, desc[UR16][R46.64]
             0010: FMUL R58, R55, R35.reuse
@@ -166,7 +166,7 @@ class SerialLoads(unittest.TestCase):
         """)
 
     def test_the_use_of_any_load_ends_a_batch(self):
-        # The first load of two is used before the third is issued; then nothing of the first batch is left.
+        # The first of two loads is used before the third is issued; then the first batch is complete.
         self.counted(2, """
             0000: LDG.E R4, [R2.64]
             0010: LDG.E R5, [R2.64+0x4]
@@ -177,7 +177,7 @@ class SerialLoads(unittest.TestCase):
         """)
 
     def test_an_address_that_was_loaded(self):
-        # The second load waits for the high half of its address, the third for a value that is multiplied into one.
+        # The second load waits for the high half of its address, the third for a factor of its address.
         self.counted(3, """
             0000: LDG.E R7, [R2.64]
             0010: LDG.E R8, [R6.64]
@@ -194,7 +194,7 @@ class SerialLoads(unittest.TestCase):
         self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: IMAD.WIDE.U32 R20, R1, R2, R6\n0020: EXIT")
 
     def test_what_is_not_a_use(self):
-        # Written over, compared by another register's name, copied without a register, after the end.
+        # No serial loads: overwritten, compared in another register, copied without a register, after the end.
         self.counted(0, """
             0000: LDG.E R7, [R2.64]
             0010: ISETP.GE.AND P0, PT, R70, UR7, PT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds a folder that checks and times the kernels on a machine with a GPU and no Rust: stripped test and benchmark
-# binaries, the command, the scripts that compare with other libraries, and run.sh, which runs all of it. Packs it as
-# DIRECTORY.tar.xz too. Needs nvcc (see cuda/install_nvcc.sh).
+# Builds a folder that tests and times the kernels on a machine with a GPU and without Rust: stripped test and benchmark
+# binaries, the command, the scripts that compare with other libraries, and run.sh, which runs everything. Also packs
+# the folder as DIRECTORY.tar.xz. Needs nvcc (see cuda/install_nvcc.sh).
 #
 #   benches/gpu/bundle.sh DIRECTORY [CARRIED...]
 #
-# The released pair is not in it: run.sh takes it from the repository, which is carried with the bundle. Fails where the
-# archive has more than 12 MiB, or where all that is carried together, the repository, the archive and the files and
-# folders CARRIED, has more than 60 MiB.
+# The bundle does not contain the released pair: run.sh takes it from the repository, which is carried with the bundle.
+# Fails if the archive is larger than 12 MiB, or if the repository, the archive and the files and folders CARRIED are
+# together larger than 60 MiB.
 set -euo pipefail
 out=${1:?"usage: benches/gpu/bundle.sh DIRECTORY [CARRIED...]"}
 shift
@@ -15,7 +15,7 @@ carried=()
 for path in "$@"; do
   carried+=("$(realpath "$path")")
 done
-# Nothing of an earlier bundle.
+# Removes an earlier bundle.
 rm -rf "$out"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -25,11 +25,11 @@ archive_mib=12
 together_mib=60
 
 export FLEXDRAFT_REQUIRE_NVCC=1
-# The names of the libraries that the programs load come from this CUDA version, whatever toolkit is on PATH here.
+# The CUDA version that determines the names of the loaded libraries, regardless of the toolkit on PATH here.
 export CUDARC_CUDA_VERSION=13000
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-# Everything at once, as dependencies get the features that all of it needs and are compiled once.
+# One build of everything: dependencies then get the features of all targets and are compiled once.
 cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli \
   -p flexdraft-bridge --lib --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
 for name in on_gpu golden_vectors kernels; do
@@ -41,18 +41,18 @@ mkdir -p "$out/peers/gpu"
 library=$(sed -n 's|.*"\(/[^"]*/libflexdraft_bridge\.so\)".*|\1|p' "$messages" | head -n 1)
 strip -o "$out/peers/gpu/libflexdraft_bridge.so" "$library"
 cp benches/peers/gpu/*.py "$out/peers/gpu"
-# PyTorch's steps, with the modules that they are made of.
+# The scripts of PyTorch's steps, with their modules.
 for script in benches/peers/step*.py; do
   [ ! -e "$script" ] || cp "$script" "$out/peers"
 done
 cp benches/gpu/{run.sh,summary.py,fold.py} "$out"
 git rev-parse HEAD > "$out/commit"
 
-# One window for all files, as all binaries hold the same device code.
+# One compression window for all files, because all binaries contain the same device code.
 archive=$out.tar.xz
 tar -C "$(dirname "$out")" -c "$(basename "$out")" | xz -9e -T 1 > "$archive"
 (cd "$out" && du -ak . | sort -rn)
-bytes() { # of files whose names come in, each ended by a NUL
+bytes() { # the size of the files whose names, each ended by a NUL, are on standard input
   du -bc --files0-from=- 2> /dev/null | tail -n 1 | cut -f 1
 }
 mib() { printf '%d.%d MiB' $(($1 >> 20)) $((($1 & 1048575) * 10 >> 20)); }

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Plots steps that `flexdraft bench --json` timed over the batch, and where sequential drafting overtakes parallel.
+"""Plots step times of `flexdraft bench --json` over the batch, and where sequential drafting overtakes parallel.
 
     benches/gpu/crossover.py BENCH.jsonl --tau 7.1 [--output PLOT.svg]
     benches/gpu/crossover.py BENCH.jsonl --tau 3=3.4,7=5.2,15=7.1
 
-A row a context: the time of a step on the left, and on the right the tokens a second that follow from it if a step with
-drafts commits so many tokens on average (the acceptance length: one for all verify lengths v, of which no step can
-commit more than v + 1, or one for each). Needs matplotlib (benches/gpu/requirements.txt). Without --output the SVG
-lies beside the file. The crossovers are printed as well.
+Each row of the plot is a context: the time of a step on the left, the tokens per second that follow from it on the
+right. --tau gives the acceptance length, the tokens that a step with drafts commits on average: one number for all
+verify lengths v (a step commits at most v + 1), or one for each. Needs matplotlib (benches/gpu/requirements.txt).
+Without --output the SVG is written beside the input file. The crossovers are also printed.
 """
 
 import argparse
@@ -18,19 +18,19 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same file for the same numbers, and text that stays text.
+# The same numbers give the same file, with text stored as text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
 
 from fold import lines  # noqa: E402
 
-# A curve's steps differ in their batch alone.
+# Mode, verify length and number of groups: the steps of a curve differ only in their batch.
 Curve = tuple[str, int, int]
 
 
 def acceptance(text: str) -> dict[int, float] | float:
-    """`7.1`, or `3=3.4,15=7.1`."""
+    """Parses `7.1`, or `3=3.4,15=7.1`."""
     if "=" not in text:
         return float(text)
     return {int(v): float(tau) for v, tau in (entry.split("=") for entry in text.split(","))}
@@ -47,7 +47,7 @@ def tokens_a_step(mode: str, verify_len: int, tau: dict[int, float] | float) -> 
 
 
 def curves(steps: list[dict], context: int) -> dict[Curve, dict[int, float]]:
-    """Of each mode, verify length and number of groups: the step's seconds by batch."""
+    """Returns the step's seconds by batch, for each mode, verify length and number of groups."""
     found = {}
     for step in steps:
         if step["context"] == context and step["mode"] in ("ar", "sequential", "parallel"):
@@ -57,8 +57,8 @@ def curves(steps: list[dict], context: int) -> dict[Curve, dict[int, float]]:
 
 
 def crossover(first: dict[int, float], second: dict[int, float]) -> float | None:
-    """The batch from which on the second is faster, as a straight line between the logarithms of what was measured
-    has it: the smallest batch if it always is, none if it is not at the largest."""
+    """Returns the batch from which on the second curve is faster, interpolated linearly between the logarithms of the
+    measurements: the smallest batch if the second is always faster, None if it is not faster at the largest."""
     batches = sorted(first.keys() & second.keys())
     lead = [math.log(first[batch] / second[batch]) for batch in batches]
     if not batches or lead[-1] <= 0.0:
@@ -72,7 +72,7 @@ def crossover(first: dict[int, float], second: dict[int, float]) -> float | None
 
 
 def crossovers(found: dict[Curve, dict[int, float]]) -> dict[int, float | None]:
-    """Of each verify length: where sequential overtakes parallel with all its groups."""
+    """Returns for each verify length the batch at which sequential overtakes parallel with all its groups."""
     lens = {v for mode, v, _ in found if mode == "sequential"}
     pairs = {v: (found.get(("parallel", v, v + 1)), found[("sequential", v, 0)]) for v in sorted(lens)}
     return {v: crossover(*pair) for v, pair in pairs.items() if pair[0]}
@@ -98,7 +98,7 @@ def label(curve: Curve) -> str:
 
 
 def style(curve: Curve, lens: list[int]) -> dict:
-    """A colour a verify length, and a line a mode."""
+    """Returns the style of a curve: the verify length determines the colour, the mode the line."""
     mode, verify_len, groups = curve
     if mode == "ar":
         return {"color": "black", "linestyle": "-", "marker": "x"}

@@ -3,13 +3,11 @@
 
     benches/gpu/fold.py REPORT... [--root ROOT_OF_THE_REPOSITORY]
 
-A REPORT is the report.tgz that run.sh writes, or the folder of the files that are in it; what a later one has stands in
-the place of what an earlier one has. Writes benches/results/gpu-<device>.json: every run with its status, what became of
-the first launch of each kernel, the algorithms for products, and what was measured, as far as it came, of steps, kernels
-and other libraries; benches/gpu/plot.py makes plots of that file. What the GPU
-made of single instructions becomes tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT
-host's models with.
-"""
+A REPORT is the report.tgz that run.sh writes, or the folder of its files; the results of a later report replace the
+results of an earlier one. Writes benches/results/gpu-<device>.json: every run with its status, the result of the first
+launch of each kernel, the algorithms for products, and the completed measurements of steps, kernels and other
+libraries; benches/gpu/plot.py plots that file. The GPU's results of single instructions become
+tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT host's models with. """
 
 import argparse
 import json
@@ -23,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def lines(path: pathlib.Path) -> list[dict]:
-    """The lines of a file that a run may have been cut short in: a last one that is not whole is left out."""
+    """Returns the lines of a file without an incomplete last line, which an interrupted run may leave."""
     parsed = []
     if not path.exists():
         return parsed
@@ -38,7 +36,7 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 
 def rounded(value):
-    """Four digits of every fraction: no clock gives more."""
+    """Returns the value with four digits of every fraction, because clocks are not more accurate."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -47,8 +45,8 @@ def rounded(value):
 
 
 def launches(path: pathlib.Path) -> dict:
-    """What benches/kernels/first.rs wrote: the device, and of each kernel the microseconds of its last launch, or why
-    there are none."""
+    """Returns the output of benches/kernels/first.rs: the device, and for each kernel the microseconds of its last
+    launch, or the reason why there are none."""
     header, kernels, waiting = {}, {}, None
     for line in lines(path):
         if "launching" in line:
@@ -70,7 +68,7 @@ def launches(path: pathlib.Path) -> dict:
 
 
 def products(path: pathlib.Path) -> dict:
-    """What benches/kernels/survey.rs wrote: the device with its ceilings, and the layers with their algorithms."""
+    """Returns the output of benches/kernels/survey.rs: the device and its ceilings, and each layer's algorithms."""
     header, layers = {}, []
     for line in map(rounded, lines(path)):
         if "layer" in line:
@@ -84,12 +82,13 @@ def products(path: pathlib.Path) -> dict:
     return {"machine": header, "layers": layers} if layers else {}
 
 
-# tests/golden_vectors: the kernel with results of mma.sync and, twice, of wgmma, and what was not written.
+# From tests/golden_vectors: the kernel with results of mma.sync and twice of wgmma, and the word that marks missing
+# ones.
 WGMMA, UNWRITTEN = "golden_wgmma_m64n8k16", "deadbeef"
 
 
 def equal_to_mma(instructions: str | None) -> tuple[int, int]:
-    """How many words of results wgmma has, and how many of these have the bits of mma.sync on the same operands."""
+    """Counts the words of wgmma's results, and those with the bits of mma.sync on the same operands."""
     vector = json.loads(instructions or "{}").get("instructions", {}).get(WGMMA, {"output": []})
     found = equal = 0
     for case in vector["output"]:
@@ -107,7 +106,7 @@ MEASURED = {"steps": ("machine", "steps"), "peer-steps": ("machine", "steps"), "
 
 
 class Report:
-    """What is in the folder of a run's results."""
+    """The contents of a folder of results."""
 
     def __init__(self, folder: pathlib.Path):
         self.runs = {run["run"]: run for run in lines(folder / "report.jsonl")}
@@ -119,7 +118,7 @@ class Report:
         self.instructions = recorded.read_text() if recorded.exists() else None
 
     def update(self, later: "Report") -> None:
-        # Its turn is what a skipped run never had.
+        # A skipped run has no results, so it replaces no earlier run.
         self.runs.update((name, run) for name, run in later.runs.items()
                          if name not in self.runs or "skipped" not in run)
         for kind in ("steps", "peer_steps", "kernels", "peers"):
@@ -130,7 +129,7 @@ class Report:
 
 
 def families(folder: pathlib.Path, kind: str, first: str, rest: str) -> dict:
-    """What is in the files of a kind by the rest of their names: what a file begins with, and its other lines."""
+    """Returns the first line and the other lines of each file of a kind, by the rest of the file's name."""
     found = {}
     for path in sorted(folder.glob(f"{kind}-*.jsonl")):
         header, *others = [rounded(line) for line in lines(path)] or [{}]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Plots how near the kernels come to their floors and what other libraries take, from a file that fold.py wrote.
+"""Plots the kernels' times against their floors and other libraries' times, from a file that fold.py wrote.
 
     benches/gpu/plot.py benches/results/gpu-<device>.json
 
-Writes SVGs beside it, of what was measured: gpu-<device>.svg, a panel a family, a bar a case, the floor at 1;
-gpu-<device>-peers.svg, a panel a family, a row a case, a dot a library at its time over flexdraft's. Needs matplotlib
-(benches/gpu/requirements.txt).
+Writes SVGs of the measurements beside the file. gpu-<device>.svg has a panel per family and a bar per case, with the
+floor at 1. gpu-<device>-peers.svg has a panel per family, a row per case, and a dot per library at the ratio of its
+time to flexdraft's. Needs matplotlib (benches/gpu/requirements.txt).
 """
 
 import json
@@ -15,7 +15,7 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same file for the same numbers, and text that stays text.
+# The same numbers give the same file, with text stored as text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
@@ -25,13 +25,13 @@ MARKERS = "osD^vP*X"
 
 
 def label(case: dict) -> str:
-    """The kernel and what its family's cases differ in."""
+    """Returns the name of a case: the kernel, and the fields that differ among its family's cases."""
     shape = " ".join(f"{name} {value}" for name, value in case["shape"].items())
     return f"{case['kernel']}: {shape}"
 
 
 def varying(cases: list[dict]) -> list[dict]:
-    """The cases without fields that are the same in all that have them."""
+    """Returns the cases without the fields that have the same value in all cases."""
     values = {}
     for case in cases:
         for name, value in case["shape"].items():
@@ -41,7 +41,7 @@ def varying(cases: list[dict]) -> list[dict]:
 
 
 def plot_floors(results: dict, svg: pathlib.Path) -> bool:
-    """Whether there was anything to plot."""
+    """Plots to a file; returns False if there is nothing to plot."""
     families = {name: varying(family["cases"]) for name, family in results["kernels"].items() if family["cases"]}
     if not families:
         return False
@@ -61,12 +61,12 @@ def plot_floors(results: dict, svg: pathlib.Path) -> bool:
 
 
 def plot_peers(results: dict, svg: pathlib.Path) -> bool:
-    """Whether there was anything to plot."""
+    """Plots to a file; returns False if there is nothing to plot."""
     families = {}
     for family, measured in results["peers"].items():
         compared = [line for line in measured["cases"] if "over_flexdraft" in line]
         if compared:
-            # Lines of one shape follow each other.
+            # Lines of the same shape are adjacent.
             families[family] = varying([{**line, "kernel": family} for line in compared])
     if not families:
         return False

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds the bundle and runs all of it here, without a GPU: the kernels on the SIMT host, steps on the CPU. Whatever a
-# run on a GPU would fail at that is not the GPU's fault is to fail here first. Without the build it took 4 minutes on two
-# busy cores.
+# Builds the bundle and runs all of it on this machine, without a GPU: the kernels on the SIMT host, steps on the CPU. A
+# run on a GPU should then fail only because of the GPU. Without the build, the rehearsal took 4 minutes on two busy
+# cores.
 #
 #   benches/gpu/rehearse.sh [DIRECTORY]
 #
-# DIRECTORY (target/rehearsal) gets the bundle and what it reports. FLEXDRAFT_BUNDLE names a bundle that is there
-# already. PyTorch's part is left out where there is no PyTorch, compute-sanitizer's wherever there is no GPU.
+# DIRECTORY (default target/rehearsal) gets the bundle and its report. FLEXDRAFT_BUNDLE names an existing bundle, which
+# is then not built. The part with PyTorch is skipped if PyTorch is missing, the part with compute-sanitizer without a
+# GPU.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 directory=${1:-$here/../../target/rehearsal}
@@ -19,7 +20,7 @@ bundle=${FLEXDRAFT_BUNDLE:-$directory/bundle}
 if [ -z "${FLEXDRAFT_BUNDLE:-}" ]; then
   [ -n "${NVCC:-}" ] || export "$(cuda/install_nvcc.sh)"
   benches/gpu/bundle.sh "$bundle"
-  # What is carried is the archive, so that is what is tried; without xz, as another machine may have none.
+  # Tests the archive, because the archive is what gets copied; unpacked without xz, which the GPU's machine may lack.
   rm -rf "$bundle"
   python3 -m tarfile -e "$bundle.tar.xz" "$directory"
 fi
@@ -30,7 +31,7 @@ for number in 1 2; do
   FLEXDRAFT_PARTS= "$bundle/run.sh" "$directory/report-$number" "$number" || failed=1
 done
 
-# The report as its readers see it: folded into a repository of its own.
+# Folds the report into a temporary repository, as for its readers.
 mkdir -p "$directory/root/benches/results" "$directory/root/tests/fixtures"
 python3 benches/gpu/fold.py "$directory"/report-{1,2}/report.tgz --root "$directory/root"
 python3 - "$directory/root/benches/results/gpu-no-gpu.json" <<'PYTHON' || failed=1

@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
-# Runs a bundle on a machine with a GPU, in parts. Each part says something by itself, whatever becomes of the parts
-# after it:
+# Runs a bundle on a machine with a GPU, in parts. The results of a part are useful even if later parts fail:
 #
-#   first        whether the device loads the kernels and runs each of them, what it makes of single instructions, and
-#                which algorithms it has for matrix products
-#   correct      every test of the kernels and the decode loop, a real decode
-#   steps        whole decode steps beside their floors
-#   kernels      each family of kernels beside its floor
-#   peers        the kernels beside PyTorch, FlashInfer and FlashAttention, whole steps beside PyTorch's
+#   first        loads and launches every kernel, records the results of single instructions, and surveys the algorithms
+#                for matrix products
+#   correct      all tests of the kernels and the decode loop, and decoding with a real model
+#   steps        times of whole decode steps, compared with their floors
+#   kernels      times of each family of kernels, compared with its floor
+#   peers        the kernels compared with PyTorch, FlashInfer and FlashAttention, whole steps compared with PyTorch
 #   sanitizers   the kernels' tests under compute-sanitizer
 #
 #   run.sh [REPORT_DIRECTORY [1|2]]
 #
-# Run 1, the default, has the first three parts, run 2 the others. FLEXDRAFT_PARTS=correct,steps chooses parts and their
-# order instead. FLEXDRAFT_SECONDS (300) is the time of the whole; each part has a limit of its own besides. A run gets
-# no more time than is left; a run that the deadline cuts is reported as cut, a run that does not get its turn as
-# skipped, and neither fails the whole.
+# Run 1 (the default) runs the first three parts, run 2 the others. FLEXDRAFT_PARTS=correct,steps chooses parts and
+# their order instead. FLEXDRAFT_SECONDS (default 300) limits the total time, and each part has its own limit. A program
+# gets at most the remaining time. A program that the deadline stops is reported as cut, a program that cannot start in
+# time as skipped; neither makes the whole fail.
 #
-# Results are lines of JSON in REPORT_DIRECTORY.files, each written as soon as it is known: report.jsonl has a line a
-# run, the other .jsonl files a line a measured case; beside them is each run's log. REPORT_DIRECTORY/report.tgz is the
-# same as one file, at most some seconds old. It is replaced at once, never in part, so that whatever kills this script
-# leaves a whole report. benches/gpu/fold.py reads both.
+# Results are lines of JSON in REPORT_DIRECTORY.files, each written as soon as it is known: report.jsonl has a line per
+# program, the other .jsonl files a line per measured case, and each program has a log. REPORT_DIRECTORY/report.tgz is
+# an archive of these files, at most some seconds old. It is replaced atomically, so that it is complete even if this
+# script is killed. benches/gpu/fold.py reads both.
 #
 # FLEXDRAFT_REHEARSE=1 runs all of it without a GPU, on the SIMT host and the CPU: a test of the bundle.
 set -uo pipefail
@@ -34,7 +33,7 @@ case ${2:-1} in
 esac
 parts=${FLEXDRAFT_PARTS:-$usual}
 rehearse=${FLEXDRAFT_REHEARSE:-}
-# The end of the script takes its time too: what is stopped gets some seconds to end, then the summary is printed.
+# Time reserved for the end of the script: stopped programs get some seconds to end, then the summary is printed.
 grace=3 ending=3
 deadline=$((SECONDS + ${FLEXDRAFT_SECONDS:-300} - grace - ending))
 for part in ${parts//,/ }; do
@@ -60,7 +59,7 @@ find_library() {
   for folder in ${LD_LIBRARY_PATH//:/ } /usr/lib/x86_64-linux-gnu /usr/lib64 /usr/lib/aarch64-linux-gnu; do
     compgen -G "$folder/$1*" > /dev/null && return 0
   done
-  # Not a pipe: grep -q ends before ldconfig has written everything, which is an error of the pipe.
+  # Not a pipe, which would fail: grep -q ends before ldconfig has written everything.
   grep -qF "$1" <<< "$(ldconfig -p 2> /dev/null)"
 }
 if [ -z "$rehearse" ]; then
@@ -70,13 +69,13 @@ if [ -z "$rehearse" ]; then
   fi
   find_library libcublasLt.so || echo "libcublasLt.so was not found; whatever multiplies matrices will fail" >&2
   export FLEXDRAFT_REQUIRE_GPU=1
-  # Such a machine may get its memory only as it uses it, and report less than the large model's weights take.
+  # A machine may get its memory only on use, and report less than the large model's weights need.
   export FLEXDRAFT_AVAILABLE_MEMORY=$((64 << 30))
 fi
 
-# What is not for the report.
+# Temporary files, which are not part of the report.
 scratch=$(mktemp -d)
-# The report's files lie beside REPORT_DIRECTORY, as what brings back that directory may take a few files only.
+# The files are beside REPORT_DIRECTORY, because tools that fetch that directory may accept only a few files.
 report=$out.files
 number=1
 until mkdir "$report" 2> /dev/null; do
@@ -96,13 +95,13 @@ export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/trito
 
 pack() {
   touch "$scratch/packed"
-  # 1 says that a file grew meanwhile; what was there is packed.
+  # Status 1 means that a file grew meanwhile; its earlier contents are packed.
   tar --warning=no-file-changed -czf "$out/.report.tgz" -C "$report" . || [ $? -eq 1 ] || return
   mv "$out/.report.tgz" "$out/report.tgz"
 }
 keep_packing() {
   trap - EXIT
-  # A TERM ends it between two packings, at once.
+  # A TERM signal ends the loop between two packings, without delay.
   local stopped=
   trap 'stopped=yes' TERM
   while [ -z "$stopped" ]; do
@@ -119,7 +118,7 @@ finish() {
   trap '' TERM INT
   running=$(jobs -rp)
   [ -z "$running" ] || kill $running 2> /dev/null
-  # The packer first, as two that pack would disturb each other; then whatever has been told to end.
+  # Waits for the packer first, because two packers would disturb each other; then for the stopped programs.
   wait "$packer"
   pack
   wait
@@ -129,7 +128,7 @@ finish() {
 trap finish EXIT
 trap 'exit 143' TERM INT
 
-# line NAME FIELDS: a line of the report.
+# line NAME FIELDS: adds a line to the report.
 line() {
   printf '{"run": "%s", %s, "device": "%s", "commit": "%s", "date": "%s"}\n' "$1" "$2" "$device" "$commit" "$date" \
     >> "$report/report.jsonl"
@@ -139,20 +138,21 @@ skip() { # NAME REASON
   echo "$1: skipped, $2"
 }
 left() { echo $((part_deadline - SECONDS)); }
-allowed() { # CAP: the seconds that a run may take; the SIMT host takes what it takes
+allowed() { # CAP: prints the seconds that a program may take; CAP does not apply to rehearsals on the SIMT host
   local left
   [ -z "$rehearse" ] || { left; return; }
   left=$(left)
   echo $(($1 < left ? $1 : left))
 }
-# A run with less time than this says nothing.
+# A program with less time than this is not started.
 least=5
-# A program must not outlive a script that is killed, or it would disturb the next one.
+# If the script is killed its program must end too, or it would disturb the next run.
 dies_with_it=()
 setpriv --pdeathsig KILL true 2> /dev/null && dies_with_it=(setpriv --pdeathsig KILL)
 
-# run NAME CAP COMMAND...: with `advisory` set its failure fails nothing, with `lines` set its output is that file of
-# the report instead of its log. Returns the command's status, or 255 without time for it.
+# run NAME CAP COMMAND...: runs a program for at most CAP seconds. With `advisory` set, its failure does not fail the
+# whole; with `lines` set, its output goes to that file of the report and not to its log. Returns the command's status,
+# or 255 if there is no time left.
 run() {
   local name=$1 cap=$2 limit log status begin took fields said command
   shift 2
@@ -169,7 +169,7 @@ run() {
   else
     "${command[@]}" > "$log" 2>&1 &
   fi
-  # The subshell ends its program itself, which has a process group of its own.
+  # The subshell must stop its program, which runs in its own process group.
   [ "$BASHPID" = "$$" ] || trap "kill $! 2> /dev/null; exit 143" TERM
   wait $!
   status=$?
@@ -182,7 +182,7 @@ run() {
     [ "$limit" -lt "$cap" ] && fields+=', "cut": true' && said+=", the deadline"
   fi
   [ -n "${advisory:-}" ] && fields+=', "advisory": true'
-  # A log of megabytes says no more than its ends.
+  # Of a log of megabytes only the begin and the end are kept.
   if [ "$(stat -c %s "$log")" -gt 400000 ]; then
     { head -c 200000 "$log"; printf '\n...\n'; tail -c 200000 "$log"; } > "$log.short"
     mv "$log.short" "$log"
@@ -190,13 +190,13 @@ run() {
   line "$name" "$fields"
   said=$(printf '%s: %s (%d.%d s)' "$name" "$said" $((took / 1000)) $((took % 1000 / 100)))
   [ "$status" -eq 0 ] || said+=$(printf '\n--- the end of its log\n%s\n---' "$(tail -n 12 "$log")")
-  # At once, as others write too.
+  # One write, because other programs print at the same time.
   printf '%s\n' "$said"
   return "$status"
 }
-# The runs beside the packer.
+# Counts the running programs, without the packer.
 running() { jobs -rp | grep -cvx "$packer"; }
-# Puts a run beside at most `slots` - 1 others; `settle` waits for all.
+# Starts a program beside at most `slots` - 1 others; `settle` waits for all of them.
 slots=1
 start() {
   while [ "$(running)" -ge "$slots" ]; do
@@ -215,7 +215,7 @@ first() {
   slots=4
   start instructions 50 env FLEXDRAFT_GOLDEN_RESULTS="$report" \
     "$here/golden_vectors" --exact a_gpu_agrees_with_the_models --nocapture
-  # The program ends at a kernel that fails, or is stopped in one that hangs; called again it goes on after that kernel.
+  # The program ends at a kernel that fails, or is stopped in a kernel that hangs; the next call continues after it.
   until run "first-kernels${from:+-from-$from}" 15 \
     env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first $from; do
     begun=$(grep -c '^{"case":' "$report/first-kernels.jsonl" 2> /dev/null)
@@ -224,19 +224,19 @@ first() {
   done
   settle
   slots=1
-  # Alone, as it takes times.
+  # Runs alone, because it measures times.
   run first-products 40 env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first-products
 }
 
 correct() {
   local test pair way on
-  # Most of a test's time is the SIMT host's or the reference's, on one core.
+  # A test spends most of its time in the SIMT host or the reference, on one core.
   slots=$(nproc)
   [ "$slots" -ge 4 ] || slots=4
   for test in $("$here/on_gpu" --list --format terse 2> /dev/null | sed -n 's/: test$//p'); do
     start "${test//::/-}" 110 "$here/on_gpu" --exact "$test"
   done
-  # The released pair is the repository's, which the bundle does not repeat.
+  # The released pair is in the repository and not in the bundle.
   on=cuda:0
   [ -z "$rehearse" ] || on=cpu
   for pair in "$here/demo/tiny" demo/tiny none; do
@@ -254,8 +254,8 @@ correct() {
   slots=1
 }
 
-# The steps of a model that tell most: a token alone, and verifying 4 draft tokens while drafting after each of the 5
-# accepted lengths. The small model first, as the large one's weights take half a minute.
+# The most important steps of a model: a single token, and verifying 4 draft tokens while drafting after each of the 5
+# accepted lengths. The small model comes first, because loading the large one's weights takes half a minute.
 asked() { # MODEL
   case $1 in
     qwen3-8b) echo --mode ar,parallel --batch 1,16 --context 1024 --verify-len 4 --groups all ;;
@@ -273,8 +273,8 @@ steps() {
       "$here/flexdraft" bench $device_and_shape $(asked "$model") --json
     status=$?
     case $status in 0 | 124 | 137 | 255) continue ;; esac
-    # Where no set of algorithms for products is row-invariant, a step has a time all the same; its tokens count for
-    # nothing.
+    # If no set of algorithms for products is row-invariant, the step is timed with any algorithms; its tokens are then
+    # meaningless.
     # shellcheck disable=SC2046,SC2086
     lines=steps-$model-any-products.jsonl run "steps-$model-any-products" "$cap" \
       "$here/flexdraft" bench $device_and_shape $(asked "$model") --products any --json
@@ -296,7 +296,7 @@ peers() {
     skip peers "there is no PyTorch"
     return
   fi
-  # It ends by itself before it is stopped, and what it leaves out it names.
+  # compare.py ends before its limit, and names the cases that it skips.
   [ -z "$rehearse" ] || on=cpu
   seconds=$(($(allowed 65) - 15))
   if [ "$seconds" -lt "$least" ]; then
@@ -327,7 +327,7 @@ sanitizers() {
   slots=$(nproc)
   for tool in memcheck racecheck synccheck initcheck; do
     for test in glue attention sampling selection; do
-      # What racecheck says of asynchronous copies has to be read before it is believed.
+      # racecheck's reports about asynchronous copies must be read before they count as failures.
       advisory=$([ "$tool" = racecheck ] && echo yes) start "$test-$tool" 150 \
         compute-sanitizer --tool "$tool" --error-exitcode 9 "$here/on_gpu" --exact "$test::agrees_with_the_simt_host"
     done
@@ -336,7 +336,7 @@ sanitizers() {
   slots=1
 }
 
-# Seconds that a part may take at most.
+# The limit of each part in seconds.
 declare -A part_limits=([first]=60 [correct]=120 [steps]=120 [kernels]=130 [peers]=110 [sanitizers]=300)
 for part in ${parts//,/ }; do
   part_deadline=$((SECONDS + part_limits[$part]))

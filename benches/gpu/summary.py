@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says what a run of a bundle found, in a few lines: first what went wrong, then the numbers.
+"""Prints a summary of a bundle's run: first the failures, then the numbers.
 
     benches/gpu/summary.py REPORT
 """
@@ -38,8 +38,8 @@ def first(report: Report):
 
 
 def products(report: Report):
-    """Of each layer and bucket of row counts, how many algorithms there are, in how many classes of equal bits, and the
-    fastest one's microseconds at the bucket's first and last row count."""
+    """Yields for each layer and bucket of row counts the number of algorithms, the number of classes of equal bits, and
+    the fastest algorithm's microseconds at the bucket's first and last row count."""
     for layer in report.products.get("layers", []):
         buckets, everywhere = {}, None
         for found in layer["algorithms"]:
@@ -48,7 +48,7 @@ def products(report: Report):
         for rows, algorithms in sorted(buckets.items()):
             classes = {found["class"] for found in algorithms} - {None}
             everywhere = classes if everywhere is None else everywhere & classes
-            # The time for taking times may have been over.
+            # Algorithms without times were found after the time limit.
             timed = [found["seconds"] for found in algorithms if found["seconds"]]
             best = [f"{1e6 * min(times):.3g}" for times in zip(*timed)]
             cells.append(f"{rows[0]}-{rows[1]}: {len(algorithms)} in {len(classes)}, {'-'.join(best)} us")
@@ -62,7 +62,7 @@ def products(report: Report):
 
 
 def steps(report: Report):
-    """Of each model and step, our time beside the floor and the captured PyTorch step's."""
+    """Yields for each model and step our time, its ratio to the floor, and its ratio to PyTorch's captured step."""
     for model, measured in report.steps.items():
         peers = {}
         for line in report.peer_steps.get(model, {}).get("steps", []):
@@ -108,7 +108,7 @@ def kernels(report: Report):
 
 
 def peers(report: Report):
-    """Of each way, how much longer it takes than flexdraft."""
+    """Yields for each other implementation the ratio of its time to flexdraft's."""
     for family, measured in report.peers.items():
         ratios, failed = {}, {}
         for line in measured["cases"]:

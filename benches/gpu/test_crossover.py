@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""crossover.py on a made-up run of `flexdraft bench --json`, cut short. Needs matplotlib."""
+"""Tests of crossover.py with an invented, interrupted run of `flexdraft bench --json`. Needs matplotlib."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE))
 
 from crossover import acceptance, crossover, tokens_a_step  # noqa: E402
 
-# As cli/src/bench/report.rs writes it.
+# The first line that cli/src/bench/report.rs writes.
 HEADER = {
     "model": "Tiny, random weights", "device": "cuda:0, Test GPU 80GB", "dtype": "bf16", "block_size": 16,
     "verify_lens": [3], "ceilings": {"device": "Test GPU 80GB", "copy_bytes_per_second": 3e12,
@@ -30,7 +30,7 @@ def step(mode: str, batch: int, milliseconds: float, verify_len: int = 0, groups
 
 
 def run_of(batches: dict[int, tuple[float, float, float]]) -> list[dict]:
-    """Milliseconds of ar, sequential and parallel by batch."""
+    """Returns the steps of a run, from the milliseconds of ar, sequential and parallel by batch."""
     steps = []
     for batch, (ar, sequential, parallel) in batches.items():
         steps += [step("prefill", batch, 50.0), step("ar", batch, ar), step("sequential", batch, sequential, 3, 0)]
@@ -88,12 +88,12 @@ class Crossover(unittest.TestCase):
             self.assertNotIn("Traceback", done.stderr)
 
     def test_where_lines_cross(self) -> None:
-        # Twice as slow at one end as the other is fast at the other: half way, by the logarithm.
+        # Twice as slow at one end and twice as fast at the other: the crossover is half way, by the logarithm.
         self.assertAlmostEqual(crossover({1: 1.0, 4: 2.0}, {1: 2.0, 4: 1.0}), 2.0)
         self.assertEqual(crossover({1: 3.0, 2: 3.0}, {1: 1.0, 2: 1.0}), 1.0)
         self.assertIsNone(crossover({1: 1.0, 2: 1.0}, {1: 2.0, 2: 1.0}))
         self.assertIsNone(crossover({1: 1.0}, {2: 1.0}))
-        # It counts from where it stays ahead.
+        # The crossover is where the second curve stays ahead.
         self.assertAlmostEqual(crossover({1: 2.0, 2: 1.0, 8: 2.0}, {1: 1.0, 2: 2.0, 8: 1.0}), 4.0)
 
     def test_no_step_commits_more_than_it_verifies(self) -> None:

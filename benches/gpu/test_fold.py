@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""fold.py, summary.py and plot.py on reports that are whole, cut short or empty. The plots need matplotlib."""
+"""Tests of fold.py, summary.py and plot.py with complete, interrupted and empty reports. Plots need matplotlib."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ CEILINGS = {
 
 
 def case(batch: int, bound: str, fraction: float) -> dict:
-    """A line as benches/kernels/record.rs writes it (tests/kernels/floors.rs)."""
+    """Returns a line as benches/kernels/record.rs writes it (tests/kernels/floors.rs)."""
     return {
         "kernel": "accept", "shape": {"batch": batch, "vocab": 6144}, "launches": 11, "median_us": 6.123456,
         "p10_us": 6.0, "p90_us": 7.0, "bytes": 12288, "flops": 0, "floor_us": 3.0, "bound": bound,
@@ -36,12 +36,12 @@ def case(batch: int, bound: str, fraction: float) -> dict:
 
 
 def compared(way: str, rows: int, **found) -> dict:
-    """A line as benches/peers/gpu/common.py writes it."""
+    """Returns a line as benches/peers/gpu/common.py writes it."""
     return {"family": "sampling", "shape": {"rows": rows, "vocab": 151936}, "way": way, **found}
 
 
 def step(batch: int, **found) -> dict:
-    """A line as `flexdraft bench --json` and benches/peers/step.py write it."""
+    """Returns a line as `flexdraft bench --json` and benches/peers/step.py write it."""
     return {"mode": "parallel", "context": 1024, "batch": batch, "verify_len": 3, "groups": 4, **found}
 
 
@@ -97,7 +97,7 @@ class Folding(unittest.TestCase):
         svg = path.with_suffix(".svg").read_text()
         for text in ("Test GPU 80GB", "accept: batch 4", "floor / median time", "bound by math"):
             self.assertIn(text, svg)
-        # All have this one, so it tells nothing.
+        # This field has the same value in all cases, so it is left out.
         self.assertNotIn("vocab", svg)
         self.run_script("plot.py", path)
         self.assertEqual(path.with_suffix(".svg").read_text(), svg)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""run.sh with stand-ins for the bundle's binaries: what they are called with, and what becomes of their output and
-status, also where everything is killed."""
+"""Tests of run.sh with stand-ins for the bundle's binaries: their arguments, and the report of their output and status,
+also if everything is killed."""
 
 import json
 import os
@@ -17,12 +17,12 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-# Each writes what its original writes, as far as run.sh looks at it.
+# Each stand-in writes the part of its original's output that run.sh reads.
 ON_GPU = """[ "$1" != --list ] || { printf '%s: test\\n' capture glue::agrees_with_the_simt_host; exit; }
 test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
 """
 
-# Three cases; one of them may fail or hang, and the next call goes on after it. Families of benchmarks likewise.
+# Three cases. One of them may fail or hang; the next call continues after it. The same for families of benchmarks.
 KERNELS = """if [ "$1" = first ]; then
   for case in 0 1 2; do
     [ "$case" -ge "${2:-0}" ] || continue
@@ -46,7 +46,7 @@ assert int(sys.argv[6]) <= 50, sys.argv
 (pathlib.Path(sys.argv[4]) / "peers-attention.jsonl").write_text('{"device": "Test GPU"}\\n')
 """
 
-# Writes lines until it is killed, to the report and to a file that tells what the report should have.
+# Writes lines until it is killed, to the report and to a file with the expected contents of the report.
 ENDLESS = """echo $$ >> "$TRUTH.pids"
 for i in {1..100000}; do
   echo "{\\"case\\": $i}" >> "$FLEXDRAFT_BENCH_RESULTS/kernels-attention.jsonl"
@@ -99,10 +99,10 @@ class Running(unittest.TestCase):
         environment = self.environment(**variables)
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if done.returncode != 2 and (self.out / "report.tgz").exists():
-            # What brings the report back may take a few files only.
+            # Tools that fetch the report may accept only a few files.
             self.assertEqual(os.listdir(self.out), ["report.tgz"])
             self.report = self.unpacked()
-            # The files are what was packed.
+            # The archive contains the files.
             self.assertEqual(contents(self.report), contents(self.files))
             lines = (self.report / "report.jsonl").read_text().splitlines()
             self.runs = {run["run"]: run for run in map(json.loads, lines)}
@@ -126,9 +126,9 @@ class Running(unittest.TestCase):
                   "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
                   "selection-initcheck"]
         self.assertEqual({runs[name]["status"] for name in passed}, {0})
-        # An older bundle, or one without the script.
+        # A bundle without step.py, such as an older one.
         self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
-        # Its findings are kept, and no failure yet.
+        # racecheck's findings are kept, but are no failure.
         self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
         self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
         self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
@@ -139,7 +139,7 @@ class Running(unittest.TestCase):
         self.assertIn(asked, (report / "steps-qwen3-8b.log").read_text())
         self.assertIn("attention::agrees", (report / "attention-memcheck.log").read_text())
         self.assertFalse((report / "criterion").exists())
-        # The end of what is printed says what came of it.
+        # The last printed lines contain the advisory findings.
         self.assertIn("advisory: ", done.stdout[-400:])
         folded = subprocess.run([sys.executable, HERE / "summary.py", report], capture_output=True, text=True)
         self.assertTrue(done.stdout.endswith(folded.stdout))
@@ -226,13 +226,13 @@ class Running(unittest.TestCase):
         self.assertFalse((self.out / "report.tgz").exists())
 
     def begin(self) -> subprocess.Popen:
-        """Runs a bundle whose first family of benchmarks writes lines without end, until some of them are packed."""
+        """Runs a bundle whose first family of benchmarks writes lines endlessly, until some of the lines are packed."""
         self.script("kernels", ENDLESS)
         environment = self.environment(FLEXDRAFT_PARTS="kernels", TRUTH=str(self.folder / "truth"))
         command = [self.bundle / "run.sh", self.out]
         process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
         self.addCleanup(lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))
-        # Packed while the program that writes them runs.
+        # The lines are packed while their program still runs.
         while not ((self.out / "report.tgz").exists() and "kernels-attention.jsonl" in contents(self.unpacked())):
             self.assertIsNone(process.poll())
             time.sleep(0.05)
@@ -251,7 +251,7 @@ class Running(unittest.TestCase):
                     while any(map(is_running, pids)):
                         self.assertLess(time.monotonic(), give_up, "a program has outlived the script")
                         time.sleep(0.01)
-                # The files have every line; the archive is whole, and has the first of them.
+                # The files have every line; the archive is complete, and has the first lines.
                 known = (self.folder / "truth").read_text().split()
                 found = (self.files / "kernels-attention.jsonl").read_text()
                 self.assertGreaterEqual(found.count("\n"), len(known))

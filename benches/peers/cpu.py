@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Autoregressive decoding and prefill of one model on this CPU: flexdraft, llama.cpp, transformers.
+"""Times autoregressive decoding and prefill of one model on this CPU: flexdraft, llama.cpp, transformers.
 
 usage: cpu.py MODEL.gguf [--threads N] [--rounds N] [--output FILE.json]
        cpu.py --table FILE.json
 
-Needs the packages of requirements.txt and target/release/flexdraft; cpu.sh sees to both. Everyone reads the same
-prompt of 512 token ids in one pass, then decodes 128 tokens greedily, one at a time, with the same number of threads.
-A round runs each peer once, each in a process of its own, so that whatever disturbs the machine disturbs all alike;
-what counts is the median over the rounds. The Python peers run twice in their process, and the second run counts.
+Needs the packages of requirements.txt and target/release/flexdraft; cpu.sh installs and builds them. Every peer reads
+the same prompt of 512 token ids in one pass, then decodes 128 tokens greedily, one at a time, with the same number of
+threads. A round runs each peer once in its own process, so that disturbances of the machine affect all peers alike. The
+result is the median over the rounds. The Python peers run twice in their process, and the second run counts.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NEW_TOKENS = 128
 HERE = pathlib.Path(__file__).resolve().parent
 FLEXDRAFT = HERE.parents[1] / "target" / "release" / "flexdraft"
 
-# Names, and what each holds weights and activations in.
+# The peers' names, with the types of their weights and activations.
 PEERS = {
     "flexdraft": "weights bf16, activations f32",
     "flexdraft --dtype bf16": "weights bf16, activations bf16",
@@ -39,7 +39,7 @@ PEERS = {
 
 
 def prompt_ids(vocabulary):
-    """Token ids by a linear congruence: the cost of a pass does not depend on them."""
+    """Returns token ids by a linear congruence; the cost of a pass does not depend on them."""
     state, ids = 1, []
     for _ in range(PROMPT_TOKENS):
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
@@ -48,7 +48,7 @@ def prompt_ids(vocabulary):
 
 
 def timed(ids, read, decode):
-    """Seconds of the prompt and of the tokens after the first, of the second of two runs."""
+    """Returns the seconds of the prompt and of the tokens after the first, in the second of two runs."""
     for _ in range(2):
         start = time.perf_counter()
         token = read(ids)
@@ -200,7 +200,7 @@ def measure(model, threads, rounds):
 
 
 def table(report):
-    """The report as a Markdown table."""
+    """Returns the report as a Markdown table."""
     lines = ["| | holds | prefill, tokens/s | decode, tokens/s |", "|---|---|---|---|"]
     for peer in report["peers"]:
         prefill, decode = peer["prefill_tokens_per_second"], peer["decode_tokens_per_second"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares with llama.cpp and transformers on this CPU: installs them into .venv-peers (6 GB, some minutes to
-# build), fetches SmolLM2, builds flexdraft and runs cpu.py with the arguments given.
+# Compares flexdraft with llama.cpp and transformers on this CPU: installs them into .venv-peers (6 GB, built in some
+# minutes), downloads SmolLM2, builds flexdraft, and runs cpu.py with the given arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ -d .venv-peers ] || python3 -m venv .venv-peers

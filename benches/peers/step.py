@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""The steps of `flexdraft bench`, in PyTorch: what one would write without this crate, eagerly and as a CUDA graph.
+"""Times the steps of `flexdraft bench` in plain PyTorch, without this crate, eagerly and as a CUDA graph.
 
     benches/peers/step.py --shape qwen3-8b --batch 1,4 --context 1024 --verify-len 3,7,15 --groups all,4 > peer.jsonl
-    benches/peers/step.py --check        # on any machine: the steps are the method's (step_check.py)
+    benches/peers/step.py --check        # on any machine: tests the steps (step_check.py)
 
-A target of random bf16 weights and its drafter, a static contiguous KV cache of noise, SDPA. Every line is a line of
-JSON, written as soon as it is known: first what it ran on, then one of each step (`captured` is a CUDA graph), with
-the median time between two CUDA events, or why it was skipped. In favour of PyTorch: projections are fused, masks and
-rotations are made once and not in each step, mask rows' K and V lie behind the cache's so that nothing is
-concatenated, logits stay bf16, sequential drafting knows the accepted length, and the head is applied to candidates and
-all groups in one product where there are few rows (`one_head`), else once more to the accepted group alone. Of several
-ways to give SDPA grouped heads and a mask the fastest for the step is taken (`attention`).
+Uses a target with random bf16 weights and its drafter, a static contiguous KV cache of noise, and SDPA. The output is
+lines of JSON, each written as soon as it is known: first the machine, then a line per step (`captured` is a CUDA graph)
+with the median time between two CUDA events, or the reason why the step was skipped. Several choices favour PyTorch:
+projections are fused; masks and rotations are made once and not in each step; mask rows' K and V follow the cache's, so
+that nothing is concatenated; logits stay bf16; sequential drafting knows the accepted length. With few rows, the head
+is applied to candidates and all groups in one product (`one_head`), otherwise to the candidates and then to the
+accepted group. SDPA takes grouped heads and a mask in several ways; the fastest for the step is used (`attention`).
 
-Needs PyTorch alone. Without CUDA it runs eagerly on the CPU, to be tried on small shapes: no measurement of a GPU.
+Needs only PyTorch. Without CUDA it runs eagerly on the CPU, to test small shapes: no measurement of a GPU.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from step_model import SHAPES, WAYS, Cache, Model, Step
 
 
 class Clock:
-    """Seconds of some work: between CUDA events where there are any, and until the host has submitted it."""
+    """Measures seconds of work: between CUDA events if there is CUDA, and until the host has submitted the work."""
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
@@ -57,15 +57,15 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 
 def choose_way(step: Step, clock: Clock) -> None:
-    """Leaves the step with the way of attention that is fastest for it."""
+    """Sets the step's way of attention to the fastest."""
     times, problem = {}, None
     for way in WAYS:
         step.way = way
         try:
-            # The first sets up what the second runs with.
+            # The first run includes setup, so the faster of two counts.
             times[way] = min(clock.seconds(step)[0] for _ in range(2))
         except RuntimeError as error:
-            # A traceback would keep what the failed step has allocated.
+            # A traceback would keep the failed step's allocations alive.
             problem = error.with_traceback(None)
     if not times:
         raise problem
@@ -73,7 +73,7 @@ def choose_way(step: Step, clock: Clock) -> None:
 
 
 def captured(step: Step) -> torch.cuda.CUDAGraph:
-    """The step as a graph. It has run before, so that nothing is set up while it is captured."""
+    """Captures the step as a graph. The step must have run before, so that no setup happens during the capture."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -81,7 +81,7 @@ def captured(step: Step) -> torch.cuda.CUDAGraph:
 
 
 def measure(step: Step, clock: Clock, case: dict, args: argparse.Namespace):
-    """The step's lines: eager, and captured where there is CUDA."""
+    """Yields the step's lines: eager, and captured if there is CUDA."""
     choose_way(step, clock)
     case = case | {"attention": step.way, "one_head": step.one_head, "steps": args.steps}
     for capture in args.capture:
@@ -95,7 +95,7 @@ def measure(step: Step, clock: Clock, case: dict, args: argparse.Namespace):
 
 
 def modes(args: argparse.Namespace):
-    """Mode, verify length and number of groups of each step; what is asked for twice comes once."""
+    """Returns mode, verify length and number of groups of each step, without duplicates."""
     found = [("ar", 0, 0)]
     for asked in args.verify_len:
         verify_len = min(asked, args.block_size - 1)
@@ -111,15 +111,15 @@ def write(line: dict) -> None:
 
 
 def failed(case: dict, error: RuntimeError) -> bool:
-    """Writes what a case came to; whether that is a failure, as a lack of memory is none."""
+    """Writes a case's error; returns True if it is a failure, which a lack of memory is not."""
     memory = lacks_memory(error)
     write(case | {"skipped" if memory else "error": str(error).splitlines()[0]})
     return not memory
 
 
 def measure_all(model: Model, batch: int, context: int, asked: list, clock: Clock, args: argparse.Namespace) -> bool:
-    """Measures the steps of a batch; whether one failed."""
-    # Candidates and mask rows at most, and what whole vectors of a mask take.
+    """Measures the steps of a batch; returns True if a step failed."""
+    # The largest number of candidates and mask rows, and padding of a mask to whole vectors.
     masks = max(max(groups, 1) * args.block_size for _, _, groups in asked)
     room = max(verify_len for _, verify_len, _ in asked) + 1 + masks + 16
     case, failure = {"context": context, "batch": batch}, False
@@ -142,7 +142,7 @@ def measure_all(model: Model, batch: int, context: int, asked: list, clock: Cloc
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Measures everything; whether something failed."""
+    """Measures all steps; returns True if a step failed."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     header = {"peer": "pytorch", "torch": torch.__version__, "model": args.shape, "dtype": "bf16"}
     header |= {"block_size": args.block_size, "device": device}

@@ -1,7 +1,7 @@
-"""Whether step.py takes the method's steps: every row computed once more by itself, from its definition, in f64.
+"""Tests that step.py's steps follow the method: computes every row again by itself, from its definition, in f64.
 
-A row is a position, the last position that it sees, and a group if it is a mask row. Nothing of step.py's way to
-compute is used here: no mask, no batch, no fused product, rotations as complex numbers, softmax written out.
+A row is a position, the last position that it sees, and a group if it is a mask row. The computation shares nothing
+with step.py: no mask, no batch, no fused product, rotations as complex numbers, softmax written out.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def turned(x: torch.Tensor, position: int, theta: float) -> torch.Tensor:
-    """Pair (i, i + d/2) as a complex number, times e^(i angle)."""
+    """Returns each pair (i, i + d/2) as a complex number, times e^(i angle)."""
     half = len(x) // 2
     angles = torch.tensor([position * theta ** (-i / half) for i in range(half)], dtype=torch.float64)
     pair = torch.complex(x[:half].double(), x[half:].double()) * torch.polar(torch.ones_like(angles), angles)
@@ -35,7 +35,7 @@ def turned(x: torch.Tensor, position: int, theta: float) -> torch.Tensor:
 
 
 def heads(model: Model, weights: Attention, x: torch.Tensor, position: int):
-    """q, k and v of a row, lists of heads."""
+    """Returns q, k and v of a row, as lists of heads."""
     shape = model.shape
     dim, q, kv = shape.head_dim, shape.q_heads, shape.kv_heads
     every = [weights.qkv[i * dim : (i + 1) * dim] @ x for i in range(q + 2 * kv)]
@@ -48,7 +48,7 @@ def heads(model: Model, weights: Attention, x: torch.Tensor, position: int):
 
 
 def attended(model: Model, q: list, row: Row, past: list, rows: list[Row]) -> torch.Tensor:
-    """What a row's heads see: `past`, positions and their K and V, and the rows of this pass."""
+    """Returns the attention output of a row's heads over `past` (positions with K and V) and the rows of this pass."""
     shape, out = model.shape, []
     for i, query in enumerate(q):
         j = i // (shape.q_heads // shape.kv_heads)
@@ -65,8 +65,8 @@ def attended(model: Model, q: list, row: Row, past: list, rows: list[Row]) -> to
 def plain_pass(
     model: Model, past: list[list], tokens: list[int], start: int, groups: list[int], slots: int
 ) -> list[Row]:
-    """The rows of one sequence after the last layer; `past` has positions with K and V of each layer, and gets those
-    of the candidates."""
+    """Returns the rows of one sequence after the last layer. `past` has positions with K and V of each layer; the
+    candidates' K and V are added to it."""
     shape = model.shape
     rows = [Row(model.embed[token], start + i, start + i) for i, token in enumerate(tokens)]
     for layer in range(shape.layers):
@@ -90,7 +90,7 @@ def plain_pass(
 
 
 def plain_draft(model: Model, slots: list[Row], bonus: int) -> torch.Tensor:
-    """Calibrated logits of slots 1..S."""
+    """Returns the calibrated logits of slots 1..S."""
     found = []
     for row in slots[1:]:
         h = normed(row.hidden, model.final_norm, model.shape.eps)
@@ -116,7 +116,7 @@ def check_step(model: Model, mode: str, verify_len: int, groups: int, one_head: 
     step = Step(model, cache, mode, start, verify_len, groups, slots)
     step.one_head = one_head and mode == "parallel"
     before = [past_of(cache, i, start) for i in range(batch)]
-    # A draft of which the first sequence accepts all, the second all but one, so that groups differ.
+    # The first sequence accepts its whole draft, the second all but one token, so that their groups differ.
     for i in range(candidates):
         choice = step()["choice"]
         if i < verify_len:
@@ -142,7 +142,7 @@ def check_step(model: Model, mode: str, verify_len: int, groups: int, one_head: 
                     torch.stack([torch.stack(list(row.k)) for row in rows[:candidates]], 1), tolerance)
             if mode in ("ar", "verify"):
                 continue
-            # Sequential drafting is timed for the longest accepted length.
+            # step.py times sequential drafting for the longest accepted length.
             group = accepted if mode == "parallel" else verify_len
             if mode == "sequential":
                 rows = plain_pass(model, past, [], start, [verify_len], slots)

@@ -24,7 +24,7 @@ class Shape:
     eps: float = 1e-6
 
 
-# As `flexdraft bench --synthetic` has them.
+# The same shapes as `flexdraft bench --synthetic`.
 SHAPES = {
     "tiny": Shape(4, 64, 128, 2, 1, 64, 384, True, 2, rank=64),
     "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, True, 8, qk_norms=False, theta=1e5, eps=1e-5),
@@ -32,7 +32,7 @@ SHAPES = {
     "qwen3-8b": Shape(36, 4096, 12288, 32, 8, 128, 151936, False, 10),
 }
 
-# Rows up to which one product over the head's weights for candidates and all groups is cheaper than two products.
+# The largest number of rows for which one product of the head for candidates and all groups is cheaper than two.
 ROWS_OF_ONE_HEAD = 256
 
 
@@ -45,7 +45,7 @@ class Attention:
 
 
 class Model:
-    """A target and its drafter, of random weights."""
+    """A target and its drafter with random weights."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: str, seed: int = 1):
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -81,7 +81,7 @@ class Model:
 
 
 class Cache:
-    """K and V of every layer, `[batch, kv_heads, positions, head_dim]`: noise."""
+    """K and V of every layer, `[batch, kv_heads, positions, head_dim]`, filled with noise."""
 
     def __init__(self, model: Model, batch: int, positions: int):
         size = (batch, model.shape.kv_heads, positions, model.shape.head_dim)
@@ -90,8 +90,8 @@ class Cache:
 
 
 class Pass:
-    """Rows of one pass, the same of every sequence: candidates after `start` positions, then the slots of a mask group
-    for each accepted length of `groups`. `cached` positions have their K and V in the cache once the pass has run."""
+    """The rows of one pass, the same for every sequence: candidates after `start` positions, then the slots of a mask
+    group for each accepted length of `groups`. After the pass, `cached` positions have K and V in the cache."""
 
     def __init__(
         self, model: Model, batch: int, start: int, candidates: int, cached: int, groups: list[int], slots: int
@@ -107,7 +107,7 @@ class Pass:
         self.keys = cached + self.masks
         self.mask = None
         if candidates != 1 or groups:
-            # The kernels that take a mask want whole vectors of it.
+            # The kernels that take a mask need its rows padded to whole vectors.
             self.keys = -(-self.keys // 16) * 16
             limits = torch.tensor(limits, device=device)[:, None]
             key = torch.arange(self.keys, device=device)
@@ -119,7 +119,7 @@ class Pass:
             self.folded_mask = self.mask.repeat(model.shape.q_heads // model.shape.kv_heads, 1)
 
     def turns(self, model: Model, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of every row of the batch, `[rows, 1, head_dim]`."""
+        """Returns cosines and sines of every row of the batch, `[rows, 1, head_dim]`."""
         dim = model.shape.head_dim
         frequency = model.shape.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angle = torch.tensor(positions, dtype=torch.float64)[:, None] * frequency
@@ -133,11 +133,11 @@ def rotated(x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.
 
 
 def sdpa(way: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Pass) -> torch.Tensor:
-    """q `[batch, rows, q_heads, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]`; as q."""
+    """Attention of q `[batch, rows, q_heads, head_dim]` over k, v `[batch, kv_heads, keys, head_dim]`, shaped as q."""
     batch, length, q_heads, dim = q.shape
     group = q_heads // k.shape[1]
     if way == "fold":
-        # The heads that share a K and V are rows of one head.
+        # Query heads that share a KV head become rows of one head.
         q = q.view(batch, length, -1, group, dim).permute(0, 2, 3, 1, 4).reshape(batch, -1, group * length, dim)
         mask = rows.folded_mask if rows.mask is not None else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -152,7 +152,7 @@ WAYS = ("fold", "gqa", "repeat")
 
 
 def attend(model: Model, cache: Cache, layer: int, x: torch.Tensor, rows: Pass, masks: int, way: str) -> torch.Tensor:
-    """Attention of one layer over normed rows: all candidates of the batch, then, in the tail, all mask rows."""
+    """Returns one layer's attention over normed rows: all candidates of the batch, then, in the tail, all mask rows."""
     shape, batch = model.shape, rows.batch
     split = batch * rows.candidates
     q_cols, kv_cols = shape.q_heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -184,8 +184,8 @@ def attend(model: Model, cache: Cache, layer: int, x: torch.Tensor, rows: Pass, 
 def forward(
     model: Model, cache: Cache, tokens: torch.Tensor | None, rows: Pass, head_rows: Pass, way: str
 ) -> torch.Tensor:
-    """Hidden states after the last layer, `[batch (candidates + masks), hidden]`. `head_rows` are the rows of the
-    layers before the tail: the candidates."""
+    """Returns the hidden states after the last layer, `[batch (candidates + masks), hidden]`. `head_rows` are the rows
+    of the layers before the tail: the candidates."""
     shape = model.shape
     hidden = F.embedding(tokens.flatten(), model.embed) if rows.candidates else None
     for layer in range(shape.layers):
@@ -210,13 +210,13 @@ def head(model: Model, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def picked(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Of each sequence the rows `place` `[batch, rows, 1]` of its part of x."""
+    """Returns for each sequence the rows `place` `[batch, rows, 1]` of its part of x."""
     batch, width = place.shape[0], x.shape[-1]
     return x.view(batch, -1, width).gather(1, place.expand(-1, -1, width)).flatten(0, 1)
 
 
 class Step:
-    """One step of a mode for every sequence, ready to be run again and again."""
+    """One step of a mode for every sequence, which can be run repeatedly."""
 
     def __init__(self, model: Model, cache: Cache, mode: str, start: int, verify_len: int, groups: int, slots: int):
         self.model, self.cache, self.mode = model, cache, mode
@@ -234,7 +234,7 @@ class Step:
         self.tokens = torch.randint(vocab, (batch, candidates), generator=model.generator, device=model.device)
 
     def __call__(self) -> dict[str, torch.Tensor]:
-        """Verdicts, and the draft for the next step if the mode makes one."""
+        """Returns verdicts, and the draft for the next step if the mode drafts."""
         model, batch, candidates = self.model, self.cache.batch, self.verify_len + 1
         hidden = forward(model, self.cache, self.tokens, self.rows, self.head_rows, self.way)
         split = batch * candidates
@@ -245,7 +245,7 @@ class Step:
         bonus = choice.gather(1, accepted)
         found = {"hidden": hidden, "accepted": accepted, "bonus": bonus, "choice": choice}
         if self.mode == "parallel":
-            # The group of the accepted length, or the first that there is.
+            # The group of the accepted length, or the first group if there is none.
             first = candidates - self.groups
             group = (accepted - first).clamp(min=0)
             place = (group * self.slots + torch.arange(1, self.slots, device=model.device))[:, :, None]
@@ -259,7 +259,7 @@ class Step:
         return found
 
     def draft(self, slots: torch.Tensor, bonus: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Bonus-guided Calibration: logits + W2 silu(W1 [embed(bonus); h] + b1) + b2, and the most probable tokens."""
+        """Bonus-guided Calibration, logits + W2 silu(W1 [embed(bonus); h] + b1) + b2, and the most probable tokens."""
         model, width = self.model, self.model.shape.hidden
         normed = F.rms_norm(slots, (width,), model.final_norm, model.shape.eps)
         own = F.linear(normed, model.w1[:, width:]).view(self.cache.batch, self.slots - 1, -1)

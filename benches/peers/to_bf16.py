@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a GGUF file again with its matrices in bf16: what llama.cpp and flexdraft then read is the same.
+"""Converts the matrices of a GGUF file to bf16, so that llama.cpp and flexdraft read the same weights.
 
 usage: to_bf16.py IN.gguf OUT.gguf
 """

@@ -1,4 +1,4 @@
-"""Chat templates in the manner of well-known models, and what transformers renders with them."""
+"""Records chat templates in the style of well-known models, and the prompts that transformers renders with them."""
 
 import datetime
 import json
@@ -19,7 +19,7 @@ class FrozenDatetime(datetime.datetime):
         return cls.fromtimestamp(UNIX_SECONDS, datetime.timezone.utc)
 
 
-# Plain ChatML with a default system message, as SmolLM2 and Qwen2 have it.
+# Plain ChatML with a default system message, as in SmolLM2 and Qwen2.
 CHATML = """{% for message in messages %}
 {% if loop.first and messages[0]['role'] != 'system' %}
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
@@ -109,7 +109,7 @@ QWEN3 = """{%- set ns = namespace(multi_step=true, last_query_index=messages|len
 {%- endif %}
 """
 
-# What the others leave out: macros, tojson, dictionaries, loop controls, generation marks.
+# Features that the other templates lack: macros, tojson, dictionaries, loop controls, generation marks.
 FEATURES = """{%- macro header(role, options={}) -%}
 [{{ role | upper }}{% for key, value in options.items() %} {{ key }}={{ value }}{% endfor %}]
 {% endmacro -%}
@@ -163,7 +163,7 @@ def save(name, template, tokens, where):
         case "named":
             config["chat_template"] = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": template}]
         case "file":
-            # The file wins.
+            # The template file takes precedence over the config.
             config["chat_template"] = "{{ 'not this one' }}"
             (path / "chat_template.jinja").write_text(template)
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Where recordings go, and how numbers are written."""
+"""The directory of recordings, and the format of their numbers."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ TINY = TESTS / "fixtures" / "tiny"
 
 
 def f32(x):
-    """The shortest decimal that reads back to the same f32, as a float."""
+    """Returns the shortest decimal that reads back to the same f32, as a float."""
     import numpy
 
     return float(str(numpy.float32(x)))
@@ -21,7 +21,7 @@ def write(path, value):
 
 
 def write_rows(path, head, name, rows):
-    """An object with one long list, one row of the list a line."""
+    """Writes an object with one long list, with one row of the list per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = "".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)},\n" for k, v in head.items())
     body = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

@@ -1,4 +1,4 @@
-"""Small GGUF files, written by ggml's own Python package: block formats, models, tokenizers."""
+"""Writes small GGUF files with ggml's own Python package: block formats, models, tokenizers."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from tokenizer import TEXTS
 
 GGUF = TESTS / "fixtures" / "gguf"
 QUANTIZATIONS = [Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q6_K]
-# Where the f16 scales of a block are, in units of two bytes.
+# Offsets of the f16 scales in a block, in units of two bytes.
 SCALES = {Type.Q4_0: [0], Type.Q4_1: [0, 1], Type.Q8_0: [0], Type.Q4_K: [0, 1], Type.Q6_K: [104]}
 
 
@@ -34,12 +34,12 @@ def new_writer(name, architecture):
 
 
 def to_bf16(x):
-    """Rounded to nearest even, as the two bytes that are stored."""
+    """Returns bf16 rounded to nearest even, as the two stored bytes."""
     return torch.from_numpy(numpy.ascontiguousarray(x)).to(torch.bfloat16).view(torch.uint8).numpy()
 
 
 def blocks():
-    """Any bytes are a block, as long as its scales are finite: every bit of the formats matters."""
+    """Returns random blocks. Any bytes with finite scales are a block, so random bytes test every bit of a format."""
     random = numpy.random.default_rng(11)
     writer = new_writer("blocks", "llama")
     for kind in QUANTIZATIONS:
@@ -48,7 +48,7 @@ def blocks():
         raw = random.integers(0, 256, (rows, per_row, size), dtype=numpy.uint8)
         halves = raw.view(numpy.uint16)
         for index in SCALES[kind]:
-            # Signs, zeros and subnormal numbers included; the exponent of infinity and NaN is not.
+            # Scales include both signs, zeros and subnormal numbers, but not infinity and NaN.
             scale = halves[..., index]
             scale[(scale & 0x7C00) == 0x7C00] &= 0xBFFF
         raw = raw.reshape(rows, -1)
@@ -60,12 +60,12 @@ def blocks():
 
 
 def permute(weight, heads):
-    """What conversion does to q and k of llama: rotated pairs become neighbours."""
+    """Permutes the rows of llama's q and k as the conversion does: rotated pairs become neighbours."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def model(source, name=None, quantize=None, alignment=None):
-    """A directory of transformers as a GGUF file, by the package's own names of keys and tensors."""
+    """Converts a transformers directory to a GGUF file, with the package's own names of keys and tensors."""
     path = OUT / "models" / source
     config = AutoConfig.from_pretrained(path)
     kind = config.model_type
@@ -138,7 +138,7 @@ MORE_TEXTS = [
 
 
 def pipelines():
-    """Pre-tokenizer and normalizer of the models that each `tokenizer.ggml.pre` stands for."""
+    """Returns pre-tokenizer and normalizer of the models that a `tokenizer.ggml.pre` stands for."""
     gpt2 = GPT2Converter(SimpleNamespace(add_bos_token=False)).converted({"a": 0, "aa": 1}, [("a", "a")])
     qwen2 = Qwen2Converter(None).converted({"a": 0, "aa": 1}, [("a", "a")])
     llama3 = TikTokenConverter().pattern
@@ -162,15 +162,15 @@ def tokenizer(pre, pre_tokenizer, normalizer):
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False))
     state = json.loads(trained.to_str())["model"]
     merges = [tuple(merge) for merge in state["merges"]]
-    # Control tokens at the beginning and at the end, as models have them.
+    # Control tokens at the beginning and at the end, as in real models.
     control = ["<|endoftext|>", "<|im_start|>"]
     text = sorted(state["vocab"], key=state["vocab"].get)
-    # A token that no merges make, whole pieces only: what `ignore_merges` is for.
+    # No merges produce this token, so only `ignore_merges` matches it, as a whole piece.
     text.append("Ġunreachable")
     tokens = control + text + ["<|im_end|>", "<tool_call>", "</tool_call>", "<pad>"]
     types = [3] * len(control) + [1] * len(text) + [3, 4, 4, 5]
 
-    # As the `tokenizer.json` of such a model has it: unused ids are not in it.
+    # Without unused ids, as in the `tokenizer.json` of such a model.
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind != 5}
     reference = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
     reference.pre_tokenizer = pre_tokenizer

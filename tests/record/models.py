@@ -1,4 +1,4 @@
-"""Tiny random models of every kind that is supported, and the logits that transformers computes for them."""
+"""Records tiny random models of every supported kind, and the logits that transformers computes for them."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ SHAPE = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
-# Every optional key; beta_fast is chosen so that the ramp falls within a head.
+# All optional keys; with this beta_fast the ramp is within a head.
 YARN_FULL = dict(
     YARN, factor=8.0, beta_fast=2.0, beta_slow=0.25, mscale=0.7, mscale_all_dim=1.3, truncate=False
 )
 
 
 def randomize(model, seed):
-    """Weights that matter: attention that looks somewhere, biases and norms that are not their defaults."""
+    """Sets weights that affect the logits: non-uniform attention, and biases and norms other than the defaults."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -50,7 +50,7 @@ def record(name, kind, dtype, seed, shards=None, rope_parameters=False, generati
     config = config_class(**{**SHAPE, **options}, attn_implementation="eager")
     model = model_class(config).eval()
     randomize(model, seed)
-    # The parameters only: `model.to` would round the rotary frequencies too.
+    # Converts only the parameters, because `model.to` would also round the rotary frequencies.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -64,7 +64,7 @@ def record(name, kind, dtype, seed, shards=None, rope_parameters=False, generati
         generation["eos_token_id"] = generation_eos
         (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     if rope_parameters:
-        # As transformers 5 writes it.
+        # Writes the config as transformers 5 does.
         saved = json.loads((path / "config.json").read_text())
         saved["rope_parameters"] = {"rope_theta": saved.pop("rope_theta"), **saved.pop("rope_scaling")}
         saved["transformers_version"] = "5.0.0"

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct from its GGUF file, by transformers: greedy tokens with margins, ids of texts, rendered chats.
+"""Records SmolLM2-135M-Instruct in transformers: greedy tokens with margins, ids of texts, and rendered chats.
 
-The file is fetched by `demo/smollm2.sh`. Weights are those that transformers reads from it, rounded to bf16; everything is
-computed in f32 with eager attention.
+`demo/smollm2.sh` downloads the GGUF file. transformers reads the weights from it, and they are rounded to bf16. All
+computations are in f32 with eager attention.
 """
 
 import json
@@ -38,9 +38,9 @@ TEMPLATED_TEXTS = ["  two  spaces 12 ", "é😀\t<|im_end|>\nuser text", "日本
 
 
 def tokenizer(spoken):
-    """As the model's own tokenizer.json: each digit by itself, then GPT-2's split of what is between them.
+    """Sets the pre-tokenizer of the model's own tokenizer.json: splits off each digit, and splits the rest like GPT-2.
 
-    What transformers makes of a `llama` GGUF file leaves the digits to GPT-2's split, which takes the space before them.
+    For a `llama` GGUF file, transformers leaves the digits to GPT-2's split, which joins them with the space before.
     """
     parameters = load_gguf_checkpoint(str(DIR / FILE))["tokenizer"]
     tokens, types = parameters["tokens"], parameters["token_type"]
@@ -84,7 +84,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE, dtype=torch.float32, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
         rounded = parameter.data.to(torch.bfloat16).float()
-        # The file has them in f32, and they must not change: they are used as they are stored.
+        # Norms are f32 in the file and are used as stored, so rounding must not change them.
         assert not name.endswith("norm.weight") or torch.equal(rounded, parameter.data), name
         parameter.data = rounded
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()

@@ -1,4 +1,4 @@
-"""Logits before and after transformers' logits warpers."""
+"""Records logits before and after transformers' logits warpers."""
 
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -9,7 +9,7 @@ VOCAB = 40
 
 
 def warp(logits, temperature, top_k, top_p, min_p):
-    """In the order of `generate`; what is off is left out, as there."""
+    """Returns the warpers in the order of `generate`, without the inactive ones, as in `generate`."""
     scores = logits[None].clone()
     warpers = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k > 0 else []

@@ -1,8 +1,8 @@
-"""Acceptance by rejection for a batch, by flexdraft, compositions of PyTorch, and FlashInfer.
+"""Compares acceptance by rejection for a batch: flexdraft, compositions of PyTorch operations, and FlashInfer.
 
-flexdraft reads logits and the statistics of rows that its sampling pass leaves; the others read probabilities, which
-are made beforehand here, at no cost to them. Draft tokens are surely accepted in the first half of a draft and surely
-rejected after it, so that all must accept as many.
+flexdraft reads logits, and the statistics of rows from its sampling pass. The others read probabilities, which are
+computed beforehand and not timed. Draft tokens are certainly accepted in the first half of a draft and certainly
+rejected after it, so that all implementations must accept the same number.
 """
 
 import torch
@@ -20,7 +20,7 @@ def cases(small: bool) -> list[dict]:
 
 
 def composed(p, q, tokens):
-    """Rejection sampling of whole drafts at once: p [batch, drafts + 1, vocab], q [batch, drafts, vocab]."""
+    """Applies rejection sampling to whole drafts at once: p [batch, drafts + 1, vocab], q [batch, drafts, vocab]."""
     batch, drafts = tokens.shape
     of_token = lambda x: x[:, :drafts].gather(-1, tokens[..., None])[..., 0]
     passed = torch.rand(batch, drafts, device=p.device) * of_token(q) < of_token(p)
@@ -35,7 +35,7 @@ def composed(p, q, tokens):
 def run(comparison, ours, device: str, small: bool):
     for shape in cases(small):
         batch, drafts, vocab = shape["batch"], shape["drafts"], shape["vocab"]
-        # Logits that wide leave no token in between.
+        # With such a wide spread of logits, every token is certainly accepted or certainly rejected.
         target = noise((batch, drafts + 1, vocab), 1, device, torch.float32, scale=3.0)
         draft = noise((batch, drafts, vocab), 2, device, torch.float32, scale=3.0)
         gain = target[:, :drafts] - draft

@@ -1,7 +1,7 @@
-"""Joint draft-and-verify attention by flexdraft, PyTorch (dense mask, FlexAttention), FlashInfer and FlashAttention.
+"""Compares joint draft-and-verify attention: flexdraft, PyTorch (dense, FlexAttention), FlashInfer, FlashAttention.
 
-A peer gets what suits it best: keys and values already contiguous where it wants them so, masks and plans made
-beforehand. What making them takes, which a decode step pays anew, is a line of its own where it can be timed.
+Each peer gets its preferred input: contiguous keys and values if it needs them, and masks and plans made beforehand. A
+decode step would pay for making them each time; this cost is a separate line if it can be timed.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def seen(self) -> int:
-        """Cached positions that some row sees."""
+        """Returns the number of cached positions that some row sees."""
         return self.context + max(self.candidates, self.groups)
 
     @property
@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Keys of a sequence where each group's slots follow the cache."""
+        """Returns the number of keys of a sequence whose groups' slots follow the cache."""
         return self.seen + self.groups * self.slots
 
 
@@ -53,17 +53,17 @@ def shapes(small: bool) -> list[Shape]:
 
 
 class Case:
-    """The tensors of a shape, in the layout of each way."""
+    """The tensors of a shape, in the layout that each implementation needs."""
 
     def __init__(self, shape: Shape, device: str):
         self.shape, self.device = shape, device
         batch, heads, dim = shape.batch, shape.kv_heads, shape.head_dim
         each = -(-shape.seen // shape.page_size)
         width = (shape.q_heads + 2 * heads) * dim
-        # Rows as a pass has them: every sequence's candidates, then every sequence's mask rows.
+        # Rows in the order of a pass: every sequence's candidates, then every sequence's mask rows.
         self.qkv = noise((batch * shape.rows, width), 1, device)
         self.k, self.v = (noise((each * batch, shape.page_size, heads, dim), seed, device) for seed in (2, 3))
-        # Pages of a sequence are apart from each other, and not in order.
+        # Pages of a sequence are neither adjacent nor in order.
         pages = torch.arange(each - 1, -1, -1, device=device)
         self.page_ids = pages[None, :] * batch + torch.arange(batch, device=device)[:, None]
 
@@ -78,7 +78,7 @@ class Case:
         self.visible = visible(shape, device)
 
     def per_sequence(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows in the order of a pass as [batch, rows, columns]."""
+        """Returns rows in the order of a pass as [batch, rows, columns]."""
         batch, candidates = self.shape.batch, self.shape.candidates
         first, rest = rows.split([batch * candidates, rows.shape[0] - batch * candidates])
         columns = rows.shape[-1]
@@ -86,7 +86,7 @@ class Case:
                           rest.view(batch, self.shape.rows - candidates, columns)], 1)
 
     def reference(self) -> torch.Tensor:
-        """In f32, a sequence and KV head at a time."""
+        """Returns the reference output in f32, computed for one sequence and KV head at a time."""
         shape, group = self.shape, self.shape.q_heads // self.shape.kv_heads
         out = torch.empty_like(self.q, dtype=torch.float32)
         for b in range(shape.batch):
@@ -100,7 +100,7 @@ class Case:
 
 
 def visible(shape: Shape, device: str) -> torch.Tensor:
-    """[rows, keys]: candidate i sees positions 0..=n+i; rows of group k see 0..=n+k, and the slots of their own group."""
+    """Returns [rows, keys]: candidate i sees positions 0..=n+i, rows of group k see 0..=n+k and their own group."""
     rows, keys = torch.arange(shape.rows, device=device)[:, None], torch.arange(shape.keys, device=device)[None, :]
     slots = max(shape.slots, 1)
     mask, group = rows >= shape.candidates, (rows - shape.candidates) // slots
@@ -120,7 +120,7 @@ def heads_first(case: Case):
 
 
 def sdpa(case: Case):
-    """scaled_dot_product_attention with the dense mask, as the official implementation calls it."""
+    """Prepares scaled_dot_product_attention with the dense mask, as the official implementation calls it."""
     q, k, v = heads_first(case)
     mask = case.visible[None, None]
     grouped = case.shape.q_heads != case.shape.kv_heads
@@ -146,7 +146,7 @@ def flex_attention(case: Case, compiled: bool):
 
 
 def flashinfer_mask(case: Case, backend: str):
-    """FlashInfer with the mask as bits, over keys that are contiguous."""
+    """Prepares FlashInfer with the mask as bits, over contiguous keys."""
     import flashinfer
 
     shape = case.shape
@@ -159,7 +159,7 @@ def flashinfer_mask(case: Case, backend: str):
 
 
 def flashinfer_merged(case: Case, backend: str):
-    """FlashInfer without a mask over the paged prefix that every row sees, the rest with the mask, merged."""
+    """Prepares FlashInfer without a mask over the paged prefix that every row sees, merged with a masked rest."""
     import flashinfer
 
     shape, device = case.shape, case.device
@@ -191,7 +191,7 @@ def workspace(case: Case) -> torch.Tensor:
 
 
 def flash_attention(case: Case):
-    """FlashAttention 4 without a mask over the prefix, PyTorch over the rest, merged by their log-sum-exps."""
+    """Prepares FlashAttention 4 without a mask over the prefix, merged with PyTorch over the rest by log-sum-exps."""
     from flash_attn.cute.interface import flash_attn_func
 
     shape, group = case.shape, case.shape.q_heads // case.shape.kv_heads
@@ -231,7 +231,7 @@ def run(comparison, ours, device: str, small: bool):
                 ways[f"FlashInfer {backend}, merged"] = lambda b=backend: (flashinfer_merged(case, b), None)
                 ways[f"FlashInfer {backend}, custom mask"] = lambda b=backend: (flashinfer_mask(case, b), None)
             ways["FlashAttention 4, merged"] = lambda: (flash_attention(case), None)
-        # flexdraft's rows are in the order of a pass.
+        # The rows of flexdraft's output are in the order of a pass.
         def check(out):
             in_order = case.per_sequence(out).view(expected.shape) if out.dim() == 2 else out
             return relative_error(in_order, expected)

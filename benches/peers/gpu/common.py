@@ -1,4 +1,4 @@
-"""What the comparisons share: noise, times, and lines of JSON that are on disk as soon as they are known."""
+"""Helpers of the comparisons: noise, times, and lines of JSON that are on disk as soon as they are known."""
 
 import json
 import os
@@ -7,25 +7,25 @@ import time
 
 import torch
 
-# Launches whose times are taken, after launches for so many seconds: a card that waited for a compiler slowed down.
+# Number of timed launches, and seconds of launches before them: a card that waited for a compiler has slowed down.
 TIMED, WARM = 25, 0.1
 
 
 def noise(shape, seed: int, device: str, dtype=torch.bfloat16, scale=1.0) -> torch.Tensor:
-    """Normally distributed, the same for a seed on every run of a device."""
+    """Returns normally distributed numbers, the same for a seed in every run on a device."""
     generator = torch.Generator(device=device).manual_seed(seed)
     return (torch.randn(shape, generator=generator, device=device, dtype=torch.float32) * scale).to(dtype)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖; NaN, which passes no limit, where there is any."""
+    """Returns ‖found − expected‖ / ‖expected‖, or NaN, which exceeds every limit, if an element is NaN."""
     expected = expected.float()
     return ((found.float() - expected).norm() / expected.norm().clamp_min(1e-20)).item()
 
 
 class Timer:
-    """Medians of single launches. Before each, memory larger than the L2 cache is overwritten and other memory read, as
-    lines that the cache has to write back would be written on the launch's time (as benches/kernels/timing.rs does)."""
+    """Measures medians of single launches. Before each, memory larger than the L2 cache is overwritten and other memory
+    is read, because dirty lines would be written back during the launch (as benches/kernels/timing.rs does)."""
 
     def __init__(self, device: str):
         self.device = device
@@ -40,8 +40,8 @@ class Timer:
         torch.sum(self.read.view(torch.float32), 0, out=self.sum)
 
     def median_us(self, launch, restore=None) -> tuple[float, str]:
-        """The median time of `launch`, in microseconds, and whether it was replayed from a CUDA graph, which takes
-        the host's time to launch out of the number. `restore` puts back what a launch has changed, outside of it."""
+        """Returns the median time of `launch` in microseconds, and whether it was replayed from a CUDA graph, which
+        excludes the host's launch time. `restore` undoes the changes of a launch, and is not timed."""
         if self.device == "cpu":
             times = []
             for _ in range(3):
@@ -60,7 +60,7 @@ class Timer:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 launch()
             run = graph.replay
-        except Exception:  # Not everything can be captured; it is timed as it is then, and the line says so.
+        except Exception:  # A launch that cannot be captured is timed eagerly; the line says so.
             torch.cuda.synchronize()
             run, how = launch, "eager"
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(TIMED)]
@@ -83,7 +83,7 @@ class Timer:
 
 
 class Record:
-    """A file of lines of JSON, the machine's first."""
+    """A file of lines of JSON; the first line describes the machine."""
 
     def __init__(self, directory: str, name: str, device: str):
         os.makedirs(directory, exist_ok=True)
@@ -98,15 +98,15 @@ class Record:
 
 
 class Comparison:
-    """Runs the ways to compute one case, checks each against the reference, times those that agree with it."""
+    """Runs all implementations of a case, compares each with the reference, and times it if it agrees."""
 
     def __init__(self, record: Record, timer: Timer, deadline: float):
         self.record, self.timer, self.deadline = record, timer, deadline
-        self.wrong = 0  # times that flexdraft itself failed
+        self.wrong = 0  # number of failures of flexdraft itself
 
     def case(self, family: str, shape: dict, ways: dict, check, limit: float):
-        """`ways` are functions that make ready and return (launch, restore or None); `check` gives the error of what a
-        launch returns."""
+        """Measures a case. `ways` are functions that prepare an implementation and return (launch, restore or None);
+        `check` returns the error of a launch's result."""
         ours = None
         for name, prepare in ways.items():
             if time.monotonic() > self.deadline:
@@ -127,7 +127,7 @@ class Comparison:
                     ours = us
                 elif ours:
                     line["over_flexdraft"] = round(us / ours, 3)
-            except Exception as problem:  # A peer that does not run is named with its error.
+            except Exception as problem:  # The line of a peer that does not run contains its error.
                 line["failed"] = f"{type(problem).__name__}: {problem}"[:400]
                 self.wrong += name == "flexdraft"
             self.record.add(line)

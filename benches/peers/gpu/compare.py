@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Times flexdraft's kernels beside PyTorch, FlashInfer and FlashAttention, on the same tensors, in one process.
+"""Compares times of flexdraft's kernels, PyTorch, FlashInfer and FlashAttention on the same tensors, in one process.
 
     benches/peers/gpu/compare.py [--out DIRECTORY] [--seconds N] [--only FAMILY,...] [--device cuda|cpu]
 
-Needs PyTorch and the library of benches/bridge (`cargo build --release -p flexdraft-bridge`, with nvcc); what else is
-not installed is named and left out. Every result is compared with a reference in f32 before it is timed. Lines of JSON
-go to peers-FAMILY.jsonl, the shapes that matter most first, and nothing new begins after N seconds. On the CPU,
-without a GPU, small shapes run on the SIMT host: a test of this comparison, not a measurement.
+Needs PyTorch and the library of benches/bridge (`cargo build --release -p flexdraft-bridge`, with nvcc). Other
+libraries that are not installed are reported and skipped. Every result is compared with a reference in f32 before it is
+timed. Lines of JSON go to peers-FAMILY.jsonl, the most important shapes first. No measurement begins after N seconds.
+On the CPU, small shapes run on the SIMT host: a test of this comparison, not a measurement.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     ours, timer, failed = Ours(device), Timer(device), 0
     with torch.cuda.stream(torch.cuda.Stream() if device == "cuda" else None):
         for i, family in enumerate(families):
-            # What earlier families leave is the later ones'.
+            # Time that earlier families leave over is available to the later families.
             share = arguments.seconds * (i + 1) / len(families)
             record = Record(arguments.out, family, device)
             comparison = Comparison(record, timer, start + share)

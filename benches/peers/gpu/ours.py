@@ -12,12 +12,12 @@ POINTER = ctypes.c_void_p
 
 
 def struct(name: str, *fields: str, **others) -> type:
-    """A struct of u64 fields, but for `others`."""
+    """Returns a struct type with u64 fields, except for `others`."""
     declared = [(field, others.get(field, U64)) for field in fields]
     return type(name, (ctypes.Structure,), {"_fields_": declared})
 
 
-# As benches/bridge/src/operands.rs declares them.
+# The same structs as in benches/bridge/src/operands.rs.
 PassLayout = struct("PassLayout", "page_ids", "batch", "pages_each", "pages", "page_size", "start", "candidates",
                     "groups", "slots")
 AttentionOperands = struct("AttentionOperands", "qkv", "k", "v", "out", "workspace", "workspace_len", "q_heads",
@@ -30,12 +30,12 @@ AcceptOperands = struct("AcceptOperands", "sequences", "tokens", "target", "targ
 SamplingRule = struct("SamplingRule", "seed", "position", "temperature", "top_p", "top_k", temperature=F64, top_p=F64)
 VerifyRule = struct("VerifyRule", "rule", "seed", "position", "drafts")
 
-SAMPLING, STATS, VERIFY, VERDICT = range(4)  # what flexdraft_bytes is asked for
-COMMITTED = 64  # tokens that a sequence can commit
+SAMPLING, STATS, VERIFY, VERDICT = range(4)  # arguments of flexdraft_bytes
+COMMITTED = 64  # largest number of tokens that a sequence commits
 
 
 def library_path() -> pathlib.Path:
-    """Beside this script in a bundle, or where FLEXDRAFT_BRIDGE or cargo has put it."""
+    """Returns the path of the library: named by FLEXDRAFT_BRIDGE, beside this script in a bundle, or built by cargo."""
     name = "libflexdraft_bridge.so"
     places = [os.environ.get("FLEXDRAFT_BRIDGE"), pathlib.Path(__file__).parent / name,
               ROOT / "target/release" / name, ROOT / "target/debug" / name]
@@ -46,7 +46,7 @@ def library_path() -> pathlib.Path:
 
 
 class Ours:
-    """The kernels, loaded for a device: "cuda", or "cpu", where the SIMT host runs them."""
+    """The kernels, loaded for the device "cuda", or for "cpu", where the SIMT host runs them."""
 
     def __init__(self, device: str):
         self.device = device
@@ -83,19 +83,19 @@ class Ours:
         return torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0
 
     def check(self, ok):
-        """`ok` is a status, 0 if the call came through."""
+        """Raises the error of the last call unless its status `ok` is 0."""
         if ok != 0:
             raise RuntimeError(self.library.flexdraft_error(self.handle).decode())
 
     def bytes(self, what: int, count: int) -> torch.Tensor:
-        """Memory for so many items of a kind."""
+        """Returns memory for `count` items of the kind `what`."""
         return torch.zeros(count * self.library.flexdraft_bytes(what), dtype=torch.uint8, device=self.device)
 
     def zeros(self, count: int, dtype) -> torch.Tensor:
         return torch.zeros(count, dtype=dtype, device=self.device)
 
     def attention(self, shape, qkv, k, v, page_ids, out):
-        """A function that launches joint attention over these tensors; `page_ids` is [batch, pages each]."""
+        """Returns a function that launches joint attention over these tensors; `page_ids` is [batch, pages each]."""
         ids = page_ids.to(torch.int32).cpu().contiguous()
         layout = PassLayout(ids.data_ptr(), shape.batch, ids.shape[1], k.shape[0], shape.page_size, shape.context,
                             shape.candidates, shape.groups, shape.slots)
@@ -109,7 +109,7 @@ class Ours:
         kept = (workspace, qkv, k, v, out)
 
         def launch():
-            # On the stream that the tables were made on, or the call is refused.
+            # The stream must be the one that the tables were made on, or the call fails.
             assert kept
             self.check(self.library.flexdraft_attention(self.handle, self.stream, tables, ctypes.byref(operands)))
             return out
@@ -124,7 +124,7 @@ class Ours:
         return host.to(self.device)
 
     def sample(self, logits, vocab: int, sampling, calibrator=None):
-        """A function that samples `logits` [rows, stride]; its statistics, and how to read them, come with it."""
+        """Returns a function that samples `logits` [rows, stride], and the memory of the statistics."""
         rows, stride = logits.shape
         hidden, weight, bias = calibrator or (None, None, None)
         elements = self.library.flexdraft_sample_workspace(rows, vocab, int(calibrator is not None))
@@ -143,7 +143,7 @@ class Ours:
         return launch, stats
 
     def accept(self, rule: str, drafts: int, vocab: int, tokens, target, target_stats, draft, draft_stats):
-        """A function that verifies a batch; verdicts and committed tokens come with it."""
+        """Returns a function that verifies a batch, and the tensors of verdicts and committed tokens."""
         batch, stride = tokens.shape[0], target.shape[1]
         host = torch.zeros(batch * self.library.flexdraft_bytes(VERIFY), dtype=torch.uint8)
         number = ["match", "rejection", "block"].index(rule)
@@ -168,7 +168,7 @@ class Ours:
 
 
 def statistics(stats: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Fields of `FlexdraftRowStats` (cuda/sampling/params.h), a tensor each."""
+    """Returns the fields of `FlexdraftRowStats` (cuda/sampling/params.h), each as a tensor."""
     words = stats.view(torch.int32).view(-1, 12)
     floats = stats.view(torch.float32).view(-1, 12)
     return {"token": words[:, 0], "log_sum": floats[:, 2], "probability": floats[:, 3], "confidence": floats[:, 4],

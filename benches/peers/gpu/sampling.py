@@ -1,7 +1,7 @@
-"""From logits to tokens with what acceptance needs of them, by flexdraft, compositions of PyTorch, and FlashInfer.
+"""Compares sampling with the statistics for acceptance: flexdraft, compositions of PyTorch, and FlashInfer.
 
-Draws differ, as random numbers do; what is compared is the log-sum-exp, the token's probability, the largest
-probability, and that the token is one that truncation keeps.
+Implementations draw different tokens, because their random numbers differ. The comparison covers the log-sum-exp, the
+token's probability and the largest probability, and checks that truncation keeps the token.
 """
 
 import torch
@@ -23,7 +23,7 @@ def cases(small: bool) -> list[dict]:
 
 
 def composed(logits, calibrator):
-    """Calibration, softmax and a Gumbel-max draw, with the same results as flexdraft's kernel."""
+    """Computes calibration, softmax and a Gumbel-max draw, with the same results as flexdraft's kernel."""
     if calibrator is not None:
         u, w2, b2 = calibrator
         logits = logits + (u @ w2.T).float() + b2
@@ -36,7 +36,7 @@ def composed(logits, calibrator):
 
 
 def truncated(logits):
-    """Top-k, then top-p among what is left, by a sort of the ids that top-k keeps."""
+    """Applies top-k, then top-p to the remaining ids, by a sort of the ids that top-k keeps."""
     values, ids = logits.topk(TOP_K, -1)
     p = values.softmax(-1)
     kept = p.cumsum(-1) - p < TOP_P
@@ -63,7 +63,7 @@ def run(comparison, ours, device: str, small: bool):
         whole = exact.softmax(-1)
         warped = whole
         if shape["truncated"]:
-            # Everything of the k-th logit's size and up, as far as the mass goes: noise has no ties.
+            # The k largest logits, up to the mass of top-p; noise has no ties.
             ordered, ids = exact.topk(TOP_K, -1)
             p = ordered.softmax(-1)
             p = p.masked_fill(p.cumsum(-1) - p >= TOP_P, 0)
@@ -74,10 +74,10 @@ def run(comparison, ours, device: str, small: bool):
             if isinstance(found, torch.Tensor) and found.dtype == torch.uint8:
                 stats = statistics(found)
                 maximum = exact.amax(-1)
-                # flexdraft's scores count from the row's maximum.
+                # flexdraft's scores are relative to the row's maximum.
                 found = (stats["token"].long(), stats["log_sum"] + maximum, stats["probability"], stats["confidence"],
                          current)
-            if isinstance(found, torch.Tensor):  # tokens alone
+            if isinstance(found, torch.Tensor):  # only tokens
                 return 0.0 if (warped.gather(-1, found.long()[:, None]) > 0).all() else 1.0
             token, log_sum, probability, confidence, logits = found
             of_token = warped.gather(-1, token[:, None])[:, 0]
@@ -103,7 +103,7 @@ def run(comparison, ours, device: str, small: bool):
             ways["PyTorch compiled"] = lambda: (lambda: compiled(*arguments), None)
             if not rank:
                 import_flashinfer(ways, pristine, shape["truncated"])
-        # A probability's relative error is a logit's error; logits here reach 10, of which products of bf16 keep 8 bits.
+        # A probability's relative error is a logit's absolute error. Logits reach 10; bf16 products keep 8 bits.
         comparison.case("sampling", shape, ways, check, limit=2e-2 if rank else 1e-3)
 
 
