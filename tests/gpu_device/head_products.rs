@@ -11,7 +11,7 @@ use crate::support::runs::{Block, Output, blocks};
 use flexdraft::acceptance::Rule;
 use flexdraft::backend::simt::{Copies, SimtStream};
 use flexdraft::backend::{Simt, SimtOptions};
-use flexdraft::decode::{Engine, EngineOptions, Mode, Policy, Request};
+use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts, ProductMemory, ProductOut, Products, Weights};
 use flexdraft::device::{Device, DeviceError, DraftRows, Found, LinearPart, SlotRows, VerifyRows};
@@ -234,6 +234,33 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<
         device.edit_row(&mut drawn_from, row, &mut note).unwrap();
     }
     (found, bits)
+}
+
+/// Rows and statistics of q that are not those of the draft show in what is accepted: requests whose distributions
+/// differ from slot to slot, and long enough for every accepted length.
+#[test]
+fn drafts_are_verified_against_what_they_were_drawn_from() {
+    let spec = small(Some(8));
+    let requests = || {
+        let request = |(index, (rule, temperature))| Request {
+            rule,
+            sampling: SamplingParams::at_temperature(temperature),
+            seed: index,
+            record: true,
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            ..Request::new(vec![3, 1, 4, 1, 5], 60)
+        };
+        let rules = [(Rule::Rejection, 0.3), (Rule::Block, 0.3), (Rule::Rejection, 0.1), (Rule::Block, 0.6)];
+        (0..).zip(rules).map(request).collect()
+    };
+    let serve = |head_products| {
+        let device = gpu(head_products, Copies::Eager);
+        serve(device, &spec, Mode::Parallel, 1024, requests())
+    };
+    let apart = serve(HeadProducts::Apart);
+    let accepted = |a| apart.1.iter().filter(|block| block.accepted == a).count();
+    assert!((0..4).all(|a| accepted(a) > 2), "{:?}", [0, 1, 2, 3].map(accepted));
+    assert_eq!(serve(HeadProducts::Joined), apart);
 }
 
 #[test]
