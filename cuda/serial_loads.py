@@ -1,11 +1,11 @@
-"""Counts the serial global loads of a kernel, in its machine code as cuobjdump prints it.
+"""Counts the serial global loads of a kernel in its machine code, in the format of cuobjdump.
 
-A global load takes some hundred cycles. Loads that are issued one after the other, before the first result is used,
-are a batch, which a thread waits for as long as for one load. A load is *serial* if a result of its batch is used
-before the next load is issued: it ends the batch. So n loads that are each consumed before the next count as n, and
-a batch of n loads as one, its last.
+A global load takes some hundred cycles. Loads that are issued before the first result is used form a batch; a thread
+waits for a batch about as long as for a single load. A load is *serial* if a result of its batch is used before the
+next load is issued, so that the load ends its batch. Hence n loads that are each used before the next load count as n,
+and a batch of n loads counts as one (its last load).
 
-The count follows the order of the code: past conditional branches, along unconditional ones. It says nothing about
+The count follows the order of the code: past conditional branches, and along unconditional ones. It does not depend on
 how often a load is executed.
 """
 
@@ -14,7 +14,7 @@ import re
 LOADS = {"LDG", "LD"}
 # Instructions without a register to write to; every register that they name is a source.
 NO_DESTINATION = {"ST", "STG", "STS", "STL", "RED", "REDG", "LDGSTS", "BAR", "FCHK", "R2P", "WARPSYNC"}
-# The first register of each source of a matrix product stands for so many.
+# Number of registers of each source of a matrix product; the code names only the first register.
 HMMA_WIDTHS = {2: 4, 3: 2, 4: 4}
 
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
@@ -22,7 +22,7 @@ REGISTER = re.compile(r"(?<![A-Z\d_])R(\d+)((?:\.\w+)*)")
 
 
 class Instruction:
-    """One line of machine code: what it reads, what it writes and where it goes."""
+    """One line of machine code: the registers that it reads and writes, and its branch target."""
 
     def __init__(self, address, predicate, opcode, operands):
         self.address = address
@@ -78,13 +78,13 @@ class Instruction:
 
 
 def parse(line):
-    """The instruction of a line of `cuobjdump -sass`, or None."""
+    """Returns the instruction in a line of `cuobjdump -sass`, or None."""
     match = INSTRUCTION.match(line)
     return Instruction(int(match[1], 16), match[2], match[3], match[4]) if match else None
 
 
 def count(instructions):
-    """How many batches of global loads a kernel waits for."""
+    """Returns the number of batches of global loads that a kernel waits for."""
     index_of = {instruction.address: i for i, instruction in enumerate(instructions)}
     total, waiting = 0, set()
     for i, instruction in enumerate(instructions):
@@ -99,7 +99,7 @@ def count(instructions):
 
 
 def _is_serial(instructions, index_of, load, waiting):
-    """Whether a register of those that `waiting` are loaded into is used before another load is issued."""
+    """Returns whether a register in `waiting` (targets of loads) is used before another load is issued."""
     waiting, seen, i = set(waiting), {load}, load
     while waiting:
         instruction = instructions[i]

@@ -1,4 +1,4 @@
-// Runs a launch: its CTAs one after another, and the threads of a CTA as fibers, each of which runs until it waits.
+// Runs a launch: its CTAs one after another, and the threads of a CTA as fibers. A fiber runs until it waits.
 //
 // A thread waits at a barrier, or for the other lanes of a warp-wide operation. The last thread to arrive performs the
 // operation and makes all of the waiting threads runnable. If no thread can run and some have not ended, they wait for

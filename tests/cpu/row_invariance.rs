@@ -89,7 +89,7 @@ fn avx2_and_avx512_agree() {
 
 #[test]
 fn elementwise_operations_do_not_depend_on_threads() {
-    // So many columns that the device divides the rows among threads.
+    // Enough columns that the device divides the rows among threads.
     let (rows, cols) = (9, 30_000);
     let x = noise_rows(8, rows, cols);
     let y = noise_rows(9, rows, cols);

@@ -1,5 +1,5 @@
-//! The head's products of a step with mask groups: one for candidates and groups together, or one before the verdict
-//! and one after it. Both give the same bits, and measured times decide.
+//! The head's products of a step with mask groups: either one for candidates and groups together, or one before the
+//! verdict and one after it. Both ways give the same bits; measured times decide between them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use half::bf16;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
-/// Products that count those of logits, and whose times are made up.
+/// A product library that counts the products of logits and reports made-up times.
 struct Timed {
     products: CpuProducts,
     seconds: fn(usize) -> Option<f32>,
@@ -82,10 +82,10 @@ fn gpu(head_products: HeadProducts, copies: Copies) -> Gpu<CpuProducts> {
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64).with_head_products(head_products)
 }
 
-/// What a run of an engine yields: tokens of every request, and what each step verified and drafted.
+/// The output of an engine's run: tokens of every request, and the verified and drafted tokens of each step.
 type Yield = (Vec<Vec<u32>>, Vec<Block>);
 
-/// Serves the requests; request i arrives after `2 i` steps.
+/// Serves the requests; request i is added after `2 i` steps.
 fn serve<D: Device>(
     device: D,
     spec: &Spec,
@@ -95,7 +95,7 @@ fn serve<D: Device>(
 ) -> Yield {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
-    // Prompts take several steps, so that some sequences read them while others decode.
+    // Prompts take several steps, so that some sequences read their prompts while others decode.
     let options = EngineOptions { cache_tokens, prefill_rows: 24, ..EngineOptions::default() };
     let mut engine = Engine::new(model, policy, options).unwrap();
     let mut outputs: Vec<Output> = requests.iter().map(|_| Output::default()).collect();
@@ -134,7 +134,7 @@ proptest! {
             prop::collection::vec(ask(), 1..2),
             prop::collection::vec(ask(), 5..6),
         ],
-        // With room for little more than a request, drafts of others are set aside.
+        // A cache with room for little more than one request suspends the other requests with their drafts.
         cache_tokens in prop::sample::select(vec![128usize, 1024]),
         policy in 0..3,
         seed in any::<u64>(),
@@ -155,13 +155,14 @@ proptest! {
     }
 }
 
-/// A model whose drafts have one to three tokens, with a calibrator or without.
+/// Returns a small model whose drafts have one to three tokens, with or without a calibrator.
 fn small(rank: Option<usize>) -> Spec {
     let (head_dim, hidden, block_size, dtype) = (64, 32, 4, DType::Bf16);
     Spec { layers: 2, tail: 1, head_dim, hidden, block_size, rank, dtype, ..Spec::default() }
 }
 
-/// One step of two sequences: verdicts and drafts, and the bits of the logits that the drafts came from.
+/// Runs one step of two sequences; returns verdicts, drafts, and the bits of the logits that the drafts were drawn
+/// from.
 fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<u32>>) {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
@@ -185,7 +186,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<
     let mut drawn_from = model.new_logits();
     let target_logits = if joined { &mut drawn_from } else { &mut logits };
     model.logits(if joined { &all } else { &candidates }, &mut work, target_logits).unwrap();
-    // The first sequence's draft is what the target would draw greedily, the second's is in no vocabulary.
+    // The first sequence's draft has the target's greedy tokens; the second's draft token is outside the vocabulary.
     let largest = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
     let mut accepted = Vec::new();
     for row in 0..2 {
@@ -223,7 +224,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<
     model.draft(&drafts, rows, &mut results, &mut work, &mut drawn_from).unwrap();
     let found = device.read(&mut results).unwrap();
     assert_eq!(found.verdicts.iter().map(|verdict| verdict.accepted).collect::<Vec<_>>(), [2, 0]);
-    // Accepted length 2 is the first sequence's second group, 0 the second sequence's first.
+    // Accepted length 2 selects the first sequence's second group, accepted length 0 the second sequence's first group.
     let rows = match joined {
         true => [5 + drafted, 5 + 2 * drafted],
         false => [0, drafted],
@@ -310,17 +311,17 @@ fn times_decide_how_many_products_there_are() {
         let device = timed(seconds);
         device.joins_head_products(&head(&device, 40), 5, 75, 15)
     };
-    // What reads the weights once takes half the time of what reads them twice, up to some number of rows.
+    // Up to some number of rows, one product reads the weights once and takes half the time of two products.
     assert!(joins(|rows| Some(1.0 + rows as f32 / 100.0)));
     assert!(!joins(|rows| Some(1.0 + rows as f32 / 50.0)));
     assert!(joins(|rows| Some(if rows <= 80 { 1.99 } else { 9.0 } - if rows <= 15 { 0.99 } else { 0.0 })));
-    // Equal times, and times that are not known.
+    // Equal times, and unknown times.
     assert!(!joins(|rows| Some(if rows == 80 { 2.0 } else { 1.0 })));
     assert!(!joins(|rows| (rows != 80).then_some(1.0)));
     assert!(!joins(|rows| (rows != 5).then_some(0.1)));
     assert!(!joins(|_| None));
 
-    // Logits of 256 MiB at most.
+    // Joined logits take at most 256 MiB.
     let device = timed(|_| None);
     assert_eq!(device.joined_head_rows(&head(&device, 1000)), (256 << 20) / 4000);
     assert_eq!(device.joined_head_rows(&head(&device, 1001)), (256 << 20) / 4032);
@@ -328,7 +329,7 @@ fn times_decide_how_many_products_there_are() {
     assert_eq!(device.joined_head_rows(&head(&device, 1000)), 0);
 }
 
-/// Each step of decoding has one product of the head, or two.
+/// An engine uses one or two products of the head per decode step, depending on the measured times of its row counts.
 #[test]
 fn an_engine_asks_for_the_times_of_its_rows() {
     let heads = |seconds| {
@@ -351,7 +352,7 @@ fn an_engine_asks_for_the_times_of_its_rows() {
         }
         heads(&engine) - before
     };
-    // Confidence may shorten what is verified, so that the rows of a step are not known here.
+    // Confidence may shorten the verified draft, so the test does not know the number of rows of a step.
     assert_eq!(heads(|_| Some(1.0)), 3);
     assert_eq!(heads(|rows| Some(rows as f32)), 6);
 }

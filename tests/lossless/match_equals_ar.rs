@@ -96,7 +96,7 @@ proptest! {
     }
 }
 
-/// Counts each accepted length among the steps, all of which verify `verify_len` tokens.
+/// Counts each accepted length among the steps, which must all verify `verify_len` tokens.
 fn accepted_lengths(outputs: &[Output], verify_len: usize) -> Vec<usize> {
     let mut seen = vec![0; verify_len + 1];
     for record in outputs.iter().flat_map(|output| &output.records) {

@@ -165,7 +165,7 @@ pub unsafe extern "C" fn flexdraft_attention(
 ///
 /// # Safety
 ///
-/// The conditions of [`flexdraft_attention`], except that there is no pass.
+/// The conditions of [`flexdraft_attention`], without a pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_sample(
     bridge: *mut Bridge,
@@ -182,7 +182,7 @@ pub unsafe extern "C" fn flexdraft_sample(
 ///
 /// # Safety
 ///
-/// The conditions of [`flexdraft_attention`], except that there is no pass.
+/// The conditions of [`flexdraft_attention`], without a pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn flexdraft_accept(
     bridge: *mut Bridge,

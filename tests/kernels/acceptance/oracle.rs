@@ -118,8 +118,8 @@ fn prefixes(sequence: &Sequence, rows: &Distributions) -> Vec<Prefix> {
     prefixes
 }
 
-/// True if `found` may be the draw from `weights`, each of which has an error bound: no other id is certain to have a
-/// higher score.
+/// True if `found` may be the draw from `weights`, given the error bound of each weight: no other id is certain to have
+/// a higher score.
 fn may_be_drawn(weights: &[(f64, f64)], numbers: Stream, found: usize) -> bool {
     let scored = || weights.iter().zip(numbers.gumbels()).map(|(w, g)| (w, f64::from(g)));
     let surely = scored().map(|((w, error), g)| (w - error).max(0.0).ln() + g);

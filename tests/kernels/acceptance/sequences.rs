@@ -161,7 +161,7 @@ pub struct Outcome {
     pub committed: Vec<Vec<i32>>,
 }
 
-/// Rows of logits that come before those of the drafts and have no statistics.
+/// Number of rows of logits before the drafts' rows; they have no statistics.
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
 pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: &[Sequence]) -> Outcome {
