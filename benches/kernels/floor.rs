@@ -132,7 +132,7 @@ pub fn sampling(rows: u64, vocab: u64, logit_bytes: u64, calibrated: Option<Cali
     floor
 }
 
-/// What an acceptance rule reads of the logits.
+/// The logits that an acceptance rule reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
     /// Greedy and `match`: no logits, only statistics of rows.

@@ -1,4 +1,4 @@
-//! How property tests are run: the number of random cases, and where failing cases are kept.
+//! Settings of property tests: the number of random cases, and the files of failing cases.
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::FileFailurePersistence;

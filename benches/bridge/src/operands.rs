@@ -128,7 +128,7 @@ pub struct AcceptOperands {
     pub block: u64,
 }
 
-/// How rows are warped and drawn from; row r uses the random numbers of slot r.
+/// Sampling parameters of rows; row r draws with the random numbers of slot r.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SamplingRule {
@@ -144,7 +144,7 @@ pub struct SamplingRule {
     pub top_k: u64,
 }
 
-/// How sequences are verified.
+/// Parameters of the verification of sequences.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyRule {

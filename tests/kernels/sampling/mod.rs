@@ -257,8 +257,8 @@ fn min_p_does_not_bring_back_what_top_k_dropped() {
     }
 }
 
-/// At the highest temperatures scores are multiples of the smallest number, so logits that differ share one. The second
-/// chunk's largest logit is below that of the last id kept in the first, and has its score.
+/// At the highest temperatures, scores are multiples of the smallest f32, so different logits can have the same score.
+/// The second chunk's largest logit is below the logit of the first chunk's last kept id, but has the same score.
 #[test]
 fn a_chunk_is_not_passed_over_because_its_score_was_rounded_up() {
     let params = SamplingParams { top_k: 3, ..SamplingParams::at_temperature(3e38) };
@@ -271,7 +271,7 @@ fn a_chunk_is_not_passed_over_because_its_score_was_rounded_up() {
     check(&outcome, &batch.ways);
 }
 
-/// Close races: few ids, nearly equal, many draws, so that a winner by a little is common.
+/// Close races: many draws over a few ids of nearly equal weight, so that the winner is often ahead by very little.
 #[test]
 fn a_race_is_won_by_however_little() {
     for vocab in [4, 9, 33] {
@@ -458,14 +458,14 @@ fn odd_rows_have_a_defined_outcome() {
     }
 }
 
-/// The host refuses temperatures without a finite reciprocal; what other callers put on the device is greedy.
+/// The host refuses temperatures without a finite reciprocal; if another caller puts one on the device, it is greedy.
 #[test]
 fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
     assert!(RowSampling::new(&SamplingParams::at_temperature(1e-39), None).is_err());
     let way = Way::drawn(SamplingParams { top_k: 3, ..SamplingParams::at_temperature(1.0) }, 4);
     let sampling = RowSampling::new(&way.params, way.stream()).unwrap();
     for inverse in [0.0, -0.0, -1.0, NAN, INF, -INF] {
-        // Two words of seed and two of position stand before it.
+        // The inverse temperature follows two words of seed and two of position.
         let mut words: [u32; 10] = bytemuck::cast(sampling);
         words[4] = f32::to_bits(inverse);
         let (stats, error) = indexed(&[0, 1], &[0], &[bytemuck::cast(words), sampling], &[-1, -1]);
@@ -475,7 +475,7 @@ fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
     }
 }
 
-/// What a launch of one hand-made operand set gives.
+/// Returns the results of a launch with hand-made operands.
 fn indexed(index: &[i32], starts: &[i32], sampling: &[RowSampling], draft: &[i32]) -> (Vec<RowStats>, u32) {
     let kernels = kernels();
     let stream = kernels.backend().stream();
