@@ -237,8 +237,8 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<
     (found, bits)
 }
 
-/// Rows and statistics of q that are not those of the draft show in what is accepted: requests whose distributions
-/// differ from slot to slot, and long enough for every accepted length.
+/// Drafts are verified against the rows and statistics of q that they were drawn from. The requests' distributions
+/// differ from slot to slot, so wrong rows would change the accepted lengths, and every accepted length occurs.
 #[test]
 fn drafts_are_verified_against_what_they_were_drawn_from() {
     let spec = small(Some(8));

@@ -154,7 +154,7 @@ prop_compose! {
     }
 }
 
-/// Verdicts and committed tokens.
+/// The verdicts and the committed tokens of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub verdicts: Vec<Verdict>,
@@ -238,7 +238,7 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
         vec![Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 }; batch];
     let mut committed = vec![99i32; batch * MAX_COMMITTED];
     let mut outcomes = Vec::new();
-    // Reading every id, and passing over chunks in which nothing of p is kept.
+    // Once reading every id, and once skipping chunks without an id that p keeps.
     for partials in [None, Some(&partials)] {
         kernels
             .accept(
