@@ -133,8 +133,8 @@ fn a_bonus_token_without_a_draft_beside_it_is_drawn_from_the_target() {
     }
 }
 
-/// All that top-k keeps is in one of eight chunks. Every launch comes twice: reading every id, and knowing the largest
-/// logits of the target's chunks.
+/// All ids that top-k keeps are in one of eight chunks. Each launch runs twice: once reading every id, and once with
+/// the largest logits of the target's chunks, which allow it to skip chunks.
 #[test]
 fn chunks_of_the_target_without_a_kept_id_are_not_read() {
     let vocab = 8192;
