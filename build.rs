@@ -1,4 +1,4 @@
-//! Compiles the CUDA kernel sources: for GPUs if nvcc is found, and for the SIMT host if the feature `simt`
+//! Compiles the CUDA kernel sources: for GPUs if nvcc is found, and for the SIMT emulator if the feature `simt`
 //! is on.
 
 use std::error::Error;
@@ -13,7 +13,7 @@ mod simt;
 /// The directories of `cuda` that contain kernels, each in a file with the directory's name.
 const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
 
-/// Kernels of single instructions, for comparing the SIMT host's models of instructions; only in test builds.
+/// Kernels of single instructions, for comparing the SIMT emulator's models of instructions; only in test builds.
 const INSTRUCTIONS: &str = "golden";
 
 fn main() -> ExitCode {

@@ -5,10 +5,10 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flexdraft::acceptance::Rule;
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions, InstructionSet};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
-    SlotRows, Verdict,
+    SequenceVerdict, SlotRows,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -45,7 +45,7 @@ fn devices() -> Vec<(String, Cpu)> {
     devices
 }
 
-fn filled(device: &Cpu, mut buffer: Buffer, rows: usize) -> Buffer {
+fn filled(device: &Cpu, mut buffer: CpuBuffer, rows: usize) -> CpuBuffer {
     device.resize(&mut buffer, rows).expect("memory");
     let values = noise(buffer.cols());
     for row in 0..rows {
@@ -135,9 +135,9 @@ fn sampling(criterion: &mut Criterion) {
                 seed: 1,
             };
             let mut results = device.new_results();
-            results.found.verdicts = vec![Verdict { accepted: 0, bonus: 0, next_start: 9 }];
+            results.found.verdicts = vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 9 }];
             let rows = SlotRows::Pass { first_logits: 0 };
-            device.select(std::slice::from_ref(&draft), rows, &mut results).expect("a group");
+            device.select_drafts(std::slice::from_ref(&draft), rows, &mut results).expect("a group");
             group.throughput(Throughput::Bytes(15 * 151_936 * 4));
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
                 bencher.iter(|| {

@@ -101,7 +101,7 @@ pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Er
 }
 
 /// Returns the kernels that a source lists in its `FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)`. The SIMT
-/// host is built from the same list, so both have the same kernels.
+/// emulator is built from the same list, so both have the same kernels.
 pub fn kernel_table(source: &str) -> Result<Vec<String>, String> {
     const MACRO: &str = "FLEXDRAFT_KERNEL_TABLE(";
     let code: String =

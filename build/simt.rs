@@ -1,4 +1,4 @@
-//! Compiles the SIMT host: its own sources, and every kernel file twice, without checks and with hooks for
+//! Compiles the SIMT emulator: its own sources, and every kernel file twice, without checks and with hooks for
 //! checks.
 //!
 //! | environment variable | meaning |
@@ -87,7 +87,7 @@ fn sanitized() -> Result<bool, Box<dyn Error>> {
 /// Returns a source that defines `simt::find` over the tables of all kernel files. It lists the tables by
 /// name, because a linker drops objects that only register themselves from a static archive.
 fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Error> {
-    let mut source = String::from("#include \"host.h\"\n\nextern \"C\" {\n");
+    let mut source = String::from("#include \"emulator.h\"\n\nextern \"C\" {\n");
     for (variant, _) in VARIANTS {
         for (family, _) in kernels {
             writeln!(source, "extern const simt::Kernel flexdraft_simt_{variant}_{family}[];")?;

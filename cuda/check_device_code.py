@@ -7,7 +7,7 @@ Compiles every family with the options of the build (nvcc.args), prints a table 
 and fails if the machine code has one of these properties:
 
 - a register spill or a stack frame: both are local memory, that is, global memory traffic;
-- static shared memory: the SIMT host knows only the dynamic kind;
+- static shared memory: the SIMT emulator knows only the dynamic kind;
 - a float atomic: the order of its additions, and so the result's bits, would change from run to run;
 - a kernel that is a matrix product (attention over keys and values, the calibrator's W2) without HMMA
   (matrix units) or LDGSTS (asynchronous copies), or a family that should have such a kernel and has none;

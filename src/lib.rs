@@ -17,7 +17,7 @@
 //! | `model` | configurations, weights, tokenizers, the forward pass | `runner` |
 //! | `device` | the operations of a decode step, for CPU and GPU | `runner` |
 //! | [`kernels`] | the CUDA kernels: one safe method per kernel, which checks its operands and launches | |
-//! | [`backend`] | the places where kernels run: a GPU, or the SIMT host in tests | |
+//! | [`runtime`] | the places where kernels run: a GPU, or the SIMT emulator in tests | |
 //! | [`acceptance`] | the four acceptance rules | |
 //! | [`sampling`] | temperature, top-k, top-p, min-p, and drawing a token | |
 //! | [`random`] | the random-number contract: Philox, keyed by position | |
@@ -29,7 +29,6 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod acceptance;
-pub mod backend;
 #[cfg(feature = "runner")]
 pub mod decode;
 #[cfg(feature = "runner")]
@@ -40,6 +39,7 @@ pub mod layout;
 #[cfg(feature = "runner")]
 pub mod model;
 pub mod random;
+pub mod runtime;
 pub mod sampling;
 #[cfg(feature = "runner")]
 pub mod tensor;

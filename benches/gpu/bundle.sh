@@ -31,15 +31,15 @@ messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
 # One build of everything: dependencies then get the features of all targets and are compiled once.
 cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli \
-  -p flexdraft-bridge --lib --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
+  -p flexdraft-ffi --lib --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
 for name in on_gpu golden_vectors kernels; do
   binary=$(sed -n "s|.*\"executable\":\"\([^\"]*/$name-[0-9a-f]*\)\".*|\1|p" "$messages")
   strip -o "$out/$name" "$binary"
 done
 strip -o "$out/flexdraft" "$(sed -n 's|.*"executable":"\([^"]*/flexdraft\)".*|\1|p' "$messages")"
 mkdir -p "$out/peers/gpu"
-library=$(sed -n 's|.*"\(/[^"]*/libflexdraft_bridge\.so\)".*|\1|p' "$messages" | head -n 1)
-strip -o "$out/peers/gpu/libflexdraft_bridge.so" "$library"
+library=$(sed -n 's|.*"\(/[^"]*/libflexdraft_ffi\.so\)".*|\1|p' "$messages" | head -n 1)
+strip -o "$out/peers/gpu/libflexdraft_ffi.so" "$library"
 cp benches/peers/gpu/*.py "$out/peers/gpu"
 # The scripts of PyTorch's steps, with their modules.
 for script in benches/peers/step*.py; do

@@ -7,7 +7,7 @@ A REPORT is the report.tgz that run.sh writes, or the folder of its files; the r
 results of an earlier one. Writes benches/results/gpu-<device>.json: every run with its status, the result of the first
 launch of each kernel, the algorithms for products, and the completed measurements of steps, kernels and other
 libraries; benches/gpu/plot.py plots that file. The GPU's results of single instructions become
-tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT host's models with. """
+tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT emulator's models with. """
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the bundle and runs all of it on this machine, without a GPU: the kernels on the SIMT host, steps on the CPU. A
+# Builds the bundle and runs all of it on this machine, without a GPU: the kernels on the SIMT emulator, steps on the CPU. A
 # run on a GPU should then fail only because of the GPU. Without the build, the rehearsal took 4 minutes on two busy
 # cores.
 #

@@ -21,7 +21,7 @@
 # an archive of these files, at most some seconds old. It is replaced atomically, so that it is complete even if this
 # script is killed. benches/gpu/fold.py reads both.
 #
-# FLEXDRAFT_REHEARSE=1 runs all of it without a GPU, on the SIMT host and the CPU: a test of the bundle.
+# FLEXDRAFT_REHEARSE=1 runs all of it without a GPU, on the SIMT emulator and the CPU: a test of the bundle.
 set -uo pipefail
 export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
@@ -138,7 +138,7 @@ skip() { # NAME REASON
   echo "$1: skipped, $2"
 }
 left() { echo $((part_deadline - SECONDS)); }
-allowed() { # CAP: prints the seconds that a program may take; CAP does not apply to rehearsals on the SIMT host
+allowed() { # CAP: prints the seconds that a program may take; CAP does not apply to rehearsals on the SIMT emulator
   local left
   [ -z "$rehearse" ] || { left; return; }
   left=$(left)
@@ -230,7 +230,7 @@ first() {
 
 correct() {
   local test pair way on
-  # A test spends most of its time in the SIMT host or the reference, on one core.
+  # A test spends most of its time in the SIMT emulator or the reference, on one core.
   slots=$(nproc)
   [ "$slots" -ge 4 ] || slots=4
   for test in $("$here/on_gpu" --list --format terse 2> /dev/null | sed -n 's/: test$//p'); do

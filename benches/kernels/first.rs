@@ -4,7 +4,7 @@
 //! JSON to `first-kernels.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names. Results are not looked at:
 //! `tests/on_gpu` does that. A launch that fails may take the whole context with it, so the program ends at the first
 //! failure; called again with the number of `case` lines that are in the file, it goes on after the failed case.
-//! Without a GPU the kernels run on the SIMT host, unless `FLEXDRAFT_REQUIRE_GPU` is set.
+//! Without a GPU the kernels run on the SIMT emulator, unless `FLEXDRAFT_REQUIRE_GPU` is set.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use flexdraft::backend::{BackendError, Cuda, Limits, Simt, SimtOptions};
 use flexdraft::kernels::{KernelError, Kernels};
+use flexdraft::runtime::{Cuda, Limits, RuntimeError, Simt, SimtOptions};
 use half::bf16;
 use serde_json::{Value, json};
 
@@ -128,7 +128,7 @@ fn planned<B: Waits>() -> Vec<Planned<B>> {
 
 /// Runs the cases from number `from` on, until one fails.
 fn launch_all<B: Waits>(
-    backend: B,
+    runtime: B,
     stream: B::Stream,
     log: &Arc<Log>,
     from: usize,
@@ -136,7 +136,7 @@ fn launch_all<B: Waits>(
 where
     B::Stream: Clone,
 {
-    let inner = Arc::new(backend);
+    let inner = Arc::new(runtime);
     for case in planned::<B>().into_iter().skip(from) {
         log.add(&json!({"case": case.name}))?;
         let all = inner.limits();
@@ -175,13 +175,13 @@ fn missing(
     Ok(ours.filter(|name| !launched.contains(*name)).collect())
 }
 
-/// Launches everything on the SIMT host, from case number `from` on.
+/// Launches everything on the SIMT emulator, from case number `from` on.
 pub fn on_simt(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     let simt = Simt::new(SimtOptions::default());
     let stream = simt.stream();
     let log = Arc::new(Log::open(&directory.join(FILE))?);
     if from == 0 {
-        log.add(&json!({"device": "SIMT host"}))?;
+        log.add(&json!({"device": "SIMT emulator"}))?;
     }
     launch_all(simt, stream, &log, from)
 }
@@ -193,11 +193,11 @@ fn on_cuda(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     let context_seconds = begun.elapsed().as_secs_f64();
     let path = directory.join(FILE);
     let log = Arc::new(Log::open(&path)?);
-    let driver = |error: cudarc::driver::DriverError| BackendError::Driver(error.to_string());
+    let driver = |error: cudarc::driver::DriverError| RuntimeError::Driver(error.to_string());
     let cuda = Cuda::new(&context)?;
     if from == 0 {
         let Limits { multiprocessors, shared_bytes_per_cta, shared_bytes_per_multiprocessor } =
-            flexdraft::backend::Backend::limits(&cuda);
+            flexdraft::runtime::Runtime::limits(&cuda);
         log.add(&json!({
             "device": context.name().map_err(driver)?,
             "compute_capability": context.compute_capability().map_err(driver)?,
@@ -221,7 +221,7 @@ pub fn run(from: usize) -> Result<(), Box<dyn Error>> {
     let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
     match on_cuda(&directory, from) {
         Err(error) if env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none() && no_gpu(error.as_ref()) => {
-            eprintln!("*** on the SIMT host, without a GPU: {error} ***");
+            eprintln!("*** on the SIMT emulator, without a GPU: {error} ***");
             on_simt(&directory, from)
         }
         other => other,
@@ -229,6 +229,6 @@ pub fn run(from: usize) -> Result<(), Box<dyn Error>> {
 }
 
 fn no_gpu(error: &(dyn Error + 'static)) -> bool {
-    let found = error.downcast_ref::<BackendError>();
-    matches!(found, Some(BackendError::Unavailable(_) | BackendError::NoDeviceCode))
+    let found = error.downcast_ref::<RuntimeError>();
+    matches!(found, Some(RuntimeError::Unavailable(_) | RuntimeError::NoDeviceCode))
 }

@@ -3,7 +3,7 @@
 //!
 //! The floor counts the operands in the formulas of the method, each byte once. It leaves out tables of a few bytes per
 //! row and arithmetic outside of matrix products, which bounds no kernel here. `tests/kernels/floors.rs` compares the
-//! bytes with the reads and writes that the SIMT host sees.
+//! bytes with the reads and writes that the SIMT emulator sees.
 
 /// Bytes of an element.
 const BF16: u64 = 2;
@@ -29,7 +29,7 @@ pub struct Floor {
 
 /// The measured rates of a device, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ceilings {
+pub struct Peaks {
     /// Bytes read plus bytes written by a copy.
     pub bytes: f64,
     /// Floating-point operations of a large bf16 product.
@@ -52,9 +52,9 @@ impl Floor {
     }
 
     /// Returns the least time in seconds, and the resource that bounds it.
-    pub fn seconds(&self, ceilings: Ceilings) -> (f64, Bound) {
-        let memory = self.bytes() as f64 / ceilings.bytes;
-        let math = self.flops as f64 / ceilings.flops;
+    pub fn seconds(&self, peaks: Peaks) -> (f64, Bound) {
+        let memory = self.bytes() as f64 / peaks.bytes;
+        let math = self.flops as f64 / peaks.flops;
         if math > memory { (math, Bound::Math) } else { (memory, Bound::Memory) }
     }
 }

@@ -1,11 +1,11 @@
-//! The backend that the cases run on: its kernels, and memory for their operands.
+//! The runtime that the cases run on: its kernels, and memory for their operands.
 
-use flexdraft::backend::{Backend, BackendError, Element};
 use flexdraft::kernels::Kernels;
+use flexdraft::runtime::{Element, Runtime, RuntimeError};
 use half::bf16;
 
 /// Kernels with the stream that they are launched on.
-pub struct Machine<B: Backend> {
+pub struct Machine<B: Runtime> {
     pub kernels: Kernels<B>,
     pub stream: B::Stream,
 }
@@ -13,16 +13,16 @@ pub struct Machine<B: Backend> {
 /// Number of distinct random values of a tensor; larger tensors repeat them.
 const DISTINCT: usize = 1 << 20;
 
-impl<B: Backend> Machine<B> {
-    pub fn memory<T: Element>(&self, host: &[T]) -> Result<B::Memory<T>, BackendError> {
-        let backend = self.kernels.backend();
-        let mut memory = backend.allocate(&self.stream, host.len())?;
-        backend.upload(&self.stream, host, &mut memory, 0)?;
+impl<B: Runtime> Machine<B> {
+    pub fn memory<T: Element>(&self, host: &[T]) -> Result<B::Memory<T>, RuntimeError> {
+        let runtime = self.kernels.runtime();
+        let mut memory = runtime.allocate(&self.stream, host.len())?;
+        runtime.upload(&self.stream, host, &mut memory, 0)?;
         Ok(memory)
     }
 
-    pub fn zeros<T: Element>(&self, len: usize) -> Result<B::Memory<T>, BackendError> {
-        self.kernels.backend().allocate(&self.stream, len)
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<B::Memory<T>, RuntimeError> {
+        self.kernels.runtime().allocate(&self.stream, len)
     }
 
     /// Returns memory with numbers uniform in −2..2.
@@ -31,7 +31,7 @@ impl<B: Backend> Machine<B> {
         seed: u64,
         len: usize,
         convert: fn(f32) -> T,
-    ) -> Result<B::Memory<T>, BackendError> {
+    ) -> Result<B::Memory<T>, RuntimeError> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
             state ^= state << 13;
@@ -40,19 +40,19 @@ impl<B: Backend> Machine<B> {
             convert((state >> 40) as f32 / (1u32 << 22) as f32 - 2.0)
         };
         let block: Vec<T> = (0..len.min(DISTINCT)).map(|_| next()).collect();
-        let backend = self.kernels.backend();
-        let mut memory = backend.allocate(&self.stream, len)?;
+        let runtime = self.kernels.runtime();
+        let mut memory = runtime.allocate(&self.stream, len)?;
         for first in (0..len).step_by(DISTINCT) {
-            backend.upload(&self.stream, &block[..DISTINCT.min(len - first)], &mut memory, first)?;
+            runtime.upload(&self.stream, &block[..DISTINCT.min(len - first)], &mut memory, first)?;
         }
         Ok(memory)
     }
 
-    pub fn bf16_noise(&self, seed: u64, len: usize) -> Result<B::Memory<bf16>, BackendError> {
+    pub fn bf16_noise(&self, seed: u64, len: usize) -> Result<B::Memory<bf16>, RuntimeError> {
         self.noise(seed, len, bf16::from_f32)
     }
 
-    pub fn f32_noise(&self, seed: u64, len: usize) -> Result<B::Memory<f32>, BackendError> {
+    pub fn f32_noise(&self, seed: u64, len: usize) -> Result<B::Memory<f32>, RuntimeError> {
         self.noise(seed, len, |x| x)
     }
 }

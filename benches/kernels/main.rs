@@ -4,7 +4,7 @@
 //!
 //! `cargo bench --bench kernels -- '^attention/'` measures one family. Each case is a line of JSON (record.rs) in
 //! `kernels-FAMILY.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names or else in `target/kernels`. The
-//! ceilings that floors are computed from (floor.rs) are measured first, on the same device. Without a GPU, or without
+//! peaks that floors are computed from (floor.rs) are measured first, on the same device. Without a GPU, or without
 //! device code in the build, the program says so and exits successfully. `FLEXDRAFT_REQUIRE_GPU=1` makes this case a
 //! failure; a family whose cases all failed is a failure too.
 //!
@@ -12,10 +12,10 @@
 //! matrix products (survey.rs).
 
 mod cases;
-mod ceilings;
 mod first;
 mod floor;
 mod machine;
+mod peaks;
 mod products;
 mod record;
 mod survey;
@@ -37,10 +37,10 @@ use cases::selection::{Rotations, Selection};
 use cases::{Case, Prepared};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
-use flexdraft::backend::Cuda;
 use flexdraft::device::DeviceError;
 use flexdraft::kernels::{KernelError, Kernels};
-use floor::Ceilings;
+use flexdraft::runtime::Cuda;
+use floor::Peaks;
 use machine::Machine;
 use products::Product;
 use record::{Device, Line, Measured, Record};
@@ -63,7 +63,7 @@ impl Bench {
         // With only the default stream, memory needs no events, whose time would count.
         let stream = context.default_stream();
         let mut timer = Timer::new(&context, &stream)?;
-        let device = ceilings::measure(&context, &stream, &mut timer)?;
+        let device = peaks::measure(&context, &stream, &mut timer)?;
         let results = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
         Ok(Bench { machine: Machine { kernels, stream }, timer, device, results, failed: false })
     }
@@ -95,7 +95,7 @@ impl Bench {
             let what = what(case);
             // Operands exist only while their case runs, because together they would not fit in memory.
             let prepare = || prepare(case, &self.machine);
-            match measure(&mut self.timer, self.device.ceilings(), &mut group, &what, prepare) {
+            match measure(&mut self.timer, self.device.peaks(), &mut group, &what, prepare) {
                 Ok(Some(line)) => {
                     let record = match record {
                         Some(record) => record,
@@ -154,7 +154,7 @@ fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, W
 /// Measures a case, if the command line asks for it, and compares its time with its floor.
 fn measure<'a>(
     timer: &mut Timer,
-    ceilings: Ceilings,
+    peaks: Peaks,
     group: &mut BenchmarkGroup<'_, WallTime>,
     what: &Measured,
     prepare: impl Fn() -> Result<Box<dyn Prepared + 'a>, KernelError>,
@@ -201,7 +201,7 @@ fn measure<'a>(
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let line = Line::new(what, seconds, ceilings);
+    let line = Line::new(what, seconds, peaks);
     if let Some(line) = &line {
         println!(
             "    floor {:.1} µs ({}), {:.0} % of it reached, {:.0} GB/s, {:.0} TFLOP/s",

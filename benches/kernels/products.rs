@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use cudarc::driver::CudaSlice;
-use flexdraft::backend::{Backend, BackendError, Cuda};
 use flexdraft::device::DeviceError;
 use flexdraft::device::gpu::{CublasLayer, CublasLt, ProductMemory, ProductOut, Products, Weights};
 use flexdraft::kernels::KernelError;
+use flexdraft::runtime::{Cuda, Runtime, RuntimeError};
 use half::bf16;
 
 use crate::cases::Prepared;
@@ -62,12 +62,12 @@ impl Product {
     }
 
     pub fn prepare<'a>(&self, machine: &'a Machine<Cuda>) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let x = machine.bf16_noise(1, self.rows * self.in_cols)?;
         let out = machine.zeros(self.rows * self.out_cols)?;
         if !self.row_invariant {
             let library = CudaBlasLT::new(stream.clone());
-            let library = library.map_err(|error| BackendError::Driver(format!("cuBLASLt: {error}")))?;
+            let library = library.map_err(|error| RuntimeError::Driver(format!("cuBLASLt: {error}")))?;
             let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
             return Ok(Box::new(Any { library, case: *self, weight, x, out }));
         }
@@ -77,16 +77,16 @@ impl Product {
         stream.synchronize().map_err(driver)?;
         let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
         let products = library(stream)?;
-        let layer = products.new_layer(backend, stream, &weights).map_err(kernel_error)?;
+        let layer = products.new_layer(runtime, stream, &weights).map_err(kernel_error)?;
         // Prepares the layer as a model does: the algorithms for all numbers of rows give equal bits.
         let most = ROWS.into_iter().max().unwrap_or(1);
-        products.prepare(backend, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
-        Ok(Box::new(Invariant { backend, stream, products, layer, case: *self, x, out }))
+        products.prepare(runtime, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
+        Ok(Box::new(Invariant { runtime, stream, products, layer, case: *self, x, out }))
     }
 }
 
 /// Returns the library that all cases share, so that the algorithms of a layer are chosen once.
-fn library(stream: &<Cuda as Backend>::Stream) -> Result<&'static CublasLt, KernelError> {
+fn library(stream: &<Cuda as Runtime>::Stream) -> Result<&'static CublasLt, KernelError> {
     static LIBRARY: OnceLock<CublasLt> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
         return Ok(library);
@@ -96,12 +96,12 @@ fn library(stream: &<Cuda as Backend>::Stream) -> Result<&'static CublasLt, Kern
 }
 
 fn kernel_error(error: DeviceError) -> KernelError {
-    BackendError::Driver(error.to_string()).into()
+    RuntimeError::Driver(error.to_string()).into()
 }
 
 struct Invariant<'a> {
-    backend: &'a Cuda,
-    stream: &'a <Cuda as Backend>::Stream,
+    runtime: &'a Cuda,
+    stream: &'a <Cuda as Runtime>::Stream,
     products: &'static CublasLt,
     layer: CublasLayer,
     case: Product,
@@ -115,7 +115,7 @@ impl Prepared for Invariant<'_> {
         let out = ProductOut { memory, stride: self.case.out_cols, first_row: 0 };
         let rows = 0..self.case.rows;
         self.products
-            .multiply(self.backend, self.stream, &self.layer, &self.x, rows, out)
+            .multiply(self.runtime, self.stream, &self.layer, &self.x, rows, out)
             .map_err(kernel_error)
     }
 }
@@ -152,6 +152,6 @@ impl Prepared for Any {
         };
         // SAFETY: the three matrices have the sizes in the config.
         unsafe { self.library.matmul(config, &self.weight, &self.x, &mut self.out, None, None) }
-            .map_err(|error| BackendError::Driver(format!("cuBLASLt: {error}")).into())
+            .map_err(|error| RuntimeError::Driver(format!("cuBLASLt: {error}")).into())
     }
 }

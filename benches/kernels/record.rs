@@ -1,6 +1,6 @@
 //! The record of a measurement: a line of JSON, and the file that lines are added to as soon as they are known.
 //!
-//! The first line of a file `kernels-FAMILY.jsonl` has the device's ceilings; every other line is a case.
+//! The first line of a file `kernels-FAMILY.jsonl` has the device's peaks; every other line is a case.
 //! `benches/gpu/fold.py` reads these files.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cases::Case;
-use crate::floor::{Bound, Ceilings, Floor};
+use crate::floor::{Bound, Floor, Peaks};
 
 /// The device, and its limits as measured in this run.
 #[derive(Clone, Debug, Serialize)]
@@ -26,8 +26,8 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn ceilings(&self) -> Ceilings {
-        Ceilings { bytes: self.copy_bytes_per_second, flops: self.product_flops_per_second }
+    pub fn peaks(&self) -> Peaks {
+        Peaks { bytes: self.copy_bytes_per_second, flops: self.product_flops_per_second }
     }
 }
 
@@ -46,7 +46,7 @@ pub struct Line {
     /// Bytes and operations that the floor counts.
     pub bytes: u64,
     pub flops: u64,
-    /// The floor with the ceilings of this run, in microseconds, and the bound: `memory` or `math`.
+    /// The floor with the peaks of this run, in microseconds, and the bound: `memory` or `math`.
     pub floor_us: f64,
     pub bound: &'static str,
     /// Floor over median: a kernel with 1 cannot be faster.
@@ -58,7 +58,7 @@ pub struct Line {
 
 impl Line {
     /// Returns the line of a case whose launches took `seconds`; `None` without a launch.
-    pub fn new(what: &Measured, mut seconds: Vec<f64>, ceilings: Ceilings) -> Option<Self> {
+    pub fn new(what: &Measured, mut seconds: Vec<f64>, peaks: Peaks) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
             let last = seconds.len().checked_sub(1)?;
@@ -66,7 +66,7 @@ impl Line {
         };
         let median = quantile(0.5)?;
         let floor = &what.floor;
-        let (least, bound) = floor.seconds(ceilings);
+        let (least, bound) = floor.seconds(peaks);
         Some(Line {
             kernel: what.kernel,
             shape: what.shape.clone(),

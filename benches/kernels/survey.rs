@@ -2,7 +2,7 @@
 //! bits.
 //!
 //! `kernels first-products` adds lines of JSON to `first-products.jsonl`, in the directory that
-//! `FLEXDRAFT_BENCH_RESULTS` names: the device with its ceilings, then for each layer of Qwen3-8B and SmolLM2-135M the
+//! `FLEXDRAFT_BENCH_RESULTS` names: the device with its peaks, then for each layer of Qwen3-8B and SmolLM2-135M the
 //! layer, one line per algorithm and bucket of row counts (its times, and the class of its bits: equal classes are
 //! equal bits), and the seconds of the products that the decode loop would use. A layer's lines are on disk as soon as
 //! they are known.
@@ -11,8 +11,8 @@ use std::env;
 use std::error::Error;
 use std::path::PathBuf;
 
-use flexdraft::backend::{Backend, Cuda};
-use flexdraft::device::gpu::{Ceilings, CublasLt, ProductCandidate, Products, Weights};
+use flexdraft::device::gpu::{CublasLt, Peaks, ProductCandidate, Products, Weights};
+use flexdraft::runtime::{Cuda, Runtime};
 use half::bf16;
 use serde_json::json;
 
@@ -59,18 +59,18 @@ fn weights(in_cols: usize, out_cols: usize) -> Weights {
 /// Surveys one layer.
 fn survey(
     products: &CublasLt,
-    backend: &Cuda,
-    stream: &<Cuda as Backend>::Stream,
+    runtime: &Cuda,
+    stream: &<Cuda as Runtime>::Stream,
     (_, _, out_cols, in_cols, logits): Layer,
     log: &Log,
 ) -> Result<(), Box<dyn Error>> {
-    let layer = products.new_layer(backend, stream, &weights(in_cols, out_cols))?;
+    let layer = products.new_layer(runtime, stream, &weights(in_cols, out_cols))?;
     let most = ROWS[ROWS.len() - 1];
-    for candidate in products.survey(backend, stream, &layer, out_cols, most, logits)? {
+    for candidate in products.survey(runtime, stream, &layer, out_cols, most, logits)? {
         let ProductCandidate { algorithm, rows, seconds, class } = candidate;
         log.add(&json!({"algorithm": algorithm, "rows": rows, "seconds": seconds, "class": class}))?;
     }
-    products.prepare(backend, stream, &layer, out_cols, most, logits)?;
+    products.prepare(runtime, stream, &layer, out_cols, most, logits)?;
     let seconds = ROWS.map(|rows| products.seconds(&layer, rows, logits));
     Ok(log.add(&json!({"chosen": {"rows": ROWS, "seconds": seconds}}))?)
 }
@@ -87,15 +87,15 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     };
     let log = Log::open(&directory.join("first-products.jsonl"))?;
     let stream = context.default_stream();
-    log.add(&Ceilings::measure(&context, &stream)?)?;
-    let (backend, products) = (Cuda::new(&context)?, CublasLt::new(&context, &stream)?);
+    log.add(&Peaks::measure(&context, &stream)?)?;
+    let (runtime, products) = (Cuda::new(&context)?, CublasLt::new(&context, &stream)?);
     let mut failed: Result<(), Box<dyn Error>> = Ok(());
     for layer in LAYERS {
         let (model, name, out_cols, in_cols, logits) = layer;
         log.add(&json!({
             "model": model, "layer": name, "out_cols": out_cols, "in_cols": in_cols, "logits": logits,
         }))?;
-        if let Err(error) = survey(&products, &backend, &stream, layer, &log) {
+        if let Err(error) = survey(&products, &runtime, &stream, layer, &log) {
             log.add(&json!({"error": error.to_string()}))?;
             failed = Err(error);
         }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use bytemuck::Zeroable;
 use cudarc::driver::sys::{CUdevice_attribute as DeviceAttribute, CUevent_flags as EventFlags};
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DriverError};
-use flexdraft::backend::{Backend, BackendError, Cuda};
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::{KernelError, Kernels};
+use flexdraft::runtime::{Cuda, Runtime, RuntimeError};
 use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
@@ -41,31 +41,31 @@ impl Reading {
     /// Number of logits per row.
     const COLS: usize = 1 << 17;
 
-    fn new(backend: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
+    fn new(runtime: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
         let rows = bytes.div_ceil(4 * Self::COLS);
         let greedy = RowSampling::new(&SamplingParams::GREEDY, None)
-            .map_err(|error| BackendError::Driver(error.to_string()))?;
-        let mut ways = backend.allocate(stream, rows)?;
-        backend.upload(stream, &vec![greedy; rows], &mut ways, 0)?;
-        let mut stats = backend.allocate(stream, rows)?;
-        backend.upload(stream, &vec![RowStats::zeroed(); rows], &mut stats, 0)?;
-        let workspace = backend.allocate(stream, workspace_len(rows, Self::COLS, false)?)?;
-        Ok(Reading { logits: backend.allocate(stream, rows * Self::COLS)?, ways, workspace, stats })
+            .map_err(|error| RuntimeError::Driver(error.to_string()))?;
+        let mut ways = runtime.allocate(stream, rows)?;
+        runtime.upload(stream, &vec![greedy; rows], &mut ways, 0)?;
+        let mut stats = runtime.allocate(stream, rows)?;
+        runtime.upload(stream, &vec![RowStats::zeroed(); rows], &mut stats, 0)?;
+        let workspace = runtime.allocate(stream, workspace_len(rows, Self::COLS, false)?)?;
+        Ok(Reading { logits: runtime.allocate(stream, rows * Self::COLS)?, ways, workspace, stats })
     }
 
     fn launch(&mut self, kernels: &Kernels<Cuda>, stream: &Arc<CudaStream>) -> Result<(), KernelError> {
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let sample = Sample {
             vocab: Self::COLS,
             stride: Self::COLS,
-            logits: LogitRows::Read(backend.view(stream, &self.logits)),
+            logits: LogitRows::Read(runtime.view(stream, &self.logits)),
             logit_index: None,
-            sampling: backend.view(stream, &self.ways),
+            sampling: runtime.view(stream, &self.ways),
             starts: None,
             draft: None,
             calibration: None,
-            workspace: backend.view_mut(stream, &mut self.workspace),
-            stats: backend.view_mut(stream, &mut self.stats),
+            workspace: runtime.view_mut(stream, &mut self.workspace),
+            stats: runtime.view_mut(stream, &mut self.stats),
             error: None,
         };
         kernels.sample(stream, sample)
@@ -74,7 +74,7 @@ impl Reading {
 
 /// Converts a driver error to a kernel error.
 pub fn driver(error: DriverError) -> KernelError {
-    BackendError::Driver(error.to_string()).into()
+    RuntimeError::Driver(error.to_string()).into()
 }
 
 impl Timer {
@@ -84,7 +84,7 @@ impl Timer {
         let event = || context.new_event(Some(EventFlags::CU_EVENT_DEFAULT));
         let events = (0..TOGETHER).map(|_| Ok((event()?, event()?))).collect::<Result<Vec<_>, _>>();
         let kernels = Kernels::load(context)?;
-        let read = Reading::new(kernels.backend(), stream, bytes)?;
+        let read = Reading::new(kernels.runtime(), stream, bytes)?;
         Ok(Timer {
             stream: stream.clone(),
             kernels,

@@ -1,4 +1,4 @@
-//! A backend that records the name of every kernel before its launch, and waits for the launch.
+//! A runtime that records the name of every kernel before its launch, and waits for the launch.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,26 +7,26 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use flexdraft::backend::{
-    Backend, BackendError, Cuda, Element, Launch, Limits, QueueId, Simt, View, ViewMut,
+use flexdraft::runtime::{
+    Cuda, Element, Launch, Limits, QueueId, Runtime, RuntimeError, Simt, View, ViewMut,
 };
 use serde::Serialize;
 use serde_json::json;
 
-/// A backend whose caller can wait for its launches.
-pub trait Waits: Backend {
+/// A runtime whose caller can wait for its launches.
+pub trait Waits: Runtime {
     /// Returns once every launch on `stream` has run; an error is the error of one of these launches.
-    fn wait(&self, stream: &Self::Stream) -> Result<(), BackendError>;
+    fn wait(&self, stream: &Self::Stream) -> Result<(), RuntimeError>;
 }
 
 impl Waits for Cuda {
-    fn wait(&self, stream: &Self::Stream) -> Result<(), BackendError> {
-        stream.synchronize().map_err(|error| BackendError::Driver(error.to_string()))
+    fn wait(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {
+        stream.synchronize().map_err(|error| RuntimeError::Driver(error.to_string()))
     }
 }
 
 impl Waits for Simt {
-    fn wait(&self, _: &Self::Stream) -> Result<(), BackendError> {
+    fn wait(&self, _: &Self::Stream) -> Result<(), RuntimeError> {
         Ok(())
     }
 }
@@ -63,12 +63,12 @@ pub struct Traced<B> {
 }
 
 impl<B> Traced<B> {
-    fn add(&self, kernel: &'static str, line: serde_json::Value) -> Result<(), BackendError> {
-        self.log.add(&line).map_err(|error| BackendError::Failed { kernel, message: error.to_string() })
+    fn add(&self, kernel: &'static str, line: serde_json::Value) -> Result<(), RuntimeError> {
+        self.log.add(&line).map_err(|error| RuntimeError::Failed { kernel, message: error.to_string() })
     }
 }
 
-impl<B: Waits> Backend for Traced<B> {
+impl<B: Waits> Runtime for Traced<B> {
     type Stream = B::Stream;
     type Memory<T: Element> = B::Memory<T>;
 
@@ -76,7 +76,7 @@ impl<B: Waits> Backend for Traced<B> {
         self.limits
     }
 
-    fn allocate<T: Element>(&self, stream: &B::Stream, len: usize) -> Result<B::Memory<T>, BackendError> {
+    fn allocate<T: Element>(&self, stream: &B::Stream, len: usize) -> Result<B::Memory<T>, RuntimeError> {
         self.inner.allocate(stream, len)
     }
 
@@ -86,7 +86,7 @@ impl<B: Waits> Backend for Traced<B> {
         from: &[T],
         to: &mut B::Memory<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.inner.upload(stream, from, to, first)
     }
 
@@ -96,7 +96,7 @@ impl<B: Waits> Backend for Traced<B> {
         from: &B::Memory<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.inner.download(stream, from, first, to)
     }
 
@@ -107,7 +107,7 @@ impl<B: Waits> Backend for Traced<B> {
         range: Range<usize>,
         to: &mut B::Memory<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.inner.copy(stream, from, range, to, first)
     }
 
@@ -127,7 +127,7 @@ impl<B: Waits> Backend for Traced<B> {
         self.inner.queue(stream)
     }
 
-    unsafe fn launch(&self, stream: &B::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
+    unsafe fn launch(&self, stream: &B::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         let Launch { kernel, grid, threads, shared_bytes, .. } = *launch;
         self.add(
             kernel,
@@ -143,7 +143,7 @@ impl<B: Waits> Backend for Traced<B> {
             }
             Err(error) => {
                 let message = match &error {
-                    BackendError::Failed { message, .. } => message.clone(),
+                    RuntimeError::Failed { message, .. } => message.clone(),
                     other => other.to_string(),
                 };
                 self.add(kernel, json!({"kernel": kernel, "status": "failed", "error": message}))?;

@@ -1,9 +1,9 @@
 //! `--device auto`: uses the GPU if there is one that can run the model and passes its self-test, else the CPU.
 
-use flexdraft::backend::Cuda;
 use flexdraft::decode::{Chosen, choose};
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 use flexdraft::device::{Device, DeviceError};
+use flexdraft::runtime::Cuda;
 
 use crate::models::Weights;
 

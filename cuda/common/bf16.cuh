@@ -1,4 +1,4 @@
-// bfloat16 as two bytes, because the SIMT host does not have the header of CUDA's type.
+// bfloat16 as two bytes, because the SIMT emulator does not have the header of CUDA's type.
 #pragma once
 
 #include "../ptx/cvt.cuh"

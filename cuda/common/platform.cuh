@@ -1,5 +1,5 @@
 // Definitions that every kernel source may rely on, whether nvcc compiles it for a GPU or a C++ compiler for the SIMT
-// host (cuda/simt), which runs the same sources without a GPU.
+// emulator (cuda/simt), which runs the same sources without a GPU.
 //
 // A kernel is declared with FLEXDRAFT_KERNEL, takes one parameter struct `p`, and uses dynamic shared memory only.
 // Nothing here or in a kernel may use <<<>>>, static __shared__ variables, textures, cooperative groups or the CUDA
@@ -21,7 +21,7 @@
 #define FLEXDRAFT_INLINE __device__ __forceinline__
 #define FLEXDRAFT_METHOD __device__ __forceinline__
 
-// Lists the kernels of a file, for the build script and the SIMT host.
+// Lists the kernels of a file, for the build script and the SIMT emulator.
 #define FLEXDRAFT_KERNEL_TABLE(family, ...)
 
 #else

@@ -169,7 +169,7 @@ FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4
             turn = cos_sin(float(place.position) * __ldg(p.inv_freq + i));
             turn = make_float2(turn.x * p.scale, turn.y * p.scale);
         }
-        reinterpret_cast<float2*>(p.turns)[int64_t(row) * p.half_dim + i] = turn;
+        reinterpret_cast<float2*>(p.cos_sin)[int64_t(row) * p.half_dim + i] = turn;
     }
 }
 
@@ -253,7 +253,7 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     if (!is_v) {
         const float* const weight = is_q ? p.q_norm : p.k_norm;
         if (weight != nullptr) values.norm(weight, p.eps, lane);
-        values.turn(p.turns + int64_t(row) * head_dim, lane);
+        values.turn(p.cos_sin + int64_t(row) * head_dim, lane);
     }
     // Attention reads candidates' k and v from the cache only.
     if (is_q || place.mask) {

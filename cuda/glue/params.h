@@ -65,11 +65,11 @@ struct FlexdraftSiluAddParams {
     int32_t bonus_rows;
 };
 
-/* turns[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0). */
+/* cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0). */
 struct FlexdraftRopeTableParams {
     struct FlexdraftPass pass;
     const float* inv_freq; /* [head_dim / 2] */
-    float* turns;          /* [rows, head_dim / 2, 2] */
+    float* cos_sin;        /* [rows, head_dim / 2, 2] */
     float scale;
     int32_t half_dim;
 };
@@ -80,7 +80,7 @@ struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
     uint16_t* qkv;       /* [rows, qkv_stride]: q heads, k heads, v heads */
-    const float* turns;  /* [rows, head_dim / 2, 2] */
+    const float* cos_sin; /* [rows, head_dim / 2, 2] */
     const float* q_norm; /* [head_dim] or null */
     const float* k_norm; /* [head_dim] or null, as q_norm */
     uint32_t* error;     /* null, or FLEXDRAFT_ERROR_PAGE is set */

@@ -1,4 +1,4 @@
-// Kernels for golden recordings: one for each instruction that the SIMT host models, and one for CUDA's math functions.
+// Kernels for golden recordings: one for each instruction that the SIMT emulator models, and one for CUDA's math functions.
 // A GPU's results for given inputs are recorded, and the models are compared with them (tests/golden_vectors). A CTA
 // runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup). Shapes are in 32-bit words. Part
 // of test builds only.
@@ -78,7 +78,7 @@ FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     p.out[i + 1] = cvt_rn_bf16x2(low, high);
 }
 
-// CUDA's math functions, which the SIMT host takes from the C library: in [32, one argument per function], out [32, one
+// CUDA's math functions, which the SIMT emulator takes from the C library: in [32, one argument per function], out [32, one
 // result per function].
 FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
     const uint32_t first = (blockIdx.x * 32 + threadIdx.x) * 7;

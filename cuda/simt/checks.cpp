@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "fiber.h"
-#include "host.h"
+#include "emulator.h"
 #include "launch.h"
 
 extern "C" char __executable_start;

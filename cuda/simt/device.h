@@ -2,14 +2,14 @@
 // place of nvcc's built-ins.
 //
 // The names have the meaning of the CUDA C++ Programming Guide. Every operation that involves other threads is a call
-// into the host (host.h).
+// into the host (emulator.h).
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "host.h"
+#include "emulator.h"
 #include "ptx.h"
 
 #define FLEXDRAFT_INLINE static inline __attribute__((always_inline))

@@ -75,7 +75,7 @@ flexdraft_simt_switch:
 .size flexdraft_simt_switch, . - flexdraft_simt_switch
 )");
 #else
-#error "the SIMT host has context switches for x86-64 and AArch64"
+#error "the SIMT emulator has context switches for x86-64 and AArch64"
 #endif
 
 namespace simt {

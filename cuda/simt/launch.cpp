@@ -17,7 +17,7 @@
 
 #include "checks.h"
 #include "fiber.h"
-#include "host.h"
+#include "emulator.h"
 
 namespace simt {
 

@@ -1,4 +1,4 @@
-/* The SIMT host's interface for Rust, in plain C. */
+/* The SIMT emulator's interface for Rust, in plain C. */
 #pragma once
 
 #include <stddef.h>

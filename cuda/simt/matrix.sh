@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test of the kernels on the SIMT host in two ways that an ordinary test run covers only in part:
+# Runs every test of the kernels on the SIMT emulator in two ways that an ordinary test run covers only in part:
 #
 #   race mode    every access checked: bounds, alignment, races, copies without a wait
 #   sanitizers   the host and the kernels without checks, compiled with AddressSanitizer and

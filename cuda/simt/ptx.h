@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "host.h"
+#include "emulator.h"
 
 namespace simt {
 

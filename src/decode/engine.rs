@@ -9,7 +9,7 @@ use super::policy::{BatchView, Choice, Policy, SequenceStep, SequenceView, StepV
 use super::record::{Committed, Finish};
 use super::request::{Request, RequestId};
 use super::sequence::{Sequence, Work};
-use super::step::{self, Outcome, Plan, StepBuffers};
+use super::step::{self, Outcome, SequencePlan, StepBuffers};
 use crate::acceptance::Rule;
 use crate::device::Device;
 use crate::layout::GroupSet;
@@ -204,7 +204,7 @@ impl<D: Device> Engine<D> {
         Ok(committed)
     }
 
-    fn sequence_step(&self, plan: &Plan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
+    fn sequence_step(&self, plan: &SequencePlan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
         SequenceStep {
             mode: (plan.work == Work::Decode).then(|| plan.mode()),
             had_draft: self.active[plan.sequence].draft.is_some(),
@@ -237,7 +237,7 @@ impl<D: Device> Engine<D> {
 
     /// Plans a step and reserves the cache pages that it needs, if necessary by taking pages from the
     /// youngest sequences.
-    fn plan(&mut self) -> Vec<Plan> {
+    fn plan(&mut self) -> Vec<SequencePlan> {
         let choices = self.choose();
         let mut plans = Vec::new();
         let mut row_budget = self.options.prefill_rows;
@@ -294,7 +294,7 @@ impl<D: Device> Engine<D> {
         choices
     }
 
-    fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> Plan {
+    fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
         let sequence = &self.active[index];
         let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
         let draft = choice.draft && self.model.block_size().is_some();
@@ -311,7 +311,7 @@ impl<D: Device> Engine<D> {
             Work::Prefill { rows, last: true } if choice.groups.contains(0) => vec![rows - 1],
             Work::Prefill { .. } | Work::Recompute { .. } => Vec::new(),
         };
-        Plan { sequence: index, work, verify_len, groups, draft }
+        SequencePlan { sequence: index, work, verify_len, groups, draft }
     }
 
     /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger
@@ -340,7 +340,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Applies an outcome to its sequence.
-    fn commit(&mut self, plan: &Plan, outcome: Outcome<D::Buffer>) -> Committed {
+    fn commit(&mut self, plan: &SequencePlan, outcome: Outcome<D::Buffer>) -> Committed {
         let sequence = &mut self.active[plan.sequence];
         sequence.cached += outcome.kept;
         if plan.draws() {

@@ -5,7 +5,7 @@ use super::request::{Request, RequestId};
 use crate::acceptance::Rule;
 
 /// The next block, drafted but not yet verified.
-pub(super) struct Draft<B> {
+pub(super) struct PendingDraft<B> {
     /// The tokens d_1..d_{S−1}.
     pub(super) tokens: Vec<u32>,
     /// The drafter's confidence in each token.
@@ -42,7 +42,7 @@ pub(super) struct Sequence<B> {
     pub(super) cached: usize,
     /// Ids of the cache pages, in order of position.
     pub(super) pages: Vec<u32>,
-    pub(super) draft: Option<Draft<B>>,
+    pub(super) draft: Option<PendingDraft<B>>,
     /// The total length at which the request ends, including the prompt.
     pub(super) max_len: usize,
 }

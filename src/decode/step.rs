@@ -5,14 +5,16 @@
 
 use super::error::DecodeError;
 use super::record::{BlockRecord, Record, StepMode, StepRecord};
-use super::sequence::{Draft, DrawnFrom, Sequence, Work};
-use crate::device::{Device, DeviceError, DraftLogits, DraftRows, DraftToken, SlotRows, Verdict, VerifyRows};
+use super::sequence::{DrawnFrom, PendingDraft, Sequence, Work};
+use crate::device::{
+    Device, DeviceError, DraftLogits, DraftRows, DraftToken, SequenceVerdict, SlotRows, VerifyRows,
+};
 use crate::layout::{GroupSet, Pass, SequenceRows};
 use crate::model::forward::{Model, Workspace};
 
 /// What a step does for one sequence.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(super) struct SequencePlan {
     /// Index of the sequence.
     pub(super) sequence: usize,
     pub(super) work: Work,
@@ -24,7 +26,7 @@ pub(super) struct Plan {
     pub(super) draft: bool,
 }
 
-impl Plan {
+impl SequencePlan {
     /// Candidate rows of the sequence.
     pub(super) fn rows(&self) -> usize {
         match self.work {
@@ -62,7 +64,7 @@ pub(super) struct Outcome<B> {
     pub(super) kept: usize,
     /// New tokens: the accepted drafts and the bonus token. Empty where none was drawn.
     pub(super) committed: Vec<u32>,
-    pub(super) draft: Option<Draft<B>>,
+    pub(super) draft: Option<PendingDraft<B>>,
     pub(super) record: Option<Record>,
 }
 
@@ -154,10 +156,10 @@ pub(super) fn run<D: Device>(
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
 ) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
-    let mut verdicts: Vec<Option<Verdict>> = vec![None; plans.len()];
-    let mut drafts: Vec<Option<Draft<D::Buffer>>> = plans.iter().map(|_| None).collect();
+    let mut verdicts: Vec<Option<SequenceVerdict>> = vec![None; plans.len()];
+    let mut drafts: Vec<Option<PendingDraft<D::Buffer>>> = plans.iter().map(|_| None).collect();
     let mut in_pass = forward(model, cache, buffers, sequences, plans)?;
     let (drawing, mut next_row) = verify(model, buffers, sequences, plans, &mut in_pass)?;
     if !drawing.is_empty() {
@@ -196,7 +198,7 @@ fn forward<D: Device>(
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
 ) -> Result<Vec<Drafting>, DecodeError> {
     let mut tokens = Vec::new();
     let mut pass = Pass::default();
@@ -217,7 +219,7 @@ fn forward<D: Device>(
     }
     model.forward(&pass, &tokens, cache, &mut buffers.work)?;
     let drawing = plans.iter().enumerate().filter(|(_, plan)| plan.draws());
-    let groups = |(verdict, (index, plan)): (usize, (usize, &Plan))| {
+    let groups = |(verdict, (index, plan)): (usize, (usize, &SequencePlan))| {
         let first_row = pass.group_rows(index, *plan.groups.first()?)?.start;
         let lengths = plan.groups.iter().map(|k| k - plan.certain()).collect();
         Some(Drafting::in_pass(index, verdict, lengths, first_row))
@@ -232,7 +234,7 @@ fn verify<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     in_pass: &mut [Drafting],
 ) -> Result<(Vec<usize>, usize), DecodeError> {
     let mut rows = Vec::new();
@@ -297,7 +299,7 @@ fn verify<D: Device>(
 fn join<D: Device>(
     model: &Model<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     in_pass: &mut [Drafting],
     rows: &mut Vec<usize>,
 ) -> usize {
@@ -324,10 +326,10 @@ fn worth_drafting<D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     mut groups: Vec<Drafting>,
 ) -> Vec<Drafting> {
-    if let Some(verdicts) = model.device().known(&buffers.results) {
+    if let Some(verdicts) = model.device().verdicts_if_ready(&buffers.results) {
         groups.retain(|groups| {
             let plan = &plans[groups.plan];
             verdicts.get(groups.verdict).is_some_and(|&verdict| {
@@ -340,14 +342,14 @@ fn worth_drafting<D: Device>(
 }
 
 /// A request that ends with this step needs no further draft, unless its record is to be whole.
-fn wants_draft<B>(sequence: &Sequence<B>, plan: &Plan, verdict: Verdict) -> bool {
+fn wants_draft<B>(sequence: &Sequence<B>, plan: &SequencePlan, verdict: SequenceVerdict) -> bool {
     plan.draft
         && sequence.block_size > 1
         && (sequence.request.record || sequence.cut(&mut committed(sequence, verdict)).is_none())
 }
 
 /// d_1..d_a and the bonus token.
-fn committed<B>(sequence: &Sequence<B>, verdict: Verdict) -> Vec<u32> {
+fn committed<B>(sequence: &Sequence<B>, verdict: SequenceVerdict) -> Vec<u32> {
     let accepted = sequence.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..verdict.accepted]);
     [accepted, &[verdict.bonus]].concat()
 }
@@ -358,11 +360,11 @@ fn worth_drafting_apart<D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     drawing: &[usize],
     in_pass: &[Drafting],
 ) -> Vec<(usize, usize)> {
-    let known = model.device().known(&buffers.results);
+    let known = model.device().verdicts_if_ready(&buffers.results);
     let worth = |&(verdict, index): &(usize, usize)| {
         let plan = &plans[index];
         let sequence = &sequences[plan.sequence];
@@ -379,10 +381,10 @@ fn worth_drafting_apart<D: Device>(
 /// The plans, with the index of their verdict, whose sequences want a draft and have none.
 fn missing_drafts<B>(
     sequences: &[Sequence<B>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     drawing: &[usize],
-    verdicts: &[Option<Verdict>],
-    drafts: &[Option<Draft<B>>],
+    verdicts: &[Option<SequenceVerdict>],
+    drafts: &[Option<PendingDraft<B>>],
 ) -> Vec<(usize, usize)> {
     let misses = |&(_, index): &(usize, usize)| {
         let plan = &plans[index];
@@ -399,14 +401,14 @@ fn draft_pass<D: Device>(
     cache: &mut D::Cache,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     apart: &[(usize, usize)],
     next_row: &mut usize,
 ) -> Result<Vec<Drafting>, DecodeError> {
     if apart.is_empty() {
         return Ok(Vec::new());
     }
-    let known = model.device().known(&buffers.results);
+    let known = model.device().verdicts_if_ready(&buffers.results);
     let accepted = |verdict: usize| Some(known?.get(verdict)?.accepted);
     let rows = apart.iter().map(|&(verdict, index)| {
         let plan = &plans[index];
@@ -443,7 +445,7 @@ fn draft<D: Device>(
     model: &Model<D>,
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
-    plans: &[Plan],
+    plans: &[SequencePlan],
     drafting: &mut [Drafting],
     next_row: &mut usize,
 ) -> Result<(), DecodeError> {
@@ -486,10 +488,10 @@ fn draft<D: Device>(
 fn take<'a, D: Device>(
     model: &Model<D>,
     sequences: &mut [Sequence<D::Buffer>],
-    plans: &[Plan],
-    verdicts: &[Option<Verdict>],
+    plans: &[SequencePlan],
+    verdicts: &[Option<SequenceVerdict>],
     drafted: impl Iterator<Item = (&'a Drafting, Vec<DraftToken>)>,
-    drafts: &mut [Option<Draft<D::Buffer>>],
+    drafts: &mut [Option<PendingDraft<D::Buffer>>],
 ) {
     for (groups, drafted) in drafted {
         let plan = &plans[groups.plan];
@@ -506,14 +508,14 @@ fn take<'a, D: Device>(
         let first_row = groups.logits_row(verdict.accepted, tokens.len());
         let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw: groups.first_draw });
         let verify_len = sequence.request.confidence.verify_len(&confidence);
-        drafts[groups.plan] = Some(Draft { tokens, confidence, logits, verify_len });
+        drafts[groups.plan] = Some(PendingDraft { tokens, confidence, logits, verify_len });
     }
 }
 
 /// Lets the request's proposer replace the drafter's tokens.
 fn propose<B>(
     sequence: &mut Sequence<B>,
-    verdict: Verdict,
+    verdict: SequenceVerdict,
     vocab_size: usize,
     tokens: &mut Vec<u32>,
 ) -> bool {
@@ -531,9 +533,9 @@ fn propose<B>(
 
 fn outcome<B>(
     sequence: &Sequence<B>,
-    plan: &Plan,
-    verdict: Option<Verdict>,
-    draft: Option<Draft<B>>,
+    plan: &SequencePlan,
+    verdict: Option<SequenceVerdict>,
+    draft: Option<PendingDraft<B>>,
 ) -> Outcome<B> {
     let Some(verdict) = verdict else {
         return Outcome { kept: plan.rows(), committed: Vec::new(), draft: None, record: None };

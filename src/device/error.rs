@@ -1,7 +1,7 @@
 //! Errors of devices.
 
-use crate::backend::BackendError;
 use crate::kernels::{Faults, KernelError};
+use crate::runtime::RuntimeError;
 
 /// An error of a device or of one of its operations.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
@@ -61,16 +61,16 @@ impl DeviceError {
         match self {
             Self::OutOfMemory { .. } => true,
             // The driver's errors are text that begins with the name of the error code.
-            Self::Kernel(KernelError::Backend(
-                BackendError::Driver(message) | BackendError::Failed { message, .. },
+            Self::Kernel(KernelError::Runtime(
+                RuntimeError::Driver(message) | RuntimeError::Failed { message, .. },
             )) => message.contains("CUDA_ERROR_OUT_OF_MEMORY"),
             _ => false,
         }
     }
 }
 
-impl From<BackendError> for DeviceError {
-    fn from(error: BackendError) -> Self {
+impl From<RuntimeError> for DeviceError {
+    fn from(error: RuntimeError) -> Self {
         KernelError::from(error).into()
     }
 }
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn which_errors_are_of_memory() {
-        let driver = |message: &str| DeviceError::from(BackendError::Driver(message.into()));
+        let driver = |message: &str| DeviceError::from(RuntimeError::Driver(message.into()));
         assert!(driver(r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#).is_out_of_memory());
         assert!(!driver(r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "…")"#).is_out_of_memory());
         assert!(DeviceError::OutOfMemory { what: "activations", bytes: 1 }.is_out_of_memory());

@@ -88,7 +88,7 @@ pub struct AttentionRows<'a, P> {
 
 /// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
 #[derive(Debug)]
-pub struct Calibration<'a, B, L> {
+pub struct CalibratorOutput<'a, B, L> {
     /// u: one row per row of logits.
     pub hidden: &'a B,
     /// The layer with weight W2 and bias b2.
@@ -124,7 +124,7 @@ pub struct DraftRows<'a> {
     /// Index of the sequence within the verification.
     pub sequence: usize,
     /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
-    /// [`GroupSet::NONE`] if the pass has a single group that [follows](Device::follow) the verdict.
+    /// [`GroupSet::NONE`] if the pass has a single group that [follows](Device::resolve_groups) the verdict.
     pub groups: GroupSet,
     /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
     /// of a group have rows, and whether these are rows of the pass or of the logits.
@@ -212,7 +212,7 @@ pub struct VerifyRows<'a, B> {
 
 /// The result of verifying one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct SequenceVerdict {
     /// a: the number of accepted draft tokens.
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
@@ -223,9 +223,9 @@ pub struct Verdict {
 
 /// The results of a verification and of the drafting after it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Found {
+pub struct StepResults {
     /// The verdict of each sequence of the verification.
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<SequenceVerdict>,
     /// The tokens in slots 1..S of each draft, in the order of the [`DraftRows`].
     pub drafts: Vec<Vec<DraftToken>>,
 }
@@ -449,14 +449,14 @@ pub trait Device: Send + Sync + 'static {
 
     /// Returns the verdicts if they are available without waiting: before [`read`](Self::read) on a device
     /// that does not run behind its caller, and after `read` on every device.
-    fn known<'a>(&self, results: &'a Self::Results) -> Option<&'a [Verdict]>;
+    fn verdicts_if_ready<'a>(&self, results: &'a Self::Results) -> Option<&'a [SequenceVerdict]>;
 
     /// Moves the group of each sequence i of `pass` from its place in the layout to the accepted length of
     /// `verdicts[i]`. Called before any other operation on `pass`. The pass has one group per sequence and no
     /// candidates. It is laid out for the largest possible accepted length. If the verdicts are
-    /// [known](Self::known), it is laid out for the accepted length itself, and this operation has nothing to
+    /// [known](Self::verdicts_if_ready), it is laid out for the accepted length itself, and this operation has nothing to
     /// do.
-    fn follow(
+    fn resolve_groups(
         &self,
         pass: &mut Self::Pass<'_>,
         verdicts: &[usize],
@@ -486,9 +486,9 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// Selects, by the verdicts, the rows and bonus tokens that the next three operations use. If the
-    /// verdicts are [known](Self::known), each accepted length must have a group. Otherwise, a sequence whose
+    /// verdicts are [known](Self::verdicts_if_ready), each accepted length must have a group. Otherwise, a sequence whose
     /// accepted length has no group gets a meaningless draft.
-    fn select(
+    fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],
         rows: SlotRows,
@@ -521,7 +521,7 @@ pub trait Device: Send + Sync + 'static {
     /// for the [verification](Self::verify) of the drafts.
     fn draft(
         &self,
-        calibration: Option<Calibration<'_, Self::Buffer, Self::Linear>>,
+        calibration: Option<CalibratorOutput<'_, Self::Buffer, Self::Linear>>,
         logits: &mut Self::Buffer,
         drafts: &[DraftRows<'_>],
         results: &mut Self::Results,
@@ -545,7 +545,7 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call.
-    fn read(&self, results: &mut Self::Results) -> Result<Found, DeviceError>;
+    fn read(&self, results: &mut Self::Results) -> Result<StepResults, DeviceError>;
 
     /// Calls `work`, the operations of a step, on the thread that suits it best. A device with its own
     /// threads runs it on one of them, so that no operation has to wake the others.

@@ -22,8 +22,8 @@ use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, F
 use super::sampling::{Logit, RowStats, workspace_len};
 use super::{KernelError, Kernels};
 use crate::acceptance::Rule;
-use crate::backend::{Backend, Element, View, ViewMut};
 use crate::layout::GroupSet;
+use crate::runtime::{Element, Runtime, View, ViewMut};
 
 /// Draft tokens that a sequence may have.
 pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
@@ -195,7 +195,7 @@ pub fn accept_workspace_len(batch: usize, vocab: usize) -> Option<usize> {
     batch.checked_mul(chunks)?.checked_mul(MAX_COMMITTED + 2)
 }
 
-impl<B: Backend> Kernels<B> {
+impl<B: Runtime> Kernels<B> {
     /// Decides for every sequence how much of its draft is accepted, and which token comes after it.
     ///
     /// # Errors
@@ -207,7 +207,7 @@ impl<B: Backend> Kernels<B> {
     /// ```
     /// use bytemuck::Zeroable;
     /// use flexdraft::acceptance::Rule;
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::Kernels;
     /// use flexdraft::kernels::acceptance::{
     ///     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -216,7 +216,7 @@ impl<B: Backend> Kernels<B> {
     /// use flexdraft::layout::GroupSet;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// // Greedy: the target chose token 3 after c_0 and token 1 after d_1.
     /// let mut stats = [RowStats::zeroed(); 2];
     /// (stats[0].token, stats[1].token) = (3, 1);
@@ -254,7 +254,7 @@ impl<B: Backend> Kernels<B> {
     /// ```
     pub fn accept<L: Logit>(&self, stream: &B::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
         let names = L::KERNELS;
-        let mut operands = Operands::new(names.accept, self.backend.queue(stream));
+        let mut operands = Operands::new(names.accept, self.runtime.queue(stream));
         if args.vocab == 0 || args.vocab > 1 << 20 {
             return Err(operands.unsupported("vocabulary", args.vocab, "1 to 2^20"));
         }
@@ -324,10 +324,10 @@ impl<B: Backend> Kernels<B> {
             operands = operands.of(names.block_sums);
             // SAFETY: the parameters are of this kernel and its operands were checked against their shapes;
             // rows and tokens of sequences are checked by the kernel.
-            unsafe { operands.launch(&self.backend, stream, grid(FLEXDRAFT_BLOCK_SHARES), &params) }?;
+            unsafe { operands.launch(&self.runtime, stream, grid(FLEXDRAFT_BLOCK_SHARES), &params) }?;
             operands = operands.of(names.accept);
         }
         // SAFETY: as above.
-        unsafe { operands.launch(&self.backend, stream, grid(1), &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid(1), &params) }
     }
 }

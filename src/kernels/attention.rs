@@ -18,8 +18,8 @@ use super::params::attention::FlexdraftAttentionParams;
 use super::params::shapes::*;
 use super::pass::{PassTables, SequenceSize};
 use super::{KernelError, Kernels};
-use crate::backend::{Backend, Limits, View, ViewMut};
 use crate::layout::AttentionShape;
+use crate::runtime::{Limits, Runtime, View, ViewMut};
 
 /// Keys of a tile: splits are multiples of it.
 const TILE_KEYS: usize = FLEXDRAFT_TILE_KEYS as usize;
@@ -166,7 +166,7 @@ const fn places(states: usize) -> usize {
 
 /// Operands of [`Kernels::joint_attention`].
 #[derive(Debug)]
-pub struct JointAttention<'a, B: Backend> {
+pub struct JointAttention<'a, B: Runtime> {
     /// The pass.
     pub pass: &'a PassTables<B>,
     /// Whether its mask rows take part. Below the tail layers they do not: it is then the attention of the pass
@@ -205,7 +205,7 @@ struct Division {
 
 impl Division {
     /// For a pass, or its candidates alone if `masks` is false. `split` may be 0, which a launch refuses.
-    fn new<B: Backend>(
+    fn new<B: Runtime>(
         pass: &PassTables<B>,
         masks: bool,
         shape: AttentionShape,
@@ -223,7 +223,7 @@ impl Division {
     }
 }
 
-impl<B: Backend> Kernels<B> {
+impl<B: Runtime> Kernels<B> {
     /// Elements of the workspace that [`joint_attention`](Self::joint_attention) needs for `pass`, or for its
     /// candidates alone if `masks` is false, with `rows` rows of operands; none if that overflows. A pass whose keys are
     /// divided into spans leaves a quarter of the states that [`attention_workspace_len`] counts.
@@ -235,7 +235,7 @@ impl<B: Backend> Kernels<B> {
         shape: AttentionShape,
         split: usize,
     ) -> Option<usize> {
-        let division = Division::new(pass, masks, shape, split, self.backend.limits());
+        let division = Division::new(pass, masks, shape, split, self.runtime.limits());
         let item = split.checked_mul(division.item_splits)?;
         attention_workspace_len(shape, rows.max(pass.rows_with(masks)), pass.longest(), item)
     }
@@ -256,14 +256,14 @@ impl<B: Backend> Kernels<B> {
     /// One candidate at position 0 sees itself alone, so its result is its V.
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
     /// use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
     /// use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     /// let shape = AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     /// let rows = SequenceRows { pages: &[0], start: 0, candidates: 1, groups: vec![], slots: 0 };
     /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
@@ -301,12 +301,12 @@ impl<B: Backend> Kernels<B> {
         args: &JointAttention<'_, B>,
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
-        let limits = self.backend.limits();
+        let limits = self.runtime.limits();
         let pass_rows = args.pass.rows_with(args.masks);
         let Division { tile, item_splits } =
             Division::new(args.pass, args.masks, args.shape, args.split, limits);
         let mut operands =
-            Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.backend.queue(stream));
+            Operands::new(tile.map_or("joint_attention", |tile| tile.kernel), self.runtime.queue(stream));
         let stride = operands.qkv_cols(args.shape)?;
         let Some(tile) = tile else {
             return Err(operands.unsupported("batch", args.pass.batch(), "what fits shared memory"));
@@ -324,7 +324,7 @@ impl<B: Backend> Kernels<B> {
         let elements = operands.product("qkv", &[rows, stride])?;
         let qkv: *const u16 = operands.read("qkv", &args.qkv, elements, 16)?.cast();
         let (pass, page_table, page_table_stride) =
-            args.pass.params(&self.backend, stream, &mut operands, rows, args.masks)?;
+            args.pass.params(&self.runtime, stream, &mut operands, rows, args.masks)?;
         let kv = KvShape { paging: args.pass.paging(), kv_heads, head_dim, page_table, page_table_stride };
         let cache = args.cache.params(&mut operands, &kv)?;
         let places = places(max_states);
@@ -370,7 +370,7 @@ impl<B: Backend> Kernels<B> {
         let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ATTENTION_THREADS, shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
         // Without states to merge only padding is left.
         if max_states <= 1 && rows == pass_rows {
             return Ok(());
@@ -385,7 +385,7 @@ impl<B: Backend> Kernels<B> {
             (_, false) => "attention_merge_d128_l12",
         };
         // SAFETY: both kernels have the same parameters.
-        unsafe { operands.of(merge).launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.of(merge).launch(&self.runtime, stream, grid, &params) }
     }
 }
 

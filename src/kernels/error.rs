@@ -1,6 +1,6 @@
 //! The error type of kernel launches.
 
-use crate::backend::BackendError;
+use crate::runtime::RuntimeError;
 
 /// An error of a kernel's operands, or of its launch. After such an error, nothing was launched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,5 +88,5 @@ pub enum KernelError {
     },
     /// The launch failed.
     #[error(transparent)]
-    Backend(#[from] BackendError),
+    Runtime(#[from] RuntimeError),
 }

@@ -18,8 +18,8 @@ use super::params::shapes::{
 };
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
-use crate::backend::{Backend, View, ViewMut};
 use crate::layout::{AttentionShape, RowKind};
+use crate::runtime::{Runtime, View, ViewMut};
 
 fn rows_grid(operands: &Operands, rows: usize, shared_bytes: u32) -> Result<Grid, KernelError> {
     Ok(Grid {
@@ -132,7 +132,7 @@ pub struct SiluAdd<'a> {
 
 /// Operands of [`Kernels::rope_table`].
 #[derive(Debug)]
-pub struct RopeTable<'a, B: Backend> {
+pub struct RopeTable<'a, B: Runtime> {
     /// The tables of the pass.
     pub pass: &'a PassTables<B>,
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
@@ -140,12 +140,12 @@ pub struct RopeTable<'a, B: Backend> {
     /// Factor on cosine and sine.
     pub scale: f32,
     /// Cosine and sine of the angles of every row, `[rows, head_dim / 2, 2]`.
-    pub turns: ViewMut<'a, f32>,
+    pub cos_sin: ViewMut<'a, f32>,
 }
 
 /// Operands of [`Kernels::norm_rope_append`].
 #[derive(Debug)]
-pub struct NormRopeAppend<'a, B: Backend> {
+pub struct NormRopeAppend<'a, B: Runtime> {
     /// The tables of the pass.
     pub pass: &'a PassTables<B>,
     /// The kind of rows to work on.
@@ -153,7 +153,7 @@ pub struct NormRopeAppend<'a, B: Backend> {
     /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
     pub qkv: ViewMut<'a, bf16>,
     /// Cosines and sines from [`Kernels::rope_table`].
-    pub turns: View<'a, f32>,
+    pub cos_sin: View<'a, f32>,
     /// RMSNorm weights for a q head and for a k head, `[head_dim]` each; `None` to skip the norms.
     pub norms: Option<(View<'a, f32>, View<'a, f32>)>,
     /// Epsilon of the norms.
@@ -167,7 +167,7 @@ pub struct NormRopeAppend<'a, B: Backend> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-impl<B: Backend> Kernels<B> {
+impl<B: Runtime> Kernels<B> {
     /// Copies the embeddings of token ids: `out[r] = table[ids[r]]`.
     ///
     /// # Errors
@@ -177,12 +177,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::Embed};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let table: Vec<bf16> = (0..3 * 8).map(|x| bf16::from_f32(x as f32)).collect();
     /// let (mut out, mut error) = (vec![bf16::ONE; 2 * 8], [0]);
     /// kernels.embed(&stream, &Embed {
@@ -198,7 +198,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn embed(&self, stream: &B::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("embed", self.backend.queue(stream));
+        let mut operands = Operands::new("embed", self.runtime.queue(stream));
         let (rows, row) = (args.ids.len(), cols(&operands, args.cols)?);
         let vocab = args.table.len() / args.cols;
         let table = operands.product("table", &[vocab, args.cols])?;
@@ -215,7 +215,7 @@ impl<B: Backend> Kernels<B> {
         let grid = rows_grid(&operands, rows, 0)?;
         // SAFETY: the parameters belong to this kernel, and its operands were checked against their shapes;
         // the kernel checks ids.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Copies rows by index: `out[r] = x[indices[r]]`.
@@ -227,12 +227,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::Gather};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let x: Vec<bf16> = (0..3 * 8).map(|x| bf16::from_f32(x as f32)).collect();
     /// let mut out = vec![bf16::ONE; 2 * 8];
     /// kernels.gather(&stream, &Gather {
@@ -246,7 +246,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn gather(&self, stream: &B::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("gather", self.backend.queue(stream));
+        let mut operands = Operands::new("gather", self.runtime.queue(stream));
         let (rows, row) = (args.indices.len(), cols(&operands, args.cols)?);
         let x_rows = args.x.len() / args.cols;
         let x = operands.product("x", &[x_rows, args.cols])?;
@@ -262,7 +262,7 @@ impl<B: Backend> Kernels<B> {
         };
         let grid = rows_grid(&operands, rows, 0)?;
         // SAFETY: as in `embed`; the kernel checks indices.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes
@@ -276,12 +276,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::{Residual, RmsNorm}};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let x = vec![bf16::from_f32(3.0); 8];
     /// let mut out = vec![bf16::ZERO; 8];
     /// kernels.rms_norm(&stream, &RmsNorm {
@@ -294,7 +294,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn rms_norm(&self, stream: &B::Stream, args: &RmsNorm<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("rms_norm", self.backend.queue(stream));
+        let mut operands = Operands::new("rms_norm", self.runtime.queue(stream));
         let width = args.weight.len();
         let row = cols(&operands, width)?;
         let rows = args.out.len() / width;
@@ -317,7 +317,7 @@ impl<B: Backend> Kernels<B> {
         let grid =
             Grid { threads: FLEXDRAFT_NORM_THREADS, ..rows_grid(&operands, rows, FLEXDRAFT_NORM_SHARED)? };
         // SAFETY: as in `embed`.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Adds a vector to another one: `x += delta`, with each sum rounded to bf16.
@@ -329,19 +329,19 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::Add};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let (mut x, delta) = (vec![bf16::ONE; 8], vec![bf16::from_f32(0.5); 8]);
     /// kernels.add(&stream, &Add { x: stream.view_mut(&mut x), delta: stream.view(&delta) })?;
     /// assert_eq!(x, [bf16::from_f32(1.5); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn add(&self, stream: &B::Stream, args: &Add<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("add", self.backend.queue(stream));
+        let mut operands = Operands::new("add", self.runtime.queue(stream));
         let elements = args.delta.len();
         if !elements.is_multiple_of(8) {
             return Err(operands.unsupported("number of elements", elements, "multiples of 8"));
@@ -355,7 +355,7 @@ impl<B: Backend> Kernels<B> {
         let ctas = chunks.cast_unsigned().div_ceil(FLEXDRAFT_ROW_THREADS);
         let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Computes the MLP's activation: `out[r] = silu(gate[r]) · up[r]`, where silu(x) = x / (1 + exp(−x)).
@@ -367,12 +367,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::SiluMul};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// // silu(20) is 20 to the last bit of bf16.
     /// let x = [[bf16::from_f32(20.0); 8], [bf16::from_f32(0.5); 8]].concat();
     /// let mut out = vec![bf16::ZERO; 8];
@@ -381,7 +381,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn silu_mul(&self, stream: &B::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("silu_mul", self.backend.queue(stream));
+        let mut operands = Operands::new("silu_mul", self.runtime.queue(stream));
         let row = cols(&operands, args.cols)?;
         let rows = args.out.len() / args.cols;
         let elements = operands.product("out", &[rows, args.cols])?;
@@ -400,7 +400,7 @@ impl<B: Backend> Kernels<B> {
         let ctas = [operands.i32("rows", rows)?.cast_unsigned(), blocks as u32, 1];
         let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Computes the hidden layer of the bonus-guided calibrator: `x[r] = silu(x[r] + bonus[owner[r]])`. The
@@ -413,12 +413,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, glue::SiluAdd};
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let (mut x, bonus) = (vec![bf16::from_f32(8.0); 2 * 8], vec![bf16::from_f32(12.0); 8]);
     /// let mut error = [0];
     /// kernels.silu_add(&stream, &SiluAdd {
@@ -434,7 +434,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn silu_add(&self, stream: &B::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("silu_add", self.backend.queue(stream));
+        let mut operands = Operands::new("silu_add", self.runtime.queue(stream));
         let (rows, row) = (args.owner.len(), cols(&operands, args.cols)?);
         let bonus_rows = args.bonus.len() / args.cols;
         let bonus = operands.product("bonus", &[bonus_rows, args.cols])?;
@@ -449,7 +449,7 @@ impl<B: Backend> Kernels<B> {
         };
         let grid = rows_grid(&operands, rows, 0)?;
         // SAFETY: as in `embed`; the kernel checks owners.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Computes cosine and sine of every row's rotation, once for all layers of a step. The angle, position
@@ -463,12 +463,12 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::{Kernels, Paging, PassTables, glue::RopeTable};
     /// use flexdraft::layout::{Pass, SequenceRows};
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 1, groups: vec![], slots: 0 };
     /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
     /// let paging = Paging { pages: 1, page_size: 16 };
@@ -488,24 +488,24 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("rope_table", self.backend.queue(stream));
+        let mut operands = Operands::new("rope_table", self.runtime.queue(stream));
         let half_dim = args.inv_freq.len();
         if half_dim == 0 {
             return Err(operands.unsupported("number of frequencies", 0, "head_dim / 2"));
         }
-        let rows = args.turns.len() / half_dim / 2;
-        let turns = operands.product("turns", &[rows.max(args.pass.rows()), half_dim, 2])?;
-        let (pass, ..) = args.pass.params(&self.backend, stream, &mut operands, rows, true)?;
+        let rows = args.cos_sin.len() / half_dim / 2;
+        let cos_sin = operands.product("turns", &[rows.max(args.pass.rows()), half_dim, 2])?;
+        let (pass, ..) = args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;
         let params = FlexdraftRopeTableParams {
             pass,
             inv_freq: operands.read("inv_freq", &args.inv_freq, half_dim, 4)?,
-            turns: operands.write("turns", &args.turns, turns, 8)?,
+            cos_sin: operands.write("turns", &args.cos_sin, cos_sin, 8)?,
             scale: args.scale,
             half_dim: operands.i32("frequencies", half_dim)?,
         };
         let grid = Grid { ctas: [pass.rows as u32, 1, 1], threads: FLEXDRAFT_ROPE_THREADS, shared_bytes: 0 };
         // SAFETY: as in `embed`; the tables of the pass were checked when they were uploaded.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Applies norms (if there are weights) and rotation to the q and k heads of the pass's rows of one kind,
@@ -519,14 +519,14 @@ impl<B: Backend> Kernels<B> {
     /// # Example
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::glue::NormRopeAppend;
     /// use flexdraft::kernels::{Kernels, KvStrides, PagedKvMut, Paging, PassTables};
     /// use half::bf16;
     /// use flexdraft::layout::{AttentionShape, RowKind, Pass, SequenceRows};
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 1, groups: vec![], slots: 0 };
     /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
     /// let paging = Paging { pages: 1, page_size: 16 };
@@ -569,11 +569,11 @@ impl<B: Backend> Kernels<B> {
             64 => "norm_rope_append_d64",
             _ => "norm_rope_append_d128",
         };
-        let mut operands = Operands::new(kernel, self.backend.queue(stream));
+        let mut operands = Operands::new(kernel, self.runtime.queue(stream));
         let stride = operands.qkv_cols(args.shape)?;
         let rows = (args.qkv.len() / stride).max(args.pass.rows());
         let (pass, page_table, page_table_stride) =
-            args.pass.params(&self.backend, stream, &mut operands, rows, true)?;
+            args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;
         let paging = args.pass.paging();
         let shape = KvShape { paging, kv_heads, head_dim, page_table, page_table_stride };
         let (first_row, end_row) = match args.kind {
@@ -589,7 +589,12 @@ impl<B: Backend> Kernels<B> {
             pass,
             cache: args.cache.params(&mut operands, &shape)?,
             qkv: operands.write("qkv", &args.qkv, elements, 16)?.cast(),
-            turns: operands.read("turns", &args.turns, operands.product("turns", &[rows, head_dim])?, 8)?,
+            cos_sin: operands.read(
+                "turns",
+                &args.cos_sin,
+                operands.product("turns", &[rows, head_dim])?,
+                8,
+            )?,
             q_norm: operands.read_optional("q norm", q_norm, head_dim, 4)?,
             k_norm: operands.read_optional("k norm", k_norm, head_dim, 4)?,
             error: operands.error_word(args.error.as_ref())?,
@@ -606,6 +611,6 @@ impl<B: Backend> Kernels<B> {
         let ctas = [(params.end_row - params.first_row).cast_unsigned(), head_ctas, 1];
         let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: as in `rope_table`; the kernel checks page ids again.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 }

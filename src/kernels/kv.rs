@@ -6,7 +6,7 @@ use super::KernelError;
 use super::operands::Operands;
 use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
-use crate::backend::{View, ViewMut};
+use crate::runtime::{View, ViewMut};
 
 /// Strides of a paged K or V tensor, in elements. The elements of a head are adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 
 use super::Kernels;
-use crate::backend::{BackendError, Cuda};
+use crate::runtime::{Cuda, RuntimeError};
 
 impl Kernels<Cuda> {
     /// Loads the kernels into `context`, which [`Cuda::context`] makes.
     ///
     /// # Errors
     ///
-    /// The errors of [`Cuda::new`]: above all [`BackendError::NoDeviceCode`] in a build without nvcc.
-    pub fn load(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
+    /// The errors of [`Cuda::new`]: above all [`RuntimeError::NoDeviceCode`] in a build without nvcc.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Self, RuntimeError> {
         Ok(Kernels::new(Cuda::new(context)?))
     }
 }

@@ -8,7 +8,7 @@
 //! a graph serves every step with the same numbers of sequences, candidate rows and mask rows, if no sequence
 //! sees more positions than in the pass at capture. Upload tables and operands in place before each launch of
 //! the graph. A capture must not wait for an event from before it. Its operands are therefore [raw
-//! views](crate::backend::View::from_raw), or memory of a context on which cudarc's event tracking was turned
+//! views](crate::runtime::View::from_raw), or memory of a context on which cudarc's event tracking was turned
 //! off.
 
 pub mod acceptance;
@@ -29,22 +29,22 @@ pub use faults::{Fault, Faults};
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
 pub use pass::{Paging, PassTables};
 
-use crate::backend::Backend;
+use crate::runtime::Runtime;
 
-/// The kernels of this crate, loaded on a backend.
+/// The kernels of this crate, loaded on a runtime.
 #[derive(Debug)]
 pub struct Kernels<B> {
-    backend: B,
+    runtime: B,
 }
 
-impl<B: Backend> Kernels<B> {
-    /// Makes the kernels that run on `backend`.
-    pub fn new(backend: B) -> Self {
-        Kernels { backend }
+impl<B: Runtime> Kernels<B> {
+    /// Makes the kernels that run on `runtime`.
+    pub fn new(runtime: B) -> Self {
+        Kernels { runtime }
     }
 
-    /// Returns the backend on which the kernels run.
-    pub fn backend(&self) -> &B {
-        &self.backend
+    /// Returns the runtime on which the kernels run.
+    pub fn runtime(&self) -> &B {
+        &self.runtime
     }
 }

@@ -1,8 +1,8 @@
 //! Checks the operands of one launch, and records the memory that they occupy.
 
 use super::KernelError;
-use crate::backend::{Access, Backend, BackendError, Element, Launch, QueueId, Region, View, ViewMut};
 use crate::layout::AttentionShape;
+use crate::runtime::{Access, Element, Launch, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
 /// The most operands that a kernel has.
 const MAX_OPERANDS: usize = 32;
@@ -187,17 +187,17 @@ impl Operands {
     ///
     /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
     /// with shapes that they were checked against.
-    pub unsafe fn launch<B: Backend, P>(
+    pub unsafe fn launch<B: Runtime, P>(
         &self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         grid: Grid,
         params: &P,
     ) -> Result<(), KernelError> {
-        let allowed = backend.limits().shared_bytes_per_cta;
+        let allowed = runtime.limits().shared_bytes_per_cta;
         if grid.shared_bytes > allowed {
             let (kernel, needed) = (self.kernel, grid.shared_bytes);
-            return Err(BackendError::SharedMemory { kernel, needed, allowed }.into());
+            return Err(RuntimeError::SharedMemory { kernel, needed, allowed }.into());
         }
         // CUDA refuses an empty grid, which has nothing to do.
         if grid.ctas.contains(&0) {
@@ -214,6 +214,6 @@ impl Operands {
         };
         // SAFETY: the caller makes this promise about `params`; views borrow their memory until after this
         // call.
-        Ok(unsafe { backend.launch(stream, &launch) }?)
+        Ok(unsafe { runtime.launch(stream, &launch) }?)
     }
 }

@@ -3,8 +3,8 @@
 use super::KernelError;
 use super::operands::Operands;
 use super::params::common::FlexdraftPass;
-use crate::backend::{Backend, ViewMut};
 use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
+use crate::runtime::{Runtime, ViewMut};
 
 /// The tables of a [`Pass`] in device memory: the rows and the pages of each sequence. They are checked
 /// before they are uploaded and nothing else writes them, so kernels can rely on them.
@@ -13,7 +13,7 @@ use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
 /// by every layer. Each table has a fixed place, so launches captured with one pass serve other passes with
 /// the same numbers of rows.
 #[derive(Debug)]
-pub struct PassTables<B: Backend> {
+pub struct PassTables<B: Runtime> {
     memory: B::Memory<u64>,
     staging: Vec<u64>,
     max_batch: usize,
@@ -68,15 +68,15 @@ enum Table {
     Pages,
 }
 
-impl<B: Backend> PassTables<B> {
+impl<B: Runtime> PassTables<B> {
     /// Allocates tables for passes of up to `max_batch` sequences with up to `max_pages` pages each. They
     /// hold no sequence yet.
     ///
     /// # Errors
     ///
-    /// [`KernelError::Overflow`] if the sizes overflow, or [`KernelError::Backend`] if memory runs out.
+    /// [`KernelError::Overflow`] if the sizes overflow, or [`KernelError::Runtime`] if memory runs out.
     pub fn new(
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         max_batch: usize,
         max_pages: usize,
@@ -87,7 +87,7 @@ impl<B: Backend> PassTables<B> {
         let entries_each = max_pages.checked_add(4 + 6).ok_or_else(overflow)?;
         let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(6 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
-        let memory = backend.allocate(stream, words)?;
+        let memory = runtime.allocate(stream, words)?;
         Ok(PassTables {
             memory,
             staging: vec![0; words],
@@ -111,7 +111,7 @@ impl<B: Backend> PassTables<B> {
     /// would be appended to the same place. After an error, the tables are unchanged.
     pub fn upload(
         &mut self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         pass: &Pass<'_>,
         paging: Paging,
@@ -145,7 +145,7 @@ impl<B: Backend> PassTables<B> {
         // Upload up to the last page of the last sequence: only longer passes use the rest.
         let pages = pass.sequences.last().map_or(0, |last| (batch - 1) * self.max_pages + last.pages.len());
         let used = (self.table(Table::Pages) + pages).div_ceil(2);
-        backend.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
+        runtime.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
         (self.batch, self.candidates, self.masks, self.paging) = (batch, candidates, masks, paging);
         let size = |s: &SequenceRows<'_>| SequenceSize {
             candidates: s.candidates,
@@ -272,8 +272,8 @@ impl<B: Backend> PassTables<B> {
     }
 
     /// Returns the tables in memory, to be written.
-    pub(super) fn view_mut<'a>(&'a mut self, backend: &B, stream: &'a B::Stream) -> ViewMut<'a, u64> {
-        backend.view_mut(stream, &mut self.memory)
+    pub(super) fn view_mut<'a>(&'a mut self, runtime: &B, stream: &'a B::Stream) -> ViewMut<'a, u64> {
+        runtime.view_mut(stream, &mut self.memory)
     }
 
     /// Returns where the first positions and the first groups of the sequences begin in the tables, in 4-byte
@@ -286,13 +286,13 @@ impl<B: Backend> PassTables<B> {
     /// stride. If `masks` is false, the parameters describe the pass without its groups.
     pub(super) fn params(
         &self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         operands: &mut Operands,
         rows: usize,
         masks: bool,
     ) -> Result<(FlexdraftPass, *const i32, i64), KernelError> {
-        let groups = operands.read("pass", &backend.view(stream, &self.memory), self.staging.len(), 8)?;
+        let groups = operands.read("pass", &runtime.view(stream, &self.memory), self.staging.len(), 8)?;
         let table = |table| groups.cast::<i32>().wrapping_add(self.table(table));
         // Without groups, mask rows begin and end at the same row as candidate rows.
         let (groups, first_mask) = match masks {

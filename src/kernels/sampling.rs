@@ -17,14 +17,14 @@
 //!
 //! ```
 //! # #[cfg(feature = "simt")] {
-//! use flexdraft::backend::{Simt, SimtOptions};
+//! use flexdraft::runtime::{Simt, SimtOptions};
 //! use flexdraft::kernels::Kernels;
 //! use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 //! use flexdraft::random::Stream;
 //! use flexdraft::sampling::SamplingParams;
 //!
 //! let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-//! let stream = kernels.backend().stream();
+//! let stream = kernels.runtime().stream();
 //!
 //! // Two rows over a vocabulary of six ids, padded to a stride of eight.
 //! let logits = vec![0.5f32, 3.0, 1.0, 3.0, -1.0, 0.0, 9.0, 9.0, 4.0, 1.0, 2.0, 0.0, 0.0, 0.0, 9.0, 9.0];
@@ -70,8 +70,8 @@ use super::params::sampling::{
 };
 use super::params::shapes::*;
 use super::{KernelError, Kernels};
-use crate::backend::{Backend, Element, QueueId, View, ViewMut};
 use crate::random::Stream;
+use crate::runtime::{Element, QueueId, Runtime, View, ViewMut};
 use crate::sampling::{SamplingError, SamplingParams};
 
 /// How one row is warped and drawn from: `FlexdraftRowSampling` of `cuda/sampling/params.h`, validated.
@@ -364,7 +364,7 @@ impl CalibratedShape {
     }
 }
 
-impl<B: Backend> Kernels<B> {
+impl<B: Runtime> Kernels<B> {
     /// Corrects, warps and samples rows of logits: two launches.
     ///
     /// # Errors
@@ -377,7 +377,7 @@ impl<B: Backend> Kernels<B> {
     /// A draft's row, corrected by a calibrator of rank 8 whose W2 lifts id 2, and kept as it was drawn from.
     ///
     /// ```
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::Kernels;
     /// use flexdraft::kernels::sampling::{
     ///     Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len,
@@ -386,7 +386,7 @@ impl<B: Backend> Kernels<B> {
     /// use half::bf16;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// let (vocab, rank) = (5, 8);
     /// let mut logits = vec![0.0f32, 2.0, 1.0, 0.0, 0.0, 9.0, 9.0, 9.0];
     /// let hidden = vec![bf16::ONE; 8];
@@ -419,8 +419,8 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn sample<L: Logit>(&self, stream: &B::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
-        let queue = self.backend.queue(stream);
-        let shape = Shape::new(&args)?;
+        let queue = self.runtime.queue(stream);
+        let shape = SampleShape::new(&args)?;
         let (kernel, grid) = match &args.calibration {
             None => {
                 let groups = (shape.chunks as u32).div_ceil(FLEXDRAFT_PLAIN_WARPS);
@@ -428,7 +428,7 @@ impl<B: Backend> Kernels<B> {
                 (L::KERNELS.plain, Grid { ctas: [shape.rows as u32, groups, 1], threads, shared_bytes: 0 })
             }
             Some(calibration) => {
-                let allowed = self.backend.limits().shared_bytes_per_cta;
+                let allowed = self.runtime.limits().shared_bytes_per_cta;
                 let chosen = CalibratedShape::choose(shape.rows, calibration.rank, allowed);
                 let overflow = KernelError::Overflow { kernel: L::KERNELS.calibrated_small, what: "rank" };
                 let (tiling, shared_bytes) = chosen.ok_or(overflow)?;
@@ -439,25 +439,25 @@ impl<B: Backend> Kernels<B> {
         };
         let (operands, params) = shape.operands(kernel, queue, &args)?;
         // SAFETY: `params` holds the operands' pointers and the shapes they were checked against.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }?;
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
 
         let (operands, params) = shape.operands(L::KERNELS.finish, queue, &args)?;
         let ctas = [shape.rows as u32, 1, 1];
         let (threads, shared_bytes) = (FLEXDRAFT_FINISH_THREADS, FLEXDRAFT_FINISH_SHARED);
         let grid = Grid { ctas, threads, shared_bytes };
         // SAFETY: as above.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 }
 
 /// Shapes of a launch, each known to fit the kernels' types.
-struct Shape {
+struct SampleShape {
     rows: usize,
     logit_rows: usize,
     chunks: usize,
 }
 
-impl Shape {
+impl SampleShape {
     fn new<L: Logit>(args: &Sample<'_, L>) -> Result<Self, KernelError> {
         const KERNEL: &str = "sample";
         let unsupported = |what, found: usize, supported| KernelError::Unsupported {
@@ -497,7 +497,7 @@ impl Shape {
             let found = args.logits.len();
             return Err(KernelError::Length { kernel: KERNEL, operand: "logits", expected, found });
         }
-        Ok(Shape { rows, logit_rows, chunks: chunks(args.vocab, args.calibration.is_some()) })
+        Ok(SampleShape { rows, logit_rows, chunks: chunks(args.vocab, args.calibration.is_some()) })
     }
 
     /// The operands and parameters of a launch of `kernel`.
@@ -507,7 +507,7 @@ impl Shape {
         queue: QueueId,
         args: &Sample<'_, L>,
     ) -> Result<(Operands, FlexdraftSample), KernelError> {
-        let &Shape { rows, logit_rows, chunks } = self;
+        let &SampleShape { rows, logit_rows, chunks } = self;
         let mut operands = Operands::new(kernel, queue);
         let len = logit_rows * args.stride;
         let updated = matches!(args.logits, LogitRows::Update(_)) && args.calibration.is_some();

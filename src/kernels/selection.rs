@@ -15,8 +15,8 @@ use super::operands::{Grid, Operands};
 use super::params::acceptance::{FlexdraftDraft, FlexdraftFollow, FlexdraftSelect};
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
-use crate::backend::{Backend, Element, View, ViewMut};
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
+use crate::runtime::{Element, Runtime, View, ViewMut};
 
 /// Threads per CTA (`selection_threads` in selection.cuh): one per slot.
 const THREADS: u32 = MAX_BLOCK_SIZE as u32;
@@ -125,7 +125,7 @@ pub struct SelectDrafts<'a> {
 
 /// Operands of [`Kernels::follow_verdicts`].
 #[derive(Debug)]
-pub struct FollowVerdicts<'a, B: Backend> {
+pub struct FollowVerdicts<'a, B: Runtime> {
     /// A pass with one group per sequence and no candidates, each group laid out for the largest possible
     /// accepted length. Its tables change only on the device, so the next upload restores them.
     pub pass: &'a mut PassTables<B>,
@@ -138,7 +138,7 @@ pub struct FollowVerdicts<'a, B: Backend> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-impl<B: Backend> Kernels<B> {
+impl<B: Runtime> Kernels<B> {
     /// Moves the group of every sequence of a drafting pass to the accepted length of its verdict.
     ///
     /// # Errors
@@ -149,14 +149,14 @@ impl<B: Backend> Kernels<B> {
     ///
     /// ```
     /// use bytemuck::Zeroable;
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::acceptance::Verdict;
     /// use flexdraft::kernels::selection::FollowVerdicts;
     /// use flexdraft::kernels::{Kernels, Paging, PassTables};
     /// use flexdraft::layout::{Pass, SequenceRows};
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    /// let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     /// // c_0 was at position 5, with up to three drafts.
     /// let rows = SequenceRows { pages: &[0], start: 5, candidates: 0, groups: vec![3], slots: 4 };
     /// let mut pass = PassTables::new(simt, &stream, 1, 1)?;
@@ -177,10 +177,10 @@ impl<B: Backend> Kernels<B> {
         stream: &B::Stream,
         args: FollowVerdicts<'_, B>,
     ) -> Result<(), KernelError> {
-        let mut operands = Operands::new("follow_verdicts", self.backend.queue(stream));
+        let mut operands = Operands::new("follow_verdicts", self.runtime.queue(stream));
         let (batch, verdicts) = (args.pass.batch(), args.verdicts.len());
         let (starts, first_groups) = args.pass.starts_and_first_groups();
-        let tables = args.pass.view_mut(&self.backend, stream);
+        let tables = args.pass.view_mut(&self.runtime, stream);
         let entries: *mut i32 = operands.write("pass", &tables, tables.len(), 8)?.cast();
         let params = FlexdraftFollow {
             sequences: operands.read("sequences", &args.sequences, batch, 4)?,
@@ -195,7 +195,7 @@ impl<B: Backend> Kernels<B> {
         let grid = Grid { ctas: [ctas, 1, 1], threads: THREADS, shared_bytes: 0 };
         // SAFETY: the parameters belong to this kernel; the tables hold an entry of each kind for every
         // sequence of the pass, and the other operands were checked against its batch.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
     /// Selects, for every draft, the rows, bonus token and start position that the verdict of its sequence
@@ -209,14 +209,14 @@ impl<B: Backend> Kernels<B> {
     ///
     /// ```
     /// use bytemuck::Zeroable;
-    /// use flexdraft::backend::{Simt, SimtOptions};
+    /// use flexdraft::runtime::{Simt, SimtOptions};
     /// use flexdraft::kernels::Kernels;
     /// use flexdraft::kernels::acceptance::Verdict;
     /// use flexdraft::kernels::selection::{Draft, DraftGroups, SelectDrafts};
     /// use flexdraft::layout::GroupSet;
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    /// let stream = kernels.backend().stream();
+    /// let stream = kernels.runtime().stream();
     /// // Two drafts were accepted, at positions up to 42; the bonus token is 9.
     /// let verdict = Verdict { accepted: 2, bonus: 9, cached_length: 43, ..Verdict::zeroed() };
     /// // The pass has groups of three slots for the accepted lengths 0 and 2, from its row 5 on.
@@ -238,7 +238,7 @@ impl<B: Backend> Kernels<B> {
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn select_drafts(&self, stream: &B::Stream, args: &SelectDrafts<'_>) -> Result<(), KernelError> {
-        let mut operands = Operands::new("select_drafts", self.backend.queue(stream));
+        let mut operands = Operands::new("select_drafts", self.runtime.queue(stream));
         let (count, batch, rows) = (args.drafts.len(), args.verdicts.len(), args.sources.len());
         let params = FlexdraftSelect {
             drafts: operands.read("drafts", &args.drafts, count, 8)?.cast(),
@@ -256,6 +256,6 @@ impl<B: Backend> Kernels<B> {
         let grid = Grid { ctas: [params.count.cast_unsigned(), 1, 1], threads: THREADS, shared_bytes: 0 };
         // SAFETY: the parameters belong to this kernel, and its operands were checked against their shapes;
         // the kernel checks rows and sequences of drafts.
-        unsafe { operands.launch(&self.backend, stream, grid, &params) }
+        unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 }

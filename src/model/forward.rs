@@ -9,7 +9,8 @@ use std::ops::Range;
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
 use crate::device::{
-    AttentionRows, Calibration, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind, SlotRows,
+    AttentionRows, CalibratorOutput, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind,
+    SlotRows,
 };
 use crate::layout::Pass;
 
@@ -285,7 +286,7 @@ impl<D: Device> Model<D> {
     }
 
     /// Runs the tail for the groups of a pass without candidates, one group per sequence. Each group was laid
-    /// out for the largest possible accepted length, and [follows](Device::follow) verdict `verdicts[i]` of
+    /// out for the largest possible accepted length, and [follows](Device::resolve_groups) verdict `verdicts[i]` of
     /// sequence i.
     pub fn draft_forward(
         &self,
@@ -296,7 +297,7 @@ impl<D: Device> Model<D> {
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
         let mut laid_out = self.device.begin(pass, cache)?;
-        self.device.follow(&mut laid_out, verdicts, results)?;
+        self.device.resolve_groups(&mut laid_out, verdicts, results)?;
         let rows = PassRows { candidates: pass.candidate_rows(), total: pass.total_rows() };
         self.run(&mut laid_out, rows, &[], cache, work)
     }
@@ -465,7 +466,7 @@ impl<D: Device> Model<D> {
             .enumerate()
             .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
             .collect();
-        device.select(drafts, rows, results)?;
+        device.select_drafts(drafts, rows, results)?;
         if let SlotRows::Pass { first_logits } = rows {
             device.gather_selected(&work.hidden, results, &mut work.gathered)?;
             self.head(owner.len(), work, logits, first_logits)?;
@@ -488,7 +489,7 @@ impl<D: Device> Model<D> {
         let all = 0..owner.len();
         device.linear(&calibrator.hidden_half, normed, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
-        let calibration = Calibration { hidden: &work.calibrator_hidden, output: &calibrator.output };
+        let calibration = CalibratorOutput { hidden: &work.calibrator_hidden, output: &calibrator.output };
         device.draft(Some(calibration), logits, drafts, results)
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::config::{DrafterConfig, ModelConfig};
-use super::format::files::Access;
+use super::format::files::FileAccess;
 use super::load::TargetFiles;
 use super::weights::collector::Collected;
 use super::weights::drafter::{self, DrafterHeader};
@@ -82,7 +82,7 @@ impl Report {
     /// report.
     pub fn read(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
-        unsafe { Self::inspect(target, drafter, Access::Read) }
+        unsafe { Self::inspect(target, drafter, FileAccess::Read) }
     }
 
     /// Like [`read`](Self::read), with the weights memory-mapped.
@@ -94,12 +94,12 @@ impl Report {
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(target: &Path, drafter: Option<&Path>) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        unsafe { Self::inspect(target, drafter, Access::Map) }
+        unsafe { Self::inspect(target, drafter, FileAccess::Map) }
     }
 
     /// # Safety
-    /// With [`Access::Map`], the promise of [`map`](Self::map).
-    unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: Access) -> Result<Self, LoadError> {
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    unsafe fn inspect(target: &Path, drafter: Option<&Path>, access: FileAccess) -> Result<Self, LoadError> {
         // SAFETY: the caller makes the same promise.
         let mut report = match unsafe { TargetFiles::open(target, access) }? {
             TargetFiles::Gguf(file) => Self::of_gguf(&file)?,

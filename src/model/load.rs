@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::config::{self, hugging_face};
-use super::format::files::Access;
+use super::format::files::FileAccess;
 use super::format::gguf::{Gguf, Header};
 use super::format::safetensors::Checkpoint;
 use super::text::chat::ChatTemplate;
@@ -26,9 +26,9 @@ impl TargetFiles {
     /// Opens the files at `path`.
     ///
     /// # Safety
-    /// With [`Access::Map`], no process may change or truncate a file while the result, or a tensor taken
+    /// With [`FileAccess::Map`], no process may change or truncate a file while the result, or a tensor taken
     /// from it, is alive.
-    pub(super) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
+    pub(super) unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
         if is_gguf(path) {
             // SAFETY: the caller's promise covers this file.
             return Ok(Self::Gguf(unsafe { Gguf::open(path, access) }?));
@@ -68,8 +68,8 @@ impl TargetWeights {
     /// [`LoadError`] naming the file, key or tensor: see [`ModelConfig::read`] and [`Checkpoint::read`], or
     /// [`Gguf::target`]; also if a tensor is missing or has the wrong shape or element type.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        // SAFETY: `Access::Read` maps nothing.
-        unsafe { Self::open(path, Access::Read) }
+        // SAFETY: `FileAccess::Read` maps nothing.
+        unsafe { Self::open(path, FileAccess::Read) }
     }
 
     /// Maps the weights of the model at `path` instead of copying them; otherwise like [`read`](Self::read).
@@ -82,12 +82,12 @@ impl TargetWeights {
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        unsafe { Self::open(path, Access::Map) }
+        unsafe { Self::open(path, FileAccess::Map) }
     }
 
     /// # Safety
-    /// With [`Access::Map`], the promise of [`map`](Self::map).
-    unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
         // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => file.target(),

@@ -1,6 +1,6 @@
 //! The CPU device's operations compared with direct f64 implementations of the same formulas.
 
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
 };
@@ -15,7 +15,7 @@ fn assert_close(found: f32, expected: f64, tolerance: f64, what: &str) {
     assert!(error <= tolerance, "{what}: {found} is {error:e} from {expected}, allowed {tolerance:e}");
 }
 
-fn row(buffer: &Buffer, row: usize) -> &[f32] {
+fn row(buffer: &CpuBuffer, row: usize) -> &[f32] {
     buffer.row(row).unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! Operands whose shapes do not match give a typed error that names the operand.
 
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, KvCache};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuKvCache, CpuOptions};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DeviceError, LinearPart, Precision, QkTransform, Rope, RowKind,
 };
@@ -19,7 +19,7 @@ fn message<T>(result: Result<T, DeviceError>) -> String {
     result.err().unwrap().to_string()
 }
 
-fn zeros(device: &Cpu, rows: usize, cols: usize) -> Buffer {
+fn zeros(device: &Cpu, rows: usize, cols: usize) -> CpuBuffer {
     activations(device, cols, &vec![vec![0.0; cols]; rows])
 }
 
@@ -149,7 +149,7 @@ fn caches() {
 /// Runs both attention operations on one sequence.
 fn attend(
     device: &Cpu,
-    cache: &mut KvCache,
+    cache: &mut CpuKvCache,
     layer: usize,
     sequence: SequenceRows<'_>,
     rows: usize,
@@ -236,7 +236,7 @@ fn a_pass_keeps_to_the_pages_it_was_checked_against() {
     );
     // If only candidate rows are asked for, the output needs no rows for the groups.
     let mut out = zeros(&device, 2, SHAPE.out_cols());
-    let attend = |masks, out: &mut Buffer| {
+    let attend = |masks, out: &mut CpuBuffer| {
         device.joint_attention(SHAPE, AttentionRows { pass: &pass, masks }, &qkv, 0, &cache, out)
     };
     assert_eq!(attend(false, &mut out), Ok(()));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flexdraft::device::cpu::{Buffer, Cpu, InstructionSet, KvCache, Linear, Vector};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuKvCache, CpuLinear, CpuVector, InstructionSet};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
 };
@@ -16,7 +16,7 @@ use crate::support::properties::properties;
 const MAX_ROWS: usize = 40;
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
-fn linear(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
+fn linear(device: &Cpu, layer: &CpuLinear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     let x = activations(device, layer.in_cols(), x);
     let mut out = device.new_logits(layer.out_cols());
     device.resize(&mut out, x.rows()).unwrap();
@@ -25,7 +25,7 @@ fn linear(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
 }
 
 /// Computes each row by itself, on one thread.
-fn linear_alone(device: &Cpu, layer: &Linear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
+fn linear_alone(device: &Cpu, layer: &CpuLinear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     x.iter().flat_map(|row| linear(device, layer, std::slice::from_ref(row))).collect()
 }
 
@@ -264,10 +264,10 @@ impl Sequence {
 struct Attention<'a> {
     device: &'a Cpu,
     shape: AttentionShape,
-    norms: (Vector, Vector),
+    norms: (CpuVector, CpuVector),
     rope: Rope,
     page_size: usize,
-    cache: KvCache,
+    cache: CpuKvCache,
 }
 
 /// The attention output of each row of each sequence, by sequence id and place.
@@ -293,7 +293,7 @@ impl<'a> Attention<'a> {
         self.append(&pass, RowKind::Candidates, &mut qkv);
     }
 
-    fn append(&mut self, pass: &Pass<'_>, kind: RowKind, qkv: &mut Buffer) {
+    fn append(&mut self, pass: &Pass<'_>, kind: RowKind, qkv: &mut CpuBuffer) {
         let norms = Some((&self.norms.0, &self.norms.1));
         let transform = QkTransform { shape: self.shape, norms, eps: 1e-6, rope: &self.rope };
         let mut pass = self.device.begin(pass, &self.cache).unwrap();

@@ -1,8 +1,8 @@
-//! The SIMT host runs kernels as a GPU does, and finds bugs that would not show on a GPU. The kernels are in
+//! The SIMT emulator runs kernels as a GPU does, and finds bugs that would not show on a GPU. The kernels are in
 //! `cuda/simt/tests/planted.cu`; each kernel with a bug has a correct twin.
 
-use flexdraft::backend::simt::{Checking, Copies, Traffic};
-use flexdraft::backend::{BackendError, Simt, SimtOptions};
+use flexdraft::runtime::simt::{Checking, Copies, Traffic};
+use flexdraft::runtime::{RuntimeError, Simt, SimtOptions};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -270,7 +270,7 @@ fn traffic_is_counted() {
 fn kernels_and_threads_that_are_not() {
     let simt = Simt::new(SimtOptions::default());
     let mut run = Run::new(counting(64), 128, 1, 64);
-    let error = BackendError::NoKernel("planted_nothing").to_string();
+    let error = RuntimeError::NoKernel("planted_nothing").to_string();
     assert_eq!(run.on(&simt, "planted_nothing").unwrap_err(), error);
     assert!(run.on(&simt, "planted_mma").unwrap_err().contains("64 threads a CTA, of at most 32"));
 }

@@ -1,4 +1,4 @@
-//! Tests of the SIMT host: it runs kernels as a GPU does, and finds planted bugs.
+//! Tests of the SIMT emulator: it runs kernels as a GPU does, and finds planted bugs.
 
 mod host;
 #[cfg(flexdraft_simt_sanitized)]

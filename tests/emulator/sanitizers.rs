@@ -1,10 +1,10 @@
-//! The sanitized build of the SIMT host (`FLEXDRAFT_SIMT_SANITIZE=1`, build/simt.rs) finds planted bugs, so a clean run
+//! The sanitized build of the SIMT emulator (`FLEXDRAFT_SIMT_SANITIZE=1`, build/simt.rs) finds planted bugs, so a clean run
 //! of the kernels' tests in that build is meaningful. A finding ends the process, so each bug runs in its own process.
 
 use std::env;
 use std::process::Command;
 
-use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::runtime::{Simt, SimtOptions};
 
 use crate::support::planted::{Run, counting};
 

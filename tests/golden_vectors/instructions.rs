@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use flexdraft::backend::{Access, Backend, BackendError, Launch, Region};
+use flexdraft::runtime::{Access, Launch, Region, Runtime, RuntimeError};
 use half::bf16;
 
 /// Parameters of the kernels (`FlexdraftGoldenParams`).
@@ -55,7 +55,7 @@ impl Random {
     }
 }
 
-/// Returns every instruction that the SIMT host models, and the math functions that it has stand-ins for.
+/// Returns every instruction that the SIMT emulator models, and the math functions that it has stand-ins for.
 pub fn all() -> Vec<Instruction> {
     let mut random = Random(20_260_522);
     let matrices = |random: &mut Random| -> Vec<u32> {
@@ -400,14 +400,14 @@ impl Instruction {
     }
 
     /// Runs the instruction on all inputs and returns the results.
-    pub fn run<B: Backend>(&self, backend: &B, stream: &B::Stream) -> Result<Vec<u32>, BackendError> {
+    pub fn run<B: Runtime>(&self, runtime: &B, stream: &B::Stream) -> Result<Vec<u32>, RuntimeError> {
         let mut output = vec![UNWRITTEN; self.cases() * self.words_out];
-        let mut input = backend.allocate::<u32>(stream, self.input.len())?;
-        let mut out = backend.allocate::<u32>(stream, output.len())?;
-        backend.upload(stream, &self.input, &mut input, 0)?;
-        backend.upload(stream, &output, &mut out, 0)?;
+        let mut input = runtime.allocate::<u32>(stream, self.input.len())?;
+        let mut out = runtime.allocate::<u32>(stream, output.len())?;
+        runtime.upload(stream, &self.input, &mut input, 0)?;
+        runtime.upload(stream, &output, &mut out, 0)?;
         {
-            let (read, written) = (backend.view(stream, &input), backend.view_mut(stream, &mut out));
+            let (read, written) = (runtime.view(stream, &input), runtime.view_mut(stream, &mut out));
             let params = Params { input: read.address(), out: written.address() };
             let region = |name, address, len, access| Region { name, address, bytes: 4 * len as u64, access };
             let regions = [
@@ -425,9 +425,9 @@ impl Instruction {
             };
             // SAFETY: the parameters have the kernel's type. Its operands have one case's words for each CTA and live
             // until the results are copied.
-            unsafe { backend.launch(stream, &launch) }?;
+            unsafe { runtime.launch(stream, &launch) }?;
         }
-        backend.download(stream, &out, 0, &mut output)?;
+        runtime.download(stream, &out, 0, &mut output)?;
         Ok(output)
     }
 

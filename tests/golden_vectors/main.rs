@@ -1,4 +1,4 @@
-//! The SIMT host's models of PTX instructions, compared with the results of GPUs for the same inputs. The recordings
+//! The SIMT emulator's models of PTX instructions, compared with the results of GPUs for the same inputs. The recordings
 //! are in `tests/fixtures/ptx`, one file per device. Data movement and conversions must agree in every bit; sums,
 //! powers and CUDA's math functions within the tolerances that `instructions.rs` derives.
 //!
@@ -16,8 +16,8 @@ use std::f64::consts::PI;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{BackendError, Cuda, Simt, SimtOptions};
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Cuda, RuntimeError, Simt, SimtOptions};
 use recording::Recording;
 
 /// Returns the models with and without checks, in two orders of threads each.
@@ -62,7 +62,7 @@ fn a_gpu_agrees_with_the_models() {
             return;
         }
     };
-    let driver = |error: cudarc::driver::DriverError| BackendError::Driver(error.to_string());
+    let driver = |error: cudarc::driver::DriverError| RuntimeError::Driver(error.to_string());
     let device = context.name().map_err(driver).unwrap();
     let recording = Recording::of(&device, &instructions::all(), &gpu, &context.default_stream());
     if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {
@@ -128,7 +128,7 @@ fn damaged(recording: &Recording, kernel: &str, digit: usize, to: char) -> Recor
     copy
 }
 
-/// Tests recording, the file and the comparison, with the SIMT host in place of a GPU.
+/// Tests recording, the file and the comparison, with the SIMT emulator in place of a GPU.
 #[test]
 fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     let [simt, _] = hosts();

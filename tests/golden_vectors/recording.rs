@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use flexdraft::backend::Backend;
+use flexdraft::runtime::Runtime;
 use serde::{Deserialize, Serialize};
 
 use crate::instructions::Instruction;
@@ -34,15 +34,15 @@ fn hash(words: &[u32]) -> String {
 }
 
 impl Recording {
-    /// Runs every instruction on `backend` and returns the recording.
-    pub fn of<B: Backend>(
+    /// Runs every instruction on `runtime` and returns the recording.
+    pub fn of<B: Runtime>(
         device: &str,
         instructions: &[Instruction],
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
     ) -> Self {
         let vector = |instruction: &Instruction| {
-            let output = instruction.run(backend, stream).unwrap();
+            let output = instruction.run(runtime, stream).unwrap();
             let case = |words: &[u32]| words.iter().map(|word| format!("{word:08x}")).collect::<String>();
             let output = output.chunks(instruction.words_out).map(case).collect();
             (instruction.kernel.to_owned(), Vector { input_hash: hash(&instruction.input), output })

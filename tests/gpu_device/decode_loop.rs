@@ -1,11 +1,9 @@
-//! The decode loop with the GPU device on the SIMT host, which gets the same launches as a GPU.
+//! The decode loop with the GPU device on the SIMT emulator, which gets the same launches as a GPU.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{Confidence, Engine, EngineOptions, LogitsHook, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu};
@@ -13,6 +11,8 @@ use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::Kernels;
 use flexdraft::model::Model;
 use flexdraft::model::config::Architecture;
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ use crate::support::simt_variant::checking;
 fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     // Short splits, so that even short contexts have several.
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
 }

@@ -9,15 +9,15 @@ use crate::support::models::Spec;
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::runs::{Block, Output, blocks};
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::{Copies, SimtStream};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts, ProductMemory, ProductOut, Products, Weights};
-use flexdraft::device::{Device, DeviceError, DraftRows, Found, LinearPart, SlotRows, VerifyRows};
+use flexdraft::device::{Device, DeviceError, DraftRows, LinearPart, SlotRows, StepResults, VerifyRows};
 use flexdraft::kernels::Kernels;
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
+use flexdraft::runtime::simt::{Copies, SimtStream};
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::{DType, Tensor};
 use half::bf16;
@@ -32,7 +32,7 @@ struct Timed {
 }
 
 impl Products for Timed {
-    type Backend = Simt;
+    type Runtime = Simt;
     type Layer = <CpuProducts as Products>::Layer;
 
     fn new_layer(
@@ -71,14 +71,14 @@ impl Products for Timed {
 
 fn timed(seconds: fn(usize) -> Option<f32>) -> Gpu<Timed> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let products = CpuProducts::new(1).unwrap();
     Gpu::new(kernels, stream, Timed { products, seconds, heads: AtomicUsize::new(0) })
 }
 
 fn gpu(head_products: HeadProducts, copies: Copies) -> Gpu<CpuProducts> {
     let kernels = Kernels::new(Simt::new(SimtOptions { copies, ..SimtOptions::default() }));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64).with_head_products(head_products)
 }
 
@@ -163,7 +163,7 @@ fn small(rank: Option<usize>) -> Spec {
 
 /// Runs one step of two sequences; returns verdicts, drafts, and the bits of the logits that the drafts were drawn
 /// from.
-fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (Found, Vec<Vec<u32>>) {
+fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Vec<Vec<u32>>) {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
     let (device, drafted) = (model.device(), spec.block_size - 1);

@@ -1,4 +1,4 @@
-//! Tests of the GPU device on the SIMT host: the decode loop, the driver calls of a step, and the self-test that a
+//! Tests of the GPU device on the SIMT emulator: the decode loop, the driver calls of a step, and the self-test that a
 //! device must pass before it is chosen automatically.
 
 mod decode_loop;

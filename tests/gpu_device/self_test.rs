@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use flexdraft::backend::simt::SimtStream;
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{Chosen, SelfTestError, choose, self_test};
 use flexdraft::device::DeviceError;
 use flexdraft::device::gpu::{CpuProducts, Gpu, ProductMemory, ProductOut, Products, Weights};
 use flexdraft::kernels::Kernels;
+use flexdraft::runtime::simt::SimtStream;
+use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 
 /// A fault planted in a library of matrix products.
@@ -31,16 +31,16 @@ struct Faulty {
 }
 
 impl Products for Faulty {
-    type Backend = Simt;
+    type Runtime = Simt;
     type Layer = (<CpuProducts as Products>::Layer, usize);
 
     fn new_layer(
         &self,
-        backend: &Simt,
+        runtime: &Simt,
         stream: &SimtStream,
         weights: &Weights,
     ) -> Result<Self::Layer, DeviceError> {
-        Ok((self.products.new_layer(backend, stream, weights)?, weights.out_cols))
+        Ok((self.products.new_layer(runtime, stream, weights)?, weights.out_cols))
     }
 
     fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a Vec<bf16> {
@@ -49,7 +49,7 @@ impl Products for Faulty {
 
     fn multiply(
         &self,
-        backend: &Simt,
+        runtime: &Simt,
         stream: &SimtStream,
         (layer, cols): &Self::Layer,
         x: &Vec<bf16>,
@@ -74,14 +74,14 @@ impl Products for Faulty {
         match memory {
             ProductMemory::Bf16(memory) => {
                 let out = ProductOut { memory: ProductMemory::Bf16(&mut *memory), stride, first_row };
-                self.products.multiply(backend, stream, layer, x, rows, out)?;
+                self.products.multiply(runtime, stream, layer, x, rows, out)?;
                 places.for_each(|(place, factor)| {
                     memory[place] = bf16::from_f32(memory[place].to_f32() * factor);
                 });
             }
             ProductMemory::F32(memory) => {
                 let out = ProductOut { memory: ProductMemory::F32(&mut *memory), stride, first_row };
-                self.products.multiply(backend, stream, layer, x, rows, out)?;
+                self.products.multiply(runtime, stream, layer, x, rows, out)?;
                 places.for_each(|(place, factor)| memory[place] *= factor);
             }
         }
@@ -91,7 +91,7 @@ impl Products for Faulty {
 
 fn gpu(fault: Fault) -> Gpu<Faulty> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     Gpu::new(kernels, stream, Faulty { products: CpuProducts::new(1).unwrap(), fault })
 }
 

@@ -1,9 +1,7 @@
 //! The driver calls of a step on the GPU device, and the handling of errors that its kernels report. Calls are counted
-//! on the SIMT host, whose steps make the same calls as a GPU's.
+//! on the SIMT emulator, whose steps make the same calls as a GPU's.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::Calls;
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::decode::{
     Confidence, DecodeError, Engine, EngineOptions, Mode, Policy, Record, Request, StepMode,
 };
@@ -15,6 +13,8 @@ use flexdraft::kernels::sampling::RowStats;
 use flexdraft::kernels::{Fault, Kernels};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
+use flexdraft::runtime::simt::Calls;
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::{DType, Tensor};
 use half::bf16;
@@ -30,7 +30,7 @@ fn spec() -> Spec {
 
 fn gpu() -> Gpu<CpuProducts> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())
 }
 
@@ -45,7 +45,7 @@ fn engine_on(device: Gpu<CpuProducts>, policy: impl Policy + 'static) -> Engine<
 }
 
 fn take_calls(engine: &Engine<Gpu<CpuProducts>>) -> Calls {
-    engine.model().device().kernels().backend().take_calls()
+    engine.model().device().kernels().runtime().take_calls()
 }
 
 /// Returns one request for each rule.
@@ -157,9 +157,9 @@ fn only_the_pages_of_a_pass_are_uploaded() {
         let lists: Vec<Vec<u32>> =
             (0..batch).map(|i| (i * pages..(i + 1) * pages).map(|page| page as u32).collect()).collect();
         let sequences = lists.iter().map(|pages| with_group(pages, 16 * pages.len() - 8)).collect();
-        device.kernels().backend().take_calls();
+        device.kernels().runtime().take_calls();
         device.begin(&Pass { sequences }, &cache).unwrap();
-        let calls = device.kernels().backend().take_calls();
+        let calls = device.kernels().runtime().take_calls();
         assert_eq!(calls.uploads, 1);
         (calls.uploaded_bytes, calls.allocations)
     };

@@ -3,8 +3,6 @@
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::Checking;
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
@@ -15,6 +13,8 @@ use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDr
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::simt::Checking;
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
@@ -66,7 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// a separate pass that follows the verdicts.
 struct Operands {
     tables: PassTables<Simt>,
-    turns: Vec<f32>,
+    cos_sin: Vec<f32>,
     qkv: Vec<bf16>,
     k: Vec<bf16>,
     v: Vec<bf16>,
@@ -110,12 +110,12 @@ const DRAFT_ROWS: usize = BATCH * DRAFTED;
 
 impl Operands {
     fn new(kernels: &Kernels<Simt>) -> Self {
-        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
         let cached = PAGING.pages * PAGING.page_size * SHAPE.kv_heads * SHAPE.head_dim;
         let words = attention_workspace_len(SHAPE, ROWS, LONGEST + 4, SPLIT).unwrap().div_ceil(2);
         Operands {
             tables: PassTables::new(simt, &stream, BATCH, 32).unwrap(),
-            turns: vec![0.0; ROWS * SHAPE.head_dim],
+            cos_sin: vec![0.0; ROWS * SHAPE.head_dim],
             qkv: vec![bf16::ZERO; ROWS * SHAPE.qkv_cols()],
             k: vec![bf16::ZERO; cached],
             v: vec![bf16::ZERO; cached],
@@ -153,7 +153,7 @@ impl Operands {
 
     /// Writes the inputs of a step in place, as the host and the preceding kernels would.
     fn fill(&mut self, kernels: &Kernels<Simt>, step: &Step) {
-        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
         let pages = step.pages.map(|first| (first..first + 26).collect::<Vec<u32>>());
         let sequences = step.sequences.iter().zip(&pages).map(|((start, groups), pages)| SequenceRows {
             pages,
@@ -226,7 +226,7 @@ impl Operands {
     }
 
     fn launch(&mut self, kernels: &Kernels<Simt>) {
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let strides = KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim);
         kernels
             .rope_table(
@@ -235,7 +235,7 @@ impl Operands {
                     pass: &self.tables,
                     inv_freq: stream.view(&self.inv_freq),
                     scale: 1.0,
-                    turns: stream.view_mut(&mut self.turns),
+                    cos_sin: stream.view_mut(&mut self.cos_sin),
                 },
             )
             .unwrap();
@@ -247,7 +247,7 @@ impl Operands {
                         pass: &self.tables,
                         kind,
                         qkv: stream.view_mut(&mut self.qkv),
-                        turns: stream.view(&self.turns),
+                        cos_sin: stream.view(&self.cos_sin),
                         norms: None,
                         eps: 1e-6,
                         cache: PagedKvMut {
@@ -334,7 +334,7 @@ impl Operands {
     }
 
     fn launch_drafting(&mut self, kernels: &Kernels<Simt>) {
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let [bonus, starts, sources, draft_rows] = &mut self.selected;
         let select = SelectDrafts {
             drafts: stream.view(&self.drafts),
@@ -395,7 +395,7 @@ impl Operands {
             pass: &self.apart,
             inv_freq: stream.view(&self.inv_freq),
             scale: 1.0,
-            turns: stream.view_mut(&mut self.apart_turns),
+            cos_sin: stream.view_mut(&mut self.apart_turns),
         };
         kernels.rope_table(&stream, &table).unwrap();
     }
@@ -428,16 +428,16 @@ proptest! {
         let kernels = Kernels::new(Simt::new(options));
         let mut captured = Operands::new(&kernels);
         captured.fill(&kernels, &FIRST);
-        kernels.backend().record();
+        kernels.runtime().record();
         captured.launch(&kernels);
-        let recording = kernels.backend().take_recording();
+        let recording = kernels.runtime().take_recording();
         // Attention with a merge is one more launch.
         prop_assert!(recording.len() >= 17, "{}", recording.len());
         for step in &steps {
             captured.fill(&kernels, step);
             // SAFETY: the operands are the operands that `captured` was recorded with, filled in place and borrowed by
             // nothing.
-            unsafe { kernels.backend().replay(&recording) }.unwrap();
+            unsafe { kernels.runtime().replay(&recording) }.unwrap();
             let mut anew = Operands::new(&kernels);
             anew.fill(&kernels, step);
             anew.launch(&kernels);

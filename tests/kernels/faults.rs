@@ -3,19 +3,19 @@
 
 use std::ops::Range;
 
-use flexdraft::backend::simt::Checking;
-use flexdraft::backend::{
-    Backend, BackendError, Element, Launch, Limits, QueueId, Simt, SimtOptions, SimtStream, View, ViewMut,
-};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::glue::NormRopeAppend;
 use flexdraft::kernels::{Fault, Faults, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use flexdraft::runtime::simt::Checking;
+use flexdraft::runtime::{
+    Element, Launch, Limits, QueueId, Runtime, RuntimeError, Simt, SimtOptions, SimtStream, View, ViewMut,
+};
 use half::bf16;
 
 use crate::support::noise::halves;
 
-/// The SIMT host with corrupted page tables: before each launch, entries of a pass's tables equal to `page` become
+/// The SIMT emulator with corrupted page tables: before each launch, entries of a pass's tables equal to `page` become
 /// `becomes`.
 #[derive(Debug)]
 struct Tampered {
@@ -24,7 +24,7 @@ struct Tampered {
     becomes: i32,
 }
 
-impl Backend for Tampered {
+impl Runtime for Tampered {
     type Stream = SimtStream;
     type Memory<T: Element> = Vec<T>;
 
@@ -32,7 +32,7 @@ impl Backend for Tampered {
         self.simt.limits()
     }
 
-    fn allocate<T: Element>(&self, stream: &SimtStream, len: usize) -> Result<Vec<T>, BackendError> {
+    fn allocate<T: Element>(&self, stream: &SimtStream, len: usize) -> Result<Vec<T>, RuntimeError> {
         self.simt.allocate(stream, len)
     }
 
@@ -42,7 +42,7 @@ impl Backend for Tampered {
         from: &[T],
         to: &mut Vec<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.simt.upload(stream, from, to, first)
     }
 
@@ -52,7 +52,7 @@ impl Backend for Tampered {
         from: &Vec<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.simt.download(stream, from, first, to)
     }
 
@@ -63,7 +63,7 @@ impl Backend for Tampered {
         range: Range<usize>,
         to: &mut Vec<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.simt.copy(stream, from, range, to, first)
     }
 
@@ -79,7 +79,7 @@ impl Backend for Tampered {
         self.simt.queue(stream)
     }
 
-    unsafe fn launch(&self, stream: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
+    unsafe fn launch(&self, stream: &SimtStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         let tables = launch.regions.iter().find(|region| region.name == "pass").unwrap();
         let entries = tables.address as *mut i32;
         for i in 0..tables.bytes as usize / size_of::<i32>() {
@@ -126,19 +126,19 @@ fn strides() -> KvStrides {
 /// K and V of the cache and q, k and v of the rows after the candidates were appended, and the error word.
 type Appended = (Vec<u16>, Vec<u16>, Vec<u16>, u32);
 
-fn append<B: Backend<Stream = SimtStream>>(backend: B, stream: SimtStream, pass: &Pass<'_>) -> Appended {
-    let kernels = Kernels::new(backend);
-    let mut tables = PassTables::new(kernels.backend(), &stream, 2, 2).unwrap();
-    tables.upload(kernels.backend(), &stream, pass, PAGING).unwrap();
+fn append<B: Runtime<Stream = SimtStream>>(runtime: B, stream: SimtStream, pass: &Pass<'_>) -> Appended {
+    let kernels = Kernels::new(runtime);
+    let mut tables = PassTables::new(kernels.runtime(), &stream, 2, 2).unwrap();
+    tables.upload(kernels.runtime(), &stream, pass, PAGING).unwrap();
     let mut qkv = halves(1, tables.rows() * SHAPE.qkv_cols());
-    let turns = [0.6f32, 0.8].repeat(tables.rows() * 32);
+    let cos_sin = [0.6f32, 0.8].repeat(tables.rows() * 32);
     let (mut k, mut v) = (vec![POISON; PAGING.pages * PAGE], vec![POISON; PAGING.pages * PAGE]);
     let mut error = [0];
     let args = NormRopeAppend {
         pass: &tables,
         kind: RowKind::Candidates,
         qkv: stream.view_mut(&mut qkv),
-        turns: stream.view(&turns),
+        cos_sin: stream.view(&cos_sin),
         norms: None,
         eps: 1e-6,
         cache: PagedKvMut {
@@ -206,7 +206,7 @@ impl Attention {
         }
     }
 
-    fn launch<B: Backend<Stream = SimtStream>>(
+    fn launch<B: Runtime<Stream = SimtStream>>(
         &mut self,
         kernels: &Kernels<B>,
         stream: SimtStream,
@@ -253,15 +253,15 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
             SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![], slots: 0 },
         ];
         let pass = Pass { sequences };
-        fn run<B: Backend<Stream = SimtStream>>(
-            backend: B,
+        fn run<B: Runtime<Stream = SimtStream>>(
+            runtime: B,
             stream: SimtStream,
             pass: &Pass<'_>,
             lost: bf16,
         ) -> Attention {
-            let kernels = Kernels::new(backend);
-            let mut tables = PassTables::new(kernels.backend(), &stream, 2, 20).unwrap();
-            tables.upload(kernels.backend(), &stream, pass, PAGING).unwrap();
+            let kernels = Kernels::new(runtime);
+            let mut tables = PassTables::new(kernels.runtime(), &stream, 2, 20).unwrap();
+            tables.upload(kernels.runtime(), &stream, pass, PAGING).unwrap();
             let mut cache = cache();
             for values in [&mut cache.0, &mut cache.1] {
                 values[LOST as usize * PAGE..][..PAGE].fill(lost);
@@ -302,7 +302,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                     false => Pass { sequences: vec![short.clone(), long(start)] },
                 };
                 let kernels = Kernels::new(simt());
-                let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+                let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
                 let mut tables = PassTables::new(simt, &stream, 2, 30).unwrap();
                 tables.upload(simt, &stream, &pass(made_for), PAGING).unwrap();
                 let rows = tables.rows();

@@ -1,12 +1,12 @@
-//! Tests of the floors that the GPU benchmark compares kernels with: their values, and the bytes that the SIMT host
+//! Tests of the floors that the GPU benchmark compares kernels with: their values, and the bytes that the SIMT emulator
 //! sees the benchmark's cases read and write.
 
 use std::marker::PhantomData;
 
-use flexdraft::backend::simt::{Checking, Traffic};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::attention::DEFAULT_SPLIT;
+use flexdraft::runtime::simt::{Checking, Traffic};
+use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 
 use crate::cases::Case;
@@ -15,7 +15,7 @@ use crate::cases::attention::Attention;
 use crate::cases::glue::{Append, Elementwise};
 use crate::cases::sampling::{Sampling, Stored};
 use crate::cases::selection::{Rotations, Selection};
-use crate::floor::{self, AttentionRows, Bound, Calibrated, Ceilings, Floor, Heads, Scan};
+use crate::floor::{self, AttentionRows, Bound, Calibrated, Floor, Heads, Peaks, Scan};
 use crate::machine::Machine;
 use crate::record::{self, Device, Line, Measured, Record};
 use crate::support::planted::{Run, counting};
@@ -24,14 +24,14 @@ use crate::support::planted::{Run, counting};
 fn counted(case: &impl Case) -> Vec<Traffic> {
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
     let kernels = Kernels::new(Simt::new(options));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let machine = Machine { kernels, stream };
     let mut prepared = case.prepare(&machine).unwrap();
     let mut count = || {
-        machine.kernels.backend().take_traffic();
+        machine.kernels.runtime().take_traffic();
         prepared.restore().unwrap();
         prepared.launch().unwrap();
-        machine.kernels.backend().take_traffic()
+        machine.kernels.runtime().take_traffic()
     };
     let first = count();
     assert_eq!(count(), first, "{}: launches differ", record::label(&Measured::of(case).shape));
@@ -241,7 +241,7 @@ fn floors_of_a_layer() {
 
 #[test]
 fn floors_of_the_other_kernels() {
-    let us = |floor: Floor| floor.seconds(Ceilings { bytes: 3.0e12, flops: 8.0e14 });
+    let us = |floor: Floor| floor.seconds(Peaks { bytes: 3.0e12, flops: 8.0e14 });
     // W2 at batch 1 takes 52 µs; 15 rows of logits are read and written besides.
     let (rows, vocab) = (15, 151_936);
     let w2 = Calibrated { rank: 512, kept: true };
@@ -273,8 +273,8 @@ fn a_line_is_what_the_folding_script_reads() {
         seconds_of_nothing: 1e-6,
     };
     let times = (1..=11).map(|i| f64::from(i) * 1e-6).collect();
-    let line = Line::new(&Measured::of(&case), times, device.ceilings()).unwrap();
-    assert!(Line::new(&Measured::of(&case), Vec::new(), device.ceilings()).is_none());
+    let line = Line::new(&Measured::of(&case), times, device.peaks()).unwrap();
+    assert!(Line::new(&Measured::of(&case), Vec::new(), device.peaks()).is_none());
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("results");

@@ -1,13 +1,13 @@
-//! The kernels around the matrix products on the SIMT host, compared with the reference row by row, with all memory
+//! The kernels around the matrix products on the SIMT emulator, compared with the reference row by row, with all memory
 //! outside their operands poisoned.
 
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::glue::{
     Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
 };
 use flexdraft::kernels::{Kernels, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ proptest! {
     ) {
         let (cols, vocab) = (8 * eighths, 7usize);
         let kernels = kernels(seed % 4);
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let table = halves(seed, vocab * cols);
         let mut error = [0u32];
         let mut out = vec![POISON; ids.len() * cols];
@@ -83,7 +83,7 @@ proptest! {
     ) {
         let cols = 8 * eighths;
         let kernels = kernels(seed % 4);
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let (before, delta) = (halves(seed, rows * cols), halves(seed ^ 1, rows * cols));
         let weight: Vec<f32> = halves(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
         let run = |x: &mut Vec<bf16>, out: &mut Vec<bf16>, delta: &[bf16]| {
@@ -129,7 +129,7 @@ proptest! {
     ) {
         let cols = 8 * eighths;
         let kernels = kernels(seed % 4);
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let x = halves(seed, rows * 2 * cols);
         let mut out = vec![POISON; rows * cols];
         let (from, to) = (stream.view(&x), stream.view_mut(&mut out));
@@ -230,7 +230,7 @@ proptest! {
         padding in 0usize..3,
     ) {
         let kernels = kernels(pass.seed % 4);
-        let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
         let (pages, page_count) = pass.pages();
         let paging = Paging { pages: page_count, page_size: pass.page_size };
         let sequences = pass.sequences.iter().zip(&pages).map(|((start, candidates, groups, slots), pages)| {
@@ -246,15 +246,15 @@ proptest! {
 
         // Frequencies down to one turn in a hundred thousand positions.
         let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-        let mut turns = vec![f32::NAN; rows * head_dim];
+        let mut cos_sin = vec![f32::NAN; rows * head_dim];
         kernels.rope_table(&stream, &RopeTable {
             pass: &tables,
             inv_freq: stream.view(&inv_freq),
             scale: 0.75,
-            turns: stream.view_mut(&mut turns),
+            cos_sin: stream.view_mut(&mut cos_sin),
         }).unwrap();
-        for (r, turns) in turns.chunks(head_dim).enumerate() {
-            for (i, turn) in turns.chunks(2).enumerate() {
+        for (r, cos_sin) in cos_sin.chunks(head_dim).enumerate() {
+            for (i, turn) in cos_sin.chunks(2).enumerate() {
                 let (sin, cos) = match described.get(r) {
                     Some(row) => f64::from(row.position as f32 * inv_freq[i]).sin_cos(),
                     None => (0.0, 0.0),
@@ -279,7 +279,7 @@ proptest! {
                 pass: &tables,
                 kind,
                 qkv: stream.view_mut(&mut qkv),
-                turns: stream.view(&turns),
+                cos_sin: stream.view(&cos_sin),
                 norms: normed.then(|| (stream.view(&weights[0]), stream.view(&weights[1]))),
                 eps: 1e-6,
                 cache: PagedKvMut {
@@ -330,7 +330,7 @@ proptest! {
                 }
                 let (low, high) = exact.split_at(head_dim / 2);
                 for i in 0..head_dim / 2 {
-                    let (cos, sin) = (turns[r * head_dim + 2 * i], turns[r * head_dim + 2 * i + 1]);
+                    let (cos, sin) = (cos_sin[r * head_dim + 2 * i], cos_sin[r * head_dim + 2 * i + 1]);
                     let (cos, sin) = (f64::from(cos), f64::from(sin));
                     let magnitude = low[i].abs() + high[i].abs();
                     let near = |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;

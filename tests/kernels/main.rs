@@ -1,4 +1,4 @@
-//! Tests of the kernels on the SIMT host: compared with the reference, compared with themselves in other batches and
+//! Tests of the kernels on the SIMT emulator: compared with the reference, compared with themselves in other batches and
 //! orders of threads, and called with operands that do not match.
 
 mod acceptance;

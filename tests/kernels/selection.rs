@@ -1,14 +1,14 @@
-//! The selection of the next draft rows by verdicts: the kernels on the SIMT host must agree with the same selection on
+//! The selection of the next draft rows by verdicts: the kernels on the SIMT emulator must agree with the same selection on
 //! the host.
 
 use bytemuck::Zeroable;
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::kernels::glue::RopeTable;
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::kernels::{KernelError, Kernels, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Simt, SimtOptions};
 use proptest::prelude::*;
 
 use crate::support::properties::properties;
@@ -28,7 +28,7 @@ fn select(
 ) -> Selected {
     let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let table: Vec<Draft> = drafts.iter().map(|draft| new(draft).unwrap()).collect();
     let (mut bonus, mut starts) = (vec![-7; drafts.len()], vec![-7; drafts.len()]);
     let (mut sources, mut draft_rows, mut error) = (vec![-7; rows], vec![-7; rows], [0]);
@@ -50,7 +50,7 @@ fn select(
 fn positions(pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>, schedule: u64) -> (Vec<f32>, u32) {
     let options = SimtOptions { checking: checking(Checking::Accesses), copies: Copies::Eager, schedule };
     let kernels = Kernels::new(Simt::new(options));
-    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     let mut tables = PassTables::new(simt, &stream, pass.sequences.len(), 4).unwrap();
     tables.upload(simt, &stream, pass, Paging { pages: 4, page_size: 16 }).unwrap();
     let mut error = [0];
@@ -63,16 +63,16 @@ fn positions(pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>, schedule: u6
         };
         kernels.follow_verdicts(&stream, args).unwrap();
     }
-    let mut turns = vec![0.0; 2 * tables.rows()];
+    let mut cos_sin = vec![0.0; 2 * tables.rows()];
     let args = RopeTable {
         pass: &tables,
         inv_freq: stream.view(&[0.01]),
         scale: 1.0,
-        turns: stream.view_mut(&mut turns),
+        cos_sin: stream.view_mut(&mut cos_sin),
     };
     kernels.rope_table(&stream, &args).unwrap();
     drop(args);
-    (turns, error[0])
+    (cos_sin, error[0])
 }
 
 fn verdict(accepted: i32, bonus: i32, cached_length: i64) -> Verdict {

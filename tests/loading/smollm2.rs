@@ -89,13 +89,13 @@ fn engine(path: &Path, drafter: Option<&DrafterWeights>, policy: impl Policy + '
     Engine::new(model, policy, EngineOptions { cache_tokens: 4096, ..EngineOptions::default() }).unwrap()
 }
 
-/// The first tokens of two prompts on the GPU's kernels, run by the SIMT host, agree with transformers.
+/// The first tokens of two prompts on the GPU's kernels, run by the SIMT emulator, agree with transformers.
 #[cfg(feature = "simt")]
 #[test]
 fn the_kernels_write_what_transformers_writes() {
-    use flexdraft::backend::{Simt, SimtOptions};
     use flexdraft::device::gpu::{CpuProducts, Gpu};
     use flexdraft::kernels::Kernels;
+    use flexdraft::runtime::{Simt, SimtOptions};
 
     let Some(path) = file("the_kernels_write_what_transformers_writes") else { return };
     // SAFETY: no process changes the file.
@@ -105,7 +105,7 @@ fn the_kernels_write_what_transformers_writes() {
     let mut autoregressive: Option<Vec<Output>> = None;
     for mode in [Mode::Autoregressive, Mode::Parallel] {
         let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let device = Gpu::new(kernels, stream, CpuProducts::new(0).unwrap());
         let model = Model::new(device, &target, Some(&drafter)).unwrap();
         let options = EngineOptions { cache_tokens: 1024, ..EngineOptions::default() };

@@ -348,7 +348,7 @@ impl Loop<'_> {
 }
 
 /// Calls `visit` with the product of intervals for every combination of test outcomes, and with its probability times
-/// `weight`. `known` bounds the first uniforms.
+/// `weight`. `verdicts_if_ready` bounds the first uniforms.
 fn each_outcome(
     tests: &[f64],
     known: &[Interval],

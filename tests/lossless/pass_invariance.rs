@@ -1,7 +1,7 @@
 //! The rows of a sequence have the same bits in a pass of their own and in a pass with other sequences.
 
 use flexdraft::device::Precision;
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::tensor::Tensor;
@@ -11,7 +11,7 @@ use crate::support::models::{Spec, spec};
 use crate::support::properties::properties;
 use crate::support::runs::cpu;
 
-fn bits(buffer: &Buffer, row: usize) -> Vec<u32> {
+fn bits(buffer: &CpuBuffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }
 

@@ -2,13 +2,13 @@
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::Stream;
+use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::accept;
 use flexdraft_reference::random::{Numbers, Purpose as Used};
@@ -139,9 +139,9 @@ struct Batch {
 type Found = (Vec<Verdict>, Vec<Vec<i32>>);
 
 impl Batch {
-    fn verify<B: Backend>(&self, bench: &Bench<B>, sequences: &[Sequence]) -> Found {
+    fn verify<B: Runtime>(&self, bench: &Bench<B>, sequences: &[Sequence]) -> Found {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let (vocab, stride) = (self.vocab, self.vocab.next_multiple_of(8));
         let (mut target, mut draft, mut tokens) = (vec![], vec![], vec![]);
         let (mut target_ways, mut draft_ways, mut requests) = (vec![], vec![], vec![]);
@@ -192,14 +192,14 @@ impl Batch {
             let sample = Sample {
                 vocab,
                 stride,
-                logits: LogitRows::Read(backend.view(stream, logits)),
+                logits: LogitRows::Read(runtime.view(stream, logits)),
                 logit_index: None,
-                sampling: backend.view(stream, &ways),
+                sampling: runtime.view(stream, &ways),
                 starts: None,
                 draft: None,
                 calibration: None,
-                workspace: backend.view_mut(stream, &mut workspace),
-                stats: backend.view_mut(stream, &mut stats),
+                workspace: runtime.view_mut(stream, &mut workspace),
+                stats: runtime.view_mut(stream, &mut stats),
                 error: None,
             };
             kernels.sample(stream, sample).unwrap();
@@ -218,23 +218,23 @@ impl Batch {
             let args = Accept {
                 vocab,
                 stride,
-                sequences: backend.view(stream, &requests),
+                sequences: runtime.view(stream, &requests),
                 target_partials: None,
                 any_block: sequences.iter().any(|s| s.rule == Rule::Block),
-                tokens: backend.view(stream, &tokens),
+                tokens: runtime.view(stream, &tokens),
                 target: SampledRows {
-                    logits: backend.view(stream, &target),
-                    stats: backend.view(stream, &target_stats),
+                    logits: runtime.view(stream, &target),
+                    stats: runtime.view(stream, &target_stats),
                 },
                 draft: Some(SampledRows {
-                    logits: backend.view(stream, &draft),
-                    stats: backend.view(stream, &draft_stats),
+                    logits: runtime.view(stream, &draft),
+                    stats: runtime.view(stream, &draft_stats),
                 }),
-                workspace: backend.view_mut(stream, &mut workspace),
-                arrived: backend.view_mut(stream, &mut arrived),
-                verdicts: backend.view_mut(stream, &mut verdicts),
-                committed: backend.view_mut(stream, &mut committed),
-                error: Some(backend.view_mut(stream, &mut error)),
+                workspace: runtime.view_mut(stream, &mut workspace),
+                arrived: runtime.view_mut(stream, &mut arrived),
+                verdicts: runtime.view_mut(stream, &mut verdicts),
+                committed: runtime.view_mut(stream, &mut committed),
+                error: Some(runtime.view_mut(stream, &mut error)),
             };
             kernels.accept(stream, &args).unwrap();
         }
@@ -269,7 +269,7 @@ impl Batch {
 impl Case for Batch {
     type Output = Found;
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Found {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Found {
         let together = self.verify(bench, &self.sequences);
         let reversed: Vec<Sequence> = self.sequences.iter().rev().cloned().collect();
         let permuted = self.verify(bench, &reversed);

@@ -1,10 +1,10 @@
-//! The attention of one layer on a GPU and on the SIMT host: rotation, append, joint attention.
+//! The attention of one layer on a GPU and on the SIMT emulator: rotation, append, joint attention.
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::glue::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use flexdraft::runtime::Runtime;
 use half::bf16;
 
 use crate::bench::{Bench, halves, noise};
@@ -21,9 +21,9 @@ impl Case for Attention {
     /// q and k after the rotation, the cache, the attention's output, and its log-sum-exp.
     type Output = [Vec<f32>; 4];
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Self::Output {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let Attention { shape, page_size, split, head_major } = *self;
         let sequences = [(300usize, 4usize, vec![0, 2, 3], 5usize), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
         let mut next = 0u32;
@@ -52,22 +52,22 @@ impl Case for Attention {
                 })
                 .collect(),
         };
-        let mut tables = PassTables::new(backend, stream, 3, pages[0].len()).unwrap();
-        tables.upload(backend, stream, &layout, Paging { pages: page_count, page_size }).unwrap();
+        let mut tables = PassTables::new(runtime, stream, 3, pages[0].len()).unwrap();
+        tables.upload(runtime, stream, &layout, Paging { pages: page_count, page_size }).unwrap();
         let rows = tables.rows() + 1;
         let head_dim = shape.head_dim;
         let inv_freq: Vec<f32> =
             (0..head_dim / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let inv_freq = bench.memory(&inv_freq);
-        let mut turns = bench.memory(&vec![0f32; rows * head_dim]);
+        let mut cos_sin = bench.memory(&vec![0f32; rows * head_dim]);
         kernels
             .rope_table(
                 stream,
                 &RopeTable {
                     pass: &tables,
-                    inv_freq: backend.view(stream, &inv_freq),
+                    inv_freq: runtime.view(stream, &inv_freq),
                     scale: 1.0,
-                    turns: backend.view_mut(stream, &mut turns),
+                    cos_sin: runtime.view_mut(stream, &mut cos_sin),
                 },
             )
             .unwrap();
@@ -86,13 +86,13 @@ impl Case for Attention {
                     &NormRopeAppend {
                         pass: &tables,
                         kind,
-                        qkv: backend.view_mut(stream, &mut qkv),
-                        turns: backend.view(stream, &turns),
-                        norms: Some((backend.view(stream, &q_norm), backend.view(stream, &k_norm))),
+                        qkv: runtime.view_mut(stream, &mut qkv),
+                        cos_sin: runtime.view(stream, &cos_sin),
+                        norms: Some((runtime.view(stream, &q_norm), runtime.view(stream, &k_norm))),
                         eps: 1e-6,
                         cache: PagedKvMut {
-                            k: backend.view_mut(stream, &mut k),
-                            v: backend.view_mut(stream, &mut v),
+                            k: runtime.view_mut(stream, &mut k),
+                            v: runtime.view_mut(stream, &mut v),
                             k_strides: strides,
                             v_strides: strides,
                         },
@@ -112,16 +112,16 @@ impl Case for Attention {
                 &JointAttention {
                     pass: &tables,
                     masks: true,
-                    qkv: backend.view(stream, &qkv),
+                    qkv: runtime.view(stream, &qkv),
                     cache: PagedKv {
-                        k: backend.view(stream, &k),
-                        v: backend.view(stream, &v),
+                        k: runtime.view(stream, &k),
+                        v: runtime.view(stream, &v),
                         k_strides: strides,
                         v_strides: strides,
                     },
-                    out: backend.view_mut(stream, &mut out),
-                    lse: Some(backend.view_mut(stream, &mut lse)),
-                    workspace: backend.view_mut(stream, &mut workspace),
+                    out: runtime.view_mut(stream, &mut out),
+                    lse: Some(runtime.view_mut(stream, &mut lse)),
+                    workspace: runtime.view_mut(stream, &mut workspace),
                     shape,
                     split,
                     error: None,

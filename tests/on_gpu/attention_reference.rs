@@ -1,10 +1,10 @@
 //! Joint attention compared with the reference in f64, with NaN in all memory that no row may read, and with the same
 //! bits for a row in every pass.
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention, attention_workspace_len};
 use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::Runtime;
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 
@@ -90,10 +90,10 @@ fn paged(sequences: &[Sequence], page_size: usize) -> (Vec<Vec<u32>>, usize) {
 }
 
 /// Runs joint attention over a pass.
-fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -> Vec<Rows> {
+fn run<B: Runtime>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -> Vec<Rows> {
     let Setting { shape, page_size, split, head_major } = setting;
     let Bench { kernels, stream } = bench;
-    let backend = kernels.backend();
+    let runtime = kernels.runtime();
     let (pages, page_count) = paged(sequences, page_size);
     let strides = match head_major {
         true => KvStrides::head_major(page_size, shape.kv_heads, shape.head_dim),
@@ -121,8 +121,8 @@ fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -
     });
     let pass = Pass { sequences: rows_of.collect() };
     let most = pages.iter().map(Vec::len).max().unwrap();
-    let mut tables = PassTables::new(backend, stream, sequences.len(), most).unwrap();
-    tables.upload(backend, stream, &pass, Paging { pages: page_count, page_size }).unwrap();
+    let mut tables = PassTables::new(runtime, stream, sequences.len(), most).unwrap();
+    tables.upload(runtime, stream, &pass, Paging { pages: page_count, page_size }).unwrap();
 
     let mut qkv = Vec::new();
     for sequence in sequences {
@@ -145,19 +145,19 @@ fn run<B: Backend>(bench: &Bench<B>, setting: Setting, sequences: &[Sequence]) -
     let args = JointAttention {
         pass: &tables,
         masks: true,
-        qkv: backend.view(stream, &qkv),
+        qkv: runtime.view(stream, &qkv),
         cache: PagedKv {
-            k: backend.view(stream, &k),
-            v: backend.view(stream, &v),
+            k: runtime.view(stream, &k),
+            v: runtime.view(stream, &v),
             k_strides: strides,
             v_strides: strides,
         },
-        out: backend.view_mut(stream, &mut out),
-        lse: Some(backend.view_mut(stream, &mut lse)),
-        workspace: backend.view_mut(stream, &mut workspace),
+        out: runtime.view_mut(stream, &mut out),
+        lse: Some(runtime.view_mut(stream, &mut lse)),
+        workspace: runtime.view_mut(stream, &mut workspace),
         shape,
         split,
-        error: Some(backend.view_mut(stream, &mut error)),
+        error: Some(runtime.view_mut(stream, &mut error)),
     };
     kernels.joint_attention(stream, &args).unwrap();
     drop(args);
@@ -237,7 +237,7 @@ fn bits((out, lse): &Rows) -> (Vec<u16>, Vec<u32>) {
 impl Case for Joint {
     type Output = Vec<Rows>;
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Vec<Rows> {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Vec<Rows> {
         let Joint { setting, sequences } = self;
         let together = run(bench, *setting, sequences);
         let AttentionShape { q_heads, .. } = setting.shape;
@@ -315,7 +315,7 @@ const RELEASED: [(AttentionShape, usize); 2] = [
     (AttentionShape { q_heads: 9, kv_heads: 3, head_dim: 64 }, 16),
 ];
 
-/// Long contexts with many splits of the usual size, which would take the SIMT host too long.
+/// Long contexts with many splits of the usual size, which would take the SIMT emulator too long.
 #[test]
 fn long_contexts() {
     for (shape, page_size) in RELEASED {

@@ -1,40 +1,40 @@
-//! The backends that the tests run kernels on.
+//! The runtimes that the tests run kernels on.
 
 use std::cell::RefCell;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::CudaContext;
-use flexdraft::backend::{Backend, BackendError, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
+use flexdraft::runtime::{Cuda, Element, RawCuda, RawStream, Runtime, RuntimeError, Simt, SimtOptions};
 
 pub use crate::support::noise::{halves, noise};
 
-/// The kernels of a backend, with the stream and memory of one test.
-pub struct Bench<B: Backend> {
+/// The kernels of a runtime, with the stream and memory of one test.
+pub struct Bench<B: Runtime> {
     pub kernels: Kernels<B>,
     pub stream: B::Stream,
 }
 
-impl<B: Backend> Bench<B> {
+impl<B: Runtime> Bench<B> {
     pub fn memory<T: Element>(&self, host: &[T]) -> B::Memory<T> {
-        let backend = self.kernels.backend();
-        let mut memory = backend.allocate(&self.stream, host.len()).unwrap();
-        backend.upload(&self.stream, host, &mut memory, 0).unwrap();
+        let runtime = self.kernels.runtime();
+        let mut memory = runtime.allocate(&self.stream, host.len()).unwrap();
+        runtime.upload(&self.stream, host, &mut memory, 0).unwrap();
         memory
     }
 
     pub fn host<T: Element>(&self, memory: &B::Memory<T>, len: usize) -> Vec<T> {
         let mut host = vec![T::zeroed(); len];
-        self.kernels.backend().download(&self.stream, memory, 0, &mut host).unwrap();
+        self.kernels.runtime().download(&self.stream, memory, 0, &mut host).unwrap();
         host
     }
 }
 
-/// Returns the kernels on the SIMT host.
+/// Returns the kernels on the SIMT emulator.
 pub fn simt(options: SimtOptions) -> Bench<Simt> {
     let kernels = Kernels::new(Simt::new(options));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     Bench { kernels, stream }
 }
 
@@ -55,7 +55,7 @@ pub fn cuda() -> Option<Bench<Cuda>> {
     });
     KEPT.get_or_init(|| Cuda::context(0).ok());
     let found = Cuda::context(0).and_then(|context| {
-        let stream = context.new_stream().map_err(|error| BackendError::Driver(error.to_string()))?;
+        let stream = context.new_stream().map_err(|error| RuntimeError::Driver(error.to_string()))?;
         Ok(Bench { kernels: Kernels::load(&context)?, stream })
     });
     match found {
@@ -70,10 +70,10 @@ pub fn cuda() -> Option<Bench<Cuda>> {
 }
 
 /// Returns the kernels on the same GPU and stream, obtained as from another framework.
-pub fn foreign(gpu: &Bench<Cuda>) -> Bench<Foreign> {
+pub fn foreign(gpu: &Bench<Cuda>) -> Bench<RawCuda> {
     let context = gpu.stream.context();
-    let kernels = Kernels::new(Foreign::new(context).unwrap());
+    let kernels = Kernels::new(RawCuda::new(context).unwrap());
     // SAFETY: the stream belongs to this context, and the caller keeps it for longer.
-    let stream = unsafe { ForeignStream::new(context, gpu.stream.cu_stream() as u64) };
+    let stream = unsafe { RawStream::new(context, gpu.stream.cu_stream() as u64) };
     Bench { kernels, stream }
 }

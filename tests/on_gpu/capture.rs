@@ -4,7 +4,6 @@
 use bytemuck::Zeroable;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::{Backend, Cuda};
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
@@ -13,12 +12,13 @@ use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, wor
 use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, SequenceRows};
 use flexdraft::random::Stream;
+use flexdraft::runtime::{Cuda, Runtime};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 
 use crate::bench::{Bench, cuda, halves, noise};
 
-type Memory<T> = <Cuda as Backend>::Memory<T>;
+type Memory<T> = <Cuda as Runtime>::Memory<T>;
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
 const PAGING: Paging = Paging { pages: 24, page_size: 16 };
@@ -53,8 +53,8 @@ impl Step {
         let pages: Vec<u32> = (0..PAGING.pages as u32).collect();
         let rows =
             SequenceRows { pages: &pages, start: 300, candidates: CANDIDATES, groups: vec![0, 2], slots: 4 };
-        let mut tables = PassTables::new(kernels.backend(), stream, 1, pages.len()).unwrap();
-        tables.upload(kernels.backend(), stream, &Pass { sequences: vec![rows] }, PAGING).unwrap();
+        let mut tables = PassTables::new(kernels.runtime(), stream, 1, pages.len()).unwrap();
+        tables.upload(kernels.runtime(), stream, &Pass { sequences: vec![rows] }, PAGING).unwrap();
         let rows = tables.rows();
         let cached = PAGING.pages * PAGING.page_size * SHAPE.kv_heads * SHAPE.head_dim;
         let way = |row: usize| {
@@ -96,29 +96,29 @@ impl Step {
     /// Writes other contents to the operands in place.
     fn fill(&mut self, gpu: &Bench<Cuda>, seed: u64) {
         let Bench { kernels, stream } = gpu;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let qkv = halves(seed, self.rows * SHAPE.qkv_cols());
-        backend.upload(stream, &qkv, &mut self.qkv, 0).unwrap();
-        backend.upload(stream, &noise(seed + 1, CANDIDATES * VOCAB), &mut self.logits, 0).unwrap();
+        runtime.upload(stream, &qkv, &mut self.qkv, 0).unwrap();
+        runtime.upload(stream, &noise(seed + 1, CANDIDATES * VOCAB), &mut self.logits, 0).unwrap();
     }
 
     fn launch(&mut self, gpu: &Bench<Cuda>) {
         let Bench { kernels, stream } = gpu;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let strides = KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim);
         let attention = JointAttention {
             pass: &self.tables,
             masks: true,
-            qkv: backend.view(stream, &self.qkv),
+            qkv: runtime.view(stream, &self.qkv),
             cache: PagedKv {
-                k: backend.view(stream, &self.k),
-                v: backend.view(stream, &self.v),
+                k: runtime.view(stream, &self.k),
+                v: runtime.view(stream, &self.v),
                 k_strides: strides,
                 v_strides: strides,
             },
-            out: backend.view_mut(stream, &mut self.attended),
+            out: runtime.view_mut(stream, &mut self.attended),
             lse: None,
-            workspace: backend.view_mut(stream, &mut self.attention_workspace),
+            workspace: runtime.view_mut(stream, &mut self.attention_workspace),
             shape: SHAPE,
             split: SPLIT,
             error: None,
@@ -127,33 +127,33 @@ impl Step {
         let sample = Sample {
             vocab: VOCAB,
             stride: VOCAB,
-            logits: LogitRows::Read(backend.view(stream, &self.logits)),
+            logits: LogitRows::Read(runtime.view(stream, &self.logits)),
             logit_index: None,
-            sampling: backend.view(stream, &self.ways),
+            sampling: runtime.view(stream, &self.ways),
             starts: None,
             draft: None,
             calibration: None,
-            workspace: backend.view_mut(stream, &mut self.workspace),
-            stats: backend.view_mut(stream, &mut self.stats),
+            workspace: runtime.view_mut(stream, &mut self.workspace),
+            stats: runtime.view_mut(stream, &mut self.stats),
             error: None,
         };
         kernels.sample(stream, sample).unwrap();
         let accept = Accept {
             vocab: VOCAB,
             stride: VOCAB,
-            sequences: backend.view(stream, &self.requests),
+            sequences: runtime.view(stream, &self.requests),
             target_partials: None,
             any_block: false,
-            tokens: backend.view(stream, &self.tokens),
+            tokens: runtime.view(stream, &self.tokens),
             target: SampledRows {
-                logits: backend.view(stream, &self.logits),
-                stats: backend.view(stream, &self.stats),
+                logits: runtime.view(stream, &self.logits),
+                stats: runtime.view(stream, &self.stats),
             },
             draft: None,
-            workspace: backend.view_mut(stream, &mut self.accept_workspace),
-            arrived: backend.view_mut(stream, &mut self.arrived),
-            verdicts: backend.view_mut(stream, &mut self.verdicts),
-            committed: backend.view_mut(stream, &mut self.committed),
+            workspace: runtime.view_mut(stream, &mut self.accept_workspace),
+            arrived: runtime.view_mut(stream, &mut self.arrived),
+            verdicts: runtime.view_mut(stream, &mut self.verdicts),
+            committed: runtime.view_mut(stream, &mut self.committed),
             error: None,
         };
         kernels.accept(stream, &accept).unwrap();

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::SimtOptions;
 use flexdraft::decode::{Engine, EngineOptions, LogitsHook, Mode, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu};
@@ -11,6 +10,7 @@ use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::attention::DEFAULT_SPLIT;
 use flexdraft::model::Model;
 use flexdraft::model::config::Architecture;
+use flexdraft::runtime::SimtOptions;
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 
@@ -148,7 +148,7 @@ fn logits_are_those_of_the_cpu_device() {
         let expected = logits(cpu, &spec).concat();
         let Bench { kernels, stream } = simt(SimtOptions::default());
         let host = Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64);
-        close("the SIMT host's logits", &logits(host, &spec).concat(), &expected, LOGITS);
+        close("the SIMT emulator's logits", &logits(host, &spec).concat(), &expected, LOGITS);
         if cuda().is_some() {
             let gpu = Gpu::cuda(0).unwrap().with_split(64);
             close("a GPU's logits", &logits(gpu, &spec).concat(), &expected, LOGITS);

@@ -1,4 +1,4 @@
-//! Tests the first program that runs on a new GPU (`benches/kernels/first.rs`) on the SIMT host.
+//! Tests the first program that runs on a new GPU (`benches/kernels/first.rs`) on the SIMT emulator.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ fn is_launched_by_the_first_program() {
     first::on_simt(directory.path(), 0).unwrap();
     let text = std::fs::read_to_string(directory.path().join("first-kernels.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines[0]["device"], "SIMT host");
+    assert_eq!(lines[0]["device"], "SIMT emulator");
     let ok: Vec<Value> = lines.iter().filter(|line| line["status"] == "ok").cloned().collect();
     assert_eq!(kernels(&lines, "launching"), kernels(&ok, "kernel"), "a launch that says nothing of its end");
     let launched: BTreeSet<String> = kernels(&ok, "kernel").into_iter().map(str::to_owned).collect();

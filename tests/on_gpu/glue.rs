@@ -1,7 +1,7 @@
-//! The kernels around the matrix products on a GPU and on the SIMT host: embedding, gathering, norms and SiLU.
+//! The kernels around the matrix products on a GPU and on the SIMT emulator: embedding, gathering, norms and SiLU.
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::glue::{Add, Embed, Gather, Residual, RmsNorm, SiluAdd, SiluMul};
+use flexdraft::runtime::Runtime;
 use half::bf16;
 
 use crate::bench::{Bench, halves, noise};
@@ -12,21 +12,21 @@ struct Glue;
 impl Case for Glue {
     type Output = (Vec<bf16>, Vec<f32>);
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Self::Output {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let (rows, cols) = (5, 328);
         let table = bench.memory(&halves(1, 7 * cols));
         let ids = bench.memory(&[3i32, 0, 6, 6, 1]);
         let mut out = bench.memory(&vec![bf16::ZERO; rows * cols]);
-        let read = |m| backend.view(stream, m);
+        let read = |m| runtime.view(stream, m);
         kernels
             .embed(
                 stream,
                 &Embed {
-                    ids: backend.view(stream, &ids),
+                    ids: runtime.view(stream, &ids),
                     table: read(&table),
-                    out: backend.view_mut(stream, &mut out),
+                    out: runtime.view_mut(stream, &mut out),
                     error: None,
                     cols,
                 },
@@ -37,9 +37,9 @@ impl Case for Glue {
             .gather(
                 stream,
                 &Gather {
-                    indices: backend.view(stream, &ids),
+                    indices: runtime.view(stream, &ids),
                     x: read(&table),
-                    out: backend.view_mut(stream, &mut out),
+                    out: runtime.view_mut(stream, &mut out),
                     error: None,
                     cols,
                 },
@@ -47,7 +47,7 @@ impl Case for Glue {
             .unwrap();
         exact.extend(bench.host(&out, rows * cols));
         let delta = bench.memory(&halves(2, rows * cols));
-        kernels.add(stream, &Add { x: backend.view_mut(stream, &mut out), delta: read(&delta) }).unwrap();
+        kernels.add(stream, &Add { x: runtime.view_mut(stream, &mut out), delta: read(&delta) }).unwrap();
         exact.extend(bench.host(&out, rows * cols));
 
         let weight = bench.memory(&noise(3, cols));
@@ -56,9 +56,9 @@ impl Case for Glue {
             .rms_norm(
                 stream,
                 &RmsNorm {
-                    x: Residual::Add { x: backend.view_mut(stream, &mut out), delta: read(&delta) },
-                    weight: backend.view(stream, &weight),
-                    out: backend.view_mut(stream, &mut normed),
+                    x: Residual::Add { x: runtime.view_mut(stream, &mut out), delta: read(&delta) },
+                    weight: runtime.view(stream, &weight),
+                    out: runtime.view_mut(stream, &mut normed),
                     eps: 1e-5,
                 },
             )
@@ -66,16 +66,16 @@ impl Case for Glue {
         let mut near = f32s(&bench.host(&normed, rows * cols));
         let wide = bench.memory(&halves(4, rows * 2 * cols));
         kernels
-            .silu_mul(stream, &SiluMul { x: read(&wide), out: backend.view_mut(stream, &mut normed), cols })
+            .silu_mul(stream, &SiluMul { x: read(&wide), out: runtime.view_mut(stream, &mut normed), cols })
             .unwrap();
         near.extend(f32s(&bench.host(&normed, rows * cols)));
         kernels
             .silu_add(
                 stream,
                 &SiluAdd {
-                    x: backend.view_mut(stream, &mut normed),
+                    x: runtime.view_mut(stream, &mut normed),
                     bonus: read(&table),
-                    owner: backend.view(stream, &ids),
+                    owner: runtime.view(stream, &ids),
                     error: None,
                     cols,
                 },

@@ -1,8 +1,8 @@
-//! Tests of the kernels on a GPU. They are compared with the same kernels on the SIMT host, with the reference in f64,
+//! Tests of the kernels on a GPU. They are compared with the same kernels on the SIMT emulator, with the reference in f64,
 //! and with themselves for rows in other batches; matrix products are compared with exact sums, and the decode loop is
 //! tested as a whole.
 //!
-//! The comparisons run on every machine. Without a GPU (or without device code in the build) they run on the SIMT host,
+//! The comparisons run on every machine. Without a GPU (or without device code in the build) they run on the SIMT emulator,
 //! so that the tests themselves are tested everywhere; the decode loop is then skipped with a message.
 //! `FLEXDRAFT_REQUIRE_GPU=1` makes a missing GPU an error.
 
@@ -40,11 +40,11 @@ mod support;
 mod traced;
 
 use bench::{Bench, cuda, foreign, simt};
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Backend, SimtOptions};
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Runtime, SimtOptions};
 use half::bf16;
 
-/// Runs a case on the SIMT host in two variants, and on a GPU (on a stream of our own and on a foreign one) if there is
+/// Runs a case on the SIMT emulator in two variants, and on a GPU (on a stream of our own and on a foreign one) if there is
 /// one, and compares the results.
 fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
     let expected = case.run(&simt(SimtOptions::default()));
@@ -57,7 +57,7 @@ fn compare<T>(case: impl Case<Output = T>, same: impl Fn(&T, &T)) {
     }
 }
 
-/// Runs a case on the SIMT host and on a GPU, if there is one, and checks each result.
+/// Runs a case on the SIMT emulator and on a GPU, if there is one, and checks each result.
 fn everywhere<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     check(&case.run(&simt(SimtOptions::default())));
     on_a_gpu(case, check);
@@ -70,7 +70,7 @@ fn on_a_gpu<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     }
 }
 
-/// Runs a case on a GPU, if there is one. In a rehearsal (`FLEXDRAFT_REHEARSE`) it also runs on the SIMT host, where it
+/// Runs a case on a GPU, if there is one. In a rehearsal (`FLEXDRAFT_REHEARSE`) it also runs on the SIMT emulator, where it
 /// takes minutes.
 fn on_a_gpu_or_rehearsed<T>(case: &impl Case<Output = T>, check: impl Fn(&T)) {
     if is_rehearsal() {
@@ -84,10 +84,10 @@ fn is_rehearsal() -> bool {
     std::env::var_os("FLEXDRAFT_REHEARSE").is_some()
 }
 
-/// A computation that runs on any backend.
+/// A computation that runs on any runtime.
 trait Case {
     type Output;
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output;
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Self::Output;
 }
 
 /// Checks that values differ by rounding only, relative to the largest value.

@@ -1,11 +1,11 @@
-//! Matrix products compared with sums in f64: cuBLASLt on a GPU, and its substitute on the SIMT host.
+//! Matrix products compared with sums in f64: cuBLASLt on a GPU, and its substitute on the SIMT emulator.
 
 use std::ops::Range;
 
-use flexdraft::backend::SimtOptions;
 use flexdraft::device::gpu::{
     CpuProducts, CublasLt, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
 };
+use flexdraft::runtime::SimtOptions;
 use half::bf16;
 
 use crate::bench::{Bench, cuda, halves, noise, simt};
@@ -27,12 +27,12 @@ const UNTOUCHED: f32 = 77.0;
 
 /// Returns the output with only `rows` multiplied, as f32, and the row stride in elements.
 fn multiply<P: Products>(
-    bench: &Bench<P::Backend>,
+    bench: &Bench<P::Runtime>,
     products: &P,
     layer: Layer,
     rows: Range<usize>,
 ) -> (Vec<f32>, usize) {
-    let (backend, stream) = (bench.kernels.backend(), &bench.stream);
+    let (runtime, stream) = (bench.kernels.runtime(), &bench.stream);
     let Layer { in_cols, out_cols, bias, logits } = layer;
     let weights = Weights {
         weight: halves(1, out_cols * in_cols),
@@ -40,24 +40,24 @@ fn multiply<P: Products>(
         in_cols,
         out_cols,
     };
-    let weights = products.new_layer(backend, stream, &weights).unwrap();
+    let weights = products.new_layer(runtime, stream, &weights).unwrap();
     let x = bench.memory(&halves(3, ROWS * in_cols));
     let stride = if logits { out_cols.next_multiple_of(8) } else { out_cols };
-    products.prepare(backend, stream, &weights, stride, ROWS, logits).unwrap();
+    products.prepare(runtime, stream, &weights, stride, ROWS, logits).unwrap();
     if logits {
         let mut out = bench.memory(&vec![UNTOUCHED; ROWS * stride]);
         let to = ProductOut { memory: ProductMemory::F32(&mut out), stride, first_row: rows.start };
-        products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
+        products.multiply(runtime, stream, &weights, &x, rows, to).unwrap();
         (bench.host(&out, ROWS * stride), stride)
     } else {
         let mut out = bench.memory(&vec![bf16::from_f32(UNTOUCHED); ROWS * stride]);
         let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride, first_row: rows.start };
-        products.multiply(backend, stream, &weights, &x, rows, to).unwrap();
+        products.multiply(runtime, stream, &weights, &x, rows, to).unwrap();
         (bench.host(&out, ROWS * stride).iter().map(|x| x.to_f32()).collect(), stride)
     }
 }
 
-fn check<P: Products>(bench: &Bench<P::Backend>, products: &P, layer: Layer) {
+fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
     let Layer { in_cols, out_cols, bias, logits } = layer;
     let weight: Vec<f64> = halves(1, out_cols * in_cols).iter().map(|w| w.to_f64()).collect();
     let x: Vec<f64> = halves(3, ROWS * in_cols).iter().map(|x| x.to_f64()).collect();
@@ -133,11 +133,11 @@ fn are_the_sums() {
 #[test]
 fn rows_beyond_what_was_prepared_have_the_same_bits() {
     let Some(gpu) = cuda() else { return };
-    let (backend, stream) = (gpu.kernels.backend(), &gpu.stream);
+    let (runtime, stream) = (gpu.kernels.runtime(), &gpu.stream);
     for (in_cols, out_cols) in [(576, 1536), (4096, 1024)] {
         let products = CublasLt::new(stream.context(), stream).unwrap();
         let weights = Weights { weight: halves(1, out_cols * in_cols), bias: None, in_cols, out_cols };
-        let layer = products.new_layer(backend, stream, &weights).unwrap();
+        let layer = products.new_layer(runtime, stream, &weights).unwrap();
         // More rows than are multiplied at once; the rows of x repeat with a period of 97.
         let (most, period) = (4100, 97);
         let rows = halves(3, period * in_cols);
@@ -146,13 +146,13 @@ fn rows_beyond_what_was_prepared_have_the_same_bits() {
         let multiply = |count: usize| {
             let mut out = gpu.memory(&vec![bf16::ZERO; count * out_cols]);
             let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride: out_cols, first_row: 0 };
-            products.multiply(backend, stream, &layer, &x, 0..count, to).unwrap();
+            products.multiply(runtime, stream, &layer, &x, 0..count, to).unwrap();
             gpu.host(&out, count * out_cols).iter().map(|x| x.to_bits()).collect::<Vec<u16>>()
         };
         assert_eq!(products.seconds(&layer, 1, false), None);
-        products.prepare(backend, stream, &layer, out_cols, 1, false).unwrap();
+        products.prepare(runtime, stream, &layer, out_cols, 1, false).unwrap();
         let mut expected = vec![multiply(1)];
-        products.prepare(backend, stream, &layer, out_cols, 16, false).unwrap();
+        products.prepare(runtime, stream, &layer, out_cols, 16, false).unwrap();
         let sixteen = multiply(16);
         assert!(products.seconds(&layer, 16, false).is_none_or(|seconds| seconds > 0.0));
         expected.extend(sixteen.chunks(out_cols).skip(1).map(<[u16]>::to_vec));

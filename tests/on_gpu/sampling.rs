@@ -1,15 +1,15 @@
-//! Sampling and acceptance on a GPU and on the SIMT host: statistics and draws of plain and calibrated rows, and the
+//! Sampling and acceptance on a GPU and on the SIMT emulator: statistics and draws of plain and calibrated rows, and the
 //! verdicts over them.
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
 
 use crate::bench::{Bench, halves, noise};
@@ -23,9 +23,9 @@ impl Case for Sampling {
     /// Statistics of plain and calibrated rows, and the verdicts over them.
     type Output = (Vec<RowStats>, Vec<Verdict>);
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Self::Output {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let (vocab, rank, drafts) = (self.vocab, 24, 3);
         let stride = vocab.next_multiple_of(8);
         let params = |temperature, top_k, top_p| SamplingParams { temperature, top_k, top_p, min_p: 0.0 };
@@ -69,24 +69,24 @@ impl Case for Sampling {
             kernels.sample(stream, sample).unwrap();
         };
         sample(
-            LogitRows::Read(backend.view(stream, &target)),
-            backend.view(stream, &target_ways),
+            LogitRows::Read(runtime.view(stream, &target)),
+            runtime.view(stream, &target_ways),
             None,
-            backend.view_mut(stream, &mut target_workspace),
-            backend.view_mut(stream, &mut target_stats),
+            runtime.view_mut(stream, &mut target_workspace),
+            runtime.view_mut(stream, &mut target_stats),
         );
         let calibration = Calibration {
             rank,
-            hidden: backend.view(stream, &hidden),
-            weight: backend.view(stream, &weight),
-            bias: Some(backend.view(stream, &bias)),
+            hidden: runtime.view(stream, &hidden),
+            weight: runtime.view(stream, &weight),
+            bias: Some(runtime.view(stream, &bias)),
         };
         sample(
-            LogitRows::Update(backend.view_mut(stream, &mut draft)),
-            backend.view(stream, &draft_ways),
+            LogitRows::Update(runtime.view_mut(stream, &mut draft)),
+            runtime.view(stream, &draft_ways),
             Some(calibration),
-            backend.view_mut(stream, &mut draft_workspace),
-            backend.view_mut(stream, &mut draft_stats),
+            runtime.view_mut(stream, &mut draft_workspace),
+            runtime.view_mut(stream, &mut draft_stats),
         );
         let mut stats = bench.host(&target_stats, rows);
         stats.extend(bench.host(&draft_stats, rows));
@@ -126,22 +126,22 @@ impl Case for Sampling {
                 &Accept {
                     vocab,
                     stride,
-                    sequences: backend.view(stream, &requests),
+                    sequences: runtime.view(stream, &requests),
                     target_partials: None,
                     any_block: true,
-                    tokens: backend.view(stream, &tokens),
+                    tokens: runtime.view(stream, &tokens),
                     target: SampledRows {
-                        logits: backend.view(stream, &target),
-                        stats: backend.view(stream, &target_stats),
+                        logits: runtime.view(stream, &target),
+                        stats: runtime.view(stream, &target_stats),
                     },
                     draft: Some(SampledRows {
-                        logits: backend.view(stream, &draft),
-                        stats: backend.view(stream, &draft_stats),
+                        logits: runtime.view(stream, &draft),
+                        stats: runtime.view(stream, &draft_stats),
                     }),
-                    workspace: backend.view_mut(stream, &mut workspace),
-                    arrived: backend.view_mut(stream, &mut arrived),
-                    verdicts: backend.view_mut(stream, &mut verdicts),
-                    committed: backend.view_mut(stream, &mut committed),
+                    workspace: runtime.view_mut(stream, &mut workspace),
+                    arrived: runtime.view_mut(stream, &mut arrived),
+                    verdicts: runtime.view_mut(stream, &mut verdicts),
+                    committed: runtime.view_mut(stream, &mut committed),
                     error: None,
                 },
             )

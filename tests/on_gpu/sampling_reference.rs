@@ -2,9 +2,9 @@
 //! a row in different batches.
 
 use bytemuck::Zeroable;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::Runtime;
 use flexdraft::sampling::{SamplingParams, warp};
 use flexdraft_reference::random::Numbers;
 use flexdraft_reference::sample::{argmax, confidence};
@@ -63,9 +63,9 @@ impl Rows {
     }
 
     /// Samples these rows in one launch.
-    fn sample<B: Backend>(&self, bench: &Bench<B>, rows: &[usize]) -> Found {
+    fn sample<B: Runtime>(&self, bench: &Bench<B>, rows: &[usize]) -> Found {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         let (vocab, stride) = (self.vocab, self.vocab.next_multiple_of(8));
         let padded = |row: &usize| {
             let mut logits = self.logits(*row);
@@ -88,25 +88,25 @@ impl Rows {
         let mut error = bench.memory(&[0u32]);
         let calibration = calibrator.as_ref().map(|(hidden, weight, bias)| Calibration {
             rank: self.rank,
-            hidden: backend.view(stream, hidden),
-            weight: backend.view(stream, weight),
-            bias: Some(backend.view(stream, bias)),
+            hidden: runtime.view(stream, hidden),
+            weight: runtime.view(stream, weight),
+            bias: Some(runtime.view(stream, bias)),
         });
         let sample = Sample {
             vocab,
             stride,
             logits: match self.rank {
-                0 => LogitRows::Read(backend.view(stream, &logits)),
-                _ => LogitRows::Update(backend.view_mut(stream, &mut logits)),
+                0 => LogitRows::Read(runtime.view(stream, &logits)),
+                _ => LogitRows::Update(runtime.view_mut(stream, &mut logits)),
             },
             logit_index: None,
-            sampling: backend.view(stream, &ways),
+            sampling: runtime.view(stream, &ways),
             starts: None,
             draft: None,
             calibration,
-            workspace: backend.view_mut(stream, &mut workspace),
-            stats: backend.view_mut(stream, &mut stats),
-            error: Some(backend.view_mut(stream, &mut error)),
+            workspace: runtime.view_mut(stream, &mut workspace),
+            stats: runtime.view_mut(stream, &mut stats),
+            error: Some(runtime.view_mut(stream, &mut error)),
         };
         kernels.sample(stream, sample).unwrap();
         assert_eq!(bench.host(&error, 1), [0]);
@@ -183,7 +183,7 @@ fn bits((stats, logits): &Found, row: usize) -> (Vec<u8>, Vec<u32>) {
 impl Case for Rows {
     type Output = Found;
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Found {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Found {
         let rows: Vec<usize> = (0..self.count).collect();
         let together = self.sample(bench, &rows);
         let reversed: Vec<usize> = rows.iter().rev().copied().collect();

@@ -1,12 +1,12 @@
-//! The selection of the next draft by a verdict, on a GPU and on the SIMT host.
+//! The selection of the next draft by a verdict, on a GPU and on the SIMT emulator.
 
 use bytemuck::Zeroable;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::kernels::glue::RopeTable;
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::kernels::{Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::runtime::Runtime;
 
 use crate::bench::Bench;
 use crate::{Case, close, compare};
@@ -17,9 +17,9 @@ impl Case for Selection {
     /// The tables of `select_drafts` one after the other, and the turns of a pass that follows its verdicts.
     type Output = (Vec<i32>, Vec<f32>);
 
-    fn run<B: Backend>(&self, bench: &Bench<B>) -> Self::Output {
+    fn run<B: Runtime>(&self, bench: &Bench<B>) -> Self::Output {
         let Bench { kernels, stream } = bench;
-        let backend = kernels.backend();
+        let runtime = kernels.runtime();
         // (n, a, slots) of each sequence; the last has no verdict.
         let sequences = [(3, 0, 4), (20, 2, 2), (9, 1, 5), (30, -1, 3)];
         let verdicts: Vec<Verdict> = sequences
@@ -44,12 +44,12 @@ impl Case for Selection {
         let (mut bonus, mut starts) = (bench.memory(&vec![-7; drafts]), bench.memory(&vec![-7; drafts]));
         let (mut sources, mut draft_rows) = (bench.memory(&vec![-7; rows]), bench.memory(&vec![-7; rows]));
         let args = SelectDrafts {
-            drafts: backend.view(stream, &table),
-            verdicts: backend.view(stream, &verdicts),
-            bonus: backend.view_mut(stream, &mut bonus),
-            starts: backend.view_mut(stream, &mut starts),
-            sources: backend.view_mut(stream, &mut sources),
-            draft_rows: backend.view_mut(stream, &mut draft_rows),
+            drafts: runtime.view(stream, &table),
+            verdicts: runtime.view(stream, &verdicts),
+            bonus: runtime.view_mut(stream, &mut bonus),
+            starts: runtime.view_mut(stream, &mut starts),
+            sources: runtime.view_mut(stream, &mut sources),
+            draft_rows: runtime.view_mut(stream, &mut draft_rows),
             error: None,
         };
         kernels.select_drafts(stream, &args).unwrap();
@@ -63,27 +63,28 @@ impl Case for Selection {
             SequenceRows { pages: &pages, start, candidates: 0, groups: vec![3], slots }
         };
         let pass = Pass { sequences: sequences.iter().map(laid_out).collect() };
-        let mut tables = PassTables::new(backend, stream, sequences.len(), pages.len()).unwrap();
-        tables.upload(backend, stream, &pass, Paging { pages: pages.len(), page_size: 16 }).unwrap();
+        let mut tables = PassTables::new(runtime, stream, sequences.len(), pages.len()).unwrap();
+        tables.upload(runtime, stream, &pass, Paging { pages: pages.len(), page_size: 16 }).unwrap();
         let (of, mut error) = (bench.memory(&[0, 1, 2, 3]), bench.memory(&[0u32]));
         let args = FollowVerdicts {
             pass: &mut tables,
-            sequences: backend.view(stream, &of),
-            verdicts: backend.view(stream, &verdicts),
-            error: Some(backend.view_mut(stream, &mut error)),
+            sequences: runtime.view(stream, &of),
+            verdicts: runtime.view(stream, &verdicts),
+            error: Some(runtime.view_mut(stream, &mut error)),
         };
         kernels.follow_verdicts(stream, args).unwrap();
         assert_eq!(bench.host(&error, 1), [16]);
-        let (inv_freq, mut turns) = (bench.memory(&[0.01f32]), bench.memory(&vec![0f32; 2 * tables.rows()]));
+        let (inv_freq, mut cos_sin) =
+            (bench.memory(&[0.01f32]), bench.memory(&vec![0f32; 2 * tables.rows()]));
         let args = RopeTable {
             pass: &tables,
-            inv_freq: backend.view(stream, &inv_freq),
+            inv_freq: runtime.view(stream, &inv_freq),
             scale: 1.0,
-            turns: backend.view_mut(stream, &mut turns),
+            cos_sin: runtime.view_mut(stream, &mut cos_sin),
         };
         kernels.rope_table(stream, &args).unwrap();
         drop(args);
-        (selected, bench.host(&turns, 2 * tables.rows()))
+        (selected, bench.host(&cos_sin, 2 * tables.rows()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Devices, operands and row contents for the tests of the CPU device.
 
-use flexdraft::device::cpu::{Buffer, Cpu, CpuOptions, InstructionSet};
+use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions, InstructionSet};
 use flexdraft::device::{Device, Precision};
 use flexdraft::tensor::{DType, Tensor};
 use half::{bf16, f16};
@@ -33,20 +33,20 @@ pub fn weights(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// Returns a buffer with the given rows, rounded as the device rounds activations.
-pub fn activations(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
+pub fn activations(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> CpuBuffer {
     let mut buffer = device.new_buffer(cols);
     write(device, &mut buffer, rows);
     buffer
 }
 
 /// Returns a logits buffer with the given rows.
-pub fn logits(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> Buffer {
+pub fn logits(device: &Cpu, cols: usize, rows: &[Vec<f32>]) -> CpuBuffer {
     let mut buffer = device.new_logits(cols);
     write(device, &mut buffer, rows);
     buffer
 }
 
-fn write(device: &Cpu, buffer: &mut Buffer, rows: &[Vec<f32>]) {
+fn write(device: &Cpu, buffer: &mut CpuBuffer, rows: &[Vec<f32>]) {
     device.resize(buffer, rows.len()).unwrap();
     for (r, row) in rows.iter().enumerate() {
         device.edit_row(buffer, r, &mut |to| to.copy_from_slice(row)).unwrap();
@@ -59,11 +59,11 @@ pub fn noise_rows(seed: u64, rows: usize, cols: usize) -> Vec<Vec<f32>> {
 }
 
 /// Returns the bits of every row.
-pub fn bits(buffer: &Buffer) -> Vec<Vec<u32>> {
+pub fn bits(buffer: &CpuBuffer) -> Vec<Vec<u32>> {
     (0..buffer.rows()).map(|r| row_bits(buffer, r)).collect()
 }
 
 /// Returns the bits of one row.
-pub fn row_bits(buffer: &Buffer, row: usize) -> Vec<u32> {
+pub fn row_bits(buffer: &CpuBuffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use flexdraft::backend::{Access, Backend, Launch, Region, Simt};
+use flexdraft::runtime::{Access, Launch, Region, Runtime, Simt};
 
 /// Returns pseudo-random words that are the same in every run.
 pub fn counting(len: u32) -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! The variant of the kernels that their tests run.
 
-use flexdraft::backend::simt::Checking;
+use flexdraft::runtime::simt::Checking;
 
 /// Returns the variant that `FLEXDRAFT_TEST_CHECKING` asks for: `accesses` runs all tests of kernels in race mode,
 /// `off` without checks, which is the only variant in the sanitized build. Without the variable, returns `usual`.

@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -11,6 +10,7 @@ use flexdraft::kernels::acceptance::{
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::Purpose;
+use flexdraft::runtime::Runtime;
 use half::bf16;
 use serde::Serialize;
 
@@ -68,12 +68,12 @@ impl<L> Acceptance<L> {
 }
 
 /// Rows of logits and their statistics.
-struct Rows<B: Backend, L: Stored> {
+struct Rows<B: Runtime, L: Stored> {
     logits: B::Memory<L>,
     stats: B::Memory<RowStats>,
 }
 
-struct Operands<'a, B: Backend, L: Stored> {
+struct Operands<'a, B: Runtime, L: Stored> {
     machine: &'a Machine<B>,
     vocab: usize,
     stride: usize,
@@ -89,14 +89,14 @@ struct Operands<'a, B: Backend, L: Stored> {
 }
 
 /// Returns rows of noise with the statistics that sampling computes.
-fn sampled<B: Backend, L: Stored>(
+fn sampled<B: Runtime, L: Stored>(
     machine: &Machine<B>,
     seed: u64,
     rows: usize,
     vocab: usize,
     purpose: Purpose,
 ) -> Result<Rows<B, L>, KernelError> {
-    let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+    let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
     let stride = vocab.next_multiple_of(8);
     let logits = machine.noise(seed, rows * stride, L::from_f32)?;
     let ways: Vec<RowSampling> = (0..rows).map(|row| way(row, purpose, false)).collect();
@@ -108,14 +108,14 @@ fn sampled<B: Backend, L: Stored>(
         Sample {
             vocab,
             stride,
-            logits: LogitRows::Read(backend.view(stream, &logits)),
+            logits: LogitRows::Read(runtime.view(stream, &logits)),
             logit_index: None,
-            sampling: backend.view(stream, &ways),
+            sampling: runtime.view(stream, &ways),
             starts: None,
             draft: None,
             calibration: None,
-            workspace: backend.view_mut(stream, &mut workspace),
-            stats: backend.view_mut(stream, &mut stats),
+            workspace: runtime.view_mut(stream, &mut workspace),
+            stats: runtime.view_mut(stream, &mut stats),
             error: None,
         },
     )?;
@@ -142,18 +142,18 @@ impl<L: Stored> Case for Acceptance<L> {
         )
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let Acceptance { batch, drafts, vocab, .. } = *self;
         let stride = vocab.next_multiple_of(8);
         let target_rows = batch * (drafts + 1);
         let target = sampled::<B, L>(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
         let draft = sampled::<B, L>(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
         let mut target_stats = vec![RowStats::default(); target_rows];
-        backend.download(stream, &target.stats, 0, &mut target_stats)?;
+        runtime.download(stream, &target.stats, 0, &mut target_stats)?;
 
         let mut tokens = Vec::new();
         let looked_at = vocab.min(LOOKED_AT);
@@ -161,8 +161,8 @@ impl<L: Stored> Case for Acceptance<L> {
         for sequence in 0..batch {
             for i in 0..drafts {
                 let row = sequence * (drafts + 1) + i;
-                backend.download(stream, &target.logits, row * stride, &mut p)?;
-                backend.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
+                runtime.download(stream, &target.logits, row * stride, &mut p)?;
+                runtime.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
                 // The ids whose logits differ most between target and draft, in either direction.
                 let gain = |id: &usize| {
                     let (p, q): (f32, f32) = (p[*id].into(), q[*id].into());
@@ -210,30 +210,30 @@ impl<L: Stored> Case for Acceptance<L> {
     }
 }
 
-impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
+impl<B: Runtime, L: Stored> Prepared for Operands<'_, B, L> {
     fn launch(&mut self) -> Result<(), KernelError> {
-        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.accept(
             stream,
             &Accept {
                 vocab: self.vocab,
                 stride: self.stride,
-                sequences: backend.view(stream, &self.sequences),
+                sequences: runtime.view(stream, &self.sequences),
                 target_partials: None,
                 any_block: self.block,
-                tokens: backend.view(stream, &self.tokens),
+                tokens: runtime.view(stream, &self.tokens),
                 target: SampledRows {
-                    logits: backend.view(stream, &self.target.logits),
-                    stats: backend.view(stream, &self.target.stats),
+                    logits: runtime.view(stream, &self.target.logits),
+                    stats: runtime.view(stream, &self.target.stats),
                 },
                 draft: Some(SampledRows {
-                    logits: backend.view(stream, &self.draft.logits),
-                    stats: backend.view(stream, &self.draft.stats),
+                    logits: runtime.view(stream, &self.draft.logits),
+                    stats: runtime.view(stream, &self.draft.stats),
                 }),
-                workspace: backend.view_mut(stream, &mut self.workspace),
-                arrived: backend.view_mut(stream, &mut self.arrived),
-                verdicts: backend.view_mut(stream, &mut self.verdicts),
-                committed: backend.view_mut(stream, &mut self.committed),
+                workspace: runtime.view_mut(stream, &mut self.workspace),
+                arrived: runtime.view_mut(stream, &mut self.arrived),
+                verdicts: runtime.view_mut(stream, &mut self.verdicts),
+                committed: runtime.view_mut(stream, &mut self.committed),
                 error: None,
             },
         )

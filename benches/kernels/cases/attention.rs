@@ -1,9 +1,9 @@
 //! Benchmark cases of joint draft-and-verify attention, including the merge of its splits.
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::Runtime;
 use half::bf16;
 use serde::Serialize;
 
@@ -67,7 +67,7 @@ impl Attention {
     }
 }
 
-struct Operands<'a, B: Backend> {
+struct Operands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     shape: AttentionShape,
     split: usize,
@@ -100,11 +100,11 @@ impl Case for Attention {
         floor::attention(heads, &vec![rows; self.batch])
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let shape = self.shape();
         let each = (self.context + self.candidates.max(self.groups)).div_ceil(self.page_size);
         let pages = each * self.batch;
@@ -124,8 +124,8 @@ impl Case for Attention {
                 })
                 .collect(),
         };
-        let mut pass = PassTables::new(backend, stream, self.batch, each)?;
-        pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
+        let mut pass = PassTables::new(runtime, stream, self.batch, each)?;
+        pass.upload(runtime, stream, &layout, Paging { pages, page_size: self.page_size })?;
         let rows = pass.rows();
         let cached = pages * self.page_size * self.kv_heads * self.head_dim;
         let workspace = machine
@@ -147,24 +147,24 @@ impl Case for Attention {
     }
 }
 
-impl<B: Backend> Prepared for Operands<'_, B> {
+impl<B: Runtime> Prepared for Operands<'_, B> {
     fn launch(&mut self) -> Result<(), KernelError> {
-        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.joint_attention(
             stream,
             &JointAttention {
                 pass: &self.pass,
                 masks: true,
-                qkv: backend.view(stream, &self.qkv),
+                qkv: runtime.view(stream, &self.qkv),
                 cache: PagedKv {
-                    k: backend.view(stream, &self.k),
-                    v: backend.view(stream, &self.v),
+                    k: runtime.view(stream, &self.k),
+                    v: runtime.view(stream, &self.v),
                     k_strides: self.strides,
                     v_strides: self.strides,
                 },
-                out: backend.view_mut(stream, &mut self.out),
+                out: runtime.view_mut(stream, &mut self.out),
                 lse: None,
-                workspace: backend.view_mut(stream, &mut self.workspace),
+                workspace: runtime.view_mut(stream, &mut self.workspace),
                 shape: self.shape,
                 split: self.split,
                 error: None,

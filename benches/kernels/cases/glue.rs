@@ -1,11 +1,11 @@
 //! Benchmark cases of the kernels around the matrix products of a layer.
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::glue::{
     Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
 };
 use flexdraft::kernels::{KernelError, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use flexdraft::runtime::Runtime;
 use half::bf16;
 use serde::Serialize;
 
@@ -44,7 +44,7 @@ impl Elementwise {
     }
 }
 
-struct ElementwiseOperands<'a, B: Backend> {
+struct ElementwiseOperands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     case: Elementwise,
     /// The table of rows, the residual stream, gate and up, or the hidden rows of the slots.
@@ -73,7 +73,7 @@ impl Case for Elementwise {
         }
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -95,11 +95,11 @@ impl Case for Elementwise {
     }
 }
 
-impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
+impl<B: Runtime> Prepared for ElementwiseOperands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
         if ["rms_norm", "add", "silu_add"].contains(&self.case.kernel) {
             let len = self.case.rows * self.case.cols;
-            self.machine.kernels.backend().copy(
+            self.machine.kernels.runtime().copy(
                 &self.machine.stream,
                 &self.pristine,
                 0..len,
@@ -112,37 +112,37 @@ impl<B: Backend> Prepared for ElementwiseOperands<'_, B> {
 
     fn launch(&mut self) -> Result<(), KernelError> {
         let (kernels, stream) = (&self.machine.kernels, &self.machine.stream);
-        let (backend, cols) = (kernels.backend(), self.case.cols);
-        let out = backend.view_mut(stream, &mut self.out);
+        let (runtime, cols) = (kernels.runtime(), self.case.cols);
+        let out = runtime.view_mut(stream, &mut self.out);
         match self.case.kernel {
             "embed" => {
-                let (ids, table) = (backend.view(stream, &self.ids), backend.view(stream, &self.x));
+                let (ids, table) = (runtime.view(stream, &self.ids), runtime.view(stream, &self.x));
                 kernels.embed(stream, &Embed { ids, table, out, error: None, cols })
             }
             "gather" => {
-                let (indices, x) = (backend.view(stream, &self.ids), backend.view(stream, &self.x));
+                let (indices, x) = (runtime.view(stream, &self.ids), runtime.view(stream, &self.x));
                 kernels.gather(stream, &Gather { indices, x, out, error: None, cols })
             }
             "add" => {
-                let (x, delta) = (backend.view_mut(stream, &mut self.x), backend.view(stream, &self.delta));
+                let (x, delta) = (runtime.view_mut(stream, &mut self.x), runtime.view(stream, &self.delta));
                 kernels.add(stream, &Add { x, delta })
             }
             "silu_add" => {
                 // The first rows of `delta` serve as the rows of the bonus tokens.
-                let owner = backend.view(stream, &self.owners);
-                let x = backend.view_mut(stream, &mut self.x);
-                let bonus = backend.view(stream, &self.delta);
+                let owner = runtime.view(stream, &self.owners);
+                let x = runtime.view_mut(stream, &mut self.x);
+                let bonus = runtime.view(stream, &self.delta);
                 kernels.silu_add(stream, &SiluAdd { x, bonus, owner, error: None, cols })
             }
             "rms_norm" => {
                 let x = Residual::Add {
-                    x: backend.view_mut(stream, &mut self.x),
-                    delta: backend.view(stream, &self.delta),
+                    x: runtime.view_mut(stream, &mut self.x),
+                    delta: runtime.view(stream, &self.delta),
                 };
-                let weight = backend.view(stream, &self.weight);
+                let weight = runtime.view(stream, &self.weight);
                 kernels.rms_norm(stream, &RmsNorm { x, weight, out, eps: 1e-6 })
             }
-            _ => kernels.silu_mul(stream, &SiluMul { x: backend.view(stream, &self.x), out, cols }),
+            _ => kernels.silu_mul(stream, &SiluMul { x: runtime.view(stream, &self.x), out, cols }),
         }
     }
 }
@@ -177,7 +177,7 @@ impl Append {
     }
 }
 
-struct AppendOperands<'a, B: Backend> {
+struct AppendOperands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     shape: AttentionShape,
     strides: KvStrides,
@@ -185,7 +185,7 @@ struct AppendOperands<'a, B: Backend> {
     len: usize,
     qkv: B::Memory<bf16>,
     pristine: B::Memory<bf16>,
-    turns: B::Memory<f32>,
+    cos_sin: B::Memory<f32>,
     norms: (B::Memory<f32>, B::Memory<f32>),
     k: B::Memory<bf16>,
     v: B::Memory<bf16>,
@@ -205,11 +205,11 @@ impl Case for Append {
         floor::norm_rope_append(self.rows as u64, heads)
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
-        let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+        let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let (shape, rows) = (self.shape(), self.rows);
         // The kernel does not read earlier positions, so all sequences share their pages.
         let each = self.context.div_ceil(self.page_size) + 1;
@@ -229,19 +229,19 @@ impl Case for Append {
                 .collect(),
         };
         let pages = last + rows;
-        let mut pass = PassTables::new(backend, stream, rows, each)?;
-        pass.upload(backend, stream, &layout, Paging { pages, page_size: self.page_size })?;
+        let mut pass = PassTables::new(runtime, stream, rows, each)?;
+        pass.upload(runtime, stream, &layout, Paging { pages, page_size: self.page_size })?;
         let inv_freq: Vec<f32> =
             (0..self.head_dim / 2).map(|i| 1e6f32.powf(-2.0 * i as f32 / self.head_dim as f32)).collect();
         let inv_freq = machine.memory(&inv_freq)?;
-        let mut turns = machine.zeros(rows * self.head_dim)?;
+        let mut cos_sin = machine.zeros(rows * self.head_dim)?;
         machine.kernels.rope_table(
             stream,
             &RopeTable {
                 pass: &pass,
-                inv_freq: backend.view(stream, &inv_freq),
+                inv_freq: runtime.view(stream, &inv_freq),
                 scale: 1.0,
-                turns: backend.view_mut(stream, &mut turns),
+                cos_sin: runtime.view_mut(stream, &mut cos_sin),
             },
         )?;
         let (len, cached) = (rows * shape.qkv_cols(), pages * self.page_size * self.kv_heads * self.head_dim);
@@ -253,7 +253,7 @@ impl Case for Append {
             len,
             qkv: machine.bf16_noise(1, len)?,
             pristine: machine.bf16_noise(1, len)?,
-            turns,
+            cos_sin,
             norms: (machine.f32_noise(2, self.head_dim)?, machine.f32_noise(3, self.head_dim)?),
             k: machine.zeros(cached)?,
             v: machine.zeros(cached)?,
@@ -261,27 +261,27 @@ impl Case for Append {
     }
 }
 
-impl<B: Backend> Prepared for AppendOperands<'_, B> {
+impl<B: Runtime> Prepared for AppendOperands<'_, B> {
     fn restore(&mut self) -> Result<(), KernelError> {
-        let backend = self.machine.kernels.backend();
-        backend.copy(&self.machine.stream, &self.pristine, 0..self.len, &mut self.qkv, 0)?;
+        let runtime = self.machine.kernels.runtime();
+        runtime.copy(&self.machine.stream, &self.pristine, 0..self.len, &mut self.qkv, 0)?;
         Ok(())
     }
 
     fn launch(&mut self) -> Result<(), KernelError> {
-        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.norm_rope_append(
             stream,
             &NormRopeAppend {
                 pass: &self.pass,
                 kind: RowKind::Candidates,
-                qkv: backend.view_mut(stream, &mut self.qkv),
-                turns: backend.view(stream, &self.turns),
-                norms: Some((backend.view(stream, &self.norms.0), backend.view(stream, &self.norms.1))),
+                qkv: runtime.view_mut(stream, &mut self.qkv),
+                cos_sin: runtime.view(stream, &self.cos_sin),
+                norms: Some((runtime.view(stream, &self.norms.0), runtime.view(stream, &self.norms.1))),
                 eps: 1e-6,
                 cache: PagedKvMut {
-                    k: backend.view_mut(stream, &mut self.k),
-                    v: backend.view_mut(stream, &mut self.v),
+                    k: runtime.view_mut(stream, &mut self.k),
+                    v: runtime.view_mut(stream, &mut self.v),
                     k_strides: self.strides,
                     v_strides: self.strides,
                 },

@@ -1,5 +1,5 @@
-//! Benchmark cases: a kernel and the shapes of its operands, generic over the backend. The benchmark launches them on a
-//! GPU with the shapes of a decode step, the tests on the SIMT host with small shapes.
+//! Benchmark cases: a kernel and the shapes of its operands, generic over the runtime. The benchmark launches them on a
+//! GPU with the shapes of a decode step, the tests on the SIMT emulator with small shapes.
 
 pub mod acceptance;
 pub mod attention;
@@ -7,8 +7,8 @@ pub mod glue;
 pub mod sampling;
 pub mod selection;
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
+use flexdraft::runtime::Runtime;
 use serde::Serialize;
 
 use crate::floor::Floor;
@@ -23,7 +23,7 @@ pub trait Case: Serialize {
     fn floor(&self) -> Floor;
 
     /// Allocates and fills the operands.
-    fn prepare<'a, B: Backend>(&self, machine: &'a Machine<B>)
+    fn prepare<'a, B: Runtime>(&self, machine: &'a Machine<B>)
     -> Result<Box<dyn Prepared + 'a>, KernelError>;
 }
 

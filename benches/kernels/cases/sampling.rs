@@ -2,12 +2,12 @@
 
 use std::marker::PhantomData;
 
-use flexdraft::backend::Backend;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::sampling::{
     Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::Runtime;
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use serde::Serialize;
@@ -77,7 +77,7 @@ impl Sampling<bf16> {
 }
 
 /// The operands of the calibrator: W2, b2 and u.
-struct Calibrator<B: Backend, L: Stored> {
+struct Calibrator<B: Runtime, L: Stored> {
     rank: usize,
     hidden: B::Memory<bf16>,
     weight: B::Memory<bf16>,
@@ -86,7 +86,7 @@ struct Calibrator<B: Backend, L: Stored> {
     pristine: B::Memory<L>,
 }
 
-struct Operands<'a, B: Backend, L: Stored> {
+struct Operands<'a, B: Runtime, L: Stored> {
     machine: &'a Machine<B>,
     vocab: usize,
     stride: usize,
@@ -120,7 +120,7 @@ impl<L: Stored> Case for Sampling<L> {
         floor::sampling(self.rows as u64, self.vocab as u64, size_of::<L>() as u64, calibrated)
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -152,20 +152,20 @@ impl<L: Stored> Case for Sampling<L> {
     }
 }
 
-impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
+impl<B: Runtime, L: Stored> Prepared for Operands<'_, B, L> {
     fn restore(&mut self) -> Result<(), KernelError> {
-        let backend = self.machine.kernels.backend();
+        let runtime = self.machine.kernels.runtime();
         if let Some(calibrator) = &self.calibrator {
-            backend.copy(&self.machine.stream, &calibrator.pristine, 0..self.len, &mut self.logits, 0)?;
+            runtime.copy(&self.machine.stream, &calibrator.pristine, 0..self.len, &mut self.logits, 0)?;
         }
         Ok(())
     }
 
     fn launch(&mut self) -> Result<(), KernelError> {
-        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         let logits = match self.calibrator {
-            None => LogitRows::Read(backend.view(stream, &self.logits)),
-            Some(_) => LogitRows::Update(backend.view_mut(stream, &mut self.logits)),
+            None => LogitRows::Read(runtime.view(stream, &self.logits)),
+            Some(_) => LogitRows::Update(runtime.view_mut(stream, &mut self.logits)),
         };
         self.machine.kernels.sample(
             stream,
@@ -174,17 +174,17 @@ impl<B: Backend, L: Stored> Prepared for Operands<'_, B, L> {
                 stride: self.stride,
                 logits,
                 logit_index: None,
-                sampling: backend.view(stream, &self.ways),
+                sampling: runtime.view(stream, &self.ways),
                 starts: None,
                 draft: None,
                 calibration: self.calibrator.as_ref().map(|calibrator| Calibration {
                     rank: calibrator.rank,
-                    hidden: backend.view(stream, &calibrator.hidden),
-                    weight: backend.view(stream, &calibrator.weight),
-                    bias: Some(backend.view(stream, &calibrator.bias)),
+                    hidden: runtime.view(stream, &calibrator.hidden),
+                    weight: runtime.view(stream, &calibrator.weight),
+                    bias: Some(runtime.view(stream, &calibrator.bias)),
                 }),
-                workspace: backend.view_mut(stream, &mut self.workspace),
-                stats: backend.view_mut(stream, &mut self.stats),
+                workspace: runtime.view_mut(stream, &mut self.workspace),
+                stats: runtime.view_mut(stream, &mut self.stats),
                 error: None,
             },
         )

@@ -2,12 +2,12 @@
 //! that draft next.
 
 use bytemuck::Zeroable;
-use flexdraft::backend::Backend;
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::kernels::glue::RopeTable;
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::kernels::{KernelError, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::runtime::Runtime;
 use serde::Serialize;
 
 use super::{Case, Prepared};
@@ -59,26 +59,26 @@ fn pass<'a>(pages: &'a [u32], candidates: usize, groups: &[usize], slots: usize)
     Pass { sequences: pages.iter().map(rows).collect() }
 }
 
-fn tables<B: Backend>(
+fn tables<B: Runtime>(
     machine: &Machine<B>,
     batch: usize,
     candidates: usize,
     groups: &[usize],
     slots: usize,
 ) -> Result<PassTables<B>, KernelError> {
-    let (backend, stream) = (machine.kernels.backend(), &machine.stream);
+    let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
     let pages: Vec<u32> = (0..batch as u32).collect();
-    let mut tables = PassTables::new(backend, stream, batch, 1)?;
+    let mut tables = PassTables::new(runtime, stream, batch, 1)?;
     let paging = Paging { pages: batch, page_size: 128 };
-    tables.upload(backend, stream, &pass(&pages, candidates, groups, slots), paging)?;
+    tables.upload(runtime, stream, &pass(&pages, candidates, groups, slots), paging)?;
     Ok(tables)
 }
 
-struct RotationOperands<'a, B: Backend> {
+struct RotationOperands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     pass: PassTables<B>,
     inv_freq: B::Memory<f32>,
-    turns: B::Memory<f32>,
+    cos_sin: B::Memory<f32>,
 }
 
 impl Case for Rotations {
@@ -90,7 +90,7 @@ impl Case for Rotations {
         floor::rope_table((self.batch * self.candidates) as u64, self.head_dim as u64)
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -98,25 +98,25 @@ impl Case for Rotations {
             machine,
             pass: tables(machine, self.batch, self.candidates, &[], 0)?,
             inv_freq: machine.memory(&vec![0.01; self.head_dim / 2])?,
-            turns: machine.zeros(self.batch * self.candidates * self.head_dim)?,
+            cos_sin: machine.zeros(self.batch * self.candidates * self.head_dim)?,
         }))
     }
 }
 
-impl<B: Backend> Prepared for RotationOperands<'_, B> {
+impl<B: Runtime> Prepared for RotationOperands<'_, B> {
     fn launch(&mut self) -> Result<(), KernelError> {
-        let (backend, stream) = (self.machine.kernels.backend(), &self.machine.stream);
+        let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         let args = RopeTable {
             pass: &self.pass,
-            inv_freq: backend.view(stream, &self.inv_freq),
+            inv_freq: runtime.view(stream, &self.inv_freq),
             scale: 1.0,
-            turns: backend.view_mut(stream, &mut self.turns),
+            cos_sin: runtime.view_mut(stream, &mut self.cos_sin),
         };
         self.machine.kernels.rope_table(stream, &args)
     }
 }
 
-struct SelectionOperands<'a, B: Backend> {
+struct SelectionOperands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     follows: bool,
     verdicts: B::Memory<Verdict>,
@@ -141,7 +141,7 @@ impl Case for Selection {
         }
     }
 
-    fn prepare<'a, B: Backend>(
+    fn prepare<'a, B: Runtime>(
         &self,
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
@@ -173,24 +173,24 @@ impl Case for Selection {
     }
 }
 
-impl<B: Backend> Prepared for SelectionOperands<'_, B> {
+impl<B: Runtime> Prepared for SelectionOperands<'_, B> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (kernels, stream) = (&self.machine.kernels, &self.machine.stream);
-        let backend = kernels.backend();
-        let verdicts = backend.view(stream, &self.verdicts);
+        let runtime = kernels.runtime();
+        let verdicts = runtime.view(stream, &self.verdicts);
         if self.follows {
-            let sequences = backend.view(stream, &self.sequences);
+            let sequences = runtime.view(stream, &self.sequences);
             let pass = &mut self.pass;
             return kernels
                 .follow_verdicts(stream, FollowVerdicts { pass, sequences, verdicts, error: None });
         }
         let args = SelectDrafts {
-            drafts: backend.view(stream, &self.drafts),
+            drafts: runtime.view(stream, &self.drafts),
             verdicts,
-            bonus: backend.view_mut(stream, &mut self.bonus),
-            starts: backend.view_mut(stream, &mut self.starts),
-            sources: backend.view_mut(stream, &mut self.sources),
-            draft_rows: backend.view_mut(stream, &mut self.draft_rows),
+            bonus: runtime.view_mut(stream, &mut self.bonus),
+            starts: runtime.view_mut(stream, &mut self.starts),
+            sources: runtime.view_mut(stream, &mut self.sources),
+            draft_rows: runtime.view_mut(stream, &mut self.draft_rows),
             error: None,
         };
         kernels.select_drafts(stream, &args)

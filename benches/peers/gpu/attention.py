@@ -145,33 +145,33 @@ def flex_attention(case: Case, compiled: bool):
     return lambda: function(q, k, v, block_mask=blocks, enable_gqa=grouped).transpose(1, 2)
 
 
-def flashinfer_mask(case: Case, backend: str):
+def flashinfer_mask(case: Case, runtime: str):
     """Prepares FlashInfer with the mask as bits, over contiguous keys."""
     import flashinfer
 
     shape = case.shape
     counts = torch.arange(shape.batch + 1, dtype=torch.int32, device=case.device)
-    wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace(case), "NHD", backend=backend)
+    wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace(case), "NHD", runtime=runtime)
     wrapper.plan(counts * shape.rows, counts * shape.keys, shape.q_heads, shape.kv_heads, shape.head_dim,
                  custom_mask=case.visible.expand(shape.batch, -1, -1).reshape(-1), q_data_type=torch.bfloat16)
     flat = [x.reshape(-1, *x.shape[2:]).contiguous() for x in (case.q, case.keys, case.values)]
     return lambda: wrapper.run(*flat).view(case.q.shape)
 
 
-def flashinfer_merged(case: Case, backend: str):
+def flashinfer_merged(case: Case, runtime: str):
     """Prepares FlashInfer without a mask over the paged prefix that every row sees, merged with a masked rest."""
     import flashinfer
 
     shape, device = case.shape, case.device
     counts = torch.arange(shape.batch + 1, dtype=torch.int32, device=device)
     each = -(-shape.context // shape.page_size)
-    prefix = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace(case), "NHD", backend=backend)
+    prefix = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace(case), "NHD", runtime=runtime)
     last = torch.full((shape.batch,), shape.context - (each - 1) * shape.page_size, dtype=torch.int32, device=device)
     prefix.plan(counts * shape.rows, counts * each, case.page_ids[:, :each].to(torch.int32).reshape(-1).contiguous(), last,
                 shape.q_heads, shape.kv_heads, shape.head_dim, shape.page_size, causal=False,
                 q_data_type=torch.bfloat16)
     keys = shape.keys - shape.context
-    tail = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace(case), "NHD", backend="fa2")
+    tail = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace(case), "NHD", runtime="fa2")
     mask = case.visible[:, shape.context :].expand(shape.batch, -1, -1).reshape(-1).contiguous()
     tail.plan(counts * shape.rows, counts * keys, shape.q_heads, shape.kv_heads, shape.head_dim, custom_mask=mask,
               q_data_type=torch.bfloat16)
@@ -227,9 +227,9 @@ def run(comparison, ours, device: str, small: bool):
             "PyTorch FlexAttention": lambda: (flex_attention(case, compiled=device == "cuda"), None),
         }
         if device == "cuda":
-            for backend in ("fa2", "auto"):
-                ways[f"FlashInfer {backend}, merged"] = lambda b=backend: (flashinfer_merged(case, b), None)
-                ways[f"FlashInfer {backend}, custom mask"] = lambda b=backend: (flashinfer_mask(case, b), None)
+            for runtime in ("fa2", "auto"):
+                ways[f"FlashInfer {runtime}, merged"] = lambda b=runtime: (flashinfer_merged(case, b), None)
+                ways[f"FlashInfer {runtime}, custom mask"] = lambda b=runtime: (flashinfer_mask(case, b), None)
             ways["FlashAttention 4, merged"] = lambda: (flash_attention(case), None)
         # The rows of flexdraft's output are in the order of a pass.
         def check(out):

@@ -88,7 +88,7 @@ class Record:
     def __init__(self, directory: str, name: str, device: str):
         os.makedirs(directory, exist_ok=True)
         self.file = open(os.path.join(directory, f"peers-{name}.jsonl"), "w")
-        gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu (SIMT host): not a measurement"
+        gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu (SIMT emulator): not a measurement"
         self.add({"device": gpu, "torch": torch.__version__})
 
     def add(self, line: dict):

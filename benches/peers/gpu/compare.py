@@ -3,10 +3,10 @@
 
     benches/peers/gpu/compare.py [--out DIRECTORY] [--seconds N] [--only FAMILY,...] [--device cuda|cpu]
 
-Needs PyTorch and the library of benches/bridge (`cargo build --release -p flexdraft-bridge`, with nvcc). Other
+Needs PyTorch and the library of ffi (`cargo build --release -p flexdraft-ffi`, with nvcc). Other
 libraries that are not installed are reported and skipped. Every result is compared with a reference in f32 before it is
 timed. Lines of JSON go to peers-FAMILY.jsonl, the most important shapes first. No measurement begins after N seconds.
-On the CPU, small shapes run on the SIMT host: a test of this comparison, not a measurement.
+On the CPU, small shapes run on the SIMT emulator: a test of this comparison, not a measurement.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""flexdraft's kernels on PyTorch's tensors and streams, through the C interface of benches/bridge."""
+"""flexdraft's kernels on PyTorch's tensors and streams, through the C interface of ffi."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ def struct(name: str, *fields: str, **others) -> type:
     return type(name, (ctypes.Structure,), {"_fields_": declared})
 
 
-# The same structs as in benches/bridge/src/operands.rs.
+# The same structs as in ffi/src/operands.rs.
 PassLayout = struct("PassLayout", "page_ids", "batch", "pages_each", "pages", "page_size", "start", "candidates",
                     "groups", "slots")
 AttentionOperands = struct("AttentionOperands", "qkv", "k", "v", "out", "workspace", "workspace_len", "q_heads",
@@ -35,18 +35,18 @@ COMMITTED = 64  # largest number of tokens that a sequence commits
 
 
 def library_path() -> pathlib.Path:
-    """Returns the path of the library: named by FLEXDRAFT_BRIDGE, beside this script in a bundle, or built by cargo."""
-    name = "libflexdraft_bridge.so"
-    places = [os.environ.get("FLEXDRAFT_BRIDGE"), pathlib.Path(__file__).parent / name,
+    """Returns the path of the library: named by FLEXDRAFT_FFI, beside this script in a bundle, or built by cargo."""
+    name = "libflexdraft_ffi.so"
+    places = [os.environ.get("FLEXDRAFT_FFI"), pathlib.Path(__file__).parent / name,
               ROOT / "target/release" / name, ROOT / "target/debug" / name]
     for place in places:
         if place and pathlib.Path(place).exists():
             return pathlib.Path(place)
-    raise FileNotFoundError(f"{name}: build it with `cargo build --release -p flexdraft-bridge`")
+    raise FileNotFoundError(f"{name}: build it with `cargo build --release -p flexdraft-ffi`")
 
 
 class Ours:
-    """The kernels, loaded for the device "cuda", or for "cpu", where the SIMT host runs them."""
+    """The kernels, loaded for the device "cuda", or for "cpu", where the SIMT emulator runs them."""
 
     def __init__(self, device: str):
         self.device = device

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flexdraft::acceptance::Rule;
+use flexdraft::decode::EngineOptions;
 use flexdraft::device::{Device, DeviceError, DraftRows, QkTransform, RowKind, SlotRows, VerifyRows};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
@@ -59,6 +60,8 @@ impl<'a, D: Device> Case<'a, D> {
     pub fn new(model: &'a Model<D>, batch: usize, context: usize, more: usize) -> Result<Self> {
         let pages_each = context.saturating_add(more).saturating_add(1).div_ceil(PAGE_SIZE);
         let limit = batch.saturating_mul(pages_each);
+        // As an engine does: the device then knows the times of products, and can choose by them.
+        model.prepare(batch, EngineOptions::default().prefill_rows)?;
         let cache = model.new_cache(limit, PAGE_SIZE)?;
         let page = |index: usize| {
             let wide = DeviceError::OutOfRange { operation: "bench", what: "page id", index, limit };
@@ -221,7 +224,7 @@ impl<D: Device> Memory<D> {
         let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(()) };
         // Drafts come from the group of the last accepted length, as if it were the group of accepted length 0, or from
         // the group that was computed after the verdict.
-        let follows = passes.len() > 1 && device.known(results).is_none();
+        let follows = passes.len() > 1 && device.verdicts_if_ready(results).is_none();
         let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
         let request = |sequence| {

@@ -2,7 +2,7 @@
 
 mod args;
 mod case;
-mod ceilings;
+mod peaks;
 mod report;
 mod steps;
 pub mod synthetic;
@@ -17,7 +17,7 @@ use flexdraft::model::Model;
 pub use self::args::BenchArgs;
 use self::args::StepMode;
 use self::case::{Case, Repeats};
-use self::ceilings::{Ceilings, CpuCeilings};
+use self::peaks::{CpuPeaks, Peaks};
 use self::report::{Header, Measured, Report, Skipped};
 use self::steps::Asked;
 use self::work::{Sizes, Storage};
@@ -38,19 +38,19 @@ struct Machine {
     name: String,
     dtype: &'static str,
     storage: Storage,
-    ceilings: Ceilings,
+    peaks: Peaks,
 }
 
 /// Runs the command.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     match args.device {
         DeviceChoice::Cuda(ordinal) => {
-            let ceilings = gpu::Ceilings::of_device(ordinal)?;
+            let peaks = gpu::Peaks::of_device(ordinal)?;
             let machine = Machine {
-                name: format!("cuda:{ordinal}, {}", ceilings.device),
+                name: format!("cuda:{ordinal}, {}", peaks.device),
                 dtype: "bf16",
                 storage: Storage { kv: 2, weight: Some(2) },
-                ceilings: Ceilings::Gpu(ceilings),
+                peaks: Peaks::Gpu(peaks),
             };
             bench_on(args, Gpu::cuda_with(ordinal, args.products.into())?, machine)
         }
@@ -63,7 +63,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 name: format!("cpu, {} threads, {:?}", device.threads(), device.instruction_set()),
                 dtype,
                 storage: Storage { kv, weight: None },
-                ceilings: Ceilings::Cpu(CpuCeilings::measure(device.threads(), memory)),
+                peaks: Peaks::Cpu(CpuPeaks::measure(device.threads(), memory)),
             };
             bench_on(args, device, machine)
         }
@@ -82,7 +82,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
         dtype: machine.dtype,
         block_size,
         verify_lens: asked.verify_lens().to_vec(),
-        ceilings: machine.ceilings,
+        peaks: machine.peaks,
         label: label(&device),
     };
     let mut report = Report::new(io::stdout().lock(), args.json, &header)?;
@@ -90,8 +90,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
     let model = weights.on_device(device)?;
     // A GPU has its own copy of the weights; a CPU shares them with the host.
     drop(weights);
-    let bench =
-        Bench { model: &model, sizes, ceilings: header.ceilings, tau: args.tau, repeats: repeats(args) };
+    let bench = Bench { model: &model, sizes, peaks: header.peaks, tau: args.tau, repeats: repeats(args) };
     for &context in &args.context {
         for &batch in &args.batch {
             bench.case(&asked, batch, context, &mut report)?;
@@ -122,7 +121,7 @@ fn repeats(args: &BenchArgs) -> Repeats {
 struct Bench<'a, D: Device> {
     model: &'a Model<D>,
     sizes: Sizes,
-    ceilings: Ceilings,
+    peaks: Peaks,
     tau: f64,
     repeats: Repeats,
 }
@@ -149,7 +148,7 @@ impl<D: Device> Bench<'_, D> {
             match if_it_fits(case.time(&step, start, self.repeats))? {
                 Ok(times) => {
                     let work = self.sizes.work(&step, batch, start);
-                    let measured = Measured::new(&step, shape, times, self.tau, &work, &self.ceilings);
+                    let measured = Measured::new(&step, shape, times, self.tau, &work, &self.peaks);
                     report.measured(&measured)?;
                 }
                 Err(why) => report.skipped(&Skipped::step(&step, shape, why))?,
@@ -171,10 +170,10 @@ fn if_it_fits<T>(result: Result<T>) -> Result<Result<T, String>> {
 #[cfg(test)]
 mod tests {
     use super::synthetic::Synthetic;
-    use flexdraft::backend::{Simt, SimtOptions};
     use flexdraft::device::DeviceError;
     use flexdraft::device::gpu::CpuProducts;
     use flexdraft::kernels::Kernels;
+    use flexdraft::runtime::{Simt, SimtOptions};
 
     use super::args::Groups;
     use super::*;
@@ -189,31 +188,30 @@ mod tests {
         assert_eq!(if_it_fits(Ok(1)).unwrap(), Ok(1));
     }
 
-    /// The steps on a GPU device that runs on the SIMT host.
+    /// The steps on a GPU device that runs on the SIMT emulator.
     #[test]
     fn the_steps_of_a_gpu() {
         let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let device = Gpu::new(kernels, stream, CpuProducts::new(1).unwrap());
         let weights = Synthetic::Tiny.weights(4).unwrap();
         let model = weights.on_device(device).unwrap();
         let sizes = Sizes::new(&weights, Storage { kv: 2, weight: Some(2) });
-        let ceilings = gpu::Ceilings {
-            device: "SIMT host".into(),
+        let peaks = gpu::Peaks {
+            device: "SIMT emulator".into(),
             copy_bytes_per_second: 3e12,
             product_flops_per_second: 8e14,
         };
         let repeats = Repeats { least: 1, most: 1, ..Repeats::QUICK };
-        let bench =
-            Bench { model: &model, sizes, ceilings: Ceilings::Gpu(ceilings.clone()), tau: 3.0, repeats };
+        let bench = Bench { model: &model, sizes, peaks: Peaks::Gpu(peaks.clone()), tau: 3.0, repeats };
         let asked = Asked::new(&[], &[1, 2], &[Groups::All, Groups::Longest(1)], 4, true);
         let header = Header {
             model: "tiny".into(),
-            device: "SIMT host".into(),
+            device: "SIMT emulator".into(),
             dtype: "bf16",
             block_size: 4,
             verify_lens: vec![1, 2],
-            ceilings: Ceilings::Gpu(ceilings),
+            peaks: Peaks::Gpu(peaks),
             label: None,
         };
         let mut out = Vec::new();

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::case::Times;
-use super::ceilings::Ceilings;
+use super::peaks::Peaks;
 use super::steps::Step;
 use super::work::Work;
 use crate::error::{CliError, Result};
@@ -19,7 +19,7 @@ pub struct Header {
     pub dtype: &'static str,
     pub block_size: usize,
     pub verify_lens: Vec<usize>,
-    pub ceilings: Ceilings,
+    pub peaks: Peaks,
     /// Label of the results, if they need one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'static str>,
@@ -68,11 +68,11 @@ impl Measured {
         times: Times,
         tau: f64,
         work: &Work,
-        ceilings: &Ceilings,
+        peaks: &Peaks,
     ) -> Self {
         let tokens_per_step = step.tokens(tau);
-        let memory = work.bytes / ceilings.bytes_per_second();
-        let arithmetic = work.flops / ceilings.flops_per_second();
+        let memory = work.bytes / peaks.bytes_per_second();
+        let arithmetic = work.flops / peaks.flops_per_second();
         let floor_seconds = memory.max(arithmetic);
         Self {
             mode: step.mode.name(),
@@ -82,7 +82,7 @@ impl Measured {
             groups: step.groups(),
             steps: times.steps,
             step_seconds: times.step,
-            submit_seconds: ceilings.runs_behind().then_some(times.submit),
+            submit_seconds: peaks.runs_behind().then_some(times.submit),
             tokens_per_second: batch as f64 * tokens_per_step / times.step,
             tokens_per_step,
             floor_seconds,
@@ -174,14 +174,14 @@ fn header_text(header: &Header) -> String {
         header.block_size,
         lens.join(", ")
     );
-    let gigabytes = header.ceilings.bytes_per_second() * 1e-9;
-    let gigaflops = header.ceilings.flops_per_second() * 1e-9;
-    text += &match &header.ceilings {
-        Ceilings::Cpu(cpu) => format!(
+    let gigabytes = header.peaks.bytes_per_second() * 1e-9;
+    let gigaflops = header.peaks.flops_per_second() * 1e-9;
+    text += &match &header.peaks {
+        Peaks::Cpu(cpu) => format!(
             "this machine, {} threads: reads {gigabytes:.1} GB/s, multiplies {gigaflops:.0} GFLOP/s in f32\n",
             cpu.threads
         ),
-        Ceilings::Gpu(gpu) => format!(
+        Peaks::Gpu(gpu) => format!(
             "{}: copies {gigabytes:.0} GB/s, multiplies {:.0} TFLOP/s in bf16\n",
             gpu.device,
             gigaflops * 1e-3
@@ -191,7 +191,7 @@ fn header_text(header: &Header) -> String {
         text += &format!("{label}: a row's result depends on the rows beside it\n");
     }
     // The columns after the step's time are its parts, which only an asynchronous device has.
-    let submit = if header.ceilings.runs_behind() { "  to submit" } else { "" };
+    let submit = if header.peaks.runs_behind() { "  to submit" } else { "" };
     text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
 }
 
@@ -222,47 +222,47 @@ fn skipped_text(skipped: &Skipped) -> String {
 mod tests {
     use flexdraft::device::gpu;
 
-    use super::super::ceilings::CpuCeilings;
+    use super::super::peaks::CpuPeaks;
     use super::*;
 
-    const CPU: Ceilings =
-        Ceilings::Cpu(CpuCeilings { read_bytes_per_second: 1e10, flops_per_second: 1e11, threads: 2 });
+    const CPU: Peaks =
+        Peaks::Cpu(CpuPeaks { read_bytes_per_second: 1e10, flops_per_second: 1e11, threads: 2 });
 
-    fn header(ceilings: Ceilings) -> Header {
+    fn header(peaks: Peaks) -> Header {
         Header {
             model: "m".into(),
             device: "d".into(),
             dtype: "bf16",
             block_size: 16,
             verify_lens: vec![3, 15],
-            ceilings,
+            peaks,
             label: None,
         }
     }
 
-    fn gpu() -> Ceilings {
-        Ceilings::Gpu(gpu::Ceilings {
+    fn gpu() -> Peaks {
+        Peaks::Gpu(gpu::Peaks {
             device: "A GPU".into(),
             copy_bytes_per_second: 3e12,
             product_flops_per_second: 8e14,
         })
     }
 
-    fn measured(ceilings: &Ceilings) -> Measured {
+    fn measured(peaks: &Peaks) -> Measured {
         let times = Times { step: 0.01, submit: 0.004, steps: 7 };
         let work = Work { bytes: 1.5e10, flops: 1e12 };
-        Measured::new(&Step::parallel(3, 16, 2), (4, 1024), times, 7.1, &work, ceilings)
+        Measured::new(&Step::parallel(3, 16, 2), (4, 1024), times, 7.1, &work, peaks)
     }
 
-    fn written(json: bool, ceilings: Ceilings) -> String {
-        written_with(json, ceilings, None)
+    fn written(json: bool, peaks: Peaks) -> String {
+        written_with(json, peaks, None)
     }
 
-    fn written_with(json: bool, ceilings: Ceilings, label: Option<&'static str>) -> String {
+    fn written_with(json: bool, peaks: Peaks, label: Option<&'static str>) -> String {
         let mut out = Vec::new();
-        let header = Header { label, ..header(ceilings.clone()) };
+        let header = Header { label, ..header(peaks.clone()) };
         let mut report = Report::new(&mut out, json, &header).unwrap();
-        report.measured(&measured(&ceilings)).unwrap();
+        report.measured(&measured(&peaks)).unwrap();
         let why = || "out of memory".to_owned();
         report.skipped(&Skipped::step(&Step::sequential(3, 16), (64, 8192), why())).unwrap();
         report.skipped(&Skipped::case((64, 8192), why())).unwrap();

@@ -1,4 +1,4 @@
-// Small kernels for the SIMT host's own tests: kernels that use every modelled operation, and kernels with bugs that
+// Small kernels for the SIMT emulator's own tests: kernels that use every modelled operation, and kernels with bugs that
 // the host must find. Each kernel with a bug has a correct twin.
 #include "../../common/bf16.cuh"
 #include "../../ptx/cp_async.cuh"

@@ -9,11 +9,11 @@
 
 use std::ops::Range;
 
-use super::buffer::Buffer;
+use super::buffer::CpuBuffer;
 use super::check;
-use super::kv_cache::{KvCache, Layer, Planes};
+use super::kv_cache::{CacheLayer, CpuKvCache, Planes};
 use super::page_layout::PageLayout;
-use super::pass::LaidOut;
+use super::pass::CheckedPass;
 use super::pool::Pool;
 use super::product::products;
 use super::simd::{Kernel, Simd, VectorElement, Vectors};
@@ -42,11 +42,11 @@ const OPERATION: &str = "joint_attention";
 pub(super) fn joint_attention(
     (pool, vectors): (&Pool, Vectors),
     shape: AttentionShape,
-    AttentionRows { pass, masks }: AttentionRows<'_, LaidOut<'_>>,
-    qkv: &Buffer,
+    AttentionRows { pass, masks }: AttentionRows<'_, CheckedPass<'_>>,
+    qkv: &CpuBuffer,
     layer: usize,
-    cache: &KvCache,
-    out: &mut Buffer,
+    cache: &CpuKvCache,
+    out: &mut CpuBuffer,
 ) -> Result<(), DeviceError> {
     cache.check(OPERATION, layer, shape)?;
     let paging = cache.paging();
@@ -65,8 +65,10 @@ pub(super) fn joint_attention(
     let blocks = blocks(shape, pass.pass, rows, qkv, out);
     let compute = (pool, vectors);
     match cache.layer(layer) {
-        Layer::F32(planes) => attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work),
-        Layer::Bf16(planes) => {
+        CacheLayer::F32(planes) => {
+            attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work)
+        }
+        CacheLayer::Bf16(planes) => {
             attend(compute, Source { shape, qkv, planes, paging }, blocks, precision, work)
         }
     }
@@ -76,7 +78,7 @@ pub(super) fn joint_attention(
 fn attend<T: VectorElement>(
     (pool, vectors): (&Pool, Vectors),
     source: Source<'_, T>,
-    blocks: Vec<Block<'_>>,
+    blocks: Vec<QueryBlock<'_>>,
     precision: Precision,
     work: usize,
 ) {
@@ -108,7 +110,7 @@ fn attend<T: VectorElement>(
 fn attend_block<T: VectorElement>(
     vectors: Vectors,
     source: Source<'_, T>,
-    block: &mut Block<'_>,
+    block: &mut QueryBlock<'_>,
     parts: &[Vec<Softmax>],
 ) {
     let mut softmaxes = block.softmaxes(source.shape);
@@ -151,13 +153,13 @@ impl Query<'_> {
 }
 
 /// Some rows of one sequence, with the q heads that share one KV head.
-struct Block<'a> {
+struct QueryBlock<'a> {
     pages: &'a [u32],
     kv_head: usize,
     queries: Vec<Query<'a>>,
 }
 
-impl Block<'_> {
+impl QueryBlock<'_> {
     /// Returns the first position that no query sees.
     fn end(&self) -> usize {
         self.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0)
@@ -178,15 +180,15 @@ fn blocks<'a>(
     shape: AttentionShape,
     pass: &Pass<'a>,
     rows: &[Row],
-    qkv: &'a Buffer,
-    out: &'a mut Buffer,
-) -> Vec<Block<'a>> {
+    qkv: &'a CpuBuffer,
+    out: &'a mut CpuBuffer,
+) -> Vec<QueryBlock<'a>> {
     // The unfinished block of each sequence, by KV head.
-    let mut open: Vec<Vec<Block<'a>>> = pass
+    let mut open: Vec<Vec<QueryBlock<'a>>> = pass
         .sequences
         .iter()
         .map(|sequence| {
-            let block = |kv_head| Block { pages: sequence.pages, kv_head, queries: Vec::new() };
+            let block = |kv_head| QueryBlock { pages: sequence.pages, kv_head, queries: Vec::new() };
             (0..shape.kv_heads).map(block).collect()
         })
         .collect();
@@ -200,7 +202,7 @@ fn blocks<'a>(
         for block in &mut open[row.sequence] {
             if block.queries.len() == ROWS * heads_per_kv {
                 let queries = std::mem::take(&mut block.queries);
-                full.push(Block { queries, ..*block });
+                full.push(QueryBlock { queries, ..*block });
             }
             block.queries.extend(queries.by_ref().take(heads_per_kv));
         }
@@ -214,7 +216,7 @@ fn blocks<'a>(
 struct Source<'a, T> {
     shape: AttentionShape,
     /// The fused projections, which contain the groups' own keys and values.
-    qkv: &'a Buffer,
+    qkv: &'a CpuBuffer,
     planes: Planes<&'a [T]>,
     paging: PageLayout,
 }
@@ -227,7 +229,7 @@ fn scale(shape: AttentionShape) -> f32 {
 impl<T: VectorElement> Source<'_, T> {
     /// Computes the attention of a block's queries to the positions of one split alone.
     #[inline(always)]
-    fn split<S: Simd>(&self, simd: S, block: &Block<'_>, split: usize, softmaxes: &mut [Softmax]) {
+    fn split<S: Simd>(&self, simd: S, block: &QueryBlock<'_>, split: usize, softmaxes: &mut [Softmax]) {
         softmaxes.iter_mut().for_each(Softmax::clear);
         let Self { shape, planes, paging, .. } = *self;
         let (dim, scale) = (shape.head_dim, scale(shape));
@@ -270,7 +272,7 @@ impl<T: VectorElement> Source<'_, T> {
     /// Prefetches the keys and values of some positions: a page is too short for the hardware prefetcher to
     /// recognise the pattern.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, block: &Block<'_>, positions: Range<usize>) {
+    fn prefetch<S: Simd>(&self, simd: S, block: &QueryBlock<'_>, positions: Range<usize>) {
         let Self { shape, planes, paging, .. } = *self;
         for position in positions {
             let head = paging.head(block.pages, position, block.kv_head);
@@ -285,7 +287,7 @@ impl<T: VectorElement> Source<'_, T> {
 /// The operands of a block's attention to the positions of one split.
 struct Split<'a, 'b, T> {
     source: Source<'a, T>,
-    block: &'a Block<'b>,
+    block: &'a QueryBlock<'b>,
     split: usize,
     /// The results, one per query; their previous contents do not matter.
     softmaxes: &'a mut [Softmax],
@@ -304,8 +306,8 @@ impl<T: VectorElement> Kernel for Split<'_, '_, T> {
 struct Groups<'a, 'b> {
     shape: AttentionShape,
     /// The fused projections, which contain the groups' own keys and values.
-    qkv: &'a Buffer,
-    block: &'a Block<'b>,
+    qkv: &'a CpuBuffer,
+    block: &'a QueryBlock<'b>,
     /// The results so far, one per query; the slots of its group are added.
     softmaxes: &'a mut [Softmax],
 }

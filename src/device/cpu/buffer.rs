@@ -38,14 +38,14 @@ fn round_to_bf16(value: f32) -> f32 {
 
 /// Activations [rows, cols], row-major, held as f32 and rounded as they are stored.
 #[derive(Debug)]
-pub struct Buffer {
+pub struct CpuBuffer {
     data: Lines,
     rows: usize,
     cols: usize,
     precision: Precision,
 }
 
-impl Buffer {
+impl CpuBuffer {
     /// Makes an empty buffer [0, cols] whose values are rounded to `precision`.
     pub(super) fn new(cols: usize, precision: Precision) -> Self {
         Self { data: Lines::default(), rows: 0, cols, precision }
@@ -107,7 +107,7 @@ impl Buffer {
 
 /// A vector of weights in f32.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Vector(pub(super) Vec<f32>);
+pub struct CpuVector(pub(super) Vec<f32>);
 
 #[cfg(test)]
 mod tests {
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn resizing_keeps_rows() {
-        let mut buffer = Buffer::new(3, Precision::F32);
+        let mut buffer = CpuBuffer::new(3, Precision::F32);
         assert_eq!(buffer.row(0), None);
         buffer.resize(2).unwrap();
         buffer.rows_in_mut(1..2).for_each(|row| row.copy_from_slice(&[1.0, 2.0, 3.0]));
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn memory_that_cannot_be_had_is_an_error() {
-        let mut buffer = Buffer::new(1 << 40, Precision::F32);
+        let mut buffer = CpuBuffer::new(1 << 40, Precision::F32);
         for rows in [1 << 20, usize::MAX] {
             let error = buffer.resize(rows).unwrap_err();
             assert!(matches!(error, DeviceError::OutOfMemory { what: "activations", .. }));
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_buffer_without_columns_has_rows() {
-        let mut buffer = Buffer::new(0, Precision::F32);
+        let mut buffer = CpuBuffer::new(0, Precision::F32);
         buffer.resize(4).unwrap();
         assert_eq!((buffer.rows(), buffer.row(3), buffer.row(4)), (4, Some(&[][..]), None));
         assert_eq!(buffer.rows_in(0..4).len(), 0);

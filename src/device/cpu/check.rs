@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::buffer::Buffer;
+use super::buffer::CpuBuffer;
 use crate::device::{AttentionShape, DeviceError};
 
 /// Checks that `found` is `expected`.
@@ -22,7 +22,7 @@ pub(super) fn shape(
 pub(super) fn cols(
     operation: &'static str,
     operand: &'static str,
-    buffer: &Buffer,
+    buffer: &CpuBuffer,
     cols: usize,
 ) -> Result<(), DeviceError> {
     shape(operation, operand, &[buffer.rows(), cols], &[buffer.rows(), buffer.cols()])
@@ -32,7 +32,7 @@ pub(super) fn cols(
 pub(super) fn at_least(
     operation: &'static str,
     operand: &'static str,
-    buffer: &Buffer,
+    buffer: &CpuBuffer,
     rows: usize,
     cols: usize,
 ) -> Result<(), DeviceError> {
@@ -56,7 +56,7 @@ pub(super) fn index(
 pub(super) fn rows(
     operation: &'static str,
     rows: Range<usize>,
-    buffers: &[&Buffer],
+    buffers: &[&CpuBuffer],
 ) -> Result<Range<usize>, DeviceError> {
     if rows.is_empty() {
         return Ok(0..0);
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn rows_must_exist() {
-        let mut buffer = Buffer::new(2, Precision::F32);
+        let mut buffer = CpuBuffer::new(2, Precision::F32);
         buffer.resize(3).unwrap();
         assert_eq!(rows("add", 1..3, &[&buffer]), Ok(1..3));
         assert_eq!(rows("add", 9..9, &[&buffer]), Ok(0..0));

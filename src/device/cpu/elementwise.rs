@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::buffer::{Buffer, Vector};
+use super::buffer::{CpuBuffer, CpuVector};
 use super::check;
 use super::pool::Pool;
 use super::product::dot;
@@ -12,7 +12,11 @@ use crate::device::DeviceError;
 /// Cost of a silu in multiply-adds.
 const SILU_WORK: usize = 8;
 
-pub(super) fn fill_rows(value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+pub(super) fn fill_rows(
+    value: &CpuVector,
+    rows: Range<usize>,
+    out: &mut CpuBuffer,
+) -> Result<(), DeviceError> {
     check::shape("fill_rows", "value", &[out.cols()], &[value.0.len()])?;
     let rows = check::rows("fill_rows", rows, &[out])?;
     let precision = out.precision();
@@ -25,11 +29,11 @@ pub(super) fn fill_rows(value: &Vector, rows: Range<usize>, out: &mut Buffer) ->
 
 pub(super) fn rms_norm(
     (pool, vectors): (&Pool, Vectors),
-    x: &Buffer,
+    x: &CpuBuffer,
     rows: Range<usize>,
-    weight: &Vector,
+    weight: &CpuVector,
     eps: f32,
-    out: &mut Buffer,
+    out: &mut CpuBuffer,
 ) -> Result<(), DeviceError> {
     check::shape("rms_norm", "weight", &[x.cols()], &[weight.0.len()])?;
     check::cols("rms_norm", "out", out, x.cols())?;
@@ -39,21 +43,21 @@ pub(super) fn rms_norm(
     let work = items.len() * 2 * weight.0.len();
     pool.for_each(items, work, |(x, out)| {
         out.copy_from_slice(x);
-        vectors.run(RmsNorm { row: out, weight: &weight.0, eps });
+        vectors.run(NormKernel { row: out, weight: &weight.0, eps });
         precision.round_all(out);
     });
     Ok(())
 }
 
 /// Applies RMSNorm to a row in place, without rounding the result.
-pub(super) struct RmsNorm<'a> {
+pub(super) struct NormKernel<'a> {
     pub(super) row: &'a mut [f32],
     /// The weight, with the length of the row.
     pub(super) weight: &'a [f32],
     pub(super) eps: f32,
 }
 
-impl Kernel for RmsNorm<'_> {
+impl Kernel for NormKernel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -68,9 +72,9 @@ impl Kernel for RmsNorm<'_> {
 
 pub(super) fn add(
     pool: &Pool,
-    delta: &Buffer,
+    delta: &CpuBuffer,
     rows: Range<usize>,
-    hidden: &mut Buffer,
+    hidden: &mut CpuBuffer,
 ) -> Result<(), DeviceError> {
     check::cols("add", "delta", delta, hidden.cols())?;
     let rows = check::rows("add", rows, &[delta, hidden])?;
@@ -88,9 +92,9 @@ pub(super) fn add(
 
 pub(super) fn silu_mul(
     (pool, vectors): (&Pool, Vectors),
-    x: &Buffer,
+    x: &CpuBuffer,
     rows: Range<usize>,
-    out: &mut Buffer,
+    out: &mut CpuBuffer,
 ) -> Result<(), DeviceError> {
     check::cols("silu_mul", "x", x, out.cols().saturating_mul(2))?;
     let rows = check::rows("silu_mul", rows, &[x, out])?;
@@ -111,9 +115,9 @@ pub(super) fn silu_mul(
 
 pub(super) fn silu_add(
     (pool, vectors): (&Pool, Vectors),
-    bonus: &Buffer,
+    bonus: &CpuBuffer,
     owner: &[usize],
-    x: &mut Buffer,
+    x: &mut CpuBuffer,
 ) -> Result<(), DeviceError> {
     check::cols("silu_add", "bonus", bonus, x.cols())?;
     let rows = check::rows("silu_add", 0..owner.len(), &[x])?;
@@ -153,7 +157,7 @@ impl Kernel for Silu<'_> {
     }
 }
 
-pub(super) fn gather(x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
+pub(super) fn gather(x: &CpuBuffer, rows: &[usize], out: &mut CpuBuffer) -> Result<(), DeviceError> {
     check::cols("gather", "out", out, x.cols())?;
     for &row in rows {
         check::index("gather", "row", row, x.rows())?;
@@ -168,7 +172,7 @@ pub(super) fn gather(x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(),
 }
 
 pub(super) fn edit_row(
-    logits: &mut Buffer,
+    logits: &mut CpuBuffer,
     row: usize,
     edit: &mut dyn FnMut(&mut [f32]),
 ) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ use crate::device::{AttentionShape, DeviceError, Precision};
 
 /// Keys and values of every layer, in the element type of the device's [`Precision`].
 #[derive(Debug)]
-pub struct KvCache {
+pub struct CpuKvCache {
     store: Store,
     layers: usize,
     paging: PageLayout,
@@ -30,12 +30,12 @@ pub(super) struct Planes<P> {
 
 /// Keys and values of one layer.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Layer<'a> {
+pub(super) enum CacheLayer<'a> {
     F32(Planes<&'a [f32]>),
     Bf16(Planes<&'a [bf16]>),
 }
 
-impl KvCache {
+impl CpuKvCache {
     pub(super) fn new(
         layers: usize,
         pages: usize,
@@ -81,15 +81,15 @@ impl KvCache {
     }
 
     /// Returns a layer, which must exist.
-    pub(super) fn layer(&self, layer: usize) -> Layer<'_> {
+    pub(super) fn layer(&self, layer: usize) -> CacheLayer<'_> {
         let len = self.paging.layer_len();
         let range = layer * len..(layer + 1) * len;
         match &self.store {
             Store::F32(planes) => {
-                Layer::F32(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
+                CacheLayer::F32(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
             }
             Store::Bf16(planes) => {
-                Layer::Bf16(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
+                CacheLayer::Bf16(Planes { keys: &planes.keys[range.clone()], values: &planes.values[range] })
             }
         }
     }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_token_is_where_its_page_is() {
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut cache = KvCache::new(2, 3, 4, SHAPE, precision).unwrap();
+            let mut cache = CpuKvCache::new(2, 3, 4, SHAPE, precision).unwrap();
             let pages = [2, 0];
             cache.append(1, &pages, 5, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
             // Position 5 is token 1 of page 0. The four tokens of head 0 come first in each page.
@@ -154,8 +154,8 @@ mod tests {
                 values.into_iter().enumerate().filter(|(_, value)| *value != 0.0).collect()
             };
             let (keys, values) = match cache.layer(1) {
-                Layer::F32(planes) => (planes.keys.to_vec(), planes.values.to_vec()),
-                Layer::Bf16(planes) => {
+                CacheLayer::F32(planes) => (planes.keys.to_vec(), planes.values.to_vec()),
+                CacheLayer::Bf16(planes) => {
                     let widen = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect();
                     (widen(planes.keys), widen(planes.values))
                 }
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let new = |layers, pages, page_size| {
-            KvCache::new(layers, pages, page_size, SHAPE, Precision::F32).map_err(|e| e.to_string())
+            CpuKvCache::new(layers, pages, page_size, SHAPE, Precision::F32).map_err(|e| e.to_string())
         };
         assert_eq!(new(1, 1, 0).unwrap_err(), "new_cache: a page has shape [0], expected [1]");
         let bytes = (1u64 << 40) * 4 * 8 * 4;
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn positions_must_be_covered_by_pages_that_exist() {
-        let paging = KvCache::new(1, 3, 4, SHAPE, Precision::F32).unwrap().paging();
+        let paging = CpuKvCache::new(1, 3, 4, SHAPE, Precision::F32).unwrap().paging();
         let cover = |pages: &[u32], len| paging.cover("attend", pages, len).map_err(|e| e.to_string());
         assert_eq!(cover(&[], 0), Ok(()));
         assert_eq!(cover(&[2, 0], 8), Ok(()));

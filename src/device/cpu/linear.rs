@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::buffer::Buffer;
+use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
-use super::product::{Factor, Matrix, Rows, products};
+use super::product::{Factor, Matrix, WeightRows, products};
 use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
@@ -26,15 +26,15 @@ const MIN_BLOCK_ROWS: usize = 16;
 
 /// A linear layer of one or more parts, whose outputs lie side by side.
 #[derive(Debug)]
-pub struct Linear {
-    parts: Vec<Part>,
+pub struct CpuLinear {
+    parts: Vec<LinearSource>,
     in_cols: usize,
     out_cols: usize,
 }
 
 /// Some columns of a stored matrix.
 #[derive(Debug)]
-struct Part {
+struct LinearSource {
     /// The stored matrix `[outputs, stored columns]`.
     weight: Tensor,
     columns: Range<usize>,
@@ -44,7 +44,7 @@ struct Part {
     bias: Option<Vec<f32>>,
 }
 
-impl Part {
+impl LinearSource {
     fn new(part: &LinearPart<'_>) -> Result<Self, DeviceError> {
         const OPERATION: &str = "new_linear";
         let shape = part.weight.shape();
@@ -81,10 +81,10 @@ pub(super) enum Output {
     Add,
 }
 
-impl Linear {
+impl CpuLinear {
     pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
         const OPERATION: &str = "new_linear";
-        let parts = parts.iter().map(Part::new).collect::<Result<Vec<_>, _>>()?;
+        let parts = parts.iter().map(LinearSource::new).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = parts.first() else {
             let (operand, expected, found) = ("parts", vec![1], vec![0]);
             return Err(DeviceError::Shape { operation: OPERATION, operand, expected, found });
@@ -111,7 +111,12 @@ impl Linear {
     }
 
     /// Writes row `ids[i]` of the layer's matrix to row `first_row + i` of `out`.
-    pub(super) fn embed(&self, ids: &[u32], first_row: usize, out: &mut Buffer) -> Result<(), DeviceError> {
+    pub(super) fn embed(
+        &self,
+        ids: &[u32],
+        first_row: usize,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
         const OPERATION: &str = "embed";
         let [table] = self.parts.as_slice() else {
             return check::shape(OPERATION, "parts of the table", &[1], &[self.parts.len()]);
@@ -137,10 +142,10 @@ impl Linear {
     pub(super) fn apply(
         &self,
         (pool, vectors): (&Pool, Vectors),
-        x: &Buffer,
+        x: &CpuBuffer,
         rows: Range<usize>,
         output: Output,
-        (out, first_row): (&mut Buffer, usize),
+        (out, first_row): (&mut CpuBuffer, usize),
     ) -> Result<(), DeviceError> {
         let operation = match output {
             Output::Store => "linear",
@@ -202,7 +207,7 @@ impl Linear {
 
 /// A task: some output columns of one part, for every row.
 struct Task<'a> {
-    part: &'a Part,
+    part: &'a LinearSource,
     columns: Range<usize>,
     /// The output `[rows, columns]`.
     out: Vec<&'a mut [f32]>,

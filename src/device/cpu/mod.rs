@@ -26,17 +26,17 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, Found, LinearPart, Precision,
-    QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, LinearPart, Precision,
+    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
 
-pub use self::buffer::{Buffer, Vector};
-pub use self::kv_cache::KvCache;
-pub use self::linear::Linear;
-pub use self::pass::LaidOut;
-pub use self::sampling::Results;
+pub use self::buffer::{CpuBuffer, CpuVector};
+pub use self::kv_cache::CpuKvCache;
+pub use self::linear::CpuLinear;
+pub use self::pass::CheckedPass;
+pub use self::sampling::CpuResults;
 pub use self::simd::InstructionSet;
 
 /// Options of a [`Cpu`] device.
@@ -128,10 +128,10 @@ impl Cpu {
     /// [`DeviceError`] if operands do not fit each other.
     pub fn linear_add(
         &self,
-        layer: &Linear,
-        x: &Buffer,
+        layer: &CpuLinear,
+        x: &CpuBuffer,
         rows: Range<usize>,
-        out: &mut Buffer,
+        out: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
         let first_row = rows.start;
         layer.apply(self.compute(), x, rows, Output::Add, (out, first_row))
@@ -143,21 +143,21 @@ impl Cpu {
 }
 
 impl Device for Cpu {
-    type Buffer = Buffer;
-    type Linear = Linear;
-    type Vector = Vector;
-    type Cache = KvCache;
-    type Results = Results;
-    type Pass<'a> = LaidOut<'a>;
+    type Buffer = CpuBuffer;
+    type Linear = CpuLinear;
+    type Vector = CpuVector;
+    type Cache = CpuKvCache;
+    type Results = CpuResults;
+    type Pass<'a> = CheckedPass<'a>;
 
-    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear, DeviceError> {
-        Linear::new(parts)
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<CpuLinear, DeviceError> {
+        CpuLinear::new(parts)
     }
 
-    fn new_vector(&self, tensor: &Tensor) -> Result<Vector, DeviceError> {
+    fn new_vector(&self, tensor: &Tensor) -> Result<CpuVector, DeviceError> {
         let values = tensor.to_f32();
         check::shape("new_vector", "tensor", &[values.len()], tensor.shape())?;
-        Ok(Vector(values))
+        Ok(CpuVector(values))
     }
 
     fn new_cache(
@@ -166,90 +166,95 @@ impl Device for Cpu {
         pages: usize,
         page_size: usize,
         shape: AttentionShape,
-    ) -> Result<KvCache, DeviceError> {
-        KvCache::new(layers, pages, page_size, shape, self.precision)
+    ) -> Result<CpuKvCache, DeviceError> {
+        CpuKvCache::new(layers, pages, page_size, shape, self.precision)
     }
 
-    fn new_buffer(&self, cols: usize) -> Buffer {
-        Buffer::new(cols, self.precision)
+    fn new_buffer(&self, cols: usize) -> CpuBuffer {
+        CpuBuffer::new(cols, self.precision)
     }
 
-    fn new_logits(&self, cols: usize) -> Buffer {
-        Buffer::new(cols, Precision::F32)
+    fn new_logits(&self, cols: usize) -> CpuBuffer {
+        CpuBuffer::new(cols, Precision::F32)
     }
 
-    fn new_results(&self) -> Results {
-        Results::default()
+    fn new_results(&self) -> CpuResults {
+        CpuResults::default()
     }
 
-    fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
+    fn resize(&self, buffer: &mut CpuBuffer, rows: usize) -> Result<(), DeviceError> {
         buffer.resize(rows)
     }
 
-    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &KvCache) -> Result<LaidOut<'a>, DeviceError> {
-        LaidOut::new(pass, cache)
+    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &CpuKvCache) -> Result<CheckedPass<'a>, DeviceError> {
+        CheckedPass::new(pass, cache)
     }
 
     fn embed(
         &self,
-        table: &Linear,
+        table: &CpuLinear,
         ids: &[u32],
         first_row: usize,
-        out: &mut Buffer,
+        out: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
         table.embed(ids, first_row, out)
     }
 
-    fn fill_rows(&self, value: &Vector, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+    fn fill_rows(
+        &self,
+        value: &CpuVector,
+        rows: Range<usize>,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
         elementwise::fill_rows(value, rows, out)
     }
 
     fn rms_norm(
         &self,
-        x: &Buffer,
+        x: &CpuBuffer,
         rows: Range<usize>,
-        weight: &Vector,
+        weight: &CpuVector,
         eps: f32,
-        out: &mut Buffer,
+        out: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
         elementwise::rms_norm(self.compute(), x, rows, weight, eps, out)
     }
 
     fn linear_to(
         &self,
-        layer: &Linear,
-        x: &Buffer,
+        layer: &CpuLinear,
+        x: &CpuBuffer,
         rows: Range<usize>,
         first_row: usize,
-        out: &mut Buffer,
+        out: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
         layer.apply(self.compute(), x, rows, Output::Store, (out, first_row))
     }
 
-    fn add(&self, delta: &Buffer, rows: Range<usize>, hidden: &mut Buffer) -> Result<(), DeviceError> {
+    fn add(&self, delta: &CpuBuffer, rows: Range<usize>, hidden: &mut CpuBuffer) -> Result<(), DeviceError> {
         elementwise::add(&self.pool, delta, rows, hidden)
     }
 
-    fn silu_mul(&self, x: &Buffer, rows: Range<usize>, out: &mut Buffer) -> Result<(), DeviceError> {
+    fn silu_mul(&self, x: &CpuBuffer, rows: Range<usize>, out: &mut CpuBuffer) -> Result<(), DeviceError> {
         elementwise::silu_mul(self.compute(), x, rows, out)
     }
 
-    fn silu_add(&self, bonus: &Buffer, owner: &[usize], x: &mut Buffer) -> Result<(), DeviceError> {
+    fn silu_add(&self, bonus: &CpuBuffer, owner: &[usize], x: &mut CpuBuffer) -> Result<(), DeviceError> {
         elementwise::silu_add(self.compute(), bonus, owner, x)
     }
 
-    fn gather(&self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), DeviceError> {
+    fn gather(&self, x: &CpuBuffer, rows: &[usize], out: &mut CpuBuffer) -> Result<(), DeviceError> {
         elementwise::gather(x, rows, out)
     }
 
     fn norm_rope_append(
         &self,
-        transform: &QkTransform<'_, Vector>,
-        pass: &mut LaidOut<'_>,
+        transform: &QkTransform<'_, CpuVector>,
+        pass: &mut CheckedPass<'_>,
         kind: RowKind,
-        qkv: &mut Buffer,
+        qkv: &mut CpuBuffer,
         layer: usize,
-        cache: &mut KvCache,
+        cache: &mut CpuKvCache,
     ) -> Result<(), DeviceError> {
         rope::norm_rope_append(self.compute(), transform, pass, kind, qkv, layer, cache)
     }
@@ -257,18 +262,18 @@ impl Device for Cpu {
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        rows: AttentionRows<'_, LaidOut<'_>>,
-        qkv: &Buffer,
+        rows: AttentionRows<'_, CheckedPass<'_>>,
+        qkv: &CpuBuffer,
         layer: usize,
-        cache: &KvCache,
-        out: &mut Buffer,
+        cache: &CpuKvCache,
+        out: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
         attention::joint_attention(self.compute(), shape, rows, qkv, layer, cache, out)
     }
 
     fn edit_row(
         &self,
-        logits: &mut Buffer,
+        logits: &mut CpuBuffer,
         row: usize,
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError> {
@@ -277,64 +282,79 @@ impl Device for Cpu {
 
     fn verify(
         &self,
-        logits: &Buffer,
-        sequences: &[VerifyRows<'_, Buffer>],
-        results: &mut Results,
+        logits: &CpuBuffer,
+        sequences: &[VerifyRows<'_, CpuBuffer>],
+        results: &mut CpuResults,
     ) -> Result<(), DeviceError> {
         let verdicts = sampling::verify(self.compute(), logits, sequences)?;
-        results.found = Found { verdicts, drafts: Vec::new() };
+        results.found = StepResults { verdicts, drafts: Vec::new() };
         results.drafted = 0;
         Ok(())
     }
 
-    fn known<'a>(&self, results: &'a Results) -> Option<&'a [Verdict]> {
+    fn verdicts_if_ready<'a>(&self, results: &'a CpuResults) -> Option<&'a [SequenceVerdict]> {
         Some(&results.found.verdicts)
     }
 
-    fn follow(&self, _: &mut LaidOut<'_>, _: &[usize], _: &Results) -> Result<(), DeviceError> {
+    fn resolve_groups(
+        &self,
+        _: &mut CheckedPass<'_>,
+        _: &[usize],
+        _: &CpuResults,
+    ) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    fn joined_head_rows(&self, _: &Linear) -> usize {
+    fn joined_head_rows(&self, _: &CpuLinear) -> usize {
         if self.joins_heads { usize::MAX } else { 0 }
     }
 
-    fn joins_head_products(&self, _: &Linear, _: usize, _: usize, _: usize) -> bool {
+    fn joins_head_products(&self, _: &CpuLinear, _: usize, _: usize, _: usize) -> bool {
         self.joins_heads
     }
 
-    fn select(
+    fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],
         rows: SlotRows,
-        results: &mut Results,
+        results: &mut CpuResults,
     ) -> Result<(), DeviceError> {
-        results.select(drafts, rows)
+        results.select_drafts(drafts, rows)
     }
 
-    fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
+    fn gather_selected(
+        &self,
+        x: &CpuBuffer,
+        results: &CpuResults,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
         elementwise::gather(x, &results.source_rows(), out)
     }
 
-    fn embed_bonus(&self, table: &Linear, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
+    fn embed_bonus(
+        &self,
+        table: &CpuLinear,
+        results: &CpuResults,
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
         let bonus = results.bonus();
         out.resize(bonus.len())?;
         table.embed(&bonus, 0, out)
     }
 
-    fn drafted_rows(&self, results: &Results) -> usize {
+    fn drafted_rows(&self, results: &CpuResults) -> usize {
         results.drafted
     }
 
     fn draft(
         &self,
-        calibration: Option<Calibration<'_, Buffer, Linear>>,
-        logits: &mut Buffer,
+        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
+        logits: &mut CpuBuffer,
         drafts: &[DraftRows<'_>],
-        results: &mut Results,
+        results: &mut CpuResults,
     ) -> Result<(), DeviceError> {
         let slots = results.slots(drafts)?;
-        if let Some(Calibration { hidden, output }) = calibration {
+        if let Some(CalibratorOutput { hidden, output }) = calibration {
             // Drafts with consecutive rows of logits share one product.
             let mut first = 0;
             for rows in slots.chunk_by(|draft, next| draft.rows.end == next.rows.start) {
@@ -349,9 +369,9 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn read(&self, results: &mut Results) -> Result<Found, DeviceError> {
+    fn read(&self, results: &mut CpuResults) -> Result<StepResults, DeviceError> {
         let drafts = std::mem::take(&mut results.found.drafts);
-        Ok(Found { verdicts: results.found.verdicts.clone(), drafts })
+        Ok(StepResults { verdicts: results.found.verdicts.clone(), drafts })
     }
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {

@@ -27,8 +27,8 @@ pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     #[inline(always)]
     fn many<S: Simd, const R: usize, const C: usize>(
         simd: S,
-        x: &impl Rows<Self>,
-        w: &impl Rows<T>,
+        x: &impl WeightRows<Self>,
+        w: &impl WeightRows<T>,
         sink: &mut impl FnMut(usize, usize, &[f32]),
     ) {
         columns::<S, Self, T, K, R, C>(simd, x, w, sink);
@@ -57,8 +57,8 @@ impl<T: VectorElement> Factor<T, LANES> for f32 {
     #[inline(always)]
     fn many<S: Simd, const R: usize, const C: usize>(
         simd: S,
-        x: &impl Rows<Self>,
-        w: &impl Rows<T>,
+        x: &impl WeightRows<Self>,
+        w: &impl WeightRows<T>,
         sink: &mut impl FnMut(usize, usize, &[f32]),
     ) {
         if size_of::<T>() < size_of::<f32>() {
@@ -90,12 +90,12 @@ impl Factor<bf16, PAIRS> for bf16 {
 }
 
 /// Rows of equal length, at any addresses.
-pub(super) trait Rows<T> {
+pub(super) trait WeightRows<T> {
     fn len(&self) -> usize;
     fn row(&self, index: usize) -> &[T];
 }
 
-impl<T> Rows<T> for &[&[T]] {
+impl<T> WeightRows<T> for &[&[T]] {
     #[inline(always)]
     fn len(&self) -> usize {
         (**self).len()
@@ -125,7 +125,7 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-impl<T> Rows<T> for Matrix<'_, T> {
+impl<T> WeightRows<T> for Matrix<'_, T> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.rows
@@ -150,8 +150,8 @@ const MANY_ROWS: usize = 64;
 #[inline(always)]
 pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize>(
     simd: S,
-    x: impl Rows<X>,
-    w: impl Rows<T>,
+    x: impl WeightRows<X>,
+    w: impl WeightRows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     // The accumulators, and one row or column of operands beside them, fill the register file.
@@ -172,8 +172,8 @@ pub(super) fn products<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usiz
 #[inline(always)]
 fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<X>,
-    w: &impl Rows<T>,
+    x: &impl WeightRows<X>,
+    w: &impl WeightRows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let mut n = 0;
@@ -191,8 +191,8 @@ fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: 
 #[inline(always)]
 fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<f32>,
-    w: &impl Rows<T>,
+    x: &impl WeightRows<f32>,
+    w: &impl WeightRows<T>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let depth = x.row(0).len();
@@ -210,7 +210,7 @@ fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
                 simd.store(T::load(simd, &padded(rest)), last);
             }
         }
-        let block = Block {
+        let block = WeightBlock {
             rows: std::array::from_fn(|c| &wide[c * stride..][..depth]),
             first: n,
             next: next::<T, C>(w, n + C),
@@ -229,12 +229,12 @@ fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
 #[inline(always)]
 fn rows<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<X>,
-    w: &impl Rows<T>,
+    x: &impl WeightRows<X>,
+    w: &impl WeightRows<T>,
     n: usize,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
-    let block = Block {
+    let block = WeightBlock {
         rows: std::array::from_fn(|c| w.row(n + c)),
         first: n,
         next: next::<T, C>(w, n + C),
@@ -245,7 +245,7 @@ fn rows<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usi
 
 /// Returns the start addresses of `C` rows of `w` from row `n`; rows past the end repeat the last one.
 #[inline(always)]
-fn next<T, const C: usize>(w: &impl Rows<T>, n: usize) -> [*const u8; C] {
+fn next<T, const C: usize>(w: &impl WeightRows<T>, n: usize) -> [*const u8; C] {
     let last = w.len().saturating_sub(1);
     std::array::from_fn(|c| w.row((n + c).min(last)).as_ptr().cast())
 }
@@ -254,8 +254,8 @@ fn next<T, const C: usize>(w: &impl Rows<T>, n: usize) -> [*const u8; C] {
 #[inline(always)]
 fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: usize, const C: usize>(
     simd: S,
-    x: &impl Rows<X>,
-    w: &Block<'_, T, C>,
+    x: &impl WeightRows<X>,
+    w: &WeightBlock<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     // The first tile prefetches the next rows of w: the hardware prefetcher cannot follow several rows at a
@@ -278,7 +278,7 @@ fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: us
 }
 
 /// A block of `C` rows of w.
-struct Block<'a, T, const C: usize> {
+struct WeightBlock<'a, T, const C: usize> {
     rows: [&'a [T]; C],
     /// Index of the first row.
     first: usize,
@@ -299,9 +299,9 @@ fn tile<
     const FETCH: bool,
 >(
     simd: S,
-    x: &impl Rows<X>,
+    x: &impl WeightRows<X>,
     m: usize,
-    w: &Block<'_, T, C>,
+    w: &WeightBlock<'_, T, C>,
     sink: &mut impl FnMut(usize, usize, &[f32]),
 ) {
     let x_rows: [&[X]; R] = std::array::from_fn(|r| x.row(m + r));
@@ -324,7 +324,7 @@ fn dots<
 >(
     simd: S,
     x: &[&[X]; R],
-    w: &Block<'_, T, C>,
+    w: &WeightBlock<'_, T, C>,
 ) -> [[f32; C]; R] {
     let (next, next_bytes, w) = (w.next, w.next_bytes, &w.rows);
     let depth = x[0].len();
@@ -385,6 +385,6 @@ fn dots<
 /// Computes one dot product, in the order that all of them use.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: VectorElement>(simd: S, x: &[f32], w: &[T]) -> f32 {
-    let block = Block { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };
+    let block = WeightBlock { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };
     dots::<S, f32, T, LANES, 1, 1, false>(simd, &[x], &block)[0][0]
 }

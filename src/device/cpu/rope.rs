@@ -1,11 +1,11 @@
 //! Norms and rotary embedding of a fused projection: changes q and k heads in place, and appends candidate
 //! rows' k and v to the cache.
 
-use super::buffer::{Buffer, Vector};
+use super::buffer::{CpuBuffer, CpuVector};
 use super::check;
-use super::elementwise::RmsNorm;
-use super::kv_cache::KvCache;
-use super::pass::LaidOut;
+use super::elementwise::NormKernel;
+use super::kv_cache::CpuKvCache;
+use super::pass::CheckedPass;
 use super::pool::Pool;
 use super::simd::{Kernel, Simd, Vectors};
 use crate::device::{DeviceError, Precision, QkTransform, Rope, RowKind};
@@ -17,12 +17,12 @@ const OPERATION: &str = "norm_rope_append";
 
 pub(super) fn norm_rope_append(
     (pool, vectors): (&Pool, Vectors),
-    transform: &QkTransform<'_, Vector>,
-    pass: &LaidOut<'_>,
+    transform: &QkTransform<'_, CpuVector>,
+    pass: &CheckedPass<'_>,
     kind: RowKind,
-    qkv: &mut Buffer,
+    qkv: &mut CpuBuffer,
     layer: usize,
-    cache: &mut KvCache,
+    cache: &mut CpuKvCache,
 ) -> Result<(), DeviceError> {
     let shape = transform.shape;
     cache.check(OPERATION, layer, shape)?;
@@ -44,13 +44,13 @@ pub(super) fn norm_rope_append(
     let v_start = k_start + shape.kv_heads * shape.head_dim;
     let items: Vec<_> = rows.iter().map(|row| row.position).zip(qkv.rows_in_mut(range.clone())).collect();
     pool.for_each(items, rows.len() * v_start * WORK, |(position, row)| {
-        let turns = turns(transform.rope, position);
+        let cos_sin = cos_sin(transform.rope, position);
         let (q, kv) = row.split_at_mut(k_start);
         let (k, _) = kv.split_at_mut(v_start - k_start);
         let (q_norm, k_norm) = transform.norms.unzip();
         for (heads, norm) in [(q, q_norm), (k, k_norm)] {
             let norm = norm.map(|norm| (norm.0.as_slice(), transform.eps));
-            vectors.run(NormRope { heads, norm, turns: &turns, precision });
+            vectors.run(NormRope { heads, norm, cos_sin: &cos_sin, precision });
         }
     });
 
@@ -65,7 +65,7 @@ pub(super) fn norm_rope_append(
 
 /// Returns sine and cosine of each dimension pair's angle at `position`, times the scale. The angle is
 /// computed in f32, as transformers does.
-fn turns(rope: &Rope, position: usize) -> Vec<(f32, f32)> {
+fn cos_sin(rope: &Rope, position: usize) -> Vec<(f32, f32)> {
     let angles = rope.inv_freq.iter().map(|frequency| position as f32 * frequency);
     angles.map(f32::sin_cos).map(|(sin, cos)| (sin * rope.scale, cos * rope.scale)).collect()
 }
@@ -77,7 +77,7 @@ struct NormRope<'a> {
     /// The norm's weight `[head_dim]` and epsilon.
     norm: Option<(&'a [f32], f32)>,
     /// The rotations `[head_dim / 2]`.
-    turns: &'a [(f32, f32)],
+    cos_sin: &'a [(f32, f32)],
     precision: Precision,
 }
 
@@ -86,13 +86,13 @@ impl Kernel for NormRope<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { heads, norm, turns, precision } = self;
-        for head in heads.chunks_exact_mut(2 * turns.len()) {
+        let Self { heads, norm, cos_sin, precision } = self;
+        for head in heads.chunks_exact_mut(2 * cos_sin.len()) {
             if let Some((weight, eps)) = norm {
-                RmsNorm { row: head, weight, eps }.run(simd);
+                NormKernel { row: head, weight, eps }.run(simd);
             }
-            let (low, high) = head.split_at_mut(turns.len());
-            for ((low, high), (sin, cos)) in low.iter_mut().zip(high).zip(turns) {
+            let (low, high) = head.split_at_mut(cos_sin.len());
+            for ((low, high), (sin, cos)) in low.iter_mut().zip(high).zip(cos_sin) {
                 let (x, y) = (*low, *high);
                 *low = precision.round(x * cos - y * sin);
                 *high = precision.round(y * cos + x * sin);
@@ -109,12 +109,13 @@ mod tests {
     #[test]
     fn a_rotation_turns_each_pair_by_its_frequency() {
         let rope = Rope { inv_freq: vec![1.0, 0.01], scale: 1.5 };
-        let turns = turns(&rope, 7);
+        let cos_sin = cos_sin(&rope, 7);
         let (first, second) = (7.0f32, 7.0f32 * 0.01);
-        assert_eq!(turns, [first, second].map(|angle| (angle.sin() * 1.5, angle.cos() * 1.5)));
+        assert_eq!(cos_sin, [first, second].map(|angle| (angle.sin() * 1.5, angle.cos() * 1.5)));
         let mut heads = [1.0, 0.0, 0.0, 2.0];
-        NormRope { heads: &mut heads, norm: None, turns: &turns, precision: Precision::F32 }.run(Portable);
-        assert_eq!(heads, [turns[0].1, -2.0 * turns[1].0, turns[0].0, 2.0 * turns[1].1]);
+        NormRope { heads: &mut heads, norm: None, cos_sin: &cos_sin, precision: Precision::F32 }
+            .run(Portable);
+        assert_eq!(heads, [cos_sin[0].1, -2.0 * cos_sin[1].0, cos_sin[0].0, 2.0 * cos_sin[1].1]);
     }
 
     #[test]
@@ -122,7 +123,7 @@ mod tests {
         let weight = [1.0, 2.0];
         let mut heads = [3.0, 4.0, 0.0, 1.0];
         let norm = Some((weight.as_slice(), 0.5));
-        NormRope { heads: &mut heads, norm, turns: &[(1.0, 0.0)], precision: Precision::F32 }.run(Portable);
+        NormRope { heads: &mut heads, norm, cos_sin: &[(1.0, 0.0)], precision: Precision::F32 }.run(Portable);
         // A quarter turn maps (x, y) to (−y, x). The mean squares are 12.5 and 0.5.
         let (a, b) = (1.0 / 13f32.sqrt(), 1.0);
         assert_eq!(heads, [-4.0 * a * 2.0, 3.0 * a, -b * 2.0, 0.0]);

@@ -22,9 +22,9 @@ impl Kernel for ArgMax<'_> {
 }
 
 /// Computes the largest probability of softmax at temperature 1, as defined by [`sampling::confidence`].
-pub(super) struct Confidence<'a>(pub(super) &'a [f32]);
+pub(super) struct ConfidenceKernel<'a>(pub(super) &'a [f32]);
 
-impl Kernel for Confidence<'_> {
+impl Kernel for ConfidenceKernel<'_> {
     type Output = f32;
 
     #[inline(always)]
@@ -102,7 +102,7 @@ mod tests {
             let vectors = Vectors::new(set).unwrap();
             let expected = sampling::argmax(values.iter().copied());
             prop_assert_eq!(vectors.run(ArgMax(values)), expected, "{:?}", set);
-            let (found, expected) = (vectors.run(Confidence(values)), sampling::confidence(values));
+            let (found, expected) = (vectors.run(ConfidenceKernel(values)), sampling::confidence(values));
             prop_assert!((found - expected).abs() <= 1e-6 * expected, "{:?}: {} {}", set, found, expected);
         }
         Ok(())

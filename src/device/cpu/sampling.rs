@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::buffer::Buffer;
+use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
-use super::rows::{ArgMax, Confidence};
+use super::rows::{ArgMax, ConfidenceKernel};
 use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
-use crate::device::{DeviceError, DraftRows, DraftToken, Found, SlotRows, Verdict, VerifyRows};
+use crate::device::{DeviceError, DraftRows, DraftToken, SequenceVerdict, SlotRows, StepResults, VerifyRows};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, draw, draw_weighted, softmax, warp};
@@ -18,18 +18,18 @@ const WORK: usize = 8;
 
 /// The results of a verification, and the inputs of the drafts that follow it.
 #[derive(Clone, Debug, Default)]
-pub struct Results {
+pub struct CpuResults {
     /// Verdicts and drafts.
-    pub found: Found,
+    pub found: StepResults,
     /// Number of rows drafted since the verification.
     pub(super) drafted: usize,
     /// The selected slots and bonus tokens, one entry per draft.
-    selected: Vec<Selected>,
+    selected: Vec<DraftSources>,
 }
 
 /// The slots and the bonus token that a verdict selects for a draft.
 #[derive(Clone, Debug)]
-struct Selected {
+struct DraftSources {
     /// Rows of slots 1..S in the pass or in the logits.
     sources: Range<usize>,
     /// Rows of the slots' logits.
@@ -37,10 +37,14 @@ struct Selected {
     bonus: u32,
 }
 
-impl Results {
+impl CpuResults {
     /// Selects the slots and bonus tokens of `drafts`.
-    pub(super) fn select(&mut self, drafts: &[DraftRows<'_>], rows: SlotRows) -> Result<(), DeviceError> {
-        const OPERATION: &str = "select";
+    pub(super) fn select_drafts(
+        &mut self,
+        drafts: &[DraftRows<'_>],
+        rows: SlotRows,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "select_drafts";
         self.selected.clear();
         let mut next = rows;
         for draft in drafts {
@@ -60,7 +64,7 @@ impl Results {
                     first..*first_logits
                 }
             };
-            self.selected.push(Selected { sources, logits, bonus: verdict.bonus });
+            self.selected.push(DraftSources { sources, logits, bonus: verdict.bonus });
         }
         Ok(())
     }
@@ -75,7 +79,11 @@ impl Results {
         self.selected.iter().map(|draft| draft.bonus).collect()
     }
 
-    fn verdict(&self, operation: &'static str, draft: &DraftRows<'_>) -> Result<Verdict, DeviceError> {
+    fn verdict(
+        &self,
+        operation: &'static str,
+        draft: &DraftRows<'_>,
+    ) -> Result<SequenceVerdict, DeviceError> {
         let (index, limit) = (draft.sequence, self.found.verdicts.len());
         let verdict = self.found.verdicts.get(index).copied();
         verdict.ok_or(DeviceError::OutOfRange { operation, what: "sequence", index, limit })
@@ -87,7 +95,7 @@ impl Results {
         let selected: Vec<usize> = self.selected.iter().map(|draft| draft.logits.len()).collect();
         let found: Vec<usize> = drafts.iter().map(DraftRows::drafted).collect();
         check::shape(OPERATION, "drafts", &selected, &found)?;
-        let slots = |(draft, selected): (&DraftRows<'a>, &Selected)| {
+        let slots = |(draft, selected): (&DraftRows<'a>, &DraftSources)| {
             let start = self.verdict(OPERATION, draft)?.next_start;
             let rows = selected.logits.clone();
             Ok(Slots { rows, sampling: draft.sampling, rule: draft.rule, seed: draft.seed, start })
@@ -110,7 +118,7 @@ pub(super) struct Slots<'a> {
 /// Samples drafts: a token and a confidence for each row.
 pub(super) fn draft(
     (pool, vectors): (&Pool, Vectors),
-    logits: &Buffer,
+    logits: &CpuBuffer,
     drafts: &[Slots<'_>],
 ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
     const OPERATION: &str = "draft";
@@ -139,7 +147,7 @@ pub(super) fn draft(
             };
             draw(&warp(row, draft.sampling), stream)
         };
-        *token = DraftToken { token: drawn, confidence: vectors.run(Confidence(row)) };
+        *token = DraftToken { token: drawn, confidence: vectors.run(ConfidenceKernel(row)) };
     });
     Ok(tokens)
 }
@@ -147,13 +155,13 @@ pub(super) fn draft(
 /// Applies each sequence's acceptance rule.
 pub(super) fn verify(
     (pool, vectors): (&Pool, Vectors),
-    logits: &Buffer,
-    sequences: &[VerifyRows<'_, Buffer>],
-) -> Result<Vec<Verdict>, DeviceError> {
+    logits: &CpuBuffer,
+    sequences: &[VerifyRows<'_, CpuBuffer>],
+) -> Result<Vec<SequenceVerdict>, DeviceError> {
     for request in sequences {
         check_verification(logits, request)?;
     }
-    let mut verdicts = vec![Verdict { accepted: 0, bonus: 0, next_start: 0 }; sequences.len()];
+    let mut verdicts = vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 0 }; sequences.len()];
     let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
     let items = sequences.iter().zip(&mut verdicts).collect();
     pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
@@ -163,7 +171,7 @@ pub(super) fn verify(
 }
 
 /// Checks that every row of a verification exists.
-fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<(), DeviceError> {
+fn check_verification(logits: &CpuBuffer, request: &VerifyRows<'_, CpuBuffer>) -> Result<(), DeviceError> {
     const OPERATION: &str = "verify";
     check_vocabulary(OPERATION, logits)?;
     let verify_len = request.draft.len();
@@ -177,7 +185,7 @@ fn check_verification(logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Resu
 }
 
 /// Checks that the vocabulary is not empty.
-fn check_vocabulary(operation: &'static str, logits: &Buffer) -> Result<(), DeviceError> {
+fn check_vocabulary(operation: &'static str, logits: &CpuBuffer) -> Result<(), DeviceError> {
     check::cols(operation, "logits", logits, logits.cols().max(1))
 }
 
@@ -187,7 +195,11 @@ fn check_positions(operation: &'static str, start: usize, count: usize) -> Resul
 }
 
 /// Applies one sequence's acceptance rule.
-fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Verdict {
+fn verify_sequence(
+    vectors: Vectors,
+    logits: &CpuBuffer,
+    request: &VerifyRows<'_, CpuBuffer>,
+) -> SequenceVerdict {
     let mut rows = WarpedRows { logits, request };
     let (accepted, bonus) = if request.sampling.is_greedy() {
         acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(rows.target_logits(i))))
@@ -206,13 +218,13 @@ fn verify_sequence(vectors: Vectors, logits: &Buffer, request: &VerifyRows<'_, B
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    Verdict { accepted, bonus, next_start: request.start + accepted + 1 }
+    SequenceVerdict { accepted, bonus, next_start: request.start + accepted + 1 }
 }
 
 /// p and q of one verification, warped when a rule asks for them. Their rows were checked to exist.
 struct WarpedRows<'a> {
-    logits: &'a Buffer,
-    request: &'a VerifyRows<'a, Buffer>,
+    logits: &'a CpuBuffer,
+    request: &'a VerifyRows<'a, CpuBuffer>,
 }
 
 impl WarpedRows<'_> {
@@ -246,8 +258,8 @@ mod tests {
     use super::*;
     use crate::device::{DraftLogits, Precision};
 
-    fn logits(rows: usize, cols: usize) -> Buffer {
-        let mut buffer = Buffer::new(cols, Precision::F32);
+    fn logits(rows: usize, cols: usize) -> CpuBuffer {
+        let mut buffer = CpuBuffer::new(cols, Precision::F32);
         buffer.resize(rows).unwrap();
         for (row, values) in buffer.rows_in_mut(0..rows).enumerate() {
             values.iter_mut().enumerate().for_each(|(id, x)| *x = ((row * 7 + id * 5) % 11) as f32);
@@ -266,8 +278,8 @@ mod tests {
         sampling: &'a SamplingParams,
         first_row: usize,
         draft: &'a [u32],
-        draft_logits: Option<&'a Buffer>,
-    ) -> VerifyRows<'a, Buffer> {
+        draft_logits: Option<&'a CpuBuffer>,
+    ) -> VerifyRows<'a, CpuBuffer> {
         let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0, first_draw: 0 });
         VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
     }
@@ -294,7 +306,7 @@ mod tests {
                 expected.iter().map(|tokens| tokens.iter().map(|t| t.token).collect()).collect();
             let requests: Vec<_> =
                 tokens.iter().map(|tokens| verify_rows(sampling, 1, tokens, Some(&logits))).collect();
-            let run = |threads, requests: &[VerifyRows<'_, Buffer>]| {
+            let run = |threads, requests: &[VerifyRows<'_, CpuBuffer>]| {
                 verify((&Pool::new(threads).unwrap(), Vectors::fastest()), &logits, requests).unwrap()
             };
             let expected = run(1, &requests);
@@ -311,7 +323,7 @@ mod tests {
         let compute = (&pool, Vectors::fastest());
         let (four, empty, narrow, short) = (logits(4, 6), logits(4, 0), logits(4, 5), logits(2, 6));
         for sampling in &SAMPLINGS {
-            let draft = |logits: &Buffer, rows, start| {
+            let draft = |logits: &CpuBuffer, rows, start| {
                 draft(compute, logits, &[draft_rows(sampling, rows, start)]).map_err(|e| e.to_string())
             };
             assert_eq!(draft(&four, 2..5, 0).unwrap_err(), "draft: row 4 is out of range, the limit is 4");
@@ -323,7 +335,7 @@ mod tests {
             assert_eq!(draft(&four, 4..4, 0), Ok(vec![vec![]]));
             assert_eq!(draft(&four, 0..4, usize::MAX - 9).unwrap()[0].len(), 4);
 
-            let verify = |logits: &Buffer, request| {
+            let verify = |logits: &CpuBuffer, request| {
                 verify(compute, logits, &[request]).map(|v| v.len()).map_err(|e| e.to_string())
             };
             let request =

@@ -4,22 +4,22 @@ use half::bf16;
 
 use super::checks::expect;
 use super::memory::allocate;
-use crate::backend::Backend;
 use crate::device::{AttentionShape, DeviceError};
 use crate::kernels::{KvStrides, PagedKv, PagedKvMut, Paging};
+use crate::runtime::Runtime;
 
 /// A paged KV cache, `[page, token, head, dim]` a layer.
 #[derive(Debug)]
-pub struct KvCache<B: Backend> {
+pub struct GpuKvCache<B: Runtime> {
     layers: Vec<[B::Memory<bf16>; 2]>,
     paging: Paging,
     shape: AttentionShape,
 }
 
-impl<B: Backend> KvCache<B> {
+impl<B: Runtime> GpuKvCache<B> {
     /// A cache of zeros.
     pub(super) fn new(
-        (backend, stream): (&B, &B::Stream),
+        (runtime, stream): (&B, &B::Stream),
         layers: usize,
         paging: Paging,
         shape: AttentionShape,
@@ -28,7 +28,7 @@ impl<B: Backend> KvCache<B> {
         let token = shape.kv_heads.checked_mul(shape.head_dim);
         let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
         let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
-        let one = || allocate(backend, stream, len, "the KV cache");
+        let one = || allocate(runtime, stream, len, "the KV cache");
         let made = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>();
         let layers = made.map_err(|error| match error {
             // Of all layers, as that is what there would have to be.
@@ -49,14 +49,14 @@ impl<B: Backend> KvCache<B> {
     pub(super) fn view<'a>(
         &'a self,
         operation: &'static str,
-        (backend, stream): (&B, &'a B::Stream),
+        (runtime, stream): (&B, &'a B::Stream),
         layer: usize,
         shape: AttentionShape,
     ) -> Result<PagedKv<'a>, DeviceError> {
         self.check(operation, shape)?;
         let strides = self.strides();
         let [k, v] = self.layers.get(layer).ok_or_else(|| self.no_layer(operation, layer))?;
-        let (k, v) = (backend.view(stream, k), backend.view(stream, v));
+        let (k, v) = (runtime.view(stream, k), runtime.view(stream, v));
         Ok(PagedKv { k, v, k_strides: strides, v_strides: strides })
     }
 
@@ -64,14 +64,14 @@ impl<B: Backend> KvCache<B> {
     pub(super) fn view_mut<'a>(
         &'a mut self,
         operation: &'static str,
-        (backend, stream): (&B, &'a B::Stream),
+        (runtime, stream): (&B, &'a B::Stream),
         layer: usize,
         shape: AttentionShape,
     ) -> Result<PagedKvMut<'a>, DeviceError> {
         self.check(operation, shape)?;
         let (strides, missing) = (self.strides(), self.no_layer(operation, layer));
         let [k, v] = self.layers.get_mut(layer).ok_or(missing)?;
-        let (k, v) = (backend.view_mut(stream, k), backend.view_mut(stream, v));
+        let (k, v) = (runtime.view_mut(stream, k), runtime.view_mut(stream, v));
         Ok(PagedKvMut { k, v, k_strides: strides, v_strides: strides })
     }
 

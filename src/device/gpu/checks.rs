@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::cache::KvCache;
-use super::memory::Buffer;
-use crate::backend::Backend;
+use super::memory::GpuBuffer;
 use crate::device::{DeviceError, DraftLogits};
-use crate::kernels::PassTables;
+use crate::kernels::{Paging, PassTables};
+use crate::runtime::Runtime;
 
 /// That two shapes are the same.
 pub(super) fn expect(
@@ -22,10 +21,10 @@ pub(super) fn expect(
 }
 
 /// That a buffer has so many columns, and the rows of a range.
-pub(super) fn expect_rows<B: Backend>(
+pub(super) fn expect_rows<B: Runtime>(
     operation: &'static str,
     operand: &'static str,
-    buffer: &Buffer<B>,
+    buffer: &GpuBuffer<B>,
     cols: usize,
     end: usize,
 ) -> Result<(), DeviceError> {
@@ -37,20 +36,19 @@ pub(super) fn expect_rows<B: Backend>(
 }
 
 /// That `cache` is divided into pages as the one that a pass was laid out for.
-pub(super) fn expect_paging<B: Backend>(
+pub(super) fn expect_paging<B: Runtime>(
     operation: &'static str,
     tables: &PassTables<B>,
-    cache: &KvCache<B>,
+    cache: Paging,
 ) -> Result<(), DeviceError> {
-    let [expected, found] =
-        [tables.paging(), cache.paging()].map(|paging| vec![paging.pages, paging.page_size]);
+    let [expected, found] = [tables.paging(), cache].map(|paging| vec![paging.pages, paging.page_size]);
     expect(operation, "cache [pages, page_size]", expected, found)
 }
 
 /// That `rows` rows of a draft exist, and were drawn from.
-pub(super) fn expect_draws<B: Backend>(
+pub(super) fn expect_draws<B: Runtime>(
     operation: &'static str,
-    draft: DraftLogits<'_, Buffer<B>>,
+    draft: DraftLogits<'_, GpuBuffer<B>>,
     rows: usize,
 ) -> Result<(), DeviceError> {
     let drawn = draft.logits.drawn();
@@ -75,6 +73,6 @@ pub(super) fn index32(operation: &'static str, what: &'static str, value: usize)
 }
 
 /// Elements of rows `rows`.
-pub(super) fn elements<B: Backend>(buffer: &Buffer<B>, rows: &Range<usize>) -> Range<usize> {
+pub(super) fn elements<B: Runtime>(buffer: &GpuBuffer<B>, rows: &Range<usize>) -> Range<usize> {
     rows.start * buffer.stride()..rows.end * buffer.stride()
 }

@@ -6,9 +6,9 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::Gpu;
 use super::cublas::{CublasLt, ProductAlgorithms};
-use crate::backend::{BackendError, Cuda};
 use crate::device::DeviceError;
 use crate::kernels::Kernels;
+use crate::runtime::{Cuda, RuntimeError};
 
 impl Gpu<CublasLt> {
     /// CUDA device `ordinal`, on a stream of its own.
@@ -37,7 +37,7 @@ impl Gpu<CublasLt> {
         unsafe { context.disable_event_tracking() };
         let stream = context
             .new_stream()
-            .map_err(|error| missing(ordinal, BackendError::Unavailable(error.to_string())))?;
+            .map_err(|error| missing(ordinal, RuntimeError::Unavailable(error.to_string())))?;
         Self::new_on(&context, &stream, algorithms)
     }
 
@@ -65,9 +65,9 @@ impl Gpu<CublasLt> {
 }
 
 /// Why CUDA device `ordinal` cannot be used.
-pub(super) fn missing(ordinal: usize, error: BackendError) -> DeviceError {
+pub(super) fn missing(ordinal: usize, error: RuntimeError) -> DeviceError {
     let reason = match error {
-        BackendError::Unavailable(reason) => reason,
+        RuntimeError::Unavailable(reason) => reason,
         other => other.to_string(),
     };
     DeviceError::Unavailable { requested: format!("cuda:{ordinal}"), reason }

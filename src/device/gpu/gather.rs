@@ -2,20 +2,20 @@
 
 use super::Gpu;
 use super::checks::{elements, expect_draws, expect_rows, index32};
-use super::memory::{Buffer, STATS_WORDS, Values};
+use super::memory::{GpuBuffer, STATS_WORDS, Values};
 use super::products::Products;
 use super::scratch::{Scratch, error_word};
-use crate::backend::Backend;
 use crate::device::{DeviceError, DraftLogits};
 use crate::kernels::glue::Gather;
+use crate::runtime::Runtime;
 
 impl<P: Products> Gpu<P> {
     /// Rows `indices` of `from` to the first rows of `to`: of activations, or of logits (as pairs of bf16).
     pub(super) fn gather_rows(
         &self,
-        from: &Buffer<P::Backend>,
+        from: &GpuBuffer<P::Runtime>,
         indices: &[usize],
-        to: &mut Buffer<P::Backend>,
+        to: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "gather";
         to.forget_draws_from(0);
@@ -25,17 +25,17 @@ impl<P: Products> Gpu<P> {
         for &index in indices {
             expect_rows(OPERATION, "x", from, from.cols, index.saturating_add(1))?;
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         // Rows that follow each other need no table.
         let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
         if indices.iter().copied().eq(first..first.saturating_add(count)) && from.cols == to.cols {
             let range = elements(from, &(first..first.saturating_add(count)));
             match (&from.values, &mut to.values) {
                 (Values::Activations(from), Values::Activations(to)) => {
-                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                    return Ok(runtime.copy(stream, from, range, to, 0)?);
                 }
                 (Values::Logits { logits: from, .. }, Values::Logits { logits: to, .. }) => {
-                    return Ok(backend.copy(stream, from, range, to, 0)?);
+                    return Ok(runtime.copy(stream, from, range, to, 0)?);
                 }
                 _ => {}
             }
@@ -44,7 +44,7 @@ impl<P: Products> Gpu<P> {
             indices.iter().map(|&row| index32(OPERATION, "row", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
         let Scratch { gathered, error, .. } = &mut *scratch;
-        let ids = gathered.holding(backend, stream, host)?;
+        let ids = gathered.holding(runtime, stream, host)?;
         let (stride, from_rows, to_cols) = (from.stride(), from.rows, to.cols);
         let mismatch = || DeviceError::Shape {
             operation: OPERATION,
@@ -57,14 +57,14 @@ impl<P: Products> Gpu<P> {
                 indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?,
                 out: self.output(to, 0..count * stride)?,
-                error: Some(error_word(backend, stream, error)?),
+                error: Some(error_word(runtime, stream, error)?),
                 cols: stride,
             },
             (Values::Logits { logits: from, .. }, Values::Logits { logits: to, .. }) => Gather {
                 indices: self.input(ids, 0..count)?,
                 x: self.input(from, 0..from_rows * stride)?.cast().ok_or_else(mismatch)?,
                 out: self.output(to, 0..count * stride)?.cast().ok_or_else(mismatch)?,
-                error: Some(error_word(backend, stream, error)?),
+                error: Some(error_word(runtime, stream, error)?),
                 cols: 2 * stride,
             },
             _ => return Err(mismatch()),
@@ -75,9 +75,9 @@ impl<P: Products> Gpu<P> {
     /// The first `rows` rows of a draft to the first rows of `to`, with the statistics of their draws.
     pub(super) fn copy_draft_rows(
         &self,
-        draft: DraftLogits<'_, Buffer<P::Backend>>,
+        draft: DraftLogits<'_, GpuBuffer<P::Runtime>>,
         rows: usize,
-        to: &mut Buffer<P::Backend>,
+        to: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "copy_draft";
         expect_draws(OPERATION, draft, rows)?;
@@ -89,7 +89,7 @@ impl<P: Products> Gpu<P> {
             return Ok(());
         };
         let words = draft.first_draw * STATS_WORDS..(draft.first_draw + rows) * STATS_WORDS;
-        self.backend().copy(&self.stream, from, words, draws, 0)?;
+        self.runtime().copy(&self.stream, from, words, draws, 0)?;
         to.set_drawn(rows, rows);
         Ok(())
     }

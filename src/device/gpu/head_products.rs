@@ -1,8 +1,8 @@
 //! How many products of the head a step with mask groups has.
 
-use super::memory::Buffer;
+use super::memory::GpuBuffer;
 use super::products::Products;
-use super::{Gpu, Linear};
+use super::{Gpu, GpuLinear};
 
 /// How the head's products of a step with mask groups are put together. The choice changes no result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,17 +22,17 @@ const JOINED_LOGITS_BYTES: usize = 256 << 20;
 
 impl<P: Products> Gpu<P> {
     /// The most rows that a joined product may have.
-    pub(super) fn most_joined_rows(&self, head: &Linear<P>) -> usize {
+    pub(super) fn most_joined_rows(&self, head: &GpuLinear<P>) -> usize {
         if self.head_products == HeadProducts::Apart {
             return 0;
         }
-        let stride = Buffer::<P::Backend>::new(head.out_cols, true).stride();
+        let stride = GpuBuffer::<P::Runtime>::new(head.out_cols, true).stride();
         JOINED_LOGITS_BYTES.checked_div(stride.saturating_mul(size_of::<f32>())).unwrap_or(0)
     }
 
     /// Whether one product for `candidates` and `slots` rows is to replace a product for the candidates and one for
     /// `drafted` rows.
-    pub(super) fn joins(&self, head: &Linear<P>, candidates: usize, slots: usize, drafted: usize) -> bool {
+    pub(super) fn joins(&self, head: &GpuLinear<P>, candidates: usize, slots: usize, drafted: usize) -> bool {
         let seconds = |rows| self.products.seconds(&head.layer, rows, true);
         match self.head_products {
             HeadProducts::Apart => false,

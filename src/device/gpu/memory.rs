@@ -5,21 +5,21 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::backend::{Backend, BackendError, Element, View};
 use crate::device::DeviceError;
 use crate::kernels::sampling::RowStats;
+use crate::runtime::{Element, Runtime, RuntimeError, View};
 
 /// Words of 8 bytes of the statistics of a row.
 pub(super) const STATS_WORDS: usize = size_of::<RowStats>() / 8;
 
 /// Memory for `len` elements, zero at first; where there is not so much, the error says what it was for.
-pub(super) fn allocate<B: Backend, T: Element>(
-    backend: &B,
+pub(super) fn allocate<B: Runtime, T: Element>(
+    runtime: &B,
     stream: &B::Stream,
     len: usize,
     what: &'static str,
 ) -> Result<B::Memory<T>, DeviceError> {
-    backend.allocate(stream, len).map_err(|error| {
+    runtime.allocate(stream, len).map_err(|error| {
         let error = DeviceError::from(error);
         let bytes = len.saturating_mul(size_of::<T>());
         if error.is_out_of_memory() { DeviceError::OutOfMemory { what, bytes } } else { error }
@@ -29,18 +29,18 @@ pub(super) fn allocate<B: Backend, T: Element>(
 /// Device memory that grows on demand: by a quarter or more, so that a series of slightly larger requests allocates
 /// only a few times. What it holds is lost when it grows.
 #[derive(Debug)]
-pub(super) struct Grown<B: Backend, T: Element> {
+pub(super) struct GrowableMemory<B: Runtime, T: Element> {
     memory: Option<B::Memory<T>>,
     len: usize,
 }
 
-impl<B: Backend, T: Element> Default for Grown<B, T> {
+impl<B: Runtime, T: Element> Default for GrowableMemory<B, T> {
     fn default() -> Self {
-        Grown { memory: None, len: 0 }
+        GrowableMemory { memory: None, len: 0 }
     }
 }
 
-impl<B: Backend, T: Element> Grown<B, T> {
+impl<B: Runtime, T: Element> GrowableMemory<B, T> {
     /// What there is.
     pub(super) fn memory(&self) -> Option<&B::Memory<T>> {
         self.memory.as_ref()
@@ -49,7 +49,7 @@ impl<B: Backend, T: Element> Grown<B, T> {
     /// `len` elements or more: as many as there are if that suffices.
     pub(super) fn reserve(
         &mut self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         len: usize,
     ) -> Result<&mut B::Memory<T>, DeviceError> {
@@ -57,7 +57,7 @@ impl<B: Backend, T: Element> Grown<B, T> {
             let len = len.max(self.len.saturating_add(self.len / 4)).max(64);
             // The old memory goes first.
             (self.memory, self.len) = (None, 0);
-            self.memory = Some(allocate(backend, stream, len, "scratch")?);
+            self.memory = Some(allocate(runtime, stream, len, "scratch")?);
             self.len = len;
         }
         self.memory.as_mut().ok_or(DeviceError::OutOfMemory { what: "scratch", bytes: len * size_of::<T>() })
@@ -66,30 +66,30 @@ impl<B: Backend, T: Element> Grown<B, T> {
 
 /// A table of indices on the device, which is copied there when it changes.
 #[derive(Debug)]
-pub(super) struct Kept<B: Backend> {
+pub(super) struct CachedTable<B: Runtime> {
     host: Vec<i32>,
-    memory: Grown<B, i32>,
+    memory: GrowableMemory<B, i32>,
 }
 
-impl<B: Backend> Default for Kept<B> {
+impl<B: Runtime> Default for CachedTable<B> {
     fn default() -> Self {
-        Kept { host: Vec::new(), memory: Grown::default() }
+        CachedTable { host: Vec::new(), memory: GrowableMemory::default() }
     }
 }
 
-impl<B: Backend> Kept<B> {
+impl<B: Runtime> CachedTable<B> {
     /// The table on the device, with `indices` at its beginning.
     pub(super) fn holding(
         &mut self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         indices: Vec<i32>,
     ) -> Result<&B::Memory<i32>, DeviceError> {
         if !self.host.starts_with(&indices) || self.memory.memory().is_none() {
             // Nothing is known of the memory until the copy is on its way.
             self.host.clear();
-            let memory = self.memory.reserve(backend, stream, indices.len())?;
-            backend.upload(stream, &indices, memory, 0)?;
+            let memory = self.memory.reserve(runtime, stream, indices.len())?;
+            runtime.upload(stream, &indices, memory, 0)?;
             self.host = indices;
         }
         self.memory.memory().ok_or(DeviceError::OutOfMemory { what: "indices", bytes: 0 })
@@ -98,70 +98,70 @@ impl<B: Backend> Kept<B> {
 
 /// Small tables of several types, which one copy puts on the device.
 #[derive(Debug)]
-pub(super) struct Packed<B: Backend> {
+pub(super) struct StagedTables<B: Runtime> {
     host: Vec<u64>,
-    memory: Grown<B, u64>,
+    memory: GrowableMemory<B, u64>,
 }
 
-impl<B: Backend> Default for Packed<B> {
+impl<B: Runtime> Default for StagedTables<B> {
     fn default() -> Self {
-        Packed { host: Vec::new(), memory: Grown::default() }
+        StagedTables { host: Vec::new(), memory: GrowableMemory::default() }
     }
 }
 
-/// Where a table of a [`Packed`] is.
+/// Where a table of a [`StagedTables`] is.
 #[derive(Debug)]
-pub(super) struct Part<T> {
+pub(super) struct TableRange<T> {
     words: Range<usize>,
     len: usize,
     elements: PhantomData<T>,
 }
 
-impl<T> Default for Part<T> {
+impl<T> Default for TableRange<T> {
     fn default() -> Self {
-        Part { words: 0..0, len: 0, elements: PhantomData }
+        TableRange { words: 0..0, len: 0, elements: PhantomData }
     }
 }
 
-impl<B: Backend> Packed<B> {
+impl<B: Runtime> StagedTables<B> {
     /// Forgets the tables.
     pub(super) fn clear(&mut self) {
         self.host.clear();
     }
 
     /// Adds a table.
-    pub(super) fn push<T: Element>(&mut self, table: &[T]) -> Part<T> {
+    pub(super) fn push<T: Element>(&mut self, table: &[T]) -> TableRange<T> {
         let (first, bytes) = (self.host.len(), bytemuck::cast_slice::<T, u8>(table));
         self.host.resize(first + bytes.len().div_ceil(size_of::<u64>()), 0);
         let words: &mut [u8] = bytemuck::cast_slice_mut(&mut self.host[first..]);
         words[..bytes.len()].copy_from_slice(bytes);
-        Part { words: first..self.host.len(), len: table.len(), elements: PhantomData }
+        TableRange { words: first..self.host.len(), len: table.len(), elements: PhantomData }
     }
 
     /// Copies all of them.
-    pub(super) fn upload(&mut self, backend: &B, stream: &B::Stream) -> Result<(), DeviceError> {
-        let memory = self.memory.reserve(backend, stream, self.host.len())?;
-        Ok(backend.upload(stream, &self.host, memory, 0)?)
+    pub(super) fn upload(&mut self, runtime: &B, stream: &B::Stream) -> Result<(), DeviceError> {
+        let memory = self.memory.reserve(runtime, stream, self.host.len())?;
+        Ok(runtime.upload(stream, &self.host, memory, 0)?)
     }
 
     /// A table on the device.
     pub(super) fn view<'a, T: Element>(
         &'a self,
-        backend: &B,
+        runtime: &B,
         stream: &'a B::Stream,
-        part: &Part<T>,
+        part: &TableRange<T>,
     ) -> Result<View<'a, T>, DeviceError> {
-        let memory = self.memory.memory().map(|memory| backend.view(stream, memory));
+        let memory = self.memory.memory().map(|memory| runtime.view(stream, memory));
         let words = memory.and_then(|view| view.range(part.words.clone()));
         let table = words.and_then(View::cast).and_then(|view| view.range(0..part.len));
-        table.ok_or(BackendError::CopyLength { wanted: part.words.end, found: self.host.len() }.into())
+        table.ok_or(RuntimeError::CopyLength { wanted: part.words.end, found: self.host.len() }.into())
     }
 }
 
 /// Activations `[rows, cols]` in bf16, or logits in f32, row after row; a row of logits ends at a multiple
 /// of eight elements.
 #[derive(Debug)]
-pub struct Buffer<B: Backend> {
+pub struct GpuBuffer<B: Runtime> {
     pub(super) values: Values<B>,
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -179,10 +179,10 @@ pub(super) struct Drawn {
 }
 
 /// The memory of logits, and that of what is known of rows that were drawn from.
-type LogitsAndDraws<'a, B> = (&'a mut <B as Backend>::Memory<f32>, &'a mut <B as Backend>::Memory<u64>);
+type LogitsAndDraws<'a, B> = (&'a mut <B as Runtime>::Memory<f32>, &'a mut <B as Runtime>::Memory<u64>);
 
 #[derive(Debug)]
-pub(super) enum Values<B: Backend> {
+pub(super) enum Values<B: Runtime> {
     Activations(B::Memory<bf16>),
     /// Of rows that a draft was drawn from, with the statistics of the draws, draw after draw: what a verification
     /// compares are the distributions that tokens came from, wherever it finds them.
@@ -195,10 +195,10 @@ pub(super) enum Values<B: Backend> {
     NoLogits,
 }
 
-impl<B: Backend> Buffer<B> {
+impl<B: Runtime> GpuBuffer<B> {
     pub(super) fn new(cols: usize, logits: bool) -> Self {
         let values = if logits { Values::NoLogits } else { Values::NoActivations };
-        Buffer { values, rows: 0, cols, capacity: 0, drawn: Drawn::default() }
+        GpuBuffer { values, rows: 0, cols, capacity: 0, drawn: Drawn::default() }
     }
 
     /// Rows.
@@ -220,7 +220,7 @@ impl<B: Backend> Buffer<B> {
     }
 
     /// Sets the number of rows; those that were there before stay as they are.
-    pub(super) fn resize(&mut self, backend: &B, stream: &B::Stream, rows: usize) -> Result<(), DeviceError> {
+    pub(super) fn resize(&mut self, runtime: &B, stream: &B::Stream, rows: usize) -> Result<(), DeviceError> {
         let stride = self.stride();
         let needed = rows
             .checked_mul(stride)
@@ -232,18 +232,18 @@ impl<B: Backend> Buffer<B> {
             let draws = capacity.checked_div(stride).unwrap_or(0) * STATS_WORDS;
             self.values = match &self.values {
                 Values::Activations(old) => {
-                    Values::Activations(moved(backend, stream, old, kept * stride, capacity)?)
+                    Values::Activations(moved(runtime, stream, old, kept * stride, capacity)?)
                 }
                 Values::Logits { logits, draws: old } => Values::Logits {
-                    logits: moved(backend, stream, logits, kept * stride, capacity)?,
-                    draws: moved(backend, stream, old, self.drawn.draws.min(kept) * STATS_WORDS, draws)?,
+                    logits: moved(runtime, stream, logits, kept * stride, capacity)?,
+                    draws: moved(runtime, stream, old, self.drawn.draws.min(kept) * STATS_WORDS, draws)?,
                 },
                 Values::NoActivations => {
-                    Values::Activations(allocate(backend, stream, capacity, "activations")?)
+                    Values::Activations(allocate(runtime, stream, capacity, "activations")?)
                 }
                 Values::NoLogits => Values::Logits {
-                    logits: allocate(backend, stream, capacity, "logits")?,
-                    draws: allocate(backend, stream, draws, "statistics of logits")?,
+                    logits: allocate(runtime, stream, capacity, "logits")?,
+                    draws: allocate(runtime, stream, draws, "statistics of logits")?,
                 },
             };
             self.capacity = capacity;
@@ -308,11 +308,11 @@ impl<B: Backend> Buffer<B> {
     pub(super) fn draws<'a>(
         &'a self,
         operation: &'static str,
-        backend: &B,
+        runtime: &B,
         stream: &'a B::Stream,
     ) -> Result<View<'a, RowStats>, DeviceError> {
         let Values::Logits { draws, .. } = &self.values else { return Err(self.not(operation, "logits")) };
-        let words = backend.view(stream, draws).range(0..self.drawn.draws * STATS_WORDS);
+        let words = runtime.view(stream, draws).range(0..self.drawn.draws * STATS_WORDS);
         words.and_then(View::cast).ok_or_else(|| self.not(operation, "draws"))
     }
 
@@ -344,28 +344,28 @@ impl<B: Backend> Buffer<B> {
     }
 }
 
-fn moved<B: Backend, T: Element>(
-    backend: &B,
+fn moved<B: Runtime, T: Element>(
+    runtime: &B,
     stream: &B::Stream,
     old: &B::Memory<T>,
     kept: usize,
     capacity: usize,
 ) -> Result<B::Memory<T>, DeviceError> {
-    let mut memory = allocate(backend, stream, capacity, "activations")?;
-    backend.copy(stream, old, 0..kept, &mut memory, 0)?;
+    let mut memory = allocate(runtime, stream, capacity, "activations")?;
+    runtime.copy(stream, old, 0..kept, &mut memory, 0)?;
     Ok(memory)
 }
 
 #[cfg(all(test, feature = "simt"))]
 mod tests {
     use super::*;
-    use crate::backend::{Simt, SimtOptions};
+    use crate::runtime::{Simt, SimtOptions};
 
     #[test]
     fn memory_grows_by_a_quarter_or_to_what_is_asked_for() {
         let simt = Simt::new(SimtOptions::default());
         let stream = simt.stream();
-        let mut memory = Grown::<Simt, f32>::default();
+        let mut memory = GrowableMemory::<Simt, f32>::default();
         for (asked, expected) in [(1, 64), (1000, 1000), (1001, 1250), (1250, 1250), (10, 1250), (3000, 3000)]
         {
             memory.reserve(&simt, &stream, asked).unwrap();

@@ -1,10 +1,9 @@
 //! A GPU: every operation of a decode step on the kernels of this crate, matrix products by a library.
 //!
 //! The code is generic over where the kernels run, so that the tests run the whole decode loop on the SIMT
-//! host, with the same launches in the same order.
+//! emulator, with the same launches in the same order.
 
 mod cache;
-mod ceilings;
 mod checks;
 mod cublas;
 mod cuda;
@@ -12,58 +11,61 @@ mod gather;
 mod head_products;
 mod memory;
 mod pass;
+mod pass_memory;
+mod peaks;
 mod products;
 mod results;
 mod sampling;
 mod scratch;
 #[cfg(feature = "simt")]
 mod simt;
+mod verification;
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use cache::KvCache;
-pub use ceilings::Ceilings;
+pub use cache::GpuKvCache;
 use checks::{elements, expect, expect_paging, expect_rows, index32};
 pub use cublas::{CublasLayer, CublasLt, ProductAlgorithms, ProductCandidate, cublas_is_present};
 use half::bf16;
 pub use head_products::HeadProducts;
-pub use memory::Buffer;
-pub use pass::LaidOut;
+pub use memory::GpuBuffer;
+pub use pass::UploadedPass;
+pub use peaks::Peaks;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
-pub use results::Results;
+pub use results::GpuResults;
 use scratch::{Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftLogits, DraftRows, Found,
-    LinearPart, QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftRows, LinearPart,
+    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
 };
-use crate::backend::{Backend, BackendError, Element, View, ViewMut};
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
 use crate::kernels::{Kernels, Paging};
 use crate::layout::Pass;
+use crate::runtime::{Element, Runtime, RuntimeError, View, ViewMut};
 use crate::tensor::Tensor;
 
 /// A device that computes with this crate's kernels.
 #[derive(Debug)]
 pub struct Gpu<P: Products> {
-    kernels: Kernels<P::Backend>,
-    stream: Stream<P>,
+    kernels: Kernels<P::Runtime>,
+    stream: StreamOf<P>,
     products: P,
     split: usize,
     head_products: HeadProducts,
-    scratch: Mutex<Scratch<P::Backend>>,
+    scratch: Mutex<Scratch<P::Runtime>>,
 }
 
-type Stream<P> = <<P as Products>::Backend as Backend>::Stream;
-type Memory<P, T> = <<P as Products>::Backend as Backend>::Memory<T>;
+type StreamOf<P> = <<P as Products>::Runtime as Runtime>::Stream;
+type Memory<P, T> = <<P as Products>::Runtime as Runtime>::Memory<T>;
 
 /// A linear layer.
 #[derive(Debug)]
-pub struct Linear<P: Products> {
+pub struct GpuLinear<P: Products> {
     layer: P::Layer,
     /// `[out_cols]`, for the calibrator, whose product is not the library's.
     bias: Option<Memory<P, f32>>,
@@ -73,7 +75,7 @@ pub struct Linear<P: Products> {
 
 /// A vector: as f32 for norms, as a row of activations for the mask embedding.
 #[derive(Debug)]
-pub struct Vector<B: Backend> {
+pub struct GpuVector<B: Runtime> {
     values: B::Memory<f32>,
     row: B::Memory<bf16>,
     len: usize,
@@ -81,7 +83,7 @@ pub struct Vector<B: Backend> {
 
 impl<P: Products> Gpu<P> {
     /// A device on `kernels`, which puts all its work on `stream`.
-    pub fn new(kernels: Kernels<P::Backend>, stream: Stream<P>, products: P) -> Self {
+    pub fn new(kernels: Kernels<P::Runtime>, stream: StreamOf<P>, products: P) -> Self {
         Gpu {
             kernels,
             stream,
@@ -105,7 +107,7 @@ impl<P: Products> Gpu<P> {
     }
 
     /// The kernels, and what they run on.
-    pub fn kernels(&self) -> &Kernels<P::Backend> {
+    pub fn kernels(&self) -> &Kernels<P::Runtime> {
         &self.kernels
     }
 
@@ -114,11 +116,11 @@ impl<P: Products> Gpu<P> {
         &self.products
     }
 
-    fn backend(&self) -> &P::Backend {
-        self.kernels.backend()
+    fn runtime(&self) -> &P::Runtime {
+        self.kernels.runtime()
     }
 
-    fn scratch(&self) -> MutexGuard<'_, Scratch<P::Backend>> {
+    fn scratch(&self) -> MutexGuard<'_, Scratch<P::Runtime>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,9 +130,9 @@ impl<P: Products> Gpu<P> {
         memory: &'a Memory<P, T>,
         range: Range<usize>,
     ) -> Result<View<'a, T>, DeviceError> {
-        let view = self.backend().view(&self.stream, memory);
+        let view = self.runtime().view(&self.stream, memory);
         let (wanted, found) = (range.end, view.len());
-        view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
+        view.range(range).ok_or(RuntimeError::CopyLength { wanted, found }.into())
     }
 
     /// Part of some memory, to be written.
@@ -139,44 +141,44 @@ impl<P: Products> Gpu<P> {
         memory: &'a mut Memory<P, T>,
         range: Range<usize>,
     ) -> Result<ViewMut<'a, T>, DeviceError> {
-        let view = self.backend().view_mut(&self.stream, memory);
+        let view = self.runtime().view_mut(&self.stream, memory);
         let (wanted, found) = (range.end, view.len());
-        view.range(range).ok_or(BackendError::CopyLength { wanted, found }.into())
+        view.range(range).ok_or(RuntimeError::CopyLength { wanted, found }.into())
     }
 }
 
 impl<P: Products> Device for Gpu<P> {
-    type Buffer = Buffer<P::Backend>;
-    type Linear = Linear<P>;
-    type Vector = Vector<P::Backend>;
-    type Cache = KvCache<P::Backend>;
-    type Results = Results<P::Backend>;
-    type Pass<'a> = LaidOut<'a, P::Backend>;
+    type Buffer = GpuBuffer<P::Runtime>;
+    type Linear = GpuLinear<P>;
+    type Vector = GpuVector<P::Runtime>;
+    type Cache = GpuKvCache<P::Runtime>;
+    type Results = GpuResults<P::Runtime>;
+    type Pass<'a> = UploadedPass<'a, P::Runtime>;
 
-    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Linear<P>, DeviceError> {
+    fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<GpuLinear<P>, DeviceError> {
         let weights = Weights::new(parts)?;
-        let layer = self.products.new_layer(self.backend(), &self.stream, &weights)?;
+        let layer = self.products.new_layer(self.runtime(), &self.stream, &weights)?;
         let bias = match &weights.bias {
             Some(host) => {
-                let mut bias = self.backend().allocate(&self.stream, host.len())?;
-                self.backend().upload(&self.stream, host, &mut bias, 0)?;
+                let mut bias = self.runtime().allocate(&self.stream, host.len())?;
+                self.runtime().upload(&self.stream, host, &mut bias, 0)?;
                 Some(bias)
             }
             None => None,
         };
-        Ok(Linear { layer, bias, in_cols: weights.in_cols, out_cols: weights.out_cols })
+        Ok(GpuLinear { layer, bias, in_cols: weights.in_cols, out_cols: weights.out_cols })
     }
 
-    fn new_vector(&self, tensor: &Tensor) -> Result<Vector<P::Backend>, DeviceError> {
+    fn new_vector(&self, tensor: &Tensor) -> Result<GpuVector<P::Runtime>, DeviceError> {
         let host = tensor.to_f32();
         expect("new_vector", "tensor", vec![host.len()], tensor.shape().to_vec())?;
-        let (backend, stream) = (self.backend(), &self.stream);
-        let mut values = backend.allocate(stream, host.len())?;
-        backend.upload(stream, &host, &mut values, 0)?;
-        let mut row = backend.allocate(stream, host.len())?;
+        let (runtime, stream) = (self.runtime(), &self.stream);
+        let mut values = runtime.allocate(stream, host.len())?;
+        runtime.upload(stream, &host, &mut values, 0)?;
+        let mut row = runtime.allocate(stream, host.len())?;
         let rounded: Vec<bf16> = host.iter().map(|&x| bf16::from_f32(x)).collect();
-        backend.upload(stream, &rounded, &mut row, 0)?;
-        Ok(Vector { values, row, len: host.len() })
+        runtime.upload(stream, &rounded, &mut row, 0)?;
+        Ok(GpuVector { values, row, len: host.len() })
     }
 
     fn new_cache(
@@ -185,40 +187,40 @@ impl<P: Products> Device for Gpu<P> {
         pages: usize,
         page_size: usize,
         shape: AttentionShape,
-    ) -> Result<KvCache<P::Backend>, DeviceError> {
-        KvCache::new((self.backend(), &self.stream), layers, Paging { pages, page_size }, shape)
+    ) -> Result<GpuKvCache<P::Runtime>, DeviceError> {
+        GpuKvCache::new((self.runtime(), &self.stream), layers, Paging { pages, page_size }, shape)
     }
 
-    fn new_buffer(&self, cols: usize) -> Buffer<P::Backend> {
-        Buffer::new(cols, false)
+    fn new_buffer(&self, cols: usize) -> GpuBuffer<P::Runtime> {
+        GpuBuffer::new(cols, false)
     }
 
-    fn new_logits(&self, cols: usize) -> Buffer<P::Backend> {
-        Buffer::new(cols, true)
+    fn new_logits(&self, cols: usize) -> GpuBuffer<P::Runtime> {
+        GpuBuffer::new(cols, true)
     }
 
-    fn new_results(&self) -> Results<P::Backend> {
-        Results::default()
+    fn new_results(&self) -> GpuResults<P::Runtime> {
+        GpuResults::default()
     }
 
-    fn resize(&self, buffer: &mut Buffer<P::Backend>, rows: usize) -> Result<(), DeviceError> {
-        buffer.resize(self.backend(), &self.stream, rows)
+    fn resize(&self, buffer: &mut GpuBuffer<P::Runtime>, rows: usize) -> Result<(), DeviceError> {
+        buffer.resize(self.runtime(), &self.stream, rows)
     }
 
     fn begin<'a>(
         &'a self,
         pass: &'a Pass<'a>,
-        cache: &KvCache<P::Backend>,
-    ) -> Result<LaidOut<'a, P::Backend>, DeviceError> {
-        LaidOut::new(&self.scratch, (self.backend(), &self.stream), pass, cache.paging())
+        cache: &GpuKvCache<P::Runtime>,
+    ) -> Result<UploadedPass<'a, P::Runtime>, DeviceError> {
+        UploadedPass::new(&self.scratch, (self.runtime(), &self.stream), pass, cache.paging())
     }
 
-    fn prepare(&self, layer: &Linear<P>, rows: usize, logits: bool) -> Result<(), DeviceError> {
+    fn prepare(&self, layer: &GpuLinear<P>, rows: usize, logits: bool) -> Result<(), DeviceError> {
         if rows == 0 || layer.out_cols == 0 {
             return Ok(());
         }
-        let stride = Buffer::<P::Backend>::new(layer.out_cols, logits).stride();
-        self.products.prepare(self.backend(), &self.stream, &layer.layer, stride, rows, logits)
+        let stride = GpuBuffer::<P::Runtime>::new(layer.out_cols, logits).stride();
+        self.products.prepare(self.runtime(), &self.stream, &layer.layer, stride, rows, logits)
     }
 
     fn is_row_invariant(&self) -> bool {
@@ -227,10 +229,10 @@ impl<P: Products> Device for Gpu<P> {
 
     fn embed(
         &self,
-        table: &Linear<P>,
+        table: &GpuLinear<P>,
         ids: &[u32],
         first_row: usize,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "embed";
         if ids.is_empty() {
@@ -244,19 +246,19 @@ impl<P: Products> Device for Gpu<P> {
                 return Err(DeviceError::OutOfRange { operation: OPERATION, what: "token id", index, limit });
             }
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let host: Vec<i32> =
             ids.iter().map(|&id| index32(OPERATION, "token id", id as usize)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
         let Scratch { ids, error, .. } = &mut *scratch;
-        let ids = ids.reserve(backend, stream, host.len())?;
-        backend.upload(stream, &host, ids, 0)?;
+        let ids = ids.reserve(runtime, stream, host.len())?;
+        runtime.upload(stream, &host, ids, 0)?;
         let range = elements(out, &rows);
         let args = Embed {
             ids: self.input(ids, 0..host.len())?,
-            table: backend.view(stream, self.products.weight(&table.layer)),
+            table: runtime.view(stream, self.products.weight(&table.layer)),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
             cols: table.in_cols,
         };
         Ok(self.kernels.embed(stream, &args)?)
@@ -264,25 +266,25 @@ impl<P: Products> Device for Gpu<P> {
 
     fn fill_rows(
         &self,
-        value: &Vector<P::Backend>,
+        value: &GpuVector<P::Runtime>,
         rows: Range<usize>,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "fill_rows";
         if rows.is_empty() {
             return Ok(());
         }
         expect_rows(OPERATION, "out", out, value.len, rows.end)?;
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut scratch = self.scratch();
         let Scratch { filled, error, .. } = &mut *scratch;
-        let ids = filled.holding(backend, stream, vec![0; rows.len()])?;
+        let ids = filled.holding(runtime, stream, vec![0; rows.len()])?;
         let range = elements(out, &rows);
         let args = Gather {
             indices: self.input(ids, 0..rows.len())?,
-            x: backend.view(stream, &value.row),
+            x: runtime.view(stream, &value.row),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
             cols: value.len,
         };
         Ok(self.kernels.gather(stream, &args)?)
@@ -290,11 +292,11 @@ impl<P: Products> Device for Gpu<P> {
 
     fn rms_norm(
         &self,
-        x: &Buffer<P::Backend>,
+        x: &GpuBuffer<P::Runtime>,
         rows: Range<usize>,
-        weight: &Vector<P::Backend>,
+        weight: &GpuVector<P::Runtime>,
         eps: f32,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "rms_norm";
         expect_rows(OPERATION, "x", x, weight.len, rows.end)?;
@@ -302,11 +304,11 @@ impl<P: Products> Device for Gpu<P> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let range = elements(x, &rows);
         let args = RmsNorm {
             x: Residual::Is(self.input(x.activations(OPERATION, "x")?, range.clone())?),
-            weight: backend.view(stream, &weight.values),
+            weight: runtime.view(stream, &weight.values),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             eps,
         };
@@ -315,11 +317,11 @@ impl<P: Products> Device for Gpu<P> {
 
     fn linear_to(
         &self,
-        layer: &Linear<P>,
-        x: &Buffer<P::Backend>,
+        layer: &GpuLinear<P>,
+        x: &GpuBuffer<P::Runtime>,
         rows: Range<usize>,
         first_row: usize,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "linear";
         expect_rows(OPERATION, "x", x, layer.in_cols, rows.end)?;
@@ -329,14 +331,14 @@ impl<P: Products> Device for Gpu<P> {
         }
         let x = x.activations(OPERATION, "x")?;
         let Some(out) = ProductOut::of(out, first_row) else { return Ok(()) };
-        self.products.multiply(self.backend(), &self.stream, &layer.layer, x, rows, out)
+        self.products.multiply(self.runtime(), &self.stream, &layer.layer, x, rows, out)
     }
 
     fn add(
         &self,
-        delta: &Buffer<P::Backend>,
+        delta: &GpuBuffer<P::Runtime>,
         rows: Range<usize>,
-        hidden: &mut Buffer<P::Backend>,
+        hidden: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "add";
         expect_rows(OPERATION, "delta", delta, hidden.cols, rows.end)?;
@@ -355,12 +357,12 @@ impl<P: Products> Device for Gpu<P> {
 
     fn add_rms_norm(
         &self,
-        delta: &Buffer<P::Backend>,
+        delta: &GpuBuffer<P::Runtime>,
         rows: Range<usize>,
-        hidden: &mut Buffer<P::Backend>,
-        weight: &Vector<P::Backend>,
+        hidden: &mut GpuBuffer<P::Runtime>,
+        weight: &GpuVector<P::Runtime>,
         eps: f32,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "add_rms_norm";
         expect_rows(OPERATION, "delta", delta, weight.len, rows.end)?;
@@ -369,14 +371,14 @@ impl<P: Products> Device for Gpu<P> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let range = elements(delta, &rows);
         let args = RmsNorm {
             x: Residual::Add {
                 x: self.output(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
                 delta: self.input(delta.activations(OPERATION, "delta")?, range.clone())?,
             },
-            weight: backend.view(stream, &weight.values),
+            weight: runtime.view(stream, &weight.values),
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             eps,
         };
@@ -385,9 +387,9 @@ impl<P: Products> Device for Gpu<P> {
 
     fn silu_mul(
         &self,
-        x: &Buffer<P::Backend>,
+        x: &GpuBuffer<P::Runtime>,
         rows: Range<usize>,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "silu_mul";
         expect_rows(OPERATION, "x", x, out.cols.saturating_mul(2), rows.end)?;
@@ -407,9 +409,9 @@ impl<P: Products> Device for Gpu<P> {
 
     fn silu_add(
         &self,
-        bonus: &Buffer<P::Backend>,
+        bonus: &GpuBuffer<P::Runtime>,
         owner: &[usize],
-        x: &mut Buffer<P::Backend>,
+        x: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "silu_add";
         expect_rows(OPERATION, "x", x, bonus.cols, owner.len())?;
@@ -422,18 +424,18 @@ impl<P: Products> Device for Gpu<P> {
                 return Err(DeviceError::OutOfRange { operation: OPERATION, what: "owner", index, limit });
             }
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let host: Vec<i32> =
             owner.iter().map(|&row| index32(OPERATION, "owner", row)).collect::<Result<_, _>>()?;
         let mut scratch = self.scratch();
         let Scratch { owners, error, .. } = &mut *scratch;
-        let ids = owners.holding(backend, stream, host)?;
+        let ids = owners.holding(runtime, stream, host)?;
         let cols = x.cols;
         let args = SiluAdd {
             bonus: self.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
             x: self.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
             owner: self.input(ids, 0..owner.len())?,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
             cols,
         };
         Ok(self.kernels.silu_add(stream, &args)?)
@@ -441,9 +443,9 @@ impl<P: Products> Device for Gpu<P> {
 
     fn gather(
         &self,
-        x: &Buffer<P::Backend>,
+        x: &GpuBuffer<P::Runtime>,
         rows: &[usize],
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         expect("gather", "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
         self.resize(out, rows.len())?;
@@ -452,38 +454,38 @@ impl<P: Products> Device for Gpu<P> {
 
     fn norm_rope_append(
         &self,
-        transform: &QkTransform<'_, Vector<P::Backend>>,
-        pass: &mut LaidOut<'_, P::Backend>,
+        transform: &QkTransform<'_, GpuVector<P::Runtime>>,
+        pass: &mut UploadedPass<'_, P::Runtime>,
         kind: RowKind,
-        qkv: &mut Buffer<P::Backend>,
+        qkv: &mut GpuBuffer<P::Runtime>,
         layer: usize,
-        cache: &mut KvCache<P::Backend>,
+        cache: &mut GpuKvCache<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "norm_rope_append";
         let shape = transform.shape;
         let rows = pass.memory.tables.rows();
         expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
-        expect_paging(OPERATION, &pass.memory.tables, cache)?;
-        let (backend, stream) = (self.backend(), &self.stream);
-        let cache = cache.view_mut(OPERATION, (backend, stream), layer, shape)?;
+        expect_paging(OPERATION, &pass.memory.tables, cache.paging())?;
+        let (runtime, stream) = (self.runtime(), &self.stream);
+        let cache = cache.view_mut(OPERATION, (runtime, stream), layer, shape)?;
         let mut scratch = self.scratch();
         let Scratch { frequencies, error, .. } = &mut *scratch;
-        let inv_freq = frequencies.of(backend, stream, transform.rope)?;
-        let (tables, turns) = pass.memory.turned(&self.kernels, stream, transform.rope, inv_freq)?;
+        let inv_freq = frequencies.of(runtime, stream, transform.rope)?;
+        let (tables, cos_sin) = pass.memory.turned(&self.kernels, stream, transform.rope, inv_freq)?;
         let range = 0..rows * qkv.cols;
         let args = NormRopeAppend {
             pass: tables,
             kind,
             qkv: self.output(qkv.activations_mut(OPERATION, "qkv")?, range)?,
-            turns: self.input(turns, 0..rows * shape.head_dim)?,
+            cos_sin: self.input(cos_sin, 0..rows * shape.head_dim)?,
             norms: transform
                 .norms
-                .map(|(q, k)| (backend.view(stream, &q.values), backend.view(stream, &k.values))),
+                .map(|(q, k)| (runtime.view(stream, &q.values), runtime.view(stream, &k.values))),
             eps: transform.eps,
             cache,
             shape,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.norm_rope_append(stream, &args)?)
     }
@@ -491,18 +493,18 @@ impl<P: Products> Device for Gpu<P> {
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        AttentionRows { pass, masks }: AttentionRows<'_, LaidOut<'_, P::Backend>>,
-        qkv: &Buffer<P::Backend>,
+        AttentionRows { pass, masks }: AttentionRows<'_, UploadedPass<'_, P::Runtime>>,
+        qkv: &GpuBuffer<P::Runtime>,
         layer: usize,
-        cache: &KvCache<P::Backend>,
-        out: &mut Buffer<P::Backend>,
+        cache: &GpuKvCache<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "joint_attention";
         let tables = &pass.memory.tables;
         let rows = if masks { tables.rows() } else { tables.candidates() };
-        let (backend, stream) = (self.backend(), &self.stream);
-        expect_paging(OPERATION, tables, cache)?;
-        let cache = cache.view(OPERATION, (backend, stream), layer, shape)?;
+        let (runtime, stream) = (self.runtime(), &self.stream);
+        expect_paging(OPERATION, tables, cache.paging())?;
+        let cache = cache.view(OPERATION, (runtime, stream), layer, shape)?;
         expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
         expect_rows(OPERATION, "out", out, shape.out_cols(), rows)?;
         if rows == 0 {
@@ -514,7 +516,7 @@ impl<P: Products> Device for Gpu<P> {
             .kernels
             .attention_workspace_len(tables, masks, rows, shape, self.split)
             .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
-        let workspace = workspace.reserve(backend, stream, needed)?;
+        let workspace = workspace.reserve(runtime, stream, needed)?;
         let range = 0..rows * out.cols;
         let args = JointAttention {
             pass: tables,
@@ -523,117 +525,123 @@ impl<P: Products> Device for Gpu<P> {
             cache,
             out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
             lse: None,
-            workspace: backend.view_mut(stream, workspace),
+            workspace: runtime.view_mut(stream, workspace),
             shape,
             split: self.split,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.joint_attention(stream, &args)?)
     }
 
     fn edit_row(
         &self,
-        logits: &mut Buffer<P::Backend>,
+        logits: &mut GpuBuffer<P::Runtime>,
         row: usize,
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "edit_row";
         expect_rows(OPERATION, "logits", logits, logits.cols, row.saturating_add(1))?;
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut host = vec![0.0; logits.cols];
         let first = row * logits.stride();
         logits.forget_draws_from(row);
         let memory = logits.logits_mut(OPERATION)?;
-        backend.download(stream, memory, first, &mut host)?;
+        runtime.download(stream, memory, first, &mut host)?;
         edit(&mut host);
         // As it counts anyway, but a kernel that meets a NaN reports it.
         host.iter_mut().filter(|logit| logit.is_nan()).for_each(|logit| *logit = f32::NEG_INFINITY);
-        Ok(backend.upload(stream, &host, memory, first)?)
+        Ok(runtime.upload(stream, &host, memory, first)?)
     }
 
     fn verify(
         &self,
-        logits: &Buffer<P::Backend>,
-        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
-        results: &mut Results<P::Backend>,
+        logits: &GpuBuffer<P::Runtime>,
+        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.verify_drafts(logits, sequences, results)
     }
 
-    fn known<'a>(&self, results: &'a Results<P::Backend>) -> Option<&'a [Verdict]> {
-        results.known()
+    fn verdicts_if_ready<'a>(&self, results: &'a GpuResults<P::Runtime>) -> Option<&'a [SequenceVerdict]> {
+        results.verdicts_if_ready()
     }
 
-    fn follow(
+    fn resolve_groups(
         &self,
-        pass: &mut LaidOut<'_, P::Backend>,
+        pass: &mut UploadedPass<'_, P::Runtime>,
         verdicts: &[usize],
-        results: &Results<P::Backend>,
+        results: &GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.follow_verdicts(pass, verdicts, results)
     }
 
-    fn joined_head_rows(&self, head: &Linear<P>) -> usize {
+    fn joined_head_rows(&self, head: &GpuLinear<P>) -> usize {
         self.most_joined_rows(head)
     }
 
-    fn joins_head_products(&self, head: &Linear<P>, candidates: usize, slots: usize, drafted: usize) -> bool {
+    fn joins_head_products(
+        &self,
+        head: &GpuLinear<P>,
+        candidates: usize,
+        slots: usize,
+        drafted: usize,
+    ) -> bool {
         self.joins(head, candidates, slots, drafted)
     }
 
-    fn select(
+    fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],
         rows: SlotRows,
-        results: &mut Results<P::Backend>,
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.select_drafts(drafts, rows, results)
     }
 
     fn gather_selected(
         &self,
-        x: &Buffer<P::Backend>,
-        results: &Results<P::Backend>,
-        out: &mut Buffer<P::Backend>,
+        x: &GpuBuffer<P::Runtime>,
+        results: &GpuResults<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.gather_slots(x, results, out)
     }
 
     fn embed_bonus(
         &self,
-        table: &Linear<P>,
-        results: &Results<P::Backend>,
-        out: &mut Buffer<P::Backend>,
+        table: &GpuLinear<P>,
+        results: &GpuResults<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.embed_bonus_tokens(table, results, out)
     }
 
-    fn drafted_rows(&self, results: &Results<P::Backend>) -> usize {
+    fn drafted_rows(&self, results: &GpuResults<P::Runtime>) -> usize {
         results.report.rows()
     }
 
     fn draft(
         &self,
-        calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
-        logits: &mut Buffer<P::Backend>,
+        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+        logits: &mut GpuBuffer<P::Runtime>,
         drafts: &[DraftRows<'_>],
-        results: &mut Results<P::Backend>,
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         self.draft_tokens(calibration, logits, drafts, results)
     }
 
     fn copy_draft(
         &self,
-        draft: DraftLogits<'_, Buffer<P::Backend>>,
+        draft: DraftLogits<'_, GpuBuffer<P::Runtime>>,
         rows: usize,
-        out: &mut Buffer<P::Backend>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         expect("copy_draft", "out", vec![out.rows, draft.logits.cols], vec![out.rows, out.cols])?;
         self.resize(out, rows)?;
         self.copy_draft_rows(draft, rows, out)
     }
 
-    fn read(&self, results: &mut Results<P::Backend>) -> Result<Found, DeviceError> {
+    fn read(&self, results: &mut GpuResults<P::Runtime>) -> Result<StepResults, DeviceError> {
         self.read_results(results)
     }
 }

@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::memory::{Buffer, Values};
-use crate::backend::Backend;
+use super::memory::{GpuBuffer, Values};
 use crate::device::{DeviceError, LinearPart};
+use crate::runtime::Runtime;
 use crate::tensor::Elements;
 
-/// A library of matrix products on memory of a backend: bf16 factors, sums in f32,
+/// A library of matrix products on memory of a runtime: bf16 factors, sums in f32,
 /// [row-invariant](Self::is_row_invariant).
 pub trait Products: Send + Sync + 'static {
     /// Whose memory it multiplies.
-    type Backend: Backend;
+    type Runtime: Runtime;
     /// Weights as the library wants them.
     type Layer: std::fmt::Debug + Send + Sync;
 
@@ -24,13 +24,13 @@ pub trait Products: Send + Sync + 'static {
     /// [`DeviceError`] if there is no memory for them, or their shape is not supported.
     fn new_layer(
         &self,
-        backend: &Self::Backend,
-        stream: &<Self::Backend as Backend>::Stream,
+        runtime: &Self::Runtime,
+        stream: &<Self::Runtime as Runtime>::Stream,
         weights: &Weights,
     ) -> Result<Self::Layer, DeviceError>;
 
     /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
-    fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Backend as Backend>::Memory<bf16>;
+    fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Runtime as Runtime>::Memory<bf16>;
 
     /// Finds out what products of `layer` of up to `rows` rows need, so that the first of them does not have to.
     /// Results are logits or activations, with `stride` elements from a row to the next.
@@ -40,14 +40,14 @@ pub trait Products: Send + Sync + 'static {
     /// [`DeviceError`] of the library, or where it cannot do these products.
     fn prepare(
         &self,
-        backend: &Self::Backend,
-        stream: &<Self::Backend as Backend>::Stream,
+        runtime: &Self::Runtime,
+        stream: &<Self::Runtime as Runtime>::Stream,
         layer: &Self::Layer,
         stride: usize,
         rows: usize,
         logits: bool,
     ) -> Result<(), DeviceError> {
-        let _ = (backend, stream, layer, stride, rows, logits);
+        let _ = (runtime, stream, layer, stride, rows, logits);
         Ok(())
     }
 
@@ -72,18 +72,18 @@ pub trait Products: Send + Sync + 'static {
     /// [`DeviceError`] of the library.
     fn multiply(
         &self,
-        backend: &Self::Backend,
-        stream: &<Self::Backend as Backend>::Stream,
+        runtime: &Self::Runtime,
+        stream: &<Self::Runtime as Runtime>::Stream,
         layer: &Self::Layer,
-        x: &<Self::Backend as Backend>::Memory<bf16>,
+        x: &<Self::Runtime as Runtime>::Memory<bf16>,
         rows: Range<usize>,
-        out: ProductOut<'_, Self::Backend>,
+        out: ProductOut<'_, Self::Runtime>,
     ) -> Result<(), DeviceError>;
 }
 
 /// Where a product goes.
 #[derive(Debug)]
-pub struct ProductOut<'a, B: Backend> {
+pub struct ProductOut<'a, B: Runtime> {
     /// The memory.
     pub memory: ProductMemory<'a, B>,
     /// Elements from one row to the next.
@@ -94,15 +94,15 @@ pub struct ProductOut<'a, B: Backend> {
 
 /// Memory that a product goes to.
 #[derive(Debug)]
-pub enum ProductMemory<'a, B: Backend> {
+pub enum ProductMemory<'a, B: Runtime> {
     /// Activations.
     Bf16(&'a mut B::Memory<bf16>),
     /// Logits.
     F32(&'a mut B::Memory<f32>),
 }
 
-impl<'a, B: Backend> ProductOut<'a, B> {
-    pub(super) fn of(buffer: &'a mut Buffer<B>, first_row: usize) -> Option<Self> {
+impl<'a, B: Runtime> ProductOut<'a, B> {
+    pub(super) fn of(buffer: &'a mut GpuBuffer<B>, first_row: usize) -> Option<Self> {
         let stride = buffer.stride();
         buffer.forget_draws_from(first_row);
         let memory = match &mut buffer.values {

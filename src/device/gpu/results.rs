@@ -3,36 +3,36 @@
 use std::ops::Range;
 
 use super::checks::{expect, index32};
-use super::memory::{Buffer, Grown, Packed, Part, STATS_WORDS};
-use super::pass::LaidOut;
+use super::memory::{GpuBuffer, GrowableMemory, STATS_WORDS, StagedTables, TableRange};
+use super::pass::UploadedPass;
 use super::products::Products;
-use super::sampling::{Verification, slot_sampling};
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear};
-use crate::backend::{Backend, BackendError, View, ViewMut};
-use crate::device::{Device, DeviceError, DraftRows, DraftToken, Found, SlotRows, Verdict};
+use super::verification::{Verification, slot_sampling};
+use super::{Gpu, GpuLinear};
+use crate::device::{Device, DeviceError, DraftRows, DraftToken, SequenceVerdict, SlotRows, StepResults};
 use crate::kernels::Faults;
-use crate::kernels::acceptance::{MAX_DRAFTS, Verdict as DeviceVerdict};
+use crate::kernels::acceptance::{MAX_DRAFTS, Verdict};
 use crate::kernels::glue::{Embed, Gather};
 use crate::kernels::sampling::{RowSampling, RowStats};
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use crate::runtime::{Runtime, RuntimeError, View, ViewMut};
 
 /// What verification and drafting leave on a device, and the memory that they use.
 #[derive(Debug)]
-pub struct Results<B: Backend> {
-    pub(super) report: Report<B>,
+pub struct GpuResults<B: Runtime> {
+    pub(super) report: StepReport<B>,
     /// The numbers of tokens of the drafts in the report that have not been read.
     pub(super) drafts: Vec<usize>,
     /// The verdicts, once they have been read.
-    known: Option<Vec<Verdict>>,
+    known: Option<Vec<SequenceVerdict>>,
     pub(super) selected: Selected<B>,
     pub(super) verification: Verification<B>,
 }
 
-impl<B: Backend> Default for Results<B> {
+impl<B: Runtime> Default for GpuResults<B> {
     fn default() -> Self {
-        Results {
-            report: Report::default(),
+        GpuResults {
+            report: StepReport::default(),
             drafts: Vec::new(),
             known: None,
             selected: Selected::default(),
@@ -41,50 +41,50 @@ impl<B: Backend> Default for Results<B> {
     }
 }
 
-impl<B: Backend> Results<B> {
+impl<B: Runtime> GpuResults<B> {
     /// Makes room for the verdicts of `batch` sequences and all their drafts.
-    pub(super) fn begin(&mut self, backend: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
+    pub(super) fn begin(&mut self, runtime: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
         self.known = None;
         self.drafts.clear();
-        self.report.begin(backend, stream, batch)
+        self.report.begin(runtime, stream, batch)
     }
 
     /// The verdicts, once they have been read.
-    pub(super) fn known(&self) -> Option<&[Verdict]> {
+    pub(super) fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]> {
         self.known.as_deref()
     }
 }
 
 /// What the host reads of a step: the error word, then the verdicts, then the statistics of draft rows.
 #[derive(Debug)]
-pub(super) struct Report<B: Backend> {
-    words: Grown<B, u64>,
+pub(super) struct StepReport<B: Runtime> {
+    words: GrowableMemory<B, u64>,
     batch: usize,
     /// Draft rows since the verification, and how many of them have been read.
     rows: usize,
     read: usize,
 }
 
-impl<B: Backend> Default for Report<B> {
+impl<B: Runtime> Default for StepReport<B> {
     fn default() -> Self {
-        Report { words: Grown::default(), batch: 0, rows: 0, read: 0 }
+        StepReport { words: GrowableMemory::default(), batch: 0, rows: 0, read: 0 }
     }
 }
 
 /// Words of 8 bytes: of the error word, of a verdict and of the statistics of a row.
 const ERROR_WORDS: usize = 1;
-const VERDICT_WORDS: usize = size_of::<DeviceVerdict>() / 8;
+const VERDICT_WORDS: usize = size_of::<Verdict>() / 8;
 
 /// Draft rows of a sequence at most: those of a group that did not come true, and of a drafting pass after it.
 const DRAFT_ROWS: usize = 2 * MAX_DRAFTS;
 
-impl<B: Backend> Report<B> {
-    fn begin(&mut self, backend: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
+impl<B: Runtime> StepReport<B> {
+    fn begin(&mut self, runtime: &B, stream: &B::Stream, batch: usize) -> Result<(), DeviceError> {
         (self.batch, self.rows, self.read) = (0, 0, 0);
         let words = batch.checked_mul(VERDICT_WORDS + DRAFT_ROWS * STATS_WORDS);
         let words = words.and_then(|words| words.checked_add(ERROR_WORDS));
         let words = words.ok_or(DeviceError::OutOfMemory { what: "verdicts", bytes: usize::MAX })?;
-        self.words.reserve(backend, stream, words)?;
+        self.words.reserve(runtime, stream, words)?;
         self.batch = batch;
         Ok(())
     }
@@ -105,30 +105,26 @@ impl<B: Backend> Report<B> {
     }
 
     /// The verdicts, to be read by a kernel.
-    fn verdicts<'a>(
-        &'a self,
-        backend: &B,
-        stream: &'a B::Stream,
-    ) -> Result<View<'a, DeviceVerdict>, DeviceError> {
+    fn verdicts<'a>(&'a self, runtime: &B, stream: &'a B::Stream) -> Result<View<'a, Verdict>, DeviceError> {
         let words = self.verdict_words();
-        let view = self.words.memory().and_then(|memory| backend.view(stream, memory).range(words.clone()));
+        let view = self.words.memory().and_then(|memory| runtime.view(stream, memory).range(words.clone()));
         view.and_then(View::cast).ok_or_else(|| missing(words.end))
     }
 
     /// The verdicts, to be written.
     pub(super) fn verdicts_mut<'a>(
         &'a mut self,
-        backend: &B,
+        runtime: &B,
         stream: &'a B::Stream,
-    ) -> Result<ViewMut<'a, DeviceVerdict>, DeviceError> {
+    ) -> Result<ViewMut<'a, Verdict>, DeviceError> {
         let words = self.verdict_words();
-        self.part(backend, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
+        self.part(runtime, stream, words.clone())?.cast().ok_or_else(|| missing(words.end))
     }
 
     /// Adds `rows` draft rows, with the next of `draws`.
     pub(super) fn add(
         &mut self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
         draws: &B::Memory<u64>,
         rows: usize,
@@ -138,38 +134,38 @@ impl<B: Backend> Report<B> {
             return Err(DeviceError::OutOfRange { operation: "draft", what: "row", index: end, limit });
         }
         let words = self.stats_words(first..end);
-        let memory = self.words.reserve(backend, stream, words.end)?;
-        backend.copy(stream, draws, first * STATS_WORDS..end * STATS_WORDS, memory, words.start)?;
+        let memory = self.words.reserve(runtime, stream, words.end)?;
+        runtime.copy(stream, draws, first * STATS_WORDS..end * STATS_WORDS, memory, words.start)?;
         self.rows = end;
         Ok(())
     }
 
     fn part<'a>(
         &'a mut self,
-        backend: &B,
+        runtime: &B,
         stream: &'a B::Stream,
         words: Range<usize>,
     ) -> Result<ViewMut<'a, u64>, DeviceError> {
         let end = words.end;
-        let memory = self.words.reserve(backend, stream, end)?;
-        backend.view_mut(stream, memory).range(words).ok_or_else(|| missing(end))
+        let memory = self.words.reserve(runtime, stream, end)?;
+        runtime.view_mut(stream, memory).range(words).ok_or_else(|| missing(end))
     }
 
     /// Copies it to the host, with the device's error word, and waits for that. Returns that word, the verdicts and
     /// the statistics of the draft rows since the last call.
     fn read(
         &mut self,
-        backend: &B,
+        runtime: &B,
         stream: &B::Stream,
-        error: &mut Grown<B, u64>,
-    ) -> Result<(u32, Vec<DeviceVerdict>, Vec<RowStats>), DeviceError> {
+        error: &mut GrowableMemory<B, u64>,
+    ) -> Result<(u32, Vec<Verdict>, Vec<RowStats>), DeviceError> {
         let (verdicts, stats) = (self.verdict_words(), self.stats_words(self.read..self.rows));
         self.read = self.rows;
         let mut host = vec![0u64; stats.end];
-        let word = error.reserve(backend, stream, 1)?;
-        let report = self.words.reserve(backend, stream, stats.end)?;
-        backend.copy(stream, word, 0..1, report, 0)?;
-        backend.download(stream, report, 0, &mut host)?;
+        let word = error.reserve(runtime, stream, 1)?;
+        let report = self.words.reserve(runtime, stream, stats.end)?;
+        runtime.copy(stream, word, 0..1, report, 0)?;
+        runtime.download(stream, report, 0, &mut host)?;
         let [low, _]: [u32; 2] = bytemuck::must_cast(host.first().copied().unwrap_or(0));
         let part = |words: Range<usize>| host.get(words).unwrap_or(&[]);
         let verdicts = bytemuck::pod_collect_to_vec(part(verdicts));
@@ -179,38 +175,38 @@ impl<B: Backend> Report<B> {
 
 /// A part of the report that was not made.
 fn missing(wanted: usize) -> DeviceError {
-    BackendError::CopyLength { wanted, found: 0 }.into()
+    RuntimeError::CopyLength { wanted, found: 0 }.into()
 }
 
 /// What the verdicts decide about the drafts that were selected.
 #[derive(Debug)]
-pub(super) struct Selected<B: Backend> {
+pub(super) struct Selected<B: Runtime> {
     drafts: usize,
     pub(super) rows: usize,
     pub(super) slots: SlotRows,
     /// The drafts, and how each of their rows is sampled.
-    pub(super) tables: Packed<B>,
-    pub(super) ways: Part<RowSampling>,
+    pub(super) tables: StagedTables<B>,
+    pub(super) row_sampling: TableRange<RowSampling>,
     /// Of each draft: its bonus token and the position that its draws count from.
-    bonus: Grown<B, i32>,
-    pub(super) starts: Grown<B, i32>,
+    bonus: GrowableMemory<B, i32>,
+    pub(super) starts: GrowableMemory<B, i32>,
     /// Of each draft row: the row of the pass or of the logits that it comes from, and the row of its logits.
-    sources: Grown<B, i32>,
-    pub(super) draft_rows: Grown<B, i32>,
+    sources: GrowableMemory<B, i32>,
+    pub(super) draft_rows: GrowableMemory<B, i32>,
 }
 
-impl<B: Backend> Default for Selected<B> {
+impl<B: Runtime> Default for Selected<B> {
     fn default() -> Self {
         Selected {
             drafts: 0,
             rows: 0,
             slots: SlotRows::Logits,
-            tables: Packed::default(),
-            ways: Part::default(),
-            bonus: Grown::default(),
-            starts: Grown::default(),
-            sources: Grown::default(),
-            draft_rows: Grown::default(),
+            tables: StagedTables::default(),
+            row_sampling: TableRange::default(),
+            bonus: GrowableMemory::default(),
+            starts: GrowableMemory::default(),
+            sources: GrowableMemory::default(),
+            draft_rows: GrowableMemory::default(),
         }
     }
 }
@@ -218,17 +214,17 @@ impl<B: Backend> Default for Selected<B> {
 impl<P: Products> Gpu<P> {
     pub(super) fn follow_verdicts(
         &self,
-        pass: &mut LaidOut<'_, P::Backend>,
+        pass: &mut UploadedPass<'_, P::Runtime>,
         verdicts: &[usize],
-        results: &Results<P::Backend>,
+        results: &GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "follow";
+        const OPERATION: &str = "resolve_groups";
         let sequences = &pass.layout.sequences;
         expect(OPERATION, "verdicts", vec![sequences.len()], vec![verdicts.len()])?;
         if verdicts.is_empty() || results.known.is_some() {
             return Ok(());
         }
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut host = Vec::with_capacity(verdicts.len());
         for (rows, &verdict) in sequences.iter().zip(verdicts) {
             expect(OPERATION, "candidates and groups", vec![0, 1], vec![rows.candidates, rows.groups.len()])?;
@@ -236,12 +232,12 @@ impl<P: Products> Gpu<P> {
         }
         let mut scratch = self.scratch();
         let Scratch { followed, error, .. } = &mut *scratch;
-        let ids = followed.holding(backend, stream, host)?;
+        let ids = followed.holding(runtime, stream, host)?;
         let args = FollowVerdicts {
             pass: pass.tables_mut(),
             sequences: self.input(ids, 0..verdicts.len())?,
-            verdicts: results.report.verdicts(backend, stream)?,
-            error: Some(error_word(backend, stream, error)?),
+            verdicts: results.report.verdicts(runtime, stream)?,
+            error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.follow_verdicts(stream, args)?)
     }
@@ -250,14 +246,14 @@ impl<P: Products> Gpu<P> {
         &self,
         drafts: &[DraftRows<'_>],
         slots: SlotRows,
-        results: &mut Results<P::Backend>,
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "select";
-        let (backend, stream) = (self.backend(), &self.stream);
-        let Results { report, known, selected, .. } = results;
+        const OPERATION: &str = "select_drafts";
+        let (runtime, stream) = (self.runtime(), &self.stream);
+        let GpuResults { report, known, selected, .. } = results;
         (selected.drafts, selected.rows, selected.slots) = (0, 0, slots);
         let (mut table, mut rows) = (Vec::with_capacity(drafts.len()), 0);
-        let mut ways = Vec::new();
+        let mut row_sampling = Vec::new();
         for (place, draft) in (0..).zip(drafts) {
             let (index, limit) = (draft.sequence, report.batch);
             if index >= limit {
@@ -282,23 +278,23 @@ impl<P: Products> Gpu<P> {
             });
             rows += draft.drafted();
             for slot in 1..draft.slots {
-                ways.push(slot_sampling(draft, slot)?.relative_to(place));
+                row_sampling.push(slot_sampling(draft, slot)?.relative_to(place));
             }
         }
         let count = table.len();
         selected.tables.clear();
         let table = selected.tables.push(&table);
-        selected.ways = selected.tables.push(&ways);
-        selected.tables.upload(backend, stream)?;
+        selected.row_sampling = selected.tables.push(&row_sampling);
+        selected.tables.upload(runtime, stream)?;
         let mut scratch = self.scratch();
         let args = SelectDrafts {
-            drafts: selected.tables.view(backend, stream, &table)?,
-            verdicts: report.verdicts(backend, stream)?,
-            bonus: self.output(selected.bonus.reserve(backend, stream, count)?, 0..count)?,
-            starts: self.output(selected.starts.reserve(backend, stream, count)?, 0..count)?,
-            sources: self.output(selected.sources.reserve(backend, stream, rows)?, 0..rows)?,
-            draft_rows: self.output(selected.draft_rows.reserve(backend, stream, rows)?, 0..rows)?,
-            error: Some(error_word(backend, stream, &mut scratch.error)?),
+            drafts: selected.tables.view(runtime, stream, &table)?,
+            verdicts: report.verdicts(runtime, stream)?,
+            bonus: self.output(selected.bonus.reserve(runtime, stream, count)?, 0..count)?,
+            starts: self.output(selected.starts.reserve(runtime, stream, count)?, 0..count)?,
+            sources: self.output(selected.sources.reserve(runtime, stream, rows)?, 0..rows)?,
+            draft_rows: self.output(selected.draft_rows.reserve(runtime, stream, rows)?, 0..rows)?,
+            error: Some(error_word(runtime, stream, &mut scratch.error)?),
         };
         self.kernels.select_drafts(stream, &args)?;
         drop(args);
@@ -308,9 +304,9 @@ impl<P: Products> Gpu<P> {
 
     pub(super) fn gather_slots(
         &self,
-        x: &Buffer<P::Backend>,
-        results: &Results<P::Backend>,
-        out: &mut Buffer<P::Backend>,
+        x: &GpuBuffer<P::Runtime>,
+        results: &GpuResults<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "gather_selected";
         expect(OPERATION, "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
@@ -322,7 +318,7 @@ impl<P: Products> Gpu<P> {
             indices: self.input(sources, 0..rows)?,
             x: self.input(x.activations(OPERATION, "x")?, 0..x.rows * cols)?,
             out: self.output(out.activations_mut(OPERATION, "out")?, 0..rows * cols)?,
-            error: Some(error_word(self.backend(), &self.stream, &mut scratch.error)?),
+            error: Some(error_word(self.runtime(), &self.stream, &mut scratch.error)?),
             cols,
         };
         Ok(self.kernels.gather(&self.stream, &args)?)
@@ -330,39 +326,42 @@ impl<P: Products> Gpu<P> {
 
     pub(super) fn embed_bonus_tokens(
         &self,
-        table: &Linear<P>,
-        results: &Results<P::Backend>,
-        out: &mut Buffer<P::Backend>,
+        table: &GpuLinear<P>,
+        results: &GpuResults<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "embed_bonus";
         expect(OPERATION, "out", vec![out.rows, table.in_cols], vec![out.rows, out.cols])?;
         let (drafts, cols) = (results.selected.drafts, table.in_cols);
         self.resize(out, drafts)?;
         let Some(bonus) = results.selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut scratch = self.scratch();
         let args = Embed {
             ids: self.input(bonus, 0..drafts)?,
-            table: backend.view(stream, self.products.weight(&table.layer)),
+            table: runtime.view(stream, self.products.weight(&table.layer)),
             out: self.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
-            error: Some(error_word(backend, stream, &mut scratch.error)?),
+            error: Some(error_word(runtime, stream, &mut scratch.error)?),
             cols,
         };
         Ok(self.kernels.embed(stream, &args)?)
     }
 
-    pub(super) fn read_results(&self, results: &mut Results<P::Backend>) -> Result<Found, DeviceError> {
-        let (backend, stream) = (self.backend(), &self.stream);
+    pub(super) fn read_results(
+        &self,
+        results: &mut GpuResults<P::Runtime>,
+    ) -> Result<StepResults, DeviceError> {
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let drafts = std::mem::take(&mut results.drafts);
         let mut scratch = self.scratch();
         let Scratch { error, .. } = &mut *scratch;
-        let (word, verdicts, stats) = results.report.read(backend, stream, error)?;
+        let (word, verdicts, stats) = results.report.read(runtime, stream, error)?;
         if let Some(faults) = Faults::of(word) {
-            backend.upload(stream, &[0], error.reserve(backend, stream, 1)?, 0)?;
+            runtime.upload(stream, &[0], error.reserve(runtime, stream, 1)?, 0)?;
             return Err(DeviceError::Faults(faults));
         }
         let found = verdicts.iter().map(|verdict| host_verdict(verdict).ok_or_else(|| missing(0)));
-        let verdicts: Vec<Verdict> = found.collect::<Result<_, DeviceError>>()?;
+        let verdicts: Vec<SequenceVerdict> = found.collect::<Result<_, DeviceError>>()?;
         let mut stats = stats.iter();
         let tokens = |len: usize| {
             let token = |stats: &RowStats| DraftToken {
@@ -372,13 +371,13 @@ impl<P: Products> Gpu<P> {
             stats.by_ref().take(len).map(token).collect()
         };
         results.known = Some(verdicts.clone());
-        Ok(Found { verdicts, drafts: drafts.into_iter().map(tokens).collect() })
+        Ok(StepResults { verdicts, drafts: drafts.into_iter().map(tokens).collect() })
     }
 }
 
 /// A verdict as the host counts, if there is one.
-fn host_verdict(verdict: &DeviceVerdict) -> Option<Verdict> {
-    Some(Verdict {
+fn host_verdict(verdict: &Verdict) -> Option<SequenceVerdict> {
+    Some(SequenceVerdict {
         accepted: usize::try_from(verdict.accepted).ok()?,
         bonus: u32::try_from(verdict.bonus).ok()?,
         next_start: usize::try_from(verdict.cached_length).ok()?,

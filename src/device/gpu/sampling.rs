@@ -3,112 +3,76 @@
 use std::ptr;
 
 use super::checks::{expect, expect_draws, expect_rows};
-use super::memory::{Buffer, Grown, Packed, STATS_WORDS, Values};
+use super::memory::{GpuBuffer, STATS_WORDS, Values};
 use super::products::Products;
-use super::results::Results;
+use super::results::GpuResults;
 use super::scratch::{Scratch, error_word};
-use super::{Gpu, Linear, Memory};
+use super::verification::new_row_sampling;
+use super::{Gpu, GpuLinear, Memory};
 use crate::acceptance::Rule;
-use crate::backend::{Backend, BackendError, View, ViewMut};
-use crate::device::{Calibration, DeviceError, DraftLogits, DraftRows, SlotRows, VerifyRows};
+use crate::device::{CalibratorOutput, DeviceError, DraftLogits, DraftRows, SlotRows, VerifyRows};
 use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
 };
-use crate::kernels::sampling::{
-    Calibration as KernelCalibration, LogitRows, RowSampling, RowStats, Sample, workspace_len,
-};
+use crate::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use crate::layout::GroupSet;
-use crate::random::{Purpose, Stream};
+use crate::random::Stream;
+use crate::runtime::{Runtime, RuntimeError, View, ViewMut};
 use crate::sampling::SamplingParams;
 
-/// What a verification works on.
-#[derive(Debug)]
-pub(super) struct Verification<B: Backend> {
-    /// How rows are sampled, the requests, and their tokens.
-    tables: Packed<B>,
-    target_stats: Grown<B, RowStats>,
-    /// Acceptance's own workspace: it reads what sampling left in the scratch.
-    workspace: Grown<B, f32>,
-    /// The logits of every q, side by side, and the statistics of their draws, where they are not in one buffer.
-    draft_logits: Grown<B, f32>,
-    draws: Grown<B, u64>,
-    /// Zero between launches.
-    arrived: Grown<B, u32>,
-    committed: Grown<B, i32>,
-}
-
-impl<B: Backend> Default for Verification<B> {
-    fn default() -> Self {
-        Verification {
-            tables: Packed::default(),
-            target_stats: Grown::default(),
-            workspace: Grown::default(),
-            draft_logits: Grown::default(),
-            draws: Grown::default(),
-            arrived: Grown::default(),
-            committed: Grown::default(),
-        }
-    }
-}
-
 /// Rows of logits to be sampled.
-struct Rows<'a> {
+struct SampledRowRange<'a> {
     vocab: usize,
     stride: usize,
     logits: LogitRows<'a, f32>,
     /// As in [`Sample`].
     logit_index: Option<View<'a, i32>>,
     starts: Option<View<'a, i32>>,
-    calibration: Option<KernelCalibration<'a>>,
-}
-
-/// Parameters that a request's validation should not have let through.
-fn invalid(what: &'static str) -> DeviceError {
-    DeviceError::OutOfRange { operation: "sample", what, index: 0, limit: 0 }
+    calibration: Option<Calibration<'a>>,
 }
 
 impl<P: Products> Gpu<P> {
-    /// Samples rows by `ways`, a way a row, into `stats`.
+    /// Samples rows by `row_sampling`, a way a row, into `stats`.
     fn sample(
         &self,
-        rows: Rows<'_>,
-        ways: View<'_, RowSampling>,
+        rows: SampledRowRange<'_>,
+        row_sampling: View<'_, RowSampling>,
         stats: ViewMut<'_, RowStats>,
     ) -> Result<(), DeviceError> {
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut scratch = self.scratch();
         let Scratch { workspace, error, .. } = &mut *scratch;
-        let needed = workspace_len(ways.len(), rows.vocab, rows.calibration.is_some())?;
-        let workspace = workspace.reserve(backend, stream, needed)?;
+        let needed = workspace_len(row_sampling.len(), rows.vocab, rows.calibration.is_some())?;
+        let workspace = workspace.reserve(runtime, stream, needed)?;
         let args = Sample {
             vocab: rows.vocab,
             stride: rows.stride,
             logits: rows.logits,
             logit_index: rows.logit_index,
-            sampling: ways,
+            sampling: row_sampling,
             starts: rows.starts,
             draft: None,
             calibration: rows.calibration,
-            workspace: backend.view_mut(stream, workspace),
+            workspace: runtime.view_mut(stream, workspace),
             stats,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.sample(stream, args)?)
     }
 
     pub(super) fn draft_tokens(
         &self,
-        calibration: Option<Calibration<'_, Buffer<P::Backend>, Linear<P>>>,
-        logits: &mut Buffer<P::Backend>,
+        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+        logits: &mut GpuBuffer<P::Runtime>,
         drafts: &[DraftRows<'_>],
-        results: &mut Results<P::Backend>,
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "draft";
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let rows = drafts.iter().map(DraftRows::drafted).fold(0, usize::saturating_add);
         let (vocab, stride) = (logits.cols, logits.stride());
-        let Results { report, selected, .. } = results;
+        let GpuResults { report, selected, .. } = results;
         let first = report.rows();
         let end = first.saturating_add(rows);
         expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
@@ -128,22 +92,22 @@ impl<P: Products> Gpu<P> {
         let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
         let (values, calibration) = match calibration {
             None => (LogitRows::Read(self.input(values, logit_rows)?), None),
-            Some(Calibration { hidden, output }) => {
+            Some(CalibratorOutput { hidden, output }) => {
                 let rank = output.in_cols;
                 expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, rows)?;
                 expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
-                let calibration = KernelCalibration {
+                let calibration = Calibration {
                     rank,
                     hidden: self.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
-                    weight: backend.view(stream, self.products.weight(&output.layer)),
-                    bias: output.bias.as_ref().map(|bias| backend.view(stream, bias)),
+                    weight: runtime.view(stream, self.products.weight(&output.layer)),
+                    bias: output.bias.as_ref().map(|bias| runtime.view(stream, bias)),
                 };
                 (LogitRows::Update(self.output(values, logit_rows)?), Some(calibration))
             }
         };
-        let starts = selected.starts.reserve(backend, stream, drafts.len())?;
-        let rows_that_count = selected.draft_rows.reserve(backend, stream, rows)?;
-        let rows_to_sample = Rows {
+        let starts = selected.starts.reserve(runtime, stream, drafts.len())?;
+        let rows_that_count = selected.draft_rows.reserve(runtime, stream, rows)?;
+        let rows_to_sample = SampledRowRange {
             vocab,
             stride,
             logits: values,
@@ -151,35 +115,35 @@ impl<P: Products> Gpu<P> {
             starts: Some(self.input(starts, 0..drafts.len())?),
             calibration,
         };
-        let ways = selected.tables.view(backend, stream, &selected.ways)?;
+        let row_sampling = selected.tables.view(runtime, stream, &selected.row_sampling)?;
         let words = first * STATS_WORDS..end * STATS_WORDS;
         let wanted = words.end;
         let stats = self.output(draws, words)?.cast();
-        let stats = stats.ok_or(BackendError::CopyLength { wanted, found: 0 })?;
-        self.sample(rows_to_sample, ways, stats)?;
-        report.add(backend, stream, draws, rows)?;
+        let stats = stats.ok_or(RuntimeError::CopyLength { wanted, found: 0 })?;
+        self.sample(rows_to_sample, row_sampling, stats)?;
+        report.add(runtime, stream, draws, rows)?;
         logits.set_drawn(end, drawn.end.max(among.end));
         Ok(())
     }
 
     pub(super) fn verify_drafts(
         &self,
-        logits: &Buffer<P::Backend>,
-        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
-        results: &mut Results<P::Backend>,
+        logits: &GpuBuffer<P::Runtime>,
+        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
+        results: &mut GpuResults<P::Runtime>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "verify";
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let (batch, vocab, stride) = (sequences.len(), logits.cols, logits.stride());
-        results.begin(backend, stream, batch)?;
+        results.begin(runtime, stream, batch)?;
         if batch == 0 {
             return Ok(());
         }
-        let Results { report, verification, .. } = results;
+        let GpuResults { report, verification, .. } = results;
         // Rows after the last candidate are none of a verification's.
         let rows = sequences.iter().map(|s| s.first_row.saturating_add(s.draft.len() + 1)).max().unwrap_or(0);
         expect_rows(OPERATION, "logits", logits, logits.cols, rows)?;
-        let mut ways = vec![row_sampling(&SamplingParams::GREEDY, None)?; rows];
+        let mut row_sampling = vec![new_row_sampling(&SamplingParams::GREEDY, None)?; rows];
         let (mut tokens, mut requests) = (Vec::new(), Vec::new());
         let drafts = Drafts::of(sequences);
         let mut copied = 0;
@@ -188,10 +152,10 @@ impl<P: Products> Gpu<P> {
             let greedy = sequence.sampling.is_greedy();
             let rule = if greedy { Rule::Match } else { sequence.rule };
             let draws = !greedy && (rule == Rule::Match || drafted == 0);
-            for (i, way) in ways.iter_mut().skip(sequence.first_row).take(drafted + 1).enumerate() {
+            for (i, way) in row_sampling.iter_mut().skip(sequence.first_row).take(drafted + 1).enumerate() {
                 let position = sequence.start.saturating_add(i + 1);
                 let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
-                *way = row_sampling(sequence.sampling, numbers)?;
+                *way = new_row_sampling(sequence.sampling, numbers)?;
             }
             let from = match compared(sequence) {
                 None => None,
@@ -225,17 +189,17 @@ impl<P: Products> Gpu<P> {
         }
         let tables = &mut verification.tables;
         tables.clear();
-        let (ways, device_requests) = (tables.push(&ways), tables.push(&requests));
+        let (row_sampling, device_requests) = (tables.push(&row_sampling), tables.push(&requests));
         let device_tokens = tables.push(&tokens);
-        tables.upload(backend, stream)?;
-        let draft_logits = verification.draft_logits.reserve(backend, stream, copied * stride)?;
-        let draws = verification.draws.reserve(backend, stream, copied * STATS_WORDS)?;
+        tables.upload(runtime, stream)?;
+        let draft_logits = verification.draft_logits.reserve(runtime, stream, copied * stride)?;
+        let draws = verification.draws.reserve(runtime, stream, copied * STATS_WORDS)?;
         if copied > 0 {
             self.copy_drafts(sequences, draft_logits, draws)?;
         }
-        let target_stats = verification.target_stats.reserve(backend, stream, rows)?;
+        let target_stats = verification.target_stats.reserve(runtime, stream, rows)?;
         let target = || self.input(logits.logits(OPERATION)?, 0..rows * stride);
-        let rows_to_sample = Rows {
+        let rows_to_sample = SampledRowRange {
             vocab,
             stride,
             logits: LogitRows::Read(target()?),
@@ -243,12 +207,12 @@ impl<P: Products> Gpu<P> {
             starts: None,
             calibration: None,
         };
-        let ways = tables.view(backend, stream, &ways)?;
-        self.sample(rows_to_sample, ways, self.output(target_stats, 0..rows)?)?;
+        let row_sampling = tables.view(runtime, stream, &row_sampling)?;
+        self.sample(rows_to_sample, row_sampling, self.output(target_stats, 0..rows)?)?;
         let draft = match &drafts {
             Drafts::InPlace(buffer) => Some(SampledRows {
                 logits: self.input(buffer.logits(OPERATION)?, 0..buffer.drawn().end * stride)?,
-                stats: buffer.draws(OPERATION, backend, stream)?,
+                stats: buffer.draws(OPERATION, runtime, stream)?,
             }),
             Drafts::Apart if copied == 0 => None,
             Drafts::Apart => {
@@ -256,36 +220,36 @@ impl<P: Products> Gpu<P> {
                 let stats = self.input(draws, 0..wanted)?.cast();
                 Some(SampledRows {
                     logits: self.input(draft_logits, 0..copied * stride)?,
-                    stats: stats.ok_or(BackendError::CopyLength { wanted, found })?,
+                    stats: stats.ok_or(RuntimeError::CopyLength { wanted, found })?,
                 })
             }
         };
-        let arrived = verification.arrived.reserve(backend, stream, batch)?;
-        let committed = verification.committed.reserve(backend, stream, batch * MAX_COMMITTED)?;
+        let arrived = verification.arrived.reserve(runtime, stream, batch)?;
+        let committed = verification.committed.reserve(runtime, stream, batch * MAX_COMMITTED)?;
         let needed = accept_workspace_len(batch, vocab)
             .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
-        let workspace = verification.workspace.reserve(backend, stream, needed)?;
+        let workspace = verification.workspace.reserve(runtime, stream, needed)?;
         let mut scratch = self.scratch();
         let Scratch { workspace: partials, error, .. } = &mut *scratch;
         // As sampling left them: the same length reserves the same memory.
         let partials_len = workspace_len(rows, vocab, false)?;
-        let partials = partials.reserve(backend, stream, partials_len)?;
+        let partials = partials.reserve(runtime, stream, partials_len)?;
         let args = Accept {
             vocab,
             stride,
-            sequences: tables.view(backend, stream, &device_requests)?,
+            sequences: tables.view(runtime, stream, &device_requests)?,
             any_block: sequences
                 .iter()
                 .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
-            tokens: tables.view(backend, stream, &device_tokens)?,
+            tokens: tables.view(runtime, stream, &device_tokens)?,
             target: SampledRows { logits: target()?, stats: self.input(target_stats, 0..rows)? },
             target_partials: Some(self.input(partials, 0..partials_len)?),
             draft,
-            workspace: backend.view_mut(stream, workspace),
+            workspace: runtime.view_mut(stream, workspace),
             arrived: self.output(arrived, 0..batch)?,
-            verdicts: report.verdicts_mut(backend, stream)?,
+            verdicts: report.verdicts_mut(runtime, stream)?,
             committed: self.output(committed, 0..batch * MAX_COMMITTED)?,
-            error: Some(error_word(backend, stream, error)?),
+            error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.accept(stream, &args)?)
     }
@@ -293,21 +257,21 @@ impl<P: Products> Gpu<P> {
     /// Copies what the sequences' drafts were drawn from, and the statistics of the draws, side by side.
     fn copy_drafts(
         &self,
-        sequences: &[VerifyRows<'_, Buffer<P::Backend>>],
+        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
         to: &mut Memory<P, f32>,
         to_draws: &mut Memory<P, u64>,
     ) -> Result<(), DeviceError> {
         const OPERATION: &str = "verify";
-        let (backend, stream) = (self.backend(), &self.stream);
+        let (runtime, stream) = (self.runtime(), &self.stream);
         let mut first = 0;
         for sequence in sequences {
             let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
             let Values::Logits { draws, .. } = &logits.values else { continue };
             let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
             let elements = rows.start * stride..rows.end * stride;
-            backend.copy(stream, logits.logits(OPERATION)?, elements, to, first * stride)?;
+            runtime.copy(stream, logits.logits(OPERATION)?, elements, to, first * stride)?;
             let words = first_draw * STATS_WORDS..(first_draw + rows.len()) * STATS_WORDS;
-            backend.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
+            runtime.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
             first += rows.len();
         }
         Ok(())
@@ -315,15 +279,15 @@ impl<P: Products> Gpu<P> {
 }
 
 /// Where the distributions of a verification's drafts are.
-enum Drafts<'a, B: Backend> {
+enum Drafts<'a, B: Runtime> {
     /// All in this buffer, which the kernels read.
-    InPlace(&'a Buffer<B>),
+    InPlace(&'a GpuBuffer<B>),
     /// In several, so that they are put together; or there are none.
     Apart,
 }
 
-impl<'a, B: Backend> Drafts<'a, B> {
-    fn of(sequences: &[VerifyRows<'a, Buffer<B>>]) -> Self {
+impl<'a, B: Runtime> Drafts<'a, B> {
+    fn of(sequences: &[VerifyRows<'a, GpuBuffer<B>>]) -> Self {
         let mut buffers = sequences.iter().filter_map(compared).map(|draft| draft.logits);
         match buffers.next() {
             Some(first) if buffers.all(|other| ptr::eq(first, other)) => Drafts::InPlace(first),
@@ -333,22 +297,10 @@ impl<'a, B: Backend> Drafts<'a, B> {
 }
 
 /// What a sequence's draft was drawn from, where its rule compares distributions.
-fn compared<'a, B: Backend>(sequence: &VerifyRows<'a, Buffer<B>>) -> Option<DraftLogits<'a, Buffer<B>>> {
+fn compared<'a, B: Runtime>(
+    sequence: &VerifyRows<'a, GpuBuffer<B>>,
+) -> Option<DraftLogits<'a, GpuBuffer<B>>> {
     let compares =
         !sequence.sampling.is_greedy() && sequence.rule != Rule::Match && !sequence.draft.is_empty();
     sequence.draft_logits.filter(|_| compares)
-}
-
-/// How slot `slot` of a draft is sampled.
-pub(super) fn slot_sampling(draft: &DraftRows<'_>, slot: usize) -> Result<RowSampling, DeviceError> {
-    // Positions count from the start of the next step, which the device knows.
-    let numbers = match draft.rule {
-        Rule::Match => Stream::target_draw(draft.seed, slot),
-        Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, 0),
-    };
-    row_sampling(draft.sampling, (!draft.sampling.is_greedy()).then_some(numbers))
-}
-
-fn row_sampling(params: &SamplingParams, numbers: Option<Stream>) -> Result<RowSampling, DeviceError> {
-    RowSampling::new(params, numbers).map_err(|_| invalid("sampling parameter"))
 }

@@ -1,41 +1,41 @@
 //! What the operations of a step share, and what they reuse from step to step.
 
-use super::memory::{Grown, Kept};
-use super::pass::{Frequencies, PassMemory};
-use crate::backend::{Backend, BackendError, ViewMut};
+use super::memory::{CachedTable, GrowableMemory};
+use super::pass_memory::{Frequencies, PassMemory};
 use crate::device::DeviceError;
+use crate::runtime::{Runtime, RuntimeError, ViewMut};
 
 /// Tables and memory of a device.
 #[derive(Debug)]
-pub(super) struct Scratch<B: Backend> {
+pub(super) struct Scratch<B: Runtime> {
     /// Token ids of an embedding.
-    pub(super) ids: Grown<B, i32>,
+    pub(super) ids: GrowableMemory<B, i32>,
     /// Tables that are the same from step to step while the rows of a step are: of gathers, of the rows that a
     /// vector fills, of calibrated rows, and of the verdicts that groups follow.
-    pub(super) gathered: Kept<B>,
-    pub(super) filled: Kept<B>,
-    pub(super) owners: Kept<B>,
-    pub(super) followed: Kept<B>,
+    pub(super) gathered: CachedTable<B>,
+    pub(super) filled: CachedTable<B>,
+    pub(super) owners: CachedTable<B>,
+    pub(super) followed: CachedTable<B>,
     /// For attention, sampling and acceptance.
-    pub(super) workspace: Grown<B, f32>,
+    pub(super) workspace: GrowableMemory<B, f32>,
     /// The device error word, which kernels set and a step's [`read`](crate::device::Device::read) looks at.
-    pub(super) error: Grown<B, u64>,
+    pub(super) error: GrowableMemory<B, u64>,
     /// Of the rotation that was used last.
     pub(super) frequencies: Frequencies<B>,
     /// Memory of passes that were dropped.
     passes: Vec<PassMemory<B>>,
 }
 
-impl<B: Backend> Default for Scratch<B> {
+impl<B: Runtime> Default for Scratch<B> {
     fn default() -> Self {
         Scratch {
-            ids: Grown::default(),
-            gathered: Kept::default(),
-            filled: Kept::default(),
-            owners: Kept::default(),
-            followed: Kept::default(),
-            workspace: Grown::default(),
-            error: Grown::default(),
+            ids: GrowableMemory::default(),
+            gathered: CachedTable::default(),
+            filled: CachedTable::default(),
+            owners: CachedTable::default(),
+            followed: CachedTable::default(),
+            workspace: GrowableMemory::default(),
+            error: GrowableMemory::default(),
             frequencies: Frequencies::default(),
             passes: Vec::new(),
         }
@@ -43,17 +43,17 @@ impl<B: Backend> Default for Scratch<B> {
 }
 
 /// The error word as the kernels take it.
-pub(super) fn error_word<'a, B: Backend>(
-    backend: &B,
+pub(super) fn error_word<'a, B: Runtime>(
+    runtime: &B,
     stream: &'a B::Stream,
-    error: &'a mut Grown<B, u64>,
+    error: &'a mut GrowableMemory<B, u64>,
 ) -> Result<ViewMut<'a, u32>, DeviceError> {
-    let memory = error.reserve(backend, stream, 1)?;
-    let word = backend.view_mut(stream, memory).cast().and_then(|words| words.range(0..1));
-    word.ok_or(BackendError::CopyLength { wanted: 1, found: 0 }.into())
+    let memory = error.reserve(runtime, stream, 1)?;
+    let word = runtime.view_mut(stream, memory).cast().and_then(|words| words.range(0..1));
+    word.ok_or(RuntimeError::CopyLength { wanted: 1, found: 0 }.into())
 }
 
-impl<B: Backend> Scratch<B> {
+impl<B: Runtime> Scratch<B> {
     /// Memory that a pass of up to `batch` sequences of up to `pages` pages may use.
     pub(super) fn take_pass_memory(&mut self, batch: usize, pages: usize) -> Option<PassMemory<B>> {
         let index = self.passes.iter().position(|memory| memory.suits(batch, pages))?;

@@ -1,13 +1,13 @@
-//! Matrix products for the SIMT host: the CPU device's, on the same memory.
+//! Matrix products for the SIMT emulator: the CPU device's, on the same memory.
 
 use std::ops::Range;
 
 use half::bf16;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
-use crate::backend::simt::{Simt, SimtStream};
 use crate::device::cpu::{self, Cpu, CpuOptions};
 use crate::device::{Device, DeviceError, LinearPart, Precision};
+use crate::runtime::simt::{Simt, SimtStream};
 use crate::tensor::Tensor;
 
 /// Products of the CPU device, with results rounded as a GPU's.
@@ -20,7 +20,7 @@ pub struct CpuProducts {
 #[derive(Debug)]
 pub struct CpuLayer {
     weight: Vec<bf16>,
-    linear: cpu::Linear,
+    linear: cpu::CpuLinear,
 }
 
 impl CpuProducts {
@@ -35,7 +35,7 @@ impl CpuProducts {
 }
 
 impl Products for CpuProducts {
-    type Backend = Simt;
+    type Runtime = Simt;
     type Layer = CpuLayer;
 
     fn new_layer(&self, _: &Simt, _: &SimtStream, weights: &Weights) -> Result<CpuLayer, DeviceError> {

@@ -202,7 +202,7 @@ pub struct FlexdraftRopeTableParams {
     /// [head_dim / 2]
     pub inv_freq: *const f32,
     /// [rows, head_dim / 2, 2]
-    pub turns: *mut f32,
+    pub cos_sin: *mut f32,
     pub scale: f32,
     pub half_dim: i32,
 }
@@ -216,7 +216,7 @@ const _: () = {
     ["Offset of field: FlexdraftRopeTableParams::inv_freq"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, inv_freq) - 64usize];
     ["Offset of field: FlexdraftRopeTableParams::turns"]
-        [::core::mem::offset_of!(FlexdraftRopeTableParams, turns) - 72usize];
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, cos_sin) - 72usize];
     ["Offset of field: FlexdraftRopeTableParams::scale"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, scale) - 80usize];
     ["Offset of field: FlexdraftRopeTableParams::half_dim"]
@@ -231,7 +231,7 @@ pub struct FlexdraftNormRopeAppendParams {
     /// [rows, qkv_stride]: q heads, k heads, v heads
     pub qkv: *mut u16,
     /// [rows, head_dim / 2, 2]
-    pub turns: *const f32,
+    pub cos_sin: *const f32,
     /// [head_dim] or null
     pub q_norm: *const f32,
     /// [head_dim] or null, as q_norm
@@ -260,7 +260,7 @@ const _: () = {
     ["Offset of field: FlexdraftNormRopeAppendParams::qkv"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv) - 152usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::turns"]
-        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, turns) - 160usize];
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cos_sin) - 160usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::q_norm"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_norm) - 168usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::k_norm"]

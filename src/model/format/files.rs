@@ -16,7 +16,7 @@ pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// The way in which the bytes of a file come into memory.
 #[derive(Clone, Copy)]
-pub(in crate::model) enum Access {
+pub(in crate::model) enum FileAccess {
     Read,
     Map,
 }
@@ -63,12 +63,12 @@ pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Opt
 /// Returns the bytes of a regular file.
 ///
 /// # Safety
-/// With [`Access::Map`], the promise of [`Checkpoint::map`](crate::model::Checkpoint::map).
-pub(in crate::model) unsafe fn load(path: &Path, access: Access) -> Result<Bytes, LoadError> {
+/// With [`FileAccess::Map`], the promise of [`Checkpoint::map`](crate::model::Checkpoint::map).
+pub(in crate::model) unsafe fn load(path: &Path, access: FileAccess) -> Result<Bytes, LoadError> {
     let (mut file, len) = open(path)?;
     let io = |source| LoadError::Io { path: path.into(), source };
     Ok(match access {
-        Access::Read => {
+        FileAccess::Read => {
             let mut bytes = Vec::new();
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             bytes.try_reserve_exact(len).map_err(|_| io(std::io::ErrorKind::OutOfMemory.into()))?;
@@ -76,6 +76,6 @@ pub(in crate::model) unsafe fn load(path: &Path, access: Access) -> Result<Bytes
             Arc::new(bytes)
         }
         // SAFETY: the caller promises that the file does not change.
-        Access::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
+        FileAccess::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
     })
 }

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::files::{Access, Bytes, if_exists, load};
+use super::files::{Bytes, FileAccess, if_exists, load};
 use super::json::JsonFile;
 use crate::model::LoadError;
 use crate::model::load_error::shorten;
@@ -50,7 +50,7 @@ impl Checkpoint {
     /// tensor occurs twice; if the index names a file outside `dir` or a tensor that its file does not have.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
-        unsafe { Self::open(dir, Access::Read) }
+        unsafe { Self::open(dir, FileAccess::Read) }
     }
 
     /// Like [`read`](Self::read), but maps the files instead of copying them: unused tensors take no memory,
@@ -63,12 +63,12 @@ impl Checkpoint {
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the files do not change.
-        unsafe { Self::open(dir, Access::Map) }
+        unsafe { Self::open(dir, FileAccess::Map) }
     }
 
     /// # Safety
-    /// With [`Access::Map`], the promise of [`map`](Self::map).
-    pub(in crate::model) unsafe fn open(dir: &Path, access: Access) -> Result<Self, LoadError> {
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    pub(in crate::model) unsafe fn open(dir: &Path, access: FileAccess) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
         // SAFETY: the caller makes the same promise.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
@@ -104,8 +104,8 @@ impl Checkpoint {
     /// Adds a file's tensors, and returns its index.
     ///
     /// # Safety
-    /// With [`Access::Map`], the promise of [`map`](Self::map).
-    unsafe fn add_file(&mut self, path: PathBuf, access: Access) -> Result<usize, LoadError> {
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    unsafe fn add_file(&mut self, path: PathBuf, access: FileAccess) -> Result<usize, LoadError> {
         // SAFETY: the caller makes the same promise.
         let bytes = unsafe { load(&path, access)? };
         let file = self.files.len();

@@ -2,10 +2,10 @@
 //! empty.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::Checking;
 use flexdraft::kernels::acceptance::Verdict;
 use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::simt::Checking;
 use flexdraft::sampling::SamplingParams;
 
 use super::kernels;
@@ -157,7 +157,7 @@ fn chunks_of_the_target_without_a_kept_id_are_not_read() {
         let outcome = run::<f32>(&kernels, vocab, std::slice::from_ref(&sequence));
         check(&sequence, &outcome.verdicts[0], &outcome.committed[0]).unwrap();
         let read: Vec<u64> = kernels
-            .backend()
+            .runtime()
             .take_traffic()
             .iter()
             .filter(|t| t.kernel.starts_with("accept") && ["target", "draft"].contains(&t.operand))

@@ -1,4 +1,4 @@
-//! Tests of acceptance on the SIMT host: for all rules, the kernels decide as the reference does for the same rows and
+//! Tests of acceptance on the SIMT emulator: for all rules, the kernels decide as the reference does for the same rows and
 //! random numbers, independently of the rest of the batch.
 
 mod edges;
@@ -6,14 +6,14 @@ mod oracle;
 mod sequences;
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, MAX_DRAFTS, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::sampling::RowStats;
 use flexdraft::kernels::{KernelError, Kernels};
 use flexdraft::layout::GroupSet;
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
@@ -115,7 +115,7 @@ fn drafts_of_15_and_63_tokens() {
 #[test]
 fn rows_that_do_not_exist() {
     let kernels = kernels(Checking::Accesses, 0);
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let sound = VerifySequence {
         rule: Rule::Rejection,
         seed: 1,

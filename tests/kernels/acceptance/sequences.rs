@@ -1,7 +1,6 @@
 //! Generates sequences to verify, and runs the acceptance kernels on them.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::Simt;
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -9,6 +8,7 @@ use flexdraft::kernels::acceptance::{
 use flexdraft::kernels::sampling::{Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::Simt;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::warp::{Warping, warp};
 use half::bf16;
@@ -165,7 +165,7 @@ pub struct Outcome {
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
 pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: &[Sequence]) -> Outcome {
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let stride = vocab.next_multiple_of(8) + 8;
     let (mut target, mut draft) = (Vec::new(), vec![L::of(f32::NAN); ROWS_BEFORE_DRAFTS * stride]);
     let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
@@ -270,7 +270,7 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
     }
     assert_eq!(error, [0]);
     let outcome = outcomes.pop().unwrap();
-    assert_eq!(outcomes, [outcome.clone()], "reading every id gives another outcome");
+    assert_eq!(outcomes, std::slice::from_ref(&outcome), "reading every id gives another outcome");
     outcome
 }
 

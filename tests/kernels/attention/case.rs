@@ -1,10 +1,10 @@
 //! A test case of attention: the sequences of a pass, where it runs, and the reference's results for its rows.
 
-use flexdraft::backend::simt::{Checking, Traffic};
-use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
 use flexdraft::kernels::attention::JointAttention;
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::simt::{Checking, Traffic};
+use flexdraft::runtime::{Limits, Runtime, Simt, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 use proptest::prelude::*;
@@ -192,7 +192,7 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
         limits.shared_bytes_per_cta = 99 << 10;
     }
     let kernels = Kernels::new(simt.limited(limits));
-    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
 
     // Page ids descend, and no sequence has page 0.
     let counts: Vec<usize> = sequences.iter().map(|s| s.length().div_ceil(page_size)).collect();

@@ -1,10 +1,10 @@
 //! Attention over contexts and caches larger than in all other tests.
 
-use flexdraft::backend::simt::Checking;
-use flexdraft::backend::{Backend, Limits, Simt, SimtOptions};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::simt::Checking;
+use flexdraft::runtime::{Limits, Runtime, Simt, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 
@@ -35,7 +35,7 @@ fn attend_last(
     strides: KvStrides,
     (pages, paging, length): (&[u32], Paging, usize),
 ) -> Vec<bf16> {
-    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     let rows = SequenceRows { pages, start: length - 1, candidates: 1, groups: vec![], slots: 0 };
     let mut tables = PassTables::new(simt, &stream, 1, pages.len()).unwrap();
     tables.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging).unwrap();

@@ -1,9 +1,9 @@
 //! Rows are independent of everything that they must not see: changing it changes no bit of the row. (The documented
 //! exception is a V that is not finite and that another row of the same sequence sees.)
 
-use flexdraft::backend::SimtOptions;
-use flexdraft::backend::simt::Copies;
 use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::SimtOptions;
+use flexdraft::runtime::simt::Copies;
 
 use super::case::{Memory, Sequence, Setting, run, run_changed};
 use super::sample;

@@ -1,9 +1,9 @@
 //! The division of work into items and the order in which CTAs take them change no bit, and the workspace has room for
 //! the states of all items.
 
-use flexdraft::backend::SimtOptions;
-use flexdraft::backend::simt::Copies;
 use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::SimtOptions;
+use flexdraft::runtime::simt::Copies;
 
 use super::case::{RowBits, Sequence, Setting, compare, run, workspace_len};
 use super::sample;

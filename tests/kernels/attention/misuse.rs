@@ -1,9 +1,9 @@
 //! Attention operands that do not match give a typed error, and no kernel is launched.
 
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 
 use super::case::NAN;
@@ -11,7 +11,7 @@ use super::case::NAN;
 #[test]
 fn what_does_not_fit() {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let (simt, stream) = (kernels.backend(), kernels.backend().stream());
+    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
     let mut tables = PassTables::new(simt, &stream, 1, 2).unwrap();
     let rows = SequenceRows { pages: &[1, 0], start: 20, candidates: 2, groups: vec![1], slots: 3 };
     let paging = Paging { pages: 2, page_size: 16 };

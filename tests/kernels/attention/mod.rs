@@ -1,4 +1,4 @@
-//! Joint attention on the SIMT host. Rows are compared with the reference in f64 while every byte that no row may see
+//! Joint attention on the SIMT emulator. Rows are compared with the reference in f64 while every byte that no row may see
 //! is NaN, and must have the same bits in every pass that computes them.
 
 mod case;
@@ -8,9 +8,9 @@ mod items;
 mod misuse;
 mod shapes;
 
-use flexdraft::backend::SimtOptions;
-use flexdraft::backend::simt::{Checking, Copies, Traffic};
 use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::SimtOptions;
+use flexdraft::runtime::simt::{Checking, Copies, Traffic};
 use proptest::prelude::*;
 
 use crate::support::properties::{fewer_than_usual, properties};

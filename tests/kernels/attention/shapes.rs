@@ -1,8 +1,8 @@
 //! Tests every shape that the attention kernels support and every place where keys are divided, once each.
 
-use flexdraft::backend::SimtOptions;
-use flexdraft::backend::simt::Copies;
 use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::SimtOptions;
+use flexdraft::runtime::simt::Copies;
 
 use super::case::{Sequence, Setting, compare, run};
 use super::sample;

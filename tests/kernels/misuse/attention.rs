@@ -1,9 +1,9 @@
 //! Operands of joint attention, and the checks that it shares with the append to the cache.
 
-use flexdraft::backend::Limits;
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKv};
 use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::Limits;
 use half::bf16;
 
 use super::memory::Memory;

@@ -190,24 +190,24 @@ fn silu_mul() {
 /// Operands of the rotations for the pass of `pass.rs`.
 struct Turns {
     inv_freq: Memory,
-    turns: Memory,
+    cos_sin: Memory,
 }
 
 impl Launch for Turns {
     fn launch(&mut self, host: &Host) -> Result<(), KernelError> {
         let pass = &tables(host);
-        let (inv_freq, turns) = (self.inv_freq.view(host), self.turns.view_mut(host));
-        host.kernels.rope_table(&host.stream, &RopeTable { pass, inv_freq, scale: 1.0, turns })
+        let (inv_freq, cos_sin) = (self.inv_freq.view(host), self.cos_sin.view_mut(host));
+        host.kernels.rope_table(&host.stream, &RopeTable { pass, inv_freq, scale: 1.0, cos_sin })
     }
 }
 
 #[test]
 fn rope_table() {
     const KERNEL: &str = "rope_table";
-    let sound = || Turns { inv_freq: Memory::zeros::<f32>(32), turns: Memory::zeros::<f32>(ROWS * 64) };
+    let sound = || Turns { inv_freq: Memory::zeros::<f32>(32), cos_sin: Memory::zeros::<f32>(ROWS * 64) };
     taken(sound);
     let operands =
-        [measure("inv_freq", 4, |k: &mut Turns| &mut k.inv_freq), measured("turns", 8, |k| &mut k.turns)];
+        [measure("inv_freq", 4, |k: &mut Turns| &mut k.inv_freq), measured("turns", 8, |k| &mut k.cos_sin)];
     operands_are_checked(sound, KERNEL, &operands);
     let expected = unsupported(KERNEL, "number of frequencies", 0, "head_dim / 2");
     refused(sound, |k| k.inv_freq.shorten(32), expected);
@@ -219,7 +219,7 @@ const ROWS: usize = super::pass::ROWS;
 struct Append {
     shape: AttentionShape,
     qkv: Memory,
-    turns: Memory,
+    cos_sin: Memory,
     norms: (Memory, Memory),
     k: Memory,
     v: Memory,
@@ -233,7 +233,7 @@ fn append() -> Append {
     Append {
         shape: AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 },
         qkv: Memory::zeros::<bf16>(ROWS * 8 * 64),
-        turns: Memory::zeros::<f32>(ROWS * 64),
+        cos_sin: Memory::zeros::<f32>(ROWS * 64),
         norms: (norm(), norm()),
         k: cached(),
         v: cached(),
@@ -249,7 +249,7 @@ impl Launch for Append {
             pass,
             kind: RowKind::Candidates,
             qkv: self.qkv.view_mut(host),
-            turns: self.turns.view(host),
+            cos_sin: self.cos_sin.view(host),
             norms: Some((self.norms.0.view(host), self.norms.1.view(host))),
             eps: 1e-6,
             cache: PagedKvMut {
@@ -274,7 +274,7 @@ fn norm_rope_append() {
         KERNEL,
         &[
             measured("qkv", 16, |k: &mut Append| &mut k.qkv),
-            measured("turns", 8, |k| &mut k.turns),
+            measured("turns", 8, |k| &mut k.cos_sin),
             measured("q norm", 4, |k| &mut k.norms.0),
             measured("k norm", 4, |k| &mut k.norms.1),
             measured("k cache", 16, |k| &mut k.k),

@@ -1,6 +1,6 @@
 //! Memory of operands that a test can shorten, misalign or move to another host.
 
-use flexdraft::backend::{Element, View, ViewMut};
+use flexdraft::runtime::{Element, View, ViewMut};
 
 use super::Host;
 

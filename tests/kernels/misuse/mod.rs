@@ -8,8 +8,8 @@ mod memory;
 mod pass;
 mod sampling;
 
-use flexdraft::backend::{Limits, Simt, SimtOptions, SimtStream};
 use flexdraft::kernels::{KernelError, Kernels};
+use flexdraft::runtime::{Limits, Simt, SimtOptions, SimtStream};
 use memory::Memory;
 
 /// The host that kernels are launched on, and a stream of another host.
@@ -29,7 +29,7 @@ impl Host {
     }
 
     fn simt(&self) -> &Simt {
-        self.kernels.backend()
+        self.kernels.runtime()
     }
 }
 

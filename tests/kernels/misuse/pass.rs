@@ -1,8 +1,8 @@
 //! The tables of a pass, and sequences that do not form a valid pass.
 
-use flexdraft::backend::Simt;
 use flexdraft::kernels::{KernelError, Paging, PassTables};
 use flexdraft::layout::{Pass, SequenceRows};
+use flexdraft::runtime::Simt;
 
 use super::Host;
 
@@ -25,7 +25,7 @@ fn sound() -> [SequenceRows<'static>; 2] {
 
 /// Returns the tables of that pass on a host.
 pub fn tables(host: &Host) -> PassTables<Simt> {
-    let (simt, stream) = (host.kernels.backend(), &host.stream);
+    let (simt, stream) = (host.kernels.runtime(), &host.stream);
     let mut tables = PassTables::new(simt, stream, 2, 5).unwrap();
     tables.upload(simt, stream, &Pass { sequences: sound().to_vec() }, PAGING).unwrap();
     assert_eq!((tables.rows(), tables.longest()), (ROWS, SEEN));
@@ -34,7 +34,7 @@ pub fn tables(host: &Host) -> PassTables<Simt> {
 
 /// Returns the tables of a pass with one sequence, whose last candidate is at position `length` − 1.
 pub fn tables_of_length(host: &Host, length: usize) -> PassTables<Simt> {
-    let (simt, stream) = (host.kernels.backend(), &host.stream);
+    let (simt, stream) = (host.kernels.runtime(), &host.stream);
     let pages = vec![0; length.div_ceil(PAGE_SIZE)];
     let mut tables = PassTables::new(simt, stream, 1, pages.len()).unwrap();
     let rows = SequenceRows { pages: &pages, start: length - 1, candidates: 1, groups: vec![], slots: 0 };

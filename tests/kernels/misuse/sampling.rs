@@ -1,8 +1,8 @@
 //! Operands of sampling, with and without a calibrator.
 
-use flexdraft::backend::BackendError;
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
+use flexdraft::runtime::RuntimeError;
 use flexdraft::sampling::{SamplingError, SamplingParams};
 use half::bf16;
 
@@ -140,7 +140,7 @@ fn the_calibrator() {
     }
     // At this rank, a tile of W2 does not fit in a CTA's shared memory.
     let (kernel, needed, allowed) = (KERNEL, 543_488, 227 << 10);
-    let expected = BackendError::SharedMemory { kernel, needed, allowed }.into();
+    let expected = RuntimeError::SharedMemory { kernel, needed, allowed }.into();
     refused(|| rows(4096), |_| (), expected);
 }
 

@@ -1,12 +1,12 @@
 //! Batches of rows for the sampling kernels, and a method that runs the kernels on them.
 
-use flexdraft::backend::simt::Checking;
-use flexdraft::backend::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::sampling::{
     Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::simt::Checking;
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 
@@ -125,7 +125,7 @@ impl<L: Stored> Batch<L> {
         let mut error = vec![0];
         let hidden: Option<Vec<bf16>> = self.correction.as_ref().map(|c| c.hidden.concat());
 
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let rows = match keep {
             true => LogitRows::Update(stream.view_mut(&mut logits)),
             false => LogitRows::Read(stream.view(&logits)),

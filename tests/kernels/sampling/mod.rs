@@ -5,11 +5,11 @@ mod batch;
 mod generators;
 mod oracle;
 
-use flexdraft::backend::simt::{Checking, Copies};
-use flexdraft::backend::{Limits, Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::random::Stream;
+use flexdraft::runtime::simt::{Checking, Copies};
+use flexdraft::runtime::{Limits, Simt, SimtOptions};
 use flexdraft::sampling::{SamplingParams, warp};
 use flexdraft_reference::calibration::{Calibrator, calibrated_logits};
 use flexdraft_reference::linear::Linear;
@@ -347,7 +347,7 @@ fn the_large_tiles_are_for_devices_with_room_for_them() {
         let host = Simt::new(SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() });
         let kernels = Kernels::new(host.limited(limits));
         let outcome = batch.run(&kernels, true);
-        (kernels.backend().take_traffic()[0].kernel, outcome)
+        (kernels.runtime().take_traffic()[0].kernel, outcome)
     };
     let (small, with_small) = run(99);
     let (large, with_large) = run(227);
@@ -412,7 +412,7 @@ fn the_pass_reads_what_it_needs_once() {
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
     let kernels = Kernels::new(Simt::new(options));
     batch.run(&kernels, true);
-    let traffic = kernels.backend().take_traffic();
+    let traffic = kernels.runtime().take_traffic();
     let of = |kernel: &str, operand: &str| {
         let entry = traffic.iter().find(|t| t.kernel == kernel && t.operand == operand).unwrap();
         (entry.read as usize, entry.written as usize)
@@ -478,7 +478,7 @@ fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
 /// Returns the results of a launch with hand-made operands.
 fn indexed(index: &[i32], starts: &[i32], sampling: &[RowSampling], draft: &[i32]) -> (Vec<RowStats>, u32) {
     let kernels = kernels();
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let rows = [logits(1, 24, Shape::Bell(2.0)), logits(2, 24, Shape::Bell(2.0))].concat();
     let mut workspace = vec![NAN; workspace_len(index.len(), 20, false).unwrap()];
     let mut stats = vec![poisoned_stats(); index.len()];
@@ -537,7 +537,7 @@ fn indices_choose_rows_and_positions_and_are_checked() {
 fn a_row_of_logits_that_is_updated_twice() {
     let run = |checking| {
         let kernels = Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }));
-        let stream = kernels.backend().stream();
+        let stream = kernels.runtime().stream();
         let mut logits = vec![0.0f32; 2 * 24];
         let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
         // The first row adds 8 to every logit, the second row 16.

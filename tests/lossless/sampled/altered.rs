@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Calibration, Device, DeviceError, DraftRows, DraftToken, Found,
-    LinearPart, QkTransform, RowKind, SlotRows, Verdict, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftToken, LinearPart,
+    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -63,7 +63,11 @@ impl Rows for AlteredRows<'_> {
 }
 
 impl Altered {
-    fn verify_one(&self, logits: &Buffer, request: &VerifyRows<'_, Buffer>) -> Result<Verdict, DeviceError> {
+    fn verify_one(
+        &self,
+        logits: &Buffer,
+        request: &VerifyRows<'_, Buffer>,
+    ) -> Result<SequenceVerdict, DeviceError> {
         let warped = AlteredRows { logits, request, draft_sampling: request.sampling };
         if let Alteration::Observe(distances) = &self.alteration {
             note(warped, distances);
@@ -103,7 +107,7 @@ impl Altered {
             &decision.weights,
             Stream::new(request.seed, Purpose::ResidualDraw, a, request.start),
         );
-        Ok(Verdict { accepted: a, bonus, next_start: request.start + a + 1 })
+        Ok(SequenceVerdict { accepted: a, bonus, next_start: request.start + a + 1 })
     }
 }
 
@@ -134,7 +138,7 @@ impl Device for Altered {
 
     fn draft(
         &self,
-        calibration: Option<Calibration<'_, Buffer, Self::Linear>>,
+        calibration: Option<CalibratorOutput<'_, Buffer, Self::Linear>>,
         logits: &mut Buffer,
         drafts: &[DraftRows<'_>],
         results: &mut Results,
@@ -144,7 +148,7 @@ impl Device for Altered {
         if !matches!(self.alteration, Alteration::PositionKeyed) {
             return Ok(());
         }
-        let Found { verdicts, drafts: drafted } = &mut results.found;
+        let StepResults { verdicts, drafts: drafted } = &mut results.found;
         let mut rows = first_row..;
         for (draft, drafted) in drafts.iter().zip(&mut drafted[first..]) {
             for (slot, token) in (1..).zip(drafted) {
@@ -167,7 +171,7 @@ impl Device for Altered {
     ) -> Result<(), DeviceError> {
         let verdicts = sequences.iter().map(|request| self.verify_one(logits, request));
         *results = self.cpu.new_results();
-        results.found = Found { verdicts: verdicts.collect::<Result<_, _>>()?, drafts: Vec::new() };
+        results.found = StepResults { verdicts: verdicts.collect::<Result<_, _>>()?, drafts: Vec::new() };
         Ok(())
     }
 
@@ -207,26 +211,26 @@ impl Device for Altered {
         self.cpu.drafted_rows(results)
     }
 
-    fn known<'a>(&self, results: &'a Results) -> Option<&'a [Verdict]> {
-        self.cpu.known(results)
+    fn verdicts_if_ready<'a>(&self, results: &'a Results) -> Option<&'a [SequenceVerdict]> {
+        self.cpu.verdicts_if_ready(results)
     }
 
-    fn follow(
+    fn resolve_groups(
         &self,
         pass: &mut Self::Pass<'_>,
         verdicts: &[usize],
         results: &Results,
     ) -> Result<(), DeviceError> {
-        self.cpu.follow(pass, verdicts, results)
+        self.cpu.resolve_groups(pass, verdicts, results)
     }
 
-    fn select(
+    fn select_drafts(
         &self,
         drafts: &[DraftRows<'_>],
         rows: SlotRows,
         results: &mut Results,
     ) -> Result<(), DeviceError> {
-        self.cpu.select(drafts, rows, results)
+        self.cpu.select_drafts(drafts, rows, results)
     }
 
     fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
@@ -242,7 +246,7 @@ impl Device for Altered {
         self.cpu.embed_bonus(table, results, out)
     }
 
-    fn read(&self, results: &mut Results) -> Result<Found, DeviceError> {
+    fn read(&self, results: &mut Results) -> Result<StepResults, DeviceError> {
         self.cpu.read(results)
     }
 

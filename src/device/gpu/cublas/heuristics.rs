@@ -17,7 +17,7 @@ const MOST_CANDIDATES: usize = 24;
 impl Library {
     /// Returns the algorithms without a split sum that cuBLASLt proposes for products of the first `buckets`
     /// buckets. They are proposed at the timed row counts of each bucket, and listed with all first proposals
-    /// before all second ones, after the `known` algorithms.
+    /// before all second ones, after the `verdicts_if_ready` algorithms.
     pub(super) fn candidates(
         &self,
         shape: Shape,

@@ -9,8 +9,8 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 
 use super::descriptors::Problem;
 use super::product::{Pointers, WORKSPACE_BYTES, driver, failed};
-use crate::backend::{BackendError, ViewMut};
 use crate::device::DeviceError;
+use crate::runtime::{RuntimeError, ViewMut};
 
 /// The cuBLASLt library in a context.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Library {
         if context.cu_ctx() == self.context.cu_ctx() {
             return Ok(());
         }
-        Err(BackendError::Context { kernel: "matrix product" }.into())
+        Err(RuntimeError::Context { kernel: "matrix product" }.into())
     }
 
     /// Copies `bytes` bytes of device memory on the stream. The caller has checked the addresses.

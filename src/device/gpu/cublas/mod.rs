@@ -37,8 +37,8 @@ use selection::Surveyed;
 use trial::GpuTrial;
 
 use super::products::{ProductMemory, ProductOut, Products, Weights};
-use crate::backend::{Backend, Cuda, Element, View, ViewMut};
 use crate::device::DeviceError;
+use crate::runtime::{Cuda, Element, Runtime, View, ViewMut};
 
 pub use library::cublas_is_present;
 pub use plan::ProductAlgorithms;
@@ -103,18 +103,18 @@ impl CublasLt {
     /// [`DeviceError`] of cuBLASLt or the driver, also if memory runs out.
     pub fn survey(
         &self,
-        backend: &Cuda,
+        runtime: &Cuda,
         stream: &Arc<CudaStream>,
         layer: &CublasLayer,
         stride: usize,
         rows: usize,
         logits: bool,
     ) -> Result<Vec<ProductCandidate>, DeviceError> {
-        let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
+        let (shape, pointers) = self.described((runtime, stream), layer, stride, logits)?;
         let buckets = buckets::bucket_of(rows) + 1;
         let algorithms = self.library.candidates(shape, pointers.bias, buckets, &[])?;
         let mut trial =
-            GpuTrial::new(&self.library, (backend, stream), shape, pointers, buckets, &algorithms)?;
+            GpuTrial::new(&self.library, (runtime, stream), shape, pointers, buckets, &algorithms)?;
         let (surveyed, _) = selection::survey(&mut trial, buckets, &[])?;
         let candidate = |surveyed: Surveyed| {
             let Surveyed { algorithm, bucket, seconds, class } = surveyed;
@@ -126,17 +126,17 @@ impl CublasLt {
     /// Returns the shape of a layer's products, and the addresses of its weights and bias.
     fn described(
         &self,
-        (backend, stream): (&Cuda, &Arc<CudaStream>),
+        (runtime, stream): (&Cuda, &Arc<CudaStream>),
         layer: &CublasLayer,
         stride: usize,
         logits: bool,
     ) -> Result<(Shape, Pointers), DeviceError> {
         self.library.check_context(stream.context())?;
         self.library.check_context(layer.weight.context())?;
-        let (weight, bias) = (backend.view(stream, &layer.weight), layer.bias.as_ref());
+        let (weight, bias) = (runtime.view(stream, &layer.weight), layer.bias.as_ref());
         let bias = bias.map(|(half, single)| match logits {
-            true => backend.view(stream, single).address(),
-            false => backend.view(stream, half).address(),
+            true => runtime.view(stream, single).address(),
+            false => runtime.view(stream, half).address(),
         });
         let CublasLayer { in_cols, out_cols, .. } = *layer;
         let shape = Shape { in_cols, out_cols, stride, logits, bias: bias.is_some() };
@@ -145,25 +145,25 @@ impl CublasLt {
 }
 
 impl Products for CublasLt {
-    type Backend = Cuda;
+    type Runtime = Cuda;
     type Layer = CublasLayer;
 
     fn new_layer(
         &self,
-        backend: &Cuda,
+        runtime: &Cuda,
         stream: &Arc<CudaStream>,
         weights: &Weights,
     ) -> Result<CublasLayer, DeviceError> {
         let upload = |host: &[bf16]| -> Result<_, DeviceError> {
-            let mut memory = backend.allocate(stream, host.len())?;
-            backend.upload(stream, host, &mut memory, 0)?;
+            let mut memory = runtime.allocate(stream, host.len())?;
+            runtime.upload(stream, host, &mut memory, 0)?;
             Ok(memory)
         };
         let bias = match &weights.bias {
             Some(host) => {
                 let rounded: Vec<bf16> = host.iter().map(|&x| bf16::from_f32(x)).collect();
-                let mut exact = backend.allocate(stream, host.len())?;
-                backend.upload(stream, host, &mut exact, 0)?;
+                let mut exact = runtime.allocate(stream, host.len())?;
+                runtime.upload(stream, host, &mut exact, 0)?;
                 Some((upload(&rounded)?, exact))
             }
             None => None,
@@ -178,7 +178,7 @@ impl Products for CublasLt {
 
     fn prepare(
         &self,
-        backend: &Cuda,
+        runtime: &Cuda,
         stream: &Arc<CudaStream>,
         layer: &CublasLayer,
         stride: usize,
@@ -188,8 +188,8 @@ impl Products for CublasLt {
         if self.plans.algorithms() == ProductAlgorithms::Any {
             return Ok(());
         }
-        let (shape, pointers) = self.described((backend, stream), layer, stride, logits)?;
-        self.plans.plan(&self.library, (backend, stream), shape, pointers, rows.max(1), 1).map(drop)
+        let (shape, pointers) = self.described((runtime, stream), layer, stride, logits)?;
+        self.plans.plan(&self.library, (runtime, stream), shape, pointers, rows.max(1), 1).map(drop)
     }
 
     /// Returns the predicted seconds, measured by the trial of a shape: interpolated linearly between the two
@@ -208,7 +208,7 @@ impl Products for CublasLt {
 
     fn multiply(
         &self,
-        backend: &Cuda,
+        runtime: &Cuda,
         stream: &Arc<CudaStream>,
         layer: &CublasLayer,
         x: &CudaSlice<bf16>,
@@ -224,24 +224,24 @@ impl Products for CublasLt {
         }
         let ProductOut { stride, first_row, .. } = out;
         let in_cols = layer.in_cols;
-        let weight = backend.view(stream, &layer.weight);
-        let input = part(backend.view(stream, x), elements(&rows, in_cols)?)?;
+        let weight = runtime.view(stream, &layer.weight);
+        let input = part(runtime.view(stream, x), elements(&rows, in_cols)?)?;
         let range = elements(&(first_row..first_row.saturating_add(rows.len())), stride)?;
         let shape =
             |logits| Shape { in_cols, out_cols: layer.out_cols, stride, logits, bias: layer.bias.is_some() };
         let pointers = |out, bias| Pointers { weight: weight.address(), x: input.address(), out, bias };
         match out.memory {
             ProductMemory::Bf16(memory) => {
-                let out = part_mut(backend.view_mut(stream, memory), range)?;
-                let bias = layer.bias.as_ref().map(|(bias, _)| backend.view(stream, bias));
+                let out = part_mut(runtime.view_mut(stream, memory), range)?;
+                let bias = layer.bias.as_ref().map(|(bias, _)| runtime.view(stream, bias));
                 let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
-                self.plans.multiply(&self.library, (backend, stream), shape(false), rows.len(), pointers)
+                self.plans.multiply(&self.library, (runtime, stream), shape(false), rows.len(), pointers)
             }
             ProductMemory::F32(memory) => {
-                let out = part_mut(backend.view_mut(stream, memory), range)?;
-                let bias = layer.bias.as_ref().map(|(_, bias)| backend.view(stream, bias));
+                let out = part_mut(runtime.view_mut(stream, memory), range)?;
+                let bias = layer.bias.as_ref().map(|(_, bias)| runtime.view(stream, bias));
                 let pointers = pointers(out.address(), bias.as_ref().map_or(0, View::address));
-                self.plans.multiply(&self.library, (backend, stream), shape(true), rows.len(), pointers)
+                self.plans.multiply(&self.library, (runtime, stream), shape(true), rows.len(), pointers)
             }
         }
     }

@@ -15,8 +15,8 @@ use super::product::{Pointers, Shape, driver};
 use super::schedule::Schedule;
 use super::trial::GpuTrial;
 use super::{buckets, selection};
-use crate::backend::{Backend, BackendError, Cuda, ViewMut};
 use crate::device::DeviceError;
+use crate::runtime::{Cuda, Runtime, RuntimeError, ViewMut};
 
 /// Rows that a shape is prepared for by default: a part of a prompt.
 const DEFAULT_ROWS: usize = 512;
@@ -86,7 +86,7 @@ impl Plans {
     pub(super) fn plan(
         &self,
         library: &Library,
-        (backend, stream): (&Cuda, &Arc<CudaStream>),
+        (runtime, stream): (&Cuda, &Arc<CudaStream>),
         shape: Shape,
         pointers: Pointers,
         rows: usize,
@@ -115,7 +115,7 @@ impl Plans {
                 return Ok(known);
             }
             // If larger products cannot be tried (memory may have run out), they stay in parts.
-            let extended = chosen(library, (backend, stream), shape, pointers, wanted, Some(&known));
+            let extended = chosen(library, (runtime, stream), shape, pointers, wanted, Some(&known));
             let Ok(Some(extended)) = extended else {
                 known.buckets.store(wanted, Ordering::Relaxed);
                 return Ok(known);
@@ -124,8 +124,8 @@ impl Plans {
             plans.insert((shape, None), plan.clone());
             return Ok(plan);
         }
-        let plan = chosen(library, (backend, stream), shape, pointers, wanted, None)?;
-        let missing = || BackendError::Driver(format!("cuBLASLt has no algorithm for {shape:?}"));
+        let plan = chosen(library, (runtime, stream), shape, pointers, wanted, None)?;
+        let missing = || RuntimeError::Driver(format!("cuBLASLt has no algorithm for {shape:?}"));
         let plan = Arc::new(plan.ok_or_else(missing)?);
         plans.insert((shape, None), plan.clone());
         Ok(plan)
@@ -135,7 +135,7 @@ impl Plans {
     pub(super) fn multiply(
         &self,
         library: &Library,
-        (backend, stream): (&Cuda, &Arc<CudaStream>),
+        (runtime, stream): (&Cuda, &Arc<CudaStream>),
         shape: Shape,
         rows: usize,
         pointers: Pointers,
@@ -143,7 +143,7 @@ impl Plans {
         if rows == 0 {
             return Ok(());
         }
-        let plan = self.plan(library, (backend, stream), shape, pointers, rows, DEFAULT_ROWS)?;
+        let plan = self.plan(library, (runtime, stream), shape, pointers, rows, DEFAULT_ROWS)?;
         plan.run(library, stream, shape, rows, pointers)
     }
 }
@@ -153,7 +153,7 @@ fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<
     let algorithms = library.proposals(shape, bias, rows, 1, true)?;
     if algorithms.is_empty() {
         let missing = format!("cuBLASLt has no algorithm for {rows} rows of {shape:?}");
-        return Err(BackendError::Driver(missing).into());
+        return Err(RuntimeError::Driver(missing).into());
     }
     let problem = Mutex::new(Problem::new(shape, rows, bias)?);
     let buckets = AtomicUsize::new(buckets::COUNT);
@@ -161,10 +161,10 @@ fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<
 }
 
 /// Returns the plan with the algorithms that a trial selects for the first `buckets` buckets. The algorithms
-/// of a `known` plan stay; if that plan has no algorithm for some of its own buckets, there is no plan.
+/// of a `verdicts_if_ready` plan stay; if that plan has no algorithm for some of its own buckets, there is no plan.
 fn chosen(
     library: &Library,
-    (backend, stream): (&Cuda, &Arc<CudaStream>),
+    (runtime, stream): (&Cuda, &Arc<CudaStream>),
     shape: Shape,
     pointers: Pointers,
     buckets: usize,
@@ -180,14 +180,14 @@ fn chosen(
     let earlier = known.map_or(&[][..], |known| &known.algorithms);
     let algorithms = library.candidates(shape, pointers.bias, buckets, earlier)?;
     let schedule = {
-        let mut trial = GpuTrial::new(library, (backend, stream), shape, pointers, buckets, &algorithms)?;
+        let mut trial = GpuTrial::new(library, (runtime, stream), shape, pointers, buckets, &algorithms)?;
         selection::choose(&mut trial, buckets, kept)?
     };
     let Some(schedule) = schedule else { return Ok(None) };
     let padding = match schedule {
         Schedule::Padded { rows, .. } => Some(Mutex::new(Padding {
-            x: backend.allocate(stream, rows * shape.in_cols)?,
-            out: backend.allocate(stream, rows * shape.row_bytes())?,
+            x: runtime.allocate(stream, rows * shape.in_cols)?,
+            out: runtime.allocate(stream, rows * shape.row_bytes())?,
         })),
         Schedule::Buckets(_) | Schedule::Whole => None,
     };
@@ -206,7 +206,7 @@ impl Plan {
         pointers: Pointers,
     ) -> Result<(), DeviceError> {
         for part in self.schedule.parts(rows) {
-            let missing = || BackendError::Driver(format!("no algorithm {} for {shape:?}", part.algorithm));
+            let missing = || RuntimeError::Driver(format!("no algorithm {} for {shape:?}", part.algorithm));
             let algorithm = self.algorithms.get(part.algorithm).ok_or_else(missing)?;
             let pointers = pointers.rows_from(shape, part.rows.start);
             let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,8 +6,8 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::driver::DriverError;
 use half::bf16;
 
-use crate::backend::BackendError;
 use crate::device::DeviceError;
+use crate::runtime::RuntimeError;
 
 /// Scratch memory of a product in bytes: cuBLAS's recommendation for Hopper.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
@@ -48,16 +48,16 @@ impl Pointers {
 }
 
 pub(super) fn failed(error: CublasError) -> DeviceError {
-    BackendError::Driver(format!("cuBLASLt: {error}")).into()
+    RuntimeError::Driver(format!("cuBLASLt: {error}")).into()
 }
 
 pub(super) fn driver(error: DriverError) -> DeviceError {
-    BackendError::Driver(error.to_string()).into()
+    RuntimeError::Driver(error.to_string()).into()
 }
 
 /// Returns the error for a range of memory that is shorter than the product's rows.
 pub(super) fn short(wanted: usize, found: usize) -> DeviceError {
-    BackendError::CopyLength { wanted, found }.into()
+    RuntimeError::CopyLength { wanted, found }.into()
 }
 
 /// Returns the range of elements of rows with `cols` columns each.

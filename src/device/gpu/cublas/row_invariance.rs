@@ -1,6 +1,6 @@
 //! Checks whether an algorithm gives a row the same bits at every row count and in every place of a product.
 //!
-//! This file does not depend on cuBLASLt: a [`Trial`] runs the algorithms, on a GPU or, in the tests,
+//! This file does not depend on cuBLASLt: a [`ProductTrial`] runs the algorithms, on a GPU or, in the tests,
 //! simulated.
 
 use std::ops::Range;
@@ -10,7 +10,7 @@ use super::trial_data::PERIOD;
 
 /// The operands on which algorithms are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Operands {
+pub(super) enum TrialOperands {
     /// Terms that cancel, so that the order of summation shows, on a slice of output ids.
     Cancelling,
     /// Noise of all magnitudes, on the same slice.
@@ -20,7 +20,7 @@ pub(super) enum Operands {
 }
 
 /// The algorithms for the products of one shape, with the means to run them.
-pub(super) trait Trial {
+pub(super) trait ProductTrial {
     /// An error that ends the trial. An algorithm that cannot compute a product is not an error.
     type Error;
 
@@ -28,14 +28,14 @@ pub(super) trait Trial {
     fn algorithms(&self) -> usize;
 
     /// Returns the most rows of a product for which memory was allocated.
-    fn most_rows(&self, operands: Operands) -> usize;
+    fn most_rows(&self, operands: TrialOperands) -> usize;
 
     /// Computes products of ranges of rows of x, which repeat after [`PERIOD`] rows, and passes each row of
     /// the results to `accept`: its index in the period, and its bits. Returns whether the algorithm computed
     /// all products and `accept` returned true for every row; stops at the first failure.
     fn multiply(
         &mut self,
-        operands: Operands,
+        operands: TrialOperands,
         algorithm: usize,
         products: &[Range<usize>],
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,
@@ -62,9 +62,9 @@ impl RowBits {
 
 /// Returns the bits that an algorithm gives each row in products of `rows` rows; `None` if it cannot compute
 /// them, or if it gives a row different bits in two of them.
-pub(super) fn row_bits<T: Trial>(
+pub(super) fn row_bits<T: ProductTrial>(
     trial: &mut T,
-    operands: Operands,
+    operands: TrialOperands,
     algorithm: usize,
     rows: usize,
 ) -> Result<Option<RowBits>, T::Error> {
@@ -84,9 +84,9 @@ pub(super) fn row_bits<T: Trial>(
 }
 
 /// Returns whether an algorithm gives every row of these products the bits in `expected`.
-pub(super) fn agrees<T: Trial>(
+pub(super) fn agrees<T: ProductTrial>(
     trial: &mut T,
-    operands: Operands,
+    operands: TrialOperands,
     algorithm: usize,
     products: &[Range<usize>],
     expected: &RowBits,

@@ -33,7 +33,7 @@ pub(super) struct Timed {
 
 /// A part of a product: one call of the library.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Part {
+pub(super) struct LibraryCall {
     /// Range of the product's rows.
     pub(super) rows: Range<usize>,
     pub(super) algorithm: usize,
@@ -43,7 +43,7 @@ pub(super) struct Part {
 
 impl Schedule {
     /// Returns the calls that compute a product of `rows` rows.
-    pub(super) fn parts(&self, rows: usize) -> impl Iterator<Item = Part> + '_ {
+    pub(super) fn parts(&self, rows: usize) -> impl Iterator<Item = LibraryCall> + '_ {
         let count = match self {
             Self::Buckets(buckets) => rows.div_ceil(most_rows(buckets)),
             Self::Padded { rows: constant, .. } => rows.div_ceil((*constant).max(1)),
@@ -55,14 +55,14 @@ impl Schedule {
                 let part = index * (rows / count) + index.min(rows % count);
                 let len = rows / count + usize::from(index < rows % count);
                 let algorithm = buckets.get(buckets::bucket_of(len)).map_or(0, |timed| timed.algorithm);
-                Part { rows: part..part + len, algorithm, padded: len }
+                LibraryCall { rows: part..part + len, algorithm, padded: len }
             }
             Self::Padded { algorithm, rows: constant, .. } => {
                 let (first, constant) = (index * (*constant).max(1), (*constant).max(1));
                 let rows = first..(first + constant).min(rows);
-                Part { rows, algorithm: *algorithm, padded: constant }
+                LibraryCall { rows, algorithm: *algorithm, padded: constant }
             }
-            Self::Whole => Part { rows: 0..rows, algorithm: 0, padded: rows },
+            Self::Whole => LibraryCall { rows: 0..rows, algorithm: 0, padded: rows },
         })
     }
 
@@ -71,7 +71,7 @@ impl Schedule {
     pub(super) fn seconds(&self, rows: usize) -> Option<f32> {
         match self {
             Self::Buckets(timed) => {
-                let seconds = |part: Part| {
+                let seconds = |part: LibraryCall| {
                     let bucket = buckets::bucket_of(part.rows.len());
                     between(buckets::timed_rows(bucket), timed.get(bucket)?.seconds?, part.rows.len())
                 };

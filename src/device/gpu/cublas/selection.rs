@@ -2,7 +2,7 @@
 
 use super::buckets;
 use super::row_invariance::{
-    Operands, RowBits, Trial, agrees, few_products, products, row_bits, shifted_products,
+    ProductTrial, RowBits, TrialOperands, agrees, few_products, products, row_bits, shifted_products,
 };
 use super::schedule::{Schedule, Timed};
 
@@ -16,7 +16,7 @@ const MOST_SEEN: usize = 257;
 
 /// An algorithm in a bucket, with the results of its checks.
 #[derive(Debug)]
-struct Entry {
+struct Candidate {
     algorithm: usize,
     bucket: usize,
     seconds: Option<[f32; 2]>,
@@ -67,7 +67,7 @@ impl Cost {
 /// bits in all of them. All buckets have equal weight. Large products are computed in parts, or small ones
 /// padded, only if no set of algorithms with equal bits has one for every bucket. `kept` are the algorithms
 /// of buckets that were selected before: they and their bits stay. `None` if there is no way.
-pub(super) fn choose<T: Trial>(
+pub(super) fn choose<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,
     kept: &[Timed],
@@ -101,23 +101,31 @@ pub(super) struct Surveyed {
 }
 
 /// Returns the surveyed algorithms as entries, and the bits of each class.
-fn entries<T: Trial>(
+fn entries<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,
     kept: &[Timed],
-) -> Result<(Vec<Entry>, Vec<RowBits>), T::Error> {
+) -> Result<(Vec<Candidate>, Vec<RowBits>), T::Error> {
     let (surveyed, classes) = survey(trial, buckets, kept)?;
     let entry = |surveyed: Surveyed| {
         let Surveyed { algorithm, bucket, seconds, class } = surveyed;
         let class = class?;
-        Some(Entry { algorithm, bucket, seconds, class, tried: false, refused: false, padded_refused: false })
+        Some(Candidate {
+            algorithm,
+            bucket,
+            seconds,
+            class,
+            tried: false,
+            refused: false,
+            padded_refused: false,
+        })
     };
     Ok((surveyed.into_iter().filter_map(entry).collect(), classes))
 }
 
 /// Returns all algorithms in all buckets in which they can be used, timed and classified, and the bits of
 /// each class.
-pub(super) fn survey<T: Trial>(
+pub(super) fn survey<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,
     kept: &[Timed],
@@ -144,7 +152,7 @@ pub(super) fn survey<T: Trial>(
     let (mut surveyed, mut classes) = (Vec::new(), Vec::new());
     for (algorithm, bucket, seconds) in timed {
         let rows = (*buckets::rows_of(bucket).end()).min(MOST_SEEN);
-        let bits = row_bits(trial, Operands::Cancelling, algorithm, rows)?;
+        let bits = row_bits(trial, TrialOperands::Cancelling, algorithm, rows)?;
         let class = bits.map(|bits| {
             classes.iter().position(|class| *class == bits).unwrap_or_else(|| {
                 classes.push(bits);
@@ -157,7 +165,7 @@ pub(super) fn survey<T: Trial>(
 }
 
 /// Returns the cheapest proposal that has not been refused.
-fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposal> {
+fn cheapest(entries: &[Candidate], buckets: usize, kept: &[Timed]) -> Option<Proposal> {
     let classes = entries.iter().map(|entry| entry.class + 1).max().unwrap_or(0);
     let sets = (0..classes).filter_map(|class| {
         let set = fastest_of_class(entries, class, buckets);
@@ -181,13 +189,13 @@ fn cheapest(entries: &[Entry], buckets: usize, kept: &[Timed]) -> Option<Proposa
 
 /// Returns the fastest entry of a class for each bucket, starting with the first bucket, up to the first
 /// bucket without an entry.
-fn fastest_of_class(entries: &[Entry], class: usize, buckets: usize) -> Vec<usize> {
+fn fastest_of_class(entries: &[Candidate], class: usize, buckets: usize) -> Vec<usize> {
     let fastest = |bucket| {
         let usable = entries
             .iter()
             .enumerate()
             .filter(|(_, entry)| entry.class == class && entry.bucket == bucket && !entry.refused);
-        let seconds = |entry: &Entry| entry.seconds.map_or(f32::INFINITY, mean);
+        let seconds = |entry: &Candidate| entry.seconds.map_or(f32::INFINITY, mean);
         usable.min_by(|(_, a), (_, b)| seconds(a).total_cmp(&seconds(b))).map(|(index, _)| index)
     };
     (0..buckets).map_while(fastest).collect()
@@ -197,10 +205,10 @@ fn mean([first, last]: [f32; 2]) -> f32 {
     (first + last) / 2.0
 }
 
-fn cost(entries: &[Entry], proposal: &Proposal, buckets: usize) -> Cost {
+fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
     let mut cost = Cost { in_parts: true, untimed: 0, seconds: 0.0 };
     // A bucket without an algorithm counts as a product of its largest timed row count.
-    let in_parts = |cost: &mut Cost, bucket: usize, entry: &Entry, rows: usize| {
+    let in_parts = |cost: &mut Cost, bucket: usize, entry: &Candidate, rows: usize| {
         let [_, last] = buckets::timed_rows(bucket);
         cost.add(entry.seconds.map(|[_, seconds]| seconds * last.div_ceil(rows) as f32));
     };
@@ -224,11 +232,11 @@ fn cost(entries: &[Entry], proposal: &Proposal, buckets: usize) -> Cost {
     cost
 }
 
-fn schedule(entries: &[Entry], proposal: &Proposal) -> Schedule {
+fn schedule(entries: &[Candidate], proposal: &Proposal) -> Schedule {
     match proposal {
         Proposal::Buckets(set) => {
             let entries = set.iter().filter_map(|&index| entries.get(index));
-            let timed = |entry: &Entry| Timed { algorithm: entry.algorithm, seconds: entry.seconds };
+            let timed = |entry: &Candidate| Timed { algorithm: entry.algorithm, seconds: entry.seconds };
             Schedule::Buckets(entries.map(timed).collect())
         }
         Proposal::Padded(index) => match entries.get(*index) {
@@ -244,9 +252,9 @@ fn schedule(entries: &[Entry], proposal: &Proposal) -> Schedule {
 
 /// Checks every algorithm of a set: alone on all products of its bucket, and against the first algorithm on
 /// noise and on the model's weights. Returns the entry that gave some row other bits, if there is one.
-fn verify_set<T: Trial>(
+fn verify_set<T: ProductTrial>(
     trial: &mut T,
-    entries: &mut [Entry],
+    entries: &mut [Candidate],
     set: &[usize],
     classes: &[RowBits],
 ) -> Result<Option<usize>, T::Error> {
@@ -257,13 +265,13 @@ fn verify_set<T: Trial>(
         }
         let (algorithm, tried) = (entry.algorithm, products(entry.bucket));
         let Some(expected) = classes.get(entry.class) else { return Ok(Some(index)) };
-        if !agrees(trial, Operands::Cancelling, algorithm, &tried, expected)? {
+        if !agrees(trial, TrialOperands::Cancelling, algorithm, &tried, expected)? {
             return Ok(Some(index));
         }
         entry.tried = true;
     }
     let Some(&first) = set.first() else { return Ok(None) };
-    for operands in [Operands::Noise, Operands::Model] {
+    for operands in [TrialOperands::Noise, TrialOperands::Model] {
         // The first entry belongs to the first bucket, in which rows are alone.
         let alone = entries.get(first).map_or(0, |entry| entry.algorithm);
         let Some(expected) = row_bits(trial, operands, alone, 1)? else { return Ok(Some(first)) };
@@ -281,18 +289,18 @@ fn verify_set<T: Trial>(
 
 /// Returns whether an algorithm gives a row the same bits in every place of a product with the bucket's
 /// largest row count.
-fn verify_padded<T: Trial>(
+fn verify_padded<T: ProductTrial>(
     trial: &mut T,
-    entry: Option<&Entry>,
+    entry: Option<&Candidate>,
     classes: &[RowBits],
 ) -> Result<bool, T::Error> {
     let Some(entry) = entry else { return Ok(false) };
     let rows = *buckets::rows_of(entry.bucket).end();
     let Some(expected) = classes.get(entry.class) else { return Ok(false) };
-    if !agrees(trial, Operands::Cancelling, entry.algorithm, &shifted_products(rows), expected)? {
+    if !agrees(trial, TrialOperands::Cancelling, entry.algorithm, &shifted_products(rows), expected)? {
         return Ok(false);
     }
-    for operands in [Operands::Noise, Operands::Model] {
+    for operands in [TrialOperands::Noise, TrialOperands::Model] {
         if rows > trial.most_rows(operands) {
             return Ok(false);
         }

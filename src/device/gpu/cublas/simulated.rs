@@ -8,7 +8,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::buckets;
-use super::row_invariance::{Operands, Trial, rows_of_x};
+use super::row_invariance::{ProductTrial, TrialOperands, rows_of_x};
 use super::trial_data::{self, PERIOD};
 
 /// Output ids of the simulated products.
@@ -90,7 +90,7 @@ pub(super) struct Simulated {
     pub(super) seconds_a_time: f32,
     pub(super) most_rows: usize,
     /// Operands on which an algorithm uses another order in products of more than 64 rows.
-    pub(super) elsewhere: Option<(Operands, usize)>,
+    pub(super) elsewhere: Option<(TrialOperands, usize)>,
     /// Number of products computed, and number of their result rows that were compared.
     pub(super) products: usize,
     pub(super) rows: usize,
@@ -127,11 +127,11 @@ impl Simulated {
     }
 
     /// Returns the bits of a row.
-    fn bits(&mut self, operands: Operands, sum: Sum, row: usize) -> &[u8] {
+    fn bits(&mut self, operands: TrialOperands, sum: Sum, row: usize) -> &[u8] {
         let (kind, x, weights) = match operands {
-            Operands::Cancelling => (0, &self.x[0], &self.weights[0]),
-            Operands::Noise => (1, &self.x[1], &self.weights[0]),
-            Operands::Model => (2, &self.x[1], &self.weights[1]),
+            TrialOperands::Cancelling => (0, &self.x[0], &self.weights[0]),
+            TrialOperands::Noise => (1, &self.x[1], &self.weights[0]),
+            TrialOperands::Model => (2, &self.x[1], &self.weights[1]),
         };
         let rounds = self.rounds;
         self.known[(kind * Sum::ALL.len() + sum.index()) * PERIOD + row].get_or_insert_with(|| {
@@ -146,7 +146,7 @@ impl Simulated {
     }
 
     /// Returns the fraction of elements that differ between two orders.
-    pub(super) fn differing(&mut self, operands: Operands, a: Sum, b: Sum) -> f64 {
+    pub(super) fn differing(&mut self, operands: TrialOperands, a: Sum, b: Sum) -> f64 {
         let width = if self.rounds { 2 } else { 4 };
         let mut differing = 0;
         for row in 0..PERIOD {
@@ -158,20 +158,20 @@ impl Simulated {
     }
 }
 
-impl Trial for Simulated {
+impl ProductTrial for Simulated {
     type Error = Infallible;
 
     fn algorithms(&self) -> usize {
         self.algorithms.len()
     }
 
-    fn most_rows(&self, operands: Operands) -> usize {
-        if operands == Operands::Model { self.most_rows } else { usize::MAX }
+    fn most_rows(&self, operands: TrialOperands) -> usize {
+        if operands == TrialOperands::Model { self.most_rows } else { usize::MAX }
     }
 
     fn multiply(
         &mut self,
-        operands: Operands,
+        operands: TrialOperands,
         algorithm: usize,
         products: &[Range<usize>],
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,

@@ -20,11 +20,11 @@ use super::buckets;
 use super::descriptors::Problem;
 use super::library::Library;
 use super::product::{Pointers, Shape, driver};
-use super::row_invariance::{Operands, Trial, rows_of_x};
+use super::row_invariance::{ProductTrial, TrialOperands, rows_of_x};
 use super::timing::{LAUNCHES, seconds_each};
 use super::trial_data::{self, PERIOD};
-use crate::backend::{Backend, Cuda, ViewMut};
 use crate::device::DeviceError;
+use crate::runtime::{Cuda, Runtime, ViewMut};
 
 /// Seed of the trial's numbers: all trials of a shape use the same numbers.
 const SEED: u64 = 1;
@@ -61,7 +61,7 @@ struct Side {
 /// The algorithms of cuBLASLt for one shape, and the memory to try them.
 pub(super) struct GpuTrial<'a> {
     library: &'a Library,
-    backend: &'a Cuda,
+    runtime: &'a Cuda,
     stream: &'a Arc<CudaStream>,
     algorithms: &'a [cublasLtMatmulAlgo_t],
     model: Side,
@@ -119,7 +119,7 @@ impl<'a> GpuTrial<'a> {
     /// model's weights and bias.
     pub(super) fn new(
         library: &'a Library,
-        (backend, stream): (&'a Cuda, &'a Arc<CudaStream>),
+        (runtime, stream): (&'a Cuda, &'a Arc<CudaStream>),
         shape: Shape,
         pointers: Pointers,
         buckets: usize,
@@ -130,22 +130,22 @@ impl<'a> GpuTrial<'a> {
         let ids = slice_ids(shape);
         let slice = Shape { out_cols: ids, stride: ids.next_multiple_of(8), ..shape };
         let host = trial_data::weights(SEED, ids, shape.in_cols);
-        let mut weights = backend.allocate::<bf16>(stream, host.len())?;
-        backend.upload(stream, &host, &mut weights, 0)?;
+        let mut weights = runtime.allocate::<bf16>(stream, host.len())?;
+        runtime.upload(stream, &host, &mut weights, 0)?;
         let mut bias = match shape.bias {
-            true => Some(backend.allocate::<f32>(stream, ids)?),
+            true => Some(runtime.allocate::<f32>(stream, ids)?),
             false => None,
         };
-        let weight = backend.view_mut(stream, &mut weights).address();
-        let zeros = bias.as_mut().map_or(0, |bias| backend.view_mut(stream, bias).address());
+        let weight = runtime.view_mut(stream, &mut weights).address();
+        let zeros = bias.as_mut().map_or(0, |bias| runtime.view_mut(stream, bias).address());
 
         let [_, most_timed] = buckets::timed_rows(buckets.saturating_sub(1));
         let model_rows = most_timed.min(RESULT_BYTES / shape.row_bytes().max(1)).max(1);
         let slice_rows = SLICE_ROWS.min(rows_of_x(buckets).max(buckets::rows_of(3).count()));
         let bytes = (model_rows * shape.row_bytes()).max(slice_rows * slice.row_bytes());
-        let out = backend.allocate(stream, bytes)?;
-        let x = backend.allocate(stream, rows_of_x(buckets) * shape.in_cols)?;
-        let period = backend.allocate(stream, PERIOD * shape.in_cols)?;
+        let out = runtime.allocate(stream, bytes)?;
+        let x = runtime.allocate(stream, rows_of_x(buckets) * shape.in_cols)?;
+        let period = runtime.allocate(stream, PERIOD * shape.in_cols)?;
         let periods = [trial_data::cancelling(SEED, shape.in_cols), trial_data::noise(SEED, shape.in_cols)];
         let weight_bytes = shape.in_cols * shape.out_cols * size_of::<bf16>();
         let side = |shape, weight, bias, most_rows| -> Result<Side, DeviceError> {
@@ -153,7 +153,7 @@ impl<'a> GpuTrial<'a> {
         };
         let mut trial = GpuTrial {
             library,
-            backend,
+            runtime,
             stream,
             algorithms,
             model: side(shape, pointers.weight, pointers.bias, model_rows)?,
@@ -178,11 +178,11 @@ impl<'a> GpuTrial<'a> {
         if last.is_some_and(|last| last.elapsed() < STAYS_WARM) {
             return Ok(());
         }
-        self.load(Operands::Noise)?;
+        self.load(TrialOperands::Noise)?;
         let rows = self.model.most_rows;
         let begun = Instant::now();
         for index in 0..self.algorithms.len() {
-            while begun.elapsed() < WARM_UP && self.enqueue(Operands::Model, index, 0..rows, 0).is_ok() {
+            while begun.elapsed() < WARM_UP && self.enqueue(TrialOperands::Model, index, 0..rows, 0).is_ok() {
                 self.stream.synchronize().map_err(driver)?;
             }
         }
@@ -190,18 +190,18 @@ impl<'a> GpuTrial<'a> {
     }
 
     /// Copies rows of x to the device, if it holds other rows.
-    fn load(&mut self, operands: Operands) -> Result<(), DeviceError> {
-        let kind = usize::from(operands != Operands::Cancelling);
+    fn load(&mut self, operands: TrialOperands) -> Result<(), DeviceError> {
+        let kind = usize::from(operands != TrialOperands::Cancelling);
         if self.loaded == Some(kind) {
             return Ok(());
         }
         self.loaded = None;
         let Some(host) = self.periods.get(kind) else { return Ok(()) };
-        self.backend.upload(self.stream, host, &mut self.period, 0)?;
+        self.runtime.upload(self.stream, host, &mut self.period, 0)?;
         let len = self.x.len();
         for first in (0..len).step_by(host.len().max(1)) {
             let copied = 0..host.len().min(len - first);
-            self.backend.copy(self.stream, &self.period, copied, &mut self.x, first)?;
+            self.runtime.copy(self.stream, &self.period, copied, &mut self.x, first)?;
         }
         self.loaded = Some(kind);
         Ok(())
@@ -210,15 +210,15 @@ impl<'a> GpuTrial<'a> {
     /// Enqueues a product of some rows of x on the stream; its results go to row `to` of the results.
     fn enqueue(
         &mut self,
-        operands: Operands,
+        operands: TrialOperands,
         algorithm: usize,
         rows: Range<usize>,
         to: usize,
     ) -> Result<(), DeviceError> {
-        let side = if operands == Operands::Model { &mut self.model } else { &mut self.slice };
+        let side = if operands == TrialOperands::Model { &mut self.model } else { &mut self.slice };
         let Some(algorithm) = self.algorithms.get(algorithm) else { return Ok(()) };
-        let x = self.backend.view(self.stream, &self.x).address();
-        let out = self.backend.view_mut(self.stream, &mut self.out).address();
+        let x = self.runtime.view(self.stream, &self.x).address();
+        let out = self.runtime.view_mut(self.stream, &mut self.out).address();
         let pointers = Pointers { weight: side.weight, x, out, bias: side.bias };
         let pointers = Pointers {
             out: pointers.rows_from(side.shape, to).out,
@@ -244,7 +244,7 @@ impl<'a> GpuTrial<'a> {
         while left > 0 {
             let count = left.min(at_once);
             self.host.resize(count * row_bytes, 0);
-            self.backend.download(self.stream, &self.out, first * row_bytes, &mut self.host)?;
+            self.runtime.download(self.stream, &self.out, first * row_bytes, &mut self.host)?;
             for (bits, row) in self.host.chunks_exact(row_bytes.max(1)).zip(&mut rows) {
                 if !accept(row % PERIOD, bits.get(..used).unwrap_or(bits)) {
                     return Ok(false);
@@ -262,26 +262,26 @@ impl Drop for GpuTrial<'_> {
     }
 }
 
-impl Trial for GpuTrial<'_> {
+impl ProductTrial for GpuTrial<'_> {
     type Error = DeviceError;
 
     fn algorithms(&self) -> usize {
         self.algorithms.len()
     }
 
-    fn most_rows(&self, operands: Operands) -> usize {
-        if operands == Operands::Model { self.model.most_rows } else { self.slice.most_rows }
+    fn most_rows(&self, operands: TrialOperands) -> usize {
+        if operands == TrialOperands::Model { self.model.most_rows } else { self.slice.most_rows }
     }
 
     fn multiply(
         &mut self,
-        operands: Operands,
+        operands: TrialOperands,
         algorithm: usize,
         products: &[Range<usize>],
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,
     ) -> Result<bool, DeviceError> {
         self.load(operands)?;
-        let side = if operands == Operands::Model { &self.model } else { &self.slice };
+        let side = if operands == TrialOperands::Model { &self.model } else { &self.slice };
         let (most, shape) = (side.most_rows, side.shape);
         let (mut first, mut used) = (0, 0);
         for (index, rows) in products.iter().enumerate() {
@@ -312,16 +312,16 @@ impl Trial for GpuTrial<'_> {
             return Ok(None);
         }
         let measured = rows.min(self.model.most_rows);
-        self.load(Operands::Noise)?;
+        self.load(TrialOperands::Noise)?;
         // The first launch is not captured: cuBLASLt loads the kernel, which a capture might refuse.
-        if self.enqueue(Operands::Model, algorithm, 0..measured, 0).is_err() {
+        if self.enqueue(TrialOperands::Model, algorithm, 0..measured, 0).is_err() {
             return Ok(None);
         }
         if let Some(displacing) = &mut self.rotated.displacing {
             self.stream.memset_zeros(displacing).map_err(driver)?;
         }
-        let x = self.backend.view(self.stream, &self.x).address();
-        let out = self.backend.view_mut(self.stream, &mut self.out).address();
+        let x = self.runtime.view(self.stream, &self.x).address();
+        let out = self.runtime.view_mut(self.stream, &mut self.out).address();
         let (stream, bias, addresses) = (self.stream, self.model.bias, &self.rotated.addresses);
         let mut workspace = self.library.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = ViewMut::cuda(&mut *workspace, stream);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::metadata::Metadata;
 use super::quantization::TensorType;
-use super::reader::{Fault, Reader};
+use super::reader::{ReadFault, Reader};
 use crate::model::LoadError;
 use crate::model::format::files::{Bytes, open};
 use crate::model::format::json::Fields;
@@ -65,7 +65,7 @@ impl Header {
             let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(io)?;
             let ended = read == 0 || bytes.len() >= file_len;
             match parse(&bytes, file_len) {
-                Err(Fault::End) if !ended => wanted = wanted.saturating_mul(2).min(file_len),
+                Err(ReadFault::End) if !ended => wanted = wanted.saturating_mul(2).min(file_len),
                 parsed => return Self::new(path, Arc::new(bytes), parsed),
             }
         }
@@ -78,7 +78,7 @@ impl Header {
         Self::new(path, bytes, parsed)
     }
 
-    fn new(path: &Path, bytes: Bytes, parsed: Result<Parsed, Fault>) -> Result<Self, LoadError> {
+    fn new(path: &Path, bytes: Bytes, parsed: Result<Parsed, ReadFault>) -> Result<Self, LoadError> {
         let Parsed { metadata, tensors: listed } = parsed.map_err(|fault| fault.in_file(path))?;
         let mut tensors = BTreeMap::new();
         for (name, info) in listed {
@@ -139,17 +139,17 @@ struct Parsed {
 }
 
 /// Reads a header from `bytes`, the beginning of a file of `file_len` bytes.
-fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, Fault> {
+fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, ReadFault> {
     let mut reader = Reader::at(bytes, 0);
     if reader.array()? != *b"GGUF" {
-        return Err(Fault::invalid("it does not begin with `GGUF`"));
+        return Err(ReadFault::invalid("it does not begin with `GGUF`"));
     }
     match reader.u32()? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 1..=3) => {
-            return Err(Fault::invalid("it is big-endian, which is not supported"));
+            return Err(ReadFault::invalid("it is big-endian, which is not supported"));
         }
-        version => return Err(Fault::invalid(format!("it is of version {version}; supported: 2, 3"))),
+        version => return Err(ReadFault::invalid(format!("it is of version {version}; supported: 2, 3"))),
     }
     let tensor_count = reader.u64()?;
     let pair_count = reader.u64()?;
@@ -159,22 +159,22 @@ fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, Fault> {
     for _ in 0..tensor_count {
         infos.push(RawInfo::parse(&mut reader)?);
     }
-    let data_start = reader.position().checked_next_multiple_of(alignment).ok_or(Fault::End)?;
+    let data_start = reader.position().checked_next_multiple_of(alignment).ok_or(ReadFault::End)?;
     let tensors = infos
         .into_iter()
         .map(|info| info.locate(data_start, alignment, file_len))
-        .collect::<Result<Vec<_>, Fault>>()?;
+        .collect::<Result<Vec<_>, ReadFault>>()?;
     reject_overlaps(&tensors)?;
     Ok(Parsed { metadata, tensors })
 }
 
-fn alignment(metadata: &Metadata) -> Result<usize, Fault> {
+fn alignment(metadata: &Metadata) -> Result<usize, ReadFault> {
     let key = "general.alignment";
     let fields = metadata.fields(Path::new(""));
     let value = fields.count(key, MAX_ALIGNMENT).ok().map(|value| value.unwrap_or(DEFAULT_ALIGNMENT));
     value
         .filter(|value| value.is_power_of_two())
-        .ok_or_else(|| Fault::invalid(format!("`{key}` is not a power of two up to {MAX_ALIGNMENT}")))
+        .ok_or_else(|| ReadFault::invalid(format!("`{key}` is not a power of two up to {MAX_ALIGNMENT}")))
 }
 
 /// A tensor description in the file's own layout.
@@ -188,13 +188,13 @@ struct RawInfo<'a> {
 }
 
 impl<'a> RawInfo<'a> {
-    fn parse(reader: &mut Reader<'a>) -> Result<Self, Fault> {
+    fn parse(reader: &mut Reader<'a>) -> Result<Self, ReadFault> {
         let name = reader.text()?;
         let rank = reader.u32()?;
         if rank > MAX_DIMENSIONS {
-            return Err(Fault::invalid(format!("tensor `{}` has {rank} dimensions", shorten(name))));
+            return Err(ReadFault::invalid(format!("tensor `{}` has {rank} dimensions", shorten(name))));
         }
-        let dimensions = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<u64>, Fault>>()?;
+        let dimensions = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<u64>, ReadFault>>()?;
         Ok(Self { name, dimensions, kind: reader.u32()?, offset: reader.u64()? })
     }
 
@@ -203,8 +203,8 @@ impl<'a> RawInfo<'a> {
         data_start: usize,
         alignment: usize,
         file_len: usize,
-    ) -> Result<(String, TensorInfo), Fault> {
-        let wrong = |what: &str| Fault::invalid(format!("tensor `{}` {what}", shorten(self.name)));
+    ) -> Result<(String, TensorInfo), ReadFault> {
+        let wrong = |what: &str| ReadFault::invalid(format!("tensor `{}` {what}", shorten(self.name)));
         let too_large = || wrong("has more elements than there can be");
         let shape: Vec<usize> = self
             .dimensions
@@ -243,7 +243,7 @@ impl<'a> RawInfo<'a> {
 }
 
 /// Rejects tensors that share bytes: they could be dequantised to any multiple of the file's size.
-fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), Fault> {
+fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), ReadFault> {
     let mut ranges: Vec<(&Range<usize>, &str)> = tensors
         .iter()
         .filter_map(|(name, info)| info.stored.as_ref().ok().map(|stored| (&stored.bytes, name.as_str())))
@@ -252,7 +252,7 @@ fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), Fault> {
     ranges.sort_by_key(|(bytes, _)| bytes.start);
     match ranges.windows(2).find(|pair| matches!(pair, [(a, _), (b, _)] if a.end > b.start)) {
         Some([(_, a), (_, b)]) => {
-            Err(Fault::invalid(format!("tensors `{}` and `{}` overlap", shorten(a), shorten(b))))
+            Err(ReadFault::invalid(format!("tensors `{}` and `{}` overlap", shorten(a), shorten(b))))
         }
         _ => Ok(()),
     }

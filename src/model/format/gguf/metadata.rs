@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Number, Value};
 
-use super::reader::{Fault, Reader};
+use super::reader::{ReadFault, Reader};
 use crate::model::LoadError;
 use crate::model::format::json::Fields;
 
@@ -85,7 +85,7 @@ pub(super) struct Metadata {
 
 impl Metadata {
     /// Reads `count` key-value pairs.
-    pub(super) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Self, Fault> {
+    pub(super) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Self, ReadFault> {
         let mut metadata = Self::default();
         for _ in 0..count {
             let key = reader.text()?;
@@ -99,7 +99,7 @@ impl Metadata {
                 scalar => read_value(reader, scalar)?,
             };
             if metadata.values.insert(key.to_owned(), value).is_some() {
-                return Err(Fault::invalid(format!("key `{key}` occurs more than once")));
+                return Err(ReadFault::invalid(format!("key `{key}` occurs more than once")));
             }
         }
         Ok(metadata)
@@ -138,7 +138,7 @@ impl Metadata {
         key: &str,
         element: ValueType,
         expected: &str,
-        read: impl Fn(&mut Reader<'a>) -> Result<T, Fault>,
+        read: impl Fn(&mut Reader<'a>) -> Result<T, ReadFault>,
     ) -> Result<Option<Vec<T>>, LoadError> {
         if !self.values.contains_key(key) {
             return Ok(None);
@@ -148,30 +148,30 @@ impl Metadata {
         let mut reader = Reader::at(bytes, array.bytes.start);
         (0..array.len)
             .map(|_| read(&mut reader))
-            .collect::<Result<Vec<T>, Fault>>()
+            .collect::<Result<Vec<T>, ReadFault>>()
             .map(Some)
             .map_err(|fault| fault.in_file(path))
     }
 }
 
-fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, Fault> {
+fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, ReadFault> {
     let number = reader.u32()?;
     ValueType::from_number(number).ok_or_else(|| {
-        Fault::invalid(format!("key `{key}` has a value of type {number}, which there is not"))
+        ReadFault::invalid(format!("key `{key}` has a value of type {number}, which there is not"))
     })
 }
 
 /// Reads over an array whose `value_type` has been read already.
-fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, Fault> {
+fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, ReadFault> {
     if depth == MAX_DEPTH {
-        return Err(Fault::invalid(format!("key `{key}` nests arrays more than {MAX_DEPTH} deep")));
+        return Err(ReadFault::invalid(format!("key `{key}` nests arrays more than {MAX_DEPTH} deep")));
     }
     let element = value_type(reader, key)?;
     let len = reader.count()?;
     let start = reader.position();
     match element.size() {
         Some(size) => {
-            let bytes = len.checked_mul(size).ok_or(Fault::End)?;
+            let bytes = len.checked_mul(size).ok_or(ReadFault::End)?;
             reader.take(bytes)?;
         }
         // An element has at least its own length in the file, so this loop ends at the end of the file.
@@ -182,7 +182,7 @@ fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array,
 }
 
 /// Returns the first elements of an array, followed by the number of the remaining elements.
-fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, Fault> {
+fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, ReadFault> {
     let mut reader = reader.reread(array.bytes.start);
     let shown = if array.element == ValueType::Array { 0 } else { array.len.min(SHOWN_ELEMENTS) };
     let mut elements = Vec::with_capacity(shown + 1);
@@ -196,7 +196,7 @@ fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, Fault> {
 }
 
 /// Reads a value that is not an array.
-fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, Fault> {
+fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, ReadFault> {
     // JSON has no infinity and no NaN. As text, they give an error where a number is expected.
     let float = |x: f64| Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number);
     Ok(match value_type {
@@ -213,7 +213,7 @@ fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, F
         ValueType::Bool => match reader.array()? {
             [0] => false.into(),
             [1] => true.into(),
-            [other] => return Err(Fault::invalid(format!("a flag has the value {other}"))),
+            [other] => return Err(ReadFault::invalid(format!("a flag has the value {other}"))),
         },
         ValueType::String | ValueType::Array => reader.text()?.into(),
     })

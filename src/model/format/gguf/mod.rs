@@ -26,7 +26,7 @@ mod tensors;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::files::{Access, Bytes, load};
+use super::files::{Bytes, FileAccess, load};
 use crate::model::LoadError;
 pub(in crate::model) use header::Header;
 
@@ -44,7 +44,7 @@ impl Gguf {
     /// not a GGUF file; [`LoadError::DuplicateTensor`].
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
-        unsafe { Self::open(path, Access::Read) }
+        unsafe { Self::open(path, FileAccess::Read) }
     }
 
     /// Like [`read`](Self::read), but maps the file instead of copying it.
@@ -56,7 +56,7 @@ impl Gguf {
     /// The errors of [`read`](Self::read).
     pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller promises that the file does not change.
-        unsafe { Self::open(path, Access::Map) }
+        unsafe { Self::open(path, FileAccess::Map) }
     }
 
     /// Parses the contents of a file that is already in memory; `path` is its name in errors.
@@ -68,8 +68,8 @@ impl Gguf {
     }
 
     /// # Safety
-    /// With [`Access::Map`], the promise of [`map`](Self::map).
-    pub(in crate::model) unsafe fn open(path: &Path, access: Access) -> Result<Self, LoadError> {
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    pub(in crate::model) unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
         // SAFETY: the caller makes the same promise.
         let bytes = unsafe { load(path, access)? };
         Self::new(path, bytes)

@@ -7,14 +7,14 @@ use crate::model::load_error::shorten;
 
 /// The reason why a header could not be read.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum ReadFault {
     /// The bytes end before the header does.
     End,
     /// The bytes are not a valid header.
     Invalid(String),
 }
 
-impl Fault {
+impl ReadFault {
     pub(super) fn invalid(reason: impl Into<String>) -> Self {
         Self::Invalid(reason.into())
     }
@@ -50,42 +50,42 @@ impl<'a> Reader<'a> {
         self.position
     }
 
-    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Fault> {
-        let end = self.position.checked_add(len).ok_or(Fault::End)?;
-        let taken = self.bytes.get(self.position..end).ok_or(Fault::End)?;
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], ReadFault> {
+        let end = self.position.checked_add(len).ok_or(ReadFault::End)?;
+        let taken = self.bytes.get(self.position..end).ok_or(ReadFault::End)?;
         self.position = end;
         Ok(taken)
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        self.take(N)?.try_into().map_err(|_| Fault::End)
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], ReadFault> {
+        self.take(N)?.try_into().map_err(|_| ReadFault::End)
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Fault> {
+    pub(super) fn u32(&mut self) -> Result<u32, ReadFault> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, Fault> {
+    pub(super) fn u64(&mut self) -> Result<u64, ReadFault> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// Reads the number of elements of a list whose elements take at least one byte each.
-    pub(super) fn count(&mut self) -> Result<usize, Fault> {
-        let count = usize::try_from(self.u64()?).map_err(|_| Fault::End)?;
-        if count > self.bytes.len().saturating_sub(self.position) { Err(Fault::End) } else { Ok(count) }
+    pub(super) fn count(&mut self) -> Result<usize, ReadFault> {
+        let count = usize::try_from(self.u64()?).map_err(|_| ReadFault::End)?;
+        if count > self.bytes.len().saturating_sub(self.position) { Err(ReadFault::End) } else { Ok(count) }
     }
 
     /// Reads the bytes of a string: its length in eight bytes, then that number of bytes.
-    pub(super) fn string(&mut self) -> Result<&'a [u8], Fault> {
+    pub(super) fn string(&mut self) -> Result<&'a [u8], ReadFault> {
         let len = self.count()?;
         self.take(len)
     }
 
     /// Reads a string that must be UTF-8.
-    pub(super) fn text(&mut self) -> Result<&'a str, Fault> {
+    pub(super) fn text(&mut self) -> Result<&'a str, ReadFault> {
         let bytes = self.string()?;
         std::str::from_utf8(bytes).map_err(|_| {
-            Fault::invalid(format!("`{}` is not UTF-8", shorten(&String::from_utf8_lossy(bytes))))
+            ReadFault::invalid(format!("`{}` is not UTF-8", shorten(&String::from_utf8_lossy(bytes))))
         })
     }
 }

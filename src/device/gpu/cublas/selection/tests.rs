@@ -108,8 +108,8 @@ fn orders_show_in_terms_that_cancel_and_hide_in_noise() {
     for cols in WIDTHS {
         let mut trial = Simulated::new(7, cols);
         for other in [Sum::Chunks(8), Sum::Split(2)] {
-            let hidden = trial.differing(Operands::Noise, RIGHT, other);
-            let shown = trial.differing(Operands::Cancelling, RIGHT, other);
+            let hidden = trial.differing(TrialOperands::Noise, RIGHT, other);
+            let shown = trial.differing(TrialOperands::Cancelling, RIGHT, other);
             println!("{cols} columns, {other:?}: {hidden:.4} of noise, {shown:.4} of terms that cancel");
             assert!(hidden < 0.02, "{cols}, {other:?}: {hidden}");
             assert!(shown > 0.4, "{cols}, {other:?}: {shown}");
@@ -258,7 +258,7 @@ fn an_algorithm_whose_results_change_is_refused() {
 
 #[test]
 fn noise_and_the_models_weights_are_tried_too() {
-    for operands in [Operands::Noise, Operands::Model] {
+    for operands in [TrialOperands::Noise, TrialOperands::Model] {
         let offered = vec![Algorithm::constant(RIGHT, FAST), Algorithm::constant(RIGHT, SLOW)];
         let mut trial = Simulated::new(1, 576).offering(offered);
         trial.rounds = false;

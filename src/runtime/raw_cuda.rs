@@ -1,4 +1,4 @@
-//! A CUDA backend for streams and tensors that another framework owns, given by their addresses.
+//! A CUDA runtime for streams and tensors that another framework owns, given by their addresses.
 //!
 //! cudarc cannot wrap a stream that it did not create. Here the owner vouches for its stream, so an engine in
 //! C++ or Python can run the kernels on its own streams, inside its own captures, over its own memory.
@@ -10,56 +10,56 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, result};
 
 use super::cuda::{Cuda, driver};
-use super::{Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
+use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewMut};
 
 /// The kernels in a CUDA context, for streams of any origin.
 ///
 /// ```no_run
-/// use flexdraft::backend::{Cuda, Foreign, ForeignStream, View};
+/// use flexdraft::runtime::{Cuda, RawCuda, RawStream, View};
 /// use flexdraft::kernels::Kernels;
 /// use half::bf16;
 ///
 /// # fn of_the_framework() -> (u64, u64, usize) { (0, 0, 0) }
 /// let context = Cuda::context(0)?; // the primary one, as frameworks use it
-/// let kernels = Kernels::new(Foreign::new(&context)?);
+/// let kernels = Kernels::new(RawCuda::new(&context)?);
 /// let (stream, tensor, elements) = of_the_framework(); // a cudaStream_t and a data pointer
 /// // SAFETY: the stream is of that context, and outlives its use here.
-/// let stream = unsafe { ForeignStream::new(&context, stream) };
+/// let stream = unsafe { RawStream::new(&context, stream) };
 /// // SAFETY: nothing writes or frees the tensor before the kernels that are given this view have run.
 /// let tensor: View<'_, bf16> = unsafe { View::from_raw(tensor, elements, stream.queue()) };
-/// # Ok::<(), flexdraft::backend::BackendError>(())
+/// # Ok::<(), flexdraft::runtime::RuntimeError>(())
 /// ```
 #[derive(Debug)]
-pub struct Foreign(Cuda);
+pub struct RawCuda(Cuda);
 
 /// A CUDA stream, given by its address.
 #[derive(Clone, Debug)]
-pub struct ForeignStream {
+pub struct RawStream {
     context: Arc<CudaContext>,
     address: u64,
 }
 
-/// Device memory that [`Foreign`] allocated for one stream. Dropping it waits for the work on the device.
+/// Device memory that [`RawCuda`] allocated for one stream. Dropping it waits for the work on the device.
 #[derive(Debug)]
-pub struct ForeignMemory<T> {
-    stream: ForeignStream,
+pub struct RawMemory<T> {
+    stream: RawStream,
     address: u64,
     len: usize,
     elements: PhantomData<T>,
 }
 
-impl Foreign {
+impl RawCuda {
     /// Loads the kernels into `context`.
     ///
     /// # Errors
     ///
     /// The errors of [`Cuda::new`].
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
-        Cuda::new(context).map(Foreign)
+    pub fn new(context: &Arc<CudaContext>) -> Result<Self, RuntimeError> {
+        Cuda::new(context).map(RawCuda)
     }
 }
 
-impl ForeignStream {
+impl RawStream {
     /// Wraps the stream at `address`, a `CUstream` or `cudaStream_t`; 0 is the legacy default stream.
     ///
     /// # Safety
@@ -67,7 +67,7 @@ impl ForeignStream {
     /// `address` is a stream of `context`. It is not destroyed before this object, its clones and all memory
     /// that was allocated with them are dropped.
     pub unsafe fn new(context: &Arc<CudaContext>, address: u64) -> Self {
-        ForeignStream { context: context.clone(), address }
+        RawStream { context: context.clone(), address }
     }
 
     /// Returns the stream's queue, which [`View::from_raw`] needs.
@@ -79,26 +79,26 @@ impl ForeignStream {
         self.address as *mut _
     }
 
-    fn bind(&self) -> Result<(), BackendError> {
+    fn bind(&self) -> Result<(), RuntimeError> {
         self.context.bind_to_thread().map_err(driver)
     }
 }
 
-impl<T: Element> ForeignMemory<T> {
+impl<T: Element> RawMemory<T> {
     /// Returns the address of elements `range`, for copies on `stream`.
-    fn part(&self, stream: &ForeignStream, range: &Range<usize>) -> Result<u64, BackendError> {
+    fn part(&self, stream: &RawStream, range: &Range<usize>) -> Result<u64, RuntimeError> {
         if stream.queue() != self.stream.queue() {
-            return Err(BackendError::Driver("the memory was allocated for another stream".into()));
+            return Err(RuntimeError::Driver("the memory was allocated for another stream".into()));
         }
         if range.start > range.end || range.end > self.len {
-            return Err(BackendError::CopyLength { wanted: range.end, found: self.len });
+            return Err(RuntimeError::CopyLength { wanted: range.end, found: self.len });
         }
         stream.bind()?;
         Ok(self.address + (range.start * size_of::<T>()) as u64)
     }
 }
 
-impl<T> Drop for ForeignMemory<T> {
+impl<T> Drop for RawMemory<T> {
     fn drop(&mut self) {
         if self.address == 0 {
             return;
@@ -115,26 +115,22 @@ fn from(first: usize, len: usize) -> Range<usize> {
     first..first.saturating_add(len)
 }
 
-impl Backend for Foreign {
-    type Stream = ForeignStream;
-    type Memory<T: Element> = ForeignMemory<T>;
+impl Runtime for RawCuda {
+    type Stream = RawStream;
+    type Memory<T: Element> = RawMemory<T>;
 
     fn limits(&self) -> Limits {
         self.0.limits()
     }
 
-    fn queue(&self, stream: &ForeignStream) -> QueueId {
+    fn queue(&self, stream: &RawStream) -> QueueId {
         stream.queue()
     }
 
-    fn allocate<T: Element>(
-        &self,
-        stream: &ForeignStream,
-        len: usize,
-    ) -> Result<ForeignMemory<T>, BackendError> {
-        let too_long = || BackendError::Driver(format!("{len} elements are more than there can be"));
+    fn allocate<T: Element>(&self, stream: &RawStream, len: usize) -> Result<RawMemory<T>, RuntimeError> {
+        let too_long = || RuntimeError::Driver(format!("{len} elements are more than there can be"));
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_long)?;
-        let mut memory = ForeignMemory { stream: stream.clone(), address: 0, len, elements: PhantomData };
+        let mut memory = RawMemory { stream: stream.clone(), address: 0, len, elements: PhantomData };
         if bytes > 0 {
             stream.bind()?;
             // SAFETY: the memory has this size, and is set completely before anything else on the stream
@@ -149,11 +145,11 @@ impl Backend for Foreign {
 
     fn upload<T: Element>(
         &self,
-        stream: &ForeignStream,
+        stream: &RawStream,
         source: &[T],
-        to: &mut ForeignMemory<T>,
+        to: &mut RawMemory<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let to = to.part(stream, &from(first, source.len()))?;
         if source.is_empty() {
             return Ok(());
@@ -169,11 +165,11 @@ impl Backend for Foreign {
 
     fn download<T: Element>(
         &self,
-        stream: &ForeignStream,
-        source: &ForeignMemory<T>,
+        stream: &RawStream,
+        source: &RawMemory<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let source = source.part(stream, &from(first, to.len()))?;
         // SAFETY: both ranges have this length, and the copy has finished when this returns.
         unsafe {
@@ -186,12 +182,12 @@ impl Backend for Foreign {
 
     fn copy<T: Element>(
         &self,
-        stream: &ForeignStream,
-        source: &ForeignMemory<T>,
+        stream: &RawStream,
+        source: &RawMemory<T>,
         range: Range<usize>,
-        to: &mut ForeignMemory<T>,
+        to: &mut RawMemory<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let bytes = range.len() * size_of::<T>();
         let (source, to) = (source.part(stream, &range)?, to.part(stream, &from(first, range.len()))?);
         if bytes == 0 {
@@ -201,23 +197,19 @@ impl Backend for Foreign {
         unsafe { result::memcpy_dtod_async(to, source, bytes, stream.raw()) }.map_err(driver)
     }
 
-    fn view<'a, T: Element>(&self, _: &'a ForeignStream, memory: &'a ForeignMemory<T>) -> View<'a, T> {
+    fn view<'a, T: Element>(&self, _: &'a RawStream, memory: &'a RawMemory<T>) -> View<'a, T> {
         // SAFETY: the view borrows the memory, whose drop waits for launches. The view belongs to the
         // memory's own stream, so a launch on another stream is refused.
         unsafe { View::from_raw(memory.address, memory.len, memory.stream.queue()) }
     }
 
-    fn view_mut<'a, T: Element>(
-        &self,
-        _: &'a ForeignStream,
-        memory: &'a mut ForeignMemory<T>,
-    ) -> ViewMut<'a, T> {
+    fn view_mut<'a, T: Element>(&self, _: &'a RawStream, memory: &'a mut RawMemory<T>) -> ViewMut<'a, T> {
         // SAFETY: as in `view`.
         unsafe { ViewMut::from_raw(memory.address, memory.len, memory.stream.queue()) }
     }
 
-    unsafe fn launch(&self, stream: &ForeignStream, launch: &Launch<'_>) -> Result<(), BackendError> {
-        // SAFETY: the caller makes this promise. `ForeignStream::new`'s caller promised that the stream is
+    unsafe fn launch(&self, stream: &RawStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
+        // SAFETY: the caller makes this promise. `RawStream::new`'s caller promised that the stream is
         // alive and belongs to its context.
         unsafe { self.0.launch_on(&stream.context, stream.raw(), launch) }
     }

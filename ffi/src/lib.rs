@@ -1,7 +1,7 @@
 //! A C interface of the kernels: `benches/peers` calls them from Python, on PyTorch's tensors and streams, next to the
 //! libraries that they are compared with.
 //!
-//! Without a GPU the kernels run on the SIMT host, on CPU tensors, so that the comparison itself can be tested
+//! Without a GPU the kernels run on the SIMT emulator, on CPU tensors, so that the comparison itself can be tested
 //! anywhere.
 //!
 //! Every function returns null or a nonzero status on failure, and [`flexdraft_error`] returns the reason. Pointers are
@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use machine::{Machine, On};
 pub use operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOperands, SamplingRule, VerifyRule};
 
-/// The kernels on some backend, and the error of the last call.
+/// The kernels on some runtime, and the error of the last call.
 pub struct Bridge {
     machine: Box<dyn Machine>,
     error: CString,
@@ -49,7 +49,7 @@ impl Bridge {
     }
 }
 
-/// Loads the kernels for CUDA device `device`, or the SIMT host for −1. On failure the result is null and `error`, of
+/// Loads the kernels for CUDA device `device`, or the SIMT emulator for −1. On failure the result is null and `error`, of
 /// `error_bytes` bytes of host memory, gets a C string.
 ///
 /// # Safety

@@ -1,4 +1,4 @@
-// The state of the SIMT host: a CTA whose threads are fibers, and the tables of kernels that kernel files export.
+// The state of the SIMT emulator: a CTA whose threads are fibers, and the tables of kernels that kernel files export.
 //
 // A launch belongs to the host thread that called it: everything here is thread-local, so tests may run launches in
 // parallel. Kernel files include this header through device.h; nothing in it runs device code.

@@ -1,4 +1,4 @@
-//! The CUDA backend: runs kernels on a GPU through the CUDA driver.
+//! The CUDA runtime: runs kernels on a GPU through the CUDA driver.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -14,7 +14,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverErr
 use cudarc::nvrtc::Ptx;
 
 use super::view::cuda_queue;
-use super::{Backend, BackendError, Element, Launch, Limits, QueueId, View, ViewMut};
+use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewMut};
 
 /// One compiled kernel source: machine code for sm_80 and sm_90a, and PTX for later architectures.
 #[derive(Debug)]
@@ -33,12 +33,12 @@ static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 #[derive(Debug)]
 pub struct Cuda {
     context: Arc<CudaContext>,
-    kernels: HashMap<&'static str, Kernel>,
+    kernels: HashMap<&'static str, LoadedKernel>,
     limits: Limits,
 }
 
 #[derive(Debug)]
-struct Kernel {
+struct LoadedKernel {
     function: CudaFunction,
     /// Dynamic shared memory that one of the kernel's CTAs may have, in bytes.
     shared_bytes: u32,
@@ -49,12 +49,12 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// [`BackendError::Unavailable`] if there is no CUDA driver or no such device.
-    pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, BackendError> {
+    /// [`RuntimeError::Unavailable`] if there is no CUDA driver or no such device.
+    pub fn context(ordinal: usize) -> Result<Arc<CudaContext>, RuntimeError> {
         if !driver_is_present() {
-            return Err(BackendError::Unavailable("the CUDA driver is not installed".into()));
+            return Err(RuntimeError::Unavailable("the CUDA driver is not installed".into()));
         }
-        CudaContext::new(ordinal).map_err(|error| BackendError::Unavailable(error.to_string()))
+        CudaContext::new(ordinal).map_err(|error| RuntimeError::Unavailable(error.to_string()))
     }
 
     /// Returns the names of the kernels that this build contains as device code: none without nvcc.
@@ -66,15 +66,15 @@ impl Cuda {
     ///
     /// # Errors
     ///
-    /// [`BackendError::NoDeviceCode`] if the crate was built without nvcc, [`BackendError::Unavailable`] for
-    /// a device below compute capability 8.0, [`BackendError::NoKernel`] for an image that lacks a kernel,
-    /// otherwise [`BackendError::Driver`].
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self, BackendError> {
+    /// [`RuntimeError::NoDeviceCode`] if the crate was built without nvcc, [`RuntimeError::Unavailable`] for
+    /// a device below compute capability 8.0, [`RuntimeError::NoKernel`] for an image that lacks a kernel,
+    /// otherwise [`RuntimeError::Driver`].
+    pub fn new(context: &Arc<CudaContext>) -> Result<Self, RuntimeError> {
         let images = device_code(IMAGES)?;
         let (major, minor) = context.compute_capability().map_err(driver)?;
         if major < 8 {
             let found = format!("compute capability {major}.{minor}; the kernels need 8.0");
-            return Err(BackendError::Unavailable(found));
+            return Err(RuntimeError::Unavailable(found));
         }
         let attribute =
             |attribute| Ok(u32::try_from(context.attribute(attribute).map_err(driver)?).unwrap_or_default());
@@ -93,12 +93,12 @@ impl Cuda {
             let module = context.load_module(Ptx::from_binary(image.fatbin.to_vec())).map_err(unloadable)?;
             for &name in image.kernels {
                 let function = module.load_function(name).map_err(|error| match error.0 {
-                    CUresult::CUDA_ERROR_NOT_FOUND => BackendError::NoKernel(name),
+                    CUresult::CUDA_ERROR_NOT_FOUND => RuntimeError::NoKernel(name),
                     _ => driver(error),
                 })?;
                 let shared_bytes = allow_shared_memory(&function, opt_in).map_err(driver)?;
                 limits.shared_bytes_per_cta = limits.shared_bytes_per_cta.min(shared_bytes);
-                kernels.insert(name, Kernel { function, shared_bytes });
+                kernels.insert(name, LoadedKernel { function, shared_bytes });
             }
         }
         Ok(Cuda { context: context.clone(), kernels, limits })
@@ -108,23 +108,23 @@ impl Cuda {
     ///
     /// # Safety
     ///
-    /// The promises of [`Backend::launch`]; and `stream` is alive and belongs to `context`.
+    /// The promises of [`Runtime::launch`]; and `stream` is alive and belongs to `context`.
     pub(super) unsafe fn launch_on(
         &self,
         context: &CudaContext,
         stream: CUstream,
         launch: &Launch<'_>,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let name = launch.kernel;
-        let kernel = self.kernels.get(name).ok_or(BackendError::NoKernel(name))?;
+        let kernel = self.kernels.get(name).ok_or(RuntimeError::NoKernel(name))?;
         if context.cu_ctx() != self.context.cu_ctx() {
-            return Err(BackendError::Context { kernel: name });
+            return Err(RuntimeError::Context { kernel: name });
         }
         if launch.shared_bytes > kernel.shared_bytes {
             let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
-            return Err(BackendError::SharedMemory { kernel: name, needed, allowed });
+            return Err(RuntimeError::SharedMemory { kernel: name, needed, allowed });
         }
-        let failed = |error: DriverError| BackendError::Failed { kernel: name, message: error.to_string() };
+        let failed = |error: DriverError| RuntimeError::Failed { kernel: name, message: error.to_string() };
         self.context.bind_to_thread().map_err(failed)?;
         // The driver copies the only parameter, the struct, before it returns.
         let mut params = [launch.params.cast_mut()];
@@ -153,8 +153,8 @@ impl Drop for Cuda {
 }
 
 /// Returns `images`, or an error if there are none.
-fn device_code(images: &'static [Image]) -> Result<&'static [Image], BackendError> {
-    if images.is_empty() { Err(BackendError::NoDeviceCode) } else { Ok(images) }
+fn device_code(images: &'static [Image]) -> Result<&'static [Image], RuntimeError> {
+    if images.is_empty() { Err(RuntimeError::NoDeviceCode) } else { Ok(images) }
 }
 
 /// Allows the CTAs of `function` all the dynamic shared memory that its static shared memory leaves of
@@ -182,13 +182,13 @@ fn is_pageable<T>(memory: &[T]) -> bool {
     memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
 }
 
-pub(super) fn driver(error: DriverError) -> BackendError {
-    BackendError::Driver(error.to_string())
+pub(super) fn driver(error: DriverError) -> RuntimeError {
+    RuntimeError::Driver(error.to_string())
 }
 
-fn unloadable(error: DriverError) -> BackendError {
+fn unloadable(error: DriverError) -> RuntimeError {
     let remedy = "the driver has to be as new as the CUDA whose nvcc built them";
-    BackendError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
+    RuntimeError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
 }
 
 /// The fallback of [`driver_is_present`]. If another crate of the build makes cudarc link libcuda, a running
@@ -207,7 +207,7 @@ fn driver_is_present() -> bool {
     unsafe { is_culib_present() }
 }
 
-impl Backend for Cuda {
+impl Runtime for Cuda {
     type Stream = Arc<CudaStream>;
     type Memory<T: Element> = CudaSlice<T>;
 
@@ -219,7 +219,7 @@ impl Backend for Cuda {
         cuda_queue(stream)
     }
 
-    fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaSlice<T>, BackendError> {
+    fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaSlice<T>, RuntimeError> {
         stream.alloc_zeros(len).map_err(driver)
     }
 
@@ -229,13 +229,13 @@ impl Backend for Cuda {
         from: &[T],
         to: &mut CudaSlice<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
-        let mut to = to.try_slice_mut(range).ok_or(BackendError::CopyLength { wanted, found })?;
+        let mut to = to.try_slice_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
         // A graph would read `from` again when it runs.
         if stream.capture_status().map_err(driver)? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-            return Err(BackendError::Driver("memory of the host cannot be uploaded in a capture".into()));
+            return Err(RuntimeError::Driver("memory of the host cannot be uploaded in a capture".into()));
         }
         stream.memcpy_htod(from, &mut to).map_err(driver)?;
         // The driver has read pageable memory when it returns. It reads other memory when the copy runs.
@@ -248,10 +248,10 @@ impl Backend for Cuda {
         from: &CudaSlice<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
-        let from = from.try_slice(range).ok_or(BackendError::CopyLength { wanted, found })?;
+        let from = from.try_slice(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
         stream.memcpy_dtoh(&from, to).map_err(driver)?;
         stream.synchronize().map_err(driver)
     }
@@ -263,8 +263,8 @@ impl Backend for Cuda {
         range: Range<usize>,
         to: &mut CudaSlice<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
-        let short = |wanted, found| BackendError::CopyLength { wanted, found };
+    ) -> Result<(), RuntimeError> {
+        let short = |wanted, found| RuntimeError::CopyLength { wanted, found };
         let (end, len) = (range.end, range.len());
         let from = from.try_slice(range).ok_or(short(end, from.len()))?;
         let (end, found) = (first.saturating_add(len), to.len());
@@ -284,7 +284,7 @@ impl Backend for Cuda {
         ViewMut::cuda(memory, stream)
     }
 
-    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError> {
+    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         // SAFETY: the caller makes this promise; the stream is alive and belongs to its context.
         unsafe { self.launch_on(stream.context(), stream.cu_stream(), launch) }
     }
@@ -296,8 +296,8 @@ mod tests {
 
     #[test]
     fn a_build_without_device_code_says_so() {
-        assert_eq!(device_code(&[]).map(<[Image]>::len), Err(BackendError::NoDeviceCode));
-        let message = BackendError::NoDeviceCode.to_string();
+        assert_eq!(device_code(&[]).map(<[Image]>::len), Err(RuntimeError::NoDeviceCode));
+        let message = RuntimeError::NoDeviceCode.to_string();
         assert!(message.contains("NVCC") && message.contains("cuda/install_nvcc.sh"), "{message}");
     }
 
@@ -317,7 +317,7 @@ mod tests {
     fn a_missing_driver_is_an_error() {
         // Depending on the machine, an error or a context, but never cudarc's panic.
         match Cuda::context(usize::from(u16::MAX)) {
-            Err(BackendError::Unavailable(message)) => assert!(!message.is_empty()),
+            Err(RuntimeError::Unavailable(message)) => assert!(!message.is_empty()),
             other => panic!("{other:?}"),
         }
     }

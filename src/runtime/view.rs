@@ -20,7 +20,7 @@ impl Element for bf16 {}
 /// Identity of a queue that orders accesses to memory: one launch may use two views if their ids are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QueueId {
-    /// The context: a device's context, or a SIMT host.
+    /// The context: a device's context, or a SIMT emulator.
     pub context: u64,
     /// The stream within the context.
     pub stream: u64,
@@ -180,7 +180,7 @@ impl<'a, T: Element> View<'a, T> {
     /// # use std::sync::Arc;
     /// # use cudarc::driver::{CudaSlice, CudaStream};
     /// fn len(memory: CudaSlice<f32>, stream: Arc<CudaStream>) -> usize {
-    ///     let view = flexdraft::backend::View::cuda(&memory, &stream);
+    ///     let view = flexdraft::runtime::View::cuda(&memory, &stream);
     ///     let len = view.len();
     ///     drop(view);
     ///     drop((memory, stream));
@@ -193,7 +193,7 @@ impl<'a, T: Element> View<'a, T> {
     /// ```compile_fail,E0505
     /// # use cudarc::driver::{CudaSlice, CudaStream};
     /// fn len(memory: CudaSlice<f32>, stream: &CudaStream) -> usize {
-    ///     let view = flexdraft::backend::View::cuda(&memory, stream);
+    ///     let view = flexdraft::runtime::View::cuda(&memory, stream);
     ///     drop(memory);
     ///     view.len()
     /// }
@@ -205,7 +205,7 @@ impl<'a, T: Element> View<'a, T> {
     /// # use std::sync::Arc;
     /// # use cudarc::driver::{CudaSlice, CudaStream};
     /// fn len(memory: &CudaSlice<f32>, stream: Arc<CudaStream>) -> usize {
-    ///     let view = flexdraft::backend::View::cuda(memory, &stream);
+    ///     let view = flexdraft::runtime::View::cuda(memory, &stream);
     ///     drop(stream);
     ///     view.len()
     /// }
@@ -223,7 +223,7 @@ impl<'a, T: Element> ViewMut<'a, T> {
     ///
     /// ```no_run
     /// # use cudarc::driver::{CudaSlice, CudaStream};
-    /// # use flexdraft::backend::{View, ViewMut};
+    /// # use flexdraft::runtime::{View, ViewMut};
     /// fn len(memory: &mut CudaSlice<f32>, stream: &CudaStream) -> usize {
     ///     let written = ViewMut::cuda(memory, stream).len();
     ///     View::cuda(memory, stream).len() + written
@@ -232,7 +232,7 @@ impl<'a, T: Element> ViewMut<'a, T> {
     ///
     /// ```compile_fail,E0502
     /// # use cudarc::driver::{CudaSlice, CudaStream};
-    /// # use flexdraft::backend::{View, ViewMut};
+    /// # use flexdraft::runtime::{View, ViewMut};
     /// fn len(memory: &mut CudaSlice<f32>, stream: &CudaStream) -> usize {
     ///     let written = ViewMut::cuda(memory, stream);
     ///     View::cuda(memory, stream).len() + written.len()

@@ -1,12 +1,12 @@
-//! The backends that run kernels: a GPU, or the SIMT host that executes the same sources on the CPU.
+//! The runtimes that run kernels: a GPU, or the SIMT emulator that executes the same sources on the CPU.
 //!
-//! A [`Backend`] launches kernels by name, each with one parameter struct, like `cuLaunchKernel`. The code
-//! that checks operands, fills the struct and chooses the grid is therefore the same for every backend, and
+//! A [`Runtime`] launches kernels by name, each with one parameter struct, like `cuLaunchKernel`. The code
+//! that checks operands, fills the struct and chooses the grid is therefore the same for every runtime, and
 //! the tests run it. Memory belongs to the caller: operands are [`View`]s, which record the queue (context
 //! and stream) that orders accesses to them.
 
 mod cuda;
-mod foreign;
+mod raw_cuda;
 #[cfg(feature = "simt")]
 pub mod simt;
 mod view;
@@ -14,7 +14,7 @@ mod view;
 use std::ops::Range;
 
 pub use cuda::Cuda;
-pub use foreign::{Foreign, ForeignMemory, ForeignStream};
+pub use raw_cuda::{RawCuda, RawMemory, RawStream};
 #[cfg(feature = "simt")]
 pub use simt::{Simt, SimtOptions, SimtStream};
 pub use view::{Access, Element, QueueId, Region, View, ViewMut};
@@ -45,15 +45,15 @@ pub struct Launch<'a> {
     pub params: *const std::ffi::c_void,
     /// The size of the parameter struct, in bytes.
     pub params_bytes: usize,
-    /// The memory that the struct's pointers lead to. Hardware ignores this list. The checked SIMT host
+    /// The memory that the struct's pointers lead to. Hardware ignores this list. The checked SIMT emulator
     /// reports any access outside of it and counts the bytes accessed per region.
     pub regions: &'a [Region],
 }
 
-/// An error of a backend: a launch that did not happen or failed, or another failed request.
+/// An error of a runtime: a launch that did not happen or failed, or another failed request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum BackendError {
+pub enum RuntimeError {
     /// There is no driver, or no such device.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
@@ -83,7 +83,7 @@ pub enum BackendError {
         /// The kernel's name.
         kernel: &'static str,
     },
-    /// The driver, or the SIMT host, reported an error.
+    /// The driver, or the SIMT emulator, reported an error.
     #[error("kernel `{kernel}`: {message}")]
     Failed {
         /// The kernel's name.
@@ -105,11 +105,11 @@ pub enum BackendError {
 }
 
 /// A processor that runs kernels.
-pub trait Backend: Send + Sync + 'static {
+pub trait Runtime: Send + Sync + 'static {
     /// An ordered queue of launches. On CUDA this is a stream, which the caller owns.
     type Stream: std::fmt::Debug + Send + Sync;
 
-    /// Memory that the backend owns.
+    /// Memory that the runtime owns.
     type Memory<T: Element>: std::fmt::Debug + Send + Sync;
 
     /// Returns the resources that kernels may use.
@@ -119,19 +119,19 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`] if memory runs out.
+    /// [`RuntimeError`] if memory runs out.
     fn allocate<T: Element>(
         &self,
         stream: &Self::Stream,
         len: usize,
-    ) -> Result<Self::Memory<T>, BackendError>;
+    ) -> Result<Self::Memory<T>, RuntimeError>;
 
     /// Copies `from` to the elements of `to` from `first` on, after all earlier work on `stream`. `from` has
     /// been read when this returns: if it is page-locked, this waits for the stream.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `to` is too short, or an error of the driver. Also an error while
+    /// [`RuntimeError::CopyLength`] if `to` is too short, or an error of the driver. Also an error while
     /// `stream` is captured, because a graph would read `from` again.
     fn upload<T: Element>(
         &self,
@@ -139,27 +139,27 @@ pub trait Backend: Send + Sync + 'static {
         from: &[T],
         to: &mut Self::Memory<T>,
         first: usize,
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), RuntimeError>;
 
     /// Copies the elements of `from` from `first` on to `to`. Waits until all earlier work on `stream` has
     /// run and the copy is done.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `from` is too short, or an error of the driver.
+    /// [`RuntimeError::CopyLength`] if `from` is too short, or an error of the driver.
     fn download<T: Element>(
         &self,
         stream: &Self::Stream,
         from: &Self::Memory<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), RuntimeError>;
 
     /// Copies the elements `range` of `from` to `to`, where they start at element `first`.
     ///
     /// # Errors
     ///
-    /// [`BackendError::CopyLength`] if `from` or `to` is too short, or an error of the driver.
+    /// [`RuntimeError::CopyLength`] if `from` or `to` is too short, or an error of the driver.
     fn copy<T: Element>(
         &self,
         stream: &Self::Stream,
@@ -167,29 +167,29 @@ pub trait Backend: Send + Sync + 'static {
         range: Range<usize>,
         to: &mut Self::Memory<T>,
         first: usize,
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), RuntimeError>;
 
     /// Views owned memory as an operand that a kernel on `stream` reads. The view can outlive neither memory
     /// nor stream:
     ///
     /// ```no_run
-    /// # use flexdraft::backend::{Backend, View};
-    /// fn view<'a, B: Backend>(backend: &B, stream: &'a B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
-    ///     backend.view(stream, memory)
+    /// # use flexdraft::runtime::{Runtime, View};
+    /// fn view<'a, B: Runtime>(runtime: &B, stream: &'a B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    ///     runtime.view(stream, memory)
     /// }
     /// ```
     ///
     /// ```compile_fail,E0515
-    /// # use flexdraft::backend::{Backend, View};
-    /// fn view<'a, B: Backend>(backend: &B, stream: &'a B::Stream, memory: B::Memory<f32>) -> View<'a, f32> {
-    ///     backend.view(stream, &memory)
+    /// # use flexdraft::runtime::{Runtime, View};
+    /// fn view<'a, B: Runtime>(runtime: &B, stream: &'a B::Stream, memory: B::Memory<f32>) -> View<'a, f32> {
+    ///     runtime.view(stream, &memory)
     /// }
     /// ```
     ///
     /// ```compile_fail,E0515
-    /// # use flexdraft::backend::{Backend, View};
-    /// fn view<'a, B: Backend>(backend: &B, stream: B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
-    ///     backend.view(&stream, memory)
+    /// # use flexdraft::runtime::{Runtime, View};
+    /// fn view<'a, B: Runtime>(runtime: &B, stream: B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    ///     runtime.view(&stream, memory)
     /// }
     /// ```
     fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a Self::Memory<T>) -> View<'a, T>;
@@ -214,7 +214,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError`]; nothing was launched then. The SIMT host is an exception: it runs a launch at once
+    /// [`RuntimeError`]; nothing was launched then. The SIMT emulator is an exception: it runs a launch at once
     /// and reports here the errors that it found during the run.
-    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), BackendError>;
+    unsafe fn launch(&self, stream: &Self::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError>;
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 use flexdraft::device::DeviceError;
-use flexdraft::device::gpu::Ceilings;
+use flexdraft::device::gpu::Peaks;
 use flexdraft::kernels::KernelError;
 
 use crate::cases::Prepared;
@@ -28,8 +28,7 @@ pub fn measure(
     stream: &Arc<CudaStream>,
     timer: &mut Timer,
 ) -> Result<Device, DeviceError> {
-    let Ceilings { device, copy_bytes_per_second, product_flops_per_second } =
-        Ceilings::measure(context, stream)?;
+    let Peaks { device, copy_bytes_per_second, product_flops_per_second } = Peaks::measure(context, stream)?;
     let mut nothing = timer.seconds(LAUNCHES, &mut Nothing)?;
     nothing.sort_by(f64::total_cmp);
     let seconds_of_nothing = nothing[LAUNCHES / 2];

@@ -9,12 +9,12 @@ use serde::Serialize;
 /// The limits of the device that steps are timed on.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum Ceilings {
-    Cpu(CpuCeilings),
-    Gpu(gpu::Ceilings),
+pub enum Peaks {
+    Cpu(CpuPeaks),
+    Gpu(gpu::Peaks),
 }
 
-impl Ceilings {
+impl Peaks {
     /// Memory bandwidth that a step's floor is computed with, in bytes per second.
     pub fn bytes_per_second(&self) -> f64 {
         match self {
@@ -40,7 +40,7 @@ impl Ceilings {
 
 /// The limits of the CPU with a number of threads.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct CpuCeilings {
+pub struct CpuPeaks {
     /// Bandwidth of a sum over memory, in bytes per second.
     pub read_bytes_per_second: f64,
     /// Throughput of f32 fused multiply-adds on registers alone, in floating-point operations per second.
@@ -57,7 +57,7 @@ const CHAINS: usize = 12;
 /// Rounds of the arithmetic loop: a few hundredths of a second.
 const ROUNDS: usize = 4 << 20;
 
-impl CpuCeilings {
+impl CpuPeaks {
     /// Measures both limits, reading `bytes` bytes of memory.
     pub fn measure(threads: usize, bytes: usize) -> Self {
         Self {

@@ -1,11 +1,11 @@
-//! Tests of the C interface on the SIMT host, called as from C.
+//! Tests of the C interface on the SIMT emulator, called as from C.
 
 #![allow(missing_docs)]
 
 use std::ffi::CStr;
 use std::ptr;
 
-use flexdraft_bridge::*;
+use flexdraft_ffi::*;
 use half::bf16;
 
 fn simt() -> *mut Bridge {

@@ -1,15 +1,15 @@
-//! The kernels on the SIMT host or on a GPU, behind one trait.
+//! The kernels on the SIMT emulator or on a GPU, behind one trait.
 
 use std::any::Any;
 
-use flexdraft::backend::{
-    Backend, Cuda, Element, Foreign, ForeignStream, Simt, SimtOptions, SimtStream, View, ViewMut,
-};
 use flexdraft::kernels::acceptance::{Accept, MAX_COMMITTED, SampledRows};
 use flexdraft::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, Sample};
 use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
+use flexdraft::runtime::{
+    Cuda, Element, RawCuda, RawStream, Runtime, Simt, SimtOptions, SimtStream, View, ViewMut,
+};
 
 use crate::Outcome;
 use crate::operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOperands};
@@ -26,11 +26,11 @@ pub trait Machine {
     unsafe fn accept(&self, stream: u64, operands: &AcceptOperands) -> Outcome<()>;
 }
 
-/// Converts a stream's address to a stream of the backend.
-type Streams<B> = Box<dyn Fn(&B, u64) -> <B as Backend>::Stream>;
+/// Converts a stream's address to a stream of the runtime.
+type Streams<B> = Box<dyn Fn(&B, u64) -> <B as Runtime>::Stream>;
 
-/// The kernels on one backend.
-pub struct On<B: Backend> {
+/// The kernels on one runtime.
+pub struct On<B: Runtime> {
     kernels: Kernels<B>,
     stream: Streams<B>,
 }
@@ -42,27 +42,27 @@ impl On<Simt> {
     }
 }
 
-impl On<Foreign> {
+impl On<RawCuda> {
     pub fn gpu(ordinal: usize) -> Outcome<Self> {
         let context = Cuda::context(ordinal)?;
-        let kernels = Kernels::new(Foreign::new(&context)?);
+        let kernels = Kernels::new(RawCuda::new(&context)?);
         // SAFETY: callers of the interface promise that streams belong to the primary context and are alive.
-        let stream = move |_: &Foreign, address| unsafe { ForeignStream::new(&context, address) };
+        let stream = move |_: &RawCuda, address| unsafe { RawStream::new(&context, address) };
         Ok(On { kernels, stream: Box::new(stream) })
     }
 }
 
 /// A pass on the device, and the sizes of its tensors.
-struct OnDevice<B: Backend> {
+struct OnDevice<B: Runtime> {
     tables: PassTables<B>,
     page_size: usize,
     cached: usize,
 }
 
 /// Creates views of addresses on one stream.
-struct Views<'a, B: Backend>(&'a B, &'a B::Stream);
+struct Views<'a, B: Runtime>(&'a B, &'a B::Stream);
 
-impl<'a, B: Backend> Views<'a, B> {
+impl<'a, B: Runtime> Views<'a, B> {
     /// # Safety
     ///
     /// The conditions of [`View::from_raw`].
@@ -80,15 +80,15 @@ impl<'a, B: Backend> Views<'a, B> {
     }
 }
 
-impl<B: Backend> On<B> {
+impl<B: Runtime> On<B> {
     fn stream(&self, address: u64) -> B::Stream {
-        (self.stream)(self.kernels.backend(), address)
+        (self.stream)(self.kernels.runtime(), address)
     }
 }
 
-impl<B: Backend> Machine for On<B> {
+impl<B: Runtime> Machine for On<B> {
     unsafe fn pass(&self, stream: u64, layout: &PassLayout) -> Outcome<Box<dyn Any>> {
-        let (stream, backend) = (self.stream(stream), self.kernels.backend());
+        let (stream, runtime) = (self.stream(stream), self.kernels.runtime());
         let size = |value: u64| usize::try_from(value);
         let (batch, each) = (size(layout.batch)?, size(layout.pages_each)?);
         // SAFETY: the caller's promise about `page_ids`.
@@ -99,16 +99,16 @@ impl<B: Backend> Machine for On<B> {
         let rows = |pages| SequenceRows { pages, start, candidates, groups: (0..groups).collect(), slots };
         let pass = Pass { sequences: ids.chunks(each.max(1)).map(rows).collect() };
         let paging = Paging { pages: size(layout.pages)?, page_size: size(layout.page_size)? };
-        let mut tables = PassTables::new(backend, &stream, batch, each)?;
-        tables.upload(backend, &stream, &pass, paging)?;
+        let mut tables = PassTables::new(runtime, &stream, batch, each)?;
+        tables.upload(runtime, &stream, &pass, paging)?;
         let (page_size, cached) = (paging.page_size, paging.pages * paging.page_size);
         Ok(Box::new(OnDevice::<B> { tables, page_size, cached }))
     }
 
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, args: &AttentionOperands) -> Outcome<()> {
-        let pass = pass.downcast_ref::<OnDevice<B>>().ok_or("the pass is of another backend")?;
+        let pass = pass.downcast_ref::<OnDevice<B>>().ok_or("the pass is of another runtime")?;
         let stream = self.stream(stream);
-        let views = Views(self.kernels.backend(), &stream);
+        let views = Views(self.kernels.runtime(), &stream);
         let shape = AttentionShape {
             q_heads: usize::try_from(args.q_heads)?,
             kv_heads: usize::try_from(args.kv_heads)?,
@@ -141,7 +141,7 @@ impl<B: Backend> Machine for On<B> {
 
     unsafe fn sample(&self, stream: u64, args: &SampleOperands) -> Outcome<()> {
         let stream = self.stream(stream);
-        let views = Views(self.kernels.backend(), &stream);
+        let views = Views(self.kernels.runtime(), &stream);
         let (rows, vocab) = (usize::try_from(args.rows)?, usize::try_from(args.vocab)?);
         let (stride, rank) = (usize::try_from(args.stride)?, usize::try_from(args.rank)?);
         // SAFETY: the caller's promise about addresses.
@@ -174,7 +174,7 @@ impl<B: Backend> Machine for On<B> {
 
     unsafe fn accept(&self, stream: u64, args: &AcceptOperands) -> Outcome<()> {
         let stream = self.stream(stream);
-        let views = Views(self.kernels.backend(), &stream);
+        let views = Views(self.kernels.runtime(), &stream);
         let (batch, drafts) = (usize::try_from(args.batch)?, usize::try_from(args.drafts)?);
         let (vocab, stride) = (usize::try_from(args.vocab)?, usize::try_from(args.stride)?);
         let (targets, drawn) = (batch * (drafts + 1), batch * drafts);

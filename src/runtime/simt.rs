@@ -1,4 +1,4 @@
-//! The SIMT host: runs the CUDA kernel sources, compiled as C++, on the CPU. Each CUDA thread is a fiber.
+//! The SIMT emulator: runs the CUDA kernel sources, compiled as C++, on the CPU. Each CUDA thread is a fiber.
 //!
 //! It tests the kernels on machines without a GPU, and is far too slow for anything else. Device memory is
 //! host memory, and operands are slices. A launch runs to its end at once, on the calling thread.
@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Access, Backend, BackendError, Element, Launch, Limits, QueueId, Region, View, ViewMut};
+use super::{Access, Element, Launch, Limits, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
 /// The checks that the host makes while a kernel runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,7 +42,7 @@ pub struct SimtOptions {
     pub schedule: u64,
 }
 
-/// A backend that runs kernels on the CPU.
+/// A runtime that runs kernels on the CPU.
 #[derive(Debug)]
 pub struct Simt {
     options: SimtOptions,
@@ -218,8 +218,8 @@ impl Simt {
     ///
     /// # Errors
     ///
-    /// The [`BackendError`] of the launch that failed.
-    pub unsafe fn replay(&self, recording: &Recording) -> Result<(), BackendError> {
+    /// The [`RuntimeError`] of the launch that failed.
+    pub unsafe fn replay(&self, recording: &Recording) -> Result<(), RuntimeError> {
         recording.launches.iter().try_for_each(|recorded| {
             let launch = Launch {
                 kernel: recorded.kernel,
@@ -245,7 +245,7 @@ impl SimtStream {
     /// Views a slice as an operand that a kernel reads. The view borrows the slice,
     ///
     /// ```
-    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// # let simt = flexdraft::runtime::Simt::new(Default::default());
     /// let memory = vec![1.0f32; 8];
     /// let stream = simt.stream();
     /// let view = stream.view(&memory);
@@ -257,7 +257,7 @@ impl SimtStream {
     /// which can neither be freed meanwhile
     ///
     /// ```compile_fail,E0505
-    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// # let simt = flexdraft::runtime::Simt::new(Default::default());
     /// let memory = vec![1.0f32; 8];
     /// let stream = simt.stream();
     /// let view = stream.view(&memory);
@@ -268,7 +268,7 @@ impl SimtStream {
     /// nor written by another kernel:
     ///
     /// ```compile_fail,E0502
-    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// # let simt = flexdraft::runtime::Simt::new(Default::default());
     /// let mut memory = vec![1.0f32; 8];
     /// let stream = simt.stream();
     /// let (read, written) = (stream.view(&memory), stream.view_mut(&mut memory));
@@ -282,7 +282,7 @@ impl SimtStream {
     /// Views a slice as an operand that a kernel writes. Only one such view of a slice can exist:
     ///
     /// ```compile_fail,E0499
-    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// # let simt = flexdraft::runtime::Simt::new(Default::default());
     /// let mut memory = vec![1.0f32; 8];
     /// let stream = simt.stream();
     /// let (one, other) = (stream.view_mut(&mut memory), stream.view_mut(&mut memory));
@@ -290,7 +290,7 @@ impl SimtStream {
     /// ```
     ///
     /// ```
-    /// # let simt = flexdraft::backend::Simt::new(Default::default());
+    /// # let simt = flexdraft::runtime::Simt::new(Default::default());
     /// let mut memory = vec![1.0f32; 8];
     /// assert_eq!(simt.stream().view_mut(&mut memory).len(), 8);
     /// ```
@@ -300,7 +300,7 @@ impl SimtStream {
     }
 }
 
-impl Backend for Simt {
+impl Runtime for Simt {
     type Stream = SimtStream;
     type Memory<T: Element> = Vec<T>;
 
@@ -312,11 +312,11 @@ impl Backend for Simt {
         stream.0
     }
 
-    fn allocate<T: Element>(&self, _: &SimtStream, len: usize) -> Result<Vec<T>, BackendError> {
+    fn allocate<T: Element>(&self, _: &SimtStream, len: usize) -> Result<Vec<T>, RuntimeError> {
         self.calls().allocations += 1;
         let mut memory = Vec::new();
         let reserved = memory.try_reserve_exact(len);
-        reserved.map_err(|error| BackendError::Driver(format!("{len} elements: {error}")))?;
+        reserved.map_err(|error| RuntimeError::Driver(format!("{len} elements: {error}")))?;
         memory.resize(len, T::zeroed());
         Ok(memory)
     }
@@ -327,14 +327,14 @@ impl Backend for Simt {
         from: &[T],
         to: &mut Vec<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let mut calls = self.calls();
         calls.uploads += 1;
         calls.uploaded_bytes += size_of_val(from) as u64;
         drop(calls);
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
-        to.get_mut(range).ok_or(BackendError::CopyLength { wanted, found })?.copy_from_slice(from);
+        to.get_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?.copy_from_slice(from);
         Ok(())
     }
 
@@ -344,11 +344,11 @@ impl Backend for Simt {
         from: &Vec<T>,
         first: usize,
         to: &mut [T],
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         self.calls().downloads += 1;
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
-        to.copy_from_slice(from.get(range).ok_or(BackendError::CopyLength { wanted, found })?);
+        to.copy_from_slice(from.get(range).ok_or(RuntimeError::CopyLength { wanted, found })?);
         Ok(())
     }
 
@@ -359,11 +359,11 @@ impl Backend for Simt {
         range: Range<usize>,
         to: &mut Vec<T>,
         first: usize,
-    ) -> Result<(), BackendError> {
+    ) -> Result<(), RuntimeError> {
         let mut calls = self.calls();
         calls.copies += 1;
         calls.copied_bytes += (range.len() * size_of::<T>()) as u64;
-        let short = |wanted, found| BackendError::CopyLength { wanted, found };
+        let short = |wanted, found| RuntimeError::CopyLength { wanted, found };
         let from = from.get(range.clone()).ok_or(short(range.end, from.len()))?;
         let (wanted, found) = (first.saturating_add(from.len()), to.len());
         to.get_mut(first..wanted).ok_or(short(wanted, found))?.copy_from_slice(from);
@@ -378,17 +378,17 @@ impl Backend for Simt {
         stream.view_mut(memory)
     }
 
-    unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), BackendError> {
+    unsafe fn launch(&self, _: &SimtStream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         self.calls().launches += 1;
         if let Some(recording) = &mut *self.recording() {
             // SAFETY: the caller makes this promise about `params`.
             recording.launches.push(unsafe { Recorded::new(launch) });
         }
         let checked = self.options.checking == Checking::Accesses;
-        let mut regions: Vec<ffi::Region> = launch
+        let mut regions: Vec<ffi::CheckedRegion> = launch
             .regions
             .iter()
-            .map(|region| ffi::Region {
+            .map(|region| ffi::CheckedRegion {
                 name: region.name.as_ptr(),
                 name_bytes: region.name.len() as u64,
                 address: region.address,
@@ -400,7 +400,7 @@ impl Backend for Simt {
                 written_total: 0,
             })
             .collect();
-        let mut request = ffi::Launch {
+        let mut request = ffi::EmulatedLaunch {
             kernel: launch.kernel.as_ptr(),
             kernel_bytes: launch.kernel.len() as u64,
             params: launch.params,
@@ -420,11 +420,11 @@ impl Backend for Simt {
         };
         match code {
             0 => {}
-            2 => return Err(BackendError::NoKernel(launch.kernel)),
+            2 => return Err(RuntimeError::NoKernel(launch.kernel)),
             _ => {
                 let len = message.iter().position(|&byte| byte == 0).unwrap_or(message.len());
                 let message = String::from_utf8_lossy(&message[..len]).into_owned();
-                return Err(BackendError::Failed { kernel: launch.kernel, message });
+                return Err(RuntimeError::Failed { kernel: launch.kernel, message });
             }
         }
         if checked {
@@ -447,7 +447,7 @@ mod ffi {
     use std::mem::offset_of;
 
     #[repr(C)]
-    pub struct Region {
+    pub struct CheckedRegion {
         pub name: *const u8,
         pub name_bytes: u64,
         pub address: u64,
@@ -460,11 +460,11 @@ mod ffi {
     }
 
     #[repr(C)]
-    pub struct Launch {
+    pub struct EmulatedLaunch {
         pub kernel: *const u8,
         pub kernel_bytes: u64,
         pub params: *const c_void,
-        pub regions: *mut Region,
+        pub regions: *mut CheckedRegion,
         pub region_count: u64,
         pub seed: u64,
         pub grid: [u32; 3],
@@ -475,12 +475,14 @@ mod ffi {
     }
 
     // Assertions in `cuda/simt/launch.h` check the same layout.
-    const _: () = assert!(size_of::<Region>() == 72 && offset_of!(Region, written_total) == 64);
+    const _: () = assert!(size_of::<CheckedRegion>() == 72 && offset_of!(CheckedRegion, written_total) == 64);
     const _: () = assert!(
-        size_of::<Launch>() == 80 && offset_of!(Launch, grid) == 48 && offset_of!(Launch, late_copies) == 72
+        size_of::<EmulatedLaunch>() == 80
+            && offset_of!(EmulatedLaunch, grid) == 48
+            && offset_of!(EmulatedLaunch, late_copies) == 72
     );
 
     unsafe extern "C" {
-        pub fn flexdraft_simt_launch(launch: *mut Launch, message: *mut u8, capacity: u64) -> c_int;
+        pub fn flexdraft_simt_launch(launch: *mut EmulatedLaunch, message: *mut u8, capacity: u64) -> c_int;
     }
 }

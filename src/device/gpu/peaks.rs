@@ -10,8 +10,8 @@ use half::bf16;
 
 use super::cublas_is_present;
 use super::cuda::missing;
-use crate::backend::{BackendError, Cuda};
 use crate::device::DeviceError;
+use crate::runtime::{Cuda, RuntimeError};
 
 /// Bytes of the copy: far more than an L2 cache.
 const COPIED: usize = 1 << 30;
@@ -23,9 +23,9 @@ const PRODUCT: usize = 8192;
 const WARM_UP: usize = 16;
 const TIMED: usize = 32;
 
-/// A GPU's ceilings, as its own clock measured them.
+/// A GPU's peaks, as its own clock measured them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Ceilings {
+pub struct Peaks {
     /// The GPU's name.
     pub device: String,
     /// Bytes a second, read plus written, of a copy of 1 GiB in device memory.
@@ -34,7 +34,7 @@ pub struct Ceilings {
     pub product_flops_per_second: f64,
 }
 
-impl Ceilings {
+impl Peaks {
     /// Measures CUDA device `ordinal`. Best done before a [`Gpu`](super::Gpu) uses it: memory that one stream
     /// alone uses needs no events of its own, which would be timed.
     ///
@@ -138,11 +138,11 @@ fn median_seconds(
 }
 
 fn driver(error: DriverError) -> DeviceError {
-    BackendError::Driver(error.to_string()).into()
+    RuntimeError::Driver(error.to_string()).into()
 }
 
 fn cublas(error: CublasError) -> DeviceError {
-    BackendError::Driver(format!("cuBLASLt: {error}")).into()
+    RuntimeError::Driver(format!("cuBLASLt: {error}")).into()
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
     fn a_device_that_is_not_there() {
         // Whatever this machine has.
         let ordinal = usize::from(u16::MAX);
-        match Ceilings::of_device(ordinal) {
+        match Peaks::of_device(ordinal) {
             Err(DeviceError::Unavailable { requested, reason }) => {
                 assert_eq!(requested, "cuda:65535");
                 assert!(!reason.is_empty());
