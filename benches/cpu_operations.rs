@@ -50,7 +50,7 @@ fn filled(device: &Cpu, mut buffer: CpuBuffer, rows: usize) -> CpuBuffer {
     let values = noise(buffer.cols());
     for row in 0..rows {
         let fill = &mut |to: &mut [f32]| to.copy_from_slice(&values);
-        device.edit_row(&mut buffer, row, fill).expect("a row that there is");
+        device.edit_row(&mut buffer, row, fill).expect("an existing row");
     }
     buffer
 }

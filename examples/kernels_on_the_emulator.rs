@@ -6,7 +6,7 @@ use std::error::Error;
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
-use flexdraft::backend::{Simt, SimtOptions};
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -20,7 +20,7 @@ const VOCAB: usize = 8;
 
 /// Samples each row of `logits` `[rows, VOCAB]`; returns the statistics that acceptance needs.
 fn sample(kernels: &Kernels<Simt>, logits: &[f32], drafts: &[i32]) -> Result<Vec<RowStats>, Box<dyn Error>> {
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
     let rows = logits.len() / VOCAB;
     let params = SamplingParams::at_temperature(1.0);
     let sampling = (0..rows as u64)
@@ -49,7 +49,7 @@ fn sample(kernels: &Kernels<Simt>, logits: &[f32], drafts: &[i32]) -> Result<Vec
 
 pub fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let stream = kernels.backend().stream();
+    let stream = kernels.runtime().stream();
 
     // Two draft tokens, 5 and 2. The drafter was sure of both; the target agrees with the first only.
     let tokens = [5, 2];

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::mem::size_of_val;
 
 use cudarc::driver::result;
-use flexdraft::backend::{Cuda, Foreign, ForeignStream, View, ViewMut};
+use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::glue::{Residual, RmsNorm};
 use half::bf16;
@@ -21,8 +21,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
-    let kernels = match Foreign::new(&context) {
-        Ok(foreign) => Kernels::new(foreign),
+    let kernels = match RawCuda::new(&context) {
+        Ok(runtime) => Kernels::new(runtime),
         Err(error) => {
             println!("skipped: {error}");
             return Ok(());
@@ -44,7 +44,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     };
 
     // SAFETY: the stream belongs to `context`, and `owner` outlives this use of it.
-    let stream = unsafe { ForeignStream::new(&context, owner.cu_stream() as u64) };
+    let stream = unsafe { RawStream::new(&context, owner.cu_stream() as u64) };
     // SAFETY: the three views cover memory that lives, and that nothing else touches, until the stream was waited for.
     let args = unsafe {
         RmsNorm {

@@ -7,6 +7,32 @@
 //! block. A small MLP corrects that draft once the bonus token is known. The output is exactly the output of
 //! the model alone.
 //!
+//! ## Example
+//!
+//! A target and its drafter on a CPU, serving one request (feature `runner`):
+//!
+//! ```no_run
+//! # #[cfg(feature = "runner")] {
+//! use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
+//! use flexdraft::device::cpu::{Cpu, CpuOptions};
+//! use flexdraft::model::{DrafterWeights, Model, TargetWeights};
+//!
+//! let target = TargetWeights::read("target".as_ref())?;
+//! let drafter = DrafterWeights::read("drafter".as_ref(), &target.config)?;
+//! let model = Model::new(Cpu::new(CpuOptions::default())?, &target, Some(&drafter))?;
+//! let mut engine = Engine::new(model, Mode::Parallel, EngineOptions::default())?;
+//! engine.add(Request::new(vec![1, 2, 3], 64))?;
+//! while !engine.is_idle() {
+//!     for committed in engine.step()? {
+//!         println!("{:?}", committed.tokens);
+//!     }
+//! }
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! `examples/` has more: a policy of your own, a logits hook, a kernel on the emulator, raw pointers.
+//!
 //! ## Layers
 //!
 //! Dependencies point from the top of this list to the bottom.
@@ -45,6 +71,7 @@ pub mod sampling;
 pub mod tensor;
 
 pub use error::{Error, Result};
+pub use half;
 
 // The readme's example is compiled together with the documentation's examples.
 #[cfg(all(doctest, feature = "runner"))]

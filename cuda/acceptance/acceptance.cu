@@ -256,7 +256,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     write_verdict(verification, stop, all.id == INT32_MAX ? 0 : all.id);
 }
 
-// One chunk of the sums of max(P_i p_i - q_{i+1}, 0), for block verification; those of every gridDim.z-th i.
+// One chunk of the sums of max(P_i p_i - q_{i+1}, 0), for block verification, for every gridDim.z-th i.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
     FLEXDRAFT_SHARED(shared);

@@ -59,7 +59,7 @@ struct SharedPlan {
     // the barrier at its end.
     int32_t row_index[Rows];  // in the operands; -1: the row has no part in the item
     int32_t row_limit[Rows];  // the last cached position that the row sees
-    uint16_t row_place[Rows]; // 256 * (the row's group + 1) + the row's head among those of the KV head
+    uint16_t row_place[Rows]; // 256 * (the row's group + 1) + the row's head among the KV head's query heads
     Item work;
     // The plan of items follows: its int32_t are written once.
 };
@@ -72,11 +72,11 @@ struct Joint {
     static constexpr int warp_rows = 16 * Parts;
     static constexpr int rows = warp_rows * Warps;
     using Shared = SharedPlan<HeadDim, rows, Stages>;
-    // Where a part's sums are half of the registers, those of the splits before wait in the workspace.
+    // If a part's sums fill half of the registers, the sums of earlier splits wait in the workspace.
     static constexpr bool waits_in_memory = Parts > 1;
     static constexpr int tile_bytes = tile_keys * HeadDim * 2;
     static constexpr int chunks = HeadDim / 8; // of 16 bytes in a row
-    // A warp copies so many keys of a tile, which lie in one page, and a few of them at once.
+    // Keys of a tile that a warp copies, all in one page, and the keys that it copies at once.
     static constexpr int warp_keys = tile_keys / Warps;
     static constexpr int keys_at_once = 32 / chunks;
     static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
@@ -88,7 +88,7 @@ struct Joint {
     int32_t page_shift;
     int lane, warp;
 
-    // The same value, of which the compiler knows nothing. What is computed from it is computed again at each use: kept
+    // The same value, about which the compiler knows nothing. What is computed from it is computed again at each use: kept
     // in registers from tile to tile it would push sums out of them, into local memory.
     static FLEXDRAFT_METHOD int compiler_barrier(int value) {
 #if defined(__CUDACC__)
@@ -97,7 +97,7 @@ struct Joint {
         return value;
     }
 
-    // The rows that have a part in an item: those that see its first cached key, or those of its group.
+    // The rows that have a part in an item: rows that see its first cached key, or the rows of its group.
     FLEXDRAFT_METHOD void describe_rows(const Sequence& sequence, const ItemPlace& place, int32_t first_key) const {
         const int32_t ratio = p.head_ratio;
         for (int m = int(threadIdx.x); m < rows; m += threads) {

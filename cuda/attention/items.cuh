@@ -56,7 +56,7 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
     return p.kv_heads * (items.blocks * items.other_states + items.groups * items.group_blocks);
 }
 
-// The plan: first[e] items come before those of entry e, first[2 * pairs] are all. Entry e of the first `pairs` has the
+// The plan: first[e] items come before the items of entry e, first[2 * pairs] are all. Entry e of the first `pairs` has the
 // full states of sequences 2e and 2e + 1, entry pairs + e their other items: an entry a sequence would take shared
 // memory that a stage of keys needs. Every CTA works the plan out, because the lengths are known on the device only.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }

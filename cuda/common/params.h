@@ -17,7 +17,7 @@ struct FlexdraftPass {
     const int32_t* first_candidate; /* [batch + 1] first candidate row; the last entry is their number */
     const int32_t* first_mask;      /* [batch + 1] first mask row, counted from row 0 of the pass */
     int32_t batch;
-    int32_t rows; /* rows that the operands have; rows beyond those of the sequences are padding */
+    int32_t rows; /* rows that the operands have; rows beyond the sequences' rows are padding */
 };
 
 /* One layer of a paged KV cache. Element (page, token, head, dim) of K is

@@ -78,7 +78,7 @@ enum FlexdraftCta {
     FLEXDRAFT_ACCEPT_THREADS = 256,  /* of accept_*; sums over a chunk are arithmetic */
     FLEXDRAFT_ACCEPT_SHARED = 1024,
     FLEXDRAFT_BLOCK_SHARES = 16, /* CTAs that share a sequence's draft tokens in the first launch of block verification:
-                                  * how many there are the device knows, and most drafts have no more than so many */
+                                  * only the device knows their number, and most drafts have no more */
     FLEXDRAFT_ROW_THREADS = 128, /* of the glue, a row each, or 8 columns a thread */
     FLEXDRAFT_NORM_THREADS = 256, /* of rms_norm, a row; its sum is arithmetic */
     FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float a warp */

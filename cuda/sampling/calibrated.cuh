@@ -3,7 +3,7 @@
 // logits[row] + W2 · u[row] + b2, rounded to the stored type, then the partial results of what came out.
 // One CTA owns Tile ids: their part of W2 comes in once, in slices along the rank, and stays in shared memory
 // while all rows of the launch pass by in blocks of RowBlock. The slices of u go through a ring of cp.async
-// stages that runs on across blocks; those of W2 ride with the first block's. The block's logits are
+// stages that runs on across blocks; the stages of W2 ride with the first block's. The block's logits are
 // fetched into registers before its product, so both arrive while the other is computed.
 //
 // Each product is one chain along the rank, so a row has the same bits in any tile, block or batch.

@@ -17,7 +17,7 @@ FLEXDRAFT_INLINE void meet(Winner& winner, const Winner& other) {
     if (other.value > winner.value || (other.value == winner.value && other.id < winner.id)) winner = other;
 }
 
-// Makes every thread's winner the CTA's, of which there is one; its value stays behind.
+// Makes every thread's winner the CTA's single winner; its value stays behind.
 FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
     // Order-preserving bits of the value (never NaN, and +0 for −0), then the complement of the id: one maximum.
     const uint32_t bits = __float_as_uint(winner.value + 0.0f);

@@ -37,7 +37,7 @@ struct FlexdraftRowStats {
     int32_t padding;
 };
 
-/* Rows beyond those of sequences (logit_index −1) are skipped; their stats are zero. */
+/* Rows beyond the sequences' rows (logit_index −1) are skipped; their stats are zero. */
 struct FlexdraftSample {
     void* logits;                                /* [logit_rows, logit_stride] f32 or bf16; written if `store` */
     const int32_t* logit_index;                  /* [rows] the row of logits; null: row r is logits row r */

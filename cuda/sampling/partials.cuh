@@ -122,7 +122,7 @@ FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
 // first + 4 · Lanes · i + j (−inf beyond the vocabulary), first a multiple of 4. All lanes of the warp call
 // this together; all of the chunk's lanes get the result.
 //
-// Sums are those of four ids, then of fours that are half of the chunk apart, a quarter, and so on: whether a lane adds
+// Sums are of four ids, then of fours that are half of the chunk apart, a quarter, and so on: whether a lane adds
 // two of them or two lanes do, so `Lanes` changes no bit.
 template <int Groups, int Lanes>
 FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, const RowDraw& row) {
@@ -135,7 +135,7 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, c
 #pragma unroll
     for (int offset = Lanes / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, offset));
 
-    // Without any logit above −inf every weight is 0, and nobody wins.
+    // Without any logit above −inf every weight is 0, and no id wins.
     const float base = max > -kInfinity ? max : 0.0f;
     // At most 0; of +inf − +inf, which is no number, 0.
     const auto below = [&](float logit) { return fminf(logit - base, 0.0f); };

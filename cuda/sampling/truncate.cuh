@@ -128,7 +128,7 @@ FLEXDRAFT_INLINE void sort_candidates(FinishShared& s) {
 }
 static_assert(kCandidates == 2 * kFinishThreads, "a thread compares one pair of candidates");
 
-// The cut among the candidates in s.weights, of which `before` stand in front.
+// The cut among the candidates in s.weights, with `before` candidates in front.
 FLEXDRAFT_INLINE void cut_among_candidates(FinishShared& s, bool by_weight, uint64_t target, uint64_t before_count,
                                            uint64_t before_weight) {
     sort_candidates(s);
@@ -185,7 +185,7 @@ FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, u
     __syncthreads();
 }
 
-// A key that at least `count` ids of the row are below: so many chunks have their largest logit there.
+// A key below which at least `count` ids of the row lie: that number of chunks have their largest logit there.
 template <typename L>
 FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& s, int count) {
     if (count > row.chunks) return kKeys;

@@ -1,5 +1,5 @@
 // From a logit to its score and its probability, the same for drawing and for acceptance: the draft
-// distribution q must be exactly what the draft was drawn from. The rules are those of src/sampling.rs.
+// distribution q must be exactly what the draft was drawn from. src/sampling.rs has the rules.
 #pragma once
 
 #include "../common/bf16.cuh"

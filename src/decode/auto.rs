@@ -237,8 +237,8 @@ impl Auto {
     }
 }
 
-/// Whether the step shows what one of `mode` costs: nobody read a prompt, and (up to a quarter, who have just come
-/// or are about to go) everybody did what the mode does.
+/// Whether this step is a valid timing sample for `mode`: no sequence read a prompt, and at least three quarters of
+/// the sequences ran in `mode`. The rest have just come or are about to go.
 fn measures(step: &StepView<'_>, mode: Mode) -> bool {
     let expected = match mode {
         Mode::Autoregressive => StepMode::Autoregressive,

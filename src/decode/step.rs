@@ -149,7 +149,7 @@ impl Drafting {
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths. Drafts that the step does not verify were
 /// [set aside](StepBuffers::set_aside).
 ///
-/// The device is waited for once, for verdicts and drafts, those of a drafting pass as well; once more where a
+/// The host waits for the device once, for verdicts and drafts, drafts of a drafting pass included; once more where a
 /// sequence had groups in the pass and the accepted length none of them; and not at all where no token is drawn.
 pub(super) fn run<D: Device>(
     model: &Model<D>,
@@ -320,8 +320,8 @@ fn join<D: Device>(
     rows.len()
 }
 
-/// Those of `groups` that may be drafted from: where the device knows its verdicts already, the ones that came
-/// true.
+/// The entries of `groups` that may be drafted from. If the device already knows its verdicts, these are the groups
+/// that came true.
 fn worth_drafting<D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,
@@ -355,7 +355,7 @@ fn committed<B>(sequence: &Sequence<B>, verdict: SequenceVerdict) -> Vec<u32> {
 }
 
 /// The plans, with the index of their verdict, that have no group in the pass and may be drafted for in a pass
-/// of their own: where the device knows its verdicts already, those that need it.
+/// of their own. If the device already knows its verdicts, these are the plans that need such a pass.
 fn worth_drafting_apart<D: Device>(
     model: &Model<D>,
     buffers: &StepBuffers<D>,

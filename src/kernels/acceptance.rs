@@ -2,7 +2,7 @@
 //!
 //! Greedy, `match` and `rejection` take one launch, `block` two. The statistics of the rows come from
 //! [`Kernels::sample`]; the scan itself reads two logits a draft token, and whole rows of p and q at the one
-//! position where it stopped, so its floor is two rows a sequence (`block`: those of every draft token). Chunks of
+//! position where it stopped, so its floor is two rows a sequence (`block`: the rows of every draft token). Chunks of
 //! the vocabulary that truncation emptied are not read ([`Accept::target_partials`]).
 //!
 //! The outcome is that of [`crate::acceptance`], with the same random numbers: p and q are the distributions

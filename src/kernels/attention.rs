@@ -30,7 +30,7 @@ const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
 /// Splits of a sequence that the merge has levels for.
 const MAX_SPLITS: usize = ((1 << FLEXDRAFT_MERGE_LEVELS) - 1) * SPAN;
 
-/// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 are those of every compute
+/// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 registers are the number of every compute
 /// capability from 8.0 to 12.0.
 const THREADS_TOGETHER: u32 = 65536 / 256;
 
@@ -89,7 +89,7 @@ impl Tile {
         self.shared.saturating_add(entries.saturating_mul(size_of::<i32>()))
     }
 
-    /// The one with most warps on a multiprocessor, then most stages, of those that fit a CTA: of 64 rows if no
+    /// The tile with most warps on a multiprocessor, then most stages, among the tiles that fit a CTA: of 64 rows if no
     /// sequence has more.
     fn choose(head_dim: usize, packed_rows: usize, batch: usize, limits: Limits) -> Option<Self> {
         let fits = |tile: &Tile| tile.shared_bytes(batch) <= limits.shared_bytes_per_cta as usize;
@@ -123,7 +123,7 @@ impl Tile {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         let seconds = |splits: usize| {
             let item = split.saturating_mul(splits);
-            // Keys for all blocks of rows, and those of the longest item: f64 counts them exactly enough.
+            // Keys for all blocks of rows, and keys of the longest item: f64 counts them exactly enough.
             let (mut keys, mut state_bytes, mut longest) = (0.0, 0.0, 1);
             for (rows, seen) in sequences.clone() {
                 let states = seen.div_ceil(item);
@@ -174,7 +174,7 @@ pub struct JointAttention<'a, B: Runtime> {
     pub masks: bool,
     /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
     /// [`norm_rope_append`](Kernels::norm_rope_append): of mask rows k and v are read, candidates' are in
-    /// the cache. Rows after those of the pass are padding.
+    /// the cache. Rows after the pass's rows are padding.
     pub qkv: View<'a, bf16>,
     /// The layer's cache.
     pub cache: PagedKv<'a>,
@@ -393,7 +393,7 @@ impl<B: Runtime> Kernels<B> {
 mod tests {
     use super::*;
 
-    /// A GPU with so much shared memory a CTA, in KiB: those of compute capability 8.6 and 8.9, 8.0, and 9.0.
+    /// A GPU with `kib` KiB of shared memory per CTA: 99, 163 and 227 are compute capability 8.6 and 8.9, 8.0, and 9.0.
     fn gpu(kib: u32) -> Limits {
         let (bytes, all) = (kib << 10, (kib + 1) << 10);
         Limits { multiprocessors: 132, shared_bytes_per_cta: bytes, shared_bytes_per_multiprocessor: all }

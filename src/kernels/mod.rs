@@ -1,5 +1,16 @@
 //! The CUDA kernels behind a safe interface: one method per kernel.
 //!
+//! | kernel | method | module | launches | equation |
+//! |---|---|---|---|---|
+//! | joint attention | [`joint_attention`](Kernels::joint_attention) | [`attention`] | 1, or 2 if keys are divided | softmax(q·Kᵀ/√d)·V under the joint mask (FlexDraft) |
+//! | sampling | [`sample`](Kernels::sample) | [`sampling`] | 2 | logits + W2·u + b2, warping, Gumbel-max draw |
+//! | acceptance | [`accept`](Kernels::accept) | [`acceptance`] | 1, or 2 with `block` | arXiv 2211.17192, 2302.01318, 2403.10444 |
+//! | selection | [`follow_verdicts`](Kernels::follow_verdicts), [`select_drafts`](Kernels::select_drafts) | [`selection`] | 1 each | the mask group of the accepted length |
+//! | embedding | [`embed`](Kernels::embed), [`gather`](Kernels::gather) | [`glue`] | 1 each | out\[r\] = table\[ids\[r\]\] |
+//! | norm | [`rms_norm`](Kernels::rms_norm), [`add`](Kernels::add) | [`glue`] | 1 each | arXiv 1910.07467, equation 4 |
+//! | activation | [`silu_mul`](Kernels::silu_mul), [`silu_add`](Kernels::silu_add) | [`glue`] | 1 each | arXiv 2002.05202, equation 6 |
+//! | rotation | [`rope_table`](Kernels::rope_table), [`norm_rope_append`](Kernels::norm_rope_append) | [`glue`] | 1 each | arXiv 2104.09864, equation 34 |
+//!
 //! A method checks every operand (length, alignment, queue) before it launches anything, fills the kernel's
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from its
 //! caller.

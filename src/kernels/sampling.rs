@@ -7,7 +7,7 @@
 //! rounded to the type that they are stored in, so that the distribution a draft is drawn from is exactly the
 //! one that the stored logits describe.
 //!
-//! The rules are those of [`crate::sampling`], the random numbers those of [`crate::random`]: a draw is
+//! [`crate::sampling`] has the rules and [`crate::random`] the random numbers: a draw is
 //! Gumbel-max, one number an id. A row's result has the same bits whatever rows are beside it. Top-k, top-p
 //! and min-p keep exactly what [`warp`](crate::sampling::warp) keeps, with weights in fixed point (units of
 //! 2⁻⁴³ of the largest) in place of doubles.
@@ -93,7 +93,7 @@ impl Element for RowSampling {}
 
 impl RowSampling {
     /// Warping by `params` and a draw with the numbers of `numbers`; without them no draw: the token is the
-    /// largest logit's, and the row's probabilities are those of `params` all the same.
+    /// largest logit's, and `params` still decides the row's probabilities.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl RowSampling {
     /// position that is known on the device only.
     #[must_use]
     pub fn relative_to(mut self, sequence: u32) -> Self {
-        // What exceeds the type exceeds every number of sequences, and is reported like those that do.
+        // What exceeds the type exceeds every number of sequences, and is reported like an index that does.
         self.0.sequence = i32::try_from(sequence).unwrap_or(i32::MAX);
         self
     }
@@ -238,7 +238,7 @@ impl Logit for bf16 {
 pub enum LogitRows<'a, L> {
     /// They stay as they are; calibrated logits are not kept.
     Read(View<'a, L>),
-    /// Calibrated logits take the place of those that they were computed from. Needed where the
+    /// Calibrated logits take the place of the logits that they were computed from. Needed where the
     /// acceptance rule compares distributions, and where a row with a calibrator asks for top-k, top-p or
     /// min-p.
     Update(ViewMut<'a, L>),
@@ -277,7 +277,7 @@ pub struct Sample<'a, L> {
     /// Logits `[logit_rows, stride]`.
     pub logits: LogitRows<'a, L>,
     /// `[rows]`: which row of logits a row is; −1 makes it padding, with stats of zero. Without it row r is
-    /// logits row r. It is on the device, so nobody checks that each logits row is named once where they are updated
+    /// logits row r. It is on the device, so no code checks that each logits row is named once where they are updated
     /// ([`select_drafts`](Kernels::select_drafts) makes such an index). Of one that is named more often every logit
     /// is what one of these rows, or several after each other, make of it, and their stats are of such logits: an
     /// unspecified outcome within the vocabulary, and nothing else is touched. The threads meet in accesses of equal

@@ -120,7 +120,7 @@ class Comparison:
                 error = check(launch())
                 line["error"] = round(error, 6)
                 if not error <= limit:
-                    raise AssertionError(f"differs from the reference by {error}, of which {limit} is allowed")
+                    raise AssertionError(f"differs from the reference by {error}; {limit} is allowed")
                 us, line["timed"] = self.timer.median_us(launch, restore)
                 line["median_us"] = round(us, 2)
                 if name == "flexdraft":

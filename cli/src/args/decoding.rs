@@ -35,7 +35,7 @@ pub enum RuleChoice {
     Rejection,
     /// The whole block at once: never accepts fewer on average
     Block,
-    /// While the target's own draw is the same: the tokens are those of `--mode ar` with this seed
+    /// While the target's own draw is the same: gives the tokens of `--mode ar` with this seed
     Match,
 }
 

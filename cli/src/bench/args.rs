@@ -45,7 +45,7 @@ pub struct BenchArgs {
     /// Draft tokens that a step verifies, S - 1 at most
     #[arg(long, value_name = "V,V,…", value_delimiter = ',', default_value = "4", help_heading = "Steps")]
     pub verify_len: Vec<usize>,
-    /// Mask groups of a parallel step, those of the longest accepted lengths, or all V + 1
+    /// Mask groups of a parallel step, for the longest accepted lengths, or all V + 1
     #[arg(
         long,
         value_name = "all|K,K,…",
@@ -93,7 +93,7 @@ impl FromStr for Groups {
 /// The kind of step that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StepMode {
-    /// Reads a prompt, of up to so many tokens as an engine reads at a time
+    /// Reads a prompt, up to the number of tokens that an engine reads per step
     Prefill,
     /// Decodes one token a sequence
     Ar,

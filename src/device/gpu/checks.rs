@@ -20,7 +20,7 @@ pub(super) fn expect(
     Err(DeviceError::Shape { operation, operand, expected, found })
 }
 
-/// That a buffer has so many columns, and the rows of a range.
+/// Checks that a buffer has `cols` columns and rows up to `end`.
 pub(super) fn expect_rows<B: Runtime>(
     operation: &'static str,
     operand: &'static str,

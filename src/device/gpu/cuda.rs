@@ -30,7 +30,7 @@ impl Gpu<CublasLt> {
         let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
         // SAFETY: with this, memory that is made in `context` neither records nor waits for events, so that what
         // uses it has to be in order by itself. `context` is an object of this device alone, made above and given
-        // to nobody (others of the same GPU share the driver's context, but each has a flag of its own and memory
+        // to no caller (others of the same GPU share the driver's context, but each has a flag of its own and memory
         // of its own): its only user is the device below, which allocates, uses and frees all its memory on the
         // one stream, in the stream's order, and whose copies to the host wait for that stream. What lets memory
         // out of it would have to be checked against this.

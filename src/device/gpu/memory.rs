@@ -46,7 +46,7 @@ impl<B: Runtime, T: Element> GrowableMemory<B, T> {
         self.memory.as_ref()
     }
 
-    /// `len` elements or more: as many as there are if that suffices.
+    /// Memory for at least `len` elements: the memory at hand if it suffices.
     pub(super) fn reserve(
         &mut self,
         runtime: &B,
@@ -219,7 +219,7 @@ impl<B: Runtime> GpuBuffer<B> {
         }
     }
 
-    /// Sets the number of rows; those that were there before stay as they are.
+    /// Sets the number of rows; existing rows keep their values.
     pub(super) fn resize(&mut self, runtime: &B, stream: &B::Stream, rows: usize) -> Result<(), DeviceError> {
         let stride = self.stride();
         let needed = rows

@@ -33,7 +33,7 @@ impl<B: Runtime> PassMemory<B> {
         })
     }
 
-    /// Whether a pass of `batch` sequences fits, with tables that are no longer than those of `pages` pages.
+    /// Whether a pass of `batch` sequences fits, with tables no longer than tables for `pages` pages.
     pub(super) fn suits(&self, batch: usize, pages: usize) -> bool {
         self.limits.0 >= batch && self.limits.1 == pages
     }
@@ -79,7 +79,7 @@ impl<B: Runtime> Default for Frequencies<B> {
 }
 
 impl<B: Runtime> Frequencies<B> {
-    /// Those of `rope`, uploaded if they are not there.
+    /// The frequencies of `rope`, uploaded if the device has others.
     pub(super) fn of(
         &mut self,
         runtime: &B,

@@ -75,7 +75,7 @@ impl<B: Runtime> Default for StepReport<B> {
 const ERROR_WORDS: usize = 1;
 const VERDICT_WORDS: usize = size_of::<Verdict>() / 8;
 
-/// Draft rows of a sequence at most: those of a group that did not come true, and of a drafting pass after it.
+/// Largest number of draft rows per sequence: a group that did not come true, and a drafting pass after it.
 const DRAFT_ROWS: usize = 2 * MAX_DRAFTS;
 
 impl<B: Runtime> StepReport<B> {

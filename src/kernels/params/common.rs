@@ -22,7 +22,7 @@ pub struct FlexdraftPass {
     /// [batch + 1] first mask row, counted from row 0 of the pass
     pub first_mask: *const i32,
     pub batch: i32,
-    /// rows that the operands have; rows beyond those of the sequences are padding
+    /// rows that the operands have; rows beyond the sequences' rows are padding
     pub rows: i32,
 }
 #[cfg(target_pointer_width = "64")]

@@ -1,7 +1,7 @@
 //! The kernels' parameter structs, generated from `cuda/*/params.h`, and the shapes of their launches, from
 //! `cuda/common/shapes.h`: one module a header.
 //!
-//! The crate in `bindings` writes these files and tests that they are those of the headers.
+//! The crate in `bindings` writes these files and tests that they match the headers.
 
 // C has no documentation comments, and not all that it declares is used here.
 #![allow(dead_code, missing_docs, unused_imports)]

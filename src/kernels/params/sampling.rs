@@ -103,7 +103,7 @@ const _: () = {
     ["Offset of field: FlexdraftRowStats::padding"]
         [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
 };
-/// Rows beyond those of sequences (logit_index −1) are skipped; their stats are zero.
+/// Rows beyond the sequences' rows (logit_index −1) are skipped; their stats are zero.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSample {

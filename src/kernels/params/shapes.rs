@@ -68,7 +68,7 @@ pub const FLEXDRAFT_FINISH_SHARED: FlexdraftCta = 24768;
 pub const FLEXDRAFT_ACCEPT_THREADS: FlexdraftCta = 256;
 pub const FLEXDRAFT_ACCEPT_SHARED: FlexdraftCta = 1024;
 /// CTAs that share a sequence's draft tokens in the first launch of block verification:
-/// how many there are the device knows, and most drafts have no more than so many
+/// only the device knows their number, and most drafts have no more
 pub const FLEXDRAFT_BLOCK_SHARES: FlexdraftCta = 16;
 /// of the glue, a row each, or 8 columns a thread
 pub const FLEXDRAFT_ROW_THREADS: FlexdraftCta = 128;

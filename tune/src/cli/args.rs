@@ -50,8 +50,8 @@ pub enum Command {
     /// Measure a drafter by generating with it
     ///
     /// The acceptance length τ, target passes per token, acceptance of each slot, and how far the drafter's
-    /// confidences are from how often it is right; with --transcripts, τ by walking through them too. Greedy tokens, and those of `--rule match`, are compared
-    /// with those of plain decoding: a difference is an error.
+    /// confidences are from how often it is right; with --transcripts, τ by walking through them too. Greedy tokens,
+    /// and the tokens of `--rule match`, are compared with plain decoding: a difference is an error.
     Eval(EvalArgs),
     /// Draw the curves of runs as SVG: loss, and held-out acceptance length
     Curves(CurvesArgs),
@@ -81,7 +81,7 @@ pub struct DataArgs {
     /// The folder for the transcripts
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Transcripts in all. Default: 1000, or as many as the file of --prompts has
+    /// Transcripts in all. Default: 1000, or one per prompt of --prompts
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
     /// Share of the prompts that is held out, for evaluation
@@ -172,7 +172,7 @@ pub struct TuneArgs {
     /// The calibrator's rank; 0 for none
     #[arg(long, value_name = "R", help_heading = "Drafter")]
     pub rank: Option<usize>,
-    /// Draft only the most frequent ids of the transcripts, so many; 0 for the whole vocabulary
+    /// Draft only the N most frequent ids of the transcripts; 0 drafts the whole vocabulary
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub shortlist: Option<usize>,
     /// Train norms and MLPs of the tail too, for comparison: no drafter is exported
@@ -400,7 +400,7 @@ pub enum RuleChoice {
     Rejection,
     /// The whole block at once: never accepts fewer on average
     Block,
-    /// While the target's own draw is the same: the tokens are those of plain decoding with this seed
+    /// While the target's own draw is the same: gives the tokens of plain decoding with this seed
     Match,
     /// While a draw of the target's that knows nothing of the draft's is the same, for comparison
     IndependentMatch,

@@ -157,7 +157,7 @@ impl Metadata {
 fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, ReadFault> {
     let number = reader.u32()?;
     ValueType::from_number(number).ok_or_else(|| {
-        ReadFault::invalid(format!("key `{key}` has a value of type {number}, which there is not"))
+        ReadFault::invalid(format!("key `{key}` has the unknown value type {number}"))
     })
 }
 
