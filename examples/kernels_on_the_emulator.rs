@@ -6,7 +6,6 @@ use std::error::Error;
 
 use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
-use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -14,6 +13,7 @@ use flexdraft::kernels::acceptance::{
 use flexdraft::kernels::sampling::{LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::Stream;
+use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 
 const VOCAB: usize = 8;

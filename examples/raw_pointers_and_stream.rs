@@ -8,9 +8,9 @@ use std::error::Error;
 use std::mem::size_of_val;
 
 use cudarc::driver::result;
-use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::glue::{Residual, RmsNorm};
+use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use half::bf16;
 
 pub fn main() -> Result<(), Box<dyn Error>> {

@@ -13,10 +13,7 @@ fn metadata_that_make_no_sense() {
         target(&file)
     };
     let invalid = |reason: &str| format!("is not a valid GGUF file: {reason}");
-    assert_eq!(
-        set("x", Value::Raw(13, vec![])),
-        invalid("key `x` has the unknown value type 13")
-    );
+    assert_eq!(set("x", Value::Raw(13, vec![])), invalid("key `x` has the unknown value type 13"));
     assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag has the value 2"));
     let text = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
     assert_eq!(set("x", Value::Raw(8, text(b"a\xff"))), invalid("`a\u{fffd}` is not UTF-8"));

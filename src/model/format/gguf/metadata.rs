@@ -156,9 +156,8 @@ impl Metadata {
 
 fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, ReadFault> {
     let number = reader.u32()?;
-    ValueType::from_number(number).ok_or_else(|| {
-        ReadFault::invalid(format!("key `{key}` has the unknown value type {number}"))
-    })
+    ValueType::from_number(number)
+        .ok_or_else(|| ReadFault::invalid(format!("key `{key}` has the unknown value type {number}")))
 }
 
 /// Reads over an array whose `value_type` has been read already.
