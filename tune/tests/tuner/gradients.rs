@@ -1,9 +1,5 @@
 //! The gradients of the packed layout are right, and no weight of the target takes a gradient.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
@@ -15,6 +11,8 @@ use flexdraft_tune::loss::cross_entropy;
 use flexdraft_tune::shortlist::Shortlist;
 use flexdraft_tune::target::FrozenTarget;
 use flexdraft_tune::tune::{Batch, Corpus, Pick, SlotLabels};
+
+use crate::common;
 
 struct Setup {
     weights: TargetWeights,

@@ -1,10 +1,6 @@
 //! Several ranks tune one drafter: they learn the same as a single rank, resume where they stopped, and stop
 //! together.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -14,8 +10,8 @@ use flexdraft::model::weights::TargetWeights;
 use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
-use common::ranks::{Fault, Meeting, Thread};
-use common::training::{Recorder, counting, settings, target};
+use crate::common::ranks::{Fault, Meeting, Thread};
+use crate::common::training::{Recorder, counting, settings, target};
 
 /// Returns what each of `count` ranks was told, and how it ended. The last rank has the fault; rank 0 may be killed.
 fn tune(

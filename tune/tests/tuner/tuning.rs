@@ -1,9 +1,5 @@
 //! The training loop learns, resumes where it stopped, and stops when it must.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +11,8 @@ use flexdraft_tune::transcripts::Transcript;
 use flexdraft_tune::tune::{Compute, Outcome, Place, Settings, run};
 use flexdraft_tune::{Result, TuneError};
 
-use common::training::{Recorder, counting, settings, target};
+use crate::common;
+use crate::common::training::{Recorder, counting, settings, target};
 
 fn tune(target: &TargetWeights, settings: &Settings, out: &Path, recorder: &mut Recorder) -> Result<Outcome> {
     run(target, counting(20), counting(28).split_off(20), settings, out, Place::alone(&Device::Cpu), recorder)

@@ -1,7 +1,5 @@
 //! The commands in sequence: from text files to a drafter that decodes losslessly.
 
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,10 +1,6 @@
 //! The packed training forward computes the same mask rows as the decode engine: the same logits for the same prefix
 //! and bonus token, with the exported checkpoint.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use candle_core::{DType, Device, Tensor};
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
@@ -19,6 +15,8 @@ use flexdraft_tune::loss::predict;
 use flexdraft_tune::shortlist::{Shortlist, UNLISTED_BIAS};
 use flexdraft_tune::target::FrozenTarget;
 use flexdraft_tune::tune::{Batch, Corpus, Pick};
+
+use crate::common;
 
 fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let config = common::config(architecture, bias);

@@ -1,0 +1,17 @@
+//! Making drafters: gradients, the training loop, data, evaluation, and the `flexdraft-tune` command.
+
+mod command;
+mod common;
+mod data;
+mod end_to_end;
+mod generated;
+mod gradients;
+mod pretrain;
+mod ranks;
+mod same_as_engine;
+mod tuning;
+
+// How many cases the properties of the whole workspace run.
+#[allow(dead_code)]
+#[path = "../../../tests/support/properties.rs"]
+mod properties;
