@@ -31,6 +31,7 @@ impl Policy for ParallelUpTo {
     }
 }
 
+/// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;

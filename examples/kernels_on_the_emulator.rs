@@ -47,6 +47,7 @@ fn sample(kernels: &Kernels<Simt>, logits: &[f32], drafts: &[i32]) -> Result<Vec
     Ok(stats)
 }
 
+/// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     let stream = kernels.runtime().stream();

@@ -9,6 +9,7 @@ use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 
+/// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;

@@ -13,6 +13,7 @@ use flexdraft::kernels::glue::{Residual, RmsNorm};
 use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use half::bf16;
 
+/// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let context = match Cuda::context(0) {
         Ok(context) => context,
