@@ -74,13 +74,14 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let (mut arrived, mut verdicts, mut committed) = ([0], [Verdict::zeroed()], [0; MAX_COMMITTED]);
     kernels.accept(
         &stream,
-        Accept {
+        &Accept {
             vocab: VOCAB,
             stride: VOCAB,
             sequences: stream.view(&[sequence]),
             any_block: false,
             tokens: stream.view(&tokens),
             target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
+            target_partials: None,
             draft: Some(SampledRows { logits: stream.view(&draft), stats: stream.view(&draft_stats) }),
             workspace: stream.view_mut(&mut workspace),
             arrived: stream.view_mut(&mut arrived),
