@@ -15,7 +15,11 @@ carried=()
 for path in "$@"; do
   carried+=("$(realpath "$path")")
 done
-# Removes an earlier bundle.
+# An earlier bundle is replaced; any other folder with contents is not touched.
+if [ -n "$(ls -A "$out" 2> /dev/null)" ] && [ ! -f "$out/commit" ]; then
+  echo "$out has contents and is no bundle; name another folder" >&2
+  exit 2
+fi
 rm -rf "$out"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
