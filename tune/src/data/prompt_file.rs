@@ -56,7 +56,7 @@ pub fn read_prompts(
         let ids = match format {
             PromptFormat::Chat(template) => {
                 // The template already contains the special tokens.
-                tokenizer.encode(&user_message(template, text)?, false)?
+                tokenizer.encode(&user_message(template, &text)?, false)?
             }
             PromptFormat::Raw => tokenizer.encode(&text, true)?,
         };

@@ -44,7 +44,7 @@ pub(super) struct Run {
     /// Each verification, with the confidences of the block that it verified in part or whole.
     pub(super) steps: Vec<(Vec<f32>, StepRecord)>,
     /// Confidences of the block that the next step verifies.
-    pending: Vec<f32>,
+    pub(super) pending: Vec<f32>,
 }
 
 impl Run {
