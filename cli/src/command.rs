@@ -8,10 +8,10 @@ use crate::inspect::InspectArgs;
 
 /// Lossless parallel speculative decoding (FlexDraft)
 ///
-/// A model drafts for itself: mask tokens in its last layers prepare the next tokens while the current
-/// ones are verified. The output is what the model alone would have written.
+/// A model drafts for itself: mask tokens in its last layers prepare the next tokens while the model verifies
+/// the current tokens. The output is exactly what the model alone would write.
 ///
-/// Without a command, `generate` is run; without --target, on a tiny model that comes with the
+/// Without a command, `flexdraft` runs `generate`. Without --target, it runs the tiny model that comes with the
 /// repository.
 #[derive(Debug, Parser)]
 #[command(name = "flexdraft", version, args_conflicts_with_subcommands = true)]
@@ -28,20 +28,20 @@ pub enum Command {
     ///
     /// The text goes to stdout as it is committed, everything else to stderr. On a terminal with
     /// colours, a change of colour is a new step, and the underlined tokens are accepted drafts.
-    /// Afterwards the same request is run in every mode, which shows their speeds on this machine and
-    /// that the tokens are the same.
+    /// Afterwards the command runs the same request in every mode. This shows the speed of each mode on this
+    /// machine, and that all modes give the same tokens.
     ///
-    /// Exit code: 0; 2 for a mistake in what was asked for; 1 for any other failure, such as modes that
-    /// disagree where they may not.
+    /// Exit codes: 0 for success, 2 for a mistake in the arguments, 1 for any other failure, such as modes that
+    /// disagree where they must agree.
     Generate(GenerateArgs),
     /// Time the steps of every mode, and compare with what this machine can do
     ///
-    /// Nothing is generated: a step is taken again and again after a context of noise. Tokens a second
-    /// follow from the step's time and --tau. The floor is what the step reads at the speed of the
-    /// memory, or what it multiplies at the speed of the arithmetic, whichever takes longer; both are
-    /// measured first: on a CPU with the same threads, on a GPU by a copy and a large bf16 product.
+    /// The command generates no text: it repeats a step after a context of noise. Tokens per second follow from
+    /// the time of a step and --tau. The floor of a step is the time to read its bytes at the speed of the memory,
+    /// or to multiply its operands at the speed of the arithmetic, whichever is longer. The command measures both
+    /// speeds first: on a CPU with the same threads, on a GPU by a copy and a large bf16 product.
     Bench(BenchArgs),
-    /// Show what was found in a model's directory, and what is missing, unused or not finite
+    /// Show the contents of a model's files, and tensors that are missing, unused or not finite
     Inspect(InspectArgs),
 }
 

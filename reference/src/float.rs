@@ -36,7 +36,7 @@ pub trait Float:
 
     /// `x`, rounded to nearest.
     fn from_f64(x: f64) -> Self;
-    /// `self`, exactly.
+    /// Converts `self` to f64 without rounding.
     fn to_f64(self) -> f64;
     /// `x`, rounded towards zero.
     fn from_u32_towards_zero(x: u32) -> Self;

@@ -366,7 +366,7 @@ mod tests {
             }
         }
 
-        /// Seconds a token of the best mode.
+        /// Seconds per committed token in the fastest mode.
         fn best(&self, batch: usize, tau: f64) -> (Mode, f64) {
             let costs = MODES.map(|mode| {
                 let tokens = if mode.drafts() { tau } else { 1.0 };

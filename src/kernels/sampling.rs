@@ -365,7 +365,7 @@ impl CalibratedShape {
 }
 
 impl<B: Runtime> Kernels<B> {
-    /// Corrects, warps and samples rows of logits: two launches.
+    /// Calibrates rows of logits, applies temperature and truncation, and samples a token from each: two launches.
     ///
     /// # Errors
     ///

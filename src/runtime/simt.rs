@@ -24,7 +24,7 @@ pub enum Checking {
 /// The time at which an asynchronous copy (`cp.async`) happens. A correct kernel cannot tell the difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Copies {
-    /// The copy happens at once.
+    /// An asynchronous copy happens as soon as it is issued.
     #[default]
     Eager,
     /// The copy happens when a wait asks for it.

@@ -41,7 +41,8 @@ enum Drafter {
     Unrelated,
     /// The target's logits after the bonus token, plus noise.
     Near,
-    /// The target's logits after the bonus token: p = q in slot 1, and in all slots if the target has order 0.
+    /// The target's own logits after the bonus token. The drafter then proposes from the target's distribution in slot
+    /// 1, and in every slot if the target ignores the tokens before.
     Target,
 }
 

@@ -216,7 +216,7 @@ fn calibrated_rows() {
     }
 }
 
-/// The vocabularies of Qwen3 and SmolLM2, and the rank of the released drafters.
+/// The vocabulary sizes of Qwen3 and SmolLM2, and the calibrator rank of the released drafters.
 #[test]
 fn a_large_vocabulary() {
     for (vocab, rank) in [(151_936, 0), (151_936, 512), (49_152, 0), (49_152, 512)] {

@@ -271,7 +271,8 @@ impl Core {
         self.prefix.as_ref().map_or(Ok(0), |prefix| prefix.k.dim(1))
     }
 
-    /// The columns of the group's own rows, `[kv_heads · groups, ratio · slots, slots]`.
+    /// The part of a score matrix whose keys are the slots of a row's own mask group,
+    /// `[kv_heads · groups, ratio · slots, slots]`.
     fn own(&self, x: &Tensor) -> Result<Tensor> {
         Self::per_group(&x.narrow(D::Minus1, self.prefix_len()?, self.groups.len)?.contiguous()?, &self.k)
     }

@@ -18,7 +18,7 @@ pub enum TuneError {
     /// A file that cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// `read`, `write`, …
+        /// The operation that failed, as a verb: `read` or `write`, for example.
         action: &'static str,
         /// The file.
         path: PathBuf,

@@ -17,7 +17,7 @@ pub struct FrozenTarget {
     lm_head: Tensor,
 }
 
-/// The results for a sequence's clean tokens that mask rows need.
+/// The hidden states, keys and values of a sequence's clean tokens (its transcript), which mask rows attend to.
 #[derive(Clone, Debug)]
 pub struct CleanTokens {
     /// Keys and values of each tail layer.

@@ -33,9 +33,9 @@ pub enum RuleChoice {
     /// Token by token: min(1, p/q), then the residual
     #[default]
     Rejection,
-    /// The whole block at once: never accepts fewer on average
+    /// The whole block at once: accepts at least as much on average
     Block,
-    /// While the target's own draw is the same: gives the tokens of `--mode ar` with this seed
+    /// Accepts while the target draws the same token: gives the tokens of `--mode ar` with this seed
     Match,
 }
 

@@ -29,10 +29,10 @@ impl FromStr for DeviceChoice {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ProductsChoice {
-    /// Algorithms that give a row the same bits whatever rows are beside it
+    /// Algorithms that give a row the same bits in every product
     #[default]
     Invariant,
-    /// The algorithm that cuBLASLt estimates to be the fastest for each number of rows
+    /// The algorithm that cuBLASLt estimates to be fastest for each number of rows
     Any,
 }
 

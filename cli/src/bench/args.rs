@@ -14,38 +14,38 @@ pub struct BenchArgs {
     /// The model: a Hugging Face directory, or a GGUF file. Default: the bundled pair
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
-    /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target
+    /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
     /// Random weights of this shape, and a random drafter, instead of a model
     #[arg(long, value_enum, conflicts_with_all = ["target", "draft"], help_heading = "Model")]
     pub synthetic: Option<Synthetic>,
-    /// Where to run; `auto` is the CPU
+    /// Where to run; `auto` takes the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
-    /// Which algorithms multiply matrices on a GPU; `any` is for comparisons of speed, and not lossless
+    /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
     #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
     pub products: ProductsChoice,
-    /// How activations and the KV cache are rounded on the CPU; on a GPU it is always bf16
+    /// Rounding of activations and KV cache on the CPU; a GPU always uses bf16
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
-    /// Threads of the CPU device; 0 is one a core
+    /// Number of CPU threads; 0 takes one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 
     /// Sequences in a step
     #[arg(long, value_name = "B,B,…", value_delimiter = ',', default_value = "1", value_parser = one_or_more, help_heading = "Steps")]
     pub batch: Vec<usize>,
-    /// Positions before the step
+    /// Cached positions of each sequence before the step
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "128", help_heading = "Steps")]
     pub context: Vec<usize>,
-    /// Tokens in a block. Default: the drafter's own
+    /// Block size. Default: the drafter's own block size
     #[arg(long, value_name = "S", help_heading = "Steps")]
     pub block_size: Option<usize>,
-    /// Draft tokens that a step verifies, S - 1 at most
+    /// Draft tokens that a step verifies per sequence, at most S - 1
     #[arg(long, value_name = "V,V,…", value_delimiter = ',', default_value = "4", help_heading = "Steps")]
     pub verify_len: Vec<usize>,
-    /// Mask groups of a parallel step, for the longest accepted lengths, or all V + 1
+    /// Mask groups of a parallel step: all V + 1, or the K groups for the longest accepted lengths
     #[arg(
         long,
         value_name = "all|K,K,…",
@@ -54,17 +54,17 @@ pub struct BenchArgs {
         help_heading = "Steps"
     )]
     pub groups: Vec<Groups>,
-    /// The steps that are timed. Default: all of them
+    /// Kinds of steps to time. Default: all
     #[arg(long, value_enum, value_name = "MODE,…", value_delimiter = ',', help_heading = "Steps")]
     pub mode: Vec<StepMode>,
-    /// Tokens that a step with drafts commits on average (the acceptance length), V + 1 at most
+    /// Acceptance length: tokens that a step with drafts commits on average, at most V + 1
     #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
     pub tau: f64,
 
-    /// Less memory and fewer steps, for a first look
+    /// Use less memory and fewer steps, for a first look
     #[arg(long, help_heading = "Output")]
     pub quick: bool,
-    /// Write JSON to stdout, a line as soon as it is known: the machine's, then one of each step
+    /// Write JSON lines to stdout as soon as they are known: one for the machine, then one per step
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
@@ -95,7 +95,7 @@ impl FromStr for Groups {
 pub enum StepMode {
     /// Reads a prompt, up to the number of tokens that an engine reads per step
     Prefill,
-    /// Decodes one token a sequence
+    /// Decodes one token per sequence
     Ar,
     /// Verifies, then drafts
     Sequential,

@@ -20,25 +20,25 @@ use crate::args::{
 pub struct GenerateArgs {
     /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
     ///
-    /// Its files are memory-mapped and must not change meanwhile. Default: the bundled pair,
-    /// demo/tiny, found from the current directory or the executable.
+    /// The command maps the files into memory; they must not change while it runs. Default: the bundled pair
+    /// demo/tiny, which is searched for from the current directory and from the executable upwards.
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
-    /// The drafter: a directory, or `random:N` for a random one of N layers that fits the target.
+    /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target.
     ///
-    /// A random drafter has blocks of 16, or of --block-size. Without a drafter only `--mode ar` runs.
+    /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
-    /// Where to run; `auto` is the first GPU, if it passes a test, or the CPU
+    /// Where to run; `auto` takes the first GPU that passes a self-test, or else the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
-    /// Which algorithms multiply matrices on a GPU; `any` is for comparisons of speed, and not lossless
+    /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
     #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
     pub products: ProductsChoice,
-    /// How activations and the KV cache are rounded; bf16 as a GPU would
+    /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
-    /// Threads of the CPU device; 0 is one a core. No result depends on them
+    /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 
@@ -51,27 +51,27 @@ pub struct GenerateArgs {
         help_heading = "Prompt"
     )]
     pub prompt: Option<String>,
-    /// A file with the text to continue, taken as it is
+    /// A file with the text to continue, unchanged
     #[arg(long, value_name = "FILE", group = "prompt-source", help_heading = "Prompt")]
     pub prompt_file: Option<PathBuf>,
     /// The token ids to continue, separated by commas
     #[arg(long, value_name = "1,2,3", group = "prompt-source", help_heading = "Prompt")]
     pub prompt_ids: Option<TokenIds>,
-    /// Take the text as a user's message and put it through the model's chat template
+    /// Treat the text as a user's message, and render it with the model's chat template
     #[arg(long, conflicts_with = "prompt_ids", help_heading = "Prompt")]
     pub chat: bool,
 
-    /// Who drafts when: with the verification, after it, never, or (`auto`, the default) as measuring finds to be
-    /// fastest; the bundled pair shows `parallel` unless asked
+    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto` (default):
+    /// whichever measures fastest. The bundled pair runs `parallel` by default
     #[arg(long, value_enum, help_heading = "Decoding")]
     pub mode: Option<ModeChoice>,
-    /// How drafts are accepted above temperature 0
+    /// How to accept drafts if the temperature is above 0
     #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
     pub rule: RuleChoice,
-    /// Tokens in a block, up to the drafter's own. Default: the drafter's own
+    /// Block size, up to the drafter's own block size, which is the default
     #[arg(long, value_name = "S", help_heading = "Decoding")]
     pub block_size: Option<usize>,
-    /// Verify a draft only as far as the drafter is this confident; 0 verifies it whole
+    /// Verify a draft only as far as the drafter's confidence reaches this value; 0 verifies the whole draft
     #[arg(
         long,
         value_name = "T",
@@ -80,17 +80,17 @@ pub struct GenerateArgs {
         help_heading = "Decoding"
     )]
     pub confidence_threshold: f32,
-    /// What is compared with the threshold
+    /// Which number is compared with the threshold
     #[arg(long, value_enum, default_value_t, value_name = "STRATEGY", help_heading = "Decoding")]
     pub confidence_strategy: StrategyChoice,
-    /// Stop after this many tokens; the model's context bounds them too
+    /// Largest number of new tokens; the model's context limits it too
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Decoding")]
     pub max_new_tokens: usize,
-    /// Go on after an end-of-sequence token
+    /// Continue after an end-of-sequence token
     #[arg(long, help_heading = "Decoding")]
     pub ignore_eos: bool,
 
-    /// 0 always takes the most probable token
+    /// Sampling temperature; 0 always takes the most probable token
     #[arg(
         long,
         value_name = "T",
@@ -99,10 +99,10 @@ pub struct GenerateArgs {
         help_heading = "Sampling"
     )]
     pub temperature: f32,
-    /// Sample from the K most probable tokens; 0 is off
+    /// Sample only from the K most probable tokens; 0 means all tokens
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Sampling")]
     pub top_k: usize,
-    /// Sample from the most probable tokens that together have this probability; 1 is off
+    /// Sample only from the most probable tokens that together reach this probability; 1 means all tokens
     #[arg(
         long,
         value_name = "P",
@@ -111,7 +111,7 @@ pub struct GenerateArgs {
         help_heading = "Sampling"
     )]
     pub top_p: f32,
-    /// Sample from tokens at least this probable relative to the most probable one; 0 is off
+    /// Sample only from tokens with at least this fraction of the largest probability; 0 means all tokens
     #[arg(
         long,
         value_name = "P",
@@ -120,17 +120,17 @@ pub struct GenerateArgs {
         help_heading = "Sampling"
     )]
     pub min_p: f32,
-    /// Key of all random numbers
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     pub seed: u64,
-    /// Continue the prompt N times, with seeds from --seed on, in batches of up to 64
+    /// Continue the prompt N times with consecutive seeds, starting at --seed, in batches of up to 64
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, help_heading = "Sampling")]
     pub samples: NonZeroUsize,
 
-    /// Write one JSON object a sample to stdout, with a record of every step, and nothing else
+    /// Write only JSON to stdout: one object per sample, with a record of every step
     #[arg(long, help_heading = "Output")]
     pub json: bool,
-    /// Leave out the comparison with the other modes
+    /// Skip the comparison with the other modes
     #[arg(long, help_heading = "Output")]
     pub no_compare: bool,
 }

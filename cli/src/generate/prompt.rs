@@ -10,7 +10,7 @@ use super::args::GenerateArgs;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
 
-/// The default prompt of the bundled model, which writes Rust's SIMD intrinsics.
+/// The default prompt for the bundled model, whose training text was Rust's SIMD intrinsics.
 pub const BUNDLED_PROMPT: &str = "/// Adds packed 32-bit integers in `a` and `b`.\n";
 
 /// Maximum size of a prompt file, in bytes: more text than any context holds.

@@ -18,9 +18,9 @@ pub struct Sample {
     pub prefill: Option<BlockRecord>,
     pub steps: Vec<StepRecord>,
     pub finish: Option<Finish>,
-    /// The sample's share of the time of the steps that read its prompt, in seconds.
+    /// Seconds of the steps that read the sample's prompt, divided by the number of samples in each step.
     pub prefill_seconds: f64,
-    /// The sample's share of the time of its other steps, in seconds.
+    /// Seconds of the steps after the prompt, divided by the number of samples in each step.
     pub decode_seconds: f64,
 }
 

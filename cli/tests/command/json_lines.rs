@@ -10,7 +10,7 @@ use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 
-/// The first case of the official recordings, which starts from `PROMPT`.
+/// The first recorded run of the official FlexDraft implementation; its prompt is `PROMPT`.
 fn official() -> serde_json::Value {
     let cases = fs::read(tiny("cases.json")).unwrap();
     let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();

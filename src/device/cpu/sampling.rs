@@ -19,7 +19,7 @@ const WORK: usize = 8;
 /// The results of a verification, and the inputs of the drafts that follow it.
 #[derive(Clone, Debug, Default)]
 pub struct CpuResults {
-    /// Verdicts and drafts.
+    /// The verdicts and drafts that a step's `read` returns.
     pub found: StepResults,
     /// Number of rows drafted since the verification.
     pub(super) drafted: usize,

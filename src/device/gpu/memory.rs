@@ -78,7 +78,7 @@ impl<B: Runtime> Default for CachedTable<B> {
 }
 
 impl<B: Runtime> CachedTable<B> {
-    /// The table on the device, with `indices` at its beginning.
+    /// Returns the index table in device memory; its first entries are `indices`.
     pub(super) fn holding(
         &mut self,
         runtime: &B,

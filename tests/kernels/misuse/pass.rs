@@ -1,4 +1,4 @@
-//! The tables of a pass, and sequences that do not form a valid pass.
+//! Tests that `PassTables` refuses sequences that do not form a valid pass.
 
 use flexdraft::kernels::{KernelError, Paging, PassTables};
 use flexdraft::layout::{Pass, SequenceRows};

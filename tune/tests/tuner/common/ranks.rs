@@ -91,7 +91,7 @@ impl<'a> Thread<'a> {
 }
 
 impl Drop for Thread<'_> {
-    /// Runs however the thread's run ended: normally, by an error or by a panic.
+    /// Tells the other ranks that this rank has left, after a normal end, an error or a panic alike.
     fn drop(&mut self) {
         let round = self.meeting.round.lock();
         round.unwrap_or_else(|poisoned| poisoned.into_inner()).left = true;
