@@ -18,7 +18,7 @@
 //! `read` copies files into memory. The `unsafe` `map` maps them, which is sound only while no process
 //! changes the files. [`inspect`] reports on a model instead of loading it.
 //!
-//! The modules build on one another in this order: [`format`] (bytes of a file, JSON, safetensors, GGUF),
+//! The modules build on one another in this order: [`mod@format`] (bytes of a file, JSON, safetensors, GGUF),
 //! [`config`], [`weights`] and text, then the module that opens a target's files, then [`inspect`] and
 //! [`forward`].
 
