@@ -195,7 +195,7 @@ const _: () = {
     ["Offset of field: FlexdraftSiluAddParams::bonus_rows"]
         [::core::mem::offset_of!(FlexdraftSiluAddParams, bonus_rows) - 44usize];
 };
-/// turns[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0).
+/// cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0).
 #[repr(C)]
 pub struct FlexdraftRopeTableParams {
     pub pass: FlexdraftPass,
@@ -215,7 +215,7 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftRopeTableParams, pass) - 0usize];
     ["Offset of field: FlexdraftRopeTableParams::inv_freq"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, inv_freq) - 64usize];
-    ["Offset of field: FlexdraftRopeTableParams::turns"]
+    ["Offset of field: FlexdraftRopeTableParams::cos_sin"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, cos_sin) - 72usize];
     ["Offset of field: FlexdraftRopeTableParams::scale"]
         [::core::mem::offset_of!(FlexdraftRopeTableParams, scale) - 80usize];
@@ -259,7 +259,7 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cache) - 64usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::qkv"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv) - 152usize];
-    ["Offset of field: FlexdraftNormRopeAppendParams::turns"]
+    ["Offset of field: FlexdraftNormRopeAppendParams::cos_sin"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cos_sin) - 160usize];
     ["Offset of field: FlexdraftNormRopeAppendParams::q_norm"]
         [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_norm) - 168usize];
