@@ -19,6 +19,7 @@ pub struct Header {
     pub dtype: &'static str,
     pub block_size: usize,
     pub verify_lens: Vec<usize>,
+    #[serde(rename = "ceilings")]
     pub peaks: Peaks,
     /// Label of the results, if they need one.
     #[serde(skip_serializing_if = "Option::is_none")]
