@@ -282,11 +282,11 @@ impl<B: Runtime> Kernels<B> {
     ///
     /// let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     /// let stream = kernels.runtime().stream();
-    /// let x = vec![bf16::from_f32(3.0); 8];
+    /// let (x, weight) = (vec![bf16::from_f32(3.0); 8], vec![0.5; 8]);
     /// let mut out = vec![bf16::ZERO; 8];
     /// kernels.rms_norm(&stream, &RmsNorm {
     ///     x: Residual::Is(stream.view(&x)),
-    ///     weight: stream.view(&[0.5; 8]),
+    ///     weight: stream.view(&weight),
     ///     out: stream.view_mut(&mut out),
     ///     eps: 0.0,
     /// })?;
@@ -475,16 +475,16 @@ impl<B: Runtime> Kernels<B> {
     /// pass.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging)?;
     ///
     /// let inv_freq = vec![0.0f32, 1.0];
-    /// let mut turns = vec![0.0f32; 2 * 2];
+    /// let mut cos_sin = vec![0.0f32; 2 * 2];
     /// kernels.rope_table(&stream, &RopeTable {
     ///     pass: &pass,
     ///     inv_freq: stream.view(&inv_freq),
     ///     scale: 1.0,
-    ///     turns: stream.view_mut(&mut turns),
+    ///     cos_sin: stream.view_mut(&mut cos_sin),
     /// })?;
     /// // The one row is at position 5.
-    /// assert_eq!(turns[..2], [1.0, 0.0]);
-    /// assert!((turns[2] - 5f32.cos()).abs() < 1e-6 && (turns[3] - 5f32.sin()).abs() < 1e-6);
+    /// assert_eq!(cos_sin[..2], [1.0, 0.0]);
+    /// assert!((cos_sin[2] - 5f32.cos()).abs() < 1e-6 && (cos_sin[3] - 5f32.sin()).abs() < 1e-6);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
     pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
@@ -494,12 +494,12 @@ impl<B: Runtime> Kernels<B> {
             return Err(operands.unsupported("number of frequencies", 0, "head_dim / 2"));
         }
         let rows = args.cos_sin.len() / half_dim / 2;
-        let cos_sin = operands.product("turns", &[rows.max(args.pass.rows()), half_dim, 2])?;
+        let cos_sin = operands.product("cos_sin", &[rows.max(args.pass.rows()), half_dim, 2])?;
         let (pass, ..) = args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;
         let params = FlexdraftRopeTableParams {
             pass,
             inv_freq: operands.read("inv_freq", &args.inv_freq, half_dim, 4)?,
-            cos_sin: operands.write("turns", &args.cos_sin, cos_sin, 8)?,
+            cos_sin: operands.write("cos_sin", &args.cos_sin, cos_sin, 8)?,
             scale: args.scale,
             half_dim: operands.i32("frequencies", half_dim)?,
         };
@@ -535,14 +535,14 @@ impl<B: Runtime> Kernels<B> {
     /// let shape = AttentionShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     /// let mut qkv = vec![bf16::ONE; 3 * 64];
     /// // No turn at all: cosine 1, sine 0.
-    /// let turns = [1.0f32, 0.0].repeat(32);
+    /// let cos_sin = [1.0f32, 0.0].repeat(32);
     /// let (mut k, mut v) = (vec![bf16::ZERO; 16 * 64], vec![bf16::ZERO; 16 * 64]);
     /// let strides = KvStrides::token_major(16, 1, 64);
     /// kernels.norm_rope_append(&stream, &NormRopeAppend {
     ///     pass: &pass,
     ///     kind: RowKind::Candidates,
     ///     qkv: stream.view_mut(&mut qkv),
-    ///     turns: stream.view(&turns),
+    ///     cos_sin: stream.view(&cos_sin),
     ///     norms: None,
     ///     eps: 1e-6,
     ///     cache: PagedKvMut {
@@ -590,9 +590,9 @@ impl<B: Runtime> Kernels<B> {
             cache: args.cache.params(&mut operands, &shape)?,
             qkv: operands.write("qkv", &args.qkv, elements, 16)?.cast(),
             cos_sin: operands.read(
-                "turns",
+                "cos_sin",
                 &args.cos_sin,
-                operands.product("turns", &[rows, head_dim])?,
+                operands.product("cos_sin", &[rows, head_dim])?,
                 8,
             )?,
             q_norm: operands.read_optional("q norm", q_norm, head_dim, 4)?,

@@ -197,7 +197,7 @@ fn glue() {
     let beside = Beside { read: 64 * 20, written: 0 };
     at_the_floor(&append, beside, &["qkv", "k cache", "v cache"]);
     let rotations = Rotations { batch: 8, candidates: 64, head_dim: 128 };
-    at_the_floor(&rotations, Beside { read: 9 * 16, written: 0 }, &["turns"]);
+    at_the_floor(&rotations, Beside { read: 9 * 16, written: 0 }, &["cos_sin"]);
 }
 
 #[test]

@@ -92,6 +92,6 @@ impl Case for Selection {
 fn agrees_with_the_simt_host() {
     compare(Selection, |expected, found| {
         assert_eq!(expected.0, found.0);
-        close("turns", &found.1, &expected.1, 1e-5);
+        close("cos_sin", &found.1, &expected.1, 1e-5);
     });
 }

@@ -207,7 +207,7 @@ fn rope_table() {
     let sound = || Turns { inv_freq: Memory::zeros::<f32>(32), cos_sin: Memory::zeros::<f32>(ROWS * 64) };
     taken(sound);
     let operands =
-        [measure("inv_freq", 4, |k: &mut Turns| &mut k.inv_freq), measured("turns", 8, |k| &mut k.cos_sin)];
+        [measure("inv_freq", 4, |k: &mut Turns| &mut k.inv_freq), measured("cos_sin", 8, |k| &mut k.cos_sin)];
     operands_are_checked(sound, KERNEL, &operands);
     let expected = unsupported(KERNEL, "number of frequencies", 0, "head_dim / 2");
     refused(sound, |k| k.inv_freq.shorten(32), expected);
@@ -274,7 +274,7 @@ fn norm_rope_append() {
         KERNEL,
         &[
             measured("qkv", 16, |k: &mut Append| &mut k.qkv),
-            measured("turns", 8, |k| &mut k.cos_sin),
+            measured("cos_sin", 8, |k| &mut k.cos_sin),
             measured("q norm", 4, |k| &mut k.norms.0),
             measured("k norm", 4, |k| &mut k.norms.1),
             measured("k cache", 16, |k| &mut k.k),
