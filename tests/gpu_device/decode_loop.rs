@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use crate::support::models::Spec;
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
-use crate::support::runs::{Block, Output, blocks, corrupted_continuation, run};
+use crate::support::runs::{Block, Output, blocks, proposing, run};
 use crate::support::simt_variant::checking;
 
 fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
@@ -64,12 +64,8 @@ impl Ask {
     }
 
     fn proposing(&self, spec: &Spec, expected: &Output) -> Request {
-        let mut request = self.request(spec);
-        if self.proposes {
-            let known = expected.tokens.clone();
-            request.proposer = Some(corrupted_continuation(request.prompt.len(), known, spec.vocab));
-        }
-        request
+        let request = self.request(spec);
+        if self.proposes { proposing(request, expected, spec.vocab) } else { request }
     }
 }
 

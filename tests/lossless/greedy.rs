@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::support::models::{Spec, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
-use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
+use crate::support::runs::{Output, corrupted_continuation, engine, proposing, run, run_alone};
 
 /// The parameters of a random request; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
@@ -53,12 +53,8 @@ impl Ask {
     }
 
     fn proposing(&self, spec: &Spec, expected: &Output) -> Request {
-        let mut request = self.request(spec);
-        if self.proposes {
-            let known = expected.tokens.clone();
-            request.proposer = Some(corrupted_continuation(request.prompt.len(), known, spec.vocab));
-        }
-        request
+        let request = self.request(spec);
+        if self.proposes { proposing(request, expected, spec.vocab) } else { request }
     }
 }
 

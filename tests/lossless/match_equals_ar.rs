@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::support::models::{Spec, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
-use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
+use crate::support::runs::{Output, engine, proposing, run, run_alone};
 
 /// The parameters of a random request; tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
@@ -57,12 +57,8 @@ impl Ask {
 
     /// Returns the request, in some cases with a proposer whose drafts are right up to some place.
     fn proposing(&self, spec: &Spec, expected: &Output) -> Request {
-        let mut request = self.request(spec);
-        if self.proposes {
-            let known = expected.tokens.clone();
-            request.proposer = Some(corrupted_continuation(request.prompt.len(), known, spec.vocab));
-        }
-        request
+        let request = self.request(spec);
+        if self.proposes { proposing(request, expected, spec.vocab) } else { request }
     }
 }
 

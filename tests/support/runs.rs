@@ -104,3 +104,9 @@ pub fn corrupted_continuation(prompt_len: usize, continuation: Vec<u32>, vocab: 
         true
     })
 }
+
+/// Returns `request` with a proposer whose drafts follow the tokens of `expected` up to some place.
+pub fn proposing(request: Request, expected: &Output, vocab: usize) -> Request {
+    let proposer = corrupted_continuation(request.prompt.len(), expected.tokens.clone(), vocab);
+    Request { proposer: Some(proposer), ..request }
+}
