@@ -10,10 +10,11 @@
 
 namespace {
 
-constexpr int accept_threads = FLEXDRAFT_ACCEPT_THREADS;
-constexpr int block_ids = 4 * accept_threads; // that the threads of a CTA look at together
-constexpr int chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // of a CTA
-static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0, "a block is one chunk of the target");
+constexpr int32_t accept_threads = FLEXDRAFT_ACCEPT_THREADS;
+constexpr int32_t block_ids = 4 * accept_threads;                    // that the threads of a CTA look at together
+constexpr int32_t chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // of a CTA
+static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0,
+              "a block is one chunk of the target");
 
 // Where the scan stopped.
 struct Stop {
@@ -67,7 +68,7 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
             __syncthreads();
         }
         // A warp a draft token: block verification adds up what the chunks have left, always in the same order.
-        const int lane = int(threadIdx.x) % 32;
+        const int32_t lane = int32_t(threadIdx.x) % 32;
         for (int32_t j = int32_t(threadIdx.x) / 32 + 1; j <= s.drafts; j += accept_threads / 32) {
             double threshold = scan.probabilities[j].x, scale = scan.probabilities[j].y;
             if (s.rule == FLEXDRAFT_RULE_BLOCK) {
@@ -75,11 +76,13 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
                 scale = 1.0;
                 if (j < s.drafts) {
                     const float* const sums =
-                        verification.p.sums + (int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + j) * verification.p.chunks;
+                        verification.p.sums +
+                        (int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1) + j) * verification.p.chunks;
                     double surplus = 0.0;
                     for (int32_t c = lane; c < verification.p.chunks; c += 32) surplus += double(sums[c]);
 #pragma unroll
-                    for (int lanes = 16; lanes > 0; lanes /= 2) surplus += __shfl_xor_sync(0xffffffffu, surplus, lanes);
+                    for (int32_t lanes = 16; lanes > 0; lanes /= 2)
+                        surplus += __shfl_xor_sync(0xffffffffu, surplus, lanes);
                     threshold = surplus;
                     scale = surplus + 1.0 - double(scan.prefix[j]);
                 }
@@ -116,7 +119,7 @@ FLEXDRAFT_INLINE Best better(Best a, Best b) {
 // The best of all threads, for every thread.
 FLEXDRAFT_INLINE Best best_of_cta(Best mine, Scan& scan) {
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
+    for (int32_t lanes = 16; lanes > 0; lanes /= 2) {
         const Best other = {__shfl_xor_sync(0xffffffffu, mine.score, lanes),
                             __shfl_xor_sync(0xffffffffu, mine.id, lanes)};
         mine = better(mine, other);
@@ -128,7 +131,7 @@ FLEXDRAFT_INLINE Best best_of_cta(Best mine, Scan& scan) {
     __syncthreads();
     Best all = {scan.best[0], scan.id[0]};
 #pragma unroll
-    for (int w = 1; w < accept_threads / 32; ++w) all = better(all, Best{scan.best[w], scan.id[w]});
+    for (int32_t w = 1; w < accept_threads / 32; ++w) all = better(all, Best{scan.best[w], scan.id[w]});
     __syncthreads();
     return all;
 }
@@ -143,11 +146,11 @@ FLEXDRAFT_INLINE float residual(float prefix, float p, float q) {
 // number and no q: chunks of them are not read (all ids are, where `WholeRow`: this is rare), and of the other chunks a
 // warp passes over its own.
 template <bool WholeRow, typename Logit>
-FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first,
-                           int32_t end, Scan& scan) {
+FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first, int32_t end,
+                           Scan& scan) {
     const FlexdraftVerify& s = verification.sequence;
-    const DrawNumbers numbers = draw_numbers(
-        s.seed, uint32_t(kResidualDraw) << 16 | uint32_t(stop.accepted), uint64_t(s.position));
+    const DrawNumbers numbers =
+        draw_numbers(s.seed, uint32_t(residual_draw) << 16 | uint32_t(stop.accepted), uint64_t(s.position));
     const Distribution<Logit> p = verification.target(stop.accepted);
     const Distribution<Logit> q = with_q ? verification.draft(stop.accepted + 1) : p;
     const float least = least_distance_kept(p.stats);
@@ -171,7 +174,7 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
         const PhiloxWords words = philox(numbers, uint32_t(id) / 4);
         float weight[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int32_t i = 0; i < 4; ++i) {
             weight[i] = 0.0f;
             if (id + i >= end) continue;
             weight[i] = p.of(of_p[i], id + i);
@@ -180,9 +183,10 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
         }
         leads = true;
 #pragma unroll
-        for (int lanes = 16; lanes > 0; lanes /= 2) leading = fmaxf(leading, __shfl_xor_sync(0xffffffffu, leading, lanes));
+        for (int32_t lanes = 16; lanes > 0; lanes /= 2)
+            leading = fmaxf(leading, __shfl_xor_sync(0xffffffffu, leading, lanes));
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int32_t i = 0; i < 4; ++i) {
             if (weight[i] > 0.0f && weight[i] >= leading * exponential_floor(words.word[i])) {
                 mine = better(mine, Best{weight[i] / exponential(words.word[i]), id + i});
             }
@@ -194,7 +198,7 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
 
 template <typename Logit>
 FLEXDRAFT_INLINE void write_verdict(const Verification<Logit>& verification, Stop stop, int32_t bonus) {
-    const FlexdraftAccept& p = verification.p;
+    const FlexdraftAcceptParams& p = verification.p;
     const FlexdraftVerify& s = verification.sequence;
     int32_t* const committed = p.committed + int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1);
     for (int32_t i = int32_t(threadIdx.x); i <= FLEXDRAFT_MAX_DRAFTS; i += accept_threads) {
@@ -212,14 +216,14 @@ FLEXDRAFT_INLINE void write_verdict(const Verification<Logit>& verification, Sto
 }
 
 template <typename Logit>
-FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
+FLEXDRAFT_INLINE void accept(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
     Scan& scan = *reinterpret_cast<Scan*>(shared);
     const int32_t chunk = int32_t(blockIdx.x);
     const Verification<Logit> verification = {p, p.sequences[blockIdx.y]};
     if (!verification.exists()) {
         if (chunk == 0 && threadIdx.x == 0) {
-            if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_ROW));
+            if (p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_ROW));
             p.verdicts[blockIdx.y].accepted = -1;
         }
         return;
@@ -234,7 +238,8 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
     }
     const bool with_q = stop.accepted < s.drafts;
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK;
-    const Best mine = draw<false>(verification, stop, with_q, first, min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab), scan);
+    const Best mine =
+        draw<false>(verification, stop, with_q, first, min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab), scan);
     float* const best = p.best + int64_t(blockIdx.y) * p.chunks * 2;
     if (threadIdx.x == 0) {
         best[2 * chunk] = mine.score;
@@ -258,7 +263,7 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAccept& p) {
 
 // One chunk of the sums of max(P_i p_i - q_{i+1}, 0), for block verification, for every gridDim.z-th i.
 template <typename Logit>
-FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
+FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
     Scan& scan = *reinterpret_cast<Scan*>(shared);
     const int32_t chunk = int32_t(blockIdx.x);
@@ -269,7 +274,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
     if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
     __syncthreads();
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK, end = min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab);
-    constexpr int turns = chunk_blocks;
+    constexpr int32_t turns = chunk_blocks;
     for (int32_t i = int32_t(blockIdx.z) + 1; i < s.drafts; i += int32_t(gridDim.z)) {
         const float prefix = scan.prefix[i];
         const Distribution<Logit> target = verification.target(i), draft = verification.draft(i + 1);
@@ -278,7 +283,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
         const uint32_t dropped =
             target.template dropped_chunks<turns>(first / block_ids, verification.target_chunks(), least);
 #pragma unroll
-        for (int turn = 0; turn < turns; ++turn) {
+        for (int32_t turn = 0; turn < turns; ++turn) {
             const int32_t block = first + turn * block_ids;
             const int32_t id = block + 4 * int32_t(threadIdx.x);
             if ((dropped >> turn & 1u) == 0u && id < end) {
@@ -288,11 +293,11 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
         }
         float sum = 0.0f;
 #pragma unroll
-        for (int turn = 0; turn < turns; ++turn) {
+        for (int32_t turn = 0; turn < turns; ++turn) {
             // Without a p nothing is left above q.
             if ((dropped >> turn & 1u) != 0u) continue;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int32_t j = 0; j < 4; ++j) {
                 const int32_t id = first + turn * block_ids + 4 * int32_t(threadIdx.x) + j;
                 if (id < end) sum += residual(prefix, target.of(of_p[turn][j], id), draft.of(of_q[turn][j], id));
             }
@@ -304,15 +309,15 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAccept& p) {
     }
 }
 
-}  // namespace
+} // namespace
 
-FLEXDRAFT_KERNEL(accept_f32, FlexdraftAccept, accept_threads, 3) { accept<float>(p); }
-FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAccept, accept_threads, 3) { accept<bf16>(p); }
-FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAccept, accept_threads, 3) { block_sums<float>(p); }
-FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAccept, accept_threads, 3) { block_sums<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_f32, FlexdraftAcceptParams, accept_threads, 3) { accept<float>(p); }
+FLEXDRAFT_KERNEL(accept_bf16, FlexdraftAcceptParams, accept_threads, 3) { accept<bf16>(p); }
+FLEXDRAFT_KERNEL(accept_block_sums_f32, FlexdraftAcceptParams, accept_threads, 3) { block_sums<float>(p); }
+FLEXDRAFT_KERNEL(accept_block_sums_bf16, FlexdraftAcceptParams, accept_threads, 3) { block_sums<bf16>(p); }
 
-FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelect, selection_threads, 1) { select(p); }
-FLEXDRAFT_KERNEL(follow_verdicts, FlexdraftFollow, selection_threads, 1) { follow(p); }
+FLEXDRAFT_KERNEL(select_drafts, FlexdraftSelectParams, selection_threads, 1) { select(p); }
+FLEXDRAFT_KERNEL(follow_verdicts, FlexdraftFollowParams, selection_threads, 1) { follow(p); }
 
 FLEXDRAFT_KERNEL_TABLE(acceptance, accept_f32, accept_bf16, accept_block_sums_f32, accept_block_sums_bf16,
                        select_drafts, follow_verdicts)

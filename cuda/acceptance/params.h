@@ -13,14 +13,14 @@ enum FlexdraftRule {
 /* One sequence of a verification. Row i of the target is p_i, i = 0..drafts, and tells of d_{i+1}; row j - 1
  * of the draft is q_j. */
 struct FlexdraftVerify {
-    uint64_t seed;        /* of the request */
-    uint64_t groups;      /* bit k: the pass has laid out a mask group for accepted length k */
-    int64_t position;     /* n, the position of candidate 0 */
-    int32_t rule;         /* FlexdraftRule */
-    int32_t drafts;       /* v, 0 to 63 */
-    int32_t first_target; /* row of p_0 */
-    int32_t first_draft;  /* row of q_1; -1: every q_j is the point mass at d_j */
-    int32_t first_token;  /* place of d_1 in `tokens` */
+    uint64_t seed;             /* of the request */
+    uint64_t groups;           /* bit k: the pass has laid out a mask group for accepted length k */
+    int64_t position;          /* n, the position of candidate 0 */
+    int32_t rule;              /* FlexdraftRule */
+    int32_t drafts;            /* v, 0 to 63 */
+    int32_t first_target;      /* row of p_0 */
+    int32_t first_draft;       /* row of q_1; -1: every q_j is the point mass at d_j */
+    int32_t first_token;       /* place of d_1 in `tokens` */
     int32_t first_draft_stats; /* row of the statistics of q_1; not read where first_draft is -1 */
 };
 
@@ -33,23 +33,23 @@ struct FlexdraftVerdict {
     int64_t cached_length; /* n + a + 1: positions whose K and V stay */
 };
 
-struct FlexdraftAccept {
-    const struct FlexdraftVerify* sequences;       /* [batch] */
-    const int32_t* tokens;                         /* [token_count] draft tokens */
-    const void* target;                            /* [target_rows, logit_stride] logits, f32 or bf16 */
-    const struct FlexdraftRowStats* target_stats;  /* [target_rows] */
+struct FlexdraftAcceptParams {
+    const struct FlexdraftVerify* sequences;      /* [batch] */
+    const int32_t* tokens;                        /* [token_count] draft tokens */
+    const void* target;                           /* [target_rows, logit_stride] logits, f32 or bf16 */
+    const struct FlexdraftRowStats* target_stats; /* [target_rows] */
     /* [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] what sample_rows_* found in the chunks of
      * `target`, field 0 their largest logits; null: every id is read */
     const float* target_partials;
-    const void* draft;                             /* [draft_rows, logit_stride] of the target's type; may be null */
-    const struct FlexdraftRowStats* draft_stats;   /* [draft_stats_rows]; may be null */
-    float* sums;                                   /* [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block */
-    float* best;                                   /* [batch, chunks, 2]: score and, in bits, token */
-    uint32_t* arrived;                             /* [batch] zero before and after a launch */
-    struct FlexdraftVerdict* verdicts;             /* [batch] */
-    int32_t* committed;                            /* [batch, 64] d_1..d_a and the bonus token, then -1 */
-    uint32_t* error;                               /* the device error word; may be null */
-    int64_t logit_stride;                          /* a multiple of 8, at least vocab */
+    const void* draft;                           /* [draft_rows, logit_stride] of the target's type; may be null */
+    const struct FlexdraftRowStats* draft_stats; /* [draft_stats_rows]; may be null */
+    float* sums;                                 /* [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block */
+    float* best;                                 /* [batch, chunks, 2]: score and, in bits, token */
+    uint32_t* arrived;                           /* [batch] zero before and after a launch */
+    struct FlexdraftVerdict* verdicts;           /* [batch] */
+    int32_t* committed;                          /* [batch, 64] d_1..d_a and the bonus token, then -1 */
+    uint32_t* error;                             /* the device error word; may be null */
+    int64_t logit_stride;                        /* a multiple of 8, at least vocab */
     int32_t batch;
     int32_t vocab;
     int32_t chunks; /* ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK) */
@@ -72,14 +72,14 @@ struct FlexdraftDraft {
     int32_t unused;
 };
 
-struct FlexdraftSelect {
+struct FlexdraftSelectParams {
     const struct FlexdraftDraft* drafts;     /* [count] */
     const struct FlexdraftVerdict* verdicts; /* [batch] */
     int32_t* bonus;                          /* [count] the verdict's token; 0 without a verdict */
     int32_t* starts;                         /* [count] the position of c_0 of the next step */
     int32_t* sources;    /* [rows] a draft row's row of the pass, or of the logits; -1: no such group */
     int32_t* draft_rows; /* [rows] a draft row's row of the logits: its source there, or the draft row itself; or -1 */
-    uint32_t* error;                         /* the device error word; may be null */
+    uint32_t* error;     /* the device error word; may be null */
     int32_t count;
     int32_t batch;
     int32_t rows;
@@ -88,7 +88,7 @@ struct FlexdraftSelect {
 
 /* Moves the one group of every sequence of a drafting pass from the largest accepted length that it was laid
  * out for to the one of its verdict. */
-struct FlexdraftFollow {
+struct FlexdraftFollowParams {
     const int32_t* sequences;                /* [batch] which verdict is that of the pass's sequence */
     const struct FlexdraftVerdict* verdicts; /* [verdict_count] */
     const int32_t* start;                    /* [batch] as in FlexdraftPass */
@@ -106,8 +106,8 @@ enum FlexdraftAcceptConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
 static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
-static_assert(sizeof(FlexdraftAccept) == 144, "mirrored in Rust");
+static_assert(sizeof(FlexdraftAcceptParams) == 144, "mirrored in Rust");
 static_assert(sizeof(FlexdraftDraft) == 32, "mirrored in Rust");
-static_assert(sizeof(FlexdraftSelect) == 72, "mirrored in Rust");
-static_assert(sizeof(FlexdraftFollow) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSelectParams) == 72, "mirrored in Rust");
+static_assert(sizeof(FlexdraftFollowParams) == 48, "mirrored in Rust");
 #endif

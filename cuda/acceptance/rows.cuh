@@ -23,20 +23,20 @@ struct Distribution {
     }
 
     // Whether top-k, top-p or min-p dropped ids.
-    FLEXDRAFT_METHOD bool is_cut() const { return logits != nullptr && stats.cut_score > -kInfinity; }
+    FLEXDRAFT_METHOD bool is_cut() const { return logits != nullptr && stats.cut_score > -infinity; }
 
     // Of `Count` chunks from `chunk` on, the last of them before `chunks`: bit i is set if no id of chunk + i has a
     // probability above 0. `least` is least_distance_kept(stats); a difference that is no number, as of two infinities,
     // is not below it.
-    template <int Count>
+    template <int32_t Count>
     FLEXDRAFT_METHOD uint32_t dropped_chunks(int32_t chunk, int32_t chunks, float least) const {
         if (maxima == nullptr) return 0;
         float largest[Count];
 #pragma unroll
-        for (int i = 0; i < Count; ++i) largest[i] = maxima[min(chunk + i, chunks - 1)];
+        for (int32_t i = 0; i < Count; ++i) largest[i] = maxima[min(chunk + i, chunks - 1)];
         uint32_t dropped = 0;
 #pragma unroll
-        for (int i = 0; i < Count; ++i) dropped |= largest[i] - stats.max < least ? 1u << i : 0u;
+        for (int32_t i = 0; i < Count; ++i) dropped |= largest[i] - stats.max < least ? 1u << i : 0u;
         return dropped;
     }
 
@@ -56,7 +56,7 @@ struct Distribution {
 // A sequence whose rows and tokens all exist.
 template <typename Logit>
 struct Verification {
-    const FlexdraftAccept& p;
+    const FlexdraftAcceptParams& p;
     FlexdraftVerify sequence;
 
     FLEXDRAFT_METHOD bool exists() const {
@@ -64,9 +64,9 @@ struct Verification {
         const bool counts = s.drafts >= 0 && s.drafts <= FLEXDRAFT_MAX_DRAFTS && s.position >= 0;
         const bool target = s.first_target >= 0 && s.first_target < p.target_rows - s.drafts;
         const bool tokens = s.first_token >= 0 && s.first_token <= p.token_count - s.drafts;
-        const bool draft = s.first_draft == -1 ||
-                           (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts &&
-                            s.first_draft_stats >= 0 && s.first_draft_stats <= p.draft_stats_rows - s.drafts);
+        const bool draft =
+            s.first_draft == -1 || (s.first_draft >= 0 && s.first_draft <= p.draft_rows - s.drafts &&
+                                    s.first_draft_stats >= 0 && s.first_draft_stats <= p.draft_stats_rows - s.drafts);
         return counts && target && tokens && draft;
     }
 
@@ -93,7 +93,7 @@ struct Verification {
     // The uniform that decides on d_i, a multiple of 2^-32.
     FLEXDRAFT_METHOD double uniform(int32_t i) const {
         const DrawNumbers numbers =
-            draw_numbers(sequence.seed, uint32_t(kAcceptanceUniform) << 16 | uint32_t(i), uint64_t(sequence.position));
+            draw_numbers(sequence.seed, uint32_t(acceptance_uniform) << 16 | uint32_t(i), uint64_t(sequence.position));
         return double(philox(numbers, 0).word[0]) * (1.0 / 4294967296.0);
     }
 

@@ -5,17 +5,17 @@
 #include "../common/platform.cuh"
 #include "params.h"
 
-constexpr int selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
+constexpr int32_t selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
 
 // The rows of a draft's group, its bonus token and its position. Grid [drafts], a thread a slot.
-FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
+FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
                         draft.slots <= FLEXDRAFT_MAX_DRAFTS + 1 && draft.first_draft >= 0 &&
                         draft.first_draft <= p.rows - (draft.slots - 1);
     if (!exists) {
         if (threadIdx.x == 0) {
-            if (p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_ROW));
+            if (p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_ROW));
             p.bonus[blockIdx.x] = 0;
             p.starts[blockIdx.x] = 0;
         }
@@ -42,7 +42,7 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelect& p) {
 }
 
 // Where the groups of a drafting pass go. Grid [ceil(batch / threads)], a thread a sequence.
-FLEXDRAFT_INLINE void follow(const FlexdraftFollow& p) {
+FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     const int32_t s = int32_t(blockIdx.x) * selection_threads + int32_t(threadIdx.x);
     if (s >= p.batch) return;
     const int32_t index = p.sequences[s];
@@ -54,5 +54,5 @@ FLEXDRAFT_INLINE void follow(const FlexdraftFollow& p) {
         exists = verdict.accepted >= 0 && group >= 0 && group <= p.first_group[s];
         if (exists) p.first_group[s] = int32_t(group);
     }
-    if (!exists && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_ROW));
+    if (!exists && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_ROW));
 }

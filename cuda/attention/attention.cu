@@ -51,7 +51,7 @@ struct Item {
 static_assert(sizeof(Item) == FLEXDRAFT_ITEM_BYTES, "what the launch asks for");
 
 // The shared memory of a CTA.
-template <int HeadDim, int Rows, int Stages>
+template <int32_t HeadDim, int32_t Rows, int32_t Stages>
 struct SharedPlan {
     uint16_t q[Rows][HeadDim];                  // swizzled (tiles.cuh); copied behind the first tile of an item
     uint16_t kv[Stages][2][tile_keys][HeadDim]; // swizzled K and V; tile t is in stage t % Stages
@@ -64,21 +64,21 @@ struct SharedPlan {
     // The plan of items follows: its int32_t are written once.
 };
 
-template <int HeadDim, int Warps, int Parts, int Stages>
+template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
 struct Joint {
-    static constexpr int threads = 32 * Warps;
+    static constexpr int32_t threads = 32 * Warps;
     // A warp has parts of 16 rows, which share what it reads of K and V: shared memory brings keys for one part just
     // about as fast as the matrix units use them up.
-    static constexpr int warp_rows = 16 * Parts;
-    static constexpr int rows = warp_rows * Warps;
+    static constexpr int32_t warp_rows = 16 * Parts;
+    static constexpr int32_t rows = warp_rows * Warps;
     using Shared = SharedPlan<HeadDim, rows, Stages>;
     // If a part's sums fill half of the registers, the sums of earlier splits wait in the workspace.
     static constexpr bool waits_in_memory = Parts > 1;
-    static constexpr int tile_bytes = tile_keys * HeadDim * 2;
-    static constexpr int chunks = HeadDim / 8; // of 16 bytes in a row
+    static constexpr int32_t tile_bytes = tile_keys * HeadDim * 2;
+    static constexpr int32_t chunks = HeadDim / 8; // of 16 bytes in a row
     // Keys of a tile that a warp copies, all in one page, and the keys that it copies at once.
-    static constexpr int warp_keys = tile_keys / Warps;
-    static constexpr int keys_at_once = 32 / chunks;
+    static constexpr int32_t warp_keys = tile_keys / Warps;
+    static constexpr int32_t keys_at_once = 32 / chunks;
     static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
     static_assert(threads % chunks == 0, "a thread copies the same chunk of its rows");
 
@@ -86,11 +86,11 @@ struct Joint {
     Shared& shared;
     uint32_t shared_q, shared_kv; // addresses of q and kv
     int32_t page_shift;
-    int lane, warp;
+    int32_t lane, warp;
 
-    // The same value, about which the compiler knows nothing. What is computed from it is computed again at each use: kept
-    // in registers from tile to tile it would push sums out of them, into local memory.
-    static FLEXDRAFT_METHOD int compiler_barrier(int value) {
+    // Returns `value`, in a form about which the compiler knows nothing. It computes everything that depends on the
+    // result again at each use; kept in registers from tile to tile, such values would push sums into local memory.
+    static FLEXDRAFT_METHOD int32_t compiler_barrier(int32_t value) {
 #if defined(__CUDACC__)
         if constexpr (waits_in_memory) asm volatile("" : "+r"(value));
 #endif
@@ -100,7 +100,7 @@ struct Joint {
     // The rows that have a part in an item: rows that see its first cached key, or the rows of its group.
     FLEXDRAFT_METHOD void describe_rows(const Sequence& sequence, const ItemPlace& place, int32_t first_key) const {
         const int32_t ratio = p.head_ratio;
-        for (int m = int(threadIdx.x); m < rows; m += threads) {
+        for (int32_t m = int32_t(threadIdx.x); m < rows; m += threads) {
             const int32_t packed = place.block * rows + m;
             const AttentionRow row = attention_row(sequence, packed / ratio);
             const bool has_part = place.state < 0 ? row.group == place.group : row.limit >= first_key;
@@ -111,20 +111,20 @@ struct Joint {
     }
 
     // The row of the block that `r` of one of the warp's parts is.
-    FLEXDRAFT_METHOD int row_of(int part, int r) const {
+    FLEXDRAFT_METHOD int32_t row_of(int32_t part, int32_t r) const {
         return compiler_barrier(warp) * warp_rows + 16 * part + compiler_barrier(lane) / 4 + 8 * r;
     }
-    FLEXDRAFT_METHOD int32_t group_of(int m) const { return shared.row_place[m] / 256 - 1; }
-    FLEXDRAFT_METHOD int64_t head_row_of(int m) const {
+    FLEXDRAFT_METHOD int32_t group_of(int32_t m) const { return shared.row_place[m] / 256 - 1; }
+    FLEXDRAFT_METHOD int64_t head_row_of(int32_t m) const {
         return int64_t(shared.row_index[m]) * p.q_heads + shared.work.kv_head * p.head_ratio +
                shared.row_place[m] % 256;
     }
 
     // The packed rows of the block, as a tile; rows that have no part in the item are zeros.
     FLEXDRAFT_METHOD void load_q() const {
-        const int chunk = int(threadIdx.x) % chunks;
+        const int32_t chunk = int32_t(threadIdx.x) % chunks;
 #pragma unroll 1
-        for (int m = int(threadIdx.x) / chunks; m < rows; m += threads / chunks) {
+        for (int32_t m = int32_t(threadIdx.x) / chunks; m < rows; m += threads / chunks) {
             const int32_t index = shared.row_index[m];
             const uint16_t* from = p.q;
             if (index >= 0) {
@@ -143,25 +143,24 @@ struct Joint {
     }
 
     // Keys first..first + 64 of `keys` into a stage, the warp's from `page`; those from the end on are zeros.
-    FLEXDRAFT_METHOD void load_tile(const Keys& keys, int32_t first, int32_t page, int stage) const {
+    FLEXDRAFT_METHOD void load_tile(const Keys& keys, int32_t first, int32_t page, int32_t stage) const {
         const FlexdraftPagedKv& cache = p.cache;
         // What follows from these is worked out for every tile, not kept from one to the next.
-        const int lane = compiler_barrier(this->lane), at_once = compiler_barrier(keys_at_once);
-        const int key = compiler_barrier(warp) * warp_keys + lane / chunks, chunk = lane % chunks;
+        const int32_t lane = compiler_barrier(this->lane), at_once = compiler_barrier(keys_at_once);
+        const int32_t key = compiler_barrier(warp) * warp_keys + lane / chunks, chunk = lane % chunks;
         const int32_t position = first + key;
         int32_t end = keys.end;
         const int32_t kv_head = shared.work.kv_head;
         const uint16_t *k, *v;
         int64_t k_step, v_step;
         if (keys.group_row >= 0) {
-            const int64_t offset =
-                (keys.group_row + position) * p.mask_stride + int64_t(kv_head) * HeadDim + chunk * 8;
+            const int64_t offset = (keys.group_row + position) * p.mask_stride + int64_t(kv_head) * HeadDim + chunk * 8;
             k = p.mask_k + offset;
             v = p.mask_v + offset;
             k_step = v_step = at_once * p.mask_stride;
         } else {
             if (page < 0 || page >= cache.pages) {
-                if (position < end && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PAGE));
+                if (position < end && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PAGE));
                 page = end = 0;
             }
             const int64_t token = position & (cache.page_size - 1);
@@ -174,7 +173,7 @@ struct Joint {
         }
         const uint32_t to = shared_kv + uint32_t(stage * 2 * tile_bytes) + swizzled<HeadDim>(key, chunk);
 #pragma unroll
-        for (int i = 0; i < warp_keys; i += keys_at_once) {
+        for (int32_t i = 0; i < warp_keys; i += keys_at_once) {
             const uint32_t bytes = position + i < end ? 16 : 0;
             const uint32_t at = swizzled_step(to, i % 8) + uint32_t(i * HeadDim * 2);
             cp_async_16(at, k, bytes);
@@ -191,16 +190,16 @@ struct Joint {
 
         FLEXDRAFT_METHOD void reset() {
 #pragma unroll
-            for (int part = 0; part < Parts; ++part) {
+            for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
+                for (int32_t r = 0; r < 2; ++r) {
                     maximum[part][r] = -INFINITY;
                     sum[part][r] = 0.0f;
                 }
 #pragma unroll
-                for (int n = 0; n < HeadDim / 8; ++n) {
+                for (int32_t n = 0; n < HeadDim / 8; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) out[part][n][i] = 0.0f;
+                    for (int32_t i = 0; i < 4; ++i) out[part][n][i] = 0.0f;
                 }
             }
         }
@@ -210,17 +209,17 @@ struct Joint {
         FLEXDRAFT_METHOD void add(const Joint& joint, const Keys& keys, uint32_t q, uint32_t k, int32_t first,
                                   bool cut) {
             const float scale = joint.p.scale_log2;
-            const int lane = compiler_barrier(joint.lane);
+            const int32_t lane = compiler_barrier(joint.lane);
             float scores[Parts][8][4];
             multiply_qk<HeadDim, Parts>(scores, q, k, lane);
             if (cut) {
 #pragma unroll
-                for (int part = 0; part < Parts; ++part) {
+                for (int32_t part = 0; part < Parts; ++part) {
                     const int32_t last[2] = {joint.last_of(keys, part, 0), joint.last_of(keys, part, 1)};
 #pragma unroll
-                    for (int n = 0; n < 8; ++n) {
+                    for (int32_t n = 0; n < 8; ++n) {
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) {
+                        for (int32_t i = 0; i < 4; ++i) {
                             const int32_t key = first + 8 * n + lane % 4 * 2 + i % 2;
                             if (key > last[i / 2]) scores[part][n][i] = -INFINITY;
                         }
@@ -229,13 +228,13 @@ struct Joint {
             }
             uint32_t weights[Parts][8][2];
 #pragma unroll
-            for (int part = 0; part < Parts; ++part) {
+            for (int32_t part = 0; part < Parts; ++part) {
                 float before[2];
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
+                for (int32_t r = 0; r < 2; ++r) {
                     float most = fmaxf(scores[part][0][2 * r], scores[part][0][2 * r + 1]);
 #pragma unroll
-                    for (int n = 1; n < 8; ++n) {
+                    for (int32_t n = 1; n < 8; ++n) {
                         most = fmaxf(most, fmaxf(scores[part][n][2 * r], scores[part][n][2 * r + 1]));
                     }
                     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -245,7 +244,7 @@ struct Joint {
                     const float base = most == -INFINITY ? 0.0f : most;
                     float added = 0.0f;
 #pragma unroll
-                    for (int n = 0; n < 8; ++n) {
+                    for (int32_t n = 0; n < 8; ++n) {
                         weights[part][n][r] = pack_bf16(exp2_approx(fmaf(scores[part][n][2 * r], scale, -base)),
                                                         exp2_approx(fmaf(scores[part][n][2 * r + 1], scale, -base)));
                         // What is divided by is the sum of the weights as V was multiplied with them.
@@ -257,9 +256,9 @@ struct Joint {
                 // Most tiles bring no new maximum to any row of the warp.
                 if (__any_sync(0xffffffffu, before[0] != 1.0f || before[1] != 1.0f)) {
 #pragma unroll
-                    for (int n = 0; n < HeadDim / 8; ++n) {
+                    for (int32_t n = 0; n < HeadDim / 8; ++n) {
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) out[part][n][i] *= before[i / 2];
+                        for (int32_t i = 0; i < 4; ++i) out[part][n][i] *= before[i / 2];
                     }
                 }
             }
@@ -269,9 +268,9 @@ struct Joint {
         // Here every lane has the whole sum of its rows.
         FLEXDRAFT_METHOD void gather_sums() {
 #pragma unroll
-            for (int part = 0; part < Parts; ++part) {
+            for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-                for (int r = 0; r < 2; ++r) {
+                for (int32_t r = 0; r < 2; ++r) {
                     sum[part][r] += __shfl_xor_sync(0xffffffffu, sum[part][r], 1);
                     sum[part][r] += __shfl_xor_sync(0xffffffffu, sum[part][r], 2);
                 }
@@ -289,16 +288,16 @@ struct Joint {
             fresh = true;
             if constexpr (!waits_in_memory) {
 #pragma unroll
-                for (int part = 0; part < Parts; ++part) {
+                for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-                    for (int r = 0; r < 2; ++r) {
+                    for (int32_t r = 0; r < 2; ++r) {
                         maximum[part][r] = -INFINITY;
                         sum[part][r] = 0.0f;
                     }
 #pragma unroll
-                    for (int n = 0; n < HeadDim / 8; ++n) {
+                    for (int32_t n = 0; n < HeadDim / 8; ++n) {
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) out[part][n][i] = 0.0f;
+                        for (int32_t i = 0; i < 4; ++i) out[part][n][i] = 0.0f;
                     }
                 }
             }
@@ -307,7 +306,7 @@ struct Joint {
 
     // The maximum and the sum of a row's state at its place, for all of its four lanes; one of them loads both. All
     // lanes of the warp call this together.
-    FLEXDRAFT_METHOD float2 waiting_stats(int m, bool waits) const {
+    FLEXDRAFT_METHOD float2 waiting_stats(int32_t m, bool waits) const {
         float2 stats = make_float2(-INFINITY, 0.0f);
         if (waits && lane % 4 == 0) stats = *stats_of(m);
         stats.x = __shfl_sync(0xffffffffu, stats.x, lane & ~3);
@@ -317,14 +316,14 @@ struct Joint {
 
     // This lane's elements of a row's state at its place, zeros if none waits there. All loads are issued before the
     // first is used: a load takes longer than everything that is computed with it.
-    FLEXDRAFT_METHOD void waiting_pairs(float2 (&pairs)[HeadDim / 8], int m, bool waits) const {
+    FLEXDRAFT_METHOD void waiting_pairs(float2 (&pairs)[HeadDim / 8], int32_t m, bool waits) const {
         const float2* const from = reinterpret_cast<const float2*>(waiting(m));
         if (waits) {
 #pragma unroll
-            for (int n = 0; n < HeadDim / 8; ++n) pairs[n] = from[4 * n];
+            for (int32_t n = 0; n < HeadDim / 8; ++n) pairs[n] = from[4 * n];
         } else {
 #pragma unroll
-            for (int n = 0; n < HeadDim / 8; ++n) pairs[n] = make_float2(0.0f, 0.0f);
+            for (int32_t n = 0; n < HeadDim / 8; ++n) pairs[n] = make_float2(0.0f, 0.0f);
         }
     }
 
@@ -332,22 +331,21 @@ struct Joint {
     FLEXDRAFT_METHOD void merge_split(Total& total, Softmax& split) const {
         split.gather_sums();
 #pragma unroll
-        for (int part = 0; part < Parts; ++part) {
+        for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
+            for (int32_t r = 0; r < 2; ++r) {
                 if constexpr (waits_in_memory) {
-                    const int m = row_of(part, r);
+                    const int32_t m = row_of(part, r);
                     const bool exists = shared.row_index[m] >= 0, waits = exists && !total.fresh;
                     float2 pairs[HeadDim / 8];
                     waiting_pairs(pairs, m, waits);
                     float2 before = waiting_stats(m, waits);
-                    const Factors factors =
-                        merge_sums(before.x, before.y, split.maximum[part][r], split.sum[part][r]);
+                    const Factors factors = merge_sums(before.x, before.y, split.maximum[part][r], split.sum[part][r]);
                     if (!exists) continue;
                     if (lane % 4 == 0) *stats_of(m) = before;
                     float2* const to = reinterpret_cast<float2*>(waiting(m));
 #pragma unroll
-                    for (int n = 0; n < HeadDim / 8; ++n) {
+                    for (int32_t n = 0; n < HeadDim / 8; ++n) {
                         to[4 * n] = make_float2(factors.merged(pairs[n].x, split.out[part][n][2 * r]),
                                                 factors.merged(pairs[n].y, split.out[part][n][2 * r + 1]));
                     }
@@ -355,7 +353,7 @@ struct Joint {
                     const Factors factors = merge_sums(total.maximum[part][r], total.sum[part][r],
                                                        split.maximum[part][r], split.sum[part][r]);
 #pragma unroll
-                    for (int n = 0; n < HeadDim / 8; ++n) {
+                    for (int32_t n = 0; n < HeadDim / 8; ++n) {
                         float(&out)[4] = total.out[part][n];
                         out[2 * r] = factors.merged(out[2 * r], split.out[part][n][2 * r]);
                         out[2 * r + 1] = factors.merged(out[2 * r + 1], split.out[part][n][2 * r + 1]);
@@ -368,8 +366,8 @@ struct Joint {
     }
 
     // The last of the keys that a row sees, -1 if it sees none.
-    FLEXDRAFT_METHOD int32_t last_of(const Keys& keys, int part, int r) const {
-        const int m = row_of(part, r);
+    FLEXDRAFT_METHOD int32_t last_of(const Keys& keys, int32_t part, int32_t r) const {
+        const int32_t m = row_of(part, r);
         return keys.group_row < 0 ? shared.row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;
     }
 
@@ -378,16 +376,16 @@ struct Joint {
         const int32_t tiles = (keys.end - keys.first + tile_keys - 1) / tile_keys;
         int32_t most = -1, least = INT32_MAX;
 #pragma unroll
-        for (int part = 0; part < Parts; ++part) {
+        for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
+            for (int32_t r = 0; r < 2; ++r) {
                 const int32_t last = last_of(keys, part, r);
                 most = max(most, last);
                 least = min(least, last);
             }
         }
 #pragma unroll
-        for (int lanes = 16; lanes >= 4; lanes /= 2) {
+        for (int32_t lanes = 16; lanes >= 4; lanes /= 2) {
             most = max(most, __shfl_xor_sync(0xffffffffu, most, lanes));
             least = min(least, __shfl_xor_sync(0xffffffffu, least, lanes));
         }
@@ -432,24 +430,22 @@ struct Joint {
     }
 
     // Where the workspace has a row's state: its maximum and sum, and this lane's elements.
-    FLEXDRAFT_METHOD int64_t place_of(int m) const {
+    FLEXDRAFT_METHOD int64_t place_of(int32_t m) const {
         return head_row_of(m) * p.places + compiler_barrier(shared.work.state_place);
     }
-    FLEXDRAFT_METHOD float2* stats_of(int m) const {
+    FLEXDRAFT_METHOD float2* stats_of(int32_t m) const {
         return reinterpret_cast<float2*>(p.partial_stats) + place_of(m);
     }
-    FLEXDRAFT_METHOD float* waiting(int m) const {
-        return p.partial_out + place_of(m) * HeadDim + lane % 4 * 2;
-    }
+    FLEXDRAFT_METHOD float* waiting(int32_t m) const { return p.partial_out + place_of(m) * HeadDim + lane % 4 * 2; }
 
     // Stores the state of a row at its place, unless it waits there already.
-    FLEXDRAFT_METHOD void store_partial(const Total& total, int part, int r) const {
+    FLEXDRAFT_METHOD void store_partial(const Total& total, int32_t part, int32_t r) const {
         if constexpr (!waits_in_memory) {
-            const int m = row_of(part, r);
+            const int32_t m = row_of(part, r);
             if (lane % 4 == 0) *stats_of(m) = make_float2(total.maximum[part][r], total.sum[part][r]);
             float* const out = waiting(m);
 #pragma unroll
-            for (int n = 0; n < HeadDim / 8; ++n) {
+            for (int32_t n = 0; n < HeadDim / 8; ++n) {
                 *reinterpret_cast<float2*>(out + 8 * n) =
                     make_float2(total.out[part][n][2 * r], total.out[part][n][2 * r + 1]);
             }
@@ -457,8 +453,8 @@ struct Joint {
     }
 
     // Writes the result of a row, if the row has a part in the item. All lanes of the warp call this together.
-    FLEXDRAFT_METHOD void epilogue(const Total& total, int part, int r) const {
-        const int m = row_of(part, r);
+    FLEXDRAFT_METHOD void epilogue(const Total& total, int32_t part, int32_t r) const {
+        const int32_t m = row_of(part, r);
         const bool exists = shared.row_index[m] >= 0;
         float2 stats, pairs[HeadDim / 8];
         if constexpr (waits_in_memory) {
@@ -467,7 +463,7 @@ struct Joint {
         } else {
             stats = make_float2(total.maximum[part][r], total.sum[part][r]);
 #pragma unroll
-            for (int n = 0; n < HeadDim / 8; ++n) {
+            for (int32_t n = 0; n < HeadDim / 8; ++n) {
                 pairs[n] = make_float2(total.out[part][n][2 * r], total.out[part][n][2 * r + 1]);
             }
         }
@@ -475,7 +471,7 @@ struct Joint {
         const int64_t head_row = head_row_of(m);
         uint16_t* const out = p.out + head_row * HeadDim + lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < HeadDim / 8; ++n) {
+        for (int32_t n = 0; n < HeadDim / 8; ++n) {
             *reinterpret_cast<uint32_t*>(out + 8 * n) = divided(pairs[n].x, pairs[n].y, stats.y);
         }
         if (p.lse != nullptr && lane % 4 == 0) p.lse[head_row] = log_sum_exp(stats.x, stats.y);
@@ -525,9 +521,9 @@ struct Joint {
             mainloop(total, keys, group == work.begin_group);
         }
 #pragma unroll
-        for (int part = 0; part < Parts; ++part) {
+        for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
+            for (int32_t r = 0; r < 2; ++r) {
                 if (work.whole) {
                     epilogue(total, part, r);
                 } else if (shared.row_index[row_of(part, r)] >= 0) {
@@ -540,7 +536,7 @@ struct Joint {
 };
 
 // SharedBytes: what the launch asks for without the plan.
-template <int HeadDim, int Warps, int Parts, int Stages, int SharedBytes>
+template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages, int32_t SharedBytes>
 FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     FLEXDRAFT_SHARED(memory);
     using Kernel = Joint<HeadDim, Warps, Parts, Stages>;
@@ -554,8 +550,8 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
                            base,
                            base + uint32_t(sizeof(Shared::q)),
                            31 - __clz(p.cache.page_size),
-                           int(threadIdx.x % 32),
-                           int(threadIdx.x / 32)};
+                           int32_t(threadIdx.x % 32),
+                           int32_t(threadIdx.x / 32)};
     const int32_t pairs = plan_pairs(p.pass.batch);
 #pragma unroll 1
     for (int32_t i = int32_t(blockIdx.x); i < first[2 * pairs]; i += int32_t(gridDim.x)) {
@@ -579,22 +575,22 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     }
 }
 
-}  // namespace
+} // namespace
 
-#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                                          \
-    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,               \
-                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                                          \
-        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows a part and warp");              \
-        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                              \
-                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                               \
+#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                             \
+    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,  \
+                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                             \
+        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows a part and warp"); \
+        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                 \
+                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                  \
     }
 FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 
 // Registers of the tree decide how many warps hide each other's waits, so there is a kernel for few groups.
-#define FLEXDRAFT_MERGE(head_dim, levels)                                                                       \
-    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams,                         \
-                     32 * FLEXDRAFT_MERGE_WARPS, 1) {                                                           \
-        attention_merge<head_dim, levels>(p);                                                                   \
+#define FLEXDRAFT_MERGE(head_dim, levels)                                                                           \
+    FLEXDRAFT_KERNEL(attention_merge_d##head_dim##_l##levels, FlexdraftAttentionParams, 32 * FLEXDRAFT_MERGE_WARPS, \
+                     1) {                                                                                           \
+        attention_merge<head_dim, levels>(p);                                                                       \
     }
 static_assert(FLEXDRAFT_FEW_LEVELS == 5 && FLEXDRAFT_MERGE_LEVELS == 12, "the kernels' names");
 FLEXDRAFT_MERGE(64, 5)

@@ -30,7 +30,7 @@ struct SequenceItems {
     bool left_out;        // more states than the workspace has places for: the items write zeros
 };
 
-template <int Rows>
+template <int32_t Rows>
 FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const Sequence& q) {
     const int32_t keys = p.split * p.item_splits, states = states_of(p, q);
     SequenceItems items;
@@ -56,12 +56,13 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
     return p.kv_heads * (items.blocks * items.other_states + items.groups * items.group_blocks);
 }
 
-// The plan: first[e] items come before the items of entry e, first[2 * pairs] are all. Entry e of the first `pairs` has the
-// full states of sequences 2e and 2e + 1, entry pairs + e their other items: an entry a sequence would take shared
-// memory that a stage of keys needs. Every CTA works the plan out, because the lengths are known on the device only.
+// The plan: first[e] items come before the items of entry e, and first[2 * pairs] is the number of all items. Entry e
+// of the first `pairs` entries has the full states of sequences 2e and 2e + 1; entry pairs + e has their other items.
+// One entry per sequence would take shared memory that a stage of keys needs. Every CTA computes the plan, because only
+// the device knows the lengths.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
 
-template <int Rows>
+template <int32_t Rows>
 FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
     const int32_t pairs = plan_pairs(p.pass.batch);
     // A sequence a thread; the even lanes add the counts of the next. All lanes of a warp go around together.
@@ -70,7 +71,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
         int32_t full = 0, others = 0;
         if (s < p.pass.batch) {
             const SequenceItems items = items_of<Rows>(p, sequence_of(p.pass, s));
-            if (items.left_out && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PLAN));
+            if (items.left_out && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PLAN));
             full = full_items(p, items);
             others = other_items(p, items);
         }
@@ -92,7 +93,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
             int32_t sum = at <= 2 * pairs ? first[at] : 0;
 #pragma unroll
             for (int32_t lanes = 1; lanes < 32; lanes *= 2) {
-                const int32_t other = __shfl_up_sync(0xffffffffu, sum, unsigned(lanes));
+                const int32_t other = __shfl_up_sync(0xffffffffu, sum, uint32_t(lanes));
                 if (lane >= lanes) sum += other;
             }
             sum += before;
@@ -115,7 +116,7 @@ FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t i
 // Item `index` of the full states of a sequence, or of its other items. Blocks that read the same
 // keys follow each other. The rows of a group may lie in fewer blocks than the plan counts: an item too many has block
 // -1.
-template <int Rows>
+template <int32_t Rows>
 FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const Sequence& q, const SequenceItems& items,
                                       bool full, int32_t index) {
     ItemPlace place;

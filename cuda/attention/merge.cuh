@@ -6,14 +6,14 @@
 #include "state.cuh"
 
 // The states of one head of one row, by a warp: each lane has pairs of elements, 64 apart. Grid [rows, heads / 4].
-template <int HeadDim, int Levels>
+template <int32_t HeadDim, int32_t Levels>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
-    constexpr int elements = HeadDim / 32;
-    constexpr int at_once = FLEXDRAFT_SPAN_SPLITS;
+    constexpr int32_t elements = HeadDim / 32;
+    constexpr int32_t at_once = FLEXDRAFT_SPAN_SPLITS;
     static_assert(at_once == 4, "a group of spans is a tree of two levels");
     const int32_t row_index = int32_t(blockIdx.x);
     const int32_t head = int32_t(blockIdx.y * FLEXDRAFT_MERGE_WARPS + threadIdx.x / 32);
-    const int lane = int(threadIdx.x % 32);
+    const int32_t lane = int32_t(threadIdx.x % 32);
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);
@@ -26,13 +26,13 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     empty.maximum = -INFINITY;
     empty.sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < elements; ++i) empty.out[i] = 0.0f;
+    for (int32_t i = 0; i < elements; ++i) empty.out[i] = 0.0f;
     const auto load = [&](int32_t index) {
         State<elements> state;
         state.maximum = stats[index].x;
         state.sum = stats[index].y;
 #pragma unroll
-        for (int i = 0; i < elements; i += 2) {
+        for (int32_t i = 0; i < elements; i += 2) {
             const float2 pair = *reinterpret_cast<const float2*>(partial + index * HeadDim + 32 * i);
             state.out[i] = pair.x;
             state.out[i + 1] = pair.y;
@@ -45,7 +45,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     // that do not exist are empty.
     State<elements> tree[Levels];
 #pragma unroll
-    for (int l = 0; l < Levels; ++l) tree[l] = empty;
+    for (int32_t l = 0; l < Levels; ++l) tree[l] = empty;
     int32_t groups = 0;
     const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
 #pragma unroll 1
@@ -54,15 +54,15 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         // than all the rest.
         State<elements> some[at_once];
 #pragma unroll
-        for (int i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
+        for (int32_t i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
         if (p.item_splits != 1) merge(some[2], some[3]);
 #pragma unroll
-        for (int i = 1; i < at_once; ++i) {
+        for (int32_t i = 1; i < at_once; ++i) {
             if (i < 3 || p.item_splits == 1) merge(some[0], some[i]);
         }
         bool carried = true;
 #pragma unroll
-        for (int l = 0; l < Levels; ++l) {
+        for (int32_t l = 0; l < Levels; ++l) {
             if (!carried) continue;
             if ((groups >> l & 1) != 0) {
                 merge(tree[l], some[0]);
@@ -80,7 +80,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     // The subtrees that wait are complete; smaller ones are further right.
     State<elements> total = empty;
 #pragma unroll
-    for (int l = 0; l < Levels; ++l) {
+    for (int32_t l = 0; l < Levels; ++l) {
         if ((groups >> l & 1) == 0) continue;
         merge(tree[l], total);
         total = tree[l];
@@ -89,7 +89,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
 
     uint16_t* const out = p.out + head_row * HeadDim + 2 * lane;
 #pragma unroll
-    for (int i = 0; i < elements; i += 2) {
+    for (int32_t i = 0; i < elements; i += 2) {
         *reinterpret_cast<uint32_t*>(out + 32 * i) = divided(total.out[i], total.out[i + 1], total.sum);
     }
     if (p.lse != nullptr && lane == 0) p.lse[head_row] = log_sum_exp(total.maximum, total.sum);

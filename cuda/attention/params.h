@@ -19,7 +19,7 @@ struct FlexdraftAttentionParams {
     uint32_t* error;        /* null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set */
     int64_t q_stride;
     int64_t mask_stride;
-    float scale_log2;    /* of the scores: head_dim^-1/2 * log2(e) */
+    float scale_log2; /* of the scores: head_dim^-1/2 * log2(e) */
     int32_t q_heads;
     int32_t kv_heads;
     int32_t head_ratio;  /* query heads of a KV head: q_heads / kv_heads */

@@ -11,7 +11,7 @@ struct Sequence {
     int32_t start;      // n
     int32_t candidates; // candidate rows
     int32_t slots;      // S
-    uint64_t groups;         // bit i: group first_group + i
+    uint64_t groups;    // bit i: group first_group + i
     int32_t first_group;
     int32_t rows;            // all rows
     int32_t first_candidate; // in the operands
@@ -29,7 +29,7 @@ FLEXDRAFT_INLINE Sequence sequence_of(const FlexdraftPass& pass, int32_t s) {
     q.rows = q.candidates + __popcll(q.groups) * q.slots;
     q.first_candidate = __ldg(pass.first_candidate + s);
     q.first_mask = __ldg(pass.first_mask + s);
-    const int32_t last_bit = 63 - __clzll(static_cast<long long>(q.groups));
+    const int32_t last_bit = 63 - __clzll(int64_t(q.groups));
     const int32_t groups_end = q.groups == 0 ? 0 : q.first_group + last_bit + 1;
     q.length = q.rows == 0 ? 0 : q.start + max(q.candidates, groups_end);
     return q;

@@ -27,17 +27,17 @@ FLEXDRAFT_INLINE Factors merge_sums(float& a_maximum, float& a_sum, float b_maxi
 }
 
 // One head of one row; a warp has it, each lane some of the elements.
-template <int Elements>
+template <int32_t Elements>
 struct State {
     float maximum, sum;
     float out[Elements];
 };
 
-template <int Elements>
+template <int32_t Elements>
 FLEXDRAFT_INLINE void merge(State<Elements>& a, const State<Elements>& b) {
     const Factors factors = merge_sums(a.maximum, a.sum, b.maximum, b.sum);
 #pragma unroll
-    for (int i = 0; i < Elements; ++i) a.out[i] = factors.merged(a.out[i], b.out[i]);
+    for (int32_t i = 0; i < Elements; ++i) a.out[i] = factors.merged(a.out[i], b.out[i]);
 }
 
 // The result of two elements: divided by the sum, 0 where nothing was seen. A zero is always +0: which merges

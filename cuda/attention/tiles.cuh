@@ -9,45 +9,45 @@
 #include "../ptx/mma.cuh"
 
 // Keys of a tile; tiles begin at multiples of it.
-constexpr int tile_keys = FLEXDRAFT_TILE_KEYS;
+constexpr int32_t tile_keys = FLEXDRAFT_TILE_KEYS;
 
 // Offset in bytes of a chunk of a row.
-template <int HeadDim>
-FLEXDRAFT_INLINE uint32_t swizzled(int row, int chunk) {
+template <int32_t HeadDim>
+FLEXDRAFT_INLINE uint32_t swizzled(int32_t row, int32_t chunk) {
     return uint32_t(row * HeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
 // The address of the chunk that is `chunks` further in the same row, from the address of a chunk whose number has none
 // of the bits of `chunks`: a permutation by exclusive or needs one instruction from chunk to chunk.
-FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int chunks) { return address ^ uint32_t(chunks << 4); }
+FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int32_t chunks) { return address ^ uint32_t(chunks << 4); }
 
 // scores[16 rows, 64 keys] = Q · Kᵀ of each of a warp's parts, which share what is read of K; `q` is where the
 // warp's rows begin.
-template <int HeadDim, int Parts>
-FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint32_t k, int lane) {
+template <int32_t HeadDim, int32_t Parts>
+FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint32_t k, int32_t lane) {
 #pragma unroll
-    for (int part = 0; part < Parts; ++part) {
+    for (int32_t part = 0; part < Parts; ++part) {
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
+        for (int32_t n = 0; n < 8; ++n) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) scores[part][n][i] = 0.0f;
+            for (int32_t i = 0; i < 4; ++i) scores[part][n][i] = 0.0f;
         }
     }
     const uint32_t q_row = q + swizzled<HeadDim>(lane % 16, lane / 16);
     const uint32_t k_row = k + swizzled<HeadDim>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
-    for (int step = 0; step < HeadDim / 16; ++step) {
+    for (int32_t step = 0; step < HeadDim / 16; ++step) {
         uint32_t a[Parts][4];
 #pragma unroll
-        for (int part = 0; part < Parts; ++part) {
+        for (int32_t part = 0; part < Parts; ++part) {
             ldmatrix_x4(a[part], swizzled_step(q_row, 2 * step) + uint32_t(16 * part * HeadDim * 2));
         }
 #pragma unroll
-        for (int pair = 0; pair < 4; ++pair) {
+        for (int32_t pair = 0; pair < 4; ++pair) {
             uint32_t b[4];
             ldmatrix_x4(b, swizzled_step(k_row, 2 * step) + uint32_t(16 * pair * HeadDim * 2));
 #pragma unroll
-            for (int part = 0; part < Parts; ++part) {
+            for (int32_t part = 0; part < Parts; ++part) {
                 mma_m16n8k16(scores[part][2 * pair], a[part], b[0], b[1]);
                 mma_m16n8k16(scores[part][2 * pair + 1], a[part], b[2], b[3]);
             }
@@ -56,18 +56,18 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint
 }
 
 // out[16 rows, head_dim] += P · V of each part, with P [16 rows, 64 keys] in the layout of scores, rounded to bf16.
-template <int HeadDim, int Parts>
+template <int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_pv(float (&out)[Parts][HeadDim / 8][4], const uint32_t (&p)[Parts][8][2], uint32_t v,
-                                  int lane) {
+                                  int32_t lane) {
     const uint32_t v_row = v + swizzled<HeadDim>(lane % 16, lane / 16);
 #pragma unroll
-    for (int step = 0; step < tile_keys / 16; ++step) {
+    for (int32_t step = 0; step < tile_keys / 16; ++step) {
 #pragma unroll
-        for (int pair = 0; pair < HeadDim / 16; ++pair) {
+        for (int32_t pair = 0; pair < HeadDim / 16; ++pair) {
             uint32_t b[4];
             ldmatrix_x4_trans(b, swizzled_step(v_row, 2 * pair) + uint32_t(16 * step * HeadDim * 2));
 #pragma unroll
-            for (int part = 0; part < Parts; ++part) {
+            for (int32_t part = 0; part < Parts; ++part) {
                 const uint32_t a[4] = {p[part][2 * step][0], p[part][2 * step][1], p[part][2 * step + 1][0],
                                        p[part][2 * step + 1][1]};
                 mma_m16n8k16(out[part][2 * pair], a, b[0], b[1]);

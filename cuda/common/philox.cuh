@@ -7,10 +7,10 @@
 
 // The purpose of a draw: the upper half of counter word 1 (src/random.rs, `Purpose`).
 enum DrawPurpose : uint32_t {
-    kTargetDraw = 1,
-    kDraftDraw = 2,
-    kAcceptanceUniform = 3,
-    kResidualDraw = 4,
+    target_draw = 1,
+    draft_draw = 2,
+    acceptance_uniform = 3,
+    residual_draw = 4,
 };
 
 // The random numbers of one draw: the key, and every counter word except the index.
@@ -33,7 +33,7 @@ FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) 
     uint32_t a = index, b = numbers.counter[0], c = numbers.counter[1], d = numbers.counter[2];
     uint32_t key0 = numbers.key[0], key1 = numbers.key[1];
 #pragma unroll
-    for (int round = 0; round < 10; ++round) {
+    for (int32_t round = 0; round < 10; ++round) {
         const uint64_t first = uint64_t(0xD2511F53u) * a;
         const uint64_t second = uint64_t(0xCD9E8D57u) * c;
         a = uint32_t(second >> 32) ^ b ^ key0;
@@ -49,16 +49,14 @@ FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) 
 // Returns −ln u for u = (word + ½) · 2^−32: standard exponential, at least 2^−34. Computed from 1 − u if u is near 1,
 // because u itself would round to 1.
 FLEXDRAFT_INLINE float exponential(uint32_t word) {
-    constexpr float kUlp = 1.0f / 4294967296.0f;
-    if (word < 0x80000000u) return -logf((float(word) + 0.5f) * kUlp);
-    return -log1pf(-((float(~word) + 0.5f) * kUlp));
+    constexpr float ulp = 1.0f / 4294967296.0f;
+    if (word < 0x80000000u) return -logf((float(word) + 0.5f) * ulp);
+    return -log1pf(-((float(~word) + 0.5f) * ulp));
 }
 
 // Returns a lower bound of exponential(word), for the price of one addition: the leading 23 bits of 1 − u ≤ −ln u. The
 // bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact value.
-FLEXDRAFT_INLINE float exponential_floor(uint32_t word) {
-    return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f;
-}
+FLEXDRAFT_INLINE float exponential_floor(uint32_t word) { return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f; }
 
 // Returns a lower bound of weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and the result reduced
 // by more than rounding may add.

@@ -28,7 +28,7 @@ FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t r
 // Returns the index of the `n`-th (from 0) set bit of `bits`, which has more than `n` set bits.
 FLEXDRAFT_INLINE int32_t nth_bit(uint64_t bits, int32_t n) {
     for (int32_t i = 0; i < n; ++i) bits &= bits - 1;
-    return __ffsll(static_cast<long long>(bits)) - 1;
+    return __ffsll(int64_t(bits)) - 1;
 }
 
 FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {

@@ -7,28 +7,31 @@
 /* joint_attention_d*_r*_s*: rows of four warps share tiles of keys, which go through a ring of stages; one is read
  * while the others are filled. A warp has parts of 16 rows: with two of them it reads a key for both. A list of
  * tile(head_dim, rows, parts, stages). */
+/* clang-format off */
 #define FLEXDRAFT_ATTENTION_TILES(tile) \
     tile(64, 64, 1, 2) tile(64, 64, 1, 3) tile(64, 128, 2, 2) tile(64, 128, 2, 3) \
     tile(128, 64, 1, 2) tile(128, 64, 1, 3) tile(128, 128, 2, 2)
+/* clang-format on */
 
 enum FlexdraftAttentionShape {
     FLEXDRAFT_ATTENTION_THREADS = 128,
-    FLEXDRAFT_TILE_KEYS = 64,      /* keys of a tile; splits are multiples of it; arithmetic */
-    FLEXDRAFT_DEFAULT_SPLIT = 512, /* keys of a split: 132 multiprocessors are busy at batch 1 and context 8k; arithmetic */
-    FLEXDRAFT_SPAN_SPLITS = 4,     /* splits that merge one after the other, spans in a tree; arithmetic */
-    FLEXDRAFT_ITEM_BYTES = 44,     /* of shared memory: what a CTA works on */
-    FLEXDRAFT_ROW_BYTES = 10,      /* and what it knows of each row */
+    FLEXDRAFT_TILE_KEYS = 64, /* keys of a tile; splits are multiples of it; arithmetic */
+    /* keys of a split, arithmetic: at batch 1 and context 8k, splits of 512 keys keep 132 multiprocessors busy */
+    FLEXDRAFT_DEFAULT_SPLIT = 512,
+    FLEXDRAFT_SPAN_SPLITS = 4, /* splits that merge one after the other, spans in a tree; arithmetic */
+    FLEXDRAFT_ITEM_BYTES = 44, /* of shared memory: what a CTA works on */
+    FLEXDRAFT_ROW_BYTES = 10,  /* and what it knows of each row */
     /* Levels of the tree of attention_merge_d*_l*, for 2^levels - 1 spans, or fours of them: for few, and for any. */
     FLEXDRAFT_FEW_LEVELS = 5,
     FLEXDRAFT_MERGE_LEVELS = 12,
-    FLEXDRAFT_MERGE_WARPS = 4      /* of a CTA of the merge, a head of a row each */
+    FLEXDRAFT_MERGE_WARPS = 4 /* of a CTA of the merge, a head of a row each */
 };
 
 /* Of every tile: rows, and shared memory in bytes (Q, stages of K and V, the item and its rows) without the plan,
  * which is two int32_t for two sequences and one more. */
-#define FLEXDRAFT_ATTENTION_TILE_SIZES(head_dim, rows, parts, stages)                                        \
-    FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_ROWS = rows,                                               \
-    FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED =                                                   \
+#define FLEXDRAFT_ATTENTION_TILE_SIZES(head_dim, rows, parts, stages) \
+    FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_ROWS = rows,        \
+    FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED =            \
         2 * head_dim * (rows + stages * 2 * FLEXDRAFT_TILE_KEYS) + rows * FLEXDRAFT_ROW_BYTES + FLEXDRAFT_ITEM_BYTES,
 enum FlexdraftAttentionTile { FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_ATTENTION_TILE_SIZES) };
 
@@ -58,7 +61,7 @@ enum FlexdraftCalibratedShape {
 /* Their shared memory in bytes: W2's rows grow with every slice of the rank; their padding, the ring of u and the
  * corrections in f32 do not. */
 #define FLEXDRAFT_CALIBRATED_SLICE_SHARED(tile) (2 * tile * FLEXDRAFT_SLICE)
-#define FLEXDRAFT_CALIBRATED_FIXED_SHARED(tile, row_block, stages)                                              \
+#define FLEXDRAFT_CALIBRATED_FIXED_SHARED(tile, row_block, stages)                                               \
     (2 * tile * FLEXDRAFT_SLICE_PADDING + 2 * stages * row_block * (FLEXDRAFT_SLICE + FLEXDRAFT_SLICE_PADDING) + \
      4 * row_block * (tile + FLEXDRAFT_TILE_PADDING))
 enum FlexdraftCalibratedShared {
@@ -80,7 +83,7 @@ enum FlexdraftCta {
     FLEXDRAFT_BLOCK_SHARES = 16, /* CTAs that share a sequence's draft tokens in the first launch of block verification:
                                   * only the device knows their number, and most drafts have no more */
     FLEXDRAFT_ROW_THREADS = 128, /* of the glue, a row each, or 8 columns a thread */
-    FLEXDRAFT_NORM_THREADS = 256, /* of rms_norm, a row; its sum is arithmetic */
+    FLEXDRAFT_NORM_THREADS = 256,                            /* of rms_norm, a row; its sum is arithmetic */
     FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float a warp */
-    FLEXDRAFT_ROPE_THREADS = 64 /* of rope_table, a row each */
+    FLEXDRAFT_ROPE_THREADS = 64                              /* of rope_table, a row each */
 };

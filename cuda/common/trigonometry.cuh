@@ -5,7 +5,7 @@
 
 #if !defined(__CUDACC__)
 // The product is rounded once more than a function of x alone would round: results are within an ulp.
-constexpr double kPi = 3.14159265358979323846;
+constexpr double pi = 3.14159265358979323846;
 #endif
 
 // Returns cos(pi x).
@@ -13,7 +13,7 @@ FLEXDRAFT_INLINE float cos_pi(float x) {
 #if defined(__CUDACC__)
     return cospif(x);
 #else
-    return float(cos(kPi * double(x)));
+    return float(cos(pi * double(x)));
 #endif
 }
 
@@ -22,6 +22,6 @@ FLEXDRAFT_INLINE float sin_pi(float x) {
 #if defined(__CUDACC__)
     return sinpif(x);
 #else
-    return float(sin(kPi * double(x)));
+    return float(sin(pi * double(x)));
 #endif
 }

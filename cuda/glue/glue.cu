@@ -9,11 +9,11 @@
 
 namespace {
 
-constexpr int row_threads = FLEXDRAFT_ROW_THREADS;
-constexpr int row_warps = row_threads / 32;
-constexpr int norm_threads = FLEXDRAFT_NORM_THREADS;
-constexpr int norm_warps = norm_threads / 32;
-constexpr int norm_held = 4; // chunks of a row that a thread keeps
+constexpr int32_t row_threads = FLEXDRAFT_ROW_THREADS;
+constexpr int32_t row_warps = row_threads / 32;
+constexpr int32_t norm_threads = FLEXDRAFT_NORM_THREADS;
+constexpr int32_t norm_warps = norm_threads / 32;
+constexpr int32_t norm_held = 4; // chunks of a row that a thread keeps
 static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the launch asks for");
 
 // Copies a row from `from` to `out`, or writes zeros if `from` is null.
@@ -28,7 +28,7 @@ FLEXDRAFT_INLINE void copy_row(const uint16_t* from, uint16_t* out, int64_t cols
 FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
     const bool exists = index >= 0 && index < rows;
     if (!exists && index != -1 && threadIdx.x == 0 && error != nullptr) {
-        atomicOr(error, unsigned(FLEXDRAFT_ERROR_ROW));
+        atomicOr(error, uint32_t(FLEXDRAFT_ERROR_ROW));
     }
     return exists;
 }
@@ -41,13 +41,13 @@ FLEXDRAFT_INLINE float2 cos_sin(float angle) {
     return make_float2(cos_pi(half_turns), sin_pi(half_turns));
 }
 
-}  // namespace
+} // namespace
 
 FLEXDRAFT_KERNEL(embed, FlexdraftEmbedParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
     const int32_t id = __ldg(p.ids + row);
     const bool valid = id >= 0 && id < p.vocab;
-    if (!valid && threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_TOKEN));
+    if (!valid && threadIdx.x == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_TOKEN));
     copy_row(valid ? p.table + id * p.cols : nullptr, p.out + row * p.cols, p.cols);
 }
 
@@ -72,7 +72,7 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     for (int64_t block = 0; block < end; block += norm_held * norm_threads) {
         uint4 values[norm_held], delta[norm_held];
 #pragma unroll
-        for (int i = 0; i < norm_held; ++i) {
+        for (int32_t i = 0; i < norm_held; ++i) {
             const int64_t c = block + i * norm_threads + threadIdx.x;
             values[i] = delta[i] = make_uint4(0, 0, 0, 0);
             if (c < end) {
@@ -81,19 +81,19 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
             }
         }
 #pragma unroll
-        for (int i = 0; i < norm_held; ++i) {
+        for (int32_t i = 0; i < norm_held; ++i) {
             const int64_t c = block + i * norm_threads + threadIdx.x;
             if (c >= end) continue;
             Eight exact = unpack(values[i]);
             if (deltas != nullptr) {
                 const Eight more = unpack(delta[i]);
 #pragma unroll
-                for (int j = 0; j < 8; ++j) exact.x[j] += more.x[j];
+                for (int32_t j = 0; j < 8; ++j) exact.x[j] += more.x[j];
                 values[i] = x[c] = pack(exact);
                 exact = unpack(values[i]);
             }
 #pragma unroll
-            for (int j = 0; j < 8; ++j) sum = fmaf(exact.x[j], exact.x[j], sum);
+            for (int32_t j = 0; j < 8; ++j) sum = fmaf(exact.x[j], exact.x[j], sum);
             if (block == 0) held[i] = values[i];
         }
     }
@@ -102,7 +102,7 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     __syncthreads();
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < norm_warps; ++w) total += partial[w];
+    for (int32_t w = 0; w < norm_warps; ++w) total += partial[w];
     const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
     const auto norm = [&](uint4 value, int64_t c) {
         Eight values = unpack(value);
@@ -110,11 +110,11 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
         const float4 high = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c + 1);
         const float weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-        for (int j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * weights[j];
+        for (int32_t j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * weights[j];
         chunks(p.out + first)[c] = pack(values);
     };
 #pragma unroll
-    for (int i = 0; i < norm_held; ++i) {
+    for (int32_t i = 0; i < norm_held; ++i) {
         const int64_t c = i * norm_threads + threadIdx.x;
         if (c < end) norm(held[i], c);
     }
@@ -128,7 +128,7 @@ FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
     Eight values = unpack(chunks(p.x)[c]);
     const Eight delta = unpack(chunks(p.delta)[c]);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values.x[i] += delta.x[i];
+    for (int32_t i = 0; i < 8; ++i) values.x[i] += delta.x[i];
     chunks(p.x)[c] = pack(values);
 }
 
@@ -140,7 +140,7 @@ FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
     Eight out;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
+    for (int32_t i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
     chunks(p.out + row * p.cols)[c] = pack(out);
 }
 
@@ -154,7 +154,7 @@ FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
         Eight values = unpack(x[c]);
         const Eight more = unpack(bonus[c]);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) values.x[i] = silu(values.x[i] + more.x[i]);
+        for (int32_t i = 0; i < 8; ++i) values.x[i] = silu(values.x[i] + more.x[i]);
         x[c] = pack(values);
     }
 }
@@ -177,14 +177,14 @@ namespace {
 
 // One head of one row, held by one warp: lane l has `Pairs` neighbouring elements of the lower half, and the elements
 // of the upper half that are rotated with them.
-template <int Pairs>
+template <int32_t Pairs>
 struct Head {
     static_assert(Pairs == 1 || Pairs == 2, "head_dim 64 or 128");
     float low[Pairs], high[Pairs];
 
-    static constexpr int half = 32 * Pairs;
+    static constexpr int32_t half = 32 * Pairs;
 
-    static FLEXDRAFT_METHOD void load(float (&values)[Pairs], const uint16_t* from, int lane) {
+    static FLEXDRAFT_METHOD void load(float (&values)[Pairs], const uint16_t* from, int32_t lane) {
         if constexpr (Pairs == 2) {
             const uint32_t two = reinterpret_cast<const uint32_t*>(from)[lane];
             values[0] = bf16_low(two);
@@ -194,7 +194,7 @@ struct Head {
         }
     }
 
-    static FLEXDRAFT_METHOD void store(const float (&values)[Pairs], uint16_t* to, int lane) {
+    static FLEXDRAFT_METHOD void store(const float (&values)[Pairs], uint16_t* to, int32_t lane) {
         if constexpr (Pairs == 2) {
             reinterpret_cast<uint32_t*>(to)[lane] = pack_bf16(values[0], values[1]);
         } else {
@@ -202,31 +202,31 @@ struct Head {
         }
     }
 
-    FLEXDRAFT_METHOD void load(const uint16_t* head, int lane) {
+    FLEXDRAFT_METHOD void load(const uint16_t* head, int32_t lane) {
         load(low, head, lane);
         load(high, head + half, lane);
     }
 
-    FLEXDRAFT_METHOD void store(uint16_t* head, int lane) const {
+    FLEXDRAFT_METHOD void store(uint16_t* head, int32_t lane) const {
         store(low, head, lane);
         store(high, head + half, lane);
     }
 
-    FLEXDRAFT_METHOD void norm(const float* weight, float eps, int lane) {
+    FLEXDRAFT_METHOD void norm(const float* weight, float eps, int32_t lane) {
         float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < Pairs; ++i) sum = fmaf(high[i], high[i], fmaf(low[i], low[i], sum));
+        for (int32_t i = 0; i < Pairs; ++i) sum = fmaf(high[i], high[i], fmaf(low[i], low[i], sum));
         const float scale = 1.0f / sqrtf(warp_sum(sum) / float(2 * half) + eps);
 #pragma unroll
-        for (int i = 0; i < Pairs; ++i) {
+        for (int32_t i = 0; i < Pairs; ++i) {
             low[i] = low[i] * scale * __ldg(weight + lane * Pairs + i);
             high[i] = high[i] * scale * __ldg(weight + half + lane * Pairs + i);
         }
     }
 
-    FLEXDRAFT_METHOD void turn(const float* turns, int lane) {
+    FLEXDRAFT_METHOD void turn(const float* turns, int32_t lane) {
 #pragma unroll
-        for (int i = 0; i < Pairs; ++i) {
+        for (int32_t i = 0; i < Pairs; ++i) {
             const float2 t = reinterpret_cast<const float2*>(turns)[lane * Pairs + i];
             const float x = low[i], y = high[i];
             low[i] = x * t.x - y * t.y;
@@ -236,12 +236,12 @@ struct Head {
 };
 
 // One warp per head: q heads, then k heads, then v heads.
-template <int Pairs>
+template <int32_t Pairs>
 FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
-    constexpr int head_dim = 64 * Pairs;
+    constexpr int32_t head_dim = 64 * Pairs;
     const int32_t row = p.first_row + int32_t(blockIdx.x);
     const int32_t head = int32_t(blockIdx.y * row_warps + threadIdx.x / 32);
-    const int lane = int(threadIdx.x % 32);
+    const int32_t lane = int32_t(threadIdx.x % 32);
     if (head >= p.q_heads + 2 * p.kv_heads) return;
     const PassRow place = pass_row(p.pass, row);
     if (place.sequence < 0) return;
@@ -264,25 +264,22 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     const int64_t entry = place.sequence * cache.page_table_stride + place.position / cache.page_size;
     const int32_t page = __ldg(cache.page_table + entry);
     if (page < 0 || page >= cache.pages) {
-        if (lane == 0 && p.error != nullptr) atomicOr(p.error, unsigned(FLEXDRAFT_ERROR_PAGE));
+        if (lane == 0 && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PAGE));
         return;
     }
     const int64_t token = place.position % cache.page_size;
     const int64_t kv_head = head - p.q_heads - (is_v ? p.kv_heads : 0);
-    uint16_t* const to =
-        is_v ? static_cast<uint16_t*>(cache.v) + page * cache.v_page_stride + token * cache.v_token_stride +
-                   kv_head * cache.v_head_stride
-             : static_cast<uint16_t*>(cache.k) + page * cache.k_page_stride + token * cache.k_token_stride +
-                   kv_head * cache.k_head_stride;
+    uint16_t* const to = is_v ? static_cast<uint16_t*>(cache.v) + page * cache.v_page_stride +
+                                    token * cache.v_token_stride + kv_head * cache.v_head_stride
+                              : static_cast<uint16_t*>(cache.k) + page * cache.k_page_stride +
+                                    token * cache.k_token_stride + kv_head * cache.k_head_stride;
     values.store(to, lane);
 }
 
-}  // namespace
+} // namespace
 
 FLEXDRAFT_KERNEL(norm_rope_append_d64, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<1>(p); }
-FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threads, 4) {
-    norm_rope_append<2>(p);
-}
+FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<2>(p); }
 
 FLEXDRAFT_KERNEL_TABLE(glue, embed, gather, rms_norm, add, silu_mul, silu_add, rope_table, norm_rope_append_d64,
                        norm_rope_append_d128)

@@ -79,11 +79,11 @@ struct FlexdraftRopeTableParams {
 struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
-    uint16_t* qkv;       /* [rows, qkv_stride]: q heads, k heads, v heads */
+    uint16_t* qkv;        /* [rows, qkv_stride]: q heads, k heads, v heads */
     const float* cos_sin; /* [rows, head_dim / 2, 2] */
-    const float* q_norm; /* [head_dim] or null */
-    const float* k_norm; /* [head_dim] or null, as q_norm */
-    uint32_t* error;     /* null, or FLEXDRAFT_ERROR_PAGE is set */
+    const float* q_norm;  /* [head_dim] or null */
+    const float* k_norm;  /* [head_dim] or null, as q_norm */
+    uint32_t* error;      /* null, or FLEXDRAFT_ERROR_PAGE is set */
     int64_t qkv_stride;
     float eps;
     int32_t q_heads;

@@ -23,7 +23,7 @@ FLEXDRAFT_INLINE uint4* chunks(uint16_t* row) { return reinterpret_cast<uint4*>(
 // Returns the sum over a warp, in every lane. The order of additions is fixed, so the bits are always the same.
 FLEXDRAFT_INLINE float warp_sum(float value) {
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    for (int32_t lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
     return value;
 }
 

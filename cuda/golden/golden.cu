@@ -1,7 +1,7 @@
-// Kernels for golden recordings: one for each instruction that the SIMT emulator models, and one for CUDA's math functions.
-// A GPU's results for given inputs are recorded, and the models are compared with them (tests/golden_vectors). A CTA
-// runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup). Shapes are in 32-bit words. Part
-// of test builds only.
+// Kernels for golden recordings: one for each instruction that the SIMT emulator models, and one for CUDA's math
+// functions. A GPU's results for given inputs are recorded, and the models are compared with them
+// (tests/golden_vectors). A CTA runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup).
+// Shapes are in 32-bit words. Part of test builds only.
 #include "../common/platform.cuh"
 #include "../common/trigonometry.cuh"
 #include "../ptx/cp_async.cuh"
@@ -35,7 +35,7 @@ FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
     for (uint32_t i = 0; i < 4; ++i) p.out[blockIdx.x * 128 + 4 * lane + i] = r[i];
 }
 
-}  // namespace
+} // namespace
 
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4, FlexdraftGoldenParams, 32, 1) { load_matrices<false>(p); }
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4_trans, FlexdraftGoldenParams, 32, 1) { load_matrices<true>(p); }
@@ -78,8 +78,8 @@ FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     p.out[i + 1] = cvt_rn_bf16x2(low, high);
 }
 
-// CUDA's math functions, which the SIMT emulator takes from the C library: in [32, one argument per function], out [32, one
-// result per function].
+// CUDA's math functions, which the SIMT emulator takes from the C library: in [32, one argument per function], out
+// [32, one result per function].
 FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
     const uint32_t first = (blockIdx.x * 32 + threadIdx.x) * 7;
     float x[7];
@@ -93,12 +93,12 @@ FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
 FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
     const uint32_t value = p.in[blockIdx.x * 32 + threadIdx.x];
     uint32_t* const out = p.out + (blockIdx.x * 32 + threadIdx.x) * 10;
-    out[0] = __shfl_sync(full, value, int(value % 32));
-    out[1] = __shfl_sync(full, value, int(value % 32), 8);
+    out[0] = __shfl_sync(full, value, int32_t(value % 32));
+    out[1] = __shfl_sync(full, value, int32_t(value % 32), 8);
     out[2] = __shfl_up_sync(full, value, 3, 16);
     out[3] = __shfl_down_sync(full, value, 5);
     out[4] = __shfl_xor_sync(full, value, 9, 16);
-    out[5] = __ballot_sync(full, int(value & 1));
+    out[5] = __ballot_sync(full, int32_t(value & 1));
     out[6] = __match_any_sync(full, value % 3);
     out[7] = __reduce_add_sync(full, value);
     out[8] = __reduce_max_sync(full, value);
@@ -143,6 +143,5 @@ FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
 #endif
 }
 
-FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16,
-                       golden_cp_async_16, golden_exp2_approx, golden_cvt_rn_bf16, golden_math,
-                       golden_collectives, golden_wgmma_m64n8k16)
+FLEXDRAFT_KERNEL_TABLE(golden, golden_ldmatrix_x4, golden_ldmatrix_x4_trans, golden_mma_m16n8k16, golden_cp_async_16,
+                       golden_exp2_approx, golden_cvt_rn_bf16, golden_math, golden_collectives, golden_wgmma_m64n8k16)

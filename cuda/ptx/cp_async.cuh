@@ -17,8 +17,7 @@ FLEXDRAFT_INLINE uint32_t shared_address(const void* pointer) {
 // addresses are multiples of 16. With 0 the source is not accessed.
 FLEXDRAFT_INLINE void cp_async_16(uint32_t shared, const void* global, uint32_t source_bytes = 16) {
 #if defined(__CUDACC__)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-                 "r"(source_bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(source_bytes)
                  : "memory");
 #else
     simt::cp_async_16(shared, global, source_bytes);
@@ -36,7 +35,7 @@ FLEXDRAFT_INLINE void cp_async_commit() {
 
 // Waits until at most `Pending` of this thread's groups are unfinished. Other threads see the data only after a barrier
 // as well.
-template <int Pending>
+template <int32_t Pending>
 FLEXDRAFT_INLINE void cp_async_wait() {
     static_assert(Pending >= 0, "a count of groups");
 #if defined(__CUDACC__)

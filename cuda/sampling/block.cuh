@@ -5,31 +5,31 @@
 
 // `combine` over the values of all threads; every thread gets the result. `scratch` has an element a warp and
 // may be reused at once.
-template <int Threads, typename T, typename Combine>
+template <int32_t Threads, typename T, typename Combine>
 FLEXDRAFT_INLINE T block_reduce(T value, T* scratch, Combine combine) {
-    constexpr int kWarps = Threads / 32;
+    constexpr int32_t warps = Threads / 32;
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
+    for (int32_t offset = 16; offset > 0; offset /= 2) {
         value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
     }
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
     __syncthreads();
     T all = scratch[0];
 #pragma unroll
-    for (int warp = 1; warp < kWarps; ++warp) all = combine(all, scratch[warp]);
+    for (int32_t warp = 1; warp < warps; ++warp) all = combine(all, scratch[warp]);
     __syncthreads();
     return all;
 }
 
 // The sum of the values of all threads before this one. `scratch` has an element a warp and may be reused
 // at once.
-template <int Threads>
+template <int32_t Threads>
 FLEXDRAFT_INLINE uint64_t block_sum_before(uint64_t value, uint64_t* scratch) {
-    constexpr int kWarps = Threads / 32;
-    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    constexpr int32_t warps = Threads / 32;
+    const int32_t lane = int32_t(threadIdx.x) % 32, warp = int32_t(threadIdx.x) / 32;
     uint64_t up_to = value;
 #pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
+    for (int32_t offset = 1; offset < 32; offset *= 2) {
         const uint64_t other = __shfl_up_sync(0xffffffffu, up_to, offset);
         if (lane >= offset) up_to += other;
     }
@@ -37,7 +37,7 @@ FLEXDRAFT_INLINE uint64_t block_sum_before(uint64_t value, uint64_t* scratch) {
     __syncthreads();
     uint64_t before = up_to - value;
 #pragma unroll
-    for (int other = 0; other < kWarps; ++other) before += other < warp ? scratch[other] : 0u;
+    for (int32_t other = 0; other < warps; ++other) before += other < warp ? scratch[other] : 0u;
     __syncthreads();
     return before;
 }

@@ -16,238 +16,239 @@
 #include "partials.cuh"
 
 // Warps are laid out [WarpsAcrossTile, WarpsAcrossRows]; a warp's part is a multiple of 16 both ways.
-template <int Tile_, int RowBlock_, int WarpsAcrossTile_, int WarpsAcrossRows_, int Stages_>
+template <int32_t Tile, int32_t RowBlock, int32_t WarpsAcrossTile, int32_t WarpsAcrossRows, int32_t Stages>
 struct CalibratedShape {
-    static constexpr int kTile = Tile_;
-    static constexpr int kRowBlock = RowBlock_;
-    static constexpr int kWarpsAcrossTile = WarpsAcrossTile_;
-    static constexpr int kWarpsAcrossRows = WarpsAcrossRows_;
-    static constexpr int kStages = Stages_;
-    static constexpr int kThreads = 32 * kWarpsAcrossTile * kWarpsAcrossRows;
-    static constexpr int kWarpTile = kTile / kWarpsAcrossTile;
-    static constexpr int kWarpRows = kRowBlock / kWarpsAcrossRows;
-    static_assert(kTile % FLEXDRAFT_CALIBRATED_CHUNK == 0 && kWarpTile % 16 == 0 && kWarpRows % 16 == 0, "");
+    static constexpr int32_t tile_ids = Tile;
+    static constexpr int32_t row_block = RowBlock;
+    static constexpr int32_t warps_across_tile = WarpsAcrossTile;
+    static constexpr int32_t warps_across_rows = WarpsAcrossRows;
+    static constexpr int32_t stages = Stages;
+    static constexpr int32_t threads = 32 * warps_across_tile * warps_across_rows;
+    static constexpr int32_t warp_tile_ids = tile_ids / warps_across_tile;
+    static constexpr int32_t warp_row_count = row_block / warps_across_rows;
+    static_assert(tile_ids % FLEXDRAFT_CALIBRATED_CHUNK == 0 && warp_tile_ids % 16 == 0 && warp_row_count % 16 == 0,
+                  "");
 };
 
-constexpr int kSlice = FLEXDRAFT_SLICE; // elements of the rank a stage carries
-constexpr int kSliceStride = kSlice + FLEXDRAFT_SLICE_PADDING;
+constexpr int32_t slice_size = FLEXDRAFT_SLICE; // elements of the rank a stage carries
+constexpr int32_t slice_stride = slice_size + FLEXDRAFT_SLICE_PADDING;
 
 // A thread's share of the copies of a matrix's slices into shared memory: the same 16 bytes of a slice's columns in
-// every kRowStep-th row. All that depends on the thread is worked out once; a copy costs the addition of a row step, and
-// the next slice the addition of a slice.
-template <int Rows, int Threads>
+// every row_step-th row. Everything that depends on the thread is computed once. Going to the next copy costs the
+// addition of a row step, and going to the next slice the addition of a slice.
+template <int32_t Rows, int32_t Threads>
 struct SliceCopies {
-    static constexpr int kPieces = kSlice / 8;        // pieces of 16 bytes of a row's part of a slice
-    static constexpr int kRowStep = Threads / kPieces; // rows from one of a thread's copies to the next
-    static constexpr int kCopies = Rows / kRowStep;
-    static_assert(Threads % kPieces == 0 && Rows % kRowStep == 0, "every thread has whole copies");
+    static constexpr int32_t pieces = slice_size / 8;     // pieces of 16 bytes of a row's part of a slice
+    static constexpr int32_t row_step = Threads / pieces; // rows from one of a thread's copies to the next
+    static constexpr int32_t copies = Rows / row_step;
+    static_assert(Threads % pieces == 0 && Rows % row_step == 0, "every thread has whole copies");
 
     const uint16_t* source; // of the first copy of the next slice
     int64_t source_step;    // elements from a copy to the next
-    int rows_left;          // rows that exist, counted from the first copy's
-    int column;             // of the next slice, the same in all copies
+    int32_t rows_left;      // rows that exist, counted from the first copy's
+    int32_t column;         // of the next slice, the same in all copies
 
     // The slices of `matrix`, whose rows have `rank` elements and end at `end_row`, from row `first_row` on.
-    FLEXDRAFT_METHOD void start(const uint16_t* matrix, int first_row, int end_row, int rank) {
-        const int own_row = first_row + int(threadIdx.x) / kPieces;
-        column = 8 * (int(threadIdx.x) % kPieces);
+    FLEXDRAFT_METHOD void start(const uint16_t* matrix, int32_t first_row, int32_t end_row, int32_t rank) {
+        const int32_t own_row = first_row + int32_t(threadIdx.x) / pieces;
+        column = 8 * (int32_t(threadIdx.x) % pieces);
         source = matrix + int64_t(own_row) * rank + column;
-        source_step = int64_t(kRowStep) * rank;
+        source_step = int64_t(row_step) * rank;
         rows_left = end_row - own_row;
     }
 
     // Where this thread's first copy goes, in bytes from where a slice's rows of `row_bytes` bytes begin.
-    static FLEXDRAFT_METHOD uint32_t place(int row_bytes) {
-        return uint32_t(int(threadIdx.x) / kPieces * row_bytes + 16 * (int(threadIdx.x) % kPieces));
+    static FLEXDRAFT_METHOD uint32_t place(int32_t row_bytes) {
+        return uint32_t(int32_t(threadIdx.x) / pieces * row_bytes + 16 * (int32_t(threadIdx.x) % pieces));
     }
 
     // Starts the copies of the next slice, `shared` being the place of the first. Rows and columns that do not exist
     // become zero: nothing is read for them, so that their addresses may be any.
-    FLEXDRAFT_METHOD void copy(uint32_t shared, int row_bytes, int rank) {
-        const int rows = column < rank ? rows_left : 0;
+    FLEXDRAFT_METHOD void copy(uint32_t shared, int32_t row_bytes, int32_t rank) {
+        const int32_t rows = column < rank ? rows_left : 0;
 #pragma unroll
-        for (int i = 0; i < kCopies; ++i) {
-            cp_async_16(shared + uint32_t(i * kRowStep * row_bytes), source + i * source_step,
-                        i * kRowStep < rows ? 16u : 0u);
+        for (int32_t i = 0; i < copies; ++i) {
+            cp_async_16(shared + uint32_t(i * row_step * row_bytes), source + i * source_step,
+                        i * row_step < rows ? 16u : 0u);
         }
-        source += kSlice, column += kSlice;
+        source += slice_size, column += slice_size;
     }
 
     // After `slices` slices: back to the first of them, `rows` rows further.
-    FLEXDRAFT_METHOD void next_rows(int rows, int slices, int rank) {
-        source += int64_t(rows) * rank - slices * kSlice;
-        column -= slices * kSlice;
+    FLEXDRAFT_METHOD void next_rows(int32_t rows, int32_t slices, int32_t rank) {
+        source += int64_t(rows) * rank - slices * slice_size;
+        column -= slices * slice_size;
         rows_left -= rows;
     }
 };
 
 template <typename L, typename Shape>
-FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char* shared) {
-    constexpr int kTile = Shape::kTile, kRowBlock = Shape::kRowBlock, kStages = Shape::kStages;
-    constexpr int kThreads = Shape::kThreads;
-    constexpr int kTileParts = Shape::kWarpTile / 16, kRowParts = Shape::kWarpRows / 16;
-    constexpr int kChunk = FLEXDRAFT_CALIBRATED_CHUNK;
+FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned char* shared) {
+    constexpr int32_t tile_ids = Shape::tile_ids, row_block = Shape::row_block, stages = Shape::stages;
+    constexpr int32_t threads = Shape::threads;
+    constexpr int32_t tile_parts = Shape::warp_tile_ids / 16, row_parts = Shape::warp_row_count / 16;
+    constexpr int32_t chunk_ids = FLEXDRAFT_CALIBRATED_CHUNK;
     // A thread samples one chunk of one row of a block, together with as few other lanes as the block's size allows:
-    // reductions across lanes then come once in kFours · 4 ids.
-    constexpr int kFours = kTile * kRowBlock / kThreads / 4;
-    constexpr int kLanes = kChunk / 4 / kFours;
-    static_assert(kFours * 4 * kThreads == kTile * kRowBlock && kFours * 4 * kLanes == kChunk, "whole chunks");
-    constexpr int kCorrectionStride = kTile + FLEXDRAFT_TILE_PADDING;
-    constexpr int kRingRow = 2 * kSliceStride; // bytes
-    constexpr int kRingStage = kRowBlock * kRingRow;
+    // reductions across lanes then come once in fours · 4 ids.
+    constexpr int32_t fours = tile_ids * row_block / threads / 4;
+    constexpr int32_t chunk_lanes = chunk_ids / 4 / fours;
+    static_assert(fours * 4 * threads == tile_ids * row_block && fours * 4 * chunk_lanes == chunk_ids, "whole chunks");
+    constexpr int32_t correction_stride = tile_ids + FLEXDRAFT_TILE_PADDING;
+    constexpr int32_t ring_row_bytes = 2 * slice_stride; // bytes
+    constexpr int32_t ring_stage_bytes = row_block * ring_row_bytes;
 
-    const int slices = (p.rank + kSlice - 1) / kSlice;
-    const int weight_row = 2 * (slices * kSlice + FLEXDRAFT_SLICE_PADDING); // bytes
-    const uint32_t weights = shared_address(shared);    // bf16 [kTile, weight_row / 2]
-    const uint32_t ring = weights + kTile * weight_row; // bf16 [kStages, kRowBlock, kSliceStride]
-    float* const correction = reinterpret_cast<float*>(shared + kTile * weight_row + kStages * kRingStage);
-                                                        // [kRowBlock, kCorrectionStride]
+    const int32_t slices = (p.rank + slice_size - 1) / slice_size;
+    const int32_t weight_row = 2 * (slices * slice_size + FLEXDRAFT_SLICE_PADDING); // bytes
+    const uint32_t weights = shared_address(shared);                                // bf16 [tile_ids, weight_row / 2]
+    const uint32_t ring = weights + tile_ids * weight_row; // bf16 [stages, row_block, slice_stride]
+    float* const correction = reinterpret_cast<float*>(shared + tile_ids * weight_row + stages * ring_stage_bytes);
+    // [row_block, correction_stride]
 
-    const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
-    const int tile_start = int(blockIdx.x) * kTile;
-    const int warp_tile = warp % Shape::kWarpsAcrossTile * Shape::kWarpTile;
-    const int warp_rows = warp / Shape::kWarpsAcrossTile * Shape::kWarpRows;
-    const int row_blocks = (p.rows + kRowBlock - 1) / kRowBlock;
+    const int32_t thread = int32_t(threadIdx.x), warp = thread / 32, lane = thread % 32;
+    const int32_t tile_start = int32_t(blockIdx.x) * tile_ids;
+    const int32_t warp_tile = warp % Shape::warps_across_tile * Shape::warp_tile_ids;
+    const int32_t warp_rows = warp / Shape::warps_across_tile * Shape::warp_row_count;
+    const int32_t row_blocks = (p.rows + row_block - 1) / row_block;
 
-    // This thread's row of a block, its chunk of the tile and the first of its ids; the others are 4 · kLanes apart.
+    // This thread's row of a block, its chunk of the tile, and the first of its ids; its other ids are 4 · chunk_lanes
+    // apart.
     // Where two lanes share a row, eight lanes read rows that are two apart: from `correction` without a bank conflict.
-    const int slot = thread / kLanes % kRowBlock;
-    const int block_row = kLanes == 2 ? slot / 16 * 16 + slot % 8 * 2 + slot % 16 / 8 : slot;
-    const int tile_chunk = thread / kLanes / kRowBlock;
-    const int own_id = tile_chunk * kChunk + 4 * (thread % kLanes);
-    const int first = tile_start + own_id;
-    const int chunk = tile_start / kChunk + tile_chunk;
+    const int32_t slot = thread / chunk_lanes % row_block;
+    const int32_t block_row = chunk_lanes == 2 ? slot / 16 * 16 + slot % 8 * 2 + slot % 16 / 8 : slot;
+    const int32_t tile_chunk = thread / chunk_lanes / row_block;
+    const int32_t own_id = tile_chunk * chunk_ids + 4 * (thread % chunk_lanes);
+    const int32_t first = tile_start + own_id;
+    const int32_t chunk = tile_start / chunk_ids + tile_chunk;
 
     // b2 in mma's layout, where it is added: ids lane / 4 and lane / 4 + 8 of each part of the warp's tile.
-    float bias[kTileParts][2];
+    float bias[tile_parts][2];
 #pragma unroll
-    for (int i = 0; i < kTileParts; ++i) {
+    for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int id = tile_start + warp_tile + 16 * i + 8 * half + lane / 4;
+        for (int32_t half = 0; half < 2; ++half) {
+            const int32_t id = tile_start + warp_tile + 16 * i + 8 * half + lane / 4;
             bias[i][half] = p.b2 != nullptr && id < p.vocab ? p.b2[id] : 0.0f;
         }
     }
 
     // What is fetched next, by counters: a division by a number that is not known takes as long as part of a product.
-    SliceCopies<kRowBlock, kThreads> u_copies;
-    SliceCopies<kTile, kThreads> weight_copies;
+    SliceCopies<row_block, threads> u_copies;
+    SliceCopies<tile_ids, threads> weight_copies;
     u_copies.start(p.u, 0, p.rows, p.rank);
     weight_copies.start(p.w2, tile_start, p.vocab, p.rank);
     uint32_t weight_to = weights + weight_copies.place(weight_row);
-    const uint32_t first_stage = ring + u_copies.place(kRingRow);
+    const uint32_t first_stage = ring + u_copies.place(ring_row_bytes);
     uint32_t stage_to = first_stage;
-    int next_slice = 0, next_block = 0;
+    int32_t next_slice = 0, next_block = 0;
     const auto fetch = [&]() {
         if (next_block < row_blocks) {
-            u_copies.copy(stage_to, kRingRow, p.rank);
+            u_copies.copy(stage_to, ring_row_bytes, p.rank);
             if (next_block == 0) weight_copies.copy(weight_to, weight_row, p.rank);
         }
-        weight_to += 2 * kSlice;
-        stage_to += kRingStage;
-        if (stage_to == first_stage + kStages * kRingStage) stage_to = first_stage;
+        weight_to += 2 * slice_size;
+        stage_to += ring_stage_bytes;
+        if (stage_to == first_stage + stages * ring_stage_bytes) stage_to = first_stage;
         if (++next_slice == slices) {
             next_slice = 0, ++next_block;
-            u_copies.next_rows(kRowBlock, slices, p.rank);
+            u_copies.next_rows(row_block, slices, p.rank);
         }
         // Empty groups too, so that the count of groups under way is the same for every step.
         cp_async_commit();
     };
 #pragma unroll 1
-    for (int step = 0; step < kStages - 1; ++step) fetch();
+    for (int32_t step = 0; step < stages - 1; ++step) fetch();
 
     // ldmatrix's row of this lane. Of W2, ids 0 to 7 and 8 to 15 at k, the same at k + 8; of u, rows 0 to 7 at k and
     // k + 8, then rows 8 to 15.
     const uint32_t a_row = weights + (warp_tile + lane % 16) * weight_row + lane / 16 * 16;
-    const uint32_t b_row =
-        ring + (warp_rows + lane / 16 * 8 + lane % 8) * kRingRow + lane / 8 % 2 * 16;
+    const uint32_t b_row = ring + (warp_rows + lane / 16 * 8 + lane % 8) * ring_row_bytes + lane / 8 % 2 * 16;
     uint32_t stage = 0; // bytes
 
     bool has_nan = false;
-    for (int block = 0; block < row_blocks; ++block) {
-        const int row = block * kRowBlock + block_row;
-        const int source = row < p.rows && chunk < p.chunks ? logits_row(p, row) : -1;
+    for (int32_t block = 0; block < row_blocks; ++block) {
+        const int32_t row = block * row_block + block_row;
+        const int32_t source = row < p.rows && chunk < p.chunks ? logits_row(p, row) : -1;
         L* const logits = logits_at<L>(p, max(source, 0), first);
-        float v[kFours][4];
+        float v[fours][4];
 #pragma unroll
-        for (int i = 0; i < kFours; ++i) {
-            const int id = 4 * kLanes * i;
+        for (int32_t i = 0; i < fours; ++i) {
+            const int32_t id = 4 * chunk_lanes * i;
             if (source >= 0 && first + id < p.vocab) {
                 load_logits(v[i], logits + id);
             } else {
-                v[i][0] = v[i][1] = v[i][2] = v[i][3] = -kInfinity;
+                v[i][0] = v[i][1] = v[i][2] = v[i][3] = -infinity;
             }
         }
 
-        float d[kTileParts][2 * kRowParts][4] = {};
+        float d[tile_parts][2 * row_parts][4] = {};
         uint32_t a_slice = a_row;
-        for (int slice = 0; slice < slices; ++slice) {
-            cp_async_wait<kStages - 2>();
+        for (int32_t slice = 0; slice < slices; ++slice) {
+            cp_async_wait<stages - 2>();
             // The stage that is filled next was last read before this barrier.
             __syncthreads();
             fetch();
             const uint32_t b_slice = b_row + stage;
-            stage += kRingStage;
-            if (stage == kStages * kRingStage) stage = 0;
+            stage += ring_stage_bytes;
+            if (stage == stages * ring_stage_bytes) stage = 0;
 #pragma unroll
-            for (int k = 0; k < kSlice; k += 16) {
-                uint32_t a[kTileParts][4], b[kRowParts][4];
+            for (int32_t k = 0; k < slice_size; k += 16) {
+                uint32_t a[tile_parts][4], b[row_parts][4];
 #pragma unroll
-                for (int i = 0; i < kTileParts; ++i) ldmatrix_x4(a[i], a_slice + 16 * i * weight_row + 2 * k);
+                for (int32_t i = 0; i < tile_parts; ++i) ldmatrix_x4(a[i], a_slice + 16 * i * weight_row + 2 * k);
 #pragma unroll
-                for (int i = 0; i < kRowParts; ++i) ldmatrix_x4(b[i], b_slice + 16 * i * kRingRow + 2 * k);
+                for (int32_t i = 0; i < row_parts; ++i) ldmatrix_x4(b[i], b_slice + 16 * i * ring_row_bytes + 2 * k);
 #pragma unroll
-                for (int i = 0; i < kTileParts; ++i) {
+                for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll
-                    for (int j = 0; j < kRowParts; ++j) {
+                    for (int32_t j = 0; j < row_parts; ++j) {
                         mma_m16n8k16(d[i][2 * j], a[i], b[j][0], b[j][1]);
                         mma_m16n8k16(d[i][2 * j + 1], a[i], b[j][2], b[j][3]);
                     }
                 }
             }
-            a_slice += 2 * kSlice;
+            a_slice += 2 * slice_size;
         }
 
         // From mma's layout, ids by rows, to ids of a row, with b2. What the last block's sampling read of
         // `correction` is behind the barriers since.
 #pragma unroll
-        for (int i = 0; i < kTileParts; ++i) {
+        for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll
-            for (int j = 0; j < 2 * kRowParts; ++j) {
-                float* at = correction + (warp_rows + 8 * j + 2 * (lane % 4)) * kCorrectionStride + warp_tile +
-                            16 * i + lane / 4;
+            for (int32_t j = 0; j < 2 * row_parts; ++j) {
+                float* at = correction + (warp_rows + 8 * j + 2 * (lane % 4)) * correction_stride + warp_tile + 16 * i +
+                            lane / 4;
                 at[0] = d[i][j][0] + bias[i][0];
-                at[kCorrectionStride] = d[i][j][1] + bias[i][0];
+                at[correction_stride] = d[i][j][1] + bias[i][0];
                 at[8] = d[i][j][2] + bias[i][1];
-                at[kCorrectionStride + 8] = d[i][j][3] + bias[i][1];
+                at[correction_stride + 8] = d[i][j][3] + bias[i][1];
             }
         }
         __syncthreads();
 
         bool row_has_nan = false;
 #pragma unroll
-        for (int i = 0; i < kFours; ++i) {
-            const int id = 4 * kLanes * i;
+        for (int32_t i = 0; i < fours; ++i) {
+            const int32_t id = 4 * chunk_lanes * i;
             const float4 added =
-                *reinterpret_cast<const float4*>(correction + block_row * kCorrectionStride + own_id + id);
+                *reinterpret_cast<const float4*>(correction + block_row * correction_stride + own_id + id);
             const float sums[4] = {added.x, added.y, added.z, added.w};
             const L* type = nullptr;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) v[i][j] = rounded(v[i][j] + sums[j], type);
+            for (int32_t j = 0; j < 4; ++j) v[i][j] = rounded(v[i][j] + sums[j], type);
             if (first + id + 3 < p.vocab) {
                 if (source >= 0 && p.store) store_logits(logits + id, v[i]);
             } else {
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
+                for (int32_t j = 0; j < 4; ++j) {
                     if (first + id + j >= p.vocab) {
-                        v[i][j] = -kInfinity;
+                        v[i][j] = -infinity;
                     } else if (source >= 0 && p.store) {
                         store_logit(logits + id + j, v[i][j]);
                     }
                 }
             }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int32_t j = 0; j < 4; ++j) {
                 row_has_nan |= v[i][j] != v[i][j];
                 v[i][j] = counted(v[i][j]);
             }
@@ -255,8 +256,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSample& p, unsigned char*
         has_nan |= row_has_nan && source >= 0;
         RowDraw draw = {};
         if (source >= 0) draw = row_draw(p, p.sampling[row]);
-        const Partial partial = chunk_partial<kFours, kLanes>(v, first, draw);
-        if (source >= 0 && thread % kLanes == 0) store_partial(p, row, chunk, partial);
+        const Partial partial = chunk_partial<fours, chunk_lanes>(v, first, draw);
+        if (source >= 0 && thread % chunk_lanes == 0) store_partial(p, row, chunk, partial);
     }
     if (has_nan && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
 }

@@ -9,7 +9,7 @@
 // The best of what a thread has seen: the highest value, ties to the lowest id.
 struct Winner {
     float value;
-    int id;
+    int32_t id;
     float logit;
 };
 
@@ -23,19 +23,19 @@ FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
     const uint32_t bits = __float_as_uint(winner.value + 0.0f);
     const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     const uint64_t rank = uint64_t(ordered) << 32 | ~uint32_t(winner.id);
-    const uint64_t best = block_reduce<kFinishThreads>(
-        rank, s.scratch, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+    const uint64_t best =
+        block_reduce<finish_threads>(rank, s.scratch, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
     if (rank == best) s.winner_logit = winner.logit;
     __syncthreads();
-    winner.id = int(~uint32_t(best)), winner.logit = s.winner_logit;
+    winner.id = int32_t(~uint32_t(best)), winner.logit = s.winner_logit;
     __syncthreads();
 }
 
 // Cuts the row and draws from what is kept; fills in what that changes.
 template <typename L>
-FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowSampling& sampling, const L* logits,
-                                   const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
-    const int chunk_bits = p.rank > 0 ? kCalibratedChunkBits : kChunkBits;
+FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const FlexdraftRowSampling& sampling,
+                                   const L* logits, const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
+    const int32_t chunk_bits = p.rank > 0 ? calibrated_chunk_bits : plain_chunk_bits;
     const ScoredRow<L> row = {logits, p.vocab, stats.max, stats.inverse_temperature, maxima, p.chunks, chunk_bits};
     const Cut cut = find_truncation(row, sampling, s);
     stats.cut_score = score_of_key(cut.key), stats.cut_id = cut.id;
@@ -43,13 +43,13 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowS
     const DrawNumbers numbers = row_numbers(p, sampling);
     const bool draws = sampling.purpose_and_slot != 0u;
     uint64_t weight = 0, kept = 0;
-    Winner winner = {-kInfinity, INT32_MAX, -kInfinity};
-    for_each_four(row, cut.key + 1u, [&](int first, const float(&scores)[4]) {
+    Winner winner = {-infinity, INT32_MAX, -infinity};
+    for_each_four(row, cut.key + 1u, [&](int32_t first, const float(&scores)[4]) {
         bool is_in[4], any = false;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int32_t j = 0; j < 4; ++j) {
             const uint32_t key = score_key(scores[j]);
-            is_in[j] = first + j < p.vocab && scores[j] > -kInfinity &&
+            is_in[j] = first + j < p.vocab && scores[j] > -infinity &&
                        (key < cut.key || (key == cut.key && first + j <= cut.id));
             any |= is_in[j];
         }
@@ -57,34 +57,34 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSample& p, const FlexdraftRowS
         PhiloxWords words = {};
         if (draws) words = philox(numbers, uint32_t(first) / 4u);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int32_t j = 0; j < 4; ++j) {
             if (!is_in[j]) continue;
             weight += fixed_weight(scores[j]), kept += 1u;
             // −ln u ≥ 2^(−1 − z) where 2^32 − 1 − word has z leading zeros, so G ≤ (z + 1) · ln 2, rounded up.
-            const float bound = draws ? float(1 + __clz(int(~words.word[j]))) * 0.6932f : 0.0f;
+            const float bound = draws ? float(1 + __clz(int32_t(~words.word[j]))) * 0.6932f : 0.0f;
             if (scores[j] + bound > winner.value || winner.id == INT32_MAX) {
                 meet(winner, {scores[j] + (draws ? gumbel(words.word[j]) : 0.0f), first + j, 0.0f});
             }
         }
     });
     const auto add = [](uint64_t a, uint64_t b) { return a + b; };
-    weight = block_reduce<kFinishThreads>(weight, s.scratch, add);
-    kept = block_reduce<kFinishThreads>(kept, s.scratch, add);
+    weight = block_reduce<finish_threads>(weight, s.scratch, add);
+    kept = block_reduce<finish_threads>(kept, s.scratch, add);
     block_winner(winner, s);
     // The largest logit is always kept.
     if (winner.id >= p.vocab) return;
     stats.token = winner.id;
     stats.token_logit = counted(load_logit(logits + winner.id));
-    stats.log_sum = logf(float(weight) * (1.0f / float(1ull << kWeightBits)));
-    stats.kept = int(kept);
+    stats.log_sum = logf(float(weight) * (1.0f / float(1ull << weight_bits)));
+    stats.kept = int32_t(kept);
 }
 
 template <typename L>
-FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* shared) {
+FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned char* shared) {
     FinishShared& s = *reinterpret_cast<FinishShared*>(shared);
-    const int row = int(blockIdx.x), thread = int(threadIdx.x);
+    const int32_t row = int32_t(blockIdx.x), thread = int32_t(threadIdx.x);
     uint32_t error = 0;
-    const int source = logits_row(p, row);
+    const int32_t source = logits_row(p, row);
     FlexdraftRowStats stats = {};
     if (source < 0) {
         const bool is_padding = p.logit_index != nullptr && p.logit_index[row] == -1;
@@ -100,25 +100,25 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
     const L* logits = logits_at<L>(p, source, 0);
 
     const float* maxima = partial_field(p, row, 0);
-    float max = -kInfinity;
-    for (int chunk = thread; chunk < p.chunks; chunk += kFinishThreads) max = fmaxf(max, maxima[chunk]);
+    float max = -infinity;
+    for (int32_t chunk = thread; chunk < p.chunks; chunk += finish_threads) max = fmaxf(max, maxima[chunk]);
     float* const floats = reinterpret_cast<float*>(s.scratch);
-    max = block_reduce<kFinishThreads>(max, floats, [](float a, float b) { return fmaxf(a, b); });
+    max = block_reduce<finish_threads>(max, floats, [](float a, float b) { return fmaxf(a, b); });
 
     stats.max = max;
     stats.inverse_temperature = counted_inverse(sampling.inverse_temperature);
-    stats.cut_score = -kInfinity, stats.cut_id = INT32_MAX, stats.kept = p.vocab;
-    stats.token_logit = -kInfinity, stats.confidence = 1.0f;
-    if (max > -kInfinity) {
+    stats.cut_score = -infinity, stats.cut_id = INT32_MAX, stats.kept = p.vocab;
+    stats.token_logit = -infinity, stats.confidence = 1.0f;
+    if (max > -infinity) {
         float sum = 0.0f, plain_sum = 0.0f;
-        Winner winner = {-kInfinity, INT32_MAX, -kInfinity};
-        for (int chunk = thread; chunk < p.chunks; chunk += kFinishThreads) {
+        Winner winner = {-infinity, INT32_MAX, -infinity};
+        for (int32_t chunk = thread; chunk < p.chunks; chunk += finish_threads) {
             const float* field = maxima + chunk;
             const float below = field[0] == max ? 0.0f : field[0] - max;
             sum += field[int64_t(p.chunks)] * exp2_approx(below * draw.scale);
-            plain_sum += field[2 * int64_t(p.chunks)] * exp2_approx(below * kLog2E);
+            plain_sum += field[2 * int64_t(p.chunks)] * exp2_approx(below * log2_e);
             const float logit = field[3 * int64_t(p.chunks)];
-            const int id = __float_as_int(field[4 * int64_t(p.chunks)]);
+            const int32_t id = __float_as_int(field[4 * int64_t(p.chunks)]);
             if (id == INT32_MAX) continue;
             float value = logit;
             if (draw.draws) {
@@ -127,8 +127,8 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
             meet(winner, {value, id, logit});
         }
         const auto add = [](float a, float b) { return a + b; };
-        sum = block_reduce<kFinishThreads>(sum, floats, add);
-        plain_sum = block_reduce<kFinishThreads>(plain_sum, floats, add);
+        sum = block_reduce<finish_threads>(sum, floats, add);
+        plain_sum = block_reduce<finish_threads>(plain_sum, floats, add);
         block_winner(winner, s);
         stats.token = winner.id, stats.token_logit = winner.logit;
         stats.confidence = 1.0f / plain_sum;
@@ -145,7 +145,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSample& p, unsigned char* sha
 
     if (is_one_hot(stats)) stats.kept = 1;
     stats.probability = warped_probability(stats, stats.token_logit, stats.token);
-    const int token = p.draft == nullptr ? -1 : p.draft[row];
+    const int32_t token = p.draft == nullptr ? -1 : p.draft[row];
     if (token >= p.vocab) {
         error |= FLEXDRAFT_ERROR_TOKEN;
     } else if (token >= 0 && (p.logits_current || is_one_hot(stats))) {

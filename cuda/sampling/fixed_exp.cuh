@@ -5,18 +5,18 @@
 #include "../common/platform.cuh"
 
 // Weights count in units of 2^−43, so that 2^20 of them fit 63 bits.
-constexpr int kWeightBits = 43;
+constexpr int32_t weight_bits = 43;
 // exp(−31) is below half a unit.
-constexpr float kWeightless = -31.0f;
+constexpr float weightless_score = -31.0f;
 
 // 2^43 · exp(score) for a score of at most 0, rounded down, within a factor of 1 ± 2·10^−9 before that.
 FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
     // Also refuses NaN.
-    if (!(score > kWeightless)) return 0;
+    if (!(score > weightless_score)) return 0;
     // −score · log2(e) = whole + fraction · 2^−32, from −score in units of 2^−58 (exact above 2^−34).
     const uint64_t negated = uint64_t(-score * 288230376151711744.0f);
     const uint64_t exponent = __umul64hi(negated, 0xB8AA3B295C17F0BCull); // log2(e) · 2^63; units of 2^−57
-    const int whole = int(exponent >> 57);
+    const int32_t whole = int32_t(exponent >> 57);
     const uint32_t fraction = uint32_t(exponent >> 25);
     // 2^−f = 1 − f · g(f), where g of degree 6 interpolates at the Chebyshev nodes of [0, 1]. Units: 2^−32.
     uint32_t g = 0x0000BDA6u;
@@ -27,7 +27,7 @@ FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
     g = 0x3D7F7BCBu - __umulhi(fraction, g);
     g = 0xB17217F7u - __umulhi(fraction, g);
     const uint64_t power = (1ull << 32) - __umulhi(fraction, g);
-    return (power << (kWeightBits - 32)) >> whole;
+    return (power << (weight_bits - 32)) >> whole;
 }
 
 // The smallest integer that is at least `fraction` · `total`, exactly; fraction in (0, 1).

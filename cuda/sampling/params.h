@@ -10,7 +10,7 @@ struct FlexdraftRowSampling {
     /* 1 / temperature, rounded to f32; 0 (and what is no finite number above 0) is greedy: the largest logit, ties
      * to the lowest id */
     float inverse_temperature;
-    float top_p;       /* 1 is off */
+    float top_p; /* 1 is off */
     /* min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off */
     float min_score;
     int32_t top_k;             /* 0 is off */
@@ -23,22 +23,22 @@ struct FlexdraftRowSampling {
  * cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
  * and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it. */
 struct FlexdraftRowStats {
-    int32_t token;           /* drawn, or the largest logit's */
-    float max;               /* the largest logit */
-    float log_sum;           /* ln of the sum of exp(score) over the ids kept; 0 at temperature 0 */
-    float probability;       /* p(token) */
-    float confidence;        /* the largest probability at temperature 1, nothing dropped */
-    float token_logit;       /* logit[token] */
-    float draft_probability; /* p(draft token), 0 without one */
+    int32_t token;             /* drawn, or the largest logit's */
+    float max;                 /* the largest logit */
+    float log_sum;             /* ln of the sum of exp(score) over the ids kept; 0 at temperature 0 */
+    float probability;         /* p(token) */
+    float confidence;          /* the largest probability at temperature 1, nothing dropped */
+    float token_logit;         /* logit[token] */
+    float draft_probability;   /* p(draft token), 0 without one */
     float inverse_temperature; /* the row's; 0 where it is greedy */
-    float cut_score;         /* −inf: everything is kept */
+    float cut_score;           /* −inf: everything is kept */
     int32_t cut_id;
     int32_t kept; /* how many ids are kept; the vocabulary's size where nothing is dropped */
     int32_t padding;
 };
 
 /* Rows beyond the sequences' rows (logit_index −1) are skipped; their stats are zero. */
-struct FlexdraftSample {
+struct FlexdraftSampleParams {
     void* logits;                                /* [logit_rows, logit_stride] f32 or bf16; written if `store` */
     const int32_t* logit_index;                  /* [rows] the row of logits; null: row r is logits row r */
     const struct FlexdraftRowSampling* sampling; /* [rows] */
@@ -62,7 +62,7 @@ struct FlexdraftSample {
 };
 
 enum FlexdraftSamplingConstant {
-    FLEXDRAFT_CHUNK = 1024,         /* ids a partial result covers */
+    FLEXDRAFT_CHUNK = 1024,          /* ids a partial result covers */
     FLEXDRAFT_CALIBRATED_CHUNK = 64, /* the same after the calibrator's matrix product */
     FLEXDRAFT_PARTIAL_FIELDS = 5,
     FLEXDRAFT_VOCAB_LIMIT = 1 << 20
@@ -71,5 +71,5 @@ enum FlexdraftSamplingConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftRowSampling) == 40, "mirrored in Rust");
 static_assert(sizeof(FlexdraftRowStats) == 48, "mirrored in Rust");
-static_assert(sizeof(FlexdraftSample) == 128, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSampleParams) == 128, "mirrored in Rust");
 #endif

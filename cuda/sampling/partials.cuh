@@ -11,7 +11,7 @@
 #include "../ptx/math.cuh"
 #include "warping.cuh"
 
-constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float log2_e = 1.44269504088896340736f;
 
 // What the pass needs to know of a row.
 struct RowDraw {
@@ -20,29 +20,29 @@ struct RowDraw {
     bool draws;  // otherwise the winner is the largest logit
 };
 
-FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSample& p, const FlexdraftRowSampling& row) {
+FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
     uint64_t position = row.position;
     if (row.sequence >= 0 && row.sequence < p.sequences) position += uint64_t(int64_t(p.starts[row.sequence]));
     return draw_numbers(row.seed, row.purpose_and_slot, position);
 }
 
-FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSample& p, const FlexdraftRowSampling& row) {
+FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
     const float inverse = counted_inverse(row.inverse_temperature);
     // At the smallest temperatures the product overflows; 0 · scale must stay 0.
-    const float scale = inverse > 0.0f ? fminf(kLog2E * inverse, 3.0e38f) : kLog2E;
+    const float scale = inverse > 0.0f ? fminf(log2_e * inverse, 3.0e38f) : log2_e;
     // A truncated row is drawn from once it is known what is kept.
     const bool draws = inverse > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
     return RowDraw{row_numbers(p, row), scale, draws};
 }
 
 // The row of `logits` that row `row` is, or −1 where there is nothing to do.
-FLEXDRAFT_INLINE int logits_row(const FlexdraftSample& p, int row) {
-    const int index = p.logit_index == nullptr ? row : p.logit_index[row];
+FLEXDRAFT_INLINE int32_t logits_row(const FlexdraftSampleParams& p, int32_t row) {
+    const int32_t index = p.logit_index == nullptr ? row : p.logit_index[row];
     return index >= 0 && index < p.logit_rows ? index : -1;
 }
 
 template <typename L>
-FLEXDRAFT_INLINE L* logits_at(const FlexdraftSample& p, int logits_row, int id) {
+FLEXDRAFT_INLINE L* logits_at(const FlexdraftSampleParams& p, int32_t logits_row, int32_t id) {
     return static_cast<L*>(p.logits) + int64_t(logits_row) * p.logit_stride + id;
 }
 
@@ -51,15 +51,16 @@ struct Partial {
     float sum;       // of exp((logit − max) · inverse temperature)
     float plain_sum; // of exp(logit − max)
     float logit;     // the winner's
-    int id;          // the winner; INT32_MAX where every logit is −inf
+    int32_t id;      // the winner; INT32_MAX where every logit is −inf
 };
 
 // Field f of chunk c of row r is word ((r · fields) + f) · chunks + c.
-FLEXDRAFT_INLINE float* partial_field(const FlexdraftSample& p, int row, int field) {
+FLEXDRAFT_INLINE float* partial_field(const FlexdraftSampleParams& p, int32_t row, int32_t field) {
     return p.partials + (int64_t(row) * FLEXDRAFT_PARTIAL_FIELDS + field) * p.chunks;
 }
 
-FLEXDRAFT_INLINE void store_partial(const FlexdraftSample& p, int row, int chunk, const Partial& partial) {
+FLEXDRAFT_INLINE void store_partial(const FlexdraftSampleParams& p, int32_t row, int32_t chunk,
+                                    const Partial& partial) {
     float* at = partial_field(p, row, 0) + chunk;
     at[0] = partial.max;
     at[int64_t(p.chunks)] = partial.sum;
@@ -75,11 +76,11 @@ struct Race {
     float leading = 0.0f; // the winner of the chunk has at least this
     float weight = 0.0f;  // of the id that waits; 0 without one
     uint32_t word = 0u;
-    float logit = -kInfinity;
-    int id = INT32_MAX;
+    float logit = -infinity;
+    int32_t id = INT32_MAX;
     float best = 0.0f; // of the ids that no longer wait
-    float best_logit = -kInfinity;
-    int best_id = INT32_MAX;
+    float best_logit = -infinity;
+    int32_t best_id = INT32_MAX;
 
     // What an id with this weight has at least, the winner has too.
     FLEXDRAFT_METHOD void bound(float some_weight, uint32_t some_word) {
@@ -88,7 +89,7 @@ struct Race {
 
     // Ids come in ascending order, so of equal ids the lowest stays. `Bounded`: bound() has seen this id.
     template <bool Bounded>
-    FLEXDRAFT_METHOD void enter(float new_weight, uint32_t new_word, float new_logit, int new_id) {
+    FLEXDRAFT_METHOD void enter(float new_weight, uint32_t new_word, float new_logit, int32_t new_id) {
         if (!(new_weight >= leading * exponential_floor(new_word))) return;
         if (!Bounded) bound(new_weight, new_word);
         settle();
@@ -107,13 +108,13 @@ struct Race {
 };
 
 // The sum of an array, in pairs that are half of what is left apart.
-template <int Count>
+template <int32_t Count>
 FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
     static_assert((Count & (Count - 1)) == 0, "halves");
 #pragma unroll
-    for (int half = Count / 2; half > 0; half /= 2) {
+    for (int32_t half = Count / 2; half > 0; half /= 2) {
 #pragma unroll
-        for (int i = 0; i < half; ++i) values[i] += values[i + half];
+        for (int32_t i = 0; i < half; ++i) values[i] += values[i + half];
     }
     return values[0];
 }
@@ -124,19 +125,17 @@ FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
 //
 // Sums are of four ids, then of fours that are half of the chunk apart, a quarter, and so on: whether a lane adds
 // two of them or two lanes do, so `Lanes` changes no bit.
-template <int Groups, int Lanes>
-FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, const RowDraw& row) {
-    constexpr uint32_t kAll = 0xffffffffu;
-    float max = -kInfinity;
+template <int32_t Groups, int32_t Lanes>
+FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t first, const RowDraw& row) {
+    constexpr uint32_t all_lanes = 0xffffffffu;
+    float max = -infinity;
 #pragma unroll
-    for (int i = 0; i < Groups; ++i) {
-        max = fmaxf(max, fmaxf(fmaxf(v[i][0], v[i][1]), fmaxf(v[i][2], v[i][3])));
-    }
+    for (int32_t i = 0; i < Groups; ++i) { max = fmaxf(max, fmaxf(fmaxf(v[i][0], v[i][1]), fmaxf(v[i][2], v[i][3]))); }
 #pragma unroll
-    for (int offset = Lanes / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, offset));
+    for (int32_t offset = Lanes / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(all_lanes, max, offset));
 
     // Without any logit above −inf every weight is 0, and no id wins.
-    const float base = max > -kInfinity ? max : 0.0f;
+    const float base = max > -infinity ? max : 0.0f;
     // At most 0; of +inf − +inf, which is no number, 0.
     const auto below = [&](float logit) { return fminf(logit - base, 0.0f); };
     float sums[Groups], weight[Groups][4];
@@ -144,47 +143,47 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, c
     Race race;
     // Where a warp has many chunks, one of them nearly always has an id in front of all ids that its lane has seen so
     // far: then all ids bound the winner before the first one enters. With one chunk a warp, the first ids are enough.
-    constexpr bool kBoundAll = Lanes < 32;
-    const auto weigh = [&](int i) {
+    constexpr bool bound_all = Lanes < 32;
+    const auto weigh = [&](int32_t i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int32_t j = 0; j < 4; ++j) {
             weight[i][j] = exp2_approx(below(v[i][j]) * row.scale);
             sums[i] = j == 0 ? weight[i][j] : sums[i] + weight[i][j];
         }
         words[i] = PhiloxWords{};
         if (!row.draws) return;
         words[i] = philox(row.numbers, uint32_t(first + 4 * Lanes * i) / 4u);
-        if (kBoundAll || i == 0) {
+        if (bound_all || i == 0) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) race.bound(weight[i][j], words[i].word[j]);
+            for (int32_t j = 0; j < 4; ++j) race.bound(weight[i][j], words[i].word[j]);
         }
     };
     const auto exchange = [&]() {
 #pragma unroll
-        for (int offset = Lanes / 2; offset > 0; offset /= 2) {
-            race.leading = fmaxf(race.leading, __shfl_xor_sync(kAll, race.leading, offset));
+        for (int32_t offset = Lanes / 2; offset > 0; offset /= 2) {
+            race.leading = fmaxf(race.leading, __shfl_xor_sync(all_lanes, race.leading, offset));
         }
     };
-    if (kBoundAll) {
+    if (bound_all) {
 #pragma unroll
-        for (int i = 0; i < Groups; ++i) weigh(i);
+        for (int32_t i = 0; i < Groups; ++i) weigh(i);
         exchange();
     }
 #pragma unroll
-    for (int i = 0; i < Groups; ++i) {
-        if (!kBoundAll) {
+    for (int32_t i = 0; i < Groups; ++i) {
+        if (!bound_all) {
             weigh(i);
             // Later the leader hardly changes.
             if (i < 4) exchange();
         }
-        const int id = first + 4 * Lanes * i;
+        const int32_t id = first + 4 * Lanes * i;
         if (row.draws) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) race.enter<kBoundAll>(weight[i][j], words[i].word[j], v[i][j], id + j);
+            for (int32_t j = 0; j < 4; ++j) race.enter<bound_all>(weight[i][j], words[i].word[j], v[i][j], id + j);
         } else {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                if (race.best == 0.0f && v[i][j] == max && max > -kInfinity) {
+            for (int32_t j = 0; j < 4; ++j) {
+                if (race.best == 0.0f && v[i][j] == max && max > -infinity) {
                     race.best = 1.0f, race.best_id = id + j, race.best_logit = max;
                 }
             }
@@ -192,26 +191,26 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int first, c
     }
     if (row.draws) race.settle();
     float sum = tree_sum(sums), plain_sum = sum;
-    if (row.scale != kLog2E) {
+    if (row.scale != log2_e) {
 #pragma unroll
-        for (int i = 0; i < Groups; ++i) {
+        for (int32_t i = 0; i < Groups; ++i) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float weight = exp2_approx(below(v[i][j]) * kLog2E);
+            for (int32_t j = 0; j < 4; ++j) {
+                const float weight = exp2_approx(below(v[i][j]) * log2_e);
                 sums[i] = j == 0 ? weight : sums[i] + weight;
             }
         }
         plain_sum = tree_sum(sums);
     }
     float best = race.best, best_logit = race.best_logit;
-    int best_id = race.best_id;
+    int32_t best_id = race.best_id;
 #pragma unroll
-    for (int offset = Lanes / 2; offset > 0; offset /= 2) {
-        sum += __shfl_xor_sync(kAll, sum, offset);
-        plain_sum += __shfl_xor_sync(kAll, plain_sum, offset);
-        const float other = __shfl_xor_sync(kAll, best, offset);
-        const float other_logit = __shfl_xor_sync(kAll, best_logit, offset);
-        const int other_id = __shfl_xor_sync(kAll, best_id, offset);
+    for (int32_t offset = Lanes / 2; offset > 0; offset /= 2) {
+        sum += __shfl_xor_sync(all_lanes, sum, offset);
+        plain_sum += __shfl_xor_sync(all_lanes, plain_sum, offset);
+        const float other = __shfl_xor_sync(all_lanes, best, offset);
+        const float other_logit = __shfl_xor_sync(all_lanes, best_logit, offset);
+        const int32_t other_id = __shfl_xor_sync(all_lanes, best_id, offset);
         if (other > best || (other == best && other_id < best_id)) {
             best = other, best_logit = other_logit, best_id = other_id;
         }

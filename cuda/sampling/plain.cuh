@@ -7,41 +7,41 @@
 #include "../common/shapes.h"
 #include "partials.cuh"
 
-constexpr int kPlainWarps = FLEXDRAFT_PLAIN_WARPS;
+constexpr int32_t plain_warps = FLEXDRAFT_PLAIN_WARPS;
 
 template <typename L>
-FLEXDRAFT_INLINE void sample_rows(const FlexdraftSample& p) {
-    constexpr int kGroups = FLEXDRAFT_CHUNK / (4 * 32);
-    const int row = int(blockIdx.x);
-    const int chunk = int(blockIdx.y) * kPlainWarps + int(threadIdx.x) / 32;
-    const int source = logits_row(p, row);
+FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
+    constexpr int32_t groups = FLEXDRAFT_CHUNK / (4 * 32);
+    const int32_t row = int32_t(blockIdx.x);
+    const int32_t chunk = int32_t(blockIdx.y) * plain_warps + int32_t(threadIdx.x) / 32;
+    const int32_t source = logits_row(p, row);
     if (source < 0 || chunk >= p.chunks) return;
 
-    const int first = chunk * FLEXDRAFT_CHUNK + 4 * (int(threadIdx.x) % 32);
+    const int32_t first = chunk * FLEXDRAFT_CHUNK + 4 * (int32_t(threadIdx.x) % 32);
     const L* logits = logits_at<L>(p, source, 0);
-    float v[kGroups][4];
+    float v[groups][4];
 #pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-        const int id = first + 128 * i;
+    for (int32_t i = 0; i < groups; ++i) {
+        const int32_t id = first + 128 * i;
         // The stride is a multiple of 8, so four logits from an id below vocab are within the row.
         if (id < p.vocab) {
             load_logits(v[i], logits + id);
         } else {
-            v[i][0] = v[i][1] = v[i][2] = v[i][3] = -kInfinity;
+            v[i][0] = v[i][1] = v[i][2] = v[i][3] = -infinity;
         }
     }
     bool has_nan = false;
 #pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
+    for (int32_t i = 0; i < groups; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (first + 128 * i + j >= p.vocab) v[i][j] = -kInfinity;
+        for (int32_t j = 0; j < 4; ++j) {
+            if (first + 128 * i + j >= p.vocab) v[i][j] = -infinity;
             has_nan |= v[i][j] != v[i][j];
             v[i][j] = counted(v[i][j]);
         }
     }
     if (has_nan && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
 
-    const Partial partial = chunk_partial<kGroups, 32>(v, first, row_draw(p, p.sampling[row]));
+    const Partial partial = chunk_partial<groups, 32>(v, first, row_draw(p, p.sampling[row]));
     if (threadIdx.x % 32 == 0) store_partial(p, row, chunk, partial);
 }

@@ -12,31 +12,31 @@ using SmallShape = CalibratedShape<FLEXDRAFT_SMALL_TILE, FLEXDRAFT_SMALL_ROW_BLO
 using LargeShape = CalibratedShape<FLEXDRAFT_LARGE_TILE, FLEXDRAFT_LARGE_ROW_BLOCK, FLEXDRAFT_LARGE_WARPS_ACROSS_TILE,
                                    FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS, FLEXDRAFT_LARGE_STAGES>;
 
-FLEXDRAFT_KERNEL(sample_rows_f32, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<float>(p); }
-FLEXDRAFT_KERNEL(sample_rows_bf16, FlexdraftSample, 32 * kPlainWarps, 2) { sample_rows<bf16>(p); }
+FLEXDRAFT_KERNEL(sample_rows_f32, FlexdraftSampleParams, 32 * plain_warps, 2) { sample_rows<float>(p); }
+FLEXDRAFT_KERNEL(sample_rows_bf16, FlexdraftSampleParams, 32 * plain_warps, 2) { sample_rows<bf16>(p); }
 
-FLEXDRAFT_KERNEL(calibrated_sample_f32_64x16, FlexdraftSample, SmallShape::kThreads, 2) {
+FLEXDRAFT_KERNEL(calibrated_sample_f32_64x16, FlexdraftSampleParams, SmallShape::threads, 2) {
     FLEXDRAFT_SHARED(shared);
     calibrated_sample<float, SmallShape>(p, shared);
 }
-FLEXDRAFT_KERNEL(calibrated_sample_bf16_64x16, FlexdraftSample, SmallShape::kThreads, 2) {
+FLEXDRAFT_KERNEL(calibrated_sample_bf16_64x16, FlexdraftSampleParams, SmallShape::threads, 2) {
     FLEXDRAFT_SHARED(shared);
     calibrated_sample<bf16, SmallShape>(p, shared);
 }
-FLEXDRAFT_KERNEL(calibrated_sample_f32_128x64, FlexdraftSample, LargeShape::kThreads, 1) {
+FLEXDRAFT_KERNEL(calibrated_sample_f32_128x64, FlexdraftSampleParams, LargeShape::threads, 1) {
     FLEXDRAFT_SHARED(shared);
     calibrated_sample<float, LargeShape>(p, shared);
 }
-FLEXDRAFT_KERNEL(calibrated_sample_bf16_128x64, FlexdraftSample, LargeShape::kThreads, 1) {
+FLEXDRAFT_KERNEL(calibrated_sample_bf16_128x64, FlexdraftSampleParams, LargeShape::threads, 1) {
     FLEXDRAFT_SHARED(shared);
     calibrated_sample<bf16, LargeShape>(p, shared);
 }
 
-FLEXDRAFT_KERNEL(sample_finish_f32, FlexdraftSample, kFinishThreads, 1) {
+FLEXDRAFT_KERNEL(sample_finish_f32, FlexdraftSampleParams, finish_threads, 1) {
     FLEXDRAFT_SHARED(shared);
     sample_finish<float>(p, shared);
 }
-FLEXDRAFT_KERNEL(sample_finish_bf16, FlexdraftSample, kFinishThreads, 1) {
+FLEXDRAFT_KERNEL(sample_finish_bf16, FlexdraftSampleParams, finish_threads, 1) {
     FLEXDRAFT_SHARED(shared);
     sample_finish<bf16>(p, shared);
 }

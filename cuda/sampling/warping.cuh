@@ -5,7 +5,7 @@
 #include "../common/bf16.cuh"
 #include "params.h"
 
-constexpr float kInfinity = __builtin_inff();
+constexpr float infinity = __builtin_inff();
 
 // Four consecutive logits, and one, of either stored type.
 FLEXDRAFT_INLINE void load_logits(float (&v)[4], const float* address) {
@@ -33,11 +33,11 @@ FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
 FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(float_to_bf16(value)); }
 
 // A logit as it counts: NaN is −inf.
-FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -kInfinity); }
+FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -infinity); }
 
 // The reciprocal of the temperature as it counts: what is no finite number above 0 is greedy.
 FLEXDRAFT_INLINE float counted_inverse(float inverse_temperature) {
-    return inverse_temperature > 0.0f && inverse_temperature < kInfinity ? inverse_temperature : 0.0f;
+    return inverse_temperature > 0.0f && inverse_temperature < infinity ? inverse_temperature : 0.0f;
 }
 
 // The score of a counted logit, for an inverse temperature above 0 and a largest logit above −inf.
@@ -56,21 +56,21 @@ FLEXDRAFT_INLINE uint32_t score_key(float score) {
     const uint32_t bits = __float_as_uint(score);
     return bits == 0u ? 0u : (bits & 0x7fffffffu) + 1u;
 }
-constexpr uint32_t kKeys = 0x7f800002u; // one more than the key of −inf
+constexpr uint32_t key_end = 0x7f800002u; // one more than the key of −inf
 
-FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int vocab) {
+FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int32_t vocab) {
     return counted_inverse(row.inverse_temperature) > 0.0f &&
            ((row.top_k > 0 && row.top_k < vocab) || (row.top_p > 0.0f && row.top_p < 1.0f) ||
-            row.min_score > -kInfinity);
+            row.min_score > -infinity);
 }
 
 // Whether all of the mass is on stats.token.
 FLEXDRAFT_INLINE bool is_one_hot(const FlexdraftRowStats& stats) {
-    return stats.inverse_temperature == 0.0f || stats.max == -kInfinity;
+    return stats.inverse_temperature == 0.0f || stats.max == -infinity;
 }
 
 // Whether `score` (of `id`) survived top-k, top-p and min-p.
-FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int id) {
+FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int32_t id) {
     const uint32_t key = score_key(score), cut = score_key(stats.cut_score);
     return key < cut || (key == cut && id <= stats.cut_id);
 }
@@ -78,12 +78,12 @@ FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int i
 // A distance from the largest logit below which p is 0: the score is beyond the cut, or its exponential is less than
 // half of the smallest number, exp(−103.97).
 FLEXDRAFT_INLINE float least_distance_kept(const FlexdraftRowStats& stats) {
-    if (is_one_hot(stats)) return -kInfinity;
+    if (is_one_hot(stats)) return -infinity;
     return least_distance(fmaxf(stats.cut_score, stats.log_sum - 110.0f), stats.inverse_temperature);
 }
 
 // p(id), from its logit as it is stored.
-FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int id) {
+FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int32_t id) {
     if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;
     const float score = warped_score(counted(logit), stats.max, stats.inverse_temperature);
     return is_kept(stats, score, id) ? expf(score - stats.log_sum) : 0.0f;

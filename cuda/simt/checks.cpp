@@ -21,8 +21,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "fiber.h"
 #include "emulator.h"
+#include "fiber.h"
 #include "launch.h"
 
 extern "C" char __executable_start;
@@ -135,8 +135,8 @@ void count(Region& region, bool write, uint64_t first, size_t bytes) {
 }
 
 void race(std::string_view where, uint64_t offset, const char* now, const char* before, const Stamp& stamp) {
-    fail("%s at byte %llu of `%.*s` races with a %s by thread %u of CTA %u", now, static_cast<unsigned long long>(offset),
-         int(where.size()), where.data(), before, stamp.thread, stamp.cta);
+    fail("%s at byte %llu of `%.*s` races with a %s by thread %u of CTA %u", now,
+         static_cast<unsigned long long>(offset), int(where.size()), where.data(), before, stamp.thread, stamp.cta);
 }
 
 void watch(Checks& c, std::vector<Shadow>& shadows, std::string_view where, uint64_t offset, size_t bytes, bool write,
@@ -181,7 +181,7 @@ void outside(Checks& c, uint64_t address, size_t bytes, bool write) {
          static_cast<unsigned long long>(distance), after ? "after" : "before", name.c_str());
 }
 
-}  // namespace
+} // namespace
 
 void checks_launch(FlexdraftSimtLaunch* launch) {
     active = nullptr;
@@ -271,7 +271,8 @@ void checks_atomic(const void* at, size_t bytes) {
     if (region == nullptr || address - region->region->address + bytes > region->region->bytes) {
         outside(c, address, bytes, true);
     }
-    if (region->region->writable == 0) fail("an atomic on `%.*s`, which is only read", int(region->region->name_bytes), region->region->name);
+    if (region->region->writable == 0)
+        fail("an atomic on `%.*s`, which is only read", int(region->region->name_bytes), region->region->name);
     count(*region, false, address - region->region->address, bytes);
     count(*region, true, address - region->region->address, bytes);
     std::vector<Published>& word = c.published[at];
@@ -339,17 +340,17 @@ void hooked(const void* at, size_t bytes, bool write) {
     checks_access(at, bytes, write);
 }
 
-}  // namespace
-}  // namespace simt
+} // namespace
+} // namespace simt
 
 // The compiler's hooks.
 extern "C" {
-#define FLEXDRAFT_HOOKS(bytes)                                                          \
-    void __tsan_read##bytes(void* at) { simt::hooked(at, bytes, false); }               \
-    void __tsan_write##bytes(void* at) { simt::hooked(at, bytes, true); }               \
+#define FLEXDRAFT_HOOKS(bytes)                                                             \
+    void __tsan_read##bytes(void* at) { simt::hooked(at, bytes, false); }                  \
+    void __tsan_write##bytes(void* at) { simt::hooked(at, bytes, true); }                  \
     void __tsan_unaligned_read##bytes(void* at) { simt::checks_access(at, bytes, false); } \
     void __tsan_unaligned_write##bytes(void* at) { simt::checks_access(at, bytes, true); } \
-    void __tsan_read##bytes##_pc(void* at, void*) { simt::hooked(at, bytes, false); }   \
+    void __tsan_read##bytes##_pc(void* at, void*) { simt::hooked(at, bytes, false); }      \
     void __tsan_write##bytes##_pc(void* at, void*) { simt::hooked(at, bytes, true); }
 FLEXDRAFT_HOOKS(1)
 FLEXDRAFT_HOOKS(2)

@@ -29,4 +29,4 @@ void checks_atomic(const void* at, size_t bytes);
 void checks_copy_begin(const unsigned char* to, size_t bytes);
 void checks_copy_end(const unsigned char* to, size_t bytes);
 
-}  // namespace simt
+} // namespace simt

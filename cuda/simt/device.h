@@ -18,10 +18,10 @@
 #define __restrict__ __restrict
 
 // Defines the kernel, its entry for launches by name, and its entry in the table, which has the kernel's name.
-#define FLEXDRAFT_KERNEL(name, Params, threads, ctas)                                             \
-    static void name##_body(const Params& p);                                                     \
-    static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }      \
-    static const simt::Kernel name = {#name, name##_entry, uint32_t(sizeof(Params)), threads};    \
+#define FLEXDRAFT_KERNEL(name, Params, threads, ctas)                                          \
+    static void name##_body(const Params& p);                                                  \
+    static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }   \
+    static const simt::Kernel name = {#name, name##_entry, uint32_t(sizeof(Params)), threads}; \
     static void name##_body([[maybe_unused]] const Params& p)
 
 #define FLEXDRAFT_SHARED(name) unsigned char* const name = simt::shared_memory()
@@ -29,10 +29,10 @@
 // The table of a file's kernels, with a name made of the family and the variant.
 #define FLEXDRAFT_TABLE_NAME(variant, family) FLEXDRAFT_TABLE_NAME_(variant, family)
 #define FLEXDRAFT_TABLE_NAME_(variant, family) flexdraft_simt_##variant##_##family
-#define FLEXDRAFT_KERNEL_TABLE(family, ...)                                                       \
-    extern "C" {                                                                                  \
-    extern const simt::Kernel FLEXDRAFT_TABLE_NAME(FLEXDRAFT_VARIANT, family)[];                  \
-    const simt::Kernel FLEXDRAFT_TABLE_NAME(FLEXDRAFT_VARIANT, family)[] = {__VA_ARGS__, {}};     \
+#define FLEXDRAFT_KERNEL_TABLE(family, ...)                                                   \
+    extern "C" {                                                                              \
+    extern const simt::Kernel FLEXDRAFT_TABLE_NAME(FLEXDRAFT_VARIANT, family)[];              \
+    const simt::Kernel FLEXDRAFT_TABLE_NAME(FLEXDRAFT_VARIANT, family)[] = {__VA_ARGS__, {}}; \
     }
 
 #define threadIdx (simt::coordinates.thread)
@@ -40,12 +40,24 @@
 #define blockDim (simt::coordinates.block_dim)
 #define gridDim (simt::coordinates.grid_dim)
 
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 
 FLEXDRAFT_INLINE int2 make_int2(int x, int y) { return {x, y}; }
 FLEXDRAFT_INLINE int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
@@ -123,18 +135,18 @@ FLEXDRAFT_INLINE void __threadfence_block() {}
 
 // --- Warp-wide operations -------------------------------------------------------------------------------
 
-#define FLEXDRAFT_SHUFFLES(T)                                                                            \
-    FLEXDRAFT_INLINE T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {                   \
-        return simt_narrow<T>(simt::shuffle(mask, simt_widen(value), lane, width));                      \
-    }                                                                                                    \
-    FLEXDRAFT_INLINE T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {          \
-        return simt_narrow<T>(simt::shuffle_up(mask, simt_widen(value), delta, width));                  \
-    }                                                                                                    \
-    FLEXDRAFT_INLINE T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {        \
-        return simt_narrow<T>(simt::shuffle_down(mask, simt_widen(value), delta, width));                \
-    }                                                                                                    \
-    FLEXDRAFT_INLINE T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {              \
-        return simt_narrow<T>(simt::shuffle_xor(mask, simt_widen(value), lanes, width));                 \
+#define FLEXDRAFT_SHUFFLES(T)                                                                     \
+    FLEXDRAFT_INLINE T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {            \
+        return simt_narrow<T>(simt::shuffle(mask, simt_widen(value), lane, width));               \
+    }                                                                                             \
+    FLEXDRAFT_INLINE T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {   \
+        return simt_narrow<T>(simt::shuffle_up(mask, simt_widen(value), delta, width));           \
+    }                                                                                             \
+    FLEXDRAFT_INLINE T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) { \
+        return simt_narrow<T>(simt::shuffle_down(mask, simt_widen(value), delta, width));         \
+    }                                                                                             \
+    FLEXDRAFT_INLINE T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {       \
+        return simt_narrow<T>(simt::shuffle_xor(mask, simt_widen(value), lanes, width));          \
     }
 
 template <class T>
@@ -169,23 +181,23 @@ FLEXDRAFT_INLINE unsigned __reduce_min_sync(unsigned mask, unsigned value) { ret
 
 // --- Atomics, for integers only: the result of float sums would depend on their order --------------------
 
-#define FLEXDRAFT_ATOMIC(name, T, expression)                                                            \
-    FLEXDRAFT_INLINE T name(T* at, T value) {                                                            \
-        const T old = simt_narrow<T>(simt::atomic_load(at, sizeof(T)));                                  \
-        simt::atomic_store(at, simt_widen(static_cast<T>(expression)), sizeof(T));                                    \
-        return old;                                                                                      \
+#define FLEXDRAFT_ATOMIC(name, T, expression)                                      \
+    FLEXDRAFT_INLINE T name(T* at, T value) {                                      \
+        const T old = simt_narrow<T>(simt::atomic_load(at, sizeof(T)));            \
+        simt::atomic_store(at, simt_widen(static_cast<T>(expression)), sizeof(T)); \
+        return old;                                                                \
     }
-#define FLEXDRAFT_ATOMICS(T)                                                                             \
-    FLEXDRAFT_ATOMIC(atomicAdd, T, old + value)                                                          \
-    FLEXDRAFT_ATOMIC(atomicMax, T, old > value ? old : value)                                            \
-    FLEXDRAFT_ATOMIC(atomicMin, T, old < value ? old : value)                                            \
-    FLEXDRAFT_ATOMIC(atomicOr, T, old | value)                                                           \
-    FLEXDRAFT_ATOMIC(atomicAnd, T, old & value)                                                          \
-    FLEXDRAFT_ATOMIC(atomicExch, T, value)                                                               \
-    FLEXDRAFT_INLINE T atomicCAS(T* at, T compare, T value) {                                            \
-        const T old = simt_narrow<T>(simt::atomic_load(at, sizeof(T)));                                  \
-        simt::atomic_store(at, simt_widen(old == compare ? value : old), sizeof(T));                     \
-        return old;                                                                                      \
+#define FLEXDRAFT_ATOMICS(T)                                                         \
+    FLEXDRAFT_ATOMIC(atomicAdd, T, old + value)                                      \
+    FLEXDRAFT_ATOMIC(atomicMax, T, old > value ? old : value)                        \
+    FLEXDRAFT_ATOMIC(atomicMin, T, old < value ? old : value)                        \
+    FLEXDRAFT_ATOMIC(atomicOr, T, old | value)                                       \
+    FLEXDRAFT_ATOMIC(atomicAnd, T, (old & value))                                    \
+    FLEXDRAFT_ATOMIC(atomicExch, T, value)                                           \
+    FLEXDRAFT_INLINE T atomicCAS(T* at, T compare, T value) {                        \
+        const T old = simt_narrow<T>(simt::atomic_load(at, sizeof(T)));              \
+        simt::atomic_store(at, simt_widen(old == compare ? value : old), sizeof(T)); \
+        return old;                                                                  \
     }
 FLEXDRAFT_ATOMICS(int)
 FLEXDRAFT_ATOMICS(unsigned)

@@ -78,4 +78,4 @@ void copy_wait(int pending);
 // Returns the kernel of a name, among the kernels compiled with or without checks; null if there is none.
 const Kernel* find(bool checked, std::string_view name);
 
-}  // namespace simt
+} // namespace simt

@@ -108,7 +108,7 @@ void arrived(void*) {}
 void forget_frames(const Fiber&) {}
 #endif
 
-}  // namespace
+} // namespace
 
 void switch_fiber(Fiber& from, Fiber& to) {
     leaving(from, to, false);
@@ -128,8 +128,8 @@ void fiber_begins() { arrived(nullptr); }
 bool Fiber::map() {
     if (stack != nullptr) return true;
     const size_t guard = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* base = mmap(nullptr, guard + stack_bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* base =
+        mmap(nullptr, guard + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return false;
     mprotect(base, guard, PROT_NONE);
     stack = static_cast<unsigned char*>(base) + guard;
@@ -159,4 +159,4 @@ void Fiber::start(void (*entry)()) {
     stack_pointer = top;
 }
 
-}  // namespace simt
+} // namespace simt

@@ -32,4 +32,4 @@ void switch_fiber(Fiber& from, Fiber& to);
 // The first call of every entry.
 void fiber_begins();
 
-}  // namespace simt
+} // namespace simt

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "checks.h"
-#include "fiber.h"
 #include "emulator.h"
+#include "fiber.h"
 
 namespace simt {
 
@@ -179,9 +179,9 @@ std::string deadlock(const Machine& m) {
         const Thread& thread = m.threads[t];
         if (thread.state == State::ended) continue;
         const char* what = thread.state == State::barrier ? "__syncthreads" : thread.name;
-        return "thread " + std::to_string(t) + " waits in " + what + " for threads that never come: " +
-               std::to_string(m.at_barrier) + " of " + std::to_string(m.thread_count) +
-               " threads are at a barrier, " + std::to_string(m.ended) + " have ended";
+        return "thread " + std::to_string(t) + " waits in " + what +
+               " for threads that never come: " + std::to_string(m.at_barrier) + " of " +
+               std::to_string(m.thread_count) + " threads are at a barrier, " + std::to_string(m.ended) + " have ended";
     }
     return "deadlock";
 }
@@ -211,7 +211,7 @@ bool run_cta(Machine& m) {
     return m.error.empty();
 }
 
-}  // namespace
+} // namespace
 
 Machine::~Machine() {
     for (Thread& thread : threads) thread.fiber.unmap();
@@ -268,8 +268,8 @@ unsigned char* shared_range(uint32_t address, size_t bytes, size_t alignment, co
     if (address % alignment != 0) fail("%s: shared address %u is not a multiple of %zu", name, address, alignment);
     if (address < shared_base || address - shared_base > m.launch->shared_bytes ||
         m.launch->shared_bytes - (address - shared_base) < bytes) {
-        fail("%s: %zu bytes at shared address %u, out of the CTA's %u bytes", name, bytes,
-             address - shared_base, m.launch->shared_bytes);
+        fail("%s: %zu bytes at shared address %u, out of the CTA's %u bytes", name, bytes, address - shared_base,
+             m.launch->shared_bytes);
     }
     return m.shared + (address - shared_base);
 }
@@ -284,7 +284,8 @@ uint32_t shared_address(const void* pointer) {
 void copy_async(uint32_t shared, const void* global, uint32_t source_bytes) {
     Machine& m = *running;
     if (source_bytes > 16) fail("cp.async: %u source bytes of 16", source_bytes);
-    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) fail("cp.async: global address %p is not a multiple of 16", global);
+    if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+        fail("cp.async: global address %p is not a multiple of 16", global);
     checks_copy_begin(shared_range(shared, 16, 16, "cp.async"), 16);
     const Copy copy{shared, global, source_bytes};
     m.threads[m.current].open.push_back(copy);
@@ -319,7 +320,7 @@ void fail(const char* format, ...) {
     leave_fiber(m.threads[m.current].fiber, m.main);
 }
 
-}  // namespace simt
+} // namespace simt
 
 extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message, uint64_t capacity) {
     using namespace simt;
@@ -330,8 +331,8 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
     const Kernel* const kernel = find(launch->checked != 0, {launch->kernel, launch->kernel_bytes});
     if (kernel == nullptr) return report(2, "no such kernel");
     if (launch->threads == 0 || launch->threads > kernel->max_threads || launch->threads > max_cta_threads) {
-        return report(1, std::to_string(launch->threads) + " threads a CTA, of at most " +
-                             std::to_string(kernel->max_threads));
+        return report(
+            1, std::to_string(launch->threads) + " threads a CTA, of at most " + std::to_string(kernel->max_threads));
     }
     Machine& m = machine();
     running = &m;

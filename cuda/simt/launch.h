@@ -37,7 +37,8 @@ struct FlexdraftSimtLaunch {
 };
 
 #ifdef __cplusplus
-static_assert(sizeof(FlexdraftSimtRegion) == 72 && offsetof(FlexdraftSimtRegion, written_total) == 64, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSimtRegion) == 72 && offsetof(FlexdraftSimtRegion, written_total) == 64,
+              "mirrored in Rust");
 static_assert(sizeof(FlexdraftSimtLaunch) == 80 && offsetof(FlexdraftSimtLaunch, grid) == 48 &&
                   offsetof(FlexdraftSimtLaunch, late_copies) == 72,
               "mirrored in Rust");

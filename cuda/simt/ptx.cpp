@@ -122,7 +122,7 @@ void do_mma(Exchange* lanes, uint32_t, uint32_t) {
     }
 }
 
-}  // namespace
+} // namespace
 
 void sync_warp(uint32_t mask) { collective(do_sync_warp, 0, mask, "__syncwarp"); }
 
@@ -199,4 +199,4 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 
 float exp2_approx(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
-}  // namespace simt
+} // namespace simt

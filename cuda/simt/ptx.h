@@ -55,4 +55,4 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 // "ex2.approx.ftz.f32" (Floating Point Instructions: ex2).
 float exp2_approx(float x);
 
-}  // namespace simt
+} // namespace simt

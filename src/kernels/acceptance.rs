@@ -16,7 +16,7 @@ use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use super::operands::{Grid, Operands};
 use super::params::acceptance::{
     FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_MAX_DRAFTS, FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH,
-    FLEXDRAFT_RULE_REJECTION, FlexdraftAccept, FlexdraftVerdict, FlexdraftVerify,
+    FLEXDRAFT_RULE_REJECTION, FlexdraftAcceptParams, FlexdraftVerdict, FlexdraftVerify,
 };
 use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_BLOCK_SHARES};
 use super::sampling::{Logit, RowStats, workspace_len};
@@ -288,7 +288,7 @@ impl<B: Runtime> Kernels<B> {
         };
         let partials = workspace_len(target_rows, args.vocab, false)?;
         let committed = operands.product("committed", &[batch, MAX_COMMITTED])?;
-        let params = FlexdraftAccept {
+        let params = FlexdraftAcceptParams {
             sequences: operands.read("sequences", &args.sequences, batch, 8)?.cast(),
             tokens: operands.read("tokens", &args.tokens, args.tokens.len(), 4)?,
             target: operands.read("target", &args.target.logits, target, 16)?.cast(),

@@ -66,7 +66,7 @@ use half::bf16;
 use super::operands::{Grid, Operands};
 use super::params::sampling::{
     FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_PARTIAL_FIELDS, FLEXDRAFT_VOCAB_LIMIT,
-    FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSample,
+    FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSampleParams,
 };
 use super::params::shapes::*;
 use super::{KernelError, Kernels};
@@ -506,7 +506,7 @@ impl SampleShape {
         kernel: &'static str,
         queue: QueueId,
         args: &Sample<'_, L>,
-    ) -> Result<(Operands, FlexdraftSample), KernelError> {
+    ) -> Result<(Operands, FlexdraftSampleParams), KernelError> {
         let &SampleShape { rows, logit_rows, chunks } = self;
         let mut operands = Operands::new(kernel, queue);
         let len = logit_rows * args.stride;
@@ -536,7 +536,7 @@ impl SampleShape {
             }
         }
         let needed = workspace_len(rows, args.vocab, args.calibration.is_some())?;
-        let params = FlexdraftSample {
+        let params = FlexdraftSampleParams {
             logits: logits.cast(),
             logit_index,
             sampling,

@@ -12,7 +12,7 @@ use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::acceptance::Verdict;
 use super::operands::{Grid, Operands};
-use super::params::acceptance::{FlexdraftDraft, FlexdraftFollow, FlexdraftSelect};
+use super::params::acceptance::{FlexdraftDraft, FlexdraftFollowParams, FlexdraftSelectParams};
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
@@ -182,7 +182,7 @@ impl<B: Runtime> Kernels<B> {
         let (starts, first_groups) = args.pass.starts_and_first_groups();
         let tables = args.pass.view_mut(&self.runtime, stream);
         let entries: *mut i32 = operands.write("pass", &tables, tables.len(), 8)?.cast();
-        let params = FlexdraftFollow {
+        let params = FlexdraftFollowParams {
             sequences: operands.read("sequences", &args.sequences, batch, 4)?,
             verdicts: operands.read("verdicts", &args.verdicts, verdicts, 8)?.cast(),
             start: entries.wrapping_add(starts),
@@ -240,7 +240,7 @@ impl<B: Runtime> Kernels<B> {
     pub fn select_drafts(&self, stream: &B::Stream, args: &SelectDrafts<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("select_drafts", self.runtime.queue(stream));
         let (count, batch, rows) = (args.drafts.len(), args.verdicts.len(), args.sources.len());
-        let params = FlexdraftSelect {
+        let params = FlexdraftSelectParams {
             drafts: operands.read("drafts", &args.drafts, count, 8)?.cast(),
             verdicts: operands.read("verdicts", &args.verdicts, batch, 8)?.cast(),
             bonus: operands.write("bonus", &args.bonus, count, 4)?,

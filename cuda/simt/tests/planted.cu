@@ -1,5 +1,5 @@
-// Small kernels for the SIMT emulator's own tests: kernels that use every modelled operation, and kernels with bugs that
-// the host must find. Each kernel with a bug has a correct twin.
+// Small kernels for the SIMT emulator's own tests: kernels that use every modelled operation, and kernels with bugs
+// that the host must find. Each kernel with a bug has a correct twin.
 #include "../../common/bf16.cuh"
 #include "../../ptx/cp_async.cuh"
 #include "../../ptx/ldmatrix.cuh"
@@ -38,7 +38,7 @@ FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool wi
 enum Fences { release = 1, acquire = 2, release_elsewhere = 4, acquire_elsewhere = 8 };
 
 // The last CTA to arrive sums all elements: thread 0 counts the CTAs that have arrived, thread `argument` adds up.
-FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int fences) {
+FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int32_t fences) {
     FLEXDRAFT_SHARED(shared);
     auto* last = reinterpret_cast<uint32_t*>(shared);
     if (threadIdx.x == p.argument) {
@@ -75,7 +75,7 @@ FLEXDRAFT_INLINE void add_largest(const PlantedParams& p, bool again) {
     p.out[thread_of_grid()] = *largest + (again ? p.in[thread_of_grid()] : own);
 }
 
-}  // namespace
+} // namespace
 
 FLEXDRAFT_KERNEL(planted_reverse, PlantedParams, 1024, 1) { reverse(p, true); }
 FLEXDRAFT_KERNEL(planted_reverse_without_barrier, PlantedParams, 1024, 1) { reverse(p, false); }
@@ -137,16 +137,16 @@ FLEXDRAFT_KERNEL(planted_collectives, PlantedParams, 1024, 1) {
     const uint32_t value = p.in[threadIdx.x];
     uint32_t* const out = p.out + 10 * threadIdx.x;
     const uint32_t full = 0xffffffffu;
-    out[0] = __shfl_sync(full, value, int(value % 32));
+    out[0] = __shfl_sync(full, value, int32_t(value % 32));
     out[1] = __shfl_up_sync(full, value, 3, 16);
     out[2] = __shfl_down_sync(full, value, 5);
     out[3] = __shfl_xor_sync(full, value, 9);
-    out[4] = __ballot_sync(full, int(value & 1));
+    out[4] = __ballot_sync(full, int32_t(value & 1));
     out[5] = __match_any_sync(full, value % 3);
     out[6] = __reduce_add_sync(full, value);
     out[7] = __reduce_max_sync(full, value);
     out[8] = __reduce_min_sync(full, value);
-    out[9] = uint32_t(__syncthreads_count(int(value & 1)));
+    out[9] = uint32_t(__syncthreads_count(int32_t(value & 1)));
 }
 
 // Computes out [16, 8] += a [16, 16] · b [16, 8], with a and b in bf16: a row-major, b column-major (stored as [8,
@@ -164,12 +164,11 @@ FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
     ldmatrix_x4(b, shared_address(shared) + 512 + lane % 8 * 32 + lane / 8 % 2 * 16);
     auto* out = reinterpret_cast<float*>(p.out);
     float* const places[4] = {out + lane / 4 * 8 + 2 * (lane % 4), out + lane / 4 * 8 + 2 * (lane % 4) + 1,
-                              out + (lane / 4 + 8) * 8 + 2 * (lane % 4),
-                              out + (lane / 4 + 8) * 8 + 2 * (lane % 4) + 1};
+                              out + (lane / 4 + 8) * 8 + 2 * (lane % 4), out + (lane / 4 + 8) * 8 + 2 * (lane % 4) + 1};
     float d[4];
-    for (int i = 0; i < 4; ++i) d[i] = *places[i];
+    for (int32_t i = 0; i < 4; ++i) d[i] = *places[i];
     mma_m16n8k16(d, a, b[0], b[1]);
-    for (int i = 0; i < 4; ++i) *places[i] = d[i];
+    for (int32_t i = 0; i < 4; ++i) *places[i] = d[i];
 }
 
 // Transposes an 8 × 8 matrix of 16-bit elements by ldmatrix.
@@ -206,14 +205,13 @@ FLEXDRAFT_KERNEL(planted_shift, PlantedParams, 1024, 1) { p.out[threadIdx.x] = p
 
 // Adds two ints: undefined on overflow.
 FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
-    p.out[threadIdx.x] = uint32_t(int(p.in[threadIdx.x]) + int(p.argument));
+    p.out[threadIdx.x] = uint32_t(int32_t(p.in[threadIdx.x]) + int32_t(p.argument));
 }
 
 FLEXDRAFT_KERNEL_TABLE(planted, planted_reverse, planted_reverse_without_barrier, planted_copy,
                        planted_copy_without_wait, planted_copy_without_barrier, planted_last_cta,
                        planted_last_cta_without_release, planted_last_cta_without_acquire,
-                       planted_last_cta_releases_elsewhere, planted_last_cta_acquires_elsewhere,
-                       planted_add_largest, planted_add_largest_reading_twice, planted_offset,
-                       planted_write_input, planted_misaligned, planted_divergent_barrier, planted_lanes,
-                       planted_collectives, planted_mma, planted_transpose, planted_stack_overflow,
-                       planted_shared_overflow, planted_shift, planted_signed_sum)
+                       planted_last_cta_releases_elsewhere, planted_last_cta_acquires_elsewhere, planted_add_largest,
+                       planted_add_largest_reading_twice, planted_offset, planted_write_input, planted_misaligned,
+                       planted_divergent_barrier, planted_lanes, planted_collectives, planted_mma, planted_transpose,
+                       planted_stack_overflow, planted_shared_overflow, planted_shift, planted_signed_sum)

@@ -86,7 +86,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct FlexdraftAccept {
+pub struct FlexdraftAcceptParams {
     /// [batch]
     pub sequences: *const FlexdraftVerify,
     /// [token_count] draft tokens
@@ -129,42 +129,52 @@ pub struct FlexdraftAccept {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftAccept"][::core::mem::size_of::<FlexdraftAccept>() - 144usize];
-    ["Alignment of FlexdraftAccept"][::core::mem::align_of::<FlexdraftAccept>() - 8usize];
-    ["Offset of field: FlexdraftAccept::sequences"]
-        [::core::mem::offset_of!(FlexdraftAccept, sequences) - 0usize];
-    ["Offset of field: FlexdraftAccept::tokens"][::core::mem::offset_of!(FlexdraftAccept, tokens) - 8usize];
-    ["Offset of field: FlexdraftAccept::target"][::core::mem::offset_of!(FlexdraftAccept, target) - 16usize];
-    ["Offset of field: FlexdraftAccept::target_stats"]
-        [::core::mem::offset_of!(FlexdraftAccept, target_stats) - 24usize];
-    ["Offset of field: FlexdraftAccept::target_partials"]
-        [::core::mem::offset_of!(FlexdraftAccept, target_partials) - 32usize];
-    ["Offset of field: FlexdraftAccept::draft"][::core::mem::offset_of!(FlexdraftAccept, draft) - 40usize];
-    ["Offset of field: FlexdraftAccept::draft_stats"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_stats) - 48usize];
-    ["Offset of field: FlexdraftAccept::sums"][::core::mem::offset_of!(FlexdraftAccept, sums) - 56usize];
-    ["Offset of field: FlexdraftAccept::best"][::core::mem::offset_of!(FlexdraftAccept, best) - 64usize];
-    ["Offset of field: FlexdraftAccept::arrived"]
-        [::core::mem::offset_of!(FlexdraftAccept, arrived) - 72usize];
-    ["Offset of field: FlexdraftAccept::verdicts"]
-        [::core::mem::offset_of!(FlexdraftAccept, verdicts) - 80usize];
-    ["Offset of field: FlexdraftAccept::committed"]
-        [::core::mem::offset_of!(FlexdraftAccept, committed) - 88usize];
-    ["Offset of field: FlexdraftAccept::error"][::core::mem::offset_of!(FlexdraftAccept, error) - 96usize];
-    ["Offset of field: FlexdraftAccept::logit_stride"]
-        [::core::mem::offset_of!(FlexdraftAccept, logit_stride) - 104usize];
-    ["Offset of field: FlexdraftAccept::batch"][::core::mem::offset_of!(FlexdraftAccept, batch) - 112usize];
-    ["Offset of field: FlexdraftAccept::vocab"][::core::mem::offset_of!(FlexdraftAccept, vocab) - 116usize];
-    ["Offset of field: FlexdraftAccept::chunks"][::core::mem::offset_of!(FlexdraftAccept, chunks) - 120usize];
-    ["Offset of field: FlexdraftAccept::target_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, target_rows) - 124usize];
-    ["Offset of field: FlexdraftAccept::draft_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_rows) - 128usize];
-    ["Offset of field: FlexdraftAccept::draft_stats_rows"]
-        [::core::mem::offset_of!(FlexdraftAccept, draft_stats_rows) - 132usize];
-    ["Offset of field: FlexdraftAccept::token_count"]
-        [::core::mem::offset_of!(FlexdraftAccept, token_count) - 136usize];
-    ["Offset of field: FlexdraftAccept::unused"][::core::mem::offset_of!(FlexdraftAccept, unused) - 140usize];
+    ["Size of FlexdraftAcceptParams"][::core::mem::size_of::<FlexdraftAcceptParams>() - 144usize];
+    ["Alignment of FlexdraftAcceptParams"][::core::mem::align_of::<FlexdraftAcceptParams>() - 8usize];
+    ["Offset of field: FlexdraftAcceptParams::sequences"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, sequences) - 0usize];
+    ["Offset of field: FlexdraftAcceptParams::tokens"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, tokens) - 8usize];
+    ["Offset of field: FlexdraftAcceptParams::target"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, target) - 16usize];
+    ["Offset of field: FlexdraftAcceptParams::target_stats"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, target_stats) - 24usize];
+    ["Offset of field: FlexdraftAcceptParams::target_partials"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, target_partials) - 32usize];
+    ["Offset of field: FlexdraftAcceptParams::draft"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft) - 40usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_stats"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_stats) - 48usize];
+    ["Offset of field: FlexdraftAcceptParams::sums"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, sums) - 56usize];
+    ["Offset of field: FlexdraftAcceptParams::best"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, best) - 64usize];
+    ["Offset of field: FlexdraftAcceptParams::arrived"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, arrived) - 72usize];
+    ["Offset of field: FlexdraftAcceptParams::verdicts"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, verdicts) - 80usize];
+    ["Offset of field: FlexdraftAcceptParams::committed"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, committed) - 88usize];
+    ["Offset of field: FlexdraftAcceptParams::error"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, error) - 96usize];
+    ["Offset of field: FlexdraftAcceptParams::logit_stride"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, logit_stride) - 104usize];
+    ["Offset of field: FlexdraftAcceptParams::batch"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, batch) - 112usize];
+    ["Offset of field: FlexdraftAcceptParams::vocab"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, vocab) - 116usize];
+    ["Offset of field: FlexdraftAcceptParams::chunks"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, chunks) - 120usize];
+    ["Offset of field: FlexdraftAcceptParams::target_rows"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, target_rows) - 124usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_rows"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_rows) - 128usize];
+    ["Offset of field: FlexdraftAcceptParams::draft_stats_rows"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, draft_stats_rows) - 132usize];
+    ["Offset of field: FlexdraftAcceptParams::token_count"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, token_count) - 136usize];
+    ["Offset of field: FlexdraftAcceptParams::unused"]
+        [::core::mem::offset_of!(FlexdraftAcceptParams, unused) - 140usize];
 };
 /// A sequence that drafts from a pass: slots 1..S of the group that its verdict names. The rows of its groups follow
 /// each other: S rows a group in a pass, S - 1 in logits, where slot 0 has no row.
@@ -203,7 +213,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct FlexdraftSelect {
+pub struct FlexdraftSelectParams {
     /// [count]
     pub drafts: *const FlexdraftDraft,
     /// [batch]
@@ -226,28 +236,36 @@ pub struct FlexdraftSelect {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftSelect"][::core::mem::size_of::<FlexdraftSelect>() - 72usize];
-    ["Alignment of FlexdraftSelect"][::core::mem::align_of::<FlexdraftSelect>() - 8usize];
-    ["Offset of field: FlexdraftSelect::drafts"][::core::mem::offset_of!(FlexdraftSelect, drafts) - 0usize];
-    ["Offset of field: FlexdraftSelect::verdicts"]
-        [::core::mem::offset_of!(FlexdraftSelect, verdicts) - 8usize];
-    ["Offset of field: FlexdraftSelect::bonus"][::core::mem::offset_of!(FlexdraftSelect, bonus) - 16usize];
-    ["Offset of field: FlexdraftSelect::starts"][::core::mem::offset_of!(FlexdraftSelect, starts) - 24usize];
-    ["Offset of field: FlexdraftSelect::sources"]
-        [::core::mem::offset_of!(FlexdraftSelect, sources) - 32usize];
-    ["Offset of field: FlexdraftSelect::draft_rows"]
-        [::core::mem::offset_of!(FlexdraftSelect, draft_rows) - 40usize];
-    ["Offset of field: FlexdraftSelect::error"][::core::mem::offset_of!(FlexdraftSelect, error) - 48usize];
-    ["Offset of field: FlexdraftSelect::count"][::core::mem::offset_of!(FlexdraftSelect, count) - 56usize];
-    ["Offset of field: FlexdraftSelect::batch"][::core::mem::offset_of!(FlexdraftSelect, batch) - 60usize];
-    ["Offset of field: FlexdraftSelect::rows"][::core::mem::offset_of!(FlexdraftSelect, rows) - 64usize];
-    ["Offset of field: FlexdraftSelect::unused"][::core::mem::offset_of!(FlexdraftSelect, unused) - 68usize];
+    ["Size of FlexdraftSelectParams"][::core::mem::size_of::<FlexdraftSelectParams>() - 72usize];
+    ["Alignment of FlexdraftSelectParams"][::core::mem::align_of::<FlexdraftSelectParams>() - 8usize];
+    ["Offset of field: FlexdraftSelectParams::drafts"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, drafts) - 0usize];
+    ["Offset of field: FlexdraftSelectParams::verdicts"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, verdicts) - 8usize];
+    ["Offset of field: FlexdraftSelectParams::bonus"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, bonus) - 16usize];
+    ["Offset of field: FlexdraftSelectParams::starts"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, starts) - 24usize];
+    ["Offset of field: FlexdraftSelectParams::sources"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, sources) - 32usize];
+    ["Offset of field: FlexdraftSelectParams::draft_rows"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, draft_rows) - 40usize];
+    ["Offset of field: FlexdraftSelectParams::error"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, error) - 48usize];
+    ["Offset of field: FlexdraftSelectParams::count"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, count) - 56usize];
+    ["Offset of field: FlexdraftSelectParams::batch"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, batch) - 60usize];
+    ["Offset of field: FlexdraftSelectParams::rows"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, rows) - 64usize];
+    ["Offset of field: FlexdraftSelectParams::unused"]
+        [::core::mem::offset_of!(FlexdraftSelectParams, unused) - 68usize];
 };
 /// Moves the one group of every sequence of a drafting pass from the largest accepted length that it was laid
 /// out for to the one of its verdict.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct FlexdraftFollow {
+pub struct FlexdraftFollowParams {
     /// [batch] which verdict is that of the pass's sequence
     pub sequences: *const i32,
     /// [verdict_count]
@@ -264,19 +282,22 @@ pub struct FlexdraftFollow {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftFollow"][::core::mem::size_of::<FlexdraftFollow>() - 48usize];
-    ["Alignment of FlexdraftFollow"][::core::mem::align_of::<FlexdraftFollow>() - 8usize];
-    ["Offset of field: FlexdraftFollow::sequences"]
-        [::core::mem::offset_of!(FlexdraftFollow, sequences) - 0usize];
-    ["Offset of field: FlexdraftFollow::verdicts"]
-        [::core::mem::offset_of!(FlexdraftFollow, verdicts) - 8usize];
-    ["Offset of field: FlexdraftFollow::start"][::core::mem::offset_of!(FlexdraftFollow, start) - 16usize];
-    ["Offset of field: FlexdraftFollow::first_group"]
-        [::core::mem::offset_of!(FlexdraftFollow, first_group) - 24usize];
-    ["Offset of field: FlexdraftFollow::error"][::core::mem::offset_of!(FlexdraftFollow, error) - 32usize];
-    ["Offset of field: FlexdraftFollow::batch"][::core::mem::offset_of!(FlexdraftFollow, batch) - 40usize];
-    ["Offset of field: FlexdraftFollow::verdict_count"]
-        [::core::mem::offset_of!(FlexdraftFollow, verdict_count) - 44usize];
+    ["Size of FlexdraftFollowParams"][::core::mem::size_of::<FlexdraftFollowParams>() - 48usize];
+    ["Alignment of FlexdraftFollowParams"][::core::mem::align_of::<FlexdraftFollowParams>() - 8usize];
+    ["Offset of field: FlexdraftFollowParams::sequences"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, sequences) - 0usize];
+    ["Offset of field: FlexdraftFollowParams::verdicts"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, verdicts) - 8usize];
+    ["Offset of field: FlexdraftFollowParams::start"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, start) - 16usize];
+    ["Offset of field: FlexdraftFollowParams::first_group"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, first_group) - 24usize];
+    ["Offset of field: FlexdraftFollowParams::error"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, error) - 32usize];
+    ["Offset of field: FlexdraftFollowParams::batch"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, batch) - 40usize];
+    ["Offset of field: FlexdraftFollowParams::verdict_count"]
+        [::core::mem::offset_of!(FlexdraftFollowParams, verdict_count) - 44usize];
 };
 /// ids of a CTA
 pub const FLEXDRAFT_ACCEPT_CHUNK: FlexdraftAcceptConstant = 2048;

@@ -106,7 +106,7 @@ const _: () = {
 /// Rows beyond the sequences' rows (logit_index −1) are skipped; their stats are zero.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
-pub struct FlexdraftSample {
+pub struct FlexdraftSampleParams {
     /// [logit_rows, logit_stride] f32 or bf16; written if `store`
     pub logits: *mut ::core::ffi::c_void,
     /// [rows] the row of logits; null: row r is logits row r
@@ -148,35 +148,48 @@ pub struct FlexdraftSample {
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftSample"][::core::mem::size_of::<FlexdraftSample>() - 128usize];
-    ["Alignment of FlexdraftSample"][::core::mem::align_of::<FlexdraftSample>() - 8usize];
-    ["Offset of field: FlexdraftSample::logits"][::core::mem::offset_of!(FlexdraftSample, logits) - 0usize];
-    ["Offset of field: FlexdraftSample::logit_index"]
-        [::core::mem::offset_of!(FlexdraftSample, logit_index) - 8usize];
-    ["Offset of field: FlexdraftSample::sampling"]
-        [::core::mem::offset_of!(FlexdraftSample, sampling) - 16usize];
-    ["Offset of field: FlexdraftSample::starts"][::core::mem::offset_of!(FlexdraftSample, starts) - 24usize];
-    ["Offset of field: FlexdraftSample::draft"][::core::mem::offset_of!(FlexdraftSample, draft) - 32usize];
-    ["Offset of field: FlexdraftSample::u"][::core::mem::offset_of!(FlexdraftSample, u) - 40usize];
-    ["Offset of field: FlexdraftSample::w2"][::core::mem::offset_of!(FlexdraftSample, w2) - 48usize];
-    ["Offset of field: FlexdraftSample::b2"][::core::mem::offset_of!(FlexdraftSample, b2) - 56usize];
-    ["Offset of field: FlexdraftSample::partials"]
-        [::core::mem::offset_of!(FlexdraftSample, partials) - 64usize];
-    ["Offset of field: FlexdraftSample::stats"][::core::mem::offset_of!(FlexdraftSample, stats) - 72usize];
-    ["Offset of field: FlexdraftSample::error"][::core::mem::offset_of!(FlexdraftSample, error) - 80usize];
-    ["Offset of field: FlexdraftSample::logit_stride"]
-        [::core::mem::offset_of!(FlexdraftSample, logit_stride) - 88usize];
-    ["Offset of field: FlexdraftSample::rows"][::core::mem::offset_of!(FlexdraftSample, rows) - 96usize];
-    ["Offset of field: FlexdraftSample::logit_rows"]
-        [::core::mem::offset_of!(FlexdraftSample, logit_rows) - 100usize];
-    ["Offset of field: FlexdraftSample::vocab"][::core::mem::offset_of!(FlexdraftSample, vocab) - 104usize];
-    ["Offset of field: FlexdraftSample::rank"][::core::mem::offset_of!(FlexdraftSample, rank) - 108usize];
-    ["Offset of field: FlexdraftSample::sequences"]
-        [::core::mem::offset_of!(FlexdraftSample, sequences) - 112usize];
-    ["Offset of field: FlexdraftSample::chunks"][::core::mem::offset_of!(FlexdraftSample, chunks) - 116usize];
-    ["Offset of field: FlexdraftSample::store"][::core::mem::offset_of!(FlexdraftSample, store) - 120usize];
-    ["Offset of field: FlexdraftSample::logits_current"]
-        [::core::mem::offset_of!(FlexdraftSample, logits_current) - 124usize];
+    ["Size of FlexdraftSampleParams"][::core::mem::size_of::<FlexdraftSampleParams>() - 128usize];
+    ["Alignment of FlexdraftSampleParams"][::core::mem::align_of::<FlexdraftSampleParams>() - 8usize];
+    ["Offset of field: FlexdraftSampleParams::logits"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, logits) - 0usize];
+    ["Offset of field: FlexdraftSampleParams::logit_index"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, logit_index) - 8usize];
+    ["Offset of field: FlexdraftSampleParams::sampling"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, sampling) - 16usize];
+    ["Offset of field: FlexdraftSampleParams::starts"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, starts) - 24usize];
+    ["Offset of field: FlexdraftSampleParams::draft"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, draft) - 32usize];
+    ["Offset of field: FlexdraftSampleParams::u"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, u) - 40usize];
+    ["Offset of field: FlexdraftSampleParams::w2"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, w2) - 48usize];
+    ["Offset of field: FlexdraftSampleParams::b2"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, b2) - 56usize];
+    ["Offset of field: FlexdraftSampleParams::partials"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, partials) - 64usize];
+    ["Offset of field: FlexdraftSampleParams::stats"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, stats) - 72usize];
+    ["Offset of field: FlexdraftSampleParams::error"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, error) - 80usize];
+    ["Offset of field: FlexdraftSampleParams::logit_stride"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, logit_stride) - 88usize];
+    ["Offset of field: FlexdraftSampleParams::rows"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, rows) - 96usize];
+    ["Offset of field: FlexdraftSampleParams::logit_rows"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, logit_rows) - 100usize];
+    ["Offset of field: FlexdraftSampleParams::vocab"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, vocab) - 104usize];
+    ["Offset of field: FlexdraftSampleParams::rank"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, rank) - 108usize];
+    ["Offset of field: FlexdraftSampleParams::sequences"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, sequences) - 112usize];
+    ["Offset of field: FlexdraftSampleParams::chunks"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, chunks) - 116usize];
+    ["Offset of field: FlexdraftSampleParams::store"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, store) - 120usize];
+    ["Offset of field: FlexdraftSampleParams::logits_current"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, logits_current) - 124usize];
 };
 /// ids a partial result covers
 pub const FLEXDRAFT_CHUNK: FlexdraftSamplingConstant = 1024;

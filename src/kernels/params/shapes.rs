@@ -3,7 +3,7 @@
 pub const FLEXDRAFT_ATTENTION_THREADS: FlexdraftAttentionShape = 128;
 /// keys of a tile; splits are multiples of it; arithmetic
 pub const FLEXDRAFT_TILE_KEYS: FlexdraftAttentionShape = 64;
-/// keys of a split: 132 multiprocessors are busy at batch 1 and context 8k; arithmetic
+/// keys of a split, arithmetic: at batch 1 and context 8k, splits of 512 keys keep 132 multiprocessors busy
 pub const FLEXDRAFT_DEFAULT_SPLIT: FlexdraftAttentionShape = 512;
 /// splits that merge one after the other, spans in a tree; arithmetic
 pub const FLEXDRAFT_SPAN_SPLITS: FlexdraftAttentionShape = 4;
