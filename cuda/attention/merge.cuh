@@ -1,11 +1,14 @@
-// attention_merge: a row's result from the states that joint_attention has left.
+// attention_merge: a row's result from the states that joint_attention left.
+//
+// Grid [rows, q_heads / FLEXDRAFT_MERGE_WARPS]. A warp merges the states of one head of one row; each lane has pairs of
+// elements that are 64 apart.
 #pragma once
 
 #include "../common/shapes.h"
-#include "rows.cuh"
 #include "state.cuh"
+#include "work_items.cuh"
 
-// The states of one head of one row, by a warp: each lane has pairs of elements, 64 apart. Grid [rows, heads / 4].
+// Levels: of the tree in which the groups of spans merge, so that up to 2^Levels - 1 groups have a place.
 template <int32_t HeadDim, int32_t Levels>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int32_t elements = HeadDim / 32;
@@ -17,9 +20,9 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);
-    // The item of a single state has left the result, and the items of a sequence that was left out zeros.
-    const int32_t of_sequence = row.sequence < 0 ? 0 : states_of(p, sequence_of(p.pass, row.sequence));
-    if (of_sequence == 1 || of_sequence > p.max_states) return;
+    // The items of a sequence with a single state left results, and the items of a sequence that was left out zeros.
+    const int32_t sequence_states = row.sequence < 0 ? 0 : states_of(p, sequence_rows(p.pass, row.sequence));
+    if (sequence_states == 1 || sequence_states > p.max_states) return;
     const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * p.places;
     const float* const partial = p.partial_out + head_row * p.places * HeadDim + 2 * lane;
     State<elements> empty;
@@ -40,9 +43,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         return state;
     };
 
-    // tree[l]: a complete subtree of 2^l groups that waits for its right sibling, where bit l of the number of groups
-    // so far is set. A group is a span, or four whole spans where items are spans: a subtree itself, in which spans
-    // that do not exist are empty.
+    // If bit l of the number of groups so far is set, tree[l] is a complete subtree of 2^l groups that waits for its
+    // right sibling. A group is a span or, if items are spans, a subtree of four spans, of which some may be empty.
     State<elements> tree[Levels];
 #pragma unroll
     for (int32_t l = 0; l < Levels; ++l) tree[l] = empty;
@@ -50,8 +52,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
 #pragma unroll 1
     for (int32_t s = 0; s < states; s += at_once) {
-        // Four states are loaded before the first of them is used: loads that wait for one another would take longer
-        // than all the rest.
+        // Four states are loaded before the first is used: loads that wait for one another would take longer than
+        // everything else.
         State<elements> some[at_once];
 #pragma unroll
         for (int32_t i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
@@ -74,10 +76,10 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         }
         ++groups;
     }
-    // Loaded before the merges of the subtrees, which do not need it.
+    // The slots' state is loaded before the merges of the subtrees, which do not need it.
     State<elements> slots = empty;
     if (row.mask) slots = load(p.places - 1);
-    // The subtrees that wait are complete; smaller ones are further right.
+    // Merge the subtrees that wait, from right to left: a smaller subtree is further right.
     State<elements> total = empty;
 #pragma unroll
     for (int32_t l = 0; l < Levels; ++l) {

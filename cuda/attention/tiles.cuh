@@ -1,5 +1,5 @@
-// Tiles in shared memory: rows of head_dim bf16 whose 16-byte chunks are permuted, so that the eight rows of
-// an ldmatrix lie in different banks.
+// Tiles of Q, K and V in shared memory, and the two matrix products of attention. A tile is rows of head_dim bf16 whose
+// chunks of 16 bytes are permuted, so that the eight rows of an ldmatrix lie in different banks.
 #pragma once
 
 #include "../common/bf16.cuh"
@@ -8,21 +8,21 @@
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
 
-// Keys of a tile; tiles begin at multiples of it.
+// Keys of a tile. Tiles of cached keys begin at positions that are multiples of it.
 constexpr int32_t tile_keys = FLEXDRAFT_TILE_KEYS;
 
-// Offset in bytes of a chunk of a row.
+// Returns the offset of a chunk of a row, in bytes from the beginning of the tile.
 template <int32_t HeadDim>
 FLEXDRAFT_INLINE uint32_t swizzled(int32_t row, int32_t chunk) {
     return uint32_t(row * HeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
-// The address of the chunk that is `chunks` further in the same row, from the address of a chunk whose number has none
-// of the bits of `chunks`: a permutation by exclusive or needs one instruction from chunk to chunk.
+// Returns the address of the chunk that is `chunks` further in the same row. The number of the chunk at `address` must
+// have none of the bits of `chunks`. The permutation is an exclusive or, so a step costs one instruction.
 FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int32_t chunks) { return address ^ uint32_t(chunks << 4); }
 
-// scores[16 rows, 64 keys] = Q · Kᵀ of each of a warp's parts, which share what is read of K; `q` is where the
-// warp's rows begin.
+// Computes scores = Q · Kᵀ for each of a warp's parts: scores [16 rows, 64 keys], Q [16 rows, head_dim] and K [64 keys,
+// head_dim]. `q` is the shared address of the warp's rows of Q, `k` of the tile's K. The parts share what is read of K.
 template <int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint32_t k, int32_t lane) {
 #pragma unroll
@@ -55,7 +55,8 @@ FLEXDRAFT_INLINE void multiply_qk(float (&scores)[Parts][8][4], uint32_t q, uint
     }
 }
 
-// out[16 rows, head_dim] += P · V of each part, with P [16 rows, 64 keys] in the layout of scores, rounded to bf16.
+// Computes out += P · V for each of a warp's parts: out [16 rows, head_dim], the weights P [16 rows, 64 keys] in the
+// layout of the scores and rounded to bf16, V [64 keys, head_dim]. `v` is the shared address of the tile's V.
 template <int32_t HeadDim, int32_t Parts>
 FLEXDRAFT_INLINE void multiply_pv(float (&out)[Parts][HeadDim / 8][4], const uint32_t (&p)[Parts][8][2], uint32_t v,
                                   int32_t lane) {

@@ -1,15 +1,21 @@
-// The sequence and the position of a row of a pass.
+// The mask between rows and cached positions, which is arithmetic: every row of a pass has a limit, the last cached
+// position that the row sees. `start` is the position of a sequence's candidate 0.
+//
+//   row                            position                limit
+//   candidate i                    start + i               start + i
+//   slot j of mask group k         start + k + 1 + j       start + k
+//
+// A slot also sees all slots of its own group, which are not in the cache.
+//
+// pass_row finds a row by its index in the operands. sequence_rows loads the description of one sequence, in which
+// row_of_sequence counts candidates first, then the groups one after the other.
 #pragma once
 
 #include "params.h"
 #include "platform.cuh"
 
-struct PassRow {
-    int32_t sequence; // -1: padding
-    int32_t position;
-    int32_t limit; // the last cached position that it sees
-    bool mask;
-};
+FLEXDRAFT_INLINE int32_t candidate_limit(int32_t start, int32_t candidate) { return start + candidate; }
+FLEXDRAFT_INLINE int32_t group_limit(int32_t start, int32_t group) { return start + group; }
 
 // Returns the last of the `batch` sequences whose first row is at most `row`; first[batch] is the end.
 FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t row) {
@@ -31,13 +37,21 @@ FLEXDRAFT_INLINE int32_t nth_bit(uint64_t bits, int32_t n) {
     return __ffsll(int64_t(bits)) - 1;
 }
 
+// A row of a pass.
+struct PassRow {
+    int32_t sequence; // -1: padding
+    int32_t position;
+    int32_t limit;
+    bool mask; // whether the row is a slot of a mask group
+};
+
 FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
-    PassRow result = {-1, 0, -1, false};
+    PassRow result = {.sequence = -1, .position = 0, .limit = -1, .mask = false};
     if (pass.batch == 0) return result;
     if (row < __ldg(pass.first_candidate + pass.batch)) {
         const int32_t sequence = owner_of(pass.first_candidate, pass.batch, row);
         result.sequence = sequence;
-        result.position = __ldg(pass.start + sequence) + row - __ldg(pass.first_candidate + sequence);
+        result.position = candidate_limit(__ldg(pass.start + sequence), row - __ldg(pass.first_candidate + sequence));
         result.limit = result.position;
     } else if (row < __ldg(pass.first_mask + pass.batch)) {
         const int32_t sequence = owner_of(pass.first_mask, pass.batch, row);
@@ -46,9 +60,65 @@ FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
         const int32_t group =
             __ldg(pass.first_group + sequence) + nth_bit(__ldg(pass.groups + sequence), place / slots);
         result.sequence = sequence;
-        result.limit = __ldg(pass.start + sequence) + group;
+        result.limit = group_limit(__ldg(pass.start + sequence), group);
         result.position = result.limit + 1 + place % slots;
         result.mask = true;
     }
     return result;
+}
+
+// The rows of one sequence of a pass.
+struct SequenceRows {
+    int32_t start;
+    int32_t candidates;      // number of candidate rows
+    int32_t slots;           // slots per mask group
+    uint64_t groups;         // bit i: the sequence has group first_group + i
+    int32_t first_group;     // the accepted length of bit 0 of `groups`
+    int32_t rows;            // number of candidate rows and mask rows
+    int32_t first_candidate; // first candidate row in the operands
+    int32_t first_mask;      // first mask row in the operands
+    int32_t length;          // number of cached positions that at least one row sees
+};
+
+FLEXDRAFT_INLINE SequenceRows sequence_rows(const FlexdraftPass& pass, int32_t index) {
+    SequenceRows sequence;
+    sequence.start = __ldg(pass.start + index);
+    sequence.candidates = __ldg(pass.candidates + index);
+    sequence.slots = __ldg(pass.slots + index);
+    sequence.groups = __ldg(pass.groups + index);
+    sequence.first_group = __ldg(pass.first_group + index);
+    sequence.rows = sequence.candidates + __popcll(sequence.groups) * sequence.slots;
+    sequence.first_candidate = __ldg(pass.first_candidate + index);
+    sequence.first_mask = __ldg(pass.first_mask + index);
+    const int32_t last_bit = 63 - __clzll(int64_t(sequence.groups));
+    const int32_t groups_end = sequence.groups == 0 ? 0 : sequence.first_group + last_bit + 1;
+    sequence.length = sequence.rows == 0 ? 0 : sequence.start + max(sequence.candidates, groups_end);
+    return sequence;
+}
+
+// A row of a sequence.
+struct SequenceRow {
+    int32_t index; // in the operands; -1: the sequence does not have the row
+    int32_t limit;
+    int32_t group; // the rank of the row's group among the groups of the sequence; -1: a candidate
+};
+
+FLEXDRAFT_INLINE SequenceRow row_of_sequence(const SequenceRows& sequence, int32_t row) {
+    SequenceRow result = {.index = -1, .limit = -1, .group = -1};
+    if (row < sequence.candidates) {
+        result.index = sequence.first_candidate + row;
+        result.limit = candidate_limit(sequence.start, row);
+    } else if (row < sequence.rows) {
+        result.group = (row - sequence.candidates) / sequence.slots;
+        result.index = sequence.first_mask + row - sequence.candidates;
+        result.limit = group_limit(sequence.start, sequence.first_group + nth_bit(sequence.groups, result.group));
+    }
+    return result;
+}
+
+// Returns the largest limit of the rows `first` to `last`, both of which the sequence has.
+FLEXDRAFT_INLINE int32_t largest_limit(const SequenceRows& sequence, int32_t first, int32_t last) {
+    const int32_t of_last = row_of_sequence(sequence, last).limit;
+    if (first >= sequence.candidates || last < sequence.candidates) return of_last;
+    return max(of_last, candidate_limit(sequence.start, sequence.candidates - 1));
 }

@@ -1,41 +1,51 @@
-// The work items of joint_attention: how many a sequence has, and which one an index stands for.
+// The work items of joint_attention: how many a sequence has, and which item an index stands for.
 //
-// An item is a block of packed rows (rows.cuh) of one sequence and KV head, with one of
+// The rows of a sequence, candidates first and then its groups, are packed with the query heads that share a KV head:
+// packed row m is head m % head_ratio of row m / head_ratio. So any ratio fills blocks of packed rows without a gap.
+//
+// An item is a block of packed rows of one sequence and KV head, with one of
 //   - a state: one split of the cached keys, or a span of splits;
-//   - the slots of one group, whose rows lie in the block.
+//   - the slots of one group whose rows lie in the block.
 // A sequence with a single state has no items for slots: the items of its state add the slots of their block's groups.
 //
-// CTAs take items in the order of their indices, so the longest items come first: the full states of all sequences,
+// CTAs take items in the order of their indices, and the longest items come first: the full states of all sequences,
 // then the shorter states and the slots. An item that begins late then keeps one multiprocessor busy for a short time
 // only, while the others have nothing left to do. The order of items changes no bit of a result.
 #pragma once
 
-#include "rows.cuh"
+#include "../common/rows.cuh"
+#include "params.h"
 
 // Where an item is in its pass.
 struct ItemPlace {
     int32_t sequence, kv_head, block;
-    int32_t state; // of the cached keys; -1: the slots of a group
-    int32_t group; // the group's index among the sequence's, if state is -1
+    int32_t state; // index of the state of the cached keys; -1: the slots of a group
+    int32_t group; // if `state` is -1, the rank of the group among the groups of the sequence
 };
 
-// The items of a sequence, a KV head.
+// The items of a sequence, per KV head.
 struct SequenceItems {
     int32_t blocks;       // blocks of packed rows
-    int32_t full_states;  // states of as many keys as an item takes
-    int32_t other_states; // the last state, if it has fewer keys
+    int32_t full_states;  // states with the number of keys that an item takes
+    int32_t other_states; // 1 if the last state has fewer keys, otherwise 0
     int32_t groups;       // groups whose slots are items of their own
-    int32_t group_blocks; // blocks that the rows of a group lie in, at most
-    bool whole;           // whether an item of the one state leaves results
-    bool left_out;        // more states than the workspace has places for: the items write zeros
+    int32_t group_blocks; // the most blocks in which the rows of one group lie
+    bool whole;           // the sequence has one state, whose items leave results
+    bool left_out;        // the sequence has more states than the workspace has places: its items write zeros
 };
 
-template <int32_t Rows>
-FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const Sequence& q) {
-    const int32_t keys = p.split * p.item_splits, states = states_of(p, q);
+// Returns the number of states that the cached keys of a sequence leave.
+FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
+    const int32_t keys = p.split * p.item_splits;
+    return sequence.length / keys + (sequence.length % keys != 0 ? 1 : 0);
+}
+
+template <int32_t BlockRows>
+FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
+    const int32_t keys = p.split * p.item_splits, states = states_of(p, sequence);
     SequenceItems items;
-    items.blocks = (q.rows * p.head_ratio + Rows - 1) / Rows;
-    items.full_states = q.length / keys;
+    items.blocks = (sequence.rows * p.head_ratio + BlockRows - 1) / BlockRows;
+    items.full_states = sequence.length / keys;
     items.other_states = states - items.full_states;
     items.left_out = states > p.max_states;
     if (items.left_out) {
@@ -43,15 +53,15 @@ FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const
         items.other_states = 1;
     }
     items.whole = states == 1 || items.left_out;
-    items.groups = items.whole ? 0 : __popcll(q.groups);
-    items.group_blocks = (q.slots * p.head_ratio + Rows - 2) / Rows + 1;
+    items.groups = items.whole ? 0 : __popcll(sequence.groups);
+    items.group_blocks = (sequence.slots * p.head_ratio + BlockRows - 2) / BlockRows + 1;
     return items;
 }
 
+// Returns the number of a sequence's items with full states, and of its other items.
 FLEXDRAFT_INLINE int32_t full_items(const FlexdraftAttentionParams& p, const SequenceItems& items) {
     return p.kv_heads * items.blocks * items.full_states;
 }
-
 FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const SequenceItems& items) {
     return p.kv_heads * (items.blocks * items.other_states + items.groups * items.group_blocks);
 }
@@ -62,15 +72,16 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
 // the device knows the lengths.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
 
-template <int32_t Rows>
+template <int32_t BlockRows>
 FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
     const int32_t pairs = plan_pairs(p.pass.batch);
-    // A sequence a thread; the even lanes add the counts of the next. All lanes of a warp go around together.
+    // Each thread counts one sequence, and threads with an even index add the counts of the next thread. All lanes of a
+    // warp go around the loop together.
 #pragma unroll 1
     for (int32_t s = int32_t(threadIdx.x); s - int32_t(threadIdx.x % 32) < p.pass.batch; s += int32_t(blockDim.x)) {
         int32_t full = 0, others = 0;
         if (s < p.pass.batch) {
-            const SequenceItems items = items_of<Rows>(p, sequence_of(p.pass, s));
+            const SequenceItems items = items_of<BlockRows>(p, sequence_rows(p.pass, s));
             if (items.left_out && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_PLAN));
             full = full_items(p, items);
             others = other_items(p, items);
@@ -83,6 +94,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
         }
     }
     __syncthreads();
+    // Warp 0 replaces the counts by their running sums.
     if (threadIdx.x < 32) {
         const int32_t lane = int32_t(threadIdx.x);
         int32_t before = 0;
@@ -101,10 +113,10 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
             before = __shfl_sync(0xffffffffu, sum, 31);
         }
     }
-    __syncthreads();
+    __syncthreads(); // "plan"
 }
 
-// The entry of the plan that item `index` belongs to: the last entry that begins at or before the item.
+// Returns the entry of the plan to which item `index` belongs: the last entry that begins at or before the item.
 FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t index) {
     int32_t entry = 0;
     for (int32_t step = 1 << (31 - __clz(2 * pairs)); step > 0; step /= 2) {
@@ -113,12 +125,12 @@ FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t i
     return entry;
 }
 
-// Item `index` of the full states of a sequence, or of its other items. Blocks that read the same
-// keys follow each other. The rows of a group may lie in fewer blocks than the plan counts: an item too many has block
-// -1.
-template <int32_t Rows>
-FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const Sequence& q, const SequenceItems& items,
-                                      bool full, int32_t index) {
+// Returns the place of item `index` of a sequence, counted among its full states or among its other items; the caller
+// sets `sequence`. Blocks that read the same keys follow each other. The rows of a group may lie in fewer blocks than
+// the plan counts; an item without a block has block -1.
+template <int32_t BlockRows>
+FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const SequenceRows& sequence,
+                                      const SequenceItems& items, bool full, int32_t index) {
     ItemPlace place;
     const int32_t others = p.kv_heads * items.blocks * items.other_states;
     if (full || index < others) {
@@ -131,10 +143,10 @@ FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const S
         place.kv_head = index / items.group_blocks % p.kv_heads;
         place.state = -1;
         place.group = index / items.group_blocks / p.kv_heads;
-        const int32_t first_packed = (q.candidates + place.group * q.slots) * p.head_ratio;
-        const int32_t last_packed = first_packed + q.slots * p.head_ratio - 1;
-        place.block = first_packed / Rows + index % items.group_blocks;
-        if (place.block > last_packed / Rows) place.block = -1;
+        const int32_t first_packed = (sequence.candidates + place.group * sequence.slots) * p.head_ratio;
+        const int32_t last_packed = first_packed + sequence.slots * p.head_ratio - 1;
+        place.block = first_packed / BlockRows + index % items.group_blocks;
+        if (place.block > last_packed / BlockRows) place.block = -1;
     }
     return place;
 }

@@ -1,0 +1,157 @@
+// The accumulator of joint_attention: the merged state of an item's splits, and what the item leaves.
+//
+// The splits of an item merge one after the other. In between, their state waits in registers or, if the sums of one
+// split need the registers (Shape::waits_in_memory), at the item's place in the workspace.
+#pragma once
+
+#include "online_softmax.cuh"
+
+// Returns the index of the item's place for row `m` of the block, in arrays [rows, q_heads, places].
+template <typename Shape>
+FLEXDRAFT_INLINE int64_t place_of(const JointCta<Shape>& cta, int32_t m) {
+    return cta.head_row_of(m) * cta.p.places + cta.compiler_barrier(cta.shared.item.state_place);
+}
+
+// Returns the address of the maximum and the sum at the item's place for a row.
+template <typename Shape>
+FLEXDRAFT_INLINE float2* stats_of(const JointCta<Shape>& cta, int32_t m) {
+    return reinterpret_cast<float2*>(cta.p.partial_stats) + place_of(cta, m);
+}
+
+// Returns the address of this thread's first pair of elements at the item's place for a row; its other pairs are 8
+// elements apart.
+template <typename Shape>
+FLEXDRAFT_INLINE float* elements_of(const JointCta<Shape>& cta, int32_t m) {
+    return cta.p.partial_out + place_of(cta, m) * Shape::head_dim + cta.lane % 4 * 2;
+}
+
+// Returns the maximum and the sum of the state that waits for a row, or of the empty state. One of the row's four lanes
+// loads both. All lanes of the warp call this together.
+template <typename Shape>
+FLEXDRAFT_INLINE float2 waiting_stats(const JointCta<Shape>& cta, int32_t m, bool waits) {
+    float2 stats = make_float2(-INFINITY, 0.0f);
+    if (waits && cta.lane % 4 == 0) stats = *stats_of(cta, m);
+    stats.x = __shfl_sync(0xffffffffu, stats.x, cta.lane & ~3);
+    stats.y = __shfl_sync(0xffffffffu, stats.y, cta.lane & ~3);
+    return stats;
+}
+
+// Loads this thread's elements of the state that waits for a row, or zeros. All loads are issued before the first is
+// used: a load takes longer than everything that is computed with its value.
+template <typename Shape>
+FLEXDRAFT_INLINE void load_waiting(const JointCta<Shape>& cta, float2 (&pairs)[Shape::head_dim / 8], int32_t m,
+                                   bool waits) {
+    const float2* const from = reinterpret_cast<const float2*>(elements_of(cta, m));
+    if (waits) {
+#pragma unroll
+        for (int32_t n = 0; n < Shape::head_dim / 8; ++n) pairs[n] = from[4 * n];
+    } else {
+#pragma unroll
+        for (int32_t n = 0; n < Shape::head_dim / 8; ++n) pairs[n] = make_float2(0.0f, 0.0f);
+    }
+}
+
+template <typename Shape>
+struct Accumulator {
+    static constexpr int32_t parts = Shape::waits_in_memory ? 1 : Shape::parts;
+    // Not used if the state waits in the workspace.
+    float maximum[parts][2], sum[parts][2];
+    float out[parts][Shape::head_dim / 8][4];
+    bool fresh; // no split was added yet
+
+    FLEXDRAFT_METHOD void reset() {
+        fresh = true;
+        if constexpr (!Shape::waits_in_memory) {
+#pragma unroll
+            for (int32_t part = 0; part < parts; ++part) {
+#pragma unroll
+                for (int32_t r = 0; r < 2; ++r) {
+                    maximum[part][r] = -INFINITY;
+                    sum[part][r] = 0.0f;
+                }
+#pragma unroll
+                for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+#pragma unroll
+                    for (int32_t i = 0; i < 4; ++i) out[part][n][i] = 0.0f;
+                }
+            }
+        }
+    }
+
+    // Adds a split, and resets it.
+    FLEXDRAFT_METHOD void merge_split(const JointCta<Shape>& cta, OnlineSoftmax<Shape>& split) {
+        split.gather_sums();
+#pragma unroll
+        for (int32_t part = 0; part < Shape::parts; ++part) {
+#pragma unroll
+            for (int32_t r = 0; r < 2; ++r) {
+                if constexpr (Shape::waits_in_memory) {
+                    const int32_t m = cta.row_of(part, r);
+                    const bool exists = cta.shared.row_index[m] >= 0, waits = exists && !fresh;
+                    float2 pairs[Shape::head_dim / 8];
+                    load_waiting(cta, pairs, m, waits);
+                    float2 before = waiting_stats(cta, m, waits);
+                    const Factors factors = merge_sums(before.x, before.y, split.maximum[part][r], split.sum[part][r]);
+                    if (!exists) continue;
+                    if (cta.lane % 4 == 0) *stats_of(cta, m) = before;
+                    float2* const to = reinterpret_cast<float2*>(elements_of(cta, m));
+#pragma unroll
+                    for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+                        to[4 * n] = make_float2(factors.merged(pairs[n].x, split.out[part][n][2 * r]),
+                                                factors.merged(pairs[n].y, split.out[part][n][2 * r + 1]));
+                    }
+                } else {
+                    const Factors factors =
+                        merge_sums(maximum[part][r], sum[part][r], split.maximum[part][r], split.sum[part][r]);
+#pragma unroll
+                    for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+                        float(&own)[4] = out[part][n];
+                        own[2 * r] = factors.merged(own[2 * r], split.out[part][n][2 * r]);
+                        own[2 * r + 1] = factors.merged(own[2 * r + 1], split.out[part][n][2 * r + 1]);
+                    }
+                }
+            }
+        }
+        fresh = false;
+        split.reset();
+    }
+
+    // Stores the state of a row at the item's place, unless the state waits there already.
+    FLEXDRAFT_METHOD void store_partial(const JointCta<Shape>& cta, int32_t part, int32_t r) const {
+        if constexpr (!Shape::waits_in_memory) {
+            const int32_t m = cta.row_of(part, r);
+            if (cta.lane % 4 == 0) *stats_of(cta, m) = make_float2(maximum[part][r], sum[part][r]);
+            float* const to = elements_of(cta, m);
+#pragma unroll
+            for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+                *reinterpret_cast<float2*>(to + 8 * n) = make_float2(out[part][n][2 * r], out[part][n][2 * r + 1]);
+            }
+        }
+    }
+
+    // Writes the result of a row, if the row has a part in the item. All lanes of the warp call this together.
+    FLEXDRAFT_METHOD void epilogue(const JointCta<Shape>& cta, int32_t part, int32_t r) const {
+        const FlexdraftAttentionParams& p = cta.p;
+        const int32_t m = cta.row_of(part, r);
+        const bool exists = cta.shared.row_index[m] >= 0;
+        float2 stats, pairs[Shape::head_dim / 8];
+        if constexpr (Shape::waits_in_memory) {
+            load_waiting(cta, pairs, m, exists && !fresh);
+            stats = waiting_stats(cta, m, exists && !fresh);
+        } else {
+            stats = make_float2(maximum[part][r], sum[part][r]);
+#pragma unroll
+            for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+                pairs[n] = make_float2(out[part][n][2 * r], out[part][n][2 * r + 1]);
+            }
+        }
+        if (!exists) return;
+        const int64_t head_row = cta.head_row_of(m);
+        uint16_t* const to = p.out + head_row * Shape::head_dim + cta.lane % 4 * 2;
+#pragma unroll
+        for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
+            *reinterpret_cast<uint32_t*>(to + 8 * n) = divided(pairs[n].x, pairs[n].y, stats.y);
+        }
+        if (p.lse != nullptr && cta.lane % 4 == 0) p.lse[head_row] = log_sum_exp(stats.x, stats.y);
+    }
+};

@@ -1,0 +1,72 @@
+// The shape of joint_attention at compile time, and what every thread of a CTA knows.
+#pragma once
+
+#include "params.h"
+#include "shared_plan.cuh"
+
+template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
+struct JointShape {
+    static constexpr int32_t head_dim = HeadDim;
+    static constexpr int32_t threads = 32 * Warps;
+    // A warp has `parts` parts of 16 rows, which share what the warp reads of K and V: shared memory brings keys for
+    // one part just about as fast as the matrix units use them up.
+    static constexpr int32_t parts = Parts;
+    static constexpr int32_t warp_rows = 16 * Parts;
+    static constexpr int32_t rows = warp_rows * Warps;
+    static constexpr int32_t stages = Stages;
+    using Shared = SharedPlan<HeadDim, rows, Stages>;
+    // If the sums of a split fill half of the registers, the sums of earlier splits wait in the workspace.
+    static constexpr bool waits_in_memory = Parts > 1;
+    static constexpr int32_t tile_bytes = tile_keys * HeadDim * 2;
+    static constexpr int32_t row_chunks = HeadDim / 8; // chunks of 16 bytes in a row
+    // Keys of a tile that a warp copies, which are all in one page, and keys that a warp copies at once.
+    static constexpr int32_t warp_keys = tile_keys / Warps;
+    static constexpr int32_t keys_at_once = 32 / row_chunks;
+    static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
+    static_assert(threads % row_chunks == 0, "a thread copies the same chunk of its rows");
+};
+
+// A range of keys: cached positions, or the slots of one group.
+struct KeyRange {
+    int32_t first, end;
+    int32_t group_row; // the row of the group's slot 0 in the operands; -1: cached positions
+    int32_t group;     // the rank of the group among the groups of the sequence
+};
+
+template <typename Shape>
+struct JointCta {
+    const FlexdraftAttentionParams& p;
+    typename Shape::Shared& shared;
+    uint32_t shared_q, shared_kv; // shared addresses of `q` and `kv`
+    int32_t page_shift;           // log2 of the page size
+    int32_t lane, warp;
+
+    // Returns `value`, in a form about which the compiler knows nothing. It computes everything that depends on the
+    // result again at each use; kept in registers from tile to tile, such values would push sums into local memory.
+    static FLEXDRAFT_METHOD int32_t compiler_barrier(int32_t value) {
+#if defined(__CUDACC__)
+        if constexpr (Shape::waits_in_memory) asm volatile("" : "+r"(value));
+#endif
+        return value;
+    }
+
+    // Returns the block's row of this thread's row `r` (0 or 1) in a part: rows lane / 4 and lane / 4 + 8 of its 16.
+    FLEXDRAFT_METHOD int32_t row_of(int32_t part, int32_t r) const {
+        return compiler_barrier(warp) * Shape::warp_rows + 16 * part + compiler_barrier(lane) / 4 + 8 * r;
+    }
+
+    // Returns the rank of the group of row `m` of the block; -1 for a candidate.
+    FLEXDRAFT_METHOD int32_t group_of(int32_t m) const { return shared.row_place[m] / 256 - 1; }
+
+    // Returns the index of row `m` of the block in arrays [rows, q_heads].
+    FLEXDRAFT_METHOD int64_t head_row_of(int32_t m) const {
+        return int64_t(shared.row_index[m]) * p.q_heads + shared.item.kv_head * p.head_ratio +
+               shared.row_place[m] % 256;
+    }
+
+    // Returns the last key of the range that the row sees; -1 if it sees none.
+    FLEXDRAFT_METHOD int32_t last_of(const KeyRange& keys, int32_t part, int32_t r) const {
+        const int32_t m = row_of(part, r);
+        return keys.group_row < 0 ? shared.row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;
+    }
+};
