@@ -44,7 +44,7 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     };
 
     // If bit l of the number of groups so far is set, tree[l] is a complete subtree of 2^l groups that waits for its
-    // right sibling. A group is a span or, if items are spans, a subtree of four spans, of which some may be empty.
+    // right sibling. A group is a span or, if items are spans, a subtree of four spans; some of these may be empty.
     State<elements> tree[Levels];
 #pragma unroll
     for (int32_t l = 0; l < Levels; ++l) tree[l] = empty;

@@ -116,7 +116,7 @@ FLEXDRAFT_INLINE SequenceRow row_of_sequence(const SequenceRows& sequence, int32
     return result;
 }
 
-// Returns the largest limit of the rows `first` to `last`, both of which the sequence has.
+// Returns the largest limit of the rows `first` to `last`. The sequence has both rows.
 FLEXDRAFT_INLINE int32_t largest_limit(const SequenceRows& sequence, int32_t first, int32_t last) {
     const int32_t of_last = row_of_sequence(sequence, last).limit;
     if (first >= sequence.candidates || last < sequence.candidates) return of_last;
