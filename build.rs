@@ -2,6 +2,8 @@
 //! is on.
 
 use std::error::Error;
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[path = "build/nvcc.rs"]
@@ -29,10 +31,32 @@ fn main() -> ExitCode {
 
 fn build() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-check-cfg=cfg(flexdraft_simt_sanitized)");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    watch(Path::new("cuda"))?;
     let tested = cfg!(feature = "simt").then_some(INSTRUCTIONS);
     let families: Vec<&str> = FAMILIES.into_iter().chain(tested).collect();
     nvcc::build(&families)?;
     #[cfg(feature = "simt")]
     simt::build(&families)?;
+    Ok(())
+}
+
+/// Makes Cargo run this script again when a source file in `folder` changes. Scripts and crates in the folder do not
+/// count, because a new run compiles all kernels again.
+fn watch(folder: &Path) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            if !path.join("Cargo.toml").exists() {
+                watch(&path)?;
+            }
+        } else if path
+            .extension()
+            .is_some_and(|kind| ["cu", "cuh", "h", "cpp", "args"].iter().any(|k| kind == *k))
+        {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+    }
     Ok(())
 }

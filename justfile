@@ -33,9 +33,6 @@ report_scripts:
 device_code:
     .ci/run device_code
 
-tests_without_cuda:
-    .ci/run tests_without_cuda
-
 tests:
     .ci/run tests
 
@@ -50,3 +47,6 @@ race_mode:
 
 sanitizer:
     .ci/run sanitizer
+
+embedded_kernels:
+    .ci/run embedded_kernels

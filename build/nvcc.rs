@@ -44,9 +44,6 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
         env::var_os(name)
     };
     let is_set = |name: &str| variable(name).is_some_and(|value| value == "1");
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=build");
-    println!("cargo::rerun-if-changed=cuda");
     NVCC_VARIABLES.into_iter().for_each(|name| drop(variable(name)));
 
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("no CARGO_MANIFEST_DIR")?);

@@ -64,7 +64,6 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
         host.flags(SANITIZERS);
     }
     host.try_compile("flexdraft_simt_host")?;
-    println!("cargo::rerun-if-changed=cuda");
     Ok(())
 }
 
