@@ -55,85 +55,47 @@ fn metadata_that_make_no_sense() {
 
 #[test]
 fn configurations_that_are_wrong_or_not_supported() {
-    let cases: Vec<(&str, Value, &str)> = vec![
-        (
-            "general.architecture",
-            "gemma".into(),
-            "is \"gemma\", which is not supported; supported: llama, qwen3",
-        ),
-        ("general.architecture", Value::U32(3), "is 3, expected a string"),
-        ("llama.block_count", Value::U32(0), "is 0, expected a whole number in 1..=4096"),
-        ("llama.block_count", Value::I32(-1), "is -1, expected a whole number in 1..=4096"),
-        ("llama.block_count", Value::U32(2), "is 2, expected at most 1, the layers that 11 tensors make"),
-        (
-            "llama.embedding_length",
-            Value::F32(f32::NAN),
-            "is \"NaN\", expected a whole number in 1..=16777216",
-        ),
-        (
-            "llama.expert_count",
-            Value::U32(8),
-            "is 8, which is not supported; supported: 0: dense models only, no mixture of experts",
-        ),
-        (
-            "llama.attention.sliding_window",
-            Value::U32(4096),
-            "is 4096, which is not supported; supported: 0: full attention in every layer",
-        ),
-        (
-            "llama.attention.scale",
-            Value::F32(0.5),
-            "is 0.5, which is not supported; supported: 0, which stands for 1/√head_dim",
-        ),
-        ("llama.attention.causal", Value::Bool(false), "is false, which is not supported; supported: true"),
-        (
-            "llama.attention.head_count",
-            Value::U32(3),
-            "is 3, expected a divisor of `llama.embedding_length`, 8",
-        ),
-        ("llama.attention.head_count_kv", Value::U32(3), "is 3, expected a divisor of 2 query heads"),
-        (
-            "llama.attention.head_count_kv",
-            Value::I32s(vec![1, 2, 3, 4, 5, 6]),
-            "is [1,2,3,4,\"2 more\"], expected a whole number in 1..=16384",
-        ),
-        (
-            "llama.attention.key_length",
-            Value::U32(3),
-            "is 3, expected heads of an even number of dimensions, at most 4096",
-        ),
-        (
-            "llama.attention.value_length",
-            Value::U32(8),
-            "is 8, which is not supported; supported: 4, the dimensions of a head",
-        ),
-        (
-            "llama.rope.dimension_count",
-            Value::U32(2),
-            "is 2, which is not supported; supported: 4, the dimensions of a head",
-        ),
-        (
-            "llama.attention.layer_norm_rms_epsilon",
-            Value::F32(0.0),
-            "is 0.0, expected a finite number above 0",
-        ),
-        ("llama.rope.freq_base", Value::F32(-1.0), "is -1.0, expected a finite number above 0"),
-        (
-            "llama.rope.scaling.type",
-            "longrope".into(),
-            "is \"longrope\", which is not supported; supported: none, linear, yarn",
-        ),
-        (
-            "llama.rope.scaling.yarn_ext_factor",
-            Value::F32(0.5),
-            "is 0.5, which is not supported; supported: 1",
-        ),
-        ("tokenizer.ggml.eos_token_id", Value::I32(-1), "is -1, expected a token id"),
-    ];
-    for (key, value, expected) in cases {
+    let refused = |key: &str, value: Value, problem: String| {
         let mut file = File::llama();
         file.set(key, value);
-        assert_eq!(target(&file), format!("`{key}` {expected}"));
+        assert_eq!(target(&file), format!("`{key}` is {problem}"));
+    };
+    // The value as the error shows it, and what it should have been.
+    let epsilon = "llama.attention.layer_norm_rms_epsilon";
+    let six = Value::I32s(vec![1, 2, 3, 4, 5, 6]);
+    let nan = Value::F32(f32::NAN);
+    let heads = "heads of an even number of dimensions, at most 4096";
+    for (key, value, shown, expected) in [
+        ("general.architecture", Value::U32(3), "3", "a string"),
+        ("llama.block_count", Value::U32(0), "0", "a whole number in 1..=4096"),
+        ("llama.block_count", Value::I32(-1), "-1", "a whole number in 1..=4096"),
+        ("llama.block_count", Value::U32(2), "2", "at most 1, the layers that 11 tensors make"),
+        ("llama.embedding_length", nan, "\"NaN\"", "a whole number in 1..=16777216"),
+        ("llama.attention.head_count", Value::U32(3), "3", "a divisor of `llama.embedding_length`, 8"),
+        ("llama.attention.head_count_kv", Value::U32(3), "3", "a divisor of 2 query heads"),
+        ("llama.attention.head_count_kv", six, "[1,2,3,4,\"2 more\"]", "a whole number in 1..=16384"),
+        ("llama.attention.key_length", Value::U32(3), "3", heads),
+        (epsilon, Value::F32(0.0), "0.0", "a finite number above 0"),
+        ("llama.rope.freq_base", Value::F32(-1.0), "-1.0", "a finite number above 0"),
+        ("tokenizer.ggml.eos_token_id", Value::I32(-1), "-1", "a token id"),
+    ] {
+        refused(key, value, format!("{shown}, expected {expected}"));
+    }
+    // The value as the error shows it, and the supported values.
+    let dense = "0: dense models only, no mixture of experts";
+    let window = "llama.attention.sliding_window";
+    for (key, value, shown, supported) in [
+        ("general.architecture", "gemma".into(), "\"gemma\"", "llama, qwen3"),
+        ("llama.expert_count", Value::U32(8), "8", dense),
+        (window, Value::U32(4096), "4096", "0: full attention in every layer"),
+        ("llama.attention.scale", Value::F32(0.5), "0.5", "0, which stands for 1/√head_dim"),
+        ("llama.attention.causal", Value::Bool(false), "false", "true"),
+        ("llama.attention.value_length", Value::U32(8), "8", "4, the dimensions of a head"),
+        ("llama.rope.dimension_count", Value::U32(2), "2", "4, the dimensions of a head"),
+        ("llama.rope.scaling.type", "longrope".into(), "\"longrope\"", "none, linear, yarn"),
+        ("llama.rope.scaling.yarn_ext_factor", Value::F32(0.5), "0.5", "1"),
+    ] {
+        refused(key, value, format!("{shown}, which is not supported; supported: {supported}"));
     }
     for key in [
         "general.architecture",
