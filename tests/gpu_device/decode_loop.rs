@@ -10,14 +10,13 @@ use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::kernels::Kernels;
 use flexdraft::model::Model;
-use flexdraft::model::config::Architecture;
 use flexdraft::runtime::simt::{Checking, Copies};
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
 
-use crate::support::models::Spec;
+use crate::support::models::{Shapes, Spec, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
 use crate::support::runs::{Block, Output, blocks, proposing, run};
@@ -83,45 +82,12 @@ prop_compose! {
     }
 }
 
-prop_compose! {
-    pub fn spec()(
-        llama in any::<bool>(),
-        (layers, tail) in (1usize..3, 1usize..3),
-        (kv_heads, q_per_kv) in (1usize..3, 1usize..4),
-        head_dim in prop::sample::select(vec![64usize, 128]),
-        hidden in prop::sample::select(vec![8usize, 24, 32]),
-        vocab in 3usize..40,
-        block_size in 1usize..6,
-        rank in prop::option::of(prop::sample::select(vec![8usize, 16])),
-        (bias, tied) in any::<(bool, bool)>(),
-        seed in any::<u64>(),
-    ) -> Spec {
-        Spec {
-            architecture: if llama { Architecture::Llama } else { Architecture::Qwen3 },
-            layers,
-            tail: tail.min(layers),
-            kv_heads,
-            q_per_kv,
-            head_dim,
-            hidden,
-            vocab,
-            block_size,
-            rank,
-            bias,
-            tied,
-            dtype: DType::Bf16,
-            seed,
-            ..Spec::default()
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(properties(4))]
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_decoding(
-        spec in spec(),
+        spec in spec(Shapes::OF_KERNELS),
         asks in prop::collection::vec(ask(), 1..3),
         seed in any::<u64>(),
     ) {
@@ -152,7 +118,7 @@ proptest! {
     /// decoding and `match` commit the same tokens whatever is drafted.
     #[test]
     fn drafts_and_what_is_accepted_of_them_are_the_same_in_every_mode(
-        spec in spec(),
+        spec in spec(Shapes::OF_KERNELS),
         block_size in 2usize..6,
         asks in prop::collection::vec(ask(), 1..3),
         seed in any::<u64>(),
@@ -177,7 +143,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
     let (compared, tokens) = (Cell::new(0), Cell::new(0));
     let (same_drafts, drafts) = (Cell::new(0), Cell::new(0));
     let add = |sum: &Cell<usize>, more| sum.set(sum.get() + more);
-    proptest!(properties(4), |(spec in spec(), ask in ask())| {
+    proptest!(properties(4), |(spec in spec(Shapes::OF_KERNELS), ask in ask())| {
         let ask = Ask { temperature: 0.0, max_new_tokens: 12, ..ask };
         let margins = Margins::default();
         let mut request = ask.request(&spec);

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::decode_loop::{Ask, ask, spec};
-use crate::support::models::Spec;
+use crate::decode_loop::{Ask, ask};
+use crate::support::models::{Shapes, Spec, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::runs::{Block, Output, blocks};
 use flexdraft::acceptance::Rule;
@@ -128,7 +128,7 @@ proptest! {
 
     #[test]
     fn a_step_gives_the_same_bits_with_one_product_or_two(
-        spec in spec(),
+        spec in spec(Shapes::OF_KERNELS),
         block_size in 2usize..6,
         asks in prop_oneof![
             prop::collection::vec(ask(), 1..2),

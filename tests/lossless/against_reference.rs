@@ -8,7 +8,7 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
 use proptest::prelude::*;
 
-use crate::support::models::{Spec, spec};
+use crate::support::models::{Shapes, Spec, spec};
 use crate::support::policies::RandomGroups;
 use crate::support::properties::properties;
 use crate::support::reference;
@@ -38,7 +38,7 @@ proptest! {
     /// confidence.
     #[test]
     fn logits_tokens_and_drafts_are_those_of_a_forward_pass_without_cache(
-        spec in spec(),
+        spec in spec(Shapes::SMALL),
         prompt in prop::collection::vec(any::<u32>(), 1..24),
         seed in any::<u64>(),
     ) {

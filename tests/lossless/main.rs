@@ -5,6 +5,7 @@ mod against_reference;
 mod bad_requests;
 mod bundled_pair;
 mod enumeration;
+mod every_mode;
 mod greedy;
 mod independence;
 mod logits_hook;

@@ -6,7 +6,7 @@ use flexdraft::decode::{Mode, Request};
 use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
 
-use crate::support::models::spec;
+use crate::support::models::{Shapes, spec};
 use crate::support::policies::RandomGroups;
 use crate::support::properties::properties;
 use crate::support::runs::{Output, blocks, engine, run};
@@ -16,7 +16,7 @@ proptest! {
 
     #[test]
     fn drafts_do_not_depend_on_the_group_set(
-        spec in spec(),
+        spec in spec(Shapes::SMALL),
         prompts in prop::collection::vec(prop::collection::vec(any::<u32>(), 1..50), 1..4),
         rule in prop::sample::select(vec![Rule::Rejection, Rule::Block, Rule::Match]),
         temperature in prop::sample::select(vec![0.0f32, 1.0]),

@@ -56,21 +56,52 @@ impl Default for Spec {
     }
 }
 
+/// The shapes from which random models are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Shapes {
+    pub most_layers: usize,
+    pub head_dims: &'static [usize],
+    pub hidden: &'static [usize],
+    pub largest_block: usize,
+    pub ranks: &'static [usize],
+    pub dtypes: &'static [DType],
+}
+
+impl Shapes {
+    /// The shapes of any small model.
+    pub const SMALL: Self = Shapes {
+        most_layers: 3,
+        head_dims: &[4, 8, 10, 16],
+        hidden: &[8, 17, 24],
+        largest_block: 7,
+        ranks: &[1, 2, 3, 4, 5, 6],
+        dtypes: &[DType::F32, DType::F16, DType::Bf16],
+    };
+
+    /// The shapes of small models that the kernels support.
+    pub const OF_KERNELS: Self = Shapes {
+        most_layers: 2,
+        head_dims: &[64, 128],
+        hidden: &[8, 24, 32],
+        largest_block: 5,
+        ranks: &[8, 16],
+        dtypes: &[DType::Bf16],
+    };
+}
+
 prop_compose! {
-    /// Generates the shape of any small model.
-    pub fn spec()(
+    /// Generates a random model of these shapes.
+    pub fn spec(shapes: Shapes)(
         llama in any::<bool>(),
-        layers in 1usize..4,
-        tail in 1usize..4,
-        kv_heads in 1usize..3,
-        q_per_kv in 1usize..4,
-        head_dim in prop::sample::select(vec![4usize, 8, 10, 16]),
-        hidden in prop::sample::select(vec![8usize, 17, 24]),
+        (layers, tail) in (1..=shapes.most_layers, 1..=shapes.most_layers),
+        (kv_heads, q_per_kv) in (1usize..3, 1usize..4),
+        head_dim in prop::sample::select(shapes.head_dims),
+        hidden in prop::sample::select(shapes.hidden),
         vocab in 3usize..40,
-        block_size in 1usize..8,
-        rank in prop::option::of(1usize..7),
+        block_size in 1..=shapes.largest_block,
+        rank in prop::option::of(prop::sample::select(shapes.ranks)),
         (bias, tied) in any::<(bool, bool)>(),
-        dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]),
+        dtype in prop::sample::select(shapes.dtypes),
         seed in any::<u64>(),
     ) -> Spec {
         Spec {
@@ -87,9 +118,8 @@ prop_compose! {
             bias,
             tied,
             dtype,
-            context_len: 512,
             seed,
-            gain: 3.0,
+            ..Spec::default()
         }
     }
 }
