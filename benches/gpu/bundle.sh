@@ -35,11 +35,14 @@ messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
 # One build of everything: dependencies then get the features of all targets and are compiled once.
 cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli \
-  -p flexdraft-ffi --lib --bin flexdraft --test on_gpu --test golden_vectors --bench kernels > "$messages"
-for name in on_gpu golden_vectors kernels; do
-  binary=$(sed -n "s|.*\"executable\":\"\([^\"]*/$name-[0-9a-f]*\)\".*|\1|p" "$messages")
-  strip -o "$out/$name" "$binary"
-done
+  -p flexdraft-ffi --lib --bin flexdraft --test kernels --test gpu_device --test golden_vectors --bench kernels > "$messages"
+executable() { # KIND NAME: prints the path of a test or a benchmark
+  sed -n "s|.*\"kind\":\[\"$1\"\],[^{}]*\"name\":\"$2\".*\"executable\":\"\([^\"]*\)\".*|\1|p" "$messages"
+}
+strip -o "$out/kernel_tests" "$(executable test kernels)"
+strip -o "$out/device_tests" "$(executable test gpu_device)"
+strip -o "$out/golden_vectors" "$(executable test golden_vectors)"
+strip -o "$out/kernels" "$(executable bench kernels)"
 strip -o "$out/flexdraft" "$(sed -n 's|.*"executable":"\([^"]*/flexdraft\)".*|\1|p' "$messages")"
 mkdir -p "$out/peers/gpu"
 library=$(sed -n 's|.*"\(/[^"]*/libflexdraft_ffi\.so\)".*|\1|p' "$messages" | head -n 1)

@@ -3,7 +3,7 @@
 #
 #   first        loads and launches every kernel, records the results of single instructions, and surveys the algorithms
 #                for matrix products
-#   correct      all tests of the kernels and the decode loop, and decoding with a real model
+#   correct      the tests of the kernels, of matrix products and of the decode loop, and decoding with a real model
 #   steps        times of whole decode steps, compared with their floors
 #   kernels      times of each family of kernels, compared with its floor
 #   peers        the kernels compared with PyTorch, FlashInfer and FlashAttention, whole steps compared with PyTorch
@@ -228,13 +228,20 @@ first() {
   run first-products 40 env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first-products
 }
 
+# tests PROGRAM: lists the tests of a program.
+tests() { "$here/$1" --list --format terse 2> /dev/null | sed -n 's/: test$//p'; }
+
 correct() {
   local test pair way on
   # A test spends most of its time in the SIMT emulator or the reference, on one core.
   slots=$(nproc)
   [ "$slots" -ge 4 ] || slots=4
-  for test in $("$here/on_gpu" --list --format terse 2> /dev/null | sed -n 's/: test$//p'); do
-    start "${test//::/-}" 110 "$here/on_gpu" --exact "$test"
+  # Tests of what only the emulator shows would tell nothing about this machine.
+  for test in $(tests kernel_tests | grep -v on_the_emulator::); do
+    start "${test//::/-}" 110 "$here/kernel_tests" --exact "$test"
+  done
+  for test in $(tests device_tests | grep '^on_a_gpu::\|^products::'); do
+    start "${test//::/-}" 110 "$here/device_tests" --exact "$test"
   done
   # The released pair is in the repository and not in the bundle.
   on=cuda:0
@@ -326,10 +333,10 @@ sanitizers() {
   fi
   slots=$(nproc)
   for tool in memcheck racecheck synccheck initcheck; do
-    for test in glue attention sampling selection; do
+    for test in $(tests kernel_tests | grep '::is_the_same_on_every_runtime$'); do
       # racecheck's reports about asynchronous copies must be read before they count as failures.
-      advisory=$([ "$tool" = racecheck ] && echo yes) start "$test-$tool" 150 \
-        compute-sanitizer --tool "$tool" --error-exitcode 9 "$here/on_gpu" --exact "$test::agrees_with_the_simt_host"
+      advisory=$([ "$tool" = racecheck ] && echo yes) start "${test%%::*}-$tool" 150 \
+        compute-sanitizer --tool "$tool" --error-exitcode 9 "$here/kernel_tests" --exact "$test"
     done
   done
   settle

@@ -27,7 +27,7 @@ CEILINGS = {
 
 
 def case(batch: int, bound: str, fraction: float) -> dict:
-    """Returns a line as benches/kernels/record.rs writes it (tests/kernels/floors.rs)."""
+    """Returns a line as benches/kernels/record.rs writes it (tests/kernels/on_the_emulator/floors.rs)."""
     return {
         "kernel": "accept", "shape": {"batch": batch, "vocab": 6144}, "launches": 11, "median_us": 6.123456,
         "p10_us": 6.0, "p90_us": 7.0, "bytes": 12288, "flops": 0, "floor_us": 3.0, "bound": bound,

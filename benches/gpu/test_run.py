@@ -18,7 +18,17 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 
 # Each stand-in writes the part of its original's output that run.sh reads.
-ON_GPU = """[ "$1" != --list ] || { printf '%s: test\\n' capture glue::agrees_with_the_simt_host; exit; }
+KERNEL_TESTS = """if [ "$1" = --list ]; then
+  for family in attention glue sampling selection; do echo "$family::is_the_same_on_every_runtime: test"; done
+  printf '%s: test\\n' captured_launches::capture on_the_emulator::floors::attention glue::on_the_emulator::bytes
+  exit
+fi
+test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
+"""
+DEVICE_TESTS = """if [ "$1" = --list ]; then
+  printf '%s: test\\n' decode_loop::modes on_a_gpu::modes products::are_the_sums
+  exit
+fi
 test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
 """
 
@@ -66,7 +76,8 @@ class Running(unittest.TestCase):
         for name in ("run.sh", "fold.py", "summary.py"):
             shutil.copy(HERE / name, self.bundle)
         (self.bundle / "commit").write_text("abc\n")
-        self.script("on_gpu", ON_GPU)
+        self.script("kernel_tests", KERNEL_TESTS)
+        self.script("device_tests", DEVICE_TESTS)
         self.script("golden_vectors", 'echo "{}" > "$FLEXDRAFT_GOLDEN_RESULTS/ptx.json"')
         self.script("kernels", KERNELS)
         self.script("flexdraft", """if [ "$1" = bench ]; then echo '{"model": "some"}'; fi; echo "$@" >&2""")
@@ -122,22 +133,24 @@ class Running(unittest.TestCase):
         runs, report = self.runs, self.report
         for run in runs.values():
             self.assertEqual((run["device"], run["commit"], len(run["date"])), ("Test GPU, 1.2", "abc", 20))
-        passed = ["instructions", "first-kernels", "first-products", "capture", "glue-agrees_with_the_simt_host",
-                  "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
+        passed = ["instructions", "first-kernels", "first-products", "captured_launches-capture",
+                  "glue-is_the_same_on_every_runtime", "on_a_gpu-modes", "products-are_the_sums", "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
                   "selection-initcheck"]
         self.assertEqual({runs[name]["status"] for name in passed}, {0})
+        # What the emulator alone shows is not run on a GPU.
+        self.assertFalse([name for name in runs if "emulator" in name or name.startswith("decode_loop")])
         # A bundle without step.py, such as an older one.
         self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
         # racecheck's findings are kept, but are no failure.
         self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
         self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
         self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
-        self.assertIn("--exact capture", (report / "capture.log").read_text())
+        self.assertIn("--exact captured_launches::capture", (report / "captured_launches-capture.log").read_text())
         self.assertIn("--rule match", (report / "decode-sampled.log").read_text())
         self.assertIn("some", (report / "steps-qwen3-8b.jsonl").read_text())
         asked = "--synthetic qwen3-8b --mode ar,parallel --batch 1,16 --context 1024 --verify-len 4 --groups all --json"
         self.assertIn(asked, (report / "steps-qwen3-8b.log").read_text())
-        self.assertIn("attention::agrees", (report / "attention-memcheck.log").read_text())
+        self.assertIn("attention::is_the_same", (report / "attention-memcheck.log").read_text())
         self.assertFalse((report / "criterion").exists())
         # The last printed lines contain the advisory findings.
         self.assertIn("advisory: ", done.stdout[-400:])
@@ -202,7 +215,8 @@ class Running(unittest.TestCase):
         self.assertEqual(self.runs["decode-greedy"]["skipped"], "demo/tiny is not here")
 
     def test_a_rehearsal_needs_no_gpu(self) -> None:
-        self.script("on_gpu", "[ $1 != --list ] || { echo 'capture: test'; exit; }; [ -z $FLEXDRAFT_REQUIRE_GPU ]")
+        for program, test in ("kernel_tests", "glue::rows"), ("device_tests", "products::sums"):
+            self.script(program, f"[ $1 != --list ] || {{ echo '{test}: test'; exit; }}; [ -z $FLEXDRAFT_REQUIRE_GPU ]")
         done = self.run_bundle(libraries=[], FLEXDRAFT_REHEARSE="1")
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertEqual({run["device"] for run in self.runs.values()}, {"no GPU, 0"})

@@ -2,7 +2,7 @@
 //!
 //! `kernels first [FROM]` launches every kernel on operands of a few rows, waits for each launch, and adds lines of
 //! JSON to `first-kernels.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names. Results are not looked at:
-//! `tests/on_gpu` does that. A launch that fails may take the whole context with it, so the program ends at the first
+//! `tests/kernels` does that. A launch that fails may take the whole context with it, so the program ends at the first
 //! failure; called again with the number of `case` lines that are in the file, it goes on after the failed case.
 //! Without a GPU the kernels run on the SIMT emulator, unless `FLEXDRAFT_REQUIRE_GPU` is set.
 

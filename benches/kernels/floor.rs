@@ -2,8 +2,8 @@
 //! must compute, and from the device's measured limits.
 //!
 //! The floor counts the operands in the formulas of the method, each byte once. It leaves out tables of a few bytes per
-//! row and arithmetic outside of matrix products, which bounds no kernel here. `tests/kernels/floors.rs` compares the
-//! bytes with the reads and writes that the SIMT emulator sees.
+//! row and arithmetic outside of matrix products, which bounds no kernel here.
+//! `tests/kernels/on_the_emulator/floors.rs` compares the bytes with the reads and writes that the SIMT emulator sees.
 
 /// Bytes of an element.
 const BF16: u64 = 2;

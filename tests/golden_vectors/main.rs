@@ -9,6 +9,9 @@
 #![cfg(feature = "simt")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[allow(dead_code)]
+#[path = "../support/gpu.rs"]
+mod gpu;
 mod instructions;
 mod recording;
 
@@ -17,7 +20,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use flexdraft::runtime::simt::{Checking, Copies};
-use flexdraft::runtime::{Cuda, RuntimeError, Simt, SimtOptions};
+use flexdraft::runtime::{RuntimeError, Simt, SimtOptions};
+use gpu::{Gpu, gpu};
 use recording::Recording;
 
 /// Returns the models with and without checks, in two orders of threads each.
@@ -52,19 +56,11 @@ fn the_models_agree_with_every_recording() {
 
 #[test]
 fn a_gpu_agrees_with_the_models() {
-    let gpu = Cuda::context(0).and_then(|context| Ok((Cuda::new(&context)?, context)));
-    let (gpu, context) = match gpu {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
-            // Written to stderr directly, because the test harness shows the output of failed tests only.
-            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
-            return;
-        }
-    };
+    let Some(Gpu { context, cuda }) = gpu() else { return };
+    let cuda = &**cuda;
     let driver = |error: cudarc::driver::DriverError| RuntimeError::Driver(error.to_string());
     let device = context.name().map_err(driver).unwrap();
-    let recording = Recording::of(&device, &instructions::all(), &gpu, &context.default_stream());
+    let recording = Recording::of(&device, &instructions::all(), cuda, &context.default_stream());
     if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {
         recording.write(&Path::new(&directory).join("ptx.json"));
     }
@@ -72,7 +68,7 @@ fn a_gpu_agrees_with_the_models() {
     // Different bits are no failure.
     let all = instructions::all();
     let wgmma = all.iter().find(|instruction| instruction.kernel == instructions::WGMMA).unwrap();
-    let [written, equal] = instructions::equal_to_mma(&wgmma.run(&gpu, &context.default_stream()).unwrap());
+    let [written, equal] = instructions::equal_to_mma(&wgmma.run(cuda, &context.default_stream()).unwrap());
     println!("wgmma: {written} words, {equal} of them with the bits of mma.sync");
     let has_wgmma = context.compute_capability().map_err(driver).unwrap() == (9, 0);
     assert_eq!(written > 0, has_wgmma, "wgmma is what compute capability 9.0 has");

@@ -1,8 +1,11 @@
-//! Tests of the GPU device on the SIMT emulator: the decode loop, the driver calls of a step, and the self-test that a
-//! device must pass before it is chosen automatically.
+//! Tests of the GPU device: on the SIMT emulator, the decode loop, the driver calls of a step, and the self-test that a
+//! device must pass before it is chosen automatically; on a GPU, if the machine has one, the decode loop and the matrix
+//! products of cuBLASLt.
 
 mod decode_loop;
 mod head_products;
+mod on_a_gpu;
+mod products;
 mod self_test;
 mod step;
 #[path = "../support/mod.rs"]

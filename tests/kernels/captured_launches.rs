@@ -1,7 +1,8 @@
-//! Captured launches of a step in a CUDA graph: captured once, they serve every step with the same number of rows.
-//! Everything that changes from step to step (positions, pages, groups, logits, seeds) is read from device memory.
+//! Captured launches of a step serve every step with the same number of rows: everything that changes from step to step
+//! (positions, pages, groups, logits, seeds) is read from device memory. On a GPU the capture is a CUDA graph; the SIMT
+//! emulator repeats recorded launches.
 
-use bytemuck::Zeroable;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
@@ -10,15 +11,18 @@ use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::glue::{Embed, Gather, NormRopeAppend, RopeTable};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, GroupSet, Pass, RowKind, SequenceRows};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::simt::Checking;
-use flexdraft::runtime::{Simt, SimtOptions};
+use flexdraft::runtime::{Element, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::any_runtime::{AnyRuntime, AnyStream};
+use crate::processors::{Bench, Operand, processors};
+use crate::support::gpu::gpu_for_a_capture;
 use crate::support::noise::{halves, noise};
 use crate::support::properties::properties;
 use crate::support::simt_variant::checking;
@@ -65,43 +69,43 @@ fn step() -> impl Strategy<Value = Step> {
 /// The operands of a layer, of sampling and acceptance, and of drafting the next block: from groups of the pass, and in
 /// a separate pass that follows the verdicts.
 struct Operands {
-    tables: PassTables<Simt>,
-    cos_sin: Vec<f32>,
-    qkv: Vec<bf16>,
-    k: Vec<bf16>,
-    v: Vec<bf16>,
-    attended: Vec<bf16>,
-    attention_workspace: Vec<u64>,
-    logits: Vec<f32>,
-    ways: Vec<RowSampling>,
-    requests: Vec<Verify>,
-    tokens: Vec<i32>,
-    stats: Vec<RowStats>,
-    workspace: Vec<f32>,
-    accept_workspace: Vec<u64>,
-    arrived: Vec<u32>,
-    verdicts: Vec<Verdict>,
-    committed: Vec<i32>,
+    tables: PassTables<AnyRuntime>,
+    cos_sin: Operand<f32>,
+    qkv: Operand<bf16>,
+    k: Operand<bf16>,
+    v: Operand<bf16>,
+    attended: Operand<bf16>,
+    attention_workspace: Operand<f32>,
+    logits: Operand<f32>,
+    ways: Operand<RowSampling>,
+    requests: Operand<Verify>,
+    tokens: Operand<i32>,
+    stats: Operand<RowStats>,
+    workspace: Operand<f32>,
+    accept_workspace: Operand<f32>,
+    arrived: Operand<u32>,
+    verdicts: Operand<Verdict>,
+    committed: Operand<i32>,
     /// The draft logits that the last step drew from, and the draft logits of the next block.
-    last_logits: Vec<f32>,
-    last_ways: Vec<RowSampling>,
-    last_stats: Vec<RowStats>,
-    next_logits: Vec<f32>,
-    next_ways: Vec<RowSampling>,
-    next_stats: Vec<RowStats>,
-    drafts: Vec<Draft>,
+    last_logits: Operand<f32>,
+    last_ways: Operand<RowSampling>,
+    last_stats: Operand<RowStats>,
+    next_logits: Operand<f32>,
+    next_ways: Operand<RowSampling>,
+    next_stats: Operand<RowStats>,
+    drafts: Operand<Draft>,
     /// The outputs of the selection. Per draft: bonus token and start; per draft row: its row in the pass, and
     /// the draft row itself (both −1 if the accepted length has no group).
-    selected: [Vec<i32>; 4],
-    gathered: Vec<bf16>,
-    embedded: Vec<bf16>,
-    u: Vec<bf16>,
-    w2: Vec<bf16>,
-    apart: PassTables<Simt>,
-    apart_turns: Vec<f32>,
-    followed: [i32; BATCH],
-    inv_freq: Vec<f32>,
-    error: [u32; 1],
+    selected: [Operand<i32>; 4],
+    gathered: Operand<bf16>,
+    embedded: Operand<bf16>,
+    u: Operand<bf16>,
+    w2: Operand<bf16>,
+    apart: PassTables<AnyRuntime>,
+    apart_turns: Operand<f32>,
+    followed: Operand<i32>,
+    inv_freq: Operand<f32>,
+    error: Operand<u32>,
 }
 
 const ROWS: usize = BATCH * (CANDIDATES + 2 * SLOTS);
@@ -109,51 +113,55 @@ const LOGIT_ROWS: usize = BATCH * CANDIDATES;
 const DRAFT_ROWS: usize = BATCH * DRAFTED;
 
 impl Operands {
-    fn new(kernels: &Kernels<Simt>) -> Self {
-        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
+    fn new(bench: &Bench) -> Self {
+        fn zeros<T: Element>(bench: &Bench, len: usize) -> Operand<T> {
+            bench.memory(&vec![T::zeroed(); len])
+        }
         let cached = PAGING.pages * PAGING.page_size * SHAPE.kv_heads * SHAPE.head_dim;
-        let words = attention_workspace_len(SHAPE, ROWS, LONGEST + 4, SPLIT).unwrap().div_ceil(2);
+        let tables = || PassTables::new(bench.runtime(), &bench.stream, BATCH, 32).unwrap();
+        let attention_workspace = attention_workspace_len(SHAPE, ROWS, LONGEST + 4, SPLIT).unwrap();
+        let inv_freq: Vec<f32> = (0..SHAPE.head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect();
         Operands {
-            tables: PassTables::new(simt, &stream, BATCH, 32).unwrap(),
-            cos_sin: vec![0.0; ROWS * SHAPE.head_dim],
-            qkv: vec![bf16::ZERO; ROWS * SHAPE.qkv_cols()],
-            k: vec![bf16::ZERO; cached],
-            v: vec![bf16::ZERO; cached],
-            attended: vec![bf16::ZERO; ROWS * SHAPE.out_cols()],
-            attention_workspace: vec![0; words],
-            logits: vec![0.0; LOGIT_ROWS * STRIDE],
-            ways: Vec::with_capacity(LOGIT_ROWS),
-            requests: Vec::with_capacity(BATCH),
-            tokens: vec![0; BATCH * (CANDIDATES - 1)],
-            stats: vec![RowStats::zeroed(); LOGIT_ROWS],
-            workspace: vec![0.0; workspace_len(LOGIT_ROWS, VOCAB, true).unwrap()],
-            accept_workspace: vec![0; accept_workspace_len(BATCH, VOCAB).unwrap().div_ceil(2)],
-            arrived: vec![0; BATCH],
-            verdicts: vec![Verdict::zeroed(); BATCH],
-            committed: vec![0; BATCH * MAX_COMMITTED],
-            last_logits: vec![0.0; DRAFT_ROWS * STRIDE],
-            last_ways: Vec::with_capacity(DRAFT_ROWS),
-            last_stats: vec![RowStats::zeroed(); DRAFT_ROWS],
-            next_logits: vec![0.0; DRAFT_ROWS * STRIDE],
-            next_ways: Vec::with_capacity(DRAFT_ROWS),
-            next_stats: vec![RowStats::zeroed(); DRAFT_ROWS],
-            drafts: Vec::with_capacity(BATCH),
-            selected: [vec![0; BATCH], vec![0; BATCH], vec![0; DRAFT_ROWS], vec![0; DRAFT_ROWS]],
-            gathered: vec![bf16::ZERO; DRAFT_ROWS * SHAPE.out_cols()],
-            embedded: vec![bf16::ZERO; BATCH * RANK],
-            u: vec![bf16::ZERO; DRAFT_ROWS * RANK],
-            w2: halves(9, VOCAB * RANK),
-            apart: PassTables::new(simt, &stream, BATCH, 32).unwrap(),
-            apart_turns: vec![0.0; BATCH * SLOTS * SHAPE.head_dim],
-            followed: [0, 1],
-            inv_freq: (0..SHAPE.head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect(),
-            error: [0],
+            tables: tables(),
+            cos_sin: zeros(bench, ROWS * SHAPE.head_dim),
+            qkv: zeros(bench, ROWS * SHAPE.qkv_cols()),
+            k: zeros(bench, cached),
+            v: zeros(bench, cached),
+            attended: zeros(bench, ROWS * SHAPE.out_cols()),
+            attention_workspace: zeros(bench, attention_workspace),
+            logits: zeros(bench, LOGIT_ROWS * STRIDE),
+            ways: zeros(bench, LOGIT_ROWS),
+            requests: zeros(bench, BATCH),
+            tokens: zeros(bench, BATCH * (CANDIDATES - 1)),
+            stats: zeros(bench, LOGIT_ROWS),
+            workspace: zeros(bench, workspace_len(LOGIT_ROWS, VOCAB, true).unwrap()),
+            accept_workspace: zeros(bench, accept_workspace_len(BATCH, VOCAB).unwrap()),
+            arrived: zeros(bench, BATCH),
+            verdicts: zeros(bench, BATCH),
+            committed: zeros(bench, BATCH * MAX_COMMITTED),
+            last_logits: zeros(bench, DRAFT_ROWS * STRIDE),
+            last_ways: zeros(bench, DRAFT_ROWS),
+            last_stats: zeros(bench, DRAFT_ROWS),
+            next_logits: zeros(bench, DRAFT_ROWS * STRIDE),
+            next_ways: zeros(bench, DRAFT_ROWS),
+            next_stats: zeros(bench, DRAFT_ROWS),
+            drafts: zeros(bench, BATCH),
+            selected: [BATCH, BATCH, DRAFT_ROWS, DRAFT_ROWS].map(|len| zeros(bench, len)),
+            gathered: zeros(bench, DRAFT_ROWS * SHAPE.out_cols()),
+            embedded: zeros(bench, BATCH * RANK),
+            u: zeros(bench, DRAFT_ROWS * RANK),
+            w2: bench.memory(&halves(9, VOCAB * RANK)),
+            apart: tables(),
+            apart_turns: zeros(bench, BATCH * SLOTS * SHAPE.head_dim),
+            followed: bench.memory(&[0, 1]),
+            inv_freq: bench.memory(&inv_freq),
+            error: zeros(bench, 1),
         }
     }
 
     /// Writes the inputs of a step in place, as the host and the preceding kernels would.
-    fn fill(&mut self, kernels: &Kernels<Simt>, step: &Step) {
-        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
+    fn fill(&mut self, bench: &Bench, step: &Step) {
+        let (runtime, stream) = (bench.runtime(), &bench.stream);
         let pages = step.pages.map(|first| (first..first + 26).collect::<Vec<u32>>());
         let sequences = step.sequences.iter().zip(&pages).map(|((start, groups), pages)| SequenceRows {
             pages,
@@ -162,7 +170,7 @@ impl Operands {
             groups: groups.to_vec(),
             slots: SLOTS,
         });
-        self.tables.upload(simt, &stream, &Pass { sequences: sequences.collect() }, PAGING).unwrap();
+        self.tables.upload(runtime, stream, &Pass { sequences: sequences.collect() }, PAGING).unwrap();
         let apart = step.sequences.iter().zip(&pages).map(|((start, _), pages)| SequenceRows {
             pages,
             start: *start,
@@ -170,25 +178,20 @@ impl Operands {
             groups: vec![CANDIDATES - 1],
             slots: SLOTS,
         });
-        self.apart.upload(simt, &stream, &Pass { sequences: apart.collect() }, PAGING).unwrap();
+        self.apart.upload(runtime, stream, &Pass { sequences: apart.collect() }, PAGING).unwrap();
         for (i, values) in (0..).zip([&mut self.qkv, &mut self.k, &mut self.v, &mut self.u]) {
-            let fresh = halves(step.seed ^ i, values.len());
-            values.copy_from_slice(&fresh);
+            bench.write(&halves(step.seed ^ i, values.len()), values, 0);
         }
         for (i, logits) in (5..).zip([&mut self.logits, &mut self.last_logits, &mut self.next_logits]) {
-            let fresh = noise(step.seed ^ i, logits.len());
-            logits.copy_from_slice(&fresh);
+            bench.write(&noise(step.seed ^ i, logits.len()), logits, 0);
         }
-        for ways in [&mut self.ways, &mut self.last_ways, &mut self.next_ways] {
-            ways.clear();
-        }
-        self.requests.clear();
-        self.drafts.clear();
+        let (mut ways, mut last_ways, mut next_ways) = (vec![], vec![], vec![]);
+        let (mut requests, mut drafts) = (vec![], vec![]);
         let params = SamplingParams::at_temperature(0.8);
         for (i, (start, groups)) in step.sequences.iter().enumerate() {
             for row in 0..CANDIDATES {
                 let numbers = Stream::target_draw(step.seed, start + row + 1);
-                self.ways.push(RowSampling::new(&params, Some(numbers)).unwrap());
+                ways.push(RowSampling::new(&params, Some(numbers)).unwrap());
             }
             let request = VerifySequence {
                 rule: step.rules[i],
@@ -200,8 +203,8 @@ impl Operands {
                 first_token: i * (CANDIDATES - 1),
                 groups: groups.iter().fold(GroupSet::NONE, |set, &k| set.with(k)),
             };
-            self.requests.push(Verify::new(&request).unwrap());
-            self.drafts.push(
+            requests.push(Verify::new(&request).unwrap());
+            drafts.push(
                 Draft::new(&DraftGroups {
                     sequence: i,
                     groups: request.groups,
@@ -212,75 +215,78 @@ impl Operands {
                 .unwrap(),
             );
             for slot in 1..SLOTS {
-                self.last_ways.push(RowSampling::new(&params, None).unwrap());
+                last_ways.push(RowSampling::new(&params, None).unwrap());
                 let numbers = Stream::new(step.seed, Purpose::DraftDraw, slot, 0);
                 let way = RowSampling::new(&params, Some(numbers)).unwrap();
-                self.next_ways.push(way.relative_to(i as u32));
+                next_ways.push(way.relative_to(i as u32));
             }
         }
-        self.tokens
-            .iter_mut()
-            .zip(noise(step.seed ^ 4, 8))
-            .for_each(|(token, x)| *token = (x * 100.0) as i32 + 300);
-        self.arrived.fill(0);
+        bench.write(&ways, &mut self.ways, 0);
+        bench.write(&last_ways, &mut self.last_ways, 0);
+        bench.write(&next_ways, &mut self.next_ways, 0);
+        bench.write(&requests, &mut self.requests, 0);
+        bench.write(&drafts, &mut self.drafts, 0);
+        let tokens = noise(step.seed ^ 4, self.tokens.len()).into_iter().map(|x| (x * 100.0) as i32 + 300);
+        bench.write(&tokens.collect::<Vec<_>>(), &mut self.tokens, 0);
+        bench.write(&[0; BATCH], &mut self.arrived, 0);
     }
 
-    fn launch(&mut self, kernels: &Kernels<Simt>) {
-        let stream = kernels.runtime().stream();
+    fn launch(&mut self, bench: &Bench) {
+        let Bench { kernels, stream } = bench;
         let strides = KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim);
         kernels
             .rope_table(
-                &stream,
+                stream,
                 &RopeTable {
                     pass: &self.tables,
-                    inv_freq: stream.view(&self.inv_freq),
+                    inv_freq: bench.view(&self.inv_freq),
                     scale: 1.0,
-                    cos_sin: stream.view_mut(&mut self.cos_sin),
+                    cos_sin: bench.view_mut(&mut self.cos_sin),
                 },
             )
             .unwrap();
         for kind in [RowKind::Candidates, RowKind::Masks] {
             kernels
                 .norm_rope_append(
-                    &stream,
+                    stream,
                     &NormRopeAppend {
                         pass: &self.tables,
                         kind,
-                        qkv: stream.view_mut(&mut self.qkv),
-                        cos_sin: stream.view(&self.cos_sin),
+                        qkv: bench.view_mut(&mut self.qkv),
+                        cos_sin: bench.view(&self.cos_sin),
                         norms: None,
                         eps: 1e-6,
                         cache: PagedKvMut {
-                            k: stream.view_mut(&mut self.k),
-                            v: stream.view_mut(&mut self.v),
+                            k: bench.view_mut(&mut self.k),
+                            v: bench.view_mut(&mut self.v),
                             k_strides: strides,
                             v_strides: strides,
                         },
                         shape: SHAPE,
-                        error: Some(stream.view_mut(&mut self.error)),
+                        error: Some(bench.view_mut(&mut self.error)),
                     },
                 )
                 .unwrap();
         }
         kernels
             .joint_attention(
-                &stream,
+                stream,
                 &JointAttention {
                     pass: &self.tables,
                     masks: true,
-                    qkv: stream.view(&self.qkv),
+                    qkv: bench.view(&self.qkv),
                     cache: PagedKv {
-                        k: stream.view(&self.k),
-                        v: stream.view(&self.v),
+                        k: bench.view(&self.k),
+                        v: bench.view(&self.v),
                         k_strides: strides,
                         v_strides: strides,
                     },
-                    out: stream.view_mut(&mut self.attended),
+                    out: bench.view_mut(&mut self.attended),
                     lse: None,
-                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut self.attention_workspace)),
+                    workspace: bench.view_mut(&mut self.attention_workspace),
                     shape: SHAPE,
                     split: SPLIT,
-                    error: Some(stream.view_mut(&mut self.error)),
+                    error: Some(bench.view_mut(&mut self.error)),
                 },
             )
             .unwrap();
@@ -292,130 +298,142 @@ impl Operands {
             let sample = Sample {
                 vocab: VOCAB,
                 stride: STRIDE,
-                logits: LogitRows::Read(stream.view(logits)),
+                logits: LogitRows::Read(bench.view(logits)),
                 logit_index: None,
-                sampling: stream.view(ways),
+                sampling: bench.view(ways),
                 starts: None,
                 draft: None,
                 calibration: None,
-                workspace: stream.view_mut(&mut self.workspace),
-                stats: stream.view_mut(stats),
-                error: Some(stream.view_mut(&mut self.error)),
+                workspace: bench.view_mut(&mut self.workspace),
+                stats: bench.view_mut(stats),
+                error: Some(bench.view_mut(&mut self.error)),
             };
-            kernels.sample(&stream, sample).unwrap();
+            kernels.sample(stream, sample).unwrap();
         }
         kernels
             .accept(
-                &stream,
+                stream,
                 &Accept {
                     vocab: VOCAB,
                     stride: STRIDE,
-                    sequences: stream.view(&self.requests),
+                    sequences: bench.view(&self.requests),
                     target_partials: None,
                     any_block: true,
-                    tokens: stream.view(&self.tokens),
-                    target: SampledRows {
-                        logits: stream.view(&self.logits),
-                        stats: stream.view(&self.stats),
-                    },
+                    tokens: bench.view(&self.tokens),
+                    target: SampledRows { logits: bench.view(&self.logits), stats: bench.view(&self.stats) },
                     draft: Some(SampledRows {
-                        logits: stream.view(&self.last_logits),
-                        stats: stream.view(&self.last_stats),
+                        logits: bench.view(&self.last_logits),
+                        stats: bench.view(&self.last_stats),
                     }),
-                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut self.accept_workspace)),
-                    arrived: stream.view_mut(&mut self.arrived),
-                    verdicts: stream.view_mut(&mut self.verdicts),
-                    committed: stream.view_mut(&mut self.committed),
-                    error: Some(stream.view_mut(&mut self.error)),
+                    workspace: bench.view_mut(&mut self.accept_workspace),
+                    arrived: bench.view_mut(&mut self.arrived),
+                    verdicts: bench.view_mut(&mut self.verdicts),
+                    committed: bench.view_mut(&mut self.committed),
+                    error: Some(bench.view_mut(&mut self.error)),
                 },
             )
             .unwrap();
-        self.launch_drafting(kernels);
+        self.launch_drafting(bench);
     }
 
-    fn launch_drafting(&mut self, kernels: &Kernels<Simt>) {
-        let stream = kernels.runtime().stream();
+    fn launch_drafting(&mut self, bench: &Bench) {
+        let Bench { kernels, stream } = bench;
         let [bonus, starts, sources, draft_rows] = &mut self.selected;
         let select = SelectDrafts {
-            drafts: stream.view(&self.drafts),
-            verdicts: stream.view(&self.verdicts),
-            bonus: stream.view_mut(bonus),
-            starts: stream.view_mut(starts),
-            sources: stream.view_mut(sources),
-            draft_rows: stream.view_mut(draft_rows),
-            error: Some(stream.view_mut(&mut self.error)),
+            drafts: bench.view(&self.drafts),
+            verdicts: bench.view(&self.verdicts),
+            bonus: bench.view_mut(bonus),
+            starts: bench.view_mut(starts),
+            sources: bench.view_mut(sources),
+            draft_rows: bench.view_mut(draft_rows),
+            error: Some(bench.view_mut(&mut self.error)),
         };
-        kernels.select_drafts(&stream, &select).unwrap();
+        kernels.select_drafts(stream, &select).unwrap();
         drop(select);
         let gather = Gather {
-            indices: stream.view(sources),
-            x: stream.view(&self.attended),
-            out: stream.view_mut(&mut self.gathered),
+            indices: bench.view(sources),
+            x: bench.view(&self.attended),
+            out: bench.view_mut(&mut self.gathered),
             error: None,
             cols: SHAPE.out_cols(),
         };
-        kernels.gather(&stream, &gather).unwrap();
+        kernels.gather(stream, &gather).unwrap();
         drop(gather);
         let embed = Embed {
-            ids: stream.view(bonus),
-            table: stream.view(&self.w2),
-            out: stream.view_mut(&mut self.embedded),
-            error: Some(stream.view_mut(&mut self.error)),
+            ids: bench.view(bonus),
+            table: bench.view(&self.w2),
+            out: bench.view_mut(&mut self.embedded),
+            error: Some(bench.view_mut(&mut self.error)),
             cols: RANK,
         };
-        kernels.embed(&stream, &embed).unwrap();
+        kernels.embed(stream, &embed).unwrap();
         drop(embed);
         let sample = Sample {
             vocab: VOCAB,
             stride: STRIDE,
-            logits: LogitRows::Update(stream.view_mut(&mut self.next_logits)),
-            logit_index: Some(stream.view(draft_rows)),
-            sampling: stream.view(&self.next_ways),
-            starts: Some(stream.view(starts)),
+            logits: LogitRows::Update(bench.view_mut(&mut self.next_logits)),
+            logit_index: Some(bench.view(draft_rows)),
+            sampling: bench.view(&self.next_ways),
+            starts: Some(bench.view(starts)),
             draft: None,
             calibration: Some(Calibration {
                 rank: RANK,
-                hidden: stream.view(&self.u),
-                weight: stream.view(&self.w2),
+                hidden: bench.view(&self.u),
+                weight: bench.view(&self.w2),
                 bias: None,
             }),
-            workspace: stream.view_mut(&mut self.workspace),
-            stats: stream.view_mut(&mut self.next_stats),
-            error: Some(stream.view_mut(&mut self.error)),
+            workspace: bench.view_mut(&mut self.workspace),
+            stats: bench.view_mut(&mut self.next_stats),
+            error: Some(bench.view_mut(&mut self.error)),
         };
-        kernels.sample(&stream, sample).unwrap();
+        kernels.sample(stream, sample).unwrap();
         let follow = FollowVerdicts {
             pass: &mut self.apart,
-            sequences: stream.view(&self.followed),
-            verdicts: stream.view(&self.verdicts),
-            error: Some(stream.view_mut(&mut self.error)),
+            sequences: bench.view(&self.followed),
+            verdicts: bench.view(&self.verdicts),
+            error: Some(bench.view_mut(&mut self.error)),
         };
-        kernels.follow_verdicts(&stream, follow).unwrap();
+        kernels.follow_verdicts(stream, follow).unwrap();
         let table = RopeTable {
             pass: &self.apart,
-            inv_freq: stream.view(&self.inv_freq),
+            inv_freq: bench.view(&self.inv_freq),
             scale: 1.0,
-            cos_sin: stream.view_mut(&mut self.apart_turns),
+            cos_sin: bench.view_mut(&mut self.apart_turns),
         };
-        kernels.rope_table(&stream, &table).unwrap();
+        kernels.rope_table(stream, &table).unwrap();
     }
 
     /// Returns the bytes of all outputs.
-    fn bits(&self) -> [Vec<u8>; 11] {
-        assert_eq!(self.error, [0]);
-        [
-            bytemuck::cast_slice(&self.attended).to_vec(),
-            bytemuck::cast_slice(&self.qkv).to_vec(),
-            bytemuck::cast_slice(&self.k).to_vec(),
-            bytemuck::cast_slice(&self.verdicts).to_vec(),
-            bytemuck::cast_slice(&self.committed).to_vec(),
-            bytemuck::cast_slice(&self.next_logits).to_vec(),
-            bytemuck::cast_slice(&self.next_stats).to_vec(),
-            bytemuck::cast_slice(&self.selected.concat()).to_vec(),
-            bytemuck::cast_slice(&self.gathered).to_vec(),
-            bytemuck::cast_slice(&self.embedded).to_vec(),
-            bytemuck::cast_slice(&self.apart_turns).to_vec(),
-        ]
+    fn bits(&self, bench: &Bench) -> Vec<Vec<u8>> {
+        fn bytes<T: Element>(bench: &Bench, operand: &Operand<T>) -> Vec<u8> {
+            bytemuck::cast_slice(&bench.host(operand)).to_vec()
+        }
+        assert_eq!(bench.host(&self.error), [0]);
+        let mut bits: Vec<Vec<u8>> = self.selected.iter().map(|table| bytes(bench, table)).collect();
+        let halves = [&self.attended, &self.qkv, &self.k, &self.gathered, &self.embedded];
+        bits.extend(halves.map(|operand| bytes(bench, operand)));
+        bits.extend([&self.next_logits, &self.apart_turns].map(|operand| bytes(bench, operand)));
+        bits.extend([bytes(bench, &self.verdicts), bytes(bench, &self.committed)]);
+        bits.push(bytes(bench, &self.next_stats));
+        bits
+    }
+
+    /// Captures the launches of a step, and returns what launches them again.
+    fn capture<'a>(&mut self, bench: &'a Bench) -> Box<dyn Fn() + 'a> {
+        if let Some(simt) = bench.emulator() {
+            simt.record();
+            self.launch(bench);
+            let recording = simt.take_recording();
+            // Attention with a merge is one more launch.
+            assert!(recording.len() >= 17, "{}", recording.len());
+            // SAFETY: the test calls this only while the operands exist, filled in place and borrowed by nothing.
+            return Box::new(move || unsafe { simt.replay(&recording) }.unwrap());
+        }
+        let AnyStream::Gpu(stream) = &bench.stream else { panic!("a stream of cudarc's is captured") };
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        self.launch(bench);
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+        Box::new(move || graph.launch().unwrap())
     }
 }
 
@@ -424,24 +442,26 @@ proptest! {
 
     #[test]
     fn launches_made_for_one_step_serve_the_next(steps in prop::collection::vec(step(), 1..4)) {
-        let options = SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() };
-        let kernels = Kernels::new(Simt::new(options));
-        let mut captured = Operands::new(&kernels);
-        captured.fill(&kernels, &FIRST);
-        kernels.runtime().record();
-        captured.launch(&kernels);
-        let recording = kernels.runtime().take_recording();
-        // Attention with a merge is one more launch.
-        prop_assert!(recording.len() >= 17, "{}", recording.len());
-        for step in &steps {
-            captured.fill(&kernels, step);
-            // SAFETY: the operands are the operands that `captured` was recorded with, filled in place and borrowed by
-            // nothing.
-            unsafe { kernels.runtime().replay(&recording) }.unwrap();
-            let mut anew = Operands::new(&kernels);
-            anew.fill(&kernels, step);
-            anew.launch(&kernels);
-            prop_assert!(captured.bits() == anew.bits(), "{step:?}");
+        gpu_for_a_capture();
+        for processor in processors() {
+            let options = SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() };
+            let bench = Bench::on(processor, options);
+            let mut captured = Operands::new(&bench);
+            captured.fill(&bench, &FIRST);
+            let launch_again = captured.capture(&bench);
+            let mut outputs = Vec::new();
+            for step in &steps {
+                captured.fill(&bench, step);
+                launch_again();
+                let mut anew = Operands::new(&bench);
+                anew.fill(&bench, step);
+                anew.launch(&bench);
+                let found = captured.bits(&bench);
+                prop_assert!(found == anew.bits(&bench), "{step:?}");
+                outputs.push(found);
+            }
+            // Other inputs give other outputs.
+            prop_assert!(outputs.windows(2).all(|pair| pair[0] != pair[1]));
         }
     }
 }

@@ -1,23 +1,26 @@
-//! The kernels around the matrix products on the SIMT emulator, compared with the reference row by row, with all memory
-//! outside their operands poisoned.
+//! The kernels around the matrix products, compared with the reference row by row, with all memory outside their operands
+//! poisoned.
 
 use flexdraft::kernels::glue::{
     Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
 };
-use flexdraft::kernels::{Kernels, KvStrides, PagedKvMut, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
-use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 use proptest::prelude::*;
 
-use crate::support::noise::halves;
+use crate::processors::{Bench, Processor, processors, runtimes_agree};
+use crate::support::close::{close, f32s};
+use crate::support::noise::{halves, noise};
 use crate::support::properties::properties;
 
-/// Returns kernels with access checks, unless another variant is asked for, and with the given order of threads.
-fn kernels(schedule: u64) -> Kernels<Simt> {
+/// Returns kernels on a processor; on the emulator with access checks, unless another variant is asked for, and with the
+/// order of threads `schedule`.
+fn bench(processor: Processor, schedule: u64) -> Bench {
     let checking = crate::support::simt_variant::checking(Checking::Accesses);
-    Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
+    Bench::on(processor, SimtOptions { checking, copies: Copies::Eager, schedule })
 }
 
 fn f64s(values: &[bf16]) -> Vec<f64> {
@@ -25,7 +28,7 @@ fn f64s(values: &[bf16]) -> Vec<f64> {
 }
 
 /// True if `found` is `exact` rounded to bf16 after f32 arithmetic.
-fn close(found: bf16, exact: f64) -> bool {
+fn is_rounded(found: bf16, exact: f64) -> bool {
     (found.to_f64() - exact).abs() <= exact.abs() / 256.0 * 1.01 + 1e-6
 }
 
@@ -40,38 +43,9 @@ proptest! {
         ids in prop::collection::vec(-2i32..9, 0..6),
         seed in any::<u64>(),
     ) {
-        let (cols, vocab) = (8 * eighths, 7usize);
-        let kernels = kernels(seed % 4);
-        let stream = kernels.runtime().stream();
-        let table = halves(seed, vocab * cols);
-        let mut error = [0u32];
-        let mut out = vec![POISON; ids.len() * cols];
-        let mut gathered = out.clone();
-        kernels.embed(&stream, &Embed {
-            ids: stream.view(&ids),
-            table: stream.view(&table),
-            out: stream.view_mut(&mut out),
-            error: Some(stream.view_mut(&mut error)),
-            cols,
-        }).unwrap();
-        let wrong = |id: &i32| !(0..7).contains(id);
-        prop_assert_eq!(error, [if ids.iter().any(wrong) { 2 } else { 0 }]);
-        error = [0];
-        kernels.gather(&stream, &Gather {
-            indices: stream.view(&ids),
-            x: stream.view(&table),
-            out: stream.view_mut(&mut gathered),
-            error: Some(stream.view_mut(&mut error)),
-            cols,
-        }).unwrap();
-        // Index −1 asks for a row of zeros.
-        prop_assert_eq!(error, [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
-        let zeros = vec![bf16::ZERO; cols];
-        for (row, &id) in out.chunks(cols).zip(&ids) {
-            let expected = usize::try_from(id).ok().and_then(|id| table.chunks(cols).nth(id)).unwrap_or(&zeros);
-            prop_assert_eq!(row, expected);
+        for processor in processors() {
+            check_embedding_and_gather(&bench(processor, seed % 4), 8 * eighths, &ids, seed)?;
         }
-        prop_assert_eq!(gathered, out);
     }
 
     #[test]
@@ -81,42 +55,8 @@ proptest! {
         residual in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let cols = 8 * eighths;
-        let kernels = kernels(seed % 4);
-        let stream = kernels.runtime().stream();
-        let (before, delta) = (halves(seed, rows * cols), halves(seed ^ 1, rows * cols));
-        let weight: Vec<f32> = halves(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
-        let run = |x: &mut Vec<bf16>, out: &mut Vec<bf16>, delta: &[bf16]| {
-            kernels.rms_norm(&stream, &RmsNorm {
-                x: match residual {
-                    true => Residual::Add { x: stream.view_mut(x), delta: stream.view(delta) },
-                    false => Residual::Is(stream.view(x)),
-                },
-                weight: stream.view(&weight),
-                out: stream.view_mut(out),
-                eps: 1e-5,
-            })
-        };
-        let (mut x, mut out) = (before.clone(), vec![POISON; rows * cols]);
-        run(&mut x, &mut out, &delta).unwrap();
-        let sums: Vec<bf16> = before.iter().zip(&delta).map(|(x, d)| bf16::from_f32(x.to_f32() + d.to_f32())).collect();
-        prop_assert_eq!(&x, if residual { &sums } else { &before });
-        let mut added = before.clone();
-        kernels.add(&stream, &Add { x: stream.view_mut(&mut added), delta: stream.view(&delta) }).unwrap();
-        prop_assert_eq!(&added, &sums);
-        let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
-        for (x, out) in x.chunks(cols).zip(out.chunks(cols)) {
-            let exact = flexdraft_reference::norm::rms_norm(&f64s(x), &weights, 1e-5);
-            for (&out, exact) in out.iter().zip(exact) {
-                prop_assert!(close(out, exact), "{out} for {exact}");
-            }
-        }
-        // A row has the same bits in a batch of its own.
-        for row in 0..rows {
-            let range = row * cols..(row + 1) * cols;
-            let (mut x, mut alone) = (before[range.clone()].to_vec(), vec![POISON; cols]);
-            run(&mut x, &mut alone, &delta[range.clone()]).unwrap();
-            prop_assert_eq!(&alone, &out[range]);
+        for processor in processors() {
+            check_norm(&bench(processor, seed % 4), 8 * eighths, rows, residual, seed)?;
         }
     }
 
@@ -127,47 +67,161 @@ proptest! {
         absent in prop::sample::select(vec![-1, 2, -2]),
         seed in any::<u64>(),
     ) {
-        let cols = 8 * eighths;
-        let kernels = kernels(seed % 4);
-        let stream = kernels.runtime().stream();
-        let x = halves(seed, rows * 2 * cols);
-        let mut out = vec![POISON; rows * cols];
-        let (from, to) = (stream.view(&x), stream.view_mut(&mut out));
-        kernels.silu_mul(&stream, &SiluMul { x: from, out: to, cols }).unwrap();
-        let silu = |x: f64| x / (1.0 + (-x).exp());
-        for (row, out) in x.chunks(2 * cols).zip(out.chunks(cols)) {
-            for (i, &out) in out.iter().enumerate() {
-                let exact = silu(row[i].to_f64()) * row[cols + i].to_f64();
-                prop_assert!(close(out, exact), "{out} for {exact}");
-            }
+        for processor in processors() {
+            check_activations(&bench(processor, seed % 4), 8 * eighths, rows, absent, seed)?;
         }
+    }
+}
 
-        let bonus = halves(seed ^ 5, 2 * cols);
-        // Bonus rows −1, 2 and −2 do not exist. Index −1 asks for no bonus row and is no error.
-        let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
-        let before = x[..rows * cols].to_vec();
-        let (mut hidden, mut error) = (before.clone(), [0]);
-        kernels.silu_add(&stream, &SiluAdd {
-            x: stream.view_mut(&mut hidden),
-            bonus: stream.view(&bonus),
-            owner: stream.view(&owner),
-            error: Some(stream.view_mut(&mut error)),
-            cols,
-        }).unwrap();
-        prop_assert_eq!(error, [if rows > 1 && absent != -1 { 16 } else { 0 }]);
-        for row in 0..rows {
-            for c in 0..cols {
-                let (before, found) = (before[row * cols + c], hidden[row * cols + c]);
-                match usize::try_from(owner[row]).ok().and_then(|owner| bonus.get(owner * cols + c)) {
-                    Some(bonus) => {
-                        let exact = silu(f64::from(before.to_f32() + bonus.to_f32()));
-                        prop_assert!(close(found, exact), "{found} for {exact}");
-                    }
-                    None => prop_assert_eq!(found, before),
+fn check_embedding_and_gather(
+    bench: &Bench,
+    cols: usize,
+    ids: &[i32],
+    seed: u64,
+) -> Result<(), TestCaseError> {
+    let Bench { kernels, stream } = bench;
+    let vocab = 7;
+    let contents = halves(seed, vocab * cols);
+    let (table, indices) = (bench.memory(&contents), bench.memory(ids));
+    let mut error = bench.memory(&[0u32]);
+    let [mut out, mut gathered] = [(); 2].map(|()| bench.memory(&vec![POISON; ids.len() * cols]));
+    let args = Embed {
+        ids: bench.view(&indices),
+        table: bench.view(&table),
+        out: bench.view_mut(&mut out),
+        error: Some(bench.view_mut(&mut error)),
+        cols,
+    };
+    kernels.embed(stream, &args).unwrap();
+    drop(args);
+    let wrong = |id: &i32| !(0..7).contains(id);
+    prop_assert_eq!(bench.host(&error), [if ids.iter().any(wrong) { 2 } else { 0 }]);
+    bench.write(&[0], &mut error, 0);
+    let args = Gather {
+        indices: bench.view(&indices),
+        x: bench.view(&table),
+        out: bench.view_mut(&mut gathered),
+        error: Some(bench.view_mut(&mut error)),
+        cols,
+    };
+    kernels.gather(stream, &args).unwrap();
+    drop(args);
+    // Index −1 asks for a row of zeros.
+    prop_assert_eq!(bench.host(&error), [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
+    let (out, zeros) = (bench.host(&out), vec![bf16::ZERO; cols]);
+    for (row, &id) in out.chunks(cols).zip(ids) {
+        let expected =
+            usize::try_from(id).ok().and_then(|id| contents.chunks(cols).nth(id)).unwrap_or(&zeros);
+        prop_assert_eq!(row, expected);
+    }
+    prop_assert_eq!(bench.host(&gathered), out);
+    Ok(())
+}
+
+fn check_norm(
+    bench: &Bench,
+    cols: usize,
+    rows: usize,
+    residual: bool,
+    seed: u64,
+) -> Result<(), TestCaseError> {
+    let Bench { kernels, stream } = bench;
+    let (before, delta) = (halves(seed, rows * cols), halves(seed ^ 1, rows * cols));
+    let weight: Vec<f32> = halves(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
+    let weight_memory = bench.memory(&weight);
+    // Returns x and the output of `rms_norm` afterwards.
+    let run = |x: &[bf16], delta: &[bf16]| {
+        let (mut x, delta) = (bench.memory(x), bench.memory(delta));
+        let mut out = bench.memory(&vec![POISON; x.len()]);
+        let args = RmsNorm {
+            x: match residual {
+                true => Residual::Add { x: bench.view_mut(&mut x), delta: bench.view(&delta) },
+                false => Residual::Is(bench.view(&x)),
+            },
+            weight: bench.view(&weight_memory),
+            out: bench.view_mut(&mut out),
+            eps: 1e-5,
+        };
+        kernels.rms_norm(stream, &args).unwrap();
+        drop(args);
+        (bench.host(&x), bench.host(&out))
+    };
+    let (x, out) = run(&before, &delta);
+    let sums: Vec<bf16> =
+        before.iter().zip(&delta).map(|(x, d)| bf16::from_f32(x.to_f32() + d.to_f32())).collect();
+    prop_assert_eq!(&x, if residual { &sums } else { &before });
+    let (mut added, delta_memory) = (bench.memory(&before), bench.memory(&delta));
+    let args = Add { x: bench.view_mut(&mut added), delta: bench.view(&delta_memory) };
+    kernels.add(stream, &args).unwrap();
+    drop(args);
+    prop_assert_eq!(&bench.host(&added), &sums);
+    let weights: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
+    for (x, out) in x.chunks(cols).zip(out.chunks(cols)) {
+        let exact = flexdraft_reference::norm::rms_norm(&f64s(x), &weights, 1e-5);
+        for (&out, exact) in out.iter().zip(exact) {
+            prop_assert!(is_rounded(out, exact), "{out} for {exact}");
+        }
+    }
+    // A row has the same bits in a batch of its own.
+    for row in 0..rows {
+        let range = row * cols..(row + 1) * cols;
+        let (_, alone) = run(&before[range.clone()], &delta[range.clone()]);
+        prop_assert_eq!(&alone, &out[range]);
+    }
+    Ok(())
+}
+
+fn check_activations(
+    bench: &Bench,
+    cols: usize,
+    rows: usize,
+    absent: i32,
+    seed: u64,
+) -> Result<(), TestCaseError> {
+    let Bench { kernels, stream } = bench;
+    let x = halves(seed, rows * 2 * cols);
+    let (from, mut out) = (bench.memory(&x), bench.memory(&vec![POISON; rows * cols]));
+    let args = SiluMul { x: bench.view(&from), out: bench.view_mut(&mut out), cols };
+    kernels.silu_mul(stream, &args).unwrap();
+    drop(args);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    for (row, out) in x.chunks(2 * cols).zip(bench.host(&out).chunks(cols)) {
+        for (i, &out) in out.iter().enumerate() {
+            let exact = silu(row[i].to_f64()) * row[cols + i].to_f64();
+            prop_assert!(is_rounded(out, exact), "{out} for {exact}");
+        }
+    }
+
+    let bonus = halves(seed ^ 5, 2 * cols);
+    // Bonus rows −1, 2 and −2 do not exist. Index −1 asks for no bonus row and is no error.
+    let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
+    let before = &x[..rows * cols];
+    let (mut hidden, mut error) = (bench.memory(before), bench.memory(&[0]));
+    let (bonus_memory, owner_memory) = (bench.memory(&bonus), bench.memory(&owner));
+    let args = SiluAdd {
+        x: bench.view_mut(&mut hidden),
+        bonus: bench.view(&bonus_memory),
+        owner: bench.view(&owner_memory),
+        error: Some(bench.view_mut(&mut error)),
+        cols,
+    };
+    kernels.silu_add(stream, &args).unwrap();
+    drop(args);
+    prop_assert_eq!(bench.host(&error), [if rows > 1 && absent != -1 { 16 } else { 0 }]);
+    let hidden = bench.host(&hidden);
+    for row in 0..rows {
+        for c in 0..cols {
+            let (before, found) = (before[row * cols + c], hidden[row * cols + c]);
+            match usize::try_from(owner[row]).ok().and_then(|owner| bonus.get(owner * cols + c)) {
+                Some(bonus) => {
+                    let exact = silu(f64::from(before.to_f32() + bonus.to_f32()));
+                    prop_assert!(is_rounded(found, exact), "{found} for {exact}");
                 }
+                None => prop_assert_eq!(found, before),
             }
         }
     }
+    Ok(())
 }
 
 /// A random pass whose pages are in a shuffled order.
@@ -229,70 +283,108 @@ proptest! {
         head_major in any::<bool>(),
         padding in 0usize..3,
     ) {
-        let kernels = kernels(pass.seed % 4);
-        let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
+        let append = AppendCase { pass, head_dim, kv_heads, q_heads: kv_heads * ratio, normed, head_major, padding };
+        for processor in processors() {
+            append.check(&bench(processor, append.pass.seed % 4))?;
+        }
+    }
+}
+
+/// The rotation and append of a random pass's rows.
+#[derive(Clone, Debug)]
+struct AppendCase {
+    pass: AnyPass,
+    head_dim: usize,
+    kv_heads: usize,
+    q_heads: usize,
+    normed: bool,
+    head_major: bool,
+    padding: usize,
+}
+
+impl AppendCase {
+    fn check(&self, bench: &Bench) -> Result<(), TestCaseError> {
+        let AppendCase { ref pass, head_dim, kv_heads, q_heads, normed, head_major, padding } = *self;
+        let Bench { kernels, stream } = bench;
         let (pages, page_count) = pass.pages();
         let paging = Paging { pages: page_count, page_size: pass.page_size };
-        let sequences = pass.sequences.iter().zip(&pages).map(|((start, candidates, groups, slots), pages)| {
-            SequenceRows { pages, start: *start, candidates: *candidates, groups: groups.clone(), slots: *slots }
-        });
+        let sequences =
+            pass.sequences.iter().zip(&pages).map(|((start, candidates, groups, slots), pages)| {
+                SequenceRows {
+                    pages,
+                    start: *start,
+                    candidates: *candidates,
+                    groups: groups.clone(),
+                    slots: *slots,
+                }
+            });
         let layout = Pass { sequences: sequences.collect() };
         let max_pages = pages.iter().map(Vec::len).max().unwrap_or(0);
-        let mut tables = PassTables::new(simt, &stream, 4, max_pages).unwrap();
-        tables.upload(simt, &stream, &layout, paging).unwrap();
+        let mut tables = PassTables::new(bench.runtime(), stream, 4, max_pages).unwrap();
+        tables.upload(bench.runtime(), stream, &layout, paging).unwrap();
         let described = layout.rows();
         let rows = described.len() + padding;
         prop_assert_eq!(tables.rows(), described.len());
 
         // Frequencies down to one turn in a hundred thousand positions.
-        let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-        let mut cos_sin = vec![f32::NAN; rows * head_dim];
-        kernels.rope_table(&stream, &RopeTable {
+        let inv_freq: Vec<f32> =
+            (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let frequencies = bench.memory(&inv_freq);
+        let mut cos_sin_memory = bench.memory(&vec![f32::NAN; rows * head_dim]);
+        let args = RopeTable {
             pass: &tables,
-            inv_freq: stream.view(&inv_freq),
+            inv_freq: bench.view(&frequencies),
             scale: 0.75,
-            cos_sin: stream.view_mut(&mut cos_sin),
-        }).unwrap();
+            cos_sin: bench.view_mut(&mut cos_sin_memory),
+        };
+        kernels.rope_table(stream, &args).unwrap();
+        drop(args);
+        let cos_sin = bench.host(&cos_sin_memory);
         for (r, cos_sin) in cos_sin.chunks(head_dim).enumerate() {
             for (i, turn) in cos_sin.chunks(2).enumerate() {
                 let (sin, cos) = match described.get(r) {
                     Some(row) => f64::from(row.position as f32 * inv_freq[i]).sin_cos(),
                     None => (0.0, 0.0),
                 };
-                let error = (f64::from(turn[0]) - 0.75 * cos).abs().max((f64::from(turn[1]) - 0.75 * sin).abs());
+                let error =
+                    (f64::from(turn[0]) - 0.75 * cos).abs().max((f64::from(turn[1]) - 0.75 * sin).abs());
                 prop_assert!(error < 3e-7, "{error} in row {r}");
             }
         }
 
-        let q_heads = kv_heads * ratio;
         let width = (q_heads + 2 * kv_heads) * head_dim;
         let before = halves(pass.seed, rows * width);
-        let weights = [3, 4].map(|s| halves(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
+        let weights =
+            [3, 4].map(|s| halves(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
         let strides = match head_major {
             true => KvStrides::head_major(pass.page_size, kv_heads, head_dim),
             false => KvStrides::token_major(pass.page_size, kv_heads, head_dim),
         };
         let untouched = vec![POISON; page_count * pass.page_size * kv_heads * head_dim];
-        let (mut k, mut v, mut error, mut qkv) = (untouched.clone(), untouched.clone(), [0u32], before.clone());
+        let [mut k, mut v] = [(); 2].map(|()| bench.memory(&untouched));
+        let (mut error, mut qkv) = (bench.memory(&[0u32]), bench.memory(&before));
+        let [q_norm, k_norm] = [&weights[0], &weights[1]].map(|weights| bench.memory(weights));
         for kind in [RowKind::Candidates, RowKind::Masks] {
-            kernels.norm_rope_append(&stream, &NormRopeAppend {
+            let args = NormRopeAppend {
                 pass: &tables,
                 kind,
-                qkv: stream.view_mut(&mut qkv),
-                cos_sin: stream.view(&cos_sin),
-                norms: normed.then(|| (stream.view(&weights[0]), stream.view(&weights[1]))),
+                qkv: bench.view_mut(&mut qkv),
+                cos_sin: bench.view(&cos_sin_memory),
+                norms: normed.then(|| (bench.view(&q_norm), bench.view(&k_norm))),
                 eps: 1e-6,
                 cache: PagedKvMut {
-                    k: stream.view_mut(&mut k),
-                    v: stream.view_mut(&mut v),
+                    k: bench.view_mut(&mut k),
+                    v: bench.view_mut(&mut v),
                     k_strides: strides,
                     v_strides: strides,
                 },
                 shape: AttentionShape { q_heads, kv_heads, head_dim },
-                error: Some(stream.view_mut(&mut error)),
-            }).unwrap();
+                error: Some(bench.view_mut(&mut error)),
+            };
+            kernels.norm_rope_append(stream, &args).unwrap();
         }
-        prop_assert_eq!(error, [0]);
+        prop_assert_eq!(bench.host(&error), [0]);
+        let (k, v, qkv) = (bench.host(&k), bench.host(&v), bench.host(&qkv));
 
         let (mut expected_k, mut expected_v) = (untouched.clone(), untouched);
         for (r, (found, before)) in qkv.chunks(width).zip(before.chunks(width)).enumerate() {
@@ -302,9 +394,11 @@ proptest! {
             };
             // The place of this head of a candidate's k or v in the cache.
             let candidate = r < tables.candidates();
-            let page = pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
+            let page =
+                pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
             let token = page * strides.page + row.position % pass.page_size * strides.token;
-            let cached = |kv_head: usize| token + kv_head * strides.head..token + kv_head * strides.head + head_dim;
+            let cached =
+                |kv_head: usize| token + kv_head * strides.head..token + kv_head * strides.head + head_dim;
             for (head, (found, before)) in found.chunks(head_dim).zip(before.chunks(head_dim)).enumerate() {
                 let k_head = head.checked_sub(q_heads);
                 if let Some(v_head) = k_head.and_then(|head| head.checked_sub(kv_heads)) {
@@ -333,7 +427,8 @@ proptest! {
                     let (cos, sin) = (cos_sin[r * head_dim + 2 * i], cos_sin[r * head_dim + 2 * i + 1]);
                     let (cos, sin) = (f64::from(cos), f64::from(sin));
                     let magnitude = low[i].abs() + high[i].abs();
-                    let near = |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
+                    let near =
+                        |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
                     prop_assert!(near(found[i], low[i] * cos - high[i] * sin));
                     prop_assert!(near(found[head_dim / 2 + i], high[i] * cos + low[i] * sin));
                 }
@@ -341,5 +436,94 @@ proptest! {
         }
         let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<u16>>();
         prop_assert!(bits(&k) == bits(&expected_k) && bits(&v) == bits(&expected_v));
+        Ok(())
+    }
+}
+
+/// Returns the results of all elementwise kernels: those that only copy and add, and those with rounding.
+fn elementwise(bench: &Bench) -> (Vec<bf16>, Vec<f32>) {
+    let Bench { kernels, stream } = bench;
+    let (rows, cols) = (5, 328);
+    let table = bench.memory(&halves(1, 7 * cols));
+    let ids = bench.memory(&[3i32, 0, 6, 6, 1]);
+    let mut out = bench.memory(&vec![bf16::ZERO; rows * cols]);
+    kernels
+        .embed(
+            stream,
+            &Embed {
+                ids: bench.view(&ids),
+                table: bench.view(&table),
+                out: bench.view_mut(&mut out),
+                error: None,
+                cols,
+            },
+        )
+        .unwrap();
+    let mut exact = bench.host(&out);
+    kernels
+        .gather(
+            stream,
+            &Gather {
+                indices: bench.view(&ids),
+                x: bench.view(&table),
+                out: bench.view_mut(&mut out),
+                error: None,
+                cols,
+            },
+        )
+        .unwrap();
+    exact.extend(bench.host(&out));
+    let delta = bench.memory(&halves(2, rows * cols));
+    kernels.add(stream, &Add { x: bench.view_mut(&mut out), delta: bench.view(&delta) }).unwrap();
+    exact.extend(bench.host(&out));
+
+    let weight = bench.memory(&noise(3, cols));
+    let mut normed = bench.memory(&vec![bf16::ZERO; rows * cols]);
+    kernels
+        .rms_norm(
+            stream,
+            &RmsNorm {
+                x: Residual::Add { x: bench.view_mut(&mut out), delta: bench.view(&delta) },
+                weight: bench.view(&weight),
+                out: bench.view_mut(&mut normed),
+                eps: 1e-5,
+            },
+        )
+        .unwrap();
+    let mut near = f32s(&bench.host(&normed));
+    let wide = bench.memory(&halves(4, rows * 2 * cols));
+    kernels
+        .silu_mul(stream, &SiluMul { x: bench.view(&wide), out: bench.view_mut(&mut normed), cols })
+        .unwrap();
+    near.extend(f32s(&bench.host(&normed)));
+    kernels
+        .silu_add(
+            stream,
+            &SiluAdd {
+                x: bench.view_mut(&mut normed),
+                bonus: bench.view(&table),
+                owner: bench.view(&ids),
+                error: None,
+                cols,
+            },
+        )
+        .unwrap();
+    near.extend(f32s(&bench.host(&normed)));
+    (exact, near)
+}
+
+#[test]
+fn is_the_same_on_every_runtime() {
+    runtimes_agree(elementwise, |(exact, near), (other_exact, other_near)| {
+        assert!(exact == other_exact, "copies and sums are exact");
+        close("elementwise", other_near, near, 1.0 / 128.0);
+    });
+    let sequences = vec![(300, 4, vec![0, 2, 3], 5), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
+    for (head_dim, page_size, normed) in [(64, 16, false), (128, 32, true)] {
+        let pass = AnyPass { sequences: sequences.clone(), page_size, seed: 1 };
+        let (kv_heads, q_heads, head_major, padding) = (2, 6, normed, 1);
+        let append = AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major, padding };
+        // Each result is compared with the reference.
+        runtimes_agree(|bench| append.check(bench).unwrap(), |(), ()| {});
     }
 }

@@ -1,22 +1,28 @@
-//! Tests of the kernels on the SIMT emulator: compared with the reference, compared with themselves in other batches and
-//! orders of threads, and called with operands that do not match.
+//! Tests of the kernels, on the SIMT emulator always and on a GPU if the machine has one: compared with the reference, with
+//! themselves in other batches and orders, and, between runtimes, with each other. Shapes of released models run on a GPU.
+//! Without a GPU the program says so once; `FLEXDRAFT_REQUIRE_GPU=1` makes a missing GPU an error.
+//!
+//! Modules named `on_the_emulator` test what only the emulator shows.
 
 mod acceptance;
+mod any_runtime;
 mod attention;
 mod captured_launches;
-mod faults;
-mod floors;
 mod glue;
-mod misuse;
+mod on_the_emulator;
+mod processors;
 mod sampling;
 mod selection;
 #[path = "../support/mod.rs"]
 mod support;
 
-// The GPU benchmark's cases and floors, which `floors` tests.
+// The GPU benchmark's cases, floors and first program, which `on_the_emulator` tests.
 #[allow(dead_code)]
 #[path = "../../benches/kernels/cases/mod.rs"]
 mod cases;
+#[allow(dead_code)]
+#[path = "../../benches/kernels/first.rs"]
+mod first;
 #[allow(dead_code)]
 #[path = "../../benches/kernels/floor.rs"]
 mod floor;
@@ -26,3 +32,6 @@ mod machine;
 #[allow(dead_code)]
 #[path = "../../benches/kernels/record.rs"]
 mod record;
+#[allow(dead_code)]
+#[path = "../../benches/kernels/traced.rs"]
+mod traced;

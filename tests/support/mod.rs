@@ -3,9 +3,12 @@
 
 #![allow(dead_code)] // Each program uses its own part.
 
+pub mod bench;
 pub mod bounds;
+pub mod close;
 pub mod cpu;
 pub mod gguf;
+pub mod gpu;
 pub mod models;
 pub mod noise;
 pub mod planted;

@@ -1,30 +1,34 @@
-//! Tests of acceptance on the SIMT emulator: for all rules, the kernels decide as the reference does for the same rows and
-//! random numbers, independently of the rest of the batch.
+//! Tests of acceptance: for all rules, the kernels decide as the reference does for the same rows and random numbers,
+//! independently of the rest of the batch.
 
 mod edges;
+mod on_the_emulator;
 mod oracle;
+mod released_models;
 mod sequences;
 
+use bytemuck::Zeroable;
 use flexdraft::acceptance::Rule;
+use flexdraft::kernels::KernelError;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, MAX_DRAFTS, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::sampling::RowStats;
-use flexdraft::kernels::{KernelError, Kernels};
 use flexdraft::layout::GroupSet;
+use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
-use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::processors::{Bench, Processor, processors, runtimes_agree};
 use crate::support::properties::properties;
 use oracle::check;
-use sequences::{Generated, Sequence, generated, run};
+use sequences::{Generated, Outcome, Sequence, generated, run};
 
-fn kernels(checking: Checking, schedule: u64) -> Kernels<Simt> {
+fn bench(processor: Processor, checking: Checking, schedule: u64) -> Bench {
     let checking = crate::support::simt_variant::checking(checking);
-    Kernels::new(Simt::new(SimtOptions { checking, copies: Copies::Eager, schedule }))
+    Bench::on(processor, SimtOptions { checking, copies: Copies::Eager, schedule })
 }
 
 proptest! {
@@ -37,14 +41,16 @@ proptest! {
         schedule in 0u64..4,
         half in any::<bool>(),
     ) {
-        let kernels = kernels(Checking::Off, schedule);
         let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
-        let outcome = match half {
-            true => run::<bf16>(&kernels, vocab, &sequences),
-            false => run::<f32>(&kernels, vocab, &sequences),
-        };
-        for (i, sequence) in sequences.iter().enumerate() {
-            check(sequence, &outcome.verdicts[i], &outcome.committed[i])?;
+        for processor in processors() {
+            let bench = bench(processor, Checking::Off, schedule);
+            let outcome = match half {
+                true => run::<bf16>(&bench, vocab, &sequences),
+                false => run::<f32>(&bench, vocab, &sequences),
+            };
+            for (i, sequence) in sequences.iter().enumerate() {
+                check(sequence, &outcome.verdicts[i], &outcome.committed[i])?;
+            }
         }
     }
 
@@ -55,13 +61,31 @@ proptest! {
         schedule in 0u64..4,
     ) {
         let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
-        let together = run::<f32>(&kernels(Checking::Accesses, schedule), vocab, &sequences);
-        for (i, sequence) in sequences.iter().enumerate() {
-            let alone = run::<f32>(&kernels(Checking::Off, 0), vocab, std::slice::from_ref(sequence));
-            prop_assert_eq!(alone.verdicts[0], together.verdicts[i]);
-            prop_assert_eq!(&alone.committed[0], &together.committed[i]);
+        for processor in processors() {
+            let together = run::<f32>(&bench(processor, Checking::Accesses, schedule), vocab, &sequences);
+            check_independence(&bench(processor, Checking::Off, 0), vocab, &sequences, &together)?;
         }
     }
+}
+
+/// Checks that the verdicts and committed tokens of sequences are the same in another order, and for each sequence alone.
+fn check_independence(
+    bench: &Bench,
+    vocab: usize,
+    sequences: &[Sequence],
+    together: &Outcome,
+) -> Result<(), TestCaseError> {
+    let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
+    let mut permuted = run::<f32>(bench, vocab, &reversed);
+    permuted.verdicts.reverse();
+    permuted.committed.reverse();
+    prop_assert_eq!(&permuted, together, "in another order");
+    for (i, sequence) in sequences.iter().enumerate() {
+        let alone = run::<f32>(bench, vocab, std::slice::from_ref(sequence));
+        prop_assert_eq!(alone.verdicts[0], together.verdicts[i]);
+        prop_assert_eq!(&alone.committed[0], &together.committed[i]);
+    }
+    Ok(())
 }
 
 proptest! {
@@ -73,9 +97,11 @@ proptest! {
         sequences in prop::collection::vec(generated((8usize..=MAX_DRAFTS).boxed()), 1..3),
     ) {
         let sequences: Vec<Sequence> = sequences.iter().map(|sequence| sequence.sequence(vocab)).collect();
-        let outcome = run::<f32>(&kernels(Checking::Off, 0), vocab, &sequences);
-        for (i, sequence) in sequences.iter().enumerate() {
-            check(sequence, &outcome.verdicts[i], &outcome.committed[i])?;
+        for processor in processors() {
+            let outcome = run::<f32>(&bench(processor, Checking::Off, 0), vocab, &sequences);
+            for (i, sequence) in sequences.iter().enumerate() {
+                check(sequence, &outcome.verdicts[i], &outcome.committed[i])?;
+            }
         }
     }
 }
@@ -84,7 +110,7 @@ proptest! {
 /// draft. Only a few sequences may be too close to a tie to be compared.
 #[test]
 fn drafts_of_15_and_63_tokens() {
-    let (mut compared, mut sequences, mut deepest) = (0, Vec::new(), 0);
+    let mut sequences = Vec::new();
     for (seed, drafts) in (0..).zip([15, 15, MAX_DRAFTS]) {
         for rule in [Rule::Match, Rule::Rejection, Rule::Block] {
             for distance in [0.0, 0.5] {
@@ -100,22 +126,29 @@ fn drafts_of_15_and_63_tokens() {
             }
         }
     }
-    let outcome = run::<bf16>(&kernels(Checking::Off, 1), 70, &sequences);
-    for (i, sequence) in sequences.iter().enumerate() {
-        let verdict = &outcome.verdicts[i];
-        if check(sequence, verdict, &outcome.committed[i]).unwrap().is_some() {
-            compared += 1;
-            deepest = deepest.max(verdict.accepted);
+    for processor in processors() {
+        let outcome = run::<bf16>(&bench(processor, Checking::Off, 1), 70, &sequences);
+        let (mut compared, mut deepest) = (0, 0);
+        for (i, sequence) in sequences.iter().enumerate() {
+            let verdict = &outcome.verdicts[i];
+            if check(sequence, verdict, &outcome.committed[i]).unwrap().is_some() {
+                compared += 1;
+                deepest = deepest.max(verdict.accepted);
+            }
         }
+        assert!(compared + 3 >= sequences.len(), "{compared} of {} were compared", sequences.len());
+        assert_eq!(deepest, MAX_DRAFTS as i32);
     }
-    assert!(compared + 3 >= sequences.len(), "{compared} of {} were compared", sequences.len());
-    assert_eq!(deepest, MAX_DRAFTS as i32);
 }
 
 #[test]
 fn rows_that_do_not_exist() {
-    let kernels = kernels(Checking::Accesses, 0);
-    let stream = kernels.runtime().stream();
+    for processor in processors() {
+        check_rows_that_do_not_exist(&bench(processor, Checking::Accesses, 0));
+    }
+}
+
+fn check_rows_that_do_not_exist(bench: &Bench) {
     let sound = VerifySequence {
         rule: Rule::Rejection,
         seed: 1,
@@ -126,34 +159,33 @@ fn rows_that_do_not_exist() {
         first_token: 0,
         groups: GroupSet::default(),
     };
-    let (target, draft) = (vec![0.0f32; 3 * 8], vec![0.0f32; 2 * 8]);
-    let stats: Vec<RowStats> = vec![bytemuck::Zeroable::zeroed(); 3];
+    let (target, draft) = (bench.memory(&[0.0f32; 3 * 8]), bench.memory(&[0.0f32; 2 * 8]));
+    let [target_stats, draft_stats] = [3, 2].map(|rows| bench.memory(&vec![RowStats::zeroed(); rows]));
     let request = |sequence| Verify::new(&sequence).unwrap();
     let run = |request: Verify, tokens: &[i32]| {
-        let mut workspace = vec![0u64; accept_workspace_len(1, 8).unwrap()];
-        let (mut arrived, mut error) = ([0u32], [0u32]);
-        let mut verdicts: [Verdict; 1] = bytemuck::Zeroable::zeroed();
-        let mut committed = [0i32; MAX_COMMITTED];
-        let requests = [request];
-        kernels.accept(
-            &stream,
-            &Accept {
-                vocab: 8,
-                stride: 8,
-                sequences: stream.view(&requests),
-                target_partials: None,
-                any_block: true,
-                tokens: stream.view(tokens),
-                target: SampledRows { logits: stream.view(&target), stats: stream.view(&stats) },
-                draft: Some(SampledRows { logits: stream.view(&draft), stats: stream.view(&stats[..2]) }),
-                workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
-                arrived: stream.view_mut(&mut arrived),
-                verdicts: stream.view_mut(&mut verdicts),
-                committed: stream.view_mut(&mut committed),
-                error: Some(stream.view_mut(&mut error)),
-            },
-        )?;
-        Ok::<_, KernelError>((verdicts[0].accepted, error[0]))
+        let (requests, tokens) = (bench.memory(&[request]), bench.memory(tokens));
+        let mut workspace = bench.memory(&vec![0f32; accept_workspace_len(1, 8).unwrap()]);
+        let (mut arrived, mut error) = (bench.memory(&[0u32]), bench.memory(&[0u32]));
+        let mut verdicts = bench.memory(&[Verdict::zeroed()]);
+        let mut committed = bench.memory(&[0i32; MAX_COMMITTED]);
+        let args = Accept {
+            vocab: 8,
+            stride: 8,
+            sequences: bench.view(&requests),
+            target_partials: None,
+            any_block: true,
+            tokens: bench.view(&tokens),
+            target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
+            draft: Some(SampledRows { logits: bench.view(&draft), stats: bench.view(&draft_stats) }),
+            workspace: bench.view_mut(&mut workspace),
+            arrived: bench.view_mut(&mut arrived),
+            verdicts: bench.view_mut(&mut verdicts),
+            committed: bench.view_mut(&mut committed),
+            error: Some(bench.view_mut(&mut error)),
+        };
+        bench.kernels.accept(&bench.stream, &args)?;
+        drop(args);
+        Ok::<_, KernelError>((bench.host(&verdicts)[0].accepted, bench.host(&error)[0]))
     };
     for rule in [Rule::Match, Rule::Rejection, Rule::Block] {
         let sound = VerifySequence { rule, ..sound };
@@ -171,5 +203,23 @@ fn rows_that_do_not_exist() {
             assert_eq!(run(wrong, &[1, 2]).unwrap(), (-1, 16));
         }
         assert_eq!(run(request(sound), &[1]).unwrap(), (-1, 16));
+    }
+}
+
+#[test]
+fn is_the_same_on_every_runtime() {
+    for vocab in [100, 5001] {
+        let sequences = released_models::sequences(vocab);
+        runtimes_agree(
+            |bench| run::<f32>(bench, vocab, &sequences),
+            |expected, found| {
+                assert_eq!(found.committed, expected.committed, "{vocab} ids");
+                for (found, expected) in found.verdicts.iter().zip(&expected.verdicts) {
+                    let decision = |v: &Verdict| (v.accepted, v.bonus, v.group, v.cached_length);
+                    assert_eq!(decision(found), decision(expected), "{vocab} ids");
+                    assert!((found.probability - expected.probability).abs() < 1e-3);
+                }
+            },
+        );
     }
 }

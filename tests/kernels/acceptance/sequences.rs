@@ -1,19 +1,18 @@
 //! Generates sequences to verify, and runs the acceptance kernels on them.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::kernels::Kernels;
 use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::sampling::{Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::layout::GroupSet;
 use flexdraft::random::{Purpose, Stream};
-use flexdraft::runtime::Simt;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::warp::{Warping, warp};
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::processors::{Bench, Operand};
 use crate::support::noise::Xorshift;
 
 /// The description of a sequence, from which its rows are generated.
@@ -164,8 +163,8 @@ pub struct Outcome {
 /// Number of rows of logits before the drafts' rows; they have no statistics.
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
-pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: &[Sequence]) -> Outcome {
-    let stream = kernels.runtime().stream();
+pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence]) -> Outcome {
+    let Bench { kernels, stream } = bench;
     let stride = vocab.next_multiple_of(8) + 8;
     let (mut target, mut draft) = (Vec::new(), vec![L::of(f32::NAN); ROWS_BEFORE_DRAFTS * stride]);
     let (mut target_ways, mut draft_ways) = (Vec::new(), Vec::new());
@@ -210,65 +209,63 @@ pub fn run<L: Logit + Stored>(kernels: &Kernels<Simt>, vocab: usize, sequences: 
         }
         tokens.extend(&sequence.tokens);
     }
-    let sample = |logits: &[L], ways: &[RowSampling]| {
-        let mut stats = vec![bytemuck::Zeroable::zeroed(); ways.len()];
-        let mut workspace = vec![f32::NAN; workspace_len(ways.len(), vocab, false).unwrap()];
+    let drafts_rows = bench.memory(&draft[ROWS_BEFORE_DRAFTS * stride..]);
+    let (target, draft, tokens) = (bench.memory(&target), bench.memory(&draft), bench.memory(&tokens));
+    let sample = |logits: &Operand<L>, ways: &[RowSampling]| {
+        let mut stats = bench.memory(&vec![bytemuck::Zeroable::zeroed(); ways.len()]);
+        let mut workspace = bench.memory(&vec![f32::NAN; workspace_len(ways.len(), vocab, false).unwrap()]);
+        let ways = bench.memory(ways);
         let sample = Sample {
             vocab,
             stride,
-            logits: LogitRows::Read(stream.view(logits)),
+            logits: LogitRows::Read(bench.view(logits)),
             logit_index: None,
-            sampling: stream.view(ways),
+            sampling: bench.view(&ways),
             starts: None,
             draft: None,
             calibration: None,
-            workspace: stream.view_mut(&mut workspace),
-            stats: stream.view_mut(&mut stats),
+            workspace: bench.view_mut(&mut workspace),
+            stats: bench.view_mut(&mut stats),
             error: None,
         };
-        kernels.sample(&stream, sample).unwrap();
+        kernels.sample(stream, sample).unwrap();
         (stats, workspace)
     };
-    let (target_stats, partials): (Vec<RowStats>, Vec<f32>) = sample(&target, &target_ways);
-    let (draft_stats, _) = sample(&draft[ROWS_BEFORE_DRAFTS * stride..], &draft_ways);
+    let (target_stats, partials): (Operand<RowStats>, _) = sample(&target, &target_ways);
+    let (draft_stats, _) = sample(&drafts_rows, &draft_ways);
     let batch = sequences.len();
-    let mut workspace = vec![f64::NAN; accept_workspace_len(batch, vocab).unwrap().div_ceil(2)];
-    let (mut arrived, mut error) = (vec![0u32; batch], [0u32]);
-    let mut verdicts =
-        vec![Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 }; batch];
-    let mut committed = vec![99i32; batch * MAX_COMMITTED];
+    let requests = bench.memory(&requests);
+    let mut workspace = bench.memory(&vec![f32::NAN; accept_workspace_len(batch, vocab).unwrap()]);
+    let (mut arrived, mut error) = (bench.memory(&vec![0u32; batch]), bench.memory(&[0u32]));
+    let unwritten = Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99 };
+    let mut verdicts = bench.memory(&vec![unwritten; batch]);
+    let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
     let mut outcomes = Vec::new();
     // Once reading every id, and once skipping chunks without an id that p keeps.
     for partials in [None, Some(&partials)] {
-        kernels
-            .accept(
-                &stream,
-                &Accept {
-                    vocab,
-                    stride,
-                    sequences: stream.view(&requests),
-                    target_partials: partials.map(|partials| stream.view(partials)),
-                    any_block: sequences.iter().any(|s| s.effective_rule() == Rule::Block),
-                    tokens: stream.view(&tokens),
-                    target: SampledRows { logits: stream.view(&target), stats: stream.view(&target_stats) },
-                    draft: Some(SampledRows {
-                        logits: stream.view(&draft),
-                        stats: stream.view(&draft_stats),
-                    }),
-                    workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
-                    arrived: stream.view_mut(&mut arrived),
-                    verdicts: stream.view_mut(&mut verdicts),
-                    committed: stream.view_mut(&mut committed),
-                    error: Some(stream.view_mut(&mut error)),
-                },
-            )
-            .unwrap();
+        let args = Accept {
+            vocab,
+            stride,
+            sequences: bench.view(&requests),
+            target_partials: partials.map(|partials| bench.view(partials)),
+            any_block: sequences.iter().any(|s| s.effective_rule() == Rule::Block),
+            tokens: bench.view(&tokens),
+            target: SampledRows { logits: bench.view(&target), stats: bench.view(&target_stats) },
+            draft: Some(SampledRows { logits: bench.view(&draft), stats: bench.view(&draft_stats) }),
+            workspace: bench.view_mut(&mut workspace),
+            arrived: bench.view_mut(&mut arrived),
+            verdicts: bench.view_mut(&mut verdicts),
+            committed: bench.view_mut(&mut committed),
+            error: Some(bench.view_mut(&mut error)),
+        };
+        kernels.accept(stream, &args).unwrap();
+        drop(args);
         // The counters are back at 0, so the kernel can be launched again.
-        assert!(arrived.iter().all(|&count| count == 0));
-        let committed = committed.chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect();
-        outcomes.push(Outcome { verdicts: verdicts.clone(), committed });
+        assert!(bench.host(&arrived).iter().all(|&count| count == 0));
+        let committed = bench.host(&committed).chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect();
+        outcomes.push(Outcome { verdicts: bench.host(&verdicts), committed });
     }
-    assert_eq!(error, [0]);
+    assert_eq!(bench.host(&error), [0]);
     let outcome = outcomes.pop().unwrap();
     assert_eq!(outcomes, std::slice::from_ref(&outcome), "reading every id gives another outcome");
     outcome

@@ -1,14 +1,15 @@
 //! A test case of attention: the sequences of a pass, where it runs, and the reference's results for its rows.
 
 use flexdraft::kernels::attention::JointAttention;
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::simt::{Checking, Traffic};
-use flexdraft::runtime::{Limits, Runtime, Simt, SimtOptions};
+use flexdraft::runtime::{Limits, Simt, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 use proptest::prelude::*;
 
+use crate::processors::{Bench, Processor};
 use crate::support::noise::halves;
 use crate::support::simt_variant::checking;
 
@@ -71,6 +72,8 @@ pub struct Setting {
     pub page_size: usize,
     pub head_major: bool,
     pub padding: usize,
+    pub processor: Processor,
+    /// The options of the emulator.
     pub options: SimtOptions,
     /// True if shared memory allows only tiles of 64 rows with two stages.
     pub small: bool,
@@ -79,7 +82,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// The usual setting: a tile per split, pages of 16 tokens, all of the shared memory.
+    /// The usual setting: a tile per split, pages of 16 tokens, all of the shared memory, on the emulator.
     pub fn of(shape: AttentionShape) -> Self {
         Setting {
             shape,
@@ -87,13 +90,27 @@ impl Setting {
             page_size: 16,
             head_major: false,
             padding: 0,
+            processor: Processor::Emulator,
             options: SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() },
             small: false,
             multiprocessors: 4,
         }
     }
 
-    fn strides(&self) -> KvStrides {
+    /// Returns the same setting on a processor.
+    pub fn on(self, processor: Processor) -> Self {
+        Setting { processor, ..self }
+    }
+
+    fn bench(&self) -> Bench {
+        Bench::limited(self.processor, self.options, |limits| Limits {
+            multiprocessors: self.multiprocessors,
+            shared_bytes_per_cta: if self.small { 99 << 10 } else { limits.shared_bytes_per_cta },
+            ..limits
+        })
+    }
+
+    pub fn strides(&self) -> KvStrides {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         match self.head_major {
             true => KvStrides::head_major(self.page_size, kv_heads, head_dim),
@@ -155,7 +172,12 @@ pub type RowBits = (Vec<u16>, Vec<u32>);
 
 /// Runs the case and returns every row of every sequence, in order.
 pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
-    run_watched(setting, sequences, |_| {}).rows
+    run_watched(&setting.bench(), setting, sequences, |_| {}).rows
+}
+
+/// Runs the case on a bench, whose options and limits are not the setting's.
+pub fn run_on(bench: &Bench, setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
+    run_watched(bench, setting, sequences, |_| {}).rows
 }
 
 /// Runs the case after `change` has changed some values.
@@ -164,17 +186,17 @@ pub fn run_changed(
     sequences: &[Sequence],
     change: impl FnOnce(&mut Memory<'_>),
 ) -> Vec<Vec<RowBits>> {
-    run_watched(setting, sequences, change).rows
+    run_watched(&setting.bench(), setting, sequences, change).rows
 }
 
-/// Returns the bytes that the kernels read and wrote.
+/// Returns the bytes that the kernels read and wrote on the emulator.
 pub fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
-    run_watched(setting, sequences, |_| {}).traffic
+    run_watched(&setting.bench(), setting, sequences, |_| {}).traffic
 }
 
 /// Returns the elements of the workspace that the kernels were given.
 pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
-    run_watched(setting, sequences, |_| {}).workspace_len
+    run_watched(&setting.bench(), setting, sequences, |_| {}).workspace_len
 }
 
 /// The results of a watched launch.
@@ -184,15 +206,14 @@ struct Watched {
     workspace_len: usize,
 }
 
-fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mut Memory<'_>)) -> Watched {
+fn run_watched(
+    bench: &Bench,
+    setting: Setting,
+    sequences: &[Sequence],
+    change: impl FnOnce(&mut Memory<'_>),
+) -> Watched {
     let Setting { shape, split, page_size, .. } = setting;
-    let simt = Simt::new(setting.options);
-    let mut limits = Limits { multiprocessors: setting.multiprocessors, ..simt.limits() };
-    if setting.small {
-        limits.shared_bytes_per_cta = 99 << 10;
-    }
-    let kernels = Kernels::new(simt.limited(limits));
-    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
+    let Bench { kernels, stream } = bench;
 
     // Page ids descend, and no sequence has page 0.
     let counts: Vec<usize> = sequences.iter().map(|s| s.length().div_ceil(page_size)).collect();
@@ -238,8 +259,9 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
             .collect(),
     };
     let mut tables =
-        PassTables::new(simt, &stream, sequences.len(), counts.iter().copied().max().unwrap_or(0)).unwrap();
-    tables.upload(simt, &stream, &layout, Paging { pages: page_count, page_size }).unwrap();
+        PassTables::new(bench.runtime(), stream, sequences.len(), counts.iter().copied().max().unwrap_or(0))
+            .unwrap();
+    tables.upload(bench.runtime(), stream, &layout, Paging { pages: page_count, page_size }).unwrap();
 
     let all: usize = sequences.iter().map(Sequence::rows).sum::<usize>() + setting.padding;
     let mut qkv = Vec::new();
@@ -257,34 +279,28 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
     let mut memory = Memory { setting, sequences, pages: &pages, caches, qkv };
     change(&mut memory);
     let Memory { caches, qkv, .. } = memory;
-    let mut out = vec![NAN; all * shape.out_cols()];
-    let mut lse = vec![f32::NAN; all * shape.q_heads];
-    let mut error = [0u32];
+    let [k, v, qkv] = [&caches[0], &caches[1], &qkv].map(|contents| bench.memory(contents));
+    let mut out = bench.memory(&vec![NAN; all * shape.out_cols()]);
+    let mut lse = bench.memory(&vec![f32::NAN; all * shape.q_heads]);
+    let mut error = bench.memory(&[0u32]);
     let needed = kernels.attention_workspace_len(&tables, true, all, shape, split).unwrap();
-    let mut workspace = vec![f64::NAN; needed.div_ceil(2)];
-    kernels
-        .joint_attention(
-            &stream,
-            &JointAttention {
-                pass: &tables,
-                masks: true,
-                qkv: stream.view(&qkv),
-                cache: PagedKv {
-                    k: stream.view(&caches[0]),
-                    v: stream.view(&caches[1]),
-                    k_strides: strides,
-                    v_strides: strides,
-                },
-                out: stream.view_mut(&mut out),
-                lse: Some(stream.view_mut(&mut lse)),
-                workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
-                shape,
-                split,
-                error: Some(stream.view_mut(&mut error)),
-            },
-        )
-        .unwrap();
-    assert_eq!(error, [0]);
+    let mut workspace = bench.memory(&vec![f32::NAN; needed]);
+    let args = JointAttention {
+        pass: &tables,
+        masks: true,
+        qkv: bench.view(&qkv),
+        cache: PagedKv { k: bench.view(&k), v: bench.view(&v), k_strides: strides, v_strides: strides },
+        out: bench.view_mut(&mut out),
+        lse: Some(bench.view_mut(&mut lse)),
+        workspace: bench.view_mut(&mut workspace),
+        shape,
+        split,
+        error: Some(bench.view_mut(&mut error)),
+    };
+    kernels.joint_attention(stream, &args).unwrap();
+    drop(args);
+    assert_eq!(bench.host(&error), [0]);
+    let (out, lse) = (bench.host(&out), bench.host(&lse));
 
     let bits = |row: usize| -> RowBits {
         let out = &out[row * shape.out_cols()..][..shape.out_cols()];
@@ -305,7 +321,8 @@ fn run_watched(setting: Setting, sequences: &[Sequence], change: impl FnOnce(&mu
             own.map(bits).collect()
         })
         .collect();
-    Watched { rows, traffic: simt.take_traffic(), workspace_len: needed }
+    let traffic = bench.emulator().map(Simt::take_traffic).unwrap_or_default();
+    Watched { rows, traffic, workspace_len: needed }
 }
 
 /// Compares the rows of a sequence with the reference.

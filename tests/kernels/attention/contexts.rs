@@ -1,15 +1,16 @@
 //! Attention over contexts and caches larger than in all other tests.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
 use flexdraft::runtime::simt::Checking;
-use flexdraft::runtime::{Limits, Runtime, Simt, SimtOptions};
+use flexdraft::runtime::{Limits, SimtOptions};
 use flexdraft_reference::attention::{Heads, KeysValues, attend};
 use half::bf16;
 
 use super::case::NAN;
 use super::sample;
+use crate::processors::{Bench, Operand, Processor, processors};
 use crate::support::noise::halves;
 use crate::support::properties::more_than_usual;
 use crate::support::simt_variant::checking;
@@ -21,45 +22,45 @@ fn f64s(values: &[bf16]) -> Vec<f64> {
 }
 
 /// Returns the kernels without checks, whose shadow memory would be too large for these caches.
-fn kernels(multiprocessors: u32) -> Kernels<Simt> {
-    let simt = Simt::new(SimtOptions { checking: Checking::Off, ..SimtOptions::default() });
-    let limits = Limits { multiprocessors, ..simt.limits() };
-    Kernels::new(simt.limited(limits))
+fn bench(processor: Processor, multiprocessors: u32) -> Bench {
+    let options = SimtOptions { checking: Checking::Off, ..SimtOptions::default() };
+    Bench::limited(processor, options, |limits| Limits { multiprocessors, ..limits })
 }
 
 /// Runs a candidate at the last of `length` positions, with splits of 64 keys.
 fn attend_last(
-    kernels: &Kernels<Simt>,
+    bench: &Bench,
     q: &[bf16],
-    [k, v]: [&[bf16]; 2],
+    [k, v]: [&Operand<bf16>; 2],
     strides: KvStrides,
     (pages, paging, length): (&[u32], Paging, usize),
 ) -> Vec<bf16> {
-    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
+    let Bench { kernels, stream } = bench;
     let rows = SequenceRows { pages, start: length - 1, candidates: 1, groups: vec![], slots: 0 };
-    let mut tables = PassTables::new(simt, &stream, 1, pages.len()).unwrap();
-    tables.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging).unwrap();
+    let mut tables = PassTables::new(bench.runtime(), stream, 1, pages.len()).unwrap();
+    tables.upload(bench.runtime(), stream, &Pass { sequences: vec![rows] }, paging).unwrap();
     let mut qkv = q.to_vec();
     qkv.resize(SHAPE.qkv_cols(), NAN);
-    let mut out = vec![NAN; SHAPE.out_cols()];
-    let mut workspace = vec![f64::NAN; attention_workspace_len(SHAPE, 1, length, 64).unwrap().div_ceil(2)];
-    let mut error = [0];
+    let qkv = bench.memory(&qkv);
+    let mut out = bench.memory(&vec![NAN; SHAPE.out_cols()]);
+    let mut workspace = bench.memory(&vec![f32::NAN; attention_workspace_len(SHAPE, 1, length, 64).unwrap()]);
+    let mut error = bench.memory(&[0u32]);
     let args = JointAttention {
         pass: &tables,
         masks: true,
-        qkv: stream.view(&qkv),
-        cache: PagedKv { k: stream.view(k), v: stream.view(v), k_strides: strides, v_strides: strides },
-        out: stream.view_mut(&mut out),
+        qkv: bench.view(&qkv),
+        cache: PagedKv { k: bench.view(k), v: bench.view(v), k_strides: strides, v_strides: strides },
+        out: bench.view_mut(&mut out),
         lse: None,
-        workspace: stream.view_mut(bytemuck::cast_slice_mut(&mut workspace)),
+        workspace: bench.view_mut(&mut workspace),
         shape: SHAPE,
         split: 64,
-        error: Some(stream.view_mut(&mut error)),
+        error: Some(bench.view_mut(&mut error)),
     };
-    kernels.joint_attention(&stream, &args).unwrap();
+    kernels.joint_attention(stream, &args).unwrap();
     drop(args);
-    assert_eq!(error, [0]);
-    out
+    assert_eq!(bench.host(&error), [0]);
+    bench.host(&out)
 }
 
 fn compare(out: &[bf16], q: &[bf16], keys: &[f64], values: &[f64]) {
@@ -83,16 +84,19 @@ fn long_contexts() {
     }
     // The larger number of multiprocessors is kept busier by one split per CTA than by one span per CTA: four times as
     // many states.
-    let bits: Vec<Vec<u16>> = sample([4, 400], 2).map(|count| a_long_context(131_072, count)).collect();
-    assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "divided by splits, other bits");
-    if more_than_usual() {
-        a_long_context(4095 * 4 * 64, 4);
+    for processor in processors() {
+        let bits: Vec<Vec<u16>> =
+            sample([4, 400], 2).map(|count| a_long_context(processor, 131_072, count)).collect();
+        assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "divided by splits, other bits");
+        if more_than_usual() {
+            a_long_context(processor, 4095 * 4 * 64, 4);
+        }
     }
 }
 
 /// Compares a row with the reference and returns its bits. The cache has a few pages, and the page table names each of
 /// them many times.
-fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
+fn a_long_context(processor: Processor, length: usize, multiprocessors: u32) -> Vec<u16> {
     let (page_size, pages) = (128, 5);
     let row = SHAPE.head_dim;
     let q: Vec<bf16> = halves(1, row);
@@ -101,7 +105,9 @@ fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
     let table: Vec<u32> = (0..length / page_size).map(|i| (i * i % 7 * (i + 1) % pages) as u32).collect();
     let strides = KvStrides::token_major(page_size, SHAPE.kv_heads, SHAPE.head_dim);
     let paging = Paging { pages, page_size };
-    let out = attend_last(&kernels(multiprocessors), &q, [&k, &v], strides, (&table, paging, length));
+    let bench = bench(processor, multiprocessors);
+    let [k_memory, v_memory] = [&k, &v].map(|contents| bench.memory(contents));
+    let out = attend_last(&bench, &q, [&k_memory, &v_memory], strides, (&table, paging, length));
     let page =
         |values: &[bf16], page: u32| f64s(&values[page as usize * page_size * row..][..page_size * row]);
     let [keys, values] = [&k, &v].map(|x| table.iter().flat_map(|&id| page(x, id)).collect::<Vec<f64>>());
@@ -116,16 +122,19 @@ fn a_long_context(length: usize, multiprocessors: u32) -> Vec<u16> {
 fn offsets_beyond_32_bits() {
     let (page_size, row) = (16, SHAPE.head_dim);
     let strides = KvStrides { page: (1 << 31) + 64, token: row, head: row };
-    let Ok(mut memory) = bytemuck::allocation::try_zeroed_vec::<bf16>(strides.page + page_size * row) else {
-        eprintln!("SKIPPED: the system promises no 4 GiB of memory that is not going to be used");
-        return;
-    };
     let (q, cached): (Vec<bf16>, Vec<bf16>) = (halves(1, row), halves(2, 30 * row));
-    for (position, token) in cached.chunks(row).enumerate() {
-        let at = position / page_size * strides.page + position % page_size * strides.token;
-        memory[at..at + row].copy_from_slice(token);
+    for processor in processors() {
+        let bench = bench(processor, 4);
+        let Some(mut memory) = bench.untouched(strides.page + page_size * row) else {
+            eprintln!("SKIPPED: the system promises no 4 GiB of memory that is not going to be used");
+            continue;
+        };
+        for (position, token) in cached.chunks(row).enumerate() {
+            let at = position / page_size * strides.page + position % page_size * strides.token;
+            bench.write(token, &mut memory, at);
+        }
+        let paging = Paging { pages: 2, page_size };
+        let out = attend_last(&bench, &q, [&memory, &memory], strides, (&[0, 1], paging, 30));
+        compare(&out, &q, &f64s(&cached), &f64s(&cached));
     }
-    let paging = Paging { pages: 2, page_size };
-    let out = attend_last(&kernels(4), &q, [&memory, &memory], strides, (&[0, 1], paging, 30));
-    compare(&out, &q, &f64s(&cached), &f64s(&cached));
 }

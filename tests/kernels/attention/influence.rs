@@ -7,6 +7,7 @@ use flexdraft::runtime::simt::Copies;
 
 use super::case::{Memory, Sequence, Setting, run, run_changed};
 use super::sample;
+use crate::processors::processors;
 
 /// A row of a pass: its sequence, and its index within the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,10 +91,12 @@ fn what_a_row_must_not_see_changes_no_bit() {
         Sequence { start: 126, candidates: 1, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
     ];
     let all = rows(&sequences);
-    for (head_dim, q_heads, kv_heads, multiprocessors, copies) in
-        [(64, 6, 2, 24, Copies::Eager), (128, 3, 1, 1, Copies::Late)]
+    let variants = [(64, 6, 2, 24, Copies::Eager), (128, 3, 1, 1, Copies::Late)];
+    for (processor, variant) in
+        processors().flat_map(|processor| variants.map(|variant| (processor, variant)))
     {
-        let usual = Setting::of(AttentionShape { q_heads, kv_heads, head_dim });
+        let (head_dim, q_heads, kv_heads, multiprocessors, copies) = variant;
+        let usual = Setting::of(AttentionShape { q_heads, kv_heads, head_dim }).on(processor);
         let options = SimtOptions { copies, ..usual.options };
         let setting = Setting { options, multiprocessors, small: head_dim == 64, ..usual };
         let before = run(setting, &sequences);

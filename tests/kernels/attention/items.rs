@@ -1,14 +1,14 @@
-//! The division of work into items and the order in which CTAs take them change no bit, and the workspace has room for
-//! the states of all items.
+//! The division of work into items and the order in which CTAs take them change no bit.
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Copies;
 
-use super::case::{RowBits, Sequence, Setting, compare, run, workspace_len};
+use super::case::{RowBits, Sequence, Setting, compare, run};
 use super::sample;
+use crate::processors::processors;
 
-fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> Sequence {
+pub fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize) -> Sequence {
     Sequence { start, candidates, groups: groups.to_vec(), slots, seed: start as u64, first: 0 }
 }
 
@@ -33,21 +33,25 @@ fn mixed() -> Vec<Sequence> {
 #[test]
 fn any_number_of_multiprocessors_gives_the_same_bits() {
     let sequences = mixed();
-    for (head_dim, ratio) in sample([(64, 4), (128, 4), (64, 9)], 3) {
-        let shape = AttentionShape { q_heads: ratio, kv_heads: 1, head_dim };
-        let setting = |multiprocessors, small| Setting { multiprocessors, small, ..Setting::of(shape) };
-        let first = run(setting(1, false), &sequences);
-        for (sequence, rows) in sequences.iter().zip(&first) {
-            compare(setting(1, false), sequence, rows)
-                .unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
-            let alone: Vec<Vec<RowBits>> = run(setting(3, false), std::slice::from_ref(sequence));
-            assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
-        }
-        // The last case gives each item one split. Smaller samples include it.
-        for (multiprocessors, small) in [(2, true), (3, false), (7, false), (500, true), (500, false)] {
-            let options = SimtOptions { copies: Copies::Late, schedule: 1, ..Setting::of(shape).options };
-            let found = run(Setting { options, ..setting(multiprocessors, small) }, &sequences);
-            assert!(found == first, "{shape:?}: other bits on {multiprocessors} multiprocessors");
+    for processor in processors() {
+        for (head_dim, ratio) in sample([(64, 4), (128, 4), (64, 9)], 3) {
+            let shape = AttentionShape { q_heads: ratio, kv_heads: 1, head_dim };
+            let setting = |multiprocessors, small| {
+                Setting { multiprocessors, small, ..Setting::of(shape) }.on(processor)
+            };
+            let first = run(setting(1, false), &sequences);
+            for (sequence, rows) in sequences.iter().zip(&first) {
+                compare(setting(1, false), sequence, rows)
+                    .unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
+                let alone: Vec<Vec<RowBits>> = run(setting(3, false), std::slice::from_ref(sequence));
+                assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
+            }
+            // The last case gives each item one split. Smaller samples include it.
+            for (multiprocessors, small) in [(2, true), (3, false), (7, false), (500, true), (500, false)] {
+                let options = SimtOptions { copies: Copies::Late, schedule: 1, ..Setting::of(shape).options };
+                let found = run(Setting { options, ..setting(multiprocessors, small) }, &sequences);
+                assert!(found == first, "{shape:?}: other bits on {multiprocessors} multiprocessors");
+            }
         }
     }
 }
@@ -64,25 +68,9 @@ fn large_batches() {
             sequence(i * 13 % 290, i % 5 % 3, groups, 2)
         })
         .collect();
-    let setting = Setting::of(shape);
-    for (sequence, rows) in sequences.iter().zip(run(setting, &sequences)) {
-        compare(setting, sequence, &rows).unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
-    }
-}
-
-/// The workspace has a state per item for every row and head, and one more for the slots unless an item has all keys.
-#[test]
-fn the_workspace_has_a_state_an_item() {
-    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
-    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
-    for (start, multiprocessors, places) in [(300, 24, 3 + 1), (300, 4, 1), (1533, 2, 3 + 1)] {
-        let sequences = [sequence(start, 3, &[0, 2], 4), sequence(start - 7, 3, &[1], 4)];
-        let setting = Setting { split: 128, multiprocessors, ..Setting::of(shape) };
-        let rows = 3 + 2 * 4 + 3 + 4;
-        assert_eq!(
-            workspace_len(setting, &sequences),
-            rows * 4 * places * (64 + 2),
-            "{start}, {multiprocessors}"
-        );
+    for setting in processors().map(|processor| Setting::of(shape).on(processor)) {
+        for (sequence, rows) in sequences.iter().zip(run(setting, &sequences)) {
+            compare(setting, sequence, &rows).unwrap_or_else(|problem| panic!("{sequence:?}: {problem}"));
+        }
     }
 }

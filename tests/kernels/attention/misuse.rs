@@ -1,48 +1,54 @@
 //! Attention operands that do not match give a typed error, and no kernel is launched.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::{Kernels, KvStrides, PagedKv, Paging, PassTables};
+use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, SequenceRows};
-use flexdraft::runtime::{Simt, SimtOptions};
+use flexdraft::runtime::SimtOptions;
 use half::bf16;
 
 use super::case::NAN;
+use crate::processors::{Bench, processors};
 
 #[test]
 fn what_does_not_fit() {
-    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
-    let (simt, stream) = (kernels.runtime(), kernels.runtime().stream());
-    let mut tables = PassTables::new(simt, &stream, 1, 2).unwrap();
+    for processor in processors() {
+        refuses_what_does_not_fit(&Bench::on(processor, SimtOptions::default()));
+    }
+}
+
+fn refuses_what_does_not_fit(bench: &Bench) {
+    let Bench { kernels, stream } = bench;
+    let mut tables = PassTables::new(bench.runtime(), stream, 1, 2).unwrap();
     let rows = SequenceRows { pages: &[1, 0], start: 20, candidates: 2, groups: vec![1], slots: 3 };
     let paging = Paging { pages: 2, page_size: 16 };
-    tables.upload(simt, &stream, &Pass { sequences: vec![rows] }, paging).unwrap();
+    tables.upload(bench.runtime(), stream, &Pass { sequences: vec![rows] }, paging).unwrap();
     let sound = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
     let strides = KvStrides::token_major(16, 1, 64);
     let message = |shape: AttentionShape, lens: [usize; 5], strides: KvStrides, split: usize| {
         let [qkv, cache, out, lse, workspace] = lens;
-        let (qkv, cache) = (vec![bf16::ONE; qkv], vec![bf16::ONE; cache]);
-        let (mut out, mut lse, mut workspace) = (vec![NAN; out], vec![f32::NAN; lse], vec![0f32; workspace]);
-        let result = kernels.joint_attention(
-            &stream,
-            &JointAttention {
-                pass: &tables,
-                masks: true,
-                qkv: stream.view(&qkv),
-                cache: PagedKv {
-                    k: stream.view(&cache),
-                    v: stream.view(&cache),
-                    k_strides: strides,
-                    v_strides: strides,
-                },
-                out: stream.view_mut(&mut out),
-                lse: Some(stream.view_mut(&mut lse)),
-                workspace: stream.view_mut(&mut workspace),
-                shape,
-                split,
-                error: None,
+        let (qkv, cache) = (bench.memory(&vec![bf16::ONE; qkv]), bench.memory(&vec![bf16::ONE; cache]));
+        let (mut out, mut lse) = (bench.memory(&vec![NAN; out]), bench.memory(&vec![f32::NAN; lse]));
+        let mut workspace = bench.memory(&vec![0f32; workspace]);
+        let args = JointAttention {
+            pass: &tables,
+            masks: true,
+            qkv: bench.view(&qkv),
+            cache: PagedKv {
+                k: bench.view(&cache),
+                v: bench.view(&cache),
+                k_strides: strides,
+                v_strides: strides,
             },
-        );
-        let launched = out.iter().any(|x| x.to_bits() != NAN.to_bits());
+            out: bench.view_mut(&mut out),
+            lse: Some(bench.view_mut(&mut lse)),
+            workspace: bench.view_mut(&mut workspace),
+            shape,
+            split,
+            error: None,
+        };
+        let result = kernels.joint_attention(stream, &args);
+        drop(args);
+        let launched = bench.host(&out).iter().any(|x| x.to_bits() != NAN.to_bits());
         assert_eq!(launched, result.is_ok(), "launched");
         result.map_or_else(|error| error.to_string(), |()| "no error".into())
     };

@@ -1,21 +1,25 @@
-//! Joint attention on the SIMT emulator. Rows are compared with the reference in f64 while every byte that no row may see
-//! is NaN, and must have the same bits in every pass that computes them.
+//! Joint attention. Rows are compared with the reference in f64 while every byte that no row may see is NaN, and must have
+//! the same bits in every pass that computes them.
 
 mod case;
 mod contexts;
 mod influence;
 mod items;
-mod misuse;
+mod on_the_emulator;
+mod released_models;
 mod shapes;
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
-use flexdraft::runtime::simt::{Checking, Copies, Traffic};
+use flexdraft::runtime::simt::{Checking, Copies};
+use half::bf16;
 use proptest::prelude::*;
 
+use crate::processors::{Processor, processors, runtimes_agree};
+use crate::support::close::close;
 use crate::support::properties::{fewer_than_usual, properties};
 use crate::support::simt_variant::checking;
-use case::{Sequence, Setting, compare, run, traffic};
+use case::{RowBits, Sequence, Setting, compare, run, run_on};
 
 prop_compose! {
     fn sequence(longest: usize)(
@@ -58,7 +62,8 @@ prop_compose! {
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
         let copies = if late { Copies::Late } else { Copies::Eager };
         let options = SimtOptions { checking: checking(Checking::Off), copies, schedule };
-        Setting { shape, split, page_size, head_major, padding, options, small, multiprocessors }
+        let processor = Processor::Emulator;
+        Setting { shape, split, page_size, head_major, padding, processor, options, small, multiprocessors }
     }
 }
 
@@ -67,8 +72,10 @@ proptest! {
 
     #[test]
     fn the_reference_agrees(setting in setting(), sequences in prop::collection::vec(sequence(260), 1..6)) {
-        for (sequence, rows) in sequences.iter().zip(run(setting, &sequences)) {
-            compare(setting, sequence, &rows)?;
+        for processor in processors() {
+            for (sequence, rows) in sequences.iter().zip(run(setting.on(processor), &sequences)) {
+                compare(setting, sequence, &rows)?;
+            }
         }
     }
 
@@ -78,80 +85,79 @@ proptest! {
         other in setting(),
         sequences in prop::collection::vec(sequence(200), 1..6),
     ) {
-        let together = run(setting, &sequences);
-        // The same arithmetic with other paging, tiles, order, copies and limits.
-        let other = Setting { shape: setting.shape, split: setting.split, ..other };
-        let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
-        let mut permuted = run(other, &reversed);
-        permuted.reverse();
-        prop_assert!(together == permuted, "permuted");
-        for (sequence, rows) in sequences.iter().zip(&together) {
-            prop_assert!(run(other, std::slice::from_ref(sequence))[0] == *rows, "alone");
-            // Candidate i is the row of autoregressive decoding at its position. Its cache ends at its own position, so
-            // later positions have no influence.
-            let row = sequence.candidates / 2;
-            if row < sequence.candidates {
-                let ar = run(other, &[sequence.candidate(row)]).remove(0);
-                prop_assert!(ar[0] == rows[row], "autoregressive");
-            }
-            // Group a of a joint pass equals the group of a drafting pass after acceptance.
-            let group = sequence.groups.len() / 2;
-            if group < sequence.groups.len() {
-                let drafted = run(other, &[sequence.group(group)]).remove(0);
-                let first = sequence.candidates + group * sequence.slots;
-                prop_assert!(drafted == rows[first..first + sequence.slots], "drafted alone");
-            }
+        for processor in processors() {
+            let together = run(setting.on(processor), &sequences);
+            check_independence(other.on(processor), &sequences, setting, &together, 1)?;
         }
-    }
-
-    #[test]
-    fn checked_runs_find_nothing_and_say_the_same(setting in setting(), sequence in sequence(140)) {
-        let sequences = [sequence];
-        let options = SimtOptions { checking: checking(Checking::Accesses), ..setting.options };
-        let checked = Setting { options, ..setting };
-        prop_assert!(run(setting, &sequences) == run(checked, &sequences), "other bits");
     }
 }
 
-/// The rows of each of the two sequences fill one block, so every visible K and V is needed once. If the keys are
-/// divided into parts, the states of each part go through memory; if there is only one part, no states do.
-#[test]
-fn bytes_are_those_of_the_floor() {
-    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
-    let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
-    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
-    for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1533, 2, 3)] {
-        let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
-        let sequences = [sequence(1), sequence(2)];
-        let setting = Setting { split: 128, page_size: 32, options, multiprocessors, ..Setting::of(shape) };
-        let traffic = traffic(setting, &sequences);
-        let of = |kernel: &str, operand: &str| {
-            let is = |t: &&Traffic| t.kernel.starts_with(kernel) && t.operand == operand;
-            traffic.iter().find(is)
+/// Checks that the rows of a pass have the same bits in passes with other paging, tiles, order, copies and limits (those of
+/// `other`): of all sequences in reverse order, of each sequence alone, and of `parts` candidates and groups of each
+/// sequence alone.
+fn check_independence(
+    other: Setting,
+    sequences: &[Sequence],
+    setting: Setting,
+    together: &[Vec<RowBits>],
+    parts: usize,
+) -> Result<(), TestCaseError> {
+    let other = Setting { shape: setting.shape, split: setting.split, ..other };
+    let reversed: Vec<Sequence> = sequences.iter().rev().cloned().collect();
+    let mut permuted = run(other, &reversed);
+    permuted.reverse();
+    prop_assert!(together == permuted, "permuted");
+    for (sequence, rows) in sequences.iter().zip(together) {
+        prop_assert!(run(other, std::slice::from_ref(sequence))[0] == *rows, "alone");
+        // The middles of equal parts of a list; no index twice.
+        let picked = |len: usize| {
+            let parts = parts.min(len);
+            (0..parts).map(move |part| (2 * part + 1) * len / (2 * parts))
         };
-        let bytes = |kernel: &str, operand: &str| of(kernel, operand).map(|t| (t.read, t.written));
-        let rows: u64 = 2 * (3 + 2 * 4);
-        let (token, states) = (2 * 64 * 2, rows * 4 * 64 * 4 + rows * 4 * 8);
-        for operand in ["k cache", "v cache"] {
-            let read = 2 * (start as u64 + 3) * token;
-            assert_eq!(bytes("joint_attention", operand), Some((read, 0)));
-            // The items of a sequence read disjoint keys, however many items there are.
-            assert_eq!(of("joint_attention", operand).map(|t| t.read_total), Some(read));
+        // Candidate i is the row of autoregressive decoding at its position. Its cache ends at its own position, so later
+        // positions have no influence.
+        for row in picked(sequence.candidates) {
+            let ar = run(other, &[sequence.candidate(row)]).remove(0);
+            prop_assert!(ar[0] == rows[row], "autoregressive");
         }
-        // The q of every row, and the k and v of mask rows.
-        assert_eq!(bytes("joint_attention", "qkv"), Some((rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0)));
-        let out = Some((0, rows * 4 * 64 * 2));
-        if parts == 1 {
-            assert_eq!(bytes("joint_attention", "workspace"), Some((0, 0)));
-            assert_eq!(bytes("joint_attention", "out"), out);
-            assert_eq!(bytes("attention_merge", "out"), None, "there is nothing to merge");
-        } else {
-            // One state of each part for every row, and one of their slots for the mask rows.
-            let written = parts * states + states * 16 / rows;
-            assert_eq!(bytes("joint_attention", "workspace"), Some((0, written)));
-            assert_eq!(bytes("attention_merge", "workspace"), Some((written, 0)));
-            assert_eq!(bytes("attention_merge", "out"), out);
+        // Group a of a joint pass equals the group of a drafting pass after acceptance.
+        for group in picked(sequence.groups.len()) {
+            let drafted = run(other, &[sequence.group(group)]).remove(0);
+            let first = sequence.candidates + group * sequence.slots;
+            prop_assert!(drafted == rows[first..first + sequence.slots], "drafted alone");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn is_the_same_on_every_runtime() {
+    let sequences = [
+        Sequence { start: 300, candidates: 4, groups: vec![0, 2, 3], slots: 5, seed: 1, first: 0 },
+        Sequence { start: 63, candidates: 1, groups: vec![], slots: 0, seed: 2, first: 0 },
+        Sequence { start: 17, candidates: 0, groups: vec![2], slots: 16, seed: 3, first: 0 },
+    ];
+    for (head_dim, kv_heads, ratio, page_size, split, head_major) in [
+        (64, 1, 3, 16, 64, false),
+        (64, 2, 1, 64, 128, true),
+        (128, 1, 8, 32, 64, false),
+        (128, 2, 2, 128, 512, true),
+    ] {
+        let shape = AttentionShape { q_heads: kv_heads * ratio, kv_heads, head_dim };
+        let setting = Setting { page_size, split, head_major, padding: 1, ..Setting::of(shape) };
+        runtimes_agree(
+            |bench| {
+                let rows = run_on(bench, setting, &sequences).concat();
+                let (out, lse): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+                let out = out.concat().into_iter().map(|x| bf16::from_bits(x).to_f32()).collect();
+                [out, lse.concat().into_iter().map(f32::from_bits).collect::<Vec<f32>>()]
+            },
+            |expected, found| {
+                for (name, (found, expected)) in ["out", "lse"].iter().zip(found.iter().zip(expected)) {
+                    close(name, found, expected, 1.0 / 64.0);
+                }
+            },
+        );
     }
 }
 

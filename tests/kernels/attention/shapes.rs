@@ -6,12 +6,15 @@ use flexdraft::runtime::simt::Copies;
 
 use super::case::{Sequence, Setting, compare, run};
 use super::sample;
+use crate::processors::processors;
 
-/// Compares the rows of a pass with the reference.
+/// Compares the rows of a pass with the reference, on every processor.
 fn check(setting: Setting, sequences: &[Sequence]) {
-    for (sequence, rows) in sequences.iter().zip(run(setting, sequences)) {
-        compare(setting, sequence, &rows)
-            .unwrap_or_else(|problem| panic!("{setting:?} {sequence:?}: {problem}"));
+    for setting in processors().map(|processor| setting.on(processor)) {
+        for (sequence, rows) in sequences.iter().zip(run(setting, sequences)) {
+            compare(setting, sequence, &rows)
+                .unwrap_or_else(|problem| panic!("{setting:?} {sequence:?}: {problem}"));
+        }
     }
 }
 
@@ -77,7 +80,9 @@ fn every_row_at_every_boundary() {
             [Sequence { start, candidates: drafts + 1, groups, slots: 2, seed: start as u64, first: 0 }];
         let together = Setting { split, multiprocessors: 1, ..Setting::of(shape) };
         check(together, &sequence);
-        let apart = Setting { multiprocessors: 24, ..together };
-        assert!(run(together, &sequence) == run(apart, &sequence), "{start}: other bits");
+        for together in processors().map(|processor| together.on(processor)) {
+            let apart = Setting { multiprocessors: 24, ..together };
+            assert!(run(together, &sequence) == run(apart, &sequence), "{start}: other bits");
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! Batches of rows for the sampling kernels, and a method that runs the kernels on them.
 
-use flexdraft::kernels::Kernels;
 use flexdraft::kernels::sampling::{
     Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::random::{Purpose, Stream};
+use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::Checking;
-use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
+
+use crate::processors::{Bench, Processor, processors};
+use crate::support::simt_variant::checking;
 
 const NAN: f32 = f32::NAN;
 
@@ -109,8 +111,13 @@ impl<L: Stored> Batch<L> {
         }
     }
 
+    /// Runs the kernels on one processor after the other.
+    pub fn on_every_processor(&self, keep: bool) -> impl Iterator<Item = Outcome<L>> {
+        processors().map(move |processor| self.run(&bench(processor), keep))
+    }
+
     /// Runs the kernels. Memory that they must not read, and memory that they must write, is NaN before.
-    pub fn run(&self, kernels: &Kernels<Simt>, keep: bool) -> Outcome<L> {
+    pub fn run(&self, bench: &Bench, keep: bool) -> Outcome<L> {
         let stride = self.vocab.next_multiple_of(8) + 8;
         let mut logits = vec![L::of(NAN); self.rows.len() * stride];
         for (row, stored) in self.rows.iter().zip(logits.chunks_exact_mut(stride)) {
@@ -120,41 +127,46 @@ impl<L: Stored> Batch<L> {
             self.ways.iter().map(|way| RowSampling::new(&way.params, way.stream()).unwrap()).collect();
         let draft: Vec<i32> = self.ways.iter().map(|way| way.draft).collect();
         let needed = workspace_len(self.rows.len(), self.vocab, self.correction.is_some()).unwrap();
-        let mut workspace = vec![NAN; needed + 3];
-        let mut stats = vec![poisoned_stats(); self.rows.len()];
-        let mut error = vec![0];
-        let hidden: Option<Vec<bf16>> = self.correction.as_ref().map(|c| c.hidden.concat());
+        let (mut logits, sampling, draft) =
+            (bench.memory(&logits), bench.memory(&sampling), bench.memory(&draft));
+        let mut workspace = bench.memory(&vec![NAN; needed + 3]);
+        let mut stats = bench.memory(&vec![poisoned_stats(); self.rows.len()]);
+        let mut error = bench.memory(&[0]);
+        let correction = self.correction.as_ref().map(|c| {
+            let bias = c.bias.as_ref().map(|bias| bench.memory(bias));
+            (c.rank, bench.memory(&c.hidden.concat()), bench.memory(&c.weight), bias)
+        });
 
-        let stream = kernels.runtime().stream();
         let rows = match keep {
-            true => LogitRows::Update(stream.view_mut(&mut logits)),
-            false => LogitRows::Read(stream.view(&logits)),
+            true => LogitRows::Update(bench.view_mut(&mut logits)),
+            false => LogitRows::Read(bench.view(&logits)),
         };
         let args = Sample {
             vocab: self.vocab,
             stride,
             logits: rows,
             logit_index: None,
-            sampling: stream.view(&sampling),
+            sampling: bench.view(&sampling),
             starts: None,
-            draft: Some(stream.view(&draft)),
-            calibration: self.correction.as_ref().zip(hidden.as_ref()).map(|(c, hidden)| Calibration {
-                rank: c.rank,
-                hidden: stream.view(hidden),
-                weight: stream.view(&c.weight),
-                bias: c.bias.as_ref().map(|bias| stream.view(bias)),
+            draft: Some(bench.view(&draft)),
+            calibration: correction.as_ref().map(|(rank, hidden, weight, bias)| Calibration {
+                rank: *rank,
+                hidden: bench.view(hidden),
+                weight: bench.view(weight),
+                bias: bias.as_ref().map(|bias| bench.view(bias)),
             }),
-            workspace: stream.view_mut(&mut workspace),
-            stats: stream.view_mut(&mut stats),
-            error: Some(stream.view_mut(&mut error)),
+            workspace: bench.view_mut(&mut workspace),
+            stats: bench.view_mut(&mut stats),
+            error: Some(bench.view_mut(&mut error)),
         };
-        kernels.sample(&stream, args).unwrap();
+        bench.kernels.sample(&bench.stream, args).unwrap();
+        let (workspace, logits) = (bench.host(&workspace), bench.host(&logits));
         assert!(workspace[needed..].iter().all(|x| x.is_nan()), "wrote beyond the workspace");
         for row in logits.chunks_exact(stride) {
             assert!(row[self.vocab..].iter().all(|x| x.value().is_nan()), "wrote beyond the vocabulary");
         }
         let logits = logits.chunks_exact(stride).map(|row| row[..self.vocab].to_vec()).collect();
-        Outcome { stats, logits, error: error[0] }
+        Outcome { stats: bench.host(&stats), logits, error: bench.host(&error)[0] }
     }
 }
 
@@ -163,9 +175,9 @@ pub fn poisoned_stats() -> RowStats {
     bytemuck::pod_read_unaligned(&[0xff; size_of::<RowStats>()])
 }
 
-pub fn kernels() -> Kernels<Simt> {
-    let checking = crate::support::simt_variant::checking(Checking::Off);
-    Kernels::new(Simt::new(SimtOptions { checking, ..SimtOptions::default() }))
+/// Returns the kernels on a processor; on the emulator without checks, unless others are asked for.
+pub fn bench(processor: Processor) -> Bench {
+    Bench::on(processor, SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() })
 }
 
 pub fn bits(stats: &RowStats) -> Vec<u8> {

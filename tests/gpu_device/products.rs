@@ -5,10 +5,22 @@ use std::ops::Range;
 use flexdraft::device::gpu::{
     CpuProducts, CublasLt, ProductAlgorithms, ProductMemory, ProductOut, Products, Weights,
 };
-use flexdraft::runtime::SimtOptions;
+use flexdraft::kernels::Kernels;
+use flexdraft::runtime::{Cuda, SimtOptions};
 use half::bf16;
 
-use crate::bench::{Bench, cuda, halves, noise, simt};
+use crate::on_a_gpu::available;
+use crate::support::bench::Bench;
+use crate::support::gpu::gpu;
+use crate::support::noise::{halves, noise};
+
+/// Returns memory of the GPU and cuBLASLt, if the machine has both.
+fn cublas() -> Option<(Bench<Cuda>, CublasLt)> {
+    let context = &gpu()?.context;
+    let stream = context.new_stream().unwrap();
+    let products = available(CublasLt::new(context, &stream))?;
+    Some((Bench { kernels: Kernels::load(context).unwrap(), stream }, products))
+}
 
 /// The shape of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +58,14 @@ fn multiply<P: Products>(
     products.prepare(runtime, stream, &weights, stride, ROWS, logits).unwrap();
     if logits {
         let mut out = bench.memory(&vec![UNTOUCHED; ROWS * stride]);
-        let to = ProductOut { memory: ProductMemory::F32(&mut out), stride, first_row: rows.start };
-        products.multiply(runtime, stream, &weights, &x, rows, to).unwrap();
-        (bench.host(&out, ROWS * stride), stride)
+        let to = ProductOut { memory: ProductMemory::F32(&mut out.memory), stride, first_row: rows.start };
+        products.multiply(runtime, stream, &weights, &x.memory, rows, to).unwrap();
+        (bench.host(&out), stride)
     } else {
         let mut out = bench.memory(&vec![bf16::from_f32(UNTOUCHED); ROWS * stride]);
-        let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride, first_row: rows.start };
-        products.multiply(runtime, stream, &weights, &x, rows, to).unwrap();
-        (bench.host(&out, ROWS * stride).iter().map(|x| x.to_f32()).collect(), stride)
+        let to = ProductOut { memory: ProductMemory::Bf16(&mut out.memory), stride, first_row: rows.start };
+        products.multiply(runtime, stream, &weights, &x.memory, rows, to).unwrap();
+        (bench.host(&out).iter().map(|x| x.to_f32()).collect(), stride)
     }
 }
 
@@ -115,11 +127,10 @@ fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
 
 #[test]
 fn are_the_sums() {
-    let host = simt(SimtOptions::default());
+    let host = Bench::emulator(SimtOptions::default());
     let products = CpuProducts::new(1).unwrap();
     layers(&LAYERS).into_iter().for_each(|layer| check(&host, &products, layer));
-    let Some(gpu) = cuda() else { return };
-    let products = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
+    let Some((gpu, products)) = cublas() else { return };
     // The GPU also gets the widths of models.
     let widths = [LAYERS.as_slice(), &[(576, 1536), (1536, 576), (1024, 3072)]].concat();
     layers(&widths).into_iter().for_each(|layer| check(&gpu, &products, layer));
@@ -132,7 +143,7 @@ fn are_the_sums() {
 /// Rows keep their bits if a product has more rows than were prepared, and if it is computed in parts.
 #[test]
 fn rows_beyond_what_was_prepared_have_the_same_bits() {
-    let Some(gpu) = cuda() else { return };
+    let Some((gpu, _)) = cublas() else { return };
     let (runtime, stream) = (gpu.kernels.runtime(), &gpu.stream);
     for (in_cols, out_cols) in [(576, 1536), (4096, 1024)] {
         let products = CublasLt::new(stream.context(), stream).unwrap();
@@ -145,9 +156,10 @@ fn rows_beyond_what_was_prepared_have_the_same_bits() {
         let x = gpu.memory(&x);
         let multiply = |count: usize| {
             let mut out = gpu.memory(&vec![bf16::ZERO; count * out_cols]);
-            let to = ProductOut { memory: ProductMemory::Bf16(&mut out), stride: out_cols, first_row: 0 };
-            products.multiply(runtime, stream, &layer, &x, 0..count, to).unwrap();
-            gpu.host(&out, count * out_cols).iter().map(|x| x.to_bits()).collect::<Vec<u16>>()
+            let to =
+                ProductOut { memory: ProductMemory::Bf16(&mut out.memory), stride: out_cols, first_row: 0 };
+            products.multiply(runtime, stream, &layer, &x.memory, 0..count, to).unwrap();
+            gpu.host(&out).iter().map(|x| x.to_bits()).collect::<Vec<u16>>()
         };
         assert_eq!(products.seconds(&layer, 1, false), None);
         products.prepare(runtime, stream, &layer, out_cols, 1, false).unwrap();

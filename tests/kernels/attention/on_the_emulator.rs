@@ -1,0 +1,83 @@
+//! What only the SIMT emulator shows of joint attention: accesses, bytes, and the size of the workspace under its limits.
+
+use flexdraft::layout::AttentionShape;
+use flexdraft::runtime::SimtOptions;
+use flexdraft::runtime::simt::{Checking, Traffic};
+use proptest::prelude::*;
+
+use super::case::{Sequence, Setting, run, traffic, workspace_len};
+use super::items::sequence as sequence_at;
+use super::{sequence, setting};
+use crate::support::properties::properties;
+use crate::support::simt_variant::checking;
+
+proptest! {
+    #![proptest_config(properties(8))]
+
+    #[test]
+    fn checked_runs_find_nothing_and_say_the_same(setting in setting(), sequence in sequence(140)) {
+        let sequences = [sequence];
+        let options = SimtOptions { checking: checking(Checking::Accesses), ..setting.options };
+        let checked = Setting { options, ..setting };
+        prop_assert!(run(setting, &sequences) == run(checked, &sequences), "other bits");
+    }
+}
+
+/// The rows of each of the two sequences fill one block, so every visible K and V is needed once. If the keys are
+/// divided into parts, the states of each part go through memory; if there is only one part, no states do.
+#[test]
+fn bytes_are_those_of_the_floor() {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+    let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
+    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
+    for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1533, 2, 3)] {
+        let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
+        let sequences = [sequence(1), sequence(2)];
+        let setting = Setting { split: 128, page_size: 32, options, multiprocessors, ..Setting::of(shape) };
+        let traffic = traffic(setting, &sequences);
+        let of = |kernel: &str, operand: &str| {
+            let is = |t: &&Traffic| t.kernel.starts_with(kernel) && t.operand == operand;
+            traffic.iter().find(is)
+        };
+        let bytes = |kernel: &str, operand: &str| of(kernel, operand).map(|t| (t.read, t.written));
+        let rows: u64 = 2 * (3 + 2 * 4);
+        let (token, states) = (2 * 64 * 2, rows * 4 * 64 * 4 + rows * 4 * 8);
+        for operand in ["k cache", "v cache"] {
+            let read = 2 * (start as u64 + 3) * token;
+            assert_eq!(bytes("joint_attention", operand), Some((read, 0)));
+            // The items of a sequence read disjoint keys, however many items there are.
+            assert_eq!(of("joint_attention", operand).map(|t| t.read_total), Some(read));
+        }
+        // The q of every row, and the k and v of mask rows.
+        assert_eq!(bytes("joint_attention", "qkv"), Some((rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0)));
+        let out = Some((0, rows * 4 * 64 * 2));
+        if parts == 1 {
+            assert_eq!(bytes("joint_attention", "workspace"), Some((0, 0)));
+            assert_eq!(bytes("joint_attention", "out"), out);
+            assert_eq!(bytes("attention_merge", "out"), None, "there is nothing to merge");
+        } else {
+            // One state of each part for every row, and one of their slots for the mask rows.
+            let written = parts * states + states * 16 / rows;
+            assert_eq!(bytes("joint_attention", "workspace"), Some((0, written)));
+            assert_eq!(bytes("attention_merge", "workspace"), Some((written, 0)));
+            assert_eq!(bytes("attention_merge", "out"), out);
+        }
+    }
+}
+
+/// The workspace has a state per item for every row and head, and one more for the slots unless an item has all keys.
+#[test]
+fn the_workspace_has_a_state_an_item() {
+    let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
+    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
+    for (start, multiprocessors, places) in [(300, 24, 3 + 1), (300, 4, 1), (1533, 2, 3 + 1)] {
+        let sequences = [sequence_at(start, 3, &[0, 2], 4), sequence_at(start - 7, 3, &[1], 4)];
+        let setting = Setting { split: 128, multiprocessors, ..Setting::of(shape) };
+        let rows = 3 + 2 * 4 + 3 + 4;
+        assert_eq!(
+            workspace_len(setting, &sequences),
+            rows * 4 * places * (64 + 2),
+            "{start}, {multiprocessors}"
+        );
+    }
+}

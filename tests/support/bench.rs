@@ -1,0 +1,72 @@
+//! The kernels on a runtime, with a stream and memory for the operands of one test.
+
+use flexdraft::kernels::Kernels;
+use flexdraft::runtime::{Element, Runtime, Simt, SimtOptions, View, ViewMut};
+
+/// The kernels and a stream.
+pub struct Bench<B: Runtime> {
+    pub kernels: Kernels<B>,
+    pub stream: B::Stream,
+}
+
+/// An operand in the memory of a runtime. It may have no elements, which memory of a GPU cannot.
+#[derive(Debug)]
+pub struct Operand<B: Runtime, T: Element> {
+    pub memory: B::Memory<T>,
+    len: usize,
+}
+
+impl<B: Runtime, T: Element> Operand<B, T> {
+    /// Returns the first `len` elements of `memory`.
+    pub fn new(memory: B::Memory<T>, len: usize) -> Self {
+        Operand { memory, len }
+    }
+
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl<B: Runtime> Bench<B> {
+    pub fn runtime(&self) -> &B {
+        self.kernels.runtime()
+    }
+
+    /// Returns an operand with these contents.
+    pub fn memory<T: Element>(&self, contents: &[T]) -> Operand<B, T> {
+        let memory = self.runtime().allocate(&self.stream, contents.len().max(1)).unwrap();
+        let mut operand = Operand { memory, len: contents.len() };
+        self.write(contents, &mut operand, 0);
+        operand
+    }
+
+    /// Writes `contents` to the elements from `first` on.
+    pub fn write<T: Element>(&self, contents: &[T], to: &mut Operand<B, T>, first: usize) {
+        self.runtime().upload(&self.stream, contents, &mut to.memory, first).unwrap();
+    }
+
+    /// Returns the contents of an operand, after all earlier launches.
+    pub fn host<T: Element>(&self, operand: &Operand<B, T>) -> Vec<T> {
+        let mut contents = vec![T::zeroed(); operand.len];
+        self.runtime().download(&self.stream, &operand.memory, 0, &mut contents).unwrap();
+        contents
+    }
+
+    pub fn view<'a, T: Element>(&'a self, operand: &'a Operand<B, T>) -> View<'a, T> {
+        self.runtime().view(&self.stream, &operand.memory).range(0..operand.len).unwrap()
+    }
+
+    pub fn view_mut<'a, T: Element>(&'a self, operand: &'a mut Operand<B, T>) -> ViewMut<'a, T> {
+        self.runtime().view_mut(&self.stream, &mut operand.memory).range(0..operand.len).unwrap()
+    }
+}
+
+impl Bench<Simt> {
+    /// Returns the kernels on the SIMT emulator.
+    pub fn emulator(options: SimtOptions) -> Self {
+        let kernels = Kernels::new(Simt::new(options));
+        let stream = kernels.runtime().stream();
+        Bench { kernels, stream }
+    }
+}
