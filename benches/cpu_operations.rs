@@ -7,8 +7,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions, InstructionSet};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, DraftRows, LinearPart, Precision, QkTransform, Rope, RowKind,
-    SequenceVerdict, SlotRows,
+    AttentionRows, AttentionShape, Device, DraftRows, DraftSelection, LinearPart, Precision, QkTransform,
+    Rope, RowKind, SequenceVerdict, SlotRows, Verification,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -135,14 +135,15 @@ fn sampling(criterion: &mut Criterion) {
                 seed: 1,
             };
             let mut results = device.new_results();
-            results.found.verdicts = vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 9 }];
+            let verdict = SequenceVerdict { accepted: 0, bonus: 0, next_start: 9 };
             let rows = SlotRows::Pass { first_logits: 0 };
-            device.select_drafts(std::slice::from_ref(&draft), rows, &mut results).expect("a group");
             group.throughput(Throughput::Bytes(15 * 151_936 * 4));
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
                 bencher.iter(|| {
-                    results.found.drafts.clear();
-                    device.draft(None, black_box(&mut logits), std::slice::from_ref(&draft), &mut results)
+                    let mut verification = device.verified(vec![verdict], &mut results);
+                    let drafts = std::slice::from_ref(&draft);
+                    let selection = verification.select_drafts(drafts, rows).expect("a group");
+                    selection.draft(None, black_box(&mut logits))
                 });
             });
         }

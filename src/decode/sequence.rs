@@ -3,6 +3,7 @@
 use super::record::Finish;
 use super::request::{Request, RequestId};
 use crate::acceptance::Rule;
+use crate::device::SequenceVerdict;
 
 /// The next block, drafted but not yet verified.
 pub(super) struct PendingDraft<B> {
@@ -74,6 +75,12 @@ impl<B> Sequence<B> {
         } else {
             Work::Decode
         }
+    }
+
+    /// Returns the tokens that `verdict` commits: d_1..d_a and the bonus token.
+    pub(super) fn committed(&self, verdict: SequenceVerdict) -> Vec<u32> {
+        let accepted = self.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..verdict.accepted]);
+        [accepted, &[verdict.bonus]].concat()
     }
 
     /// Returns whether verification compares two distributions.

@@ -1,7 +1,26 @@
 //! The `Device` trait: the operations of a decode step, implemented for the CPU and for GPUs.
 //!
-//! [`Device`] lists the operations. The forward pass ([`crate::model`]) and the decode step
-//! ([`crate::decode`]) are written once, generic over it. An implementation makes two promises:
+//! | module | contents |
+//! |---|---|
+//! | here | the traits: [`Device`], [`Verification`], [`DraftSelection`] |
+//! | `operands` | operands of the forward pass |
+//! | `drafts`, `verdicts` | what drafting and verification take and return |
+//! | `error` | [`DeviceError`] |
+//! | [`cpu`], [`gpu`] | the implementations; a file that both have has the same name in both |
+//!
+//! The forward pass ([`crate::model`]) and the decode step ([`crate::decode`]) are written once, generic over
+//! `Device`. A device is handed from one object to the next, so that operations have one order:
+//!
+//! ```text
+//! Device::begin ──▶ pass ──▶ norm_rope_append, joint_attention
+//! Device::verify ──▶ Verification ──▶ begin_drafting ──▶ pass
+//!                         │ ▲
+//!           select_drafts │ │ read: the host waits
+//!                         ▼ │
+//!                    DraftSelection ──▶ gather, embed_bonus, then draft, once
+//! ```
+//!
+//! An implementation makes two promises:
 //!
 //! - **Row-invariance.** A row's result has the same bits whatever other rows, sequences or threads
 //!   compute with it. Therefore greedy verification (v + 1 rows) and autoregressive decoding (one row)
@@ -10,225 +29,22 @@
 //! - **Checked operands.** Shapes that do not fit each other give a [`DeviceError`], never a panic.
 
 pub mod cpu;
+mod drafts;
 mod error;
 pub mod gpu;
+mod operands;
+mod verdicts;
 
 use std::ops::Range;
 
+pub use drafts::{DraftLogits, DraftRows, DraftToken, SlotRows};
 pub use error::DeviceError;
+pub use operands::{AttentionRows, CalibratorOutput, LinearPart, Precision, QkTransform, Rope};
+pub use verdicts::{SequenceVerdict, StepResults, VerifyRows};
 
-use crate::acceptance::Rule;
+use crate::layout::Pass;
 pub use crate::layout::{AttentionShape, RowKind};
-use crate::layout::{GroupSet, Pass};
-use crate::sampling::SamplingParams;
 use crate::tensor::Tensor;
-
-/// Number format in which a device stores activations and the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// Single precision for all values.
-    #[default]
-    F32,
-    /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even). Sums are
-    /// still computed in f32, and logits stay f32.
-    Bf16,
-}
-
-/// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.
-///
-/// Dimension pair (i, i + head_dim / 2) at position p is rotated by the angle p · `inv_freq[i]`; cosine and
-/// sine are multiplied by `scale` (1 except for yarn).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// Inverse frequencies `[head_dim / 2]`, in radians per position.
-    pub inv_freq: Vec<f32>,
-    /// Factor on cosine and sine.
-    pub scale: f32,
-}
-
-/// One part of a fused linear layer: some output rows, computed from some columns of a stored matrix.
-#[derive(Clone, Debug)]
-pub struct LinearPart<'a> {
-    /// The stored matrix `[out, in]`.
-    pub weight: &'a Tensor,
-    /// The input columns that the part uses; `None` for all of them.
-    pub columns: Option<Range<usize>>,
-    /// The bias `[out]`, added to the output.
-    pub bias: Option<&'a Tensor>,
-}
-
-impl<'a> LinearPart<'a> {
-    /// A part that uses the whole matrix, with an optional bias.
-    pub fn new(weight: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
-        Self { weight, columns: None, bias }
-    }
-}
-
-/// Norms and rotation of the q and k heads of a fused projection, applied before attention.
-#[derive(Debug)]
-pub struct QkTransform<'a, V> {
-    /// Numbers of heads, and their dimensions.
-    pub shape: AttentionShape,
-    /// RMSNorm weights `[head_dim]` for each q head and each k head (Qwen3), if the model has them.
-    pub norms: Option<(&'a V, &'a V)>,
-    /// Epsilon of the norms.
-    pub eps: f32,
-    /// The rotation, applied after the norms.
-    pub rope: &'a Rope,
-}
-
-/// The rows of a laid-out pass that an attention layer computes.
-#[derive(Debug)]
-pub struct AttentionRows<'a, P> {
-    /// The pass, as [`Device::begin`] returned it.
-    pub pass: &'a P,
-    /// Whether mask rows take part. Layers before the tail have only candidate rows.
-    pub masks: bool,
-}
-
-/// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
-#[derive(Debug)]
-pub struct CalibratorOutput<'a, B, L> {
-    /// u: one row per row of logits.
-    pub hidden: &'a B,
-    /// The layer with weight W2 and bias b2.
-    pub output: &'a L,
-}
-
-/// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotRows {
-    /// All S slots of each group are rows of the most recent pass. The logits of the drafts are computed
-    /// after the verdict, in rows from `first_logits` on, draft after draft.
-    Pass {
-        /// The logits row of the first draft's slot 1.
-        first_logits: usize,
-    },
-    /// Slots 1..S of each group already have rows of logits, before the verdict is known.
-    Logits,
-}
-
-impl SlotRows {
-    /// Returns the number of slots before slot 1 that have rows.
-    fn skipped(self) -> usize {
-        match self {
-            SlotRows::Pass { .. } => 1,
-            SlotRows::Logits => 0,
-        }
-    }
-}
-
-/// A sequence that drafts from slots 1..S of the mask group that its verdict selects.
-#[derive(Clone, Debug)]
-pub struct DraftRows<'a> {
-    /// Index of the sequence within the verification.
-    pub sequence: usize,
-    /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
-    /// [`GroupSet::NONE`] if the pass has a single group that [follows](Device::resolve_groups) the verdict.
-    pub groups: GroupSet,
-    /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
-    /// of a group have rows, and whether these are rows of the pass or of the logits.
-    pub first_row: usize,
-    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
-    /// but the first are drafts.
-    pub slots: usize,
-    /// The warping of the slots' logits before a token is drawn.
-    pub sampling: &'a SamplingParams,
-    /// The acceptance rule that will verify the draft: it decides which random numbers the draft uses.
-    pub rule: Rule,
-    /// The request's seed.
-    pub seed: u64,
-}
-
-impl DraftRows<'_> {
-    /// Returns the number of tokens that the sequence drafts: S − 1.
-    pub fn drafted(&self) -> usize {
-        self.slots.saturating_sub(1)
-    }
-
-    /// Returns the rows of slots 1..S of the group for `accepted`, or `None` if there is no such group.
-    pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
-        let rank = self.groups.iter().position(|k| k == accepted)?;
-        let skipped = rows.skipped();
-        let before = rank.saturating_mul(self.drafted().saturating_add(skipped)).saturating_add(skipped);
-        let slot_1 = self.first_row.saturating_add(before);
-        Some(slot_1..slot_1.saturating_add(self.drafted()))
-    }
-}
-
-/// One drafted token and its confidence.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DraftToken {
-    /// Vocabulary id.
-    pub token: u32,
-    /// The largest probability of the slot's softmax at temperature 1.
-    pub confidence: f32,
-}
-
-/// The location of a draft's logits: slot j has row `first_row + j − 1`.
-#[derive(Debug)]
-pub struct DraftLogits<'a, B> {
-    /// The logits that [`Device::draft`] drew from, or logits that [`Device::copy_draft`] copied from them. A
-    /// device may store values that it computed from a row when it drew (its largest logit, the sum of its
-    /// exponentials) with the buffer, so that q is bit for bit the distribution that the draft was drawn
-    /// from.
-    pub logits: &'a B,
-    /// The row of slot 1.
-    pub first_row: usize,
-    /// Index of slot 1 among the draws from these logits.
-    pub first_draw: usize,
-}
-
-impl<B> Clone for DraftLogits<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B> Copy for DraftLogits<'_, B> {}
-
-/// The request to verify one sequence's draft.
-#[derive(Debug)]
-pub struct VerifyRows<'a, B> {
-    /// Target logits row of candidate 0; candidate i has row `first_row + i`.
-    pub first_row: usize,
-    /// The draft tokens d_1..d_v under verification. If there are none, the bonus token is drawn with the
-    /// *target draw* numbers of its own position, whatever the rule. This is an autoregressive step; the
-    /// first bonus token after a prompt is drawn in the same way.
-    pub draft: &'a [u32],
-    /// The calibrated logits that the draft was drawn from, with the same warping. `None` if the draft did
-    /// not come from a distribution: each q_j is then the point mass at d_j. Rules that need no q (greedy,
-    /// `match`) do not read the logits. A device reads them in place if all sequences name the same buffer.
-    pub draft_logits: Option<DraftLogits<'a, B>>,
-    /// The warping of both distributions.
-    pub sampling: &'a SamplingParams,
-    /// The acceptance rule. At temperature 0 every rule is greedy.
-    pub rule: Rule,
-    /// The request's seed.
-    pub seed: u64,
-    /// n: the position of candidate 0.
-    pub start: usize,
-}
-
-/// The result of verifying one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SequenceVerdict {
-    /// a: the number of accepted draft tokens.
-    pub accepted: usize,
-    /// The new bonus token, at position n + a + 1.
-    pub bonus: u32,
-    /// n + a + 1: the position of the bonus token, and of c_0 of the next step.
-    pub next_start: usize,
-}
-
-/// The results of a verification and of the drafting after it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StepResults {
-    /// The verdict of each sequence of the verification.
-    pub verdicts: Vec<SequenceVerdict>,
-    /// The tokens in slots 1..S of each draft, in the order of the [`DraftRows`].
-    pub drafts: Vec<Vec<DraftToken>>,
-}
 
 /// The operations of a decode step. The [module documentation](self) states the promises that all operations
 /// share.
@@ -236,10 +52,10 @@ pub struct StepResults {
 /// Activations are row-major `[rows, cols]` buffers. Operations with a row range read and write the same row
 /// indices of their operands, unless their docs say otherwise.
 ///
-/// A device may run behind its caller: only [`read`](Device::read) and [`edit_row`](Device::edit_row) wait
-/// for it. The device therefore looks up the outcome of a verification (the group to draft from, the bonus
-/// token, the next position) in its own [`Results`](Device::Results), and the host waits once per step, for
-/// verdicts and drafts.
+/// A device may run behind its caller: only [`read`](Verification::read) and [`edit_row`](Device::edit_row)
+/// wait for it. The device therefore looks up the outcome of a verification (the group to draft from, the
+/// bonus token, the next position) in its own [`Results`](Device::Results), and the host waits once per step,
+/// for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
     /// Activations `[rows, cols]`.
     type Buffer: Send;
@@ -249,10 +65,14 @@ pub trait Device: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// A paged KV cache over all layers.
     type Cache: Send;
-    /// Verdicts and drafts, in the device's memory. Reused from step to step.
+    /// The memory of verdicts and drafts. Steps use it one after the other.
     type Results: Send;
     /// A pass that was checked once and laid out in memory that the device's operations read.
     type Pass<'a>
+    where
+        Self: 'a;
+    /// A verification on the device, and the drafting after it.
+    type Verification<'a>: Verification<Self>
     where
         Self: 'a;
 
@@ -278,7 +98,7 @@ pub trait Device: Send + Sync + 'static {
     /// Makes an empty buffer [0, cols] for logits, which are f32 in every [`Precision`].
     fn new_logits(&self, cols: usize) -> Self::Buffer;
 
-    /// Makes results that hold no verdict yet.
+    /// Makes empty memory for [`verify`](Self::verify).
     fn new_results(&self) -> Self::Results;
 
     /// Sets the number of rows. Existing rows keep their contents; the contents of new rows are unspecified.
@@ -438,31 +258,6 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Applies each sequence's acceptance rule to target logits. The verdicts replace the contents of
-    /// `results`.
-    fn verify(
-        &self,
-        logits: &Self::Buffer,
-        sequences: &[VerifyRows<'_, Self::Buffer>],
-        results: &mut Self::Results,
-    ) -> Result<(), DeviceError>;
-
-    /// Returns the verdicts if they are available without waiting: before [`read`](Self::read) on a device
-    /// that does not run behind its caller, and after `read` on every device.
-    fn verdicts_if_ready<'a>(&self, results: &'a Self::Results) -> Option<&'a [SequenceVerdict]>;
-
-    /// Moves the group of each sequence i of `pass` from its place in the layout to the accepted length of
-    /// `verdicts[i]`. Called before any other operation on `pass`. The pass has one group per sequence and no
-    /// candidates. It is laid out for the largest possible accepted length. If the verdicts are
-    /// [known](Self::verdicts_if_ready), it is laid out for the accepted length itself, and this operation has nothing to
-    /// do.
-    fn resolve_groups(
-        &self,
-        pass: &mut Self::Pass<'_>,
-        verdicts: &[usize],
-        results: &Self::Results,
-    ) -> Result<(), DeviceError>;
-
     /// Returns the most rows of a product of `head` that [joins](Self::joins_head_products) candidates and
     /// slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
     fn joined_head_rows(&self, head: &Self::Linear) -> usize {
@@ -485,48 +280,6 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
-    /// Selects, by the verdicts, the rows and bonus tokens that the next three operations use. If the
-    /// verdicts are [known](Self::verdicts_if_ready), each accepted length must have a group. Otherwise, a sequence whose
-    /// accepted length has no group gets a meaningless draft.
-    fn select_drafts(
-        &self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
-        results: &mut Self::Results,
-    ) -> Result<(), DeviceError>;
-
-    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. The rows of `x` are the
-    /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.
-    fn gather_selected(
-        &self,
-        x: &Self::Buffer,
-        results: &Self::Results,
-        out: &mut Self::Buffer,
-    ) -> Result<(), DeviceError>;
-
-    /// Writes row `bonus` of `table` for each selected draft to `out`, which is resized.
-    fn embed_bonus(
-        &self,
-        table: &Self::Linear,
-        results: &Self::Results,
-        out: &mut Self::Buffer,
-    ) -> Result<(), DeviceError>;
-
-    /// Returns the number of rows drafted since the verification. This is the next draft's
-    /// [`first_draw`](DraftLogits::first_draw) if all drafts of a step come from one buffer.
-    fn drafted_rows(&self, results: &Self::Results) -> usize;
-
-    /// Samples the selected `drafts` from `logits`: one token per row, draft after draft. If there is a
-    /// calibrator, it corrects the selected rows first. The logits keep the values that were sampled from,
-    /// for the [verification](Self::verify) of the drafts.
-    fn draft(
-        &self,
-        calibration: Option<CalibratorOutput<'_, Self::Buffer, Self::Linear>>,
-        logits: &mut Self::Buffer,
-        drafts: &[DraftRows<'_>],
-        results: &mut Self::Results,
-    ) -> Result<(), DeviceError>;
-
     /// Copies the first `rows` rows of `draft`, with the values stored about their draws, to the first rows
     /// of `out`, which is resized.
     fn copy_draft(
@@ -539,17 +292,87 @@ pub trait Device: Send + Sync + 'static {
         self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
     }
 
-    /// Waits for all work on the device and returns its results: the verdicts, and the drafts since the
-    /// verification or since the last call.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call.
-    fn read(&self, results: &mut Self::Results) -> Result<StepResults, DeviceError>;
+    /// Applies each sequence's acceptance rule to target logits. The verdicts replace the contents of
+    /// `results`, which the returned object uses.
+    fn verify<'a>(
+        &'a self,
+        logits: &Self::Buffer,
+        sequences: &[VerifyRows<'_, Self::Buffer>],
+        results: &'a mut Self::Results,
+    ) -> Result<Self::Verification<'a>, DeviceError>;
 
     /// Calls `work`, the operations of a step, on the thread that suits it best. A device with its own
     /// threads runs it on one of them, so that no operation has to wake the others.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         work()
     }
+}
+
+/// The verdicts of a [verification](Device::verify), which drafting is based on.
+pub trait Verification<D: Device + ?Sized> {
+    /// Drafts and the rows that the verdicts select for them.
+    type Selection<'s>: DraftSelection<D>
+    where
+        Self: 's;
+
+    /// Returns the verdicts if they are available without waiting: before [`read`](Self::read) on a device
+    /// that does not run behind its caller, and after `read` on every device.
+    fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]>;
+
+    /// Like [`Device::begin`], for a drafting pass: no candidates, and one group per sequence, for the accepted
+    /// length of verdict `verdicts[i]` for sequence i.
+    ///
+    /// If the verdicts are [ready](Self::verdicts_if_ready), the caller lays the pass out for the accepted
+    /// lengths. Otherwise the caller lays the pass out for the largest possible accepted lengths, and the
+    /// device moves each group to its place.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a row has no page in `cache`, if the pass has other rows, or if memory runs out.
+    fn begin_drafting<'p>(
+        &'p self,
+        pass: &'p Pass<'p>,
+        verdicts: &[usize],
+        cache: &D::Cache,
+    ) -> Result<D::Pass<'p>, DeviceError>;
+
+    /// Selects, by the verdicts, the rows and bonus tokens of `drafts`. If the verdicts are
+    /// [ready](Self::verdicts_if_ready), each accepted length must have a group. Otherwise, a sequence whose
+    /// accepted length has no group gets a meaningless draft.
+    fn select_drafts<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
+        rows: SlotRows,
+    ) -> Result<Self::Selection<'s>, DeviceError>;
+
+    /// Returns the number of rows drafted since the verification. This is the next draft's
+    /// [`first_draw`](DraftLogits::first_draw) if all drafts of a step come from one buffer.
+    fn drafted_rows(&self) -> usize;
+
+    /// Waits for all work on the device and returns its results: the verdicts, and the drafts since the
+    /// verification or since the last call.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call.
+    fn read(&mut self) -> Result<StepResults, DeviceError>;
+}
+
+/// Drafts whose rows were [selected](Verification::select_drafts), but whose tokens were not drawn yet.
+pub trait DraftSelection<D: Device + ?Sized> {
+    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. The rows of `x` are the
+    /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.
+    fn gather(&self, x: &D::Buffer, out: &mut D::Buffer) -> Result<(), DeviceError>;
+
+    /// Writes row `bonus` of `table` for each draft to `out`, which is resized.
+    fn embed_bonus(&self, table: &D::Linear, out: &mut D::Buffer) -> Result<(), DeviceError>;
+
+    /// Samples the drafts from `logits`: one token per row, draft after draft. If there is a calibrator, it
+    /// corrects the selected rows first. The logits keep the values that were sampled from, for the
+    /// [verification](Device::verify) of the drafts.
+    fn draft(
+        self,
+        calibration: Option<CalibratorOutput<'_, D::Buffer, D::Linear>>,
+        logits: &mut D::Buffer,
+    ) -> Result<(), DeviceError>;
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 use super::config::ModelConfig;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
 use crate::device::{
-    AttentionRows, CalibratorOutput, Device, DeviceError, DraftRows, LinearPart, QkTransform, RowKind,
-    SlotRows,
+    AttentionRows, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection, LinearPart, QkTransform,
+    RowKind, SlotRows, Verification,
 };
 use crate::layout::Pass;
 
@@ -285,20 +285,18 @@ impl<D: Device> Model<D> {
         self.run(&mut laid_out, rows, tokens, cache, work)
     }
 
-    /// Runs the tail for the groups of a pass without candidates, one group per sequence. Each group was laid
-    /// out for the largest possible accepted length, and [follows](Device::resolve_groups) verdict `verdicts[i]` of
-    /// sequence i.
+    /// Runs the tail for a [drafting pass](Verification::begin_drafting): the group of sequence i is for the
+    /// accepted length of verdict `verdicts[i]`.
     pub fn draft_forward(
         &self,
         pass: &Pass<'_>,
         verdicts: &[usize],
-        results: &D::Results,
+        verification: &D::Verification<'_>,
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        let mut laid_out = self.device.begin(pass, cache)?;
-        self.device.resolve_groups(&mut laid_out, verdicts, results)?;
-        let rows = PassRows { candidates: pass.candidate_rows(), total: pass.total_rows() };
+        let mut laid_out = verification.begin_drafting(pass, verdicts, cache)?;
+        let rows = PassRows { candidates: 0, total: pass.total_rows() };
         self.run(&mut laid_out, rows, &[], cache, work)
     }
 
@@ -446,7 +444,7 @@ impl<D: Device> Model<D> {
             && self.device.joins_head_products(head, candidates, slots, drafted)
     }
 
-    /// Samples `drafts` of the most recent pass from their calibrated logits, by the verdicts in `results`.
+    /// Samples `drafts` of the most recent pass from their calibrated logits, by the verdicts of `verification`.
     /// [`SlotRows`] says where these logits are: in the last rows that [`logits`](Self::logits) computed, or
     /// not computed yet, in which case this function computes them.
     ///
@@ -456,7 +454,7 @@ impl<D: Device> Model<D> {
         &self,
         drafts: &[DraftRows<'_>],
         rows: SlotRows,
-        results: &mut D::Results,
+        verification: &mut D::Verification<'_>,
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
     ) -> Result<(), DeviceError> {
@@ -466,30 +464,30 @@ impl<D: Device> Model<D> {
             .enumerate()
             .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
             .collect();
-        device.select_drafts(drafts, rows, results)?;
+        let selection = verification.select_drafts(drafts, rows)?;
         if let SlotRows::Pass { first_logits } = rows {
-            device.gather_selected(&work.hidden, results, &mut work.gathered)?;
+            selection.gather(&work.hidden, &mut work.gathered)?;
             self.head(owner.len(), work, logits, first_logits)?;
         }
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
-            return device.draft(None, logits, drafts, results);
+            return selection.draft(None, logits);
         };
         // The final norm of the selected rows: the input of the head.
         let normed = match rows {
             SlotRows::Pass { .. } => &work.head_input,
             SlotRows::Logits => {
-                device.gather_selected(&work.head_input, results, &mut work.gathered)?;
+                selection.gather(&work.head_input, &mut work.gathered)?;
                 &work.gathered
             }
         };
         device.resize(&mut work.bonus_hidden, drafts.len())?;
         device.resize(&mut work.calibrator_hidden, owner.len())?;
-        device.embed_bonus(&self.embed, results, &mut work.bonus)?;
+        selection.embed_bonus(&self.embed, &mut work.bonus)?;
         device.linear(&calibrator.bonus_half, &work.bonus, 0..drafts.len(), &mut work.bonus_hidden)?;
         let all = 0..owner.len();
         device.linear(&calibrator.hidden_half, normed, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
         let calibration = CalibratorOutput { hidden: &work.calibrator_hidden, output: &calibrator.output };
-        device.draft(Some(calibration), logits, drafts, results)
+        selection.draft(Some(calibration), logits)
     }
 }

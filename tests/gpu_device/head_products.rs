@@ -12,7 +12,9 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts, ProductMemory, ProductOut, Products, Weights};
-use flexdraft::device::{Device, DeviceError, DraftRows, LinearPart, SlotRows, StepResults, VerifyRows};
+use flexdraft::device::{
+    Device, DeviceError, DraftRows, LinearPart, SlotRows, StepResults, Verification, VerifyRows,
+};
 use flexdraft::kernels::Kernels;
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
@@ -203,7 +205,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         start: 0,
     };
     let requests = [verify(0, &accepted[..], &samplings[0]), verify(3, &[u32::MAX][..], &samplings[1])];
-    device.verify(target_logits, &requests, &mut results).unwrap();
+    let mut verification = device.verify(target_logits, &requests, &mut results).unwrap();
 
     let first_rows = match joined {
         true => [5, 5 + 2 * drafted],
@@ -221,8 +223,8 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         })
         .collect();
     let rows = if joined { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
-    model.draft(&drafts, rows, &mut results, &mut work, &mut drawn_from).unwrap();
-    let found = device.read(&mut results).unwrap();
+    model.draft(&drafts, rows, &mut verification, &mut work, &mut drawn_from).unwrap();
+    let found = verification.read().unwrap();
     assert_eq!(found.verdicts.iter().map(|verdict| verdict.accepted).collect::<Vec<_>>(), [2, 0]);
     // Accepted length 2 selects the first sequence's second group, accepted length 0 the second sequence's first group.
     let rows = match joined {

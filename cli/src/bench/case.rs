@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::EngineOptions;
-use flexdraft::device::{Device, DeviceError, DraftRows, QkTransform, RowKind, SlotRows, VerifyRows};
+use flexdraft::device::{
+    Device, DeviceError, DraftRows, QkTransform, RowKind, SlotRows, Verification, VerifyRows,
+};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::model::forward::Workspace;
@@ -138,9 +140,9 @@ impl<'a, D: Device> Case<'a, D> {
             }
             let start_of_step = Instant::now();
             let submitted = model.device().run(|| {
-                memory.submit(model, step, &passes, cache)?;
+                let mut verification = memory.submit(model, step, &passes, cache)?;
                 let submitted = start_of_step.elapsed();
-                model.device().read(&mut memory.results)?;
+                verification.read()?;
                 Ok::<_, DeviceError>(submitted)
             })?;
             if i >= WARM_UP {
@@ -170,61 +172,56 @@ impl<D: Device> Memory<D> {
         }
     }
 
-    /// Submits a step to the device.
-    fn submit(
-        &mut self,
-        model: &Model<D>,
+    /// Submits a step to the device, and returns its verification.
+    fn submit<'a>(
+        &'a mut self,
+        model: &'a Model<D>,
         step: &Step,
         passes: &[Pass<'_>],
         cache: &mut D::Cache,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<D::Verification<'a>, DeviceError> {
         let Self { work, target_logits, draft_logits, results } = self;
-        let device = model.device();
-        let greedy = SamplingParams::GREEDY;
+        let (Some((pass, drafting)), Some((shape, _))) = (passes.split_first(), step.passes.split_first())
+        else {
+            return model.device().verify(target_logits, &[], results);
+        };
+        let (greedy, batch) = (SamplingParams::GREEDY, pass.sequences.len());
+        model.forward(pass, &vec![1; batch * shape.candidates], cache, work)?;
+
+        let last = shape.candidates - step.logits..shape.candidates;
+        let mut rows: Vec<usize> =
+            (0..batch).flat_map(|i| last.clone().map(move |row| i * shape.candidates + row)).collect();
+        let slots = batch * shape.groups.len() * step.drafts;
+        // The first row of the groups' logits, if they are computed together with the candidates' logits.
+        let joined = model.joins_head_products(rows.len(), slots, batch * step.drafts).then_some(rows.len());
+        if joined.is_some() {
+            let groups = (0..batch).flat_map(|i| shape.groups.iter().map(move |&k| (i, k)));
+            let groups = groups.filter_map(|(i, k)| pass.group_rows(i, k));
+            rows.extend(groups.flat_map(|group| group.skip(1)));
+        }
+        let target_logits = if joined.is_some() { &mut *draft_logits } else { target_logits };
+        model.logits(&rows, work, target_logits)?;
         // No vocabulary has this id, so the accepted length is 0.
         let draft = vec![u32::MAX; step.verified];
-        // The first row of the groups' logits, if they are computed together with the candidates' logits.
-        let mut joined = None;
-        for (index, (pass, shape)) in passes.iter().zip(&step.passes).enumerate() {
-            let batch = pass.sequences.len();
-            let candidates = batch * shape.candidates;
-            match index {
-                0 => model.forward(pass, &vec![1; candidates], cache, work)?,
-                _ => {
-                    model.draft_forward(pass, &(0..batch).collect::<Vec<_>>(), results, cache, work)?;
-                }
-            }
-            if candidates > 0 {
-                let last = shape.candidates - step.logits..shape.candidates;
-                let mut rows: Vec<usize> = (0..batch)
-                    .flat_map(|i| last.clone().map(move |row| i * shape.candidates + row))
-                    .collect();
-                let slots = batch * shape.groups.len() * step.drafts;
-                if model.joins_head_products(rows.len(), slots, batch * step.drafts) {
-                    joined = Some(rows.len());
-                    let groups = (0..batch).flat_map(|i| shape.groups.iter().map(move |&k| (i, k)));
-                    let groups = groups.filter_map(|(i, k)| pass.group_rows(i, k));
-                    rows.extend(groups.flat_map(|group| group.skip(1)));
-                }
-                let target_logits = if joined.is_some() { &mut *draft_logits } else { &mut *target_logits };
-                model.logits(&rows, work, target_logits)?;
-                let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
-                    first_row: i * step.logits,
-                    draft: &draft,
-                    draft_logits: None,
-                    sampling: &greedy,
-                    rule: Rule::Match,
-                    seed: 0,
-                    start: rows.start,
-                };
-                let requests: Vec<_> = pass.sequences.iter().enumerate().map(request).collect();
-                device.verify(target_logits, &requests, results)?;
-            }
+        let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
+            first_row: i * step.logits,
+            draft: &draft,
+            draft_logits: None,
+            sampling: &greedy,
+            rule: Rule::Match,
+            seed: 0,
+            start: rows.start,
+        };
+        let requests: Vec<_> = pass.sequences.iter().enumerate().map(request).collect();
+        let mut verification = model.device().verify(target_logits, &requests, results)?;
+
+        for pass in drafting {
+            model.draft_forward(pass, &(0..batch).collect::<Vec<_>>(), &verification, cache, work)?;
         }
-        let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(()) };
+        let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(verification) };
         // Drafts come from the group of the last accepted length, as if it were the group of accepted length 0, or from
         // the group that was computed after the verdict.
-        let follows = passes.len() > 1 && device.verdicts_if_ready(results).is_none();
+        let follows = passes.len() > 1 && verification.verdicts_if_ready().is_none();
         let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
         let request = |sequence| {
@@ -243,7 +240,8 @@ impl<D: Device> Memory<D> {
         };
         let requests: Vec<_> = (0..pass.sequences.len()).filter_map(request).collect();
         let rows = if joined.is_some() { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
-        model.draft(&requests, rows, results, work, draft_logits)
+        model.draft(&requests, rows, &mut verification, work, draft_logits)?;
+        Ok(verification)
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::buffer::CpuBuffer;
 use crate::device::{AttentionShape, DeviceError};
+use crate::layout::Pass;
 
 /// Checks that `found` is `expected`.
 pub(super) fn shape(
@@ -65,6 +66,25 @@ pub(super) fn rows(
         index(operation, "row", rows.end - 1, buffer.rows())?;
     }
     Ok(rows)
+}
+
+/// Checks that `pass` is a drafting pass: no candidates, one group per sequence, and one of `verdicts` each.
+pub(super) fn drafting_pass(pass: &Pass<'_>, verdicts: &[usize]) -> Result<(), DeviceError> {
+    const OPERATION: &str = "begin_drafting";
+    shape(OPERATION, "verdicts", &[pass.sequences.len()], &[verdicts.len()])?;
+    pass.sequences.iter().try_for_each(|rows| {
+        shape(OPERATION, "candidates and groups", &[0, 1], &[rows.candidates, rows.groups.len()])
+    })
+}
+
+/// Checks that logits have a vocabulary.
+pub(super) fn vocabulary(operation: &'static str, logits: &CpuBuffer) -> Result<(), DeviceError> {
+    cols(operation, "logits", logits, logits.cols().max(1))
+}
+
+/// Checks that `count` positions after `start` do not overflow.
+pub(super) fn positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
+    index(operation, "position", start.saturating_add(count), usize::MAX)
 }
 
 /// Checks that attention supports the heads of `shape`: the same number of q heads for each KV head, an even

@@ -14,11 +14,13 @@ mod page_layout;
 mod pass;
 mod pool;
 mod product;
+mod results;
 mod rope;
 mod rows;
 mod sampling;
 mod simd;
 mod softmax;
+mod verify;
 
 use std::ops::Range;
 
@@ -26,8 +28,9 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, LinearPart, Precision,
-    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection,
+    LinearPart, Precision, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
+    VerifyRows,
 };
 use crate::layout::Pass;
 use crate::tensor::Tensor;
@@ -36,7 +39,7 @@ pub use self::buffer::{CpuBuffer, CpuVector};
 pub use self::kv_cache::CpuKvCache;
 pub use self::linear::CpuLinear;
 pub use self::pass::CheckedPass;
-pub use self::sampling::CpuResults;
+pub use self::results::{CpuResults, CpuSelection, CpuVerification};
 pub use self::simd::InstructionSet;
 
 /// Options of a [`Cpu`] device.
@@ -137,6 +140,15 @@ impl Cpu {
         layer.apply(self.compute(), x, rows, Output::Add, (out, first_row))
     }
 
+    /// Returns a verification whose verdicts were found elsewhere.
+    pub fn verified<'a>(
+        &'a self,
+        verdicts: Vec<SequenceVerdict>,
+        results: &'a mut CpuResults,
+    ) -> CpuVerification<'a> {
+        CpuVerification::new(self.compute(), verdicts, results)
+    }
+
     fn compute(&self) -> (&Pool, Vectors) {
         (&self.pool, self.vectors)
     }
@@ -149,6 +161,7 @@ impl Device for Cpu {
     type Cache = CpuKvCache;
     type Results = CpuResults;
     type Pass<'a> = CheckedPass<'a>;
+    type Verification<'a> = CpuVerification<'a>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<CpuLinear, DeviceError> {
         CpuLinear::new(parts)
@@ -280,31 +293,6 @@ impl Device for Cpu {
         elementwise::edit_row(logits, row, edit)
     }
 
-    fn verify(
-        &self,
-        logits: &CpuBuffer,
-        sequences: &[VerifyRows<'_, CpuBuffer>],
-        results: &mut CpuResults,
-    ) -> Result<(), DeviceError> {
-        let verdicts = sampling::verify(self.compute(), logits, sequences)?;
-        results.found = StepResults { verdicts, drafts: Vec::new() };
-        results.drafted = 0;
-        Ok(())
-    }
-
-    fn verdicts_if_ready<'a>(&self, results: &'a CpuResults) -> Option<&'a [SequenceVerdict]> {
-        Some(&results.found.verdicts)
-    }
-
-    fn resolve_groups(
-        &self,
-        _: &mut CheckedPass<'_>,
-        _: &[usize],
-        _: &CpuResults,
-    ) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
     fn joined_head_rows(&self, _: &CpuLinear) -> usize {
         if self.joins_heads { usize::MAX } else { 0 }
     }
@@ -313,68 +301,72 @@ impl Device for Cpu {
         self.joins_heads
     }
 
-    fn select_drafts(
-        &self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
-        results: &mut CpuResults,
-    ) -> Result<(), DeviceError> {
-        results.select_drafts(drafts, rows)
-    }
-
-    fn gather_selected(
-        &self,
-        x: &CpuBuffer,
-        results: &CpuResults,
-        out: &mut CpuBuffer,
-    ) -> Result<(), DeviceError> {
-        elementwise::gather(x, &results.source_rows(), out)
-    }
-
-    fn embed_bonus(
-        &self,
-        table: &CpuLinear,
-        results: &CpuResults,
-        out: &mut CpuBuffer,
-    ) -> Result<(), DeviceError> {
-        let bonus = results.bonus();
-        out.resize(bonus.len())?;
-        table.embed(&bonus, 0, out)
-    }
-
-    fn drafted_rows(&self, results: &CpuResults) -> usize {
-        results.drafted
-    }
-
-    fn draft(
-        &self,
-        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
-        logits: &mut CpuBuffer,
-        drafts: &[DraftRows<'_>],
-        results: &mut CpuResults,
-    ) -> Result<(), DeviceError> {
-        let slots = results.slots(drafts)?;
-        if let Some(CalibratorOutput { hidden, output }) = calibration {
-            // Drafts with consecutive rows of logits share one product.
-            let mut first = 0;
-            for rows in slots.chunk_by(|draft, next| draft.rows.end == next.rows.start) {
-                let count: usize = rows.iter().map(|draft| draft.rows.len()).sum();
-                let to = rows.first().map_or(0, |draft| draft.rows.start);
-                output.apply(self.compute(), hidden, first..first + count, Output::Add, (logits, to))?;
-                first += count;
-            }
-        }
-        results.found.drafts.extend(sampling::draft(self.compute(), logits, &slots)?);
-        results.drafted += slots.iter().map(|slots| slots.rows.len()).sum::<usize>();
-        Ok(())
-    }
-
-    fn read(&self, results: &mut CpuResults) -> Result<StepResults, DeviceError> {
-        let drafts = std::mem::take(&mut results.found.drafts);
-        Ok(StepResults { verdicts: results.found.verdicts.clone(), drafts })
+    fn verify<'a>(
+        &'a self,
+        logits: &CpuBuffer,
+        sequences: &[VerifyRows<'_, CpuBuffer>],
+        results: &'a mut CpuResults,
+    ) -> Result<CpuVerification<'a>, DeviceError> {
+        let verdicts = verify::verify(self.compute(), logits, sequences)?;
+        Ok(self.verified(verdicts, results))
     }
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.run(work)
+    }
+}
+
+impl Verification<Cpu> for CpuVerification<'_> {
+    type Selection<'s>
+        = CpuSelection<'s>
+    where
+        Self: 's;
+
+    fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]> {
+        Some(self.verdicts())
+    }
+
+    fn begin_drafting<'p>(
+        &'p self,
+        pass: &'p Pass<'p>,
+        verdicts: &[usize],
+        cache: &CpuKvCache,
+    ) -> Result<CheckedPass<'p>, DeviceError> {
+        check::drafting_pass(pass, verdicts)?;
+        CheckedPass::new(pass, cache)
+    }
+
+    fn select_drafts<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
+        rows: SlotRows,
+    ) -> Result<CpuSelection<'s>, DeviceError> {
+        self.select(drafts, rows)
+    }
+
+    fn drafted_rows(&self) -> usize {
+        self.drafted()
+    }
+
+    fn read(&mut self) -> Result<StepResults, DeviceError> {
+        Ok(self.take())
+    }
+}
+
+impl DraftSelection<Cpu> for CpuSelection<'_> {
+    fn gather(&self, x: &CpuBuffer, out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        self.gather_rows(x, out)
+    }
+
+    fn embed_bonus(&self, table: &CpuLinear, out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        self.embed_tokens(table, out)
+    }
+
+    fn draft(
+        self,
+        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
+        logits: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        self.sample(calibration, logits)
     }
 }

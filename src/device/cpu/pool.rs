@@ -13,6 +13,7 @@ const SMALL_WORK: usize = 1 << 17;
 
 /// A fixed number of threads. The division of work among them never changes a result: each item is computed
 /// by itself, whichever thread takes it.
+#[derive(Debug)]
 pub(super) struct Pool {
     threads: usize,
     /// `None` for a single thread, which is the caller's.

@@ -3,6 +3,9 @@
 use super::simd::{Kernel, LANES, Simd, exp};
 use crate::sampling;
 
+/// Cost of a row of logits in multiply-adds per id: only small vocabularies stay on one thread.
+pub(super) const WORK: usize = 8;
+
 /// Number of values summed in f32 before the sum continues in f64.
 const BLOCK: usize = 1024;
 

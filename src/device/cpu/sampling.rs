@@ -1,108 +1,16 @@
-//! Draws draft tokens, and applies the acceptance rules to rows of logits.
+//! Draws draft tokens from rows of logits.
 
 use std::ops::Range;
 
 use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
-use super::rows::{ArgMax, ConfidenceKernel};
+use super::rows::{ArgMax, ConfidenceKernel, WORK};
 use super::simd::Vectors;
-use crate::acceptance::{self, Rows, Rule};
-use crate::device::{DeviceError, DraftRows, DraftToken, SequenceVerdict, SlotRows, StepResults, VerifyRows};
-use crate::layout::MAX_BLOCK_SIZE;
+use crate::acceptance::Rule;
+use crate::device::{DeviceError, DraftToken};
 use crate::random::{Purpose, Stream};
-use crate::sampling::{SamplingParams, draw, draw_weighted, softmax, warp};
-
-/// Cost of a row of logits in multiply-adds per id: only small vocabularies stay on one thread.
-const WORK: usize = 8;
-
-/// The results of a verification, and the inputs of the drafts that follow it.
-#[derive(Clone, Debug, Default)]
-pub struct CpuResults {
-    /// The verdicts and drafts that a step's `read` returns.
-    pub found: StepResults,
-    /// Number of rows drafted since the verification.
-    pub(super) drafted: usize,
-    /// The selected slots and bonus tokens, one entry per draft.
-    selected: Vec<DraftSources>,
-}
-
-/// The slots and the bonus token that a verdict selects for a draft.
-#[derive(Clone, Debug)]
-struct DraftSources {
-    /// Rows of slots 1..S in the pass or in the logits.
-    sources: Range<usize>,
-    /// Rows of the slots' logits.
-    logits: Range<usize>,
-    bonus: u32,
-}
-
-impl CpuResults {
-    /// Selects the slots and bonus tokens of `drafts`.
-    pub(super) fn select_drafts(
-        &mut self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "select_drafts";
-        self.selected.clear();
-        let mut next = rows;
-        for draft in drafts {
-            let verdict = self.verdict(OPERATION, draft)?;
-            check::index(OPERATION, "number of slots", draft.slots, MAX_BLOCK_SIZE + 1)?;
-            let sources = draft.slot_rows(verdict.accepted, rows).ok_or(DeviceError::OutOfRange {
-                operation: OPERATION,
-                what: "accepted length without a group",
-                index: verdict.accepted,
-                limit: 0,
-            })?;
-            let logits = match &mut next {
-                SlotRows::Logits => sources.clone(),
-                SlotRows::Pass { first_logits } => {
-                    let first = *first_logits;
-                    *first_logits = first.saturating_add(sources.len());
-                    first..*first_logits
-                }
-            };
-            self.selected.push(DraftSources { sources, logits, bonus: verdict.bonus });
-        }
-        Ok(())
-    }
-
-    /// Returns the rows of the selected slots.
-    pub(super) fn source_rows(&self) -> Vec<usize> {
-        self.selected.iter().flat_map(|draft| draft.sources.clone()).collect()
-    }
-
-    /// Returns the bonus tokens of the selected drafts.
-    pub(super) fn bonus(&self) -> Vec<u32> {
-        self.selected.iter().map(|draft| draft.bonus).collect()
-    }
-
-    fn verdict(
-        &self,
-        operation: &'static str,
-        draft: &DraftRows<'_>,
-    ) -> Result<SequenceVerdict, DeviceError> {
-        let (index, limit) = (draft.sequence, self.found.verdicts.len());
-        let verdict = self.found.verdicts.get(index).copied();
-        verdict.ok_or(DeviceError::OutOfRange { operation, what: "sequence", index, limit })
-    }
-
-    /// Returns the logits rows of the selected `drafts`, with their sampling parameters.
-    pub(super) fn slots<'a>(&self, drafts: &[DraftRows<'a>]) -> Result<Vec<Slots<'a>>, DeviceError> {
-        const OPERATION: &str = "draft";
-        let selected: Vec<usize> = self.selected.iter().map(|draft| draft.logits.len()).collect();
-        let found: Vec<usize> = drafts.iter().map(DraftRows::drafted).collect();
-        check::shape(OPERATION, "drafts", &selected, &found)?;
-        let slots = |(draft, selected): (&DraftRows<'a>, &DraftSources)| {
-            let start = self.verdict(OPERATION, draft)?.next_start;
-            let rows = selected.logits.clone();
-            Ok(Slots { rows, sampling: draft.sampling, rule: draft.rule, seed: draft.seed, start })
-        };
-        drafts.iter().zip(&self.selected).map(slots).collect()
-    }
-}
+use crate::sampling::{SamplingParams, draw, warp};
 
 /// Rows of logits to be sampled: slots 1, 2, … of one group.
 #[derive(Clone, Debug)]
@@ -122,10 +30,10 @@ pub(super) fn draft(
     drafts: &[Slots<'_>],
 ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
     const OPERATION: &str = "draft";
-    check_vocabulary(OPERATION, logits)?;
+    check::vocabulary(OPERATION, logits)?;
     for draft in drafts {
         check::rows(OPERATION, draft.rows.clone(), &[logits])?;
-        check_positions(OPERATION, draft.start, draft.rows.len())?;
+        check::positions(OPERATION, draft.start, draft.rows.len())?;
     }
     let nothing = DraftToken { token: 0, confidence: 0.0 };
     let mut tokens: Vec<_> = drafts.iter().map(|draft| vec![nothing; draft.rows.len()]).collect();
@@ -152,111 +60,11 @@ pub(super) fn draft(
     Ok(tokens)
 }
 
-/// Applies each sequence's acceptance rule.
-pub(super) fn verify(
-    (pool, vectors): (&Pool, Vectors),
-    logits: &CpuBuffer,
-    sequences: &[VerifyRows<'_, CpuBuffer>],
-) -> Result<Vec<SequenceVerdict>, DeviceError> {
-    for request in sequences {
-        check_verification(logits, request)?;
-    }
-    let mut verdicts = vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 0 }; sequences.len()];
-    let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
-    let items = sequences.iter().zip(&mut verdicts).collect();
-    pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
-        *verdict = verify_sequence(vectors, logits, request);
-    });
-    Ok(verdicts)
-}
-
-/// Checks that every row of a verification exists.
-fn check_verification(logits: &CpuBuffer, request: &VerifyRows<'_, CpuBuffer>) -> Result<(), DeviceError> {
-    const OPERATION: &str = "verify";
-    check_vocabulary(OPERATION, logits)?;
-    let verify_len = request.draft.len();
-    check::index(OPERATION, "row", request.first_row.saturating_add(verify_len), logits.rows())?;
-    check_positions(OPERATION, request.start, verify_len + 1)?;
-    if let Some(draft_logits) = request.draft_logits.filter(|_| verify_len > 0) {
-        let rows = draft_logits.first_row.saturating_add(verify_len);
-        check::at_least(OPERATION, "draft_logits", draft_logits.logits, rows, logits.cols())?;
-    }
-    Ok(())
-}
-
-/// Checks that the vocabulary is not empty.
-fn check_vocabulary(operation: &'static str, logits: &CpuBuffer) -> Result<(), DeviceError> {
-    check::cols(operation, "logits", logits, logits.cols().max(1))
-}
-
-/// Checks that `count` positions after `start` do not overflow.
-fn check_positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
-    check::index(operation, "position", start.saturating_add(count), usize::MAX)
-}
-
-/// Applies one sequence's acceptance rule.
-fn verify_sequence(
-    vectors: Vectors,
-    logits: &CpuBuffer,
-    request: &VerifyRows<'_, CpuBuffer>,
-) -> SequenceVerdict {
-    let mut rows = WarpedRows { logits, request };
-    let (accepted, bonus) = if request.sampling.is_greedy() {
-        acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(rows.target_logits(i))))
-    } else if request.rule == Rule::Match || request.draft.is_empty() {
-        acceptance::matching_prefix(request.draft, |i| {
-            let stream = Stream::target_draw(request.seed, request.start + i + 1);
-            draw(&warp(rows.target_logits(i), request.sampling), stream)
-        })
-    } else {
-        let uniform =
-            |slot| Stream::new(request.seed, Purpose::AcceptanceUniform, slot, request.start).uniform();
-        let decision = match request.rule {
-            Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
-            _ => acceptance::rejection(request.draft, &mut rows, uniform),
-        };
-        let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
-        (decision.accepted, draw_weighted(&decision.weights, stream))
-    };
-    SequenceVerdict { accepted, bonus, next_start: request.start + accepted + 1 }
-}
-
-/// p and q of one verification, warped when a rule asks for them. Their rows were checked to exist.
-struct WarpedRows<'a> {
-    logits: &'a CpuBuffer,
-    request: &'a VerifyRows<'a, CpuBuffer>,
-}
-
-impl WarpedRows<'_> {
-    fn target_logits(&self, i: usize) -> &[f32] {
-        self.logits.row(self.request.first_row + i).unwrap_or(&[])
-    }
-}
-
-impl Rows for WarpedRows<'_> {
-    fn target(&mut self, i: usize) -> Vec<f64> {
-        softmax(&warp(self.target_logits(i), self.request.sampling))
-    }
-
-    fn draft(&mut self, j: usize) -> Vec<f64> {
-        match self.request.draft_logits.and_then(|draft| draft.logits.row(draft.first_row + j - 1)) {
-            Some(row) => softmax(&warp(row, self.request.sampling)),
-            None => {
-                let mut point_mass = vec![0.0; self.logits.cols()];
-                let token = self.request.draft.get(j - 1).map(|&token| token as usize);
-                if let Some(mass) = token.and_then(|token| point_mass.get_mut(token)) {
-                    *mass = 1.0;
-                }
-                point_mass
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::verify::verify;
     use super::*;
-    use crate::device::{DraftLogits, Precision};
+    use crate::device::{DraftLogits, Precision, VerifyRows};
 
     fn logits(rows: usize, cols: usize) -> CpuBuffer {
         let mut buffer = CpuBuffer::new(cols, Precision::F32);

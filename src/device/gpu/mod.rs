@@ -33,14 +33,15 @@ pub use memory::GpuBuffer;
 pub use pass::UploadedPass;
 pub use peaks::Peaks;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
-pub use results::GpuResults;
+pub use results::{GpuResults, GpuSelection, GpuVerification};
 use scratch::{Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftRows, LinearPart,
-    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftRows,
+    DraftSelection, LinearPart, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
+    VerifyRows,
 };
 use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention};
 use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
@@ -154,6 +155,7 @@ impl<P: Products> Device for Gpu<P> {
     type Cache = GpuKvCache<P::Runtime>;
     type Results = GpuResults<P::Runtime>;
     type Pass<'a> = UploadedPass<'a, P::Runtime>;
+    type Verification<'a> = GpuVerification<'a, P>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<GpuLinear<P>, DeviceError> {
         let weights = Weights::new(parts)?;
@@ -553,28 +555,6 @@ impl<P: Products> Device for Gpu<P> {
         Ok(runtime.upload(stream, &host, memory, first)?)
     }
 
-    fn verify(
-        &self,
-        logits: &GpuBuffer<P::Runtime>,
-        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.verify_drafts(logits, sequences, results)
-    }
-
-    fn verdicts_if_ready<'a>(&self, results: &'a GpuResults<P::Runtime>) -> Option<&'a [SequenceVerdict]> {
-        results.verdicts_if_ready()
-    }
-
-    fn resolve_groups(
-        &self,
-        pass: &mut UploadedPass<'_, P::Runtime>,
-        verdicts: &[usize],
-        results: &GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.follow_verdicts(pass, verdicts, results)
-    }
-
     fn joined_head_rows(&self, head: &GpuLinear<P>) -> usize {
         self.most_joined_rows(head)
     }
@@ -589,47 +569,6 @@ impl<P: Products> Device for Gpu<P> {
         self.joins(head, candidates, slots, drafted)
     }
 
-    fn select_drafts(
-        &self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.select_drafts(drafts, rows, results)
-    }
-
-    fn gather_selected(
-        &self,
-        x: &GpuBuffer<P::Runtime>,
-        results: &GpuResults<P::Runtime>,
-        out: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.gather_slots(x, results, out)
-    }
-
-    fn embed_bonus(
-        &self,
-        table: &GpuLinear<P>,
-        results: &GpuResults<P::Runtime>,
-        out: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.embed_bonus_tokens(table, results, out)
-    }
-
-    fn drafted_rows(&self, results: &GpuResults<P::Runtime>) -> usize {
-        results.report.rows()
-    }
-
-    fn draft(
-        &self,
-        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
-        logits: &mut GpuBuffer<P::Runtime>,
-        drafts: &[DraftRows<'_>],
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        self.draft_tokens(calibration, logits, drafts, results)
-    }
-
     fn copy_draft(
         &self,
         draft: DraftLogits<'_, GpuBuffer<P::Runtime>>,
@@ -641,7 +580,67 @@ impl<P: Products> Device for Gpu<P> {
         self.copy_draft_rows(draft, rows, out)
     }
 
-    fn read(&self, results: &mut GpuResults<P::Runtime>) -> Result<StepResults, DeviceError> {
-        self.read_results(results)
+    fn verify<'a>(
+        &'a self,
+        logits: &GpuBuffer<P::Runtime>,
+        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
+        results: &'a mut GpuResults<P::Runtime>,
+    ) -> Result<GpuVerification<'a, P>, DeviceError> {
+        self.verify_drafts(logits, sequences, results)?;
+        Ok(GpuVerification::new(self, results))
+    }
+}
+
+impl<P: Products> Verification<Gpu<P>> for GpuVerification<'_, P> {
+    type Selection<'s>
+        = GpuSelection<'s, P>
+    where
+        Self: 's;
+
+    fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]> {
+        self.known()
+    }
+
+    fn begin_drafting<'p>(
+        &'p self,
+        pass: &'p Pass<'p>,
+        verdicts: &[usize],
+        cache: &GpuKvCache<P::Runtime>,
+    ) -> Result<UploadedPass<'p, P::Runtime>, DeviceError> {
+        self.begin_pass(pass, verdicts, cache)
+    }
+
+    fn select_drafts<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
+        rows: SlotRows,
+    ) -> Result<GpuSelection<'s, P>, DeviceError> {
+        self.select(drafts, rows)
+    }
+
+    fn drafted_rows(&self) -> usize {
+        self.drafted()
+    }
+
+    fn read(&mut self) -> Result<StepResults, DeviceError> {
+        self.take()
+    }
+}
+
+impl<P: Products> DraftSelection<Gpu<P>> for GpuSelection<'_, P> {
+    fn gather(&self, x: &GpuBuffer<P::Runtime>, out: &mut GpuBuffer<P::Runtime>) -> Result<(), DeviceError> {
+        self.gather_rows(x, out)
+    }
+
+    fn embed_bonus(&self, table: &GpuLinear<P>, out: &mut GpuBuffer<P::Runtime>) -> Result<(), DeviceError> {
+        self.embed_tokens(table, out)
+    }
+
+    fn draft(
+        self,
+        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+        logits: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        self.sample(calibration, logits)
     }
 }

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::cache::GpuKvCache;
 use super::checks::{expect, index32};
 use super::memory::{GpuBuffer, GrowableMemory, STATS_WORDS, StagedTables, TableRange};
 use super::pass::UploadedPass;
 use super::products::Products;
 use super::scratch::{Scratch, error_word};
-use super::verification::{Verification, slot_sampling};
+use super::verification::{VerificationMemory, slot_sampling};
 use super::{Gpu, GpuLinear};
 use crate::device::{Device, DeviceError, DraftRows, DraftToken, SequenceVerdict, SlotRows, StepResults};
 use crate::kernels::Faults;
@@ -15,6 +16,7 @@ use crate::kernels::acceptance::{MAX_DRAFTS, Verdict};
 use crate::kernels::glue::{Embed, Gather};
 use crate::kernels::sampling::{RowSampling, RowStats};
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use crate::layout::Pass;
 use crate::runtime::{Runtime, RuntimeError, View, ViewMut};
 
 /// What verification and drafting leave on a device, and the memory that they use.
@@ -26,7 +28,7 @@ pub struct GpuResults<B: Runtime> {
     /// The verdicts, once they have been read.
     known: Option<Vec<SequenceVerdict>>,
     pub(super) selected: Selected<B>,
-    pub(super) verification: Verification<B>,
+    pub(super) verification: VerificationMemory<B>,
 }
 
 impl<B: Runtime> Default for GpuResults<B> {
@@ -36,7 +38,7 @@ impl<B: Runtime> Default for GpuResults<B> {
             drafts: Vec::new(),
             known: None,
             selected: Selected::default(),
-            verification: Verification::default(),
+            verification: VerificationMemory::default(),
         }
     }
 }
@@ -48,11 +50,21 @@ impl<B: Runtime> GpuResults<B> {
         self.drafts.clear();
         self.report.begin(runtime, stream, batch)
     }
+}
 
-    /// The verdicts, once they have been read.
-    pub(super) fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]> {
-        self.known.as_deref()
-    }
+/// A verification on a GPU.
+#[derive(Debug)]
+pub struct GpuVerification<'a, P: Products> {
+    device: &'a Gpu<P>,
+    pub(super) results: &'a mut GpuResults<P::Runtime>,
+}
+
+/// Drafts on a GPU, and the rows that the verdicts select for them.
+#[derive(Debug)]
+pub struct GpuSelection<'s, P: Products> {
+    pub(super) device: &'s Gpu<P>,
+    pub(super) results: &'s mut GpuResults<P::Runtime>,
+    pub(super) drafts: &'s [DraftRows<'s>],
 }
 
 /// What the host reads of a step: the error word, then the verdicts, then the statistics of draft rows.
@@ -211,46 +223,65 @@ impl<B: Runtime> Default for Selected<B> {
     }
 }
 
-impl<P: Products> Gpu<P> {
-    pub(super) fn follow_verdicts(
-        &self,
-        pass: &mut UploadedPass<'_, P::Runtime>,
+impl<'a, P: Products> GpuVerification<'a, P> {
+    pub(super) fn new(device: &'a Gpu<P>, results: &'a mut GpuResults<P::Runtime>) -> Self {
+        Self { device, results }
+    }
+
+    /// The verdicts, once they have been read.
+    pub(super) fn known(&self) -> Option<&[SequenceVerdict]> {
+        self.results.known.as_deref()
+    }
+
+    /// Draft rows since the verification.
+    pub(super) fn drafted(&self) -> usize {
+        self.results.report.rows()
+    }
+
+    /// Lays out a drafting pass, with each group at the place that its verdict gives it.
+    pub(super) fn begin_pass<'p>(
+        &'p self,
+        pass: &'p Pass<'p>,
         verdicts: &[usize],
-        results: &GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "resolve_groups";
-        let sequences = &pass.layout.sequences;
-        expect(OPERATION, "verdicts", vec![sequences.len()], vec![verdicts.len()])?;
-        if verdicts.is_empty() || results.known.is_some() {
-            return Ok(());
-        }
-        let (runtime, stream) = (self.runtime(), &self.stream);
+        cache: &GpuKvCache<P::Runtime>,
+    ) -> Result<UploadedPass<'p, P::Runtime>, DeviceError> {
+        const OPERATION: &str = "begin_drafting";
+        let (device, results) = (self.device, &self.results);
+        expect(OPERATION, "verdicts", vec![pass.sequences.len()], vec![verdicts.len()])?;
         let mut host = Vec::with_capacity(verdicts.len());
-        for (rows, &verdict) in sequences.iter().zip(verdicts) {
+        for (rows, &verdict) in pass.sequences.iter().zip(verdicts) {
             expect(OPERATION, "candidates and groups", vec![0, 1], vec![rows.candidates, rows.groups.len()])?;
             host.push(index32(OPERATION, "verdict", verdict)?);
         }
-        let mut scratch = self.scratch();
+        let mut pass = device.begin(pass, cache)?;
+        if verdicts.is_empty() || results.known.is_some() {
+            return Ok(pass);
+        }
+        let (runtime, stream) = (device.runtime(), &device.stream);
+        let mut scratch = device.scratch();
         let Scratch { followed, error, .. } = &mut *scratch;
         let ids = followed.holding(runtime, stream, host)?;
         let args = FollowVerdicts {
             pass: pass.tables_mut(),
-            sequences: self.input(ids, 0..verdicts.len())?,
+            sequences: device.input(ids, 0..verdicts.len())?,
             verdicts: results.report.verdicts(runtime, stream)?,
             error: Some(error_word(runtime, stream, error)?),
         };
-        Ok(self.kernels.follow_verdicts(stream, args)?)
+        device.kernels.follow_verdicts(stream, args)?;
+        drop(scratch);
+        Ok(pass)
     }
 
-    pub(super) fn select_drafts(
-        &self,
-        drafts: &[DraftRows<'_>],
+    /// Finds the rows and bonus tokens of `drafts` on the device.
+    pub(super) fn select<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
         slots: SlotRows,
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<GpuSelection<'s, P>, DeviceError> {
         const OPERATION: &str = "select_drafts";
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let GpuResults { report, known, selected, .. } = results;
+        let device = self.device;
+        let (runtime, stream) = (device.runtime(), &device.stream);
+        let GpuResults { report, known, selected, .. } = &mut *self.results;
         (selected.drafts, selected.rows, selected.slots) = (0, 0, slots);
         let (mut table, mut rows) = (Vec::with_capacity(drafts.len()), 0);
         let mut row_sampling = Vec::new();
@@ -286,74 +317,29 @@ impl<P: Products> Gpu<P> {
         let table = selected.tables.push(&table);
         selected.row_sampling = selected.tables.push(&row_sampling);
         selected.tables.upload(runtime, stream)?;
-        let mut scratch = self.scratch();
+        let mut scratch = device.scratch();
         let args = SelectDrafts {
             drafts: selected.tables.view(runtime, stream, &table)?,
             verdicts: report.verdicts(runtime, stream)?,
-            bonus: self.output(selected.bonus.reserve(runtime, stream, count)?, 0..count)?,
-            starts: self.output(selected.starts.reserve(runtime, stream, count)?, 0..count)?,
-            sources: self.output(selected.sources.reserve(runtime, stream, rows)?, 0..rows)?,
-            draft_rows: self.output(selected.draft_rows.reserve(runtime, stream, rows)?, 0..rows)?,
+            bonus: device.output(selected.bonus.reserve(runtime, stream, count)?, 0..count)?,
+            starts: device.output(selected.starts.reserve(runtime, stream, count)?, 0..count)?,
+            sources: device.output(selected.sources.reserve(runtime, stream, rows)?, 0..rows)?,
+            draft_rows: device.output(selected.draft_rows.reserve(runtime, stream, rows)?, 0..rows)?,
             error: Some(error_word(runtime, stream, &mut scratch.error)?),
         };
-        self.kernels.select_drafts(stream, &args)?;
+        device.kernels.select_drafts(stream, &args)?;
         drop(args);
+        drop(scratch);
         (selected.drafts, selected.rows) = (count, rows);
-        Ok(())
+        Ok(GpuSelection { device, results: self.results, drafts })
     }
 
-    pub(super) fn gather_slots(
-        &self,
-        x: &GpuBuffer<P::Runtime>,
-        results: &GpuResults<P::Runtime>,
-        out: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "gather_selected";
-        expect(OPERATION, "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
-        let (rows, cols) = (results.selected.rows, x.cols);
-        self.resize(out, rows)?;
-        let Some(sources) = results.selected.sources.memory().filter(|_| rows > 0) else { return Ok(()) };
-        let mut scratch = self.scratch();
-        let args = Gather {
-            indices: self.input(sources, 0..rows)?,
-            x: self.input(x.activations(OPERATION, "x")?, 0..x.rows * cols)?,
-            out: self.output(out.activations_mut(OPERATION, "out")?, 0..rows * cols)?,
-            error: Some(error_word(self.runtime(), &self.stream, &mut scratch.error)?),
-            cols,
-        };
-        Ok(self.kernels.gather(&self.stream, &args)?)
-    }
-
-    pub(super) fn embed_bonus_tokens(
-        &self,
-        table: &GpuLinear<P>,
-        results: &GpuResults<P::Runtime>,
-        out: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "embed_bonus";
-        expect(OPERATION, "out", vec![out.rows, table.in_cols], vec![out.rows, out.cols])?;
-        let (drafts, cols) = (results.selected.drafts, table.in_cols);
-        self.resize(out, drafts)?;
-        let Some(bonus) = results.selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let mut scratch = self.scratch();
-        let args = Embed {
-            ids: self.input(bonus, 0..drafts)?,
-            table: runtime.view(stream, self.products.weight(&table.layer)),
-            out: self.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
-            error: Some(error_word(runtime, stream, &mut scratch.error)?),
-            cols,
-        };
-        Ok(self.kernels.embed(stream, &args)?)
-    }
-
-    pub(super) fn read_results(
-        &self,
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<StepResults, DeviceError> {
-        let (runtime, stream) = (self.runtime(), &self.stream);
+    /// Waits for the device, and reads what was not read yet.
+    pub(super) fn take(&mut self) -> Result<StepResults, DeviceError> {
+        let Self { device, results } = self;
+        let (runtime, stream) = (device.runtime(), &device.stream);
         let drafts = std::mem::take(&mut results.drafts);
-        let mut scratch = self.scratch();
+        let mut scratch = device.scratch();
         let Scratch { error, .. } = &mut *scratch;
         let (word, verdicts, stats) = results.report.read(runtime, stream, error)?;
         if let Some(faults) = Faults::of(word) {
@@ -372,6 +358,55 @@ impl<P: Products> Gpu<P> {
         };
         results.known = Some(verdicts.clone());
         Ok(StepResults { verdicts, drafts: drafts.into_iter().map(tokens).collect() })
+    }
+}
+
+impl<P: Products> GpuSelection<'_, P> {
+    /// Writes the selected rows of `x` to `out`.
+    pub(super) fn gather_rows(
+        &self,
+        x: &GpuBuffer<P::Runtime>,
+        out: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "gather_selected";
+        let Self { device, results, .. } = self;
+        expect(OPERATION, "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
+        let (rows, cols) = (results.selected.rows, x.cols);
+        device.resize(out, rows)?;
+        let Some(sources) = results.selected.sources.memory().filter(|_| rows > 0) else { return Ok(()) };
+        let mut scratch = device.scratch();
+        let args = Gather {
+            indices: device.input(sources, 0..rows)?,
+            x: device.input(x.activations(OPERATION, "x")?, 0..x.rows * cols)?,
+            out: device.output(out.activations_mut(OPERATION, "out")?, 0..rows * cols)?,
+            error: Some(error_word(device.runtime(), &device.stream, &mut scratch.error)?),
+            cols,
+        };
+        Ok(device.kernels.gather(&device.stream, &args)?)
+    }
+
+    /// Writes the embeddings of the bonus tokens to `out`.
+    pub(super) fn embed_tokens(
+        &self,
+        table: &GpuLinear<P>,
+        out: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "embed_bonus";
+        let Self { device, results, .. } = self;
+        expect(OPERATION, "out", vec![out.rows, table.in_cols], vec![out.rows, out.cols])?;
+        let (drafts, cols) = (results.selected.drafts, table.in_cols);
+        device.resize(out, drafts)?;
+        let Some(bonus) = results.selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
+        let (runtime, stream) = (device.runtime(), &device.stream);
+        let mut scratch = device.scratch();
+        let args = Embed {
+            ids: device.input(bonus, 0..drafts)?,
+            table: runtime.view(stream, device.products.weight(&table.layer)),
+            out: device.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
+            error: Some(error_word(runtime, stream, &mut scratch.error)?),
+            cols,
+        };
+        Ok(device.kernels.embed(stream, &args)?)
     }
 }
 

@@ -5,7 +5,7 @@ use std::ptr;
 use super::checks::{expect, expect_draws, expect_rows};
 use super::memory::{GpuBuffer, STATS_WORDS, Values};
 use super::products::Products;
-use super::results::GpuResults;
+use super::results::{GpuResults, GpuSelection};
 use super::scratch::{Scratch, error_word};
 use super::verification::new_row_sampling;
 use super::{Gpu, GpuLinear, Memory};
@@ -59,71 +59,6 @@ impl<P: Products> Gpu<P> {
             error: Some(error_word(runtime, stream, error)?),
         };
         Ok(self.kernels.sample(stream, args)?)
-    }
-
-    pub(super) fn draft_tokens(
-        &self,
-        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
-        logits: &mut GpuBuffer<P::Runtime>,
-        drafts: &[DraftRows<'_>],
-        results: &mut GpuResults<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "draft";
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let rows = drafts.iter().map(DraftRows::drafted).fold(0, usize::saturating_add);
-        let (vocab, stride) = (logits.cols, logits.stride());
-        let GpuResults { report, selected, .. } = results;
-        let first = report.rows();
-        let end = first.saturating_add(rows);
-        expect(OPERATION, "selected rows", vec![rows], vec![selected.rows])?;
-        // Rows that the sampled ones are among, by number or by place.
-        let among = match selected.slots {
-            SlotRows::Pass { first_logits } => first_logits..first_logits.saturating_add(rows),
-            SlotRows::Logits => 0..logits.rows,
-        };
-        expect(OPERATION, "logits", vec![among.end, vocab], vec![logits.rows, vocab])?;
-        let drawn = logits.drawn();
-        expect(OPERATION, "rows drafted before", vec![first], vec![drawn.draws.min(first)])?;
-        results.drafts.extend(drafts.iter().map(DraftRows::drafted));
-        if rows == 0 || vocab == 0 {
-            return Ok(());
-        }
-        let logit_rows = among.start * stride..among.end * stride;
-        let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
-        let (values, calibration) = match calibration {
-            None => (LogitRows::Read(self.input(values, logit_rows)?), None),
-            Some(CalibratorOutput { hidden, output }) => {
-                let rank = output.in_cols;
-                expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, rows)?;
-                expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
-                let calibration = Calibration {
-                    rank,
-                    hidden: self.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
-                    weight: runtime.view(stream, self.products.weight(&output.layer)),
-                    bias: output.bias.as_ref().map(|bias| runtime.view(stream, bias)),
-                };
-                (LogitRows::Update(self.output(values, logit_rows)?), Some(calibration))
-            }
-        };
-        let starts = selected.starts.reserve(runtime, stream, drafts.len())?;
-        let rows_that_count = selected.draft_rows.reserve(runtime, stream, rows)?;
-        let rows_to_sample = SampledRowRange {
-            vocab,
-            stride,
-            logits: values,
-            logit_index: Some(self.input(rows_that_count, 0..rows)?),
-            starts: Some(self.input(starts, 0..drafts.len())?),
-            calibration,
-        };
-        let row_sampling = selected.tables.view(runtime, stream, &selected.row_sampling)?;
-        let words = first * STATS_WORDS..end * STATS_WORDS;
-        let wanted = words.end;
-        let stats = self.output(draws, words)?.cast();
-        let stats = stats.ok_or(RuntimeError::CopyLength { wanted, found: 0 })?;
-        self.sample(rows_to_sample, row_sampling, stats)?;
-        report.add(runtime, stream, draws, rows)?;
-        logits.set_drawn(end, drawn.end.max(among.end));
-        Ok(())
     }
 
     pub(super) fn verify_drafts(
@@ -274,6 +209,72 @@ impl<P: Products> Gpu<P> {
             runtime.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
             first += rows.len();
         }
+        Ok(())
+    }
+}
+
+impl<P: Products> GpuSelection<'_, P> {
+    /// Corrects the selected rows of `logits`, if there is a calibrator, and samples the drafts from them.
+    pub(super) fn sample(
+        self,
+        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
+        logits: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        const OPERATION: &str = "draft";
+        let Self { device, results, drafts } = self;
+        let (runtime, stream) = (device.runtime(), &device.stream);
+        let (vocab, stride) = (logits.cols, logits.stride());
+        let GpuResults { report, selected, .. } = results;
+        let rows = selected.rows;
+        let first = report.rows();
+        let end = first.saturating_add(rows);
+        // Rows that the sampled ones are among, by number or by place.
+        let among = match selected.slots {
+            SlotRows::Pass { first_logits } => first_logits..first_logits.saturating_add(rows),
+            SlotRows::Logits => 0..logits.rows,
+        };
+        expect(OPERATION, "logits", vec![among.end, vocab], vec![logits.rows, vocab])?;
+        let drawn = logits.drawn();
+        expect(OPERATION, "rows drafted before", vec![first], vec![drawn.draws.min(first)])?;
+        results.drafts.extend(drafts.iter().map(DraftRows::drafted));
+        if rows == 0 || vocab == 0 {
+            return Ok(());
+        }
+        let logit_rows = among.start * stride..among.end * stride;
+        let (values, draws) = logits.logits_and_draws_mut(OPERATION)?;
+        let (values, calibration) = match calibration {
+            None => (LogitRows::Read(device.input(values, logit_rows)?), None),
+            Some(CalibratorOutput { hidden, output }) => {
+                let rank = output.in_cols;
+                expect_rows(OPERATION, "calibrator's hidden rows", hidden, rank, rows)?;
+                expect(OPERATION, "calibrator's output", vec![vocab], vec![output.out_cols])?;
+                let calibration = Calibration {
+                    rank,
+                    hidden: device.input(hidden.activations(OPERATION, "hidden")?, 0..rows * rank)?,
+                    weight: runtime.view(stream, device.products.weight(&output.layer)),
+                    bias: output.bias.as_ref().map(|bias| runtime.view(stream, bias)),
+                };
+                (LogitRows::Update(device.output(values, logit_rows)?), Some(calibration))
+            }
+        };
+        let starts = selected.starts.reserve(runtime, stream, drafts.len())?;
+        let rows_that_count = selected.draft_rows.reserve(runtime, stream, rows)?;
+        let rows_to_sample = SampledRowRange {
+            vocab,
+            stride,
+            logits: values,
+            logit_index: Some(device.input(rows_that_count, 0..rows)?),
+            starts: Some(device.input(starts, 0..drafts.len())?),
+            calibration,
+        };
+        let row_sampling = selected.tables.view(runtime, stream, &selected.row_sampling)?;
+        let words = first * STATS_WORDS..end * STATS_WORDS;
+        let wanted = words.end;
+        let stats = device.output(draws, words)?.cast();
+        let stats = stats.ok_or(RuntimeError::CopyLength { wanted, found: 0 })?;
+        device.sample(rows_to_sample, row_sampling, stats)?;
+        report.add(runtime, stream, draws, rows)?;
+        logits.set_drawn(end, drawn.end.max(among.end));
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use crate::sampling::SamplingParams;
 
 /// What a verification works on.
 #[derive(Debug)]
-pub(super) struct Verification<B: Runtime> {
+pub(super) struct VerificationMemory<B: Runtime> {
     /// How rows are sampled, the requests, and their tokens.
     pub(super) tables: StagedTables<B>,
     pub(super) target_stats: GrowableMemory<B, RowStats>,
@@ -24,9 +24,9 @@ pub(super) struct Verification<B: Runtime> {
     pub(super) committed: GrowableMemory<B, i32>,
 }
 
-impl<B: Runtime> Default for Verification<B> {
+impl<B: Runtime> Default for VerificationMemory<B> {
     fn default() -> Self {
-        Verification {
+        VerificationMemory {
             tables: StagedTables::default(),
             target_stats: GrowableMemory::default(),
             workspace: GrowableMemory::default(),

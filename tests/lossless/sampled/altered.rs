@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::{self, Rows, Rule};
-use flexdraft::device::cpu::Cpu;
+use flexdraft::device::cpu::{Cpu, CpuSelection, CpuVerification};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftToken, LinearPart,
-    QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection,
+    DraftToken, LinearPart, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
+    VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -74,8 +75,8 @@ impl Altered {
         }
         if request.draft.is_empty() || matches!(self.alteration, Alteration::Observe(_)) {
             let mut results = self.cpu.new_results();
-            self.cpu.verify(logits, std::slice::from_ref(request), &mut results)?;
-            return Ok(results.found.verdicts[0]);
+            let verification = self.cpu.verify(logits, std::slice::from_ref(request), &mut results)?;
+            return Ok(verification.verdicts()[0]);
         }
         let plain = SamplingParams::at_temperature(1.0);
         let mut rows = match self.alteration {
@@ -131,48 +132,22 @@ impl Device for Altered {
     type Cache = <Cpu as Device>::Cache;
     type Results = Results;
     type Pass<'a> = <Cpu as Device>::Pass<'a>;
+    type Verification<'a> = AlteredVerification<'a>;
 
     fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError> {
         self.cpu.begin(pass, cache)
     }
 
-    fn draft(
-        &self,
-        calibration: Option<CalibratorOutput<'_, Buffer, Self::Linear>>,
-        logits: &mut Buffer,
-        drafts: &[DraftRows<'_>],
-        results: &mut Results,
-    ) -> Result<(), DeviceError> {
-        let (first, first_row) = (results.found.drafts.len(), self.drafted_rows(results));
-        self.cpu.draft(calibration, logits, drafts, results)?;
-        if !matches!(self.alteration, Alteration::PositionKeyed) {
-            return Ok(());
-        }
-        let StepResults { verdicts, drafts: drafted } = &mut results.found;
-        let mut rows = first_row..;
-        for (draft, drafted) in drafts.iter().zip(&mut drafted[first..]) {
-            for (slot, token) in (1..).zip(drafted) {
-                let row = rows.next().unwrap();
-                let row = logits.row(row).unwrap();
-                let position = verdicts[draft.sequence].next_start + slot;
-                let stream = Stream::new(draft.seed, Purpose::DraftDraw, 0, position);
-                let drawn = draw(&warp(row, draft.sampling), stream);
-                *token = DraftToken { token: drawn, confidence: confidence(row) };
-            }
-        }
-        Ok(())
-    }
-
-    fn verify(
-        &self,
+    fn verify<'a>(
+        &'a self,
         logits: &Buffer,
         sequences: &[VerifyRows<'_, Buffer>],
-        results: &mut Results,
-    ) -> Result<(), DeviceError> {
-        let verdicts = sequences.iter().map(|request| self.verify_one(logits, request));
-        *results = self.cpu.new_results();
-        results.found = StepResults { verdicts: verdicts.collect::<Result<_, _>>()?, drafts: Vec::new() };
-        Ok(())
+        results: &'a mut Results,
+    ) -> Result<AlteredVerification<'a>, DeviceError> {
+        let verdicts: Result<Vec<_>, _> =
+            sequences.iter().map(|request| self.verify_one(logits, request)).collect();
+        let cpu = self.cpu.verified(verdicts?, results);
+        Ok(AlteredVerification { cpu, alteration: &self.alteration, replaced: Vec::new() })
     }
 
     // Everything else is the CPU device's.
@@ -205,49 +180,6 @@ impl Device for Altered {
 
     fn new_results(&self) -> Results {
         self.cpu.new_results()
-    }
-
-    fn drafted_rows(&self, results: &Results) -> usize {
-        self.cpu.drafted_rows(results)
-    }
-
-    fn verdicts_if_ready<'a>(&self, results: &'a Results) -> Option<&'a [SequenceVerdict]> {
-        self.cpu.verdicts_if_ready(results)
-    }
-
-    fn resolve_groups(
-        &self,
-        pass: &mut Self::Pass<'_>,
-        verdicts: &[usize],
-        results: &Results,
-    ) -> Result<(), DeviceError> {
-        self.cpu.resolve_groups(pass, verdicts, results)
-    }
-
-    fn select_drafts(
-        &self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
-        results: &mut Results,
-    ) -> Result<(), DeviceError> {
-        self.cpu.select_drafts(drafts, rows, results)
-    }
-
-    fn gather_selected(&self, x: &Buffer, results: &Results, out: &mut Buffer) -> Result<(), DeviceError> {
-        self.cpu.gather_selected(x, results, out)
-    }
-
-    fn embed_bonus(
-        &self,
-        table: &Self::Linear,
-        results: &Results,
-        out: &mut Buffer,
-    ) -> Result<(), DeviceError> {
-        self.cpu.embed_bonus(table, results, out)
-    }
-
-    fn read(&self, results: &mut Results) -> Result<StepResults, DeviceError> {
-        self.cpu.read(results)
     }
 
     fn resize(&self, buffer: &mut Buffer, rows: usize) -> Result<(), DeviceError> {
@@ -342,5 +274,98 @@ impl Device for Altered {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError> {
         self.cpu.edit_row(logits, row, edit)
+    }
+}
+
+pub struct AlteredVerification<'a> {
+    cpu: CpuVerification<'a>,
+    alteration: &'a Alteration,
+    /// The drafts that replace the CPU device's, if any do.
+    replaced: Vec<Vec<DraftToken>>,
+}
+
+pub struct AlteredSelection<'s> {
+    cpu: CpuSelection<'s>,
+    alteration: &'s Alteration,
+    /// The drafts, each with the start of the step that will verify it.
+    drafts: Vec<(&'s DraftRows<'s>, usize)>,
+    first_row: usize,
+    replaced: &'s mut Vec<Vec<DraftToken>>,
+}
+
+impl Verification<Altered> for AlteredVerification<'_> {
+    type Selection<'s>
+        = AlteredSelection<'s>
+    where
+        Self: 's;
+
+    fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]> {
+        self.cpu.verdicts_if_ready()
+    }
+
+    fn begin_drafting<'p>(
+        &'p self,
+        pass: &'p Pass<'p>,
+        verdicts: &[usize],
+        cache: &<Cpu as Device>::Cache,
+    ) -> Result<<Cpu as Device>::Pass<'p>, DeviceError> {
+        self.cpu.begin_drafting(pass, verdicts, cache)
+    }
+
+    fn select_drafts<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
+        rows: SlotRows,
+    ) -> Result<AlteredSelection<'s>, DeviceError> {
+        let first_row = self.drafted_rows();
+        let starts = drafts.iter().map(|draft| (draft, self.cpu.verdicts()[draft.sequence].next_start));
+        Ok(AlteredSelection {
+            drafts: starts.collect(),
+            alteration: self.alteration,
+            first_row,
+            replaced: &mut self.replaced,
+            cpu: self.cpu.select_drafts(drafts, rows)?,
+        })
+    }
+
+    fn drafted_rows(&self) -> usize {
+        self.cpu.drafted_rows()
+    }
+
+    fn read(&mut self) -> Result<StepResults, DeviceError> {
+        let StepResults { verdicts, drafts } = self.cpu.read()?;
+        let replaced = std::mem::take(&mut self.replaced);
+        Ok(StepResults { verdicts, drafts: if replaced.is_empty() { drafts } else { replaced } })
+    }
+}
+
+impl DraftSelection<Altered> for AlteredSelection<'_> {
+    fn gather(&self, x: &Buffer, out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.gather(x, out)
+    }
+
+    fn embed_bonus(&self, table: &<Cpu as Device>::Linear, out: &mut Buffer) -> Result<(), DeviceError> {
+        self.cpu.embed_bonus(table, out)
+    }
+
+    fn draft(
+        self,
+        calibration: Option<CalibratorOutput<'_, Buffer, <Cpu as Device>::Linear>>,
+        logits: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.draft(calibration, logits)?;
+        if !matches!(self.alteration, Alteration::PositionKeyed) {
+            return Ok(());
+        }
+        let mut rows = self.first_row..;
+        for (draft, start) in self.drafts {
+            let token = |slot| {
+                let row = logits.row(rows.next().unwrap()).unwrap();
+                let stream = Stream::new(draft.seed, Purpose::DraftDraw, 0, start + slot);
+                DraftToken { token: draw(&warp(row, draft.sampling), stream), confidence: confidence(row) }
+            };
+            self.replaced.push((1..draft.slots).map(token).collect());
+        }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::device::{Device as _, DraftRows, SlotRows, VerifyRows};
+use flexdraft::device::{Device as _, DraftRows, SlotRows, Verification as _, VerifyRows};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::config::Architecture;
 use flexdraft::model::{DrafterWeights, Model};
@@ -93,7 +93,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 seed,
                 start: anchor,
             };
-            model.device().verify(&target_logits, &[verify], &mut results).unwrap();
+            let mut verification = model.device().verify(&target_logits, &[verify], &mut results).unwrap();
             let drafts = [DraftRows {
                 sequence: 0,
                 groups: GroupSet::NONE.with(0),
@@ -104,8 +104,8 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 seed,
             }];
             let rows = SlotRows::Pass { first_logits: 0 };
-            model.draft(&drafts, rows, &mut results, &mut work, &mut logits).unwrap();
-            let found = model.device().read(&mut results).unwrap();
+            model.draft(&drafts, rows, &mut verification, &mut work, &mut logits).unwrap();
+            let found = verification.read().unwrap();
             assert_eq!(found.verdicts[0].bonus as usize, bonus);
             let drafted = &found.drafts[0];
             for (row, drafted) in drafted.iter().enumerate() {

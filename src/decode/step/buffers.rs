@@ -1,0 +1,47 @@
+//! The buffers of a step, which every step of an engine uses again.
+
+use crate::decode::sequence::{DrawnFrom, Sequence};
+use crate::device::{Device, DeviceError, DraftLogits};
+use crate::model::forward::{Model, Workspace};
+
+/// Buffers of a step.
+pub(in crate::decode) struct StepBuffers<D: Device> {
+    pub(super) work: Workspace<D>,
+    /// Logits of the candidates, in a step that has a head product for the candidates alone.
+    pub(super) target_logits: D::Buffer,
+    /// The logits that the drafts of the last step were drawn from. This step verifies these drafts.
+    pub(super) last_drafts: D::Buffer,
+    /// The logits that this step draws drafts from. In a step that has one head product for candidates and
+    /// groups, the buffer begins with the logits of the candidates and of all groups.
+    pub(super) next_drafts: D::Buffer,
+    pub(super) results: D::Results,
+}
+
+impl<D: Device> StepBuffers<D> {
+    /// Makes the buffers for steps of `model`.
+    pub(in crate::decode) fn new(model: &Model<D>) -> Self {
+        Self {
+            work: model.new_workspace(),
+            target_logits: model.new_logits(),
+            last_drafts: model.new_logits(),
+            next_drafts: model.new_logits(),
+            results: model.device().new_results(),
+        }
+    }
+
+    /// Copies the logits that the draft of `sequence` was drawn from to a buffer of their own, for a step that
+    /// does not verify the draft: the step overwrites the logits that the last step drafted from.
+    pub(in crate::decode) fn set_aside(
+        &self,
+        model: &Model<D>,
+        sequence: &mut Sequence<D::Buffer>,
+    ) -> Result<(), DeviceError> {
+        let Some(draft) = &mut sequence.draft else { return Ok(()) };
+        let Some(DrawnFrom::LastStep { first_row, first_draw }) = draft.logits else { return Ok(()) };
+        let drawn_from = DraftLogits { logits: &self.last_drafts, first_row, first_draw };
+        let mut kept = model.new_logits();
+        model.device().copy_draft(drawn_from, draft.tokens.len(), &mut kept)?;
+        draft.logits = Some(DrawnFrom::Own(kept));
+        Ok(())
+    }
+}

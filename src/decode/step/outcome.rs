@@ -1,0 +1,73 @@
+//! The outcome of a step for one sequence.
+
+use super::plan::SequencePlan;
+use crate::decode::record::{BlockRecord, Record, StepRecord};
+use crate::decode::sequence::{PendingDraft, Sequence, Work};
+use crate::device::SequenceVerdict;
+
+/// The outcome of a step for one sequence.
+pub(in crate::decode) struct Outcome<B> {
+    /// Number of candidates whose KV stays in the cache.
+    pub(in crate::decode) kept: usize,
+    /// The new tokens: the accepted drafts and the bonus token. Empty if no token was drawn.
+    pub(in crate::decode) committed: Vec<u32>,
+    pub(in crate::decode) draft: Option<PendingDraft<B>>,
+    pub(in crate::decode) record: Option<Record>,
+}
+
+/// The tokens that a step drew for one plan.
+pub(super) struct DrawnTokens<B> {
+    /// The verdict, if the plan draws a token.
+    pub(super) verdict: Option<SequenceVerdict>,
+    /// The next block, if it was drafted.
+    pub(super) draft: Option<PendingDraft<B>>,
+}
+
+impl<B> DrawnTokens<B> {
+    /// Tokens that were not drawn.
+    pub(super) fn nothing() -> Self {
+        Self { verdict: None, draft: None }
+    }
+
+    /// Returns the outcome of `plan` for `sequence`.
+    pub(super) fn outcome(self, sequence: &Sequence<B>, plan: &SequencePlan) -> Outcome<B> {
+        let Self { verdict, draft } = self;
+        let Some(verdict) = verdict else {
+            return Outcome { kept: plan.rows(), committed: Vec::new(), draft: None, record: None };
+        };
+        let record = sequence.request.record.then(|| record(sequence, plan, verdict, draft.as_ref()));
+        Outcome {
+            kept: plan.certain() + verdict.accepted + 1,
+            committed: sequence.committed(verdict),
+            draft,
+            record,
+        }
+    }
+}
+
+fn record<B>(
+    sequence: &Sequence<B>,
+    plan: &SequencePlan,
+    verdict: SequenceVerdict,
+    draft: Option<&PendingDraft<B>>,
+) -> Record {
+    let next = BlockRecord {
+        bonus: verdict.bonus,
+        draft: draft.map_or_else(Vec::new, |draft| draft.tokens.clone()),
+        confidence: draft.map_or_else(Vec::new, |draft| draft.confidence.clone()),
+    };
+    if plan.work != Work::Decode {
+        return Record::Prefill(next);
+    }
+    let drafted = sequence.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..plan.verify_len]);
+    let newest = &sequence.tokens[sequence.cached..];
+    Record::Step(StepRecord {
+        mode: plan.mode(),
+        position: sequence.cached,
+        verify_len: plan.verify_len,
+        groups: plan.groups.clone(),
+        candidates: [newest, drafted].concat(),
+        accepted: verdict.accepted,
+        next,
+    })
+}

@@ -1,0 +1,60 @@
+//! The plan of a step for one sequence.
+
+use crate::decode::record::StepMode;
+use crate::decode::sequence::{Sequence, Work};
+use crate::device::SequenceVerdict;
+
+/// What a step does for one sequence.
+#[derive(Clone, Debug)]
+pub(in crate::decode) struct SequencePlan {
+    /// Index of the sequence.
+    pub(in crate::decode) sequence: usize,
+    pub(in crate::decode) work: Work,
+    /// v; 0 if nothing is verified.
+    pub(in crate::decode) verify_len: usize,
+    /// K, as indices of the sequence's candidate rows.
+    pub(in crate::decode) groups: Vec<usize>,
+    /// Whether the next block is drafted.
+    pub(in crate::decode) draft: bool,
+}
+
+impl SequencePlan {
+    /// Returns the number of candidate rows.
+    pub(in crate::decode) fn rows(&self) -> usize {
+        match self.work {
+            Work::Prefill { rows, .. } | Work::Recompute { rows } => rows,
+            Work::Decode => self.verify_len + 1,
+        }
+    }
+
+    /// Returns whether a token is drawn after the rows.
+    pub(in crate::decode) fn draws(&self) -> bool {
+        matches!(self.work, Work::Decode | Work::Prefill { last: true, .. })
+    }
+
+    /// Returns the number of rows that are known to be accepted before the step.
+    pub(super) fn certain(&self) -> usize {
+        match self.work {
+            Work::Decode => 0,
+            Work::Prefill { rows, .. } | Work::Recompute { rows } => rows.saturating_sub(1),
+        }
+    }
+
+    /// Returns the mode that the step has for this sequence.
+    pub(in crate::decode) fn mode(&self) -> StepMode {
+        match (self.draft, self.groups.len()) {
+            (false, 0) if self.verify_len == 0 => StepMode::Autoregressive,
+            (_, 0) => StepMode::Sequential,
+            (_, groups) if groups == self.verify_len + 1 => StepMode::Parallel,
+            _ => StepMode::Mixed,
+        }
+    }
+
+    /// Returns whether `sequence` needs a draft after `verdict`. A request that ends with this step needs one
+    /// only to complete its record.
+    pub(super) fn wants_draft<B>(&self, sequence: &Sequence<B>, verdict: SequenceVerdict) -> bool {
+        self.draft
+            && sequence.block_size > 1
+            && (sequence.request.record || sequence.cut(&mut sequence.committed(verdict)).is_none())
+    }
+}

@@ -1,0 +1,160 @@
+//! Verdicts and drafts of the CPU device, and the rows that the verdicts select.
+
+use std::ops::Range;
+
+use super::buffer::CpuBuffer;
+use super::linear::{CpuLinear, Output};
+use super::pool::Pool;
+use super::sampling::{self, Slots};
+use super::simd::Vectors;
+use super::{check, elementwise};
+use crate::device::{CalibratorOutput, DeviceError, DraftRows, SequenceVerdict, SlotRows, StepResults};
+use crate::layout::MAX_BLOCK_SIZE;
+
+/// The memory of verdicts and drafts.
+#[derive(Clone, Debug, Default)]
+pub struct CpuResults {
+    /// The verdicts, and the drafts that were not read yet.
+    found: StepResults,
+    /// Number of rows drafted since the verification.
+    drafted: usize,
+}
+
+/// A verification on the CPU device.
+#[derive(Debug)]
+pub struct CpuVerification<'a> {
+    compute: (&'a Pool, Vectors),
+    results: &'a mut CpuResults,
+}
+
+/// Drafts and the rows that the verdicts select for them.
+#[derive(Debug)]
+pub struct CpuSelection<'s> {
+    compute: (&'s Pool, Vectors),
+    results: &'s mut CpuResults,
+    selected: Vec<SelectedDraft<'s>>,
+}
+
+/// A draft, and what its verdict selects for it.
+#[derive(Debug)]
+struct SelectedDraft<'s> {
+    draft: &'s DraftRows<'s>,
+    verdict: SequenceVerdict,
+    /// Rows of slots 1..S in the pass or in the logits.
+    sources: Range<usize>,
+    /// Rows of the slots' logits.
+    logits: Range<usize>,
+}
+
+impl<'a> CpuVerification<'a> {
+    /// A verification that found `verdicts`.
+    pub(super) fn new(
+        compute: (&'a Pool, Vectors),
+        verdicts: Vec<SequenceVerdict>,
+        results: &'a mut CpuResults,
+    ) -> Self {
+        *results = CpuResults { found: StepResults { verdicts, drafts: Vec::new() }, drafted: 0 };
+        Self { compute, results }
+    }
+
+    /// Returns the verdicts.
+    pub fn verdicts(&self) -> &[SequenceVerdict] {
+        &self.results.found.verdicts
+    }
+
+    /// Returns the number of rows drafted since the verification.
+    pub(super) fn drafted(&self) -> usize {
+        self.results.drafted
+    }
+
+    /// Selects the slots and bonus tokens of `drafts`.
+    pub(super) fn select<'s>(
+        &'s mut self,
+        drafts: &'s [DraftRows<'s>],
+        rows: SlotRows,
+    ) -> Result<CpuSelection<'s>, DeviceError> {
+        const OPERATION: &str = "select_drafts";
+        let mut selected = Vec::with_capacity(drafts.len());
+        let mut next = rows;
+        for draft in drafts {
+            let (index, limit) = (draft.sequence, self.verdicts().len());
+            let verdict = self.verdicts().get(index).copied();
+            let verdict = verdict.ok_or(DeviceError::OutOfRange {
+                operation: OPERATION,
+                what: "sequence",
+                index,
+                limit,
+            })?;
+            check::index(OPERATION, "number of slots", draft.slots, MAX_BLOCK_SIZE + 1)?;
+            let sources = draft.slot_rows(verdict.accepted, rows).ok_or(DeviceError::OutOfRange {
+                operation: OPERATION,
+                what: "accepted length without a group",
+                index: verdict.accepted,
+                limit: 0,
+            })?;
+            let logits = match &mut next {
+                SlotRows::Logits => sources.clone(),
+                SlotRows::Pass { first_logits } => {
+                    let first = *first_logits;
+                    *first_logits = first.saturating_add(sources.len());
+                    first..*first_logits
+                }
+            };
+            selected.push(SelectedDraft { draft, verdict, sources, logits });
+        }
+        Ok(CpuSelection { compute: self.compute, results: self.results, selected })
+    }
+
+    /// Returns the verdicts, and the drafts since the last call.
+    pub(super) fn take(&mut self) -> StepResults {
+        let StepResults { verdicts, drafts } = &mut self.results.found;
+        StepResults { verdicts: verdicts.clone(), drafts: std::mem::take(drafts) }
+    }
+}
+
+impl CpuSelection<'_> {
+    /// Writes the selected rows of `x` to `out`.
+    pub(super) fn gather_rows(&self, x: &CpuBuffer, out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        let rows: Vec<usize> = self.selected.iter().flat_map(|draft| draft.sources.clone()).collect();
+        elementwise::gather(x, &rows, out)
+    }
+
+    /// Writes the embeddings of the bonus tokens to `out`.
+    pub(super) fn embed_tokens(&self, table: &CpuLinear, out: &mut CpuBuffer) -> Result<(), DeviceError> {
+        let bonus: Vec<u32> = self.selected.iter().map(|draft| draft.verdict.bonus).collect();
+        out.resize(bonus.len())?;
+        table.embed(&bonus, 0, out)
+    }
+
+    /// Corrects the selected rows of `logits`, if there is a calibrator, and samples the drafts from them.
+    pub(super) fn sample(
+        self,
+        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
+        logits: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let Self { compute, results, selected } = self;
+        if let Some(CalibratorOutput { hidden, output }) = calibration {
+            // Drafts with consecutive rows of logits share one product.
+            let mut first = 0;
+            for rows in selected.chunk_by(|draft, next| draft.logits.end == next.logits.start) {
+                let count: usize = rows.iter().map(|draft| draft.logits.len()).sum();
+                let to = rows.first().map_or(0, |draft| draft.logits.start);
+                output.apply(compute, hidden, first..first + count, Output::Add, (logits, to))?;
+                first += count;
+            }
+        }
+        let slots: Vec<Slots<'_>> = selected.iter().map(SelectedDraft::slots).collect();
+        results.found.drafts.extend(sampling::draft(compute, logits, &slots)?);
+        results.drafted += slots.iter().map(|slots| slots.rows.len()).sum::<usize>();
+        Ok(())
+    }
+}
+
+impl<'s> SelectedDraft<'s> {
+    /// Returns the draft's rows of logits, with their sampling parameters.
+    fn slots(&self) -> Slots<'s> {
+        let &Self { draft, verdict, .. } = self;
+        let (rows, start) = (self.logits.clone(), verdict.next_start);
+        Slots { rows, sampling: draft.sampling, rule: draft.rule, seed: draft.seed, start }
+    }
+}

@@ -1,0 +1,100 @@
+//! Drafts: where the rows of draft slots are, and the tokens that are drawn from them.
+
+use std::ops::Range;
+
+use crate::acceptance::Rule;
+use crate::layout::GroupSet;
+use crate::sampling::SamplingParams;
+
+/// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotRows {
+    /// All S slots of each group are rows of the most recent pass. The logits of the drafts are computed
+    /// after the verdict, in rows from `first_logits` on, draft after draft.
+    Pass {
+        /// The logits row of the first draft's slot 1.
+        first_logits: usize,
+    },
+    /// Slots 1..S of each group already have rows of logits, before the verdict is known.
+    Logits,
+}
+
+impl SlotRows {
+    /// Returns the number of slots before slot 1 that have rows.
+    fn skipped(self) -> usize {
+        match self {
+            SlotRows::Pass { .. } => 1,
+            SlotRows::Logits => 0,
+        }
+    }
+}
+
+/// A sequence that drafts from slots 1..S of the mask group that its verdict selects.
+#[derive(Clone, Debug)]
+pub struct DraftRows<'a> {
+    /// Index of the sequence within the verification.
+    pub sequence: usize,
+    /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
+    /// [`GroupSet::NONE`] if the pass has a single group, for [whatever](crate::device::Verification::begin_drafting) length
+    /// is accepted.
+    pub groups: GroupSet,
+    /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
+    /// of a group have rows, and whether these are rows of the pass or of the logits.
+    pub first_row: usize,
+    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
+    /// but the first are drafts.
+    pub slots: usize,
+    /// The warping of the slots' logits before a token is drawn.
+    pub sampling: &'a SamplingParams,
+    /// The acceptance rule that will verify the draft: it decides which random numbers the draft uses.
+    pub rule: Rule,
+    /// The request's seed.
+    pub seed: u64,
+}
+
+impl DraftRows<'_> {
+    /// Returns the number of tokens that the sequence drafts: S − 1.
+    pub fn drafted(&self) -> usize {
+        self.slots.saturating_sub(1)
+    }
+
+    /// Returns the rows of slots 1..S of the group for `accepted`, or `None` if there is no such group.
+    pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
+        let rank = self.groups.iter().position(|k| k == accepted)?;
+        let skipped = rows.skipped();
+        let before = rank.saturating_mul(self.drafted().saturating_add(skipped)).saturating_add(skipped);
+        let slot_1 = self.first_row.saturating_add(before);
+        Some(slot_1..slot_1.saturating_add(self.drafted()))
+    }
+}
+
+/// One drafted token and its confidence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftToken {
+    /// Vocabulary id.
+    pub token: u32,
+    /// The largest probability of the slot's softmax at temperature 1.
+    pub confidence: f32,
+}
+
+/// The location of a draft's logits: slot j has row `first_row + j − 1`.
+#[derive(Debug)]
+pub struct DraftLogits<'a, B> {
+    /// The logits that [`draft`](crate::device::DraftSelection::draft) drew from, or a
+    /// [copy](crate::device::Device::copy_draft) of them. A device may store values that it computed from a row when it drew (its largest logit, the sum of its
+    /// exponentials) with the buffer, so that q is bit for bit the distribution that the draft was drawn
+    /// from.
+    pub logits: &'a B,
+    /// The row of slot 1.
+    pub first_row: usize,
+    /// Index of slot 1 among the draws from these logits.
+    pub first_draw: usize,
+}
+
+impl<B> Clone for DraftLogits<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for DraftLogits<'_, B> {}

@@ -1,0 +1,78 @@
+//! Operands of the forward pass: number formats, weights, rotations, and the rows that attention computes.
+
+use std::ops::Range;
+
+use crate::layout::AttentionShape;
+use crate::tensor::Tensor;
+
+/// Number format in which a device stores activations and the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Single precision for all values.
+    #[default]
+    F32,
+    /// Every value that a GPU would store in bf16 is rounded to bf16 (to nearest, ties to even). Sums are
+    /// still computed in f32, and logits stay f32.
+    Bf16,
+}
+
+/// Rotary position embedding (RoFormer, arXiv 2104.09864), rotate-half form.
+///
+/// Dimension pair (i, i + head_dim / 2) at position p is rotated by the angle p · `inv_freq[i]`; cosine and
+/// sine are multiplied by `scale` (1 except for yarn).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Inverse frequencies `[head_dim / 2]`, in radians per position.
+    pub inv_freq: Vec<f32>,
+    /// Factor on cosine and sine.
+    pub scale: f32,
+}
+
+/// One part of a fused linear layer: some output rows, computed from some columns of a stored matrix.
+#[derive(Clone, Debug)]
+pub struct LinearPart<'a> {
+    /// The stored matrix `[out, in]`.
+    pub weight: &'a Tensor,
+    /// The input columns that the part uses; `None` for all of them.
+    pub columns: Option<Range<usize>>,
+    /// The bias `[out]`, added to the output.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> LinearPart<'a> {
+    /// A part that uses the whole matrix, with an optional bias.
+    pub fn new(weight: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
+        Self { weight, columns: None, bias }
+    }
+}
+
+/// Norms and rotation of the q and k heads of a fused projection, applied before attention.
+#[derive(Debug)]
+pub struct QkTransform<'a, V> {
+    /// Numbers of heads, and their dimensions.
+    pub shape: AttentionShape,
+    /// RMSNorm weights `[head_dim]` for each q head and each k head (Qwen3), if the model has them.
+    pub norms: Option<(&'a V, &'a V)>,
+    /// Epsilon of the norms.
+    pub eps: f32,
+    /// The rotation, applied after the norms.
+    pub rope: &'a Rope,
+}
+
+/// The rows of a laid-out pass that an attention layer computes.
+#[derive(Debug)]
+pub struct AttentionRows<'a, P> {
+    /// The pass, as [`begin`](crate::device::Device::begin) returned it.
+    pub pass: &'a P,
+    /// Whether mask rows take part. Layers before the tail have only candidate rows.
+    pub masks: bool,
+}
+
+/// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
+#[derive(Debug)]
+pub struct CalibratorOutput<'a, B, L> {
+    /// u: one row per row of logits.
+    pub hidden: &'a B,
+    /// The layer with weight W2 and bias b2.
+    pub output: &'a L,
+}
