@@ -39,6 +39,26 @@ pub enum DeviceError {
         /// The first index that is out of range.
         limit: usize,
     },
+    /// An operand is not what the operation requires, apart from its shape and range.
+    #[error("{operation}: {operand} is {found}, expected {expected}")]
+    Contract {
+        /// The operation's name.
+        operation: &'static str,
+        /// The operand's name.
+        operand: &'static str,
+        /// A description of the operands that the operation takes.
+        expected: &'static str,
+        /// A description of the operand.
+        found: String,
+    },
+    /// The size of an operand exceeds every memory.
+    #[error("{operation}: the size of {operand} overflows")]
+    Overflow {
+        /// The operation's name.
+        operation: &'static str,
+        /// The operand's name.
+        operand: &'static str,
+    },
     /// A kernel could not be launched, or the driver reported an error.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -56,10 +76,21 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
-    /// Returns true for out-of-memory errors. The device stays usable; a smaller request may succeed.
+    /// Returns the error of a draft whose verdict accepted a length that the pass has no mask group for.
+    pub(super) fn without_group(operation: &'static str, accepted: usize) -> Self {
+        Self::Contract {
+            operation,
+            operand: "accepted length",
+            expected: "a length with a mask group",
+            found: accepted.to_string(),
+        }
+    }
+
+    /// Returns true for out-of-memory errors, and for requests that exceed every memory. The device stays usable;
+    /// a smaller request may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
-            Self::OutOfMemory { .. } => true,
+            Self::OutOfMemory { .. } | Self::Overflow { .. } => true,
             // The driver's errors are text that begins with the name of the error code.
             Self::Kernel(KernelError::Runtime(
                 RuntimeError::Driver(message) | RuntimeError::Failed { message, .. },

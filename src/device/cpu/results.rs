@@ -86,12 +86,9 @@ impl<'a> CpuVerification<'a> {
                 limit,
             })?;
             check::index(OPERATION, "number of slots", draft.slots, MAX_BLOCK_SIZE + 1)?;
-            let sources = draft.slot_rows(verdict.accepted, rows).ok_or(DeviceError::OutOfRange {
-                operation: OPERATION,
-                what: "accepted length without a group",
-                index: verdict.accepted,
-                limit: 0,
-            })?;
+            let sources = draft
+                .slot_rows(verdict.accepted, rows)
+                .ok_or_else(|| DeviceError::without_group(OPERATION, verdict.accepted))?;
             let logits = match &mut next {
                 SlotRows::Logits => sources.clone(),
                 SlotRows::Pass { first_logits } => {

@@ -1,4 +1,4 @@
-//! The device on a GPU.
+//! The GPU device on CUDA, with products by cuBLASLt.
 
 use std::sync::Arc;
 
@@ -11,29 +11,29 @@ use crate::kernels::Kernels;
 use crate::runtime::{Cuda, RuntimeError};
 
 impl Gpu<CublasLt> {
-    /// CUDA device `ordinal`, on a stream of its own.
+    /// Opens CUDA device `ordinal`, on a new stream.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unavailable`] where there is no driver, no such device, no cuBLASLt, or no device code in
-    /// this build.
+    /// [`DeviceError::Unavailable`] if there is no driver, no such device, no cuBLASLt, or no device code in this
+    /// build.
     pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
         Self::cuda_with(ordinal, ProductAlgorithms::RowInvariant)
     }
 
-    /// CUDA device `ordinal`, on a stream of its own, with a choice of the algorithms that multiply matrices.
+    /// Opens CUDA device `ordinal`, on a new stream, with a choice of the algorithms that multiply matrices.
     ///
     /// # Errors
     ///
-    /// As [`cuda`](Self::cuda).
+    /// The errors of [`cuda`](Self::cuda).
     pub fn cuda_with(ordinal: usize, algorithms: ProductAlgorithms) -> Result<Self, DeviceError> {
         let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
-        // SAFETY: with this, memory that is made in `context` neither records nor waits for events, so that what
-        // uses it has to be in order by itself. `context` is an object of this device alone, made above and given
-        // to no caller (others of the same GPU share the driver's context, but each has a flag of its own and memory
-        // of its own): its only user is the device below, which allocates, uses and frees all its memory on the
-        // one stream, in the stream's order, and whose copies to the host wait for that stream. What lets memory
-        // out of it would have to be checked against this.
+        // SAFETY: without event tracking, memory of `context` neither records nor waits for events, so its users
+        // must be in order by themselves. This context object was made above and no caller has it. (Other context
+        // objects of the same GPU share the driver's context, but each has its own flag and its own memory.) Its
+        // only user is the device below. That device allocates, uses and frees all its memory on one stream, in the
+        // stream's order, and its copies to the host wait for that stream. A function that hands memory out of the
+        // device would have to be checked against this.
         unsafe { context.disable_event_tracking() };
         let stream = context
             .new_stream()
@@ -41,14 +41,14 @@ impl Gpu<CublasLt> {
         Self::new_on(&context, &stream, algorithms)
     }
 
-    /// A device that puts all its work on `stream`, of `context`, which are the caller's: the same context object
-    /// and stream may have other uses, and cudarc keeps memory of the device in order with them by events, unless
-    /// the caller has [turned that off](CudaContext::disable_event_tracking), which spares some of the host's time
-    /// at every launch, and which a capture in a CUDA graph needs.
+    /// Makes a device that puts all its work on the caller's `stream`, a stream of `context`. Both may have other
+    /// uses. cudarc keeps the device's memory in order with them by events, unless the caller has
+    /// [turned events off](CudaContext::disable_event_tracking). Without events, launches take less host time, and
+    /// a CUDA graph can capture them.
     ///
     /// # Errors
     ///
-    /// As [`cuda`](Self::cuda).
+    /// The errors of [`cuda`](Self::cuda).
     pub fn on(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         Self::new_on(context, stream, ProductAlgorithms::RowInvariant)
     }
@@ -64,7 +64,7 @@ impl Gpu<CublasLt> {
     }
 }
 
-/// Why CUDA device `ordinal` cannot be used.
+/// Returns the error of CUDA device `ordinal`, which cannot be used.
 pub(super) fn missing(ordinal: usize, error: RuntimeError) -> DeviceError {
     let reason = match error {
         RuntimeError::Unavailable(reason) => reason,

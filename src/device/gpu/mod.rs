@@ -1,186 +1,137 @@
-//! A GPU: every operation of a decode step on the kernels of this crate, matrix products by a library.
+//! The GPU device: every operation of a decode step on this crate's kernels, with matrix products from a library.
 //!
-//! The code is generic over where the kernels run, so that the tests run the whole decode loop on the SIMT
-//! emulator, with the same launches in the same order.
+//! The code is generic over the runtime that launches the kernels. The tests therefore run the whole decode loop
+//! on the SIMT emulator, with the same launches in the same order as on a GPU.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `context`, `scratch` | the kernels, the stream, and memory that operations share |
+//! | `memory`, `tables` | device memory that grows, and small tables that the host fills |
+//! | `buffer`, `kv_cache`, `pass`, `pass_memory` | activations and weights, the KV cache, a pass on the device |
+//! | `check` | checks of operands |
+//! | `elementwise`, `linear`, `rope`, `attention` | the operations of the forward pass |
+//! | `verify`, `sampling`, `report`, `results` | acceptance, drafting, and what the host reads |
+//! | `products`, `head_products`, `cublas`, `simt` | matrix products, by cuBLASLt or on the emulator |
+//! | `cuda`, `peaks` | the device on CUDA, and a GPU's measured peaks |
 
-mod cache;
-mod checks;
+mod attention;
+mod buffer;
+mod check;
+mod context;
 mod cublas;
 mod cuda;
-mod gather;
+mod elementwise;
+mod frequencies;
 mod head_products;
+mod kv_cache;
+mod linear;
 mod memory;
 mod pass;
 mod pass_memory;
 mod peaks;
 mod products;
+mod report;
 mod results;
+mod rope;
 mod sampling;
 mod scratch;
 #[cfg(feature = "simt")]
 mod simt;
-mod verification;
+mod tables;
+mod verify;
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use cache::GpuKvCache;
-use checks::{elements, expect, expect_paging, expect_rows, index32};
+pub use buffer::{GpuBuffer, GpuVector};
 pub use cublas::{CublasLayer, CublasLt, ProductAlgorithms, ProductCandidate, cublas_is_present};
-use half::bf16;
 pub use head_products::HeadProducts;
-pub use memory::GpuBuffer;
+pub use kv_cache::GpuKvCache;
+pub use linear::GpuLinear;
 pub use pass::UploadedPass;
 pub use peaks::Peaks;
 pub use products::{ProductMemory, ProductOut, Products, Weights};
 pub use results::{GpuResults, GpuSelection, GpuVerification};
-use scratch::{Scratch, error_word};
 #[cfg(feature = "simt")]
 pub use simt::CpuProducts;
 
+use self::context::Context;
+use self::linear::Linears;
 use super::{
     AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftRows,
     DraftSelection, LinearPart, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
     VerifyRows,
 };
-use crate::kernels::attention::{DEFAULT_SPLIT, JointAttention};
-use crate::kernels::glue::{Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, SiluAdd, SiluMul};
+use crate::kernels::attention::DEFAULT_SPLIT;
 use crate::kernels::{Kernels, Paging};
 use crate::layout::Pass;
-use crate::runtime::{Element, Runtime, RuntimeError, View, ViewMut};
+use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 
 /// A device that computes with this crate's kernels.
 #[derive(Debug)]
 pub struct Gpu<P: Products> {
-    kernels: Kernels<P::Runtime>,
-    stream: StreamOf<P>,
+    context: Context<P::Runtime>,
     products: P,
+    /// Keys per attention split.
     split: usize,
     head_products: HeadProducts,
-    scratch: Mutex<Scratch<P::Runtime>>,
 }
 
 type StreamOf<P> = <<P as Products>::Runtime as Runtime>::Stream;
-type Memory<P, T> = <<P as Products>::Runtime as Runtime>::Memory<T>;
-
-/// A linear layer.
-#[derive(Debug)]
-pub struct GpuLinear<P: Products> {
-    layer: P::Layer,
-    /// `[out_cols]`, for the calibrator, whose product is not the library's.
-    bias: Option<Memory<P, f32>>,
-    in_cols: usize,
-    out_cols: usize,
-}
-
-/// A vector: as f32 for norms, as a row of activations for the mask embedding.
-#[derive(Debug)]
-pub struct GpuVector<B: Runtime> {
-    values: B::Memory<f32>,
-    row: B::Memory<bf16>,
-    len: usize,
-}
+type BufferOf<P> = GpuBuffer<<P as Products>::Runtime>;
+type VectorOf<P> = GpuVector<<P as Products>::Runtime>;
+type CacheOf<P> = GpuKvCache<<P as Products>::Runtime>;
+type PassOf<'a, P> = UploadedPass<'a, <P as Products>::Runtime>;
 
 impl<P: Products> Gpu<P> {
-    /// A device on `kernels`, which puts all its work on `stream`.
+    /// Makes a device that runs `kernels` on `stream`, with matrix products from `products`.
     pub fn new(kernels: Kernels<P::Runtime>, stream: StreamOf<P>, products: P) -> Self {
-        Gpu {
-            kernels,
-            stream,
-            products,
-            split: DEFAULT_SPLIT,
-            head_products: HeadProducts::ByTime,
-            scratch: Mutex::default(),
-        }
+        let context = Context::new(kernels, stream);
+        Gpu { context, products, split: DEFAULT_SPLIT, head_products: HeadProducts::ByTime }
     }
 
-    /// The same with attention splits of `split` keys, a multiple of 64.
+    /// Returns the same device with attention splits of `split` keys, a multiple of 64.
     #[must_use]
     pub fn with_split(self, split: usize) -> Self {
         Gpu { split, ..self }
     }
 
-    /// The same with head products as `head_products` says, whatever they take.
+    /// Returns the same device with another division of head products.
     #[must_use]
     pub fn with_head_products(self, head_products: HeadProducts) -> Self {
         Gpu { head_products, ..self }
     }
 
-    /// The kernels, and what they run on.
+    /// Returns the kernels, with the runtime that launches them.
     pub fn kernels(&self) -> &Kernels<P::Runtime> {
-        &self.kernels
+        &self.context.kernels
     }
 
-    /// Where matrix products come from.
+    /// Returns the library of matrix products.
     pub fn products(&self) -> &P {
         &self.products
     }
 
-    fn runtime(&self) -> &P::Runtime {
-        self.kernels.runtime()
-    }
-
-    fn scratch(&self) -> MutexGuard<'_, Scratch<P::Runtime>> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Part of some memory, to be read.
-    fn input<'a, T: Element>(
-        &'a self,
-        memory: &'a Memory<P, T>,
-        range: Range<usize>,
-    ) -> Result<View<'a, T>, DeviceError> {
-        let view = self.runtime().view(&self.stream, memory);
-        let (wanted, found) = (range.end, view.len());
-        view.range(range).ok_or(RuntimeError::CopyLength { wanted, found }.into())
-    }
-
-    /// Part of some memory, to be written.
-    fn output<'a, T: Element>(
-        &'a self,
-        memory: &'a mut Memory<P, T>,
-        range: Range<usize>,
-    ) -> Result<ViewMut<'a, T>, DeviceError> {
-        let view = self.runtime().view_mut(&self.stream, memory);
-        let (wanted, found) = (range.end, view.len());
-        view.range(range).ok_or(RuntimeError::CopyLength { wanted, found }.into())
+    fn linears(&self) -> Linears<'_, P> {
+        Linears { context: &self.context, products: &self.products }
     }
 }
 
 impl<P: Products> Device for Gpu<P> {
-    type Buffer = GpuBuffer<P::Runtime>;
+    type Buffer = BufferOf<P>;
     type Linear = GpuLinear<P>;
-    type Vector = GpuVector<P::Runtime>;
-    type Cache = GpuKvCache<P::Runtime>;
+    type Vector = VectorOf<P>;
+    type Cache = CacheOf<P>;
     type Results = GpuResults<P::Runtime>;
-    type Pass<'a> = UploadedPass<'a, P::Runtime>;
+    type Pass<'a> = PassOf<'a, P>;
     type Verification<'a> = GpuVerification<'a, P>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<GpuLinear<P>, DeviceError> {
-        let weights = Weights::new(parts)?;
-        let layer = self.products.new_layer(self.runtime(), &self.stream, &weights)?;
-        let bias = match &weights.bias {
-            Some(host) => {
-                let mut bias = self.runtime().allocate(&self.stream, host.len())?;
-                self.runtime().upload(&self.stream, host, &mut bias, 0)?;
-                Some(bias)
-            }
-            None => None,
-        };
-        Ok(GpuLinear { layer, bias, in_cols: weights.in_cols, out_cols: weights.out_cols })
+        self.linears().new_layer(parts)
     }
 
-    fn new_vector(&self, tensor: &Tensor) -> Result<GpuVector<P::Runtime>, DeviceError> {
-        let host = tensor.to_f32();
-        expect("new_vector", "tensor", vec![host.len()], tensor.shape().to_vec())?;
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let mut values = runtime.allocate(stream, host.len())?;
-        runtime.upload(stream, &host, &mut values, 0)?;
-        let mut row = runtime.allocate(stream, host.len())?;
-        let rounded: Vec<bf16> = host.iter().map(|&x| bf16::from_f32(x)).collect();
-        runtime.upload(stream, &rounded, &mut row, 0)?;
-        Ok(GpuVector { values, row, len: host.len() })
+    fn new_vector(&self, tensor: &Tensor) -> Result<VectorOf<P>, DeviceError> {
+        GpuVector::new(self.context.queue(), tensor)
     }
 
     fn new_cache(
@@ -189,15 +140,15 @@ impl<P: Products> Device for Gpu<P> {
         pages: usize,
         page_size: usize,
         shape: AttentionShape,
-    ) -> Result<GpuKvCache<P::Runtime>, DeviceError> {
-        GpuKvCache::new((self.runtime(), &self.stream), layers, Paging { pages, page_size }, shape)
+    ) -> Result<CacheOf<P>, DeviceError> {
+        GpuKvCache::new(self.context.queue(), layers, Paging { pages, page_size }, shape)
     }
 
-    fn new_buffer(&self, cols: usize) -> GpuBuffer<P::Runtime> {
+    fn new_buffer(&self, cols: usize) -> BufferOf<P> {
         GpuBuffer::new(cols, false)
     }
 
-    fn new_logits(&self, cols: usize) -> GpuBuffer<P::Runtime> {
+    fn new_logits(&self, cols: usize) -> BufferOf<P> {
         GpuBuffer::new(cols, true)
     }
 
@@ -205,28 +156,20 @@ impl<P: Products> Device for Gpu<P> {
         GpuResults::default()
     }
 
-    fn resize(&self, buffer: &mut GpuBuffer<P::Runtime>, rows: usize) -> Result<(), DeviceError> {
-        buffer.resize(self.runtime(), &self.stream, rows)
-    }
-
-    fn begin<'a>(
-        &'a self,
-        pass: &'a Pass<'a>,
-        cache: &GpuKvCache<P::Runtime>,
-    ) -> Result<UploadedPass<'a, P::Runtime>, DeviceError> {
-        UploadedPass::new(&self.scratch, (self.runtime(), &self.stream), pass, cache.paging())
+    fn resize(&self, buffer: &mut BufferOf<P>, rows: usize) -> Result<(), DeviceError> {
+        buffer.resize(self.context.queue(), rows)
     }
 
     fn prepare(&self, layer: &GpuLinear<P>, rows: usize, logits: bool) -> Result<(), DeviceError> {
-        if rows == 0 || layer.out_cols == 0 {
-            return Ok(());
-        }
-        let stride = GpuBuffer::<P::Runtime>::new(layer.out_cols, logits).stride();
-        self.products.prepare(self.runtime(), &self.stream, &layer.layer, stride, rows, logits)
+        self.linears().prepare(layer, rows, logits)
     }
 
     fn is_row_invariant(&self) -> bool {
         self.products.is_row_invariant()
+    }
+
+    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &CacheOf<P>) -> Result<PassOf<'a, P>, DeviceError> {
+        UploadedPass::new(&self.context, pass, cache.paging())
     }
 
     fn embed(
@@ -234,329 +177,115 @@ impl<P: Products> Device for Gpu<P> {
         table: &GpuLinear<P>,
         ids: &[u32],
         first_row: usize,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "embed";
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let rows = first_row..first_row.saturating_add(ids.len());
-        expect_rows(OPERATION, "out", out, table.in_cols, rows.end)?;
-        for &id in ids {
-            let (index, limit) = (id as usize, table.out_cols);
-            if index >= limit {
-                return Err(DeviceError::OutOfRange { operation: OPERATION, what: "token id", index, limit });
-            }
-        }
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let host: Vec<i32> =
-            ids.iter().map(|&id| index32(OPERATION, "token id", id as usize)).collect::<Result<_, _>>()?;
-        let mut scratch = self.scratch();
-        let Scratch { ids, error, .. } = &mut *scratch;
-        let ids = ids.reserve(runtime, stream, host.len())?;
-        runtime.upload(stream, &host, ids, 0)?;
-        let range = elements(out, &rows);
-        let args = Embed {
-            ids: self.input(ids, 0..host.len())?,
-            table: runtime.view(stream, self.products.weight(&table.layer)),
-            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            error: Some(error_word(runtime, stream, error)?),
-            cols: table.in_cols,
-        };
-        Ok(self.kernels.embed(stream, &args)?)
+        self.linears().embed(table, ids, first_row, out)
     }
 
     fn fill_rows(
         &self,
-        value: &GpuVector<P::Runtime>,
+        value: &VectorOf<P>,
         rows: Range<usize>,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "fill_rows";
-        if rows.is_empty() {
-            return Ok(());
-        }
-        expect_rows(OPERATION, "out", out, value.len, rows.end)?;
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let mut scratch = self.scratch();
-        let Scratch { filled, error, .. } = &mut *scratch;
-        let ids = filled.holding(runtime, stream, vec![0; rows.len()])?;
-        let range = elements(out, &rows);
-        let args = Gather {
-            indices: self.input(ids, 0..rows.len())?,
-            x: runtime.view(stream, &value.row),
-            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            error: Some(error_word(runtime, stream, error)?),
-            cols: value.len,
-        };
-        Ok(self.kernels.gather(stream, &args)?)
+        elementwise::fill_rows(&self.context, value, rows, out)
     }
 
     fn rms_norm(
         &self,
-        x: &GpuBuffer<P::Runtime>,
+        x: &BufferOf<P>,
         rows: Range<usize>,
-        weight: &GpuVector<P::Runtime>,
+        weight: &VectorOf<P>,
         eps: f32,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "rms_norm";
-        expect_rows(OPERATION, "x", x, weight.len, rows.end)?;
-        expect_rows(OPERATION, "out", out, weight.len, rows.end)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let range = elements(x, &rows);
-        let args = RmsNorm {
-            x: Residual::Is(self.input(x.activations(OPERATION, "x")?, range.clone())?),
-            weight: runtime.view(stream, &weight.values),
-            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            eps,
-        };
-        Ok(self.kernels.rms_norm(stream, &args)?)
+        elementwise::rms_norm(&self.context, x, rows, (weight, eps), out)
     }
 
     fn linear_to(
         &self,
         layer: &GpuLinear<P>,
-        x: &GpuBuffer<P::Runtime>,
+        x: &BufferOf<P>,
         rows: Range<usize>,
         first_row: usize,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "linear";
-        expect_rows(OPERATION, "x", x, layer.in_cols, rows.end)?;
-        expect_rows(OPERATION, "out", out, layer.out_cols, first_row.saturating_add(rows.len()))?;
-        if rows.is_empty() || layer.out_cols == 0 {
-            return Ok(());
-        }
-        let x = x.activations(OPERATION, "x")?;
-        let Some(out) = ProductOut::of(out, first_row) else { return Ok(()) };
-        self.products.multiply(self.runtime(), &self.stream, &layer.layer, x, rows, out)
+        self.linears().multiply(layer, x, rows, first_row, out)
     }
 
     fn add(
         &self,
-        delta: &GpuBuffer<P::Runtime>,
+        delta: &BufferOf<P>,
         rows: Range<usize>,
-        hidden: &mut GpuBuffer<P::Runtime>,
+        hidden: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "add";
-        expect_rows(OPERATION, "delta", delta, hidden.cols, rows.end)?;
-        expect_rows(OPERATION, "hidden", hidden, hidden.cols, rows.end)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let stream = &self.stream;
-        let range = elements(delta, &rows);
-        let args = Add {
-            x: self.output(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
-            delta: self.input(delta.activations(OPERATION, "delta")?, range)?,
-        };
-        Ok(self.kernels.add(stream, &args)?)
+        elementwise::add(&self.context, delta, rows, hidden)
     }
 
     fn add_rms_norm(
         &self,
-        delta: &GpuBuffer<P::Runtime>,
+        delta: &BufferOf<P>,
         rows: Range<usize>,
-        hidden: &mut GpuBuffer<P::Runtime>,
-        weight: &GpuVector<P::Runtime>,
+        hidden: &mut BufferOf<P>,
+        weight: &VectorOf<P>,
         eps: f32,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "add_rms_norm";
-        expect_rows(OPERATION, "delta", delta, weight.len, rows.end)?;
-        expect_rows(OPERATION, "hidden", hidden, weight.len, rows.end)?;
-        expect_rows(OPERATION, "out", out, weight.len, rows.end)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let range = elements(delta, &rows);
-        let args = RmsNorm {
-            x: Residual::Add {
-                x: self.output(hidden.activations_mut(OPERATION, "hidden")?, range.clone())?,
-                delta: self.input(delta.activations(OPERATION, "delta")?, range.clone())?,
-            },
-            weight: runtime.view(stream, &weight.values),
-            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            eps,
-        };
-        Ok(self.kernels.rms_norm(stream, &args)?)
+        elementwise::add_rms_norm(&self.context, delta, rows, hidden, (weight, eps), out)
     }
 
     fn silu_mul(
         &self,
-        x: &GpuBuffer<P::Runtime>,
+        x: &BufferOf<P>,
         rows: Range<usize>,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "silu_mul";
-        expect_rows(OPERATION, "x", x, out.cols.saturating_mul(2), rows.end)?;
-        expect_rows(OPERATION, "out", out, out.cols, rows.end)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let stream = &self.stream;
-        let (from, to, cols) = (elements(x, &rows), elements(out, &rows), out.cols);
-        let args = SiluMul {
-            x: self.input(x.activations(OPERATION, "x")?, from)?,
-            out: self.output(out.activations_mut(OPERATION, "out")?, to)?,
-            cols,
-        };
-        Ok(self.kernels.silu_mul(stream, &args)?)
+        elementwise::silu_mul(&self.context, x, rows, out)
     }
 
-    fn silu_add(
-        &self,
-        bonus: &GpuBuffer<P::Runtime>,
-        owner: &[usize],
-        x: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "silu_add";
-        expect_rows(OPERATION, "x", x, bonus.cols, owner.len())?;
-        if owner.is_empty() || x.cols == 0 {
-            return Ok(());
-        }
-        for &index in owner {
-            if index >= bonus.rows {
-                let limit = bonus.rows;
-                return Err(DeviceError::OutOfRange { operation: OPERATION, what: "owner", index, limit });
-            }
-        }
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let host: Vec<i32> =
-            owner.iter().map(|&row| index32(OPERATION, "owner", row)).collect::<Result<_, _>>()?;
-        let mut scratch = self.scratch();
-        let Scratch { owners, error, .. } = &mut *scratch;
-        let ids = owners.holding(runtime, stream, host)?;
-        let cols = x.cols;
-        let args = SiluAdd {
-            bonus: self.input(bonus.activations(OPERATION, "bonus")?, 0..bonus.rows * cols)?,
-            x: self.output(x.activations_mut(OPERATION, "x")?, 0..owner.len() * cols)?,
-            owner: self.input(ids, 0..owner.len())?,
-            error: Some(error_word(runtime, stream, error)?),
-            cols,
-        };
-        Ok(self.kernels.silu_add(stream, &args)?)
+    fn silu_add(&self, bonus: &BufferOf<P>, owner: &[usize], x: &mut BufferOf<P>) -> Result<(), DeviceError> {
+        elementwise::silu_add(&self.context, bonus, owner, x)
     }
 
-    fn gather(
-        &self,
-        x: &GpuBuffer<P::Runtime>,
-        rows: &[usize],
-        out: &mut GpuBuffer<P::Runtime>,
-    ) -> Result<(), DeviceError> {
-        expect("gather", "out", vec![out.rows, x.cols], vec![out.rows, out.cols])?;
-        self.resize(out, rows.len())?;
-        self.gather_rows(x, rows, out)
+    fn gather(&self, x: &BufferOf<P>, rows: &[usize], out: &mut BufferOf<P>) -> Result<(), DeviceError> {
+        elementwise::gather(&self.context, x, rows, out)
     }
 
     fn norm_rope_append(
         &self,
-        transform: &QkTransform<'_, GpuVector<P::Runtime>>,
-        pass: &mut UploadedPass<'_, P::Runtime>,
+        transform: &QkTransform<'_, VectorOf<P>>,
+        pass: &mut PassOf<'_, P>,
         kind: RowKind,
-        qkv: &mut GpuBuffer<P::Runtime>,
+        qkv: &mut BufferOf<P>,
         layer: usize,
-        cache: &mut GpuKvCache<P::Runtime>,
+        cache: &mut CacheOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "norm_rope_append";
-        let shape = transform.shape;
-        let rows = pass.memory.tables.rows();
-        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
-        expect(OPERATION, "inv_freq", vec![shape.head_dim / 2], vec![transform.rope.inv_freq.len()])?;
-        expect_paging(OPERATION, &pass.memory.tables, cache.paging())?;
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let cache = cache.view_mut(OPERATION, (runtime, stream), layer, shape)?;
-        let mut scratch = self.scratch();
-        let Scratch { frequencies, error, .. } = &mut *scratch;
-        let inv_freq = frequencies.of(runtime, stream, transform.rope)?;
-        let (tables, cos_sin) = pass.memory.turned(&self.kernels, stream, transform.rope, inv_freq)?;
-        let range = 0..rows * qkv.cols;
-        let args = NormRopeAppend {
-            pass: tables,
-            kind,
-            qkv: self.output(qkv.activations_mut(OPERATION, "qkv")?, range)?,
-            cos_sin: self.input(cos_sin, 0..rows * shape.head_dim)?,
-            norms: transform
-                .norms
-                .map(|(q, k)| (runtime.view(stream, &q.values), runtime.view(stream, &k.values))),
-            eps: transform.eps,
-            cache,
-            shape,
-            error: Some(error_word(runtime, stream, error)?),
-        };
-        Ok(self.kernels.norm_rope_append(stream, &args)?)
+        rope::norm_rope_append(&self.context, transform, pass, kind, qkv, layer, cache)
     }
 
     fn joint_attention(
         &self,
         shape: AttentionShape,
-        AttentionRows { pass, masks }: AttentionRows<'_, UploadedPass<'_, P::Runtime>>,
-        qkv: &GpuBuffer<P::Runtime>,
+        rows: AttentionRows<'_, PassOf<'_, P>>,
+        qkv: &BufferOf<P>,
         layer: usize,
-        cache: &GpuKvCache<P::Runtime>,
-        out: &mut GpuBuffer<P::Runtime>,
+        cache: &CacheOf<P>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "joint_attention";
-        let tables = &pass.memory.tables;
-        let rows = if masks { tables.rows() } else { tables.candidates() };
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        expect_paging(OPERATION, tables, cache.paging())?;
-        let cache = cache.view(OPERATION, (runtime, stream), layer, shape)?;
-        expect_rows(OPERATION, "qkv", qkv, shape.qkv_cols(), rows)?;
-        expect_rows(OPERATION, "out", out, shape.out_cols(), rows)?;
-        if rows == 0 {
-            return Ok(());
-        }
-        let mut scratch = self.scratch();
-        let Scratch { workspace, error, .. } = &mut *scratch;
-        let needed = self
-            .kernels
-            .attention_workspace_len(tables, masks, rows, shape, self.split)
-            .ok_or(DeviceError::OutOfMemory { what: "attention", bytes: usize::MAX })?;
-        let workspace = workspace.reserve(runtime, stream, needed)?;
-        let range = 0..rows * out.cols;
-        let args = JointAttention {
-            pass: tables,
-            masks,
-            qkv: self.input(qkv.activations(OPERATION, "qkv")?, 0..rows * qkv.cols)?,
-            cache,
-            out: self.output(out.activations_mut(OPERATION, "out")?, range)?,
-            lse: None,
-            workspace: runtime.view_mut(stream, workspace),
-            shape,
-            split: self.split,
-            error: Some(error_word(runtime, stream, error)?),
-        };
-        Ok(self.kernels.joint_attention(stream, &args)?)
+        attention::joint_attention((&self.context, self.split), shape, rows, qkv, layer, cache, out)
     }
 
     fn edit_row(
         &self,
-        logits: &mut GpuBuffer<P::Runtime>,
+        logits: &mut BufferOf<P>,
         row: usize,
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "edit_row";
-        expect_rows(OPERATION, "logits", logits, logits.cols, row.saturating_add(1))?;
-        let (runtime, stream) = (self.runtime(), &self.stream);
-        let mut host = vec![0.0; logits.cols];
-        let first = row * logits.stride();
-        logits.forget_draws_from(row);
-        let memory = logits.logits_mut(OPERATION)?;
-        runtime.download(stream, memory, first, &mut host)?;
-        edit(&mut host);
-        // As it counts anyway, but a kernel that meets a NaN reports it.
-        host.iter_mut().filter(|logit| logit.is_nan()).for_each(|logit| *logit = f32::NEG_INFINITY);
-        Ok(runtime.upload(stream, &host, memory, first)?)
+        elementwise::edit_row(&self.context, logits, row, edit)
     }
 
     fn joined_head_rows(&self, head: &GpuLinear<P>) -> usize {
-        self.most_joined_rows(head)
+        self.head_products.most_joined_rows(head)
     }
 
     fn joins_head_products(
@@ -566,28 +295,25 @@ impl<P: Products> Device for Gpu<P> {
         slots: usize,
         drafted: usize,
     ) -> bool {
-        self.joins(head, candidates, slots, drafted)
+        self.head_products.joins(&self.products, head, candidates, slots, drafted)
     }
 
     fn copy_draft(
         &self,
-        draft: DraftLogits<'_, GpuBuffer<P::Runtime>>,
+        draft: DraftLogits<'_, BufferOf<P>>,
         rows: usize,
-        out: &mut GpuBuffer<P::Runtime>,
+        out: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
-        expect("copy_draft", "out", vec![out.rows, draft.logits.cols], vec![out.rows, out.cols])?;
-        self.resize(out, rows)?;
-        self.copy_draft_rows(draft, rows, out)
+        elementwise::copy_draft(&self.context, draft, rows, out)
     }
 
     fn verify<'a>(
         &'a self,
-        logits: &GpuBuffer<P::Runtime>,
-        sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
+        logits: &BufferOf<P>,
+        sequences: &[VerifyRows<'_, BufferOf<P>>],
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<GpuVerification<'a, P>, DeviceError> {
-        self.verify_drafts(logits, sequences, results)?;
-        Ok(GpuVerification::new(self, results))
+        GpuVerification::new(self.linears(), logits, sequences, results)
     }
 }
 
@@ -605,8 +331,8 @@ impl<P: Products> Verification<Gpu<P>> for GpuVerification<'_, P> {
         &'p self,
         pass: &'p Pass<'p>,
         verdicts: &[usize],
-        cache: &GpuKvCache<P::Runtime>,
-    ) -> Result<UploadedPass<'p, P::Runtime>, DeviceError> {
+        cache: &CacheOf<P>,
+    ) -> Result<PassOf<'p, P>, DeviceError> {
         self.begin_pass(pass, verdicts, cache)
     }
 
@@ -628,18 +354,18 @@ impl<P: Products> Verification<Gpu<P>> for GpuVerification<'_, P> {
 }
 
 impl<P: Products> DraftSelection<Gpu<P>> for GpuSelection<'_, P> {
-    fn gather(&self, x: &GpuBuffer<P::Runtime>, out: &mut GpuBuffer<P::Runtime>) -> Result<(), DeviceError> {
+    fn gather(&self, x: &BufferOf<P>, out: &mut BufferOf<P>) -> Result<(), DeviceError> {
         self.gather_rows(x, out)
     }
 
-    fn embed_bonus(&self, table: &GpuLinear<P>, out: &mut GpuBuffer<P::Runtime>) -> Result<(), DeviceError> {
+    fn embed_bonus(&self, table: &GpuLinear<P>, out: &mut BufferOf<P>) -> Result<(), DeviceError> {
         self.embed_tokens(table, out)
     }
 
     fn draft(
         self,
-        calibration: Option<CalibratorOutput<'_, GpuBuffer<P::Runtime>, GpuLinear<P>>>,
-        logits: &mut GpuBuffer<P::Runtime>,
+        calibration: Option<CalibratorOutput<'_, BufferOf<P>, GpuLinear<P>>>,
+        logits: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
         self.sample(calibration, logits)
     }

@@ -1,4 +1,4 @@
-//! What a GPU can do, measured: what floors of kernels and of whole steps are computed from.
+//! A GPU's measured peaks, from which the floors of kernels and of whole steps are computed.
 
 use std::sync::Arc;
 
@@ -13,43 +13,43 @@ use super::cuda::missing;
 use crate::device::DeviceError;
 use crate::runtime::{Cuda, RuntimeError};
 
-/// Bytes of the copy: far more than an L2 cache.
+/// Bytes of the copy: far more than an L2 cache holds.
 const COPIED: usize = 1 << 30;
 
 /// Rows, columns and depth of the product.
 const PRODUCT: usize = 8192;
 
-/// Times each is done before it is timed, so that clocks have risen, and while it is timed.
+/// Number of runs before timing starts, so that clocks have risen, and of timed runs.
 const WARM_UP: usize = 16;
 const TIMED: usize = 32;
 
-/// A GPU's peaks, as its own clock measured them.
+/// A GPU's peaks, measured with its own clock.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Peaks {
     /// The GPU's name.
     pub device: String,
-    /// Bytes a second, read plus written, of a copy of 1 GiB in device memory.
+    /// Bytes per second, read plus written, of a copy of 1 GiB in device memory.
     pub copy_bytes_per_second: f64,
-    /// Floating-point operations a second of a bf16 product of 8192³ by cuBLASLt, two a multiply-add.
+    /// Floating-point operations per second of a bf16 product of 8192³ by cuBLASLt; a multiply-add is two.
     pub product_flops_per_second: f64,
 }
 
 impl Peaks {
-    /// Measures CUDA device `ordinal`. Best done before a [`Gpu`](super::Gpu) uses it: memory that one stream
-    /// alone uses needs no events of its own, which would be timed.
+    /// Measures CUDA device `ordinal`, best before a [`Gpu`](super::Gpu) uses it: memory that only one stream uses
+    /// needs no events, and events would be timed too.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Unavailable`] where there is no driver, no such device or no cuBLASLt, otherwise an error of
-    /// the driver or of cuBLASLt.
+    /// [`DeviceError::Unavailable`] if there is no driver, no such device or no cuBLASLt, otherwise an error of the
+    /// driver or of cuBLASLt.
     pub fn of_device(ordinal: usize) -> Result<Self, DeviceError> {
         let context = Cuda::context(ordinal).map_err(|error| missing(ordinal, error))?;
         Self::measure(&context, &context.default_stream())
     }
 
-    /// Measures the GPU of `context` by work on `stream`, which takes about a tenth of a second and 2 GiB of its
-    /// memory. Each is the median of 32 times; work of some hundred microseconds leaves the host time to put the
-    /// next on the stream, and displaces the L2 cache by itself.
+    /// Measures the GPU of `context` by work on `stream`. The work uses 2 GiB of device memory. Each peak is the
+    /// median of 32 times. A run takes long enough for the host to submit the next run meanwhile, and displaces the
+    /// contents of the L2 cache.
     ///
     /// # Errors
     ///
@@ -106,13 +106,14 @@ fn product_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Resu
     })
 }
 
-/// Elements of a factor: powers and signs alternate, so that the matrix units toggle as with real weights.
+/// Returns the elements of a factor. Powers and signs alternate, so that the matrix units need as much power as
+/// with real weights.
 fn operand() -> Vec<bf16> {
     let element = |i: usize| bf16::from_f32(((i * 0x9e37) >> 4 & 0xff) as f32 / 128.0 - 1.0);
     (0..PRODUCT * PRODUCT).map(element).collect()
 }
 
-/// The median time of `work` on `stream`, between two events.
+/// Returns the median time of `work` on `stream`, between two events.
 fn median_seconds(
     context: &Arc<CudaContext>,
     stream: &Arc<CudaStream>,

@@ -1,10 +1,10 @@
-//! Matrix products, which come from a library.
+//! The interface to a library of matrix products.
 
 use std::ops::Range;
 
 use half::bf16;
 
-use super::memory::{GpuBuffer, Values};
+use super::buffer::{GpuBuffer, Values};
 use crate::device::{DeviceError, LinearPart};
 use crate::runtime::Runtime;
 use crate::tensor::Elements;
@@ -12,16 +12,16 @@ use crate::tensor::Elements;
 /// A library of matrix products on memory of a runtime: bf16 factors, sums in f32,
 /// [row-invariant](Self::is_row_invariant).
 pub trait Products: Send + Sync + 'static {
-    /// Whose memory it multiplies.
+    /// The runtime whose memory the library multiplies.
     type Runtime: Runtime;
-    /// Weights as the library wants them.
+    /// The weights of a layer, in the form that the library uses.
     type Layer: std::fmt::Debug + Send + Sync;
 
-    /// Puts weights on the device.
+    /// Uploads weights.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if there is no memory for them, or their shape is not supported.
+    /// [`DeviceError`] if memory runs out, or if the library does not support the shape.
     fn new_layer(
         &self,
         runtime: &Self::Runtime,
@@ -29,15 +29,15 @@ pub trait Products: Send + Sync + 'static {
         weights: &Weights,
     ) -> Result<Self::Layer, DeviceError>;
 
-    /// The weights of a layer, `[out_cols, in_cols]`: what an embedding is looked up in.
+    /// Returns the weights of a layer `[out_cols, in_cols]`, for the lookup of embeddings.
     fn weight<'a>(&self, layer: &'a Self::Layer) -> &'a <Self::Runtime as Runtime>::Memory<bf16>;
 
-    /// Finds out what products of `layer` of up to `rows` rows need, so that the first of them does not have to.
-    /// Results are logits or activations, with `stride` elements from a row to the next.
+    /// Prepares products of `layer` with up to `rows` rows, so that the first product does not take longer. Results
+    /// are logits or activations, with `stride` elements from one row to the next.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] of the library, or where it cannot do these products.
+    /// [`DeviceError`] of the library, for example if it cannot compute these products.
     fn prepare(
         &self,
         runtime: &Self::Runtime,
@@ -51,21 +51,21 @@ pub trait Products: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Seconds that a product of `rows` rows of `layer` takes, as far as [`prepare`](Self::prepare) measured products
-    /// of this layer's shape with logits or activations as results; `None` if it is unknown. Callers may compare the
-    /// times of several ways to do the same products.
+    /// Returns the seconds that a product of `rows` rows of `layer` takes, by the measurements of
+    /// [`prepare`](Self::prepare); `None` if that is unknown. Callers compare divisions of the same product by these
+    /// times.
     fn seconds(&self, layer: &Self::Layer, rows: usize, logits: bool) -> Option<f32> {
         let _ = (layer, rows, logits);
         None
     }
 
-    /// Whether a row has the same bits whatever other rows are in its product, which lossless decoding needs.
+    /// Returns whether a row has the same bits whatever other rows are in its product. Lossless decoding needs that.
     fn is_row_invariant(&self) -> bool {
         true
     }
 
-    /// Rows `rows` of `x` times the layer's weights, plus its bias, rounded as `out` is stored, in as many rows
-    /// of `out`. Shapes were checked.
+    /// Multiplies rows `rows` of `x` by the layer's weights, adds its bias, rounds the sums to the type of `out`, and
+    /// writes them to `out`. The caller has checked the shapes.
     ///
     /// # Errors
     ///
@@ -81,28 +81,28 @@ pub trait Products: Send + Sync + 'static {
     ) -> Result<(), DeviceError>;
 }
 
-/// Where a product goes.
+/// The destination of a product.
 #[derive(Debug)]
-pub struct ProductOut<'a, B: Runtime> {
+pub struct ProductOut<'a, R: Runtime> {
     /// The memory.
-    pub memory: ProductMemory<'a, B>,
-    /// Elements from one row to the next.
+    pub memory: ProductMemory<'a, R>,
+    /// Number of elements from one row to the next.
     pub stride: usize,
-    /// The row that the first row of the product goes to.
+    /// The row of the memory for the first row of the product.
     pub first_row: usize,
 }
 
-/// Memory that a product goes to.
+/// The memory of a product.
 #[derive(Debug)]
-pub enum ProductMemory<'a, B: Runtime> {
+pub enum ProductMemory<'a, R: Runtime> {
     /// Activations.
-    Bf16(&'a mut B::Memory<bf16>),
+    Bf16(&'a mut R::Memory<bf16>),
     /// Logits.
-    F32(&'a mut B::Memory<f32>),
+    F32(&'a mut R::Memory<f32>),
 }
 
-impl<'a, B: Runtime> ProductOut<'a, B> {
-    pub(super) fn of(buffer: &'a mut GpuBuffer<B>, first_row: usize) -> Option<Self> {
+impl<'a, R: Runtime> ProductOut<'a, R> {
+    pub(super) fn of(buffer: &'a mut GpuBuffer<R>, first_row: usize) -> Option<Self> {
         let stride = buffer.stride();
         buffer.forget_draws_from(first_row);
         let memory = match &mut buffer.values {
@@ -117,18 +117,18 @@ impl<'a, B: Runtime> ProductOut<'a, B> {
 /// The weights of a fused layer on the host, rounded to bf16.
 #[derive(Debug)]
 pub struct Weights {
-    /// `[out_cols, in_cols]`.
+    /// The weights `[out_cols, in_cols]`.
     pub weight: Vec<bf16>,
-    /// `[out_cols]`, where some part has one.
+    /// The bias `[out_cols]`, if a part has one.
     pub bias: Option<Vec<f32>>,
-    /// Columns of the input.
+    /// Number of columns of the input.
     pub in_cols: usize,
-    /// Columns of the output.
+    /// Number of columns of the output.
     pub out_cols: usize,
 }
 
 impl Weights {
-    /// The parts' weights one under the other.
+    /// Stacks the weights of the parts.
     pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
         const OPERATION: &str = "new_linear";
         let wrong = |operand, expected: Vec<usize>, found: &[usize]| DeviceError::Shape {
@@ -153,7 +153,7 @@ impl Weights {
             }
             weights.weight.reserve_exact(outputs.saturating_mul(columns.len()));
             match part.weight.elements() {
-                // Stored as it is multiplied.
+                // Already in the format of products.
                 Elements::Bf16(elements) => {
                     for row in elements.chunks_exact(stored.max(1)) {
                         weights.weight.extend_from_slice(row.get(columns.clone()).unwrap_or(&[]));

@@ -1,32 +1,36 @@
-//! What the operations of a step share, and what they reuse from step to step.
+//! Memory that the operations of a step share, and that every step uses again.
 
-use super::memory::{CachedTable, GrowableMemory};
-use super::pass_memory::{Frequencies, PassMemory};
+use super::frequencies::Frequencies;
+use super::memory::GrowableMemory;
+use super::pass_memory::PassMemory;
+use super::tables::CachedTable;
 use crate::device::DeviceError;
-use crate::runtime::{Runtime, RuntimeError, ViewMut};
+use crate::runtime::{Runtime, ViewMut};
 
 /// Tables and memory of a device.
 #[derive(Debug)]
-pub(super) struct Scratch<B: Runtime> {
+pub(super) struct Scratch<R: Runtime> {
     /// Token ids of an embedding.
-    pub(super) ids: GrowableMemory<B, i32>,
-    /// Tables that are the same from step to step while the rows of a step are: of gathers, of the rows that a
-    /// vector fills, of calibrated rows, and of the verdicts that groups follow.
-    pub(super) gathered: CachedTable<B>,
-    pub(super) filled: CachedTable<B>,
-    pub(super) owners: CachedTable<B>,
-    pub(super) followed: CachedTable<B>,
-    /// For attention, sampling and acceptance.
-    pub(super) workspace: GrowableMemory<B, f32>,
-    /// The device error word, which kernels set and a step's [`read`](crate::device::Device::read) looks at.
-    pub(super) error: GrowableMemory<B, u64>,
-    /// Of the rotation that was used last.
-    pub(super) frequencies: Frequencies<B>,
+    pub(super) ids: GrowableMemory<R, i32>,
+    /// Row indices of a gather.
+    pub(super) gathered: CachedTable<R>,
+    /// Row indices of a vector that fills rows: zeros.
+    pub(super) filled: CachedTable<R>,
+    /// The bonus row of each calibrated row.
+    pub(super) owners: CachedTable<R>,
+    /// The verdict of each group of a drafting pass.
+    pub(super) followed: CachedTable<R>,
+    /// The workspace of attention, sampling and acceptance.
+    pub(super) workspace: GrowableMemory<R, f32>,
+    /// The device error word. Kernels set it, and [`read`](crate::device::Verification::read) looks at it.
+    pub(super) error: GrowableMemory<R, u64>,
+    /// The frequencies of the rotation that was used last.
+    pub(super) frequencies: Frequencies<R>,
     /// Memory of passes that were dropped.
-    passes: Vec<PassMemory<B>>,
+    passes: Vec<PassMemory<R>>,
 }
 
-impl<B: Runtime> Default for Scratch<B> {
+impl<R: Runtime> Default for Scratch<R> {
     fn default() -> Self {
         Scratch {
             ids: GrowableMemory::default(),
@@ -42,27 +46,26 @@ impl<B: Runtime> Default for Scratch<B> {
     }
 }
 
-/// The error word as the kernels take it.
-pub(super) fn error_word<'a, B: Runtime>(
-    runtime: &B,
-    stream: &'a B::Stream,
-    error: &'a mut GrowableMemory<B, u64>,
+/// Returns the device error word in the form in which kernels take it.
+pub(super) fn error_word<'a, R: Runtime>(
+    (runtime, stream): (&R, &'a R::Stream),
+    error: &'a mut GrowableMemory<R, u64>,
 ) -> Result<ViewMut<'a, u32>, DeviceError> {
-    let memory = error.reserve(runtime, stream, 1)?;
+    let memory = error.reserve((runtime, stream), 1)?;
     let word = runtime.view_mut(stream, memory).cast().and_then(|words| words.range(0..1));
-    word.ok_or(RuntimeError::CopyLength { wanted: 1, found: 0 }.into())
+    word.ok_or(DeviceError::Overflow { operation: "step", operand: "error word" })
 }
 
-impl<B: Runtime> Scratch<B> {
-    /// Memory that a pass of up to `batch` sequences of up to `pages` pages may use.
-    pub(super) fn take_pass_memory(&mut self, batch: usize, pages: usize) -> Option<PassMemory<B>> {
+impl<R: Runtime> Scratch<R> {
+    /// Takes memory for a pass of up to `batch` sequences of up to `pages` pages, if a dropped pass left some.
+    pub(super) fn take_pass_memory(&mut self, batch: usize, pages: usize) -> Option<PassMemory<R>> {
         let index = self.passes.iter().position(|memory| memory.suits(batch, pages))?;
         Some(self.passes.swap_remove(index))
     }
 
-    /// Keeps the memory of a dropped pass for the next one.
-    pub(super) fn keep_pass_memory(&mut self, memory: PassMemory<B>) {
-        // What only smaller batches could use is not needed any more.
+    /// Keeps the memory of a dropped pass for the next pass.
+    pub(super) fn keep_pass_memory(&mut self, memory: PassMemory<R>) {
+        // Memory that only smaller batches could use is not needed any more.
         self.passes.retain(|kept| !memory.replaces(kept));
         self.passes.push(memory);
     }

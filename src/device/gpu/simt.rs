@@ -1,4 +1,4 @@
-//! Matrix products for the SIMT emulator: the CPU device's, on the same memory.
+//! Matrix products for the SIMT emulator, by the CPU device on the same memory.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use crate::device::{Device, DeviceError, LinearPart, Precision};
 use crate::runtime::simt::{Simt, SimtStream};
 use crate::tensor::Tensor;
 
-/// Products of the CPU device, with results rounded as a GPU's.
+/// Products of the CPU device, rounded like the products of a GPU.
 #[derive(Debug)]
 pub struct CpuProducts {
     cpu: Cpu,
 }
 
-/// Weights as device memory, and as a layer of the CPU device.
+/// The weights of a layer, as device memory and as a layer of the CPU device.
 #[derive(Debug)]
 pub struct CpuLayer {
     weight: Vec<bf16>,
@@ -24,7 +24,7 @@ pub struct CpuLayer {
 }
 
 impl CpuProducts {
-    /// Products on `threads` threads.
+    /// Makes products that use `threads` threads.
     ///
     /// # Errors
     ///

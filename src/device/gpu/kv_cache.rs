@@ -1,25 +1,25 @@
-//! The KV cache of a GPU.
+//! The KV cache of the GPU device.
 
 use half::bf16;
 
-use super::checks::expect;
+use super::check::expect;
 use super::memory::allocate;
 use crate::device::{AttentionShape, DeviceError};
 use crate::kernels::{KvStrides, PagedKv, PagedKvMut, Paging};
 use crate::runtime::Runtime;
 
-/// A paged KV cache, `[page, token, head, dim]` a layer.
+/// A paged KV cache: keys and values `[page, token, head, dim]` for each layer.
 #[derive(Debug)]
-pub struct GpuKvCache<B: Runtime> {
-    layers: Vec<[B::Memory<bf16>; 2]>,
+pub struct GpuKvCache<R: Runtime> {
+    layers: Vec<[R::Memory<bf16>; 2]>,
     paging: Paging,
     shape: AttentionShape,
 }
 
-impl<B: Runtime> GpuKvCache<B> {
-    /// A cache of zeros.
+impl<R: Runtime> GpuKvCache<R> {
+    /// Makes a cache of zeros.
     pub(super) fn new(
-        (runtime, stream): (&B, &B::Stream),
+        queue: (&R, &R::Stream),
         layers: usize,
         paging: Paging,
         shape: AttentionShape,
@@ -27,11 +27,11 @@ impl<B: Runtime> GpuKvCache<B> {
         let Paging { pages, page_size } = paging;
         let token = shape.kv_heads.checked_mul(shape.head_dim);
         let len = token.and_then(|token| pages.checked_mul(page_size)?.checked_mul(token));
-        let len = len.ok_or(DeviceError::OutOfMemory { what: "the KV cache", bytes: usize::MAX })?;
-        let one = || allocate(runtime, stream, len, "the KV cache");
+        let len = len.ok_or(DeviceError::Overflow { operation: "new_cache", operand: "the KV cache" })?;
+        let one = || allocate(queue, len, "the KV cache");
         let made = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>();
         let layers = made.map_err(|error| match error {
-            // Of all layers, as that is what there would have to be.
+            // The cache needs the memory of all layers.
             DeviceError::OutOfMemory { what, bytes } => {
                 DeviceError::OutOfMemory { what, bytes: bytes.saturating_mul(2 * layers) }
             }
@@ -40,16 +40,16 @@ impl<B: Runtime> GpuKvCache<B> {
         Ok(Self { layers, paging, shape })
     }
 
-    /// Pages and tokens of a page.
+    /// Returns the number of pages, and the tokens per page.
     pub(super) fn paging(&self) -> Paging {
         self.paging
     }
 
-    /// A layer, to be read by heads of this shape.
+    /// Views a layer, for heads of `shape` that read it.
     pub(super) fn view<'a>(
         &'a self,
         operation: &'static str,
-        (runtime, stream): (&B, &'a B::Stream),
+        (runtime, stream): (&R, &'a R::Stream),
         layer: usize,
         shape: AttentionShape,
     ) -> Result<PagedKv<'a>, DeviceError> {
@@ -60,11 +60,11 @@ impl<B: Runtime> GpuKvCache<B> {
         Ok(PagedKv { k, v, k_strides: strides, v_strides: strides })
     }
 
-    /// A layer, to be written by heads of this shape.
+    /// Views a layer, for heads of `shape` that write it.
     pub(super) fn view_mut<'a>(
         &'a mut self,
         operation: &'static str,
-        (runtime, stream): (&B, &'a B::Stream),
+        (runtime, stream): (&R, &'a R::Stream),
         layer: usize,
         shape: AttentionShape,
     ) -> Result<PagedKvMut<'a>, DeviceError> {

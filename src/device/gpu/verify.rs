@@ -1,0 +1,226 @@
+//! Verification: samples the target's rows, and applies the acceptance rules. The host does not wait.
+
+use std::ptr;
+
+use super::buffer::{GpuBuffer, STATS_WORDS, Values};
+use super::context::Context;
+use super::memory::GrowableMemory;
+use super::report::StepReport;
+use super::sampling::{SampledRowRange, row_sampling, sample};
+use super::scratch::{Scratch, error_word};
+use super::tables::StagedTables;
+use crate::acceptance::Rule;
+use crate::device::{DeviceError, DraftLogits, VerifyRows};
+use crate::kernels::KernelError;
+use crate::kernels::acceptance::{
+    Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
+};
+use crate::kernels::sampling::{LogitRows, RowStats, workspace_len};
+use crate::layout::GroupSet;
+use crate::random::Stream;
+use crate::runtime::Runtime;
+use crate::sampling::SamplingParams;
+
+const OPERATION: &str = "verify";
+
+/// Memory that verifications use one after the other.
+#[derive(Debug)]
+pub(super) struct VerificationMemory<R: Runtime> {
+    /// The sampling parameters of the rows, the requests, and their tokens.
+    tables: StagedTables<R>,
+    target_stats: GrowableMemory<R, RowStats>,
+    /// The workspace of acceptance. It is not the shared workspace, where sampling left its partial results.
+    workspace: GrowableMemory<R, f32>,
+    /// The logits of every q, side by side, and the statistics of their draws, if several buffers have them.
+    draft_logits: GrowableMemory<R, f32>,
+    draws: GrowableMemory<R, u64>,
+    /// Counters of CTAs, zero between launches.
+    arrived: GrowableMemory<R, u32>,
+    committed: GrowableMemory<R, i32>,
+}
+
+impl<R: Runtime> Default for VerificationMemory<R> {
+    fn default() -> Self {
+        VerificationMemory {
+            tables: StagedTables::default(),
+            target_stats: GrowableMemory::default(),
+            workspace: GrowableMemory::default(),
+            draft_logits: GrowableMemory::default(),
+            draws: GrowableMemory::default(),
+            arrived: GrowableMemory::default(),
+            committed: GrowableMemory::default(),
+        }
+    }
+}
+
+/// Applies each sequence's acceptance rule, and leaves the verdicts in `report`.
+pub(super) fn verify<R: Runtime>(
+    context: &Context<R>,
+    logits: &GpuBuffer<R>,
+    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    memory: &mut VerificationMemory<R>,
+    report: &mut StepReport<R>,
+) -> Result<(), DeviceError> {
+    let (batch, vocab, stride) = (sequences.len(), logits.cols(), logits.stride());
+    if batch == 0 {
+        return Ok(());
+    }
+    // The verification reads the rows up to the last candidate.
+    let rows = sequences.iter().map(|s| s.first_row.saturating_add(s.draft.len() + 1)).max().unwrap_or(0);
+    logits.expect_rows(OPERATION, "logits", vocab, rows)?;
+    let mut samplings = vec![row_sampling(OPERATION, &SamplingParams::GREEDY, None)?; rows];
+    let (mut tokens, mut requests) = (Vec::new(), Vec::new());
+    let drafts = DraftBuffers::of(sequences);
+    let mut copied = 0;
+    for sequence in sequences {
+        let drafted = sequence.draft.len();
+        let greedy = sequence.sampling.is_greedy();
+        let rule = if greedy { Rule::Match } else { sequence.rule };
+        let draws = !greedy && (rule == Rule::Match || drafted == 0);
+        for (i, sampling) in samplings.iter_mut().skip(sequence.first_row).take(drafted + 1).enumerate() {
+            let position = sequence.start.saturating_add(i + 1);
+            let numbers = draws.then(|| Stream::target_draw(sequence.seed, position));
+            *sampling = row_sampling(OPERATION, sequence.sampling, numbers)?;
+        }
+        let from = match compared(sequence) {
+            None => None,
+            Some(draft) => {
+                let DraftLogits { logits, first_row, first_draw } = draft;
+                logits.expect_rows(OPERATION, "draft_logits", vocab, first_row.saturating_add(drafted))?;
+                logits.expect_draws(OPERATION, (first_row, first_draw), drafted)?;
+                Some(match &drafts {
+                    DraftBuffers::One(_) => (first_row, first_draw),
+                    DraftBuffers::Several => {
+                        copied += drafted;
+                        (copied - drafted, copied - drafted)
+                    }
+                })
+            }
+        };
+        let request = Verify::new(&VerifySequence {
+            rule,
+            seed: sequence.seed,
+            position: sequence.start,
+            drafts: drafted,
+            first_target: sequence.first_row,
+            first_draft: from.map(|(first_row, _)| first_row),
+            first_token: tokens.len(),
+            groups: GroupSet::default(),
+        })?;
+        requests.push(from.map_or(Ok(request), |(_, first_draw)| request.with_draft_stats_at(first_draw))?);
+        // A token beyond the type is beyond every vocabulary, and never accepted.
+        tokens.extend(sequence.draft.iter().map(|&token| i32::try_from(token).unwrap_or(i32::MAX)));
+    }
+    let tables = &mut memory.tables;
+    tables.clear();
+    let (samplings, device_requests) = (tables.push(&samplings), tables.push(&requests));
+    let device_tokens = tables.push(&tokens);
+    tables.upload(context.queue())?;
+    let draft_logits = memory.draft_logits.reserve(context.queue(), copied * stride)?;
+    let draws = memory.draws.reserve(context.queue(), copied * STATS_WORDS)?;
+    if copied > 0 {
+        copy_drafts(context, sequences, draft_logits, draws)?;
+    }
+    let target_stats = memory.target_stats.reserve(context.queue(), rows)?;
+    let target = || context.input(logits.logits(OPERATION)?, 0..rows * stride);
+    let rows_to_sample = SampledRowRange {
+        vocab,
+        stride,
+        logits: LogitRows::Read(target()?),
+        logit_index: None,
+        starts: None,
+        calibration: None,
+    };
+    let samplings = tables.view(context.queue(), &samplings)?;
+    sample(context, rows_to_sample, samplings, context.output(target_stats, 0..rows)?)?;
+    let draft = match &drafts {
+        DraftBuffers::One(buffer) => Some(SampledRows {
+            logits: context.input(buffer.logits(OPERATION)?, 0..buffer.drawn().end * stride)?,
+            stats: buffer.draws(OPERATION, context)?,
+        }),
+        DraftBuffers::Several if copied == 0 => None,
+        DraftBuffers::Several => {
+            let overflow = DeviceError::Overflow { operation: OPERATION, operand: "draws" };
+            Some(SampledRows {
+                logits: context.input(draft_logits, 0..copied * stride)?,
+                stats: context.input(draws, 0..copied * STATS_WORDS)?.cast().ok_or(overflow)?,
+            })
+        }
+    };
+    let arrived = memory.arrived.reserve(context.queue(), batch)?;
+    let committed = memory.committed.reserve(context.queue(), batch * MAX_COMMITTED)?;
+    let needed = accept_workspace_len(batch, vocab)
+        .ok_or(KernelError::Overflow { kernel: "accept", what: "workspace" })?;
+    let workspace = memory.workspace.reserve(context.queue(), needed)?;
+    let mut scratch = context.scratch();
+    let Scratch { workspace: partials, error, .. } = &mut *scratch;
+    // Sampling left its partial results here. The same length reserves the same memory.
+    let partials_len = workspace_len(rows, vocab, false)?;
+    let partials = partials.reserve(context.queue(), partials_len)?;
+    let args = Accept {
+        vocab,
+        stride,
+        sequences: tables.view(context.queue(), &device_requests)?,
+        any_block: sequences
+            .iter()
+            .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
+        tokens: tables.view(context.queue(), &device_tokens)?,
+        target: SampledRows { logits: target()?, stats: context.input(target_stats, 0..rows)? },
+        target_partials: Some(context.input(partials, 0..partials_len)?),
+        draft,
+        workspace: context.view_mut(workspace),
+        arrived: context.output(arrived, 0..batch)?,
+        verdicts: report.verdicts_mut(OPERATION, context)?,
+        committed: context.output(committed, 0..batch * MAX_COMMITTED)?,
+        error: Some(error_word(context.queue(), error)?),
+    };
+    Ok(context.kernels.accept(&context.stream, &args)?)
+}
+
+/// Copies the logits that the sequences' drafts were drawn from, and the statistics of the draws, side by side.
+fn copy_drafts<R: Runtime>(
+    context: &Context<R>,
+    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    to: &mut R::Memory<f32>,
+    to_draws: &mut R::Memory<u64>,
+) -> Result<(), DeviceError> {
+    let (runtime, stream) = context.queue();
+    let mut first = 0;
+    for sequence in sequences {
+        let Some(DraftLogits { logits, first_row, first_draw }) = compared(sequence) else { continue };
+        let Values::Logits { draws, .. } = &logits.values else { continue };
+        let (rows, stride) = (first_row..first_row + sequence.draft.len(), logits.stride());
+        runtime.copy(stream, logits.logits(OPERATION)?, logits.elements(&rows), to, first * stride)?;
+        let words = first_draw * STATS_WORDS..(first_draw + rows.len()) * STATS_WORDS;
+        runtime.copy(stream, draws, words, to_draws, first * STATS_WORDS)?;
+        first += rows.len();
+    }
+    Ok(())
+}
+
+/// The buffers that hold the distributions of a verification's drafts.
+enum DraftBuffers<'a, R: Runtime> {
+    /// One buffer, which the kernels read in place.
+    One(&'a GpuBuffer<R>),
+    /// Several buffers, whose rows are copied side by side; or none.
+    Several,
+}
+
+impl<'a, R: Runtime> DraftBuffers<'a, R> {
+    fn of(sequences: &[VerifyRows<'a, GpuBuffer<R>>]) -> Self {
+        let mut buffers = sequences.iter().filter_map(compared).map(|draft| draft.logits);
+        match buffers.next() {
+            Some(first) if buffers.all(|other| ptr::eq(first, other)) => DraftBuffers::One(first),
+            _ => DraftBuffers::Several,
+        }
+    }
+}
+
+/// Returns the logits that a sequence's draft was drawn from, if its rule compares distributions.
+fn compared<'a, R: Runtime>(
+    sequence: &VerifyRows<'a, GpuBuffer<R>>,
+) -> Option<DraftLogits<'a, GpuBuffer<R>>> {
+    let compares =
+        !sequence.sampling.is_greedy() && sequence.rule != Rule::Match && !sequence.draft.is_empty();
+    sequence.draft_logits.filter(|_| compares)
+}
