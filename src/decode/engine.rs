@@ -1,44 +1,18 @@
 //! The engine: takes requests, runs decode steps, and reports the tokens that each step committed.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::error::DecodeError;
+use super::options::EngineOptions;
 use super::pages::PageAllocator;
-use super::policy::{BatchView, Choice, Policy, SequenceStep, SequenceView, StepView};
-use super::record::{Committed, Finish};
+use super::policy::{Policy, SequenceStep, StepView};
+use super::record::Committed;
 use super::request::{Request, RequestId};
+use super::scheduler::Scheduler;
 use super::sequence::{Sequence, Work};
 use super::step::{self, Outcome, SequencePlan, StepBuffers};
-use crate::acceptance::Rule;
 use crate::device::Device;
-use crate::layout::GroupSet;
 use crate::model::Model;
-
-/// Sizes and limits of an engine.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EngineOptions {
-    /// The most sequences in a step; further requests wait.
-    pub max_batch: usize,
-    /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt, its output
-    /// and one more block, because drafts are verified in the cache.
-    pub cache_tokens: usize,
-    /// Tokens per page of the cache.
-    pub page_size: usize,
-    /// The most prompt tokens read in a step, over all sequences, so that long prompts do not delay other
-    /// requests.
-    pub prefill_rows: usize,
-    /// Allows a policy to change the verify length of requests whose tokens depend on it (`rejection` and
-    /// `block` above temperature 0). The distribution of their tokens is still the target's, but the tokens
-    /// may then depend on the load.
-    pub free_verify_len: bool,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        Self { max_batch: 64, cache_tokens: 16_384, page_size: 16, prefill_rows: 512, free_verify_len: false }
-    }
-}
 
 /// An engine that serves any number of requests on one model.
 ///
@@ -50,16 +24,10 @@ impl Default for EngineOptions {
 pub struct Engine<D: Device> {
     model: Model<D>,
     policy: Box<dyn Policy>,
-    options: EngineOptions,
     cache: D::Cache,
-    pages: PageAllocator,
     buffers: StepBuffers<D>,
+    scheduler: Scheduler<D::Buffer>,
     next_id: u64,
-    /// Sequences in order of admission.
-    active: Vec<Sequence<D::Buffer>>,
-    waiting: VecDeque<Sequence<D::Buffer>>,
-    /// Requests that ended; reported with the next step.
-    finished: Vec<Committed>,
 }
 
 impl<D: Device> Engine<D> {
@@ -89,17 +57,15 @@ impl<D: Device> Engine<D> {
         }
         model.prepare(options.max_batch, options.prefill_rows)?;
         let pages = options.cache_tokens.div_ceil(options.page_size).min(u32::MAX as usize);
+        let allocator = PageAllocator::new(pages, options.page_size);
+        let (context_len, drafter) = (model.config().context_len, model.block_size().is_some());
         Ok(Self {
             cache: model.new_cache(pages, options.page_size)?,
-            pages: PageAllocator::new(pages, options.page_size),
             buffers: StepBuffers::new(&model),
+            scheduler: Scheduler::new(allocator, options, context_len, drafter),
             model,
             policy: Box::new(policy),
-            options,
             next_id: 0,
-            active: Vec::new(),
-            waiting: VecDeque::new(),
-            finished: Vec::new(),
         })
     }
 
@@ -126,20 +92,12 @@ impl<D: Device> Engine<D> {
     pub fn add(&mut self, request: Request) -> Result<RequestId, DecodeError> {
         let config = self.model.config();
         request.validate(config.vocab_size, config.context_len, self.model.block_size())?;
-        let needed = self.pages.pages_for(request.prompt.len());
-        if needed > self.pages.pages() {
-            return Err(self.exhausted(needed));
-        }
+        self.scheduler.check_room(request.prompt.len())?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
-        if max_len == request.prompt.len() {
-            let finish = Some(Finish::Length);
-            self.finished.push(Committed { id, tokens: Vec::new(), finish, record: None });
-            return Ok(id);
-        }
         let trained = self.model.block_size().unwrap_or(1);
-        self.waiting.push_back(Sequence {
+        self.scheduler.add(Sequence {
             id,
             block_size: request.block_size.unwrap_or(trained).min(trained),
             tokens: request.prompt.clone(),
@@ -154,20 +112,12 @@ impl<D: Device> Engine<D> {
 
     /// Drops a request, between steps. Returns whether the engine still had it.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        if let Some(index) = self.active.iter().position(|sequence| sequence.id == id) {
-            let mut sequence = self.active.remove(index);
-            self.pages.shrink(&mut sequence.pages, 0);
-            return true;
-        }
-        let before = self.waiting.len() + self.finished.len();
-        self.waiting.retain(|sequence| sequence.id != id);
-        self.finished.retain(|committed| committed.id != id);
-        self.waiting.len() + self.finished.len() < before
+        self.scheduler.cancel(id)
     }
 
     /// Returns whether no requests are left.
     pub fn is_idle(&self) -> bool {
-        self.active.is_empty() && self.waiting.is_empty() && self.finished.is_empty()
+        self.scheduler.is_idle()
     }
 
     /// Runs one step for every active request and reports what was committed, in order of admission.
@@ -176,27 +126,15 @@ impl<D: Device> Engine<D> {
     ///
     /// An error of the device. Requests keep their state, and the step may be repeated.
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
-        self.admit();
-        let plans = self.plan();
+        let plans = self.scheduler.plan(&mut *self.policy);
         let start = Instant::now();
-        let outcomes = if plans.is_empty() {
-            Vec::new()
-        } else {
-            let Self { model, cache, buffers, active, waiting, .. } = self;
-            let model = &*model;
-            for (index, sequence) in active.iter_mut().chain(waiting).enumerate() {
-                if !plans.iter().any(|plan| plan.sequence == index && plan.draws()) {
-                    buffers.set_aside(model, sequence)?;
-                }
-            }
-            model.device().run(|| step::run(model, cache, buffers, active, &plans))?
-        };
+        let outcomes = if plans.is_empty() { Vec::new() } else { self.run(&plans)? };
         let steps: Vec<SequenceStep> =
             plans.iter().zip(&outcomes).map(|(plan, outcome)| self.sequence_step(plan, outcome)).collect();
         self.policy.observe(&StepView { seconds: start.elapsed().as_secs_f64(), sequences: &steps });
-        let mut committed = std::mem::take(&mut self.finished);
+        let mut committed = self.scheduler.take_finished();
         for (plan, outcome) in plans.iter().zip(outcomes) {
-            committed.push(self.commit(plan, outcome));
+            committed.push(self.scheduler.commit(plan, outcome));
         }
         for report in committed.iter().filter(|report| report.finish.is_some()) {
             self.cancel(report.id);
@@ -204,152 +142,25 @@ impl<D: Device> Engine<D> {
         Ok(committed)
     }
 
+    /// Runs the planned step. Sequences keep their state.
+    fn run(&mut self, plans: &[SequencePlan]) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
+        let Self { model, cache, buffers, scheduler, .. } = self;
+        let model = &*model;
+        for (index, sequence) in scheduler.sequences_mut().enumerate() {
+            if !plans.iter().any(|plan| plan.sequence == index && plan.draws()) {
+                buffers.set_aside(model, sequence)?;
+            }
+        }
+        let active = scheduler.active_mut();
+        model.device().run(|| step::run(model, cache, buffers, active, plans))
+    }
+
     fn sequence_step(&self, plan: &SequencePlan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
         SequenceStep {
             mode: (plan.work == Work::Decode).then(|| plan.mode()),
-            had_draft: self.active[plan.sequence].draft.is_some(),
+            had_draft: self.scheduler.active()[plan.sequence].draft.is_some(),
             drafted: outcome.draft.is_some(),
             committed: outcome.committed.len(),
         }
-    }
-
-    fn exhausted(&self, needed: usize) -> DecodeError {
-        let (pages, page_size) = (self.pages.pages(), self.pages.page_size());
-        DecodeError::CacheExhausted { needed, pages, page_size }
-    }
-
-    /// Moves waiting requests into the batch while the cache has room for all their tokens and a block.
-    fn admit(&mut self) {
-        while let Some(sequence) = self.waiting.front() {
-            let needed = self.pages.pages_for(sequence.tokens.len() + sequence.block_size);
-            let promised: usize = self
-                .active
-                .iter()
-                .map(|s| self.pages.pages_for(s.tokens.len() + s.block_size).saturating_sub(s.pages.len()))
-                .sum();
-            let fits = needed + promised <= self.pages.available();
-            if self.active.len() >= self.options.max_batch || !(fits || self.active.is_empty()) {
-                return;
-            }
-            self.active.extend(self.waiting.pop_front());
-        }
-    }
-
-    /// Plans a step and reserves the cache pages that it needs, if necessary by taking pages from the
-    /// youngest sequences.
-    fn plan(&mut self) -> Vec<SequencePlan> {
-        let choices = self.choose();
-        let mut plans = Vec::new();
-        let mut row_budget = self.options.prefill_rows;
-        let mut index = 0;
-        while index < self.active.len() {
-            let sequence = &self.active[index];
-            let work = sequence.work(row_budget);
-            let plan = self.plan_sequence(index, work, choices.get(index).copied());
-            if plan.rows() == 0 {
-                index += 1;
-                continue;
-            }
-            if !self.reserve(index, self.active[index].cached + plan.rows()) {
-                // The sequence itself was the youngest and gave up its pages, so it was the last one.
-                break;
-            }
-            if plan.work != Work::Decode {
-                row_budget -= plan.rows();
-            }
-            plans.push(plan);
-            index += 1;
-        }
-        plans
-    }
-
-    /// Asks the policy. The result has one choice per active sequence.
-    fn choose(&mut self) -> Vec<Choice> {
-        let views: Vec<SequenceView<'_>> = self
-            .active
-            .iter()
-            .map(|sequence| {
-                let draft = sequence.draft.as_ref();
-                SequenceView {
-                    position: sequence.tokens.len() - 1,
-                    block_size: sequence.block_size,
-                    confidence: draft.map_or(&[], |draft| &draft.confidence),
-                    verify_len: draft.map_or(0, |draft| draft.verify_len),
-                    verify_len_is_free: self.options.free_verify_len
-                        || sequence.request.sampling.is_greedy()
-                        || sequence.request.rule == Rule::Match,
-                    rule: sequence.request.rule,
-                }
-            })
-            .collect();
-        let mut choices = self.policy.choose(&BatchView { sequences: &views });
-        choices.truncate(views.len());
-        for (choice, view) in choices.iter_mut().zip(&views) {
-            if !view.verify_len_is_free {
-                choice.verify_len = view.verify_len;
-                choice.draft = self.policy.drafts();
-            }
-        }
-        choices.extend(views[choices.len()..].iter().map(|v| Choice::drafting(v, GroupSet::NONE)));
-        choices
-    }
-
-    fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
-        let sequence = &self.active[index];
-        let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
-        let draft = choice.draft && self.model.block_size().is_some();
-        // The last candidate must have a position within the context.
-        let room = self.model.config().context_len.saturating_sub(sequence.tokens.len());
-        let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());
-        let verify_len = match work {
-            Work::Decode => choice.verify_len.min(drafted).min(room),
-            Work::Prefill { .. } | Work::Recompute { .. } => 0,
-        };
-        let groups = match work {
-            _ if !draft || sequence.block_size < 2 => Vec::new(),
-            Work::Decode => choice.groups.up_to(verify_len).iter().collect(),
-            Work::Prefill { rows, last: true } if choice.groups.contains(0) => vec![rows - 1],
-            Work::Prefill { .. } | Work::Recompute { .. } => Vec::new(),
-        };
-        SequencePlan { sequence: index, work, verify_len, groups, draft }
-    }
-
-    /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger
-    /// sequences. Returns `false` if the sequence itself had to leave the batch.
-    fn reserve(&mut self, index: usize, tokens: usize) -> bool {
-        loop {
-            if self.pages.grow(&mut self.active[index].pages, tokens) {
-                return true;
-            }
-            let needed = self.pages.pages_for(tokens);
-            let Some(mut youngest) = self.active.pop() else { return false };
-            let itself = self.active.len() == index;
-            self.pages.shrink(&mut youngest.pages, 0);
-            youngest.cached = 0;
-            if itself && index == 0 {
-                let finish = Some(Finish::Failed(self.exhausted(needed)));
-                let tokens = Vec::new();
-                self.finished.push(Committed { id: youngest.id, tokens, finish, record: None });
-            } else {
-                self.waiting.push_front(youngest);
-            }
-            if itself {
-                return false;
-            }
-        }
-    }
-
-    /// Applies an outcome to its sequence.
-    fn commit(&mut self, plan: &SequencePlan, outcome: Outcome<D::Buffer>) -> Committed {
-        let sequence = &mut self.active[plan.sequence];
-        sequence.cached += outcome.kept;
-        if plan.draws() {
-            sequence.draft = outcome.draft;
-        }
-        let mut tokens = outcome.committed;
-        let finish = if tokens.is_empty() { None } else { sequence.cut(&mut tokens) };
-        sequence.tokens.extend_from_slice(&tokens);
-        self.pages.shrink(&mut sequence.pages, sequence.cached);
-        Committed { id: sequence.id, tokens, finish, record: outcome.record }
     }
 }

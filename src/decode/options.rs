@@ -1,0 +1,26 @@
+//! Sizes and limits of an engine.
+
+/// Sizes and limits of an engine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// The most sequences in a step; further requests wait.
+    pub max_batch: usize,
+    /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt, its output
+    /// and one more block, because drafts are verified in the cache.
+    pub cache_tokens: usize,
+    /// Tokens per page of the cache.
+    pub page_size: usize,
+    /// The most prompt tokens read in a step, over all sequences, so that long prompts do not delay other
+    /// requests.
+    pub prefill_rows: usize,
+    /// Allows a policy to change the verify length of requests whose tokens depend on it (`rejection` and
+    /// `block` above temperature 0). The distribution of their tokens is still the target's, but the tokens
+    /// may then depend on the load.
+    pub free_verify_len: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { max_batch: 64, cache_tokens: 16_384, page_size: 16, prefill_rows: 512, free_verify_len: false }
+    }
+}

@@ -1,0 +1,238 @@
+//! The scheduler: which sequences a step runs, what it does for each, and which cache pages they have.
+
+use std::collections::VecDeque;
+
+use super::error::DecodeError;
+use super::options::EngineOptions;
+use super::pages::PageAllocator;
+use super::policy::{BatchView, Choice, Policy, SequenceView};
+use super::record::{Committed, Finish};
+use super::request::RequestId;
+use super::sequence::{Sequence, Work};
+use super::step::{Outcome, SequencePlan};
+use crate::acceptance::Rule;
+use crate::layout::GroupSet;
+
+/// The sequences of an engine, and the cache pages that they share.
+pub(super) struct Scheduler<B> {
+    pages: PageAllocator,
+    options: EngineOptions,
+    /// The target's context length.
+    context_len: usize,
+    /// Whether the model has a drafter.
+    drafter: bool,
+    /// Sequences in order of admission.
+    active: Vec<Sequence<B>>,
+    waiting: VecDeque<Sequence<B>>,
+    /// Requests that ended outside a step; reported with the next step.
+    finished: Vec<Committed>,
+}
+
+impl<B> Scheduler<B> {
+    /// Makes a scheduler without sequences.
+    pub(super) fn new(
+        pages: PageAllocator,
+        options: EngineOptions,
+        context_len: usize,
+        drafter: bool,
+    ) -> Self {
+        let (active, waiting, finished) = (Vec::new(), VecDeque::new(), Vec::new());
+        Self { pages, options, context_len, drafter, active, waiting, finished }
+    }
+
+    /// Checks that the cache has room for `tokens` tokens, if one sequence has all pages.
+    pub(super) fn check_room(&self, tokens: usize) -> Result<(), DecodeError> {
+        let needed = self.pages.pages_for(tokens);
+        if needed > self.pages.pages() { Err(self.exhausted(needed)) } else { Ok(()) }
+    }
+
+    /// Adds a sequence. A sequence that may not generate any token ends at once.
+    pub(super) fn add(&mut self, sequence: Sequence<B>) {
+        if sequence.max_len == sequence.tokens.len() {
+            let (id, finish) = (sequence.id, Some(Finish::Length));
+            self.finished.push(Committed { id, tokens: Vec::new(), finish, record: None });
+        } else {
+            self.waiting.push_back(sequence);
+        }
+    }
+
+    /// Drops a sequence. Returns whether the scheduler still had it.
+    pub(super) fn cancel(&mut self, id: RequestId) -> bool {
+        if let Some(index) = self.active.iter().position(|sequence| sequence.id == id) {
+            let mut sequence = self.active.remove(index);
+            self.pages.shrink(&mut sequence.pages, 0);
+            return true;
+        }
+        let before = self.waiting.len() + self.finished.len();
+        self.waiting.retain(|sequence| sequence.id != id);
+        self.finished.retain(|committed| committed.id != id);
+        self.waiting.len() + self.finished.len() < before
+    }
+
+    /// Returns whether no sequences are left.
+    pub(super) fn is_idle(&self) -> bool {
+        self.active.is_empty() && self.waiting.is_empty() && self.finished.is_empty()
+    }
+
+    /// Returns the active sequences, in order of admission.
+    pub(super) fn active(&self) -> &[Sequence<B>] {
+        &self.active
+    }
+
+    /// Returns the active sequences, in order of admission.
+    pub(super) fn active_mut(&mut self) -> &mut [Sequence<B>] {
+        &mut self.active
+    }
+
+    /// Iterates over the active sequences, then over the waiting sequences.
+    pub(super) fn sequences_mut(&mut self) -> impl Iterator<Item = &mut Sequence<B>> {
+        self.active.iter_mut().chain(&mut self.waiting)
+    }
+
+    /// Returns the reports of requests that ended outside a step.
+    pub(super) fn take_finished(&mut self) -> Vec<Committed> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Admits waiting requests, plans a step, and reserves the cache pages that it needs, if necessary by taking pages from the
+    /// youngest sequences.
+    pub(super) fn plan(&mut self, policy: &mut dyn Policy) -> Vec<SequencePlan> {
+        self.admit();
+        let choices = self.choose(policy);
+        let mut plans = Vec::new();
+        let mut row_budget = self.options.prefill_rows;
+        let mut index = 0;
+        while index < self.active.len() {
+            let sequence = &self.active[index];
+            let work = sequence.work(row_budget);
+            let plan = self.plan_sequence(index, work, choices.get(index).copied());
+            if plan.rows() == 0 {
+                index += 1;
+                continue;
+            }
+            if !self.reserve(index, self.active[index].cached + plan.rows()) {
+                // The sequence itself was the youngest and gave up its pages, so it was the last one.
+                break;
+            }
+            if plan.work != Work::Decode {
+                row_budget -= plan.rows();
+            }
+            plans.push(plan);
+            index += 1;
+        }
+        plans
+    }
+
+    /// Moves waiting requests into the batch while the cache has room for all their tokens and a block.
+    fn admit(&mut self) {
+        while let Some(sequence) = self.waiting.front() {
+            let needed = self.pages.pages_for(sequence.tokens.len() + sequence.block_size);
+            let promised: usize = self
+                .active
+                .iter()
+                .map(|s| self.pages.pages_for(s.tokens.len() + s.block_size).saturating_sub(s.pages.len()))
+                .sum();
+            let fits = needed + promised <= self.pages.available();
+            if self.active.len() >= self.options.max_batch || !(fits || self.active.is_empty()) {
+                return;
+            }
+            self.active.extend(self.waiting.pop_front());
+        }
+    }
+
+    /// Asks the policy. The result has one choice per active sequence.
+    fn choose(&self, policy: &mut dyn Policy) -> Vec<Choice> {
+        let views: Vec<SequenceView<'_>> = self
+            .active
+            .iter()
+            .map(|sequence| {
+                let draft = sequence.draft.as_ref();
+                SequenceView {
+                    position: sequence.tokens.len() - 1,
+                    block_size: sequence.block_size,
+                    confidence: draft.map_or(&[], |draft| &draft.confidence),
+                    verify_len: draft.map_or(0, |draft| draft.verify_len),
+                    verify_len_is_free: self.options.free_verify_len
+                        || sequence.request.sampling.is_greedy()
+                        || sequence.request.rule == Rule::Match,
+                    rule: sequence.request.rule,
+                }
+            })
+            .collect();
+        let mut choices = policy.choose(&BatchView { sequences: &views });
+        choices.truncate(views.len());
+        for (choice, view) in choices.iter_mut().zip(&views) {
+            if !view.verify_len_is_free {
+                choice.verify_len = view.verify_len;
+                choice.draft = policy.drafts();
+            }
+        }
+        choices.extend(views[choices.len()..].iter().map(|v| Choice::drafting(v, GroupSet::NONE)));
+        choices
+    }
+
+    /// Plans the step of sequence `index`.
+    fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
+        let sequence = &self.active[index];
+        let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
+        let draft = choice.draft && self.drafter;
+        // The last candidate must have a position within the context.
+        let room = self.context_len.saturating_sub(sequence.tokens.len());
+        let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());
+        let verify_len = match work {
+            Work::Decode => choice.verify_len.min(drafted).min(room),
+            Work::Prefill { .. } | Work::Recompute { .. } => 0,
+        };
+        let groups = match work {
+            _ if !draft || sequence.block_size < 2 => Vec::new(),
+            Work::Decode => choice.groups.up_to(verify_len).iter().collect(),
+            Work::Prefill { rows, last: true } if choice.groups.contains(0) => vec![rows - 1],
+            Work::Prefill { .. } | Work::Recompute { .. } => Vec::new(),
+        };
+        SequencePlan { sequence: index, work, verify_len, groups, draft }
+    }
+
+    /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger
+    /// sequences. Returns `false` if the sequence itself had to leave the batch.
+    fn reserve(&mut self, index: usize, tokens: usize) -> bool {
+        loop {
+            if self.pages.grow(&mut self.active[index].pages, tokens) {
+                return true;
+            }
+            let needed = self.pages.pages_for(tokens);
+            let Some(mut youngest) = self.active.pop() else { return false };
+            let itself = self.active.len() == index;
+            self.pages.shrink(&mut youngest.pages, 0);
+            youngest.cached = 0;
+            if itself && index == 0 {
+                let finish = Some(Finish::Failed(self.exhausted(needed)));
+                let tokens = Vec::new();
+                self.finished.push(Committed { id: youngest.id, tokens, finish, record: None });
+            } else {
+                self.waiting.push_front(youngest);
+            }
+            if itself {
+                return false;
+            }
+        }
+    }
+
+    /// Applies an outcome to its sequence.
+    pub(super) fn commit(&mut self, plan: &SequencePlan, outcome: Outcome<B>) -> Committed {
+        let sequence = &mut self.active[plan.sequence];
+        sequence.cached += outcome.kept;
+        if plan.draws() {
+            sequence.draft = outcome.draft;
+        }
+        let mut tokens = outcome.committed;
+        let finish = if tokens.is_empty() { None } else { sequence.cut(&mut tokens) };
+        sequence.tokens.extend_from_slice(&tokens);
+        self.pages.shrink(&mut sequence.pages, sequence.cached);
+        Committed { id: sequence.id, tokens, finish, record: outcome.record }
+    }
+
+    fn exhausted(&self, needed: usize) -> DecodeError {
+        let (pages, page_size) = (self.pages.pages(), self.pages.page_size());
+        DecodeError::CacheExhausted { needed, pages, page_size }
+    }
+}
