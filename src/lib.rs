@@ -39,6 +39,7 @@
 //!
 //! | module | contents | feature |
 //! |---|---|---|
+//! | `device_selection` | opens a device and tests it before use | `runner` |
 //! | `decode` | requests, the engine, the decode step | `runner` |
 //! | `model` | configurations, weights, tokenizers, the forward pass | `runner` |
 //! | `device` | the operations of a decode step, for CPU and GPU | `runner` |
@@ -59,6 +60,8 @@ pub mod acceptance;
 pub mod decode;
 #[cfg(feature = "runner")]
 pub mod device;
+#[cfg(feature = "runner")]
+pub mod device_selection;
 mod error;
 pub mod kernels;
 pub mod layout;

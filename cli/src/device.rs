@@ -1,8 +1,8 @@
 //! `--device auto`: uses the GPU if there is one that can run the model and passes its self-test, else the CPU.
 
-use flexdraft::decode::{Chosen, choose};
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 use flexdraft::device::{Device, DeviceError};
+use flexdraft::device_selection::{Chosen, choose};
 use flexdraft::runtime::Cuda;
 
 use crate::models::Weights;

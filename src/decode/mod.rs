@@ -15,7 +15,6 @@ mod policy;
 mod record;
 mod request;
 mod scheduler;
-mod self_test;
 mod sequence;
 mod step;
 
@@ -27,4 +26,3 @@ pub use options::EngineOptions;
 pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, StepView};
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::{LogitsHook, Proposer, Request, RequestId};
-pub use self_test::{Chosen, SelfTestError, choose, self_test};

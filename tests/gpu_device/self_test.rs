@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use flexdraft::decode::{Chosen, SelfTestError, choose, self_test};
 use flexdraft::device::DeviceError;
 use flexdraft::device::gpu::{CpuProducts, Gpu, ProductMemory, ProductOut, Products, Weights};
+use flexdraft::device_selection::{Chosen, SelfTestError, choose, self_test};
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::simt::SimtStream;
 use flexdraft::runtime::{Simt, SimtOptions};

@@ -13,9 +13,10 @@ mod stream;
 use std::io::{self, Write};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Chosen, Engine, EngineOptions};
+use flexdraft::decode::{Engine, EngineOptions};
 use flexdraft::device::Device;
 use flexdraft::device::gpu::Gpu;
+use flexdraft::device_selection::Chosen;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::Tokenizer;
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Confidence, DecodeError, Engine, EngineOptions, LogitsHook, Mode, Record, Request};
+use crate::decode::{Confidence, DecodeError, Engine, EngineOptions, LogitsHook, Mode, Record, Request};
 use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::{AttentionShape, Device, DeviceError, Precision, Rope};
 use crate::model::config::{Architecture, ModelConfig};
@@ -38,30 +38,6 @@ impl From<DeviceError> for SelfTestError {
 /// Number of tokens to decode, and of slots in a block.
 const NEW_TOKENS: usize = 16;
 const BLOCK_SIZE: usize = 4;
-
-/// The result of looking for a device and testing it.
-#[derive(Debug)]
-pub enum Chosen<D> {
-    /// The device exists and passed its [`self_test`].
-    Device(D),
-    /// The device does not exist.
-    Missing,
-    /// The device exists but must not be used, for this reason.
-    Refused(String),
-}
-
-/// Opens a device, if it exists, and tests it.
-pub fn choose<D: Device>(open: impl FnOnce() -> Result<Option<D>, DeviceError>) -> Chosen<D> {
-    match open() {
-        Ok(None) => Chosen::Missing,
-        Ok(Some(device)) => match self_test(device) {
-            Ok(device) => Chosen::Device(device),
-            Err(error) => Chosen::Refused(error.to_string()),
-        },
-        Err(DeviceError::Unavailable { reason, .. }) => Chosen::Refused(reason),
-        Err(error) => Chosen::Refused(error.to_string()),
-    }
-}
 
 /// The largest difference that rounding may cause in a logit, as a fraction of the range of all logits.
 const ROUNDING: f32 = 0.02;
