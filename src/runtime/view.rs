@@ -48,122 +48,119 @@ pub struct Region {
     pub access: Access,
 }
 
-/// Device memory that a kernel reads: `len` elements of `T`, on one queue.
+/// A range of device memory on a queue: what [`View`] and [`ViewMut`] have in common.
 #[derive(Debug)]
-pub struct View<'a, T> {
+struct Span<'a, T> {
     address: u64,
     len: usize,
     queue: QueueId,
     // On CUDA, the guard's drop records that the memory has been used, so the launch comes before the drop.
     _guard: Option<SyncOnDrop<'a>>,
+    elements: PhantomData<T>,
+}
+
+impl<'a, T: Element> Span<'a, T> {
+    fn new(address: u64, len: usize, queue: QueueId, guard: Option<SyncOnDrop<'a>>) -> Self {
+        Span { address, len, queue, _guard: guard, elements: PhantomData }
+    }
+
+    /// Returns elements `range`, or `None` if the range exceeds the span.
+    fn range(self, range: Range<usize>) -> Option<Self> {
+        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        Some(Span { address, len, ..self })
+    }
+
+    /// Returns the same bytes as elements of another type, or `None` if they are not a whole number of elements.
+    fn cast<U: Element>(self) -> Option<Span<'a, U>> {
+        let bytes = self.len * size_of::<T>();
+        let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
+        Some(Span::new(self.address, len, self.queue, self._guard))
+    }
+}
+
+/// Device memory that a kernel reads: `len` elements of `T`, on one queue.
+#[derive(Debug)]
+pub struct View<'a, T> {
+    span: Span<'a, T>,
     memory: PhantomData<&'a [T]>,
 }
 
 /// Device memory that a kernel writes: `len` elements of `T`, on one queue.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {
-    address: u64,
-    len: usize,
-    queue: QueueId,
-    _guard: Option<SyncOnDrop<'a>>,
+    span: Span<'a, T>,
     memory: PhantomData<&'a mut [T]>,
 }
 
-impl<'a, T: Element> View<'a, T> {
-    /// Returns a view of elements `range`, or `None` if the range exceeds the view.
-    pub fn range(self, range: Range<usize>) -> Option<Self> {
-        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
-        let address = self.address + (range.start * size_of::<T>()) as u64;
-        Some(View { address, len, ..self })
-    }
+/// Defines the methods of a view that only concern its span.
+macro_rules! span_methods {
+    ($view:ident) => {
+        impl<'a, T: Element> $view<'a, T> {
+            fn of(span: Span<'a, T>) -> Self {
+                $view { span, memory: PhantomData }
+            }
 
-    /// Returns a view of the same bytes as elements of another type, or `None` if they are not a whole number
-    /// of elements.
-    pub fn cast<U: Element>(self) -> Option<View<'a, U>> {
-        let bytes = self.len * size_of::<T>();
-        let View { address, queue, _guard, .. } = self;
-        let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
-        Some(View { address, len, queue, _guard, memory: PhantomData })
-    }
+            /// Returns a view of elements `range`, or `None` if the range exceeds the view.
+            pub fn range(self, range: Range<usize>) -> Option<Self> {
+                self.span.range(range).map(Self::of)
+            }
 
+            /// Returns a view of the same bytes as elements of another type, or `None` if they are not a whole
+            /// number of elements.
+            pub fn cast<U: Element>(self) -> Option<$view<'a, U>> {
+                self.span.cast().map($view::of)
+            }
+
+            /// Returns the device address of the first byte.
+            pub fn address(&self) -> u64 {
+                self.span.address
+            }
+
+            /// Returns the number of elements.
+            pub fn len(&self) -> usize {
+                self.span.len
+            }
+
+            /// Returns whether there are no elements.
+            pub fn is_empty(&self) -> bool {
+                self.span.len == 0
+            }
+
+            /// Returns the queue that orders accesses to the memory.
+            pub fn queue(&self) -> QueueId {
+                self.span.queue
+            }
+        }
+    };
+}
+
+span_methods!(View);
+span_methods!(ViewMut);
+
+impl<T: Element> View<'_, T> {
     /// Makes a view of memory that neither this crate nor cudarc owns, for example another framework's
     /// tensor.
     ///
     /// # Safety
     ///
     /// `address` leads to `len` initialised elements of `T` that are accessible from `queue`, and nothing
-    /// frees or writes them during `'a` or before the launches given this view have run.
+    /// frees or writes them during the view's lifetime or before the launches given this view have run.
     pub unsafe fn from_raw(address: u64, len: usize, queue: QueueId) -> Self {
-        View { address, len, queue, _guard: None, memory: PhantomData }
-    }
-
-    /// Returns the device address of the first byte.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Returns the number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Returns whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Returns the queue that orders accesses to the memory.
-    pub fn queue(&self) -> QueueId {
-        self.queue
+        Self::of(Span::new(address, len, queue, None))
     }
 }
 
-impl<'a, T: Element> ViewMut<'a, T> {
-    /// Returns a view of elements `range`, or `None` if the range exceeds the view.
-    pub fn range(self, range: Range<usize>) -> Option<Self> {
-        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
-        let address = self.address + (range.start * size_of::<T>()) as u64;
-        Some(ViewMut { address, len, ..self })
-    }
-
-    /// Returns a view of the same bytes as elements of another type, or `None` if they are not a whole number
-    /// of elements.
-    pub fn cast<U: Element>(self) -> Option<ViewMut<'a, U>> {
-        let bytes = self.len * size_of::<T>();
-        let ViewMut { address, queue, _guard, .. } = self;
-        let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
-        Some(ViewMut { address, len, queue, _guard, memory: PhantomData })
-    }
-
+impl<T: Element> ViewMut<'_, T> {
     /// Makes a view of memory that neither this crate nor cudarc owns, for example another framework's
     /// tensor.
     ///
     /// # Safety
     ///
     /// `address` leads to `len` elements of `T` that are accessible from `queue`, and nothing else frees,
-    /// reads or writes them during `'a` or before the launches given this view have run.
+    /// reads or writes them during the view's lifetime or before the launches given this view have run.
     pub unsafe fn from_raw(address: u64, len: usize, queue: QueueId) -> Self {
-        ViewMut { address, len, queue, _guard: None, memory: PhantomData }
-    }
-
-    /// Returns the device address of the first byte.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Returns the number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Returns whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Returns the queue that orders accesses to the memory.
-    pub fn queue(&self) -> QueueId {
-        self.queue
+        Self::of(Span::new(address, len, queue, None))
     }
 }
 
@@ -213,7 +210,7 @@ impl<'a, T: Element> View<'a, T> {
     pub fn cuda<M: DevicePtr<T>>(memory: &'a M, stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, guard) = memory.device_ptr(stream);
-        View { address, len, queue: cuda_queue(stream), _guard: Some(guard), memory: PhantomData }
+        Self::of(Span::new(address, len, cuda_queue(stream), Some(guard)))
     }
 }
 
@@ -241,6 +238,6 @@ impl<'a, T: Element> ViewMut<'a, T> {
     pub fn cuda<M: DevicePtrMut<T>>(memory: &'a mut M, stream: &'a CudaStream) -> Self {
         let len = memory.len();
         let (address, guard) = memory.device_ptr_mut(stream);
-        ViewMut { address, len, queue: cuda_queue(stream), _guard: Some(guard), memory: PhantomData }
+        Self::of(Span::new(address, len, cuda_queue(stream), Some(guard)))
     }
 }
