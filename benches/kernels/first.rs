@@ -193,14 +193,13 @@ fn on_cuda(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     let context_seconds = begun.elapsed().as_secs_f64();
     let path = directory.join(FILE);
     let log = Arc::new(Log::open(&path)?);
-    let driver = |error: cudarc::driver::DriverError| RuntimeError::Driver(error.to_string());
     let cuda = Cuda::new(&context)?;
     if from == 0 {
         let Limits { multiprocessors, shared_bytes_per_cta, shared_bytes_per_multiprocessor } =
             flexdraft::runtime::Runtime::limits(&cuda);
         log.add(&json!({
-            "device": context.name().map_err(driver)?,
-            "compute_capability": context.compute_capability().map_err(driver)?,
+            "device": context.name().map_err(RuntimeError::from)?,
+            "compute_capability": context.compute_capability().map_err(RuntimeError::from)?,
             "multiprocessors": multiprocessors,
             "shared_bytes_per_cta": shared_bytes_per_cta,
             "shared_bytes_per_multiprocessor": shared_bytes_per_multiprocessor,

@@ -67,7 +67,8 @@ impl Product {
         let out = machine.zeros(self.rows * self.out_cols)?;
         if !self.row_invariant {
             let library = CudaBlasLT::new(stream.clone());
-            let library = library.map_err(|error| RuntimeError::Driver(format!("cuBLASLt: {error}")))?;
+            let library = library
+                .map_err(|error| RuntimeError::Library { library: "cuBLASLt", message: error.to_string() })?;
             let weight = machine.bf16_noise(2, self.out_cols * self.in_cols)?;
             return Ok(Box::new(Any { library, case: *self, weight, x, out }));
         }
@@ -96,7 +97,10 @@ fn library(stream: &<Cuda as Runtime>::Stream) -> Result<&'static CublasLt, Kern
 }
 
 fn kernel_error(error: DeviceError) -> KernelError {
-    RuntimeError::Driver(error.to_string()).into()
+    match error {
+        DeviceError::Kernel(error) => error,
+        other => RuntimeError::Library { library: "products", message: other.to_string() }.into(),
+    }
 }
 
 struct Invariant<'a> {
@@ -152,6 +156,6 @@ impl Prepared for Any {
         };
         // SAFETY: the three matrices have the sizes in the config.
         unsafe { self.library.matmul(config, &self.weight, &self.x, &mut self.out, None, None) }
-            .map_err(|error| RuntimeError::Driver(format!("cuBLASLt: {error}")).into())
+            .map_err(|error| RuntimeError::Library { library: "cuBLASLt", message: error.to_string() }.into())
     }
 }

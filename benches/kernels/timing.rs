@@ -44,7 +44,7 @@ impl Reading {
     fn new(runtime: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
         let rows = bytes.div_ceil(4 * Self::COLS);
         let greedy = RowSampling::new(&SamplingParams::GREEDY, None)
-            .map_err(|error| RuntimeError::Driver(error.to_string()))?;
+            .map_err(|_| RuntimeError::Refused("greedy sampling must be valid"))?;
         let mut ways = runtime.allocate(stream, rows)?;
         runtime.upload(stream, &vec![greedy; rows], &mut ways, 0)?;
         let mut stats = runtime.allocate(stream, rows)?;
@@ -74,7 +74,7 @@ impl Reading {
 
 /// Converts a driver error to a kernel error.
 pub fn driver(error: DriverError) -> KernelError {
-    RuntimeError::Driver(error.to_string()).into()
+    RuntimeError::from(error).into()
 }
 
 impl Timer {

@@ -21,7 +21,7 @@ pub trait Waits: Runtime {
 
 impl Waits for Cuda {
     fn wait(&self, stream: &Self::Stream) -> Result<(), RuntimeError> {
-        stream.synchronize().map_err(|error| RuntimeError::Driver(error.to_string()))
+        stream.synchronize().map_err(RuntimeError::from)
     }
 }
 
@@ -144,6 +144,7 @@ impl<B: Waits> Runtime for Traced<B> {
             Err(error) => {
                 let message = match &error {
                     RuntimeError::Failed { message, .. } => message.clone(),
+                    RuntimeError::Launch { error, .. } => error.to_string(),
                     other => other.to_string(),
                 };
                 self.add(kernel, json!({"kernel": kernel, "status": "failed", "error": message}))?;

@@ -91,10 +91,7 @@ impl DeviceError {
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Self::OutOfMemory { .. } | Self::Overflow { .. } => true,
-            // The driver's errors are text that begins with the name of the error code.
-            Self::Kernel(KernelError::Runtime(
-                RuntimeError::Driver(message) | RuntimeError::Failed { message, .. },
-            )) => message.contains("CUDA_ERROR_OUT_OF_MEMORY"),
+            Self::Kernel(KernelError::Runtime(error)) => error.is_out_of_memory(),
             _ => false,
         }
     }
@@ -108,15 +105,29 @@ impl From<RuntimeError> for DeviceError {
 
 #[cfg(test)]
 mod tests {
+    use cudarc::driver::sys::CUresult;
+
     use super::*;
+    use crate::runtime::DriverFailure;
 
     #[test]
     fn which_errors_are_of_memory() {
-        let driver = |message: &str| DeviceError::from(RuntimeError::Driver(message.into()));
-        assert!(driver(r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#).is_out_of_memory());
-        assert!(!driver(r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "…")"#).is_out_of_memory());
+        let failure = |code| DriverFailure { code, message: "CUDA_ERROR_OUT_OF_MEMORY".into() };
+        let launch = |code| RuntimeError::Launch { kernel: "embed", error: failure(code) };
+        let (memory, other) = (CUresult::CUDA_ERROR_OUT_OF_MEMORY, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+        for (code, expected) in [(memory, true), (other, false)] {
+            assert_eq!(DeviceError::from(RuntimeError::Driver(failure(code))).is_out_of_memory(), expected);
+            assert_eq!(DeviceError::from(launch(code)).is_out_of_memory(), expected);
+        }
         assert!(DeviceError::OutOfMemory { what: "activations", bytes: 1 }.is_out_of_memory());
+        assert!(DeviceError::Overflow { operation: "resize", operand: "logits" }.is_out_of_memory());
         let unavailable = DeviceError::Unavailable { requested: "cuda:0".into(), reason: "none".into() };
         assert!(!unavailable.is_out_of_memory());
+    }
+
+    #[test]
+    fn a_broken_contract_names_operation_and_operand() {
+        let message = DeviceError::without_group("select_drafts", 3).to_string();
+        assert_eq!(message, "select_drafts: accepted length is 3, expected a length with a mask group");
     }
 }

@@ -71,13 +71,14 @@ impl Cuda {
     /// otherwise [`RuntimeError::Driver`].
     pub fn new(context: &Arc<CudaContext>) -> Result<Self, RuntimeError> {
         let images = device_code(IMAGES)?;
-        let (major, minor) = context.compute_capability().map_err(driver)?;
+        let (major, minor) = context.compute_capability()?;
         if major < 8 {
             let found = format!("compute capability {major}.{minor}; the kernels need 8.0");
             return Err(RuntimeError::Unavailable(found));
         }
-        let attribute =
-            |attribute| Ok(u32::try_from(context.attribute(attribute).map_err(driver)?).unwrap_or_default());
+        let attribute = |attribute| -> Result<u32, RuntimeError> {
+            Ok(u32::try_from(context.attribute(attribute)?).unwrap_or_default())
+        };
         let mut limits = Limits {
             multiprocessors: attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_bytes_per_cta: attribute(
@@ -94,9 +95,9 @@ impl Cuda {
             for &name in image.kernels {
                 let function = module.load_function(name).map_err(|error| match error.0 {
                     CUresult::CUDA_ERROR_NOT_FOUND => RuntimeError::NoKernel(name),
-                    _ => driver(error),
+                    _ => error.into(),
                 })?;
-                let shared_bytes = allow_shared_memory(&function, opt_in).map_err(driver)?;
+                let shared_bytes = allow_shared_memory(&function, opt_in)?;
                 limits.shared_bytes_per_cta = limits.shared_bytes_per_cta.min(shared_bytes);
                 kernels.insert(name, LoadedKernel { function, shared_bytes });
             }
@@ -124,7 +125,7 @@ impl Cuda {
             let (needed, allowed) = (launch.shared_bytes, kernel.shared_bytes);
             return Err(RuntimeError::SharedMemory { kernel: name, needed, allowed });
         }
-        let failed = |error: DriverError| RuntimeError::Failed { kernel: name, message: error.to_string() };
+        let failed = |error: DriverError| RuntimeError::Launch { kernel: name, error: error.into() };
         self.context.bind_to_thread().map_err(failed)?;
         // The driver copies the only parameter, the struct, before it returns.
         let mut params = [launch.params.cast_mut()];
@@ -182,13 +183,8 @@ fn is_pageable<T>(memory: &[T]) -> bool {
     memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
 }
 
-pub(super) fn driver(error: DriverError) -> RuntimeError {
-    RuntimeError::Driver(error.to_string())
-}
-
 fn unloadable(error: DriverError) -> RuntimeError {
-    let remedy = "the driver has to be as new as the CUDA whose nvcc built them";
-    RuntimeError::Driver(format!("the kernels cannot be loaded ({remedy}): {error}"))
+    RuntimeError::Unloadable(error.into())
 }
 
 /// The fallback of [`driver_is_present`]. If another crate of the build makes cudarc link libcuda, a running
@@ -220,7 +216,7 @@ impl Runtime for Cuda {
     }
 
     fn allocate<T: Element>(&self, stream: &Self::Stream, len: usize) -> Result<CudaSlice<T>, RuntimeError> {
-        stream.alloc_zeros(len).map_err(driver)
+        stream.alloc_zeros(len).map_err(RuntimeError::from)
     }
 
     fn upload<T: Element>(
@@ -234,12 +230,12 @@ impl Runtime for Cuda {
         let range = first..first.saturating_add(wanted);
         let mut to = to.try_slice_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
         // A graph would read `from` again when it runs.
-        if stream.capture_status().map_err(driver)? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-            return Err(RuntimeError::Driver("memory of the host cannot be uploaded in a capture".into()));
+        if stream.capture_status()? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(RuntimeError::Refused("memory of the host cannot be uploaded in a capture"));
         }
-        stream.memcpy_htod(from, &mut to).map_err(driver)?;
+        stream.memcpy_htod(from, &mut to)?;
         // The driver has read pageable memory when it returns. It reads other memory when the copy runs.
-        if is_pageable(from) { Ok(()) } else { stream.synchronize().map_err(driver) }
+        if is_pageable(from) { Ok(()) } else { stream.synchronize().map_err(RuntimeError::from) }
     }
 
     fn download<T: Element>(
@@ -252,8 +248,8 @@ impl Runtime for Cuda {
         let (wanted, found) = (to.len(), from.len());
         let range = first..first.saturating_add(wanted);
         let from = from.try_slice(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
-        stream.memcpy_dtoh(&from, to).map_err(driver)?;
-        stream.synchronize().map_err(driver)
+        stream.memcpy_dtoh(&from, to)?;
+        stream.synchronize().map_err(RuntimeError::from)
     }
 
     fn copy<T: Element>(
@@ -269,7 +265,7 @@ impl Runtime for Cuda {
         let from = from.try_slice(range).ok_or(short(end, from.len()))?;
         let (end, found) = (first.saturating_add(len), to.len());
         let mut to = to.try_slice_mut(first..end).ok_or(short(end, found))?;
-        stream.memcpy_dtod(&from, &mut to).map_err(driver)
+        stream.memcpy_dtod(&from, &mut to).map_err(RuntimeError::from)
     }
 
     fn view<'a, T: Element>(&self, stream: &'a Self::Stream, memory: &'a CudaSlice<T>) -> View<'a, T> {

@@ -13,6 +13,9 @@ mod view;
 
 use std::ops::Range;
 
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+
 pub use cuda::Cuda;
 pub use raw_cuda::{RawCuda, RawMemory, RawStream};
 #[cfg(feature = "simt")]
@@ -83,7 +86,15 @@ pub enum RuntimeError {
         /// The kernel's name.
         kernel: &'static str,
     },
-    /// The driver, or the SIMT emulator, reported an error.
+    /// The driver refused a launch.
+    #[error("kernel `{kernel}`: {error}")]
+    Launch {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// The driver's error.
+        error: DriverFailure,
+    },
+    /// A launch failed for another reason: the SIMT emulator found faults.
     #[error("kernel `{kernel}`: {message}")]
     Failed {
         /// The kernel's name.
@@ -99,9 +110,68 @@ pub enum RuntimeError {
         /// Number of elements in the device memory.
         found: usize,
     },
+    /// An allocation on the SIMT emulator failed, or its size exceeds every memory.
+    #[error("out of memory: {elements} elements of {element_bytes} bytes")]
+    OutOfMemory {
+        /// Number of elements requested.
+        elements: usize,
+        /// Size of an element in bytes.
+        element_bytes: usize,
+    },
+    /// The driver cannot load the kernels.
+    #[error(
+        "the kernels cannot be loaded (the driver has to be as new as the CUDA whose nvcc built them): {0}"
+    )]
+    Unloadable(DriverFailure),
     /// The driver reported an error outside a launch.
+    #[error(transparent)]
+    Driver(#[from] DriverFailure),
+    /// Another library reported an error.
+    #[error("{library}: {message}")]
+    Library {
+        /// The library's name.
+        library: &'static str,
+        /// The reported error.
+        message: String,
+    },
+    /// A call that the runtime does not allow, for this reason.
     #[error("{0}")]
-    Driver(String),
+    Refused(&'static str),
+}
+
+impl RuntimeError {
+    /// Returns true for out-of-memory errors. A smaller request may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            Self::Driver(error) | Self::Unloadable(error) | Self::Launch { error, .. } => {
+                error.code == CUresult::CUDA_ERROR_OUT_OF_MEMORY
+            }
+            _ => false,
+        }
+    }
+}
+
+impl From<DriverError> for RuntimeError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error.into())
+    }
+}
+
+/// An error that the CUDA driver reported.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DriverFailure {
+    /// The driver's error code.
+    pub code: CUresult,
+    /// The driver's name and description of the code.
+    pub message: String,
+}
+
+impl From<DriverError> for DriverFailure {
+    fn from(error: DriverError) -> Self {
+        Self { code: error.0, message: error.to_string() }
+    }
 }
 
 /// A processor that runs kernels.
@@ -174,21 +244,21 @@ pub trait Runtime: Send + Sync + 'static {
     ///
     /// ```no_run
     /// # use flexdraft::runtime::{Runtime, View};
-    /// fn view<'a, B: Runtime>(runtime: &B, stream: &'a B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    /// fn view<'a, R: Runtime>(runtime: &R, stream: &'a R::Stream, memory: &'a R::Memory<f32>) -> View<'a, f32> {
     ///     runtime.view(stream, memory)
     /// }
     /// ```
     ///
     /// ```compile_fail,E0515
     /// # use flexdraft::runtime::{Runtime, View};
-    /// fn view<'a, B: Runtime>(runtime: &B, stream: &'a B::Stream, memory: B::Memory<f32>) -> View<'a, f32> {
+    /// fn view<'a, R: Runtime>(runtime: &R, stream: &'a R::Stream, memory: R::Memory<f32>) -> View<'a, f32> {
     ///     runtime.view(stream, &memory)
     /// }
     /// ```
     ///
     /// ```compile_fail,E0515
     /// # use flexdraft::runtime::{Runtime, View};
-    /// fn view<'a, B: Runtime>(runtime: &B, stream: B::Stream, memory: &'a B::Memory<f32>) -> View<'a, f32> {
+    /// fn view<'a, R: Runtime>(runtime: &R, stream: R::Stream, memory: &'a R::Memory<f32>) -> View<'a, f32> {
     ///     runtime.view(&stream, memory)
     /// }
     /// ```

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result};
 
-use super::cuda::{Cuda, driver};
+use super::cuda::Cuda;
 use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewMut};
 
 /// The kernels in a CUDA context, for streams of any origin.
@@ -80,7 +80,7 @@ impl RawStream {
     }
 
     fn bind(&self) -> Result<(), RuntimeError> {
-        self.context.bind_to_thread().map_err(driver)
+        self.context.bind_to_thread().map_err(RuntimeError::from)
     }
 }
 
@@ -88,7 +88,7 @@ impl<T: Element> RawMemory<T> {
     /// Returns the address of elements `range`, for copies on `stream`.
     fn part(&self, stream: &RawStream, range: &Range<usize>) -> Result<u64, RuntimeError> {
         if stream.queue() != self.stream.queue() {
-            return Err(RuntimeError::Driver("the memory was allocated for another stream".into()));
+            return Err(RuntimeError::Refused("the memory was allocated for another stream"));
         }
         if range.start > range.end || range.end > self.len {
             return Err(RuntimeError::CopyLength { wanted: range.end, found: self.len });
@@ -128,16 +128,16 @@ impl Runtime for RawCuda {
     }
 
     fn allocate<T: Element>(&self, stream: &RawStream, len: usize) -> Result<RawMemory<T>, RuntimeError> {
-        let too_long = || RuntimeError::Driver(format!("{len} elements are more than there can be"));
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_long)?;
+        let too_long = RuntimeError::OutOfMemory { elements: len, element_bytes: size_of::<T>() };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(too_long)?;
         let mut memory = RawMemory { stream: stream.clone(), address: 0, len, elements: PhantomData };
         if bytes > 0 {
             stream.bind()?;
             // SAFETY: the memory has this size, and is set completely before anything else on the stream
             // reads it.
             unsafe {
-                memory.address = result::malloc_sync(bytes).map_err(driver)?;
-                result::memset_d8_async(memory.address, 0, bytes, stream.raw()).map_err(driver)?;
+                memory.address = result::malloc_sync(bytes)?;
+                result::memset_d8_async(memory.address, 0, bytes, stream.raw())?;
             }
         }
         Ok(memory)
@@ -158,8 +158,8 @@ impl Runtime for RawCuda {
         // for the copy. During a capture, waiting is an error, and no graph results that would read the
         // source again.
         unsafe {
-            result::memcpy_htod_async(to, source, stream.raw()).map_err(driver)?;
-            result::stream::synchronize(stream.raw()).map_err(driver)
+            result::memcpy_htod_async(to, source, stream.raw())?;
+            result::stream::synchronize(stream.raw()).map_err(RuntimeError::from)
         }
     }
 
@@ -174,9 +174,9 @@ impl Runtime for RawCuda {
         // SAFETY: both ranges have this length, and the copy has finished when this returns.
         unsafe {
             if !to.is_empty() {
-                result::memcpy_dtoh_async(to, source, stream.raw()).map_err(driver)?;
+                result::memcpy_dtoh_async(to, source, stream.raw())?;
             }
-            result::stream::synchronize(stream.raw()).map_err(driver)
+            result::stream::synchronize(stream.raw()).map_err(RuntimeError::from)
         }
     }
 
@@ -194,7 +194,7 @@ impl Runtime for RawCuda {
             return Ok(());
         }
         // SAFETY: both ranges have this length, and they belong to different allocations.
-        unsafe { result::memcpy_dtod_async(to, source, bytes, stream.raw()) }.map_err(driver)
+        unsafe { result::memcpy_dtod_async(to, source, bytes, stream.raw()) }.map_err(RuntimeError::from)
     }
 
     fn view<'a, T: Element>(&self, _: &'a RawStream, memory: &'a RawMemory<T>) -> View<'a, T> {

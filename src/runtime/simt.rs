@@ -316,7 +316,8 @@ impl Runtime for Simt {
         self.calls().allocations += 1;
         let mut memory = Vec::new();
         let reserved = memory.try_reserve_exact(len);
-        reserved.map_err(|error| RuntimeError::Driver(format!("{len} elements: {error}")))?;
+        let (elements, element_bytes) = (len, size_of::<T>());
+        reserved.map_err(|_| RuntimeError::OutOfMemory { elements, element_bytes })?;
         memory.resize(len, T::zeroed());
         Ok(memory)
     }

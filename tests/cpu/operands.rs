@@ -137,7 +137,7 @@ fn caches() {
     let error = device.new_cache(36, 1 << 40, 1 << 10, SHAPE).err().unwrap();
     assert_eq!(error, DeviceError::OutOfMemory { what: "KV cache", bytes: (36 * 2 * 16) << 50 });
     let error = device.new_cache(1, usize::MAX, 16, SHAPE).err().unwrap();
-    assert_eq!(error, DeviceError::OutOfMemory { what: "KV cache", bytes: usize::MAX });
+    assert_eq!(error, DeviceError::Overflow { operation: "new_cache", operand: "the KV cache" });
     assert!(device.new_cache(usize::MAX, 0, 16, SHAPE).is_err());
     assert_eq!(message(device.new_cache(1, 1, 0, SHAPE)), "new_cache: a page has shape [0], expected [1]");
     assert_eq!(

@@ -52,15 +52,15 @@ impl CpuKvCache {
             Precision::Bf16 => size_of::<bf16>(),
         };
         let len = [page_size, kv_heads, head_dim, pages].iter().try_fold(layers, |n, &m| n.checked_mul(m));
-        let bytes = len.and_then(|len| len.checked_mul(2 * element));
-        let store = len.filter(|_| bytes.is_some()).and_then(|len| match precision {
+        let size = len.and_then(|len| Some((len, len.checked_mul(2 * element)?)));
+        let (len, bytes) =
+            size.ok_or(DeviceError::Overflow { operation: "new_cache", operand: "the KV cache" })?;
+        let store = match precision {
             Precision::F32 => zeroed(len).map(Store::F32),
             Precision::Bf16 => zeroed(len).map(Store::Bf16),
-        });
-        match store {
-            Some(store) => Ok(Self { store, layers, paging }),
-            None => Err(DeviceError::OutOfMemory { what: "KV cache", bytes: bytes.unwrap_or(usize::MAX) }),
-        }
+        };
+        let store = store.ok_or(DeviceError::OutOfMemory { what: "KV cache", bytes })?;
+        Ok(Self { store, layers, paging })
     }
 
     pub(super) fn paging(&self) -> PageLayout {

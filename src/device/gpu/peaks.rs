@@ -139,11 +139,11 @@ fn median_seconds(
 }
 
 fn driver(error: DriverError) -> DeviceError {
-    RuntimeError::Driver(error.to_string()).into()
+    RuntimeError::from(error).into()
 }
 
 fn cublas(error: CublasError) -> DeviceError {
-    RuntimeError::Driver(format!("cuBLASLt: {error}")).into()
+    RuntimeError::Library { library: "cuBLASLt", message: error.to_string() }.into()
 }
 
 #[cfg(test)]

@@ -125,8 +125,7 @@ impl Plans {
             return Ok(plan);
         }
         let plan = chosen(library, (runtime, stream), shape, pointers, wanted, None)?;
-        let missing = || RuntimeError::Driver(format!("cuBLASLt has no algorithm for {shape:?}"));
-        let plan = Arc::new(plan.ok_or_else(missing)?);
+        let plan = Arc::new(plan.ok_or_else(|| no_algorithm(format!("no algorithm for {shape:?}")))?);
         plans.insert((shape, None), plan.clone());
         Ok(plan)
     }
@@ -148,12 +147,16 @@ impl Plans {
     }
 }
 
+/// Returns the error of a product that cuBLASLt has no algorithm for.
+fn no_algorithm(message: String) -> DeviceError {
+    RuntimeError::Library { library: "cuBLASLt", message }.into()
+}
+
 /// Returns a plan with the algorithm that cuBLASLt estimates to be the fastest for products of `rows` rows.
 fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<Plan, DeviceError> {
     let algorithms = library.proposals(shape, bias, rows, 1, true)?;
     if algorithms.is_empty() {
-        let missing = format!("cuBLASLt has no algorithm for {rows} rows of {shape:?}");
-        return Err(RuntimeError::Driver(missing).into());
+        return Err(no_algorithm(format!("no algorithm for {rows} rows of {shape:?}")));
     }
     let problem = Mutex::new(Problem::new(shape, rows, bias)?);
     let buckets = AtomicUsize::new(buckets::COUNT);
@@ -206,7 +209,7 @@ impl Plan {
         pointers: Pointers,
     ) -> Result<(), DeviceError> {
         for part in self.schedule.parts(rows) {
-            let missing = || RuntimeError::Driver(format!("no algorithm {} for {shape:?}", part.algorithm));
+            let missing = || no_algorithm(format!("no algorithm {} for {shape:?}", part.algorithm));
             let algorithm = self.algorithms.get(part.algorithm).ok_or_else(missing)?;
             let pointers = pointers.rows_from(shape, part.rows.start);
             let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,11 +48,11 @@ impl Pointers {
 }
 
 pub(super) fn failed(error: CublasError) -> DeviceError {
-    RuntimeError::Driver(format!("cuBLASLt: {error}")).into()
+    RuntimeError::Library { library: "cuBLASLt", message: error.to_string() }.into()
 }
 
 pub(super) fn driver(error: DriverError) -> DeviceError {
-    RuntimeError::Driver(error.to_string()).into()
+    RuntimeError::from(error).into()
 }
 
 /// Returns the error for a range of memory that is shorter than the product's rows.
@@ -62,6 +62,7 @@ pub(super) fn short(wanted: usize, found: usize) -> DeviceError {
 
 /// Returns the range of elements of rows with `cols` columns each.
 pub(super) fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
-    let end = rows.end.checked_mul(cols).ok_or_else(|| short(usize::MAX, 0))?;
+    let overflow = DeviceError::Overflow { operation: "linear", operand: "rows" };
+    let end = rows.end.checked_mul(cols).ok_or(overflow)?;
     Ok(rows.start.min(rows.end) * cols..end)
 }
