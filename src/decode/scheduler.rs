@@ -94,8 +94,8 @@ impl<B> Scheduler<B> {
         std::mem::take(&mut self.finished)
     }
 
-    /// Admits waiting requests, plans a step, and reserves the cache pages that it needs, if necessary by taking pages from the
-    /// youngest sequences.
+    /// Admits waiting requests, plans a step, and reserves the cache pages that the step needs, if necessary by
+    /// taking pages from the youngest sequences.
     pub(super) fn plan(&mut self, policy: &mut dyn Policy) -> Vec<SequencePlan> {
         self.admit();
         let choices = self.choose(policy);

@@ -35,8 +35,8 @@ pub struct DraftRows<'a> {
     /// Index of the sequence within the verification.
     pub sequence: usize,
     /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
-    /// [`GroupSet::NONE`] if the pass has a single group, for [whatever](crate::device::Verification::begin_drafting) length
-    /// is accepted.
+    /// [`GroupSet::NONE`] if the pass has a single group, for
+    /// [whatever length is accepted](crate::device::Verification::begin_drafting).
     pub groups: GroupSet,
     /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
     /// of a group have rows, and whether these are rows of the pass or of the logits.
@@ -81,9 +81,9 @@ pub struct DraftToken {
 #[derive(Debug)]
 pub struct DraftLogits<'a, B> {
     /// The logits that [`draft`](crate::device::DraftSelection::draft) drew from, or a
-    /// [copy](crate::device::Device::copy_draft) of them. A device may store values that it computed from a row when it drew (its largest logit, the sum of its
-    /// exponentials) with the buffer, so that q is bit for bit the distribution that the draft was drawn
-    /// from.
+    /// [copy](crate::device::Device::copy_draft) of them. A device may store values that it computed from a row
+    /// when it drew (its largest logit, the sum of its exponentials) with the buffer, so that q is bit for bit
+    /// the distribution that the draft was drawn from.
     pub logits: &'a B,
     /// The row of slot 1.
     pub first_row: usize,
