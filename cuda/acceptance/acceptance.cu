@@ -1,35 +1,53 @@
-// Acceptance of draft tokens and the bonus token, for a batch in one launch (two with block verification).
+// Acceptance of draft tokens and the choice of the bonus token, for a batch in one launch, or in two with block
+// verification.
 //
-// Every CTA of a sequence repeats the scan, which reads two logits a draft token, and then covers a chunk of
-// the vocabulary of the two rows where it stopped: the bonus token is the one that wins the race of weights, and
-// the last CTA to arrive finds it among the chunks'. Comparisons only: any order gives the same.
+// Symbols, for one sequence: d_1 to d_v are its v draft tokens. p_i is the target's distribution of the token after
+// d_i, for i = 0 to v, and q_i is the distribution that d_i was drawn from. a is the accepted length. P_i is the
+// probability with which block verification lets the prefix d_1 to d_i stand (arXiv 2403.10444); with the other rules
+// P_i is 1.
+//
+// Grid [chunks of the vocabulary, sequences], a third dimension in accept_block_sums_*. Every CTA of a sequence repeats
+// the scan over the draft tokens, which reads two logits per draft token. The bonus token is drawn by an exponential
+// race (sampling/race.cuh) with weights max(P_a p_a − q_(a+1), 0), or p_a if all draft tokens are accepted. Each CTA
+// finds the best id of its chunk, and the last CTA to arrive takes the best of the chunks. Both only compare, so any
+// order of the CTAs gives the same token.
+//
+// Registers a thread:
+//
+//   kernel                            sm_80   sm_90a
+//   accept_f32                           70       68
+//   accept_bf16                          70       68
+//   accept_block_sums_f32                54       66
+//   accept_block_sums_bf16               52       66
+//   select_drafts                        23       24
+//   follow_verdicts                      15       15
 #include "../common/shapes.h"
-#include "../sampling/block.cuh"
+#include "../sampling/race.cuh"
 #include "rows.cuh"
 #include "selection.cuh"
 
 namespace {
 
 constexpr int32_t accept_threads = FLEXDRAFT_ACCEPT_THREADS;
-constexpr int32_t block_ids = 4 * accept_threads;                    // that the threads of a CTA look at together
-constexpr int32_t chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // of a CTA
+constexpr int32_t block_ids = 4 * accept_threads;                    // ids that a CTA reads at once
+constexpr int32_t chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // blocks of ids in a CTA's chunk
 static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0,
               "a block is one chunk of the target");
 
-// Where the scan stopped.
+// The accepted length a, and P_a.
 struct Stop {
     int32_t accepted;
-    float prefix; // P_a: 1 but for block verification
+    float prefix;
 };
 
-// P_i of block verification, i = 0..=v, into shared memory; by thread 0.
+// Computes P_0 to P_v of block verification into `prefix`. Thread 0 calls this.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_prefixes(const Verification<Logit>& verification, const float2* probabilities,
                                      float* prefix) {
     prefix[0] = 1.0f;
     for (int32_t i = 1; i <= verification.sequence.drafts; ++i) {
         const float p = prefix[i - 1] * probabilities[i].x, q = probabilities[i].y;
-        // A token that q cannot draw has no ratio; it counts as certain or impossible.
+        // A token that q cannot draw has no ratio p / q; the ratio counts as 1 or 0.
         const float ratio = q > 0.0f ? p / q : (p > 0.0f ? 1.0f : 0.0f);
         prefix[i] = fminf(ratio, 1.0f);
     }
@@ -37,16 +55,15 @@ FLEXDRAFT_INLINE void block_prefixes(const Verification<Logit>& verification, co
 
 // Shared memory of a CTA.
 struct Scan {
-    float2 probabilities[FLEXDRAFT_MAX_DRAFTS + 1]; // of d_i at i
-    float prefix[FLEXDRAFT_MAX_DRAFTS + 1];
-    uint16_t passed[FLEXDRAFT_MAX_DRAFTS + 1];
-    float reduced[accept_threads / 32];
-    float best[accept_threads / 32];
-    int32_t id[accept_threads / 32];
+    float2 probabilities[FLEXDRAFT_MAX_DRAFTS + 1]; // at i: p_(i-1)(d_i) and q_i(d_i)
+    float prefix[FLEXDRAFT_MAX_DRAFTS + 1];         // at i: P_i
+    uint16_t passed[FLEXDRAFT_MAX_DRAFTS + 1];      // at i: whether d_i passed its test
+    float reduced[accept_threads / 32];             // scratch of sums
+    uint64_t ranks[accept_threads / 32];            // scratch of arg-max
     Stop stop;
-    uint32_t last;
+    uint32_t last; // whether this CTA is the last of its sequence
 };
-static_assert(sizeof(Scan) <= FLEXDRAFT_ACCEPT_SHARED, "what the wrapper gives a CTA");
+static_assert(sizeof(Scan) <= FLEXDRAFT_ACCEPT_SHARED, "what the launch asks for");
 
 template <typename Logit>
 FLEXDRAFT_INLINE void read_probabilities(const Verification<Logit>& verification, Scan& scan) {
@@ -67,7 +84,7 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
             if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
             __syncthreads();
         }
-        // A warp a draft token: block verification adds up what the chunks have left, always in the same order.
+        // One warp per draft token. Block verification adds the sums of the chunks, always in the same order.
         const int32_t lane = int32_t(threadIdx.x) % 32;
         for (int32_t j = int32_t(threadIdx.x) / 32 + 1; j <= s.drafts; j += accept_threads / 32) {
             double threshold = scan.probabilities[j].x, scale = scan.probabilities[j].y;
@@ -87,7 +104,7 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
                     scale = surplus + 1.0 - double(scan.prefix[j]);
                 }
             }
-            // Strictly: a token of probability 0 never passes.
+            // Strictly below: a token of probability 0 never passes.
             if (lane == 0) scan.passed[j] = verification.uniform(j) * scale < threshold;
         }
     }
@@ -106,48 +123,19 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
     return scan.stop;
 }
 
-struct Best {
-    float score;
-    int32_t id;
-};
-
-FLEXDRAFT_INLINE Best better(Best a, Best b) {
-    const bool second = b.score > a.score || (b.score == a.score && b.id < a.id);
-    return second ? b : a;
-}
-
-// The best of all threads, for every thread.
-FLEXDRAFT_INLINE Best best_of_cta(Best mine, Scan& scan) {
-#pragma unroll
-    for (int32_t lanes = 16; lanes > 0; lanes /= 2) {
-        const Best other = {__shfl_xor_sync(0xffffffffu, mine.score, lanes),
-                            __shfl_xor_sync(0xffffffffu, mine.id, lanes)};
-        mine = better(mine, other);
-    }
-    if (threadIdx.x % 32 == 0) {
-        scan.best[threadIdx.x / 32] = mine.score;
-        scan.id[threadIdx.x / 32] = mine.id;
-    }
-    __syncthreads();
-    Best all = {scan.best[0], scan.id[0]};
-#pragma unroll
-    for (int32_t w = 1; w < accept_threads / 32; ++w) all = better(all, Best{scan.best[w], scan.id[w]});
-    __syncthreads();
-    return all;
-}
-
-// P · p − q where that is above 0, rounded after each operation: what a host computes too.
+// Returns max(prefix · p − q, 0), rounded after each operation, as the host computes it.
 FLEXDRAFT_INLINE float residual(float prefix, float p, float q) {
     return fmaxf(__fadd_rn(__fmul_rn(prefix, p), -q), 0.0f);
 }
 
-// Which of the ids first..end wins the race (cuda/sampling/partials.cuh) with weights max(prefix · p - q, 0), or p
-// without a q. A weight of 0 never wins, and without any other the id counts as none. So ids without a p need no random
-// number and no q: chunks of them are not read (all ids are, where `WholeRow`: this is rare), and of the other chunks a
-// warp passes over its own.
+// Returns the rank (sampling/argmax.cuh) of the id among first..end that wins the race with weights max(P_a p_a −
+// q_(a+1), 0), or p_a without a q; the id is INT32_MAX if every weight is 0.
+//
+// An id with p_a = 0 never wins, so it needs no random number and no q. Chunks with only such ids are not read, except
+// with `WholeRow`, which is rare, and in the other chunks a warp skips blocks of its ids.
 template <bool WholeRow, typename Logit>
-FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first, int32_t end,
-                           Scan& scan) {
+FLEXDRAFT_INLINE uint64_t draw(const Verification<Logit>& verification, Stop stop, bool with_q, int32_t first,
+                               int32_t end, Scan& scan) {
     const FlexdraftVerify& s = verification.sequence;
     const DrawNumbers numbers =
         draw_numbers(s.seed, uint32_t(residual_draw) << 16 | uint32_t(stop.accepted), uint64_t(s.position));
@@ -159,9 +147,8 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
     if (!WholeRow) {
         dropped = p.template dropped_chunks<chunk_blocks>(first / block_ids, verification.target_chunks(), least);
     }
-    Best mine = {0.0f, INT32_MAX};
-    float leading = 0.0f;
-    bool leads = false; // whether `leading` is that of a block
+    Race race;
+    bool bounded = false; // whether the ids of a block have bounded the race
     for (int32_t block = first; block < end; block += block_ids, dropped /= 2) {
         if ((dropped & 1u) != 0u) continue;
         const int32_t id = block + 4 * int32_t(threadIdx.x);
@@ -179,21 +166,14 @@ FLEXDRAFT_INLINE Best draw(const Verification<Logit>& verification, Stop stop, b
             if (id + i >= end) continue;
             weight[i] = p.of(of_p[i], id + i);
             if (with_q) weight[i] = residual(stop.prefix, weight[i], q.of(of_q[i], id + i));
-            if (!leads) leading = fmaxf(leading, race_floor(weight[i], words.word[i]));
+            if (!bounded) race.bound(weight[i], words.word[i]);
         }
-        leads = true;
+        bounded = true;
+        race.leading = largest_of_lanes<32>(race.leading);
 #pragma unroll
-        for (int32_t lanes = 16; lanes > 0; lanes /= 2)
-            leading = fmaxf(leading, __shfl_xor_sync(0xffffffffu, leading, lanes));
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i) {
-            if (weight[i] > 0.0f && weight[i] >= leading * exponential_floor(words.word[i])) {
-                mine = better(mine, Best{weight[i] / exponential(words.word[i]), id + i});
-            }
-        }
-        leading = fmaxf(leading, mine.score);
+        for (int32_t i = 0; i < 4; ++i) { race.run(weight[i], words.word[i], 0.0f, id + i); }
     }
-    return best_of_cta(mine, scan);
+    return block_argmax<accept_threads>(rank_of(race.best, race.best_id), scan.ranks);
 }
 
 template <typename Logit>
@@ -238,30 +218,33 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAcceptParams& p) {
     }
     const bool with_q = stop.accepted < s.drafts;
     const int32_t first = chunk * FLEXDRAFT_ACCEPT_CHUNK;
-    const Best mine =
-        draw<false>(verification, stop, with_q, first, min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab), scan);
+    const int32_t end = min(first + FLEXDRAFT_ACCEPT_CHUNK, p.vocab);
+    const uint64_t own = draw<false>(verification, stop, with_q, first, end, scan);
     float* const best = p.best + int64_t(blockIdx.y) * p.chunks * 2;
     if (threadIdx.x == 0) {
-        best[2 * chunk] = mine.score;
-        best[2 * chunk + 1] = __int_as_float(mine.id);
+        best[2 * chunk] = value_of_rank(own);
+        best[2 * chunk + 1] = __int_as_float(id_of_rank(own));
         __threadfence();
         scan.last = atomicAdd(p.arrived + blockIdx.y, 1u) == gridDim.x - 1;
         __threadfence();
     }
     __syncthreads();
     if (scan.last == 0) return;
-    Best all = {0.0f, INT32_MAX};
+    uint64_t rank = rank_of(0.0f, INT32_MAX);
     for (int32_t c = int32_t(threadIdx.x); c < p.chunks; c += accept_threads) {
-        all = better(all, Best{best[2 * c], __float_as_int(best[2 * c + 1])});
+        const uint64_t other = rank_of(best[2 * c], __float_as_int(best[2 * c + 1]));
+        rank = other > rank ? other : rank;
     }
-    all = best_of_cta(all, scan);
-    // Nothing is left of p where it equals q but for rounding: then p itself.
-    if (all.id == INT32_MAX && with_q) all = draw<true>(verification, stop, false, 0, p.vocab, scan);
+    rank = block_argmax<accept_threads>(rank, scan.ranks);
+    // If p equals q up to rounding, nothing is left of p, and the bonus token is drawn from p itself.
+    if (id_of_rank(rank) == INT32_MAX && with_q) rank = draw<true>(verification, stop, false, 0, p.vocab, scan);
     if (threadIdx.x == 0) p.arrived[blockIdx.y] = 0;
-    write_verdict(verification, stop, all.id == INT32_MAX ? 0 : all.id);
+    const int32_t bonus = id_of_rank(rank);
+    write_verdict(verification, stop, bonus == INT32_MAX ? 0 : bonus);
 }
 
-// One chunk of the sums of max(P_i p_i - q_{i+1}, 0), for block verification, for every gridDim.z-th i.
+// Adds max(P_i p_i − q_(i+1), 0) over the ids of one chunk, for block verification: for i = 1 to v − 1, shared among
+// the gridDim.z CTAs of the chunk.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
@@ -294,7 +277,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
         float sum = 0.0f;
 #pragma unroll
         for (int32_t turn = 0; turn < turns; ++turn) {
-            // Without a p nothing is left above q.
+            // If p is 0, nothing is left above q.
             if ((dropped >> turn & 1u) != 0u) continue;
 #pragma unroll
             for (int32_t j = 0; j < 4; ++j) {

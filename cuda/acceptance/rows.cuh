@@ -1,33 +1,35 @@
-// The distributions that a rule compares: p_i of the target and q_j of the draft, one id at a time.
+// The distributions that an acceptance rule compares: p_i of the target and q_i of the draft (acceptance.cu), one id at
+// a time.
 #pragma once
 
 #include "../common/philox.cuh"
 #include "../sampling/warping.cuh"
 #include "params.h"
 
-// One row: the probability of an id is computed as it was when a token was drawn from it.
+// The distribution of one row. It computes the probability of an id as sampling did when a token was drawn.
 template <typename Logit>
 struct Distribution {
-    const Logit* logits; // null: the point mass at `point`
+    const Logit* logits; // null: `point` has all of the probability
     FlexdraftRowStats stats;
     int32_t point;
-    const float* maxima; // the largest logits of chunks of FLEXDRAFT_CHUNK ids; may be null
+    const float* maxima; // the largest logit of each chunk of FLEXDRAFT_CHUNK ids; may be null
 
     FLEXDRAFT_METHOD float at(int32_t id) const {
         return logits == nullptr ? of(0.0f, id) : of(load_logit(logits + id), id);
     }
 
-    // The logits of ids id..id + 4, id a multiple of 4: one load, which ends within the row's stride.
+    // Loads the logits of the ids from `id` to id + 3, where `id` is a multiple of 4. The load ends within the row's
+    // stride.
     FLEXDRAFT_METHOD void load(float (&four)[4], int32_t id) const {
         if (logits != nullptr) load_logits(four, logits + id);
     }
 
-    // Whether top-k, top-p or min-p dropped ids.
+    // Returns whether top-k, top-p or min-p dropped ids.
     FLEXDRAFT_METHOD bool is_cut() const { return logits != nullptr && stats.cut_score > -infinity; }
 
-    // Of `Count` chunks from `chunk` on, the last of them before `chunks`: bit i is set if no id of chunk + i has a
-    // probability above 0. `least` is least_distance_kept(stats); a difference that is no number, as of two infinities,
-    // is not below it.
+    // Returns a mask of `Count` chunks from `chunk` on: bit i is set if no id of chunk + i has a probability above 0.
+    // The row has `chunks` chunks. `least` is least_distance_kept(stats); NaN, the difference of two infinities, is not
+    // below it.
     template <int32_t Count>
     FLEXDRAFT_METHOD uint32_t dropped_chunks(int32_t chunk, int32_t chunks, float least) const {
         if (maxima == nullptr) return 0;
@@ -40,20 +42,20 @@ struct Distribution {
         return dropped;
     }
 
-    // Whether one of four ids with these logits may have a probability above 0.
+    // Returns whether one of four ids with these logits may have a probability above 0.
     FLEXDRAFT_METHOD bool may_keep(const float (&four)[4], float least) const {
         const float largest = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
         return !(counted(largest) - stats.max < least);
     }
 
-    // The probability of an id with this logit.
+    // Returns the probability of an id with this logit.
     FLEXDRAFT_METHOD float of(float logit, int32_t id) const {
         if (logits == nullptr) return id == point ? 1.0f : 0.0f;
         return warped_probability(stats, logit, id);
     }
 };
 
-// A sequence whose rows and tokens all exist.
+// One sequence of a verification. Its rows and tokens may be used if exists() returns true.
 template <typename Logit>
 struct Verification {
     const FlexdraftAcceptParams& p;
@@ -70,7 +72,7 @@ struct Verification {
         return counts && target && tokens && draft;
     }
 
-    // d_i, i = 1..=v.
+    // Returns draft token d_i, for i = 1 to v.
     FLEXDRAFT_METHOD int32_t token(int32_t i) const { return __ldg(p.tokens + sequence.first_token + i - 1); }
 
     FLEXDRAFT_METHOD int32_t target_chunks() const { return (p.vocab + FLEXDRAFT_CHUNK - 1) / FLEXDRAFT_CHUNK; }
@@ -90,14 +92,14 @@ struct Verification {
         return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0, nullptr};
     }
 
-    // The uniform that decides on d_i, a multiple of 2^-32.
+    // Returns the uniform number that decides on d_i, a multiple of 2^-32.
     FLEXDRAFT_METHOD double uniform(int32_t i) const {
         const DrawNumbers numbers =
             draw_numbers(sequence.seed, uint32_t(acceptance_uniform) << 16 | uint32_t(i), uint64_t(sequence.position));
         return double(philox(numbers, 0).word[0]) * (1.0 / 4294967296.0);
     }
 
-    // p_{i-1}(d_i) and q_i(d_i); a token that is not of the vocabulary has probability 0 in both.
+    // Returns p_(i-1)(d_i) and q_i(d_i). A token outside the vocabulary has probability 0 in both.
     FLEXDRAFT_METHOD float2 probabilities(int32_t i) const {
         const int32_t id = token(i);
         if (id < 0 || id >= p.vocab) return make_float2(0.0f, sequence.first_draft < 0 ? 1.0f : 0.0f);

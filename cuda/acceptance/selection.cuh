@@ -1,5 +1,5 @@
-// What a verdict decides about the next draft, so that a step can go on from verdicts that the host has not
-// read.
+// The rows from which the next draft is made, which depend on the verdict. These kernels let a step continue from
+// verdicts that the host has not read.
 #pragma once
 
 #include "../common/platform.cuh"
@@ -7,7 +7,7 @@
 
 constexpr int32_t selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
 
-// The rows of a draft's group, its bonus token and its position. Grid [drafts], a thread a slot.
+// Writes the rows of a draft's mask group, its bonus token and its start position. Grid [drafts], one thread per slot.
 FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
@@ -34,14 +34,14 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
     int32_t source = -1;
     if (laid_out) {
         const uint64_t below = draft.groups & ((uint64_t(1) << verdict.accepted) - 1);
-        const int32_t left_out = draft.in_logits != 0 ? 1 : 0; // slot 0, which has no logits
+        const int32_t left_out = draft.in_logits != 0 ? 1 : 0; // slot 0 has no row of logits
         source = draft.first_slot + __popcll(below) * (draft.slots - left_out) + slot - left_out;
     }
     p.sources[row] = source;
     p.draft_rows[row] = !laid_out ? -1 : draft.in_logits != 0 ? source : row;
 }
 
-// Where the groups of a drafting pass go. Grid [ceil(batch / threads)], a thread a sequence.
+// Moves the groups of a drafting pass to the accepted lengths. Grid [ceil(batch / threads)], one thread per sequence.
 FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     const int32_t s = int32_t(blockIdx.x) * selection_threads + int32_t(threadIdx.x);
     if (s >= p.batch) return;
@@ -49,7 +49,7 @@ FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     bool exists = index >= 0 && index < p.verdict_count;
     if (exists) {
         const FlexdraftVerdict verdict = p.verdicts[index];
-        // The group sees the positions up to the last that stays cached.
+        // The group sees the positions up to the last position that stays cached.
         const int64_t group = verdict.cached_length - 1 - p.start[s];
         exists = verdict.accepted >= 0 && group >= 0 && group <= p.first_group[s];
         if (exists) p.first_group[s] = int32_t(group);

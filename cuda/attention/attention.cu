@@ -23,8 +23,8 @@
 // A row's bits depend only on the keys that the row sees. Tiles, splits and spans begin at absolute positions; keys
 // beyond a row's limit have weight exactly 0, and V is exactly 0 if no row of the block sees it. The splits of a span
 // merge one after the other, so a CTA needs one state besides the state of the split (accumulator.cuh). Spans merge in
-// the binary tree over their absolute index, and a group's own slots come last. The number of splits in an item, and the
-// order in which CTAs take items, change no bit.
+// the binary tree over their absolute index, and a group's own slots come last. The number of splits in an item, and
+// the order in which CTAs take items, change no bit.
 #include "mainloop.cuh"
 #include "merge.cuh"
 

@@ -31,8 +31,9 @@ FLEXDRAFT_INLINE int32_t page_of(const JointCta<Shape>& cta, const KeyRange& key
     return __ldg(cache.page_table + cta.shared.item.sequence * cache.page_table_stride + (position >> cta.page_shift));
 }
 
-// Starts the copies of K and V of the keys from `first` to `first` + 63 into a stage; this thread's warp copies its keys
-// from `page`. Keys beyond the end of the range become zeros, and so do keys of a page that the cache does not have.
+// Starts the copies of K and V of the keys from `first` to `first` + 63 into a stage; this thread's warp copies its
+// keys from `page`. Keys beyond the end of the range become zeros, and so do keys of a page that the cache does not
+// have.
 template <typename Shape>
 FLEXDRAFT_INLINE void load_tile(const JointCta<Shape>& cta, const KeyRange& keys, int32_t first, int32_t page,
                                 int32_t stage) {

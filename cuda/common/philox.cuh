@@ -54,17 +54,6 @@ FLEXDRAFT_INLINE float exponential(uint32_t word) {
     return -log1pf(-((float(~word) + 0.5f) * ulp));
 }
 
-// Returns a lower bound of exponential(word), for the price of one addition: the leading 23 bits of 1 − u ≤ −ln u. The
-// bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact value.
-FLEXDRAFT_INLINE float exponential_floor(uint32_t word) { return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f; }
-
-// Returns a lower bound of weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and the result reduced
-// by more than rounding may add.
-FLEXDRAFT_INLINE float race_floor(float weight, uint32_t word) {
-    const float u = __uint_as_float(0x3f800000u | (word >> 9)) - 1.0f;
-    return __fdividef(weight * u, 1.0f - u) * 0.99999f;
-}
-
 // Returns −ln(−ln u): standard Gumbel.
 FLEXDRAFT_INLINE float gumbel(uint32_t word) { return -logf(exponential(word)); }
 

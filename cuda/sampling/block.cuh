@@ -1,10 +1,10 @@
-// Reductions over a CTA, in an order that depends on nothing but the number of threads.
+// Reductions over a CTA, in an order that depends only on the number of threads.
 #pragma once
 
 #include "../common/platform.cuh"
 
-// `combine` over the values of all threads; every thread gets the result. `scratch` has an element a warp and
-// may be reused at once.
+// Returns `combine` over the values of all threads, in every thread. `scratch` has an element per warp and may be
+// reused at once.
 template <int32_t Threads, typename T, typename Combine>
 FLEXDRAFT_INLINE T block_reduce(T value, T* scratch, Combine combine) {
     constexpr int32_t warps = Threads / 32;
@@ -21,8 +21,8 @@ FLEXDRAFT_INLINE T block_reduce(T value, T* scratch, Combine combine) {
     return all;
 }
 
-// The sum of the values of all threads before this one. `scratch` has an element a warp and may be reused
-// at once.
+// Returns the sum of the values of all threads before this one. `scratch` has an element per warp and may be reused at
+// once.
 template <int32_t Threads>
 FLEXDRAFT_INLINE uint64_t block_sum_before(uint64_t value, uint64_t* scratch) {
     constexpr int32_t warps = Threads / 32;

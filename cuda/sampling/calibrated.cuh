@@ -1,12 +1,14 @@
 // calibrated_sample_*: the pass over logits that the calibrator corrects.
 //
-// logits[row] + W2 · u[row] + b2, rounded to the stored type, then the partial results of what came out.
-// One CTA owns Tile ids: their part of W2 comes in once, in slices along the rank, and stays in shared memory
-// while all rows of the launch pass by in blocks of RowBlock. The slices of u go through a ring of cp.async
-// stages that runs on across blocks; the stages of W2 ride with the first block's. The block's logits are
-// fetched into registers before its product, so both arrive while the other is computed.
+// Computes logits[row] + W2 · u[row] + b2, rounded to the stored type, and the partial results of these logits. W2
+// [vocab, rank] and b2 [vocab] are the calibrator's last layer, u [rows, rank] is its hidden layer.
 //
-// Each product is one chain along the rank, so a row has the same bits in any tile, block or batch.
+// One CTA owns `Tile` ids. The rows of W2 for these ids are copied to shared memory once, in slices along the rank, and
+// stay there while all rows of the launch are computed in blocks of `RowBlock`. The slices of u go through a ring of
+// cp.async stages that does not stop between blocks; the slices of W2 are copied with those for the first block. The
+// logits of a block are loaded into registers before its product, so they arrive while the product is computed.
+//
+// Each element of W2 · u is one chain of sums along the rank, so a row has the same bits in any tile, block or batch.
 #pragma once
 
 #include "../common/shapes.h"
@@ -15,7 +17,7 @@
 #include "../ptx/mma.cuh"
 #include "partials.cuh"
 
-// Warps are laid out [WarpsAcrossTile, WarpsAcrossRows]; a warp's part is a multiple of 16 both ways.
+// The warps of a CTA are laid out [WarpsAcrossTile, WarpsAcrossRows]. A warp has a multiple of 16 ids and of 16 rows.
 template <int32_t Tile, int32_t RowBlock, int32_t WarpsAcrossTile, int32_t WarpsAcrossRows, int32_t Stages>
 struct CalibratedShape {
     static constexpr int32_t tile_ids = Tile;
@@ -30,7 +32,7 @@ struct CalibratedShape {
                   "");
 };
 
-constexpr int32_t slice_size = FLEXDRAFT_SLICE; // elements of the rank a stage carries
+constexpr int32_t slice_size = FLEXDRAFT_SLICE; // elements of the rank in a stage
 constexpr int32_t slice_stride = slice_size + FLEXDRAFT_SLICE_PADDING;
 
 // A thread's share of the copies of a matrix's slices into shared memory: the same 16 bytes of a slice's columns in
@@ -43,12 +45,12 @@ struct SliceCopies {
     static constexpr int32_t copies = Rows / row_step;
     static_assert(Threads % pieces == 0 && Rows % row_step == 0, "every thread has whole copies");
 
-    const uint16_t* source; // of the first copy of the next slice
-    int64_t source_step;    // elements from a copy to the next
-    int32_t rows_left;      // rows that exist, counted from the first copy's
-    int32_t column;         // of the next slice, the same in all copies
+    const uint16_t* source; // source of the first copy of the next slice
+    int64_t source_step;    // elements from one copy to the next
+    int32_t rows_left;      // rows of the matrix from the first copy's row on
+    int32_t column;         // column of the copies of the next slice
 
-    // The slices of `matrix`, whose rows have `rank` elements and end at `end_row`, from row `first_row` on.
+    // Begins at row `first_row` of `matrix`, which has `end_row` rows of `rank` elements.
     FLEXDRAFT_METHOD void start(const uint16_t* matrix, int32_t first_row, int32_t end_row, int32_t rank) {
         const int32_t own_row = first_row + int32_t(threadIdx.x) / pieces;
         column = 8 * (int32_t(threadIdx.x) % pieces);
@@ -57,13 +59,14 @@ struct SliceCopies {
         rows_left = end_row - own_row;
     }
 
-    // Where this thread's first copy goes, in bytes from where a slice's rows of `row_bytes` bytes begin.
+    // Returns the destination of this thread's first copy, in bytes from the beginning of a slice with rows of
+    // `row_bytes` bytes.
     static FLEXDRAFT_METHOD uint32_t place(int32_t row_bytes) {
         return uint32_t(int32_t(threadIdx.x) / pieces * row_bytes + 16 * (int32_t(threadIdx.x) % pieces));
     }
 
-    // Starts the copies of the next slice, `shared` being the place of the first. Rows and columns that do not exist
-    // become zero: nothing is read for them, so that their addresses may be any.
+    // Starts the copies of the next slice; `shared` is the destination of the first copy. Rows and columns beyond the
+    // matrix become zero. Nothing is read for them, so their addresses may be arbitrary.
     FLEXDRAFT_METHOD void copy(uint32_t shared, int32_t row_bytes, int32_t rank) {
         const int32_t rows = column < rank ? rows_left : 0;
 #pragma unroll
@@ -74,7 +77,7 @@ struct SliceCopies {
         source += slice_size, column += slice_size;
     }
 
-    // After `slices` slices: back to the first of them, `rows` rows further.
+    // After `slices` slices, returns to the first slice, `rows` rows further.
     FLEXDRAFT_METHOD void next_rows(int32_t rows, int32_t slices, int32_t rank) {
         source += int64_t(rows) * rank - slices * slice_size;
         column -= slices * slice_size;
@@ -88,8 +91,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     constexpr int32_t threads = Shape::threads;
     constexpr int32_t tile_parts = Shape::warp_tile_ids / 16, row_parts = Shape::warp_row_count / 16;
     constexpr int32_t chunk_ids = FLEXDRAFT_CALIBRATED_CHUNK;
-    // A thread samples one chunk of one row of a block, together with as few other lanes as the block's size allows:
-    // reductions across lanes then come once in fours · 4 ids.
+    // Few lanes share a chunk of a row of a block, so that a lane has fours · 4 ids and reductions across lanes are
+    // rare.
     constexpr int32_t fours = tile_ids * row_block / threads / 4;
     constexpr int32_t chunk_lanes = chunk_ids / 4 / fours;
     static_assert(fours * 4 * threads == tile_ids * row_block && fours * 4 * chunk_lanes == chunk_ids, "whole chunks");
@@ -112,7 +115,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
 
     // This thread's row of a block, its chunk of the tile, and the first of its ids; its other ids are 4 · chunk_lanes
     // apart.
-    // Where two lanes share a row, eight lanes read rows that are two apart: from `correction` without a bank conflict.
+    // If two lanes share a row, eight lanes read rows of `correction` that are two apart, without a bank conflict.
     const int32_t slot = thread / chunk_lanes % row_block;
     const int32_t block_row = chunk_lanes == 2 ? slot / 16 * 16 + slot % 8 * 2 + slot % 16 / 8 : slot;
     const int32_t tile_chunk = thread / chunk_lanes / row_block;
@@ -120,7 +123,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     const int32_t first = tile_start + own_id;
     const int32_t chunk = tile_start / chunk_ids + tile_chunk;
 
-    // b2 in mma's layout, where it is added: ids lane / 4 and lane / 4 + 8 of each part of the warp's tile.
+    // b2 in the layout of mma's results: ids lane / 4 and lane / 4 + 8 of each part of the warp's tile.
     float bias[tile_parts][2];
 #pragma unroll
     for (int32_t i = 0; i < tile_parts; ++i) {
@@ -131,7 +134,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         }
     }
 
-    // What is fetched next, by counters: a division by a number that is not known takes as long as part of a product.
+    // Counters say which slice is fetched next, because a division by a number that is unknown at compile time takes as
+    // long as a part of a product.
     SliceCopies<row_block, threads> u_copies;
     SliceCopies<tile_ids, threads> weight_copies;
     u_copies.start(p.u, 0, p.rows, p.rank);
@@ -152,14 +156,14 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
             next_slice = 0, ++next_block;
             u_copies.next_rows(row_block, slices, p.rank);
         }
-        // Empty groups too, so that the count of groups under way is the same for every step.
+        // Empty groups are committed too, so that the number of groups in flight is the same in every step.
         cp_async_commit();
     };
 #pragma unroll 1
     for (int32_t step = 0; step < stages - 1; ++step) fetch();
 
-    // ldmatrix's row of this lane. Of W2, ids 0 to 7 and 8 to 15 at k, the same at k + 8; of u, rows 0 to 7 at k and
-    // k + 8, then rows 8 to 15.
+    // The row whose address this lane passes to ldmatrix. For W2: ids 0 to 7 and 8 to 15 at column k, then the same ids
+    // at k + 8. For u: rows 0 to 7 at k and at k + 8, then rows 8 to 15.
     const uint32_t a_row = weights + (warp_tile + lane % 16) * weight_row + lane / 16 * 16;
     const uint32_t b_row = ring + (warp_rows + lane / 16 * 8 + lane % 8) * ring_row_bytes + lane / 8 % 2 * 16;
     uint32_t stage = 0; // bytes
@@ -184,7 +188,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         uint32_t a_slice = a_row;
         for (int32_t slice = 0; slice < slices; ++slice) {
             cp_async_wait<stages - 2>();
-            // The stage that is filled next was last read before this barrier.
+            // All threads have read the stage that is filled next before this barrier.
             __syncthreads();
             fetch();
             const uint32_t b_slice = b_row + stage;
@@ -209,8 +213,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
             a_slice += 2 * slice_size;
         }
 
-        // From mma's layout, ids by rows, to ids of a row, with b2. What the last block's sampling read of
-        // `correction` is behind the barriers since.
+        // Store W2 · u + b2 from mma's layout (ids by rows) to rows of ids. All threads have read the last block from
+        // `correction` before the barriers of this block's slices.
 #pragma unroll
         for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll

@@ -1,12 +1,12 @@
-// sample_finish_*: from the chunks' partial results to what is known of a row.
+// sample_finish_*: from the partial results of the chunks to the statistics of a row.
 //
-// Grid [rows]. Chunks are added up in an order that depends on their number alone. A row that asks for top-k,
-// top-p or min-p is then cut and drawn from again, among what is kept.
+// Grid [rows]. Chunks are added in an order that depends only on their number. If a row asks for top-k, top-p or min-p,
+// it is cut afterwards, and its token is drawn again among the ids that are kept.
 #pragma once
 
 #include "truncate.cuh"
 
-// The best of what a thread has seen: the highest value, ties to the lowest id.
+// The best id that a thread has seen, with its logit.
 struct Winner {
     float value;
     int32_t id;
@@ -14,24 +14,20 @@ struct Winner {
 };
 
 FLEXDRAFT_INLINE void meet(Winner& winner, const Winner& other) {
-    if (other.value > winner.value || (other.value == winner.value && other.id < winner.id)) winner = other;
+    if (is_better(other.value, other.id, winner.value, winner.id)) winner = other;
 }
 
-// Makes every thread's winner the CTA's single winner; its value stays behind.
+// Replaces the id and the logit of every thread's winner by those of the CTA's best id.
 FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
-    // Order-preserving bits of the value (never NaN, and +0 for −0), then the complement of the id: one maximum.
-    const uint32_t bits = __float_as_uint(winner.value + 0.0f);
-    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    const uint64_t rank = uint64_t(ordered) << 32 | ~uint32_t(winner.id);
-    const uint64_t best =
-        block_reduce<finish_threads>(rank, s.scratch, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+    const uint64_t rank = rank_of(winner.value, winner.id);
+    const uint64_t best = block_argmax<finish_threads>(rank, s.scratch);
     if (rank == best) s.winner_logit = winner.logit;
     __syncthreads();
-    winner.id = int32_t(~uint32_t(best)), winner.logit = s.winner_logit;
+    winner.id = id_of_rank(best), winner.logit = s.winner_logit;
     __syncthreads();
 }
 
-// Cuts the row and draws from what is kept; fills in what that changes.
+// Cuts the row, draws a token among the ids that are kept, and updates the statistics that this changes.
 template <typename L>
 FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const FlexdraftRowSampling& sampling,
                                    const L* logits, const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
@@ -43,7 +39,7 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const Flexdra
     const DrawNumbers numbers = row_numbers(p, sampling);
     const bool draws = sampling.purpose_and_slot != 0u;
     uint64_t weight = 0, kept = 0;
-    Winner winner = {-infinity, INT32_MAX, -infinity};
+    Winner winner = {.value = -infinity, .id = INT32_MAX, .logit = -infinity};
     for_each_four(row, cut.key + 1u, [&](int32_t first, const float(&scores)[4]) {
         bool is_in[4], any = false;
 #pragma unroll
@@ -60,10 +56,12 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const Flexdra
         for (int32_t j = 0; j < 4; ++j) {
             if (!is_in[j]) continue;
             weight += fixed_weight(scores[j]), kept += 1u;
-            // −ln u ≥ 2^(−1 − z) where 2^32 − 1 − word has z leading zeros, so G ≤ (z + 1) · ln 2, rounded up.
+            // If 2^32 − 1 − word has z leading zeros, −ln u ≥ 2^(−1 − z), so the Gumbel number is at most (z + 1) · ln
+            // 2, here rounded up.
             const float bound = draws ? float(1 + __clz(int32_t(~words.word[j]))) * 0.6932f : 0.0f;
             if (scores[j] + bound > winner.value || winner.id == INT32_MAX) {
-                meet(winner, {scores[j] + (draws ? gumbel(words.word[j]) : 0.0f), first + j, 0.0f});
+                const float value = scores[j] + (draws ? gumbel(words.word[j]) : 0.0f);
+                meet(winner, {.value = value, .id = first + j, .logit = 0.0f});
             }
         }
     });
@@ -111,7 +109,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
     stats.token_logit = -infinity, stats.confidence = 1.0f;
     if (max > -infinity) {
         float sum = 0.0f, plain_sum = 0.0f;
-        Winner winner = {-infinity, INT32_MAX, -infinity};
+        Winner winner = {.value = -infinity, .id = INT32_MAX, .logit = -infinity};
         for (int32_t chunk = thread; chunk < p.chunks; chunk += finish_threads) {
             const float* field = maxima + chunk;
             const float below = field[0] == max ? 0.0f : field[0] - max;
@@ -124,7 +122,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
             if (draw.draws) {
                 value = warped_score(logit, max, stats.inverse_temperature) + gumbel_of(draw.numbers, uint32_t(id));
             }
-            meet(winner, {value, id, logit});
+            meet(winner, {.value = value, .id = id, .logit = logit});
         }
         const auto add = [](float a, float b) { return a + b; };
         sum = block_reduce<finish_threads>(sum, floats, add);

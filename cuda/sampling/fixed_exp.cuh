@@ -1,15 +1,15 @@
-// Weights of scores in fixed point, by integer arithmetic alone: sums of them do not depend on the order
-// of addition, nor on the machine, so neither does what top-p keeps.
+// Weights of scores in fixed point, by integer arithmetic alone. Sums of such weights depend neither on the order of
+// addition nor on the machine, so the ids that top-p keeps do not depend on them either.
 #pragma once
 
 #include "../common/platform.cuh"
 
-// Weights count in units of 2^−43, so that 2^20 of them fit 63 bits.
+// Weights are in units of 2^−43, so that the sum of 2^20 weights fits 63 bits.
 constexpr int32_t weight_bits = 43;
 // exp(−31) is below half a unit.
 constexpr float weightless_score = -31.0f;
 
-// 2^43 · exp(score) for a score of at most 0, rounded down, within a factor of 1 ± 2·10^−9 before that.
+// Returns 2^43 · exp(score) for a score of at most 0, within a factor of 1 ± 2·10^−9, then rounded down.
 FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
     // Also refuses NaN.
     if (!(score > weightless_score)) return 0;
@@ -18,7 +18,8 @@ FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
     const uint64_t exponent = __umul64hi(negated, 0xB8AA3B295C17F0BCull); // log2(e) · 2^63; units of 2^−57
     const int32_t whole = int32_t(exponent >> 57);
     const uint32_t fraction = uint32_t(exponent >> 25);
-    // 2^−f = 1 − f · g(f), where g of degree 6 interpolates at the Chebyshev nodes of [0, 1]. Units: 2^−32.
+    // 2^−f = 1 − f · g(f) for the fraction f; g is the polynomial of degree 6 that interpolates at the Chebyshev nodes
+    // of [0, 1]. Units: 2^−32.
     uint32_t g = 0x0000BDA6u;
     g = 0x0009C200u - __umulhi(fraction, g);
     g = 0x005728B0u - __umulhi(fraction, g);
@@ -30,7 +31,7 @@ FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
     return (power << (weight_bits - 32)) >> whole;
 }
 
-// The smallest integer that is at least `fraction` · `total`, exactly; fraction in (0, 1).
+// Returns the smallest integer that is at least `fraction` · `total`, exactly, for a fraction in (0, 1).
 FLEXDRAFT_INLINE uint64_t ceil_of_fraction(float fraction, uint64_t total) {
     // fraction = mantissa · 2^−shift, shift 24 to 149.
     const uint32_t bits = __float_as_uint(fraction);

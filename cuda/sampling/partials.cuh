@@ -1,23 +1,21 @@
-// What a chunk of the vocabulary contributes to its row: one pass over the logits, one line of results.
+// The partial result of a chunk of the vocabulary: what the chunk contributes to the statistics and the draw of its
+// row.
 //
-// Everything in a partial result is relative to the chunk's own largest logit, so nothing is rescaled within
-// a chunk, and sample_finish, which knows the row's largest, adds the chunks up.
-//
-// The draw is a race: argmax of score + Gumbel is argmax of exp(score) / E with E = −ln u, and exp(score) is
-// needed for the sum anyway. 1 − u ≤ E ≤ (1 − u) / u, so nearly all ids lose without a logarithm.
+// Everything in a partial result is relative to the chunk's own largest logit, so nothing is rescaled within a chunk.
+// sample_finish knows the largest logit of the row, and adds the chunks up. The draw is an exponential race (race.cuh).
 #pragma once
 
-#include "../common/philox.cuh"
 #include "../ptx/math.cuh"
+#include "race.cuh"
 #include "warping.cuh"
 
 constexpr float log2_e = 1.44269504088896340736f;
 
-// What the pass needs to know of a row.
+// How the pass over the logits treats a row.
 struct RowDraw {
     DrawNumbers numbers;
     float scale; // log2(e) · inverse temperature; log2(e) for greedy rows
-    bool draws;  // otherwise the winner is the largest logit
+    bool draws;  // whether the chunk's winner is drawn; if not, it is the largest logit's id
 };
 
 FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
@@ -28,14 +26,14 @@ FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSampleParams& p, const F
 
 FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
     const float inverse = counted_inverse(row.inverse_temperature);
-    // At the smallest temperatures the product overflows; 0 · scale must stay 0.
+    // At the smallest temperatures the product would overflow, and 0 · scale must stay 0.
     const float scale = inverse > 0.0f ? fminf(log2_e * inverse, 3.0e38f) : log2_e;
-    // A truncated row is drawn from once it is known what is kept.
+    // sample_finish draws from a truncated row, because only then the ids that are kept are known.
     const bool draws = inverse > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
     return RowDraw{row_numbers(p, row), scale, draws};
 }
 
-// The row of `logits` that row `row` is, or −1 where there is nothing to do.
+// Returns the row of `logits` for row `row`; −1 for padding and for an index out of range.
 FLEXDRAFT_INLINE int32_t logits_row(const FlexdraftSampleParams& p, int32_t row) {
     const int32_t index = p.logit_index == nullptr ? row : p.logit_index[row];
     return index >= 0 && index < p.logit_rows ? index : -1;
@@ -50,11 +48,12 @@ struct Partial {
     float max;       // the chunk's largest logit
     float sum;       // of exp((logit − max) · inverse temperature)
     float plain_sum; // of exp(logit − max)
-    float logit;     // the winner's
-    int32_t id;      // the winner; INT32_MAX where every logit is −inf
+    float logit;     // the winner's logit
+    int32_t id;      // the winner; INT32_MAX if every logit is −inf
 };
 
-// Field f of chunk c of row r is word ((r · fields) + f) · chunks + c.
+// Returns the address of one field of all chunks of a row: field f of chunk c of row r is word
+// (r · FLEXDRAFT_PARTIAL_FIELDS + f) · chunks + c.
 FLEXDRAFT_INLINE float* partial_field(const FlexdraftSampleParams& p, int32_t row, int32_t field) {
     return p.partials + (int64_t(row) * FLEXDRAFT_PARTIAL_FIELDS + field) * p.chunks;
 }
@@ -69,45 +68,7 @@ FLEXDRAFT_INLINE void store_partial(const FlexdraftSampleParams& p, int32_t row,
     at[4 * int64_t(p.chunks)] = __int_as_float(partial.id);
 }
 
-// The race among the ids that one lane has seen. An exponential takes a logarithm, in one of two branches, and a warp
-// goes where one of its lanes goes: so an id that may win only waits, and its exponential is taken when another id that
-// may win comes, or at the end. Nearly always that is once.
-struct Race {
-    float leading = 0.0f; // the winner of the chunk has at least this
-    float weight = 0.0f;  // of the id that waits; 0 without one
-    uint32_t word = 0u;
-    float logit = -infinity;
-    int32_t id = INT32_MAX;
-    float best = 0.0f; // of the ids that no longer wait
-    float best_logit = -infinity;
-    int32_t best_id = INT32_MAX;
-
-    // What an id with this weight has at least, the winner has too.
-    FLEXDRAFT_METHOD void bound(float some_weight, uint32_t some_word) {
-        leading = fmaxf(leading, race_floor(some_weight, some_word));
-    }
-
-    // Ids come in ascending order, so of equal ids the lowest stays. `Bounded`: bound() has seen this id.
-    template <bool Bounded>
-    FLEXDRAFT_METHOD void enter(float new_weight, uint32_t new_word, float new_logit, int32_t new_id) {
-        if (!(new_weight >= leading * exponential_floor(new_word))) return;
-        if (!Bounded) bound(new_weight, new_word);
-        settle();
-        weight = new_weight, word = new_word, logit = new_logit, id = new_id;
-    }
-
-    // Lets the id that waits run, if it may still win.
-    FLEXDRAFT_METHOD void settle() {
-        if (weight > 0.0f && weight >= leading * exponential_floor(word)) {
-            const float ratio = weight / exponential(word);
-            if (ratio > best) best = ratio, best_id = id, best_logit = logit;
-            leading = fmaxf(leading, best);
-        }
-        weight = 0.0f;
-    }
-};
-
-// The sum of an array, in pairs that are half of what is left apart.
+// Returns the sum of an array: its second half is added to its first half, and so on with the half that is left.
 template <int32_t Count>
 FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
     static_assert((Count & (Count - 1)) == 0, "halves");
@@ -119,12 +80,12 @@ FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
     return values[0];
 }
 
-// The partial result of a chunk that `Lanes` consecutive lanes hold: v[i][j] is the counted logit of id
-// first + 4 · Lanes · i + j (−inf beyond the vocabulary), first a multiple of 4. All lanes of the warp call
-// this together; all of the chunk's lanes get the result.
+// Returns the partial result of a chunk that `Lanes` consecutive lanes hold: v[i][j] is the counted logit of id
+// first + 4 · Lanes · i + j (−inf beyond the vocabulary), and `first` is a multiple of 4. All lanes of the warp call
+// this together, and all lanes of the chunk get the result.
 //
-// Sums are of four ids, then of fours that are half of the chunk apart, a quarter, and so on: whether a lane adds
-// two of them or two lanes do, so `Lanes` changes no bit.
+// Four ids are added first, then fours that are half of the chunk apart, then a quarter of the chunk, and so on. It
+// does not matter whether one lane adds two fours or two lanes do, so `Lanes` changes no bit.
 template <int32_t Groups, int32_t Lanes>
 FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t first, const RowDraw& row) {
     constexpr uint32_t all_lanes = 0xffffffffu;
@@ -134,15 +95,15 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
 #pragma unroll
     for (int32_t offset = Lanes / 2; offset > 0; offset /= 2) max = fmaxf(max, __shfl_xor_sync(all_lanes, max, offset));
 
-    // Without any logit above −inf every weight is 0, and no id wins.
+    // If no logit is above −inf, every weight is 0, and no id wins.
     const float base = max > -infinity ? max : 0.0f;
-    // At most 0; of +inf − +inf, which is no number, 0.
+    // Returns logit − max, which is at most 0. +inf − +inf is NaN, and counts as 0.
     const auto below = [&](float logit) { return fminf(logit - base, 0.0f); };
     float sums[Groups], weight[Groups][4];
     PhiloxWords words[Groups];
     Race race;
-    // Where a warp has many chunks, one of them nearly always has an id in front of all ids that its lane has seen so
-    // far: then all ids bound the winner before the first one enters. With one chunk a warp, the first ids are enough.
+    // If a warp has many chunks, one of them nearly always has an id in front of all ids that its lane has seen so far.
+    // So all ids bound the winner before the first id enters. With one chunk per warp, the first ids are enough.
     constexpr bool bound_all = Lanes < 32;
     const auto weigh = [&](int32_t i) {
 #pragma unroll
@@ -158,23 +119,18 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
             for (int32_t j = 0; j < 4; ++j) race.bound(weight[i][j], words[i].word[j]);
         }
     };
-    const auto exchange = [&]() {
-#pragma unroll
-        for (int32_t offset = Lanes / 2; offset > 0; offset /= 2) {
-            race.leading = fmaxf(race.leading, __shfl_xor_sync(all_lanes, race.leading, offset));
-        }
-    };
+    const auto share_bound = [&]() { race.leading = largest_of_lanes<Lanes>(race.leading); };
     if (bound_all) {
 #pragma unroll
         for (int32_t i = 0; i < Groups; ++i) weigh(i);
-        exchange();
+        share_bound();
     }
 #pragma unroll
     for (int32_t i = 0; i < Groups; ++i) {
         if (!bound_all) {
             weigh(i);
-            // Later the leader hardly changes.
-            if (i < 4) exchange();
+            // Later the bound hardly changes.
+            if (i < 4) share_bound();
         }
         const int32_t id = first + 4 * Lanes * i;
         if (row.draws) {
@@ -211,9 +167,7 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
         const float other = __shfl_xor_sync(all_lanes, best, offset);
         const float other_logit = __shfl_xor_sync(all_lanes, best_logit, offset);
         const int32_t other_id = __shfl_xor_sync(all_lanes, best_id, offset);
-        if (other > best || (other == best && other_id < best_id)) {
-            best = other, best_logit = other_logit, best_id = other_id;
-        }
+        if (is_better(other, other_id, best, best_id)) best = other, best_logit = other_logit, best_id = other_id;
     }
-    return Partial{max, sum, plain_sum, best_logit, best_id};
+    return Partial{.max = max, .sum = sum, .plain_sum = plain_sum, .logit = best_logit, .id = best_id};
 }

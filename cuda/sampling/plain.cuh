@@ -1,7 +1,7 @@
 // sample_rows_*: the pass over logits that need no calibration.
 //
-// Grid [rows, ceil(chunks / 8)], one warp a chunk of 1024 ids. A lane holds its 32 logits in registers, so
-// each is read once, and all of a warp's loads are in flight together.
+// Grid [rows, ceil(chunks / 8)], one warp per chunk of 1024 ids. A lane holds its 32 logits in registers, so each logit
+// is read once, and all loads of a warp are in flight together.
 #pragma once
 
 #include "../common/shapes.h"

@@ -1,8 +1,19 @@
 // Sampling: from logits to tokens, probabilities and confidences.
 //
-// A launch of sample_rows_* or calibrated_sample_* reads the logits once and leaves partial results of chunks
-// of the vocabulary; sample_finish_* makes a FlexdraftRowStats a row of them.
-
+// A launch of sample_rows_* or calibrated_sample_* reads the logits once and leaves a partial result per row and chunk
+// of the vocabulary. sample_finish_* makes one FlexdraftRowStats per row of the partial results.
+//
+// Registers a thread:
+//
+//   kernel                            sm_80   sm_90a
+//   sample_rows_f32                      84       84
+//   sample_rows_bf16                     84       84
+//   calibrated_sample_f32_64x16          89       89
+//   calibrated_sample_bf16_64x16         87       87
+//   calibrated_sample_f32_128x64        187      187
+//   calibrated_sample_bf16_128x64       187      189
+//   sample_finish_f32                   120      124
+//   sample_finish_bf16                  122      124
 #include "calibrated.cuh"
 #include "finish.cuh"
 #include "plain.cuh"

@@ -1,10 +1,10 @@
 // Top-k, top-p and min-p of one row by one CTA, exact and without a sort of the vocabulary.
 //
-// Ids stand in descending order of score, ties in ascending order of id; what top-k and top-p keep is a prefix
-// of that order. Its end, the cut, is found by histograms of counts and weights: first by score in steps of
-// 1/64, then, in the one bin where the cut lies, among the candidates themselves, or by bits of the key while
-// there are too many of them. Counts and weights are integers, so the order in which threads
-// add them changes nothing.
+// Sort the ids by descending score, ties by ascending id: top-k and top-p keep a prefix of this order. The end of the
+// prefix, the cut, is found with histograms of counts and weights. The first histogram is by score in steps of 1/64; it
+// leaves the one bin in which the cut lies. The candidates in this bin are sorted or, while they are too many, split by
+// a histogram of the bits of their keys. Counts and weights are integers, so the order in which threads add them
+// changes nothing.
 #pragma once
 
 #include "../common/shapes.h"
@@ -43,15 +43,15 @@ struct ScoredRow {
     int32_t chunks, chunk_bits;
 };
 
-// The end of a prefix, and what the prefix amounts to.
+// The last id of a prefix with its key, and the count and the weight of the prefix.
 struct Cut {
     uint32_t key;
     int32_t id;
     uint64_t count, weight;
 };
 
-// How long the prefix is: `count` ids, or the shortest whose weight reaches `fraction` of `total` (0: of
-// the row's). `fraction` 0 asks for a count.
+// The length of a prefix. With `fraction` 0: `count` ids. Otherwise the shortest prefix whose weight is at least
+// `fraction` of `total`, or of the row's weight if `total` is 0.
 struct CutTarget {
     uint64_t count;
     float fraction;
@@ -62,9 +62,9 @@ FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
     return key == 0u ? 0.0f : __uint_as_float((key - 1u) | 0x80000000u);
 }
 
-// Calls visit(first, scores) for the ids first..first + 4 of this thread, all of the row between the threads that may
-// have a key below `end`: chunks whose largest logit has not are passed over. Ids beyond the vocabulary have no score:
-// visit compares with vocab.
+// Calls visit(first, scores) for ids in fours, first to first + 3. Together the threads visit all ids of the row whose
+// key may be below `end`; they skip chunks whose largest logit has a larger key. Ids beyond the vocabulary have no
+// score: `visit` must compare ids with the size of the vocabulary.
 template <typename L, typename Visit>
 FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit visit) {
     constexpr int32_t loads_in_flight = 4; // loads under way
@@ -75,7 +75,7 @@ FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit
 #pragma unroll
         for (int32_t i = 0; i < loads_in_flight; ++i) {
             const int32_t first = base + 4 * finish_threads * i;
-            // What is no number, as of two infinities, is not passed over.
+            // The difference of two infinities is NaN, and is not skipped.
             visited[i] = first < row.vocab && !(row.maxima[first >> row.chunk_bits] - row.max < least);
             if (visited[i]) load_logits(v[i], row.logits + first);
         }
@@ -128,7 +128,7 @@ FLEXDRAFT_INLINE void sort_candidates(FinishShared& s) {
 }
 static_assert(max_candidates == 2 * finish_threads, "a thread compares one pair of candidates");
 
-// The cut among the candidates in s.weights, with `before` candidates in front.
+// Finds the cut among the candidates in s.weights; ids with the given count and weight come before them.
 FLEXDRAFT_INLINE void cut_among_candidates(FinishShared& s, bool by_weight, uint64_t target, uint64_t before_count,
                                            uint64_t before_weight) {
     sort_candidates(s);
@@ -155,7 +155,7 @@ FLEXDRAFT_INLINE void cut_among_candidates(FinishShared& s, bool by_weight, uint
     __syncthreads();
 }
 
-// The cut after `wanted` of the ids whose key is `key`.
+// Finds the cut among ids that all have the key `key`, after `wanted` of them.
 template <typename L>
 FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, uint32_t key, uint64_t wanted) {
     uint64_t passed = 0;
@@ -185,7 +185,8 @@ FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, u
     __syncthreads();
 }
 
-// A key below which at least `count` ids of the row lie: that number of chunks have their largest logit there.
+// Returns a key below which at least `count` ids of the row lie, because the largest logits of that number of chunks
+// do.
 template <typename L>
 FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& s, int32_t count) {
     if (count > row.chunks) return key_end;
@@ -213,7 +214,7 @@ FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& 
     return first_key_of_bin(bin + 1);
 }
 
-// The cut, which is known to be below `high`.
+// Returns the cut, which the caller knows to be below `high`.
 template <typename L>
 FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const CutTarget& wanted, uint32_t high) {
     const int32_t thread = int32_t(threadIdx.x);
@@ -223,7 +224,8 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
     bool by_score = true;
     if (thread == 0) s.cut_key = key_end - 1u, s.cut_id = INT32_MAX, s.cut_count = 0, s.cut_weight = 0;
 
-    // Each turn leaves one of 2048 bins: the first a range of at most 2^30 keys, the others 2^−11 of it.
+    // Each turn leaves one of 2048 bins: the first turn a range of at most 2^30 keys, each later turn 2^−11 of its
+    // range.
     while (true) {
         int32_t shift = 0;
         while ((high - 1u - low) >> shift >= uint32_t(bin_count)) ++shift;
@@ -270,9 +272,9 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         const int32_t bin = int32_t(s.found_bin);
         const uint32_t in_bin = s.found_count;
         before_count = s.found_before_count, before_weight = s.found_before_weight;
-        // The next turn writes what was just read.
+        // The next turn overwrites the values that were just read.
         __syncthreads();
-        // No bin reaches a target beyond the row, which no caller has: everything is kept then.
+        // No bin reaches a target beyond the row; no caller asks for such a target. Then everything is kept.
         if (in_bin == 0u) break;
         if (by_score) {
             low = first_key_of_bin(bin), high = min(high, first_key_of_bin(bin + 1));
@@ -313,7 +315,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
     return cut;
 }
 
-// The end of what `sampling` keeps of the row.
+// Returns the end of the prefix that `sampling` keeps of the row.
 template <typename L>
 FLEXDRAFT_INLINE Cut find_truncation(const ScoredRow<L>& row, const FlexdraftRowSampling& sampling, FinishShared& s) {
     Cut cut = {key_end - 1u, INT32_MAX, 0, 0};
@@ -322,7 +324,7 @@ FLEXDRAFT_INLINE Cut find_truncation(const ScoredRow<L>& row, const FlexdraftRow
         cut = find_cut(row, s, CutTarget{uint64_t(sampling.top_k), 0.0f, 0}, end);
     }
     if (sampling.top_p > 0.0f && sampling.top_p < 1.0f) {
-        // Of what top-k left; a prefix of it, as the target is no more than its weight. What has no weight is no part.
+        // The fraction is of the ids that top-k keeps, so the cut is among these. Ids without weight are not kept.
         const uint32_t end = min(cut.key + 1u, score_key(weightless_score));
         cut = find_cut(row, s, CutTarget{0, sampling.top_p, cut.weight}, end);
     }

@@ -1,5 +1,6 @@
-// From a logit to its score and its probability, the same for drawing and for acceptance: the draft
-// distribution q must be exactly what the draft was drawn from. src/sampling.rs has the rules.
+// From a logit to its score and its probability. Sampling and acceptance share this code, because the draft
+// distribution that acceptance compares must be exactly the distribution that the draft was drawn from. src/sampling.rs
+// has the rules.
 #pragma once
 
 #include "../common/bf16.cuh"
@@ -7,7 +8,7 @@
 
 constexpr float infinity = __builtin_inff();
 
-// Four consecutive logits, and one, of either stored type.
+// Loads and stores of four consecutive logits and of one logit, for either stored type.
 FLEXDRAFT_INLINE void load_logits(float (&v)[4], const float* address) {
     const float4 loaded = *reinterpret_cast<const float4*>(address);
     v[0] = loaded.x, v[1] = loaded.y, v[2] = loaded.z, v[3] = loaded.w;
@@ -28,25 +29,26 @@ FLEXDRAFT_INLINE float load_logit(const bf16* address) { return bf16_to_float(*a
 FLEXDRAFT_INLINE void store_logit(float* address, float v) { *address = v; }
 FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = float_to_bf16(v); }
 
-// `value` as the stored type holds it.
+// Returns `value`, rounded to the stored type.
 FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
 FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(float_to_bf16(value)); }
 
-// A logit as it counts: NaN is −inf.
+// Returns the logit, or −inf for NaN.
 FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -infinity); }
 
-// The reciprocal of the temperature as it counts: what is no finite number above 0 is greedy.
+// Returns the reciprocal of the temperature, or 0, which is greedy, if it is not a finite number above 0.
 FLEXDRAFT_INLINE float counted_inverse(float inverse_temperature) {
     return inverse_temperature > 0.0f && inverse_temperature < infinity ? inverse_temperature : 0.0f;
 }
 
-// The score of a counted logit, for an inverse temperature above 0 and a largest logit above −inf.
+// Returns the score of a counted logit, for an inverse temperature above 0 and a largest logit above −inf.
 FLEXDRAFT_INLINE float warped_score(float logit, float max, float inverse_temperature) {
     return logit == max ? 0.0f : (logit - max) * inverse_temperature;
 }
 
-// A distance of logits, logit − max, below which scores are below `score`. A product of a distance and the reciprocal
-// is off by 2^−24 of it, or by half of the smallest number; this leaves more room than that.
+// Returns a distance logit − max below which scores are below `score`. The product of a distance and the reciprocal of
+// the temperature has a relative error of 2^−24, or an error of half of the smallest number; the result leaves more
+// room than that.
 FLEXDRAFT_INLINE float least_distance(float score, float inverse_temperature) {
     return (score - 1e-44f) / inverse_temperature * 1.00001f - 1e-37f;
 }
@@ -64,25 +66,25 @@ FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int32_t voc
             row.min_score > -infinity);
 }
 
-// Whether all of the mass is on stats.token.
+// Returns whether stats.token has all of the probability.
 FLEXDRAFT_INLINE bool is_one_hot(const FlexdraftRowStats& stats) {
     return stats.inverse_temperature == 0.0f || stats.max == -infinity;
 }
 
-// Whether `score` (of `id`) survived top-k, top-p and min-p.
+// Returns whether top-k, top-p and min-p keep the id, whose score is `score`.
 FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int32_t id) {
     const uint32_t key = score_key(score), cut = score_key(stats.cut_score);
     return key < cut || (key == cut && id <= stats.cut_id);
 }
 
-// A distance from the largest logit below which p is 0: the score is beyond the cut, or its exponential is less than
-// half of the smallest number, exp(−103.97).
+// Returns a distance logit − max below which the probability is 0: the score is beyond the cut, or its exponential is
+// less than half of the smallest number, exp(−103.97).
 FLEXDRAFT_INLINE float least_distance_kept(const FlexdraftRowStats& stats) {
     if (is_one_hot(stats)) return -infinity;
     return least_distance(fmaxf(stats.cut_score, stats.log_sum - 110.0f), stats.inverse_temperature);
 }
 
-// p(id), from its logit as it is stored.
+// Returns the probability of an id, from its logit as it is stored.
 FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int32_t id) {
     if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;
     const float score = warped_score(counted(logit), stats.max, stats.inverse_temperature);
