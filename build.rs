@@ -13,7 +13,8 @@ mod nvcc;
 mod simt;
 
 /// The directories of `cuda` that contain kernels, each in a file with the directory's name.
-const FAMILIES: [&str; 4] = ["attention", "sampling", "acceptance", "glue"];
+const FAMILIES: [&str; 7] =
+    ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"];
 
 /// Kernels of single instructions, for comparing the SIMT emulator's models of instructions; only in test builds.
 const INSTRUCTIONS: &str = "golden";

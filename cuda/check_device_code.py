@@ -14,6 +14,8 @@ and fails if the machine code has one of these properties:
 - more serial loads (serial_loads.py) than the committed table has for the kernel: a thread that waits for one load
   after another, which instruction counts do not show. --accept-rise writes an intended rise to the table;
 - kernels that differ from the FLEXDRAFT_KERNEL_TABLE of their file;
+- registers that differ from the table of registers beside a kernel: comment lines of its file with the kernel's name
+  and a number per architecture;
 - golden/golden.cu (which has no table in the results) without HGMMA in the kernel that multiplies by wgmma.
 
 Needs nvcc (from NVCC, from .cuda after cuda/install_nvcc.sh, or from PATH) with cuobjdump in the same folder.
@@ -38,7 +40,7 @@ CUDA = pathlib.Path(__file__).resolve().parent
 SHAPES = CUDA.parent / "src" / "kernels" / "params" / "shapes.rs"
 # The committed tables, written by an earlier run of this script.
 COMMITTED = CUDA.parent / "benches" / "results" / "device_code.md"
-FAMILIES = ["attention", "sampling", "acceptance", "glue"]
+FAMILIES = ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
 # The kernels of a family that are matrix products, and the instructions that they must contain.
@@ -128,6 +130,23 @@ def kernel_table(source):
     if len(tables) != 1:
         raise Failure(f"{len(tables)} FLEXDRAFT_KERNEL_TABLE(...) in a file, not one")
     return [name.strip() for name in tables[0].split(",")][1:]
+
+
+def register_table(source):
+    """Returns the registers that comment lines of a source name, by kernel: one number per architecture."""
+    lines = re.findall(r"^//\s+(\w+)((?:\s+\d+){%d})$" % len(ARCHITECTURES), source, re.MULTILINE)
+    return {name: [int(number) for number in numbers.split()] for name, numbers in lines}
+
+
+def register_problems(source, kernels):
+    """Returns kernels whose registers the comments of their source leave out or name wrongly, if they name any."""
+    named = register_table(source)
+    found = []
+    for name in sorted({name for name, _ in kernels} | set(named)) if named else []:
+        compiled = [kernels[name, target].registers for target in ARCHITECTURES if (name, target) in kernels]
+        if named.get(name) != compiled:
+            found.append(f"{name}: the comments name registers {named.get(name)}, the code has {compiled}")
+    return found
 
 
 def parse_resources(report):
@@ -318,7 +337,8 @@ def main():
     committed = committed_serial_loads(arguments.committed.read_text()) if arguments.committed.exists() else {}
     for family, kernels in compiled.items():
         lines += table(family, kernels, constants)
-        found += problems(family, kernel_table(sources[family].read_text()), kernels)
+        source = sources[family].read_text()
+        found += problems(family, kernel_table(source), kernels) + register_problems(source, kernels)
         if not arguments.accept_rise:
             risen += rises(kernels, committed)
     found += risen

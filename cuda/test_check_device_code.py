@@ -219,24 +219,24 @@ class SerialLoads(unittest.TestCase):
 
 class Rises(unittest.TestCase):
     def test_more_serial_loads_than_committed(self):
-        status, errors, once = check("glue", TWO_LOADS, "other")
+        status, errors, once = check("norm", TWO_LOADS, "other")
         self.assertEqual(status, 0, errors)
         self.assertEqual(set(check_device_code.committed_serial_loads(once).values()), {1})
-        status, errors, same = check("glue", TWO_LOADS, "other", committed=once)
+        status, errors, same = check("norm", TWO_LOADS, "other", committed=once)
         self.assertEqual((status, same), (0, once), errors)
-        status, errors, written = check("glue", CHASE, "other", committed=once)
+        status, errors, written = check("norm", CHASE, "other", committed=once)
         self.assertEqual((status, written), (1, ""), "written, it would be what the next run compares with")
         for architecture in ["sm_80", "sm_90a"]:
             self.assertIn(f"other for {architecture}: 2 serial loads instead of 1", errors)
-        status, errors, written = check("glue", CHASE, "other", committed=once, accept=True)
+        status, errors, written = check("norm", CHASE, "other", committed=once, accept=True)
         self.assertEqual(status, 0, errors)
         self.assertEqual(set(check_device_code.committed_serial_loads(written).values()), {2})
-        status, errors, _ = check("glue", TWO_LOADS, "other", committed=written)
+        status, errors, _ = check("norm", TWO_LOADS, "other", committed=written)
         self.assertEqual(status, 0, errors)
 
     def test_kernels_that_the_committed_table_does_not_have(self):
-        for committed in ["", "## glue, sm_80\n\n| kernel | registers |\n| --- | ---: |\n| `other` | 8 |\n"]:
-            status, errors, _ = check("glue", CHASE, "other", committed=committed)
+        for committed in ["", "## norm, sm_80\n\n| kernel | registers |\n| --- | ---: |\n| `other` | 8 |\n"]:
+            status, errors, _ = check("norm", CHASE, "other", committed=committed)
             self.assertEqual(status, 0, errors)
 
     def test_every_committed_kernel_has_a_count(self):
@@ -246,6 +246,32 @@ class Rises(unittest.TestCase):
             for name in check_device_code.kernel_table(source):
                 for architecture in check_device_code.ARCHITECTURES:
                     self.assertIn((name, architecture), committed)
+
+
+class Registers(unittest.TestCase):
+    SOURCE = "//   kernel   sm_80   sm_90a\n//   other       8       10\n" + INTEGER_ATOMIC
+
+    def kernels(self, *registers):
+        kernels = zip(check_device_code.ARCHITECTURES, registers)
+        return {("other", target): check_device_code.Kernel("other", target, count) for target, count in kernels}
+
+    def test_registers_that_a_comment_names(self):
+        self.assertEqual(check_device_code.register_table(self.SOURCE), {"other": [8, 10]})
+        self.assertEqual(check_device_code.register_problems(self.SOURCE, self.kernels(8, 10)), [])
+        self.assertEqual(check_device_code.register_problems(INTEGER_ATOMIC, self.kernels(8, 10)), [])
+        found = check_device_code.register_problems(self.SOURCE, self.kernels(8, 12))
+        self.assertEqual(found, ["other: the comments name registers [8, 10], the code has [8, 12]"])
+
+    def test_a_kernel_that_the_comments_leave_out(self):
+        kernels = {**self.kernels(8, 10), ("more", "sm_80"): check_device_code.Kernel("more", "sm_80", 9)}
+        found = check_device_code.register_problems(self.SOURCE, kernels)
+        self.assertEqual(found, ["more: the comments name registers None, the code has [9]"])
+
+    def test_every_kernel_has_its_registers_beside_it(self):
+        for family in check_device_code.FAMILIES:
+            source = (CUDA / family / f"{family}.cu").read_text()
+            kernels = check_device_code.kernel_table(source)
+            self.assertEqual(sorted(check_device_code.register_table(source)), sorted(kernels), family)
 
 
 class Refusals(unittest.TestCase):
@@ -261,7 +287,7 @@ class Refusals(unittest.TestCase):
         status, errors, written = check("attention", SOUND.replace("joint_attention_d64", name), name)
         self.assertEqual(status, 0, errors)
         self.assertRegex(written, rf"\| `{name}` \| [1-9]\d* \| 0 \| 0 \| 0 \| 58040 \| [1-9]\d* \| 1 \|")
-        status, errors, _ = check("glue", INTEGER_ATOMIC, "other")
+        status, errors, _ = check("norm", INTEGER_ATOMIC, "other")
         self.assertEqual(status, 0, errors)
 
     def test_attention_without_matrix_units(self):
@@ -274,20 +300,20 @@ class Refusals(unittest.TestCase):
             self.assertIn(f"no kernel of {family} is named like", errors)
 
     def test_stack_frames(self):
-        self.refused("256 bytes of stack frame", "glue", STACK, "other")
+        self.refused("256 bytes of stack frame", "norm", STACK, "other")
 
     def test_spills(self):
         self.refused("bytes of spills", "acceptance", SPILL, "other")
 
     def test_static_shared_memory(self):
-        self.refused("512 bytes of static shared memory", "glue", STATIC_SHARED, "other")
+        self.refused("512 bytes of static shared memory", "norm", STATIC_SHARED, "other")
 
     def test_float_atomics(self):
-        self.refused("1 float atomics", "glue", FLOAT_ATOMIC, "other")
+        self.refused("1 float atomics", "norm", FLOAT_ATOMIC, "other")
 
     def test_tables_that_differ_from_the_code(self):
-        self.refused("other is in the code but not in the table", "glue", INTEGER_ATOMIC, "missing")
-        self.refused("missing is in the table but not in the code", "glue", INTEGER_ATOMIC, "missing", "other")
+        self.refused("other is in the code but not in the table", "norm", INTEGER_ATOMIC, "missing")
+        self.refused("missing is in the table but not in the code", "norm", INTEGER_ATOMIC, "missing", "other")
 
     def test_instructions_that_are_recorded(self):
         kernels = check_device_code.compile_source(check_device_code.find_nvcc(), CUDA / "golden" / "golden.cu")
@@ -297,7 +323,7 @@ class Refusals(unittest.TestCase):
         self.assertEqual(check_device_code.golden_problems(kernels), expected)
 
     def test_sources_that_do_not_compile(self):
-        status, errors, _ = check("glue", "int x = ;", "other")
+        status, errors, _ = check("norm", "int x = ;", "other")
         self.assertEqual(status, 1)
         self.assertIn("expected an expression", errors)
 

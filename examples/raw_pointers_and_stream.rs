@@ -9,7 +9,7 @@ use std::mem::size_of_val;
 
 use cudarc::driver::result;
 use flexdraft::kernels::Kernels;
-use flexdraft::kernels::glue::{Residual, RmsNorm};
+use flexdraft::kernels::norm::{Residual, RmsNorm};
 use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use half::bf16;
 

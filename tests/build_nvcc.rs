@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nvcc::Source;
 use tempfile::TempDir;
 
-const FAMILIES: [&str; 3] = ["attention", "sampling", "glue"];
+const FAMILIES: [&str; 3] = ["attention", "sampling", "norm"];
 
 fn executable(path: &Path, script: &str) -> PathBuf {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -78,15 +78,15 @@ fn no_nvcc_names_every_place_and_the_remedy() {
 
 #[test]
 fn kernel_tables_are_read_without_comments() {
-    let source = "// FLEXDRAFT_KERNEL_TABLE(old, a)\nint x; // )\nFLEXDRAFT_KERNEL_TABLE(glue, rms_norm, // why\n  b2)\n";
+    let source = "// FLEXDRAFT_KERNEL_TABLE(old, a)\nint x; // )\nFLEXDRAFT_KERNEL_TABLE(norm, rms_norm, // why\n  b2)\n";
     assert_eq!(nvcc::kernel_table(source), Ok(vec!["rms_norm".to_owned(), "b2".to_owned()]));
     for (source, problem) in [
         ("", "no FLEXDRAFT_KERNEL_TABLE"),
-        ("FLEXDRAFT_KERNEL_TABLE(glue, a", "not closed"),
-        ("FLEXDRAFT_KERNEL_TABLE(glue)", "lists no kernel"),
-        ("FLEXDRAFT_KERNEL_TABLE(glue, a, )", "`` in"),
-        ("FLEXDRAFT_KERNEL_TABLE(glue, \"a\")", "`\"a\"` in"),
-        ("FLEXDRAFT_KERNEL_TABLE(glue, a)\nFLEXDRAFT_KERNEL_TABLE(glue, b)", "more than one"),
+        ("FLEXDRAFT_KERNEL_TABLE(norm, a", "not closed"),
+        ("FLEXDRAFT_KERNEL_TABLE(norm)", "lists no kernel"),
+        ("FLEXDRAFT_KERNEL_TABLE(norm, a, )", "`` in"),
+        ("FLEXDRAFT_KERNEL_TABLE(norm, \"a\")", "`\"a\"` in"),
+        ("FLEXDRAFT_KERNEL_TABLE(norm, a)\nFLEXDRAFT_KERNEL_TABLE(norm, b)", "more than one"),
     ] {
         let error = nvcc::kernel_table(source).unwrap_err();
         assert!(error.contains(problem), "{source:?}: {error}");
@@ -96,7 +96,7 @@ fn kernel_tables_are_read_without_comments() {
 /// Writes kernel sources of two families, and one file that is not a kernel source.
 fn tree(root: &Path) -> (PathBuf, Vec<Source>) {
     let cuda = root.join("cuda");
-    for (family, file, kernel) in [("glue", "glue.cu", "norm"), ("attention", "attention.cu", "joint")] {
+    for (family, file, kernel) in [("norm", "norm.cu", "rms_norm"), ("attention", "attention.cu", "joint")] {
         fs::create_dir_all(cuda.join(family)).unwrap();
         fs::write(cuda.join(family).join(file), format!("FLEXDRAFT_KERNEL_TABLE({family}, {kernel})\n"))
             .unwrap();
@@ -113,7 +113,7 @@ fn families_may_be_missing() {
     let (cuda, sources) = tree(root.path());
     let source =
         |path: &str, kernel: &str| Source { path: cuda.join(path), kernels: vec![kernel.to_owned()] };
-    assert_eq!(sources, [source("attention/attention.cu", "joint"), source("glue/glue.cu", "norm")]);
+    assert_eq!(sources, [source("attention/attention.cu", "joint"), source("norm/norm.cu", "rms_norm")]);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn every_source_is_compiled_with_the_shared_options() {
     let compiler = executable(
         &root.path().join("nvcc"),
         r#"for last; do [ "$previous" = -o ] && out=$last; previous=$last; done
-echo "$@" > "$out"; case "$last" in *glue.cu) echo 'glue.cu(3): warning' >&2;; esac"#,
+echo "$@" > "$out"; case "$last" in *norm.cu) echo 'norm.cu(3): warning' >&2;; esac"#,
     );
     for (warnings_are_errors, jobs) in [(false, 1), (true, 2), (false, 100), (true, 0)] {
         let images = nvcc::compile(&compiler, &cuda, &sources, &out, warnings_are_errors, jobs).unwrap();
@@ -141,7 +141,7 @@ echo "$@" > "$out"; case "$last" in *glue.cu) echo 'glue.cu(3): warning' >&2;; e
             assert!(arguments.trim_end().ends_with(source.path.to_str().unwrap()), "{arguments}");
             assert_eq!(image.kernels, source.kernels);
         }
-        assert_eq!([&*images[0].warnings, &*images[1].warnings], ["", "glue.cu(3): warning\n"]);
+        assert_eq!([&*images[0].warnings, &*images[1].warnings], ["", "norm.cu(3): warning\n"]);
         let listing = nvcc::listing(&images).unwrap();
         let path = images[0].path.to_str().unwrap();
         assert!(
@@ -158,10 +158,10 @@ fn one_failing_source_leaves_no_images_and_its_output() {
     let (cuda, sources) = tree(root.path());
     let compiler = executable(
         &root.path().join("nvcc"),
-        r#"for last; do :; done; case "$last" in *glue.cu) echo 'glue.cu(3): error: no' >&2; exit 2;; esac"#,
+        r#"for last; do :; done; case "$last" in *norm.cu) echo 'norm.cu(3): error: no' >&2; exit 2;; esac"#,
     );
     let problem = nvcc::compile(&compiler, &cuda, &sources, root.path(), false, 2).unwrap_err();
-    for part in ["glue/glue.cu", "exit status: 2", "glue.cu(3): error: no"] {
+    for part in ["norm/norm.cu", "exit status: 2", "norm.cu(3): error: no"] {
         assert!(problem.contains(part), "{problem}");
     }
     // A compiler that cannot be started.

@@ -82,7 +82,7 @@ enum FlexdraftCta {
     FLEXDRAFT_ACCEPT_SHARED = 1024,
     FLEXDRAFT_BLOCK_SHARES = 16, /* CTAs that share a sequence's draft tokens in the first launch of block verification:
                                   * only the device knows their number, and most drafts have no more */
-    FLEXDRAFT_ROW_THREADS = 128, /* of the glue, a row each, or 8 columns a thread */
+    FLEXDRAFT_ROW_THREADS = 128, /* of embedding, activation and rope kernels: a row each, or 8 columns a thread */
     FLEXDRAFT_NORM_THREADS = 256,                            /* of rms_norm, a row; its sum is arithmetic */
     FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float a warp */
     FLEXDRAFT_ROPE_THREADS = 64                              /* of rope_table, a row each */

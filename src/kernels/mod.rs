@@ -6,10 +6,10 @@
 //! | sampling | [`sample`](Kernels::sample) | [`sampling`] | 2 | logits + W2·u + b2, warping, Gumbel-max draw |
 //! | acceptance | [`accept`](Kernels::accept) | [`acceptance`] | 1, or 2 with `block` | arXiv 2211.17192, 2302.01318, 2403.10444 |
 //! | selection | [`follow_verdicts`](Kernels::follow_verdicts), [`select_drafts`](Kernels::select_drafts) | [`selection`] | 1 each | the mask group of the accepted length |
-//! | embedding | [`embed`](Kernels::embed), [`gather`](Kernels::gather) | [`glue`] | 1 each | out\[r\] = table\[ids\[r\]\] |
-//! | norm | [`rms_norm`](Kernels::rms_norm), [`add`](Kernels::add) | [`glue`] | 1 each | arXiv 1910.07467, equation 4 |
-//! | activation | [`silu_mul`](Kernels::silu_mul), [`silu_add`](Kernels::silu_add) | [`glue`] | 1 each | arXiv 2002.05202, equation 6 |
-//! | rotation | [`rope_table`](Kernels::rope_table), [`norm_rope_append`](Kernels::norm_rope_append) | [`glue`] | 1 each | arXiv 2104.09864, equation 34 |
+//! | embedding | [`embed`](Kernels::embed), [`gather`](Kernels::gather) | [`embedding`] | 1 each | out\[r\] = table\[ids\[r\]\] |
+//! | norm | [`rms_norm`](Kernels::rms_norm), [`add`](Kernels::add) | [`norm`] | 1 each | arXiv 1910.07467, equation 4 |
+//! | activation | [`silu_mul`](Kernels::silu_mul), [`silu_add`](Kernels::silu_add) | [`activation`] | 1 each | arXiv 2002.05202, equation 6 |
+//! | rotation | [`rope_table`](Kernels::rope_table), [`norm_rope_append`](Kernels::norm_rope_append) | [`rope`] | 1 each | arXiv 2104.09864, equation 34 |
 //!
 //! A method checks every operand (length, alignment, queue) before it launches anything, fills the kernel's
 //! parameter struct and launches. It allocates nothing, never waits, and takes stream and workspace from its
@@ -23,15 +23,18 @@
 //! off.
 
 pub mod acceptance;
+pub mod activation;
 pub mod attention;
+pub mod embedding;
 mod error;
 mod faults;
-pub mod glue;
 mod kv;
 mod load;
+pub mod norm;
 mod operands;
 pub(crate) mod params;
 mod pass;
+pub mod rope;
 pub mod sampling;
 pub mod selection;
 

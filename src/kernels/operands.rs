@@ -1,6 +1,7 @@
 //! Checks the operands of one launch, and records the memory that they occupy.
 
 use super::KernelError;
+use super::params::shapes::FLEXDRAFT_ROW_THREADS;
 use crate::layout::AttentionShape;
 use crate::runtime::{Access, Element, Launch, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
@@ -142,6 +143,20 @@ impl Operands {
     pub fn product(&self, what: &'static str, dims: &[usize]) -> Result<usize, KernelError> {
         let overflow = KernelError::Overflow { kernel: self.kernel, what };
         dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
+    }
+
+    /// Returns the number of columns of bf16 rows that are read in chunks of 16 bytes, as the kernels' type.
+    pub fn cols(&self, cols: usize) -> Result<i64, KernelError> {
+        if cols == 0 || !cols.is_multiple_of(8) {
+            return Err(self.unsupported("number of columns", cols, "multiples of 8"));
+        }
+        self.i32("columns", cols).map(i64::from)
+    }
+
+    /// Returns a grid with one CTA per row.
+    pub fn rows_grid(&self, rows: usize, shared_bytes: u32) -> Result<Grid, KernelError> {
+        let ctas = [self.i32("rows", rows)?.cast_unsigned(), 1, 1];
+        Ok(Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes })
     }
 
     fn check<T>(

@@ -8,7 +8,8 @@ use flexdraft::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verdict, Verify, VerifySequence, accept_workspace_len,
 };
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::glue::{Embed, Gather, NormRopeAppend, RopeTable};
+use flexdraft::kernels::embedding::{Embed, Gather};
+use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::kernels::{KvStrides, PagedKv, PagedKvMut, Paging, PassTables};

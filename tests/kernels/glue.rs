@@ -1,9 +1,10 @@
 //! The kernels around the matrix products, compared with the reference row by row, with all memory outside their operands
 //! poisoned.
 
-use flexdraft::kernels::glue::{
-    Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
-};
+use flexdraft::kernels::activation::{SiluAdd, SiluMul};
+use flexdraft::kernels::embedding::{Embed, Gather};
+use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
+use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft::runtime::SimtOptions;

@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use flexdraft::kernels::acceptance::Verdict;
-use flexdraft::kernels::glue::RopeTable;
+use flexdraft::kernels::rope::RopeTable;
 use flexdraft::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use flexdraft::kernels::{KernelError, Paging, PassTables};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};

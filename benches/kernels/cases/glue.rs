@@ -1,8 +1,9 @@
 //! Benchmark cases of the kernels around the matrix products of a layer.
 
-use flexdraft::kernels::glue::{
-    Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
-};
+use flexdraft::kernels::activation::{SiluAdd, SiluMul};
+use flexdraft::kernels::embedding::{Embed, Gather};
+use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
+use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft::runtime::Runtime;

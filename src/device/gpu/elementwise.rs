@@ -7,7 +7,9 @@ use super::check::{expect, index, index32};
 use super::context::Context;
 use super::scratch::{Scratch, error_word};
 use crate::device::{DeviceError, DraftLogits};
-use crate::kernels::glue::{Add, Gather, Residual, RmsNorm, SiluAdd, SiluMul};
+use crate::kernels::activation::{SiluAdd, SiluMul};
+use crate::kernels::embedding::Gather;
+use crate::kernels::norm::{Add, Residual, RmsNorm};
 use crate::runtime::Runtime;
 
 /// Writes `value` to each of `rows` of `out`.

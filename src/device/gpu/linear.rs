@@ -8,7 +8,7 @@ use super::context::Context;
 use super::products::{ProductOut, Products, Weights};
 use super::scratch::{Scratch, error_word};
 use crate::device::{DeviceError, LinearPart};
-use crate::kernels::glue::Embed;
+use crate::kernels::embedding::Embed;
 use crate::runtime::{Runtime, View};
 
 /// A linear layer on a GPU.

@@ -2,7 +2,7 @@
 
 use super::memory::GrowableMemory;
 use crate::device::{DeviceError, Rope};
-use crate::kernels::glue::RopeTable;
+use crate::kernels::rope::RopeTable;
 use crate::kernels::{Kernels, PassTables};
 use crate::runtime::{Runtime, RuntimeError};
 

@@ -16,7 +16,7 @@ use crate::device::{
 };
 use crate::kernels::Faults;
 use crate::kernels::acceptance::Verdict;
-use crate::kernels::glue::{Embed, Gather};
+use crate::kernels::embedding::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use crate::layout::Pass;

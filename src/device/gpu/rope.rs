@@ -7,7 +7,7 @@ use super::kv_cache::GpuKvCache;
 use super::pass::UploadedPass;
 use super::scratch::{Scratch, error_word};
 use crate::device::{DeviceError, QkTransform, RowKind};
-use crate::kernels::glue::NormRopeAppend;
+use crate::kernels::rope::NormRopeAppend;
 use crate::runtime::Runtime;
 
 /// Transforms the q and k heads of rows `kind`, and appends k and v of candidate rows to the cache.

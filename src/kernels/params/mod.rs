@@ -7,8 +7,11 @@
 #![allow(dead_code, missing_docs, unused_imports)]
 
 pub mod acceptance;
+pub mod activation;
 pub mod attention;
 pub mod common;
-pub mod glue;
+pub mod embedding;
+pub mod norm;
+pub mod rope;
 pub mod sampling;
 pub mod shapes;

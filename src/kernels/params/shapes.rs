@@ -17,6 +17,7 @@ pub const FLEXDRAFT_FEW_LEVELS: FlexdraftAttentionShape = 5;
 pub const FLEXDRAFT_MERGE_LEVELS: FlexdraftAttentionShape = 12;
 /// of a CTA of the merge, a head of a row each
 pub const FLEXDRAFT_MERGE_WARPS: FlexdraftAttentionShape = 4;
+/// clang-format on
 pub type FlexdraftAttentionShape = ::core::ffi::c_uint;
 pub const FLEXDRAFT_D64_R64_S2_ROWS: FlexdraftAttentionTile = 64;
 pub const FLEXDRAFT_D64_R64_S2_SHARED: FlexdraftAttentionTile = 41644;
@@ -70,7 +71,7 @@ pub const FLEXDRAFT_ACCEPT_SHARED: FlexdraftCta = 1024;
 /// CTAs that share a sequence's draft tokens in the first launch of block verification:
 /// only the device knows their number, and most drafts have no more
 pub const FLEXDRAFT_BLOCK_SHARES: FlexdraftCta = 16;
-/// of the glue, a row each, or 8 columns a thread
+/// of embedding, activation and rope kernels: a row each, or 8 columns a thread
 pub const FLEXDRAFT_ROW_THREADS: FlexdraftCta = 128;
 /// of rms_norm, a row; its sum is arithmetic
 pub const FLEXDRAFT_NORM_THREADS: FlexdraftCta = 256;

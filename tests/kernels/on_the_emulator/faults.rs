@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
-use flexdraft::kernels::glue::NormRopeAppend;
+use flexdraft::kernels::rope::NormRopeAppend;
 use flexdraft::kernels::{Fault, Faults, Kernels, KvStrides, PagedKv, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
 use flexdraft::runtime::simt::Checking;

@@ -1,9 +1,10 @@
 //! Operands of the kernels around the matrix products.
 
 use flexdraft::kernels::KernelError;
-use flexdraft::kernels::glue::{
-    Add, Embed, Gather, NormRopeAppend, Residual, RmsNorm, RopeTable, SiluAdd, SiluMul,
-};
+use flexdraft::kernels::activation::{SiluAdd, SiluMul};
+use flexdraft::kernels::embedding::{Embed, Gather};
+use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
+use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KvStrides, PagedKvMut};
 use flexdraft::layout::{AttentionShape, RowKind};
 use half::bf16;

@@ -1,7 +1,11 @@
-// Helpers for rows of bf16, which are read and written in chunks of eight elements (16 bytes).
+// Rows of bf16 in global memory, which kernels read and write in chunks of eight elements (16 bytes).
 #pragma once
 
-#include "../common/bf16.cuh"
+#include "bf16.cuh"
+#include "params.h"
+#include "shapes.h"
+
+constexpr int32_t row_threads = FLEXDRAFT_ROW_THREADS;
 
 struct Eight {
     float x[8];
@@ -27,4 +31,12 @@ FLEXDRAFT_INLINE float warp_sum(float value) {
     return value;
 }
 
-FLEXDRAFT_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
+// Returns whether `index` is one of `rows` rows. Indices are in device memory, so the host cannot check them; an index
+// that is neither a row nor -1 is reported in `error`.
+FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
+    const bool exists = index >= 0 && index < rows;
+    if (!exists && index != -1 && threadIdx.x == 0 && error != nullptr) {
+        atomicOr(error, uint32_t(FLEXDRAFT_ERROR_ROW));
+    }
+    return exists;
+}

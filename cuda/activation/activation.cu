@@ -1,0 +1,45 @@
+// The activations: of the MLP, and of the calibrator's hidden layer.
+//
+// Registers a thread:
+//
+//   kernel                    sm_80   sm_90a
+//   silu_mul                     30       30
+//   silu_add                     36       34
+#include "../common/vectors.cuh"
+#include "params.h"
+
+namespace {
+
+FLEXDRAFT_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
+
+} // namespace
+
+// Grid [rows, chunks of a row / row_threads]: a decode step has few rows with many columns.
+FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
+    const int64_t row = blockIdx.x, c = int64_t(blockIdx.y) * row_threads + threadIdx.x;
+    if (c >= p.cols / 8) return;
+    const uint16_t* const x = p.x + row * 2 * p.cols;
+    const Eight gate = unpack(chunks(x)[c]), up = unpack(chunks(x + p.cols)[c]);
+    Eight out;
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) out.x[i] = silu(gate.x[i]) * up.x[i];
+    chunks(p.out + row * p.cols)[c] = pack(out);
+}
+
+// Grid [rows], one CTA per row.
+FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
+    const int64_t row = blockIdx.x;
+    const int32_t owner = __ldg(p.owner + row);
+    if (!row_exists(owner, p.bonus_rows, p.error)) return;
+    uint4* const x = chunks(p.x + row * p.cols);
+    const uint4* const bonus = chunks(p.bonus + owner * p.cols);
+    for (int64_t c = threadIdx.x; c < p.cols / 8; c += row_threads) {
+        Eight values = unpack(x[c]);
+        const Eight more = unpack(bonus[c]);
+#pragma unroll
+        for (int32_t i = 0; i < 8; ++i) values.x[i] = silu(values.x[i] + more.x[i]);
+        x[c] = pack(values);
+    }
+}
+
+FLEXDRAFT_KERNEL_TABLE(activation, silu_mul, silu_add)

@@ -1,0 +1,31 @@
+/* Parameters of the copies of rows by index. Rows are bf16, with `cols` elements (a multiple of 8). */
+#pragma once
+
+#include "../common/params.h"
+
+/* out[r] = table[ids[r]], or zeros if the table has no such id. */
+struct FlexdraftEmbedParams {
+    const int32_t* ids;    /* [rows] */
+    const uint16_t* table; /* [vocab, cols] */
+    uint16_t* out;         /* [rows, cols] */
+    uint32_t* error;       /* null, or FLEXDRAFT_ERROR_TOKEN is set */
+    int64_t cols;
+    int32_t rows;
+    int32_t vocab;
+};
+
+/* out[r] = x[indices[r]], or zeros if `x` has no such row. */
+struct FlexdraftGatherParams {
+    const int32_t* indices; /* [rows]; -1: zeros, on purpose */
+    const uint16_t* x;      /* [x_rows, cols] */
+    uint16_t* out;          /* [rows, cols] */
+    uint32_t* error;        /* null, or FLEXDRAFT_ERROR_ROW is set */
+    int64_t cols;
+    int32_t rows;
+    int32_t x_rows;
+};
+
+#if defined(__cplusplus)
+static_assert(sizeof(FlexdraftEmbedParams) == 48, "mirrored in Rust");
+static_assert(sizeof(FlexdraftGatherParams) == 48, "mirrored in Rust");
+#endif

@@ -1,0 +1,95 @@
+// RMSNorm and the addition to the residual stream.
+//
+// Registers a thread:
+//
+//   kernel                    sm_80   sm_90a
+//   rms_norm                     69       72
+//   add                          24       24
+#include "../common/vectors.cuh"
+#include "params.h"
+
+namespace {
+
+constexpr int32_t norm_threads = FLEXDRAFT_NORM_THREADS;
+constexpr int32_t norm_warps = norm_threads / 32;
+constexpr int32_t norm_held = 4; // chunks of a row that a thread keeps
+static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the launch asks for");
+
+} // namespace
+
+// Grid [rows], one CTA per row. All loads of a thread are in flight together, for rows up to `norm_held` chunks per
+// thread (8192 columns); the rest of a longer row is read a second time.
+FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
+    FLEXDRAFT_SHARED(shared);
+    auto* const partial = reinterpret_cast<float*>(shared); // [norm_warps]
+    const int64_t first = int64_t(blockIdx.x) * p.cols;
+    const int64_t end = p.cols / 8;
+    uint4* const x = chunks(p.x + first);
+    const uint4* const deltas = p.delta != nullptr ? chunks(p.delta + first) : nullptr;
+    uint4 held[norm_held];
+    float sum = 0.0f;
+    for (int64_t block = 0; block < end; block += norm_held * norm_threads) {
+        uint4 values[norm_held], delta[norm_held];
+#pragma unroll
+        for (int32_t i = 0; i < norm_held; ++i) {
+            const int64_t c = block + i * norm_threads + threadIdx.x;
+            values[i] = delta[i] = make_uint4(0, 0, 0, 0);
+            if (c < end) {
+                values[i] = x[c];
+                if (deltas != nullptr) delta[i] = deltas[c];
+            }
+        }
+#pragma unroll
+        for (int32_t i = 0; i < norm_held; ++i) {
+            const int64_t c = block + i * norm_threads + threadIdx.x;
+            if (c >= end) continue;
+            Eight exact = unpack(values[i]);
+            if (deltas != nullptr) {
+                const Eight more = unpack(delta[i]);
+#pragma unroll
+                for (int32_t j = 0; j < 8; ++j) exact.x[j] += more.x[j];
+                values[i] = x[c] = pack(exact);
+                exact = unpack(values[i]);
+            }
+#pragma unroll
+            for (int32_t j = 0; j < 8; ++j) sum = fmaf(exact.x[j], exact.x[j], sum);
+            if (block == 0) held[i] = values[i];
+        }
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+    __syncthreads();
+    float total = 0.0f;
+#pragma unroll
+    for (int32_t w = 0; w < norm_warps; ++w) total += partial[w];
+    const float scale = 1.0f / sqrtf(total / float(p.cols) + p.eps);
+    const auto norm = [&](uint4 value, int64_t c) {
+        Eight values = unpack(value);
+        const float4 low = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c);
+        const float4 high = __ldg(reinterpret_cast<const float4*>(p.weight) + 2 * c + 1);
+        const float weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int32_t j = 0; j < 8; ++j) values.x[j] = values.x[j] * scale * weights[j];
+        chunks(p.out + first)[c] = pack(values);
+    };
+#pragma unroll
+    for (int32_t i = 0; i < norm_held; ++i) {
+        const int64_t c = i * norm_threads + threadIdx.x;
+        if (c < end) norm(held[i], c);
+    }
+    // This thread wrote these chunks above.
+    for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) norm(x[c], c);
+}
+
+// Grid [chunks / row_threads], one chunk per thread.
+FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
+    const int64_t c = int64_t(blockIdx.x) * row_threads + threadIdx.x;
+    if (c >= p.chunks) return;
+    Eight values = unpack(chunks(p.x)[c]);
+    const Eight delta = unpack(chunks(p.delta)[c]);
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) values.x[i] += delta.x[i];
+    chunks(p.x)[c] = pack(values);
+}
+
+FLEXDRAFT_KERNEL_TABLE(norm, rms_norm, add)

@@ -1,0 +1,91 @@
+// Generated from cuda/rope/params.h by the crate in bindings.
+
+use super::common::*;
+
+/// cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0).
+#[repr(C)]
+pub struct FlexdraftRopeTableParams {
+    pub pass: FlexdraftPass,
+    /// [head_dim / 2]
+    pub inv_freq: *const f32,
+    /// [rows, head_dim / 2, 2]
+    pub cos_sin: *mut f32,
+    pub scale: f32,
+    pub half_dim: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftRopeTableParams"][::core::mem::size_of::<FlexdraftRopeTableParams>() - 88usize];
+    ["Alignment of FlexdraftRopeTableParams"][::core::mem::align_of::<FlexdraftRopeTableParams>() - 8usize];
+    ["Offset of field: FlexdraftRopeTableParams::pass"]
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, pass) - 0usize];
+    ["Offset of field: FlexdraftRopeTableParams::inv_freq"]
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, inv_freq) - 64usize];
+    ["Offset of field: FlexdraftRopeTableParams::cos_sin"]
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, cos_sin) - 72usize];
+    ["Offset of field: FlexdraftRopeTableParams::scale"]
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, scale) - 80usize];
+    ["Offset of field: FlexdraftRopeTableParams::half_dim"]
+        [::core::mem::offset_of!(FlexdraftRopeTableParams, half_dim) - 84usize];
+};
+/// Applies norms (if there are weights) and rotation to the q and k heads of rows first_row..end_row. q, and the k of
+/// mask rows, change in place; the k and v of candidate rows go to the cache.
+#[repr(C)]
+pub struct FlexdraftNormRopeAppendParams {
+    pub pass: FlexdraftPass,
+    pub cache: FlexdraftPagedKv,
+    /// [rows, qkv_stride]: q heads, k heads, v heads
+    pub qkv: *mut u16,
+    /// [rows, head_dim / 2, 2]
+    pub cos_sin: *const f32,
+    /// [head_dim] or null
+    pub q_norm: *const f32,
+    /// [head_dim] or null, as q_norm
+    pub k_norm: *const f32,
+    /// null, or FLEXDRAFT_ERROR_PAGE is set
+    pub error: *mut u32,
+    pub qkv_stride: i64,
+    pub eps: f32,
+    pub q_heads: i32,
+    pub kv_heads: i32,
+    pub first_row: i32,
+    pub end_row: i32,
+    pub unused: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftNormRopeAppendParams"]
+        [::core::mem::size_of::<FlexdraftNormRopeAppendParams>() - 224usize];
+    ["Alignment of FlexdraftNormRopeAppendParams"]
+        [::core::mem::align_of::<FlexdraftNormRopeAppendParams>() - 8usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::pass"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, pass) - 0usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::cache"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cache) - 64usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::qkv"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv) - 152usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::cos_sin"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, cos_sin) - 160usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::q_norm"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_norm) - 168usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::k_norm"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, k_norm) - 176usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::error"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, error) - 184usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::qkv_stride"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, qkv_stride) - 192usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::eps"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, eps) - 200usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::q_heads"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, q_heads) - 204usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::kv_heads"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, kv_heads) - 208usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::first_row"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, first_row) - 212usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::end_row"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, end_row) - 216usize];
+    ["Offset of field: FlexdraftNormRopeAppendParams::unused"]
+        [::core::mem::offset_of!(FlexdraftNormRopeAppendParams, unused) - 220usize];
+};
