@@ -13,6 +13,7 @@ use std::mem::size_of;
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::acceptance::{
     FLEXDRAFT_ACCEPT_CHUNK, FLEXDRAFT_MAX_DRAFTS, FLEXDRAFT_RULE_BLOCK, FLEXDRAFT_RULE_MATCH,
@@ -83,10 +84,7 @@ impl Verify {
             i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: KERNEL, what })
         };
         let drafts = index("number of drafts", sequence.drafts)?;
-        if sequence.drafts > MAX_DRAFTS {
-            let (what, found) = ("number of drafts", drafts.into());
-            return Err(KernelError::Unsupported { kernel: KERNEL, what, found, supported: "0 to 63" });
-        }
+        limits::drafts(sequence.drafts).map_err(|limit| KernelError::exceeded(KERNEL, limit))?;
         Ok(Verify(FlexdraftVerify {
             seed: sequence.seed,
             groups: sequence.groups.bits(),
@@ -255,16 +253,8 @@ impl<B: Runtime> Kernels<B> {
     pub fn accept<L: Logit>(&self, stream: &B::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
         let names = L::KERNELS;
         let mut operands = Operands::new(names.accept, self.runtime.queue(stream));
-        if args.vocab == 0 || args.vocab > 1 << 20 {
-            return Err(operands.unsupported("vocabulary", args.vocab, "1 to 2^20"));
-        }
-        if args.stride < args.vocab || !args.stride.is_multiple_of(8) {
-            return Err(operands.unsupported(
-                "stride",
-                args.stride,
-                "multiples of 8, at least the vocabulary",
-            ));
-        }
+        operands.within(limits::vocabulary(args.vocab))?;
+        operands.within(limits::stride(args.stride, args.vocab))?;
         let batch = args.sequences.len();
         let chunks = args.vocab.div_ceil(FLEXDRAFT_ACCEPT_CHUNK as usize);
         let overflow = KernelError::Overflow { kernel: names.accept, what: "workspace" };
@@ -315,9 +305,7 @@ impl<B: Runtime> Kernels<B> {
             token_count: operands.i32("tokens", args.tokens.len())?,
             unused: 0,
         };
-        if batch > 65_535 {
-            return Err(operands.unsupported("batch", batch, "up to 65535"));
-        }
+        operands.within(limits::batch(batch))?;
         let (threads, shared_bytes) = (FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_ACCEPT_SHARED);
         let grid = |z| Grid { ctas: [chunks as u32, batch as u32, z], threads, shared_bytes };
         if args.any_block {

@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::activation::{FlexdraftSiluAddParams, FlexdraftSiluMulParams};
 use super::params::shapes::FLEXDRAFT_ROW_THREADS;
@@ -76,9 +77,7 @@ impl<B: Runtime> Kernels<B> {
         };
         // A thread computes 8 columns.
         let blocks = args.cols.div_ceil(8 * FLEXDRAFT_ROW_THREADS as usize);
-        if blocks > 65_535 {
-            return Err(operands.unsupported("number of columns", args.cols, "up to 67107840"));
-        }
+        operands.within(limits::activation_columns(args.cols))?;
         let ctas = [operands.i32("rows", rows)?.cast_unsigned(), blocks as u32, 1];
         let grid = Grid { ctas, threads: FLEXDRAFT_ROW_THREADS, shared_bytes: 0 };
         // SAFETY: the parameters belong to this kernel, and its operands were checked against their shapes.

@@ -13,6 +13,7 @@
 use half::bf16;
 
 use super::kv::{KvShape, PagedKv};
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::attention::FlexdraftAttentionParams;
 use super::params::shapes::*;
@@ -21,14 +22,8 @@ use super::{KernelError, Kernels};
 use crate::layout::AttentionShape;
 use crate::runtime::{Limits, Runtime, View, ViewMut};
 
-/// Keys of a tile: splits are multiples of it.
-const TILE_KEYS: usize = FLEXDRAFT_TILE_KEYS as usize;
-
 /// Splits of a span.
 const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
-
-/// Splits of a sequence that the merge has levels for.
-const MAX_SPLITS: usize = ((1 << FLEXDRAFT_MERGE_LEVELS) - 1) * SPAN;
 
 /// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 registers are the number of every compute
 /// capability from 8.0 to 12.0.
@@ -37,9 +32,8 @@ const THREADS_TOGETHER: u32 = 65536 / 256;
 /// Shared memory that every CTA takes besides its own, in bytes.
 const RESERVED_SHARED: u32 = 1024;
 
-/// Heads of a CTA of the merge, and how many there may be: a grid's second dimension ends at 65535.
+/// Heads of a CTA of the merge.
 const HEADS_A_CTA: usize = FLEXDRAFT_MERGE_WARPS as usize;
-const MAX_HEADS: usize = 65_535 * HEADS_A_CTA;
 
 /// Groups of states that the small merge has levels for.
 const FEW_GROUPS: usize = (1 << FLEXDRAFT_FEW_LEVELS) - 1;
@@ -311,13 +305,9 @@ impl<B: Runtime> Kernels<B> {
         let Some(tile) = tile else {
             return Err(operands.unsupported("batch", args.pass.batch(), "what fits shared memory"));
         };
-        if args.split == 0 || !args.split.is_multiple_of(TILE_KEYS) {
-            return Err(operands.unsupported("split", args.split, "multiples of 64"));
-        }
+        operands.within(limits::split(args.split))?;
         let max_splits = args.pass.longest().div_ceil(args.split);
-        if max_splits > MAX_SPLITS {
-            return Err(operands.unsupported("number of splits", max_splits, "up to 16380"));
-        }
+        operands.within(limits::splits(max_splits))?;
         let max_states = max_splits.div_ceil(item_splits);
         operands.i32("split", operands.product("split", &[args.split, item_splits])?)?;
         let rows = (args.qkv.len() / stride).max(pass_rows);
@@ -359,9 +349,7 @@ impl<B: Runtime> Kernels<B> {
             max_states: operands.i32("states", max_states)?,
             places: operands.i32("states", places)?,
         };
-        if q_heads > MAX_HEADS {
-            return Err(operands.unsupported("number of query heads", q_heads, "up to 262140"));
-        }
+        operands.within(limits::query_heads(q_heads))?;
         let shared_bytes =
             operands.i32("shared memory", tile.shared_bytes(args.pass.batch()))?.cast_unsigned();
         // As many CTAs as run at once; each takes items until there are none.
@@ -392,6 +380,8 @@ impl<B: Runtime> Kernels<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TILE_KEYS: usize = FLEXDRAFT_TILE_KEYS as usize;
 
     /// A GPU with `kib` KiB of shared memory per CTA: 99, 163 and 227 are compute capability 8.6 and 8.9, 8.0, and 9.0.
     fn gpu(kib: u32) -> Limits {

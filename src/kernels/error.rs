@@ -1,5 +1,6 @@
 //! The error type of kernel launches.
 
+use super::limits::ExceededLimit;
 use crate::runtime::RuntimeError;
 
 /// An error of a kernel's operands, or of its launch. After such an error, nothing was launched.
@@ -50,9 +51,19 @@ pub enum KernelError {
         /// The supported values, in words.
         supported: &'static str,
     },
-    /// A sequence of a pass exceeds a limit.
-    #[error("sequence {sequence} of the pass: {what} is {found}, and at most {limit} is possible")]
+    /// A pass as a whole exceeds a limit.
+    #[error("pass tables: {what} is {found}, and at most {limit} is possible")]
     Pass {
+        /// The name of the quantity that is too large.
+        what: &'static str,
+        /// The quantity that was found.
+        found: usize,
+        /// The largest allowed quantity.
+        limit: usize,
+    },
+    /// A sequence of a pass exceeds a limit.
+    #[error("pass tables: sequence {sequence}: {what} is {found}, and at most {limit} is possible")]
+    Sequence {
         /// The sequence's index.
         sequence: usize,
         /// The name of the quantity that is too large.
@@ -62,10 +73,38 @@ pub enum KernelError {
         /// The largest allowed quantity.
         limit: usize,
     },
+    /// A sequence of a pass has a page that the cache does not have.
+    #[error("pass tables: sequence {sequence}: page id {page} is out of range, the cache has {pages} pages")]
+    PageId {
+        /// The sequence's index.
+        sequence: usize,
+        /// The page id.
+        page: u32,
+        /// The number of pages of the cache.
+        pages: usize,
+    },
+    /// The mask groups of a sequence do not ascend.
+    #[error("pass tables: sequence {sequence}: group {next} follows group {group}, and groups must ascend")]
+    GroupOrder {
+        /// The sequence's index.
+        sequence: usize,
+        /// The accepted length of a group.
+        group: usize,
+        /// The accepted length of the group after it.
+        next: usize,
+    },
+    /// A sequence of a pass has mask groups without slots.
+    #[error("pass tables: sequence {sequence}: its {groups} mask groups have 0 slots, expected 1 to 64")]
+    NoSlots {
+        /// The sequence's index.
+        sequence: usize,
+        /// The number of groups.
+        groups: usize,
+    },
     /// Two candidate rows of a pass would append their k and v to the same token of a page, so timing would
     /// decide which of them the cache holds afterwards.
     #[error(
-        "sequence {sequence} of the pass: it would append to token {token} of page {page}, as sequence {other} does"
+        "pass tables: sequence {sequence} would append to token {token} of page {page}, as sequence {other} does"
     )]
     SharedToken {
         /// Index of the sequence.
@@ -78,8 +117,8 @@ pub enum KernelError {
         /// Index of the token within the page.
         token: usize,
     },
-    /// The product of some shapes does not fit the integer type that counts it.
-    #[error("{kernel}: the size of `{what}` overflows")]
+    /// A size or an index does not fit the integer type that the kernel uses for it.
+    #[error("{kernel}: the size or index `{what}` is too large for its integer type")]
     Overflow {
         /// The kernel's name.
         kernel: &'static str,
@@ -89,4 +128,13 @@ pub enum KernelError {
     /// The launch failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+}
+
+impl KernelError {
+    /// Returns the error of a kernel for an exceeded limit.
+    pub(super) fn exceeded(kernel: &'static str, limit: ExceededLimit) -> Self {
+        let ExceededLimit { what, found, supported } = limit;
+        let found = i64::try_from(found).unwrap_or(i64::MAX);
+        KernelError::Unsupported { kernel, what, found, supported }
+    }
 }

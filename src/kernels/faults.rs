@@ -13,22 +13,22 @@ use super::params::common::{
 #[non_exhaustive]
 pub enum Fault {
     /// The access was skipped: attention took keys and values of zero instead.
-    #[error("a page id that is not of the cache")]
+    #[error("a page id out of range")]
     Page,
     /// The kernel used zeros instead.
-    #[error("a token id that is not of the vocabulary")]
+    #[error("a token id out of range")]
     Token,
     /// The value counted as −∞.
     #[error("a NaN among the logits")]
     Nan,
     /// The sequence's rows were skipped; their results are zeros.
-    #[error("a sequence longer than the workspace was made for")]
+    #[error("a sequence longer than the workspace allows")]
     Plan,
     /// The row or sequence was skipped; the operand's doc says what its result is.
-    #[error("a row or sequence that does not exist")]
+    #[error("a row or sequence index out of range")]
     Row,
     /// Nothing was dropped from the row.
-    #[error("calibrated logits that were not kept and were needed again")]
+    #[error("calibrated logits that were needed again and not stored")]
     Store,
 }
 
@@ -94,10 +94,7 @@ mod tests {
             assert_eq!(faults.to_string(), fault.to_string());
         }
         let both = Faults::of(FLEXDRAFT_ERROR_PAGE | FLEXDRAFT_ERROR_NAN | 0x100).unwrap();
-        assert_eq!(
-            both.to_string(),
-            "a page id that is not of the cache, a NaN among the logits, error word 0x100"
-        );
+        assert_eq!(both.to_string(), "a page id out of range, a NaN among the logits, error word 0x100");
         assert_eq!(Faults::of(0x80).unwrap().to_string(), "error word 0x80");
         assert_eq!(Faults::of(0x80).unwrap().word(), 0x80);
     }

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::KernelError;
+use super::limits;
 use super::operands::Operands;
 use super::params::common::FlexdraftPagedKv;
 use super::pass::Paging;
@@ -88,9 +89,7 @@ impl KvShape {
         strides: KvStrides,
     ) -> Result<usize, KernelError> {
         for stride in [strides.page, strides.token, strides.head] {
-            if !stride.is_multiple_of(8) || i64::try_from(stride).is_err() {
-                return Err(operands.unsupported("a stride of the cache", stride, "multiples of 8 elements"));
-            }
+            operands.within(limits::cache_stride(stride))?;
         }
         let overflow = KernelError::Overflow { kernel: operands.kernel(), what: operand };
         match self.paging.pages {

@@ -29,6 +29,7 @@ pub mod embedding;
 mod error;
 mod faults;
 mod kv;
+mod limits;
 mod load;
 pub mod norm;
 mod operands;
@@ -41,6 +42,7 @@ pub mod selection;
 pub use error::KernelError;
 pub use faults::{Fault, Faults};
 pub use kv::{KvStrides, PagedKv, PagedKvMut};
+pub use limits::{ExceededLimit, ModelShape, supports};
 pub use pass::{Paging, PassTables};
 
 use crate::runtime::Runtime;

@@ -6,6 +6,7 @@
 
 use half::bf16;
 
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::norm::{FlexdraftAddParams, FlexdraftRmsNormParams};
 use super::params::shapes::{FLEXDRAFT_NORM_SHARED, FLEXDRAFT_NORM_THREADS, FLEXDRAFT_ROW_THREADS};
@@ -127,9 +128,7 @@ impl<B: Runtime> Kernels<B> {
     pub fn add(&self, stream: &B::Stream, args: &Add<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("add", self.runtime.queue(stream));
         let elements = args.delta.len();
-        if !elements.is_multiple_of(8) {
-            return Err(operands.unsupported("number of elements", elements, "multiples of 8"));
-        }
+        operands.within(limits::elements(elements))?;
         let chunks = operands.i32("elements", elements / 8)?;
         let params = FlexdraftAddParams {
             x: operands.write("x", &args.x, elements, 16)?.cast(),

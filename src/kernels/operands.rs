@@ -1,6 +1,7 @@
 //! Checks the operands of one launch, and records the memory that they occupy.
 
 use super::KernelError;
+use super::limits::{self, ExceededLimit};
 use super::params::shapes::FLEXDRAFT_ROW_THREADS;
 use crate::layout::AttentionShape;
 use crate::runtime::{Access, Element, Launch, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
@@ -78,12 +79,7 @@ impl Operands {
     /// them.
     pub fn qkv_cols(&self, shape: AttentionShape) -> Result<usize, KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
-        if ![64, 128].contains(&head_dim) {
-            return Err(self.unsupported("head_dim", head_dim, "64, 128"));
-        }
-        if kv_heads == 0 || q_heads == 0 || !q_heads.is_multiple_of(kv_heads) || q_heads / kv_heads > 16 {
-            return Err(self.unsupported("number of query heads", q_heads, "1 to 16 for each KV head"));
-        }
+        self.within(limits::heads(shape))?;
         let heads = kv_heads.checked_mul(2).and_then(|heads| heads.checked_add(q_heads));
         let overflow = KernelError::Overflow { kernel: self.kernel, what: "heads" };
         self.product("heads", &[heads.ok_or(overflow)?, head_dim])
@@ -115,10 +111,14 @@ impl Operands {
         self.kernel
     }
 
-    /// Returns the error for a shape that the kernel does not support.
+    /// Returns the error for a shape that the kernel does not support in this launch.
     pub fn unsupported(&self, what: &'static str, found: usize, supported: &'static str) -> KernelError {
-        let found = i64::try_from(found).unwrap_or(i64::MAX);
-        KernelError::Unsupported { kernel: self.kernel, what, found, supported }
+        KernelError::exceeded(self.kernel, ExceededLimit { what, found, supported })
+    }
+
+    /// Returns an error of this kernel if a limit is exceeded.
+    pub fn within(&self, checked: Result<(), ExceededLimit>) -> Result<(), KernelError> {
+        checked.map_err(|limit| KernelError::exceeded(self.kernel, limit))
     }
 
     /// Returns the pointer to a workspace of at least `needed` elements.
@@ -147,9 +147,7 @@ impl Operands {
 
     /// Returns the number of columns of bf16 rows that are read in chunks of 16 bytes, as the kernels' type.
     pub fn cols(&self, cols: usize) -> Result<i64, KernelError> {
-        if cols == 0 || !cols.is_multiple_of(8) {
-            return Err(self.unsupported("number of columns", cols, "multiples of 8"));
-        }
+        self.within(limits::columns(cols))?;
         self.i32("columns", cols).map(i64::from)
     }
 

@@ -1,6 +1,7 @@
 //! The rows of a pass as tables in device memory, for kernels to read.
 
 use super::KernelError;
+use super::limits;
 use super::operands::Operands;
 use super::params::common::FlexdraftPass;
 use crate::layout::{MAX_BLOCK_SIZE, Pass, SequenceRows};
@@ -107,8 +108,9 @@ impl<B: Runtime> PassTables<B> {
     ///
     /// # Errors
     ///
-    /// [`KernelError::Pass`] if a sequence exceeds a limit, [`KernelError::SharedToken`] if two candidates
-    /// would be appended to the same place. After an error, the tables are unchanged.
+    /// [`KernelError::Pass`], [`KernelError::Sequence`], [`KernelError::PageId`], [`KernelError::GroupOrder`] or
+    /// [`KernelError::NoSlots`] if the pass or a sequence is not possible, [`KernelError::SharedToken`] if two
+    /// candidates would be appended to the same place. After an error, the tables are unchanged.
     pub fn upload(
         &mut self,
         runtime: &B,
@@ -116,11 +118,7 @@ impl<B: Runtime> PassTables<B> {
         pass: &Pass<'_>,
         paging: Paging,
     ) -> Result<(), KernelError> {
-        if ![16, 32, 64, 128].contains(&paging.page_size) {
-            let (what, found) = ("page size", paging.page_size as i64);
-            let supported = "16, 32, 64, 128";
-            return Err(KernelError::Unsupported { kernel: OPERATION, what, found, supported });
-        }
+        limits::page_size(paging.page_size).map_err(|limit| KernelError::exceeded(OPERATION, limit))?;
         let (candidates, masks) = self.check(pass, paging)?;
         self.check_appends(pass, paging.page_size)?;
         let batch = pass.sequences.len();
@@ -159,25 +157,34 @@ impl<B: Runtime> PassTables<B> {
 
     /// Checks the pass and returns its numbers of candidate rows and mask rows.
     fn check(&self, pass: &Pass<'_>, paging: Paging) -> Result<(usize, usize), KernelError> {
+        let in_total = |what: &'static str, found: usize, limit: usize| match found <= limit {
+            true => Ok(()),
+            false => Err(KernelError::Pass { what, found, limit }),
+        };
         let at_most = |sequence: usize, what: &'static str, found: usize, limit: usize| match found <= limit {
             true => Ok(()),
-            false => Err(KernelError::Pass { sequence, what, found, limit }),
+            false => Err(KernelError::Sequence { sequence, what, found, limit }),
         };
-        at_most(0, "number of sequences", pass.sequences.len(), self.max_batch)?;
-        at_most(0, "number of pages", paging.pages, i32::MAX as usize)?;
+        in_total("number of sequences", pass.sequences.len(), self.max_batch)?;
+        in_total("number of pages", paging.pages, i32::MAX as usize)?;
         let [mut candidates, mut masks] = [0usize; 2];
         for (sequence, rows) in pass.sequences.iter().enumerate() {
             at_most(sequence, "number of pages", rows.pages.len(), self.max_pages)?;
             at_most(sequence, "number of slots", rows.slots, MAX_BLOCK_SIZE)?;
             for pair in rows.groups.windows(2) {
-                at_most(sequence, "a group before the next", pair[0] + 1, pair[1])?;
+                let [group, next] = [pair[0], pair[1]];
+                if group >= next {
+                    return Err(KernelError::GroupOrder { sequence, group, next });
+                }
             }
             if let (Some(&first), Some(&last)) = (rows.groups.first(), rows.groups.last()) {
                 at_most(sequence, "distance of the first and last group", last - first, 63)?;
-                at_most(sequence, "fewest slots of a group", 1, rows.slots)?;
+                if rows.slots == 0 {
+                    return Err(KernelError::NoSlots { sequence, groups: rows.groups.len() });
+                }
             }
-            for &page in rows.pages {
-                at_most(sequence, "page id", (page as usize).saturating_add(1), paging.pages)?;
+            if let Some(&page) = rows.pages.iter().find(|&&page| page as usize >= paging.pages) {
+                return Err(KernelError::PageId { sequence, page, pages: paging.pages });
             }
             // Positions 0..end are written or seen; the positions of slots come after them.
             let end = visible(rows);
@@ -186,7 +193,7 @@ impl<B: Runtime> PassTables<B> {
             candidates += rows.candidates;
             masks += rows.groups.len() * rows.slots;
         }
-        at_most(0, "number of rows", candidates.saturating_add(masks), i32::MAX as usize)?;
+        in_total("number of rows", candidates.saturating_add(masks), i32::MAX as usize)?;
         Ok((candidates, masks))
     }
 

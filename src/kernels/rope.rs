@@ -5,6 +5,7 @@
 use half::bf16;
 
 use super::kv::{KvShape, PagedKvMut};
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::rope::{FlexdraftNormRopeAppendParams, FlexdraftRopeTableParams};
 use super::params::shapes::{FLEXDRAFT_ROPE_THREADS, FLEXDRAFT_ROW_THREADS};
@@ -89,9 +90,7 @@ impl<B: Runtime> Kernels<B> {
     pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
         let mut operands = Operands::new("rope_table", self.runtime.queue(stream));
         let half_dim = args.inv_freq.len();
-        if half_dim == 0 {
-            return Err(operands.unsupported("number of frequencies", 0, "head_dim / 2"));
-        }
+        operands.within(limits::frequencies(half_dim))?;
         let rows = args.cos_sin.len() / half_dim / 2;
         let cos_sin = operands.product("cos_sin", &[rows.max(args.pass.rows()), half_dim, 2])?;
         let (pass, ..) = args.pass.params(&self.runtime, stream, &mut operands, rows, true)?;

@@ -63,10 +63,11 @@ use std::ptr;
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
+use super::limits::{self, ExceededLimit};
 use super::operands::{Grid, Operands};
 use super::params::sampling::{
-    FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_PARTIAL_FIELDS, FLEXDRAFT_VOCAB_LIMIT,
-    FlexdraftRowSampling, FlexdraftRowStats, FlexdraftSampleParams,
+    FLEXDRAFT_CALIBRATED_CHUNK, FLEXDRAFT_CHUNK, FLEXDRAFT_PARTIAL_FIELDS, FlexdraftRowSampling,
+    FlexdraftRowStats, FlexdraftSampleParams,
 };
 use super::params::shapes::*;
 use super::{KernelError, Kernels};
@@ -460,36 +461,20 @@ struct SampleShape {
 impl SampleShape {
     fn new<L: Logit>(args: &Sample<'_, L>) -> Result<Self, KernelError> {
         const KERNEL: &str = "sample";
-        let unsupported = |what, found: usize, supported| KernelError::Unsupported {
-            kernel: KERNEL,
-            what,
-            found: i64::try_from(found).unwrap_or(i64::MAX),
-            supported,
+        let within = |checked: Result<(), ExceededLimit>| {
+            checked.map_err(|limit| KernelError::exceeded(KERNEL, limit))
         };
-        if args.vocab == 0 || args.vocab > FLEXDRAFT_VOCAB_LIMIT as usize {
-            return Err(unsupported("vocab", args.vocab, "1 to 2^20"));
-        }
-        if args.stride < args.vocab || !args.stride.is_multiple_of(8) || args.stride > i32::MAX as usize {
-            return Err(unsupported("stride", args.stride, "a multiple of 8 from vocab up"));
-        }
+        within(limits::vocabulary(args.vocab))?;
+        within(limits::stride(args.stride, args.vocab))?;
         let rows = args.sampling.len();
-        if rows > i32::MAX as usize {
-            return Err(unsupported("rows", rows, "below 2^31"));
-        }
+        within(limits::count("rows", rows))?;
         let logit_rows = args.logits.len() / args.stride;
-        if logit_rows > i32::MAX as usize {
-            return Err(unsupported("logits rows", logit_rows, "below 2^31"));
-        }
-        if let Some(starts) = &args.starts
-            && starts.len() > i32::MAX as usize
-        {
-            return Err(unsupported("sequences", starts.len(), "below 2^31"));
+        within(limits::count("logits rows", logit_rows))?;
+        if let Some(starts) = &args.starts {
+            within(limits::count("sequences", starts.len()))?;
         }
         if let Some(calibration) = &args.calibration {
-            let rank = calibration.rank;
-            if rank == 0 || !rank.is_multiple_of(8) || rank > i32::MAX as usize {
-                return Err(unsupported("rank", rank, "a multiple of 8 above 0"));
-            }
+            within(limits::rank(calibration.rank))?;
         }
         if args.logit_index.is_none() && logit_rows < rows {
             let expected = rows.checked_mul(args.stride);

@@ -11,6 +11,7 @@ use std::mem::size_of;
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::acceptance::Verdict;
+use super::limits;
 use super::operands::{Grid, Operands};
 use super::params::acceptance::{FlexdraftDraft, FlexdraftFollowParams, FlexdraftSelectParams};
 use super::pass::PassTables;
@@ -84,10 +85,7 @@ impl Draft {
             i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: KERNEL, what })
         };
         let slots = index("number of slots", draft.slots)?;
-        if !(1..=MAX_BLOCK_SIZE).contains(&draft.slots) {
-            let (what, found) = ("number of slots", slots.into());
-            return Err(KernelError::Unsupported { kernel: KERNEL, what, found, supported: "1 to 64" });
-        }
+        limits::slots(draft.slots).map_err(|limit| KernelError::exceeded(KERNEL, limit))?;
         Ok(Draft(FlexdraftDraft {
             groups: draft.groups.bits(),
             sequence: index("sequence", draft.sequence)?,

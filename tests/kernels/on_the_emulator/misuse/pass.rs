@@ -60,24 +60,37 @@ fn sequences_that_cannot_be() {
     let wrong = |spoil: fn(&mut SequenceRows<'static>), what, found, limit| {
         let mut sequences = sound();
         spoil(&mut sequences[1]);
-        let expected = KernelError::Pass { sequence: 1, what, found, limit };
+        let expected = KernelError::Sequence { sequence: 1, what, found, limit };
         assert_eq!(refused(&sequences, PAGING), expected);
     };
     wrong(|s| s.pages = &[0; 6], "number of pages", 6, 5);
-    wrong(|s| s.pages = &[3, 3, 3, 0, 6], "page id", 7, 6);
     wrong(|s| s.start = 80, "cached positions", 81, 80);
     wrong(|s| (s.groups, s.slots) = (vec![0, 11], 2), "cached positions", 81, 80);
     wrong(|s| (s.groups, s.slots) = (vec![0, 64], 2), "distance of the first and last group", 64, 63);
-    wrong(|s| (s.groups, s.slots) = (vec![2, 1], 2), "a group before the next", 3, 1);
     wrong(|s| s.slots = 65, "number of slots", 65, 64);
-    wrong(|s| s.groups = vec![0], "fewest slots of a group", 1, 0);
     wrong(|s| s.start = usize::MAX, "cached positions", usize::MAX, 80);
+
+    let refused_second = |spoil: fn(&mut SequenceRows<'static>)| {
+        let mut sequences = sound();
+        spoil(&mut sequences[1]);
+        refused(&sequences, PAGING)
+    };
+    let error = refused_second(|s| s.pages = &[3, 3, 3, 0, 6]);
+    assert_eq!(error, KernelError::PageId { sequence: 1, page: 6, pages: 6 });
+    assert_eq!(
+        error.to_string(),
+        "pass tables: sequence 1: page id 6 is out of range, the cache has 6 pages"
+    );
+    let error = refused_second(|s| (s.groups, s.slots) = (vec![2, 1], 2));
+    assert_eq!(error, KernelError::GroupOrder { sequence: 1, group: 2, next: 1 });
+    let error = refused_second(|s| s.groups = vec![0]);
+    assert_eq!(error, KernelError::NoSlots { sequence: 1, groups: 1 });
 }
 
 #[test]
 fn passes_that_cannot_be() {
     let [first, second] = sound();
-    let pass = |what, found, limit| KernelError::Pass { sequence: 0, what, found, limit };
+    let pass = |what, found, limit| KernelError::Pass { what, found, limit };
     let three = [first.clone(), second.clone(), SequenceRows { candidates: 0, ..second.clone() }];
     assert_eq!(refused(&three, PAGING), pass("number of sequences", 3, 2));
     let pages = i32::MAX as usize + 1;

@@ -112,11 +112,11 @@ fn sample() {
         };
         refused(sound, spoil, length("sample", "logits", 2 * 16, 16));
         for vocab in [0, (1 << 20) + 1] {
-            let expected = unsupported("sample", "vocab", vocab, "1 to 2^20");
+            let expected = unsupported("sample", "vocabulary", vocab, "1 to 2^20");
             refused(sound, |k| k.vocab = vocab as usize, expected);
         }
         for stride in [8, 12, 1 << 31] {
-            let expected = unsupported("sample", "stride", stride, "a multiple of 8 from vocab up");
+            let expected = unsupported("sample", "stride", stride, "multiples of 8, at least the vocabulary");
             refused(sound, |k| k.stride = stride as usize, expected);
         }
     }

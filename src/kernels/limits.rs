@@ -1,0 +1,199 @@
+//! The limits of the kernels: the only place that has them. Methods of [`Kernels`](super::Kernels) refuse a launch beyond
+//! a limit, and [`supports`] says in advance whether the kernels can run a model.
+
+use super::params::acceptance::FLEXDRAFT_MAX_DRAFTS;
+use super::params::sampling::FLEXDRAFT_VOCAB_LIMIT;
+use super::params::shapes::{
+    FLEXDRAFT_MERGE_LEVELS, FLEXDRAFT_MERGE_WARPS, FLEXDRAFT_SPAN_SPLITS, FLEXDRAFT_TILE_KEYS,
+};
+use crate::layout::{AttentionShape, MAX_BLOCK_SIZE};
+
+/// A quantity that the kernels do not support.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is {found}; the kernels support {supported}")]
+pub struct ExceededLimit {
+    /// The name of the quantity.
+    pub what: &'static str,
+    /// Its value.
+    pub found: usize,
+    /// The supported values, in words.
+    pub supported: &'static str,
+}
+
+/// The shapes of a model and its drafter that decide whether the kernels can run them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// The heads of attention.
+    pub attention: AttentionShape,
+    /// The number of token ids.
+    pub vocab: usize,
+    /// Elements of a row of the residual stream.
+    pub hidden: usize,
+    /// Elements of a row of the MLP's activation.
+    pub intermediate: usize,
+    /// The rank of the drafter's calibrator, if there is one.
+    pub rank: Option<usize>,
+}
+
+/// Checks that the kernels support the shapes of a model.
+///
+/// # Errors
+///
+/// The first limit that the model exceeds.
+///
+/// # Example
+///
+/// ```
+/// use flexdraft::kernels::{ModelShape, supports};
+/// use flexdraft::layout::AttentionShape;
+///
+/// let attention = AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
+/// let qwen3 = ModelShape { attention, vocab: 151_936, hidden: 4096, intermediate: 12_288, rank: Some(512) };
+/// assert_eq!(supports(&qwen3), Ok(()));
+///
+/// let attention = AttentionShape { head_dim: 96, ..attention };
+/// let exceeded = supports(&ModelShape { attention, ..qwen3 }).unwrap_err();
+/// assert_eq!(exceeded.to_string(), "head_dim is 96; the kernels support 64, 128");
+/// ```
+pub fn supports(model: &ModelShape) -> Result<(), ExceededLimit> {
+    heads(model.attention)?;
+    vocabulary(model.vocab)?;
+    columns(model.hidden)?;
+    columns(model.intermediate)?;
+    activation_columns(model.intermediate)?;
+    model.rank.map_or(Ok(()), rank)
+}
+
+/// Returns an error if `found` is not supported.
+fn check(
+    is_supported: bool,
+    what: &'static str,
+    found: usize,
+    supported: &'static str,
+) -> Result<(), ExceededLimit> {
+    if is_supported { Ok(()) } else { Err(ExceededLimit { what, found, supported }) }
+}
+
+/// The numbers and the size of heads.
+pub(super) fn heads(shape: AttentionShape) -> Result<(), ExceededLimit> {
+    let AttentionShape { q_heads, kv_heads, head_dim } = shape;
+    check([64, 128].contains(&head_dim), "head_dim", head_dim, "64, 128")?;
+    let divides = kv_heads > 0 && q_heads.is_multiple_of(kv_heads);
+    let fits = divides && (1..=16).contains(&(q_heads / kv_heads));
+    check(fits, "number of query heads", q_heads, "1 to 16 for each KV head")
+}
+
+/// Query heads of attention: a CTA of the merge has four heads, and the second dimension of a grid ends at 65535.
+pub(super) fn query_heads(found: usize) -> Result<(), ExceededLimit> {
+    let fits = found <= 65_535 * FLEXDRAFT_MERGE_WARPS as usize;
+    check(fits, "number of query heads", found, "up to 262140")
+}
+
+/// Keys of a split of attention.
+pub(super) fn split(found: usize) -> Result<(), ExceededLimit> {
+    let fits = found > 0 && found.is_multiple_of(FLEXDRAFT_TILE_KEYS as usize);
+    check(fits, "split", found, "multiples of 64")
+}
+
+/// Splits of a sequence: the merge has levels for a tree of this many.
+pub(super) fn splits(found: usize) -> Result<(), ExceededLimit> {
+    let most = ((1 << FLEXDRAFT_MERGE_LEVELS) - 1) * FLEXDRAFT_SPAN_SPLITS as usize;
+    check(found <= most, "number of splits", found, "up to 16380")
+}
+
+/// Strides of a paged KV cache, in elements.
+pub(super) fn cache_stride(found: usize) -> Result<(), ExceededLimit> {
+    let fits = found.is_multiple_of(8) && i64::try_from(found).is_ok();
+    check(fits, "a stride of the cache", found, "multiples of 8 elements")
+}
+
+/// Token ids.
+pub(super) fn vocabulary(found: usize) -> Result<(), ExceededLimit> {
+    check((1..=FLEXDRAFT_VOCAB_LIMIT as usize).contains(&found), "vocabulary", found, "1 to 2^20")
+}
+
+/// Elements of a row of bf16, which kernels read in chunks of 16 bytes.
+pub(super) fn columns(found: usize) -> Result<(), ExceededLimit> {
+    check(found > 0 && found.is_multiple_of(8), "number of columns", found, "multiples of 8")
+}
+
+/// Elements of a vector of bf16, which may be empty.
+pub(super) fn elements(found: usize) -> Result<(), ExceededLimit> {
+    check(found.is_multiple_of(8), "number of elements", found, "multiples of 8")
+}
+
+/// Frequencies of the rotation.
+pub(super) fn frequencies(found: usize) -> Result<(), ExceededLimit> {
+    check(found > 0, "number of frequencies", found, "head_dim / 2")
+}
+
+/// Elements of a row of the MLP's activation: a CTA has 1024 columns, and the second dimension of a grid ends at 65535.
+pub(super) fn activation_columns(found: usize) -> Result<(), ExceededLimit> {
+    check(found <= 65_535 * 1024, "number of columns", found, "up to 67107840")
+}
+
+/// The rank of a calibrator.
+pub(super) fn rank(found: usize) -> Result<(), ExceededLimit> {
+    let fits = found > 0 && found.is_multiple_of(8) && found <= i32::MAX as usize;
+    check(fits, "rank", found, "a multiple of 8 above 0")
+}
+
+/// Elements from one row of logits to the next.
+pub(super) fn stride(found: usize, vocabulary: usize) -> Result<(), ExceededLimit> {
+    let fits = found >= vocabulary && found.is_multiple_of(8) && found <= i32::MAX as usize;
+    check(fits, "stride", found, "multiples of 8, at least the vocabulary")
+}
+
+/// Rows or sequences, which kernels count in `i32`.
+pub(super) fn count(what: &'static str, found: usize) -> Result<(), ExceededLimit> {
+    check(found <= i32::MAX as usize, what, found, "below 2^31")
+}
+
+/// Draft tokens of a sequence.
+pub(super) fn drafts(found: usize) -> Result<(), ExceededLimit> {
+    check(found <= FLEXDRAFT_MAX_DRAFTS as usize, "number of drafts", found, "0 to 63")
+}
+
+/// Slots of a mask group.
+pub(super) fn slots(found: usize) -> Result<(), ExceededLimit> {
+    check((1..=MAX_BLOCK_SIZE).contains(&found), "number of slots", found, "1 to 64")
+}
+
+/// Sequences of a verification: the second dimension of a grid ends at 65535.
+pub(super) fn batch(found: usize) -> Result<(), ExceededLimit> {
+    check(found <= 65_535, "batch", found, "up to 65535")
+}
+
+/// Tokens of a page of the KV cache.
+pub(super) fn page_size(found: usize) -> Result<(), ExceededLimit> {
+    check([16, 32, 64, 128].contains(&found), "page size", found, "16, 32, 64, 128")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_of_a_model() {
+        let attention = AttentionShape { q_heads: 8, kv_heads: 2, head_dim: 64 };
+        let model = ModelShape { attention, vocab: 1 << 20, hidden: 8, intermediate: 16, rank: None };
+        assert_eq!(supports(&model), Ok(()));
+        let exceeded = |model: ModelShape| {
+            let ExceededLimit { what, found, .. } = supports(&model).unwrap_err();
+            (what, found)
+        };
+        let heads = |attention| exceeded(ModelShape { attention, ..model });
+        assert_eq!(heads(AttentionShape { head_dim: 80, ..attention }), ("head_dim", 80));
+        for (q_heads, kv_heads) in [(0, 2), (8, 0), (9, 2), (34, 2)] {
+            let shape = AttentionShape { q_heads, kv_heads, head_dim: 64 };
+            assert_eq!(heads(shape), ("number of query heads", q_heads));
+        }
+        assert_eq!(exceeded(ModelShape { vocab: 0, ..model }), ("vocabulary", 0));
+        assert_eq!(exceeded(ModelShape { vocab: (1 << 20) + 1, ..model }), ("vocabulary", (1 << 20) + 1));
+        assert_eq!(exceeded(ModelShape { hidden: 12, ..model }), ("number of columns", 12));
+        assert_eq!(exceeded(ModelShape { intermediate: 20, ..model }), ("number of columns", 20));
+        let wide = 65_535 * 1024 + 8;
+        assert_eq!(exceeded(ModelShape { intermediate: wide, ..model }), ("number of columns", wide));
+        assert_eq!(exceeded(ModelShape { rank: Some(20), ..model }), ("rank", 20));
+    }
+}
