@@ -143,8 +143,12 @@ impl<R: Runtime> GpuBuffer<R> {
         for (first, limit) in [(first_row, self.drawn.end), (first_draw, self.drawn.count)] {
             let end = first.saturating_add(rows);
             if end > limit {
-                let (what, index) = ("row that was not drafted", end - 1);
-                return Err(DeviceError::OutOfRange { operation, what, index, limit });
+                return Err(DeviceError::Contract {
+                    operation,
+                    operand: "draft_logits",
+                    expected: "rows that a draft was drawn from",
+                    found: format!("{first}..{end} of {limit} drawn rows"),
+                });
             }
         }
         Ok(())
