@@ -27,12 +27,12 @@ pub trait Machine {
 }
 
 /// Converts a stream's address to a stream of the runtime.
-type Streams<B> = Box<dyn Fn(&B, u64) -> <B as Runtime>::Stream>;
+type Streams<R> = Box<dyn Fn(&R, u64) -> <R as Runtime>::Stream>;
 
 /// The kernels on one runtime.
-pub struct On<B: Runtime> {
-    kernels: Kernels<B>,
-    stream: Streams<B>,
+pub struct On<R: Runtime> {
+    kernels: Kernels<R>,
+    stream: Streams<R>,
 }
 
 impl On<Simt> {
@@ -53,16 +53,16 @@ impl On<RawCuda> {
 }
 
 /// A pass on the device, and the sizes of its tensors.
-struct OnDevice<B: Runtime> {
-    tables: PassTables<B>,
+struct OnDevice<R: Runtime> {
+    tables: PassTables<R>,
     page_size: usize,
     cached: usize,
 }
 
 /// Creates views of addresses on one stream.
-struct Views<'a, B: Runtime>(&'a B, &'a B::Stream);
+struct Views<'a, R: Runtime>(&'a R, &'a R::Stream);
 
-impl<'a, B: Runtime> Views<'a, B> {
+impl<'a, R: Runtime> Views<'a, R> {
     /// # Safety
     ///
     /// The conditions of [`View::from_raw`].
@@ -80,13 +80,13 @@ impl<'a, B: Runtime> Views<'a, B> {
     }
 }
 
-impl<B: Runtime> On<B> {
-    fn stream(&self, address: u64) -> B::Stream {
+impl<R: Runtime> On<R> {
+    fn stream(&self, address: u64) -> R::Stream {
         (self.stream)(self.kernels.runtime(), address)
     }
 }
 
-impl<B: Runtime> Machine for On<B> {
+impl<R: Runtime> Machine for On<R> {
     unsafe fn pass(&self, stream: u64, layout: &PassLayout) -> Outcome<Box<dyn Any>> {
         let (stream, runtime) = (self.stream(stream), self.kernels.runtime());
         let size = |value: u64| usize::try_from(value);
@@ -102,11 +102,11 @@ impl<B: Runtime> Machine for On<B> {
         let mut tables = PassTables::new(runtime, &stream, batch, each)?;
         tables.upload(runtime, &stream, &pass, paging)?;
         let (page_size, cached) = (paging.page_size, paging.pages * paging.page_size);
-        Ok(Box::new(OnDevice::<B> { tables, page_size, cached }))
+        Ok(Box::new(OnDevice::<R> { tables, page_size, cached }))
     }
 
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, args: &AttentionOperands) -> Outcome<()> {
-        let pass = pass.downcast_ref::<OnDevice<B>>().ok_or("the pass is of another runtime")?;
+        let pass = pass.downcast_ref::<OnDevice<R>>().ok_or("the pass is of another runtime")?;
         let stream = self.stream(stream);
         let views = Views(self.kernels.runtime(), &stream);
         let shape = AttentionShape {

@@ -294,6 +294,18 @@ pub trait Device: Send + Sync + 'static {
 
     /// Applies each sequence's acceptance rule to target logits. The verdicts replace the contents of
     /// `results`, which the returned object uses.
+    ///
+    /// A second verification in the same memory ends the first:
+    ///
+    /// ```compile_fail,E0499
+    /// # use flexdraft::device::{Device, DeviceError, StepResults, Verification};
+    /// fn twice<D: Device>(device: &D, logits: &D::Buffer) -> Result<StepResults, DeviceError> {
+    ///     let mut results = device.new_results();
+    ///     let mut first = device.verify(logits, &[], &mut results)?;
+    ///     let second = device.verify(logits, &[], &mut results)?;
+    ///     first.read()
+    /// }
+    /// ```
     fn verify<'a>(
         &'a self,
         logits: &Self::Buffer,
@@ -359,6 +371,51 @@ pub trait Verification<D: Device + ?Sized> {
 }
 
 /// Drafts whose rows were [selected](Verification::select_drafts), but whose tokens were not drawn yet.
+///
+/// ```no_run
+/// # use flexdraft::device::{
+/// #     Device, DeviceError, DraftRows, DraftSelection, SlotRows, StepResults, Verification,
+/// # };
+/// fn draft<D: Device>(
+///     verification: &mut D::Verification<'_>,
+///     drafts: &[DraftRows<'_>],
+///     logits: &mut D::Buffer,
+/// ) -> Result<StepResults, DeviceError> {
+///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     selection.draft(None, logits)?;
+///     verification.read()
+/// }
+/// ```
+///
+/// Each draft is drawn once,
+///
+/// ```compile_fail,E0382
+/// # use flexdraft::device::{Device, DeviceError, DraftRows, DraftSelection, SlotRows, Verification};
+/// fn draft<D: Device>(
+///     verification: &mut D::Verification<'_>,
+///     drafts: &[DraftRows<'_>],
+///     logits: &mut D::Buffer,
+/// ) -> Result<(), DeviceError> {
+///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     selection.draft(None, logits)?;
+///     selection.draft(None, logits)
+/// }
+/// ```
+///
+/// and before the results are read:
+///
+/// ```compile_fail,E0499
+/// # use flexdraft::device::{Device, DeviceError, DraftRows, DraftSelection, SlotRows, Verification};
+/// fn draft<D: Device>(
+///     verification: &mut D::Verification<'_>,
+///     drafts: &[DraftRows<'_>],
+///     logits: &mut D::Buffer,
+/// ) -> Result<(), DeviceError> {
+///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     let results = verification.read()?;
+///     selection.draft(None, logits)
+/// }
+/// ```
 pub trait DraftSelection<D: Device + ?Sized> {
     /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. The rows of `x` are the
     /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.

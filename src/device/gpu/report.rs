@@ -8,7 +8,7 @@ use super::memory::GrowableMemory;
 use crate::device::DeviceError;
 use crate::kernels::acceptance::{MAX_DRAFTS, Verdict};
 use crate::kernels::sampling::RowStats;
-use crate::runtime::{Runtime, RuntimeError, View, ViewMut};
+use crate::runtime::{Runtime, View, ViewMut};
 
 /// Words of 8 bytes of the error word, and of a verdict.
 const ERROR_WORDS: usize = 1;
@@ -83,7 +83,12 @@ impl<R: Runtime> StepReport<R> {
         context: &'a Context<R>,
     ) -> Result<View<'a, Verdict>, DeviceError> {
         let words = self.verdict_words();
-        let memory = self.words.memory().ok_or(RuntimeError::CopyLength { wanted: words.end, found: 0 })?;
+        let memory = self.words.memory().ok_or_else(|| DeviceError::Contract {
+            operation,
+            operand: "verification",
+            expected: "a verification that has run",
+            found: "one without memory".into(),
+        })?;
         let overflow = DeviceError::Overflow { operation, operand: "verdicts" };
         context.input(memory, words)?.cast().ok_or(overflow)
     }
