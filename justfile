@@ -21,6 +21,9 @@ structure:
 idioms:
     .ci/run idioms
 
+commits:
+    .ci/run commits
+
 tuner_for_gpus:
     .ci/run tuner_for_gpus
 

@@ -14,7 +14,7 @@ PHRASES = ".ci/idioms.txt"
 
 
 def phrases(text):
-    """(limit, pattern) of every line that is not a comment."""
+    """Yields the limit and the pattern of every line that is not a comment."""
     for line in text.splitlines():
         if line.strip() and not line.startswith("#"):
             limit, pattern = line.split("\t")
@@ -22,7 +22,7 @@ def phrases(text):
 
 
 def places(files, pattern):
-    """(file, line number, line) of every occurrence, an occurrence a line."""
+    """Yields the file, line number and text of every line that contains the pattern."""
     expression = re.compile(pattern, re.IGNORECASE)
     for name, text in files:
         for number, line in enumerate(text.splitlines(), 1):

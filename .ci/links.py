@@ -13,14 +13,14 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def anchors(text):
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Yields the anchors of a page's headings, as GitHub makes them."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     for heading in re.findall(r"^#+ +(.*)$", text, re.M):
         yield re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def broken(page, text):
-    """(line number, link) of every link of a page that leads nowhere."""
+    """Yields the line number and target of every link of a page that leads nowhere."""
     text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
     for number, line in enumerate(text.splitlines(), 1):
         for link in LINK.findall(re.sub(r"`[^`]*`(?!\])", "", line) if "](" not in line else line):

@@ -18,7 +18,7 @@ UNIQUE_TYPES = "src"
 
 
 def without_comments_and_strings(text):
-    """The code with comments gone and the contents of string and character literals blanked."""
+    """Returns the code without comments, and with the contents of string and character literals blanked."""
     token = re.compile(
         r'//[^\n]*|/\*.*?\*/|(?<![A-Za-z0-9_])b?r(#*)".*?"\1|b?"(?:\\.|[^"\\])*"|\'(?:\\.[^\']*|[^\'\\])\'', re.S
     )
@@ -26,7 +26,7 @@ def without_comments_and_strings(text):
 
 
 def closing_brace(text, start):
-    """The index after the brace that closes the one at `start`."""
+    """Returns the index after the brace that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "{") - (text[index] == "}")
@@ -36,7 +36,7 @@ def closing_brace(text, start):
 
 
 def without_tests(text):
-    """The code without modules and items under `#[cfg(test)]`."""
+    """Returns the code without modules and items under `#[cfg(test)]`."""
     while found := re.search(r"#\[cfg\(test\)\]\s*(?:#\[[^\]]*\]\s*)*", text):
         rest = text[found.end() :]
         brace, semicolon = rest.find("{"), rest.find(";")
@@ -49,7 +49,7 @@ def without_tests(text):
 
 
 def without_inline_modules(text):
-    """The code with the contents of inline modules moved up: `super` in them is the file itself."""
+    """Returns the code with the contents of inline modules moved up: `super` in them is the file itself."""
     while found := re.search(r"^[ \t]*(?:pub(?:\([^)]*\))?\s+)?mod\s+\w+\s*\{", text, re.M):
         end = closing_brace(text, found.end() - 1)
         body = re.sub(r"\bsuper::(?!super)", "self::", text[found.end() : end - 1])
@@ -58,7 +58,7 @@ def without_inline_modules(text):
 
 
 def leaves(tree):
-    """Every path of a use tree, as (segments, the name that it gets)."""
+    """Yields every path of a use tree, with the name that it gets."""
     tree = tree.strip()
     brace = tree.find("{")
     if brace == -1:
@@ -121,7 +121,7 @@ class Module:
         return self.parent.root() if self.parent else self
 
     def resolve(self, segments, depth=0):
-        """The module whose file defines a path, or None for another crate's."""
+        """Returns the module whose file defines a path, or None for another crate's path."""
         if depth > 20:
             return None
         first, rest = segments[0], segments[1:]
@@ -165,7 +165,7 @@ def imports(root):
 
 
 def circles(graph):
-    """The strongly connected components of more than one file."""
+    """Returns the circles of the import graph: its strongly connected components of more than one file."""
     order, low, stack, found = {}, {}, [], []
 
     def visit(node):
