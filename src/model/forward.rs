@@ -14,14 +14,14 @@ use crate::device::{
 };
 use crate::layout::Pass;
 
-/// A target on a device, with or without a drafter.
+/// A target on a device, with or without a drafter, ready to run.
 pub struct Model<D: Device> {
     device: D,
     config: ModelConfig,
     embed: D::Linear,
     layers: Vec<Layer<D>>,
     norm: D::Vector,
-    /// The output projection; `None` if it is the embedding.
+    /// The output projection (LM head); `None` if it is the embedding.
     lm_head: Option<D::Linear>,
     drafter: Option<Drafter<D>>,
 }
@@ -47,8 +47,8 @@ struct Drafter<D: Device> {
     calibrator: Option<Calibrator<D>>,
 }
 
-/// The calibrator's weights. W1 is split into two halves: the half for the bonus token includes b1 and has
-/// one product per sequence.
+/// The weights of the calibrator on the device. W1 is split into two halves: the half for the bonus token includes b1
+/// and has one product per sequence.
 struct Calibrator<D: Device> {
     rank: usize,
     bonus_half: D::Linear,
@@ -72,7 +72,7 @@ pub struct Workspace<D: Device> {
     calibrator_hidden: D::Buffer,
 }
 
-/// The rows that run together: candidate rows first, then mask rows.
+/// The rows of a pass that run together: candidate rows first, then mask rows.
 #[derive(Clone, Copy)]
 struct PassRows {
     candidates: usize,
@@ -151,7 +151,8 @@ impl<D: Device> Drafter<D> {
 }
 
 impl<D: Device> Model<D> {
-    /// Loads weights onto `device`. The drafter must belong to this target (its loader checks that).
+    /// Loads the weights of a target and a drafter onto `device`. The drafter must belong to this target (its loader
+    /// checks that).
     pub fn new(
         device: D,
         target: &TargetWeights,
@@ -195,7 +196,7 @@ impl<D: Device> Model<D> {
         &self.config
     }
 
-    /// Returns S, the block size that the drafter was trained with, or `None` without a drafter.
+    /// Returns the block size S that the drafter was trained with, or `None` without a drafter.
     pub fn block_size(&self) -> Option<usize> {
         self.drafter.as_ref().map(|drafter| drafter.block_size)
     }
@@ -205,8 +206,8 @@ impl<D: Device> Model<D> {
     pub fn prepare(&self, sequences: usize, prompt_rows: usize) -> Result<(), DeviceError> {
         let slots = self.block_size().unwrap_or(1);
         let drafts = sequences.saturating_mul(slots);
-        // One group for every accepted length. Layers share shapes, so all of them are prepared for the
-        // largest number of rows.
+        // A pass has at most one mask group for every accepted length. Layers share shapes, so all of them are prepared
+        // for the largest number of rows.
         let masks = drafts.saturating_mul(if self.drafter.is_some() { slots } else { 0 });
         let rows = drafts.saturating_add(prompt_rows).saturating_add(masks);
         let prepare = |layer, rows| self.device.prepare(layer, rows, false);
@@ -219,7 +220,7 @@ impl<D: Device> Model<D> {
             prepare(&layer.gate_up, rows)?;
             prepare(&layer.down, rows)?;
         }
-        // The candidates (one per group) and all slots of the groups but the first: together, the number of
+        // A sequence has one candidate per group, and all slots of the groups but the first: together, the number of
         // slots.
         let joined = masks.min(self.device.joined_head_rows(self.head_layer()));
         self.device.prepare(self.head_layer(), drafts.max(joined), true)?;
@@ -240,7 +241,7 @@ impl<D: Device> Model<D> {
         self.device.new_logits(self.config.vocab_size)
     }
 
-    /// Makes the buffers for this model's activations.
+    /// Makes the buffers for the activations of a pass.
     pub fn new_workspace(&self) -> Workspace<D> {
         let hidden = || self.device.new_buffer(self.config.hidden_size);
         let rank = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()).map_or(0, |c| c.rank);
@@ -260,8 +261,8 @@ impl<D: Device> Model<D> {
         }
     }
 
-    /// Runs a pass. `tokens` are the candidate rows' token ids in row order. Appends the candidates'
-    /// KV to the cache and leaves every row's final hidden state in the workspace.
+    /// Runs a forward pass over the rows of a batch. `tokens` are the candidate rows' token ids in row order. Appends
+    /// the candidates' KV to the cache and leaves every row's final hidden state in the workspace.
     ///
     /// A pass without candidates runs the tail only: this is sequential drafting.
     pub fn forward(
@@ -285,7 +286,7 @@ impl<D: Device> Model<D> {
         self.run(&mut laid_out, rows, tokens, cache, work)
     }
 
-    /// Runs the tail for a [drafting pass](Verification::begin_drafting): the group of sequence i is for the
+    /// Runs the tail layers for a [drafting pass](Verification::begin_drafting): the mask group of sequence i is for the
     /// accepted length of verdict `verdicts[i]`.
     pub fn draft_forward(
         &self,
@@ -323,7 +324,7 @@ impl<D: Device> Model<D> {
         device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
 
         let tail = self.tail();
-        // Rows whose sum with the previous layer's output is still pending.
+        // The rows to which the previous layer's output has not been added yet.
         let mut pending = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let in_tail = index >= tail.start && total > candidates;
@@ -351,15 +352,14 @@ impl<D: Device> Model<D> {
         device.add(&work.delta, 0..pending, &mut work.hidden)
     }
 
-    /// Returns the tail layers; empty without a drafter.
+    /// Returns the tail layers, in which the drafter works; empty without a drafter.
     fn tail(&self) -> Range<usize> {
         let layers = self.layers.len();
         layers - self.drafter.as_ref().map_or(0, |drafter| drafter.attention.len())..layers
     }
 
-    /// Runs one decoder layer over the first `total` rows of the pass, which are in `normed`: all rows, or
-    /// the candidates. The output of the MLP stays in `delta`, because the next layer's norm adds it to the
-    /// hidden states in one operation.
+    /// Runs one decoder layer over the first `total` rows of the pass: all rows, or only the candidates. The
+    /// layer's input is in `normed`, and the output of the MLP stays in `delta`, because the next layer's norm adds it to the hidden states in one operation.
     fn layer(
         &self,
         index: usize,
@@ -400,7 +400,7 @@ impl<D: Device> Model<D> {
         device.linear(&layer.down, &work.activated, 0..rows, &mut work.delta)
     }
 
-    /// Computes the target's logits for rows `rows` of the most recent pass; `logits` becomes [rows.len(),
+    /// Computes the target's logits for rows `rows` of the most recent pass; the buffer `logits` becomes [rows.len(),
     /// vocab].
     pub fn logits(
         &self,
@@ -412,7 +412,7 @@ impl<D: Device> Model<D> {
         self.head(rows.len(), work, logits, 0)
     }
 
-    /// Computes the target's logits for the `rows` gathered rows, and stores them in `logits` from row
+    /// Computes the target's logits for the `rows` gathered rows, and stores them in the buffer `logits` from row
     /// `first_row` on. They become its last rows.
     fn head(
         &self,
@@ -434,8 +434,8 @@ impl<D: Device> Model<D> {
         self.lm_head.as_ref().unwrap_or(&self.embed)
     }
 
-    /// Returns whether [`logits`](Self::logits) should compute all rows of groups together with the
-    /// candidates: [`Device::joins_head_products`] for this model's head.
+    /// Returns whether [`logits`](Self::logits) should compute the logits of all mask groups together with the
+    /// candidates': [`Device::joins_head_products`] for this model's head.
     pub fn joins_head_products(&self, candidates: usize, slots: usize, drafted: usize) -> bool {
         let head = self.head_layer();
         let rows = candidates.saturating_add(slots);
@@ -444,7 +444,7 @@ impl<D: Device> Model<D> {
             && self.device.joins_head_products(head, candidates, slots, drafted)
     }
 
-    /// Samples `drafts` of the most recent pass from their calibrated logits, by the verdicts of `verification`.
+    /// Samples the drafts of the most recent pass from their calibrated logits, by the verdicts of `verification`.
     /// [`SlotRows`] says where these logits are: in the last rows that [`logits`](Self::logits) computed, or
     /// not computed yet, in which case this function computes them.
     ///
@@ -472,7 +472,7 @@ impl<D: Device> Model<D> {
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
             return selection.draft(None, logits);
         };
-        // The final norm of the selected rows: the input of the head.
+        // Computes the final norm of the selected rows, which is the input of the LM head.
         let normed = match rows {
             SlotRows::Pass { .. } => &work.head_input,
             SlotRows::Logits => {

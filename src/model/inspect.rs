@@ -18,26 +18,26 @@ use crate::tensor::{Elements, Tensor};
 /// A report on a target and, if there is one, its drafter. Its `Display` output is for people.
 #[derive(Debug)]
 pub struct Report {
-    /// The target's configuration.
+    /// Configuration of the target.
     pub config: ModelConfig,
-    /// The target's tensors.
+    /// Tensors of the target.
     pub target: TensorReport,
-    /// Number of ids in the tokenizer, or the error from loading it.
+    /// Number of token ids in the tokenizer, or the error from loading the tokenizer.
     pub tokenizer: Result<usize, LoadError>,
-    /// `Ok` if there is a chat template, or the error from loading it.
+    /// `Ok` if the target has a chat template, or else the error from loading it.
     pub chat_template: Result<(), LoadError>,
-    /// The drafter, if one was given.
+    /// The report on the drafter, if a drafter was given.
     pub drafter: Option<DrafterReport>,
 }
 
 /// A report on a drafter.
 #[derive(Debug)]
 pub struct DrafterReport {
-    /// The drafter's configuration.
+    /// Configuration of the drafter.
     pub config: DrafterConfig,
     /// Rank of the calibrator, if the drafter has one.
     pub calibrator_rank: Option<usize>,
-    /// The drafter's tensors.
+    /// Tensors of the drafter.
     pub tensors: TensorReport,
 }
 
@@ -46,11 +46,11 @@ pub struct DrafterReport {
 pub struct TensorReport {
     /// Path of the directory or GGUF file.
     pub path: PathBuf,
-    /// The files of the checkpoint.
+    /// Paths of the files of the checkpoint.
     pub files: Vec<PathBuf>,
     /// The tensors that the model uses, by part: the embedding, each layer, and so on, in the model's order.
     pub parts: Vec<Part>,
-    /// Every tensor that is missing, has the wrong shape or a wrong element type.
+    /// Every tensor that is missing, or has a wrong shape or element type.
     pub problems: Vec<LoadError>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
@@ -63,13 +63,13 @@ pub struct TensorReport {
 pub struct Part {
     /// The part's name in the checkpoint: `model.layers.3`, `lm_head`, …
     pub name: String,
-    /// Number of tensors.
+    /// Number of tensors in the part.
     pub tensors: usize,
-    /// Number of elements.
+    /// Number of elements in the part's tensors.
     pub parameters: usize,
-    /// Size of the tensors in bytes.
+    /// Size of the part's tensors in bytes.
     pub bytes: usize,
-    /// Number of elements by element type.
+    /// Number of the part's elements, by element type.
     pub dtypes: BTreeMap<String, usize>,
 }
 
@@ -85,7 +85,7 @@ impl Report {
         unsafe { Self::inspect(target, drafter, FileAccess::Read) }
     }
 
-    /// Like [`read`](Self::read), with the weights memory-mapped.
+    /// Inspects the files like [`read`](Self::read), with the weights memory-mapped.
     ///
     /// # Safety
     /// Until this returns, no process may change or truncate a file of the checkpoints.
@@ -185,17 +185,17 @@ impl TensorReport {
         }
     }
 
-    /// Returns whether every tensor exists, fits, and contains only finite numbers.
+    /// Returns whether every tensor exists, has the right shape, and contains only finite numbers.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty() && self.non_finite.is_empty()
     }
 
-    /// Returns the number of elements in the tensors that are used.
+    /// Returns the number of elements in the tensors that the model uses.
     pub fn parameters(&self) -> usize {
         self.parts.iter().map(|part| part.parameters).sum()
     }
 
-    /// Returns the size of the tensors that are used, in bytes.
+    /// Returns the size of the tensors that the model uses, in bytes.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.bytes).sum()
     }
@@ -211,22 +211,22 @@ impl Part {
     }
 }
 
-/// A container of named tensors.
+/// A container of named tensors: a directory or a GGUF file.
 trait Inventory {
     fn path(&self) -> &Path;
     fn files(&self) -> Vec<PathBuf>;
     fn names(&self) -> Vec<&str>;
 
-    /// Returns a tensor, if it can be read.
+    /// Returns the tensor with this name, if it can be read.
     fn item(&self, name: &str) -> Option<Item>;
 }
 
-/// A tensor, and the way in which it is stored.
+/// A tensor's elements, and the way in which the file stores them.
 struct Item {
     tensor: Tensor,
     /// The name of the element type, or of the format of its blocks.
     kind: String,
-    /// Size in bytes, as stored.
+    /// Size of the tensor in bytes, as stored.
     bytes: usize,
 }
 
@@ -292,7 +292,7 @@ fn order(part: &str) -> (u8, usize, String) {
     }
 }
 
-/// Returns the number of elements that are infinite or NaN.
+/// Returns the number of elements of a tensor that are infinite or NaN.
 fn non_finite(tensor: &Tensor) -> usize {
     match tensor.elements() {
         Elements::F32(x) => x.par_iter().filter(|x| !x.is_finite()).count(),
@@ -360,7 +360,8 @@ impl fmt::Display for DrafterReport {
     }
 }
 
-/// Writes everything except the unused tensors, whose meaning differs between a target and a drafter.
+/// Writes everything about a checkpoint except the unused tensors, whose meaning differs between a target and a
+/// drafter.
 impl fmt::Display for TensorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = match self.files.as_slice() {
@@ -392,7 +393,7 @@ impl fmt::Display for TensorReport {
     }
 }
 
-/// Writes a heading with a count, and the entries below it; one line if there are none.
+/// Writes a heading with a count and the entries below it; one line if there are no entries.
 fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt::Result {
     if entries.is_empty() {
         return writeln!(f, "  {heading}: none");
@@ -401,7 +402,7 @@ fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt
     entries.iter().try_for_each(|entry| writeln!(f, "    {entry}"))
 }
 
-/// Writes the unused tensors. Tensors that differ only in their layer number share a line.
+/// Writes the names of the unused tensors. Tensors that differ only in their layer number share a line.
 fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> fmt::Result {
     if unused.is_empty() {
         return writeln!(f, "  unused: none");
@@ -424,7 +425,7 @@ fn unused_section(f: &mut fmt::Formatter<'_>, unused: &[String], why: &str) -> f
     })
 }
 
-/// Formats 1234567 as `1,234,567`.
+/// Formats a number with commas: 1234567 as `1,234,567`.
 fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -437,7 +438,7 @@ fn thousands(n: usize) -> String {
     out
 }
 
-/// Formats a size in binary units.
+/// Formats a size in bytes in binary units.
 fn size(bytes: usize) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64 / 1024.0;

@@ -16,14 +16,14 @@ use super::{LoadError, ModelConfig, TargetWeights};
 
 /// The opened files of a target.
 pub(super) enum TargetFiles {
-    /// One file that holds configuration, tokenizer, chat template and weights.
+    /// One GGUF file that holds configuration, tokenizer, chat template and weights.
     Gguf(Gguf),
-    /// A directory's configuration and tensors.
+    /// The configuration and tensors of a Hugging Face directory.
     Directory(ModelConfig, Checkpoint),
 }
 
 impl TargetFiles {
-    /// Opens the files at `path`.
+    /// Opens the files of the model at `path`.
     ///
     /// # Safety
     /// With [`FileAccess::Map`], no process may change or truncate a file while the result, or a tensor taken
@@ -33,8 +33,8 @@ impl TargetFiles {
             // SAFETY: the caller's promise covers this file.
             return Ok(Self::Gguf(unsafe { Gguf::open(path, access) }?));
         }
-        // The configuration comes first: if it is missing, the name of the first missing tensor would not
-        // explain the problem.
+        // The configuration is read first: without it, the name of the first missing tensor would not explain the
+        // problem.
         let config = hugging_face::read(path)?;
         config.validate()?;
         // SAFETY: the caller's promise covers these files.
@@ -42,7 +42,7 @@ impl TargetFiles {
     }
 }
 
-/// Returns whether `path` is a GGUF file and not a directory.
+/// Returns whether the path leads to a GGUF file and not to a directory.
 fn is_gguf(path: &Path) -> bool {
     path.is_file()
 }
@@ -72,7 +72,7 @@ impl TargetWeights {
         unsafe { Self::open(path, FileAccess::Read) }
     }
 
-    /// Maps the weights of the model at `path` instead of copying them; otherwise like [`read`](Self::read).
+    /// Loads the model like [`read`](Self::read), but maps the weights instead of copying them.
     ///
     /// # Safety
     /// While the weights or a clone of one of their tensors are alive, no process may change or truncate a
@@ -114,7 +114,7 @@ impl Tokenizer {
         }
     }
 
-    /// Reads the tokenizer like [`read`](Self::read); `None` if `path` is a directory without `tokenizer.json`.
+    /// Reads the tokenizer like [`read`](Self::read); returns `None` if `path` is a directory without `tokenizer.json`.
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).

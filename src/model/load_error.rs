@@ -9,31 +9,31 @@ pub enum LoadError {
     /// A file could not be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// Path of the file.
+        /// Path of the file that could not be read.
         path: PathBuf,
-        /// The system's error.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A path is a directory, a pipe or a device instead of a file.
-    #[error("{path} is not a regular file")]
+    #[error("expected a regular file at {path}, found a directory, pipe or device")]
     NotAFile {
-        /// The path.
+        /// Path that was opened.
         path: PathBuf,
     },
     /// A JSON file or template exceeds the size limit.
-    #[error("{path} has {bytes} bytes, more than the {limit} that are read of such a file")]
+    #[error("{path} has {bytes} bytes, expected at most {limit}")]
     FileTooLarge {
-        /// Path of the file.
+        /// Path of the file that is too large.
         path: PathBuf,
         /// Size of the file in bytes.
         bytes: u64,
-        /// The largest allowed size in bytes.
+        /// The largest size that is accepted, in bytes.
         limit: u64,
     },
     /// A file is not the expected JSON.
     #[error("{path} is not valid JSON: {source}")]
     Json {
-        /// Path of the file.
+        /// Path of the JSON file.
         path: PathBuf,
         /// The parser's error, with line and column.
         source: serde_json::Error,
@@ -41,19 +41,19 @@ pub enum LoadError {
     /// A required key is missing in a JSON file or in the metadata of a GGUF file.
     #[error("{path}: key `{key}` is missing")]
     MissingKey {
-        /// Path of the file.
+        /// Path of the file that lacks the key.
         path: PathBuf,
-        /// The key; keys of inner objects are joined by dots.
+        /// Name of the key; keys of inner objects are joined by dots.
         key: String,
     },
     /// A key has an invalid value.
     #[error("{path}: `{key}` is {value}, expected {expected}")]
     InvalidKey {
-        /// Path of the file.
+        /// Path of the file with the key.
         path: PathBuf,
-        /// The key; keys of inner objects are joined by dots.
+        /// Name of the key; keys of inner objects are joined by dots.
         key: String,
-        /// The value, as JSON, shortened.
+        /// Value of the key, as JSON, shortened.
         value: String,
         /// The accepted values, in words.
         expected: String,
@@ -61,11 +61,11 @@ pub enum LoadError {
     /// A value is valid but requests a feature that this crate does not support.
     #[error("{path}: `{key}` is {value}, which is not supported; supported: {supported}")]
     UnsupportedKey {
-        /// Path of the file.
+        /// Path of the file with the key.
         path: PathBuf,
-        /// The key; keys of inner objects are joined by dots.
+        /// Name of the key; keys of inner objects are joined by dots.
         key: String,
-        /// The value, as JSON, shortened.
+        /// Value of the key, as JSON, shortened.
         value: String,
         /// The supported values, in words.
         supported: String,
@@ -73,33 +73,33 @@ pub enum LoadError {
     /// A configuration made in code is invalid for every model.
     #[error("model configuration: `{field}` is {value}, expected {expected}")]
     InvalidConfig {
-        /// Name of the field.
+        /// Name of the configuration's field.
         field: &'static str,
-        /// Value of the field.
+        /// Value of the configuration's field.
         value: String,
         /// The accepted values, in words.
         expected: String,
     },
     /// A directory has no readable weights.
-    #[error("{dir} has neither model.safetensors nor model.safetensors.index.json")]
+    #[error("{dir} has no weights: expected model.safetensors or model.safetensors.index.json")]
     NoCheckpoint {
-        /// Path of the directory.
+        /// Path of the model's directory.
         dir: PathBuf,
     },
     /// The header of a safetensors file does not describe its contents.
     #[error("{path} is not a valid safetensors file: {reason}")]
     Header {
-        /// Path of the file.
+        /// Path of the safetensors file.
         path: PathBuf,
-        /// Description of the problem.
+        /// Description of the problem in the header.
         reason: String,
     },
     /// A file is damaged, or is not a GGUF file.
     #[error("{path} is not a valid GGUF file: {reason}")]
     Gguf {
-        /// Path of the file.
+        /// Path of the GGUF file.
         path: PathBuf,
-        /// Description of the problem.
+        /// Description of the damage.
         reason: String,
     },
     /// A tensor of a GGUF file has an unsupported storage type.
@@ -107,29 +107,29 @@ pub enum LoadError {
         "{path}: tensor `{tensor}` has type {found}; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K"
     )]
     UnsupportedQuantization {
-        /// Path of the file.
+        /// Path of the GGUF file.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the tensor with the unsupported type.
         tensor: String,
-        /// The tensor's type, as named by ggml.
+        /// Storage type of the tensor, as named by ggml.
         found: String,
     },
     /// A GGUF file has a tensor that its architecture does not have: the model does not match its metadata.
-    #[error("{path}: tensor `{tensor}` is not part of a {architecture} model")]
+    #[error("{path}: tensor `{tensor}` is not part of a {architecture} model, as the metadata call it")]
     UnexpectedTensor {
-        /// Path of the file.
+        /// Path of the GGUF file.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the unexpected tensor.
         tensor: String,
-        /// The architecture that the metadata name.
+        /// The architecture that the file's metadata name.
         architecture: &'static str,
     },
     /// An index names a file outside the model's directory.
-    #[error("{path}: `{entry}` is not a path within the model's directory")]
+    #[error("{path}: expected a path within the model's directory, found `{entry}`")]
     OutsideDirectory {
-        /// Path of the index.
+        /// Path of the index of shards.
         path: PathBuf,
-        /// The file name in the index.
+        /// Name of the file in the index.
         entry: String,
     },
     /// A checkpoint contains a tensor twice.
@@ -137,7 +137,7 @@ pub enum LoadError {
     DuplicateTensor {
         /// Path of the file with the second copy.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the tensor that occurs twice.
         tensor: String,
     },
     /// A tensor that the configuration requires is missing.
@@ -145,29 +145,29 @@ pub enum LoadError {
     MissingTensor {
         /// Path of the checkpoint: its directory, or the shard in which the index places the tensor.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the missing tensor.
         tensor: String,
     },
     /// A tensor has an element type that is not supported for weights.
     #[error("{path}: tensor `{tensor}` has element type {dtype}; supported: F32, F16, BF16")]
     UnsupportedDType {
-        /// Path of the file.
+        /// Path of the file with the tensor.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the tensor with the unsupported element type.
         tensor: String,
-        /// The element type, as named by the file.
+        /// Element type of the tensor, as named by the file.
         dtype: String,
     },
     /// A tensor's shape does not match the configuration.
     #[error("{path}: tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// Path of the file.
+        /// Path of the file with the tensor.
         path: PathBuf,
-        /// Name of the tensor.
+        /// Name of the tensor with the wrong shape.
         tensor: String,
-        /// The expected shape.
+        /// Shape that the configuration requires.
         expected: Vec<usize>,
-        /// The tensor's shape.
+        /// Shape of the stored tensor.
         found: Vec<usize>,
     },
     /// A drafter was trained for a target with other dimensions.
@@ -177,37 +177,39 @@ pub enum LoadError {
         path: PathBuf,
         /// Name of the value that differs.
         what: &'static str,
-        /// The drafter's value.
+        /// The value in the drafter's config.
         drafter: String,
-        /// The target's value.
+        /// The value of the target.
         target: String,
     },
     /// The weights exceed this machine's memory.
-    #[error("out of memory: `{tensor}` of shape {shape:?}")]
+    #[error("out of memory: no room for tensor `{tensor}` of shape {shape:?}")]
     OutOfMemory {
-        /// Name of the tensor.
+        /// Name of the tensor that does not fit in memory.
         tensor: String,
-        /// Shape of the tensor.
+        /// Shape of the tensor that does not fit in memory.
         shape: Vec<usize>,
     },
-    /// A tokenizer cannot be read, or cannot handle a text.
+    /// A tokenizer cannot be read, or cannot encode or decode a text.
     #[error("tokenizer {path}: {reason}")]
     Tokenizer {
-        /// Path of the file.
+        /// Path of the tokenizer's file.
         path: PathBuf,
-        /// The tokenizer's error.
+        /// Error message of the tokenizer.
         reason: String,
     },
     /// A tokenizer gave an id for which the model has no embedding.
-    #[error("tokenizer {path}: token `{token}` has id {id}, and the model's vocabulary has {vocab_size} ids")]
+    #[error(
+        "tokenizer {path}: token `{token}` has id {id}, expected ids below {vocab_size}, the model's vocabulary size"
+    )]
     TokenOutOfVocabulary {
-        /// Path of the tokenizer's file.
+        /// Text of the token, as the tokenizer spells it.
         path: PathBuf,
-        /// The token's text.
+        /// Text of the token.
         token: String,
-        /// The token's id.
+        /// Id that the tokenizer gave the token.
         id: u32,
-        /// V: the model's vocabulary size.
+        /// Vocabulary size of the model.
         vocab_size: usize,
     },
     /// The model has no chat template.
@@ -215,15 +217,15 @@ pub enum LoadError {
     NoChatTemplate {
         /// Path of the directory or file.
         path: PathBuf,
-        /// The places that were searched.
+        /// The places that were searched for a template.
         looked_for: &'static str,
     },
     /// A chat template cannot be parsed, or fails on the given messages.
     #[error("chat template {path}: {reason}")]
     ChatTemplate {
-        /// Path of the file.
+        /// Path of the template's file.
         path: PathBuf,
-        /// The error of the template engine, or of the template itself.
+        /// The error message of the template engine, or of the template itself.
         reason: String,
     },
 }

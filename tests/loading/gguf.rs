@@ -104,7 +104,7 @@ fn models_equal_the_directories_that_they_were_converted_from() {
         assert_eq!(found.config.eos_ids, [2, 5], "{name}");
         let mut config = ModelConfig { eos_ids: expected.config.eos_ids.clone(), ..found.config.clone() };
         if name == "llama-llama3" {
-            // The format stores frequencies as factors, which are exact except for rounding.
+            // GGUF stores frequencies as factors, which are exact except for rounding.
             for (found, expected) in config.rope.inv_freq.iter().zip(&expected.config.rope.inv_freq) {
                 assert!((found / expected - 1.0).abs() < 3e-7, "{found}, expected {expected}");
             }
@@ -158,7 +158,7 @@ struct Case {
     decoded_without_special: String,
 }
 
-/// The ids of texts agree with transformers for every pre-tokenizer, which splits a text before it is encoded.
+/// The token ids of texts agree with transformers for every pre-tokenizer, which splits a text before it is encoded.
 #[test]
 fn tokenizers_give_the_recorded_ids() {
     let recorded = std::fs::read_to_string(fixtures().join("gguf/tokenizers.json")).unwrap();

@@ -10,6 +10,6 @@ mod smollm2;
 mod support;
 mod transformers_logits;
 
-/// Records each thread's largest allocation, which must stay small while a damaged file is read.
+/// The allocator records each thread's largest allocation, which must stay small while a damaged file is read.
 #[global_allocator]
 static ALLOCATOR: support::bounds::Watched = support::bounds::Watched;

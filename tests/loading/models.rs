@@ -54,7 +54,7 @@ fn configurations() {
     assert!(model("qwen3-biases").1.attention_bias);
 }
 
-/// torch's power function may be an ulp off; the arithmetic after it is the same.
+/// The power function of PyTorch may be an ulp off; the arithmetic after it is the same.
 #[test]
 fn rotary_frequencies_are_those_of_transformers() {
     let mut scaled = 0;
@@ -241,15 +241,15 @@ fn random_models_have_the_shapes_of_loaded_ones() {
         let error = |tail, block| {
             DrafterWeights::random(&config, tail, block, 6, DType::F32, 1).unwrap_err().to_string()
         };
-        assert_eq!(error(3, 4), "model configuration: `tail_layers` is 3, expected 1..=2");
-        assert_eq!(error(0, 4), "model configuration: `tail_layers` is 0, expected 1..=2");
-        assert_eq!(error(1, 0), "model configuration: `block_size` is 0, expected 1..=64");
-        assert_eq!(error(1, 65), "model configuration: `block_size` is 65, expected 1..=64");
+        assert_eq!(error(3, 4), "model configuration: `tail_layers` is 3, expected 1 to 2");
+        assert_eq!(error(0, 4), "model configuration: `tail_layers` is 0, expected 1 to 2");
+        assert_eq!(error(1, 0), "model configuration: `block_size` is 0, expected 1 to 64");
+        assert_eq!(error(1, 65), "model configuration: `block_size` is 65, expected 1 to 64");
         let mut odd = config.clone();
         odd.attention.kv_heads = 3;
         assert_eq!(
             TargetWeights::random(&odd, DType::F32, 1).unwrap_err().to_string(),
-            "model configuration: `attention.kv_heads` is 3, expected a divisor of 4 query heads"
+            "model configuration: `attention.kv_heads` is 3, expected a divisor of the number of query heads, 4"
         );
     }
 }
@@ -362,7 +362,7 @@ fn ids_that_the_model_lacks() {
     assert_eq!(
         tokenizer.encode("a<|MASK|>", true).unwrap_err().to_string(),
         format!(
-            "tokenizer {}: token `<|MASK|>` has id 382, and the model's vocabulary has 382 ids",
+            "tokenizer {}: token `<|MASK|>` has id 382, expected ids below 382, the model's vocabulary size",
             dir.join("tokenizer.json").display()
         )
     );

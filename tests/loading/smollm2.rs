@@ -1,5 +1,5 @@
-//! Tests with SmolLM2-135M-Instruct from its GGUF file: ids and greedy tokens agree with transformers, and decoding is
-//! lossless on a real model. `tests/record/smollm2.py` made the recordings.
+//! Tests with SmolLM2-135M-Instruct from its GGUF file: token ids and greedy tokens agree with transformers, and
+//! decoding is lossless on a real model. `tests/record/smollm2.py` made the recordings.
 //!
 //! The file is at `FLEXDRAFT_SMOLLM2`, or where `demo/smollm2.sh` downloads it; without it the tests say so and pass.
 
@@ -18,7 +18,8 @@ use serde::Deserialize;
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::runs::{Output, corrupted_continuation, cpu, run};
 
-/// Logits closer than this may change order, because sums are added up in another order.
+/// The smallest distance between two logits that keeps their order; smaller distances may change sign, because sums are
+/// added up in another order.
 const MARGIN: f32 = 0.02;
 
 #[derive(Deserialize)]
@@ -54,7 +55,7 @@ struct Prompt {
     text: String,
     ids: Vec<u32>,
     tokens: Vec<u32>,
-    /// The distance of the second largest logit from the largest, for each token.
+    /// Returns the distance of the second largest logit from the largest, for each token.
     margins: Vec<f32>,
 }
 
@@ -74,7 +75,7 @@ fn file(test: &str) -> Option<PathBuf> {
     if path.is_file() {
         return Some(path);
     }
-    // Written to stderr directly, because the test harness shows the output of failed tests only.
+    // The measurement is written to stderr directly, because the test harness shows the output of failed tests only.
     let _ = writeln!(
         std::io::stderr(),
         "\n*** SKIPPED {test}: there is no SmolLM2 model. Run demo/smollm2.sh, or set FLEXDRAFT_SMOLLM2. ***"
@@ -199,8 +200,8 @@ fn greedy_tokens_are_those_of_transformers() {
     assert!(compared >= prompts.len() * 96 / 2, "{compared} tokens");
 }
 
-/// 256 tokens are the same in every mode, whatever is drafted: one prompt has a random drafter, the other one drafts of
-/// the true continuation with one wrong token per block.
+/// In every mode, 256 tokens are the same, whatever is drafted: one prompt has a random drafter, the other one drafts
+/// of the true continuation with one wrong token per block.
 #[test]
 fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     let Some(path) = file("every_mode_gives_the_tokens_of_autoregressive_decoding") else { return };
@@ -215,7 +216,7 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
         let mut requests = plain();
         let (known, proposing) = (expected[1].tokens.clone(), &mut requests[1]);
         proposing.proposer = Some(corrupted_continuation(proposing.prompt.len(), known, config.vocab_size));
-        // Verifies the whole block; a random drafter's confidence would cut it short.
+        // A threshold of 0 verifies the whole block; a random drafter's confidence would cut it short.
         proposing.confidence.threshold = 0.0;
         proposing.record = true;
         requests
@@ -236,7 +237,7 @@ fn every_mode_gives_the_tokens_of_autoregressive_decoding() {
     check("random everything", engine(&path, Some(&drafter), RandomEverything(RandomGroups(5))));
 }
 
-/// The drafter of `demo/smollm2-drafter`, for twenty prompts, half of them fragments of text.
+/// The drafter of `demo/smollm2-drafter` is loaded, and decodes twenty prompts, half of them fragments of text.
 #[test]
 fn the_drafter_made_for_it_changes_nothing_and_is_accepted() {
     let Some(path) = file("the_drafter_made_for_it_changes_nothing_and_is_accepted") else { return };

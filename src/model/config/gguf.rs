@@ -9,11 +9,11 @@ use crate::model::LoadError;
 use crate::model::format::gguf::{Gguf, Header};
 use crate::model::format::json::Fields;
 
-/// Name of the tensor `[head_dim / 2]` with divisors of the rotary frequencies; Llama 3's rope scaling is
-/// stored this way.
+/// Name of the tensor `[head_dim / 2]` with divisors of the rotary frequencies, in which GGUF files store the rope
+/// scaling of Llama 3.
 pub(in crate::model) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The fewest tensors in a layer: two norms, four projections of attention, three of the MLP.
+/// The fewest tensors in a layer: two norms, four attention projections, three MLP projections.
 const TENSORS_IN_LAYER: usize = 9;
 
 /// Architecture keys that change what a layer computes, each with the only value that leaves the computation
@@ -35,7 +35,7 @@ const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
 ];
 
 impl Architecture {
-    /// Returns the name under `general.architecture`.
+    /// Returns the model family's name in the metadata key `general.architecture`.
     pub(in crate::model) fn gguf_name(self) -> &'static str {
         self.model_type()
     }
@@ -51,14 +51,16 @@ pub(in crate::model) fn architecture(header: &Header) -> Result<Architecture, Lo
         .ok_or_else(|| fields.unsupported(key, "llama, qwen3"))
 }
 
-/// Returns V: the number of embeddings.
+/// Returns the vocabulary size: the number of embeddings.
 pub(in crate::model) fn vocab_size(header: &Header) -> Result<usize, LoadError> {
     let shape = &header.tensor("token_embd.weight")?.shape;
     match shape.as_slice() {
         &[vocab_size, _] if (1..=MAX_VOCAB).contains(&vocab_size) => Ok(vocab_size),
         _ => Err(LoadError::Gguf {
             path: header.path().into(),
-            reason: format!("tensor `token_embd.weight` has shape {shape:?}, which no embedding has"),
+            reason: format!(
+                "tensor `token_embd.weight` has shape {shape:?}, expected [vocabulary, hidden size]"
+            ),
         }),
     }
 }
@@ -86,7 +88,7 @@ impl ArchitectureFields<'_> {
         self.fields.positive(&self.key(key))
     }
 
-    /// Returns a number above 0. A missing key and 0 mean the same.
+    /// Returns the value of a key, which must be a number above 0. A missing key and 0 mean the same.
     fn nonzero(&self, key: &str) -> Result<Option<f64>, LoadError> {
         if self.fields.number(&self.key(key))? == Some(0.0) { Ok(None) } else { self.positive(key) }
     }
@@ -115,7 +117,7 @@ pub(in crate::model) fn read_header(header: &Header) -> Result<ModelConfig, Load
     read(header, |name| header.read_tensor(name).map(|tensor| tensor.to_f32()))
 }
 
-/// Reads the configuration. `elements` returns the elements of a tensor.
+/// Reads the configuration that the metadata describe. `elements` returns the elements of a tensor.
 fn read(
     header: &Header,
     elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
@@ -143,7 +145,7 @@ fn read(
             fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
         },
         rope: read_rope(&fields, attention.head_dim, context_len, factors)?,
-        // The format has no key for biases: the layers have biases if the tensors exist.
+        // GGUF has no key for biases: the layers have biases if the tensors exist.
         attention_bias: header.contains("blk.0.attn_q.bias"),
         mlp_bias: header.contains("blk.0.ffn_gate.bias"),
         tied_embeddings: !header.contains("output.weight"),
@@ -172,7 +174,9 @@ fn layers(header: &Header, fields: &ArchitectureFields<'_>) -> Result<usize, Loa
     let tensors = header.tensors().count();
     if layers > tensors / TENSORS_IN_LAYER {
         let most = tensors / TENSORS_IN_LAYER;
-        return Err(fields.invalid(key, format!("at most {most}, the layers that {tensors} tensors make")));
+        return Err(
+            fields.invalid(key, format!("at most {most}, because the file has only {tensors} tensors"))
+        );
     }
     Ok(layers)
 }
@@ -181,7 +185,10 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
     let q_heads = fields.required_count("attention.head_count", MAX_HEADS)?;
     let kv_heads = fields.count("attention.head_count_kv", MAX_HEADS)?.unwrap_or(q_heads);
     if q_heads % kv_heads != 0 {
-        return Err(fields.invalid("attention.head_count_kv", format!("a divisor of {q_heads} query heads")));
+        return Err(fields.invalid(
+            "attention.head_count_kv",
+            format!("a divisor of the number of query heads, {q_heads}"),
+        ));
     }
     let head_dim = match fields.count("attention.key_length", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
@@ -194,19 +201,19 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
     if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
         let given = fields.fields.contains(&fields.key("attention.key_length"));
         let key = if given { "attention.key_length" } else { "attention.head_count" };
-        let expected = format!("heads of an even number of dimensions, at most {MAX_HEAD_DIM}");
+        let expected = format!("an even number of dimensions per head, at most {MAX_HEAD_DIM}");
         return Err(fields.invalid(key, expected));
     }
-    // Values must be as long as keys, and all dimensions must be rotated.
+    // The attention kernels need values as long as keys, and rotate all dimensions.
     for key in ["attention.value_length", "rope.dimension_count"] {
         if fields.count(key, usize::MAX)?.is_some_and(|len| len != head_dim) {
-            return Err(fields.unsupported(key, format!("{head_dim}, the dimensions of a head")));
+            return Err(fields.unsupported(key, format!("{head_dim}, the size of a head")));
         }
     }
     Ok(AttentionShape { q_heads, kv_heads, head_dim })
 }
 
-/// Reads the rotary embedding. The defaults are llama.cpp's.
+/// Reads the frequencies and the scaling of the rotary embedding. The defaults are llama.cpp's.
 fn read_rope(
     fields: &ArchitectureFields<'_>,
     head_dim: usize,
@@ -258,19 +265,17 @@ fn rope_factors(
         });
     }
     let factors = elements(ROPE_FACTORS)?;
-    // A normal number has a finite inverse.
+    // A normal floating-point number has a finite inverse.
     match factors.iter().find(|factor| !(factor.is_normal() && **factor > 0.0)) {
         None => Ok(factors),
         Some(factor) => Err(LoadError::Gguf {
             path: header.path().into(),
-            reason: format!(
-                "tensor `{ROPE_FACTORS}` has the element {factor}, which cannot divide a frequency"
-            ),
+            reason: format!("tensor `{ROPE_FACTORS}` has the element {factor}, expected numbers above 0"),
         }),
     }
 }
 
-/// Returns the ids that end a text and, in models for conversations, a message.
+/// Returns the token ids that end a text and, in models for conversations, a message.
 fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     let mut ids = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
@@ -283,7 +288,7 @@ fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     Ok(ids)
 }
 
-/// Returns a token id in the metadata.
+/// Returns the token id that a metadata key holds.
 pub(in crate::model) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
     match fields.get(key) {
         None => Ok(None),

@@ -12,7 +12,7 @@ use crate::model::LoadError;
 use crate::model::format::files::if_exists;
 use crate::model::format::json::{Fields, JsonFile};
 
-/// Reads the configuration of a directory, as written by transformers 4 or 5.
+/// Reads the configuration of a model directory, as transformers 4 or 5 writes it.
 pub(in crate::model) fn read(dir: &Path) -> Result<ModelConfig, LoadError> {
     let file = JsonFile::read(&dir.join("config.json"))?;
     let generation = if_exists(JsonFile::read(&dir.join("generation_config.json")))?;
@@ -78,11 +78,12 @@ pub(in crate::model) fn attention_shape(
     let q_heads = fields.required_count("num_attention_heads", MAX_HEADS)?;
     let kv_heads = fields.count("num_key_value_heads", MAX_HEADS)?.unwrap_or(q_heads);
     if !q_heads.is_multiple_of(kv_heads) {
-        return Err(fields.invalid("num_key_value_heads", format!("a divisor of {q_heads} query heads")));
+        return Err(fields
+            .invalid("num_key_value_heads", format!("a divisor of the number of query heads, {q_heads}")));
     }
     let head_dim = match fields.count("head_dim", MAX_HEAD_DIM)? {
         Some(head_dim) => head_dim,
-        // The default of transformers' Qwen3Config, whatever the hidden size.
+        // The default head size of transformers' Qwen3Config, whatever the hidden size.
         None if architecture == Architecture::Qwen3 && !fields.contains("head_dim") => 128,
         None if !hidden_size.is_multiple_of(q_heads) => {
             return Err(
@@ -94,7 +95,7 @@ pub(in crate::model) fn attention_shape(
     if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
         let derived = if fields.get("head_dim").is_some() { "head_dim" } else { "hidden_size" };
         return Err(fields
-            .invalid(derived, format!("heads of an even number of dimensions, at most {}", MAX_HEAD_DIM)));
+            .invalid(derived, format!("an even number of dimensions per head, at most {}", MAX_HEAD_DIM)));
     }
     Ok(AttentionShape { q_heads, kv_heads, head_dim })
 }
@@ -125,8 +126,8 @@ fn reject_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result
     }
 }
 
-/// Rejects a sliding window. Before the key `layer_types` existed, a window applied from layer
-/// `max_window_layers` on.
+/// Rejects a model whose attention has a sliding window. Before the key `layer_types` existed, a window applied from
+/// layer `max_window_layers` on.
 fn reject_sliding_window(fields: &Fields<'_>) -> Result<(), LoadError> {
     let used = fields.flag("use_sliding_window")? == Some(true)
         && (fields.get("sliding_window").is_some() || !fields.contains("sliding_window"));
@@ -139,7 +140,7 @@ fn reject_sliding_window(fields: &Fields<'_>) -> Result<(), LoadError> {
     }
 }
 
-/// Returns `eos_token_id`: absent, one id, or a list.
+/// Returns the token ids of `eos_token_id`, which may be absent, one id, or a list.
 fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
     let key = "eos_token_id";
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -7,15 +7,15 @@ pub mod rope;
 use super::LoadError;
 use crate::device::{AttentionShape, Rope};
 
-// Limits far above any model. They prevent a damaged config from requesting absurd amounts of memory, and the
-// products of shapes from overflowing.
+// Limits of the sizes in a configuration, far above any model. They prevent a damaged config from requesting absurd
+// amounts of memory, and the products of shapes from overflowing.
 pub(in crate::model) const MAX_LAYERS: usize = 4096;
 pub(in crate::model) const MAX_HEADS: usize = 1 << 14;
 pub(in crate::model) const MAX_HIDDEN: usize = 1 << 24;
 pub(in crate::model) const MAX_VOCAB: usize = 1 << 28;
 pub(in crate::model) const MAX_CONTEXT: usize = 1 << 30;
 
-/// The largest even head_dim for which rotary frequencies are made.
+/// The largest even head size for which rotary frequencies are made.
 pub(in crate::model) const MAX_HEAD_DIM: usize = 4096;
 
 /// A model family, defined by its decoder layer.
@@ -23,12 +23,12 @@ pub(in crate::model) const MAX_HEAD_DIM: usize = 4096;
 pub enum Architecture {
     /// Llama 2 and 3, and models with the same layer.
     Llama,
-    /// Qwen3 (dense): RMSNorm over each q and k head.
+    /// Qwen3 (dense), which has an RMSNorm over each query head and key head.
     Qwen3,
 }
 
 impl Architecture {
-    /// Every supported family.
+    /// Every supported model family.
     pub(in crate::model) const ALL: [Self; 2] = [Self::Llama, Self::Qwen3];
 
     /// Returns the class with which transformers loads models of this family.
@@ -39,7 +39,7 @@ impl Architecture {
         }
     }
 
-    /// Returns the family's `model_type` in a config.
+    /// Returns the family's `model_type` in a `config.json`.
     pub(in crate::model) fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
@@ -47,45 +47,46 @@ impl Architecture {
         }
     }
 
-    /// Returns whether each q and k head is normed before its rotation.
+    /// Returns whether each query head and key head is normed before its rotation.
     pub fn has_qk_norms(self) -> bool {
         self == Self::Qwen3
     }
 }
 
-/// A target's configuration.
+/// The configuration of a target model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The model family.
+    /// Model family, which decides the layer's computation.
     pub architecture: Architecture,
-    /// H: the hidden size.
+    /// Hidden size H: elements of a token's row between layers.
     pub hidden_size: usize,
-    /// Columns of the gate and up projections.
+    /// Number of columns of the MLP's gate and up projections.
     pub intermediate_size: usize,
-    /// L: the number of layers.
+    /// Number L of decoder layers.
     pub layers: usize,
-    /// Numbers of query heads and KV heads, and head_dim.
+    /// Numbers of query heads and KV heads, and the size of a head.
     pub attention: AttentionShape,
-    /// V: the vocabulary size.
+    /// Vocabulary size V: the number of token ids.
     pub vocab_size: usize,
     /// Positions that the model was trained for: prompt and output together must not exceed them.
     pub context_len: usize,
-    /// Epsilon of every RMSNorm.
+    /// Epsilon of every RMSNorm of the model.
     pub rms_norm_eps: f32,
     /// The rotary embedding, with scaling applied.
     pub rope: Rope,
-    /// Whether q, k, v and o projections have biases.
+    /// True if the q, k, v and o projections have biases.
     pub attention_bias: bool,
-    /// Whether gate, up and down projections have biases.
+    /// True if the MLP's gate, up and down projections have biases.
     pub mlp_bias: bool,
-    /// Whether lm_head is the embedding matrix.
+    /// True if the LM head is the embedding matrix.
     pub tied_embeddings: bool,
     /// End-of-sequence ids, from `generation_config.json` or the config.
     pub eos_ids: Vec<u32>,
 }
 
 impl ModelConfig {
-    /// Checks the relations that the rest of the crate relies on. Needed for a configuration made in code.
+    /// Checks the relations between fields that the rest of the crate relies on. Needed for a configuration made in
+    /// code.
     ///
     /// # Errors
     /// [`LoadError::InvalidConfig`] naming the first invalid field.
@@ -105,21 +106,21 @@ impl ModelConfig {
             |field, value: String, expected: String| Err(LoadError::InvalidConfig { field, value, expected });
         for (field, value, limit) in counts {
             if !(1..=limit).contains(&value) {
-                return wrong(field, value.to_string(), format!("1..={limit}"));
+                return wrong(field, value.to_string(), format!("1 to {limit}"));
             }
         }
         if !q_heads.is_multiple_of(kv_heads) {
             return wrong(
                 "attention.kv_heads",
                 kv_heads.to_string(),
-                format!("a divisor of {q_heads} query heads"),
+                format!("a divisor of the number of query heads, {q_heads}"),
             );
         }
         if !head_dim.is_multiple_of(2) {
             return wrong("attention.head_dim", head_dim.to_string(), "an even number".into());
         }
         if self.rope.inv_freq.len() != head_dim / 2 {
-            let expected = format!("{} of them, one for two dimensions of a head", head_dim / 2);
+            let expected = format!("{} frequencies, half of head_dim", head_dim / 2);
             return wrong("rope.inv_freq", format!("{} frequencies", self.rope.inv_freq.len()), expected);
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
@@ -129,12 +130,11 @@ impl ModelConfig {
     }
 }
 
-/// A drafter's configuration.
+/// The configuration of a drafter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrafterConfig {
-    /// N: the number of tail layers.
+    /// Number N of tail layers: the target's last layers, in which the drafter works.
     pub tail_layers: usize,
-    /// S: the block size that the drafter was trained with,
-    /// 1..=[`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).
+    /// Block size S that the drafter was trained with, 1..=[`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).
     pub block_size: usize,
 }

@@ -16,11 +16,11 @@ const SUPPORTED: &str = "default, linear, llama3, yarn";
 /// A method of stretching the rotary embedding over contexts longer than the pretraining context.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// No scaling.
+    /// No scaling of the frequencies.
     Default,
     /// Position interpolation: every frequency is divided by `factor`.
     Linear {
-        /// Ratio of the new context length to the old one.
+        /// Ratio of the new context length to the pretraining context.
         factor: f64,
     },
     /// Llama 3.1: the frequencies of long wavelengths are divided by `factor`, the frequencies of short
@@ -33,7 +33,7 @@ pub enum RopeScaling {
         /// Bound of the short wavelengths: wavelengths below `original_context` / `high_freq_factor` are
         /// kept.
         high_freq_factor: f64,
-        /// Positions of the pretraining context.
+        /// Number of positions of the pretraining context.
         original_context: f64,
     },
     /// YaRN (arXiv 2309.00071): interpolation by parts, and a factor on cosine and sine.
@@ -43,22 +43,22 @@ pub enum RopeScaling {
 /// The parameters of [`RopeScaling::Yarn`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
-    /// Ratio of the new context length to the old one.
+    /// Ratio of the new context length to the pretraining context.
     pub factor: f64,
-    /// Positions of the pretraining context.
+    /// Number of positions of the pretraining context.
     pub original_context: f64,
-    /// Rotations over the pretraining context above which a dimension is kept.
+    /// Number of rotations over the pretraining context above which a dimension's frequency is kept.
     pub beta_fast: f64,
-    /// Rotations over the pretraining context below which a dimension is interpolated.
+    /// Number of rotations over the pretraining context below which a dimension's frequency is interpolated.
     pub beta_slow: f64,
-    /// Whether the bounds between kept and interpolated dimensions are rounded to whole dimensions.
+    /// True if the bounds between kept and interpolated dimensions are rounded to whole dimensions.
     pub truncate: bool,
-    /// Factor on cosine and sine.
+    /// Factor on every cosine and sine.
     pub attention_factor: f64,
 }
 
 impl Yarn {
-    /// Returns YaRN with the paper's recommended values for the other parameters.
+    /// Returns YaRN parameters with the paper's recommended values for all parameters but the arguments.
     pub fn new(factor: f64, original_context: f64) -> Self {
         Self {
             factor,
@@ -71,7 +71,7 @@ impl Yarn {
     }
 }
 
-/// Returns the paper's √(1/t) = 0.1·ln(s) + 1, with DeepSeek's coefficient on the logarithm.
+/// Returns the YaRN paper's √(1/t) = 0.1·ln(s) + 1, with DeepSeek's coefficient on the logarithm.
 fn mscale(factor: f64, coefficient: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * coefficient * factor.ln() + 1.0 }
 }
@@ -83,7 +83,7 @@ pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> 
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
         return None;
     }
-    // θ^(2i / head_dim): a full rotation takes 2π times this many positions.
+    // The wavelength of dimension i is 2π · θ^(2i / head_dim) positions.
     let turns: Vec<f32> = (0..head_dim / 2)
         .map(|i| {
             let exponent = (2 * i) as f32 / head_dim as f32;
@@ -125,7 +125,7 @@ pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> 
 
 fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> Option<Vec<f32>> {
     let dim = head_dim as f64;
-    // The (fractional) dimension that makes `rotations` rotations over the pretraining context.
+    // Returns the (fractional) dimension that makes `rotations` rotations over the pretraining context.
     let dimension_of =
         |rotations: f64| dim * (yarn.original_context / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow));
@@ -199,7 +199,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
     let original_context = fields.positive("original_max_position_embeddings")?;
     match new.or(old) {
         None | Some("default") => {
-            // A scaling without a type, or with one object per layer type, does not mean "no scaling".
+            // A scaling without a type, or with one object per layer type, is refused: it does not mean "no scaling".
             match fields.entries().find(|(key, value)| *key == "factor" || value.is_object()) {
                 Some((key, _)) if new.or(old).is_none() => Err(fields.unsupported(key, SUPPORTED)),
                 _ => Ok(RopeScaling::Default),
@@ -232,7 +232,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
                 (None, None) => return Err(fields.missing("factor")),
             };
             let mut yarn = Yarn::new(factor, original_context.unwrap_or(context_len as f64));
-            // As in Python, 0 means "not given" here.
+            // Like Python, transformers takes 0 for "not given" here.
             let given = |key: &str| Ok::<_, LoadError>(fields.number(key)?.filter(|&x| x != 0.0));
             yarn.beta_fast = given("beta_fast")?.unwrap_or(yarn.beta_fast);
             yarn.beta_slow = given("beta_slow")?.unwrap_or(yarn.beta_slow);

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use crate::model::LoadError;
 
-/// Size limit of a JSON file or template. Configurations have kilobytes, and the index of the largest sharded
-/// model has some megabytes.
+/// Size limit of a JSON file or chat template, in bytes. Configurations have kilobytes, and the index of the largest
+/// sharded model has some megabytes.
 const SIZE_LIMIT: u64 = 64 << 20;
 
-/// The bytes of a file, read or mapped.
+/// The bytes of a file, read into memory or memory-mapped.
 pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// The way in which the bytes of a file come into memory.
+/// How the bytes of a file come into memory: by reading, or by mapping.
 #[derive(Clone, Copy)]
 pub(in crate::model) enum FileAccess {
     Read,
@@ -25,7 +25,7 @@ pub(in crate::model) enum FileAccess {
 /// error.
 pub(in crate::model) fn open(path: &Path) -> Result<(fs::File, u64), LoadError> {
     let io = |source| LoadError::Io { path: path.into(), source };
-    // This check comes first, because opening a pipe blocks.
+    // The kind of the file is checked before opening it, because opening a pipe blocks.
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(LoadError::NotAFile { path: path.into() });
     }
@@ -52,7 +52,7 @@ pub(in crate::model) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<
     Ok(content)
 }
 
-/// Returns `Ok(None)` if the file does not exist.
+/// Returns the bytes of a small file, or `Ok(None)` if the file does not exist.
 pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Option<T>, LoadError> {
     match result {
         Err(LoadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),

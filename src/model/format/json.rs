@@ -50,7 +50,7 @@ impl<'a> Fields<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// Returns whether the key exists, even if its value is `null`.
+    /// Returns whether the object has the key, even if its value is `null`.
     pub(in crate::model) fn contains(&self, key: &str) -> bool {
         self.object.contains_key(key)
     }
@@ -77,26 +77,27 @@ impl<'a> Fields<'a> {
         self.typed(key, "a list", Value::as_array)
     }
 
-    /// Returns a finite number.
+    /// Returns the value of a key, which must be a finite number.
     pub(in crate::model) fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
         self.typed(key, "a finite number", |value| value.as_f64().filter(|x| x.is_finite()))
     }
 
-    /// Returns a finite number above 0.
+    /// Returns the value of a key, which must be a finite number above 0.
     pub(in crate::model) fn positive(&self, key: &str) -> Result<Option<f64>, LoadError> {
         self.typed(key, "a finite number above 0", |value| {
             value.as_f64().filter(|x| x.is_finite() && *x > 0.0)
         })
     }
 
-    /// Returns a whole number in 1..=`limit`. Python writes some whole numbers as floats.
+    /// Returns the value of a key, which must be a whole number in 1..=`limit`. Python writes some whole numbers as
+    /// floats.
     pub(in crate::model) fn count(&self, key: &str, limit: usize) -> Result<Option<usize>, LoadError> {
         let whole = |value: &Value| {
             let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x));
             let integer = value.as_u64().or_else(|| float().map(|x| x as u64))?;
             usize::try_from(integer).ok().filter(|n| (1..=limit).contains(n))
         };
-        self.typed(key, &format!("a whole number in 1..={limit}"), whole)
+        self.typed(key, &format!("a whole number from 1 to {limit}"), whole)
     }
 
     pub(in crate::model) fn required_count(&self, key: &str, limit: usize) -> Result<usize, LoadError> {

@@ -1,4 +1,4 @@
-//! File formats: bytes of a file, JSON, safetensors, GGUF. This layer does not depend on the structure of
+//! The file formats of models: files in memory, JSON, safetensors, GGUF. This layer does not depend on the structure of
 //! models.
 
 pub(in crate::model) mod files;

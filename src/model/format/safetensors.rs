@@ -14,7 +14,7 @@ use crate::model::LoadError;
 use crate::model::load_error::shorten;
 use crate::tensor::{DType, Tensor};
 
-/// Size of the header's length at the start of a file, in bytes.
+/// Size in bytes of the number at the start of a file that gives the header's length.
 const PREFIX: usize = 8;
 
 /// The tensors of a model directory, by name. Their bytes are read or mapped once, and the [`Tensor`]s taken
@@ -30,10 +30,10 @@ struct TensorFile {
     bytes: Bytes,
 }
 
-/// A tensor, as described by its file's header.
+/// The description of a tensor in its file's header.
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Index of the file in [`Checkpoint::files`].
+    /// Index of the tensor's file in [`Checkpoint::files`].
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -53,8 +53,8 @@ impl Checkpoint {
         unsafe { Self::open(dir, FileAccess::Read) }
     }
 
-    /// Like [`read`](Self::read), but maps the files instead of copying them: unused tensors take no memory,
-    /// and several processes share the memory of used ones.
+    /// Opens the files like [`read`](Self::read), but maps them instead of copying them: unused tensors take no memory,
+    /// and several processes share the memory of used tensors.
     ///
     /// # Safety
     /// While the checkpoint or a tensor taken from it is alive, no process may change or truncate its files.
@@ -101,7 +101,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Adds a file's tensors, and returns its index.
+    /// Adds the tensors of a file, and returns the file's index.
     ///
     /// # Safety
     /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
@@ -167,11 +167,14 @@ impl Checkpoint {
             }
         };
         Tensor::from_bytes(dtype, &entry.shape, file.bytes.clone(), entry.bytes.clone()).ok_or_else(|| {
-            LoadError::Header { path: file.path.clone(), reason: format!("tensor `{name}` is out of place") }
+            LoadError::Header {
+                path: file.path.clone(),
+                reason: format!("the bytes of tensor `{name}` do not match its shape"),
+            }
         })
     }
 
-    /// Returns a tensor that must have the given shape.
+    /// Returns a tensor of the checkpoint, which must have the given shape.
     ///
     /// # Errors
     /// The errors of [`tensor`](Self::tensor), and [`LoadError::Shape`].
@@ -201,13 +204,13 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// Returns whether `entry` is a plain relative path, without `..` or a root.
+/// Returns whether a path is plain and relative, without `..` or a root.
 fn is_inside(entry: &str) -> bool {
     let mut components = Path::new(entry).components().peekable();
     components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// A header's entries in file order, including repeated names.
+/// The entries of a safetensors header in file order, including repeated names.
 struct HeaderEntries(Vec<(String, HeaderEntry)>);
 
 #[derive(Deserialize)]
@@ -244,7 +247,7 @@ impl<'de> Deserialize<'de> for HeaderEntries {
 fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadError> {
     let wrong = |reason: String| LoadError::Header { path: path.into(), reason };
     let Some(Ok(prefix)) = bytes.get(..PREFIX).map(<[u8; PREFIX]>::try_from) else {
-        return Err(wrong(format!("it has {} bytes, too few for a header", bytes.len())));
+        return Err(wrong(format!("it has {} bytes, expected at least 8", bytes.len())));
     };
     let header_len = u64::from_le_bytes(prefix);
     let data_start = usize::try_from(header_len).ok().and_then(|len| len.checked_add(PREFIX));
@@ -252,14 +255,14 @@ fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadE
         data_start.and_then(|end| bytes.get(PREFIX..end).map(|header| (header, end)))
     else {
         return Err(wrong(format!(
-            "its header should have {header_len} bytes, and the file has {}; it may be truncated",
+            "its header needs {header_len} bytes, and the file has {}; it may be truncated",
             bytes.len()
         )));
     };
-    // Checks that the safetensors crate does not make, or reports without the name: repeated names, unknown
-    // element types, and data beyond the end of the file.
-    let HeaderEntries(mut listed) = serde_json::from_slice(header)
-        .map_err(|e| wrong(format!("its header is not as it should be: {e}")))?;
+    // The safetensors crate does not check, or reports without the tensor's name: repeated names, unknown element
+    // types, and data beyond the end of the file.
+    let HeaderEntries(mut listed) =
+        serde_json::from_slice(header).map_err(|e| wrong(format!("its header is damaged: {e}")))?;
     let data_len = bytes.len() - data_start;
     for (name, HeaderEntry { dtype, data_offsets: (_, end) }) in &listed {
         if *end > data_len as u64 {
@@ -285,7 +288,7 @@ fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadE
     for (name, _) in listed {
         let info = metadata
             .info(&name)
-            .ok_or_else(|| wrong(format!("tensor `{name}` is listed but not described")))?;
+            .ok_or_else(|| wrong(format!("tensor `{name}` has a name, but no description")))?;
         let (start, end) = info.data_offsets;
         let entry = Entry {
             file: 0,

@@ -25,14 +25,14 @@ const IN_DIRECTORY: &str = "neither chat_template.jinja nor `chat_template` in t
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChatMessage {
-    /// The author's role: `system`, `user`, `assistant`, or another role that the template knows.
+    /// Role of the message's author: `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
-    /// The text of the message.
+    /// Text of the message.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// Makes a message.
+    /// Makes a message from a role and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
@@ -46,7 +46,7 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads the template of a directory: `chat_template.jinja`, or else `chat_template` in
+    /// Reads the chat template of a directory: `chat_template.jinja`, or else `chat_template` in
     /// `tokenizer_config.json` (one template, or a list of named templates with one named `default`).
     pub(in crate::model) fn read_directory(dir: &Path) -> Result<Self, LoadError> {
         let config_path = dir.join("tokenizer_config.json");
@@ -69,7 +69,7 @@ impl ChatTemplate {
         Self::new(path, &source, special_tokens)
     }
 
-    /// Makes a template from its source, which is in the file `path`.
+    /// Makes a chat template from its source, which is in the file `path`.
     pub(in crate::model) fn new(
         path: PathBuf,
         source: &str,
@@ -79,20 +79,20 @@ impl ChatTemplate {
         Ok(Self { path, environment, special_tokens })
     }
 
-    /// Renders a conversation. With `add_generation_prompt`, the result ends where the assistant's next
-    /// message begins. The result contains the text of the special tokens, including BOS: encode it without
-    /// adding special tokens.
+    /// Renders a conversation as a prompt. With `add_generation_prompt`, the result ends where the assistant's next
+    /// message begins. The result contains the text of the special tokens, including BOS: encode it without adding
+    /// special tokens.
     ///
     /// # Errors
     /// [`LoadError::ChatTemplate`] if the template rejects the messages or fails on them.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, LoadError> {
-        // A clock before 1970 counts as 1970.
+        // A clock that shows a time before 1970 counts as 1970.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         self.render_at(messages, add_generation_prompt, now)
     }
 
-    /// Like [`render`](Self::render), for templates that print the date: the time is `unix_seconds` after
-    /// 1970-01-01 UTC.
+    /// Renders a conversation like [`render`](Self::render), for templates that print the date: the time is
+    /// `unix_seconds` after 1970-01-01 UTC.
     ///
     /// # Errors
     /// The errors of [`render`](Self::render).
@@ -128,7 +128,7 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// Makes an environment like the one in which transformers compiles chat templates.
+/// Makes an environment of the template engine like the one in which transformers compiles chat templates.
 fn environment(source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -157,7 +157,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T,
     Err(LoadError::ChatTemplate { path: path.into(), reason })
 }
 
-/// Writes values like Python's Jinja, where the two differ.
+/// Writes values as Python's Jinja does, where the two engines differ.
 fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
     match bool::try_from(value.clone()) {
         Ok(truth) if value.kind() == ValueKind::Bool => {
@@ -169,7 +169,7 @@ fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) 
     Ok(())
 }
 
-/// Returns `chat_template` of a `tokenizer_config.json`.
+/// Returns the template under `chat_template` in a `tokenizer_config.json`.
 fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     let key = "chat_template";
     let wrong = || config.invalid(key, "a template, or a list of templates with one named `default`");
@@ -185,8 +185,7 @@ fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     }
 }
 
-/// Returns the special tokens that a template can name. Each one is a string, or an object with its
-/// `content`.
+/// Returns the special tokens that a chat template can name. Each one is a string, or an object with its `content`.
 fn special_tokens(config: &Fields<'_>) -> Result<Vec<(&'static str, Value)>, LoadError> {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];

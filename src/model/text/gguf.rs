@@ -25,22 +25,22 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// The rule that splits a text into pieces, within which byte pairs are merged: `tokenizer.ggml.pre`. Each
+/// How a text is split into pieces, within which byte pairs are merged: the metadata key `tokenizer.ggml.pre`. Each
 /// variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Splitting {
-    /// GPT-2: words, numbers and punctuation, each with the space before it.
+    /// The pieces of GPT-2: words, numbers and punctuation, each with the space before it.
     Gpt2,
-    /// SmolLM: every digit by itself, the rest like GPT-2.
+    /// The pieces of SmolLM: every digit by itself, the rest like GPT-2.
     SmolLm,
-    /// Llama 3: numbers in groups of up to three digits.
+    /// The pieces of Llama 3: numbers in groups of up to three digits.
     LlamaBpe,
-    /// Qwen2 and 3: every digit by itself; the text is first normalised to NFC.
+    /// The pieces of Qwen2 and Qwen3: every digit by itself; the text is first normalised to NFC.
     Qwen2,
 }
 
-/// A pattern for contractions, words, numbers, punctuation, line breaks and spaces; `{number}` is the pattern
-/// of one number.
+/// A regular expression for contractions, words, numbers, punctuation, line breaks and spaces; `{number}` is the
+/// pattern of one number.
 macro_rules! split_pattern {
     ($number:literal) => {
         concat!(
@@ -82,13 +82,13 @@ impl Splitting {
 /// Kinds of tokens, by their number in `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TokenType {
-    /// A token made by merging. Unknown and byte tokens belong here too.
+    /// A token made by merging byte pairs. Unknown and byte tokens belong here too.
     Text,
-    /// A token that is never text: the end of a message, or a role.
+    /// A control token, which is never text: the end of a message, or a role.
     Control,
-    /// Text that is never split, such as `<tool_call>`.
+    /// A token for text that is never split, such as `<tool_call>`.
     UserDefined,
-    /// A token for a row of a padded embedding.
+    /// A token that stands only for a row of a padded embedding.
     Unused,
 }
 
@@ -105,7 +105,7 @@ impl TokenType {
 }
 
 impl Gguf {
-    /// Returns the tokenizer in the metadata.
+    /// Returns the tokenizer that the metadata describe.
     ///
     /// # Errors
     /// [`LoadError`] naming the key that is missing or not supported; [`LoadError::Tokenizer`] if the tokens
@@ -123,7 +123,7 @@ impl Gguf {
     }
 }
 
-/// Reads the tokenizer, for a model with `vocab_size` ids.
+/// Reads the tokenizer from the metadata, for a model with `vocab_size` ids.
 pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
     let fields = header.fields();
     if fields.text(MODEL)?.ok_or_else(|| fields.missing(MODEL))? != "gpt2" {
@@ -166,15 +166,15 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
 }
 
-/// Reads the type of each token; without types, all tokens are text.
+/// Reads the kind of each token; if the file gives no kinds, all tokens are text.
 fn token_types(header: &Header, tokens: usize) -> Result<Vec<TokenType>, LoadError> {
     let fields = header.fields();
     let Some(numbers) = header.integers(TOKEN_TYPES)? else { return Ok(vec![TokenType::Text; tokens]) };
     if numbers.len() != tokens {
-        return Err(fields.invalid(TOKEN_TYPES, format!("{tokens} of them, one a token")));
+        return Err(fields.invalid(TOKEN_TYPES, format!("one number per token, {tokens} in total")));
     }
     let types: Option<Vec<_>> = numbers.into_iter().map(TokenType::from_number).collect();
-    types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers in 1..=6"))
+    types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers from 1 to 6"))
 }
 
 fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<Vocab, LoadError> {
@@ -185,7 +185,10 @@ fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<V
             continue;
         }
         if let Some(other) = vocab.insert(token.to_owned(), id) {
-            return Err(wrong(format!("ids {other} and {id} have the same token, `{}`", shorten(token))));
+            return Err(wrong(format!(
+                "ids {other} and {id} have the same token `{}`, expected different tokens",
+                shorten(token)
+            )));
         }
     }
     Ok(vocab)
@@ -201,12 +204,13 @@ fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     };
     let mut pairs = Merges::with_capacity(merges.len());
     for merge in merges {
-        let (left, right) =
-            merge.split_once(' ').ok_or_else(|| wrong(merge, "is not two tokens".to_owned()))?;
-        // The `tokenizers` crate panics if one of these tokens is missing.
+        let (left, right) = merge
+            .split_once(' ')
+            .ok_or_else(|| wrong(merge, "must be two tokens with a space between them".to_owned()))?;
+        // The `tokenizers` crate panics if a merge needs a token that is missing.
         for token in [left, right, &format!("{left}{right}")] {
             if !vocab.contains_key(token) {
-                return Err(wrong(merge, format!("needs `{}`, which is not a token", shorten(token))));
+                return Err(wrong(merge, format!("needs the token `{}`, which is missing", shorten(token))));
             }
         }
         pairs.push((left.to_owned(), right.to_owned()));
@@ -233,7 +237,9 @@ fn surrounding_tokens(
     let mut special = |name: &str, key: &str| {
         let id = token_id(fields, key)?.ok_or_else(|| fields.missing(key))?;
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
-        let token = token.ok_or_else(|| fields.invalid(key, format!("one of {} tokens", tokens.len())))?;
+        let token = token.ok_or_else(|| {
+            fields.invalid(key, format!("an id below {}, the number of tokens", tokens.len()))
+        })?;
         let special = SpecialToken::new(name.to_owned(), vec![id], vec![(*token).to_owned()]);
         special_tokens.push(special.map_err(|error| fields.invalid(key, error.to_string()))?);
         Ok::<_, LoadError>(())
@@ -250,7 +256,7 @@ fn surrounding_tokens(
     Ok(Some((single, special_tokens)))
 }
 
-/// Reads the chat template.
+/// Reads the chat template from the metadata.
 pub(in crate::model) fn chat_template(header: &Header) -> Result<ChatTemplate, LoadError> {
     let fields = header.fields();
     let source = fields.text(CHAT_TEMPLATE)?.ok_or_else(|| LoadError::NoChatTemplate {

@@ -1,4 +1,4 @@
-//! Text of a model: tokenizers, chat templates, and the text of a stream of tokens.
+//! The text side of a model: tokenizers, chat templates, and decoding a stream of tokens.
 
 pub(in crate::model) mod chat;
 pub(in crate::model) mod gguf;

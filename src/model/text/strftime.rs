@@ -63,10 +63,10 @@ pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, String
     Ok(out)
 }
 
-/// Returns year, month (1..=12) and day (1..=31) of a day counted from 1970-01-01, in the Gregorian calendar.
-/// (Howard Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.)
+/// Returns year, month (1..=12) and day (1..=31) in the Gregorian calendar, for a day counted from 1970-01-01. (Howard
+/// Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.)
 fn civil_date(days: u64) -> (u64, u64, u64) {
-    // Years start in March here, so that a leap day is the last day of its year.
+    // Years start in March in this calculation, so that a leap day is the last day of its year.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

@@ -8,10 +8,10 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// The largest indentation that is written; deeper nesting multiplies it.
+/// The largest indentation that the filter writes; deeper nesting multiplies it.
 const MAX_INDENT: usize = 32;
 
-/// Implements `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
+/// Implements the filter `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
 pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
@@ -101,7 +101,7 @@ mod tests {
         environment.render_str(&source, context! {}).unwrap_or_else(|error| error.to_string())
     }
 
-    /// The expected strings come from Python.
+    /// Python's `json.dumps` gave the expected strings.
     #[test]
     fn as_json_dumps() {
         assert_eq!(render("tojson"), r#"{"b": [1, 2.5, true, null], "a": "é\n<😀>", "c": []}"#);

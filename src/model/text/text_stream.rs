@@ -3,14 +3,14 @@
 use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
 
-/// The last character of a decoded text whose final UTF-8 character is still incomplete.
+/// The replacement character, which ends a decoded text whose final UTF-8 character is still incomplete.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
 /// Number of tokens after which an incomplete character is considered invalid UTF-8. A character has at most
 /// four bytes, and a token at least one.
 const PATIENCE: usize = 8;
 
-/// Number of tokens kept as context: an incomplete character begins within the last three.
+/// Number of tokens kept as context for decoding: an incomplete character begins within the last three tokens.
 const CONTEXT: usize = 4;
 
 /// A stream that turns tokens, as they arrive, into text.
@@ -24,14 +24,14 @@ pub struct TextStream<'a> {
     skip_special_tokens: bool,
     /// Recent tokens, whose text may depend on one another.
     window: Vec<u32>,
-    /// Number of tokens in the window before the pending text.
+    /// Number of the kept tokens that come before the pending text.
     settled: usize,
-    /// Number of bytes of the window's text that were returned.
+    /// Number of bytes of the kept tokens' text that were returned.
     emitted: usize,
 }
 
 impl<'a> TextStream<'a> {
-    /// Starts a stream at the beginning of a text.
+    /// Creates a stream at the beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
         Self { tokenizer, skip_special_tokens, window: Vec::new(), settled: 0, emitted: 0 }
     }
@@ -58,7 +58,7 @@ impl<'a> TextStream<'a> {
     }
 
     fn push_one(&mut self, id: u32) -> Result<String, LoadError> {
-        // Tokens without text must not fill the window.
+        // Tokens without text must not push other tokens out of the window.
         let silent = self.skip_special_tokens && self.tokenizer.is_special(id);
         if silent || self.tokenizer.token(id).is_none() {
             return Ok(String::new());
@@ -68,8 +68,7 @@ impl<'a> TextStream<'a> {
         let complete = text.trim_end_matches(REPLACEMENT).len();
         if complete == text.len() {
             let piece = self.take(&text, complete);
-            // The tokens of this piece are the context of the next piece; earlier tokens are no longer
-            // needed.
+            // The tokens of this piece of text are the context of the next piece; earlier tokens are no longer needed.
             self.window.drain(..self.settled);
             self.settled = self.window.len();
             self.emitted = self.decode_window()?.len();
@@ -90,8 +89,9 @@ impl<'a> TextStream<'a> {
         self.tokenizer.decode(&self.window, self.skip_special_tokens)
     }
 
-    /// Returns bytes `emitted..end` of the window's text. If the text became shorter, nothing is new;
-    /// decoders that fall back to bytes shorten the text while a character is incomplete.
+    /// Returns the bytes of the kept tokens' text from the first byte that was not returned up to `end`. If the text
+    /// became shorter, nothing is new; decoders that fall back to bytes shorten the text while a character is
+    /// incomplete.
     fn take(&mut self, text: &str, end: usize) -> String {
         match text.get(self.emitted..end) {
             Some(piece) => {

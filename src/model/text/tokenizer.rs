@@ -18,12 +18,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a directory.
+    /// Reads the `tokenizer.json` of a directory.
     pub(in crate::model) fn read_directory(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let bytes = read_bytes_up_to(&path, SIZE_LIMIT)?;
         let mut inner = guarded(&path, || tokenizers::Tokenizer::from_bytes(&bytes))?;
-        // As in transformers, the caller decides about lengths, not the file.
+        // As in transformers, the caller limits the length of a text, not the file.
         guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
         Ok(Self::new(path, inner, vocab_size))
@@ -34,9 +34,9 @@ impl Tokenizer {
         Self { path, inner, vocab_size }
     }
 
-    /// Returns the ids of a text. Special tokens that the text spells out become their ids. If
-    /// `add_special_tokens` is true, the tokens that the tokenizer puts around every text (BOS for most Llama
-    /// models) are added.
+    /// Returns the token ids of a text. Special tokens that the text spells out become their ids. If
+    /// `add_special_tokens` is true, the tokens that the tokenizer puts around every text (BOS for most Llama models)
+    /// are added.
     ///
     /// # Errors
     /// [`LoadError::TokenOutOfVocabulary`] for an id that the model does not have, or
@@ -55,8 +55,8 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the text of ids. Ids without a token give no text, and if `skip_special_tokens` is true,
-    /// neither do special tokens. Bytes that are not UTF-8 become U+FFFD.
+    /// Returns the text of token ids. Ids without a token give no text, and if `skip_special_tokens` is true, neither
+    /// do special tokens. Bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
     /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
@@ -64,7 +64,7 @@ impl Tokenizer {
         guarded(&self.path, || self.inner.decode(ids, skip_special_tokens))
     }
 
-    /// Returns the number of ids that the tokenizer itself has, including added tokens.
+    /// Returns the number of token ids that the tokenizer itself has, including added tokens.
     pub fn len(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -74,7 +74,7 @@ impl Tokenizer {
         self.len() == 0
     }
 
-    /// Returns V of the model that the tokenizer was read for.
+    /// Returns the vocabulary size of the model that the tokenizer was read for.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }

@@ -7,15 +7,15 @@ use crate::model::LoadError;
 use crate::model::format::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
-/// Takes tensors from a checkpoint. For a tensor that is missing or does not fit, it returns `None` and
-/// records a problem, so that one traversal finds all problems.
+/// Takes tensors from a checkpoint by name, and records problems. For a tensor that is missing or does not fit, it
+/// returns `None` and records a problem, so that one traversal finds all problems.
 pub(in crate::model) struct Collector<'a> {
     checkpoint: &'a Checkpoint,
     used: BTreeSet<String>,
     problems: Vec<LoadError>,
 }
 
-/// The result of a traversal.
+/// The result of taking all tensors of a model from a checkpoint.
 pub(in crate::model) struct Collected<T> {
     /// The weights, or all problems with them.
     pub(in crate::model) weights: Result<T, Vec<LoadError>>,
@@ -38,7 +38,7 @@ impl<'a> Collector<'a> {
         Self { checkpoint, used: BTreeSet::new(), problems: Vec::new() }
     }
 
-    /// Ends the traversal. `weights` must be `None` only if there was a problem.
+    /// Ends the collection of tensors.
     pub(in crate::model) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
         let Self { used, problems, .. } = self;
         let weights = match weights {

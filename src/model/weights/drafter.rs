@@ -24,7 +24,7 @@ impl DrafterWeights {
         Self::from_checkpoint(&header, target, &Checkpoint::read(dir)?)
     }
 
-    /// Like [`read`](Self::read), with the weights memory-mapped.
+    /// Loads the drafter like [`read`](Self::read), with the weights memory-mapped.
     ///
     /// # Safety
     /// While the weights or a clone of one of their tensors are alive, no process may change or truncate
@@ -53,9 +53,9 @@ impl DrafterWeights {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::model) struct DrafterHeader {
     pub(in crate::model) config: DrafterConfig,
-    /// Whether its projectors have biases.
+    /// True if the drafter's projectors have biases.
     attention_bias: bool,
-    /// Whether the bonus token calibrates drafts.
+    /// True if the drafter has a calibrator, which corrects drafts by the bonus token.
     calibrated: bool,
 }
 
@@ -63,7 +63,7 @@ impl DrafterHeader {
     pub(in crate::model) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let file = JsonFile::read(&dir.join("config.json"))?;
         let fields = file.fields();
-        // The released checkpoint uses the second name.
+        // The released checkpoint has its config under the second name.
         let own = match fields.object("flexdraft_config")? {
             Some(own) => Some(own),
             None => fields.object("dflash_config")?,
@@ -81,7 +81,7 @@ impl DrafterHeader {
         })
     }
 
-    /// Returns r if there is a calibrator: the rank of the stored W1, whatever the config says.
+    /// Returns the calibrator's rank, if there is a calibrator: the rank of the stored W1, whatever the config says.
     pub(in crate::model) fn rank(&self, checkpoint: &Checkpoint) -> Option<usize> {
         self.calibrated.then(|| {
             let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");

@@ -12,7 +12,7 @@ use crate::model::format::gguf::Gguf;
 use crate::model::load_error::shorten;
 use crate::tensor::Tensor;
 
-/// The parts of a layer: their names in transformers, and in ggml.
+/// The names of a layer's parts in transformers and in ggml.
 const LAYER_PARTS: [(&str, &str); 11] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
@@ -28,7 +28,7 @@ const LAYER_PARTS: [(&str, &str); 11] = [
 ];
 
 impl Gguf {
-    /// Returns the weights; quantised weights become bf16.
+    /// Returns the weights of the target; quantised weights become bf16.
     ///
     /// # Errors
     /// The errors of [`config`](Self::config). Also if a tensor is missing, has the wrong shape, has an
@@ -38,27 +38,27 @@ impl Gguf {
         take(self, self.config()?, Problems::First).weights.map_err(|problems| {
             let none = || LoadError::Gguf {
                 path: self.path().into(),
-                reason: "its tensors do not make a model".into(),
+                reason: "its tensors do not form a model".into(),
             };
             problems.into_iter().next().unwrap_or_else(none)
         })
     }
 
-    /// Returns the weights of a configuration, or all problems with them.
+    /// Returns the weights that a configuration requires, or all problems with them.
     pub(in crate::model) fn collect(&self, config: ModelConfig) -> Collected<TargetWeights> {
         take(self, config, Problems::All)
     }
 }
 
-/// The problems that a traversal looks for.
+/// Which problems a traversal of the tensors looks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Problems {
-    /// Only the first problem, which ends the traversal: no tensor is dequantised in vain.
+    /// Only the first problem, which ends the traversal, so that no tensor is dequantised in vain.
     First,
     All,
 }
 
-/// Takes the weights of a configuration out of a file. `used` in the result has ggml's names.
+/// Takes the weights that a configuration requires out of a GGUF file. `used` in the result has ggml's names.
 fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetWeights> {
     let architecture = config.architecture;
     let used = file.names().filter(|name| *name == ROPE_FACTORS).map(str::to_owned).collect();
@@ -79,11 +79,11 @@ fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetW
     Collected { weights, used }
 }
 
-/// Provides the tensors of a file under transformers' names.
+/// Provides the tensors of a GGUF file under transformers' names.
 struct GgufSource<'a> {
     file: &'a Gguf,
     config: ModelConfig,
-    /// ggml's names of the requested tensors.
+    /// The requested tensors, by ggml's names.
     used: BTreeSet<String>,
     wanted: Problems,
     problems: Vec<LoadError>,
@@ -105,9 +105,9 @@ impl TensorSource for GgufSource<'_> {
 }
 
 impl GgufSource<'_> {
-    /// Returns the number of heads whose rows are permuted in a tensor, if they are. The `llama` architecture
-    /// rotates neighbouring dimensions, so the conversion to GGUF places dimension i + head_dim / 2 next to
-    /// i.
+    /// Returns the number of heads whose rows are permuted in a tensor, if a tensor has permuted rows. The `llama`
+    /// architecture rotates neighbouring dimensions, so the conversion to GGUF places dimension i + head_dim / 2 next
+    /// to i.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         let attention = self.config.attention;
         match self.config.architecture {

@@ -13,9 +13,9 @@ use crate::tensor::Tensor;
 /// The stored weights of a linear layer: weight `[out, in]` and optional bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {
-    /// The weight `[out, in]`.
+    /// Weight of the linear layer, `[out, in]`.
     pub weight: Tensor,
-    /// The bias `[out]`, if there is one.
+    /// Bias of the linear layer, `[out]`, if there is one.
     pub bias: Option<Tensor>,
 }
 
@@ -30,7 +30,7 @@ pub struct AttentionWeights {
     pub v: LinearWeights,
     /// Output projector `[hidden, q_heads · head_dim]`.
     pub o: LinearWeights,
-    /// RMSNorm weights for a q head and a k head, `[head_dim]` each (Qwen3).
+    /// RMSNorm weights for a query head and a key head, `[head_dim]` each (Qwen3).
     pub qk_norms: Option<(Tensor, Tensor)>,
 }
 
@@ -39,7 +39,7 @@ pub struct AttentionWeights {
 pub struct LayerWeights {
     /// RMSNorm weight before attention, `[hidden]`.
     pub input_norm: Tensor,
-    /// The target's own projectors.
+    /// The target's own attention projectors.
     pub attention: AttentionWeights,
     /// RMSNorm weight before the MLP, `[hidden]`.
     pub post_attention_norm: Tensor,
@@ -58,7 +58,7 @@ pub struct TargetWeights {
     pub config: ModelConfig,
     /// Token embedding `[vocab, hidden]`.
     pub embed: Tensor,
-    /// The L layers.
+    /// The decoder layers, in order.
     pub layers: Vec<LayerWeights>,
     /// Final RMSNorm weight `[hidden]`.
     pub norm: Tensor,
@@ -73,7 +73,7 @@ pub struct CalibratorWeights {
     /// The layer with W1 `[r, 2 · hidden]` and b1 `[r]`; columns 0..hidden multiply the bonus token's
     /// embedding.
     pub hidden: LinearWeights,
-    /// The layer with W2 `[vocab, r]` and b2 `[vocab]`.
+    /// The layer with W2 `[vocab, r]` and b2 `[vocab]`, whose output is added to the logits.
     pub output: LinearWeights,
 }
 

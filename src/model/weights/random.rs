@@ -57,7 +57,7 @@ impl DrafterWeights {
             [("tail_layers", tail_layers, target.layers), ("block_size", block_size, MAX_BLOCK_SIZE)]
         {
             if !(1..=limit).contains(&value) {
-                let expected = format!("1..={limit}");
+                let expected = format!("1 to {limit}");
                 return Err(LoadError::InvalidConfig { field, value: value.to_string(), expected });
             }
         }
@@ -69,7 +69,7 @@ impl DrafterWeights {
     }
 }
 
-/// A source that makes every requested tensor.
+/// A source that makes random elements for every requested tensor.
 struct RandomSource {
     dtype: DType,
     seed: u64,
@@ -110,7 +110,7 @@ impl TensorSource for RandomSource {
     }
 }
 
-/// Returns mean and standard deviation of a tensor's elements.
+/// Returns mean and standard deviation of the random elements of a tensor.
 fn moments(name: &str, shape: &[usize]) -> (f32, f32) {
     let inverse_root = |n: usize| 1.0 / (n.max(1) as f32).sqrt();
     match shape {
@@ -122,7 +122,7 @@ fn moments(name: &str, shape: &[usize]) -> (f32, f32) {
     }
 }
 
-/// Elements that a [`Tensor`] shares without a second copy.
+/// The random elements of a tensor, which a [`Tensor`] shares without a second copy.
 struct Owned<T>(Vec<T>);
 
 impl<T: bytemuck::NoUninit> AsRef<[u8]> for Owned<T> {
@@ -180,7 +180,7 @@ mod tests {
         let variance = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 2e4;
         assert!(mean.abs() < 4.0 * 0.1 / 2e4f64.sqrt(), "{mean}");
         assert!((variance / 0.01 - 1.0).abs() < 0.05, "{variance}");
-        // These bits must never change.
+        // The bits of random weights must never change.
         assert_eq!(x[..3], KEPT);
         let make =
             |dtype, seed, name| RandomSource::new(dtype, seed).make(name, &[200, 100]).unwrap().to_f32();

@@ -1,4 +1,4 @@
-//! The tensors of a linear layer and of an attention block, from any source.
+//! Takes the tensors of a linear layer or an attention block from any source.
 
 use super::{AttentionWeights, LinearWeights};
 use crate::model::config::ModelConfig;
@@ -12,7 +12,8 @@ pub(super) trait TensorSource {
     /// Returns the tensor with this name, if it has this shape.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor>;
 
-    /// Returns `{name}.weight` [out, in], and `{name}.bias` [out] if `bias` is true.
+    /// Returns the linear layer `name`: the tensor `{name}.weight` [out, in] and, if `bias` is true, `{name}.bias`
+    /// [out].
     fn linear(&mut self, name: &str, shape: [usize; 2], bias: bool) -> Option<LinearWeights> {
         let weight = self.tensor(&format!("{name}.weight"), &shape);
         let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &shape[..1]));
@@ -25,7 +26,7 @@ pub(super) trait TensorSource {
         })
     }
 
-    /// Returns the projectors and norms under `{name}.`, with the shapes of `config`.
+    /// Returns the attention projectors and norms under `{name}.`, with the shapes of `config`.
     fn attention(&mut self, name: &str, config: &ModelConfig, bias: bool) -> Option<AttentionWeights> {
         let shape = config.attention;
         let q_cols = shape.out_cols();

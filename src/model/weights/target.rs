@@ -36,7 +36,8 @@ pub(super) fn build(
     let layers: Vec<_> =
         (0..config.layers).map(|i| layer(tensors, &format!("{prefix}layers.{i}"), &config)).collect();
     let norm = tensors.tensor(&format!("{prefix}norm.weight"), &[config.hidden_size]);
-    // The config decides: the checkpoint of a tied model may hold a copy of the embedding under this name.
+    // The config decides whether the head is tied: the checkpoint of a tied model may hold a copy of the embedding
+    // under the head's name.
     let lm_head = match config.tied_embeddings {
         true => embed.clone(),
         false => tensors.tensor("lm_head.weight", &embedding_shape),

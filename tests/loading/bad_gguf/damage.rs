@@ -11,18 +11,18 @@ use crate::support::bounds::within_bounds;
 use crate::support::gguf::{File, Value};
 use crate::support::properties::properties;
 
-/// A change to a file; positions are taken modulo the length of the file.
+/// A random change to a file; positions are taken modulo the length of the file.
 #[derive(Clone, Debug)]
 enum Edit {
     Flip(usize, u8),
     Set(usize, u8),
     Insert(usize, u8),
     Remove(usize),
-    /// Overwrites four bytes, which may be a type, a rank or a number.
+    /// Overwrites four bytes, which may hold a type, a rank or a number.
     Word(usize, u32),
-    /// Overwrites eight bytes, which may be a length, a dimension or an offset.
+    /// Overwrites eight bytes, which may hold a length, a dimension or an offset.
     Long(usize, u64),
-    /// Copies some bytes to another place.
+    /// Copies some bytes of the file to another place.
     Copy(usize, usize, usize),
     Truncate(usize),
 }
@@ -75,7 +75,7 @@ fn apply(bytes: &mut Vec<u8>, edit: &Edit) {
     }
 }
 
-/// Generates well-formed metadata and tensor infos with random contents.
+/// Generates well-formed metadata and tensor descriptions with random contents.
 fn any_file() -> impl Strategy<Value = File> {
     let base = File::llama();
     let keys: Vec<String> =
@@ -134,7 +134,7 @@ const MORE_KEYS: [&str; 8] = [
     "qwen3.block_count",
 ];
 
-/// Reads everything that the library can read from a file.
+/// Reads everything that the library can read from a GGUF file.
 fn read_all(bytes: Vec<u8>) {
     within_bounds(bytes.len(), move || {
         let Ok(gguf) = Gguf::from_bytes(Path::new("model.gguf"), bytes) else { return };

@@ -22,12 +22,12 @@ fn files_that_are_not_gguf() {
     let invalid = |reason: &str| format!("is not a valid GGUF file: {reason}");
     let truncated = invalid("its header goes beyond the end of the file; it may be truncated");
     assert_eq!(open(Vec::new()), truncated);
-    assert_eq!(open(b"{\"a\": 1}".to_vec()), invalid("it does not begin with `GGUF`"));
+    assert_eq!(open(b"{\"a\": 1}".to_vec()), invalid("expected the bytes `GGUF` at its start"));
     let version = |version: u32| target(&File { version, ..File::llama() });
     assert_eq!(version(1), invalid("it is of version 1; supported: 2, 3"));
     assert_eq!(version(4), invalid("it is of version 4; supported: 2, 3"));
-    assert_eq!(version(3 << 24), invalid("it is big-endian, which is not supported"));
-    // Truncates the file at every length, in the header and in the data.
+    assert_eq!(version(3 << 24), invalid("it is big-endian; supported: little-endian"));
+    // The file is truncated at every length, in the header and in the data.
     for len in 0..bytes.len() {
         let error = open(bytes[..len].to_vec());
         let in_data = error.starts_with("is not a valid GGUF file: tensor `")
@@ -36,6 +36,6 @@ fn files_that_are_not_gguf() {
     }
     assert!(
         message(TargetWeights::read(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")))
-            .ends_with("it does not begin with `GGUF`")
+            .ends_with("expected the bytes `GGUF` at its start")
     );
 }

@@ -13,8 +13,8 @@ fn metadata_that_make_no_sense() {
         target(&file)
     };
     let invalid = |reason: &str| format!("is not a valid GGUF file: {reason}");
-    assert_eq!(set("x", Value::Raw(13, vec![])), invalid("key `x` has the unknown value type 13"));
-    assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag has the value 2"));
+    assert_eq!(set("x", Value::Raw(13, vec![])), invalid("key `x` has value type 13, expected 0 to 12"));
+    assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag is 2, expected 0 or 1"));
     let text = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
     assert_eq!(set("x", Value::Raw(8, text(b"a\xff"))), invalid("`a\u{fffd}` is not UTF-8"));
     // Arrays of arrays are legal up to a depth of 4.
@@ -30,9 +30,9 @@ fn metadata_that_make_no_sense() {
         Value::Raw(9, bytes)
     };
     assert_eq!(set("x", nested(4)), "no error");
-    assert_eq!(set("x", nested(5)), invalid("key `x` nests arrays more than 4 deep"));
-    assert_eq!(set("x", nested(100_000)), invalid("key `x` nests arrays more than 4 deep"));
-    // Counts larger than the rest of the file.
+    assert_eq!(set("x", nested(5)), invalid("key `x` nests arrays more than 4 levels deep"));
+    assert_eq!(set("x", nested(100_000)), invalid("key `x` nests arrays more than 4 levels deep"));
+    // The counts in these headers are larger than the rest of the file.
     let truncated = invalid("its header goes beyond the end of the file; it may be truncated");
     for element in [0u32, 4, 8, 9, 12] {
         for len in [1u64 << 20, 1 << 40, 1 << 61, u64::MAX] {
@@ -48,7 +48,7 @@ fn metadata_that_make_no_sense() {
     for alignment in [Value::U32(0), Value::U32(24), Value::U32(1 << 30), "32".into(), Value::F32(f32::NAN)] {
         assert_eq!(
             set("general.alignment", alignment),
-            invalid("`general.alignment` is not a power of two up to 1048576")
+            invalid("`general.alignment` must be a power of two up to 1048576")
         );
     }
 }
@@ -64,16 +64,16 @@ fn configurations_that_are_wrong_or_not_supported() {
     let epsilon = "llama.attention.layer_norm_rms_epsilon";
     let six = Value::I32s(vec![1, 2, 3, 4, 5, 6]);
     let nan = Value::F32(f32::NAN);
-    let heads = "heads of an even number of dimensions, at most 4096";
+    let heads = "an even number of dimensions per head, at most 4096";
     for (key, value, shown, expected) in [
         ("general.architecture", Value::U32(3), "3", "a string"),
-        ("llama.block_count", Value::U32(0), "0", "a whole number in 1..=4096"),
-        ("llama.block_count", Value::I32(-1), "-1", "a whole number in 1..=4096"),
-        ("llama.block_count", Value::U32(2), "2", "at most 1, the layers that 11 tensors make"),
-        ("llama.embedding_length", nan, "\"NaN\"", "a whole number in 1..=16777216"),
+        ("llama.block_count", Value::U32(0), "0", "a whole number from 1 to 4096"),
+        ("llama.block_count", Value::I32(-1), "-1", "a whole number from 1 to 4096"),
+        ("llama.block_count", Value::U32(2), "2", "at most 1, because the file has only 11 tensors"),
+        ("llama.embedding_length", nan, "\"NaN\"", "a whole number from 1 to 16777216"),
         ("llama.attention.head_count", Value::U32(3), "3", "a divisor of `llama.embedding_length`, 8"),
-        ("llama.attention.head_count_kv", Value::U32(3), "3", "a divisor of 2 query heads"),
-        ("llama.attention.head_count_kv", six, "[1,2,3,4,\"2 more\"]", "a whole number in 1..=16384"),
+        ("llama.attention.head_count_kv", Value::U32(3), "3", "a divisor of the number of query heads, 2"),
+        ("llama.attention.head_count_kv", six, "[1,2,3,4,\"2 more\"]", "a whole number from 1 to 16384"),
         ("llama.attention.key_length", Value::U32(3), "3", heads),
         (epsilon, Value::F32(0.0), "0.0", "a finite number above 0"),
         ("llama.rope.freq_base", Value::F32(-1.0), "-1.0", "a finite number above 0"),
@@ -90,8 +90,8 @@ fn configurations_that_are_wrong_or_not_supported() {
         (window, Value::U32(4096), "4096", "0: full attention in every layer"),
         ("llama.attention.scale", Value::F32(0.5), "0.5", "0, which stands for 1/√head_dim"),
         ("llama.attention.causal", Value::Bool(false), "false", "true"),
-        ("llama.attention.value_length", Value::U32(8), "8", "4, the dimensions of a head"),
-        ("llama.rope.dimension_count", Value::U32(2), "2", "4, the dimensions of a head"),
+        ("llama.attention.value_length", Value::U32(8), "8", "4, the size of a head"),
+        ("llama.rope.dimension_count", Value::U32(2), "2", "4, the size of a head"),
         ("llama.rope.scaling.type", "longrope".into(), "\"longrope\"", "none, linear, yarn"),
         ("llama.rope.scaling.yarn_ext_factor", Value::F32(0.5), "0.5", "1"),
     ] {
@@ -143,12 +143,12 @@ fn rope_scalings() {
 fn rope_factors() {
     let mut file = File::llama();
     file.add("rope_freqs.weight", &[2]);
-    let zero = "tensor `rope_freqs.weight` has the element 0, which cannot divide a frequency";
+    let zero = "tensor `rope_freqs.weight` has the element 0, expected numbers above 0";
     assert_eq!(target(&file), format!("is not a valid GGUF file: {zero}"));
     let start = file.tensor("rope_freqs.weight").offset as usize;
     file.data[start..start + 8].copy_from_slice(little_endian(&[1.0, 8.0]).as_slice());
     assert_eq!(file.open().unwrap().config().unwrap().rope.inv_freq, [1.0, 0.00125]);
-    // Reads the configuration from the file without reading the weights.
+    // The configuration is read from the file without reading the weights.
     let path = tempfile::tempdir().unwrap();
     let path = path.path().join("model.gguf");
     std::fs::write(&path, file.bytes()).unwrap();

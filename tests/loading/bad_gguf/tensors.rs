@@ -18,16 +18,16 @@ fn tensors_that_do_not_fit() {
         edit(up, &|t| t.shape = vec![8, 12]),
         "tensor `blk.0.ffn_up.weight` has shape [8, 12], expected [12, 8]"
     );
-    assert_eq!(edit(up, &|t| t.shape = vec![1; 5]), invalid("has 5 dimensions"));
+    assert_eq!(edit(up, &|t| t.shape = vec![1; 5]), invalid("has 5 dimensions, expected at most 4"));
     let beyond = invalid("goes beyond the end of the file; it may be truncated");
     assert_eq!(edit(up, &|t| t.shape = vec![1 << 30, 8]), beyond);
     assert_eq!(edit(up, &|t| t.offset = 1 << 40), beyond);
     assert_eq!(edit(up, &|t| t.offset = u64::MAX - 31), beyond);
-    let too_large = invalid("has more elements than there can be");
+    let too_large = invalid("has more elements than fit into memory");
     assert_eq!(edit(up, &|t| t.shape = vec![u64::MAX, 8]), too_large);
     assert_eq!(edit(up, &|t| t.shape = vec![1 << 40, 1 << 40, 8]), too_large);
-    assert_eq!(edit(up, &|t| t.offset = 33), invalid("begins at byte 33, which is not aligned"));
-    assert_eq!(edit(up, &|t| t.kind = 8), invalid("has rows of 8 elements, not whole blocks"));
+    assert_eq!(edit(up, &|t| t.offset = 33), invalid("begins at byte 33, expected a multiple of 32"));
+    assert_eq!(edit(up, &|t| t.kind = 8), invalid("has rows of 8 elements, expected whole blocks"));
     let overlap = "is not a valid GGUF file: tensors `token_embd.weight` and `blk.0.ffn_up.weight` overlap";
     assert_eq!(edit(up, &|t| t.offset = 0), overlap);
 
@@ -52,16 +52,19 @@ fn tensors_that_do_not_fit() {
     assert_eq!(edit("token_embd.weight", &|t| t.name = "e".into()), "tensor `token_embd.weight` is missing");
     assert_eq!(
         edit("token_embd.weight", &|t| t.shape = vec![32]),
-        "is not a valid GGUF file: tensor `token_embd.weight` has shape [32], which no embedding has"
+        "is not a valid GGUF file: tensor `token_embd.weight` has shape [32], expected [vocabulary, hidden size]"
     );
     for extra in ["blk.0.attn_output.bias", "blk.0.ffn_gate_inp.weight", "blk.1.attn_q.weight"] {
         let mut file = File::llama();
         file.add(extra, &[8]);
-        assert_eq!(target(&file), format!("tensor `{extra}` is not part of a llama model"));
+        assert_eq!(
+            target(&file),
+            format!("tensor `{extra}` is not part of a llama model, as the metadata call it")
+        );
     }
 }
 
-/// Loading ends with the first error; the report lists all of them.
+/// Loading ends with the first error; the inspection report lists all errors.
 #[test]
 fn a_report_names_everything_that_is_wrong() {
     let mut file = File::llama();

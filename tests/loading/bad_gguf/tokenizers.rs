@@ -24,28 +24,32 @@ fn tokenizers_that_are_wrong_or_not_supported() {
         (
             "tokenizer.ggml.tokens",
             Value::texts(&["a", "b", "a", "ab"]),
-            "tokenizer ids 0 and 2 have the same token, `a`",
+            "tokenizer ids 0 and 2 have the same token `a`, expected different tokens",
         ),
         (
             "tokenizer.ggml.token_type",
             Value::I32s(vec![1, 1]),
-            "`tokenizer.ggml.token_type` is [1,1], expected 4 of them, one a token",
+            "`tokenizer.ggml.token_type` is [1,1], expected one number per token, 4 in total",
         ),
         (
             "tokenizer.ggml.token_type",
             Value::I32s(vec![1, 1, 7, 1]),
-            "`tokenizer.ggml.token_type` is [1,1,7,1], expected numbers in 1..=6",
+            "`tokenizer.ggml.token_type` is [1,1,7,1], expected numbers from 1 to 6",
         ),
-        ("tokenizer.ggml.merges", Value::texts(&["ab"]), "tokenizer merge `ab` is not two tokens"),
+        (
+            "tokenizer.ggml.merges",
+            Value::texts(&["ab"]),
+            "tokenizer merge `ab` must be two tokens with a space between them",
+        ),
         (
             "tokenizer.ggml.merges",
             Value::texts(&["a c"]),
-            "tokenizer merge `a c` needs `c`, which is not a token",
+            "tokenizer merge `a c` needs the token `c`, which is missing",
         ),
         (
             "tokenizer.ggml.tokens",
             Value::texts(&["a", "b", "c", "d"]),
-            "tokenizer merge `a b` needs `ab`, which is not a token",
+            "tokenizer merge `a b` needs the token `ab`, which is missing",
         ),
         ("tokenizer.ggml.add_bos_token", Value::Bool(true), "key `tokenizer.ggml.bos_token_id` is missing"),
         (
@@ -70,7 +74,10 @@ fn tokenizers_that_are_wrong_or_not_supported() {
     let mut file = File::llama();
     file.set("tokenizer.ggml.pre", "llama-bpe");
     file.set("tokenizer.ggml.bos_token_id", Value::U32(4));
-    assert_eq!(tokenizer(&file), "`tokenizer.ggml.bos_token_id` is 4, expected one of 4 tokens");
+    assert_eq!(
+        tokenizer(&file),
+        "`tokenizer.ggml.bos_token_id` is 4, expected an id below 4, the number of tokens"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::directory::{Copy, DRAFT, LLAMA, QWEN3, YARN, fixture, split};
 use crate::support::bounds::within_bounds;
 use crate::support::properties::properties;
 
-/// Flips, overwrites, inserts or removes bytes.
+/// A random edit, which flips, overwrites, inserts or removes bytes.
 fn mutate(bytes: &mut Vec<u8>, edits: &[(u8, usize, u8)], within: usize) {
     for &(kind, at, byte) in edits {
         let at = at % within.min(bytes.len()).max(1);
@@ -116,7 +116,7 @@ proptest! {
     }
 }
 
-/// A template with the usual elements: loops, ranges, filters, namespaces, slices, macros, arithmetic.
+/// A chat template with the usual elements: loops, ranges, filters, namespaces, slices, macros, arithmetic.
 const TEMPLATE: &str = r#"{%- set ns = namespace(n=0, last='') -%}
 {%- macro turn(role, text) -%}<|{{ role }}|>{{ text | trim }}{{ '\n' }}{%- endmacro -%}
 {%- for message in messages[::-1][0:9] -%}

@@ -53,7 +53,7 @@ impl Copy {
         self
     }
 
-    /// Returns the error message of loading this target, without the directory.
+    /// Returns the error message of loading this target, without the directory's path.
     pub fn target_error(&self) -> String {
         self.message(TargetWeights::read(self.path()).unwrap_err())
     }

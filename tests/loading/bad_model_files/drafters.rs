@@ -43,8 +43,8 @@ fn drafters_that_are_not_a_tail() {
             json!(5),
             "config.json: `num_hidden_layers` is 5, expected at most the target's 4 layers",
         ),
-        ("block_size", json!(0), "config.json: `block_size` is 0, expected a whole number in 1..=64"),
-        ("block_size", json!(65), "config.json: `block_size` is 65, expected a whole number in 1..=64"),
+        ("block_size", json!(0), "config.json: `block_size` is 0, expected a whole number from 1 to 64"),
+        ("block_size", json!(65), "config.json: `block_size` is 65, expected a whole number from 1 to 64"),
         ("flexdraft_config", Value::Null, "config.json: key `flexdraft_config` is missing"),
         ("flexdraft_config", json!([]), "config.json: `flexdraft_config` is [], expected an object"),
     ];

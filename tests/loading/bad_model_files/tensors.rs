@@ -15,7 +15,10 @@ fn missing_files() {
     fs::copy(fixture(LLAMA).join("config.json"), empty.path().join("config.json")).unwrap();
     assert_eq!(
         TargetWeights::read(empty.path()).unwrap_err().to_string(),
-        format!("{} has neither model.safetensors nor model.safetensors.index.json", empty.path().display())
+        format!(
+            "{} has no weights: expected model.safetensors or model.safetensors.index.json",
+            empty.path().display()
+        )
     );
     let error = Tokenizer::read(empty.path(), 64).unwrap_err();
     assert_eq!(empty.message(error), "cannot read tokenizer.json: No such file or directory (os error 2)");
@@ -35,7 +38,10 @@ fn missing_files() {
     );
     fs::remove_file(copy.path().join("config.json")).unwrap();
     fs::create_dir(copy.path().join("config.json")).unwrap();
-    assert_eq!(copy.target_error(), "config.json is not a regular file");
+    assert_eq!(
+        copy.target_error(),
+        "expected a regular file at config.json, found a directory, pipe or device"
+    );
 }
 
 #[test]
@@ -50,10 +56,10 @@ fn truncated_at_any_point() {
         let error = copy.target_error();
         let expected = match cut {
             0..8 => format!(
-                "model.safetensors is not a valid safetensors file: it has {cut} bytes, too few for a header"
+                "model.safetensors is not a valid safetensors file: it has {cut} bytes, expected at least 8"
             ),
             _ if cut < header_end => format!(
-                "model.safetensors is not a valid safetensors file: its header should have {} bytes, and the file has {cut}; it may be truncated",
+                "model.safetensors is not a valid safetensors file: its header needs {} bytes, and the file has {cut}; it may be truncated",
                 header_end - 8
             ),
             _ => format!("of the data, which has {}; it may be truncated", cut - header_end),
@@ -172,13 +178,13 @@ fn headers_that_do_not_describe_the_file() {
 
     for wrong in ["[]", "{", "{\"a\": 1}", "{\"a\": {\"dtype\": \"F32\"}}", "\u{0}"] {
         let error = error_with(wrong);
-        assert!(error.starts_with(&format!("{invalid}its header is not as it should be: ")), "{error}");
+        assert!(error.starts_with(&format!("{invalid}its header is damaged: ")), "{error}");
     }
     copy.write("model.safetensors", [&u64::MAX.to_le_bytes()[..], &data].concat());
     assert_eq!(
         copy.target_error(),
         format!(
-            "{invalid}its header should have {} bytes, and the file has {}; it may be truncated",
+            "{invalid}its header needs {} bytes, and the file has {}; it may be truncated",
             u64::MAX,
             data.len() + 8
         )
@@ -194,7 +200,7 @@ fn shards() {
         copy.edit(index, |index| index["weight_map"]["model.norm.weight"] = json!(outside));
         assert_eq!(
             copy.target_error(),
-            format!("{index}: `{outside}` is not a path within the model's directory")
+            format!("{index}: expected a path within the model's directory, found `{outside}`")
         );
     }
     let copy = Copy::of(SHARDED);

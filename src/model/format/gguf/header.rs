@@ -17,16 +17,16 @@ use crate::model::load_error::shorten;
 /// The most dimensions of a ggml tensor.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// Default alignment: the data begins at a multiple of this, unless `general.alignment` says otherwise.
+/// Default alignment of tensor data, in bytes, unless the key `general.alignment` sets another alignment.
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// The largest alignment that is accepted.
+/// The largest alignment of tensor data that is accepted, in bytes.
 const MAX_ALIGNMENT: usize = 1 << 20;
 
-/// Number of bytes first searched for a header, if only the header is wanted.
+/// Number of bytes that are first searched for a header, if only the header is wanted.
 const FIRST_READ: usize = 16 << 20;
 
-/// The header of a file: metadata and tensor descriptions.
+/// The header of a GGUF file: metadata and tensor descriptions.
 pub(in crate::model) struct Header {
     path: PathBuf,
     /// The bytes of the whole file, or at least of the whole header.
@@ -35,10 +35,10 @@ pub(in crate::model) struct Header {
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// A tensor, as described by the header.
+/// The description of a tensor in the header.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct TensorInfo {
-    /// The shape, outermost dimension first.
+    /// Shape of the tensor, outermost dimension first.
     pub(in crate::model) shape: Vec<usize>,
     /// Storage type and location of the elements, or the name of an unsupported type.
     pub(in crate::model) stored: Result<Stored, String>,
@@ -71,7 +71,7 @@ impl Header {
         }
     }
 
-    /// Parses the header of a file with these bytes.
+    /// Parses the header of a GGUF file with these bytes.
     pub(in crate::model) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
         let file = (*bytes).as_ref();
         let parsed = parse(file, file.len());
@@ -134,7 +134,7 @@ impl Header {
 
 struct Parsed {
     metadata: Metadata,
-    /// The tensors in file order, including repeated names.
+    /// The tensor descriptions of a header, in file order, including repeated names.
     tensors: Vec<(String, TensorInfo)>,
 }
 
@@ -142,12 +142,12 @@ struct Parsed {
 fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, ReadFault> {
     let mut reader = Reader::at(bytes, 0);
     if reader.array()? != *b"GGUF" {
-        return Err(ReadFault::invalid("it does not begin with `GGUF`"));
+        return Err(ReadFault::invalid("expected the bytes `GGUF` at its start"));
     }
     match reader.u32()? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 1..=3) => {
-            return Err(ReadFault::invalid("it is big-endian, which is not supported"));
+            return Err(ReadFault::invalid("it is big-endian; supported: little-endian"));
         }
         version => return Err(ReadFault::invalid(format!("it is of version {version}; supported: 2, 3"))),
     }
@@ -174,16 +174,16 @@ fn alignment(metadata: &Metadata) -> Result<usize, ReadFault> {
     let value = fields.count(key, MAX_ALIGNMENT).ok().map(|value| value.unwrap_or(DEFAULT_ALIGNMENT));
     value
         .filter(|value| value.is_power_of_two())
-        .ok_or_else(|| ReadFault::invalid(format!("`{key}` is not a power of two up to {MAX_ALIGNMENT}")))
+        .ok_or_else(|| ReadFault::invalid(format!("`{key}` must be a power of two up to {MAX_ALIGNMENT}")))
 }
 
-/// A tensor description in the file's own layout.
+/// A tensor description as the file stores it.
 struct RawInfo<'a> {
     name: &'a str,
-    /// The dimensions, innermost first.
+    /// The tensor's dimensions, innermost first.
     dimensions: Vec<u64>,
     kind: u32,
-    /// Offset of the tensor's bytes within the data.
+    /// Offset of the tensor's bytes within the file's data section.
     offset: u64,
 }
 
@@ -192,7 +192,10 @@ impl<'a> RawInfo<'a> {
         let name = reader.text()?;
         let rank = reader.u32()?;
         if rank > MAX_DIMENSIONS {
-            return Err(ReadFault::invalid(format!("tensor `{}` has {rank} dimensions", shorten(name))));
+            return Err(ReadFault::invalid(format!(
+                "tensor `{}` has {rank} dimensions, expected at most {MAX_DIMENSIONS}",
+                shorten(name)
+            )));
         }
         let dimensions = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<u64>, ReadFault>>()?;
         Ok(Self { name, dimensions, kind: reader.u32()?, offset: reader.u64()? })
@@ -205,14 +208,14 @@ impl<'a> RawInfo<'a> {
         file_len: usize,
     ) -> Result<(String, TensorInfo), ReadFault> {
         let wrong = |what: &str| ReadFault::invalid(format!("tensor `{}` {what}", shorten(self.name)));
-        let too_large = || wrong("has more elements than there can be");
+        let too_large = || wrong("has more elements than fit into memory");
         let shape: Vec<usize> = self
             .dimensions
             .iter()
             .rev()
             .map(|&dimension| usize::try_from(dimension).map_err(|_| too_large()))
             .collect::<Result<_, _>>()?;
-        // After this check, later uses of the product cannot overflow.
+        // After this check, later uses of the number of elements cannot overflow.
         let elements = shape.iter().try_fold(1usize, |product, &dimension| product.checked_mul(dimension));
         elements.and_then(|elements| elements.checked_mul(8)).ok_or_else(too_large)?;
         let stored = match TensorType::from_number(self.kind) {
@@ -222,13 +225,16 @@ impl<'a> RawInfo<'a> {
                     Some((&columns, outer)) => (outer.iter().product::<usize>(), columns),
                     None => (1, 1),
                 };
-                let row_bytes = kind
-                    .row_bytes(columns)
-                    .ok_or_else(|| wrong(&format!("has rows of {columns} elements, not whole blocks")))?;
+                let row_bytes = kind.row_bytes(columns).ok_or_else(|| {
+                    wrong(&format!("has rows of {columns} elements, expected whole blocks"))
+                })?;
                 let len = rows.checked_mul(row_bytes).ok_or_else(too_large)?;
                 let offset = usize::try_from(self.offset).ok();
                 if offset.is_none_or(|offset| offset % alignment != 0) {
-                    return Err(wrong(&format!("begins at byte {}, which is not aligned", self.offset)));
+                    return Err(wrong(&format!(
+                        "begins at byte {}, expected a multiple of {alignment}",
+                        self.offset
+                    )));
                 }
                 let start = offset.and_then(|offset| offset.checked_add(data_start));
                 let end = start.and_then(|start| start.checked_add(len)).filter(|&end| end <= file_len);
@@ -242,7 +248,7 @@ impl<'a> RawInfo<'a> {
     }
 }
 
-/// Rejects tensors that share bytes: they could be dequantised to any multiple of the file's size.
+/// Rejects tensors that share bytes: such tensors could be dequantised to any multiple of the file's size.
 fn reject_overlaps(tensors: &[(String, TensorInfo)]) -> Result<(), ReadFault> {
     let mut ranges: Vec<(&Range<usize>, &str)> = tensors
         .iter()

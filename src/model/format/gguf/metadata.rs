@@ -10,7 +10,7 @@ use super::reader::{ReadFault, Reader};
 use crate::model::LoadError;
 use crate::model::format::json::Fields;
 
-/// Nesting depth limit of arrays. No known key nests even once.
+/// Limit on the nesting depth of arrays in the metadata. No known key nests even once.
 const MAX_DEPTH: usize = 4;
 
 /// Number of array elements that an error message shows.
@@ -66,7 +66,7 @@ impl ValueType {
     }
 }
 
-/// An array whose bytes are known to exist. The elements are decoded on request.
+/// An array in the metadata, whose bytes exist in the file. The elements are decoded on request.
 #[derive(Clone, Debug)]
 struct Array {
     element: ValueType,
@@ -75,8 +75,8 @@ struct Array {
     bytes: Range<usize>,
 }
 
-/// The key-value pairs of a file. Numbers, flags and strings are stored as the corresponding JSON values; of
-/// an array, only the first elements are stored, and the location of all elements.
+/// The key-value pairs of a GGUF file. Numbers, flags and strings are stored as the corresponding JSON values; of an
+/// array, only the first elements are stored, and the location of all elements.
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
     values: Map<String, Value>,
@@ -84,7 +84,7 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Reads `count` key-value pairs.
+    /// Reads `count` key-value pairs of the metadata.
     pub(super) fn parse(reader: &mut Reader<'_>, count: u64) -> Result<Self, ReadFault> {
         let mut metadata = Self::default();
         for _ in 0..count {
@@ -105,12 +105,12 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// Returns the values by key. An array appears as a list of its first elements.
+    /// Returns the metadata's values by key. An array appears as a list of its first elements.
     pub(super) fn fields<'a>(&'a self, path: &'a Path) -> Fields<'a> {
         Fields::new(path, &self.values)
     }
 
-    /// Returns an array of strings; `bytes` are the bytes of the file.
+    /// Returns the strings of an array in the metadata; `bytes` are the bytes of the file.
     pub(super) fn strings<'a>(
         &self,
         path: &Path,
@@ -120,7 +120,7 @@ impl Metadata {
         self.elements(path, bytes, key, ValueType::String, "an array of strings", Reader::text)
     }
 
-    /// Returns an array of 32-bit signed integers; `bytes` are the bytes of the file.
+    /// Returns the integers of an array in the metadata; `bytes` are the bytes of the file.
     pub(super) fn integers(
         &self,
         path: &Path,
@@ -157,13 +157,15 @@ impl Metadata {
 fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, ReadFault> {
     let number = reader.u32()?;
     ValueType::from_number(number)
-        .ok_or_else(|| ReadFault::invalid(format!("key `{key}` has the unknown value type {number}")))
+        .ok_or_else(|| ReadFault::invalid(format!("key `{key}` has value type {number}, expected 0 to 12")))
 }
 
-/// Reads over an array whose `value_type` has been read already.
+/// Reads over an array in the metadata, whose `value_type` has been read already.
 fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, ReadFault> {
     if depth == MAX_DEPTH {
-        return Err(ReadFault::invalid(format!("key `{key}` nests arrays more than {MAX_DEPTH} deep")));
+        return Err(ReadFault::invalid(format!(
+            "key `{key}` nests arrays more than {MAX_DEPTH} levels deep"
+        )));
     }
     let element = value_type(reader, key)?;
     let len = reader.count()?;
@@ -173,14 +175,14 @@ fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array,
             let bytes = len.checked_mul(size).ok_or(ReadFault::End)?;
             reader.take(bytes)?;
         }
-        // An element has at least its own length in the file, so this loop ends at the end of the file.
+        // A string takes at least the bytes of its length, so this loop ends at the end of the file.
         None if element == ValueType::String => (0..len).try_for_each(|_| reader.string().map(drop))?,
         None => (0..len).try_for_each(|_| skip_array(reader, key, depth + 1).map(drop))?,
     }
     Ok(Array { element, len, bytes: start..reader.position() })
 }
 
-/// Returns the first elements of an array, followed by the number of the remaining elements.
+/// Returns the first elements of an array as JSON, followed by the number of the remaining elements.
 fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, ReadFault> {
     let mut reader = reader.reread(array.bytes.start);
     let shown = if array.element == ValueType::Array { 0 } else { array.len.min(SHOWN_ELEMENTS) };
@@ -194,9 +196,9 @@ fn first_elements(reader: &Reader<'_>, array: &Array) -> Result<Value, ReadFault
     Ok(Value::Array(elements))
 }
 
-/// Reads a value that is not an array.
+/// Reads a value of the metadata that is not an array.
 fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, ReadFault> {
-    // JSON has no infinity and no NaN. As text, they give an error where a number is expected.
+    // JSON has no infinity and no NaN, so they become strings. As text, they give an error where a number is expected.
     let float = |x: f64| Number::from_f64(x).map_or_else(|| Value::String(x.to_string()), Value::Number);
     Ok(match value_type {
         ValueType::U8 => u8::from_le_bytes(reader.array()?).into(),
@@ -212,7 +214,7 @@ fn read_value(reader: &mut Reader<'_>, value_type: ValueType) -> Result<Value, R
         ValueType::Bool => match reader.array()? {
             [0] => false.into(),
             [1] => true.into(),
-            [other] => return Err(ReadFault::invalid(format!("a flag has the value {other}"))),
+            [other] => return Err(ReadFault::invalid(format!("a flag is {other}, expected 0 or 1"))),
         },
         ValueType::String | ValueType::Array => reader.text()?.into(),
     })

@@ -37,7 +37,7 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Reads a file into memory.
+    /// Reads a GGUF file into memory.
     ///
     /// # Errors
     /// [`LoadError::Io`] or [`LoadError::NotAFile`]; [`LoadError::Gguf`] if the file is truncated, damaged or
@@ -47,7 +47,7 @@ impl Gguf {
         unsafe { Self::open(path, FileAccess::Read) }
     }
 
-    /// Like [`read`](Self::read), but maps the file instead of copying it.
+    /// Opens a GGUF file like [`read`](Self::read), but maps the file instead of copying it.
     ///
     /// # Safety
     /// While this object or a tensor taken from it is alive, no process may change or truncate the file.
@@ -59,7 +59,7 @@ impl Gguf {
         unsafe { Self::open(path, FileAccess::Map) }
     }
 
-    /// Parses the contents of a file that is already in memory; `path` is its name in errors.
+    /// Parses the contents of a GGUF file that is already in memory; `path` is the file's name in errors.
     ///
     /// # Errors
     /// The errors of [`read`](Self::read).

@@ -16,7 +16,7 @@ const MAX_BLOCK_LEN: usize = 256;
 pub(in crate::model) enum TensorType {
     /// Plain numbers, one per element.
     Plain(DType),
-    /// Quantised blocks.
+    /// Blocks of quantised elements.
     Quantized(Quantization),
 }
 
@@ -24,17 +24,17 @@ pub(in crate::model) enum TensorType {
 /// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model) enum Quantization {
-    /// Scale f16 d, 16 bytes of 4-bit q; an element is d · (q − 8).
+    /// Q4_0: scale d (f16), 16 bytes of 4-bit q; an element is d · (q − 8).
     Q4_0,
-    /// Scale f16 d, minimum f16 m, 16 bytes of 4-bit q; an element is d · q + m.
+    /// Q4_1: scale d (f16), minimum m (f16), 16 bytes of 4-bit q; an element is d · q + m.
     Q4_1,
-    /// Scale f16 d, 32 signed bytes q; an element is d · q.
+    /// Q8_0: scale d (f16), 32 signed bytes q; an element is d · q.
     Q8_0,
-    /// f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of
-    /// 4-bit q: (d · scale) · q − dmin · min.
+    /// Q4_K: scales d and dmin (f16), 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of 4-bit
+    /// q; an element is (d · scale) · q − dmin · min.
     Q4K,
-    /// 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16,
-    /// f16 d: (d · scale) · (q − 32).
+    /// Q6_K: 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16, scale d
+    /// (f16); an element is (d · scale) · (q − 32).
     Q6K,
 }
 
@@ -53,7 +53,7 @@ impl std::fmt::Display for TensorType {
 }
 
 impl TensorType {
-    /// Returns the type for a type number in a file, or the type's name if it is not supported.
+    /// Returns the storage type for a type number in a file, or the type's name if it is not supported.
     pub(super) fn from_number(number: u32) -> Result<Self, String> {
         Ok(match number {
             0 => Self::Plain(DType::F32),
@@ -68,8 +68,7 @@ impl TensorType {
         })
     }
 
-    /// Returns the size in bytes of a row of `columns` elements; `None` if they are not a whole number of
-    /// blocks.
+    /// Returns the size in bytes of a row of `columns` elements; `None` if the row is not a whole number of blocks.
     pub(super) fn row_bytes(self, columns: usize) -> Option<usize> {
         match self {
             Self::Plain(dtype) => columns.checked_mul(dtype.size()),
@@ -131,8 +130,7 @@ impl Quantization {
         }
     }
 
-    /// Dequantises whole blocks into the same number of elements; blocks or elements beyond the shorter side
-    /// are left alone.
+    /// Dequantises whole blocks into elements; blocks or elements beyond the shorter side are left alone.
     pub(super) fn dequantize(self, blocks: &[u8], out: &mut [bf16]) {
         let mut elements = [0f32; MAX_BLOCK_LEN];
         for (block, out) in
@@ -188,7 +186,7 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Some((packed, quants)) = rest.split_first_chunk() else { return };
     let (d, dmin) = (half(d), half(dmin));
     let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
-    // 32 bytes hold two sub-blocks: the low halves are the first one, and the high halves the second one.
+    // Every 32 bytes hold two sub-blocks: the low halves are the first one, and the high halves the second one.
     let pairs = scales.chunks_exact(2).zip(quants.chunks_exact(32)).zip(elements.chunks_exact_mut(64));
     for ((scales, quants), elements) in pairs {
         let (low, high) = elements.split_at_mut(32);
@@ -200,9 +198,9 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     }
 }
 
-/// Returns (scale, minimum) of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the low
-/// 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits
-/// are the high bits of bytes 0..8.
+/// Returns the scale and minimum of each of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the
+/// low 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits are
+/// the high bits of bytes 0..8.
 fn unpack_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
     let [s0, s1, s2, s3, m0, m1, m2, m3, x0, x1, x2, x3] = *packed;
     let first = |s: u8, m: u8| (s & 0x3f, m & 0x3f);

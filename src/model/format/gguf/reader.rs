@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::model::LoadError;
 use crate::model::load_error::shorten;
 
-/// The reason why a header could not be read.
+/// The reason why the header of a GGUF file could not be read.
 #[derive(Debug)]
 pub(super) enum ReadFault {
     /// The bytes end before the header does.

@@ -14,7 +14,7 @@ use crate::model::format::files::{Bytes, open};
 use crate::tensor::Tensor;
 
 impl Gguf {
-    /// Returns a tensor as it is stored; quantised tensors become bf16.
+    /// Returns a tensor with its stored elements; quantised elements become bf16.
     ///
     /// # Errors
     /// [`LoadError::MissingTensor`], [`LoadError::UnsupportedQuantization`] or [`LoadError::OutOfMemory`].
@@ -23,7 +23,8 @@ impl Gguf {
         self.tensor_of_shape(name, shape, None)
     }
 
-    /// Returns a tensor that must have the given shape. If its rows are permuted, the permutation is undone.
+    /// Returns a tensor of the file, which must have the given shape. If its rows are permuted, the permutation is
+    /// undone.
     pub(in crate::model) fn tensor_of_shape(
         &self,
         name: &str,
@@ -47,7 +48,7 @@ impl Gguf {
 }
 
 impl Header {
-    /// Reads one tensor from the file, without the rest of the data.
+    /// Reads one tensor from a GGUF file, without the rest of the data.
     pub(in crate::model) fn read_tensor(&self, name: &str) -> Result<Tensor, LoadError> {
         let io = |source| LoadError::Io { path: self.path().into(), source };
         let shape = &self.tensor(name)?.shape;
@@ -70,7 +71,7 @@ impl Header {
 struct RowOrder {
     count: usize,
     columns: usize,
-    /// head_dim, if the rows of each head are permuted.
+    /// Size of a head, if the rows of each head are permuted.
     permuted_head_dim: Option<usize>,
 }
 
@@ -86,7 +87,7 @@ impl RowOrder {
         Self { count, columns, permuted_head_dim }
     }
 
-    /// Returns the stored row that is row `row` of the model.
+    /// Returns the index of the stored row that is row `row` of the model's tensor.
     fn stored(&self, row: usize) -> usize {
         match self.permuted_head_dim {
             None => row,
@@ -99,7 +100,7 @@ impl RowOrder {
     }
 }
 
-/// Decodes bytes of a file to a tensor; `None` if memory runs out.
+/// Decodes the stored bytes of a tensor; returns `None` if memory runs out.
 fn decode(stored: &Stored, bytes: &Bytes, shape: &[usize], rows: &RowOrder) -> Option<Tensor> {
     match stored.kind {
         TensorType::Plain(dtype) if rows.permuted_head_dim.is_none() => {
