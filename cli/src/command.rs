@@ -1,4 +1,4 @@
-//! The command line: which command runs, with which arguments.
+//! The command line of `flexdraft`: which command runs, with which arguments.
 
 use clap::{Parser, Subcommand};
 

@@ -1,4 +1,4 @@
-//! `--device auto`: uses the GPU if there is one that can run the model and passes its self-test, else the CPU.
+//! The choice `--device auto`: the first GPU, if it can run the model and passes its self-test, or else the CPU.
 
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 use flexdraft::device::{Device, DeviceError};
@@ -10,15 +10,15 @@ use crate::models::Weights;
 /// Label for results of a device on which a row's result depends on the other rows of the batch.
 pub const NOT_LOSSLESS: &str = "not lossless (--products any)";
 
-/// The label of a device's results, if they need one.
+/// Returns the label of a device's results, if the results are not lossless.
 pub fn label(device: &impl Device) -> Option<&'static str> {
     (!device.is_row_invariant()).then_some(NOT_LOSSLESS)
 }
 
-/// The first GPU, if it can be used for these weights.
+/// Returns the first GPU, if it can be used for these weights.
 pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
     choose(|| {
-        // Without a driver or a GPU there is nothing to report.
+        // Without a driver or a GPU, the user is told nothing.
         let Ok(_context) = Cuda::context(0) else { return Ok(None) };
         match unsupported(weights) {
             Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),
@@ -27,7 +27,7 @@ pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<Cubla
     })
 }
 
-/// The note to the user about the choice of device.
+/// Returns the note to the user about the choice of device.
 pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
     match chosen {
         Chosen::Device(_) => Some("Running on cuda:0 (see --device).".into()),
@@ -36,7 +36,7 @@ pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
     }
 }
 
-/// The reason why the kernels cannot run a model, if there is one.
+/// Returns the reason why the kernels cannot run a model, if there is one.
 fn unsupported(weights: &Weights) -> Option<String> {
     let config = &weights.target.config;
     let heads = config.attention;
@@ -44,16 +44,22 @@ fn unsupported(weights: &Weights) -> Option<String> {
     let calibrator = weights.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref());
     let rank = calibrator.and_then(|calibrator| calibrator.hidden.weight.shape().first().copied());
     if ![64, 128].contains(&heads.head_dim) {
-        Some(format!("its kernels have no head_dim {}", heads.head_dim))
+        Some(format!("its kernels support head_dim 64 and 128, and the model has {}", heads.head_dim))
     } else if !(1..=16).contains(&ratio) {
-        Some(format!("its kernels do not have {ratio} query heads a KV head"))
+        Some(format!("its kernels support 1 to 16 query heads per KV head, and the model has {ratio}"))
     } else if config.vocab_size > 1 << 20 {
-        Some(format!("its kernels do not have {} ids", config.vocab_size))
+        Some(format!(
+            "its kernels support up to {} token ids, and the model has {}",
+            1 << 20,
+            config.vocab_size
+        ))
     } else if !config.hidden_size.is_multiple_of(8) || !config.intermediate_size.is_multiple_of(8) {
-        Some("its kernels take rows of multiples of 8".into())
+        Some("its kernels support hidden and intermediate sizes that are multiples of 8".into())
     } else {
         let rank = rank.filter(|rank| !rank.is_multiple_of(8))?;
-        Some(format!("its kernels do not have a calibrator of rank {rank}"))
+        Some(format!(
+            "its kernels support calibrator ranks that are multiples of 8, and the drafter has {rank}"
+        ))
     }
 }
 
@@ -67,7 +73,10 @@ mod tests {
         let mut weights: Weights = Synthetic::Tiny.weights(4).unwrap();
         assert_eq!(unsupported(&weights), None);
         weights.target.config.attention.head_dim = 96;
-        assert_eq!(unsupported(&weights), Some("its kernels have no head_dim 96".into()));
+        assert_eq!(
+            unsupported(&weights),
+            Some("its kernels support head_dim 64 and 128, and the model has 96".into())
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Errors that end the command, and their exit codes.
+//! Errors that end the command `flexdraft`, and their exit codes.
 
 use std::error::Error as _;
 use std::fmt;
@@ -10,7 +10,7 @@ use flexdraft::decode::DecodeError;
 use flexdraft::device::DeviceError;
 use flexdraft::model::LoadError;
 
-/// A failure of the command.
+/// A failure of the command `flexdraft`.
 #[derive(Debug)]
 pub enum CliError {
     /// The library refused a request or failed.
@@ -19,11 +19,11 @@ pub enum CliError {
     Usage(String),
     /// A prompt file that could not be read.
     PromptFile { path: PathBuf, source: io::Error },
-    /// A failure to write to stdout.
+    /// A failure to write to standard output.
     Output(io::Error),
     /// Two modes gave different tokens where they must agree.
     NotLossless(String),
-    /// A panic, with its message.
+    /// A panic, with its message; a panic is always a bug.
     Bug(String),
 }
 
@@ -36,7 +36,7 @@ impl CliError {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// Exit code 2 for errors that the user can fix, 1 for all others.
+    /// Returns exit code 2 for errors that the user can fix, and 1 for all others.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(if self.is_users() { 2 } else { 1 })
     }
@@ -65,13 +65,13 @@ impl CliError {
         }
     }
 
-    /// The message and its causes, on one line.
+    /// Returns an error's message and its causes, on one line.
     pub fn one_line(&self) -> String {
         let mut line = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some messages already end with their cause.
+            // Some messages already end with the text of their cause.
             if !line.ends_with(&text) {
                 line = format!("{line}: {text}");
             }

@@ -1,4 +1,4 @@
-//! `flexdraft inspect`: reports what a model's directory contains.
+//! The command `flexdraft inspect`, which reports the contents of a model's files.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,15 +10,17 @@ use crate::error::{CliError, Result};
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The model: a Hugging Face directory or a GGUF file
+    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    ///
+    /// The command maps the files into memory; they must not change while it runs.
     #[arg(long, value_name = "DIR|FILE.gguf")]
     pub target: PathBuf,
-    /// A drafter for it
+    /// A drafter's directory, to check together with the target [default: none]
     #[arg(long, value_name = "DIR")]
     pub draft: Option<PathBuf>,
 }
 
-/// Prints the report. Invalid weights are an error that the user can fix.
+/// Prints a report on a model's files. Invalid weights are an error that the user can fix.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
     // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
     // --target does; this process writes to no file.
@@ -38,10 +40,11 @@ fn fault(tensors: &TensorReport) -> Option<String> {
     let path = tensors.path.display();
     match (misfits, odd) {
         (0, 0) => None,
-        (0, _) => Some(format!("{path}: {odd} of the tensors hold numbers that are not finite")),
-        (_, 0) => Some(format!("{path}: {misfits} of the tensors are missing or do not fit")),
+        (0, _) => Some(format!("{path}: tensors with numbers that are not finite: {odd} (see the report)")),
+        (_, 0) => Some(format!("{path}: tensors that are missing or do not fit: {misfits} (see the report)")),
         _ => Some(format!(
-            "{path}: {misfits} of the tensors are missing or do not fit, {odd} hold numbers that are not finite"
+            "{path}: tensors that are missing or do not fit: {misfits}, tensors with numbers that are not finite: \
+             {odd} (see the report)"
         )),
     }
 }

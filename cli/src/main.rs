@@ -1,4 +1,4 @@
-//! The `flexdraft` command.
+//! The command `flexdraft`, which decodes, times and inspects models.
 
 mod args;
 mod bench;
@@ -20,7 +20,8 @@ use clap::Parser;
 use crate::command::{Cli, Command};
 use crate::error::{CliError, Result};
 
-/// The message of the latest panic. The library catches panics of the tokenizer's crate and returns them as errors.
+/// The message of the latest panic, for the report of a bug. The library catches panics of the tokenizer's crate and
+/// returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Turns `--target`, `--draft` and `--device` into a runnable model.
+//! Loads the models that `--target` and `--draft` name, and places them on a device.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use flexdraft::tensor::Tensor;
 use crate::args::{DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
 
-/// Path of the bundled pair in the repository.
+/// Path of the bundled pair of target and drafter in the repository.
 const BUNDLED: &str = "demo/tiny";
 
-/// S of a random drafter, unless another one is requested: the block size of the released drafters.
+/// Block size of a random drafter, unless another one is requested: the block size of the released drafters.
 const RANDOM_BLOCK_SIZE: usize = 16;
 
 /// Calibrator rank of a random drafter, for targets that are at least this large.
 const RANDOM_RANK: usize = 512;
 
-/// Fixed seed, so that random drafters are the same in every run.
+/// Seed of random drafters, fixed so that they are the same in every run.
 const RANDOM_SEED: u64 = 0;
 
 /// The requested pair of target and drafter.
@@ -36,7 +36,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The requested target and drafter, or the bundled pair.
+    /// Returns the requested target and drafter, or the bundled pair.
     pub fn new(target: Option<PathBuf>, draft: Option<DrafterSource>) -> Result<Self> {
         if let Some(target) = target {
             return Ok(Self { target, draft, bundled: false });
@@ -46,13 +46,13 @@ impl Pair {
         Ok(Self { target: folder.join("target"), draft: Some(draft), bundled: true })
     }
 
-    /// The requested mode. The default for the bundled pair is a mode that drafts, at whatever speed, because it
-    /// exists to show drafting.
+    /// Returns the requested mode, or the default. The default for the bundled pair is a mode that drafts, at whatever
+    /// speed, because it exists to show drafting.
     pub fn mode(&self, asked: Option<ModeChoice>) -> ModeChoice {
         asked.unwrap_or(if self.bundled { ModeChoice::Parallel } else { ModeChoice::Auto })
     }
 
-    /// Maps the weights.
+    /// Maps the weights of target and drafter into memory.
     pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
         // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
         // --target does; this process does not write to them.
@@ -66,7 +66,7 @@ impl Pair {
             }
             &Some(DrafterSource::Random { layers }) => {
                 let block_size = match block_size {
-                    // A block size of 0 is refused with the request.
+                    // The engine refuses a block size of 0 with the request, so here it only needs a valid drafter.
                     None | Some(0) => RANDOM_BLOCK_SIZE,
                     Some(block_size) => block_size.min(MAX_BLOCK_SIZE),
                 };
@@ -79,7 +79,7 @@ impl Pair {
     }
 }
 
-/// The weights of a pair, in host memory.
+/// The weights of a target and its drafter, in host memory.
 #[derive(Debug)]
 pub struct Weights {
     pub target: TargetWeights,
@@ -91,8 +91,8 @@ impl Weights {
         Ok(Model::new(device, &self.target, self.drafter.as_ref())?)
     }
 
-    /// Size of the target's weights as stored, in bytes: the weights that plain decoding reads for every token.
-    /// Excludes the embedding, unless it is also the head.
+    /// Returns the size of the target's weights as stored, in bytes: the weights that plain decoding reads for every
+    /// token. Excludes the embedding, unless it is also the head.
     pub fn bytes_a_token(&self) -> usize {
         let target = &self.target;
         let layers = target.layers.iter().map(|layer| {
@@ -116,13 +116,13 @@ fn attention_bytes(attention: &AttentionWeights) -> usize {
     linears.into_iter().map(linear_bytes).sum::<usize>() + norms
 }
 
-/// The CPU device with the requested threads and precision.
+/// Returns the CPU device with the requested threads and precision.
 pub fn cpu(threads: usize, precision: Precision) -> Result<Cpu> {
     Ok(Cpu::new(CpuOptions { threads, precision })?)
 }
 
-/// The folder of the bundled pair: in the package that `cargo run` runs, around the current directory, or around the
-/// executable.
+/// Returns the folder of the bundled pair: in the package that `cargo run` runs, around the current directory, or
+/// around the executable.
 fn bundled_folder() -> Result<PathBuf> {
     let starts = [
         env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from),
@@ -131,8 +131,8 @@ fn bundled_folder() -> Result<PathBuf> {
     ];
     starts.iter().flatten().find_map(|start| find_bundled(start)).ok_or_else(|| {
         CliError::Usage(format!(
-            "the bundled model ({BUNDLED}) is not around the current directory or the executable: \
-             run from a clone of the repository, or pass --target"
+            "cannot find the bundled model ({BUNDLED}) around the current directory or the executable: run from \
+             a clone of the repository, or pass --target"
         ))
     })
 }

@@ -2,8 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-/// Parses a count; 0 is an error.
+/// Parses a count of at least one.
 pub fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
-    let count = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
-    Ok(NonZeroUsize::new(count).ok_or("it must be at least 1")?)
+    text.parse().map_err(|_| "expected a whole number of at least 1".into())
 }

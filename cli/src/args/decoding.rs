@@ -13,7 +13,7 @@ pub enum ModeChoice {
 }
 
 impl ModeChoice {
-    /// The name on the command line.
+    /// Returns the mode's name on the command line.
     pub fn name(self) -> &'static str {
         self.policy().name()
     }
@@ -30,17 +30,17 @@ impl ModeChoice {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RuleChoice {
-    /// Token by token: min(1, p/q), then the residual
+    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual
     #[default]
     Rejection,
-    /// The whole block at once: accepts at least as much on average
+    /// Accepts the whole block at once, and at least as much on average as `rejection`
     Block,
-    /// Accepts while the target draws the same token: gives the tokens of `--mode ar` with this seed
+    /// Accepts while the target draws the same token; gives the tokens of `--mode ar` with this seed
     Match,
 }
 
 impl RuleChoice {
-    /// The name on the command line.
+    /// Returns the rule's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rejection => "rejection",
@@ -62,7 +62,7 @@ impl From<RuleChoice> for Rule {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum StrategyChoice {
-    /// The product of the confidences so far
+    /// The product of the confidences from the start of the draft
     #[default]
     CumulativeProduct,
     /// Each confidence by itself

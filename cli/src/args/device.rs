@@ -1,4 +1,4 @@
-//! Arguments for the device that runs the model and its arithmetic.
+//! Arguments for the device that runs the model, and for its arithmetic.
 
 use std::str::FromStr;
 
@@ -22,7 +22,7 @@ impl FromStr for DeviceChoice {
             ("auto", _) => Ok(Self::Auto),
             ("cpu", _) => Ok(Self::Cpu),
             (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
-            _ => Err("there is no such device; known are auto, cpu and cuda:N".into()),
+            _ => Err("expected `auto`, `cpu` or `cuda:N`, such as `cuda:0`".into()),
         }
     }
 }
@@ -47,8 +47,10 @@ impl From<ProductsChoice> for ProductAlgorithms {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
+    /// Single precision: no rounding
     #[default]
     F32,
+    /// bfloat16, as on a GPU
     Bf16,
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The source of a drafter.
+/// The source of a drafter: a directory, or a random generator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrafterSource {
     Directory(PathBuf),
@@ -18,7 +18,7 @@ impl FromStr for DrafterSource {
             None => Ok(Self::Directory(text.into())),
             Some(layers) => match layers.parse() {
                 Ok(layers) => Ok(Self::Random { layers }),
-                Err(_) => Err(format!("`{layers}` is not a number of layers")),
+                Err(_) => Err(format!("expected a number of layers after `random:`, found `{layers}`")),
             },
         }
     }

@@ -1,4 +1,4 @@
-//! Argument values and their parsers. This module does not depend on any command.
+//! Values of command-line arguments, and their parsers. This module does not depend on any command.
 
 mod count;
 mod decoding;

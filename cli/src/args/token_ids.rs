@@ -13,7 +13,9 @@ impl FromStr for TokenIds {
         if text.trim().is_empty() {
             return Ok(Self(Vec::new()));
         }
-        let id = |id: &str| id.trim().parse().map_err(|_| format!("`{id}` is not a token id"));
+        let id = |id: &str| {
+            id.trim().parse().map_err(|_| format!("expected token ids separated by commas, found `{id}`"))
+        };
         text.split(',').map(id).collect::<Result<_, _>>().map(Self)
     }
 }

@@ -11,16 +11,16 @@ use crate::args::{DeviceChoice, DrafterSource, Dtype, ProductsChoice, at_least_o
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The model: a Hugging Face directory, or a GGUF file. Default: the bundled pair
+    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file [default: the bundled pair]
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
     /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
-    /// Random weights of this shape, and a random drafter, instead of a model
+    /// Time a model and drafter with random weights of this shape, instead of --target and --draft
     #[arg(long, value_enum, conflicts_with_all = ["target", "draft"], help_heading = "Model")]
     pub synthetic: Option<Synthetic>,
-    /// Where to run; `auto` takes the CPU
+    /// Device that runs the steps; `auto` takes the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
     /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
@@ -33,19 +33,19 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 
-    /// Sequences in a step
+    /// Numbers of sequences per step; each number is timed
     #[arg(long, value_name = "B,B,…", value_delimiter = ',', default_value = "1", value_parser = one_or_more, help_heading = "Steps")]
     pub batch: Vec<usize>,
-    /// Cached positions of each sequence before the step
+    /// Numbers of tokens that each sequence has in the KV cache before the step
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "128", help_heading = "Steps")]
     pub context: Vec<usize>,
-    /// Block size. Default: the drafter's own block size
+    /// Block size S, up to the drafter's own block size [default: the drafter's own]
     #[arg(long, value_name = "S", help_heading = "Steps")]
     pub block_size: Option<usize>,
-    /// Draft tokens that a step verifies per sequence, at most S - 1
+    /// Numbers V of draft tokens that a step verifies per sequence, at most S - 1
     #[arg(long, value_name = "V,V,…", value_delimiter = ',', default_value = "4", help_heading = "Steps")]
     pub verify_len: Vec<usize>,
-    /// Mask groups of a parallel step: all V + 1, or the K groups for the longest accepted lengths
+    /// Numbers of mask groups in a parallel step: `all` V + 1, or the K groups for the longest accepted lengths
     #[arg(
         long,
         value_name = "all|K,K,…",
@@ -54,10 +54,10 @@ pub struct BenchArgs {
         help_heading = "Steps"
     )]
     pub groups: Vec<Groups>,
-    /// Kinds of steps to time. Default: all
+    /// Kinds of steps to time [default: all]
     #[arg(long, value_enum, value_name = "MODE,…", value_delimiter = ',', help_heading = "Steps")]
     pub mode: Vec<StepMode>,
-    /// Acceptance length: tokens that a step with drafts commits on average, at most V + 1
+    /// Acceptance length that throughput is computed with: tokens per step with drafts, at most V + 1
     #[arg(long, value_name = "TAU", default_value_t = 3.0, help_heading = "Steps")]
     pub tau: f64,
 
@@ -76,7 +76,7 @@ fn one_or_more(text: &str) -> Result<usize, String> {
 /// Number of mask groups in a parallel step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Groups {
-    /// One group per accepted length.
+    /// One group for every accepted length.
     All,
     /// The given number of groups, for the longest accepted lengths.
     Longest(usize),
@@ -86,7 +86,8 @@ impl FromStr for Groups {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "all" { Ok(Self::All) } else { one_or_more(text).map(Self::Longest) }
+        let longest = || one_or_more(text).map_err(|error| error.replace("a whole", "`all` or a whole"));
+        if text == "all" { Ok(Self::All) } else { longest().map(Self::Longest) }
     }
 }
 
@@ -104,7 +105,7 @@ pub enum StepMode {
 }
 
 impl StepMode {
-    /// The name on the command line.
+    /// Returns the step kind's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
@@ -123,7 +124,7 @@ mod tests {
     fn groups() {
         assert_eq!("all".parse(), Ok(Groups::All));
         assert_eq!("4".parse(), Ok(Groups::Longest(4)));
-        assert_eq!("0".parse::<Groups>(), Err("it must be at least 1".into()));
+        assert_eq!("0".parse::<Groups>(), Err("expected `all` or a whole number of at least 1".into()));
         assert!("four".parse::<Groups>().is_err());
     }
 }

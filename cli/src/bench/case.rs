@@ -1,4 +1,4 @@
-//! Times the steps of one batch size and one context length.
+//! Times the benchmark's steps for one batch size and one context length.
 
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,11 @@ const PAGE_SIZE: usize = 16;
 /// Number of steps before timing starts.
 const WARM_UP: usize = 2;
 
-/// Number of rows that are written to the cache at once, and how many of them are distinct.
+/// Number of rows that are written to the KV cache at once, and how many of these rows are distinct.
 const FILLED_ROWS: usize = 2048;
 const DISTINCT_ROWS: usize = 32;
 
-/// How often a step is repeated: a minimum count, then until a minimum total time, up to a maximum count.
+/// How often a timed step is repeated: a minimum count, then until a minimum total time, up to a maximum count.
 #[derive(Clone, Copy, Debug)]
 pub struct Repeats {
     pub least: usize,
@@ -45,11 +45,11 @@ pub struct Times {
     pub step: f64,
     /// Time until the host has submitted the whole step; on a synchronous device this includes the work itself.
     pub submit: f64,
-    /// Number of steps that the medians are taken over.
+    /// Number of repetitions that the medians are taken over.
     pub steps: usize,
 }
 
-/// A cache that holds the context of every sequence and has room for one more step.
+/// A benchmark case: a KV cache that holds the context of every sequence and has room for one more step.
 pub struct Case<'a, D: Device> {
     model: &'a Model<D>,
     cache: D::Cache,
@@ -58,11 +58,12 @@ pub struct Case<'a, D: Device> {
 }
 
 impl<'a, D: Device> Case<'a, D> {
-    /// A case of `batch` sequences with `context` positions each, and room for `more` positions.
+    /// Creates a case of `batch` sequences with `context` positions each, and room for `more` positions.
     pub fn new(model: &'a Model<D>, batch: usize, context: usize, more: usize) -> Result<Self> {
         let pages_each = context.saturating_add(more).saturating_add(1).div_ceil(PAGE_SIZE);
         let limit = batch.saturating_mul(pages_each);
-        // As an engine does: the device then knows the times of products, and can choose by them.
+        // The device is prepared as an engine prepares it: the device then knows the times of products, and can choose
+        // by them.
         model.prepare(batch, EngineOptions::default().prefill_rows)?;
         let cache = model.new_cache(limit, PAGE_SIZE)?;
         let page = |index: usize| {
@@ -133,7 +134,7 @@ impl<'a, D: Device> Case<'a, D> {
         let mut memory = Memory::new(model);
         let (mut steps, mut submits) = (Vec::new(), Vec::new());
         let began = Instant::now();
-        // The first step allocates memory and picks algorithms; the second may still hit the first one's caches.
+        // The first step allocates memory and picks algorithms, and may slow down the second step.
         for i in 0..repeats.most.saturating_add(WARM_UP) {
             if i >= repeats.least + WARM_UP && began.elapsed() >= repeats.time {
                 break;
@@ -154,7 +155,7 @@ impl<'a, D: Device> Case<'a, D> {
     }
 }
 
-/// The buffers and results of a step.
+/// The activations, logits and results of a timed step.
 struct Memory<D: Device> {
     work: Workspace<D>,
     target_logits: D::Buffer,
@@ -172,7 +173,7 @@ impl<D: Device> Memory<D> {
         }
     }
 
-    /// Submits a step to the device, and returns its verification.
+    /// Submits a step to the device without waiting for its results, and returns its verification.
     fn submit<'a>(
         &'a mut self,
         model: &'a Model<D>,
@@ -192,7 +193,7 @@ impl<D: Device> Memory<D> {
         let mut rows: Vec<usize> =
             (0..batch).flat_map(|i| last.clone().map(move |row| i * shape.candidates + row)).collect();
         let slots = batch * shape.groups.len() * step.drafts;
-        // The first row of the groups' logits, if they are computed together with the candidates' logits.
+        // The first row of the mask groups' logits, if they are computed together with the candidates' logits.
         let joined = model.joins_head_products(rows.len(), slots, batch * step.drafts).then_some(rows.len());
         if joined.is_some() {
             let groups = (0..batch).flat_map(|i| shape.groups.iter().map(move |&k| (i, k)));
@@ -201,7 +202,7 @@ impl<D: Device> Memory<D> {
         }
         let target_logits = if joined.is_some() { &mut *draft_logits } else { target_logits };
         model.logits(&rows, work, target_logits)?;
-        // No vocabulary has this id, so the accepted length is 0.
+        // No vocabulary has the draft tokens' id, so the accepted length is 0.
         let draft = vec![u32::MAX; step.verified];
         let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
             first_row: i * step.logits,
@@ -219,8 +220,8 @@ impl<D: Device> Memory<D> {
             model.draft_forward(pass, &(0..batch).collect::<Vec<_>>(), &verification, cache, work)?;
         }
         let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(verification) };
-        // Drafts come from the group of the last accepted length, as if it were the group of accepted length 0, or from
-        // the group that was computed after the verdict.
+        // The draft comes from the group of the last accepted length, as if it were the group of accepted length 0, or
+        // from the group that was computed after the verdict.
         let follows = passes.len() > 1 && verification.verdicts_if_ready().is_none();
         let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
@@ -245,7 +246,7 @@ impl<D: Device> Memory<D> {
     }
 }
 
-/// The passes of a step for every sequence, after `start` positions.
+/// Returns the pass of a step for every sequence, after `start` positions.
 fn passes<'a>(step: &Step, pages: &'a [Vec<u32>], start: usize) -> Vec<Pass<'a>> {
     let rows = |pages: &'a [u32], shape: &PassShape| SequenceRows {
         pages,
@@ -263,7 +264,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Noise in -2..2 (xorshift).
+/// Returns pseudo-random numbers in -2..2 (xorshift).
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {

@@ -1,4 +1,4 @@
-//! `flexdraft bench`: times a step in each mode and compares it with the machine's limits.
+//! The command `flexdraft bench`, which times a step in each mode and compares it with the machine's limits.
 
 mod args;
 mod case;
@@ -26,11 +26,11 @@ use crate::device::label;
 use crate::error::Result;
 use crate::models::{self, Pair, Weights};
 
-/// Number of bytes that the memory's speed is measured on; a smaller number with `--quick`.
+/// Number of bytes that are read to measure the speed of the memory; a smaller number with `--quick`.
 const MEMORY: usize = 1 << 30;
 const QUICK_MEMORY: usize = 64 << 20;
 
-/// S of a synthetic drafter unless another one is requested: the block size of the released drafters.
+/// Block size of a synthetic drafter unless another one is requested: the block size of the released drafters.
 const BLOCK_SIZE: usize = 16;
 
 /// Properties of the machine that steps run on, besides the device itself.
@@ -41,7 +41,7 @@ struct Machine {
     peaks: Peaks,
 }
 
-/// Runs the command.
+/// Runs the command `flexdraft bench`.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     match args.device {
         DeviceChoice::Cuda(ordinal) => {
@@ -99,7 +99,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
     Ok(())
 }
 
-/// The requested pair of target and drafter, and its name.
+/// Returns the requested pair of target and drafter, and its name.
 fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
     match args.synthetic {
         Some(synthetic) => {
@@ -117,7 +117,7 @@ fn repeats(args: &BenchArgs) -> Repeats {
     if args.quick { Repeats::QUICK } else { Repeats::USUAL }
 }
 
-/// The parts that all cases share.
+/// The model, the machine's limits and the settings that all cases of a benchmark share.
 struct Bench<'a, D: Device> {
     model: &'a Model<D>,
     sizes: Sizes,
@@ -143,7 +143,7 @@ impl<D: Device> Bench<'_, D> {
             Err(why) => return report.skipped(&Skipped::case(shape, why)),
         };
         for step in steps {
-            // A prefill starts without a context.
+            // A prefill starts without cached tokens.
             let start = if step.mode == StepMode::Prefill { 0 } else { context };
             match if_it_fits(case.time(&step, start, self.repeats))? {
                 Ok(times) => {
@@ -158,7 +158,7 @@ impl<D: Device> Bench<'_, D> {
     }
 }
 
-/// Returns the value, or the reason if memory ran out; any other failure ends the command.
+/// Returns a result's value, or the reason if memory ran out; any other failure ends the command.
 fn if_it_fits<T>(result: Result<T>) -> Result<Result<T, String>> {
     match result {
         Ok(value) => Ok(Ok(value)),
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(if_it_fits(Ok(1)).unwrap(), Ok(1));
     }
 
-    /// The steps on a GPU device that runs on the SIMT emulator.
+    /// Times steps on a GPU device that runs on the SIMT emulator.
     #[test]
     fn the_steps_of_a_gpu() {
         let kernels = Kernels::new(Simt::new(SimtOptions::default()));

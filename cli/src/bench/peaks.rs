@@ -15,7 +15,7 @@ pub enum Peaks {
 }
 
 impl Peaks {
-    /// Memory bandwidth that a step's floor is computed with, in bytes per second.
+    /// Returns the memory bandwidth that a step's floor is computed with, in bytes per second.
     pub fn bytes_per_second(&self) -> f64 {
         match self {
             Self::Cpu(cpu) => cpu.read_bytes_per_second,
@@ -23,7 +23,7 @@ impl Peaks {
         }
     }
 
-    /// Arithmetic throughput that a step's floor is computed with, in floating-point operations per second.
+    /// Returns the arithmetic throughput that a step's floor is computed with, in floating-point operations per second.
     pub fn flops_per_second(&self) -> f64 {
         match self {
             Self::Cpu(cpu) => cpu.flops_per_second,
@@ -38,7 +38,7 @@ impl Peaks {
     }
 }
 
-/// The limits of the CPU with a number of threads.
+/// The memory bandwidth and arithmetic throughput of the CPU with a number of threads.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CpuPeaks {
     /// Bandwidth of a sum over memory, in bytes per second.
@@ -48,17 +48,17 @@ pub struct CpuPeaks {
     pub threads: usize,
 }
 
-/// Number of sums that are timed; the fastest one counts.
+/// Number of sums over memory that are timed; the fastest one counts.
 const SUMS: usize = 5;
 
-/// Independent chains of the arithmetic loop: two units with a latency of four cycles need eight.
+/// Number of independent chains of the arithmetic loop: two units with a latency of four cycles need eight.
 const CHAINS: usize = 12;
 
-/// Rounds of the arithmetic loop: a few hundredths of a second.
+/// Number of rounds of the arithmetic loop: a few hundredths of a second.
 const ROUNDS: usize = 4 << 20;
 
 impl CpuPeaks {
-    /// Measures both limits, reading `bytes` bytes of memory.
+    /// Measures memory bandwidth and arithmetic throughput, reading `bytes` bytes of memory.
     pub fn measure(threads: usize, bytes: usize) -> Self {
         Self {
             read_bytes_per_second: read_bytes_per_second(threads, bytes),
@@ -98,7 +98,7 @@ fn flops_per_second(threads: usize) -> f64 {
     (threads * ROUNDS * CHAINS * lanes() * 2) as f64 / best
 }
 
-/// Sums memory in many partial sums, which the compiler vectorises.
+/// Returns the sum of memory's numbers, from many partial sums that the compiler vectorises.
 fn sum(memory: &[u64]) -> u64 {
     let mut sums = [0u64; 32];
     let (chunks, rest) = memory.as_chunks::<32>();

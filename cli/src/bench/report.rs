@@ -1,4 +1,4 @@
-//! The benchmark's report: a header and one line per step, as text or JSON, written as soon as each is known.
+//! The benchmark's report: a header and one line per step, as text or JSON, each written as soon as it is known.
 
 use std::io::{self, Write};
 
@@ -21,7 +21,7 @@ pub struct Header {
     pub verify_lens: Vec<usize>,
     #[serde(rename = "ceilings")]
     pub peaks: Peaks,
-    /// Label of the results, if they need one.
+    /// Label that says that the results are not lossless, if they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'static str>,
 }
@@ -41,7 +41,7 @@ pub struct Measured {
     pub mode: &'static str,
     pub context: usize,
     pub batch: usize,
-    /// v, the number of draft tokens that are verified.
+    /// Number v of draft tokens that the step verifies.
     pub verify_len: usize,
     /// Number of mask groups in the pass that verifies.
     pub groups: usize,
@@ -61,8 +61,8 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The measurements of a step of `batch` sequences that requires `work` and commits `tau` tokens on average, or
-    /// as many tokens as are possible.
+    /// Returns the measurements of a step of `batch` sequences that requires `work` and commits `tau` tokens on
+    /// average, or the most tokens that it can commit.
     pub fn new(
         step: &Step,
         (batch, context): (usize, usize),
@@ -93,26 +93,27 @@ impl Measured {
     }
 }
 
-/// A step or case that did not fit in memory.
+/// A step or a whole case that was skipped because it does not fit in memory.
 #[derive(Debug, Serialize)]
 pub struct Skipped {
-    /// The step; `None` if the cache of the batch and context does not fit, so that all their steps are skipped.
+    /// Name of the step; `None` if the KV cache of the batch and context does not fit, so that all its steps are
+    /// skipped.
     pub mode: Option<&'static str>,
     pub context: usize,
     pub batch: usize,
     pub verify_len: Option<usize>,
     pub groups: Option<usize>,
-    /// The reason.
+    /// The reason for skipping the step.
     pub skipped: String,
 }
 
 impl Skipped {
-    /// Skips all steps of a batch and context.
+    /// Returns the record that skips all steps of a batch and context.
     pub fn case((batch, context): (usize, usize), why: String) -> Self {
         Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why }
     }
 
-    /// Skips one step.
+    /// Returns the record that skips one step.
     pub fn step(step: &Step, (batch, context): (usize, usize), why: String) -> Self {
         Self {
             mode: Some(step.mode.name()),
@@ -127,7 +128,7 @@ impl Skipped {
 pub struct Report<W: Write> {
     out: W,
     json: bool,
-    /// The label of every line.
+    /// Label that ends every line, for results that are not lossless.
     label: Option<&'static str>,
 }
 
@@ -147,7 +148,7 @@ impl<W: Write> Report<W> {
         self.line(skipped, || skipped_text(skipped))
     }
 
-    /// Writes one line and flushes it, so that it is kept whatever happens later.
+    /// Writes one line of the report and flushes it, so that the line survives any later failure.
     fn line(&mut self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let label = self.label;
         let json = |value| serde_json::to_string(&Labelled { line: value, label }).map_err(io::Error::from);
@@ -157,7 +158,7 @@ impl<W: Write> Report<W> {
     }
 }
 
-/// A line of text with a label at its end.
+/// Returns a line of text with a label at its end.
 fn labelled(line: String, label: Option<&str>) -> String {
     match label {
         Some(label) => format!("{}  {label}\n", line.trim_end()),
@@ -191,7 +192,7 @@ fn header_text(header: &Header) -> String {
     if let Some(label) = header.label {
         text += &format!("{label}: a row's result depends on the rows beside it\n");
     }
-    // The columns after the step's time are its parts, which only an asynchronous device has.
+    // Only an asynchronous device has parts of a step's time, which are shown after the whole time.
     let submit = if header.peaks.runs_behind() { "  to submit" } else { "" };
     text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
 }
@@ -273,11 +274,11 @@ mod tests {
     #[test]
     fn the_floor_of_a_gpu() {
         let line = measured(&gpu());
-        // 5 ms of copying and 1.25 ms of products.
+        // The step's floor is 5 ms of copying or 1.25 ms of products, whichever is longer.
         assert!((line.floor_seconds - 0.005).abs() < 1e-9, "{line:?}");
         assert!((line.share_of_floor - 0.5).abs() < 1e-9, "{line:?}");
         assert_eq!((line.bound_by, line.submit_seconds), ("memory", Some(0.004)));
-        // Three draft tokens and the bonus token: no step commits 7.1.
+        // A step that verifies three draft tokens commits at most four, not 7.1.
         assert_eq!((line.tokens_per_step, line.tokens_per_second), (4.0, 1600.0));
         assert_eq!(measured(&CPU).submit_seconds, None);
         assert_eq!(measured(&CPU).bound_by, "arithmetic");

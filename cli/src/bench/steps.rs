@@ -1,10 +1,10 @@
-//! The steps that are timed: the passes and sizes of each mode's step.
+//! The steps that the benchmark times: the passes and sizes of each mode's step.
 
 use flexdraft::decode::EngineOptions;
 
 use super::args::{Groups, StepMode};
 
-/// One pass of a step; the same for every sequence.
+/// One pass of a timed step, the same for every sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassShape {
     pub candidates: usize,
@@ -12,27 +12,27 @@ pub struct PassShape {
     pub slots: usize,
 }
 
-/// The work of one step in a mode.
+/// The work of one step in a mode: its passes and its draws.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     pub mode: StepMode,
     pub passes: Vec<PassShape>,
     /// Number of candidates, counted from the last, whose logits are computed.
     pub logits: usize,
-    /// v, the number of draft tokens that are verified.
+    /// Number v of draft tokens that the step verifies.
     pub verified: usize,
     /// Number of draft tokens that are sampled for the next step.
     pub drafts: usize,
 }
 
 impl Step {
-    /// The first pass over a prompt, with at most the number of tokens that an engine reads at a time.
+    /// Returns the first pass over a prompt, with at most the number of tokens that an engine reads at a time.
     pub fn prefill(context: usize) -> Self {
         let candidates = context.clamp(1, EngineOptions::default().prefill_rows);
         Self::without_drafts(StepMode::Prefill, candidates)
     }
 
-    /// A step that decodes one token per sequence.
+    /// Returns a step that decodes one token per sequence.
     pub fn autoregressive() -> Self {
         Self::without_drafts(StepMode::Ar, 1)
     }
@@ -42,7 +42,7 @@ impl Step {
         Self { mode, passes: vec![pass], logits: 1, verified: 0, drafts: 0 }
     }
 
-    /// A step that verifies v draft tokens, then drafts a block of S.
+    /// Returns a step that verifies `verified` draft tokens, then drafts a block of `block_size` slots.
     pub fn sequential(verify_len: usize, block_size: usize) -> Self {
         let verification = PassShape { candidates: verify_len + 1, groups: Vec::new(), slots: block_size };
         let drafting = PassShape { candidates: 0, groups: vec![verify_len], slots: block_size };
@@ -55,8 +55,8 @@ impl Step {
         }
     }
 
-    /// A step that verifies v draft tokens and, in the same pass, drafts `groups` blocks of S for the longest
-    /// accepted lengths.
+    /// Returns a step that verifies draft tokens and, in the same pass, drafts `groups` blocks for the longest accepted
+    /// lengths.
     pub fn parallel(verify_len: usize, block_size: usize, groups: usize) -> Self {
         let groups = ((verify_len + 1).saturating_sub(groups.max(1))..=verify_len).collect();
         let joint = PassShape { candidates: verify_len + 1, groups, slots: block_size };
@@ -69,7 +69,7 @@ impl Step {
         }
     }
 
-    /// Number of mask groups of a sequence in the verifying pass.
+    /// Returns the number of mask groups of a sequence in the verifying pass.
     pub fn groups(&self) -> usize {
         match self.mode {
             StepMode::Parallel => self.passes.iter().map(|pass| pass.groups.len()).sum(),
@@ -77,7 +77,8 @@ impl Step {
         }
     }
 
-    /// Tokens that the step commits or reads per sequence: `tau` on average, limited by what the step can commit.
+    /// Returns the number of tokens that the step commits or reads per sequence: `tau` on average, limited by what the
+    /// step can commit.
     pub fn tokens(&self, tau: f64) -> f64 {
         match self.mode {
             StepMode::Prefill => self.passes.iter().map(|pass| pass.candidates).sum::<usize>() as f64,
@@ -86,13 +87,13 @@ impl Step {
         }
     }
 
-    /// Number of candidates in the step's largest pass.
+    /// Returns the number of candidates in the step's largest pass.
     pub fn candidates(&self) -> usize {
         self.passes.iter().map(|pass| pass.candidates).max().unwrap_or(0)
     }
 }
 
-/// The steps that were requested.
+/// The steps that the arguments request.
 #[derive(Clone, Debug)]
 pub struct Asked {
     /// Requested modes; empty for all modes.
@@ -101,12 +102,12 @@ pub struct Asked {
     verify_lens: Vec<usize>,
     groups: Vec<Groups>,
     block_size: usize,
-    /// True if there is a drafter.
+    /// True if the model has a drafter.
     drafts: bool,
 }
 
 impl Asked {
-    /// Limits verify lengths to S − 1 and removes duplicates.
+    /// Removes verify lengths that the block size does not allow, and duplicates.
     pub fn new(
         modes: &[StepMode],
         verify_lens: &[usize],
@@ -123,12 +124,12 @@ impl Asked {
         Self { modes: modes.to_vec(), verify_lens: unique, groups: groups.to_vec(), block_size, drafts }
     }
 
-    /// Returns the verify lengths.
+    /// Returns the verify lengths of the requested steps.
     pub fn verify_lens(&self) -> &[usize] {
         &self.verify_lens
     }
 
-    /// The steps to time after `context` positions.
+    /// Returns the steps to time after `context` cached positions.
     pub fn steps(&self, context: usize) -> Vec<Step> {
         let mut steps = vec![Step::prefill(context), Step::autoregressive()];
         for &verify_len in self.verify_lens.iter().filter(|_| self.drafts) {
@@ -180,7 +181,7 @@ mod tests {
             ("prefill", 0, 0),
             ("ar", 0, 0),
             ("sequential", 3, 0),
-            // With three verified tokens, all groups are four groups: both requests name the same step.
+            // A step that verifies three tokens has four groups in all, so `all` and 4 request the same step.
             ("parallel", 3, 4),
             ("sequential", 7, 0),
             ("parallel", 7, 8),

@@ -1,4 +1,4 @@
-//! Model shapes without weights: random weights take their place.
+//! Models with random weights, in the shapes of known models.
 
 use clap::ValueEnum;
 use flexdraft::device::AttentionShape;
@@ -13,12 +13,12 @@ use crate::models::Weights;
 /// The shape of a synthetic model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Synthetic {
-    /// Four layers, 64 columns: to try the command
+    /// A tiny model to try the command: four layers, 64 columns
     Tiny,
-    /// SmolLM2-135M: 30 layers, 576 columns, tied
+    /// SmolLM2-135M: 30 layers, 576 columns, tied embedding and head
     #[value(name = "smollm2-135m")]
     SmolLm2,
-    /// Qwen3-0.6B: 28 layers, 1024 columns, tied
+    /// Qwen3-0.6B: 28 layers, 1024 columns, tied embedding and head
     #[value(name = "qwen3-0.6b")]
     Qwen3Small,
     /// Qwen3-8B: 36 layers, 4096 columns
@@ -27,12 +27,12 @@ pub enum Synthetic {
 }
 
 impl Synthetic {
-    /// The name on the command line.
+    /// Returns the shape's name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
     }
 
-    /// The model's configuration and the number of its drafter's layers.
+    /// Returns the configuration of a model of this shape, and the number of its drafter's layers.
     fn config(self) -> Option<(ModelConfig, usize)> {
         let (layers, hidden, intermediate, q_heads, kv_heads, head_dim, vocab, tied, tail) = match self {
             Self::Tiny => (4, 64, 128, 2, 1, 64, 384, true, 2),
@@ -62,9 +62,10 @@ impl Synthetic {
         Some((config, tail))
     }
 
-    /// Random bf16 weights of a target and its drafter, if there is enough memory.
+    /// Returns random bf16 weights of a target and its drafter, if the machine has enough memory.
     pub fn weights(self, block_size: usize) -> Result<Weights> {
-        let (config, tail) = self.config().ok_or_else(|| CliError::Usage("no such rotation".into()))?;
+        let (config, tail) =
+            self.config().ok_or_else(|| CliError::Usage("the shape has no rotary frequencies".into()))?;
         let rank = 512.min(config.hidden_size);
         let attention = config.attention;
         let projections = config.hidden_size * (attention.qkv_cols() + attention.out_cols());
@@ -75,7 +76,8 @@ impl Synthetic {
         if let Some(available) = available_memory().filter(|&available| available < needed) {
             let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
             return Err(CliError::Usage(format!(
-                "the weights of this shape take {:.1} GiB, and {:.1} GiB of memory are available",
+                "the weights of this shape need {:.1} GiB of memory, and {:.1} GiB are available; choose a smaller \
+                 --synthetic shape",
                 gib(needed),
                 gib(available)
             )));
@@ -86,9 +88,9 @@ impl Synthetic {
     }
 }
 
-/// Memory that is available without swapping, in bytes, if the system reports it. `FLEXDRAFT_AVAILABLE_MEMORY`
-/// (bytes) overrides the system's value: some virtual machines receive their memory only as they use it, and report
-/// too little.
+/// Returns the memory that is available without swapping, in bytes, if the system reports it.
+/// `FLEXDRAFT_AVAILABLE_MEMORY` (bytes) overrides the system's value: some virtual machines receive their memory only
+/// as they use it, and report too little.
 fn available_memory() -> Option<usize> {
     if let Some(bytes) = std::env::var("FLEXDRAFT_AVAILABLE_MEMORY").ok().and_then(|text| text.parse().ok()) {
         return Some(bytes);
@@ -109,7 +111,7 @@ mod tests {
         let (target, drafter) = (&weights.target, weights.drafter.as_ref().unwrap());
         assert!(target.layers.iter().all(|layer| layer.attention.qk_norms.is_none()));
         assert_eq!((target.layers.len(), drafter.attention.len(), drafter.config.block_size), (30, 8, 16));
-        // The number of parameters matches the model's name.
+        // The number of parameters must match the model's name.
         let elements = weights.bytes_a_token() / 2;
         assert_eq!(elements, 134_515_008);
     }

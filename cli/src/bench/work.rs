@@ -1,4 +1,4 @@
-//! The minimum work of a step: the bytes it reads and the operations it executes.
+//! The least work of a step: the bytes it must read and the operations it must execute.
 
 use std::ops::AddAssign;
 
@@ -9,7 +9,7 @@ use flexdraft::tensor::Tensor;
 use super::steps::Step;
 use crate::models::Weights;
 
-/// A number of bytes read and of floating-point operations.
+/// A number of bytes read, and a number of floating-point operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
     pub bytes: f64,
@@ -23,7 +23,7 @@ impl AddAssign for Work {
     }
 }
 
-/// The number of elements of some matrices, and their size on the device in bytes.
+/// The number of elements of some weight matrices, and their size on the device in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Matrices {
     elements: f64,
@@ -31,8 +31,8 @@ struct Matrices {
 }
 
 impl Matrices {
-    /// The work of a product of the matrices with `rows` rows. It reads the matrices once; with no rows there is no
-    /// work.
+    /// Returns the work of multiplying the matrices with `rows` rows. It reads the matrices once; with no rows there is
+    /// no work.
     fn times(self, rows: usize) -> Work {
         if rows == 0 {
             return Work::default();
@@ -41,7 +41,7 @@ impl Matrices {
     }
 }
 
-/// The sizes in which a device stores what it reads.
+/// The sizes in which a device stores weights and the KV cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Storage {
     /// Size of an element of the KV cache, in bytes.
@@ -68,14 +68,14 @@ impl Storage {
     }
 }
 
-/// The sizes of a pair's matrices, kept after the weights are dropped.
+/// The sizes of the matrices of a target and its drafter, kept after the weights are dropped.
 #[derive(Clone, Debug)]
 pub struct Sizes {
     shape: AttentionShape,
     storage: Storage,
     /// Attention and MLP matrices of each layer of the target.
     layers: Vec<(Matrices, Matrices)>,
-    /// Attention matrices of the drafter in each layer of the tail.
+    /// Attention matrices of the drafter in each of its layers.
     tail: Vec<Matrices>,
     head: Matrices,
     calibrator: Matrices,
@@ -101,7 +101,7 @@ impl Sizes {
         }
     }
 
-    /// The work of a step of `batch` sequences after `context` positions.
+    /// Returns the work of a step of `batch` sequences after `context` positions.
     pub fn work(&self, step: &Step, batch: usize, context: usize) -> Work {
         let shape = self.shape;
         let head_part = self.layers.len().saturating_sub(self.tail.len());
@@ -120,7 +120,7 @@ impl Sizes {
                 work += mlp.times(rows);
                 let positions = (batch * (context + pass.candidates)) as f64;
                 let kv = 2.0 * (shape.kv_heads * shape.head_dim) as f64 * positions;
-                // The context and, on average, the candidates before it and itself.
+                // A candidate reads the context and, on average, half of the candidates, including itself.
                 let seen = context as f64 + (pass.candidates + 1) as f64 / 2.0;
                 work += Work {
                     bytes: kv * self.storage.kv as f64,
@@ -153,7 +153,7 @@ mod tests {
         let sizes = Sizes::new(&weights, BF16);
         let ar = Step::autoregressive();
         let (one, more) = (sizes.work(&ar, 1, 0), sizes.work(&ar, 3, 0));
-        // One position of K and V per layer, with 64 elements each.
+        // The keys and values of one position have 64 elements each per layer.
         let kv = |batch: usize| (4 * batch * 2 * 64 * 2) as f64;
         assert_eq!(one.bytes - kv(1), more.bytes - kv(3));
         let norms = (4 * (2 * 64 + 2 * 64) + 64) * 2;

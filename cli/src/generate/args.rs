@@ -20,16 +20,17 @@ use crate::args::{
 pub struct GenerateArgs {
     /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
     ///
-    /// The command maps the files into memory; they must not change while it runs. Default: the bundled pair
-    /// demo/tiny, which is searched for from the current directory and from the executable upwards.
+    /// The command maps the files into memory; they must not change while it runs. [default: the bundled pair demo/tiny,
+    /// which is searched for from the current directory and from the executable upwards]
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: Option<PathBuf>,
     /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target.
     ///
     /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
+    /// [default: the bundled drafter for the bundled target, otherwise none]
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
-    /// Where to run; `auto` takes the first GPU that passes a self-test, or else the CPU
+    /// Device that runs the model; `auto` takes the first GPU that passes a self-test, or else the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
     pub device: DeviceChoice,
     /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
@@ -42,7 +43,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 
-    /// The text to continue
+    /// The text to continue [default: a line of Rust for the bundled pair, otherwise none]
     #[arg(
         long,
         value_name = "TEXT",
@@ -61,14 +62,14 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "prompt_ids", help_heading = "Prompt")]
     pub chat: bool,
 
-    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto` (default):
-    /// whichever measures fastest. The bundled pair runs `parallel` by default
+    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto`: whichever measures
+    /// fastest [default: auto; parallel for the bundled pair]
     #[arg(long, value_enum, help_heading = "Decoding")]
     pub mode: Option<ModeChoice>,
     /// How to accept drafts if the temperature is above 0
     #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
     pub rule: RuleChoice,
-    /// Block size, up to the drafter's own block size, which is the default
+    /// Block size: slots per drafted block, up to the drafter's own block size [default: the drafter's own]
     #[arg(long, value_name = "S", help_heading = "Decoding")]
     pub block_size: Option<usize>,
     /// Verify a draft only as far as the drafter's confidence reaches this value; 0 verifies the whole draft
@@ -80,7 +81,7 @@ pub struct GenerateArgs {
         help_heading = "Decoding"
     )]
     pub confidence_threshold: f32,
-    /// Which number is compared with the threshold
+    /// Number that is compared with --confidence-threshold
     #[arg(long, value_enum, default_value_t, value_name = "STRATEGY", help_heading = "Decoding")]
     pub confidence_strategy: StrategyChoice,
     /// Largest number of new tokens; the model's context limits it too
@@ -136,7 +137,7 @@ pub struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Returns temperature and truncation, not yet validated.
+    /// Returns the sampling parameters, not yet validated.
     pub fn sampling(&self) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature,
@@ -146,7 +147,7 @@ impl GenerateArgs {
         }
     }
 
-    /// Returns the settings that decide the verify length, not yet validated.
+    /// Returns the confidence settings that decide the verify length, not yet validated.
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.confidence_threshold, strategy: self.confidence_strategy.into() }
     }

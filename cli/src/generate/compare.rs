@@ -8,7 +8,7 @@ use super::run::{Sample, mean};
 use crate::args::ModeChoice;
 use crate::error::Result;
 
-/// Short runs are repeated for this long; the fastest one counts.
+/// Total time up to which short runs are repeated; the fastest run counts.
 const MEASURING_TIME: Duration = Duration::from_millis(250);
 
 /// The measurements of the requests in one mode.
@@ -27,7 +27,7 @@ impl Measured {
         Self { name, samples, decode_seconds }
     }
 
-    /// Repeats the requests while the total time is short.
+    /// Repeats the requests while their total time is short.
     pub fn repeat(&mut self, mut run: impl FnMut() -> Result<Vec<Sample>>) -> Result<()> {
         let start = Instant::now();
         let first = Duration::from_secs_f64(self.decode_seconds.clamp(0.0, 1e9));
@@ -37,12 +37,12 @@ impl Measured {
         Ok(())
     }
 
-    /// Number of output tokens.
+    /// Returns the number of output tokens.
     pub fn tokens(&self) -> usize {
         self.samples.iter().map(|sample| sample.output_ids.len()).sum()
     }
 
-    /// Number of tokens that decoding produced.
+    /// Returns the number of tokens that decoding produced.
     pub fn decoded_tokens(&self) -> usize {
         self.samples.iter().map(Sample::decoded_tokens).sum()
     }
@@ -51,17 +51,17 @@ impl Measured {
         self.samples.iter().map(|sample| sample.steps.len()).sum()
     }
 
-    /// The acceptance length τ over all samples.
+    /// Returns the acceptance length τ over all samples.
     pub fn acceptance_length(&self) -> f64 {
         self.mean_over_steps(|step| step.accepted + 1)
     }
 
-    /// Candidate rows per step; each is a pass of one row through the whole target.
+    /// Returns the number of candidate rows per step; each is a pass of one row through the whole target.
     pub fn candidate_rows(&self) -> f64 {
         self.mean_over_steps(|step| step.candidates.len())
     }
 
-    /// Mask groups that were drafted per step, within its pass or after it.
+    /// Returns the number of mask groups that were drafted per step, within its pass or after it.
     pub fn groups(&self) -> f64 {
         self.mean_over_steps(|step| match step.groups.len() {
             0 if step.next.draft.is_empty() => 0,
@@ -74,18 +74,18 @@ impl Measured {
         mean(steps().map(of).sum(), steps().count())
     }
 
-    /// Passes through the target per decoded token.
+    /// Returns the number of passes through the target per decoded token.
     pub fn passes_a_token(&self) -> f64 {
         mean(self.steps(), self.decoded_tokens())
     }
 
-    /// Seconds per step and sample; `None` if there was no step.
+    /// Returns the seconds per step and sample; `None` if there was no step.
     pub fn seconds_a_step(&self) -> Option<f64> {
         let steps = self.steps();
         (steps > 0 && self.decode_seconds > 0.0).then(|| self.decode_seconds / steps as f64)
     }
 
-    /// Decoded tokens per second; `None` if nothing was decoded.
+    /// Returns the decoded tokens per second; `None` if nothing was decoded.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let tokens = self.decoded_tokens();
         (tokens > 0 && self.decode_seconds > 0.0).then(|| tokens as f64 / self.decode_seconds)

@@ -1,4 +1,4 @@
-//! The requests of an engine, one per seed, and the memory that they need.
+//! The requests that a command runs, one per seed, and the memory that they need.
 
 use flexdraft::decode::{Engine, EngineOptions, Request};
 use flexdraft::device::Device;
@@ -8,7 +8,7 @@ use super::args::GenerateArgs;
 use super::run::{self, Observer};
 use crate::error::{CliError, Result};
 
-/// Memory for the KV cache, in bytes, unless a single sample needs more. Samples that do not fit wait.
+/// Memory for the KV cache, in bytes; a single sample may need more. Samples that do not fit wait.
 const CACHE_BYTES: usize = 4 << 30;
 
 /// The seeds of the samples, one per sample.
@@ -25,7 +25,8 @@ impl Seeds {
         let last = u64::try_from(count - 1).ok().and_then(|further| first.checked_add(further));
         let last = last.ok_or_else(|| {
             CliError::Usage(format!(
-                "{count} samples from seed {first} on exceed the largest seed, {}",
+                "{count} samples need consecutive seeds from {first} on, but the largest seed is {}; use a \
+                 smaller --seed",
                 u64::MAX
             ))
         })?;
@@ -41,7 +42,7 @@ impl Seeds {
     }
 }
 
-/// A set of requests, one per seed.
+/// A prompt with its settings: a set of requests, one per seed.
 pub struct Job<'a> {
     pub args: &'a GenerateArgs,
     pub prompt_ids: Vec<u32>,
@@ -78,8 +79,8 @@ impl Job<'_> {
     }
 }
 
-/// Cache positions for `batch` sequences of full length plus a block, within [`CACHE_BYTES`]. A single sequence
-/// always fits; sequences that do not fit wait.
+/// Returns the number of cache positions for `batch` sequences of full length plus a block, within [`CACHE_BYTES`]. A
+/// single sequence always fits; sequences that do not fit wait.
 pub fn cache_tokens(
     config: &ModelConfig,
     prompt_len: usize,
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!(tokens(5, 3, 1), 16);
         assert_eq!(tokens(5, 4, 1), 32);
         assert_eq!(tokens(5, 4, 3), 96);
-        // The context limits a single sequence; the memory limits all sequences together.
+        // The context limits a single sequence; the cache's memory limits all sequences together.
         assert_eq!(tokens(5, usize::MAX, 1), (1 << 20) + 16);
         assert_eq!(tokens(5, usize::MAX, 64), CACHE_BYTES >> 10);
     }

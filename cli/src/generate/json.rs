@@ -1,4 +1,4 @@
-//! JSON Lines output: one object per sample.
+//! Output as JSON Lines: one object per sample.
 //!
 //! Numbers are written with enough digits to read the same bits back.
 
@@ -22,11 +22,11 @@ struct Line<'a> {
     output_ids: &'a [u32],
     text: String,
     finish_reason: &'static str,
-    /// The record of the prefill; `null` if no tokens were requested, so that no prompt was read.
+    /// The record of reading the prompt; `null` if no tokens were requested, so that no prompt was read.
     prefill: Option<Block<'a>>,
     steps: Vec<Step<'a>>,
     stats: Stats,
-    /// Label of the results, if they need one.
+    /// Label that says that the results are not lossless, if they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'static str>,
 }
@@ -88,7 +88,7 @@ pub struct JsonLines<'a, W: Write> {
     progress: &'a Progress,
     label: Option<&'static str>,
     next: usize,
-    /// Samples that finished before their turn.
+    /// Samples that finished before a sample that comes first in the output.
     held: BTreeMap<usize, Sample>,
 }
 

@@ -1,4 +1,4 @@
-//! `flexdraft generate`: continues a prompt and compares the modes.
+//! The command `flexdraft generate`, which continues a prompt and compares the modes.
 
 mod args;
 mod compare;
@@ -34,7 +34,7 @@ use crate::device::{self, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, Pair, Weights};
 
-/// Runs the command.
+/// Runs the command `flexdraft generate`.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     if let DeviceChoice::Cuda(ordinal) = args.device {
         let gpu = Gpu::cuda_with(ordinal, args.products.into())?;
@@ -101,15 +101,15 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// An engine and its requests.
+/// An engine and the requests that it runs.
 struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
-    /// The requested mode, or the only available one.
+    /// The requested mode, or `ar` without a drafter.
     mode: ModeChoice,
     facts: Facts,
     progress: Progress,
-    /// Label of the results, if they need one.
+    /// Label that says that the results are not lossless, if they are not.
     label: Option<&'static str>,
 }
 
@@ -149,7 +149,7 @@ impl<'a, D: Device> Session<'a, D> {
         let job = Job { args, prompt_ids, stop_ids, seeds, batch };
         job.check(&mut engine)?;
         if plain {
-            progress.note("There is no drafter (see --draft), so this is --mode ar: one token a step.");
+            progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
         }
         Ok(Self { job, engine, mode, facts, progress, label })
     }

@@ -1,4 +1,4 @@
-//! A progress line on stderr while there is no output yet; shown only on a terminal.
+//! A progress line on stderr until the first output appears; shown only on a terminal.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anstyle::Style;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A progress line that is overwritten.
+/// A progress line on the terminal, which each update overwrites.
 #[derive(Debug)]
 pub struct Progress {
     line: ProgressBar,
@@ -91,12 +91,12 @@ impl Progress {
         let _ = self.suspend(|| writeln!(anstream::stderr(), "{dimmed}{text}{dimmed:#}"));
     }
 
-    /// Removes the line for good.
+    /// Removes the progress line for good.
     pub fn clear(&self) {
         self.line.finish_and_clear();
     }
 
-    /// Hides the line while `write` writes to the terminal.
+    /// Hides the progress line while `write` writes to the terminal.
     pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.line.suspend(write)
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use flexdraft::model::{ChatMessage, ChatTemplate, TextStream, Tokenizer};
+use flexdraft::model::{ChatMessage, ChatTemplate, LoadError, TextStream, Tokenizer};
 
 use super::args::GenerateArgs;
 use crate::error::{CliError, Result};
@@ -16,11 +16,11 @@ pub const BUNDLED_PROMPT: &str = "/// Adds packed 32-bit integers in `a` and `b`
 /// Maximum size of a prompt file, in bytes: more text than any context holds.
 const PROMPT_FILE_LIMIT: u64 = 64 << 20;
 
-/// The prompt to be continued.
+/// The prompt that is continued.
 #[derive(Debug)]
 pub struct Prompt {
     pub ids: Vec<u32>,
-    /// The text as given; `None` if the prompt was given as ids.
+    /// The prompt's text as given; `None` if the prompt was given as token ids.
     pub text: Option<String>,
 }
 
@@ -46,8 +46,8 @@ impl Prompt {
         };
         let ids = if args.chat {
             let message = ChatMessage::new("user", text.as_str());
-            // The template already contains the special tokens.
-            let rendered = ChatTemplate::read(&pair.target)?.render(&[message], true)?;
+            // The chat template already contains the special tokens.
+            let rendered = chat_template(&pair.target)?.render(&[message], true)?;
             tokenizer.encode(&rendered, false)?
         } else {
             tokenizer.encode(&text, true)?
@@ -56,24 +56,33 @@ impl Prompt {
     }
 }
 
+fn chat_template(target: &Path) -> Result<ChatTemplate> {
+    ChatTemplate::read(target).map_err(|error| match error {
+        LoadError::NoChatTemplate { .. } => {
+            CliError::Usage(format!("{error}; leave out --chat to use the text unchanged"))
+        }
+        error => error.into(),
+    })
+}
+
 fn read_text(path: &Path) -> Result<String> {
     let failed = |source| CliError::PromptFile { path: path.into(), source };
     let mut text = String::new();
     let file = File::open(path).map_err(failed)?;
     let len = file.take(PROMPT_FILE_LIMIT + 1).read_to_string(&mut text).map_err(failed)?;
     if len as u64 > PROMPT_FILE_LIMIT {
-        let reason = format!("it has more than {PROMPT_FILE_LIMIT} bytes");
+        let reason = format!("it has more than {PROMPT_FILE_LIMIT} bytes, the limit");
         return Err(failed(io::Error::new(io::ErrorKind::InvalidData, reason)));
     }
     Ok(text)
 }
 
-/// The model's tokenizer; `None` without a `tokenizer.json`, in which case prompts are given as ids.
+/// Returns the model's tokenizer; `None` without a `tokenizer.json`, in which case prompts are given as ids.
 pub fn tokenizer(pair: &Pair, vocab_size: usize) -> Result<Option<Tokenizer>> {
     Ok(Tokenizer::read_if_present(&pair.target, vocab_size)?)
 }
 
-/// Turns the tokens of a sample into text as they arrive; gives no text without a tokenizer.
+/// Turns the tokens of a sample into text as they arrive; without a tokenizer, the text is empty.
 #[derive(Debug)]
 pub struct Text<'a>(Option<TextStream<'a>>);
 
@@ -82,12 +91,12 @@ impl<'a> Text<'a> {
         Self(tokenizer.map(|tokenizer| TextStream::new(tokenizer, true)))
     }
 
-    /// Returns the text that these tokens complete.
+    /// Adds tokens, and returns the text that these tokens complete.
     pub fn push(&mut self, ids: &[u32]) -> Result<String> {
         Ok(self.0.as_mut().map(|stream| stream.push(ids)).transpose()?.unwrap_or_default())
     }
 
-    /// Returns the text left at the end: an incomplete character.
+    /// Returns the text left at the end of a sample: an incomplete character.
     pub fn finish(self) -> Result<String> {
         Ok(self.0.map(TextStream::finish).transpose()?.unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! The report after the text: steps, acceptance, speeds, and whether the modes agree.
+//! The report after the generated text: steps, acceptance, speeds, and whether the modes agree.
 
 use std::fmt::Write;
 
@@ -6,23 +6,23 @@ use anstyle::Style;
 
 use super::compare::Measured;
 
-/// Line width at which lists are wrapped.
+/// Width of a line, in characters.
 const WIDTH: usize = 78;
 
 /// Maximum number of lines of the list of steps.
 const STEP_LINES: usize = 24;
 
-/// Weights smaller than this many bytes stay in the caches of most processors.
+/// Size of weights, in bytes, below which they stay in the caches of most processors.
 const CACHE_BYTES: usize = 64 << 20;
 
 /// Properties of the model that the report needs.
 #[derive(Debug)]
 pub struct Facts {
-    /// L, the number of layers.
+    /// Number of layers of the target.
     pub layers: usize,
-    /// N, the number of tail layers; 0 without a drafter.
+    /// Number of tail layers, in which the drafter works; 0 without a drafter.
     pub tail_layers: usize,
-    /// S, the block size of the requests.
+    /// Block size of the requests.
     pub block_size: usize,
     /// Bytes of weights that plain decoding reads per token.
     pub weight_bytes: usize,
@@ -45,8 +45,8 @@ pub enum Verdict {
     Labelled { label: &'static str, difference: Option<String> },
 }
 
-/// The final report on the measured modes. `shown` is the mode whose text was shown. `commits` lists the text that
-/// each commit added, if the shown text itself could not mark it.
+/// Returns the final report on the measured modes. `shown` is the mode whose text was shown. `commits` lists the text
+/// that each commit added, if the shown text itself could not mark it.
 pub fn report(
     facts: &Facts,
     shown: &str,
@@ -86,7 +86,7 @@ fn write_report(
         if shown.steps() == shown.decoded_tokens() {
             writeln!(out, "Each step committed one token.")?;
         } else if !commits.is_empty() {
-            writeln!(out, "What the prompt's pass and then each step committed, a bar between tokens:")?;
+            writeln!(out, "Tokens that the prompt's pass and then each step committed, separated by bars:")?;
             out.push_str(&wrapped(commits, STEP_LINES));
         } else if let [sample] = shown.samples.as_slice() {
             writeln!(out, "Tokens that each step committed:")?;
@@ -108,13 +108,15 @@ fn write_report(
     }
     let verdict = match verdict {
         Verdict::NotCompared => return Ok(()),
-        Verdict::NoDrafter => "No drafter, so nothing to compare: this is plain decoding.".to_owned(),
+        Verdict::NoDrafter => {
+            "Without a drafter there is nothing to compare: this was plain decoding.".to_owned()
+        }
         Verdict::Lossless { tokens } => {
             format!("Lossless: every mode gave the same {} as `ar`.", counted(*tokens, "token"))
         }
         Verdict::SameDistribution { rule } => format!(
             "Lossless in distribution: `{rule}` keeps the target's distribution, not the tokens of `ar`, so one \
-             run cannot check it. (`--rule match` gives the very tokens.)"
+             run cannot check it. `--rule match` gives exactly the tokens of `ar`."
         ),
         Verdict::Broken(difference) => format!("NOT LOSSLESS: {difference}."),
         Verdict::Labelled { label, difference } => {
@@ -136,10 +138,10 @@ fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     let mask_rows = |mode: &Measured| mode.groups() * facts.block_size as f64;
     let mut text = format!(
         "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A step \
-         of `ar` computes 1 row. One of `sequential` computes {:.1}, and {:.1} mask rows in {} of the {} layers, and \
-         takes {:.1} times as long; one of `parallel` computes {:.1} and {:.1}, and takes {:.1} times as long. A mode \
-         gains where that factor is below the tokens that its steps commit. Rows are nearly free only where reading \
-         the weights bounds a pass, as on a GPU at small batches.",
+         of `ar` computes 1 row. A step of `sequential` computes {:.1} rows, and {:.1} mask rows in {} of the {} layers, \
+         and takes {:.1} times as long. A step of `parallel` computes {:.1} rows and {:.1} mask rows, and takes {:.1} \
+         times as long. A mode is faster than `ar` if this factor is below its acceptance length. More rows are nearly \
+         free only if reading the weights limits a pass, as on a GPU at small batches.",
         speed(sequential)?,
         speed(parallel)?,
         sequential.candidate_rows(),
@@ -154,8 +156,8 @@ fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     if facts.weight_bytes < CACHE_BYTES {
         let _ = write!(
             text,
-            " This model's {:.1} MB of weights stay in the processor's caches, so fewer passes over them save little: \
-             the speeds say nothing about larger models.",
+            " The {:.1} MB of this model's weights stay in the processor's caches, so fewer passes over the weights save \
+             little: the speeds say nothing about larger models.",
             facts.weight_bytes as f64 / 1e6
         );
     }

@@ -14,7 +14,7 @@ pub struct Sample {
     pub index: usize,
     pub seed: u64,
     pub output_ids: Vec<u32>,
-    /// The prefill's record; `None` while the prompt is being read, or if no tokens were requested.
+    /// The record of reading the prompt; `None` while the prompt is being read, or if no tokens were requested.
     pub prefill: Option<BlockRecord>,
     pub steps: Vec<StepRecord>,
     pub finish: Option<Finish>,
@@ -38,24 +38,25 @@ impl Sample {
         }
     }
 
-    /// Number of tokens that decoding produced: all but the first one, which the prefill produces.
+    /// Returns the number of tokens that decoding produced: all but the first, which reading the prompt produces.
     pub fn decoded_tokens(&self) -> usize {
         self.output_ids.len().saturating_sub(1)
     }
 
-    /// τ: the mean of accepted + 1 over the steps, before the output was cut; 0 if there are no steps.
+    /// Returns the acceptance length τ: the mean of accepted + 1 over the steps, before the output was cut; 0 if there
+    /// are no steps.
     pub fn acceptance_length(&self) -> f64 {
         mean(self.steps.iter().map(|step| step.accepted + 1).sum(), self.steps.len())
     }
 
-    /// Decoded tokens per second of decoding; 0 if no tokens were decoded.
+    /// Returns the decoded tokens per second of decoding; 0 if no tokens were decoded.
     pub fn tokens_per_second(&self) -> f64 {
         if self.decode_seconds > 0.0 { self.decoded_tokens() as f64 / self.decode_seconds } else { 0.0 }
     }
 
     fn take(&mut self, report: &mut Committed, seconds: f64) {
         match (&self.prefill, report.finish.as_ref(), &report.record) {
-            // The sample took no part in the step.
+            // A sample that took no part in the step is not counted.
             (_, Some(_), None) => {}
             (None, ..) => self.prefill_seconds += seconds,
             (Some(_), ..) => self.decode_seconds += seconds,
@@ -74,29 +75,29 @@ pub fn mean(sum: usize, count: usize) -> f64 {
     if count == 0 { 0.0 } else { sum as f64 / count as f64 }
 }
 
-/// Receives samples while they run.
+/// Receives the progress of samples while they run.
 pub trait Observer {
-    /// Called after a step that read a part of the prompts and committed nothing.
+    /// Observes a step that read a part of the prompts and committed nothing.
     fn reading(&mut self) {}
 
-    /// Called after a commit: `tokens` are the newest tokens of the sample's output; the first `accepted` of them
-    /// were drafted.
+    /// Receives the tokens of a commit: `tokens` are the newest tokens of the sample's output; the first `accepted` of
+    /// them were drafted.
     fn committed(&mut self, _sample: &Sample, _tokens: &[u32], _accepted: usize) -> Result<()> {
         Ok(())
     }
 
-    /// Called when a sample is complete. Samples of a batch finish in any order.
+    /// Receives a sample that is complete. Samples of a batch finish in any order.
     fn finished(&mut self, sample: Sample) -> Result<()>;
 }
 
-/// Collects the samples, in order.
+/// Collects complete samples, in order.
 #[derive(Debug, Default)]
 pub struct Collect {
     samples: BTreeMap<usize, Sample>,
 }
 
 impl Collect {
-    /// The seed of a completed sample.
+    /// Identifies a completed sample by its seed.
     pub fn seed(&self, index: usize) -> Option<u64> {
         self.samples.get(&index).map(|sample| sample.seed)
     }

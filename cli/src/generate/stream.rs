@@ -1,4 +1,4 @@
-//! Writes text to stdout as it is committed.
+//! Writes generated text to stdout as it is committed.
 //!
 //! On a terminal with colours, the colour changes with every step and accepted drafts are underlined, which shows the
 //! tokens that were committed together. Otherwise stdout holds only the text.
@@ -14,7 +14,7 @@ use super::prompt::Text;
 use super::run::{Collect, Observer, Sample};
 use crate::error::{CliError, Result};
 
-/// The kind of output that the text is written to.
+/// The kind of output that the text is written to: a terminal, or a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surface {
     /// A terminal, with or without colours; control characters are made visible.
@@ -24,7 +24,7 @@ pub enum Surface {
 }
 
 impl Surface {
-    /// The kind of stdout, from whether it is a terminal and from the usual environment variables.
+    /// Returns the kind of stdout, from whether it is a terminal and from the usual environment variables.
     pub fn of_stdout() -> Self {
         let stdout = io::stdout();
         let colours = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
@@ -40,7 +40,7 @@ impl Surface {
         self == Self::Terminal { colours: true }
     }
 
-    /// Appends `text` in the form for this surface.
+    /// Appends `text` to `out`, in the form that a terminal or a file needs.
     fn render(self, text: &str, style: Style, out: &mut String) {
         let Self::Terminal { colours } = self else {
             out.push_str(text);
@@ -70,14 +70,14 @@ fn visible(text: &str) -> String {
     text.chars().map(spelled).collect()
 }
 
-/// The style of a token in the `step`-th commit of a sample.
+/// Returns the style of a token in the `step`-th commit of a sample.
 fn style(step: usize, drafted: bool) -> Style {
     let colour = if step.is_multiple_of(2) { AnsiColor::Cyan } else { AnsiColor::Yellow };
     let style = Style::new().fg_color(Some(colour.into()));
     if drafted { style.underline() } else { style }
 }
 
-/// Writes samples to stdout: the first unfinished one as it grows, the others in order.
+/// Writes samples to stdout: the first unfinished sample as it grows, the others in order.
 pub struct Streamer<'a, W: Write> {
     out: W,
     surface: Surface,

@@ -17,7 +17,7 @@ fn a_line_for_every_mode_batch_and_context() {
     assert!(lines.contains("this machine, ") && lines.contains("GB/s"), "{lines}");
 }
 
-/// The JSON lines of a run with `--json`.
+/// Returns the JSON lines of a run with `--json`.
 fn json(args: &[&str]) -> Vec<Value> {
     let args = [&TINY[..], &["--json"], args].concat();
     succeed(&args).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -44,7 +44,7 @@ fn json_has_the_numbers() {
         assert!(
             (number("floor_seconds") / number("step_seconds") / number("share_of_floor") - 1.0).abs() < 1e-9
         );
-        // The CPU device is synchronous.
+        // The CPU device is synchronous, so it has no separate time for submitting a step.
         assert_eq!(step["submit_seconds"], Value::Null);
     }
 }
@@ -73,7 +73,7 @@ fn one_run_measures_several_verify_lengths_and_numbers_of_groups() {
 
 #[test]
 fn what_does_not_fit_is_skipped_and_the_run_goes_on() {
-    // A cache larger than any address space.
+    // The KV cache of this case is larger than any address space.
     let huge = "1000000000000";
     let lines = json(&["--batch", &format!("{huge},1"), "--mode", "ar"]);
     assert_eq!(lines.len(), 3);
@@ -102,9 +102,9 @@ fn the_bundled_pair_without_a_model() {
 #[test]
 fn what_cannot_be() {
     for (args, message) in [
-        (&["--batch", "0"][..], "it must be at least 1"),
+        (&["--batch", "0"][..], "expected a whole number of at least 1"),
         (&["--synthetic", "gpt"], "invalid value 'gpt'"),
-        (&["--groups", "all,0"], "it must be at least 1"),
+        (&["--groups", "all,0"], "expected `all` or a whole number of at least 1"),
         (&["--mode", "fast"], "invalid value 'fast'"),
         (&["--synthetic", "tiny", "--target", "x"], "cannot be used with"),
     ] {

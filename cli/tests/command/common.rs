@@ -1,4 +1,4 @@
-//! Helpers that run the binary, and models to run it on.
+//! Helpers that run the command `flexdraft`, and models to run it on.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// The path of a part of the pair that the official implementation was recorded on.
+/// Returns the path of the target or drafter that the official implementation was recorded on.
 pub fn tiny(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(part)
 }
 
-/// The command, independent of the colours and the directory that the tests run with.
+/// Returns the command, independent of the colours and the directory that the tests run with.
 pub fn flexdraft(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flexdraft"));
     for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
@@ -23,7 +23,7 @@ pub fn flexdraft(args: &[&str]) -> Command {
     command
 }
 
-/// The result of a run.
+/// The exit code and the output of a run of the command.
 pub struct Run {
     pub code: Option<i32>,
     pub stdout: String,
@@ -52,7 +52,7 @@ pub fn succeed_recorded(args: &[&str]) -> Run {
     succeed(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Arguments for the recorded pair in parallel mode, unless `args` override them.
+/// Returns the arguments for the recorded pair in parallel mode, unless `args` override them.
 pub fn recorded(args: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let has = |args: &[String], option: &str| args.iter().any(|arg| arg == option);
@@ -68,18 +68,18 @@ pub fn recorded(args: &[&str]) -> Vec<String> {
     args
 }
 
-/// The JSON Lines of a successful run, on the recorded pair unless `args` name another one.
+/// Returns the JSON lines of a successful run, on the recorded pair unless `args` name another one.
 pub fn json(args: &[&str]) -> Vec<Sample> {
     let args = recorded(args);
     lines(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The only line of such a run.
+/// Returns the only JSON line of a successful run on the recorded pair.
 pub fn sample(args: &[&str]) -> Sample {
     only(json(args))
 }
 
-/// The only line of a successful run, on the bundled pair unless `args` name another one.
+/// Returns the only JSON line of a successful run, on the bundled pair unless `args` name another one.
 pub fn bundled(args: &[&str]) -> Sample {
     only(lines(args))
 }
@@ -94,7 +94,7 @@ fn only(mut samples: Vec<Sample>) -> Sample {
     samples.remove(0)
 }
 
-/// A copy of the tiny target with `edit` applied to its config.
+/// Makes a copy of the tiny target with `edit` applied to its config.
 pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "tokenizer.json"] {
@@ -107,7 +107,7 @@ pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     dir
 }
 
-/// A path as an argument.
+/// Returns a path as an argument.
 pub fn arg(path: &(impl AsRef<Path> + ?Sized)) -> &str {
     path.as_ref().to_str().unwrap()
 }

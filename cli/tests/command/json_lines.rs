@@ -1,4 +1,4 @@
-//! The JSON lines of `--json`: their contents match what the engine did.
+//! The output of `--json`: its contents match what the engine did.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 
-/// The first recorded run of the official FlexDraft implementation; its prompt is `PROMPT`.
+/// Steps of the first recorded run of the official FlexDraft implementation; its prompt is `PROMPT`.
 fn official() -> serde_json::Value {
     let cases = fs::read(tiny("cases.json")).unwrap();
     let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
@@ -23,7 +23,7 @@ fn keys_are_in_the_documented_order() {
         succeed(&["--json", "--mode", "parallel", "--prompt-ids", PROMPT, "--max-new-tokens", "2"]).stdout;
     let keys: Vec<&str> = line.split('"').skip(1).step_by(2).filter(|word| *word != "parallel").collect();
     let text = keys.iter().position(|key| *key == "text").unwrap();
-    // The keys `text` and `finish_reason` are followed by their values.
+    // The JSON keys `text` and `finish_reason` are followed by their values.
     let keys: Vec<&str> = keys
         .iter()
         .enumerate()
@@ -205,7 +205,7 @@ fn nothing_may_be_asked_for_and_the_context_ends() {
     assert_eq!((full.output_ids.len(), full.finish_reason.as_str()), (24 - 5, "length"));
 }
 
-/// The tiny drafter, for a target with another context length.
+/// Makes a copy of the tiny drafter, for a target with another context length.
 fn target_draft(context: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(tiny("draft/model.safetensors"), dir.path().join("model.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! The `flexdraft` command, run as its users run it.
+//! Tests of the command `flexdraft`, run as its users run it.
 
 mod bench;
 mod common;

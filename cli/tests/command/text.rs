@@ -1,4 +1,4 @@
-//! The text on stdout; remarks and the report on stderr.
+//! The generated text on stdout; remarks and the report on stderr.
 
 use std::fs;
 use std::io::Read;
@@ -31,7 +31,7 @@ fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
 
 #[test]
 fn the_bundled_pair_is_found_around_the_directory_or_missed() {
-    // An executable outside the repository does not help to find it.
+    // The command is copied out of the repository, so its own path does not lead to the bundled model.
     let elsewhere = tempfile::tempdir().unwrap();
     let binary = elsewhere.path().join("flexdraft");
     fs::copy(env!("CARGO_BIN_EXE_flexdraft"), &binary).unwrap();
@@ -45,7 +45,7 @@ fn the_bundled_pair_is_found_around_the_directory_or_missed() {
     assert_eq!(missed.code, Some(2));
     assert_eq!(
         missed.stderr,
-        "error: the bundled model (demo/tiny) is not around the current directory or the executable: \
+        "error: cannot find the bundled model (demo/tiny) around the current directory or the executable: \
          run from a clone of the repository, or pass --target\n"
     );
 }
@@ -60,7 +60,7 @@ fn steps_can_be_seen_without_colours() {
         "--confidence-threshold",
         "0",
     ]);
-    let (_, steps) = run.stderr.split_once("a bar between tokens:\n").unwrap();
+    let (_, steps) = run.stderr.split_once("separated by bars:\n").unwrap();
     let (steps, _) = steps.split_once("\n\n").unwrap();
     // The official recording's acceptance lengths after the prefill; the length limit cuts the last one.
     let tokens: Vec<usize> =
@@ -128,9 +128,11 @@ fn without_a_drafter_only_ar_runs_and_says_so() {
     assert!(
         plain
             .stderr
-            .starts_with("There is no drafter (see --draft), so this is --mode ar: one token a step.\n")
+            .starts_with("There is no drafter (see --draft), so this is --mode ar: one token per step.\n")
     );
-    assert!(plain.stderr.ends_with("No drafter, so nothing to compare: this is plain decoding.\n"));
+    assert!(
+        plain.stderr.ends_with("Without a drafter there is nothing to compare: this was plain decoding.\n")
+    );
     let asked = succeed(&[&args[..], &["--mode", "ar"]].concat());
     assert_eq!(asked.stdout, plain.stdout);
     assert!(!asked.stderr.contains("There is no drafter"));

@@ -1,4 +1,4 @@
-//! User mistakes give exit code 2 and a one-line message that names them; also `--help` and `inspect`.
+//! Mistakes in the arguments give exit code 2 and a one-line message that names them; also `--help` and `inspect`.
 
 use std::fs;
 
@@ -13,16 +13,16 @@ fn refused(args: &[&str], message: &str) {
 }
 
 #[test]
-fn a_gpu_that_is_not_there() {
+fn a_missing_gpu() {
     let Run { code, stdout, stderr } = run(&["--device", "cuda:99"]);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
-    // The reason depends on the machine.
+    // The reason for the failure depends on the machine.
     let reason = stderr.strip_prefix("error: device `cuda:99` is not available: ").unwrap();
     assert!(reason.trim_end().len() > 10 && reason.lines().count() == 1, "{reason}");
 }
 
 #[test]
-fn requests_that_cannot_be() {
+fn requests_outside_the_limits() {
     for (args, message) in [
         (&["--temperature", "-1"], "temperature must be finite and at least 0, found -1"),
         (&["--temperature", "nan"], "temperature must be finite and at least 0, found NaN"),
@@ -47,8 +47,8 @@ fn requests_that_cannot_be() {
         (&["--prompt", ""], "the prompt is empty"),
         (&["--prompt-ids", ""], "the prompt is empty"),
         (&["--prompt-ids", "5,2048"], "prompt token 2048 at position 1 is out of vocabulary (2048 ids)"),
-        (&["--draft", "random:0"], "model configuration: `tail_layers` is 0, expected 1..=5"),
-        (&["--draft", "random:6"], "model configuration: `tail_layers` is 6, expected 1..=5"),
+        (&["--draft", "random:0"], "model configuration: `tail_layers` is 0, expected 1 to 5"),
+        (&["--draft", "random:6"], "model configuration: `tail_layers` is 6, expected 1 to 5"),
         (
             &["--threads", "5000"],
             "device `cpu with 5000 threads` is not available: at most 1024 threads are supported",
@@ -62,14 +62,15 @@ fn requests_that_cannot_be() {
     );
     refused(
         &["--samples", "2", "--seed", "18446744073709551615"],
-        "2 samples from seed 18446744073709551615 on exceed the largest seed, 18446744073709551615",
+        "2 samples need consecutive seeds from 18446744073709551615 on, but the largest seed is \
+         18446744073709551615; use a smaller --seed",
     );
     let long = vec!["5"; 1025].join(",");
     refused(&["--prompt-ids", &long], "the prompt has 1025 tokens, the context is 1024");
 }
 
 #[test]
-fn files_that_are_not_there_or_not_as_they_should_be() {
+fn files_that_are_missing_or_damaged() {
     let elsewhere = tempfile::tempdir().unwrap();
     let at = |name: &str| elsewhere.path().join(name).display().to_string();
     let missing = "No such file or directory (os error 2)";
@@ -86,7 +87,7 @@ fn files_that_are_not_there_or_not_as_they_should_be() {
         &["--target", target, "--prompt", "x", "--chat"],
         &format!(
             "{target} has no chat template (neither chat_template.jinja nor `chat_template` in \
-             tokenizer_config.json)"
+             tokenizer_config.json); leave out --chat to use the text unchanged"
         ),
     );
     fs::write(at("p"), b"caf\xe9").unwrap();
@@ -126,14 +127,17 @@ fn arguments_that_are_not_understood() {
     for (args, message) in [
         (
             &["--device", "tpu"][..],
-            "invalid value 'tpu' for '--device <auto|cpu|cuda:N>': there is no such device; known are auto, cpu \
-             and cuda:N",
+            "invalid value 'tpu' for '--device <auto|cpu|cuda:N>': expected `auto`, `cpu` or `cuda:N`, such \
+             as `cuda:0`",
         ),
-        (&["--prompt-ids", "1,x"], "invalid value '1,x' for '--prompt-ids <1,2,3>': `x` is not a token id"),
-        (&["--samples", "0"], "invalid value '0' for '--samples <N>': it must be at least 1"),
+        (
+            &["--prompt-ids", "1,x"],
+            "invalid value '1,x' for '--prompt-ids <1,2,3>': expected token ids separated by commas, found `x`",
+        ),
+        (&["--samples", "0"], "invalid value '0' for '--samples <N>': expected a whole number of at least 1"),
         (
             &["--draft", "random:many"],
-            "invalid value 'random:many' for '--draft <DIR|random:N>': `many` is not a number of layers",
+            "invalid value 'random:many' for '--draft <DIR|random:N>': expected a number of layers after `random:`, found `many`",
         ),
         (&["--products", "fast"], "invalid value 'fast' for '--products <ALGORITHMS>'"),
         (&["bench", "--products", "all"], "invalid value 'all' for '--products <ALGORITHMS>'"),
@@ -154,7 +158,7 @@ fn arguments_that_are_not_understood() {
 }
 
 #[test]
-fn help_says_what_there_is() {
+fn the_help_has_every_option_and_its_default() {
     let short = succeed(&["-h"]).stdout;
     let long = succeed(&["generate", "--help"]).stdout;
     for option in [
@@ -187,6 +191,12 @@ fn help_says_what_there_is() {
         assert!(short.contains(&format!("{option} ")) || short.contains(&format!("{option}\n")), "{option}");
         assert!(long.contains(option), "{option}");
     }
+    let page = include_str!("../../../docs/cli.md");
+    for option in long.split_whitespace().filter(|word| word.starts_with("--")) {
+        let option = option.trim_end_matches(|c: char| !c.is_ascii_lowercase());
+        let documented = page.contains(&format!("`{option}`")) || option == "--help";
+        assert!(documented, "docs/cli.md does not describe {option}");
+    }
     for default in ["256", "0.01", "cumulative-product", "rejection", "auto", "f32", "invariant"] {
         assert!(long.contains(&format!("[default: {default}]")), "{default}");
     }
@@ -204,8 +214,10 @@ fn inspect_reports_and_fails_on_what_cannot_run() {
     let broken = run(&["inspect", "--target", arg(deeper.path())]);
     assert_eq!(broken.code, Some(2));
     assert!(broken.stdout.contains("model.layers.4.self_attn.q_proj.weight"), "{}", broken.stdout);
-    let message =
-        format!("error: {}: 11 of the tensors are missing or do not fit\n", deeper.path().display());
+    let message = format!(
+        "error: {}: tensors that are missing or do not fit: 11 (see the report)\n",
+        deeper.path().display()
+    );
     assert_eq!(broken.stderr, message);
 
     let nowhere = run(&["inspect", "--target", "nowhere"]);
