@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Type-checks and lints this crate under its features `cuda` and `nccl` on a machine without a GPU and without the CUDA
-# toolkit. Further arguments are passed to clippy.
+# Type-checks and lints the crate flexdraft-tune under its features `cuda` and `nccl` on a machine without a GPU and
+# without the CUDA toolkit. Further arguments are passed to clippy.
 #
 # candle compiles its kernels when it is built with CUDA. That takes many minutes and does not check the code of this
 # crate, so a script stands in for nvcc: it prints a version and writes empty files. The result can be neither linked
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}/check-gpu
 mkdir -p "$target/nvcc"
-# cudarc reads the version from the fourth line.
+# The build of cudarc reads CUDA's version from the fourth line.
 cat > "$target/nvcc/nvcc" <<'NVCC'
 #!/usr/bin/env bash
 set -euo pipefail
@@ -34,7 +34,7 @@ NVCC
 chmod +x "$target/nvcc/nvcc"
 PATH=$(cd "$target/nvcc" && pwd):$PATH
 export PATH
-# Found before PATH by candle's build or by flexdraft's, which goes without its kernels instead.
+# The builds of candle and flexdraft find this stand-in for nvcc before PATH; flexdraft's goes without its kernels.
 unset NVCC CUDA_HOME CUDA_PATH
 export CUDA_COMPUTE_CAP=90
 

@@ -1,4 +1,5 @@
-//! Training attention: groups of rows that see each other and a frozen prefix.
+//! Attention for training: rows in groups, where a row sees the rows of its own group and a frozen prefix of the
+//! sequence.
 //!
 //! One function serves three uses. For mask rows, each group holds the S slots of one anchor; the slots see one
 //! another in both directions and the clean tokens up to the anchor. A clean sequence is one causal group without a
@@ -12,23 +13,23 @@ use crate::ops::{
     Rotation, Visible, product, rms_norm, rms_norm_backward, softmax_backward, visible_softmax,
 };
 
-/// Keys and values of a sequence's clean tokens in one layer, after norm and rotation, as the cache holds them.
+/// Keys and values of a sequence's clean tokens in one layer, after norm and rotation, as in the KV cache.
 #[derive(Clone, Debug)]
 pub struct Prefix {
-    /// `[kv_heads, tokens, head_dim]`
+    /// Keys, `[kv_heads, tokens, head_dim]`.
     pub k: Tensor,
-    /// `[kv_heads, tokens, head_dim]`
+    /// Values, `[kv_heads, tokens, head_dim]`.
     pub v: Tensor,
 }
 
-/// Groups of one sequence; their rows are consecutive.
+/// The groups of one sequence's mask rows; the rows of a group are consecutive.
 #[derive(Clone, Debug)]
 pub struct Groups {
     /// Number of rows per group.
     pub len: usize,
-    /// For each group, the number of prefix tokens that it sees.
+    /// For each group, the number of prefix tokens that its rows see.
     pub prefix: Vec<usize>,
-    /// True if a row sees only the rows of its group up to itself.
+    /// True if a row sees only itself and earlier rows of its group, false if it sees the whole group.
     pub causal: bool,
 }
 
@@ -38,7 +39,8 @@ impl Groups {
         self.len * self.prefix.len()
     }
 
-    /// The visible columns of each row of scores; rows are in the order (group, query head of a KV head, slot).
+    /// Returns the columns that each row of attention scores sees; rows are in the order (group, query head of a KV
+    /// head, slot).
     fn visible(&self, ratio: usize, prefix_len: usize) -> Visible {
         let own = |slot: usize| if self.causal { slot + 1 } else { self.len };
         let rows = self.prefix.iter().flat_map(|&seen| {
@@ -48,12 +50,12 @@ impl Groups {
     }
 }
 
-/// The shape and norm epsilon of attention: the parts that do not depend on the rows.
+/// The head counts, head size and norm epsilon of attention, which are the same for all rows.
 #[derive(Clone, Debug)]
 pub struct Heads {
-    /// Numbers of query heads and KV heads, and head_dim.
+    /// Numbers of query heads and KV heads, and the size of a head.
     pub shape: AttentionShape,
-    /// Epsilon of the q and k norms.
+    /// Epsilon of the norms of queries and keys.
     pub eps: f64,
 }
 
@@ -62,8 +64,8 @@ impl Heads {
         (self.shape.head_dim as f64).powf(-0.5)
     }
 
-    /// Attention's output `[rows, q_heads · head_dim]` for projected rows `qkv` `[rows, (q_heads + 2 · kv_heads) ·
-    /// head_dim]`.
+    /// Returns attention's output `[rows, q_heads · head_dim]` for projected rows `qkv` `[rows, (q_heads + 2 ·
+    /// kv_heads) · head_dim]`.
     ///
     /// `norms` are the weights `[head_dim]` of the q and k norms, if the model has them. `sequences` pairs the groups
     /// of each sequence, in row order, with the sequence's prefix, if it has one. Gradients flow to `qkv` and
@@ -119,7 +121,7 @@ impl Heads {
         }
     }
 
-    /// Keys and values as the cache holds them, for projected rows `qkv` of one sequence, rounded to `dtype`.
+    /// Returns the keys and values of one sequence's projected rows `qkv`, rounded to `dtype`, as in the KV cache.
     ///
     /// # Errors
     /// As [`attend`](Self::attend).
@@ -182,7 +184,7 @@ impl Heads {
     }
 }
 
-/// Rows after norms and rotation, `[rows, heads, head_dim]` each.
+/// Queries, keys and values after norms and rotation, `[rows, heads, head_dim]` each.
 struct Rotated {
     q: Tensor,
     k: Tensor,
@@ -196,19 +198,19 @@ impl Rotated {
     }
 }
 
-/// One sequence's attention, with what its backward pass needs. Rows of scores are in the order (group, query head of
-/// the KV head, slot). In this order, products with the prefix and products with the group's own rows need no
-/// rearrangement between them.
+/// The attention of one sequence, with the values that its backward pass needs. Rows of scores are in the order (group,
+/// query head of the KV head, slot). In this order, products with the prefix and products with the group's own rows
+/// need no rearrangement between them.
 struct Core {
     groups: Groups,
     prefix: Option<Prefix>,
-    /// `[kv_heads, groups · ratio · slots, head_dim]`
+    /// Queries, `[kv_heads, groups · ratio · slots, head_dim]`; `ratio` is the number of query heads per KV head.
     q: Tensor,
-    /// `[kv_heads · groups, slots, head_dim]`
+    /// Keys of the groups' own rows, `[kv_heads · groups, slots, head_dim]`.
     k: Tensor,
-    /// `[kv_heads · groups, slots, head_dim]`
+    /// Values of the groups' own rows, `[kv_heads · groups, slots, head_dim]`.
     v: Tensor,
-    /// `[kv_heads, groups · ratio · slots, prefix + slots]`
+    /// Attention probabilities, `[kv_heads, groups · ratio · slots, prefix + slots]`.
     probabilities: Tensor,
 }
 
@@ -217,7 +219,7 @@ impl Core {
         let ratio = heads.shape.q_heads / heads.shape.kv_heads;
         let seen = groups.prefix.iter().copied().max().unwrap_or(0);
         let prefix = match prefix {
-            // Prefix tokens that no group sees are left out.
+            // Only the prefix tokens that some group sees are multiplied.
             Some(prefix) if seen > 0 => {
                 Some(Prefix { k: prefix.k.narrow(1, 0, seen)?, v: prefix.v.narrow(1, 0, seen)? })
             }
@@ -243,7 +245,7 @@ impl Core {
         Ok(Self { groups: groups.clone(), prefix, q, k, v, probabilities })
     }
 
-    /// Rearranges `[rows, kv_heads · n, head_dim]` to `[kv_heads, groups · n · slots, head_dim]`.
+    /// Rearranges rows `[rows, kv_heads · n, head_dim]` to `[kv_heads, groups · n · slots, head_dim]`.
     fn by_head(heads: &Heads, groups: &Groups, x: &Tensor) -> Result<Tensor> {
         let (kv_heads, head_dim) = (heads.shape.kv_heads, heads.shape.head_dim);
         let n = x.dim(1)? / kv_heads;
@@ -253,7 +255,7 @@ impl Core {
             .reshape((kv_heads, groups.rows() * n, head_dim))
     }
 
-    /// The inverse of [`by_head`](Self::by_head).
+    /// Rearranges rows back: the inverse of [`by_head`](Self::by_head).
     fn by_row(heads: &Heads, groups: &Groups, x: &Tensor, n: usize) -> Result<Tensor> {
         let (kv_heads, head_dim) = (heads.shape.kv_heads, heads.shape.head_dim);
         x.reshape((kv_heads, groups.prefix.len(), n, groups.len, head_dim))?
@@ -271,8 +273,8 @@ impl Core {
         self.prefix.as_ref().map_or(Ok(0), |prefix| prefix.k.dim(1))
     }
 
-    /// The part of a score matrix whose keys are the slots of a row's own mask group,
-    /// `[kv_heads · groups, ratio · slots, slots]`.
+    /// Returns the part of a score matrix whose keys are the slots of a row's own mask group, `[kv_heads · groups,
+    /// ratio · slots, slots]`.
     fn own(&self, x: &Tensor) -> Result<Tensor> {
         Self::per_group(&x.narrow(D::Minus1, self.prefix_len()?, self.groups.len)?.contiguous()?, &self.k)
     }
@@ -290,7 +292,7 @@ impl Core {
         Self::by_row(heads, &self.groups, &output, ratio)?.reshape((self.groups.rows(), ()))
     }
 
-    /// The gradients of q, k and v, `[rows, heads, head_dim]` each.
+    /// Returns the gradients of queries, keys and values, `[rows, heads, head_dim]` each.
     fn backward(&self, heads: &Heads, gradient: &Tensor) -> Result<[Tensor; 3]> {
         let AttentionShape { q_heads, kv_heads, head_dim } = heads.shape;
         let ratio = q_heads / kv_heads;

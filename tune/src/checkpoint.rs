@@ -10,11 +10,11 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Result, TuneError};
 
-/// The key of the description in the file's metadata.
+/// The metadata key of a checkpoint file that holds the run's description.
 const KEY: &str = "flexdraft_tune";
 
-/// Writes tensors and a description. The file at `path` is replaced in one step when the new file is complete, so a
-/// run that is killed leaves either the old or the new file whole.
+/// Writes the tensors and the description of a run to a checkpoint file. The file at `path` is replaced in one step
+/// when the new file is complete, so a run that is killed leaves either the old or the new file whole.
 ///
 /// # Errors
 /// [`TuneError::Io`] if the file cannot be written, [`TuneError::File`] if it cannot be made.
@@ -26,7 +26,7 @@ pub fn save(path: &Path, tensors: &HashMap<String, Tensor>, description: &impl S
     write_whole(path, &bytes)
 }
 
-/// Reads a file that [`save`] wrote; the tensors are placed on the CPU.
+/// Reads a checkpoint file that [`save`] wrote; the tensors are placed on the CPU.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] if the file is damaged or not of this kind.
@@ -36,14 +36,16 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<(HashMap<String, Tensor>
     let (_, header) =
         safetensors::SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
     let description = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-    let description = description.ok_or_else(|| wrong("not a checkpoint of flexdraft-tune".into()))?;
+    let description = description.ok_or_else(|| {
+        wrong(format!("expected a checkpoint of flexdraft-tune, found no metadata key `{KEY}`"))
+    })?;
     let description = serde_json::from_str(description).map_err(|error| wrong(error.to_string()))?;
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| wrong(error.to_string()))?;
     Ok((tensors, description))
 }
 
-/// Writes a file next to `path` and renames it to `path` once it is complete.
+/// Writes a file under a temporary name next to `path`, and renames it to `path` once it is complete.
 ///
 /// # Errors
 /// [`TuneError::Io`].

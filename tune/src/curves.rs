@@ -1,4 +1,4 @@
-//! Training curves as SVG: loss above, held-out acceptance length below, over the same axis.
+//! Training curves as an SVG picture: loss above, held-out acceptance length below, over the same axis.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use crate::error::{Result, TuneError};
 use crate::metrics::{Axis, Metrics, Series};
 
-/// Width of the picture and height of each panel, in pixels.
+/// Width of the picture and height of each of its panels, in pixels.
 const WIDTH: u32 = 900;
 const PANEL: u32 = 330;
 
@@ -30,25 +30,25 @@ const COLOURS: [RGBColor; 6] = [
 const GRID: RGBColor = RGBColor(225, 225, 225);
 const FONT: &str = "sans-serif";
 
-/// A run to draw.
+/// A training run to draw.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// The name in the legend.
+    /// Name of the run in the legend.
     pub name: String,
-    /// The numbers of the run.
+    /// The losses and acceptance lengths of the run.
     pub metrics: Metrics,
 }
 
-/// One curve of a panel.
+/// One curve of a panel of the picture.
 struct Line<'a> {
     name: String,
     series: &'a Series,
     colour: RGBColor,
-    /// True if the points are marked.
+    /// True if the curve's points are marked.
     marked: bool,
 }
 
-/// Draws runs that share an axis. Panels without points are left out.
+/// Draws the curves of runs that share an x axis. Panels without points are left out.
 ///
 /// # Errors
 /// [`TuneError::Setting`] for no run, or runs over different axes; [`TuneError::File`] if the file cannot be
@@ -182,7 +182,7 @@ fn panel<D: DrawingBackend>(
         .draw()
 }
 
-/// The range of the values, slightly widened.
+/// Returns the range of an axis's values, slightly widened.
 fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
@@ -193,7 +193,7 @@ fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// At most [`POINTS`] points, each the mean of the same number of neighbours.
+/// Returns at most [`POINTS`] points of a curve, each the mean of the same number of neighbours.
 fn averaged(series: &Series) -> Series {
     let together = series.len().div_ceil(POINTS).max(1);
     let mean = |points: &[(f64, f64)]| {
@@ -203,7 +203,7 @@ fn averaged(series: &Series) -> Series {
     series.chunks(together).map(mean).collect()
 }
 
-/// A round number, shown in thousands or millions if it is large.
+/// Formats a number of an axis; large numbers are shown in thousands or millions.
 fn count(x: f64) -> String {
     match x {
         x if x >= 1e6 => format!("{} M", x / 1e6),

@@ -13,12 +13,12 @@ use crate::optimizer::Parameter;
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
-/// A drafter in training.
+/// A drafter in training: trained tensors, and the frozen tensors that it shares with its target.
 #[derive(Debug)]
 pub struct Drafter {
     block_size: usize,
     projectors: Vec<Projectors>,
-    /// `[1, hidden]`
+    /// The mask embedding `[1, hidden]`, the row with which every mask token enters the tail.
     mask_embedding: Tensor,
     calibrator: Option<Calibrator>,
     /// Norms and MLP of each tail layer if the whole tail is trained; empty otherwise.
@@ -28,16 +28,16 @@ pub struct Drafter {
     lm_head: Tensor,
 }
 
-/// The weights of a layer besides its projectors.
+/// The weights of a decoder layer besides its attention projectors.
 #[derive(Debug)]
 struct RestOfLayer {
     /// `[hidden]`
     input_norm: Tensor,
     /// `[hidden]`
     post_attention_norm: Tensor,
-    /// `[2 · intermediate, hidden]`
+    /// Gate and up projections, one below the other, `[2 · intermediate, hidden]`.
     gate_up: Tensor,
-    /// `[hidden, intermediate]`
+    /// The down projection, `[hidden, intermediate]`.
     down: Tensor,
 }
 
@@ -49,41 +49,42 @@ impl RestOfLayer {
 
 #[derive(Debug)]
 struct Calibrator {
-    /// `[rank, hidden]`
+    /// The half of the calibrator's W1 that multiplies the bonus token's embedding, `[rank, hidden]`.
     bonus_half: Tensor,
-    /// `[rank, hidden]`
+    /// The half of the calibrator's W1 that multiplies the hidden state, `[rank, hidden]`.
     hidden_half: Tensor,
     /// `[rank]`
     bias: Tensor,
-    /// W2 with b2 as its last column, `[listed, rank + 1]`.
+    /// The calibrator's W2 with b2 as its last column, `[listed, rank + 1]`.
     output: Tensor,
-    /// The type that operands of products are rounded to.
+    /// The type that operands of matrix products are rounded to.
     compute: DType,
 }
 
-/// Mask rows of several sequences; the S slots of an anchor are consecutive.
+/// The mask rows of several sequences; the slots of an anchor are consecutive.
 #[derive(Debug)]
 pub struct MaskRows<'a> {
     /// For each sequence, the anchors' groups and, per tail layer, the keys and values that they see.
     pub sequences: Vec<(Groups, &'a [Prefix])>,
-    /// Position of each row.
+    /// Position of each mask row in its sequence.
     pub positions: Vec<usize>,
     /// Bonus token of each anchor.
     pub bonuses: Vec<u32>,
 }
 
-/// The factors of the logits of slots 1..S of the anchors: logits are the sum of the factors' products.
+/// Two pairs of factors whose products add up to the logits of all slots but slot 0, for every anchor.
 #[derive(Debug)]
 pub struct SlotFactors {
-    /// Final hidden states `[anchors · (S − 1), hidden]`.
+    /// Final hidden states, `[anchors · (S − 1), hidden]`.
     pub hidden: Tensor,
-    /// silu(W1 · [embed(bonus); h] + b1) and a column of ones, `[anchors · (S − 1), rank + 1]`.
+    /// The calibrator's activations silu(W1 · [embed(bonus); h] + b1) and a column of ones, `[anchors · (S − 1), rank +
+    /// 1]`.
     pub calibration: Option<Tensor>,
 }
 
 impl Drafter {
-    /// A drafter that starts as the target's own tail. Its calibrator has rank `rank` and at first changes nothing;
-    /// if `rank` is 0, the drafter has no calibrator. `entry` is the initial mask embedding, `[hidden]`.
+    /// Creates a drafter that starts as the target's own tail. Its calibrator has rank `rank` and at first changes
+    /// nothing; if `rank` is 0, the drafter has no calibrator. `entry` is the initial mask embedding, `[hidden]`.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -148,8 +149,8 @@ impl Drafter {
         let calibrator = if rank == 0 {
             None
         } else {
-            // Embeddings are often far smaller than normed rows. Each half is scaled by the size of its input;
-            // otherwise the bonus token would have hardly any effect.
+            // Token embeddings are often far smaller than normed hidden rows. Each half is scaled by the size of its
+            // input; otherwise the bonus token would have hardly any effect.
             let mut half = |name: &str, stream: u32, input: &Tensor| {
                 let std = (2.0 * hidden as f64).powf(-0.5) / root_mean_square(input)?;
                 let values = normals(rank * hidden, std, seed, stream);
@@ -185,7 +186,7 @@ impl Drafter {
         })
     }
 
-    /// A drafter with exported weights, over the whole vocabulary.
+    /// Creates a drafter with the weights of an exported drafter, over the whole vocabulary.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -245,17 +246,17 @@ impl Drafter {
         calibrator.for_each(|parameter| parameter.rate = rate);
     }
 
-    /// The trained parameters.
+    /// Returns the trained parameters.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// S, the number of slots of a block.
+    /// Returns S, the number of slots of a block.
     pub fn block_size(&self) -> usize {
         self.block_size
     }
 
-    /// N, the number of tail layers.
+    /// Returns N, the number of tail layers.
     pub fn tail_layers(&self) -> usize {
         self.projectors.len()
     }
@@ -275,7 +276,7 @@ impl Drafter {
         Ok(())
     }
 
-    /// Runs mask rows through the tail, and prepares the prediction of slots 1..S.
+    /// Runs mask rows through the tail, and returns the factors of the logits of the slots after slot 0.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
@@ -321,7 +322,7 @@ impl Drafter {
         Ok(SlotFactors { hidden: normed, calibration })
     }
 
-    /// The factors of the logits: the LM head's and, if there is a calibrator, the calibrator's.
+    /// Returns the factors of the logits: the LM head's pair and, if there is a calibrator, the calibrator's pair.
     pub fn factors<'a>(&'a self, slots: &'a SlotFactors) -> (Factor<'a>, Option<Factor<'a>>) {
         let compute = self.lm_head.dtype();
         let calibration = slots.calibration.as_ref().zip(self.calibrator.as_ref());
@@ -333,8 +334,8 @@ impl Drafter {
 }
 
 impl Calibrator {
-    /// Computes `[anchors · slots, rank + 1]` from the bonus tokens' embeddings `[anchors, hidden]` and the slots'
-    /// hidden states `[anchors · slots, hidden]`.
+    /// Computes the calibrator's activations `[anchors · slots, rank + 1]` from the bonus tokens' embeddings `[anchors,
+    /// hidden]` and the slots' hidden states `[anchors · slots, hidden]`.
     fn forward(&self, bonuses: &Tensor, hidden: &Tensor, slots: usize) -> Result<Tensor> {
         let (anchors, rank) = (bonuses.dim(0)?, self.bias.dim(0)?);
         let bonus = linear(bonuses, &self.bonus_half, self.compute)?.broadcast_add(&self.bias)?;
@@ -345,21 +346,21 @@ impl Calibrator {
     }
 }
 
-/// The size of a drafter.
+/// The sizes that define a drafter's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrafterShape {
     /// N, the number of tail layers.
     pub tail_layers: usize,
     /// S, the number of slots of a block.
     pub block_size: usize,
-    /// r, the rank of the calibrator; 0 for a drafter without one.
+    /// Rank r of the calibrator; 0 for a drafter without one.
     pub rank: usize,
     /// True if the tail's norms and MLPs are trained with its projectors. No engine runs such a drafter, because its
     /// mask rows do not share the target's MLPs; it is for comparison.
     pub whole_tail: bool,
 }
 
-/// √(mean of x²), or 1 for zeros.
+/// Returns the root mean square of a tensor's elements, or 1 for zeros.
 fn root_mean_square(x: &Tensor) -> Result<f64> {
     /// Number of elements that are squared at a time.
     const PART: usize = 1 << 20;
@@ -371,14 +372,14 @@ fn root_mean_square(x: &Tensor) -> Result<f64> {
     Ok(if sum > 0.0 { (sum / x.elem_count() as f64).sqrt() } else { 1.0 })
 }
 
-/// Normally distributed numbers with mean 0, the same on every machine for a given seed and stream.
+/// Returns normally distributed numbers with mean 0, the same on every machine for a given seed and stream.
 fn normals(n: usize, std: f64, seed: u64, stream: u32) -> Vec<f64> {
     let word = |i: usize| philox([i as u32, stream, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
     (0..n)
         .map(|i| {
             let [a, b, ..] = word(i);
-            // The Box-Muller transform.
+            // The Box-Muller transform turns two uniform numbers into a normal one.
             std * (-2.0 * uniform(a).ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform(b)).cos()
         })
         .collect()

@@ -1,6 +1,9 @@
-//! Errors of the tuner.
+//! The error type of the tuner.
 
 use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::Value;
 
 /// A [`Result`](std::result::Result) with a [`TuneError`].
 pub type Result<T, E = TuneError> = std::result::Result<T, E>;
@@ -9,7 +12,7 @@ pub type Result<T, E = TuneError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TuneError {
-    /// The runner refused something: a model that does not load, or an invalid request.
+    /// The runner refused a model or a request.
     #[error(transparent)]
     Runner(#[from] flexdraft::Error),
     /// An operation on tensors failed: out of memory or mismatched shapes.
@@ -20,57 +23,60 @@ pub enum TuneError {
     Io {
         /// The operation that failed, as a verb: `read` or `write`, for example.
         action: &'static str,
-        /// The file.
+        /// Path that could not be read or written.
         path: PathBuf,
-        /// The system's error.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A file with invalid contents.
     #[error("{path}: {reason}")]
     File {
-        /// The file.
+        /// Path of the invalid file.
         path: PathBuf,
         /// What is wrong with the file, and where.
         reason: String,
     },
-    /// A setting that is invalid, by itself or for this model.
+    /// A setting that is invalid by itself or for this target.
     #[error("{setting} is {value}, expected {expected}")]
     Setting {
-        /// Name of the setting.
+        /// Name of the invalid setting.
         setting: &'static str,
-        /// Value of the setting.
+        /// Value of the invalid setting.
         value: String,
-        /// Description of accepted values.
+        /// The accepted values, in words.
         expected: String,
     },
     /// A text or a set of transcripts that is too small.
-    #[error("{path}: {found} {unit}, and at least {needed} are needed")]
+    #[error("{path}: expected at least {needed} {unit}, found {found}")]
     TooLittleData {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// The amount found.
+        /// The amount that was found.
         found: usize,
-        /// The unit that is counted.
+        /// Name of the unit that is counted, such as tokens.
         unit: &'static str,
-        /// The amount needed.
+        /// The smallest amount that suffices.
         needed: usize,
     },
-    /// Anchors for which no mask rows can be made.
-    #[error("anchors of transcript {transcript}: {reason}")]
+    /// Anchors (positions to draft from) for which no mask rows can be made.
+    #[error("cannot make mask rows for transcript {transcript}: {reason}")]
     Pick {
-        /// Index of the transcript.
+        /// Index of the transcript, from 0.
         transcript: usize,
         /// What the transcript or one of its anchors lacks.
         reason: String,
     },
     /// A run that is continued with another target, other data or other settings than it began with.
-    #[error("{path} is of a run with another {what}: {found}, now {expected}")]
+    #[error(
+        "{path} belongs to a run with another {what}: {found} there, {expected} now; use the same {what} again, or \
+         another folder"
+    )]
     OtherRun {
-        /// Path of the checkpoint.
+        /// Path of the other run's checkpoint or folder.
         path: PathBuf,
-        /// What differs.
+        /// What differs between the runs: the target, the data or a setting.
         what: &'static str,
-        /// The checkpoint's value.
+        /// The value that the run began with.
         found: String,
         /// The value of this run.
         expected: String,
@@ -84,13 +90,16 @@ pub enum TuneError {
         position: usize,
         /// The token with drafts, or `none` if the response ended.
         found: String,
-        /// The token without drafts.
+        /// The token that plain decoding wrote.
         expected: String,
     },
-    /// A loss that is not a number. The last good checkpoint is kept.
-    #[error("the loss is {loss} at step {step}: stopped; the latest checkpoint is of step {checkpoint}")]
+    /// A training loss that is not a number. The last good checkpoint is kept.
+    #[error(
+        "the loss or its gradient is {loss} at step {step}; the run stopped, and its latest checkpoint is from step \
+         {checkpoint}; a lower learning rate may help"
+    )]
     NotFinite {
-        /// The step that failed.
+        /// The training step that failed.
         step: usize,
         /// Loss of the step, or norm of its gradient.
         loss: f64,
@@ -110,6 +119,27 @@ impl TuneError {
     pub fn setting(setting: &'static str, value: impl ToString, expected: impl Into<String>) -> Self {
         Self::Setting { setting, value: value.to_string(), expected: expected.into() }
     }
+}
+
+/// Returns the first setting that differs between two runs, as `key: value` for each run.
+pub(crate) fn settings_difference<T: Serialize>(found: &T, expected: &T) -> Option<(String, String)> {
+    fn leaves(key: &str, value: &Value, all: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                leaves(&key, value, all);
+            }),
+            value => all.push(format!("{key}: {value}")),
+        }
+    }
+    let [found, expected] = [found, expected].map(|settings| {
+        let mut all = Vec::new();
+        // Through text, in which an f32 has no more digits than it needs.
+        let text = serde_json::to_string(settings).unwrap_or_default();
+        leaves("", &serde_json::from_str(&text).unwrap_or_default(), &mut all);
+        all
+    });
+    found.into_iter().zip(expected).find(|(found, expected)| found != expected)
 }
 
 macro_rules! from_runner {

@@ -1,4 +1,4 @@
-//! Writes a drafter's directory in the layout of the released checkpoint.
+//! Writes a trained drafter as a directory, in the layout of the released checkpoint.
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,12 +27,16 @@ pub fn export(
     tensors: &HashMap<String, Tensor>,
 ) -> Result<()> {
     if shape.tail_layers > target.layers {
-        return Err(TuneError::setting("tail_layers", shape.tail_layers, format!("up to {}", target.layers)));
+        return Err(TuneError::setting(
+            "tail_layers",
+            shape.tail_layers,
+            format!("at most the target's {} layers", target.layers),
+        ));
     }
     if let Shortlist::Some { ids, .. } = shortlist
         && let Some(id) = ids.iter().find(|&&id| id as usize >= target.vocab_size)
     {
-        return Err(TuneError::setting("a listed id", id, format!("below {}", target.vocab_size)));
+        return Err(TuneError::setting("a shortlisted id", id, format!("below {}", target.vocab_size)));
     }
     fs::create_dir_all(dir).map_err(TuneError::io("create", dir))?;
     let path = dir.join("model.safetensors");
@@ -127,7 +131,7 @@ fn checkpoint_tensors(
     Ok(out)
 }
 
-/// Expands W2 and b2 of the listed ids to the whole vocabulary.
+/// Expands W2 and b2 of the calibrator from the shortlisted ids to the whole vocabulary.
 fn whole_vocabulary(listed: &Tensor, shortlist: &Shortlist, vocab_size: usize) -> Result<Tensor> {
     let Shortlist::Some { ids, .. } = shortlist else { return Ok(listed.clone()) };
     let columns = listed.dim(1)?;

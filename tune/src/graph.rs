@@ -1,4 +1,4 @@
-//! Functions with their own backward pass in candle's graph.
+//! Nodes of candle's graph whose value and backward pass are given.
 //!
 //! Candle records every operation from a variable to the loss, and its backward pass computes the gradient of every
 //! operand, even frozen ones. Here a function computes its value from detached tensors, with any operations, and
@@ -11,14 +11,14 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 };
 
-/// A node: its value, until the graph takes it, and its backward pass.
+/// A node of candle's graph: its value, until the graph takes it, and its backward pass.
 struct Node<F> {
     name: &'static str,
     value: Mutex<Option<Tensor>>,
     backward: F,
 }
 
-/// A node with one operand. `backward` maps the gradient of the value to the gradient of the operand.
+/// Adds a node with one operand to the graph. `backward` maps the gradient of the value to the gradient of the operand.
 pub fn unary<F>(name: &'static str, x: &Tensor, value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
@@ -29,7 +29,7 @@ where
     x.apply_op1(Node::new(name, value, backward))
 }
 
-/// A node with two operands; `backward` returns their gradients in order.
+/// Adds a node with two operands to the graph; `backward` returns their gradients in order.
 pub fn binary<F>(name: &'static str, [x, y]: [&Tensor; 2], value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<[Tensor; 2]> + Send + Sync + 'static,
@@ -40,7 +40,7 @@ where
     x.apply_op2(y, Node::new(name, value, backward))
 }
 
-/// A node with three operands; `backward` returns their gradients in order.
+/// Adds a node with three operands to the graph; `backward` returns their gradients in order.
 pub fn ternary<F>(name: &'static str, [x, y, z]: [&Tensor; 3], value: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<[Tensor; 3]> + Send + Sync + 'static,
@@ -91,7 +91,7 @@ fn cpu_len(storage: &CpuStorage) -> usize {
         CpuStorage::F64(x) => x.len(),
         CpuStorage::BF16(x) => x.len(),
         CpuStorage::F16(x) => x.len(),
-        // Other operations are not differentiated.
+        // A value of any other type counts as not compact, and is copied.
         _ => usize::MAX,
     }
 }

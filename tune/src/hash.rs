@@ -1,10 +1,10 @@
-//! Hashes that identify contents, and random bits that depend on contents alone.
+//! Hashes that identify contents, and random bits that depend only on contents.
 
 use flexdraft::model::TargetWeights;
 use flexdraft::random::philox;
 use flexdraft::tensor::{Elements, Tensor};
 
-/// The 64-bit FNV-1a hash. It tells files and prompts apart, but does not resist deliberate collisions.
+/// A 64-bit FNV-1a hash. It tells files and prompts apart, but does not resist deliberate collisions.
 #[derive(Clone, Copy, Debug)]
 pub struct Fnv(u64);
 
@@ -15,7 +15,7 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    /// Returns the hash with `bytes` appended.
+    /// Returns the hash of the bytes so far, followed by `bytes`.
     pub fn with(mut self, bytes: &[u8]) -> Self {
         for &byte in bytes {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
@@ -23,24 +23,24 @@ impl Fnv {
         self
     }
 
-    /// Returns the 64 bits.
+    /// Returns the hash as a number of 64 bits.
     pub fn value(self) -> u64 {
         self.0
     }
 
-    /// Returns the 64 bits as hexadecimal digits.
+    /// Returns the hash as hexadecimal digits.
     pub fn hex(self) -> String {
         format!("{:016x}", self.0)
     }
 }
 
-/// A hash of token ids.
+/// Returns the hash of token ids.
 pub fn of_ids(ids: &[u32]) -> Fnv {
     ids.iter().fold(Fnv::default(), |hash, id| hash.with(&id.to_le_bytes()))
 }
 
-/// Hash of a target's shapes, final norm and part of its embedding: enough to notice that a run is continued with
-/// another target, without reading all weights.
+/// Returns the hash of a target's shapes, final norm and part of its embedding: enough to notice that a run is
+/// continued with another target, without reading all weights.
 pub fn of_target(target: &TargetWeights) -> Fnv {
     /// Maximum number of elements of the embedding that are hashed.
     const ELEMENTS: usize = 1 << 16;
@@ -57,7 +57,7 @@ fn leading(elements: &Elements<'_>, count: usize, hash: Fnv) -> Fnv {
     values.iter().fold(hash, |hash, value| hash.with(&value.to_le_bytes()))
 }
 
-/// Random bits as a function of `seed`, a purpose and an index; computed with Philox, as in the runner.
+/// Returns random bits as a function of `seed`, a purpose and an index; computed with Philox, as in the runner.
 pub fn random_bits(seed: u64, purpose: u32, index: u64) -> u64 {
     let [low, high, ..] =
         philox([index as u32, (index >> 32) as u32, purpose, 0], [seed as u32, (seed >> 32) as u32]);

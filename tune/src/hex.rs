@@ -28,7 +28,8 @@ mod tests {
 
     #[test]
     fn other_texts_are_not_read() {
-        // Wrong length, half a byte, text that integer parsers accept, and text that is not ASCII.
+        // Texts that are no hexadecimal bytes: a wrong length, half a byte, text that integer parsers accept, and text
+        // that is not ASCII.
         for text in ["", "00", "000000", "000", "+f00", "0g00", " 000", "é00", "٠٠"] {
             assert_eq!(decode::<2>(text), None, "{text}");
         }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Result, TuneError};
 
-/// Appends lines to a file.
+/// A file open for appending lines of JSON.
 #[derive(Debug)]
 pub struct Appender {
     path: PathBuf,
@@ -17,8 +17,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens or creates a file. An unfinished last line is cut off. While the appender is open, no other appender can
-    /// open the file.
+    /// Opens or creates a file for appending. An unfinished last line is cut off. While the appender is open, no other
+    /// appender can open the file.
     ///
     /// # Errors
     /// [`TuneError::Io`], including when another appender has the file open.
@@ -40,7 +40,7 @@ impl Appender {
         Ok(Self { path: path.into(), file })
     }
 
-    /// Appends a line; when this returns, the operating system has the line.
+    /// Appends a value as a line; when this returns, the operating system has the line.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -52,7 +52,7 @@ impl Appender {
     }
 }
 
-/// Reads the values of a file; a missing file has none. An unfinished last line is left out.
+/// Reads the values of a JSON-lines file; a missing file has none. An unfinished last line is left out.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a `T`.
@@ -80,7 +80,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     Ok(values)
 }
 
-/// The offset after the last line break, searched from the end.
+/// Returns the offset after a file's last line break, searched from the end.
 fn end_of_lines(file: &mut File) -> io::Result<u64> {
     const BLOCK: u64 = 1 << 16;
     let mut end = file.metadata()?.len();

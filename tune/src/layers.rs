@@ -7,7 +7,7 @@ use flexdraft::tensor::Tensor as Weights;
 use crate::graph;
 use crate::ops::{product, rms_norm, rms_norm_backward, silu_mul, silu_mul_backward, working_type};
 
-/// Converts the runner's weights to a candle tensor.
+/// Converts weights of the runner to a candle tensor.
 ///
 /// # Errors
 /// Candle's errors: out of memory.
@@ -15,7 +15,7 @@ pub fn tensor(weights: &Weights, dtype: DType, device: &Device) -> Result<Tensor
     Tensor::from_vec(weights.to_f32(), weights.shape(), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// RMSNorm with a frozen weight.
+/// Computes RMSNorm with a frozen weight.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -28,7 +28,8 @@ pub fn frozen_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// x · weightᵀ for `x` `[rows, in]` and `weight` `[out, in]`, multiplied by [`product`]. Gradients flow to both.
+/// Computes x · weightᵀ for `x` `[rows, in]` and `weight` `[out, in]`, multiplied by [`product`]. Gradients flow to
+/// both.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -41,7 +42,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, compute: DType) -> Result<Tensor> {
     })
 }
 
-/// RMSNorm with a trained weight.
+/// Computes RMSNorm with a trained weight.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -54,8 +55,8 @@ pub fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
-/// SwiGLU of normed rows; all weights are trained. It is one node, so that the wide rows between its products stay
-/// inside it.
+/// Computes the SwiGLU MLP of normed rows; all its weights are trained. It is one node, so that the wide rows between
+/// its products stay inside it.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -74,17 +75,18 @@ pub fn mlp(x: &Tensor, gate_up: &Tensor, down: &Tensor) -> Result<Tensor> {
 /// A linear layer `[out, in]` with an optional bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[out, in]`
+    /// The weight matrix, `[out, in]`.
     pub weight: Tensor,
     /// `[out]`
     pub bias: Option<Tensor>,
-    /// The type that operands of the product are rounded to. Frozen weights are stored in this type; trained weights
-    /// keep full precision between steps.
+    /// The type that operands of the layer's product are rounded to. Frozen weights are stored in this type; trained
+    /// weights keep full precision between steps.
     pub compute: DType,
 }
 
 impl Linear {
-    /// Fuses layers with the same input into one layer with weights of `dtype`; the outputs are side by side.
+    /// Fuses layers with the same input into one layer with weights of `dtype`, whose output has their outputs side by
+    /// side.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -100,7 +102,7 @@ impl Linear {
         Ok(Self { weight: Tensor::cat(&weights, 0)?, bias, compute: dtype })
     }
 
-    /// x · weightᵀ + bias; gradients flow to all three.
+    /// Computes x · weightᵀ + bias; gradients flow to `x`, weight and bias.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.
@@ -113,19 +115,19 @@ impl Linear {
     }
 }
 
-/// The projectors of an attention block.
+/// The attention projectors of a layer: linear layers for queries, keys, values and output.
 #[derive(Clone, Debug)]
 pub struct Projectors {
-    /// q, k and v side by side, `[(q_heads + 2 · kv_heads) · head_dim, hidden]`.
+    /// The q, k and v projections side by side, `[(q_heads + 2 · kv_heads) · head_dim, hidden]`.
     pub qkv: Linear,
-    /// `[hidden, q_heads · head_dim]`
+    /// The output projection, `[hidden, q_heads · head_dim]`.
     pub o: Linear,
-    /// Weights `[head_dim]` of the q and k norms (Qwen3).
+    /// Weights `[head_dim]` of the norms of queries and keys (Qwen3).
     pub qk_norms: Option<(Tensor, Tensor)>,
 }
 
 impl Projectors {
-    /// Converts the runner's weights to tensors: matrices of `dtype`, the rest of its [`working_type`].
+    /// Converts the runner's attention weights to tensors: matrices of `dtype`, the rest of its [`working_type`].
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -144,7 +146,8 @@ impl Projectors {
         })
     }
 
-    /// The weights of the q and k norms, as [`Heads::attend`](crate::attention::Heads::attend) takes them.
+    /// Returns the weights of the norms of queries and keys, as [`Heads::attend`](crate::attention::Heads::attend)
+    /// takes them.
     pub fn norms(&self) -> Option<(&Tensor, &Tensor)> {
         self.qk_norms.as_ref().map(|(q, k)| (q, k))
     }
@@ -155,19 +158,19 @@ impl Projectors {
 pub struct FrozenLayer {
     /// `[hidden]`
     pub input_norm: Tensor,
-    /// The target's own projectors.
+    /// The target's own attention projectors.
     pub projectors: Projectors,
     /// `[hidden]`
     pub post_attention_norm: Tensor,
-    /// Gate and up side by side, `[2 · intermediate, hidden]`.
+    /// The gate and up projections side by side, `[2 · intermediate, hidden]`.
     pub gate_up: Linear,
-    /// `[hidden, intermediate]`
+    /// The down projection, `[hidden, intermediate]`.
     pub down: Linear,
     eps: f64,
 }
 
 impl FrozenLayer {
-    /// Converts the runner's weights to tensors: matrices of `dtype`, the rest of its [`working_type`].
+    /// Converts the runner's weights of a layer to tensors: matrices of `dtype`, the rest of its [`working_type`].
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -182,7 +185,8 @@ impl FrozenLayer {
         })
     }
 
-    /// The MLP's contribution to `x` `[rows, hidden]`, including the norm before it. Gradients flow to `x` alone.
+    /// Returns the MLP's contribution to `x` `[rows, hidden]`, including the norm before it. Gradients flow to `x`
+    /// alone.
     ///
     /// # Errors
     /// Candle's errors: mismatched shapes, out of memory.

@@ -16,7 +16,7 @@ use crate::ops::{exp, product};
 /// Maximum number of logits per chunk, in elements.
 const CHUNK_ELEMENTS: usize = 1 << 23;
 
-/// The tokens that rows should predict, with weights.
+/// The tokens that rows should predict, with a weight for each.
 #[derive(Clone, Debug, Default)]
 pub struct Labels {
     /// Label of each row, an id below the vocabulary's size.
@@ -25,36 +25,36 @@ pub struct Labels {
     pub weights: Vec<f32>,
 }
 
-/// One row's prediction.
+/// The prediction of one row of logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// −ln of the label's probability.
+    /// Cross-entropy of the row: −ln of the label's probability.
     pub loss: f64,
     /// The token with the largest logit; ties go to the lowest id.
     pub token: u32,
-    /// The probability of `token`.
+    /// The probability of the predicted `token`.
     pub confidence: f32,
 }
 
-/// Rows and the matrix that they are multiplied by: logits are the sum of x · wᵀ over the factors.
+/// Rows and the matrix that multiplies them; the logits are the sum of x · wᵀ over all factors.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor<'a> {
-    /// `[rows, k]`
+    /// The rows, `[rows, k]`.
     pub x: &'a Tensor,
-    /// `[vocab, k]`
+    /// The matrix, `[vocab, k]`.
     pub w: &'a Tensor,
-    /// The type that operands of products are rounded to.
+    /// The type that operands of the product are rounded to.
     pub compute: DType,
 }
 
 impl<'a> Factor<'a> {
-    /// A factor whose product is computed in the matrix's own type.
+    /// Returns a factor whose product is computed in the matrix's own type.
     pub fn new(x: &'a Tensor, w: &'a Tensor) -> Self {
         Self { x, w, compute: w.dtype() }
     }
 }
 
-/// A factor detached from the graph, with its matrix rounded.
+/// A factor without its graph, with its matrix rounded.
 struct Detached {
     x: Tensor,
     w: Tensor,
@@ -71,7 +71,7 @@ impl Detached {
     }
 }
 
-/// The weighted sum of the rows' cross-entropies, and each row's prediction.
+/// Returns the weighted sum of the rows' cross-entropies, and each row's prediction.
 ///
 /// `frozen`'s matrix takes no gradient; its rows do, and so do the rows and the matrix of `trained`.
 ///
@@ -138,7 +138,7 @@ pub fn cross_entropy(
             let x = x_gradients[0].clone();
             graph::unary("cross-entropy", frozen.x, loss, move |g| scaled(&x, g))?
         }
-        // There were no rows.
+        // Without rows, the loss is 0.
         _ => loss,
     };
     Ok((loss, predictions))
@@ -223,7 +223,7 @@ fn logits_gradient(logits: Tensor, labels: Labels) -> Result<(Tensor, Vec<Predic
     Ok((gradient, predictions.collect()))
 }
 
-/// The in-place form of [`logits_gradient`]: it overwrites the logits' memory.
+/// The in-place form of [`logits_gradient`], which overwrites the logits' memory with their gradient.
 struct InPlace {
     labels: Labels,
     predictions: Mutex<Vec<Prediction>>,
@@ -252,7 +252,7 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     let largest = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let token = row.iter().position(|&x| x == largest).unwrap_or(0) as u32;
     let of_label = row[label];
-    // Sixteen sums, so that the loop is vectorised.
+    // Sixteen running sums let the compiler vectorise the loop.
     let mut sums = [0f32; 16];
     let mut parts = row.chunks_exact_mut(16);
     for part in &mut parts {
@@ -269,7 +269,7 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     let scale = weight / sum;
     row.iter_mut().for_each(|x| *x *= scale);
     row[label] -= weight;
-    // A loss that is not a number must stay one.
+    // A loss that is not a number must stay not a number.
     let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
     Prediction { loss: f64::from(loss), token, confidence: 1.0 / sum }
 }

@@ -1,4 +1,4 @@
-//! The `flexdraft-tune` command.
+//! The command `flexdraft-tune`, which makes drafters.
 
 mod cli;
 

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use crate::error::{Result, TuneError};
 use crate::json_lines;
 
-/// The keys that are read from a line. Other keys are ignored; numbers that are not finite are written as null.
+/// The keys of a metrics line that the curves need. Other keys are ignored; numbers that are not finite are written as
+/// null.
 #[derive(Deserialize)]
 struct Line {
     event: Option<String>,
@@ -21,40 +22,40 @@ struct Line {
     tau: Option<f64>,
 }
 
-/// The x axis of a curve.
+/// The quantity on the x axis of a curve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Axis {
-    /// Anchors seen, for runs that tune a drafter.
+    /// Number of anchors seen, for runs that tune a drafter.
     Anchors,
-    /// Steps taken, for other runs.
+    /// Number of steps taken, for other runs.
     #[default]
     Steps,
 }
 
-/// Points (x, y), in ascending order of x.
+/// The points (x, y) of a curve, in ascending order of x.
 pub type Series = Vec<(f64, f64)>;
 
-/// The curves of a run.
+/// The losses and acceptance lengths of a run, as curves.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
-    /// The x axis of the curves.
+    /// The quantity on the x axis of the curves.
     pub axis: Axis,
-    /// Training loss per step.
+    /// Training loss of each step.
     pub loss: Series,
-    /// Loss on held-out text.
+    /// Loss on held-out text, for each evaluation.
     pub held_out_loss: Series,
     /// Acceptance length on held-out transcripts.
     pub tau: Series,
 }
 
 impl Metrics {
-    /// Reads a file. An unfinished last line is left out.
+    /// Reads the metrics file of a run. An unfinished last line is left out.
     ///
     /// # Errors
     /// [`TuneError::Io`]; [`TuneError::File`] naming the first line that is not an object of the right types;
     /// [`TuneError::TooLittleData`] for a file without a loss and without a τ.
     pub fn read(path: &Path) -> Result<Self> {
-        // A missing file is an error here, but not at the start of a run.
+        // A missing metrics file is an error here, but not at the start of a run.
         std::fs::metadata(path).map_err(TuneError::io("read", path))?;
         let lines: Vec<Line> = json_lines::read(path)?;
         let axis = if lines.iter().any(|line| line.anchors.is_some()) { Axis::Anchors } else { Axis::Steps };

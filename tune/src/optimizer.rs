@@ -8,32 +8,32 @@ use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, Var
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// A trained tensor.
+/// A trained tensor, with its name and how it is trained.
 #[derive(Clone, Debug)]
 pub struct Parameter {
     /// Name of the parameter in checkpoints.
     pub name: String,
-    /// The values.
+    /// Current values of the parameter.
     pub var: Var,
     /// True if weight decay applies: for matrices, but not for norms, biases and embeddings of one token.
     pub decays: bool,
-    /// Learning rate, as a factor on the schedule's rate.
+    /// Learning rate of the parameter, as a multiple of the schedule's rate.
     pub rate: f64,
 }
 
-/// Settings of AdamW.
+/// Settings of the AdamW optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdamSettings {
-    /// Decay of the mean of gradients.
+    /// Decay rate of the running mean of gradients (β₁).
     pub beta1: f64,
-    /// Decay of the mean of squared gradients.
+    /// Decay rate of the running mean of squared gradients (β₂).
     pub beta2: f64,
-    /// Added to the root of the mean square.
+    /// Constant ε that is added to the root of the mean square.
     pub eps: f64,
     /// Weight decay of matrices, multiplied by the learning rate.
     pub weight_decay: f64,
-    /// Maximum norm of the gradient over all parameters; a larger gradient is scaled down to it.
+    /// Largest norm of the gradient over all parameters; a larger gradient is scaled down to it.
     pub clip: f64,
 }
 
@@ -43,7 +43,7 @@ impl Default for AdamSettings {
     }
 }
 
-/// The optimizer's state for a set of parameters.
+/// The state of the AdamW optimizer for a set of parameters.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamSettings,
@@ -53,7 +53,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// A new optimizer state.
+    /// Creates the state before the first step.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -65,23 +65,24 @@ impl AdamW {
         Ok(Self { settings, parameters, moments, steps: 0 })
     }
 
-    /// The trained parameters.
+    /// Returns the trained parameters.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// Number of steps taken.
+    /// Returns the number of steps taken.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// The gradient of each parameter, in the order of the parameters.
+    /// Returns the gradient of each parameter, in the order of the parameters.
     pub fn gradients(&self, gradients: &GradStore) -> Vec<Option<Tensor>> {
         self.parameters.iter().map(|p| gradients.get(p.var.as_tensor()).cloned()).collect()
     }
 
-    /// Takes one step along the parameters' gradients with learning rate `rate`. Returns the gradient's norm before
-    /// clipping; if the norm is not finite, nothing has changed. A parameter without a gradient is left unchanged.
+    /// Takes one step of AdamW along the parameters' gradients, with learning rate `rate`. Returns the gradient's norm
+    /// before clipping; if the norm is not finite, nothing has changed. A parameter without a gradient is left
+    /// unchanged.
     ///
     /// # Errors
     /// The numbers of gradients and parameters differ; candle's errors: out of memory.
@@ -118,7 +119,7 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// Parameters and moments, named as in a checkpoint.
+    /// Returns the parameters and their moments, named as in a checkpoint.
     pub fn state(&self) -> HashMap<String, Tensor> {
         let entries = self.parameters.iter().zip(&self.moments).flat_map(|(p, [m, v])| {
             [
@@ -130,8 +131,8 @@ impl AdamW {
         entries.collect()
     }
 
-    /// Restores the state after `steps` steps. If a tensor is missing or has another shape, returns the name of the
-    /// first one and changes nothing.
+    /// Restores the optimizer's state after `steps` steps. If a tensor is missing or has another shape, returns the
+    /// name of the first one and changes nothing.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -170,7 +171,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
             (&*storage, layout.contiguous_offsets())
         {
             let square = |part: &[f32]| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-            // The parts are summed in order, so that a run is reproducible.
+            // The partial sums are added in order, so that a run is reproducible.
             let parts: Vec<f64> = x[first..last].par_chunks(1 << 14).map(square).collect();
             return Ok(parts.into_iter().sum());
         }
@@ -178,7 +179,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
     x.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()
 }
 
-/// The constants of one step.
+/// The numbers that one step uses for every parameter.
 #[derive(Clone, Copy)]
 struct Update {
     scale: f64,
@@ -209,7 +210,7 @@ impl Update {
         Ok(((value.affine(1.0 - self.rate * decay, 0.0)? - step)?, [m, v]))
     }
 
-    /// [`apply`](Self::apply) in one pass over memory.
+    /// Applies the step in one pass over memory, for f32 on the CPU; see [`apply`](Self::apply).
     fn apply_f32(
         &self,
         value: &Tensor,
@@ -247,7 +248,7 @@ impl Update {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// The largest learning rate.
+    /// The largest learning rate of the schedule.
     pub peak: f64,
     /// Number of warm-up steps.
     pub warmup: usize,
@@ -256,7 +257,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The learning rate of step `step`, counted from 0.
+    /// Returns the learning rate of step `step`, counted from 0.
     pub fn rate(&self, step: usize) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;

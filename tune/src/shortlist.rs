@@ -6,25 +6,26 @@
 
 use std::collections::HashMap;
 
-/// The value of b2 for ids that a drafter was not tuned on.
+/// The bias b2 of ids that a drafter was not tuned on, so low that they are never drafted.
 pub const UNLISTED_BIAS: f32 = -1e4;
 
-/// The ids that are drafted: all, or a list.
+/// The token ids that are drafted: the whole vocabulary, or a list.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shortlist {
     /// The whole vocabulary of the given size.
     All(usize),
-    /// A list of ids, ascending.
+    /// A list of token ids, ascending.
     Some {
-        /// The ids.
+        /// The listed token ids.
         ids: Vec<u32>,
-        /// Index of each id in `ids`.
+        /// Index in `ids` of each listed id.
         places: HashMap<u32, u32>,
     },
 }
 
 impl Shortlist {
-    /// The `size` most frequent ids (ties go to the lowest id), or all if `size` is 0 or the vocabulary's size.
+    /// Returns the `size` most frequent ids (ties go to the lowest id), or all ids if `size` is 0 or the vocabulary's
+    /// size.
     pub fn most_frequent(size: usize, vocab_size: usize, tokens: impl IntoIterator<Item = u32>) -> Self {
         if size == 0 || size >= vocab_size {
             return Self::All(vocab_size);
@@ -41,14 +42,14 @@ impl Shortlist {
         Self::of(ids)
     }
 
-    /// A shortlist of the given ids.
+    /// Returns a shortlist of the given ids.
     pub fn of(mut ids: Vec<u32>) -> Self {
         ids.sort_unstable();
         let places = ids.iter().enumerate().map(|(place, &id)| (id, place as u32)).collect();
         Self::Some { ids, places }
     }
 
-    /// Number of ids.
+    /// Returns the number of ids that are drafted.
     pub fn len(&self) -> usize {
         match self {
             Self::All(size) => *size,
@@ -61,7 +62,7 @@ impl Shortlist {
         self.len() == 0
     }
 
-    /// The index of an id, if it is listed.
+    /// Returns the index of an id in the shortlist, if it is listed.
     pub fn place(&self, id: u32) -> Option<u32> {
         match self {
             Self::All(_) => Some(id),
@@ -69,7 +70,7 @@ impl Shortlist {
         }
     }
 
-    /// The id at index `place`, or `place` itself if there is no such id.
+    /// Returns the id at index `place` of the shortlist, or `place` itself if the index is out of range.
     pub fn id(&self, place: u32) -> u32 {
         match self {
             Self::All(_) => place,

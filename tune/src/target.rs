@@ -1,4 +1,4 @@
-//! The frozen target on candle; it runs over clean tokens to compute the keys and values of its tail.
+//! The frozen target as candle tensors; it runs over clean tokens to compute the keys and values of its tail.
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::{ModelConfig, TargetWeights};
@@ -17,7 +17,7 @@ pub struct FrozenTarget {
     lm_head: Tensor,
 }
 
-/// The hidden states, keys and values of a sequence's clean tokens (its transcript), which mask rows attend to.
+/// The hidden states, keys and values of a transcript's tokens (the clean tokens), which mask rows attend to.
 #[derive(Clone, Debug)]
 pub struct CleanTokens {
     /// Keys and values of each tail layer.
@@ -50,32 +50,32 @@ impl FrozenTarget {
         })
     }
 
-    /// The target's configuration.
+    /// Returns the target's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The last `n` layers.
+    /// Returns the target's last `n` layers.
     pub fn tail(&self, n: usize) -> &[FrozenLayer] {
         &self.layers[self.layers.len().saturating_sub(n)..]
     }
 
-    /// The final norm's weight `[hidden]`.
+    /// Returns the final norm's weight `[hidden]`.
     pub fn norm(&self) -> &Tensor {
         &self.norm
     }
 
-    /// The tokens' embeddings, `[vocab, hidden]`.
+    /// Returns the token embeddings, `[vocab, hidden]`.
     pub fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
-    /// The matrix that turns normed rows into logits, `[vocab, hidden]`.
+    /// Returns the LM head, which turns normed rows into logits, `[vocab, hidden]`.
     pub fn lm_head(&self) -> &Tensor {
         &self.lm_head
     }
 
-    /// Embeddings of token ids `[ids, hidden]`.
+    /// Returns the embeddings of token ids, `[ids, hidden]`.
     ///
     /// # Errors
     /// Candle's errors: an id outside the vocabulary, out of memory.
@@ -84,12 +84,12 @@ impl FrozenTarget {
         self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype())
     }
 
-    /// The parts of attention that all layers share.
+    /// Returns the parts of attention that all layers share.
     pub fn heads(&self) -> Heads {
         Heads { shape: self.config.attention, eps: f64::from(self.config.rms_norm_eps) }
     }
 
-    /// The rotations of rows at `positions`.
+    /// Returns the rotations of rows at `positions`.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -97,17 +97,17 @@ impl FrozenTarget {
         Rotation::new(&self.config.rope, positions, self.dtype(), self.device())
     }
 
-    /// The float type that operands of matrix products are rounded to.
+    /// Returns the float type that operands of matrix products are rounded to.
     pub fn compute(&self) -> DType {
         self.embedding.dtype()
     }
 
-    /// The float type that everything else is computed in.
+    /// Returns the float type of everything but the operands of matrix products.
     pub fn dtype(&self) -> DType {
         working_type(self.compute())
     }
 
-    /// The device that holds the tensors.
+    /// Returns the device that holds the tensors.
     pub fn device(&self) -> &Device {
         self.embedding.device()
     }
@@ -135,7 +135,7 @@ impl FrozenTarget {
             if index >= first_tail {
                 prefixes.push(heads.prefix(&qkv, norms, &rotation, self.compute())?);
             }
-            // The last layer needs only keys and values.
+            // The last layer computes only keys and values: no later layer needs its output.
             if index + 1 < self.layers.len() {
                 let attended = heads.attend(&qkv, norms, &rotation, &groups)?;
                 x = (x + layer.projectors.o.forward(&attended)?)?;

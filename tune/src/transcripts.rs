@@ -15,24 +15,24 @@ use crate::error::{Result, TuneError};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transcript {
-    /// Token ids of the prompt, including the template's; at least one.
+    /// Token ids of the prompt, including the chat template's; at least one.
     pub prompt: Vec<u32>,
-    /// Token ids that the target wrote.
+    /// Token ids that the target wrote after the prompt.
     pub response: Vec<u32>,
 }
 
 impl Transcript {
-    /// The tokens of prompt and response.
+    /// Returns the tokens of the prompt, followed by the tokens of the response.
     pub fn tokens(&self) -> Vec<u32> {
         [&self.prompt[..], &self.response].concat()
     }
 
-    /// Total number of tokens.
+    /// Returns the number of tokens of prompt and response together.
     pub fn len(&self) -> usize {
         self.prompt.len() + self.response.len()
     }
 
-    /// Returns whether there are no tokens.
+    /// Returns whether prompt and response have no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -59,11 +59,13 @@ pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Transcript>> {
         };
         let transcript: Transcript = serde_json::from_str(&line).map_err(|error| wrong(error.to_string()))?;
         if transcript.prompt.is_empty() {
-            return Err(wrong("an empty prompt".into()));
+            return Err(wrong("the prompt is empty, expected at least one token id".into()));
         }
         let ids = transcript.prompt.iter().chain(&transcript.response);
         if let Some(id) = ids.copied().find(|&id| id as usize >= vocab_size) {
-            return Err(wrong(format!("token id {id}, and the target's vocabulary has {vocab_size} ids")));
+            return Err(wrong(format!(
+                "token id {id}, expected ids below {vocab_size}, the target's vocabulary"
+            )));
         }
         transcripts.push(transcript);
     }

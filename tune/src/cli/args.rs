@@ -1,4 +1,4 @@
-//! The arguments of the command line.
+//! The arguments of the command `flexdraft-tune`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,12 +11,13 @@ use flexdraft::device::Precision;
 use flexdraft_tune::TuneError;
 use flexdraft_tune::tune::Compute;
 
-/// Makes FlexDraft drafters
+/// Makes drafters for FlexDraft
 ///
-/// A target writes text (`data`), and its drafter learns to guess what the target writes next. No target is
-/// ever changed.
+/// A drafter lets a language model, the target, write several tokens per step without changing its output. `data` lets
+/// the target write text, `tune` trains a drafter to predict that text, and `eval` measures the drafter. `pretrain`
+/// makes a small target to try this with. No command changes a target.
 ///
-/// Exit code: 0; 2 for a mistake in what was asked for; 1 for any other failure.
+/// Exit codes: 0 for success, 2 for a mistake in the arguments or in a file that they name, 1 for any other failure.
 #[derive(Debug, Parser)]
 #[command(name = "flexdraft-tune", version)]
 pub struct Cli {
@@ -28,47 +29,52 @@ pub struct Cli {
 pub enum Command {
     /// Let a target write the text that its drafter learns from
     ///
-    /// Prompts come from a file, are windows of a text, or are written by the target itself, which is what
-    /// happens unless asked otherwise (Magpie, arXiv 2406.08464). --out gets train.jsonl and heldout.jsonl,
-    /// token ids of a prompt and its response a line, and data.json with what they were made with. A run that
-    /// was stopped is continued by the same command; a larger --count adds to what is there.
-    Data(DataArgs),
-    /// Tune a drafter on transcripts
+    /// The target answers prompts. The prompts come from a file (--prompts), are pieces of a text (--continue), or, by
+    /// default, are written by the target itself, which needs a chat template (Magpie, arXiv 2406.08464).
     ///
-    /// Attention Tuning and Bonus-guided Calibration. --out gets the drafter with the best acceptance length on
-    /// the held-out transcripts (drafter/), the settings, the metrics and a checkpoint; a run that was stopped
-    /// is continued by the same command.
+    /// The folder --out gets train.jsonl and heldout.jsonl, with one transcript (the token ids of a prompt and of its
+    /// response) per line, and data.json, with the settings. If a run was stopped, the same command continues it. With
+    /// a larger --count, the command adds transcripts to a complete run.
+    Data(DataArgs),
+    /// Train a drafter on transcripts
+    ///
+    /// The command trains attention projectors for mask tokens in the target's last layers (Attention Tuning) and a
+    /// small MLP that corrects drafts (Bonus-guided Calibration).
+    ///
+    /// The folder --out gets the best drafter so far, measured by its acceptance length τ on held-out transcripts
+    /// (drafter/), the settings (settings.json), the metrics (metrics.jsonl) and a checkpoint. If a run was stopped,
+    /// the same command continues it from the checkpoint.
     Tune(TuneArgs),
     /// Make a small target from text
     ///
-    /// A byte-level BPE tokenizer, and a model of the Qwen3 architecture trained from nothing. --out is the model,
-    /// as of the latest checkpoint; run/ in it holds the checkpoint, the settings and the metrics. A run that was
-    /// stopped is continued by the same command.
+    /// The command trains a byte-level BPE tokenizer and a model of the Qwen3 architecture, both from nothing. The
+    /// folder --out is the model as of the latest checkpoint; its subfolder run/ holds the checkpoint, the settings and
+    /// the metrics. If a run was stopped, the same command continues it from the checkpoint.
     Pretrain(PretrainArgs),
     /// Print transcripts as text
     Show(ShowArgs),
-    /// Measure a drafter by generating with it
+    /// Measure a drafter by decoding unseen prompts with it
     ///
-    /// The acceptance length τ, target passes per token, acceptance of each slot, and how far the drafter's
-    /// confidences are from how often it is right; with --transcripts, τ by walking through them too. Greedy tokens,
-    /// and the tokens of `--rule match`, are compared with plain decoding: a difference is an error.
+    /// The command prints the acceptance length τ (tokens per step), passes of the target per token, how often each
+    /// slot of a draft is accepted, and how far the drafter's confidences are from its acceptance rates. Greedy tokens
+    /// and the tokens of `--rule match` are compared with plain decoding; a difference is an error.
     Eval(EvalArgs),
-    /// Draw the curves of runs as SVG: loss, and held-out acceptance length
+    /// Draw the loss and the held-out acceptance length of runs as an SVG picture
     Curves(CurvesArgs),
 }
 
-/// A target and where it runs.
+/// A target, and how to run it.
 #[derive(Debug, Args)]
 pub struct TargetArgs {
-    /// The target: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
     ///
-    /// Its files are memory-mapped and must not change meanwhile.
+    /// The command maps the files into memory; they must not change while it runs.
     #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
     pub target: PathBuf,
-    /// How activations and the KV cache are rounded; bf16 as a GPU would
+    /// Rounding of activations and KV cache; bf16 rounds as a GPU does
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub dtype: Dtype,
-    /// Threads; 0 is one a core. No result depends on them
+    /// Number of CPU threads; 0 takes one per core. No result depends on the number
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
     pub threads: usize,
 }
@@ -78,40 +84,41 @@ pub struct TargetArgs {
 pub struct DataArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The folder for the transcripts
+    /// Folder for the transcripts; the command creates it or continues the run in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Transcripts in all. Default: 1000, or one per prompt of --prompts
+    /// Total number of transcripts, including those that --out already has [default: 1000, or one per prompt of
+    /// --prompts]
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
-    /// Share of the prompts that is held out, for evaluation
+    /// Share of the prompts, from 0 to 1, whose transcripts are kept for evaluation
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     pub held_out: f64,
-    /// Key of all random numbers
+    /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Sequences in a step at most. No result depends on it
+    /// Largest number of sequences that a step decodes together; only the order of the transcripts depends on it
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub batch: usize,
 
-    /// A file of prompts: JSON lines with a `prompt` each (.jsonl), or plain lines
+    /// File with the prompts: JSON lines with a key `prompt` (.jsonl), or else one prompt per line
     #[arg(long, value_name = "FILE", group = "source", help_heading = "Prompts")]
     pub prompts: Option<PathBuf>,
-    /// Take the prompts of --prompts as they are, without the target's chat template
+    /// Use the prompts of --prompts unchanged, without the target's chat template
     #[arg(long, requires = "prompts", help_heading = "Prompts")]
     pub raw: bool,
-    /// A text: its prompts are windows at random places
+    /// Text file to continue: the prompts are pieces of it from random places
     ///
-    /// Windows may overlap, those held out included: for a held-out set that shares no text with the other,
-    /// use a file of its own and --held-out 1.
+    /// Pieces may overlap, and a held-out piece may overlap with a training piece. For a held-out set that shares no
+    /// text with the training set, run the command again on another file with --held-out 1.
     #[arg(long = "continue", value_name = "FILE", group = "source", help_heading = "Prompts")]
     pub text: Option<PathBuf>,
-    /// Tokens of a window of --continue
+    /// Length of a piece of the --continue text, in tokens
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompts")]
     pub window: usize,
-    /// Take the responses too from the text of --continue, for comparison: the target writes nothing
+    /// Take the responses from the --continue text too, for comparison; the target writes nothing
     ///
-    /// Windows overlap, so --held-out has to be 0 or 1.
+    /// Pieces overlap, so --held-out must be 0 or 1.
     #[arg(
         long,
         requires = "text",
@@ -119,17 +126,17 @@ pub struct DataArgs {
         help_heading = "Prompts"
     )]
     pub as_written: bool,
-    /// Tokens of a self-prompted message at least
+    /// Shortest message that the target may write as its own prompt, in tokens; shorter ones are dropped
     #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Prompts")]
     pub min_message: usize,
-    /// Tokens of a self-prompted message at most; longer ones are dropped
+    /// Longest message that the target may write as its own prompt, in tokens; longer ones are dropped
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Prompts")]
     pub max_message: usize,
 
-    /// Tokens of a response at most
+    /// Largest number of tokens per response; the target's context limits it too
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Responses")]
     pub max_response: usize,
-    /// Of the responses; 0 always takes the most probable token
+    /// Sampling temperature of the responses; 0 always takes the most probable token
     #[arg(
         long,
         value_name = "T",
@@ -142,159 +149,162 @@ pub struct DataArgs {
 
 #[derive(Debug, Args)]
 pub struct TuneArgs {
-    /// The target: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    /// The target model: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    ///
+    /// The command maps the files into memory; they must not change while it runs.
     #[arg(long, value_name = "DIR|FILE.gguf")]
     pub target: PathBuf,
-    /// The folder of transcripts that `data` made
+    /// Folder with the transcripts that `flexdraft-tune data` made
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// The folder for the drafter
+    /// Folder for the drafter and the run; the command creates it or continues the run in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Where to learn: `cpu`, or `cuda:N` in a build with the feature `cuda`
+    /// Device that trains: `cpu`, or `cuda:N` in a build with the feature `cuda`
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: TensorDevice,
-    /// Tune on the first N GPUs, a process each, with their gradients summed by NCCL; --sequences is divided among
-    /// them. Instead of --device
+    /// Train on the first N GPUs, with one process per GPU, instead of on --device. NCCL adds the gradients of the
+    /// processes; --sequences is divided among them
     #[cfg(feature = "nccl")]
     #[arg(long, value_name = "N", conflicts_with = "device")]
     pub gpus: Option<std::num::NonZeroUsize>,
-    /// Settings as JSON, such as the settings.json of another run; the options below override them
+    /// JSON file with settings, such as the settings.json of another run; options on the command line override them [default: none]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// N: the target's last layers, which get projectors for mask rows
+    /// Number of the target's last layers that get attention projectors for mask tokens [default: 8]
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub tail_layers: Option<usize>,
-    /// S: slots of a block, the bonus token's included
+    /// Block size: slots per block, which draft one token less than there are slots [default: 8]
     #[arg(long, value_name = "S", help_heading = "Drafter")]
     pub block_size: Option<usize>,
-    /// The calibrator's rank; 0 for none
+    /// Rank of the calibrator, the MLP that corrects drafts; 0 trains a drafter without one [default: 128]
     #[arg(long, value_name = "R", help_heading = "Drafter")]
     pub rank: Option<usize>,
-    /// Draft only the N most frequent ids of the transcripts; 0 drafts the whole vocabulary
+    /// Draft only the N most frequent token ids of the transcripts; 0 drafts the whole vocabulary [default: 0]
     #[arg(long, value_name = "N", help_heading = "Drafter")]
     pub shortlist: Option<usize>,
-    /// Train norms and MLPs of the tail too, for comparison: no drafter is exported
+    /// Train the norms and MLPs of the last layers too, for comparison; such a drafter is not exported [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Drafter")]
     pub whole_tail: Option<bool>,
 
-    /// Steps in all
+    /// Total number of training steps [default: 1000]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub steps: Option<usize>,
-    /// Transcripts of a step
+    /// Transcripts per step [default: 16]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub sequences: Option<usize>,
-    /// Anchors of a transcript, at most
+    /// Largest number of anchors per transcript: positions from which a block is drafted [default: 24]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub anchors: Option<usize>,
-    /// Peak learning rate
+    /// Peak learning rate [default: 0.0006]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
-    /// What operands of matrix products are rounded to; weights stay f32 between steps
+    /// Type that the operands of matrix products are rounded to; weights stay f32 between steps [default: f32]
     #[arg(long, value_enum, help_heading = "Training")]
     pub compute: Option<Dtype>,
-    /// The calibrator's learning rate, as a multiple of the other one
+    /// Learning rate of the calibrator, as a multiple of --learning-rate [default: 1]
     #[arg(long, value_name = "FACTOR", help_heading = "Training")]
     pub calibrator_rate: Option<f64>,
-    /// Slot j weighs exp(−(j − 1) / γ)
+    /// How fast the loss forgets later slots: slot j has the weight exp(−(j − 1) / γ) [default: 4]
     #[arg(long, value_name = "γ", help_heading = "Training")]
     pub gamma: Option<f64>,
-    /// Decay of the mean of weights that is evaluated and exported; 0 for the weights themselves
+    /// Decay per step of the running mean of the weights, which is evaluated and exported; 0 uses the weights
+    /// themselves [default: 0]
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub ema: Option<f64>,
-    /// Of the first weights, the order of transcripts and the anchors
+    /// Seed of the initial weights, the order of the transcripts and the anchors [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub seed: Option<u64>,
-    /// Steps between evaluations
+    /// Steps between two evaluations on the held-out transcripts [default: 100]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub evaluate_every: Option<usize>,
-    /// Held-out transcripts of an evaluation
+    /// Largest number of held-out transcripts per evaluation [default: 16]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub evaluate_on: Option<usize>,
-    /// Steps between checkpoints
+    /// Steps between two checkpoints [default: 100]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub checkpoint_every: Option<usize>,
 }
 
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
-    /// The text: a file, or a folder whose files are a document each
+    /// Text to learn from: a file, or a folder in which every file is one document
     #[arg(long, value_name = "PATH")]
     pub text: PathBuf,
-    /// Text to measure the loss on, which is not learnt
+    /// Text, as a file or folder, on which the loss is measured; the model does not learn from it [default: none]
     #[arg(long, value_name = "PATH")]
     pub heldout: Option<PathBuf>,
-    /// The folder for the model
+    /// Folder for the model and the run; the command creates it or continues the run in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Settings as JSON, such as the run/settings.json of another run; the options below override them
+    /// JSON file with settings, such as the run/settings.json of another run; options on the command line override them [default: none]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Ids of the tokenizer, at most
+    /// Largest number of token ids, including the token that ends a document [default: 2048]
     #[arg(long, value_name = "V", help_heading = "Model")]
     pub vocab_size: Option<usize>,
-    /// Hidden size
+    /// Hidden size: elements of a token's row between layers [default: 256]
     #[arg(long, value_name = "H", help_heading = "Model")]
     pub hidden_size: Option<usize>,
-    /// Decoder layers
+    /// Number of decoder layers [default: 5]
     #[arg(long, value_name = "L", help_heading = "Model")]
     pub layers: Option<usize>,
-    /// Query heads
+    /// Number of query heads [default: 4]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub q_heads: Option<usize>,
-    /// KV heads
+    /// Number of KV heads, a divisor of --q-heads [default: 2]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub kv_heads: Option<usize>,
-    /// Elements of a head
+    /// Elements of one attention head, an even number [default: 64]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub head_dim: Option<usize>,
-    /// Columns of the MLP
+    /// Elements of a token's row inside the MLP [default: 704]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub intermediate_size: Option<usize>,
-    /// Positions that the model is trained for
+    /// Context: number of positions that the model is trained for [default: 1024]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub context_len: Option<usize>,
 
-    /// Steps in all
+    /// Total number of training steps [default: 1600]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub steps: Option<usize>,
-    /// Tokens of a step
+    /// Largest number of tokens per step [default: 2048]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub step_tokens: Option<usize>,
-    /// Tokens of a window of text
+    /// Length of a training sequence, a piece of the text, in tokens [default: 256]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub window: Option<usize>,
-    /// One step in N has windows of the whole context instead
+    /// Use sequences as long as the context in one step of N, so that every position is trained [default: 4]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub long_window_every: Option<usize>,
-    /// Peak learning rate
+    /// Peak learning rate [default: 0.002]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
-    /// Of the first weights and the windows' places
+    /// Seed of the initial weights and of the places of the sequences in the text [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub seed: Option<u64>,
-    /// Steps between measurements on the held-out text
+    /// Steps between two measurements of the loss on --heldout [default: 100]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub evaluate_every: Option<usize>,
-    /// Steps between checkpoints
+    /// Steps between two checkpoints [default: 100]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub checkpoint_every: Option<usize>,
 }
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The target that wrote them, for its tokenizer
+    /// The target whose tokenizer the token ids belong to: a Hugging Face directory or a GGUF file
     #[arg(long, value_name = "DIR|FILE.gguf")]
     pub target: PathBuf,
-    /// How many
+    /// Number of transcripts to print
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub count: usize,
-    /// How many to leave out before
+    /// Number of transcripts to skip first
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub skip: usize,
-    /// A file of transcripts
+    /// File with transcripts, such as heldout.jsonl
     #[arg(value_name = "FILE.jsonl")]
     pub transcripts: PathBuf,
 }
@@ -304,34 +314,35 @@ pub struct ShowArgs {
 pub struct EvalArgs {
     #[command(flatten)]
     pub target: TargetArgs,
-    /// The drafter's directory
+    /// The drafter's directory, such as the folder drafter/ of a run
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub draft: PathBuf,
 
-    /// A file of prompts: JSON lines with a `prompt` each (.jsonl), or plain lines
+    /// File with the prompts: JSON lines with a key `prompt` (.jsonl), or else one prompt per line
     #[arg(long, value_name = "FILE", group = "unseen", help_heading = "Prompts")]
     pub prompts: Option<PathBuf>,
-    /// Take the prompts of --prompts as they are, without the target's chat template
+    /// Use the prompts of --prompts unchanged, without the target's chat template
     #[arg(long, requires = "prompts", help_heading = "Prompts")]
     pub raw: bool,
-    /// A file of transcripts: their prompts are decoded, and at temperature 0 their responses are walked too
+    /// File with transcripts: their prompts are decoded and, at temperature 0, their responses are walked too
     ///
-    /// The walk finds τ as tuning does for its held-out transcripts: it drafts at every position of a response, as
-    /// far as --max-new-tokens, and steps through it as decoding would. Of several transcripts with one prompt the first
-    /// counts. One that greedy decoding does not write is left out, and counted.
+    /// The walk finds τ without decoding, as `tune` does for held-out transcripts: the drafter drafts at every position
+    /// of a response, up to --max-new-tokens, and the walk takes the steps that decoding would take. If several
+    /// transcripts have the same prompt, only the first one is used. A response that greedy decoding would not write is
+    /// left out of the walk and counted.
     #[arg(long, value_name = "FILE.jsonl", group = "unseen", help_heading = "Prompts")]
     pub transcripts: Option<PathBuf>,
-    /// The first N prompts only
+    /// Use only the first N prompts [default: all]
     #[arg(long, value_name = "N", help_heading = "Prompts")]
     pub limit: Option<usize>,
 
-    /// When the next block is drafted; the drafts are the same
+    /// When to draft the next block. Both modes give the same drafts
     #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
     pub mode: DraftingMode,
-    /// Tokens a prompt at most
+    /// Largest number of new tokens per prompt; the target's context limits it too
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Decoding")]
     pub max_new_tokens: usize,
-    /// 0 always takes the most probable token
+    /// Sampling temperature; 0 always takes the most probable token
     #[arg(
         long,
         value_name = "T",
@@ -340,10 +351,10 @@ pub struct EvalArgs {
         help_heading = "Decoding"
     )]
     pub temperature: f32,
-    /// How drafts are accepted above temperature 0
+    /// How to accept drafts if the temperature is above 0
     #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
     pub rule: RuleChoice,
-    /// Verify a draft only as far as the product of its confidences is at least this; 0 verifies it whole
+    /// Verify a draft only as far as the product of its confidences reaches this value; 0 verifies the whole draft
     #[arg(
         long,
         value_name = "T",
@@ -352,10 +363,10 @@ pub struct EvalArgs {
         help_heading = "Decoding"
     )]
     pub confidence_threshold: f32,
-    /// Key of all random numbers
+    /// Seed of the first prompt's random numbers; each further prompt takes the next seed
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
     pub seed: u64,
-    /// Prompts in a step at most. No result depends on it
+    /// Largest number of prompts that a step decodes together. No result depends on it
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Decoding")]
     pub batch: usize,
 
@@ -366,10 +377,11 @@ pub struct EvalArgs {
 
 #[derive(Debug, Args)]
 pub struct CurvesArgs {
-    /// Folders of runs, or files like their metrics.jsonl
+    /// Runs to draw: folders with a metrics.jsonl, or such files. `tune` writes it to --out, `pretrain` to run/ in
+    /// --out
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// The picture
+    /// File for the picture
     #[arg(long, value_name = "FILE.svg")]
     pub out: PathBuf,
 }
@@ -377,10 +389,10 @@ pub struct CurvesArgs {
 /// A decoding mode with drafts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DraftingMode {
-    /// While the current block is verified
+    /// In the pass that verifies the current block
     #[default]
     Parallel,
-    /// After it was verified
+    /// In a pass of its own, after the current block was verified
     Sequential,
 }
 
@@ -395,14 +407,14 @@ impl From<DraftingMode> for Mode {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RuleChoice {
-    /// Token by token: min(1, p/q), then the residual
+    /// Accepts token by token, with probability min(1, p/q); the next token comes from the residual
     #[default]
     Rejection,
-    /// The whole block at once: never accepts fewer on average
+    /// Accepts the whole block at once, and at least as much on average as `rejection`
     Block,
-    /// While the target's own draw is the same: gives the tokens of plain decoding with this seed
+    /// Accepts while the target draws the same token; gives the tokens of plain decoding with this seed
     Match,
-    /// While a draw of the target's that knows nothing of the draft's is the same, for comparison
+    /// Accepts while an independent draw of the target gives the same token, for comparison
     IndependentMatch,
 }
 
@@ -416,7 +428,7 @@ impl From<RuleChoice> for Rule {
     }
 }
 
-/// A candle device.
+/// The argument that names the device of candle's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorDevice {
     Cpu,
@@ -430,18 +442,19 @@ impl FromStr for TensorDevice {
         match text.strip_prefix("cuda:").map(str::parse) {
             Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
             None if text == "cpu" => Ok(Self::Cpu),
-            _ => Err("expected `cpu` or `cuda:N`".into()),
+            _ => Err("expected `cpu` or `cuda:N`, such as `cuda:0`".into()),
         }
     }
 }
 
 impl TensorDevice {
-    /// Opens the device.
+    /// Opens the device for candle's tensors.
     pub fn open(self) -> Result<Device, TuneError> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => {
-                Err(TuneError::setting("--device", "cuda", "cpu: this build is without the feature `cuda`"))
+            Self::Cuda(ordinal) if !cfg!(feature = "cuda") => {
+                let expected = "`cpu`, because this build lacks the feature `cuda`";
+                Err(TuneError::setting("--device", format!("cuda:{ordinal}"), expected))
             }
             Self::Cuda(ordinal) => Ok(Device::new_cuda(ordinal)?),
         }
@@ -456,7 +469,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The name on the command line.
+    /// Returns the number type's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -486,12 +499,40 @@ impl From<Dtype> for Precision {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use flexdraft_tune::pretrain::PretrainSettings;
+    use flexdraft_tune::tune;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// Checks the defaults in the help of options whose values are settings.
+    fn defaults_are_shown(command: &str, settings: &serde_json::Value) {
+        let mut cli = Cli::command();
+        let command = cli.find_subcommand_mut(command).unwrap();
+        for (key, value) in settings.as_object().unwrap() {
+            let Some(argument) = command.get_arguments().find(|argument| argument.get_id() == key) else {
+                continue;
+            };
+            let help = argument.get_help().unwrap().to_string();
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = value.strip_suffix(".0").unwrap_or(&value);
+            assert!(
+                help.ends_with(&format!("[default: {value}]")),
+                "{key} is {value}, but its help says: {help}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_help_shows_the_defaults_of_settings() {
+        defaults_are_shown("tune", &serde_json::to_value(tune::Settings::default()).unwrap());
+        let settings = serde_json::to_value(PretrainSettings::default()).unwrap();
+        defaults_are_shown("pretrain", &settings);
+        defaults_are_shown("pretrain", &settings["shape"]);
     }
 
     #[test]

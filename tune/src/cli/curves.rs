@@ -1,4 +1,4 @@
-//! The command `curves`: draws the curves of runs.
+//! The command `flexdraft-tune curves`, which draws training curves.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use flexdraft_tune::metrics::Metrics;
 
 use super::args::CurvesArgs;
 
-/// Draws the curves of runs.
+/// Reads the metrics of runs and draws their training curves.
 pub fn curves(args: &CurvesArgs) -> Result<()> {
     let runs = args.runs.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
     draw(&args.out, &runs)

@@ -1,10 +1,10 @@
-//! The command `data`: makes transcripts.
+//! The command `flexdraft-tune data`, which makes transcripts.
 
 use std::path::Path;
 use std::time::Instant;
 
 use flexdraft::decode::{Engine, Mode};
-use flexdraft::model::{ChatTemplate, Model, ModelConfig, TargetWeights, Tokenizer};
+use flexdraft::model::{ChatTemplate, LoadError, Model, ModelConfig, TargetWeights, Tokenizer};
 use flexdraft::sampling::SamplingParams;
 use flexdraft_tune::data::{
     Generation, Output, Prompts, SelfPrompt, Settings, Source, Summary, TargetName, Windows, as_written,
@@ -16,13 +16,14 @@ use super::args::DataArgs;
 use super::progress::Progress;
 use super::{models, prompts};
 
-/// Default number of transcripts.
+/// Number of transcripts to make if --count is absent.
 const COUNT: usize = 1000;
 
-/// How messages are drawn. Below temperature 1 they would not follow the target's own distribution of requests.
+/// Sampling of the messages that the target writes as prompts. Below temperature 1 they would not follow the target's
+/// own distribution of requests.
 const MESSAGES: SamplingParams = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.0 };
 
-/// Makes transcripts.
+/// Makes the transcripts that the command's arguments ask for.
 pub fn data(args: &DataArgs) -> Result<()> {
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
@@ -43,7 +44,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
         seed: args.seed,
         batch: args.batch,
     };
-    // Validate before the folder is created: a folder with refused settings could not be continued.
+    // The settings are validated before the folder is created: a folder with refused settings could not be continued.
     generation.validate()?;
     let model = Model::new(models::cpu(&args.target)?, &target, None)?;
     let options = generation.engine_options(&config, prompts.longest());
@@ -63,7 +64,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     Ok(())
 }
 
-/// Makes transcripts whose responses are the text's own words.
+/// Makes transcripts whose responses are the words of a text file.
 fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
     if args.held_out != 0.0 && args.held_out != 1.0 {
         return Err(TuneError::setting("--held-out", args.held_out, "0 or 1 with --as-written"));
@@ -73,8 +74,8 @@ fn copy(args: &DataArgs, text: &Path, target: &TargetWeights) -> Result<()> {
     let len = args.window.saturating_add(args.max_response);
     let windows = Windows::new(text, read_text(text, &tokenizer)?, len, count, args.seed)?;
     if windows.longest() > target.config.context_len {
-        let expected = format!("up to the context, {} tokens", target.config.context_len);
-        return Err(TuneError::setting("window and response", windows.longest(), expected));
+        let expected = format!("at most the target's context, {} tokens", target.config.context_len);
+        return Err(TuneError::setting("--window plus --max-response", windows.longest(), expected));
     }
     let settings = settings(args, target, Source::as_written(text, args.window)?);
     let mut output = Output::open(&args.out, settings)?;
@@ -115,15 +116,26 @@ fn source(args: &DataArgs, config: &ModelConfig) -> Result<(Source, Prompts)> {
     } else {
         let (min_message, max_message) = (args.min_message, args.max_message);
         let tokenizer = Tokenizer::read(target, config.vocab_size)?;
-        let template = ChatTemplate::read(target)?;
+        let template = ChatTemplate::read(target).map_err(|error| match error {
+            LoadError::NoChatTemplate { .. } => {
+                let found = format!("the target itself, but {error}");
+                let expected = "--continue FILE, or --prompts FILE with --raw";
+                TuneError::setting("the source of prompts", found, expected)
+            }
+            error => error.into(),
+        })?;
         let prompt = SelfPrompt::new(&template, &tokenizer, MESSAGES, min_message, max_message)?;
         let (temperature, top_p) = (MESSAGES.temperature, MESSAGES.top_p);
         let source = Source::SelfPrompted { min_message, max_message, temperature, top_p };
         (source, Prompts::Written(prompt))
     };
     if prompts.longest() >= config.context_len {
-        let expected = format!("less than the context, {} tokens", config.context_len);
-        return Err(TuneError::setting("the longest prompt", prompts.longest(), expected));
+        let expected = format!("fewer than the target's context, {} tokens", config.context_len);
+        return Err(TuneError::setting(
+            "the number of tokens of the longest prompt",
+            prompts.longest(),
+            expected,
+        ));
     }
     Ok((source, prompts))
 }

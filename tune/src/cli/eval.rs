@@ -1,4 +1,4 @@
-//! The command `eval`: measures a drafter.
+//! The command `flexdraft-tune eval`, which measures a drafter.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +16,7 @@ use super::args::{EvalArgs, RuleChoice};
 use super::progress::Progress;
 use super::{models, prompts};
 
-/// Measures a drafter.
+/// Measures a drafter on the prompts that the arguments name.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let target = models::target(&args.target.target)?;
     let config = target.config.clone();
@@ -71,7 +71,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// The transcripts of a file, in order; only the first one for each prompt.
+/// Returns the transcripts of a file, in order; of several with the same prompt, only the first.
 fn read_transcripts(path: &Path, config: &ModelConfig) -> Result<Vec<Transcript>> {
     let mut seen = HashSet::new();
     let mut found = transcripts::read(path, config.vocab_size)?;

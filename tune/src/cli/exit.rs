@@ -1,4 +1,4 @@
-//! Error messages and exit codes of the command.
+//! Error messages and exit codes of the command `flexdraft-tune`.
 
 use std::error::Error;
 use std::io;
@@ -9,7 +9,7 @@ use flexdraft::device::DeviceError;
 use flexdraft::model::LoadError;
 use flexdraft_tune::TuneError;
 
-/// Exit code 2 for errors that the user can fix, 1 for all others.
+/// Returns exit code 2 for errors that the user can fix, and 1 for all others.
 pub fn code(error: &TuneError) -> ExitCode {
     ExitCode::from(if is_users(error) { 2 } else { 1 })
 }
@@ -36,13 +36,13 @@ fn is_users(error: &TuneError) -> bool {
     }
 }
 
-/// The message and its causes, on one line.
+/// Returns an error's message and its causes, on one line.
 pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        // Some messages already end with their cause.
+        // Some messages already end with the text of their cause.
         if !line.ends_with(&text) {
             line = format!("{line}: {text}");
         }

@@ -13,23 +13,29 @@ use candle_core::Device;
 use flexdraft_tune::tune::nccl::{Meeting, Nccl};
 use flexdraft_tune::{Result, TuneError};
 
-/// Interval at which rank 0 checks that the other processes are alive.
+/// Interval at which rank 0 checks that the processes of the other ranks are alive.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The environment variables that tell a started process its rank and the meeting.
+/// The environment variables that tell a started process its rank and the id of the run.
 const RANK: &str = "FLEXDRAFT_TUNE_RANK";
 const MEETING: &str = "FLEXDRAFT_TUNE_MEETING";
 
-/// Joins `count` processes; the first one starts the others. Returns the GPU and the rank of this process.
+/// Joins `count` processes, one per GPU; the first process starts the others. Returns the GPU and the rank of this
+/// process.
 pub fn join(count: usize) -> Result<(Device, Nccl)> {
     let (rank, meeting) = match (env::var(RANK), env::var(MEETING)) {
         (Ok(rank), Ok(meeting)) => {
             leave_with_rank_0();
             let number = rank.parse().ok().filter(|&number| number < count);
-            let expected = format!("below {count}, from rank 0");
+            let expected = format!("a rank below {count}, as rank 0 sets it");
             let number = number.ok_or_else(|| TuneError::setting(RANK, &rank, expected))?;
             let parsed = Meeting::parse(&meeting);
-            (number, parsed.ok_or_else(|| TuneError::setting(MEETING, &meeting, "what rank 0 set"))?)
+            (
+                number,
+                parsed.ok_or_else(|| {
+                    TuneError::setting(MEETING, &meeting, "the id of the run, as rank 0 sets it")
+                })?,
+            )
         }
         _ => {
             let meeting = Meeting::new()?;
@@ -54,7 +60,7 @@ fn start(rank: usize, meeting: Meeting) -> Result<Child> {
         .map_err(TuneError::io("start", program))
 }
 
-/// Ends this process when another one has failed: its gradient sums would never complete.
+/// Ends this process when the process of another rank failed: its gradient sums would never complete.
 fn watch(mut children: Vec<Child>) {
     thread::spawn(move || {
         while !children.is_empty() {
@@ -63,7 +69,7 @@ fn watch(mut children: Vec<Child>) {
                 Ok(None) => true,
                 Ok(Some(status)) if status.success() => false,
                 _ => {
-                    eprintln!("error: a process of the run has failed; the latest checkpoint stays");
+                    eprintln!("error: a process of the run failed; the latest checkpoint is kept");
                     // `abort` skips the driver's exit handlers, which may wait for the lost rank.
                     abort();
                 }

@@ -1,4 +1,4 @@
-//! The command line: one module per command, and the code that commands share.
+//! The command line of `flexdraft-tune`: one module per command, and the code that commands share.
 
 mod args;
 mod curves;
@@ -23,10 +23,11 @@ use flexdraft_tune::Result;
 
 use self::args::{Cli, Command};
 
-/// The message of the latest panic. The runner catches panics of the tokenizer's crate and returns them as errors.
+/// The message of the latest panic, for the report of a bug. The runner catches panics of the tokenizer's crate and
+/// returns them as errors.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
-/// Runs the command given by the arguments.
+/// Runs the command that the arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     panic::set_hook(Box::new(|info| {

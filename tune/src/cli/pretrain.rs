@@ -1,4 +1,4 @@
-//! The command `pretrain`: makes a small target.
+//! The command `flexdraft-tune pretrain`, which makes a small target.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use flexdraft_tune::{Result, TuneError};
 use super::args::PretrainArgs;
 use super::progress::Progress;
 
-/// Makes a small target.
+/// Makes a small target from the text that the arguments name.
 pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     let settings = settings(args)?;
     let paths = Paths { text: args.text.clone(), heldout: args.heldout.clone(), out: args.out.clone() };
@@ -36,7 +36,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// The settings of --config or the defaults, overridden by the command line.
+/// Returns the settings of --config, or else the defaults, overridden by the command line.
 fn settings(args: &PretrainArgs) -> Result<PretrainSettings> {
     let mut settings = match &args.config {
         None => PretrainSettings::default(),

@@ -1,13 +1,13 @@
-//! Progress of a run, on stderr.
+//! The progress of a run, on stderr.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Interval between lines if stderr is not a terminal.
+/// Interval between progress lines if stderr is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A progress bar on a terminal; occasional lines elsewhere.
+/// A progress bar on a terminal, or occasional lines elsewhere.
 pub struct Progress {
     bar: ProgressBar,
     total: usize,
@@ -16,7 +16,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts a count up to `total`.
+    /// Starts counting up to `total`.
     pub fn new(total: usize) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}") {
@@ -25,13 +25,14 @@ impl Progress {
         Self { bar, total, start: Instant::now(), latest_line: Instant::now() }
     }
 
-    /// Shows that `done` of the total exist, of them `before` from earlier runs; `tokens` were generated in this run.
+    /// Shows that `done` transcripts or prompts of the total are finished, `before` of them in earlier runs, and the
+    /// rate of `tokens`, which counts this run's tokens.
     pub fn update(&mut self, done: usize, before: usize, tokens: usize) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         self.show(done, before, &format!("{:.0} tokens/s", tokens as f64 / seconds));
     }
 
-    /// Shows that `done` of the total exist, of them `before` from earlier runs, and a message.
+    /// Shows that `done` of the total are finished, `before` of them in earlier runs, and a message.
     pub fn show(&mut self, done: usize, before: usize, message: &str) {
         let seconds = self.start.elapsed().as_secs_f64().max(1e-9);
         let mut message = message.to_owned();
@@ -47,7 +48,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// Removes the bar.
+    /// Removes the progress bar.
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }

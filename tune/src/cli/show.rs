@@ -1,4 +1,4 @@
-//! The command `show`: prints transcripts as text.
+//! The command `flexdraft-tune show`, which prints transcripts as text.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use flexdraft_tune::{Result, TuneError, transcripts};
 
 use super::args::ShowArgs;
 
-/// Prints transcripts as text.
+/// Prints the transcripts of a file as text.
 pub fn show(args: &ShowArgs) -> Result<()> {
     let tokenizer = Tokenizer::read(&args.target, usize::MAX)?;
     let transcripts = transcripts::read(&args.transcripts, usize::MAX)?;

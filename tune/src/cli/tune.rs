@@ -1,4 +1,4 @@
-//! The command `tune`: tunes a drafter.
+//! The command `flexdraft-tune tune`, which trains a drafter.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use super::args::TuneArgs;
 use super::models;
 use super::progress::Progress;
 
-/// Tunes a drafter.
+/// Trains a drafter as the arguments say.
 pub fn tune(args: &TuneArgs) -> Result<()> {
     let settings = settings(args)?;
     #[cfg(feature = "nccl")]
@@ -41,7 +41,14 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
         first: None,
         tau: None,
     };
-    let outcome = tune::run(&target, train, heldout, settings, &args.out, place, &mut report)?;
+    let outcome = tune::run(&target, train, heldout, settings, &args.out, place, &mut report);
+    let outcome = outcome.map_err(|error| match error {
+        // The library knows only the folder that it writes to.
+        TuneError::TooLittleData { found, unit, needed, .. } => {
+            TuneError::TooLittleData { path: args.data.clone(), found, unit, needed }
+        }
+        error => error,
+    })?;
     report.progress.finish();
     if let Some(outcome) = outcome {
         let drafter = outcome.drafter.map_or_else(String::new, |drafter| format!(": {}", drafter.display()));
@@ -63,7 +70,7 @@ impl Observer for Silent {
     }
 }
 
-/// The settings of --config or the defaults, overridden by the command line.
+/// Returns the settings of --config, or else the defaults, overridden by the command line.
 fn settings(args: &TuneArgs) -> Result<Settings> {
     let mut settings = match &args.config {
         None => Settings::default(),
@@ -99,7 +106,7 @@ fn settings(args: &TuneArgs) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Writes the metrics and shows the progress of the run.
+/// Writes the metrics of a run to its file, and shows the run's progress.
 struct Report {
     metrics: Appender,
     progress: Progress,

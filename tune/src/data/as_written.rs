@@ -1,12 +1,13 @@
-//! Responses taken from a text itself, to measure what a drafter learns from text that its target did not write.
+//! Transcripts whose responses are the words of a text, to measure what a drafter learns from text that its target did
+//! not write.
 
 use super::output::Output;
 use super::windows::Windows;
 use crate::error::{Result, TuneError};
 use crate::transcripts::Transcript;
 
-/// Cuts each of the first `count` windows into a response, its last `response` tokens, and a prompt, the rest.
-/// Returns the number of windows.
+/// Cuts each of the first `count` windows of a text into a response (its last `response` tokens) and a prompt (the
+/// tokens before). Returns the number of windows.
 ///
 /// # Errors
 /// [`TuneError::Setting`] for a response that leaves no prompt; [`TuneError::Io`].
@@ -19,7 +20,7 @@ pub fn as_written(windows: &Windows, response: usize, count: usize, output: &mut
     for mut prompt in windows.iter().take(count) {
         attempts += 1;
         let response = prompt.split_off(prompt.len() - response);
-        // Two windows may have the same prompt.
+        // Two windows may have the same prompt; only the first one becomes a transcript.
         if !output.has(&prompt) {
             output.add(Transcript { prompt, response })?;
         }

@@ -1,4 +1,4 @@
-//! Runs prompts through the engine and keeps the transcripts.
+//! Runs prompts through the engine and writes the transcripts.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
@@ -16,14 +16,14 @@ use crate::error::{Result, TuneError};
 use crate::hash::random_bits;
 use crate::transcripts::Transcript;
 
-/// Purposes of the random numbers that seed requests.
+/// Purposes of the random numbers that seed requests: messages and responses have separate numbers.
 const MESSAGE: u32 = 3;
 const RESPONSE: u32 = 4;
 
 /// Number of consecutive attempts without a new message after which the target is assumed to write none.
 const PATIENCE: usize = 1000;
 
-/// Settings of a generation run.
+/// Settings for generating transcripts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
     /// Total number of transcripts, including existing ones.
@@ -32,22 +32,22 @@ pub struct Generation {
     pub max_response: usize,
     /// Ids that end a response; the id is kept as its last token.
     pub stop_ids: Vec<u32>,
-    /// How responses are drawn.
+    /// Temperature and truncation with which responses are sampled.
     pub sampling: SamplingParams,
-    /// Key of all random numbers.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// Maximum number of sequences per step.
+    /// Maximum number of sequences that a step decodes together.
     pub batch: usize,
 }
 
 impl Generation {
-    /// Checks the settings that depend on neither prompts nor target.
+    /// Checks the settings that depend neither on the prompts nor on the target.
     ///
     /// # Errors
     /// [`TuneError::Setting`] for responses of no tokens or an empty batch; [`TuneError::Runner`] for sampling
     /// parameters out of range.
     pub fn validate(&self) -> Result<()> {
-        for (setting, value) in [("the longest response", self.max_response), ("the batch", self.batch)] {
+        for (setting, value) in [("max_response", self.max_response), ("batch", self.batch)] {
             if value == 0 {
                 return Err(TuneError::setting(setting, value, "at least 1"));
             }
@@ -55,31 +55,31 @@ impl Generation {
         Ok(self.sampling.validate().map_err(flexdraft::Error::from)?)
     }
 
-    /// Engine sizes for this generation, for prompts of up to `longest_prompt` tokens.
+    /// Returns engine sizes for generating responses to prompts of up to `longest_prompt` tokens.
     pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
         engine_options(config, longest_prompt.saturating_add(self.max_response), 1, self.batch)
     }
 }
 
-/// Progress of a run.
+/// Progress of a run that makes transcripts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Transcripts so far.
+    /// Number of transcripts so far.
     pub done: usize,
-    /// Transcripts that existed when the run began.
+    /// Number of transcripts that existed when the run began.
     pub before: usize,
-    /// Tokens generated since the run began, including messages.
+    /// Number of tokens generated since the run began, including messages.
     pub tokens: usize,
 }
 
-/// The purpose of a sequence in the engine.
+/// What a sequence in the engine writes: a message that becomes a prompt, or the response to a prompt.
 enum Task {
     Message(u64),
     Response(Vec<u32>),
 }
 
-/// Generates until `output` has the requested number of transcripts, or all that the prompts allow. Returns the
-/// number of attempts at prompts. `observe` is called after every step.
+/// Generates transcripts until `output` has the requested number, or all that the prompts allow. Returns the number of
+/// attempts at prompts. `observe` is called after every step.
 ///
 /// # Errors
 /// [`TuneError::Runner`] if the engine refuses a request; [`TuneError::TooLittleData`] if the target writes no
@@ -119,13 +119,13 @@ struct Run<'a, D: Device> {
     output: &'a mut Output,
     known: Peekable<Box<dyn Iterator<Item = Vec<u32>> + 'a>>,
     order: Order,
-    /// Running requests, with the tokens written so far.
+    /// Requests that the engine is running, with the tokens written so far.
     running: HashMap<RequestId, (Task, Vec<u32>)>,
     progress: Progress,
 }
 
 impl<D: Device> Run<'_, D> {
-    /// Submits work until the engine's batch is full. Responses come first, so that started prompts are finished.
+    /// Submits requests until the engine's batch is full. Responses come first, so that started prompts are finished.
     fn fill(&mut self) -> Result<()> {
         while self.running.len() < self.generation.batch {
             if let Some((attempt, prompt)) = self.order.next() {
@@ -137,7 +137,7 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    /// Starts the response to a prompt, unless the transcript exists.
+    /// Starts the response to a prompt, unless the prompt already has a transcript.
     fn respond(&mut self, attempt: u64, prompt: Vec<u32>) -> Result<()> {
         if self.output.has(&prompt) {
             self.progress.done += 1;
@@ -155,7 +155,8 @@ impl<D: Device> Run<'_, D> {
         Ok(())
     }
 
-    /// Makes or starts an attempt at a prompt. Returns whether another attempt was needed and possible.
+    /// Takes the next given prompt, or lets the target start to write one. Returns whether another attempt was needed
+    /// and possible.
     fn attempt(&mut self) -> Result<bool> {
         let self_prompt = self.prompts.self_prompt();
         if self_prompt.is_none() && self.known.peek().is_none() {

@@ -1,4 +1,4 @@
-//! Makes on-policy training text: prompts and the target's responses.
+//! Transcripts to train on: prompts and the target's own responses to them.
 //!
 //! A drafter learns from text that its target would write. The decode engine therefore makes the transcripts, many at
 //! a time, from one of three kinds of [`Prompts`]: a file of prompts, windows of a text, or messages that the target

@@ -1,16 +1,16 @@
-//! Decides which attempts at a prompt become prompts.
+//! The order in which attempts at a prompt are judged, so that the accepted prompts do not depend on timing.
 //!
 //! Attempts finish in any order but are judged in the order in which they started: of two equal prompts, the earlier
 //! attempt wins, and only the first `count` prompts are kept. The prompts therefore do not depend on timing.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-/// Judges attempts in the order in which they started.
+/// Accepts or rejects attempts at a prompt, in the order in which the attempts started.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     started: u64,
     judged: u64,
-    /// Attempts that ended before an attempt that started earlier.
+    /// Attempts that ended while an attempt that started earlier is still running.
     early: BTreeMap<u64, Option<Vec<u32>>>,
     seen: HashSet<Vec<u32>>,
     ready: VecDeque<(u64, Vec<u32>)>,
@@ -18,7 +18,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// Returns the number of the next attempt, if `count` prompts need another one.
+    /// Returns the number of the next attempt at a prompt, if `count` prompts need another attempt.
     pub(super) fn start(&mut self, count: usize) -> Option<u64> {
         let pending = usize::try_from(self.started - self.judged).unwrap_or(usize::MAX);
         if self.accepted().saturating_add(pending) >= count {
@@ -28,7 +28,7 @@ impl Order {
         Some(self.started - 1)
     }
 
-    /// Records that a started attempt has ended, with or without a prompt.
+    /// Records that an attempt has ended, with or without a prompt.
     pub(super) fn end(&mut self, attempt: u64, prompt: Option<Vec<u32>>) {
         self.early.insert(attempt, prompt);
         while let Some(prompt) = self.early.remove(&self.judged) {
@@ -43,22 +43,22 @@ impl Order {
         }
     }
 
-    /// Returns the next prompt and the number of its attempt.
+    /// Returns the next accepted prompt and the number of its attempt.
     pub(super) fn next(&mut self) -> Option<(u64, Vec<u32>)> {
         self.ready.pop_front()
     }
 
-    /// Number of prompts so far.
+    /// Returns the number of prompts accepted so far.
     pub(super) fn accepted(&self) -> usize {
         self.seen.len()
     }
 
-    /// Number of attempts judged so far.
+    /// Returns the number of attempts judged so far.
     pub(super) fn judged(&self) -> usize {
         self.judged as usize
     }
 
-    /// Number of attempts since the last new prompt.
+    /// Returns the number of attempts since the last new prompt.
     pub(super) fn rejected_in_a_row(&self) -> usize {
         self.rejected_in_a_row
     }

@@ -1,4 +1,4 @@
-//! The output folder of transcripts.
+//! The output folder of the command `data`, which holds transcripts.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -15,7 +15,7 @@ use crate::transcripts::{self, Transcript};
 /// Purpose of the random numbers that decide which prompts are held out.
 const HOLD_OUT: u32 = 2;
 
-/// A message that the target wrote, or a record that the attempt gave no usable message.
+/// A line of `messages.jsonl`: a message that the target wrote, or a record that the attempt gave no usable message.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
@@ -39,7 +39,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Creates a folder, or opens an existing one to continue it.
+    /// Creates an output folder, or opens an existing one to continue its run.
     ///
     /// # Errors
     /// [`TuneError::OtherRun`] if the folder was made with other settings; [`TuneError::File`] if it holds
@@ -47,7 +47,7 @@ impl Output {
     /// held-out share is out of range; [`TuneError::Io`].
     pub fn open(folder: &Path, settings: Settings) -> Result<Self> {
         if !(0.0..=1.0).contains(&settings.held_out) {
-            return Err(TuneError::setting("the share held out", settings.held_out, "0 to 1"));
+            return Err(TuneError::setting("held_out", settings.held_out, "a share from 0 to 1"));
         }
         fs::create_dir_all(folder).map_err(TuneError::io("create", folder))?;
         let [train, held_out, messages] =
@@ -55,8 +55,10 @@ impl Output {
         match DataFile::read(folder)? {
             Some(file) => file.check(folder, &settings)?,
             None if train.exists() || held_out.exists() => {
-                let reason =
-                    format!("it has transcripts, but no {} that says how they were made", DataFile::NAME);
+                let reason = format!(
+                    "it has transcripts, but no {} with their settings; use another folder",
+                    DataFile::NAME
+                );
                 return Err(TuneError::File { path: folder.into(), reason });
             }
             None => DataFile { settings: settings.clone(), result: None }.write(folder)?,
@@ -83,17 +85,17 @@ impl Output {
         Ok(output)
     }
 
-    /// Returns the folder.
+    /// Returns the path of the output folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Returns whether a prompt has a transcript.
+    /// Returns whether a prompt already has a transcript.
     pub fn has(&self, prompt: &[u32]) -> bool {
         self.done.contains(prompt)
     }
 
-    /// The result of an attempt at a message, if it was made before.
+    /// Returns the result of an attempt at a message, if an earlier run made the attempt.
     pub fn message(&self, attempt: u64) -> Option<&Option<Vec<u32>>> {
         self.written.get(&attempt)
     }
@@ -106,7 +108,7 @@ impl Output {
         self.messages.append(&Message { attempt, message })
     }
 
-    /// Appends a transcript.
+    /// Appends a transcript to the training file or to the held-out file.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -136,7 +138,7 @@ impl Output {
     }
 }
 
-/// Whether a prompt belongs to the held-out share; depends on the prompt alone.
+/// Returns whether a prompt belongs to the held-out share; the answer depends on the prompt alone.
 fn is_held_out(prompt: &[u32], share: f64) -> bool {
     let bits = random_bits(of_ids(prompt).value(), HOLD_OUT, 0);
     (bits >> 11) as f64 / ((1u64 << 53) as f64) < share

@@ -1,4 +1,4 @@
-//! Reads prompts from a file.
+//! Reads prompts from a text file or a JSON-lines file.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde::Deserialize;
 use super::rendering::user_message;
 use crate::error::{Result, TuneError};
 
-/// How the texts of a file become prompts.
+/// How the texts of a prompt file become prompts.
 #[derive(Debug)]
 pub enum PromptFormat<'a> {
-    /// The text is a user's message and is rendered with the target's template.
+    /// The text is a user's message, and is rendered with the target's chat template.
     Chat(&'a ChatTemplate),
     /// The text is used as is, with the special tokens that the tokenizer adds around a text.
     Raw,
@@ -65,7 +65,9 @@ pub fn read_prompts(
         }
         if ids.len() >= context_len {
             let tokens = ids.len();
-            return Err(wrong(format!("the prompt has {tokens} tokens, and the context {context_len}")));
+            return Err(wrong(format!(
+                "the prompt has {tokens} tokens, expected fewer than the context, {context_len}"
+            )));
         }
         prompts.push(ids);
     }
@@ -122,7 +124,7 @@ mod tests {
         );
         assert!(message("p.jsonl", "{\"prompt\": ").contains("line 1"));
         assert!(message("p.jsonl", "{\"prompt\": \"\"}").contains("line 1: the prompt is empty"));
-        assert!(message("p.txt", &"word ".repeat(20)).contains("and the context 16"));
+        assert!(message("p.txt", &"word ".repeat(20)).contains("fewer than the context, 16"));
         let missing = Path::new("no/such/file.jsonl");
         let error = read_prompts(missing, &PromptFormat::Raw, &tokenizer(), 16).unwrap_err();
         assert!(matches!(error, TuneError::Io { action: "read", .. }));

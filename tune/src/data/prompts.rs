@@ -1,21 +1,21 @@
-//! Sources of prompts.
+//! Sources of prompts: a file, windows of a text, or the target itself.
 
 use super::self_prompt::SelfPrompt;
 use super::windows::Windows;
 
-/// Prompts, or the source that they are made from.
+/// Prompts, or the source that makes them.
 #[derive(Clone, Debug)]
 pub enum Prompts {
-    /// Given prompts, in order.
+    /// Prompts that a file gives, in order.
     Given(Vec<Vec<u32>>),
-    /// Windows of a text.
+    /// Windows of a text file.
     Windows(Windows),
     /// Messages that the target itself writes.
     Written(SelfPrompt),
 }
 
 impl Prompts {
-    /// The number of tokens of the longest prompt.
+    /// Returns the number of tokens of the longest prompt.
     pub fn longest(&self) -> usize {
         match self {
             Self::Given(prompts) => prompts.iter().map(Vec::len).max().unwrap_or(0),
@@ -24,7 +24,7 @@ impl Prompts {
         }
     }
 
-    /// The prompts that are known before generation starts.
+    /// Returns the prompts that exist before generation starts.
     pub(super) fn known(&self) -> Box<dyn Iterator<Item = Vec<u32>> + '_> {
         match self {
             Self::Given(prompts) => Box::new(prompts.iter().cloned()),

@@ -2,7 +2,8 @@
 
 use flexdraft::model::{ChatMessage, ChatTemplate, LoadError};
 
-/// The date that templates see: 2025-01-01, in seconds since 1970. A fixed date keeps prompts the same on every day.
+/// The date that chat templates see: 2025-01-01, in seconds since 1970. A fixed date keeps prompts the same on every
+/// day.
 const RENDERED_AT: u64 = 1_735_689_600;
 
 /// Renders a conversation that starts with the user's message `text`, up to where the assistant's answer begins.

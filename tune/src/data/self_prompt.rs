@@ -17,9 +17,9 @@ const SENTINEL: &str = "Q7sentinelQ7";
 #[derive(Clone, Debug, PartialEq)]
 pub struct SelfPrompt {
     prefix: Vec<u32>,
-    /// The tokens from the end of the user's turn to where the assistant's message begins.
+    /// Token ids of the template from the end of the user's turn to where the assistant's message begins.
     suffix: Vec<u32>,
-    /// The tokenizer's special ids, ascending; a message must contain none of them.
+    /// The tokenizer's special token ids, ascending; a message must contain none of them.
     special: Vec<u32>,
     min_tokens: usize,
     max_tokens: usize,
@@ -27,7 +27,7 @@ pub struct SelfPrompt {
 }
 
 impl SelfPrompt {
-    /// Splits the template at the user's message. Messages have `min_tokens..=max_tokens` tokens.
+    /// Splits a chat template at the user's message. Messages have `min_tokens..=max_tokens` tokens.
     ///
     /// # Errors
     /// [`TuneError::Runner`] for a template that cannot be rendered; [`TuneError::Setting`] for a template that does
@@ -41,19 +41,19 @@ impl SelfPrompt {
         max_tokens: usize,
     ) -> Result<Self> {
         if max_tokens < min_tokens.max(1) {
-            let expected = format!("at least {}", min_tokens.max(1));
-            return Err(TuneError::setting("the longest message", max_tokens, expected));
+            let expected = format!("at least {}, the shortest message", min_tokens.max(1));
+            return Err(TuneError::setting("max_message", max_tokens, expected));
         }
         let rendered = user_message(template, SENTINEL)?;
         let mut parts = rendered.split(SENTINEL);
         let (Some(prefix), Some(suffix), None) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(template_error("it does not show the user's message exactly once"));
+            return Err(template_error("it does not contain the user's message exactly once"));
         };
         // The template already contains the special tokens.
         let (prefix, suffix) = (tokenizer.encode(prefix, false)?, tokenizer.encode(suffix, false)?);
         let special = tokenizer.special_ids();
         if prefix.is_empty() {
-            return Err(template_error("there is nothing before the user's message to begin with"));
+            return Err(template_error("it has no text before the user's message"));
         }
         if !suffix.first().is_some_and(|end| special.contains(end)) {
             return Err(template_error("no special token ends the user's turn"));
@@ -61,31 +61,31 @@ impl SelfPrompt {
         Ok(Self { prefix, suffix, special, min_tokens, max_tokens, sampling })
     }
 
-    /// The request that lets the target write a message, with random numbers from `seed`.
+    /// Returns the request that lets the target write a message, with random numbers from `seed`.
     pub fn request(&self, seed: u64) -> Request {
         Request {
             stop_ids: self.special.clone(),
             sampling: self.sampling,
             seed,
-            // The token that ends the turn counts too.
+            // The token that ends the turn counts as a token of the message.
             ..Request::new(self.prefix.clone(), self.max_tokens + 1)
         }
     }
 
-    /// Extracts the message from what the target wrote: `None` if it is too short, unfinished, or ended with anything
-    /// but the end of the turn.
+    /// Extracts the message from the tokens that the target wrote; returns `None` if the message is too short,
+    /// unfinished, or not ended by the end of the turn.
     pub fn message(&self, mut written: Vec<u32>, finish: &Finish) -> Option<Vec<u32>> {
         let end = written.pop()?;
         let finished = *finish == Finish::Stop && self.suffix.first() == Some(&end);
         (finished && written.len() >= self.min_tokens).then_some(written)
     }
 
-    /// The prompt made from a message: the template around it.
+    /// Returns the prompt made from a message: the chat template around the message.
     pub fn prompt(&self, message: &[u32]) -> Vec<u32> {
         [&self.prefix, message, &self.suffix].concat()
     }
 
-    /// The number of tokens of the longest prompt.
+    /// Returns the number of tokens of the longest possible prompt.
     pub fn longest(&self) -> usize {
         self.prefix.len() + self.max_tokens + self.suffix.len()
     }
@@ -94,8 +94,8 @@ impl SelfPrompt {
 fn template_error(reason: &str) -> TuneError {
     TuneError::setting(
         "the source of prompts",
-        "self-prompted",
-        format!("another one for this chat template: {reason}"),
+        format!("the target itself, but its chat template does not allow that: {reason}"),
+        "--continue FILE or --prompts FILE",
     )
 }
 
@@ -146,7 +146,7 @@ mod tests {
         for (template, reason) in [
             ("<|im_start|>hello<|im_end|>", "exactly once"),
             ("{{ messages[0].content }}{{ messages[0].content }}", "exactly once"),
-            ("{{ messages[0].content }}<|im_end|>", "nothing before"),
+            ("{{ messages[0].content }}<|im_end|>", "no text before"),
             ("[INST] {{ messages[0].content }} [/INST]", "no special token"),
         ] {
             let error = split(template).unwrap_err();

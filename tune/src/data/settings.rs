@@ -1,4 +1,4 @@
-//! The settings that a folder of transcripts was made with.
+//! The settings of a folder of transcripts, and the check that a run may continue in the folder.
 
 use std::fs;
 use std::io;
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, TuneError};
 use crate::hash;
 
-/// Everything that the transcripts depend on. The number of transcripts is not included: asking for more continues
-/// the same run.
+/// Everything that the transcripts of a folder depend on. The number of transcripts is not included: asking for more
+/// continues the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -27,24 +27,24 @@ pub struct Settings {
     pub held_out: f64,
     /// How the target's activations were rounded: `f32` or `bf16`.
     pub precision: String,
-    /// Key of all random numbers.
+    /// Seed of all random numbers.
     pub seed: u64,
 }
 
-/// Identity of a target.
+/// The identity of a target: name, vocabulary and hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetName {
     /// Name of the target's file or folder.
     pub name: String,
-    /// V, the size of the vocabulary.
+    /// Size of the target's vocabulary.
     pub vocab_size: usize,
-    /// Hash from [`hash::of_target`].
+    /// Hash of the target from [`hash::of_target`].
     pub hash: String,
 }
 
 impl TargetName {
-    /// Identifies the target that was read from `path`.
+    /// Returns the identity of the target that was read from `path`.
     pub fn new(path: &Path, target: &TargetWeights) -> Self {
         Self {
             name: file_name(path),
@@ -54,11 +54,11 @@ impl TargetName {
     }
 }
 
-/// Source of the prompts.
+/// Where the prompts came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Source {
-    /// The target wrote them.
+    /// The target wrote the prompts.
     SelfPrompted {
         /// Minimum number of tokens per message.
         min_message: usize,
@@ -66,32 +66,32 @@ pub enum Source {
         max_message: usize,
         /// Sampling temperature of the messages.
         temperature: f32,
-        /// Top-p of the messages.
+        /// Top-p with which the messages are sampled.
         top_p: f32,
     },
-    /// A file of prompts.
+    /// The prompts are the entries of a file.
     Prompts {
-        /// Name of the file.
+        /// Name of the prompt file.
         file: String,
-        /// Hash of the file's contents.
+        /// Hash of the prompt file's contents.
         hash: String,
         /// True if the prompts were used without a chat template.
         raw: bool,
     },
-    /// Windows of a text.
+    /// The prompts are windows of a text.
     Windows {
-        /// Name of the file.
+        /// Name of the text file.
         file: String,
-        /// Hash of the file's contents.
+        /// Hash of the text file's contents.
         hash: String,
         /// Number of tokens per window.
         window: usize,
     },
-    /// Windows of a text, and the text's own words after them.
+    /// The prompts are windows of a text, and the responses are the text's own words after them.
     AsWritten {
-        /// Name of the file.
+        /// Name of the text file.
         file: String,
-        /// Hash of the file's contents.
+        /// Hash of the text file's contents.
         hash: String,
         /// Number of tokens per window.
         window: usize,
@@ -99,7 +99,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Describes a file of prompts.
+    /// Returns the source for a file of prompts.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -107,7 +107,7 @@ impl Source {
         Ok(Self::Prompts { file: file_name(path), hash: hash_of_file(path)?, raw })
     }
 
-    /// Describes windows of a text file.
+    /// Returns the source for windows of a text file.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -115,7 +115,7 @@ impl Source {
         Ok(Self::Windows { file: file_name(path), hash: hash_of_file(path)?, window })
     }
 
-    /// Describes a text file whose own words are the responses.
+    /// Returns the source for a text file whose own words are the responses.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -124,7 +124,7 @@ impl Source {
     }
 }
 
-/// Counts of a complete run.
+/// Counts of a complete run that made transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
@@ -149,10 +149,10 @@ pub struct DataFile {
 }
 
 impl DataFile {
-    /// The file's name.
+    /// Name of the file with a folder's settings.
     pub const NAME: &str = "data.json";
 
-    /// Reads the file of a folder; `None` if the folder has none.
+    /// Reads the settings file of a folder; returns `None` if the folder has none.
     ///
     /// # Errors
     /// [`TuneError::Io`] or [`TuneError::File`].
@@ -167,7 +167,7 @@ impl DataFile {
             .map_err(|error| TuneError::File { path, reason: error.to_string() })
     }
 
-    /// Writes the file of a folder. If the process is killed meanwhile, the previous file stays.
+    /// Writes the settings file of a folder. If the process is killed meanwhile, the previous file stays.
     ///
     /// # Errors
     /// [`TuneError::Io`].
@@ -182,7 +182,7 @@ impl DataFile {
         fs::rename(&unfinished, &path).map_err(TuneError::io("write", &path))
     }
 
-    /// Checks that `settings` would continue the folder's run.
+    /// Checks that a run with `settings` may continue in the folder.
     ///
     /// # Errors
     /// [`TuneError::OtherRun`] naming the first setting that differs.
@@ -210,7 +210,7 @@ impl DataFile {
     }
 }
 
-/// Two files with the same name and the same weights are one target: only the hash decides.
+/// The name of a target's file does not matter: two files with the same weights are one target.
 fn describe(target: &TargetName) -> String {
     format!("hash {}", target.hash)
 }

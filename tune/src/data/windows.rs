@@ -12,13 +12,13 @@ use crate::hash::random_bits;
 /// Purpose of the random numbers that place windows.
 const PLACE: u32 = 1;
 
-/// Bytes of text that are tokenised at once, which bounds the memory that it takes.
+/// Bytes of text that are tokenised at once, which limits the memory of tokenising.
 const CHUNK: usize = 1 << 20;
 
-/// Windows of equal length at random places of a text; no place is used twice.
+/// Windows of equal length at random places of a text; no two windows start at the same place.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    /// Tokens before every window: the tokens that the tokenizer puts at the start of a text.
+    /// Token ids before every window: the tokens that the tokenizer puts at the start of a text.
     beginning: Vec<u32>,
     tokens: Vec<u32>,
     len: usize,
@@ -26,7 +26,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Windows of `len` tokens of a tokenised text, placed by `seed`.
+    /// Returns windows of `len` tokens of a tokenised text, at places that `seed` determines.
     ///
     /// # Errors
     /// [`TuneError::Setting`] for a length of 0; [`TuneError::TooLittleData`] for a text, read from `path`,
@@ -39,7 +39,7 @@ impl Windows {
         seed: u64,
     ) -> Result<Self> {
         if len == 0 {
-            return Err(TuneError::setting("the window", len, "at least 1 token"));
+            return Err(TuneError::setting("window", len, "at least 1 token"));
         }
         let needed = len.saturating_add(count.max(1) - 1);
         if tokens.len() < needed {
@@ -53,12 +53,12 @@ impl Windows {
         Ok(Self { beginning, tokens, len, seed })
     }
 
-    /// The number of tokens of a prompt.
+    /// Returns the number of tokens of a prompt.
     pub fn longest(&self) -> usize {
         self.beginning.len() + self.len
     }
 
-    /// The prompts, in random order.
+    /// Returns the prompts, in random order.
     pub fn iter(&self) -> impl Iterator<Item = Vec<u32>> + '_ {
         let places = self.tokens.len() + 1 - self.len;
         // A Fisher-Yates shuffle that stores only the elements that it has moved.
@@ -74,7 +74,7 @@ impl Windows {
     }
 }
 
-/// Reads a text as token ids. Also returns the tokens that the tokenizer puts at the start of a text.
+/// Reads a text file as token ids. Also returns the tokens that the tokenizer puts at the start of a text.
 ///
 /// # Errors
 /// [`TuneError::Io`] for a file that cannot be read or is not UTF-8; [`TuneError::Runner`] from the tokenizer.
@@ -90,7 +90,7 @@ pub fn read_text(path: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u3
     Ok((tokenizer.encode("", true)?, tokens))
 }
 
-/// The end of the first chunk, at a line break if there is one. No tokenizer joins the text of two lines.
+/// Returns the end of the first chunk of a text, at a line break if possible. No tokenizer joins the text of two lines.
 fn chunk_end(text: &str) -> usize {
     if text.len() <= CHUNK {
         return text.len();

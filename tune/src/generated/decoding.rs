@@ -1,21 +1,21 @@
-//! How an evaluation decodes, and the results per prompt.
+//! How an evaluation decodes, and what it records for each prompt.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Mode, Record, StepRecord};
 use flexdraft::sampling::SamplingParams;
 
-/// Settings of an evaluation's decoding.
+/// Settings for decoding the prompts of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoding {
     /// Maximum number of tokens per prompt; the target's context is a further limit.
     pub max_new_tokens: usize,
-    /// Ids that end a response.
+    /// Token ids that end a response.
     pub stop_ids: Vec<u32>,
-    /// How tokens are drawn.
+    /// Temperature and truncation with which tokens are sampled.
     pub sampling: SamplingParams,
     /// How drafts are accepted above temperature 0.
     pub rule: Rule,
-    /// If true, drafts are verified as if the drafter had been certain of them, for comparison. With
+    /// True if drafts are verified as if the drafter had been certain of them, for comparison. With
     /// [`Rule::Rejection`], a draft x is then accepted with the target's own probability of x: the same as if the
     /// target drew a token independently and the two had to be equal.
     pub as_certain: bool,
@@ -25,7 +25,7 @@ pub struct Decoding {
     pub mode: Mode,
     /// Seed of the first prompt; each further prompt uses the next seed.
     pub seed: u64,
-    /// Maximum number of prompts per step.
+    /// Maximum number of prompts that a step decodes together.
     pub batch: usize,
 }
 
@@ -37,11 +37,11 @@ impl Decoding {
     }
 }
 
-/// A prompt's response and the steps that produced it.
+/// The response to a prompt, and the steps that produced it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Run {
     pub(super) response: Vec<u32>,
-    /// Each verification, with the confidences of the block that it verified in part or whole.
+    /// Each verification of the response, with the confidences of the block that it verified in part or whole.
     pub(super) steps: Vec<(Vec<f32>, StepRecord)>,
     /// Confidences of the block that the next step verifies.
     pub(super) pending: Vec<f32>,

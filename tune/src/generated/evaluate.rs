@@ -9,25 +9,25 @@ use super::decoding::{Decoding, Run};
 use super::report::{Report, Tally};
 use crate::error::{Result, TuneError};
 
-/// Progress of an evaluation.
+/// Progress of an evaluation, for display.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Prompts continued; a prompt that is decoded with and without drafts counts twice.
+    /// Number of prompts continued; a prompt that is decoded with and without drafts counts twice.
     pub done: usize,
-    /// Tokens generated.
+    /// Number of tokens generated so far.
     pub tokens: usize,
 }
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// The measured numbers.
+    /// The measured numbers of the drafter.
     pub report: Report,
     /// The response to each prompt.
     pub responses: Vec<Vec<u32>>,
 }
 
-/// Decodes the prompts with drafts and, if the tokens must be the same, without drafts. `observe` is called after
+/// Decodes the prompts with drafts and, if the tokens must be the same, without drafts too. `observe` is called after
 /// every step.
 ///
 /// # Errors
@@ -40,7 +40,7 @@ pub fn evaluate<D: Device>(
     observe: &mut dyn FnMut(&Progress),
 ) -> Result<Evaluation> {
     if decoding.batch == 0 {
-        return Err(TuneError::setting("the batch", 0, "at least 1"));
+        return Err(TuneError::setting("batch", 0, "at least 1"));
     }
     let compared = decoding.is_compared();
     let mut progress = Progress::default();

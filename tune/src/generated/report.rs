@@ -13,41 +13,41 @@ const BINS: usize = 10;
 /// Acceptance counts of one slot of the block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
-    /// Steps that verified the slot.
+    /// Number of steps that verified the slot.
     pub verified: usize,
-    /// Steps that verified the slot and accepted all slots before it.
+    /// Number of steps that verified the slot and accepted all slots before it.
     pub reached: usize,
-    /// Steps that accepted the slot.
+    /// Number of steps that accepted the slot.
     pub accepted: usize,
 }
 
 impl Slot {
-    /// Share of accepted drafts among all verifications of the slot.
+    /// Returns the share of accepted drafts among all verifications of the slot.
     pub fn acceptance(&self) -> f64 {
         ratio(self.accepted, self.verified)
     }
 
-    /// Share of accepted drafts among the verifications in which all slots before it were accepted.
+    /// Returns the share of accepted drafts among the verifications in which all slots before this slot were accepted.
     pub fn conditional_acceptance(&self) -> f64 {
         ratio(self.accepted, self.reached)
     }
 }
 
-/// Drafts with similar confidence.
+/// A bin of the reliability diagram: drafts with similar confidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bin {
     /// Number of drafts that were verified with all slots before them accepted.
     pub drafts: usize,
     /// Mean confidence of the drafts.
     pub confidence: f64,
-    /// Share of the drafts that was accepted.
+    /// Share of the drafts that were accepted.
     pub accepted: f64,
 }
 
-/// Counts for one prompt.
+/// Counts of decoding one prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Continuation {
-    /// Tokens of the response.
+    /// Number of tokens of the response.
     pub tokens: usize,
     /// Number of verifications; reading the prompt does not count.
     pub steps: usize,
@@ -58,31 +58,32 @@ pub struct Continuation {
 /// The results of decoding with a drafter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// τ: the mean of accepted + 1 over all steps; 1 if there are no steps.
+    /// Acceptance length τ: the mean of accepted + 1 over all steps; 1 if there are no steps.
     pub tau: f64,
     /// Passes of the target per generated token. Excludes the passes that read the prompts and the first token of
     /// each response, which those passes produced.
     pub passes_per_token: f64,
-    /// True if the tokens were compared with plain decoding and found equal; greedy decoding and the rule `match`
-    /// guarantee this.
+    /// True if the tokens were compared with plain decoding and found equal, as greedy decoding and the rule `match`
+    /// guarantee.
     pub compared: bool,
-    /// The mean distance between confidence and acceptance over the bins, weighted by their number of drafts.
+    /// Calibration error: the mean distance between confidence and acceptance over the bins, weighted by their number
+    /// of drafts.
     pub calibration_error: f64,
-    /// Confidence against acceptance; bin i starts at confidence i/10.
+    /// The reliability diagram: confidence against acceptance; bin i starts at confidence i/10.
     pub reliability: Vec<Bin>,
-    /// Acceptance of slots 1..S.
+    /// Acceptance counts of the slots after slot 0.
     pub slots: Vec<Slot>,
-    /// Counts per prompt.
+    /// Tokens, verifications and accepted drafts of each prompt.
     pub prompts: Vec<Continuation>,
-    /// The result of walking transcripts, if requested.
+    /// The result of walking transcripts, if the evaluation walked any.
     pub walk: Option<Walked>,
 }
 
-/// Sums over steps.
+/// Running sums over the steps of an evaluation.
 #[derive(Default)]
 pub(super) struct Tally {
     slots: Vec<Slot>,
-    /// Per bin: number of drafts, sum of their confidences, number accepted.
+    /// For each bin: number of drafts, sum of their confidences, number accepted.
     bins: [(usize, f64, usize); BINS],
     prompts: Vec<Continuation>,
 }
@@ -192,7 +193,7 @@ mod tests {
         })
     }
 
-    /// Two steps: 2 of 3 accepted, then 0 of 1.
+    /// The first step accepts 2 of 3 drafts, the second 0 of 1.
     fn report() -> Report {
         let mut run = Run { response: vec![0; 5], ..Run::default() };
         run.take(Record::Prefill(BlockRecord { confidence: vec![0.95, 0.85, 0.15], ..Default::default() }));
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn calibration_error_is_the_mean_distance() {
         let report = report();
-        // Of 4 drafts: 0.95 and 0.85 accepted, 0.15 and 0.55 not.
+        // Of 4 drafts, the ones with confidence 0.95 and 0.85 are accepted, 0.15 and 0.55 are not.
         let expected = (0.05 + 0.15 + 0.15 + 0.55) / 4.0;
         assert!((report.calibration_error - expected).abs() < 1e-6, "{}", report.calibration_error);
     }

@@ -1,4 +1,4 @@
-//! Finds τ of greedy transcripts by walking through them, the way tuning finds its held-out τ.
+//! Finds the acceptance length τ of greedy transcripts by walking through them, as tuning finds its held-out τ.
 
 use std::fmt;
 
@@ -15,26 +15,28 @@ use crate::transcripts::Transcript;
 use crate::tune::Corpus;
 use crate::tune::walk::{Walk, walk};
 
-/// Memory for the keys and values of transcripts, in GiB; the rest is computed again for every part of a walk.
+/// Memory for the keys and values of transcripts, in GiB; keys and values beyond it are computed again for every part
+/// of a walk.
 const KEPT_GIB: f64 = 1.0;
 
 /// The result of walking transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walked {
-    /// τ over the walks' steps; 1 if there are no steps.
+    /// Acceptance length τ over the walks' steps; 1 if there are no steps.
     pub tau: f64,
     /// Number of transcripts walked.
     pub transcripts: usize,
     /// Number of transcripts left out because greedy decoding writes something else after their prompts.
     pub not_greedy: usize,
-    /// Sums over the walks.
+    /// Sums over all walked transcripts.
     #[serde(flatten)]
     pub walk: Walk,
 }
 
-/// Walks the first `max_new_tokens` tokens of each transcript's response, with `decoding`'s confidence. `responses`
-/// are the results of greedy decoding after the same prompts with the same limit. A transcript is walked only if its
-/// response, cut to that limit, is a prefix of the decoded response; the others are counted as `not_greedy`.
+/// Walks the first `max_new_tokens` tokens of each transcript's response, with the confidence settings of `decoding`.
+/// `responses` are the results of greedy decoding after the same prompts with the same limit. A transcript is walked
+/// only if its response, cut to that limit, is a prefix of the decoded response; the others are counted as
+/// `not_greedy`.
 ///
 /// A walk takes the same steps as decoding, except at the end: the walk ends where a draft would be verified against
 /// tokens that the transcript does not have, while decoding verifies these drafts too. Products are computed in f32
@@ -55,7 +57,7 @@ pub fn walk_greedy(
         return Err(TuneError::setting("the temperature of a walk", temperature, "0"));
     }
     if responses.len() != transcripts.len() {
-        let expected = format!("one a transcript, {}", transcripts.len());
+        let expected = format!("one per transcript, {}", transcripts.len());
         return Err(TuneError::setting("the number of responses", responses.len(), expected));
     }
     let greedy: Vec<Transcript> = transcripts

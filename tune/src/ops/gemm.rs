@@ -19,7 +19,7 @@ struct Gemm {
     b: Operand,
 }
 
-/// The memory layout of an operand.
+/// The memory layout of a product's operand.
 #[derive(Debug)]
 struct Operand {
     /// True if cuBLAS must transpose the operand: its columns are contiguous, its rows are not.
@@ -31,9 +31,10 @@ struct Operand {
 }
 
 impl Gemm {
-    /// The product of tensors with the given layouts.
+    /// Returns the product of tensors with the given layouts.
     fn of(a: &Layout, b: &Layout) -> Result<Self> {
-        let refused = || Error::msg(format!("no product of {:?} and {:?}", a.shape(), b.shape()));
+        let refused =
+            || Error::msg(format!("shapes {:?} and {:?} cannot be multiplied", a.shape(), b.shape()));
         let (batch, m, k, n) = match (a.dims(), b.dims()) {
             (&[m, k], &[rows, n]) if rows == k => (1, m, k, n),
             (&[batch, m, k], &[batches, rows, n]) if rows == k && batches == batch => (batch, m, k, n),
@@ -44,7 +45,7 @@ impl Gemm {
         Ok(Self { batch, m, n, k, a: Operand::of(a)?, b: Operand::of(b)? })
     }
 
-    /// Number of elements of the result.
+    /// Returns the number of elements of the product's result.
     #[cfg(feature = "cuda")]
     fn result_len(&self) -> usize {
         [self.batch, self.m, self.n].into_iter().map(|len| usize::try_from(len).unwrap_or(0)).product()
@@ -56,7 +57,7 @@ impl Operand {
         let (&[.., rows, columns], &[ref batch @ .., down, across]) = (layout.dims(), layout.stride()) else {
             return Err(Error::msg("a product's operand is not a matrix"));
         };
-        // If there is only one row or one column, its stride has no meaning.
+        // The stride of a single row or column has no meaning.
         let (transposed, leading) = if (across == 1 || columns == 1) && (down >= columns || rows == 1) {
             (false, down.max(columns))
         } else if (down == 1 || rows == 1) && (across >= rows || columns == 1) {
@@ -84,13 +85,13 @@ mod cuda {
 
     use super::{Gemm, Operand};
 
-    /// a · b for bf16 tensors on one GPU, matrices or batches of matrices; the result is f32.
+    /// Computes a · b for bf16 tensors on one GPU, matrices or batches of matrices; the result is f32.
     ///
     /// # Errors
     /// Errors of candle and cuBLAS: mismatched shapes, tensors of another type or device, out of memory.
     pub fn bf16_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         if a.dtype() != DType::BF16 || b.dtype() != DType::BF16 || !a.device().same_device(b.device()) {
-            return Err(Error::msg("expected two bf16 tensors on one device"));
+            return Err(Error::msg("a product by cuBLAS expects two bf16 tensors on one device"));
         }
         a.apply_op2_no_bwd(b, &Bf16Product)
     }
@@ -109,7 +110,7 @@ mod cuda {
             _: &CpuStorage,
             _: &Layout,
         ) -> Result<(CpuStorage, Shape)> {
-            Err(Error::msg("cuBLAS multiplies nothing on the CPU"))
+            Err(Error::msg("a product by cuBLAS expects tensors on a GPU, found tensors on the CPU"))
         }
 
         fn cuda_fwd(
@@ -183,13 +184,13 @@ mod tests {
 
     use super::*;
 
-    /// `count` numbers whose products and sums are exact, `[count]`.
+    /// Returns `count` small whole numbers, whose products and sums are exact in bf16 and f32, `[count]`.
     fn numbers(count: usize) -> Tensor {
         let numbers: Vec<f32> = (0..count).map(|i| ((7 * i + 3) % 11) as f32 - 5.0).collect();
         Tensor::from_vec(numbers, count, &Device::Cpu).unwrap()
     }
 
-    /// Computes what cuBLAS would from the elements of the tensors' memory: column-major, with the operands
+    /// Computes the product as cuBLAS would, from the elements of the tensors' memory: column-major, with the operands
     /// exchanged.
     fn as_cublas(a: &Tensor, b: &Tensor) -> Vec<f32> {
         let memory = |x: &Tensor| {
@@ -224,7 +225,8 @@ mod tests {
         for (batch, m, k, n) in
             [(1, 3, 4, 5), (3, 2, 5, 4), (2, 1, 3, 4), (2, 3, 1, 4), (2, 3, 4, 1), (1, 1, 1, 1)]
         {
-            // A plain matrix, a transposed one, a part of wider rows and a part of longer columns, both at an offset.
+            // Operands with every kind of layout: a plain matrix, a transposed one, a part of wider rows and a part of
+            // longer columns, both at an offset.
             let forms = |rows: usize, columns: usize| {
                 let whole = |rows: usize, columns: usize| {
                     numbers(batch * rows * columns).reshape((batch, rows, columns)).unwrap()
@@ -261,9 +263,9 @@ mod tests {
             (zeros(&[2, 3, 4]), zeros(&[4, 2])),
             (zeros(&[3]), zeros(&[3])),
         ] {
-            assert!(refused(&a, &b).contains("no product of"), "{}", refused(&a, &b));
+            assert!(refused(&a, &b).contains("cannot be multiplied"), "{}", refused(&a, &b));
         }
-        // Every other column, and overlapping rows.
+        // Layouts that cuBLAS cannot read: every other column, and overlapping rows.
         let strided = zeros(&[3, 4, 2]).narrow(2, 0, 1).unwrap().squeeze(2).unwrap();
         assert!(refused(&zeros(&[2, 3]), &strided).contains("contiguous"));
         let one = zeros(&[1, 4]).broadcast_as((3, 4)).unwrap();
@@ -281,7 +283,7 @@ mod tests {
         let product = bf16_product(&on(&a)?, &on(&b)?)?.to_device(&Device::Cpu)?;
         assert_eq!(product.dtype(), DType::F32);
         assert_eq!(product.to_vec3::<f32>()?, a.matmul(&b.contiguous()?)?.to_vec3::<f32>()?);
-        // 257 has more digits than bf16 holds.
+        // The number 257 has more digits than bf16 holds.
         let wide = Tensor::new(&[[256f32, 1.0]], &Device::Cpu)?;
         let ones = Tensor::ones((2, 1), DType::F32, &Device::Cpu)?;
         assert_eq!(bf16_product(&on(&wide)?, &on(&ones)?)?.to_vec2::<f32>()?, [[257.0]]);

@@ -22,15 +22,15 @@ pub use silu::{silu_mul, silu_mul_backward};
 pub(crate) use softmax::exp;
 pub use softmax::{Visible, softmax_backward, visible_softmax};
 
-/// Minimum size of a thread's task, in elements.
+/// Smallest task that is given to a thread, in elements.
 const ELEMENTS_A_TASK: usize = 1 << 14;
 
-/// Number of rows of `columns` elements in a task of reasonable size.
+/// Returns the number of rows of `columns` elements in a thread's task.
 fn rows_a_task(columns: usize) -> usize {
     ELEMENTS_A_TASK.div_ceil(columns.max(1))
 }
 
-/// Returns whether the fast path applies: f32 on the CPU.
+/// Returns whether a tensor takes the fast path, which handles f32 on the CPU.
 fn is_cpu_f32(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
@@ -46,12 +46,12 @@ fn with_elements<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R
     }
 }
 
-/// Length of the last dimension.
+/// Returns the length of a tensor's last dimension.
 fn columns(x: &Tensor) -> Result<usize> {
     x.dim(candle_core::D::Minus1)
 }
 
-/// Σ f(i) for i in 0..n, as sixteen interleaved sums, which compilers vectorise.
+/// Returns Σ f(i) for i in 0..n, as sixteen interleaved sums, which compilers vectorise.
 fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0f32; LANES];

@@ -1,11 +1,11 @@
-//! RMSNorm over the last dimension.
+//! RMSNorm over the last dimension, with its gradient.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{columns, is_cpu_f32, lane_sum, rows_a_task, with_elements};
 
-/// x / √(mean(x²) + eps) · weight; `weight` is `[columns]`.
+/// Computes x / √(mean(x²) + eps) · weight; `weight` is `[columns]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if !is_cpu_f32(x) {
         let inverse = ((x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?).recip()?;
@@ -30,7 +30,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     Tensor::from_vec(out, x.shape(), x.device())
 }
 
-/// The gradients of the operands of [`rms_norm`], `x` and, if requested, `weight`, from the gradient of its value.
+/// Returns the gradients of the operands of [`rms_norm`], `x` and, if requested, `weight`, from the gradient of its
+/// value.
 ///
 /// With r = 1/√(mean(x²) + eps) and g' = g · weight: dx = r · (g' − x · r² · mean(g' · x)), and
 /// dweight is the sum over the rows of g · x · r.
@@ -68,7 +69,7 @@ pub fn rms_norm_backward(
                     }
                     dweight
                 });
-                // The parts are collected and added in order, so that a run is reproducible.
+                // The partial sums are added in order, so that a run is reproducible.
                 let parts: Vec<Vec<f32>> = parts.collect();
                 Ok(parts.into_iter().reduce(|mut sum, part| {
                     sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);

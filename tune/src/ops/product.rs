@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-/// The type of everything but the operands of products, if the operands are rounded to `compute`.
+/// Returns the type of everything but the operands of matrix products, if the operands are rounded to `compute`.
 pub fn working_type(compute: DType) -> DType {
     match compute {
         DType::BF16 | DType::F16 => DType::F32,
@@ -10,15 +10,15 @@ pub fn working_type(compute: DType) -> DType {
     }
 }
 
-/// a · b with operands rounded to `compute`; sums and result have its [`working_type`].
+/// Computes a · b with operands rounded to `compute`; sums and result have its [`working_type`].
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
 pub fn product(a: &Tensor, b: &Tensor, compute: DType) -> Result<Tensor> {
     let rounded = |x: &Tensor| {
         let x = x.to_dtype(compute)?;
-        // Candle has no bf16 products on the CPU. In f32, products of rounded numbers are exact, as they are in
-        // matrix units.
+        // Candle has no bf16 products on the CPU, so f32 products of rounded operands imitate them. In f32, products of
+        // rounded numbers are exact, as they are in matrix units.
         if x.device().is_cpu() { x.to_dtype(working_type(compute)) } else { Ok(x) }
     };
     let (a, b) = (rounded(a)?, rounded(b)?);
@@ -41,7 +41,8 @@ mod tests {
         let b = Tensor::new(&[[3.0f32], [1.0 / 1024.0]], &Device::Cpu)?;
         let value = |compute| product(&a, &b, compute)?.flatten_all()?.to_vec1::<f32>();
         assert_eq!(value(DType::F32)?, [3.25 + 3.0 / 1024.0]);
-        // 1 + 2⁻¹⁰ is 1 in bf16; 3.25 has more digits than the rounding of the operands would leave a sum of 257.
+        // In bf16, 1 + 2⁻¹⁰ rounds to 1; 3.25 has more digits than the rounding of the operands would leave a sum of
+        // 257.
         assert_eq!(value(DType::BF16)?, [3.25]);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The rotary embedding (rotate-half).
+//! The rotary position embedding in the rotate-half layout, with its gradient.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use flexdraft::device::Rope;
@@ -6,17 +6,17 @@ use rayon::prelude::*;
 
 use super::{is_cpu_f32, rows_a_task, with_elements};
 
-/// Cosines and sines for the positions of some rows.
+/// Cosines and sines of the rotations of some rows.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    /// `[rows, 1, head_dim / 2]`
+    /// Cosines, `[rows, 1, head_dim / 2]`.
     cos: Tensor,
-    /// `[rows, 1, head_dim / 2]`
+    /// Sines, `[rows, 1, head_dim / 2]`.
     sin: Tensor,
 }
 
 impl Rotation {
-    /// The rotation of one row per position, with the model's frequencies.
+    /// Returns the rotation of one row per position, with the model's frequencies.
     pub fn new(rope: &Rope, positions: &[usize], dtype: DType, device: &Device) -> Result<Self> {
         let angles =
             positions.iter().flat_map(|&p| rope.inv_freq.iter().map(move |&f| p as f64 * f64::from(f)));
@@ -29,12 +29,12 @@ impl Rotation {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Rotates `x` `[rows, heads, head_dim]`.
+    /// Rotates the rows of `x` `[rows, heads, head_dim]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         self.rotate(x, 1.0)
     }
 
-    /// The gradient of the operand of [`apply`](Self::apply): the inverse rotation.
+    /// Returns the gradient of the operand of [`apply`](Self::apply): the inverse rotation.
     pub fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
         self.rotate(gradient, -1.0)
     }

@@ -1,11 +1,11 @@
-//! The SwiGLU activation, SiLU(gate) · up.
+//! The SwiGLU activation, SiLU(gate) · up, with its gradient.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{columns, is_cpu_f32, rows_a_task, with_elements};
 
-/// silu(gate) · up `[rows, n]`, for gate and up side by side `[rows, 2n]`.
+/// Computes silu(gate) · up `[rows, n]` for rows `[rows, 2n]` that hold gate and up side by side.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     let n = columns(gate_up)? / 2;
     if !is_cpu_f32(gate_up) {
@@ -29,14 +29,14 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(out, (rows, n), gate_up.device())
 }
 
-/// The gradient of [`silu_mul`]'s operand `[rows, 2n]` from the gradient of its value `[rows, n]`.
+/// Returns the gradient of [`silu_mul`]'s operand `[rows, 2n]` from the gradient of its value `[rows, n]`.
 pub fn silu_mul_backward(gate_up: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     let n = columns(gradient)?;
     if !is_cpu_f32(gate_up) {
         let (gate, up) = (gate_up.narrow(D::Minus1, 0, n)?, gate_up.narrow(D::Minus1, n, n)?);
         let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
         let silu = (&gate * &sigmoid)?;
-        // silu' = σ · (1 + x · (1 − σ)) = σ + silu · (1 − σ)
+        // The derivative of SiLU: silu' = σ · (1 + x · (1 − σ)) = σ + silu · (1 − σ).
         let slope = (&sigmoid + (&silu * (1.0 - &sigmoid)?)?)?;
         let gate_gradient = ((gradient * up)? * slope)?;
         return Tensor::cat(&[gate_gradient, (gradient * silu)?], D::Minus1);

@@ -1,23 +1,23 @@
-//! Softmax over the columns that each row sees.
+//! Softmax over the columns that each row sees, with its gradient.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{columns, is_cpu_f32, lane_sum, rows_a_task, with_elements};
 
-/// The columns that each row of scores sees: two ranges, each with a fixed start. The pattern repeats: row `r` of the
-/// scores sees the columns given by `rows[r % rows.len()]`.
+/// The columns that each row of attention scores sees: two ranges, each with a fixed start. The pattern repeats: row
+/// `r` of the scores sees the columns given by `rows[r % rows.len()]`.
 #[derive(Clone, Debug)]
 pub struct Visible {
     /// First column of the second range.
     pub split: usize,
-    /// For each row, the number of columns that it sees of `0..split` and the number from `split` on; at least one in
-    /// all.
+    /// For each row, the number of columns of `0..split` that it sees and the number from `split` on; together at least
+    /// one.
     pub rows: Vec<[usize; 2]>,
 }
 
 impl Visible {
-    /// The additive mask `[rows, columns]`: 0 for visible columns, −∞ for the others.
+    /// Returns the additive mask `[rows, columns]`: 0 for visible columns, −∞ for the others.
     fn mask(&self, columns: usize, like: &Tensor) -> Result<Tensor> {
         let split = self.split;
         let row = |&[first, second]: &[usize; 2]| {
@@ -33,7 +33,8 @@ impl Visible {
     }
 }
 
-/// softmax(scores · scale) over the columns that each row sees, 0 elsewhere. `scores` is `[heads, rows, columns]`.
+/// Computes softmax(scores · scale) over the columns that each row sees, and 0 for all other columns. `scores` is
+/// `[heads, rows, columns]`.
 pub fn visible_softmax(scores: &Tensor, scale: f64, visible: &Visible) -> Result<Tensor> {
     let n = columns(scores)?;
     if !is_cpu_f32(scores) {
@@ -79,7 +80,7 @@ fn softmax_row(out: &mut [f32], scores: &[f32], scale: f32, ranges: [std::ops::R
     }
 }
 
-/// The gradient of the scores from the softmax's value and its gradient: p · (g − Σ p · g) · scale.
+/// Returns the gradient of the scores from the softmax's value p and its gradient g: p · (g − Σ p · g) · scale.
 pub fn softmax_backward(probabilities: &Tensor, scale: f64, gradient: &Tensor) -> Result<Tensor> {
     if !is_cpu_f32(probabilities) {
         let along = (probabilities * gradient)?.sum_keepdim(D::Minus1)?;
@@ -107,10 +108,10 @@ pub fn softmax_backward(probabilities: &Tensor, scale: f64, gradient: &Tensor) -
     Tensor::from_vec(out, gradient.shape(), gradient.device())
 }
 
-/// eˣ for x ≤ about 88, within 2 ulp, in a form that compilers vectorise: 2ⁿ · p(r) with x = n · ln 2 + r.
+/// Computes eˣ for x ≤ about 88, within 2 ulp, in a form that compilers vectorise: 2ⁿ · p(r) with x = n · ln 2 + r.
 pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, so that n · ln 2 is subtracted exactly.
+    // ln 2 is split into two parts, so that n · ln 2 is subtracted exactly.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
@@ -118,7 +119,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let n = (x * LOG2_E + ROUND) - ROUND;
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    // The Cephes polynomial.
+    // The coefficients of the Cephes polynomial for eʳ.
     let p = 1.987_569_1e-4f32;
     let p = p * r + 1.398_2e-3;
     let p = p * r + 8.333_452e-3;

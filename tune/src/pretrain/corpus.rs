@@ -1,4 +1,4 @@
-//! Reads text files as tokens.
+//! Reads text files, and encodes them as one sequence of tokens.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use super::random::SplitMix;
 use crate::error::{Result, TuneError};
 use crate::hash;
 
-/// The texts of a file, or of all files in a folder and its subfolders, in the order of their paths. Files without
-/// text are left out.
+/// Returns the texts of a file, or of all files in a folder and its subfolders, in the order of their paths. Files
+/// without text are left out.
 ///
 /// # Errors
 /// [`TuneError::Io`]; [`TuneError::File`] for a file that is not UTF-8; [`TuneError::TooLittleData`] if no file
@@ -22,14 +22,22 @@ pub fn read_documents(path: &Path) -> Result<Vec<String>> {
         let bytes = fs::read(&file).map_err(TuneError::io("read", &file))?;
         let text = String::from_utf8(bytes).map_err(|error| TuneError::File {
             path: file.clone(),
-            reason: format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()),
+            reason: format!(
+                "expected UTF-8 text, found an invalid byte at {}",
+                error.utf8_error().valid_up_to()
+            ),
         })?;
         if !text.trim().is_empty() {
             documents.push(text);
         }
     }
     if documents.is_empty() {
-        return Err(TuneError::TooLittleData { path: path.into(), found: 0, unit: "documents", needed: 1 });
+        return Err(TuneError::TooLittleData {
+            path: path.into(),
+            found: 0,
+            unit: "documents with text",
+            needed: 1,
+        });
     }
     Ok(documents)
 }
@@ -47,7 +55,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(nested.concat())
 }
 
-/// Documents in sequence, each ended by [`END_OF_TEXT`].
+/// The tokens of documents, one document after the other, each ended by [`END_OF_TEXT`].
 #[derive(Clone, Debug)]
 pub struct Tokens {
     ids: Vec<u32>,
@@ -63,7 +71,7 @@ impl Tokens {
         let wrong = |reason: String| TuneError::File { path: path.into(), reason };
         let end = tokenizer
             .token_to_id(END_OF_TEXT)
-            .ok_or_else(|| wrong(format!("the tokenizer has no {END_OF_TEXT}")))?;
+            .ok_or_else(|| wrong(format!("the tokenizer has no token `{END_OF_TEXT}`")))?;
         let mut ids = Vec::new();
         for document in documents {
             let encoding = tokenizer.encode(document.as_str(), false);
@@ -77,7 +85,7 @@ impl Tokens {
         Ok(Self { ids })
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
@@ -87,20 +95,20 @@ impl Tokens {
         self.ids.is_empty()
     }
 
-    /// A hash of the tokens, to tell them from other texts or tokenizers.
+    /// Returns a hash of the tokens, which differs for other texts and tokenizers.
     pub fn fingerprint(&self) -> u64 {
         hash::of_ids(&self.ids).value()
     }
 
-    /// `count` windows of `window` tokens at random places that depend on `seed` and `step`, one after the other, and
-    /// for each token the token that follows it.
+    /// Returns `count` windows of `window` tokens at random places that depend on `seed` and `step`, one after the
+    /// other, and for each token the token that follows it.
     pub fn draw(&self, seed: u64, step: usize, window: usize, count: usize) -> (Vec<u32>, Vec<u32>) {
         let mut random = SplitMix::new(seed, step as u64);
         let places = (0..count).map(|_| random.below(self.ids.len() - window));
         self.at(places, window)
     }
 
-    /// All windows of `window` tokens, without overlap, and the token that follows each token.
+    /// Returns all windows of `window` tokens, without overlap, and the token that follows each token.
     pub fn all(&self, window: usize) -> (Vec<u32>, Vec<u32>) {
         let places = (0..(self.ids.len() - 1) / window).map(|i| i * window);
         self.at(places, window)

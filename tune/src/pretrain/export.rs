@@ -12,7 +12,7 @@ use super::settings::Shape;
 use crate::checkpoint::write_whole;
 use crate::error::{Result, TuneError};
 
-/// Epsilon of every norm, the value of Qwen3.
+/// Epsilon of every norm, as in Qwen3.
 const EPS: f64 = 1e-6;
 
 /// Writes `config.json` and `generation_config.json` into `dir`, and returns the configuration that the runner reads

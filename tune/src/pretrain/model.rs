@@ -1,4 +1,4 @@
-//! The Qwen3 architecture with all weights trainable.
+//! A trainable model of the Qwen3 architecture.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use flexdraft::model::ModelConfig;
@@ -18,34 +18,34 @@ const INITIAL_STD: f64 = 0.02;
 pub(super) struct Layer {
     /// `[hidden]`
     pub(super) input_norm: Var,
-    /// `[(q_heads + 2 · kv_heads) · head_dim, hidden]`
+    /// The q, k and v projections side by side, `[(q_heads + 2 · kv_heads) · head_dim, hidden]`.
     pub(super) qkv: Var,
     /// `[head_dim]`
     pub(super) q_norm: Var,
     /// `[head_dim]`
     pub(super) k_norm: Var,
-    /// `[hidden, q_heads · head_dim]`
+    /// The output projection of attention, `[hidden, q_heads · head_dim]`.
     pub(super) o: Var,
     /// `[hidden]`
     pub(super) post_attention_norm: Var,
-    /// `[2 · intermediate, hidden]`
+    /// The gate and up projections side by side, `[2 · intermediate, hidden]`.
     pub(super) gate_up: Var,
-    /// `[hidden, intermediate]`
+    /// The down projection, `[hidden, intermediate]`.
     pub(super) down: Var,
 }
 
-/// A Qwen3 model with tied embedding and head.
+/// A Qwen3 model whose embedding is also its LM head.
 #[derive(Clone, Debug)]
 pub struct PretrainModel {
     heads: Heads,
-    /// `[vocab, hidden]`
+    /// Token embeddings and LM head, `[vocab, hidden]`.
     pub(super) embedding: Var,
     pub(super) layers: Vec<Layer>,
     /// `[hidden]`
     pub(super) norm: Var,
 }
 
-/// The layout of a batch's rows: windows of one length, one after the other.
+/// The row layout of a training batch: windows of one length, one after the other.
 #[derive(Clone, Debug)]
 pub struct BatchLayout {
     rotation: Rotation,
@@ -53,8 +53,8 @@ pub struct BatchLayout {
 }
 
 impl PretrainModel {
-    /// A model with random weights: normal with standard deviation 0.02, divided by √(2 · layers) for matrices whose
-    /// results are added to the residual stream (GPT-2); norms are 1.
+    /// Creates a model with random weights: normal with standard deviation 0.02, divided by √(2 · layers) for matrices
+    /// whose results are added to the residual stream (GPT-2); norms are 1.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -93,7 +93,7 @@ impl PretrainModel {
         })
     }
 
-    /// All trained parameters. Norms have no weight decay.
+    /// Returns all trained parameters. Norms have no weight decay.
     pub fn parameters(&self) -> Vec<Parameter> {
         let parameter =
             |name: String, var: &Var| Parameter { name, var: var.clone(), decays: var.rank() > 1, rate: 1.0 };
@@ -116,7 +116,7 @@ impl PretrainModel {
         parameters
     }
 
-    /// The layout of `count` windows of `window` tokens.
+    /// Returns the row layout of `count` windows of `window` tokens.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -124,12 +124,12 @@ impl PretrainModel {
         let positions: Vec<usize> = (0..count).flat_map(|_| 0..window).collect();
         let rotation =
             Rotation::new(&config.rope, &positions, self.embedding.dtype(), self.embedding.device())?;
-        // Groups without a prefix are computed like sequences, and one product serves all of them.
+        // One product serves all windows: groups without a prefix are computed like separate sequences.
         let groups = Groups { len: window, prefix: vec![0; count], causal: true };
         Ok(BatchLayout { rotation, groups: [(groups, None)] })
     }
 
-    /// The hidden rows `[rows, hidden]` of the tokens `ids`, after the final norm.
+    /// Returns the hidden rows `[rows, hidden]` of the tokens `ids`, after the final norm.
     ///
     /// # Errors
     /// Candle's errors: ids outside the vocabulary, a number of ids that does not match the layout, out of memory.
@@ -149,7 +149,7 @@ impl PretrainModel {
         norm(&x, &self.norm, eps)
     }
 
-    /// The mean cross-entropy of predicting `next` after `ids`, and each row's prediction.
+    /// Returns the mean cross-entropy of predicting `next` after `ids`, and each row's prediction.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -159,7 +159,7 @@ impl PretrainModel {
         cross_entropy(None, Some(Factor::new(&x, self.embedding.as_tensor())), &labels)
     }
 
-    /// The mean cross-entropy, without gradients.
+    /// Returns the mean cross-entropy of predicting `next` after `ids`, without gradients.
     ///
     /// # Errors
     /// Candle's errors: out of memory.

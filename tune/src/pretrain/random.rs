@@ -4,7 +4,7 @@
 pub(super) struct SplitMix(u64);
 
 impl SplitMix {
-    /// A separate stream for each pair of seed and purpose.
+    /// Creates the generator for a pair of seed and purpose; every pair has a separate stream.
     pub(super) fn new(seed: u64, purpose: u64) -> Self {
         let mut mixed = Self(seed);
         let seed = mixed.next();
@@ -18,17 +18,17 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// A uniform integer in 0..n, for n far below 2⁶⁴.
+    /// Returns a uniform integer in 0..n, for n far below 2⁶⁴.
     pub(super) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
-    /// A uniform number in (0, 1).
+    /// Returns a uniform number in (0, 1).
     fn uniform(&mut self) -> f64 {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    /// A standard normal number, by the Box-Muller transform.
+    /// Returns a standard normal number, by the Box-Muller transform.
     pub(super) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();
         radius * (2.0 * std::f64::consts::PI * self.uniform()).cos()

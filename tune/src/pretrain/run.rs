@@ -19,7 +19,7 @@ use crate::error::{Result, TuneError};
 use crate::json_lines::Appender;
 use crate::optimizer::AdamW;
 
-/// The paths that a run reads and writes.
+/// The paths that a pretraining run reads and writes.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// Training text: a file or a folder.
@@ -30,7 +30,7 @@ pub struct Paths {
     pub out: PathBuf,
 }
 
-/// An event that a run reports; `run/metrics.jsonl` holds one per line.
+/// An event that a pretraining run reports; `run/metrics.jsonl` holds one per line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 #[allow(missing_docs)]
@@ -44,7 +44,7 @@ pub enum Event {
         tokens: usize,
         heldout_tokens: usize,
     },
-    /// The mean loss since the last line, and the latest step's learning rate and gradient norm.
+    /// The mean loss since the last metrics line, and the latest step's learning rate and gradient norm.
     Step { step: usize, loss: f64, rate: f64, gradient_norm: f64, tokens_per_second: f64 },
     /// The mean loss over the held-out text.
     Heldout { step: usize, loss: f64 },
@@ -52,17 +52,17 @@ pub enum Event {
     Saved { step: usize },
 }
 
-/// The description of the run in a checkpoint.
+/// The description of a pretraining run in its checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     settings: PretrainSettings,
-    /// Fingerprint of the training tokens.
+    /// Hash of the training tokens.
     fingerprint: u64,
     step: usize,
 }
 
-/// Trains a model on the text, or resumes if `out` holds a checkpoint of the same run.
+/// Trains a model on text, or resumes if the output folder holds a checkpoint of the same run.
 ///
 /// # Errors
 /// [`TuneError::Setting`] and [`TuneError::Runner`] for invalid settings; [`TuneError::TooLittleData`] and
@@ -78,7 +78,7 @@ pub fn pretrain(
     settings.validate()?;
     let state = paths.out.join("run");
     fs::create_dir_all(&state).map_err(TuneError::io("make", &state))?;
-    // Opened first: while it is open, no other run can write to this folder.
+    // The metrics file is opened first: while it is open, no other run can write to this folder.
     let mut metrics = Appender::open(&state.join("metrics.jsonl"))?;
     let checkpoint_path = state.join("checkpoint.safetensors");
     let saved = match checkpoint_path.exists() {
@@ -90,10 +90,9 @@ pub fn pretrain(
         Err(TuneError::OtherRun { path, what, found, expected })
     };
     if let Some((_, description)) = &saved
-        && !settings.continues(&description.settings)
+        && let Some((found, expected)) = settings.difference(&description.settings)
     {
-        let json = |settings: &PretrainSettings| serde_json::to_string(settings).unwrap_or_default();
-        return differs("settings", json(&description.settings), json(settings));
+        return differs("settings", found, expected);
     }
 
     let documents = read_documents(&paths.text)?;
@@ -187,7 +186,8 @@ pub fn pretrain(
     Ok(())
 }
 
-/// The run's tokenizer: if the run resumes, the one in `out`; otherwise a new one, which is written there.
+/// Returns the run's tokenizer: if the run resumes, the one in the output folder; otherwise a new one, which is written
+/// there.
 fn tokenizer(paths: &Paths, documents: &[String], vocab_size: usize, goes_on: bool) -> Result<Tokenizer> {
     let path = paths.out.join("tokenizer.json");
     let wrong = |error: tokenizers::Error| TuneError::File { path: path.clone(), reason: error.to_string() };
@@ -227,7 +227,7 @@ fn heldout_loss(
     Ok(sum / ids.len() as f64)
 }
 
-/// The batch layouts of a run; there are only a few, each built once.
+/// The batch layouts of a run; a run has only a few, and builds each once.
 #[derive(Default)]
 struct Layouts(Vec<([usize; 2], BatchLayout)>);
 
@@ -272,12 +272,12 @@ impl Meter {
         self.tokens += tokens;
     }
 
-    /// Restarts the clock, so that time since the last step does not count as training.
+    /// Restarts the clock, so that the time since the last step does not count as training time.
     fn restart(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Returns the mean loss and the tokens per second, and resets both.
+    /// Returns the mean loss and the tokens per second since the last call, and starts new sums.
     fn take(&mut self) -> (f64, f64) {
         let tokens = self.tokens.max(1) as f64;
         let taken = (self.sum / tokens, tokens / self.seconds.max(1e-9));

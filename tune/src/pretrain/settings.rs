@@ -2,28 +2,28 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, TuneError};
+use crate::error::{Result, TuneError, settings_difference};
 use crate::optimizer::{AdamSettings, Schedule};
 
-/// The model's shape, without the vocabulary size, which follows from the tokenizer.
+/// The shape of the model to train, without the vocabulary size, which follows from the tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
-    /// Hidden size H.
+    /// Hidden size: elements of a token's row between layers.
     pub hidden_size: usize,
-    /// Number of decoder layers L.
+    /// Number of decoder layers of the model.
     pub layers: usize,
-    /// Number of query heads.
+    /// Number of query heads per layer.
     pub q_heads: usize,
-    /// Number of KV heads, a divisor of the query heads.
+    /// Number of KV heads, a divisor of the number of query heads.
     pub kv_heads: usize,
-    /// Size of a head in elements; even.
+    /// Size of an attention head in elements, an even number.
     pub head_dim: usize,
-    /// Columns of the gate and up projections.
+    /// Number of columns of the MLP's gate and up projections.
     pub intermediate_size: usize,
     /// Number of positions that the model is trained for.
     pub context_len: usize,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary frequencies (θ).
     pub rope_theta: f64,
 }
 
@@ -46,13 +46,13 @@ impl Default for Shape {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PretrainSettings {
-    /// The model's shape.
+    /// Shape of the model.
     pub shape: Shape,
-    /// Maximum number of tokenizer ids, including the end-of-text token.
+    /// Maximum number of token ids, including the end-of-text token.
     pub vocab_size: usize,
     /// Number of tokens per window of text.
     pub window: usize,
-    /// One step in `long_window_every` uses windows of the whole context, so that every position is trained.
+    /// Interval, in steps, of steps that use windows of the whole context, so that every position is trained.
     pub long_window_every: usize,
     /// Maximum number of tokens per step, for every window length.
     pub step_tokens: usize,
@@ -62,7 +62,7 @@ pub struct PretrainSettings {
     pub learning_rate: f64,
     /// Share of the steps during which the learning rate rises.
     pub warmup: f64,
-    /// Settings of the optimizer.
+    /// Settings of the AdamW optimizer.
     pub adam: AdamSettings,
     /// Seed of the initial weights and of the windows' places.
     pub seed: u64,
@@ -95,7 +95,7 @@ impl Default for PretrainSettings {
 }
 
 impl PretrainSettings {
-    /// Checks the settings, except the shape: the runner checks the shape when it reads the config.
+    /// Checks the settings, except the model's shape, which the runner checks when it reads the config.
     ///
     /// # Errors
     /// [`TuneError::Setting`] naming the first invalid setting.
@@ -139,23 +139,24 @@ impl PretrainSettings {
         Ok(())
     }
 
-    /// The learning-rate schedule.
+    /// Returns the learning-rate schedule.
     pub fn schedule(&self) -> Schedule {
         let warmup = (self.warmup * self.steps as f64).ceil() as usize;
         Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
-    /// Length and number of the windows of step `step`, counted from 0.
+    /// Returns the length and number of the windows of step `step`, counted from 0.
     pub fn windows(&self, step: usize) -> (usize, usize) {
         let long = step % self.long_window_every == self.long_window_every - 1;
         let window = if long { self.shape.context_len } else { self.window };
         (window, self.step_tokens / window)
     }
 
-    /// Returns whether a run of `other` may resume with these settings: intervals of logs, evaluations and
-    /// checkpoints may differ.
-    pub(super) fn continues(&self, other: &Self) -> bool {
+    /// Returns the first setting that keeps a run of `other` from resuming with these settings, as `other` and as these
+    /// settings have it. The intervals of logs, evaluations and checkpoints may differ.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String)> {
         let Self { log_every, evaluate_every, checkpoint_every, .. } = *self;
-        *self == Self { log_every, evaluate_every, checkpoint_every, ..other.clone() }
+        let other = Self { log_every, evaluate_every, checkpoint_every, ..other.clone() };
+        settings_difference(&other, self)
     }
 }

@@ -1,4 +1,4 @@
-//! Chooses the anchors that a step learns from, and turns them into rows.
+//! Chooses the anchors that a training step learns from, and makes their mask rows.
 //!
 //! An anchor is the last clean token that its group sees. The token after the anchor is the bonus token, and slot j's
 //! label is the token j positions after the bonus token:
@@ -23,7 +23,7 @@ use crate::shortlist::Shortlist;
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
-/// The anchors of one transcript.
+/// The chosen anchors of one transcript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pick {
     /// Index of the transcript.
@@ -32,26 +32,27 @@ pub struct Pick {
     pub anchors: Vec<usize>,
 }
 
-/// Anchors, with the clean tokens that they see.
+/// The anchors of a training step, with the clean tokens that they see.
 #[derive(Debug)]
 pub struct Batch(Vec<Part>);
 
-/// Anchors of one transcript, with their clean tokens.
+/// The anchors of one transcript, with its clean tokens.
 #[derive(Debug)]
 struct Part {
     anchors: Vec<usize>,
-    /// For each anchor, the token after it.
+    /// For each anchor, the token after it: its bonus token.
     bonuses: Vec<u32>,
     clean: CleanTokens,
 }
 
-/// The positions of a transcript that can be anchors: the target must have written both the next token and the one
-/// after it, which is slot 1's label.
+/// Returns the positions of a transcript that can be anchors: the target must have written the token after the
+/// position, and the one after that, which is slot 1's label.
 pub fn anchor_range(transcript: &Transcript) -> Range<usize> {
     transcript.prompt.len().saturating_sub(1)..transcript.len().saturating_sub(2)
 }
 
-/// The transcripts and anchors of a step. Each epoch has its own order of transcripts, without repetition.
+/// Chooses the transcripts and anchors of a training step. Each epoch has its own order of transcripts, without
+/// repetition.
 ///
 /// # Errors
 /// [`TuneError::Pick`] if an index of a usable transcript is out of range.
@@ -84,7 +85,7 @@ pub fn picks(
 }
 
 impl Batch {
-    /// Anchors and the clean tokens that they see; clean tokens that are not kept are computed.
+    /// Collects anchors and the clean tokens that they see; clean tokens that are not in memory are computed.
     ///
     /// # Errors
     /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; candle's
@@ -94,7 +95,9 @@ impl Batch {
             let clean = corpus.clean(target, index)?;
             let tokens = transcript(corpus.transcripts(), index)?.tokens();
             let bonus = |&anchor: &usize| {
-                let reason = || format!("no token after position {anchor} of {}", tokens.len());
+                let last = tokens.len().saturating_sub(1);
+                let reason =
+                    || format!("anchor {anchor} must be below {last}, the position of the last token");
                 let bonus = anchor.checked_add(1).and_then(|next| tokens.get(next)).copied();
                 bonus.ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
             };
@@ -104,7 +107,7 @@ impl Batch {
         picks.into_iter().map(part).collect::<Result<_>>().map(Self)
     }
 
-    /// The mask rows of the batch.
+    /// Returns the mask rows of the batch.
     pub fn rows(&self, block_size: usize) -> MaskRows<'_> {
         let mut rows = MaskRows { sequences: Vec::new(), positions: Vec::new(), bonuses: Vec::new() };
         for Part { anchors, bonuses, clean } in &self.0 {
@@ -118,18 +121,18 @@ impl Batch {
     }
 }
 
-/// The labels of slots 1..S.
+/// The labels of a batch: the token that each slot after slot 0 should predict.
 #[derive(Clone, Debug, Default)]
 pub struct SlotLabels {
-    /// Label and weight of each row. The weight is 0 for rows after the transcript's end and rows whose label is not
-    /// listed.
+    /// Label and weight of each mask row. The weight is 0 for rows after the transcript's end and rows whose label is
+    /// not listed.
     pub labels: Labels,
-    /// Slot of each row.
+    /// Slot of each mask row.
     pub slots: Vec<usize>,
 }
 
 impl SlotLabels {
-    /// The labels of the picked anchors; slot j has the weight exp(−(j − 1) / `gamma`).
+    /// Returns the labels of the picked anchors; slot j has the weight exp(−(j − 1) / `gamma`).
     ///
     /// # Errors
     /// [`TuneError::Pick`] if a transcript does not exist.
@@ -155,7 +158,7 @@ impl SlotLabels {
         Ok(found)
     }
 
-    /// The `len` rows from row `first` on, or fewer if the labels end before.
+    /// Returns the labels of `len` rows from row `first` on, or fewer if the labels end before.
     pub fn rows(self, first: usize, len: usize) -> Self {
         fn part<T>(of: Vec<T>, first: usize, len: usize) -> Vec<T> {
             of.into_iter().skip(first).take(len).collect()
@@ -165,7 +168,7 @@ impl SlotLabels {
         Self { labels, slots: part(slots, first, len) }
     }
 
-    /// The sum of the weights.
+    /// Returns the sum of the labels' weights.
     pub fn weight(&self) -> f32 {
         self.labels.weights.iter().sum()
     }
@@ -178,7 +181,7 @@ impl SlotLabels {
     }
 }
 
-/// The indices of rows that have a label, for means over them.
+/// Returns the indices of rows that have a label, for means over these rows.
 pub fn labelled_rows(labels: &Labels) -> impl Iterator<Item = usize> {
     labels.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0).map(|(row, _)| row)
 }
@@ -188,9 +191,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn transcripts_that_there_are_not_are_named() {
+    fn transcripts_out_of_range_are_named() {
         let transcripts = [Transcript { prompt: vec![1], response: vec![2, 3] }];
-        let foreign = "anchors of transcript 1: there are 1 transcripts";
+        let foreign =
+            "cannot make mask rows for transcript 1: the index must be below 1, the number of transcripts";
         let error = picks(&transcripts, &[0, 1], 0, [2, 4], 0).unwrap_err();
         assert_eq!(error.to_string(), foreign);
         let pick = |transcript| [Pick { transcript, anchors: vec![0, usize::MAX] }];

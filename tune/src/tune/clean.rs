@@ -6,30 +6,31 @@ use crate::error::{Result, TuneError};
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
-/// Transcripts with the keys and values of their tail, kept once computed as far as the memory allows.
+/// Transcripts with the keys and values of their clean tokens, which are kept as far as memory allows.
 #[derive(Debug)]
 pub struct Corpus {
     transcripts: Vec<Transcript>,
     kept: Vec<Option<CleanTokens>>,
     tail_layers: usize,
-    /// Number of elements that may still be kept.
+    /// Number of elements that may still be kept in memory.
     room: usize,
 }
 
 impl Corpus {
-    /// A corpus for a drafter of `tail_layers` layers; kept keys and values take at most `gib` GiB.
+    /// Creates a corpus for a drafter of `tail_layers` layers; the keys and values that it keeps take at most `gib`
+    /// GiB.
     pub fn new(transcripts: Vec<Transcript>, tail_layers: usize, gib: f64, target: &FrozenTarget) -> Self {
         let room = gib.max(0.0) * f64::from(1 << 30) / target.compute().size_in_bytes() as f64;
         let kept = vec![None; transcripts.len()];
         Self { transcripts, kept, tail_layers, room: room as usize }
     }
 
-    /// The transcripts.
+    /// Returns the transcripts.
     pub fn transcripts(&self) -> &[Transcript] {
         &self.transcripts
     }
 
-    /// The clean tokens of a transcript. The last token is excluded, because nothing is drafted after it.
+    /// Returns the clean tokens of a transcript. The last token is excluded, because nothing is drafted after it.
     ///
     /// # Errors
     /// [`TuneError::Pick`] for an index out of range or an empty transcript; candle's errors: out of memory.
@@ -40,7 +41,7 @@ impl Corpus {
         }
         let tokens = transcript.tokens();
         if tokens.is_empty() {
-            return Err(TuneError::Pick { transcript: index, reason: "it has no token".into() });
+            return Err(TuneError::Pick { transcript: index, reason: "it has no tokens".into() });
         }
         let clean = target.read(&tokens[..(tokens.len() - 1).max(1)], self.tail_layers)?;
         let elements: usize =
@@ -52,7 +53,7 @@ impl Corpus {
         Ok(clean)
     }
 
-    /// The mean of the hidden rows that enter the tail, over the first `count` transcripts, `[hidden]`.
+    /// Returns the mean of the hidden rows that enter the tail, over the first `count` transcripts, `[hidden]`.
     ///
     /// # Errors
     /// Candle's errors: out of memory.
@@ -79,6 +80,6 @@ impl Corpus {
 /// # Errors
 /// [`TuneError::Pick`] if the index is out of range.
 pub(super) fn transcript(transcripts: &[Transcript], index: usize) -> Result<&Transcript> {
-    let reason = || format!("there are {} transcripts", transcripts.len());
+    let reason = || format!("the index must be below {}, the number of transcripts", transcripts.len());
     transcripts.get(index).ok_or_else(|| TuneError::Pick { transcript: index, reason: reason() })
 }

@@ -1,15 +1,15 @@
-//! The description of a run in its checkpoint, and the check that a run may resume from it.
+//! The description of a tuning run in its checkpoint, and the check that a run may resume from it.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
-use crate::error::{Result, TuneError};
+use crate::error::{Result, TuneError, settings_difference};
 use crate::hash;
 use crate::transcripts::Transcript;
 
-/// The description of a run in a checkpoint.
+/// The description of a tuning run in its checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Description {
     pub target: String,
@@ -19,7 +19,7 @@ pub(super) struct Description {
     pub data: String,
     pub step: usize,
     pub anchors: usize,
-    /// Ids of the shortlist; empty for the whole vocabulary.
+    /// Token ids of the shortlist; empty for the whole vocabulary.
     pub shortlist: Vec<u32>,
     pub best: Option<Evaluated>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Evaluated {
     pub tau: f64,
 }
 
-/// Checks that a checkpoint belongs to the run that is about to resume.
+/// Checks that a checkpoint belongs to the run that would resume from it.
 ///
 /// # Errors
 /// [`TuneError::OtherRun`] naming what differs.
@@ -51,7 +51,7 @@ pub(super) fn check_same_run(
     if !found.data.is_empty() && found.data != data {
         return other("set of transcripts", found.data.clone(), data.to_owned());
     }
-    // The number of steps and the reporting intervals may change.
+    // The number of steps and the reporting intervals may differ.
     let comparable = |s: &Settings| Settings {
         steps: 1,
         evaluate_every: 1,
@@ -60,14 +60,13 @@ pub(super) fn check_same_run(
         kept_gib: 0.0,
         ..s.clone()
     };
-    let text = |s: &Settings| serde_json::to_string(&comparable(s)).unwrap_or_default();
-    if text(&found.settings) != text(settings) {
-        return other("configuration", text(&found.settings), text(settings));
+    match settings_difference(&comparable(&found.settings), &comparable(settings)) {
+        Some((found, expected)) => other("configuration", found, expected),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// Hash that tells sets of transcripts apart.
+/// Returns a hash that tells sets of transcripts apart.
 pub(super) fn of_transcripts(train: &[Transcript], heldout: &[Transcript]) -> String {
     let part = |hash: hash::Fnv, ids: &[u32]| hash.with(&hash::of_ids(ids).value().to_le_bytes());
     let all = train.iter().chain(heldout);

@@ -12,12 +12,12 @@ use cudarc::nccl::{Comm, Id, ReduceOp};
 use super::ranks::Ranks;
 use crate::hex;
 
-/// The id that the ranks of a run share; one process hands it to the others as text.
+/// The id that all ranks of a run share; one process hands it to the others as text.
 #[derive(Clone, Copy)]
 pub struct Meeting(Id);
 
 impl Meeting {
-    /// Creates an id in one of the processes.
+    /// Creates a new id for the ranks of a run.
     ///
     /// # Errors
     /// NCCL's errors.
@@ -25,7 +25,7 @@ impl Meeting {
         Id::new().map(Self).map_err(nccl_error)
     }
 
-    /// Reads the text that [`fmt::Display`] wrote; returns `None` for any other text.
+    /// Reads an id from the text that [`fmt::Display`] wrote; returns `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         hex::decode(text).map(|bytes| Self(Id::uninit(bytes.map(|byte| byte as c_char))))
     }
@@ -37,7 +37,7 @@ impl fmt::Display for Meeting {
     }
 }
 
-/// A rank on a GPU.
+/// A rank of a run on several GPUs, with its NCCL communicator.
 #[derive(Debug)]
 pub struct Nccl {
     comm: Comm,
@@ -78,13 +78,13 @@ impl CustomOp1 for Sum<'_> {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Err(Error::msg("NCCL sums no tensors on the CPU"))
+        Err(Error::msg("a sum by NCCL expects a tensor on a GPU, found one on the CPU"))
     }
 
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let device = storage.device().clone();
         let Some((first, last)) = layout.contiguous_offsets() else {
-            return Err(Error::msg("NCCL sums contiguous tensors"));
+            return Err(Error::msg("a sum by NCCL expects a contiguous tensor"));
         };
         let own = storage.as_cuda_slice::<f32>()?.slice(first..last);
         let mut sum = device.alloc_zeros::<f32>(last - first)?;

@@ -1,29 +1,29 @@
-//! Ranks: several processes that tune one drafter together, each with its own sequences.
+//! The ranks of a run: processes that tune one drafter together, each with its own sequences.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// The rank of this process among the processes of a run.
+/// A process of a run, and its sums over all processes.
 ///
 /// Every rank holds the whole drafter and takes its share of each step's sequences. Gradients are summed over the
 /// ranks before the optimizer step, so all ranks make the same step. A sum that is not a number ends the run on every
 /// rank. A rank whose run ends with an error of its own takes part in no more sums, and the other ranks would wait
 /// for it: their sums must fail, or the process that started the ranks must end them all.
 pub trait Ranks {
-    /// This process's rank, from 0. Rank 0 evaluates and writes the run's files.
+    /// Returns the number of this process in the run, from 0. Rank 0 evaluates and writes the run's files.
     fn rank(&self) -> usize;
 
-    /// The number of ranks.
+    /// Returns the number of processes in the run.
     fn count(&self) -> usize;
 
-    /// The sum of a tensor over the ranks, with the same bits on each rank. All ranks must make the same calls with
-    /// equal shapes.
+    /// Returns the sum of a tensor over the ranks, with the same bits on each rank. All ranks must make the same calls
+    /// with equal shapes.
     ///
     /// # Errors
     /// Candle's errors: out of memory, a lost rank.
     fn sum(&self, tensor: &Tensor) -> Result<Tensor>;
 }
 
-/// The device and the ranks of a run in this process.
+/// Where a process runs: its device, and the ranks of its run.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The device that holds the tensors.
@@ -33,7 +33,7 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// A place on `device` in a run of one process.
+    /// Returns a place on `device` in a run of one process.
     pub fn alone(device: &'a Device) -> Self {
         Self { device, ranks: &Alone }
     }

@@ -1,4 +1,4 @@
-//! A tuning run: steps, evaluations, checkpoints.
+//! A tuning run: training steps, evaluations, checkpoints.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,40 +29,40 @@ use crate::transcripts::Transcript;
 /// Number of transcripts that the initial mask embedding is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
 
-/// The metrics of one step.
+/// The metrics of one training step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepMetrics {
-    /// Steps so far.
+    /// Number of steps so far.
     pub step: usize,
-    /// Anchors seen so far.
+    /// Number of anchors seen so far.
     pub anchors: usize,
-    /// The weighted cross-entropy.
+    /// Weighted cross-entropy of the step.
     pub loss: f64,
     /// Share of slot 1's labels that were the most probable token.
     pub slot_1_accuracy: f64,
-    /// The gradient's norm before clipping.
+    /// Norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// The learning rate.
+    /// Learning rate of the step.
     pub learning_rate: f64,
     /// Seconds since this process started its part of the run.
     pub seconds: f64,
-    /// Mask rows per second, over the step.
+    /// Mask rows per second during the step.
     pub rows_per_second: f64,
 }
 
-/// Receives the progress of a run.
+/// Receives the progress of a tuning run.
 pub trait Observer {
-    /// Called after every step.
+    /// Receives the metrics of a step, after every step.
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
 
-    /// Called after the held-out transcripts were walked, at `step` steps and `anchors` anchors.
+    /// Receives the result of walking the held-out transcripts, at `step` steps and `anchors` anchors.
     fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()>;
 }
 
-/// The result of a run.
+/// The result of a tuning run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The best held-out τ.
+    /// The best acceptance length τ on the held-out transcripts.
     pub tau: f64,
     /// The step that reached `tau`.
     pub step: usize,
@@ -91,7 +91,7 @@ pub fn run(
     settings.validate(&weights.config)?;
     let Place { device, ranks } = place;
     if ranks.count() == 0 || !settings.sequences.is_multiple_of(ranks.count()) {
-        let expected = format!("a multiple of the {} ranks", ranks.count());
+        let expected = format!("a multiple of the number of ranks, {}", ranks.count());
         return Err(TuneError::setting("sequences", settings.sequences, expected));
     }
     fs::create_dir_all(out).map_err(TuneError::io("create", out))?;
@@ -104,10 +104,12 @@ pub fn run(
     for (number, transcript) in train.iter().chain(&heldout).enumerate() {
         check_transcript(number, transcript, weights.config.vocab_size)?;
     }
-    for (transcripts, needed) in [(usable.len(), settings.sequences), (heldout.len(), 1)] {
-        if transcripts < needed {
-            let (path, unit) = (out.to_path_buf(), "transcripts with an anchor");
-            return Err(TuneError::TooLittleData { path, found: transcripts, unit, needed });
+    let for_a_step = "training transcripts with two response tokens, one per sequence of a step";
+    let amounts =
+        [(usable.len(), for_a_step, settings.sequences), (heldout.len(), "held-out transcripts", 1)];
+    for (found, unit, needed) in amounts {
+        if found < needed {
+            return Err(TuneError::TooLittleData { path: out.into(), found, unit, needed });
         }
     }
     let target = FrozenTarget::new(weights, settings.compute.into(), device)?;
@@ -132,11 +134,11 @@ pub fn run(
             }
         }
         if saves {
-            // No rank gets past the next step's sums before rank 0 has saved.
+            // No rank passes the next step's sums before rank 0 has saved its checkpoint.
             state.saved = step;
         }
     }
-    // No rank exits before rank 0 has saved: rank 0 could not tell a finished rank from a lost one.
+    // No rank exits before rank 0 has saved its checkpoint: rank 0 could not tell a finished rank from a lost one.
     sum_numbers(ranks, [0.0], device)?;
     if ranks.rank() != 0 {
         return Ok(None);
@@ -208,7 +210,7 @@ impl<'a> State<'a> {
                     mean = take_mean(&mut tensors);
                 }
                 if let Some(tensor) = optimizer.restore(tensors, description.step)? {
-                    let reason = format!("tensor `{tensor}` is missing or has another shape");
+                    let reason = format!("tensor `{tensor}` is missing or has another shape than the run's");
                     return Err(TuneError::File { path, reason });
                 }
                 description
@@ -265,7 +267,7 @@ impl<'a> State<'a> {
         let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
-        // Every rank knows all picks, so that the loss is the mean over all picks.
+        // Every rank draws the picks of all ranks, so that the loss is the mean over all picks.
         let mut labels =
             SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist)?;
         labels.divide(labels.weight());
@@ -328,7 +330,7 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Walks the held-out transcripts, and exports the drafter if it is the best so far.
+    /// Walks the held-out transcripts, and exports the drafter if its acceptance length is the best so far.
     fn evaluate(&mut self) -> Result<Walk> {
         let own = self.parameters()?;
         if !self.mean.is_empty() {
@@ -351,7 +353,7 @@ impl<'a> State<'a> {
         Ok(walk)
     }
 
-    /// Copies of the drafter's weights, by name.
+    /// Returns copies of the drafter's weights, by name.
     fn parameters(&self) -> Result<HashMap<String, Tensor>> {
         let parameters = self.drafter.parameters().iter();
         parameters.map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
@@ -377,19 +379,21 @@ fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
 /// Checks that a transcript has tokens and that all of them are in the target's vocabulary.
 fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -> Result<()> {
     let tokens = transcript.tokens();
-    let refused = |found: String, expected: String| {
-        Err(TuneError::setting("a transcript", format!("number {number} with {found}"), expected))
-    };
     if tokens.is_empty() {
-        return refused("no token".into(), "at least one".into());
+        let found = format!("0 in transcript {number}");
+        return Err(TuneError::setting("the number of tokens", found, "at least 1"));
     }
     match tokens.iter().find(|&&token| token as usize >= vocab_size) {
-        Some(token) => refused(format!("token {token}"), format!("ids below {vocab_size}")),
+        Some(token) => {
+            let (found, expected) =
+                (format!("{token} in transcript {number}"), format!("below {vocab_size}"));
+            Err(TuneError::setting("a token id", found, expected))
+        }
         None => Ok(()),
     }
 }
 
-/// Prefix of the names of mean weights in a checkpoint.
+/// Prefix of the names of averaged weights in a checkpoint.
 const MEAN: &str = "mean of ";
 
 fn take_mean(tensors: &mut HashMap<String, Tensor>) -> HashMap<String, Tensor> {

@@ -15,10 +15,10 @@ use crate::optimizer::{AdamSettings, Schedule};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
-    /// No rounding.
+    /// f32: operands are not rounded.
     #[default]
     F32,
-    /// Rounding to bf16, for devices with matrix units. A CPU only imitates it.
+    /// bf16: operands are rounded, for devices with matrix units. A CPU only imitates it.
     Bf16,
 }
 
@@ -35,17 +35,17 @@ impl From<Compute> for DType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// N: number of the target's last layers that get their own projectors.
+    /// N: number of the target's last layers that get attention projectors for mask rows.
     pub tail_layers: usize,
-    /// S: number of slots of a block, including the bonus token's.
+    /// S: number of slots of a block, including slot 0, the bonus token's.
     pub block_size: usize,
-    /// r: rank of the calibrator; 0 tunes a drafter without one.
+    /// Rank r of the calibrator; 0 tunes a drafter without a calibrator.
     pub rank: usize,
-    /// If true, the tail's norms and MLPs are trained too, for comparison; such a drafter cannot be exported.
+    /// True if the tail's norms and MLPs are trained too, for comparison; such a drafter cannot be exported.
     pub whole_tail: bool,
-    /// γ: slot j's weight in the loss is exp(−(j − 1) / γ).
+    /// γ in the weight of slot j in the loss, exp(−(j − 1) / γ).
     pub gamma: f64,
-    /// Number of ids that are drafted, the most frequent ones of the transcripts; 0 is the whole vocabulary.
+    /// Number of token ids that are drafted, the most frequent ones of the transcripts; 0 drafts the whole vocabulary.
     pub shortlist: usize,
     /// Total number of steps.
     pub steps: usize,
@@ -59,11 +59,11 @@ pub struct Settings {
     pub calibrator_rate: f64,
     /// Share of the steps during which the learning rate rises.
     pub warmup: f64,
-    /// Settings of the optimizer.
+    /// Settings of the AdamW optimizer.
     pub adam: AdamSettings,
     /// Decay of the running mean of the weights, which is evaluated and exported; 0 uses the weights themselves.
     pub ema: f64,
-    /// The type that operands of products are rounded to: in products with weights, and with the clean tokens' kept
+    /// The type that operands of matrix products are rounded to: in products with weights, and with the clean tokens'
     /// keys and values. Trained weights and everything between the products stay f32.
     pub compute: Compute,
     /// Seed of the initial calibrator, the order of transcripts and the anchors.
@@ -72,11 +72,11 @@ pub struct Settings {
     pub evaluate_every: usize,
     /// Number of held-out transcripts that an evaluation walks.
     pub evaluate_on: usize,
-    /// Confidence threshold of the walk (cumulative product).
+    /// Confidence threshold (cumulative product) with which the walk chooses verify lengths.
     pub threshold: f32,
     /// Number of steps between checkpoints.
     pub checkpoint_every: usize,
-    /// Memory for the clean tokens' keys and values, in GiB; the rest is computed again each time.
+    /// Memory for the clean tokens' keys and values, in GiB; keys and values beyond it are computed again each time.
     pub kept_gib: f64,
 }
 
@@ -109,7 +109,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks every value, by itself and against the target.
+    /// Checks every setting, by itself and against the target.
     ///
     /// # Errors
     /// [`TuneError::Setting`] naming the first invalid setting.
@@ -129,6 +129,7 @@ impl Settings {
                 let shift = usize::from(setting == "block_size");
                 let expected = match most {
                     usize::MAX => "at least 1".to_owned(),
+                    most if setting == "tail_layers" => format!("1 to {most}, the target's number of layers"),
                     most => format!("{} to {}", 1 + shift, most + shift),
                 };
                 return Err(TuneError::setting(setting, value + shift, expected));
@@ -167,7 +168,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The size of the drafter.
+    /// Returns the sizes of the drafter's tensors.
     pub fn shape(&self) -> DrafterShape {
         DrafterShape {
             tail_layers: self.tail_layers,
@@ -177,13 +178,13 @@ impl Settings {
         }
     }
 
-    /// The learning-rate schedule.
+    /// Returns the learning-rate schedule.
     pub fn schedule(&self) -> Schedule {
         let warmup = (self.warmup * self.steps as f64).round() as usize;
         Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
-    /// The rule by which the walk chooses verify lengths.
+    /// Returns the rule by which the walk chooses verify lengths.
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.threshold, ..Confidence::default() }
     }

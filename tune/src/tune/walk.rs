@@ -1,5 +1,5 @@
-//! Finds τ without generating. On a greedy transcript the target's tokens are known, so it is enough to draft at
-//! every position and to walk from step to step as decoding would.
+//! Finds the acceptance length τ of a drafter without generating text. On a greedy transcript the target's tokens are
+//! known, so it is enough to draft at every position and to walk from step to step as decoding would.
 
 use flexdraft::decode::Confidence;
 use serde::{Deserialize, Serialize};
@@ -12,10 +12,10 @@ use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
-/// Number of anchors that are drafted together.
+/// Number of anchors that one pass drafts from.
 const ANCHORS: usize = 64;
 
-/// The result of a walk.
+/// The result of walking transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walk {
     /// Number of decoding steps.
@@ -29,12 +29,13 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// The acceptance length: tokens per step.
+    /// Returns the acceptance length τ: tokens per step.
     pub fn tau(&self) -> f64 {
         if self.steps == 0 { 1.0 } else { self.tokens as f64 / self.steps as f64 }
     }
 
-    /// Adds the steps of one transcript. `draft` returns the tokens and confidences of slots 1..S after an anchor.
+    /// Adds the steps of one transcript to the walk. `draft` returns the tokens and confidences of slots 1..S after an
+    /// anchor.
     fn take(
         &mut self,
         tokens: &[u32],
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_walk_steps_as_decoding_does() {
-        // Anchors from 0 on; the drafter is right about every token below 5 and wrong about the others.
+        // The drafter drafts from every anchor; it is right about every token below 5 and wrong about the others.
         let tokens = [9, 1, 2, 3, 7, 4, 1, 1, 8];
         let draft = |anchor: usize| {
             let known = |j: usize| tokens.get(anchor + 2 + j).copied().filter(|&t| t < 5).unwrap_or(6);

@@ -62,9 +62,9 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["settings"]["source"]["file"], "text.py");
     assert_eq!(json["result"]["response_tokens"], 320);
 
-    // With another seed it would be another run.
+    // With another seed, the command would belong to another run.
     let error = is_refused(&[&data[..], &["--seed", "1"]].concat());
-    assert!(error.ends_with("is of a run with another seed: 0, now 1"), "{error}");
+    assert!(error.contains("belongs to a run with another seed: 0 there, 1 now"), "{error}");
 
     let held_out = path("data/heldout.jsonl");
     let shown = succeeds(&["show", "--target", &target, &held_out, "--count", "2"]);
@@ -82,7 +82,7 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["walk"]["transcripts"], 4);
     assert!(json["walk"]["tau"].as_f64().unwrap() >= 1.0);
 
-    // Only greedy decoding can be walked, and only with a transcript.
+    // Only greedy decoding can be walked, and only along a transcript.
     let sampled = [&eval[..], &["--max-new-tokens", "4", "--temperature", "1", "--json"]].concat();
     let of_prompts = [
         "eval",
@@ -123,22 +123,26 @@ fn mistakes_are_named() {
     let (target, out) = (tiny("target"), path("data"));
     let data = |rest: &[&str]| is_refused(&[&["data", "--target", &target, "--out", &out], rest].concat());
 
-    assert!(data(&[]).contains("has no chat template"), "{}", data(&[]));
+    let error = data(&[]);
+    assert!(error.contains("has no chat template") && error.contains("--continue FILE"), "{error}");
     assert!(data(&["--prompts", &path("none.txt"), "--raw"]).starts_with("cannot read"));
     for (name, text, message) in [
-        ("empty.txt", "\n", "0 prompts, and at least 1 are needed"),
+        ("empty.txt", "\n", "expected at least 1 prompts, found 0"),
         ("garbled.jsonl", "{\"prompt\": \"a\"}\n{]\n", "line 2:"),
-        ("long.txt", &"x y ".repeat(1000), "and the context 1024"),
+        ("long.txt", &"x y ".repeat(1000), "fewer than the context, 1024"),
     ] {
         fs::write(path(name), text).unwrap();
         let error = data(&["--prompts", &path(name), "--raw"]);
         assert!(error.contains(message), "{error}");
     }
     fs::write(path("text.txt"), "short").unwrap();
-    assert!(data(&["--continue", &path("text.txt")]).contains("are needed"));
+    assert!(data(&["--continue", &path("text.txt")]).contains("tokens, found"));
     assert!(data(&["--continue", &path("text.txt"), "--window", "0"]).contains("window"));
     assert!(data(&["--prompts", &path("text.txt"), "--raw", "--temperature", "-1"]).contains("temperature"));
-    assert!(data(&["--prompts", &path("text.txt"), "--raw", "--held-out", "2"]).contains("held out"));
+    assert!(
+        data(&["--prompts", &path("text.txt"), "--raw", "--held-out", "2"])
+            .contains("held_out is 2, expected a share")
+    );
     assert!(is_refused(&["data", "--target", &path("none"), "--out", &out]).contains("none"));
 }
 
@@ -164,7 +168,7 @@ fn text_is_taken_as_written() {
     // Windows overlap, so no share of them can be held out.
     assert!(is_refused(&with(&[])).contains("0 or 1 with --as-written"));
     let long = [&data[..], &["--held-out", "1", "--max-response", "1000", "--window", "30"]].concat();
-    assert!(is_refused(&long).contains("up to the context, 1024 tokens"), "{}", is_refused(&long));
+    assert!(is_refused(&long).contains("at most the target's context, 1024 tokens"), "{}", is_refused(&long));
     assert_eq!(tune(&with(&["--temperature", "1"])).status.code(), Some(2));
 }
 
@@ -174,7 +178,7 @@ fn a_device_that_is_not_there_is_refused() {
     let out = folder.path().join("run").to_str().unwrap().to_owned();
     let tune = ["tune", "--target", &tiny("target"), "--data", &tiny("target"), "--out", &out, "--device"];
     #[cfg(not(feature = "cuda"))]
-    assert!(is_refused(&[&tune[..], &["cuda:0"]].concat()).contains("without the feature `cuda`"));
+    assert!(is_refused(&[&tune[..], &["cuda:0"]].concat()).contains("lacks the feature `cuda`"));
     let output = self::tune(&[&tune[..], &["gpu"]].concat());
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected `cpu` or `cuda:N`"));

@@ -49,7 +49,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Runs to the end, or stops after `steps` steps as if it were killed then.
+/// Runs `data` to the end, or stops it after `steps` steps as if it were killed then.
 fn run(folder: &Path, prompts: &Prompts, generation: &Generation, steps: usize) -> Result<Summary> {
     struct Killed;
     let model = Model::new(Cpu::new(CpuOptions::default())?, &target(), None)?;
@@ -79,7 +79,7 @@ fn sorted(folder: &Path) -> [Vec<Transcript>; 2] {
     })
 }
 
-/// Prompts that the tiny target writes, one per line: the newline, as Ċ, is made a special token.
+/// Returns the prompts that the tiny target writes, one per line: the newline, as Ċ, is made a special token.
 fn written() -> Prompts {
     let folder = tempfile::tempdir().unwrap();
     let template = "def {{ messages[0].content }}Ċ    return ";
@@ -115,7 +115,7 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         let killed = tempfile::tempdir().unwrap();
         for (steps, batch) in [(20, 3), (35, 7), (50, 16)] {
             run(killed.path(), &prompts, &generation(40, batch), steps).unwrap();
-            // The line that was being written at the kill.
+            // The kill leaves an unfinished line in the file.
             let path = killed.path().join("train.jsonl");
             let text = fs::read_to_string(&path).unwrap();
             fs::write(&path, &text[..text.len().saturating_sub(3)]).unwrap();
@@ -124,7 +124,7 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         assert_eq!(again, summary);
         assert_eq!(sorted(killed.path()), expected);
 
-        // Nothing is left to do.
+        // The complete run has nothing left to do.
         let done = run(killed.path(), &prompts, &generation(40, 5), 1).unwrap();
         assert_eq!(done, summary);
     }
@@ -168,7 +168,7 @@ fn a_response_is_what_the_target_writes_after_the_prompt() {
 #[test]
 fn a_target_that_never_ends_a_message_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    // <|endoftext|>, which this target never writes.
+    // The token <|endoftext|> is one that this target never writes.
     let template = "def {{ messages[0].content }}<|endoftext|>";
     fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     let tokenizer = Tokenizer::read(&fixtures().join("target"), VOCAB).unwrap();

@@ -25,7 +25,7 @@ fn from_text_to_a_lossless_drafter() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (target, data, tuned) = (path("target"), path("data"), path("tuned"));
-    // This crate's own sources are the text.
+    // The sources of flexdraft-tune are the text.
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
     let text = path("text.rs");
     let whole: String = ["norm.rs", "rope.rs", "silu.rs"]
@@ -69,9 +69,9 @@ fn from_text_to_a_lossless_drafter() {
     succeed(&tune);
     let (code, message) = fail(&[&tune[..], &["--gamma", "9"]].concat());
     assert_eq!(code, 2, "{message}");
-    assert!(message.contains("another configuration"), "{message}");
+    assert!(message.contains("another configuration: gamma: 4.0 there, gamma: 9.0 now"), "{message}");
 
-    // Transcripts with ids outside the vocabulary.
+    // The transcripts have token ids outside the vocabulary.
     fs::write(format!("{data}/train.jsonl"), "{\"prompt\":[299],\"response\":[300,1,2]}\n").unwrap();
     let (code, message) = fail(&tune);
     assert_eq!(code, 2, "{message}");

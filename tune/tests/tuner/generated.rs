@@ -1,4 +1,4 @@
-//! Evaluation by generating, on the bundled pair.
+//! Evaluation of a drafter by generating, on the bundled pair.
 
 use std::path::{Path, PathBuf};
 
@@ -100,14 +100,14 @@ fn what_cannot_be_evaluated_is_an_error() {
     assert!(error.to_string().contains("the prompt is empty"), "{error}");
 }
 
-/// The target's own greedy transcripts, and the evaluation that decoded them.
+/// Returns the target's own greedy transcripts, and the evaluation that decoded them.
 fn greedy(decoding: &Decoding) -> (Vec<Transcript>, Evaluation) {
     let evaluation = evaluate(&mut engine(true), &prompts(), decoding, &mut |_| ()).unwrap();
     let pairs = prompts().into_iter().zip(evaluation.responses.iter().cloned());
     (pairs.map(|(prompt, response)| Transcript { prompt, response }).collect(), evaluation)
 }
 
-/// A walk takes the same steps as decoding.
+/// A walk through a transcript takes the same steps as decoding.
 ///
 /// The first token of a response comes with its prompt, and the k steps of a walk commit its `tokens` after that. If
 /// decoding stops at that length, it takes the same k steps. If both stop at the transcript's length, decoding goes
@@ -154,7 +154,8 @@ fn a_walk_takes_the_steps_of_decoding() {
 fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
     let (target, drafter) = pair();
     let (mut transcripts, Evaluation { responses, .. }) = greedy(&decoding());
-    // Another token; more tokens than were written, with the bound and beyond it; fewer; none.
+    // The altered transcripts have another token; more tokens than were written, with the bound and beyond it; fewer;
+    // none.
     transcripts[0].response[20] ^= 1;
     transcripts[1].response.push(7);
     transcripts[2].response.truncate(30);
@@ -175,6 +176,6 @@ fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
     assert_eq!(refused(&responses, &sampled), "the temperature of a walk is 1, expected 0");
     assert_eq!(
         refused(&responses[1..], &decoding()),
-        "the number of responses is 5, expected one a transcript, 6"
+        "the number of responses is 5, expected one per transcript, 6"
     );
 }

@@ -1,4 +1,4 @@
-//! The gradients of the packed layout are right, and no weight of the target takes a gradient.
+//! The gradients of packed training are right, and no weight of the target takes a gradient.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,7 @@ impl Setup {
         Self { weights, target, drafter, corpus, shortlist }
     }
 
-    /// The loss over anchors of two transcripts, some of them near the end.
+    /// Returns the loss over anchors of two transcripts, some of them near the end.
     fn loss(&mut self) -> Tensor {
         let picks = vec![
             Pick { transcript: 0, anchors: vec![4, 9, 19] },
@@ -85,7 +85,7 @@ fn gradients_are_finite_differences() {
             };
             let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
             assert!(largest > 0.0, "{} takes no gradient", parameter.name);
-            // The first element and every 37th one.
+            // Finite differences check the first element and every 37th element after it.
             for index in (0..values.len()).step_by(37) {
                 let step = 1e-5;
                 let mut moved = |by: f64| {

@@ -1,4 +1,4 @@
-//! Making drafters: gradients, the training loop, data, evaluation, and the `flexdraft-tune` command.
+//! Tests of making drafters: gradients, the training loop, data, evaluation, and the `flexdraft-tune` command.
 
 mod command;
 mod common;
@@ -11,7 +11,7 @@ mod ranks;
 mod same_as_engine;
 mod tuning;
 
-// How many cases the properties of the whole workspace run.
+// The number of cases of a property test, in the whole workspace.
 #[allow(dead_code)]
 #[path = "../../../tests/support/properties.rs"]
 mod properties;

@@ -1,4 +1,4 @@
-//! Pretraining: gradients, export, resuming, and invalid texts and settings.
+//! Tests of pretraining: gradients, export, resuming, and invalid texts and settings.
 
 use std::fs;
 use std::path::Path;
@@ -32,14 +32,14 @@ fn toy_shape() -> Shape {
     }
 }
 
-/// The toy's configuration. Dropping the first of the pair deletes its directory.
+/// Returns the configuration of a toy model. Dropping the first of the pair deletes its directory.
 fn toy_config() -> (tempfile::TempDir, ModelConfig) {
     let dir = tempfile::tempdir().unwrap();
     let config = write_config(dir.path(), &toy_shape(), VOCAB).unwrap();
     (dir, config)
 }
 
-/// A toy whose weights are large enough for every part of it to matter.
+/// Returns a toy model whose weights are large enough for every part of it to matter.
 fn toy_model(config: &ModelConfig, dtype: DType) -> PretrainModel {
     let model = PretrainModel::random(config, dtype, &Device::Cpu, 3).unwrap();
     for (i, parameter) in model.parameters().into_iter().enumerate() {
@@ -62,7 +62,7 @@ fn toy_text(rows: usize) -> (Vec<u32>, Vec<u32>) {
     ((0..rows).map(id).collect(), (0..rows).map(|i| id(i + 1)).collect())
 }
 
-/// The mean cross-entropy by its definition.
+/// Returns the mean cross-entropy, computed by its definition.
 fn plain_loss(model: &PretrainModel, config: &ModelConfig, ids: &[u32], next: &[u32], window: usize) -> f64 {
     let layout = model.layout(config, window, ids.len() / window).unwrap();
     let logits = toy_logits(model, &model.forward(ids, &layout).unwrap());
@@ -95,7 +95,7 @@ fn gradients_are_those_of_finite_differences() {
         let var = &parameter.var;
         let gradient = gradients.get(var.as_tensor()).unwrap();
         let value = var.as_detached_tensor().copy().unwrap();
-        // The direction has a component in every element.
+        // The direction of the finite difference has a component in every element.
         let direction: Vec<f64> = (0..var.elem_count()).map(|i| (1.7 * i as f64).sin()).collect();
         let direction = Tensor::new(direction, &Device::Cpu).unwrap().reshape(var.shape()).unwrap();
         let analytic = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
@@ -106,7 +106,7 @@ fn gradients_are_those_of_finite_differences() {
         };
         let numeric = (at(h) - at(-h)) / (2.0 * h);
         var.set(&value).unwrap();
-        // The loss stores the weights of rows as f32.
+        // Row weights of the loss are stored as f32.
         let tolerance = 1e-6 * (1.0 + numeric.abs());
         assert!((analytic - numeric).abs() < tolerance, "{}: {analytic}, {numeric}", parameter.name);
         assert!(numeric.abs() > 1e-4, "{} hardly matters: {numeric}", parameter.name);
@@ -280,7 +280,7 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint() {
     write_text(&dir.path().join("text"));
     let paths = toy_paths(dir.path());
     let mut settings = toy_settings(50);
-    // Such a learning rate makes the weights overflow.
+    // This learning rate makes the weights overflow.
     (settings.learning_rate, settings.checkpoint_every) = (1e30, 1);
     let events = &mut Vec::new();
     let run = pretrain(&paths, &settings, &Device::Cpu, |event| {
@@ -304,7 +304,7 @@ fn texts_that_are_too_small_are_refused() {
     refused(0);
     fs::write(paths.text.join("empty.txt"), "").unwrap();
     refused(0);
-    // "abc" is one word, but with one occurrence there is nothing to merge.
+    // The text "abc" is one word, but with one occurrence the tokenizer has nothing to merge.
     fs::write(paths.text.join("tiny.txt"), "abc").unwrap();
     refused(4);
     fs::write(paths.text.join("binary.txt"), [0xff, 0xfe]).unwrap();
@@ -361,7 +361,7 @@ fn every_text_survives_the_tokenizer() {
         prop_assume!(!text.contains("<|"));
         round_trip(&text);
     });
-    // More ids were requested than the text has pairs for.
+    // The run asked for more token ids than the text has pairs for.
     let small = train_tokenizer(dir.path(), &["ab ab".to_owned()], 1000).unwrap();
     assert!(small.get_vocab_size(true) < 1000);
 }

@@ -13,7 +13,8 @@ use flexdraft_tune::{Result, TuneError};
 use crate::common::ranks::{Fault, Meeting, Thread};
 use crate::common::training::{Recorder, counting, settings, target};
 
-/// Returns what each of `count` ranks was told, and how it ended. The last rank has the fault; rank 0 may be killed.
+/// Returns the progress that each of `count` ranks reported, and how each rank ended. The last rank has the fault; rank
+/// 0 may be killed.
 fn tune(
     target: &TargetWeights,
     settings: &Settings,
@@ -38,7 +39,7 @@ fn tune(
     })
 }
 
-/// Returns what rank 0 was told by a run that reaches its end.
+/// Returns the progress that rank 0 of a complete run reported.
 fn to_the_end(target: &TargetWeights, settings: &Settings, out: &Path, count: usize) -> Recorder {
     let mut ended = tune(target, settings, out, count, Fault::None, None).into_iter();
     let (first, outcome) = ended.next().unwrap();
@@ -83,7 +84,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_bits() {
         let killed = tune(&target, &settings, parts.path(), count, Fault::None, Some(8));
         assert_eq!(killed[0].0.losses, uninterrupted.losses[..8]);
         assert!(matches!(&killed[0].1, Err(TuneError::Setting { setting: "step", .. })));
-        // The other ranks were in the next step, and do not wait for ever.
+        // The other ranks were in the next step, and must not wait for ever.
         for (_, outcome) in &killed[1..] {
             let error = outcome.as_ref().unwrap_err();
             assert!(
@@ -91,7 +92,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_bits() {
                 "{error}"
             );
         }
-        // From the checkpoint of step 6 on.
+        // The run resumes from the checkpoint of step 6.
         let resumed = to_the_end(&target, &settings, parts.path(), count);
         assert_eq!(resumed.losses, uninterrupted.losses[6..]);
         assert_eq!(resumed.taus, uninterrupted.taus[1..]);

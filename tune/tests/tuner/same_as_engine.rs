@@ -51,7 +51,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     let mut predictions = predict(&factors).unwrap().into_iter();
 
-    // The exported drafter, read back, predicts the same over the whole vocabulary.
+    // The exported drafter, read from its files, predicts the same over the whole vocabulary.
     let slots = read_back.forward(&target, &batch.rows(shape.block_size)).unwrap();
     let (head, calibration) = read_back.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
@@ -63,7 +63,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     for pick in &picks {
         let tokens = transcripts[pick.transcript].tokens();
         for &anchor in &pick.anchors {
-            // The engine's prefill: the prefix as candidates, with a mask group after the last candidate.
+            // The engine's prefill has the prefix as candidates, with a mask group after the last candidate.
             let pages: Vec<u32> = (0..8).collect();
             let rows = SequenceRows {
                 pages: &pages,
@@ -76,7 +76,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
             let (mut cache, mut work, mut logits) =
                 (model.new_cache(8, 16).unwrap(), model.new_workspace(), model.new_logits());
             model.forward(&pass, &tokens[..=anchor], &mut cache, &mut work).unwrap();
-            // The target's logits after the last candidate, edited so that the transcript's token becomes the bonus
+            // The target's logits after the last candidate are edited so that the transcript's token becomes the bonus
             // token.
             let mut target_logits = model.new_logits();
             model.logits(&[anchor], &mut work, &mut target_logits).unwrap();
@@ -152,7 +152,7 @@ fn tuned_on_a_shortlist() {
 }
 
 #[test]
-fn anchors_that_there_are_not_are_named() {
+fn anchors_outside_the_transcripts_are_named() {
     let config = common::config(Architecture::Qwen3, false);
     let target = FrozenTarget::new(&common::target(&config), DType::F32, &Device::Cpu).unwrap();
     let mut corpus = Corpus::new(common::transcripts(config.vocab_size), 2, 1.0, &target);
@@ -160,8 +160,11 @@ fn anchors_that_there_are_not_are_named() {
         let picks = vec![Pick { transcript, anchors: anchors.to_vec() }];
         Batch::new(&mut corpus, &target, picks).unwrap_err().to_string()
     };
-    assert_eq!(refused(3, &[0]), "anchors of transcript 3: there are 3 transcripts");
+    assert_eq!(
+        refused(3, &[0]),
+        "cannot make mask rows for transcript 3: the index must be below 3, the number of transcripts"
+    );
     // The last of 13 tokens cannot be an anchor: no bonus token follows it.
-    assert_eq!(refused(1, &[11, 12]), "anchors of transcript 1: no token after position 12 of 13");
-    assert!(refused(1, &[usize::MAX]).ends_with("of 13"));
+    assert!(refused(1, &[11, 12]).ends_with("anchor 12 must be below 12, the position of the last token"));
+    assert!(refused(1, &[usize::MAX]).ends_with("the position of the last token"));
 }

@@ -62,7 +62,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_numbers() {
         assert_eq!(killed.losses, uninterrupted.losses[..8]);
         let mut resumed = Recorder::default();
         tune(&target(), &settings, parts.path(), &mut resumed).unwrap();
-        // From the checkpoint of step 6 on.
+        // The run resumes from the checkpoint of step 6.
         assert_eq!(resumed.losses, uninterrupted.losses[6..]);
         assert_eq!(resumed.taus, uninterrupted.taus[1..]);
         let model = |dir: &Path| fs::read(dir.join("drafter/model.safetensors")).unwrap();

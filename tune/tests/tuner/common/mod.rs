@@ -42,7 +42,7 @@ pub fn target(config: &ModelConfig) -> TargetWeights {
 
 pub const SHAPE: DrafterShape = DrafterShape { tail_layers: 2, block_size: 4, rank: 5, whole_tail: false };
 
-/// Transcripts of random tokens.
+/// Returns transcripts of random tokens.
 pub fn transcripts(vocab: usize) -> Vec<Transcript> {
     let token = |i: usize| philox([i as u32, 0, 0, 0], [3, 9])[0] % vocab as u32;
     [(5, 17), (1, 12), (3, 9)]
@@ -55,8 +55,8 @@ pub fn transcripts(vocab: usize) -> Vec<Transcript> {
         .collect()
 }
 
-/// A drafter with every weight moved away from its initial value, so that every part takes a gradient. All values are
-/// exactly representable in bf16.
+/// Returns a drafter with every weight moved away from its initial value, so that every part takes a gradient. All
+/// values are exactly representable in bf16.
 pub fn drafter(
     weights: &TargetWeights,
     target: &FrozenTarget,
@@ -85,7 +85,7 @@ pub fn drafter(
     drafter
 }
 
-/// The parameters by name.
+/// Returns the trained parameters by name.
 pub fn parameters(drafter: &Drafter) -> Result<HashMap<String, Tensor>> {
     drafter.parameters().iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }

@@ -1,4 +1,4 @@
-//! Ranks as threads, and faults of a rank.
+//! Ranks of a tuning run as threads of one process, and faults of a rank.
 
 use std::cell::Cell;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -6,8 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use candle_core::{Error, Result, Tensor};
 use flexdraft_tune::tune::Ranks;
 
-/// The place where threads exchange sums. If a thread leaves, the threads that wait for it are released with an
-/// error.
+/// The place where the threads of a run exchange sums. If a thread leaves, the threads that wait for it are released
+/// with an error.
 pub struct Meeting {
     count: usize,
     round: Mutex<Round>,
@@ -16,9 +16,9 @@ pub struct Meeting {
 
 #[derive(Default)]
 struct Round {
-    /// The part of each rank.
+    /// The number or tensor that each rank adds to the sum.
     parts: Vec<Option<Tensor>>,
-    /// The sum of the parts, until all ranks have taken it.
+    /// The sum over the ranks, until all ranks have taken it.
     sum: Option<Tensor>,
     taken: usize,
     /// True once a rank has left for good.
@@ -40,7 +40,7 @@ impl Meeting {
 
     fn sum(&self, rank: usize, tensor: &Tensor) -> Result<Tensor> {
         let part = tensor.copy()?;
-        // Waits until the other ranks have taken the previous sum.
+        // Waits until the other ranks have taken the sum before this one.
         let mut round = self.wait(|round| round.sum.is_some())?;
         round.parts[rank] = Some(part);
         if round.parts.iter().all(Option::is_some) {
@@ -63,7 +63,7 @@ impl Meeting {
     }
 }
 
-/// A fault of a rank, with the step at which it happens, from 1.
+/// A fault of a rank, with the step at which it happens, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
@@ -71,11 +71,11 @@ pub enum Fault {
     Loss(usize),
     /// The rank's part of the first gradient is not a number.
     Gradient(usize),
-    /// The rank takes no more sums.
+    /// The rank takes part in no more sums.
     Lost(usize),
 }
 
-/// A rank on a thread.
+/// A rank of a tuning run that runs on a thread.
 pub struct Thread<'a> {
     pub rank: usize,
     pub meeting: &'a Meeting,

@@ -7,7 +7,7 @@ use flexdraft_tune::tune::walk::Walk;
 use flexdraft_tune::tune::{Observer, Settings, StepMetrics};
 use flexdraft_tune::{Result, TuneError};
 
-/// Transcripts that count from different starts: the bonus token alone determines the next token.
+/// Returns transcripts that count from different starts: the bonus token alone determines the next token.
 pub fn counting(count: usize) -> Vec<Transcript> {
     let token = |first: usize, i: usize| ((7 * first + i) % 31) as u32;
     (0..count)
@@ -39,7 +39,7 @@ pub fn target() -> TargetWeights {
     super::target(&super::config(Architecture::Qwen3, false))
 }
 
-/// An observer that records what it is told, and can end the run as if the process were killed.
+/// An observer that records the progress of a run, and can end the run as if the process were killed.
 #[derive(Default)]
 pub struct Recorder {
     pub losses: Vec<f64>,
