@@ -16,14 +16,15 @@ mod simt;
 const FAMILIES: [&str; 7] =
     ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"];
 
-/// Kernels of single instructions, for comparing the SIMT emulator's models of instructions; only in test builds.
+/// The directory with kernels of single instructions, which compare the SIMT emulator's models of instructions with a
+/// GPU; only in test builds.
 const INSTRUCTIONS: &str = "golden";
 
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            // The text contains a compiler's output, which `Debug` would print on one line.
+            // The error's text contains a compiler's output, which `Debug` would print on one line.
             eprintln!("{problem}");
             ExitCode::FAILURE
         }

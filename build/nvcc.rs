@@ -28,12 +28,12 @@ pub struct Source {
     pub kernels: Vec<String>,
 }
 
-/// A compiled source.
+/// A kernel source that nvcc has compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub path: PathBuf,
     pub kernels: Vec<String>,
-    /// nvcc's warnings about a source that it compiled.
+    /// Warnings of nvcc about the source.
     pub warnings: String,
 }
 
@@ -74,7 +74,7 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Prints a warning. Cargo shows one line per directive.
+/// Prints a warning of the build script. Cargo shows one line per directive.
 fn warn(text: &str) {
     text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| println!("cargo::warning={line}"));
 }
@@ -123,7 +123,7 @@ pub fn kernel_table(source: &str) -> Result<Vec<String>, String> {
     Ok(kernels)
 }
 
-/// Finds nvcc. `variable` looks up environment variables.
+/// Returns the path of nvcc, if the machine has nvcc. `variable` looks up environment variables.
 pub fn find(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let nvcc = format!("nvcc{}", env::consts::EXE_SUFFIX);
@@ -186,7 +186,7 @@ fn compile_one(
     warnings_are_errors: bool,
 ) -> Result<Image, String> {
     let path = out.join(source.path.file_name().unwrap_or_default()).with_extension("fatbin");
-    // The architectures are options too, in a file that cuda/check_device_code.py also reads.
+    // The target architectures are in a file of options that cuda/check_device_code.py also reads.
     let mut command = Command::new(nvcc);
     command.arg("-optf").arg(cuda.join("nvcc.args"));
     if warnings_are_errors {

@@ -1,4 +1,4 @@
-//! Compiles the SIMT emulator: its own sources, and every kernel file twice, without checks and with hooks for
+//! Compiles the SIMT emulator: its own sources, and every kernel source twice, without checks and with hooks for
 //! checks.
 //!
 //! | environment variable | meaning |
@@ -10,18 +10,19 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// The host's own sources, which are compiled without checks.
+/// The emulator's own sources, which are compiled without checks.
 const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
 
 /// The two builds of the kernels, with the compiler's options for each.
 const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];
 
-/// Compiler options of the sanitized build, for the host and the plain kernels. The checked kernels have
+/// Compiler options of the sanitized build, for the emulator and the kernels without checks. The checked kernels have
 /// their own hooks, which cannot be combined with AddressSanitizer.
 const SANITIZERS: [&str; 5] = [
     "-DFLEXDRAFT_SANITIZED",
     "-fsanitize=address,undefined,float-cast-overflow",
-    // The code has no virtual functions, and Rust's runtime does not have this check.
+    // UndefinedBehaviorSanitizer's check of virtual functions is off: the code has none, and Rust's runtime does not
+    // have this check.
     "-fno-sanitize=vptr",
     "-fno-sanitize-recover=all",
     "-g1",
@@ -73,7 +74,7 @@ fn sanitized() -> Result<bool, Box<dyn Error>> {
     if env::var_os("FLEXDRAFT_SIMT_SANITIZE").is_none_or(|value| value != "1") {
         return Ok(false);
     }
-    // Cargo separates the values by commas.
+    // Cargo separates the names of enabled sanitizers by commas.
     let ours = env::var("CARGO_CFG_SANITIZE").unwrap_or_default();
     if !ours.split(',').any(|sanitizer| sanitizer == "address") {
         let remedy = "RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address and a --target";

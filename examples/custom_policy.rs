@@ -1,4 +1,4 @@
-//! A policy of your own: it drafts in parallel while few sequences run, and sequentially when many do.
+//! An example of a policy: it drafts in parallel while few sequences run, and sequentially when many do.
 //!
 //! A policy decides when to draft and how much to verify. It cannot change greedy output, which this example checks.
 //!
@@ -12,7 +12,7 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::layout::GroupSet;
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 
-/// Drafts in parallel up to a number of sequences.
+/// A policy that drafts in parallel up to a number of sequences, and sequentially above it.
 struct ParallelUpTo(usize);
 
 impl Policy for ParallelUpTo {
@@ -20,7 +20,8 @@ impl Policy for ParallelUpTo {
         let parallel = batch.sequences.len() <= self.0;
         let choose = |view| {
             let choice = Choice::drafting(view, GroupSet::NONE);
-            // A mask group for every accepted length: the next draft is ready whatever the target accepts.
+            // The policy asks for a mask group for every accepted length: the next draft is ready whatever the target
+            // accepts.
             if parallel { Choice { groups: GroupSet::all(choice.verify_len), ..choice } } else { choice }
         };
         batch.sequences.iter().map(choose).collect()
@@ -31,7 +32,7 @@ impl Policy for ParallelUpTo {
     }
 }
 
-/// Runs the example.
+/// Runs the example of a custom policy.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;

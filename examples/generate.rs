@@ -1,4 +1,4 @@
-//! Generates text with the bundled target and drafter, and shows how many tokens each step committed.
+//! An example of generating text with the bundled target and drafter; it shows how many tokens each step committed.
 //!
 //!     cargo run --release --features runner --example generate
 
@@ -9,7 +9,7 @@ use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights, TextStream, Tokenizer};
 
-/// Runs the example.
+/// Runs the example of generating text.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;

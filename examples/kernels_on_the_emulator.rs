@@ -1,4 +1,4 @@
-//! One kernel without a GPU: rejection sampling of two draft tokens, as an engine would call it.
+//! An example of one kernel without a GPU: rejection sampling of two draft tokens, as an engine would call it.
 //!
 //!     cargo run --release --features simt --example kernels_on_the_emulator
 
@@ -47,12 +47,12 @@ fn sample(kernels: &Kernels<Simt>, logits: &[f32], drafts: &[i32]) -> Result<Vec
     Ok(stats)
 }
 
-/// Runs the example.
+/// Runs the example of a kernel on the emulator.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     let stream = kernels.runtime().stream();
 
-    // Two draft tokens, 5 and 2. The drafter was sure of both; the target agrees with the first only.
+    // The draft has two tokens, 5 and 2. The drafter was sure of both; the target agrees with the first only.
     let tokens = [5, 2];
     let certain_of = |id: usize| std::array::from_fn::<f32, VOCAB, _>(|x| if x == id { 20.0 } else { 0.0 });
     let draft = [certain_of(5), certain_of(2)].concat();

@@ -1,4 +1,5 @@
-//! A logits hook: the target may not use one token. Drafting stays lossless with respect to the edited target.
+//! An example of a logits hook, which forbids the target one token. Drafting stays lossless with respect to the edited
+//! target.
 //!
 //!     cargo run --release --features runner --example logits_hook
 
@@ -9,7 +10,7 @@ use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 
-/// Runs the example.
+/// Runs the example of a logits hook.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;

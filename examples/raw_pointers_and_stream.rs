@@ -1,4 +1,5 @@
-//! A kernel on memory and a stream that another framework owns: addresses in, results in place.
+//! An example of a kernel on memory and a stream that another framework owns: it takes addresses, and writes results in
+//! place.
 //!
 //! Needs an NVIDIA GPU and a build with nvcc; without either the example says so and ends.
 //!
@@ -13,7 +14,7 @@ use flexdraft::kernels::norm::{Residual, RmsNorm};
 use flexdraft::runtime::{Cuda, RawCuda, RawStream, View, ViewMut};
 use half::bf16;
 
-/// Runs the example.
+/// Runs the example of a kernel on foreign memory.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let context = match Cuda::context(0) {
         Ok(context) => context,
@@ -30,7 +31,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
         }
     };
 
-    // Stand-ins for the framework's own: a stream and three tensors, known by their addresses alone.
+    // These stand-ins for the framework's objects are a stream and three tensors, known by their addresses alone.
     let owner = context.new_stream()?;
     let (x, weight) = ([bf16::from_f32(3.0); 8], [0.5f32; 8]);
     let mut out = [bf16::ZERO; 8];

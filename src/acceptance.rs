@@ -16,31 +16,30 @@ pub enum Rule {
     /// Speculative sampling (Leviathan et al. 2211.17192, Chen et al. 2302.01318).
     #[default]
     Rejection,
-    /// Block verification (Sun et al. 2403.10444): in expectation it never accepts fewer tokens than
-    /// `Rejection`.
+    /// Block verification (Sun et al. 2403.10444): in expectation it accepts at least as many tokens as `Rejection`.
     Block,
     /// Draws the target's token with the random numbers of its position, and accepts while the drafts match:
     /// the output equals, token for token, autoregressive sampling with the same seed.
     Match,
 }
 
-/// One test of a scan. It passes for a uniform u on [0, 1) if u · `scale` < `threshold`. The inequality is
-/// strict, so a token of probability 0 never passes.
+/// One test of an acceptance rule, which a random number passes or fails. It passes for a uniform u on [0, 1) if u ·
+/// `scale` < `threshold`. The inequality is strict, so a token of probability 0 never passes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Test {
-    /// The bound: u · scale must be smaller.
+    /// The bound: u · scale must be smaller for the test to pass.
     pub threshold: f64,
-    /// The factor by which u is multiplied.
+    /// The factor by which the uniform number u is multiplied.
     pub scale: f64,
 }
 
 impl Test {
-    /// Returns whether the test passes for uniform `u`.
+    /// Returns whether the test passes for the uniform number `u`.
     pub fn passes(&self, u: f64) -> bool {
         u * self.scale < self.threshold
     }
 
-    /// Returns the probability of passing.
+    /// Returns the probability that the test passes.
     pub fn probability(&self) -> f64 {
         if self.threshold >= self.scale {
             if self.threshold > 0.0 { 1.0 } else { 0.0 }
@@ -50,25 +49,26 @@ impl Test {
     }
 }
 
-/// The result of a scan over a draft.
+/// The result of applying an acceptance rule to a draft.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// a: the number of accepted draft tokens.
+    /// Number a of accepted draft tokens.
     pub accepted: usize,
     /// Weights `[vocab]`, not normalised and not all zero, from which the bonus token is drawn.
     pub weights: Vec<f64>,
 }
 
-/// The distributions that a rule compares. A rule asks for each row at most once, in ascending order.
+/// The distributions that an acceptance rule compares: the target's p and the drafter's q. A rule asks for each row at
+/// most once, in ascending order.
 pub trait Rows {
-    /// Returns p_i `[vocab]`, 0 ≤ i ≤ v.
+    /// Returns the target's distribution p_i `[vocab]` after i draft tokens, 0 ≤ i ≤ v.
     fn target(&mut self, i: usize) -> Vec<f64>;
-    /// Returns q_j `[vocab]`, 1 ≤ j ≤ v: the distribution of draft token d_j.
+    /// Returns the distribution q_j `[vocab]` from which draft token d_j was drawn, 1 ≤ j ≤ v.
     fn draft(&mut self, j: usize) -> Vec<f64>;
 }
 
-/// Greedy verification and `match`: accepts draft tokens while the target chooses the same token at the same
-/// place.
+/// Applies greedy verification or the rule `match`: accepts draft tokens while the target chooses the same token at the
+/// same place.
 ///
 /// `choose(i)` is the target's token after candidate i. Returns the accepted length and the bonus token: the
 /// first choice that differs, or the choice after the whole draft.
@@ -83,8 +83,8 @@ pub fn matching_prefix(draft: &[u32], mut choose: impl FnMut(usize) -> u32) -> (
     }
 }
 
-/// `rejection`: draft token d_i passes with probability min(1, p_{i−1}(d_i) / q_i(d_i)). The scan stops at
-/// the first failure and draws the bonus token from the residual there. If every test passes, the bonus token
+/// Applies the rule `rejection`: draft token d_i passes with probability min(1, p_{i−1}(d_i) / q_i(d_i)). The scan
+/// stops at the first failure and draws the bonus token from the residual there. If every test passes, the bonus token
 /// comes from p_v.
 ///
 /// `uniform(i)` decides on d_i, i = 1..=v. The rule reads only the rows up to the place where the scan stops.
@@ -104,7 +104,7 @@ pub fn rejection_test(p: &[f64], q: &[f64], token: u32) -> Test {
     Test { threshold: at(p, token), scale: at(q, token) }
 }
 
-/// `block`: the **last** draft token whose test passes ends the accepted prefix (Algorithm 2 of
+/// Applies the rule `block`: the **last** draft token whose test passes ends the accepted prefix (Algorithm 2 of
 /// 2403.10444). `uniform(i)` decides on d_i, i = 1..=v.
 pub fn block(draft: &[u32], rows: &mut impl Rows, mut uniform: impl FnMut(usize) -> f64) -> Decision {
     let mut scan = BlockScan::new(rows.target(0));
@@ -129,24 +129,25 @@ pub struct BlockScan {
 }
 
 impl BlockScan {
-    /// Starts a scan with the distribution p_0.
+    /// Starts a block verification with the target's distribution p_0.
     pub fn new(target: Vec<f64>) -> Self {
         Self { target: vec![target], draft: Vec::new(), prefix: vec![1.0] }
     }
 
-    /// Appends draft token `token` = d_i, drawn from `q` = q_i, and `next` = p_i.
+    /// Appends draft token `token` = d_i, drawn from `q` = q_i, and the target's distribution `next` = p_i.
     pub fn advance(&mut self, token: u32, q: Vec<f64>, next: Vec<f64>) {
         let previous = self.prefix.last().copied().unwrap_or(1.0);
         let p = previous * self.target.last().map_or(0.0, |row| at(row, token));
         let q_token = at(&q, token);
-        // q cannot draw this token, so there is no ratio; the token counts as certain or impossible.
+        // The drafter cannot draw this token, so there is no ratio p/q; the token counts as certain or impossible.
         let ratio = if q_token > 0.0 { p / q_token } else { f64::from(u8::from(p > 0.0)) };
         self.prefix.push(ratio.min(1.0));
         self.draft.push(q);
         self.target.push(next);
     }
 
-    /// Returns the tests of d_1..d_v: element i − 1 decides whether the accepted prefix may end at d_i.
+    /// Returns the tests of the draft tokens d_1..d_v: element i − 1 decides whether the accepted prefix may end at
+    /// d_i.
     pub fn tests(&self) -> Vec<Test> {
         (1..self.prefix.len())
             .map(|i| {
@@ -173,8 +174,8 @@ impl BlockScan {
     }
 }
 
-/// Returns max(prefix · p − q, 0), or `p` itself if that is 0 everywhere, which happens only through
-/// rounding.
+/// Returns the residual max(prefix · p − q, 0), or `p` itself if the residual is 0 everywhere, which happens only
+/// through rounding.
 fn residual(prefix: f64, p: Vec<f64>, q: &[f64]) -> Vec<f64> {
     let weights: Vec<f64> = p.iter().zip(q).map(|(p, q)| (prefix * p - q).max(0.0)).collect();
     if weights.iter().any(|&w| w > 0.0) { weights } else { p }

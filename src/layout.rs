@@ -14,17 +14,17 @@
 
 use std::ops::Range;
 
-/// The largest block size. It lets a [`GroupSet`] fit into a machine word.
+/// The largest block size: the number of slots in a mask group. It lets a [`GroupSet`] fit into a machine word.
 pub const MAX_BLOCK_SIZE: usize = 64;
 
-/// A set K of accepted lengths for which a pass builds mask groups.
+/// A set of accepted lengths for which a pass builds mask groups.
 ///
 /// K = {0..=v} is parallel drafting, K = ∅ is sequential drafting; any other set is allowed too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct GroupSet(u64);
 
 impl GroupSet {
-    /// The empty set: the draft is made after the verification, in a separate pass.
+    /// The empty set of accepted lengths: the draft is made after the verification, in a separate pass.
     pub const NONE: Self = Self(0);
 
     /// Returns the set with every accepted length 0..=`verify_len`.
@@ -34,7 +34,7 @@ impl GroupSet {
         if verify_len >= MAX_BLOCK_SIZE - 1 { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
     }
 
-    /// Returns the set whose members are the set bits of `bits`.
+    /// Returns the set whose members are the positions of the set bits of `bits`.
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
@@ -60,13 +60,13 @@ impl GroupSet {
         self.0 == 0
     }
 
-    /// Returns the members that are at most `verify_len`.
+    /// Returns the set's members that are at most `verify_len`.
     #[must_use]
     pub fn up_to(self, verify_len: usize) -> Self {
         Self(self.0 & Self::all(verify_len).0)
     }
 
-    /// Iterates over the members in ascending order.
+    /// Iterates over the set's members in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MAX_BLOCK_SIZE).filter(move |&k| self.contains(k))
     }
@@ -90,14 +90,14 @@ pub struct SequenceRows<'a> {
     /// Page ids of the paged KV cache; position p lives in page `pages[p / page_size]`. The pages must cover
     /// every limit of this sequence's rows.
     pub pages: &'a [u32],
-    /// n: the position of candidate 0. Positions 0..n are cached.
+    /// Position n of candidate 0, the bonus token. Positions 0..n are cached.
     pub start: usize,
     /// Number of candidate rows, at positions n..n + candidates. It is 0 in a drafting pass.
     pub candidates: usize,
     /// The accepted lengths k that have a mask group, ascending. Each limit n + k is either cached or the
     /// position of a candidate of this pass.
     pub groups: Vec<usize>,
-    /// S: the number of slots in each of this sequence's groups.
+    /// Block size S: the number of slots in each of this sequence's groups.
     pub slots: usize,
 }
 
@@ -105,29 +105,29 @@ pub struct SequenceRows<'a> {
 /// Groups are in ascending order, and slots in order within a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass<'a> {
-    /// The sequences, in batch order.
+    /// The sequences of the pass, in batch order.
     pub sequences: Vec<SequenceRows<'a>>,
 }
 
-/// Shape of an attention layer.
+/// The head counts and head size of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Number of query heads.
+    /// Number of query heads of the layer.
     pub q_heads: usize,
     /// Number of KV heads; divides `q_heads`.
     pub kv_heads: usize,
-    /// Dimensions of a head.
+    /// Size of a head, in elements.
     pub head_dim: usize,
 }
 
 impl AttentionShape {
-    /// Returns the columns of a row of the fused projection: q heads, then k heads, then v heads.
+    /// Returns the number of columns of the fused projection: query heads, then key heads, then value heads.
     pub fn qkv_cols(&self) -> usize {
         let heads = self.kv_heads.saturating_mul(2).saturating_add(self.q_heads);
         heads.saturating_mul(self.head_dim)
     }
 
-    /// Returns the columns of a row of attention output.
+    /// Returns the number of columns of attention's output.
     pub fn out_cols(&self) -> usize {
         self.q_heads.saturating_mul(self.head_dim)
     }
@@ -136,32 +136,32 @@ impl AttentionShape {
 /// The kind of rows of a [`Pass`] that an operation works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {
-    /// Candidate rows: rows 0..C of the pass.
+    /// Candidate rows: the first rows of the pass.
     Candidates,
     /// Mask rows: the rows after the candidate rows.
     Masks,
 }
 
-/// One row of a [`Pass`]: its position, and what it sees.
+/// One row of a [`Pass`]: its position, and the positions and rows that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Index of the row's sequence in [`Pass::sequences`].
     pub sequence: usize,
-    /// The row's RoPE position.
+    /// Position of the row, for the rotary embedding.
     pub position: usize,
     /// The last cached position that the row sees.
     pub limit: usize,
-    /// For a mask row, the rows of its group, as row indices within the whole pass.
+    /// For a mask row, the rows of its group, as row indices in the whole pass.
     pub group: Option<(usize, usize)>,
 }
 
-/// Sums numbers that callers chose freely. An overflow gives the largest number, which fits no buffer.
+/// Returns the sum of numbers that callers chose freely. An overflow gives the largest number, which fits no buffer.
 fn total(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.fold(0, usize::saturating_add)
 }
 
 impl SequenceRows<'_> {
-    /// Returns the number of mask rows.
+    /// Returns the number of the sequence's mask rows.
     fn mask_rows(&self) -> usize {
         self.groups.len().saturating_mul(self.slots)
     }
@@ -178,7 +178,7 @@ impl Pass<'_> {
         total(self.sequences.iter().map(SequenceRows::mask_rows))
     }
 
-    /// Returns the number of rows of both kinds.
+    /// Returns the number of candidate rows and mask rows together.
     pub fn total_rows(&self) -> usize {
         self.candidate_rows().saturating_add(self.mask_rows())
     }
@@ -198,7 +198,7 @@ impl Pass<'_> {
         Some(first..first.saturating_add(rows.slots))
     }
 
-    /// Returns every row, in row order.
+    /// Returns every row of the pass, in row order.
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.total_rows());
         for (sequence, s) in self.sequences.iter().enumerate() {

@@ -19,13 +19,12 @@ pub enum Purpose {
     /// A token drawn from the target: autoregressive steps, the first bonus token of every rule, and every
     /// draw of rule `match`, including drafts. Position: the token's own. Slot 0.
     TargetDraw = 1,
-    /// A draft token of rules `rejection` and `block`. Position: the position of c_0 of the step that
-    /// verifies the draft. Slot: the draft token's own.
+    /// A draft token of the rules `rejection` and `block`. Position: the position of c_0 of the step that verifies the
+    /// draft. Slot: the draft token's own.
     DraftDraw = 2,
-    /// The uniform number that decides on draft token d_i. Position: the position of c_0. Slot i.
+    /// The uniform number that decides whether draft token d_i is accepted. Position: the position of c_0. Slot i.
     AcceptanceUniform = 3,
-    /// The bonus token of rules `rejection` and `block`. Position: the position of c_0. Slot: the accepted
-    /// length.
+    /// The bonus token of the rules `rejection` and `block`. Position: the position of c_0. Slot: the accepted length.
     ResidualDraw = 4,
 }
 
@@ -37,7 +36,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Returns the numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
+    /// Returns the random numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
     pub fn new(seed: u64, purpose: Purpose, slot: usize, position: usize) -> Self {
         let position = position as u64;
         Self {
@@ -50,19 +49,19 @@ impl Stream {
         }
     }
 
-    /// Returns the numbers with which request `seed` draws the token at `position` from the target.
+    /// Returns the random numbers with which request `seed` draws the token at `position` from the target.
     pub fn target_draw(seed: u64, position: usize) -> Self {
         Self::new(seed, Purpose::TargetDraw, 0, position)
     }
 
-    /// Returns the seed, counter word 1 (purpose and slot) and the position, for a kernel's parameters.
+    /// Returns the seed, counter word 1 (purpose and slot) and the position, as a kernel's parameters take them.
     pub(crate) fn parts(&self) -> (u64, u32, u64) {
         let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let [purpose_and_slot, low, high] = self.counter;
         (join(self.key[0], self.key[1]), purpose_and_slot, join(low, high))
     }
 
-    /// Returns a number uniform on [0, 1), a multiple of 2⁻³².
+    /// Returns a uniform number on [0, 1), a multiple of 2⁻³².
     pub fn uniform(&self) -> f64 {
         f64::from(self.words(0)[0]) / 4_294_967_296.0
     }
@@ -83,7 +82,7 @@ impl Stream {
         let words = (0u32..).flat_map(|index| self.words(index));
         let mut best = (f32::NEG_INFINITY, 0);
         for (id, (score, word)) in scores.into_iter().zip(words).enumerate() {
-            // The bound rules out nearly all ids, so they need no logarithm.
+            // The upper bound of a Gumbel number rules out nearly all ids, so these ids need no logarithm.
             if score + gumbel_bound(word) > best.0 {
                 let sum = score + gumbel(word);
                 if sum > best.0 {
@@ -100,7 +99,7 @@ impl Stream {
     }
 }
 
-/// Returns −ln(−ln u) for u = (word + ½) · 2⁻³². If u is near 1, −ln u is computed from 1 − u.
+/// Returns the Gumbel number −ln(−ln u) for u = (word + ½) · 2⁻³². If u is near 1, −ln u is computed from 1 − u.
 fn gumbel(word: u32) -> f32 {
     const ULP: f32 = 1.0 / 4_294_967_296.0;
     let exponential = if word < 1 << 31 {
@@ -111,13 +110,13 @@ fn gumbel(word: u32) -> f32 {
     -exponential.ln()
 }
 
-/// Returns an upper bound of [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 −
-/// word has z leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
+/// Returns an upper bound of [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 − word has z
+/// leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
 fn gumbel_bound(word: u32) -> f32 {
     (1 + (!word).leading_zeros()) as f32 * 0.693_2
 }
 
-/// Applies ten rounds of Philox 4x32.
+/// Applies ten rounds of the Philox 4x32 generator.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -141,7 +140,7 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// Known answers of the Random123 distribution.
+    /// Known results of Philox, from the Random123 distribution.
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);

@@ -14,7 +14,7 @@ use std::cmp::Ordering;
 
 use crate::random::Stream;
 
-/// Invalid sampling parameters: no distribution corresponds to them.
+/// An error of sampling parameters to which no distribution corresponds.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
@@ -24,10 +24,10 @@ pub enum SamplingError {
     /// A temperature above 0 whose reciprocal exceeds every f32: below about 2.94e-39.
     #[error("temperature must be 0, or at least 2.94e-39 for a finite reciprocal, found {0:e}")]
     TinyTemperature(f32),
-    /// A nucleus mass outside (0, 1].
+    /// A top-p outside (0, 1].
     #[error("top-p must be above 0 and at most 1, found {0}")]
     TopP(f32),
-    /// A relative floor outside [0, 1).
+    /// A min-p outside [0, 1).
     #[error("min-p must be at least 0 and below 1, found {0}")]
     MinP(f32),
 }
@@ -35,15 +35,15 @@ pub enum SamplingError {
 /// Parameters that turn logits into a distribution: temperature, then top-k, then top-p, then min-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divisor of the logits, applied as a multiplication by
+    /// Temperature: the divisor of the logits, applied as a multiplication by
     /// [`inverse_temperature`](Self::inverse_temperature); 0 is greedy decoding.
     pub temperature: f32,
-    /// Number of largest logits to keep (ties to the lowest id); 0 keeps all.
+    /// Top-k: the number of largest logits to keep (ties to the lowest id); 0 keeps all.
     pub top_k: usize,
-    /// Probability mass to keep: the shortest prefix, in descending order, whose sum reaches this value (ties
-    /// to the lowest id); 1 keeps all.
+    /// Top-p: the probability mass to keep, as the shortest prefix in descending order whose sum reaches this value
+    /// (ties to the lowest id); 1 keeps all.
     pub top_p: f32,
-    /// Smallest probability to keep, as a fraction of the largest; 0 keeps all.
+    /// Min-p: the smallest probability to keep, as a fraction of the largest; 0 keeps all.
     pub min_p: f32,
 }
 
@@ -54,7 +54,7 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Greedy decoding: temperature 0, the most probable token, ties to the lowest id.
+    /// Greedy decoding: temperature 0, which takes the most probable token, ties to the lowest id.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
 
     /// Sampling from the whole distribution at `temperature`.
@@ -62,19 +62,19 @@ impl SamplingParams {
         Self { temperature, ..Self::GREEDY }
     }
 
-    /// Returns whether decoding is greedy.
+    /// Returns whether decoding is greedy: whether the temperature is 0.
     pub fn is_greedy(&self) -> bool {
         self.inverse_temperature().is_none()
     }
 
-    /// Returns the factor on logits: 1 / temperature, rounded to f32. `None` means greedy decoding, which is
-    /// also the defined result for temperatures that [`validate`](Self::validate) refuses.
+    /// Returns the factor that logits are multiplied by: 1 / temperature, rounded to f32. `None` means greedy decoding,
+    /// which is also the defined result for temperatures that [`validate`](Self::validate) refuses.
     pub fn inverse_temperature(&self) -> Option<f32> {
         let temperature = Some(self.temperature).filter(|&t| t > 0.0 && t.is_finite())?;
         Some(temperature.recip()).filter(|inverse| inverse.is_finite())
     }
 
-    /// Checks every parameter's range.
+    /// Checks the range of every sampling parameter.
     pub fn validate(&self) -> Result<(), SamplingError> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(SamplingError::Temperature(self.temperature));
@@ -92,8 +92,7 @@ impl SamplingParams {
     }
 }
 
-/// Returns the id of the largest value, ties to the lowest id; NaN counts as −∞. Returns 0 for an empty
-/// slice.
+/// Returns the index of the largest value, ties to the lowest index; NaN counts as −∞. Returns 0 for an empty slice.
 pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
     for (id, value) in values.into_iter().enumerate() {
@@ -104,7 +103,7 @@ pub fn argmax(values: impl IntoIterator<Item = f32>) -> u32 {
     best.1
 }
 
-/// Returns the warped scores `[vocab]` of `logits` `[vocab]`.
+/// Returns the scores `[vocab]` of `logits` `[vocab]` after temperature, top-k, top-p and min-p.
 ///
 /// The order is the order of transformers' logits processors: temperature, top-k, top-p on the renormalised
 /// rest, min-p relative to the largest. At temperature 0 only the argmax is kept.
@@ -123,7 +122,8 @@ pub fn warp(logits: &[f32], params: &SamplingParams) -> Vec<f32> {
     scores
 }
 
-/// Returns (logit − largest) · inverse temperature, so that the largest score is 0 at every temperature.
+/// Returns (logit − largest) · inverse temperature for every logit, so that the largest score is 0 at every
+/// temperature.
 fn scaled(logits: &[f32], inverse_temperature: Option<f32>) -> Vec<f32> {
     let largest = logits.iter().copied().filter(|l| !l.is_nan()).fold(f32::NEG_INFINITY, f32::max);
     let Some(inverse) = inverse_temperature.filter(|_| largest > f32::NEG_INFINITY) else {
@@ -160,7 +160,7 @@ fn keep_largest(scores: &mut [f32], k: usize) {
     drop_ids(scores, rest);
 }
 
-/// Sorts only as much of the vocabulary as the nucleus needs, in growing prefixes.
+/// Only as much of the vocabulary is sorted as the nucleus needs, in growing prefixes.
 fn keep_nucleus(scores: &mut [f32], mass: f64) {
     let probability = |score: f32| f64::from(score).exp();
     let target = mass * scores.iter().map(|&s| probability(s)).sum::<f64>();
@@ -185,7 +185,7 @@ fn keep_nucleus(scores: &mut [f32], mass: f64) {
     drop_ids(scores, &ids[kept..]);
 }
 
-/// Returns the distribution `[vocab]` of warped scores.
+/// Returns the distribution `[vocab]` of warped scores: their softmax.
 pub fn softmax(scores: &[f32]) -> Vec<f64> {
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -193,8 +193,8 @@ pub fn softmax(scores: &[f32]) -> Vec<f64> {
     weights
 }
 
-/// Draws an id by Gumbel-max: the argmax of score + G(id), with one random number per id, ties to the lowest
-/// id.
+/// Draws an id from warped scores by Gumbel-max: the argmax of score + G(id), with one random number per id, ties to
+/// the lowest id.
 pub fn draw(scores: &[f32], stream: Stream) -> u32 {
     stream.gumbel_argmax(scores.iter().copied())
 }
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn filters_apply_in_order_on_the_renormalised_rest() {
-        // From 0.4, 0.3, 0.2, 0.1, top-k 2 leaves 4/7 and 3/7; top-p 0.5 keeps the first.
+        // Of the probabilities 0.4, 0.3, 0.2, 0.1, top-k 2 leaves 4/7 and 3/7; top-p 0.5 keeps the first.
         let logits: Vec<f32> = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln).to_vec();
         let base = SamplingParams::at_temperature(1.0);
         assert_eq!(kept(&logits, SamplingParams { top_p: 0.5, ..base }), [0, 1]);
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_temperature_without_a_finite_reciprocal_is_refused_and_otherwise_greedy() {
-        // 2^−128: the largest temperature whose reciprocal, 2^128, exceeds f32.
+        // The largest temperature whose reciprocal, 2^128, exceeds f32 is 2^−128.
         let largest = f32::from_bits(1 << 21);
         for t in [f32::from_bits(1), 1e-45, 1e-39, largest] {
             let params = SamplingParams::at_temperature(t);
@@ -285,7 +285,7 @@ mod tests {
             let params = SamplingParams::at_temperature(t);
             assert_eq!(params.validate(), Ok(()));
             assert!(params.inverse_temperature().is_some_and(|inverse| inverse > 0.0 && inverse.is_finite()));
-            // Ties share the mass at the smallest temperatures too.
+            // Tied tokens share the probability at the smallest temperatures too.
             assert_eq!(softmax(&warp(&[2.0, 2.0], &params)), [0.5, 0.5]);
         }
         // The product of a difference and the reciprocal may overflow; the id is then impossible.
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn scores_are_products_with_the_reciprocal() {
-        // 1.9 · (1 / 0.7) and 1.9 / 0.7 differ in f32, so this detects a division.
+        // The numbers 1.9 · (1 / 0.7) and 1.9 / 0.7 differ in f32, so this detects a division.
         let (logit, temperature) = (-1.9f32, 0.7f32);
         assert_ne!(logit * temperature.recip(), logit / temperature);
         let scores = warp(&[0.0, logit], &SamplingParams::at_temperature(temperature));

@@ -1,4 +1,4 @@
-//! Weights on the host: typed views of bytes that are owned or memory-mapped.
+//! Weights in host memory: typed views of bytes that are owned or memory-mapped.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use half::{bf16, f16};
 /// Element types of stored weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
-    /// IEEE 754 single precision.
+    /// The type f32, IEEE 754 single precision.
     F32,
-    /// IEEE 754 half precision.
+    /// The type f16, IEEE 754 half precision.
     F16,
     /// bfloat16.
     Bf16,
 }
 
 impl DType {
-    /// Returns the size of an element in bytes.
+    /// Returns the size of an element of this type in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -57,13 +57,13 @@ impl Elements<'_> {
         }
     }
 
-    /// Returns whether there are no elements.
+    /// Returns whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Writes elements `range` as f32 into `out`, which has the same length as `range`. Elements outside
-    /// either are left alone.
+    /// Writes the elements `range` as f32 into `out`, which has the same length as `range`. Elements outside either are
+    /// left alone.
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
         match self {
             Self::F32(x) => out.iter_mut().zip(x.get(range).unwrap_or(&[])).for_each(|(o, &x)| *o = x),
@@ -101,24 +101,24 @@ impl std::fmt::Debug for Tensor {
 }
 
 impl Tensor {
-    /// Makes a tensor that owns its f32 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its f32 elements; returns `None` if their number is not the product of `shape`.
     pub fn from_f32(shape: &[usize], elements: Vec<f32>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::F32(Arc::new(elements)))
     }
 
-    /// Makes a tensor that owns its f16 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its f16 elements; returns `None` if their number is not the product of `shape`.
     pub fn from_f16(shape: &[usize], elements: Vec<f16>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::F16(Arc::new(elements)))
     }
 
-    /// Makes a tensor that owns its bf16 elements; `None` if their number is not the product of `shape`.
+    /// Makes a tensor that owns its bf16 elements; returns `None` if their number is not the product of `shape`.
     pub fn from_bf16(shape: &[usize], elements: Vec<bf16>) -> Option<Self> {
         Self::checked(shape, elements.len(), || Storage::Bf16(Arc::new(elements)))
     }
 
-    /// Makes a tensor over bytes `range` of `bytes` (little-endian elements). The tensor keeps the bytes
-    /// alive, and copies them only if they are not aligned for `dtype`. `None` if the range is not within the
-    /// bytes, or its length does not match `shape`.
+    /// Makes a tensor from the little-endian elements in `range` of `bytes`. The tensor keeps the bytes alive, and
+    /// copies them only if they are not aligned for `dtype`. `None` if the range is not within the bytes, or its length
+    /// does not match `shape`.
     pub fn from_bytes(
         dtype: DType,
         shape: &[usize],
@@ -150,7 +150,7 @@ impl Tensor {
         (expected == elements).then(|| Self { shape: shape.to_vec(), storage: storage() })
     }
 
-    /// Returns the element type.
+    /// Returns the type of the tensor's elements.
     pub fn dtype(&self) -> DType {
         match &self.storage {
             Storage::F32(_) => DType::F32,
@@ -160,7 +160,7 @@ impl Tensor {
         }
     }
 
-    /// Returns the length of each dimension, outermost first.
+    /// Returns the length of each dimension of the tensor, outermost first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
@@ -188,7 +188,7 @@ impl Tensor {
         }
     }
 
-    /// Returns all elements as f32.
+    /// Returns all elements of the tensor as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let elements = self.elements();
         let mut out = vec![0.0; elements.len()];

@@ -54,7 +54,7 @@ fn nvcc_is_found_in_the_documented_order() {
     }
     // A toolkit directory without a compiler, such as a runtime-only installation, is skipped.
     assert_eq!(find(&[("CUDA_HOME", &empty), ("PATH", &search)]), Ok(first));
-    // Empty variables count as unset.
+    // Empty environment variables count as unset.
     assert_eq!(find(&[("NVCC", Path::new("")), ("CUDA_HOME", &home_value)]), Ok(home));
     // If the user names a compiler that does not exist, the build reports the mistake and does not look elsewhere.
     let missing = root.path().join("missing");
@@ -164,7 +164,7 @@ fn one_failing_source_leaves_no_images_and_its_output() {
     for part in ["norm/norm.cu", "exit status: 2", "norm.cu(3): error: no"] {
         assert!(problem.contains(part), "{problem}");
     }
-    // A compiler that cannot be started.
+    // This file is a compiler that cannot be started.
     let problem = nvcc::compile(&cuda.join("nvcc.args"), &cuda, &sources, root.path(), false, 1).unwrap_err();
     assert!(problem.contains("cannot be run"), "{problem}");
 }

@@ -33,7 +33,7 @@ fn runs_a_kernel_on_the_emulator() {
     kernels_on_the_emulator::main().unwrap();
 }
 
-/// Without a GPU the example says so and ends.
+/// Without a GPU, the example says so and ends.
 #[test]
 fn takes_raw_pointers_and_a_stream() {
     raw_pointers_and_stream::main().unwrap();

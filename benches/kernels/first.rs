@@ -1,4 +1,4 @@
-//! The first questions to a new GPU: does it load the kernels, and does each of them run?
+//! The first program on a new GPU: it tests whether the GPU loads the kernels, and whether each kernel runs.
 //!
 //! `kernels first [FROM]` launches every kernel on operands of a few rows, waits for each launch, and adds lines of
 //! JSON to `first-kernels.jsonl`, in the directory that `FLEXDRAFT_BENCH_RESULTS` names. Results are not looked at:
@@ -28,13 +28,13 @@ use crate::cases::selection::{Rotations, Selection};
 use crate::machine::Machine;
 use crate::traced::{Log, Traced, Waits};
 
-/// The file's name.
+/// Name of the file of results.
 const FILE: &str = "first-kernels.jsonl";
 
 /// Prepares the operands of a case and launches its kernels.
 type Run<B> = Box<dyn Fn(&Machine<Traced<B>>) -> Result<(), KernelError>>;
 
-/// A case, and the shared memory that a CTA may take in it, in KiB (the device's limit if `None`).
+/// A case, and the shared memory that a CTA may take in this case, in KiB (the device's limit if `None`).
 struct Planned<B: Waits> {
     name: String,
     shared_kib: Option<u32>,
@@ -114,7 +114,8 @@ fn planned<B: Waits>() -> Vec<Planned<B>> {
         all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
     }
     for head_dim in [64, 128] {
-        // A CTA's limits at compute capability 9.0, 8.6 and 7.5; each makes other kernels the best choice.
+        // The shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each limit makes other kernels
+        // the best choice.
         let limits: &[u32] = if head_dim == 64 { &[227, 99, 64] } else { &[227, 99] };
         for &shared_kib in limits {
             all.extend([0, 3].map(|groups| attention(head_dim, groups, shared_kib)));
@@ -142,7 +143,7 @@ where
         let all = inner.limits();
         let shared_bytes_per_cta =
             case.shared_kib.map_or(u32::MAX, |kib| kib << 10).min(all.shared_bytes_per_cta);
-        // A multiprocessor has one KiB more than one CTA may take, and a merge of many splits needs many
+        // A multiprocessor has one KiB more shared memory than one CTA may take, and a merge of many splits needs many
         // multiprocessors.
         let limits = Limits {
             multiprocessors: all.multiprocessors.max(132),
@@ -159,7 +160,7 @@ where
     Ok(())
 }
 
-/// Returns the kernels among `names` without a successful launch in the file.
+/// Returns the kernels among `names` that have no successful launch in the file of results.
 fn missing(
     path: &Path,
     names: impl Iterator<Item = &'static str>,
@@ -170,12 +171,12 @@ fn missing(
         .filter(|line| line["status"] == "ok")
         .filter_map(|line| line["kernel"].as_str().map(str::to_owned))
         .collect();
-    // Kernels of single instructions are what tests/golden_vectors launches.
+    // The kernels of single instructions are launched by tests/golden_vectors.
     let ours = names.filter(|name| !name.starts_with("golden_"));
     Ok(ours.filter(|name| !launched.contains(*name)).collect())
 }
 
-/// Launches everything on the SIMT emulator, from case number `from` on.
+/// Launches every kernel on the SIMT emulator, from case number `from` on.
 pub fn on_simt(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     let simt = Simt::new(SimtOptions::default());
     let stream = simt.stream();
@@ -186,7 +187,7 @@ pub fn on_simt(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     launch_all(simt, stream, &log, from)
 }
 
-/// Launches everything on a GPU, from case number `from` on.
+/// Launches every kernel on a GPU, from case number `from` on.
 fn on_cuda(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     let context = Cuda::context(0)?;
@@ -215,7 +216,7 @@ fn on_cuda(directory: &Path, from: usize) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// `kernels first [FROM]`.
+/// Runs the command `kernels first [FROM]`.
 pub fn run(from: usize) -> Result<(), Box<dyn Error>> {
     let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
     match on_cuda(&directory, from) {

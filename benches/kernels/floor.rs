@@ -5,43 +5,43 @@
 //! row and arithmetic outside of matrix products, which bounds no kernel here.
 //! `tests/kernels/on_the_emulator/floors.rs` compares the bytes with the reads and writes that the SIMT emulator sees.
 
-/// Bytes of an element.
+/// Size of an element of each type, in bytes.
 const BF16: u64 = 2;
 const F32: u64 = 4;
 
-/// Bytes of the kernels' structs `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft`.
+/// Sizes in bytes of the kernels' structs `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft`.
 const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
 const VERDICT: u64 = 24;
 const DRAFT: u64 = 32;
 
-/// The bytes and operations that a launch needs at least.
+/// The least bytes and operations that a launch needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
-    /// Bytes that the launch must read.
+    /// Number of bytes that the launch must read.
     pub read: u64,
-    /// Bytes that the launch must write.
+    /// Number of bytes that the launch must write.
     pub written: u64,
-    /// Floating-point operations of matrix products; a multiply-add counts as two.
+    /// Number of floating-point operations of matrix products; a multiply-add counts as two.
     pub flops: u64,
 }
 
 /// The measured rates of a device, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peaks {
-    /// Bytes read plus bytes written by a copy.
+    /// Bytes per second, read plus written, of a copy in device memory.
     pub bytes: f64,
-    /// Floating-point operations of a large bf16 product.
+    /// Floating-point operations per second of a large bf16 product.
     pub flops: f64,
 }
 
-/// The resource that bounds a kernel.
+/// The resource that limits a kernel's speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// Memory bandwidth.
+    /// Memory bandwidth limits the kernel.
     Memory,
-    /// The matrix units.
+    /// The matrix units limit the kernel.
     Math,
 }
 
@@ -59,7 +59,7 @@ impl Floor {
     }
 }
 
-/// The heads of an attention layer.
+/// The head counts and head size of an attention layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     pub q_heads: u64,
@@ -67,8 +67,8 @@ pub struct Heads {
     pub head_dim: u64,
 }
 
-/// One sequence of an attention pass: `candidates` rows from position `start` on, and `slots` mask rows for each of
-/// `groups` (accepted lengths).
+/// The shape of one sequence in an attention pass: `candidates` rows from position `start` on, and `slots` mask rows
+/// for each of `groups` (accepted lengths).
 #[derive(Clone, Debug)]
 pub struct AttentionRows {
     pub start: u64,
@@ -78,7 +78,8 @@ pub struct AttentionRows {
 }
 
 impl AttentionRows {
-    /// Returns for each row the number of cached positions that it sees, and the number of slots of its own group.
+    /// Returns, for each row of the sequence, the number of cached positions that it sees, and the number of slots of
+    /// its own group.
     fn seen(&self) -> impl Iterator<Item = (u64, u64)> {
         let candidates = (0..self.candidates).map(|i| (self.start + i + 1, 0));
         let masks = self
@@ -89,9 +90,9 @@ impl AttentionRows {
     }
 }
 
-/// Returns the floor of joint attention: the visible K and V of every sequence once, the rows' q, the mask rows' own k
-/// and v, and the output. Each visible key takes two products of `head_dim`. The f32 states that pass between CTAs if a
-/// sequence's keys are divided among several are not part of the floor.
+/// Returns the floor of joint attention: the visible keys and values of every sequence once, the rows' queries, the
+/// mask rows' own keys and values, and the output. Each visible key takes two products of `head_dim`. The f32 states
+/// that pass between CTAs if a sequence's keys are divided among several are not part of the floor.
 pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     let (q_row, kv_row) = (q_heads * head_dim * BF16, 2 * kv_heads * head_dim * BF16);
@@ -113,7 +114,7 @@ pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
 #[derive(Clone, Copy, Debug)]
 pub struct Calibrated {
     pub rank: u64,
-    /// True if the corrected logits are kept.
+    /// True if the corrected logits are written.
     pub kept: bool,
 }
 
@@ -135,24 +136,25 @@ pub fn sampling(rows: u64, vocab: u64, logit_bytes: u64, calibrated: Option<Cali
 /// The logits that an acceptance rule reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// Greedy and `match`: no logits, only statistics of rows.
+    /// No logits, only statistics of rows: greedy acceptance and the rule `match`.
     Statistics,
-    /// `rejection`: p and q at the position where it stops.
+    /// The logits of target and drafter at the position where the scan stops: the rule `rejection`.
     Rejection,
-    /// `block`: p and q of every draft token.
+    /// The logits of target and drafter for every draft token: the rule `block`.
     Block,
 }
 
 /// Returns the floor of acceptance of `drafts` tokens for each of `batch` sequences, if no sequence accepts all of its
 /// tokens.
 pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: Scan) -> Floor {
-    // The number of rows of logits that are read, and the bytes read per row besides: its token, or its distribution.
+    // The number of rows of logits that acceptance reads, and the bytes that it reads per row besides: the row's token,
+    // or its distribution.
     let (rows, row) = match scan {
         Scan::Statistics => (0, F32),
         Scan::Rejection => (2, ROW_STATS),
         Scan::Block => (2 * drafts, ROW_STATS),
     };
-    // Tokens are i32, which has the size of f32; each sequence has 64 places for committed tokens.
+    // Draft tokens are i32, which has the size of f32; each sequence has 64 places for committed tokens.
     let statistics = (drafts + 1) * row + VERIFY + drafts * F32;
     Floor {
         read: batch * (rows * vocab * logit_bytes + statistics),
@@ -182,20 +184,21 @@ pub fn add(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// Returns the floor of the rotations: cosine and sine of every pair of a row's elements.
+/// Returns the floor of computing the rotations: cosine and sine of every pair of a row's elements.
 pub fn rope_table(rows: u64, head_dim: u64) -> Floor {
     Floor { read: head_dim / 2 * F32, written: rows * head_dim * F32, flops: 0 }
 }
 
-/// Returns the floor of selecting the rows that draft next, for a batch with `slots` slots per group: a table entry and
-/// three fields of a verdict; the bonus token and its position, and two indices per drafted row.
+/// Returns the floor of selecting the rows that draft next, for a batch with `slots` slots per group: the kernel reads
+/// a table entry and three fields of a verdict, and writes the bonus token and its position, and two indices per
+/// drafted row.
 pub fn select_drafts(batch: u64, slots: u64) -> Floor {
     let verdict = 2 * F32 + 8;
     Floor { read: batch * (DRAFT + verdict), written: batch * (2 + 2 * (slots - 1)) * F32, flops: 0 }
 }
 
-/// Returns the floor of moving each sequence's group after its verdict: the number and two fields of the verdict, the
-/// begin of the pass, and the previous place of the group.
+/// Returns the floor of moving each sequence's group after its verdict: the kernel reads the number and two fields of
+/// the verdict, the begin of the pass, and the previous place of the group.
 pub fn follow_verdicts(batch: u64) -> Floor {
     let verdict = F32 + 8;
     Floor { read: batch * (3 * F32 + verdict), written: batch * F32, flops: 0 }
@@ -206,8 +209,8 @@ pub fn embed(rows: u64, cols: u64) -> Floor {
     Floor { read: rows * (cols * BF16 + F32), written: rows * cols * BF16, flops: 0 }
 }
 
-/// Returns the floor of the q and k norms, the rotation, and the append of candidates' k and v to the cache; q stays in
-/// place.
+/// Returns the floor of the kernel that norms and rotates queries and keys and appends the candidates' keys and values
+/// to the cache; queries stay in place.
 pub fn norm_rope_append(rows: u64, heads: Heads) -> Floor {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     let width = (q_heads + 2 * kv_heads) * head_dim;

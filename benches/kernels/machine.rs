@@ -1,10 +1,10 @@
-//! The runtime that the cases run on: its kernels, and memory for their operands.
+//! The runtime that the benchmark's cases run on: kernels, and memory for operands.
 
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Element, Runtime, RuntimeError};
 use half::bf16;
 
-/// Kernels with the stream that they are launched on.
+/// The kernels of a runtime, with the stream that they are launched on.
 pub struct Machine<B: Runtime> {
     pub kernels: Kernels<B>,
     pub stream: B::Stream,
@@ -25,7 +25,7 @@ impl<B: Runtime> Machine<B> {
         self.kernels.runtime().allocate(&self.stream, len)
     }
 
-    /// Returns memory with numbers uniform in −2..2.
+    /// Returns memory filled with uniform random numbers in −2..2.
     pub fn noise<T: Element>(
         &self,
         seed: u64,

@@ -52,7 +52,7 @@ struct Bench {
     timer: Timer,
     device: Device,
     results: PathBuf,
-    /// True if all measured cases of some family failed.
+    /// True if all measured cases of some kernel family failed.
     failed: bool,
 }
 
@@ -60,7 +60,7 @@ impl Bench {
     fn open() -> Result<Self, DeviceError> {
         let context = Cuda::context(0)?;
         let kernels = Kernels::load(&context)?;
-        // With only the default stream, memory needs no events, whose time would count.
+        // With only the default stream, memory needs no events, whose time would count as the kernel's.
         let stream = context.default_stream();
         let mut timer = Timer::new(&context, &stream)?;
         let device = peaks::measure(&context, &stream, &mut timer)?;
@@ -68,7 +68,7 @@ impl Bench {
         Ok(Bench { machine: Machine { kernels, stream }, timer, device, results, failed: false })
     }
 
-    /// Measures the cases of a family that the command line asks for.
+    /// Measures the cases of a kernel family that the command line asks for.
     fn family<C: Case>(
         &mut self,
         criterion: &mut Criterion,
@@ -79,7 +79,7 @@ impl Bench {
         self.measured(criterion, family, cases, Measured::of, C::prepare, record)
     }
 
-    /// Measures cases as [`family`](Self::family) does; a case need not be one of our kernels.
+    /// Measures cases as [`family`](Self::family) does; a case may also be a kernel of a library.
     fn measured<T>(
         &mut self,
         criterion: &mut Criterion,
@@ -104,7 +104,7 @@ impl Bench {
                     record.add(&line)?;
                     measured += 1;
                 }
-                // The command line does not ask for this case.
+                // Skips a case that the command line does not ask for.
                 Ok(None) => {}
                 Err(problem) => {
                     eprintln!("{} {}: {problem}", what.kernel, record::label(&what.shape));
@@ -144,7 +144,7 @@ impl Bench {
 
 fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(family);
-    // At least one launch per sample. The timer warms up by itself. Flushing takes many times as long as a small
+    // Every sample has at least one launch. The timer warms up by itself. Flushing takes many times as long as a small
     // kernel, whose launches fill the measurement time set here.
     group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
     group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
@@ -165,8 +165,8 @@ fn measure<'a>(
     group.throughput(Throughput::Bytes(what.floor.bytes()));
     group.bench_function(BenchmarkId::new(what.kernel, record::label(&what.shape)), |bencher| {
         bencher.iter_custom(|launches| {
-            // Criterion cannot be stopped, does not take zero, and asks for more and more launches until some time has
-            // passed.
+            // Criterion cannot be stopped, does not accept a time of zero, and asks for more and more launches until
+            // some time has passed.
             let gone_wrong = || {
                 thread::sleep(Duration::from_millis(1));
                 Duration::from_millis(launches.clamp(1, 1000))

@@ -1,4 +1,4 @@
-//! The record of a measurement: a line of JSON, and the file that lines are added to as soon as they are known.
+//! The record of a measurement: a line of JSON, and the file to which lines are added as soon as they are known.
 //!
 //! The first line of a file `kernels-FAMILY.jsonl` has the device's peaks; every other line is a case.
 //! `benches/gpu/fold.py` reads these files.
@@ -13,13 +13,13 @@ use serde_json::Value;
 use crate::cases::Case;
 use crate::floor::{Bound, Floor, Peaks};
 
-/// The device, and its limits as measured in this run.
+/// The device, and its limits as measured in the same run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Device {
     pub device: String,
     /// Bytes per second, read plus written, of a copy in device memory.
     pub copy_bytes_per_second: f64,
-    /// Operations per second of a large bf16 product by cuBLASLt.
+    /// Floating-point operations per second of a large bf16 product by cuBLASLt.
     pub product_flops_per_second: f64,
     /// Seconds between two events with nothing between them, which every measured time includes.
     pub seconds_of_nothing: f64,
@@ -31,11 +31,11 @@ impl Device {
     }
 }
 
-/// One measured case and its floor.
+/// One measured case, with its floor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     pub kernel: &'static str,
-    /// The case's fields.
+    /// Fields of the case, such as its batch size.
     pub shape: Value,
     /// Number of timed launches, with the L2 cache flushed before each.
     pub launches: usize,
@@ -43,21 +43,21 @@ pub struct Line {
     pub median_us: f64,
     pub p10_us: f64,
     pub p90_us: f64,
-    /// Bytes and operations that the floor counts.
+    /// The bytes and operations that the floor counts.
     pub bytes: u64,
     pub flops: u64,
-    /// The floor with the peaks of this run, in microseconds, and the bound: `memory` or `math`.
+    /// The floor with the limits of this run, in microseconds, and the resource that sets it: `memory` or `math`.
     pub floor_us: f64,
     pub bound: &'static str,
-    /// Floor over median: a kernel with 1 cannot be faster.
+    /// Share of the floor in the median time: a kernel with 1 cannot be faster.
     pub fraction_of_floor: f64,
-    /// The floor's bytes and operations over the median time.
+    /// Bytes and operations of the floor per second of the median time.
     pub gigabytes_per_second: f64,
     pub teraflops_per_second: f64,
 }
 
 impl Line {
-    /// Returns the line of a case whose launches took `seconds`; `None` without a launch.
+    /// Returns the line of JSON for a case whose launches took `seconds`; `None` without a launch.
     pub fn new(what: &Measured, mut seconds: Vec<f64>, peaks: Peaks) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
         let quantile = |q: f64| {
@@ -88,7 +88,7 @@ impl Line {
     }
 }
 
-/// A case to measure, and its floor.
+/// A case to measure, with its floor.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub kernel: &'static str,
@@ -103,7 +103,7 @@ impl Measured {
     }
 }
 
-/// Returns a shape as in a benchmark's name: `batch=1 context=8192 …`.
+/// Returns a case's shape as it appears in a benchmark's name: `batch=1 context=8192 …`.
 pub fn label(shape: &Value) -> String {
     let Value::Object(fields) = shape else { return String::new() };
     let field = |(name, value): (&String, &Value)| match value {
@@ -113,11 +113,11 @@ pub fn label(shape: &Value) -> String {
     fields.iter().map(field).collect::<Vec<String>>().join(" ")
 }
 
-/// A file of lines; a line is on disk when `add` returns.
+/// A file of JSON lines; a line is on disk when `add` returns.
 pub struct Record(File);
 
 impl Record {
-    /// Creates `kernels-FAMILY.jsonl` in `directory`, with the device's line.
+    /// Creates the file `kernels-FAMILY.jsonl` in `directory`, with the device's line.
     pub fn create(directory: &Path, family: &str, device: &Device) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let mut record = Record(File::create(directory.join(format!("kernels-{family}.jsonl")))?);

@@ -18,10 +18,10 @@ use serde_json::json;
 
 use crate::traced::Log;
 
-/// A layer: its model and name, the columns of its output and input, and whether its results are logits.
+/// A linear layer: its model and name, the columns of its output and input, and whether its results are logits.
 type Layer = (&'static str, &'static str, usize, usize, bool);
 
-/// The layers of both models; the products of the large one first, as they take most of a step.
+/// The linear layers of two models; the products of the large model come first, because they take most of a step.
 const LAYERS: [Layer; 10] = [
     ("qwen3-8b", "qkv", 6144, 4096, false),
     ("qwen3-8b", "o", 4096, 4096, false),
@@ -35,14 +35,14 @@ const LAYERS: [Layer; 10] = [
     ("qwen3-8b", "lm_head", 151_936, 4096, true),
 ];
 
-/// Rows of a plain step of 1 and 16 sequences, of v = 4 at batch 1 without and with five groups, of five groups at a
-/// batch of 16, and of a part of a prompt.
+/// Numbers of rows of a plain step of 1 and 16 sequences, of a step that verifies 4 draft tokens at batch 1 without and
+/// with five groups, of five groups at a batch of 16, and of a part of a prompt.
 const ROWS: [usize; 6] = [1, 5, 16, 85, 512, 1360];
 
 /// Number of distinct weights of a layer; larger layers repeat them.
 const DISTINCT: usize = 1 << 20;
 
-/// Returns weights of noise in −2..2 (xorshift).
+/// Returns pseudo-random weights in −2..2 (xorshift).
 fn weights(in_cols: usize, out_cols: usize) -> Weights {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -56,7 +56,7 @@ fn weights(in_cols: usize, out_cols: usize) -> Weights {
     Weights { weight, bias: None, in_cols, out_cols }
 }
 
-/// Surveys one layer.
+/// Surveys the algorithms for one layer.
 fn survey(
     products: &CublasLt,
     runtime: &Cuda,
@@ -75,7 +75,7 @@ fn survey(
     Ok(log.add(&json!({"chosen": {"rows": ROWS, "seconds": seconds}}))?)
 }
 
-/// Runs `kernels first-products`.
+/// Runs the command `kernels first-products`.
 pub fn run() -> Result<(), Box<dyn Error>> {
     let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
     let context = match Cuda::context(0) {

@@ -13,17 +13,18 @@ use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
 
-/// Number of launches on the stream before their times are read.
+/// Number of launches that are put on the stream before their times are read.
 const TOGETHER: usize = 64;
 
-/// Duration of launches before any is timed: a card that was idle while operands were prepared has slowed down.
+/// Duration of launches before the first timed launch: a card that was idle while operands were prepared has slowed
+/// down.
 const WARM: Duration = Duration::from_millis(200);
 
 /// Times launches on one stream.
 pub struct Timer {
     stream: Arc<CudaStream>,
     kernels: Kernels<Cuda>,
-    /// Memory four times as large as the L2 cache, like the memory that is read after it.
+    /// Memory four times as large as the L2 cache; overwriting it removes the operands from the cache.
     overwritten: CudaSlice<u8>,
     read: Reading,
     events: Vec<(CudaEvent, CudaEvent)>,
@@ -94,7 +95,7 @@ impl Timer {
         })
     }
 
-    /// Launches without taking times, until the card runs as fast as it does under load.
+    /// Launches the kernel without taking times, until the card runs as fast as it does under load.
     pub fn warm_up(&mut self, prepared: &mut dyn Prepared) -> Result<(), KernelError> {
         let start = Instant::now();
         while start.elapsed() < WARM {
@@ -103,9 +104,9 @@ impl Timer {
         Ok(())
     }
 
-    /// Returns the seconds of each of `count` launches. Before each, memory larger than the L2 cache is overwritten and
-    /// other memory is read, because dirty lines would be written back during the launch. This also gives the host time
-    /// to put the launch on the stream before its turn comes.
+    /// Returns the seconds that each of `count` launches took. Before each, memory larger than the L2 cache is
+    /// overwritten and other memory is read, because dirty lines would be written back during the launch. This also
+    /// gives the host time to put the launch on the stream before its turn comes.
     pub fn seconds(&mut self, count: usize, prepared: &mut dyn Prepared) -> Result<Vec<f64>, KernelError> {
         let mut seconds = Vec::new();
         while seconds.len() < count {

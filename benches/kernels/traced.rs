@@ -31,8 +31,8 @@ impl Waits for Simt {
     }
 }
 
-/// A file of JSON lines. Each line is on disk when `add` returns, so that a process which is killed leaves the name of
-/// the kernel that it waited for.
+/// A file of JSON lines that launches are recorded in. Each line is on disk when `add` returns, so that a process which
+/// is killed leaves the name of the kernel that it waited for.
 #[derive(Debug)]
 pub struct Log(Mutex<File>);
 
@@ -54,7 +54,7 @@ impl Log {
     }
 }
 
-/// Launches kernels on `inner` one by one, as if the processor had `limits`.
+/// A runtime that launches kernels on `inner` one by one, as if the processor had `limits`.
 #[derive(Debug)]
 pub struct Traced<B> {
     pub inner: Arc<B>,

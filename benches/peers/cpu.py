@@ -27,7 +27,7 @@ NEW_TOKENS = 128
 HERE = pathlib.Path(__file__).resolve().parent
 FLEXDRAFT = HERE.parents[1] / "target" / "release" / "flexdraft"
 
-# The peers' names, with the types of their weights and activations.
+# The compared programs, with the types of their weights and activations.
 PEERS = {
     "flexdraft": "weights bf16, activations f32",
     "flexdraft --dtype bf16": "weights bf16, activations bf16",
@@ -48,7 +48,8 @@ def prompt_ids(vocabulary):
 
 
 def timed(ids, read, decode):
-    """Returns the seconds of the prompt and of the tokens after the first, in the second of two runs."""
+    """Returns the seconds that the prompt took, and the seconds of the tokens after the first, in the second of two
+    runs."""
     for _ in range(2):
         start = time.perf_counter()
         token = read(ids)

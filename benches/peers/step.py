@@ -27,7 +27,8 @@ from step_model import SHAPES, WAYS, Cache, Model, Step
 
 
 class Clock:
-    """Measures seconds of work: between CUDA events if there is CUDA, and until the host has submitted the work."""
+    """Measures the seconds of a step: between CUDA events if the device is a GPU, and until the host has submitted the
+    work."""
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
@@ -57,12 +58,12 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 
 def choose_way(step: Step, clock: Clock) -> None:
-    """Sets the step's way of attention to the fastest."""
+    """Chooses the fastest implementation of the step's attention."""
     times, problem = {}, None
     for way in WAYS:
         step.way = way
         try:
-            # The first run includes setup, so the faster of two counts.
+            # The first run includes setup, so the faster of two runs counts.
             times[way] = min(clock.seconds(step)[0] for _ in range(2))
         except RuntimeError as error:
             # A traceback would keep the failed step's allocations alive.
@@ -73,7 +74,7 @@ def choose_way(step: Step, clock: Clock) -> None:
 
 
 def captured(step: Step) -> torch.cuda.CUDAGraph:
-    """Captures the step as a graph. The step must have run before, so that no setup happens during the capture."""
+    """Captures the step as a CUDA graph. The step must have run before, so that no setup happens during the capture."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -81,7 +82,7 @@ def captured(step: Step) -> torch.cuda.CUDAGraph:
 
 
 def measure(step: Step, clock: Clock, case: dict, args: argparse.Namespace):
-    """Yields the step's lines: eager, and captured if there is CUDA."""
+    """Yields the step's JSON lines: run eagerly, and captured as a graph if the device is a GPU."""
     choose_way(step, clock)
     case = case | {"attention": step.way, "one_head": step.one_head, "steps": args.steps}
     for capture in args.capture:
@@ -119,7 +120,7 @@ def failed(case: dict, error: RuntimeError) -> bool:
 
 def measure_all(model: Model, batch: int, context: int, asked: list, clock: Clock, args: argparse.Namespace) -> bool:
     """Measures the steps of a batch; returns True if a step failed."""
-    # The largest number of candidates and mask rows, and padding of a mask to whole vectors.
+    # The cache has room for the largest number of candidates and mask rows, and for padding a mask to whole vectors.
     masks = max(max(groups, 1) * args.block_size for _, _, groups in asked)
     room = max(verify_len for _, verify_len, _ in asked) + 1 + masks + 16
     case, failure = {"context": context, "batch": batch}, False
@@ -142,7 +143,7 @@ def measure_all(model: Model, batch: int, context: int, asked: list, clock: Cloc
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Measures all steps; returns True if a step failed."""
+    """Measures the steps of all batches; returns True if a step failed."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     header = {"peer": "pytorch", "torch": torch.__version__, "model": args.shape, "dtype": "bf16"}
     header |= {"block_size": args.block_size, "device": device}

@@ -1,4 +1,4 @@
-"""Tests that step.py's steps follow the method: computes every row again by itself, from its definition, in f64.
+"""Tests that the steps of step.py follow the method: computes every row again by itself, from its definition, in f64.
 
 A row is a position, the last position that it sees, and a group if it is a mask row. The computation shares nothing
 with step.py: no mask, no batch, no fused product, rotations as complex numbers, softmax written out.
@@ -27,7 +27,7 @@ def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def turned(x: torch.Tensor, position: int, theta: float) -> torch.Tensor:
-    """Returns each pair (i, i + d/2) as a complex number, times e^(i angle)."""
+    """Rotates a head: returns each pair (i, i + d/2) as a complex number, times e^(i angle)."""
     half = len(x) // 2
     angles = torch.tensor([position * theta ** (-i / half) for i in range(half)], dtype=torch.float64)
     pair = torch.complex(x[:half].double(), x[half:].double()) * torch.polar(torch.ones_like(angles), angles)
@@ -35,7 +35,7 @@ def turned(x: torch.Tensor, position: int, theta: float) -> torch.Tensor:
 
 
 def heads(model: Model, weights: Attention, x: torch.Tensor, position: int):
-    """Returns q, k and v of a row, as lists of heads."""
+    """Returns the query, key and value of a row, as lists of heads."""
     shape = model.shape
     dim, q, kv = shape.head_dim, shape.q_heads, shape.kv_heads
     every = [weights.qkv[i * dim : (i + 1) * dim] @ x for i in range(q + 2 * kv)]
@@ -48,7 +48,8 @@ def heads(model: Model, weights: Attention, x: torch.Tensor, position: int):
 
 
 def attended(model: Model, q: list, row: Row, past: list, rows: list[Row]) -> torch.Tensor:
-    """Returns the attention output of a row's heads over `past` (positions with K and V) and the rows of this pass."""
+    """Returns the attention output of a row's heads over `past` (positions with keys and values) and the rows of this
+    pass."""
     shape, out = model.shape, []
     for i, query in enumerate(q):
         j = i // (shape.q_heads // shape.kv_heads)
@@ -90,7 +91,7 @@ def plain_pass(
 
 
 def plain_draft(model: Model, slots: list[Row], bonus: int) -> torch.Tensor:
-    """Returns the calibrated logits of slots 1..S."""
+    """Returns the calibrated logits of the slots after slot 0."""
     found = []
     for row in slots[1:]:
         h = normed(row.hidden, model.final_norm, model.shape.eps)
@@ -142,7 +143,7 @@ def check_step(model: Model, mode: str, verify_len: int, groups: int, one_head: 
                     torch.stack([torch.stack(list(row.k)) for row in rows[:candidates]], 1), tolerance)
             if mode in ("ar", "verify"):
                 continue
-            # step.py times sequential drafting for the longest accepted length.
+            # In step.py, sequential drafting is timed for the longest accepted length.
             group = accepted if mode == "parallel" else verify_len
             if mode == "sequential":
                 rows = plain_pass(model, past, [], start, [verify_len], slots)

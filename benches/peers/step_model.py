@@ -1,4 +1,4 @@
-"""The steps that step.py times: a target and its drafter of random weights, and what each mode does in a step."""
+"""The steps that step.py times: a target and its drafter with random weights, and the work of each mode in a step."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
-    # Layers of the drafter, and the rank of its calibrator.
+    # Number of layers of the drafter, and the rank of its calibrator.
     tail: int
     rank: int = 512
     qk_norms: bool = True
@@ -24,7 +24,7 @@ class Shape:
     eps: float = 1e-6
 
 
-# The same shapes as `flexdraft bench --synthetic`.
+# The shapes are the same as in `flexdraft bench --synthetic`.
 SHAPES = {
     "tiny": Shape(4, 64, 128, 2, 1, 64, 384, True, 2, rank=64),
     "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, True, 8, qk_norms=False, theta=1e5, eps=1e-5),
@@ -81,7 +81,7 @@ class Model:
 
 
 class Cache:
-    """K and V of every layer, `[batch, kv_heads, positions, head_dim]`, filled with noise."""
+    """The keys and values of every layer, `[batch, kv_heads, positions, head_dim]`, filled with random numbers."""
 
     def __init__(self, model: Model, batch: int, positions: int):
         size = (batch, model.shape.kv_heads, positions, model.shape.head_dim)
@@ -107,7 +107,7 @@ class Pass:
         self.keys = cached + self.masks
         self.mask = None
         if candidates != 1 or groups:
-            # The kernels that take a mask need its rows padded to whole vectors.
+            # PyTorch's attention kernels that take a mask need its rows padded to whole vectors.
             self.keys = -(-self.keys // 16) * 16
             limits = torch.tensor(limits, device=device)[:, None]
             key = torch.arange(self.keys, device=device)
@@ -133,7 +133,8 @@ def rotated(x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.
 
 
 def sdpa(way: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Pass) -> torch.Tensor:
-    """Attention of q `[batch, rows, q_heads, head_dim]` over k, v `[batch, kv_heads, keys, head_dim]`, shaped as q."""
+    """Returns the attention of q `[batch, rows, q_heads, head_dim]` over k, v `[batch, kv_heads, keys, head_dim]`,
+    shaped as q."""
     batch, length, q_heads, dim = q.shape
     group = q_heads // k.shape[1]
     if way == "fold":
@@ -210,7 +211,7 @@ def head(model: Model, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def picked(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Returns for each sequence the rows `place` `[batch, rows, 1]` of its part of x."""
+    """Gathers, for each sequence, the rows of x whose indices are in `place` `[batch, rows, 1]`."""
     batch, width = place.shape[0], x.shape[-1]
     return x.view(batch, -1, width).gather(1, place.expand(-1, -1, width)).flatten(0, 1)
 
@@ -234,7 +235,7 @@ class Step:
         self.tokens = torch.randint(vocab, (batch, candidates), generator=model.generator, device=model.device)
 
     def __call__(self) -> dict[str, torch.Tensor]:
-        """Returns verdicts, and the draft for the next step if the mode drafts."""
+        """Returns the verdicts, and the draft for the next step if the mode drafts."""
         model, batch, candidates = self.model, self.cache.batch, self.verify_len + 1
         hidden = forward(model, self.cache, self.tokens, self.rows, self.head_rows, self.way)
         split = batch * candidates
@@ -245,7 +246,8 @@ class Step:
         bonus = choice.gather(1, accepted)
         found = {"hidden": hidden, "accepted": accepted, "bonus": bonus, "choice": choice}
         if self.mode == "parallel":
-            # The group of the accepted length, or the first group if there is none.
+            # The draft comes from the group of the accepted length, or from the first group if that length has no
+            # group.
             first = candidates - self.groups
             group = (accepted - first).clamp(min=0)
             place = (group * self.slots + torch.arange(1, self.slots, device=model.device))[:, :, None]
@@ -259,7 +261,8 @@ class Step:
         return found
 
     def draft(self, slots: torch.Tensor, bonus: torch.Tensor, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Bonus-guided Calibration, logits + W2 silu(W1 [embed(bonus); h] + b1) + b2, and the most probable tokens."""
+        """Applies Bonus-guided Calibration, logits + W2 silu(W1 [embed(bonus); h] + b1) + b2, and returns the most
+        probable tokens."""
         model, width = self.model, self.model.shape.hidden
         normed = F.rms_norm(slots, (width,), model.final_norm, model.shape.eps)
         own = F.linear(normed, model.w1[:, width:]).view(self.cache.batch, self.slots - 1, -1)

@@ -6,12 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// A header and the module of its bindings.
+/// A C header with parameter structs, and the Rust module that mirrors it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The module's name: the header's directory in `cuda`, or `shapes`.
+    /// Name of the module: the header's directory in `cuda`, or `shapes`.
     pub name: String,
-    /// The path of the header.
+    /// Path of the header.
     pub path: PathBuf,
 }
 
@@ -38,7 +38,7 @@ impl Header {
         Ok(headers)
     }
 
-    /// Returns the bindings of the items that this header itself declares, formatted like the repository at `root`.
+    /// Returns the Rust bindings of the items that a header itself declares, formatted like the repository at `root`.
     ///
     /// The bindings assert at compile time the sizes and offsets that clang computed for 64-bit Linux.
     ///
@@ -55,8 +55,8 @@ impl Header {
         let header = self.path.to_str().ok_or("the path is not UTF-8")?;
         let mut builder = bindgen::Builder::default()
             .header(header)
-            // Always the target of CUDA's own platforms, regardless of the machine. Wheels of libclang lack clang's
-            // headers, but glibc's <stdint.h> does not need them.
+            // The layout is always that of CUDA's own platforms, regardless of the machine. Wheels of libclang lack
+            // clang's headers, but glibc's <stdint.h> does not need them.
             .clang_args(["-x", "c", "-std=c11", "--target=x86_64-unknown-linux-gnu", "-fparse-all-comments"])
             .allowlist_file(regex_of(header))
             .allowlist_recursively(false)

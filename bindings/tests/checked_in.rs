@@ -1,4 +1,4 @@
-//! The checked-in bindings agree with the headers.
+//! The bindings in the repository agree with the headers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// True if libclang was found; with `FLEXDRAFT_REQUIRE_LIBCLANG=1` its absence is a failure.
+/// Returns whether libclang was found; with `FLEXDRAFT_REQUIRE_LIBCLANG=1` its absence is a failure.
 fn has_libclang() -> bool {
     match load_libclang() {
         Ok(()) => true,

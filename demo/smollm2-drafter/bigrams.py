@@ -14,7 +14,7 @@ SLOTS = 3
 
 
 def read(path: pathlib.Path) -> list[list[int]]:
-    """Each transcript's response, with the last token of its prompt before it."""
+    """Yields each transcript's response, with the last token of its prompt before it."""
     transcripts = [json.loads(line) for line in path.read_text().splitlines()]
     return [transcript["prompt"][-1:] + transcript["response"] for transcript in transcripts]
 

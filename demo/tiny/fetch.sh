@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# A package with one dependency, so that `cargo vendor` fetches its sources.
+# An otherwise empty package has core_arch as its one dependency, so that `cargo vendor` fetches its sources.
 mkdir "$work/src"
 : >"$work/src/lib.rs"
 cat >"$work/Cargo.toml" <<MANIFEST

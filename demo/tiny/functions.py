@@ -14,7 +14,8 @@ import sys
 SEED = 1
 HELD_OUT = 1 / 25
 
-# A documented function without indentation: doc comment, attributes (which may span lines), signature and body.
+# A pattern for a documented function without indentation: doc comment, attributes (which may span lines), signature and
+# body.
 FUNCTION = re.compile(
     r"^///[^\n]*\n(?:///[^\n]*\n|//[^\n]*\n)*"
     r"(?:#\[[^\n]*\]\n|#\[[^\n]*\n(?:[ \t][^\n]*\n)*\)\]\n)+"

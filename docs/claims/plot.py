@@ -12,7 +12,7 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same numbers give the same file, and text is kept as text.
+# The picture depends only on the numbers, and its text stays text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
@@ -28,7 +28,7 @@ TUNED = {
     "block-16": "S = 16",
     "as-written": "other text",
 }
-# The choices made for another target's drafter, each by itself.
+# The choices that were made for SmolLM2's drafter, each by itself.
 CHOICES = {
     "base": "as above",
     "calibrator-rate-4": "calibrator's rate × 4",
@@ -40,7 +40,7 @@ RULES = ["rejection", "block", "match", "independent-match"]
 
 
 def summary(values: list[float]) -> str:
-    """Returns the median and the extremes of the seeds."""
+    """Returns the median and the extremes of the results of all seeds."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 

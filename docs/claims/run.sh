@@ -20,7 +20,7 @@ TUNE=${CARGO_TARGET_DIR:-target}/release/flexdraft-tune
 export TUNE out target CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 
-# The target's continuations, the text's own words, and unseen text, as in demo/tiny/tune.sh.
+# The transcripts are the target's continuations, the text's own words, and unseen text, as in demo/tiny/tune.sh.
 for part in train heldout; do cat "$text/$part"/*.txt >"$text/$part.txt"; done
 data() { "$TUNE" data --target "$target" --window 32 --max-response 192 "$@"; }
 data --continue "$text/train.txt" --count 1600 --held-out 0 --out "$out/on-policy"
@@ -28,7 +28,7 @@ data --continue "$text/train.txt" --count 1600 --held-out 0 --as-written --out "
 data --continue "$text/heldout.txt" --count 64 --held-out 1 --out "$out/unseen"
 for of in on-policy as-written; do cp "$out/unseen/heldout.jsonl" "$out/$of/heldout.jsonl"; done
 
-# One run per line: its name, its transcripts, and its differences from base.json.
+# Each line is a run: its name, its transcripts, and its differences from base.json.
 runs() {
     for seed in ${SEEDS:-0 1 2}; do
         echo "base-$seed on-policy --seed $seed"
@@ -40,7 +40,7 @@ runs() {
         echo "as-written-$seed as-written --seed $seed"
         echo "calibrator-rate-4-$seed on-policy --seed $seed --calibrator-rate 4"
         echo "shortlist-768-$seed on-policy --seed $seed --shortlist 768"
-        # The same total of anchors and evaluations, with half and with twice the anchors per step.
+        # These runs have the same total of anchors and evaluations, with half and with twice the anchors per step.
         echo "steps-of-32-$seed on-policy --seed $seed --anchors 4 --steps 480 --evaluate-every 160"
         echo "steps-of-128-$seed on-policy --seed $seed --anchors 16 --steps 120 --evaluate-every 40"
     done
@@ -56,10 +56,10 @@ runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     touch "$out/$name/done"
 ' run
 
-# The evaluations by generating with the drafters, one per line.
+# Each line is an evaluation by generating with the drafters.
 evaluations() {
     for seed in ${SEEDS:-0 1 2}; do
-        # Sequential drafting is cheaper on a CPU; the drafts are the same, as `parallel` shows.
+        # Sequential drafting is cheaper on a CPU; its drafts are the same, as the evaluation `parallel` shows.
         greedy="--mode sequential --draft $out/base-$seed/drafter"
         for threshold in 0 0.003 0.01 0.03 0.1 0.3; do
             echo "threshold-$threshold-$seed $greedy --confidence-threshold $threshold"

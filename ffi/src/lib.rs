@@ -16,19 +16,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use machine::{Machine, On};
 pub use operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOperands, SamplingRule, VerifyRule};
 
-/// The kernels on some runtime, and the error of the last call.
+/// The kernels on some runtime, and the error of the last call of the C interface.
 pub struct Bridge {
     machine: Box<dyn Machine>,
     error: CString,
 }
 
-/// A pass whose tables are on the device.
+/// A pass whose tables are on the device, as the C interface hands it out.
 pub struct Pass(Box<dyn std::any::Any>);
 
-/// The result of a call, or the reason why it failed.
+/// The result of a call of the C interface, or the reason why it failed.
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Runs a call; panics become errors, so that none leaves this library.
+/// Runs a call of the C interface; panics become errors, so that none leaves this library.
 fn attempt<T>(call: impl FnOnce() -> Outcome<T>) -> Result<T, CString> {
     let text = |text: String| CString::new(text.replace('\0', " ")).unwrap_or_default();
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn flexdraft_open(device: i32, error: *mut c_char, error_b
     }
 }
 
-/// Unloads the kernels.
+/// Unloads the kernels that `flexdraft_open` loaded.
 ///
 /// # Safety
 ///
@@ -129,7 +129,7 @@ pub unsafe extern "C" fn flexdraft_pass(
     }
 }
 
-/// Frees a pass.
+/// Frees a pass that `flexdraft_pass` made.
 ///
 /// # Safety
 ///

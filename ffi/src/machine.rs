@@ -16,17 +16,17 @@ use crate::operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOpera
 
 /// The operations behind the C interface. Their safety conditions are the conditions of the interface's functions.
 pub trait Machine {
-    /// Implements [`flexdraft_pass`](crate::flexdraft_pass).
+    /// Puts a pass on the device; see [`flexdraft_pass`](crate::flexdraft_pass).
     unsafe fn pass(&self, stream: u64, layout: &PassLayout) -> Outcome<Box<dyn Any>>;
-    /// Implements [`flexdraft_attention`](crate::flexdraft_attention).
+    /// Launches attention; see [`flexdraft_attention`](crate::flexdraft_attention).
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, operands: &AttentionOperands) -> Outcome<()>;
-    /// Implements [`flexdraft_sample`](crate::flexdraft_sample).
+    /// Launches sampling; see [`flexdraft_sample`](crate::flexdraft_sample).
     unsafe fn sample(&self, stream: u64, operands: &SampleOperands) -> Outcome<()>;
-    /// Implements [`flexdraft_accept`](crate::flexdraft_accept).
+    /// Launches acceptance; see [`flexdraft_accept`](crate::flexdraft_accept).
     unsafe fn accept(&self, stream: u64, operands: &AcceptOperands) -> Outcome<()>;
 }
 
-/// Converts a stream's address to a stream of the runtime.
+/// Returns the runtime's stream at an address.
 type Streams<R> = Box<dyn Fn(&R, u64) -> <R as Runtime>::Stream>;
 
 /// The kernels on one runtime.
@@ -59,7 +59,7 @@ struct OnDevice<R: Runtime> {
     cached: usize,
 }
 
-/// Creates views of addresses on one stream.
+/// Creates views of memory, known by its address, on one stream.
 struct Views<'a, R: Runtime>(&'a R, &'a R::Stream);
 
 impl<'a, R: Runtime> Views<'a, R> {

@@ -10,31 +10,31 @@ use flexdraft::sampling::SamplingParams;
 
 use crate::Outcome;
 
-/// The layout of a pass: sequences of the same shape over a paged cache.
+/// The layout of a forward pass: sequences of the same shape over a paged cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct PassLayout {
     /// Page ids (u32) in host memory, `[batch, pages_each]`.
     pub page_ids: *const u32,
-    /// Number of sequences.
+    /// Number of sequences in the batch.
     pub batch: u64,
     /// Number of pages of each sequence.
     pub pages_each: u64,
-    /// Number of pages of the cache.
+    /// Number of pages of the KV cache.
     pub pages: u64,
-    /// Tokens per page.
+    /// Number of tokens per page.
     pub page_size: u64,
     /// Position n of each sequence's first candidate.
     pub start: u64,
-    /// Candidate rows of each sequence.
+    /// Number of candidate rows of each sequence.
     pub candidates: u64,
-    /// Groups of each sequence, after accepted lengths 0, 1, ….
+    /// Number of mask groups of each sequence, after accepted lengths 0, 1, ….
     pub groups: u64,
-    /// Mask rows per group.
+    /// Number of mask rows per group.
     pub slots: u64,
 }
 
-/// Operands of attention: bf16 tensors, with cache pages laid out as `[page, token, head, dim]`.
+/// The operands of attention: bf16 tensors, with cache pages laid out as `[page, token, head, dim]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands {
@@ -42,24 +42,24 @@ pub struct AttentionOperands {
     pub qkv: u64,
     /// Cached keys, `[pages, page_size, kv_heads, head_dim]`.
     pub k: u64,
-    /// Cached values, with the shape of `k`.
+    /// Cached values, `[pages, page_size, kv_heads, head_dim]`.
     pub v: u64,
     /// Output of the rows, `[rows, q_heads · head_dim]`, written.
     pub out: u64,
     /// Workspace, f32, of the size that [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace)
     /// returns.
     pub workspace: u64,
-    /// Elements of the workspace.
+    /// Number of elements of the workspace.
     pub workspace_len: u64,
     /// Number of query heads.
     pub q_heads: u64,
     /// Number of KV heads.
     pub kv_heads: u64,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: u64,
 }
 
-/// Operands of sampling, with f32 logits.
+/// The operands of sampling, with f32 logits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SampleOperands {
@@ -73,24 +73,24 @@ pub struct SampleOperands {
     pub weight: u64,
     /// The calibrator's bias, f32 `[vocab]`.
     pub bias: u64,
-    /// Workspace, f32.
+    /// Workspace, f32, of the size that [`flexdraft_sample_workspace`](crate::flexdraft_sample_workspace) returns.
     pub workspace: u64,
-    /// Elements of the workspace.
+    /// Number of elements of the workspace.
     pub workspace_len: u64,
     /// Statistics of the rows, written.
     pub stats: u64,
-    /// Number of rows.
+    /// Number of rows of logits.
     pub rows: u64,
-    /// Size of the vocabulary.
+    /// Size of the vocabulary: logits per row.
     pub vocab: u64,
-    /// Elements from one row of logits to the next.
+    /// Distance from one row of logits to the next, in elements.
     pub stride: u64,
     /// Rank r of the calibrator, or 0 without one.
     pub rank: u64,
 }
 
-/// Operands of acceptance. Rows of the sequences follow each other: `drafts + 1` rows of the target and `drafts` rows
-/// of the draft per sequence.
+/// The operands of acceptance, with f32 logits. Rows of the sequences follow each other: `drafts + 1` rows of the
+/// target and `drafts` rows of the draft per sequence.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptOperands {
@@ -106,33 +106,33 @@ pub struct AcceptOperands {
     pub draft: u64,
     /// Statistics of the draft's rows, from sampling.
     pub draft_stats: u64,
-    /// Workspace, f32.
+    /// Workspace, f32, of the size that [`flexdraft_accept_workspace`](crate::flexdraft_accept_workspace) returns.
     pub workspace: u64,
-    /// Elements of the workspace.
+    /// Number of elements of the workspace.
     pub workspace_len: u64,
-    /// Counters, u32 `[batch]`, initially zero.
+    /// Counters of the CTAs that have finished, u32 `[batch]`, initially zero.
     pub arrived: u64,
     /// Verdicts of the sequences, written.
     pub verdicts: u64,
     /// Committed tokens, i32 `[batch, 64]`, written.
     pub committed: u64,
-    /// Number of sequences.
+    /// Number of sequences in the batch.
     pub batch: u64,
-    /// Draft tokens per sequence.
+    /// Number of draft tokens per sequence.
     pub drafts: u64,
-    /// Size of the vocabulary.
+    /// Size of the vocabulary: logits per row.
     pub vocab: u64,
-    /// Elements from one row of logits to the next.
+    /// Distance from one row of logits to the next, in elements.
     pub stride: u64,
     /// Nonzero if the rule is `block`.
     pub block: u64,
 }
 
-/// Sampling parameters of rows; row r draws with the random numbers of slot r.
+/// The sampling parameters of rows; row r draws with the random numbers of slot r.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SamplingRule {
-    /// Seed of the request.
+    /// Seed of the request's random numbers.
     pub seed: u64,
     /// Position that the random numbers are keyed by.
     pub position: u64,
@@ -144,7 +144,7 @@ pub struct SamplingRule {
     pub top_k: u64,
 }
 
-/// Parameters of the verification of sequences.
+/// The parameters with which sequences are verified.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyRule {
@@ -152,19 +152,19 @@ pub struct VerifyRule {
     pub rule: u64,
     /// Seed of the first sequence; each following sequence has the next number.
     pub seed: u64,
-    /// Position n of the sequences.
+    /// Position n of the first candidate of each sequence.
     pub position: u64,
-    /// Draft tokens per sequence.
+    /// Number of draft tokens per sequence.
     pub drafts: u64,
 }
 
-/// Implements [`flexdraft_bytes`](crate::flexdraft_bytes).
+/// Returns the size of a struct on the device, for [`flexdraft_bytes`](crate::flexdraft_bytes).
 pub fn bytes(what: i32) -> u64 {
     let sizes = [size_of::<RowSampling>(), size_of::<RowStats>(), size_of::<Verify>(), size_of::<Verdict>()];
     usize::try_from(what).ok().and_then(|what| sizes.get(what)).map_or(0, |&size| size as u64)
 }
 
-/// Copies items to host memory.
+/// Copies structs for the device to host memory.
 ///
 /// # Safety
 ///
@@ -175,7 +175,7 @@ unsafe fn write<T: bytemuck::Pod>(items: &[T], out: *mut u8) {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out, bytes.len()) };
 }
 
-/// Implements [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
+/// Writes sampling parameters, for [`flexdraft_row_sampling`](crate::flexdraft_row_sampling).
 pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outcome<()> {
     let params = SamplingParams {
         temperature: rule.temperature as f32,
@@ -194,7 +194,7 @@ pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outc
     Ok(())
 }
 
-/// Implements [`flexdraft_verify`](crate::flexdraft_verify).
+/// Writes verification parameters, for [`flexdraft_verify`](crate::flexdraft_verify).
 pub unsafe fn verify(rule: &VerifyRule, batch: u64, out: *mut u8) -> Outcome<()> {
     let (drafts, position) = (usize::try_from(rule.drafts)?, usize::try_from(rule.position)?);
     let kind = match rule.rule {
@@ -225,18 +225,19 @@ fn len(len: Option<usize>) -> u64 {
     len.and_then(|len| u64::try_from(len).ok()).unwrap_or(0)
 }
 
-/// Implements [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace).
+/// Returns the size of attention's workspace, for
+/// [`flexdraft_attention_workspace`](crate::flexdraft_attention_workspace).
 pub fn attention_workspace(q_heads: u64, head_dim: u64, rows: u64, longest: u64) -> u64 {
     let shape = AttentionShape { q_heads: q_heads as usize, kv_heads: 1, head_dim: head_dim as usize };
     len(attention_workspace_len(shape, rows as usize, longest as usize, DEFAULT_SPLIT))
 }
 
-/// Implements [`flexdraft_sample_workspace`](crate::flexdraft_sample_workspace).
+/// Returns the size of sampling's workspace, for [`flexdraft_sample_workspace`](crate::flexdraft_sample_workspace).
 pub fn sample_workspace(rows: u64, vocab: u64, calibrated: bool) -> u64 {
     len(workspace_len(rows as usize, vocab as usize, calibrated).ok())
 }
 
-/// Implements [`flexdraft_accept_workspace`](crate::flexdraft_accept_workspace).
+/// Returns the size of acceptance's workspace, for [`flexdraft_accept_workspace`](crate::flexdraft_accept_workspace).
 pub fn accept_workspace(batch: u64, vocab: u64) -> u64 {
     len(accept_workspace_len(batch as usize, vocab as usize))
 }

@@ -75,7 +75,7 @@ fn what_is_wrong_is_said() {
         assert!(flexdraft_pass(bridge, 0, &layout(&[1])).is_null());
         assert!(error(bridge).contains("page id"), "{}", error(bridge));
         flexdraft_close(bridge);
-        // A device number that no machine has.
+        // No machine has a device with this number.
         let mut text = [1; 32];
         assert!(flexdraft_open(i32::MAX, text.as_mut_ptr(), text.len()).is_null());
         assert!(text.contains(&0) && text[0] != 0);
@@ -86,7 +86,7 @@ fn what_is_wrong_is_said() {
 fn sampled_and_accepted() {
     const VOCAB: usize = 64;
     let bridge = simt();
-    // The target's tokens are 3, then 5; the draft token was 3.
+    // The target's tokens are 3, then 5; the draft token is 3.
     let mut target = vec![0f32; 2 * VOCAB];
     (target[3], target[VOCAB + 5]) = (200.0, 200.0);
     let mut draft = vec![0f32; VOCAB];

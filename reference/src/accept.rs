@@ -1,4 +1,4 @@
-//! The four acceptance rules.
+//! The four acceptance rules, which decide how many draft tokens are kept and how the bonus token is drawn.
 //!
 //! A step verifies draft tokens d_1..d_v. Row i of `p` is the target's distribution after candidate i, for i = 0..=v.
 //! Row j − 1 of `q` is the distribution that d_j was drawn from, for j = 1..=v. Both are warped in the same way. A
@@ -17,32 +17,33 @@
 use crate::float::Float;
 use crate::sample::argmax;
 
-/// How draft tokens are accepted when sampling. At temperature 0 every rule is [`greedy`].
+/// The acceptance rule that applies when sampling. At temperature 0 every rule is [`greedy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// The rule [`rejection`].
+    /// Rejection sampling; see [`rejection`].
     Rejection,
-    /// The rule [`block`].
+    /// Block verification; see [`block`].
     Block,
-    /// The rule [`matching`].
+    /// Match verification; see [`matching`].
     Match,
 }
 
-/// The result of a verification.
+/// The result of verifying a draft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// a, the number of accepted draft tokens.
+    /// Number a of accepted draft tokens.
     pub accepted: usize,
-    /// The bonus token.
+    /// The bonus token, which follows the accepted draft tokens.
     pub bonus: u32,
 }
 
-/// Greedy verification: accepts while argmax p_i = d_{i+1}. Rows of `p` may also be logits.
+/// Greedy verification: accepts draft tokens while the target's most probable token is the same, argmax p_i = d_{i+1}.
+/// Rows of `p` may also be logits.
 pub fn greedy<F: Float>(p: &[Vec<F>], draft: &[u32]) -> Verdict {
     matching(draft, |i| argmax(&p[i]))
 }
 
-/// Match verification: accepts while the target's own draw x_i equals d_{i+1}; x_a is the bonus token.
+/// Match verification: accepts draft tokens while the target's own draw x_i equals d_{i+1}; x_a is the bonus token.
 ///
 /// `draw(i)` draws from p_i with the random numbers of the position after candidate i. It is called
 /// for i = 0..=a.
@@ -56,8 +57,8 @@ pub fn matching(draft: &[u32], mut draw: impl FnMut(usize) -> u32) -> Verdict {
     Verdict { accepted: draft.len(), bonus: draw(draft.len()) }
 }
 
-/// Rejection sampling (speculative sampling). `uniforms[i − 1]` tests d_i, which passes if u · q < p. The inequality
-/// is strict, so a token of probability 0 is never accepted.
+/// Rejection sampling (speculative sampling): accepts draft tokens one by one. `uniforms[i − 1]` tests d_i, which
+/// passes if u · q < p. The inequality is strict, so a token of probability 0 is never accepted.
 ///
 /// `draw(a, weights)` draws the bonus from `weights` `[V]`, which need not sum to 1.
 pub fn rejection<F: Float>(
@@ -79,8 +80,9 @@ pub fn rejection<F: Float>(
     Verdict { accepted, bonus: draw(accepted, &rejection_weights(p, q, accepted)) }
 }
 
-/// Block verification. `uniforms[i − 1]` tests length i, which passes if u · (s_i + 1 − P_i) < s_i
-/// for i < v, and if u < P_v for i = v; the last i that passes is accepted, 0 if none does.
+/// Block verification: accepts a prefix of the draft by its joint probability. `uniforms[i − 1]` tests length i, which
+/// passes if u · (s_i + 1 − P_i) < s_i for i < v, and if u < P_v for i = v; the last i that passes is accepted, 0 if
+/// none does.
 ///
 /// `draw(a, weights)` draws the bonus from `weights` `[V]`, which need not sum to 1.
 pub fn block<F: Float>(
@@ -107,18 +109,18 @@ pub fn block<F: Float>(
     Verdict { accepted, bonus: draw(accepted, &block_weights(p, q, draft, accepted)) }
 }
 
-/// The probabilities that the tests i = 1..=v of `rejection` pass: min(1, p_{i−1}(d_i) / q_i(d_i)).
+/// Returns the probabilities with which the tests i = 1..=v of `rejection` pass: min(1, p_{i−1}(d_i) / q_i(d_i)).
 pub fn rejection_test_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
     let ratio_at = |(i, &d): (usize, &u32)| capped_ratio(F::ONE, p[i][d as usize], q[i][d as usize]);
     draft.iter().enumerate().map(ratio_at).collect()
 }
 
-/// The weights of the bonus token of `rejection` after `accepted` tokens: max(p_a − q_{a+1}, 0), or p_v.
+/// Returns the weights of `rejection`'s bonus token after `accepted` tokens: max(p_a − q_{a+1}, 0), or p_v.
 pub fn rejection_weights<F: Float>(p: &[Vec<F>], q: &[Vec<F>], accepted: usize) -> Vec<F> {
     bonus_weights(F::ONE, &p[accepted], q.get(accepted))
 }
 
-/// The prefix probabilities of `block`: P_0 = 1 and P_i = min(1, P_{i−1} · p_{i−1}(d_i) / q_i(d_i)), i = 0..=v.
+/// Returns the prefix probabilities of `block`: P_0 = 1 and P_i = min(1, P_{i−1} · p_{i−1}(d_i) / q_i(d_i)), i = 0..=v.
 pub fn block_prefix_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
     let mut prefix = vec![F::ONE];
     for (i, &d) in draft.iter().enumerate() {
@@ -127,8 +129,8 @@ pub fn block_prefix_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &
     prefix
 }
 
-/// The probabilities h_i that the tests i = 1..=v of `block` pass.
-/// h_i = s_i / (s_i + 1 − P_i) with s_i = Σ_x max(P_i · p_i(x) − q_{i+1}(x), 0), and h_v = P_v.
+/// Returns the probabilities h_i with which the tests i = 1..=v of `block` pass. h_i = s_i / (s_i + 1 − P_i) with s_i =
+/// Σ_x max(P_i · p_i(x) − q_{i+1}(x), 0), and h_v = P_v.
 ///
 /// If s_i = 0, then h_i = 0, even if P_i = 1: in that case p_i = q_{i+1}, and a longer length passes.
 pub fn block_test_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32]) -> Vec<F> {
@@ -143,14 +145,14 @@ pub fn block_test_probabilities<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u
     (1..=draft.len()).map(test).collect()
 }
 
-/// The weights of the bonus token of `block` after `accepted` tokens: max(P_a · p_a − q_{a+1}, 0), or p_v.
+/// Returns the weights of `block`'s bonus token after `accepted` tokens: max(P_a · p_a − q_{a+1}, 0), or p_v.
 pub fn block_weights<F: Float>(p: &[Vec<F>], q: &[Vec<F>], draft: &[u32], accepted: usize) -> Vec<F> {
     let prefix = block_prefix_probabilities(p, q, draft);
     bonus_weights(prefix[accepted], &p[accepted], q.get(accepted))
 }
 
-/// max(P · p − q, 0), or p if there is no q. A residual without any mass, which only rounding can cause, is replaced
-/// by p.
+/// Returns the residual max(P · p − q, 0), or p if there is no q. A residual without any mass, which only rounding can
+/// cause, is replaced by p.
 fn bonus_weights<F: Float>(prefix: F, p: &[F], q: Option<&Vec<F>>) -> Vec<F> {
     match q {
         Some(q) if residual_mass(prefix, p, q) > F::ZERO => residual(prefix, p, q),
@@ -158,7 +160,7 @@ fn bonus_weights<F: Float>(prefix: F, p: &[F], q: Option<&Vec<F>>) -> Vec<F> {
     }
 }
 
-/// max(P · p(x) − q(x), 0) for every x.
+/// Returns max(P · p(x) − q(x), 0) for every token x.
 fn residual<F: Float>(prefix: F, p: &[F], q: &[F]) -> Vec<F> {
     p.iter().zip(q).map(|(&p, &q)| (prefix * p - q).max(F::ZERO)).collect()
 }
@@ -167,7 +169,8 @@ fn residual_mass<F: Float>(prefix: F, p: &[F], q: &[F]) -> F {
     residual(prefix, p, q).into_iter().sum()
 }
 
-/// min(1, P · p / q). A token with q = 0 is never drafted; if it were, p alone would decide.
+/// Returns the prefix probability min(1, P · p / q). A token with q = 0 is never drafted; if it were, p alone would
+/// decide.
 fn capped_ratio<F: Float>(prefix: F, p: F, q: F) -> F {
     let numerator = prefix * p;
     if numerator >= q && numerator > F::ZERO {
@@ -205,8 +208,8 @@ mod tests {
 
     #[test]
     fn the_worked_example_of_block_verification() {
-        // Two ids with p = (1/3, 2/3) and q = (2/3, 1/3) in every row, the first example of 2403.10444. The expected
-        // number of accepted tokens is 10/9 for rejection and 11/9 for block.
+        // The example has two ids with p = (1/3, 2/3) and q = (2/3, 1/3) in every row; it is the first example of
+        // 2403.10444. The expected number of accepted tokens is 10/9 for rejection and 11/9 for block.
         let p = vec![vec![1.0 / 3.0, 2.0 / 3.0]; 3];
         let q = vec![vec![2.0 / 3.0, 1.0 / 3.0]; 2];
         let (mut by_rejection, mut by_block) = (0.0, 0.0);
@@ -225,7 +228,7 @@ mod tests {
     fn an_empty_residual_falls_back_to_the_target() {
         let row = vec![0.25, 0.75];
         let p = vec![row.clone(), vec![0.5, 0.5]];
-        // u · q < p holds for every u below 1; u = 1 stands for a test that is lost by rounding.
+        // The test u · q < p passes for every u below 1; u = 1 stands for a test that is lost by rounding.
         let verdict = rejection(&p, std::slice::from_ref(&row), &[0], &[1.0], |a, weights| {
             assert_eq!((a, weights), (0, row.as_slice()));
             1

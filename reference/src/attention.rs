@@ -8,14 +8,14 @@ use crate::float::Float;
 use crate::layout::Row;
 use crate::linear::dot;
 
-/// The heads of an attention layer.
+/// The head counts and head size of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
-    /// Number of query heads.
+    /// Number of query heads of the layer.
     pub q_heads: usize,
     /// Number of KV heads; divides `q_heads`.
     pub kv_heads: usize,
-    /// Dimensions of a head.
+    /// Size of a head, in elements.
     pub head_dim: usize,
 }
 
@@ -29,7 +29,7 @@ pub struct KeysValues<'a, F> {
 }
 
 impl<F> KeysValues<'_, F> {
-    /// The keys and values of entries `range`.
+    /// Returns the keys and values of entries `range`.
     fn slice(&self, heads: Heads, range: std::ops::Range<usize>) -> Self {
         let width = heads.kv_heads * heads.head_dim;
         let range = range.start * width..range.end * width;
@@ -40,15 +40,15 @@ impl<F> KeysValues<'_, F> {
 /// The result of attention for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attended<F> {
-    /// Σ p · v, `[q_heads, head_dim]`; 0 if the row sees nothing.
+    /// The output Σ p · v, `[q_heads, head_dim]`; 0 if the row sees nothing.
     pub output: Vec<F>,
-    /// The natural logarithm of Σ exp(score), `[q_heads]`; −∞ if the row sees nothing.
+    /// The natural logarithm of Σ exp(score) for each head, `[q_heads]`; −∞ if the row sees nothing.
     pub log_sum_exp: Vec<F>,
-    /// Σ p · |v|, `[q_heads, head_dim]`: the scale of the output's rounding error.
+    /// The scale of the output's rounding error, Σ p · |v|, `[q_heads, head_dim]`.
     pub magnitude: Vec<F>,
 }
 
-/// Attention of one query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
+/// Returns the attention of one query row: `q` `[q_heads, head_dim]` attends to everything in `seen`.
 pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> Attended<F> {
     let Heads { q_heads, kv_heads, head_dim } = heads;
     assert_eq!(q.len(), q_heads * head_dim);
@@ -84,7 +84,7 @@ pub fn attend<F: Float>(heads: Heads, q: &[F], seen: &[KeysValues<'_, F>]) -> At
     attended
 }
 
-/// Mask-token block attention: the slots of one group, queries `q` `[S, q_heads, head_dim]`, attend to
+/// Returns the mask-token block attention of one group: the queries `q` `[S, q_heads, head_dim]` of its slots attend to
 /// the first `visible` positions of `prefix` (limit + 1 of them) and to every slot of `group` `[S]`.
 pub fn mask_block_attention<F: Float>(
     heads: Heads,
@@ -97,7 +97,7 @@ pub fn mask_block_attention<F: Float>(
     q.chunks(heads.q_heads * heads.head_dim).map(|q| attend(heads, q, &[prefix, group])).collect()
 }
 
-/// Joint draft-and-verify attention for every row of `rows`, with queries `q` `[rows, q_heads, head_dim]`.
+/// Returns the joint draft-and-verify attention of every row of `rows`, with queries `q` `[rows, q_heads, head_dim]`.
 ///
 /// `clean` holds the keys and values of clean tokens by absolute position, **including this step's candidates**.
 /// `own` holds the keys and values of the step's rows `[rows]`; only its mask rows are read.

@@ -1,20 +1,20 @@
-//! Bonus-guided Calibration (FlexDraft, arXiv 2605.20022). Drafts are prepared before the bonus token is known; a
-//! small MLP corrects their logits once it is known.
+//! Bonus-guided Calibration (FlexDraft, arXiv 2605.20022): an MLP that corrects draft logits as soon as the bonus token
+//! is known. Drafts are prepared before the bonus token is known; a small MLP corrects their logits once it is known.
 
 use crate::float::Float;
 use crate::linear::{Linear, add};
 use crate::swiglu::silu;
 
-/// The MLP that corrects draft logits.
+/// The weights of the calibrator, the MLP that corrects draft logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibrator<F> {
-    /// W1 `[r, 2 · hidden]` and b1 `[r]`.
+    /// First layer: W1 `[r, 2 · hidden]` and b1 `[r]`.
     pub hidden: Linear<F>,
-    /// W2 `[V, r]` and b2 `[V]`.
+    /// Second layer: W2 `[V, r]` and b2 `[V]`.
     pub output: Linear<F>,
 }
 
-/// `lm_head(h) + W2 silu(W1 [embed(b'); h] + b1) + b2`: the logits `[V]` of one slot, from its
+/// Returns the calibrated logits `[V]` of one slot, `lm_head(h) + W2 silu(W1 [embed(b'); h] + b1) + b2`, from its
 /// final-normed hidden row `h` `[hidden]` and the bonus token's embedding `[hidden]`.
 ///
 /// Without a calibrator, `lm_head(h)` alone.

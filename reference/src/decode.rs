@@ -19,7 +19,7 @@ use crate::sample::{confidence, draw, draw_by_weights};
 use crate::schedule::{Strategy, next_verify_len};
 use crate::warp::{Distribution, Warping, warp};
 
-/// A decoding request.
+/// A request to decode one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The prompt's token ids, at least one.
@@ -28,43 +28,43 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Tokens after which the output ends; the stop token itself is kept.
     pub stop_tokens: Vec<u32>,
-    /// How logits become distributions, for target and drafter alike.
+    /// Warping, which turns logits into distributions, for target and drafter alike.
     pub warping: Warping,
-    /// How draft tokens are accepted; at temperature 0 acceptance is greedy for every rule.
+    /// Acceptance rule for draft tokens; at temperature 0 acceptance is greedy for every rule.
     pub rule: Rule,
     /// Seed of all random numbers.
     pub seed: u64,
-    /// S, the number of slots per block.
+    /// Block size S: the number of slots per block.
     pub block_size: usize,
-    /// t, the confidence threshold of the verify length; 0 is off.
+    /// Confidence threshold t of the verify length; 0 is off.
     pub threshold: f64,
     /// How confidences are compared with the threshold.
     pub strategy: Strategy,
 }
 
-/// A draft: what slots 1..S of a mask group predict.
+/// A draft: the predictions of a mask group's slots after slot 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<F> {
-    /// The draft tokens d_1..d_{S−1}.
+    /// Draft tokens d_1..d_{S−1}.
     pub tokens: Vec<u32>,
     /// The distribution that each draft token was drawn from.
     pub distributions: Vec<Distribution<F>>,
     /// The confidence of each draft token.
     pub confidence: Vec<F>,
-    /// v, the number of draft tokens that the next step verifies.
+    /// Number v of draft tokens that the next step verifies.
     pub verify_len: usize,
 }
 
 /// The record of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step<F> {
-    /// n, the position of c_0.
+    /// Position n of candidate c_0, the bonus token of the step before.
     pub start: usize,
-    /// v, the number of verified draft tokens.
+    /// Number v of verified draft tokens.
     pub verify_len: usize,
-    /// c_0 and all S − 1 draft tokens; the first v draft tokens were verified.
+    /// Candidate c_0 and all S − 1 draft tokens; the first v draft tokens were verified.
     pub candidates: Vec<u32>,
-    /// a, the accepted length.
+    /// Accepted length a: the number of accepted draft tokens.
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
     pub bonus: u32,
@@ -72,7 +72,7 @@ pub struct Step<F> {
     pub draft: Draft<F>,
 }
 
-/// The result of a request.
+/// The result of decoding a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded<F> {
     /// The tokens after the prompt.
@@ -83,8 +83,8 @@ pub struct Decoded<F> {
     pub steps: Vec<Step<F>>,
 }
 
-/// Plain autoregressive decoding: the token at position m is drawn from the target's distribution after the tokens
-/// before it, with the target-draw random numbers of position m.
+/// Decodes autoregressively: the token at position m is drawn from the target's distribution after the tokens before
+/// it, with the target-draw random numbers of position m.
 pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u32> {
     let mut tokens = request.prompt.clone();
     while !is_finished(request, &tokens) {
@@ -97,7 +97,7 @@ pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u3
     output(request, &tokens)
 }
 
-/// FlexDraft decoding.
+/// Decodes a request with FlexDraft.
 pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Request) -> Decoded<F> {
     // All known tokens: the prompt, the committed tokens, and the newest token, which is the next c_0.
     let mut tokens = request.prompt.clone();
@@ -123,7 +123,7 @@ pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Requ
     Decoded { output: output(request, &tokens), first_draft, steps }
 }
 
-/// The target's distributions after each of the last `rows` tokens of `tokens`.
+/// Returns the target's distributions after each of the last `rows` tokens of `tokens`.
 fn target_distributions<F: Float>(
     target: &Target<F>,
     request: &Request,
@@ -138,14 +138,14 @@ fn target_draw<F: Float>(request: &Request, p: &Distribution<F>, position: usize
     draw(&p.log_weights, &Numbers::target_draw(request.seed, position))
 }
 
-/// The draft that follows `tokens`; the last of these tokens is the bonus token.
+/// Returns the draft that follows `tokens`; the last of these tokens is the bonus token.
 fn make_draft<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
     request: &Request,
     tokens: &[u32],
 ) -> Draft<F> {
-    // The bonus token is c_0 of the step that will verify this draft.
+    // The bonus token is candidate c_0 of the step that will verify this draft.
     let start = tokens.len() - 1;
     let logits = draft_logits(target, drafter, &tokens[..start], tokens[start], request.block_size);
     let distributions: Vec<Distribution<F>> = logits.iter().map(|row| warp(row, &request.warping)).collect();
@@ -188,13 +188,13 @@ fn verify<F: Float>(request: &Request, rows: &[Distribution<F>], draft: &Draft<F
     }
 }
 
-/// Returns whether all tokens of the output are known.
+/// Returns whether all tokens of the output have been decoded.
 fn is_finished(request: &Request, tokens: &[u32]) -> bool {
     let new = &tokens[request.prompt.len()..];
     new.len() >= request.max_new_tokens || new.iter().any(|token| request.stop_tokens.contains(token))
 }
 
-/// The tokens after the prompt, cut after the first stop token and at the length limit.
+/// Returns the tokens after the prompt, cut after the first stop token and at the length limit.
 fn output(request: &Request, tokens: &[u32]) -> Vec<u32> {
     let new = &tokens[request.prompt.len()..];
     let stop = new.iter().position(|token| request.stop_tokens.contains(token));

@@ -34,29 +34,29 @@ pub trait Float:
     /// Negative infinity.
     const NEG_INFINITY: Self;
 
-    /// `x`, rounded to nearest.
+    /// Returns `x`, rounded to nearest.
     fn from_f64(x: f64) -> Self;
     /// Converts `self` to f64 without rounding.
     fn to_f64(self) -> f64;
-    /// `x`, rounded towards zero.
+    /// Returns `x`, rounded towards zero.
     fn from_u32_towards_zero(x: u32) -> Self;
-    /// e to the power of `self`.
+    /// Returns e to the power of `self`.
     fn exp(self) -> Self;
-    /// Natural logarithm.
+    /// Returns the natural logarithm of `self`.
     fn ln(self) -> Self;
-    /// ln(1 + `self`), without cancellation near 0.
+    /// Returns ln(1 + `self`), without cancellation near 0.
     fn ln_1p(self) -> Self;
-    /// Square root.
+    /// Returns the square root of `self`.
     fn sqrt(self) -> Self;
-    /// Sine, of radians.
+    /// Returns the sine of `self`, in radians.
     fn sin(self) -> Self;
-    /// Cosine, of radians.
+    /// Returns the cosine of `self`, in radians.
     fn cos(self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
-    /// The larger of the two; if one is NaN, the other one.
+    /// Returns the larger of two numbers; if one is NaN, the other one.
     fn max(self, other: Self) -> Self;
-    /// The smaller of the two; if one is NaN, the other one.
+    /// Returns the smaller of two numbers; if one is NaN, the other one.
     fn min(self, other: Self) -> Self;
     /// Returns whether the value is NaN.
     fn is_nan(self) -> bool;

@@ -14,10 +14,10 @@
 
 use std::ops::Range;
 
-/// One query row of a step.
+/// One query row of a step: its position, and what it sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The RoPE position of the row.
+    /// Position of the row, for the rotary embedding.
     pub position: usize,
     /// The last clean-token position that the row sees.
     pub limit: usize,
@@ -25,8 +25,8 @@ pub struct Row {
     pub group: Option<Range<usize>>,
 }
 
-/// The rows of one sequence: candidates 0..=`verify_len`, then the groups in the given order, each with its `slots`
-/// in order.
+/// Returns the rows of one sequence: candidates 0..=`verify_len`, then the groups in the given order, each with its
+/// `slots` in order.
 pub fn rows(start: usize, verify_len: usize, groups: &[usize], slots: usize) -> Vec<Row> {
     let mut rows: Vec<Row> =
         (0..=verify_len).map(|i| Row { position: start + i, limit: start + i, group: None }).collect();

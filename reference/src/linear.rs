@@ -5,22 +5,22 @@ use crate::float::Float;
 /// A linear layer, y = W x + b.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear<F> {
-    /// W, row-major `[out, in]`.
+    /// Weight W, row-major `[out, in]`.
     pub weight: Vec<F>,
-    /// b, `[out]`.
+    /// Bias b, `[out]`.
     pub bias: Option<Vec<F>>,
-    /// Number of columns of W, which is the length of x.
+    /// Number of columns of the weight, which is the length of x.
     pub inputs: usize,
 }
 
 impl<F: Float> Linear<F> {
-    /// A layer without bias from its row-major weight [out, `inputs`].
+    /// Creates a layer without bias from its row-major weight [out, `inputs`].
     pub fn new(weight: Vec<F>, inputs: usize) -> Self {
         assert_eq!(weight.len() % inputs, 0, "the weight is not a matrix of {inputs} columns");
         Self { weight, bias: None, inputs }
     }
 
-    /// W `x` + b: `[in]` to `[out]`.
+    /// Returns W `x` + b, from `[in]` to `[out]`.
     pub fn apply(&self, x: &[F]) -> Vec<F> {
         assert_eq!(x.len(), self.inputs);
         let mut y: Vec<F> = self.weight.chunks(self.inputs).map(|row| dot(row, x)).collect();
@@ -31,13 +31,13 @@ impl<F: Float> Linear<F> {
     }
 }
 
-/// Σ_i `x[i]` · `y[i]`, summed in order.
+/// Returns the dot product Σ_i `x[i]` · `y[i]`, summed in order.
 pub fn dot<F: Float>(x: &[F], y: &[F]) -> F {
     assert_eq!(x.len(), y.len());
     x.iter().zip(y).map(|(&x, &y)| x * y).sum()
 }
 
-/// `x` + `y`, element by element.
+/// Returns the sum `x` + `y`, element by element.
 pub fn add<F: Float>(x: &[F], y: &[F]) -> Vec<F> {
     assert_eq!(x.len(), y.len());
     x.iter().zip(y).map(|(&x, &y)| x + y).collect()

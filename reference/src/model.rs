@@ -13,7 +13,7 @@ use crate::norm::rms_norm;
 use crate::rope::Rope;
 use crate::swiglu::swiglu;
 
-/// The attention projectors of one layer, the target's or the drafter's.
+/// The attention projectors of one layer, from the target or from the drafter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Projectors<F> {
     /// Query projection, `[q_heads · head_dim, hidden]`.
@@ -24,7 +24,7 @@ pub struct Projectors<F> {
     pub v: Linear<F>,
     /// Output projection, `[hidden, q_heads · head_dim]`.
     pub o: Linear<F>,
-    /// RMSNorm weights over each q head and each k head, `[head_dim]` each (Qwen3).
+    /// RMSNorm weights of each query head and each key head, `[head_dim]` each (Qwen3).
     pub qk_norms: Option<(Vec<F>, Vec<F>)>,
 }
 
@@ -33,7 +33,7 @@ pub struct Projectors<F> {
 pub struct Layer<F> {
     /// RMSNorm weight before attention, `[hidden]`.
     pub input_norm: Vec<F>,
-    /// The target's own projectors.
+    /// The target's own attention projectors.
     pub attention: Projectors<F>,
     /// RMSNorm weight before the MLP, `[hidden]`.
     pub post_attention_norm: Vec<F>,
@@ -45,18 +45,18 @@ pub struct Layer<F> {
     pub down: Linear<F>,
 }
 
-/// The target model.
+/// The weights of the target model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target<F> {
-    /// The heads of every layer.
+    /// Head counts and head size of every layer.
     pub heads: Heads,
     /// The rotary embedding of every layer.
     pub rope: Rope,
-    /// Epsilon of every RMSNorm.
+    /// Epsilon of every RMSNorm of the model.
     pub rms_norm_eps: F,
     /// Token embeddings, row-major `[vocab, hidden]`.
     pub embed: Vec<F>,
-    /// The L layers.
+    /// The decoder layers, in order.
     pub layers: Vec<Layer<F>>,
     /// Weight of the final RMSNorm, `[hidden]`.
     pub norm: Vec<F>,
@@ -64,7 +64,7 @@ pub struct Target<F> {
     pub lm_head: Linear<F>,
 }
 
-/// A FlexDraft drafter.
+/// The weights of a FlexDraft drafter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drafter<F> {
     /// Projectors of mask rows in each of the target's last N layers.
@@ -85,7 +85,7 @@ pub struct LayerKeysValues<F> {
 }
 
 impl<F> LayerKeysValues<F> {
-    /// A view of all positions.
+    /// Returns a view of the keys and values of all positions.
     pub fn view(&self) -> KeysValues<'_, F> {
         KeysValues { keys: &self.keys, values: &self.values }
     }
@@ -101,13 +101,14 @@ pub struct Forward<F> {
 }
 
 impl<F: Float> Target<F> {
-    /// The embedding of `token`, `[hidden]`.
+    /// Returns the embedding of `token`, `[hidden]`.
     pub fn embedding(&self, token: u32) -> &[F] {
         let hidden = self.norm.len();
         &self.embed[token as usize * hidden..][..hidden]
     }
 
-    /// q, k and v of one row at `position`, from the layer's normed input: projected, normed, rotated.
+    /// Returns the query, key and value of one row at `position`, from the layer's normed input: projected, normed,
+    /// rotated.
     fn queries_keys_values(
         &self,
         projectors: &Projectors<F>,
@@ -127,15 +128,15 @@ impl<F: Float> Target<F> {
         (q, k, v)
     }
 
-    /// The rest of a layer: `x + o(attended)`, then `x + mlp(norm(x))`.
+    /// Returns the rest of a layer after attention: `x + o(attended)`, then `x + mlp(norm(x))`.
     fn after_attention(&self, layer: &Layer<F>, o: &Linear<F>, x: &[F], attended: &[F]) -> Vec<F> {
         let x = add(x, &o.apply(attended));
         let normed = rms_norm(&x, &layer.post_attention_norm, self.rms_norm_eps);
         add(&x, &swiglu(&layer.gate, &layer.up, &layer.down, &normed))
     }
 
-    /// q, k and v of consecutive rows from `first_position` on: q is `[rows, q_heads, head_dim]`; k and v have
-    /// `kv_heads`.
+    /// Returns the queries, keys and values of consecutive rows from `first_position` on: queries are `[rows, q_heads,
+    /// head_dim]`; keys and values have `kv_heads`.
     fn project(
         &self,
         layer: &Layer<F>,
@@ -178,12 +179,12 @@ pub fn forward<F: Float>(target: &Target<F>, tokens: &[u32]) -> Forward<F> {
     Forward { hidden, keys_values: all_keys_values }
 }
 
-/// The target's logits `[V]` at every position of `tokens`.
+/// Returns the target's logits `[V]` at every position of `tokens`.
 pub fn target_logits<F: Float>(target: &Target<F>, tokens: &[u32]) -> Vec<Vec<F>> {
     forward(target, tokens).hidden.iter().map(|h| target.lm_head.apply(h)).collect()
 }
 
-/// The final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`.
+/// Returns the final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`.
 ///
 /// With p the position of the last token, slot j is at position p + 1 + j for j = 0..S, and sees positions 0..=p and
 /// its own group. All `tokens` are clean, and their keys and values are the target's own.
@@ -210,8 +211,8 @@ pub fn draft_hidden<F: Float>(
     rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
 }
 
-/// The calibrated logits `[V]` of slots 1..S of the mask group that follows `tokens`, given the bonus token: the
-/// token after `tokens`, at the position of slot 0.
+/// Returns the calibrated logits `[V]` of the mask group that follows `tokens`, one row per slot after slot 0, given
+/// the bonus token: the token after `tokens`, at the position of slot 0.
 ///
 /// Row j − 1 predicts the token at slot j's own position, `tokens.len() + j`.
 pub fn draft_logits<F: Float>(

@@ -31,14 +31,14 @@
 use crate::float::Float;
 use crate::philox::philox;
 
-/// The purpose of a random number.
+/// The purpose of a random number; different purposes use different numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// A token drawn from the target's distribution at the token's own position.
     TargetDraw = 1,
-    /// A draft token of `rejection` and `block`.
+    /// A draft token of the rules `rejection` and `block`.
     DraftDraw = 2,
-    /// The uniform against which a draft token is tested.
+    /// The uniform number against which a draft token is tested.
     Acceptance = 3,
     /// The bonus token of a step with `rejection` or `block`.
     FinalDraw = 4,
@@ -47,28 +47,28 @@ pub enum Purpose {
 /// The random numbers of one draw: a seed and the whole counter except the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Numbers {
-    /// The request's seed.
+    /// Seed of the request that draws.
     pub seed: u64,
-    /// Purpose of the numbers.
+    /// Purpose of the random numbers.
     pub purpose: Purpose,
-    /// Slot, as in the table of the [module](self).
+    /// Slot in the counter, as in the table of the [module](self).
     pub slot: u16,
-    /// Position, as in the table of the [module](self).
+    /// Position in the counter, as in the table of the [module](self).
     pub position: u64,
 }
 
 impl Numbers {
-    /// The numbers with which the target draws the token at `position`.
+    /// Returns the random numbers with which the target draws the token at `position`.
     pub fn target_draw(seed: u64, position: usize) -> Self {
         Self { seed, purpose: Purpose::TargetDraw, slot: 0, position: position as u64 }
     }
 
-    /// The numbers of `purpose` for slot `slot` of the step whose c_0 is at position `start`.
+    /// Returns the random numbers of `purpose` for slot `slot` of the step whose candidate c_0 is at position `start`.
     pub fn of_step(seed: u64, purpose: Purpose, slot: usize, start: usize) -> Self {
         Self { seed, purpose, slot: slot as u16, position: start as u64 }
     }
 
-    /// The four words at `index`.
+    /// Returns the four random words at `index`.
     pub fn words(&self, index: u32) -> [u32; 4] {
         let counter = [
             index,
@@ -79,23 +79,24 @@ impl Numbers {
         philox(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }
 
-    /// The standard Gumbel number of vocabulary id `id`.
+    /// Returns the standard Gumbel number of vocabulary id `id`.
     pub fn gumbel<F: Float>(&self, id: u32) -> F {
         gumbel(self.words(id / 4)[id as usize % 4])
     }
 
-    /// The uniform number of this draw, in [0, 1).
+    /// Returns the uniform number of this draw, in [0, 1).
     pub fn uniform<F: Float>(&self) -> F {
         uniform(self.words(0)[0])
     }
 }
 
-/// Converts a word to `word` · 2⁻³² in [0, 1), rounded towards zero: otherwise the largest words would give 1 in f32.
+/// Converts a random word to `word` · 2⁻³² in [0, 1), rounded towards zero: otherwise the largest words would give 1 in
+/// f32.
 pub fn uniform<F: Float>(word: u32) -> F {
     F::from_u32_towards_zero(word) * F::from_f64(TWO_POW_MINUS_32)
 }
 
-/// The standard Gumbel number G = −ln(−ln u) for u = (`word` + ½) · 2⁻³².
+/// Returns the standard Gumbel number G = −ln(−ln u) for u = (`word` + ½) · 2⁻³².
 ///
 /// For u above ½, −ln u is computed as −ln(1 − (1 − u)): 1 − u is exact, while u itself would round to 1.
 pub fn gumbel<F: Float>(word: u32) -> F {
@@ -127,7 +128,7 @@ mod tests {
 
     #[test]
     fn gumbel_keeps_its_precision_at_both_ends() {
-        // u = 2⁻³³ and 1 − 2⁻³³: ln(33 ln 2) and, as −ln(1 − x) = x + x²/2 + …, 33 ln 2.
+        // The extreme uniforms are u = 2⁻³³ and 1 − 2⁻³³: ln(33 ln 2) and, as −ln(1 − x) = x + x²/2 + …, 33 ln 2.
         let ln2 = std::f64::consts::LN_2;
         assert!((gumbel::<f64>(0) + (33.0 * ln2).ln()).abs() < 1e-14);
         assert!((gumbel::<f64>(u32::MAX) - 33.0 * ln2).abs() < 1e-9);

@@ -14,18 +14,20 @@ use crate::float::Float;
 pub struct Rope {
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: Vec<f32>,
-    /// Factor on cosine and sine; 1 except for yarn.
+    /// Factor on every cosine and sine; 1 except for yarn.
     pub scale: f32,
 }
 
 /// Parameters of [`Rope::llama3`], by their names in `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Llama3Scaling {
-    /// Divisor of the low frequencies.
+    /// Divisor of the low frequencies, those with long wavelengths.
     pub factor: f64,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are scaled in full.
+    /// Divisor that bounds the long wavelengths: wavelengths above `original_max_position_embeddings / low_freq_factor`
+    /// are scaled in full.
     pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are not scaled.
+    /// Divisor that bounds the short wavelengths: wavelengths below `original_max_position_embeddings /
+    /// high_freq_factor` are not scaled.
     pub high_freq_factor: f64,
     /// Context length of the training before scaling, in positions.
     pub original_max_position_embeddings: usize,
@@ -39,20 +41,20 @@ pub struct YarnScaling {
     /// Context length of the training before scaling (`max_position_embeddings` if the config has none), in
     /// positions.
     pub original_max_position_embeddings: usize,
-    /// Rotations over the original context above which a dimension is not scaled; 32 if absent.
+    /// Number of rotations over the original context above which a dimension is not scaled; 32 if absent.
     pub beta_fast: f64,
-    /// Rotations over the original context below which a dimension is fully scaled; 1 if absent.
+    /// Number of rotations over the original context below which a dimension is fully scaled; 1 if absent.
     pub beta_slow: f64,
     /// The factor on cosine and sine, if the config gives it.
     pub attention_factor: Option<f64>,
-    /// `mscale` and `mscale_all_dim`, if the config gives both and neither is 0.
+    /// The config's `mscale` and `mscale_all_dim`, if the config gives both and neither is 0.
     pub mscale: Option<(f64, f64)>,
     /// True if the ramp's ends are rounded outwards to whole dimensions; true if absent.
     pub truncate: bool,
 }
 
 impl YarnScaling {
-    /// Scaling by `factor` from `original_max_position_embeddings`, with the defaults for all other fields.
+    /// Returns the scaling by `factor` from `original_max_position_embeddings`, with the defaults for all other fields.
     pub fn new(factor: f64, original_max_position_embeddings: usize) -> Self {
         Self {
             factor,
@@ -67,19 +69,21 @@ impl YarnScaling {
 }
 
 impl Rope {
-    /// Rope type `default`: inv_freq_i = theta^(−2i / head_dim).
+    /// Returns the rotary embedding of rope type `default`: inv_freq_i = theta^(−2i / head_dim).
     pub fn unscaled(head_dim: usize, theta: f64) -> Self {
         Self { inv_freq: wavelengths(head_dim, theta).map(|w| 1.0 / w).collect(), scale: 1.0 }
     }
 
-    /// Rope type `linear` (position interpolation, arXiv 2306.15595): every frequency is divided by `factor`.
+    /// Returns the rotary embedding of rope type `linear` (position interpolation, arXiv 2306.15595): every frequency
+    /// is divided by `factor`.
     pub fn linear(head_dim: usize, theta: f64, factor: f64) -> Self {
         let mut rope = Self::unscaled(head_dim, theta);
         rope.inv_freq.iter_mut().for_each(|f| *f /= factor as f32);
         rope
     }
 
-    /// Rope type `llama3` (Llama 3.1): long wavelengths are scaled, short ones are not, with a blend between.
+    /// Returns the rotary embedding of rope type `llama3` (Llama 3.1): long wavelengths are scaled, short wavelengths
+    /// are not, with a blend between.
     pub fn llama3(head_dim: usize, theta: f64, scaling: Llama3Scaling) -> Self {
         let factor = scaling.factor as f32;
         let original = scaling.original_max_position_embeddings as f64;
@@ -102,10 +106,11 @@ impl Rope {
         rope
     }
 
-    /// Rope type `yarn` (Peng et al., arXiv 2309.00071, sections 3.2 to 3.4): dimensions with high frequencies are
-    /// not scaled, dimensions with low frequencies are, with a linear ramp between.
+    /// Returns the rotary embedding of rope type `yarn` (Peng et al., arXiv 2309.00071, sections 3.2 to 3.4):
+    /// dimensions with high frequencies are not scaled, dimensions with low frequencies are, with a linear ramp
+    /// between.
     pub fn yarn(head_dim: usize, theta: f64, scaling: YarnScaling) -> Self {
-        // The dimension that makes `rotations` rotations over the original context.
+        // Returns the dimension that makes `rotations` rotations over the original context.
         let original = scaling.original_max_position_embeddings as f64;
         let dimension =
             |rotations: f64| head_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln());
@@ -146,12 +151,12 @@ impl Rope {
     }
 }
 
-/// theta^(2i / head_dim) for i < head_dim / 2: positions per radian, in f32.
+/// Returns theta^(2i / head_dim) for i < head_dim / 2: positions per radian, in f32.
 fn wavelengths(head_dim: usize, theta: f64) -> impl Iterator<Item = f32> {
     (0..head_dim / 2).map(move |i| (theta as f32).powf((2 * i) as f32 / head_dim as f32))
 }
 
-/// The factor on cosine and sine (the square root of yarn's attention temperature, section 3.4).
+/// Returns the factor on cosine and sine (the square root of yarn's attention temperature, section 3.4).
 fn yarn_scale(scaling: &YarnScaling) -> f64 {
     let from_factor = |mscale: f64| {
         if scaling.factor <= 1.0 { 1.0 } else { 0.1 * mscale * scaling.factor.ln() + 1.0 }
@@ -188,7 +193,7 @@ mod tests {
         let rope = Rope { inv_freq: vec![std::f32::consts::FRAC_PI_2, 0.0], scale: 2.0 };
         let mut head = [1.0f64, 2.0, 3.0, 4.0];
         rope.rotate(1, &mut head);
-        // (1, 3) is rotated by a quarter turn, (2, 4) is not rotated; both are doubled.
+        // The pair (1, 3) is rotated by a quarter turn, (2, 4) is not rotated; both are doubled.
         for (found, expected) in head.into_iter().zip([-6.0, 4.0, 2.0, 8.0]) {
             assert!((found - expected).abs() < 1e-6);
         }

@@ -8,7 +8,7 @@ use crate::float::Float;
 use crate::random::Numbers;
 use crate::warp::sanitize;
 
-/// The id of the largest score; ties go to the lowest id. Returns 0 if no score is above −∞.
+/// Returns the id of the largest score; ties go to the lowest id. Returns 0 if no score is above −∞.
 pub fn argmax<F: Float>(scores: &[F]) -> u32 {
     let mut best = 0;
     let mut largest = F::NEG_INFINITY;
@@ -37,7 +37,7 @@ pub fn draw_by_weights<F: Float>(weights: &[F], numbers: &Numbers) -> u32 {
     draw(&log_weights, numbers)
 }
 
-/// The confidence of a draft: the largest probability of softmax(`logits`) at temperature 1.
+/// Returns the confidence of a draft: the largest probability of softmax(`logits`) at temperature 1.
 pub fn confidence<F: Float>(logits: &[F]) -> F {
     let logits = sanitize(logits);
     let largest = logits.iter().copied().fold(F::NEG_INFINITY, F::max);
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(confidence(&[f64::INFINITY, 3.0, f64::INFINITY]), 0.5);
     }
 
-    /// 40,000 draws with weights 1 : 2 : 5 : 0 have the expected frequencies (within five standard deviations).
+    /// In 40,000 draws, weights 1 : 2 : 5 : 0 give the expected frequencies (within five standard deviations).
     #[test]
     fn draws_follow_the_weights() {
         const DRAWS: usize = 40_000;

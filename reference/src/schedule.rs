@@ -6,16 +6,16 @@
 
 use crate::float::Float;
 
-/// How confidences are compared with the threshold t.
+/// How the confidences of a draft are compared with the threshold t.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Strategy {
-    /// The number of j with Π_{i ≤ j} conf_i ≥ t.
+    /// Verifies the j tokens for which the product of confidences Π_{i ≤ j} conf_i is at least t.
     CumulativeProduct,
-    /// The number of leading j with conf_j ≥ t.
+    /// Verifies the leading tokens whose own confidence conf_j is at least t.
     MinConfidence,
 }
 
-/// The next verify length v, from the confidences of slots 1..S (S − 1 of them) and threshold t.
+/// Returns the next verify length v, from the S − 1 confidences of a block of S slots and the threshold t.
 ///
 /// The result is at least 1 if there is any slot, and 0 only for S = 1. With t = 0 the whole block is verified: v = S
 /// − 1.
@@ -31,7 +31,7 @@ pub fn next_verify_len<F: Float>(confidence: &[F], threshold: F, strategy: Strat
             Strategy::CumulativeProduct => product,
             Strategy::MinConfidence => confidence,
         };
-        // The products only decrease, so the leading ones are all that qualify.
+        // The products of confidences only decrease, so the ones that reach the threshold are the leading ones.
         if measure < threshold {
             break;
         }

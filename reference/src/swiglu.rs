@@ -3,12 +3,12 @@
 use crate::float::Float;
 use crate::linear::Linear;
 
-/// The activation silu(x) = x · σ(x) = x / (1 + e^−x).
+/// Returns the activation silu(x) = x · σ(x) = x / (1 + e^−x).
 pub fn silu<F: Float>(x: F) -> F {
     x / (F::ONE + (-x).exp())
 }
 
-/// The gated MLP `down(silu(gate(x)) · up(x))`, from `[hidden]` to `[hidden]`.
+/// Returns the output of the gated MLP, `down(silu(gate(x)) · up(x))`, from `[hidden]` to `[hidden]`.
 pub fn swiglu<F: Float>(gate: &Linear<F>, up: &Linear<F>, down: &Linear<F>, x: &[F]) -> Vec<F> {
     let inner: Vec<F> =
         gate.apply(x).into_iter().zip(up.apply(x)).map(|(gate, up)| silu(gate) * up).collect();
@@ -24,7 +24,7 @@ mod tests {
         assert_eq!(silu(0.0f64), 0.0);
         assert_eq!(silu(-1000.0f64), 0.0);
         assert_eq!(silu(1000.0f64), 1000.0);
-        // σ(1) = 0.7310585786300049
+        // The logistic function at 1 is σ(1) = 0.7310585786300049.
         assert!((silu(1.0f64) - 0.731_058_578_630_004_9).abs() < 1e-16);
     }
 

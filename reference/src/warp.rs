@@ -1,4 +1,4 @@
-//! Warping: turns logits into the distribution that is sampled from.
+//! Warping: temperature, top-k, top-p and min-p, which turn logits into the distribution that is sampled from.
 //!
 //! The steps are applied in the same order as in transformers: temperature; top-k (arXiv 1805.04833); top-p on the
 //! renormalised rest (arXiv 1904.09751); min-p relative to the largest probability (arXiv 2407.01082).
@@ -14,13 +14,13 @@ use crate::float::Float;
 /// Sampling parameters; the numbers do not depend on the float type of the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Warping {
-    /// Divisor of the logits; 0 is greedy.
+    /// Temperature, the divisor of the logits; 0 is greedy.
     pub temperature: f64,
-    /// Number of ids that top-k keeps; 0 turns top-k off.
+    /// Top-k: the number of ids to keep; 0 turns top-k off.
     pub top_k: usize,
-    /// P, the mass that top-p keeps; 1 turns top-p off.
+    /// Top-p: the probability mass P to keep; 1 turns top-p off.
     pub top_p: f64,
-    /// Smallest probability that min-p keeps, as a fraction of the largest probability; 0 turns min-p off.
+    /// Min-p: the smallest probability to keep, as a fraction of the largest probability; 0 turns min-p off.
     pub min_p: f64,
 }
 
@@ -45,10 +45,10 @@ pub struct Distribution<F> {
     pub kept: Vec<usize>,
 }
 
-/// The distribution that `warping` makes of `logits` `[V]`.
+/// Returns the distribution that `warping` makes of `logits` `[V]`.
 pub fn warp<F: Float>(logits: &[F], warping: &Warping) -> Distribution<F> {
     let logits = sanitize(logits);
-    // Descending; the stable sort keeps ties in ascending order of id.
+    // The ids are sorted in descending order of logit; the stable sort keeps ties in ascending order of id.
     let mut kept: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] > F::NEG_INFINITY).collect();
     kept.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap_or(std::cmp::Ordering::Equal));
     let largest = logits[kept[0]];
@@ -58,7 +58,7 @@ pub fn warp<F: Float>(logits: &[F], warping: &Warping) -> Distribution<F> {
         return distribution(logits.len(), kept, |_| F::ZERO);
     }
     let temperature = F::from_f64(warping.temperature);
-    // Weights are relative to the largest, so nothing overflows at low temperatures.
+    // Weights are relative to the largest weight, so nothing overflows at low temperatures.
     let log_weight = |id: usize| (logits[id] - largest) / temperature;
 
     if warping.top_k > 0 {

@@ -40,7 +40,7 @@ fn linear_layers() {
                         let terms =
                             x.iter().zip(&w[n * in_cols..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
                         let sum = terms.clone().sum::<f64>() + f64::from(b[n]);
-                        // Σ |x·w| bounds every partial sum; each is rounded once or twice.
+                        // The sum Σ |x·w| bounds every partial sum; each partial sum is rounded once or twice.
                         let size = terms.map(f64::abs).sum::<f64>() + 2.0;
                         let roundings = (in_cols.div_ceil(16) * 2 + 6) as f64;
                         let tolerance = size * roundings * f64::from(f32::EPSILON) / 2.0;
@@ -155,7 +155,7 @@ fn silu_is_finite_far_from_zero() {
     assert_eq!(row(&out, 0), [0.0, 200.0]);
 }
 
-/// Operands of one attention layer for one sequence with `start` cached positions.
+/// The operands of one attention layer for one sequence with `start` cached positions.
 struct Case {
     shape: AttentionShape,
     rope: Rope,
@@ -184,7 +184,7 @@ impl Case {
                         *x = *x / (mean + f64::from(self.eps)).sqrt() * f64::from(weight);
                     }
                     for i in 0..head_dim / 2 {
-                        // The definition rounds the product of position and frequency to f32.
+                        // The formula rounds the product of position and frequency to f32.
                         let angle = f64::from(position as f32 * self.rope.inv_freq[i]);
                         let scale = f64::from(self.rope.scale);
                         let (sin, cos) = (angle.sin() * scale, angle.cos() * scale);
@@ -204,7 +204,7 @@ impl Case {
         Pass { sequences }
     }
 
-    /// Returns softmax attention of row `r` of the pass and query head `head`.
+    /// Returns the softmax attention of row `r` of the pass and query head `head`.
     fn attend(&self, rows: &[Vec<f64>], r: usize, head: usize) -> Vec<f64> {
         let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
         let row = self.pass(&[]).rows()[r];
@@ -308,7 +308,7 @@ fn without_norms_only_the_rotation_is_applied_and_values_are_untouched() {
 fn bf16_stores_what_f32_computes_rounded() {
     let cols = 48;
     let round = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
-    // Operands that both precisions represent exactly.
+    // All operands are numbers that both precisions represent exactly.
     let x: Vec<_> = noise_rows(1, 3, cols).iter().map(|row| round(row)).collect();
     let y: Vec<_> = noise_rows(2, 3, cols).iter().map(|row| round(row)).collect();
     let matrix = weights(DType::F32, &[cols, cols], 3);

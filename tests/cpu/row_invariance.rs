@@ -89,7 +89,7 @@ fn avx2_and_avx512_agree() {
 
 #[test]
 fn elementwise_operations_do_not_depend_on_threads() {
-    // Enough columns that the device divides the rows among threads.
+    // The matrix has enough columns that the device divides the rows among threads.
     let (rows, cols) = (9, 30_000);
     let x = noise_rows(8, rows, cols);
     let y = noise_rows(9, rows, cols);
@@ -210,7 +210,7 @@ proptest! {
                     0,
                 );
                 for (operation, (together, alone)) in together.iter().zip(&alone).enumerate() {
-                    // Rows before the range stay unchanged.
+                    // Rows before the written range stay unchanged.
                     if r >= first || operation >= 4 {
                         prop_assert_eq!(&together[r], &alone[0], "operation {} row {}", operation, r);
                     }
@@ -228,7 +228,7 @@ proptest! {
 #[derive(Clone, Debug)]
 struct Sequence {
     id: u64,
-    /// The number of cached positions, n.
+    /// Number of cached positions of the sequence.
     start: usize,
     candidates: usize,
     groups: Vec<usize>,
@@ -240,7 +240,7 @@ struct Sequence {
 enum Place {
     /// A position of the sequence, either cached or a candidate's.
     Position(usize),
-    /// Slot j of group k.
+    /// A mask row: slot j of group k.
     Slot(usize, usize),
 }
 
@@ -260,7 +260,7 @@ impl Sequence {
     }
 }
 
-/// A device with the operands of attention other than the rows.
+/// A CPU device with the operands of attention, except the rows.
 struct Attention<'a> {
     device: &'a Cpu,
     shape: AttentionShape,
@@ -282,7 +282,7 @@ impl<'a> Attention<'a> {
         Self { device, shape, norms: (norm(100), norm(101)), rope, page_size, cache }
     }
 
-    /// Writes NaN to every position of every page.
+    /// Writes NaN to every position of every page of the KV cache.
     fn poison(&mut self, pages: usize) {
         let all: Vec<u32> = (0..pages as u32).collect();
         let rows = vec![vec![f32::NAN; self.shape.qkv_cols()]; pages * self.page_size];
@@ -300,7 +300,7 @@ impl<'a> Attention<'a> {
         self.device.norm_rope_append(&transform, &mut pass, kind, qkv, 1, &mut self.cache).unwrap();
     }
 
-    /// One pass over `sequences`, each with its pages.
+    /// Runs attention in one pass over `sequences`, each with its pages.
     fn pass(&mut self, sequences: &[(Sequence, &[u32])]) -> Outputs {
         let pass = Pass {
             sequences: sequences
@@ -361,7 +361,7 @@ fn rows_together(device: &Cpu, shape: AttentionShape, sequences: &[Sequence], pa
     let total: usize = counts.iter().sum::<usize>() + 1;
     let mut attention = Attention::new(device, shape, total, page_size);
     attention.poison(total);
-    // Every second page in descending order, then the pages between them.
+    // The pages are every second page in descending order, then the pages between them.
     let mut free = (0..total as u32).rev().step_by(2).chain((0..total as u32 - 1).rev().step_by(2));
     let pages: Vec<Vec<u32>> = counts.iter().map(|&count| free.by_ref().take(count).collect()).collect();
     let with_pages = |sequences: Vec<Sequence>| -> Vec<(Sequence, &[u32])> {

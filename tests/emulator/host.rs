@@ -1,5 +1,5 @@
-//! The SIMT emulator runs kernels as a GPU does, and finds bugs that would not show on a GPU. The kernels are in
-//! `cuda/simt/tests/planted.cu`; each kernel with a bug has a correct twin.
+//! Tests that the SIMT emulator runs kernels as a GPU does, and finds bugs that would not show on a GPU. The kernels
+//! are in `cuda/simt/tests/planted.cu`; each kernel with a bug has a correct twin.
 
 use flexdraft::runtime::simt::{Checking, Copies, Traffic};
 use flexdraft::runtime::{RuntimeError, Simt, SimtOptions};
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::support::planted::{Run, counting};
 use crate::support::properties::properties;
 
-/// Returns hosts with every combination of checks and copies, and a few schedules.
+/// Returns emulators with every combination of checks and copies, and a few schedules.
 fn hosts() -> Vec<Simt> {
     let mut hosts = Vec::new();
     for checking in [Checking::Off, Checking::Accesses] {
@@ -28,7 +28,7 @@ fn checked_or_not(checking: Checking) -> Vec<Simt> {
     hosts
 }
 
-/// Returns the error that each checking host reports for a kernel; panics if a host misses the bug.
+/// Returns the error that each checking emulator reports for a kernel; panics if an emulator misses the bug.
 fn found(kernel: &'static str, run: impl Fn() -> Run) -> Vec<String> {
     checked_or_not(Checking::Accesses)
         .iter()
@@ -259,7 +259,7 @@ fn traffic_is_counted() {
         Run::new(counting(64), 64, 2, 32).on(&simt, kernel).unwrap();
         assert_eq!(simt.take_traffic(), traffic(kernel, 256, total));
     }
-    // Copies by cp.async, and atomic operations.
+    // The kernel copies by cp.async, and uses atomic operations.
     Run::new(counting(256), 256, 1, 64).with(8).on(&simt, "planted_copy").unwrap();
     assert_eq!(simt.take_traffic()[0], expected("planted_copy", "in", [512, 0, 512, 0]));
     Run::new(counting(5 * 32), 6, 5, 32).on(&simt, "planted_last_cta").unwrap();

@@ -22,7 +22,7 @@ struct Bug {
 }
 
 const BUGS: [Bug; 6] = [
-    // 64 threads read elements 3 to 66 of 67 (correct), or 4 to 67 (one too far).
+    // In the kernel, 64 threads read elements 3 to 66 of 67 (correct), or 4 to 67 (one too far).
     Bug { kernel: "planted_offset", elements: [67, 64], right: 3, wrong: 4, report: "heap-buffer-overflow" },
     Bug { kernel: "planted_stack_overflow", elements: [64, 64], right: 3, wrong: 5, report: "stack-buffer-" },
     Bug {
@@ -58,14 +58,14 @@ const BUGS: [Bug; 6] = [
 impl Bug {
     fn run(&self, argument: u32, options: SimtOptions) {
         let [inputs, outputs] = self.elements;
-        // Two warps. Shared memory ends after 1024 bytes.
+        // The launch has two warps. Shared memory ends after 1024 bytes.
         let mut run = Run::new(counting(inputs as u32), outputs, 1, 64).with(argument);
         run.shared_bytes = 1024;
         run.on(&Simt::new(options), self.kernel).unwrap();
     }
 }
 
-/// The body of the other tests, run in a child process; without the variable it does nothing.
+/// The body of the other tests, run in a child process; without the environment variable it does nothing.
 #[test]
 fn victim() {
     let Ok(chosen) = env::var(VARIABLE) else { return };
@@ -95,7 +95,8 @@ fn planted_bugs_end_the_process() {
     }
 }
 
-/// An error can leave threads of a launch waiting; they do not disturb the next launch, which reuses their stacks.
+/// An error can leave threads of a launch waiting; these threads do not disturb the next launch, which reuses their
+/// stacks.
 #[test]
 fn stacks_are_used_again_after_errors() {
     let simt = Simt::new(SimtOptions::default());

@@ -29,7 +29,7 @@ pub struct Instruction {
     agree: Agreement,
 }
 
-/// The SplitMix64 generator.
+/// The SplitMix64 generator of pseudo-random arguments.
 struct Random(u64);
 
 impl Random {

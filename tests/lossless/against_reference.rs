@@ -14,7 +14,7 @@ use crate::support::properties::properties;
 use crate::support::reference;
 use crate::support::runs::{engine, run, run_alone};
 
-/// The tolerance of f32 against f64 over a few small layers.
+/// Largest difference between f32 and f64 results over a few small layers.
 const TOLERANCE: f64 = 2e-3;
 
 fn close(found: &[f32], expected: &[f64]) -> bool {
@@ -23,7 +23,7 @@ fn close(found: &[f32], expected: &[f64]) -> bool {
         && found.iter().zip(expected).all(|(f, e)| (f64::from(*f) - e).abs() < TOLERANCE * scale)
 }
 
-/// True if `token` is the argmax up to rounding.
+/// Returns whether `token` has the largest logit, up to rounding.
 fn is_argmax(token: u32, logits: &[f64]) -> bool {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     logits[token as usize] >= largest - 2.0 * TOLERANCE * largest.abs().max(1.0)
@@ -87,8 +87,8 @@ proptest! {
     }
 }
 
-/// Each step equals the reference's own loop in f64, under every rule. The seeds are fixed, and none of their draws is
-/// a near-tie, at which f32 and f64 could differ.
+/// Each step equals a step of the reference's own loop in f64, under every rule. The seeds are fixed, and none of their
+/// draws is a near-tie, at which f32 and f64 could differ.
 #[test]
 fn the_decode_loop_is_the_references() {
     let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();

@@ -24,7 +24,7 @@ fn drafts_are_accepted_and_change_nothing() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
         .map(|line| tokenizer.encode(line["prompt"].as_str().unwrap(), true).unwrap())
         .collect();
-    // Prompts from all parts of the list.
+    // The prompts come from all parts of the list.
     let chosen = || prompts.iter().step_by(prompts.len() / PROMPTS).take(PROMPTS);
     assert_eq!(chosen().count(), PROMPTS);
 

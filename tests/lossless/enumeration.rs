@@ -1,4 +1,4 @@
-//! `rejection` and `block` are lossless, shown by integration instead of sampling.
+//! The rules `rejection` and `block` are lossless, shown by integration instead of sampling.
 //!
 //! On small vocabularies the test enumerates every draft, every outcome of every acceptance test and every bonus token
 //! of two consecutive steps with its probability, through the functions that the engine calls. The joint distribution
@@ -26,10 +26,10 @@ const TOLERANCE: f64 = 1e-9;
 struct World {
     seed: u64,
     vocab: usize,
-    /// The number of last tokens that the target's logits depend on.
+    /// Number of last tokens that the target's logits depend on.
     order: usize,
     drafter: Drafter,
-    /// The block size S.
+    /// Block size of the drafter.
     block_size: usize,
     verify_len: VerifyLen,
     sampling: SamplingParams,
@@ -37,24 +37,24 @@ struct World {
 
 #[derive(Clone, Copy, Debug)]
 enum Drafter {
-    /// Logits independent of the target's.
+    /// The drafter's logits are independent of the target's.
     Unrelated,
-    /// The target's logits after the bonus token, plus noise.
+    /// The drafter's logits are the target's logits after the bonus token, plus noise.
     Near,
-    /// The target's own logits after the bonus token. The drafter then proposes from the target's distribution in slot
-    /// 1, and in every slot if the target ignores the tokens before.
+    /// The drafter's logits are the target's own logits after the bonus token. The drafter then proposes from the
+    /// target's distribution in slot 1, and in every slot if the target ignores the tokens before.
     Target,
 }
 
-/// The condition under which the draft reaches slot j.
+/// The condition under which a draft is verified up to slot j.
 #[derive(Clone, Copy, Debug)]
 enum VerifyLen {
     Fixed(usize),
-    /// While the product of confidences is at least this number; at least 1 slot.
+    /// The product of the confidences must be at least this number; at least 1 slot is verified.
     Confidence(f32),
-    /// A function of d_1..d_{j−1}, which is allowed.
+    /// The condition is a function of the draft tokens before slot j, d_1..d_{j−1}, which is allowed.
     EarlierDrafts,
-    /// A function of d_j itself, which is not allowed.
+    /// The condition is a function of the draft token d_j itself, which is not allowed.
     OwnDraft,
 }
 
@@ -78,15 +78,15 @@ impl VerifyLen {
 /// A bug planted in the decode loop.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
-    /// |P·p − q| in place of max(P·p − q, 0).
+    /// The residual is |P·p − q| in place of max(P·p − q, 0).
     ResidualNotClamped,
-    /// p_a in place of the residual.
+    /// The bonus token is drawn from p_a in place of the residual.
     NoResidual,
-    /// P = 1 in the residual of `block`.
+    /// The residual of `block` is computed with P = 1.
     ResidualWithoutPrefix,
-    /// Acceptance compares with q before warping; the drafts are drawn after warping.
+    /// Acceptance compares with the drafter's distribution before warping; the drafts are drawn after warping.
     DraftNotWarped,
-    /// The uniform of a draft token is keyed by the token's position and not by the step.
+    /// The uniform number of a draft token depends on the token's position and not on the step.
     PositionKeyed,
 }
 
@@ -164,7 +164,7 @@ fn total_variation(a: &Law, b: &Law) -> f64 {
         / 2.0
 }
 
-/// The part of [0, 1) that contains a uniform, as far as earlier tests tell.
+/// The part of [0, 1) that contains a uniform number, as far as earlier tests tell.
 type Interval = (f64, f64);
 
 /// The state of the enumeration between two steps.
@@ -172,8 +172,8 @@ type Interval = (f64, f64);
 struct State {
     /// The prompt and the committed tokens.
     tokens: Vec<u32>,
-    /// The intervals of the uniforms at the positions after the newest token, as far as an earlier step has tested
-    /// them. Empty unless uniforms are keyed by position.
+    /// The intervals of the uniform numbers at the positions after the newest token, as far as an earlier step has
+    /// tested them. Empty unless uniforms are keyed by position.
     uniforms: Vec<Interval>,
     weight: f64,
 }
@@ -221,13 +221,14 @@ impl Loop<'_> {
         law
     }
 
-    /// Runs one step. Returns every state that it can lead to, and the expected number of accepted draft tokens.
+    /// Runs one step from a state of the enumeration. Returns every state that it can lead to, and the expected number
+    /// of accepted draft tokens.
     fn step(&self, state: &State) -> (Vec<State>, f64) {
         let slots = 1..self.world.block_size;
         let logits: Vec<Vec<f32>> = slots.map(|slot| self.world.draft_logits(&state.tokens, slot)).collect();
         let confidences: Vec<f32> = logits.iter().map(|row| confidence(row)).collect();
         let q: Vec<Vec<f64>> = logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect();
-        // The distributions that acceptance takes for q.
+        // Returns the distributions that acceptance takes for the drafter's.
         let rows = match self.bug {
             Some(Bug::DraftNotWarped) => {
                 logits.iter().map(|row| softmax(&warp(row, &SamplingParams::at_temperature(1.0)))).collect()
@@ -415,7 +416,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
 }
 
-/// Seeds of worlds in which every bug has an effect.
+/// Seeds of random targets and drafters with which every bug has an effect.
 const ORDINARY: std::ops::Range<u64> = 0..40;
 
 fn ordinary(seed: u64) -> World {
@@ -430,7 +431,7 @@ fn ordinary(seed: u64) -> World {
     }
 }
 
-/// Returns the largest distance from the target's distribution over the ordinary worlds.
+/// Returns the largest distance from the target's distribution over the ordinary targets and drafters.
 fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f64 {
     let error = |seed| {
         let mut world = ordinary(seed);
@@ -466,7 +467,7 @@ proptest! {
         }
     }
 
-    /// The same for extreme uniforms, which do not contribute to an integral.
+    /// Extreme uniform numbers, which do not contribute to an integral, must not break the rules either.
     #[test]
     fn impossible_tokens_are_never_committed(world in worlds(), draft in 0u32..64, ones in 0u32..8) {
         let uniform = |i: usize| if ones >> (i - 1) & 1 == 1 { 1.0 - (-32f64).exp2() } else { 0.0 };
@@ -474,8 +475,8 @@ proptest! {
     }
 }
 
-/// True if a rule accepts or may draw a token that is impossible under the target, given a draft of three tokens (two
-/// bits of `draft` each).
+/// Returns whether a rule accepts or may draw a token that is impossible under the target, given a draft of three
+/// tokens (two bits of `draft` each).
 fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> f64) -> bool {
     let draft = [0, 2, 4].map(|shift| (draft >> shift & 3) % world.vocab as u32);
     let target: Vec<Vec<f64>> = (0..=draft.len()).map(|i| world.target(&draft[..i])).collect();
@@ -521,7 +522,8 @@ fn planted_bugs_are_found() {
         (Bug::ResidualNotClamped, 0.2, 0.2),
         (Bug::NoResidual, 0.1, 0.1),
         (Bug::DraftNotWarped, 0.05, 0.05),
-        // Harmless for `rejection`: P is always 1, and no uniform after the first rejection is used.
+        // The planted bug is harmless for `rejection`: P is always 1, and no uniform number after the first rejection
+        // is used.
         (Bug::ResidualWithoutPrefix, NEVER, 0.02),
         (Bug::PositionKeyed, NEVER, 0.02),
     ] {

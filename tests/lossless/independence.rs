@@ -73,7 +73,7 @@ fn alone_or_in_a_batch_of_64_whatever_the_threads_pages_and_chunks() {
     assert_same(&outputs, &expected);
 }
 
-/// With a cache for a few sequences only, the other sequences wait, or are preempted and computed again.
+/// If the cache holds only a few sequences, the other sequences wait, or are preempted and computed again.
 #[test]
 fn a_small_cache_changes_no_output() {
     let spec = Spec::default();
@@ -135,7 +135,7 @@ fn a_request_larger_than_the_cache_fails_alone() {
         error.to_string(),
         "the KV cache is too small: the request needs 5 pages of 16 tokens, there are 4"
     );
-    // All pages are free again: a request that needs every page runs.
+    // All pages of the cache are free again: a request that needs every page runs.
     let outputs = run(&mut engine, vec![Request::new(vec![1; 50], 10)]);
     assert_eq!(outputs[0].finish, Some(Finish::Length));
 }

@@ -9,7 +9,7 @@ use crate::support::models::Spec;
 use crate::support::policies::RandomGroups;
 use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
-/// Forbids repeating the last token, and odd ids at every third position.
+/// A logits hook that forbids repeating the last token, and odd ids at every third position.
 fn forbid(position: usize, prefix: &[u32], logits: &mut [f32]) {
     assert_eq!(position, prefix.len());
     for (id, logit) in logits.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! Rule `match` gives the same tokens as autoregressive sampling with the same seed: at any temperature, with and
+//! The rule `match` gives the same tokens as autoregressive sampling with the same seed: at any temperature, with and
 //! without truncation, in every mode, with any group sets, alone and in batches.
 
 use flexdraft::acceptance::Rule;

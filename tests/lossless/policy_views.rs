@@ -50,7 +50,7 @@ fn every_step_is_reported_as_it_happened() {
         let steps = Steps::default();
         let mut engine = engine(&Spec::default(), Spy { draft, steps: steps.clone() });
         let output = run(&mut engine, vec![request(3, 0.0)]).remove(0);
-        // The first step reads the prompt.
+        // The first step of a request reads the prompt.
         let mut expected = vec![SequenceStep { mode: None, had_draft: false, drafted: draft, committed: 1 }];
         expected.extend(output.records.iter().filter_map(|record| match record {
             Record::Prefill(_) => None,

@@ -49,7 +49,7 @@ fn scores_equal_those_of_transformers() {
                 assert_eq!(*found, f32::NEG_INFINITY, "row {index}, id {id}: kept");
                 continue;
             };
-            // Our scores are relative to the largest.
+            // The crate's scores are relative to the largest score.
             let tolerance = 1e-6 * expected.abs().max(largest.abs()).max(1.0);
             let difference = (found - (expected - largest)).abs();
             assert!(difference <= tolerance, "row {index}, id {id}: {found} is not {expected} − {largest}");

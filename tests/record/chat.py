@@ -19,7 +19,7 @@ class FrozenDatetime(datetime.datetime):
         return cls.fromtimestamp(UNIX_SECONDS, datetime.timezone.utc)
 
 
-# Plain ChatML with a default system message, as in SmolLM2 and Qwen2.
+# A plain ChatML template with a default system message, as in SmolLM2 and Qwen2.
 CHATML = """{% for message in messages %}
 {% if loop.first and messages[0]['role'] != 'system' %}
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
@@ -31,7 +31,7 @@ CHATML = """{% for message in messages %}
 {% endif %}
 """
 
-# Llama 3: BOS, headers, trimmed contents, a date, complaints about roles.
+# A template like Llama 3's: BOS, headers, trimmed contents, a date, complaints about roles.
 LLAMA3 = """{{- bos_token }}
 {%- if not date_string is defined %}
     {%- if strftime_now is defined %}
@@ -64,7 +64,7 @@ LLAMA3 = """{{- bos_token }}
 {%- endif %}
 """
 
-# Qwen3: a namespace found by walking backwards, string methods, thoughts cut out of older turns.
+# A template like Qwen3's: a namespace found by walking backwards, string methods, thoughts cut out of older turns.
 QWEN3 = """{%- set ns = namespace(multi_step=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
@@ -109,7 +109,7 @@ QWEN3 = """{%- set ns = namespace(multi_step=true, last_query_index=messages|len
 {%- endif %}
 """
 
-# Features that the other templates lack: macros, tojson, dictionaries, loop controls, generation marks.
+# A template with features that the other templates lack: macros, tojson, dictionaries, loop controls, generation marks.
 FEATURES = """{%- macro header(role, options={}) -%}
 [{{ role | upper }}{% for key, value in options.items() %} {{ key }}={{ value }}{% endfor %}]
 {% endmacro -%}

@@ -1,4 +1,4 @@
-"""The directory of recordings, and the format of their numbers."""
+"""The directory of recordings, and the format of numbers in them."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ TINY = TESTS / "fixtures" / "tiny"
 
 
 def f32(x):
-    """Returns the shortest decimal that reads back to the same f32, as a float."""
+    """Returns the shortest decimal that reads back as the same f32, as a float."""
     import numpy
 
     return float(str(numpy.float32(x)))

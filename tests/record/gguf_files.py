@@ -39,7 +39,8 @@ def to_bf16(x):
 
 
 def blocks():
-    """Returns random blocks. Any bytes with finite scales are a block, so random bytes test every bit of a format."""
+    """Returns random quantised blocks. Any bytes with finite scales are a block, so random bytes test every bit of a
+    format."""
     random = numpy.random.default_rng(11)
     writer = new_writer("blocks", "llama")
     for kind in QUANTIZATIONS:
@@ -48,7 +49,7 @@ def blocks():
         raw = random.integers(0, 256, (rows, per_row, size), dtype=numpy.uint8)
         halves = raw.view(numpy.uint16)
         for index in SCALES[kind]:
-            # Scales include both signs, zeros and subnormal numbers, but not infinity and NaN.
+            # The scales include both signs, zeros and subnormal numbers, but not infinity and NaN.
             scale = halves[..., index]
             scale[(scale & 0x7C00) == 0x7C00] &= 0xBFFF
         raw = raw.reshape(rows, -1)
@@ -60,7 +61,8 @@ def blocks():
 
 
 def permute(weight, heads):
-    """Permutes the rows of llama's q and k as the conversion does: rotated pairs become neighbours."""
+    """Permutes the rows of Llama's query and key projections as the conversion to GGUF does: rotated pairs become
+    neighbours."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -138,7 +140,7 @@ MORE_TEXTS = [
 
 
 def pipelines():
-    """Returns pre-tokenizer and normalizer of the models that a `tokenizer.ggml.pre` stands for."""
+    """Returns the pre-tokenizer and normalizer of the models that a `tokenizer.ggml.pre` stands for."""
     gpt2 = GPT2Converter(SimpleNamespace(add_bos_token=False)).converted({"a": 0, "aa": 1}, [("a", "a")])
     qwen2 = Qwen2Converter(None).converted({"a": 0, "aa": 1}, [("a", "a")])
     llama3 = TikTokenConverter().pattern
@@ -162,7 +164,7 @@ def tokenizer(pre, pre_tokenizer, normalizer):
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False))
     state = json.loads(trained.to_str())["model"]
     merges = [tuple(merge) for merge in state["merges"]]
-    # Control tokens at the beginning and at the end, as in real models.
+    # The vocabulary has control tokens at its beginning and end, as in real models.
     control = ["<|endoftext|>", "<|im_start|>"]
     text = sorted(state["vocab"], key=state["vocab"].get)
     # No merges produce this token, so only `ignore_merges` matches it, as a whole piece.
@@ -170,7 +172,7 @@ def tokenizer(pre, pre_tokenizer, normalizer):
     tokens = control + text + ["<|im_end|>", "<tool_call>", "</tool_call>", "<pad>"]
     types = [3] * len(control) + [1] * len(text) + [3, 4, 4, 5]
 
-    # Without unused ids, as in the `tokenizer.json` of such a model.
+    # The vocabulary leaves out unused ids, as the `tokenizer.json` of such a model does.
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind != 5}
     reference = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
     reference.pre_tokenizer = pre_tokenizer

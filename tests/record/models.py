@@ -22,7 +22,7 @@ SHAPE = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
-# All optional keys; with this beta_fast the ramp is within a head.
+# The YaRN config has all optional keys; with this beta_fast the ramp is within a head.
 YARN_FULL = dict(
     YARN, factor=8.0, beta_fast=2.0, beta_slow=0.25, mscale=0.7, mscale_all_dim=1.3, truncate=False
 )
@@ -64,7 +64,7 @@ def record(name, kind, dtype, seed, shards=None, rope_parameters=False, generati
         generation["eos_token_id"] = generation_eos
         (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     if rope_parameters:
-        # Writes the config as transformers 5 does.
+        # The config is written as transformers 5 writes it.
         saved = json.loads((path / "config.json").read_text())
         saved["rope_parameters"] = {"rope_theta": saved.pop("rope_theta"), **saved.pop("rope_scaling")}
         saved["transformers_version"] = "5.0.0"

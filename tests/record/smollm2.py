@@ -1,4 +1,4 @@
-"""Records SmolLM2-135M-Instruct in transformers: greedy tokens with margins, ids of texts, and rendered chats.
+"""Records SmolLM2-135M-Instruct in transformers: greedy tokens with margins, token ids of texts, and rendered chats.
 
 `demo/smollm2.sh` downloads the GGUF file. transformers reads the weights from it, and they are rounded to bf16. All
 computations are in f32 with eager attention.
@@ -38,7 +38,8 @@ TEMPLATED_TEXTS = ["  two  spaces 12 ", "é😀\t<|im_end|>\nuser text", "日本
 
 
 def tokenizer(spoken):
-    """Sets the pre-tokenizer of the model's own tokenizer.json: splits off each digit, and splits the rest like GPT-2.
+    """Returns a tokenizer with the pre-tokenizer of the model's own tokenizer.json: it splits off each digit, and
+    splits the rest like GPT-2.
 
     For a `llama` GGUF file, transformers leaves the digits to GPT-2's split, which joins them with the space before.
     """

@@ -1,4 +1,5 @@
-"""Records ids of difficult texts, for the fixture's byte-level tokenizer and a Llama-2-like one with byte fallback."""
+"""Records token ids of difficult texts, for the fixture's byte-level tokenizer and a Llama-2-like one with byte
+fallback."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ def byte_fallback_tokenizer():
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # Length limits, which transformers applies only on request.
+    # The tokenizer has length limits, which transformers applies only on request.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=4)
     path = OUT / "tokenizers" / "byte-fallback" / "tokenizer.json"

@@ -9,7 +9,7 @@ VOCAB = 40
 
 
 def warp(logits, temperature, top_k, top_p, min_p):
-    """Returns the warpers in the order of `generate`, without the inactive ones, as in `generate`."""
+    """Returns the warpers in the order of transformers' `generate`, without the inactive ones."""
     scores = logits[None].clone()
     warpers = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k > 0 else []

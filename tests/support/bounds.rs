@@ -4,14 +4,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// The system's allocator, with a record of each thread's largest request.
+/// The system's allocator, with a record of each thread's largest allocation.
 pub struct Watched;
 
 thread_local! {
     static LARGEST_REQUEST: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Records a request, except while a thread ends.
+/// Records an allocation, except while a thread ends.
 fn remember(size: usize) {
     let _ = LARGEST_REQUEST.try_with(|largest| largest.set(largest.get().max(size)));
 }

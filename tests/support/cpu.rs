@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::noise::SplitMix;
 
-/// Returns a device for each instruction set that the machine has.
+/// Returns a CPU device for each instruction set that the machine has.
 pub fn devices(threads: usize, precision: Precision) -> Vec<Cpu> {
     let options = CpuOptions { threads, precision };
     let sets = InstructionSet::available();
@@ -21,7 +21,7 @@ pub fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| random.signed()).collect()
 }
 
-/// Returns a tensor of noise.
+/// Returns a tensor of pseudo-random numbers.
 pub fn weights(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let values = noise(seed, shape.iter().product());
     match dtype {
@@ -53,17 +53,17 @@ fn write(device: &Cpu, buffer: &mut CpuBuffer, rows: &[Vec<f32>]) {
     }
 }
 
-/// Returns rows of noise; row r does not depend on `rows`.
+/// Returns rows of pseudo-random numbers; row r does not depend on the number of rows.
 pub fn noise_rows(seed: u64, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     (0..rows).map(|r| noise(seed.wrapping_mul(1000) + r as u64, cols)).collect()
 }
 
-/// Returns the bits of every row.
+/// Returns the bits of every row of a buffer.
 pub fn bits(buffer: &CpuBuffer) -> Vec<Vec<u32>> {
     (0..buffer.rows()).map(|r| row_bits(buffer, r)).collect()
 }
 
-/// Returns the bits of one row.
+/// Returns the bits of one row of a buffer.
 pub fn row_bits(buffer: &CpuBuffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }

@@ -1,10 +1,10 @@
-//! A writer of GGUF files, valid or not.
+//! A writer of GGUF files for tests, valid or not.
 
 use std::path::Path;
 
 use flexdraft::model::{Gguf, LoadError};
 
-/// A value in the metadata.
+/// A value in the metadata of a GGUF file.
 #[derive(Clone, Debug)]
 pub enum Value {
     U32(u32),
@@ -14,7 +14,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
-    /// A type number, and the bytes of the value.
+    /// A value of any type: its type number and its bytes.
     Raw(u32, Vec<u8>),
 }
 
@@ -66,17 +66,17 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.bytes());
 }
 
-/// A tensor as its info describes it; its data in the file are zeros.
+/// A tensor as its description in the header says; its data in the file are zeros.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
     pub name: String,
-    /// Dimensions, outermost first.
+    /// Dimensions of the tensor, outermost first.
     pub shape: Vec<u64>,
     pub kind: u32,
     pub offset: u64,
 }
 
-/// The contents of a file to write.
+/// The contents of a GGUF file to write.
 #[derive(Clone)]
 pub struct File {
     pub version: u32,
@@ -133,7 +133,7 @@ impl File {
         file
     }
 
-    /// Adds an F32 tensor.
+    /// Adds an F32 tensor to the file.
     pub fn add(&mut self, name: &str, shape: &[u64]) {
         let offset = self.data.len() as u64;
         self.tensors.push(TensorInfo { name: name.into(), shape: shape.to_vec(), kind: 0, offset });
@@ -145,7 +145,7 @@ impl File {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
     }
 
-    /// Sets a key, or adds it.
+    /// Sets a metadata key, or adds it.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let value = value.into();
         match self.pairs.iter_mut().find(|(other, _)| other == key) {

@@ -29,7 +29,7 @@ pub struct Spec {
     pub dtype: DType,
     pub context_len: usize,
     pub seed: u64,
-    /// Scale of the head's rows, which determines how peaked the distributions are.
+    /// Scale of the LM head's rows, which determines how peaked the distributions are.
     pub gain: f32,
 }
 

@@ -18,7 +18,7 @@ struct Params {
     argument: u32,
 }
 
-/// A launch of a planted kernel.
+/// A launch of a kernel with a planted mistake.
 pub struct Run {
     pub input: Vec<u32>,
     pub out: Vec<u32>,
@@ -40,7 +40,7 @@ impl Run {
         self
     }
 
-    /// Runs the launch; the error is the host's report.
+    /// Runs the launch; the error is the emulator's report.
     pub fn on(&mut self, simt: &Simt, kernel: &'static str) -> Result<(), String> {
         let params = Params {
             input: self.input.as_ptr(),

@@ -1,9 +1,9 @@
-//! Policies for tests only.
+//! Policies that choose at random, for tests only.
 
 use flexdraft::decode::{BatchView, Choice, Policy};
 use flexdraft::layout::GroupSet;
 
-/// Chooses any group set, differently for each sequence and step.
+/// A policy that chooses any group set, differently for each sequence and step.
 pub struct RandomGroups(pub u64);
 
 impl RandomGroups {
@@ -23,7 +23,7 @@ impl Policy for RandomGroups {
     }
 }
 
-/// Chooses any group set, any verify length, and at times no draft at all.
+/// A policy that chooses any group set, any verify length, and at times no draft at all.
 pub struct RandomEverything(pub RandomGroups);
 
 impl Policy for RandomEverything {

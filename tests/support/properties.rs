@@ -6,7 +6,7 @@ use proptest::test_runner::FileFailurePersistence;
 /// The value of `PROPTEST_CASES` with which each property runs its usual number of cases. It is also the default.
 const USUAL: u32 = 64;
 
-/// The value of `PROPTEST_CASES`, which raises or lowers the counts of all properties together.
+/// The value of the variable `PROPTEST_CASES`, which raises or lowers the counts of all properties together.
 fn asked() -> u32 {
     match std::env::var("PROPTEST_CASES") {
         Ok(cases) => {
@@ -16,8 +16,8 @@ fn asked() -> u32 {
     }
 }
 
-/// The configuration of a property that runs `usual` cases, or that number times `PROPTEST_CASES` / 64. The seed of a
-/// failing case is kept in a file beside the source (`.proptest-regressions`), and runs first from then on.
+/// Returns the configuration of a property that runs `usual` cases, or that number times `PROPTEST_CASES` / 64. The
+/// seed of a failing case is kept in a file beside the source (`.proptest-regressions`), and runs first from then on.
 pub fn properties(usual: u32) -> ProptestConfig {
     ProptestConfig {
         cases: scaled(usual, asked()),
@@ -26,18 +26,18 @@ pub fn properties(usual: u32) -> ProptestConfig {
     }
 }
 
-/// `usual` times `asked` / 64, rounded up, at least 1.
+/// Returns `usual` times `asked` / 64, rounded up, at least 1.
 fn scaled(usual: u32, asked: u32) -> u32 {
     let cases = (u64::from(usual) * u64::from(asked)).div_ceil(u64::from(USUAL));
     u32::try_from(cases).unwrap_or(u32::MAX).max(1)
 }
 
-/// True if fewer cases than usual are asked for: tests of fixed cases then leave some of them out.
+/// Returns whether fewer cases than usual are asked for: tests of fixed cases then leave some of them out.
 pub fn fewer_than_usual() -> bool {
     asked() < USUAL
 }
 
-/// True if more cases than usual are asked for: cases that take seconds are then run too.
+/// Returns whether more cases than usual are asked for: cases that take seconds are then run too.
 pub fn more_than_usual() -> bool {
     asked() > USUAL
 }

@@ -1,4 +1,4 @@
-//! Functions that run requests to their end.
+//! Functions that run requests on an engine to their end.
 
 use flexdraft::decode::{
     BlockRecord, Committed, Engine, EngineOptions, Finish, Policy, Proposer, Record, Request,
@@ -9,7 +9,7 @@ use flexdraft::model::Model;
 
 use super::models::Spec;
 
-/// The output of a request.
+/// The tokens and records of a request that has ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
     pub tokens: Vec<u32>,
@@ -30,7 +30,7 @@ pub fn engine(spec: &Spec, policy: impl Policy + 'static) -> Engine<Cpu> {
     Engine::new(model(spec, cpu(1)), policy, EngineOptions::default()).unwrap()
 }
 
-/// Adds the requests and steps until all have ended; returns the outputs in the order of the requests.
+/// Adds requests to an engine and steps until all have ended; returns the outputs in the order of the requests.
 pub fn run<D: Device>(engine: &mut Engine<D>, requests: Vec<Request>) -> Vec<Output> {
     let ids: Vec<_> = requests.into_iter().map(|request| engine.add(request).unwrap()).collect();
     let mut outputs: Vec<Output> = ids.iter().map(|_| Output::default()).collect();
@@ -59,7 +59,7 @@ pub struct Block {
     pub accepted: usize,
     pub bonus: u32,
     pub draft: Vec<u32>,
-    /// Confidences as bits.
+    /// Confidences of the block's tokens, as bits.
     pub confidence: Vec<u32>,
 }
 
@@ -69,7 +69,7 @@ impl Block {
     }
 }
 
-/// Returns the blocks of requests with records, one after the other.
+/// Returns the recorded blocks of all requests, one after the other.
 pub fn blocks(outputs: &[Output]) -> Vec<Block> {
     let block = |candidates: &[u32], accepted, next: &BlockRecord| Block {
         candidates: candidates.to_vec(),

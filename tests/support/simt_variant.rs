@@ -1,4 +1,4 @@
-//! The variant of the kernels that their tests run.
+//! The variant of the SIMT emulator that the kernels' tests run on.
 
 use flexdraft::runtime::simt::Checking;
 

@@ -19,7 +19,7 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor, Scan};
 use crate::machine::Machine;
 
-/// Acceptance of `drafts` draft tokens for each of `batch` sequences; half of the tokens are accepted.
+/// An acceptance case with `drafts` draft tokens for each of `batch` sequences; half of the tokens are accepted.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Acceptance<L = f32> {
     pub batch: usize,
@@ -49,7 +49,7 @@ impl Acceptance {
 }
 
 impl Acceptance<bf16> {
-    /// Returns some of these cases with bf16 logits.
+    /// Returns some of the acceptance cases with bf16 logits.
     pub fn of_bf16() -> Vec<Self> {
         ["rejection", "block"]
             .map(|rule| Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule, logits: PhantomData })
@@ -88,7 +88,7 @@ struct Operands<'a, B: Runtime, L: Stored> {
     committed: B::Memory<i32>,
 }
 
-/// Returns rows of noise with the statistics that sampling computes.
+/// Returns random rows of logits with the statistics that sampling computes.
 fn sampled<B: Runtime, L: Stored>(
     machine: &Machine<B>,
     seed: u64,

@@ -17,10 +17,10 @@ use crate::machine::Machine;
 /// Numbers of rows in a decode step.
 const ROWS: [usize; 4] = [1, 16, 85, 1024];
 
-/// Slots of a draft, which share one bonus token.
+/// Number of slots of a draft, which share one bonus token.
 const SLOTS: usize = 15;
 
-/// An elementwise kernel whose output has `rows` rows of `cols` elements.
+/// A case of an elementwise kernel whose output has `rows` rows of `cols` elements.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Elementwise {
     #[serde(skip)]
@@ -30,7 +30,7 @@ pub struct Elementwise {
 }
 
 impl Elementwise {
-    /// Returns the cases for Qwen3-8B: hidden size 4096, intermediate size 12288, the calibrator's 512.
+    /// Returns the cases for Qwen3-8B: hidden size 4096, intermediate size 12288, and the calibrator's rank 512.
     pub fn all() -> Vec<Self> {
         let kernels = [
             ("embed", 4096),
@@ -48,7 +48,7 @@ impl Elementwise {
 struct ElementwiseOperands<'a, B: Runtime> {
     machine: &'a Machine<B>,
     case: Elementwise,
-    /// The table of rows, the residual stream, gate and up, or the hidden rows of the slots.
+    /// The kernel's input: a table of rows, the residual stream, gate and up, or the hidden rows of the slots.
     x: B::Memory<bf16>,
     pristine: B::Memory<bf16>,
     delta: B::Memory<bf16>,
@@ -148,7 +148,8 @@ impl<B: Runtime> Prepared for ElementwiseOperands<'_, B> {
     }
 }
 
-/// Norms of q and k, rotation and append: `rows` sequences with a candidate each, after `context` positions.
+/// A case of the kernel that norms and rotates queries and keys and appends keys and values to the cache: `rows`
+/// sequences with a candidate each, after `context` positions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Append {
     pub rows: usize,

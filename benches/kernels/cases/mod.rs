@@ -19,15 +19,15 @@ pub trait Case: Serialize {
     /// Returns the name of the measured kernel.
     fn kernel(&self) -> &'static str;
 
-    /// Returns the bytes and operations that the kernel needs at least.
+    /// Returns the least bytes and operations that the kernel needs.
     fn floor(&self) -> Floor;
 
-    /// Allocates and fills the operands.
+    /// Allocates and fills the operands of the kernel.
     fn prepare<'a, B: Runtime>(&self, machine: &'a Machine<B>)
     -> Result<Box<dyn Prepared + 'a>, KernelError>;
 }
 
-/// A kernel with operands that can be launched repeatedly.
+/// A kernel with operands, which can be launched repeatedly.
 pub trait Prepared {
     /// Undoes the changes of the last launch, so that every launch does the same work. Not timed.
     fn restore(&mut self) -> Result<(), KernelError> {

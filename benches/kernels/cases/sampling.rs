@@ -33,22 +33,22 @@ impl Stored for bf16 {
     }
 }
 
-/// Sampling of rows of logits at temperature 1.
+/// A sampling case: rows of logits at temperature 1.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Sampling<L = f32> {
     pub rows: usize,
     pub vocab: usize,
     /// Rank of the calibrator, whose logits are kept as rejection needs them; 0 without a calibrator.
     pub rank: usize,
-    /// True for a top-k of 50 and a top-p of 0.9.
+    /// True if the rows are truncated by a top-k of 50 and a top-p of 0.9.
     pub truncated: bool,
     #[serde(skip)]
     pub logits: PhantomData<L>,
 }
 
 impl Sampling {
-    /// Returns the cases with Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and with 4
-    /// and 15 drafts), plain and truncated, and the slots of a block under the calibrator.
+    /// Returns the cases with Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and steps
+    /// with 4 and 15 draft tokens), plain and truncated, and the slots of a block under the calibrator.
     pub fn all() -> Vec<Self> {
         let sampling =
             |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated, logits: PhantomData };
@@ -62,7 +62,7 @@ impl Sampling {
 }
 
 impl Sampling<bf16> {
-    /// Returns some of these cases with bf16 logits.
+    /// Returns some of the sampling cases with bf16 logits.
     pub fn of_bf16() -> Vec<Self> {
         [(16, 0), (256, 0), (60, 512)]
             .map(|(rows, rank)| Sampling {
@@ -76,13 +76,13 @@ impl Sampling<bf16> {
     }
 }
 
-/// The operands of the calibrator: W2, b2 and u.
+/// The operands of the calibrator: its weight W2, its bias b2 and the hidden rows u.
 struct Calibrator<B: Runtime, L: Stored> {
     rank: usize,
     hidden: B::Memory<bf16>,
     weight: B::Memory<bf16>,
     bias: B::Memory<f32>,
-    /// The logits before the correction, from which they are restored.
+    /// Copy of the logits before the correction, from which every launch restores them.
     pristine: B::Memory<L>,
 }
 

@@ -14,10 +14,10 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor};
 use crate::machine::Machine;
 
-/// Batch sizes of a step.
+/// Batch sizes of a decode step.
 const BATCHES: [usize; 3] = [1, 16, 64];
 
-/// Rotations of the rows of `batch` sequences with `candidates` rows each.
+/// A case of the kernel that computes the rows' rotations: `batch` sequences with `candidates` rows each.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rotations {
     pub batch: usize,
@@ -31,7 +31,7 @@ impl Rotations {
     }
 }
 
-/// `select_drafts` or `follow_verdicts` for `batch` sequences with `slots` slots per draft.
+/// A case of the kernels `select_drafts` or `follow_verdicts`, for `batch` sequences with `slots` slots per draft.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Selection {
     #[serde(skip)]
@@ -146,7 +146,7 @@ impl Case for Selection {
         machine: &'a Machine<B>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Selection { batch, slots, .. } = *self;
-        // Two of up to four draft tokens are accepted.
+        // In every case, two of up to four draft tokens are accepted.
         let verdict = Verdict { accepted: 2, cached_length: 43, bonus: 7, ..Verdict::zeroed() };
         let draft = |sequence| DraftGroups {
             sequence,

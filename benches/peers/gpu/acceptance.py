@@ -20,7 +20,8 @@ def cases(small: bool) -> list[dict]:
 
 
 def composed(p, q, tokens):
-    """Applies rejection sampling to whole drafts at once: p [batch, drafts + 1, vocab], q [batch, drafts, vocab]."""
+    """Applies rejection sampling to whole drafts at once: target distributions p [batch, drafts + 1, vocab], draft
+    distributions q [batch, drafts, vocab]."""
     batch, drafts = tokens.shape
     of_token = lambda x: x[:, :drafts].gather(-1, tokens[..., None])[..., 0]
     passed = torch.rand(batch, drafts, device=p.device) * of_token(q) < of_token(p)

@@ -14,7 +14,8 @@ from common import noise, relative_error
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sequences of one shape: candidates at positions context.., groups of mask rows after accepted lengths 0, 1, …"""
+    """The shape of sequences: candidates at positions context.., and groups of mask rows after accepted lengths 0, 1,
+    …"""
 
     batch: int
     context: int
@@ -28,7 +29,7 @@ class Shape:
 
     @property
     def seen(self) -> int:
-        """Returns the number of cached positions that some row sees."""
+        """Returns the number of cached positions of a sequence that some row sees."""
         return self.context + max(self.candidates, self.groups)
 
     @property
@@ -37,7 +38,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Returns the number of keys of a sequence whose groups' slots follow the cache."""
+        """Returns the number of keys of a sequence if its groups' slots follow the cached keys."""
         return self.seen + self.groups * self.slots
 
 
@@ -60,10 +61,10 @@ class Case:
         batch, heads, dim = shape.batch, shape.kv_heads, shape.head_dim
         each = -(-shape.seen // shape.page_size)
         width = (shape.q_heads + 2 * heads) * dim
-        # Rows in the order of a pass: every sequence's candidates, then every sequence's mask rows.
+        # The rows are in the order of a pass: every sequence's candidates, then every sequence's mask rows.
         self.qkv = noise((batch * shape.rows, width), 1, device)
         self.k, self.v = (noise((each * batch, shape.page_size, heads, dim), seed, device) for seed in (2, 3))
-        # Pages of a sequence are neither adjacent nor in order.
+        # The pages of a sequence are neither adjacent nor in order.
         pages = torch.arange(each - 1, -1, -1, device=device)
         self.page_ids = pages[None, :] * batch + torch.arange(batch, device=device)[:, None]
 
@@ -100,7 +101,8 @@ class Case:
 
 
 def visible(shape: Shape, device: str) -> torch.Tensor:
-    """Returns [rows, keys]: candidate i sees positions 0..=n+i, rows of group k see 0..=n+k and their own group."""
+    """Returns the mask [rows, keys]: candidate i sees positions 0..=n+i, rows of group k see 0..=n+k and their own
+    group."""
     rows, keys = torch.arange(shape.rows, device=device)[:, None], torch.arange(shape.keys, device=device)[None, :]
     slots = max(shape.slots, 1)
     mask, group = rows >= shape.candidates, (rows - shape.candidates) // slots

@@ -1,4 +1,4 @@
-"""Helpers of the comparisons: noise, times, and lines of JSON that are on disk as soon as they are known."""
+"""Helpers of the comparisons: random operands, times, and lines of JSON that are on disk as soon as they are known."""
 
 import json
 import os
@@ -12,20 +12,22 @@ TIMED, WARM = 25, 0.1
 
 
 def noise(shape, seed: int, device: str, dtype=torch.bfloat16, scale=1.0) -> torch.Tensor:
-    """Returns normally distributed numbers, the same for a seed in every run on a device."""
+    """Returns normally distributed numbers; a seed gives the same numbers in every run on a device."""
     generator = torch.Generator(device=device).manual_seed(seed)
     return (torch.randn(shape, generator=generator, device=device, dtype=torch.float32) * scale).to(dtype)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Returns ‖found − expected‖ / ‖expected‖, or NaN, which exceeds every limit, if an element is NaN."""
+    """Returns the relative error ‖found − expected‖ / ‖expected‖, or NaN, which exceeds every limit, if an element is
+    NaN."""
     expected = expected.float()
     return ((found.float() - expected).norm() / expected.norm().clamp_min(1e-20)).item()
 
 
 class Timer:
-    """Measures medians of single launches. Before each, memory larger than the L2 cache is overwritten and other memory
-    is read, because dirty lines would be written back during the launch (as benches/kernels/timing.rs does)."""
+    """Measures the median time of single launches. Before each, memory larger than the L2 cache is overwritten and
+    other memory is read, because dirty lines would be written back during the launch (as benches/kernels/timing.rs
+    does)."""
 
     def __init__(self, device: str):
         self.device = device
@@ -83,7 +85,7 @@ class Timer:
 
 
 class Record:
-    """A file of lines of JSON; the first line describes the machine."""
+    """A file of JSON lines; the first line describes the machine."""
 
     def __init__(self, directory: str, name: str, device: str):
         os.makedirs(directory, exist_ok=True)
@@ -105,8 +107,8 @@ class Comparison:
         self.wrong = 0  # number of failures of flexdraft itself
 
     def case(self, family: str, shape: dict, ways: dict, check, limit: float):
-        """Measures a case. `ways` are functions that prepare an implementation and return (launch, restore or None);
-        `check` returns the error of a launch's result."""
+        """Measures a case with every implementation. `ways` are functions that prepare an implementation and return
+        (launch, restore or None); `check` returns the error of a launch's result."""
         ours = None
         for name, prepare in ways.items():
             if time.monotonic() > self.deadline:

@@ -41,7 +41,7 @@ def main() -> None:
     ours, timer, failed = Ours(device), Timer(device), 0
     with torch.cuda.stream(torch.cuda.Stream() if device == "cuda" else None):
         for i, family in enumerate(families):
-            # Time that earlier families leave over is available to the later families.
+            # The time that a kernel family leaves over is available to the later families.
             share = arguments.seconds * (i + 1) / len(families)
             record = Record(arguments.out, family, device)
             comparison = Comparison(record, timer, start + share)

@@ -1,4 +1,4 @@
-"""flexdraft's kernels on PyTorch's tensors and streams, through the C interface of ffi."""
+"""flexdraft's kernels on PyTorch's tensors and streams, through the C interface of the crate ffi."""
 
 import ctypes
 import os
@@ -12,12 +12,12 @@ POINTER = ctypes.c_void_p
 
 
 def struct(name: str, *fields: str, **others) -> type:
-    """Returns a struct type with u64 fields, except for `others`."""
+    """Returns a struct type of ctypes whose fields are u64, except for `others`."""
     declared = [(field, others.get(field, U64)) for field in fields]
     return type(name, (ctypes.Structure,), {"_fields_": declared})
 
 
-# The same structs as in ffi/src/operands.rs.
+# The structs are the same as in ffi/src/operands.rs.
 PassLayout = struct("PassLayout", "page_ids", "batch", "pages_each", "pages", "page_size", "start", "candidates",
                     "groups", "slots")
 AttentionOperands = struct("AttentionOperands", "qkv", "k", "v", "out", "workspace", "workspace_len", "q_heads",
@@ -35,7 +35,8 @@ COMMITTED = 64  # largest number of tokens that a sequence commits
 
 
 def library_path() -> pathlib.Path:
-    """Returns the path of the library: named by FLEXDRAFT_FFI, beside this script in a bundle, or built by cargo."""
+    """Returns the path of the C interface's library: named by FLEXDRAFT_FFI, beside this script in a bundle, or built
+    by cargo."""
     name = "libflexdraft_ffi.so"
     places = [os.environ.get("FLEXDRAFT_FFI"), pathlib.Path(__file__).parent / name,
               ROOT / "target/release" / name, ROOT / "target/debug" / name]
@@ -46,7 +47,7 @@ def library_path() -> pathlib.Path:
 
 
 class Ours:
-    """The kernels, loaded for the device "cuda", or for "cpu", where the SIMT emulator runs them."""
+    """The kernels of flexdraft, loaded for the device "cuda", or for "cpu", where the SIMT emulator runs them."""
 
     def __init__(self, device: str):
         self.device = device

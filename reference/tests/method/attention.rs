@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::properties::properties;
 
-/// softmax(q Kᵀ / √d + mask) V for one query head, with mask 0 or −∞; returns output, log-sum-exp and Σ p |v|.
+/// Returns softmax(q Kᵀ / √d + mask) V for one query head, with mask 0 or −∞: output, log-sum-exp and Σ p |v|.
 fn dense(q: &[f64], keys: &[&[f64]], values: &[&[f64]], sees: &[bool]) -> (Vec<f64>, f64, Vec<f64>) {
     let score = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (q.len() as f64).sqrt();
     let masked: Vec<f64> =
@@ -20,7 +20,7 @@ fn dense(q: &[f64], keys: &[&[f64]], values: &[&[f64]], sees: &[bool]) -> (Vec<f
     (sum(|v| v), log_sum_exp, sum(f64::abs))
 }
 
-/// Columns `first..first + len` of every row of `x` [rows, width].
+/// Returns the columns `first..first + len` of every row of `x` [rows, width].
 fn column(x: &[f64], width: usize, first: usize, len: usize) -> Vec<&[f64]> {
     x.chunks(width).map(|row| &row[first..first + len]).collect()
 }
@@ -80,7 +80,7 @@ proptest! {
         let own = KeysValues { keys: &own_k, values: &own_v };
         let found = joint_attention(heads, &q, &rows, clean, own);
 
-        // The keys of the dense form: all clean positions, then all mask rows of the step.
+        // The dense form has the keys of all clean positions, then of all mask rows of the step.
         let kv_width = kv_heads * head_dim;
         let all_keys = [&clean_k[..], &own_k[candidates * kv_width..]].concat();
         let all_values = [&clean_v[..], &own_v[candidates * kv_width..]].concat();
@@ -103,7 +103,7 @@ proptest! {
             }
         }
 
-        // A group alone is the mask-token block attention of its limit.
+        // The attention of a group by itself is the mask-token block attention of its limit.
         if let Some(group) = rows.iter().find_map(|row| row.group.clone()) {
             let limit = rows[group.start].limit;
             let part = |x: &[f64], width: usize| x[group.start * width..group.end * width].to_vec();

@@ -1,4 +1,4 @@
-//! Small random models.
+//! Small random models for the tests of the reference.
 
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
@@ -17,7 +17,7 @@ pub struct Shape {
     pub heads: Heads,
     pub layers: usize,
     pub tail_layers: usize,
-    /// True for RMSNorms over q and k heads, as in Qwen3; otherwise the projections have biases.
+    /// True if the model has RMSNorms over query and key heads, as Qwen3 has; otherwise its projections have biases.
     pub qk_norms: bool,
     pub calibrator_rank: Option<usize>,
 }
@@ -35,7 +35,7 @@ impl Shape {
     };
 }
 
-/// Numbers that follow from a seed, evenly spread around 0.
+/// Returns numbers that follow from a seed, evenly spread around 0.
 struct Weights {
     numbers: Numbers,
     next: u32,
@@ -72,7 +72,7 @@ impl Weights {
     }
 }
 
-/// A random target and drafter.
+/// Returns a random target and drafter.
 pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>) {
     let numbers = Numbers { seed, purpose: Purpose::TargetDraw, slot: 0, position: 0 };
     let mut weights = Weights { numbers, next: 0 };

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::properties::properties;
 
 const VOCAB: usize = 3;
-/// The largest number of tokens that two steps of two draft tokens emit.
+/// Length of the compared token sequences: the largest number of tokens that two steps of two draft tokens emit.
 const HORIZON: usize = 6;
 
 type Row = Vec<f64>;
@@ -20,7 +20,7 @@ type Row = Vec<f64>;
 struct World {
     p: Vec<Row>,
     q: Vec<Row>,
-    /// True if slot 1's distribution is the target's own.
+    /// True if the draft distribution of slot 1 is the target's own.
     first_slot_is_exact: bool,
     salt: u64,
 }
@@ -33,12 +33,12 @@ impl World {
         (hash % len as u64) as usize
     }
 
-    /// The target's distribution after `context`.
+    /// Returns the target's distribution after `context`.
     fn target(&self, context: &[u32]) -> Row {
         self.p[self.pick(context, 0, self.p.len())].clone()
     }
 
-    /// The draft distributions of slots 1..=len after `context`; the slots do not see each other's tokens.
+    /// Returns the draft distributions of slots 1..=len after `context`; the slots do not see each other's tokens.
     fn draft(&self, context: &[u32], len: usize) -> Vec<Row> {
         (1..=len)
             .map(|slot| match slot {
@@ -48,14 +48,14 @@ impl World {
             .collect()
     }
 
-    /// The next verify length, a function of what is known before the draft tokens are.
+    /// Returns the next verify length, a function of what is known before the draft tokens are.
     fn verify_len(&self, context: &[u32]) -> usize {
         [2, 2, 1, 0][self.pick(context, 99, 4)]
     }
 }
 
-/// The effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the bonus
-/// token after each length.
+/// Returns the effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the
+/// bonus token after each length.
 type Law = fn(&[Row], &[Row], &[u32]) -> Vec<(f64, Row)>;
 
 fn rejection_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
@@ -79,7 +79,7 @@ fn block_law(p: &[Row], q: &[Row], draft: &[u32]) -> Vec<(f64, Row)> {
         .collect()
 }
 
-/// Every sequence of `len` tokens.
+/// Returns every sequence of `len` tokens.
 fn sequences(len: usize) -> Vec<Vec<u32>> {
     (0..VOCAB.pow(len as u32))
         .map(|code| (0..len).map(|i| (code / VOCAB.pow(i as u32) % VOCAB) as u32).collect())
@@ -134,7 +134,8 @@ fn emit(world: &World, step: Step, context: &[u32], mass: f64, steps: usize, emi
     }
 }
 
-/// The largest difference between a sequence's probability under the target and the probability that it is emitted.
+/// Returns the largest difference between a sequence's probability under the target and the probability that it is
+/// emitted.
 fn bias(world: &World, step: Step) -> f64 {
     let mut emitted = vec![0.0; VOCAB.pow(HORIZON as u32)];
     emit(world, step, &[], 1.0, 2, &mut emitted);
@@ -145,7 +146,7 @@ fn bias(world: &World, step: Step) -> f64 {
     differences.map(|(sequence, &mass)| (expected(&sequence) - mass).abs()).fold(0.0, f64::max)
 }
 
-/// The expected number of accepted draft tokens in one step of two draft tokens.
+/// Returns the expected number of accepted draft tokens in one step of two draft tokens.
 fn expected_accepted(world: &World, law: Law) -> f64 {
     let q = world.draft(&[], 2);
     let mut expected = 0.0;
@@ -159,7 +160,7 @@ fn expected_accepted(world: &World, law: Law) -> f64 {
     expected
 }
 
-/// Random distributions, including some with zeros and one-hots.
+/// Generates random distributions, including some with zeros and one-hots.
 fn row() -> impl Strategy<Value = Row> {
     let weight = prop_oneof![1 => Just(0.0), 3 => 0.01..1.0f64];
     prop_oneof![
@@ -186,7 +187,7 @@ fn world() -> impl Strategy<Value = World> {
     )
 }
 
-/// A world in which mistakes are visible.
+/// Returns a target and drafter with which mistakes are visible.
 fn plain_world() -> World {
     World {
         p: vec![vec![0.6, 0.3, 0.1], vec![0.2, 0.5, 0.3], vec![0.1, 0.1, 0.8]],
@@ -288,7 +289,7 @@ fn a_bonus_from_the_target_instead_of_the_residual_shows() {
 
 #[test]
 fn a_draft_distribution_from_before_warping_shows() {
-    /// Top-k with k = 2, which the acceptance rule is not told about.
+    /// Cuts the draft's distribution by top-k with k = 2, which the acceptance rule is not told about.
     fn top_2(q: &[f64]) -> Row {
         let least = (0..VOCAB).min_by(|&a, &b| q[a].total_cmp(&q[b])).unwrap();
         (0..VOCAB).map(|id| if id == least { 0.0 } else { q[id] / (1.0 - q[least]) }).collect()

@@ -7,7 +7,7 @@ mod lossless;
 mod official_fixtures;
 mod rope;
 
-// How many cases the properties of the whole workspace run.
+// The number of cases of a property test, in the whole workspace.
 #[allow(dead_code)]
 #[path = "../../../tests/support/properties.rs"]
 mod properties;

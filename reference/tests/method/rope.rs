@@ -12,7 +12,7 @@ fn assert_frequencies(rope: &Rope, inv_freq: &[f32], scale: f64) {
     assert_eq!(rope.scale, scale as f32);
 }
 
-// The expected values below were computed by transformers 4.57.6 with PyTorch.
+// transformers 4.57.6 with PyTorch computed the expected values below.
 
 #[test]
 fn unscaled_and_linear() {

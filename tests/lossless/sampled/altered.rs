@@ -18,18 +18,19 @@ use flexdraft::tensor::Tensor;
 type Buffer = <Cpu as Device>::Buffer;
 type Results = <Cpu as Device>::Results;
 
-/// The total variation distance between p_{j−1} and q_j over the verified slots: sum and count for each slot j.
+/// Sum and count, for each slot j, of the total variation distance between the target's p_{j−1} and the drafter's q_j
+/// over the verified slots.
 pub type Distances = Arc<Mutex<Vec<(f64, u64)>>>;
 
 #[derive(Clone, Debug)]
 pub enum Alteration {
-    /// No bug; the distance of p and q is recorded.
+    /// There is no bug; the distance of target and drafter is recorded.
     Observe(Distances),
-    /// Draft draws and acceptance uniforms are keyed by the token's position and not by the step.
+    /// Draft draws and acceptance uniforms depend on the token's position and not on the step.
     PositionKeyed,
-    /// The residual is |P·p − q|.
+    /// The residual is |P·p − q| in place of max(P·p − q, 0).
     ResidualNotClamped,
-    /// Acceptance takes q as it was before truncation and temperature.
+    /// Acceptance takes the drafter's distribution as it was before truncation and temperature.
     DraftNotWarped,
 }
 
@@ -38,7 +39,7 @@ pub struct Altered {
     pub alteration: Alteration,
 }
 
-/// The warped rows of one verification.
+/// The warped distributions of one verification.
 #[derive(Clone, Copy)]
 struct AlteredRows<'a> {
     logits: &'a Buffer,
@@ -150,7 +151,7 @@ impl Device for Altered {
         Ok(AlteredVerification { cpu, alteration: &self.alteration, replaced: Vec::new() })
     }
 
-    // Everything else is the CPU device's.
+    // All other operations are the CPU device's.
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError> {
         self.cpu.new_linear(parts)

@@ -1,6 +1,6 @@
-//! `rejection` and `block` are lossless in the engine: the token frequencies in a million seeded runs of each rule, on
-//! a model with four tokens, are compared with the exact distribution from the reference's forward passes (f64, without
-//! a cache). Engines with planted bugs fail the same comparison.
+//! The rules `rejection` and `block` are lossless in the engine: the token frequencies in a million seeded runs of each
+//! rule, on a model with four tokens, are compared with the exact distribution from the reference's forward passes
+//! (f64, without a cache). Engines with planted bugs fail the same comparison.
 
 mod altered;
 mod statistics;
@@ -26,7 +26,7 @@ use statistics::p_value;
 const RUNS: u64 = 1 << 20;
 /// The number of runs for the other truncations and for each planted bug, which is enough to find every bug.
 const FEWER_RUNS: u64 = 1 << 16;
-/// Tokens generated in a run; their joint distribution is compared.
+/// Number of tokens generated in a run; their joint distribution is compared.
 const GENERATED: usize = 5;
 const PROMPT: [u32; 1] = [1];
 /// The probability, over seeds, that a correct build fails one comparison. There are 2 rules × (1 + 3) settings × (4
@@ -175,7 +175,7 @@ fn truncated() -> [SamplingParams; 3] {
     ]
 }
 
-/// A fully accepted draft ends with a draw from p_v, every other draft with a draw from a residual.
+/// A fully accepted draft ends with a draw from the target's p_v, every other draft with a draw from a residual.
 fn assert_every_branch(branches: &Branches) {
     for verify_len in 0..spec().block_size {
         for accepted in 0..=verify_len {
@@ -204,7 +204,8 @@ fn truncated_distributions_are_kept() {
     }
 }
 
-/// The distance of p and q is large enough to reveal a wrong residual, and small enough for drafts to be accepted.
+/// The distance of target and drafter is large enough to reveal a wrong residual, and small enough for drafts to be
+/// accepted.
 #[test]
 fn target_and_draft_differ_as_a_test_needs_it() {
     for sampling in [&[full()][..], &truncated()].concat() {

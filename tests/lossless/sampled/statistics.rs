@@ -1,6 +1,6 @@
-//! Pearson's chi-square test.
+//! Pearson's chi-square test of counts against probabilities.
 
-/// The least expected count of a cell; smaller cells are merged.
+/// The least expected count of a cell of the test; smaller cells are merged.
 const LEAST_EXPECTED: f64 = 10.0;
 
 /// Returns the probability that counts drawn from `probabilities` (which sum to 1) lie at least as far from them as
@@ -39,7 +39,7 @@ fn upper_gamma(a: f64, x: f64) -> f64 {
         }
         return 1.0 - front * sum;
     }
-    // Lentz's method.
+    // Lentz's method evaluates the continued fraction.
     let mut b = x + 1.0 - a;
     let (mut c, mut d) = (f64::MAX, 1.0 / b);
     let mut fraction = d;
@@ -64,7 +64,7 @@ fn ln_gamma(a: f64) -> f64 {
 
 #[test]
 fn gamma_known_values() {
-    // Q(1, x) = exp(−x); Q(1/2, x) = erfc(√x); quantiles of chi-square from tables.
+    // The values come from Q(1, x) = exp(−x), Q(1/2, x) = erfc(√x), and quantiles of chi-square from tables.
     for (a, x, expected) in [
         (1.0, 0.5, (-0.5f64).exp()),
         (1.0, 20.0, (-20.0f64).exp()),
