@@ -1,6 +1,6 @@
 //! Compiles the kernels to GPU machine code: nvcc turns each source of a kernel family into one fatbin, and
-//! `images.rs` in `OUT_DIR` embeds them. Without nvcc, the list in `images.rs` is empty and the crate still
-//! builds.
+//! `images.rs` in `OUT_DIR` embeds them. Without nvcc, the images in `images.rs` are text that lists the kernels,
+//! which no driver loads, and the crate still builds.
 //!
 //! | environment variable | meaning |
 //! |---|---|
@@ -61,16 +61,18 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
             compile(&nvcc, &root.join("cuda"), &sources, &out, warnings_are_errors, jobs)
         }),
     };
-    let images = match images {
-        Ok(images) => images,
+    let listing = match images {
+        Ok(images) => {
+            images.iter().for_each(|image| warn(&image.warnings));
+            listing(&images)?
+        }
         Err(problem) if is_set("FLEXDRAFT_REQUIRE_NVCC") => return Err(problem.into()),
         Err(problem) => {
             warn(&format!("{problem}\nflexdraft is built without CUDA device code"));
-            Vec::new()
+            listing_without_code(&sources)?
         }
     };
-    images.iter().for_each(|image| warn(&image.warnings));
-    fs::write(out.join("images.rs"), listing(&images)?)?;
+    fs::write(out.join("images.rs"), listing)?;
     Ok(())
 }
 
@@ -213,6 +215,19 @@ pub fn listing(images: &[Image]) -> Result<String, Box<dyn Error>> {
     for image in images {
         let path = image.path.to_str().ok_or("OUT_DIR is not UTF-8")?;
         writeln!(text, "    Image {{ kernels: &{:?}, fatbin: include_bytes!({path:?}) }},", image.kernels)?;
+    }
+    text.push_str("]\n");
+    Ok(text)
+}
+
+/// Returns the Rust expression of images without device code: text that lists the kernels of each source, ends
+/// with a zero, and is a comment in PTX. `cuda/stand_in` reads it.
+pub fn listing_without_code(sources: &[Source]) -> Result<String, std::fmt::Error> {
+    let mut text = "&[\n".to_owned();
+    for Source { kernels, .. } in sources {
+        let names: String = kernels.iter().map(|name| format!("// {name}\n")).collect();
+        let image = format!("// kernels of flexdraft, without device code\n{names}\0");
+        writeln!(text, "    Image {{ kernels: &{kernels:?}, fatbin: {image:?}.as_bytes() }},")?;
     }
     text.push_str("]\n");
     Ok(text)

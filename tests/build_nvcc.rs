@@ -168,3 +168,11 @@ fn one_failing_source_leaves_no_images_and_its_output() {
     let problem = nvcc::compile(&cuda.join("nvcc.args"), &cuda, &sources, root.path(), false, 1).unwrap_err();
     assert!(problem.contains("cannot be run"), "{problem}");
 }
+
+#[test]
+fn without_a_compiler_images_list_their_kernels() {
+    let (_, sources) = tree(TempDir::new().unwrap().path());
+    let listing = nvcc::listing_without_code(&sources).unwrap();
+    let image = r#"kernels: &["joint"], fatbin: "// kernels of flexdraft, without device code\n// joint\n\0".as_bytes()"#;
+    assert!(listing.contains(image), "{listing}");
+}

@@ -369,3 +369,12 @@ extern "C" int flexdraft_simt_launch(FlexdraftSimtLaunch* launch, char* message,
     checks_end();
     return 0;
 }
+
+extern "C" const char* flexdraft_simt_kernel(const char* name, uint64_t name_bytes, uint32_t* params_bytes,
+                                             uint32_t* threads) {
+    const simt::Kernel* const kernel = simt::find(false, {name, name_bytes});
+    if (kernel == nullptr) return nullptr;
+    *params_bytes = kernel->params_bytes;
+    *threads = kernel->max_threads;
+    return kernel->name;
+}

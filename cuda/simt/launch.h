@@ -48,6 +48,10 @@ static_assert(sizeof(FlexdraftSimtLaunch) == 80 && offsetof(FlexdraftSimtLaunch,
  * error, `message` gets its text, up to `capacity` bytes with the terminating zero. */
 int flexdraft_simt_launch(struct FlexdraftSimtLaunch* launch, char* message, uint64_t capacity);
 
+/* Returns the zero-terminated name of a kernel, which lives as long as the process, and writes the size of its
+ * parameter struct in bytes and the most threads of its CTAs. Returns null if the kernel does not exist. */
+const char* flexdraft_simt_kernel(const char* name, uint64_t name_bytes, uint32_t* params_bytes, uint32_t* threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,6 +3,7 @@
 //! It tests the kernels on machines without a GPU, and is far too slow for anything else. Device memory is
 //! host memory, and operands are slices. A launch runs to its end at once, on the calling thread.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,30 @@ pub struct SimtOptions {
     pub copies: Copies,
     /// The order in which threads run: 0 for index order, otherwise a seed. Odd seeds run the CTAs backwards.
     pub schedule: u64,
+}
+
+/// The limits that a kernel was compiled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelLimits {
+    /// The size of the parameter struct, in bytes.
+    pub params_bytes: usize,
+    /// The most threads of a CTA.
+    pub threads: u32,
+}
+
+/// Returns the name and the limits of a kernel; `None` if there is no such kernel.
+pub fn kernel_limits(name: &str) -> Option<(&'static str, KernelLimits)> {
+    let (mut params_bytes, mut threads) = (0, 0);
+    // SAFETY: a name with its length, and memory for both results.
+    let found = unsafe {
+        ffi::flexdraft_simt_kernel(name.as_ptr(), name.len() as u64, &raw mut params_bytes, &raw mut threads)
+    };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the emulator returns the name in its table, which is a string literal.
+    let name = unsafe { CStr::from_ptr(found) }.to_str().ok()?;
+    Some((name, KernelLimits { params_bytes: params_bytes as usize, threads }))
 }
 
 /// A runtime that runs kernels on the CPU.
@@ -444,7 +469,7 @@ impl Runtime for Simt {
 
 /// Declarations of `cuda/simt/launch.h`.
 mod ffi {
-    use std::ffi::{c_int, c_void};
+    use std::ffi::{c_char, c_int, c_void};
     use std::mem::offset_of;
 
     #[repr(C)]
@@ -485,5 +510,11 @@ mod ffi {
 
     unsafe extern "C" {
         pub fn flexdraft_simt_launch(launch: *mut EmulatedLaunch, message: *mut u8, capacity: u64) -> c_int;
+        pub fn flexdraft_simt_kernel(
+            name: *const u8,
+            name_bytes: u64,
+            params_bytes: *mut u32,
+            threads: *mut u32,
+        ) -> *const c_char;
     }
 }

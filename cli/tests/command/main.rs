@@ -3,5 +3,7 @@
 mod bench;
 mod common;
 mod json_lines;
+#[cfg(target_os = "linux")]
+mod stand_in;
 mod text;
 mod usage;

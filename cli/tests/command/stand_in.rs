@@ -1,0 +1,190 @@
+//! The command on a GPU device whose driver is the stand-in of `cuda/stand_in`: the host side of `--device cuda:0`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{BlockRecord, Engine, EngineOptions, Mode, Record, Request};
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::kernels::Kernels;
+use flexdraft::model::{DrafterWeights, Model, TargetWeights};
+use flexdraft::runtime::{Simt, SimtOptions};
+use flexdraft::sampling::SamplingParams;
+use tempfile::TempDir;
+
+use crate::common::{Run, Sample, finished, flexdraft};
+
+const TOKENS: usize = 10;
+
+/// Runs the command on the stand-in under policies, whose names are without their prefix.
+fn on_stand_in(args: &[&str], policies: &[(&str, &str)]) -> Run {
+    let library = env::current_exe().unwrap().with_file_name("libflexdraft_stand_in.so");
+    assert!(library.exists(), "{}", library.display());
+    let libraries = TempDir::new().unwrap();
+    for name in ["libcuda.so", "libcublasLt.so"] {
+        symlink(&library, libraries.path().join(name)).unwrap();
+    }
+    let earlier = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let paths = std::iter::once(libraries.path().to_owned()).chain(env::split_paths(&earlier));
+    let mut command = flexdraft(args);
+    command.env("LD_LIBRARY_PATH", env::join_paths(paths).unwrap());
+    for (policy, value) in policies {
+        command.env(format!("FLEXDRAFT_STAND_IN_{policy}"), value);
+    }
+    finished(command.output().unwrap())
+}
+
+/// Decodes on the stand-in and returns the samples, after a check that nothing was leaked.
+fn generated(args: &[&str], policies: &[(&str, &str)]) -> Vec<Sample> {
+    let tokens = TOKENS.to_string();
+    let common = ["--json", "--device", "cuda:0", "--ignore-eos", "--max-new-tokens", &tokens];
+    let run = on_stand_in(&[&common[..], args].concat(), policies);
+    assert_eq!(run.code, Some(0), "{args:?}, {policies:?}: {}", run.stderr);
+    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What a request got: its tokens, and every block with the bits of its confidences.
+type Got = (Vec<u32>, Vec<(u32, Vec<u32>, Vec<u32>)>);
+
+fn bits(confidence: &[f32]) -> Vec<u32> {
+    confidence.iter().map(|c| c.to_bits()).collect()
+}
+
+/// The same requests on the same device on the emulator in this process.
+fn expected(mode: Mode, rule: Rule, temperature: f32, prompt: &[u32], samples: u64) -> Vec<Got> {
+    let pair = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/tiny");
+    let target = TargetWeights::read(&pair.join("target")).unwrap();
+    let drafter = DrafterWeights::read(&pair.join("drafter"), &target.config).unwrap();
+    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    let stream = kernels.runtime().stream();
+    let device = Gpu::new(kernels, stream, CpuProducts::new(1).unwrap());
+    let model = Model::new(device, &target, Some(&drafter)).unwrap();
+    let options =
+        EngineOptions { max_batch: samples as usize, cache_tokens: 2048, ..EngineOptions::default() };
+    let mut engine = Engine::new(model, mode, options).unwrap();
+    let mut got: BTreeMap<_, Got> = BTreeMap::new();
+    for seed in 0..samples {
+        let request = Request {
+            sampling: SamplingParams { temperature, top_k: 0, top_p: 1.0, min_p: 0.0 },
+            rule,
+            seed,
+            confidence: flexdraft::decode::Confidence { threshold: 0.01, strategy: Default::default() },
+            record: true,
+            ..Request::new(prompt.to_vec(), TOKENS)
+        };
+        got.insert(engine.add(request).unwrap(), Got::default());
+    }
+    while !engine.is_idle() {
+        for committed in engine.step().unwrap() {
+            let got = got.get_mut(&committed.id).unwrap();
+            got.0.extend(committed.tokens);
+            if let Some(record) = committed.record {
+                let (Record::Prefill(block)
+                | Record::Step(flexdraft::decode::StepRecord { next: block, .. })) = record;
+                let BlockRecord { bonus, draft, confidence } = block;
+                got.1.push((bonus, draft, bits(&confidence)));
+            }
+        }
+    }
+    got.into_values().collect()
+}
+
+fn got(sample: Sample) -> Got {
+    let prefill = sample.prefill.unwrap();
+    let mut blocks = vec![(prefill.bonus, prefill.draft, bits(&prefill.confidence))];
+    blocks.extend(sample.steps.into_iter().map(|step| (step.bonus, step.draft, bits(&step.confidence))));
+    (sample.output_ids, blocks)
+}
+
+/// Pairwise: modes, rules, batches, and the time at which streams run.
+#[test]
+fn every_mode_gives_the_emulators_tokens_drafts_and_confidences() {
+    let cases = [
+        (Mode::Parallel, Rule::Match, "0", 1, "eager"),
+        (Mode::Sequential, Rule::Match, "0", 5, "late"),
+        (Mode::Parallel, Rule::Rejection, "1", 5, "late"),
+        (Mode::Sequential, Rule::Block, "1", 1, "late"),
+        (Mode::Parallel, Rule::Block, "1", 5, "eager"),
+        (Mode::Autoregressive, Rule::Rejection, "1", 5, "late"),
+    ];
+    for (mode, rule, temperature, samples, streams) in cases {
+        let mode_name = match mode {
+            Mode::Parallel => "parallel",
+            Mode::Sequential => "sequential",
+            Mode::Autoregressive => "ar",
+        };
+        let rule_name = match rule {
+            Rule::Match => "match",
+            Rule::Block => "block",
+            _ => "rejection",
+        };
+        let count = samples.to_string();
+        let args =
+            ["--mode", mode_name, "--rule", rule_name, "--temperature", temperature, "--samples", &count];
+        let found = generated(&args, &[("STREAMS", streams)]);
+        let prompt = found[0].prompt_ids.clone();
+        let expected = expected(mode, rule, temperature.parse().unwrap(), &prompt, samples);
+        assert_eq!(found.into_iter().map(got).collect::<Vec<_>>(), expected, "{args:?}, {streams}");
+    }
+}
+
+#[test]
+fn the_cpu_device_gives_the_same_tokens() {
+    let tokens = TOKENS.to_string();
+    let on_gpu = generated(&["--mode", "parallel"], &[("STREAMS", "late")]);
+    let args = [
+        "--json",
+        "--device",
+        "cpu",
+        "--dtype",
+        "bf16",
+        "--mode",
+        "parallel",
+        "--ignore-eos",
+        "--max-new-tokens",
+    ];
+    let run = finished(flexdraft(&[&args[..], &[&tokens]].concat()).output().unwrap());
+    let on_cpu: Sample = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(on_gpu[0].output_ids, on_cpu.output_ids);
+}
+
+#[test]
+fn auto_takes_a_gpu_that_passes_its_self_test() {
+    let args = ["--max-new-tokens", "2", "--no-compare", "--mode", "ar"];
+    let Run { code, stderr, .. } = on_stand_in(&args, &[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("Running on cuda:0"), "{stderr}");
+}
+
+#[test]
+fn auto_refuses_a_gpu_with_a_broken_kernel() {
+    let args = ["--max-new-tokens", "2", "--no-compare", "--mode", "ar"];
+    let Run { code, stderr, .. } = on_stand_in(&args, &[("SKIP", "silu_mul")]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("Running on the CPU, not on cuda:0: its self-test failed"), "{stderr}");
+}
+
+#[test]
+fn the_steps_are_measured() {
+    let args =
+        ["bench", "--synthetic", "tiny", "--quick", "--json", "--device", "cuda:0", "--mode", "ar,parallel"];
+    let Run { code, stdout, stderr } = on_stand_in(&args, &[("SKIP", "large")]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines: Vec<serde_json::Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines[0]["device"].as_str().unwrap().contains("H100"), "{stdout}");
+    assert!(
+        lines.len() == 3 && lines[1..].iter().all(|line| line["step_seconds"].as_f64().unwrap() > 0.0),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn a_lack_of_memory_is_an_error() {
+    let args = ["--json", "--device", "cuda:0", "--max-new-tokens", "2"];
+    let Run { code, stdout, stderr } = on_stand_in(&args, &[("MEMORY", "50000000")]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    assert!(stderr.contains("CUDA_ERROR_OUT_OF_MEMORY") && !stderr.contains("stand-in: "), "{stderr}");
+}

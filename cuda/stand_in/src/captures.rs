@@ -1,0 +1,190 @@
+//! Captures: work that goes into a graph instead of a stream, and what a capture refuses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::thread::ThreadId;
+
+use cudarc::driver::sys::{CUresult, CUstreamCaptureMode};
+
+use crate::driver::Driver;
+use crate::refusal::{Outcome, refused};
+use crate::streams::LEGACY;
+use crate::work::Work;
+
+#[derive(Debug)]
+pub struct Capture {
+    origin: u64,
+    mode: u32,
+    thread: ThreadId,
+    /// The captured work in the order of the calls, which every replay keeps.
+    work: Vec<Work>,
+    /// Pieces of work of each captured stream, and how many of them the first stream has waited for.
+    streams: HashMap<u64, [u64; 2]>,
+    pub invalid: bool,
+}
+
+const UNSUPPORTED: CUresult = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+
+impl Driver {
+    pub fn begin_capture(&mut self, handle: u64, mode: u32) -> Outcome {
+        if self.stream(handle)?.capture.is_some() {
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "the stream is captured already");
+        }
+        if handle == LEGACY {
+            return refused(UNSUPPORTED, "the legacy stream cannot be captured");
+        }
+        if mode > CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32 {
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("capture mode {mode}"));
+        }
+        let id = self.next_handle();
+        let capture = Capture {
+            origin: handle,
+            mode,
+            thread: std::thread::current().id(),
+            work: Vec::new(),
+            streams: HashMap::from([(handle, [0; 2])]),
+            invalid: false,
+        };
+        self.captures.insert(id, capture);
+        self.streams.entry(handle).or_default().capture = Some(id);
+        Ok(())
+    }
+
+    fn capture(&mut self, id: u64) -> Outcome<&mut Capture> {
+        match self.captures.get_mut(&id) {
+            Some(capture) if !capture.invalid => Ok(capture),
+            _ => {
+                refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "an earlier error ended the capture")
+            }
+        }
+    }
+
+    /// Appends work of a stream to the graph.
+    pub fn record_work(&mut self, id: u64, stream: u64, work: Work) -> Outcome {
+        let capture = self.capture(id)?;
+        capture.work.push(work);
+        capture.streams.entry(stream).or_default()[0] += 1;
+        Ok(())
+    }
+
+    /// Returns the pieces of work that a stream has put into a capture.
+    pub fn captured_work(&mut self, id: u64, stream: u64) -> Outcome<u64> {
+        Ok(self.capture(id)?.streams.get(&stream).map_or(0, |[count, _]| *count))
+    }
+
+    /// Makes a stream wait for captured work of another stream, which takes it into the capture.
+    pub fn join(&mut self, id: u64, recorded_on: u64, count: u64, handle: u64) -> Outcome {
+        if !self.captures.contains_key(&id) {
+            let reason = "the event was recorded in a capture that has ended";
+            return refused(CUresult::CUDA_ERROR_CAPTURED_EVENT, reason);
+        }
+        if handle == LEGACY {
+            self.invalidate(id);
+            return refused(
+                CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+                "the legacy stream cannot be captured",
+            );
+        }
+        let capture = self.capture(id)?;
+        capture.streams.entry(handle).or_default();
+        if handle == capture.origin
+            && let Some([_, joined]) = capture.streams.get_mut(&recorded_on)
+        {
+            *joined = count.max(*joined);
+        }
+        self.streams.entry(handle).or_default().capture = Some(id);
+        Ok(())
+    }
+
+    /// Ends a capture's usefulness after an error.
+    pub fn invalidate(&mut self, id: u64) {
+        if let Some(capture) = self.captures.get_mut(&id) {
+            capture.invalid = true;
+        }
+    }
+
+    /// Ends the capture that began on a stream, and returns its work.
+    pub fn end_capture(&mut self, handle: u64) -> Outcome<Arc<[Work]>> {
+        let Some(id) = self.stream(handle)?.capture else {
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "the stream is not captured");
+        };
+        let origin = self.captures.get(&id).map(|capture| capture.origin);
+        if origin != Some(handle) {
+            self.invalidate(id);
+            let reason = "the capture began on another stream";
+            return refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, reason);
+        }
+        let relaxed = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32;
+        if let Some(capture) = self.captures.get(&id)
+            && capture.mode != relaxed
+            && capture.thread != std::thread::current().id()
+        {
+            self.invalidate(id);
+            let reason = "the capture began in another thread";
+            return refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, reason);
+        }
+        self.streams
+            .values_mut()
+            .filter(|stream| stream.capture == Some(id))
+            .for_each(|stream| stream.capture = None);
+        let Some(capture) = self.captures.remove(&id) else { return Ok(Arc::new([])) };
+        if capture.invalid {
+            let reason = "an earlier error ended the capture";
+            return refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, reason);
+        }
+        let unjoined = |(&stream, [count, joined]): (&u64, &[u64; 2])| stream != handle && count != joined;
+        if capture.streams.iter().any(unjoined) {
+            let reason = "the stream that began the capture has not waited for another captured stream";
+            return refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED, reason);
+        }
+        Ok(capture.work.into())
+    }
+
+    /// Refuses a call that waits for a stream, or asks about it, while the stream is captured.
+    pub fn refuse_captured(&mut self, handle: u64) -> Outcome {
+        let Some(id) = self.stream(handle)?.capture else { return Ok(()) };
+        self.invalidate(id);
+        refused(UNSUPPORTED, "the stream is captured")
+    }
+
+    /// Refuses a call that a capture does not permit in its thread, or in any thread, as its mode says.
+    pub fn refuse_in_capture(&mut self) -> Outcome {
+        let thread = std::thread::current().id();
+        let forbids = |capture: &&mut Capture| match capture.mode {
+            0 => true,
+            1 => capture.thread == thread,
+            _ => false,
+        };
+        match self.captures.values_mut().find(forbids) {
+            Some(capture) => {
+                capture.invalid = true;
+                refused(UNSUPPORTED, "a capture of this thread does not permit the call")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a call that waits for the whole context while anything in it is captured.
+    pub fn refuse_in_any_capture(&mut self) -> Outcome {
+        match self.captures.values_mut().next() {
+            Some(capture) => {
+                capture.invalid = true;
+                refused(UNSUPPORTED, "a stream of the context is captured")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses work on the legacy stream while a stream is captured that would wait for it.
+    pub fn check_no_blocking_capture(&mut self, handle: u64) -> Outcome {
+        let captured = |stream: &crate::streams::Stream| stream.capture.filter(|_| stream.blocking);
+        let Some(id) = self.streams.values().find_map(captured).filter(|_| handle == LEGACY) else {
+            return Ok(());
+        };
+        self.invalidate(id);
+        refused(
+            CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+            "a captured stream would wait for the legacy stream",
+        )
+    }
+}

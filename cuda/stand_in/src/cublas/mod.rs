@@ -1,0 +1,9 @@
+//! cuBLASLt: descriptors, proposals and products on the CPU.
+
+mod algorithms;
+mod api;
+mod descriptors;
+mod product;
+
+pub use descriptors::Cublas;
+pub use product::Product;

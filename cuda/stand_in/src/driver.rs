@@ -1,0 +1,344 @@
+//! The state of the driver, and what every call has in common.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, Once, PoisonError, TryLockError};
+
+use cudarc::cublaslt::sys::cublasStatus_t as Status;
+use cudarc::driver::sys::CUresult;
+use flexdraft::device::DeviceError;
+use flexdraft::device::gpu::CpuProducts;
+use flexdraft::runtime::simt::Checking;
+use flexdraft::runtime::{Simt, SimtOptions};
+
+use crate::captures::Capture;
+use crate::cublas::Cublas;
+use crate::faults;
+use crate::memory::Memory;
+use crate::modules::{Function, Module};
+use crate::policy::Policy;
+use crate::refusal::{self, Outcome, Refusal, refused};
+use crate::streams::{Event, LEGACY, Stream};
+use crate::work::Work;
+
+/// The handle of the only context.
+pub const CONTEXT: u64 = 0xc0de_0000;
+
+/// Exit status of a process that leaked something or did what CUDA leaves undefined.
+const FOUND: i32 = 86;
+
+/// The driver.
+pub struct Driver {
+    pub policy: Policy,
+    pub initialized: bool,
+    /// Users of the context.
+    pub retained: u64,
+    memory: Option<Memory>,
+    pub streams: BTreeMap<u64, Stream>,
+    pub events: HashMap<u64, Event>,
+    pub recordings: u64,
+    pub captures: HashMap<u64, Capture>,
+    pub graphs: HashMap<u64, Arc<[Work]>>,
+    pub executables: HashMap<u64, Arc<[Work]>>,
+    pub modules: HashMap<u64, Module>,
+    pub functions: HashMap<u64, Function>,
+    pub cublas: Cublas,
+    pub simt: Simt,
+    products: Option<Arc<CpuProducts>>,
+    /// The modelled time of the device, in microseconds.
+    pub clock: f64,
+    /// An error of earlier work, which every later call returns.
+    pub sticky: Option<Refusal>,
+    handles: u64,
+    calls: BTreeMap<&'static str, u64>,
+    violations: u64,
+    unreadable: Option<String>,
+}
+
+static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::new()));
+
+thread_local! {
+    /// The context that is bound to the thread.
+    static BOUND: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Driver {
+    fn new() -> Self {
+        let (policy, unreadable) = match Policy::from_environment() {
+            Ok(policy) => (policy, None),
+            Err(problem) => (Policy::default(), Some(problem)),
+        };
+        let checking = if policy.checked { Checking::Accesses } else { Checking::Off };
+        Driver {
+            initialized: false,
+            retained: 0,
+            memory: None,
+            streams: BTreeMap::from([(LEGACY, Stream { blocking: true, ..Stream::default() })]),
+            events: HashMap::new(),
+            recordings: 0,
+            captures: HashMap::new(),
+            graphs: HashMap::new(),
+            executables: HashMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            cublas: Cublas::default(),
+            simt: Simt::new(SimtOptions { checking, ..SimtOptions::default() }),
+            products: None,
+            clock: 0.0,
+            sticky: None,
+            handles: 0x1000,
+            calls: BTreeMap::new(),
+            violations: 0,
+            unreadable,
+            policy,
+        }
+    }
+
+    /// Returns a handle that was never used.
+    pub fn next_handle(&mut self) -> u64 {
+        self.handles += 0x10;
+        self.handles
+    }
+
+    pub fn memory(&self) -> Outcome<&Memory> {
+        match &self.memory {
+            Some(memory) => Ok(memory),
+            None => refused(CUresult::CUDA_ERROR_NOT_INITIALIZED, "cuInit was not called"),
+        }
+    }
+
+    pub fn memory_mut(&mut self) -> Outcome<&mut Memory> {
+        match &mut self.memory {
+            Some(memory) => Ok(memory),
+            None => refused(CUresult::CUDA_ERROR_NOT_INITIALIZED, "cuInit was not called"),
+        }
+    }
+
+    /// Implements cuInit.
+    pub fn initialize(&mut self) -> Outcome {
+        if let Some(problem) = &self.unreadable {
+            eprintln!("stand-in: {problem}");
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, problem.clone());
+        }
+        if self.memory.is_none() {
+            self.memory = Some(Memory::new(self.policy.memory)?);
+        }
+        self.initialized = true;
+        static AT_EXIT: Once = Once::new();
+        AT_EXIT.call_once(|| {
+            faults::install();
+            // SAFETY: the handler is a function of this library, which no process unloads.
+            unsafe { libc::atexit(at_exit) };
+        });
+        Ok(())
+    }
+
+    /// Returns the emulator's own products.
+    pub fn cpu_products(&mut self) -> Result<Arc<CpuProducts>, DeviceError> {
+        match &self.products {
+            Some(products) => Ok(products.clone()),
+            None => Ok(self.products.insert(Arc::new(CpuProducts::new(1)?)).clone()),
+        }
+    }
+
+    /// Requires that the context is bound to this thread.
+    pub fn bound(&self) -> Outcome {
+        match BOUND.get() {
+            CONTEXT if self.retained > 0 => Ok(()),
+            CONTEXT => refused(CUresult::CUDA_ERROR_INVALID_CONTEXT, "the bound context was released"),
+            _ => refused(CUresult::CUDA_ERROR_INVALID_CONTEXT, "no context is bound to this thread"),
+        }
+    }
+
+    /// Frees memory at this point of the streams' work.
+    pub fn free_now(&mut self, address: u64) -> Outcome {
+        if self.memory_mut()?.free(address)? {
+            self.violation(&format!("bytes after the end of the allocation at {address:#x} were written"));
+        }
+        Ok(())
+    }
+
+    /// Reports what CUDA leaves undefined.
+    pub fn violation(&mut self, text: &str) {
+        self.violations += 1;
+        eprintln!("stand-in: {text}");
+    }
+
+    /// Counts a call, and refuses it after an error of earlier work or if a policy says so.
+    fn begin(&mut self, name: &'static str, needs_device: bool) -> Outcome {
+        let calls = self.calls.entry(name).or_default();
+        *calls += 1;
+        if self.policy.failure.as_ref().is_some_and(|failure| failure.call == name && failure.nth == *calls) {
+            return Err(Refusal { code: failure_of(name), reason: "this call fails by a policy".into() });
+        }
+        if !self.initialized && name != "cuInit" {
+            return refused(CUresult::CUDA_ERROR_NOT_INITIALIZED, "cuInit was not called");
+        }
+        match &self.sticky {
+            Some(error) if needs_device => {
+                let Refusal { code, reason } = error;
+                Err(Refusal { code: *code, reason: format!("an error of earlier work: {reason}") })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Releases everything that belongs to the context. What its users still held is reported.
+    pub fn release_everything(&mut self) {
+        self.finish_everything();
+        if self.sticky.is_none() {
+            let held = self.held();
+            if !held.is_empty() {
+                self.violation(&format!("the context was released with {held}"));
+            }
+        }
+        let allocations: Vec<u64> =
+            self.memory.iter().flat_map(|memory| memory.live().map(|found| found.start)).collect();
+        for address in allocations {
+            let _ = self.free_now(address);
+        }
+        self.streams.retain(|&handle, _| handle == LEGACY);
+        self.events.clear();
+        self.graphs.clear();
+        self.executables.clear();
+        self.captures.clear();
+        self.modules.clear();
+        self.functions.clear();
+    }
+
+    /// Lists what was not freed; empty if everything was.
+    fn held(&self) -> String {
+        let bytes: Vec<u64> =
+            self.memory.iter().flat_map(|memory| memory.live().map(|found| found.bytes)).collect();
+        let locked = self.memory.iter().flat_map(Memory::live_page_locked).count();
+        let mut text = String::new();
+        if !bytes.is_empty() {
+            let _ = write!(text, "{} allocations ({} bytes)", bytes.len(), bytes.iter().sum::<u64>());
+        }
+        let counts = [
+            (locked, "page-locked allocations"),
+            (
+                self.streams
+                    .iter()
+                    .filter(|(handle, stream)| **handle != LEGACY && !stream.destroyed)
+                    .count(),
+                "streams",
+            ),
+            (self.events.len(), "events"),
+            (self.graphs.len() + self.executables.len(), "graphs"),
+            (self.modules.len(), "modules"),
+        ];
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            let separator = if text.is_empty() { "" } else { ", " };
+            let _ = write!(text, "{separator}{count} {what}");
+        }
+        text
+    }
+}
+
+/// Binds a context to this thread.
+pub fn bind(context: u64) {
+    BOUND.set(context);
+}
+
+/// Returns the context that is bound to this thread.
+pub fn bound_context() -> u64 {
+    BOUND.get()
+}
+
+/// Returns what a call returns that fails by a policy.
+fn failure_of(name: &str) -> u32 {
+    match name {
+        "cuMemAlloc" | "cuMemAllocAsync" | "cuMemHostAlloc" => CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32,
+        "cuLaunchKernel" | "cuLaunchKernelEx" => CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES as u32,
+        "cublasLtCreate" => Status::CUBLAS_STATUS_ALLOC_FAILED as u32,
+        name if name.starts_with("cublasLt") => Status::CUBLAS_STATUS_EXECUTION_FAILED as u32,
+        _ => CUresult::CUDA_ERROR_UNKNOWN as u32,
+    }
+}
+
+fn lock() -> MutexGuard<'static, Driver> {
+    DRIVER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a call that uses the device. No panic leaves it.
+pub fn call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> u32 {
+    guarded(name, true, CUresult::CUDA_ERROR_UNKNOWN as u32, body)
+}
+
+/// Runs a call that works after an error of the context too.
+pub fn host_call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> u32 {
+    guarded(name, false, CUresult::CUDA_ERROR_UNKNOWN as u32, body)
+}
+
+/// Runs a call of cuBLASLt.
+pub fn cublas_call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> u32 {
+    guarded(name, false, Status::CUBLAS_STATUS_INTERNAL_ERROR as u32, body)
+}
+
+fn guarded(
+    name: &'static str,
+    needs_device: bool,
+    after_panic: u32,
+    body: impl FnOnce(&mut Driver) -> Outcome,
+) -> u32 {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut driver = lock();
+        faults::now_in(name);
+        let outcome = driver.begin(name, needs_device).and_then(|()| body(&mut driver));
+        faults::now_in("");
+        outcome.map_err(|refusal| (refusal, driver.policy.log))
+    }));
+    match outcome {
+        Ok(Ok(())) => 0,
+        Ok(Err((Refusal { code, reason }, log))) => {
+            let text = format!("{name}: {reason}");
+            refusal::remember(code, &text);
+            if log {
+                eprintln!("stand-in: {text}");
+            }
+            code
+        }
+        Err(_) => {
+            eprintln!("stand-in: {name} panicked");
+            after_panic
+        }
+    }
+}
+
+/// Reports leaks when the process ends, and writes the counts of calls.
+extern "C" fn at_exit() {
+    let checked = catch_unwind(|| {
+        let mut driver = match DRIVER.try_lock() {
+            Ok(driver) => driver,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Another thread is inside a call, and will not leave it any more.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if driver.sticky.is_none() {
+            let mut held = driver.held();
+            let descriptors = driver.cublas.live();
+            if descriptors > 0 {
+                let separator = if held.is_empty() { "" } else { ", " };
+                let _ = write!(held, "{separator}{descriptors} objects of cuBLASLt");
+            }
+            if !held.is_empty() {
+                driver.violation(&format!("the process ended with {held}"));
+            }
+        }
+        if let Some(path) = &driver.policy.calls {
+            let lines: String =
+                driver.calls.iter().map(|(name, count)| format!("{name} {count}\n")).collect();
+            if let Err(error) = std::fs::write(path, lines) {
+                eprintln!("stand-in: {}: {error}", path.display());
+            }
+        }
+        driver.violations > 0
+    });
+    if !matches!(checked, Ok(false)) {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(FOUND) };
+    }
+}

@@ -1,0 +1,167 @@
+//! Modules and functions: images of kernels, and the limits of a launch.
+
+use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUresult};
+use flexdraft::runtime::simt::{KernelLimits, kernel_limits};
+
+use crate::driver::Driver;
+use crate::refusal::{Outcome, refused};
+
+/// The first line of an image that lists kernels (`build/nvcc.rs`).
+const NAMES: &str = "// kernels of flexdraft, without device code";
+
+/// The first bytes of a fatbin.
+const FATBIN: u32 = 0xba55_ed50;
+
+/// Shared memory of a CTA in bytes: what every kernel may have, and what a kernel may opt into.
+pub const SHARED: u32 = 48 << 10;
+pub const SHARED_OPT_IN: u32 = 227 << 10;
+
+const MOST_THREADS: u64 = 1024;
+const MOST_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+
+/// A loaded image.
+#[derive(Debug)]
+pub struct Module {
+    /// The kernels that the image lists; `None` if the image has device code, which the stand-in does not read.
+    names: Option<Vec<String>>,
+}
+
+/// A kernel of a loaded module.
+#[derive(Clone, Copy, Debug)]
+pub struct Function {
+    pub module: u64,
+    pub name: &'static str,
+    pub limits: KernelLimits,
+    /// Dynamic shared memory that a launch may ask for.
+    pub shared_bytes: u32,
+}
+
+impl Module {
+    /// Reads an image.
+    ///
+    /// # Safety
+    ///
+    /// `image` leads to a fatbin, or to text that ends with a zero.
+    pub unsafe fn read(image: *const u8) -> Outcome<Self> {
+        if image.is_null() {
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "no image");
+        }
+        let magic = FATBIN.to_le_bytes();
+        // SAFETY: an image has at least one byte, and the next ones are read as long as the earlier ones are not zero.
+        if (0..magic.len()).all(|i| unsafe { *image.add(i) } == magic[i]) {
+            return Ok(Module { names: None });
+        }
+        // SAFETY: the caller's promise about text.
+        let text = unsafe { std::ffi::CStr::from_ptr(image.cast()) }.to_string_lossy();
+        let mut lines = text.lines();
+        if lines.next() != Some(NAMES) {
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_IMAGE,
+                "neither a fatbin nor a list of flexdraft's kernels",
+            );
+        }
+        let names = lines.map(|line| line.trim_start_matches("// ").to_owned());
+        Ok(Module { names: Some(names.collect()) })
+    }
+}
+
+impl Driver {
+    /// Finds a kernel of a module.
+    pub fn load_function(&mut self, module: u64, name: &str) -> Outcome<u64> {
+        let Some(found) = self.modules.get(&module) else {
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_HANDLE,
+                format!("{module:#x} is no module, or was unloaded"),
+            );
+        };
+        let listed = found.names.as_ref().is_none_or(|names| names.iter().any(|listed| listed == name));
+        let Some((name, limits)) = kernel_limits(name).filter(|_| listed) else {
+            return refused(CUresult::CUDA_ERROR_NOT_FOUND, format!("the image has no kernel `{name}`"));
+        };
+        let function = Function { module, name, limits, shared_bytes: SHARED };
+        let handle = self.next_handle();
+        self.functions.insert(handle, function);
+        Ok(handle)
+    }
+
+    pub fn function(&mut self, handle: u64) -> Outcome<&mut Function> {
+        match self.functions.get_mut(&handle) {
+            Some(function) => Ok(function),
+            None => refused(
+                CUresult::CUDA_ERROR_INVALID_HANDLE,
+                format!("{handle:#x} is no function, or is unloaded"),
+            ),
+        }
+    }
+}
+
+impl Function {
+    pub fn attribute(&self, attribute: u32) -> Outcome<i32> {
+        let value = |value: u32| Ok(i32::try_from(value).unwrap_or(i32::MAX));
+        if attribute == Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK as u32 {
+            value(self.limits.threads)
+        } else if attribute == Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as u32 {
+            value(0)
+        } else if attribute == Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32 {
+            value(self.shared_bytes)
+        } else {
+            refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                format!("the stand-in does not know attribute {attribute}"),
+            )
+        }
+    }
+
+    pub fn set_attribute(&mut self, attribute: u32, value: i32) -> Outcome {
+        if attribute != Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as u32 {
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                format!("attribute {attribute} cannot be set"),
+            );
+        }
+        match u32::try_from(value) {
+            Ok(bytes) if bytes <= SHARED_OPT_IN => {
+                self.shared_bytes = bytes;
+                Ok(())
+            }
+            _ => {
+                let reason = format!("{value} bytes of shared memory, of at most {SHARED_OPT_IN}");
+                refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason)
+            }
+        }
+    }
+
+    /// Checks a launch against the device's and the kernel's limits.
+    pub fn check(&self, grid: [u32; 3], block: [u32; 3], shared_bytes: u32) -> Outcome {
+        let name = self.name;
+        if (0..3).any(|axis| grid[axis] == 0 || grid[axis] > MOST_GRID[axis]) {
+            let reason = format!("kernel {name}: a grid of {grid:?}, of at most {MOST_GRID:?}");
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
+        }
+        let threads: u64 = block.iter().map(|&threads| u64::from(threads)).product();
+        if threads == 0 || threads > MOST_THREADS {
+            let reason = format!("kernel {name}: a CTA of {block:?} threads, of at most {MOST_THREADS}");
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
+        }
+        if threads > u64::from(self.limits.threads) {
+            let reason = format!(
+                "kernel {name}: {threads} threads, of at most {} of this kernel",
+                self.limits.threads
+            );
+            return refused(CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, reason);
+        }
+        if block[1] != 1 || block[2] != 1 {
+            return refused(
+                CUresult::CUDA_ERROR_NOT_SUPPORTED,
+                format!("kernel {name}: the emulator's CTAs are lines"),
+            );
+        }
+        if shared_bytes > self.shared_bytes {
+            let allowed = self.shared_bytes;
+            let reason =
+                format!("kernel {name}: {shared_bytes} bytes of shared memory, of {allowed} allowed");
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
+        }
+        Ok(())
+    }
+}

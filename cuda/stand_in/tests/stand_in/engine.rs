@@ -1,0 +1,119 @@
+//! The decode engine on the stand-in: its results, and what it does after a call has failed.
+
+use std::collections::HashMap;
+use std::fs;
+
+use flexdraft::acceptance::Rule;
+use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::{AttentionShape, Device, Rope};
+use flexdraft::device_selection::self_test;
+use flexdraft::kernels::Kernels;
+use flexdraft::model::{Architecture, DrafterWeights, Model, ModelConfig, TargetWeights};
+use flexdraft::runtime::{Simt, SimtOptions};
+use flexdraft::sampling::SamplingParams;
+use flexdraft::tensor::DType;
+
+use crate::process::{succeeds, this_test};
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Qwen3,
+        hidden_size: 64,
+        intermediate_size: 96,
+        layers: 2,
+        attention: AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 },
+        vocab_size: 200,
+        context_len: 256,
+        rms_norm_eps: 1e-6,
+        rope: Rope { inv_freq: (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect(), scale: 1.0 },
+        attention_bias: false,
+        mlp_bias: false,
+        tied_embeddings: false,
+        eos_ids: Vec::new(),
+    }
+}
+
+/// Decodes three requests in batches of two, in parallel mode. Repeats a step that fails. Returns the tokens of
+/// each request and the number of failures; an error before the first step counts as a failure without tokens.
+fn decoded(device: impl Device) -> (Vec<Vec<u32>>, usize) {
+    let target = TargetWeights::random(&config(), DType::Bf16, 1).unwrap();
+    let drafter = DrafterWeights::random(&config(), 1, 4, 16, DType::Bf16, 2).unwrap();
+    let Ok(model) = Model::new(device, &target, Some(&drafter)) else { return (Vec::new(), 1) };
+    let options =
+        EngineOptions { max_batch: 2, cache_tokens: 256, prefill_rows: 16, ..EngineOptions::default() };
+    let Ok(mut engine) = Engine::new(model, Mode::Parallel, options) else { return (Vec::new(), 1) };
+    let mut ids = Vec::new();
+    for seed in 0..3 {
+        let request = Request {
+            sampling: SamplingParams::at_temperature(1.0),
+            rule: Rule::Rejection,
+            seed,
+            ..Request::new((0..20 + seed as u32).map(|id| id * 7 % 200).collect(), 8)
+        };
+        ids.push(engine.add(request).unwrap());
+    }
+    let (mut tokens, mut failures) = (HashMap::new(), 0);
+    while !engine.is_idle() {
+        match engine.step() {
+            Ok(committed) => {
+                for committed in committed {
+                    tokens.entry(committed.id).or_insert_with(Vec::new).extend(committed.tokens);
+                }
+            }
+            Err(_) => failures += 1,
+        }
+        assert!(failures < 10, "the engine does not recover");
+    }
+    (ids.iter().map(|id| tokens.remove(id).unwrap()).collect(), failures)
+}
+
+fn expected() -> Vec<Vec<u32>> {
+    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    let stream = kernels.runtime().stream();
+    decoded(Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())).0
+}
+
+/// Without a row-invariant algorithm too, drafting changes no token.
+#[test]
+fn passes_its_self_test_on_padded_products() {
+    succeeds(this_test!(), "", &[("PRODUCTS", "varying")], || {
+        self_test(Gpu::cuda(0).unwrap()).unwrap();
+    });
+}
+
+/// A step that fails can be repeated, whichever call of the driver failed.
+#[test]
+fn a_failed_call_changes_no_token() {
+    let counted = tempfile::NamedTempFile::new().unwrap();
+    let path = counted.path().to_str().unwrap();
+    succeeds(this_test!(), "none", &[("CALLS", path)], || {
+        assert_eq!(decoded(Gpu::cuda(0).unwrap()), (expected(), 0));
+    });
+    let counts = fs::read_to_string(path).unwrap();
+    for call in [
+        "cuMemcpyHtoDAsync",
+        "cuMemcpyDtoHAsync",
+        "cuMemcpyDtoDAsync",
+        "cuMemAllocAsync",
+        "cuLaunchKernel",
+        "cuStreamIsCapturing",
+        "cuStreamSynchronize",
+        "cublasLtMatmul",
+    ] {
+        // The process of a case counts nothing, and needs no policy.
+        let line = counts.lines().find_map(|line| line.strip_prefix(call)?.strip_prefix(' '));
+        let count: u64 = line.map_or(1, |count| count.parse().unwrap());
+        // The first calls belong to the loading of the model, the last ones to a step.
+        for (case, nth) in [("early", 1 + count / 3), ("late", count - count.min(60) / 7)] {
+            let policies = [("FAIL", &*format!("{call}:{nth}")), ("STREAMS", "late")];
+            succeeds(this_test!(), &format!("{call} {case}"), &policies, || {
+                let Ok(device) = Gpu::cuda(0) else { return };
+                let (tokens, failures) = decoded(device);
+                // A call that the device makes up for, such as one of a trial, is no failure.
+                assert!(failures <= 1, "{failures}");
+                assert!(tokens.is_empty() || tokens == expected(), "{tokens:?}");
+            });
+        }
+    }
+}

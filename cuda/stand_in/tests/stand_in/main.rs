@@ -1,0 +1,15 @@
+//! The stand-in for the driver and cuBLASLt: what it refuses, what its policies find, and flexdraft's kernels on it.
+//!
+//! Each case runs in a process of its own, because a process reads the policies once.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod captures;
+mod device;
+mod engine;
+mod kernels;
+mod memory;
+mod process;
+mod products;
+mod streams;
