@@ -7,6 +7,7 @@ use flexdraft::runtime::{Element, Limits, RawCuda, RawStream, Runtime, Simt, Sim
 use crate::any_runtime::{AnyMemory, AnyRuntime, AnyStream, Chosen};
 use crate::support;
 use crate::support::gpu::gpu;
+use crate::support::simt_variant::checking;
 
 /// The kernels on one of the processors.
 pub type Bench = support::bench::Bench<AnyRuntime>;
@@ -108,12 +109,13 @@ impl Bench {
 /// Runs a computation on the emulator in two variants, and, if there is a GPU, on it over cudarc's streams and over streams
 /// given by their addresses. `same` compares the results of two of them.
 pub fn runtimes_agree<T>(run: impl Fn(&Bench) -> T, same: impl Fn(&T, &T)) {
-    let expected = run(&Bench::on(Processor::Emulator, SimtOptions::default()));
-    let other = SimtOptions { checking: Checking::Off, copies: Copies::Late, schedule: 3 };
+    let usual = SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() };
+    let expected = run(&Bench::on(Processor::Emulator, usual));
+    let other = SimtOptions { copies: Copies::Late, schedule: 3, ..usual };
     same(&expected, &run(&Bench::on(Processor::Emulator, other)));
     for processor in the_gpu() {
-        let found = run(&Bench::on(processor, SimtOptions::default()));
+        let found = run(&Bench::on(processor, usual));
         same(&expected, &found);
-        same(&found, &run(&Bench::on(Processor::RawGpu, SimtOptions::default())));
+        same(&found, &run(&Bench::on(Processor::RawGpu, usual)));
     }
 }
