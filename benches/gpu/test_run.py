@@ -19,8 +19,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 # Each stand-in writes the part of its original's output that run.sh reads.
 KERNEL_TESTS = """if [ "$1" = --list ]; then
-  for family in attention glue sampling selection; do echo "$family::is_the_same_on_every_runtime: test"; done
-  printf '%s: test\\n' captured_launches::capture on_the_emulator::floors::attention glue::on_the_emulator::bytes
+  for family in attention norm sampling selection; do echo "$family::is_the_same_on_every_runtime: test"; done
+  printf '%s: test\\n' captured_launches::capture on_the_emulator::floors::attention sampling::on_the_emulator::bytes
   exit
 fi
 test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
@@ -134,7 +134,7 @@ class Running(unittest.TestCase):
         for run in runs.values():
             self.assertEqual((run["device"], run["commit"], len(run["date"])), ("Test GPU, 1.2", "abc", 20))
         passed = ["instructions", "first-kernels", "first-products", "captured_launches-capture",
-                  "glue-is_the_same_on_every_runtime", "on_a_gpu-modes", "products-are_the_sums", "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
+                  "norm-is_the_same_on_every_runtime", "on_a_gpu-modes", "products-are_the_sums", "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
                   "selection-initcheck"]
         self.assertEqual({runs[name]["status"] for name in passed}, {0})
         # What the emulator alone shows is not run on a GPU.
@@ -142,7 +142,7 @@ class Running(unittest.TestCase):
         # A bundle without step.py, such as an older one.
         self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
         # racecheck's findings are kept, but are no failure.
-        self.assertTrue(runs["glue-racecheck"]["advisory"] and runs["glue-racecheck"]["status"] != 0)
+        self.assertTrue(runs["norm-racecheck"]["advisory"] and runs["norm-racecheck"]["status"] != 0)
         self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
         self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
         self.assertIn("--exact captured_launches::capture", (report / "captured_launches-capture.log").read_text())
@@ -203,7 +203,7 @@ class Running(unittest.TestCase):
         runs = self.runs
         self.assertEqual(runs["bench-attention"]["status"], 0)
         self.assertTrue(runs["bench-sampling"]["cut"])
-        for name in ("bench-glue", "peers", "glue-memcheck"):
+        for name in ("bench-glue", "peers", "norm-memcheck"):
             self.assertEqual((runs[name]["status"], runs[name]["skipped"]), (None, "no time was left"))
 
     def test_what_is_not_there_is_skipped(self) -> None:
@@ -215,7 +215,7 @@ class Running(unittest.TestCase):
         self.assertEqual(self.runs["decode-greedy"]["skipped"], "demo/tiny is not here")
 
     def test_a_rehearsal_needs_no_gpu(self) -> None:
-        for program, test in ("kernel_tests", "glue::rows"), ("device_tests", "products::sums"):
+        for program, test in ("kernel_tests", "norm::rows"), ("device_tests", "products::sums"):
             self.script(program, f"[ $1 != --list ] || {{ echo '{test}: test'; exit; }}; [ -z $FLEXDRAFT_REQUIRE_GPU ]")
         done = self.run_bundle(libraries=[], FLEXDRAFT_REHEARSE="1")
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

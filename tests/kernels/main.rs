@@ -5,12 +5,16 @@
 //! Modules named `on_the_emulator` test what only the emulator shows.
 
 mod acceptance;
+mod activation;
 mod any_runtime;
 mod attention;
 mod captured_launches;
-mod glue;
+mod embedding;
+mod norm;
 mod on_the_emulator;
 mod processors;
+mod rope;
+mod rows;
 mod sampling;
 mod selection;
 #[path = "../support/mod.rs"]

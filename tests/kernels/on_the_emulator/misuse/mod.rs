@@ -3,7 +3,7 @@
 
 mod acceptance;
 mod attention;
-mod glue;
+mod between_products;
 mod memory;
 mod pass;
 mod sampling;

@@ -1,0 +1,248 @@
+//! Rotation and append: the reference's norms and rotations, K and V in their places in the cache, and no other byte changed.
+
+use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
+use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
+use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
+use half::bf16;
+use proptest::prelude::*;
+
+use crate::processors::Bench;
+use crate::rows::{POISON, f64s, on_every_processor, on_every_runtime};
+use crate::support::noise::halves;
+use crate::support::properties::properties;
+
+/// A random pass whose pages are in a shuffled order.
+#[derive(Clone, Debug)]
+struct AnyPass {
+    sequences: Vec<(usize, usize, Vec<usize>, usize)>,
+    page_size: usize,
+    seed: u64,
+}
+
+prop_compose! {
+    fn any_pass()(
+        sequences in prop::collection::vec(
+            (prop_oneof![0usize..300, 100_000usize..131_000], 0usize..4, prop_oneof![prop::collection::btree_set(0usize..5, 0..3), prop::collection::btree_set(190usize..250, 1..3)], 1usize..5),
+            0..4,
+        ),
+        page_size in prop::sample::select(vec![16usize, 32, 64, 128]),
+        seed in any::<u64>(),
+    ) -> AnyPass {
+        let sequences = sequences
+            .into_iter()
+            .map(|(start, candidates, groups, slots)| (start, candidates, groups.into_iter().collect(), slots))
+            .collect();
+        AnyPass { sequences, page_size, seed }
+    }
+}
+
+impl AnyPass {
+    /// Returns the page ids of each sequence, and the total number of pages. Most pages of a long context are the same
+    /// page, which no row of this pass is in.
+    fn pages(&self) -> (Vec<Vec<u32>>, usize) {
+        let mut next = 1;
+        let pages = self
+            .sequences
+            .iter()
+            .map(|(start, candidates, groups, _)| {
+                let end = start + candidates.max(&groups.last().map_or(0, |last| last + 1));
+                let mut pages = vec![0; end.div_ceil(self.page_size)];
+                for page in &mut pages[start / self.page_size..] {
+                    *page = next;
+                    next += 1;
+                }
+                pages
+            })
+            .collect();
+        (pages, next as usize)
+    }
+}
+
+proptest! {
+    #![proptest_config(properties(16))]
+
+    #[test]
+    fn norm_rope_append(
+        pass in any_pass(),
+        head_dim in prop::sample::select(vec![64usize, 128]),
+        (kv_heads, ratio) in (1usize..3, 1usize..4),
+        normed in any::<bool>(),
+        head_major in any::<bool>(),
+        padding in 0usize..3,
+    ) {
+        let append = AppendCase { pass, head_dim, kv_heads, q_heads: kv_heads * ratio, normed, head_major, padding };
+        on_every_processor(append.pass.seed, |bench| append.check(bench))?;
+    }
+}
+
+/// The rotation and append of a random pass's rows.
+#[derive(Clone, Debug)]
+struct AppendCase {
+    pass: AnyPass,
+    head_dim: usize,
+    kv_heads: usize,
+    q_heads: usize,
+    normed: bool,
+    head_major: bool,
+    padding: usize,
+}
+
+impl AppendCase {
+    fn check(&self, bench: &Bench) -> Result<(), TestCaseError> {
+        let AppendCase { ref pass, head_dim, kv_heads, q_heads, normed, head_major, padding } = *self;
+        let Bench { kernels, stream } = bench;
+        let (pages, page_count) = pass.pages();
+        let paging = Paging { pages: page_count, page_size: pass.page_size };
+        let sequences =
+            pass.sequences.iter().zip(&pages).map(|((start, candidates, groups, slots), pages)| {
+                SequenceRows {
+                    pages,
+                    start: *start,
+                    candidates: *candidates,
+                    groups: groups.clone(),
+                    slots: *slots,
+                }
+            });
+        let layout = Pass { sequences: sequences.collect() };
+        let max_pages = pages.iter().map(Vec::len).max().unwrap_or(0);
+        let mut tables = PassTables::new(bench.runtime(), stream, 4, max_pages).unwrap();
+        tables.upload(bench.runtime(), stream, &layout, paging).unwrap();
+        let described = layout.rows();
+        let rows = described.len() + padding;
+        prop_assert_eq!(tables.rows(), described.len());
+
+        // Frequencies down to one turn in a hundred thousand positions.
+        let inv_freq: Vec<f32> =
+            (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let frequencies = bench.memory(&inv_freq);
+        let mut cos_sin_memory = bench.memory(&vec![f32::NAN; rows * head_dim]);
+        let args = RopeTable {
+            pass: &tables,
+            inv_freq: bench.view(&frequencies),
+            scale: 0.75,
+            cos_sin: bench.view_mut(&mut cos_sin_memory),
+        };
+        kernels.rope_table(stream, &args).unwrap();
+        drop(args);
+        let cos_sin = bench.host(&cos_sin_memory);
+        for (r, cos_sin) in cos_sin.chunks(head_dim).enumerate() {
+            for (i, turn) in cos_sin.chunks(2).enumerate() {
+                let (sin, cos) = match described.get(r) {
+                    Some(row) => f64::from(row.position as f32 * inv_freq[i]).sin_cos(),
+                    None => (0.0, 0.0),
+                };
+                let error =
+                    (f64::from(turn[0]) - 0.75 * cos).abs().max((f64::from(turn[1]) - 0.75 * sin).abs());
+                prop_assert!(error < 3e-7, "{error} in row {r}");
+            }
+        }
+
+        let width = (q_heads + 2 * kv_heads) * head_dim;
+        let before = halves(pass.seed, rows * width);
+        let weights =
+            [3, 4].map(|s| halves(pass.seed ^ s, head_dim).iter().map(|w| w.to_f32()).collect::<Vec<f32>>());
+        let strides = match head_major {
+            true => KvStrides::head_major(pass.page_size, kv_heads, head_dim),
+            false => KvStrides::token_major(pass.page_size, kv_heads, head_dim),
+        };
+        let untouched = vec![POISON; page_count * pass.page_size * kv_heads * head_dim];
+        let [mut k, mut v] = [(); 2].map(|()| bench.memory(&untouched));
+        let (mut error, mut qkv) = (bench.memory(&[0u32]), bench.memory(&before));
+        let [q_norm, k_norm] = [&weights[0], &weights[1]].map(|weights| bench.memory(weights));
+        for kind in [RowKind::Candidates, RowKind::Masks] {
+            let args = NormRopeAppend {
+                pass: &tables,
+                kind,
+                qkv: bench.view_mut(&mut qkv),
+                cos_sin: bench.view(&cos_sin_memory),
+                norms: normed.then(|| (bench.view(&q_norm), bench.view(&k_norm))),
+                eps: 1e-6,
+                cache: PagedKvMut {
+                    k: bench.view_mut(&mut k),
+                    v: bench.view_mut(&mut v),
+                    k_strides: strides,
+                    v_strides: strides,
+                },
+                shape: AttentionShape { q_heads, kv_heads, head_dim },
+                error: Some(bench.view_mut(&mut error)),
+            };
+            kernels.norm_rope_append(stream, &args).unwrap();
+        }
+        prop_assert_eq!(bench.host(&error), [0]);
+        let (k, v, qkv) = (bench.host(&k), bench.host(&v), bench.host(&qkv));
+
+        let (mut expected_k, mut expected_v) = (untouched.clone(), untouched);
+        for (r, (found, before)) in qkv.chunks(width).zip(before.chunks(width)).enumerate() {
+            let Some(row) = described.get(r) else {
+                prop_assert_eq!(found, before);
+                continue;
+            };
+            // The place of this head of a candidate's k or v in the cache.
+            let candidate = r < tables.candidates();
+            let page =
+                pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
+            let token = page * strides.page + row.position % pass.page_size * strides.token;
+            let cached =
+                |kv_head: usize| token + kv_head * strides.head..token + kv_head * strides.head + head_dim;
+            for (head, (found, before)) in found.chunks(head_dim).zip(before.chunks(head_dim)).enumerate() {
+                let k_head = head.checked_sub(q_heads);
+                if let Some(v_head) = k_head.and_then(|head| head.checked_sub(kv_heads)) {
+                    prop_assert_eq!(found, before);
+                    if candidate {
+                        expected_v[cached(v_head)].copy_from_slice(before);
+                    }
+                    continue;
+                }
+                let found = match k_head.filter(|_| candidate) {
+                    Some(k_head) => {
+                        prop_assert_eq!(found, before);
+                        expected_k[cached(k_head)].copy_from_slice(&k[cached(k_head)]);
+                        &k[cached(k_head)]
+                    }
+                    None => found,
+                };
+                let mut exact = f64s(before);
+                if normed {
+                    let weight: Vec<f64> =
+                        weights[usize::from(head >= q_heads)].iter().map(|&w| f64::from(w)).collect();
+                    exact = flexdraft_reference::norm::rms_norm(&exact, &weight, 1e-6);
+                }
+                let (low, high) = exact.split_at(head_dim / 2);
+                for i in 0..head_dim / 2 {
+                    let (cos, sin) = (cos_sin[r * head_dim + 2 * i], cos_sin[r * head_dim + 2 * i + 1]);
+                    let (cos, sin) = (f64::from(cos), f64::from(sin));
+                    let magnitude = low[i].abs() + high[i].abs();
+                    let near =
+                        |found: bf16, exact: f64| (found.to_f64() - exact).abs() < magnitude / 250.0 + 1e-6;
+                    prop_assert!(near(found[i], low[i] * cos - high[i] * sin));
+                    prop_assert!(near(found[head_dim / 2 + i], high[i] * cos + low[i] * sin));
+                }
+            }
+        }
+        let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<u16>>();
+        prop_assert!(bits(&k) == bits(&expected_k) && bits(&v) == bits(&expected_v));
+        Ok(())
+    }
+}
+
+/// Returns a case with three sequences: with several groups, without a group, and without a candidate.
+fn three_sequences(head_dim: usize, kv_heads: usize, q_heads: usize, page_size: usize) -> AppendCase {
+    let sequences = vec![(300, 4, vec![0, 2, 3], 5), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
+    let (pass, normed) = (AnyPass { sequences, page_size, seed: 1 }, head_dim == 128);
+    AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major: normed, padding: 1 }
+}
+
+/// The heads and page sizes of Qwen3-8B, which norms q and k, and of SmolLM2-135M.
+#[test]
+fn heads_of_released_models() {
+    for append in [three_sequences(128, 8, 32, 64), three_sequences(64, 3, 9, 16)] {
+        on_every_processor(1, |bench| append.check(bench)).unwrap();
+    }
+}
+
+#[test]
+fn is_the_same_on_every_runtime() {
+    for append in [three_sequences(128, 2, 6, 32), three_sequences(64, 2, 6, 16)] {
+        on_every_runtime(|bench| append.check(bench));
+    }
+}
