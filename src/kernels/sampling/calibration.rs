@@ -1,0 +1,98 @@
+//! The calibrator's last layer, and the shape of the kernel that applies it.
+
+use half::bf16;
+
+use super::logits::LogitKernels;
+use crate::kernels::params::shapes::*;
+use crate::runtime::View;
+
+/// The calibrator's last layer with its input.
+#[derive(Debug)]
+pub struct Calibration<'a> {
+    /// The rank r, a multiple of 8.
+    pub rank: usize,
+    /// The hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, r]`, aligned to 16 bytes.
+    pub hidden: View<'a, bf16>,
+    /// The weight W2, `[vocab, r]`, aligned to 16 bytes.
+    pub weight: View<'a, bf16>,
+    /// The bias b2, `[vocab]`.
+    pub bias: Option<View<'a, f32>>,
+}
+
+/// A shape of the calibrated kernel: `FlexdraftCalibratedShape` of `cuda/common/shapes.h`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CalibratedShape {
+    pub kernel: fn(&LogitKernels) -> &'static str,
+    /// Token ids per CTA.
+    pub tile: usize,
+    pub threads: u32,
+    /// Shared memory in bytes without slices of the rank, and bytes per slice.
+    fixed: u32,
+    slice: u32,
+}
+
+/// 64 ids by 16 rows per CTA.
+const SMALL: CalibratedShape = CalibratedShape {
+    kernel: |kernels| kernels.calibrated_small,
+    tile: FLEXDRAFT_SMALL_TILE as usize,
+    threads: 32 * FLEXDRAFT_SMALL_WARPS_ACROSS_TILE * FLEXDRAFT_SMALL_WARPS_ACROSS_ROWS,
+    fixed: FLEXDRAFT_SMALL_SHARED,
+    slice: FLEXDRAFT_SMALL_SLICE_SHARED,
+};
+/// 128 ids by 64 rows per CTA.
+const LARGE: CalibratedShape = CalibratedShape {
+    kernel: |kernels| kernels.calibrated_large,
+    tile: FLEXDRAFT_LARGE_TILE as usize,
+    threads: 32 * FLEXDRAFT_LARGE_WARPS_ACROSS_TILE * FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS,
+    fixed: FLEXDRAFT_LARGE_SHARED,
+    slice: FLEXDRAFT_LARGE_SLICE_SHARED,
+};
+
+impl CalibratedShape {
+    /// Returns the shared memory of a CTA in bytes: its part of W2, the ring of u, and the corrections in f32.
+    fn shared_bytes(self, rank: usize) -> Option<u32> {
+        let slices = u32::try_from(rank.div_ceil(FLEXDRAFT_SLICE as usize)).ok()?;
+        slices.checked_mul(self.slice)?.checked_add(self.fixed)
+    }
+
+    /// Returns a shape and its shared memory in bytes: the large shape if there are many rows and it fits into `allowed`
+    /// bytes, otherwise the small shape. Both give the same bits. `None` if the size overflows.
+    pub fn choose(rows: usize, rank: usize, allowed: u32) -> Option<(Self, u32)> {
+        let large = LARGE.shared_bytes(rank).filter(|&bytes| bytes <= allowed);
+        match large {
+            Some(bytes) if rows > FLEXDRAFT_SMALL_ROWS as usize => Some((LARGE, bytes)),
+            _ => Some((SMALL, SMALL.shared_bytes(rank)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::logits::Logit;
+    use super::*;
+
+    #[test]
+    fn the_shape_of_a_calibrated_pass() {
+        let chosen = |rows, rank, kib: u32| {
+            CalibratedShape::choose(rows, rank, kib << 10)
+                .map(|(shape, bytes)| ((shape.kernel)(&bf16::KERNELS), bytes))
+        };
+        let small = |bytes| Some(("calibrated_sample_bf16_64x16", bytes));
+        let large = |bytes| Some(("calibrated_sample_bf16_128x64", bytes));
+        // 15 slots of 1 and 4 sequences, then of 16 and 64, at the released rank.
+        for kib in [99, 163, 227] {
+            assert_eq!([15, 60, 64].map(|rows| chosen(rows, 512, kib)), [small(84_736); 3], "{kib} KiB");
+        }
+        assert_eq!(
+            [99, 163, 227].map(|kib| chosen(65, 512, kib)),
+            [small(84_736), small(84_736), large(203_776)]
+        );
+        assert_eq!(
+            [99, 163, 227].map(|kib| chosen(960, 256, kib)),
+            [small(51_968), large(138_240), large(138_240)]
+        );
+        // A rank that fills a slice in part needs all of it.
+        assert_eq!(chosen(1, 8, 99), small(27_392));
+        assert_eq!(chosen(1, usize::MAX, 227), None);
+    }
+}

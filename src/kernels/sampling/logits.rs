@@ -1,0 +1,71 @@
+//! Rows of logits, and the types in which logits are stored.
+
+use half::bf16;
+
+use crate::runtime::{Element, View, ViewMut};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A type that logits are stored in: `f32` or `bf16`.
+pub trait Logit: Element + sealed::Sealed {
+    #[doc(hidden)]
+    const KERNELS: LogitKernels;
+}
+
+/// The kernels of one logit type.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct LogitKernels {
+    pub(super) plain: &'static str,
+    pub(super) calibrated_small: &'static str,
+    pub(super) calibrated_large: &'static str,
+    pub(super) finish: &'static str,
+    pub(in crate::kernels) accept: &'static str,
+    pub(in crate::kernels) block_sums: &'static str,
+}
+
+impl Logit for f32 {
+    const KERNELS: LogitKernels = LogitKernels {
+        plain: "sample_rows_f32",
+        calibrated_small: "calibrated_sample_f32_64x16",
+        calibrated_large: "calibrated_sample_f32_128x64",
+        finish: "sample_finish_f32",
+        accept: "accept_f32",
+        block_sums: "accept_block_sums_f32",
+    };
+}
+
+impl Logit for bf16 {
+    const KERNELS: LogitKernels = LogitKernels {
+        plain: "sample_rows_bf16",
+        calibrated_small: "calibrated_sample_bf16_64x16",
+        calibrated_large: "calibrated_sample_bf16_128x64",
+        finish: "sample_finish_bf16",
+        accept: "accept_bf16",
+        block_sums: "accept_block_sums_bf16",
+    };
+}
+
+/// Logits `[logit_rows, stride]`, aligned to 16 bytes.
+#[derive(Debug)]
+pub enum LogitRows<'a, L> {
+    /// The logits are read. Calibrated logits are not stored.
+    Read(View<'a, L>),
+    /// Calibrated logits replace the logits that they were computed from. Needed if the acceptance rule compares
+    /// distributions, or if a row with a calibrator asks for top-k, top-p or min-p.
+    Update(ViewMut<'a, L>),
+}
+
+impl<L: Element> LogitRows<'_, L> {
+    /// Returns the number of elements.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            LogitRows::Read(view) => view.len(),
+            LogitRows::Update(view) => view.len(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What sampling needs to know of a row, and what it finds out.
+
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+use crate::kernels::params::sampling::{FlexdraftRowSampling, FlexdraftRowStats};
+use crate::random::Stream;
+use crate::runtime::Element;
+use crate::sampling::{SamplingError, SamplingParams};
+
+/// How one row is warped and drawn from: `FlexdraftRowSampling` of `cuda/sampling/params.h`, validated.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowSampling(FlexdraftRowSampling);
+
+// SAFETY: ten words without padding (40 bytes, as asserted beside it), each valid for any bits; the kernels
+// give every value a defined meaning.
+unsafe impl bytemuck::Zeroable for RowSampling {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for RowSampling {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowSampling {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowSampling {}
+
+impl Element for RowSampling {}
+
+impl RowSampling {
+    /// Returns warping by `params` and a draw with the random numbers of `numbers`. Without `numbers` the token is that
+    /// of the largest logit, and `params` still decides the row's probabilities.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError`] for a parameter out of its range.
+    pub fn new(params: &SamplingParams, numbers: Option<Stream>) -> Result<Self, SamplingError> {
+        params.validate()?;
+        let (seed, purpose_and_slot, position) = numbers.map_or((0, 0, 0), |numbers| numbers.parts());
+        Ok(RowSampling(FlexdraftRowSampling {
+            seed,
+            position,
+            inverse_temperature: params.inverse_temperature().unwrap_or(0.0),
+            top_p: params.top_p,
+            min_score: lowest_score(params.min_p),
+            // A vocabulary has fewer ids than a count beyond the type, so nothing is dropped.
+            top_k: i32::try_from(params.top_k).unwrap_or(0),
+            purpose_and_slot,
+            sequence: -1,
+        }))
+    }
+
+    /// Returns the same, with a position that counts from that of sequence `sequence` in
+    /// [`Sample::starts`](super::Sample::starts), for a position that only the device knows.
+    #[must_use]
+    pub fn relative_to(mut self, sequence: u32) -> Self {
+        // An index beyond the type is beyond every number of sequences, and the kernel reports it.
+        self.0.sequence = i32::try_from(sequence).unwrap_or(i32::MAX);
+        self
+    }
+}
+
+/// Returns the smallest f32 whose exponential, in double precision, is at least `min_p`: −∞ for 0.
+fn lowest_score(min_p: f32) -> f32 {
+    if min_p <= 0.0 {
+        return f32::NEG_INFINITY;
+    }
+    let suffices = |score: f32| f64::from(score).exp() >= f64::from(min_p);
+    let mut score = f64::from(min_p).ln() as f32;
+    while !suffices(score) {
+        score = score.next_up();
+    }
+    while suffices(score.next_down()) {
+        score = score.next_down();
+    }
+    score
+}
+
+/// The statistics of one row after sampling: `FlexdraftRowStats` of `cuda/sampling/params.h`.
+///
+/// The score of an id is 0 if its logit is the largest, otherwise `(logit − max) · inverse_temperature`. An id is kept if
+/// its score is above `cut_score`, or equal to it with the id at most `cut_id`. The probability of a kept id is
+/// `exp(score − log_sum)`, and of any other id 0. At temperature 0, or if `max` is −∞, `token` has probability 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowStats {
+    /// The token that was drawn, or the token of the largest logit (ties to the lowest id).
+    pub token: i32,
+    /// The largest logit.
+    pub max: f32,
+    /// ln Σ exp(score) over the ids kept, natural; 0 at temperature 0.
+    pub log_sum: f32,
+    /// The probability of `token`.
+    pub probability: f32,
+    /// The largest probability of the softmax at temperature 1, with nothing dropped.
+    pub confidence: f32,
+    /// The logit of `token`.
+    pub token_logit: f32,
+    /// The probability of the row's token in [`Sample::draft`](super::Sample::draft); 0 without a token.
+    pub draft_probability: f32,
+    /// The reciprocal of the row's temperature ([`SamplingParams::inverse_temperature`]); 0 for greedy rows.
+    pub inverse_temperature: f32,
+    /// The lowest score that is kept; −∞ if nothing is dropped.
+    pub cut_score: f32,
+    /// The highest id that is kept among the ids with that score.
+    pub cut_id: i32,
+    /// The number of ids that are kept; the size of the vocabulary if nothing is dropped.
+    pub kept: i32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<RowStats>() == size_of::<FlexdraftRowStats>());
+const _: () = assert!(std::mem::offset_of!(RowStats, kept) == std::mem::offset_of!(FlexdraftRowStats, kept));
+
+// SAFETY: twelve words, each valid for any bits.
+unsafe impl bytemuck::Zeroable for RowStats {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for RowStats {}
+// SAFETY: it is plain data, as the kernels declare it.
+unsafe impl DeviceRepr for RowStats {}
+// SAFETY: every field may be zero.
+unsafe impl ValidAsZeroBits for RowStats {}
+
+impl Element for RowStats {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn min_p_as_a_score_is_exact() {
+        assert_eq!(lowest_score(0.0), f32::NEG_INFINITY);
+        for min_p in [1e-45, 1e-38, 1e-10, 0.01, 0.1, 0.25, 0.5, 0.9, 1.0 - f32::EPSILON / 2.0] {
+            let score = lowest_score(min_p);
+            assert!(f64::from(score).exp() >= f64::from(min_p), "{min_p}");
+            assert!(f64::from(score.next_down()).exp() < f64::from(min_p), "{min_p}");
+        }
+    }
+}
