@@ -4,20 +4,20 @@
 
 #include <stdint.h>
 
-/* The rows of a pass, a device array an entry. Candidate rows of all sequences come first, then mask
- * rows of all sequences: groups in ascending order, slots in order. Candidate i of a sequence sits at
- * position n + i and sees positions 0..=n+i; slot j of group k sits at n+k+1+j and sees 0..=n+k and
- * the slots of its own group. */
+/* The rows of a pass: one device array per field. The candidate rows of all sequences come first, then the mask rows of
+ * all sequences, groups in ascending order and slots in order. cuda/common/rows.cuh has the position of each row and
+ * the positions that it sees. */
 struct FlexdraftPass {
-    const int32_t* start;           /* [batch] n, the position of candidate 0 */
-    const int32_t* candidates;      /* [batch] candidate rows; may be 0 */
-    const uint64_t* groups;         /* [batch] bit i: a mask group for accepted length first_group + i */
-    const int32_t* first_group;     /* [batch] 0 but after a prompt, whose length may be any */
-    const int32_t* slots;           /* [batch] S, slots a group, at most 64 */
-    const int32_t* first_candidate; /* [batch + 1] first candidate row; the last entry is their number */
-    const int32_t* first_mask;      /* [batch + 1] first mask row, counted from row 0 of the pass */
+    const int32_t* start;       /* [batch] n, the position of candidate 0 */
+    const int32_t* candidates;  /* [batch] candidate rows; may be 0 */
+    const uint64_t* groups;     /* [batch] bit i: a mask group for accepted length first_group + i */
+    const int32_t* first_group; /* [batch] the accepted length of bit 0 of `groups`: 0 except after a prompt */
+    const int32_t* slots;       /* [batch] slots per group, at most 64 */
+    const int32_t*
+        first_candidate;       /* [batch + 1] first candidate row; the last entry is the number of candidate rows */
+    const int32_t* first_mask; /* [batch + 1] first mask row, counted from row 0 of the pass */
     int32_t batch;
-    int32_t rows; /* rows that the operands have; rows beyond the sequences' rows are padding */
+    int32_t rows; /* rows of the operands; rows beyond the rows of the sequences are padding */
 };
 
 /* One layer of a paged KV cache. Element (page, token, head, dim) of K is
@@ -34,15 +34,15 @@ struct FlexdraftPagedKv {
     int32_t page_size; /* 16, 32, 64 or 128 tokens */
 };
 
-/* What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
- * from the device that a kernel refused, or input that its outcome, though defined, should not come from. */
+/* The bits of the device error word (`error` of a parameter struct): an id or an index in device memory that a kernel
+ * refused, or input that has a defined result but is a mistake. */
 enum FlexdraftError {
     FLEXDRAFT_ERROR_PAGE = 1,  /* a page id out of range */
     FLEXDRAFT_ERROR_TOKEN = 2, /* a token id out of range */
-    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits; it counted as −inf */
-    FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace was made for */
+    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits, which counts as −inf */
+    FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace allows */
     FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
-    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were not stored were asked for again */
+    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were needed again and not stored */
 };
 
 #if defined(__cplusplus)

@@ -1,12 +1,12 @@
-/* How launches are shaped, for the kernels, for the wrappers that launch them and for the report on their code:
- * tiles, stages, splits, threads and shared memory. Plain C, as params.h.
+/* The shapes of launches, for the kernels, the wrappers that launch them and the report on their code: tiles, stages,
+ * splits, threads and shared memory. Plain C, as params.h.
  *
- * Results do not depend on it, but for what says "arithmetic": with other values sums are in another order. */
+ * Results do not depend on these constants, except on constants marked "arithmetic", which decide the order of sums. */
 #pragma once
 
-/* joint_attention_d*_r*_s*: rows of four warps share tiles of keys, which go through a ring of stages; one is read
- * while the others are filled. A warp has parts of 16 rows: with two of them it reads a key for both. A list of
- * tile(head_dim, rows, parts, stages). */
+/* The variants of joint_attention_d*_r*_s*, as tile(head_dim, rows, parts, stages). The rows of four warps share tiles of
+ * keys, which go through a ring of stages: the warps read one stage while the others are filled. A warp has parts of 16
+ * rows; with two parts it reads a key once for both. */
 /* clang-format off */
 #define FLEXDRAFT_ATTENTION_TILES(tile) \
     tile(64, 64, 1, 2) tile(64, 64, 1, 3) tile(64, 128, 2, 2) tile(64, 128, 2, 3) \
@@ -15,29 +15,30 @@
 
 enum FlexdraftAttentionShape {
     FLEXDRAFT_ATTENTION_THREADS = 128,
-    FLEXDRAFT_TILE_KEYS = 64, /* keys of a tile; splits are multiples of it; arithmetic */
+    FLEXDRAFT_TILE_KEYS = 64, /* keys of a tile; a split is a number of whole tiles; arithmetic */
     /* keys of a split, arithmetic: at batch 1 and context 8k, splits of 512 keys keep 132 multiprocessors busy */
     FLEXDRAFT_DEFAULT_SPLIT = 512,
-    FLEXDRAFT_SPAN_SPLITS = 4, /* splits that merge one after the other, spans in a tree; arithmetic */
-    FLEXDRAFT_ITEM_BYTES = 44, /* of shared memory: what a CTA works on */
-    FLEXDRAFT_ROW_BYTES = 10,  /* and what it knows of each row */
-    /* Levels of the tree of attention_merge_d*_l*, for 2^levels - 1 spans, or fours of them: for few, and for any. */
+    FLEXDRAFT_SPAN_SPLITS = 4, /* splits of a span, which merge one after the other; arithmetic */
+    FLEXDRAFT_ITEM_BYTES = 44, /* shared memory for the work item */
+    FLEXDRAFT_ROW_BYTES = 10,  /* shared memory for each row of the block */
+    /* Levels of the tree of attention_merge_d*_l*, which merges up to 2^levels - 1 groups of spans: few, or any. */
     FLEXDRAFT_FEW_LEVELS = 5,
     FLEXDRAFT_MERGE_LEVELS = 12,
-    FLEXDRAFT_MERGE_WARPS = 4 /* of a CTA of the merge, a head of a row each */
+    FLEXDRAFT_MERGE_WARPS = 4 /* warps of a CTA of the merge, each with one head of a row */
 };
 
-/* Of every tile: rows, and shared memory in bytes (Q, stages of K and V, the item and its rows) without the plan,
- * which is two int32_t for two sequences and one more. */
+/* The rows of each variant, and its shared memory in bytes (Q, stages of K and V, the item and its rows) without the plan
+ * of items: two int32_t per two sequences, and one more. */
 #define FLEXDRAFT_ATTENTION_TILE_SIZES(head_dim, rows, parts, stages) \
     FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_ROWS = rows,        \
     FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED =            \
         2 * head_dim * (rows + stages * 2 * FLEXDRAFT_TILE_KEYS) + rows * FLEXDRAFT_ROW_BYTES + FLEXDRAFT_ITEM_BYTES,
 enum FlexdraftAttentionTile { FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_ATTENTION_TILE_SIZES) };
 
-/* calibrated_sample_*: ids by rows a CTA, warps across them, and stages of u. Up to FLEXDRAFT_SMALL_ROWS rows W2's
- * traffic decides: small tiles, so that several CTAs share a multiprocessor and one computes while another loads.
- * Beyond, the product and the traffic of u decide: larger tiles on both sides. */
+/* The two shapes of calibrated_sample_*: ids and rows per CTA, warps across both, and stages of u. Up to
+ * FLEXDRAFT_SMALL_ROWS rows, the time depends on the traffic of W2: with small tiles, several CTAs share a
+ * multiprocessor, and one computes while another loads. With more rows, the time depends on the product and on the
+ * traffic of u, so both sides of a tile are larger. */
 enum FlexdraftCalibratedShape {
     FLEXDRAFT_SMALL_ROWS = 64,
 
@@ -53,13 +54,13 @@ enum FlexdraftCalibratedShape {
     FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS = 2,
     FLEXDRAFT_LARGE_STAGES = 4,
 
-    FLEXDRAFT_SLICE = 64,        /* elements of the rank that a stage carries */
-    FLEXDRAFT_SLICE_PADDING = 8, /* rows 16 bytes further than a multiple of 128: ldmatrix meets no bank conflict */
-    FLEXDRAFT_TILE_PADDING = 4   /* of a row of corrections: float4 rows, and the stores of mma's layout meet none */
+    FLEXDRAFT_SLICE = 64,        /* elements of the rank in a stage */
+    FLEXDRAFT_SLICE_PADDING = 8, /* elements behind a row, so that the rows of an ldmatrix lie in different banks */
+    FLEXDRAFT_TILE_PADDING = 4   /* floats behind a row of corrections, so that stores lie in different banks */
 };
 
-/* Their shared memory in bytes: W2's rows grow with every slice of the rank; their padding, the ring of u and the
- * corrections in f32 do not. */
+/* Shared memory of calibrated_sample_* in bytes: per slice of the rank for the rows of W2, and a fixed part for their
+ * padding, the ring of u and the corrections in f32. */
 #define FLEXDRAFT_CALIBRATED_SLICE_SHARED(tile) (2 * tile * FLEXDRAFT_SLICE)
 #define FLEXDRAFT_CALIBRATED_FIXED_SHARED(tile, row_block, stages)                                               \
     (2 * tile * FLEXDRAFT_SLICE_PADDING + 2 * stages * row_block * (FLEXDRAFT_SLICE + FLEXDRAFT_SLICE_PADDING) + \
@@ -75,15 +76,15 @@ enum FlexdraftCalibratedShared {
 
 /* CTAs of the other kernels: threads, and shared memory in bytes. */
 enum FlexdraftCta {
-    FLEXDRAFT_PLAIN_WARPS = 8, /* of sample_rows_*, a chunk of ids each */
+    FLEXDRAFT_PLAIN_WARPS = 8, /* warps of sample_rows_*, each with a chunk of ids */
     FLEXDRAFT_FINISH_THREADS = 512,
-    FLEXDRAFT_FINISH_SHARED = 24768, /* of sample_finish_* */
-    FLEXDRAFT_ACCEPT_THREADS = 256,  /* of accept_*; sums over a chunk are arithmetic */
+    FLEXDRAFT_FINISH_SHARED = 24768, /* sample_finish_* */
+    FLEXDRAFT_ACCEPT_THREADS = 256,  /* accept_*; arithmetic, in the sums over a chunk */
     FLEXDRAFT_ACCEPT_SHARED = 1024,
-    FLEXDRAFT_BLOCK_SHARES = 16, /* CTAs that share a sequence's draft tokens in the first launch of block verification:
-                                  * only the device knows their number, and most drafts have no more */
-    FLEXDRAFT_ROW_THREADS = 128, /* of embedding, activation and rope kernels: a row each, or 8 columns a thread */
-    FLEXDRAFT_NORM_THREADS = 256,                            /* of rms_norm, a row; its sum is arithmetic */
-    FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float a warp */
-    FLEXDRAFT_ROPE_THREADS = 64                              /* of rope_table, a row each */
+    FLEXDRAFT_BLOCK_SHARES = 16,  /* CTAs that share the draft tokens of a sequence in the first launch of block
+                                  * verification; only the device knows the number of draft tokens, mostly at most 16 */
+    FLEXDRAFT_ROW_THREADS = 128,  /* embedding, activation and rope kernels, except rope_table */
+    FLEXDRAFT_NORM_THREADS = 256, /* rms_norm; arithmetic, in the sum of squares */
+    FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float per warp */
+    FLEXDRAFT_ROPE_THREADS = 64                              /* rope_table */
 };

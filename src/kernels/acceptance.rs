@@ -1,13 +1,15 @@
 //! Acceptance of draft tokens and the bonus token, for a whole batch.
 //!
-//! Greedy, `match` and `rejection` take one launch, `block` two. The statistics of the rows come from
-//! [`Kernels::sample`]; the scan itself reads two logits a draft token, and whole rows of p and q at the one
-//! position where it stopped, so its floor is two rows a sequence (`block`: the rows of every draft token). Chunks of
-//! the vocabulary that truncation emptied are not read ([`Accept::target_partials`]).
+//! Greedy, `match` and `rejection` take one launch, and `block` takes two. The statistics of the rows come from
+//! [`Kernels::sample`]. The scan over the draft tokens reads two logits per draft token, and whole rows of logits only at
+//! the position where it stops. So the least traffic is two rows per sequence (with `block`: the rows of every draft
+//! token). The kernel does not read chunks of the vocabulary in which truncation keeps no id
+//! ([`Accept::target_partials`]).
 //!
-//! The outcome is that of [`crate::acceptance`], with the same random numbers: p and q are the distributions
-//! that tokens are drawn from, after warping; a test passes strictly below; ties go to the lowest id; where
-//! nothing is left of p, the bonus token is drawn from p itself.
+//! The results are those of [`crate::acceptance`], with the same random numbers. The target's distribution p and the
+//! draft's distribution q are the distributions that tokens are drawn from, after warping. A draft token passes if its
+//! random number is strictly below the threshold; ties go to the lowest id; if nothing of p is above q, the bonus token is
+//! drawn from p itself.
 
 use std::mem::size_of;
 
@@ -26,16 +28,17 @@ use crate::acceptance::Rule;
 use crate::layout::GroupSet;
 use crate::runtime::{Element, Runtime, View, ViewMut};
 
-/// Draft tokens that a sequence may have.
+/// The most draft tokens of a sequence.
 pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
 
-/// Tokens that a sequence may commit: an accepted draft and the bonus token.
+/// The most tokens that a sequence commits in a step: the draft tokens and the bonus token.
 pub const MAX_COMMITTED: usize = MAX_DRAFTS + 1;
 
 /// One sequence of a verification: `FlexdraftVerify` of `cuda/acceptance/params.h`.
 ///
-/// Row `first_target + i` of the target is p_i, i = 0..=v, row `first_draft + j − 1` of the draft q_j, and
-/// token `first_token + i − 1` is d_i. Rows and tokens that do not exist are found by the kernel.
+/// d_1 to d_v are the draft tokens. Row `first_target + i` of the target has p_i, the distribution of the token after d_i,
+/// for i = 0 to v. Row `first_draft + j − 1` of the draft has q_j, the distribution that d_j was drawn from. Token
+/// `first_token + i − 1` is d_i. The kernel reports rows and tokens that do not exist.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verify(FlexdraftVerify);
@@ -50,29 +53,30 @@ unsafe impl DeviceRepr for Verify {}
 unsafe impl ValidAsZeroBits for Verify {}
 impl Element for Verify {}
 
-/// What [`Verify::new`] is made of.
+/// The arguments of [`Verify::new`].
 #[derive(Clone, Copy, Debug)]
 pub struct VerifySequence {
-    /// The rule. Rows at temperature 0 ask for [`Rule::Match`]: all rules are the same there.
+    /// The acceptance rule. At temperature 0, where all rules give the same result, it must be [`Rule::Match`].
     pub rule: Rule,
     /// The request's seed.
     pub seed: u64,
     /// n, the position of candidate 0.
     pub position: usize,
-    /// v, up to [`MAX_DRAFTS`]. With none of them the bonus token is the one that [`Kernels::sample`] drew.
+    /// v, the number of draft tokens, up to [`MAX_DRAFTS`]. With 0, the bonus token is the token that
+    /// [`Kernels::sample`] drew.
     pub drafts: usize,
     /// The row of p_0.
     pub first_target: usize,
-    /// The row of q_1; without it every q_j is the point mass at d_j.
+    /// The row of q_1. Without it, q_j(d_j) = 1 for every j.
     pub first_draft: Option<usize>,
-    /// The place of d_1.
+    /// The index of d_1 among the tokens.
     pub first_token: usize,
-    /// Accepted lengths for which the pass has laid out a mask group.
+    /// Accepted lengths for which the pass has a mask group.
     pub groups: GroupSet,
 }
 
 impl Verify {
-    /// A sequence as the kernel takes it.
+    /// Returns a sequence in the form that the kernel reads.
     ///
     /// # Errors
     ///
@@ -102,7 +106,7 @@ impl Verify {
         }))
     }
 
-    /// The same with the statistics of q_1 in row `first` instead of the row that its logits have.
+    /// Returns the same with the statistics of q_1 in row `first`, instead of in the row of its logits.
     ///
     /// # Errors
     ///
@@ -114,20 +118,21 @@ impl Verify {
     }
 }
 
-/// What a verification found: `FlexdraftVerdict` of `cuda/acceptance/params.h`.
+/// The result of a verification: `FlexdraftVerdict` of `cuda/acceptance/params.h`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
-    /// a: how many draft tokens were accepted; −1 if the sequence's rows or tokens do not exist, and nothing
-    /// else is set then.
+    /// a, the number of accepted draft tokens; −1 if the sequence's rows or tokens do not exist, and then no other field
+    /// is set.
     pub accepted: i32,
     /// The bonus token, at position n + a + 1.
     pub bonus: i32,
-    /// p_a of the bonus token, warped.
+    /// The probability p_a of the bonus token, after warping.
     pub probability: f32,
-    /// Which group of the pass drafts next, counted among its groups; −1 if a has none: a drafting pass does.
+    /// The rank of group a, which drafts next, among the groups of the pass; −1 if the pass has no such group, and a
+    /// drafting pass is needed.
     pub group: i32,
-    /// n + a + 1: positions whose K and V stay in the cache.
+    /// n + a + 1, the number of positions whose K and V stay in the cache.
     pub cached_length: i64,
 }
 
@@ -156,45 +161,46 @@ pub struct SampledRows<'a, L> {
 /// The operands of [`Kernels::accept`].
 #[derive(Debug)]
 pub struct Accept<'a, L> {
-    /// Ids, 1 to 2²⁰.
+    /// The number of token ids, 1 to 2²⁰.
     pub vocab: usize,
     /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     pub stride: usize,
-    /// `[batch]`.
+    /// The sequences, `[batch]`.
     pub sequences: View<'a, Verify>,
-    /// Whether any of the sequences asks for [`Rule::Block`], which takes a launch more.
+    /// Whether any of the sequences has [`Rule::Block`], which needs a second launch.
     pub any_block: bool,
     /// The draft tokens of all sequences.
     pub tokens: View<'a, i32>,
     /// The target's rows.
     pub target: SampledRows<'a, L>,
-    /// The workspace of the [`Kernels::sample`] call that left the target's statistics, without a calibration, as that
-    /// call left it: then chunks of the vocabulary in which no id of p is kept are not read. `None` reads every id, with
-    /// the same outcome; what another call left gives an unspecified outcome within the vocabulary.
+    /// The workspace of the [`Kernels::sample`] call that wrote the target's statistics without a calibration, as that
+    /// call left it. With it, the kernel does not read chunks of the vocabulary in which no id of p is kept. With `None`,
+    /// it reads every id, with the same result. The workspace of any other call gives an unspecified result within the
+    /// vocabulary.
     pub target_partials: Option<View<'a, f32>>,
     /// The drafts' rows, if any sequence has them.
     pub draft: Option<SampledRows<'a, L>>,
-    /// [`accept_workspace_len`] elements or more; what is in it does not matter.
+    /// Workspace of at least [`accept_workspace_len`] elements; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
-    /// `[batch]`: zeros before the first launch; every launch leaves zeros.
+    /// Counters `[batch]`, zeros before the first launch. Every launch leaves zeros.
     pub arrived: ViewMut<'a, u32>,
-    /// `[batch]`, written.
+    /// Written: the verdicts, `[batch]`.
     pub verdicts: ViewMut<'a, Verdict>,
-    /// `[batch, MAX_COMMITTED]`, written: d_1..d_a, the bonus token, then −1.
+    /// Written: d_1 to d_a, the bonus token, then −1, `[batch, MAX_COMMITTED]`.
     pub committed: ViewMut<'a, i32>,
-    /// `[1]`, the device error word: bit 16 is set for a sequence whose rows or tokens do not exist.
+    /// The device error word `[1]`, optional. Bit 16 is set for a sequence whose rows or tokens do not exist.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-/// Elements of [`Accept::workspace`] for a batch; none if that overflows.
+/// Returns the number of elements of [`Accept::workspace`] for a batch; `None` if it overflows.
 pub fn accept_workspace_len(batch: usize, vocab: usize) -> Option<usize> {
     let chunks = vocab.div_ceil(FLEXDRAFT_ACCEPT_CHUNK as usize);
-    // A sum for every draft token, and the best score with its token.
+    // Per chunk: a sum for every draft token, and the best id with its value.
     batch.checked_mul(chunks)?.checked_mul(MAX_COMMITTED + 2)
 }
 
 impl<B: Runtime> Kernels<B> {
-    /// Decides for every sequence how much of its draft is accepted, and which token comes after it.
+    /// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them.
     ///
     /// # Errors
     ///
@@ -263,7 +269,7 @@ impl<B: Runtime> Kernels<B> {
         let target_rows = args.target.stats.len();
         let target = operands.product("target", &[target_rows, args.stride])?;
         let draft_stats_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
-        // As many rows as there are statistics, or more.
+        // At least one row of logits per row of statistics.
         let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.logits.len() / args.stride);
         let draft_rows = draft_rows.max(draft_stats_rows);
         let (draft, draft_stats) = match &args.draft {

@@ -1,14 +1,14 @@
 //! Joint draft-and-verify attention over one layer of a paged KV cache.
 //!
-//! One family for every step of FlexDraft: with candidates and groups it is the joint attention of parallel
-//! mode, without groups the verification of sequential mode, with one candidate autoregressive decoding,
-//! with one group and no candidates mask-token block attention. A row's result has the same bits in each, at
-//! any place in any batch.
+//! One family of kernels serves every step of FlexDraft. With candidates and groups, it is the joint attention of
+//! parallel mode; without groups, the verification of sequential mode; with one candidate, autoregressive decoding; with
+//! one group and no candidates, mask-token block attention. A row's result has the same bits in each mode, at any place
+//! in any batch.
 //!
-//! Per launch it reads the visible K and V once for every block of rows (64 or 128 query heads of rows that
-//! share a KV head). Keys are divided among CTAs: by splits while there are few, by spans of 4 splits once that
-//! occupies the processor. A state in f32 for every row, head and part is written and read, except where a
-//! sequence has one part. CTAs take the longest parts first. How keys are divided changes no bit.
+//! A launch reads the visible K and V once for every block of rows (64 or 128 query heads of rows that share a KV head).
+//! It divides keys among CTAs by splits or, if that gives enough work for the processor, by spans of 4 splits. It writes
+//! and reads a state in f32 for every row, head and part of the keys, unless a sequence has one part. CTAs take the
+//! longest parts first. The division of keys changes no bit.
 
 use half::bf16;
 
@@ -25,39 +25,39 @@ use crate::runtime::{Limits, Runtime, View, ViewMut};
 /// Splits of a span.
 const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
 
-/// Threads that a multiprocessor has registers for, at up to 256 each: its 65536 registers are the number of every compute
-/// capability from 8.0 to 12.0.
+/// Threads for which a multiprocessor has registers, at up to 256 per thread. Every compute capability from 8.0 to 12.0
+/// has 65536 registers per multiprocessor.
 const THREADS_TOGETHER: u32 = 65536 / 256;
 
-/// Shared memory that every CTA takes besides its own, in bytes.
+/// Shared memory that the system reserves for every CTA, in bytes.
 const RESERVED_SHARED: u32 = 1024;
 
 /// Heads of a CTA of the merge.
 const HEADS_A_CTA: usize = FLEXDRAFT_MERGE_WARPS as usize;
 
-/// Groups of states that the small merge has levels for.
+/// The most groups of states for which the small merge has levels.
 const FEW_GROUPS: usize = (1 << FLEXDRAFT_FEW_LEVELS) - 1;
 
-/// What decides how keys are divided, roughly and for any processor alike: seconds that a multiprocessor takes for an
-/// element of a key (a tile of 64 keys of 128 elements in 1.5 µs: what its share of the memory brings, and about what
-/// its matrix units do for 128 rows) …
+/// Estimated seconds per element of a key on one multiprocessor, for the division of keys. The estimate is the same for
+/// every processor: 1.5 µs for a tile of 64 keys of 128 elements, which is about the time in which the multiprocessor's
+/// share of the memory bandwidth brings the tile, and in which its matrix units compute 128 rows.
 const SECONDS_PER_KEY_ELEMENT: f64 = 1.5e-6 / (64.0 * 128.0);
 
-/// … and for a byte of a state, written and read by all of them together.
+/// Estimated seconds per byte of a state, which is written and read, for all multiprocessors together.
 const SECONDS_PER_STATE_BYTE: f64 = 2.0 / 3e12;
 
-/// The split that keeps the processors of a large GPU busy at batch 1 and context 8k.
+/// The default number of keys per split, which keeps the multiprocessors of a large GPU busy at batch 1 and context 8k.
 pub const DEFAULT_SPLIT: usize = FLEXDRAFT_DEFAULT_SPLIT as usize;
 
-/// How a kernel of the family divides its work: a line of `FLEXDRAFT_ATTENTION_TILES` of `cuda/common/shapes.h`.
-/// Which one runs changes no bit of the result.
+/// One variant of the kernel: an entry of `FLEXDRAFT_ATTENTION_TILES` in `cuda/common/shapes.h`. All variants give the
+/// same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     kernel: &'static str,
     head_dim: usize,
-    /// Query heads of rows that share each K and V tile.
+    /// Packed rows (a query head of a row each) that share each tile of K and V.
     rows: usize,
-    /// Shared memory in bytes for Q and the stages of K and V.
+    /// Shared memory in bytes, without the plan of items.
     shared: usize,
 }
 
@@ -65,7 +65,8 @@ const fn tile(kernel: &'static str, head_dim: usize, rows: u32, shared: u32) -> 
     Tile { kernel, head_dim, rows: rows as usize, shared: shared as usize }
 }
 
-/// All of them: more rows read K and V less often, more stages, that is, more shared memory, hide more latency.
+/// All variants. Variants with more rows read K and V less often; more stages hide more latency and need more shared
+/// memory.
 const TILES: [Tile; 7] = [
     tile("joint_attention_d64_r64_s2", 64, FLEXDRAFT_D64_R64_S2_ROWS, FLEXDRAFT_D64_R64_S2_SHARED),
     tile("joint_attention_d64_r64_s3", 64, FLEXDRAFT_D64_R64_S3_ROWS, FLEXDRAFT_D64_R64_S3_SHARED),
@@ -77,14 +78,14 @@ const TILES: [Tile; 7] = [
 ];
 
 impl Tile {
-    /// Shared memory of a CTA in bytes: two entries of the plan for every two sequences of the batch, and one more.
+    /// Returns the shared memory of a CTA in bytes. The plan has two entries per two sequences of the batch, and one more.
     fn shared_bytes(self, batch: usize) -> usize {
         let entries = batch.div_ceil(2).saturating_mul(2).saturating_add(1);
         self.shared.saturating_add(entries.saturating_mul(size_of::<i32>()))
     }
 
-    /// The tile with most warps on a multiprocessor, then most stages, among the tiles that fit a CTA: of 64 rows if no
-    /// sequence has more.
+    /// Returns the tile for a batch: among the tiles that fit a CTA, those of 64 rows if no sequence has more, then the
+    /// tile with most warps on a multiprocessor, then the tile with most stages.
     fn choose(head_dim: usize, packed_rows: usize, batch: usize, limits: Limits) -> Option<Self> {
         let fits = |tile: &Tile| tile.shared_bytes(batch) <= limits.shared_bytes_per_cta as usize;
         let usable = || TILES.into_iter().filter(|tile| tile.head_dim == head_dim).filter(fits);
@@ -95,7 +96,7 @@ impl Tile {
             .max_by_key(|tile| (tile.ctas_together(batch, limits), tile.shared))
     }
 
-    /// CTAs that a multiprocessor runs at once.
+    /// Returns the number of CTAs that a multiprocessor runs at once.
     fn ctas_together(self, batch: usize, limits: Limits) -> u32 {
         let shared =
             u32::try_from(self.shared_bytes(batch)).unwrap_or(u32::MAX).saturating_add(RESERVED_SHARED);
@@ -103,10 +104,10 @@ impl Tile {
         (limits.shared_bytes_per_multiprocessor / shared).clamp(1, most)
     }
 
-    /// Splits that an item of such a pass has: a span, so that fewer states go through memory, or one, so that more
-    /// multiprocessors are busy; whichever takes less by the estimates above.
+    /// Returns the number of splits per item: the splits of a span, so that fewer states go through memory, or one split,
+    /// so that more multiprocessors are busy. The estimates above decide which is faster.
     ///
-    /// `sequences`: rows of each, and cached positions that they see.
+    /// `sequences` has the rows of each sequence, and the number of cached positions that they see.
     fn item_splits(
         self,
         shape: AttentionShape,
@@ -117,7 +118,7 @@ impl Tile {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         let seconds = |splits: usize| {
             let item = split.saturating_mul(splits);
-            // Keys for all blocks of rows, and keys of the longest item: f64 counts them exactly enough.
+            // Keys of all blocks of rows, and keys of the longest item. f64 is exact enough for an estimate.
             let (mut keys, mut state_bytes, mut longest) = (0.0, 0.0, 1);
             for (rows, seen) in sequences.clone() {
                 let states = seen.div_ceil(item);
@@ -137,23 +138,24 @@ impl Tile {
     }
 }
 
-/// Elements of a workspace that suffices [`Kernels::joint_attention`] for every pass of up to `rows` rows whose
-/// sequences see up to `longest` cached positions, with splits of `split` keys; none if that overflows.
+/// Returns the number of elements of a workspace that is large enough for [`Kernels::joint_attention`] with any pass of
+/// up to `rows` rows whose sequences see up to `longest` cached positions, with splits of `split` keys. `None` if the
+/// number overflows.
 ///
-/// Most passes need less: [`Kernels::attention_workspace_len`] says how much.
+/// Most passes need less: see [`Kernels::attention_workspace_len`].
 pub fn attention_workspace_len(
     shape: AttentionShape,
     rows: usize,
     longest: usize,
     split: usize,
 ) -> Option<usize> {
-    // A state: an element of every dimension, the maximum and the sum.
+    // A state has head_dim elements, the maximum and the sum.
     let places = places(longest.div_ceil(split.max(1)));
     rows.checked_mul(shape.q_heads)?.checked_mul(places)?.checked_mul(shape.head_dim.checked_add(2)?)
 }
 
-/// States that a row and head has places for in the workspace: `states` of cached keys, and one of the slots. The item
-/// of a single state adds the slots to it.
+/// Returns the number of places of a row and head in the workspace: one per state of cached keys, and one for the slots
+/// of the row's group. A single state needs no place for slots, because its item adds the slots.
 const fn places(states: usize) -> usize {
     if states > 1 { states.saturating_add(1) } else { states }
 }
@@ -163,42 +165,43 @@ const fn places(states: usize) -> usize {
 pub struct JointAttention<'a, B: Runtime> {
     /// The pass.
     pub pass: &'a PassTables<B>,
-    /// Whether its mask rows take part. Below the tail layers they do not: it is then the attention of the pass
-    /// without its groups, whose rows are the candidates.
+    /// Whether the mask rows of the pass take part. They do not below the tail layers: then this is the attention of the
+    /// candidate rows alone.
     pub masks: bool,
     /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
-    /// [`norm_rope_append`](Kernels::norm_rope_append): of mask rows k and v are read, candidates' are in
-    /// the cache. Rows after the pass's rows are padding.
+    /// [`norm_rope_append`](Kernels::norm_rope_append). The kernel reads the k and v of mask rows here, and the k and v of
+    /// candidates in the cache. Rows after the rows of the pass are padding.
     pub qkv: View<'a, bf16>,
-    /// The layer's cache.
+    /// The KV cache of the layer.
     pub cache: PagedKv<'a>,
-    /// `[rows, q_heads · head_dim]`; padding gets zeros.
+    /// Written: the results, `[rows, q_heads · head_dim]`; zeros for padding.
     pub out: ViewMut<'a, bf16>,
-    /// Natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
+    /// Written: the natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
     pub lse: Option<ViewMut<'a, f32>>,
-    /// [`Kernels::attention_workspace_len`] elements or more, aligned to 8 bytes; what it holds does not matter.
+    /// Workspace of at least [`Kernels::attention_workspace_len`] elements, aligned to 8 bytes; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
-    /// The heads: head_dim 64 or 128, up to 16 query heads a KV head.
+    /// Numbers of heads, and head_dim: 64 or 128, with up to 16 query heads per KV head.
     pub shape: AttentionShape,
-    /// Keys of a split, a multiple of 64: [`DEFAULT_SPLIT`] unless measured. Part of the arithmetic: results
-    /// with another split differ in rounding.
+    /// Keys per split, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The split is part of the
+    /// arithmetic: results with another split differ in rounding.
     pub split: usize,
-    /// Device error word `[1]`, if there is one: bit 1 is set for a page id that is not in the cache, whose keys and
-    /// values count as zeros; bit 8 for a sequence that sees more than the pass that the workspace was made for, as a
-    /// captured launch can meet, whose rows are left out: zeros, and −∞ in `lse`.
+    /// The device error word `[1]`, optional. Bit 1: a page id out of range, whose keys and values count as zeros. Bit 8:
+    /// a sequence that sees more positions than the workspace allows, which only a captured launch can meet; its rows get
+    /// zeros, and −∞ in `lse`.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-/// How a launch divides its pass.
+/// The division of a pass among CTAs.
 struct Division {
-    /// None if no tile of this head_dim fits a CTA.
+    /// The variant of the kernel; `None` if none with this head_dim fits a CTA.
     tile: Option<Tile>,
-    /// Splits of an item.
+    /// Splits per item.
     item_splits: usize,
 }
 
 impl Division {
-    /// For a pass, or its candidates alone if `masks` is false. `split` may be 0, which a launch refuses.
+    /// Returns the division of a pass, or of its candidates alone if `masks` is false. `split` may be 0, which a launch
+    /// refuses.
     fn new<B: Runtime>(
         pass: &PassTables<B>,
         masks: bool,
@@ -218,9 +221,9 @@ impl Division {
 }
 
 impl<B: Runtime> Kernels<B> {
-    /// Elements of the workspace that [`joint_attention`](Self::joint_attention) needs for `pass`, or for its
-    /// candidates alone if `masks` is false, with `rows` rows of operands; none if that overflows. A pass whose keys are
-    /// divided into spans leaves a quarter of the states that [`attention_workspace_len`] counts.
+    /// Returns the number of elements of the workspace that [`joint_attention`](Self::joint_attention) needs for `pass`,
+    /// or for its candidates alone if `masks` is false, with `rows` rows of operands. `None` if the number overflows. A
+    /// pass whose keys are divided into spans leaves a quarter of the states that [`attention_workspace_len`] counts.
     pub fn attention_workspace_len(
         &self,
         pass: &PassTables<B>,
@@ -234,12 +237,13 @@ impl<B: Runtime> Kernels<B> {
         attention_workspace_len(shape, rows.max(pass.rows_with(masks)), pass.longest(), item)
     }
 
-    /// softmax(q Kᵀ / √head_dim) V over what each row sees: candidate i the cached positions 0..=n + i, the
-    /// rows of group k 0..=n + k and the slots of their own group.
+    /// Computes softmax(q Kᵀ / √head_dim) V over the keys that each row sees. Candidate i sees the cached positions 0 to
+    /// n + i, n being the position of candidate 0. A row of group k sees the cached positions 0 to n + k, and the slots of
+    /// its own group.
     ///
-    /// Products are of bf16 with f32 sums; weights are rounded to bf16 before they multiply V, and divided
-    /// by the sum of what they were rounded to. What a row does not see has no influence on its bits, as
-    /// long as V is finite where another row of the sequence sees it.
+    /// Products are of bf16 with f32 sums. Weights are rounded to bf16 before they multiply V, and divided by the sum of
+    /// the rounded weights. Keys that a row does not see have no influence on its bits, as long as V is finite at keys
+    /// that another row of the sequence sees.
     ///
     /// # Errors
     ///
@@ -247,7 +251,7 @@ impl<B: Runtime> Kernels<B> {
     ///
     /// # Example
     ///
-    /// One candidate at position 0 sees itself alone, so its result is its V.
+    /// One candidate at position 0 sees only itself, so its result is its V.
     ///
     /// ```
     /// use flexdraft::runtime::{Simt, SimtOptions};
@@ -352,14 +356,14 @@ impl<B: Runtime> Kernels<B> {
         operands.within(limits::query_heads(q_heads))?;
         let shared_bytes =
             operands.i32("shared memory", tile.shared_bytes(args.pass.batch()))?.cast_unsigned();
-        // As many CTAs as run at once; each takes items until there are none.
+        // The grid has the number of CTAs that run at once; each CTA takes items until none is left.
         let together = tile.ctas_together(args.pass.batch(), limits);
         let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors.saturating_mul(together) };
         let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ATTENTION_THREADS, shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
-        // Without states to merge only padding is left.
+        // If there are no states to merge, only padding rows are left for the second launch.
         if max_states <= 1 && rows == pass_rows {
             return Ok(());
         }
@@ -383,7 +387,8 @@ mod tests {
 
     const TILE_KEYS: usize = FLEXDRAFT_TILE_KEYS as usize;
 
-    /// A GPU with `kib` KiB of shared memory per CTA: 99, 163 and 227 are compute capability 8.6 and 8.9, 8.0, and 9.0.
+    /// Returns the limits of a GPU with `kib` KiB of shared memory per CTA: 99 for compute capability 8.6 and 8.9, 163 for
+    /// 8.0, and 227 for 9.0.
     fn gpu(kib: u32) -> Limits {
         let (bytes, all) = (kib << 10, (kib + 1) << 10);
         Limits { multiprocessors: 132, shared_bytes_per_cta: bytes, shared_bytes_per_multiprocessor: all }
@@ -430,7 +435,7 @@ mod tests {
         assert_eq!(Tile::choose(96, 4, 1, gpu(227)), None);
     }
 
-    /// Splits that a CTA takes together, for a layer of Qwen3-8B on 132 multiprocessors.
+    /// The number of splits per item, for a layer of Qwen3-8B on 132 multiprocessors.
     #[test]
     fn the_items_of_a_pass() {
         let shape = AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 };

@@ -3,22 +3,23 @@
 use super::common::*;
 use super::sampling::*;
 
-/// the target's own tokens, while the drafts are the same; greedy
+/// a draft token passes if it is the token that the target drew; greedy
 pub const FLEXDRAFT_RULE_MATCH: FlexdraftRule = 0;
 /// speculative sampling, arXiv 2211.17192 and 2302.01318
 pub const FLEXDRAFT_RULE_REJECTION: FlexdraftRule = 1;
 /// block verification, arXiv 2403.10444
 pub const FLEXDRAFT_RULE_BLOCK: FlexdraftRule = 2;
-/// The acceptance rules. At temperature 0 each of them is FLEXDRAFT_RULE_MATCH.
+/// The acceptance rules. At temperature 0 every rule is FLEXDRAFT_RULE_MATCH.
 pub type FlexdraftRule = ::core::ffi::c_uint;
-/// One sequence of a verification. Row i of the target is p_i, i = 0..drafts, and tells of d_{i+1}; row j - 1
-/// of the draft is q_j.
+/// One sequence of a verification. d_1 to d_v are its draft tokens. Row first_target + i of the target has p_i, the
+/// distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the distribution
+/// that d_j was drawn from.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftVerify {
     /// of the request
     pub seed: u64,
-    /// bit k: the pass has laid out a mask group for accepted length k
+    /// bit k: the pass has a mask group for accepted length k
     pub groups: u64,
     /// n, the position of candidate 0
     pub position: i64,
@@ -28,7 +29,7 @@ pub struct FlexdraftVerify {
     pub drafts: i32,
     /// row of p_0
     pub first_target: i32,
-    /// row of q_1; -1: every q_j is the point mass at d_j
+    /// row of q_1; -1: q_j(d_j) = 1 for every j
     pub first_draft: i32,
     /// place of d_1 in `tokens`
     pub first_token: i32,
@@ -55,17 +56,17 @@ const _: () = {
     ["Offset of field: FlexdraftVerify::first_draft_stats"]
         [::core::mem::offset_of!(FlexdraftVerify, first_draft_stats) - 44usize];
 };
-/// What a verification found.
+/// The result of a verification.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftVerdict {
-    /// a; -1: the sequence's rows do not exist, and nothing else is set
+    /// the accepted length a; -1: the sequence's rows do not exist, and nothing else is set
     pub accepted: i32,
     /// the token at position n + a + 1
     pub bonus: i32,
     /// p_a(bonus), warped
     pub probability: f32,
-    /// the rank of group a among the pass's groups, which drafts next; -1: not laid out
+    /// the rank of group a, which drafts next, among the pass's groups; -1: the pass lacks it
     pub group: i32,
     /// n + a + 1: positions whose K and V stay
     pub cached_length: i64,
@@ -84,6 +85,7 @@ const _: () = {
     ["Offset of field: FlexdraftVerdict::cached_length"]
         [::core::mem::offset_of!(FlexdraftVerdict, cached_length) - 16usize];
 };
+/// The verification of a batch: acceptance and bonus tokens.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftAcceptParams {
@@ -95,16 +97,16 @@ pub struct FlexdraftAcceptParams {
     pub target: *const ::core::ffi::c_void,
     /// [target_rows]
     pub target_stats: *const FlexdraftRowStats,
-    /// [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] what sample_rows_* found in the chunks of
-    /// `target`, field 0 their largest logits; null: every id is read
+    /// [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] the partial results that sample_rows_* left
+    /// of `target`; field 0 has the largest logit of each chunk; null: every id is read
     pub target_partials: *const f32,
     /// [draft_rows, logit_stride] of the target's type; may be null
     pub draft: *const ::core::ffi::c_void,
     /// [draft_stats_rows]; may be null
     pub draft_stats: *const FlexdraftRowStats,
-    /// [batch, 64, chunks]: of max(P_i p_i - q_{i+1}, 0); block
+    /// [batch, 64, chunks] for block verification: sums of max(P_i p_i - q_(i+1), 0)
     pub sums: *mut f32,
-    /// [batch, chunks, 2]: score and, in bits, token
+    /// [batch, chunks, 2] the best id of each chunk: its value in the race, and the bits of its id
     pub best: *mut f32,
     /// [batch] zero before and after a launch
     pub arrived: *mut u32,
@@ -176,20 +178,21 @@ const _: () = {
     ["Offset of field: FlexdraftAcceptParams::unused"]
         [::core::mem::offset_of!(FlexdraftAcceptParams, unused) - 140usize];
 };
-/// A sequence that drafts from a pass: slots 1..S of the group that its verdict names. The rows of its groups follow
-/// each other: S rows a group in a pass, S - 1 in logits, where slot 0 has no row.
+/// A sequence that drafts from a pass: slots 1 to S - 1 of the mask group that its verdict names, S being the slots per
+/// group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no
+/// row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftDraft {
-    /// bit k: the pass has a group for accepted length k; 0: one, which follows the verdict
+    /// bit k: the pass has a group for accepted length k; 0: its one group follows the verdict
     pub groups: u64,
-    /// which verdict is its
+    /// index of the sequence's verdict
     pub sequence: i32,
     /// the first row of the first group: of slot 0 in a pass, of slot 1 in logits
     pub first_slot: i32,
     /// S, 1 to 64
     pub slots: i32,
-    /// its first of the draft rows: S - 1 of them
+    /// the first of its S - 1 draft rows
     pub first_draft: i32,
     /// 1: the groups are rows of the logits; 0: rows of the pass
     pub in_logits: i32,
@@ -211,6 +214,7 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftDraft, in_logits) - 24usize];
     ["Offset of field: FlexdraftDraft::unused"][::core::mem::offset_of!(FlexdraftDraft, unused) - 28usize];
 };
+/// The selection of the rows that draft, after a verification.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSelectParams {
@@ -261,12 +265,12 @@ const _: () = {
     ["Offset of field: FlexdraftSelectParams::unused"]
         [::core::mem::offset_of!(FlexdraftSelectParams, unused) - 68usize];
 };
-/// Moves the one group of every sequence of a drafting pass from the largest accepted length that it was laid
-/// out for to the one of its verdict.
+/// Moves the one group of every sequence of a drafting pass from the largest accepted length to the accepted length of
+/// its verdict.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftFollowParams {
-    /// [batch] which verdict is that of the pass's sequence
+    /// [batch] index of the verdict of each sequence of the pass
     pub sequences: *const i32,
     /// [verdict_count]
     pub verdicts: *const FlexdraftVerdict,

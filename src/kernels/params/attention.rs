@@ -2,16 +2,16 @@
 
 use super::common::*;
 
-/// Joint draft-and-verify attention of one layer. Candidate rows see the cache up to their own position; the
-/// rows of group k see it up to n + k, and the slots of their own group, whose K and V are rows of
-/// `mask_k` and `mask_v`. Query head h reads KV head h / head_ratio.
+/// Joint draft-and-verify attention of one layer. A candidate row sees the cache up to its own position. A row of group k
+/// sees the cache up to position n + k, n being the position of candidate 0, and the slots of its own group, whose K and
+/// V are rows of `mask_k` and `mask_v`. Query head h reads KV head h / head_ratio.
 #[repr(C)]
 pub struct FlexdraftAttentionParams {
     pub pass: FlexdraftPass,
     pub cache: FlexdraftPagedKv,
     /// [rows, q_stride]: q_heads heads of head_dim bf16
     pub q: *const u16,
-    /// [rows, mask_stride]: kv_heads heads of head_dim bf16; mask rows are read
+    /// [rows, mask_stride]: kv_heads heads of head_dim bf16; only mask rows are read
     pub mask_k: *const u16,
     /// as mask_k
     pub mask_v: *const u16,
@@ -27,11 +27,11 @@ pub struct FlexdraftAttentionParams {
     pub error: *mut u32,
     pub q_stride: i64,
     pub mask_stride: i64,
-    /// of the scores: head_dim^-1/2 * log2(e)
+    /// factor of the scores: head_dim^-1/2 * log2(e)
     pub scale_log2: f32,
     pub q_heads: i32,
     pub kv_heads: i32,
-    /// query heads of a KV head: q_heads / kv_heads
+    /// query heads per KV head: q_heads / kv_heads
     pub head_ratio: i32,
     /// keys of a split, a multiple of 64
     pub split: i32,
@@ -39,8 +39,8 @@ pub struct FlexdraftAttentionParams {
     pub item_splits: i32,
     /// states that the cached keys of a sequence may leave
     pub max_states: i32,
-    /// states of a row and head in the workspace: max_states, and the slots' as the last if that is
-    /// more than one
+    /// places of a row and head in the workspace: max_states and, if that is more than one, a last
+    /// place for the slots
     pub places: i32,
 }
 #[cfg(target_pointer_width = "64")]

@@ -1,9 +1,8 @@
 // Generated from cuda/common/params.h by the crate in bindings.
 
-/// The rows of a pass, a device array an entry. Candidate rows of all sequences come first, then mask
-/// rows of all sequences: groups in ascending order, slots in order. Candidate i of a sequence sits at
-/// position n + i and sees positions 0..=n+i; slot j of group k sits at n+k+1+j and sees 0..=n+k and
-/// the slots of its own group.
+/// The rows of a pass: one device array per field. The candidate rows of all sequences come first, then the mask rows of
+/// all sequences, groups in ascending order and slots in order. cuda/common/rows.cuh has the position of each row and
+/// the positions that it sees.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPass {
@@ -13,16 +12,16 @@ pub struct FlexdraftPass {
     pub candidates: *const i32,
     /// [batch] bit i: a mask group for accepted length first_group + i
     pub groups: *const u64,
-    /// [batch] 0 but after a prompt, whose length may be any
+    /// [batch] the accepted length of bit 0 of `groups`: 0 except after a prompt
     pub first_group: *const i32,
-    /// [batch] S, slots a group, at most 64
+    /// [batch] slots per group, at most 64
     pub slots: *const i32,
-    /// [batch + 1] first candidate row; the last entry is their number
+    /// [batch + 1] first candidate row; the last entry is the number of candidate rows
     pub first_candidate: *const i32,
     /// [batch + 1] first mask row, counted from row 0 of the pass
     pub first_mask: *const i32,
     pub batch: i32,
-    /// rows that the operands have; rows beyond the sequences' rows are padding
+    /// rows of the operands; rows beyond the rows of the sequences are padding
     pub rows: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -98,14 +97,14 @@ const _: () = {
 pub const FLEXDRAFT_ERROR_PAGE: FlexdraftError = 1;
 /// a token id out of range
 pub const FLEXDRAFT_ERROR_TOKEN: FlexdraftError = 2;
-/// a NaN among the logits; it counted as −inf
+/// a NaN among the logits, which counts as −inf
 pub const FLEXDRAFT_ERROR_NAN: FlexdraftError = 4;
-/// a sequence longer than the workspace was made for
+/// a sequence longer than the workspace allows
 pub const FLEXDRAFT_ERROR_PLAN: FlexdraftError = 8;
 /// a row or sequence index out of range
 pub const FLEXDRAFT_ERROR_ROW: FlexdraftError = 16;
-/// calibrated logits that were not stored were asked for again
+/// calibrated logits that were needed again and not stored
 pub const FLEXDRAFT_ERROR_STORE: FlexdraftError = 32;
-/// What kernels report in the device error word (`error` of a parameter struct, a bit each): an id or index
-/// from the device that a kernel refused, or input that its outcome, though defined, should not come from.
+/// The bits of the device error word (`error` of a parameter struct): an id or an index in device memory that a kernel
+/// refused, or input that has a defined result but is a mistake.
 pub type FlexdraftError = ::core::ffi::c_uint;

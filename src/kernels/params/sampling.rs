@@ -6,12 +6,12 @@ use super::common::*;
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowSampling {
-    /// the request's: the key of its random numbers
+    /// of the request: the key of its random numbers
     pub seed: u64,
     /// counter words 2 and 3, before starts[sequence] is added
     pub position: u64,
-    /// 1 / temperature, rounded to f32; 0 (and what is no finite number above 0) is greedy: the largest logit, ties
-    /// to the lowest id
+    /// 1 / temperature, rounded to f32. 0, and any value that is not a finite number above 0, is greedy: the largest
+    /// logit, ties to the lowest id
     pub inverse_temperature: f32,
     /// 1 is off
     pub top_p: f32,
@@ -19,9 +19,9 @@ pub struct FlexdraftRowSampling {
     pub min_score: f32,
     /// 0 is off
     pub top_k: i32,
-    /// counter word 1; 0: no draw, the token is the largest logit's
+    /// counter word 1; 0: no draw, the token is that of the largest logit
     pub purpose_and_slot: u32,
-    /// position counts from starts[sequence]; −1: from 0
+    /// `position` counts from starts[sequence]; −1: from 0
     pub sequence: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -46,14 +46,14 @@ const _: () = {
     ["Offset of field: FlexdraftRowSampling::sequence"]
         [::core::mem::offset_of!(FlexdraftRowSampling, sequence) - 36usize];
 };
-/// What is known of one row after sampling. The score of id x is 0 where logit[x] is the largest (or +inf),
-/// and (logit[x] − max) · inverse_temperature elsewhere; NaN counts as −inf. x is kept if its score is above
-/// cut_score, or equal to it and x <= cut_id; then p(x) = exp(score − log_sum), otherwise 0. At temperature 0,
-/// and where max is −inf, p is 1 at `token` and 0 elsewhere instead. cuda/sampling/warping.cuh computes it.
+/// The statistics of one row after sampling. The score of id x is 0 if logit[x] is the largest (or +inf), otherwise
+/// (logit[x] − max) · inverse_temperature; NaN counts as −inf. x is kept if its score is above cut_score, or equal to
+/// it and x <= cut_id. The probability of a kept id is p(x) = exp(score − log_sum), of any other id 0. At temperature
+/// 0, or if max is −inf, p is 1 at `token` and 0 elsewhere. cuda/sampling/warping.cuh computes it.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowStats {
-    /// drawn, or the largest logit's
+    /// drawn, or that of the largest logit
     pub token: i32,
     /// the largest logit
     pub max: f32,
@@ -65,14 +65,14 @@ pub struct FlexdraftRowStats {
     pub confidence: f32,
     /// logit[token]
     pub token_logit: f32,
-    /// p(draft token), 0 without one
+    /// p(draft token); 0 without a draft token
     pub draft_probability: f32,
-    /// the row's; 0 where it is greedy
+    /// of the row; 0 if the row is greedy
     pub inverse_temperature: f32,
     /// −inf: everything is kept
     pub cut_score: f32,
     pub cut_id: i32,
-    /// how many ids are kept; the vocabulary's size where nothing is dropped
+    /// number of ids that are kept; the size of the vocabulary if nothing is dropped
     pub kept: i32,
     pub padding: i32,
 }
@@ -103,7 +103,8 @@ const _: () = {
     ["Offset of field: FlexdraftRowStats::padding"]
         [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
 };
-/// Rows beyond the sequences' rows (logit_index −1) are skipped; their stats are zero.
+/// Sampling of rows, with or without calibration: logits + W2 · u + b2. Padding rows (logit_index −1) are skipped; their
+/// stats are zero.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSampleParams {
@@ -140,9 +141,9 @@ pub struct FlexdraftSampleParams {
     pub sequences: i32,
     /// ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK))
     pub chunks: i32,
-    /// whether the calibrated logits replace those they were computed from
+    /// 1: the calibrated logits replace the logits that they were computed from
     pub store: i32,
-    /// whether `logits` is what is sampled: no calibrator, or `store`
+    /// 1: `logits` holds the logits that are sampled: no calibrator, or `store`
     pub logits_current: i32,
 }
 #[cfg(target_pointer_width = "64")]
