@@ -3,6 +3,7 @@
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 use flexdraft::device::{Device, DeviceError};
 use flexdraft::device_selection::{Chosen, choose};
+use flexdraft::kernels::{ModelShape, supports};
 use flexdraft::runtime::Cuda;
 
 use crate::models::Weights;
@@ -39,28 +40,15 @@ pub fn note<D>(chosen: &Chosen<D>) -> Option<String> {
 /// Returns the reason why the kernels cannot run a model, if there is one.
 fn unsupported(weights: &Weights) -> Option<String> {
     let config = &weights.target.config;
-    let heads = config.attention;
-    let ratio = heads.q_heads / heads.kv_heads.max(1);
     let calibrator = weights.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref());
-    let rank = calibrator.and_then(|calibrator| calibrator.hidden.weight.shape().first().copied());
-    if ![64, 128].contains(&heads.head_dim) {
-        Some(format!("its kernels support head_dim 64 and 128, and the model has {}", heads.head_dim))
-    } else if !(1..=16).contains(&ratio) {
-        Some(format!("its kernels support 1 to 16 query heads per KV head, and the model has {ratio}"))
-    } else if config.vocab_size > 1 << 20 {
-        Some(format!(
-            "its kernels support up to {} token ids, and the model has {}",
-            1 << 20,
-            config.vocab_size
-        ))
-    } else if !config.hidden_size.is_multiple_of(8) || !config.intermediate_size.is_multiple_of(8) {
-        Some("its kernels support hidden and intermediate sizes that are multiples of 8".into())
-    } else {
-        let rank = rank.filter(|rank| !rank.is_multiple_of(8))?;
-        Some(format!(
-            "its kernels support calibrator ranks that are multiples of 8, and the drafter has {rank}"
-        ))
-    }
+    let shape = ModelShape {
+        attention: config.attention,
+        vocab: config.vocab_size,
+        hidden: config.hidden_size,
+        intermediate: config.intermediate_size,
+        rank: calibrator.and_then(|calibrator| calibrator.hidden.weight.shape().first().copied()),
+    };
+    supports(&shape).err().map(|limit| format!("the model's {limit}"))
 }
 
 #[cfg(test)]
@@ -75,7 +63,7 @@ mod tests {
         weights.target.config.attention.head_dim = 96;
         assert_eq!(
             unsupported(&weights),
-            Some("its kernels support head_dim 64 and 128, and the model has 96".into())
+            Some("the model's head_dim is 96; the kernels support 64, 128".into())
         );
     }
 

@@ -58,13 +58,14 @@ pub struct ModelShape {
 pub fn supports(model: &ModelShape) -> Result<(), ExceededLimit> {
     heads(model.attention)?;
     vocabulary(model.vocab)?;
-    columns(model.hidden)?;
-    columns(model.intermediate)?;
-    activation_columns(model.intermediate)?;
+    let named = |what| move |limit| ExceededLimit { what, ..limit };
+    columns(model.hidden).map_err(named("hidden size"))?;
+    columns(model.intermediate).map_err(named("intermediate size"))?;
+    activation_columns(model.intermediate).map_err(named("intermediate size"))?;
     model.rank.map_or(Ok(()), rank)
 }
 
-/// Returns an error if `found` is not supported.
+/// Returns an error unless the value is supported.
 fn check(
     is_supported: bool,
     what: &'static str,
@@ -190,10 +191,10 @@ mod tests {
         }
         assert_eq!(exceeded(ModelShape { vocab: 0, ..model }), ("vocabulary", 0));
         assert_eq!(exceeded(ModelShape { vocab: (1 << 20) + 1, ..model }), ("vocabulary", (1 << 20) + 1));
-        assert_eq!(exceeded(ModelShape { hidden: 12, ..model }), ("number of columns", 12));
-        assert_eq!(exceeded(ModelShape { intermediate: 20, ..model }), ("number of columns", 20));
+        assert_eq!(exceeded(ModelShape { hidden: 12, ..model }), ("hidden size", 12));
+        assert_eq!(exceeded(ModelShape { intermediate: 20, ..model }), ("intermediate size", 20));
         let wide = 65_535 * 1024 + 8;
-        assert_eq!(exceeded(ModelShape { intermediate: wide, ..model }), ("number of columns", wide));
+        assert_eq!(exceeded(ModelShape { intermediate: wide, ..model }), ("intermediate size", wide));
         assert_eq!(exceeded(ModelShape { rank: Some(20), ..model }), ("rank", 20));
     }
 }
