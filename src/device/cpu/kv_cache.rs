@@ -176,7 +176,10 @@ mod tests {
         for (layers, pages, page_size) in
             [(usize::MAX, 1, 1), (1, usize::MAX, 1), (1, 1, usize::MAX), (usize::MAX, 0, 1)]
         {
-            assert!(new(layers, pages, page_size).unwrap_err().starts_with("out of memory: KV cache"));
+            assert_eq!(
+                new(layers, pages, page_size).unwrap_err(),
+                "new_cache: the size of the KV cache overflows"
+            );
         }
         for (layers, pages) in [(0, 5), (5, 0)] {
             assert!(new(layers, pages, 4).is_ok());
