@@ -16,9 +16,26 @@ from common import OUT, TESTS, write
 from tokenizer import TEXTS
 
 GGUF = TESTS / "fixtures" / "gguf"
-QUANTIZATIONS = [Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q6_K]
+# Files of blocks, by name.
+QUANTIZATIONS = {
+    "blocks": [Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q6_K],
+    "blocks-2": [Type.Q5_0, Type.Q5_1, Type.Q2_K, Type.Q3_K, Type.Q5_K, Type.IQ4_NL, Type.IQ4_XS],
+}
 # Offsets of the f16 scales in a block, in units of two bytes.
-SCALES = {Type.Q4_0: [0], Type.Q4_1: [0, 1], Type.Q8_0: [0], Type.Q4_K: [0, 1], Type.Q6_K: [104]}
+SCALES = {
+    Type.Q4_0: [0],
+    Type.Q4_1: [0, 1],
+    Type.Q5_0: [0],
+    Type.Q5_1: [0, 1],
+    Type.Q8_0: [0],
+    Type.Q2_K: [40, 41],
+    Type.Q3_K: [54],
+    Type.Q4_K: [0, 1],
+    Type.Q5_K: [0, 1],
+    Type.Q6_K: [104],
+    Type.IQ4_NL: [0],
+    Type.IQ4_XS: [0],
+}
 
 
 def finish(writer):
@@ -38,12 +55,11 @@ def to_bf16(x):
     return torch.from_numpy(numpy.ascontiguousarray(x)).to(torch.bfloat16).view(torch.uint8).numpy()
 
 
-def blocks():
-    """Returns random quantised blocks. Any bytes with finite scales are a block, so random bytes test every bit of a
-    format."""
+def blocks(name):
+    """Writes random blocks. Any bytes with finite scales are a block, so random bytes test every bit of a format."""
     random = numpy.random.default_rng(11)
-    writer = new_writer("blocks", "llama")
-    for kind in QUANTIZATIONS:
+    writer = new_writer(name, "llama")
+    for kind in QUANTIZATIONS[name]:
         length, size = gguf.GGML_QUANT_SIZES[kind]
         rows, per_row = 4, 1024 // length
         raw = random.integers(0, 256, (rows, per_row, size), dtype=numpy.uint8)
@@ -70,7 +86,9 @@ def model(source, name=None, quantize=None, alignment=None):
     """Converts a transformers directory to a GGUF file, with the package's own names of keys and tensors."""
     path = OUT / "models" / source
     config = AutoConfig.from_pretrained(path)
-    kind = config.model_type
+    # Mistral's models are stored as Llama's.
+    kind = {"mistral": "llama"}.get(config.model_type, config.model_type)
+    permuted = kind in ("llama", "smollm3")
     writer = new_writer(name or source, kind)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -89,7 +107,7 @@ def model(source, name=None, quantize=None, alignment=None):
     writer.add_rope_dimension_count(head_dim)
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_eot_token_id(5)
-    scaling = config.rope_scaling or {}
+    scaling = getattr(config, "rope_scaling", None) or {}
     rope_type = scaling.get("rope_type", "default")
     if rope_type in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope_type))
@@ -106,9 +124,9 @@ def model(source, name=None, quantize=None, alignment=None):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():
                 tensor = tensors.get_tensor(key)
-                if kind == "llama" and ".q_proj." in key:
+                if permuted and ".q_proj." in key:
                     tensor = permute(tensor, config.num_attention_heads)
-                if kind == "llama" and ".k_proj." in key:
+                if permuted and ".k_proj." in key:
                     tensor = permute(tensor, config.num_key_value_heads)
                 ggml_name = names.get_name(key, try_suffixes=(".weight", ".bias"))
                 if quantize and tensor.dim() == 2 and tensor.shape[1] % 32 == 0:
@@ -215,8 +233,9 @@ def tokenizer(pre, pre_tokenizer, normalizer):
 
 
 if __name__ == "__main__":
-    blocks()
-    for name in ("llama", "llama-linear", "llama-llama3", "llama-yarn", "llama-biases", "qwen3"):
+    for name in QUANTIZATIONS:
+        blocks(name)
+    for name in ("llama", "llama-linear", "llama-llama3", "llama-yarn", "llama-biases", "qwen3", "mistral", "qwen2", "smollm3"):
         model(name)
     model("llama", "llama-quantized", quantize=[Type.Q8_0, Type.Q4_0, Type.Q4_1], alignment=128)
     recorded = {pre: tokenizer(pre, *pipeline) for pre, pipeline in pipelines().items()}

@@ -28,15 +28,35 @@ pub(in crate::model) enum Quantization {
     Q4_0,
     /// Q4_1: scale d (f16), minimum m (f16), 16 bytes of 4-bit q; an element is d · q + m.
     Q4_1,
-    /// Q8_0: scale d (f16), 32 signed bytes q; an element is d · q.
+    /// Scale f16 d, 32 high bits, 16 bytes of the low 4 bits of q; an element is d · (q − 16).
+    Q5_0,
+    /// Scale f16 d, minimum f16 m, 32 high bits, 16 bytes of the low 4 bits of q; an element is d · q + m.
+    Q5_1,
+    /// Scale f16 d, 32 signed bytes q; an element is d · q.
     Q8_0,
-    /// Q4_K: scales d and dmin (f16), 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of 4-bit
-    /// q; an element is (d · scale) · q − dmin · min.
+    /// 16 bytes with a 4-bit scale and a 4-bit minimum of sub-blocks of 16, 64 bytes of 2-bit q, f16 d, f16
+    /// dmin: (d · scale) · q − dmin · min.
+    Q2K,
+    /// 32 bytes of the high bit of q, 64 of the low 2 bits, 12 of 6-bit scales of sub-blocks of 16, f16 d:
+    /// (d · (scale − 32)) · (q − 4).
+    Q3K,
+    /// f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of
+    /// 4-bit q: (d · scale) · q − dmin · min.
     Q4K,
-    /// Q6_K: 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16, scale d
-    /// (f16); an element is (d · scale) · (q − 32).
+    /// Like [`Q4K`](Self::Q4K), with 32 bytes of the high bit of q before the 128 bytes of its low 4 bits.
+    Q5K,
+    /// 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16,
+    /// f16 d: (d · scale) · (q − 32).
     Q6K,
+    /// Scale f16 d, 16 bytes of 4-bit q; an element is d · table\[q\], a table of unevenly spaced numbers.
+    Iq4Nl,
+    /// f16 d, 16 bits of high bits and 4 bytes of low bits of 6-bit scales of sub-blocks of 32, 128 bytes of 4-bit
+    /// q: (d · (scale − 32)) · table\[q\].
+    Iq4Xs,
 }
+
+/// The numbers that the 4-bit q of [`Quantization::Iq4Nl`] and [`Quantization::Iq4Xs`] stand for.
+const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 impl std::fmt::Display for TensorType {
     /// Writes ggml's name of the block format, which file names use.
@@ -45,9 +65,16 @@ impl std::fmt::Display for TensorType {
             Self::Plain(dtype) => dtype.fmt(f),
             Self::Quantized(Quantization::Q4_0) => f.write_str("Q4_0"),
             Self::Quantized(Quantization::Q4_1) => f.write_str("Q4_1"),
+            Self::Quantized(Quantization::Q5_0) => f.write_str("Q5_0"),
+            Self::Quantized(Quantization::Q5_1) => f.write_str("Q5_1"),
             Self::Quantized(Quantization::Q8_0) => f.write_str("Q8_0"),
+            Self::Quantized(Quantization::Q2K) => f.write_str("Q2_K"),
+            Self::Quantized(Quantization::Q3K) => f.write_str("Q3_K"),
             Self::Quantized(Quantization::Q4K) => f.write_str("Q4_K"),
+            Self::Quantized(Quantization::Q5K) => f.write_str("Q5_K"),
             Self::Quantized(Quantization::Q6K) => f.write_str("Q6_K"),
+            Self::Quantized(Quantization::Iq4Nl) => f.write_str("IQ4_NL"),
+            Self::Quantized(Quantization::Iq4Xs) => f.write_str("IQ4_XS"),
         }
     }
 }
@@ -60,9 +87,16 @@ impl TensorType {
             1 => Self::Plain(DType::F16),
             2 => Self::Quantized(Quantization::Q4_0),
             3 => Self::Quantized(Quantization::Q4_1),
+            6 => Self::Quantized(Quantization::Q5_0),
+            7 => Self::Quantized(Quantization::Q5_1),
             8 => Self::Quantized(Quantization::Q8_0),
+            10 => Self::Quantized(Quantization::Q2K),
+            11 => Self::Quantized(Quantization::Q3K),
             12 => Self::Quantized(Quantization::Q4K),
+            13 => Self::Quantized(Quantization::Q5K),
             14 => Self::Quantized(Quantization::Q6K),
+            20 => Self::Quantized(Quantization::Iq4Nl),
+            23 => Self::Quantized(Quantization::Iq4Xs),
             30 => Self::Plain(DType::Bf16),
             other => return Err(unsupported_name(other)),
         })
@@ -81,21 +115,14 @@ impl TensorType {
 /// Returns the name of a `ggml_type` that is not supported.
 fn unsupported_name(number: u32) -> String {
     let name = match number {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        13 => "Q5_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
         26 => "I32",
@@ -114,8 +141,8 @@ impl Quantization {
     /// Returns the number of elements per block.
     pub(super) fn block_len(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q6K => MAX_BLOCK_LEN,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => MAX_BLOCK_LEN,
         }
     }
 
@@ -124,9 +151,16 @@ impl Quantization {
         match self {
             Self::Q4_0 => 2 + 16,
             Self::Q4_1 => 2 + 2 + 16,
+            Self::Q5_0 => 2 + 4 + 16,
+            Self::Q5_1 => 2 + 2 + 4 + 16,
             Self::Q8_0 => 2 + 32,
+            Self::Q2K => 16 + 64 + 2 + 2,
+            Self::Q3K => 32 + 64 + 12 + 2,
             Self::Q4K => 2 + 2 + 12 + 128,
+            Self::Q5K => 2 + 2 + 12 + 32 + 128,
             Self::Q6K => 128 + 64 + 16 + 2,
+            Self::Iq4Nl => 2 + 16,
+            Self::Iq4Xs => 2 + 2 + 4 + 128,
         }
     }
 
@@ -139,9 +173,16 @@ impl Quantization {
             match self {
                 Self::Q4_0 => q4_0(block, &mut elements),
                 Self::Q4_1 => q4_1(block, &mut elements),
+                Self::Q5_0 => q5_0(block, &mut elements),
+                Self::Q5_1 => q5_1(block, &mut elements),
                 Self::Q8_0 => q8_0(block, &mut elements),
+                Self::Q2K => q2_k(block, &mut elements),
+                Self::Q3K => q3_k(block, &mut elements),
                 Self::Q4K => q4_k(block, &mut elements),
+                Self::Q5K => q5_k(block, &mut elements),
                 Self::Q6K => q6_k(block, &mut elements),
+                Self::Iq4Nl => iq4_nl(block, &mut elements),
+                Self::Iq4Xs => iq4_xs(block, &mut elements),
             }
             out.iter_mut().zip(&elements).for_each(|(out, &x)| *out = bf16::from_f32(x));
         }
@@ -174,10 +215,74 @@ fn q4_1(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     nibbles(quants, elements, |q| d * f32::from(q) + m);
 }
 
+/// Like [`nibbles`], with bit i of `high_bits` as bit 4 of element i.
+fn five_bits(bytes: &[u8; 16], high_bits: [u8; 4], elements: &mut [f32], value: impl Fn(u8) -> f32) {
+    let high_bits = u32::from_le_bytes(high_bits);
+    let low = bytes.iter().map(|byte| byte & 0xf).chain(bytes.iter().map(|byte| byte >> 4));
+    for ((index, low), element) in low.enumerate().zip(elements) {
+        let high = if high_bits >> index & 1 == 1 { 0x10 } else { 0 };
+        *element = value(low | high);
+    }
+}
+
+fn q5_0(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((d, rest)) = block.split_first_chunk() else { return };
+    let Some((high_bits, rest)) = rest.split_first_chunk() else { return };
+    let Ok(quants) = rest.try_into() else { return };
+    let d = half(d);
+    five_bits(quants, *high_bits, elements, |q| d * (f32::from(q) - 16.0));
+}
+
+fn q5_1(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((d, rest)) = block.split_first_chunk() else { return };
+    let Some((m, rest)) = rest.split_first_chunk() else { return };
+    let Some((high_bits, rest)) = rest.split_first_chunk() else { return };
+    let Ok(quants) = rest.try_into() else { return };
+    let (d, m) = (half(d), half(m));
+    five_bits(quants, *high_bits, elements, |q| d * f32::from(q) + m);
+}
+
 fn q8_0(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Some((d, quants)) = block.split_first_chunk() else { return };
     let d = half(d);
     elements.iter_mut().zip(quants).for_each(|(x, &q)| *x = f32::from(q.cast_signed()) * d);
+}
+
+/// Returns the 2-bit quant of an element: each half of a block has 32 bytes, with four elements per byte, 32 apart.
+fn two_bits(quants: &[u8; 64], index: usize) -> u8 {
+    let (half, within) = (index / 128, index % 128);
+    quants[32 * half + within % 32] >> (2 * (within / 32)) & 0x3
+}
+
+fn q2_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((scales, rest)) = block.split_first_chunk::<16>() else { return };
+    let Some((quants, rest)) = rest.split_first_chunk() else { return };
+    let Some((d, rest)) = rest.split_first_chunk() else { return };
+    let Ok(dmin) = rest.try_into() else { return };
+    let (d, dmin) = (half(d), half(dmin));
+    let scales = scales.map(|byte| (d * f32::from(byte & 0xf), dmin * f32::from(byte >> 4)));
+    let scales = scales.iter().flat_map(|scale| std::iter::repeat_n(scale, 16));
+    for ((index, element), (scale, min)) in elements.iter_mut().enumerate().zip(scales) {
+        *element = scale * f32::from(two_bits(quants, index)) - min;
+    }
+}
+
+fn q3_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((high_bits, rest)) = block.split_first_chunk::<32>() else { return };
+    let Some((quants, rest)) = rest.split_first_chunk() else { return };
+    let Some((packed, rest)) = rest.split_first_chunk::<12>() else { return };
+    let Ok(d) = rest.try_into() else { return };
+    let d: f32 = half(d);
+    for (index, element) in elements.iter_mut().enumerate() {
+        // The low 4 bits of sixteen scales are the halves of bytes 0..8; the high 2 bits of scales 4 · i + j are in
+        // byte 8 + j.
+        let sub_block = index / 16;
+        let low = packed[sub_block % 8] >> (4 * (sub_block / 8)) & 0xf;
+        let high = packed[8 + sub_block % 4] >> (2 * (sub_block / 4)) & 0x3;
+        let scale = d * (f32::from(low | high << 4) - 32.0);
+        let high_bit = high_bits[index % 32] >> (index / 32) & 1;
+        *element = scale * (f32::from(two_bits(quants, index) | high_bit << 2) - 4.0);
+    }
 }
 
 fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
@@ -198,9 +303,46 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     }
 }
 
-/// Returns the scale and minimum of each of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the
-/// low 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits are
-/// the high bits of bytes 0..8.
+fn q5_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((d, rest)) = block.split_first_chunk() else { return };
+    let Some((dmin, rest)) = rest.split_first_chunk() else { return };
+    let Some((packed, rest)) = rest.split_first_chunk() else { return };
+    let Some((high_bits, quants)) = rest.split_first_chunk::<32>() else { return };
+    let (d, dmin) = (half(d), half(dmin));
+    let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
+    let pairs = quants.chunks_exact(32).flat_map(|quants| [(quants, 0), (quants, 4)]);
+    let sub_blocks = pairs.zip(scales).zip(elements.chunks_exact_mut(32));
+    for (sub_block, (((quants, shift), (scale, min)), elements)) in sub_blocks.enumerate() {
+        for ((&q, &high), element) in quants.iter().zip(high_bits).zip(elements) {
+            let q = q >> shift & 0xf | (high >> sub_block & 1) << 4;
+            *element = scale * f32::from(q) - min;
+        }
+    }
+}
+
+fn iq4_nl(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((d, quants)) = block.split_first_chunk() else { return };
+    let d = half(d);
+    nibbles(quants, elements, |q| d * f32::from(TABLE[usize::from(q)]));
+}
+
+fn iq4_xs(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
+    let Some((d, rest)) = block.split_first_chunk() else { return };
+    let Some((high_bits, rest)) = rest.split_first_chunk() else { return };
+    let Some((low_bits, quants)) = rest.split_first_chunk::<4>() else { return };
+    let (d, high_bits) = (half(d), u16::from_le_bytes(*high_bits));
+    let sub_blocks = quants.chunks_exact(16).zip(elements.chunks_exact_mut(32));
+    for (index, (quants, elements)) in sub_blocks.enumerate() {
+        let low = low_bits[index / 2] >> (4 * (index % 2)) & 0xf;
+        let high = (high_bits >> (2 * index) & 0x3) as u8;
+        let scale = d * (f32::from(low | high << 4) - 32.0);
+        nibbles(quants, elements, |q| scale * f32::from(TABLE[usize::from(q)]));
+    }
+}
+
+/// Returns (scale, minimum) of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the low
+/// 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits
+/// are the high bits of bytes 0..8.
 fn unpack_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
     let [s0, s1, s2, s3, m0, m1, m2, m3, x0, x1, x2, x3] = *packed;
     let first = |s: u8, m: u8| (s & 0x3f, m & 0x3f);
