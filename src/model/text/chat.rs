@@ -2,23 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 
+use super::jinja::{NAME, environment};
+use super::local_time::seconds_on_the_local_clock;
+use super::special_tokens::SpecialTokens;
 use super::strftime::strftime;
-use super::template_json::to_json;
 use crate::model::LoadError;
 use crate::model::format::files::{if_exists, read_bytes};
 use crate::model::format::json::{Fields, JsonFile};
-
-/// Limit on the instructions of the template engine; a template that exceeds it is considered endless. Real
-/// templates need some hundred instructions per message.
-const FUEL: u64 = 10_000_000;
-
-const NAME: &str = "chat_template";
 
 const IN_DIRECTORY: &str = "neither chat_template.jinja nor `chat_template` in tokenizer_config.json";
 
@@ -38,11 +33,51 @@ impl ChatMessage {
     }
 }
 
+/// The variables of a chat template: `messages` and `add_generation_prompt`, and whatever else the template reads, such
+/// as `tools` or `enable_thinking`.
+#[derive(Clone, Debug)]
+pub struct TemplateVariables(Vec<(String, Value)>);
+
+impl TemplateVariables {
+    /// Returns the variables of a conversation. With `add_generation_prompt`, the rendered text ends where the
+    /// assistant's next message begins.
+    pub fn new(messages: &[ChatMessage], add_generation_prompt: bool) -> Self {
+        let mut variables = Self(Vec::new());
+        variables.set("messages", messages);
+        variables.set("add_generation_prompt", add_generation_prompt);
+        variables
+    }
+
+    /// Reads variables from a JSON object. Keys of inner objects keep their order.
+    ///
+    /// # Errors
+    /// [`LoadError::ChatVariables`] if `json` is not a JSON object.
+    pub fn from_json(json: &str) -> Result<Self, LoadError> {
+        let wrong = |reason: String| LoadError::ChatVariables { reason };
+        let object: Value = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
+        if object.kind() != ValueKind::Map {
+            return Err(wrong("expected an object".to_owned()));
+        }
+        let mut variables = Self(Vec::new());
+        for key in object.try_iter().into_iter().flatten() {
+            let value = object.get_item(&key).unwrap_or_default();
+            variables.0.push((key.to_string(), value));
+        }
+        Ok(variables)
+    }
+
+    /// Sets a variable.
+    pub fn set(&mut self, name: &str, value: impl Serialize) {
+        self.0.retain(|(other, _)| other != name);
+        self.0.push((name.to_owned(), Value::from_serialize(value)));
+    }
+}
+
 /// A model's chat template (Jinja), and the special tokens that it may name.
 pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, Value)>,
+    special_tokens: Vec<(String, Value)>,
 }
 
 impl ChatTemplate {
@@ -65,15 +100,15 @@ impl ChatTemplate {
         };
         let source =
             source.ok_or_else(|| LoadError::NoChatTemplate { path: dir.into(), looked_for: IN_DIRECTORY })?;
-        let special_tokens = fields.as_ref().map(special_tokens).transpose()?.unwrap_or_default();
-        Self::new(path, &source, special_tokens)
+        let special_tokens = SpecialTokens::read(dir)?.named().map(|(name, text)| (name, text.into()));
+        Self::new(path, &source, special_tokens.collect())
     }
 
     /// Makes a chat template from its source, which is in the file `path`.
     pub(in crate::model) fn new(
         path: PathBuf,
         source: &str,
-        special_tokens: Vec<(&'static str, Value)>,
+        special_tokens: Vec<(String, Value)>,
     ) -> Result<Self, LoadError> {
         let environment = guarded(&path, || environment(source))?;
         Ok(Self { path, environment, special_tokens })
@@ -86,13 +121,11 @@ impl ChatTemplate {
     /// # Errors
     /// [`LoadError::ChatTemplate`] if the template rejects the messages or fails on them.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, LoadError> {
-        // A clock that shows a time before 1970 counts as 1970.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        self.render_at(messages, add_generation_prompt, now)
+        self.render_with(&TemplateVariables::new(messages, add_generation_prompt))
     }
 
-    /// Renders a conversation like [`render`](Self::render), for templates that print the date: the time is
-    /// `unix_seconds` after 1970-01-01 UTC.
+    /// Like [`render`](Self::render), for templates that print the date: the time is `unix_seconds` after
+    /// 1970-01-01 UTC, in UTC.
     ///
     /// # Errors
     /// The errors of [`render`](Self::render).
@@ -100,6 +133,27 @@ impl ChatTemplate {
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
+        unix_seconds: u64,
+    ) -> Result<String, LoadError> {
+        self.render_with_at(&TemplateVariables::new(messages, add_generation_prompt), unix_seconds)
+    }
+
+    /// Renders variables: messages with any fields, tools, and what else the template reads. A template that prints the
+    /// date prints the local time.
+    ///
+    /// # Errors
+    /// The errors of [`render`](Self::render).
+    pub fn render_with(&self, variables: &TemplateVariables) -> Result<String, LoadError> {
+        self.render_with_at(variables, seconds_on_the_local_clock())
+    }
+
+    /// Like [`render_with`](Self::render_with), with the time of [`render_at`](Self::render_at).
+    ///
+    /// # Errors
+    /// The errors of [`render`](Self::render).
+    pub fn render_with_at(
+        &self,
+        variables: &TemplateVariables,
         unix_seconds: u64,
     ) -> Result<String, LoadError> {
         let strftime_now = Value::from_function(move |format: String| {
@@ -110,14 +164,11 @@ impl ChatTemplate {
                 )
             })
         });
-        let variables = [
-            ("messages", Value::from_serialize(messages)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("strftime_now", strftime_now),
-        ];
-        let context: Value = variables.into_iter().chain(self.special_tokens.iter().cloned()).collect();
+        let none = |name: &str| (name.to_owned(), Value::from(()));
+        let defaults = [none("tools"), none("documents"), ("strftime_now".to_owned(), strftime_now)];
+        // Variables override special tokens and defaults.
+        let given = self.special_tokens.iter().chain(&variables.0).cloned();
+        let context: Value = defaults.into_iter().chain(given).collect();
         guarded(&self.path, || self.environment.get_template(NAME)?.render(context))
     }
 }
@@ -126,24 +177,6 @@ impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ChatTemplate({})", self.path.display())
     }
-}
-
-/// Makes an environment of the template engine like the one in which transformers compiles chat templates.
-fn environment(source: &str) -> Result<Environment<'static>, Error> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_debug(false);
-    environment.set_formatter(python_constants);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", |value: Value, options: Kwargs| to_json(&value, &options));
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_template_owned(NAME, without_generation_tags(source))?;
-    Ok(environment)
 }
 
 /// Calls into the `minijinja` crate, whose arithmetic on slices can overflow, and turns a panic into an
@@ -157,19 +190,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T,
     Err(LoadError::ChatTemplate { path: path.into(), reason })
 }
 
-/// Writes values as Python's Jinja does, where the two engines differ.
-fn python_constants(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
-    match bool::try_from(value.clone()) {
-        Ok(truth) if value.kind() == ValueKind::Bool => {
-            out.write_str(if truth { "True" } else { "False" })?
-        }
-        _ if value.is_none() => out.write_str("None")?,
-        _ => escape_formatter(out, state, value)?,
-    }
-    Ok(())
-}
-
-/// Returns the template under `chat_template` in a `tokenizer_config.json`.
+/// Returns `chat_template` of a `tokenizer_config.json`.
 fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     let key = "chat_template";
     let wrong = || config.invalid(key, "a template, or a list of templates with one named `default`");
@@ -183,47 +204,6 @@ fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
         }
         Some(_) => Err(wrong()),
     }
-}
-
-/// Returns the special tokens that a chat template can name. Each one is a string, or an object with its `content`.
-fn special_tokens(config: &Fields<'_>) -> Result<Vec<(&'static str, Value)>, LoadError> {
-    const NAMES: [&str; 7] =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    let mut tokens = Vec::new();
-    for name in NAMES {
-        if let Some(token) = config.get(name) {
-            let text = token.as_str().or_else(|| token["content"].as_str());
-            let text =
-                text.ok_or_else(|| config.invalid(name, "a token's text, or an object with its `content`"))?;
-            tokens.push((name, Value::from(text)));
-        }
-    }
-    Ok(tokens)
-}
-
-/// Replaces `{% generation %}` tags, which mark the assistant's text for training and render as their
-/// contents. The template engine does not know this tag; a condition that is always true renders the same.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        out.push_str(before);
-        let body = tag.trim_start_matches(['-', '+']).trim_start();
-        let keyword = ["generation", "endgeneration"].into_iter().find(|keyword| {
-            let after = body.strip_prefix(keyword).map(str::trim_start);
-            after.is_some_and(|after| after.trim_start_matches(['-', '+']).starts_with("%}"))
-        });
-        rest = tag;
-        if let Some(keyword) = keyword {
-            let (marks, body) = tag.split_at(tag.len() - body.len());
-            out.push_str(marks);
-            out.push_str(if keyword == "generation" { "if true" } else { "endif" });
-            rest = body.strip_prefix(keyword).unwrap_or(body);
-        }
-    }
-    out.push_str(rest);
-    out
 }
 
 /// Formats an error of the template engine with its causes, on one line.
@@ -247,8 +227,8 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let template = ChatTemplate {
             path: "t".into(),
-            environment: environment(source).map_err(|e| e.to_string())?,
-            special_tokens: vec![("bos_token", Value::from("<s>"))],
+            environment: guarded("t".as_ref(), || environment(source)).map_err(|e| e.to_string())?,
+            special_tokens: vec![("bos_token".into(), Value::from("<s>"))],
         };
         let messages = [ChatMessage::new("user", "<b> 'x' & \"y\"\n")];
         template.render_at(&messages, true, 0).map_err(|e| e.to_string())
@@ -286,6 +266,9 @@ mod tests {
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         assert_eq!(error(nested), "chat template t: engine ran out of fuel (in chat_template:1)");
         assert!(error("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").contains("recursion"));
-        assert!(error("{% if %}").starts_with("syntax error"));
+        assert_eq!(
+            error("{% if %}"),
+            "chat template t: syntax error: the end of the tag, expected an expression, is not supported in a template"
+        );
     }
 }

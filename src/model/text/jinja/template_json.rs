@@ -1,93 +1,163 @@
-//! The `tojson` filter of chat templates, which works like Python's `json.dumps`: it writes a space after
-//! commas and colons, on which templates rely, and does not escape anything for HTML.
+//! The `tojson` filter of chat templates, which is Python's `json.dumps` and does not escape anything for HTML.
 
-use std::io;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Error, Value};
 
-use minijinja::value::Kwargs;
-use minijinja::{Error, ErrorKind, Value};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use super::values::{MAX_TEXT, float, invalid, is_generator, type_name};
 
 /// The largest indentation that the filter writes; deeper nesting multiplies it.
 const MAX_INDENT: usize = 32;
 
-/// Implements the filter `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
+/// Limit on the depth of a value.
+const MAX_DEPTH: usize = 64;
+
+/// The form of the text.
+struct Format {
+    /// The indentation per level; `None` for one line.
+    indent: Option<String>,
+    item_separator: String,
+    key_separator: String,
+    sort_keys: bool,
+    ensure_ascii: bool,
+}
+
+/// Implements `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
 pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    let indent: Option<Value> = options.get("indent")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
-    let sort_keys: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-
-    let fail = |message: &str| Error::new(ErrorKind::InvalidOperation, format!("tojson: {message}"));
-    let mut bytes = Vec::new();
-    let written = match (indent, separators.as_deref()) {
-        (Some(indent), None) if indent <= MAX_INDENT => {
-            write(value, sort_keys, &mut bytes, PrettyFormatter::with_indent(" ".repeat(indent).as_bytes()))
-        }
-        (Some(_), None) => return Err(fail("the indentation is too wide")),
-        (Some(_), Some(_)) => return Err(fail("indent and separators together are not supported")),
-        (None, None) => write(value, sort_keys, &mut bytes, Separators { item: ", ", key: ": " }),
-        (None, Some([item, key])) => write(value, sort_keys, &mut bytes, Separators { item, key }),
-        (None, Some(_)) => return Err(fail("separators must be two strings")),
+    let indent = match indent.filter(|indent| !indent.is_none()) {
+        None => None,
+        Some(indent) => match (indent.as_str(), indent.as_usize()) {
+            (Some(text), _) if text.len() <= MAX_INDENT => Some(text.to_owned()),
+            (None, Some(width)) if width <= MAX_INDENT => Some(" ".repeat(width)),
+            _ => return Err(invalid("tojson: the indentation is too wide")),
+        },
     };
-    written.map_err(|error| fail(&error.to_string()))?;
-    let json = String::from_utf8(bytes).map_err(|error| fail(&error.to_string()))?;
-    Ok(Value::from(if ensure_ascii == Some(true) { ascii(&json) } else { json }))
+    let [item_separator, key_separator] = match separators {
+        None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
+        Some(separators) => {
+            separators.try_into().map_err(|_| invalid("tojson: separators must be two strings"))?
+        }
+    };
+    let flag = |name| options.get::<Option<bool>>(name).map(|flag| flag.unwrap_or(false));
+    let format = Format {
+        indent,
+        item_separator,
+        key_separator,
+        sort_keys: flag("sort_keys")?,
+        ensure_ascii: flag("ensure_ascii")?,
+    };
+    options.assert_all_used()?;
+    let mut out = String::new();
+    format.write(value, 0, &mut out)?;
+    Ok(Value::from(out))
 }
 
-fn write(
-    value: &Value,
-    sort_keys: Option<bool>,
-    out: &mut Vec<u8>,
-    formatter: impl Formatter,
-) -> serde_json::Result<()> {
-    let mut serializer = Serializer::with_formatter(out, formatter);
-    if sort_keys != Some(true) {
-        return value.serialize(&mut serializer);
+impl Format {
+    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        if depth == MAX_DEPTH || out.len() > MAX_TEXT {
+            return Err(invalid("tojson: the value is too deep or too long"));
+        }
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&number(value)?),
+            ValueKind::String => self.write_text(value.as_str().unwrap_or_default(), out),
+            ValueKind::Map => {
+                let mut entries = Vec::new();
+                for key in value.try_iter()? {
+                    entries.push((key_text(&key)?, value.get_item(&key)?));
+                }
+                if self.sort_keys {
+                    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+                }
+                self.write_all("{", "}", depth, out, entries, |format, (key, value), out| {
+                    format.write_text(&key, out);
+                    out.push_str(&format.key_separator);
+                    format.write(&value, depth + 1, out)
+                })?;
+            }
+            ValueKind::Seq | ValueKind::Iterable if !is_generator(value) => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.write_all("[", "]", depth, out, items, |format, item, out| {
+                    format.write(&item, depth + 1, out)
+                })?;
+            }
+            _ => {
+                let found = type_name(value);
+                return Err(invalid(format!("tojson: object of type {found} is not JSON serializable")));
+            }
+        }
+        Ok(())
     }
-    let mut value = serde_json::to_value(value)?;
-    value.sort_all_objects();
-    value.serialize(&mut serializer)
-}
 
-/// A JSON formatter with compact output and given separators.
-struct Separators<'a> {
-    item: &'a str,
-    key: &'a str,
-}
-
-impl Separators<'_> {
-    fn separate<W: io::Write + ?Sized>(&self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(self.item.as_bytes()) }
+    /// Writes the entries of a list or an object between brackets.
+    fn write_all<T>(
+        &self,
+        open: &str,
+        close: &str,
+        depth: usize,
+        out: &mut String,
+        entries: Vec<T>,
+        write: impl Fn(&Self, T, &mut String) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let break_line = |depth: usize, out: &mut String| {
+            if let Some(indent) = &self.indent {
+                out.push('\n');
+                (0..depth).for_each(|_| out.push_str(indent));
+            }
+        };
+        out.push_str(open);
+        let filled = !entries.is_empty();
+        for (index, entry) in entries.into_iter().enumerate() {
+            out.push_str(if index > 0 { &self.item_separator } else { "" });
+            break_line(depth + 1, out);
+            write(self, entry, out)?;
+        }
+        if filled {
+            break_line(depth, out);
+        }
+        out.push_str(close);
+        Ok(())
     }
-}
 
-impl Formatter for Separators<'_> {
-    fn begin_array_value<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.separate(writer, first)
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.separate(writer, first)
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(self.key.as_bytes())
-    }
-}
-
-/// Writes characters that are not ASCII, which occur only in strings, as UTF-16 escapes.
-fn ascii(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c.is_ascii() {
-            out.push(c);
-        } else {
-            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+    fn write_text(&self, text: &str, out: &mut String) {
+        // A string is always valid JSON.
+        let json = serde_json::Value::from(text).to_string();
+        if !self.ensure_ascii {
+            out.push_str(&json);
+            return;
+        }
+        for c in json.chars() {
+            if c.is_ascii() {
+                out.push(c);
+            } else {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+            }
         }
     }
-    out
+}
+
+fn number(value: &Value) -> Result<String, Error> {
+    if value.is_integer() {
+        return Ok(value.to_string());
+    }
+    Ok(match f64::try_from(value.clone())? {
+        x if x.is_nan() => "NaN".to_owned(),
+        x if x.is_infinite() => (if x > 0.0 { "Infinity" } else { "-Infinity" }).to_owned(),
+        x => float(x),
+    })
+}
+
+/// Returns the text of a key.
+fn key_text(key: &Value) -> Result<String, Error> {
+    match key.kind() {
+        ValueKind::String => Ok(key.as_str().unwrap_or_default().to_owned()),
+        ValueKind::None => Ok("null".to_owned()),
+        ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.to_owned()),
+        ValueKind::Number => number(key),
+        _ => Err(invalid(format!("tojson: keys must be str, not {}", type_name(key)))),
+    }
 }
 
 #[cfg(test)]
@@ -97,25 +167,35 @@ mod tests {
     fn render(filter: &str) -> String {
         let mut environment = Environment::new();
         environment.add_filter("tojson", |value, options| super::to_json(&value, &options));
-        let source = format!("{{{{ {{'b': [1, 2.5, true, none], 'a': 'é\\n<😀>', 'c': []}} | {filter} }}}}");
+        let source = format!(
+            "{{{{ {{'b': [1, 2.5, 1e16, true, none], 'a': 'é\\n<😀>', 'c': [], 'd': {{}} }} | {filter} }}}}"
+        );
         environment.render_str(&source, context! {}).unwrap_or_else(|error| error.to_string())
     }
 
     /// Python's `json.dumps` gave the expected strings.
     #[test]
     fn as_json_dumps() {
-        assert_eq!(render("tojson"), r#"{"b": [1, 2.5, true, null], "a": "é\n<😀>", "c": []}"#);
         assert_eq!(
-            render("tojson(ensure_ascii=true, sort_keys=true, separators=(',', ':'))"),
-            r#"{"a":"\u00e9\n<\ud83d\ude00>","b":[1,2.5,true,null],"c":[]}"#
+            render("tojson"),
+            r#"{"b": [1, 2.5, 1e+16, true, null], "a": "é\n<😀>", "c": [], "d": {}}"#
         );
         assert_eq!(
+            render("tojson(ensure_ascii=true, sort_keys=true, separators=(',', ':'))"),
+            r#"{"a":"\u00e9\n<\ud83d\ude00>","b":[1,2.5,1e+16,true,null],"c":[],"d":{}}"#
+        );
+        let lines = "{\n  \"b\": [\n    1,\n    2.5,\n    1e+16,\n    true,\n    null\n  ],\n";
+        assert_eq!(
             render("tojson(indent=2)"),
-            "{\n  \"b\": [\n    1,\n    2.5,\n    true,\n    null\n  ],\n  \"a\": \"é\\n<😀>\",\n  \"c\": []\n}"
+            format!("{lines}  \"a\": \"é\\n<😀>\",\n  \"c\": [],\n  \"d\": {{}}\n}}")
         );
         assert_eq!(
             render("tojson(indent=1000000000)"),
             "invalid operation: tojson: the indentation is too wide (in <string>:1)"
+        );
+        assert_eq!(
+            render("b | tojson"),
+            "invalid operation: tojson: object of type Undefined is not JSON serializable (in <string>:1)"
         );
     }
 }
