@@ -19,9 +19,9 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::new(Cpu::new(CpuOptions::default())?, &target, Some(&drafter))?;
     let mut engine = Engine::new(model, Mode::Parallel, EngineOptions::default())?;
     let prompt = tokenizer.encode("/// Adds packed 32-bit integers in `a` and `b`.\n", true)?;
+    let mut text = TextStream::after(&tokenizer, true, &prompt)?;
     engine.add(Request { stop_ids: target.config.eos_ids.clone(), ..Request::new(prompt, 64) })?;
 
-    let mut text = TextStream::new(&tokenizer, true);
     let (mut steps, mut tokens) = (0, 0);
     while !engine.is_idle() {
         for committed in engine.step()? {

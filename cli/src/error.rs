@@ -2,15 +2,22 @@
 
 use std::error::Error as _;
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anstyle::{AnsiColor, Style};
 use flexdraft::decode::DecodeError;
 use flexdraft::device::DeviceError;
 use flexdraft::model::LoadError;
 
-/// A failure of the command `flexdraft`.
+/// Writes a warning to stderr.
+pub fn warn(text: &str) -> io::Result<()> {
+    let style = Style::new().fg_color(Some(AnsiColor::Yellow.into()));
+    writeln!(anstream::stderr(), "{style}warning:{style:#} {text}")
+}
+
+/// A failure of the command.
 #[derive(Debug)]
 pub enum CliError {
     /// The library refused a request or failed.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{Device, Precision};
 use flexdraft::layout::MAX_BLOCK_SIZE;
+use flexdraft::model::LoadWarning;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
 use flexdraft::tensor::Tensor;
@@ -87,6 +88,11 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Returns what the user should know about the files.
+    pub fn warnings(&self) -> impl Iterator<Item = &LoadWarning> {
+        self.target.warnings.iter()
+    }
+
     pub fn on_device<D: Device>(&self, device: D) -> Result<Model<D>> {
         Ok(Model::new(device, &self.target, self.drafter.as_ref())?)
     }

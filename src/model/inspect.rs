@@ -12,7 +12,7 @@ use super::load::TargetFiles;
 use super::weights::collector::Collected;
 use super::weights::drafter::{self, DrafterHeader};
 use super::weights::target;
-use super::{ChatTemplate, Checkpoint, Gguf, LoadError, Tokenizer};
+use super::{ChatTemplate, Checkpoint, Gguf, LoadError, LoadWarning, TargetWeights, Tokenizer};
 use crate::tensor::{Elements, Tensor};
 
 /// A report on a target and, if there is one, its drafter. Its `Display` output is for people.
@@ -20,7 +20,9 @@ use crate::tensor::{Elements, Tensor};
 pub struct Report {
     /// Configuration of the target.
     pub config: ModelConfig,
-    /// Tensors of the target.
+    /// What the user should know about the target's files.
+    pub warnings: Vec<LoadWarning>,
+    /// The target's tensors.
     pub target: TensorReport,
     /// Number of token ids in the tokenizer, or the error from loading the tokenizer.
     pub tokenizer: Result<usize, LoadError>,
@@ -103,7 +105,9 @@ impl Report {
         // SAFETY: the caller makes the same promise.
         let mut report = match unsafe { TargetFiles::open(target, access) }? {
             TargetFiles::Gguf(file) => Self::of_gguf(&file)?,
-            TargetFiles::Directory(config, checkpoint) => Self::of_checkpoint(config, &checkpoint),
+            TargetFiles::Directory(config, warnings, checkpoint) => {
+                Self::of_checkpoint(config, warnings, &checkpoint)
+            }
         };
         if let Some(dir) = drafter {
             let header = DrafterHeader::read(dir, &report.config)?;
@@ -121,10 +125,13 @@ impl Report {
         Ok(report)
     }
 
-    fn of_checkpoint(config: ModelConfig, checkpoint: &Checkpoint) -> Self {
+    fn of_checkpoint(config: ModelConfig, warnings: Vec<LoadWarning>, checkpoint: &Checkpoint) -> Self {
         let dir = checkpoint.dir();
+        let collected = target::collect(config.clone(), checkpoint);
+        let (config, warnings) = found(&collected, config, warnings);
         Self {
-            target: TensorReport::new(checkpoint, target::collect(config.clone(), checkpoint)),
+            target: TensorReport::new(checkpoint, collected),
+            warnings,
             tokenizer: Tokenizer::read(dir, config.vocab_size).map(|tokenizer| tokenizer.len()),
             chat_template: ChatTemplate::read(dir).map(|_| ()),
             drafter: None,
@@ -134,8 +141,11 @@ impl Report {
 
     fn of_gguf(file: &Gguf) -> Result<Self, LoadError> {
         let config = file.config()?;
+        let collected = file.collect(config.clone());
+        let (config, warnings) = found(&collected, config, file.config_warnings());
         Ok(Self {
-            target: TensorReport::new(file, file.collect(config.clone())),
+            target: TensorReport::new(file, collected),
+            warnings,
             tokenizer: file.tokenizer().map(|tokenizer| tokenizer.len()),
             chat_template: file.chat_template().map(|_| ()),
             drafter: None,
@@ -149,6 +159,17 @@ impl Report {
         let drafter = self.drafter.as_ref().is_none_or(|drafter| drafter.tensors.is_sound());
         self.target.is_sound() && drafter
     }
+}
+
+/// Returns the configuration that the tensors led to, if they make a model, and all warnings.
+fn found(
+    collected: &Collected<TargetWeights>,
+    config: ModelConfig,
+    mut warnings: Vec<LoadWarning>,
+) -> (ModelConfig, Vec<LoadWarning>) {
+    let Ok(weights) = &collected.weights else { return (config, warnings) };
+    warnings.extend(weights.warnings.iter().cloned());
+    (weights.config.clone(), warnings)
 }
 
 impl TensorReport {
@@ -255,7 +276,7 @@ impl Inventory for Gguf {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.path().into()]
+        self.files().to_vec()
     }
 
     fn names(&self) -> Vec<&str> {
@@ -340,6 +361,9 @@ impl fmt::Display for Report {
         }
         write!(f, "{}", self.target)?;
         unused_section(f, &self.target.unused, "")?;
+        if !self.warnings.is_empty() {
+            section(f, "warnings", &self.warnings.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        }
         if let Some(drafter) = &self.drafter {
             write!(f, "\n{drafter}")?;
         }

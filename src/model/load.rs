@@ -12,14 +12,14 @@ use super::format::safetensors::Checkpoint;
 use super::text::chat::ChatTemplate;
 use super::text::gguf::{chat_template, tokenizer};
 use super::text::tokenizer::Tokenizer;
-use super::{LoadError, ModelConfig, TargetWeights};
+use super::{LoadError, LoadWarning, ModelConfig, TargetWeights};
 
 /// The opened files of a target.
 pub(super) enum TargetFiles {
     /// One GGUF file that holds configuration, tokenizer, chat template and weights.
     Gguf(Gguf),
-    /// The configuration and tensors of a Hugging Face directory.
-    Directory(ModelConfig, Checkpoint),
+    /// A directory's configuration, the warnings about it, and the tensors.
+    Directory(ModelConfig, Vec<LoadWarning>, Checkpoint),
 }
 
 impl TargetFiles {
@@ -33,12 +33,12 @@ impl TargetFiles {
             // SAFETY: the caller's promise covers this file.
             return Ok(Self::Gguf(unsafe { Gguf::open(path, access) }?));
         }
-        // The configuration is read first: without it, the name of the first missing tensor would not explain the
-        // problem.
-        let config = hugging_face::read(path)?;
+        // The configuration comes first: if it is missing, the name of the first missing tensor would not
+        // explain the problem.
+        let (config, warnings) = hugging_face::read(path)?;
         config.validate()?;
         // SAFETY: the caller's promise covers these files.
-        Ok(Self::Directory(config, unsafe { Checkpoint::open(path, access) }?))
+        Ok(Self::Directory(config, warnings, unsafe { Checkpoint::open(path, access) }?))
     }
 }
 
@@ -56,7 +56,11 @@ impl ModelConfig {
     /// [`LoadError`] if a file cannot be read, if a key is missing or has an invalid value, or if the model
     /// needs an unsupported feature.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        if is_gguf(path) { config::gguf::read_header(&Header::read(path)?) } else { hugging_face::read(path) }
+        if is_gguf(path) {
+            return config::gguf::read_header(&Header::read(path)?);
+        }
+        let (config, _) = hugging_face::read(path)?;
+        Ok(config)
     }
 }
 
@@ -91,7 +95,11 @@ impl TargetWeights {
         // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => file.target(),
-            TargetFiles::Directory(config, checkpoint) => Self::from_checkpoint(config, &checkpoint),
+            TargetFiles::Directory(config, warnings, checkpoint) => {
+                let mut weights = Self::from_checkpoint(config, &checkpoint)?;
+                weights.warnings.splice(0..0, warnings);
+                Ok(weights)
+            }
         }
     }
 }

@@ -20,6 +20,12 @@ pub enum LoadError {
         /// Path that was opened.
         path: PathBuf,
     },
+    /// Git LFS left a pointer in place of a file.
+    #[error("{path} is a Git LFS pointer instead of the file itself; `git lfs pull` fetches the file")]
+    LfsPointer {
+        /// Path of the pointer.
+        path: PathBuf,
+    },
     /// A JSON file or template exceeds the size limit.
     #[error("{path} has {bytes} bytes, expected at most {limit}")]
     FileTooLarge {
@@ -102,9 +108,20 @@ pub enum LoadError {
         /// Description of the damage.
         reason: String,
     },
+    /// A GGUF file is one part of a split model, and other parts are missing.
+    #[error("{path} is one of the {count} files of a split model; missing: {}", paths(.missing))]
+    MissingParts {
+        /// Path of the file that was opened.
+        path: PathBuf,
+        /// Number of files of the model.
+        count: usize,
+        /// Paths of the missing files.
+        missing: Vec<PathBuf>,
+    },
     /// A tensor of a GGUF file has an unsupported storage type.
     #[error(
-        "{path}: tensor `{tensor}` has type {found}; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K"
+        "{path}: tensor `{tensor}` has type {found}; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+         Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS"
     )]
     UnsupportedQuantization {
         /// Path of the GGUF file.
@@ -220,6 +237,12 @@ pub enum LoadError {
         /// The places that were searched for a template.
         looked_for: &'static str,
     },
+    /// The variables for a chat template are not a JSON object.
+    #[error("variables of a chat template: {reason}")]
+    ChatVariables {
+        /// Description of the problem.
+        reason: String,
+    },
     /// A chat template cannot be parsed, or fails on the given messages.
     #[error("chat template {path}: {reason}")]
     ChatTemplate {
@@ -229,6 +252,19 @@ pub enum LoadError {
         reason: String,
     },
 }
+
+/// Formats a list of paths, shortened to the first ones.
+fn paths(paths: &[PathBuf]) -> String {
+    let mut text: Vec<String> =
+        paths.iter().take(SHOWN_PATHS).map(|path| path.display().to_string()).collect();
+    if paths.len() > SHOWN_PATHS {
+        text.push(format!("{} more", paths.len() - SHOWN_PATHS));
+    }
+    text.join(", ")
+}
+
+/// The most paths of a list that an error message shows.
+const SHOWN_PATHS: usize = 8;
 
 /// The most characters of a value that an error message shows.
 const SHOWN_CHARS: usize = 80;

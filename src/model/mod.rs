@@ -7,13 +7,13 @@
 //! |---|---|---|
 //! | `config.json`, `generation_config.json` | shape, rotary embedding, end-of-sequence ids | [`ModelConfig`] |
 //! | `model.safetensors`, or shards with `model.safetensors.index.json` | tensors | [`Checkpoint`], [`TargetWeights`], [`DrafterWeights`] |
-//! | `tokenizer.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
+//! | `tokenizer.json`; tokens of `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
 //! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
 //!
 //! Supported models are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16 or in the
 //! quantised formats that [`gguf`] lists, with the rope types default, linear, llama3 and yarn. Any other
 //! model gives a [`LoadError`] that names the key and its value: a file that loads gives the same results as
-//! transformers.
+//! transformers. Files that contradict themselves, and keys that are not read, give a [`LoadWarning`].
 //!
 //! `read` copies files into memory. The `unsafe` `map` maps them, which is sound only while no process
 //! changes the files. [`inspect`] reports on a model instead of loading it.
@@ -28,6 +28,7 @@ pub mod forward;
 pub mod inspect;
 mod load;
 mod load_error;
+mod load_warning;
 mod text;
 pub mod weights;
 
@@ -36,7 +37,8 @@ pub use format::gguf::{self, Gguf};
 pub use format::safetensors::Checkpoint;
 pub use forward::Model;
 pub use load_error::LoadError;
-pub use text::chat::{ChatMessage, ChatTemplate};
+pub use load_warning::LoadWarning;
+pub use text::chat::{ChatMessage, ChatTemplate, TemplateVariables};
 pub use text::text_stream::TextStream;
 pub use text::tokenizer::Tokenizer;
 pub use weights::{DrafterWeights, TargetWeights};

@@ -39,11 +39,17 @@ fn assert_same(found: &Tensor, expected: &Tensor, name: &str) {
 /// Blocks of every type agree with the `gguf` package's dequantised values, rounded to bf16 by PyTorch.
 #[test]
 fn blocks_of_every_quantization() {
-    let blocks = Gguf::read(&file("blocks")).unwrap();
-    for name in ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"] {
-        let tensor = blocks.tensor(name).unwrap();
-        assert_eq!((tensor.dtype(), tensor.shape()), (DType::Bf16, [4, 1024].as_slice()));
-        assert_same(&tensor, &blocks.tensor(&format!("{name}.expected")).unwrap(), name);
+    let files = [
+        ("blocks", vec!["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"]),
+        ("blocks-2", vec!["Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS"]),
+    ];
+    for (name, types) in files {
+        let blocks = Gguf::read(&file(name)).unwrap();
+        for name in types {
+            let tensor = blocks.tensor(name).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (DType::Bf16, [4, 1024].as_slice()));
+            assert_same(&tensor, &blocks.tensor(&format!("{name}.expected")).unwrap(), name);
+        }
     }
 }
 

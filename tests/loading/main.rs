@@ -6,8 +6,10 @@ mod bad_model_files;
 mod gguf;
 mod models;
 mod smollm2;
+mod split_gguf;
 #[path = "../support/mod.rs"]
 mod support;
+mod templates;
 mod transformers_logits;
 
 /// The allocator records each thread's largest allocation, which must stay small while a damaged file is read.

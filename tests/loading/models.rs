@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use flexdraft::model::inspect::Report;
 use flexdraft::model::{
-    Architecture, ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, TargetWeights,
-    TextStream, Tokenizer, rope,
+    Architecture, ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, LoadWarning, ModelConfig,
+    TargetWeights, TextStream, Tokenizer, rope,
 };
 use flexdraft::tensor::{DType, Tensor};
 use proptest::prelude::*;
@@ -151,19 +151,29 @@ fn tensors_are_where_they_belong() {
     }
 }
 
+/// Returns the header and the data of a fixture's tensors.
+fn header_of(dir: &Path) -> (serde_json::Map<String, Value>, Vec<u8>) {
+    let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&bytes[8..end]).unwrap(), bytes[end..].to_vec())
+}
+
+/// Returns a copy of a fixture's directory with other tensors.
+fn with_tensors(dir: &Path, header: &serde_json::Map<String, Value>, data: &[u8]) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    fs::copy(dir.join("config.json"), copy.path().join("config.json")).unwrap();
+    let header = serde_json::to_vec(header).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes(), &header[..], data].concat();
+    fs::write(copy.path().join("model.safetensors"), file).unwrap();
+    copy
+}
+
 /// Returns a copy of a fixture's directory with renamed tensors in its safetensors header; the order of the names is
 /// kept.
 fn with_renamed_tensors(dir: &Path, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    fs::copy(dir.join("config.json"), copy.path().join("config.json")).unwrap();
-    let bytes = fs::read(dir.join("model.safetensors")).unwrap();
-    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..end]).unwrap();
-    let renamed: serde_json::Map<String, Value> = header.into_iter().map(|(k, v)| (rename(&k), v)).collect();
-    let header = serde_json::to_vec(&renamed).unwrap();
-    let file = [&(header.len() as u64).to_le_bytes(), &header[..], &bytes[end..]].concat();
-    fs::write(copy.path().join("model.safetensors"), file).unwrap();
-    copy
+    let (header, data) = header_of(dir);
+    let renamed = header.into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    with_tensors(dir, &renamed, &data)
 }
 
 #[test]
@@ -175,16 +185,57 @@ fn names_without_the_model_prefix() {
     assert_eq!(a.layers[1].down.weight.to_f32(), b.layers[1].down.weight.to_f32());
 }
 
+/// A head of its own in the checkpoint wins over the configuration, and a warning says so.
 #[test]
-fn the_config_decides_whether_the_head_is_tied() {
+fn the_tensors_decide_whether_the_head_is_tied() {
+    let tie = |dir: &Path| {
+        let path = dir.join("config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(path, config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true"))
+            .unwrap();
+    };
     let (dir, _) = model("llama-biases");
     let copy = with_renamed_tensors(&dir, str::to_owned);
-    let config = fs::read_to_string(dir.join("config.json")).unwrap();
-    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
-    fs::write(copy.path().join("config.json"), tied).unwrap();
+    tie(copy.path());
+    let (weights, own) = (TargetWeights::read(copy.path()).unwrap(), TargetWeights::read(&dir).unwrap());
+    assert_eq!(weights.lm_head.to_f32(), own.lm_head.to_f32());
+    assert_ne!(weights.lm_head.to_f32(), weights.embed.to_f32());
+    assert!(!weights.config.tied_embeddings && own.warnings.is_empty());
+    assert_eq!(weights.warnings, [LoadWarning::OwnHead]);
+    let report = Report::read(copy.path(), None).unwrap();
+    assert_eq!((report.target.unused.len(), report.warnings.len()), (0, 1));
+    let shown = report.to_string();
+    assert!(shown.contains("lm_head: its own;") && shown.contains("  warnings: 1\n"), "{shown}");
+
+    // A copy of the embedding is no head of its own.
+    let (dir, _) = model("llama");
+    let (mut header, data) = header_of(&dir);
+    let embedding = header["model.embed_tokens.weight"].clone();
+    let len = data.len();
+    let (from, to) =
+        (embedding["data_offsets"][0].as_u64().unwrap(), embedding["data_offsets"][1].as_u64().unwrap());
+    let mut head = embedding;
+    head["data_offsets"] = serde_json::json!([len, len as u64 + to - from]);
+    header.insert("lm_head.weight".into(), head);
+    let data = [&data[..], &data[from as usize..to as usize]].concat();
+    let copy = with_tensors(&dir, &header, &data);
     let weights = TargetWeights::read(copy.path()).unwrap();
-    assert_eq!(weights.lm_head.to_f32(), weights.embed.to_f32());
-    assert_eq!(Report::read(copy.path(), None).unwrap().target.unused, ["lm_head.weight"]);
+    assert!(weights.config.tied_embeddings && weights.warnings.is_empty());
+}
+
+/// transformers saves a tied pair under either name.
+#[test]
+fn a_tied_pair_under_the_head_s_name() {
+    let (dir, _) = model("qwen3");
+    let rename = |name: &str| match name {
+        "model.embed_tokens.weight" => "lm_head.weight".to_owned(),
+        name => name.to_owned(),
+    };
+    let copy = with_renamed_tensors(&dir, rename);
+    let (found, expected) = (TargetWeights::read(copy.path()).unwrap(), TargetWeights::read(&dir).unwrap());
+    assert_eq!(found.embed.to_f32(), expected.embed.to_f32());
+    assert_eq!(found.lm_head.to_f32(), expected.embed.to_f32());
+    assert!(found.warnings.is_empty() && found.config.tied_embeddings);
 }
 
 #[test]

@@ -2,9 +2,21 @@
 
 import json
 import shutil
+import sys
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 
 from common import OUT, f32, write_rows
 
@@ -42,10 +54,19 @@ def randomize(model, seed):
                 parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
 
 
-def record(name, kind, dtype, seed, shards=None, rope_parameters=False, generation_eos=None, **options):
+def record(name, kind, dtype, seed, *arguments, **options):
+    """Records a model, if the command line names it or names none."""
+    if name in sys.argv[1:] or not sys.argv[1:]:
+        write_model(name, kind, dtype, seed, *arguments, **options)
+
+
+def write_model(name, kind, dtype, seed, shards=None, rope_parameters=False, generation_eos=None, **options):
     config_class, model_class = {
         "llama": (LlamaConfig, LlamaForCausalLM),
+        "mistral": (MistralConfig, MistralForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
     }[kind]
     config = config_class(**{**SHAPE, **options}, attn_implementation="eager")
     model = model_class(config).eval()
@@ -102,3 +123,7 @@ if __name__ == "__main__":
     record("qwen3", "qwen3", f32_, 6, head_dim=16, tie_word_embeddings=True, rope_theta=1000000.0)
     record("qwen3-biases", "qwen3", bf16, 7, head_dim=16, attention_bias=True)
     record("qwen3-yarn-v5", "qwen3", f16, 8, head_dim=32, rope_scaling=YARN_FULL, rope_parameters=True)
+    record("mistral", "mistral", bf16, 9, sliding_window=128, rope_theta=1000000.0, head_dim=16)
+    record("qwen2", "qwen2", f32_, 10, tie_word_embeddings=True, rope_theta=1000000.0)
+    # The last of every four layers does not rotate.
+    record("smollm3", "smollm3", f16, 11, num_hidden_layers=5)

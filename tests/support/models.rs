@@ -208,7 +208,8 @@ impl Spec {
         } else {
             random.tensor(dtype, &[self.vocab, hidden], 0.0, self.gain / (hidden as f32).sqrt())
         };
-        let target = TargetWeights { config: self.config(), embed, layers, norm, lm_head };
+        let target =
+            TargetWeights { config: self.config(), embed, layers, norm, lm_head, warnings: Vec::new() };
         let drafter = DrafterWeights {
             config: DrafterConfig { tail_layers: self.tail, block_size: self.block_size },
             attention: (0..self.tail).map(|_| self.attention(random)).collect(),

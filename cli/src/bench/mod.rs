@@ -23,7 +23,7 @@ use self::steps::Asked;
 use self::work::{Sizes, Storage};
 use crate::args::DeviceChoice;
 use crate::device::label;
-use crate::error::Result;
+use crate::error::{Result, warn};
 use crate::models::{self, Pair, Weights};
 
 /// Number of bytes that are read to measure the speed of the memory; a smaller number with `--quick`.
@@ -108,7 +108,11 @@ fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
         }
         None => {
             let pair = Pair::new(args.target.clone(), args.draft.clone())?;
-            Ok((pair.load(args.block_size)?, pair.target.display().to_string()))
+            let weights = pair.load(args.block_size)?;
+            for warning in weights.warnings() {
+                let _ = warn(&warning.to_string());
+            }
+            Ok((weights, pair.target.display().to_string()))
         }
     }
 }

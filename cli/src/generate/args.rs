@@ -87,6 +87,9 @@ pub struct GenerateArgs {
     /// Largest number of new tokens; the model's context limits it too
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Decoding")]
     pub max_new_tokens: usize,
+    /// Positions for prompt and output together, in place of the model's own limit
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Decoding")]
+    pub context: Option<NonZeroUsize>,
     /// Continue after an end-of-sequence token
     #[arg(long, help_heading = "Decoding")]
     pub ignore_eos: bool,

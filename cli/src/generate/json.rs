@@ -104,7 +104,7 @@ impl<'a, W: Write> JsonLines<'a, W> {
     }
 
     fn write(&mut self, sample: &Sample) -> Result<()> {
-        let mut text = Text::new(self.tokenizer);
+        let mut text = Text::after(self.tokenizer, self.prompt_ids)?;
         let mut whole = text.push(&sample.output_ids)?;
         whole += &text.finish()?;
         let line = Line {

@@ -18,7 +18,7 @@ use flexdraft::device::Device;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::device_selection::Chosen;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::Tokenizer;
+use flexdraft::model::{ModelConfig, Tokenizer};
 
 pub use self::args::GenerateArgs;
 use self::compare::{MODES, Measured};
@@ -71,8 +71,13 @@ impl<'a> Loaded<'a> {
         let seeds = Seeds::from_args(args)?;
         let pair = Pair::new(args.target.clone(), args.draft.clone())?;
         let progress = Progress::loading(&pair.target);
-        let weights = pair.load(args.block_size)?;
-        let tokenizer = prompt::tokenizer(&pair, weights.target.config.vocab_size)?;
+        let mut weights = pair.load(args.block_size)?;
+        weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
+        set_context(args, &mut weights.target.config, &progress)?;
+        let (tokenizer, unreadable) = prompt::tokenizer(args, &pair, weights.target.config.vocab_size)?;
+        if let Some(error) = unreadable {
+            progress.warn(&format!("there is no text to show: {error}"));
+        }
         let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref())?;
         Ok(Self { args, seeds, pair, progress, weights, tokenizer, prompt })
     }
@@ -93,7 +98,7 @@ impl<'a> Loaded<'a> {
                 session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));
             }
         }
-        if tokenizer.is_none() {
+        if tokenizer.is_none() && pair.target.is_dir() {
             let dir = pair.target.display();
             session.progress.note(&format!("{dir} has no tokenizer.json, so there is no text to show."));
         }
@@ -101,7 +106,18 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// An engine and the requests that it runs.
+/// Replaces the context of a model by the requested one.
+fn set_context(args: &GenerateArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
+    let Some(context) = args.context else { return Ok(()) };
+    let own = std::mem::replace(&mut config.context_len, context.get());
+    config.validate()?;
+    if context.get() > own {
+        progress.warn(&format!("--context {context} is longer than the model's context of {own} positions"));
+    }
+    Ok(())
+}
+
+/// An engine and its requests.
 struct Session<'a, D: Device> {
     job: Job<'a>,
     engine: Engine<D>,
@@ -168,7 +184,15 @@ impl<'a, D: Device> Session<'a, D> {
             self.progress.note("A change of colour is a new step; underlined tokens are accepted drafts.");
         }
         let count = self.job.seeds.count();
-        let mut streamer = Streamer::new(surface.stdout(), surface, tokenizer, &self.progress, prompt, count);
+        let mut streamer = Streamer::new(
+            surface.stdout(),
+            surface,
+            tokenizer,
+            &self.job.prompt_ids,
+            &self.progress,
+            prompt,
+            count,
+        );
         self.job.run(&mut self.engine, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
         let measured = self.measure(samples)?;

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anstyle::Style;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A progress line on the terminal, which each update overwrites.
+use crate::error::warn;
+
+/// A progress line that is overwritten.
 #[derive(Debug)]
 pub struct Progress {
     line: ProgressBar,
@@ -91,7 +93,12 @@ impl Progress {
         let _ = self.suspend(|| writeln!(anstream::stderr(), "{dimmed}{text}{dimmed:#}"));
     }
 
-    /// Removes the progress line for good.
+    /// Writes a warning to stderr. A failure to write is ignored.
+    pub fn warn(&self, text: &str) {
+        let _ = self.suspend(|| warn(text));
+    }
+
+    /// Removes the line for good.
     pub fn clear(&self) {
         self.line.finish_and_clear();
     }

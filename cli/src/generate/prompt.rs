@@ -77,18 +77,29 @@ fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Returns the model's tokenizer; `None` without a `tokenizer.json`, in which case prompts are given as ids.
-pub fn tokenizer(pair: &Pair, vocab_size: usize) -> Result<Option<Tokenizer>> {
-    Ok(Tokenizer::read_if_present(&pair.target, vocab_size)?)
+/// The model's tokenizer; `None` without a `tokenizer.json`, in which case prompts are given as ids. For such a prompt,
+/// a tokenizer that cannot be read is only the reason why there is no text to show.
+pub fn tokenizer(
+    args: &GenerateArgs,
+    pair: &Pair,
+    vocab_size: usize,
+) -> Result<(Option<Tokenizer>, Option<LoadError>)> {
+    match Tokenizer::read_if_present(&pair.target, vocab_size) {
+        Ok(tokenizer) => Ok((tokenizer, None)),
+        Err(error) if args.prompt_ids.is_some() => Ok((None, Some(error))),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// Turns the tokens of a sample into text as they arrive; without a tokenizer, the text is empty.
-#[derive(Debug)]
+/// Turns the tokens of a sample into text as they arrive; gives no text without a tokenizer.
+#[derive(Debug, Default)]
 pub struct Text<'a>(Option<TextStream<'a>>);
 
 impl<'a> Text<'a> {
-    pub fn new(tokenizer: Option<&'a Tokenizer>) -> Self {
-        Self(tokenizer.map(|tokenizer| TextStream::new(tokenizer, true)))
+    /// Starts the text that follows a prompt.
+    pub fn after(tokenizer: Option<&'a Tokenizer>, prompt_ids: &[u32]) -> Result<Self> {
+        let stream = tokenizer.map(|tokenizer| TextStream::after(tokenizer, true, prompt_ids));
+        Ok(Self(stream.transpose()?))
     }
 
     /// Adds tokens, and returns the text that these tokens complete.

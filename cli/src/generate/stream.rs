@@ -4,6 +4,7 @@
 //! tokens that were committed together. Otherwise stdout holds only the text.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -82,6 +83,7 @@ pub struct Streamer<'a, W: Write> {
     out: W,
     surface: Surface,
     tokenizer: Option<&'a Tokenizer>,
+    prompt_ids: &'a [u32],
     progress: &'a Progress,
     /// The prompt, which is written dimmed before the first sample if there are colours.
     prompt: Option<&'a str>,
@@ -108,6 +110,7 @@ impl<'a, W: Write> Streamer<'a, W> {
         out: W,
         surface: Surface,
         tokenizer: Option<&'a Tokenizer>,
+        prompt_ids: &'a [u32],
         progress: &'a Progress,
         prompt: Option<&'a str>,
         samples: usize,
@@ -116,6 +119,7 @@ impl<'a, W: Write> Streamer<'a, W> {
             out,
             surface,
             tokenizer,
+            prompt_ids,
             progress,
             prompt: prompt.filter(|_| surface.has_colours()),
             several: samples > 1,
@@ -175,10 +179,14 @@ impl<'a, W: Write> Streamer<'a, W> {
         self.write(&rendered.unwrap_or_default())
     }
 
-    fn growing(&mut self, index: usize) -> &mut Growing<'a> {
-        let tokenizer = self.tokenizer;
-        let new = || Growing { text: Text::new(tokenizer), commits: 0, rendered: String::new() };
-        self.texts.entry(index).or_insert_with(new)
+    fn growing(&mut self, index: usize) -> Result<&mut Growing<'a>> {
+        Ok(match self.texts.entry(index) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let text = Text::after(self.tokenizer, self.prompt_ids)?;
+                entry.insert(Growing { text, commits: 0, rendered: String::new() })
+            }
+        })
     }
 }
 
@@ -191,7 +199,7 @@ impl<W: Write> Observer for Streamer<'_, W> {
 
     fn committed(&mut self, sample: &Sample, tokens: &[u32], accepted: usize) -> Result<()> {
         let surface = self.surface;
-        let growing = self.growing(sample.index);
+        let growing = self.growing(sample.index)?;
         let mut pieces = Vec::new();
         for (i, token) in tokens.iter().enumerate() {
             let piece = growing.text.push(std::slice::from_ref(token))?;
@@ -207,8 +215,8 @@ impl<W: Write> Observer for Streamer<'_, W> {
 
     fn finished(&mut self, sample: Sample) -> Result<()> {
         let surface = self.surface;
-        let growing = self.growing(sample.index);
-        let last = std::mem::replace(&mut growing.text, Text::new(None)).finish()?;
+        let growing = self.growing(sample.index)?;
+        let last = std::mem::take(&mut growing.text).finish()?;
         surface.render(&last, style(growing.commits.saturating_sub(1), false), &mut growing.rendered);
         self.samples.finished(sample)?;
         while let Some(seed) = self.samples.seed(self.current) {

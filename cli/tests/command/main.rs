@@ -3,6 +3,7 @@
 mod bench;
 mod common;
 mod json_lines;
+mod loading;
 #[cfg(target_os = "linux")]
 mod stand_in;
 mod text;

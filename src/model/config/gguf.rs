@@ -1,13 +1,15 @@
 //! Reads a model's configuration from the metadata of a GGUF file.
 
+use super::end_of_turn::end_ids;
 use super::rope::{RopeScaling, Yarn, rope};
 use super::{
     Architecture, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig,
+    unread,
 };
 use crate::device::{AttentionShape, Rope};
-use crate::model::LoadError;
 use crate::model::format::gguf::{Gguf, Header};
 use crate::model::format::json::Fields;
+use crate::model::{LoadError, LoadWarning};
 
 /// Name of the tensor `[head_dim / 2]` with divisors of the rotary frequencies, in which GGUF files store the rope
 /// scaling of Llama 3.
@@ -110,6 +112,15 @@ impl Gguf {
     pub fn config(&self) -> Result<ModelConfig, LoadError> {
         read(self.header(), |name| self.tensor(name).map(|tensor| tensor.to_f32()))
     }
+
+    /// Returns warnings about metadata that have no effect.
+    pub(in crate::model) fn config_warnings(&self) -> Vec<LoadWarning> {
+        let read = WITHOUT_EFFECT.iter().map(|(key, ..)| *key).chain(["rope.scaling.yarn_log_multiplier"]);
+        match architecture(self.header()) {
+            Ok(architecture) => unread::gguf(&self.header().fields(), architecture, read),
+            Err(_) => Vec::new(),
+        }
+    }
 }
 
 /// Reads the configuration of a GGUF file without its weights.
@@ -127,7 +138,8 @@ fn read(
     reject_unsupported(&fields)?;
     let hidden_size = fields.required_count("embedding_length", MAX_HIDDEN)?;
     let attention = attention_shape(&fields, hidden_size)?;
-    let context_len = fields.required_count("context_length", MAX_CONTEXT)?;
+    let stated_context = fields.required_count("context_length", MAX_CONTEXT)?;
+    let scaling = read_scaling(&fields, stated_context)?;
     let factors = match header.contains(ROPE_FACTORS) {
         true => Some(rope_factors(header, attention.head_dim, elements)?),
         false => None,
@@ -139,17 +151,17 @@ fn read(
         layers: layers(header, &fields)?,
         attention,
         vocab_size: vocab_size(header)?,
-        context_len,
+        context_len: scaling.context_len(stated_context),
         rms_norm_eps: {
             let key = "attention.layer_norm_rms_epsilon";
             fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
         },
-        rope: read_rope(&fields, attention.head_dim, context_len, factors)?,
-        // GGUF has no key for biases: the layers have biases if the tensors exist.
+        rope: read_rope(&fields, attention.head_dim, &scaling, factors)?,
+        // The format has no key for biases: the layers have biases if the tensors exist.
         attention_bias: header.contains("blk.0.attn_q.bias"),
         mlp_bias: header.contains("blk.0.ffn_gate.bias"),
         tied_embeddings: !header.contains("output.weight"),
-        eos_ids: eos_ids(&fields.fields)?,
+        eos_ids: end_ids(header)?,
     };
     config.validate()?;
     Ok(config)
@@ -213,19 +225,13 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
     Ok(AttentionShape { q_heads, kv_heads, head_dim })
 }
 
-/// Reads the frequencies and the scaling of the rotary embedding. The defaults are llama.cpp's.
-fn read_rope(
-    fields: &ArchitectureFields<'_>,
-    head_dim: usize,
-    context_len: usize,
-    factors: Option<Vec<f32>>,
-) -> Result<Rope, LoadError> {
-    let theta = fields.positive("rope.freq_base")?.unwrap_or(10_000.0);
+/// Reads the scaling of the rotary embedding. The defaults are llama.cpp's.
+fn read_scaling(fields: &ArchitectureFields<'_>, context_len: usize) -> Result<RopeScaling, LoadError> {
     let factor = match fields.nonzero("rope.scaling.factor")? {
         Some(factor) => Some(factor),
         None => fields.nonzero("rope.scale_linear")?,
     };
-    let scaling = match (fields.fields.text(&fields.key("rope.scaling.type"))?, factor) {
+    Ok(match (fields.fields.text(&fields.key("rope.scaling.type"))?, factor) {
         (Some("none"), _) | (None | Some("linear" | "yarn"), None) => RopeScaling::Default,
         (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
         (Some("yarn"), Some(factor)) => {
@@ -240,8 +246,18 @@ fn read_rope(
             RopeScaling::Yarn(yarn)
         }
         (Some(_), _) => return Err(fields.unsupported("rope.scaling.type", "none, linear, yarn")),
-    };
-    let mut rope = rope(head_dim, theta, &scaling)
+    })
+}
+
+/// Makes the rotary embedding. The default base is llama.cpp's.
+fn read_rope(
+    fields: &ArchitectureFields<'_>,
+    head_dim: usize,
+    scaling: &RopeScaling,
+    factors: Option<Vec<f32>>,
+) -> Result<Rope, LoadError> {
+    let theta = fields.positive("rope.freq_base")?.unwrap_or(10_000.0);
+    let mut rope = rope(head_dim, theta, scaling)
         .ok_or_else(|| fields.invalid("rope.freq_base", "a base that gives finite frequencies"))?;
     if let Some(factors) = factors {
         rope.inv_freq.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
@@ -272,29 +288,5 @@ fn rope_factors(
             path: header.path().into(),
             reason: format!("tensor `{ROPE_FACTORS}` has the element {factor}, expected numbers above 0"),
         }),
-    }
-}
-
-/// Returns the token ids that end a text and, in models for conversations, a message.
-fn eos_ids(fields: &Fields<'_>) -> Result<Vec<u32>, LoadError> {
-    let mut ids = Vec::new();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        if let Some(id) = token_id(fields, key)?
-            && !ids.contains(&id)
-        {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
-}
-
-/// Returns the token id that a metadata key holds.
-pub(in crate::model) fn token_id(fields: &Fields<'_>, key: &str) -> Result<Option<u32>, LoadError> {
-    match fields.get(key) {
-        None => Ok(None),
-        Some(value) => match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
-            Some(id) => Ok(Some(id)),
-            None => Err(fields.invalid(key, "a token id")),
-        },
     }
 }

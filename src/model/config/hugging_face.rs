@@ -6,14 +6,15 @@ use serde_json::Value;
 
 use super::{
     Architecture, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig, rope,
+    unread,
 };
 use crate::device::AttentionShape;
-use crate::model::LoadError;
 use crate::model::format::files::if_exists;
 use crate::model::format::json::{Fields, JsonFile};
+use crate::model::{LoadError, LoadWarning};
 
-/// Reads the configuration of a model directory, as transformers 4 or 5 writes it.
-pub(in crate::model) fn read(dir: &Path) -> Result<ModelConfig, LoadError> {
+/// Reads the configuration of a directory, as written by transformers 4 or 5, with warnings about it.
+pub(in crate::model) fn read(dir: &Path) -> Result<(ModelConfig, Vec<LoadWarning>), LoadError> {
     let file = JsonFile::read(&dir.join("config.json"))?;
     let generation = if_exists(JsonFile::read(&dir.join("generation_config.json")))?;
     let mut config = from_fields(&file.fields())?;
@@ -22,7 +23,7 @@ pub(in crate::model) fn read(dir: &Path) -> Result<ModelConfig, LoadError> {
         Some(ids) if !ids.is_empty() => ids,
         _ => eos_ids(&file.fields())?,
     };
-    Ok(config)
+    Ok((config, unread::hugging_face(&file.fields())))
 }
 
 fn architecture(config: &Fields<'_>) -> Result<Architecture, LoadError> {
@@ -51,7 +52,8 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
     reject_unsupported(fields, architecture)?;
     let hidden_size = fields.required_count("hidden_size", MAX_HIDDEN)?;
     let attention = attention_shape(fields, architecture, hidden_size)?;
-    let context_len = fields.required_count("max_position_embeddings", MAX_CONTEXT)?;
+    let stated_context = fields.required_count("max_position_embeddings", MAX_CONTEXT)?;
+    let (rope, scaling) = rope::from_config(fields, attention.head_dim, stated_context)?;
     Ok(ModelConfig {
         architecture,
         hidden_size,
@@ -59,9 +61,9 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
         layers: fields.required_count("num_hidden_layers", MAX_LAYERS)?,
         attention,
         vocab_size: fields.required_count("vocab_size", MAX_VOCAB)?,
-        context_len,
+        context_len: scaling.context_len(stated_context),
         rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope: rope::from_config(fields, attention.head_dim, context_len)?,
+        rope,
         attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
         mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
         tied_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),

@@ -1,8 +1,10 @@
 //! The configuration of a model: the target's layers, its rotary embedding, and the drafter's tail layers.
 
+pub(in crate::model) mod end_of_turn;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod hugging_face;
 pub mod rope;
+mod unread;
 
 use super::LoadError;
 use crate::device::{AttentionShape, Rope};

@@ -6,7 +6,7 @@
 
 use std::f64::consts::PI;
 
-use super::MAX_HEAD_DIM;
+use super::{MAX_CONTEXT, MAX_HEAD_DIM};
 use crate::device::Rope;
 use crate::model::LoadError;
 use crate::model::format::json::Fields;
@@ -38,6 +38,19 @@ pub enum RopeScaling {
     },
     /// YaRN (arXiv 2309.00071): interpolation by parts, and a factor on cosine and sine.
     Yarn(Yarn),
+}
+
+impl RopeScaling {
+    /// Returns the positions of the stretched context, given the context that the model states. Llama 3's models
+    /// state the stretched context; others may state the pretraining context.
+    pub(super) fn context_len(&self, stated: usize) -> usize {
+        let stretched = match *self {
+            Self::Default | Self::Llama3 { .. } => 0.0,
+            Self::Linear { factor } => factor * stated as f64,
+            Self::Yarn(Yarn { factor, original_context, .. }) => factor * original_context,
+        };
+        stated.max(stretched.min(MAX_CONTEXT as f64) as usize)
+    }
 }
 
 /// The parameters of [`RopeScaling::Yarn`].
@@ -150,13 +163,13 @@ fn yarn_frequencies(head_dim: usize, theta: f64, turns: &[f32], yarn: &Yarn) -> 
     Some(turns.iter().enumerate().map(frequency).collect())
 }
 
-/// Reads the rotary embedding of a `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and
+/// Reads the rotary embedding of a `config.json`, with its scaling: `rope_parameters` (transformers 5), or `rope_theta` and
 /// `rope_scaling` (transformers 4).
 pub(in crate::model) fn from_config(
     config: &Fields<'_>,
     head_dim: usize,
     context_len: usize,
-) -> Result<Rope, LoadError> {
+) -> Result<(Rope, RopeScaling), LoadError> {
     let key = match (config.get("rope_parameters"), config.get("rope_scaling")) {
         (Some(new), Some(old)) if new != old => {
             return Err(config.invalid("rope_scaling", "the same as `rope_parameters`, or only one of them"));
@@ -174,10 +187,11 @@ pub(in crate::model) fn from_config(
         scaling = read_scaling(parameters, context_len)?;
     }
     let theta = theta.unwrap_or(10_000.0);
-    rope(head_dim, theta, &scaling).ok_or_else(|| match parameters {
-        Some(_) => config.invalid(key, "parameters that give finite frequencies"),
-        None => config.invalid("rope_theta", "a base that gives finite frequencies"),
-    })
+    match (rope(head_dim, theta, &scaling), parameters) {
+        (Some(rope), _) => Ok((rope, scaling)),
+        (None, Some(_)) => Err(config.invalid(key, "parameters that give finite frequencies")),
+        (None, None) => Err(config.invalid("rope_theta", "a base that gives finite frequencies")),
+    }
 }
 
 fn full_rotation_only(fields: &Fields<'_>) -> Result<(), LoadError> {

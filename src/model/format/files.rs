@@ -11,7 +11,10 @@ use crate::model::LoadError;
 /// sharded model has some megabytes.
 const SIZE_LIMIT: u64 = 64 << 20;
 
-/// The bytes of a file, read into memory or memory-mapped.
+/// The first bytes of the text that Git LFS leaves in place of a file whose contents were not fetched.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// The bytes of a file, read or mapped.
 pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// How the bytes of a file come into memory: by reading, or by mapping.
@@ -49,10 +52,16 @@ pub(in crate::model) fn read_bytes_up_to(path: &Path, limit: u64) -> Result<Vec<
     file.take(limit)
         .read_to_end(&mut content)
         .map_err(|source| LoadError::Io { path: path.into(), source })?;
+    reject_lfs_pointer(path, &content)?;
     Ok(content)
 }
 
-/// Returns the bytes of a small file, or `Ok(None)` if the file does not exist.
+/// Returns an error if the contents of a file are a pointer that Git LFS left in its place.
+pub(in crate::model) fn reject_lfs_pointer(path: &Path, content: &[u8]) -> Result<(), LoadError> {
+    if content.starts_with(LFS_POINTER) { Err(LoadError::LfsPointer { path: path.into() }) } else { Ok(()) }
+}
+
+/// Returns `Ok(None)` if the file does not exist.
 pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Option<T>, LoadError> {
     match result {
         Err(LoadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -67,7 +76,7 @@ pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Opt
 pub(in crate::model) unsafe fn load(path: &Path, access: FileAccess) -> Result<Bytes, LoadError> {
     let (mut file, len) = open(path)?;
     let io = |source| LoadError::Io { path: path.into(), source };
-    Ok(match access {
+    let bytes: Bytes = match access {
         FileAccess::Read => {
             let mut bytes = Vec::new();
             let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -77,5 +86,7 @@ pub(in crate::model) unsafe fn load(path: &Path, access: FileAccess) -> Result<B
         }
         // SAFETY: the caller promises that the file does not change.
         FileAccess::Map => Arc::new(unsafe { memmap2::Mmap::map(&file) }.map_err(io)?),
-    })
+    };
+    reject_lfs_pointer(path, (*bytes).as_ref())?;
+    Ok(bytes)
 }

@@ -1,5 +1,6 @@
 //! Reads the JSON files of a model's directory key by key, with errors that name file and key.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -7,6 +8,7 @@ use serde_json::{Map, Value};
 use super::files::read_bytes;
 use crate::model::LoadError;
 use crate::model::load_error::shorten;
+use crate::model::load_warning::LoadWarning;
 
 /// A JSON file whose outermost value is an object.
 #[derive(Debug)]
@@ -17,7 +19,11 @@ pub(in crate::model) struct JsonFile {
 
 impl JsonFile {
     pub(in crate::model) fn read(path: &Path) -> Result<Self, LoadError> {
-        let object = serde_json::from_slice(&read_bytes(path)?)
+        Self::parse(path, &read_bytes(path)?)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self, LoadError> {
+        let object = serde_json::from_slice(&with_quoted_constants(bytes))
             .map_err(|source| LoadError::Json { path: path.into(), source })?;
         Ok(Self { path: path.into(), object })
     }
@@ -25,6 +31,35 @@ impl JsonFile {
     pub(in crate::model) fn fields(&self) -> Fields<'_> {
         Fields::new(&self.path, &self.object)
     }
+}
+
+/// Puts quotes around `NaN`, `Infinity` and `-Infinity`, which Python writes and JSON does not have. As text,
+/// these constants give an error only where a number is expected.
+fn with_quoted_constants(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const CONSTANTS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut out: Vec<u8> = Vec::new();
+    let (mut position, mut copied, mut in_text) = (0, 0, false);
+    while let Some(rest) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
+        let constant = CONSTANTS.into_iter().find(|constant| !in_text && rest.starts_with(constant));
+        position += match (constant, rest.first()) {
+            (Some(constant), _) => {
+                out.extend(bytes.get(copied..position).unwrap_or_default());
+                out.extend([b"\"", constant, b"\""].concat());
+                copied = position + constant.len();
+                constant.len()
+            }
+            (None, Some(b'\\')) if in_text => 2,
+            (None, first) => {
+                in_text ^= first == Some(&b'"');
+                1
+            }
+        };
+    }
+    if copied == 0 {
+        return Cow::Borrowed(bytes);
+    }
+    out.extend(bytes.get(copied..).unwrap_or_default());
+    Cow::Owned(out)
 }
 
 /// The fields of an object in a JSON file. `null` counts as absent, as in transformers.
@@ -104,6 +139,11 @@ impl<'a> Fields<'a> {
         self.count(key, limit)?.ok_or_else(|| self.missing(key))
     }
 
+    /// Returns a token id.
+    pub(in crate::model) fn token_id(&self, key: &str) -> Result<Option<u32>, LoadError> {
+        self.typed(key, "a token id", |value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
+    }
+
     pub(in crate::model) fn missing(&self, key: &str) -> LoadError {
         LoadError::MissingKey { path: self.path.into(), key: self.name(key) }
     }
@@ -126,6 +166,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Returns the warning about a key that is not read.
+    pub(in crate::model) fn unread(&self, key: &str) -> LoadWarning {
+        LoadWarning::UnreadKey { path: self.path.into(), key: self.name(key), value: self.shown(key) }
+    }
+
     fn name(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -144,5 +189,29 @@ impl<'a> Fields<'a> {
             None => Ok(None),
             Some(value) => convert(value).map(Some).ok_or_else(|| self.invalid(key, expected)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn constants_of_python_are_text() {
+        let json = br#"{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN \"Infinity\\", "d": 1, "e":NaN}"#;
+        let file = JsonFile::parse(Path::new("config.json"), json).unwrap();
+        let fields = file.fields();
+        assert_eq!(fields.text("a").unwrap(), Some("NaN"));
+        assert_eq!(fields.list("b").unwrap().unwrap(), &["-Infinity", "Infinity"].map(Value::from));
+        assert_eq!(fields.text("c").unwrap(), Some("NaN \"Infinity\\"));
+        assert_eq!(fields.number("d").unwrap(), Some(1.0));
+        assert_eq!(
+            fields.number("a").unwrap_err().to_string(),
+            "config.json: `a` is \"NaN\", expected a finite number"
+        );
+        assert!(JsonFile::parse(Path::new("config.json"), b"{\"a\": NaNa}").is_err());
+        assert!(JsonFile::parse(Path::new("config.json"), b"{\"a\\").is_err());
     }
 }

@@ -23,6 +23,9 @@ pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Entry>,
+    /// The shards in which the index places tensors that they do not have, by the tensor's name. Only a model
+    /// that needs such a tensor cannot be loaded.
+    absent: BTreeMap<String, PathBuf>,
 }
 
 struct TensorFile {
@@ -47,7 +50,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`LoadError`] if a file is missing or truncated, or if its header does not describe its contents; if a
-    /// tensor occurs twice; if the index names a file outside `dir` or a tensor that its file does not have.
+    /// tensor occurs twice; if the index names a file outside `dir`. A tensor that the index lists and that its
+    /// file does not have gives an error only when it is taken.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::open(dir, FileAccess::Read) }
@@ -69,7 +73,8 @@ impl Checkpoint {
     /// # Safety
     /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(dir: &Path, access: FileAccess) -> Result<Self, LoadError> {
-        let mut checkpoint = Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint =
+            Self { dir: dir.into(), files: Vec::new(), tensors: BTreeMap::new(), absent: BTreeMap::new() };
         // SAFETY: the caller makes the same promise.
         let single = unsafe { checkpoint.add_file(dir.join("model.safetensors"), access) };
         if if_exists(single)?.is_some() {
@@ -93,9 +98,10 @@ impl Checkpoint {
             let path = dir.join(shard);
             // SAFETY: the caller makes the same promise.
             let file = unsafe { checkpoint.add_file(path.clone(), access)? };
-            let absent = |name: &&&str| checkpoint.tensors.get(**name).is_none_or(|entry| entry.file != file);
-            if let Some(tensor) = tensors.iter().find(absent) {
-                return Err(LoadError::MissingTensor { path, tensor: (*tensor).to_owned() });
+            for name in tensors {
+                if checkpoint.tensors.get(name).is_none_or(|entry| entry.file != file) {
+                    checkpoint.absent.insert(name.to_owned(), path.clone());
+                }
             }
         }
         Ok(checkpoint)
@@ -151,7 +157,7 @@ impl Checkpoint {
     /// [`LoadError::MissingTensor`], or [`LoadError::UnsupportedDType`] if the tensor is not F32, F16 or
     /// BF16.
     pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
-        let missing = || LoadError::MissingTensor { path: self.dir.clone(), tensor: name.into() };
+        let missing = || LoadError::MissingTensor { path: self.path_of(name).into(), tensor: name.into() };
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let file = self.files.get(entry.file).ok_or_else(missing)?;
         let dtype = match entry.dtype {
@@ -191,10 +197,10 @@ impl Checkpoint {
         })
     }
 
-    /// Returns the file that holds a tensor, or the directory if no file does.
+    /// Returns the file that holds a tensor or should hold it, or the directory if no file does.
     pub(in crate::model) fn path_of(&self, name: &str) -> &Path {
         let file = self.tensors.get(name).and_then(|entry| self.files.get(entry.file));
-        file.map_or(&self.dir, |file| &file.path)
+        file.map(|file| &file.path).or_else(|| self.absent.get(name)).unwrap_or(&self.dir)
     }
 }
 

@@ -11,9 +11,11 @@ use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::chat::ChatTemplate;
-use super::tokenizer::{Tokenizer, guarded};
+use super::guarded::guarded;
+use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
-use crate::model::config::gguf::{token_id, vocab_size};
+use crate::model::config::end_of_turn::ends_by_text;
+use crate::model::config::gguf::vocab_size;
 use crate::model::format::gguf::{Gguf, Header};
 use crate::model::format::json::Fields;
 use crate::model::load_error::shorten;
@@ -23,10 +25,14 @@ const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+/// The names that [`Splitting::read`] accepts, one for each splitting.
+const SUPPORTED_PRE: &str = "smollm, gpt-2, llama-bpe, qwen2, and llama.cpp's other names for these";
+
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// How a text is split into pieces, within which byte pairs are merged: the metadata key `tokenizer.ggml.pre`. Each
-/// variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from.
+/// The rule that splits a text into pieces, within which byte pairs are merged: `tokenizer.ggml.pre`. Each
+/// variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from. Names that
+/// stand for the same pre-tokenizer in llama.cpp share a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Splitting {
     /// The pieces of GPT-2: words, numbers and punctuation, each with the space before it.
@@ -54,11 +60,13 @@ macro_rules! split_pattern {
 impl Splitting {
     fn read(fields: &Fields<'_>) -> Result<Self, LoadError> {
         match fields.text(PRE)?.ok_or_else(|| fields.missing(PRE))? {
-            "gpt-2" => Ok(Self::Gpt2),
-            "smollm" => Ok(Self::SmolLm),
-            "llama-bpe" => Ok(Self::LlamaBpe),
-            "qwen2" => Ok(Self::Qwen2),
-            _ => Err(fields.unsupported(PRE, "smollm, gpt-2, llama-bpe, qwen2")),
+            "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es" | "jina-v2-de"
+            | "a.x-4.0" | "mellum" | "modern-bert" | "exaone4" => Ok(Self::Gpt2),
+            "smollm" | "starcoder" | "refact" => Ok(Self::SmolLm),
+            "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
+            | "lfm2" | "jina-v5-nano" => Ok(Self::LlamaBpe),
+            "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" => Ok(Self::Qwen2),
+            _ => Err(fields.unsupported(PRE, SUPPORTED_PRE)),
         }
     }
 
@@ -131,7 +139,7 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
     }
     let splitting = Splitting::read(&fields)?;
     let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
-    let types = token_types(header, tokens.len())?;
+    let types = token_types(header, &tokens)?;
     let vocab = vocabulary(header, &tokens, &types)?;
     let merges = merges(header, &vocab)?;
     let template = surrounding_tokens(&fields, splitting, &tokens)?;
@@ -166,15 +174,23 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
 }
 
-/// Reads the kind of each token; if the file gives no kinds, all tokens are text.
-fn token_types(header: &Header, tokens: usize) -> Result<Vec<TokenType>, LoadError> {
+/// Reads the type of each token; without types, all tokens are text. A token whose text ends a turn is a
+/// control token, whatever its type.
+fn token_types(header: &Header, tokens: &[&str]) -> Result<Vec<TokenType>, LoadError> {
     let fields = header.fields();
-    let Some(numbers) = header.integers(TOKEN_TYPES)? else { return Ok(vec![TokenType::Text; tokens]) };
-    if numbers.len() != tokens {
-        return Err(fields.invalid(TOKEN_TYPES, format!("one number per token, {tokens} in total")));
-    }
-    let types: Option<Vec<_>> = numbers.into_iter().map(TokenType::from_number).collect();
-    types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers from 1 to 6"))
+    let mut types = match header.integers(TOKEN_TYPES)? {
+        None => vec![TokenType::Text; tokens.len()],
+        Some(numbers) if numbers.len() != tokens.len() => {
+            return Err(fields.invalid(TOKEN_TYPES, format!("{} of them, one a token", tokens.len())));
+        }
+        Some(numbers) => {
+            let types: Option<Vec<_>> = numbers.into_iter().map(TokenType::from_number).collect();
+            types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers in 1..=6"))?
+        }
+    };
+    let ends = types.iter_mut().zip(ends_by_text(tokens)).filter(|(_, ends)| *ends);
+    ends.for_each(|(token_type, _)| *token_type = TokenType::Control);
+    Ok(types)
 }
 
 fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<Vocab, LoadError> {
@@ -235,7 +251,7 @@ fn surrounding_tokens(
     }
     let mut special_tokens = Vec::new();
     let mut special = |name: &str, key: &str| {
-        let id = token_id(fields, key)?.ok_or_else(|| fields.missing(key))?;
+        let id = fields.token_id(key)?.ok_or_else(|| fields.missing(key))?;
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
         let token = token.ok_or_else(|| {
             fields.invalid(key, format!("an id below {}, the number of tokens", tokens.len()))
@@ -271,9 +287,9 @@ pub(in crate::model) fn chat_template(header: &Header) -> Result<ChatTemplate, L
         ("unk_token", "tokenizer.ggml.unknown_token_id"),
         ("pad_token", "tokenizer.ggml.padding_token_id"),
     ] {
-        let id = token_id(&fields, key)?.and_then(|id| usize::try_from(id).ok());
+        let id = fields.token_id(key)?.and_then(|id| usize::try_from(id).ok());
         if let Some(token) = id.and_then(|id| tokens.get(id)) {
-            special_tokens.push((name, minijinja::Value::from(*token)));
+            special_tokens.push((name.to_owned(), minijinja::Value::from(*token)));
         }
     }
     ChatTemplate::new(header.path().into(), source, special_tokens)

@@ -2,7 +2,10 @@
 
 pub(in crate::model) mod chat;
 pub(in crate::model) mod gguf;
+mod guarded;
+mod jinja;
+mod local_time;
+mod special_tokens;
 mod strftime;
-mod template_json;
 pub(in crate::model) mod text_stream;
 pub(in crate::model) mod tokenizer;

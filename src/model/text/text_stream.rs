@@ -13,6 +13,11 @@ const PATIENCE: usize = 8;
 /// Number of tokens kept as context for decoding: an incomplete character begins within the last three tokens.
 const CONTEXT: usize = 4;
 
+/// Returns whether a token stands for one byte of a character that the vocabulary lacks, such as `<0xC3>`.
+fn is_byte_token(token: &str) -> bool {
+    token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
+}
+
 /// A stream that turns tokens, as they arrive, into text.
 ///
 /// A token may end inside a UTF-8 character, and its text may depend on earlier tokens. The stream therefore
@@ -34,6 +39,34 @@ impl<'a> TextStream<'a> {
     /// Creates a stream at the beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
         Self { tokenizer, skip_special_tokens, window: Vec::new(), settled: 0, emitted: 0 }
+    }
+
+    /// Starts a stream after the tokens of `context`, whose text is not returned. A decoder that treats the
+    /// beginning of a text in another way, as SentencePiece's does with spaces, then sees that the text goes on.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
+    pub fn after(
+        tokenizer: &'a Tokenizer,
+        skip_special_tokens: bool,
+        context: &[u32],
+    ) -> Result<Self, LoadError> {
+        let mut stream = Self::new(tokenizer, skip_special_tokens);
+        // A run of byte tokens is decoded as a whole.
+        let is_byte = |id: u32| tokenizer.token(id).is_some_and(|token| is_byte_token(&token));
+        for &id in context.iter().rev() {
+            if stream.is_silent(id) {
+                continue;
+            }
+            if stream.window.len() >= CONTEXT && !stream.window.last().is_some_and(|&first| is_byte(first)) {
+                break;
+            }
+            stream.window.push(id);
+        }
+        stream.window.reverse();
+        stream.settled = stream.window.len();
+        stream.emitted = stream.decode_window()?.trim_end_matches(REPLACEMENT).len();
+        Ok(stream)
     }
 
     /// Adds tokens, and returns the text that they complete, which may be empty.
@@ -58,9 +91,8 @@ impl<'a> TextStream<'a> {
     }
 
     fn push_one(&mut self, id: u32) -> Result<String, LoadError> {
-        // Tokens without text must not push other tokens out of the window.
-        let silent = self.skip_special_tokens && self.tokenizer.is_special(id);
-        if silent || self.tokenizer.token(id).is_none() {
+        // Tokens without text must not fill the window.
+        if self.is_silent(id) {
             return Ok(String::new());
         }
         self.window.push(id);
@@ -83,6 +115,11 @@ impl<'a> TextStream<'a> {
         let text = self.decode_window()?;
         self.emitted = text.len() - if text.ends_with(REPLACEMENT) { REPLACEMENT.len_utf8() } else { 0 };
         Ok(piece)
+    }
+
+    /// Returns whether a token gives no text.
+    fn is_silent(&self, id: u32) -> bool {
+        (self.skip_special_tokens && self.tokenizer.is_special(id)) || self.tokenizer.token(id).is_none()
     }
 
     fn decode_window(&self) -> Result<String, LoadError> {

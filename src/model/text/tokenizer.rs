@@ -1,8 +1,9 @@
 //! Tokenizers: convert text to token ids and back.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use super::guarded::guarded;
+use super::special_tokens::SpecialTokens;
 use crate::model::LoadError;
 use crate::model::format::files::read_bytes_up_to;
 use crate::model::load_error::shorten;
@@ -18,7 +19,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the `tokenizer.json` of a directory.
+    /// Reads `tokenizer.json` of a directory, and the tokens that the files beside it add.
     pub(in crate::model) fn read_directory(dir: &Path, vocab_size: usize) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let bytes = read_bytes_up_to(&path, SIZE_LIMIT)?;
@@ -26,6 +27,7 @@ impl Tokenizer {
         // As in transformers, the caller limits the length of a text, not the file.
         guarded(&path, || inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
+        SpecialTokens::read(dir)?.add_to(&mut inner, &path)?;
         Ok(Self::new(path, inner, vocab_size))
     }
 
@@ -92,13 +94,15 @@ impl Tokenizer {
     /// Returns whether an id is a special token, which controls the model and is not text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
-        added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
     /// Returns the ids of all special tokens, ascending.
     pub fn special_ids(&self) -> Vec<u32> {
-        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
-        let mut ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let added = self.inner.get_added_vocabulary();
+        let tokens = added.get_added_tokens_decoder().iter();
+        let special = tokens.filter(|(_, token)| added.is_special_token(&token.content));
+        let mut ids: Vec<u32> = special.map(|(&id, _)| id).collect();
         ids.sort_unstable();
         ids
     }
@@ -108,18 +112,4 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({}: {} ids)", self.path.display(), self.len())
     }
-}
-
-/// Calls into the `tokenizers` crate, which indexes and unwraps on malformed files, and turns a panic into an
-/// error.
-pub(in crate::model) fn guarded<T>(
-    path: &Path,
-    call: impl FnOnce() -> tokenizers::Result<T>,
-) -> Result<T, LoadError> {
-    let reason = match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the file does not make a working tokenizer".to_owned(),
-    };
-    Err(LoadError::Tokenizer { path: path.into(), reason })
 }

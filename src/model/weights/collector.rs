@@ -50,6 +50,10 @@ impl<'a> Collector<'a> {
 }
 
 impl TensorSource for Collector<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(name)
+    }
+
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         if self.checkpoint.contains(name) {
             self.used.insert(name.to_owned());

@@ -35,13 +35,16 @@ impl Gguf {
     /// unsupported storage type ([`LoadError::UnsupportedQuantization`]), or does not belong to the
     /// architecture ([`LoadError::UnexpectedTensor`]).
     pub fn target(&self) -> Result<TargetWeights, LoadError> {
-        take(self, self.config()?, Problems::First).weights.map_err(|problems| {
+        let weights = take(self, self.config()?, Problems::First).weights;
+        let mut weights = weights.map_err(|problems| {
             let none = || LoadError::Gguf {
                 path: self.path().into(),
                 reason: "its tensors do not form a model".into(),
             };
             problems.into_iter().next().unwrap_or_else(none)
-        })
+        })?;
+        weights.warnings.splice(0..0, self.config_warnings());
+        Ok(weights)
     }
 
     /// Returns the weights that a configuration requires, or all problems with them.
@@ -90,6 +93,10 @@ struct GgufSource<'a> {
 }
 
 impl TensorSource for GgufSource<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.file.header().contains(&ggml_name(name))
+    }
+
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         if self.wanted == Problems::First && !self.problems.is_empty() {
             return None;

@@ -8,6 +8,7 @@ mod source;
 pub(in crate::model) mod target;
 
 use super::config::{DrafterConfig, ModelConfig};
+use super::load_warning::LoadWarning;
 use crate::tensor::Tensor;
 
 /// The stored weights of a linear layer: weight `[out, in]` and optional bias `[out]`.
@@ -64,6 +65,8 @@ pub struct TargetWeights {
     pub norm: Tensor,
     /// Output projection `[vocab, hidden]`; the embedding itself if the two are tied.
     pub lm_head: Tensor,
+    /// What the user should know about the model's files.
+    pub warnings: Vec<LoadWarning>,
 }
 
 /// The weights of the calibrator, the MLP of Bonus-guided Calibration:

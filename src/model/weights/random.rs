@@ -101,6 +101,11 @@ impl RandomSource {
 }
 
 impl TensorSource for RandomSource {
+    /// A random model has no tensors but those that its configuration asks for.
+    fn contains(&self, _: &str) -> bool {
+        false
+    }
+
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         let made = if self.problem.is_some() { None } else { self.make(name, shape) };
         if made.is_none() && self.problem.is_none() {

@@ -9,6 +9,9 @@ use crate::tensor::Tensor;
 /// For a tensor that is not available, the source returns `None` and records the reason. Code that builds a
 /// part of a model requests all its tensors before it gives up, so that the source sees every request.
 pub(super) trait TensorSource {
+    /// Returns whether a stored tensor has this name.
+    fn contains(&self, name: &str) -> bool;
+
     /// Returns the tensor with this name, if it has this shape.
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Option<Tensor>;
 

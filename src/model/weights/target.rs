@@ -6,6 +6,8 @@ use super::{LayerWeights, TargetWeights};
 use crate::model::LoadError;
 use crate::model::config::ModelConfig;
 use crate::model::format::safetensors::Checkpoint;
+use crate::model::load_warning::LoadWarning;
+use crate::tensor::{Elements, Tensor};
 
 impl TargetWeights {
     /// Takes the weights of a model with configuration `config` out of a checkpoint.
@@ -31,19 +33,59 @@ pub(super) fn build(
     prefix: &str,
     config: ModelConfig,
 ) -> Option<TargetWeights> {
-    let embedding_shape = [config.vocab_size, config.hidden_size];
-    let embed = tensors.tensor(&format!("{prefix}embed_tokens.weight"), &embedding_shape);
+    let pair = embedding_and_head(tensors, prefix, &config);
     let layers: Vec<_> =
         (0..config.layers).map(|i| layer(tensors, &format!("{prefix}layers.{i}"), &config)).collect();
     let norm = tensors.tensor(&format!("{prefix}norm.weight"), &[config.hidden_size]);
-    // The config decides whether the head is tied: the checkpoint of a tied model may hold a copy of the embedding
-    // under the head's name.
-    let lm_head = match config.tied_embeddings {
-        true => embed.clone(),
-        false => tensors.tensor("lm_head.weight", &embedding_shape),
-    };
     let layers: Option<Vec<_>> = layers.into_iter().collect();
-    Some(TargetWeights { config, embed: embed?, layers: layers?, norm: norm?, lm_head: lm_head? })
+    let (embed, head) = pair?;
+    let (lm_head, tied_embeddings, warnings) = match head {
+        Head::Tied => (embed.clone(), true, Vec::new()),
+        Head::Own(head) if !config.tied_embeddings => (head, false, Vec::new()),
+        Head::Own(head) => (head, false, vec![LoadWarning::OwnHead]),
+    };
+    let config = ModelConfig { tied_embeddings, ..config };
+    Some(TargetWeights { config, embed, layers: layers?, norm: norm?, lm_head, warnings })
+}
+
+/// The head of a model.
+enum Head {
+    /// The embedding is the head too.
+    Tied,
+    Own(Tensor),
+}
+
+/// Takes the embedding and the head. If the configuration ties them, the tensors still decide: the pair may be
+/// stored under the head's name only, and a stored head with values of its own is a head of its own.
+fn embedding_and_head(
+    tensors: &mut impl TensorSource,
+    prefix: &str,
+    config: &ModelConfig,
+) -> Option<(Tensor, Head)> {
+    let shape = [config.vocab_size, config.hidden_size];
+    let (embed_name, head_name) = (format!("{prefix}embed_tokens.weight"), "lm_head.weight");
+    let head_stored = tensors.contains(head_name);
+    if config.tied_embeddings && head_stored && !tensors.contains(&embed_name) {
+        return Some((tensors.tensor(head_name, &shape)?, Head::Tied));
+    }
+    let embed = tensors.tensor(&embed_name, &shape);
+    if config.tied_embeddings && !head_stored {
+        return Some((embed?, Head::Tied));
+    }
+    let head = tensors.tensor(head_name, &shape);
+    let (embed, head) = (embed?, head?);
+    let same = config.tied_embeddings && same_values(&embed, &head);
+    Some((embed, if same { Head::Tied } else { Head::Own(head) }))
+}
+
+/// Returns whether two tensors of one shape have the same values, whatever types they are stored as.
+fn same_values(a: &Tensor, b: &Tensor) -> bool {
+    match (a.elements(), b.elements()) {
+        (Elements::F32(a), Elements::F32(b)) => a == b,
+        (Elements::F16(a), Elements::F16(b)) => a == b,
+        (Elements::Bf16(a), Elements::Bf16(b)) => a == b,
+        _ => a.to_f32() == b.to_f32(),
+    }
 }
 
 fn layer(tensors: &mut impl TensorSource, name: &str, config: &ModelConfig) -> Option<LayerWeights> {
@@ -67,7 +109,10 @@ fn layer(tensors: &mut impl TensorSource, name: &str, config: &ModelConfig) -> O
 /// Returns the prefix of tensor names: `LlamaForCausalLM` saves its decoder's tensors under `model.`, the
 /// bare `LlamaModel` does not.
 fn tensor_prefix(checkpoint: &Checkpoint) -> &'static str {
-    let bare =
-        checkpoint.contains("embed_tokens.weight") && !checkpoint.contains("model.embed_tokens.weight");
-    if bare { "" } else { "model." }
+    let has = |prefix: &str| {
+        ["embed_tokens.weight", "norm.weight"]
+            .iter()
+            .any(|name| checkpoint.contains(&format!("{prefix}{name}")))
+    };
+    if has("") && !has("model.") { "" } else { "model." }
 }

@@ -31,11 +31,11 @@ fn tensors_that_do_not_fit() {
     let overlap = "is not a valid GGUF file: tensors `token_embd.weight` and `blk.0.ffn_up.weight` overlap";
     assert_eq!(edit(up, &|t| t.offset = 0), overlap);
 
-    let supported = "supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K";
+    let supported = "supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
     for (kind, name) in [
-        (6, "Q5_0"),
-        (13, "Q5_K"),
-        (23, "IQ4_XS"),
+        (9, "Q8_1"),
+        (16, "IQ2_XXS"),
+        (39, "MXFP4"),
         (26, "I32"),
         (4, "number 4"),
         (u32::MAX, "number 4294967295"),

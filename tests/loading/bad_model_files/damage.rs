@@ -126,4 +126,7 @@ const TEMPLATE: &str = r#"{%- set ns = namespace(n=0, last='') -%}
 {%- else -%}{{ raise_exception('no ' ~ message.role) if ns.n < 0 else message | tojson(indent=2) }}{%- endif -%}
 {%- endfor -%}
 {%- for i in range(3) -%}{{ '%s' | replace('s', i | string) }}{{ 'a' * 2 }}{%- endfor -%}
+{%- macro list(a, b=a, c=[]) -%}{{ a ~ b ~ c }}{{ varargs | length }}{{ kwargs }}{%- endmacro -%}
+{{ list(messages, none, 1, 2, x={'k': 1.5}) }}{{ '%5.2f|%s' % (1.5, messages[0].role) }}{{ messages | map(attribute='role') | join(', ') }}
+{{ 'a-b'.rsplit('-', 1) | last }}{{ 7 // 2 % 3 }}{{ 'x'.center(9, '*') }}{{ messages[0].items() | list | indent(2) }}{{ undefined | length }}
 {%- if add_generation_prompt -%}<|assistant|>{{ strftime_now('%d') if false else '' }}{%- endif -%}"#;

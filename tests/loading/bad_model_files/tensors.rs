@@ -204,8 +204,22 @@ fn shards() {
         );
     }
     let copy = Copy::of(SHARDED);
+    // The index may list a tensor that its file does not have, as long as the model does not need it.
     copy.edit(index, |index| index["weight_map"]["lm_head.bias"] = json!(first));
-    assert_eq!(copy.target_error(), format!("{first}: tensor `lm_head.bias` is missing"));
+    assert!(TargetWeights::read(copy.path()).is_ok());
+    copy.edit(index, |index| {
+        index["weight_map"]["model.layers.0.mlp.up_proj.weight"] = json!("model-00002-of-00002.safetensors");
+    });
+    assert!(TargetWeights::read(copy.path()).is_ok(), "the tensor is in another file");
+    let lacking = Copy::of(SHARDED);
+    let (mut header, data) = split(&fs::read(lacking.path().join(first)).unwrap());
+    let moved = header.remove("model.layers.0.mlp.up_proj.weight").unwrap();
+    header.insert("elsewhere".into(), moved);
+    lacking.write(first, join(&serde_json::to_vec(&header).unwrap(), &data));
+    assert_eq!(
+        lacking.target_error(),
+        format!("{first}: tensor `model.layers.0.mlp.up_proj.weight` is missing")
+    );
     copy.edit(index, |index| index["weight_map"]["lm_head.bias"] = json!(1));
     assert_eq!(copy.target_error(), format!("{index}: `weight_map.lm_head.bias` is 1, expected a file name"));
     copy.write(index, "{}");

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::metadata::Metadata;
+use super::parts::SplitPart;
 use super::quantization::TensorType;
 use super::reader::{ReadFault, Reader};
 use crate::model::LoadError;
-use crate::model::format::files::{Bytes, open};
+use crate::model::format::files::{Bytes, open, reject_lfs_pointer};
 use crate::model::format::json::Fields;
 use crate::model::load_error::shorten;
 
@@ -26,19 +27,30 @@ const MAX_ALIGNMENT: usize = 1 << 20;
 /// Number of bytes that are first searched for a header, if only the header is wanted.
 const FIRST_READ: usize = 16 << 20;
 
-/// The header of a GGUF file: metadata and tensor descriptions.
+/// The header of a model: the metadata of its first file, and the tensor descriptions of all its files.
 pub(in crate::model) struct Header {
     path: PathBuf,
-    /// The bytes of the whole file, or at least of the whole header.
+    /// The files of the model; several if it is split.
+    files: Vec<PathBuf>,
+    /// The bytes of the whole first file, or at least of its whole header.
     bytes: Bytes,
     metadata: Metadata,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// The description of a tensor in the header.
+/// A file of a model, with its header.
+pub(super) struct ParsedFile {
+    /// The bytes of the whole file, or at least of its whole header.
+    bytes: Bytes,
+    parsed: Parsed,
+}
+
+/// A tensor, as described by the header.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct TensorInfo {
-    /// Shape of the tensor, outermost dimension first.
+    /// Index of the tensor's file in [`Header::files`].
+    pub(in crate::model) file: usize,
+    /// The shape, outermost dimension first.
     pub(in crate::model) shape: Vec<usize>,
     /// Storage type and location of the elements, or the name of an unsupported type.
     pub(in crate::model) stored: Result<Stored, String>,
@@ -53,44 +65,90 @@ pub(in crate::model) struct Stored {
 }
 
 impl Header {
-    /// Reads the header of a file, and as little of the data as possible.
+    /// Reads the headers of a model's files, and as little of the data as possible.
     pub(in crate::model) fn read(path: &Path) -> Result<Self, LoadError> {
-        let io = |source| LoadError::Io { path: path.into(), source };
-        let (mut file, file_len) = open(path)?;
-        let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
-        let mut bytes = Vec::new();
-        let mut wanted = FIRST_READ.min(file_len);
-        loop {
-            let missing = wanted.saturating_sub(bytes.len()) as u64;
-            let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(io)?;
-            let ended = read == 0 || bytes.len() >= file_len;
-            match parse(&bytes, file_len) {
-                Err(ReadFault::End) if !ended => wanted = wanted.saturating_mul(2).min(file_len),
-                parsed => return Self::new(path, Arc::new(bytes), parsed),
-            }
-        }
+        let (header, _) = Self::assemble(path, ParsedFile::read(path)?, ParsedFile::read)?;
+        Ok(header)
     }
 
-    /// Parses the header of a GGUF file with these bytes.
-    pub(in crate::model) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
-        let file = (*bytes).as_ref();
-        let parsed = parse(file, file.len());
-        Self::new(path, bytes, parsed)
+    /// Joins the headers of a model's files. `first` is the file at `path`, and `open` opens further files.
+    /// Returns the bytes of each file too.
+    pub(super) fn assemble(
+        path: &Path,
+        first: ParsedFile,
+        open: impl Fn(&Path) -> Result<ParsedFile, LoadError>,
+    ) -> Result<(Self, Vec<Bytes>), LoadError> {
+        let place = SplitPart::read(path, &first.parsed.metadata)?;
+        let files = place.paths(path)?;
+        let mut parts = Vec::new();
+        let mut first = Some(first);
+        for (index, file) in files.iter().enumerate() {
+            let part = match first.take_if(|_| index == place.index) {
+                Some(part) => part,
+                None => open(file)?,
+            };
+            let expected = SplitPart { index, ..place };
+            let found = SplitPart::read(file, &part.parsed.metadata)?;
+            if found != expected {
+                return Err(LoadError::Gguf {
+                    path: file.clone(),
+                    reason: format!(
+                        "its metadata say that it is part {} of {} of a split model, its name that it is part \
+                         {} of {}",
+                        found.index + 1,
+                        found.count,
+                        expected.index + 1,
+                        expected.count
+                    ),
+                });
+            }
+            parts.push(part);
+        }
+        Self::join(path, files, parts)
     }
 
-    fn new(path: &Path, bytes: Bytes, parsed: Result<Parsed, ReadFault>) -> Result<Self, LoadError> {
-        let Parsed { metadata, tensors: listed } = parsed.map_err(|fault| fault.in_file(path))?;
-        let mut tensors = BTreeMap::new();
-        for (name, info) in listed {
-            if tensors.insert(name.clone(), info).is_some() {
-                return Err(LoadError::DuplicateTensor { path: path.into(), tensor: shorten(&name) });
+    fn join(
+        path: &Path,
+        files: Vec<PathBuf>,
+        parts: Vec<ParsedFile>,
+    ) -> Result<(Self, Vec<Bytes>), LoadError> {
+        let (mut tensors, mut bytes, mut metadata) = (BTreeMap::new(), Vec::new(), None);
+        for ((index, file), part) in files.iter().enumerate().zip(parts) {
+            for (name, info) in part.parsed.tensors {
+                if tensors.insert(name.clone(), TensorInfo { file: index, ..info }).is_some() {
+                    return Err(LoadError::DuplicateTensor { path: file.clone(), tensor: shorten(&name) });
+                }
             }
+            bytes.push(part.bytes);
+            metadata.get_or_insert(part.parsed.metadata);
         }
-        Ok(Self { path: path.into(), bytes, metadata, tensors })
+        let (Some(metadata), Some(first)) = (metadata, bytes.first().cloned()) else {
+            return Err(LoadError::Gguf { path: path.into(), reason: "it is no file of a model".into() });
+        };
+        let header = Self { path: path.into(), files, bytes: first, metadata, tensors };
+        let key = "split.tensors.count";
+        let found = header.tensors.len();
+        match header.fields().get(key).map(|count| count.as_u64()) {
+            Some(count) if header.files.len() > 1 && count != Some(found as u64) => {
+                Err(header.fields().invalid(key, format!("{found}, the tensors of all its files")))
+            }
+            _ => Ok((header, bytes)),
+        }
     }
 
     pub(in crate::model) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the paths of the model's files.
+    pub(in crate::model) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Returns the file that holds a tensor.
+    pub(in crate::model) fn path_of(&self, name: &str) -> &Path {
+        let file = self.tensors.get(name).and_then(|info| self.files.get(info.file));
+        file.unwrap_or(&self.path)
     }
 
     /// Returns the metadata's numbers, flags and strings; see [`Metadata::fields`].
@@ -125,10 +183,42 @@ impl Header {
     /// Returns storage type and location of a tensor.
     pub(in crate::model) fn stored(&self, name: &str) -> Result<&Stored, LoadError> {
         self.tensor(name)?.stored.as_ref().map_err(|found| LoadError::UnsupportedQuantization {
-            path: self.path.clone(),
+            path: self.path_of(name).into(),
             tensor: name.into(),
             found: found.clone(),
         })
+    }
+}
+
+impl ParsedFile {
+    /// Reads the header of a file, and as little of the data as possible.
+    pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
+        let io = |source| LoadError::Io { path: path.into(), source };
+        let (mut file, file_len) = open(path)?;
+        let file_len = usize::try_from(file_len).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        let mut wanted = FIRST_READ.min(file_len);
+        loop {
+            let missing = wanted.saturating_sub(bytes.len()) as u64;
+            let read = file.by_ref().take(missing).read_to_end(&mut bytes).map_err(io)?;
+            let ended = read == 0 || bytes.len() >= file_len;
+            match parse(&bytes, file_len) {
+                Err(ReadFault::End) if !ended => wanted = wanted.saturating_mul(2).min(file_len),
+                parsed => return Self::new(path, Arc::new(bytes), parsed),
+            }
+        }
+    }
+
+    /// Parses the header of a file with these bytes.
+    pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+        let file = (*bytes).as_ref();
+        let parsed = parse(file, file.len());
+        Self::new(path, bytes, parsed)
+    }
+
+    fn new(path: &Path, bytes: Bytes, parsed: Result<Parsed, ReadFault>) -> Result<Self, LoadError> {
+        reject_lfs_pointer(path, (*bytes).as_ref())?;
+        Ok(Self { parsed: parsed.map_err(|fault| fault.in_file(path))?, bytes })
     }
 }
 
@@ -244,7 +334,7 @@ impl<'a> RawInfo<'a> {
                 Ok(Stored { kind, bytes: start..end })
             }
         };
-        Ok((self.name.to_owned(), TensorInfo { shape, stored }))
+        Ok((self.name.to_owned(), TensorInfo { file: 0, shape, stored }))
     }
 }
 

@@ -10,38 +10,45 @@
 //! | tensor infos | name, dimensions (innermost first), type, offset within the data |
 //! | data | from the next multiple of `general.alignment` (32 if absent) |
 //!
-//! F32, F16 and BF16 tensors are used in place; Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are converted to bf16 when
-//! they are loaded. Supported are the architectures `llama` and `qwen3` (dense), and byte-level BPE with the
+//! F32, F16 and BF16 tensors are used in place; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL and IQ4_XS are
+//! converted to bf16 when they are loaded. Supported are the architectures `llama` and `qwen3` (dense), and byte-level BPE with the
 //! splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
+//!
+//! A model may be split into files `NAME-00001-of-00003.gguf`, …; the first one has the metadata. Opening any of
+//! them opens all of them.
 //!
 //! The file is not trusted: counts, lengths and offsets are checked against its size before anything is read
 //! or allocated, and no two tensors may share bytes.
 
 mod header;
 mod metadata;
+mod parts;
 mod quantization;
 mod reader;
 mod tensors;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{Bytes, FileAccess, load};
 use crate::model::LoadError;
 pub(in crate::model) use header::Header;
+use header::ParsedFile;
 
-/// A GGUF file: a model with its configuration, tokenizer, chat template and weights.
+/// A GGUF file, or all files of a split model: a model with its configuration, tokenizer, chat template and
+/// weights.
 pub struct Gguf {
     header: Header,
-    bytes: Bytes,
+    /// The bytes of each of the header's files.
+    files: Vec<Bytes>,
 }
 
 impl Gguf {
-    /// Reads a GGUF file into memory.
+    /// Reads a file into memory. If the file is one of a split model, reads the others too.
     ///
     /// # Errors
     /// [`LoadError::Io`] or [`LoadError::NotAFile`]; [`LoadError::Gguf`] if the file is truncated, damaged or
-    /// not a GGUF file; [`LoadError::DuplicateTensor`].
+    /// not a GGUF file; [`LoadError::MissingParts`] or [`LoadError::DuplicateTensor`].
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::open(path, FileAccess::Read) }
@@ -64,20 +71,30 @@ impl Gguf {
     /// # Errors
     /// The errors of [`read`](Self::read).
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, LoadError> {
-        Self::new(path, Arc::new(bytes))
+        let first = ParsedFile::parse(path, Arc::new(bytes))?;
+        let (header, files) = Header::assemble(path, first, |part| {
+            // The other parts are not in memory.
+            let io = |source| LoadError::Io { path: part.into(), source };
+            Err(io(std::io::ErrorKind::NotFound.into()))
+        })?;
+        Ok(Self { header, files })
     }
 
     /// # Safety
     /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
     pub(in crate::model) unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
-        // SAFETY: the caller makes the same promise.
-        let bytes = unsafe { load(path, access)? };
-        Self::new(path, bytes)
+        let open = |path: &Path| {
+            // SAFETY: the caller makes the same promise.
+            let bytes = unsafe { load(path, access)? };
+            ParsedFile::parse(path, bytes)
+        };
+        let (header, files) = Header::assemble(path, open(path)?, open)?;
+        Ok(Self { header, files })
     }
 
-    fn new(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
-        let header = Header::parse(path, bytes.clone())?;
-        Ok(Self { header, bytes })
+    /// Returns the paths of the model's files.
+    pub fn files(&self) -> &[PathBuf] {
+        self.header.files()
     }
 
     /// Returns the path of the file.

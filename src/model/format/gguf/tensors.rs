@@ -34,7 +34,7 @@ impl Gguf {
         let found = &self.header.tensor(name)?.shape;
         if found != shape {
             return Err(LoadError::Shape {
-                path: self.path().into(),
+                path: self.header.path_of(name).into(),
                 tensor: name.into(),
                 expected: shape.to_vec(),
                 found: found.clone(),
@@ -42,7 +42,9 @@ impl Gguf {
         }
         let stored = self.header.stored(name)?;
         let rows = RowOrder::new(shape, permuted_heads);
-        decode(stored, &self.bytes, shape, &rows)
+        let bytes = self.files.get(self.header.tensor(name)?.file);
+        bytes
+            .and_then(|bytes| decode(stored, bytes, shape, &rows))
             .ok_or_else(|| LoadError::OutOfMemory { tensor: name.into(), shape: shape.to_vec() })
     }
 }
@@ -50,10 +52,11 @@ impl Gguf {
 impl Header {
     /// Reads one tensor from a GGUF file, without the rest of the data.
     pub(in crate::model) fn read_tensor(&self, name: &str) -> Result<Tensor, LoadError> {
-        let io = |source| LoadError::Io { path: self.path().into(), source };
+        let path = self.path_of(name);
+        let io = |source| LoadError::Io { path: path.into(), source };
         let shape = &self.tensor(name)?.shape;
         let Stored { kind, bytes } = self.stored(name)?;
-        let (mut file, _) = open(self.path())?;
+        let (mut file, _) = open(path)?;
         file.seek(SeekFrom::Start(bytes.start as u64)).map_err(io)?;
         let mut read = Vec::new();
         file.take(bytes.len() as u64).read_to_end(&mut read).map_err(io)?;

@@ -1,0 +1,180 @@
+//! Keys of a configuration that look as if they changed what a model computes, and that are not read.
+
+use serde_json::Value;
+
+use super::Architecture;
+use crate::model::format::json::Fields;
+use crate::model::load_warning::LoadWarning;
+
+/// Parts of the names of keys that change a computation: scales and caps, norms, positions, windows, experts.
+const PARTS: [&str; 28] = [
+    "scal",
+    "mult",
+    "factor",
+    "cap",
+    "clip",
+    "clamp",
+    "alibi",
+    "rope",
+    "rotary",
+    "position",
+    "window",
+    "chunk",
+    "norm",
+    "gate",
+    "logit",
+    "residual",
+    "attn",
+    "attention",
+    "sink",
+    "moe",
+    "expert",
+    "mup",
+    "depth",
+    "bias",
+    "temperature",
+    "model_base",
+    "freq",
+    "parallel",
+];
+
+/// Keys of a `config.json` that are read, or that change nothing when a model generates text.
+const HARMLESS: [&str; 44] = [
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "attn_implementation",
+    "attention_bias",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "bias",
+    "first_attn_dropout",
+    "head_dim",
+    "layer_norm_eps",
+    "layer_types",
+    "logits_to_keep",
+    "max_position_embeddings",
+    "max_window_layers",
+    "mlp_bias",
+    "no_rope_layer_interval",
+    "no_rope_layers",
+    "norm_eps",
+    "num_attention_heads",
+    "num_experts",
+    "num_experts_per_tok",
+    "num_local_experts",
+    "num_logits_to_keep",
+    "n_positions",
+    "n_routed_experts",
+    "original_max_position_embeddings",
+    "output_attentions",
+    "output_router_logits",
+    "partial_rotary_factor",
+    "position_embedding_type",
+    "resid_pdrop",
+    "rms_norm_eps",
+    "rope_interleaved",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "scale_attn_weights",
+    "sliding_window",
+    "temperature",
+    "transformers.js_config",
+    "use_sliding_window",
+];
+
+/// Metadata keys of an architecture that are read, or that change nothing.
+const HARMLESS_METADATA: [&str; 22] = [
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "tensor_data_layout",
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+];
+
+/// Returns a warning for every key of a `config.json` that looks as if it changed the model, and is not read.
+pub(super) fn hugging_face(config: &Fields<'_>) -> Vec<LoadWarning> {
+    let suspicious = |key: &str| {
+        let key_lower = key.to_ascii_lowercase();
+        !HARMLESS.contains(&key) && PARTS.iter().any(|part| key_lower.contains(part))
+    };
+    let mut warnings = unread(config, suspicious);
+    for key in ["rope_parameters", "rope_scaling"] {
+        if let Ok(Some(rope)) = config.object(key) {
+            warnings.extend(rope_object(&rope));
+            break;
+        }
+    }
+    warnings
+}
+
+/// Returns a warning for every metadata key of the architecture that is not read. `read` are further keys that
+/// are read.
+pub(super) fn gguf<'a>(
+    metadata: &Fields<'_>,
+    architecture: Architecture,
+    read: impl Iterator<Item = &'a str> + Clone,
+) -> Vec<LoadWarning> {
+    let prefix = format!("{}.", architecture.gguf_name());
+    unread(metadata, |key| {
+        let key = key.strip_prefix(&prefix);
+        key.is_some_and(|key| {
+            !HARMLESS_METADATA.contains(&key) && !read.clone().any(|read_key| read_key == key)
+        })
+    })
+}
+
+/// Returns warnings for the keys of a rope object that its type does not read.
+fn rope_object(rope: &Fields<'_>) -> Vec<LoadWarning> {
+    let text = |key| rope.text(key).ok().flatten();
+    let kind = text("rope_type").or_else(|| text("type")).unwrap_or("default");
+    let both_scales = ["mscale", "mscale_all_dim"].iter().all(|key| rope.get(key).is_some());
+    unread(rope, |key| match (kind, key) {
+        (_, "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" | "finetuned") => false,
+        ("linear" | "llama3" | "yarn", "factor") => false,
+        ("llama3" | "yarn", "original_max_position_embeddings") => false,
+        ("llama3", "low_freq_factor" | "high_freq_factor") => false,
+        ("yarn", "beta_fast" | "beta_slow" | "truncate" | "attention_factor") => false,
+        // transformers uses the two only together.
+        ("yarn", "mscale" | "mscale_all_dim") => !both_scales,
+        _ => true,
+    })
+}
+
+fn unread(fields: &Fields<'_>, suspicious: impl Fn(&str) -> bool) -> Vec<LoadWarning> {
+    let unread = fields.entries().filter(|(key, value)| suspicious(key) && !is_neutral(value));
+    unread.map(|(key, _)| fields.unread(key)).collect()
+}
+
+/// Returns whether a value switches nothing on: nothing, a factor of 1, an empty list.
+fn is_neutral(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0)),
+        // Python's infinity switches a limit off.
+        Value::String(text) => !matches!(text.as_str(), "NaN"),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+    }
+}
