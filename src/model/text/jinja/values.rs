@@ -246,10 +246,10 @@ fn write_quoted(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// Returns whether Python prints a character as it is. `Debug` of a string escapes by the same categories; a character
+/// Returns whether Python prints a character as it is. `escape_debug` escapes by the same categories; a character
 /// that extends another is not escaped after another one.
 fn is_printable(c: char) -> bool {
-    c == ' ' || (!c.is_control() && !format!("{:?}", format!("a{c}")).contains("\\u{"))
+    c == ' ' || (!c.is_control() && !format!("a{c}").escape_debug().to_string().contains("\\u{"))
 }
 
 #[cfg(test)]
