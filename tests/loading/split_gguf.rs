@@ -119,7 +119,7 @@ fn keys_of_splits_that_are_wrong() {
     );
     assert_eq!(
         changed("split.count", "two".into()),
-        "`split.count` is \"two\", expected a whole number in 1..=65535"
+        "`split.count` is \"two\", expected a whole number from 1 to 65535"
     );
     assert_eq!(
         changed("split.tensors.count", Value::I32(12)),

@@ -181,11 +181,13 @@ fn token_types(header: &Header, tokens: &[&str]) -> Result<Vec<TokenType>, LoadE
     let mut types = match header.integers(TOKEN_TYPES)? {
         None => vec![TokenType::Text; tokens.len()],
         Some(numbers) if numbers.len() != tokens.len() => {
-            return Err(fields.invalid(TOKEN_TYPES, format!("{} of them, one a token", tokens.len())));
+            return Err(
+                fields.invalid(TOKEN_TYPES, format!("one number per token, {} in total", tokens.len()))
+            );
         }
         Some(numbers) => {
             let types: Option<Vec<_>> = numbers.into_iter().map(TokenType::from_number).collect();
-            types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers in 1..=6"))?
+            types.ok_or_else(|| fields.invalid(TOKEN_TYPES, "numbers from 1 to 6"))?
         }
     };
     let ends = types.iter_mut().zip(ends_by_text(tokens)).filter(|(_, ends)| *ends);
