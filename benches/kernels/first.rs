@@ -32,24 +32,24 @@ use crate::traced::{Log, Traced, Waits};
 const FILE: &str = "first-kernels.jsonl";
 
 /// Prepares the operands of a case and launches its kernels.
-type Run<B> = Box<dyn Fn(&Machine<Traced<B>>) -> Result<(), KernelError>>;
+type Run<R> = Box<dyn Fn(&Machine<Traced<R>>) -> Result<(), KernelError>>;
 
 /// A case, and the shared memory that a CTA may take in this case, in KiB (the device's limit if `None`).
-struct Planned<B: Waits> {
+struct Planned<R: Waits> {
     name: String,
     shared_kib: Option<u32>,
-    run: Run<B>,
+    run: Run<R>,
 }
 
 /// Returns a plan that launches the kernels of `case` once.
-fn once<B: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planned<B> {
-    let run = move |machine: &Machine<Traced<B>>| case.prepare(machine)?.launch();
+fn once<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planned<R> {
+    let run = move |machine: &Machine<Traced<R>>| case.prepare(machine)?.launch();
     Planned { name: name.into(), shared_kib: None, run: Box::new(run) }
 }
 
 /// Returns a step of two sequences, with the heads of Qwen3-8B for 128 dimensions and of SmolLM2-135M for 64. Its rows
 /// and the shared memory decide which kernel it launches.
-fn attention<B: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<B> {
+fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<R> {
     let (q_heads, kv_heads, page_size) = if head_dim == 128 { (32, 8, 64) } else { (9, 3, 16) };
     let (candidates, slots) = (1, 8);
     let case = Attention {
@@ -69,7 +69,7 @@ fn attention<B: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Plann
 }
 
 /// Returns a row whose context is long enough for the merge of many splits.
-fn long_attention<B: Waits>(head_dim: usize) -> Planned<B> {
+fn long_attention<R: Waits>(head_dim: usize) -> Planned<R> {
     let case = Attention {
         batch: 1,
         context: 125 * 64,
@@ -86,7 +86,7 @@ fn long_attention<B: Waits>(head_dim: usize) -> Planned<B> {
 }
 
 /// Returns the cases of sampling and acceptance with logits of type `L`.
-fn of_logits<B: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<B>> {
+fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     let logits = PhantomData::<L>;
     let vocab = 1500;
     let sampling = |rows, rank, truncated| Sampling { rows, vocab, rank, truncated, logits };
@@ -101,8 +101,8 @@ fn of_logits<B: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<B>> {
 }
 
 /// Returns cases that launch every kernel, the shortest first.
-fn planned<B: Waits>() -> Vec<Planned<B>> {
-    let mut all: Vec<Planned<B>> = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
+fn planned<R: Waits>() -> Vec<Planned<R>> {
+    let mut all: Vec<Planned<R>> = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
         .map(|kernel| once(kernel, Elementwise { kernel, rows: 3, cols: 576 }))
         .into();
     all.push(once("rope_table", Rotations { batch: 2, candidates: 3, head_dim: 128 }));
@@ -122,23 +122,23 @@ fn planned<B: Waits>() -> Vec<Planned<B>> {
         }
         all.push(long_attention(head_dim));
     }
-    all.extend(of_logits::<B, f32>("f32"));
-    all.extend(of_logits::<B, bf16>("bf16"));
+    all.extend(of_logits::<R, f32>("f32"));
+    all.extend(of_logits::<R, bf16>("bf16"));
     all
 }
 
 /// Runs the cases from number `from` on, until one fails.
-fn launch_all<B: Waits>(
-    runtime: B,
-    stream: B::Stream,
+fn launch_all<R: Waits>(
+    runtime: R,
+    stream: R::Stream,
     log: &Arc<Log>,
     from: usize,
 ) -> Result<(), Box<dyn Error>>
 where
-    B::Stream: Clone,
+    R::Stream: Clone,
 {
     let inner = Arc::new(runtime);
-    for case in planned::<B>().into_iter().skip(from) {
+    for case in planned::<R>().into_iter().skip(from) {
         log.add(&json!({"case": case.name}))?;
         let all = inner.limits();
         let shared_bytes_per_cta =

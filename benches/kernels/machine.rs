@@ -5,23 +5,23 @@ use flexdraft::runtime::{Element, Runtime, RuntimeError};
 use half::bf16;
 
 /// The kernels of a runtime, with the stream that they are launched on.
-pub struct Machine<B: Runtime> {
-    pub kernels: Kernels<B>,
-    pub stream: B::Stream,
+pub struct Machine<R: Runtime> {
+    pub kernels: Kernels<R>,
+    pub stream: R::Stream,
 }
 
 /// Number of distinct random values of a tensor; larger tensors repeat them.
 const DISTINCT: usize = 1 << 20;
 
-impl<B: Runtime> Machine<B> {
-    pub fn memory<T: Element>(&self, host: &[T]) -> Result<B::Memory<T>, RuntimeError> {
+impl<R: Runtime> Machine<R> {
+    pub fn memory<T: Element>(&self, host: &[T]) -> Result<R::Memory<T>, RuntimeError> {
         let runtime = self.kernels.runtime();
         let mut memory = runtime.allocate(&self.stream, host.len())?;
         runtime.upload(&self.stream, host, &mut memory, 0)?;
         Ok(memory)
     }
 
-    pub fn zeros<T: Element>(&self, len: usize) -> Result<B::Memory<T>, RuntimeError> {
+    pub fn zeros<T: Element>(&self, len: usize) -> Result<R::Memory<T>, RuntimeError> {
         self.kernels.runtime().allocate(&self.stream, len)
     }
 
@@ -31,7 +31,7 @@ impl<B: Runtime> Machine<B> {
         seed: u64,
         len: usize,
         convert: fn(f32) -> T,
-    ) -> Result<B::Memory<T>, RuntimeError> {
+    ) -> Result<R::Memory<T>, RuntimeError> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
             state ^= state << 13;
@@ -48,11 +48,11 @@ impl<B: Runtime> Machine<B> {
         Ok(memory)
     }
 
-    pub fn bf16_noise(&self, seed: u64, len: usize) -> Result<B::Memory<bf16>, RuntimeError> {
+    pub fn bf16_noise(&self, seed: u64, len: usize) -> Result<R::Memory<bf16>, RuntimeError> {
         self.noise(seed, len, bf16::from_f32)
     }
 
-    pub fn f32_noise(&self, seed: u64, len: usize) -> Result<B::Memory<f32>, RuntimeError> {
+    pub fn f32_noise(&self, seed: u64, len: usize) -> Result<R::Memory<f32>, RuntimeError> {
         self.noise(seed, len, |x| x)
     }
 }

@@ -56,35 +56,35 @@ impl Log {
 
 /// A runtime that launches kernels on `inner` one by one, as if the processor had `limits`.
 #[derive(Debug)]
-pub struct Traced<B> {
-    pub inner: Arc<B>,
+pub struct Traced<R> {
+    pub inner: Arc<R>,
     pub limits: Limits,
     pub log: Arc<Log>,
 }
 
-impl<B> Traced<B> {
+impl<R> Traced<R> {
     fn add(&self, kernel: &'static str, line: serde_json::Value) -> Result<(), RuntimeError> {
         self.log.add(&line).map_err(|error| RuntimeError::Failed { kernel, message: error.to_string() })
     }
 }
 
-impl<B: Waits> Runtime for Traced<B> {
-    type Stream = B::Stream;
-    type Memory<T: Element> = B::Memory<T>;
+impl<R: Waits> Runtime for Traced<R> {
+    type Stream = R::Stream;
+    type Memory<T: Element> = R::Memory<T>;
 
     fn limits(&self) -> Limits {
         self.limits
     }
 
-    fn allocate<T: Element>(&self, stream: &B::Stream, len: usize) -> Result<B::Memory<T>, RuntimeError> {
+    fn allocate<T: Element>(&self, stream: &R::Stream, len: usize) -> Result<R::Memory<T>, RuntimeError> {
         self.inner.allocate(stream, len)
     }
 
     fn upload<T: Element>(
         &self,
-        stream: &B::Stream,
+        stream: &R::Stream,
         from: &[T],
-        to: &mut B::Memory<T>,
+        to: &mut R::Memory<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
         self.inner.upload(stream, from, to, first)
@@ -92,8 +92,8 @@ impl<B: Waits> Runtime for Traced<B> {
 
     fn download<T: Element>(
         &self,
-        stream: &B::Stream,
-        from: &B::Memory<T>,
+        stream: &R::Stream,
+        from: &R::Memory<T>,
         first: usize,
         to: &mut [T],
     ) -> Result<(), RuntimeError> {
@@ -102,32 +102,32 @@ impl<B: Waits> Runtime for Traced<B> {
 
     fn copy<T: Element>(
         &self,
-        stream: &B::Stream,
-        from: &B::Memory<T>,
+        stream: &R::Stream,
+        from: &R::Memory<T>,
         range: Range<usize>,
-        to: &mut B::Memory<T>,
+        to: &mut R::Memory<T>,
         first: usize,
     ) -> Result<(), RuntimeError> {
         self.inner.copy(stream, from, range, to, first)
     }
 
-    fn view<'a, T: Element>(&self, stream: &'a B::Stream, memory: &'a B::Memory<T>) -> View<'a, T> {
+    fn view<'a, T: Element>(&self, stream: &'a R::Stream, memory: &'a R::Memory<T>) -> View<'a, T> {
         self.inner.view(stream, memory)
     }
 
     fn view_mut<'a, T: Element>(
         &self,
-        stream: &'a B::Stream,
-        memory: &'a mut B::Memory<T>,
+        stream: &'a R::Stream,
+        memory: &'a mut R::Memory<T>,
     ) -> ViewMut<'a, T> {
         self.inner.view_mut(stream, memory)
     }
 
-    fn queue(&self, stream: &B::Stream) -> QueueId {
+    fn queue(&self, stream: &R::Stream) -> QueueId {
         self.inner.queue(stream)
     }
 
-    unsafe fn launch(&self, stream: &B::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
+    unsafe fn launch(&self, stream: &R::Stream, launch: &Launch<'_>) -> Result<(), RuntimeError> {
         let Launch { kernel, grid, threads, shared_bytes, .. } = *launch;
         self.add(
             kernel,

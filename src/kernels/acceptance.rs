@@ -199,7 +199,7 @@ pub fn accept_workspace_len(batch: usize, vocab: usize) -> Option<usize> {
     batch.checked_mul(chunks)?.checked_mul(MAX_COMMITTED + 2)
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Decides for every sequence how many draft tokens are accepted, and which bonus token follows them.
     ///
     /// # Errors
@@ -256,7 +256,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!(committed[..3], [3, 1, -1]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn accept<L: Logit>(&self, stream: &B::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
+    pub fn accept<L: Logit>(&self, stream: &R::Stream, args: &Accept<'_, L>) -> Result<(), KernelError> {
         let names = L::KERNELS;
         let mut operands = Operands::new(names.accept, self.runtime.queue(stream));
         operands.within(limits::vocabulary(args.vocab))?;

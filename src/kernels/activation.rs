@@ -40,7 +40,7 @@ pub struct SiluAdd<'a> {
     pub cols: usize,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Computes the MLP's activation: `out[r] = silu(gate[r]) · up[r]`, where silu(x) = x / (1 + exp(−x)).
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!(out, [bf16::from_f32(10.0); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn silu_mul(&self, stream: &B::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
+    pub fn silu_mul(&self, stream: &R::Stream, args: &SiluMul<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("silu_mul", self.runtime.queue(stream));
         let row = operands.cols(args.cols)?;
         let rows = args.out.len() / args.cols;
@@ -114,7 +114,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!((&x[8..], error), (&[bf16::from_f32(8.0); 8][..], [16]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn silu_add(&self, stream: &B::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
+    pub fn silu_add(&self, stream: &R::Stream, args: &SiluAdd<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("silu_add", self.runtime.queue(stream));
         let (rows, row) = (args.owner.len(), operands.cols(args.cols)?);
         let bonus_rows = args.bonus.len() / args.cols;

@@ -162,9 +162,9 @@ const fn places(states: usize) -> usize {
 
 /// Operands of [`Kernels::joint_attention`].
 #[derive(Debug)]
-pub struct JointAttention<'a, B: Runtime> {
+pub struct JointAttention<'a, R: Runtime> {
     /// The pass.
-    pub pass: &'a PassTables<B>,
+    pub pass: &'a PassTables<R>,
     /// Whether the mask rows of the pass take part. They do not below the tail layers: then this is the attention of the
     /// candidate rows alone.
     pub masks: bool,
@@ -202,8 +202,8 @@ struct Division {
 impl Division {
     /// Returns the division of a pass, or of its candidates alone if `masks` is false. `split` may be 0, which a launch
     /// refuses.
-    fn new<B: Runtime>(
-        pass: &PassTables<B>,
+    fn new<R: Runtime>(
+        pass: &PassTables<R>,
         masks: bool,
         shape: AttentionShape,
         split: usize,
@@ -220,13 +220,13 @@ impl Division {
     }
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Returns the number of elements of the workspace that [`joint_attention`](Self::joint_attention) needs for `pass`,
     /// or for its candidates alone if `masks` is false, with `rows` rows of operands. `None` if the number overflows. A
     /// pass whose keys are divided into spans leaves a quarter of the states that [`attention_workspace_len`] counts.
     pub fn attention_workspace_len(
         &self,
-        pass: &PassTables<B>,
+        pass: &PassTables<R>,
         masks: bool,
         rows: usize,
         shape: AttentionShape,
@@ -295,8 +295,8 @@ impl<B: Runtime> Kernels<B> {
     /// ```
     pub fn joint_attention(
         &self,
-        stream: &B::Stream,
-        args: &JointAttention<'_, B>,
+        stream: &R::Stream,
+        args: &JointAttention<'_, R>,
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let limits = self.runtime.limits();

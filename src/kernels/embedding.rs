@@ -41,7 +41,7 @@ pub struct Gather<'a> {
     pub cols: usize,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Copies the embeddings of token ids: `out[r] = table[ids[r]]`.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!((&out[8..], error), (&[bf16::ZERO; 8][..], [2]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn embed(&self, stream: &B::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
+    pub fn embed(&self, stream: &R::Stream, args: &Embed<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("embed", self.runtime.queue(stream));
         let (rows, row) = (args.ids.len(), operands.cols(args.cols)?);
         let vocab = args.table.len() / args.cols;
@@ -119,7 +119,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!((&out[..8], &out[8..]), (&x[8..16], &[bf16::ZERO; 8][..]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn gather(&self, stream: &B::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
+    pub fn gather(&self, stream: &R::Stream, args: &Gather<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("gather", self.runtime.queue(stream));
         let (rows, row) = (args.indices.len(), operands.cols(args.cols)?);
         let x_rows = args.x.len() / args.cols;

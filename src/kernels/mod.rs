@@ -49,18 +49,18 @@ use crate::runtime::Runtime;
 
 /// The kernels of this crate, loaded on a runtime.
 #[derive(Debug)]
-pub struct Kernels<B> {
-    runtime: B,
+pub struct Kernels<R> {
+    runtime: R,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Makes the kernels that run on `runtime`.
-    pub fn new(runtime: B) -> Self {
+    pub fn new(runtime: R) -> Self {
         Kernels { runtime }
     }
 
     /// Returns the runtime on which the kernels run.
-    pub fn runtime(&self) -> &B {
+    pub fn runtime(&self) -> &R {
         &self.runtime
     }
 }

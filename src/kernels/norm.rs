@@ -49,7 +49,7 @@ pub struct Add<'a> {
     pub delta: View<'a, bf16>,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Applies RMSNorm (arXiv 1910.07467), after an optional addition to the residual stream: writes
     /// `x[r] / sqrt(mean(x[r]²) + eps) · weight`. The sum is stored in `x`, rounded to bf16, and the norm is computed
     /// from the rounded sum.
@@ -78,7 +78,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!(out, [bf16::from_f32(0.5); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn rms_norm(&self, stream: &B::Stream, args: &RmsNorm<'_>) -> Result<(), KernelError> {
+    pub fn rms_norm(&self, stream: &R::Stream, args: &RmsNorm<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("rms_norm", self.runtime.queue(stream));
         let width = args.weight.len();
         let row = operands.cols(width)?;
@@ -125,7 +125,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!(x, [bf16::from_f32(1.5); 8]);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn add(&self, stream: &B::Stream, args: &Add<'_>) -> Result<(), KernelError> {
+    pub fn add(&self, stream: &R::Stream, args: &Add<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("add", self.runtime.queue(stream));
         let elements = args.delta.len();
         operands.within(limits::elements(elements))?;

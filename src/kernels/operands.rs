@@ -200,10 +200,10 @@ impl Operands {
     ///
     /// `params` is the kernel's parameter struct, filled with pointers that came from these operands and
     /// with shapes that they were checked against.
-    pub unsafe fn launch<B: Runtime, P>(
+    pub unsafe fn launch<R: Runtime, P>(
         &self,
-        runtime: &B,
-        stream: &B::Stream,
+        runtime: &R,
+        stream: &R::Stream,
         grid: Grid,
         params: &P,
     ) -> Result<(), KernelError> {

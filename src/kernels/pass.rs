@@ -14,8 +14,8 @@ use crate::runtime::{Runtime, ViewMut};
 /// by every layer. Each table has a fixed place, so launches captured with one pass serve other passes with
 /// the same numbers of rows.
 #[derive(Debug)]
-pub struct PassTables<B: Runtime> {
-    memory: B::Memory<u64>,
+pub struct PassTables<R: Runtime> {
+    memory: R::Memory<u64>,
     staging: Vec<u64>,
     max_batch: usize,
     max_pages: usize,
@@ -69,7 +69,7 @@ enum Table {
     Pages,
 }
 
-impl<B: Runtime> PassTables<B> {
+impl<R: Runtime> PassTables<R> {
     /// Allocates tables for passes of up to `max_batch` sequences with up to `max_pages` pages each. They
     /// hold no sequence yet.
     ///
@@ -77,8 +77,8 @@ impl<B: Runtime> PassTables<B> {
     ///
     /// [`KernelError::Overflow`] if the sizes overflow, or [`KernelError::Runtime`] if memory runs out.
     pub fn new(
-        runtime: &B,
-        stream: &B::Stream,
+        runtime: &R,
+        stream: &R::Stream,
         max_batch: usize,
         max_pages: usize,
     ) -> Result<Self, KernelError> {
@@ -113,8 +113,8 @@ impl<B: Runtime> PassTables<B> {
     /// candidates would be appended to the same place. After an error, the tables are unchanged.
     pub fn upload(
         &mut self,
-        runtime: &B,
-        stream: &B::Stream,
+        runtime: &R,
+        stream: &R::Stream,
         pass: &Pass<'_>,
         paging: Paging,
     ) -> Result<(), KernelError> {
@@ -279,7 +279,7 @@ impl<B: Runtime> PassTables<B> {
     }
 
     /// Returns the tables in memory, to be written.
-    pub(super) fn view_mut<'a>(&'a mut self, runtime: &B, stream: &'a B::Stream) -> ViewMut<'a, u64> {
+    pub(super) fn view_mut<'a>(&'a mut self, runtime: &R, stream: &'a R::Stream) -> ViewMut<'a, u64> {
         runtime.view_mut(stream, &mut self.memory)
     }
 
@@ -293,8 +293,8 @@ impl<B: Runtime> PassTables<B> {
     /// stride. If `masks` is false, the parameters describe the pass without its groups.
     pub(super) fn params(
         &self,
-        runtime: &B,
-        stream: &B::Stream,
+        runtime: &R,
+        stream: &R::Stream,
         operands: &mut Operands,
         rows: usize,
         masks: bool,

@@ -16,9 +16,9 @@ use crate::runtime::{Runtime, View, ViewMut};
 
 /// Operands of [`Kernels::rope_table`].
 #[derive(Debug)]
-pub struct RopeTable<'a, B: Runtime> {
+pub struct RopeTable<'a, R: Runtime> {
     /// The tables of the pass.
-    pub pass: &'a PassTables<B>,
+    pub pass: &'a PassTables<R>,
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: View<'a, f32>,
     /// Factor on cosine and sine.
@@ -29,9 +29,9 @@ pub struct RopeTable<'a, B: Runtime> {
 
 /// Operands of [`Kernels::norm_rope_append`].
 #[derive(Debug)]
-pub struct NormRopeAppend<'a, B: Runtime> {
+pub struct NormRopeAppend<'a, R: Runtime> {
     /// The tables of the pass.
-    pub pass: &'a PassTables<B>,
+    pub pass: &'a PassTables<R>,
     /// The kind of rows to work on.
     pub kind: RowKind,
     /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
@@ -51,7 +51,7 @@ pub struct NormRopeAppend<'a, B: Runtime> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Computes cosine and sine of every row's rotation, once for all layers of a step. The angle, position
     /// times frequency, is rounded to f32 as in transformers; its cosine and sine are accurate to 3e-7 at any
     /// position. Rows beyond the rows of the pass get zeros.
@@ -87,7 +87,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert!((cos_sin[2] - 5f32.cos()).abs() < 1e-6 && (cos_sin[3] - 5f32.sin()).abs() < 1e-6);
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn rope_table(&self, stream: &B::Stream, args: &RopeTable<'_, B>) -> Result<(), KernelError> {
+    pub fn rope_table(&self, stream: &R::Stream, args: &RopeTable<'_, R>) -> Result<(), KernelError> {
         let mut operands = Operands::new("rope_table", self.runtime.queue(stream));
         let half_dim = args.inv_freq.len();
         operands.within(limits::frequencies(half_dim))?;
@@ -160,8 +160,8 @@ impl<B: Runtime> Kernels<B> {
     /// ```
     pub fn norm_rope_append(
         &self,
-        stream: &B::Stream,
-        args: &NormRopeAppend<'_, B>,
+        stream: &R::Stream,
+        args: &NormRopeAppend<'_, R>,
     ) -> Result<(), KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = args.shape;
         let kernel = match head_dim {

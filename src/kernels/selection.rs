@@ -123,10 +123,10 @@ pub struct SelectDrafts<'a> {
 
 /// Operands of [`Kernels::follow_verdicts`].
 #[derive(Debug)]
-pub struct FollowVerdicts<'a, B: Runtime> {
+pub struct FollowVerdicts<'a, R: Runtime> {
     /// A pass with one group per sequence and no candidates, each group laid out for the largest possible
     /// accepted length. Its tables change only on the device, so the next upload restores them.
-    pub pass: &'a mut PassTables<B>,
+    pub pass: &'a mut PassTables<R>,
     /// Index of each sequence's verdict, `[batch of the pass]`.
     pub sequences: View<'a, i32>,
     /// The verdicts, from [`Kernels::accept`].
@@ -136,7 +136,7 @@ pub struct FollowVerdicts<'a, B: Runtime> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Moves the group of every sequence of a drafting pass to the accepted length of its verdict.
     ///
     /// # Errors
@@ -172,8 +172,8 @@ impl<B: Runtime> Kernels<B> {
     /// ```
     pub fn follow_verdicts(
         &self,
-        stream: &B::Stream,
-        args: FollowVerdicts<'_, B>,
+        stream: &R::Stream,
+        args: FollowVerdicts<'_, R>,
     ) -> Result<(), KernelError> {
         let mut operands = Operands::new("follow_verdicts", self.runtime.queue(stream));
         let (batch, verdicts) = (args.pass.batch(), args.verdicts.len());
@@ -235,7 +235,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!((sources, draft_rows), ([9, 10], [0, 1]));
     /// # Ok::<(), flexdraft::kernels::KernelError>(())
     /// ```
-    pub fn select_drafts(&self, stream: &B::Stream, args: &SelectDrafts<'_>) -> Result<(), KernelError> {
+    pub fn select_drafts(&self, stream: &R::Stream, args: &SelectDrafts<'_>) -> Result<(), KernelError> {
         let mut operands = Operands::new("select_drafts", self.runtime.queue(stream));
         let (count, batch, rows) = (args.drafts.len(), args.verdicts.len(), args.sources.len());
         let params = FlexdraftSelectParams {

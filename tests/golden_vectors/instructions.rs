@@ -400,7 +400,7 @@ impl Instruction {
     }
 
     /// Runs the instruction on all inputs and returns the results.
-    pub fn run<B: Runtime>(&self, runtime: &B, stream: &B::Stream) -> Result<Vec<u32>, RuntimeError> {
+    pub fn run<R: Runtime>(&self, runtime: &R, stream: &R::Stream) -> Result<Vec<u32>, RuntimeError> {
         let mut output = vec![UNWRITTEN; self.cases() * self.words_out];
         let mut input = runtime.allocate::<u32>(stream, self.input.len())?;
         let mut out = runtime.allocate::<u32>(stream, output.len())?;

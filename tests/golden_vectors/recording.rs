@@ -35,11 +35,11 @@ fn hash(words: &[u32]) -> String {
 
 impl Recording {
     /// Runs every instruction on `runtime` and returns the recording.
-    pub fn of<B: Runtime>(
+    pub fn of<R: Runtime>(
         device: &str,
         instructions: &[Instruction],
-        runtime: &B,
-        stream: &B::Stream,
+        runtime: &R,
+        stream: &R::Stream,
     ) -> Self {
         let vector = |instruction: &Instruction| {
             let output = instruction.run(runtime, stream).unwrap();

@@ -4,21 +4,21 @@ use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Element, Runtime, Simt, SimtOptions, View, ViewMut};
 
 /// The kernels and a stream.
-pub struct Bench<B: Runtime> {
-    pub kernels: Kernels<B>,
-    pub stream: B::Stream,
+pub struct Bench<R: Runtime> {
+    pub kernels: Kernels<R>,
+    pub stream: R::Stream,
 }
 
 /// An operand in the memory of a runtime. It may have no elements, which memory of a GPU cannot.
 #[derive(Debug)]
-pub struct Operand<B: Runtime, T: Element> {
-    pub memory: B::Memory<T>,
+pub struct Operand<R: Runtime, T: Element> {
+    pub memory: R::Memory<T>,
     len: usize,
 }
 
-impl<B: Runtime, T: Element> Operand<B, T> {
+impl<R: Runtime, T: Element> Operand<R, T> {
     /// Returns the first `len` elements of `memory`.
-    pub fn new(memory: B::Memory<T>, len: usize) -> Self {
+    pub fn new(memory: R::Memory<T>, len: usize) -> Self {
         Operand { memory, len }
     }
 
@@ -28,13 +28,13 @@ impl<B: Runtime, T: Element> Operand<B, T> {
     }
 }
 
-impl<B: Runtime> Bench<B> {
-    pub fn runtime(&self) -> &B {
+impl<R: Runtime> Bench<R> {
+    pub fn runtime(&self) -> &R {
         self.kernels.runtime()
     }
 
     /// Returns an operand with these contents.
-    pub fn memory<T: Element>(&self, contents: &[T]) -> Operand<B, T> {
+    pub fn memory<T: Element>(&self, contents: &[T]) -> Operand<R, T> {
         let memory = self.runtime().allocate(&self.stream, contents.len().max(1)).unwrap();
         let mut operand = Operand { memory, len: contents.len() };
         self.write(contents, &mut operand, 0);
@@ -42,22 +42,22 @@ impl<B: Runtime> Bench<B> {
     }
 
     /// Writes `contents` to the elements from `first` on.
-    pub fn write<T: Element>(&self, contents: &[T], to: &mut Operand<B, T>, first: usize) {
+    pub fn write<T: Element>(&self, contents: &[T], to: &mut Operand<R, T>, first: usize) {
         self.runtime().upload(&self.stream, contents, &mut to.memory, first).unwrap();
     }
 
     /// Returns the contents of an operand, after all earlier launches.
-    pub fn host<T: Element>(&self, operand: &Operand<B, T>) -> Vec<T> {
+    pub fn host<T: Element>(&self, operand: &Operand<R, T>) -> Vec<T> {
         let mut contents = vec![T::zeroed(); operand.len];
         self.runtime().download(&self.stream, &operand.memory, 0, &mut contents).unwrap();
         contents
     }
 
-    pub fn view<'a, T: Element>(&'a self, operand: &'a Operand<B, T>) -> View<'a, T> {
+    pub fn view<'a, T: Element>(&'a self, operand: &'a Operand<R, T>) -> View<'a, T> {
         self.runtime().view(&self.stream, &operand.memory).range(0..operand.len).unwrap()
     }
 
-    pub fn view_mut<'a, T: Element>(&'a self, operand: &'a mut Operand<B, T>) -> ViewMut<'a, T> {
+    pub fn view_mut<'a, T: Element>(&'a self, operand: &'a mut Operand<R, T>) -> ViewMut<'a, T> {
         self.runtime().view_mut(&self.stream, &mut operand.memory).range(0..operand.len).unwrap()
     }
 }

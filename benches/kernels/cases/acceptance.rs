@@ -68,34 +68,34 @@ impl<L> Acceptance<L> {
 }
 
 /// Rows of logits and their statistics.
-struct Rows<B: Runtime, L: Stored> {
-    logits: B::Memory<L>,
-    stats: B::Memory<RowStats>,
+struct Rows<R: Runtime, L: Stored> {
+    logits: R::Memory<L>,
+    stats: R::Memory<RowStats>,
 }
 
-struct Operands<'a, B: Runtime, L: Stored> {
-    machine: &'a Machine<B>,
+struct Operands<'a, R: Runtime, L: Stored> {
+    machine: &'a Machine<R>,
     vocab: usize,
     stride: usize,
     block: bool,
-    sequences: B::Memory<Verify>,
-    tokens: B::Memory<i32>,
-    target: Rows<B, L>,
-    draft: Rows<B, L>,
-    workspace: B::Memory<f32>,
-    arrived: B::Memory<u32>,
-    verdicts: B::Memory<Verdict>,
-    committed: B::Memory<i32>,
+    sequences: R::Memory<Verify>,
+    tokens: R::Memory<i32>,
+    target: Rows<R, L>,
+    draft: Rows<R, L>,
+    workspace: R::Memory<f32>,
+    arrived: R::Memory<u32>,
+    verdicts: R::Memory<Verdict>,
+    committed: R::Memory<i32>,
 }
 
 /// Returns random rows of logits with the statistics that sampling computes.
-fn sampled<B: Runtime, L: Stored>(
-    machine: &Machine<B>,
+fn sampled<R: Runtime, L: Stored>(
+    machine: &Machine<R>,
     seed: u64,
     rows: usize,
     vocab: usize,
     purpose: Purpose,
-) -> Result<Rows<B, L>, KernelError> {
+) -> Result<Rows<R, L>, KernelError> {
     let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
     let stride = vocab.next_multiple_of(8);
     let logits = machine.noise(seed, rows * stride, L::from_f32)?;
@@ -142,16 +142,16 @@ impl<L: Stored> Case for Acceptance<L> {
         )
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let Acceptance { batch, drafts, vocab, .. } = *self;
         let stride = vocab.next_multiple_of(8);
         let target_rows = batch * (drafts + 1);
-        let target = sampled::<B, L>(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
-        let draft = sampled::<B, L>(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
+        let target = sampled::<R, L>(machine, 1, target_rows, vocab, Purpose::TargetDraw)?;
+        let draft = sampled::<R, L>(machine, 2, batch * drafts, vocab, Purpose::DraftDraw)?;
         let mut target_stats = vec![RowStats::default(); target_rows];
         runtime.download(stream, &target.stats, 0, &mut target_stats)?;
 
@@ -210,7 +210,7 @@ impl<L: Stored> Case for Acceptance<L> {
     }
 }
 
-impl<B: Runtime, L: Stored> Prepared for Operands<'_, B, L> {
+impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.accept(

@@ -67,17 +67,17 @@ impl Attention {
     }
 }
 
-struct Operands<'a, B: Runtime> {
-    machine: &'a Machine<B>,
+struct Operands<'a, R: Runtime> {
+    machine: &'a Machine<R>,
     shape: AttentionShape,
     split: usize,
     strides: KvStrides,
-    pass: PassTables<B>,
-    qkv: B::Memory<bf16>,
-    k: B::Memory<bf16>,
-    v: B::Memory<bf16>,
-    out: B::Memory<bf16>,
-    workspace: B::Memory<f32>,
+    pass: PassTables<R>,
+    qkv: R::Memory<bf16>,
+    k: R::Memory<bf16>,
+    v: R::Memory<bf16>,
+    out: R::Memory<bf16>,
+    workspace: R::Memory<f32>,
 }
 
 impl Case for Attention {
@@ -100,9 +100,9 @@ impl Case for Attention {
         floor::attention(heads, &vec![rows; self.batch])
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let shape = self.shape();
@@ -147,7 +147,7 @@ impl Case for Attention {
     }
 }
 
-impl<B: Runtime> Prepared for Operands<'_, B> {
+impl<R: Runtime> Prepared for Operands<'_, R> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         self.machine.kernels.joint_attention(

@@ -45,17 +45,17 @@ impl Elementwise {
     }
 }
 
-struct ElementwiseOperands<'a, B: Runtime> {
-    machine: &'a Machine<B>,
+struct ElementwiseOperands<'a, R: Runtime> {
+    machine: &'a Machine<R>,
     case: Elementwise,
     /// The kernel's input: a table of rows, the residual stream, gate and up, or the hidden rows of the slots.
-    x: B::Memory<bf16>,
-    pristine: B::Memory<bf16>,
-    delta: B::Memory<bf16>,
-    weight: B::Memory<f32>,
-    ids: B::Memory<i32>,
-    owners: B::Memory<i32>,
-    out: B::Memory<bf16>,
+    x: R::Memory<bf16>,
+    pristine: R::Memory<bf16>,
+    delta: R::Memory<bf16>,
+    weight: R::Memory<f32>,
+    ids: R::Memory<i32>,
+    owners: R::Memory<i32>,
+    out: R::Memory<bf16>,
 }
 
 impl Case for Elementwise {
@@ -74,9 +74,9 @@ impl Case for Elementwise {
         }
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Elementwise { kernel, rows, cols } = *self;
         let elements = if kernel == "silu_mul" { 2 * rows * cols } else { rows * cols };
@@ -96,7 +96,7 @@ impl Case for Elementwise {
     }
 }
 
-impl<B: Runtime> Prepared for ElementwiseOperands<'_, B> {
+impl<R: Runtime> Prepared for ElementwiseOperands<'_, R> {
     fn restore(&mut self) -> Result<(), KernelError> {
         if ["rms_norm", "add", "silu_add"].contains(&self.case.kernel) {
             let len = self.case.rows * self.case.cols;
@@ -179,18 +179,18 @@ impl Append {
     }
 }
 
-struct AppendOperands<'a, B: Runtime> {
-    machine: &'a Machine<B>,
+struct AppendOperands<'a, R: Runtime> {
+    machine: &'a Machine<R>,
     shape: AttentionShape,
     strides: KvStrides,
-    pass: PassTables<B>,
+    pass: PassTables<R>,
     len: usize,
-    qkv: B::Memory<bf16>,
-    pristine: B::Memory<bf16>,
-    cos_sin: B::Memory<f32>,
-    norms: (B::Memory<f32>, B::Memory<f32>),
-    k: B::Memory<bf16>,
-    v: B::Memory<bf16>,
+    qkv: R::Memory<bf16>,
+    pristine: R::Memory<bf16>,
+    cos_sin: R::Memory<f32>,
+    norms: (R::Memory<f32>, R::Memory<f32>),
+    k: R::Memory<bf16>,
+    v: R::Memory<bf16>,
 }
 
 impl Case for Append {
@@ -207,9 +207,9 @@ impl Case for Append {
         floor::norm_rope_append(self.rows as u64, heads)
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
         let (shape, rows) = (self.shape(), self.rows);
@@ -263,7 +263,7 @@ impl Case for Append {
     }
 }
 
-impl<B: Runtime> Prepared for AppendOperands<'_, B> {
+impl<R: Runtime> Prepared for AppendOperands<'_, R> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let runtime = self.machine.kernels.runtime();
         runtime.copy(&self.machine.stream, &self.pristine, 0..self.len, &mut self.qkv, 0)?;

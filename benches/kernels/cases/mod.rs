@@ -23,7 +23,7 @@ pub trait Case: Serialize {
     fn floor(&self) -> Floor;
 
     /// Allocates and fills the operands of the kernel.
-    fn prepare<'a, B: Runtime>(&self, machine: &'a Machine<B>)
+    fn prepare<'a, R: Runtime>(&self, machine: &'a Machine<R>)
     -> Result<Box<dyn Prepared + 'a>, KernelError>;
 }
 

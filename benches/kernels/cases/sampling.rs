@@ -77,25 +77,25 @@ impl Sampling<bf16> {
 }
 
 /// The operands of the calibrator: its weight W2, its bias b2 and the hidden rows u.
-struct Calibrator<B: Runtime, L: Stored> {
+struct Calibrator<R: Runtime, L: Stored> {
     rank: usize,
-    hidden: B::Memory<bf16>,
-    weight: B::Memory<bf16>,
-    bias: B::Memory<f32>,
+    hidden: R::Memory<bf16>,
+    weight: R::Memory<bf16>,
+    bias: R::Memory<f32>,
     /// Copy of the logits before the correction, from which every launch restores them.
-    pristine: B::Memory<L>,
+    pristine: R::Memory<L>,
 }
 
-struct Operands<'a, B: Runtime, L: Stored> {
-    machine: &'a Machine<B>,
+struct Operands<'a, R: Runtime, L: Stored> {
+    machine: &'a Machine<R>,
     vocab: usize,
     stride: usize,
     len: usize,
-    logits: B::Memory<L>,
-    ways: B::Memory<RowSampling>,
-    calibrator: Option<Calibrator<B, L>>,
-    workspace: B::Memory<f32>,
-    stats: B::Memory<RowStats>,
+    logits: R::Memory<L>,
+    ways: R::Memory<RowSampling>,
+    calibrator: Option<Calibrator<R, L>>,
+    workspace: R::Memory<f32>,
+    stats: R::Memory<RowStats>,
 }
 
 /// Returns the temperature, truncation and random numbers of row `row`.
@@ -120,9 +120,9 @@ impl<L: Stored> Case for Sampling<L> {
         floor::sampling(self.rows as u64, self.vocab as u64, size_of::<L>() as u64, calibrated)
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let stride = self.vocab.next_multiple_of(8);
         let len = self.rows * stride;
@@ -152,7 +152,7 @@ impl<L: Stored> Case for Sampling<L> {
     }
 }
 
-impl<B: Runtime, L: Stored> Prepared for Operands<'_, B, L> {
+impl<R: Runtime, L: Stored> Prepared for Operands<'_, R, L> {
     fn restore(&mut self) -> Result<(), KernelError> {
         let runtime = self.machine.kernels.runtime();
         if let Some(calibrator) = &self.calibrator {

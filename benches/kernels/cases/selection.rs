@@ -59,13 +59,13 @@ fn pass<'a>(pages: &'a [u32], candidates: usize, groups: &[usize], slots: usize)
     Pass { sequences: pages.iter().map(rows).collect() }
 }
 
-fn tables<B: Runtime>(
-    machine: &Machine<B>,
+fn tables<R: Runtime>(
+    machine: &Machine<R>,
     batch: usize,
     candidates: usize,
     groups: &[usize],
     slots: usize,
-) -> Result<PassTables<B>, KernelError> {
+) -> Result<PassTables<R>, KernelError> {
     let (runtime, stream) = (machine.kernels.runtime(), &machine.stream);
     let pages: Vec<u32> = (0..batch as u32).collect();
     let mut tables = PassTables::new(runtime, stream, batch, 1)?;
@@ -74,11 +74,11 @@ fn tables<B: Runtime>(
     Ok(tables)
 }
 
-struct RotationOperands<'a, B: Runtime> {
-    machine: &'a Machine<B>,
-    pass: PassTables<B>,
-    inv_freq: B::Memory<f32>,
-    cos_sin: B::Memory<f32>,
+struct RotationOperands<'a, R: Runtime> {
+    machine: &'a Machine<R>,
+    pass: PassTables<R>,
+    inv_freq: R::Memory<f32>,
+    cos_sin: R::Memory<f32>,
 }
 
 impl Case for Rotations {
@@ -90,9 +90,9 @@ impl Case for Rotations {
         floor::rope_table((self.batch * self.candidates) as u64, self.head_dim as u64)
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         Ok(Box::new(RotationOperands {
             machine,
@@ -103,7 +103,7 @@ impl Case for Rotations {
     }
 }
 
-impl<B: Runtime> Prepared for RotationOperands<'_, B> {
+impl<R: Runtime> Prepared for RotationOperands<'_, R> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (runtime, stream) = (self.machine.kernels.runtime(), &self.machine.stream);
         let args = RopeTable {
@@ -116,17 +116,17 @@ impl<B: Runtime> Prepared for RotationOperands<'_, B> {
     }
 }
 
-struct SelectionOperands<'a, B: Runtime> {
-    machine: &'a Machine<B>,
+struct SelectionOperands<'a, R: Runtime> {
+    machine: &'a Machine<R>,
     follows: bool,
-    verdicts: B::Memory<Verdict>,
-    drafts: B::Memory<Draft>,
-    bonus: B::Memory<i32>,
-    starts: B::Memory<i32>,
-    sources: B::Memory<i32>,
-    draft_rows: B::Memory<i32>,
-    pass: PassTables<B>,
-    sequences: B::Memory<i32>,
+    verdicts: R::Memory<Verdict>,
+    drafts: R::Memory<Draft>,
+    bonus: R::Memory<i32>,
+    starts: R::Memory<i32>,
+    sources: R::Memory<i32>,
+    draft_rows: R::Memory<i32>,
+    pass: PassTables<R>,
+    sequences: R::Memory<i32>,
 }
 
 impl Case for Selection {
@@ -141,9 +141,9 @@ impl Case for Selection {
         }
     }
 
-    fn prepare<'a, B: Runtime>(
+    fn prepare<'a, R: Runtime>(
         &self,
-        machine: &'a Machine<B>,
+        machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Selection { batch, slots, .. } = *self;
         // In every case, two of up to four draft tokens are accepted.
@@ -173,7 +173,7 @@ impl Case for Selection {
     }
 }
 
-impl<B: Runtime> Prepared for SelectionOperands<'_, B> {
+impl<R: Runtime> Prepared for SelectionOperands<'_, R> {
     fn launch(&mut self) -> Result<(), KernelError> {
         let (kernels, stream) = (&self.machine.kernels, &self.machine.stream);
         let runtime = kernels.runtime();

@@ -127,7 +127,7 @@ fn chunks(vocab: usize, calibrated: bool) -> usize {
     vocab.div_ceil(if calibrated { FLEXDRAFT_CALIBRATED_CHUNK } else { FLEXDRAFT_CHUNK } as usize)
 }
 
-impl<B: Runtime> Kernels<B> {
+impl<R: Runtime> Kernels<R> {
     /// Calibrates rows of logits, applies temperature and truncation, and samples a token from each: two launches.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl<B: Runtime> Kernels<B> {
     /// assert_eq!((stats[0].token, stats[0].max), (2, 3.5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn sample<L: Logit>(&self, stream: &B::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
+    pub fn sample<L: Logit>(&self, stream: &R::Stream, args: Sample<'_, L>) -> Result<(), KernelError> {
         let queue = self.runtime.queue(stream);
         let shape = SampleShape::new(&args)?;
         let (kernel, grid) = match &args.calibration {

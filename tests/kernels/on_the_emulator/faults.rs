@@ -126,7 +126,7 @@ fn strides() -> KvStrides {
 /// K and V of the cache and q, k and v of the rows after the candidates were appended, and the error word.
 type Appended = (Vec<u16>, Vec<u16>, Vec<u16>, u32);
 
-fn append<B: Runtime<Stream = SimtStream>>(runtime: B, stream: SimtStream, pass: &Pass<'_>) -> Appended {
+fn append<R: Runtime<Stream = SimtStream>>(runtime: R, stream: SimtStream, pass: &Pass<'_>) -> Appended {
     let kernels = Kernels::new(runtime);
     let mut tables = PassTables::new(kernels.runtime(), &stream, 2, 2).unwrap();
     tables.upload(kernels.runtime(), &stream, pass, PAGING).unwrap();
@@ -206,11 +206,11 @@ impl Attention {
         }
     }
 
-    fn launch<B: Runtime<Stream = SimtStream>>(
+    fn launch<R: Runtime<Stream = SimtStream>>(
         &mut self,
-        kernels: &Kernels<B>,
+        kernels: &Kernels<R>,
         stream: SimtStream,
-        pass: &PassTables<B>,
+        pass: &PassTables<R>,
         (k, v): &(Vec<bf16>, Vec<bf16>),
     ) {
         let args = JointAttention {
@@ -253,8 +253,8 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
             SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![], slots: 0 },
         ];
         let pass = Pass { sequences };
-        fn run<B: Runtime<Stream = SimtStream>>(
-            runtime: B,
+        fn run<R: Runtime<Stream = SimtStream>>(
+            runtime: R,
             stream: SimtStream,
             pass: &Pass<'_>,
             lost: bf16,

@@ -20,19 +20,19 @@ const ROWS: usize = 5;
 const COLS: usize = 192;
 
 /// A runtime with a stream.
-struct On<'a, B: Runtime> {
-    kernels: &'a Kernels<B>,
-    stream: &'a B::Stream,
+struct On<'a, R: Runtime> {
+    kernels: &'a Kernels<R>,
+    stream: &'a R::Stream,
 }
 
-impl<B: Runtime> On<'_, B> {
-    fn memory<T: Element>(&self, host: &[T]) -> B::Memory<T> {
+impl<R: Runtime> On<'_, R> {
+    fn memory<T: Element>(&self, host: &[T]) -> R::Memory<T> {
         let mut memory = self.kernels.runtime().allocate(self.stream, host.len()).unwrap();
         self.kernels.runtime().upload(self.stream, host, &mut memory, 0).unwrap();
         memory
     }
 
-    fn host<T: Element>(&self, memory: &B::Memory<T>, len: usize) -> Vec<T> {
+    fn host<T: Element>(&self, memory: &R::Memory<T>, len: usize) -> Vec<T> {
         let mut host = vec![T::zeroed(); len];
         self.kernels.runtime().download(self.stream, memory, 0, &mut host).unwrap();
         host
