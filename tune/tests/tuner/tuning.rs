@@ -100,7 +100,9 @@ fn a_run_is_not_continued_with_something_else() {
 #[test]
 fn transcripts_of_another_vocabulary_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    for (prompt, message) in [(vec![31], "number 2 with token 31"), (vec![], "number 2 with no token")] {
+    let outside = "a token id is 31 in transcript 2, expected below 31";
+    let empty = "the number of tokens is 0 in transcript 2, expected at least 1";
+    for (prompt, message) in [(vec![31], outside), (vec![], empty)] {
         let transcripts =
             [counting(2), vec![Transcript { prompt, response: Vec::new() }], counting(8)].concat();
         let place = Place::alone(&Device::Cpu);
