@@ -89,13 +89,19 @@ impl<D: Device> Engine<D> {
     }
 
     /// Adds a request. It takes part from the next step on, or waits until there is room.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] if a parameter of the request is out of range, or if the KV cache is too small for its prompt
+    /// and its output, even with no other request.
     pub fn add(&mut self, request: Request) -> Result<RequestId, DecodeError> {
         let config = self.model.config();
         request.validate(config.vocab_size, config.context_len, self.model.block_size())?;
-        self.scheduler.check_room(request.prompt.len())?;
+        let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
+        // The last token is never an input, so its keys and values are never computed.
+        self.scheduler.check_room(request.prompt.len().max(max_len.saturating_sub(1)))?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
         let trained = self.model.block_size().unwrap_or(1);
         self.scheduler.add(Sequence {
             id,

@@ -5,8 +5,9 @@
 pub struct EngineOptions {
     /// The most sequences in a step; further requests wait.
     pub max_batch: usize,
-    /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt, its output
-    /// and one more block, because drafts are verified in the cache.
+    /// Tokens that the KV cache holds, over all sequences. A request needs room for its prompt and its output,
+    /// except for the last token. Drafts are verified in the cache too, so a larger cache can verify longer
+    /// drafts.
     pub cache_tokens: usize,
     /// Tokens per page of the cache.
     pub page_size: usize,

@@ -40,7 +40,7 @@ impl<B> Scheduler<B> {
         Self { pages, options, context_len, drafter, active, waiting, finished }
     }
 
-    /// Checks that the cache has room for `tokens` tokens, if one sequence has all pages.
+    /// Checks that the cache has room for `tokens` tokens of one sequence that has all pages.
     pub(super) fn check_room(&self, tokens: usize) -> Result<(), DecodeError> {
         let needed = self.pages.pages_for(tokens);
         if needed > self.pages.pages() { Err(self.exhausted(needed)) } else { Ok(()) }
@@ -126,7 +126,8 @@ impl<B> Scheduler<B> {
     /// Moves waiting requests into the batch while the cache has room for all their tokens and a block.
     fn admit(&mut self) {
         while let Some(sequence) = self.waiting.front() {
-            let needed = self.pages.pages_for(sequence.tokens.len() + sequence.block_size);
+            let block = sequence.tokens.len() + sequence.block_size;
+            let needed = self.pages.pages_for(block).min(self.pages.pages());
             let promised: usize = self
                 .active
                 .iter()
@@ -180,7 +181,7 @@ impl<B> Scheduler<B> {
         let room = self.context_len.saturating_sub(sequence.tokens.len());
         let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());
         let verify_len = match work {
-            Work::Decode => choice.verify_len.min(drafted).min(room),
+            Work::Decode => self.verify_len(index, choice.verify_len.min(drafted).min(room)),
             Work::Prefill { .. } | Work::Recompute { .. } => 0,
         };
         let groups = match work {
@@ -190,6 +191,27 @@ impl<B> Scheduler<B> {
             Work::Prefill { .. } | Work::Recompute { .. } => Vec::new(),
         };
         SequencePlan { sequence: index, work, verify_len, groups, draft }
+    }
+
+    /// Returns how many of `drafted` tokens sequence `index` verifies in the step.
+    ///
+    /// If the tokens of a request depend on its verify length, that length must not depend on other requests. The
+    /// only limit is then the size of the cache, and younger sequences give up pages if necessary. All other
+    /// requests verify no more tokens than they still want, and take no page that another sequence needs.
+    fn verify_len(&self, index: usize, drafted: usize) -> usize {
+        let sequence = &self.active[index];
+        let page_size = self.pages.page_size();
+        let fit = |pages: usize| pages.saturating_mul(page_size).saturating_sub(sequence.cached + 1);
+        if sequence.compares_distributions() {
+            return drafted.min(fit(self.pages.pages()));
+        }
+        let missing = |s: &Sequence<B>| self.pages.pages_for(s.tokens.len()).saturating_sub(s.pages.len());
+        let needed: usize = self.active[index + 1..].iter().map(missing).sum();
+        let spare = self.pages.available().saturating_sub(needed);
+        let verify_len = drafted.min(fit(sequence.pages.len() + spare));
+        // A record shows whole blocks; tokens beyond the request's end are cut after the verification.
+        let wanted = if sequence.request.record { drafted } else { sequence.wanted().saturating_sub(1) };
+        verify_len.min(wanted)
     }
 
     /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger

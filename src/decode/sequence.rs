@@ -88,9 +88,14 @@ impl<B> Sequence<B> {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
     }
 
+    /// Returns the most tokens that the request may still commit.
+    pub(super) fn wanted(&self) -> usize {
+        self.max_len.saturating_sub(self.tokens.len())
+    }
+
     /// Cuts `committed` at the first stop id (kept) or at the length limit.
     pub(super) fn cut(&self, committed: &mut Vec<u32>) -> Option<Finish> {
-        let room = self.max_len.saturating_sub(self.tokens.len());
+        let room = self.wanted();
         let stop = committed.iter().position(|token| self.request.stop_ids.contains(token));
         match stop {
             Some(last) if last < room => {

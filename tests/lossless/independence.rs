@@ -1,7 +1,13 @@
 //! The output of a request depends on the request alone.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{DecodeError, Engine, EngineOptions, Finish, Mode, Request};
+use flexdraft::decode::{
+    BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
+    StepView,
+};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::sampling::SamplingParams;
 
@@ -73,14 +79,110 @@ fn alone_or_in_a_batch_of_64_whatever_the_threads_pages_and_chunks() {
     assert_same(&outputs, &expected);
 }
 
-/// If the cache holds only a few sequences, the other sequences wait, or are preempted and computed again.
+/// If the cache holds only a few sequences, the other sequences wait, or are preempted and computed again. Requests whose
+/// tokens do not depend on the verify length verify shorter drafts then.
 #[test]
 fn a_small_cache_changes_no_output() {
     let spec = Spec::default();
     let expected = each_alone(&spec);
     for (cache_tokens, page_size) in [(112, 16), (200, 8), (400, 32)] {
         let options = EngineOptions { cache_tokens, page_size, ..EngineOptions::default() };
-        assert_same(&run(&mut with_options(&spec, 1, options), requests(&spec)), &expected);
+        let outputs = run(&mut with_options(&spec, 1, options), requests(&spec));
+        for (index, request) in requests(&spec).iter().enumerate() {
+            assert_eq!(outputs[index].tokens, expected[index].tokens, "request {index}");
+            assert_eq!(outputs[index].finish, expected[index].finish, "request {index}");
+            if !request.sampling.is_greedy() && request.rule != Rule::Match {
+                assert_same(&outputs[index..=index], &expected[index..=index]);
+            }
+        }
+    }
+}
+
+/// Returns a request whose prompt and output fill 59 of 60 positions: the last token's are not computed.
+fn filling(rule: Rule, temperature: f32, record: bool) -> Request {
+    let sampling = SamplingParams { temperature, ..SamplingParams::GREEDY };
+    Request { rule, sampling, record, seed: 5, ..Request::new((0..20).collect(), 40) }
+}
+
+/// Drafts reach beyond the last token of an output, and must not make a request fail that plain decoding completes.
+#[test]
+fn a_cache_that_plain_decoding_fills_is_large_enough_for_every_mode() {
+    let spec = Spec::default();
+    for page_size in [1, 4, 20] {
+        let cached = |policy: Box<dyn Policy>, request| {
+            let options = EngineOptions { cache_tokens: 60, page_size, ..EngineOptions::default() };
+            let mut engine = Engine::new(model(&spec, cpu(1)), policy, options).unwrap();
+            run(&mut engine, vec![request]).remove(0)
+        };
+        for rule in [Rule::Rejection, Rule::Block, Rule::Match] {
+            for (temperature, record) in [(0.0, false), (0.0, true), (1.0, false), (1.0, true)] {
+                let plain = cached(Box::new(Mode::Autoregressive), filling(rule, temperature, record));
+                assert_eq!((plain.tokens.len(), &plain.finish), (40, &Some(Finish::Length)));
+                let policies: [Box<dyn Policy>; 3] =
+                    [Box::new(Mode::Parallel), Box::new(Mode::Sequential), Box::new(RandomGroups(3))];
+                for policy in policies {
+                    let output = cached(policy, filling(rule, temperature, record));
+                    assert_eq!((output.tokens.len(), &output.finish), (40, &Some(Finish::Length)));
+                    if temperature == 0.0 || rule == Rule::Match {
+                        assert_eq!(output.tokens, plain.tokens);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A policy that drafts in parallel and counts the tokens of all steps, before they are cut at the end of the output.
+struct Counting(Arc<AtomicUsize>);
+
+impl Policy for Counting {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        Mode::Parallel.choose(batch)
+    }
+
+    fn observe(&mut self, step: &StepView<'_>) {
+        let committed: usize = step.sequences.iter().map(|sequence| sequence.committed).sum();
+        self.0.fetch_add(committed, Ordering::Relaxed);
+    }
+
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+}
+
+/// All drafts are right, and 12 tokens are not a prompt's token and whole blocks of 5. Only a record needs whole blocks.
+#[test]
+fn drafts_beyond_the_output_are_not_verified() {
+    let spec = Spec::default();
+    let prompt = vec![1, 2, 3, 4];
+    let known = run_alone(&spec, Mode::Autoregressive, Request::new(prompt.clone(), 40)).tokens;
+    for (record, expected) in [(false, 12), (true, 16)] {
+        let known = known.clone();
+        let proposer = move |prefix: &[u32], draft: &mut [u32]| {
+            draft.copy_from_slice(&known[prefix.len() - 4..][..draft.len()]);
+            true
+        };
+        let request = Request {
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            proposer: Some(Box::new(proposer)),
+            record,
+            ..Request::new(prompt.clone(), 12)
+        };
+        let committed = Arc::new(AtomicUsize::new(0));
+        let output = run_alone(&spec, Counting(committed.clone()), request);
+        assert_eq!(output.tokens.len(), 12);
+        assert_eq!(committed.load(Ordering::Relaxed), expected);
+    }
+}
+
+#[test]
+fn a_record_changes_no_output() {
+    let spec = Spec::default();
+    let without = requests(&spec).into_iter().map(|request| Request { record: false, ..request }).collect();
+    let options = EngineOptions { cache_tokens: 200, page_size: 8, ..EngineOptions::default() };
+    let serve = |requests| run(&mut with_options(&spec, 1, options.clone()), requests);
+    for (index, (without, with)) in serve(without).iter().zip(serve(requests(&spec))).enumerate() {
+        assert_eq!((&without.tokens, &without.finish), (&with.tokens, &with.finish), "request {index}");
     }
 }
 
@@ -115,29 +217,27 @@ fn cancelled_neighbours_leave_no_trace() {
     assert!(cut.count() > 3, "no request was cancelled on its way");
 }
 
-/// A request that outgrows the whole cache fails alone, and keeps the tokens that it had committed.
+/// A request that exceeds the whole cache is refused before it takes pages from other requests.
 #[test]
-fn a_request_larger_than_the_cache_fails_alone() {
+fn a_request_larger_than_the_cache_is_refused() {
     let spec = Spec::default();
     let options = EngineOptions { cache_tokens: 64, page_size: 16, ..EngineOptions::default() };
     let mut engine = with_options(&spec, 1, options);
-    let (small, large) = (|| Request::new(vec![1, 2, 3], 20), || Request::new(vec![4; 40], 100));
-    let outputs = run(&mut engine, vec![small(), large(), small()]);
-    let alone = run_alone(&spec, Mode::Sequential, small());
-    assert_same(&[outputs[0].clone(), outputs[2].clone()], &[alone.clone(), alone]);
-    let error = DecodeError::CacheExhausted { needed: 5, pages: 4, page_size: 16 };
-    assert_eq!(outputs[1].finish, Some(Finish::Failed(error)));
-    let whole = run_alone(&spec, Mode::Sequential, large());
-    assert!(!outputs[1].tokens.is_empty());
-    assert_eq!(outputs[1].tokens[..], whole.tokens[..outputs[1].tokens.len()]);
-    let error = engine.add(Request::new(vec![0; 65], 1)).unwrap_err();
+    let exhausted = |needed| DecodeError::CacheExhausted { needed, pages: 4, page_size: 16 };
+    for (prompt, max_new_tokens, needed) in [(40, 26, 5), (40, 100, 9), (65, 1, 5)] {
+        let request = || Request::new(vec![4; prompt], max_new_tokens);
+        assert_eq!(engine.add(request()), Err(exhausted(needed)));
+    }
     assert_eq!(
-        error.to_string(),
+        exhausted(5).to_string(),
         "the KV cache is too small: the request needs 5 pages of 16 tokens, there are 4"
     );
-    // All pages of the cache are free again: a request that needs every page runs.
-    let outputs = run(&mut engine, vec![Request::new(vec![1; 50], 10)]);
-    assert_eq!(outputs[0].finish, Some(Finish::Length));
+    assert!(engine.is_idle());
+    // Requests that need every page run: the last token is never in the cache.
+    for (prompt, max_new_tokens) in [(40, 25), (64, 1), (50, 10)] {
+        let outputs = run(&mut engine, vec![Request::new(vec![1; prompt], max_new_tokens)]);
+        assert_eq!((outputs[0].tokens.len(), &outputs[0].finish), (max_new_tokens, &Some(Finish::Length)));
+    }
 }
 
 #[test]
