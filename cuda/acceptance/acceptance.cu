@@ -12,7 +12,7 @@
 // finds the best id of its chunk, and the last CTA to arrive takes the best of the chunks. Both only compare, so any
 // order of the CTAs gives the same token.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                            sm_80   sm_90a
 //   accept_f32                           70       68

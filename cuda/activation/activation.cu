@@ -1,6 +1,6 @@
 // The activations: of the MLP, and of the calibrator's hidden layer.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
 //   silu_mul                     30       30

@@ -7,11 +7,10 @@
 // its rows' groups as well, and leaves the result.
 //
 // K and V tiles of 64 keys go through a ring of stages in shared memory (shared_plan.cuh), and all rows of the block
-// read each tile. An item with a split of five tiles and three stages, time downwards:
+// read each tile. An item with a split of five tiles and three stages, time downwards; a copy without a tile continues:
 //
 //   barrier      stage 0        stage 1        stage 2        registers
-//                copy tile 0    copy tile 1                               (and copy Q)
-//   item         copy           copy
+//   item         copy tile 0    copy tile 1                               (and copy Q)
 //   tile 0       read tile 0    copy           copy tile 2    softmax of tile 0
 //   tile 1       copy tile 3    read tile 1    copy           softmax of tile 1
 //   tile 2       copy           copy tile 4    read tile 2    softmax of tile 2
@@ -74,7 +73,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 
 } // namespace
 
-// Registers a thread, of 255; two CTAs share a multiprocessor:
+// Registers per thread, of 255; two CTAs share a multiprocessor:
 //
 //   kernel                           sm_80   sm_90a
 //   joint_attention_d64_r64_s2         178      182
@@ -84,17 +83,17 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 //   joint_attention_d128_r64_s2        240      244
 //   joint_attention_d128_r64_s3        243      246
 //   joint_attention_d128_r128_s2       255      255
-#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                             \
-    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,  \
-                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                             \
-        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows a part and warp"); \
-        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                 \
-                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                  \
+#define FLEXDRAFT_JOINT(head_dim, rows, parts, stages)                                               \
+    FLEXDRAFT_KERNEL(joint_attention_d##head_dim##_r##rows##_s##stages, FlexdraftAttentionParams,    \
+                     FLEXDRAFT_ATTENTION_THREADS, 2) {                                               \
+        static_assert(rows == FLEXDRAFT_ATTENTION_THREADS / 2 * parts, "16 rows per part and warp"); \
+        joint_attention<head_dim, FLEXDRAFT_ATTENTION_THREADS / 32, parts, stages,                   \
+                        FLEXDRAFT_D##head_dim##_R##rows##_S##stages##_SHARED>(p);                    \
     }
 FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 
 // The registers of the tree decide how many warps run at once and hide each other's waits, so there is a kernel for few
-// levels. Registers a thread:
+// levels. Registers per thread:
 //
 //   kernel                           sm_80   sm_90a
 //   attention_merge_d64_l5              72       72

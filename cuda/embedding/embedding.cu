@@ -1,7 +1,7 @@
 // Copies of rows by index: the embeddings of token ids, and rows that are gathered from other rows. Grid [rows], one
 // CTA per row. Indices are in device memory, so only the kernels can check them.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
 //   embed                        28       28

@@ -1,6 +1,6 @@
 // RMSNorm and the addition to the residual stream.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
 //   rms_norm                     69       72

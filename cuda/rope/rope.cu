@@ -1,7 +1,7 @@
 // Rotary embedding: the table of rotations of a pass, and the rotation of q and k, with their norms and the append to
 // the cache.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                    sm_80   sm_90a
 //   rope_table                   26       29

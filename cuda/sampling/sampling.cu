@@ -3,7 +3,7 @@
 // A launch of sample_rows_* or calibrated_sample_* reads the logits once and leaves a partial result per row and chunk
 // of the vocabulary. sample_finish_* makes one FlexdraftRowStats per row of the partial results.
 //
-// Registers a thread:
+// Registers per thread:
 //
 //   kernel                            sm_80   sm_90a
 //   sample_rows_f32                      84       84
