@@ -169,7 +169,8 @@ run() {
   else
     "${command[@]}" > "$log" 2>&1 &
   fi
-  # The subshell must stop its program, which runs in its own process group.
+  # A signal to the subshell does not reach the program, which runs in a process group of its own, so the subshell
+  # stops the program.
   [ "$BASHPID" = "$$" ] || trap "kill $! 2> /dev/null; exit 143" TERM
   wait $!
   status=$?

@@ -88,7 +88,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Returns what the user should know about the files.
+    /// Returns the warnings of the loaders about the target's files, to print for the user.
     pub fn warnings(&self) -> impl Iterator<Item = &LoadWarning> {
         self.target.warnings.iter()
     }

@@ -51,7 +51,7 @@ struct FlexdraftAcceptParams {
     struct FlexdraftVerdict* verdicts; /* [batch] */
     int32_t* committed;                /* [batch, 64] d_1..d_a and the bonus token, then -1 */
     uint32_t* error;                   /* the device error word; may be null */
-    int64_t logit_stride;              /* a multiple of 8, at least vocab */
+    int64_t logit_stride;              /* elements from a row of logits to the next: a multiple of 8, at least vocab */
     int32_t batch;
     int32_t vocab;
     int32_t chunks; /* ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK) */

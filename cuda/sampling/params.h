@@ -51,11 +51,11 @@ struct FlexdraftSampleParams {
     float* partials;                             /* [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
     struct FlexdraftRowStats* stats;             /* [rows] */
     uint32_t* error;                             /* the device error word; may be null */
-    int64_t logit_stride;                        /* a multiple of 8, at least vocab */
+    int64_t logit_stride;                        /* elements from a row of logits to the next: a multiple of 8, at least vocab */
     int32_t rows;
     int32_t logit_rows;
-    int32_t vocab; /* 1 to 2^20 */
-    int32_t rank;  /* a multiple of 8 */
+    int32_t vocab; /* number of vocabulary ids, 1 to 2^20 */
+    int32_t rank;  /* the calibrator's rank, a multiple of 8 */
     int32_t sequences;
     int32_t chunks;         /* ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK)) */
     int32_t store;          /* 1: the calibrated logits replace the logits that they were computed from */

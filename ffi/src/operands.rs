@@ -194,7 +194,7 @@ pub unsafe fn row_sampling(rule: &SamplingRule, rows: u64, out: *mut u8) -> Outc
     Ok(())
 }
 
-/// Writes verification parameters, for [`flexdraft_verify`](crate::flexdraft_verify).
+/// Writes the parameters of a batch's verification to the memory at `out`, for [`flexdraft_verify`](crate::flexdraft_verify).
 pub unsafe fn verify(rule: &VerifyRule, batch: u64, out: *mut u8) -> Outcome<()> {
     let (drafts, position) = (usize::try_from(rule.drafts)?, usize::try_from(rule.position)?);
     let kind = match rule.rule {

@@ -101,7 +101,7 @@ impl Operands {
         view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
     }
 
-    /// Returns the same operands for another kernel.
+    /// Returns a copy that checks the operands of another kernel, and names that kernel in errors.
     pub fn of(self, kernel: &'static str) -> Self {
         Operands { kernel, ..self }
     }

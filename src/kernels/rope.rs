@@ -17,7 +17,7 @@ use crate::runtime::{Runtime, View, ViewMut};
 /// Operands of [`Kernels::rope_table`].
 #[derive(Debug)]
 pub struct RopeTable<'a, R: Runtime> {
-    /// The tables of the pass.
+    /// The rows of the pass, whose positions give the angles.
     pub pass: &'a PassTables<R>,
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: View<'a, f32>,

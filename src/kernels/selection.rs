@@ -117,7 +117,7 @@ pub struct SelectDrafts<'a> {
     /// Written: the row of each draft row's logits, `[rows]`. If [groups have logits](Draft::in_logits), this
     /// is the draft row's source, otherwise the draft row itself; −1 as in `sources`.
     pub draft_rows: ViewMut<'a, i32>,
-    /// The device error word `[1]`, optional. Bit 16 is set for a draft whose rows or verdict do not exist.
+    /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a draft whose rows or verdict do not exist.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -131,7 +131,7 @@ pub struct FollowVerdicts<'a, R: Runtime> {
     pub sequences: View<'a, i32>,
     /// The verdicts, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
-    /// The device error word `[1]`, optional. Bit 16 is set for a sequence without a verdict, or with an
+    /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a sequence without a verdict, or with an
     /// accepted length beyond its layout; its group does not move then.
     pub error: Option<ViewMut<'a, u32>>,
 }

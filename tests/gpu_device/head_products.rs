@@ -323,7 +323,7 @@ fn times_decide_how_many_products_there_are() {
     assert!(!joins(|rows| (rows != 5).then_some(0.1)));
     assert!(!joins(|_| None));
 
-    // Joined logits take at most 256 MiB.
+    // The device joins the head's products for candidates and slots only while their logits take at most 256 MiB.
     let device = timed(|_| None);
     assert_eq!(device.joined_head_rows(&head(&device, 1000)), (256 << 20) / 4000);
     assert_eq!(device.joined_head_rows(&head(&device, 1001)), (256 << 20) / 4032);

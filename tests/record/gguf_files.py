@@ -190,7 +190,7 @@ def tokenizer(pre, pre_tokenizer, normalizer):
     tokens = control + text + ["<|im_end|>", "<tool_call>", "</tool_call>", "<pad>"]
     types = [3] * len(control) + [1] * len(text) + [3, 4, 4, 5]
 
-    # The vocabulary leaves out unused ids, as the `tokenizer.json` of such a model does.
+    # Ids of unused tokens are missing from the vocabulary, as from the `tokenizer.json` of a model with padded embeddings.
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind != 5}
     reference = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
     reference.pre_tokenizer = pre_tokenizer

@@ -227,7 +227,8 @@ impl<D: Device> Memory<D> {
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
         let request = |sequence| {
             let in_pass = pass.group_rows(sequence, step.verified)?.start;
-            // The group of the last accepted length is the last one of its sequence.
+            // Each sequence has one mask group per accepted length, in ascending order; the drafts come from the last
+            // group, which belongs to the full length.
             let in_logits = |first| first + ((sequence + 1) * of_each - 1) * step.drafts;
             Some(DraftRows {
                 sequence,

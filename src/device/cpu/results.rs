@@ -40,9 +40,9 @@ pub struct CpuSelection<'s> {
 struct SelectedDraft<'s> {
     draft: &'s DraftRows<'s>,
     verdict: SequenceVerdict,
-    /// Rows of slots 1..S in the pass or in the logits.
+    /// Indices of the rows of draft slots 1..S: rows of the pass, or rows of logits.
     sources: Range<usize>,
-    /// Rows of the slots' logits.
+    /// Indices of the rows of logits that belong to draft slots 1..S.
     logits: Range<usize>,
 }
 

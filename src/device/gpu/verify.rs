@@ -26,7 +26,7 @@ const OPERATION: &str = "verify";
 /// Memory that verifications use one after the other.
 #[derive(Debug)]
 pub(super) struct VerificationMemory<R: Runtime> {
-    /// The sampling parameters of the rows, the requests, and their tokens.
+    /// Three tables: the sampling parameters of each row, the verification of each sequence, and the draft tokens.
     tables: StagedTables<R>,
     target_stats: GrowableMemory<R, RowStats>,
     /// The workspace of acceptance. It is not the shared workspace, where sampling left its partial results.

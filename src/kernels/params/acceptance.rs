@@ -116,7 +116,7 @@ pub struct FlexdraftAcceptParams {
     pub committed: *mut i32,
     /// the device error word; may be null
     pub error: *mut u32,
-    /// a multiple of 8, at least vocab
+    /// elements from a row of logits to the next: a multiple of 8, at least vocab
     pub logit_stride: i64,
     pub batch: i32,
     pub vocab: i32,

@@ -130,13 +130,13 @@ pub struct FlexdraftSampleParams {
     pub stats: *mut FlexdraftRowStats,
     /// the device error word; may be null
     pub error: *mut u32,
-    /// a multiple of 8, at least vocab
+    /// elements from a row of logits to the next: a multiple of 8, at least vocab
     pub logit_stride: i64,
     pub rows: i32,
     pub logit_rows: i32,
-    /// 1 to 2^20
+    /// number of vocabulary ids, 1 to 2^20
     pub vocab: i32,
-    /// a multiple of 8
+    /// the calibrator's rank, a multiple of 8
     pub rank: i32,
     pub sequences: i32,
     /// ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK))

@@ -51,7 +51,8 @@ pub const FLEXDRAFT_SLICE: FlexdraftCalibratedShape = 64;
 pub const FLEXDRAFT_SLICE_PADDING: FlexdraftCalibratedShape = 8;
 /// floats behind a row of corrections, so that stores lie in different banks
 pub const FLEXDRAFT_TILE_PADDING: FlexdraftCalibratedShape = 4;
-/// The two shapes of calibrated_sample_*: ids and rows per CTA, warps across both, and stages of u. Up to
+/// The two tile shapes of the kernels calibrated_sample_*: vocabulary ids and rows per CTA, warps along each of the two,
+/// and stages of the ring for u, the calibrator's hidden rows. Up to
 /// FLEXDRAFT_SMALL_ROWS rows, the time depends on the traffic of W2: with small tiles, several CTAs share a
 /// multiprocessor, and one computes while another loads. With more rows, the time depends on the product and on the
 /// traffic of u, so both sides of a tile are larger.

@@ -53,7 +53,8 @@ impl Corpus {
         Ok(clean)
     }
 
-    /// Returns the mean of the hidden rows that enter the tail, over the first `count` transcripts, `[hidden]`.
+    /// Returns the mean `[hidden]` of the hidden states that enter the target's last layers, where mask rows begin, over
+    /// the first `count` transcripts.
     ///
     /// # Errors
     /// Candle's errors: out of memory.

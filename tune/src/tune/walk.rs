@@ -12,7 +12,7 @@ use crate::loss::{Prediction, predict};
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 
-/// Number of anchors that one pass drafts from.
+/// Number of anchors (positions of a transcript at which a draft begins) in one pass.
 const ANCHORS: usize = 64;
 
 /// The result of walking transcripts.
