@@ -139,6 +139,7 @@ fn config(head_dim: usize) -> ModelConfig {
         context_len: 256,
         rms_norm_eps: 1e-6,
         rope: Rope { inv_freq, scale: 1.0 },
+        layers_without_rope: Vec::new(),
         attention_bias: false,
         mlp_bias: false,
         tied_embeddings: false,

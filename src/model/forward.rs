@@ -7,10 +7,11 @@
 use std::ops::Range;
 
 use super::config::ModelConfig;
+use super::config::rope::no_rotation;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
 use crate::device::{
     AttentionRows, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection, LinearPart, QkTransform,
-    RowKind, SlotRows, Verification,
+    Rope, RowKind, SlotRows, Verification,
 };
 use crate::layout::Pass;
 
@@ -24,6 +25,8 @@ pub struct Model<D: Device> {
     /// The output projection (LM head); `None` if it is the embedding.
     lm_head: Option<D::Linear>,
     drafter: Option<Drafter<D>>,
+    /// The rotation of layers without one.
+    no_rotation: Rope,
 }
 
 struct Layer<D: Device> {
@@ -98,12 +101,12 @@ impl<D: Device> Attention<D> {
         })
     }
 
-    fn transform<'a>(&'a self, config: &'a ModelConfig) -> QkTransform<'a, D::Vector> {
+    fn transform<'a>(&'a self, config: &ModelConfig, rope: &'a Rope) -> QkTransform<'a, D::Vector> {
         QkTransform {
             shape: config.attention,
             norms: self.qk_norms.as_ref().map(|(q, k)| (q, k)),
             eps: config.rms_norm_eps,
-            rope: &config.rope,
+            rope,
         }
     }
 }
@@ -176,6 +179,7 @@ impl<D: Device> Model<D> {
             norm: device.new_vector(&target.norm)?,
             lm_head: if config.tied_embeddings { None } else { Some(whole(&target.lm_head)?) },
             drafter: drafter.map(|weights| Drafter::new(&device, weights, config.hidden_size)).transpose()?,
+            no_rotation: no_rotation(config.attention.head_dim),
             config,
             device,
         })
@@ -383,7 +387,9 @@ impl<D: Device> Model<D> {
         for (kind, attention, range) in &kinds {
             let Some(attention) = attention.filter(|_| !range.is_empty()) else { continue };
             device.linear(&attention.qkv, &work.normed, range.clone(), &mut work.qkv)?;
-            let transform = attention.transform(config);
+            let without_rope = config.layers_without_rope.contains(&index);
+            let rope = if without_rope { &self.no_rotation } else { &config.rope };
+            let transform = attention.transform(config, rope);
             device.norm_rope_append(&transform, pass, *kind, &mut work.qkv, index, cache)?;
         }
         let attending = AttentionRows { pass: &*pass, masks: rows > candidates };

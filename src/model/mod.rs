@@ -10,7 +10,8 @@
 //! | `tokenizer.json`; tokens of `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
 //! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
 //!
-//! Supported models are `LlamaForCausalLM` and dense `Qwen3ForCausalLM`, stored as f32, f16 or bf16 or in the
+//! Supported models are dense `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM` and
+//! `SmolLM3ForCausalLM`, stored as f32, f16 or bf16 or in the
 //! quantised formats that [`gguf`] lists, with the rope types default, linear, llama3 and yarn. Any other
 //! model gives a [`LoadError`] that names the key and its value: a file that loads gives the same results as
 //! transformers. Files that contradict themselves, and keys that are not read, give a [`LoadWarning`].

@@ -37,15 +37,18 @@ fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     differences.fold(0.0, |largest, d| if d <= largest { largest } else { d })
 }
 
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 11] = [
     "llama",
     "llama-biases",
     "llama-linear",
     "llama-llama3",
     "llama-yarn",
+    "mistral",
+    "qwen2",
     "qwen3",
     "qwen3-biases",
     "qwen3-yarn-v5",
+    "smollm3",
 ];
 
 fn load(name: &str) -> (TargetWeights, Recording) {

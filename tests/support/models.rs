@@ -167,6 +167,7 @@ impl Spec {
             context_len: self.context_len,
             rms_norm_eps: 1e-6,
             rope: Rope { inv_freq, scale: 1.0 },
+            layers_without_rope: Vec::new(),
             attention_bias: self.bias,
             mlp_bias: self.bias,
             tied_embeddings: self.tied,

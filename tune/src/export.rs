@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use flexdraft::model::{Architecture, ModelConfig};
+use flexdraft::model::ModelConfig;
 use serde_json::json;
 
 use crate::checkpoint::write_whole;
@@ -51,10 +51,6 @@ pub fn export(
 }
 
 fn config(target: &ModelConfig, shape: DrafterShape) -> serde_json::Value {
-    let model_type = match target.architecture {
-        Architecture::Llama => "llama",
-        Architecture::Qwen3 => "qwen3",
-    };
     let first = target.layers - shape.tail_layers;
     json!({
         "architectures": ["FlexDraftBiasModel"],
@@ -71,7 +67,7 @@ fn config(target: &ModelConfig, shape: DrafterShape) -> serde_json::Value {
         "hidden_size": target.hidden_size,
         "intermediate_size": target.intermediate_size,
         "max_position_embeddings": target.context_len,
-        "model_type": model_type,
+        "model_type": target.architecture.model_type(),
         "num_attention_heads": target.attention.q_heads,
         "num_hidden_layers": shape.tail_layers,
         "num_key_value_heads": target.attention.kv_heads,

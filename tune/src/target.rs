@@ -34,6 +34,9 @@ impl FrozenTarget {
     /// Candle's errors: out of memory.
     pub fn new(weights: &TargetWeights, dtype: DType, device: &Device) -> Result<Self> {
         let config = weights.config.clone();
+        if !config.layers_without_rope.is_empty() {
+            candle_core::bail!("targets with layers without rotation cannot be tuned");
+        }
         let eps = f64::from(config.rms_norm_eps);
         let embedding = tensor(&weights.embed, dtype, device)?;
         let lm_head = match config.tied_embeddings {

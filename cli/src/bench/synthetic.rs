@@ -54,6 +54,7 @@ impl Synthetic {
             context_len,
             rms_norm_eps,
             rope: rope::rope(head_dim, theta, &RopeScaling::Default)?,
+            layers_without_rope: Vec::new(),
             attention_bias: false,
             mlp_bias: false,
             tied_embeddings: tied,

@@ -119,6 +119,7 @@ mod tests {
             context_len: 1 << 20,
             rms_norm_eps: 1e-6,
             rope: Rope { inv_freq: vec![1.0; 16], scale: 1.0 },
+            layers_without_rope: Vec::new(),
             attention_bias: false,
             mlp_bias: false,
             tied_embeddings: true,

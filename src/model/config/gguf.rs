@@ -1,6 +1,7 @@
 //! Reads a model's configuration from the metadata of a GGUF file.
 
 use super::end_of_turn::end_ids;
+use super::hugging_face::{SMOLLM3_INTERVAL, every};
 use super::rope::{RopeScaling, Yarn, rope};
 use super::{
     Architecture, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig,
@@ -20,9 +21,8 @@ const TENSORS_IN_LAYER: usize = 9;
 
 /// Architecture keys that change what a layer computes, each with the only value that leaves the computation
 /// unchanged.
-const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
+const WITHOUT_EFFECT: [(&str, f64, &str); 12] = [
     ("expert_count", 0.0, "0: dense models only, no mixture of experts"),
-    ("attention.sliding_window", 0.0, "0: full attention in every layer"),
     ("attention.clamp_kqv", 0.0, "0"),
     ("attention.max_alibi_bias", 0.0, "0"),
     ("attention.scale", 0.0, "0, which stands for 1/√head_dim"),
@@ -37,9 +37,9 @@ const WITHOUT_EFFECT: [(&str, f64, &str); 13] = [
 ];
 
 impl Architecture {
-    /// Returns the model family's name in the metadata key `general.architecture`.
-    pub(in crate::model) fn gguf_name(self) -> &'static str {
-        self.model_type()
+    /// Returns the model family's name in the metadata key `general.architecture`. Mistral's models are stored as Llama's.
+    pub(in crate::model) fn gguf_name(self) -> Option<&'static str> {
+        (self != Self::Mistral).then(|| self.model_type())
     }
 }
 
@@ -47,10 +47,18 @@ pub(in crate::model) fn architecture(header: &Header) -> Result<Architecture, Lo
     let key = "general.architecture";
     let fields = header.fields();
     let name = fields.text(key)?.ok_or_else(|| fields.missing(key))?;
-    Architecture::ALL
-        .into_iter()
-        .find(|architecture| architecture.gguf_name() == name)
-        .ok_or_else(|| fields.unsupported(key, "llama, qwen3"))
+    Architecture::ALL.into_iter().find(|architecture| architecture.gguf_name() == Some(name)).ok_or_else(
+        || {
+            fields.unsupported(
+                key,
+                Architecture::ALL
+                    .into_iter()
+                    .filter_map(Architecture::gguf_name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            )
+        },
+    )
 }
 
 /// Returns the vocabulary size: the number of embeddings.
@@ -134,21 +142,28 @@ fn read(
     elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
 ) -> Result<ModelConfig, LoadError> {
     let architecture = architecture(header)?;
-    let fields = ArchitectureFields { fields: header.fields(), name: architecture.gguf_name() };
+    let fields = ArchitectureFields { fields: header.fields(), name: architecture.model_type() };
     reject_unsupported(&fields)?;
     let hidden_size = fields.required_count("embedding_length", MAX_HIDDEN)?;
     let attention = attention_shape(&fields, hidden_size)?;
     let stated_context = fields.required_count("context_length", MAX_CONTEXT)?;
     let scaling = read_scaling(&fields, stated_context)?;
+    let window = fields.fields.get(&fields.key("attention.sliding_window"));
+    if window.is_some_and(|window| {
+        window.as_u64().is_none_or(|window| window > 0 && window < stated_context as u64)
+    }) {
+        return Err(fields.unsupported("attention.sliding_window", "0: full attention in every layer"));
+    }
     let factors = match header.contains(ROPE_FACTORS) {
         true => Some(rope_factors(header, attention.head_dim, elements)?),
         false => None,
     };
+    let layers = layers(header, &fields)?;
     let config = ModelConfig {
         architecture,
         hidden_size,
         intermediate_size: fields.required_count("feed_forward_length", MAX_HIDDEN)?,
-        layers: layers(header, &fields)?,
+        layers,
         attention,
         vocab_size: vocab_size(header)?,
         context_len: scaling.context_len(stated_context),
@@ -157,6 +172,11 @@ fn read(
             fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
         },
         rope: read_rope(&fields, attention.head_dim, &scaling, factors)?,
+        // The format has no key for layers without rotation.
+        layers_without_rope: match architecture {
+            Architecture::SmolLm3 => every(SMOLLM3_INTERVAL, layers),
+            _ => Vec::new(),
+        },
         // The format has no key for biases: the layers have biases if the tensors exist.
         attention_bias: header.contains("blk.0.attn_q.bias"),
         mlp_bias: header.contains("blk.0.ffn_gate.bias"),

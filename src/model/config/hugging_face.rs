@@ -23,7 +23,8 @@ pub(in crate::model) fn read(dir: &Path) -> Result<(ModelConfig, Vec<LoadWarning
         Some(ids) if !ids.is_empty() => ids,
         _ => eos_ids(&file.fields())?,
     };
-    Ok((config, unread::hugging_face(&file.fields())))
+    let warnings = unread::hugging_face(&file.fields(), config.architecture);
+    Ok((config, warnings))
 }
 
 fn architecture(config: &Fields<'_>) -> Result<Architecture, LoadError> {
@@ -32,7 +33,9 @@ fn architecture(config: &Fields<'_>) -> Result<Architecture, LoadError> {
     let by_type = Architecture::ALL.into_iter().find(|a| Some(a.model_type()) == model_type);
     let architecture = match config.list("architectures")?.map(Vec::as_slice) {
         None | Some([]) if model_type.is_none() => return Err(config.missing("architectures")),
-        None | Some([]) => by_type.ok_or_else(|| config.unsupported("model_type", "llama, qwen3"))?,
+        None | Some([]) => by_type.ok_or_else(|| {
+            config.unsupported("model_type", Architecture::ALL.map(Architecture::model_type).join(", "))
+        })?,
         Some([first, ..]) => Architecture::ALL
             .into_iter()
             .find(|a| first.as_str() == Some(a.name()))
@@ -53,22 +56,70 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
     let hidden_size = fields.required_count("hidden_size", MAX_HIDDEN)?;
     let attention = attention_shape(fields, architecture, hidden_size)?;
     let stated_context = fields.required_count("max_position_embeddings", MAX_CONTEXT)?;
-    let (rope, scaling) = rope::from_config(fields, attention.head_dim, stated_context)?;
+    let default_theta = if architecture == Architecture::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
+    let (rope, scaling) = rope::from_config(fields, attention.head_dim, stated_context, default_theta)?;
+    let context_len = scaling.context_len(stated_context);
+    let layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
+    reject_sliding_window(fields, architecture, layers, context_len)?;
+    // In transformers, these families do not read the keys.
+    let (attention_bias, mlp_bias) = match architecture {
+        Architecture::Qwen2 => (true, false),
+        Architecture::Mistral => (false, false),
+        _ => (fields.flag("attention_bias")?.unwrap_or(false), fields.flag("mlp_bias")?.unwrap_or(false)),
+    };
+    let tied = fields.flag("tie_word_embeddings")?.unwrap_or(architecture == Architecture::SmolLm3);
     Ok(ModelConfig {
         architecture,
         hidden_size,
         intermediate_size: fields.required_count("intermediate_size", MAX_HIDDEN)?,
-        layers: fields.required_count("num_hidden_layers", MAX_LAYERS)?,
+        layers,
         attention,
         vocab_size: fields.required_count("vocab_size", MAX_VOCAB)?,
-        context_len: scaling.context_len(stated_context),
+        context_len,
         rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope,
-        attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
-        mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
-        tied_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+        layers_without_rope: layers_without_rope(fields, architecture, layers)?,
+        attention_bias,
+        mlp_bias,
+        tied_embeddings: tied,
         eos_ids: Vec::new(),
     })
+}
+
+/// Returns the layers of SmolLM3 that do not rotate: `no_rope_layers` has a 0 for each of them, and without the key
+/// every `no_rope_layer_interval`-th layer is one.
+fn layers_without_rope(
+    fields: &Fields<'_>,
+    architecture: Architecture,
+    layers: usize,
+) -> Result<Vec<usize>, LoadError> {
+    if architecture != Architecture::SmolLm3 {
+        return Ok(Vec::new());
+    }
+    let key = "no_rope_layers";
+    let Some(rotated) = fields.list(key)? else {
+        let interval = fields.count("no_rope_layer_interval", MAX_LAYERS)?.unwrap_or(SMOLLM3_INTERVAL);
+        return Ok(every(interval, layers));
+    };
+    let rotates: Option<Vec<bool>> =
+        rotated.iter().map(|value| value.as_u64().map(|flag| flag != 0).or(value.as_bool())).collect();
+    match rotates.filter(|rotates| rotates.len() == layers) {
+        Some(rotates) => {
+            Ok((0..layers).zip(rotates).filter(|(_, rotates)| !rotates).map(|(i, _)| i).collect())
+        }
+        None => {
+            Err(fields
+                .invalid(key, format!("{layers} numbers, one per layer, 0 for layers without rotation")))
+        }
+    }
+}
+
+/// The interval of SmolLM3's layers without rotation.
+pub(super) const SMOLLM3_INTERVAL: usize = 4;
+
+/// Returns the indices of every `interval`-th layer.
+pub(super) fn every(interval: usize, layers: usize) -> Vec<usize> {
+    (0..layers).filter(|layer| (layer + 1).is_multiple_of(interval)).collect()
 }
 
 /// Reads numbers of heads and their dimensions, from the config of a target or of a drafter.
@@ -118,25 +169,45 @@ fn reject_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result
     if architecture == Architecture::Qwen3 && fields.flag("mlp_bias")? == Some(true) {
         return Err(fields.unsupported("mlp_bias", "false for Qwen3ForCausalLM"));
     }
-    let full = |kind: &Value| kind.as_str() == Some("full_attention");
-    match fields.list("layer_types")? {
-        Some(types) if !types.iter().all(full) => {
-            Err(fields.unsupported("layer_types", "full_attention in every layer"))
-        }
-        Some(_) => Ok(()),
-        None => reject_sliding_window(fields),
-    }
+    Ok(())
 }
 
-/// Rejects a model whose attention has a sliding window. Before the key `layer_types` existed, a window applied from
-/// layer `max_window_layers` on.
-fn reject_sliding_window(fields: &Fields<'_>) -> Result<(), LoadError> {
-    let used = fields.flag("use_sliding_window")? == Some(true)
-        && (fields.get("sliding_window").is_some() || !fields.contains("sliding_window"));
+/// Rejects a sliding window that is shorter than the context. A longer one has no effect.
+fn reject_sliding_window(
+    fields: &Fields<'_>,
+    architecture: Architecture,
+    layers: usize,
+    context_len: usize,
+) -> Result<(), LoadError> {
+    // The default of these families in transformers.
+    let window = match fields.contains("sliding_window") {
+        true => fields.count("sliding_window", usize::MAX)?,
+        false => Some(4096),
+    };
+    let covered = window.is_some_and(|window| window >= context_len);
+    if let Some(types) = fields.list("layer_types")? {
+        let supported = |kind: &Value| match kind.as_str() {
+            Some("full_attention") => true,
+            Some("sliding_attention") => covered,
+            _ => false,
+        };
+        return match types.iter().all(supported) {
+            true => Ok(()),
+            false => Err(fields.unsupported("layer_types", "full_attention in every layer")),
+        };
+    }
+    if covered || window.is_none() {
+        return Ok(());
+    }
+    if architecture == Architecture::Mistral {
+        let supported = format!("null, or a window that covers the context of {context_len} positions");
+        return Err(fields.unsupported("sliding_window", supported));
+    }
+    // Before the key `layer_types` existed, a window applied from layer `max_window_layers` on.
+    let used = fields.flag("use_sliding_window")? == Some(true);
     let full_layers = fields.get("max_window_layers").map_or(Some(28), Value::as_u64);
-    let layers = fields.get("num_hidden_layers").and_then(Value::as_u64);
-    match (full_layers, layers) {
-        (Some(full), Some(layers)) if full >= layers => Ok(()),
+    match full_layers {
+        Some(full) if full >= layers as u64 => Ok(()),
         _ if used => Err(fields.unsupported("use_sliding_window", "false, or no layer with a window")),
         _ => Ok(()),
     }

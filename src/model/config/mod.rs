@@ -25,33 +25,51 @@ pub(in crate::model) const MAX_HEAD_DIM: usize = 4096;
 pub enum Architecture {
     /// Llama 2 and 3, and models with the same layer.
     Llama,
-    /// Qwen3 (dense), which has an RMSNorm over each query head and key head.
+    /// Mistral: Llama's layer. A window of attention is supported only if it covers the context.
+    Mistral,
+    /// Qwen2 and 2.5 (dense): biases on q, k and v.
+    Qwen2,
+    /// Qwen3 (dense): RMSNorm over each q and k head.
     Qwen3,
+    /// SmolLM3: Llama's layer, without rotation in some layers.
+    SmolLm3,
 }
 
 impl Architecture {
-    /// Every supported model family.
-    pub(in crate::model) const ALL: [Self; 2] = [Self::Llama, Self::Qwen3];
+    /// Every supported family.
+    pub(in crate::model) const ALL: [Self; 5] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::SmolLm3];
 
     /// Returns the class with which transformers loads models of this family.
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::SmolLm3 => "SmolLM3ForCausalLM",
         }
     }
 
-    /// Returns the family's `model_type` in a `config.json`.
-    pub(in crate::model) fn model_type(self) -> &'static str {
+    /// Returns the family's `model_type` in a config.
+    pub fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::SmolLm3 => "smollm3",
         }
     }
 
-    /// Returns whether each query head and key head is normed before its rotation.
+    /// Returns whether each q and k head is normed before its rotation.
     pub fn has_qk_norms(self) -> bool {
         self == Self::Qwen3
+    }
+
+    /// Returns whether the output projection of attention has a bias if q, k and v have one.
+    pub(in crate::model) fn has_output_bias(self) -> bool {
+        self != Self::Qwen2
     }
 }
 
@@ -76,7 +94,9 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// The rotary embedding, with scaling applied.
     pub rope: Rope,
-    /// True if the q, k, v and o projections have biases.
+    /// Indices of the layers that do not rotate q and k, ascending.
+    pub layers_without_rope: Vec<usize>,
+    /// True if the q, k and v projections have biases, and the o projection too, except in Qwen2.
     pub attention_bias: bool,
     /// True if the MLP's gate, up and down projections have biases.
     pub mlp_bias: bool,
@@ -124,6 +144,9 @@ impl ModelConfig {
         if self.rope.inv_freq.len() != head_dim / 2 {
             let expected = format!("{} frequencies, half of head_dim", head_dim / 2);
             return wrong("rope.inv_freq", format!("{} frequencies", self.rope.inv_freq.len()), expected);
+        }
+        if let Some(layer) = self.layers_without_rope.iter().find(|layer| **layer >= self.layers) {
+            return wrong("layers_without_rope", layer.to_string(), format!("layers below {}", self.layers));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return wrong("rms_norm_eps", self.rms_norm_eps.to_string(), "a finite number above 0".into());

@@ -89,6 +89,11 @@ fn mscale(factor: f64, coefficient: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * coefficient * factor.ln() + 1.0 }
 }
 
+/// Returns a rotary embedding that leaves every vector of `head_dim` dimensions as it is.
+pub(in crate::model) fn no_rotation(head_dim: usize) -> Rope {
+    Rope { inv_freq: vec![0.0; head_dim / 2], scale: 1.0 }
+}
+
 /// Returns the rotary embedding of a model with `head_dim` dimensions per head, base `theta` and a scaling.
 ///
 /// `None` if `head_dim` is odd, 0 or above 4096, or if the parameters give a frequency that is not finite.
@@ -169,6 +174,7 @@ pub(in crate::model) fn from_config(
     config: &Fields<'_>,
     head_dim: usize,
     context_len: usize,
+    default_theta: f64,
 ) -> Result<(Rope, RopeScaling), LoadError> {
     let key = match (config.get("rope_parameters"), config.get("rope_scaling")) {
         (Some(new), Some(old)) if new != old => {
@@ -186,7 +192,7 @@ pub(in crate::model) fn from_config(
         theta = parameters.positive("rope_theta")?.or(theta);
         scaling = read_scaling(parameters, context_len)?;
     }
-    let theta = theta.unwrap_or(10_000.0);
+    let theta = theta.unwrap_or(default_theta);
     match (rope(head_dim, theta, &scaling), parameters) {
         (Some(rope), _) => Ok((rope, scaling)),
         (None, Some(_)) => Err(config.invalid(key, "parameters that give finite frequencies")),

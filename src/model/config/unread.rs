@@ -39,11 +39,10 @@ const PARTS: [&str; 28] = [
 ];
 
 /// Keys of a `config.json` that are read, or that change nothing when a model generates text.
-const HARMLESS: [&str; 44] = [
+const HARMLESS: [&str; 38] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "attn_implementation",
-    "attention_bias",
     "attention_dropout",
     "attention_probs_dropout_prob",
     "attn_pdrop",
@@ -55,9 +54,6 @@ const HARMLESS: [&str; 44] = [
     "logits_to_keep",
     "max_position_embeddings",
     "max_window_layers",
-    "mlp_bias",
-    "no_rope_layer_interval",
-    "no_rope_layers",
     "norm_eps",
     "num_attention_heads",
     "num_experts",
@@ -80,10 +76,8 @@ const HARMLESS: [&str; 44] = [
     "router_aux_loss_coef",
     "router_jitter_noise",
     "scale_attn_weights",
-    "sliding_window",
     "temperature",
     "transformers.js_config",
-    "use_sliding_window",
 ];
 
 /// Metadata keys of an architecture that are read, or that change nothing.
@@ -113,10 +107,19 @@ const HARMLESS_METADATA: [&str; 22] = [
 ];
 
 /// Returns a warning for every key of a `config.json` that looks as if it changed the model, and is not read.
-pub(super) fn hugging_face(config: &Fields<'_>) -> Vec<LoadWarning> {
+pub(super) fn hugging_face(config: &Fields<'_>, architecture: Architecture) -> Vec<LoadWarning> {
+    let read = |key: &str| match key {
+        "no_rope_layers" | "no_rope_layer_interval" => architecture == Architecture::SmolLm3,
+        "attention_bias" => !matches!(architecture, Architecture::Mistral | Architecture::Qwen2),
+        "mlp_bias" => {
+            matches!(architecture, Architecture::Llama | Architecture::Qwen3 | Architecture::SmolLm3)
+        }
+        "sliding_window" | "use_sliding_window" => architecture != Architecture::Llama,
+        key => HARMLESS.contains(&key),
+    };
     let suspicious = |key: &str| {
         let key_lower = key.to_ascii_lowercase();
-        !HARMLESS.contains(&key) && PARTS.iter().any(|part| key_lower.contains(part))
+        !read(key) && PARTS.iter().any(|part| key_lower.contains(part))
     };
     let mut warnings = unread(config, suspicious);
     for key in ["rope_parameters", "rope_scaling"] {
@@ -135,7 +138,8 @@ pub(super) fn gguf<'a>(
     architecture: Architecture,
     read: impl Iterator<Item = &'a str> + Clone,
 ) -> Vec<LoadWarning> {
-    let prefix = format!("{}.", architecture.gguf_name());
+    let Some(name) = architecture.gguf_name() else { return Vec::new() };
+    let prefix = format!("{name}.");
     unread(metadata, |key| {
         let key = key.strip_prefix(&prefix);
         key.is_some_and(|key| {

@@ -72,7 +72,7 @@ fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetW
         LoadError::UnexpectedTensor {
             path: file.path().into(),
             tensor: shorten(tensor),
-            architecture: architecture.gguf_name(),
+            architecture: architecture.model_type(),
         }
     }));
     let weights = match weights {
@@ -117,15 +117,14 @@ impl GgufSource<'_> {
     /// to i.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         let attention = self.config.attention;
-        match self.config.architecture {
-            Architecture::Llama if name.contains(".q_proj.") => Some(attention.q_heads),
-            Architecture::Llama if name.contains(".k_proj.") => Some(attention.kv_heads),
-            _ => None,
-        }
+        let permuted = matches!(self.config.architecture, Architecture::Llama | Architecture::SmolLm3);
+        let heads = [(".q_proj.", attention.q_heads), (".k_proj.", attention.kv_heads)];
+        let heads = heads.into_iter().find(|(part, _)| permuted && name.contains(part));
+        heads.map(|(_, heads)| heads)
     }
 }
 
-/// Returns ggml's name of a tensor of transformers' `LlamaForCausalLM` or `Qwen3ForCausalLM`.
+/// Returns ggml's name of a tensor of transformers.
 fn ggml_name(name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".into(),

@@ -37,7 +37,11 @@ pub(super) trait TensorSource {
         let q = self.linear(&format!("{name}.q_proj"), [q_cols, config.hidden_size], bias);
         let k = self.linear(&format!("{name}.k_proj"), [kv_cols, config.hidden_size], bias);
         let v = self.linear(&format!("{name}.v_proj"), [kv_cols, config.hidden_size], bias);
-        let o = self.linear(&format!("{name}.o_proj"), [config.hidden_size, q_cols], bias);
+        let o = self.linear(
+            &format!("{name}.o_proj"),
+            [config.hidden_size, q_cols],
+            bias && config.architecture.has_output_bias(),
+        );
         let norms = config.architecture.has_qk_norms().then(|| {
             let q_norm = self.tensor(&format!("{name}.q_norm.weight"), &[shape.head_dim]);
             let k_norm = self.tensor(&format!("{name}.k_norm.weight"), &[shape.head_dim]);

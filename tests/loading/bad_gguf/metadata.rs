@@ -85,9 +85,9 @@ fn configurations_that_are_wrong_or_not_supported() {
     let dense = "0: dense models only, no mixture of experts";
     let window = "llama.attention.sliding_window";
     for (key, value, shown, supported) in [
-        ("general.architecture", "gemma".into(), "\"gemma\"", "llama, qwen3"),
+        ("general.architecture", "gemma".into(), "\"gemma\"", "llama, qwen2, qwen3, smollm3"),
         ("llama.expert_count", Value::U32(8), "8", dense),
-        (window, Value::U32(4096), "4096", "0: full attention in every layer"),
+        (window, Value::U32(63), "63", "0: full attention in every layer"),
         ("llama.attention.scale", Value::F32(0.5), "0.5", "0, which stands for 1/√head_dim"),
         ("llama.attention.causal", Value::Bool(false), "false", "true"),
         ("llama.attention.value_length", Value::U32(8), "8", "4, the size of a head"),

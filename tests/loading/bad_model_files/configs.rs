@@ -14,14 +14,14 @@ fn configurations_that_are_not_supported() {
         (
             LLAMA,
             "architectures",
-            json!(["MistralForCausalLM"]),
-            "`architectures` is [\"MistralForCausalLM\"], which is not supported; supported: LlamaForCausalLM, Qwen3ForCausalLM",
+            json!(["MixtralForCausalLM"]),
+            "`architectures` is [\"MixtralForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM",
         ),
         (
             QWEN3,
             "architectures",
             json!(["Qwen3MoeForCausalLM"]),
-            "`architectures` is [\"Qwen3MoeForCausalLM\"], which is not supported; supported: LlamaForCausalLM, Qwen3ForCausalLM",
+            "`architectures` is [\"Qwen3MoeForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM",
         ),
         (
             LLAMA,
@@ -188,6 +188,41 @@ fn sliding_windows_count_where_they_are_used() {
     let unused = windowed(json!(0));
     unused.set("use_sliding_window", json!(false));
     assert!(TargetWeights::read(unused.path()).is_ok());
+}
+
+#[test]
+fn a_window_that_covers_the_context_has_no_effect() {
+    let mistral = Copy::of("transformers/models/mistral");
+    assert!(TargetWeights::read(mistral.path()).is_ok());
+    mistral.set("sliding_window", json!(127));
+    assert_eq!(
+        mistral.target_error(),
+        "config.json: `sliding_window` is 127, which is not supported; supported: null, or a window that covers the context of 128 positions"
+    );
+    mistral.set("sliding_window", Value::Null);
+    assert!(TargetWeights::read(mistral.path()).is_ok());
+    let qwen2 = Copy::of("transformers/models/qwen2");
+    qwen2.set("layer_types", json!(["full_attention", "sliding_attention"]));
+    qwen2.set("sliding_window", json!(128));
+    assert!(TargetWeights::read(qwen2.path()).is_ok());
+    qwen2.set("sliding_window", json!(64));
+    assert!(qwen2.target_error().starts_with("config.json: `layer_types` is [\"full_attention\""));
+}
+
+#[test]
+fn layers_without_rotation() {
+    let smollm3 = Copy::of("transformers/models/smollm3");
+    let layers = |copy: &Copy| TargetWeights::read(copy.path()).unwrap().config.layers_without_rope;
+    assert_eq!(layers(&smollm3), [3]);
+    smollm3.set("no_rope_layers", Value::Null);
+    assert_eq!(layers(&smollm3), [3]);
+    smollm3.set("no_rope_layer_interval", json!(2));
+    assert_eq!(layers(&smollm3), [1, 3]);
+    smollm3.set("no_rope_layers", json!([1, 0]));
+    assert_eq!(
+        smollm3.target_error(),
+        "config.json: `no_rope_layers` is [1,0], expected 5 numbers, one per layer, 0 for layers without rotation"
+    );
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub fn config(architecture: Architecture, attention_bias: bool) -> ModelConfig {
         context_len: 128,
         rms_norm_eps: 1e-6,
         rope: rope(6, 10_000.0, &RopeScaling::Default).unwrap(),
+        layers_without_rope: Vec::new(),
         attention_bias,
         mlp_bias: false,
         tied_embeddings: true,
