@@ -13,7 +13,8 @@ use crate::support::gguf::{File, Value};
 use crate::support::properties::properties;
 
 fn recorded(path: &str) -> Json {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/transformers/tokenizers").join(path);
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/transformers/tokenizers").join(path);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

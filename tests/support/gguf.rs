@@ -14,6 +14,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
     /// A value of any type: its type number and its bytes.
     Raw(u32, Vec<u8>),
 }
@@ -48,6 +49,10 @@ impl Value {
             }
             Self::I32s(numbers) => {
                 array(out, 5, numbers.len());
+                numbers.iter().for_each(|x| out.extend(x.to_le_bytes()));
+            }
+            Self::F32s(numbers) => {
+                array(out, 6, numbers.len());
                 numbers.iter().for_each(|x| out.extend(x.to_le_bytes()));
             }
             Self::Raw(kind, bytes) => scalar(out, *kind, bytes),

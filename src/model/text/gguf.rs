@@ -12,6 +12,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::chat::ChatTemplate;
 use super::guarded::guarded;
+use super::sentencepiece;
 use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
 use crate::model::config::end_of_turn::ends_by_text;
@@ -24,6 +25,7 @@ const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 /// The names that [`Splitting::read`] accepts, one for each splitting.
 const SUPPORTED_PRE: &str = "smollm, gpt-2, llama-bpe, qwen2, and llama.cpp's other names for these";
@@ -90,8 +92,12 @@ impl Splitting {
 /// Kinds of tokens, by their number in `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TokenType {
-    /// A token made by merging byte pairs. Unknown and byte tokens belong here too.
+    /// A token made by merging.
     Text,
+    /// The token for what no other token covers.
+    Unknown,
+    /// A token for one byte.
+    Byte,
     /// A control token, which is never text: the end of a message, or a role.
     Control,
     /// A token for text that is never split, such as `<tool_call>`.
@@ -103,7 +109,9 @@ enum TokenType {
 impl TokenType {
     fn from_number(number: i32) -> Option<Self> {
         match number {
-            1 | 2 | 6 => Some(Self::Text),
+            1 => Some(Self::Text),
+            2 => Some(Self::Unknown),
+            6 => Some(Self::Byte),
             3 => Some(Self::Control),
             4 => Some(Self::UserDefined),
             5 => Some(Self::Unused),
@@ -134,15 +142,50 @@ impl Gguf {
 /// Reads the tokenizer from the metadata, for a model with `vocab_size` ids.
 pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
     let fields = header.fields();
-    if fields.text(MODEL)?.ok_or_else(|| fields.missing(MODEL))? != "gpt2" {
-        return Err(fields.unsupported(MODEL, "gpt2 (byte-level BPE)"));
+    match fields.text(MODEL)?.ok_or_else(|| fields.missing(MODEL))? {
+        "gpt2" => byte_level(header, vocab_size),
+        "llama" => sentencepiece(header, vocab_size),
+        _ => Err(fields.unsupported(MODEL, "gpt2 (byte-level BPE), llama (SentencePiece)")),
     }
+}
+
+/// Reads a tokenizer whose tokens have scores.
+fn sentencepiece(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
+    let fields = header.fields();
+    let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
+    let types = token_types(header, &tokens)?;
+    let scores = header.floats(SCORES)?.ok_or_else(|| fields.missing(SCORES))?;
+    if scores.len() != tokens.len() {
+        return Err(fields.invalid(SCORES, format!("one number per token, {} in total", tokens.len())));
+    }
+    let vocab = vocabulary(header, &tokens, &types)?;
+    let merged = |token_type: &TokenType| matches!(token_type, TokenType::Text | TokenType::UserDefined);
+    let typed = tokens.iter().zip(&types).zip(&scores);
+    let texts: Vec<(&str, f32)> =
+        typed.filter(|((_, kind), _)| merged(kind)).map(|((token, _), score)| (*token, *score)).collect();
+    let unknown = tokens.iter().zip(&types).find(|(_, found)| **found == TokenType::Unknown);
+    let unknown = unknown.map(|(token, _)| (*token).to_owned());
+    let add_space_prefix = fields.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let template = surrounding_tokens(&fields, true, &tokens)?;
+    let path = header.path();
+    let inner = guarded(path, || {
+        let mut tokenizer = sentencepiece::tokenizer(vocab, &texts, unknown, add_space_prefix)?;
+        finish(&mut tokenizer, template, &tokens, &types)?;
+        Ok(tokenizer)
+    })?;
+    Ok(Tokenizer::new(path.into(), inner, vocab_size))
+}
+
+/// Reads a byte-level tokenizer with merges.
+fn byte_level(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
+    let fields = header.fields();
     let splitting = Splitting::read(&fields)?;
     let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
     let types = token_types(header, &tokens)?;
     let vocab = vocabulary(header, &tokens, &types)?;
     let merges = merges(header, &vocab)?;
-    let template = surrounding_tokens(&fields, splitting, &tokens)?;
+    // Llama 3 begins every text with BOS, even if the file does not say so.
+    let template = surrounding_tokens(&fields, splitting == Splitting::LlamaBpe, &tokens)?;
 
     let path = header.path();
     let inner = guarded(path, || {
@@ -154,24 +197,39 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
         }
         tokenizer.with_pre_tokenizer(Some(splitting.pre_tokenizer()?));
         tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
-        if let Some((single, special_tokens)) = template {
-            let processing = TemplateProcessing::builder()
-                .try_single(single)
-                .map_err(|error| error.to_string())?
-                .special_tokens(special_tokens)
-                .build()?;
-            tokenizer.with_post_processor(Some(processing));
-        }
-        let added = |wanted: TokenType| {
-            let tokens = tokens.iter().zip(&types).filter(move |(_, found)| **found == wanted);
-            let special = wanted == TokenType::Control;
-            tokens.map(move |(token, _)| AddedToken::from(*token, special).normalized(false))
-        };
-        tokenizer.add_special_tokens(added(TokenType::Control).collect::<Vec<_>>())?;
-        tokenizer.add_tokens(added(TokenType::UserDefined).collect::<Vec<_>>())?;
+        finish(&mut tokenizer, template, &tokens, &types)?;
         Ok(tokenizer)
     })?;
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
+}
+
+/// Adds the tokens around a text, control tokens and user-defined tokens.
+fn finish(
+    tokenizer: &mut tokenizers::Tokenizer,
+    template: Option<Surrounding>,
+    tokens: &[&str],
+    types: &[TokenType],
+) -> tokenizers::Result<()> {
+    if let Some((single, special_tokens)) = template {
+        let processing = TemplateProcessing::builder()
+            .try_single(single)
+            .map_err(|error| error.to_string())?
+            .special_tokens(special_tokens)
+            .build()?;
+        tokenizer.with_post_processor(Some(processing));
+    }
+    let added = |special: bool| {
+        let wanted = move |found: &TokenType| match found {
+            TokenType::Control | TokenType::Unknown => special,
+            TokenType::UserDefined => !special,
+            TokenType::Text | TokenType::Byte | TokenType::Unused => false,
+        };
+        let tokens = tokens.iter().zip(types).filter(move |(_, found)| wanted(found));
+        tokens.map(move |(token, _)| AddedToken::from(*token, special).normalized(false)).collect::<Vec<_>>()
+    };
+    tokenizer.add_special_tokens(added(true))?;
+    tokenizer.add_tokens(added(false))?;
+    Ok(())
 }
 
 /// Reads the type of each token; without types, all tokens are text. A token whose text ends a turn is a
@@ -241,12 +299,11 @@ type Surrounding = (Vec<&'static str>, Vec<SpecialToken>);
 
 fn surrounding_tokens(
     fields: &Fields<'_>,
-    splitting: Splitting,
+    adds_bos: bool,
     tokens: &[&str],
 ) -> Result<Option<Surrounding>, LoadError> {
     let flag = |key: &str, default: bool| Ok::<_, LoadError>(fields.flag(key)?.unwrap_or(default));
-    // Llama 3 begins every text with BOS, even if the file does not say so.
-    let add_bos = flag("tokenizer.ggml.add_bos_token", splitting == Splitting::LlamaBpe)?;
+    let add_bos = flag("tokenizer.ggml.add_bos_token", adds_bos)?;
     let add_eos = flag("tokenizer.ggml.add_eos_token", false)?;
     if !add_bos && !add_eos {
         return Ok(None);

@@ -5,6 +5,7 @@ pub(in crate::model) mod gguf;
 mod guarded;
 mod jinja;
 mod local_time;
+mod sentencepiece;
 mod special_tokens;
 mod strftime;
 pub(in crate::model) mod text_stream;

@@ -40,8 +40,7 @@ pub(super) fn tokenizer(
         false => vec![spaces],
     };
     tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
-    let mut decoders =
-        vec![Replace::new(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
+    let mut decoders = vec![Replace::new(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if add_space_prefix {
         decoders.push(Strip::new(' ', 1, 0).into());
     }

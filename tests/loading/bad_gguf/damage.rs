@@ -86,6 +86,7 @@ fn any_file() -> impl Strategy<Value = File> {
                 "llama",
                 "qwen3",
                 "gpt2",
+                "llama",
                 "smollm",
                 "llama-bpe",
                 "yarn",
@@ -106,6 +107,7 @@ fn any_file() -> impl Strategy<Value = File> {
         text().prop_map(Value::Text),
         prop::collection::vec(text(), 0..8).prop_map(Value::Texts),
         prop::collection::vec(0i32..8, 0..8).prop_map(Value::I32s),
+        prop::collection::vec(any::<f32>(), 0..8).prop_map(Value::F32s),
         (0u32..15, prop::collection::vec(any::<u8>(), 0..40))
             .prop_map(|(kind, bytes)| Value::Raw(kind, bytes)),
     ];
@@ -123,7 +125,9 @@ fn any_file() -> impl Strategy<Value = File> {
     })
 }
 
-const MORE_KEYS: [&str; 8] = [
+const MORE_KEYS: [&str; 10] = [
+    "tokenizer.ggml.scores",
+    "tokenizer.ggml.add_space_prefix",
     "general.alignment",
     "llama.rope.scaling.type",
     "llama.rope.scaling.factor",

@@ -8,8 +8,8 @@ fn tokenizers_that_are_wrong_or_not_supported() {
     let cases: Vec<(&str, Value, &str)> = vec![
         (
             "tokenizer.ggml.model",
-            "llama".into(),
-            "`tokenizer.ggml.model` is \"llama\", which is not supported; supported: gpt2 (byte-level BPE)",
+            "bert".into(),
+            "`tokenizer.ggml.model` is \"bert\", which is not supported; supported: gpt2 (byte-level BPE), llama (SentencePiece)",
         ),
         (
             "tokenizer.ggml.pre",

@@ -161,6 +161,11 @@ impl Header {
         self.metadata.strings(&self.path, (*self.bytes).as_ref(), key)
     }
 
+    /// Returns an array of floats in the metadata.
+    pub(in crate::model) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        self.metadata.floats(&self.path, (*self.bytes).as_ref(), key)
+    }
+
     /// Returns an array of integers in the metadata.
     pub(in crate::model) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, LoadError> {
         self.metadata.integers(&self.path, (*self.bytes).as_ref(), key)

@@ -131,6 +131,12 @@ impl Metadata {
         self.elements(path, bytes, key, ValueType::I32, "an array of 32-bit signed integers", read)
     }
 
+    /// Returns an array of 32-bit floats; `bytes` are the bytes of the file.
+    pub(super) fn floats(&self, path: &Path, bytes: &[u8], key: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        let read = |reader: &mut Reader<'_>| reader.array().map(f32::from_le_bytes);
+        self.elements(path, bytes, key, ValueType::F32, "an array of 32-bit floats", read)
+    }
+
     fn elements<'a, T>(
         &self,
         path: &Path,

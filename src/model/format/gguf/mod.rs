@@ -11,7 +11,8 @@
 //! | data | from the next multiple of `general.alignment` (32 if absent) |
 //!
 //! F32, F16 and BF16 tensors are used in place; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL and IQ4_XS are
-//! converted to bf16 when they are loaded. Supported are the architectures `llama`, `qwen2`, `qwen3` (dense) and `smollm3`, and byte-level BPE with the
+//! converted to bf16 when they are loaded. Supported are the architectures `llama`, `qwen2`, `qwen3` (dense) and
+//! `smollm3`, SentencePiece, and byte-level BPE with the
 //! splits (`tokenizer.ggml.pre`) smollm, gpt-2, llama-bpe and qwen2.
 //!
 //! A model may be split into files `NAME-00001-of-00003.gguf`, …; the first one has the metadata. Opening any of
