@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::common::{Run, Sample, arg, run};
+use super::common::{Run, Sample, arg, finished, flexdraft, run};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/loading")
@@ -172,4 +172,24 @@ fn tokens_beside_the_tokenizer() {
     let map = r#"{"additional_special_tokens": ["<think>", "<|turn|>"]}"#;
     fs::write(dir.path().join("special_tokens_map.json"), map).unwrap();
     assert_eq!(text(dir.path()), "x");
+}
+
+/// A template that prints the hour prints it by the local clock, which is ten hours apart in these two zones.
+#[cfg(unix)]
+#[test]
+fn dates_in_prompts_are_local() {
+    let dir = copy("none-is-iterable");
+    fs::write(dir.path().join("chat_template.jinja"), "{{ strftime_now('%j %H') }}").unwrap();
+    let hours = |zone: &str| {
+        let args =
+            ["--mode", "ar", "--device", "cpu", "--json", "--max-new-tokens", "0", "--chat", "--prompt", "a"];
+        let mut command = flexdraft(&[&["generate", "--target", arg(dir.path())], &args[..]].concat());
+        let bytes = sample(&finished(command.env("TZ", zone).output().unwrap())).prompt_ids;
+        let text = String::from_utf8(bytes.iter().map(|&id| id as u8).collect()).unwrap();
+        let (day, hour) = text.split_once(' ').unwrap();
+        24 * day.parse::<i64>().unwrap() + hour.parse::<i64>().unwrap()
+    };
+    // The hour may pass between two runs, and the year may end between the zones.
+    let difference = |hours: i64| hours.rem_euclid(24);
+    assert!([9, 10, 11].contains(&difference(hours("EAST-6") - hours("WEST4"))));
 }
