@@ -198,6 +198,15 @@ fn is_pageable<T>(memory: &[T]) -> bool {
     memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
 }
 
+/// Waits for the stream, whose last copy uses memory of the host that the caller may free afterwards. If the wait
+/// fails, this waits for the whole context: either the copy ends now, or nothing in the context runs any more.
+fn finish_copy(stream: &CudaStream) -> Result<(), RuntimeError> {
+    stream.synchronize().map_err(|error| {
+        let _ = stream.context().synchronize();
+        error.into()
+    })
+}
+
 fn unloadable(error: DriverError) -> RuntimeError {
     RuntimeError::Unloadable(error.into())
 }
@@ -250,7 +259,7 @@ impl Runtime for Cuda {
         }
         stream.memcpy_htod(from, &mut to)?;
         // The driver has read pageable memory when it returns. It reads other memory when the copy runs.
-        if is_pageable(from) { Ok(()) } else { stream.synchronize().map_err(RuntimeError::from) }
+        if is_pageable(from) { Ok(()) } else { finish_copy(stream) }
     }
 
     fn download<T: Element>(
@@ -264,7 +273,7 @@ impl Runtime for Cuda {
         let range = first..first.saturating_add(wanted);
         let from = from.try_slice(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
         stream.memcpy_dtoh(&from, to)?;
-        stream.synchronize().map_err(RuntimeError::from)
+        finish_copy(stream)
     }
 
     fn copy<T: Element>(

@@ -79,6 +79,15 @@ impl RawStream {
         self.address as *mut _
     }
 
+    /// Waits for the stream, or for the whole context if that fails, as the CUDA runtime does after a copy.
+    fn finish_copy(&self) -> Result<(), RuntimeError> {
+        // SAFETY: the stream is alive, as `new`'s caller promised.
+        unsafe { result::stream::synchronize(self.raw()) }.map_err(|error| {
+            let _ = self.context.synchronize();
+            error.into()
+        })
+    }
+
     fn bind(&self) -> Result<(), RuntimeError> {
         self.context.bind_to_thread().map_err(RuntimeError::from)
     }
@@ -159,8 +168,8 @@ impl Runtime for RawCuda {
         // source again.
         unsafe {
             result::memcpy_htod_async(to, source, stream.raw())?;
-            result::stream::synchronize(stream.raw()).map_err(RuntimeError::from)
         }
+        stream.finish_copy()
     }
 
     fn download<T: Element>(
@@ -176,8 +185,8 @@ impl Runtime for RawCuda {
             if !to.is_empty() {
                 result::memcpy_dtoh_async(to, source, stream.raw())?;
             }
-            result::stream::synchronize(stream.raw()).map_err(RuntimeError::from)
         }
+        stream.finish_copy()
     }
 
     fn copy<T: Element>(

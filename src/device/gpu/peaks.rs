@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use cudarc::cublaslt::result::CublasError;
-use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use cudarc::driver::sys::CUevent_flags as EventFlags;
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError};
 use half::bf16;
 
+use super::cublas::EstimatedProduct;
 use super::cublas_is_present;
 use super::cuda::missing;
 use crate::device::DeviceError;
@@ -80,30 +79,8 @@ fn product_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Resu
     let matrix = || stream.clone_htod(&operand()).map_err(driver);
     let (a, b) = (matrix()?, matrix()?);
     let mut out: CudaSlice<bf16> = stream.alloc_zeros(PRODUCT * PRODUCT).map_err(driver)?;
-    let library = CudaBlasLT::new(stream.clone()).map_err(cublas)?;
-    let side = PRODUCT as u64;
-    median_seconds(context, stream, || {
-        let config = MatmulConfig {
-            transa: true,
-            transb: false,
-            transc: false,
-            m: side,
-            n: side,
-            k: side,
-            alpha: 1.0,
-            lda: PRODUCT as i64,
-            ldb: PRODUCT as i64,
-            beta: 0.0,
-            ldc: PRODUCT as i64,
-            stride_a: None,
-            stride_b: None,
-            stride_c: None,
-            stride_bias: None,
-            batch_size: None,
-        };
-        // SAFETY: the three matrices have `PRODUCT`² elements each.
-        unsafe { library.matmul(config, &a, &b, &mut out, None, None) }.map_err(cublas)
-    })
+    let mut product = EstimatedProduct::new(context, stream, [PRODUCT; 3])?;
+    median_seconds(context, stream, || product.run(stream, &a, &b, &mut out))
 }
 
 /// Returns the elements of a factor. Powers and signs alternate, so that the matrix units need as much power as
@@ -140,10 +117,6 @@ fn median_seconds(
 
 fn driver(error: DriverError) -> DeviceError {
     RuntimeError::from(error).into()
-}
-
-fn cublas(error: CublasError) -> DeviceError {
-    RuntimeError::Library { library: "cuBLASLt", message: error.to_string() }.into()
 }
 
 #[cfg(test)]

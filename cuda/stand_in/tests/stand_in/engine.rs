@@ -5,7 +5,7 @@ use std::fs;
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
-use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::device::gpu::{CpuProducts, Gpu, Peaks};
 use flexdraft::device::{AttentionShape, Device, Rope};
 use flexdraft::device_selection::self_test;
 use flexdraft::kernels::Kernels;
@@ -27,6 +27,7 @@ fn config() -> ModelConfig {
         context_len: 256,
         rms_norm_eps: 1e-6,
         rope: Rope { inv_freq: (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect(), scale: 1.0 },
+        layers_without_rope: Vec::new(),
         attention_bias: false,
         mlp_bias: false,
         tied_embeddings: false,
@@ -80,6 +81,18 @@ fn passes_its_self_test_on_padded_products() {
     succeeds(this_test!(), "", &[("PRODUCTS", "varying")], || {
         self_test(Gpu::cuda(0).unwrap()).unwrap();
     });
+}
+
+/// The sixth allocation is the workspace of the product.
+#[test]
+fn peaks_without_memory_are_an_error() {
+    for nth in [1, 6] {
+        let call = format!("cuMemAllocAsync:{nth}");
+        succeeds(this_test!(), &call, &[("FAIL", &call), ("SKIP", "large")], || {
+            let error = Peaks::of_device(0).unwrap_err().to_string();
+            assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{error}");
+        });
+    }
 }
 
 /// A step that fails can be repeated, whichever call of the driver failed.

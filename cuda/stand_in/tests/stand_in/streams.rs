@@ -2,6 +2,7 @@
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUevent_flags;
+use flexdraft::runtime::{Cuda, RawCuda, RawStream, Runtime};
 
 use crate::process::{device, succeeds, this_test};
 
@@ -20,6 +21,32 @@ fn results_exist_after_a_synchronisation_only() {
     };
     expected("late", this_test!(), [0; 3]);
     expected("eager", this_test!(), [1, 2, 3]);
+}
+
+/// A copy that runs after its call has failed would write to memory that the caller has freed.
+#[test]
+fn a_failed_wait_leaves_no_copy_behind() {
+    let late = ("STREAMS", "late");
+    succeeds(this_test!(), "our stream", &[("FAIL", "cuStreamSynchronize:1"), late], || {
+        let (context, stream) = device();
+        download_fails(&Cuda::new(&context).unwrap(), &stream);
+    });
+    // The upload to a foreign stream waits too.
+    succeeds(this_test!(), "foreign stream", &[("FAIL", "cuStreamSynchronize:2"), late], || {
+        let (context, stream) = device();
+        // SAFETY: the stream outlives everything that is made with it.
+        let raw = unsafe { RawStream::new(&context, stream.cu_stream() as u64) };
+        download_fails(&RawCuda::new(&context).unwrap(), &raw);
+    });
+}
+
+fn download_fails<R: Runtime>(runtime: &R, stream: &R::Stream) {
+    let mut memory = runtime.allocate::<u8>(stream, 3).unwrap();
+    runtime.upload(stream, &[1, 2, 3], &mut memory, 0).unwrap();
+    let mut found = [0; 3];
+    let error = runtime.download(stream, &memory, 0, &mut found).unwrap_err().to_string();
+    assert!(error.contains("cuStreamSynchronize"), "{error}");
+    assert_eq!(found, [1, 2, 3]);
 }
 
 #[test]

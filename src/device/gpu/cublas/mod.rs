@@ -11,6 +11,7 @@
 
 mod buckets;
 mod descriptors;
+mod estimated;
 mod heuristics;
 mod library;
 mod plan;
@@ -40,6 +41,7 @@ use super::products::{ProductMemory, ProductOut, Products, Weights};
 use crate::device::DeviceError;
 use crate::runtime::{Cuda, Element, Runtime, View, ViewMut};
 
+pub(super) use estimated::EstimatedProduct;
 pub use library::cublas_is_present;
 pub use plan::ProductAlgorithms;
 
