@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use flexdraft::runtime::simt::{Checking, Copies};
 use flexdraft::runtime::{Simt, SimtOptions};
-use gpu::{Gpu, gpu};
+use gpu::gpu;
 use recording::Recording;
 
 /// Returns the models with and without checks, in two orders of threads each.
@@ -56,8 +56,8 @@ fn the_models_agree_with_every_recording() {
 
 #[test]
 fn a_gpu_agrees_with_the_models() {
-    let Some(Gpu { context, cuda }) = gpu() else { return };
-    let cuda = &**cuda;
+    let Some(gpu) = gpu() else { return };
+    let (context, cuda) = (&gpu.context, &*gpu.cuda);
     let device = context.name().unwrap();
     let recording = Recording::of(&device, &instructions::all(), cuda, &context.default_stream());
     if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {

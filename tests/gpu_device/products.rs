@@ -16,7 +16,8 @@ use crate::support::noise::{halves, noise};
 
 /// Returns memory of the GPU and cuBLASLt, if the machine has both.
 fn cublas() -> Option<(Bench<Cuda>, CublasLt)> {
-    let context = &gpu()?.context;
+    let gpu = gpu()?;
+    let context = &gpu.context;
     let stream = context.new_stream().unwrap();
     let products = available(CublasLt::new(context, &stream))?;
     Some((Bench { kernels: Kernels::load(context).unwrap(), stream }, products))

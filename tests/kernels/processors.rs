@@ -70,7 +70,8 @@ impl Bench {
                 (Chosen::Gpu(gpu.cuda.clone()), AnyStream::Gpu(stream), gpu.cuda.limits())
             }
             Processor::RawGpu => {
-                let context = &gpu().unwrap().context;
+                let gpu = gpu().unwrap();
+                let context = &gpu.context;
                 let (cuda, owner) = (RawCuda::new(context).unwrap(), context.new_stream().unwrap());
                 // SAFETY: the stream belongs to this context. Its owner is kept beside it, and tests drop memory before
                 // the bench.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use cudarc::driver::CudaContext;
 use flexdraft::runtime::{Cuda, RuntimeError};
@@ -14,39 +14,51 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    fn load() -> Result<Self, RuntimeError> {
-        let context = Cuda::context(0)?;
-        // SAFETY: each test uses its memory on one stream, which orders all uses of the memory. The events that cudarc
-        // would record for other streams cannot be waited for in a capture.
-        unsafe { context.disable_event_tracking() };
-        let cuda = Arc::new(Cuda::new(&context)?);
-        Ok(Gpu { context, cuda })
+    /// Returns the GPU that another test holds, or loads the kernels. The context stays until the process ends, so that
+    /// each test does not create it anew.
+    fn load() -> Result<Arc<Self>, RuntimeError> {
+        static CONTEXT: OnceLock<Result<Arc<CudaContext>, RuntimeError>> = OnceLock::new();
+        static LOADED: Mutex<Weak<Gpu>> = Mutex::new(Weak::new());
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gpu) = loaded.upgrade() {
+            return Ok(gpu);
+        }
+        let context = CONTEXT.get_or_init(|| {
+            let context = Cuda::context(0)?;
+            // SAFETY: each test uses its memory on one stream, which orders all uses of the memory. The events that
+            // cudarc would record for other streams cannot be waited for in a capture.
+            unsafe { context.disable_event_tracking() };
+            Ok(context)
+        });
+        let context = context.clone()?;
+        let gpu = Arc::new(Gpu { cuda: Arc::new(Cuda::new(&context)?), context });
+        *loaded = Arc::downgrade(&gpu);
+        Ok(gpu)
     }
 }
 
-/// Returns the first GPU. Without a GPU, or if the build has no device code, writes a message once and returns `None`;
-/// `FLEXDRAFT_REQUIRE_GPU=1` makes this a failure. The GPU stays loaded until the process ends.
-pub fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Result<Gpu, RuntimeError>> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| {
-        let gpu = Gpu::load();
-        if let Err(error) = &gpu {
-            // Written to stderr directly, because the test harness shows the output of failed tests only.
-            let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
-        }
-        gpu
-    });
-    match gpu {
+/// Returns the first GPU, which the test's thread then holds until it ends. Without a GPU, or if the build has no device
+/// code, writes a message once and returns `None`; `FLEXDRAFT_REQUIRE_GPU=1` makes this a failure.
+pub fn gpu() -> Option<Arc<Gpu>> {
+    if let Some(gpu) = HELD.with_borrow(|held| held.as_ref().and_then(|held| held.gpu.clone())) {
+        return Some(gpu);
+    }
+    static MISSING: OnceLock<RuntimeError> = OnceLock::new();
+    let found = match MISSING.get() {
+        Some(error) => Err(error.clone()),
+        None => Gpu::load(),
+    };
+    match found {
         Ok(gpu) => {
-            TURN.with_borrow_mut(|turn| {
-                turn.get_or_insert_with(|| {
-                    Turn::Shared(CAPTURES.read().unwrap_or_else(PoisonError::into_inner))
-                });
-            });
+            hold(|| Turn::Shared(CAPTURES.read().unwrap_or_else(PoisonError::into_inner)), Some(gpu.clone()));
             Some(gpu)
         }
         Err(error) => {
             assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
+            if MISSING.set(error.clone()).is_ok() {
+                // Written to stderr directly, because the test harness shows the output of failed tests only.
+                let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
+            }
             None
         }
     }
@@ -54,10 +66,8 @@ pub fn gpu() -> Option<&'static Gpu> {
 
 /// Returns the first GPU as [`gpu`] does, for a test that captures a graph: other tests use the GPU before or after this
 /// test, because a test that waits for the whole context would end the capture. Call it before any other use of the GPU.
-pub fn gpu_for_a_capture() -> Option<&'static Gpu> {
-    TURN.with_borrow_mut(|turn| {
-        turn.get_or_insert_with(|| Turn::Exclusive(CAPTURES.write().unwrap_or_else(PoisonError::into_inner)));
-    });
+pub fn gpu_for_a_capture() -> Option<Arc<Gpu>> {
+    hold(|| Turn::Exclusive(CAPTURES.write().unwrap_or_else(PoisonError::into_inner)), None);
     gpu()
 }
 
@@ -70,7 +80,22 @@ enum Turn {
     Exclusive(RwLockWriteGuard<'static, ()>),
 }
 
+/// What the test of a thread holds. The GPU is released before the lock, because unloading waits for the whole context.
+struct Held {
+    gpu: Option<Arc<Gpu>>,
+    #[allow(dead_code)]
+    turn: Turn,
+}
+
 thread_local! {
-    /// The lock held by the test of this thread, until the thread ends.
-    static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };
+    /// What the test of this thread holds, until the thread ends.
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+}
+
+/// Makes the thread hold the GPU, and the lock unless the thread has it.
+fn hold(turn: impl FnOnce() -> Turn, gpu: Option<Arc<Gpu>>) {
+    HELD.with_borrow_mut(|held| {
+        let held = held.get_or_insert_with(|| Held { gpu: None, turn: turn() });
+        held.gpu = gpu.or(held.gpu.take());
+    });
 }
