@@ -199,7 +199,7 @@ fn string_method(value: &str, arguments: &Arguments<'_>) -> Result<Value, Error>
         "isspace" => all(value, is_space),
         "isalpha" => all(value, char::is_alphabetic),
         "isalnum" => all(value, char::is_alphanumeric),
-        "isdigit" | "isdecimal" => all(value, |c| c.is_numeric() && c.to_digit(10).is_some()),
+        "isdigit" | "isdecimal" => all(value, |c| c.is_ascii_digit()),
         "isnumeric" => all(value, char::is_numeric),
         "isascii" => value.is_ascii().into(),
         "islower" => is_case(value, false).into(),
@@ -214,12 +214,9 @@ fn all(value: &str, test: impl Fn(char) -> bool) -> Value {
 
 /// Returns whether a text has letters of one case only.
 pub(super) fn is_case(value: &str, upper: bool) -> bool {
-    let (wanted, other): (fn(char) -> bool, fn(char) -> bool) = if upper {
-        (char::is_uppercase, char::is_lowercase)
-    } else {
-        (char::is_lowercase, char::is_uppercase)
-    };
-    value.chars().any(wanted) && !value.chars().any(other)
+    let (has_upper, has_lower) =
+        (value.chars().any(char::is_uppercase), value.chars().any(char::is_lowercase));
+    has_upper == upper && has_lower != upper
 }
 
 /// Returns whether Python counts a character as whitespace.
