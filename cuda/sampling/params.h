@@ -51,7 +51,7 @@ struct FlexdraftSampleParams {
     float* partials;                             /* [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
     struct FlexdraftRowStats* stats;             /* [rows] */
     uint32_t* error;                             /* the device error word; may be null */
-    int64_t logit_stride;                        /* elements from a row of logits to the next: a multiple of 8, at least vocab */
+    int64_t logit_stride; /* elements from a row of logits to the next: a multiple of 8, at least vocab */
     int32_t rows;
     int32_t logit_rows;
     int32_t vocab; /* number of vocabulary ids, 1 to 2^20 */
