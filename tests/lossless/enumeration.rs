@@ -288,7 +288,7 @@ impl Loop<'_> {
             let inside = |i: usize| (intervals[i - 1].0 + intervals[i - 1].1) / 2.0;
             let decision = match self.rule {
                 Rule::Block => acceptance::block(draft, &mut rows, inside),
-                _ => acceptance::rejection(draft, &mut rows, inside),
+                Rule::Rejection | Rule::Match => acceptance::rejection(draft, &mut rows, inside),
             };
             *expected += weight * decision.accepted as f64;
             let accepted = &draft[..decision.accepted];
@@ -322,7 +322,9 @@ impl Loop<'_> {
                 }
                 scan.tests().iter().map(acceptance::Test::probability).collect()
             }
-            _ => each.map(|((&token, p), q)| acceptance::rejection_test(p, q, token).probability()).collect(),
+            Rule::Rejection | Rule::Match => {
+                each.map(|((&token, p), q)| acceptance::rejection_test(p, q, token).probability()).collect()
+            }
         }
     }
 

@@ -61,7 +61,7 @@ fn verify_sequence(
             |slot| Stream::new(request.seed, Purpose::AcceptanceUniform, slot, request.start).uniform();
         let decision = match request.rule {
             Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
-            _ => acceptance::rejection(request.draft, &mut rows, uniform),
+            Rule::Rejection | Rule::Match => acceptance::rejection(request.draft, &mut rows, uniform),
         };
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))

@@ -240,6 +240,6 @@ fn reference(sequence: &Sequence, rows: &Distributions) -> usize {
     let bonus = |_: usize, _: &[f64]| 0;
     match sequence.rule {
         Rule::Block => accept::block(&p, &q, &draft, &uniforms, bonus).accepted,
-        _ => accept::rejection(&p, &q, &draft, &uniforms, bonus).accepted,
+        Rule::Rejection | Rule::Match => accept::rejection(&p, &q, &draft, &uniforms, bonus).accepted,
     }
 }

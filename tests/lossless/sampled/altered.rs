@@ -91,7 +91,7 @@ impl Altered {
         let uniform = |slot| stream(Purpose::AcceptanceUniform, slot).uniform();
         let mut decision = match request.rule {
             Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
-            _ => acceptance::rejection(request.draft, &mut rows, uniform),
+            Rule::Rejection | Rule::Match => acceptance::rejection(request.draft, &mut rows, uniform),
         };
         let a = decision.accepted;
         if matches!(self.alteration, Alteration::ResidualNotClamped) && a < request.draft.len() {
