@@ -17,7 +17,7 @@ struct Factors {
     FLEXDRAFT_METHOD float merged(float a, float b) const { return fmaf(b, of_b, a * of_a); }
 };
 
-// Merges the maximum and the sum of state `b` into those of state `a`, and returns the factors for the elements.
+// Merges the maximum and the sum of state `b` into state `a`, and returns the factors for the elements.
 FLEXDRAFT_INLINE Factors merge_sums(float& a_maximum, float& a_sum, float b_maximum, float b_sum) {
     const float maximum = fmaxf(a_maximum, b_maximum);
     const Factors factors = {.of_a = rescale(a_maximum, maximum), .of_b = rescale(b_maximum, maximum)};

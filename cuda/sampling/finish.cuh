@@ -17,7 +17,7 @@ FLEXDRAFT_INLINE void meet(Winner& winner, const Winner& other) {
     if (is_better(other.value, other.id, winner.value, winner.id)) winner = other;
 }
 
-// Replaces the id and the logit of every thread's winner by those of the CTA's best id.
+// Replaces every thread's winner by the CTA's best id and its logit.
 FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
     const uint64_t rank = rank_of(winner.value, winner.id);
     const uint64_t best = block_argmax<finish_threads>(rank, s.scratch);

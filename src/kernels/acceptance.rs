@@ -6,7 +6,7 @@
 //! token). The kernel does not read chunks of the vocabulary in which truncation keeps no id
 //! ([`Accept::target_partials`]).
 //!
-//! The results are those of [`crate::acceptance`], with the same random numbers. The target's distribution p and the
+//! The kernels decide as [`crate::acceptance`] does, with the same random numbers. The target's distribution p and the
 //! draft's distribution q are the distributions that tokens are drawn from, after warping. A draft token passes if its
 //! random number is strictly below the threshold; ties go to the lowest id; if nothing of p is above q, the bonus token is
 //! drawn from p itself.

@@ -84,7 +84,7 @@ impl Tile {
         self.shared.saturating_add(entries.saturating_mul(size_of::<i32>()))
     }
 
-    /// Returns the tile for a batch: among the tiles that fit a CTA, those of 64 rows if no sequence has more, then the
+    /// Returns the tile for a batch: among the tiles that fit a CTA, the tiles with 64 rows if no sequence has more, then the
     /// tile with most warps on a multiprocessor, then the tile with most stages.
     fn choose(head_dim: usize, packed_rows: usize, batch: usize, limits: Limits) -> Option<Self> {
         let fits = |tile: &Tile| tile.shared_bytes(batch) <= limits.shared_bytes_per_cta as usize;

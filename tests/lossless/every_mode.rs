@@ -7,7 +7,7 @@ use crate::support::models::Spec;
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::runs::{Output, engine, proposing, run};
 
-/// The parameters of a random request, beside those of its own test; tokens are taken modulo the vocabulary.
+/// The parameters of a random request that several tests share; a test adds parameters of its own. Tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
 pub struct Ask {
     pub prompt: Vec<u32>,

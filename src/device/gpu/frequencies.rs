@@ -14,7 +14,7 @@ impl<R: Runtime> Default for Frequencies<R> {
 }
 
 impl<R: Runtime> Frequencies<R> {
-    /// Returns the frequencies of `rope`, uploaded if the device has those of another rotation.
+    /// Returns the frequencies of `rope`, uploaded if the device holds the frequencies of another rotation.
     pub(super) fn of(
         &mut self,
         (runtime, stream): (&R, &R::Stream),

@@ -92,8 +92,8 @@ proptest! {
     }
 }
 
-/// Checks that the rows of a pass have the same bits in passes with other paging, tiles, order, copies and limits (those of
-/// `other`): of all sequences in reverse order, of each sequence alone, and of `parts` candidates and groups of each
+/// Checks that the rows of a pass have the same bits in passes with other paging, tiles, order, copies and limits (the
+/// setting `other`): of all sequences in reverse order, of each sequence alone, and of `parts` candidates and groups of each
 /// sequence alone.
 fn check_independence(
     other: Setting,
