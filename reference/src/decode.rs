@@ -5,8 +5,8 @@
 //!
 //! 1. the target computes logits after candidates c_0 = newest, c_i = d_i, i = 0..=v;
 //! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
-//! 3. c_0..c_a are clean now; the mask group that follows c_a is calibrated with the bonus token and
-//!    gives the next draft, slot j at position n + a + 1 + j;
+//! 3. c_0..c_a are clean now; the mask group that follows c_a and the bonus token give the next draft, slot j at
+//!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters);
 //! 4. its confidences give the next v ([`crate::schedule`]).
 //!
 //! The prefill is a step whose candidates are the prompt, all accepted. [`crate::random`] defines the random numbers.
@@ -42,7 +42,7 @@ pub struct Request {
     pub strategy: Strategy,
 }
 
-/// A draft: the predictions of a mask group's slots after slot 0.
+/// A draft: the tokens that a mask group predicts after the bonus token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<F> {
     /// Draft tokens d_1..d_{S−1}.
@@ -97,7 +97,7 @@ pub fn autoregressive<F: Float>(target: &Target<F>, request: &Request) -> Vec<u3
     output(request, &tokens)
 }
 
-/// Decodes a request with FlexDraft.
+/// Decodes a request with a drafter.
 pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Request) -> Decoded<F> {
     // All known tokens: the prompt, the committed tokens, and the newest token, which is the next c_0.
     let mut tokens = request.prompt.clone();

@@ -21,7 +21,7 @@
 //! | [`sample`] | argmax, Gumbel-max draw, confidence | arXiv 1411.0030, section 2 |
 //! | [`accept`] | the rules greedy, rejection, block, match | arXiv 2211.17192, 2302.01318, 2403.10444 |
 //! | [`schedule`] | confidences to the next verify length | FlexDraft, public code |
-//! | [`model`] | a whole target, a whole drafter | Llama, Qwen3, FlexDraft |
+//! | [`model`] | a whole target, a whole drafter of either kind | Llama, Qwen3, FlexDraft; Orthrus, arXiv 2605.12825 |
 //! | [`decode`] | the decode loop; autoregressive decoding | FlexDraft |
 //!
 //! ## Words

@@ -1,9 +1,26 @@
 //! Whole models, without any cache: every call computes every position again from the token ids.
 //!
 //! A [`Target`] is a Llama or Qwen3 decoder. Both have the same layers; Qwen3 adds an RMSNorm over each q and k head.
-//! A [`Drafter`] is what FlexDraft (arXiv 2605.20022) adds to a target by Attention Tuning: attention projectors for
-//! mask rows in each of the last N layers (the *tail*), one embedding with which every mask row enters the tail, and
-//! the calibrator. Mask rows use the target's norms and MLPs.
+//! A [`Drafter`] is what Attention Tuning adds to a target: attention projectors for mask rows in each of the last N
+//! layers (the *tail*), one embedding with which mask rows enter the tail, and perhaps a calibrator. Mask rows use the
+//! target's norms and MLPs.
+//!
+//! There are two kinds. With b the bonus token at position p + 1, after clean tokens at positions 0..=p, and h_j the
+//! final-normed hidden row of slot j of the mask group:
+//!
+//! | | FlexDraft (arXiv 2605.20022) | Orthrus (arXiv 2605.12825) |
+//! |---|---|---|
+//! | layers with mask rows | the last N | all: N = L |
+//! | slot 0 enters the tail as | `mask_embedding` | embed(b) |
+//! | slots 1..S enter the tail as | `mask_embedding` | `mask_embedding`, the embedding of a token of its own |
+//! | position of slot j | p + 1 + j | p + 1 + j |
+//! | slot j sees | positions 0..=p, slots 0..S | positions 0..=p, slots 0..S |
+//! | logits of draft token d_j, j = 1..S | lm_head(h_j), calibrated with b | lm_head(h_{j−1}) |
+//! | slot without a use for its output | slot 0 | slot S − 1 |
+//! | made | in the pass that verifies, or after it | after the verification, which gives b |
+//!
+//! Both give d_j for position p + 1 + j: a FlexDraft slot predicts the token at its own position, and an Orthrus slot
+//! predicts the next one, as a language model does.
 
 use crate::attention::{Heads, KeysValues, attend, mask_block_attention};
 use crate::calibration::{Calibrator, calibrated_logits};
@@ -64,14 +81,25 @@ pub struct Target<F> {
     pub lm_head: Linear<F>,
 }
 
-/// The weights of a FlexDraft drafter.
+/// The kind of a drafter: what slot 0 of its mask groups is, and which token each slot predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrafterKind {
+    /// FlexDraft: every slot is a mask row, and predicts the token at its own position.
+    FlexDraft,
+    /// Orthrus: slot 0 is the bonus token, and every slot predicts the token at the next position.
+    Orthrus,
+}
+
+/// The weights of a drafter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drafter<F> {
-    /// Projectors of mask rows in each of the target's last N layers.
+    /// The kind of the drafter.
+    pub kind: DrafterKind,
+    /// Projectors of mask rows in each of the target's last N layers; in all L layers for Orthrus.
     pub attention: Vec<Projectors<F>>,
-    /// The hidden state with which every mask row enters the tail, `[hidden]`.
+    /// The hidden state with which mask rows enter the tail, `[hidden]`.
     pub mask_embedding: Vec<F>,
-    /// The calibrator; `None` if the drafter was trained without one.
+    /// The calibrator; `None` if the drafter was trained without one. Orthrus has none.
     pub calibrator: Option<Calibrator<F>>,
 }
 
@@ -184,7 +212,7 @@ pub fn target_logits<F: Float>(target: &Target<F>, tokens: &[u32]) -> Vec<Vec<F>
     forward(target, tokens).hidden.iter().map(|h| target.lm_head.apply(h)).collect()
 }
 
-/// Returns the final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`.
+/// Returns the final-normed hidden rows `[S][hidden]` of the mask group that follows `tokens`, given the bonus token.
 ///
 /// With p the position of the last token, slot j is at position p + 1 + j for j = 0..S, and sees positions 0..=p and
 /// its own group. All `tokens` are clean, and their keys and values are the target's own.
@@ -192,6 +220,7 @@ pub fn draft_hidden<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
     tokens: &[u32],
+    bonus: u32,
     block_size: usize,
 ) -> Vec<Vec<F>> {
     let visible = tokens.len();
@@ -199,6 +228,9 @@ pub fn draft_hidden<F: Float>(
     let clean = forward(target, tokens).keys_values;
 
     let mut rows = vec![drafter.mask_embedding.clone(); block_size];
+    if drafter.kind == DrafterKind::Orthrus {
+        rows[0] = target.embedding(bonus).to_vec();
+    }
     for (i, projectors) in drafter.attention.iter().enumerate() {
         let layer = &target.layers[head_part + i];
         let (queries, group) = target.project(layer, projectors, visible, &rows);
@@ -211,10 +243,11 @@ pub fn draft_hidden<F: Float>(
     rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
 }
 
-/// Returns the calibrated logits `[V]` of the mask group that follows `tokens`, one row per slot after slot 0, given
-/// the bonus token: the token after `tokens`, at the position of slot 0.
+/// Returns the calibrated logits `[V]` of the draft tokens d_1..d_{S−1} that follow `tokens` and the bonus token, which
+/// is at the position of slot 0.
 ///
-/// Row j − 1 predicts the token at slot j's own position, `tokens.len() + j`.
+/// Row j − 1 predicts the token at position `tokens.len() + j`. These are the logits of slots 1..S of a FlexDraft
+/// drafter, and of slots 0..S − 1 of an Orthrus drafter.
 pub fn draft_logits<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
@@ -222,9 +255,13 @@ pub fn draft_logits<F: Float>(
     bonus: u32,
     block_size: usize,
 ) -> Vec<Vec<F>> {
-    draft_hidden(target, drafter, tokens, block_size)
+    let hidden = draft_hidden(target, drafter, tokens, bonus, block_size);
+    let first = match drafter.kind {
+        DrafterKind::FlexDraft => 1,
+        DrafterKind::Orthrus => 0,
+    };
+    hidden[first..first + block_size - 1]
         .iter()
-        .skip(1)
         .map(|h| calibrated_logits(&target.lm_head, drafter.calibrator.as_ref(), target.embedding(bonus), h))
         .collect()
 }

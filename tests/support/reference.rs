@@ -5,7 +5,7 @@ use flexdraft::tensor::Tensor;
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
 use flexdraft_reference::linear::Linear;
-use flexdraft_reference::model::{Drafter, Layer, Projectors, Target};
+use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
 use flexdraft_reference::rope::Rope;
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -57,6 +57,7 @@ pub fn target(weights: &TargetWeights) -> Target<f64> {
 
 pub fn drafter(weights: &DrafterWeights) -> Drafter<f64> {
     Drafter {
+        kind: DrafterKind::FlexDraft,
         attention: weights.attention.iter().map(projectors).collect(),
         mask_embedding: values(&weights.mask_embedding),
         calibrator: weights.calibrator.as_ref().map(|calibrator| Calibrator {

@@ -4,7 +4,7 @@ use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
 use flexdraft_reference::float::Float;
 use flexdraft_reference::linear::Linear;
-use flexdraft_reference::model::{Drafter, Layer, Projectors, Target};
+use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
 use flexdraft_reference::random::{Numbers, Purpose, uniform};
 use flexdraft_reference::rope::Rope;
 
@@ -16,9 +16,13 @@ pub struct Shape {
     pub intermediate: usize,
     pub heads: Heads,
     pub layers: usize,
+    /// The drafter's kind.
+    pub kind: DrafterKind,
+    /// Layers with mask rows; not used for Orthrus, which has them in all layers.
     pub tail_layers: usize,
     /// True if the model has RMSNorms over query and key heads, as Qwen3 has; otherwise its projections have biases.
     pub qk_norms: bool,
+    /// Rank of the calibrator; not used for Orthrus, which has none.
     pub calibrator_rank: Option<usize>,
 }
 
@@ -29,6 +33,7 @@ impl Shape {
         intermediate: 12,
         heads: Heads { q_heads: 4, kv_heads: 2, head_dim: 4 },
         layers: 3,
+        kind: DrafterKind::FlexDraft,
         tail_layers: 2,
         qk_norms: true,
         calibrator_rank: Some(3),
@@ -96,10 +101,15 @@ pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>
         norm: weights.vector(hidden, 1.0, 0.3),
         lm_head: weights.linear(shape.vocab, hidden, false),
     };
+    let (tail_layers, rank) = match shape.kind {
+        DrafterKind::FlexDraft => (shape.tail_layers, shape.calibrator_rank),
+        DrafterKind::Orthrus => (shape.layers, None),
+    };
     let drafter = Drafter {
-        attention: (0..shape.tail_layers).map(|_| weights.projectors(shape)).collect(),
+        kind: shape.kind,
+        attention: (0..tail_layers).map(|_| weights.projectors(shape)).collect(),
         mask_embedding: weights.vector(hidden, 0.0, 1.0),
-        calibrator: shape.calibrator_rank.map(|rank| Calibrator {
+        calibrator: rank.map(|rank| Calibrator {
             hidden: weights.linear(rank, 2 * hidden, true),
             output: weights.linear(shape.vocab, rank, true),
         }),

@@ -3,7 +3,7 @@
 use flexdraft_reference::accept::{Rule, Verdict, block, matching, rejection};
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::decode::{Request, autoregressive, decode};
-use flexdraft_reference::model::{Target, target_logits};
+use flexdraft_reference::model::{DrafterKind, Target, target_logits};
 use flexdraft_reference::random::{Numbers, Purpose};
 use flexdraft_reference::sample::{draw, draw_by_weights};
 use flexdraft_reference::schedule::Strategy as Schedule;
@@ -29,9 +29,13 @@ fn request(warping: Warping, rule: Rule) -> Request {
     }
 }
 
+const KINDS: [DrafterKind; 2] = [DrafterKind::FlexDraft, DrafterKind::Orthrus];
+
 fn shape() -> impl Strategy<Value = Shape> {
-    (1..=3usize, any::<bool>(), prop::option::of(1..4usize), 1..=2usize, 1..=2usize).prop_map(
-        |(tail_layers, qk_norms, calibrator_rank, kv_heads, ratio)| Shape {
+    let drafter = (prop::sample::select(&KINDS[..]), 1..=3usize, prop::option::of(1..4usize));
+    (drafter, any::<bool>(), 1..=2usize, 1..=2usize).prop_map(
+        |((kind, tail_layers, calibrator_rank), qk_norms, kv_heads, ratio)| Shape {
+            kind,
             tail_layers,
             qk_norms,
             calibrator_rank,
@@ -219,18 +223,25 @@ fn distributions(target: &Target<f64>, tokens: &[u32], warping: &Warping) -> Vec
 /// the whole loop with its random numbers, by a χ² test at five standard deviations.
 #[test]
 fn sampled_tokens_are_distributed_as_the_targets() {
-    const SEEDS: u64 = 12_000;
-    const TOKENS: usize = 3;
     let shape = Shape {
         vocab: 3,
         hidden: 4,
         intermediate: 4,
         heads: Heads { q_heads: 2, kv_heads: 1, head_dim: 2 },
         layers: 2,
+        kind: DrafterKind::FlexDraft,
         tail_layers: 1,
         qk_norms: true,
         calibrator_rank: Some(2),
     };
+    for kind in KINDS {
+        assert_distribution(Shape { kind, ..shape });
+    }
+}
+
+fn assert_distribution(shape: Shape) {
+    const SEEDS: u64 = 12_000;
+    const TOKENS: usize = 3;
     let (target, drafter) = random_model::<f32>(shape, 21);
     let warping = Warping::temperature(0.8);
     let base = Request {
@@ -265,7 +276,8 @@ fn sampled_tokens_are_distributed_as_the_targets() {
         let freedom = (outcomes - 1) as f64;
         assert!(
             chi_squared < freedom + 5.0 * (2.0 * freedom).sqrt(),
-            "{rule:?}: χ² {chi_squared} at {freedom} degrees of freedom"
+            "{:?}, {rule:?}: χ² {chi_squared} at {freedom} degrees of freedom",
+            shape.kind
         );
     }
 }

@@ -1,10 +1,12 @@
 //! Tests of the reference: its parts, its losslessness, and the recordings of the official implementation.
 
 mod attention;
+mod checkpoint;
 mod common;
 mod decode;
 mod lossless;
 mod official_fixtures;
+mod orthrus_fixtures;
 mod rope;
 
 // The number of cases of a property test, in the whole workspace.
