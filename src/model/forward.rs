@@ -25,7 +25,7 @@ pub struct Model<D: Device> {
     /// The output projection (LM head); `None` if it is the embedding.
     lm_head: Option<D::Linear>,
     drafter: Option<Drafter<D>>,
-    /// The rotation of layers without one.
+    /// A rotation that leaves q and k as they are, for layers without rotary embedding.
     no_rotation: Rope,
 }
 
@@ -75,7 +75,7 @@ pub struct Workspace<D: Device> {
     calibrator_hidden: D::Buffer,
 }
 
-/// The rows of a pass that run together: candidate rows first, then mask rows.
+/// Numbers of the rows that a layer computes together: candidate rows come first, then mask rows.
 #[derive(Clone, Copy)]
 struct PassRows {
     candidates: usize,
@@ -224,8 +224,8 @@ impl<D: Device> Model<D> {
             prepare(&layer.gate_up, rows)?;
             prepare(&layer.down, rows)?;
         }
-        // A sequence has one candidate per group, and all slots of the groups but the first: together, the number of
-        // slots.
+        // With S slots per group, a sequence has at most S candidates and S groups with S − 1 drafted slots
+        // each: the head computes S² rows, which is also the number of its mask rows.
         let joined = masks.min(self.device.joined_head_rows(self.head_layer()));
         self.device.prepare(self.head_layer(), drafts.max(joined), true)?;
         if let Some(calibrator) = self.drafter.as_ref().and_then(|drafter| drafter.calibrator.as_ref()) {
@@ -328,7 +328,7 @@ impl<D: Device> Model<D> {
         device.embed(&self.embed, tokens, 0, &mut work.hidden)?;
 
         let tail = self.tail();
-        // The rows to which the previous layer's output has not been added yet.
+        // Number of rows to whose hidden states the previous layer's output has not been added yet.
         let mut pending = 0;
         for (index, layer) in self.layers.iter().enumerate() {
             let in_tail = index >= tail.start && total > candidates;
@@ -418,8 +418,8 @@ impl<D: Device> Model<D> {
         self.head(rows.len(), work, logits, 0)
     }
 
-    /// Computes the target's logits for the `rows` gathered rows, and stores them in the buffer `logits` from row
-    /// `first_row` on. They become its last rows.
+    /// Computes the target's logits for the hidden states of `rows` gathered rows, and stores them in the
+    /// buffer `logits` from row `first_row` on, as its last rows.
     fn head(
         &self,
         rows: usize,
@@ -441,7 +441,7 @@ impl<D: Device> Model<D> {
     }
 
     /// Returns whether [`logits`](Self::logits) should compute the logits of all mask groups together with the
-    /// candidates': [`Device::joins_head_products`] for this model's head.
+    /// logits of the candidates: [`Device::joins_head_products`] for this model's head.
     pub fn joins_head_products(&self, candidates: usize, slots: usize, drafted: usize) -> bool {
         let head = self.head_layer();
         let rows = candidates.saturating_add(slots);
@@ -450,9 +450,9 @@ impl<D: Device> Model<D> {
             && self.device.joins_head_products(head, candidates, slots, drafted)
     }
 
-    /// Samples the drafts of the most recent pass from their calibrated logits, by the verdicts of `verification`.
-    /// [`SlotRows`] says where these logits are: in the last rows that [`logits`](Self::logits) computed, or
-    /// not computed yet, in which case this function computes them.
+    /// Samples new draft tokens from the calibrated logits of the mask groups that match the accepted lengths
+    /// in `verification`. [`SlotRows`] says where these logits are: in the last rows that
+    /// [`logits`](Self::logits) computed, or not computed yet, in which case this function computes them.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
@@ -478,7 +478,7 @@ impl<D: Device> Model<D> {
         let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
             return selection.draft(None, logits);
         };
-        // Computes the final norm of the selected rows, which is the input of the LM head.
+        // The selected rows after the final norm, which are the input of the LM head.
         let normed = match rows {
             SlotRows::Pass { .. } => &work.head_input,
             SlotRows::Logits => {

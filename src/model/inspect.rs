@@ -161,7 +161,8 @@ impl Report {
     }
 }
 
-/// Returns the configuration that the tensors led to, if they make a model, and all warnings.
+/// Returns the configuration of the collected weights, or `config` if tensors are missing or do not fit, with
+/// all warnings.
 fn found(
     collected: &Collected<TargetWeights>,
     config: ModelConfig,
@@ -175,7 +176,7 @@ fn found(
 impl TensorReport {
     fn new<T>(inventory: &impl Inventory, collected: Collected<T>) -> Self {
         let Collected { weights, used } = collected;
-        // The weights are dropped before single tensors are checked: they may have been dequantised.
+        // The weights are dropped before single tensors are read again, because they may be dequantised copies.
         let problems = weights.err().unwrap_or_default();
         let mut parts: Vec<Part> = Vec::new();
         let mut odd = Vec::new();
@@ -384,8 +385,8 @@ impl fmt::Display for DrafterReport {
     }
 }
 
-/// Writes everything about a checkpoint except the unused tensors, whose meaning differs between a target and a
-/// drafter.
+/// Writes everything about a checkpoint except its unused tensors, which mean something else for a target than
+/// for a drafter.
 impl fmt::Display for TensorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let files = match self.files.as_slice() {
@@ -417,7 +418,7 @@ impl fmt::Display for TensorReport {
     }
 }
 
-/// Writes a heading with a count and the entries below it; one line if there are no entries.
+/// Writes a heading with the number of entries and the entries below it, or "none" if there are no entries.
 fn section(f: &mut fmt::Formatter<'_>, heading: &str, entries: &[String]) -> fmt::Result {
     if entries.is_empty() {
         return writeln!(f, "  {heading}: none");

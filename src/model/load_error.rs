@@ -220,9 +220,9 @@ pub enum LoadError {
         "tokenizer {path}: token `{token}` has id {id}, expected ids below {vocab_size}, the model's vocabulary size"
     )]
     TokenOutOfVocabulary {
-        /// Text of the token, as the tokenizer spells it.
+        /// Path of the tokenizer's file.
         path: PathBuf,
-        /// Text of the token.
+        /// Text of the token, as the tokenizer spells it.
         token: String,
         /// Id that the tokenizer gave the token.
         id: u32,
@@ -232,7 +232,7 @@ pub enum LoadError {
     /// The model has no chat template.
     #[error("{path} has no chat template ({looked_for})")]
     NoChatTemplate {
-        /// Path of the directory or file.
+        /// Path of the model's directory or GGUF file.
         path: PathBuf,
         /// The places that were searched for a template.
         looked_for: &'static str,

@@ -7,16 +7,17 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadWarning {
-    /// The configuration ties the head to the embedding, and the checkpoint has a head of other values.
+    /// The configuration says that the LM head is the embedding, and the checkpoint has an LM head with other
+    /// values.
     OwnHead,
     /// A key that may change what a model computes is not read. transformers or llama.cpp does not read it
     /// either for this architecture.
     UnreadKey {
-        /// Path of the file.
+        /// Path of the file with the key.
         path: PathBuf,
-        /// The key; keys of inner objects are joined by dots.
+        /// Name of the key; keys of inner objects are joined by dots.
         key: String,
-        /// The value, as JSON, shortened.
+        /// Value of the key, as JSON, shortened.
         value: String,
     },
 }

@@ -6,8 +6,8 @@ use crate::model::format::gguf::Header;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
-/// Keys with the id of a token that ends a text or a turn, and the texts by which that token is known without
-/// the key, if its text alone does not make it an end (see [`END_TEXTS`]).
+/// Metadata keys that hold the id of a token that ends a text or a turn, each with the texts by which the token
+/// is found in a file without the key. A token whose text is in [`END_TEXTS`] is found without the key too.
 const END_KEYS: [(&str, &[&str]); 6] = [
     ("tokenizer.ggml.eos_token_id", &[]),
     ("tokenizer.ggml.eot_token_id", &[]),
@@ -49,10 +49,12 @@ const END_TEXTS: [&str; 22] = [
 const END: &str = "<|end|>";
 const END_OF_SENTENCE: &str = "</s>";
 
-/// Returns the ids at which a model stops: those that keys name first, then those that texts name.
+/// Returns the token ids at which a model stops: first the ids that metadata keys hold, then the ids of tokens
+/// whose text ends a turn.
 pub(in crate::model) fn end_ids(header: &Header) -> Result<Vec<u32>, LoadError> {
     let fields = header.fields();
-    // A token list of another type is an error of the tokenizer, without which a model can run.
+    // A token list of another type counts as empty here: the tokenizer reports it, and a model can run without
+    // a tokenizer.
     let tokens = header.strings(TOKENS).ok().flatten().unwrap_or_default();
     let mut ids = Vec::new();
     let mut add = |id: u32| {
@@ -71,10 +73,11 @@ pub(in crate::model) fn end_ids(header: &Header) -> Result<Vec<u32>, LoadError> 
     Ok(ids)
 }
 
-/// Returns for each token whether its text makes it the end of a turn.
+/// Returns, for each token of a vocabulary, whether its text makes it the end of a turn.
 pub(in crate::model) fn ends_by_text<'a>(tokens: &'a [&'a str]) -> impl Iterator<Item = bool> + use<'a> {
     let has = |text: &str| tokens.contains(&text);
-    // In these vocabularies `<|end|>` ends a message within a turn, and `</s>` is ordinary text.
+    // `<|end|>` only ends a message within a turn if the vocabulary has other tokens for the end of a turn, and
+    // `</s>` is ordinary text in a vocabulary with `<|tool_response>`.
     let messages_end = (has("<|return|>") || has("<|flush|>")) && (has("<|call|>") || has("<|calls|>"));
     let plain_markup = has("<|tool_response>");
     tokens.iter().map(move |token| {

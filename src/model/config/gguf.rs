@@ -98,7 +98,7 @@ impl ArchitectureFields<'_> {
         self.fields.positive(&self.key(key))
     }
 
-    /// Returns the value of a key, which must be a number above 0. A missing key and 0 mean the same.
+    /// Returns the number above 0 that a key holds, or `None` if the key is missing or holds 0.
     fn nonzero(&self, key: &str) -> Result<Option<f64>, LoadError> {
         if self.fields.number(&self.key(key))? == Some(0.0) { Ok(None) } else { self.positive(key) }
     }
@@ -136,7 +136,7 @@ pub(in crate::model) fn read_header(header: &Header) -> Result<ModelConfig, Load
     read(header, |name| header.read_tensor(name).map(|tensor| tensor.to_f32()))
 }
 
-/// Reads the configuration that the metadata describe. `elements` returns the elements of a tensor.
+/// Reads a model's configuration from the metadata of a GGUF file. `elements` returns the elements of a tensor.
 fn read(
     header: &Header,
     elements: impl FnOnce(&str) -> Result<Vec<f32>, LoadError>,
@@ -172,12 +172,12 @@ fn read(
             fields.positive(key)?.ok_or_else(|| fields.fields.missing(&fields.key(key)))? as f32
         },
         rope: read_rope(&fields, attention.head_dim, &scaling, factors)?,
-        // The format has no key for layers without rotation.
+        // GGUF has no key for the layers that do not rotate q and k: in SmolLM3, every fourth layer does not.
         layers_without_rope: match architecture {
             Architecture::SmolLm3 => every(SMOLLM3_INTERVAL, layers),
             _ => Vec::new(),
         },
-        // The format has no key for biases: the layers have biases if the tensors exist.
+        // GGUF has no key for biases: the layers have biases if the tensors exist.
         attention_bias: header.contains("blk.0.attn_q.bias"),
         mlp_bias: header.contains("blk.0.ffn_gate.bias"),
         tied_embeddings: !header.contains("output.weight"),
@@ -236,7 +236,7 @@ fn attention_shape(fields: &ArchitectureFields<'_>, hidden_size: usize) -> Resul
         let expected = format!("an even number of dimensions per head, at most {MAX_HEAD_DIM}");
         return Err(fields.invalid(key, expected));
     }
-    // The attention kernels need values as long as keys, and rotate all dimensions.
+    // The attention kernels need value vectors as long as key vectors, and rotate all dimensions of a head.
     for key in ["attention.value_length", "rope.dimension_count"] {
         if fields.count(key, usize::MAX)?.is_some_and(|len| len != head_dim) {
             return Err(fields.unsupported(key, format!("{head_dim}, the size of a head")));
@@ -301,7 +301,7 @@ fn rope_factors(
         });
     }
     let factors = elements(ROPE_FACTORS)?;
-    // A normal floating-point number has a finite inverse.
+    // Frequencies are divided by the factors, and a normal floating-point number has a finite inverse.
     match factors.iter().find(|factor| !(factor.is_normal() && **factor > 0.0)) {
         None => Ok(factors),
         Some(factor) => Err(LoadError::Gguf {

@@ -61,7 +61,7 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
     let context_len = scaling.context_len(stated_context);
     let layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
     reject_sliding_window(fields, architecture, layers, context_len)?;
-    // In transformers, these families do not read the keys.
+    // In transformers, Qwen2 and Mistral do not read `attention_bias` and `mlp_bias`.
     let (attention_bias, mlp_bias) = match architecture {
         Architecture::Qwen2 => (true, false),
         Architecture::Mistral => (false, false),
@@ -86,8 +86,8 @@ fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
     })
 }
 
-/// Returns the layers of SmolLM3 that do not rotate: `no_rope_layers` has a 0 for each of them, and without the key
-/// every `no_rope_layer_interval`-th layer is one.
+/// Returns the indices of SmolLM3's layers that do not rotate q and k: the layers with a 0 in `no_rope_layers`,
+/// or without this key every `no_rope_layer_interval`-th layer.
 fn layers_without_rope(
     fields: &Fields<'_>,
     architecture: Architecture,
@@ -114,10 +114,10 @@ fn layers_without_rope(
     }
 }
 
-/// The interval of SmolLM3's layers without rotation.
+/// The default of `no_rope_layer_interval`: every fourth layer of SmolLM3 does not rotate q and k.
 pub(super) const SMOLLM3_INTERVAL: usize = 4;
 
-/// Returns the indices of every `interval`-th layer.
+/// Returns the indices of every `interval`-th of `layers` layers.
 pub(super) fn every(interval: usize, layers: usize) -> Vec<usize> {
     (0..layers).filter(|layer| (layer + 1).is_multiple_of(interval)).collect()
 }
@@ -179,7 +179,7 @@ fn reject_sliding_window(
     layers: usize,
     context_len: usize,
 ) -> Result<(), LoadError> {
-    // The default of these families in transformers.
+    // Without the key, the families with sliding windows have a window of 4096 positions in transformers.
     let window = match fields.contains("sliding_window") {
         true => fields.count("sliding_window", usize::MAX)?,
         false => Some(4096),
@@ -203,7 +203,7 @@ fn reject_sliding_window(
         let supported = format!("null, or a window that covers the context of {context_len} positions");
         return Err(fields.unsupported("sliding_window", supported));
     }
-    // Before the key `layer_types` existed, a window applied from layer `max_window_layers` on.
+    // Before the key `layer_types` existed, a sliding window applied from layer `max_window_layers` on.
     let used = fields.flag("use_sliding_window")? == Some(true);
     let full_layers = fields.get("max_window_layers").map_or(Some(28), Value::as_u64);
     match full_layers {

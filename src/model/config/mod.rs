@@ -9,8 +9,8 @@ mod unread;
 use super::LoadError;
 use crate::device::{AttentionShape, Rope};
 
-// Limits of the sizes in a configuration, far above any model. They prevent a damaged config from requesting absurd
-// amounts of memory, and the products of shapes from overflowing.
+// Limits on the sizes in a configuration, far above the sizes of any model. They prevent a damaged config from
+// requesting absurd amounts of memory, and the products of shapes from overflowing.
 pub(in crate::model) const MAX_LAYERS: usize = 4096;
 pub(in crate::model) const MAX_HEADS: usize = 1 << 14;
 pub(in crate::model) const MAX_HIDDEN: usize = 1 << 24;

@@ -252,7 +252,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
                 (None, None) => return Err(fields.missing("factor")),
             };
             let mut yarn = Yarn::new(factor, original_context.unwrap_or(context_len as f64));
-            // Like Python, transformers takes 0 for "not given" here.
+            // transformers treats a 0 in these keys like a missing key.
             let given = |key: &str| Ok::<_, LoadError>(fields.number(key)?.filter(|&x| x != 0.0));
             yarn.beta_fast = given("beta_fast")?.unwrap_or(yarn.beta_fast);
             yarn.beta_slow = given("beta_slow")?.unwrap_or(yarn.beta_slow);

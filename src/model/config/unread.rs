@@ -1,4 +1,5 @@
-//! Keys of a configuration that look as if they changed what a model computes, and that are not read.
+//! Warnings about keys of a configuration that look as if they changed what a model computes, and that are not
+//! read.
 
 use serde_json::Value;
 
@@ -6,7 +7,8 @@ use super::Architecture;
 use crate::model::format::json::Fields;
 use crate::model::load_warning::LoadWarning;
 
-/// Parts of the names of keys that change a computation: scales and caps, norms, positions, windows, experts.
+/// Parts of key names by which a key is taken for one that changes what a model computes: scales and caps,
+/// norms, positions, windows, experts.
 const PARTS: [&str; 28] = [
     "scal",
     "mult",
@@ -80,7 +82,8 @@ const HARMLESS: [&str; 38] = [
     "transformers.js_config",
 ];
 
-/// Metadata keys of an architecture that are read, or that change nothing.
+/// Metadata keys of a GGUF file, without the architecture's name before them, that are read or that change
+/// nothing.
 const HARMLESS_METADATA: [&str; 22] = [
     "vocab_size",
     "context_length",
@@ -131,8 +134,8 @@ pub(super) fn hugging_face(config: &Fields<'_>, architecture: Architecture) -> V
     warnings
 }
 
-/// Returns a warning for every metadata key of the architecture that is not read. `read` are further keys that
-/// are read.
+/// Returns a warning for every metadata key of a GGUF file's architecture that is not read. `read` are further
+/// keys that are read.
 pub(super) fn gguf<'a>(
     metadata: &Fields<'_>,
     architecture: Architecture,
@@ -148,7 +151,8 @@ pub(super) fn gguf<'a>(
     })
 }
 
-/// Returns warnings for the keys of a rope object that its type does not read.
+/// Returns a warning for every key of a `rope_parameters` or `rope_scaling` object that its rope type does not
+/// read.
 fn rope_object(rope: &Fields<'_>) -> Vec<LoadWarning> {
     let text = |key| rope.text(key).ok().flatten();
     let kind = text("rope_type").or_else(|| text("type")).unwrap_or("default");
@@ -159,7 +163,7 @@ fn rope_object(rope: &Fields<'_>) -> Vec<LoadWarning> {
         ("llama3" | "yarn", "original_max_position_embeddings") => false,
         ("llama3", "low_freq_factor" | "high_freq_factor") => false,
         ("yarn", "beta_fast" | "beta_slow" | "truncate" | "attention_factor") => false,
-        // transformers uses the two only together.
+        // transformers uses `mscale` and `mscale_all_dim` only together.
         ("yarn", "mscale" | "mscale_all_dim") => !both_scales,
         _ => true,
     })
@@ -170,13 +174,14 @@ fn unread(fields: &Fields<'_>, suspicious: impl Fn(&str) -> bool) -> Vec<LoadWar
     unread.map(|(key, _)| fields.unread(key)).collect()
 }
 
-/// Returns whether a value switches nothing on: nothing, a factor of 1, an empty list.
+/// Returns whether a key with this value leaves the model as it is: null, false, a 0 or 1, a text, an empty
+/// list or object.
 fn is_neutral(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(on) => !on,
         Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0)),
-        // Python's infinity switches a limit off.
+        // An infinity of Python, which arrives as text, switches a limit off; NaN does not.
         Value::String(text) => !matches!(text.as_str(), "NaN"),
         Value::Array(list) => list.is_empty(),
         Value::Object(object) => object.is_empty(),

@@ -14,7 +14,7 @@ const SIZE_LIMIT: u64 = 64 << 20;
 /// The first bytes of the text that Git LFS leaves in place of a file whose contents were not fetched.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// The bytes of a file, read or mapped.
+/// The bytes of a file, either read into memory or memory-mapped.
 pub(in crate::model) type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// How the bytes of a file come into memory: by reading, or by mapping.
@@ -61,7 +61,7 @@ pub(in crate::model) fn reject_lfs_pointer(path: &Path, content: &[u8]) -> Resul
     if content.starts_with(LFS_POINTER) { Err(LoadError::LfsPointer { path: path.into() }) } else { Ok(()) }
 }
 
-/// Returns `Ok(None)` if the file does not exist.
+/// Returns the result of reading a file, or `Ok(None)` if the file does not exist.
 pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Option<T>, LoadError> {
     match result {
         Err(LoadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -69,7 +69,7 @@ pub(in crate::model) fn if_exists<T>(result: Result<T, LoadError>) -> Result<Opt
     }
 }
 
-/// Returns the bytes of a regular file.
+/// Reads or maps a regular file, and returns its bytes.
 ///
 /// # Safety
 /// With [`FileAccess::Map`], the promise of [`Checkpoint::map`](crate::model::Checkpoint::map).

@@ -139,7 +139,7 @@ impl<'a> Fields<'a> {
         self.count(key, limit)?.ok_or_else(|| self.missing(key))
     }
 
-    /// Returns a token id.
+    /// Returns the value of a key, which must be a token id.
     pub(in crate::model) fn token_id(&self, key: &str) -> Result<Option<u32>, LoadError> {
         self.typed(key, "a token id", |value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
     }

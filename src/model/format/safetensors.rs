@@ -23,8 +23,8 @@ pub struct Checkpoint {
     dir: PathBuf,
     files: Vec<TensorFile>,
     tensors: BTreeMap<String, Entry>,
-    /// The shards in which the index places tensors that they do not have, by the tensor's name. Only a model
-    /// that needs such a tensor cannot be loaded.
+    /// Tensors that the index lists and their shards lack: by the tensor's name, the path of the shard that
+    /// should hold it. Only a model that needs such a tensor cannot be loaded.
     absent: BTreeMap<String, PathBuf>,
 }
 
@@ -265,8 +265,8 @@ fn parse_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>, LoadE
             bytes.len()
         )));
     };
-    // The safetensors crate does not check, or reports without the tensor's name: repeated names, unknown element
-    // types, and data beyond the end of the file.
+    // Repeated names, unknown element types and data beyond the end of the file are checked here, because the
+    // safetensors crate does not check them or does not name the tensor.
     let HeaderEntries(mut listed) =
         serde_json::from_slice(header).map_err(|e| wrong(format!("its header is damaged: {e}")))?;
     let data_len = bytes.len() - data_start;

@@ -38,7 +38,7 @@ impl<'a> Collector<'a> {
         Self { checkpoint, used: BTreeSet::new(), problems: Vec::new() }
     }
 
-    /// Ends the collection of tensors.
+    /// Ends the collection: returns `weights`, or all problems if a tensor was missing or did not fit.
     pub(in crate::model) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
         let Self { used, problems, .. } = self;
         let weights = match weights {

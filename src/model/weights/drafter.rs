@@ -63,7 +63,7 @@ impl DrafterHeader {
     pub(in crate::model) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let file = JsonFile::read(&dir.join("config.json"))?;
         let fields = file.fields();
-        // The released checkpoint has its config under the second name.
+        // FlexDraft's released checkpoint has its configuration under `dflash_config`.
         let own = match fields.object("flexdraft_config")? {
             Some(own) => Some(own),
             None => fields.object("dflash_config")?,

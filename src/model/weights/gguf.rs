@@ -53,7 +53,7 @@ impl Gguf {
     }
 }
 
-/// Which problems a traversal of the tensors looks for.
+/// The problems that a traversal of the tensors looks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Problems {
     /// Only the first problem, which ends the traversal, so that no tensor is dequantised in vain.
@@ -86,7 +86,7 @@ fn take(file: &Gguf, config: ModelConfig, wanted: Problems) -> Collected<TargetW
 struct GgufSource<'a> {
     file: &'a Gguf,
     config: ModelConfig,
-    /// The requested tensors, by ggml's names.
+    /// ggml's names of the tensors that were requested.
     used: BTreeSet<String>,
     wanted: Problems,
     problems: Vec<LoadError>,

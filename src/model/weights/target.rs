@@ -48,15 +48,16 @@ pub(super) fn build(
     Some(TargetWeights { config, embed, layers: layers?, norm: norm?, lm_head, warnings })
 }
 
-/// The head of a model.
+/// The LM head of a model.
 enum Head {
-    /// The embedding is the head too.
+    /// The embedding matrix is the LM head too.
     Tied,
     Own(Tensor),
 }
 
-/// Takes the embedding and the head. If the configuration ties them, the tensors still decide: the pair may be
-/// stored under the head's name only, and a stored head with values of its own is a head of its own.
+/// Takes the embedding and the LM head out of a checkpoint. If the configuration ties them, the tensors still
+/// decide: the pair may be stored under the head's name only, and a stored head with values of its own is a
+/// head of its own.
 fn embedding_and_head(
     tensors: &mut impl TensorSource,
     prefix: &str,

@@ -18,13 +18,14 @@ use crate::model::load_error::shorten;
 /// The most dimensions of a ggml tensor.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// Default alignment of tensor data, in bytes, unless the key `general.alignment` sets another alignment.
+/// Alignment of tensor data, in bytes, unless the key `general.alignment` sets another alignment.
 const DEFAULT_ALIGNMENT: usize = 32;
 
 /// The largest alignment of tensor data that is accepted, in bytes.
 const MAX_ALIGNMENT: usize = 1 << 20;
 
-/// Number of bytes that are first searched for a header, if only the header is wanted.
+/// Number of bytes that are read first if only the header of a file is wanted; a longer header needs further
+/// reads.
 const FIRST_READ: usize = 16 << 20;
 
 /// The header of a model: the metadata of its first file, and the tensor descriptions of all its files.
@@ -38,7 +39,7 @@ pub(in crate::model) struct Header {
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-/// A file of a model, with its header.
+/// One file of a model, with its parsed header.
 pub(super) struct ParsedFile {
     /// The bytes of the whole file, or at least of its whole header.
     bytes: Bytes,
@@ -214,7 +215,7 @@ impl ParsedFile {
         }
     }
 
-    /// Parses the header of a file with these bytes.
+    /// Parses the header of the file `path`, whose contents are `bytes`.
     pub(super) fn parse(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
         let file = (*bytes).as_ref();
         let parsed = parse(file, file.len());

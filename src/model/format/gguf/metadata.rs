@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 4;
 /// Number of array elements that an error message shows.
 const SHOWN_ELEMENTS: usize = 4;
 
-/// Types of values and of array elements, by their number in the file.
+/// Types of metadata values and of array elements, in the order of their type numbers in a GGUF file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ValueType {
     U8,
@@ -166,7 +166,8 @@ fn value_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, ReadFault
         .ok_or_else(|| ReadFault::invalid(format!("key `{key}` has value type {number}, expected 0 to 12")))
 }
 
-/// Reads over an array in the metadata, whose `value_type` has been read already.
+/// Skips an array in the metadata and returns where its elements are; the reader is behind the array's own
+/// value type.
 fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array, ReadFault> {
     if depth == MAX_DEPTH {
         return Err(ReadFault::invalid(format!(
@@ -181,7 +182,8 @@ fn skip_array(reader: &mut Reader<'_>, key: &str, depth: usize) -> Result<Array,
             let bytes = len.checked_mul(size).ok_or(ReadFault::End)?;
             reader.take(bytes)?;
         }
-        // A string takes at least the bytes of its length, so this loop ends at the end of the file.
+        // Every string takes at least the eight bytes of its length, so a damaged `len` cannot keep this loop
+        // going beyond the end of the file.
         None if element == ValueType::String => (0..len).try_for_each(|_| reader.string().map(drop))?,
         None => (0..len).try_for_each(|_| skip_array(reader, key, depth + 1).map(drop))?,
     }

@@ -40,7 +40,7 @@ use header::ParsedFile;
 /// weights.
 pub struct Gguf {
     header: Header,
-    /// The bytes of each of the header's files.
+    /// The bytes of every file that the header lists, in the same order.
     files: Vec<Bytes>,
 }
 
@@ -74,7 +74,7 @@ impl Gguf {
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, LoadError> {
         let first = ParsedFile::parse(path, Arc::new(bytes))?;
         let (header, files) = Header::assemble(path, first, |part| {
-            // The other parts are not in memory.
+            // The other files of a split model are not in memory.
             let io = |source| LoadError::Io { path: part.into(), source };
             Err(io(std::io::ErrorKind::NotFound.into()))
         })?;
@@ -108,7 +108,7 @@ impl Gguf {
         &self.header
     }
 
-    /// Returns every tensor's name, sorted.
+    /// Returns the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.tensors().map(|(name, _)| name)
     }

@@ -1,4 +1,4 @@
-//! The files of a split model: where they are, and which of them a file is.
+//! The files of a split GGUF model: their paths, and a file's number among them.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ const MAX_COUNT: usize = u16::MAX as usize;
 /// The place of a file among the files of its model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SplitPart {
-    /// Index of the file.
+    /// Index of the file among the model's files.
     pub(super) index: usize,
-    /// Number of files; 1 for a model that is not split.
+    /// Number of the model's files; 1 for a model that is not split.
     pub(super) count: usize,
 }
 
@@ -40,7 +40,7 @@ impl SplitPart {
         }
     }
 
-    /// Returns the paths of all files of the model, given the path of this one.
+    /// Returns the paths of all files of a split model, given the path of one of them.
     ///
     /// # Errors
     /// [`LoadError::Gguf`] if the name does not say which part it is; [`LoadError::MissingParts`].

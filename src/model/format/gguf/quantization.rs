@@ -28,30 +28,33 @@ pub(in crate::model) enum Quantization {
     Q4_0,
     /// Q4_1: scale d (f16), minimum m (f16), 16 bytes of 4-bit q; an element is d · q + m.
     Q4_1,
-    /// Scale f16 d, 32 high bits, 16 bytes of the low 4 bits of q; an element is d · (q − 16).
+    /// Q5_0: scale d (f16), 32 high bits, 16 bytes of the low 4 bits of q; an element is d · (q − 16).
     Q5_0,
-    /// Scale f16 d, minimum f16 m, 32 high bits, 16 bytes of the low 4 bits of q; an element is d · q + m.
+    /// Q5_1: scale d (f16), minimum m (f16), 32 high bits, 16 bytes of the low 4 bits of q; an element is d · q
+    /// + m.
     Q5_1,
-    /// Scale f16 d, 32 signed bytes q; an element is d · q.
+    /// Q8_0: scale d (f16), 32 signed bytes q; an element is d · q.
     Q8_0,
-    /// 16 bytes with a 4-bit scale and a 4-bit minimum of sub-blocks of 16, 64 bytes of 2-bit q, f16 d, f16
-    /// dmin: (d · scale) · q − dmin · min.
+    /// Q2_K: 16 bytes with a 4-bit scale and a 4-bit minimum of sub-blocks of 16, 64 bytes of 2-bit q, f16 d,
+    /// f16 dmin; an element is (d · scale) · q − dmin · min.
     Q2K,
-    /// 32 bytes of the high bit of q, 64 of the low 2 bits, 12 of 6-bit scales of sub-blocks of 16, f16 d:
-    /// (d · (scale − 32)) · (q − 4).
+    /// Q3_K: 32 bytes of the high bit of q, 64 of the low 2 bits, 12 of 6-bit scales of sub-blocks of 16, f16
+    /// d; an element is (d · (scale − 32)) · (q − 4).
     Q3K,
-    /// f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of
-    /// 4-bit q: (d · scale) · q − dmin · min.
+    /// Q4_K: f16 d, f16 dmin, 12 bytes of 6-bit scales and minima of eight sub-blocks of 32, 128 bytes of 4-bit
+    /// q; an element is (d · scale) · q − dmin · min.
     Q4K,
-    /// Like [`Q4K`](Self::Q4K), with 32 bytes of the high bit of q before the 128 bytes of its low 4 bits.
+    /// Q5_K: like [`Q4K`](Self::Q4K), with 32 bytes of the high bit of q before the 128 bytes of its low 4
+    /// bits.
     Q5K,
-    /// 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16,
-    /// f16 d: (d · scale) · (q − 32).
+    /// Q6_K: 128 bytes of the low 4 bits of q, 64 of the high 2 bits, 16 signed scales of sub-blocks of 16, f16
+    /// d; an element is (d · scale) · (q − 32).
     Q6K,
-    /// Scale f16 d, 16 bytes of 4-bit q; an element is d · table\[q\], a table of unevenly spaced numbers.
+    /// IQ4_NL: scale d (f16), 16 bytes of 4-bit q; an element is d · table\[q\], a table of unevenly spaced
+    /// numbers.
     Iq4Nl,
-    /// f16 d, 16 bits of high bits and 4 bytes of low bits of 6-bit scales of sub-blocks of 32, 128 bytes of 4-bit
-    /// q: (d · (scale − 32)) · table\[q\].
+    /// IQ4_XS: f16 d, 16 bits of high bits and 4 bytes of low bits of 6-bit scales of sub-blocks of 32, 128
+    /// bytes of 4-bit q; an element is (d · (scale − 32)) · table\[q\].
     Iq4Xs,
 }
 
@@ -193,8 +196,8 @@ fn half(bytes: &[u8; 2]) -> f32 {
     f16::from_le_bytes(*bytes).to_f32()
 }
 
-/// Converts the low halves of the bytes to the first half of the elements, and the high halves to the second
-/// half.
+/// Splits every byte into two 4-bit numbers and stores their `value`: the low halves become the first half of
+/// the elements, and the high halves the second half.
 fn nibbles(bytes: &[u8], elements: &mut [f32], value: impl Fn(u8) -> f32) {
     let (low, high) = elements.split_at_mut(bytes.len());
     for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
@@ -215,7 +218,8 @@ fn q4_1(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     nibbles(quants, elements, |q| d * f32::from(q) + m);
 }
 
-/// Like [`nibbles`], with bit i of `high_bits` as bit 4 of element i.
+/// Makes elements of 5-bit numbers: their low 4 bits are stored as for [`nibbles`], and bit 4 of element i is
+/// bit i of `high_bits`.
 fn five_bits(bytes: &[u8; 16], high_bits: [u8; 4], elements: &mut [f32], value: impl Fn(u8) -> f32) {
     let high_bits = u32::from_le_bytes(high_bits);
     let low = bytes.iter().map(|byte| byte & 0xf).chain(bytes.iter().map(|byte| byte >> 4));
@@ -248,7 +252,8 @@ fn q8_0(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     elements.iter_mut().zip(quants).for_each(|(x, &q)| *x = f32::from(q.cast_signed()) * d);
 }
 
-/// Returns the 2-bit quant of an element: each half of a block has 32 bytes, with four elements per byte, 32 apart.
+/// Returns the 2-bit number that a block stores for an element: each half of the block has 32 bytes, with four
+/// elements per byte, 32 apart.
 fn two_bits(quants: &[u8; 64], index: usize) -> u8 {
     let (half, within) = (index / 128, index % 128);
     quants[32 * half + within % 32] >> (2 * (within / 32)) & 0x3
@@ -274,8 +279,8 @@ fn q3_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Ok(d) = rest.try_into() else { return };
     let d: f32 = half(d);
     for (index, element) in elements.iter_mut().enumerate() {
-        // The low 4 bits of sixteen scales are the halves of bytes 0..8; the high 2 bits of scales 4 · i + j are in
-        // byte 8 + j.
+        // Twelve bytes hold sixteen 6-bit scales: their low 4 bits are the halves of bytes 0..8, and the high 2
+        // bits of scale 4 · i + j are in byte 8 + j.
         let sub_block = index / 16;
         let low = packed[sub_block % 8] >> (4 * (sub_block / 8)) & 0xf;
         let high = packed[8 + sub_block % 4] >> (2 * (sub_block / 4)) & 0x3;
@@ -291,7 +296,8 @@ fn q4_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     let Some((packed, quants)) = rest.split_first_chunk() else { return };
     let (d, dmin) = (half(d), half(dmin));
     let scales = unpack_scales(packed).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)));
-    // Every 32 bytes hold two sub-blocks: the low halves are the first one, and the high halves the second one.
+    // Every 32 bytes hold two sub-blocks of 32 elements: the low halves of the bytes are the first sub-block,
+    // and the high halves the second.
     let pairs = scales.chunks_exact(2).zip(quants.chunks_exact(32)).zip(elements.chunks_exact_mut(64));
     for ((scales, quants), elements) in pairs {
         let (low, high) = elements.split_at_mut(32);
@@ -340,9 +346,9 @@ fn iq4_xs(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     }
 }
 
-/// Returns (scale, minimum) of eight sub-blocks, 6 bits each. For the first four sub-blocks, they are the low
-/// 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and the high 2 bits
-/// are the high bits of bytes 0..8.
+/// Unpacks the scale and the minimum of each of eight sub-blocks, 6 bits each. For the first four sub-blocks,
+/// they are the low 6 bits of bytes 0..4 and 4..8. For the other four, the low 4 bits are in bytes 8..12, and
+/// the high 2 bits are the high bits of bytes 0..8.
 fn unpack_scales(packed: &[u8; 12]) -> [(u8, u8); 8] {
     let [s0, s1, s2, s3, m0, m1, m2, m3, x0, x1, x2, x3] = *packed;
     let first = |s: u8, m: u8| (s & 0x3f, m & 0x3f);
@@ -369,7 +375,7 @@ fn q6_k(block: &[u8], elements: &mut [f32; MAX_BLOCK_LEN]) {
     for (index, (element, scale)) in
         elements.iter_mut().zip(scales.iter().flat_map(|scale| std::iter::repeat_n(scale, 16))).enumerate()
     {
-        // Each half of the block has 64 bytes of low bits (elements 0..64 in the low halves of the bytes,
+        // Each half of a Q6_K block has 64 bytes of low bits (elements 0..64 in the low halves of the bytes,
         // 64..128 in the high halves) and 32 bytes of high bits (four elements per byte, 32 apart).
         let (half, within) = (index / 128, index % 128);
         let low = low_bits[64 * half + within % 64] >> (4 * (within / 64)) & 0xf;

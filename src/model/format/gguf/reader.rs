@@ -1,4 +1,4 @@
-//! A cursor over bytes that may end at any place.
+//! A reader of the header of a GGUF file, whose bytes may end at any place.
 
 use std::path::Path;
 
