@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}/check-gpu
 mkdir -p "$target/nvcc"
-# The build of cudarc reads CUDA's version from the fourth line.
+# The build of cudarc reads CUDA's version from the fourth line that `nvcc --version` prints.
 cat > "$target/nvcc/nvcc" <<'NVCC'
 #!/usr/bin/env bash
 set -euo pipefail
@@ -34,7 +34,8 @@ NVCC
 chmod +x "$target/nvcc/nvcc"
 PATH=$(cd "$target/nvcc" && pwd):$PATH
 export PATH
-# The builds of candle and flexdraft find this stand-in for nvcc before PATH; flexdraft's goes without its kernels.
+# With these variables, the builds of candle and flexdraft would find another nvcc than the stand-in. The
+# stand-in lets flexdraft build without its kernels.
 unset NVCC CUDA_HOME CUDA_PATH
 export CUDA_COMPUTE_CAP=90
 

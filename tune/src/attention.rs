@@ -1,5 +1,4 @@
-//! Attention for training: rows in groups, where a row sees the rows of its own group and a frozen prefix of the
-//! sequence.
+//! Attention for training: a row sees the rows of its own mask group and a frozen prefix of the sequence.
 //!
 //! One function serves three uses. For mask rows, each group holds the S slots of one anchor; the slots see one
 //! another in both directions and the clean tokens up to the anchor. A clean sequence is one causal group without a
@@ -13,7 +12,8 @@ use crate::ops::{
     Rotation, Visible, product, rms_norm, rms_norm_backward, softmax_backward, visible_softmax,
 };
 
-/// Keys and values of a sequence's clean tokens in one layer, after norm and rotation, as in the KV cache.
+/// Keys and values of a sequence's own tokens (not of its mask rows) in one layer, after norm and rotation, as
+/// in the KV cache.
 #[derive(Clone, Debug)]
 pub struct Prefix {
     /// Keys, `[kv_heads, tokens, head_dim]`.
@@ -22,10 +22,10 @@ pub struct Prefix {
     pub v: Tensor,
 }
 
-/// The groups of one sequence's mask rows; the rows of a group are consecutive.
+/// The mask groups of one sequence; the mask rows of a group are consecutive.
 #[derive(Clone, Debug)]
 pub struct Groups {
-    /// Number of rows per group.
+    /// Number of mask rows per group.
     pub len: usize,
     /// For each group, the number of prefix tokens that its rows see.
     pub prefix: Vec<usize>,
@@ -219,7 +219,7 @@ impl Core {
         let ratio = heads.shape.q_heads / heads.shape.kv_heads;
         let seen = groups.prefix.iter().copied().max().unwrap_or(0);
         let prefix = match prefix {
-            // Only the prefix tokens that some group sees are multiplied.
+            // Attention leaves out the prefix tokens that no group sees.
             Some(prefix) if seen > 0 => {
                 Some(Prefix { k: prefix.k.narrow(1, 0, seen)?, v: prefix.v.narrow(1, 0, seen)? })
             }
@@ -245,7 +245,8 @@ impl Core {
         Ok(Self { groups: groups.clone(), prefix, q, k, v, probabilities })
     }
 
-    /// Rearranges rows `[rows, kv_heads · n, head_dim]` to `[kv_heads, groups · n · slots, head_dim]`.
+    /// Rearranges rows of heads `[rows, kv_heads · n, head_dim]` by KV head: `[kv_heads, groups · n · slots,
+    /// head_dim]`.
     fn by_head(heads: &Heads, groups: &Groups, x: &Tensor) -> Result<Tensor> {
         let (kv_heads, head_dim) = (heads.shape.kv_heads, heads.shape.head_dim);
         let n = x.dim(1)? / kv_heads;
@@ -255,7 +256,8 @@ impl Core {
             .reshape((kv_heads, groups.rows() * n, head_dim))
     }
 
-    /// Rearranges rows back: the inverse of [`by_head`](Self::by_head).
+    /// Rearranges heads `[kv_heads, groups · n · slots, head_dim]` into rows, as the inverse of
+    /// [`by_head`](Self::by_head).
     fn by_row(heads: &Heads, groups: &Groups, x: &Tensor, n: usize) -> Result<Tensor> {
         let (kv_heads, head_dim) = (heads.shape.kv_heads, heads.shape.head_dim);
         x.reshape((kv_heads, groups.prefix.len(), n, groups.len, head_dim))?

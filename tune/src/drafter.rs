@@ -24,7 +24,7 @@ pub struct Drafter {
     /// Norms and MLP of each tail layer if the whole tail is trained; empty otherwise.
     rest: Vec<RestOfLayer>,
     parameters: Vec<Parameter>,
-    /// The LM head's rows for the ids that are drafted, `[listed, hidden]`.
+    /// The LM head's rows for the token ids that the drafter may draft, `[listed, hidden]`.
     lm_head: Tensor,
 }
 
@@ -55,7 +55,8 @@ struct Calibrator {
     hidden_half: Tensor,
     /// `[rank]`
     bias: Tensor,
-    /// The calibrator's W2 with b2 as its last column, `[listed, rank + 1]`.
+    /// The calibrator's W2 with b2 as its last column, for the token ids that the drafter may draft, `[listed,
+    /// rank + 1]`.
     output: Tensor,
     /// The type that operands of matrix products are rounded to.
     compute: DType,
@@ -64,7 +65,8 @@ struct Calibrator {
 /// The mask rows of several sequences; the slots of an anchor are consecutive.
 #[derive(Debug)]
 pub struct MaskRows<'a> {
-    /// For each sequence, the anchors' groups and, per tail layer, the keys and values that they see.
+    /// For each sequence, the mask groups of its anchors and, per tail layer, the keys and values that the
+    /// groups see.
     pub sequences: Vec<(Groups, &'a [Prefix])>,
     /// Position of each mask row in its sequence.
     pub positions: Vec<usize>,
@@ -109,7 +111,8 @@ impl Drafter {
             for (index, layer) in target.tail(shape.tail_layers).iter().enumerate() {
                 let mut copy = |name: &str, value: &Tensor| {
                     let decays = value.rank() > 1;
-                    // A separate variable, even if the frozen tensor already has this type.
+                    // The trained variable needs memory of its own: `to_dtype` returns the frozen tensor itself
+                    // if it already has the type.
                     let value = value.to_dtype(dtype)?.copy()?;
                     var(format!("layers.{index}.{name}.weight"), value, decays)
                 };
@@ -295,7 +298,8 @@ impl Drafter {
                 Some(rest) => norm(&x, &rest.input_norm, heads.eps)?,
             };
             let qkv = projectors.qkv.forward(&normed)?;
-            // All mask rows enter the tail with the same values, so one row stands for all until attention.
+            // All mask rows enter the tail with the same values, so one row stands for all of them before the
+            // first attention.
             let qkv =
                 if index == 0 { qkv.broadcast_as((row_count, qkv.dim(1)?))?.contiguous()? } else { qkv };
             let sequences: Vec<(Groups, Option<Prefix>)> = rows

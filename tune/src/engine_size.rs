@@ -6,8 +6,8 @@ use flexdraft::model::ModelConfig;
 /// Memory for the KV cache, in bytes; one sequence may need more. Sequences that do not fit wait.
 const CACHE_BYTES: usize = 4 << 30;
 
-/// Returns engine sizes for `batch` sequences of up to `longest` tokens plus a block of `block_size` (1 without a
-/// drafter), within 4 GiB of cache if its elements are f32.
+/// Returns batch and cache sizes for `batch` sequences of up to `longest` tokens plus a block of `block_size`
+/// (1 without a drafter), within 4 GiB of cache if its elements are f32.
 pub fn engine_options(
     config: &ModelConfig,
     longest: usize,

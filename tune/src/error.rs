@@ -134,7 +134,7 @@ pub(crate) fn settings_difference<T: Serialize>(found: &T, expected: &T) -> Opti
     }
     let [found, expected] = [found, expected].map(|settings| {
         let mut all = Vec::new();
-        // Through text, in which an f32 has no more digits than it needs.
+        // The settings are compared as JSON text, in which an f32 has no more digits than it needs.
         let text = serde_json::to_string(settings).unwrap_or_default();
         leaves("", &serde_json::from_str(&text).unwrap_or_default(), &mut all);
         all

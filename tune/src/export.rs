@@ -104,7 +104,7 @@ fn checkpoint_tensors(
             for (part, first, rows) in [("q_proj", 0, q), ("k_proj", q, kv), ("v_proj", q + kv, kv)] {
                 put(name(&format!("{part}.{kind}")), qkv.narrow(0, first, rows)?)?;
             }
-            // Some models have biases on q, k and v but not on o.
+            // Some models have biases on q, k and v but not on o, so the bias of o may be missing.
             if tensors.contains_key(&name(&format!("o_proj.{kind}"))) {
                 put(name(&format!("o_proj.{kind}")), find(&name(&format!("o_proj.{kind}")))?)?;
             }

@@ -59,7 +59,8 @@ impl<F> Node<F> {
     fn take(&self) -> Result<Tensor> {
         let value = self.value.lock().ok().and_then(|mut value| value.take());
         let value = value.ok_or_else(|| candle_core::Error::msg("a node is evaluated once"))?;
-        // The graph takes the whole storage, so the value must fill it.
+        // Candle's graph takes a tensor's whole storage, so a value that is only a part of its storage is
+        // copied.
         let whole = value.elem_count();
         let compact = value.is_contiguous()
             && matches!(&*value.storage_and_layout().0, Storage::Cpu(x) if cpu_len(x) == whole);
@@ -91,7 +92,7 @@ fn cpu_len(storage: &CpuStorage) -> usize {
         CpuStorage::F64(x) => x.len(),
         CpuStorage::BF16(x) => x.len(),
         CpuStorage::F16(x) => x.len(),
-        // A value of any other type counts as not compact, and is copied.
+        // A value of any other element type is copied, as if it did not fill its storage.
         _ => usize::MAX,
     }
 }

@@ -138,13 +138,13 @@ pub fn cross_entropy(
             let x = x_gradients[0].clone();
             graph::unary("cross-entropy", frozen.x, loss, move |g| scaled(&x, g))?
         }
-        // Without rows, the loss is 0.
+        // Without rows, the loss is 0 and takes no gradient.
         _ => loss,
     };
     Ok((loss, predictions))
 }
 
-/// Predicts each row without a label: the `loss` of each prediction is 0.
+/// Returns the most probable token of each row; without labels, the `loss` of each prediction is 0.
 ///
 /// # Errors
 /// Candle's errors: mismatched shapes, out of memory.
@@ -252,7 +252,7 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     let largest = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let token = row.iter().position(|&x| x == largest).unwrap_or(0) as u32;
     let of_label = row[label];
-    // Sixteen running sums let the compiler vectorise the loop.
+    // Sixteen separate sums, instead of one, let the compiler vectorise the loop.
     let mut sums = [0f32; 16];
     let mut parts = row.chunks_exact_mut(16);
     for part in &mut parts {
@@ -269,7 +269,7 @@ fn gradient_row(row: &mut [f32], label: usize, weight: f32) -> Prediction {
     let scale = weight / sum;
     row.iter_mut().for_each(|x| *x *= scale);
     row[label] -= weight;
-    // A loss that is not a number must stay not a number.
+    // NaN among the logits must make the loss NaN, so that training stops.
     let loss = if largest.is_nan() || sum.is_nan() { f32::NAN } else { sum.ln() + largest - of_label };
     Prediction { loss: f64::from(loss), token, confidence: 1.0 / sum }
 }

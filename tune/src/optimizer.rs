@@ -171,7 +171,7 @@ fn sum_of_squares(x: &Tensor) -> Result<f64> {
             (&*storage, layout.contiguous_offsets())
         {
             let square = |part: &[f32]| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-            // The partial sums are added in order, so that a run is reproducible.
+            // The threads' partial sums are added in a fixed order, so that a run is reproducible.
             let parts: Vec<f64> = x[first..last].par_chunks(1 << 14).map(square).collect();
             return Ok(parts.into_iter().sum());
         }

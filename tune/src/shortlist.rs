@@ -70,7 +70,7 @@ impl Shortlist {
         }
     }
 
-    /// Returns the id at index `place` of the shortlist, or `place` itself if the index is out of range.
+    /// Returns the token id at index `place` of the shortlist, or `place` itself if the index is out of range.
     pub fn id(&self, place: u32) -> u32 {
         match self {
             Self::All(_) => place,

@@ -1,4 +1,5 @@
-//! The frozen target as candle tensors; it runs over clean tokens to compute the keys and values of its tail.
+//! The frozen target as candle tensors; it runs over the tokens of transcripts to compute the keys and values
+//! of its tail.
 
 use candle_core::{DType, Device, Result, Tensor};
 use flexdraft::model::{ModelConfig, TargetWeights};
@@ -87,7 +88,7 @@ impl FrozenTarget {
         self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype())
     }
 
-    /// Returns the parts of attention that all layers share.
+    /// Returns the head counts, head size and norm epsilon of attention, which all layers share.
     pub fn heads(&self) -> Heads {
         Heads { shape: self.config.attention, eps: f64::from(self.config.rms_norm_eps) }
     }

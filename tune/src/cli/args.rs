@@ -324,7 +324,8 @@ pub struct EvalArgs {
     /// Use the prompts of --prompts unchanged, without the target's chat template
     #[arg(long, requires = "prompts", help_heading = "Prompts")]
     pub raw: bool,
-    /// File with transcripts: their prompts are decoded and, at temperature 0, their responses are walked too
+    /// File with transcripts: their prompts are decoded and, at temperature 0, τ is also found along their
+    /// responses
     ///
     /// The walk finds τ without decoding, as `tune` does for held-out transcripts: the drafter drafts at every position
     /// of a response, up to --max-new-tokens, and the walk takes the steps that decoding would take. If several

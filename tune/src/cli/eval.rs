@@ -57,7 +57,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         bar.update(progress.done, 0, progress.tokens);
     })?;
     bar.finish();
-    // At most two copies of the weights are in memory at a time.
+    // The engine's copy of the weights is dropped before another copy is made, so that memory holds at most
+    // two.
     drop(engine);
     if args.transcripts.is_some() && decoding.sampling.is_greedy() {
         report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);

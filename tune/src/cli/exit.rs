@@ -42,7 +42,7 @@ pub fn one_line(error: &dyn Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        // Some messages already end with the text of their cause.
+        // The messages of some errors already end with the text of their cause.
         if !line.ends_with(&text) {
             line = format!("{line}: {text}");
         }

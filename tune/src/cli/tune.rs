@@ -43,7 +43,7 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     };
     let outcome = tune::run(&target, train, heldout, settings, &args.out, place, &mut report);
     let outcome = outcome.map_err(|error| match error {
-        // The library knows only the folder that it writes to.
+        // The library does not know the folder with the transcripts, so its error names the output folder.
         TuneError::TooLittleData { found, unit, needed, .. } => {
             TuneError::TooLittleData { path: args.data.clone(), found, unit, needed }
         }

@@ -55,7 +55,8 @@ impl Generation {
         Ok(self.sampling.validate().map_err(flexdraft::Error::from)?)
     }
 
-    /// Returns engine sizes for generating responses to prompts of up to `longest_prompt` tokens.
+    /// Returns the batch and cache sizes of an engine that generates responses to prompts of up to
+    /// `longest_prompt` tokens.
     pub fn engine_options(&self, config: &ModelConfig, longest_prompt: usize) -> EngineOptions {
         engine_options(config, longest_prompt.saturating_add(self.max_response), 1, self.batch)
     }

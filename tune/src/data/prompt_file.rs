@@ -55,7 +55,7 @@ pub fn read_prompts(
         };
         let ids = match format {
             PromptFormat::Chat(template) => {
-                // The template already contains the special tokens.
+                // The rendered template already contains the special tokens, so the tokenizer adds none.
                 tokenizer.encode(&user_message(template, &text)?, false)?
             }
             PromptFormat::Raw => tokenizer.encode(&text, true)?,

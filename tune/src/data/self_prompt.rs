@@ -49,7 +49,7 @@ impl SelfPrompt {
         let (Some(prefix), Some(suffix), None) = (parts.next(), parts.next(), parts.next()) else {
             return Err(template_error("it does not contain the user's message exactly once"));
         };
-        // The template already contains the special tokens.
+        // The rendered template already contains the special tokens, so the tokenizer adds none.
         let (prefix, suffix) = (tokenizer.encode(prefix, false)?, tokenizer.encode(suffix, false)?);
         let special = tokenizer.special_ids();
         if prefix.is_empty() {

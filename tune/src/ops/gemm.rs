@@ -57,7 +57,7 @@ impl Operand {
         let (&[.., rows, columns], &[ref batch @ .., down, across]) = (layout.dims(), layout.stride()) else {
             return Err(Error::msg("a product's operand is not a matrix"));
         };
-        // The stride of a single row or column has no meaning.
+        // The stride between rows has no meaning if a matrix has a single row; the same holds for columns.
         let (transposed, leading) = if (across == 1 || columns == 1) && (down >= columns || rows == 1) {
             (false, down.max(columns))
         } else if (down == 1 || rows == 1) && (across >= rows || columns == 1) {
@@ -283,7 +283,7 @@ mod tests {
         let product = bf16_product(&on(&a)?, &on(&b)?)?.to_device(&Device::Cpu)?;
         assert_eq!(product.dtype(), DType::F32);
         assert_eq!(product.to_vec3::<f32>()?, a.matmul(&b.contiguous()?)?.to_vec3::<f32>()?);
-        // The number 257 has more digits than bf16 holds.
+        // The number 257 has more digits than bf16 holds, so this result shows that the sum is f32.
         let wide = Tensor::new(&[[256f32, 1.0]], &Device::Cpu)?;
         let ones = Tensor::ones((2, 1), DType::F32, &Device::Cpu)?;
         assert_eq!(bf16_product(&on(&wide)?, &on(&ones)?)?.to_vec2::<f32>()?, [[257.0]]);

@@ -69,7 +69,7 @@ pub fn rms_norm_backward(
                     }
                     dweight
                 });
-                // The partial sums are added in order, so that a run is reproducible.
+                // The threads' partial sums are added in a fixed order, so that a run is reproducible.
                 let parts: Vec<Vec<f32>> = parts.collect();
                 Ok(parts.into_iter().reduce(|mut sum, part| {
                     sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);

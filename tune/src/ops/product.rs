@@ -41,8 +41,7 @@ mod tests {
         let b = Tensor::new(&[[3.0f32], [1.0 / 1024.0]], &Device::Cpu)?;
         let value = |compute| product(&a, &b, compute)?.flatten_all()?.to_vec1::<f32>();
         assert_eq!(value(DType::F32)?, [3.25 + 3.0 / 1024.0]);
-        // In bf16, 1 + 2⁻¹⁰ rounds to 1; 3.25 has more digits than the rounding of the operands would leave a sum of
-        // 257.
+        // In bf16, the operand 1 + 2⁻¹⁰ rounds to 1, so the sum is 3 + 256 / 1024.
         assert_eq!(value(DType::BF16)?, [3.25]);
         Ok(())
     }

@@ -29,7 +29,8 @@ pub fn train_tokenizer(path: &Path, documents: &[String], vocab_size: usize) -> 
     let wrong = |error: tokenizers::Error| TuneError::File { path: path.into(), reason: error.to_string() };
     let split = SplitPattern::Regex(PATTERN.into());
     let split = Split::new(split, SplitDelimiterBehavior::Isolated, false).map_err(wrong)?;
-    // The text is already split by the pattern, and a leading space would change the text.
+    // The byte-level step neither splits the text, which the pattern has split, nor adds a leading space, which
+    // would change the text.
     let bytes = ByteLevel::new(false, true, false);
     let parts = vec![PreTokenizerWrapper::Split(split), PreTokenizerWrapper::ByteLevel(bytes)];
 
@@ -47,7 +48,8 @@ pub fn train_tokenizer(path: &Path, documents: &[String], vocab_size: usize) -> 
     tokenizer.with_decoder(Some(bytes));
     tokenizer.train(&mut trainer, documents.iter()).map_err(wrong)?;
     debug_assert!(tokenizer.get_model().get_vocab_size() <= vocab_size);
-    // The same tokenizer with dynamic component types, as tokenizer files represent it.
+    // The tokenizer is written and read as JSON because the trained one has other component types than a
+    // tokenizer from a file.
     let json = tokenizer.to_string(false).map_err(wrong)?;
     Tokenizer::from_bytes(json).map_err(wrong)
 }

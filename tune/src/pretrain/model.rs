@@ -124,7 +124,8 @@ impl PretrainModel {
         let positions: Vec<usize> = (0..count).flat_map(|_| 0..window).collect();
         let rotation =
             Rotation::new(&config.rope, &positions, self.embedding.dtype(), self.embedding.device())?;
-        // One product serves all windows: groups without a prefix are computed like separate sequences.
+        // All windows are groups of one sequence and share its products: groups without a prefix are computed
+        // like separate sequences.
         let groups = Groups { len: window, prefix: vec![0; count], causal: true };
         Ok(BatchLayout { rotation, groups: [(groups, None)] })
     }

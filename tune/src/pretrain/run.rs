@@ -227,7 +227,7 @@ fn heldout_loss(
     Ok(sum / ids.len() as f64)
 }
 
-/// The batch layouts of a run; a run has only a few, and builds each once.
+/// The row layouts of a run's batches; a run has only a few layouts, and builds each of them once.
 #[derive(Default)]
 struct Layouts(Vec<([usize; 2], BatchLayout)>);
 

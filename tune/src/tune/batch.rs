@@ -1,4 +1,5 @@
-//! Chooses the anchors that a training step learns from, and makes their mask rows.
+//! Chooses the anchors (positions from which a block is drafted) that a training step learns from, and makes
+//! their mask rows.
 //!
 //! An anchor is the last clean token that its group sees. The token after the anchor is the bonus token, and slot j's
 //! label is the token j positions after the bonus token:
@@ -32,11 +33,11 @@ pub struct Pick {
     pub anchors: Vec<usize>,
 }
 
-/// The anchors of a training step, with the clean tokens that they see.
+/// The anchors of a training step, with the target's keys and values of the transcript tokens that they see.
 #[derive(Debug)]
 pub struct Batch(Vec<Part>);
 
-/// The anchors of one transcript, with its clean tokens.
+/// The anchors of one transcript, with the target's keys and values of its tokens.
 #[derive(Debug)]
 struct Part {
     anchors: Vec<usize>,
@@ -85,7 +86,8 @@ pub fn picks(
 }
 
 impl Batch {
-    /// Collects anchors and the clean tokens that they see; clean tokens that are not in memory are computed.
+    /// Collects anchors and the keys and values of the tokens that they see, and computes keys and values that
+    /// are not in memory.
     ///
     /// # Errors
     /// [`TuneError::Pick`] for a transcript that `corpus` does not have, or an anchor without a bonus token; candle's
@@ -124,8 +126,8 @@ impl Batch {
 /// The labels of a batch: the token that each slot after slot 0 should predict.
 #[derive(Clone, Debug, Default)]
 pub struct SlotLabels {
-    /// Label and weight of each mask row. The weight is 0 for rows after the transcript's end and rows whose label is
-    /// not listed.
+    /// Label and weight of each mask row. The weight is 0 for rows after the transcript's end and rows whose
+    /// label is not in the shortlist.
     pub labels: Labels,
     /// Slot of each mask row.
     pub slots: Vec<usize>,

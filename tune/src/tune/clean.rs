@@ -1,4 +1,5 @@
-//! Transcripts and the target's keys and values of their clean tokens, computed once.
+//! Transcripts and the target's keys and values of their tokens ("clean" tokens, in contrast to mask tokens),
+//! computed once.
 
 use candle_core::Tensor;
 
@@ -6,7 +7,7 @@ use crate::error::{Result, TuneError};
 use crate::target::{CleanTokens, FrozenTarget};
 use crate::transcripts::Transcript;
 
-/// Transcripts with the keys and values of their clean tokens, which are kept as far as memory allows.
+/// Transcripts with the target's keys and values of their tokens, which are kept as far as memory allows.
 #[derive(Debug)]
 pub struct Corpus {
     transcripts: Vec<Transcript>,
@@ -30,7 +31,8 @@ impl Corpus {
         &self.transcripts
     }
 
-    /// Returns the clean tokens of a transcript. The last token is excluded, because nothing is drafted after it.
+    /// Returns the target's hidden states, keys and values for the tokens of a transcript. The last token is
+    /// excluded, because nothing is drafted after it.
     ///
     /// # Errors
     /// [`TuneError::Pick`] for an index out of range or an empty transcript; candle's errors: out of memory.

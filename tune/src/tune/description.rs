@@ -51,7 +51,7 @@ pub(super) fn check_same_run(
     if !found.data.is_empty() && found.data != data {
         return other("set of transcripts", found.data.clone(), data.to_owned());
     }
-    // The number of steps and the reporting intervals may differ.
+    // A run may resume with another number of steps and other reporting intervals.
     let comparable = |s: &Settings| Settings {
         steps: 1,
         evaluate_every: 1,

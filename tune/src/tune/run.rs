@@ -267,7 +267,8 @@ impl<'a> State<'a> {
         let mut picks = picks(self.train.transcripts(), usable, step, [sequences, anchors], seed)?;
         let anchors_of = |picks: &[Pick]| picks.iter().map(|pick| pick.anchors.len()).sum::<usize>();
         let anchors = anchors_of(&picks);
-        // Every rank draws the picks of all ranks, so that the loss is the mean over all picks.
+        // Every rank draws the transcripts and anchors of all ranks, so that the loss is the mean over all of
+        // them.
         let mut labels =
             SlotLabels::new(&picks, self.train.transcripts(), block_size, gamma, &self.shortlist)?;
         labels.divide(labels.weight());

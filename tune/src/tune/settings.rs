@@ -63,8 +63,8 @@ pub struct Settings {
     pub adam: AdamSettings,
     /// Decay of the running mean of the weights, which is evaluated and exported; 0 uses the weights themselves.
     pub ema: f64,
-    /// The type that operands of matrix products are rounded to: in products with weights, and with the clean tokens'
-    /// keys and values. Trained weights and everything between the products stay f32.
+    /// The type that operands of matrix products are rounded to: in products with weights, and with the keys
+    /// and values of transcript tokens. Trained weights and everything between the products stay f32.
     pub compute: Compute,
     /// Seed of the initial calibrator, the order of transcripts and the anchors.
     pub seed: u64,
@@ -76,7 +76,8 @@ pub struct Settings {
     pub threshold: f32,
     /// Number of steps between checkpoints.
     pub checkpoint_every: usize,
-    /// Memory for the clean tokens' keys and values, in GiB; keys and values beyond it are computed again each time.
+    /// Memory for the keys and values of transcript tokens, in GiB; keys and values beyond it are computed
+    /// again each time.
     pub kept_gib: f64,
 }
 
@@ -184,7 +185,7 @@ impl Settings {
         Schedule { peak: self.learning_rate, warmup, steps: self.steps }
     }
 
-    /// Returns the rule by which the walk chooses verify lengths.
+    /// Returns the confidence settings by which an evaluation on held-out transcripts chooses verify lengths.
     pub fn confidence(&self) -> Confidence {
         Confidence { threshold: self.threshold, ..Confidence::default() }
     }

@@ -1,5 +1,6 @@
-//! Finds the acceptance length τ of a drafter without generating text. On a greedy transcript the target's tokens are
-//! known, so it is enough to draft at every position and to walk from step to step as decoding would.
+//! Finds the acceptance length τ of a drafter without generating text, by walking along transcripts as greedy
+//! decoding would. On a greedy transcript the target's tokens are known, so it is enough to draft at every
+//! position and to walk from step to step as decoding would.
 
 use flexdraft::decode::Confidence;
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,8 @@ impl Walk {
             let verify_len = confidence.verify_len(&confidences);
             let matches = |&(j, &token): &(usize, &u32)| tokens.get(n + 1 + j) == Some(&token);
             let accepted = draft[..verify_len].iter().enumerate().take_while(matches).count();
-            // The tokens after the end of the transcript are unknown.
+            // A step that would verify beyond the end of the transcript does not count, because the tokens
+            // there are unknown.
             if n + verify_len >= tokens.len() {
                 return;
             }
@@ -81,7 +83,8 @@ pub fn walk(
     let slots = drafter.block_size() - 1;
     for transcript in 0..count.min(corpus.transcripts().len()) {
         let first = corpus.transcripts()[transcript].prompt.len().saturating_sub(1);
-        // The last anchor is the position before the last token, which is its bonus token.
+        // The last anchor is the position before the last token of the transcript: the last token is its bonus
+        // token.
         let end = corpus.transcripts()[transcript].len().saturating_sub(1);
         let mut predictions: Vec<Prediction> = Vec::new();
         for start in (first..end).step_by(ANCHORS) {

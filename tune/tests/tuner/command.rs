@@ -62,7 +62,7 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["settings"]["source"]["file"], "text.py");
     assert_eq!(json["result"]["response_tokens"], 320);
 
-    // With another seed, the command would belong to another run.
+    // A folder of transcripts cannot be continued with another seed.
     let error = is_refused(&[&data[..], &["--seed", "1"]].concat());
     assert!(error.contains("belongs to a run with another seed: 0 there, 1 now"), "{error}");
 
@@ -82,7 +82,7 @@ fn data_is_made_shown_and_evaluated() {
     assert_eq!(json["walk"]["transcripts"], 4);
     assert!(json["walk"]["tau"].as_f64().unwrap() >= 1.0);
 
-    // Only greedy decoding can be walked, and only along a transcript.
+    // The acceptance length along transcripts is reported only for greedy decoding of transcripts.
     let sampled = [&eval[..], &["--max-new-tokens", "4", "--temperature", "1", "--json"]].concat();
     let of_prompts = [
         "eval",
@@ -165,7 +165,7 @@ fn text_is_taken_as_written() {
         (&"as-written".into(), &320.into())
     );
 
-    // Windows overlap, so no share of them can be held out.
+    // Windows of a text overlap, so either all or none of them are held out.
     assert!(is_refused(&with(&[])).contains("0 or 1 with --as-written"));
     let long = [&data[..], &["--held-out", "1", "--max-response", "1000", "--window", "30"]].concat();
     assert!(is_refused(&long).contains("at most the target's context, 1024 tokens"), "{}", is_refused(&long));

@@ -115,7 +115,7 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         let killed = tempfile::tempdir().unwrap();
         for (steps, batch) in [(20, 3), (35, 7), (50, 16)] {
             run(killed.path(), &prompts, &generation(40, batch), steps).unwrap();
-            // The kill leaves an unfinished line in the file.
+            // The file is cut within its last line, as a killed process may leave it.
             let path = killed.path().join("train.jsonl");
             let text = fs::read_to_string(&path).unwrap();
             fs::write(&path, &text[..text.len().saturating_sub(3)]).unwrap();
@@ -124,7 +124,7 @@ fn neither_the_batch_nor_a_kill_changes_the_transcripts() {
         assert_eq!(again, summary);
         assert_eq!(sorted(killed.path()), expected);
 
-        // The complete run has nothing left to do.
+        // A run that continues in a complete folder takes no step and gives the same summary.
         let done = run(killed.path(), &prompts, &generation(40, 5), 1).unwrap();
         assert_eq!(done, summary);
     }
@@ -168,7 +168,7 @@ fn a_response_is_what_the_target_writes_after_the_prompt() {
 #[test]
 fn a_target_that_never_ends_a_message_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    // The token <|endoftext|> is one that this target never writes.
+    // This target never writes the token <|endoftext|>, which ends a message in this template.
     let template = "def {{ messages[0].content }}<|endoftext|>";
     fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     let tokenizer = Tokenizer::read(&fixtures().join("target"), VOCAB).unwrap();

@@ -25,7 +25,7 @@ fn from_text_to_a_lossless_drafter() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (target, data, tuned) = (path("target"), path("data"), path("tuned"));
-    // The sources of flexdraft-tune are the text.
+    // The training text is three source files of flexdraft-tune.
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
     let text = path("text.rs");
     let whole: String = ["norm.rs", "rope.rs", "silu.rs"]
@@ -63,7 +63,8 @@ fn from_text_to_a_lossless_drafter() {
     succeed(&["curves", "--out", &picture, &format!("{tuned}/metrics.jsonl")]);
     assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
 
-    // The same commands again find nothing left to do; another drafter would be another run.
+    // Commands that are repeated find nothing left to do; a folder of a run refuses other settings of the
+    // drafter.
     succeed(&pretrain);
     succeed(&data_command);
     succeed(&tune);
@@ -71,7 +72,7 @@ fn from_text_to_a_lossless_drafter() {
     assert_eq!(code, 2, "{message}");
     assert!(message.contains("another configuration: gamma: 4.0 there, gamma: 9.0 now"), "{message}");
 
-    // The transcripts have token ids outside the vocabulary.
+    // Transcripts with token ids outside the vocabulary are refused.
     fs::write(format!("{data}/train.jsonl"), "{\"prompt\":[299],\"response\":[300,1,2]}\n").unwrap();
     let (code, message) = fail(&tune);
     assert_eq!(code, 2, "{message}");

@@ -144,7 +144,7 @@ fn a_walk_takes_the_steps_of_decoding() {
             assert!(left <= drafter.config.block_size - 2, "{left}");
             sum = (sum.0 + steps, sum.1 + tokens);
         }
-        // Walking all transcripts at once gives the sum of the single walks.
+        // A walk along all transcripts at once gives the sum of the walks along each of them.
         let walked = walk_greedy(&target, &drafter, &transcripts, &responses, &decoding).unwrap();
         assert_eq!((walked.walk.steps, walked.walk.tokens), sum);
     }
@@ -154,8 +154,8 @@ fn a_walk_takes_the_steps_of_decoding() {
 fn transcripts_that_greedy_decoding_does_not_write_are_left_out() {
     let (target, drafter) = pair();
     let (mut transcripts, Evaluation { responses, .. }) = greedy(&decoding());
-    // The altered transcripts have another token; more tokens than were written, with the bound and beyond it; fewer;
-    // none.
+    // Four transcripts are altered: one token differs, one token is added, tokens at the end are missing, and
+    // the response is empty.
     transcripts[0].response[20] ^= 1;
     transcripts[1].response.push(7);
     transcripts[2].response.truncate(30);

@@ -85,7 +85,7 @@ fn gradients_are_finite_differences() {
             };
             let largest = gradient.iter().fold(0f64, |a, g| a.max(g.abs()));
             assert!(largest > 0.0, "{} takes no gradient", parameter.name);
-            // Finite differences check the first element and every 37th element after it.
+            // Finite differences check the first element of each parameter and every 37th element after it.
             for index in (0..values.len()).step_by(37) {
                 let step = 1e-5;
                 let mut moved = |by: f64| {

@@ -95,7 +95,7 @@ fn gradients_are_those_of_finite_differences() {
         let var = &parameter.var;
         let gradient = gradients.get(var.as_tensor()).unwrap();
         let value = var.as_detached_tensor().copy().unwrap();
-        // The direction of the finite difference has a component in every element.
+        // The direction of the finite difference is nonzero in almost every element of the parameter.
         let direction: Vec<f64> = (0..var.elem_count()).map(|i| (1.7 * i as f64).sin()).collect();
         let direction = Tensor::new(direction, &Device::Cpu).unwrap().reshape(var.shape()).unwrap();
         let analytic = (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
@@ -106,7 +106,7 @@ fn gradients_are_those_of_finite_differences() {
         };
         let numeric = (at(h) - at(-h)) / (2.0 * h);
         var.set(&value).unwrap();
-        // Row weights of the loss are stored as f32.
+        // The tolerance allows for the row weights of the loss, which are stored as f32.
         let tolerance = 1e-6 * (1.0 + numeric.abs());
         assert!((analytic - numeric).abs() < tolerance, "{}: {analytic}, {numeric}", parameter.name);
         assert!(numeric.abs() > 1e-4, "{} hardly matters: {numeric}", parameter.name);
@@ -361,7 +361,7 @@ fn every_text_survives_the_tokenizer() {
         prop_assume!(!text.contains("<|"));
         round_trip(&text);
     });
-    // The run asked for more token ids than the text has pairs for.
+    // If the text has too few pairs to merge, the tokenizer has fewer token ids than were asked for.
     let small = train_tokenizer(dir.path(), &["ab ab".to_owned()], 1000).unwrap();
     assert!(small.get_vocab_size(true) < 1000);
 }

@@ -13,8 +13,8 @@ use flexdraft_tune::{Result, TuneError};
 use crate::common::ranks::{Fault, Meeting, Thread};
 use crate::common::training::{Recorder, counting, settings, target};
 
-/// Returns the progress that each of `count` ranks reported, and how each rank ended. The last rank has the fault; rank
-/// 0 may be killed.
+/// Tunes with `count` ranks, and returns the progress that each rank reported and how it ended. The last rank
+/// has the fault; rank 0 may be killed.
 fn tune(
     target: &TargetWeights,
     settings: &Settings,
@@ -45,7 +45,7 @@ fn to_the_end(target: &TargetWeights, settings: &Settings, out: &Path, count: us
     let (first, outcome) = ended.next().unwrap();
     assert!(outcome.unwrap().is_some());
     for (recorder, outcome) in ended {
-        // Only rank 0 has files and reports progress.
+        // Only rank 0 writes files and reports progress.
         assert!(outcome.unwrap().is_none() && recorder.losses.is_empty() && recorder.taus.is_empty());
     }
     first
@@ -84,7 +84,8 @@ fn a_run_that_was_killed_goes_on_with_the_same_bits() {
         let killed = tune(&target, &settings, parts.path(), count, Fault::None, Some(8));
         assert_eq!(killed[0].0.losses, uninterrupted.losses[..8]);
         assert!(matches!(&killed[0].1, Err(TuneError::Setting { setting: "step", .. })));
-        // The other ranks were in the next step, and must not wait for ever.
+        // The other ranks were in the next step when rank 0 was killed; they must end with an error instead of
+        // waiting for ever.
         for (_, outcome) in &killed[1..] {
             let error = outcome.as_ref().unwrap_err();
             assert!(
@@ -92,7 +93,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_bits() {
                 "{error}"
             );
         }
-        // The run resumes from the checkpoint of step 6.
+        // The last checkpoint before the end at step 8 is the checkpoint of step 6, so the run resumes there.
         let resumed = to_the_end(&target, &settings, parts.path(), count);
         assert_eq!(resumed.losses, uninterrupted.losses[6..]);
         assert_eq!(resumed.taus, uninterrupted.taus[1..]);

@@ -51,7 +51,8 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();
     let mut predictions = predict(&factors).unwrap().into_iter();
 
-    // The exported drafter, read from its files, predicts the same over the whole vocabulary.
+    // The exported drafter, read from its files, gives the same predictions over the whole vocabulary as the
+    // trained drafter over its shortlist.
     let slots = read_back.forward(&target, &batch.rows(shape.block_size)).unwrap();
     let (head, calibration) = read_back.factors(&slots);
     let factors: Vec<_> = std::iter::once(head).chain(calibration).collect();

@@ -62,7 +62,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_numbers() {
         assert_eq!(killed.losses, uninterrupted.losses[..8]);
         let mut resumed = Recorder::default();
         tune(&target(), &settings, parts.path(), &mut resumed).unwrap();
-        // The run resumes from the checkpoint of step 6.
+        // The last checkpoint before the end at step 8 is the checkpoint of step 6, so the run resumes there.
         assert_eq!(resumed.losses, uninterrupted.losses[6..]);
         assert_eq!(resumed.taus, uninterrupted.taus[1..]);
         let model = |dir: &Path| fs::read(dir.join("drafter/model.safetensors")).unwrap();
@@ -86,11 +86,11 @@ fn a_run_is_not_continued_with_something_else() {
         run(&target(), counting(21), counting(4), &settings(), dir.path(), place, &mut Recorder::default())
             .unwrap_err();
     assert!(matches!(error, TuneError::OtherRun { what: "set of transcripts", .. }), "{error}");
-    // The refused runs changed nothing.
+    // The runs that were refused left the folder's settings as they were.
     let kept: Settings =
         serde_json::from_slice(&fs::read(dir.path().join("settings.json")).unwrap()).unwrap();
     assert_eq!(kept, settings());
-    // A longer run is still the same run.
+    // A run may resume with more steps than it began with.
     let longer = Settings { steps: 14, evaluate_every: 7, ..settings() };
     let mut recorder = Recorder::default();
     tune(&target(), &longer, dir.path(), &mut recorder).unwrap();

@@ -6,8 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use candle_core::{Error, Result, Tensor};
 use flexdraft_tune::tune::Ranks;
 
-/// The place where the threads of a run exchange sums. If a thread leaves, the threads that wait for it are released
-/// with an error.
+/// The place where the ranks of a run, which are threads here, exchange sums. If a thread leaves, the threads
+/// that wait for it are released with an error.
 pub struct Meeting {
     count: usize,
     round: Mutex<Round>,
@@ -40,7 +40,7 @@ impl Meeting {
 
     fn sum(&self, rank: usize, tensor: &Tensor) -> Result<Tensor> {
         let part = tensor.copy()?;
-        // Waits until the other ranks have taken the sum before this one.
+        // Waits until all ranks have taken the previous sum.
         let mut round = self.wait(|round| round.sum.is_some())?;
         round.parts[rank] = Some(part);
         if round.parts.iter().all(Option::is_some) {
@@ -63,7 +63,7 @@ impl Meeting {
     }
 }
 
-/// A fault of a rank, with the step at which it happens, counted from 1.
+/// A fault that a test plants in a rank, with the step at which it happens, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
@@ -71,7 +71,7 @@ pub enum Fault {
     Loss(usize),
     /// The rank's part of the first gradient is not a number.
     Gradient(usize),
-    /// The rank takes part in no more sums.
+    /// The rank stops taking part in sums.
     Lost(usize),
 }
 
