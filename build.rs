@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            // The error's text contains a compiler's output, which `Debug` would print on one line.
+            // The error is printed here, because its text contains a compiler's output, which `Debug` would print on
+            // one line.
             eprintln!("{problem}");
             ExitCode::FAILURE
         }

@@ -26,7 +26,7 @@ def without_comments_and_strings(text):
 
 
 def closing_brace(text, start):
-    """Returns the index after the brace that closes the one at `start`."""
+    """Returns the index after the closing brace that belongs to the opening brace at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "{") - (text[index] == "}")
@@ -49,7 +49,8 @@ def without_tests(text):
 
 
 def without_inline_modules(text):
-    """Returns the code with the contents of inline modules moved up: `super` in them is the file itself."""
+    """Returns the code with inline modules replaced by their contents, in which `super::` becomes `self::`: the file
+    itself."""
     while found := re.search(r"^[ \t]*(?:pub(?:\([^)]*\))?\s+)?mod\s+\w+\s*\{", text, re.M):
         end = closing_brace(text, found.end() - 1)
         body = re.sub(r"\bsuper::(?!super)", "self::", text[found.end() : end - 1])
@@ -106,7 +107,7 @@ class Module:
                 if file.exists():
                     self.children[name] = Module(file, self)
                     self.children[name].load_children()
-        # A call through a child module's name needs no `use`.
+        # A path through a child module's name is also an import, although it needs no `use`.
         for path in re.findall(r"(?<![\w:.])(\w+(?:::\w+)+)", self.body):
             if path.split("::")[0] in self.children:
                 self.uses.append(path.split("::"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of .ci/structure.py on small trees: circles and repeated names are found, and only these."""
+"""Tests of .ci/structure.py on small trees: the script finds circles and repeated names, and reports nothing else."""
 
 import tempfile
 import unittest

@@ -52,7 +52,7 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let warnings_are_errors = is_set("FLEXDRAFT_NVCC_WERROR");
 
     let sources = sources(&root.join("cuda"), families)?;
-    // Documentation needs no kernels, and docs.rs has no nvcc.
+    // Documentation needs no kernels, so a build on docs.rs, which has no nvcc, leaves the kernels out.
     let wanted = !sources.is_empty() && variable("DOCS_RS").is_none();
     let images = match wanted {
         false => Ok(Vec::new()),
@@ -76,12 +76,12 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Prints a warning of the build script. Cargo shows one line per directive.
+/// Prints a warning that Cargo shows. Cargo shows one line per directive.
 fn warn(text: &str) {
     text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| println!("cargo::warning={line}"));
 }
 
-/// Returns the kernel source of each of `families` that has one.
+/// Returns the kernel source of each kernel family that has one.
 pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Error>> {
     let mut sources = Vec::new();
     for family in families {
@@ -168,7 +168,7 @@ pub fn compile(
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = compile_one(nvcc, cuda, source, out, warnings_are_errors);
-                    // A poisoned lock still holds complete results.
+                    // A thread that panicked leaves the lock poisoned, but the results in it are complete.
                     results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(result);
                 }
             });
@@ -220,8 +220,8 @@ pub fn listing(images: &[Image]) -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-/// Returns the Rust expression of images without device code: text that lists the kernels of each source, ends
-/// with a zero, and is a comment in PTX. `cuda/stand_in` reads it.
+/// Returns the Rust expression of images for a build without device code: text that lists the kernels of each source,
+/// ends with a zero, and is a comment in PTX. `cuda/stand_in` reads it.
 pub fn listing_without_code(sources: &[Source]) -> Result<String, std::fmt::Error> {
     let mut text = "&[\n".to_owned();
     for Source { kernels, .. } in sources {

@@ -13,7 +13,7 @@ use std::{env, fs};
 /// The emulator's own sources, which are compiled without checks.
 const HOST: [&str; 4] = ["checks", "fiber", "launch", "ptx"];
 
-/// The two builds of the kernels, with the compiler's options for each.
+/// The two builds of the kernels, without checks and with hooks for checks, and the compiler's options for each build.
 const VARIANTS: [(&str, &[&str]); 2] = [("fast", &[]), ("checked", &["-fsanitize=thread"])];
 
 /// Compiler options of the sanitized build, for the emulator and the kernels without checks. The checked kernels have
@@ -68,7 +68,7 @@ pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Returns whether a sanitized build is requested; an error if Rust does not provide the sanitizers' runtime.
+/// Returns whether a sanitized build is requested, or an error if Rust does not provide the sanitizers' runtime.
 fn sanitized() -> Result<bool, Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=FLEXDRAFT_SIMT_SANITIZE");
     if env::var_os("FLEXDRAFT_SIMT_SANITIZE").is_none_or(|value| value != "1") {
@@ -125,7 +125,8 @@ fn cpp() -> cc::Build {
         .warnings(true)
         .extra_warnings(true)
         .flag("-fno-exceptions")
-        // A sanitizer with which Rust is compiled is incompatible with fibers and with the checks' hooks.
+        // Sanitizers that are enabled for Rust are turned off for C++, because they are incompatible with fibers and
+        // with the hooks for checks.
         .flag("-fno-sanitize=all")
         .flag("-Wno-unknown-pragmas") // `#pragma unroll` is for nvcc.
         .flag("-ffp-contract=off")

@@ -52,7 +52,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::new(Simt::new(SimtOptions::default()));
     let stream = kernels.runtime().stream();
 
-    // The draft has two tokens, 5 and 2. The drafter was sure of both; the target agrees with the first only.
+    // The draft to verify has two tokens, 5 and 2. The drafter was sure of both; the target agrees with the first only.
     let tokens = [5, 2];
     let certain_of = |id: usize| std::array::from_fn::<f32, VOCAB, _>(|x| if x == id { 20.0 } else { 0.0 });
     let draft = [certain_of(5), certain_of(2)].concat();

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures the acceptance length of drafts without a model: `bigrams.py DATA`, a folder made by `flexdraft-tune data`.
+"""Measures the acceptance length of drafts that counted pairs of tokens make, without a model: `bigrams.py DATA`, a
+folder made by `flexdraft-tune data`.
 
 Counts the pairs of consecutive tokens in train.jsonl, drafts the likeliest chain of three tokens after the bonus token,
 and walks heldout.jsonl with these drafts as decoding would step. Prints the acceptance length.
@@ -14,7 +15,7 @@ SLOTS = 3
 
 
 def read(path: pathlib.Path) -> list[list[int]]:
-    """Yields each transcript's response, with the last token of its prompt before it."""
+    """Yields each transcript's response, preceded by the last token of its prompt."""
     transcripts = [json.loads(line) for line in path.read_text().splitlines()]
     return [transcript["prompt"][-1:] + transcript["response"] for transcript in transcripts]
 

@@ -11,7 +11,7 @@ target=demo/models/SmolLM2-135M-Instruct.Q4_1.gguf
 [ -e "$target" ] || demo/smollm2.sh
 [ -e demo/models/prompts/mtbench.jsonl ] || demo/smollm2-drafter/prompts.sh
 
-# The environment is the same as in demo/tiny/pretrain.sh.
+# The environment variables are the same as in demo/tiny/pretrain.sh, which explains them.
 export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 tune() { cargo run --release --package flexdraft-tune -- "$@"; }

@@ -10,7 +10,7 @@ out=${1:-demo/tiny/run}
 target=demo/tiny/target
 text=demo/tiny/text
 
-# The environment is the same as in pretrain.sh.
+# The environment variables are the same as in pretrain.sh, which explains them.
 export RUSTFLAGS="-C target-cpu=native" CANDLE_NUM_THREADS="${CANDLE_NUM_THREADS:-1}"
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 tune() { cargo run --release --package flexdraft-tune -- "$@"; }
