@@ -32,7 +32,7 @@ fn weights(shape: &[usize]) -> Tensor {
         .expect("a shape and its elements")
 }
 
-/// Returns a device for each instruction set and precision, with its name.
+/// Returns a CPU device for each instruction set and precision, with a name for the report.
 fn devices() -> Vec<(String, Cpu)> {
     let mut devices = Vec::new();
     for set in InstructionSet::available() {

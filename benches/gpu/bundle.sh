@@ -29,11 +29,12 @@ archive_mib=12
 together_mib=60
 
 export FLEXDRAFT_REQUIRE_NVCC=1
-# The CUDA version that determines the names of the loaded libraries, regardless of the toolkit on PATH here.
+# cudarc takes the names of the CUDA libraries that it loads from this CUDA version, not from the toolkit on this
+# machine.
 export CUDARC_CUDA_VERSION=13000
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-# One build of everything: dependencies then get the features of all targets and are compiled once.
+# One call of cargo builds all programs: dependencies then get the features of all targets and are compiled once.
 cargo build --profile bundle --locked --message-format=json-render-diagnostics -p flexdraft -p flexdraft-cli \
   -p flexdraft-ffi --lib --bin flexdraft --test kernels --test gpu_device --test golden_vectors --bench kernels > "$messages"
 executable() { # KIND NAME: prints the path of a test or a benchmark
@@ -48,14 +49,14 @@ mkdir -p "$out/peers/gpu"
 library=$(sed -n 's|.*"\(/[^"]*/libflexdraft_ffi\.so\)".*|\1|p' "$messages" | head -n 1)
 strip -o "$out/peers/gpu/libflexdraft_ffi.so" "$library"
 cp benches/peers/gpu/*.py "$out/peers/gpu"
-# The scripts of PyTorch's steps, with their modules.
+# The scripts that time decode steps in PyTorch, with the modules that they import.
 for script in benches/peers/step*.py; do
   [ ! -e "$script" ] || cp "$script" "$out/peers"
 done
 cp benches/gpu/{run.sh,summary.py,fold.py} "$out"
 git rev-parse HEAD > "$out/commit"
 
-# One compression window for all files, because all binaries contain the same device code.
+# xz compresses all files in one window, because all binaries contain the same device code.
 archive=$out.tar.xz
 tar -C "$(dirname "$out")" -c "$(basename "$out")" | xz -9e -T 1 > "$archive"
 (cd "$out" && du -ak . | sort -rn)

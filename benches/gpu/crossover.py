@@ -18,19 +18,20 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same numbers give the same file, with text stored as text.
+# With these settings of matplotlib, equal numbers give byte-identical SVG files, and labels are stored as text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
 
 from fold import lines  # noqa: E402
 
-# Mode, verify length and number of groups: the steps of a curve differ only in their batch.
+# The mode, verify length and number of mask groups of a curve, whose steps differ only in their batch size.
 Curve = tuple[str, int, int]
 
 
 def acceptance(text: str) -> dict[int, float] | float:
-    """Parses `7.1`, or `3=3.4,15=7.1`."""
+    """Parses the acceptance length τ from the command line: one number for all verify lengths, as `7.1`, or one per
+    verify length, as `3=3.4,15=7.1`."""
     if "=" not in text:
         return float(text)
     return {int(v): float(tau) for v, tau in (entry.split("=") for entry in text.split(","))}
@@ -47,7 +48,7 @@ def tokens_a_step(mode: str, verify_len: int, tau: dict[int, float] | float) -> 
 
 
 def curves(steps: list[dict], context: int) -> dict[Curve, dict[int, float]]:
-    """Returns the step's seconds by batch, for each mode, verify length and number of groups."""
+    """Returns the measured seconds of a step by batch size, for each mode, verify length and number of mask groups."""
     found = {}
     for step in steps:
         if step["context"] == context and step["mode"] in ("ar", "sequential", "parallel"):
@@ -57,8 +58,9 @@ def curves(steps: list[dict], context: int) -> dict[Curve, dict[int, float]]:
 
 
 def crossover(first: dict[int, float], second: dict[int, float]) -> float | None:
-    """Returns the batch from which on the second curve is faster, interpolated linearly between the logarithms of the
-    measurements: the smallest batch if the second is always faster, None if it is not faster at the largest."""
+    """Returns the batch size from which on the second curve is faster, interpolated linearly between the logarithms of
+    the measurements: the smallest batch size if the second curve is always faster, None if it is not faster at the
+    largest."""
     batches = sorted(first.keys() & second.keys())
     lead = [math.log(first[batch] / second[batch]) for batch in batches]
     if not batches or lead[-1] <= 0.0:
@@ -72,7 +74,8 @@ def crossover(first: dict[int, float], second: dict[int, float]) -> float | None
 
 
 def crossovers(found: dict[Curve, dict[int, float]]) -> dict[int, float | None]:
-    """Returns for each verify length the batch at which sequential overtakes parallel with all its groups."""
+    """Returns, for each verify length, the batch size at which sequential drafting overtakes parallel drafting with all
+    mask groups."""
     lens = {v for mode, v, _ in found if mode == "sequential"}
     pairs = {v: (found.get(("parallel", v, v + 1)), found[("sequential", v, 0)]) for v in sorted(lens)}
     return {v: crossover(*pair) for v, pair in pairs.items() if pair[0]}
@@ -98,7 +101,7 @@ def label(curve: Curve) -> str:
 
 
 def style(curve: Curve, lens: list[int]) -> dict:
-    """Returns the style of a curve: the verify length determines the colour, the mode the line."""
+    """Returns the style of a plotted curve: the verify length determines the colour, the mode the dashes."""
     mode, verify_len, groups = curve
     if mode == "ar":
         return {"color": "black", "linestyle": "-", "marker": "x"}

@@ -60,7 +60,7 @@ def launches(path: pathlib.Path) -> dict:
         elif "device" in line:
             header = line
         elif waiting:
-            # Another case has begun, so this launch never ended.
+            # The next case has begun without a time for this launch, so the launch never ended.
             kernels[waiting], waiting = "did not return", None
     if waiting:
         kernels[waiting] = "did not return"
@@ -82,13 +82,14 @@ def products(path: pathlib.Path) -> dict:
     return {"machine": header, "layers": layers} if layers else {}
 
 
-# From tests/golden_vectors: the kernel with results of mma.sync and twice of wgmma, and the word that marks missing
-# ones.
+# Names from tests/golden_vectors: the kernel that records the results of mma.sync and of two wgmma instructions, and
+# the 32-bit word that marks results that were not written.
 WGMMA, UNWRITTEN = "golden_wgmma_m64n8k16", "deadbeef"
 
 
 def equal_to_mma(instructions: str | None) -> tuple[int, int]:
-    """Counts the words of wgmma's results, and those with the bits of mma.sync on the same operands."""
+    """Counts the 32-bit words that wgmma wrote, and the words among them that equal mma.sync's results for the same
+    operands."""
     vector = json.loads(instructions or "{}").get("instructions", {}).get(WGMMA, {"output": []})
     found = equal = 0
     for case in vector["output"]:
@@ -106,7 +107,7 @@ MEASURED = {"steps": ("machine", "steps"), "peer-steps": ("machine", "steps"), "
 
 
 class Report:
-    """The contents of a folder of results."""
+    """The contents of a folder of results that a bundle's run on a GPU wrote."""
 
     def __init__(self, folder: pathlib.Path):
         self.runs = {run["run"]: run for run in lines(folder / "report.jsonl")}
@@ -118,7 +119,7 @@ class Report:
         self.instructions = recorded.read_text() if recorded.exists() else None
 
     def update(self, later: "Report") -> None:
-        # A skipped run has no results, so it replaces no earlier run.
+        # A skipped program has no results, so it does not replace the results of an earlier run.
         self.runs.update((name, run) for name, run in later.runs.items()
                          if name not in self.runs or "skipped" not in run)
         for kind in ("steps", "peer_steps", "kernels", "peers"):
@@ -129,7 +130,7 @@ class Report:
 
 
 def families(folder: pathlib.Path, kind: str, first: str, rest: str) -> dict:
-    """Returns the first line and the other lines of each file of a kind, by the rest of the file's name."""
+    """Returns the first line and the other lines of each file KIND-NAME.jsonl, by NAME."""
     found = {}
     for path in sorted(folder.glob(f"{kind}-*.jsonl")):
         header, *others = [rounded(line) for line in lines(path)] or [{}]

@@ -15,7 +15,7 @@ import sys
 import matplotlib
 
 matplotlib.use("svg")
-# The same numbers give the same file, with text stored as text.
+# With these settings of matplotlib, equal numbers give byte-identical SVG files, and labels are stored as text.
 matplotlib.rcParams["svg.hashsalt"] = "flexdraft"
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot  # noqa: E402
@@ -25,13 +25,13 @@ MARKERS = "osD^vP*X"
 
 
 def label(case: dict) -> str:
-    """Returns the name of a case: the kernel, and the fields that differ among its family's cases."""
+    """Returns the label of a measured case: the kernel, and the fields that differ among the cases of its family."""
     shape = " ".join(f"{name} {value}" for name, value in case["shape"].items())
     return f"{case['kernel']}: {shape}"
 
 
 def varying(cases: list[dict]) -> list[dict]:
-    """Returns the cases without the fields that have the same value in all cases."""
+    """Returns the measured cases without the fields that have the same value in all of them."""
     values = {}
     for case in cases:
         for name, value in case["shape"].items():
@@ -41,7 +41,7 @@ def varying(cases: list[dict]) -> list[dict]:
 
 
 def plot_floors(results: dict, svg: pathlib.Path) -> bool:
-    """Plots to a file; returns False if there is nothing to plot."""
+    """Plots each kernel's floor as a fraction of its median time, into an SVG file; returns False without measurements."""
     families = {name: varying(family["cases"]) for name, family in results["kernels"].items() if family["cases"]}
     if not families:
         return False
@@ -61,12 +61,12 @@ def plot_floors(results: dict, svg: pathlib.Path) -> bool:
 
 
 def plot_peers(results: dict, svg: pathlib.Path) -> bool:
-    """Plots to a file; returns False if there is nothing to plot."""
+    """Plots the times of other libraries relative to flexdraft's, into an SVG file; returns False without measurements."""
     families = {}
     for family, measured in results["peers"].items():
         compared = [line for line in measured["cases"] if "over_flexdraft" in line]
         if compared:
-            # Lines of the same shape are adjacent.
+            # The report has all lines of a shape one after another, and the rows of the plot keep this order.
             families[family] = varying([{**line, "kernel": family} for line in compared])
     if not families:
         return False

@@ -20,7 +20,8 @@ bundle=${FLEXDRAFT_BUNDLE:-$directory/bundle}
 if [ -z "${FLEXDRAFT_BUNDLE:-}" ]; then
   [ -n "${NVCC:-}" ] || export "$(cuda/install_nvcc.sh)"
   benches/gpu/bundle.sh "$bundle"
-  # Tests the archive, because the archive is what gets copied; unpacked without xz, which the GPU's machine may lack.
+  # The archive is unpacked and tested, because the archive is the file that is copied to a GPU's machine; it is
+  # unpacked without xz, which that machine may lack.
   rm -rf "$bundle"
   python3 -m tarfile -e "$bundle.tar.xz" "$directory"
 fi
@@ -31,7 +32,7 @@ for number in 1 2; do
   FLEXDRAFT_PARTS= "$bundle/run.sh" "$directory/report-$number" "$number" || failed=1
 done
 
-# Folds the report into a temporary repository, as for its readers.
+# Folds the report into a temporary repository, as a user folds it into the real repository.
 mkdir -p "$directory/root/benches/results" "$directory/root/tests/fixtures"
 python3 benches/gpu/fold.py "$directory"/report-{1,2}/report.tgz --root "$directory/root"
 python3 - "$directory/root/benches/results/gpu-no-gpu.json" <<'PYTHON' || failed=1

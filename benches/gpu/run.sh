@@ -59,7 +59,7 @@ find_library() {
   for folder in ${LD_LIBRARY_PATH//:/ } /usr/lib/x86_64-linux-gnu /usr/lib64 /usr/lib/aarch64-linux-gnu; do
     compgen -G "$folder/$1*" > /dev/null && return 0
   done
-  # Not a pipe, which would fail: grep -q ends before ldconfig has written everything.
+  # `ldconfig -p | grep -q` would fail, because grep ends before ldconfig has written everything.
   grep -qF "$1" <<< "$(ldconfig -p 2> /dev/null)"
 }
 if [ -z "$rehearse" ]; then
@@ -69,13 +69,14 @@ if [ -z "$rehearse" ]; then
   fi
   find_library libcublasLt.so || echo "libcublasLt.so was not found; whatever multiplies matrices will fail" >&2
   export FLEXDRAFT_REQUIRE_GPU=1
-  # A machine may get its memory only on use, and report less than the large model's weights need.
+  # Some machines assign memory only on use and report less free memory than the large model's weights need.
   export FLEXDRAFT_AVAILABLE_MEMORY=$((64 << 30))
 fi
 
-# Temporary files, which are not part of the report.
+# A directory for temporary files, which are not part of the report.
 scratch=$(mktemp -d)
-# The files are beside REPORT_DIRECTORY, because tools that fetch that directory may accept only a few files.
+# The report's files are written beside REPORT_DIRECTORY, because tools that fetch REPORT_DIRECTORY may accept only a
+# few files.
 report=$out.files
 number=1
 until mkdir "$report" 2> /dev/null; do
@@ -95,7 +96,7 @@ export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor TRITON_CACHE_DIR=$scratch/trito
 
 pack() {
   touch "$scratch/packed"
-  # Status 1 means that a file grew meanwhile; its earlier contents are packed.
+  # tar's status 1 means that a file grew while tar read it; the archive then has the file's earlier contents.
   tar --warning=no-file-changed -czf "$out/.report.tgz" -C "$report" . || [ $? -eq 1 ] || return
   mv "$out/.report.tgz" "$out/report.tgz"
 }
@@ -118,7 +119,8 @@ finish() {
   trap '' TERM INT
   running=$(jobs -rp)
   [ -z "$running" ] || kill $running 2> /dev/null
-  # Waits for the packer first, because two packers would disturb each other; then for the stopped programs.
+  # The script waits for the packing loop first, because two simultaneous packings would disturb each other; then for
+  # the stopped programs.
   wait "$packer"
   pack
   wait
@@ -128,7 +130,7 @@ finish() {
 trap finish EXIT
 trap 'exit 143' TERM INT
 
-# line NAME FIELDS: adds a line to the report.
+# The function `line NAME FIELDS` adds a line to the report.
 line() {
   printf '{"run": "%s", %s, "device": "%s", "commit": "%s", "date": "%s"}\n' "$1" "$2" "$device" "$commit" "$date" \
     >> "$report/report.jsonl"
@@ -144,15 +146,15 @@ allowed() { # CAP: prints the seconds that a program may take; CAP does not appl
   left=$(left)
   echo $(($1 < left ? $1 : left))
 }
-# A program with less time than this is not started.
+# A program is not started if fewer than this many seconds are left.
 least=5
-# If the script is killed its program must end too, or it would disturb the next run.
+# If this script is killed, the program that it started must end too, or it would disturb the next run.
 dies_with_it=()
 setpriv --pdeathsig KILL true 2> /dev/null && dies_with_it=(setpriv --pdeathsig KILL)
 
-# run NAME CAP COMMAND...: runs a program for at most CAP seconds. With `advisory` set, its failure does not fail the
-# whole; with `lines` set, its output goes to that file of the report and not to its log. Returns the command's status,
-# or 255 if there is no time left.
+# The function `run NAME CAP COMMAND...` runs a program for at most CAP seconds. With `advisory` set, its failure does
+# not fail the whole; with `lines` set, its output goes to that file of the report and not to its log. Returns the
+# command's status, or 255 if there is no time left.
 run() {
   local name=$1 cap=$2 limit log status begin took fields said command
   shift 2
@@ -183,7 +185,7 @@ run() {
     [ "$limit" -lt "$cap" ] && fields+=', "cut": true' && said+=", the deadline"
   fi
   [ -n "${advisory:-}" ] && fields+=', "advisory": true'
-  # Of a log of megabytes only the begin and the end are kept.
+  # Only the beginning and the end of a log are kept if the log has megabytes.
   if [ "$(stat -c %s "$log")" -gt 400000 ]; then
     { head -c 200000 "$log"; printf '\n...\n'; tail -c 200000 "$log"; } > "$log.short"
     mv "$log.short" "$log"
@@ -191,13 +193,13 @@ run() {
   line "$name" "$fields"
   said=$(printf '%s: %s (%d.%d s)' "$name" "$said" $((took / 1000)) $((took % 1000 / 100)))
   [ "$status" -eq 0 ] || said+=$(printf '\n--- the end of its log\n%s\n---' "$(tail -n 12 "$log")")
-  # One write, because other programs print at the same time.
+  # The message is printed in one write, because other programs print at the same time.
   printf '%s\n' "$said"
   return "$status"
 }
-# Counts the running programs, without the packer.
+# Counts the running programs; the background process that packs the report is not one.
 running() { jobs -rp | grep -cvx "$packer"; }
-# Starts a program beside at most `slots` - 1 others; `settle` waits for all of them.
+# Starts a program in the background once fewer than `slots` programs run; `settle` waits for all of them.
 slots=1
 start() {
   while [ "$(running)" -ge "$slots" ]; do
@@ -216,7 +218,8 @@ first() {
   slots=4
   start instructions 50 env FLEXDRAFT_GOLDEN_RESULTS="$report" \
     "$here/golden_vectors" --exact a_gpu_agrees_with_the_models --nocapture
-  # The program ends at a kernel that fails, or is stopped in a kernel that hangs; the next call continues after it.
+  # The program `kernels first` ends at a kernel that fails and is stopped in a kernel that hangs; the next call
+  # continues after that kernel.
   until run "first-kernels${from:+-from-$from}" 15 \
     env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first $from; do
     begun=$(grep -c '^{"case":' "$report/first-kernels.jsonl" 2> /dev/null)
@@ -225,26 +228,27 @@ first() {
   done
   settle
   slots=1
-  # Runs alone, because it measures times.
+  # The survey of matrix products runs alone, because it measures times.
   run first-products 40 env FLEXDRAFT_BENCH_RESULTS="$report" "$here/kernels" first-products
 }
 
-# tests PROGRAM: lists the tests of a program.
+# The function `tests PROGRAM` lists the tests of a program.
 tests() { "$here/$1" --list --format terse 2> /dev/null | sed -n 's/: test$//p'; }
 
 correct() {
   local test pair way on
-  # A test spends most of its time in the SIMT emulator or the reference, on one core.
+  # One test per core runs at a time (at least 4 tests), because a test spends most of its time in the SIMT emulator or
+  # the reference, on one core.
   slots=$(nproc)
   [ "$slots" -ge 4 ] || slots=4
-  # Tests of what only the emulator shows would tell nothing about this machine.
+  # Tests in modules `on_the_emulator` are left out: their results would say nothing about this GPU.
   for test in $(tests kernel_tests | grep -v on_the_emulator::); do
     start "${test//::/-}" 110 "$here/kernel_tests" --exact "$test"
   done
   for test in $(tests device_tests | grep '^on_a_gpu::\|^products::'); do
     start "${test//::/-}" 110 "$here/device_tests" --exact "$test"
   done
-  # The released pair is in the repository and not in the bundle.
+  # The bundled target and drafter, demo/tiny, may be missing: they are in the repository and not in the bundle.
   on=cuda:0
   [ -z "$rehearse" ] || on=cpu
   for pair in "$here/demo/tiny" demo/tiny none; do
@@ -262,7 +266,7 @@ correct() {
   slots=1
 }
 
-# The most important steps of a model: a single token, and verifying 4 draft tokens while drafting after each of the 5
+# A model's most important steps: a single token, and verifying 4 draft tokens while drafting after each of the 5
 # accepted lengths. The small model comes first, because loading the large one's weights takes half a minute.
 asked() { # MODEL
   case $1 in
@@ -281,7 +285,7 @@ steps() {
       "$here/flexdraft" bench $device_and_shape $(asked "$model") --json
     status=$?
     case $status in 0 | 124 | 137 | 255) continue ;; esac
-    # If no set of algorithms for products is row-invariant, the step is timed with any algorithms; its tokens are then
+    # If no set of cuBLASLt algorithms is row-invariant, the step is timed with any algorithms; its tokens are then
     # meaningless.
     # shellcheck disable=SC2046,SC2086
     lines=steps-$model-any-products.jsonl run "steps-$model-any-products" "$cap" \
@@ -304,7 +308,7 @@ peers() {
     skip peers "there is no PyTorch"
     return
   fi
-  # compare.py ends before its limit, and names the cases that it skips.
+  # compare.py gets 15 seconds less than its limit, so that it ends by itself and names the cases that it skips.
   [ -z "$rehearse" ] || on=cpu
   seconds=$(($(allowed 65) - 15))
   if [ "$seconds" -lt "$least" ]; then
@@ -335,7 +339,8 @@ sanitizers() {
   slots=$(nproc)
   for tool in memcheck racecheck synccheck initcheck; do
     for test in $(tests kernel_tests | grep '::is_the_same_on_every_runtime$'); do
-      # racecheck's reports about asynchronous copies must be read before they count as failures.
+      # racecheck's findings are advisory, because its reports about asynchronous copies must be read before they count
+      # as failures.
       advisory=$([ "$tool" = racecheck ] && echo yes) start "${test%%::*}-$tool" 150 \
         compute-sanitizer --tool "$tool" --error-exitcode 9 "$here/kernel_tests" --exact "$test"
     done
@@ -344,7 +349,7 @@ sanitizers() {
   slots=1
 }
 
-# The limit of each part in seconds.
+# The time limit of each part of the run, in seconds.
 declare -A part_limits=([first]=60 [correct]=120 [steps]=120 [kernels]=130 [peers]=110 [sanitizers]=300)
 for part in ${parts//,/ }; do
   part_deadline=$((SECONDS + part_limits[$part]))

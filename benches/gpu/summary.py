@@ -38,8 +38,8 @@ def first(report: Report):
 
 
 def products(report: Report):
-    """Yields for each layer and bucket of row counts the number of algorithms, the number of classes of equal bits, and
-    the fastest algorithm's microseconds at the bucket's first and last row count."""
+    """Yields, for each layer and range of row counts, the number of algorithms, the number of classes of algorithms
+    with equal bits, and the fastest algorithm's microseconds at the first and last row count of the range."""
     for layer in report.products.get("layers", []):
         buckets, everywhere = {}, None
         for found in layer["algorithms"]:
@@ -48,7 +48,7 @@ def products(report: Report):
         for rows, algorithms in sorted(buckets.items()):
             classes = {found["class"] for found in algorithms} - {None}
             everywhere = classes if everywhere is None else everywhere & classes
-            # Algorithms without times were found after the time limit.
+            # Algorithms that the survey found after its time limit have no times.
             timed = [found["seconds"] for found in algorithms if found["seconds"]]
             best = [f"{1e6 * min(times):.3g}" for times in zip(*timed)]
             cells.append(f"{rows[0]}-{rows[1]}: {len(algorithms)} in {len(classes)}, {'-'.join(best)} us")
@@ -62,7 +62,8 @@ def products(report: Report):
 
 
 def steps(report: Report):
-    """Yields for each model and step our time, its ratio to the floor, and its ratio to PyTorch's captured step."""
+    """Yields, for each model and step, flexdraft's time, its ratio to the floor, and its ratio to the time of PyTorch's
+    step in a CUDA graph."""
     for model, measured in report.steps.items():
         peers = {}
         for line in report.peer_steps.get(model, {}).get("steps", []):

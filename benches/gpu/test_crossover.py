@@ -88,12 +88,14 @@ class Crossover(unittest.TestCase):
             self.assertNotIn("Traceback", done.stderr)
 
     def test_where_lines_cross(self) -> None:
-        # Twice as slow at one end and twice as fast at the other: the crossover is half way, by the logarithm.
+        # The second curve is twice as slow at batch 1 and twice as fast at batch 4, so the curves cross half way
+        # between the logarithms of the batch sizes.
         self.assertAlmostEqual(crossover({1: 1.0, 4: 2.0}, {1: 2.0, 4: 1.0}), 2.0)
         self.assertEqual(crossover({1: 3.0, 2: 3.0}, {1: 1.0, 2: 1.0}), 1.0)
         self.assertIsNone(crossover({1: 1.0, 2: 1.0}, {1: 2.0, 2: 1.0}))
         self.assertIsNone(crossover({1: 1.0}, {2: 1.0}))
-        # The crossover is where the second curve stays ahead.
+        # If the curves cross several times, the crossover is the last crossing, after which the second curve stays
+        # faster.
         self.assertAlmostEqual(crossover({1: 2.0, 2: 1.0, 8: 2.0}, {1: 1.0, 2: 2.0, 8: 1.0}), 4.0)
 
     def test_no_step_commits_more_than_it_verifies(self) -> None:

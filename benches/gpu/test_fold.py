@@ -97,7 +97,7 @@ class Folding(unittest.TestCase):
         svg = path.with_suffix(".svg").read_text()
         for text in ("Test GPU 80GB", "accept: batch 4", "floor / median time", "bound by math"):
             self.assertIn(text, svg)
-        # This field has the same value in all cases, so it is left out.
+        # The field `vocab` has the same value in all cases, so the plot leaves it out.
         self.assertNotIn("vocab", svg)
         self.run_script("plot.py", path)
         self.assertEqual(path.with_suffix(".svg").read_text(), svg)

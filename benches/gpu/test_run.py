@@ -17,7 +17,7 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-# Each stand-in writes the part of its original's output that run.sh reads.
+# Each stand-in writes the part of the original program's output that run.sh reads.
 KERNEL_TESTS = """if [ "$1" = --list ]; then
   for family in attention norm sampling selection; do echo "$family::is_the_same_on_every_runtime: test"; done
   printf '%s: test\\n' captured_launches::capture on_the_emulator::floors::attention sampling::on_the_emulator::bytes
@@ -32,7 +32,8 @@ fi
 test "$FLEXDRAFT_REQUIRE_GPU" = 1 && echo "$@"
 """
 
-# Three cases. One of them may fail or hang; the next call continues after it. The same for families of benchmarks.
+# A stand-in for the program `kernels` with three cases. One of them may fail or hang; the next call continues after it.
+# The same for families of benchmarks.
 KERNELS = """if [ "$1" = first ]; then
   for case in 0 1 2; do
     [ "$case" -ge "${2:-0}" ] || continue
@@ -56,7 +57,7 @@ assert int(sys.argv[6]) <= 50, sys.argv
 (pathlib.Path(sys.argv[4]) / "peers-attention.jsonl").write_text('{"device": "Test GPU"}\\n')
 """
 
-# Writes lines until it is killed, to the report and to a file with the expected contents of the report.
+# A stand-in that writes lines until it is killed, to the report and to a file with the expected contents of the report.
 ENDLESS = """echo $$ >> "$TRUTH.pids"
 for i in {1..100000}; do
   echo "{\\"case\\": $i}" >> "$FLEXDRAFT_BENCH_RESULTS/kernels-attention.jsonl"
@@ -110,10 +111,11 @@ class Running(unittest.TestCase):
         environment = self.environment(**variables)
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if done.returncode != 2 and (self.out / "report.tgz").exists():
-            # Tools that fetch the report may accept only a few files.
+            # REPORT_DIRECTORY holds only the archive, because tools that fetch the directory may accept only a few
+            # files.
             self.assertEqual(os.listdir(self.out), ["report.tgz"])
             self.report = self.unpacked()
-            # The archive contains the files.
+            # The archive contains the same files as REPORT_DIRECTORY.files.
             self.assertEqual(contents(self.report), contents(self.files))
             lines = (self.report / "report.jsonl").read_text().splitlines()
             self.runs = {run["run"]: run for run in map(json.loads, lines)}
@@ -137,11 +139,11 @@ class Running(unittest.TestCase):
                   "norm-is_the_same_on_every_runtime", "on_a_gpu-modes", "products-are_the_sums", "decode-greedy", "decode-sampled", "steps-qwen3-8b", "steps-smollm2-135m", "bench-acceptance", "peers",
                   "selection-initcheck"]
         self.assertEqual({runs[name]["status"] for name in passed}, {0})
-        # What the emulator alone shows is not run on a GPU.
+        # Tests that need the emulator are not run on a GPU.
         self.assertFalse([name for name in runs if "emulator" in name or name.startswith("decode_loop")])
-        # A bundle without step.py, such as an older one.
+        # run.sh skips PyTorch's steps if the bundle has no step.py, as older bundles have none.
         self.assertEqual(runs["peer-steps-qwen3-8b"]["skipped"], "the bundle has no step.py")
-        # racecheck's findings are kept, but are no failure.
+        # racecheck's findings are in the report, but do not fail the run.
         self.assertTrue(runs["norm-racecheck"]["advisory"] and runs["norm-racecheck"]["status"] != 0)
         self.assertTrue((report / "ptx.json").exists() and (report / "peers-attention.jsonl").exists())
         self.assertEqual(len(list(report.glob("kernels-*.jsonl"))), 5)
@@ -152,7 +154,7 @@ class Running(unittest.TestCase):
         self.assertIn(asked, (report / "steps-qwen3-8b.log").read_text())
         self.assertIn("attention::is_the_same", (report / "attention-memcheck.log").read_text())
         self.assertFalse((report / "criterion").exists())
-        # The last printed lines contain the advisory findings.
+        # The end of run.sh's output names the advisory findings.
         self.assertIn("advisory: ", done.stdout[-400:])
         folded = subprocess.run([sys.executable, HERE / "summary.py", report], capture_output=True, text=True)
         self.assertTrue(done.stdout.endswith(folded.stdout))
@@ -265,7 +267,8 @@ class Running(unittest.TestCase):
                     while any(map(is_running, pids)):
                         self.assertLess(time.monotonic(), give_up, "a program has outlived the script")
                         time.sleep(0.01)
-                # The files have every line; the archive is complete, and has the first lines.
+                # The report's files have every line that the program wrote; the archive is complete, and has the first
+                # of these lines.
                 known = (self.folder / "truth").read_text().split()
                 found = (self.files / "kernels-attention.jsonl").read_text()
                 self.assertGreaterEqual(found.count("\n"), len(known))

@@ -28,13 +28,13 @@ use crate::cases::selection::{Rotations, Selection};
 use crate::machine::Machine;
 use crate::traced::{Log, Traced, Waits};
 
-/// Name of the file of results.
+/// Name of the file that gets a line of JSON per launch.
 const FILE: &str = "first-kernels.jsonl";
 
 /// Prepares the operands of a case and launches its kernels.
 type Run<R> = Box<dyn Fn(&Machine<Traced<R>>) -> Result<(), KernelError>>;
 
-/// A case, and the shared memory that a CTA may take in this case, in KiB (the device's limit if `None`).
+/// A case to launch, and the shared memory that a CTA may take in this case, in KiB (the device's limit if `None`).
 struct Planned<R: Waits> {
     name: String,
     shared_kib: Option<u32>,
@@ -68,7 +68,7 @@ fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Plann
     Planned { shared_kib: Some(shared_kib), ..once(name, case) }
 }
 
-/// Returns a row whose context is long enough for the merge of many splits.
+/// Returns a case of attention with one row whose context is long enough for the merge of many splits.
 fn long_attention<R: Waits>(head_dim: usize) -> Planned<R> {
     let case = Attention {
         batch: 1,
@@ -85,7 +85,7 @@ fn long_attention<R: Waits>(head_dim: usize) -> Planned<R> {
     once(format!("attention of {head_dim} dimensions, many splits"), case)
 }
 
-/// Returns the cases of sampling and acceptance with logits of type `L`.
+/// Returns the cases of sampling and acceptance with logits stored as `L`.
 fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     let logits = PhantomData::<L>;
     let vocab = 1500;
@@ -114,8 +114,8 @@ fn planned<R: Waits>() -> Vec<Planned<R>> {
         all.push(once(kernel, Selection { kernel, batch: 2, slots: 16 }));
     }
     for head_dim in [64, 128] {
-        // The shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each limit makes other kernels
-        // the best choice.
+        // These limits are the shared memory that a CTA may take at compute capability 9.0, 8.6 and 7.5; each makes
+        // other attention kernels the best choice.
         let limits: &[u32] = if head_dim == 64 { &[227, 99, 64] } else { &[227, 99] };
         for &shared_kib in limits {
             all.extend([0, 3].map(|groups| attention(head_dim, groups, shared_kib)));
@@ -143,8 +143,8 @@ where
         let all = inner.limits();
         let shared_bytes_per_cta =
             case.shared_kib.map_or(u32::MAX, |kib| kib << 10).min(all.shared_bytes_per_cta);
-        // A multiprocessor has one KiB more shared memory than one CTA may take, and a merge of many splits needs many
-        // multiprocessors.
+        // The case sees a multiprocessor with one KiB more shared memory than one CTA may take, and at least 132
+        // multiprocessors, which a merge of many splits needs.
         let limits = Limits {
             multiprocessors: all.multiprocessors.max(132),
             shared_bytes_per_cta,
@@ -171,7 +171,7 @@ fn missing(
         .filter(|line| line["status"] == "ok")
         .filter_map(|line| line["kernel"].as_str().map(str::to_owned))
         .collect();
-    // The kernels of single instructions are launched by tests/golden_vectors.
+    // The kernels named `golden_…` execute single instructions, and tests/golden_vectors launches them.
     let ours = names.filter(|name| !name.starts_with("golden_"));
     Ok(ours.filter(|name| !launched.contains(*name)).collect())
 }

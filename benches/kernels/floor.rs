@@ -5,18 +5,18 @@
 //! row and arithmetic outside of matrix products, which bounds no kernel here.
 //! `tests/kernels/on_the_emulator/floors.rs` compares the bytes with the reads and writes that the SIMT emulator sees.
 
-/// Size of an element of each type, in bytes.
+/// Size of a stored bf16 or f32 element, in bytes.
 const BF16: u64 = 2;
 const F32: u64 = 4;
 
-/// Sizes in bytes of the kernels' structs `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft`.
+/// Sizes in bytes of the structs `RowSampling`, `RowStats`, `Verify`, `Verdict` and `Draft` that kernels read or write.
 const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
 const VERDICT: u64 = 24;
 const DRAFT: u64 = 32;
 
-/// The least bytes and operations that a launch needs.
+/// The least bytes and operations that a kernel launch needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Floor {
     /// Number of bytes that the launch must read.
@@ -110,11 +110,11 @@ pub fn attention(heads: Heads, sequences: &[AttentionRows]) -> Floor {
     floor
 }
 
-/// The work that the calibrator adds to sampling.
+/// The extra work of sampling with the calibrator.
 #[derive(Clone, Copy, Debug)]
 pub struct Calibrated {
     pub rank: u64,
-    /// True if the corrected logits are written.
+    /// True if the calibrated logits are written back, as the rule `rejection` needs them.
     pub kept: bool,
 }
 
@@ -144,17 +144,17 @@ pub enum Scan {
     Block,
 }
 
-/// Returns the floor of acceptance of `drafts` tokens for each of `batch` sequences, if no sequence accepts all of its
-/// tokens.
+/// Returns the floor of acceptance with `drafts` draft tokens for each of `batch` sequences, if no sequence accepts all
+/// of its draft tokens.
 pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: Scan) -> Floor {
-    // The number of rows of logits that acceptance reads, and the bytes that it reads per row besides: the row's token,
-    // or its distribution.
+    // The number of rows of logits that acceptance reads per sequence, and the further bytes per row: its token, or the
+    // statistics of its distribution.
     let (rows, row) = match scan {
         Scan::Statistics => (0, F32),
         Scan::Rejection => (2, ROW_STATS),
         Scan::Block => (2 * drafts, ROW_STATS),
     };
-    // Draft tokens are i32, which has the size of f32; each sequence has 64 places for committed tokens.
+    // A draft token is an i32, which has the size of an f32; each sequence has 64 places for committed tokens.
     let statistics = (drafts + 1) * row + VERIFY + drafts * F32;
     Floor {
         read: batch * (rows * vocab * logit_bytes + statistics),
@@ -173,7 +173,7 @@ pub fn silu_mul(rows: u64, cols: u64) -> Floor {
     Floor { read: 2 * rows * cols * BF16, written: rows * cols * BF16, flops: 0 }
 }
 
-/// Returns the floor of silu(x + bonus) in place of x, `[rows, cols]`, with a row of `bonus` for several rows of x.
+/// Returns the floor of silu(x + bonus) in place of x, `[rows, cols]`, where several rows of x share a row of `bonus`.
 pub fn silu_add(rows: u64, bonus_rows: u64, cols: u64) -> Floor {
     let read = (rows + bonus_rows) * cols * BF16 + rows * F32;
     Floor { read, written: rows * cols * BF16, flops: 0 }
@@ -189,16 +189,16 @@ pub fn rope_table(rows: u64, head_dim: u64) -> Floor {
     Floor { read: head_dim / 2 * F32, written: rows * head_dim * F32, flops: 0 }
 }
 
-/// Returns the floor of selecting the rows that draft next, for a batch with `slots` slots per group: the kernel reads
-/// a table entry and three fields of a verdict, and writes the bonus token and its position, and two indices per
+/// Returns the floor of selecting the rows that draft next, for a batch with `slots` slots per mask group: the kernel
+/// reads a table entry and three fields of a verdict, and writes the bonus token and its position, and two indices per
 /// drafted row.
 pub fn select_drafts(batch: u64, slots: u64) -> Floor {
     let verdict = 2 * F32 + 8;
     Floor { read: batch * (DRAFT + verdict), written: batch * (2 + 2 * (slots - 1)) * F32, flops: 0 }
 }
 
-/// Returns the floor of moving each sequence's group after its verdict: the kernel reads the number and two fields of
-/// the verdict, the begin of the pass, and the previous place of the group.
+/// Returns the floor of moving each sequence's mask group to its accepted length: the kernel reads two fields of the
+/// sequence's verdict, the verdict's number, the position where the pass begins, and the group's previous position.
 pub fn follow_verdicts(batch: u64) -> Floor {
     let verdict = F32 + 8;
     Floor { read: batch * (3 * F32 + verdict), written: batch * F32, flops: 0 }

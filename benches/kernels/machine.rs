@@ -1,16 +1,16 @@
-//! The runtime that the benchmark's cases run on: kernels, and memory for operands.
+//! What every benchmark case gets to run on: the kernels of a runtime, a stream, and memory for operands.
 
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Element, Runtime, RuntimeError};
 use half::bf16;
 
-/// The kernels of a runtime, with the stream that they are launched on.
+/// The kernels of a runtime, with the stream on which the cases launch them.
 pub struct Machine<R: Runtime> {
     pub kernels: Kernels<R>,
     pub stream: R::Stream,
 }
 
-/// Number of distinct random values of a tensor; larger tensors repeat them.
+/// Number of distinct random values in a tensor; a larger tensor repeats the values.
 const DISTINCT: usize = 1 << 20;
 
 impl<R: Runtime> Machine<R> {

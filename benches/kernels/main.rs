@@ -46,13 +46,13 @@ use products::Product;
 use record::{Device, Line, Measured, Record};
 use timing::Timer;
 
-/// A GPU with its measured limits, and the directory of results.
+/// A GPU with its measured limits, and the directory to which results are written.
 struct Bench {
     machine: Machine<Cuda>,
     timer: Timer,
     device: Device,
     results: PathBuf,
-    /// True if all measured cases of some kernel family failed.
+    /// True if some kernel family has cases to measure and all of them failed.
     failed: bool,
 }
 
@@ -60,7 +60,8 @@ impl Bench {
     fn open() -> Result<Self, DeviceError> {
         let context = Cuda::context(0)?;
         let kernels = Kernels::load(&context)?;
-        // With only the default stream, memory needs no events, whose time would count as the kernel's.
+        // The benchmark uses only the default stream, because with one stream memory needs no events, whose time would
+        // count as the kernel's.
         let stream = context.default_stream();
         let mut timer = Timer::new(&context, &stream)?;
         let device = peaks::measure(&context, &stream, &mut timer)?;
@@ -68,7 +69,7 @@ impl Bench {
         Ok(Bench { machine: Machine { kernels, stream }, timer, device, results, failed: false })
     }
 
-    /// Measures the cases of a kernel family that the command line asks for.
+    /// Measures those cases of a kernel family that the command line selects.
     fn family<C: Case>(
         &mut self,
         criterion: &mut Criterion,
@@ -79,7 +80,8 @@ impl Bench {
         self.measured(criterion, family, cases, Measured::of, C::prepare, record)
     }
 
-    /// Measures cases as [`family`](Self::family) does; a case may also be a kernel of a library.
+    /// Measures cases as [`family`](Self::family) does; a case may also be a kernel of another library, such as
+    /// cuBLASLt.
     fn measured<T>(
         &mut self,
         criterion: &mut Criterion,
@@ -93,7 +95,8 @@ impl Bench {
         let [mut measured, mut failed] = [0, 0];
         for case in cases {
             let what = what(case);
-            // Operands exist only while their case runs, because together they would not fit in memory.
+            // Each case allocates its operands when it runs and frees them at its end, because the operands of all
+            // cases would not fit in memory.
             let prepare = || prepare(case, &self.machine);
             match measure(&mut self.timer, self.device.peaks(), &mut group, &what, prepare) {
                 Ok(Some(line)) => {
@@ -104,7 +107,7 @@ impl Bench {
                     record.add(&line)?;
                     measured += 1;
                 }
-                // Skips a case that the command line does not ask for.
+                // The command line does not select this case.
                 Ok(None) => {}
                 Err(problem) => {
                     eprintln!("{} {}: {problem}", what.kernel, record::label(&what.shape));
@@ -144,14 +147,14 @@ impl Bench {
 
 fn group<'a>(criterion: &'a mut Criterion, family: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(family);
-    // Every sample has at least one launch. The timer warms up by itself. Flushing takes many times as long as a small
-    // kernel, whose launches fill the measurement time set here.
+    // Flat sampling gives every sample of Criterion at least one launch. The timer warms up by itself. Flushing takes
+    // many times as long as a small kernel, whose launches fill the measurement time set here.
     group.sampling_mode(SamplingMode::Flat).sample_size(16).nresamples(1000);
     group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_millis(5));
     group
 }
 
-/// Measures a case, if the command line asks for it, and compares its time with its floor.
+/// Measures a case, if the command line selects it, and compares its time with its floor.
 fn measure<'a>(
     timer: &mut Timer,
     peaks: Peaks,
@@ -165,8 +168,8 @@ fn measure<'a>(
     group.throughput(Throughput::Bytes(what.floor.bytes()));
     group.bench_function(BenchmarkId::new(what.kernel, record::label(&what.shape)), |bencher| {
         bencher.iter_custom(|launches| {
-            // Criterion cannot be stopped, does not accept a time of zero, and asks for more and more launches until
-            // some time has passed.
+            // After an error, Criterion gets invented times: it cannot be stopped, does not accept a time of zero, and
+            // asks for more and more launches until some time has passed.
             let gone_wrong = || {
                 thread::sleep(Duration::from_millis(1));
                 Duration::from_millis(launches.clamp(1, 1000))

@@ -11,7 +11,7 @@ use crate::cases::Prepared;
 use crate::record::Device;
 use crate::timing::Timer;
 
-/// Number of pairs of events that are timed with nothing between them.
+/// Number of pairs of CUDA events that are timed without work between them, to find the time that the events add.
 const LAUNCHES: usize = 32;
 
 struct Nothing;

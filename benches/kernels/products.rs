@@ -17,15 +17,15 @@ use crate::machine::Machine;
 use crate::record::Measured;
 use crate::timing::driver;
 
-/// Numbers of rows of a plain step of 1 and 16 sequences, of a step that verifies 4 draft tokens with one and five
+/// Row counts of a plain step of 1 and 16 sequences, of a step that verifies 4 draft tokens with one and five mask
 /// groups at batch 1, and of larger batches.
 const ROWS: [usize; 6] = [1, 5, 16, 85, 272, 1088];
 
-/// The products of a decoder layer: fused q, k and v, the output projection, gate and up, down.
+/// The matrix products of a decoder layer: fused q, k and v, the output projection, gate and up, down.
 const LAYERS: [(&str, usize, usize); 4] =
     [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 24_576, 4096), ("down", 4096, 12_288)];
 
-/// A case of a matrix product: `rows` rows of `in_cols` with weights `[out_cols, in_cols]`, in bf16.
+/// A benchmark case of a matrix product: `rows` rows of `in_cols` with weights `[out_cols, in_cols]`, in bf16.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     layer: &'static str,
@@ -80,14 +80,15 @@ impl Product {
         let weights = Weights { weight: host, bias: None, in_cols: self.in_cols, out_cols: self.out_cols };
         let products = library(stream)?;
         let layer = products.new_layer(runtime, stream, &weights).map_err(kernel_error)?;
-        // Prepares the layer as a model does: the algorithms for all numbers of rows give equal bits.
+        // The layer is prepared as a model prepares it: only algorithms that give equal bits at all numbers of rows are
+        // used.
         let most = ROWS.into_iter().max().unwrap_or(1);
         products.prepare(runtime, stream, &layer, self.out_cols, most, false).map_err(kernel_error)?;
         Ok(Box::new(Invariant { runtime, stream, products, layer, case: *self, x, out }))
     }
 }
 
-/// Returns the library that all cases share, so that the algorithms of a layer are chosen once.
+/// Returns the cuBLASLt handle that all cases share, so that the algorithms of a layer are chosen once.
 fn library(stream: &<Cuda as Runtime>::Stream) -> Result<&'static CublasLt, KernelError> {
     static LIBRARY: OnceLock<CublasLt> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {

@@ -1,4 +1,4 @@
-//! The record of a measurement: a line of JSON, and the file to which lines are added as soon as they are known.
+//! The record of a measurement: a line of JSON, and the file to which each line is added as soon as it is known.
 //!
 //! The first line of a file `kernels-FAMILY.jsonl` has the device's peaks; every other line is a case.
 //! `benches/gpu/fold.py` reads these files.
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::cases::Case;
 use crate::floor::{Bound, Floor, Peaks};
 
-/// The device, and its limits as measured in the same run.
+/// The measured GPU, and its limits as measured in the same run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Device {
     pub device: String,
@@ -31,7 +31,7 @@ impl Device {
     }
 }
 
-/// One measured case, with its floor.
+/// One measured case, compared with its floor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     pub kernel: &'static str,
@@ -43,15 +43,16 @@ pub struct Line {
     pub median_us: f64,
     pub p10_us: f64,
     pub p90_us: f64,
-    /// The bytes and operations that the floor counts.
+    /// The bytes that the floor's least traffic consists of, and the floating-point operations of its products.
     pub bytes: u64,
     pub flops: u64,
-    /// The floor with the limits of this run, in microseconds, and the resource that sets it: `memory` or `math`.
+    /// The floor in microseconds, from the device's limits as measured in this run, and the resource that sets it:
+    /// `memory` or `math`.
     pub floor_us: f64,
     pub bound: &'static str,
-    /// Share of the floor in the median time: a kernel with 1 cannot be faster.
+    /// The floor divided by the median time: a kernel at 1 cannot be faster.
     pub fraction_of_floor: f64,
-    /// Bytes and operations of the floor per second of the median time.
+    /// The floor's bytes and operations, divided by the median time.
     pub gigabytes_per_second: f64,
     pub teraflops_per_second: f64,
 }
@@ -88,7 +89,7 @@ impl Line {
     }
 }
 
-/// A case to measure, with its floor.
+/// A case to measure, and its floor.
 #[derive(Clone, Debug)]
 pub struct Measured {
     pub kernel: &'static str,
@@ -117,7 +118,7 @@ pub fn label(shape: &Value) -> String {
 pub struct Record(File);
 
 impl Record {
-    /// Creates the file `kernels-FAMILY.jsonl` in `directory`, with the device's line.
+    /// Creates the file `kernels-FAMILY.jsonl` in `directory`, with the line that describes the device.
     pub fn create(directory: &Path, family: &str, device: &Device) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let mut record = Record(File::create(directory.join(format!("kernels-{family}.jsonl")))?);

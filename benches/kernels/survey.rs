@@ -18,7 +18,8 @@ use serde_json::json;
 
 use crate::traced::Log;
 
-/// A linear layer: its model and name, the columns of its output and input, and whether its results are logits.
+/// A linear layer to survey: its model and name, the columns of its output and input, and whether its results are
+/// logits.
 type Layer = (&'static str, &'static str, usize, usize, bool);
 
 /// The linear layers of two models; the products of the large model come first, because they take most of a step.
@@ -35,11 +36,11 @@ const LAYERS: [Layer; 10] = [
     ("qwen3-8b", "lm_head", 151_936, 4096, true),
 ];
 
-/// Numbers of rows of a plain step of 1 and 16 sequences, of a step that verifies 4 draft tokens at batch 1 without and
-/// with five groups, of five groups at a batch of 16, and of a part of a prompt.
+/// Row counts of a plain step of 1 and 16 sequences, of a step that verifies 4 draft tokens at batch 1 without and with
+/// five mask groups, of five groups at a batch of 16, and of a part of a prompt.
 const ROWS: [usize; 6] = [1, 5, 16, 85, 512, 1360];
 
-/// Number of distinct weights of a layer; larger layers repeat them.
+/// Number of distinct weights in a layer; a larger layer repeats the weights.
 const DISTINCT: usize = 1 << 20;
 
 /// Returns pseudo-random weights in −2..2 (xorshift).
@@ -56,7 +57,7 @@ fn weights(in_cols: usize, out_cols: usize) -> Weights {
     Weights { weight, bias: None, in_cols, out_cols }
 }
 
-/// Surveys the algorithms for one layer.
+/// Surveys cuBLASLt's algorithms for one linear layer.
 fn survey(
     products: &CublasLt,
     runtime: &Cuda,
@@ -75,7 +76,7 @@ fn survey(
     Ok(log.add(&json!({"chosen": {"rows": ROWS, "seconds": seconds}}))?)
 }
 
-/// Runs the command `kernels first-products`.
+/// Runs the command `kernels first-products`, which surveys the algorithms of all layers.
 pub fn run() -> Result<(), Box<dyn Error>> {
     let directory = env::var_os("FLEXDRAFT_BENCH_RESULTS").map_or("target/kernels".into(), PathBuf::from);
     let context = match Cuda::context(0) {

@@ -13,11 +13,11 @@ use flexdraft::sampling::SamplingParams;
 
 use crate::cases::Prepared;
 
-/// Number of launches that are put on the stream before their times are read.
+/// Number of launches that are put on the stream before the host reads their times.
 const TOGETHER: usize = 64;
 
-/// Duration of launches before the first timed launch: a card that was idle while operands were prepared has slowed
-/// down.
+/// Duration of the warm-up launches before the first timed launch: a card that was idle while operands were prepared
+/// runs slower at first.
 const WARM: Duration = Duration::from_millis(200);
 
 /// Times launches on one stream.
@@ -30,7 +30,8 @@ pub struct Timer {
     events: Vec<(CudaEvent, CudaEvent)>,
 }
 
-/// Memory that one pass of sampling reads; the pass writes almost nothing.
+/// The memory that a pass of sampling reads before each timed launch; the reads evict dirty lines from the L2 cache,
+/// and the pass writes almost nothing.
 struct Reading {
     logits: CudaSlice<f32>,
     ways: CudaSlice<RowSampling>,
@@ -39,7 +40,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// Number of logits per row.
+    /// Number of logits per row of the pass that evicts dirty lines.
     const COLS: usize = 1 << 17;
 
     fn new(runtime: &Cuda, stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, KernelError> {
@@ -95,7 +96,7 @@ impl Timer {
         })
     }
 
-    /// Launches the kernel without taking times, until the card runs as fast as it does under load.
+    /// Launches the kernel without timing it, until the card runs as fast as it does under load.
     pub fn warm_up(&mut self, prepared: &mut dyn Prepared) -> Result<(), KernelError> {
         let start = Instant::now();
         while start.elapsed() < WARM {
@@ -104,7 +105,7 @@ impl Timer {
         Ok(())
     }
 
-    /// Returns the seconds that each of `count` launches took. Before each, memory larger than the L2 cache is
+    /// Returns the duration in seconds of each of `count` launches. Before each, memory larger than the L2 cache is
     /// overwritten and other memory is read, because dirty lines would be written back during the launch. This also
     /// gives the host time to put the launch on the stream before its turn comes.
     pub fn seconds(&mut self, count: usize, prepared: &mut dyn Prepared) -> Result<Vec<f64>, KernelError> {

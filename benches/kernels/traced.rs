@@ -31,13 +31,13 @@ impl Waits for Simt {
     }
 }
 
-/// A file of JSON lines that launches are recorded in. Each line is on disk when `add` returns, so that a process which
-/// is killed leaves the name of the kernel that it waited for.
+/// A file of JSON lines that record launches. Each line is on disk when `add` returns, so that a process which is
+/// killed leaves the name of the kernel that it waited for.
 #[derive(Debug)]
 pub struct Log(Mutex<File>);
 
 impl Log {
-    /// Opens a file to add lines at its end.
+    /// Opens a file of records so that new lines are added at its end.
     pub fn open(path: &Path) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
@@ -54,7 +54,7 @@ impl Log {
     }
 }
 
-/// A runtime that launches kernels on `inner` one by one, as if the processor had `limits`.
+/// A runtime that launches kernels on `inner` one by one, and reports `limits` as the GPU's.
 #[derive(Debug)]
 pub struct Traced<R> {
     pub inner: Arc<R>,

@@ -27,7 +27,7 @@ NEW_TOKENS = 128
 HERE = pathlib.Path(__file__).resolve().parent
 FLEXDRAFT = HERE.parents[1] / "target" / "release" / "flexdraft"
 
-# The compared programs, with the types of their weights and activations.
+# The compared programs, with the types in which they hold weights and activations.
 PEERS = {
     "flexdraft": "weights bf16, activations f32",
     "flexdraft --dtype bf16": "weights bf16, activations bf16",
@@ -39,7 +39,7 @@ PEERS = {
 
 
 def prompt_ids(vocabulary):
-    """Returns token ids by a linear congruence; the cost of a pass does not depend on them."""
+    """Returns prompt token ids by a linear congruence; the cost of a pass does not depend on the ids."""
     state, ids = 1, []
     for _ in range(PROMPT_TOKENS):
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
@@ -48,8 +48,8 @@ def prompt_ids(vocabulary):
 
 
 def timed(ids, read, decode):
-    """Returns the seconds that the prompt took, and the seconds of the tokens after the first, in the second of two
-    runs."""
+    """Returns the seconds that the prompt took, and the seconds that the tokens after the first took, in the second of
+    two runs."""
     for _ in range(2):
         start = time.perf_counter()
         token = read(ids)

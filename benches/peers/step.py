@@ -27,8 +27,8 @@ from step_model import SHAPES, WAYS, Cache, Model, Step
 
 
 class Clock:
-    """Measures the seconds of a step: between CUDA events if the device is a GPU, and until the host has submitted the
-    work."""
+    """Measures the seconds of a step: between CUDA events if the device is a GPU, and on the host until it has
+    submitted the work."""
 
     def __init__(self, device: str):
         self.cuda = device == "cuda"
@@ -63,10 +63,10 @@ def choose_way(step: Step, clock: Clock) -> None:
     for way in WAYS:
         step.way = way
         try:
-            # The first run includes setup, so the faster of two runs counts.
+            # The faster of two runs counts, because the first run includes setup.
             times[way] = min(clock.seconds(step)[0] for _ in range(2))
         except RuntimeError as error:
-            # A traceback would keep the failed step's allocations alive.
+            # The error is kept without its traceback, which would keep the failed step's allocations alive.
             problem = error.with_traceback(None)
     if not times:
         raise problem
@@ -82,7 +82,8 @@ def captured(step: Step) -> torch.cuda.CUDAGraph:
 
 
 def measure(step: Step, clock: Clock, case: dict, args: argparse.Namespace):
-    """Yields the step's JSON lines: run eagerly, and captured as a graph if the device is a GPU."""
+    """Yields the step's JSON lines: one for the step run eagerly, and one for the captured CUDA graph if the device is
+    a GPU."""
     choose_way(step, clock)
     case = case | {"attention": step.way, "one_head": step.one_head, "steps": args.steps}
     for capture in args.capture:
@@ -96,7 +97,7 @@ def measure(step: Step, clock: Clock, case: dict, args: argparse.Namespace):
 
 
 def modes(args: argparse.Namespace):
-    """Returns mode, verify length and number of groups of each step, without duplicates."""
+    """Returns the mode, verify length and number of mask groups of each step to time, without duplicates."""
     found = [("ar", 0, 0)]
     for asked in args.verify_len:
         verify_len = min(asked, args.block_size - 1)
@@ -112,15 +113,15 @@ def write(line: dict) -> None:
 
 
 def failed(case: dict, error: RuntimeError) -> bool:
-    """Writes a case's error; returns True if it is a failure, which a lack of memory is not."""
+    """Writes a case's error as a JSON line; returns True if the error is a failure, which a lack of memory is not."""
     memory = lacks_memory(error)
     write(case | {"skipped" if memory else "error": str(error).splitlines()[0]})
     return not memory
 
 
 def measure_all(model: Model, batch: int, context: int, asked: list, clock: Clock, args: argparse.Namespace) -> bool:
-    """Measures the steps of a batch; returns True if a step failed."""
-    # The cache has room for the largest number of candidates and mask rows, and for padding a mask to whole vectors.
+    """Measures the steps of one batch size; returns True if a step failed."""
+    # The KV cache has room for the largest number of candidates and mask rows, and for padding a mask to whole vectors.
     masks = max(max(groups, 1) * args.block_size for _, _, groups in asked)
     room = max(verify_len for _, verify_len, _ in asked) + 1 + masks + 16
     case, failure = {"context": context, "batch": batch}, False
@@ -143,7 +144,7 @@ def measure_all(model: Model, batch: int, context: int, asked: list, clock: Cloc
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Measures the steps of all batches; returns True if a step failed."""
+    """Measures the steps of all batch sizes; returns True if a step failed."""
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     header = {"peer": "pytorch", "torch": torch.__version__, "model": args.shape, "dtype": "bf16"}
     header |= {"block_size": args.block_size, "device": device}

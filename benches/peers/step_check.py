@@ -66,8 +66,8 @@ def attended(model: Model, q: list, row: Row, past: list, rows: list[Row]) -> to
 def plain_pass(
     model: Model, past: list[list], tokens: list[int], start: int, groups: list[int], slots: int
 ) -> list[Row]:
-    """Returns the rows of one sequence after the last layer. `past` has positions with K and V of each layer; the
-    candidates' K and V are added to it."""
+    """Returns the hidden states of one sequence's rows after the last layer, computed row by row. `past` has positions
+    with K and V of each layer; the candidates' K and V are added to it."""
     shape = model.shape
     rows = [Row(model.embed[token], start + i, start + i) for i, token in enumerate(tokens)]
     for layer in range(shape.layers):
@@ -91,7 +91,7 @@ def plain_pass(
 
 
 def plain_draft(model: Model, slots: list[Row], bonus: int) -> torch.Tensor:
-    """Returns the calibrated logits of the slots after slot 0."""
+    """Returns the calibrated logits of slots 1 to S − 1 of a mask group."""
     found = []
     for row in slots[1:]:
         h = normed(row.hidden, model.final_norm, model.shape.eps)
@@ -117,7 +117,8 @@ def check_step(model: Model, mode: str, verify_len: int, groups: int, one_head: 
     step = Step(model, cache, mode, start, verify_len, groups, slots)
     step.one_head = one_head and mode == "parallel"
     before = [past_of(cache, i, start) for i in range(batch)]
-    # The first sequence accepts its whole draft, the second all but one token, so that their groups differ.
+    # The first sequence accepts its whole draft, and the second all but one token, so that they draft from different
+    # mask groups.
     for i in range(candidates):
         choice = step()["choice"]
         if i < verify_len:

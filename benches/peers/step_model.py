@@ -16,7 +16,7 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
-    # Number of layers of the drafter, and the rank of its calibrator.
+    # Number of layers with the drafter's attention projectors, and the rank of its calibrator.
     tail: int
     rank: int = 512
     qk_norms: bool = True
@@ -24,7 +24,7 @@ class Shape:
     eps: float = 1e-6
 
 
-# The shapes are the same as in `flexdraft bench --synthetic`.
+# These model shapes are the same as in `flexdraft bench --synthetic`.
 SHAPES = {
     "tiny": Shape(4, 64, 128, 2, 1, 64, 384, True, 2, rank=64),
     "smollm2-135m": Shape(30, 576, 1536, 9, 3, 64, 49152, True, 8, qk_norms=False, theta=1e5, eps=1e-5),
@@ -32,7 +32,8 @@ SHAPES = {
     "qwen3-8b": Shape(36, 4096, 12288, 32, 8, 128, 151936, False, 10),
 }
 
-# The largest number of rows for which one product of the head for candidates and all groups is cheaper than two.
+# The largest number of rows for which one product with the LM head for the candidates and all mask groups is cheaper
+# than two products.
 ROWS_OF_ONE_HEAD = 256
 
 
@@ -107,7 +108,8 @@ class Pass:
         self.keys = cached + self.masks
         self.mask = None
         if candidates != 1 or groups:
-            # PyTorch's attention kernels that take a mask need its rows padded to whole vectors.
+            # The mask is padded to whole vectors of columns, because PyTorch's attention kernels that take a mask need
+            # this.
             self.keys = -(-self.keys // 16) * 16
             limits = torch.tensor(limits, device=device)[:, None]
             key = torch.arange(self.keys, device=device)
@@ -119,7 +121,7 @@ class Pass:
             self.folded_mask = self.mask.repeat(model.shape.q_heads // model.shape.kv_heads, 1)
 
     def turns(self, model: Model, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns cosines and sines of every row of the batch, `[rows, 1, head_dim]`."""
+        """Returns the cosines and sines that rotate every row of the batch, `[rows, 1, head_dim]`."""
         dim = model.shape.head_dim
         frequency = model.shape.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angle = torch.tensor(positions, dtype=torch.float64)[:, None] * frequency
@@ -138,7 +140,7 @@ def sdpa(way: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Pass
     batch, length, q_heads, dim = q.shape
     group = q_heads // k.shape[1]
     if way == "fold":
-        # Query heads that share a KV head become rows of one head.
+        # The query heads that share a KV head become further rows of a single head.
         q = q.view(batch, length, -1, group, dim).permute(0, 2, 3, 1, 4).reshape(batch, -1, group * length, dim)
         mask = rows.folded_mask if rows.mask is not None else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -153,7 +155,8 @@ WAYS = ("fold", "gqa", "repeat")
 
 
 def attend(model: Model, cache: Cache, layer: int, x: torch.Tensor, rows: Pass, masks: int, way: str) -> torch.Tensor:
-    """Returns one layer's attention over normed rows: all candidates of the batch, then, in the tail, all mask rows."""
+    """Returns one layer's attention output for normed rows: all candidates of the batch, then, in the tail, all mask
+    rows."""
     shape, batch = model.shape, rows.batch
     split = batch * rows.candidates
     q_cols, kv_cols = shape.q_heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -217,7 +220,7 @@ def picked(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
 
 
 class Step:
-    """One step of a mode for every sequence, which can be run repeatedly."""
+    """One decode step of a mode for every sequence, which can be run repeatedly."""
 
     def __init__(self, model: Model, cache: Cache, mode: str, start: int, verify_len: int, groups: int, slots: int):
         self.model, self.cache, self.mode = model, cache, mode

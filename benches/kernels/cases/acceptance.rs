@@ -19,7 +19,8 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor, Scan};
 use crate::machine::Machine;
 
-/// An acceptance case with `drafts` draft tokens for each of `batch` sequences; half of the tokens are accepted.
+/// A benchmark case of acceptance with `drafts` draft tokens for each of `batch` sequences; half of the draft tokens are
+/// accepted.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Acceptance<L = f32> {
     pub batch: usize,
@@ -31,7 +32,7 @@ pub struct Acceptance<L = f32> {
     pub logits: PhantomData<L>,
 }
 
-/// Number of ids among which tokens that are certainly accepted, or certainly rejected, are searched.
+/// Number of vocabulary ids that are searched for a token that the rule certainly accepts or certainly rejects.
 const LOOKED_AT: usize = 4096;
 
 impl Acceptance {
@@ -49,7 +50,7 @@ impl Acceptance {
 }
 
 impl Acceptance<bf16> {
-    /// Returns some of the acceptance cases with bf16 logits.
+    /// Returns cases of the rules `rejection` and `block` with bf16 logits.
     pub fn of_bf16() -> Vec<Self> {
         ["rejection", "block"]
             .map(|rule| Acceptance { batch: 16, drafts: 15, vocab: 151_936, rule, logits: PhantomData })
@@ -67,7 +68,7 @@ impl<L> Acceptance<L> {
     }
 }
 
-/// Rows of logits and their statistics.
+/// Rows of logits with the statistics that sampling computed for each row.
 struct Rows<R: Runtime, L: Stored> {
     logits: R::Memory<L>,
     stats: R::Memory<RowStats>,
@@ -163,7 +164,7 @@ impl<L: Stored> Case for Acceptance<L> {
                 let row = sequence * (drafts + 1) + i;
                 runtime.download(stream, &target.logits, row * stride, &mut p)?;
                 runtime.download(stream, &draft.logits, (sequence * drafts + i) * stride, &mut q)?;
-                // The ids whose logits differ most between target and draft, in either direction.
+                // The vocabulary ids whose logits differ most between target and draft, in either direction.
                 let gain = |id: &usize| {
                     let (p, q): (f32, f32) = (p[*id].into(), q[*id].into());
                     p - q

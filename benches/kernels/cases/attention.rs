@@ -11,8 +11,8 @@ use super::{Case, Prepared};
 use crate::floor::{self, AttentionRows, Floor, Heads};
 use crate::machine::Machine;
 
-/// An attention case with sequences of the same shape: `candidates` rows, and `slots` mask rows for each of `groups`
-/// groups, after `context` cached positions.
+/// A benchmark case of attention with equal sequences: `candidates` candidate rows, and `slots` mask rows for each of
+/// `groups` mask groups, after `context` cached positions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Attention {
     pub batch: usize,
@@ -29,7 +29,7 @@ pub struct Attention {
     pub split: usize,
 }
 
-/// Batch sizes and context lengths of a decode step under usual loads.
+/// Batch sizes and context lengths of decode steps under usual loads.
 const LOADS: [(usize, usize); 5] = [(1, 8192), (4, 8192), (16, 1024), (16, 8192), (64, 1024)];
 
 impl Attention {
@@ -51,7 +51,7 @@ impl Attention {
         let passes = [(1, 0), (0, 1), (5, 5), (16, 16)];
         let mut all: Vec<Self> =
             LOADS.into_iter().flat_map(|load| passes.map(|rows| layer(load, rows))).collect();
-        // Further cases have long contexts, or the heads of SmolLM2-135M: three query heads per KV head, of 64
+        // The remaining cases have long contexts, or the heads of SmolLM2-135M: three query heads per KV head, of 64
         // dimensions, on small pages.
         for rows in [(1, 0), (5, 5)] {
             all.extend([32_768, 131_072].map(|context| layer((1, context), rows)));
@@ -108,7 +108,7 @@ impl Case for Attention {
         let shape = self.shape();
         let each = (self.context + self.candidates.max(self.groups)).div_ceil(self.page_size);
         let pages = each * self.batch;
-        // The pages of a sequence are spread out: every batch-th page, from the last to the first.
+        // The pages of a sequence are spread over the cache: every batch-th page, from the last to the first.
         let ids: Vec<Vec<u32>> = (0..self.batch)
             .map(|sequence| (0..each).rev().map(|page| (page * self.batch + sequence) as u32).collect())
             .collect();

@@ -14,13 +14,13 @@ use super::{Case, Prepared};
 use crate::floor::{self, Floor, Heads};
 use crate::machine::Machine;
 
-/// Numbers of rows in a decode step.
+/// Numbers of rows that a pass of a decode step may have.
 const ROWS: [usize; 4] = [1, 16, 85, 1024];
 
-/// Number of slots of a draft, which share one bonus token.
+/// Number of slots of a drafted block, whose rows share one bonus token.
 const SLOTS: usize = 15;
 
-/// A case of an elementwise kernel whose output has `rows` rows of `cols` elements.
+/// A benchmark case of an elementwise kernel whose output has `rows` rows of `cols` elements.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Elementwise {
     #[serde(skip)]
@@ -48,7 +48,8 @@ impl Elementwise {
 struct ElementwiseOperands<'a, R: Runtime> {
     machine: &'a Machine<R>,
     case: Elementwise,
-    /// The kernel's input: a table of rows, the residual stream, gate and up, or the hidden rows of the slots.
+    /// The kernel's input: an embedding table, the residual stream, gate and up projections, or the hidden rows of the
+    /// slots.
     x: R::Memory<bf16>,
     pristine: R::Memory<bf16>,
     delta: R::Memory<bf16>,
@@ -129,7 +130,7 @@ impl<R: Runtime> Prepared for ElementwiseOperands<'_, R> {
                 kernels.add(stream, &Add { x, delta })
             }
             "silu_add" => {
-                // The first rows of `delta` serve as the rows of the bonus tokens.
+                // The rows of `bonus` are the first rows of `delta`, which this kernel needs for nothing else.
                 let owner = runtime.view(stream, &self.owners);
                 let x = runtime.view_mut(stream, &mut self.x);
                 let bonus = runtime.view(stream, &self.delta);
@@ -148,8 +149,8 @@ impl<R: Runtime> Prepared for ElementwiseOperands<'_, R> {
     }
 }
 
-/// A case of the kernel that norms and rotates queries and keys and appends keys and values to the cache: `rows`
-/// sequences with a candidate each, after `context` positions.
+/// A benchmark case of the kernel that norms and rotates queries and keys and appends keys and values to the cache:
+/// `rows` sequences with one candidate each, after `context` positions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Append {
     pub rows: usize,
@@ -161,7 +162,7 @@ pub struct Append {
 }
 
 impl Append {
-    /// Returns the cases with the heads of Qwen3-8B.
+    /// Returns benchmark cases with the heads of Qwen3-8B.
     pub fn all() -> Vec<Self> {
         ROWS.map(|rows| Append {
             rows,

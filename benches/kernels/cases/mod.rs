@@ -34,6 +34,6 @@ pub trait Prepared {
         Ok(())
     }
 
-    /// Puts every launch of the case on the stream.
+    /// Launches every kernel of the case on the stream.
     fn launch(&mut self) -> Result<(), KernelError>;
 }

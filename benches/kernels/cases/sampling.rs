@@ -16,7 +16,7 @@ use super::{Case, Prepared};
 use crate::floor::{self, Calibrated, Floor};
 use crate::machine::Machine;
 
-/// An element type of logits.
+/// A type that logits are stored in: f32 or bf16.
 pub trait Stored: Logit + Into<f32> {
     fn from_f32(x: f32) -> Self;
 }
@@ -33,12 +33,13 @@ impl Stored for bf16 {
     }
 }
 
-/// A sampling case: rows of logits at temperature 1.
+/// A benchmark case of sampling `rows` rows of logits at temperature 1.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Sampling<L = f32> {
     pub rows: usize,
     pub vocab: usize,
-    /// Rank of the calibrator, whose logits are kept as rejection needs them; 0 without a calibrator.
+    /// Rank of the calibrator, or 0 without a calibrator; the calibrated logits are kept, as the rule `rejection` needs
+    /// them.
     pub rank: usize,
     /// True if the rows are truncated by a top-k of 50 and a top-p of 0.9.
     pub truncated: bool,
@@ -48,7 +49,7 @@ pub struct Sampling<L = f32> {
 
 impl Sampling {
     /// Returns the cases with Qwen3-8B's vocabulary: the target's rows of 1 to 64 sequences (a plain step, and steps
-    /// with 4 and 15 draft tokens), plain and truncated, and the slots of a block under the calibrator.
+    /// with 4 and 15 draft tokens), with and without truncation, and the slots of a block under the calibrator.
     pub fn all() -> Vec<Self> {
         let sampling =
             |rows, rank, truncated| Sampling { rows, vocab: 151_936, rank, truncated, logits: PhantomData };
@@ -76,13 +77,13 @@ impl Sampling<bf16> {
     }
 }
 
-/// The operands of the calibrator: its weight W2, its bias b2 and the hidden rows u.
+/// The operands of the calibrator: its output weight W2, its bias b2 and the hidden rows u.
 struct Calibrator<R: Runtime, L: Stored> {
     rank: usize,
     hidden: R::Memory<bf16>,
     weight: R::Memory<bf16>,
     bias: R::Memory<f32>,
-    /// Copy of the logits before the correction, from which every launch restores them.
+    /// A copy of the logits before the calibrator's correction, from which every launch restores them.
     pristine: R::Memory<L>,
 }
 
@@ -98,7 +99,7 @@ struct Operands<'a, R: Runtime, L: Stored> {
     stats: R::Memory<RowStats>,
 }
 
-/// Returns the temperature, truncation and random numbers of row `row`.
+/// Returns the temperature, truncation and random numbers for row `row` of the logits.
 pub fn way(row: usize, purpose: Purpose, truncated: bool) -> RowSampling {
     let (top_k, top_p) = if truncated { (50, 0.9) } else { (0, 1.0) };
     let params = SamplingParams { temperature: 1.0, top_k, top_p, min_p: 0.0 };

@@ -1,5 +1,5 @@
-//! Benchmark cases of the kernels before the layers of a step: rotations of the rows, and the selection of the rows
-//! that draft next.
+//! Benchmark cases of the kernels that run before the layers of a step: they compute the rows' rotations, and select
+//! the rows that draft next.
 
 use bytemuck::Zeroable;
 use flexdraft::kernels::acceptance::Verdict;
@@ -17,7 +17,7 @@ use crate::machine::Machine;
 /// Batch sizes of a decode step.
 const BATCHES: [usize; 3] = [1, 16, 64];
 
-/// A case of the kernel that computes the rows' rotations: `batch` sequences with `candidates` rows each.
+/// A benchmark case of the kernel that computes the rows' rotations: `batch` sequences with `candidates` rows each.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rotations {
     pub batch: usize,
@@ -31,7 +31,8 @@ impl Rotations {
     }
 }
 
-/// A case of the kernels `select_drafts` or `follow_verdicts`, for `batch` sequences with `slots` slots per draft.
+/// A benchmark case of the kernels `select_drafts` or `follow_verdicts`, for `batch` sequences with `slots` slots per
+/// draft.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Selection {
     #[serde(skip)]
@@ -146,7 +147,7 @@ impl Case for Selection {
         machine: &'a Machine<R>,
     ) -> Result<Box<dyn Prepared + 'a>, KernelError> {
         let Selection { batch, slots, .. } = *self;
-        // In every case, two of up to four draft tokens are accepted.
+        // Every sequence's verdict accepts two of up to four draft tokens.
         let verdict = Verdict { accepted: 2, cached_length: 43, bonus: 7, ..Verdict::zeroed() };
         let draft = |sequence| DraftGroups {
             sequence,

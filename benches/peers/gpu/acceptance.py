@@ -36,7 +36,8 @@ def composed(p, q, tokens):
 def run(comparison, ours, device: str, small: bool):
     for shape in cases(small):
         batch, drafts, vocab = shape["batch"], shape["drafts"], shape["vocab"]
-        # With such a wide spread of logits, every token is certainly accepted or certainly rejected.
+        # Target and draft logits are spread so widely that the token of the largest difference is certainly accepted,
+        # and of the smallest certainly rejected.
         target = noise((batch, drafts + 1, vocab), 1, device, torch.float32, scale=3.0)
         draft = noise((batch, drafts, vocab), 2, device, torch.float32, scale=3.0)
         gain = target[:, :drafts] - draft

@@ -14,8 +14,8 @@ from common import noise, relative_error
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The shape of sequences: candidates at positions context.., and groups of mask rows after accepted lengths 0, 1,
-    …"""
+    """The shape of a batch of equal sequences: candidates at positions context.., and a mask group of slots after each
+    accepted length 0, 1, …"""
 
     batch: int
     context: int
@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def seen(self) -> int:
-        """Returns the number of cached positions of a sequence that some row sees."""
+        """Returns the number of cached positions of a sequence that at least one row attends to."""
         return self.context + max(self.candidates, self.groups)
 
     @property
@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def keys(self) -> int:
-        """Returns the number of keys of a sequence if its groups' slots follow the cached keys."""
+        """Returns the number of keys of a sequence: the cached keys, followed by the keys of its mask groups' slots."""
         return self.seen + self.groups * self.slots
 
 
@@ -54,17 +54,18 @@ def shapes(small: bool) -> list[Shape]:
 
 
 class Case:
-    """The tensors of a shape, in the layout that each implementation needs."""
+    """The random operands of attention for a shape, in the layout that each implementation needs."""
 
     def __init__(self, shape: Shape, device: str):
         self.shape, self.device = shape, device
         batch, heads, dim = shape.batch, shape.kv_heads, shape.head_dim
         each = -(-shape.seen // shape.page_size)
         width = (shape.q_heads + 2 * heads) * dim
-        # The rows are in the order of a pass: every sequence's candidates, then every sequence's mask rows.
+        # The rows of q, k and v are in the order of a pass: every sequence's candidates, then every sequence's mask
+        # rows.
         self.qkv = noise((batch * shape.rows, width), 1, device)
         self.k, self.v = (noise((each * batch, shape.page_size, heads, dim), seed, device) for seed in (2, 3))
-        # The pages of a sequence are neither adjacent nor in order.
+        # The cache pages of a sequence are neither adjacent nor in order.
         pages = torch.arange(each - 1, -1, -1, device=device)
         self.page_ids = pages[None, :] * batch + torch.arange(batch, device=device)[:, None]
 
@@ -79,7 +80,7 @@ class Case:
         self.visible = visible(shape, device)
 
     def per_sequence(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns rows in the order of a pass as [batch, rows, columns]."""
+        """Reorders rows from the order of a pass to [batch, rows, columns]."""
         batch, candidates = self.shape.batch, self.shape.candidates
         first, rest = rows.split([batch * candidates, rows.shape[0] - batch * candidates])
         columns = rows.shape[-1]
@@ -101,8 +102,8 @@ class Case:
 
 
 def visible(shape: Shape, device: str) -> torch.Tensor:
-    """Returns the mask [rows, keys]: candidate i sees positions 0..=n+i, rows of group k see 0..=n+k and their own
-    group."""
+    """Returns the attention mask [rows, keys]: candidate i sees positions 0..=n+i, rows of group k see 0..=n+k and
+    their own group."""
     rows, keys = torch.arange(shape.rows, device=device)[:, None], torch.arange(shape.keys, device=device)[None, :]
     slots = max(shape.slots, 1)
     mask, group = rows >= shape.candidates, (rows - shape.candidates) // slots
@@ -161,7 +162,8 @@ def flashinfer_mask(case: Case, runtime: str):
 
 
 def flashinfer_merged(case: Case, runtime: str):
-    """Prepares FlashInfer without a mask over the paged prefix that every row sees, merged with a masked rest."""
+    """Prepares FlashInfer: attention without a mask over the paged prefix that every row sees, merged with masked
+    attention over the other keys."""
     import flashinfer
 
     shape, device = case.shape, case.device
@@ -193,7 +195,8 @@ def workspace(case: Case) -> torch.Tensor:
 
 
 def flash_attention(case: Case):
-    """Prepares FlashAttention 4 without a mask over the prefix, merged with PyTorch over the rest by log-sum-exps."""
+    """Prepares FlashAttention 4 without a mask over the prefix, merged by log-sum-exps with PyTorch's attention over
+    the other keys."""
     from flash_attn.cute.interface import flash_attn_func
 
     shape, group = case.shape, case.shape.q_heads // case.shape.kv_heads
@@ -233,7 +236,8 @@ def run(comparison, ours, device: str, small: bool):
                 ways[f"FlashInfer {runtime}, merged"] = lambda b=runtime: (flashinfer_merged(case, b), None)
                 ways[f"FlashInfer {runtime}, custom mask"] = lambda b=runtime: (flashinfer_mask(case, b), None)
             ways["FlashAttention 4, merged"] = lambda: (flash_attention(case), None)
-        # The rows of flexdraft's output are in the order of a pass.
+        # The rows of flexdraft's output are in the order of a pass, so they are reordered by sequence before the
+        # comparison.
         def check(out):
             in_order = case.per_sequence(out).view(expected.shape) if out.dim() == 2 else out
             return relative_error(in_order, expected)

@@ -7,12 +7,13 @@ import time
 
 import torch
 
-# Number of timed launches, and seconds of launches before them: a card that waited for a compiler has slowed down.
+# Number of timed launches, and seconds of warm-up launches before them: a card that waited for a compiler runs slower
+# at first.
 TIMED, WARM = 25, 0.1
 
 
 def noise(shape, seed: int, device: str, dtype=torch.bfloat16, scale=1.0) -> torch.Tensor:
-    """Returns normally distributed numbers; a seed gives the same numbers in every run on a device."""
+    """Returns normally distributed numbers; on one device, a seed gives the same numbers in every run."""
     generator = torch.Generator(device=device).manual_seed(seed)
     return (torch.randn(shape, generator=generator, device=device, dtype=torch.float32) * scale).to(dtype)
 
@@ -85,7 +86,7 @@ class Timer:
 
 
 class Record:
-    """A file of JSON lines; the first line describes the machine."""
+    """A file of JSON lines with results; the first line describes the machine."""
 
     def __init__(self, directory: str, name: str, device: str):
         os.makedirs(directory, exist_ok=True)
@@ -100,7 +101,7 @@ class Record:
 
 
 class Comparison:
-    """Runs all implementations of a case, compares each with the reference, and times it if it agrees."""
+    """Runs all implementations of a case, compares each implementation with the reference, and times it if it agrees."""
 
     def __init__(self, record: Record, timer: Timer, deadline: float):
         self.record, self.timer, self.deadline = record, timer, deadline

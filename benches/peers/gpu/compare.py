@@ -41,7 +41,7 @@ def main() -> None:
     ours, timer, failed = Ours(device), Timer(device), 0
     with torch.cuda.stream(torch.cuda.Stream() if device == "cuda" else None):
         for i, family in enumerate(families):
-            # The time that a kernel family leaves over is available to the later families.
+            # If a kernel family needs less than its share of the time, the later families may use the remainder.
             share = arguments.seconds * (i + 1) / len(families)
             record = Record(arguments.out, family, device)
             comparison = Comparison(record, timer, start + share)

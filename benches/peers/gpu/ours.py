@@ -12,12 +12,12 @@ POINTER = ctypes.c_void_p
 
 
 def struct(name: str, *fields: str, **others) -> type:
-    """Returns a struct type of ctypes whose fields are u64, except for `others`."""
+    """Returns a ctypes struct type whose fields are u64, except for the fields in `others`, which name their type."""
     declared = [(field, others.get(field, U64)) for field in fields]
     return type(name, (ctypes.Structure,), {"_fields_": declared})
 
 
-# The structs are the same as in ffi/src/operands.rs.
+# These structs mirror the structs of the C interface in ffi/src/operands.rs.
 PassLayout = struct("PassLayout", "page_ids", "batch", "pages_each", "pages", "page_size", "start", "candidates",
                     "groups", "slots")
 AttentionOperands = struct("AttentionOperands", "qkv", "k", "v", "out", "workspace", "workspace_len", "q_heads",
@@ -89,7 +89,7 @@ class Ours:
             raise RuntimeError(self.library.flexdraft_error(self.handle).decode())
 
     def bytes(self, what: int, count: int) -> torch.Tensor:
-        """Returns memory for `count` items of the kind `what`."""
+        """Returns zeroed memory for `count` of the kernels' structs of kind `what`, whose size the C interface reports."""
         return torch.zeros(count * self.library.flexdraft_bytes(what), dtype=torch.uint8, device=self.device)
 
     def zeros(self, count: int, dtype) -> torch.Tensor:
@@ -110,7 +110,7 @@ class Ours:
         kept = (workspace, qkv, k, v, out)
 
         def launch():
-            # The stream must be the one that the tables were made on, or the call fails.
+            # The launch must use the stream that the pass's tables were made on, or the call fails.
             assert kept
             self.check(self.library.flexdraft_attention(self.handle, self.stream, tables, ctypes.byref(operands)))
             return out
@@ -125,7 +125,8 @@ class Ours:
         return host.to(self.device)
 
     def sample(self, logits, vocab: int, sampling, calibrator=None):
-        """Returns a function that samples `logits` [rows, stride], and the memory of the statistics."""
+        """Returns a function that samples `logits` [rows, stride], and the memory to which it writes the rows'
+        statistics."""
         rows, stride = logits.shape
         hidden, weight, bias = calibrator or (None, None, None)
         elements = self.library.flexdraft_sample_workspace(rows, vocab, int(calibrator is not None))
@@ -144,7 +145,7 @@ class Ours:
         return launch, stats
 
     def accept(self, rule: str, drafts: int, vocab: int, tokens, target, target_stats, draft, draft_stats):
-        """Returns a function that verifies a batch, and the tensors of verdicts and committed tokens."""
+        """Returns a function that verifies a batch of drafts, and the tensors of verdicts and committed tokens."""
         batch, stride = tokens.shape[0], target.shape[1]
         host = torch.zeros(batch * self.library.flexdraft_bytes(VERIFY), dtype=torch.uint8)
         number = ["match", "rejection", "block"].index(rule)

@@ -63,7 +63,7 @@ def run(comparison, ours, device: str, small: bool):
         whole = exact.softmax(-1)
         warped = whole
         if shape["truncated"]:
-            # Only the k largest logits count, up to the mass of top-p; random logits have no ties.
+            # The expected distribution keeps the k largest logits, up to the mass of top-p; random logits have no ties.
             ordered, ids = exact.topk(TOP_K, -1)
             p = ordered.softmax(-1)
             p = p.masked_fill(p.cumsum(-1) - p >= TOP_P, 0)
@@ -74,7 +74,7 @@ def run(comparison, ours, device: str, small: bool):
             if isinstance(found, torch.Tensor) and found.dtype == torch.uint8:
                 stats = statistics(found)
                 maximum = exact.amax(-1)
-                # flexdraft's scores are relative to the largest logit of the row.
+                # flexdraft's log-sum is relative to the largest logit of the row.
                 found = (stats["token"].long(), stats["log_sum"] + maximum, stats["probability"], stats["confidence"],
                          current)
             if isinstance(found, torch.Tensor):  # only tokens
@@ -103,8 +103,8 @@ def run(comparison, ours, device: str, small: bool):
             ways["PyTorch compiled"] = lambda: (lambda: compiled(*arguments), None)
             if not rank:
                 import_flashinfer(ways, pristine, shape["truncated"])
-        # The relative error of a probability is the absolute error of its logit. Logits reach 10; bf16 products keep 8
-        # bits.
+        # The tolerance of probabilities follows from the logits, because the relative error of a probability is the
+        # absolute error of its logit. Logits reach 10; bf16 products keep 8 bits.
         comparison.case("sampling", shape, ways, check, limit=2e-2 if rank else 1e-3)
 
 
