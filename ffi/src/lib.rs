@@ -28,7 +28,7 @@ pub struct Pass(Box<dyn std::any::Any>);
 /// The result of a call of the C interface, or the reason why it failed.
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Runs a call of the C interface; panics become errors, so that none leaves this library.
+/// Runs a call of the C interface; a panic becomes an error, so that no panic leaves this library.
 fn attempt<T>(call: impl FnOnce() -> Outcome<T>) -> Result<T, CString> {
     let text = |text: String| CString::new(text.replace('\0', " ")).unwrap_or_default();
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -105,7 +105,8 @@ pub unsafe extern "C" fn flexdraft_error(bridge: *const Bridge) -> *const c_char
     error.as_ptr()
 }
 
-/// Puts a pass on the device, for launches on `stream`. Returns null if the layout is not valid.
+/// Uploads the tables of a forward pass to the device, for launches on `stream`. Returns null if the layout is not
+/// valid.
 ///
 /// # Safety
 ///
@@ -195,8 +196,8 @@ pub unsafe extern "C" fn flexdraft_accept(
     bridge.status(|machine| unsafe { machine.accept(stream, operands) })
 }
 
-/// Returns the size in bytes of a row's sampling parameters on the device (0), of its statistics (1), of a sequence's
-/// verification (2), or of its verdict (3); 0 for any other number.
+/// Returns the size in bytes of a struct on the device: a row's sampling parameters (0) or statistics (1), a sequence's
+/// verification parameters (2) or verdict (3); 0 for any other number.
 #[unsafe(no_mangle)]
 pub extern "C" fn flexdraft_bytes(what: i32) -> u64 {
     operands::bytes(what)
@@ -220,7 +221,8 @@ pub unsafe extern "C" fn flexdraft_row_sampling(
     bridge.status(|_| unsafe { operands::row_sampling(rule, rows, out) })
 }
 
-/// Writes the verification of `batch` sequences whose rows follow each other, for [`AcceptOperands::sequences`].
+/// Writes the verification parameters of `batch` sequences whose rows follow each other, for
+/// [`AcceptOperands::sequences`].
 ///
 /// # Safety
 ///

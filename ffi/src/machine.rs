@@ -16,7 +16,7 @@ use crate::operands::{AcceptOperands, AttentionOperands, PassLayout, SampleOpera
 
 /// The operations behind the C interface. Their safety conditions are the conditions of the interface's functions.
 pub trait Machine {
-    /// Puts a pass on the device; see [`flexdraft_pass`](crate::flexdraft_pass).
+    /// Uploads the tables of a forward pass; see [`flexdraft_pass`](crate::flexdraft_pass).
     unsafe fn pass(&self, stream: u64, layout: &PassLayout) -> Outcome<Box<dyn Any>>;
     /// Launches attention; see [`flexdraft_attention`](crate::flexdraft_attention).
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, operands: &AttentionOperands) -> Outcome<()>;
@@ -26,10 +26,10 @@ pub trait Machine {
     unsafe fn accept(&self, stream: u64, operands: &AcceptOperands) -> Outcome<()>;
 }
 
-/// Returns the runtime's stream at an address.
+/// A function that returns the runtime's stream for the address of a stream.
 type Streams<R> = Box<dyn Fn(&R, u64) -> <R as Runtime>::Stream>;
 
-/// The kernels on one runtime.
+/// The kernels on one runtime, and the way to find its streams.
 pub struct On<R: Runtime> {
     kernels: Kernels<R>,
     stream: Streams<R>,
@@ -59,7 +59,7 @@ struct OnDevice<R: Runtime> {
     cached: usize,
 }
 
-/// Creates views of memory, known by its address, on one stream.
+/// Makes views of device memory from addresses, for launches on one stream.
 struct Views<'a, R: Runtime>(&'a R, &'a R::Stream);
 
 impl<'a, R: Runtime> Views<'a, R> {

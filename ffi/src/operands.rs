@@ -94,7 +94,7 @@ pub struct SampleOperands {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AcceptOperands {
-    /// Verifications from [`flexdraft_verify`](crate::flexdraft_verify).
+    /// Verification parameters of the sequences, from [`flexdraft_verify`](crate::flexdraft_verify).
     pub sequences: u64,
     /// Draft tokens, i32 `[batch, drafts]`.
     pub tokens: u64,
@@ -134,7 +134,7 @@ pub struct AcceptOperands {
 pub struct SamplingRule {
     /// Seed of the request's random numbers.
     pub seed: u64,
-    /// Position that the random numbers are keyed by.
+    /// Token position that keys the random numbers.
     pub position: u64,
     /// Temperature, as in [`SamplingParams`].
     pub temperature: f64,

@@ -75,7 +75,7 @@ fn what_is_wrong_is_said() {
         assert!(flexdraft_pass(bridge, 0, &layout(&[1])).is_null());
         assert!(error(bridge).contains("page id"), "{}", error(bridge));
         flexdraft_close(bridge);
-        // No machine has a device with this number.
+        // No machine has a CUDA device with the number `i32::MAX`.
         let mut text = [1; 32];
         assert!(flexdraft_open(i32::MAX, text.as_mut_ptr(), text.len()).is_null());
         assert!(text.contains(&0) && text[0] != 0);
@@ -86,7 +86,7 @@ fn what_is_wrong_is_said() {
 fn sampled_and_accepted() {
     const VOCAB: usize = 64;
     let bridge = simt();
-    // The target's tokens are 3, then 5; the draft token is 3.
+    // The logits make the target draw tokens 3 and 5; the draft token is 3, so it is accepted.
     let mut target = vec![0f32; 2 * VOCAB];
     (target[3], target[VOCAB + 5]) = (200.0, 200.0);
     let mut draft = vec![0f32; VOCAB];

@@ -17,7 +17,7 @@
 use crate::float::Float;
 use crate::sample::argmax;
 
-/// The acceptance rule that applies when sampling. At temperature 0 every rule is [`greedy`].
+/// The acceptance rule that applies at temperatures above 0. At temperature 0 every rule is [`greedy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// Rejection sampling; see [`rejection`].
@@ -228,7 +228,8 @@ mod tests {
     fn an_empty_residual_falls_back_to_the_target() {
         let row = vec![0.25, 0.75];
         let p = vec![row.clone(), vec![0.5, 0.5]];
-        // The test u · q < p passes for every u below 1; u = 1 stands for a test that is lost by rounding.
+        // The test u · q < p passes for every u below 1, so the test plants u = 1: a rejection that only rounding could
+        // cause.
         let verdict = rejection(&p, std::slice::from_ref(&row), &[0], &[1.0], |a, weights| {
             assert_eq!((a, weights), (0, row.as_slice()));
             1

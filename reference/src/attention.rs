@@ -19,7 +19,7 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// Keys and values of consecutive positions, or of a group's slots.
+/// Keys and values of consecutive positions, or of a mask group's slots.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysValues<'a, F> {
     /// Keys, `[len, kv_heads, head_dim]`.

@@ -55,7 +55,7 @@ pub struct Draft<F> {
     pub verify_len: usize,
 }
 
-/// The record of one step.
+/// The record of one decode step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step<F> {
     /// Position n of candidate c_0, the bonus token of the step before.

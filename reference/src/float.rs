@@ -77,7 +77,8 @@ macro_rules! implement_float {
                 self.into()
             }
             fn from_u32_towards_zero(x: u32) -> Self {
-                // Clearing the bits below the significand's last one leaves nothing to round.
+                // Clearing the low bits of `x` that the float type cannot hold leaves nothing to round in the
+                // conversion.
                 let surplus = 32u32.saturating_sub(Self::MANTISSA_DIGITS + x.leading_zeros());
                 (x >> surplus << surplus) as Self
             }

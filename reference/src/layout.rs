@@ -19,7 +19,7 @@ use std::ops::Range;
 pub struct Row {
     /// Position of the row, for the rotary embedding.
     pub position: usize,
-    /// The last clean-token position that the row sees.
+    /// The last position of an ordinary token, not a mask token, that the row sees.
     pub limit: usize,
     /// For a mask row, the indices of its group's rows among the rows of the step.
     pub group: Option<Range<usize>>,

@@ -68,7 +68,7 @@ impl Numbers {
         Self { seed, purpose, slot: slot as u16, position: start as u64 }
     }
 
-    /// Returns the four random words at `index`.
+    /// Returns the four random 32-bit words of this draw for the counter's `index`.
     pub fn words(&self, index: u32) -> [u32; 4] {
         let counter = [
             index,

@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_prefix_that_reaches_the_mass_exactly_is_enough() {
-        // The logits are equal, so the weights are 1 and the sums are exact.
+        // The test's logits are equal, so the weights are 1 and the sums are exact.
         let warping = Warping { top_p: 0.5, ..Warping::temperature(1.0) };
         assert_eq!(warp(&[3.0f64; 4], &warping).kept, [0, 1]);
         assert_eq!(warp(&[3.0f32; 4], &warping).probabilities, [0.5, 0.5, 0.0, 0.0]);

@@ -1,4 +1,4 @@
-//! The output of `flexdraft bench`, on a shape that takes little time.
+//! Tests of the output of `flexdraft bench`, on a model shape that takes little time.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ fn a_line_for_every_mode_batch_and_context() {
     assert!(lines.contains("this machine, ") && lines.contains("GB/s"), "{lines}");
 }
 
-/// Returns the JSON lines of a run with `--json`.
+/// Returns the JSON lines of a run of `flexdraft bench --json`.
 fn json(args: &[&str]) -> Vec<Value> {
     let args = [&TINY[..], &["--json"], args].concat();
     succeed(&args).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -73,7 +73,7 @@ fn one_run_measures_several_verify_lengths_and_numbers_of_groups() {
 
 #[test]
 fn what_does_not_fit_is_skipped_and_the_run_goes_on() {
-    // The KV cache of this case is larger than any address space.
+    // The KV cache for this batch size is larger than any address space.
     let huge = "1000000000000";
     let lines = json(&["--batch", &format!("{huge},1"), "--mode", "ar"]);
     assert_eq!(lines.len(), 3);

@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-/// Returns the path of the target or drafter that the official implementation was recorded on.
+/// Returns the path of the target or drafter with which the official implementation's output was recorded.
 pub fn tiny(part: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(part)
 }
 
-/// Returns the command, independent of the colours and the directory that the tests run with.
+/// Returns the command with an environment that does not depend on the tests' terminal and directory.
 pub fn flexdraft(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flexdraft"));
     for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
@@ -46,13 +46,13 @@ pub fn succeed(args: &[&str]) -> Run {
     run
 }
 
-/// Runs a command that must succeed on the recorded pair.
+/// Runs a command that must succeed on the recorded target and drafter.
 pub fn succeed_recorded(args: &[&str]) -> Run {
     let args = recorded(args);
     succeed(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Returns the arguments for the recorded pair in parallel mode, unless `args` override them.
+/// Returns the arguments for the recorded target and drafter in parallel mode, unless `args` override them.
 pub fn recorded(args: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let has = |args: &[String], option: &str| args.iter().any(|arg| arg == option);
@@ -68,18 +68,18 @@ pub fn recorded(args: &[&str]) -> Vec<String> {
     args
 }
 
-/// Returns the JSON lines of a successful run, on the recorded pair unless `args` name another one.
+/// Returns the JSON lines of a successful run, on the recorded target and drafter unless `args` name other models.
 pub fn json(args: &[&str]) -> Vec<Sample> {
     let args = recorded(args);
     lines(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// Returns the only JSON line of a successful run on the recorded pair.
+/// Returns the only JSON line of a successful run on the recorded target and drafter.
 pub fn sample(args: &[&str]) -> Sample {
     only(json(args))
 }
 
-/// Returns the only JSON line of a successful run, on the bundled pair unless `args` name another one.
+/// Returns the only JSON line of a successful run, on the bundled target and drafter unless `args` name other models.
 pub fn bundled(args: &[&str]) -> Sample {
     only(lines(args))
 }
@@ -94,7 +94,7 @@ fn only(mut samples: Vec<Sample>) -> Sample {
     samples.remove(0)
 }
 
-/// Makes a copy of the tiny target with `edit` applied to its config.
+/// Makes a copy of the tiny target whose config `edit` has changed.
 pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "tokenizer.json"] {
@@ -107,7 +107,7 @@ pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     dir
 }
 
-/// Returns a path as an argument.
+/// Returns a path as a command-line argument.
 pub fn arg(path: &(impl AsRef<Path> + ?Sized)) -> &str {
     path.as_ref().to_str().unwrap()
 }

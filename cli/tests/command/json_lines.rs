@@ -1,4 +1,4 @@
-//! The output of `--json`: its contents match what the engine did.
+//! Tests that the output of `--json` matches what the engine did.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 
-/// Steps of the first recorded run of the official FlexDraft implementation; its prompt is `PROMPT`.
+/// Returns the first recorded run of the official FlexDraft implementation, whose prompt is `PROMPT`.
 fn official() -> serde_json::Value {
     let cases = fs::read(tiny("cases.json")).unwrap();
     let cases: serde_json::Value = serde_json::from_slice(&cases).unwrap();
@@ -23,7 +23,7 @@ fn keys_are_in_the_documented_order() {
         succeed(&["--json", "--mode", "parallel", "--prompt-ids", PROMPT, "--max-new-tokens", "2"]).stdout;
     let keys: Vec<&str> = line.split('"').skip(1).step_by(2).filter(|word| *word != "parallel").collect();
     let text = keys.iter().position(|key| *key == "text").unwrap();
-    // The JSON keys `text` and `finish_reason` are followed by their values.
+    // The words after the JSON keys `text` and `finish_reason` are values and not keys.
     let keys: Vec<&str> = keys
         .iter()
         .enumerate()
@@ -148,7 +148,8 @@ fn samples_come_in_order_and_are_those_of_their_seeds() {
 
 #[test]
 fn samples_that_end_early_wait_for_their_turn() {
-    // With a stop id, samples of a batch end in any order; with more than 64 of them, some start late.
+    // With a stop id, the samples end in any order; samples beyond the engine's 64 places start when another sample
+    // ends.
     let target = target_with(|config| config["eos_token_id"] = 83.into());
     let draft = tiny("draft");
     let args =
@@ -205,7 +206,7 @@ fn nothing_may_be_asked_for_and_the_context_ends() {
     assert_eq!((full.output_ids.len(), full.finish_reason.as_str()), (24 - 5, "length"));
 }
 
-/// Makes a copy of the tiny drafter, for a target with another context length.
+/// Makes a copy of the tiny drafter for a target with another context length.
 fn target_draft(context: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(tiny("draft/model.safetensors"), dir.path().join("model.safetensors")).unwrap();

@@ -1,5 +1,5 @@
-//! Models that are stored in unusual ways give the tokens and the text that transformers or llama.cpp give, or an error
-//! that names the problem. `tests/fixtures/loading` holds the models, and its README says how the right values are known.
+//! Tests that models stored in unusual ways give the tokens and the text of transformers or llama.cpp, or an error that
+//! names the problem. `tests/fixtures/loading` holds the models, and its README says how the right values are known.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ struct Case {
     want: Want,
 }
 
-/// What a run must give. Absent fields are not compared.
+/// The expected result of a run. Absent fields are not compared.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Want {
@@ -30,11 +30,11 @@ struct Want {
     finish_reason: Option<String>,
     /// Text that the error must contain.
     error: Option<String>,
-    /// Several acceptable results.
+    /// Acceptable results; the run must give one of them.
     any: Option<Vec<Want>>,
 }
 
-/// Runs `generate` on a model of the fixtures.
+/// Runs `flexdraft generate` on a model of the fixtures.
 fn generate(target: &Path, args: &[&str], max_new_tokens: usize) -> Run {
     let max_new_tokens = max_new_tokens.to_string();
     let common =
@@ -72,7 +72,7 @@ fn recorded_cases() {
     }
 }
 
-/// A copy of one of the fixture's directories.
+/// Returns a copy of one of the fixtures' directories.
 fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixtures().join(name)).unwrap() {
@@ -118,7 +118,7 @@ fn the_context_can_be_set() {
     let run = generate(&target, &["--prompt", &prompt, "--context", "99"], 1);
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("the prompt has 100 tokens, the context is 99"), "{}", run.stderr);
-    // 64 positions, stretched by 4.
+    // The model has 64 positions, which its rope scaling stretches by 4.
     let long = "x".repeat(256);
     assert_eq!(sample(&generate(&target, &["--prompt", &long], 1)).finish_reason, "length");
     let longer = "x".repeat(257);
@@ -128,7 +128,7 @@ fn the_context_can_be_set() {
     assert!(run.stderr.contains("--context 300 is longer than the model's context of 256"), "{}", run.stderr);
 }
 
-/// A tokenizer that cannot be read does not matter for a prompt of ids.
+/// A prompt of token ids is decoded even if the model's tokenizer cannot be read.
 #[test]
 fn ids_need_no_tokenizer() {
     let run = generate(&fixtures().join("gguf-pre/none.gguf"), &["--prompt-ids", "256"], 5);
@@ -140,14 +140,15 @@ fn ids_need_no_tokenizer() {
     assert_eq!(generate(dir.path(), &["--prompt", "i"], 2).code, Some(2));
 }
 
-/// Ids of added tokens that the tokenizer cannot give are an error; the flags of each file count.
+/// Added tokens are read from every file that may list them, with their flags; an id that the tokenizer cannot give a
+/// token is an error.
 #[test]
 fn tokens_beside_the_tokenizer() {
     let dir = copy("added-tokens/in-tokenizer-config");
     let config = dir.path().join("tokenizer_config.json");
     let text = |dir: &Path| sample(&generate(dir, &["--prompt", "hi"], 4)).text;
     assert_eq!(text(dir.path()), "<think>x");
-    // A named token is special, whatever its own flag says.
+    // A token that the config names, such as `pad_token`, is special, whatever its own flag says.
     edit(dir.path(), "tokenizer_config.json", |config| config["pad_token"] = "<think>".into());
     assert_eq!(text(dir.path()), "x");
     edit(dir.path(), "tokenizer_config.json", |config| {
@@ -164,7 +165,7 @@ fn tokens_beside_the_tokenizer() {
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("token `<think>` has id 262, expected 263, its id in "), "{}", run.stderr);
 
-    // The same tokens in the files that older versions wrote.
+    // Older versions of transformers wrote the same added tokens into the files below.
     fs::write(&config, r#"{"bos_token": "<s>"}"#).unwrap();
     let added = r#"{"<|turn|>": 260, "<|end|>": 261, "<think>": 262}"#;
     fs::write(dir.path().join("added_tokens.json"), added).unwrap();
@@ -174,7 +175,7 @@ fn tokens_beside_the_tokenizer() {
     assert_eq!(text(dir.path()), "x");
 }
 
-/// A template that prints the hour prints it by the local clock, which is ten hours apart in these two zones.
+/// A chat template prints the hour of the local clock, which is ten hours apart in the test's two time zones.
 #[cfg(unix)]
 #[test]
 fn dates_in_prompts_are_local() {
@@ -189,7 +190,7 @@ fn dates_in_prompts_are_local() {
         let (day, hour) = text.split_once(' ').unwrap();
         24 * day.parse::<i64>().unwrap() + hour.parse::<i64>().unwrap()
     };
-    // The hour may pass between two runs, and the year may end between the zones.
+    // The test allows for an hour that ends between two runs, and for a year that ends between the two time zones.
     let difference = |hours: i64| hours.rem_euclid(24);
     assert!([9, 10, 11].contains(&difference(hours("EAST-6") - hours("WEST4"))));
 }

@@ -1,4 +1,4 @@
-//! Tests of the command `flexdraft`, run as its users run it.
+//! Tests of the command `flexdraft`, which run the command as its users do.
 
 mod bench;
 mod common;

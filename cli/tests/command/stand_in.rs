@@ -1,4 +1,5 @@
-//! The command on a GPU device whose driver is the stand-in of `cuda/stand_in`: the host side of `--device cuda:0`.
+//! Tests of the command on a GPU device whose driver is the stand-in of `cuda/stand_in`: the host side of `--device
+//! cuda:0`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -18,7 +19,7 @@ use crate::common::{Run, Sample, finished, flexdraft};
 
 const TOKENS: usize = 10;
 
-/// Runs the command on the stand-in under policies, whose names are without their prefix.
+/// Runs the command on the stand-in with the given policies: variables named without the prefix `FLEXDRAFT_STAND_IN_`.
 fn on_stand_in(args: &[&str], policies: &[(&str, &str)]) -> Run {
     let library = env::current_exe().unwrap().with_file_name("libflexdraft_stand_in.so");
     assert!(library.exists(), "{}", library.display());
@@ -36,7 +37,7 @@ fn on_stand_in(args: &[&str], policies: &[(&str, &str)]) -> Run {
     finished(command.output().unwrap())
 }
 
-/// Decodes on the stand-in and returns the samples, after a check that nothing was leaked.
+/// Decodes on the stand-in and returns the samples, after a check that no device memory was leaked.
 fn generated(args: &[&str], policies: &[(&str, &str)]) -> Vec<Sample> {
     let tokens = TOKENS.to_string();
     let common = ["--json", "--device", "cuda:0", "--ignore-eos", "--max-new-tokens", &tokens];
@@ -45,14 +46,14 @@ fn generated(args: &[&str], policies: &[(&str, &str)]) -> Vec<Sample> {
     run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What a request got: its tokens, and every block with the bits of its confidences.
+/// The compared result of a request: its tokens, and every drafted block with the bits of its confidences.
 type Got = (Vec<u32>, Vec<(u32, Vec<u32>, Vec<u32>)>);
 
 fn bits(confidence: &[f32]) -> Vec<u32> {
     confidence.iter().map(|c| c.to_bits()).collect()
 }
 
-/// The same requests on the same device on the emulator in this process.
+/// Returns what the GPU device on the emulator gives for the same requests, in this process.
 fn expected(mode: Mode, rule: Rule, temperature: f32, prompt: &[u32], samples: u64) -> Vec<Got> {
     let pair = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/tiny");
     let target = TargetWeights::read(&pair.join("target")).unwrap();
@@ -98,7 +99,7 @@ fn got(sample: Sample) -> Got {
     (sample.output_ids, blocks)
 }
 
-/// Pairwise: modes, rules, batches, and the time at which streams run.
+/// The cases combine modes, rules, batch sizes and the times at which streams run work in pairs.
 #[test]
 fn every_mode_gives_the_emulators_tokens_drafts_and_confidences() {
     let cases = [

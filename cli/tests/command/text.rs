@@ -1,4 +1,4 @@
-//! The generated text on stdout; remarks and the report on stderr.
+//! Tests of the command's text output: the generated text on stdout, remarks and the report on stderr.
 
 use std::fs;
 use std::io::Read;
@@ -31,7 +31,8 @@ fn without_arguments_the_bundled_pair_writes_text_and_is_compared() {
 
 #[test]
 fn the_bundled_pair_is_found_around_the_directory_or_missed() {
-    // The command is copied out of the repository, so its own path does not lead to the bundled model.
+    // The test runs a copy of the command outside the repository, because from its own path the command would find the
+    // bundled model.
     let elsewhere = tempfile::tempdir().unwrap();
     let binary = elsewhere.path().join("flexdraft");
     fs::copy(env!("CARGO_BIN_EXE_flexdraft"), &binary).unwrap();
@@ -62,7 +63,8 @@ fn steps_can_be_seen_without_colours() {
     ]);
     let (_, steps) = run.stderr.split_once("separated by bars:\n").unwrap();
     let (steps, _) = steps.split_once("\n\n").unwrap();
-    // The official recording's acceptance lengths after the prefill; the length limit cuts the last one.
+    // The expected numbers are the acceptance lengths of the official recording after the prefill; the length limit
+    // cuts the last one.
     let tokens: Vec<usize> =
         steps.split("] [").flat_map(|s| s.split("]\n[")).map(|s| s.split('|').count()).collect();
     assert_eq!(tokens, [1, 1, 1, 1, 1, 1, 1, 1, 2, 5, 1, 1, 2, 2, 3]);

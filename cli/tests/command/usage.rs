@@ -1,10 +1,11 @@
-//! Mistakes in the arguments give exit code 2 and a one-line message that names them; also `--help` and `inspect`.
+//! Tests that mistakes in the arguments give exit code 2 and a one-line message that names them; also tests of `--help`
+//! and `inspect`.
 
 use std::fs;
 
 use crate::common::{Run, arg, run, succeed, target_with, tiny};
 
-/// Asserts exit code 2, empty stdout, and exactly `message` on stderr.
+/// Asserts that arguments are refused: exit code 2, empty stdout, and exactly `message` on stderr.
 fn refused(args: &[&str], message: &str) {
     for args in [args.to_vec(), [&["--json"], args].concat()] {
         let Run { code, stdout, stderr } = run(&args);
@@ -16,7 +17,7 @@ fn refused(args: &[&str], message: &str) {
 fn a_missing_gpu() {
     let Run { code, stdout, stderr } = run(&["--device", "cuda:99"]);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
-    // The reason for the failure depends on the machine.
+    // Only the beginning of the message is compared, because the reason for the failure depends on the machine.
     let reason = stderr.strip_prefix("error: device `cuda:99` is not available: ").unwrap();
     assert!(reason.trim_end().len() > 10 && reason.lines().count() == 1, "{reason}");
 }

@@ -1,4 +1,5 @@
-//! Attention by limits and groups equals attention under a dense mask over all keys of the step.
+//! Tests that attention by the rows' limits and mask groups equals attention under a dense mask over all keys of the
+//! step.
 
 use flexdraft_reference::attention::{Heads, KeysValues, attend, joint_attention, mask_block_attention};
 use flexdraft_reference::layout::rows;
@@ -80,7 +81,7 @@ proptest! {
         let own = KeysValues { keys: &own_k, values: &own_v };
         let found = joint_attention(heads, &q, &rows, clean, own);
 
-        // The dense form has the keys of all clean positions, then of all mask rows of the step.
+        // The dense form of attention has the keys of all clean positions, then the keys of all mask rows of the step.
         let kv_width = kv_heads * head_dim;
         let all_keys = [&clean_k[..], &own_k[candidates * kv_width..]].concat();
         let all_values = [&clean_v[..], &own_v[candidates * kv_width..]].concat();
@@ -103,7 +104,8 @@ proptest! {
             }
         }
 
-        // The attention of a group by itself is the mask-token block attention of its limit.
+        // Mask-token block attention of a group alone, with the group's limit, equals the joint attention of the
+        // group's rows.
         if let Some(group) = rows.iter().find_map(|row| row.group.clone()) {
             let limit = rows[group.start].limit;
             let part = |x: &[f64], width: usize| x[group.start * width..group.end * width].to_vec();

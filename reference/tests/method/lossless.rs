@@ -48,7 +48,8 @@ impl World {
             .collect()
     }
 
-    /// Returns the next verify length, a function of what is known before the draft tokens are.
+    /// Returns the next verify length, which depends only on the tokens that are known before the draft tokens are
+    /// drawn.
     fn verify_len(&self, context: &[u32]) -> usize {
         [2, 2, 1, 0][self.pick(context, 99, 4)]
     }
@@ -90,7 +91,7 @@ fn rows_after(world: &World, context: &[u32], draft: &[u32]) -> Vec<Row> {
     (0..=draft.len()).map(|i| world.target(&[context, &draft[..i]].concat())).collect()
 }
 
-/// How the drafts of a step are made and verified. `drawn` maps the draft distributions that the rule is given to the
+/// How a step's draft tokens are drawn and verified. `drawn` maps the draft distributions that the rule is given to the
 /// distributions that tokens are drawn from. The two are equal, unless a mistake is planted.
 #[derive(Clone, Copy)]
 struct Step {
@@ -187,7 +188,7 @@ fn world() -> impl Strategy<Value = World> {
     )
 }
 
-/// Returns a target and drafter with which mistakes are visible.
+/// Returns a target and drafter whose distributions make planted mistakes of the rules visible.
 fn plain_world() -> World {
     World {
         p: vec![vec![0.6, 0.3, 0.1], vec![0.2, 0.5, 0.3], vec![0.1, 0.1, 0.8]],
@@ -213,7 +214,8 @@ proptest! {
         prop_assert!(by_block >= by_rejection - 1e-12, "{} below {}", by_block, by_rejection);
     }
 
-    /// The rules follow their test probabilities: uniforms below a probability pass the test, uniforms above it fail.
+    /// The rules decide by their test probabilities: a uniform number below a probability passes the test, a number
+    /// above it fails.
     #[test]
     fn rules_pass_their_tests_by_the_probabilities(
         world in world(),

@@ -9,7 +9,7 @@ mod official_fixtures;
 mod orthrus_fixtures;
 mod rope;
 
-// The number of cases of a property test, in the whole workspace.
+// This module, which the whole workspace shares, sets the number of cases of a property test.
 #[allow(dead_code)]
 #[path = "../../../tests/support/properties.rs"]
 mod properties;
