@@ -122,7 +122,7 @@ fn every_source_is_compiled_with_the_shared_options() {
     let (cuda, sources) = tree(root.path());
     let out = root.path().join("out");
     fs::create_dir(&out).unwrap();
-    // This compiler writes its arguments to the file after -o, and fails for one source.
+    // This stand-in for nvcc writes its arguments to the file after -o, and warns about one source.
     let compiler = executable(
         &root.path().join("nvcc"),
         r#"for last; do [ "$previous" = -o ] && out=$last; previous=$last; done
@@ -164,7 +164,7 @@ fn one_failing_source_leaves_no_images_and_its_output() {
     for part in ["norm/norm.cu", "exit status: 2", "norm.cu(3): error: no"] {
         assert!(problem.contains(part), "{problem}");
     }
-    // This file is a compiler that cannot be started.
+    // The file nvcc.args is not executable, so it is a compiler that cannot be started.
     let problem = nvcc::compile(&cuda.join("nvcc.args"), &cuda, &sources, root.path(), false, 1).unwrap_err();
     assert!(problem.contains("cannot be run"), "{problem}");
 }

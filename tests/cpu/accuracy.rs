@@ -40,7 +40,8 @@ fn linear_layers() {
                         let terms =
                             x.iter().zip(&w[n * in_cols..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
                         let sum = terms.clone().sum::<f64>() + f64::from(b[n]);
-                        // The sum Σ |x·w| bounds every partial sum; each partial sum is rounded once or twice.
+                        // The tolerance counts roundings: Σ |x·w| bounds every partial sum, and each partial sum is
+                        // rounded once or twice.
                         let size = terms.map(f64::abs).sum::<f64>() + 2.0;
                         let roundings = (in_cols.div_ceil(16) * 2 + 6) as f64;
                         let tolerance = size * roundings * f64::from(f32::EPSILON) / 2.0;
@@ -168,7 +169,7 @@ struct Case {
 }
 
 impl Case {
-    /// Returns every row in f64: its position, limit, own group, and projection after norm and rotation.
+    /// Returns every row in f64: its q, k and v after norm and rotation.
     fn rows(&self, raw: &[Vec<f32>]) -> Vec<Vec<f64>> {
         let AttentionShape { q_heads, kv_heads, head_dim } = self.shape;
         let pass = self.pass(&[]);
@@ -184,7 +185,8 @@ impl Case {
                         *x = *x / (mean + f64::from(self.eps)).sqrt() * f64::from(weight);
                     }
                     for i in 0..head_dim / 2 {
-                        // The formula rounds the product of position and frequency to f32.
+                        // The CPU device rounds the product of position and frequency to f32, so the f64 formula does
+                        // too.
                         let angle = f64::from(position as f32 * self.rope.inv_freq[i]);
                         let scale = f64::from(self.rope.scale);
                         let (sin, cos) = (angle.sin() * scale, angle.cos() * scale);
@@ -308,7 +310,7 @@ fn without_norms_only_the_rotation_is_applied_and_values_are_untouched() {
 fn bf16_stores_what_f32_computes_rounded() {
     let cols = 48;
     let round = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
-    // All operands are numbers that both precisions represent exactly.
+    // All operands are numbers that bf16 and f32 represent exactly.
     let x: Vec<_> = noise_rows(1, 3, cols).iter().map(|row| round(row)).collect();
     let y: Vec<_> = noise_rows(2, 3, cols).iter().map(|row| round(row)).collect();
     let matrix = weights(DType::F32, &[cols, cols], 3);

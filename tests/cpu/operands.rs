@@ -1,4 +1,4 @@
-//! Operands whose shapes do not match give a typed error that names the operand.
+//! Tests that operands whose shapes do not match give a typed error that names the operand.
 
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuKvCache, CpuOptions};
 use flexdraft::device::{
@@ -208,7 +208,7 @@ fn passes() {
     ] {
         assert!(matches!(check(0, huge, 8), Err(DeviceError::OutOfRange { what: "position", .. })));
     }
-    // Pages whose positions no row sees are not read.
+    // Attention does not read pages whose positions no row sees, so their ids may be invalid.
     let early = SequenceRows { pages: &[1, 99], start: 1, ..rows };
     assert_eq!(check(0, early, 8), Ok(()));
 }
@@ -234,7 +234,7 @@ fn a_pass_keeps_to_the_pages_it_was_checked_against() {
         message(device.joint_attention(SHAPE, rows, &qkv, 0, &other, &mut out)),
         "joint_attention: cache [pages, page_size] has shape [2, 4], expected [3, 4]"
     );
-    // If only candidate rows are asked for, the output needs no rows for the groups.
+    // If attention is asked for candidate rows only, its output needs no rows for the mask groups.
     let mut out = zeros(&device, 2, SHAPE.out_cols());
     let attend = |masks, out: &mut CpuBuffer| {
         device.joint_attention(SHAPE, AttentionRows { pass: &pass, masks }, &qkv, 0, &cache, out)

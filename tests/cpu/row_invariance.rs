@@ -1,4 +1,4 @@
-//! A row's result has the same bits regardless of the other rows, sequences and threads of the computation.
+//! Tests that a row's result has the same bits regardless of the other rows, sequences and threads of the computation.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ fn linear_alone(device: &Cpu, layer: &CpuLinear, x: &[Vec<f32>]) -> Vec<Vec<u32>
 
 #[test]
 fn product_rows_do_not_depend_on_their_number_or_on_threads() {
-    // The last layer has enough work for several threads even with one row.
+    // The layer with 701 output columns has enough work for several threads even with one row.
     for (in_cols, out_cols) in [(16, 6), (7, 5), (45, 61), (203, 701)] {
         let x = noise_rows(1, MAX_ROWS, in_cols);
         for dtype in DTYPES {
@@ -58,7 +58,8 @@ fn product_rows_do_not_depend_on_their_number_or_on_threads() {
 
 #[test]
 fn a_row_among_many_blocks_of_rows_is_the_row_alone() {
-    // The number of rows in a block depends on the bytes of x: with this width, 40 rows take several blocks.
+    // The device multiplies blocks of rows whose size depends on the bytes of x: at this width, 40 rows take several
+    // blocks.
     let x = noise_rows(4, MAX_ROWS, 10_001);
     let weight = weights(DType::Bf16, &[50, 10_001], 5);
     for device in devices(2, Precision::F32) {
@@ -113,7 +114,7 @@ fn elementwise_operations_do_not_depend_on_threads() {
     }
 }
 
-/// Returns the rows `columns` of a weight matrix as a matrix of their own.
+/// Returns the given columns of a weight matrix as a matrix of their own.
 fn sub_matrix(weight: &Tensor, columns: std::ops::Range<usize>) -> Tensor {
     let [rows, cols] = weight.shape() else { unreachable!() };
     let values = weight.to_f32();
@@ -202,7 +203,8 @@ proptest! {
             };
             let together = run(&x, &y, &owner, first);
             for r in 0..rows {
-                // With two rows, the data that row 0 owns comes from row 1.
+                // Row r is computed alone as row 0 of two rows; row 1 is the row that `owner[r]` names, because row r
+                // reads it.
                 let alone = run(
                     &[x[r].clone(), x[owner[r]].clone()],
                     &[y[r].clone(), y[owner[r]].clone()],
@@ -210,7 +212,7 @@ proptest! {
                     0,
                 );
                 for (operation, (together, alone)) in together.iter().zip(&alone).enumerate() {
-                    // Rows before the written range stay unchanged.
+                    // Operations 0 to 3 leave the rows before the written range unchanged.
                     if r >= first || operation >= 4 {
                         prop_assert_eq!(&together[r], &alone[0], "operation {} row {}", operation, r);
                     }
@@ -235,10 +237,10 @@ struct Sequence {
     slots: usize,
 }
 
-/// The identity of a row within its sequence; it determines the row's contents.
+/// The place of a row within its sequence, which determines the row's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// A position of the sequence, either cached or a candidate's.
+    /// A token's position in the sequence, either cached or a candidate's.
     Position(usize),
     /// A mask row: slot j of group k.
     Slot(usize, usize),
@@ -270,7 +272,7 @@ struct Attention<'a> {
     cache: CpuKvCache,
 }
 
-/// The attention output of each row of each sequence, by sequence id and place.
+/// The bits of the attention output of each row, by sequence id and place.
 type Outputs = BTreeMap<(u64, Place), Vec<u32>>;
 
 impl<'a> Attention<'a> {
@@ -361,7 +363,7 @@ fn rows_together(device: &Cpu, shape: AttentionShape, sequences: &[Sequence], pa
     let total: usize = counts.iter().sum::<usize>() + 1;
     let mut attention = Attention::new(device, shape, total, page_size);
     attention.poison(total);
-    // The pages are every second page in descending order, then the pages between them.
+    // The sequences get every second page in descending order, then the pages between them.
     let mut free = (0..total as u32).rev().step_by(2).chain((0..total as u32 - 1).rev().step_by(2));
     let pages: Vec<Vec<u32>> = counts.iter().map(|&count| free.by_ref().take(count).collect()).collect();
     let with_pages = |sequences: Vec<Sequence>| -> Vec<(Sequence, &[u32])> {

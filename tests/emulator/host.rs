@@ -81,7 +81,8 @@ fn asynchronous_copies() {
 
 #[test]
 fn the_last_cta_sees_what_was_fenced() {
-    // The thread that does the work is the thread that counts, or another one.
+    // Thread `thread` of a CTA adds up elements, and thread 0 counts the CTAs that have arrived; both may be the same
+    // thread.
     let run = |thread| Run::new(counting(5 * 32), 6, 5, 32).with(thread);
     let sound = [
         ("planted_last_cta", 0),
@@ -105,7 +106,7 @@ fn the_last_cta_sees_what_was_fenced() {
         ("planted_last_cta_without_release", 31),
         ("planted_last_cta_without_acquire", 0),
         ("planted_last_cta_without_acquire", 31),
-        // The fence comes from a thread that does no atomic operation.
+        // In these kernels, the fence comes from thread 31, which does no atomic operation.
         ("planted_last_cta_releases_elsewhere", 31),
         ("planted_last_cta_acquires_elsewhere", 31),
     ];
@@ -151,7 +152,8 @@ fn barriers_that_not_all_reach() {
         let error =
             Run::new(counting(64), 64, 1, 64).with(16).on(&simt, "planted_divergent_barrier").unwrap_err();
         assert!(error.contains("threads that never come"), "{error}");
-        // With separate warps, the warp that waits at the other barrier has ended when this barrier completes.
+        // With one warp per barrier there is no error: the warp that waits at the other barrier has ended when this
+        // barrier completes.
         Run::new(counting(64), 64, 1, 64).with(32).on(&simt, "planted_divergent_barrier").unwrap();
         Run::new(counting(64), 64, 1, 64).with(64).on(&simt, "planted_divergent_barrier").unwrap();
     }
@@ -259,7 +261,7 @@ fn traffic_is_counted() {
         Run::new(counting(64), 64, 2, 32).on(&simt, kernel).unwrap();
         assert_eq!(simt.take_traffic(), traffic(kernel, 256, total));
     }
-    // The kernel copies by cp.async, and uses atomic operations.
+    // Bytes of cp.async copies and of atomic operations are counted too.
     Run::new(counting(256), 256, 1, 64).with(8).on(&simt, "planted_copy").unwrap();
     assert_eq!(simt.take_traffic()[0], expected("planted_copy", "in", [512, 0, 512, 0]));
     Run::new(counting(5 * 32), 6, 5, 32).on(&simt, "planted_last_cta").unwrap();

@@ -58,14 +58,15 @@ const BUGS: [Bug; 6] = [
 impl Bug {
     fn run(&self, argument: u32, options: SimtOptions) {
         let [inputs, outputs] = self.elements;
-        // The launch has two warps. Shared memory ends after 1024 bytes.
+        // Each launch has one CTA of two warps. Shared memory ends after 1024 bytes.
         let mut run = Run::new(counting(inputs as u32), outputs, 1, 64).with(argument);
         run.shared_bytes = 1024;
         run.on(&Simt::new(options), self.kernel).unwrap();
     }
 }
 
-/// The body of the other tests, run in a child process; without the environment variable it does nothing.
+/// Runs a planted bug in the child processes that the other tests start; without the environment variable it does
+/// nothing.
 #[test]
 fn victim() {
     let Ok(chosen) = env::var(VARIABLE) else { return };

@@ -13,15 +13,16 @@ struct Params {
     out: u64,
 }
 
-/// Compares the found with the expected results of a case, given its input; an error says where they disagree.
+/// A function that compares the results of a case with the expected results, given the case's input; an error says
+/// where they disagree.
 type Agreement = fn(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String>;
 
-/// An instruction and its cases.
+/// An instruction, with its test cases and the required agreement.
 pub struct Instruction {
     pub kernel: &'static str,
-    /// Threads of a CTA; each CTA runs one case.
+    /// Threads per CTA; each CTA runs one case.
     threads: u32,
-    /// 32-bit input words of a case.
+    /// Number of 32-bit input words per case.
     words_in: usize,
     pub words_out: usize,
     /// The input words of all cases, one case after another.
@@ -92,7 +93,8 @@ pub fn all() -> Vec<Instruction> {
             input: exponents(&mut random),
             agree: powers_agree,
         },
-        // Generated last, so that the inputs of the other kernels stay equal to the recorded ones.
+        // The inputs of these kernels are drawn last, so that the inputs of the kernels before them stay equal to the
+        // recorded inputs.
         moved("golden_cvt_rn_bf16", 64, 64, numbers(&mut random)),
         Instruction {
             kernel: "golden_math",
@@ -116,10 +118,10 @@ pub fn all() -> Vec<Instruction> {
 /// The kernel that computes a product once with `mma.sync` and twice with `wgmma`.
 pub const WGMMA: &str = "golden_wgmma_m64n8k16";
 
-/// The contents of the result memory before a launch. Results of instructions that the processor lacks keep this value.
+/// The value of every result word before a launch. Results of instructions that the processor lacks keep this value.
 pub const UNWRITTEN: u32 = 0xdead_beef;
 
-/// Returns a case for every number of bytes from 0 to 16.
+/// Returns a case of copies for every number of bytes from 0 to 16.
 fn copies(random: &mut Random) -> Vec<u32> {
     let bytes = |case: u32| (0..32).map(move |lane| (lane + 5 * case) % 17);
     (0..4).flat_map(|case| random.words(128).into_iter().chain(bytes(case)).collect::<Vec<u32>>()).collect()
@@ -136,9 +138,9 @@ fn products(random: &mut Random, warps: usize) -> Vec<u32> {
             1 => random.unit(),
             2 => random.unit() * (random.below(40) as f32 - 20.0).exp2(),
             3 if sum => -4.0 + random.unit() / 64.0,
-            // Sixteen products of about 1/4.
+            // A sum of sixteen products of about 1/4 cancels the initial value of about −4.
             3 => 0.5 + random.unit() / 256.0,
-            // Rare, because otherwise every result would be NaN.
+            // NaN, infinities and subnormals are rare among the numbers, because otherwise every result would be NaN.
             _ if random.below(24) == 0 => SPECIAL[random.below(8) as usize],
             _ => random.unit(),
         };
@@ -153,7 +155,8 @@ fn products(random: &mut Random, warps: usize) -> Vec<u32> {
     words
 }
 
-/// Returns exponents over the range of results, at its ends, and as in attention: scores below a maximum, −∞.
+/// Returns arguments of 2^x: over the range of results, at the ends of the range, and as in attention: scores below a
+/// maximum, and −∞.
 fn exponents(random: &mut Random) -> Vec<u32> {
     let mut words: Vec<u32> =
         [0.0, -0.0, 1.0, -1.0, 127.0, 127.99, 128.0, 1e30, -125.5, -126.0, -126.5, -149.0, -1e30, 1e-40]
@@ -199,7 +202,7 @@ struct Function {
     /// the CUDA C++ Programming Guide ("Mathematical Functions", single precision). Where editions of the guide differ,
     /// this is the larger bound. For 1 / sqrtf it is the bound of rsqrtf, which the compiler may use instead.
     ulps: u32,
-    /// The range of the arguments in the kernels: from, to.
+    /// The smallest and the largest argument that the function gets in the kernels.
     range: [f32; 2],
     special: [f32; 4],
 }
@@ -237,7 +240,7 @@ fn arguments(random: &mut Random) -> Vec<u32> {
     words
 }
 
-/// Requires equal bits, for instructions that only move data.
+/// Requires equal bits, as for instructions that only move data.
 fn equal(_: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         None => Ok(()),
@@ -271,7 +274,7 @@ fn magnitudes(input: &[u32]) -> [[f64; 8]; 16] {
     sums
 }
 
-/// Requires sums of products to agree within the rounding error of either side. bf16 products are exact on both sides;
+/// Requires sums of products to agree within the rounding errors of both sides. bf16 products are exact on both sides;
 /// the order of the 17 addends and their rounding differ. The model adds with k ascending and rounds each sum to
 /// nearest: an error of at most 16 · 2⁻²⁴ of the addends' magnitudes M. Matrix units align a block of addends to the
 /// largest and cut off everything below 24 bits of it, so each of the 17 addends and of the sums loses at most 2⁻²³ M.
@@ -313,7 +316,7 @@ fn warpgroup_products_agree(input: &[u32], found: &[u32], expected: &[u32]) -> R
         for (lane, words) in own.chunks_mut(10).enumerate() {
             words[8..].copy_from_slice(&input[lane * 10 + 8..][..2]);
         }
-        // Each lane has three results of four words.
+        // Each lane of the warp has three results (one of `mma.sync`, two of `wgmma`) of four words each.
         let part = |output: &[u32], part: usize| {
             let lanes = output[warp * 32 * 12..][..32 * 12].chunks(12);
             lanes.flat_map(|words| words[4 * part..][..4].to_vec()).collect::<Vec<u32>>()

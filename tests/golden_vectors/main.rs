@@ -24,13 +24,13 @@ use flexdraft::runtime::{Simt, SimtOptions};
 use gpu::gpu;
 use recording::Recording;
 
-/// Returns the models with and without checks, in two orders of threads each.
+/// Returns the emulator without checks, and the emulator with checks, late copies and another order of threads.
 fn hosts() -> [Simt; 2] {
     let watched = SimtOptions { checking: Checking::Accesses, copies: Copies::Late, schedule: 3 };
     [Simt::new(SimtOptions::default()), Simt::new(watched)]
 }
 
-/// Compares the models with a recording; an error names the first difference.
+/// Compares the emulator's instructions with a recording; an error names the first difference.
 fn models_agree(recording: &Recording) -> Result<(), String> {
     for simt in hosts() {
         for instruction in instructions::all() {
@@ -63,8 +63,8 @@ fn a_gpu_agrees_with_the_models() {
     if let Some(directory) = std::env::var_os("FLEXDRAFT_GOLDEN_RESULTS") {
         recording.write(&Path::new(&directory).join("ptx.json"));
     }
-    // Equal bits of the two families of matrix instructions determine which kernels can be compared with each other.
-    // Different bits are no failure.
+    // The number of equal bits of mma.sync and wgmma tells which kernels' results can be compared bit by bit. Different
+    // bits are no failure.
     let all = instructions::all();
     let wgmma = all.iter().find(|instruction| instruction.kernel == instructions::WGMMA).unwrap();
     let [written, equal] = instructions::equal_to_mma(&wgmma.run(cuda, &context.default_stream()).unwrap());
@@ -74,8 +74,8 @@ fn a_gpu_agrees_with_the_models() {
     models_agree(&recording).unwrap();
 }
 
-/// A recording with `wgmma` results agrees if they are within the tolerance of products. This machine has no `wgmma`,
-/// so results of `mma.sync` stand in for them, some changed by a unit in the last place.
+/// A recording with `wgmma` results agrees with the emulator if the results are within the tolerance of products. This
+/// machine has no `wgmma`, so results of `mma.sync` stand in for them, some changed by a unit in the last place.
 #[test]
 fn products_of_a_warpgroup_are_compared_with_its_warps() {
     let [simt, _] = hosts();
@@ -90,7 +90,7 @@ fn products_of_a_warpgroup_are_compared_with_its_warps() {
                 words[i] = words[i % 4];
             }
         }
-        // The second case, whose results are rounded.
+        // Only the second case is changed, because its results are rounded.
         for (i, word) in output[wgmma.words_out..][..wgmma.words_out].iter_mut().enumerate() {
             *word = change(i, *word);
         }
@@ -101,7 +101,7 @@ fn products_of_a_warpgroup_are_compared_with_its_warps() {
     assert_eq!(instructions::equal_to_mma(&close), [words, words - wgmma.words_out / 12]);
     wgmma.compare(&model, &close).unwrap();
     wgmma.compare(&close, &model).unwrap();
-    // Results in the wrong rows, as a wrong matrix descriptor would give.
+    // Planted mistake: results in the wrong rows, as a wrong matrix descriptor would give.
     for place in 4..12 {
         let mut wrong = recorded(|_, word| word);
         for pair in wrong[wgmma.words_out..][..wgmma.words_out].chunks_mut(24) {
@@ -135,14 +135,15 @@ fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     assert_eq!(Recording::read(&path), recording);
     models_agree(&recording).unwrap();
 
-    // Changes one digit of a word at a time. Results are little-endian words, written from the highest digit on.
+    // The test plants a wrong digit in each instruction's first case, which the comparison must find. Results are
+    // little-endian words, written from the highest digit on.
     for instruction in &all {
         let digits = &recording.instructions[instruction.kernel].output[0];
         let other = |digit: usize| if digits.as_bytes()[digit] == b'3' { '4' } else { '3' };
         let error = models_agree(&damaged(&recording, instruction.kernel, 9, other(9))).unwrap_err();
         assert!(error.contains(instruction.kernel) && error.contains("case 0"), "{error}");
     }
-    // Small integers are exact, so their last bit must agree.
+    // Sums of small integers are exact, so even a wrong last bit must be found.
     let sums = &recording.instructions["golden_mma_m16n8k16"].output[0];
     let last = if sums.as_bytes()[7] == b'1' { '2' } else { '1' };
     models_agree(&damaged(&recording, "golden_mma_m16n8k16", 7, last)).unwrap_err();
@@ -206,7 +207,7 @@ fn the_model_of_conversion_rounds_as_half_does() {
 fn the_cases_are_of_every_kind() {
     let [simt, _] = hosts();
     for instruction in instructions::all() {
-        // Cases with exact results: every fifth case of products, and the first case of powers.
+        // The cases whose results are exact: every fifth case of products, and the first case of powers.
         let is_exact = |case: usize| match instruction.kernel {
             "golden_mma_m16n8k16" | instructions::WGMMA => case.is_multiple_of(5),
             "golden_exp2_approx" => case == 0,

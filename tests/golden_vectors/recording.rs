@@ -19,14 +19,14 @@ pub struct Recording {
 /// The results of one instruction.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Vector {
-    /// Hash of the instruction's arguments. Every run generates the input anew; the hash prevents a comparison with a
+    /// Hash of the instruction's input words. Every run generates the input anew; the hash prevents a comparison with a
     /// recording of another input.
     pub input_hash: String,
     /// One string per case, with eight hexadecimal digits per word.
     pub output: Vec<String>,
 }
 
-/// Returns the FNV-1a hash of words.
+/// Returns the FNV-1a hash of 32-bit words.
 fn hash(words: &[u32]) -> String {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let bytes = words.iter().flat_map(|word| word.to_le_bytes());

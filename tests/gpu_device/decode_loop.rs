@@ -26,7 +26,7 @@ fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.runtime().stream();
-    // Short splits, so that even short contexts have several.
+    // Splits of 64 keys give even short contexts several splits.
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
 }
 
@@ -36,7 +36,7 @@ fn engine<D: Device>(device: D, spec: &Spec, policy: impl Policy + 'static) -> E
     Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
 }
 
-/// A request's shape; tokens are taken modulo the vocabulary.
+/// A generated request, whose prompt tokens are taken modulo the vocabulary.
 #[derive(Clone, Debug)]
 pub struct Ask {
     pub prompt: Vec<u32>,
@@ -92,7 +92,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let asks: Vec<Ask> = asks.into_iter().map(|ask| {
-            // Above temperature 0, only `match` gives the tokens of autoregressive sampling.
+            // At temperatures above 0, only the rule `match` gives the tokens of autoregressive sampling.
             Ask { rule: if ask.temperature > 0.0 { Rule::Match } else { ask.rule }, ..ask }
         }).collect();
         let late = SimtOptions { copies: Copies::Late, schedule: seed | 1, ..SimtOptions::default() };
@@ -114,8 +114,8 @@ proptest! {
         check("any length", engine(gpu(late), &spec, RandomEverything(RandomGroups(seed))))?;
     }
 
-    /// The draft tokens and the bits of their confidences agree. Committed tokens would not show a difference: greedy
-    /// decoding and `match` commit the same tokens whatever is drafted.
+    /// Parallel and sequential drafting give the same draft tokens, and confidences with the same bits. Committed
+    /// tokens would not show a difference: greedy decoding and `match` commit the same tokens whatever is drafted.
     #[test]
     fn drafts_and_what_is_accepted_of_them_are_the_same_in_every_mode(
         spec in spec(Shapes::OF_KERNELS),
@@ -152,7 +152,8 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         let expected = run(&mut engine(cpu(), &spec, Mode::Autoregressive), vec![request]).remove(0);
         let recorded = || vec![Request { record: true, ..ask.request(&spec) }];
         let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), recorded()).remove(0);
-        // The CPU device does not round attention's weights to bf16, so the tokens may differ from a near-tie on.
+        // The CPU device does not round attention's weights to bf16, so its tokens may differ after a near-tie of two
+        // logits.
         let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
         if let Some(index) = parting {
             let margin = margins.0.lock().unwrap()[index];
@@ -160,7 +161,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         }
         add(&tokens, expected.tokens.len());
         add(&compared, parting.unwrap_or(expected.tokens.len()));
-        // Drafts after the same tokens agree, up to near-ties.
+        // After equal tokens, the drafts of the GPU device and the CPU device agree, up to near-ties of logits.
         let drafting = run(&mut engine(cpu(), &spec, Mode::Parallel), recorded()).remove(0);
         let state = |block: &Block| (block.candidates.clone(), block.accepted, block.bonus);
         for (found, expected) in blocks(&[found]).iter().zip(&blocks(&[drafting])) {
@@ -184,7 +185,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
     );
 }
 
-/// Distances between the two largest logits, as fractions of the range of all logits, in the order of the tokens.
+/// The distance between the two largest logits at each token, as a fraction of the range of all logits.
 #[derive(Clone, Default)]
 struct Margins(Arc<Mutex<Vec<f32>>>);
 
@@ -197,8 +198,8 @@ impl LogitsHook for Margins {
     }
 }
 
-/// One step with every kernel, in race mode: every access is checked for bounds, alignment, races and unfinished
-/// copies.
+/// Runs one step that launches every kernel in race mode: every access is checked for bounds, alignment, races and
+/// unfinished copies.
 #[test]
 fn a_checked_run_finds_nothing() {
     let spec = Spec {

@@ -1,5 +1,6 @@
-//! The head's products of a step with mask groups: either one for candidates and groups together, or one before the
-//! verdict and one after it. Both ways give the same bits; measured times decide between them.
+//! Tests of the LM head's matrix products in a step with mask groups: either one product for candidates and groups
+//! together, or one before the verdict and one after it. Both ways give the same bits; measured times decide between
+//! them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,10 +85,10 @@ fn gpu(head_products: HeadProducts, copies: Copies) -> Gpu<CpuProducts> {
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64).with_head_products(head_products)
 }
 
-/// The output of an engine's run: tokens of every request, and the verified and drafted tokens of each step.
+/// The output of an engine's run: the tokens of every request, and the verified and drafted tokens of each step.
 type Yield = (Vec<Vec<u32>>, Vec<Block>);
 
-/// Serves the requests; request i is added after `2 i` steps.
+/// Serves the requests with an engine; request i is added after `2 i` steps.
 fn serve<D: Device>(
     device: D,
     spec: &Spec,
@@ -97,7 +98,7 @@ fn serve<D: Device>(
 ) -> Yield {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
-    // Prompts take several steps, so that some sequences read their prompts while others decode.
+    // With 24 rows of prompts per step, some sequences still read their prompts while others decode.
     let options = EngineOptions { cache_tokens, prefill_rows: 24, ..EngineOptions::default() };
     let mut engine = Engine::new(model, policy, options).unwrap();
     let mut outputs: Vec<Output> = requests.iter().map(|_| Output::default()).collect();
@@ -163,8 +164,8 @@ fn small(rank: Option<usize>) -> Spec {
     Spec { layers: 2, tail: 1, head_dim, hidden, block_size, rank, dtype, ..Spec::default() }
 }
 
-/// Runs one step of two sequences; returns verdicts, drafts, and the bits of the logits that the drafts were drawn
-/// from.
+/// Runs one step of two sequences; returns its verdicts and drafts, and the bits of the logits that the drafts were
+/// drawn from.
 fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Vec<Vec<u32>>) {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
@@ -188,7 +189,8 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
     let mut drawn_from = model.new_logits();
     let target_logits = if joined { &mut drawn_from } else { &mut logits };
     model.logits(if joined { &all } else { &candidates }, &mut work, target_logits).unwrap();
-    // The first sequence's draft has the target's greedy tokens; the second's draft token is outside the vocabulary.
+    // The first sequence's draft consists of the target's greedy tokens; the second's draft token is outside the
+    // vocabulary.
     let largest = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
     let mut accepted = Vec::new();
     for row in 0..2 {
@@ -226,7 +228,8 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
     model.draft(&drafts, rows, &mut verification, &mut work, &mut drawn_from).unwrap();
     let found = verification.read().unwrap();
     assert_eq!(found.verdicts.iter().map(|verdict| verdict.accepted).collect::<Vec<_>>(), [2, 0]);
-    // Accepted length 2 selects the first sequence's second group, accepted length 0 the second sequence's first group.
+    // The accepted length 2 selects the first sequence's second mask group, and the accepted length 0 the second
+    // sequence's first group.
     let rows = match joined {
         true => [5 + drafted, 5 + 2 * drafted],
         false => [0, drafted],
@@ -239,8 +242,9 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
     (found, bits)
 }
 
-/// Drafts are verified against the rows and statistics of q that they were drawn from. The requests' distributions
-/// differ from slot to slot, so wrong rows would change the accepted lengths, and every accepted length occurs.
+/// Draft tokens are verified against the same draft distributions q from which they were drawn. The requests'
+/// distributions differ from slot to slot, so wrong rows would change the accepted lengths, and every accepted length
+/// occurs.
 #[test]
 fn drafts_are_verified_against_what_they_were_drawn_from() {
     let spec = small(Some(8));
@@ -313,17 +317,18 @@ fn times_decide_how_many_products_there_are() {
         let device = timed(seconds);
         device.joins_head_products(&head(&device, 40), 5, 75, 15)
     };
-    // Up to some number of rows, one product reads the weights once and takes half the time of two products.
+    // Reading the weights dominates the time of few rows, so there one joined product takes about half the time of two
+    // products.
     assert!(joins(|rows| Some(1.0 + rows as f32 / 100.0)));
     assert!(!joins(|rows| Some(1.0 + rows as f32 / 50.0)));
     assert!(joins(|rows| Some(if rows <= 80 { 1.99 } else { 9.0 } - if rows <= 15 { 0.99 } else { 0.0 })));
-    // Equal times, and unknown times.
+    // The device does not join the products if one takes as long as two, or if a time is unknown.
     assert!(!joins(|rows| Some(if rows == 80 { 2.0 } else { 1.0 })));
     assert!(!joins(|rows| (rows != 80).then_some(1.0)));
     assert!(!joins(|rows| (rows != 5).then_some(0.1)));
     assert!(!joins(|_| None));
 
-    // The device joins the head's products for candidates and slots only while their logits take at most 256 MiB.
+    // The device joins the LM head's products for candidates and slots only while their logits take at most 256 MiB.
     let device = timed(|_| None);
     assert_eq!(device.joined_head_rows(&head(&device, 1000)), (256 << 20) / 4000);
     assert_eq!(device.joined_head_rows(&head(&device, 1001)), (256 << 20) / 4032);
@@ -331,7 +336,8 @@ fn times_decide_how_many_products_there_are() {
     assert_eq!(device.joined_head_rows(&head(&device, 1000)), 0);
 }
 
-/// An engine uses one or two products of the head per decode step, depending on the measured times of its row counts.
+/// An engine uses one or two products of the LM head per decode step, depending on the measured times of its row
+/// counts.
 #[test]
 fn an_engine_asks_for_the_times_of_its_rows() {
     let heads = |seconds| {

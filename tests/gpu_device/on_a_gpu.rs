@@ -22,7 +22,7 @@ use crate::support::gpu::gpu;
 use crate::support::models::Spec;
 use crate::support::runs::run;
 
-/// Returns the device or the products, or `None` with a message if cuBLASLt is missing.
+/// Returns the device or product library that was made, or `None` with a message if cuBLASLt is missing.
 pub fn available<T>(made: Result<T, DeviceError>) -> Option<T> {
     match made {
         Err(error @ DeviceError::Unavailable { .. })
@@ -57,7 +57,7 @@ fn spec(head_dim: usize, seed: u64) -> Spec {
 /// Checks that parallel and sequential decoding commit the tokens of autoregressive decoding, alone and in a batch.
 fn check_modes(device: impl Device, spec: &Spec) {
     let (target, drafter) = spec.weights();
-    // One model for all engines, because its first products measure which algorithms to use.
+    // All engines share one model, because the first products of a model measure which algorithms to use.
     let mut kept = Some(Model::new(device, &target, Some(&drafter)).unwrap());
     let vocab = spec.vocab as u32;
     let mut decode = |mode, batch: usize, rule, temperature| {
@@ -88,7 +88,7 @@ fn check_modes(device: impl Device, spec: &Spec) {
 
 #[test]
 fn every_mode_gives_the_same_tokens() {
-    // Short splits, so that these contexts have several.
+    // The case with splits of 64 keys divides even these short contexts into several splits.
     for (head_dim, seed, split) in [(64, 1, DEFAULT_SPLIT), (128, 2, DEFAULT_SPLIT), (64, 3, 64)] {
         let Some(device) = device() else { return };
         check_modes(device.with_split(split), &spec(head_dim, seed));
@@ -158,7 +158,7 @@ fn logits(device: impl Device, spec: &Spec) -> Vec<Vec<f32>> {
     seen.clone()
 }
 
-/// The logits agree with the CPU device's with bf16 activations, which are rounded at the same places.
+/// The GPU's logits agree with the CPU device's logits with bf16 activations, which are rounded at the same places.
 #[test]
 fn logits_are_those_of_the_cpu_device() {
     for (head_dim, seed, bias) in [(64, 1, false), (128, 2, true)] {

@@ -14,7 +14,7 @@ use crate::support::bench::Bench;
 use crate::support::gpu::gpu;
 use crate::support::noise::{halves, noise};
 
-/// Returns memory of the GPU and cuBLASLt, if the machine has both.
+/// Returns kernels with memory on the GPU, and cuBLASLt, if the machine has both.
 fn cublas() -> Option<(Bench<Cuda>, CublasLt)> {
     let gpu = gpu()?;
     let context = &gpu.context;
@@ -23,7 +23,7 @@ fn cublas() -> Option<(Bench<Cuda>, CublasLt)> {
     Some((Bench { kernels: Kernels::load(context).unwrap(), stream }, products))
 }
 
-/// The shape of a layer.
+/// The shape of a linear layer, and whether its output is logits.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
     in_cols: usize,
@@ -32,13 +32,13 @@ struct Layer {
     logits: bool,
 }
 
-/// Rows of the input; each product uses a range of them.
+/// Number of rows of the input; each product uses a range of them.
 const ROWS: usize = 70;
 
-/// The initial value of the output, which stays in rows without a product.
+/// The initial value of the output, which must remain in rows that are not multiplied.
 const UNTOUCHED: f32 = 77.0;
 
-/// Returns the output with only `rows` multiplied, as f32, and the row stride in elements.
+/// Multiplies only `rows` of the input; returns the whole output as f32, and its row stride in elements.
 fn multiply<P: Products>(
     bench: &Bench<P::Runtime>,
     products: &P,
@@ -92,7 +92,8 @@ fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
                 let added = if bias { f64::from(biases[col]) } else { 0.0 };
                 let exact = products().sum::<f64>() + added;
                 let size = products().map(f64::abs).sum::<f64>() + added.abs();
-                // Half a unit in the last place of bf16 for the result and for the bias, and the rounding of f32 sums.
+                // The allowed error is half a unit in the last place of bf16 for the result and for the bias, and the
+                // rounding of f32 sums.
                 let rounding = if logits { 0.0 } else { (exact.abs() + added.abs()) / 256.0 };
                 let error = (f64::from(found) - exact).abs();
                 let allowed = rounding + 1e-5 * size;
@@ -102,7 +103,7 @@ fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
         if !products.is_row_invariant() {
             continue;
         }
-        // A row has the same bits beside any other rows.
+        // A row of a row-invariant product has the same bits beside any other rows.
         let bits = |row: usize| found[row * stride..][..out_cols].iter().map(|x| x.to_bits()).collect();
         if rows.len() == ROWS {
             first_bits = (0..ROWS).map(bits).collect::<Vec<Vec<u32>>>();
@@ -114,7 +115,7 @@ fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
     }
 }
 
-/// Widths that are no multiples of a tile.
+/// Input and output columns of layers, which are no multiples of a tile.
 const LAYERS: [(usize, usize); 4] = [(8, 8), (72, 24), (200, 136), (136, 1001)];
 
 fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
@@ -122,7 +123,7 @@ fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
         let layer = move |bias, logits| Layer { in_cols, out_cols, bias, logits };
         [layer(false, false), layer(true, false), layer(false, true), layer(true, true)]
     };
-    // Rows of activations have a multiple of eight elements.
+    // Only logits may have a number of columns that is not a multiple of eight: rows of activations must be.
     widths.iter().flat_map(layer).filter(|layer| layer.logits || layer.out_cols % 8 == 0).collect()
 }
 
@@ -132,7 +133,7 @@ fn are_the_sums() {
     let products = CpuProducts::new(1).unwrap();
     layers(&LAYERS).into_iter().for_each(|layer| check(&host, &products, layer));
     let Some((gpu, products)) = cublas() else { return };
-    // The GPU also gets the widths of models.
+    // The GPU also multiplies layers with the widths of released models.
     let widths = [LAYERS.as_slice(), &[(576, 1536), (1536, 576), (1024, 3072)]].concat();
     layers(&widths).into_iter().for_each(|layer| check(&gpu, &products, layer));
     let any = CublasLt::new(gpu.stream.context(), &gpu.stream).unwrap();
@@ -141,7 +142,8 @@ fn are_the_sums() {
     layers(&LAYERS).into_iter().for_each(|layer| check(&gpu, &any, layer));
 }
 
-/// Rows keep their bits if a product has more rows than were prepared, and if it is computed in parts.
+/// A row keeps its bits in a product with more rows than the device prepared algorithms for, and in a product that is
+/// computed in parts.
 #[test]
 fn rows_beyond_what_was_prepared_have_the_same_bits() {
     let Some((gpu, _)) = cublas() else { return };
@@ -150,7 +152,8 @@ fn rows_beyond_what_was_prepared_have_the_same_bits() {
         let products = CublasLt::new(stream.context(), stream).unwrap();
         let weights = Weights { weight: halves(1, out_cols * in_cols), bias: None, in_cols, out_cols };
         let layer = products.new_layer(runtime, stream, &weights).unwrap();
-        // More rows than are multiplied at once; the rows of x repeat with a period of 97.
+        // A product of 4100 rows is computed in parts; the rows of x repeat with a period of 97, and equal rows must
+        // give equal bits.
         let (most, period) = (4100, 97);
         let rows = halves(3, period * in_cols);
         let x: Vec<bf16> = rows.iter().copied().cycle().take(most * in_cols).collect();

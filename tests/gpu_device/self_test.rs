@@ -11,17 +11,17 @@ use flexdraft::runtime::simt::SimtStream;
 use flexdraft::runtime::{Simt, SimtOptions};
 use half::bf16;
 
-/// A fault planted in a library of matrix products.
+/// A fault that the test plants in a library of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// Results are a tenth too large.
+    /// The fault makes all results a tenth too large.
     Scaled,
-    /// A row's result depends on the number of rows.
+    /// The fault makes a row's result depend on the number of rows.
     RowsMatter,
-    /// The first row of a product is not computed.
+    /// The fault leaves the first row of a product out.
     RowMissing,
-    /// Every product fails with an error.
+    /// The fault lets every product fail with an error.
     Fails,
 }
 
@@ -60,7 +60,7 @@ impl Products for Faulty {
         let changed = match self.fault {
             Fault::None => None,
             Fault::Scaled => Some((first_row..first_row + rows.len(), 1.1)),
-            // The last bits of some elements change, as if sums were split differently.
+            // This planted fault changes the results by a hundredth if the product has more than two rows.
             Fault::RowsMatter if rows.len() > 2 => Some((first_row..first_row + rows.len(), 1.01)),
             Fault::RowsMatter => None,
             Fault::RowMissing => Some((first_row..first_row + 1, 0.0)),

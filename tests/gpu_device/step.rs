@@ -48,7 +48,7 @@ fn take_calls(engine: &Engine<Gpu<CpuProducts>>) -> Calls {
     engine.model().device().kernels().runtime().take_calls()
 }
 
-/// Returns one request for each rule.
+/// Returns one request for each acceptance rule.
 fn requests() -> Vec<Request> {
     [(Rule::Match, 0.0), (Rule::Match, 1.0), (Rule::Rejection, 1.0), (Rule::Block, 0.8)]
         .into_iter()
@@ -104,7 +104,8 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Parallel) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // Uploads for the pass, its tokens, the verification and the drafting.
+        // The four uploads are the tables of the pass, its tokens, the verification parameters and the selection of
+        // drafts.
         assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
@@ -135,16 +136,16 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
     for (calls, modes) in steady_steps(Mode::Sequential) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // The drafting pass has one more upload.
+        // The drafting pass of sequential mode needs one more upload than a parallel step.
         assert!(calls.uploads <= 5 && calls.launches <= 34, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
 }
 
-/// The heads of the attention tests, whose cache has 1024 pages of 16 tokens.
+/// Head counts and head size of the attention tests, whose cache has 1024 pages of 16 tokens.
 const SHAPE: AttentionShape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
 
-/// Returns a sequence of four candidates and one group, after `start` positions, on the given pages.
+/// Returns a sequence of four candidates and one mask group, after `start` positions, on the given pages.
 fn with_group(pages: &[u32], start: usize) -> SequenceRows<'_> {
     SequenceRows { pages, start, candidates: 4, groups: vec![1], slots: 3 }
 }
@@ -163,12 +164,13 @@ fn only_the_pages_of_a_pass_are_uploaded() {
         assert_eq!(calls.uploads, 1);
         (calls.uploaded_bytes, calls.allocations)
     };
-    // Ten numbers of 4 bytes per sequence, rounded up to a power of two sequences, then one number per page.
+    // The tables have ten numbers of 4 bytes per sequence, with the sequences rounded up to a power of two, then one
+    // number per page.
     assert_eq!(uploaded(4, 8), (4 * (10 * 4 + 12) + 4 * 4 * 8, 1));
     assert_eq!(uploaded(4, 256).0, 4 * (10 * 4 + 12) + 4 * 4 * 256);
     assert_eq!(uploaded(3, 8), (4 * (10 * 4 + 12) + 4 * 3 * 8, 0));
     assert_eq!(uploaded(1, 8), (4 * (10 * 4 + 12) + 4 * 8, 0));
-    // Five pages take the room of eight, and nothing follows the pages of the last sequence.
+    // A sequence's five pages take the room of eight, but the last sequence's pages are not padded to a power of two.
     assert_eq!(uploaded(2, 5), (4 * (10 * 4 + 12) + 4 * 8 + 4 * 6, 0));
     assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * (512 + 300), 1));
 }
@@ -226,7 +228,7 @@ fn passes_that_are_laid_out_together_are_apart() {
     let together = run(true);
     assert!(together.iter().flatten().all(|x| x.is_finite()));
     assert_eq!(together, run(false));
-    // The scale of the second rotation changes the scores.
+    // The second rotation has another scale, so its results must differ.
     assert_ne!(together[..11], together[11..22]);
 }
 
@@ -250,8 +252,9 @@ fn a_pass_is_for_the_pages_it_was_checked_against() {
     assert_eq!(error.unwrap_err().to_string(), message);
 }
 
-/// With a cache that is too small for all sequences, some are suspended with their drafts. The drafts are verified when
-/// the sequences are back, in a batch with sequences whose drafts are still where the previous step left them.
+/// If the cache is too small for all sequences, the engine suspends some of them with their drafts. The drafts are
+/// verified when the sequences are back, in a batch with sequences whose drafts are still where the previous step left
+/// them.
 #[test]
 fn drafts_of_preempted_requests_keep_their_distributions() {
     let served = |head_products, cache_tokens| {
@@ -260,7 +263,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
         let model = Model::new(device, &target, Some(&drafter)).unwrap();
         let options = EngineOptions { cache_tokens, ..EngineOptions::default() };
         let mut engine = Engine::new(model, Mode::Parallel, options).unwrap();
-        // The first request ends early and makes room for a suspended one.
+        // The first request ends early, so a suspended request can continue.
         let mut ids = Vec::new();
         for (request, max_new_tokens) in requests().into_iter().skip(1).zip([20, 30, 30]) {
             ids.push(engine.add(Request { max_new_tokens, ..request }).unwrap());
@@ -275,7 +278,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
             }
             copies.push(take_calls(&engine).copies);
         }
-        // Leaves out the steps in which memory grew.
+        // The first three steps do not count, because memory grows in them.
         (outputs, copies.into_iter().skip(3).max().unwrap())
     };
     let (expected, copies) = served(HeadProducts::Apart, 1024);
@@ -283,7 +286,7 @@ fn drafts_of_preempted_requests_keep_their_distributions() {
     for (head_products, steady) in [(HeadProducts::Apart, 3), (HeadProducts::Joined, 2)] {
         let (outputs, copies) = served(head_products, 80);
         assert_eq!((blocks(&outputs), tokens(&outputs)), (blocks(&expected), tokens(&expected)));
-        // Logits and statistics of two sequences.
+        // The four further copies are the logits and statistics of two suspended sequences' drafts.
         assert!(copies >= steady + 4, "nothing was set aside and put beside others");
     }
 }
@@ -296,7 +299,7 @@ fn tokens(outputs: &[Output]) -> Vec<&[u32]> {
 fn an_accepted_length_without_a_group_waits_once_more() {
     for (calls, _) in steady_steps(RandomGroups(4)) {
         assert!(calls.downloads <= 2, "{calls:?}");
-        // Drafts of either kind of pass are in one buffer.
+        // The drafts of the step's own pass and of a second pass are in one buffer.
         let most = TARGET_ROWS + 2 * DRAWS + 2 * ERROR_WORD;
         assert!(calls.copies <= 6 && calls.copied_bytes <= most, "{calls:?}");
     }
@@ -351,7 +354,7 @@ fn what_kernels_report_is_an_error_that_says_what() {
             assert_eq!(faults.iter().collect::<Vec<_>>(), [Fault::Nan]);
             assert_eq!(error.to_string(), "the kernels of a step found a NaN among the logits");
         }
-        // Without that request steps succeed again, and the other request has lost nothing.
+        // After the faulty request is cancelled, steps succeed again, and the other request has lost no tokens.
         assert!(engine.cancel(other));
         while !engine.is_idle() {
             for committed in engine.step().unwrap() {

@@ -1,4 +1,4 @@
-//! Activations: the reference's values element by element, and rows without a bonus row unchanged.
+//! Tests of the activation kernels: the reference's values element by element, and rows without a bonus row unchanged.
 
 use flexdraft::kernels::activation::{SiluAdd, SiluMul};
 use proptest::prelude::*;
@@ -50,7 +50,8 @@ fn check(bench: &Bench, cols: usize, rows: usize, absent: i32, seed: u64) -> Res
     }
 
     let bonus = halves(seed ^ 5, 2 * cols);
-    // Bonus rows −1, 2 and −2 do not exist. Index −1 asks for no bonus row and is no error.
+    // There are bonus rows 0 and 1, so −1, 2 and −2 are no indices of a bonus row. Index −1 asks for no bonus row and
+    // is no error.
     let owner: Vec<i32> = (0..rows).map(|row| [0, absent, 1][row % 3]).collect();
     let before = &x[..rows * cols];
     let (mut hidden, mut error) = (bench.memory(before), bench.memory(&[0]));

@@ -1,5 +1,5 @@
-//! A runtime that is chosen while a test runs. It makes each test of the suite one piece of code for the SIMT emulator, for
-//! a GPU, and for a GPU whose stream comes from another framework.
+//! A runtime that a test chooses while it runs. It makes each test of the suite one piece of code for the SIMT
+//! emulator, for a GPU, and for a GPU whose stream comes from another framework.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use flexdraft::runtime::{
     SimtStream, View, ViewMut,
 };
 
-/// A runtime of the crate, with limits that a test may lower.
+/// One of the crate's runtimes, with hardware limits that a test may lower.
 #[derive(Debug)]
 pub struct AnyRuntime {
     pub runtime: Chosen,
@@ -28,7 +28,7 @@ pub enum Chosen {
 pub enum AnyStream {
     Emulator(SimtStream),
     Gpu(Arc<CudaStream>),
-    /// A stream given by its address, and the owner that keeps the stream.
+    /// A stream given by its address, and the object that owns the stream.
     #[allow(dead_code)] // The owner is held, not read.
     RawGpu(RawStream, Arc<CudaStream>),
 }

@@ -1,6 +1,6 @@
-//! Captured launches of a step serve every step with the same number of rows: everything that changes from step to step
-//! (positions, pages, groups, logits, seeds) is read from device memory. On a GPU the capture is a CUDA graph; the SIMT
-//! emulator repeats recorded launches.
+//! Tests that the captured launches of a step serve every step with the same number of rows: everything that changes
+//! from step to step (positions, pages, groups, logits, seeds) is read from device memory. On a GPU the capture is a
+//! CUDA graph; the SIMT emulator repeats recorded launches.
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flexdraft::acceptance::Rule;
@@ -40,12 +40,12 @@ const STRIDE: usize = VOCAB.next_multiple_of(8);
 const RANK: usize = 16;
 const DRAFTED: usize = SLOTS - 1;
 
-/// A step: the position of candidate 0 and the two groups of each sequence.
+/// A generated step: the position of candidate 0 and the two mask groups of each sequence.
 #[derive(Clone, Debug)]
 struct Step {
     sequences: [(usize, [usize; 2]); BATCH],
     seed: u64,
-    /// The first page of each sequence.
+    /// The id of the first page of each sequence.
     pages: [u32; BATCH],
     rules: [Rule; BATCH],
 }
@@ -67,8 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// The operands of a layer, of sampling and acceptance, and of drafting the next block: from groups of the pass, and in
-/// a separate pass that follows the verdicts.
+/// The operands of a whole step: of a layer, of sampling and acceptance, and of drafting the next block: from groups of
+/// the pass, and in a separate pass that follows the verdicts.
 struct Operands {
     tables: PassTables<AnyRuntime>,
     cos_sin: Operand<f32>,
@@ -87,7 +87,7 @@ struct Operands {
     arrived: Operand<u32>,
     verdicts: Operand<Verdict>,
     committed: Operand<i32>,
-    /// The draft logits that the last step drew from, and the draft logits of the next block.
+    /// The draft logits that the last step drew its draft from, and the draft logits of the next block.
     last_logits: Operand<f32>,
     last_ways: Operand<RowSampling>,
     last_stats: Operand<RowStats>,
@@ -95,8 +95,8 @@ struct Operands {
     next_ways: Operand<RowSampling>,
     next_stats: Operand<RowStats>,
     drafts: Operand<Draft>,
-    /// The outputs of the selection. Per draft: bonus token and start; per draft row: its row in the pass, and
-    /// the draft row itself (both −1 if the accepted length has no group).
+    /// The outputs of the kernel that selects the next draft. Per draft: bonus token and start; per draft row: its row
+    /// in the pass, and the draft row itself (both −1 if the accepted length has no group).
     selected: [Operand<i32>; 4],
     gathered: Operand<bf16>,
     embedded: Operand<bf16>,
@@ -404,7 +404,7 @@ impl Operands {
         kernels.rope_table(stream, &table).unwrap();
     }
 
-    /// Returns the bytes of all outputs.
+    /// Returns the bytes of all outputs of the step.
     fn bits(&self, bench: &Bench) -> Vec<Vec<u8>> {
         fn bytes<T: Element>(bench: &Bench, operand: &Operand<T>) -> Vec<u8> {
             bytemuck::cast_slice(&bench.host(operand)).to_vec()
@@ -419,13 +419,13 @@ impl Operands {
         bits
     }
 
-    /// Captures the launches of a step, and returns what launches them again.
+    /// Captures the launches of a step, and returns a function that launches them again.
     fn capture<'a>(&mut self, bench: &'a Bench) -> Box<dyn Fn() + 'a> {
         if let Some(simt) = bench.emulator() {
             simt.record();
             self.launch(bench);
             let recording = simt.take_recording();
-            // Attention with a merge is one more launch.
+            // A step has at least 17 launches, and one more if attention has to merge splits.
             assert!(recording.len() >= 17, "{}", recording.len());
             // SAFETY: the test calls this only while the operands exist, filled in place and borrowed by nothing.
             return Box::new(move || unsafe { simt.replay(&recording) }.unwrap());
@@ -461,7 +461,7 @@ proptest! {
                 prop_assert!(found == anew.bits(&bench), "{step:?}");
                 outputs.push(found);
             }
-            // Other inputs give other outputs.
+            // Steps with other inputs give other outputs, so the comparison can fail.
             prop_assert!(outputs.windows(2).all(|pair| pair[0] != pair[1]));
         }
     }

@@ -1,4 +1,5 @@
-//! Embedding and gather: each row is the row of the table that its index names, and no other byte is changed.
+//! Tests of embedding and gather: each output row is the row of the table that its index names, and no other byte is
+//! changed.
 
 use flexdraft::kernels::embedding::{Embed, Gather};
 use half::bf16;
@@ -62,7 +63,7 @@ fn check(bench: &Bench, cols: usize, ids: &[i32], seed: u64) -> Result<(), TestC
     };
     kernels.gather(stream, &args).unwrap();
     drop(args);
-    // Index −1 asks for a row of zeros.
+    // Index −1 asks for a row of zeros and is no error.
     prop_assert_eq!(bench.host(&error), [if ids.iter().any(|id| wrong(id) && *id != -1) { 16 } else { 0 }]);
     let (out, zeros) = (bench.host(&out), vec![bf16::ZERO; cols]);
     for (row, &id) in out.chunks(cols).zip(ids) {

@@ -20,7 +20,7 @@ mod selection;
 #[path = "../support/mod.rs"]
 mod support;
 
-// The GPU benchmark's cases, floors and first program, which `on_the_emulator` tests.
+// The GPU benchmark's cases, floors and first program, which the module `on_the_emulator` tests.
 #[allow(dead_code)]
 #[path = "../../benches/kernels/cases/mod.rs"]
 mod cases;

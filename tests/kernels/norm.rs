@@ -1,4 +1,4 @@
-//! Norms and sums: the reference's values row by row, and the same bits for a row in any batch.
+//! Tests of the norms and sums: the reference's values row by row, and the same bits for a row in any batch.
 
 use flexdraft::kernels::norm::{Add, Residual, RmsNorm};
 use half::bf16;
@@ -42,7 +42,7 @@ fn check(bench: &Bench, cols: usize, rows: usize, residual: bool, seed: u64) -> 
     let (before, delta) = (halves(seed, rows * cols), halves(seed ^ 1, rows * cols));
     let weight: Vec<f32> = halves(seed ^ 2, cols).iter().map(|w| w.to_f32() * 1.01).collect();
     let weight_memory = bench.memory(&weight);
-    // Returns x and the output of `rms_norm` afterwards.
+    // Runs `rms_norm` and returns x, to which it may have added delta, and the output.
     let run = |x: &[bf16], delta: &[bf16]| {
         let (mut x, delta) = (bench.memory(x), bench.memory(delta));
         let mut out = bench.memory(&vec![POISON; x.len()]);
@@ -75,7 +75,7 @@ fn check(bench: &Bench, cols: usize, rows: usize, residual: bool, seed: u64) -> 
             prop_assert!(is_rounded(out, exact), "{out} for {exact}");
         }
     }
-    // A row has the same bits in a batch of its own.
+    // A row has the same bits in a batch of one row.
     for row in 0..rows {
         let range = row * cols..(row + 1) * cols;
         let (_, alone) = run(&before[range.clone()], &delta[range.clone()]);

@@ -9,12 +9,12 @@ use crate::support;
 use crate::support::gpu::gpu;
 use crate::support::simt_variant::checking;
 
-/// The kernels on one of the processors.
+/// The kernels on a chosen processor, with a stream.
 pub type Bench = support::bench::Bench<AnyRuntime>;
-/// An operand in the memory of one of the processors.
+/// An operand in the memory of a chosen processor.
 pub type Operand<T> = support::bench::Operand<AnyRuntime, T>;
 
-/// A processor, and the way to it.
+/// A processor that runs kernels, and the runtime that reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Processor {
     Emulator,
@@ -38,7 +38,7 @@ pub fn processors_of_large_cases() -> impl Iterator<Item = Processor> {
 
 /// Returns the processors for a case that the emulator cannot run in a sensible time: the GPU, if there is one.
 pub fn the_gpu() -> impl Iterator<Item = Processor> {
-    // Asked when the iterator gets here: the GPU is loaded after the emulator has run the test.
+    // The iterator looks for a GPU only when it gets here, so the GPU is loaded after the emulator has run the test.
     std::iter::once_with(|| gpu().map(|_| Processor::Gpu)).flatten()
 }
 
@@ -52,7 +52,8 @@ impl Bench {
         Self::limited(processor, options, |limits| limits)
     }
 
-    /// Returns the kernels on a processor whose limits are changed, but never to more shared memory than there is.
+    /// Returns the kernels on a processor whose limits are changed, but never to more shared memory than the processor
+    /// has.
     pub fn limited(
         processor: Processor,
         options: SimtOptions,
@@ -88,8 +89,8 @@ impl Bench {
         Bench { kernels: Kernels::new(AnyRuntime { runtime, limits }), stream }
     }
 
-    /// Returns an operand of zeros that a test touches in few places, or `None` if there is no such memory. On the emulator,
-    /// memory that no access touches takes no space.
+    /// Returns an operand of zeros for a test that touches few of its elements, or `None` if the processor lacks the
+    /// memory. On the emulator, memory that no access touches takes no space.
     pub fn untouched<T: Element>(&self, len: usize) -> Option<Operand<T>> {
         let memory = match self.emulator() {
             Some(_) => AnyMemory::Emulator(bytemuck::allocation::try_zeroed_vec(len).ok()?),
@@ -98,7 +99,7 @@ impl Bench {
         Some(Operand::new(memory, len))
     }
 
-    /// Returns the emulator, if the kernels run on it.
+    /// Returns the emulator, or `None` if the kernels run on a GPU.
     pub fn emulator(&self) -> Option<&Simt> {
         match &self.runtime().runtime {
             Chosen::Emulator(simt) => Some(simt),

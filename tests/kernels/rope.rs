@@ -1,4 +1,5 @@
-//! Rotation and append: the reference's norms and rotations, K and V in their places in the cache, and no other byte changed.
+//! Tests of rotation and append: the reference's norms and rotations, keys and values in their places in the cache, and
+//! no other byte changed.
 
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
@@ -75,7 +76,7 @@ proptest! {
     }
 }
 
-/// The rotation and append of a random pass's rows.
+/// A test case that rotates the rows of a random pass and appends its candidates to the cache.
 #[derive(Clone, Debug)]
 struct AppendCase {
     pass: AnyPass,
@@ -111,7 +112,7 @@ impl AppendCase {
         let rows = described.len() + padding;
         prop_assert_eq!(tables.rows(), described.len());
 
-        // Frequencies down to one turn in a hundred thousand positions.
+        // The frequencies reach down to about one radian in a hundred thousand positions.
         let inv_freq: Vec<f32> =
             (0..head_dim / 2).map(|i| 1e5f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let frequencies = bench.memory(&inv_freq);
@@ -177,7 +178,7 @@ impl AppendCase {
                 prop_assert_eq!(found, before);
                 continue;
             };
-            // The place of this head of a candidate's k or v in the cache.
+            // The elements of the cache where one head of a candidate's k or v belongs.
             let candidate = r < tables.candidates();
             let page =
                 pages[row.sequence].get(row.position / pass.page_size).map_or(0, |&page| page as usize);
@@ -225,7 +226,7 @@ impl AppendCase {
     }
 }
 
-/// Returns a case with three sequences: with several groups, without a group, and without a candidate.
+/// Returns a case with three sequences: one with several groups, one without a group, and one without a candidate.
 fn three_sequences(head_dim: usize, kv_heads: usize, q_heads: usize, page_size: usize) -> AppendCase {
     let sequences = vec![(300, 4, vec![0, 2, 3], 5), (63, 1, vec![], 0), (17, 0, vec![2], 16)];
     let (pass, normed) = (AnyPass { sequences, page_size, seed: 1 }, head_dim == 128);

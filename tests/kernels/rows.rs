@@ -1,4 +1,4 @@
-//! What the tests of the kernels around the matrix products share: embedding, norm, activation and rope.
+//! Helpers of the tests of the kernels around the matrix products: embedding, norm, activation and rope.
 
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
@@ -11,17 +11,17 @@ use crate::support::simt_variant::checking;
 /// The hidden sizes and the intermediate sizes of Qwen3-8B and SmolLM2-135M.
 pub const RELEASED_WIDTHS: [[usize; 2]; 2] = [[4096, 12_288], [576, 1536]];
 
-/// NaN in all memory that a kernel must write.
+/// The NaN that fills all memory that a kernel must write.
 pub const POISON: bf16 = bf16::from_bits(0x7fbf);
 
-/// Returns kernels on a processor; on the emulator with access checks, unless another variant is asked for, and with the
-/// order of threads `schedule`.
+/// Returns kernels on a processor; on the emulator with access checks (unless FLEXDRAFT_TEST_CHECKING says otherwise),
+/// and with the order of threads `schedule`.
 fn bench(processor: Processor, schedule: u64) -> Bench {
     let checking = checking(Checking::Accesses);
     Bench::on(processor, SimtOptions { checking, copies: Copies::Eager, schedule })
 }
 
-/// Runs a check on every processor.
+/// Runs a check of kernels on every processor.
 pub fn on_every_processor(
     seed: u64,
     check: impl Fn(&Bench) -> Result<(), TestCaseError>,
@@ -29,7 +29,7 @@ pub fn on_every_processor(
     processors().try_for_each(|processor| check(&bench(processor, seed % 4)))
 }
 
-/// Runs a check, which compares results with the reference, on every runtime.
+/// Runs a check of kernels on every runtime, including GPU streams that are given by their addresses.
 pub fn on_every_runtime(check: impl Fn(&Bench) -> Result<(), TestCaseError>) {
     runtimes_agree(|bench| check(bench).unwrap(), |(), ()| {});
 }
@@ -38,7 +38,7 @@ pub fn f64s(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()
 }
 
-/// True if `found` is `exact` rounded to bf16 after f32 arithmetic.
+/// Returns whether `found` is `exact` rounded to bf16 after f32 arithmetic.
 pub fn is_rounded(found: bf16, exact: f64) -> bool {
     (found.to_f64() - exact).abs() <= exact.abs() / 256.0 * 1.01 + 1e-6
 }

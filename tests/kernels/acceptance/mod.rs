@@ -68,7 +68,8 @@ proptest! {
     }
 }
 
-/// Checks that the verdicts and committed tokens of sequences are the same in another order, and for each sequence alone.
+/// Checks that the verdicts and committed tokens of sequences are the same for the sequences in another order, and for
+/// each sequence alone.
 fn check_independence(
     bench: &Bench,
     vocab: usize,
@@ -106,8 +107,8 @@ proptest! {
     }
 }
 
-/// Drafts of 15 tokens (blocks of 16) and of the largest supported length, by every rule: tests decisions deep in a
-/// draft. Only a few sequences may be too close to a tie to be compared.
+/// Tests decisions deep in a draft: drafts of 15 tokens (blocks of 16) and of the largest supported length, by every
+/// rule. Only a few sequences may be too close to a tie to be compared.
 #[test]
 fn drafts_of_15_and_63_tokens() {
     let mut sequences = Vec::new();

@@ -1,4 +1,4 @@
-//! What only the SIMT emulator shows of acceptance: the bytes that the kernels read.
+//! Tests of acceptance that need the SIMT emulator: the bytes that the kernels read.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::layout::GroupSet;
@@ -10,8 +10,9 @@ use super::oracle::check;
 use super::sequences::{Sequence, run};
 use crate::processors::{Bench, Processor};
 
-/// All ids that top-k keeps are in one of eight chunks. Each launch runs twice: once reading every id, and once with
-/// the largest logits of the target's chunks, which allow it to skip chunks.
+/// Acceptance skips chunks of the vocabulary without an id that top-k keeps; here all kept ids are in one of eight
+/// chunks. Each launch runs twice: once reading every id, and once with the largest logits of the target's chunks,
+/// which allow it to skip chunks.
 #[test]
 fn chunks_of_the_target_without_a_kept_id_are_not_read() {
     let vocab = 8192;
@@ -30,7 +31,7 @@ fn chunks_of_the_target_without_a_kept_id_are_not_read() {
             draft: Some(vec![row(4), row(5)]),
             tokens: vec![3002, 3005],
         };
-        // Only race mode counts bytes, so the run under sanitizers uses it here too.
+        // The test uses race mode even in runs under sanitizers, because only race mode counts bytes.
         let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
         let bench = Bench::on(Processor::Emulator, options);
         let outcome = run::<f32>(&bench, vocab, std::slice::from_ref(&sequence));

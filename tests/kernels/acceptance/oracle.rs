@@ -10,9 +10,9 @@ use proptest::prelude::*;
 
 use super::sequences::{Sequence, warped};
 
-/// The largest relative error of the kernels' probabilities.
+/// The largest relative error that the kernels' probabilities may have.
 const ERROR: f64 = 1e-5;
-/// The largest error of a score, which is the sum of a logarithm and a Gumbel number.
+/// The largest error that the kernels' scores may have; a score is the sum of a logarithm and a Gumbel number.
 const SCORE_ERROR: f64 = 1e-4;
 
 /// The distributions p_0..p_v and q_1..q_v of a sequence.
@@ -40,13 +40,13 @@ impl Distributions {
         (of(&self.p[i - 1]), of(&self.q[i - 1]))
     }
 
-    /// True if p_i and q_{i+1} come from the same logits, so that the kernels compute them with equal bits.
+    /// Returns whether p_i equals q_{i+1}, so that the kernels compute both with equal bits.
     fn same(&self, i: usize) -> bool {
         self.p[i] == self.q[i]
     }
 }
 
-/// True if a prefix sum of top-p is so close to the target that rounding may decide which ids are kept.
+/// Returns whether a prefix sum of top-p is so close to the required mass that rounding may decide which ids are kept.
 fn is_close_call(row: &[f32], params: &SamplingParams) -> bool {
     if params.top_p >= 1.0 || params.temperature == 0.0 {
         return false;
@@ -60,8 +60,8 @@ fn is_close_call(row: &[f32], params: &SamplingParams) -> bool {
     })
 }
 
-/// Returns the accepted length if every probability has its largest error: in favour of the draft (`favour` 1) or
-/// against it (−1).
+/// Returns the accepted length if every probability has its largest possible error: in favour of the draft (`favour` 1)
+/// or against the draft (−1).
 fn accepted(sequence: &Sequence, rows: &Distributions, favour: f64) -> usize {
     let drafts = sequence.tokens.len();
     let uniform =
@@ -93,7 +93,7 @@ fn accepted(sequence: &Sequence, rows: &Distributions, favour: f64) -> usize {
     (1..=drafts).rev().find(|&i| passes(i)).unwrap_or(0)
 }
 
-/// P_i of block verification, with the largest relative error of its f32 value.
+/// The prefix probability P_i of block verification, with the largest relative error of its f32 value.
 #[derive(Clone, Copy)]
 struct Prefix {
     value: f64,
@@ -118,8 +118,8 @@ fn prefixes(sequence: &Sequence, rows: &Distributions) -> Vec<Prefix> {
     prefixes
 }
 
-/// True if `found` may be the draw from `weights`, given the error bound of each weight: no other id is certain to have
-/// a higher score.
+/// Returns whether `found` may be the draw from `weights`, given the error bound of each weight: no other id is certain
+/// to have a higher score.
 fn may_be_drawn(weights: &[(f64, f64)], numbers: Stream, found: usize) -> bool {
     let scored = || weights.iter().zip(numbers.gumbels()).map(|(w, g)| (w, f64::from(g)));
     let surely = scored().map(|((w, error), g)| (w - error).max(0.0).ln() + g);
@@ -128,8 +128,8 @@ fn may_be_drawn(weights: &[(f64, f64)], numbers: Stream, found: usize) -> bool {
     mine.is_some_and(|mine| mine > f64::NEG_INFINITY && mine >= best - 2.0 * SCORE_ERROR)
 }
 
-/// True if `found` is a valid bonus token after `accepted` draft tokens. It is drawn from the excess of P · p_a over
-/// q_{a+1}, or from p_a if there is no excess or no q.
+/// Returns whether `found` is a valid bonus token after `accepted` draft tokens. It is drawn from the excess of P · p_a
+/// over q_{a+1}, or from p_a if there is no excess or no q.
 fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: usize) -> bool {
     let numbers = Stream::new(sequence.seed, Purpose::ResidualDraw, accepted, sequence.position);
     let p = &rows.p[accepted];
@@ -141,7 +141,7 @@ fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: u
         _ => Prefix { value: 1.0, error: 0.0 },
     };
     if prefix.value == 1.0 && prefix.error == 0.0 && p == q {
-        // The kernel's differences are exactly 0 too.
+        // If p = q, the kernel's differences p − q are exactly 0 too.
         return from_target();
     }
     let above = |(&p, &q): (&f64, &f64)| {
@@ -155,7 +155,7 @@ fn is_bonus(sequence: &Sequence, rows: &Distributions, accepted: usize, found: u
     if above.iter().any(|(weight, error)| weight - error > 0.0) {
         return may_be_drawn(&above, numbers, found);
     }
-    // Rounding decides whether any excess is left, so a draw from either distribution is valid.
+    // Rounding decides whether the residual is empty, so a draw from p and a draw from the residual are both valid.
     p[found] > 0.0 && (from_target() || may_be_drawn(&above, numbers, found))
 }
 
@@ -227,7 +227,7 @@ pub fn check(sequence: &Sequence, verdict: &Verdict, committed: &[i32]) -> Resul
 
 /// Returns the accepted length that the reference gives. The reference takes only tokens of the vocabulary.
 fn reference(sequence: &Sequence, rows: &Distributions) -> usize {
-    // Adds one impossible id, which stands for tokens outside the vocabulary.
+    // The rows get one more id with probability 0, which stands for tokens outside the vocabulary.
     let with_none = |rows: &[Vec<f64>]| -> Vec<Vec<f64>> {
         rows.iter().map(|row| [row.as_slice(), &[0.0]].concat()).collect()
     };

@@ -1,4 +1,4 @@
-//! Acceptance over the vocabularies of Qwen3 and SmolLM2.
+//! Tests acceptance over the vocabularies of Qwen3 and SmolLM2.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::layout::GroupSet;
@@ -10,7 +10,8 @@ use super::sequences::{Generated, Sequence, run};
 use super::{bench, check_independence};
 use crate::processors::processors_of_large_cases;
 
-/// Returns sequences with every rule: close and distant drafts, point masses, and no draft.
+/// Returns sequences to verify by every rule: with drafts close to the target and far from it, with point masses, and
+/// without a draft.
 pub fn sequences(vocab: usize) -> Vec<Sequence> {
     let mut sequences = vec![];
     for rule in [Rule::Rejection, Rule::Block, Rule::Match] {

@@ -15,15 +15,15 @@ use proptest::prelude::*;
 use crate::processors::{Bench, Operand};
 use crate::support::noise::Xorshift;
 
-/// The description of a sequence, from which its rows are generated.
+/// The description of a sequence to verify, from which its rows of logits are generated.
 #[derive(Clone, Debug)]
 pub struct Generated {
     pub rule: Rule,
     pub params: SamplingParams,
     pub drafts: usize,
-    /// The distance of the draft's logits from the target's; 0 makes p and q equal.
+    /// The distance of the draft's logits from the target's logits; at 0, the distributions p and q are equal.
     pub distance: f32,
-    /// True if the draft tokens come from a distribution q; false for point masses.
+    /// True if the draft tokens were drawn from a distribution q; false if each draft token is certain (a point mass).
     pub has_distribution: bool,
     pub groups: GroupSet,
     pub position: usize,
@@ -38,9 +38,9 @@ pub struct Sequence {
     pub groups: GroupSet,
     pub position: usize,
     pub seed: u64,
-    /// Logits of p_0..p_v.
+    /// Logits of the target's distributions p_0..p_v.
     pub target: Vec<Vec<f32>>,
-    /// Logits of q_1..q_v; `None` if every q_j is the point mass at d_j.
+    /// Logits of the draft distributions q_1..q_v; `None` if every q_j is the point mass at d_j.
     pub draft: Option<Vec<Vec<f32>>>,
     /// d_1..d_v.
     pub tokens: Vec<i32>,
@@ -136,7 +136,7 @@ prop_compose! {
         rule in prop::sample::select(vec![Rule::Match, Rule::Rejection, Rule::Rejection, Rule::Block, Rule::Block]),
         temperature in prop::sample::select(vec![0.0f32, 1.0, 0.7, 2.0, 1.0]),
         top_k in prop::sample::select(vec![0usize, 0, 1, 5]),
-        // No value is a sum of a few equal probabilities: there, 64-bit sums and the kernel's sums could decide
+        // No top-p is a sum of a few equal probabilities, because there 64-bit sums and the kernel's sums could decide
         // differently.
         top_p in prop::sample::select(vec![1.0f32, 1.0, 0.913, 0.47]),
         min_p in prop::sample::select(vec![0.0f32, 0.0, 0.05, 0.3]),
@@ -153,14 +153,14 @@ prop_compose! {
     }
 }
 
-/// The verdicts and the committed tokens of a batch.
+/// The outcome of a batch: a verdict and the committed tokens per sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub verdicts: Vec<Verdict>,
     pub committed: Vec<Vec<i32>>,
 }
 
-/// Number of rows of logits before the drafts' rows; they have no statistics.
+/// Number of rows in front of the drafts' rows in the draft logits; these rows have no statistics.
 const ROWS_BEFORE_DRAFTS: usize = 2;
 
 pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence]) -> Outcome {
@@ -177,7 +177,8 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     for sequence in sequences {
         let drafts = sequence.tokens.len();
         let draws = drafts == 0 || sequence.effective_rule() == Rule::Match;
-        // Sequences that differ in their random numbers only share their rows, unless the rows' draws are needed.
+        // Sequences that differ only in their random numbers share their rows, unless the token that is drawn from each
+        // row is needed.
         let shared = last.filter(|(last, _)| !draws && last.has_rows_of(sequence));
         let first = shared.map_or([target_ways.len(), draft_ways.len(), tokens.len()], |(_, first)| first);
         requests.push(
@@ -241,7 +242,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let mut verdicts = bench.memory(&vec![unwritten; batch]);
     let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
     let mut outcomes = Vec::new();
-    // Once reading every id, and once skipping chunks without an id that p keeps.
+    // The kernel runs twice: once reading every id, and once skipping chunks without an id that p keeps.
     for partials in [None, Some(&partials)] {
         let args = Accept {
             vocab,
@@ -260,7 +261,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
         };
         kernels.accept(stream, &args).unwrap();
         drop(args);
-        // The counters are back at 0, so the kernel can be launched again.
+        // The kernel has set its counters back to 0, so it can be launched again.
         assert!(bench.host(&arrived).iter().all(|&count| count == 0));
         let committed = bench.host(&committed).chunks(MAX_COMMITTED).map(<[i32]>::to_vec).collect();
         outcomes.push(Outcome { verdicts: bench.host(&verdicts), committed });
@@ -271,7 +272,7 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     outcome
 }
 
-/// An element type of logits that represents the tests' logits.
+/// A type that stores logits, with a conversion from the tests' f32 logits.
 pub trait Stored {
     fn of(value: f32) -> Self;
 }

@@ -15,26 +15,26 @@ use crate::support::simt_variant::checking;
 
 pub const NAN: bf16 = bf16::from_bits(0x7fbf);
 
-/// One sequence of a case.
+/// One sequence of an attention test.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     pub start: usize,
     pub candidates: usize,
     pub groups: Vec<usize>,
     pub slots: usize,
-    /// The seed of the sequence's values, together with the name of candidate 0.
+    /// The seed of the sequence's q, k and v, and the index that candidate 0 has in the generation of its values.
     pub seed: u64,
     pub first: usize,
 }
 
 impl Sequence {
-    /// Returns a sequence with candidate `i` alone: the autoregressive decode step at its position.
+    /// Returns a sequence that has only candidate `i`: the autoregressive decode step at the candidate's position.
     pub fn candidate(&self, i: usize) -> Self {
         let (start, first) = (self.start + i, self.first + i);
         Self { start, first, candidates: 1, groups: vec![], ..self.clone() }
     }
 
-    /// Returns a sequence with group number `i` alone: the drafting pass after its accepted length.
+    /// Returns a sequence that has only mask group number `i`: the drafting pass after the group's accepted length.
     pub fn group(&self, i: usize) -> Self {
         Self { candidates: 0, groups: vec![self.groups[i]], ..self.clone() }
     }
@@ -43,7 +43,7 @@ impl Sequence {
         self.candidates + self.groups.len() * self.slots
     }
 
-    /// Returns the number of cached positions that some row sees.
+    /// Returns the number of cached positions that at least one row of the sequence sees.
     pub fn length(&self) -> usize {
         self.start + self.candidates.max(self.groups.last().map_or(0, |last| last + 1))
     }
@@ -58,13 +58,13 @@ impl Sequence {
         halves(self.seed ^ (name as u64) << 32, shape.qkv_cols())
     }
 
-    /// Returns K and V of the cached positions, `[length, kv_heads · head_dim]`.
+    /// Returns the keys and values of the sequence's cached positions, `[length, kv_heads · head_dim]`.
     fn cached(&self, shape: AttentionShape) -> [Vec<bf16>; 2] {
         [1, 2].map(|s| halves(self.seed ^ s << 20, self.length() * shape.kv_heads * shape.head_dim))
     }
 }
 
-/// The settings under which a case runs.
+/// The conditions under which a test case runs: model shape, division of the keys, cache layout, and processor.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     pub shape: AttentionShape,
@@ -73,16 +73,17 @@ pub struct Setting {
     pub head_major: bool,
     pub padding: usize,
     pub processor: Processor,
-    /// The options of the emulator.
+    /// The options of the emulator, if the case runs on the emulator.
     pub options: SimtOptions,
-    /// True if shared memory allows only tiles of 64 rows with two stages.
+    /// True if shared memory is limited so that only tiles of 64 rows with two stages fit.
     pub small: bool,
-    /// The number of multiprocessors, which determines how many splits a CTA handles together.
+    /// The number of multiprocessors, which determines how many splits of the keys one CTA handles.
     pub multiprocessors: u32,
 }
 
 impl Setting {
-    /// The usual setting: a tile per split, pages of 16 tokens, all of the shared memory, on the emulator.
+    /// Returns the usual setting: one tile of keys per split, pages of 16 tokens, all of the shared memory, on the
+    /// emulator.
     pub fn of(shape: AttentionShape) -> Self {
         Setting {
             shape,
@@ -119,7 +120,7 @@ impl Setting {
     }
 }
 
-/// The memory that a launch reads: K and V, and the rows.
+/// The memory that an attention launch reads: the cached keys and values, and the rows' q, k and v.
 pub struct Memory<'a> {
     setting: Setting,
     sequences: &'a [Sequence],
@@ -129,7 +130,7 @@ pub struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// Replaces each of `values` with another finite value.
+    /// Replaces each value with another finite value, to show what the value influences.
     fn change(values: &mut [bf16]) {
         for x in values {
             let other = if x.is_nan() { 1.5 } else { 0.75 - 1.25 * x.to_f32() };
@@ -137,7 +138,7 @@ impl Memory<'_> {
         }
     }
 
-    /// Changes K (0) or V (1) of a cached position.
+    /// Changes the cached key (`tensor` 0) or value (1) at a position.
     pub fn change_cached(&mut self, tensor: usize, sequence: usize, position: usize) {
         let (Setting { shape, page_size, .. }, strides) = (self.setting, self.setting.strides());
         let page = self.pages[sequence][position / page_size] as usize;
@@ -167,7 +168,7 @@ impl Memory<'_> {
     }
 }
 
-/// A row's output and log-sum-exp, as bits.
+/// The bits of a row's output and of its log-sum-exp.
 pub type RowBits = (Vec<u16>, Vec<u32>);
 
 /// Runs the case and returns every row of every sequence, in order.
@@ -175,12 +176,12 @@ pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
     run_watched(&setting.bench(), setting, sequences, |_| {}).rows
 }
 
-/// Runs the case on a bench, whose options and limits are not the setting's.
+/// Runs the case on `bench`, whose options and limits replace the setting's.
 pub fn run_on(bench: &Bench, setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
     run_watched(bench, setting, sequences, |_| {}).rows
 }
 
-/// Runs the case after `change` has changed some values.
+/// Runs the case after `change` has changed some of the memory that the launch reads.
 pub fn run_changed(
     setting: Setting,
     sequences: &[Sequence],
@@ -194,12 +195,12 @@ pub fn traffic(setting: Setting, sequences: &[Sequence]) -> Vec<Traffic> {
     run_watched(&setting.bench(), setting, sequences, |_| {}).traffic
 }
 
-/// Returns the elements of the workspace that the kernels were given.
+/// Returns the number of elements of the workspace that the kernels were given.
 pub fn workspace_len(setting: Setting, sequences: &[Sequence]) -> usize {
     run_watched(&setting.bench(), setting, sequences, |_| {}).workspace_len
 }
 
-/// The results of a watched launch.
+/// The results of a launch, with the bytes that it moved and its workspace's size.
 struct Watched {
     rows: Vec<Vec<RowBits>>,
     traffic: Vec<Traffic>,
@@ -215,7 +216,7 @@ fn run_watched(
     let Setting { shape, split, page_size, .. } = setting;
     let Bench { kernels, stream } = bench;
 
-    // Page ids descend, and no sequence has page 0.
+    // The sequences' page ids descend, and no sequence has page 0.
     let counts: Vec<usize> = sequences.iter().map(|s| s.length().div_ceil(page_size)).collect();
     let mut next: u32 = counts.iter().sum::<usize>() as u32;
     let page_count = next as usize + 1;
@@ -270,7 +271,8 @@ fn run_watched(
     for (sequence, row) in candidates.chain(masks) {
         let mut row_values = sequence.row(shape, row);
         if row < sequence.candidates {
-            // The k and v of candidates are in the cache; the values here must not matter.
+            // The kernel reads the candidates' k and v from the cache, so the k and v beside q are NaN and must not
+            // matter.
             row_values[shape.out_cols()..].fill(NAN);
         }
         qkv.extend(row_values);

@@ -1,4 +1,4 @@
-//! Attention over contexts and caches larger than in all other tests.
+//! Tests attention over contexts and caches that are larger than in all other tests.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
@@ -21,13 +21,13 @@ fn f64s(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|x| x.to_f64()).collect()
 }
 
-/// Returns the kernels without checks, whose shadow memory would be too large for these caches.
+/// Returns kernels without access checks, whose shadow memory would be too large for these caches.
 fn bench(processor: Processor, multiprocessors: u32) -> Bench {
     let options = SimtOptions { checking: Checking::Off, ..SimtOptions::default() };
     Bench::limited(processor, options, |limits| Limits { multiprocessors, ..limits })
 }
 
-/// Runs a candidate at the last of `length` positions, with splits of 64 keys.
+/// Runs attention for one candidate at the last of `length` positions, with splits of 64 keys.
 fn attend_last(
     bench: &Bench,
     q: &[bf16],
@@ -75,15 +75,16 @@ fn compare(out: &[bf16], q: &[bf16], keys: &[f64], values: &[f64]) {
     }
 }
 
-/// The longest context of the models: 2048 splits of a tile, 512 spans, all levels of the merge but two. A context of a
-/// million keys has these two as well. It takes seconds, so it runs only if more random cases than usual are asked for.
+/// Tests the longest context of the models, 131,072 keys: 2048 splits of one tile, 512 spans, and all levels of the
+/// merge but two. A context of a million keys has these two as well. It takes seconds, so it runs only if more random
+/// cases than usual are asked for.
 #[test]
 fn long_contexts() {
     if checking(Checking::Off) == Checking::Accesses {
         return; // nothing here is watched
     }
-    // The larger number of multiprocessors is kept busier by one split per CTA than by one span per CTA: four times as
-    // many states.
+    // On 400 multiprocessors a CTA takes one split, and on 4 a whole span of four splits, so 400 multiprocessors leave
+    // four times as many states to merge.
     for processor in processors() {
         let bits: Vec<Vec<u16>> =
             sample([4, 400], 2).map(|count| a_long_context(processor, 131_072, count)).collect();
@@ -101,7 +102,7 @@ fn a_long_context(processor: Processor, length: usize, multiprocessors: u32) -> 
     let row = SHAPE.head_dim;
     let q: Vec<bf16> = halves(1, row);
     let [k, v] = [2, 3].map(|seed| halves(seed, pages * page_size * row));
-    // An irregular order of the pages, so that no two stretches of 2^n pages are alike.
+    // The pages are in an irregular order, so that no two stretches of 2^n pages have the same contents.
     let table: Vec<u32> = (0..length / page_size).map(|i| (i * i % 7 * (i + 1) % pages) as u32).collect();
     let strides = KvStrides::token_major(page_size, SHAPE.kv_heads, SHAPE.head_dim);
     let paging = Paging { pages, page_size };
@@ -115,8 +116,8 @@ fn a_long_context(processor: Processor, length: usize, multiprocessors: u32) -> 
     out.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Attention over two pages more than 2³¹ elements apart: 4 GiB of address space, with only the pages at its ends
-/// touched. (AddressSanitizer would write to an eighth of it.)
+/// Tests attention over two pages more than 2³¹ elements apart: the test reserves 4 GiB of address space and touches
+/// only the pages at its ends. (AddressSanitizer would write to an eighth of it.)
 #[cfg(all(target_pointer_width = "64", not(flexdraft_simt_sanitized)))]
 #[test]
 fn offsets_beyond_32_bits() {

@@ -1,5 +1,5 @@
-//! Rows are independent of everything that they must not see: changing it changes no bit of the row. (The documented
-//! exception is a V that is not finite and that another row of the same sequence sees.)
+//! Tests that a row is independent of everything that it must not see: a change to such memory changes no bit of the
+//! row. (The documented exception is a V that is not finite and that another row of the same sequence sees.)
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
@@ -9,14 +9,14 @@ use super::case::{Memory, Sequence, Setting, run, run_changed};
 use super::sample;
 use crate::processors::processors;
 
-/// A row of a pass: its sequence, and its index within the sequence.
+/// A row of a pass, by its sequence and its index within the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Row {
     sequence: usize,
     row: usize,
-    /// The last cached position that the row sees.
+    /// The row's limit: the last cached position that the row sees.
     limit: usize,
-    /// The index of the row's group; `None` for a candidate.
+    /// The index of the mask group to which the row belongs; `None` for a candidate.
     group: Option<usize>,
 }
 
@@ -34,22 +34,22 @@ fn rows(sequences: &[Sequence]) -> Vec<Row> {
     sequences.iter().enumerate().flat_map(of).collect()
 }
 
-/// A change to the memory, and the rows that see it.
+/// A change to the memory that attention reads, and the rows that see the changed memory.
 struct Change {
     name: String,
     make: Box<dyn Fn(&mut Memory<'_>)>,
     seen_by: Box<dyn Fn(&Row) -> bool>,
 }
 
-/// Returns a change for each part of one sequence that some row does not see.
+/// Returns a change for each part of one sequence's memory that some row does not see.
 fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Change> {
     let s = &sequences[sequence];
     let mut changes = Vec::new();
     let mut add = |name: String, make: Box<dyn Fn(&mut Memory<'_>)>, seen_by: Box<dyn Fn(&Row) -> bool>| {
         changes.push(Change { name: format!("{name} of sequence {sequence}"), make, seen_by });
     };
-    // The first and last positions of the prefix, each position that the pass appends, and the rest of the last page,
-    // which no row sees.
+    // The changed positions are the first and the last of the prefix, each position that the pass appends, and the rest
+    // of the last page, which no row sees.
     let page_end = s.length().next_multiple_of(setting.page_size);
     let positions = [0, s.start - 1].into_iter().chain(s.start..page_end);
     for (position, tensor) in positions.flat_map(|position| [(position, 0), (position, 1)]) {
@@ -73,7 +73,8 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
     }
     for (candidate, part) in (0..s.candidates).flat_map(|candidate| (0..3).map(move |part| (candidate, part)))
     {
-        // Candidates' K and V are read from the cache; no row reads the copies beside q.
+        // The kernel reads the candidates' keys and values from the cache; no row reads the copies beside the
+        // candidates' q.
         add(
             format!("{} of candidate {candidate}", ["q", "the projected K", "the projected V"][part]),
             Box::new(move |memory| memory.change_row(part, sequence, candidate)),
@@ -83,7 +84,8 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
     changes
 }
 
-/// Tests every kind of row (each candidate, each group's slots) in a mixed pass whose rows cross a tile.
+/// Tests every kind of row (each candidate, and the slots of each group) in a mixed pass whose rows do not fit in one
+/// tile.
 #[test]
 fn what_a_row_must_not_see_changes_no_bit() {
     let sequences = [

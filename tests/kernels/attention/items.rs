@@ -1,4 +1,5 @@
-//! The division of work into items and the order in which CTAs take them change no bit.
+//! Tests that the results have the same bits for every division of attention into work items, and in whatever order
+//! CTAs take the items.
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
@@ -12,24 +13,25 @@ pub fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize)
     Sequence { start, candidates, groups: groups.to_vec(), slots, seed: start as u64, first: 0 }
 }
 
-/// Sequences with full spans of 256 keys, spans of a few keys, slots as items of their own and as part of an item with
-/// all keys, groups that lie in two blocks, and blocks of several groups.
+/// Returns sequences that are divided in different ways: full spans of 256 keys, spans of a few keys, slots as work
+/// items of their own and as part of an item with all keys, groups that lie in two blocks of rows, and blocks of
+/// several groups.
 fn mixed() -> Vec<Sequence> {
     vec![
         sequence(10, 2, &[1], 16),
-        // Two full spans, and two keys of a third span for three rows.
+        // The keys of this sequence are two full spans, and two keys of a third span that three rows see.
         sequence(510, 3, &[0, 2, 3], 5),
-        // One full span that is everything.
+        // The keys of this sequence are one full span and nothing else.
         sequence(255, 1, &[0], 16),
         sequence(300, 5, &[0, 1, 2], 16),
-        // Full spans alone.
+        // The keys of this sequence are full spans, without mask groups.
         sequence(511, 1, &[], 0),
-        // Slots of a row each: more groups than a block has rows of.
+        // Groups of one slot each: the sequence has more groups than a block has rows.
         sequence(257, 0, &[0, 1, 2, 5, 6, 7, 8, 9, 11], 1),
     ]
 }
 
-/// The number of multiprocessors ranges from one, which takes every item in turn, to more than there are items.
+/// The number of multiprocessors ranges from one, which computes all work items in turn, to more than there are items.
 #[test]
 fn any_number_of_multiprocessors_gives_the_same_bits() {
     let sequences = mixed();
@@ -46,7 +48,7 @@ fn any_number_of_multiprocessors_gives_the_same_bits() {
                 let alone: Vec<Vec<RowBits>> = run(setting(3, false), std::slice::from_ref(sequence));
                 assert!(alone[0] == *rows, "{sequence:?}: other bits alone");
             }
-            // The last case gives each item one split. Smaller samples include it.
+            // With 500 multiprocessors and large tiles, each work item has one split. Smaller samples include it.
             for (multiprocessors, small) in [(2, true), (3, false), (7, false), (500, true), (500, false)] {
                 let options = SimtOptions { copies: Copies::Late, schedule: 1, ..Setting::of(shape).options };
                 let found = run(Setting { options, ..setting(multiprocessors, small) }, &sequences);
@@ -56,15 +58,15 @@ fn any_number_of_multiprocessors_gives_the_same_bits() {
     }
 }
 
-/// An odd batch with more sequences than a warp has lanes: the plan has two entries per two sequences, and adds up 32
-/// entries at once.
+/// Tests an odd batch with more sequences than a warp has lanes: the plan has two entries per two sequences, and a warp
+/// adds up 32 entries at once.
 #[test]
 fn large_batches() {
     let shape = AttentionShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
     let sequences: Vec<Sequence> = (0..71)
         .map(|i| {
             let groups: &[usize] = if i % 3 == 0 { &[0] } else { &[] };
-            // Some sequences have no rows and therefore no items.
+            // Some sequences have no rows and therefore no work items.
             sequence(i * 13 % 290, i % 5 % 3, groups, 2)
         })
         .collect();

@@ -1,4 +1,4 @@
-//! Attention operands that do not match give a typed error, and no kernel is launched.
+//! Tests that attention operands that do not match give a typed error, and that no kernel is launched.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};

@@ -1,5 +1,5 @@
-//! Joint attention. Rows are compared with the reference in f64 while every byte that no row may see is NaN, and must have
-//! the same bits in every pass that computes them.
+//! Tests of joint draft-and-verify attention. Rows are compared with the reference in f64 while every byte that no row
+//! may see is NaN, and must have the same bits in every pass that computes them.
 
 mod case;
 mod contexts;
@@ -28,7 +28,7 @@ prop_compose! {
             1 => Just(63),
             1 => Just(64),
             1 => Just(127),
-            // Spans of splits of 64 keys end at multiples of 256.
+            // A start around 256, where a span of four splits of 64 keys ends.
             1 => 250usize..260,
             1 => 700usize..780,
         ],
@@ -92,8 +92,8 @@ proptest! {
     }
 }
 
-/// Checks that the rows of a pass have the same bits in passes with other paging, tiles, order, copies and limits (the
-/// setting `other`): of all sequences in reverse order, of each sequence alone, and of `parts` candidates and groups of each
+/// Checks that the rows of a pass have the same bits in other passes, which have the paging, tiles, order, copies and
+/// limits of `other`: all sequences in reverse order, each sequence alone, and `parts` candidates and groups of each
 /// sequence alone.
 fn check_independence(
     other: Setting,
@@ -109,18 +109,18 @@ fn check_independence(
     prop_assert!(together == permuted, "permuted");
     for (sequence, rows) in sequences.iter().zip(together) {
         prop_assert!(run(other, std::slice::from_ref(sequence))[0] == *rows, "alone");
-        // The middles of equal parts of a list; no index twice.
+        // Returns the indices in the middle of `parts` equal parts of a list, without repetition.
         let picked = |len: usize| {
             let parts = parts.min(len);
             (0..parts).map(move |part| (2 * part + 1) * len / (2 * parts))
         };
-        // Candidate i is the row of autoregressive decoding at its position. Its cache ends at its own position, so later
-        // positions have no influence.
+        // Candidate i of a joint pass has the bits of the row of autoregressive decoding at its position. Its cache
+        // ends at its own position, so later positions have no influence.
         for row in picked(sequence.candidates) {
             let ar = run(other, &[sequence.candidate(row)]).remove(0);
             prop_assert!(ar[0] == rows[row], "autoregressive");
         }
-        // Group a of a joint pass equals the group of a drafting pass after acceptance.
+        // Mask group a of a joint pass has the bits of the group of a drafting pass after a tokens were accepted.
         for group in picked(sequence.groups.len()) {
             let drafted = run(other, &[sequence.group(group)]).remove(0);
             let first = sequence.candidates + group * sequence.slots;

@@ -1,4 +1,4 @@
-//! What only the SIMT emulator shows of joint attention: accesses, bytes, and the size of the workspace under its limits.
+//! Tests of joint attention that need the SIMT emulator: accesses, bytes, and the size of the workspace.
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
@@ -23,13 +23,14 @@ proptest! {
     }
 }
 
-/// The rows of each of the two sequences fill one block, so every visible K and V is needed once. If the keys are
-/// divided into parts, the states of each part go through memory; if there is only one part, no states do.
+/// Checks the bytes that attention moves: the rows of each of the two sequences fill one block, so every visible key
+/// and value is read once. If the keys are divided into parts, the states of each part go through memory; if there is
+/// only one part, no states do.
 #[test]
 fn bytes_are_those_of_the_floor() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
-    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
+    // The keys are 0..=302 in work items of one split of 128 keys; 0..=302 in spans of 512; 0..=1535 in spans of 512.
     for (start, multiprocessors, parts) in [(300, 24, 3), (300, 4, 1), (1533, 2, 3)] {
         let sequence = |seed| Sequence { start, candidates: 3, groups: vec![0, 2], slots: 4, seed, first: 0 };
         let sequences = [sequence(1), sequence(2)];
@@ -45,10 +46,10 @@ fn bytes_are_those_of_the_floor() {
         for operand in ["k cache", "v cache"] {
             let read = 2 * (start as u64 + 3) * token;
             assert_eq!(bytes("joint_attention", operand), Some((read, 0)));
-            // The items of a sequence read disjoint keys, however many items there are.
+            // The work items of a sequence read disjoint keys, so each key is read once, however many items there are.
             assert_eq!(of("joint_attention", operand).map(|t| t.read_total), Some(read));
         }
-        // The q of every row, and the k and v of mask rows.
+        // Attention reads the q of every row, and the k and v of mask rows.
         assert_eq!(bytes("joint_attention", "qkv"), Some((rows * 4 * 64 * 2 + 2 * 8 * 2 * token, 0)));
         let out = Some((0, rows * 4 * 64 * 2));
         if parts == 1 {
@@ -56,7 +57,8 @@ fn bytes_are_those_of_the_floor() {
             assert_eq!(bytes("joint_attention", "out"), out);
             assert_eq!(bytes("attention_merge", "out"), None, "there is nothing to merge");
         } else {
-            // One state of each part for every row, and one of their slots for the mask rows.
+            // The workspace holds one state per row for each part of the keys, and for mask rows one more state for
+            // their group's slots.
             let written = parts * states + states * 16 / rows;
             assert_eq!(bytes("joint_attention", "workspace"), Some((0, written)));
             assert_eq!(bytes("attention_merge", "workspace"), Some((written, 0)));
@@ -65,11 +67,12 @@ fn bytes_are_those_of_the_floor() {
     }
 }
 
-/// The workspace has a state per item for every row and head, and one more for the slots unless an item has all keys.
+/// The workspace has a state per work item for every row and head, and one more for the slots unless one item has all
+/// keys.
 #[test]
 fn the_workspace_has_a_state_an_item() {
     let shape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
-    // Keys 0..=302 in splits of 128, one split per item; in spans of 512; keys 0..=1535 in spans of 512.
+    // The keys are 0..=302 in work items of one split of 128 keys; 0..=302 in spans of 512; 0..=1535 in spans of 512.
     for (start, multiprocessors, places) in [(300, 24, 3 + 1), (300, 4, 1), (1533, 2, 3 + 1)] {
         let sequences = [sequence_at(start, 3, &[0, 2], 4), sequence_at(start - 7, 3, &[1], 4)];
         let setting = Setting { split: 128, multiprocessors, ..Setting::of(shape) };

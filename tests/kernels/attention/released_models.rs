@@ -1,5 +1,5 @@
-//! Joint attention with the heads and page sizes of released models, over contexts of many splits: compared with the
-//! reference, and with the same rows in other passes.
+//! Tests joint attention with the heads and page sizes of released models, over contexts of many splits: compared with
+//! the reference, and with the same rows in other passes.
 
 use flexdraft::kernels::attention::DEFAULT_SPLIT;
 use flexdraft::layout::AttentionShape;
@@ -19,7 +19,7 @@ fn sequence(seed: u64, start: usize, candidates: usize, groups: &[usize]) -> Seq
     Sequence { start, candidates, groups: groups.to_vec(), slots, seed, first: 0 }
 }
 
-/// Checks the rows of a pass, with the grid and the shared memory that the processor has.
+/// Checks the rows of a pass, with the number of CTAs and the shared memory that the processor has.
 fn check(processor: Processor, shape: AttentionShape, page_size: usize, sequences: &[Sequence]) {
     let multiprocessors = if processor == Processor::Emulator { 4 } else { 132 };
     let usual =
@@ -33,7 +33,7 @@ fn check(processor: Processor, shape: AttentionShape, page_size: usize, sequence
     }
 }
 
-/// Contexts of up to 8190 keys, which would take the emulator too long.
+/// Tests contexts of up to 8190 keys, only on a GPU, because the emulator would take too long.
 #[test]
 fn long_contexts() {
     for (processor, (shape, page_size)) in the_gpu().flat_map(|gpu| RELEASED.map(|model| (gpu, model))) {
@@ -47,7 +47,7 @@ fn long_contexts() {
     }
 }
 
-/// A step of eight sequences that verify 4 draft tokens and draft after each of 5 accepted lengths.
+/// Tests a step of eight sequences that verify 4 draft tokens and draft after each of 5 accepted lengths.
 #[test]
 fn a_batch() {
     let sequence = |context: usize, i: usize| sequence(20 + i as u64, context + 37 * i, 5, &[0, 1, 2, 3, 4]);
@@ -55,7 +55,7 @@ fn a_batch() {
         let sequences: Vec<Sequence> = (0..8).map(|i| sequence(800, i)).collect();
         check(processor, shape, page_size, &sequences);
     }
-    // One short sequence of the small model, so that the test itself runs without a GPU.
+    // The emulator runs one short sequence of the small model, so that the test itself is tested without a GPU.
     let (shape, page_size) = RELEASED[1];
     for processor in processors() {
         check(processor, shape, page_size, &[sequence(20, 0)]);

@@ -33,7 +33,8 @@ fn every_shape() {
             all.extend([false, true].map(|head_major| (head_dim, ratio, page_size, head_major)));
         }
     }
-    // The step 7 has no factor in common with the numbers of values, so a sample contains every value.
+    // The sample takes every seventh case; 7 has no factor in common with the numbers of values, so the sample contains
+    // every value.
     for (head_dim, ratio, page_size, head_major) in sample(all, 7) {
         let kv_heads = if head_major { 2 } else { 1 };
         let shape = AttentionShape { q_heads: ratio * kv_heads, kv_heads, head_dim };
@@ -53,7 +54,8 @@ fn every_shape() {
     }
 }
 
-/// The shape of the released drafters: blocks of 16, so 15 draft tokens, and a group for each accepted length.
+/// Tests the shape of the released drafters: blocks of 16, so 15 draft tokens, and a mask group for each accepted
+/// length.
 #[test]
 fn the_released_shape() {
     for head_dim in sample([64, 128], 2) {
@@ -64,8 +66,9 @@ fn the_released_shape() {
     }
 }
 
-/// Ends of tiles (64 keys), of splits (128) and of spans (256) at each of the positions n + i that a pass with v = 5
-/// appends, and just before and after them. The bits are the same with a span per CTA and with a split per CTA.
+/// Tests ends of tiles (64 keys), of splits (128) and of spans (256) at each of the positions n + i that a pass with v
+/// = 5 appends, and just before and after these positions. The bits are the same with a span per CTA and with a split
+/// per CTA.
 #[test]
 fn every_row_at_every_boundary() {
     let (drafts, mut cases) = (5, Vec::new());

@@ -1,5 +1,5 @@
-//! Errors of a pass that only the device can find: a page id outside the cache, and a sequence longer than a captured
-//! launch was made for. The kernel sets a bit of the error word, and every output has a defined value.
+//! Tests of errors in a pass that only the device can find: a page id outside the cache, and a sequence longer than a
+//! captured launch was made for. The kernel sets a bit of the error word, and every output has a defined value.
 
 use std::ops::Range;
 
@@ -102,13 +102,13 @@ fn simt() -> Simt {
 
 const SHAPE: AttentionShape = AttentionShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
 const PAGING: Paging = Paging { pages: 40, page_size: 16 };
-/// Elements of a page and of a token.
+/// Number of elements of a page, and of a token, in the cache.
 const PAGE: usize = 16 * TOKEN;
 const TOKEN: usize = 2 * 64;
 const POISON: bf16 = bf16::from_bits(0x7fbf);
-/// A page id that no other entry of the tables is equal to.
+/// The page id that the tests corrupt; it occurs once in the tables.
 const LOST: u32 = 29;
-/// Page ids outside the cache.
+/// Page ids outside the cache, which the tests write into the tables.
 const WRONG: [i32; 4] = [-1, PAGING.pages as i32, i32::MIN, i32::MAX];
 
 fn bits(values: &[bf16]) -> Vec<u16> {
@@ -123,7 +123,7 @@ fn strides() -> KvStrides {
     KvStrides::token_major(PAGING.page_size, SHAPE.kv_heads, SHAPE.head_dim)
 }
 
-/// K and V of the cache and q, k and v of the rows after the candidates were appended, and the error word.
+/// The results of the append: the cached K and V, the q, k and v of the rows, and the error word.
 type Appended = (Vec<u16>, Vec<u16>, Vec<u16>, u32);
 
 fn append<R: Runtime<Stream = SimtStream>>(runtime: R, stream: SimtStream, pass: &Pass<'_>) -> Appended {
@@ -158,7 +158,7 @@ fn append<R: Runtime<Stream = SimtStream>>(runtime: R, stream: SimtStream, pass:
 #[test]
 fn nothing_is_appended_to_a_page_that_does_not_exist() {
     let sequences = vec![
-        // Two candidates in each page.
+        // Each of this sequence's pages gets two candidates.
         SequenceRows { pages: &[3, LOST], start: 14, candidates: 4, groups: vec![], slots: 0 },
         SequenceRows { pages: &[7], start: 2, candidates: 1, groups: vec![], slots: 0 },
     ];
@@ -182,7 +182,7 @@ fn nothing_is_appended_to_a_page_that_does_not_exist() {
     }
 }
 
-/// Operands of attention, with poisoned outputs and a workspace full of NaN.
+/// Operands of attention, with outputs and workspace full of NaN.
 struct Attention {
     qkv: Vec<bf16>,
     out: Vec<bf16>,
@@ -194,7 +194,7 @@ struct Attention {
 const SPLIT: usize = 64;
 
 impl Attention {
-    /// Returns operands for `rows` rows whose sequences see up to `longest` positions.
+    /// Returns attention operands for `rows` rows whose sequences see up to `longest` positions.
     fn new(rows: usize, longest: usize) -> Self {
         let words = attention_workspace_len(SHAPE, rows, longest, SPLIT).unwrap().div_ceil(2);
         Attention {
@@ -233,7 +233,7 @@ impl Attention {
         kernels.joint_attention(&stream, &args).unwrap();
     }
 
-    /// Returns the bits of the results of some rows.
+    /// Returns the bits of some rows of the output and the log-sum-exps.
     fn of_rows(&self, rows: Range<usize>) -> (Vec<u16>, Vec<u32>) {
         let (cols, heads) = (SHAPE.out_cols(), SHAPE.q_heads);
         let lse = self.lse[rows.start * heads..rows.end * heads].iter().map(|x| x.to_bits()).collect();
@@ -243,7 +243,7 @@ impl Attention {
 
 #[test]
 fn keys_of_a_page_that_does_not_exist_are_zeros() {
-    // A short context in one item, and a context of several splits.
+    // With 3 pages one work item has all keys, and with 20 pages the keys have several splits.
     for page_count in [3, 20] {
         let mut pages: Vec<u32> = (0..page_count).collect();
         pages[1] = LOST;
@@ -277,7 +277,8 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
         for becomes in WRONG {
             let simt = self::simt();
             let stream = simt.stream();
-            // The page that is no longer named does not influence the result.
+            // Page `LOST` is full of NaN here, which must not influence the result, because no entry of the tables
+            // names the page any more.
             let found = run(Tampered { simt, page: LOST, becomes }, stream, &pass, POISON);
             assert!(Faults::of(found.error[0]).unwrap().iter().eq([Fault::Page]), "page {becomes}");
             assert!(found.of_rows(0..8) == expected.of_rows(0..8), "page {becomes}, {page_count} pages");
@@ -285,15 +286,15 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
     }
 }
 
-/// A launch captured for one pass is replayed with another pass, in which a sequence has become longer. The rows of
-/// that sequence are zeros, and the other rows are as in a pass without it. The contents of the workspace have no
-/// influence.
+/// A launch that was captured for one pass is replayed with another pass, in which a sequence has become longer. The
+/// rows of that sequence are zeros, and the other rows are as in a pass without it. The contents of the workspace have
+/// no influence.
 #[test]
 fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
     let pages: Vec<u32> = (0..30).collect();
     let long = |start| SequenceRows { pages: &pages, start, candidates: 3, groups: vec![0, 2], slots: 20 };
     let short = SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![1], slots: 2 };
-    // Captured for one state per sequence, where nothing is merged, and for three.
+    // The launches are captured for one state per sequence, where nothing is merged, and for three states.
     for (made_for, longer) in [(40, 300), (40, 400), (150, 400)] {
         for padding in [0, 2] {
             for long_first in [true, false] {
@@ -327,7 +328,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                     let lse = vec![f32::NEG_INFINITY.to_bits(); rows * SHAPE.q_heads];
                     (vec![0u16; rows * SHAPE.out_cols()], lse)
                 };
-                // Candidates of both sequences, then mask rows of both.
+                // The rows are in the order of a pass: candidates of both sequences, then mask rows of both sequences.
                 let (of_long, of_short) = match long_first {
                     true => ([0..3, 4..44], [3..4, 44..46]),
                     false => ([1..4, 6..46], [0..1, 4..6]),
@@ -346,7 +347,7 @@ fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
                     );
                 }
 
-                // The recording still serves the pass that it was made for.
+                // The captured launches still serve the pass that they were captured for.
                 tables.upload(simt, &stream, &pass(made_for), PAGING).unwrap();
                 attention.error = [0];
                 // SAFETY: as above.

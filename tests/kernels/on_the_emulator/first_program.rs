@@ -27,7 +27,7 @@ fn kernels<'a>(lines: &'a [Value], key: &str) -> Vec<&'a str> {
     lines.iter().filter_map(|line| line[key].as_str()).collect()
 }
 
-/// The program launches every kernel of the sources. A bundle has no sources, so there is nothing to compare.
+/// The first program launches every kernel of the sources. A bundle has no sources, so there is nothing to compare.
 #[test]
 fn it_launches_every_kernel() {
     if !Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda").exists() {
@@ -43,7 +43,7 @@ fn it_launches_every_kernel() {
     let launched: BTreeSet<String> = kernels(&ok, "kernel").into_iter().map(str::to_owned).collect();
     assert_eq!(launched, listed());
 
-    // After a failure, a second call launches the remaining cases.
+    // After a failed launch, a second call of the program launches the remaining cases.
     let cases = kernels(&lines, "case").len();
     let again = tempfile::tempdir().unwrap();
     first::on_simt(again.path(), cases - 1).unwrap();

@@ -1,5 +1,5 @@
-//! Tests of the floors that the GPU benchmark compares kernels with: their values, and the bytes that the SIMT emulator
-//! sees the benchmark's cases read and write.
+//! Tests of the floors with which the GPU benchmark compares kernels: their values, and the bytes that the SIMT
+//! emulator sees the benchmark's cases read and write.
 
 use std::marker::PhantomData;
 
@@ -20,7 +20,7 @@ use crate::machine::Machine;
 use crate::record::{self, Device, Line, Measured, Record};
 use crate::support::planted::{Run, counting};
 
-/// Returns the bytes that the launches of a case read and write, after checking that a second run gives the same.
+/// Returns the bytes that the launches of a case read and write, after checking that a second run moves the same bytes.
 fn counted(case: &impl Case) -> Vec<Traffic> {
     let options = SimtOptions { checking: Checking::Accesses, ..SimtOptions::default() };
     let kernels = Kernels::new(Simt::new(options));
@@ -60,15 +60,15 @@ fn streams(traffic: &[Traffic], operands: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes of tables and partial results that floors leave out.
+/// Bytes of tables and partial results that a kernel moves and its floor leaves out.
 #[derive(Clone, Copy, Default)]
 struct Beside {
     read: u64,
     written: u64,
 }
 
-/// Checks that a case moves the bytes that its floor counts, plus at most a tenth and the bytes `beside` it, and that
-/// it moves the `streamed` operands once.
+/// Checks that a case moves the bytes that its floor counts, plus at most a tenth and the bytes `beside` the floor, and
+/// that it moves the `streamed` operands once.
 fn at_the_floor(case: &impl Case, beside: Beside, streamed: &[&str]) {
     let (traffic, floor) = (counted(case), case.floor());
     let name = format!("{} {}", case.kernel(), record::label(&Measured::of(case).shape));
@@ -110,7 +110,8 @@ fn attention() {
         page_size: 32,
         split: DEFAULT_SPLIT,
     };
-    // The rows of a sequence are one block, and one item has all its keys, at least 300 kilobytes.
+    // In these cases attention does not divide a sequence: its rows fit in one block, and one work item reads all its
+    // keys, at least 300 kilobytes.
     let rows = [
         (2, 600, 1, 0, 64),
         (2, 300, 0, 1, 64),
@@ -122,15 +123,15 @@ fn attention() {
         let case = case(batch, context, candidates, groups, head_dim);
         at_the_floor(&case, Beside::default(), &["k cache", "v cache", "qkv", "out"]);
     }
-    // A single sequence's keys are divided: states of 3 splits and of the slots, for 4 query heads of 8 slots. Each of
-    // them needs q.
+    // If the batch is a single sequence, attention divides its keys; the partial results are the states of 3 splits and
+    // of the slots, for 4 query heads of 8 slots. Each of them needs q.
     let states = (3 + 1) * 8 * 4 * (64 + 2) * 4;
     let beside = Beside { read: states, written: states };
     at_the_floor(&case(1, 1100, 0, 1, 64), beside, &["k cache", "v cache", "out"]);
 }
 
-/// The vocabulary: rows of logits have 128 kilobytes in f32 and half of that in bf16, W2 (with the vocabulary of 2048
-/// below) has 512 kilobytes.
+/// Vocabulary of the sampling and acceptance cases: a row of logits has 128 kilobytes in f32 and half of that in bf16;
+/// W2 (with a vocabulary of 2048) has 512 kilobytes.
 const VOCAB: usize = 32_768;
 
 #[test]
@@ -141,17 +142,17 @@ fn sampling() {
 
 fn sampling_of<L: Stored>(logits: PhantomData<L>) {
     for rows in [1, 3] {
-        // The first launch passes five numbers per 1024 ids to the second.
+        // The first launch of sampling passes five numbers per 1024 ids to the second launch.
         let lines = (rows * VOCAB / 1024 * 5 * 4) as u64;
         let case = Sampling { rows, vocab: VOCAB, rank: 0, truncated: false, logits };
         at_the_floor(&case, Beside { read: lines, written: lines }, &["logits"]);
     }
-    // With the calibrator it passes five numbers per 64 ids.
+    // With the calibrator, the first launch of sampling passes five numbers per 64 ids to the second.
     let (rows, vocab) = (3, 2048);
     let lines = (rows * vocab / 64 * 5 * 4) as u64;
     let case = Sampling { rows, vocab, rank: 128, truncated: false, logits };
     at_the_floor(&case, Beside { read: lines, written: lines }, &["weight", "logits"]);
-    // Truncation reads logits again, so the traffic is above the floor, as it should be.
+    // With truncation, sampling reads the logits again, so the counted bytes must be above the floor.
     let traffic = counted(&Sampling { rows: 2, vocab: 6144, rank: 0, truncated: true, logits });
     assert!(traffic.iter().map(|t| t.read).sum::<u64>() > (2 * 6144 * size_of::<L>()) as u64);
     assert!(streams(&traffic, &["logits"]).is_err());
@@ -164,23 +165,24 @@ fn acceptance() {
 }
 
 fn acceptance_of<L: Stored>(logits: PhantomData<L>) {
-    // Partial results per chunk of 2048 ids: a score and a token, and with `block` a sum for each draft token except
-    // the last. Each sequence also has a counter of finished chunks.
+    // Acceptance has partial results per chunk of 2048 ids: a score and a token, and with `block` a sum for each draft
+    // token except the last. Each sequence also has a counter of finished chunks.
     let (drafts, chunks) = (3, VOCAB as u64 / 2048);
     for (rule, partial) in [("rejection", 8 * chunks + 4), ("block", (8 + 4 * 2) * chunks + 4)] {
         let case = Acceptance { batch: 1, drafts, vocab: VOCAB, rule, logits };
         let beside = Beside { read: partial, written: partial };
         at_the_floor(&case, beside, &["target", "draft", "committed", "verdicts"]);
     }
-    // Only tokens are compared. The probability of the bonus token takes one logit and its row's statistics.
+    // The rule `match` compares only tokens. The probability of the bonus token takes one logit and its row's
+    // statistics.
     let case = Acceptance { batch: 4, drafts, vocab: 64, rule: "match", logits };
     at_the_floor(&case, Beside { read: 4 * (48 + 4), written: 0 }, &["committed", "verdicts"]);
 }
 
 #[test]
 fn glue() {
-    // 256 kilobytes per tensor. rms_norm reads x again when the norm of its row is known: a few kilobytes, which are in
-    // the multiprocessor's cache.
+    // Each tensor of the elementwise kernels has 256 kilobytes. rms_norm reads x again when the norm of its row is
+    // known: a few kilobytes, which are in the multiprocessor's cache.
     let kernels: [(&str, &[&str]); 6] = [
         ("embed", &["table", "out"]),
         ("gather", &["x", "out"]),
@@ -192,7 +194,8 @@ fn glue() {
     for (kernel, streamed) in kernels {
         at_the_floor(&Elementwise { kernel, rows: 32, cols: 4096 }, Beside::default(), streamed);
     }
-    // Every row reads its place in the pass: 16 bytes per sequence, and 4 bytes of its page. All heads share the turns.
+    // The append also reads, for every row, its place in the pass: 16 bytes per sequence, and 4 bytes of its page. All
+    // heads share the turns.
     let append = Append { rows: 64, context: 40, q_heads: 8, kv_heads: 2, head_dim: 128, page_size: 16 };
     let beside = Beside { read: 64 * 20, written: 0 };
     at_the_floor(&append, beside, &["qkv", "k cache", "v cache"]);
@@ -212,8 +215,8 @@ fn selection() {
     }
 }
 
-/// Attention of a layer of Qwen3-8B on an H100 (3.0 TB/s, 800 TFLOP/s), in microseconds without the states of splits:
-/// memory and math for one group, for 4 drafts with 5 groups, and for 15 with 16.
+/// Checks the floors of attention in a layer of Qwen3-8B on an H100 (3.0 TB/s, 800 TFLOP/s), in microseconds without
+/// the states of splits: memory and math for one group, for 4 drafts with 5 groups, and for 15 drafts with 16 groups.
 #[test]
 fn floors_of_a_layer() {
     let heads = Heads { q_heads: 32, kv_heads: 8, head_dim: 128 };
@@ -242,7 +245,7 @@ fn floors_of_a_layer() {
 #[test]
 fn floors_of_the_other_kernels() {
     let us = |floor: Floor| floor.seconds(Peaks { bytes: 3.0e12, flops: 8.0e14 });
-    // W2 at batch 1 takes 52 µs; 15 rows of logits are read and written besides.
+    // At batch 1 the floor of reading W2 is 52 µs; sampling also reads and writes 15 rows of logits.
     let (rows, vocab) = (15, 151_936);
     let w2 = Calibrated { rank: 512, kept: true };
     let plain = floor::sampling(rows, vocab, 4, None);
@@ -250,7 +253,7 @@ fn floors_of_the_other_kernels() {
     let added = calibrated.bytes() - plain.bytes() - rows * vocab * 4;
     assert!((added as f64 / 3.0e6 - 52.0).abs() < 0.5);
     assert_eq!(calibrated.flops, 2 * rows * vocab * 512);
-    // Rejection at batch 64 reads two rows per sequence, 26 µs; block reads 2 · 15 rows.
+    // At batch 64 the rule `rejection` reads two rows of logits per sequence, 26 µs; `block` reads 2 · 15 rows.
     let scan = |scan| us(floor::acceptance(64, 15, vocab, 4, scan));
     assert!((scan(Scan::Rejection).0 - 26e-6).abs() < 0.5e-6);
     assert!((scan(Scan::Block).0 / scan(Scan::Rejection).0 - 15.0).abs() < 0.1);

@@ -1,4 +1,4 @@
-//! Operands of acceptance and of the selection of the next draft by verdicts.
+//! Tests that the kernels refuse operands that do not fit: acceptance, and the selection of the next draft by verdicts.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::kernels::KernelError;
@@ -24,7 +24,7 @@ const SEQUENCE: VerifySequence = VerifySequence {
     groups: GroupSet::NONE,
 };
 
-/// Two sequences over a vocabulary of ten ids that share their rows.
+/// Operands of acceptance: two sequences over a vocabulary of ten ids that share their rows.
 struct Batch {
     vocab: usize,
     stride: usize,
@@ -108,7 +108,8 @@ fn accept() {
             measured("error word", 4, |k| &mut k.error),
         ],
     );
-    // The statistics determine the number of rows (a draft may have more), and the sequences the number of results.
+    // The statistics determine the number of rows of logits (a draft may have more rows), and the sequences the number
+    // of results.
     refused(sound, |k| k.target_stats.shorten(1), length(KERNEL, "target", 2 * 16, 3 * 16));
     refused(sound, |k| k.draft.shorten(16), length(KERNEL, "draft", 2 * 16, 16));
     taken(|| {
@@ -172,7 +173,7 @@ fn drafts_that_cannot_be() {
     }
 }
 
-/// The selection of a draft with two rows.
+/// Operands of `select_drafts` for a draft with two rows.
 struct Selection {
     drafts: Memory,
     verdicts: Memory,
@@ -228,7 +229,7 @@ fn select_drafts() {
     refused(sound, |k| k.sources.shorten(1), length(KERNEL, "draft rows", 1, 2));
 }
 
-/// The verdicts that the sequences of the pass of `pass.rs` follow.
+/// Operands of `follow_verdicts` for the sequences of the pass in `pass.rs`.
 struct Follow {
     sequences: Memory,
     verdicts: Memory,

@@ -1,4 +1,5 @@
-//! Operands of joint attention, and the checks that it shares with the append to the cache.
+//! Tests that joint attention refuses operands that do not fit, with the checks that it shares with the append to the
+//! cache.
 
 use flexdraft::kernels::attention::{JointAttention, attention_workspace_len};
 use flexdraft::kernels::{KernelError, KvStrides, PagedKv};
@@ -10,7 +11,7 @@ use super::memory::Memory;
 use super::pass::{PAGE_SIZE, PAGES, ROWS, SEEN, tables, tables_of_length};
 use super::{Host, Launch, measured, operands_are_checked, refused, taken, unsupported};
 
-/// Operands of joint attention over the rows of the pass of `pass.rs`.
+/// Operands of joint attention over the rows of the pass in `pass.rs`.
 struct Attention {
     shape: AttentionShape,
     qkv: Memory,
@@ -22,8 +23,8 @@ struct Attention {
     workspace: Memory,
     split: usize,
     error: Memory,
-    /// The length of the only sequence (`None` for the pass of `pass.rs`), and the shared memory of a CTA (`None` for
-    /// the usual limits).
+    /// The length of the only sequence (`None` for the pass in `pass.rs`), and the shared memory that a CTA may take
+    /// (`None` for the usual limits).
     length: Option<usize>,
     shared_bytes: Option<u32>,
 }
@@ -97,7 +98,7 @@ fn joint_attention() {
             measured("error word", 4, |k| &mut k.error),
         ],
     );
-    // 17 query heads with 7 rows take the large tile; no tile has head_dim 96.
+    // With 17 query heads per KV head the method picks the kernel with tiles of 128 rows; no kernel has head_dim 96.
     let kernels = [KERNEL, "joint_attention_d64_r128_s3", "joint_attention"];
     heads_are_checked(attention, |k| &mut k.shape, kernels);
     strides_are_checked(attention, |k| &mut k.strides, KERNEL);
@@ -111,13 +112,13 @@ fn joint_attention() {
     let most = 4 * 4095;
     let expected = unsupported(KERNEL, "number of splits", most + 1, "up to 16380");
     refused(attention, |k| k.length = Some(most as usize * 64 + 1), expected);
-    // No tile fits in shared memory.
+    // The shared memory of 1 KiB is too small for the smallest tile.
     let expected = unsupported("joint_attention", "batch", 2, "what fits shared memory");
     refused(attention, |k| k.shared_bytes = Some(1 << 10), expected);
 }
 
-/// Checks that unsupported heads are refused: by the kernel for few heads, the kernel for 17 heads per KV head, and the
-/// kernel for other head dimensions.
+/// Checks that unsupported heads are refused, with an error that names the kernel: `few` for few heads, `many` for 17
+/// heads per KV head, `other` for other head dimensions.
 pub fn heads_are_checked<K: Launch>(
     sound: fn() -> K,
     shape: fn(&mut K) -> &mut AttentionShape,
@@ -136,7 +137,7 @@ pub fn heads_are_checked<K: Launch>(
     refused(sound, |k| shape(k).head_dim = 96, expected);
 }
 
-/// Checks that strides are refused if they misalign a head's elements or overflow positions.
+/// Checks that strides of the cache are refused if they misalign a head's elements or overflow positions.
 pub fn strides_are_checked<K: Launch>(
     sound: fn() -> K,
     strides: fn(&mut K) -> &mut KvStrides,

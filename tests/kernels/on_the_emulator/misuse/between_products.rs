@@ -1,4 +1,4 @@
-//! Operands of the kernels around the matrix products.
+//! Tests that the kernels around the matrix products refuse operands that do not fit.
 
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::activation::{SiluAdd, SiluMul};
@@ -69,7 +69,7 @@ fn embed_gather_and_silu_add() {
                 measured("error word", 4, |k| &mut k.error),
             ],
         );
-        // Rows have 16 elements; a remainder of less than a row does not count.
+        // The table has rows of 16 elements; a remainder of less than a row does not count.
         refused(sound, |k| k.table.shorten(1), length(kernel, table, 2 * 16, 3 * 16 - 1));
         refused(sound, |k| k.index.shorten(1), length(kernel, out, 16, 2 * 16));
         for cols in [0, 4, 12] {
@@ -127,7 +127,7 @@ fn rms_norm() {
                 measure("out", 16, |k| &mut k.out),
             ],
         );
-        // The whole rows of `out` determine the number of rows of `x`.
+        // The number of whole rows in `out` determines how many rows `x` must have.
         refused(sound, |k| k.out.shorten(1), length(KERNEL, "x", 2 * 16, 3 * 16));
         for cols in [0, 12] {
             let expected = unsupported(KERNEL, "number of columns", cols as i64, NO_COLUMNS);
@@ -138,7 +138,7 @@ fn rms_norm() {
     operands_are_checked(norm_of_a_sum, KERNEL, &[delta]);
 }
 
-/// Operands of `add` or `silu_mul`: `x` and delta, or `x` with gate and up and the output.
+/// Operands of `add` (`x` and delta) or of `silu_mul` (gate and up, and the output).
 struct Two {
     kernel: &'static str,
     cols: usize,
@@ -188,7 +188,7 @@ fn silu_mul() {
     }
 }
 
-/// Operands of the rotations for the pass of `pass.rs`.
+/// Operands of the kernel that computes the rotations for the pass in `pass.rs`.
 struct Turns {
     inv_freq: Memory,
     cos_sin: Memory,
@@ -216,7 +216,7 @@ fn rope_table() {
 
 const ROWS: usize = super::pass::ROWS;
 
-/// Operands of the append of the candidates of that pass.
+/// Operands of the kernel that appends the candidates of the pass in `pass.rs` to the cache.
 struct Append {
     shape: AttentionShape,
     qkv: Memory,

@@ -1,24 +1,24 @@
-//! Memory of operands that a test can shorten, misalign or move to another host.
+//! Memory of operands that a test can shorten, misalign or move to another emulator.
 
 use flexdraft::runtime::{Element, View, ViewMut};
 
 use super::Host;
 
-/// Elements of any type, stored as bytes so that they can begin at any address.
+/// Elements of any type, stored as bytes so that they can start at any address.
 pub struct Memory {
     bytes: Vec<u8>,
-    /// Bytes of an element.
+    /// Size of an element in bytes.
     size: usize,
     first: usize,
     len: usize,
     elsewhere: bool,
 }
 
-/// The alignment of every operand until a test shifts it.
+/// The alignment in bytes that every operand has until a test shifts it.
 const ALIGNMENT: usize = 16;
 
 impl Memory {
-    /// Returns `len` elements of zeros.
+    /// Returns memory with `len` elements, all zero.
     pub fn zeros<T: Element>(len: usize) -> Self {
         let size = size_of::<T>();
         let bytes = vec![0u8; len * size + 2 * ALIGNMENT];
@@ -41,7 +41,7 @@ impl Memory {
         self.len -= by;
     }
 
-    /// Moves the begin of the operand by a number of bytes.
+    /// Moves the start of the operand by a number of bytes.
     pub fn shift(&mut self, bytes: usize) {
         assert!((1..=ALIGNMENT).contains(&bytes));
         self.first += bytes;

@@ -1,5 +1,5 @@
-//! Operands that violate one precondition of a kernel's safe method each: the method returns the typed error that names
-//! the operand, and launches nothing.
+//! Tests with operands that violate one precondition of a kernel's safe method each: the method returns the typed error
+//! that names the operand, and launches nothing.
 
 mod acceptance;
 mod attention;
@@ -12,7 +12,7 @@ use flexdraft::kernels::{KernelError, Kernels};
 use flexdraft::runtime::{Limits, Simt, SimtOptions, SimtStream};
 use memory::Memory;
 
-/// The host that kernels are launched on, and a stream of another host.
+/// The emulator that kernels are launched on, and a stream of another emulator.
 pub struct Host {
     pub kernels: Kernels<Simt>,
     pub stream: SimtStream,
@@ -43,13 +43,14 @@ pub trait Launch {
     }
 }
 
-/// One operand of a kernel.
+/// One operand of a kernel, and how a test spoils it.
 pub struct Operand<K> {
     pub name: &'static str,
-    /// Required alignment in bytes.
+    /// Required alignment of the operand, in bytes.
     pub alignment: usize,
     pub of: fn(&mut K) -> &mut Memory,
-    /// True if the length of this operand follows from the other operands; false if other lengths follow from it.
+    /// True if the kernel checks this operand's length against other operands; false if the lengths of others are
+    /// checked against it.
     pub measured: bool,
 }
 
@@ -63,7 +64,7 @@ pub fn measure<K>(name: &'static str, alignment: usize, of: fn(&mut K) -> &mut M
     Operand { name, alignment, of, measured: false }
 }
 
-/// Checks that the unchanged operands of `sound` are accepted.
+/// Checks that a kernel accepts the unchanged operands of `sound`.
 #[track_caller]
 pub fn taken<K: Launch>(sound: fn() -> K) {
     let mut operands = sound();
@@ -72,7 +73,8 @@ pub fn taken<K: Launch>(sound: fn() -> K) {
     assert!(host.simt().take_calls().launches > 0);
 }
 
-/// Checks that operands spoiled by `spoil` give the error `expected` (with any address in it) and launch nothing.
+/// Checks that the operands of `sound`, spoiled by `spoil`, give the error `expected` (with any address in it) and
+/// launch nothing.
 #[track_caller]
 pub fn refused<K: Launch>(sound: fn() -> K, spoil: impl FnOnce(&mut K), expected: KernelError) {
     let mut operands = sound();
@@ -86,7 +88,8 @@ pub fn refused<K: Launch>(sound: fn() -> K, spoil: impl FnOnce(&mut K), expected
     assert_eq!(host.simt().take_calls().launches, 0, "{found}");
 }
 
-/// Checks that `kernel` refuses each of these operands if it is too short, misaligned, or on another host.
+/// Checks that `kernel` refuses each of these operands if it is too short, misaligned, or in the memory of another
+/// emulator.
 #[track_caller]
 pub fn operands_are_checked<K: Launch>(sound: fn() -> K, kernel: &'static str, operands: &[Operand<K>]) {
     for &Operand { name: operand, alignment, of, measured } in operands {

@@ -10,20 +10,21 @@ pub const PAGES: usize = 6;
 pub const PAGE_SIZE: usize = 16;
 const PAGING: Paging = Paging { pages: PAGES, page_size: PAGE_SIZE };
 
-/// Rows of the two sequences: one with three candidates and two groups of two slots, one with a single candidate.
+/// Number of rows of the two test sequences: one with three candidates and two groups of two slots, one with a single
+/// candidate.
 pub const ROWS: usize = 3 + 2 * 2 + 1;
-/// The number of positions that the rows of the pass see at most.
+/// The largest number of cached positions that a row of the test's pass sees.
 pub const SEEN: usize = 70;
 
 fn sound() -> [SequenceRows<'static>; 2] {
     [
         SequenceRows { pages: &[3, 1], start: 20, candidates: 3, groups: vec![0, 2], slots: 2 },
-        // Both sequences read page 3.
+        // Both sequences read page 3, which is permitted.
         SequenceRows { pages: &[3, 3, 3, 0, 2], start: 69, candidates: 1, groups: vec![], slots: 0 },
     ]
 }
 
-/// Returns the tables of that pass on a host.
+/// Returns the tables of the test's pass, uploaded to an emulator.
 pub fn tables(host: &Host) -> PassTables<Simt> {
     let (simt, stream) = (host.kernels.runtime(), &host.stream);
     let mut tables = PassTables::new(simt, stream, 2, 5).unwrap();
@@ -104,7 +105,7 @@ fn passes_that_cannot_be() {
     }
 }
 
-/// Two rows of one launch must not write the same address.
+/// Two candidates of one pass must not be appended to the same address of the cache.
 #[test]
 fn candidates_that_are_appended_to_the_same_token_of_a_page() {
     let [first, second] = sound();
@@ -115,7 +116,7 @@ fn candidates_that_are_appended_to_the_same_token_of_a_page() {
     assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
     let both = [SequenceRows { pages, ..second.clone() }, first.clone()];
     assert_eq!(refused(&both, PAGING), shared(1, 0, 1, 5));
-    // The page table of this sequence has a page twice where the sequence appends.
+    // The page table of the sequence `twice` has the page twice to which the sequence appends.
     let twice = SequenceRows { pages: &[3, 1, 1], candidates: 20, groups: vec![], ..first.clone() };
     assert_eq!(refused(&[twice], PAGING), shared(0, 0, 1, 4));
 

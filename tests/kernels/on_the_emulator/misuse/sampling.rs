@@ -1,4 +1,4 @@
-//! Operands of sampling, with and without a calibrator.
+//! Tests that sampling refuses operands that do not fit, with and without a calibrator.
 
 use flexdraft::kernels::KernelError;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
@@ -104,7 +104,7 @@ fn sample() {
                 measured("error", 4, |k| &mut k.error),
             ],
         );
-        // A remainder of less than a row does not count, and rows without `logit_index` must all exist.
+        // The logits are counted in whole rows, and without `logit_index` every sampled row must exist.
         refused(sound, |k| k.logits.shorten(1), length(kernel, "logits", 16, 2 * 16 - 1));
         let spoil = |k: &mut Rows| {
             k.logit_index = None;
@@ -159,7 +159,7 @@ fn parameters_out_of_range() {
     assert_eq!(refused(SamplingParams { min_p: 1.0, ..one }), SamplingError::MinP(1.0));
 }
 
-/// Empty operands are valid, and launch nothing.
+/// Operands without rows are valid, and launch nothing.
 #[test]
 fn no_rows_are_nothing_to_do() {
     for sound in [plain, calibrated] {
