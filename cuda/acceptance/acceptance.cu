@@ -34,26 +34,28 @@ constexpr int32_t chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // blocks o
 static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0,
               "a block is one chunk of the target");
 
-// The accepted length a, and P_a.
+// The place at which the accepted prefix of a draft ends: the accepted length a, and P_a.
 struct Stop {
     int32_t accepted;
     float prefix;
 };
 
-// Computes P_0 to P_v of block verification into `prefix`. Thread 0 calls this.
+// Computes the probabilities P_0 to P_v with which block verification lets each prefix of a draft stand, into `prefix`.
+// Thread 0 calls this.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_prefixes(const Verification<Logit>& verification, const float2* probabilities,
                                      float* prefix) {
     prefix[0] = 1.0f;
     for (int32_t i = 1; i <= verification.sequence.drafts; ++i) {
         const float p = prefix[i - 1] * probabilities[i].x, q = probabilities[i].y;
-        // A token that q cannot draw has no ratio p / q; the ratio counts as 1 or 0.
+        // A draft token with q(token) = 0 has no ratio p / q; the ratio counts as 1 if p(token) is above 0, and as 0
+        // otherwise.
         const float ratio = q > 0.0f ? p / q : (p > 0.0f ? 1.0f : 0.0f);
         prefix[i] = fminf(ratio, 1.0f);
     }
 }
 
-// Shared memory of a CTA.
+// The layout of a CTA's shared memory.
 struct Scan {
     float2 probabilities[FLEXDRAFT_MAX_DRAFTS + 1]; // at i: p_(i-1)(d_i) and q_i(d_i)
     float prefix[FLEXDRAFT_MAX_DRAFTS + 1];         // at i: P_i
@@ -84,7 +86,8 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
             if (threadIdx.x == 0) block_prefixes(verification, scan.probabilities, scan.prefix);
             __syncthreads();
         }
-        // One warp per draft token. Block verification adds the sums of the chunks, always in the same order.
+        // Each warp tests one draft token at a time. Block verification adds the sums of the chunks, always in the same
+        // order.
         const int32_t lane = int32_t(threadIdx.x) % 32;
         for (int32_t j = int32_t(threadIdx.x) / 32 + 1; j <= s.drafts; j += accept_threads / 32) {
             double threshold = scan.probabilities[j].x, scale = scan.probabilities[j].y;
@@ -104,7 +107,7 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
                     scale = surplus + 1.0 - double(scan.prefix[j]);
                 }
             }
-            // Strictly below: a token of probability 0 never passes.
+            // The comparison is strict, so a draft token of probability 0 never passes.
             if (lane == 0) scan.passed[j] = verification.uniform(j) * scale < threshold;
         }
     }
@@ -128,8 +131,8 @@ FLEXDRAFT_INLINE float residual(float prefix, float p, float q) {
     return fmaxf(__fadd_rn(__fmul_rn(prefix, p), -q), 0.0f);
 }
 
-// Returns the rank (sampling/argmax.cuh) of the id among first..end that wins the race with weights max(P_a p_a −
-// q_(a+1), 0), or p_a without a q; the id is INT32_MAX if every weight is 0.
+// Returns the rank (sampling/argmax.cuh) of the id from `first` to end − 1 that wins the exponential race for the bonus
+// token, with weights max(P_a p_a − q_(a+1), 0), or p_a without a q; the id is INT32_MAX if every weight is 0.
 //
 // An id with p_a = 0 never wins, so it needs no random number and no q. Chunks with only such ids are not read, except
 // with `WholeRow`, which is rare, and in the other chunks a warp skips blocks of its ids.
@@ -236,15 +239,15 @@ FLEXDRAFT_INLINE void accept(const FlexdraftAcceptParams& p) {
         rank = other > rank ? other : rank;
     }
     rank = block_argmax<accept_threads>(rank, scan.ranks);
-    // If p equals q up to rounding, nothing is left of p, and the bonus token is drawn from p itself.
+    // If p equals q up to rounding, every weight max(p − q, 0) is 0, and the bonus token is drawn from p itself.
     if (id_of_rank(rank) == INT32_MAX && with_q) rank = draw<true>(verification, stop, false, 0, p.vocab, scan);
     if (threadIdx.x == 0) p.arrived[blockIdx.y] = 0;
     const int32_t bonus = id_of_rank(rank);
     write_verdict(verification, stop, bonus == INT32_MAX ? 0 : bonus);
 }
 
-// Adds max(P_i p_i − q_(i+1), 0) over the ids of one chunk, for block verification: for i = 1 to v − 1, shared among
-// the gridDim.z CTAs of the chunk.
+// Adds max(P_i p_i − q_(i+1), 0) over the vocabulary ids of one chunk, for block verification and for i = 1 to v − 1,
+// which the gridDim.z CTAs of the chunk share.
 template <typename Logit>
 FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
     FLEXDRAFT_SHARED(shared);
@@ -277,7 +280,7 @@ FLEXDRAFT_INLINE void block_sums(const FlexdraftAcceptParams& p) {
         float sum = 0.0f;
 #pragma unroll
         for (int32_t turn = 0; turn < turns; ++turn) {
-            // If p is 0, nothing is left above q.
+            // A chunk of ids whose p is 0 adds nothing to the sum of max(P p − q, 0).
             if ((dropped >> turn & 1u) != 0u) continue;
 #pragma unroll
             for (int32_t j = 0; j < 4; ++j) {

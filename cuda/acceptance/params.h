@@ -5,56 +5,62 @@
 
 /* The acceptance rules. At temperature 0 every rule is FLEXDRAFT_RULE_MATCH. */
 enum FlexdraftRule {
-    FLEXDRAFT_RULE_MATCH = 0,     /* a draft token passes if it is the token that the target drew; greedy */
-    FLEXDRAFT_RULE_REJECTION = 1, /* speculative sampling, arXiv 2211.17192 and 2302.01318 */
-    FLEXDRAFT_RULE_BLOCK = 2      /* block verification, arXiv 2403.10444 */
+    FLEXDRAFT_RULE_MATCH = 0,     /* rule `match`, and greedy: a draft token passes if the target drew it too */
+    FLEXDRAFT_RULE_REJECTION = 1, /* rule `rejection`: speculative sampling, arXiv 2211.17192 and 2302.01318 */
+    FLEXDRAFT_RULE_BLOCK = 2      /* rule `block`: block verification, arXiv 2403.10444 */
 };
 
-/* One sequence of a verification. d_1 to d_v are its draft tokens. Row first_target + i of the target has p_i, the
- * distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the distribution
- * that d_j was drawn from. */
+/* One sequence whose draft tokens are verified. d_1 to d_v are its draft tokens. Row first_target + i of the target
+ * has p_i, the distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the
+ * distribution that d_j was drawn from. */
 struct FlexdraftVerify {
-    uint64_t seed;             /* of the request */
-    uint64_t groups;           /* bit k: the pass has a mask group for accepted length k */
-    int64_t position;          /* n, the position of candidate 0 */
+    uint64_t seed;             /* seed of the request, the key of its random numbers */
+    uint64_t groups;           /* accepted lengths that have a mask group in the pass: bit k for accepted length k */
+    int64_t position;          /* n, the position of candidate 0, the bonus token of the step before */
     int32_t rule;              /* FlexdraftRule */
-    int32_t drafts;            /* v, 0 to 63 */
-    int32_t first_target;      /* row of p_0 */
-    int32_t first_draft;       /* row of q_1; -1: q_j(d_j) = 1 for every j */
-    int32_t first_token;       /* place of d_1 in `tokens` */
-    int32_t first_draft_stats; /* row of the statistics of q_1; not read where first_draft is -1 */
+    int32_t drafts;            /* v, the number of draft tokens, 0 to 63 */
+    int32_t first_target;      /* the row of the target's logits that gives p_0 */
+    int32_t first_draft;       /* the row of the draft's logits that gives q_1; -1: none, q_j(d_j) = 1 for every j */
+    int32_t first_token;       /* the index of d_1 in `tokens` */
+    int32_t first_draft_stats; /* the row of q_1 in the draft's statistics; not read if first_draft is -1 */
 };
 
-/* The result of a verification. */
+/* The result of verifying the draft tokens of one sequence. */
 struct FlexdraftVerdict {
-    int32_t accepted;      /* the accepted length a; -1: the sequence's rows do not exist, and nothing else is set */
-    int32_t bonus;         /* the token at position n + a + 1 */
-    float probability;     /* p_a(bonus), warped */
-    int32_t group;         /* the rank of group a, which drafts next, among the pass's groups; -1: the pass lacks it */
-    int64_t cached_length; /* n + a + 1: positions whose K and V stay */
+    /* a, the number of accepted draft tokens; -1: the sequence's rows do not exist, and no other field is set */
+    int32_t accepted;
+    int32_t bonus;     /* the bonus token, at position n + a + 1 */
+    float probability; /* the probability p_a of the bonus token, after warping */
+    /* the rank of mask group a, which makes the next draft, among the groups of the pass; -1: the pass has no such
+     * group */
+    int32_t group;
+    int64_t cached_length; /* n + a + 1, the number of positions whose K and V stay in the cache */
 };
 
-/* The verification of a batch: acceptance and bonus tokens. */
+/* The parameters of accept_*, which decides how many draft tokens of each sequence are accepted, and draws the bonus
+ * tokens. */
 struct FlexdraftAcceptParams {
-    const struct FlexdraftVerify* sequences;      /* [batch] */
-    const int32_t* tokens;                        /* [token_count] draft tokens */
-    const void* target;                           /* [target_rows, logit_stride] logits, f32 or bf16 */
-    const struct FlexdraftRowStats* target_stats; /* [target_rows] */
-    /* [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] the partial results that sample_rows_* left
-     * of `target`; field 0 has the largest logit of each chunk; null: every id is read */
+    const struct FlexdraftVerify* sequences;      /* the sequences to verify, [batch] */
+    const int32_t* tokens;                        /* the draft tokens of all sequences, [token_count] */
+    const void* target;                           /* the target's logits, [target_rows, logit_stride], f32 or bf16 */
+    const struct FlexdraftRowStats* target_stats; /* the statistics of the target's rows, [target_rows] */
+    /* the partial results that sample_rows_* left of `target`, [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab /
+     * FLEXDRAFT_CHUNK)]; field 0 has the largest logit of each chunk; null: every id is read */
     const float* target_partials;
-    const void* draft;                           /* [draft_rows, logit_stride] of the target's type; may be null */
-    const struct FlexdraftRowStats* draft_stats; /* [draft_stats_rows]; may be null */
-    float* sums;       /* [batch, 64, chunks] for block verification: sums of max(P_i p_i - q_(i+1), 0) */
-    float* best;       /* [batch, chunks, 2] the best id of each chunk: its value in the race, and the bits of its id */
-    uint32_t* arrived; /* [batch] zero before and after a launch */
-    struct FlexdraftVerdict* verdicts; /* [batch] */
-    int32_t* committed;                /* [batch, 64] d_1..d_a and the bonus token, then -1 */
-    uint32_t* error;                   /* the device error word; may be null */
-    int64_t logit_stride;              /* elements from a row of logits to the next: a multiple of 8, at least vocab */
+    const void* draft; /* the drafts' logits, [draft_rows, logit_stride], of the target's type; may be null */
+    const struct FlexdraftRowStats* draft_stats; /* statistics of the drafts' rows, [draft_stats_rows]; may be null */
+    /* workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks] */
+    float* sums;
+    /* workspace: the best id of each chunk, as its value in the race and the bits of the id, [batch, chunks, 2] */
+    float* best;
+    uint32_t* arrived; /* the number of CTAs that have finished a sequence, [batch]; zero before and after a launch */
+    struct FlexdraftVerdict* verdicts; /* result: the verdict of each sequence, [batch] */
+    int32_t* committed;                /* result: d_1 to d_a and the bonus token, then -1, [batch, 64] */
+    uint32_t* error;                   /* the device error word (FlexdraftError); may be null */
+    int64_t logit_stride; /* elements from one row of logits to the next: a multiple of 8, at least vocab */
     int32_t batch;
     int32_t vocab;
-    int32_t chunks; /* ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK) */
+    int32_t chunks; /* the number of chunks of the vocabulary, ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK) */
     int32_t target_rows;
     int32_t draft_rows;
     int32_t draft_stats_rows;
@@ -62,28 +68,33 @@ struct FlexdraftAcceptParams {
     int32_t unused;
 };
 
-/* A sequence that drafts from a pass: slots 1 to S - 1 of the mask group that its verdict names, S being the slots per
- * group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no
+/* A sequence whose next draft comes from slots 1 to S - 1 of the mask group that its verdict names, S being the slots
+ * per group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no
  * row. */
 struct FlexdraftDraft {
-    uint64_t groups;     /* bit k: the pass has a group for accepted length k; 0: its one group follows the verdict */
+    /* accepted lengths that have a mask group in the pass: bit k for accepted length k; 0: the pass has one group,
+     * which follows the verdict */
+    uint64_t groups;
     int32_t sequence;    /* index of the sequence's verdict */
-    int32_t first_slot;  /* the first row of the first group: of slot 0 in a pass, of slot 1 in logits */
-    int32_t slots;       /* S, 1 to 64 */
-    int32_t first_draft; /* the first of its S - 1 draft rows */
-    int32_t in_logits;   /* 1: the groups are rows of the logits; 0: rows of the pass */
+    int32_t first_slot;  /* the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits */
+    int32_t slots;       /* S, the number of slots per mask group, 1 to 64 */
+    int32_t first_draft; /* the first of the sequence's S - 1 draft rows */
+    int32_t in_logits;   /* 1: the mask groups are rows of the logits; 0: rows of the pass */
     int32_t unused;
 };
 
-/* The selection of the rows that draft, after a verification. */
+/* The parameters of select_drafts, which selects the rows that make the next drafts, after a verification. */
 struct FlexdraftSelectParams {
-    const struct FlexdraftDraft* drafts;     /* [count] */
-    const struct FlexdraftVerdict* verdicts; /* [batch] */
-    int32_t* bonus;                          /* [count] the verdict's token; 0 without a verdict */
-    int32_t* starts;                         /* [count] the position of c_0 of the next step */
-    int32_t* sources;    /* [rows] a draft row's row of the pass, or of the logits; -1: no such group */
-    int32_t* draft_rows; /* [rows] a draft row's row of the logits: its source there, or the draft row itself; or -1 */
-    uint32_t* error;     /* the device error word; may be null */
+    const struct FlexdraftDraft* drafts;     /* the sequences that draft, [count] */
+    const struct FlexdraftVerdict* verdicts; /* the results of the verification, [batch] */
+    int32_t* bonus;                          /* result: the bonus tokens, [count]; 0 without a verdict */
+    int32_t* starts; /* result: the position of candidate 0 in the step that verifies the draft, [count] */
+    /* result: the source of each draft row, a row of the pass or of the logits, [rows]; -1: no such group */
+    int32_t* sources;
+    /* result: the row of logits of each draft row, [rows]: its source if that is a row of logits, otherwise the draft
+     * row itself; -1 without a source */
+    int32_t* draft_rows;
+    uint32_t* error; /* the device error word (FlexdraftError); may be null */
     int32_t count;
     int32_t batch;
     int32_t rows;
@@ -93,17 +104,18 @@ struct FlexdraftSelectParams {
 /* Moves the one group of every sequence of a drafting pass from the largest accepted length to the accepted length of
  * its verdict. */
 struct FlexdraftFollowParams {
-    const int32_t* sequences;                /* [batch] index of the verdict of each sequence of the pass */
-    const struct FlexdraftVerdict* verdicts; /* [verdict_count] */
-    const int32_t* start;                    /* [batch] as in FlexdraftPass */
-    int32_t* first_group;                    /* [batch] as in FlexdraftPass; never becomes larger */
-    uint32_t* error;                         /* the device error word; may be null */
+    const int32_t* sequences;                /* the index of the verdict of each sequence of the pass, [batch] */
+    const struct FlexdraftVerdict* verdicts; /* the results of a verification, [verdict_count] */
+    const int32_t* start; /* the field of FlexdraftPass: n, the position of candidate 0 of each sequence, [batch] */
+    /* the field of FlexdraftPass: the accepted length of each sequence's mask group, [batch]; never becomes larger */
+    int32_t* first_group;
+    uint32_t* error; /* the device error word (FlexdraftError); may be null */
     int32_t batch;
     int32_t verdict_count;
 };
 
 enum FlexdraftAcceptConstant {
-    FLEXDRAFT_ACCEPT_CHUNK = 2048, /* ids of a CTA */
+    FLEXDRAFT_ACCEPT_CHUNK = 2048, /* vocabulary ids that a CTA of accept_* reads */
     FLEXDRAFT_MAX_DRAFTS = 63
 };
 

@@ -1,12 +1,13 @@
-// The distributions that an acceptance rule compares: p_i of the target and q_i of the draft (acceptance.cu), one id at
-// a time.
+// The distributions that an acceptance rule compares: p_i of the target and q_i of the draft (acceptance.cu), read one
+// vocabulary id at a time.
 #pragma once
 
 #include "../common/philox.cuh"
 #include "../sampling/warping.cuh"
 #include "params.h"
 
-// The distribution of one row. It computes the probability of an id as sampling did when a token was drawn.
+// The distribution that one row of logits stands for, or a distribution with a single possible token. It computes the
+// probability of an id as sampling did when a token was drawn.
 template <typename Logit>
 struct Distribution {
     const Logit* logits; // null: `point` has all of the probability
@@ -24,12 +25,12 @@ struct Distribution {
         if (logits != nullptr) load_logits(four, logits + id);
     }
 
-    // Returns whether top-k, top-p or min-p dropped ids.
+    // Returns whether top-k, top-p or min-p dropped ids of this row.
     FLEXDRAFT_METHOD bool is_cut() const { return logits != nullptr && stats.cut_score > -infinity; }
 
-    // Returns a mask of `Count` chunks from `chunk` on: bit i is set if no id of chunk + i has a probability above 0.
-    // The row has `chunks` chunks. `least` is least_distance_kept(stats); NaN, the difference of two infinities, is not
-    // below it.
+    // Returns a mask of the `Count` chunks of the vocabulary from `chunk` on: bit i is set only if every id of chunk +
+    // i has probability 0. The row has `chunks` chunks. `least` is least_distance_kept(stats); NaN, the difference of
+    // two infinities, is not below it.
     template <int32_t Count>
     FLEXDRAFT_METHOD uint32_t dropped_chunks(int32_t chunk, int32_t chunks, float least) const {
         if (maxima == nullptr) return 0;
@@ -42,20 +43,20 @@ struct Distribution {
         return dropped;
     }
 
-    // Returns whether one of four ids with these logits may have a probability above 0.
+    // Returns whether at least one of four ids with these logits may have a probability above 0.
     FLEXDRAFT_METHOD bool may_keep(const float (&four)[4], float least) const {
         const float largest = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
         return !(counted(largest) - stats.max < least);
     }
 
-    // Returns the probability of an id with this logit.
+    // Returns the probability of the token `id`, whose logit in this row is `logit`.
     FLEXDRAFT_METHOD float of(float logit, int32_t id) const {
         if (logits == nullptr) return id == point ? 1.0f : 0.0f;
         return warped_probability(stats, logit, id);
     }
 };
 
-// One sequence of a verification. Its rows and tokens may be used if exists() returns true.
+// One sequence whose draft tokens are verified. Its rows and tokens may be used if exists() returns true.
 template <typename Logit>
 struct Verification {
     const FlexdraftAcceptParams& p;
@@ -92,14 +93,15 @@ struct Verification {
         return {static_cast<const Logit*>(p.draft) + row * p.logit_stride, p.draft_stats[stats_row], 0, nullptr};
     }
 
-    // Returns the uniform number that decides on d_i, a multiple of 2^-32.
+    // Returns the uniform random number, a multiple of 2^-32, that decides whether draft token d_i passes.
     FLEXDRAFT_METHOD double uniform(int32_t i) const {
         const DrawNumbers numbers =
             draw_numbers(sequence.seed, uint32_t(acceptance_uniform) << 16 | uint32_t(i), uint64_t(sequence.position));
         return double(philox(numbers, 0).word[0]) * (1.0 / 4294967296.0);
     }
 
-    // Returns p_(i-1)(d_i) and q_i(d_i). A token outside the vocabulary has probability 0 in both.
+    // Returns the probabilities p_(i-1)(d_i) and q_i(d_i) of draft token d_i. A token outside the vocabulary has
+    // probability 0 in both.
     FLEXDRAFT_METHOD float2 probabilities(int32_t i) const {
         const int32_t id = token(i);
         if (id < 0 || id >= p.vocab) return make_float2(0.0f, sequence.first_draft < 0 ? 1.0f : 0.0f);

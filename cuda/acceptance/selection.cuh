@@ -1,5 +1,5 @@
-// The rows from which the next draft is made, which depend on the verdict. These kernels let a step continue from
-// verdicts that the host has not read.
+// Kernels that select the rows from which the next draft is made, which depend on how many draft tokens were accepted.
+// These kernels let a step continue from verdicts that the host has not read.
 #pragma once
 
 #include "../common/platform.cuh"
@@ -7,7 +7,8 @@
 
 constexpr int32_t selection_threads = FLEXDRAFT_MAX_DRAFTS + 1;
 
-// Writes the rows of a draft's mask group, its bonus token and its start position. Grid [drafts], one thread per slot.
+// Writes, for one sequence, the rows of the mask group that makes its next draft, its bonus token and its start
+// position. Grid [drafts], one thread per slot.
 FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
     const FlexdraftDraft draft = p.drafts[blockIdx.x];
     const bool exists = draft.sequence >= 0 && draft.sequence < p.batch && draft.slots >= 1 &&
@@ -41,7 +42,8 @@ FLEXDRAFT_INLINE void select(const FlexdraftSelectParams& p) {
     p.draft_rows[row] = !laid_out ? -1 : draft.in_logits != 0 ? source : row;
 }
 
-// Moves the groups of a drafting pass to the accepted lengths. Grid [ceil(batch / threads)], one thread per sequence.
+// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length. Grid [ceil(batch /
+// threads)], one thread per sequence.
 FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     const int32_t s = int32_t(blockIdx.x) * selection_threads + int32_t(threadIdx.x);
     if (s >= p.batch) return;
@@ -49,7 +51,7 @@ FLEXDRAFT_INLINE void follow(const FlexdraftFollowParams& p) {
     bool exists = index >= 0 && index < p.verdict_count;
     if (exists) {
         const FlexdraftVerdict verdict = p.verdicts[index];
-        // The group sees the positions up to the last position that stays cached.
+        // A mask group sees the positions up to the last position that stays in the KV cache.
         const int64_t group = verdict.cached_length - 1 - p.start[s];
         exists = verdict.accepted >= 0 && group >= 0 && group <= p.first_group[s];
         if (exists) p.first_group[s] = int32_t(group);

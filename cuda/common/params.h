@@ -4,45 +4,47 @@
 
 #include <stdint.h>
 
-/* The rows of a pass: one device array per field. The candidate rows of all sequences come first, then the mask rows of
- * all sequences, groups in ascending order and slots in order. cuda/common/rows.cuh has the position of each row and
- * the positions that it sees. */
+/* The rows of a forward pass over a batch of sequences: one device array per field. The candidate rows of all
+ * sequences come first, then the mask rows of all sequences, groups in ascending order and slots in order.
+ * cuda/common/rows.cuh has the position of each row and the positions that it sees. */
 struct FlexdraftPass {
-    const int32_t* start;       /* [batch] n, the position of candidate 0 */
-    const int32_t* candidates;  /* [batch] candidate rows; may be 0 */
-    const uint64_t* groups;     /* [batch] bit i: a mask group for accepted length first_group + i */
-    const int32_t* first_group; /* [batch] the accepted length of bit 0 of `groups`: 0 except after a prompt */
-    const int32_t* slots;       /* [batch] slots per group, at most 64 */
-    const int32_t*
-        first_candidate;       /* [batch + 1] first candidate row; the last entry is the number of candidate rows */
-    const int32_t* first_mask; /* [batch + 1] first mask row, counted from row 0 of the pass */
+    const int32_t* start;      /* n, the position of candidate 0 of each sequence, [batch] */
+    const int32_t* candidates; /* number of candidate rows of each sequence, [batch]; may be 0 */
+    /* accepted lengths that have a mask group, [batch]: bit i for accepted length first_group + i */
+    const uint64_t* groups;
+    /* the accepted length that bit 0 of `groups` stands for, [batch]: 0 except after a prompt */
+    const int32_t* first_group;
+    const int32_t* slots; /* number of slots per mask group, [batch], at most 64 */
+    /* first candidate row of each sequence, [batch + 1]; the last entry is the number of candidate rows */
+    const int32_t* first_candidate;
+    const int32_t* first_mask; /* first mask row of each sequence, counted from row 0 of the pass, [batch + 1] */
     int32_t batch;
-    int32_t rows; /* rows of the operands; rows beyond the rows of the sequences are padding */
+    int32_t rows; /* number of rows of the operands; the rows after the rows of all sequences are padding */
 };
 
 /* One layer of a paged KV cache. Element (page, token, head, dim) of K is
  * k[page * k_page_stride + token * k_token_stride + head * k_head_stride + dim]; V alike. Position p of a
  * sequence is token p % page_size of page page_table[sequence * page_table_stride + p / page_size]. */
 struct FlexdraftPagedKv {
-    void* k; /* bf16, 16-byte aligned rows of head_dim */
-    void* v;
-    const int32_t* page_table; /* [batch, page_table_stride] */
+    void* k;                   /* the keys: rows of head_dim bf16, aligned to 16 bytes */
+    void* v;                   /* the values, in rows as the keys */
+    const int32_t* page_table; /* the page ids of each sequence, [batch, page_table_stride] */
     int64_t k_page_stride, k_token_stride, k_head_stride;
     int64_t v_page_stride, v_token_stride, v_head_stride;
     int64_t page_table_stride;
-    int32_t pages;     /* page ids are below this */
-    int32_t page_size; /* 16, 32, 64 or 128 tokens */
+    int32_t pages;     /* number of pages; page ids are below it */
+    int32_t page_size; /* tokens per page: 16, 32, 64 or 128 */
 };
 
 /* The bits of the device error word (`error` of a parameter struct): an id or an index in device memory that a kernel
  * refused, or input that has a defined result but is a mistake. */
 enum FlexdraftError {
-    FLEXDRAFT_ERROR_PAGE = 1,  /* a page id out of range */
-    FLEXDRAFT_ERROR_TOKEN = 2, /* a token id out of range */
-    FLEXDRAFT_ERROR_NAN = 4,   /* a NaN among the logits, which counts as −inf */
-    FLEXDRAFT_ERROR_PLAN = 8,  /* a sequence longer than the workspace allows */
-    FLEXDRAFT_ERROR_ROW = 16,  /* a row or sequence index out of range */
-    FLEXDRAFT_ERROR_STORE = 32 /* calibrated logits that were needed again and not stored */
+    FLEXDRAFT_ERROR_PAGE = 1,  /* error: a page id out of range */
+    FLEXDRAFT_ERROR_TOKEN = 2, /* error: a token id out of range */
+    FLEXDRAFT_ERROR_NAN = 4,   /* error: a NaN among the logits, which counts as −inf */
+    FLEXDRAFT_ERROR_PLAN = 8,  /* error: a sequence longer than the workspace allows */
+    FLEXDRAFT_ERROR_ROW = 16,  /* error: a row or sequence index out of range */
+    FLEXDRAFT_ERROR_STORE = 32 /* error: calibrated logits that were needed again and not stored */
 };
 
 #if defined(__cplusplus)

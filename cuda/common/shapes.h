@@ -1,7 +1,7 @@
 /* The shapes of launches, for the kernels, the wrappers that launch them and the report on their code: tiles, stages,
  * splits, threads and shared memory. Plain C, as params.h.
  *
- * Results do not depend on these constants, except on constants marked "arithmetic", which decide the order of sums. */
+ * Results do not depend on these constants, except where a comment says that a constant decides the order of sums. */
 #pragma once
 
 /* The variants of joint_attention_d*_r*_s*, as tile(head_dim, rows, parts, stages). The rows of four warps share tiles of
@@ -13,18 +13,24 @@
     tile(128, 64, 1, 2) tile(128, 64, 1, 3) tile(128, 128, 2, 2)
 /* clang-format on */
 
+/* The shapes of attention's CTAs, and the units in which attention divides the keys of a sequence. */
 enum FlexdraftAttentionShape {
     FLEXDRAFT_ATTENTION_THREADS = 128,
-    FLEXDRAFT_TILE_KEYS = 64, /* keys of a tile; a split is a number of whole tiles; arithmetic */
-    /* keys of a split, arithmetic: at batch 1 and context 8k, splits of 512 keys keep 132 multiprocessors busy */
+    /* keys per tile of K and V; a split is a whole number of tiles; decides the order of sums */
+    FLEXDRAFT_TILE_KEYS = 64,
+    /* default number of keys per split of a long sequence, which decides the order of sums: at batch 1 and context 8k,
+     * splits of 512 keys keep 132 multiprocessors busy */
     FLEXDRAFT_DEFAULT_SPLIT = 512,
-    FLEXDRAFT_SPAN_SPLITS = 4, /* splits of a span, which merge one after the other; arithmetic */
-    FLEXDRAFT_ITEM_BYTES = 44, /* shared memory for the work item */
-    FLEXDRAFT_ROW_BYTES = 10,  /* shared memory for each row of the block */
-    /* Levels of the tree of attention_merge_d*_l*, which merges up to 2^levels - 1 groups of spans: few, or any. */
+    /* splits per span, whose states merge one after the other; decides the order of sums */
+    FLEXDRAFT_SPAN_SPLITS = 4,
+    FLEXDRAFT_ITEM_BYTES = 44, /* shared memory of a CTA for its work item, in bytes */
+    FLEXDRAFT_ROW_BYTES = 10,  /* shared memory of a CTA for each row of its block, in bytes */
+    /* Levels of the tree in which attention_merge_d*_l* merges up to 2^levels - 1 groups of states, in the variant for
+     * short sequences. */
     FLEXDRAFT_FEW_LEVELS = 5,
+    /* Levels of the tree in the variant of attention_merge_d*_l* for every sequence. */
     FLEXDRAFT_MERGE_LEVELS = 12,
-    FLEXDRAFT_MERGE_WARPS = 4 /* warps of a CTA of the merge, each with one head of a row */
+    FLEXDRAFT_MERGE_WARPS = 4 /* warps per CTA of attention_merge_d*_l*, each with one head of a row */
 };
 
 /* The rows of each variant, and its shared memory in bytes (Q, stages of K and V, the item and its rows) without the plan
@@ -55,9 +61,11 @@ enum FlexdraftCalibratedShape {
     FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS = 2,
     FLEXDRAFT_LARGE_STAGES = 4,
 
-    FLEXDRAFT_SLICE = 64,        /* elements of the rank in a stage */
-    FLEXDRAFT_SLICE_PADDING = 8, /* elements behind a row, so that the rows of an ldmatrix lie in different banks */
-    FLEXDRAFT_TILE_PADDING = 4   /* floats behind a row of corrections, so that stores lie in different banks */
+    FLEXDRAFT_SLICE = 64, /* elements of the calibrator's rank per stage of a ring */
+    /* padding behind a row, in elements, so that the rows of an ldmatrix lie in different banks */
+    FLEXDRAFT_SLICE_PADDING = 8,
+    /* padding behind a row of corrections, in floats, so that stores lie in different banks */
+    FLEXDRAFT_TILE_PADDING = 4
 };
 
 /* Shared memory of calibrated_sample_* in bytes: per slice of the rank for the rows of W2, and a fixed part for their
@@ -77,15 +85,15 @@ enum FlexdraftCalibratedShared {
 
 /* CTAs of the other kernels: threads, and shared memory in bytes. */
 enum FlexdraftCta {
-    FLEXDRAFT_PLAIN_WARPS = 8, /* warps of sample_rows_*, each with a chunk of ids */
+    FLEXDRAFT_PLAIN_WARPS = 8, /* warps per CTA of sample_rows_*, each with a chunk of vocabulary ids */
     FLEXDRAFT_FINISH_THREADS = 512,
-    FLEXDRAFT_FINISH_SHARED = 24768, /* sample_finish_* */
-    FLEXDRAFT_ACCEPT_THREADS = 256,  /* accept_*; arithmetic, in the sums over a chunk */
+    FLEXDRAFT_FINISH_SHARED = 24768, /* shared memory of sample_finish_* */
+    FLEXDRAFT_ACCEPT_THREADS = 256,  /* threads per CTA of accept_*; decides the order of the sums over a chunk */
     FLEXDRAFT_ACCEPT_SHARED = 1024,
     FLEXDRAFT_BLOCK_SHARES = 16,  /* CTAs that share the draft tokens of a sequence in the first launch of block
                                   * verification; only the device knows the number of draft tokens, mostly at most 16 */
-    FLEXDRAFT_ROW_THREADS = 128,  /* embedding, activation and rope kernels, except rope_table */
-    FLEXDRAFT_NORM_THREADS = 256, /* rms_norm; arithmetic, in the sum of squares */
-    FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* a float per warp */
-    FLEXDRAFT_ROPE_THREADS = 64                              /* rope_table */
+    FLEXDRAFT_ROW_THREADS = 128,  /* threads per CTA of embedding, activation and rope kernels, except rope_table */
+    FLEXDRAFT_NORM_THREADS = 256, /* threads per CTA of rms_norm; decides the order of the sum of squares */
+    FLEXDRAFT_NORM_SHARED = FLEXDRAFT_NORM_THREADS / 32 * 4, /* shared memory of rms_norm: a float per warp */
+    FLEXDRAFT_ROPE_THREADS = 64                              /* threads per CTA of rope_table */
 };

@@ -4,21 +4,22 @@
 
 #include "../common/params.h"
 
-/* x[r] += delta[r], if there is a delta; out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight. */
+/* RMSNorm after an optional addition: x[r] += delta[r], if there is a delta; out[r] = weight * x[r] /
+ * sqrt(mean(x[r]^2) + eps). */
 struct FlexdraftRmsNormParams {
-    uint16_t* x;           /* [rows, cols] */
-    const uint16_t* delta; /* [rows, cols] or null */
-    const float* weight;   /* [cols] */
-    uint16_t* out;         /* [rows, cols] */
+    uint16_t* x;           /* the residual stream, [rows, cols] */
+    const uint16_t* delta; /* the values to add to `x`, [rows, cols]; may be null */
+    const float* weight;   /* the weight of the norm, [cols] */
+    uint16_t* out;         /* the normed rows, [rows, cols] */
     int64_t cols;
     int32_t rows;
     float eps;
 };
 
-/* x += delta, eight elements a chunk. */
+/* The addition of a vector to another: x += delta, in chunks of eight elements. */
 struct FlexdraftAddParams {
-    uint16_t* x;           /* [8 chunks] */
-    const uint16_t* delta; /* [8 chunks] */
+    uint16_t* x;           /* the vector to add to, [8 * chunks] */
+    const uint16_t* delta; /* the vector to add, [8 * chunks] */
     int64_t chunks;
 };
 

@@ -3,11 +3,11 @@
 
 #include "../common/params.h"
 
-/* cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0). */
+/* The table of rotations: cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padding rows: (0, 0). */
 struct FlexdraftRopeTableParams {
     struct FlexdraftPass pass;
-    const float* inv_freq; /* [head_dim / 2] */
-    float* cos_sin;        /* [rows, head_dim / 2, 2] */
+    const float* inv_freq; /* inverse frequencies, in radians per position, [head_dim / 2] */
+    float* cos_sin;        /* the result: cosine and sine of every angle, [rows, head_dim / 2, 2] */
     float scale;
     int32_t half_dim;
 };
@@ -17,11 +17,11 @@ struct FlexdraftRopeTableParams {
 struct FlexdraftNormRopeAppendParams {
     struct FlexdraftPass pass;
     struct FlexdraftPagedKv cache;
-    uint16_t* qkv;        /* [rows, qkv_stride]: q heads, k heads, v heads */
-    const float* cos_sin; /* [rows, head_dim / 2, 2] */
-    const float* q_norm;  /* [head_dim] or null */
-    const float* k_norm;  /* [head_dim] or null, as q_norm */
-    uint32_t* error;      /* null, or FLEXDRAFT_ERROR_PAGE is set */
+    uint16_t* qkv;        /* the q heads, k heads and v heads of every row, [rows, qkv_stride] */
+    const float* cos_sin; /* the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2] */
+    const float* q_norm;  /* the weight of the norm of q heads, [head_dim]; null: no norms */
+    const float* k_norm;  /* the weight of the norm of k heads, [head_dim]; null if q_norm is */
+    uint32_t* error;      /* the device error word, for FLEXDRAFT_ERROR_PAGE; may be null */
     int64_t qkv_stride;
     float eps;
     int32_t q_heads;

@@ -23,7 +23,8 @@ FLEXDRAFT_INLINE float value_of_rank(uint64_t rank) {
     return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// Returns the best rank of the CTA, in every thread. `scratch` has an element per warp and may be reused at once.
+// Returns the best rank among all threads of the CTA, in every thread. `scratch` has an element per warp and may be
+// reused at once.
 template <int32_t Threads>
 FLEXDRAFT_INLINE uint64_t block_argmax(uint64_t rank, uint64_t* scratch) {
     return block_reduce<Threads>(rank, scratch, [](uint64_t a, uint64_t b) { return a > b ? a : b; });

@@ -3,8 +3,8 @@
 
 #include "../common/platform.cuh"
 
-// Returns `combine` over the values of all threads, in every thread. `scratch` has an element per warp and may be
-// reused at once.
+// Returns the values of all threads of a CTA, combined by `combine`, in every thread. `scratch` has an element per warp
+// and may be reused at once.
 template <int32_t Threads, typename T, typename Combine>
 FLEXDRAFT_INLINE T block_reduce(T value, T* scratch, Combine combine) {
     constexpr int32_t warps = Threads / 32;
@@ -21,8 +21,8 @@ FLEXDRAFT_INLINE T block_reduce(T value, T* scratch, Combine combine) {
     return all;
 }
 
-// Returns the sum of the values of all threads before this one. `scratch` has an element per warp and may be reused at
-// once.
+// Returns the sum of the values of all threads of the CTA with a smaller index than this thread. `scratch` has an
+// element per warp and may be reused at once.
 template <int32_t Threads>
 FLEXDRAFT_INLINE uint64_t block_sum_before(uint64_t value, uint64_t* scratch) {
     constexpr int32_t warps = Threads / 32;

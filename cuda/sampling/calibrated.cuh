@@ -1,4 +1,4 @@
-// calibrated_sample_*: the pass over logits that the calibrator corrects.
+// calibrated_sample_*: the pass over the logits of draft rows, which corrects them by the calibrator.
 //
 // Computes logits[row] + W2 · u[row] + b2, rounded to the stored type, and the partial results of these logits. W2
 // [vocab, rank] and b2 [vocab] are the calibrator's last layer, u [rows, rank] is its hidden layer.
@@ -17,7 +17,8 @@
 #include "../ptx/mma.cuh"
 #include "partials.cuh"
 
-// The warps of a CTA are laid out [WarpsAcrossTile, WarpsAcrossRows]. A warp has a multiple of 16 ids and of 16 rows.
+// The shape of calibrated_sample_*, whose warps are laid out [WarpsAcrossTile, WarpsAcrossRows]. A warp has a multiple
+// of 16 ids and of 16 rows.
 template <int32_t Tile, int32_t RowBlock, int32_t WarpsAcrossTile, int32_t WarpsAcrossRows, int32_t Stages>
 struct CalibratedShape {
     static constexpr int32_t tile_ids = Tile;
@@ -35,9 +36,9 @@ struct CalibratedShape {
 constexpr int32_t slice_size = FLEXDRAFT_SLICE; // elements of the rank in a stage
 constexpr int32_t slice_stride = slice_size + FLEXDRAFT_SLICE_PADDING;
 
-// A thread's share of the copies of a matrix's slices into shared memory: the same 16 bytes of a slice's columns in
-// every row_step-th row. Everything that depends on the thread is computed once. Going to the next copy costs the
-// addition of a row step, and going to the next slice the addition of a slice.
+// A thread's share in copying the slices of a matrix to shared memory: the same 16 bytes of a slice's columns in every
+// row_step-th row. Everything that depends on the thread is computed once. Going to the next copy costs the addition of
+// a row step, and going to the next slice the addition of a slice.
 template <int32_t Rows, int32_t Threads>
 struct SliceCopies {
     static constexpr int32_t pieces = slice_size / 8;     // pieces of 16 bytes of a row's part of a slice
@@ -50,7 +51,7 @@ struct SliceCopies {
     int32_t rows_left;      // rows of the matrix from the first copy's row on
     int32_t column;         // column of the copies of the next slice
 
-    // Begins at row `first_row` of `matrix`, which has `end_row` rows of `rank` elements.
+    // Starts this thread's copies at row `first_row` of `matrix`, which has `end_row` rows of `rank` elements.
     FLEXDRAFT_METHOD void start(const uint16_t* matrix, int32_t first_row, int32_t end_row, int32_t rank) {
         const int32_t own_row = first_row + int32_t(threadIdx.x) / pieces;
         column = 8 * (int32_t(threadIdx.x) % pieces);
@@ -77,7 +78,8 @@ struct SliceCopies {
         source += slice_size, column += slice_size;
     }
 
-    // After `slices` slices, returns to the first slice, `rows` rows further.
+    // Goes back from the end of a row, after `slices` slices, to the first slice of the row that is `rows` rows further
+    // down.
     FLEXDRAFT_METHOD void next_rows(int32_t rows, int32_t slices, int32_t rank) {
         source += int64_t(rows) * rank - slices * slice_size;
         column -= slices * slice_size;
@@ -91,7 +93,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     constexpr int32_t threads = Shape::threads;
     constexpr int32_t tile_parts = Shape::warp_tile_ids / 16, row_parts = Shape::warp_row_count / 16;
     constexpr int32_t chunk_ids = FLEXDRAFT_CALIBRATED_CHUNK;
-    // Few lanes share a chunk of a row of a block, so that a lane has fours · 4 ids and reductions across lanes are
+    // Few lanes share a chunk of a row, so that a lane has fours · 4 vocabulary ids and reductions across lanes are
     // rare.
     constexpr int32_t fours = tile_ids * row_block / threads / 4;
     constexpr int32_t chunk_lanes = chunk_ids / 4 / fours;
@@ -105,7 +107,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     const uint32_t weights = shared_address(shared);                                // bf16 [tile_ids, weight_row / 2]
     const uint32_t ring = weights + tile_ids * weight_row; // bf16 [stages, row_block, slice_stride]
     float* const correction = reinterpret_cast<float*>(shared + tile_ids * weight_row + stages * ring_stage_bytes);
-    // [row_block, correction_stride]
+    // The corrections W2 · u + b2 of a block of rows, [row_block, correction_stride].
 
     const int32_t thread = int32_t(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int32_t tile_start = int32_t(blockIdx.x) * tile_ids;
@@ -113,9 +115,9 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     const int32_t warp_rows = warp / Shape::warps_across_tile * Shape::warp_row_count;
     const int32_t row_blocks = (p.rows + row_block - 1) / row_block;
 
-    // This thread's row of a block, its chunk of the tile, and the first of its ids; its other ids are 4 · chunk_lanes
-    // apart.
-    // If two lanes share a row, eight lanes read rows of `correction` that are two apart, without a bank conflict.
+    // This thread's row of a block of rows, its chunk of the tile of vocabulary ids, and the first of its ids; its
+    // other ids are 4 · chunk_lanes apart. If two lanes share a row, eight lanes read rows of `correction` that are two
+    // apart, without a bank conflict.
     const int32_t slot = thread / chunk_lanes % row_block;
     const int32_t block_row = chunk_lanes == 2 ? slot / 16 * 16 + slot % 8 * 2 + slot % 16 / 8 : slot;
     const int32_t tile_chunk = thread / chunk_lanes / row_block;
@@ -123,7 +125,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     const int32_t first = tile_start + own_id;
     const int32_t chunk = tile_start / chunk_ids + tile_chunk;
 
-    // b2 in the layout of mma's results: ids lane / 4 and lane / 4 + 8 of each part of the warp's tile.
+    // The bias b2 in the layout of mma's results: ids lane / 4 and lane / 4 + 8 of each part of the warp's tile.
     float bias[tile_parts][2];
 #pragma unroll
     for (int32_t i = 0; i < tile_parts; ++i) {
@@ -135,7 +137,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
     }
 
     // Counters say which slice is fetched next, because a division by a number that is unknown at compile time takes as
-    // long as a part of a product.
+    // long as a part of a matrix product.
     SliceCopies<row_block, threads> u_copies;
     SliceCopies<tile_ids, threads> weight_copies;
     u_copies.start(p.u, 0, p.rows, p.rank);
@@ -156,14 +158,15 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
             next_slice = 0, ++next_block;
             u_copies.next_rows(row_block, slices, p.rank);
         }
-        // Empty groups are committed too, so that the number of groups in flight is the same in every step.
+        // A group of copies is committed even if it is empty, so that the number of groups in flight is the same in
+        // every step.
         cp_async_commit();
     };
 #pragma unroll 1
     for (int32_t step = 0; step < stages - 1; ++step) fetch();
 
-    // The row whose address this lane passes to ldmatrix. For W2: ids 0 to 7 and 8 to 15 at column k, then the same ids
-    // at k + 8. For u: rows 0 to 7 at k and at k + 8, then rows 8 to 15.
+    // The row of a matrix in shared memory whose address this lane passes to ldmatrix. For W2: ids 0 to 7 and 8 to 15
+    // at column k, then the same ids at k + 8. For u: rows 0 to 7 at k and at k + 8, then rows 8 to 15.
     const uint32_t a_row = weights + (warp_tile + lane % 16) * weight_row + lane / 16 * 16;
     const uint32_t b_row = ring + (warp_rows + lane / 16 * 8 + lane % 8) * ring_row_bytes + lane / 8 % 2 * 16;
     uint32_t stage = 0; // bytes
@@ -188,7 +191,7 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         uint32_t a_slice = a_row;
         for (int32_t slice = 0; slice < slices; ++slice) {
             cp_async_wait<stages - 2>();
-            // All threads have read the stage that is filled next before this barrier.
+            // Before this barrier, all threads have read the stage of the ring that is filled next.
             __syncthreads();
             fetch();
             const uint32_t b_slice = b_row + stage;
@@ -213,8 +216,8 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
             a_slice += 2 * slice_size;
         }
 
-        // Store W2 · u + b2 from mma's layout (ids by rows) to rows of ids. All threads have read the last block from
-        // `correction` before the barriers of this block's slices.
+        // Stores the corrections W2 · u + b2 from mma's layout (ids by rows) to rows of ids. All threads have read the
+        // last block from `correction` before the barriers of this block's slices.
 #pragma unroll
         for (int32_t i = 0; i < tile_parts; ++i) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// sample_finish_*: from the partial results of the chunks to the statistics of a row.
+// sample_finish_*: combines the partial results of a row's chunks into the statistics of the row.
 //
 // Grid [rows]. Chunks are added in an order that depends only on their number. If a row asks for top-k, top-p or min-p,
 // it is cut afterwards, and its token is drawn again among the ids that are kept.
@@ -6,7 +6,7 @@
 
 #include "truncate.cuh"
 
-// The best id that a thread has seen, with its logit.
+// The best vocabulary id that a thread has seen, with its logit.
 struct Winner {
     float value;
     int32_t id;
@@ -27,7 +27,8 @@ FLEXDRAFT_INLINE void block_winner(Winner& winner, FinishShared& s) {
     __syncthreads();
 }
 
-// Cuts the row, draws a token among the ids that are kept, and updates the statistics that this changes.
+// Applies top-k, top-p and min-p to the row, draws a token among the ids that are kept, and updates the statistics that
+// this changes.
 template <typename L>
 FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const FlexdraftRowSampling& sampling,
                                    const L* logits, const float* maxima, FlexdraftRowStats& stats, FinishShared& s) {
@@ -56,8 +57,8 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const Flexdra
         for (int32_t j = 0; j < 4; ++j) {
             if (!is_in[j]) continue;
             weight += fixed_weight(scores[j]), kept += 1u;
-            // If 2^32 − 1 − word has z leading zeros, −ln u ≥ 2^(−1 − z), so the Gumbel number is at most (z + 1) · ln
-            // 2, here rounded up.
+            // An upper bound of the id's Gumbel number −ln(−ln u): if 2^32 − 1 − word has z leading zeros, −ln u ≥
+            // 2^(−1 − z), so the Gumbel number is at most (z + 1) · ln 2, here rounded up.
             const float bound = draws ? float(1 + __clz(int32_t(~words.word[j]))) * 0.6932f : 0.0f;
             if (scores[j] + bound > winner.value || winner.id == INT32_MAX) {
                 const float value = scores[j] + (draws ? gumbel(words.word[j]) : 0.0f);
@@ -69,7 +70,7 @@ FLEXDRAFT_INLINE void truncate_row(const FlexdraftSampleParams& p, const Flexdra
     weight = block_reduce<finish_threads>(weight, s.scratch, add);
     kept = block_reduce<finish_threads>(kept, s.scratch, add);
     block_winner(winner, s);
-    // The largest logit is always kept.
+    // The id with the largest logit is always kept, so some id wins; the check only keeps the load within the row.
     if (winner.id >= p.vocab) return;
     stats.token = winner.id;
     stats.token_logit = counted(load_logit(logits + winner.id));

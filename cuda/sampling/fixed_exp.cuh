@@ -1,17 +1,17 @@
-// Weights of scores in fixed point, by integer arithmetic alone. Sums of such weights depend neither on the order of
-// addition nor on the machine, so the ids that top-p keeps do not depend on them either.
+// Weights exp(score) of vocabulary ids in fixed point, computed by integer arithmetic alone. Sums of such weights
+// depend neither on the order of addition nor on the machine, so the ids that top-p keeps do not depend on them either.
 #pragma once
 
 #include "../common/platform.cuh"
 
 // Weights are in units of 2^−43, so that the sum of 2^20 weights fits 63 bits.
 constexpr int32_t weight_bits = 43;
-// exp(−31) is below half a unit.
+// The score from which on a weight is 0: exp(−31) is below half a unit.
 constexpr float weightless_score = -31.0f;
 
 // Returns 2^43 · exp(score) for a score of at most 0, within a factor of 1 ± 2·10^−9, then rounded down.
 FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
-    // Also refuses NaN.
+    // The negated comparison refuses NaN too.
     if (!(score > weightless_score)) return 0;
     // −score · log2(e) = whole + fraction · 2^−32, from −score in units of 2^−58 (exact above 2^−34).
     const uint64_t negated = uint64_t(-score * 288230376151711744.0f);
@@ -33,7 +33,7 @@ FLEXDRAFT_INLINE uint64_t fixed_weight(float score) {
 
 // Returns the smallest integer that is at least `fraction` · `total`, exactly, for a fraction in (0, 1).
 FLEXDRAFT_INLINE uint64_t ceil_of_fraction(float fraction, uint64_t total) {
-    // fraction = mantissa · 2^−shift, shift 24 to 149.
+    // The fraction is mantissa · 2^−shift, with a shift of 24 to 149.
     const uint32_t bits = __float_as_uint(fraction);
     const uint32_t biased = bits >> 23;
     const uint64_t mantissa = biased == 0u ? bits : (bits & 0x7fffffu) | 0x800000u;

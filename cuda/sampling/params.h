@@ -3,19 +3,20 @@
 
 #include "../common/params.h"
 
-/* How one row of logits is warped and drawn from. */
+/* How one row of logits becomes a distribution (warping), and with which random numbers a token is drawn from it. */
 struct FlexdraftRowSampling {
-    uint64_t seed;     /* of the request: the key of its random numbers */
-    uint64_t position; /* counter words 2 and 3, before starts[sequence] is added */
+    uint64_t seed;     /* seed of the request, the key of its random numbers */
+    uint64_t position; /* words 2 and 3 of the random numbers' counter, before starts[sequence] is added */
     /* 1 / temperature, rounded to f32. 0, and any value that is not a finite number above 0, is greedy: the largest
      * logit, ties to the lowest id */
     float inverse_temperature;
-    float top_p; /* 1 is off */
+    float top_p; /* top-p; 1 is off */
     /* min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off */
     float min_score;
-    int32_t top_k;             /* 0 is off */
-    uint32_t purpose_and_slot; /* counter word 1; 0: no draw, the token is that of the largest logit */
-    int32_t sequence;          /* `position` counts from starts[sequence]; −1: from 0 */
+    int32_t top_k; /* top-k; 0 is off */
+    /* word 1 of the random numbers' counter; 0: no draw, the token is the id of the largest logit */
+    uint32_t purpose_and_slot;
+    int32_t sequence; /* the index in `starts` of the position from which `position` counts; −1: from 0 */
 };
 
 /* The statistics of one row after sampling. The score of id x is 0 if logit[x] is the largest (or +inf), otherwise
@@ -23,48 +24,49 @@ struct FlexdraftRowSampling {
  * it and x <= cut_id. The probability of a kept id is p(x) = exp(score − log_sum), of any other id 0. At temperature
  * 0, or if max is −inf, p is 1 at `token` and 0 elsewhere. cuda/sampling/warping.cuh computes it. */
 struct FlexdraftRowStats {
-    int32_t token;             /* drawn, or that of the largest logit */
-    float max;                 /* the largest logit */
-    float log_sum;             /* ln of the sum of exp(score) over the ids kept; 0 at temperature 0 */
-    float probability;         /* p(token) */
-    float confidence;          /* the largest probability at temperature 1, nothing dropped */
-    float token_logit;         /* logit[token] */
-    float draft_probability;   /* p(draft token); 0 without a draft token */
-    float inverse_temperature; /* of the row; 0 if the row is greedy */
-    float cut_score;           /* −inf: everything is kept */
-    int32_t cut_id;
-    int32_t kept; /* number of ids that are kept; the size of the vocabulary if nothing is dropped */
+    int32_t token;             /* the token that was drawn, or the id of the largest logit */
+    float max;                 /* the largest logit of the row */
+    float log_sum;             /* ln of the sum of exp(score) over the ids that are kept; 0 at temperature 0 */
+    float probability;         /* the probability of `token` */
+    float confidence;          /* the largest probability at temperature 1, with no id dropped */
+    float token_logit;         /* the logit of `token` */
+    float draft_probability;   /* the probability of the row's draft token; 0 without a draft token */
+    float inverse_temperature; /* 1 / temperature of the row; 0 if the row is greedy */
+    float cut_score;           /* the lowest score that is kept; −inf: every id is kept */
+    int32_t cut_id;            /* the highest id that is kept among the ids with the score cut_score */
+    int32_t kept;              /* number of ids that are kept; the size of the vocabulary if nothing is dropped */
     int32_t padding;
 };
 
-/* Sampling of rows, with or without calibration: logits + W2 · u + b2. Padding rows (logit_index −1) are skipped; their
- * stats are zero. */
+/* The parameters of sampling, with or without the calibrator's correction: logits + W2 · u + b2. Padding rows
+ * (logit_index −1) are skipped; their stats are zero. */
 struct FlexdraftSampleParams {
-    void* logits;                                /* [logit_rows, logit_stride] f32 or bf16; written if `store` */
-    const int32_t* logit_index;                  /* [rows] the row of logits; null: row r is logits row r */
-    const struct FlexdraftRowSampling* sampling; /* [rows] */
-    const int32_t* starts;                       /* [sequences]; null without sequences */
-    const int32_t* draft;                        /* [rows] token to report p of, −1: none; may be null */
-    const uint16_t* u;                           /* [rows, rank] bf16; null without a calibrator */
-    const uint16_t* w2;                          /* [vocab, rank] bf16 */
-    const float* b2;                             /* [vocab]; may be null */
-    float* partials;                             /* [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
-    struct FlexdraftRowStats* stats;             /* [rows] */
-    uint32_t* error;                             /* the device error word; may be null */
-    int64_t logit_stride; /* elements from a row of logits to the next: a multiple of 8, at least vocab */
+    void* logits;               /* the logits, [logit_rows, logit_stride], f32 or bf16; written if `store` */
+    const int32_t* logit_index; /* the index in `logits` of each row, [rows]; null: row r has the logits r */
+    const struct FlexdraftRowSampling* sampling; /* how each row is warped and drawn from, [rows] */
+    const int32_t* starts; /* the positions from which FlexdraftRowSampling.position counts, [sequences]; may be null */
+    const int32_t* draft;  /* the token of each row whose probability is reported, [rows]; −1: none; may be null */
+    const uint16_t* u;     /* the calibrator's hidden layer, [rows, rank], bf16; null without a calibrator */
+    const uint16_t* w2;    /* the weight of the calibrator's last layer, [vocab, rank], bf16 */
+    const float* b2;       /* the bias of the calibrator's last layer, [vocab]; may be null */
+    float* partials;       /* workspace: the partial results, [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
+    struct FlexdraftRowStats* stats; /* result: the statistics of each row, [rows] */
+    uint32_t* error;                 /* the device error word (FlexdraftError); may be null */
+    int64_t logit_stride;            /* elements from one row of logits to the next: a multiple of 8, at least vocab */
     int32_t rows;
     int32_t logit_rows;
     int32_t vocab; /* number of vocabulary ids, 1 to 2^20 */
     int32_t rank;  /* the calibrator's rank, a multiple of 8 */
     int32_t sequences;
-    int32_t chunks;         /* ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK)) */
+    /* number of chunks per row: vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK), rounded up */
+    int32_t chunks;
     int32_t store;          /* 1: the calibrated logits replace the logits that they were computed from */
-    int32_t logits_current; /* 1: `logits` holds the logits that are sampled: no calibrator, or `store` */
+    int32_t logits_current; /* 1: `logits` holds the logits that are sampled, without a calibrator or with `store` */
 };
 
 enum FlexdraftSamplingConstant {
-    FLEXDRAFT_CHUNK = 1024,          /* ids a partial result covers */
-    FLEXDRAFT_CALIBRATED_CHUNK = 64, /* the same after the calibrator's matrix product */
+    FLEXDRAFT_CHUNK = 1024,          /* vocabulary ids per partial result of sample_rows_* */
+    FLEXDRAFT_CALIBRATED_CHUNK = 64, /* vocabulary ids per partial result of calibrated_sample_* */
     FLEXDRAFT_PARTIAL_FIELDS = 5,
     FLEXDRAFT_VOCAB_LIMIT = 1 << 20
 };

@@ -11,7 +11,7 @@
 
 constexpr float log2_e = 1.44269504088896340736f;
 
-// How the pass over the logits treats a row.
+// How the pass over the logits weights the ids of a row, and whether it draws one of them.
 struct RowDraw {
     DrawNumbers numbers;
     float scale; // log2(e) · inverse temperature; log2(e) for greedy rows
@@ -26,14 +26,15 @@ FLEXDRAFT_INLINE DrawNumbers row_numbers(const FlexdraftSampleParams& p, const F
 
 FLEXDRAFT_INLINE RowDraw row_draw(const FlexdraftSampleParams& p, const FlexdraftRowSampling& row) {
     const float inverse = counted_inverse(row.inverse_temperature);
-    // At the smallest temperatures the product would overflow, and 0 · scale must stay 0.
+    // At the smallest temperatures the product would overflow to infinity, and 0 · infinity is NaN instead of 0.
     const float scale = inverse > 0.0f ? fminf(log2_e * inverse, 3.0e38f) : log2_e;
-    // sample_finish draws from a truncated row, because only then the ids that are kept are known.
+    // If top-k, top-p or min-p truncate the row, sample_finish draws instead, because only then the ids that are kept
+    // are known.
     const bool draws = inverse > 0.0f && row.purpose_and_slot != 0u && !is_truncating(row, p.vocab);
     return RowDraw{row_numbers(p, row), scale, draws};
 }
 
-// Returns the row of `logits` for row `row`; −1 for padding and for an index out of range.
+// Returns the index of the logits of row `row`; −1 for padding and for an index out of range.
 FLEXDRAFT_INLINE int32_t logits_row(const FlexdraftSampleParams& p, int32_t row) {
     const int32_t index = p.logit_index == nullptr ? row : p.logit_index[row];
     return index >= 0 && index < p.logit_rows ? index : -1;
@@ -52,7 +53,7 @@ struct Partial {
     int32_t id;      // the winner; INT32_MAX if every logit is −inf
 };
 
-// Returns the address of one field of all chunks of a row: field f of chunk c of row r is word
+// Returns the address of one field of the partial results of a row, for all chunks: field f of chunk c of row r is word
 // (r · FLEXDRAFT_PARTIAL_FIELDS + f) · chunks + c.
 FLEXDRAFT_INLINE float* partial_field(const FlexdraftSampleParams& p, int32_t row, int32_t field) {
     return p.partials + (int64_t(row) * FLEXDRAFT_PARTIAL_FIELDS + field) * p.chunks;
@@ -80,9 +81,9 @@ FLEXDRAFT_INLINE float tree_sum(float (&values)[Count]) {
     return values[0];
 }
 
-// Returns the partial result of a chunk that `Lanes` consecutive lanes hold: v[i][j] is the counted logit of id
-// first + 4 · Lanes · i + j (−inf beyond the vocabulary), and `first` is a multiple of 4. All lanes of the warp call
-// this together, and all lanes of the chunk get the result.
+// Returns the partial result of a chunk whose logits are spread over `Lanes` consecutive lanes: v[i][j] is the counted
+// logit of id first + 4 · Lanes · i + j (−inf beyond the vocabulary), and `first` is a multiple of 4. All lanes of the
+// warp call this together, and all lanes of the chunk get the result.
 //
 // Four ids are added first, then fours that are half of the chunk apart, then a quarter of the chunk, and so on. It
 // does not matter whether one lane adds two fours or two lanes do, so `Lanes` changes no bit.
@@ -102,8 +103,9 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
     float sums[Groups], weight[Groups][4];
     PhiloxWords words[Groups];
     Race race;
-    // If a warp has many chunks, one of them nearly always has an id in front of all ids that its lane has seen so far.
-    // So all ids bound the winner before the first id enters. With one chunk per warp, the first ids are enough.
+    // If a warp has many chunks, in one of them nearly always some id would be ahead of all earlier ids of its lane,
+    // and cost the warp a logarithm. So all ids bound the winner before the first id enters. With one chunk per warp,
+    // the first ids are enough.
     constexpr bool bound_all = Lanes < 32;
     const auto weigh = [&](int32_t i) {
 #pragma unroll
@@ -129,7 +131,7 @@ FLEXDRAFT_INLINE Partial chunk_partial(const float (&v)[Groups][4], int32_t firs
     for (int32_t i = 0; i < Groups; ++i) {
         if (!bound_all) {
             weigh(i);
-            // Later the bound hardly changes.
+            // After the first four groups of ids, the lower bound of the winner hardly changes.
             if (i < 4) share_bound();
         }
         const int32_t id = first + 4 * Lanes * i;

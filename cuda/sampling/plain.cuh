@@ -23,7 +23,8 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
 #pragma unroll
     for (int32_t i = 0; i < groups; ++i) {
         const int32_t id = first + 128 * i;
-        // The stride is a multiple of 8, so four logits from an id below vocab are within the row.
+        // The stride of rows is a multiple of 8, so four logits from an id below the size of the vocabulary are within
+        // the row.
         if (id < p.vocab) {
             load_logits(v[i], logits + id);
         } else {

@@ -8,18 +8,20 @@
 #include "../common/philox.cuh"
 #include "argmax.cuh"
 
-// Returns a lower bound of exponential(word), for the price of one addition: the leading 23 bits of 1 − u ≤ −ln u. The
-// bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact value.
+// Returns a lower bound of exponential(word), the id's exponential number, for the price of one addition: the leading
+// 23 bits of 1 − u ≤ −ln u. The bound is smaller by a relative 2^−16 at least, so rounding cannot exceed the exact
+// value.
 FLEXDRAFT_INLINE float exponential_floor(uint32_t word) { return __uint_as_float(0x3f800000u | (~word >> 9)) - 1.0f; }
 
-// Returns a lower bound of weight / exponential(word): −ln u ≤ (1 − u) / u, with u rounded down, and the result reduced
-// by more than rounding may add.
+// Returns a lower bound of weight / exponential(word), which decides the race: −ln u ≤ (1 − u) / u, with u rounded
+// down, and the result reduced by more than rounding may add.
 FLEXDRAFT_INLINE float race_floor(float weight, uint32_t word) {
     const float u = __uint_as_float(0x3f800000u | (word >> 9)) - 1.0f;
     return __fdividef(weight * u, 1.0f - u) * 0.99999f;
 }
 
-// Returns the largest value of each group of `Lanes` neighbouring lanes, in all of its lanes, which call this together.
+// Returns the largest value in each group of `Lanes` neighbouring lanes, to all lanes of the group, which call this
+// function together.
 template <int32_t Lanes>
 FLEXDRAFT_INLINE float largest_of_lanes(float value) {
 #pragma unroll
@@ -29,9 +31,9 @@ FLEXDRAFT_INLINE float largest_of_lanes(float value) {
     return value;
 }
 
-// The race among the ids that one thread sees. An exponential takes a logarithm, in one of two branches, and a warp
-// goes where one of its lanes goes. So enter() lets an id that may win only wait: its exponential is computed when
-// another id that may win comes, or at the end. Nearly always that is once.
+// The exponential race among the ids that one thread sees. An exponential takes a logarithm, in one of two branches,
+// and a warp goes where one of its lanes goes. So enter() lets an id that may win only wait: its exponential is
+// computed when another id that may win comes, or at the end. Nearly always that is once.
 struct Race {
     float leading = 0.0f; // a lower bound of the winner's weight / E
     float weight = 0.0f;  // of the id that waits; 0 if none waits
@@ -42,12 +44,12 @@ struct Race {
     float best_logit = -INFINITY;
     int32_t best_id = INT32_MAX;
 
-    // Raises the bound to that of an id that takes part.
+    // Raises the lower bound of the winner's weight / E to that of an id that takes part.
     FLEXDRAFT_METHOD void bound(float some_weight, uint32_t some_word) {
         leading = fmaxf(leading, race_floor(some_weight, some_word));
     }
 
-    // Lets an id take part: compares its weight / E with the best, if the id may still win. Ids come in ascending
+    // Computes weight / E of an id and compares it with the best so far, if the id may still win. Ids come in ascending
     // order, so of equal ids the lowest stays.
     FLEXDRAFT_METHOD void run(float new_weight, uint32_t new_word, float new_logit, int32_t new_id) {
         if (new_weight > 0.0f && new_weight >= leading * exponential_floor(new_word)) {
@@ -57,7 +59,8 @@ struct Race {
         }
     }
 
-    // Lets an id take part when the next id that may win comes, or in settle(). `Bounded`: bound() has seen this id.
+    // Makes an id wait if it may still win; the id takes part when the next such id comes, or in settle(). `Bounded`:
+    // bound() has seen this id.
     template <bool Bounded>
     FLEXDRAFT_METHOD void enter(float new_weight, uint32_t new_word, float new_logit, int32_t new_id) {
         if (!(new_weight >= leading * exponential_floor(new_word))) return;
@@ -66,7 +69,7 @@ struct Race {
         weight = new_weight, word = new_word, logit = new_logit, id = new_id;
     }
 
-    // Lets the id that waits take part.
+    // Lets the id that waits take part in the race.
     FLEXDRAFT_METHOD void settle() {
         run(weight, word, logit, id);
         weight = 0.0f;

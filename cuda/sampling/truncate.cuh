@@ -1,4 +1,4 @@
-// Top-k, top-p and min-p of one row by one CTA, exact and without a sort of the vocabulary.
+// Top-k, top-p and min-p of one row of logits by one CTA, exact and without a sort of the vocabulary.
 //
 // Sort the ids by descending score, ties by ascending id: top-k and top-p keep a prefix of this order. The end of the
 // prefix, the cut, is found with histograms of counts and weights. The first histogram is by score in steps of 1/64; it
@@ -16,7 +16,7 @@ constexpr int32_t finish_threads = FLEXDRAFT_FINISH_THREADS;
 constexpr int32_t bin_count = 2048;
 constexpr int32_t max_candidates = 1024;
 
-// A chunk of a partial result is 2^bits ids.
+// The size of a chunk of vocabulary ids is a power of two, 2^bits, with and without the calibrator.
 constexpr int32_t plain_chunk_bits = 10, calibrated_chunk_bits = 6;
 static_assert(FLEXDRAFT_CHUNK == 1 << plain_chunk_bits && FLEXDRAFT_CALIBRATED_CHUNK == 1 << calibrated_chunk_bits, "");
 
@@ -43,15 +43,16 @@ struct ScoredRow {
     int32_t chunks, chunk_bits;
 };
 
-// The last id of a prefix with its key, and the count and the weight of the prefix.
+// The end of the prefix of ids that top-k or top-p keeps: its last id with the id's key, and the count and the weight
+// of the prefix.
 struct Cut {
     uint32_t key;
     int32_t id;
     uint64_t count, weight;
 };
 
-// The length of a prefix. With `fraction` 0: `count` ids. Otherwise the shortest prefix whose weight is at least
-// `fraction` of `total`, or of the row's weight if `total` is 0.
+// The length that a prefix of the sorted ids is to have. With `fraction` 0: `count` ids. Otherwise the shortest prefix
+// whose weight is at least `fraction` of `total`, or of the row's weight if `total` is 0.
 struct CutTarget {
     uint64_t count;
     float fraction;
@@ -62,9 +63,9 @@ FLEXDRAFT_INLINE float score_of_key(uint32_t key) {
     return key == 0u ? 0.0f : __uint_as_float((key - 1u) | 0x80000000u);
 }
 
-// Calls visit(first, scores) for ids in fours, first to first + 3. Together the threads visit all ids of the row whose
-// key may be below `end`; they skip chunks whose largest logit has a larger key. Ids beyond the vocabulary have no
-// score: `visit` must compare ids with the size of the vocabulary.
+// Calls visit(first, scores) with the scores of four ids at a time, first to first + 3. Together the threads visit all
+// ids of the row whose key may be below `end`; they skip chunks whose largest logit has a larger key. Ids beyond the
+// vocabulary have no score: `visit` must compare ids with the size of the vocabulary.
 template <typename L, typename Visit>
 FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit visit) {
     constexpr int32_t loads_in_flight = 4; // loads under way
@@ -75,7 +76,7 @@ FLEXDRAFT_INLINE void for_each_four(const ScoredRow<L>& row, uint32_t end, Visit
 #pragma unroll
         for (int32_t i = 0; i < loads_in_flight; ++i) {
             const int32_t first = base + 4 * finish_threads * i;
-            // The difference of two infinities is NaN, and is not skipped.
+            // The difference of two infinite logits is NaN; a chunk with such a difference is not skipped.
             visited[i] = first < row.vocab && !(row.maxima[first >> row.chunk_bits] - row.max < least);
             if (visited[i]) load_logits(v[i], row.logits + first);
         }
@@ -99,7 +100,8 @@ FLEXDRAFT_INLINE void for_each_score(const ScoredRow<L>& row, uint32_t end, Visi
     });
 }
 
-// Adds to a sum in shared memory. The hardware adds words; a wider addition would be a loop of compare-and-swap.
+// Adds to a 64-bit sum in shared memory, by two 32-bit additions. The hardware adds words; a wider addition would be a
+// loop of compare-and-swap.
 FLEXDRAFT_INLINE void add_wide(uint64_t* sum, uint64_t value) {
     uint32_t* const words = reinterpret_cast<uint32_t*>(sum);
     const uint32_t low = uint32_t(value);
@@ -108,7 +110,8 @@ FLEXDRAFT_INLINE void add_wide(uint64_t* sum, uint64_t value) {
     if (high != 0u) atomicAdd(words + 1, high);
 }
 
-// Bins of scores: 0 to 1/64 below the largest, and so on; the last takes all that is 32 − 1/64 or more below.
+// Bins of a histogram of scores: bin 0 has the scores up to 1/64 below the largest, and so on; the last bin takes all
+// scores that are 32 − 1/64 or more below.
 FLEXDRAFT_INLINE int32_t score_bin(float score) { return score > -32.0f ? int32_t(-score * 64.0f) : bin_count - 1; }
 FLEXDRAFT_INLINE uint32_t first_key_of_bin(int32_t bin) {
     return bin == 0 ? 0u : bin == bin_count ? key_end : score_key(-float(bin) / 64.0f);
@@ -128,7 +131,8 @@ FLEXDRAFT_INLINE void sort_candidates(FinishShared& s) {
 }
 static_assert(max_candidates == 2 * finish_threads, "a thread compares one pair of candidates");
 
-// Finds the cut among the candidates in s.weights; ids with the given count and weight come before them.
+// Finds the end of the kept prefix among the candidates in s.weights; ids with the given count and weight come before
+// them.
 FLEXDRAFT_INLINE void cut_among_candidates(FinishShared& s, bool by_weight, uint64_t target, uint64_t before_count,
                                            uint64_t before_weight) {
     sort_candidates(s);
@@ -155,7 +159,8 @@ FLEXDRAFT_INLINE void cut_among_candidates(FinishShared& s, bool by_weight, uint
     __syncthreads();
 }
 
-// Finds the cut among ids that all have the key `key`, after `wanted` of them.
+// Finds the id with which a prefix of ids ends, among ids of equal score: the id number `wanted` of the ids whose key
+// is `key`.
 template <typename L>
 FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, uint32_t key, uint64_t wanted) {
     uint64_t passed = 0;
@@ -185,8 +190,8 @@ FLEXDRAFT_INLINE void cut_among_ties(const ScoredRow<L>& row, FinishShared& s, u
     __syncthreads();
 }
 
-// Returns a key below which at least `count` ids of the row lie, because the largest logits of that number of chunks
-// do.
+// Returns a key such that at least `count` ids of the row have smaller keys, because the largest logits of `count`
+// chunks have.
 template <typename L>
 FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& s, int32_t count) {
     if (count > row.chunks) return key_end;
@@ -214,7 +219,7 @@ FLEXDRAFT_INLINE uint32_t end_of_largest(const ScoredRow<L>& row, FinishShared& 
     return first_key_of_bin(bin + 1);
 }
 
-// Returns the cut, which the caller knows to be below `high`.
+// Returns the end of the prefix that has the length `wanted`; the caller knows that its key is below `high`.
 template <typename L>
 FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const CutTarget& wanted, uint32_t high) {
     const int32_t thread = int32_t(threadIdx.x);
@@ -224,8 +229,8 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
     bool by_score = true;
     if (thread == 0) s.cut_key = key_end - 1u, s.cut_id = INT32_MAX, s.cut_count = 0, s.cut_weight = 0;
 
-    // Each turn leaves one of 2048 bins: the first turn a range of at most 2^30 keys, each later turn 2^−11 of its
-    // range.
+    // Each turn narrows the search to one of 2048 bins: the first turn to a range of at most 2^30 keys, each later turn
+    // to 2^−11 of its range.
     while (true) {
         int32_t shift = 0;
         while ((high - 1u - low) >> shift >= uint32_t(bin_count)) ++shift;
@@ -242,7 +247,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         });
         __syncthreads();
 
-        // The first bin at whose end the target is reached.
+        // Finds the first bin at whose end the count or the weight of ids reaches the target.
         constexpr int32_t own_bins = bin_count / finish_threads;
         uint64_t count = 0, weight = 0;
 #pragma unroll
@@ -272,9 +277,10 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
         const int32_t bin = int32_t(s.found_bin);
         const uint32_t in_bin = s.found_count;
         before_count = s.found_before_count, before_weight = s.found_before_weight;
-        // The next turn overwrites the values that were just read.
+        // The next turn of the search overwrites the values that were just read.
         __syncthreads();
-        // No bin reaches a target beyond the row; no caller asks for such a target. Then everything is kept.
+        // If the target is beyond the whole row, no bin reaches it; no caller asks for such a target. Then everything
+        // is kept.
         if (in_bin == 0u) break;
         if (by_score) {
             low = first_key_of_bin(bin), high = min(high, first_key_of_bin(bin + 1));
@@ -315,7 +321,7 @@ FLEXDRAFT_INLINE Cut find_cut(const ScoredRow<L>& row, FinishShared& s, const Cu
     return cut;
 }
 
-// Returns the end of the prefix that `sampling` keeps of the row.
+// Returns the end of the prefix of ids that top-k, top-p and min-p keep, as `sampling` sets them.
 template <typename L>
 FLEXDRAFT_INLINE Cut find_truncation(const ScoredRow<L>& row, const FlexdraftRowSampling& sampling, FinishShared& s) {
     Cut cut = {key_end - 1u, INT32_MAX, 0, 0};
@@ -324,7 +330,8 @@ FLEXDRAFT_INLINE Cut find_truncation(const ScoredRow<L>& row, const FlexdraftRow
         cut = find_cut(row, s, CutTarget{uint64_t(sampling.top_k), 0.0f, 0}, end);
     }
     if (sampling.top_p > 0.0f && sampling.top_p < 1.0f) {
-        // The fraction is of the ids that top-k keeps, so the cut is among these. Ids without weight are not kept.
+        // The fraction of top-p is of the weight that top-k keeps, so the end of the prefix is among the ids that top-k
+        // keeps. Ids without weight are not kept.
         const uint32_t end = min(cut.key + 1u, score_key(weightless_score));
         cut = find_cut(row, s, CutTarget{0, sampling.top_p, cut.weight}, end);
     }

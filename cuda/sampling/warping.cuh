@@ -1,6 +1,6 @@
-// From a logit to its score and its probability. Sampling and acceptance share this code, because the draft
-// distribution that acceptance compares must be exactly the distribution that the draft was drawn from. src/sampling.rs
-// has the rules.
+// Functions from a logit to its score (the logit after temperature) and to its probability. Sampling and acceptance
+// share this code, because the draft distribution that acceptance compares must be exactly the distribution that the
+// draft was drawn from. src/sampling.rs has the rules.
 #pragma once
 
 #include "../common/bf16.cuh"
@@ -29,31 +29,32 @@ FLEXDRAFT_INLINE float load_logit(const bf16* address) { return bf16_to_float(*a
 FLEXDRAFT_INLINE void store_logit(float* address, float v) { *address = v; }
 FLEXDRAFT_INLINE void store_logit(bf16* address, float v) { *address = float_to_bf16(v); }
 
-// Returns `value`, rounded to the stored type.
+// Returns `value`, rounded to the type in which logits are stored.
 FLEXDRAFT_INLINE float rounded(float value, const float*) { return value; }
 FLEXDRAFT_INLINE float rounded(float value, const bf16*) { return bf16_to_float(float_to_bf16(value)); }
 
-// Returns the logit, or −inf for NaN.
+// Returns the logit as it counts in sampling: −inf for NaN.
 FLEXDRAFT_INLINE float counted(float logit) { return fmaxf(logit, -infinity); }
 
-// Returns the reciprocal of the temperature, or 0, which is greedy, if it is not a finite number above 0.
+// Returns the reciprocal of the temperature as it counts in sampling: 0, which is greedy, if it is not a finite number
+// above 0.
 FLEXDRAFT_INLINE float counted_inverse(float inverse_temperature) {
     return inverse_temperature > 0.0f && inverse_temperature < infinity ? inverse_temperature : 0.0f;
 }
 
-// Returns the score of a counted logit, for an inverse temperature above 0 and a largest logit above −inf.
+// Returns the score of a logit that is not NaN, for an inverse temperature above 0 and a largest logit above −inf.
 FLEXDRAFT_INLINE float warped_score(float logit, float max, float inverse_temperature) {
     return logit == max ? 0.0f : (logit - max) * inverse_temperature;
 }
 
-// Returns a distance logit − max below which scores are below `score`. The product of a distance and the reciprocal of
-// the temperature has a relative error of 2^−24, or an error of half of the smallest number; the result leaves more
-// room than that.
+// Returns a bound of the distance logit − max: logits with a smaller distance have scores below `score`. The product of
+// a distance and the reciprocal of the temperature has a relative error of 2^−24, or an error of half of the smallest
+// number; the result leaves more room than that.
 FLEXDRAFT_INLINE float least_distance(float score, float inverse_temperature) {
     return (score - 1e-44f) / inverse_temperature * 1.00001f - 1e-37f;
 }
 
-// Scores in descending order are keys in ascending order: +0 has key 0, then −0, and so on to −inf.
+// Integer keys that order scores: a higher score has a smaller key, from 0 for +0 and 1 for −0 up to the key of −inf.
 FLEXDRAFT_INLINE uint32_t score_key(float score) {
     const uint32_t bits = __float_as_uint(score);
     return bits == 0u ? 0u : (bits & 0x7fffffffu) + 1u;
@@ -66,7 +67,7 @@ FLEXDRAFT_INLINE bool is_truncating(const FlexdraftRowSampling& row, int32_t voc
             row.min_score > -infinity);
 }
 
-// Returns whether stats.token has all of the probability.
+// Returns whether one token, stats.token, has probability 1: in a greedy row, or if every logit is −inf.
 FLEXDRAFT_INLINE bool is_one_hot(const FlexdraftRowStats& stats) {
     return stats.inverse_temperature == 0.0f || stats.max == -infinity;
 }
@@ -77,14 +78,14 @@ FLEXDRAFT_INLINE bool is_kept(const FlexdraftRowStats& stats, float score, int32
     return key < cut || (key == cut && id <= stats.cut_id);
 }
 
-// Returns a distance logit − max below which the probability is 0: the score is beyond the cut, or its exponential is
-// less than half of the smallest number, exp(−103.97).
+// Returns a bound of the distance logit − max: logits with a smaller distance have probability 0, because the score is
+// beyond the cut, or its exponential is less than half of the smallest number, exp(−103.97).
 FLEXDRAFT_INLINE float least_distance_kept(const FlexdraftRowStats& stats) {
     if (is_one_hot(stats)) return -infinity;
     return least_distance(fmaxf(stats.cut_score, stats.log_sum - 110.0f), stats.inverse_temperature);
 }
 
-// Returns the probability of an id, from its logit as it is stored.
+// Returns the probability of an id after temperature and truncation, from its logit as it is stored.
 FLEXDRAFT_INLINE float warped_probability(const FlexdraftRowStats& stats, float logit, int32_t id) {
     if (is_one_hot(stats)) return id == stats.token ? 1.0f : 0.0f;
     const float score = warped_score(counted(logit), stats.max, stats.inverse_temperature);

@@ -3,37 +3,37 @@
 use super::common::*;
 use super::sampling::*;
 
-/// a draft token passes if it is the token that the target drew; greedy
+/// rule `match`, and greedy: a draft token passes if the target drew it too
 pub const FLEXDRAFT_RULE_MATCH: FlexdraftRule = 0;
-/// speculative sampling, arXiv 2211.17192 and 2302.01318
+/// rule `rejection`: speculative sampling, arXiv 2211.17192 and 2302.01318
 pub const FLEXDRAFT_RULE_REJECTION: FlexdraftRule = 1;
-/// block verification, arXiv 2403.10444
+/// rule `block`: block verification, arXiv 2403.10444
 pub const FLEXDRAFT_RULE_BLOCK: FlexdraftRule = 2;
 /// The acceptance rules. At temperature 0 every rule is FLEXDRAFT_RULE_MATCH.
 pub type FlexdraftRule = ::core::ffi::c_uint;
-/// One sequence of a verification. d_1 to d_v are its draft tokens. Row first_target + i of the target has p_i, the
-/// distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the distribution
-/// that d_j was drawn from.
+/// One sequence whose draft tokens are verified. d_1 to d_v are its draft tokens. Row first_target + i of the target
+/// has p_i, the distribution of the token after d_i, for i = 0 to v; row first_draft + j - 1 of the draft has q_j, the
+/// distribution that d_j was drawn from.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftVerify {
-    /// of the request
+    /// seed of the request, the key of its random numbers
     pub seed: u64,
-    /// bit k: the pass has a mask group for accepted length k
+    /// accepted lengths that have a mask group in the pass: bit k for accepted length k
     pub groups: u64,
-    /// n, the position of candidate 0
+    /// n, the position of candidate 0, the bonus token of the step before
     pub position: i64,
     /// FlexdraftRule
     pub rule: i32,
-    /// v, 0 to 63
+    /// v, the number of draft tokens, 0 to 63
     pub drafts: i32,
-    /// row of p_0
+    /// the row of the target's logits that gives p_0
     pub first_target: i32,
-    /// row of q_1; -1: q_j(d_j) = 1 for every j
+    /// the row of the draft's logits that gives q_1; -1: none, q_j(d_j) = 1 for every j
     pub first_draft: i32,
-    /// place of d_1 in `tokens`
+    /// the index of d_1 in `tokens`
     pub first_token: i32,
-    /// row of the statistics of q_1; not read where first_draft is -1
+    /// the row of q_1 in the draft's statistics; not read if first_draft is -1
     pub first_draft_stats: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -56,19 +56,20 @@ const _: () = {
     ["Offset of field: FlexdraftVerify::first_draft_stats"]
         [::core::mem::offset_of!(FlexdraftVerify, first_draft_stats) - 44usize];
 };
-/// The result of a verification.
+/// The result of verifying the draft tokens of one sequence.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftVerdict {
-    /// the accepted length a; -1: the sequence's rows do not exist, and nothing else is set
+    /// a, the number of accepted draft tokens; -1: the sequence's rows do not exist, and no other field is set
     pub accepted: i32,
-    /// the token at position n + a + 1
+    /// the bonus token, at position n + a + 1
     pub bonus: i32,
-    /// p_a(bonus), warped
+    /// the probability p_a of the bonus token, after warping
     pub probability: f32,
-    /// the rank of group a, which drafts next, among the pass's groups; -1: the pass lacks it
+    /// the rank of mask group a, which makes the next draft, among the groups of the pass; -1: the pass has no such
+    /// group
     pub group: i32,
-    /// n + a + 1: positions whose K and V stay
+    /// n + a + 1, the number of positions whose K and V stay in the cache
     pub cached_length: i64,
 }
 #[cfg(target_pointer_width = "64")]
@@ -85,42 +86,43 @@ const _: () = {
     ["Offset of field: FlexdraftVerdict::cached_length"]
         [::core::mem::offset_of!(FlexdraftVerdict, cached_length) - 16usize];
 };
-/// The verification of a batch: acceptance and bonus tokens.
+/// The parameters of accept_*, which decides how many draft tokens of each sequence are accepted, and draws the bonus
+/// tokens.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftAcceptParams {
-    /// [batch]
+    /// the sequences to verify, [batch]
     pub sequences: *const FlexdraftVerify,
-    /// [token_count] draft tokens
+    /// the draft tokens of all sequences, [token_count]
     pub tokens: *const i32,
-    /// [target_rows, logit_stride] logits, f32 or bf16
+    /// the target's logits, [target_rows, logit_stride], f32 or bf16
     pub target: *const ::core::ffi::c_void,
-    /// [target_rows]
+    /// the statistics of the target's rows, [target_rows]
     pub target_stats: *const FlexdraftRowStats,
-    /// [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab / FLEXDRAFT_CHUNK)] the partial results that sample_rows_* left
-    /// of `target`; field 0 has the largest logit of each chunk; null: every id is read
+    /// the partial results that sample_rows_* left of `target`, [target_rows, FLEXDRAFT_PARTIAL_FIELDS, ceil(vocab /
+    /// FLEXDRAFT_CHUNK)]; field 0 has the largest logit of each chunk; null: every id is read
     pub target_partials: *const f32,
-    /// [draft_rows, logit_stride] of the target's type; may be null
+    /// the drafts' logits, [draft_rows, logit_stride], of the target's type; may be null
     pub draft: *const ::core::ffi::c_void,
-    /// [draft_stats_rows]; may be null
+    /// statistics of the drafts' rows, [draft_stats_rows]; may be null
     pub draft_stats: *const FlexdraftRowStats,
-    /// [batch, 64, chunks] for block verification: sums of max(P_i p_i - q_(i+1), 0)
+    /// workspace of block verification: the sums of max(P_i p_i - q_(i+1), 0), [batch, 64, chunks]
     pub sums: *mut f32,
-    /// [batch, chunks, 2] the best id of each chunk: its value in the race, and the bits of its id
+    /// workspace: the best id of each chunk, as its value in the race and the bits of the id, [batch, chunks, 2]
     pub best: *mut f32,
-    /// [batch] zero before and after a launch
+    /// the number of CTAs that have finished a sequence, [batch]; zero before and after a launch
     pub arrived: *mut u32,
-    /// [batch]
+    /// result: the verdict of each sequence, [batch]
     pub verdicts: *mut FlexdraftVerdict,
-    /// [batch, 64] d_1..d_a and the bonus token, then -1
+    /// result: d_1 to d_a and the bonus token, then -1, [batch, 64]
     pub committed: *mut i32,
-    /// the device error word; may be null
+    /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,
-    /// elements from a row of logits to the next: a multiple of 8, at least vocab
+    /// elements from one row of logits to the next: a multiple of 8, at least vocab
     pub logit_stride: i64,
     pub batch: i32,
     pub vocab: i32,
-    /// ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK)
+    /// the number of chunks of the vocabulary, ceil(vocab / FLEXDRAFT_ACCEPT_CHUNK)
     pub chunks: i32,
     pub target_rows: i32,
     pub draft_rows: i32,
@@ -178,23 +180,24 @@ const _: () = {
     ["Offset of field: FlexdraftAcceptParams::unused"]
         [::core::mem::offset_of!(FlexdraftAcceptParams, unused) - 140usize];
 };
-/// A sequence that drafts from a pass: slots 1 to S - 1 of the mask group that its verdict names, S being the slots per
-/// group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no
+/// A sequence whose next draft comes from slots 1 to S - 1 of the mask group that its verdict names, S being the slots
+/// per group. The rows of its groups follow each other: S rows per group in a pass, S - 1 in logits, where slot 0 has no
 /// row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftDraft {
-    /// bit k: the pass has a group for accepted length k; 0: its one group follows the verdict
+    /// accepted lengths that have a mask group in the pass: bit k for accepted length k; 0: the pass has one group,
+    /// which follows the verdict
     pub groups: u64,
     /// index of the sequence's verdict
     pub sequence: i32,
-    /// the first row of the first group: of slot 0 in a pass, of slot 1 in logits
+    /// the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits
     pub first_slot: i32,
-    /// S, 1 to 64
+    /// S, the number of slots per mask group, 1 to 64
     pub slots: i32,
-    /// the first of its S - 1 draft rows
+    /// the first of the sequence's S - 1 draft rows
     pub first_draft: i32,
-    /// 1: the groups are rows of the logits; 0: rows of the pass
+    /// 1: the mask groups are rows of the logits; 0: rows of the pass
     pub in_logits: i32,
     pub unused: i32,
 }
@@ -214,23 +217,24 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftDraft, in_logits) - 24usize];
     ["Offset of field: FlexdraftDraft::unused"][::core::mem::offset_of!(FlexdraftDraft, unused) - 28usize];
 };
-/// The selection of the rows that draft, after a verification.
+/// The parameters of select_drafts, which selects the rows that make the next drafts, after a verification.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSelectParams {
-    /// [count]
+    /// the sequences that draft, [count]
     pub drafts: *const FlexdraftDraft,
-    /// [batch]
+    /// the results of the verification, [batch]
     pub verdicts: *const FlexdraftVerdict,
-    /// [count] the verdict's token; 0 without a verdict
+    /// result: the bonus tokens, [count]; 0 without a verdict
     pub bonus: *mut i32,
-    /// [count] the position of c_0 of the next step
+    /// result: the position of candidate 0 in the step that verifies the draft, [count]
     pub starts: *mut i32,
-    /// [rows] a draft row's row of the pass, or of the logits; -1: no such group
+    /// result: the source of each draft row, a row of the pass or of the logits, [rows]; -1: no such group
     pub sources: *mut i32,
-    /// [rows] a draft row's row of the logits: its source there, or the draft row itself; or -1
+    /// result: the row of logits of each draft row, [rows]: its source if that is a row of logits, otherwise the draft
+    /// row itself; -1 without a source
     pub draft_rows: *mut i32,
-    /// the device error word; may be null
+    /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,
     pub count: i32,
     pub batch: i32,
@@ -270,15 +274,15 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftFollowParams {
-    /// [batch] index of the verdict of each sequence of the pass
+    /// the index of the verdict of each sequence of the pass, [batch]
     pub sequences: *const i32,
-    /// [verdict_count]
+    /// the results of a verification, [verdict_count]
     pub verdicts: *const FlexdraftVerdict,
-    /// [batch] as in FlexdraftPass
+    /// the field of FlexdraftPass: n, the position of candidate 0 of each sequence, [batch]
     pub start: *const i32,
-    /// [batch] as in FlexdraftPass; never becomes larger
+    /// the field of FlexdraftPass: the accepted length of each sequence's mask group, [batch]; never becomes larger
     pub first_group: *mut i32,
-    /// the device error word; may be null
+    /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,
     pub batch: i32,
     pub verdict_count: i32,
@@ -303,7 +307,7 @@ const _: () = {
     ["Offset of field: FlexdraftFollowParams::verdict_count"]
         [::core::mem::offset_of!(FlexdraftFollowParams, verdict_count) - 44usize];
 };
-/// ids of a CTA
+/// vocabulary ids that a CTA of accept_* reads
 pub const FLEXDRAFT_ACCEPT_CHUNK: FlexdraftAcceptConstant = 2048;
 pub const FLEXDRAFT_MAX_DRAFTS: FlexdraftAcceptConstant = 63;
 pub type FlexdraftAcceptConstant = ::core::ffi::c_uint;

@@ -2,13 +2,13 @@
 
 use super::common::*;
 
-/// out[r] = silu(x[r][0..cols]) * x[r][cols..2 cols].
+/// The MLP's activation: out[r] = silu(x[r][0..cols]) * x[r][cols..2 cols].
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSiluMulParams {
-    /// [rows, 2 cols]
+    /// the gate and the up projection, side by side, [rows, 2 cols]
     pub x: *const u16,
-    /// [rows, cols]
+    /// the result, [rows, cols]
     pub out: *mut u16,
     pub cols: i64,
     pub rows: i32,
@@ -30,18 +30,18 @@ const _: () = {
     ["Offset of field: FlexdraftSiluMulParams::unused"]
         [::core::mem::offset_of!(FlexdraftSiluMulParams, unused) - 28usize];
 };
-/// x[r] = silu(x[r] + bonus[owner[r]]): the calibrator's hidden row. Without such a row of bonus, x[r] does not
+/// The hidden layer of the calibrator: x[r] = silu(x[r] + bonus[owner[r]]). Without such a row of bonus, x[r] does not
 /// change.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSiluAddParams {
-    /// [rows, cols]
+    /// the slots' half of the hidden layer, which the result replaces, [rows, cols]
     pub x: *mut u16,
-    /// [bonus_rows, cols]
+    /// the bonus tokens' half of the hidden layer, [bonus_rows, cols]
     pub bonus: *const u16,
-    /// [rows]; -1: none, on purpose
+    /// the row of `bonus` for each row of `x`, [rows]; -1: none, on purpose
     pub owner: *const i32,
-    /// null, or FLEXDRAFT_ERROR_ROW is set
+    /// the device error word, for FLEXDRAFT_ERROR_ROW; may be null
     pub error: *mut u32,
     pub cols: i64,
     pub rows: i32,

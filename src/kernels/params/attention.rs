@@ -9,38 +9,38 @@ use super::common::*;
 pub struct FlexdraftAttentionParams {
     pub pass: FlexdraftPass,
     pub cache: FlexdraftPagedKv,
-    /// [rows, q_stride]: q_heads heads of head_dim bf16
+    /// the q heads of every row, q_heads of head_dim bf16, [rows, q_stride]
     pub q: *const u16,
-    /// [rows, mask_stride]: kv_heads heads of head_dim bf16; only mask rows are read
+    /// the k heads of the mask rows, kv_heads of head_dim bf16, [rows, mask_stride]; other rows are not read
     pub mask_k: *const u16,
-    /// as mask_k
+    /// the v heads of the mask rows, as mask_k
     pub mask_v: *const u16,
-    /// [rows, q_heads * head_dim] bf16
+    /// the result in bf16, [rows, q_heads * head_dim]
     pub out: *mut u16,
-    /// [rows, q_heads] natural logarithm, or null
+    /// the natural logarithm of the sum of exp(score), [rows, q_heads]; may be null
     pub lse: *mut f32,
-    /// [rows, q_heads, places, head_dim]
+    /// workspace: the elements of the states of splits, [rows, q_heads, places, head_dim]
     pub partial_out: *mut f32,
-    /// [rows, q_heads, places, 2]: maximum score in bits, sum
+    /// workspace: the largest score times log2(e), and the sum, of each state, [rows, q_heads, places, 2]
     pub partial_stats: *mut f32,
-    /// null, or FLEXDRAFT_ERROR_PAGE and _PLAN are set
+    /// the device error word, for FLEXDRAFT_ERROR_PAGE and _PLAN; may be null
     pub error: *mut u32,
     pub q_stride: i64,
     pub mask_stride: i64,
-    /// factor of the scores: head_dim^-1/2 * log2(e)
+    /// factor of the scores q · k: head_dim^-1/2 * log2(e)
     pub scale_log2: f32,
     pub q_heads: i32,
     pub kv_heads: i32,
     /// query heads per KV head: q_heads / kv_heads
     pub head_ratio: i32,
-    /// keys of a split, a multiple of 64
+    /// keys per split of a long sequence, a multiple of 64
     pub split: i32,
-    /// splits that a CTA takes together: 1 or FLEXDRAFT_SPAN_SPLITS
+    /// splits that a CTA computes one after the other: 1 or FLEXDRAFT_SPAN_SPLITS
     pub item_splits: i32,
-    /// states that the cached keys of a sequence may leave
+    /// the most states that the cached keys of a sequence may leave in the workspace
     pub max_states: i32,
-    /// places of a row and head in the workspace: max_states and, if that is more than one, a last
-    /// place for the slots
+    /// states per row and head for which the workspace has a place: max_states and, if that is more
+    /// than one, a last place for the slots
     pub places: i32,
 }
 #[cfg(target_pointer_width = "64")]

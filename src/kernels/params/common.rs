@@ -1,27 +1,27 @@
 // Generated from cuda/common/params.h by the crate in bindings.
 
-/// The rows of a pass: one device array per field. The candidate rows of all sequences come first, then the mask rows of
-/// all sequences, groups in ascending order and slots in order. cuda/common/rows.cuh has the position of each row and
-/// the positions that it sees.
+/// The rows of a forward pass over a batch of sequences: one device array per field. The candidate rows of all
+/// sequences come first, then the mask rows of all sequences, groups in ascending order and slots in order.
+/// cuda/common/rows.cuh has the position of each row and the positions that it sees.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPass {
-    /// [batch] n, the position of candidate 0
+    /// n, the position of candidate 0 of each sequence, [batch]
     pub start: *const i32,
-    /// [batch] candidate rows; may be 0
+    /// number of candidate rows of each sequence, [batch]; may be 0
     pub candidates: *const i32,
-    /// [batch] bit i: a mask group for accepted length first_group + i
+    /// accepted lengths that have a mask group, [batch]: bit i for accepted length first_group + i
     pub groups: *const u64,
-    /// [batch] the accepted length of bit 0 of `groups`: 0 except after a prompt
+    /// the accepted length that bit 0 of `groups` stands for, [batch]: 0 except after a prompt
     pub first_group: *const i32,
-    /// [batch] slots per group, at most 64
+    /// number of slots per mask group, [batch], at most 64
     pub slots: *const i32,
-    /// [batch + 1] first candidate row; the last entry is the number of candidate rows
+    /// first candidate row of each sequence, [batch + 1]; the last entry is the number of candidate rows
     pub first_candidate: *const i32,
-    /// [batch + 1] first mask row, counted from row 0 of the pass
+    /// first mask row of each sequence, counted from row 0 of the pass, [batch + 1]
     pub first_mask: *const i32,
     pub batch: i32,
-    /// rows of the operands; rows beyond the rows of the sequences are padding
+    /// number of rows of the operands; the rows after the rows of all sequences are padding
     pub rows: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -49,10 +49,11 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftPagedKv {
-    /// bf16, 16-byte aligned rows of head_dim
+    /// the keys: rows of head_dim bf16, aligned to 16 bytes
     pub k: *mut ::core::ffi::c_void,
+    /// the values, in rows as the keys
     pub v: *mut ::core::ffi::c_void,
-    /// [batch, page_table_stride]
+    /// the page ids of each sequence, [batch, page_table_stride]
     pub page_table: *const i32,
     pub k_page_stride: i64,
     pub k_token_stride: i64,
@@ -61,9 +62,9 @@ pub struct FlexdraftPagedKv {
     pub v_token_stride: i64,
     pub v_head_stride: i64,
     pub page_table_stride: i64,
-    /// page ids are below this
+    /// number of pages; page ids are below it
     pub pages: i32,
-    /// 16, 32, 64 or 128 tokens
+    /// tokens per page: 16, 32, 64 or 128
     pub page_size: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -93,17 +94,17 @@ const _: () = {
     ["Offset of field: FlexdraftPagedKv::page_size"]
         [::core::mem::offset_of!(FlexdraftPagedKv, page_size) - 84usize];
 };
-/// a page id out of range
+/// error: a page id out of range
 pub const FLEXDRAFT_ERROR_PAGE: FlexdraftError = 1;
-/// a token id out of range
+/// error: a token id out of range
 pub const FLEXDRAFT_ERROR_TOKEN: FlexdraftError = 2;
-/// a NaN among the logits, which counts as −inf
+/// error: a NaN among the logits, which counts as −inf
 pub const FLEXDRAFT_ERROR_NAN: FlexdraftError = 4;
-/// a sequence longer than the workspace allows
+/// error: a sequence longer than the workspace allows
 pub const FLEXDRAFT_ERROR_PLAN: FlexdraftError = 8;
-/// a row or sequence index out of range
+/// error: a row or sequence index out of range
 pub const FLEXDRAFT_ERROR_ROW: FlexdraftError = 16;
-/// calibrated logits that were needed again and not stored
+/// error: calibrated logits that were needed again and not stored
 pub const FLEXDRAFT_ERROR_STORE: FlexdraftError = 32;
 /// The bits of the device error word (`error` of a parameter struct): an id or an index in device memory that a kernel
 /// refused, or input that has a defined result but is a mistake.

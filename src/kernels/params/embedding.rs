@@ -2,17 +2,17 @@
 
 use super::common::*;
 
-/// out[r] = table[ids[r]], or zeros if the table has no such id.
+/// Copies the embeddings of token ids: out[r] = table[ids[r]], or zeros if the table has no such id.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftEmbedParams {
-    /// [rows]
+    /// the token ids, [rows]
     pub ids: *const i32,
-    /// [vocab, cols]
+    /// the embedding table, [vocab, cols]
     pub table: *const u16,
-    /// [rows, cols]
+    /// the result, [rows, cols]
     pub out: *mut u16,
-    /// null, or FLEXDRAFT_ERROR_TOKEN is set
+    /// the device error word, for FLEXDRAFT_ERROR_TOKEN; may be null
     pub error: *mut u32,
     pub cols: i64,
     pub rows: i32,
@@ -38,17 +38,17 @@ const _: () = {
     ["Offset of field: FlexdraftEmbedParams::vocab"]
         [::core::mem::offset_of!(FlexdraftEmbedParams, vocab) - 44usize];
 };
-/// out[r] = x[indices[r]], or zeros if `x` has no such row.
+/// Copies rows by index: out[r] = x[indices[r]], or zeros if `x` has no such row.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftGatherParams {
-    /// [rows]; -1: zeros, on purpose
+    /// the row of `x` for each row of `out`, [rows]; -1: zeros, on purpose
     pub indices: *const i32,
-    /// [x_rows, cols]
+    /// the rows to copy from, [x_rows, cols]
     pub x: *const u16,
-    /// [rows, cols]
+    /// the result, [rows, cols]
     pub out: *mut u16,
-    /// null, or FLEXDRAFT_ERROR_ROW is set
+    /// the device error word, for FLEXDRAFT_ERROR_ROW; may be null
     pub error: *mut u32,
     pub cols: i64,
     pub rows: i32,

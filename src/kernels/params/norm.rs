@@ -2,17 +2,18 @@
 
 use super::common::*;
 
-/// x[r] += delta[r], if there is a delta; out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight.
+/// RMSNorm after an optional addition: x[r] += delta[r], if there is a delta; out[r] = weight * x[r] /
+/// sqrt(mean(x[r]^2) + eps).
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRmsNormParams {
-    /// [rows, cols]
+    /// the residual stream, [rows, cols]
     pub x: *mut u16,
-    /// [rows, cols] or null
+    /// the values to add to `x`, [rows, cols]; may be null
     pub delta: *const u16,
-    /// [cols]
+    /// the weight of the norm, [cols]
     pub weight: *const f32,
-    /// [rows, cols]
+    /// the normed rows, [rows, cols]
     pub out: *mut u16,
     pub cols: i64,
     pub rows: i32,
@@ -38,13 +39,13 @@ const _: () = {
     ["Offset of field: FlexdraftRmsNormParams::eps"]
         [::core::mem::offset_of!(FlexdraftRmsNormParams, eps) - 44usize];
 };
-/// x += delta, eight elements a chunk.
+/// The addition of a vector to another: x += delta, in chunks of eight elements.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftAddParams {
-    /// [8 chunks]
+    /// the vector to add to, [8 * chunks]
     pub x: *mut u16,
-    /// [8 chunks]
+    /// the vector to add, [8 * chunks]
     pub delta: *const u16,
     pub chunks: i64,
 }

@@ -2,13 +2,13 @@
 
 use super::common::*;
 
-/// cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padded rows: (0, 0).
+/// The table of rotations: cos_sin[r][i] = (cos, sin)(position of row r * inv_freq[i]) * scale; padding rows: (0, 0).
 #[repr(C)]
 pub struct FlexdraftRopeTableParams {
     pub pass: FlexdraftPass,
-    /// [head_dim / 2]
+    /// inverse frequencies, in radians per position, [head_dim / 2]
     pub inv_freq: *const f32,
-    /// [rows, head_dim / 2, 2]
+    /// the result: cosine and sine of every angle, [rows, head_dim / 2, 2]
     pub cos_sin: *mut f32,
     pub scale: f32,
     pub half_dim: i32,
@@ -35,15 +35,15 @@ const _: () = {
 pub struct FlexdraftNormRopeAppendParams {
     pub pass: FlexdraftPass,
     pub cache: FlexdraftPagedKv,
-    /// [rows, qkv_stride]: q heads, k heads, v heads
+    /// the q heads, k heads and v heads of every row, [rows, qkv_stride]
     pub qkv: *mut u16,
-    /// [rows, head_dim / 2, 2]
+    /// the cosines and sines that rope_table wrote, [rows, head_dim / 2, 2]
     pub cos_sin: *const f32,
-    /// [head_dim] or null
+    /// the weight of the norm of q heads, [head_dim]; null: no norms
     pub q_norm: *const f32,
-    /// [head_dim] or null, as q_norm
+    /// the weight of the norm of k heads, [head_dim]; null if q_norm is
     pub k_norm: *const f32,
-    /// null, or FLEXDRAFT_ERROR_PAGE is set
+    /// the device error word, for FLEXDRAFT_ERROR_PAGE; may be null
     pub error: *mut u32,
     pub qkv_stride: i64,
     pub eps: f32,

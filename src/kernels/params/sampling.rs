@@ -2,26 +2,26 @@
 
 use super::common::*;
 
-/// How one row of logits is warped and drawn from.
+/// How one row of logits becomes a distribution (warping), and with which random numbers a token is drawn from it.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowSampling {
-    /// of the request: the key of its random numbers
+    /// seed of the request, the key of its random numbers
     pub seed: u64,
-    /// counter words 2 and 3, before starts[sequence] is added
+    /// words 2 and 3 of the random numbers' counter, before starts[sequence] is added
     pub position: u64,
     /// 1 / temperature, rounded to f32. 0, and any value that is not a finite number above 0, is greedy: the largest
     /// logit, ties to the lowest id
     pub inverse_temperature: f32,
-    /// 1 is off
+    /// top-p; 1 is off
     pub top_p: f32,
     /// min-p as a score: the smallest f32 s with exp(s) >= min_p; −inf is off
     pub min_score: f32,
-    /// 0 is off
+    /// top-k; 0 is off
     pub top_k: i32,
-    /// counter word 1; 0: no draw, the token is that of the largest logit
+    /// word 1 of the random numbers' counter; 0: no draw, the token is the id of the largest logit
     pub purpose_and_slot: u32,
-    /// `position` counts from starts[sequence]; −1: from 0
+    /// the index in `starts` of the position from which `position` counts; −1: from 0
     pub sequence: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -53,24 +53,25 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftRowStats {
-    /// drawn, or that of the largest logit
+    /// the token that was drawn, or the id of the largest logit
     pub token: i32,
-    /// the largest logit
+    /// the largest logit of the row
     pub max: f32,
-    /// ln of the sum of exp(score) over the ids kept; 0 at temperature 0
+    /// ln of the sum of exp(score) over the ids that are kept; 0 at temperature 0
     pub log_sum: f32,
-    /// p(token)
+    /// the probability of `token`
     pub probability: f32,
-    /// the largest probability at temperature 1, nothing dropped
+    /// the largest probability at temperature 1, with no id dropped
     pub confidence: f32,
-    /// logit[token]
+    /// the logit of `token`
     pub token_logit: f32,
-    /// p(draft token); 0 without a draft token
+    /// the probability of the row's draft token; 0 without a draft token
     pub draft_probability: f32,
-    /// of the row; 0 if the row is greedy
+    /// 1 / temperature of the row; 0 if the row is greedy
     pub inverse_temperature: f32,
-    /// −inf: everything is kept
+    /// the lowest score that is kept; −inf: every id is kept
     pub cut_score: f32,
+    /// the highest id that is kept among the ids with the score cut_score
     pub cut_id: i32,
     /// number of ids that are kept; the size of the vocabulary if nothing is dropped
     pub kept: i32,
@@ -103,34 +104,34 @@ const _: () = {
     ["Offset of field: FlexdraftRowStats::padding"]
         [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
 };
-/// Sampling of rows, with or without calibration: logits + W2 · u + b2. Padding rows (logit_index −1) are skipped; their
-/// stats are zero.
+/// The parameters of sampling, with or without the calibrator's correction: logits + W2 · u + b2. Padding rows
+/// (logit_index −1) are skipped; their stats are zero.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSampleParams {
-    /// [logit_rows, logit_stride] f32 or bf16; written if `store`
+    /// the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`
     pub logits: *mut ::core::ffi::c_void,
-    /// [rows] the row of logits; null: row r is logits row r
+    /// the index in `logits` of each row, [rows]; null: row r has the logits r
     pub logit_index: *const i32,
-    /// [rows]
+    /// how each row is warped and drawn from, [rows]
     pub sampling: *const FlexdraftRowSampling,
-    /// [sequences]; null without sequences
+    /// the positions from which FlexdraftRowSampling.position counts, [sequences]; may be null
     pub starts: *const i32,
-    /// [rows] token to report p of, −1: none; may be null
+    /// the token of each row whose probability is reported, [rows]; −1: none; may be null
     pub draft: *const i32,
-    /// [rows, rank] bf16; null without a calibrator
+    /// the calibrator's hidden layer, [rows, rank], bf16; null without a calibrator
     pub u: *const u16,
-    /// [vocab, rank] bf16
+    /// the weight of the calibrator's last layer, [vocab, rank], bf16
     pub w2: *const u16,
-    /// [vocab]; may be null
+    /// the bias of the calibrator's last layer, [vocab]; may be null
     pub b2: *const f32,
-    /// [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks]
+    /// workspace: the partial results, [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks]
     pub partials: *mut f32,
-    /// [rows]
+    /// result: the statistics of each row, [rows]
     pub stats: *mut FlexdraftRowStats,
-    /// the device error word; may be null
+    /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,
-    /// elements from a row of logits to the next: a multiple of 8, at least vocab
+    /// elements from one row of logits to the next: a multiple of 8, at least vocab
     pub logit_stride: i64,
     pub rows: i32,
     pub logit_rows: i32,
@@ -139,11 +140,11 @@ pub struct FlexdraftSampleParams {
     /// the calibrator's rank, a multiple of 8
     pub rank: i32,
     pub sequences: i32,
-    /// ceil(vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK))
+    /// number of chunks per row: vocab / (calibrated ? FLEXDRAFT_CALIBRATED_CHUNK : FLEXDRAFT_CHUNK), rounded up
     pub chunks: i32,
     /// 1: the calibrated logits replace the logits that they were computed from
     pub store: i32,
-    /// 1: `logits` holds the logits that are sampled: no calibrator, or `store`
+    /// 1: `logits` holds the logits that are sampled, without a calibrator or with `store`
     pub logits_current: i32,
 }
 #[cfg(target_pointer_width = "64")]
@@ -192,9 +193,9 @@ const _: () = {
     ["Offset of field: FlexdraftSampleParams::logits_current"]
         [::core::mem::offset_of!(FlexdraftSampleParams, logits_current) - 124usize];
 };
-/// ids a partial result covers
+/// vocabulary ids per partial result of sample_rows_*
 pub const FLEXDRAFT_CHUNK: FlexdraftSamplingConstant = 1024;
-/// the same after the calibrator's matrix product
+/// vocabulary ids per partial result of calibrated_sample_*
 pub const FLEXDRAFT_CALIBRATED_CHUNK: FlexdraftSamplingConstant = 64;
 pub const FLEXDRAFT_PARTIAL_FIELDS: FlexdraftSamplingConstant = 5;
 pub const FLEXDRAFT_VOCAB_LIMIT: FlexdraftSamplingConstant = 1048576;

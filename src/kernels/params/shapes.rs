@@ -1,23 +1,25 @@
 // Generated from cuda/common/shapes.h by the crate in bindings.
 
 pub const FLEXDRAFT_ATTENTION_THREADS: FlexdraftAttentionShape = 128;
-/// keys of a tile; a split is a number of whole tiles; arithmetic
+/// keys per tile of K and V; a split is a whole number of tiles; decides the order of sums
 pub const FLEXDRAFT_TILE_KEYS: FlexdraftAttentionShape = 64;
-/// keys of a split, arithmetic: at batch 1 and context 8k, splits of 512 keys keep 132 multiprocessors busy
+/// default number of keys per split of a long sequence, which decides the order of sums: at batch 1 and context 8k,
+/// splits of 512 keys keep 132 multiprocessors busy
 pub const FLEXDRAFT_DEFAULT_SPLIT: FlexdraftAttentionShape = 512;
-/// splits of a span, which merge one after the other; arithmetic
+/// splits per span, whose states merge one after the other; decides the order of sums
 pub const FLEXDRAFT_SPAN_SPLITS: FlexdraftAttentionShape = 4;
-/// shared memory for the work item
+/// shared memory of a CTA for its work item, in bytes
 pub const FLEXDRAFT_ITEM_BYTES: FlexdraftAttentionShape = 44;
-/// shared memory for each row of the block
+/// shared memory of a CTA for each row of its block, in bytes
 pub const FLEXDRAFT_ROW_BYTES: FlexdraftAttentionShape = 10;
-/// Levels of the tree of attention_merge_d*_l*, which merges up to 2^levels - 1 groups of spans: few, or any.
+/// Levels of the tree in which attention_merge_d*_l* merges up to 2^levels - 1 groups of states, in the variant for
+/// short sequences.
 pub const FLEXDRAFT_FEW_LEVELS: FlexdraftAttentionShape = 5;
-/// Levels of the tree of attention_merge_d*_l*, which merges up to 2^levels - 1 groups of spans: few, or any.
+/// Levels of the tree in the variant of attention_merge_d*_l* for every sequence.
 pub const FLEXDRAFT_MERGE_LEVELS: FlexdraftAttentionShape = 12;
-/// warps of a CTA of the merge, each with one head of a row
+/// warps per CTA of attention_merge_d*_l*, each with one head of a row
 pub const FLEXDRAFT_MERGE_WARPS: FlexdraftAttentionShape = 4;
-/// clang-format on
+/// The shapes of attention's CTAs, and the units in which attention divides the keys of a sequence.
 pub type FlexdraftAttentionShape = ::core::ffi::c_uint;
 pub const FLEXDRAFT_D64_R64_S2_ROWS: FlexdraftAttentionTile = 64;
 pub const FLEXDRAFT_D64_R64_S2_SHARED: FlexdraftAttentionTile = 41644;
@@ -45,11 +47,11 @@ pub const FLEXDRAFT_LARGE_ROW_BLOCK: FlexdraftCalibratedShape = 64;
 pub const FLEXDRAFT_LARGE_WARPS_ACROSS_TILE: FlexdraftCalibratedShape = 4;
 pub const FLEXDRAFT_LARGE_WARPS_ACROSS_ROWS: FlexdraftCalibratedShape = 2;
 pub const FLEXDRAFT_LARGE_STAGES: FlexdraftCalibratedShape = 4;
-/// elements of the rank in a stage
+/// elements of the calibrator's rank per stage of a ring
 pub const FLEXDRAFT_SLICE: FlexdraftCalibratedShape = 64;
-/// elements behind a row, so that the rows of an ldmatrix lie in different banks
+/// padding behind a row, in elements, so that the rows of an ldmatrix lie in different banks
 pub const FLEXDRAFT_SLICE_PADDING: FlexdraftCalibratedShape = 8;
-/// floats behind a row of corrections, so that stores lie in different banks
+/// padding behind a row of corrections, in floats, so that stores lie in different banks
 pub const FLEXDRAFT_TILE_PADDING: FlexdraftCalibratedShape = 4;
 /// The two tile shapes of the kernels calibrated_sample_*: vocabulary ids and rows per CTA, warps along each of the two,
 /// and stages of the ring for u, the calibrator's hidden rows. Up to
@@ -62,24 +64,24 @@ pub const FLEXDRAFT_SMALL_SHARED: FlexdraftCalibratedShared = 19200;
 pub const FLEXDRAFT_LARGE_SLICE_SHARED: FlexdraftCalibratedShared = 16384;
 pub const FLEXDRAFT_LARGE_SHARED: FlexdraftCalibratedShared = 72704;
 pub type FlexdraftCalibratedShared = ::core::ffi::c_uint;
-/// warps of sample_rows_*, each with a chunk of ids
+/// warps per CTA of sample_rows_*, each with a chunk of vocabulary ids
 pub const FLEXDRAFT_PLAIN_WARPS: FlexdraftCta = 8;
 pub const FLEXDRAFT_FINISH_THREADS: FlexdraftCta = 512;
-/// sample_finish_*
+/// shared memory of sample_finish_*
 pub const FLEXDRAFT_FINISH_SHARED: FlexdraftCta = 24768;
-/// accept_*; arithmetic, in the sums over a chunk
+/// threads per CTA of accept_*; decides the order of the sums over a chunk
 pub const FLEXDRAFT_ACCEPT_THREADS: FlexdraftCta = 256;
 pub const FLEXDRAFT_ACCEPT_SHARED: FlexdraftCta = 1024;
 /// CTAs that share the draft tokens of a sequence in the first launch of block
 /// verification; only the device knows the number of draft tokens, mostly at most 16
 pub const FLEXDRAFT_BLOCK_SHARES: FlexdraftCta = 16;
-/// embedding, activation and rope kernels, except rope_table
+/// threads per CTA of embedding, activation and rope kernels, except rope_table
 pub const FLEXDRAFT_ROW_THREADS: FlexdraftCta = 128;
-/// rms_norm; arithmetic, in the sum of squares
+/// threads per CTA of rms_norm; decides the order of the sum of squares
 pub const FLEXDRAFT_NORM_THREADS: FlexdraftCta = 256;
-/// a float per warp
+/// shared memory of rms_norm: a float per warp
 pub const FLEXDRAFT_NORM_SHARED: FlexdraftCta = 32;
-/// rope_table
+/// threads per CTA of rope_table
 pub const FLEXDRAFT_ROPE_THREADS: FlexdraftCta = 64;
 /// CTAs of the other kernels: threads, and shared memory in bytes.
 pub type FlexdraftCta = ::core::ffi::c_uint;
