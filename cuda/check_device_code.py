@@ -43,11 +43,11 @@ COMMITTED = CUDA.parent / "benches" / "results" / "device_code.md"
 FAMILIES = ["attention", "sampling", "acceptance", "embedding", "norm", "activation", "rope"]
 ARCHITECTURES = ["sm_80", "sm_90a"]
 
-# The kernels of a family that are matrix products, and the instructions that they must contain.
+# The kernels of a family that compute matrix products, and the instructions that their machine code must contain.
 MATRIX_KERNELS = {"attention": r"(joint|mask_block)_attention", "sampling": r"calibrated_sample"}
 MATRIX_INSTRUCTIONS = ["HMMA", "LDGSTS"]
 
-# The columns of a table: an opcode, or several opcodes of equal purpose.
+# The instructions that a table counts, by column: an opcode, or several opcodes of equal purpose.
 MIX = {
     "HMMA": ["HMMA"],
     "LDSM": ["LDSM"],
@@ -96,9 +96,9 @@ class Kernel:
     static_shared: int = 0
     stack: int = 0
     spills: int = 0
-    # Global loads that are consumed before the next one is issued.
+    # Global loads whose result is used before the next global load is issued.
     serial_loads: int = 0
-    # Whole opcodes with modifiers, such as HMMA.16816.F32.BF16.
+    # How often each instruction occurs, by its whole opcode with modifiers, such as HMMA.16816.F32.BF16.
     instructions: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def count(self, *opcodes):
@@ -133,13 +133,13 @@ def kernel_table(source):
 
 
 def register_table(source):
-    """Returns the registers that comment lines of a source name, by kernel: one number per architecture."""
+    """Returns the registers per thread that the comments of a kernel source state, by kernel and architecture."""
     lines = re.findall(r"^//\s+(\w+)((?:\s+\d+){%d})$" % len(ARCHITECTURES), source, re.MULTILINE)
     return {name: [int(number) for number in numbers.split()] for name, numbers in lines}
 
 
 def register_problems(source, kernels):
-    """Returns kernels whose registers the comments of their source leave out or name wrongly, if they name any."""
+    """Returns the kernels whose registers the comments of their source omit or state wrongly, if they state any."""
     named = register_table(source)
     found = []
     for name in sorted({name for name, _ in kernels} | set(named)) if named else []:
@@ -161,7 +161,7 @@ def parse_resources(report):
             continue
         elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", line):
             stack, stores, loads = map(int, match.groups())
-            # A function that is not inlined has separate lines.
+            # The report has separate lines for a device function that is not inlined.
             kernel.stack += stack
             kernel.spills += stores + loads
         elif match := re.search(r"Used (\d+) registers", line):
@@ -292,7 +292,7 @@ def table(family, kernels, constants):
     """Returns a family's kernels as Markdown tables, one per architecture."""
     lines = []
     for architecture in ARCHITECTURES:
-        # Leaves out columns of instructions that no kernel here contains.
+        # The table leaves out columns of instructions that none of these kernels contains.
         chosen = [kernel for kernel in kernels.values() if kernel.architecture == architecture]
         mix = [name for name, opcodes in MIX.items() if any(kernel.count(*opcodes) for kernel in chosen)]
         header = ["kernel", "registers", "spills", "stack", "serial loads", "shared", "instructions", *mix]
@@ -347,7 +347,7 @@ def main():
         found += golden_problems(compile_source(nvcc, golden))
     text = "\n".join(lines)
     print(text)
-    # A rise must not be written, because the next run would then not find it.
+    # A table with a rise in serial loads must not be written, because the next run would then not find the rise.
     if arguments.output and not risen:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text)

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 folder=${1:-$(dirname "$0")/../.cuda}
-# The index has no disassemblers of version 13.0; newer versions read code of 13.0.
+# The Python package index has no disassembler of version 13.0; newer versions read code of 13.0.
 packages='nvidia-cuda-nvcc==13.0.*
 nvidia-nvvm==13.0.*
 nvidia-cuda-crt==13.0.*
@@ -27,7 +27,7 @@ command -v g++ >/dev/null || [ -n "${NVCC_CCBIN:-}" ] || fail 'g++ is needed (or
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd -P)
-# Written last, so that an interrupted installation does not count as complete.
+# The list of packages is written last, so that an interrupted installation does not count as complete.
 stamp=$folder/packages.txt
 if [ "$(cat "$stamp" 2>/dev/null)" != "$packages" ]; then
   echo "installing nvcc into $folder" >&2

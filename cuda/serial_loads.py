@@ -32,7 +32,7 @@ class Instruction:
         parts = [part.strip() for part in re.split(r",(?![^\[]*\])", operands)] if operands.strip() else []
         self.target = self.ends = None
         if self.opcode in ("BRA", "JMP") and not predicate and (match := re.fullmatch(r"`?\(?(0x[0-9a-f]+)\)?", parts[-1])):
-            # With further operands, such as a uniform predicate, it may fall through.
+            # With further operands, such as a uniform predicate, the branch may fall through.
             self.target = int(match[1], 16) if len(parts) == 1 else None
         elif self.opcode in ("EXIT", "RET", "BRX", "CALL", "JMX") and not predicate:
             self.ends = True
@@ -49,13 +49,13 @@ class Instruction:
         for i, part in enumerate(parts):
             if re.fullmatch(r"R\d+", part):
                 return i
-            # Predicates that are written too, such as carries, stand before or behind the register.
+            # Predicates that the instruction also writes, such as carries, stand before or behind the register.
             if not re.fullmatch(r"!?U?P(\d|T)", part):
                 return None
         return None
 
     def _width(self):
-        """Registers that an instruction writes, or that a store reads."""
+        """Returns the number of registers of the operand that an instruction writes, or that a store reads."""
         if self.opcode == "CS2R" and "32" not in self.modifiers:
             return 2
         return 4 if "128" in self.modifiers else 2 if "64" in self.modifiers else 1
@@ -71,7 +71,7 @@ class Instruction:
     def _registers(operand, width):
         found = set()
         for number, suffixes in REGISTER.findall(operand):
-            # [R2.64] is an address in two registers.
+            # An operand such as [R2.64] is an address in two registers.
             wide = 2 if ".64" in suffixes else 1 if "[" in operand else width
             found |= set(range(int(number), int(number) + wide))
         return found

@@ -39,7 +39,7 @@ FLEXDRAFT_KERNEL(joint_attention_d64, Params, 128, 1) {
 
 WITHOUT_MATRIX_UNITS = "FLEXDRAFT_KERNEL(joint_attention_d64, Params, 128, 1) { p.out[threadIdx.x] = p.in[threadIdx.x]; }"
 
-# An array with computed indices cannot be in registers.
+# A kernel with an array that cannot be in registers, because its indices are computed.
 STACK = """
 FLEXDRAFT_KERNEL(other, Params, 128, 1) {
     float values[64] = {};
@@ -47,7 +47,7 @@ FLEXDRAFT_KERNEL(other, Params, 128, 1) {
     p.out[threadIdx.x] = values[p.in[threadIdx.x] % 64];
 }
 """
-# More live values than the 32 registers that two CTAs of 1024 threads leave each thread.
+# A kernel that spills: it has more live values than the 32 registers that two CTAs of 1024 threads leave each thread.
 SPILL = """
 FLEXDRAFT_KERNEL(other, Params, 1024, 2) {
     float values[64];
@@ -70,7 +70,8 @@ FLOAT_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicAdd(p.out, float
 INTEGER_ATOMIC = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { atomicOr((unsigned*)p.out, p.in[threadIdx.x]); }"
 
 
-# Two parallel loads, and the sum of a list whose loads wait for each other: one batch and two serial loads.
+# Kernels with one batch of loads and with two serial loads: two parallel loads, and a load whose address another load
+# gives.
 TWO_LOADS = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] + p.in[p.n]; }"
 CHASE = "FLEXDRAFT_KERNEL(other, Params, 128, 1) { p.out[threadIdx.x] = p.in[p.in[threadIdx.x]]; }"
 
@@ -137,7 +138,7 @@ class SerialLoads(unittest.TestCase):
         self.assertEqual(serial_loads.count(sass(code)), expected, code)
 
     def test_each_load_used_before_the_next(self):
-        # Four of the sixteen pairs of loads in an attention kernel, for which this count was written.
+        # Four of the sixteen pairs of loads in an attention kernel, for which the count of serial loads was written.
         self.counted(4, """
             0000: LDG.E.64 R54, desc[UR16][R46.64]
             0010: FMUL R58, R55, R35.reuse
@@ -166,7 +167,7 @@ class SerialLoads(unittest.TestCase):
         """)
 
     def test_the_use_of_any_load_ends_a_batch(self):
-        # The first of two loads is used before the third is issued; then the first batch is complete.
+        # The code uses the first of two loads before it issues the third; the batch of the two is complete then.
         self.counted(2, """
             0000: LDG.E R4, [R2.64]
             0010: LDG.E R5, [R2.64+0x4]
@@ -194,7 +195,8 @@ class SerialLoads(unittest.TestCase):
         self.counted(1, "0000: LDG.E R7, [R2.64]\n0010: IMAD.WIDE.U32 R20, R1, R2, R6\n0020: EXIT")
 
     def test_what_is_not_a_use(self):
-        # No serial loads: overwritten, compared in another register, copied without a register, after the end.
+        # Code without serial loads, because the loaded register is overwritten, compared in another register, copied
+        # without a register, or used after the end.
         self.counted(0, """
             0000: LDG.E R7, [R2.64]
             0010: ISETP.GE.AND P0, PT, R70, UR7, PT

@@ -1,4 +1,4 @@
-// The activations: of the MLP, and of the calibrator's hidden layer.
+// Activation functions: silu(gate) · up of the MLP, and silu of the calibrator's hidden layer.
 //
 // Registers per thread:
 //
@@ -14,7 +14,7 @@ FLEXDRAFT_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
 
 } // namespace
 
-// Grid [rows, chunks of a row / row_threads]: a decode step has few rows with many columns.
+// The grid is [rows, chunks of a row / row_threads], because a decode step has few rows with many columns.
 FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     const int64_t row = blockIdx.x, c = int64_t(blockIdx.y) * row_threads + threadIdx.x;
     if (c >= p.cols / 8) return;
@@ -26,7 +26,7 @@ FLEXDRAFT_KERNEL(silu_mul, FlexdraftSiluMulParams, row_threads, 4) {
     chunks(p.out + row * p.cols)[c] = pack(out);
 }
 
-// Grid [rows], one CTA per row.
+// The grid is [rows]: one CTA computes one row.
 FLEXDRAFT_KERNEL(silu_add, FlexdraftSiluAddParams, row_threads, 4) {
     const int64_t row = blockIdx.x;
     const int32_t owner = __ldg(p.owner + row);

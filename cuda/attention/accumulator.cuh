@@ -1,4 +1,5 @@
-// The accumulator of joint_attention: the merged state of an item's splits, and what the item leaves.
+// The accumulator of joint_attention: the softmax state into which the splits of a work item are merged, and the output
+// of that state.
 //
 // The splits of an item merge one after the other. In between, their state waits in registers or, if the sums of one
 // split need the registers (Shape::waits_in_memory), at the item's place in the workspace.
@@ -6,27 +7,28 @@
 
 #include "online_softmax.cuh"
 
-// Returns the index of the item's place for row `m` of the block, in arrays [rows, q_heads, places].
+// Returns the index of the workspace place for the item's state of row `m` of the block, in arrays [rows, q_heads,
+// places].
 template <typename Shape>
 FLEXDRAFT_INLINE int64_t place_of(const JointCta<Shape>& cta, int32_t m) {
     return cta.head_row_of(m) * cta.p.places + cta.compiler_barrier(cta.shared.item.state_place);
 }
 
-// Returns the address of the maximum and the sum at the item's place for a row.
+// Returns the address of the maximum and the sum of the item's state of row `m`, in the workspace.
 template <typename Shape>
 FLEXDRAFT_INLINE float2* stats_of(const JointCta<Shape>& cta, int32_t m) {
     return reinterpret_cast<float2*>(cta.p.partial_stats) + place_of(cta, m);
 }
 
-// Returns the address of this thread's first pair of elements at the item's place for a row; its other pairs are 8
-// elements apart.
+// Returns the address of this thread's first pair of elements of the item's state of row `m`, in the workspace; the
+// thread's other pairs are 8 elements apart.
 template <typename Shape>
 FLEXDRAFT_INLINE float* elements_of(const JointCta<Shape>& cta, int32_t m) {
     return cta.p.partial_out + place_of(cta, m) * Shape::head_dim + cta.lane % 4 * 2;
 }
 
-// Returns the maximum and the sum of the state that waits for a row, or of the empty state. One of the row's four lanes
-// loads both. All lanes of the warp call this together.
+// Returns the maximum and the sum of the state of row `m` that waits in the workspace, or of the empty state if none
+// waits. One of the row's four lanes loads both. All lanes of the warp call this together.
 template <typename Shape>
 FLEXDRAFT_INLINE float2 waiting_stats(const JointCta<Shape>& cta, int32_t m, bool waits) {
     float2 stats = make_float2(-INFINITY, 0.0f);
@@ -36,8 +38,8 @@ FLEXDRAFT_INLINE float2 waiting_stats(const JointCta<Shape>& cta, int32_t m, boo
     return stats;
 }
 
-// Loads this thread's elements of the state that waits for a row, or zeros. All loads are issued before the first is
-// used: a load takes longer than everything that is computed with its value.
+// Loads this thread's elements of the state of row `m` that waits in the workspace, or zeros if none waits. All loads
+// are issued before the first is used: a load takes longer than everything that is computed with its value.
 template <typename Shape>
 FLEXDRAFT_INLINE void load_waiting(const JointCta<Shape>& cta, float2 (&pairs)[Shape::head_dim / 8], int32_t m,
                                    bool waits) {
@@ -54,7 +56,7 @@ FLEXDRAFT_INLINE void load_waiting(const JointCta<Shape>& cta, float2 (&pairs)[S
 template <typename Shape>
 struct Accumulator {
     static constexpr int32_t parts = Shape::waits_in_memory ? 1 : Shape::parts;
-    // Not used if the state waits in the workspace.
+    // The state in registers; not used if it waits in the workspace.
     float maximum[parts][2], sum[parts][2];
     float out[parts][Shape::head_dim / 8][4];
     bool fresh; // no split was added yet
@@ -78,7 +80,7 @@ struct Accumulator {
         }
     }
 
-    // Adds a split, and resets it.
+    // Merges the state of a finished split into the accumulator, and resets the split's state.
     FLEXDRAFT_METHOD void merge_split(const JointCta<Shape>& cta, OnlineSoftmax<Shape>& split) {
         split.gather_sums();
 #pragma unroll
@@ -116,7 +118,7 @@ struct Accumulator {
         split.reset();
     }
 
-    // Stores the state of a row at the item's place, unless the state waits there already.
+    // Stores the accumulated state of a row in the workspace, unless the state waits there already.
     FLEXDRAFT_METHOD void store_partial(const JointCta<Shape>& cta, int32_t part, int32_t r) const {
         if constexpr (!Shape::waits_in_memory) {
             const int32_t m = cta.row_of(part, r);
@@ -129,7 +131,8 @@ struct Accumulator {
         }
     }
 
-    // Writes the result of a row, if the row has a part in the item. All lanes of the warp call this together.
+    // Writes the attention output of a row, if the row belongs to the work item. All lanes of the warp call this
+    // together.
     FLEXDRAFT_METHOD void epilogue(const JointCta<Shape>& cta, int32_t part, int32_t r) const {
         const FlexdraftAttentionParams& p = cta.p;
         const int32_t m = cta.row_of(part, r);

@@ -29,7 +29,7 @@
 
 namespace {
 
-// SharedBytes: what the launch asks for without the plan of items.
+// The kernel's shared memory is SharedBytes, which the launch asks for, and the plan of work items behind it.
 template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages, int32_t SharedBytes>
 FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     FLEXDRAFT_SHARED(memory);
@@ -56,7 +56,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
         int32_t s = 2 * (full ? entry : entry - pairs), index = i - first[entry];
         SequenceRows sequence;
         SequenceItems items;
-        // The item belongs to the first or to the second sequence of the entry.
+        // Each entry of the plan has the items of two sequences, and the item belongs to the first or to the second.
 #pragma unroll 1
         for (;; ++s) {
             sequence = sequence_rows(p.pass, s);
@@ -73,7 +73,7 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
 
 } // namespace
 
-// Registers per thread, of 255; two CTAs share a multiprocessor:
+// Registers per thread, at most 255; two CTAs share a multiprocessor:
 //
 //   kernel                           sm_80   sm_90a
 //   joint_attention_d64_r64_s2         178      182
@@ -92,8 +92,8 @@ FLEXDRAFT_INLINE void joint_attention(const FlexdraftAttentionParams& p) {
     }
 FLEXDRAFT_ATTENTION_TILES(FLEXDRAFT_JOINT)
 
-// The registers of the tree decide how many warps run at once and hide each other's waits, so there is a kernel for few
-// levels. Registers per thread:
+// The registers that hold the tree of attention_merge decide how many warps run at once and hide each other's waits, so
+// one kernel has only a few levels. Registers per thread:
 //
 //   kernel                           sm_80   sm_90a
 //   attention_merge_d64_l5              72       72

@@ -1,4 +1,4 @@
-// The shape of joint_attention at compile time, and what every thread of a CTA knows.
+// The shape of joint_attention at compile time, and the values that every thread of a CTA holds.
 #pragma once
 
 #include "params.h"
@@ -8,7 +8,7 @@ template <int32_t HeadDim, int32_t Warps, int32_t Parts, int32_t Stages>
 struct JointShape {
     static constexpr int32_t head_dim = HeadDim;
     static constexpr int32_t threads = 32 * Warps;
-    // A warp has `parts` parts of 16 rows, which share what the warp reads of K and V: shared memory brings keys for
+    // A warp has `parts` parts of 16 rows, which share the K and V that the warp reads: shared memory delivers keys for
     // one part just about as fast as the matrix units use them up.
     static constexpr int32_t parts = Parts;
     static constexpr int32_t warp_rows = 16 * Parts;
@@ -19,14 +19,15 @@ struct JointShape {
     static constexpr bool waits_in_memory = Parts > 1;
     static constexpr int32_t tile_bytes = tile_keys * HeadDim * 2;
     static constexpr int32_t row_chunks = HeadDim / 8; // chunks of 16 bytes in a row
-    // Keys of a tile that a warp copies, which are all in one page, and keys that a warp copies at once.
+    // The keys of a tile that one warp copies, which are all in one page, and the keys that a warp copies with one
+    // instruction.
     static constexpr int32_t warp_keys = tile_keys / Warps;
     static constexpr int32_t keys_at_once = 32 / row_chunks;
     static_assert(warp_keys <= 16 && warp_keys % keys_at_once == 0, "a warp's keys lie in one page");
     static_assert(threads % row_chunks == 0, "a thread copies the same chunk of its rows");
 };
 
-// A range of keys: cached positions, or the slots of one group.
+// A range of keys that attention goes through: cached positions, or the slots of one mask group.
 struct KeyRange {
     int32_t first, end;
     int32_t group_row; // the row of the group's slot 0 in the operands; -1: cached positions
@@ -41,8 +42,9 @@ struct JointCta {
     int32_t page_shift;           // log2 of the page size
     int32_t lane, warp;
 
-    // Returns `value`, in a form about which the compiler knows nothing. It computes everything that depends on the
-    // result again at each use; kept in registers from tile to tile, such values would push sums into local memory.
+    // Returns `value`, in a form about which the compiler knows nothing, so that it does not keep derived values in
+    // registers. It computes everything that depends on the result again at each use; kept in registers from tile to
+    // tile, such values would push sums into local memory.
     static FLEXDRAFT_METHOD int32_t compiler_barrier(int32_t value) {
 #if defined(__CUDACC__)
         if constexpr (Shape::waits_in_memory) asm volatile("" : "+r"(value));
@@ -50,21 +52,22 @@ struct JointCta {
         return value;
     }
 
-    // Returns the block's row of this thread's row `r` (0 or 1) in a part: rows lane / 4 and lane / 4 + 8 of its 16.
+    // Returns the row of the block that this thread has as its row `r` (0 or 1) of a part: lane / 4 or lane / 4 + 8 of
+    // the part's 16 rows.
     FLEXDRAFT_METHOD int32_t row_of(int32_t part, int32_t r) const {
         return compiler_barrier(warp) * Shape::warp_rows + 16 * part + compiler_barrier(lane) / 4 + 8 * r;
     }
 
-    // Returns the rank of the group of row `m` of the block; -1 for a candidate.
+    // Returns the rank of the mask group to which row `m` of the block belongs; -1 for a candidate row.
     FLEXDRAFT_METHOD int32_t group_of(int32_t m) const { return shared.row_place[m] / 256 - 1; }
 
-    // Returns the index of row `m` of the block in arrays [rows, q_heads].
+    // Returns the index of row `m` of the block, with its head, in arrays [rows, q_heads].
     FLEXDRAFT_METHOD int64_t head_row_of(int32_t m) const {
         return int64_t(shared.row_index[m]) * p.q_heads + shared.item.kv_head * p.head_ratio +
                shared.row_place[m] % 256;
     }
 
-    // Returns the last key of the range that the row sees; -1 if it sees none.
+    // Returns the last key of a range of keys that the row sees; -1 if the row sees none of them.
     FLEXDRAFT_METHOD int32_t last_of(const KeyRange& keys, int32_t part, int32_t r) const {
         const int32_t m = row_of(part, r);
         return keys.group_row < 0 ? shared.row_limit[m] : group_of(m) == keys.group ? keys.end - 1 : -1;

@@ -1,16 +1,17 @@
-// The main loop of joint_attention: from a work item to the state or the result of every row.
+// The main loop of joint_attention: computes a work item's softmax state or result for every row.
 #pragma once
 
 #include "accumulator.cuh"
 #include "tile_loader.cuh"
 #include "work_items.cuh"
 
-// Adds a range of keys to the states of the warp's rows. With the first range of an item, Q is copied behind tile 0.
+// Adds a range of keys to the softmax states of the warp's rows. With the first range of an item, Q is copied behind
+// tile 0.
 template <typename Shape>
 FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& accumulator, const KeyRange& keys,
                                bool is_first) {
     const int32_t tiles = (keys.end - keys.first + tile_keys - 1) / tile_keys;
-    // The last keys that a row of the warp sees: of the row that sees most, and of the row that sees least.
+    // The last key that any row of the warp sees, and the last key that every row of the warp sees.
     int32_t most = -1, least = INT32_MAX;
 #pragma unroll
     for (int32_t part = 0; part < Shape::parts; ++part) {
@@ -26,7 +27,7 @@ FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& a
         most = max(most, __shfl_xor_sync(0xffffffffu, most, lanes));
         least = min(least, __shfl_xor_sync(0xffffffffu, least, lanes));
     }
-    // A page is looked up a tile before its keys are copied.
+    // The page of a tile's keys is looked up one tile before the keys are copied.
     int32_t page = page_of(cta, keys, keys.first);
 #pragma unroll 1
     for (int32_t t = 0; t < Shape::stages - 1; ++t) {
@@ -50,7 +51,7 @@ FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& a
         page = page_of(cta, keys, next_first + tile_keys);
         cp_async_commit();
         const int32_t first = keys.first + t * tile_keys;
-        // A tile that none of the warp's rows sees would change nothing.
+        // A tile of keys that none of the warp's rows sees would change nothing, so the warp skips it.
         if (first <= most) {
             const uint32_t q =
                 cta.shared_q + uint32_t(cta.compiler_barrier(cta.warp) * Shape::warp_rows * Shape::head_dim * 2);
@@ -66,8 +67,8 @@ FLEXDRAFT_INLINE void mainloop(const JointCta<Shape>& cta, Accumulator<Shape>& a
     __syncthreads(); // "drain"
 }
 
-// Describes the block's packed rows in shared memory. A row has a part in the item if it sees the item's first cached
-// key, or if it belongs to the group whose slots are the item's keys.
+// Writes a description of each packed row of the block to shared memory. A row has a part in the item if it sees the
+// item's first cached key, or if it belongs to the group whose slots are the item's keys.
 template <typename Shape>
 FLEXDRAFT_INLINE void describe_rows(const JointCta<Shape>& cta, const SequenceRows& sequence, const ItemPlace& place,
                                     int32_t first_key) {
@@ -93,7 +94,7 @@ FLEXDRAFT_INLINE void work_item(const JointCta<Shape>& cta, const SequenceRows& 
     const int32_t first_key = max(place.state, 0) * item_keys;
     const int32_t seen = largest_limit(sequence, first_row, last_row) + 1;
     const int32_t end_key = seen - first_key < item_keys ? seen : first_key + item_keys;
-    // The limits of the block's rows may all lie before the last keys of the sequence.
+    // If the limits of all rows of the block lie before the item's first key, the item has no keys.
     if (end_key <= first_key) return;
     describe_rows(cta, sequence, place, first_key);
     if (threadIdx.x == 0) {
@@ -110,7 +111,8 @@ FLEXDRAFT_INLINE void work_item(const JointCta<Shape>& cta, const SequenceRows& 
             .slots = sequence.slots,
             .first_mask = sequence.first_mask,
         };
-        // The item's groups: the group whose slots are the item's keys, or the groups of the block's rows.
+        // The mask groups of the work item: the group whose slots are the item's keys, or the groups of the block's
+        // rows.
         if (place.state < 0) {
             item.begin_group = item.first_group = place.group;
             item.end_group = place.group + 1;

@@ -1,4 +1,5 @@
-// attention_merge: a row's result from the states that joint_attention left.
+// attention_merge: computes a row's attention output from the softmax states that joint_attention left in the
+// workspace.
 //
 // Grid [rows, q_heads / FLEXDRAFT_MERGE_WARPS]. A warp merges the states of one head of one row; each lane has pairs of
 // elements that are 64 apart.
@@ -8,7 +9,7 @@
 #include "state.cuh"
 #include "work_items.cuh"
 
-// Levels: of the tree in which the groups of spans merge, so that up to 2^Levels - 1 groups have a place.
+// Merges states in a binary tree over groups of states: with Levels levels, up to 2^Levels - 1 groups have a place.
 template <int32_t HeadDim, int32_t Levels>
 FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     constexpr int32_t elements = HeadDim / 32;
@@ -20,7 +21,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     if (head >= p.q_heads) return;
     const int64_t head_row = int64_t(row_index) * p.q_heads + head;
     const PassRow row = pass_row(p.pass, row_index);
-    // The items of a sequence with a single state left results, and the items of a sequence that was left out zeros.
+    // If a sequence has a single state, joint_attention has already written its results; if the sequence was left out,
+    // its results are zeros.
     const int32_t sequence_states = row.sequence < 0 ? 0 : states_of(p, sequence_rows(p.pass, row.sequence));
     if (sequence_states == 1 || sequence_states > p.max_states) return;
     const float2* const stats = reinterpret_cast<const float2*>(p.partial_stats) + head_row * p.places;
@@ -52,8 +54,8 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
     const int32_t states = row.sequence < 0 ? 0 : row.limit / (p.split * p.item_splits) + 1;
 #pragma unroll 1
     for (int32_t s = 0; s < states; s += at_once) {
-        // Four states are loaded before the first is used: loads that wait for one another would take longer than
-        // everything else.
+        // Four states are loaded before the first of them is used: loads that wait for one another would take longer
+        // than everything else.
         State<elements> some[at_once];
 #pragma unroll
         for (int32_t i = 0; i < at_once; ++i) some[i] = s + i < states ? load(s + i) : empty;
@@ -76,10 +78,11 @@ FLEXDRAFT_INLINE void attention_merge(const FlexdraftAttentionParams& p) {
         }
         ++groups;
     }
-    // The slots' state is loaded before the merges of the subtrees, which do not need it.
+    // The state over the slots of the row's mask group is loaded before the merges of the subtrees, which do not need
+    // it.
     State<elements> slots = empty;
     if (row.mask) slots = load(p.places - 1);
-    // Merge the subtrees that wait, from right to left: a smaller subtree is further right.
+    // Merges the complete subtrees that wait, from right to left: a smaller subtree is further right.
     State<elements> total = empty;
 #pragma unroll
     for (int32_t l = 0; l < Levels; ++l) {

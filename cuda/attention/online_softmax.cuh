@@ -7,8 +7,9 @@
 #include "joint_cta.cuh"
 #include "state.cuh"
 
-// A thread has two rows of each part of its warp (JointCta::row_of), and of each row a quarter of the elements, which
-// mma_m16n8k16 gives it. Until gather_sums, `sum` covers the thread's quarter of the keys; `maximum` covers all keys.
+// The online softmax of a warp's rows: a thread has two rows of each part of its warp (JointCta::row_of), and the
+// quarter of each row's elements that mma_m16n8k16 gives it. Until gather_sums, `sum` covers the thread's quarter of
+// the keys; `maximum` covers all keys.
 template <typename Shape>
 struct OnlineSoftmax {
     float maximum[Shape::parts][2], sum[Shape::parts][2];
@@ -30,8 +31,9 @@ struct OnlineSoftmax {
         }
     }
 
-    // Adds the tile whose first key is `first`. `q` and `k` are the shared addresses of the warp's rows of Q and of the
-    // tile's K, behind which the tile's V lies. If the tile is `cut`, a row may not see all of its keys.
+    // Adds the tile of keys whose first key is `first` to the softmax states of the warp's rows. `q` and `k` are the
+    // shared addresses of the warp's rows of Q and of the tile's K, behind which the tile's V lies. If the tile is
+    // `cut`, a row may not see all of its keys.
     FLEXDRAFT_METHOD void add_tile(const JointCta<Shape>& cta, const KeyRange& keys, uint32_t q, uint32_t k,
                                    int32_t first, bool cut) {
         const float scale = cta.p.scale_log2;
@@ -73,13 +75,15 @@ struct OnlineSoftmax {
                 for (int32_t n = 0; n < 8; ++n) {
                     weights[part][n][r] = pack_bf16(exp2_approx(fmaf(scores[part][n][2 * r], scale, -base)),
                                                     exp2_approx(fmaf(scores[part][n][2 * r + 1], scale, -base)));
-                    // The sum that divides is the sum of the weights as V is multiplied by them: rounded to bf16.
+                    // The sum by which a result is divided adds the weights as V is multiplied by them: rounded to
+                    // bf16.
                     added += bf16_low(weights[part][n][r]) + bf16_high(weights[part][n][r]);
                 }
                 sum[part][r] = fmaf(sum[part][r], before[r], added);
                 maximum[part][r] = most;
             }
-            // Most tiles bring no new maximum to any row of the warp.
+            // The state is rescaled only if the tile brings a new maximum to a row of the warp, which most tiles do
+            // not.
             if (__any_sync(0xffffffffu, before[0] != 1.0f || before[1] != 1.0f)) {
 #pragma unroll
                 for (int32_t n = 0; n < Shape::head_dim / 8; ++n) {
@@ -91,7 +95,7 @@ struct OnlineSoftmax {
         multiply_pv<Shape::head_dim, Shape::parts>(out, weights, k + Shape::tile_bytes, lane);
     }
 
-    // Gives every thread the whole sums of its rows.
+    // Gives every thread the complete sums of its rows, which four lanes hold in parts.
     FLEXDRAFT_METHOD void gather_sums() {
 #pragma unroll
         for (int32_t part = 0; part < Shape::parts; ++part) {

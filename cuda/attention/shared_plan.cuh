@@ -1,4 +1,4 @@
-// What lies in the shared memory of a CTA of joint_attention, and which barrier guards each part.
+// The shared memory of a CTA of joint_attention: its parts, and the barrier that guards each part.
 //
 //   part                          written                             read                  guarded by
 //   q                             cp.async, behind an item's tile 0   products              "tile"
@@ -19,13 +19,14 @@
 #include "../common/shapes.h"
 #include "tiles.cuh"
 
-// What a CTA works on. An item is in shared memory, because sums need the registers.
+// The work item that a CTA computes. An item is in shared memory, because sums need the registers.
 struct WorkItem {
     int32_t sequence, kv_head;
     int32_t state_place;        // the place of the item's state among the places that a row has in the workspace
     int32_t whole;              // 1: the item leaves results; 0: it leaves a state per row
     int32_t first_key, end_key; // the item's range of cached keys
-    // The groups from `begin_group` to `end_group` are added in turn; group first_group - 1 stands for the cached keys.
+    // The mask groups from `begin_group` to `end_group` are added one after the other; group first_group - 1 stands for
+    // the cached keys.
     int32_t begin_group, first_group, end_group;
     int32_t slots, first_mask; // of the sequence, as in SequenceRows
 };
@@ -35,10 +36,10 @@ template <int32_t HeadDim, int32_t Rows, int32_t Stages>
 struct SharedPlan {
     uint16_t q[Rows][HeadDim];                  // swizzled (tiles.cuh)
     uint16_t kv[Stages][2][tile_keys][HeadDim]; // swizzled K and V; tile t is in stage t % Stages
-    // The packed rows of the block.
+    // The packed rows of the CTA's block.
     int32_t row_index[Rows];  // in the operands; -1: the row has no part in the item
     int32_t row_limit[Rows];  // the last cached position that the row sees
     uint16_t row_place[Rows]; // 256 * (rank of the row's group + 1) + index of the row's head in its KV head's heads
     WorkItem item;
-    // The int32_t of the plan of items follow.
+    // The integers of the plan of work items follow in shared memory.
 };

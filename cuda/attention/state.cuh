@@ -1,4 +1,4 @@
-// The state of a softmax over some keys, and how two states become one.
+// The state of an online softmax over some keys, and the merge of two states.
 //
 // A state is a maximum, a sum and a row of weighted values. Scores are in bits (multiplied by log2 e), so weights are
 // powers of two. The state of no keys has maximum -inf and sum 0; merging it changes no bit of the other state.
@@ -7,17 +7,17 @@
 #include "../common/bf16.cuh"
 #include "../ptx/math.cuh"
 
-// Returns the factor that brings a state from its maximum `from` to a maximum `to` that is not smaller.
+// Returns the factor by which a softmax state is multiplied when its maximum grows from `from` to `to`.
 FLEXDRAFT_INLINE float rescale(float from, float to) { return to == -INFINITY ? 1.0f : exp2_approx(from - to); }
 
-// The factors by which the elements of states `a` and `b` are multiplied when the two are merged.
+// The factors by which the elements of softmax states `a` and `b` are multiplied when the two are merged.
 struct Factors {
     float of_a, of_b;
 
     FLEXDRAFT_METHOD float merged(float a, float b) const { return fmaf(b, of_b, a * of_a); }
 };
 
-// Merges the maximum and the sum of state `b` into state `a`, and returns the factors for the elements.
+// Merges the maximum and the sum of softmax state `b` into state `a`, and returns the factors for the elements.
 FLEXDRAFT_INLINE Factors merge_sums(float& a_maximum, float& a_sum, float b_maximum, float b_sum) {
     const float maximum = fmaxf(a_maximum, b_maximum);
     const Factors factors = {.of_a = rescale(a_maximum, maximum), .of_b = rescale(b_maximum, maximum)};
@@ -26,14 +26,14 @@ FLEXDRAFT_INLINE Factors merge_sums(float& a_maximum, float& a_sum, float b_maxi
     return factors;
 }
 
-// The state of one head of one row, whose elements are spread over the lanes of a warp: `Elements` per lane.
+// The softmax state of one head of one row, whose elements are spread over the lanes of a warp: `Elements` per lane.
 template <int32_t Elements>
 struct State {
     float maximum, sum;
     float out[Elements];
 };
 
-// Merges state `b` into state `a`. The order of the two matters to the bits.
+// Merges softmax state `b` into state `a`. The order of the two matters to the bits.
 template <int32_t Elements>
 FLEXDRAFT_INLINE void merge(State<Elements>& a, const State<Elements>& b) {
     const Factors factors = merge_sums(a.maximum, a.sum, b.maximum, b.sum);
@@ -41,14 +41,14 @@ FLEXDRAFT_INLINE void merge(State<Elements>& a, const State<Elements>& b) {
     for (int32_t i = 0; i < Elements; ++i) a.out[i] = factors.merged(a.out[i], b.out[i]);
 }
 
-// Returns two elements of a result, divided by the sum; 0 if no key was seen. The addition of 0 makes every zero +0,
-// because the sign of a zero would show how many empty states were merged.
+// Returns two elements of an attention output, divided by the sum of the weights; 0 if the row saw no key. The addition
+// of 0 makes every zero +0, because the sign of a zero would show how many empty states were merged.
 FLEXDRAFT_INLINE uint32_t divided(float low, float high, float sum) {
     const float scale = sum != 0.0f ? 1.0f / sum : 0.0f;
     return pack_bf16(fmaf(low, scale, 0.0f), fmaf(high, scale, 0.0f));
 }
 
-// Returns the logarithm of the sum of the exponentials of the scores, in natural units.
+// Returns the natural logarithm of the sum of the exponentials of a row's scores.
 FLEXDRAFT_INLINE float log_sum_exp(float maximum, float sum) {
     return sum != 0.0f ? (maximum + log2f(sum)) * 0.69314718f : -INFINITY;
 }

@@ -3,7 +3,7 @@
 
 #include "joint_cta.cuh"
 
-// Starts the copies of the block's rows of Q; rows without a part in the item become zeros.
+// Starts the copies of the block's rows of Q; rows that do not belong to the work item become zeros.
 template <typename Shape>
 FLEXDRAFT_INLINE void load_q(const JointCta<Shape>& cta) {
     const FlexdraftAttentionParams& p = cta.p;
@@ -21,8 +21,8 @@ FLEXDRAFT_INLINE void load_q(const JointCta<Shape>& cta) {
     }
 }
 
-// Returns the page of the keys that this thread's warp copies of the tile whose first key is `first`; 0 if they are not
-// cached keys of the range.
+// Returns the page from which this thread's warp copies its keys of the tile that begins at key `first`; 0 if these are
+// not cached keys of the range.
 template <typename Shape>
 FLEXDRAFT_INLINE int32_t page_of(const JointCta<Shape>& cta, const KeyRange& keys, int32_t first) {
     const FlexdraftPagedKv& cache = cta.p.cache;
@@ -31,15 +31,16 @@ FLEXDRAFT_INLINE int32_t page_of(const JointCta<Shape>& cta, const KeyRange& key
     return __ldg(cache.page_table + cta.shared.item.sequence * cache.page_table_stride + (position >> cta.page_shift));
 }
 
-// Starts the copies of K and V of the keys from `first` to `first` + 63 into a stage; this thread's warp copies its
-// keys from `page`. Keys beyond the end of the range become zeros, and so do keys of a page that the cache does not
-// have.
+// Starts the copies of K and V of the keys from `first` to `first` + 63 into a stage of the ring; this thread's warp
+// copies its keys from `page`. Keys beyond the end of the range become zeros, and so do keys of a page that the cache
+// does not have.
 template <typename Shape>
 FLEXDRAFT_INLINE void load_tile(const JointCta<Shape>& cta, const KeyRange& keys, int32_t first, int32_t page,
                                 int32_t stage) {
     const FlexdraftAttentionParams& p = cta.p;
     const FlexdraftPagedKv& cache = p.cache;
-    // Everything that follows from these two is computed for every tile, not kept from tile to tile.
+    // The values that follow from `lane` and `at_once` are computed again for every tile, because keeping them would
+    // take registers.
     const int32_t lane = cta.compiler_barrier(cta.lane), at_once = cta.compiler_barrier(Shape::keys_at_once);
     const int32_t key = cta.compiler_barrier(cta.warp) * Shape::warp_keys + lane / Shape::row_chunks;
     const int32_t chunk = lane % Shape::row_chunks;

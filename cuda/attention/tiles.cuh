@@ -8,17 +8,18 @@
 #include "../ptx/ldmatrix.cuh"
 #include "../ptx/mma.cuh"
 
-// Keys of a tile. Tiles of cached keys begin at positions that are multiples of it.
+// The number of keys per tile. Tiles of cached keys begin at positions that are multiples of it.
 constexpr int32_t tile_keys = FLEXDRAFT_TILE_KEYS;
 
-// Returns the offset of a chunk of a row, in bytes from the beginning of the tile.
+// Returns the offset of a 16-byte chunk of a row, in bytes from the beginning of its tile.
 template <int32_t HeadDim>
 FLEXDRAFT_INLINE uint32_t swizzled(int32_t row, int32_t chunk) {
     return uint32_t(row * HeadDim * 2 + ((chunk ^ (row & 7)) << 4));
 }
 
-// Returns the address of the chunk that is `chunks` further in the same row. The number of the chunk at `address` must
-// have none of the bits of `chunks`. The permutation is an exclusive or, so a step costs one instruction.
+// Returns the address of the 16-byte chunk that is `chunks` chunks further in the same row. The number of the chunk at
+// `address` must have none of the bits of `chunks`. The permutation is an exclusive or, so a step costs one
+// instruction.
 FLEXDRAFT_INLINE uint32_t swizzled_step(uint32_t address, int32_t chunks) { return address ^ uint32_t(chunks << 4); }
 
 // Computes scores = Q · Kᵀ for each of a warp's parts: scores [16 rows, 64 keys], Q [16 rows, head_dim] and K [64 keys,

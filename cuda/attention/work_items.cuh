@@ -1,4 +1,4 @@
-// The work items of joint_attention: how many a sequence has, and which item an index stands for.
+// The work items of joint_attention: how many a sequence has, and which item belongs to an index.
 //
 // The rows of a sequence, candidates first and then its groups, are packed with the query heads that share a KV head:
 // packed row m is head m % head_ratio of row m / head_ratio. So any ratio fills blocks of packed rows without a gap.
@@ -16,14 +16,14 @@
 #include "../common/rows.cuh"
 #include "params.h"
 
-// Where an item is in its pass.
+// The rows and keys that a work item stands for.
 struct ItemPlace {
     int32_t sequence, kv_head, block;
     int32_t state; // index of the state of the cached keys; -1: the slots of a group
     int32_t group; // if `state` is -1, the rank of the group among the groups of the sequence
 };
 
-// The items of a sequence, per KV head.
+// The numbers of a sequence's work items, per KV head.
 struct SequenceItems {
     int32_t blocks;       // blocks of packed rows
     int32_t full_states;  // states with the number of keys that an item takes
@@ -34,7 +34,7 @@ struct SequenceItems {
     bool left_out;        // the sequence has more states than the workspace has places: its items write zeros
 };
 
-// Returns the number of states that the cached keys of a sequence leave.
+// Returns the number of softmax states that attention over the cached keys of a sequence leaves per row and head.
 FLEXDRAFT_INLINE int32_t states_of(const FlexdraftAttentionParams& p, const SequenceRows& sequence) {
     const int32_t keys = p.split * p.item_splits;
     return sequence.length / keys + (sequence.length % keys != 0 ? 1 : 0);
@@ -58,7 +58,8 @@ FLEXDRAFT_INLINE SequenceItems items_of(const FlexdraftAttentionParams& p, const
     return items;
 }
 
-// Returns the number of a sequence's items with full states, and of its other items.
+// Returns the number of work items of a sequence that take full states (full_items), and the number of its other items
+// (other_items).
 FLEXDRAFT_INLINE int32_t full_items(const FlexdraftAttentionParams& p, const SequenceItems& items) {
     return p.kv_heads * items.blocks * items.full_states;
 }
@@ -66,17 +67,17 @@ FLEXDRAFT_INLINE int32_t other_items(const FlexdraftAttentionParams& p, const Se
     return p.kv_heads * (items.blocks * items.other_states + items.groups * items.group_blocks);
 }
 
-// The plan: first[e] items come before the items of entry e, and first[2 * pairs] is the number of all items. Entry e
-// of the first `pairs` entries has the full states of sequences 2e and 2e + 1; entry pairs + e has their other items.
-// One entry per sequence would take shared memory that a stage of keys needs. Every CTA computes the plan, because only
-// the device knows the lengths.
+// The plan of work items: first[e] items come before the items of entry e, and first[2 * pairs] is the number of all
+// items. Entry e of the first `pairs` entries has the full states of sequences 2e and 2e + 1; entry pairs + e has their
+// other items. One entry per sequence would take shared memory that a stage of keys needs. Every CTA computes the plan,
+// because only the device knows the lengths.
 FLEXDRAFT_INLINE int32_t plan_pairs(int32_t batch) { return (batch + 1) / 2; }
 
 template <int32_t BlockRows>
 FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* first) {
     const int32_t pairs = plan_pairs(p.pass.batch);
-    // Each thread counts one sequence, and threads with an even index add the counts of the next thread. All lanes of a
-    // warp go around the loop together.
+    // Each thread counts the items of one sequence, and threads with an even index add the counts of the next thread.
+    // All lanes of a warp go around the loop together.
 #pragma unroll 1
     for (int32_t s = int32_t(threadIdx.x); s - int32_t(threadIdx.x % 32) < p.pass.batch; s += int32_t(blockDim.x)) {
         int32_t full = 0, others = 0;
@@ -116,7 +117,7 @@ FLEXDRAFT_INLINE void plan_items(const FlexdraftAttentionParams& p, int32_t* fir
     __syncthreads(); // "plan"
 }
 
-// Returns the entry of the plan to which item `index` belongs: the last entry that begins at or before the item.
+// Returns the entry of the plan to which work item `index` belongs: the last entry that begins at or before the item.
 FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t index) {
     int32_t entry = 0;
     for (int32_t step = 1 << (31 - __clz(2 * pairs)); step > 0; step /= 2) {
@@ -125,9 +126,9 @@ FLEXDRAFT_INLINE int32_t entry_of(const int32_t* first, int32_t pairs, int32_t i
     return entry;
 }
 
-// Returns the place of item `index` of a sequence, counted among its full states or among its other items; the caller
-// sets `sequence`. Blocks that read the same keys follow each other. The rows of a group may lie in fewer blocks than
-// the plan counts; an item without a block has block -1.
+// Returns the rows and keys of work item `index` of a sequence, counted among its items with full states or among its
+// other items; the caller sets `sequence`. Blocks that read the same keys follow each other. The rows of a group may
+// lie in fewer blocks than the plan counts; an item without a block has block -1.
 template <int32_t BlockRows>
 FLEXDRAFT_INLINE ItemPlace item_place(const FlexdraftAttentionParams& p, const SequenceRows& sequence,
                                       const SequenceItems& items, bool full, int32_t index) {

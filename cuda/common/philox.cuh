@@ -13,7 +13,7 @@ enum DrawPurpose : uint32_t {
     residual_draw = 4,
 };
 
-// The random numbers of one draw: the key, and every counter word except the index.
+// The random numbers of one draw: Philox's key, and every counter word except the index.
 struct DrawNumbers {
     uint32_t key[2];     // the seed, low word first
     uint32_t counter[3]; // purpose · 2^16 + slot; the position, low word first
@@ -28,7 +28,7 @@ struct PhiloxWords {
     uint32_t word[4];
 };
 
-// Returns the four words at `index`, which belong to the vocabulary ids 4 · index to 4 · index + 3.
+// Returns the four random words at `index`, which belong to the vocabulary ids 4 · index to 4 · index + 3.
 FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) {
     uint32_t a = index, b = numbers.counter[0], c = numbers.counter[1], d = numbers.counter[2];
     uint32_t key0 = numbers.key[0], key1 = numbers.key[1];
@@ -46,18 +46,18 @@ FLEXDRAFT_INLINE PhiloxWords philox(const DrawNumbers& numbers, uint32_t index) 
     return PhiloxWords{{a, b, c, d}};
 }
 
-// Returns −ln u for u = (word + ½) · 2^−32: standard exponential, at least 2^−34. Computed from 1 − u if u is near 1,
-// because u itself would round to 1.
+// Returns a standard exponential random number, −ln u for u = (word + ½) · 2^−32, at least 2^−34. Computed from 1 − u
+// if u is near 1, because u itself would round to 1.
 FLEXDRAFT_INLINE float exponential(uint32_t word) {
     constexpr float ulp = 1.0f / 4294967296.0f;
     if (word < 0x80000000u) return -logf((float(word) + 0.5f) * ulp);
     return -log1pf(-((float(~word) + 0.5f) * ulp));
 }
 
-// Returns −ln(−ln u): standard Gumbel.
+// Returns a standard Gumbel random number, −ln(−ln u) for u = (word + ½) · 2^−32.
 FLEXDRAFT_INLINE float gumbel(uint32_t word) { return -logf(exponential(word)); }
 
-// Returns the Gumbel number of one vocabulary id.
+// Returns the standard Gumbel random number of one vocabulary id.
 FLEXDRAFT_INLINE float gumbel_of(const DrawNumbers& numbers, uint32_t id) {
     const PhiloxWords words = philox(numbers, id / 4);
     const uint32_t low = id & 1u ? words.word[1] : words.word[0];

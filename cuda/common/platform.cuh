@@ -15,7 +15,7 @@
 #define FLEXDRAFT_KERNEL(name, Params, threads, ctas) \
     extern "C" __global__ void __launch_bounds__(threads, ctas) name(const __grid_constant__ Params p)
 
-// The CTA's dynamic shared memory, aligned to 1024 bytes, the period of the widest swizzle.
+// Declares the CTA's dynamic shared memory, aligned to 1024 bytes, the period of the widest swizzle.
 #define FLEXDRAFT_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 #define FLEXDRAFT_INLINE __device__ __forceinline__

@@ -1,5 +1,5 @@
-// The mask between rows and cached positions, which is arithmetic: every row of a pass has a limit, the last cached
-// position that the row sees. `start` is the position of a sequence's candidate 0.
+// The attention mask between rows and cached positions, computed by arithmetic: every row of a pass has a limit, the
+// last cached position that the row sees. `start` is the position of a sequence's candidate 0.
 //
 //   row                            position                limit
 //   candidate i                    start + i               start + i
@@ -17,7 +17,7 @@
 FLEXDRAFT_INLINE int32_t candidate_limit(int32_t start, int32_t candidate) { return start + candidate; }
 FLEXDRAFT_INLINE int32_t group_limit(int32_t start, int32_t group) { return start + group; }
 
-// Returns the last of the `batch` sequences whose first row is at most `row`; first[batch] is the end.
+// Returns the last of `batch` sequences whose first row is at most `row`; first[batch] is the number of rows.
 FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t row) {
     int32_t low = 0, high = batch - 1;
     while (low < high) {
@@ -31,13 +31,13 @@ FLEXDRAFT_INLINE int32_t owner_of(const int32_t* first, int32_t batch, int32_t r
     return low;
 }
 
-// Returns the index of the `n`-th (from 0) set bit of `bits`, which has more than `n` set bits.
+// Returns the index of set bit number `n` of `bits`, counted from 0; `bits` has more than `n` set bits.
 FLEXDRAFT_INLINE int32_t nth_bit(uint64_t bits, int32_t n) {
     for (int32_t i = 0; i < n; ++i) bits &= bits - 1;
     return __ffsll(int64_t(bits)) - 1;
 }
 
-// A row of a pass.
+// One row of a pass: its sequence, its position and what it sees.
 struct PassRow {
     int32_t sequence; // -1: padding
     int32_t position;
@@ -67,7 +67,7 @@ FLEXDRAFT_INLINE PassRow pass_row(const FlexdraftPass& pass, int32_t row) {
     return result;
 }
 
-// The rows of one sequence of a pass.
+// The description of the rows that one sequence has in a pass.
 struct SequenceRows {
     int32_t start;
     int32_t candidates;      // number of candidate rows
@@ -96,7 +96,7 @@ FLEXDRAFT_INLINE SequenceRows sequence_rows(const FlexdraftPass& pass, int32_t i
     return sequence;
 }
 
-// A row of a sequence.
+// One row of a sequence: its index in the operands, what it sees, and its mask group.
 struct SequenceRow {
     int32_t index; // in the operands; -1: the sequence does not have the row
     int32_t limit;
@@ -116,7 +116,8 @@ FLEXDRAFT_INLINE SequenceRow row_of_sequence(const SequenceRows& sequence, int32
     return result;
 }
 
-// Returns the largest limit of the rows `first` to `last`. The sequence has both rows.
+// Returns the last cached position that any of the rows `first` to `last` of a sequence sees. The sequence has both
+// rows.
 FLEXDRAFT_INLINE int32_t largest_limit(const SequenceRows& sequence, int32_t first, int32_t last) {
     const int32_t of_last = row_of_sequence(sequence, last).limit;
     if (first >= sequence.candidates || last < sequence.candidates) return of_last;

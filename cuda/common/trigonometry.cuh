@@ -4,7 +4,7 @@
 #include "platform.cuh"
 
 #if !defined(__CUDACC__)
-// The product is rounded once more than a function of x alone would round: results are within an ulp.
+// The product pi · x is rounded before the sine or cosine is taken, so results are only within an ulp.
 constexpr double pi = 3.14159265358979323846;
 #endif
 

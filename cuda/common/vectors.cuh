@@ -24,15 +24,16 @@ FLEXDRAFT_INLINE uint4 pack(const Eight& values) {
 FLEXDRAFT_INLINE const uint4* chunks(const uint16_t* row) { return reinterpret_cast<const uint4*>(row); }
 FLEXDRAFT_INLINE uint4* chunks(uint16_t* row) { return reinterpret_cast<uint4*>(row); }
 
-// Returns the sum over a warp, in every lane. The order of additions is fixed, so the bits are always the same.
+// Returns the sum of `value` over the lanes of a warp, in every lane. The order of additions is fixed, so the bits are
+// always the same.
 FLEXDRAFT_INLINE float warp_sum(float value) {
 #pragma unroll
     for (int32_t lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
     return value;
 }
 
-// Returns whether `index` is one of `rows` rows. Indices are in device memory, so the host cannot check them; an index
-// that is neither a row nor -1 is reported in `error`.
+// Returns whether `index` is one of `rows` row indices. Indices are in device memory, so the host cannot check them; an
+// index that is neither a row nor -1 is reported in `error`.
 FLEXDRAFT_INLINE bool row_exists(int32_t index, int32_t rows, uint32_t* error) {
     const bool exists = index >= 0 && index < rows;
     if (!exists && index != -1 && threadIdx.x == 0 && error != nullptr) {

@@ -1,4 +1,4 @@
-// Kernels for golden recordings: one for each instruction that the SIMT emulator models, and one for CUDA's math
+// Kernels for golden recordings: one kernel per instruction that the SIMT emulator models, and one for CUDA's math
 // functions. A GPU's results for given inputs are recorded, and the models are compared with them
 // (tests/golden_vectors). A CTA runs one case, with one warp (for wgmma, which has no model yet, with a warpgroup).
 // Shapes are in 32-bit words. Part of test builds only.
@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint32_t full = 0xffffffffu;
 
-// in: 64 rows of 4 words, then a row number for each lane; out [32, 4].
+// Runs ldmatrix: in, 64 rows of 4 words, then a row number for each lane; out [32, 4].
 template <bool Transposed>
 FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
     FLEXDRAFT_SHARED(shared);
@@ -40,7 +40,7 @@ FLEXDRAFT_INLINE void load_matrices(const FlexdraftGoldenParams& p) {
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4, FlexdraftGoldenParams, 32, 1) { load_matrices<false>(p); }
 FLEXDRAFT_KERNEL(golden_ldmatrix_x4_trans, FlexdraftGoldenParams, 32, 1) { load_matrices<true>(p); }
 
-// Registers of a lane: in [32, sums 4, a 4, b 2], out [32, 4].
+// Runs mma.sync on the registers of a warp's lanes: in [32, sums 4, a 4, b 2], out [32, 4].
 FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
     const uint32_t* const in = p.in + (blockIdx.x * 32 + threadIdx.x) * 10;
     float d[4];
@@ -50,8 +50,8 @@ FLEXDRAFT_KERNEL(golden_mma_m16n8k16, FlexdraftGoldenParams, 32, 1) {
     for (uint32_t i = 0; i < 4; ++i) p.out[(blockIdx.x * 32 + threadIdx.x) * 4 + i] = __float_as_uint(d[i]);
 }
 
-// in: 4 words for each of 32 lanes, then the number of bytes that each lane copies; out [32, 4]. Bytes that are not
-// copied must become zero.
+// Runs cp.async: in, 4 words for each of 32 lanes, then the number of bytes that each lane copies; out [32, 4]. Bytes
+// that are not copied must become zero.
 FLEXDRAFT_KERNEL(golden_cp_async_16, FlexdraftGoldenParams, 32, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -64,13 +64,13 @@ FLEXDRAFT_KERNEL(golden_cp_async_16, FlexdraftGoldenParams, 32, 1) {
     for (uint32_t i = 0; i < 4; ++i) p.out[blockIdx.x * 128 + 4 * lane + i] = staged[4 * lane + i];
 }
 
-// in [32], out [32].
+// Runs ex2.approx: in [32], out [32].
 FLEXDRAFT_KERNEL(golden_exp2_approx, FlexdraftGoldenParams, 32, 1) {
     const uint32_t i = blockIdx.x * 32 + threadIdx.x;
     p.out[i] = __float_as_uint(exp2_approx(__uint_as_float(p.in[i])));
 }
 
-// in [32, 2], out [32, 2]: the conversion of the first word alone, then of both words.
+// Converts f32 to bf16: in [32, 2], out [32, 2], with the conversion of the first word alone, then of both words.
 FLEXDRAFT_KERNEL(golden_cvt_rn_bf16, FlexdraftGoldenParams, 32, 1) {
     const uint32_t i = (blockIdx.x * 32 + threadIdx.x) * 2;
     const float low = __uint_as_float(p.in[i]), high = __uint_as_float(p.in[i + 1]);
@@ -89,7 +89,7 @@ FLEXDRAFT_KERNEL(golden_math, FlexdraftGoldenParams, 32, 1) {
     for (uint32_t i = 0; i < 7; ++i) p.out[first + i] = __float_as_uint(results[i]);
 }
 
-// Warp-wide operations: in [32], out [32, 10].
+// Runs warp-wide operations: in [32], out [32, 10].
 FLEXDRAFT_KERNEL(golden_collectives, FlexdraftGoldenParams, 32, 1) {
     const uint32_t value = p.in[blockIdx.x * 32 + threadIdx.x];
     uint32_t* const out = p.out + (blockIdx.x * 32 + threadIdx.x) * 10;
@@ -121,8 +121,9 @@ FLEXDRAFT_KERNEL(golden_wgmma_m64n8k16, FlexdraftGoldenParams, 128, 1) {
     mma_m16n8k16(d, a, b[0], b[1]);
     for (uint32_t i = 0; i < 4; ++i) out[i] = __float_as_uint(d[i]);
 #if defined(FLEXDRAFT_HAS_WGMMA)
-    // The fragments as matrices: A [64, 16] and B [8, 16], both by rows of K, in core matrices of 8 rows and 16 bytes.
-    // Register i of A has 8 rows from 8 (i % 2) and 8 columns from 8 (i / 2); register i of B has 8 columns from 8 i.
+    // The operands A [64, 16] and B [8, 16] of wgmma as matrices, both by rows of K, in core matrices of 8 rows and 16
+    // bytes. Register i of A has 8 rows from 8 (i % 2) and 8 columns from 8 (i / 2); register i of B has 8 columns from
+    // 8 i.
     FLEXDRAFT_SHARED(shared);
     auto* const staged = reinterpret_cast<uint32_t*>(shared);
     const uint32_t warp = threadIdx.x / 32;

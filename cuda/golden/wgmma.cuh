@@ -8,20 +8,22 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FLEXDRAFT_HAS_WGMMA
 
-// Operands by rows of K ("K-major"), without swizzle: core matrices of 8 rows (of M or N) by 16 bytes (8 elements of
-// K), each stored as 128 contiguous bytes. The two core matrices that an instruction reads along K are adjacent.
+// The layout of wgmma's operands: by rows of K ("K-major"), without swizzle, in core matrices of 8 rows (of M or N) by
+// 16 bytes (8 elements of K), each stored as 128 contiguous bytes. The two core matrices that an instruction reads
+// along K are adjacent.
 constexpr uint32_t core_matrix_bytes = 128;
 
-// The first 32-bit word of the core matrix with rows from 8 `rows` and columns from 8 `cols`. A row of it has 4 words
-// of two elements, so that a lane's word of an mma.sync fragment (row lane / 4, columns from 2 (lane % 4)) is word
-// `lane`.
+// Returns the index of the first 32-bit word of a core matrix: the matrix of the 8 rows from 8 · `rows` and the 8
+// columns from 8 · `cols`. A row of it has 4 words of two elements, so that a lane's word of an mma.sync fragment (row
+// lane / 4, columns from 2 (lane % 4)) is word `lane`.
 FLEXDRAFT_INLINE uint32_t core_matrix_word(uint32_t rows, uint32_t cols) {
     return (2 * rows + cols) * (core_matrix_bytes / 4);
 }
 
-// "Matrix Descriptor Format": bits 0 to 13 are the address, bits 16 to 29 the leading dimension's byte offset (to the
-// next core matrix along K), bits 32 to 45 the stride dimension's byte offset (to the next core matrix along M or N),
-// each in units of 16 bytes. Bits 62 and 63 are 0 without swizzle.
+// Returns wgmma's descriptor of an operand in shared memory ("Matrix Descriptor Format"): bits 0 to 13 are the address,
+// bits 16 to 29 the leading dimension's byte offset (to the next core matrix along K), bits 32 to 45 the stride
+// dimension's byte offset (to the next core matrix along M or N), each in units of 16 bytes. Bits 62 and 63 are 0
+// without swizzle.
 FLEXDRAFT_INLINE uint64_t core_matrix_descriptor(uint32_t shared) {
     constexpr uint64_t leading = core_matrix_bytes, stride = 2 * core_matrix_bytes;
     return uint64_t((shared & 0x3ffff) >> 4) | leading >> 4 << 16 | stride >> 4 << 32;
@@ -30,8 +32,8 @@ FLEXDRAFT_INLINE uint64_t core_matrix_descriptor(uint32_t shared) {
 // Makes this thread's writes to shared memory visible to wgmma after the next barrier.
 FLEXDRAFT_INLINE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// d[64, 8] += a[64, 16] · b[16, 8], with bf16 products summed in f32. Warp w has 16 rows of d (and of a in registers)
-// from row 16 w, in the fragments of mma_m16n8k16. Returns when the sums are complete.
+// Computes d[64, 8] += a[64, 16] · b[16, 8] by wgmma, with bf16 products summed in f32. Warp w has 16 rows of d (and of
+// a in registers) from row 16 w, in the fragments of mma_m16n8k16. Returns when the sums are complete.
 FLEXDRAFT_INLINE void wgmma_m64n8k16_shared(float (&d)[4], uint64_t a, uint64_t b) {
     asm volatile(
         "{\n"

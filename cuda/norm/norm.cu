@@ -17,8 +17,8 @@ static_assert(FLEXDRAFT_NORM_SHARED == norm_warps * sizeof(float), "what the lau
 
 } // namespace
 
-// Grid [rows], one CTA per row. All loads of a thread are in flight together, for rows up to `norm_held` chunks per
-// thread (8192 columns); the rest of a longer row is read a second time.
+// The grid is [rows]: one CTA normalises one row. All loads of a thread are in flight together, for rows up to
+// `norm_held` chunks per thread (8192 columns); the rest of a longer row is read a second time.
 FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
     FLEXDRAFT_SHARED(shared);
     auto* const partial = reinterpret_cast<float*>(shared); // [norm_warps]
@@ -77,11 +77,11 @@ FLEXDRAFT_KERNEL(rms_norm, FlexdraftRmsNormParams, norm_threads, 2) {
         const int64_t c = i * norm_threads + threadIdx.x;
         if (c < end) norm(held[i], c);
     }
-    // This thread wrote these chunks above.
+    // No barrier is needed, because this thread itself wrote the chunks that it now reads.
     for (int64_t c = norm_held * norm_threads + threadIdx.x; c < end; c += norm_threads) norm(x[c], c);
 }
 
-// Grid [chunks / row_threads], one chunk per thread.
+// The grid is [chunks / row_threads]: one thread adds one chunk of eight elements.
 FLEXDRAFT_KERNEL(add, FlexdraftAddParams, row_threads, 4) {
     const int64_t c = int64_t(blockIdx.x) * row_threads + threadIdx.x;
     if (c >= p.chunks) return;

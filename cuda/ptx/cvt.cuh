@@ -17,11 +17,11 @@ FLEXDRAFT_INLINE uint16_t cvt_rn_bf16(float value) {
 #endif
 }
 
-// Returns two values in one register, the first in the low half: the operand layout of mma.
+// Returns two values as bf16 in one register, the first in the low half: the operand layout of mma.
 FLEXDRAFT_INLINE uint32_t cvt_rn_bf16x2(float low, float high) {
 #if defined(__CUDACC__)
     uint32_t packed;
-    // The instruction's first operand goes to the upper half.
+    // The first source operand of cvt.rn.bf16x2 goes to the upper half of the register.
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
 #else

@@ -1,5 +1,4 @@
-// Approximate arithmetic of the special-function unit.
-// PTX ISA, "Floating Point Instructions: ex2, lg2".
+// Approximate arithmetic of the GPU's special-function unit. PTX ISA, "Floating Point Instructions: ex2, lg2".
 #pragma once
 
 #include "../common/platform.cuh"

@@ -24,8 +24,8 @@ FLEXDRAFT_INLINE float2 cos_sin(float angle) {
     return make_float2(cos_pi(half_turns), sin_pi(half_turns));
 }
 
-// One head of one row, held by one warp: lane l has `Pairs` neighbouring elements of the lower half, and the elements
-// of the upper half that are rotated with them.
+// One attention head of one row, held by one warp: lane l has `Pairs` neighbouring elements of the lower half, and the
+// elements of the upper half that are rotated with them.
 template <int32_t Pairs>
 struct Head {
     static_assert(Pairs == 1 || Pairs == 2, "head_dim 64 or 128");
@@ -84,7 +84,7 @@ struct Head {
     }
 };
 
-// One warp per head: q heads, then k heads, then v heads.
+// Each warp computes one head: q heads come first, then k heads, then v heads.
 template <int32_t Pairs>
 FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
     constexpr int32_t head_dim = 64 * Pairs;
@@ -104,7 +104,8 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
         if (weight != nullptr) values.norm(weight, p.eps, lane);
         values.turn(p.cos_sin + int64_t(row) * head_dim, lane);
     }
-    // Attention reads candidates' k and v from the cache only.
+    // The heads of q and of mask rows change in place; the k and v of candidate rows go to the cache only, where
+    // attention reads them.
     if (is_q || place.mask) {
         values.store(in_place, lane);
         return;
@@ -127,14 +128,14 @@ FLEXDRAFT_INLINE void norm_rope_append(const FlexdraftNormRopeAppendParams& p) {
 
 } // namespace
 
-// Grid [rows], one CTA per row.
+// The grid is [rows]: one CTA computes the rotations of one row.
 FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4) {
     const int32_t row = int32_t(blockIdx.x);
     const PassRow place = pass_row(p.pass, row);
     for (int32_t i = int32_t(threadIdx.x); i < p.half_dim; i += FLEXDRAFT_ROPE_THREADS) {
         float2 turn = make_float2(0.0f, 0.0f);
         if (place.sequence >= 0) {
-            // The angle is rounded to f32, as transformers rounds it.
+            // The angle is rounded to f32, as the Python library transformers rounds it.
             turn = cos_sin(float(place.position) * __ldg(p.inv_freq + i));
             turn = make_float2(turn.x * p.scale, turn.y * p.scale);
         }
@@ -142,7 +143,7 @@ FLEXDRAFT_KERNEL(rope_table, FlexdraftRopeTableParams, FLEXDRAFT_ROPE_THREADS, 4
     }
 }
 
-// Grid [rows, heads / row_warps], one warp per head.
+// The grid is [rows, heads / row_warps]: one warp computes one head of a row.
 FLEXDRAFT_KERNEL(norm_rope_append_d64, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<1>(p); }
 FLEXDRAFT_KERNEL(norm_rope_append_d128, FlexdraftNormRopeAppendParams, row_threads, 4) { norm_rope_append<2>(p); }
 

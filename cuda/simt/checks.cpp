@@ -1,6 +1,7 @@
-// Implementation of checks.h. Races are found by happens-before, over the operations that order threads in these
-// kernels: barriers, __syncwarp with all lanes, and between CTAs a pair of fences with atomics on the same word between
-// them. (A CTA that overwrites memory that another CTA has read is not reported.)
+// Implementation of checks.h: the checks of every memory access in the SIMT emulator, with the detection of races.
+// Races are found by happens-before, over the operations that order threads in these kernels: barriers, __syncwarp with
+// all lanes, and between CTAs a pair of fences with atomics on the same word between them. (A CTA that overwrites
+// memory that another CTA has read is not reported.)
 //
 // The pair of fences follows the PTX ISA's memory consistency model ("Release and Acquire Patterns", "Synchronizes",
 // "Causality Order"). CUDA's atomicAdd and similar operations are relaxed, and __threadfence is a fence at device
@@ -32,10 +33,11 @@ namespace simt {
 namespace {
 
 constexpr uint32_t max_threads = 1024;
-// The smallest element of an operand has two bytes.
+// Accesses are tracked in units of two bytes, the size of the smallest element of an operand.
 constexpr uint64_t granule = 2;
 
-// The thread and the time of an access. `ordered` decides whether it precedes another access.
+// A memory access for the detection of races: its thread and its time. `ordered` decides whether it precedes another
+// access.
 struct Stamp {
     uint32_t sequence = 0; // of all stamps of the launch; 0: never
     uint32_t cta = 0;
@@ -50,16 +52,17 @@ struct Shadow {
     uint16_t copying = 0; // thread + 1 whose asynchronous copy is under way
 };
 
-// The accesses that a CTA published by a fence and an atomic of `thread`: the thread's own stamps up to one number, and
-// up to another number the stamps of the CTA's other threads, which met it in the last barrier before the fence.
+// The accesses that a CTA published by a fence and an atomic of `thread`: the thread's own accesses up to one stamp,
+// and up to another stamp the accesses of the CTA's other threads, which met this thread in the last barrier before the
+// fence.
 struct Published {
     uint32_t cta;
     uint16_t thread;
     uint32_t own_up_to, others_up_to;
 };
 
-// A published entry whose atomic another thread has seen. It is ordered before this thread's accesses from the next
-// fence on, and before other threads' accesses from the barrier after that fence.
+// An entry of published accesses whose atomic another thread has seen. It is ordered before this thread's accesses from
+// the next fence on, and before other threads' accesses from the barrier after that fence.
 struct Seen {
     Published what;
     uint16_t thread;
@@ -83,7 +86,7 @@ struct Checks {
     std::vector<Shadow> shared_shadow;
     uint32_t thread = 0, cta = 0, sequence = 0, barrier = 0, barrier_sequence = 0;
     uint32_t warp_sync[max_threads / 32];
-    // Numbers of stamps at each thread's last fence, and at the last barrier before that fence.
+    // The number of stamps when each thread ran its last fence, and at the last barrier before that fence.
     uint32_t fence_sequence[max_threads], fence_barrier_sequence[max_threads];
     std::map<const void*, std::vector<Published>> published;
     std::vector<Seen> seen;
@@ -115,7 +118,7 @@ bool ordered(const Checks& c, const Stamp& before) {
     return !before.several && before.thread / 32 == c.thread / 32 && before.warp_sync < c.warp_sync[c.thread / 32];
 }
 
-// Returns the operand that holds an address, or null.
+// Returns the operand that holds an address, or null if no operand does.
 Region* region_of(Checks& c, uint64_t address) {
     const auto holds = [&](const Region& r) { return address - r.region->address < r.region->bytes; };
     if (c.last < c.regions.size() && holds(c.regions[c.last])) return &c.regions[c.last];
@@ -343,7 +346,7 @@ void hooked(const void* at, size_t bytes, bool write) {
 } // namespace
 } // namespace simt
 
-// The compiler's hooks.
+// The hooks that code compiled with -fsanitize=thread calls before each memory access.
 extern "C" {
 #define FLEXDRAFT_HOOKS(bytes)                                                             \
     void __tsan_read##bytes(void* at) { simt::hooked(at, bytes, false); }                  \

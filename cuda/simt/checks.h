@@ -1,4 +1,4 @@
-// Checks of the checked variant: every access of a kernel to memory.
+// Checks of every access of a kernel to memory, for kernels compiled in the checked variant.
 //
 // The kernel files of this variant are compiled with -fsanitize=thread, which calls a hook before each access. The
 // hooks are ours (checks.cpp); no sanitizer runs. Errors are: an access outside of the operands, the CTA's shared
@@ -16,16 +16,16 @@ namespace simt {
 void checks_launch(FlexdraftSimtLaunch* launch);
 void checks_end();
 void checks_cta(const unsigned char* shared, uint32_t shared_bytes, uint32_t threads);
-// The host switches to another thread.
+// Tells the checks that the emulator switches to another thread.
 void checks_switch(uint32_t previous, uint32_t next);
-// All threads of the CTA, or the lanes of a warp in `mask`, have met.
+// Tells the checks that all threads of the CTA have met, or the lanes of a warp in `mask`.
 void checks_barrier();
 void checks_warp(uint32_t mask);
-// The running thread accesses memory.
+// Checks a memory access of the running thread.
 void checks_access(const void* at, size_t bytes, bool write);
 void checks_fence();
 void checks_atomic(const void* at, size_t bytes);
-// An asynchronous copy to shared memory begins, or a wait for it has ended.
+// Tells the checks that an asynchronous copy to shared memory begins, or that a wait for it has ended.
 void checks_copy_begin(const unsigned char* to, size_t bytes);
 void checks_copy_end(const unsigned char* to, size_t bytes);
 

@@ -13,11 +13,12 @@
 #include "ptx.h"
 
 #define FLEXDRAFT_INLINE static inline __attribute__((always_inline))
-// The same for a member function.
+// Marks a member function that is always inlined.
 #define FLEXDRAFT_METHOD inline __attribute__((always_inline))
 #define __restrict__ __restrict
 
-// Defines the kernel, its entry for launches by name, and its entry in the table, which has the kernel's name.
+// Defines a kernel, the function by which launches call it, and its entry in the table of kernels, which has the
+// kernel's name.
 #define FLEXDRAFT_KERNEL(name, Params, threads, ctas)                                          \
     static void name##_body(const Params& p);                                                  \
     static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }   \
@@ -26,7 +27,7 @@
 
 #define FLEXDRAFT_SHARED(name) unsigned char* const name = simt::shared_memory()
 
-// The table of a file's kernels, with a name made of the family and the variant.
+// The name of the table of a file's kernels, made of the kernel family and the variant (with or without checks).
 #define FLEXDRAFT_TABLE_NAME(variant, family) FLEXDRAFT_TABLE_NAME_(variant, family)
 #define FLEXDRAFT_TABLE_NAME_(variant, family) flexdraft_simt_##variant##_##family
 #define FLEXDRAFT_KERNEL_TABLE(family, ...)                                                   \
@@ -109,7 +110,7 @@ FLEXDRAFT_INLINE float __fadd_rn(float a, float b) { return a + b; }
 FLEXDRAFT_INLINE float __fsub_rn(float a, float b) { return a - b; }
 FLEXDRAFT_INLINE float __fmul_rn(float a, float b) { return a * b; }
 FLEXDRAFT_INLINE float __fdiv_rn(float a, float b) { return a / b; }
-// On a GPU, the result is within 2 units in the last place.
+// On a GPU, the result of __fdividef is within 2 units in the last place.
 FLEXDRAFT_INLINE float __fdividef(float a, float b) { return a / b; }
 FLEXDRAFT_INLINE float __fsqrt_rn(float x) { return sqrtf(x); }
 FLEXDRAFT_INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
@@ -130,7 +131,7 @@ FLEXDRAFT_INLINE int __syncthreads_or(int predicate) { return simt::barrier(pred
 FLEXDRAFT_INLINE int __syncthreads_and(int predicate) { return simt::barrier(predicate == 0) == 0; }
 FLEXDRAFT_INLINE void __syncwarp(unsigned mask = 0xffffffffu) { simt::sync_warp(mask); }
 FLEXDRAFT_INLINE void __threadfence() { simt::fence(); }
-// Within a CTA, the host orders two threads only by a barrier or __syncwarp, so this fence adds nothing.
+// Within a CTA, the emulator orders two threads only by a barrier or __syncwarp, so this fence adds nothing.
 FLEXDRAFT_INLINE void __threadfence_block() {}
 
 // --- Warp-wide operations -------------------------------------------------------------------------------

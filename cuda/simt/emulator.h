@@ -23,7 +23,7 @@ struct Index {
     uint32_t x, y, z;
 };
 
-// The operands and results of one lane in a warp-wide operation.
+// The operands and the results that one lane contributes to a warp-wide operation.
 struct Exchange {
     uint64_t in[10];
     uint64_t out[4];
@@ -41,16 +41,18 @@ extern thread_local Coordinates coordinates;
 
 // --- Called by device.h on a fiber ---------------------------------------------------------------------
 
-// The CTA's dynamic shared memory.
+// Returns the CTA's dynamic shared memory.
 unsigned char* shared_memory();
 
-// The exchange of the running lane: the lane fills `in`, calls `collective`, and reads `out`.
+// Returns the operands and results of the running lane in a warp-wide operation: the lane fills `in`, calls
+// `collective`, and reads `out`.
 Exchange& exchange();
 
-// Waits until every lane of `mask` has called this function with the same operation, mask and argument.
+// Runs a warp-wide operation: waits until every lane of `mask` has called this function with the same operation, mask
+// and argument.
 void collective(Collective operation, uint32_t argument, uint32_t mask, const char* name);
 
-// __syncthreads and its reductions; returns the number of threads whose predicate is true.
+// Implements __syncthreads and its reductions; returns the number of threads whose predicate is true.
 uint32_t barrier(bool predicate);
 
 // The first address of shared memory in its 32-bit address space. It is not zero, which a kernel may take for null.
@@ -59,15 +61,16 @@ constexpr uint32_t shared_base = 1024;
 // Returns the 32-bit address of a pointer into shared memory.
 uint32_t shared_address(const void* pointer);
 
-// Returns the generic address of a 32-bit shared address, after checking its alignment and that `bytes` exist from it
-// on.
+// Returns the pointer to a 32-bit address in shared memory, after checking its alignment and that `bytes` bytes exist
+// from it on.
 unsigned char* shared_range(uint32_t address, size_t bytes, size_t alignment, const char* name);
 
-// Returns the stack of a thread of the CTA, of Fiber::stack_bytes bytes; and the size of the kernel's parameters.
+// Returns the stack of a thread of the CTA, which has Fiber::stack_bytes bytes (stack_of), and the size of the kernel's
+// parameters (params_bytes).
 const unsigned char* stack_of(uint32_t thread);
 uint64_t params_bytes();
 
-// Implementation of cp.async, which copies at once, or as late as its waits allow.
+// Implements cp.async, whose copies happen at once, or as late as the waits for them allow.
 void copy_async(uint32_t shared, const void* global, uint32_t source_bytes);
 void copy_commit();
 void copy_wait(int pending);
@@ -75,7 +78,7 @@ void copy_wait(int pending);
 // Ends the launch with an error that names kernel, CTA and thread. Does not return.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Returns the kernel of a name, among the kernels compiled with or without checks; null if there is none.
+// Returns the kernel with a name, among the kernels compiled with or without checks; null if there is none.
 const Kernel* find(bool checked, std::string_view name);
 
 } // namespace simt

@@ -1,5 +1,6 @@
-// Implementation of fiber.h. The switch follows the System V ABI (x86-64) and AAPCS64: it keeps only the registers that
-// a callee must preserve, because to the compiler the switch is a function call.
+// Implementation of fiber.h: the switch between the stacks of fibers. The switch follows the System V ABI (x86-64) and
+// AAPCS64: it keeps only the registers that a callee must preserve, because to the compiler the switch is a function
+// call.
 #include "fiber.h"
 
 #include <string.h>
@@ -81,10 +82,10 @@ flexdraft_simt_switch:
 namespace simt {
 namespace {
 
-// AddressSanitizer must know which stack is running: before a switch the bounds of the next stack, after the switch
-// that it happened. In other builds these functions do nothing.
+// Tells AddressSanitizer which stack is running: before a switch the bounds of the next stack, after the switch that it
+// happened. In other builds these functions do nothing.
 #if defined(FLEXDRAFT_SANITIZED)
-// The fiber that was left last; on arrival its bounds become known.
+// The fiber that was left last; the bounds of its stack become known after the switch.
 thread_local Fiber* left = nullptr;
 
 void leaving(Fiber& from, Fiber& to, bool for_good) {
@@ -100,7 +101,7 @@ void arrived(void* fake_stack) {
     left->bytes = bytes;
 }
 
-// A fiber that does not continue leaves the red zones of its frames behind, and so may an earlier mapping.
+// A fiber that does not continue leaves the sanitizer's red zones of its frames behind, and so may an earlier mapping.
 void forget_frames(const Fiber& fiber) { __asan_unpoison_memory_region(fiber.stack, fiber.bytes); }
 #else
 void leaving(Fiber&, Fiber&, bool) {}
@@ -118,7 +119,7 @@ void switch_fiber(Fiber& from, Fiber& to) {
 
 void leave_fiber(Fiber& from, Fiber& to) {
     leaving(from, to, true);
-    // The frame is not used any more: its fake stack is gone.
+    // The fiber does not return to this frame, whose fake stack is gone.
     flexdraft_simt_switch(&from.stack_pointer, to.stack_pointer);
     __builtin_unreachable();
 }
@@ -147,7 +148,7 @@ void Fiber::unmap() {
 void Fiber::start(void (*entry)()) {
     forget_frames(*this);
 #if defined(__x86_64__)
-    // Six registers and the return address; `entry` finds the stack as after a call.
+    // The initial stack has six registers and the return address; `entry` finds it as after a call.
     void** top = reinterpret_cast<void**>(stack + bytes) - 8;
     memset(top, 0, 8 * sizeof(void*));
     top[6] = reinterpret_cast<void*>(entry);

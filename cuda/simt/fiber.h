@@ -1,4 +1,5 @@
-// Fibers: stacks, and a switch between them that saves the registers that a C++ function call must preserve.
+// Fibers: threads with their own stacks, and a switch between them that saves the registers that a C++ function call
+// must preserve.
 #pragma once
 
 #include <stddef.h>
@@ -16,7 +17,7 @@ struct Fiber {
 
     static constexpr size_t stack_bytes = 128 << 10;
 
-    // Maps the stack unless it is mapped; returns false if there is no memory.
+    // Maps the fiber's stack unless it is mapped; returns false if there is no memory.
     bool map();
     void unmap();
     // Makes the next switch to this fiber call `entry`, which calls fiber_begins first and never returns.
@@ -29,7 +30,7 @@ void switch_fiber(Fiber& from, Fiber& to);
 // Switches from the running fiber `from`, which does not continue, to `to`.
 [[noreturn]] void leave_fiber(Fiber& from, Fiber& to);
 
-// The first call of every entry.
+// Notes that a new fiber runs; the first call of every `entry`.
 void fiber_begins();
 
 } // namespace simt

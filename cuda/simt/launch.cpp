@@ -1,4 +1,5 @@
-// Runs a launch: its CTAs one after another, and the threads of a CTA as fibers. A fiber runs until it waits.
+// Runs a kernel launch on the SIMT emulator: its CTAs one after another, and the threads of a CTA as fibers. A fiber
+// runs until it waits.
 //
 // A thread waits at a barrier, or for the other lanes of a warp-wide operation. The last thread to arrive performs the
 // operation and makes all of the waiting threads runnable. If no thread can run and some have not ended, they wait for
@@ -39,7 +40,7 @@ struct Copy {
 struct Thread {
     Fiber fiber;
     State state;
-    // The collective operation that the thread waits for.
+    // The warp-wide operation that the thread waits for.
     Collective operation;
     uint32_t argument, mask;
     const char* name;
@@ -48,19 +49,20 @@ struct Thread {
     std::vector<Copy> open;
 };
 
-// The state of a host thread: one launch at a time, with stacks kept between launches.
+// The emulator's state in a host thread: one launch at a time, with stacks kept between launches.
 struct Machine {
     Thread threads[max_cta_threads];
     Exchange exchanges[max_cta_threads];
     Fiber main; // the host thread's own stack, which the launch was called on
     FlexdraftSimtLaunch* launch = nullptr;
     const Kernel* kernel = nullptr;
-    // Exactly as large as the launch asks for, so that AddressSanitizer sees an access beyond it.
+    // The CTA's shared memory, exactly as large as the launch asks for, so that AddressSanitizer sees an access beyond
+    // it.
     std::unique_ptr<unsigned char, decltype(&free)> shared_storage{nullptr, free};
     unsigned char* shared = nullptr;
     uint32_t shared_bytes = 0;
     uint32_t thread_count = 0, current = 0, ended = 0, at_barrier = 0, predicates = 0, predicate_sum = 0;
-    // Runnable threads, in the order in which they became runnable.
+    // The threads of the CTA that can run, in the order in which they became runnable.
     uint32_t queue[max_cta_threads + 1];
     uint32_t queue_first = 0, queue_len = 0;
     uint64_t random = 0;
@@ -86,7 +88,7 @@ void push(Machine& m, uint32_t thread) {
     m.queue[(m.queue_first + m.queue_len++) % (max_cta_threads + 1)] = thread;
 }
 
-// Removes the next thread to run: the first that became runnable, or with a seed a random one.
+// Removes the next thread from the queue of runnable threads: the first, or with a seed a random thread.
 uint32_t pop(Machine& m) {
     if (m.launch->seed != 0 && m.queue_len > 1) {
         m.random ^= m.random << 13;
@@ -103,7 +105,8 @@ uint32_t pop(Machine& m) {
     return thread;
 }
 
-// Makes the next runnable thread current and returns its fiber; returns the launch's fiber if no thread is runnable.
+// Makes the next runnable thread current and returns its fiber; returns the host thread's own fiber if no thread is
+// runnable.
 Fiber& next_fiber(Machine& m) {
     if (m.queue_len == 0 || !m.error.empty()) return m.main;
     const uint32_t next = pop(m);
@@ -114,7 +117,7 @@ Fiber& next_fiber(Machine& m) {
     return m.threads[next].fiber;
 }
 
-// Runs other threads until the current thread is the next again.
+// Runs other threads until it is the current thread's turn again.
 void wait(Machine& m) {
     Fiber& self = m.threads[m.current].fiber;
     Fiber& next = next_fiber(m);
@@ -150,19 +153,19 @@ void thread_main() {
     Machine& m = *running;
     m.kernel->entry(m.launch->params);
     Thread& self = m.threads[m.current];
-    // Unfinished copies still arrive after a thread has ended.
+    // Asynchronous copies that are unfinished when a thread ends still arrive.
     for (const auto& group : self.groups) {
         for (const Copy& copy : group) land(copy, m.launch->late_copies != 0);
     }
     for (const Copy& copy : self.open) land(copy, m.launch->late_copies != 0);
     self.state = State::ended;
     m.ended++;
-    // A thread that has ended counts as arrived at the barrier.
+    // A thread that has ended counts as a thread that has arrived at the barrier.
     if (m.at_barrier != 0 && m.at_barrier + m.ended == m.thread_count) release_barrier(m);
     leave_fiber(self.fiber, next_fiber(m));
 }
 
-// Returns whether all lanes of a mask wait for the same operation.
+// Returns whether all lanes in the mask of `self` wait for the same operation.
 bool complete(const Machine& m, const Thread& self, uint32_t first_lane) {
     for (uint32_t rest = self.mask; rest != 0; rest &= rest - 1) {
         const Thread& lane = m.threads[first_lane + uint32_t(__builtin_ctz(rest))];
@@ -186,10 +189,10 @@ std::string deadlock(const Machine& m) {
     return "deadlock";
 }
 
-// Runs one CTA; returns false on an error, which is then in `m.error`.
+// Runs one CTA of a launch; returns false on an error, which is then in `m.error`.
 bool run_cta(Machine& m) {
     const uint32_t shared_bytes = m.launch->shared_bytes;
-    // Uninitialized shared memory has this value; no kernel may rely on it.
+    // Shared memory is filled with this value before a CTA runs; no kernel may rely on uninitialised memory.
     memset(m.shared, 0xff, shared_bytes);
     m.ended = m.at_barrier = m.predicates = 0;
     m.queue_first = m.queue_len = 0;
@@ -241,7 +244,7 @@ void collective(Collective operation, uint32_t argument, uint32_t mask, const ch
     if (complete(m, self, first_lane)) {
         operation(m.exchanges + first_lane, mask, argument);
         if (!m.error.empty()) wait(m);
-        // The last lane to arrive continues first; the others follow it.
+        // The last lane to arrive at a warp-wide operation continues first; the others follow it.
         self.state = State::runnable;
         for (uint32_t rest = mask; rest != 0; rest &= rest - 1) {
             const uint32_t lane = first_lane + uint32_t(__builtin_ctz(rest));
@@ -316,7 +319,7 @@ void fail(const char* format, ...) {
         va_end(arguments);
         m.error = "thread " + std::to_string(m.current) + ": " + text;
     }
-    // The other fibers of this launch stay as they are.
+    // The other fibers of the failed launch stay where they stopped.
     leave_fiber(m.threads[m.current].fiber, m.main);
 }
 

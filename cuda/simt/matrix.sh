@@ -26,10 +26,10 @@ case ${1:-} in
   *[!0-9]*) sed -n 's/^# \{0,1\}//; 2,12p' "$0" >&2; exit 2 ;;
   *) cases=$1 ;;
 esac
-# The decode loop takes a minute, too long for a sample.
+# The tests of the decode loop take a minute, too long for a sample.
 [ "$kind" = sample ] || tests+=("gpu_device decode_loop")
 
-# Read before the results are written, so that they do not make the commit "dirty".
+# The commit is read before the results are written, so that they do not make it "dirty".
 commit=$(git describe --always --dirty --abbrev=12 2>/dev/null || echo 'no repository')
 host=$(rustc -vV | sed -n 's/^host: //p')
 log=$(mktemp)
@@ -41,7 +41,7 @@ row() {
   local name=$1 test=$2 program module
   shift 2
   read -r program module <<< "$test"
-  # A filter matches any part of a name: `attention::` also matches `misuse::attention::`.
+  # A filter of cargo test matches any part of a name: `attention::` also matches `misuse::attention::`.
   "$@" --test "$program" -- ${module:+"$module::" --skip "misuse::$module::"} 2>&1 | tee "$log"
   awk -v name="$name" -v test="$test" '
     /^test result:/ { passed += $4; seconds += $(NF) }
@@ -52,7 +52,7 @@ race() {
   FLEXDRAFT_TEST_CHECKING=accesses PROPTEST_CASES=$cases cargo test --workspace --locked "$@"
 }
 
-# Fibers start and end too often for the fake stacks that detect use after return.
+# AddressSanitizer's detection of use after return is off, because fibers start and end too often for its fake stacks.
 sanitized() {
   FLEXDRAFT_SIMT_SANITIZE=1 FLEXDRAFT_TEST_CHECKING=off PROPTEST_CASES=$cases \
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" \
@@ -60,9 +60,9 @@ sanitized() {
     cargo test -p flexdraft --features runner --locked --target "$host" --target-dir target/asan "$@"
 }
 
-# Planted bugs first: they show that the sanitizers find bugs at all.
+# The tests with planted bugs run first: they show that the sanitizers find bugs at all.
 for test in "emulator sanitizers" "${tests[@]}"; do row sanitizers "$test" sanitized; done
-# Only race mode counts bytes, which the floors need.
+# The tests of the floors (the fewest bytes that a kernel can move) need counts of bytes, which only race mode makes.
 for test in "${tests[@]}" "kernels floors"; do row "race mode" "$test" race; done
 
 if [ "$kind" = full ]; then

@@ -1,5 +1,5 @@
-// Implementation of ptx.h. A warp-wide operation is a function over the lanes' exchanges; the last lane to arrive runs
-// it.
+// Implementation of ptx.h: models of warp-wide operations and PTX instructions. A warp-wide operation is a function
+// over the lanes' exchanges; the last lane to arrive runs it.
 #include "ptx.h"
 
 #include <math.h>
@@ -15,13 +15,13 @@ void for_lanes(uint32_t mask, F&& f) {
     for (uint32_t rest = mask; rest != 0; rest &= rest - 1) f(uint32_t(__builtin_ctz(rest)));
 }
 
-// in[0]: the lane's value; in[1]: the lane to read, which may be the lane itself.
+// Computes every shuffle: in[0] is the lane's value; in[1] is the lane to read, which may be the lane itself.
 void do_shuffle(Exchange* lanes, uint32_t mask, uint32_t) {
     for_lanes(mask, [&](uint32_t lane) { lanes[lane].out[0] = lanes[lanes[lane].in[1]].in[0]; });
 }
 
 uint64_t shuffle_from(uint32_t mask, uint64_t value, uint32_t source, const char* name) {
-    // The value of a lane outside the mask is undefined.
+    // A shuffle from a lane outside the mask has an undefined result.
     if ((mask >> source & 1) == 0) fail("%s: lane %u is not in the mask 0x%x", name, source, mask);
     Exchange& self = exchange();
     self.in[0] = value;
@@ -72,7 +72,7 @@ uint32_t vote(Collective operation, uint32_t argument, uint32_t mask, uint64_t v
 
 void do_sync_warp(Exchange*, uint32_t mask, uint32_t) { checks_warp(mask); }
 
-// in[0]: the host address of a row of eight 16-bit elements.
+// Computes ldmatrix for a warp: in[0] is the host address of a row of eight 16-bit elements.
 void do_ldmatrix(Exchange* lanes, uint32_t, uint32_t transposed) {
     for (uint32_t matrix = 0; matrix < 4; ++matrix) {
         for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -95,7 +95,7 @@ float bf16_value(uint32_t bits) {
     return value;
 }
 
-// in[0..4]: sums, in[4..8]: a, in[8..10]: b.
+// Computes mma for a warp: in[0..4] are sums, in[4..8] a, and in[8..10] b.
 void do_mma(Exchange* lanes, uint32_t, uint32_t) {
     float a[16][16], b[16][8];
     for (uint32_t lane = 0; lane < 32; ++lane) {
@@ -150,7 +150,7 @@ uint64_t shuffle_down(uint32_t mask, uint64_t value, uint32_t delta, int width) 
 uint64_t shuffle_xor(uint32_t mask, uint64_t value, int lanes, int width) {
     check_width(width, "__shfl_xor_sync");
     const uint32_t lane = lane_index(), source = lane ^ uint32_t(lanes);
-    // The source may be in an earlier segment, but not in a later one.
+    // The source lane of __shfl_xor_sync may be in an earlier segment of the warp, but not in a later one.
     const uint32_t last = lane | uint32_t(width - 1);
     return shuffle_from(mask, value, source <= last ? source : lane, "__shfl_xor_sync");
 }

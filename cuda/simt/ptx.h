@@ -8,51 +8,51 @@
 
 namespace simt {
 
-// "bar.warp.sync" (Parallel Synchronization and Communication Instructions: bar.warp.sync): also orders memory among
-// the lanes of the mask.
+// Model of "bar.warp.sync" (Parallel Synchronization and Communication Instructions: bar.warp.sync): also orders memory
+// among the lanes of the mask.
 void sync_warp(uint32_t mask);
-// "fence.acq_rel.gpu" / "membar.gl" (Parallel Synchronization and Communication Instructions: membar / fence).
+// Model of "fence.acq_rel.gpu" / "membar.gl" (Parallel Synchronization and Communication Instructions: membar / fence).
 void fence();
 
-// "shfl.sync" (Data Movement and Conversion Instructions: shfl.sync): within segments of `width` lanes; a lane without
-// a source gets its own value back.
+// Model of "shfl.sync" (Data Movement and Conversion Instructions: shfl.sync): within segments of `width` lanes; a lane
+// without a source gets its own value back.
 uint64_t shuffle(uint32_t mask, uint64_t value, int lane, int width);
 uint64_t shuffle_up(uint32_t mask, uint64_t value, uint32_t delta, int width);
 uint64_t shuffle_down(uint32_t mask, uint64_t value, uint32_t delta, int width);
 uint64_t shuffle_xor(uint32_t mask, uint64_t value, int lanes, int width);
 
-// "vote.sync.ballot", "match.any.sync", "redux.sync" (Parallel Synchronization and Communication Instructions:
-// vote.sync, match.sync, redux.sync).
+// Models of "vote.sync.ballot", "match.any.sync" and "redux.sync" (Parallel Synchronization and Communication
+// Instructions: vote.sync, match.sync, redux.sync).
 uint32_t ballot(uint32_t mask, bool predicate);
 uint32_t match_any(uint32_t mask, uint32_t value);
 uint32_t reduce_add(uint32_t mask, uint32_t value);
 uint32_t reduce_max(uint32_t mask, uint32_t value);
 uint32_t reduce_min(uint32_t mask, uint32_t value);
 
-// "atom" (Parallel Synchronization and Communication Instructions: atom): no other thread runs between the load and the
-// store.
+// Model of "atom" (Parallel Synchronization and Communication Instructions: atom): no other thread runs between the
+// load and the store.
 uint64_t atomic_load(const void* at, uint32_t bytes);
 void atomic_store(void* at, uint64_t value, uint32_t bytes);
 
-// "cp.async.cg", "cp.async.commit_group", "cp.async.wait_group" (Data Movement and Conversion Instructions: cp.async,
-// cp.async.commit_group, cp.async.wait_group / cp.async.wait_all).
+// Models of "cp.async.cg", "cp.async.commit_group" and "cp.async.wait_group" (Data Movement and Conversion
+// Instructions: cp.async, cp.async.commit_group, cp.async.wait_group / cp.async.wait_all).
 inline void cp_async_16(uint32_t shared, const void* global, uint32_t source_bytes) {
     copy_async(shared, global, source_bytes);
 }
 inline void cp_async_commit() { copy_commit(); }
 inline void cp_async_wait(int pending) { copy_wait(pending); }
 
-// "ldmatrix.m8n8.x4" (Warp-level matrix load instruction: ldmatrix): lane l passes the address of row l % 8 of matrix l
-// / 8. It receives elements 2·(l % 4) and 2·(l % 4) + 1 of row l / 4 of each matrix (with `transposed`, of column l /
-// 4).
+// Model of "ldmatrix.m8n8.x4" (Warp-level matrix load instruction: ldmatrix): lane l passes the address of row l % 8 of
+// matrix l / 8. It receives elements 2·(l % 4) and 2·(l % 4) + 1 of row l / 4 of each matrix (with `transposed`, of
+// column l / 4).
 void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address, bool transposed);
 
-// "mma.m16n8k16" (Matrix Fragments for mma.m16n8k16 with floating point type) with bf16 factors and f32 sums. The
-// hardware's order of summation is not documented; the model sums with k ascending, each product exact and each sum
+// Model of "mma.m16n8k16" (Matrix Fragments for mma.m16n8k16 with floating point type) with bf16 factors and f32 sums.
+// The hardware's order of summation is not documented; the model sums with k ascending, each product exact and each sum
 // rounded to f32.
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
-// "ex2.approx.ftz.f32" (Floating Point Instructions: ex2).
+// Model of "ex2.approx.ftz.f32" (Floating Point Instructions: ex2), which approximates 2^x.
 float exp2_approx(float x);
 
 } // namespace simt

@@ -33,11 +33,12 @@ FLEXDRAFT_INLINE void copy_async(const PlantedParams& p, bool with_wait, bool wi
     for (uint32_t i = 0; i < 4; ++i) p.out[first + 4 * threadIdx.x + i] = staged[4 * other + i];
 }
 
-// The fences in `last_cta`: of the thread that counts CTAs, before and after its atomic, and of the thread that adds
-// up, on the other side of the barriers between the two.
+// The fences of the kernel `last_cta`: in the thread that counts CTAs, before and after its atomic, and in the thread
+// that adds up, on the other side of the barriers between the two.
 enum Fences { release = 1, acquire = 2, release_elsewhere = 4, acquire_elsewhere = 8 };
 
-// The last CTA to arrive sums all elements: thread 0 counts the CTAs that have arrived, thread `argument` adds up.
+// Sums all elements in the last CTA to arrive: thread 0 counts the CTAs that have arrived, and thread `argument` adds
+// up.
 FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int32_t fences) {
     FLEXDRAFT_SHARED(shared);
     auto* last = reinterpret_cast<uint32_t*>(shared);
@@ -63,7 +64,8 @@ FLEXDRAFT_INLINE void last_cta(const PlantedParams& p, int32_t fences) {
     }
 }
 
-// Adds a CTA's largest element to each of its elements, which it keeps in a register or reads a second time.
+// Adds a CTA's largest element to each of the CTA's elements; a thread keeps its element in a register, or reads it a
+// second time.
 FLEXDRAFT_INLINE void add_largest(const PlantedParams& p, bool again) {
     FLEXDRAFT_SHARED(shared);
     auto* largest = reinterpret_cast<uint32_t*>(shared);
@@ -94,12 +96,12 @@ FLEXDRAFT_KERNEL(planted_last_cta_acquires_elsewhere, PlantedParams, 1024, 1) {
 FLEXDRAFT_KERNEL(planted_add_largest, PlantedParams, 1024, 1) { add_largest(p, false); }
 FLEXDRAFT_KERNEL(planted_add_largest_reading_twice, PlantedParams, 1024, 1) { add_largest(p, true); }
 
-// out[i] = in[i + argument].
+// Copies elements with an offset, out[i] = in[i + argument], which reads beyond the operand if the argument is above 0.
 FLEXDRAFT_KERNEL(planted_offset, PlantedParams, 1024, 1) {
     p.out[thread_of_grid()] = p.in[thread_of_grid() + p.argument];
 }
 
-// Writes to its input, which is read-only.
+// Writes to the kernel's input, which is read-only.
 FLEXDRAFT_KERNEL(planted_write_input, PlantedParams, 1024, 1) {
     const_cast<uint32_t*>(p.in)[thread_of_grid()] = p.argument;
 }
@@ -113,7 +115,7 @@ FLEXDRAFT_KERNEL(planted_misaligned, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = *reinterpret_cast<const uint32_t*>(shared);
 }
 
-// Threads below the argument wait at a barrier, the others in a warp-wide operation with all lanes.
+// Makes threads below the argument wait at a barrier, and the others in a warp-wide operation with all lanes.
 FLEXDRAFT_KERNEL(planted_divergent_barrier, PlantedParams, 1024, 1) {
     if (threadIdx.x < p.argument) {
         __syncthreads();
@@ -123,7 +125,7 @@ FLEXDRAFT_KERNEL(planted_divergent_barrier, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = 1;
 }
 
-// Reads a neighbouring lane's value through shared memory; with argument 1 after __syncwarp.
+// Reads a neighbouring lane's value through shared memory; with argument 1 after __syncwarp, otherwise in a race.
 FLEXDRAFT_KERNEL(planted_lanes, PlantedParams, 1024, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared);
@@ -158,9 +160,9 @@ FLEXDRAFT_KERNEL(planted_mma, PlantedParams, 32, 1) {
     for (uint32_t i = lane; i < 192; i += 32) staged[i] = p.in[i];
     __syncwarp();
     uint32_t a[4], b[4];
-    // The four matrices of a's fragment: rows 0 to 7, then 8 to 15, of columns 0 to 7, then of columns 8 to 15.
+    // Loads the four matrices of a's fragment: rows 0 to 7, then 8 to 15, of columns 0 to 7, then of columns 8 to 15.
     ldmatrix_x4(a, shared_address(shared) + lane % 16 * 32 + lane / 16 * 16);
-    // The two halves of k of b, twice.
+    // Loads the two halves of b along k, twice.
     ldmatrix_x4(b, shared_address(shared) + 512 + lane % 8 * 32 + lane / 8 % 2 * 16);
     auto* out = reinterpret_cast<float*>(p.out);
     float* const places[4] = {out + lane / 4 * 8 + 2 * (lane % 4), out + lane / 4 * 8 + 2 * (lane % 4) + 1,
@@ -183,8 +185,8 @@ FLEXDRAFT_KERNEL(planted_transpose, PlantedParams, 32, 1) {
     p.out[lane] = r[0];
 }
 
-// Writes to a thread's own array, beyond its end for arguments from 4 on. (The pointer is volatile, so that the
-// compiler cannot see the error and AddressSanitizer does.)
+// Writes to a thread's own array, beyond the array's end if the argument is 4 or more. (The pointer is volatile, so
+// that the compiler cannot see the error and AddressSanitizer does.)
 FLEXDRAFT_KERNEL(planted_stack_overflow, PlantedParams, 1024, 1) {
     volatile uint32_t own[4] = {1, 2, 3, 4};
     volatile uint32_t* volatile first = own;
@@ -192,7 +194,8 @@ FLEXDRAFT_KERNEL(planted_stack_overflow, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = own[threadIdx.x % 4];
 }
 
-// Writes one word per thread to the CTA's shared memory, from byte `argument` on.
+// Writes one word per thread to the CTA's shared memory, from byte `argument` on, so beyond its end if `argument` is
+// too large.
 FLEXDRAFT_KERNEL(planted_shared_overflow, PlantedParams, 1024, 1) {
     FLEXDRAFT_SHARED(shared);
     auto* staged = reinterpret_cast<uint32_t*>(shared + p.argument);
@@ -200,10 +203,10 @@ FLEXDRAFT_KERNEL(planted_shared_overflow, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = staged[threadIdx.x];
 }
 
-// Shifts by the argument: undefined in C++ from 32 on, where a GPU and a CPU give different results.
+// Shifts by the argument, which is undefined in C++ from 32 on, where a GPU and a CPU give different results.
 FLEXDRAFT_KERNEL(planted_shift, PlantedParams, 1024, 1) { p.out[threadIdx.x] = p.in[threadIdx.x] << p.argument; }
 
-// Adds two ints: undefined on overflow.
+// Adds two signed integers, which is undefined in C++ if the sum overflows.
 FLEXDRAFT_KERNEL(planted_signed_sum, PlantedParams, 1024, 1) {
     p.out[threadIdx.x] = uint32_t(int32_t(p.in[threadIdx.x]) + int32_t(p.argument));
 }
