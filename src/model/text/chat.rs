@@ -104,7 +104,7 @@ impl ChatTemplate {
         Self::new(path, &source, special_tokens.collect())
     }
 
-    /// Makes a chat template from its source, which is in the file `path`.
+    /// Makes a chat template from its source, which was read from the file `path`.
     pub(in crate::model) fn new(
         path: PathBuf,
         source: &str,
@@ -138,8 +138,8 @@ impl ChatTemplate {
         self.render_with_at(&TemplateVariables::new(messages, add_generation_prompt), unix_seconds)
     }
 
-    /// Renders variables: messages with any fields, tools, and what else the template reads. A template that prints the
-    /// date prints the local time.
+    /// Renders a prompt from variables: messages with any fields, tools, and what else the template reads. A
+    /// template that prints the date prints the local time.
     ///
     /// # Errors
     /// The errors of [`render`](Self::render).
@@ -166,7 +166,7 @@ impl ChatTemplate {
         });
         let none = |name: &str| (name.to_owned(), Value::from(()));
         let defaults = [none("tools"), none("documents"), ("strftime_now".to_owned(), strftime_now)];
-        // Variables override special tokens and defaults.
+        // The caller's variables override special tokens and defaults of the same name.
         let given = self.special_tokens.iter().chain(&variables.0).cloned();
         let context: Value = defaults.into_iter().chain(given).collect();
         guarded(&self.path, || self.environment.get_template(NAME)?.render(context))
@@ -190,7 +190,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, Error>) -> Result<T,
     Err(LoadError::ChatTemplate { path: path.into(), reason })
 }
 
-/// Returns `chat_template` of a `tokenizer_config.json`.
+/// Returns the chat template under the key `chat_template` of a `tokenizer_config.json`.
 fn template_source(config: &Fields<'_>) -> Result<Option<String>, LoadError> {
     let key = "chat_template";
     let wrong = || config.invalid(key, "a template, or a list of templates with one named `default`");

@@ -27,14 +27,14 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
-/// The names that [`Splitting::read`] accepts, one for each splitting.
+/// The accepted names of rules that split a text into pieces, for error messages.
 const SUPPORTED_PRE: &str = "smollm, gpt-2, llama-bpe, qwen2, and llama.cpp's other names for these";
 
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// The rule that splits a text into pieces, within which byte pairs are merged: `tokenizer.ggml.pre`. Each
-/// variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from. Names that
-/// stand for the same pre-tokenizer in llama.cpp share a variant.
+/// The rule that splits a text into pieces, within which byte pairs are merged, as the key `tokenizer.ggml.pre`
+/// names it. Each variant is the pre-tokenizer of the `tokenizer.json` that such a file was converted from.
+/// Names that stand for the same pre-tokenizer in llama.cpp share a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Splitting {
     /// The pieces of GPT-2: words, numbers and punctuation, each with the space before it.
@@ -89,12 +89,12 @@ impl Splitting {
     }
 }
 
-/// Kinds of tokens, by their number in `tokenizer.ggml.token_type`.
+/// Types of tokens; `tokenizer.ggml.token_type` stores them as numbers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TokenType {
-    /// A token made by merging.
+    /// An ordinary token, which merging makes from a text.
     Text,
-    /// The token for what no other token covers.
+    /// The token for text that no other token covers.
     Unknown,
     /// A token for one byte.
     Byte,
@@ -102,7 +102,7 @@ enum TokenType {
     Control,
     /// A token for text that is never split, such as `<tool_call>`.
     UserDefined,
-    /// A token that stands only for a row of a padded embedding.
+    /// A token that never occurs, which stands for a row that pads the embedding.
     Unused,
 }
 
@@ -149,7 +149,7 @@ pub(in crate::model) fn tokenizer(header: &Header, vocab_size: usize) -> Result<
     }
 }
 
-/// Reads a tokenizer whose tokens have scores.
+/// Reads a SentencePiece tokenizer, whose tokens have scores instead of merges.
 fn sentencepiece(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
     let fields = header.fields();
     let tokens = header.strings(TOKENS)?.ok_or_else(|| fields.missing(TOKENS))?;
@@ -176,7 +176,7 @@ fn sentencepiece(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadEr
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
 }
 
-/// Reads a byte-level tokenizer with merges.
+/// Reads a byte-level BPE tokenizer, which lists the pairs of tokens to merge.
 fn byte_level(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError> {
     let fields = header.fields();
     let splitting = Splitting::read(&fields)?;
@@ -203,7 +203,7 @@ fn byte_level(header: &Header, vocab_size: usize) -> Result<Tokenizer, LoadError
     Ok(Tokenizer::new(path.into(), inner, vocab_size))
 }
 
-/// Adds the tokens around a text, control tokens and user-defined tokens.
+/// Adds to a tokenizer the tokens that it puts around a text, the control tokens and the user-defined tokens.
 fn finish(
     tokenizer: &mut tokenizers::Tokenizer,
     template: Option<Surrounding>,
@@ -270,8 +270,8 @@ fn vocabulary(header: &Header, tokens: &[&str], types: &[TokenType]) -> Result<V
     Ok(vocab)
 }
 
-/// Reads the pairs of tokens to merge, the most urgent first. Each pair is two tokens with a space between
-/// them.
+/// Reads the pairs of tokens that the tokenizer merges, in order of priority. Each pair is two tokens with a
+/// space between them.
 fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     let merges = header.strings(MERGES)?.ok_or_else(|| header.fields().missing(MERGES))?;
     let wrong = |merge: &str, what: String| LoadError::Tokenizer {
@@ -294,7 +294,7 @@ fn merges(header: &Header, vocab: &Vocab) -> Result<Merges, LoadError> {
     Ok(pairs)
 }
 
-/// The tokens that the tokenizer puts around every text: a template, and the tokens that it names.
+/// The tokens that a tokenizer puts around every text: a template, and the tokens that the template names.
 type Surrounding = (Vec<&'static str>, Vec<SpecialToken>);
 
 fn surrounding_tokens(

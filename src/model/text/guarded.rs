@@ -1,4 +1,4 @@
-//! Calls into the `tokenizers` crate.
+//! Calls of the `tokenizers` crate that turn its panics into errors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

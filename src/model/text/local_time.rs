@@ -1,4 +1,4 @@
-//! The clock on the wall, which templates print.
+//! The local time, which chat templates print.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -20,8 +20,8 @@ const SPACE: &str = "▁";
 /// The longest token that is split into pairs, in bytes. SentencePiece's own limit is 16 characters.
 const MAX_MERGED: usize = 256;
 
-/// A tokenizer without its added tokens. `texts` are the tokens that merges can make, each with its score; `unknown` is
-/// the token for what no token covers.
+/// Returns a SentencePiece tokenizer without its added tokens. `texts` are the tokens that merges can make,
+/// each with its score; `unknown` is the token for what no token covers.
 pub(super) fn tokenizer(
     vocab: Vocab,
     texts: &[(&str, f32)],

@@ -1,5 +1,6 @@
-//! Tokens that stand beside `tokenizer.json`: in `tokenizer_config.json`, `added_tokens.json` and
-//! `special_tokens_map.json`. The order in which one overrides another is that of transformers 5.
+//! Tokens that a model's directory lists beside `tokenizer.json`: in `tokenizer_config.json`,
+//! `added_tokens.json` and `special_tokens_map.json`. The order in which one overrides another is that of
+//! transformers 5.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,12 +31,12 @@ pub(super) struct SpecialTokens {
     /// Tokens with the ids that the files give them, and the file that lists them.
     added: BTreeMap<u32, AddedToken>,
     added_path: PathBuf,
-    /// Whether the tokens that `tokenizer.json` itself adds override those in `added`.
+    /// Whether the added tokens of `tokenizer.json` itself override the tokens in `added`.
     tokenizer_wins: bool,
 }
 
 impl SpecialTokens {
-    /// Reads the files of a directory that exist.
+    /// Reads the tokens from the files that exist in a directory.
     pub(super) fn read(dir: &Path) -> Result<Self, LoadError> {
         let mut tokens = Self::default();
         let config = if_exists(JsonFile::read(&dir.join(CONFIG)))?;
@@ -84,7 +85,7 @@ impl SpecialTokens {
         }
         let texts: BTreeMap<&str, &AddedToken> =
             self.added.values().map(|token| (token.content.as_str(), token)).collect();
-        // A named token that is listed with an id has the properties that are listed there.
+        // If a named token is also listed with an id, the list decides its properties.
         let special: Vec<AddedToken> = self
             .named
             .values()
@@ -122,14 +123,14 @@ impl SpecialTokens {
         self.named.values().chain(&self.extra).any(|token| token.content == text)
     }
 
-    /// Takes the named and extra tokens of a file. They override tokens of the same name.
+    /// Takes the named and extra tokens of a file, which override tokens of the same name.
     fn take_names(&mut self, fields: &Fields<'_>) -> Result<(), LoadError> {
         for name in NAMES {
             if fields.get(name).is_some() {
                 self.named.insert(name.into(), token(fields, name)?);
             }
         }
-        // Other names, such as `image_token`.
+        // Tokens may have other names too, such as `image_token`.
         for (name, value) in fields.entries() {
             if name.ends_with("_token") && text_of(value).is_some() {
                 self.named.insert(name.clone(), token(fields, name)?);

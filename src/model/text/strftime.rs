@@ -17,7 +17,8 @@ const MONTHS: [&str; 12] = [
 /// Names of the weekdays, starting with the weekday of 1970-01-01.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// Formats a time, in seconds since 1970-01-01 by the clock that is to be shown.
+/// Formats a time like Python's `strftime`; `unix_seconds` are the seconds since 1970-01-01 in the time zone of
+/// the result.
 ///
 /// The error is the first unsupported conversion.
 pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, String> {

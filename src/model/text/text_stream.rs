@@ -1,4 +1,4 @@
-//! Decodes tokens that arrive a few at a time into text.
+//! Decodes tokens into text while they arrive, a few at a time.
 
 use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
@@ -29,9 +29,9 @@ pub struct TextStream<'a> {
     skip_special_tokens: bool,
     /// Recent tokens, whose text may depend on one another.
     window: Vec<u32>,
-    /// Number of the kept tokens that come before the pending text.
+    /// Number of tokens in `window` whose text was returned completely; the pending text comes after them.
     settled: usize,
-    /// Number of bytes of the kept tokens' text that were returned.
+    /// Number of bytes of the window's text that were returned.
     emitted: usize,
 }
 
@@ -52,7 +52,7 @@ impl<'a> TextStream<'a> {
         context: &[u32],
     ) -> Result<Self, LoadError> {
         let mut stream = Self::new(tokenizer, skip_special_tokens);
-        // A run of byte tokens is decoded as a whole.
+        // A run of byte tokens is decoded as a whole, so the context must not begin within a run.
         let is_byte = |id: u32| tokenizer.token(id).is_some_and(|token| is_byte_token(&token));
         for &id in context.iter().rev() {
             if stream.is_silent(id) {
@@ -117,7 +117,7 @@ impl<'a> TextStream<'a> {
         Ok(piece)
     }
 
-    /// Returns whether a token gives no text.
+    /// Returns whether a token has no text: it is a special token that is skipped, or its id is unknown.
     fn is_silent(&self, id: u32) -> bool {
         (self.skip_special_tokens && self.tokenizer.is_special(id)) || self.tokenizer.token(id).is_none()
     }
@@ -126,9 +126,9 @@ impl<'a> TextStream<'a> {
         self.tokenizer.decode(&self.window, self.skip_special_tokens)
     }
 
-    /// Returns the bytes of the kept tokens' text from the first byte that was not returned up to `end`. If the text
-    /// became shorter, nothing is new; decoders that fall back to bytes shorten the text while a character is
-    /// incomplete.
+    /// Returns the part of `text`, the window's text, from the first byte that was not returned up to byte
+    /// `end`. If the text became shorter, nothing is new; decoders that fall back to bytes shorten the text
+    /// while a character is incomplete.
     fn take(&mut self, text: &str, end: usize) -> String {
         match text.get(self.emitted..end) {
             Some(piece) => {

@@ -81,7 +81,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Returns the id of the token with exactly this text.
+    /// Returns the id of the token whose spelling in the vocabulary is `token`.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }

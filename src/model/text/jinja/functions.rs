@@ -1,4 +1,4 @@
-//! The operations, filters and tests that work as in Python's Jinja2.
+//! The operations, filters and tests of chat templates, made to work as in Python's Jinja2.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,14 @@ use super::values::{
     type_name,
 };
 
-/// The largest indentation that a filter makes.
+/// The largest indentation that the filter `indent` makes, in characters.
 const MAX_INDENT: usize = 4096;
 
-/// The most decimals that a number is rounded to.
+/// The most decimals to which the filter `round` rounds a number.
 const MAX_DIGITS: usize = 17;
 
-/// Adds the functions of [`translate`](super::translate), and filters and tests.
+/// Adds to the template engine the functions that [translated templates](super::translate) call, filters and
+/// tests.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     operations(environment);
     filters_of_values(environment);
@@ -40,7 +41,7 @@ fn operations(environment: &mut Environment<'_>) {
     environment.add_function("__tuple", |items: Rest<Value>| tuple(items.0));
     environment.add_function("__iter", |value: Value| -> Result<Value, Error> {
         let list = items(&value)?;
-        // A list stays what it is, so that it need not be copied.
+        // A list or dict is returned itself, so that it need not be copied.
         let same = matches!(value.kind(), ValueKind::Seq | ValueKind::Map);
         Ok(if same { value } else { Value::from(list) })
     });
@@ -149,7 +150,7 @@ fn floor_division(left: Value, right: Value) -> Result<Value, Error> {
     }
 }
 
-/// Returns two integers; a flag counts as 0 or 1.
+/// Returns the integers of two values, or `None` if one is not an integer; a boolean counts as 0 or 1.
 fn integers(left: &Value, right: &Value) -> Option<(i128, i128)> {
     let integer = |value: &Value| match value.kind() {
         ValueKind::Bool => Some(i128::from(value.is_true())),
@@ -178,7 +179,7 @@ fn slice(value: Value, start: Value, stop: Value, step: Option<Value>) -> Result
         _ => Err(invalid("slice indices must be integers or None")),
     };
     let list: Vec<Value> = match value.kind() {
-        // An attribute of the undefined.
+        // A slice of an undefined value is an error, as in Jinja2.
         ValueKind::Undefined => return Err(Error::from(minijinja::ErrorKind::UndefinedError)),
         ValueKind::Map => return Err(invalid("a dict cannot be sliced")),
         ValueKind::Iterable if is_generator(&value) => return Err(invalid("a generator cannot be sliced")),
@@ -286,7 +287,7 @@ fn filters_of_values(environment: &mut Environment<'_>) {
     });
 }
 
-/// The options of a filter, by position or by name.
+/// The options of a filter's call, which a template gives by position or by name.
 struct Options<'a> {
     positional: &'a [Value],
     named: Option<Kwargs>,
@@ -308,7 +309,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Rounds like Python: to the nearest number with `digits` decimals, a tie to the even one.
+/// Rounds a number like Jinja2's filter `round`: with the method `common` to the nearest number with `digits`
+/// decimals, a tie to the even digit.
 fn round(value: &Value, digits: usize, method: &str) -> Result<Value, Error> {
     let (number, _) = floats(value, value, "round")?;
     let power = 10f64.powi(i32::try_from(digits).unwrap_or(0));
@@ -323,7 +325,7 @@ fn round(value: &Value, digits: usize, method: &str) -> Result<Value, Error> {
     }
 }
 
-/// Returns the entries of a dict in the order of their keys or values.
+/// Returns the entries of a dict sorted by key or by value, for the filter `dictsort`.
 fn sorted_pairs(
     dict: &Value,
     case_sensitive: bool,
@@ -346,7 +348,7 @@ fn sorted_pairs(
     Ok(keyed.into_iter().map(|(_, pair)| pair).collect())
 }
 
-/// Returns Jinja2's `int` of a value: the default if it is no number.
+/// Returns a value as an integer, like Jinja2's filter `int`, or the default if the value is not a number.
 fn int(value: &Value, default: Value, base: usize) -> Result<Value, Error> {
     let of_float = |x: f64| {
         let whole = x.trunc();
@@ -417,7 +419,7 @@ fn filters_of_texts(environment: &mut Environment<'_>) {
 }
 
 fn indent(value: &str, indentation: &str, first: bool, blank: bool) -> Result<String, Error> {
-    // A line break at the end of the value is an empty last line.
+    // With one more line break, a value that ends with a line break has an empty last line, as in Jinja2.
     let text = format!("{value}\n");
     let mut out = String::new();
     for (index, line) in methods::lines(&text, false).iter().enumerate() {
@@ -432,7 +434,8 @@ fn indent(value: &str, indentation: &str, first: bool, blank: bool) -> Result<St
     bounded(out)
 }
 
-/// Returns a text whose words begin with a capital letter. A word begins after a space, a dash or an opening bracket.
+/// Returns a text with a capital letter at the start of every word, like Jinja2's filter `title`. A word begins
+/// after a space, a dash or an opening bracket.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut begins = true;
@@ -447,9 +450,9 @@ fn title(text: &str) -> String {
     out
 }
 
-/// Filters that give one item after another.
+/// Adds the filters whose results are generators in Jinja2, such as `map` and `select`.
 fn generators(environment: &mut Environment<'_>) {
-    // Like Jinja2, these filters do not iterate over a value that is false.
+    // For a value that counts as false, these filters give no items, as in Jinja2.
     let items = |value: &Value| if value.is_true() { items(value) } else { Ok(Vec::new()) };
     environment.add_filter("map", move |state: &State<'_, '_>, value: Value, rest: Rest<Value>| {
         filters::map(state, Value::from(items(&value)?), rest).map(Generator::value)

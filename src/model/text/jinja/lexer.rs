@@ -2,7 +2,7 @@
 
 use minijinja::{Error, ErrorKind};
 
-/// A construct of Jinja2 that the translation does not support.
+/// The error for a construct of Jinja2 that the translation to `minijinja` does not support.
 #[derive(Debug)]
 pub(super) struct Untranslatable(String);
 
@@ -22,14 +22,14 @@ impl From<Untranslatable> for Error {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
     Name(String),
-    /// A string literal, decoded.
+    /// A string literal, with its escapes decoded.
     Text(String),
     /// An integer or a float, as the template engine writes it.
     Number(String),
     Operator(&'static str),
 }
 
-/// A piece of a template.
+/// A piece of a template: text, or one tag.
 #[derive(Debug, PartialEq)]
 pub(super) enum Segment<'a> {
     /// Text, comments and raw blocks, which stay as they are.
@@ -39,7 +39,7 @@ pub(super) enum Segment<'a> {
     Tag { open: &'a str, tokens: Vec<Token>, close: &'a str, line_breaks: usize },
 }
 
-/// Operators, longer ones before their beginnings.
+/// The operators of Jinja2; an operator comes before every operator that it starts with.
 const OPERATORS: [&str; 25] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",",
@@ -50,7 +50,7 @@ pub(super) fn with_unix_line_endings(source: &str) -> String {
     source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// Splits a template.
+/// Splits the source of a template into text and tags.
 pub(super) fn segments(source: &str) -> Result<Vec<Segment<'_>>, Untranslatable> {
     let mut segments = Vec::new();
     let (mut verbatim, mut position) = (0, 0);
@@ -198,7 +198,7 @@ fn text(source: &str, quote: char) -> Result<(Token, usize), Untranslatable> {
             let digit = chars.next().and_then(|(_, c)| c.to_digit(16));
             code = code.zip(digit).and_then(|(code, digit)| code.checked_mul(16)?.checked_add(digit));
         }
-        // A surrogate is no character, and no template's text can contain one.
+        // A surrogate is not a character, and no Rust string can contain one.
         let c = code.and_then(char::from_u32);
         text.push(c.ok_or_else(|| Untranslatable::new(format!("the escape `\\{escaped}` in a string")))?);
     }
@@ -213,11 +213,11 @@ fn prefixed_integer(source: &str) -> Token {
         b'o' => 8,
         _ => 2,
     };
-    // The parser reports what is no number.
+    // Text that is not a number is passed on, and the template engine's parser reports it.
     Token::Number(u64::from_str_radix(&digits, base).map_or_else(|_| source.to_owned(), |n| n.to_string()))
 }
 
-/// Reads an integer or a float; after a dot, only digits.
+/// Reads an integer or a float; after a dot, as in `a.0`, only the digits of an index.
 fn number(source: &str, after_dot: bool) -> (Token, usize) {
     let bytes = source.as_bytes();
     let digits = |mut at: usize| {

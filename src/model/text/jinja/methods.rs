@@ -1,14 +1,14 @@
-//! The methods of Python's strings, lists and dicts.
+//! The methods of Python's strings, lists and dicts, for use in chat templates.
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, State, Value};
 
 use super::values::{MAX_TEXT, bounded, invalid, items, plain, text, tuple, type_name};
 
-/// The widest text that a method pads to.
+/// The greatest width to which a method pads a text, in characters.
 const MAX_WIDTH: i64 = 4096;
 
-/// The arguments of a call: positional ones, and named ones.
+/// The positional and the named arguments of a method's call.
 struct Arguments<'a> {
     method: &'a str,
     positional: &'a [Value],
@@ -16,7 +16,7 @@ struct Arguments<'a> {
 }
 
 impl Arguments<'_> {
-    /// Returns an argument by its position or its name; `None` is no argument.
+    /// Returns an argument by its position or its name; Python's `None` counts as a missing argument.
     fn get(&self, index: usize, name: &str) -> Option<Value> {
         let named = || self.named.as_ref().filter(|named| named.has(name))?.get::<Value>(name).ok();
         self.positional.get(index).cloned().or_else(named).filter(|value| !value.is_none())
@@ -47,7 +47,8 @@ impl Arguments<'_> {
     }
 }
 
-/// Calls a method of a value.
+/// Calls a method of a value: a method of Python's strings, lists or dicts, or of the template engine's own
+/// objects.
 pub(super) fn call(
     state: &State<'_, '_>,
     value: Value,
@@ -74,7 +75,7 @@ fn no_method(value: &Value, method: &str) -> Error {
     invalid(format!("the method `{method}` of a value of type {} is not supported", type_name(value)))
 }
 
-/// Returns the entries of a dict as tuples.
+/// Returns the entries of a dict as tuples of key and value.
 pub(super) fn pairs(dict: &Value) -> Result<Vec<Value>, Error> {
     let pair = |key: Value| Ok(tuple(vec![key.clone(), dict.get_item(&key)?]));
     dict.try_iter()?.map(pair).collect()
@@ -212,7 +213,7 @@ fn all(value: &str, test: impl Fn(char) -> bool) -> Value {
     Value::from(!value.is_empty() && value.chars().all(test))
 }
 
-/// Returns whether a text has letters of one case only.
+/// Returns whether a text has letters of the given case and none of the other case.
 pub(super) fn is_case(value: &str, upper: bool) -> bool {
     let (has_upper, has_lower) =
         (value.chars().any(char::is_uppercase), value.chars().any(char::is_lowercase));
@@ -234,7 +235,7 @@ pub(super) fn capitalized(value: &str) -> String {
         .collect()
 }
 
-/// Returns a text in which every run of letters begins with a capital letter.
+/// Returns a text in which every run of letters begins with a capital letter, like Python's `str.title`.
 fn title(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     let mut inside = false;
@@ -257,7 +258,7 @@ fn swapped(value: &str) -> String {
     out
 }
 
-/// Returns a text without the given characters, or whitespace, at its ends.
+/// Returns a text without the characters `chars` at its ends, or without whitespace if `chars` is `None`.
 pub(super) fn stripped<'a>(value: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
     let is_stripped = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let value = if start { value.trim_start_matches(is_stripped) } else { value };
@@ -279,7 +280,7 @@ fn split(value: &str, arguments: &Arguments<'_>, from_end: bool) -> Result<Value
     Ok(parts.into_iter().collect())
 }
 
-/// Splits at runs of whitespace, from either end, at most `limit` times.
+/// Splits a text at runs of whitespace, from the start or from the end, at most `limit` times.
 fn split_whitespace(value: &str, limit: usize, from_end: bool) -> Vec<&str> {
     let (mut parts, mut rest) = (Vec::new(), value);
     loop {
@@ -288,7 +289,7 @@ fn split_whitespace(value: &str, limit: usize, from_end: bool) -> Vec<&str> {
             return parts;
         }
         if parts.len() == limit {
-            // The last part keeps its inner whitespace, and loses it at the far end only when splitting goes on.
+            // The part after the last split keeps its inner whitespace, and the whitespace at its far end.
             parts.push(rest);
             return parts;
         }
@@ -314,7 +315,7 @@ fn split_whitespace(value: &str, limit: usize, from_end: bool) -> Vec<&str> {
     }
 }
 
-/// Splits at line breaks.
+/// Splits a text at line breaks, like Python's `str.splitlines`.
 pub(super) fn lines(value: &str, keep_ends: bool) -> Vec<&str> {
     let (mut lines, mut start) = (Vec::new(), 0);
     let mut chars = value.char_indices().peekable();
@@ -336,7 +337,7 @@ pub(super) fn lines(value: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Replaces occurrences, at most `count` of them if that is not negative.
+/// Replaces occurrences of `old` by `new`: at most `count` of them, or all if `count` is negative.
 pub(super) fn replaced(value: &str, old: &str, new: &str, count: i64) -> Result<String, Error> {
     let limit = usize::try_from(count).unwrap_or(usize::MAX);
     let occurrences =
@@ -406,7 +407,7 @@ fn padded(value: &str, arguments: &Arguments<'_>) -> Result<String, Error> {
     let width = width(arguments)?;
     let fill = arguments.text(1, "fillchar")?.unwrap_or(" ".into());
     let missing = width.saturating_sub(value.chars().count());
-    // Python's rule for an odd number of characters.
+    // Python's rule for the side on which `center` puts one character more.
     let before = match arguments.method {
         "ljust" => 0,
         "rjust" => missing,

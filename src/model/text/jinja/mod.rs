@@ -1,5 +1,5 @@
-//! Jinja2, as chat templates use it: `minijinja`, taught what Python's Jinja2 does differently. A construct that
-//! cannot be taught is an error that names it.
+//! Jinja2, as chat templates use it: the crate `minijinja`, changed where Python's Jinja2 does something else.
+//! A construct that cannot be taught is an error that names it.
 
 mod functions;
 mod lexer;

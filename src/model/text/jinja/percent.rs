@@ -5,10 +5,10 @@ use minijinja::{Error, Value};
 
 use super::values::{Tuple, float, invalid, repr, text, type_name};
 
-/// The widest field that is written.
+/// The greatest width of a formatted field, in characters.
 const MAX_WIDTH: usize = 4096;
 
-/// A conversion such as `%-5.2f`.
+/// The flags, width and precision of a conversion such as `%-5.2f`.
 #[derive(Default)]
 struct Conversion {
     left: bool,
@@ -20,7 +20,7 @@ struct Conversion {
     precision: Option<usize>,
 }
 
-/// Returns `format % arguments`.
+/// Returns the result of Python's `format % arguments`.
 pub(super) fn format(format: &str, arguments: &Value) -> Result<String, Error> {
     let list: Vec<Value> = match arguments.downcast_object_ref::<Tuple>() {
         Some(tuple) => tuple.0.clone(),
@@ -154,7 +154,7 @@ impl Conversion {
         self.padded(&format!("{sign}{prefix}"), digits, self.zeros && !self.left)
     }
 
-    /// Fills up to the width: with zeros after the sign, or with spaces.
+    /// Fills a formatted value up to the field's width: with zeros after the sign, or with spaces.
     fn padded(&self, sign: &str, text: &str, zeros: bool) -> String {
         let missing = self.width.saturating_sub(sign.chars().count() + text.chars().count());
         match (zeros, self.left) {

@@ -8,10 +8,10 @@ use super::values::{MAX_TEXT, float, invalid, is_generator, type_name};
 /// The largest indentation that the filter writes; deeper nesting multiplies it.
 const MAX_INDENT: usize = 32;
 
-/// Limit on the depth of a value.
+/// Limit on the depth of lists and objects within a value.
 const MAX_DEPTH: usize = 64;
 
-/// The form of the text.
+/// The layout of the JSON text.
 struct Format {
     /// The indentation per level; `None` for one line.
     indent: Option<String>,
@@ -122,7 +122,7 @@ impl Format {
     }
 
     fn write_text(&self, text: &str, out: &mut String) {
-        // A string is always valid JSON.
+        // Every string can be written as JSON, so this cannot fail.
         let json = serde_json::Value::from(text).to_string();
         if !self.ensure_ascii {
             out.push_str(&json);
@@ -149,7 +149,7 @@ fn number(value: &Value) -> Result<String, Error> {
     })
 }
 
-/// Returns the text of a key.
+/// Returns the JSON text of an object's key, before quotes and escapes.
 fn key_text(key: &Value) -> Result<String, Error> {
     match key.kind() {
         ValueKind::String => Ok(key.as_str().unwrap_or_default().to_owned()),

@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-/// Limit on the depth of a printed value.
+/// Limit on the nesting depth of a value that is printed.
 const MAX_DEPTH: usize = 64;
 
 /// The longest text that a filter makes, in bytes.
 pub(super) const MAX_TEXT: usize = 64 << 20;
 
-/// Returns an error of an operation.
+/// Returns the error for an invalid operation in a template.
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// A tuple, which prints with parentheses.
+/// A tuple of Python, which prints with parentheses.
 #[derive(Debug)]
 pub(super) struct Tuple(pub(super) Vec<Value>);
 
@@ -40,8 +40,8 @@ pub(super) fn tuple(items: Vec<Value>) -> Value {
     Value::from_object(Tuple(items))
 }
 
-/// The result of a filter that works item by item. It is true even if it has no items, has no length, and gives its
-/// items once.
+/// The result of a filter that is a generator in Jinja2. A generator counts as true even if it has no items,
+/// has no length, and gives its items once.
 #[derive(Debug)]
 pub(super) struct Generator {
     items: Vec<Value>,
@@ -84,7 +84,8 @@ pub(super) fn is_generator(value: &Value) -> bool {
     value.downcast_object_ref::<Generator>().is_some()
 }
 
-/// An undefined argument that was given to a macro, which must not take its default.
+/// An undefined value that was given to a macro as an argument, so that the parameter does not take its
+/// default.
 #[derive(Debug)]
 pub(super) struct GivenUndefined;
 
@@ -94,7 +95,7 @@ impl Object for GivenUndefined {
     }
 }
 
-/// A method of a dict that is not called.
+/// A method of a dict that the template names but does not call.
 #[derive(Debug)]
 pub(super) struct Method;
 
@@ -155,7 +156,7 @@ pub(super) fn plain(value: &Value) -> Result<String, Error> {
     text(value)
 }
 
-/// Returns a text, or an error if it is too long.
+/// Returns the text itself, or an error if it is longer than [`MAX_TEXT`].
 pub(super) fn bounded(text: String) -> Result<String, Error> {
     if text.len() > MAX_TEXT { Err(invalid("a text is too long")) } else { Ok(text) }
 }
@@ -202,7 +203,7 @@ fn write_repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error
             }
             out.push('}');
         }
-        // Python would print an address in memory.
+        // For these values, Python would print an address in memory.
         _ => return Err(invalid(format!("a value of type {} cannot be printed", type_name(value)))),
     }
     Ok(())
@@ -224,7 +225,7 @@ pub(super) fn float(x: f64) -> String {
     if plain.contains('.') { plain } else { format!("{plain}.0") }
 }
 
-/// Writes a string as Python's `repr`.
+/// Writes a string with quotes and escapes, as Python's `repr` does.
 fn write_quoted(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);

@@ -50,7 +50,7 @@ impl Parser<'_> {
         self.joined(Self::not, |parser| parser.skip_name("and").then_some("and"))
     }
 
-    /// Parses operands with operators between them that associate to the left.
+    /// Parses operands that are joined by left-associative operators.
     fn joined(
         &mut self,
         operand: impl Fn(&mut Self) -> Translated,
@@ -99,7 +99,7 @@ impl Parser<'_> {
         }
         match comparisons.as_slice() {
             [] => Ok(first),
-            // Python's `a < b < c`.
+            // `a < b < c` means `a < b and b < c`, as in Python.
             _ => Ok(Expression::other(format!("({})", comparisons.join(" and ")))),
         }
     }
@@ -184,7 +184,7 @@ impl Parser<'_> {
                 _ => Expression { code: name.clone(), kind: Kind::Name(name) },
             },
             Token::Text(mut text) => {
-                // Strings beside one another are one string.
+                // Neighbouring string literals are one string, as in Python.
                 while let Some(Token::Text(more)) = self.peek() {
                     text.push_str(more);
                     self.position += 1;
@@ -309,7 +309,7 @@ impl Parser<'_> {
             Kind::Name(name) => {
                 let shape = self.macros.get(name).cloned();
                 let arguments = self.arguments(shape.as_ref())?;
-                // The loop of a recursive call iterates like any other.
+                // A recursive call of a loop converts the items as the loop itself does.
                 let arguments = match (name.as_str(), arguments.as_slice()) {
                     ("loop", [items]) => format!("__iter({items})"),
                     _ => arguments.join(", "),
@@ -318,7 +318,7 @@ impl Parser<'_> {
             }
             Kind::Attribute(receiver, method) => {
                 let arguments = self.arguments(None)?;
-                // The engine's own objects.
+                // The methods of these objects are the template engine's own.
                 if matches!(receiver.as_str(), "loop" | "caller" | "self" | "super") {
                     return Ok(Expression::other(format!("{receiver}.{method}({})", arguments.join(", "))));
                 }
@@ -349,7 +349,8 @@ impl Parser<'_> {
             };
             self.position += if name.is_some() { 2 } else { 0 };
             let value = self.conditional()?.code;
-            // An argument that is given and undefined does not take the default.
+            // A macro's parameter takes its default only if the argument is missing, not if the argument is
+            // undefined.
             let given = |name: &str, value: String| {
                 if default(name) { format!("__argument({value})") } else { value }
             };

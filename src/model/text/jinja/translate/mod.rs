@@ -9,24 +9,25 @@ use std::fmt::Write;
 
 use super::lexer::{Segment, Token, Untranslatable, segments, with_unix_line_endings};
 
-/// Limit on the depth of an expression.
+/// Limit on the nesting depth of an expression.
 const MAX_DEPTH: usize = 40;
 
-/// Names of the methods of Python's `dict`. As an attribute, such a name is the method, even if it is a key too.
+/// Names of the methods of Python's `dict`. An attribute with such a name is the method, even if the dict has a
+/// key of this name.
 const DICT_METHODS: [&str; 11] =
     ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
 
 /// The parameters of a macro.
 #[derive(Clone, Debug, Default)]
 struct MacroShape {
-    /// Names, and whether they have a default.
+    /// The parameters' names, each with whether it has a default.
     parameters: Vec<(String, bool)>,
     /// Whether the body uses `varargs` or `kwargs`, which hold arguments beyond the parameters.
     varargs: bool,
     kwargs: bool,
 }
 
-/// Translates the source of a template.
+/// Translates the source of a Jinja2 template for the `minijinja` crate.
 pub(super) fn translate(source: &str) -> Result<String, Untranslatable> {
     let source = with_unix_line_endings(source);
     let segments = segments(&source)?;
@@ -37,13 +38,13 @@ pub(super) fn translate(source: &str) -> Result<String, Untranslatable> {
         match segment {
             Segment::Verbatim(text) => out.push_str(text),
             Segment::Tag { open, tokens, close, line_breaks } => {
-                // Errors of the engine name the line.
+                // The translated tag keeps the line breaks of the original tag, so that the engine's errors
+                // name the right line.
                 let lines = "\n".repeat(*line_breaks);
                 let mut parser = Parser { tokens, position: 0, depth: 0, macros: &macros, markup };
                 if open.starts_with("{{") {
                     let expression = parser.tuple(true)?;
                     parser.end()?;
-                    // A name alone would be printed by a shortcut of the engine, without the formatter.
                     let _ = write!(out, "{open} {}{lines} {close}", expression.code);
                 } else {
                     let statement = parser.statement()?;
@@ -125,7 +126,7 @@ struct Expression {
 
 #[derive(Clone, PartialEq)]
 enum Kind {
-    /// A name alone.
+    /// A single name.
     Name(String),
     /// An attribute of an expression: the expression, and the attribute's name.
     Attribute(String, String),
@@ -150,7 +151,8 @@ struct Parser<'a> {
     position: usize,
     depth: usize,
     macros: &'a BTreeMap<String, MacroShape>,
-    /// Whether the template marks strings as HTML, to which `+` then adds other strings escaped.
+    /// Whether the template marks strings as HTML: `+` then escapes a string before it adds it to a marked
+    /// string.
     markup: bool,
 }
 
@@ -222,7 +224,7 @@ impl Parser<'_> {
     }
 }
 
-/// Returns a string literal of the template engine.
+/// Returns a text as a string literal of the template engine.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

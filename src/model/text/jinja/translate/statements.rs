@@ -102,7 +102,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Parses filters, the first one without its `|`.
+    /// Parses a chain of filters, from behind the `|` of the first filter.
     fn filters(&mut self) -> Translated<String> {
         let mut code = self.filter()?;
         while self.skip("|") {
@@ -143,8 +143,8 @@ impl Parser<'_> {
         Ok(format!("({})", self.parameter_list(then)?.join(", ")))
     }
 
-    /// Parses parameters up to the closing parenthesis. A default becomes a statement of the body, where it can use the
-    /// parameters before it.
+    /// Parses the parameters of a macro up to the closing parenthesis. A default becomes a statement of the
+    /// body, where it can use the parameters before it.
     fn parameter_list(&mut self, then: &mut Vec<String>) -> Translated<Vec<String>> {
         let mut parameters = Vec::new();
         while !self.skip(")") {
