@@ -3,7 +3,8 @@
 //!
 //! In a step, the newest token c_0 is at position n. Of the draft tokens d_1..d_{S−1}, the first v are verified:
 //!
-//! 1. the target computes logits after candidates c_0 = newest, c_i = d_i, i = 0..=v;
+//! 1. the target computes logits after candidates c_0 = newest, c_i = d_i, i = 0..=v, and [`crate::process`] edits
+//!    them, each row with its own history;
 //! 2. a rule of [`crate::accept`] gives the accepted length a and the bonus token;
 //! 3. c_0..c_a are clean now; the mask group that follows c_a and the bonus token give the next draft, slot j at
 //!    position n + a + 1 + j ([`crate::model`] has the two kinds of drafters);
@@ -14,6 +15,7 @@
 use crate::accept::{self, Rule, Verdict};
 use crate::float::Float;
 use crate::model::{Drafter, Target, draft_logits, target_logits};
+use crate::process::{History, Processors, process};
 use crate::random::{Numbers, Purpose};
 use crate::sample::{confidence, draw, draw_by_weights};
 use crate::schedule::{Strategy, next_verify_len};
@@ -28,6 +30,8 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Tokens after which the output ends; the stop token itself is kept.
     pub stop_tokens: Vec<u32>,
+    /// Processors of the target's logits. Every row must keep an id.
+    pub processors: Processors,
     /// Warping, which turns logits into distributions, for target and drafter alike.
     pub warping: Warping,
     /// Acceptance rule for draft tokens; at temperature 0 acceptance is greedy for every rule.
@@ -123,7 +127,8 @@ pub fn decode<F: Float>(target: &Target<F>, drafter: &Drafter<F>, request: &Requ
     Decoded { output: output(request, &tokens), first_draft, steps }
 }
 
-/// Returns the target's distributions after each of the last `rows` tokens of `tokens`.
+/// Returns the target's distributions after each of the last `rows` tokens of `tokens`; the history of a row ends with
+/// its own token.
 fn target_distributions<F: Float>(
     target: &Target<F>,
     request: &Request,
@@ -131,7 +136,15 @@ fn target_distributions<F: Float>(
     rows: usize,
 ) -> Vec<Distribution<F>> {
     let logits = target_logits(target, tokens);
-    logits[logits.len() - rows..].iter().map(|row| warp(row, &request.warping)).collect()
+    let distribution = |len: usize| {
+        let history = History {
+            tokens: &tokens[..len],
+            prompt_len: request.prompt.len(),
+            end_ids: &request.stop_tokens,
+        };
+        warp(&process(&logits[len - 1], &request.processors, history), &request.warping)
+    };
+    (tokens.len() - rows + 1..=tokens.len()).map(distribution).collect()
 }
 
 fn target_draw<F: Float>(request: &Request, p: &Distribution<F>, position: usize) -> u32 {

@@ -17,6 +17,7 @@
 //! | [`layout`] | candidate rows and mask groups: positions and limits | FlexDraft, joint mask |
 //! | [`attention`] | mask-token block attention; joint draft-and-verify attention | FlexDraft; arXiv 1706.03762, equation 1; 2305.13245 |
 //! | [`calibration`] | Bonus-guided Calibration | FlexDraft |
+//! | [`process`] | penalties, bias, minimum length, bad words, bit mask | arXiv 1909.05858, section 4.1 |
 //! | [`warp`] | temperature, top-k, top-p, min-p | arXiv 1805.04833, 1904.09751, 2407.01082 |
 //! | [`sample`] | argmax, Gumbel-max draw, confidence | arXiv 1411.0030, section 2 |
 //! | [`accept`] | the rules greedy, rejection, block, match | arXiv 2211.17192, 2302.01318, 2403.10444 |
@@ -49,6 +50,7 @@ pub mod linear;
 pub mod model;
 pub mod norm;
 pub mod philox;
+pub mod process;
 pub mod random;
 pub mod rope;
 pub mod sample;

@@ -124,6 +124,7 @@ fn the_decode_loop_is_the_references() {
                 prompt: request().prompt,
                 max_new_tokens: 24,
                 stop_tokens: vec![9],
+                processors: plain::process::Processors::OFF,
                 warping: plain::warp::Warping {
                     temperature: f64::from(sampling.temperature),
                     top_k: sampling.top_k,

@@ -5,8 +5,10 @@ use flexdraft_reference::calibration::Calibrator;
 use flexdraft_reference::float::Float;
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
+use flexdraft_reference::process::Processors;
 use flexdraft_reference::random::{Numbers, Purpose, uniform};
 use flexdraft_reference::rope::Rope;
+use proptest::prelude::*;
 
 /// The shape of a random model.
 #[derive(Clone, Copy, Debug)]
@@ -115,4 +117,44 @@ pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>
         }),
     };
     (target, drafter)
+}
+
+/// Generates processors that are often off, alone or together. They never forbid all ids of a vocabulary of three ids
+/// or more with one end id: the mask allows all ids but one, and bad words are two ids long or more.
+pub fn any_processors(vocab: usize) -> impl Strategy<Value = Processors> {
+    let id = move || 0..vocab as u32;
+    let maybe = |values: std::ops::Range<f64>, off: f64| prop_oneof![2 => Just(off), 1 => values];
+    let biases = prop::collection::btree_map(id(), -3.0..3.0f64, 0..3);
+    let bad_word = prop::collection::vec(id(), 2..4);
+    let words = move |forbidden: u32| {
+        let mut words = vec![u32::MAX; vocab.div_ceil(32)];
+        words[forbidden as usize / 32] &= !(1 << (forbidden % 32));
+        words
+    };
+    (
+        (maybe(0.3..3.0, 1.0), maybe(-2.0..2.0, 0.0), maybe(-2.0..2.0, 0.0)),
+        prop_oneof![1 => Just(Default::default()), 1 => biases],
+        prop_oneof![1 => Just(0), 1 => 0..8usize],
+        prop::collection::vec(bad_word, 0..2),
+        prop::option::weighted(0.3, id().prop_map(words)),
+    )
+        .prop_map(
+            |(
+                (repetition_penalty, frequency_penalty, presence_penalty),
+                bias,
+                min_tokens,
+                bad_words,
+                mask,
+            )| {
+                Processors {
+                    repetition_penalty,
+                    frequency_penalty,
+                    presence_penalty,
+                    bias: bias.into_iter().collect(),
+                    min_tokens,
+                    bad_words,
+                    mask,
+                }
+            },
+        )
 }

@@ -4,13 +4,14 @@ use flexdraft_reference::accept::{Rule, Verdict, block, matching, rejection};
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::decode::{Request, autoregressive, decode};
 use flexdraft_reference::model::{DrafterKind, Target, target_logits};
+use flexdraft_reference::process::Processors;
 use flexdraft_reference::random::{Numbers, Purpose};
 use flexdraft_reference::sample::{draw, draw_by_weights};
 use flexdraft_reference::schedule::Strategy as Schedule;
 use flexdraft_reference::warp::{Distribution, Warping, warp};
 use proptest::prelude::*;
 
-use crate::common::{Shape, random_model};
+use crate::common::{Shape, any_processors, random_model};
 use crate::properties::properties;
 
 const RULES: [Rule; 3] = [Rule::Rejection, Rule::Block, Rule::Match];
@@ -20,6 +21,7 @@ fn request(warping: Warping, rule: Rule) -> Request {
         prompt: vec![3, 1, 4],
         max_new_tokens: 16,
         stop_tokens: vec![],
+        processors: Processors::OFF,
         warping,
         rule,
         seed: 0xfeed_0000_0001,
@@ -48,7 +50,12 @@ fn shape() -> impl Strategy<Value = Shape> {
 fn any_request(warping: impl Strategy<Value = Warping>) -> impl Strategy<Value = Request> {
     (
         (prop::collection::vec(0..Shape::TINY.vocab as u32, 1..6), 0..14usize, any::<u64>()),
-        (warping, prop::sample::select(&RULES[..]), prop::option::of(0..Shape::TINY.vocab as u32)),
+        (
+            any_processors(Shape::TINY.vocab),
+            warping,
+            prop::sample::select(&RULES[..]),
+            prop::option::of(0..Shape::TINY.vocab as u32),
+        ),
         (
             1..6usize,
             prop_oneof![Just(0.0), 0.01..0.6f64],
@@ -56,11 +63,16 @@ fn any_request(warping: impl Strategy<Value = Warping>) -> impl Strategy<Value =
         ),
     )
         .prop_map(
-            |((prompt, max_new_tokens, seed), (warping, rule, stop), (block_size, threshold, strategy))| {
+            |(
+                (prompt, max_new_tokens, seed),
+                (processors, warping, rule, stop),
+                (block_size, threshold, strategy),
+            )| {
                 Request {
                     prompt,
                     max_new_tokens,
                     stop_tokens: stop.into_iter().collect(),
+                    processors,
                     warping,
                     rule,
                     seed,

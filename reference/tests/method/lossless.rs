@@ -5,13 +5,18 @@ use flexdraft_reference::accept::{
     Verdict, block, block_test_probabilities, block_weights, rejection, rejection_test_probabilities,
     rejection_weights,
 };
+use flexdraft_reference::process::{History, Processors, process};
+use flexdraft_reference::warp::{Warping, warp};
 use proptest::prelude::*;
 
+use crate::common::any_processors;
 use crate::properties::properties;
 
 const VOCAB: usize = 3;
 /// Length of the compared token sequences: the largest number of tokens that two steps of two draft tokens emit.
 const HORIZON: usize = 6;
+/// The prompt, which the logit processors see before the tokens that are compared.
+const PROMPT: [u32; 2] = [2, 0];
 
 type Row = Vec<f64>;
 
@@ -22,6 +27,13 @@ struct World {
     q: Vec<Row>,
     /// True if the draft distribution of slot 1 is the target's own.
     first_slot_is_exact: bool,
+    /// Processors of the target's logits.
+    processors: Processors,
+    /// Warping of both distributions.
+    warping: Warping,
+    /// The number of tokens at the end of a row's history that the processors do not see: 0, unless a mistake is
+    /// planted.
+    unseen: usize,
     salt: u64,
 }
 
@@ -35,7 +47,15 @@ impl World {
 
     /// Returns the target's distribution after `context`.
     fn target(&self, context: &[u32]) -> Row {
-        self.p[self.pick(context, 0, self.p.len())].clone()
+        self.target_row(context, context.len())
+    }
+
+    /// Returns the target's distribution after `context`, if the processors see the first `seen` tokens of it.
+    fn target_row(&self, context: &[u32], seen: usize) -> Row {
+        let tokens = [&PROMPT[..], &context[..seen]].concat();
+        let history = History { tokens: &tokens, prompt_len: PROMPT.len(), end_ids: &[1] };
+        let logits = logits(&self.p[self.pick(context, 0, self.p.len())]);
+        warp(&process(&logits, &self.processors, history), &self.warping).probabilities
     }
 
     /// Returns the draft distributions of slots 1..=len after `context`; the slots do not see each other's tokens.
@@ -43,7 +63,10 @@ impl World {
         (1..=len)
             .map(|slot| match slot {
                 1 if self.first_slot_is_exact => self.target(context),
-                _ => self.q[self.pick(context, slot as u64, self.q.len())].clone(),
+                _ => {
+                    let q = logits(&self.q[self.pick(context, slot as u64, self.q.len())]);
+                    warp(&q, &self.warping).probabilities
+                }
             })
             .collect()
     }
@@ -53,6 +76,11 @@ impl World {
     fn verify_len(&self, context: &[u32]) -> usize {
         [2, 2, 1, 0][self.pick(context, 99, 4)]
     }
+}
+
+/// Returns the logits of a distribution.
+fn logits(distribution: &[f64]) -> Row {
+    distribution.iter().map(|p| p.ln()).collect()
 }
 
 /// Returns the effect of a rule on one draft: the probability of each accepted length 0..=v, and the weights of the
@@ -88,7 +116,10 @@ fn sequences(len: usize) -> Vec<Vec<u32>> {
 }
 
 fn rows_after(world: &World, context: &[u32], draft: &[u32]) -> Vec<Row> {
-    (0..=draft.len()).map(|i| world.target(&[context, &draft[..i]].concat())).collect()
+    let row = |i: usize| {
+        world.target_row(&[context, &draft[..i]].concat(), context.len() + i.saturating_sub(world.unseen))
+    };
+    (0..=draft.len()).map(row).collect()
 }
 
 /// How a step's draft tokens are drawn and verified. `drawn` maps the draft distributions that the rule is given to the
@@ -138,10 +169,15 @@ fn emit(world: &World, step: Step, context: &[u32], mass: f64, steps: usize, emi
 /// Returns the largest difference between a sequence's probability under the target and the probability that it is
 /// emitted.
 fn bias(world: &World, step: Step) -> f64 {
+    bias_against(world, world, step)
+}
+
+/// Returns the same for the probabilities of another target.
+fn bias_against(target: &World, world: &World, step: Step) -> f64 {
     let mut emitted = vec![0.0; VOCAB.pow(HORIZON as u32)];
     emit(world, step, &[], 1.0, 2, &mut emitted);
     let expected = |sequence: &[u32]| -> f64 {
-        (0..HORIZON).map(|i| world.target(&sequence[..i])[sequence[i] as usize]).product()
+        (0..HORIZON).map(|i| target.target(&sequence[..i])[sequence[i] as usize]).product()
     };
     let differences = sequences(HORIZON).into_iter().zip(&emitted);
     differences.map(|(sequence, &mass)| (expected(&sequence) - mass).abs()).fold(0.0, f64::max)
@@ -175,15 +211,32 @@ fn row() -> impl Strategy<Value = Row> {
     ]
 }
 
+fn processors() -> impl Strategy<Value = Processors> {
+    prop_oneof![1 => Just(Processors::OFF), 2 => any_processors(VOCAB)]
+}
+
+fn warping() -> impl Strategy<Value = Warping> {
+    let top_p = prop_oneof![2 => Just(1.0), 1 => 0.2..1.0f64];
+    let min_p = prop_oneof![2 => Just(0.0), 1 => 0.0..0.9f64];
+    let temperature = prop_oneof![1 => Just(1.0), 1 => 0.3..3.0f64];
+    (temperature, 0..=VOCAB, top_p, min_p).prop_map(|(temperature, top_k, top_p, min_p)| Warping {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    })
+}
+
 fn world() -> impl Strategy<Value = World> {
     let rows = || prop::collection::vec(row(), 1..12);
     let share_rows = prop::bool::weighted(0.3);
-    (rows(), rows(), any::<bool>(), share_rows, any::<u64>()).prop_map(
-        |(p, mut q, first_slot_is_exact, share_rows, salt)| {
+    let parameters = (processors(), warping());
+    (rows(), rows(), any::<bool>(), share_rows, parameters, any::<u64>()).prop_map(
+        |(p, mut q, first_slot_is_exact, share_rows, (processors, warping), salt)| {
             if share_rows {
                 q.clone_from(&p);
             }
-            World { p, q, first_slot_is_exact, salt }
+            World { p, q, first_slot_is_exact, processors, warping, unseen: 0, salt }
         },
     )
 }
@@ -194,6 +247,9 @@ fn plain_world() -> World {
         p: vec![vec![0.6, 0.3, 0.1], vec![0.2, 0.5, 0.3], vec![0.1, 0.1, 0.8]],
         q: vec![vec![0.3, 0.3, 0.4], vec![0.5, 0.1, 0.4]],
         first_slot_is_exact: false,
+        processors: Processors::OFF,
+        warping: Warping::temperature(1.0),
+        unseen: 0,
         salt: 1,
     }
 }
@@ -253,6 +309,50 @@ fn uniforms_about(tests: &[f64], wish: &[bool]) -> (Vec<f64>, Vec<bool>) {
         (uniform, pass)
     };
     tests.iter().zip(wish).map(uniform_about).unzip()
+}
+
+/// Returns worlds with one sampling parameter each, and its name.
+fn one_parameter_each() -> Vec<(&'static str, World)> {
+    let one = Warping::temperature(1.0);
+    let warpings = [
+        ("temperature", Warping::temperature(0.6)),
+        ("top-k", Warping { top_k: 2, ..one }),
+        ("top-p", Warping { top_p: 0.7, ..one }),
+        ("min-p", Warping { min_p: 0.4, ..one }),
+    ];
+    let off = Processors::OFF;
+    let processors = [
+        ("repetition", Processors { repetition_penalty: 1.7, ..off.clone() }),
+        ("frequency", Processors { frequency_penalty: 0.6, ..off.clone() }),
+        ("presence", Processors { presence_penalty: -0.9, ..off.clone() }),
+        ("bias", Processors { bias: vec![(0, 1.5), (2, -0.5)], ..off.clone() }),
+        ("minimum length", Processors { min_tokens: 4, ..off.clone() }),
+        ("bad words", Processors { bad_words: vec![vec![0, 0], vec![1, 2, 1], vec![0, 1]], ..off.clone() }),
+        ("bit mask", Processors { mask: Some(vec![0b101]), ..off }),
+    ];
+    let warped = |(name, warping)| (name, World { warping, ..plain_world() });
+    let processed = |(name, processors)| (name, World { processors, ..plain_world() });
+    warpings.map(warped).into_iter().chain(processors.map(processed)).collect()
+}
+
+#[test]
+fn every_sampling_parameter_is_exact_by_itself() {
+    for (name, world) in one_parameter_each() {
+        assert!(bias(&world, Step::new(rejection_law)) < 1e-12, "{name}");
+        assert!(bias(&world, Step::new(block_law)) < 1e-12, "{name}");
+        let plain = bias_against(&plain_world(), &world, Step::new(rejection_law));
+        assert!(plain > 1e-3, "{name} changes nothing");
+    }
+}
+
+#[test]
+fn a_history_that_lacks_a_rows_own_candidate_shows() {
+    for name in ["repetition", "frequency", "presence", "minimum length", "bad words"] {
+        let (_, world) = one_parameter_each().into_iter().find(|(other, _)| *other == name).unwrap();
+        let world = World { unseen: 1, ..world };
+        assert!(bias(&world, Step::new(rejection_law)) > 1e-3, "{name}");
+        assert!(bias(&world, Step::new(block_law)) > 1e-3, "{name}");
+    }
 }
 
 #[test]

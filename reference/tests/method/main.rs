@@ -7,6 +7,7 @@ mod decode;
 mod lossless;
 mod official_fixtures;
 mod orthrus_fixtures;
+mod processors;
 mod rope;
 
 // This module, which the whole workspace shares, sets the number of cases of a property test.

@@ -10,6 +10,7 @@ use flexdraft_reference::accept::Rule;
 use flexdraft_reference::calibration::Calibrator;
 use flexdraft_reference::decode::{Decoded, Request, autoregressive, decode};
 use flexdraft_reference::model::{Drafter, DrafterKind, Target};
+use flexdraft_reference::process::Processors;
 use flexdraft_reference::schedule::Strategy;
 use flexdraft_reference::warp::Warping;
 use serde_json::Value;
@@ -20,7 +21,7 @@ fn folder() -> PathBuf {
     checkpoint::fixtures().join("tiny")
 }
 
-fn model() -> (Target<f64>, Drafter<f64>) {
+pub fn model() -> (Target<f64>, Drafter<f64>) {
     let folder = folder();
     let target = checkpoint::target(&folder.join("target"));
 
@@ -68,6 +69,7 @@ fn replay(cases: std::ops::Range<usize>) {
             prompt: ids(&case["prompt"]),
             max_new_tokens: number(&case["max_new_tokens"]),
             stop_tokens: vec![],
+            processors: Processors::OFF,
             warping: Warping::GREEDY,
             rule: Rule::Rejection,
             seed: 0,

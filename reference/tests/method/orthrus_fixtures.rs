@@ -8,6 +8,7 @@ use std::ops::Range;
 use flexdraft_reference::accept::Rule;
 use flexdraft_reference::decode::{Request, autoregressive, decode};
 use flexdraft_reference::model::{Drafter, DrafterKind, Target};
+use flexdraft_reference::process::Processors;
 use flexdraft_reference::schedule::Strategy;
 use flexdraft_reference::warp::Warping;
 
@@ -41,6 +42,7 @@ fn replay(cases: Range<usize>) {
             prompt: ids(&case["prompt"]),
             max_new_tokens: number(&case["max_new_tokens"]),
             stop_tokens: vec![],
+            processors: Processors::OFF,
             warping: Warping::GREEDY,
             rule: Rule::Rejection,
             seed: 0,

@@ -1,0 +1,158 @@
+//! Logit processors: penalties, bias and forbidden ids, which act on the target's logits before warping.
+//!
+//! The processors act in this order. Row i's history is the prompt, the output, and the candidates c_0..c_i.
+//!
+//! | processor | effect on the logit of an id | source |
+//! |---|---|---|
+//! | repetition penalty θ | divided by θ if positive, multiplied by θ if negative, for ids of the history | arXiv 1909.05858, section 4.1 |
+//! | frequency penalty f | minus f · count, the occurrences in the history after the prompt | OpenAI API |
+//! | presence penalty p | minus p, for ids that occur in the history after the prompt | OpenAI API |
+//! | bias | plus the bias of the id | OpenAI API |
+//! | minimum length | −∞ for end ids while the history has fewer tokens after the prompt | |
+//! | bad words | −∞ for an id that would complete a forbidden sequence of ids | |
+//! | bit mask | −∞ for ids that the mask does not allow | |
+//!
+//! Only the target's distribution changes. The drafter's distribution q may be any distribution, so drafts keep the q
+//! that they were drawn from.
+
+use crate::float::Float;
+
+/// Parameters of the logit processors; the numbers do not depend on the float type of the logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Processors {
+    /// Repetition penalty θ, above 0; 1 is off.
+    pub repetition_penalty: f64,
+    /// Frequency penalty f; 0 is off.
+    pub frequency_penalty: f64,
+    /// Presence penalty p; 0 is off.
+    pub presence_penalty: f64,
+    /// Additive biases, at most one per id.
+    pub bias: Vec<(u32, f64)>,
+    /// Minimum length: the number of tokens after the prompt before which no end id may come.
+    pub min_tokens: usize,
+    /// Bad words: sequences of ids, each at least one id long, which may not occur.
+    pub bad_words: Vec<Vec<u32>>,
+    /// The ids that a bit mask allows: bit id mod 32 of word id / 32. `None` allows every id.
+    pub mask: Option<Vec<u32>>,
+}
+
+impl Processors {
+    /// Processors that change nothing.
+    pub const OFF: Self = Self {
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        bias: Vec::new(),
+        min_tokens: 0,
+        bad_words: Vec::new(),
+        mask: None,
+    };
+}
+
+/// The tokens that come before the token that a row predicts.
+#[derive(Clone, Copy, Debug)]
+pub struct History<'a> {
+    /// The prompt, the output and the candidates up to the row's own.
+    pub tokens: &'a [u32],
+    /// The number of tokens of the prompt.
+    pub prompt_len: usize,
+    /// End ids, which the minimum length forbids.
+    pub end_ids: &'a [u32],
+}
+
+/// Returns `logits` `[V]` after `processors`. If the processors forbid every id, every logit is −∞, and the request
+/// cannot go on.
+pub fn process<F: Float>(logits: &[F], processors: &Processors, history: History<'_>) -> Vec<F> {
+    let generated = &history.tokens[history.prompt_len..];
+    let forbidden = forbidden_ids(processors, history);
+    let value = |(id, &logit): (usize, &F)| {
+        let id = id as u32;
+        let mut logit = logit;
+        if history.tokens.contains(&id) {
+            let penalty = F::from_f64(processors.repetition_penalty);
+            logit = if logit > F::ZERO { logit / penalty } else { logit * penalty };
+        }
+        let count = generated.iter().filter(|&&token| token == id).count();
+        if count > 0 {
+            logit = logit - F::from_f64(processors.frequency_penalty) * F::from_f64(count as f64);
+            logit = logit - F::from_f64(processors.presence_penalty);
+        }
+        if let Some((_, bias)) = processors.bias.iter().find(|(biased, _)| *biased == id) {
+            logit += F::from_f64(*bias);
+        }
+        let masked = |words: &Vec<u32>| words[id as usize / 32] >> (id % 32) & 1 == 0;
+        if forbidden.contains(&id) || processors.mask.as_ref().is_some_and(masked) {
+            F::NEG_INFINITY
+        } else {
+            logit
+        }
+    };
+    logits.iter().enumerate().map(value).collect()
+}
+
+/// Returns the ids that the minimum length and the bad words forbid.
+fn forbidden_ids(processors: &Processors, history: History<'_>) -> Vec<u32> {
+    let mut forbidden = vec![];
+    if history.tokens.len() - history.prompt_len < processors.min_tokens {
+        forbidden.extend(history.end_ids);
+    }
+    for word in &processors.bad_words {
+        let (last, before) = word.split_last().expect("a bad word has at least one id");
+        if history.tokens.ends_with(before) {
+            forbidden.push(*last);
+        }
+    }
+    forbidden
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: f64 = f64::NEG_INFINITY;
+    /// The prompt 0, 1 and the output 1, 1, 2.
+    const HISTORY: History<'_> = History { tokens: &[0, 1, 1, 1, 2], prompt_len: 2, end_ids: &[3] };
+
+    fn processed(processors: Processors) -> Vec<f64> {
+        process(&[1.0, -1.0, 2.0, 4.0], &processors, HISTORY)
+    }
+
+    #[test]
+    fn each_processor_by_itself() {
+        let off = Processors::OFF;
+        assert_eq!(processed(off.clone()), [1.0, -1.0, 2.0, 4.0]);
+        assert_eq!(processed(Processors { repetition_penalty: 2.0, ..off.clone() }), [0.5, -2.0, 1.0, 4.0]);
+        assert_eq!(processed(Processors { frequency_penalty: 0.25, ..off.clone() }), [1.0, -1.5, 1.75, 4.0]);
+        assert_eq!(processed(Processors { presence_penalty: 0.5, ..off.clone() }), [1.0, -1.5, 1.5, 4.0]);
+        assert_eq!(processed(Processors { bias: vec![(3, -1.0)], ..off.clone() }), [1.0, -1.0, 2.0, 3.0]);
+        assert_eq!(processed(Processors { min_tokens: 3, ..off.clone() }), [1.0, -1.0, 2.0, 4.0]);
+        assert_eq!(processed(Processors { min_tokens: 4, ..off.clone() }), [1.0, -1.0, 2.0, NONE]);
+        let bad_words = vec![vec![1], vec![1, 2, 0], vec![2, 1, 3], vec![0, 1, 1, 1, 2, 2]];
+        assert_eq!(processed(Processors { bad_words, ..off.clone() }), [NONE, NONE, NONE, 4.0]);
+        assert_eq!(processed(Processors { mask: Some(vec![0b0101]), ..off }), [1.0, NONE, 2.0, NONE]);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_method() {
+        // (2 / 2 − 0.25) − 0.5 + 8: any other order gives another number.
+        let processors = Processors {
+            repetition_penalty: 2.0,
+            frequency_penalty: 0.25,
+            presence_penalty: 0.5,
+            bias: vec![(2, 8.0), (3, 1.0)],
+            min_tokens: 9,
+            ..Processors::OFF
+        };
+        assert_eq!(processed(processors), [0.5, -3.0, 8.25, NONE]);
+    }
+
+    #[test]
+    fn a_repetition_penalty_keeps_zero_and_infinities() {
+        let processors = Processors { repetition_penalty: 2.0, ..Processors::OFF };
+        let history = History { tokens: &[0, 1, 2], prompt_len: 0, end_ids: &[] };
+        assert_eq!(
+            process(&[0.0, f32::NEG_INFINITY, f32::INFINITY], &processors, history),
+            [0.0, f32::NEG_INFINITY, f32::INFINITY]
+        );
+    }
+}
