@@ -16,11 +16,12 @@ mkdir -p "$out"
 export RUSTFLAGS="${RUSTFLAGS:--C target-cpu=native}"
 cargo build --quiet --release --package flexdraft-tune
 TUNE=${CARGO_TARGET_DIR:-target}/release/flexdraft-tune
-# Two concurrent runs with one thread each lose less time waiting than one run with two threads.
+# Two concurrent tuning runs with one thread each lose less time waiting than one run with two threads.
 export TUNE out target CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=1
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
 
-# The transcripts are the target's continuations, the text's own words, and unseen text, as in demo/tiny/tune.sh.
+# Three sets of transcripts: the target's continuations of training text, the training text's own words, and the
+# target's continuations of unseen text, as in demo/tiny/tune.sh.
 for part in train heldout; do cat "$text/$part"/*.txt >"$text/$part.txt"; done
 data() { "$TUNE" data --target "$target" --window 32 --max-response 192 "$@"; }
 data --continue "$text/train.txt" --count 1600 --held-out 0 --out "$out/on-policy"
@@ -28,7 +29,7 @@ data --continue "$text/train.txt" --count 1600 --held-out 0 --as-written --out "
 data --continue "$text/heldout.txt" --count 64 --held-out 1 --out "$out/unseen"
 for of in on-policy as-written; do cp "$out/unseen/heldout.jsonl" "$out/$of/heldout.jsonl"; done
 
-# Each line is a run: its name, its transcripts, and its differences from base.json.
+# Prints one line per tuning run: its name, its transcripts, and its options that differ from base.json.
 runs() {
     for seed in ${SEEDS:-0 1 2}; do
         echo "base-$seed on-policy --seed $seed"
@@ -40,7 +41,8 @@ runs() {
         echo "as-written-$seed as-written --seed $seed"
         echo "calibrator-rate-4-$seed on-policy --seed $seed --calibrator-rate 4"
         echo "shortlist-768-$seed on-policy --seed $seed --shortlist 768"
-        # These runs have the same total of anchors and evaluations, with half and with twice the anchors per step.
+        # The runs steps-of-* have the same totals of anchors and evaluations as the others, with half or twice
+        # the anchors per step.
         echo "steps-of-32-$seed on-policy --seed $seed --anchors 4 --steps 480 --evaluate-every 160"
         echo "steps-of-128-$seed on-policy --seed $seed --anchors 16 --steps 120 --evaluate-every 40"
     done
@@ -56,7 +58,7 @@ runs | chosen | xargs -r -P "${JOBS:-2}" -L 1 sh -c '
     touch "$out/$name/done"
 ' run
 
-# Each line is an evaluation by generating with the drafters.
+# Prints one line per evaluation, which decodes prompts with a drafter.
 evaluations() {
     for seed in ${SEEDS:-0 1 2}; do
         # Sequential drafting is cheaper on a CPU; its drafts are the same, as the evaluation `parallel` shows.
