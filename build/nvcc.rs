@@ -18,10 +18,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, io, thread};
 
-/// Environment variables that nvcc itself reads.
+/// The environment variables with which nvcc itself can be configured.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
-/// A kernel source and the names of its kernels.
+/// A kernel source and the names of the kernels in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     pub path: PathBuf,
@@ -33,11 +33,11 @@ pub struct Source {
 pub struct Image {
     pub path: PathBuf,
     pub kernels: Vec<String>,
-    /// Warnings of nvcc about the source.
+    /// The warnings that nvcc printed about the source.
     pub warnings: String,
 }
 
-/// Compiles the sources of `families` that exist, and lists them in `images.rs`.
+/// Compiles the sources of those kernel families that exist, and lists them in `images.rs`.
 pub fn build(families: &[&str]) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| {
         println!("cargo::rerun-if-env-changed={name}");
@@ -99,7 +99,7 @@ pub fn sources(cuda: &Path, families: &[&str]) -> Result<Vec<Source>, Box<dyn Er
     Ok(sources)
 }
 
-/// Returns the kernels that a source lists in its `FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)`. The SIMT
+/// Returns the names of the kernels that a source lists in its `FLEXDRAFT_KERNEL_TABLE(family, kernel, ...)`. The SIMT
 /// emulator is built from the same list, so both have the same kernels.
 pub fn kernel_table(source: &str) -> Result<Vec<String>, String> {
     const MACRO: &str = "FLEXDRAFT_KERNEL_TABLE(";
@@ -188,7 +188,7 @@ fn compile_one(
     warnings_are_errors: bool,
 ) -> Result<Image, String> {
     let path = out.join(source.path.file_name().unwrap_or_default()).with_extension("fatbin");
-    // The target architectures are in a file of options that cuda/check_device_code.py also reads.
+    // The GPU architectures to compile for are in a file of options that cuda/check_device_code.py also reads.
     let mut command = Command::new(nvcc);
     command.arg("-optf").arg(cuda.join("nvcc.args"));
     if warnings_are_errors {
@@ -209,7 +209,7 @@ fn compile_one(
     Ok(Image { path, kernels: source.kernels.clone(), warnings: said })
 }
 
-/// Returns the Rust expression that embeds `images`.
+/// Returns the Rust expression that embeds `images`, the compiled kernel sources, into the crate.
 pub fn listing(images: &[Image]) -> Result<String, Box<dyn Error>> {
     let mut text = "&[\n".to_owned();
     for image in images {

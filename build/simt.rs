@@ -84,8 +84,8 @@ fn sanitized() -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// Returns a source that defines `simt::find` over the tables of all kernel files. It lists the tables by
-/// name, because a linker drops objects that only register themselves from a static archive.
+/// Returns a C++ source that defines `simt::find`, which finds a kernel in the tables of all kernel files. It lists the
+/// tables by name, because a linker drops objects that only register themselves from a static archive.
 fn registry_source(kernels: &[(String, PathBuf)]) -> Result<String, std::fmt::Error> {
     let mut source = String::from("#include \"emulator.h\"\n\nextern \"C\" {\n");
     for (variant, _) in VARIANTS {

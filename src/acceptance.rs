@@ -9,8 +9,8 @@
 //! of [`Test`]s, each decided by its own uniform number, gives the accepted length, and [`Decision::weights`]
 //! is the distribution of the bonus token. The rules that only compare tokens share [`matching_prefix`].
 
-/// The rule that accepts draft tokens. Every rule leaves the target's distribution unchanged; at temperature
-/// 0 every rule is greedy verification.
+/// The rule by which a step accepts or rejects draft tokens. Every rule leaves the target's distribution unchanged; at
+/// temperature 0 every rule is greedy verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Rule {
     /// Speculative sampling (Leviathan et al. 2211.17192, Chen et al. 2302.01318).
@@ -52,7 +52,7 @@ impl Test {
 /// The result of applying an acceptance rule to a draft.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// Number a of accepted draft tokens.
+    /// The number a of accepted draft tokens.
     pub accepted: usize,
     /// Weights `[vocab]`, not normalised and not all zero, from which the bonus token is drawn.
     pub weights: Vec<f64>,
@@ -139,7 +139,8 @@ impl BlockScan {
         let previous = self.prefix.last().copied().unwrap_or(1.0);
         let p = previous * self.target.last().map_or(0.0, |row| at(row, token));
         let q_token = at(&q, token);
-        // The drafter cannot draw this token, so there is no ratio p/q; the token counts as certain or impossible.
+        // If the drafter cannot draw this token, there is no ratio p/q; the token counts as certain if p is above 0,
+        // and as impossible otherwise.
         let ratio = if q_token > 0.0 { p / q_token } else { f64::from(u8::from(p > 0.0)) };
         self.prefix.push(ratio.min(1.0));
         self.draft.push(q);
@@ -174,8 +175,8 @@ impl BlockScan {
     }
 }
 
-/// Returns the residual max(prefix · p − q, 0), or `p` itself if the residual is 0 everywhere, which happens only
-/// through rounding.
+/// Returns the distribution of the bonus token after a rejection, not normalised: max(prefix · p − q, 0), or `p` itself
+/// if that is 0 everywhere, which happens only through rounding.
 fn residual(prefix: f64, p: Vec<f64>, q: &[f64]) -> Vec<f64> {
     let weights: Vec<f64> = p.iter().zip(q).map(|(p, q)| (prefix * p - q).max(0.0)).collect();
     if weights.iter().any(|&w| w > 0.0) { weights } else { p }

@@ -3,11 +3,11 @@
 /// A [`Result`](std::result::Result) with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Any error of this crate. Each layer has its own error type.
+/// Any error that this crate returns. Each layer has its own error type.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Sampling parameters that do not describe a distribution.
+    /// The sampling parameters do not describe a distribution.
     #[error(transparent)]
     Sampling(#[from] crate::sampling::SamplingError),
     /// A kernel was not launched: its operands do not fit, or there is no GPU.

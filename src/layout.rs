@@ -27,24 +27,24 @@ impl GroupSet {
     /// The empty set of accepted lengths: the draft is made after the verification, in a separate pass.
     pub const NONE: Self = Self(0);
 
-    /// Returns the set with every accepted length 0..=`verify_len`.
+    /// Returns the set with the accepted lengths 0 to `verify_len`.
     ///
     /// Lengths above [`MAX_BLOCK_SIZE`] − 1 cannot occur and are ignored.
     pub fn all(verify_len: usize) -> Self {
         if verify_len >= MAX_BLOCK_SIZE - 1 { Self(u64::MAX) } else { Self((1 << (verify_len + 1)) - 1) }
     }
 
-    /// Returns the set whose members are the positions of the set bits of `bits`.
+    /// Returns the set of accepted lengths whose bits are set in `bits`: bit k stands for accepted length k.
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// Returns the set as bits: bit k stands for accepted length k.
+    /// Returns the set of accepted lengths as bits: bit k stands for accepted length k.
     pub fn bits(self) -> u64 {
         self.0
     }
 
-    /// Adds accepted length `k`; `k` ≥ [`MAX_BLOCK_SIZE`] is ignored.
+    /// Returns the set with accepted length `k` added; `k` ≥ [`MAX_BLOCK_SIZE`] is ignored.
     #[must_use]
     pub fn with(self, k: usize) -> Self {
         if k < MAX_BLOCK_SIZE { Self(self.0 | 1 << k) } else { self }
@@ -55,18 +55,18 @@ impl GroupSet {
         k < MAX_BLOCK_SIZE && self.0 >> k & 1 == 1
     }
 
-    /// Returns whether the set is empty.
+    /// Returns whether the set has no accepted length.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Returns the set's members that are at most `verify_len`.
+    /// Returns the set of those accepted lengths that are at most `verify_len`.
     #[must_use]
     pub fn up_to(self, verify_len: usize) -> Self {
         Self(self.0 & Self::all(verify_len).0)
     }
 
-    /// Iterates over the set's members in ascending order.
+    /// Iterates over the accepted lengths of the set in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MAX_BLOCK_SIZE).filter(move |&k| self.contains(k))
     }
@@ -90,14 +90,14 @@ pub struct SequenceRows<'a> {
     /// Page ids of the paged KV cache; position p lives in page `pages[p / page_size]`. The pages must cover
     /// every limit of this sequence's rows.
     pub pages: &'a [u32],
-    /// Position n of candidate 0, the bonus token. Positions 0..n are cached.
+    /// The position n of candidate 0, the bonus token. Positions 0..n are cached.
     pub start: usize,
-    /// Number of candidate rows, at positions n..n + candidates. It is 0 in a drafting pass.
+    /// The number of candidate rows, which have the positions n to n + candidates − 1. It is 0 in a drafting pass.
     pub candidates: usize,
     /// The accepted lengths k that have a mask group, ascending. Each limit n + k is either cached or the
     /// position of a candidate of this pass.
     pub groups: Vec<usize>,
-    /// Block size S: the number of slots in each of this sequence's groups.
+    /// The block size S: the number of slots in each of this sequence's mask groups.
     pub slots: usize,
 }
 
@@ -116,12 +116,12 @@ pub struct AttentionShape {
     pub q_heads: usize,
     /// Number of KV heads; divides `q_heads`.
     pub kv_heads: usize,
-    /// Size of a head, in elements.
+    /// The size of a head, in elements.
     pub head_dim: usize,
 }
 
 impl AttentionShape {
-    /// Returns the number of columns of the fused projection: query heads, then key heads, then value heads.
+    /// Returns the number of columns of the fused q, k and v projection: query heads, then key heads, then value heads.
     pub fn qkv_cols(&self) -> usize {
         let heads = self.kv_heads.saturating_mul(2).saturating_add(self.q_heads);
         heads.saturating_mul(self.head_dim)
@@ -136,9 +136,9 @@ impl AttentionShape {
 /// The kind of rows of a [`Pass`] that an operation works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowKind {
-    /// Candidate rows: the first rows of the pass.
+    /// The candidate rows, which come first in the pass.
     Candidates,
-    /// Mask rows: the rows after the candidate rows.
+    /// The mask rows, which come after the candidate rows.
     Masks,
 }
 
@@ -151,11 +151,12 @@ pub struct Row {
     pub position: usize,
     /// The last cached position that the row sees.
     pub limit: usize,
-    /// For a mask row, the rows of its group, as row indices in the whole pass.
+    /// For a mask row, the rows of its mask group, as row indices in the whole pass.
     pub group: Option<(usize, usize)>,
 }
 
-/// Returns the sum of numbers that callers chose freely. An overflow gives the largest number, which fits no buffer.
+/// Returns the sum of numbers that callers chose freely and that may therefore be too large. An overflow gives the
+/// largest number, which fits no buffer.
 fn total(numbers: impl Iterator<Item = usize>) -> usize {
     numbers.fold(0, usize::saturating_add)
 }
@@ -188,8 +189,8 @@ impl Pass<'_> {
         total(self.sequences.iter().take(sequence).map(|s| s.candidates))
     }
 
-    /// Returns the rows of sequence `sequence`'s group for accepted length `k`, or `None` if the pass has no
-    /// such group.
+    /// Returns the rows of sequence `sequence`'s mask group for accepted length `k`, or `None` if the pass has no such
+    /// group.
     pub fn group_rows(&self, sequence: usize, k: usize) -> Option<Range<usize>> {
         let before = total(self.sequences.iter().take(sequence).map(SequenceRows::mask_rows));
         let rows = self.sequences.get(sequence)?;

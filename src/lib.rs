@@ -76,7 +76,7 @@ pub mod tensor;
 pub use error::{Error, Result};
 pub use half;
 
-// The readme's example is compiled together with the documentation's examples.
+// The doc tests compile the readme's example together with the documentation's examples.
 #[cfg(all(doctest, feature = "runner"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -12,7 +12,7 @@
 //!
 //! Generator: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
-/// The purpose of a random number; it also decides which position the counter holds.
+/// The purpose for which a random number is drawn; it also decides which position the counter holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -28,7 +28,7 @@ pub enum Purpose {
     ResidualDraw = 4,
 }
 
-/// The random numbers of one draw.
+/// The source of the random numbers of one draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
     key: [u32; 2],
@@ -36,7 +36,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Returns the random numbers that request `seed` uses for `purpose` at `position` and `slot` (below 2¹⁶).
+    /// Returns the random numbers that the request with this seed uses for `purpose` at `position` and `slot` (below
+    /// 2¹⁶).
     pub fn new(seed: u64, purpose: Purpose, slot: usize, position: usize) -> Self {
         let position = position as u64;
         Self {
@@ -49,12 +50,12 @@ impl Stream {
         }
     }
 
-    /// Returns the random numbers with which request `seed` draws the token at `position` from the target.
+    /// Returns the random numbers with which the request with this seed draws the token at `position` from the target.
     pub fn target_draw(seed: u64, position: usize) -> Self {
         Self::new(seed, Purpose::TargetDraw, 0, position)
     }
 
-    /// Returns the seed, counter word 1 (purpose and slot) and the position, as a kernel's parameters take them.
+    /// Returns the seed, counter word 1 (purpose and slot) and the position, in the form of a kernel's parameters.
     pub(crate) fn parts(&self) -> (u64, u32, u64) {
         let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let [purpose_and_slot, low, high] = self.counter;
@@ -99,7 +100,8 @@ impl Stream {
     }
 }
 
-/// Returns the Gumbel number −ln(−ln u) for u = (word + ½) · 2⁻³². If u is near 1, −ln u is computed from 1 − u.
+/// Returns the standard Gumbel number −ln(−ln u) for u = (word + ½) · 2⁻³². If u is near 1, −ln u is computed from 1 −
+/// u.
 fn gumbel(word: u32) -> f32 {
     const ULP: f32 = 1.0 / 4_294_967_296.0;
     let exponential = if word < 1 << 31 {
@@ -110,13 +112,13 @@ fn gumbel(word: u32) -> f32 {
     -exponential.ln()
 }
 
-/// Returns an upper bound of [`gumbel`]: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where 2³² − 1 − word has z
-/// leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
+/// Returns an upper bound of the Gumbel number of a random word: −ln u ≥ 1 − u = (2³² − word − ½) · 2⁻³² ≥ 2⁻¹⁻ᶻ, where
+/// 2³² − 1 − word has z leading zeros, so −ln(−ln u) ≤ (z + 1) · ln 2. The factor is rounded up.
 fn gumbel_bound(word: u32) -> f32 {
     (1 + (!word).leading_zeros()) as f32 * 0.693_2
 }
 
-/// Applies ten rounds of the Philox 4x32 generator.
+/// Applies ten rounds of the random-number generator Philox 4x32.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -140,7 +142,7 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// Known results of Philox, from the Random123 distribution.
+    /// Compares Philox with known results from the Random123 distribution.
     #[test]
     fn philox_known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);

@@ -17,7 +17,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Returns the size of an element of this type in bytes.
+    /// Returns the size of one element of this type in bytes.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -48,7 +48,7 @@ pub enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    /// Returns the number of elements.
+    /// Returns the number of elements of the tensor.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),
@@ -83,7 +83,8 @@ enum Storage {
     F32(Arc<Vec<f32>>),
     F16(Arc<Vec<f16>>),
     Bf16(Arc<Vec<bf16>>),
-    /// A range of a shared mapping (or of any other shared bytes), aligned for the element type.
+    /// A range of a file's mapping that other tensors share (or of any other shared bytes), aligned for the element
+    /// type.
     Bytes(DType, Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
 
@@ -165,19 +166,19 @@ impl Tensor {
         &self.shape
     }
 
-    /// Returns the size of all elements in bytes.
+    /// Returns the size of all elements of the tensor in bytes.
     pub fn byte_len(&self) -> usize {
         self.elements().len() * self.dtype().size()
     }
 
-    /// Returns the elements in row-major order.
+    /// Returns the tensor's elements in row-major order.
     pub fn elements(&self) -> Elements<'_> {
         match &self.storage {
             Storage::F32(x) => Elements::F32(x),
             Storage::F16(x) => Elements::F16(x),
             Storage::Bf16(x) => Elements::Bf16(x),
             Storage::Bytes(dtype, bytes, range) => {
-                // In range and aligned: `from_bytes` checked both, and an owner's bytes do not move.
+                // The range is valid and aligned: `from_bytes` checked both, and an owner's bytes do not move.
                 let bytes = (**bytes).as_ref().get(range.clone()).unwrap_or(&[]);
                 match dtype {
                     DType::F32 => Elements::F32(bytemuck::try_cast_slice(bytes).unwrap_or(&[])),

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// A C header with parameter structs, and the Rust module that mirrors it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Name of the module: the header's directory in `cuda`, or `shapes`.
+    /// The name of the module: the header's directory in `cuda`, or `shapes`.
     pub name: String,
-    /// Path of the header.
+    /// The path of the header.
     pub path: PathBuf,
 }
 
@@ -55,8 +55,8 @@ impl Header {
         let header = self.path.to_str().ok_or("the path is not UTF-8")?;
         let mut builder = bindgen::Builder::default()
             .header(header)
-            // The layout is always that of CUDA's own platforms, regardless of the machine. Wheels of libclang lack
-            // clang's headers, but glibc's <stdint.h> does not need them.
+            // The memory layout of structs is always that of CUDA's own platforms, regardless of the machine. Wheels of
+            // libclang lack clang's headers, but glibc's <stdint.h> does not need them.
             .clang_args(["-x", "c", "-std=c11", "--target=x86_64-unknown-linux-gnu", "-fparse-all-comments"])
             .allowlist_file(regex_of(header))
             .allowlist_recursively(false)
@@ -91,7 +91,8 @@ fn tidy(line: &str) -> String {
         return text.split("\\n").map(line).collect();
     }
     match line {
-        // The following assertions assume CUDA's 64-bit pointers; the rest of the crate works without them.
+        // The assertions of sizes and offsets that follow assume CUDA's 64-bit pointers; the rest of the crate works
+        // without them.
         "#[allow(clippy::unnecessary_operation, clippy::identity_op)]" => {
             format!("#[cfg(target_pointer_width = \"64\")]\n{line}\n")
         }

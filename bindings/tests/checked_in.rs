@@ -1,4 +1,4 @@
-//! The bindings in the repository agree with the headers.
+//! Tests that the bindings in the repository agree with the headers.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Acceptance of draft tokens and the bonus token, for a whole batch.
+//! The kernel that accepts draft tokens and draws the bonus token, for a whole batch.
 //!
 //! Greedy, `match` and `rejection` take one launch, and `block` takes two. The statistics of the rows come from
 //! [`Kernels::sample`]. The scan over the draft tokens reads two logits per draft token, and whole rows of logits only at
@@ -28,13 +28,13 @@ use crate::acceptance::Rule;
 use crate::layout::GroupSet;
 use crate::runtime::{Element, Runtime, View, ViewMut};
 
-/// The most draft tokens of a sequence.
+/// The largest number of draft tokens of a sequence.
 pub const MAX_DRAFTS: usize = FLEXDRAFT_MAX_DRAFTS as usize;
 
-/// The most tokens that a sequence commits in a step: the draft tokens and the bonus token.
+/// The largest number of tokens that a sequence commits in a step: the draft tokens and the bonus token.
 pub const MAX_COMMITTED: usize = MAX_DRAFTS + 1;
 
-/// One sequence of a verification: `FlexdraftVerify` of `cuda/acceptance/params.h`.
+/// One sequence whose draft tokens are verified: `FlexdraftVerify` of `cuda/acceptance/params.h`.
 ///
 /// d_1 to d_v are the draft tokens. Row `first_target + i` of the target has p_i, the distribution of the token after d_i,
 /// for i = 0 to v. Row `first_draft + j − 1` of the draft has q_j, the distribution that d_j was drawn from. Token
@@ -58,25 +58,26 @@ impl Element for Verify {}
 pub struct VerifySequence {
     /// The acceptance rule. At temperature 0, where all rules give the same result, it must be [`Rule::Match`].
     pub rule: Rule,
-    /// The request's seed.
+    /// The seed of the request, the key of its random numbers.
     pub seed: u64,
-    /// n, the position of candidate 0.
+    /// n, the position of candidate 0, the bonus token of the step before.
     pub position: usize,
     /// v, the number of draft tokens, up to [`MAX_DRAFTS`]. With 0, the bonus token is the token that
     /// [`Kernels::sample`] drew.
     pub drafts: usize,
-    /// The row of p_0.
+    /// The row of the target's logits that gives p_0, the distribution of the first draft token.
     pub first_target: usize,
-    /// The row of q_1. Without it, q_j(d_j) = 1 for every j.
+    /// The row of the draft's logits that gives q_1, the distribution that d_1 was drawn from. Without it, q_j(d_j) = 1
+    /// for every j.
     pub first_draft: Option<usize>,
-    /// The index of d_1 among the tokens.
+    /// The index of the first draft token d_1 in [`Accept::tokens`].
     pub first_token: usize,
-    /// Accepted lengths for which the pass has a mask group.
+    /// The accepted lengths for which the pass has a mask group.
     pub groups: GroupSet,
 }
 
 impl Verify {
-    /// Returns a sequence in the form that the kernel reads.
+    /// Returns the description of a sequence in the form that the kernel reads.
     ///
     /// # Errors
     ///
@@ -106,7 +107,7 @@ impl Verify {
         }))
     }
 
-    /// Returns the same with the statistics of q_1 in row `first`, instead of in the row of its logits.
+    /// Returns the same sequence with the statistics of q_1 in row `first`, instead of in the row of its logits.
     ///
     /// # Errors
     ///
@@ -118,7 +119,7 @@ impl Verify {
     }
 }
 
-/// The result of a verification: `FlexdraftVerdict` of `cuda/acceptance/params.h`.
+/// The result of verifying the draft tokens of one sequence: `FlexdraftVerdict` of `cuda/acceptance/params.h`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
@@ -129,8 +130,8 @@ pub struct Verdict {
     pub bonus: i32,
     /// The probability p_a of the bonus token, after warping.
     pub probability: f32,
-    /// The rank of group a, which drafts next, among the groups of the pass; −1 if the pass has no such group, and a
-    /// drafting pass is needed.
+    /// The rank of mask group a, which makes the next draft, among the groups of the pass; −1 if the pass has no such
+    /// group, and a drafting pass is needed.
     pub group: i32,
     /// n + a + 1, the number of positions whose K and V stay in the cache.
     pub cached_length: i64,
@@ -148,13 +149,13 @@ unsafe impl DeviceRepr for Verdict {}
 unsafe impl ValidAsZeroBits for Verdict {}
 impl Element for Verdict {}
 
-/// Logits and their statistics, `[rows, stride]` and `[rows]`, as [`Kernels::sample`] left them. A draft's logits may
-/// have other rows than their statistics: [`Verify::with_draft_stats_at`].
+/// Rows of logits and their statistics, `[rows, stride]` and `[rows]`, as [`Kernels::sample`] left them. A draft's
+/// logits may have other rows than their statistics: [`Verify::with_draft_stats_at`].
 #[derive(Debug)]
 pub struct SampledRows<'a, L> {
-    /// The logits that tokens were drawn from.
+    /// The logits from which tokens were drawn.
     pub logits: View<'a, L>,
-    /// Their statistics.
+    /// The statistics of the rows of `logits`.
     pub stats: View<'a, RowStats>,
 }
 
@@ -165,28 +166,28 @@ pub struct Accept<'a, L> {
     pub vocab: usize,
     /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`.
     pub stride: usize,
-    /// The sequences, `[batch]`.
+    /// The sequences whose draft tokens are verified, `[batch]`.
     pub sequences: View<'a, Verify>,
     /// Whether any of the sequences has [`Rule::Block`], which needs a second launch.
     pub any_block: bool,
     /// The draft tokens of all sequences.
     pub tokens: View<'a, i32>,
-    /// The target's rows.
+    /// The rows of the target's logits, with their statistics.
     pub target: SampledRows<'a, L>,
     /// The workspace of the [`Kernels::sample`] call that wrote the target's statistics without a calibration, as that
     /// call left it. With it, the kernel does not read chunks of the vocabulary in which no id of p is kept. With `None`,
     /// it reads every id, with the same result. The workspace of any other call gives an unspecified result within the
     /// vocabulary.
     pub target_partials: Option<View<'a, f32>>,
-    /// The drafts' rows, if any sequence has them.
+    /// The rows of the drafts' logits, with their statistics, if any sequence has them.
     pub draft: Option<SampledRows<'a, L>>,
     /// Workspace of at least [`accept_workspace_len`] elements; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
-    /// Counters `[batch]`, zeros before the first launch. Every launch leaves zeros.
+    /// Counters of finished CTAs, `[batch]`, zeros before the first launch. Every launch leaves zeros.
     pub arrived: ViewMut<'a, u32>,
-    /// Written: the verdicts, `[batch]`.
+    /// Written by the kernel: the verdict of each sequence, `[batch]`.
     pub verdicts: ViewMut<'a, Verdict>,
-    /// Written: d_1 to d_a, the bonus token, then −1, `[batch, MAX_COMMITTED]`.
+    /// Written by the kernel: d_1 to d_a, the bonus token, then −1, `[batch, MAX_COMMITTED]`.
     pub committed: ViewMut<'a, i32>,
     /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a sequence whose rows or tokens do not exist.
     pub error: Option<ViewMut<'a, u32>>,
@@ -195,7 +196,7 @@ pub struct Accept<'a, L> {
 /// Returns the number of elements of [`Accept::workspace`] for a batch; `None` if it overflows.
 pub fn accept_workspace_len(batch: usize, vocab: usize) -> Option<usize> {
     let chunks = vocab.div_ceil(FLEXDRAFT_ACCEPT_CHUNK as usize);
-    // Per chunk: a sum for every draft token, and the best id with its value.
+    // The workspace has, per chunk of the vocabulary, a sum for every draft token, and the best id with its value.
     batch.checked_mul(chunks)?.checked_mul(MAX_COMMITTED + 2)
 }
 
@@ -269,7 +270,7 @@ impl<R: Runtime> Kernels<R> {
         let target_rows = args.target.stats.len();
         let target = operands.product("target", &[target_rows, args.stride])?;
         let draft_stats_rows = args.draft.as_ref().map_or(0, |draft| draft.stats.len());
-        // At least one row of logits per row of statistics.
+        // The logits have at least one row per row of statistics.
         let draft_rows = args.draft.as_ref().map_or(0, |draft| draft.logits.len() / args.stride);
         let draft_rows = draft_rows.max(draft_stats_rows);
         let (draft, draft_stats) = match &args.draft {

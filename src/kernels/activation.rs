@@ -1,4 +1,4 @@
-//! The activations: of the MLP, and of the calibrator's hidden layer.
+//! The kernels of activation functions: silu(gate) · up of the MLP, and silu of the calibrator's hidden layer.
 //!
 //! Rows are bf16, aligned to 16 bytes, with a multiple of 8 elements. Both kernels read and write every row once, so
 //! their lower bound on time is the bytes of the rows divided by the memory's bandwidth. A row's result does not depend
@@ -16,9 +16,9 @@ use crate::runtime::{Runtime, View, ViewMut};
 /// Operands of [`Kernels::silu_mul`].
 #[derive(Debug)]
 pub struct SiluMul<'a> {
-    /// Gate and up side by side, `[rows, 2 cols]`.
+    /// The gate and the up projection side by side, `[rows, 2 cols]`.
     pub x: View<'a, bf16>,
-    /// The result, `[rows, cols]`.
+    /// The activation of each row, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
     /// Elements per row of `out`.
     pub cols: usize,
@@ -27,16 +27,16 @@ pub struct SiluMul<'a> {
 /// Operands of [`Kernels::silu_add`].
 #[derive(Debug)]
 pub struct SiluAdd<'a> {
-    /// The slots' half of the calibrator's hidden layer `[rows, cols]`, replaced by its activation.
+    /// The draft slots' half of the calibrator's hidden layer, `[rows, cols]`, which its activation replaces.
     pub x: ViewMut<'a, bf16>,
-    /// The bonus tokens' half of the hidden layer, `[bonus rows, cols]`.
+    /// The bonus tokens' half of the calibrator's hidden layer, `[bonus rows, cols]`.
     pub bonus: View<'a, bf16>,
     /// The row of `bonus` for each row of `x`, `[rows]`. With −1, the row of `x` does not change. With any
     /// other index outside `bonus` it does not change either, and bit 16 of the error word is set.
     pub owner: View<'a, i32>,
-    /// The device error word `[1]`, optional.
+    /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements per row.
+    /// Elements per row of `x`.
     pub cols: usize,
 }
 
@@ -75,7 +75,7 @@ impl<R: Runtime> Kernels<R> {
             rows: operands.i32("rows", rows)?,
             unused: 0,
         };
-        // A thread computes 8 columns.
+        // Each thread computes 8 columns.
         let blocks = args.cols.div_ceil(8 * FLEXDRAFT_ROW_THREADS as usize);
         operands.within(limits::activation_columns(args.cols))?;
         let ctas = [operands.i32("rows", rows)?.cast_unsigned(), blocks as u32, 1];

@@ -22,42 +22,44 @@ use super::{KernelError, Kernels};
 use crate::layout::AttentionShape;
 use crate::runtime::{Limits, Runtime, View, ViewMut};
 
-/// Splits of a span.
+/// The number of splits in a span.
 const SPAN: usize = FLEXDRAFT_SPAN_SPLITS as usize;
 
-/// Threads for which a multiprocessor has registers, at up to 256 per thread. Every compute capability from 8.0 to 12.0
-/// has 65536 registers per multiprocessor.
+/// The number of threads for which a multiprocessor has registers, at up to 256 registers per thread. Every compute
+/// capability from 8.0 to 12.0 has 65536 registers per multiprocessor.
 const THREADS_TOGETHER: u32 = 65536 / 256;
 
-/// Shared memory that the system reserves for every CTA, in bytes.
+/// The shared memory that the system reserves for every CTA, in bytes.
 const RESERVED_SHARED: u32 = 1024;
 
-/// Heads of a CTA of the merge.
+/// The number of heads that one CTA of the merging kernel computes.
 const HEADS_A_CTA: usize = FLEXDRAFT_MERGE_WARPS as usize;
 
-/// The most groups of states for which the small merge has levels.
+/// The largest number of groups of states that the small merging kernel can merge.
 const FEW_GROUPS: usize = (1 << FLEXDRAFT_FEW_LEVELS) - 1;
 
-/// Estimated seconds per element of a key on one multiprocessor, for the division of keys. The estimate is the same for
-/// every processor: 1.5 µs for a tile of 64 keys of 128 elements, which is about the time in which the multiprocessor's
-/// share of the memory bandwidth brings the tile, and in which its matrix units compute 128 rows.
+/// The estimated time in seconds per element of a key on one multiprocessor, by which keys are divided among CTAs. The
+/// estimate is the same for every processor: 1.5 µs for a tile of 64 keys of 128 elements, which is about the time in
+/// which the multiprocessor's share of the memory bandwidth brings the tile, and in which its matrix units compute 128
+/// rows.
 const SECONDS_PER_KEY_ELEMENT: f64 = 1.5e-6 / (64.0 * 128.0);
 
-/// Estimated seconds per byte of a state, which is written and read, for all multiprocessors together.
+/// The estimated time in seconds per byte of a softmax state, which is written and read, for all multiprocessors
+/// together.
 const SECONDS_PER_STATE_BYTE: f64 = 2.0 / 3e12;
 
 /// The default number of keys per split, which keeps the multiprocessors of a large GPU busy at batch 1 and context 8k.
 pub const DEFAULT_SPLIT: usize = FLEXDRAFT_DEFAULT_SPLIT as usize;
 
-/// One variant of the kernel: an entry of `FLEXDRAFT_ATTENTION_TILES` in `cuda/common/shapes.h`. All variants give the
-/// same bits.
+/// One variant of the attention kernel: an entry of `FLEXDRAFT_ATTENTION_TILES` in `cuda/common/shapes.h`. All variants
+/// give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     kernel: &'static str,
     head_dim: usize,
-    /// Packed rows (a query head of a row each) that share each tile of K and V.
+    /// The number of packed rows (a query head of a row each) that share each tile of K and V.
     rows: usize,
-    /// Shared memory in bytes, without the plan of items.
+    /// Shared memory in bytes, without the plan of work items.
     shared: usize,
 }
 
@@ -65,8 +67,8 @@ const fn tile(kernel: &'static str, head_dim: usize, rows: u32, shared: u32) -> 
     Tile { kernel, head_dim, rows: rows as usize, shared: shared as usize }
 }
 
-/// All variants. Variants with more rows read K and V less often; more stages hide more latency and need more shared
-/// memory.
+/// All variants of the attention kernel. Variants with more rows read K and V less often; more stages hide more latency
+/// and need more shared memory.
 const TILES: [Tile; 7] = [
     tile("joint_attention_d64_r64_s2", 64, FLEXDRAFT_D64_R64_S2_ROWS, FLEXDRAFT_D64_R64_S2_SHARED),
     tile("joint_attention_d64_r64_s3", 64, FLEXDRAFT_D64_R64_S3_ROWS, FLEXDRAFT_D64_R64_S3_SHARED),
@@ -78,14 +80,16 @@ const TILES: [Tile; 7] = [
 ];
 
 impl Tile {
-    /// Returns the shared memory of a CTA in bytes. The plan has two entries per two sequences of the batch, and one more.
+    /// Returns the shared memory that a CTA of this variant needs, in bytes. The plan has two entries per two sequences
+    /// of the batch, and one more.
     fn shared_bytes(self, batch: usize) -> usize {
         let entries = batch.div_ceil(2).saturating_mul(2).saturating_add(1);
         self.shared.saturating_add(entries.saturating_mul(size_of::<i32>()))
     }
 
-    /// Returns the tile for a batch: among the tiles that fit a CTA, the tiles with 64 rows if no sequence has more, then the
-    /// tile with most warps on a multiprocessor, then the tile with most stages.
+    /// Returns the kernel variant for a batch: among the variants whose shared memory fits, the variants with 64 rows
+    /// if no sequence has more, then the variant with most warps on a multiprocessor, then the variant with most
+    /// stages.
     fn choose(head_dim: usize, packed_rows: usize, batch: usize, limits: Limits) -> Option<Self> {
         let fits = |tile: &Tile| tile.shared_bytes(batch) <= limits.shared_bytes_per_cta as usize;
         let usable = || TILES.into_iter().filter(|tile| tile.head_dim == head_dim).filter(fits);
@@ -96,7 +100,7 @@ impl Tile {
             .max_by_key(|tile| (tile.ctas_together(batch, limits), tile.shared))
     }
 
-    /// Returns the number of CTAs that a multiprocessor runs at once.
+    /// Returns the number of CTAs of this variant that a multiprocessor runs at once.
     fn ctas_together(self, batch: usize, limits: Limits) -> u32 {
         let shared =
             u32::try_from(self.shared_bytes(batch)).unwrap_or(u32::MAX).saturating_add(RESERVED_SHARED);
@@ -104,8 +108,8 @@ impl Tile {
         (limits.shared_bytes_per_multiprocessor / shared).clamp(1, most)
     }
 
-    /// Returns the number of splits per item: the splits of a span, so that fewer states go through memory, or one split,
-    /// so that more multiprocessors are busy. The estimates above decide which is faster.
+    /// Returns the number of splits per work item: the splits of a span, so that fewer states go through memory, or one
+    /// split, so that more multiprocessors are busy. The estimates above decide which is faster.
     ///
     /// `sequences` has the rows of each sequence, and the number of cached positions that they see.
     fn item_splits(
@@ -118,7 +122,8 @@ impl Tile {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         let seconds = |splits: usize| {
             let item = split.saturating_mul(splits);
-            // Keys of all blocks of rows, and keys of the longest item. f64 is exact enough for an estimate.
+            // The keys of all blocks of rows, and the keys of the longest work item. f64 is exact enough for an
+            // estimate.
             let (mut keys, mut state_bytes, mut longest) = (0.0, 0.0, 1);
             for (rows, seen) in sequences.clone() {
                 let states = seen.div_ceil(item);
@@ -149,13 +154,14 @@ pub fn attention_workspace_len(
     longest: usize,
     split: usize,
 ) -> Option<usize> {
-    // A state has head_dim elements, the maximum and the sum.
+    // A softmax state has head_dim elements, the maximum and the sum.
     let places = places(longest.div_ceil(split.max(1)));
     rows.checked_mul(shape.q_heads)?.checked_mul(places)?.checked_mul(shape.head_dim.checked_add(2)?)
 }
 
-/// Returns the number of places of a row and head in the workspace: one per state of cached keys, and one for the slots
-/// of the row's group. A single state needs no place for slots, because its item adds the slots.
+/// Returns the number of softmax states per row and head for which the workspace has a place: one per state of cached
+/// keys, and one for the slots of the row's group. A single state needs no place for slots, because its item adds the
+/// slots.
 const fn places(states: usize) -> usize {
     if states > 1 { states.saturating_add(1) } else { states }
 }
@@ -163,10 +169,10 @@ const fn places(states: usize) -> usize {
 /// Operands of [`Kernels::joint_attention`].
 #[derive(Debug)]
 pub struct JointAttention<'a, R: Runtime> {
-    /// The pass.
+    /// The tables of the pass whose rows attend.
     pub pass: &'a PassTables<R>,
-    /// Whether the mask rows of the pass take part. They do not below the tail layers: then this is the attention of the
-    /// candidate rows alone.
+    /// Whether the mask rows of the pass take part. Below the tail layers there are none: then this is the attention of
+    /// the candidate rows alone.
     pub masks: bool,
     /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
     /// [`norm_rope_append`](Kernels::norm_rope_append). The kernel reads the k and v of mask rows here, and the k and v of
@@ -174,16 +180,16 @@ pub struct JointAttention<'a, R: Runtime> {
     pub qkv: View<'a, bf16>,
     /// The KV cache of the layer.
     pub cache: PagedKv<'a>,
-    /// Written: the results, `[rows, q_heads · head_dim]`; zeros for padding.
+    /// Written by the kernel: the attention output of each row, `[rows, q_heads · head_dim]`; zeros for padding.
     pub out: ViewMut<'a, bf16>,
-    /// Written: the natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
+    /// Written by the kernel: the natural logarithm of Σ exp(score), `[rows, q_heads]`; −∞ for padding.
     pub lse: Option<ViewMut<'a, f32>>,
     /// Workspace of at least [`Kernels::attention_workspace_len`] elements, aligned to 8 bytes; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
     /// Numbers of heads, and head_dim: 64 or 128, with up to 16 query heads per KV head.
     pub shape: AttentionShape,
-    /// Keys per split, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The split is part of the
-    /// arithmetic: results with another split differ in rounding.
+    /// Keys per split of a long sequence, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The
+    /// split is part of the arithmetic: results with another split differ in rounding.
     pub split: usize,
     /// The device error word `[1]`, optional. Bit 1: a page id out of range, whose keys and values count as zeros. Bit 8:
     /// a sequence that sees more positions than the workspace allows, which only a captured launch can meet; its rows get
@@ -191,17 +197,17 @@ pub struct JointAttention<'a, R: Runtime> {
     pub error: Option<ViewMut<'a, u32>>,
 }
 
-/// The division of a pass among CTAs.
+/// The division of a pass's keys among CTAs.
 struct Division {
-    /// The variant of the kernel; `None` if none with this head_dim fits a CTA.
+    /// The variant of the attention kernel; `None` if none with this head_dim fits a CTA.
     tile: Option<Tile>,
-    /// Splits per item.
+    /// The number of splits per work item.
     item_splits: usize,
 }
 
 impl Division {
-    /// Returns the division of a pass, or of its candidates alone if `masks` is false. `split` may be 0, which a launch
-    /// refuses.
+    /// Returns the division of a pass's keys among CTAs, for its candidates alone if `masks` is false. `split` may be
+    /// 0, which a launch refuses.
     fn new<R: Runtime>(
         pass: &PassTables<R>,
         masks: bool,
@@ -356,14 +362,14 @@ impl<R: Runtime> Kernels<R> {
         operands.within(limits::query_heads(q_heads))?;
         let shared_bytes =
             operands.i32("shared memory", tile.shared_bytes(args.pass.batch()))?.cast_unsigned();
-        // The grid has the number of CTAs that run at once; each CTA takes items until none is left.
+        // The grid has the number of CTAs that run at once; each CTA takes work items until none is left.
         let together = tile.ctas_together(args.pass.batch(), limits);
         let ctas = if pass_rows == 0 { 0 } else { limits.multiprocessors.saturating_mul(together) };
         let grid = Grid { ctas: [ctas, 1, 1], threads: FLEXDRAFT_ATTENTION_THREADS, shared_bytes };
         // SAFETY: the parameters are of this kernel and its operands were checked against their shapes; the
         // tables of the pass were checked when they were uploaded.
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }?;
-        // If there are no states to merge, only padding rows are left for the second launch.
+        // If no sequence leaves states to merge, only padding rows are left for the second launch.
         if max_states <= 1 && rows == pass_rows {
             return Ok(());
         }
@@ -408,14 +414,15 @@ mod tests {
 
     #[test]
     fn the_tile_of_a_pass() {
-        // Autoregressive steps, a group of 16 slots, and a joint pass of v = 15, with 4 query heads a KV head.
+        // Batches of autoregressive steps, of a group of 16 slots, and of a joint pass with v = 15, with 4 query heads
+        // per KV head.
         let packed = [4, 16 * 4, (16 + 16 * 16) * 4];
         let expected = [
             (99, 64, ["r64_s2", "r64_s2", "r128_s3"]),
             (163, 64, ["r64_s3", "r64_s3", "r128_s3"]),
             (227, 64, ["r64_s3", "r64_s3", "r128_s3"]),
             (99, 128, ["r64_s2", "r64_s2", "r128_s2"]),
-            // Two CTAs of two stages, not one of three.
+            // Two CTAs with two stages each are preferred to one CTA with three stages.
             (163, 128, ["r64_s2", "r64_s2", "r128_s2"]),
             (227, 128, ["r64_s3", "r64_s3", "r128_s2"]),
         ];
@@ -426,7 +433,8 @@ mod tests {
                 assert_eq!(found, Some(name.as_str()), "{kib} KiB, {packed} rows");
             }
         }
-        // The plan of a batch takes shared memory as well: 437 sequences are too many for 99 KiB and 128 rows.
+        // The plan of a batch takes shared memory as well: with 437 sequences, the variant with 128 rows does not fit
+        // into 99 KiB.
         let of_batch = |batch| Tile::choose(128, 1088, batch, gpu(99)).map(|tile| tile.kernel);
         assert_eq!(of_batch(436), Some("joint_attention_d128_r128_s2"));
         assert_eq!(of_batch(437), Some("joint_attention_d128_r64_s2"));
@@ -435,7 +443,7 @@ mod tests {
         assert_eq!(Tile::choose(96, 4, 1, gpu(227)), None);
     }
 
-    /// The number of splits per item, for a layer of Qwen3-8B on 132 multiprocessors.
+    /// Returns the number of splits per work item, for a layer of Qwen3-8B on 132 multiprocessors.
     #[test]
     fn the_items_of_a_pass() {
         let shape = AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
@@ -451,9 +459,11 @@ mod tests {
             assert_eq!(found, [found[0]; 3], "tiles of as many rows divide keys alike");
             found[0]
         };
-        // Batch, context, and the splits of a plain step, of one group, of v = 4 with 5 groups, of v = 15 with 16.
+        // Each row has the batch, the context, and the splits per item of a plain step, of one group, of v = 4 with 5
+        // groups, and of v = 15 with 16 groups.
         let expected = [
-            // States of 16 groups take longer than the multiprocessors that spans leave idle.
+            // With 16 groups, spans win although they leave multiprocessors idle, because the states of single splits
+            // would take longer.
             (1, 8192, [1, 1, 1, 4]),
             (2, 8192, [1, 1, 1, 4]),
             (4, 8192, [4, 4, 4, 4]),

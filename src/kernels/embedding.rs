@@ -1,4 +1,4 @@
-//! Embeddings of token ids, and rows gathered by index.
+//! The kernels that copy rows by index: embeddings of token ids, and rows gathered from other rows.
 //!
 //! Both kernels copy bf16 rows that are aligned to 16 bytes and have a multiple of 8 elements. They read and write every
 //! row once, so their lower bound on time is the bytes of the rows divided by the memory's bandwidth.
@@ -19,9 +19,9 @@ pub struct Embed<'a> {
     pub table: View<'a, bf16>,
     /// The embedding of each id, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// The device error word `[1]`, optional.
+    /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements per row.
+    /// Elements per row of the table.
     pub cols: usize,
 }
 
@@ -35,9 +35,9 @@ pub struct Gather<'a> {
     pub x: View<'a, bf16>,
     /// The gathered rows, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// The device error word `[1]`, optional.
+    /// The device error word `[1]`, in which the kernel sets bits for faults; optional.
     pub error: Option<ViewMut<'a, u32>>,
-    /// Elements per row.
+    /// Elements per row of `x`.
     pub cols: usize,
 }
 

@@ -14,12 +14,12 @@ pub enum KernelError {
         kernel: &'static str,
         /// The operand's name.
         operand: &'static str,
-        /// Elements that the shapes require.
+        /// The number of elements that the shapes require.
         expected: usize,
-        /// Elements that the operand has.
+        /// The number of elements that the operand has.
         found: usize,
     },
-    /// An operand's address is not a multiple of what the kernel's wide loads need.
+    /// An operand's address is not a multiple of the alignment that the kernel's wide loads need.
     #[error("{kernel}: operand `{operand}` at {address:#x} is not aligned to {alignment} bytes")]
     Alignment {
         /// The kernel's name.
@@ -46,7 +46,7 @@ pub enum KernelError {
         kernel: &'static str,
         /// The name of the shape or value.
         what: &'static str,
-        /// Its value.
+        /// The value that was found.
         found: i64,
         /// The supported values, in words.
         supported: &'static str,
@@ -56,9 +56,9 @@ pub enum KernelError {
     Pass {
         /// The name of the quantity that is too large.
         what: &'static str,
-        /// The quantity that was found.
+        /// The value of the quantity.
         found: usize,
-        /// The largest allowed quantity.
+        /// The largest value that the quantity may have.
         limit: usize,
     },
     /// A sequence of a pass exceeds a limit.
@@ -68,22 +68,22 @@ pub enum KernelError {
         sequence: usize,
         /// The name of the quantity that is too large.
         what: &'static str,
-        /// The quantity that was found.
+        /// The value of the quantity.
         found: usize,
-        /// The largest allowed quantity.
+        /// The largest value that the quantity may have.
         limit: usize,
     },
-    /// A sequence of a pass has a page that the cache does not have.
+    /// A sequence of a pass names a page that the cache does not have.
     #[error("pass tables: sequence {sequence}: page id {page} is out of range, the cache has {pages} pages")]
     PageId {
         /// The sequence's index.
         sequence: usize,
-        /// The page id.
+        /// The page id that was found.
         page: u32,
         /// The number of pages of the cache.
         pages: usize,
     },
-    /// The mask groups of a sequence do not ascend.
+    /// The mask groups of a sequence are not in ascending order.
     #[error("pass tables: sequence {sequence}: group {next} follows group {group}, and groups must ascend")]
     GroupOrder {
         /// The sequence's index.
@@ -98,7 +98,7 @@ pub enum KernelError {
     NoSlots {
         /// The sequence's index.
         sequence: usize,
-        /// The number of groups.
+        /// The number of mask groups of the sequence.
         groups: usize,
     },
     /// Two candidate rows of a pass would append their k and v to the same token of a page, so timing would
@@ -109,8 +109,8 @@ pub enum KernelError {
     SharedToken {
         /// Index of the sequence.
         sequence: usize,
-        /// Index of the sequence that appends to the same place: an earlier one, or the same one if it lists
-        /// the page twice.
+        /// Index of the other sequence that appends to the same token: an earlier sequence, or the same sequence if it
+        /// lists the page twice.
         other: usize,
         /// Id of the page.
         page: u32,
@@ -125,13 +125,13 @@ pub enum KernelError {
         /// The name of the operand or shape.
         what: &'static str,
     },
-    /// The launch failed.
+    /// The runtime could not launch the kernel.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
 
 impl KernelError {
-    /// Returns the error of a kernel for an exceeded limit.
+    /// Returns the error for a launch of `kernel` that exceeds a limit.
     pub(super) fn exceeded(kernel: &'static str, limit: ExceededLimit) -> Self {
         let ExceededLimit { what, found, supported } = limit;
         let found = i64::try_from(found).unwrap_or(i64::MAX);

@@ -12,22 +12,23 @@ use super::params::common::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The access was skipped: attention took keys and values of zero instead.
+    /// A page id is out of range; the access was skipped, and attention took keys and values of zero instead.
     #[error("a page id out of range")]
     Page,
-    /// The kernel used zeros instead.
+    /// A token id is out of range; the kernel used zeros instead.
     #[error("a token id out of range")]
     Token,
-    /// The value counted as −∞.
+    /// A logit is NaN, which counted as −∞.
     #[error("a NaN among the logits")]
     Nan,
-    /// The sequence's rows were skipped; their results are zeros.
+    /// A sequence is longer than the workspace allows; its rows were skipped, and their results are zeros.
     #[error("a sequence longer than the workspace allows")]
     Plan,
-    /// The row or sequence was skipped; the operand's doc says what its result is.
+    /// A row or sequence index is out of range; the row or sequence was skipped, and the operand's doc says what its
+    /// result is.
     #[error("a row or sequence index out of range")]
     Row,
-    /// Nothing was dropped from the row.
+    /// Calibrated logits were needed again and not stored; nothing was dropped from the row.
     #[error("calibrated logits that were needed again and not stored")]
     Store,
 }
@@ -41,17 +42,17 @@ const ALL: [(Fault, u32); 6] = [
     (Fault::Store, FLEXDRAFT_ERROR_STORE),
 ];
 
-/// The faults of an error word, which has at least one.
+/// The faults that kernels reported in a device error word, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults(u32);
 
 impl Faults {
-    /// Returns the faults in `word`; `None` for 0.
+    /// Returns the faults in the error word `word`; `None` if `word` is 0.
     pub fn of(word: u32) -> Option<Self> {
         (word != 0).then_some(Faults(word))
     }
 
-    /// Returns the error word.
+    /// Returns the faults as an error word.
     pub fn word(self) -> u32 {
         self.0
     }
@@ -61,7 +62,7 @@ impl Faults {
         self.iter().any(|other| other == fault)
     }
 
-    /// Iterates over the faults that have a name.
+    /// Iterates over those faults of the word that [`Fault`] names.
     pub fn iter(self) -> impl Iterator<Item = Fault> {
         ALL.into_iter().filter(move |&(_, bit)| self.0 & bit != 0).map(|(fault, _)| fault)
     }

@@ -12,28 +12,28 @@ use crate::runtime::{View, ViewMut};
 /// Strides of a paged K or V tensor, in elements. The elements of a head are adjacent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvStrides {
-    /// Distance from a page to the next.
+    /// Distance from the beginning of a page to the beginning of the next, in elements.
     pub page: usize,
-    /// Distance from a token to the next within a page.
+    /// Distance from a token to the next within a page, in elements.
     pub token: usize,
-    /// Distance from a head to the next.
+    /// Distance from a head to the next within a token, in elements.
     pub head: usize,
 }
 
 impl KvStrides {
-    /// Returns the strides of a tensor `[page, token, head, dim]`.
+    /// Returns the strides of a K or V tensor `[page, token, head, dim]`.
     pub fn token_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
         let token = kv_heads.saturating_mul(head_dim);
         KvStrides { page: page_size.saturating_mul(token), token, head: head_dim }
     }
 
-    /// Returns the strides of a tensor `[page, head, token, dim]`.
+    /// Returns the strides of a K or V tensor `[page, head, token, dim]`.
     pub fn head_major(page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
         let head = page_size.saturating_mul(head_dim);
         KvStrides { page: kv_heads.saturating_mul(head), token: head_dim, head }
     }
 
-    /// Returns the offset of the last element plus one.
+    /// Returns the number of elements that a tensor with these strides spans: the offset of its last element plus one.
     fn extent(self, paging: Paging, kv_heads: usize, head_dim: usize) -> Option<usize> {
         let [last_page, last_token, last_head] =
             [paging.pages.checked_sub(1)?, paging.page_size.checked_sub(1)?, kv_heads.checked_sub(1)?];
@@ -47,9 +47,9 @@ impl KvStrides {
 /// One layer of a paged KV cache that a kernel reads.
 #[derive(Debug)]
 pub struct PagedKv<'a> {
-    /// The keys.
+    /// The keys of the layer.
     pub k: View<'a, bf16>,
-    /// The values.
+    /// The values of the layer.
     pub v: View<'a, bf16>,
     /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
@@ -60,9 +60,9 @@ pub struct PagedKv<'a> {
 /// One layer of a paged KV cache that a kernel appends to.
 #[derive(Debug)]
 pub struct PagedKvMut<'a> {
-    /// The keys.
+    /// The keys of the layer.
     pub k: ViewMut<'a, bf16>,
-    /// The values.
+    /// The values of the layer.
     pub v: ViewMut<'a, bf16>,
     /// Strides of `k`, in elements.
     pub k_strides: KvStrides,
@@ -81,7 +81,7 @@ pub(super) struct KvShape {
 }
 
 impl KvShape {
-    /// Returns the elements from the tensor's first to its last, if every row of the tensor is aligned.
+    /// Returns the number of elements from the tensor's first to its last, if every row of the tensor is aligned.
     fn extent(
         &self,
         operands: &Operands,
@@ -110,7 +110,7 @@ impl KvShape {
             v_token_stride: v.1.token as i64,
             v_head_stride: v.1.head as i64,
             page_table_stride: self.page_table_stride,
-            // The number of pages was checked when the pass was uploaded.
+            // The number of pages fits, because the upload of the pass checked it.
             pages: self.paging.pages as i32,
             page_size: self.paging.page_size as i32,
         }

@@ -1,5 +1,6 @@
-//! The limits of the kernels: the only place that has them. Methods of [`Kernels`](super::Kernels) refuse a launch beyond
-//! a limit, and [`supports`] says in advance whether the kernels can run a model.
+//! The limits of the kernels: the largest and smallest sizes that they support, all in this file. Methods of
+//! [`Kernels`](super::Kernels) refuse a launch beyond a limit, and [`supports`] says in advance whether the kernels can
+//! run a model.
 
 use super::params::acceptance::FLEXDRAFT_MAX_DRAFTS;
 use super::params::sampling::FLEXDRAFT_VOCAB_LIMIT;
@@ -8,13 +9,13 @@ use super::params::shapes::{
 };
 use crate::layout::{AttentionShape, MAX_BLOCK_SIZE};
 
-/// A quantity that the kernels do not support.
+/// A quantity that is beyond the limits of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {found}; the kernels support {supported}")]
 pub struct ExceededLimit {
     /// The name of the quantity.
     pub what: &'static str,
-    /// Its value.
+    /// The value of the quantity.
     pub found: usize,
     /// The supported values, in words.
     pub supported: &'static str,
@@ -23,13 +24,13 @@ pub struct ExceededLimit {
 /// The shapes of a model and its drafter that decide whether the kernels can run them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelShape {
-    /// The heads of attention.
+    /// The numbers and the size of the attention heads.
     pub attention: AttentionShape,
-    /// The number of token ids.
+    /// The number of token ids in the vocabulary.
     pub vocab: usize,
-    /// Elements of a row of the residual stream.
+    /// The number of elements in a row of the residual stream.
     pub hidden: usize,
-    /// Elements of a row of the MLP's activation.
+    /// The number of elements in a row of the MLP's activation.
     pub intermediate: usize,
     /// The rank of the drafter's calibrator, if there is one.
     pub rank: Option<usize>,
@@ -65,7 +66,7 @@ pub fn supports(model: &ModelShape) -> Result<(), ExceededLimit> {
     model.rank.map_or(Ok(()), rank)
 }
 
-/// Returns an error unless the value is supported.
+/// Returns an error that names the quantity and the supported values, unless `is_supported`.
 fn check(
     is_supported: bool,
     what: &'static str,
@@ -75,7 +76,7 @@ fn check(
     if is_supported { Ok(()) } else { Err(ExceededLimit { what, found, supported }) }
 }
 
-/// The numbers and the size of heads.
+/// Checks the numbers and the size of attention heads.
 pub(super) fn heads(shape: AttentionShape) -> Result<(), ExceededLimit> {
     let AttentionShape { q_heads, kv_heads, head_dim } = shape;
     check([64, 128].contains(&head_dim), "head_dim", head_dim, "64, 128")?;
@@ -84,88 +85,90 @@ pub(super) fn heads(shape: AttentionShape) -> Result<(), ExceededLimit> {
     check(fits, "number of query heads", q_heads, "1 to 16 for each KV head")
 }
 
-/// Query heads of attention: a CTA of the merge has four heads, and the second dimension of a grid ends at 65535.
+/// Checks the number of query heads: a CTA of the merging kernel has four heads, and the second dimension of a grid
+/// ends at 65535.
 pub(super) fn query_heads(found: usize) -> Result<(), ExceededLimit> {
     let fits = found <= 65_535 * FLEXDRAFT_MERGE_WARPS as usize;
     check(fits, "number of query heads", found, "up to 262140")
 }
 
-/// Keys of a split of attention.
+/// Checks the number of keys per split of attention.
 pub(super) fn split(found: usize) -> Result<(), ExceededLimit> {
     let fits = found > 0 && found.is_multiple_of(FLEXDRAFT_TILE_KEYS as usize);
     check(fits, "split", found, "multiples of 64")
 }
 
-/// Splits of a sequence: the merge has levels for a tree of this many.
+/// Checks the number of splits of a sequence: the merging kernel has levels for a tree of this many.
 pub(super) fn splits(found: usize) -> Result<(), ExceededLimit> {
     let most = ((1 << FLEXDRAFT_MERGE_LEVELS) - 1) * FLEXDRAFT_SPAN_SPLITS as usize;
     check(found <= most, "number of splits", found, "up to 16380")
 }
 
-/// Strides of a paged KV cache, in elements.
+/// Checks a stride of a paged KV cache, in elements.
 pub(super) fn cache_stride(found: usize) -> Result<(), ExceededLimit> {
     let fits = found.is_multiple_of(8) && i64::try_from(found).is_ok();
     check(fits, "a stride of the cache", found, "multiples of 8 elements")
 }
 
-/// Token ids.
+/// Checks the number of token ids in the vocabulary.
 pub(super) fn vocabulary(found: usize) -> Result<(), ExceededLimit> {
     check((1..=FLEXDRAFT_VOCAB_LIMIT as usize).contains(&found), "vocabulary", found, "1 to 2^20")
 }
 
-/// Elements of a row of bf16, which kernels read in chunks of 16 bytes.
+/// Checks the number of elements in a row of bf16, which kernels read in chunks of 16 bytes.
 pub(super) fn columns(found: usize) -> Result<(), ExceededLimit> {
     check(found > 0 && found.is_multiple_of(8), "number of columns", found, "multiples of 8")
 }
 
-/// Elements of a vector of bf16, which may be empty.
+/// Checks the number of elements in a vector of bf16, which may be empty.
 pub(super) fn elements(found: usize) -> Result<(), ExceededLimit> {
     check(found.is_multiple_of(8), "number of elements", found, "multiples of 8")
 }
 
-/// Frequencies of the rotation.
+/// Checks the number of frequencies of the rotary embedding.
 pub(super) fn frequencies(found: usize) -> Result<(), ExceededLimit> {
     check(found > 0, "number of frequencies", found, "head_dim / 2")
 }
 
-/// Elements of a row of the MLP's activation: a CTA has 1024 columns, and the second dimension of a grid ends at 65535.
+/// Checks the number of elements in a row of the MLP's activation: a CTA has 1024 columns, and the second dimension of
+/// a grid ends at 65535.
 pub(super) fn activation_columns(found: usize) -> Result<(), ExceededLimit> {
     check(found <= 65_535 * 1024, "number of columns", found, "up to 67107840")
 }
 
-/// The rank of a calibrator.
+/// Checks the rank of a calibrator.
 pub(super) fn rank(found: usize) -> Result<(), ExceededLimit> {
     let fits = found > 0 && found.is_multiple_of(8) && found <= i32::MAX as usize;
     check(fits, "rank", found, "a multiple of 8 above 0")
 }
 
-/// Elements from one row of logits to the next.
+/// Checks the stride of logits, the number of elements from one row to the next.
 pub(super) fn stride(found: usize, vocabulary: usize) -> Result<(), ExceededLimit> {
     let fits = found >= vocabulary && found.is_multiple_of(8) && found <= i32::MAX as usize;
     check(fits, "stride", found, "multiples of 8, at least the vocabulary")
 }
 
-/// Rows or sequences, which kernels count in `i32`.
+/// Checks a number of rows or sequences, which kernels count in `i32`.
 pub(super) fn count(what: &'static str, found: usize) -> Result<(), ExceededLimit> {
     check(found <= i32::MAX as usize, what, found, "below 2^31")
 }
 
-/// Draft tokens of a sequence.
+/// Checks the number of draft tokens of a sequence.
 pub(super) fn drafts(found: usize) -> Result<(), ExceededLimit> {
     check(found <= FLEXDRAFT_MAX_DRAFTS as usize, "number of drafts", found, "0 to 63")
 }
 
-/// Slots of a mask group.
+/// Checks the number of slots of a mask group.
 pub(super) fn slots(found: usize) -> Result<(), ExceededLimit> {
     check((1..=MAX_BLOCK_SIZE).contains(&found), "number of slots", found, "1 to 64")
 }
 
-/// Sequences of a verification: the second dimension of a grid ends at 65535.
+/// Checks the number of sequences of a verification: the second dimension of a grid ends at 65535.
 pub(super) fn batch(found: usize) -> Result<(), ExceededLimit> {
     check(found <= 65_535, "batch", found, "up to 65535")
 }
 
-/// Tokens of a page of the KV cache.
+/// Checks the number of tokens per page of the KV cache.
 pub(super) fn page_size(found: usize) -> Result<(), ExceededLimit> {
     check([16, 32, 64, 128].contains(&found), "page size", found, "16, 32, 64, 128")
 }

@@ -8,7 +8,7 @@ use super::Kernels;
 use crate::runtime::{Cuda, RuntimeError};
 
 impl Kernels<Cuda> {
-    /// Loads the kernels into `context`, which [`Cuda::context`] makes.
+    /// Loads the kernels of this crate into a CUDA context, which [`Cuda::context`] makes.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! RMSNorm and the addition to the residual stream.
+//! The kernels of RMSNorm and of the addition to the residual stream.
 //!
 //! Rows are bf16, aligned to 16 bytes, with a multiple of 8 elements; the norm's weight is f32. Both kernels read and
 //! write every row once, so their lower bound on time is the bytes of the rows divided by the memory's bandwidth. A row's
@@ -16,13 +16,13 @@ use crate::runtime::{Runtime, View, ViewMut};
 /// The residual stream `[rows, cols]`, with or without an addition before the norm.
 #[derive(Debug)]
 pub enum Residual<'a> {
-    /// The stream, which does not change.
+    /// The residual stream, which does not change.
     Is(View<'a, bf16>),
-    /// The stream before an addition, with the values to add.
+    /// The residual stream before an addition, with the values to add.
     Add {
-        /// The stream, which is replaced by the sum.
+        /// The residual stream, which is replaced by the sum.
         x: ViewMut<'a, bf16>,
-        /// The last block's output, which is added, `[rows, cols]`.
+        /// The output of the last block of the model, which is added, `[rows, cols]`.
         delta: View<'a, bf16>,
     },
 }
@@ -30,13 +30,13 @@ pub enum Residual<'a> {
 /// Operands of [`Kernels::rms_norm`].
 #[derive(Debug)]
 pub struct RmsNorm<'a> {
-    /// The rows to norm.
+    /// The rows to which the norm is applied.
     pub x: Residual<'a>,
     /// The norm's weight `[cols]`, aligned to 16 bytes.
     pub weight: View<'a, f32>,
-    /// The normed rows, `[rows, cols]`.
+    /// The rows after the norm, `[rows, cols]`.
     pub out: ViewMut<'a, bf16>,
-    /// Epsilon, added to the mean of squares.
+    /// Epsilon, which is added to the mean of squares.
     pub eps: f32,
 }
 

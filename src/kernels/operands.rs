@@ -6,7 +6,7 @@ use super::params::shapes::FLEXDRAFT_ROW_THREADS;
 use crate::layout::AttentionShape;
 use crate::runtime::{Access, Element, Launch, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
-/// The most operands that a kernel has.
+/// The largest number of operands that a kernel has.
 const MAX_OPERANDS: usize = 32;
 
 /// The operands of one launch of `kernel`. Each operand is checked when it is turned into the pointer that
@@ -19,10 +19,10 @@ pub(crate) struct Operands {
     len: usize,
 }
 
-/// The grid of a launch.
+/// The grid of a kernel launch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
-    /// CTAs in x, y and z.
+    /// The number of CTAs in x, y and z.
     pub ctas: [u32; 3],
     /// Threads per CTA.
     pub threads: u32,
@@ -62,7 +62,8 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), expected, Access::Write)? as *mut T)
     }
 
-    /// Like [`read`](Operands::read), for operands of at least `needed` elements.
+    /// Returns the pointer to an operand that the kernel reads, with the checks of [`read`](Operands::read), but at
+    /// least `needed` elements.
     pub fn read_at_least<T: Element>(
         &mut self,
         operand: &'static str,
@@ -75,8 +76,7 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Read)? as *const T)
     }
 
-    /// Returns the columns of a row of a fused q, k and v projection with these heads, if attention supports
-    /// them.
+    /// Returns the number of columns of a fused q, k and v projection with these heads, if attention supports them.
     pub fn qkv_cols(&self, shape: AttentionShape) -> Result<usize, KernelError> {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         self.within(limits::heads(shape))?;
@@ -101,12 +101,12 @@ impl Operands {
         view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
     }
 
-    /// Returns a copy that checks the operands of another kernel, and names that kernel in errors.
+    /// Returns these operands for a launch of another kernel, whose name errors then give.
     pub fn of(self, kernel: &'static str) -> Self {
         Operands { kernel, ..self }
     }
 
-    /// Returns the kernel's name.
+    /// Returns the name of the kernel that is launched.
     pub fn kernel(&self) -> &'static str {
         self.kernel
     }
@@ -116,7 +116,7 @@ impl Operands {
         KernelError::exceeded(self.kernel, ExceededLimit { what, found, supported })
     }
 
-    /// Returns an error of this kernel if a limit is exceeded.
+    /// Returns an error that names the kernel if a limit is exceeded.
     pub fn within(&self, checked: Result<(), ExceededLimit>) -> Result<(), KernelError> {
         checked.map_err(|limit| KernelError::exceeded(self.kernel, limit))
     }
@@ -134,18 +134,19 @@ impl Operands {
         Ok(self.push::<T>(operand, view.address(), view.len(), Access::Write)? as *mut T)
     }
 
-    /// Converts a size to the kernel's integer type.
+    /// Converts a size to `i32`, the kernels' type for sizes; an error if it does not fit.
     pub fn i32(&self, what: &'static str, value: usize) -> Result<i32, KernelError> {
         i32::try_from(value).map_err(|_| KernelError::Overflow { kernel: self.kernel, what })
     }
 
-    /// Returns the number of elements of an operand with these dimensions.
+    /// Returns the number of elements of an operand with these dimensions; an error if it overflows.
     pub fn product(&self, what: &'static str, dims: &[usize]) -> Result<usize, KernelError> {
         let overflow = KernelError::Overflow { kernel: self.kernel, what };
         dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).ok_or(overflow)
     }
 
-    /// Returns the number of columns of bf16 rows that are read in chunks of 16 bytes, as the kernels' type.
+    /// Checks the number of columns of bf16 rows, which are read in chunks of 16 bytes, and returns it in the kernels'
+    /// type.
     pub fn cols(&self, cols: usize) -> Result<i64, KernelError> {
         self.within(limits::columns(cols))?;
         self.i32("columns", cols).map(i64::from)
@@ -212,7 +213,7 @@ impl Operands {
             let (kernel, needed) = (self.kernel, grid.shared_bytes);
             return Err(RuntimeError::SharedMemory { kernel, needed, allowed }.into());
         }
-        // CUDA refuses an empty grid, which has nothing to do.
+        // A launch with an empty grid has nothing to do, and CUDA refuses it.
         if grid.ctas.contains(&0) {
             return Ok(());
         }

@@ -23,12 +23,12 @@ pub struct PassTables<R: Runtime> {
     candidates: usize,
     masks: usize,
     sequences: Vec<SequenceSize>,
-    /// The tokens that candidates of the pass are appended to; kept to reuse its memory.
+    /// The runs of tokens to which candidates of the pass are appended; kept to reuse its memory.
     appends: Vec<Append>,
     paging: Paging,
 }
 
-/// A run of tokens within a page to which a sequence's candidates are appended; ordered by page and token.
+/// A run of tokens within a page to which the candidates of a sequence are appended; ordered by page and token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Append {
     page: u32,
@@ -37,19 +37,19 @@ struct Append {
     sequence: usize,
 }
 
-/// The properties of a sequence that decide how its attention is divided.
+/// The numbers of a sequence that decide how the keys of its attention are divided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SequenceSize {
     pub candidates: usize,
     pub masks: usize,
-    /// The most cached positions that one of its rows sees.
+    /// The largest number of cached positions that a row of the sequence sees.
     pub seen: usize,
 }
 
 /// The division of a paged KV cache into pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paging {
-    /// Number of pages; page ids are smaller.
+    /// The number of pages; page ids are smaller.
     pub pages: usize,
     /// Tokens per page: 16, 32, 64 or 128.
     pub page_size: usize,
@@ -57,7 +57,7 @@ pub struct Paging {
 
 const OPERATION: &str = "pass tables";
 
-/// Tables of 4-byte entries, which follow the groups of 8 bytes.
+/// The tables of a pass with entries of 4 bytes, which follow the table of group sets with entries of 8 bytes.
 #[derive(Clone, Copy)]
 enum Table {
     Start,
@@ -83,8 +83,8 @@ impl<R: Runtime> PassTables<R> {
         max_pages: usize,
     ) -> Result<Self, KernelError> {
         let overflow = || KernelError::Overflow { kernel: OPERATION, what: "max_batch * max_pages" };
-        // The groups and the same number of empty groups (two entries each), six tables with one entry per
-        // sequence and one or two more, and the pages.
+        // The memory holds the group sets and the same number of empty group sets (two entries each), six tables with
+        // one entry per sequence and one or two more, and the pages.
         let entries_each = max_pages.checked_add(4 + 6).ok_or_else(overflow)?;
         let entries = max_batch.checked_mul(entries_each).and_then(|entries| entries.checked_add(6 * 2));
         let words = entries.filter(|&n| n < i32::MAX as usize).ok_or_else(overflow)?.div_ceil(2);
@@ -103,8 +103,8 @@ impl<R: Runtime> PassTables<R> {
         })
     }
 
-    /// Checks `pass` and replaces the contents of the tables. Sequences may share pages that they read, but
-    /// no two candidates may be appended to the same token of a page.
+    /// Checks `pass` and writes its rows and pages to the tables. Sequences may share pages that they read, but no two
+    /// candidates may be appended to the same token of a page.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl<R: Runtime> PassTables<R> {
         }
         self.set(Table::FirstCandidate, batch, first_candidate);
         self.set(Table::FirstMask, batch, first_mask);
-        // Upload up to the last page of the last sequence: only longer passes use the rest.
+        // The upload ends at the last page of the last sequence, because only longer passes use the rest.
         let pages = pass.sequences.last().map_or(0, |last| (batch - 1) * self.max_pages + last.pages.len());
         let used = (self.table(Table::Pages) + pages).div_ceil(2);
         runtime.upload(stream, &self.staging[..used], &mut self.memory, 0)?;
@@ -186,7 +186,7 @@ impl<R: Runtime> PassTables<R> {
             if let Some(&page) = rows.pages.iter().find(|&&page| page as usize >= paging.pages) {
                 return Err(KernelError::PageId { sequence, page, pages: paging.pages });
             }
-            // Positions 0..end are written or seen; the positions of slots come after them.
+            // The rows write or see the cached positions 0..end; the positions of slots come after them.
             let end = visible(rows);
             at_most(sequence, "cached positions", end, rows.pages.len() * paging.page_size)?;
             at_most(sequence, "last position", end.saturating_add(MAX_BLOCK_SIZE), i32::MAX as usize)?;
@@ -197,7 +197,7 @@ impl<R: Runtime> PassTables<R> {
         Ok((candidates, masks))
     }
 
-    /// Checks that no two candidates are appended to the same place. The pages of the pass were checked
+    /// Checks that no two candidates are appended to the same token of a page. The pages of the pass were checked
     /// before.
     fn check_appends(&mut self, pass: &Pass<'_>, page_size: usize) -> Result<(), KernelError> {
         self.appends.clear();
@@ -226,7 +226,7 @@ impl<R: Runtime> PassTables<R> {
         Ok(())
     }
 
-    /// Returns the start of a table, in 4-byte entries.
+    /// Returns the place in the tables' memory where a table starts, in 4-byte entries.
     fn table(&self, table: Table) -> usize {
         let stride = self.max_batch + 2;
         4 * self.max_batch + table as usize * stride
@@ -244,27 +244,27 @@ impl<R: Runtime> PassTables<R> {
         self.batch
     }
 
-    /// Returns the number of candidate rows, which come first.
+    /// Returns the number of candidate rows of the pass, which come first.
     pub fn candidates(&self) -> usize {
         self.candidates
     }
 
-    /// Returns the number of mask rows.
+    /// Returns the number of mask rows of the pass.
     pub fn masks(&self) -> usize {
         self.masks
     }
 
-    /// Returns the number of rows.
+    /// Returns the number of candidate rows and mask rows of the pass.
     pub fn rows(&self) -> usize {
         self.candidates + self.masks
     }
 
-    /// Returns the number of all rows, or of the candidate rows alone.
+    /// Returns the number of all rows of the pass, or of its candidate rows alone if `masks` is false.
     pub(super) fn rows_with(&self, masks: bool) -> usize {
         if masks { self.rows() } else { self.candidates }
     }
 
-    /// Returns the most cached positions that the rows of a sequence see.
+    /// Returns the largest number of cached positions that the rows of any sequence see.
     pub fn longest(&self) -> usize {
         self.sequences.iter().map(|sequence| sequence.seen).max().unwrap_or(0)
     }
@@ -273,17 +273,17 @@ impl<R: Runtime> PassTables<R> {
         &self.sequences
     }
 
-    /// Returns the paging of the cache that the page ids refer to.
+    /// Returns the division into pages of the KV cache to which the page ids refer.
     pub fn paging(&self) -> Paging {
         self.paging
     }
 
-    /// Returns the tables in memory, to be written.
+    /// Returns the memory of the tables, for a kernel that writes them.
     pub(super) fn view_mut<'a>(&'a mut self, runtime: &R, stream: &'a R::Stream) -> ViewMut<'a, u64> {
         runtime.view_mut(stream, &mut self.memory)
     }
 
-    /// Returns where the first positions and the first groups of the sequences begin in the tables, in 4-byte
+    /// Returns the places in the tables' memory where the sequences' first positions and first groups begin, in 4-byte
     /// entries.
     pub(super) fn starts_and_first_groups(&self) -> (usize, usize) {
         (self.table(Table::Start), self.table(Table::FirstGroup))
@@ -301,7 +301,7 @@ impl<R: Runtime> PassTables<R> {
     ) -> Result<(FlexdraftPass, *const i32, i64), KernelError> {
         let groups = operands.read("pass", &runtime.view(stream, &self.memory), self.staging.len(), 8)?;
         let table = |table| groups.cast::<i32>().wrapping_add(self.table(table));
-        // Without groups, mask rows begin and end at the same row as candidate rows.
+        // In a pass without groups, mask rows begin and end at the same row as candidate rows.
         let (groups, first_mask) = match masks {
             true => (groups, Table::FirstMask),
             false => (groups.wrapping_add(self.max_batch), Table::FirstCandidate),
@@ -321,7 +321,7 @@ impl<R: Runtime> PassTables<R> {
     }
 }
 
-/// Returns the number of cached positions that some row of the sequence sees.
+/// Returns the number of cached positions that at least one row of the sequence sees.
 fn visible(rows: &SequenceRows<'_>) -> usize {
     rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
 }

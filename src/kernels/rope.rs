@@ -1,4 +1,4 @@
-//! Rotary embedding of q and k, with their norms and the append to the KV cache.
+//! The kernels of the rotary embedding of q and k, with their norms and the append to the KV cache.
 //!
 //! Frequencies, rotations and norm weights are f32, and rows are bf16. A row's result does not depend on other rows.
 
@@ -21,9 +21,9 @@ pub struct RopeTable<'a, R: Runtime> {
     pub pass: &'a PassTables<R>,
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: View<'a, f32>,
-    /// Factor on cosine and sine.
+    /// The factor by which cosine and sine are multiplied.
     pub scale: f32,
-    /// Cosine and sine of the angles of every row, `[rows, head_dim / 2, 2]`.
+    /// Written by the kernel: cosine and sine of the angles of every row, `[rows, head_dim / 2, 2]`.
     pub cos_sin: ViewMut<'a, f32>,
 }
 
@@ -32,7 +32,7 @@ pub struct RopeTable<'a, R: Runtime> {
 pub struct NormRopeAppend<'a, R: Runtime> {
     /// The tables of the pass.
     pub pass: &'a PassTables<R>,
-    /// The kind of rows to work on.
+    /// The kind of rows that the kernel processes: candidate rows or mask rows.
     pub kind: RowKind,
     /// q, k and v heads of every row of the pass, `[rows, (q_heads + 2 kv_heads) · head_dim]`.
     pub qkv: ViewMut<'a, bf16>,
@@ -40,9 +40,9 @@ pub struct NormRopeAppend<'a, R: Runtime> {
     pub cos_sin: View<'a, f32>,
     /// RMSNorm weights for a q head and for a k head, `[head_dim]` each; `None` to skip the norms.
     pub norms: Option<(View<'a, f32>, View<'a, f32>)>,
-    /// Epsilon of the norms.
+    /// Epsilon, which the norms add to the mean of squares.
     pub eps: f32,
-    /// The layer's KV cache.
+    /// The KV cache of the layer.
     pub cache: PagedKvMut<'a>,
     /// Numbers of heads, and head_dim, which is 64 or 128.
     pub shape: AttentionShape,
@@ -52,9 +52,9 @@ pub struct NormRopeAppend<'a, R: Runtime> {
 }
 
 impl<R: Runtime> Kernels<R> {
-    /// Computes cosine and sine of every row's rotation, once for all layers of a step. The angle, position
-    /// times frequency, is rounded to f32 as in transformers; its cosine and sine are accurate to 3e-7 at any
-    /// position. Rows beyond the rows of the pass get zeros.
+    /// Computes the cosine and sine of every row's rotation angles, once for all layers of a step. The angle, position
+    /// times frequency, is rounded to f32 as in transformers; its cosine and sine are accurate to 3e-7 at any position.
+    /// Rows beyond the rows of the pass get zeros.
     ///
     /// # Errors
     ///
@@ -107,9 +107,9 @@ impl<R: Runtime> Kernels<R> {
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
-    /// Applies norms (if there are weights) and rotation to the q and k heads of the pass's rows of one kind,
-    /// and appends to the cache. q, and the k of mask rows, change in place. The k and v of candidate rows go
-    /// into the cache, at their positions, and do not change in `qkv`.
+    /// Applies norms (if there are weights) and the rotation to the q and k heads of the pass's candidate rows or mask
+    /// rows, and appends the candidates' k and v to the cache. q, and the k of mask rows, change in place. The k and v
+    /// of candidate rows go into the cache, at their positions, and do not change in `qkv`.
     ///
     /// # Errors
     ///

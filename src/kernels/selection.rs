@@ -1,4 +1,4 @@
-//! Kernels that apply verdicts to the next draft on the device.
+//! Kernels that select the rows of the next draft on the device, by the accepted length of each sequence.
 //!
 //! With these kernels, a step need not read its verdicts before it drafts. [`Kernels::follow_verdicts`] moves
 //! the groups of a pass that drafts after the verification to their accepted lengths.
@@ -19,10 +19,10 @@ use super::{KernelError, Kernels};
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
 use crate::runtime::{Element, Runtime, View, ViewMut};
 
-/// Threads per CTA (`selection_threads` in selection.cuh): one per slot.
+/// The number of threads per CTA (`selection_threads` in selection.cuh): one per slot of a mask group.
 const THREADS: u32 = MAX_BLOCK_SIZE as u32;
 
-/// A sequence that drafts from a pass: `FlexdraftDraft` of `cuda/acceptance/params.h`.
+/// A sequence whose next draft comes from a mask group of a pass: `FlexdraftDraft` of `cuda/acceptance/params.h`.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draft(FlexdraftDraft);
@@ -44,22 +44,22 @@ impl Element for Draft {}
 pub struct DraftGroups {
     /// Index of the sequence's verdict.
     pub sequence: usize,
-    /// Accepted lengths for which the pass has a group. [`GroupSet::NONE`] if its only group
+    /// The accepted lengths for which the pass has a mask group. [`GroupSet::NONE`] if its only group
     /// [follows](Kernels::follow_verdicts) the verdict.
     pub groups: GroupSet,
-    /// The first row of the first group; the rows of the other groups follow. In a pass ([`Draft::new`]),
-    /// this is the row of slot 0, and a group has S rows. In logits ([`Draft::in_logits`]), this is the row
-    /// of slot 1, and a group has S − 1 rows.
+    /// The first row of the sequence's first mask group; the rows of the other groups follow. In a pass
+    /// ([`Draft::new`]), this is the row of slot 0, and a group has S rows. In logits ([`Draft::in_logits`]), this is
+    /// the row of slot 1, and a group has S − 1 rows.
     pub first_slot: usize,
-    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`].
+    /// The number S of slots per mask group, 1 to [`MAX_BLOCK_SIZE`].
     pub slots: usize,
     /// The first of the sequence's S − 1 draft rows.
     pub first_draft: usize,
 }
 
 impl Draft {
-    /// Makes a sequence whose groups are rows of a pass. The logits of its draft are computed later, in the
-    /// draft rows.
+    /// Makes a sequence whose mask groups are rows of a pass, without logits yet. The logits of its draft are computed
+    /// later, in the draft rows.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Draft {
         Draft::with_rows(draft, false)
     }
 
-    /// Makes a sequence whose groups all have logits. Row r of the logits was computed from row r of the
+    /// Makes a sequence whose mask groups all have logits already. Row r of the logits was computed from row r of the
     /// operand that [`sources`](SelectDrafts::sources) index.
     ///
     /// # Errors
@@ -101,21 +101,22 @@ impl Draft {
 /// Operands of [`Kernels::select_drafts`].
 #[derive(Debug)]
 pub struct SelectDrafts<'a> {
-    /// The sequences that draft, `[drafts]`. Together they have every draft row once. A draft row that no
-    /// sequence has does not change in `sources` and `draft_rows`. A draft row that several sequences have
-    /// gets the source of one of them; which one is unspecified.
+    /// The sequences whose next drafts are selected, `[drafts]`. Together they have every draft row once. A draft row
+    /// that no sequence has does not change in `sources` and `draft_rows`. A draft row that several sequences have gets
+    /// the source of one of them; which one is unspecified.
     pub drafts: View<'a, Draft>,
-    /// The verdicts `[batch]`, from [`Kernels::accept`].
+    /// The results of the verification, `[batch]`, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
-    /// Written: the bonus tokens, `[drafts]`.
+    /// Written by the kernel: the bonus token of each sequence that drafts, `[drafts]`.
     pub bonus: ViewMut<'a, i32>,
-    /// Written: the positions n + a + 1 of c_0 of the step that will verify each draft, `[drafts]`.
+    /// Written by the kernel: n + a + 1, the position of candidate 0 in the step that will verify each draft,
+    /// `[drafts]`.
     pub starts: ViewMut<'a, i32>,
-    /// Written: the source of each draft row, `[rows]`: a row of the pass or of the logits; −1 if the
-    /// accepted length has no group.
+    /// Written by the kernel: the source of each draft row, `[rows]`, a row of the pass or of the logits; −1 if the
+    /// accepted length has no mask group.
     pub sources: ViewMut<'a, i32>,
-    /// Written: the row of each draft row's logits, `[rows]`. If [groups have logits](Draft::in_logits), this
-    /// is the draft row's source, otherwise the draft row itself; −1 as in `sources`.
+    /// Written by the kernel: the row of each draft row's logits, `[rows]`. If [groups have logits](Draft::in_logits),
+    /// this is the draft row's source, otherwise the draft row itself; −1 as in `sources`.
     pub draft_rows: ViewMut<'a, i32>,
     /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a draft whose rows or verdict do not exist.
     pub error: Option<ViewMut<'a, u32>>,
@@ -124,12 +125,12 @@ pub struct SelectDrafts<'a> {
 /// Operands of [`Kernels::follow_verdicts`].
 #[derive(Debug)]
 pub struct FollowVerdicts<'a, R: Runtime> {
-    /// A pass with one group per sequence and no candidates, each group laid out for the largest possible
+    /// A drafting pass with one mask group per sequence and no candidates, each group laid out for the largest possible
     /// accepted length. Its tables change only on the device, so the next upload restores them.
     pub pass: &'a mut PassTables<R>,
     /// Index of each sequence's verdict, `[batch of the pass]`.
     pub sequences: View<'a, i32>,
-    /// The verdicts, from [`Kernels::accept`].
+    /// The results of the verification, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
     /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a sequence without a verdict, or with an
     /// accepted length beyond its layout; its group does not move then.
@@ -137,7 +138,7 @@ pub struct FollowVerdicts<'a, R: Runtime> {
 }
 
 impl<R: Runtime> Kernels<R> {
-    /// Moves the group of every sequence of a drafting pass to the accepted length of its verdict.
+    /// Moves the mask group of every sequence of a drafting pass to the sequence's accepted length.
     ///
     /// # Errors
     ///
@@ -196,8 +197,8 @@ impl<R: Runtime> Kernels<R> {
         unsafe { operands.launch(&self.runtime, stream, grid, &params) }
     }
 
-    /// Selects, for every draft, the rows, bonus token and start position that the verdict of its sequence
-    /// gives.
+    /// Selects, for every sequence that drafts, the rows of its mask group, its bonus token and its start position, as
+    /// its accepted length requires.
     ///
     /// # Errors
     ///

@@ -26,22 +26,21 @@ struct Image {
 }
 
 impl Image {
-    /// The magic number in fatbinary.h.
+    /// The magic number of a fatbin, from CUDA's header fatbinary.h.
     const MAGIC: u32 = 0xba55_ed50;
 
-    /// Returns whether the image has device code.
+    /// Returns whether the image has device code, or only a list of kernels.
     fn has_code(&self) -> bool {
         self.fatbin.starts_with(&Self::MAGIC.to_le_bytes())
     }
 }
 
-// The images that build/nvcc.rs wrote.
+// The compiled kernel sources that build/nvcc.rs listed.
 static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The kernels in one CUDA context.
-/// Streams and memory belong to the caller and to the same context. Dropping this waits for the context's
-/// work and unloads the kernels. A CUDA graph captured from launches must therefore not be replayed
-/// afterwards.
+/// The kernels of this crate, loaded into one CUDA context. Streams and memory belong to the caller and to the same
+/// context. Dropping this waits for the context's work and unloads the kernels. A CUDA graph captured from launches
+/// must therefore not be replayed afterwards.
 #[derive(Debug)]
 pub struct Cuda {
     context: Arc<CudaContext>,
@@ -52,12 +51,12 @@ pub struct Cuda {
 #[derive(Debug)]
 struct LoadedKernel {
     function: CudaFunction,
-    /// Dynamic shared memory that one of the kernel's CTAs may have, in bytes.
+    /// The largest dynamic shared memory that one of the kernel's CTAs may have, in bytes.
     shared_bytes: u32,
 }
 
 impl Cuda {
-    /// Returns the context of the CUDA device `ordinal`: its primary context, which other libraries use too.
+    /// Returns the primary context of CUDA device number `ordinal`, which other libraries use too.
     ///
     /// # Errors
     ///
@@ -74,7 +73,7 @@ impl Cuda {
         IMAGES.iter().filter(|image| image.has_code()).flat_map(|image| image.kernels).copied()
     }
 
-    /// Loads the kernels into `context`.
+    /// Loads the kernels of this crate into `context`.
     ///
     /// # Errors
     ///
@@ -142,7 +141,7 @@ impl Cuda {
         }
         let failed = |error: DriverError| RuntimeError::Launch { kernel: name, error: error.into() };
         self.context.bind_to_thread().map_err(failed)?;
-        // The driver copies the only parameter, the struct, before it returns.
+        // The driver copies the parameter struct, which is the kernel's only parameter, before it returns.
         let mut params = [launch.params.cast_mut()];
         // SAFETY: the function and its module live in `self`, in the context just bound, which is the
         // stream's context. The caller promises that the stream is alive, that the struct belongs to the
@@ -168,7 +167,7 @@ impl Drop for Cuda {
     }
 }
 
-/// Returns `images`, or an error if there are none.
+/// Returns the images of kernels, or an error if there are none.
 fn device_code(images: &'static [Image]) -> Result<&'static [Image], RuntimeError> {
     if images.is_empty() { Err(RuntimeError::NoDeviceCode) } else { Ok(images) }
 }
@@ -183,8 +182,8 @@ fn allow_shared_memory(function: &CudaFunction, opt_in: u32) -> Result<u32, Driv
     Ok(bytes)
 }
 
-/// Returns whether `memory` belongs to the host alone: it is neither page-locked nor managed by CUDA. The
-/// driver refuses a copy of mixed kinds, so the kind of the first byte decides.
+/// Returns whether `memory` is ordinary memory of the host: neither page-locked nor managed by CUDA. The driver refuses
+/// a copy of mixed kinds, so the kind of the first byte decides.
 fn is_pageable<T>(memory: &[T]) -> bool {
     let mut attribute = PointerAttribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
     let mut kind = 0u32;
@@ -194,12 +193,12 @@ fn is_pageable<T>(memory: &[T]) -> bool {
     let found = unsafe {
         cuPointerGetAttributes(1, &raw mut attribute, &raw mut data, memory.as_ptr() as CUdeviceptr)
     };
-    // 0 means memory that the driver does not know.
+    // A memory type of 0 means memory that the driver does not know.
     memory.is_empty() || (found == CUresult::CUDA_SUCCESS && kind == 0)
 }
 
-/// Waits for the stream, whose last copy uses memory of the host that the caller may free afterwards. If the wait
-/// fails, this waits for the whole context: either the copy ends now, or nothing in the context runs any more.
+/// Waits for a stream whose last copy uses memory of the host that the caller may free afterwards. If the wait fails,
+/// this waits for the whole context: either the copy ends now, or nothing in the context runs any more.
 fn finish_copy(stream: &CudaStream) -> Result<(), RuntimeError> {
     stream.synchronize().map_err(|error| {
         let _ = stream.context().synchronize();
@@ -211,14 +210,14 @@ fn unloadable(error: DriverError) -> RuntimeError {
     RuntimeError::Unloadable(error.into())
 }
 
-/// The fallback of [`driver_is_present`]. If another crate of the build makes cudarc link libcuda, a running
-/// process always has it.
+/// Returns true, for builds in which cudarc does not load libcuda itself and has no function of this name. If another
+/// crate of the build makes cudarc link libcuda, a running process always has it.
 #[allow(dead_code)]
 unsafe fn is_culib_present() -> bool {
     true
 }
 
-/// Returns whether libcuda can be loaded; if it cannot, cudarc panics.
+/// Returns whether libcuda can be loaded; if it cannot, calls into cudarc would panic.
 fn driver_is_present() -> bool {
     // If cudarc loads libcuda itself, this import hides the function above.
     #[allow(unused_imports)]
@@ -253,12 +252,12 @@ impl Runtime for Cuda {
         let (wanted, found) = (from.len(), to.len());
         let range = first..first.saturating_add(wanted);
         let mut to = to.try_slice_mut(range).ok_or(RuntimeError::CopyLength { wanted, found })?;
-        // A graph would read `from` again when it runs.
+        // A graph would read the host's memory again when it runs.
         if stream.capture_status()? != CaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
             return Err(RuntimeError::Refused("memory of the host cannot be uploaded in a capture"));
         }
         stream.memcpy_htod(from, &mut to)?;
-        // The driver has read pageable memory when it returns. It reads other memory when the copy runs.
+        // When the copy call returns, the driver has read pageable memory. It reads other memory when the copy runs.
         if is_pageable(from) { Ok(()) } else { finish_copy(stream) }
     }
 
@@ -326,7 +325,7 @@ mod tests {
         let mut names: Vec<_> = Cuda::kernel_names().collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
-        // All sources are compiled, or none.
+        // Either all kernel sources are compiled, or none.
         assert!(IMAGES.iter().all(|image| image.has_code() != names.is_empty()));
     }
 
@@ -343,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_missing_driver_is_an_error() {
-        // Depending on the machine, an error or a context, but never cudarc's panic.
+        // The result is an error or a context, depending on the machine, but never cudarc's panic.
         match Cuda::context(usize::from(u16::MAX)) {
             Err(RuntimeError::Unavailable(message)) => assert!(!message.is_empty()),
             other => panic!("{other:?}"),

@@ -27,9 +27,9 @@ pub use view::{Access, Element, QueueId, Region, View, ViewMut};
 pub struct Limits {
     /// Number of streaming multiprocessors. Persistent grids have a small multiple of this many CTAs.
     pub multiprocessors: u32,
-    /// Largest shared memory that a CTA may opt into, in bytes.
+    /// The largest shared memory that a CTA may opt into, in bytes.
     pub shared_bytes_per_cta: u32,
-    /// Shared memory per multiprocessor, in bytes.
+    /// The shared memory of a multiprocessor, in bytes.
     pub shared_bytes_per_multiprocessor: u32,
 }
 
@@ -38,9 +38,9 @@ pub struct Limits {
 pub struct Launch<'a> {
     /// The kernel's name in the CUDA source.
     pub kernel: &'static str,
-    /// CTAs in x, y and z.
+    /// The number of CTAs in x, y and z.
     pub grid: [u32; 3],
-    /// Threads per CTA, in x.
+    /// The number of threads per CTA, in x.
     pub threads: u32,
     /// Dynamic shared memory per CTA, in bytes.
     pub shared_bytes: u32,
@@ -48,8 +48,8 @@ pub struct Launch<'a> {
     pub params: *const std::ffi::c_void,
     /// The size of the parameter struct, in bytes.
     pub params_bytes: usize,
-    /// The memory that the struct's pointers lead to. Hardware ignores this list. The checked SIMT emulator
-    /// reports any access outside of it and counts the bytes accessed per region.
+    /// The memory ranges to which the pointers in the parameter struct lead. Hardware ignores this list. The checked
+    /// SIMT emulator reports any access outside of it and counts the bytes accessed per region.
     pub regions: &'a [Region],
 }
 
@@ -57,7 +57,7 @@ pub struct Launch<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
-    /// There is no driver, or no such device.
+    /// The machine has no CUDA driver, or no such device.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
     /// The crate was built without nvcc, or nvcc failed.
@@ -67,7 +67,7 @@ pub enum RuntimeError {
          point NVCC or CUDA_HOME at it, and build again"
     )]
     NoDeviceCode,
-    /// The image does not contain the kernel.
+    /// The compiled kernels lack a kernel that was to be loaded.
     #[error("the device image has no kernel `{0}`")]
     NoKernel(&'static str),
     /// The kernel needs more shared memory than the processor has.
@@ -75,12 +75,12 @@ pub enum RuntimeError {
     SharedMemory {
         /// The kernel's name.
         kernel: &'static str,
-        /// Bytes that the kernel needs.
+        /// The shared memory that the kernel needs per CTA, in bytes.
         needed: u32,
-        /// Bytes that a CTA can have.
+        /// The largest shared memory that a CTA can have, in bytes.
         allowed: u32,
     },
-    /// The stream belongs to another context than the loaded kernels do.
+    /// The stream belongs to another CUDA context than the loaded kernels do.
     #[error("kernel `{kernel}`: the stream belongs to another CUDA context than the kernels")]
     Context {
         /// The kernel's name.
@@ -91,7 +91,7 @@ pub enum RuntimeError {
     Launch {
         /// The kernel's name.
         kernel: &'static str,
-        /// The driver's error.
+        /// The error that the driver returned.
         error: DriverFailure,
     },
     /// A launch failed for another reason: the SIMT emulator found faults.
@@ -99,21 +99,21 @@ pub enum RuntimeError {
     Failed {
         /// The kernel's name.
         kernel: &'static str,
-        /// The reported error.
+        /// The text of the error.
         message: String,
     },
-    /// A copy, or a range of device memory, exceeds the memory.
+    /// A copy exceeds the device memory, or a range of device memory does.
     #[error("{wanted} elements were asked for, of device memory with {found}")]
     CopyLength {
-        /// Number of elements requested.
+        /// The number of elements that were requested.
         wanted: usize,
-        /// Number of elements in the device memory.
+        /// The number of elements in the device memory.
         found: usize,
     },
-    /// An allocation on the SIMT emulator failed, or its size exceeds every memory.
+    /// An allocation on the SIMT emulator failed, or its size is larger than any memory.
     #[error("out of memory: {elements} elements of {element_bytes} bytes")]
     OutOfMemory {
-        /// Number of elements requested.
+        /// The number of elements that were requested.
         elements: usize,
         /// Size of an element in bytes.
         element_bytes: usize,
@@ -126,15 +126,15 @@ pub enum RuntimeError {
     /// The driver reported an error outside a launch.
     #[error(transparent)]
     Driver(#[from] DriverFailure),
-    /// Another library reported an error.
+    /// Another library, such as cuBLASLt, reported an error.
     #[error("{library}: {message}")]
     Library {
         /// The library's name.
         library: &'static str,
-        /// The reported error.
+        /// The text of the error.
         message: String,
     },
-    /// A call that the runtime does not allow, for this reason.
+    /// The runtime does not allow the call, for the reason that the text gives.
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -176,7 +176,7 @@ impl From<DriverError> for DriverFailure {
 
 /// A processor that runs kernels.
 pub trait Runtime: Send + Sync + 'static {
-    /// An ordered queue of launches. On CUDA this is a stream, which the caller owns.
+    /// An ordered queue of kernel launches and copies. On CUDA this is a stream, which the caller owns.
     type Stream: std::fmt::Debug + Send + Sync;
 
     /// Memory that the runtime owns.
@@ -196,8 +196,8 @@ pub trait Runtime: Send + Sync + 'static {
         len: usize,
     ) -> Result<Self::Memory<T>, RuntimeError>;
 
-    /// Copies `from` to the elements of `to` from `first` on, after all earlier work on `stream`. `from` has
-    /// been read when this returns: if it is page-locked, this waits for the stream.
+    /// Copies `from` from the host to the elements of `to` from `first` on, after all earlier work on `stream`. `from`
+    /// has been read when this returns: if it is page-locked, this waits for the stream.
     ///
     /// # Errors
     ///
@@ -211,8 +211,8 @@ pub trait Runtime: Send + Sync + 'static {
         first: usize,
     ) -> Result<(), RuntimeError>;
 
-    /// Copies the elements of `from` from `first` on to `to`. Waits until all earlier work on `stream` has
-    /// run and the copy is done.
+    /// Copies the elements of device memory `from`, from `first` on, to `to` on the host. Waits until all earlier work
+    /// on `stream` has run and the copy is done.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ pub trait Runtime: Send + Sync + 'static {
         to: &mut [T],
     ) -> Result<(), RuntimeError>;
 
-    /// Copies the elements `range` of `from` to `to`, where they start at element `first`.
+    /// Copies the elements `range` of device memory `from` to device memory `to`, where they start at element `first`.
     ///
     /// # Errors
     ///
@@ -271,10 +271,11 @@ pub trait Runtime: Send + Sync + 'static {
         memory: &'a mut Self::Memory<T>,
     ) -> ViewMut<'a, T>;
 
-    /// Returns the identity of `stream`. Every operand of a launch on the stream must have the same identity.
+    /// Returns the identity of `stream` as a queue of launches. Every operand of a launch on the stream must have the
+    /// same identity.
     fn queue(&self, stream: &Self::Stream) -> QueueId;
 
-    /// Appends a launch to `stream` and returns without waiting for it.
+    /// Appends a kernel launch to `stream` and returns without waiting for it.
     ///
     /// # Safety
     ///

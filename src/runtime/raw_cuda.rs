@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, result};
 use super::cuda::Cuda;
 use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewMut};
 
-/// The kernels in a CUDA context, for streams of any origin.
+/// The kernels of this crate in a CUDA context, for streams that any library made.
 ///
 /// ```no_run
 /// use flexdraft::runtime::{Cuda, RawCuda, RawStream, View};
@@ -32,7 +32,7 @@ use super::{Element, Launch, Limits, QueueId, Runtime, RuntimeError, View, ViewM
 #[derive(Debug)]
 pub struct RawCuda(Cuda);
 
-/// A CUDA stream, given by its address.
+/// A CUDA stream that another library may own, given by its address.
 #[derive(Clone, Debug)]
 pub struct RawStream {
     context: Arc<CudaContext>,
@@ -49,7 +49,7 @@ pub struct RawMemory<T> {
 }
 
 impl RawCuda {
-    /// Loads the kernels into `context`.
+    /// Loads the kernels of this crate into `context`.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl RawStream {
         RawStream { context: context.clone(), address }
     }
 
-    /// Returns the stream's queue, which [`View::from_raw`] needs.
+    /// Returns the identity of the stream as a queue, which [`View::from_raw`] needs.
     pub fn queue(&self) -> QueueId {
         QueueId { context: self.context.cu_ctx() as u64, stream: self.address }
     }
@@ -79,7 +79,7 @@ impl RawStream {
         self.address as *mut _
     }
 
-    /// Waits for the stream, or for the whole context if that fails, as the CUDA runtime does after a copy.
+    /// Waits for the work on the stream, or on the whole context if that fails, as the CUDA runtime does after a copy.
     fn finish_copy(&self) -> Result<(), RuntimeError> {
         // SAFETY: the stream is alive, as `new`'s caller promised.
         unsafe { result::stream::synchronize(self.raw()) }.map_err(|error| {
@@ -94,7 +94,7 @@ impl RawStream {
 }
 
 impl<T: Element> RawMemory<T> {
-    /// Returns the address of elements `range`, for copies on `stream`.
+    /// Returns the device address of the elements `range`, for copies on `stream`.
     fn part(&self, stream: &RawStream, range: &Range<usize>) -> Result<u64, RuntimeError> {
         if stream.queue() != self.stream.queue() {
             return Err(RuntimeError::Refused("the memory was allocated for another stream"));

@@ -11,13 +11,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Access, Element, Launch, Limits, QueueId, Region, Runtime, RuntimeError, View, ViewMut};
 
-/// The checks that the host makes while a kernel runs.
+/// The checks that the SIMT emulator makes while a kernel runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Checking {
-    /// Only checks that the host itself needs: unreached barriers and missing shared memory.
+    /// Only the checks that the emulator itself needs: unreached barriers and missing shared memory.
     #[default]
     Off,
-    /// Checks of every access: operand bounds, alignment, races, and asynchronous copies that were not waited
+    /// Checks of every memory access: operand bounds, alignment, races, and asynchronous copies that were not waited
     /// for. Many times slower.
     Accesses,
 }
@@ -28,18 +28,19 @@ pub enum Copies {
     /// An asynchronous copy happens as soon as it is issued.
     #[default]
     Eager,
-    /// The copy happens when a wait asks for it.
+    /// An asynchronous copy happens only when the kernel waits for it.
     Late,
 }
 
-/// Options of a [`Simt`] host.
+/// Options of an emulator ([`Simt`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SimtOptions {
-    /// The checks to make.
+    /// The checks that the emulator makes while a kernel runs.
     pub checking: Checking,
     /// The time at which asynchronous copies happen.
     pub copies: Copies,
-    /// The order in which threads run: 0 for index order, otherwise a seed. Odd seeds run the CTAs backwards.
+    /// The order in which the threads of a CTA run: 0 for index order, otherwise the seed of a random order. Odd seeds
+    /// run the CTAs backwards.
     pub schedule: u64,
 }
 
@@ -48,7 +49,7 @@ pub struct SimtOptions {
 pub struct KernelLimits {
     /// The size of the parameter struct, in bytes.
     pub params_bytes: usize,
-    /// The most threads of a CTA.
+    /// The largest number of threads of a CTA.
     pub threads: u32,
 }
 
@@ -67,7 +68,7 @@ pub fn kernel_limits(name: &str) -> Option<(&'static str, KernelLimits)> {
     Some((name, KernelLimits { params_bytes: params_bytes as usize, threads }))
 }
 
-/// A runtime that runs kernels on the CPU.
+/// A runtime that runs kernels on the CPU, by emulating the threads of a GPU.
 #[derive(Debug)]
 pub struct Simt {
     options: SimtOptions,
@@ -91,19 +92,19 @@ struct Recorded {
     grid: [u32; 3],
     threads: u32,
     shared_bytes: u32,
-    /// The parameter struct, including its padding.
+    /// The launch's parameter struct, including its padding.
     params: Box<[MaybeUninit<u64>]>,
     params_bytes: usize,
     regions: Vec<Region>,
 }
 
 impl Recording {
-    /// Returns the number of launches.
+    /// Returns the number of recorded launches.
     pub fn len(&self) -> usize {
         self.launches.len()
     }
 
-    /// Returns whether there are no launches.
+    /// Returns whether no launch was recorded.
     pub fn is_empty(&self) -> bool {
         self.launches.is_empty()
     }
@@ -132,23 +133,23 @@ impl Recorded {
     }
 }
 
-/// Counts of the requests to a host. On a GPU, each request would be a call to the driver.
+/// Counts of the requests that an emulator has served. On a GPU, each request would be a call to the driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
-    /// Memory allocations.
+    /// The number of memory allocations.
     pub allocations: u64,
-    /// Copies from host memory to device memory.
+    /// The number of copies from host memory to device memory.
     pub uploads: u64,
-    /// Bytes that the uploads copied.
+    /// The number of bytes that the uploads copied.
     pub uploaded_bytes: u64,
-    /// Copies from device memory to host memory. Each one makes the host wait, so this counts
+    /// The number of copies from device memory to host memory. Each one makes the host wait, so this counts
     /// synchronisations.
     pub downloads: u64,
-    /// Copies from device memory to device memory.
+    /// The number of copies from device memory to device memory.
     pub copies: u64,
-    /// Bytes that the copies within device memory copied.
+    /// The number of bytes that the copies within device memory copied.
     pub copied_bytes: u64,
-    /// Kernel launches.
+    /// The number of kernel launches.
     pub launches: u64,
 }
 
@@ -162,23 +163,23 @@ pub struct Traffic {
     pub kernel: &'static str,
     /// The operand's name.
     pub operand: &'static str,
-    /// Distinct bytes read.
+    /// The number of distinct bytes that the launch read.
     pub read: u64,
-    /// Distinct bytes written.
+    /// The number of distinct bytes that the launch wrote.
     pub written: u64,
-    /// Bytes of all reads: more than `read` if bytes were read repeatedly.
+    /// The number of bytes of all reads: more than `read` if bytes were read repeatedly.
     pub read_total: u64,
-    /// Bytes of all writes.
+    /// The number of bytes of all writes.
     pub written_total: u64,
 }
 
-/// The stream of a [`Simt`] host. Launches run at once, so a stream is nothing more than its identity.
+/// The stream of an emulator ([`Simt`]). Launches run at once, so a stream is nothing more than its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimtStream(QueueId);
 
 impl Simt {
-    /// Makes a host with the limits of a small GPU: 4 multiprocessors, so that persistent grids are short,
-    /// and the shared memory of compute capability 9.0.
+    /// Makes an emulator with the limits of a small GPU: 4 multiprocessors, so that persistent grids are short, and the
+    /// shared memory of compute capability 9.0.
     pub fn new(options: SimtOptions) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let limits = Limits {
@@ -194,19 +195,19 @@ impl Simt {
         Simt { options, limits, context, traffic, calls, recording }
     }
 
-    /// Returns the same host with other limits.
+    /// Returns the same emulator with other limits.
     #[must_use]
     pub fn limited(self, limits: Limits) -> Self {
         Self::with_limits(self.options, limits, self.context)
     }
 
-    /// Returns the stream of this host.
+    /// Returns the stream of this emulator.
     pub fn stream(&self) -> SimtStream {
         SimtStream(QueueId { context: self.context, stream: 0 })
     }
 
-    /// Returns the bytes that launches have read and written since the last call: one entry per operand, in
-    /// launch order.
+    /// Returns the bytes that launches have read and written since the last call of this method: one entry per operand,
+    /// in launch order.
     pub fn take_traffic(&self) -> Vec<Traffic> {
         std::mem::take(&mut *self.traffic())
     }
@@ -215,7 +216,7 @@ impl Simt {
         self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the counts of requests since the last call.
+    /// Returns the counts of requests since the last call of this method.
     pub fn take_calls(&self) -> Calls {
         std::mem::take(&mut *self.calls())
     }
@@ -225,7 +226,7 @@ impl Simt {
         *self.recording() = Some(Recording::default());
     }
 
-    /// Returns the launches since [`record`](Simt::record).
+    /// Returns the launches that were recorded since [`record`](Simt::record).
     pub fn take_recording(&self) -> Recording {
         self.recording().take().unwrap_or_default()
     }
@@ -467,7 +468,7 @@ impl Runtime for Simt {
     }
 }
 
-/// Declarations of `cuda/simt/launch.h`.
+/// The functions and structs that `cuda/simt/launch.h` declares.
 mod ffi {
     use std::ffi::{c_char, c_int, c_void};
     use std::mem::offset_of;
@@ -500,7 +501,7 @@ mod ffi {
         pub late_copies: u32,
     }
 
-    // Assertions in `cuda/simt/launch.h` check the same layout.
+    // Assertions in `cuda/simt/launch.h` check the same layout of the two structs.
     const _: () = assert!(size_of::<CheckedRegion>() == 72 && offset_of!(CheckedRegion, written_total) == 64);
     const _: () = assert!(
         size_of::<EmulatedLaunch>() == 80

@@ -20,9 +20,9 @@ impl Element for bf16 {}
 /// Identity of a queue that orders accesses to memory: one launch may use two views if their ids are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QueueId {
-    /// The context: a device's context, or a SIMT emulator.
+    /// The context: the CUDA context of a device, or an emulator.
     pub context: u64,
-    /// The stream within the context.
+    /// The stream, by its identity within the context.
     pub stream: u64,
 }
 
@@ -38,13 +38,13 @@ pub enum Access {
 /// A range of device memory that a launch uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// The operand's name, for error reports.
+    /// The name of the operand, for error reports.
     pub name: &'static str,
-    /// Address of the first byte.
+    /// The address of the first byte of the range.
     pub address: u64,
-    /// Length in bytes.
+    /// The length of the range in bytes.
     pub bytes: u64,
-    /// The kernel's kind of access.
+    /// The kind of access that the kernel makes.
     pub access: Access,
 }
 
@@ -54,7 +54,8 @@ struct Span<'a, T> {
     address: u64,
     len: usize,
     queue: QueueId,
-    // On CUDA, the guard's drop records that the memory has been used, so the launch comes before the drop.
+    // cudarc's guard of the memory: on CUDA, its drop records that the memory has been used, so the launch comes before
+    // the drop.
     _guard: Option<SyncOnDrop<'a>>,
     elements: PhantomData<T>,
 }
@@ -64,14 +65,15 @@ impl<'a, T: Element> Span<'a, T> {
         Span { address, len, queue, _guard: guard, elements: PhantomData }
     }
 
-    /// Returns elements `range`, or `None` if the range exceeds the span.
+    /// Returns the span of the elements `range`, or `None` if the range exceeds this span.
     fn range(self, range: Range<usize>) -> Option<Self> {
         let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
         let address = self.address + (range.start * size_of::<T>()) as u64;
         Some(Span { address, len, ..self })
     }
 
-    /// Returns the same bytes as elements of another type, or `None` if they are not a whole number of elements.
+    /// Returns the span of the same bytes as elements of another type, or `None` if they are not a whole number of
+    /// elements.
     fn cast<U: Element>(self) -> Option<Span<'a, U>> {
         let bytes = self.len * size_of::<T>();
         let len = bytes.is_multiple_of(size_of::<U>()).then_some(bytes / size_of::<U>())?;
@@ -93,7 +95,7 @@ pub struct ViewMut<'a, T> {
     memory: PhantomData<&'a mut [T]>,
 }
 
-/// Defines the methods of a view that only concern its span.
+/// Defines the methods that the read-only and the writable view have in common.
 macro_rules! span_methods {
     ($view:ident) => {
         impl<'a, T: Element> $view<'a, T> {
@@ -101,7 +103,7 @@ macro_rules! span_methods {
                 $view { span, memory: PhantomData }
             }
 
-            /// Returns a view of elements `range`, or `None` if the range exceeds the view.
+            /// Returns a view of the elements `range`, or `None` if the range exceeds this view.
             pub fn range(self, range: Range<usize>) -> Option<Self> {
                 self.span.range(range).map(Self::of)
             }
@@ -112,17 +114,17 @@ macro_rules! span_methods {
                 self.span.cast().map($view::of)
             }
 
-            /// Returns the device address of the first byte.
+            /// Returns the device address of the view's first byte.
             pub fn address(&self) -> u64 {
                 self.span.address
             }
 
-            /// Returns the number of elements.
+            /// Returns the number of elements of the view.
             pub fn len(&self) -> usize {
                 self.span.len
             }
 
-            /// Returns whether there are no elements.
+            /// Returns whether the view has no elements.
             pub fn is_empty(&self) -> bool {
                 self.span.len == 0
             }
@@ -164,7 +166,7 @@ impl<T: Element> ViewMut<'_, T> {
     }
 }
 
-/// Returns the queue of a CUDA stream.
+/// Returns the identity of a CUDA stream as a queue.
 pub(super) fn cuda_queue(stream: &CudaStream) -> QueueId {
     QueueId { context: stream.context().cu_ctx() as u64, stream: stream.cu_stream() as u64 }
 }

@@ -3,7 +3,7 @@
 //!
 //! The crate in `bindings` writes these files and tests that they match the headers.
 
-// C has no documentation comments, and not all that it declares is used here.
+// Not every field of the headers has a comment, and not all that the headers declare is used here.
 #![allow(dead_code, missing_docs, unused_imports)]
 
 pub mod acceptance;

@@ -1,4 +1,4 @@
-//! The calibrator's last layer, and the shape of the kernel that applies it.
+//! The last layer of the calibrator, and the shape of the kernel that applies it.
 
 use half::bf16;
 
@@ -6,32 +6,32 @@ use super::logits::LogitKernels;
 use crate::kernels::params::shapes::*;
 use crate::runtime::View;
 
-/// The calibrator's last layer with its input.
+/// The calibrator's last layer, and its input.
 #[derive(Debug)]
 pub struct Calibration<'a> {
-    /// The rank r, a multiple of 8.
+    /// The rank r of the calibrator, a multiple of 8.
     pub rank: usize,
-    /// The hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, r]`, aligned to 16 bytes.
+    /// The calibrator's hidden layer u = silu(W1 \[embed(b); h] + b1), `[rows, r]`, aligned to 16 bytes.
     pub hidden: View<'a, bf16>,
-    /// The weight W2, `[vocab, r]`, aligned to 16 bytes.
+    /// The weight W2 of the last layer, `[vocab, r]`, aligned to 16 bytes.
     pub weight: View<'a, bf16>,
-    /// The bias b2, `[vocab]`.
+    /// The bias b2 of the last layer, `[vocab]`.
     pub bias: Option<View<'a, f32>>,
 }
 
-/// A shape of the calibrated kernel: `FlexdraftCalibratedShape` of `cuda/common/shapes.h`.
+/// A tile shape of the kernel that calibrates logits: `FlexdraftCalibratedShape` of `cuda/common/shapes.h`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CalibratedShape {
     pub kernel: fn(&LogitKernels) -> &'static str,
-    /// Token ids per CTA.
+    /// The number of token ids per CTA.
     pub tile: usize,
     pub threads: u32,
-    /// Shared memory in bytes without slices of the rank, and bytes per slice.
+    /// The shared memory in bytes without slices of the rank, and the bytes per slice.
     fixed: u32,
     slice: u32,
 }
 
-/// 64 ids by 16 rows per CTA.
+/// The small shape, with 64 token ids by 16 rows per CTA.
 const SMALL: CalibratedShape = CalibratedShape {
     kernel: |kernels| kernels.calibrated_small,
     tile: FLEXDRAFT_SMALL_TILE as usize,
@@ -39,7 +39,7 @@ const SMALL: CalibratedShape = CalibratedShape {
     fixed: FLEXDRAFT_SMALL_SHARED,
     slice: FLEXDRAFT_SMALL_SLICE_SHARED,
 };
-/// 128 ids by 64 rows per CTA.
+/// The large shape, with 128 token ids by 64 rows per CTA.
 const LARGE: CalibratedShape = CalibratedShape {
     kernel: |kernels| kernels.calibrated_large,
     tile: FLEXDRAFT_LARGE_TILE as usize,
@@ -55,8 +55,8 @@ impl CalibratedShape {
         slices.checked_mul(self.slice)?.checked_add(self.fixed)
     }
 
-    /// Returns a shape and its shared memory in bytes: the large shape if there are many rows and it fits into `allowed`
-    /// bytes, otherwise the small shape. Both give the same bits. `None` if the size overflows.
+    /// Returns a tile shape and its shared memory in bytes: the large shape if there are many rows and it fits into
+    /// `allowed` bytes, otherwise the small shape. Both give the same bits. `None` if the size overflows.
     pub fn choose(rows: usize, rank: usize, allowed: u32) -> Option<(Self, u32)> {
         let large = LARGE.shared_bytes(rank).filter(|&bytes| bytes <= allowed);
         match large {
@@ -79,7 +79,8 @@ mod tests {
         };
         let small = |bytes| Some(("calibrated_sample_bf16_64x16", bytes));
         let large = |bytes| Some(("calibrated_sample_bf16_128x64", bytes));
-        // 15 slots of 1 and 4 sequences, then of 16 and 64, at the released rank.
+        // Up to 64 rows, such as the 15 draft slots of each of 1 or 4 sequences, take the small shape, at the rank of
+        // the released drafters.
         for kib in [99, 163, 227] {
             assert_eq!([15, 60, 64].map(|rows| chosen(rows, 512, kib)), [small(84_736); 3], "{kib} KiB");
         }
@@ -91,7 +92,7 @@ mod tests {
             [99, 163, 227].map(|kib| chosen(960, 256, kib)),
             [small(51_968), large(138_240), large(138_240)]
         );
-        // A rank that fills a slice in part needs all of it.
+        // A rank that fills its last slice in part needs the memory of the whole slice.
         assert_eq!(chosen(1, 8, 99), small(27_392));
         assert_eq!(chosen(1, usize::MAX, 227), None);
     }

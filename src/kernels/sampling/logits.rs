@@ -16,7 +16,7 @@ pub trait Logit: Element + sealed::Sealed {
     const KERNELS: LogitKernels;
 }
 
-/// The kernels of one logit type.
+/// The kernels that read logits of one type.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct LogitKernels {
@@ -50,18 +50,18 @@ impl Logit for bf16 {
     };
 }
 
-/// Logits `[logit_rows, stride]`, aligned to 16 bytes.
+/// Rows of logits `[logit_rows, stride]`, aligned to 16 bytes, that sampling reads or also replaces.
 #[derive(Debug)]
 pub enum LogitRows<'a, L> {
-    /// The logits are read. Calibrated logits are not stored.
+    /// The logits, which sampling only reads. Calibrated logits are not stored.
     Read(View<'a, L>),
-    /// Calibrated logits replace the logits that they were computed from. Needed if the acceptance rule compares
-    /// distributions, or if a row with a calibrator asks for top-k, top-p or min-p.
+    /// The logits, which the calibrated logits replace. Needed if the acceptance rule compares distributions, or if a
+    /// row with a calibrator asks for top-k, top-p or min-p.
     Update(ViewMut<'a, L>),
 }
 
 impl<L: Element> LogitRows<'_, L> {
-    /// Returns the number of elements.
+    /// Returns the number of elements of the logits.
     pub(super) fn len(&self) -> usize {
         match self {
             LogitRows::Read(view) => view.len(),

@@ -1,5 +1,5 @@
-//! Sampling, from logits to tokens: calibration, temperature, top-k, top-p and min-p, the draw, and the statistics that
-//! acceptance reads.
+//! The kernels of sampling, from logits to tokens: calibration, temperature, top-k, top-p and min-p, the draw, and the
+//! statistics that acceptance reads.
 //!
 //! [`Kernels::sample`] reads the logits once. Each row of logits (of a draft slot, or of the target after a candidate)
 //! has its own [`RowSampling`] and gives one [`RowStats`]. With a [`Calibration`], the kernel first corrects the logits,
@@ -84,14 +84,14 @@ pub struct Sample<'a, L> {
     /// Elements from one row of logits to the next: a multiple of 8, at least `vocab`. Elements beyond the vocabulary are
     /// not used.
     pub stride: usize,
-    /// Logits `[logit_rows, stride]`.
+    /// The logits to sample from, `[logit_rows, stride]`.
     pub logits: LogitRows<'a, L>,
-    /// The row of logits of each row, `[rows]`; −1 makes a row padding, with stats of zero. Without an index, row r has
-    /// logits row r. The index is on the device, so no code checks that it names each logits row once if logits are
-    /// updated ([`select_drafts`](Kernels::select_drafts) makes such an index). If several rows name one logits row, each
-    /// of its logits becomes what one of these rows, or several in turn, make of it, and their stats are of such logits:
-    /// an unspecified outcome within the vocabulary, and nothing else changes. The threads meet in accesses of equal
-    /// size, whose outcome the PTX ISA's memory consistency model bounds ("Mixed-size Data-races").
+    /// The index in `logits` of each row, `[rows]`; −1 makes a row padding, with stats of zero. Without an index, row r
+    /// has logits row r. The index is on the device, so no code checks that it names each logits row once if logits are
+    /// updated ([`select_drafts`](Kernels::select_drafts) makes such an index). If several rows name one logits row,
+    /// each of its logits becomes what one of these rows, or several in turn, make of it, and their stats are of such
+    /// logits: an unspecified outcome within the vocabulary, and nothing else changes. The threads meet in accesses of
+    /// equal size, whose outcome the PTX ISA's memory consistency model bounds ("Mixed-size Data-races").
     pub logit_index: Option<View<'a, i32>>,
     /// How each row is warped and drawn from, `[rows]`.
     pub sampling: View<'a, RowSampling>,
@@ -99,11 +99,11 @@ pub struct Sample<'a, L> {
     pub starts: Option<View<'a, i32>>,
     /// The token of each row whose probability is wanted, `[rows]`; −1 for none.
     pub draft: Option<View<'a, i32>>,
-    /// The correction of the rows, if they are rows of a draft.
+    /// The calibrator's correction of the rows, if they are rows of a draft.
     pub calibration: Option<Calibration<'a>>,
     /// Workspace of at least [`workspace_len`] elements; its contents do not matter.
     pub workspace: ViewMut<'a, f32>,
-    /// Written: the statistics of each row, `[rows]`.
+    /// Written by the kernel: the statistics of each row, `[rows]`.
     pub stats: ViewMut<'a, RowStats>,
     /// The device error word `[1]`, optional. Bit 2: a draft token outside the vocabulary; 4: a NaN among the logits;
     /// 16: a row or sequence index out of range; 32: calibrated logits that were needed again and not stored (see
@@ -214,7 +214,7 @@ impl<R: Runtime> Kernels<R> {
     }
 }
 
-/// Shapes of a launch, each known to fit the kernels' types.
+/// The shapes of a launch, each known to fit the kernels' types.
 struct SampleShape {
     rows: usize,
     logit_rows: usize,

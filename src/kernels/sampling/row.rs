@@ -1,4 +1,4 @@
-//! What sampling needs to know of a row, and what it finds out.
+//! What sampling needs to know of a row of logits, and the statistics that it returns.
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -25,8 +25,8 @@ unsafe impl ValidAsZeroBits for RowSampling {}
 impl Element for RowSampling {}
 
 impl RowSampling {
-    /// Returns warping by `params` and a draw with the random numbers of `numbers`. Without `numbers` the token is that
-    /// of the largest logit, and `params` still decides the row's probabilities.
+    /// Returns the warping that `params` describe, and a draw with the random numbers of `numbers`. Without `numbers`
+    /// the token is that of the largest logit, and `params` still decides the row's probabilities.
     ///
     /// # Errors
     ///
@@ -40,24 +40,24 @@ impl RowSampling {
             inverse_temperature: params.inverse_temperature().unwrap_or(0.0),
             top_p: params.top_p,
             min_score: lowest_score(params.min_p),
-            // A vocabulary has fewer ids than a count beyond the type, so nothing is dropped.
+            // A top-k that does not fit the kernel's type exceeds the size of every vocabulary, so nothing is dropped.
             top_k: i32::try_from(params.top_k).unwrap_or(0),
             purpose_and_slot,
             sequence: -1,
         }))
     }
 
-    /// Returns the same, with a position that counts from that of sequence `sequence` in
+    /// Returns the same, with a position that counts from the position of sequence `sequence` in
     /// [`Sample::starts`](super::Sample::starts), for a position that only the device knows.
     #[must_use]
     pub fn relative_to(mut self, sequence: u32) -> Self {
-        // An index beyond the type is beyond every number of sequences, and the kernel reports it.
+        // An index that does not fit the kernel's type is beyond every number of sequences, and the kernel reports it.
         self.0.sequence = i32::try_from(sequence).unwrap_or(i32::MAX);
         self
     }
 }
 
-/// Returns the smallest f32 whose exponential, in double precision, is at least `min_p`: −∞ for 0.
+/// Returns min-p as a score: the smallest f32 whose exponential, in double precision, is at least `min_p`; −∞ for 0.
 fn lowest_score(min_p: f32) -> f32 {
     if min_p <= 0.0 {
         return f32::NEG_INFINITY;
@@ -83,9 +83,9 @@ fn lowest_score(min_p: f32) -> f32 {
 pub struct RowStats {
     /// The token that was drawn, or the token of the largest logit (ties to the lowest id).
     pub token: i32,
-    /// The largest logit.
+    /// The largest logit of the row.
     pub max: f32,
-    /// ln Σ exp(score) over the ids kept, natural; 0 at temperature 0.
+    /// The natural logarithm of Σ exp(score) over the ids that are kept; 0 at temperature 0.
     pub log_sum: f32,
     /// The probability of `token`.
     pub probability: f32,
@@ -97,11 +97,11 @@ pub struct RowStats {
     pub draft_probability: f32,
     /// The reciprocal of the row's temperature ([`SamplingParams::inverse_temperature`]); 0 for greedy rows.
     pub inverse_temperature: f32,
-    /// The lowest score that is kept; −∞ if nothing is dropped.
+    /// The lowest score that top-k, top-p and min-p keep; −∞ if nothing is dropped.
     pub cut_score: f32,
-    /// The highest id that is kept among the ids with that score.
+    /// The highest id that is kept among the ids whose score is the lowest that is kept.
     pub cut_id: i32,
-    /// The number of ids that are kept; the size of the vocabulary if nothing is dropped.
+    /// The number of ids that top-k, top-p and min-p keep; the size of the vocabulary if nothing is dropped.
     pub kept: i32,
     padding: i32,
 }
