@@ -1,4 +1,4 @@
-//! Captures: work that goes into a graph instead of a stream, and what a capture refuses.
+//! Stream captures: work that goes into a graph instead of a stream, and the calls that a capture refuses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,10 @@ pub struct Capture {
     origin: u64,
     mode: u32,
     thread: ThreadId,
-    /// The captured work in the order of the calls, which every replay keeps.
+    /// The captured work in the order of the calls, in which every replay runs it.
     work: Vec<Work>,
-    /// Pieces of work of each captured stream, and how many of them the first stream has waited for.
+    /// For each captured stream, the number of its captured pieces of work, and how many of them the stream that began
+    /// the capture has waited for.
     streams: HashMap<u64, [u64; 2]>,
     pub invalid: bool,
 }
@@ -59,7 +60,7 @@ impl Driver {
         }
     }
 
-    /// Appends work of a stream to the graph.
+    /// Appends work that was put on a captured stream to the capture's graph.
     pub fn record_work(&mut self, id: u64, stream: u64, work: Work) -> Outcome {
         let capture = self.capture(id)?;
         capture.work.push(work);
@@ -67,12 +68,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Returns the pieces of work that a stream has put into a capture.
+    /// Returns the number of pieces of work that a stream has put into a capture.
     pub fn captured_work(&mut self, id: u64, stream: u64) -> Outcome<u64> {
         Ok(self.capture(id)?.streams.get(&stream).map_or(0, |[count, _]| *count))
     }
 
-    /// Makes a stream wait for captured work of another stream, which takes it into the capture.
+    /// Makes a stream wait for captured work of another stream, which takes the waiting stream into the capture.
     pub fn join(&mut self, id: u64, recorded_on: u64, count: u64, handle: u64) -> Outcome {
         if !self.captures.contains_key(&id) {
             let reason = "the event was recorded in a capture that has ended";
@@ -96,14 +97,14 @@ impl Driver {
         Ok(())
     }
 
-    /// Ends a capture's usefulness after an error.
+    /// Marks a capture as invalid after an error, so that it can only be ended.
     pub fn invalidate(&mut self, id: u64) {
         if let Some(capture) = self.captures.get_mut(&id) {
             capture.invalid = true;
         }
     }
 
-    /// Ends the capture that began on a stream, and returns its work.
+    /// Ends the capture that began on a stream, and returns the captured work.
     pub fn end_capture(&mut self, handle: u64) -> Outcome<Arc<[Work]>> {
         let Some(id) = self.stream(handle)?.capture else {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "the stream is not captured");
@@ -147,7 +148,7 @@ impl Driver {
         refused(UNSUPPORTED, "the stream is captured")
     }
 
-    /// Refuses a call that a capture does not permit in its thread, or in any thread, as its mode says.
+    /// Refuses a call that a capture does not permit in its own thread, or in any thread, as the capture's mode says.
     pub fn refuse_in_capture(&mut self) -> Outcome {
         let thread = std::thread::current().id();
         let forbids = |capture: &&mut Capture| match capture.mode {
@@ -164,7 +165,7 @@ impl Driver {
         }
     }
 
-    /// Refuses a call that waits for the whole context while anything in it is captured.
+    /// Refuses a call that waits for the whole context while any stream of the context is captured.
     pub fn refuse_in_any_capture(&mut self) -> Outcome {
         match self.captures.values_mut().next() {
             Some(capture) => {

@@ -1,4 +1,4 @@
-//! The state of the driver, and what every call has in common.
+//! The state of the imitated driver, and the steps that every call has in common.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -23,17 +23,17 @@ use crate::refusal::{self, Outcome, Refusal, refused};
 use crate::streams::{Event, LEGACY, Stream};
 use crate::work::Work;
 
-/// The handle of the only context.
+/// The handle of the device's only context.
 pub const CONTEXT: u64 = 0xc0de_0000;
 
 /// Exit status of a process that leaked something or did what CUDA leaves undefined.
 const FOUND: i32 = 86;
 
-/// The driver.
+/// The state of the imitated driver: its context, and every object that calls have made.
 pub struct Driver {
     pub policy: Policy,
     pub initialized: bool,
-    /// Users of the context.
+    /// The number of users that have retained the context.
     pub retained: u64,
     memory: Option<Memory>,
     pub streams: BTreeMap<u64, Stream>,
@@ -49,7 +49,7 @@ pub struct Driver {
     products: Option<Arc<CpuProducts>>,
     /// The modelled time of the device, in microseconds.
     pub clock: f64,
-    /// An error of earlier work, which every later call returns.
+    /// An error of work that ran earlier, which every later call returns.
     pub sticky: Option<Refusal>,
     handles: u64,
     calls: BTreeMap<&'static str, u64>,
@@ -60,7 +60,7 @@ pub struct Driver {
 static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| Mutex::new(Driver::new()));
 
 thread_local! {
-    /// The context that is bound to the thread.
+    /// The handle of the context that is bound to the thread, or 0.
     static BOUND: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -135,7 +135,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Returns the emulator's own products.
+    /// Returns the matrix products that the emulator computes on the CPU.
     pub fn cpu_products(&mut self) -> Result<Arc<CpuProducts>, DeviceError> {
         match &self.products {
             Some(products) => Ok(products.clone()),
@@ -143,7 +143,7 @@ impl Driver {
         }
     }
 
-    /// Requires that the context is bound to this thread.
+    /// Refuses a call unless the context is bound to the calling thread.
     pub fn bound(&self) -> Outcome {
         match BOUND.get() {
             CONTEXT if self.retained > 0 => Ok(()),
@@ -152,7 +152,7 @@ impl Driver {
         }
     }
 
-    /// Frees memory at this point of the streams' work.
+    /// Frees an allocation of device memory at once, without waiting for work.
     pub fn free_now(&mut self, address: u64) -> Outcome {
         if self.memory_mut()?.free(address)? {
             self.violation(&format!("bytes after the end of the allocation at {address:#x} were written"));
@@ -160,13 +160,13 @@ impl Driver {
         Ok(())
     }
 
-    /// Reports what CUDA leaves undefined.
+    /// Reports a use of the driver that CUDA leaves undefined.
     pub fn violation(&mut self, text: &str) {
         self.violations += 1;
         eprintln!("stand-in: {text}");
     }
 
-    /// Counts a call, and refuses it after an error of earlier work or if a policy says so.
+    /// Counts a call by its name, and refuses the call after an error of earlier work or if a policy says so.
     fn begin(&mut self, name: &'static str, needs_device: bool) -> Outcome {
         let calls = self.calls.entry(name).or_default();
         *calls += 1;
@@ -208,7 +208,7 @@ impl Driver {
         self.functions.clear();
     }
 
-    /// Lists what was not freed; empty if everything was.
+    /// Lists the objects and the memory that callers still hold; empty if they hold none.
     fn held(&self) -> String {
         let bytes: Vec<u64> =
             self.memory.iter().flat_map(|memory| memory.live().map(|found| found.bytes)).collect();
@@ -248,7 +248,7 @@ pub fn bound_context() -> u64 {
     BOUND.get()
 }
 
-/// Returns what a call returns that fails by a policy.
+/// Returns the code that a call returns when a policy makes it fail.
 fn failure_of(name: &str) -> u32 {
     match name {
         "cuMemAlloc" | "cuMemAllocAsync" | "cuMemHostAlloc" => CUresult::CUDA_ERROR_OUT_OF_MEMORY as u32,
@@ -263,12 +263,12 @@ fn lock() -> MutexGuard<'static, Driver> {
     DRIVER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs a call that uses the device. No panic leaves it.
+/// Runs a call of the driver that uses the device. No panic leaves it.
 pub fn call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> u32 {
     guarded(name, true, CUresult::CUDA_ERROR_UNKNOWN as u32, body)
 }
 
-/// Runs a call that works after an error of the context too.
+/// Runs a call of the driver that works even after an error of the context.
 pub fn host_call(name: &'static str, body: impl FnOnce(&mut Driver) -> Outcome) -> u32 {
     guarded(name, false, CUresult::CUDA_ERROR_UNKNOWN as u32, body)
 }
@@ -308,13 +308,13 @@ fn guarded(
     }
 }
 
-/// Reports leaks when the process ends, and writes the counts of calls.
+/// Reports leaks when the process ends, and writes the number of calls by name.
 extern "C" fn at_exit() {
     let checked = catch_unwind(|| {
         let mut driver = match DRIVER.try_lock() {
             Ok(driver) => driver,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            // Another thread is inside a call, and will not leave it any more.
+            // If another thread is inside a call, it will not leave the call any more.
             Err(TryLockError::WouldBlock) => return false,
         };
         if driver.sticky.is_none() {

@@ -1,4 +1,4 @@
-//! Names the culprit of an access to device memory that is not accessible.
+//! Names the call that touched device memory which is not accessible.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::memory;
 
-/// The running call's name: its length above its address, which has 48 bits. One number, so that no reader sees half.
+/// The name of the running call, as its length above its address, which has 48 bits. One number, so that no reader sees
+/// half.
 static CALL: AtomicU64 = AtomicU64::new(0);
 const ADDRESS_BITS: u32 = 48;
 
-/// Notes the call that is running; empty after it.
+/// Notes the name of the call that starts; an empty name after a call.
 pub fn now_in(call: &'static str) {
     let address = call.as_ptr().expose_provenance() as u64 & ((1 << ADDRESS_BITS) - 1);
     CALL.store((call.len() as u64) << ADDRESS_BITS | address, Ordering::Relaxed);
 }
 
-/// Installs the handler of invalid accesses.
+/// Installs the signal handler for accesses to inaccessible memory.
 pub fn install() {
     // SAFETY: the structure is valid when zeroed, and the handler has the type that SA_SIGINFO asks for.
     unsafe {
@@ -27,7 +28,7 @@ pub fn install() {
     }
 }
 
-/// Says which call touched which address. The instruction then runs again and ends the process.
+/// Prints which call touched which device memory. The instruction then runs again and ends the process.
 extern "C" fn handler(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: the system passes a valid structure with the address of the access.
     let address = unsafe { (*info).si_addr() } as u64;

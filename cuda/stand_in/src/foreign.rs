@@ -7,12 +7,13 @@ use cudarc::driver::sys::CUresult;
 
 use crate::refusal::{Outcome, refused};
 
-/// A pointer for a result. Only foreign callers make one, and promise that it is null or leads to memory for a `T`.
+/// A pointer to memory for a result, passed by a caller of the library. Only foreign callers make one, and promise that
+/// it is null or leads to memory for a `T`.
 #[repr(transparent)]
 pub struct Out<T>(*mut T);
 
 impl<T> Out<T> {
-    /// Writes the result.
+    /// Writes the result to the caller's memory.
     pub fn set(self, value: T) -> Outcome {
         if self.0.is_null() {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for a result");
@@ -23,13 +24,13 @@ impl<T> Out<T> {
     }
 }
 
-/// A pointer to elements. Only foreign callers make one, and promise that it is null or leads to as many elements as the
-/// call says.
+/// A pointer to elements to read, passed by a caller of the library. Only foreign callers make one, and promise that it
+/// is null or leads to as many elements as the call says.
 #[repr(transparent)]
 pub struct In<T>(*const T);
 
 impl<T> From<*const T> for In<T> {
-    /// Takes a pointer that is part of what a foreign caller passed.
+    /// Wraps a pointer that is part of a structure that a caller of the library passed.
     fn from(pointer: *const T) -> Self {
         In(pointer)
     }
@@ -59,7 +60,7 @@ impl In<u8> {
         self.0
     }
 
-    /// Copies `bytes` bytes.
+    /// Returns a copy of the `bytes` bytes at the pointer.
     pub fn copied(&self, bytes: usize) -> Outcome<Vec<u8>> {
         if self.0.is_null() && bytes > 0 {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a null pointer for an operand");
@@ -71,7 +72,8 @@ impl In<u8> {
     }
 }
 
-/// A pointer to text. Only foreign callers make one, and promise that it is null or leads to text that ends with a zero.
+/// A pointer to text, passed by a caller of the library. Only foreign callers make one, and promise that it is null or
+/// leads to text that ends with a zero.
 #[repr(transparent)]
 pub struct Text(*const c_char);
 

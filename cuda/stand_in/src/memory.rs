@@ -11,24 +11,26 @@ use cudarc::driver::sys::CUresult;
 
 use crate::refusal::{Outcome, refused};
 
-/// The first address. Neither half of an address in this range is a likely value of an integer parameter.
+/// The first address of device memory. Neither half of an address in this range is a likely value of an integer
+/// parameter.
 const BASE: u64 = 0x5b3d_0000_0000;
-/// Bytes of all allocations of a process together.
+/// The number of bytes that all allocations of a process together can have.
 const RANGE: u64 = 128 << 30;
 
 const PAGE: u64 = 4096;
 const ALIGNMENT: u64 = 256;
 
-/// New and freed memory: NaN as f32 and as bf16, and a negative integer.
+/// The pattern in new and freed memory: NaN as f32 and as bf16, and a negative integer.
 const POISON: [u8; 2] = [0xd5, 0xff];
-/// Only the edges of larger allocations are poisoned, so that memory that is never touched costs nothing.
+/// The size of an allocation above which only its edges get the pattern, so that memory that is never touched costs
+/// nothing.
 const MOST_POISONED: usize = 64 << 20;
 const POISONED_EDGE: usize = 1 << 20;
 
-/// Zeroing that many bytes gives their pages back to the system, which has zeros for later use.
+/// The number of bytes from which on zeroing gives their pages back to the system, which has zeros for later use.
 const RETURNED: usize = 1 << 20;
 
-/// An allocation.
+/// An allocation of device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Allocation {
     pub start: u64,
@@ -53,7 +55,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Reserves the addresses.
+    /// Reserves the range of addresses from which `limit` bytes of device memory can be allocated.
     pub fn new(limit: u64) -> Outcome<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: a new mapping, which replaces no other one.
@@ -65,22 +67,22 @@ impl Memory {
         Ok(Memory { allocations, page_locked, next: BASE, live: 0, limit })
     }
 
-    /// Returns free and total memory in bytes.
+    /// Returns the free and the total device memory in bytes.
     pub fn sizes(&self) -> (u64, u64) {
         (self.limit.saturating_sub(self.live), self.limit)
     }
 
-    /// Returns the live allocations.
+    /// Returns the allocations of device memory that were not freed.
     pub fn live(&self) -> impl Iterator<Item = &Allocation> {
         self.allocations.values()
     }
 
-    /// Returns the sizes of page-locked allocations, in bytes.
+    /// Returns the sizes in bytes of the page-locked allocations that were not freed.
     pub fn live_page_locked(&self) -> impl Iterator<Item = usize> {
         self.page_locked.values().map(|memory| size_of_val(&**memory))
     }
 
-    /// Allocates memory with undefined contents.
+    /// Allocates device memory with undefined contents.
     pub fn allocate(&mut self, bytes: u64) -> Outcome<u64> {
         if bytes == 0 {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "0 bytes");
@@ -94,7 +96,7 @@ impl Memory {
         let pages = bytes.next_multiple_of(PAGE);
         let start = self.next + pages - bytes.next_multiple_of(ALIGNMENT);
         let allocation = Allocation { start, bytes };
-        // The page after the allocation stays inaccessible.
+        // The page after the allocation stays inaccessible, so that accesses beyond the allocation fail.
         self.next += pages + PAGE;
         self.live += bytes;
         self.allocations.insert(start, allocation);
@@ -114,7 +116,7 @@ impl Memory {
         Ok(start)
     }
 
-    /// Frees an allocation. Returns whether something has written the few bytes after it.
+    /// Frees an allocation of device memory. Returns whether something has written the few bytes after it.
     pub fn free(&mut self, address: u64) -> Outcome<bool> {
         let Some(allocation) = self.allocations.remove(&address) else {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, unknown(address, 0));
@@ -135,7 +137,7 @@ impl Memory {
         Ok(written)
     }
 
-    /// Returns the allocation that contains a range of bytes.
+    /// Returns the allocation that contains a range of bytes; an error if none does.
     pub fn containing(&self, address: u64, bytes: u64) -> Outcome<Allocation> {
         let found = self.allocations.range(..=address).next_back().map(|(_, allocation)| *allocation);
         let end = address.checked_add(bytes);
@@ -159,7 +161,7 @@ impl Memory {
         Ok(address)
     }
 
-    /// Frees page-locked memory.
+    /// Frees page-locked memory of the host.
     pub fn unlock_pages(&mut self, address: u64) -> Outcome {
         match self.page_locked.remove(&address) {
             Some(_) => Ok(()),
@@ -185,26 +187,26 @@ fn unknown(address: u64, bytes: u64) -> String {
     format!("{bytes} bytes at {address:#x} are in no allocation: they were freed or never allocated")
 }
 
-/// Returns whether an address is in the range of device memory.
+/// Returns whether an address is in the range that is reserved for device memory.
 pub fn is_device_address(address: u64) -> bool {
     (BASE..BASE + RANGE).contains(&address)
 }
 
-/// Makes an allocation accessible.
+/// Makes an allocation of device memory accessible.
 pub fn open(allocation: &Allocation) {
     let (first, bytes) = allocation.pages();
     // SAFETY: pages of the reserved range, which only device memory uses.
     unsafe { libc::mprotect(at(first), bytes as usize, libc::PROT_READ | libc::PROT_WRITE) };
 }
 
-/// Makes an allocation inaccessible.
+/// Makes an allocation of device memory inaccessible.
 pub fn close(allocation: &Allocation) {
     let (first, bytes) = allocation.pages();
     // SAFETY: as in `open`.
     unsafe { libc::mprotect(at(first), bytes as usize, libc::PROT_NONE) };
 }
 
-/// Fills memory with a byte.
+/// Fills device memory with a byte.
 ///
 /// # Safety
 ///

@@ -1,4 +1,4 @@
-//! Modules and functions: images of kernels, and the limits of a launch.
+//! Modules and functions of the driver: images of kernels, and the limits of a launch.
 
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUresult};
 use flexdraft::runtime::simt::{KernelLimits, kernel_limits};
@@ -6,20 +6,20 @@ use flexdraft::runtime::simt::{KernelLimits, kernel_limits};
 use crate::driver::Driver;
 use crate::refusal::{Outcome, refused};
 
-/// The first line of an image that lists kernels (`build/nvcc.rs`).
+/// The first line of an image that is only a list of kernels (`build/nvcc.rs`).
 const NAMES: &str = "// kernels of flexdraft, without device code";
 
-/// The first bytes of a fatbin.
+/// The first bytes of an image with device code, a fatbin.
 const FATBIN: u32 = 0xba55_ed50;
 
-/// Shared memory of a CTA in bytes: what every kernel may have, and what a kernel may opt into.
+/// The shared memory of a CTA in bytes: the size that every kernel may use, and the size that a kernel may opt into.
 pub const SHARED: u32 = 48 << 10;
 pub const SHARED_OPT_IN: u32 = 227 << 10;
 
 const MOST_THREADS: u64 = 1024;
 const MOST_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
-/// A loaded image.
+/// A loaded image of kernels.
 #[derive(Debug)]
 pub struct Module {
     /// The kernels that the image lists; `None` if the image has device code, which the stand-in does not read.
@@ -32,12 +32,12 @@ pub struct Function {
     pub module: u64,
     pub name: &'static str,
     pub limits: KernelLimits,
-    /// Dynamic shared memory that a launch may ask for.
+    /// The largest dynamic shared memory that a launch of the kernel may ask for, in bytes.
     pub shared_bytes: u32,
 }
 
 impl Module {
-    /// Reads an image.
+    /// Reads an image of kernels: a fatbin, or a list of names.
     ///
     /// # Safety
     ///
@@ -66,7 +66,7 @@ impl Module {
 }
 
 impl Driver {
-    /// Finds a kernel of a module.
+    /// Makes a function of the kernel `name` of a module, and returns its handle.
     pub fn load_function(&mut self, module: u64, name: &str) -> Outcome<u64> {
         let Some(found) = self.modules.get(&module) else {
             return refused(
@@ -131,7 +131,7 @@ impl Function {
         }
     }
 
-    /// Checks a launch against the device's and the kernel's limits.
+    /// Checks the shape of a launch against the limits of the device and of the kernel.
     pub fn check(&self, grid: [u32; 3], block: [u32; 3], shared_bytes: u32) -> Outcome {
         let name = self.name;
         if (0..3).any(|axis| grid[axis] == 0 || grid[axis] > MOST_GRID[axis]) {

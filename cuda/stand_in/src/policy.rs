@@ -1,5 +1,5 @@
-//! Policies: what the stand-in does where the driver may choose, and which faults it makes. docs/testing.md lists the
-//! environment variables.
+//! The stand-in's policies: its choices where CUDA's driver is free to choose, and the faults that it makes.
+//! docs/testing.md lists the environment variables.
 
 use std::env;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::path::PathBuf;
 /// The time at which work on a stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Streams {
-    /// When it is put on the stream.
+    /// Work runs at once, when it is put on the stream.
     Eager,
-    /// When somebody waits for it.
+    /// Work runs only when a call or other work waits for it.
     Late,
 }
 
-/// The algorithms that cuBLASLt proposes.
+/// The algorithms that the stand-in's cuBLASLt proposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proposals {
     /// The row-invariant algorithm only.
@@ -24,23 +24,23 @@ pub enum Proposals {
     Varying,
 }
 
-/// The work whose result does not appear.
+/// The work that is accepted but not run, so that its result does not appear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Skip {
     Nothing,
-    /// Kernels and matrix products.
+    /// All kernels and all matrix products.
     All,
     /// Copies and matrix products that take a CPU too long.
     Large,
-    /// The kernel of this name.
+    /// The kernel with this name.
     Kernel(String),
 }
 
-/// The call that fails.
+/// The call that a policy makes fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub call: String,
-    /// Counted from 1 per name.
+    /// The number of the call that fails, counted from 1 among the calls with the same name.
     pub nth: u64,
 }
 
@@ -50,17 +50,17 @@ pub struct Policy {
     pub proposals: Proposals,
     pub skip: Skip,
     pub failure: Option<Failure>,
-    /// Bytes of device memory.
+    /// The size of device memory in bytes.
     pub memory: u64,
     /// Whether the emulator checks every access of a kernel.
     pub checked: bool,
-    /// The file that gets the number of calls per name when the process ends.
+    /// The file to which the number of calls by name is written when the process ends.
     pub calls: Option<PathBuf>,
     /// Whether every refused call is printed.
     pub log: bool,
 }
 
-/// Memory of an H100 in bytes.
+/// The memory of an H100 in bytes, the default size of device memory.
 const MEMORY: u64 = 81_559 << 20;
 
 impl Default for Policy {
@@ -79,7 +79,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Reads the environment. The error names the variable.
+    /// Reads the policies from environment variables. The error names the variable.
     pub fn from_environment() -> Result<Self, String> {
         let choice = |name: &str| env::var(format!("FLEXDRAFT_STAND_IN_{name}")).unwrap_or_default();
         let wrong = |name: &str, value: &str, known: &str| {

@@ -1,4 +1,4 @@
-//! Refused calls: a code for the caller, and a reason for the person who reads the error.
+//! Refused calls: a code for the caller, and a reason for whoever reads the error.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -7,27 +7,27 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::cublaslt::sys::cublasStatus_t as Status;
 use cudarc::driver::sys::CUresult;
 
-/// A refused call.
+/// A refused call of the driver or of cuBLASLt.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// A `CUresult` or a `cublasStatus_t`.
+    /// The code that the call returns: a `CUresult` or a `cublasStatus_t`.
     pub code: u32,
     pub reason: String,
 }
 
 pub type Outcome<T = ()> = Result<T, Refusal>;
 
-/// Returns a refusal with a result of the driver.
+/// Returns a refusal with a result code of the driver.
 pub fn refused<T>(code: CUresult, reason: impl Into<String>) -> Outcome<T> {
     Err(Refusal { code: code as u32, reason: reason.into() })
 }
 
-/// Returns a refusal with a status of cuBLASLt.
+/// Returns a refusal with a status code of cuBLASLt.
 pub fn unsupported<T>(status: Status, reason: impl Into<String>) -> Outcome<T> {
     Err(Refusal { code: status as u32, reason: reason.into() })
 }
 
-/// The results that the stand-in returns, with the driver's descriptions.
+/// The result codes that the stand-in returns, with the driver's names and descriptions.
 const RESULTS: &[(CUresult, &CStr, &CStr)] = &[
     (CUresult::CUDA_SUCCESS, c"CUDA_SUCCESS", c"no error"),
     (CUresult::CUDA_ERROR_INVALID_VALUE, c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
@@ -94,17 +94,18 @@ const RESULTS: &[(CUresult, &CStr, &CStr)] = &[
     (CUresult::CUDA_ERROR_UNKNOWN, c"CUDA_ERROR_UNKNOWN", c"unknown error"),
 ];
 
-/// Returns the name of a result, if the stand-in knows it.
+/// Returns the name of a result code, if the stand-in knows the code.
 pub fn name(code: u32) -> Option<&'static CStr> {
     RESULTS.iter().find(|(result, ..)| *result as u32 == code).map(|(_, name, _)| *name)
 }
 
-/// The last reason for each code. The driver has one text for each code; this text also names the call.
+/// The last reason for which each result code was returned. The driver has one text for each code; this text also names
+/// the call.
 static REASONS: Mutex<Reasons> = Mutex::new(Reasons { last: Vec::new(), texts: None });
 
 struct Reasons {
     last: Vec<(u32, &'static CStr)>,
-    /// Texts are never freed, because callers keep pointers to them. Equal texts are one text.
+    /// The texts of reasons, which are never freed, because callers keep pointers to them. Equal texts are one text.
     texts: Option<HashSet<&'static CStr>>,
 }
 
@@ -125,7 +126,7 @@ pub fn remember(code: u32, text: &str) {
     reasons.last.push((code, kept));
 }
 
-/// Returns the description of a result: the last reason for it, otherwise the driver's own text.
+/// Returns the description of a result code: the last reason for it, otherwise the driver's own text.
 pub fn description(code: u32) -> Option<&'static CStr> {
     let reasons = REASONS.lock().unwrap_or_else(PoisonError::into_inner);
     let reason = reasons.last.iter().find(|(known, _)| *known == code).map(|(_, text)| *text);

@@ -9,24 +9,24 @@ use crate::policy::Streams;
 use crate::refusal::{Outcome, refused};
 use crate::work::{self, Work};
 
-/// The stream of the null handle.
+/// The handle of the legacy default stream, null.
 pub const LEGACY: u64 = 0;
 
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// Whether the stream and the legacy stream wait for each other.
+    /// Whether this stream and the legacy stream wait for each other.
     pub blocking: bool,
-    /// Whether the handle is invalid; the rest of the work still runs.
+    /// Whether the stream was destroyed, so that its handle is invalid; the rest of its work still runs.
     pub destroyed: bool,
     pub waiting: VecDeque<Work>,
-    /// Pieces of work that were put on the stream, and that have run.
+    /// The number of pieces of work that were put on the stream, and the number that have run.
     pub issued: u64,
     pub finished: u64,
-    /// The capture that gets the work.
+    /// The capture that gets the stream's work, if the stream is captured.
     pub capture: Option<u64>,
 }
 
-/// A point of a stream.
+/// The point of a stream at which an event was recorded.
 #[derive(Clone, Copy, Debug)]
 pub enum Recorded {
     Never,
@@ -64,7 +64,7 @@ impl Driver {
         }
     }
 
-    /// Puts work on a stream, or into its capture.
+    /// Puts a piece of work on a stream, or into the stream's capture.
     pub fn enqueue(&mut self, handle: u64, work: Work) -> Outcome {
         let stream = self.stream(handle)?;
         if let Some(capture) = stream.capture {
@@ -100,7 +100,8 @@ impl Driver {
         }
     }
 
-    /// Runs all work of a stream. An error of the work is an error of the context, and appears in later calls.
+    /// Runs all work that was put on a stream. An error of the work is an error of the context, and appears in later
+    /// calls.
     pub fn finish_all_of(&mut self, handle: u64) {
         let issued = self.streams.get(&handle).map_or(0, |stream| stream.issued);
         if let Err(refusal) = self.finish(handle, issued)
@@ -110,7 +111,7 @@ impl Driver {
         }
     }
 
-    /// Runs a stream's work until `count` pieces have run.
+    /// Runs a stream's work until `count` pieces of it have run.
     pub fn finish(&mut self, handle: u64, count: u64) -> Outcome {
         loop {
             let Some(stream) = self.streams.get_mut(&handle).filter(|stream| stream.finished < count) else {
@@ -157,7 +158,7 @@ impl Driver {
         }
         self.recordings += 1;
         let recording = self.recordings;
-        // The event must not look reached before the work is enqueued.
+        // Until the event's work is enqueued, the event must not look reached.
         let found = self.event(event)?;
         found.time = None;
         found.recorded = Recorded::At { stream: handle, count: u64::MAX, recording };
@@ -178,7 +179,7 @@ impl Driver {
         }
     }
 
-    /// Makes a stream wait for an event.
+    /// Makes later work of a stream wait for an event.
     pub fn wait(&mut self, handle: u64, event: u64) -> Outcome {
         let recorded = self.event(event)?.recorded;
         let capture = self.stream(handle)?.capture;
@@ -207,7 +208,7 @@ impl Driver {
         }
     }
 
-    /// Waits for an event.
+    /// Runs the work before an event, as a call that waits for the event does.
     pub fn synchronize_event(&mut self, event: u64) -> Outcome {
         self.is_reached(event)?;
         if let Recorded::At { stream, count, .. } = self.event(event)?.recorded

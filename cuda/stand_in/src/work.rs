@@ -1,4 +1,4 @@
-//! Work on a stream, and how it runs.
+//! The pieces of work that calls put on a stream, and how each of them runs.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::memory::{self, Allocation};
 use crate::policy::Skip;
 use crate::refusal::{Outcome, Refusal, refused};
 
-/// Bytes that the policy `large` does not copy at once.
+/// The number of bytes beyond which the policy `large` skips a copy.
 const LARGE_COPY: u64 = 256 << 20;
 
-/// The end of a copy.
+/// The source or the destination of a copy.
 #[derive(Clone, Debug)]
 pub enum Place {
     Device(u64),
-    /// Memory of the caller, accessed when the copy runs.
+    /// Memory of the host, accessed when the copy runs.
     Host(u64),
-    /// What the caller's memory held at the call.
+    /// The contents that the caller's memory had at the call.
     Staged(Arc<[u8]>),
 }
 
-/// A launch of a kernel.
+/// A launch of a kernel on a stream.
 #[derive(Clone, Debug)]
 pub struct KernelLaunch {
     pub name: &'static str,
@@ -32,12 +32,12 @@ pub struct KernelLaunch {
     pub grid: [u32; 3],
     pub threads: u32,
     pub shared_bytes: u32,
-    /// The parameter struct.
+    /// The parameter struct of the kernel.
     pub params: Arc<[u64]>,
     pub params_bytes: usize,
 }
 
-/// A piece of work.
+/// A piece of work on a stream.
 #[derive(Clone, Debug)]
 pub enum Work {
     Copy {
@@ -53,7 +53,7 @@ pub enum Work {
     Launch(KernelLaunch),
     Product(Arc<Product>),
     Free(u64),
-    /// Marks an event as reached, if it was not recorded again since.
+    /// Marks an event as reached, unless it was recorded again since.
     Reached {
         event: u64,
         recording: u64,
@@ -66,7 +66,7 @@ pub enum Work {
     Graph(Arc<[Work]>),
 }
 
-/// Modelled microseconds of work; the numbers only order algorithms by their speed.
+/// Returns the modelled time of a piece of work in microseconds; the times only order algorithms by their speed.
 fn microseconds(work: &Work) -> f64 {
     match work {
         Work::Copy { bytes, .. } | Work::Fill { bytes, .. } => 1.0 + *bytes as f64 / 2e6,
@@ -76,7 +76,7 @@ fn microseconds(work: &Work) -> f64 {
     }
 }
 
-/// Memory that a piece of work may access.
+/// The allocations that are accessible while a piece of work runs.
 struct Opened(Vec<Allocation>);
 
 impl Opened {
@@ -158,7 +158,7 @@ fn run_kernel(driver: &mut Driver, launch: &KernelLaunch, opened: &mut Opened) -
     }
     let mut regions = Vec::new();
     for &word in launch.params.iter().filter(|&&word| memory::is_device_address(word)) {
-        // A pointer may lead to the end of an allocation, if its operand is empty.
+        // A pointer may lead to the end of an allocation, if the kernel's operand there is empty.
         let inside = driver.memory()?.containing(word, 0).map_err(named)?;
         opened.add(driver, inside.start, 0).map_err(named)?;
         let Allocation { start: address, bytes } = inside;

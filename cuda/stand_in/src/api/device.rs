@@ -1,4 +1,4 @@
-//! Devices, the context, and the descriptions of results.
+//! The driver's calls for devices and the context, and for the descriptions of results.
 
 use std::ffi::{c_char, c_int};
 
@@ -11,7 +11,7 @@ use crate::refusal::{self, Outcome, refused};
 
 const NAME: &[u8] = b"NVIDIA H100 80GB HBM3 (flexdraft's stand-in)";
 
-/// Attributes of an H100 SXM.
+/// The attributes of the device that the stand-in imitates, an H100 SXM.
 const ATTRIBUTES: &[(Attribute, u32)] = &[
     (Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9),
     (Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0),

@@ -1,4 +1,4 @@
-//! Modules, functions and launches.
+//! The driver's calls for modules, functions and launches.
 
 use std::ffi::{c_int, c_void};
 
@@ -62,13 +62,13 @@ extern "C" fn cuFuncSetAttribute(function: u64, attribute: u32, value: c_int) ->
     })
 }
 
-/// The parameters of a launch: a pointer to each, or one buffer with its size.
+/// The parameters that a launch passes to its kernel: a pointer to each, or one buffer with its size.
 struct Params {
     each: In<*const u8>,
     extra: In<*const c_void>,
 }
 
-/// Keys of the list that describes a parameter buffer.
+/// The keys of the list in which a launch describes its parameter buffer.
 const END: usize = 0;
 const BUFFER: usize = 1;
 const BUFFER_SIZE: usize = 2;

@@ -61,7 +61,7 @@ extern "C" fn cuGraphLaunch(handle: u64, stream: u64) -> u32 {
 extern "C" fn cuGraphExecDestroy(handle: u64) -> u32 {
     call("cuGraphExecDestroy", |driver| {
         executable(driver, handle)?;
-        // A launch that has not run yet still runs.
+        // A replay of the graph that has not run yet still runs.
         driver.executables.remove(&handle);
         Ok(())
     })

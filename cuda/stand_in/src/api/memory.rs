@@ -1,4 +1,4 @@
-//! Memory, copies and pointer attributes.
+//! The driver's calls for memory, copies and pointer attributes.
 
 use std::ffi::c_void;
 
@@ -45,7 +45,7 @@ extern "C" fn cuMemFree_v2(address: u64) -> u32 {
     call("cuMemFree", |driver| {
         driver.bound()?;
         driver.refuse_in_capture()?;
-        // The driver waits for work that may use the memory.
+        // Before memory is freed, the driver waits for work that may use it.
         driver.finish_everything();
         driver.free_now(address)
     })
@@ -122,7 +122,7 @@ extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: In<u8>, bytes: usize, stream: 
     call("cuMemcpyHtoDAsync", |driver| {
         let address = from.address();
         let captured = driver.stream(stream)?.capture.is_some();
-        // A graph reads the memory at each replay, whatever kind of memory it is.
+        // A graph reads the memory of the host at each replay, whatever kind of memory it is.
         if captured || is_device_address(address) || driver.memory()?.is_page_locked(address) {
             return copy(driver, Place::Device(to), Place::Host(address), bytes, stream);
         }
@@ -169,7 +169,7 @@ extern "C" fn cuPointerGetAttributes(
                 let reason = format!("the stand-in does not know attribute {attribute}");
                 return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
             }
-            // Memory that the driver does not know has no kind.
+            // The driver reports no memory type for memory that it does not know.
             let kind = if is_device_address(address) && memory.containing(address, 1).is_ok() {
                 CUmemorytype::CU_MEMORYTYPE_DEVICE as u32
             } else if memory.is_page_locked(address) {

@@ -1,4 +1,4 @@
-//! Streams, events, and the capture of streams.
+//! The driver's calls for streams, events, and the capture of streams.
 
 use cudarc::driver::sys::{CUevent_flags, CUresult};
 
@@ -30,7 +30,7 @@ extern "C" fn cuStreamDestroy_v2(handle: u64) -> u32 {
         if let Some(capture) = driver.stream(handle)?.capture {
             driver.invalidate(capture);
         }
-        // The rest of its work still runs.
+        // The work that a destroyed stream still has runs nevertheless.
         if let Some(stream) = driver.streams.get_mut(&handle) {
             stream.destroyed = true;
         }
@@ -69,7 +69,7 @@ extern "C" fn cuStreamIsCapturing(handle: u64, status: Out<u32>) -> u32 {
         let capture = driver.stream(handle)?.capture;
         let invalid =
             capture.and_then(|capture| driver.captures.get(&capture)).map(|capture| capture.invalid);
-        // None, active, invalidated.
+        // The status of a capture: 0 for none, 1 for active, 2 for invalidated.
         status.set(invalid.map_or(0, |invalid| if invalid { 2 } else { 1 }))
     })
 }

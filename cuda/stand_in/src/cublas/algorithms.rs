@@ -1,35 +1,38 @@
-//! The algorithms that the stand-in proposes: one that is row-invariant, and others that a caller must refuse.
+//! The matrix-product algorithms that the stand-in proposes: one that is row-invariant, and others that a caller must
+//! refuse.
 
 use crate::policy::Proposals;
 
-/// Marks the data of an algorithm that came from here.
+/// A magic number in the data of an algorithm, by which the stand-in recognises its own algorithms.
 const MAGIC: u64 = 0x666c_6578_6472_6674;
 
-/// Rows of a tile, which some algorithms treat as a whole.
+/// The number of rows per tile, which some algorithms treat as a whole.
 const TILE: usize = 64;
 
-/// An algorithm. The comment says what a caller's trial has to find.
+/// An algorithm for matrix products, named by the way in which it sums or fails. The comment says what a caller's trial
+/// has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Sums as the emulator's own products do, whatever the rows.
+    /// Sums as the emulator's own matrix products do, whatever the rows: this algorithm is row-invariant.
     Invariant,
-    /// Sums a product of one row in halves.
+    /// Splits every sum of a product into halves if the product has one row.
     SplitsSingleRows,
-    /// Sums products of more than 40 rows in halves.
+    /// Splits every sum of a product into halves if the product has more than 40 rows.
     SplitsManyRows,
-    /// Sums the rows of an incomplete last tile in halves.
+    /// Splits the sums of the rows in an incomplete last tile into halves.
     SplitsTheLastTile,
-    /// Sums the second half of every 16 rows in halves.
+    /// Splits the sums of the last 8 of every 16 rows into halves.
     SplitsByPlace,
-    /// Sums every 50th product in halves.
+    /// Splits every sum into halves in every 50th product.
     Unsteady,
     /// Needs more workspace than any caller offers.
     Greedy,
-    /// Is accepted, and fails when a product has more than 16 rows.
+    /// Is accepted by the check of algorithms, and fails when a product has more than 16 rows.
     FailsOnManyRows,
-    /// Splits sums and adds the parts, which a caller can exclude.
+    /// Splits every sum among several workers and adds the parts, a scheme that a caller can exclude.
     SplitsSums,
-    /// Sums in as many parts as the number of rows has bits: no two buckets of row counts agree.
+    /// Splits every sum into one more part than the number of rows has bits: no two ranges of row counts between powers
+    /// of two agree.
     PartsByRows,
 }
 
@@ -51,21 +54,21 @@ const ALL: [Algorithm; 10] = [
     PartsByRows,
 ];
 
-/// The order of a sum.
+/// The order in which the products of a dot product are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// As the emulator's own products.
+    /// The order of the emulator's own matrix products.
     Usual,
-    /// In parts of equal length, each from its start to its end.
+    /// Parts of equal length, each summed from its start to its end, and then added.
     Parts(usize),
 }
 
 impl Algorithm {
-    /// Returns the proposals of a policy, the fastest first.
+    /// Returns the algorithms that a policy proposes, the fastest first.
     pub fn proposed(proposals: Proposals, may_split: bool) -> Vec<Self> {
         let mut found = match proposals {
             Proposals::Invariant => vec![Invariant],
-            // At most eight proposals, which is what the callers ask for.
+            // The policy has at most eight proposals, because callers ask for eight.
             Proposals::Hostile => vec![
                 SplitsSingleRows,
                 SplitsManyRows,
@@ -84,13 +87,13 @@ impl Algorithm {
         found
     }
 
-    /// Returns the data of the opaque algorithm structure.
+    /// Returns the data that stands for the algorithm in cuBLASLt's opaque structure.
     pub fn data(self) -> [u64; 8] {
         let index = ALL.iter().position(|&one| one == self).unwrap_or_default();
         [MAGIC, index as u64, 0, 0, 0, 0, 0, 0]
     }
 
-    /// Recognises an algorithm.
+    /// Returns the algorithm for which the data of an opaque structure stands, if the stand-in made the data.
     pub fn from_data(data: &[u64; 8]) -> Option<Self> {
         let index = usize::try_from(data[1]).ok()?;
         ALL.get(index).copied().filter(|one| one.data() == *data)
@@ -105,12 +108,13 @@ impl Algorithm {
         }
     }
 
-    /// Returns how fast the algorithm is: those that a caller must refuse are the fastest.
+    /// Returns how fast the algorithm is, relative to the row-invariant algorithm: the algorithms that a caller must
+    /// refuse are the fastest.
     pub fn speed(self) -> f64 {
         if self == Invariant { 1.0 } else { 2.0 }
     }
 
-    /// Returns the order in which the row in place `place` of a product of `rows` rows is summed.
+    /// Returns the order in which row number `place` of a product of `rows` rows is summed.
     pub fn order(self, rows: usize, place: usize, products: u64) -> Order {
         let halves = match self {
             SplitsSingleRows => rows == 1,
@@ -125,7 +129,7 @@ impl Algorithm {
         if halves { Order::Parts(2) } else { Order::Usual }
     }
 
-    /// Returns whether a product of `rows` rows fails.
+    /// Returns whether the algorithm fails for a product of `rows` rows.
     pub fn fails(self, rows: usize) -> bool {
         self == FailsOnManyRows && rows > 16
     }

@@ -14,7 +14,7 @@ use crate::foreign::{In, Out};
 use crate::refusal::{Outcome, unsupported};
 use crate::work::Work;
 
-/// Alignment of the workspace in bytes.
+/// The alignment that a workspace must have, in bytes.
 const WORKSPACE_ALIGNMENT: u64 = 256;
 
 #[unsafe(no_mangle)]
@@ -138,7 +138,7 @@ extern "C" fn cublasLtMatmulPreferenceDestroy(preference: u64) -> u32 {
     })
 }
 
-/// Reads the descriptors of a product.
+/// Returns the operation and the shape of a matrix product, from the descriptors that a call names.
 fn described(driver: &mut Driver, description: u64, layouts: [u64; 4]) -> Outcome<(Description, Shape)> {
     let description = *find(&mut driver.cublas.descriptions, description, "description")?;
     let mut found = [Layout { kind: 0, rows: 0, cols: 0, stride: 0 }; 4];
@@ -250,7 +250,7 @@ extern "C" fn cublasLtMatmul(
         let at = Addresses { weight: a, x: b, out: d, bias: description.bias };
         let product = Product { shape, at, algorithm };
         for (address, bytes) in product.ranges() {
-            // The callers' preferences say that rows begin at multiples of 16 bytes.
+            // Operands are aligned to 16 bytes, as the callers' preferences say.
             let found = driver.memory().and_then(|memory| memory.containing(address, bytes));
             if let Err(refusal) = found.and(if address.is_multiple_of(16) {
                 Ok(())

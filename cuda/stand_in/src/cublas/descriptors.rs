@@ -1,4 +1,4 @@
-//! Descriptors: what a caller says about a product.
+//! cuBLASLt's descriptors: objects by which a caller describes a matrix product.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use cudarc::cublaslt::sys::{
 use crate::foreign::In;
 use crate::refusal::{Outcome, unsupported};
 
-/// The operation of a product.
+/// The description of a matrix product without its matrices: number types, transpositions and bias.
 #[derive(Clone, Copy, Debug)]
 pub struct Description {
     pub compute: u32,
@@ -22,30 +22,30 @@ pub struct Description {
     pub bias: u64,
 }
 
-/// A matrix in column-major order.
+/// The layout of a matrix in column-major order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub kind: u32,
     pub rows: u64,
     pub cols: u64,
-    /// Elements from one column to the next.
+    /// The number of elements from one column to the next.
     pub stride: i64,
 }
 
 impl Layout {
-    /// Returns the size of an element in bytes.
+    /// Returns the size of one element of the matrix in bytes.
     pub fn element_bytes(&self) -> u64 {
         if self.kind == DataType::CUDA_R_16BF as u32 { 2 } else { 4 }
     }
 
-    /// Returns the bytes from the first element to the end of the last one.
+    /// Returns the number of bytes from the matrix's first element to the end of its last.
     pub fn bytes(&self) -> u64 {
         let before = self.cols.saturating_sub(1).saturating_mul(self.stride.unsigned_abs());
         before.saturating_add(self.rows).saturating_mul(self.element_bytes())
     }
 }
 
-/// What a caller asks of proposed algorithms.
+/// The demands that a caller makes on proposed algorithms.
 #[derive(Clone, Copy, Debug)]
 pub struct Preference {
     pub workspace: u64,
@@ -53,19 +53,19 @@ pub struct Preference {
     pub alignment: u32,
 }
 
-/// The library's objects.
+/// All cuBLASLt objects that callers have created.
 #[derive(Debug, Default)]
 pub struct Cublas {
     pub handles: Vec<u64>,
     pub descriptions: HashMap<u64, Description>,
     pub layouts: HashMap<u64, Layout>,
     pub preferences: HashMap<u64, Preference>,
-    /// Products so far, for the algorithm that does not give the same sums each time.
+    /// The number of products so far, for the algorithm that does not give the same sums each time.
     pub products: u64,
 }
 
 impl Cublas {
-    /// Returns the number of objects that were not destroyed.
+    /// Returns the number of objects that callers have not destroyed.
     pub fn live(&self) -> usize {
         self.handles.len() + self.descriptions.len() + self.layouts.len() + self.preferences.len()
     }
@@ -81,13 +81,13 @@ impl Cublas {
     }
 }
 
-/// Finds an object by its handle.
+/// Returns the object that a handle stands for; an error if there is none.
 pub fn find<'a, T>(objects: &'a mut HashMap<u64, T>, handle: u64, what: &str) -> Outcome<&'a mut T> {
     let unknown = format!("{handle:#x} is no {what}, or was destroyed");
     objects.get_mut(&handle).map_or_else(|| unsupported(Status::CUBLAS_STATUS_INVALID_VALUE, unknown), Ok)
 }
 
-/// The value of an attribute, whose size the caller states.
+/// The value of a descriptor's attribute, whose size the caller states.
 pub struct Value<'a> {
     pub from: &'a In<u8>,
     pub bytes: usize,
@@ -119,7 +119,7 @@ fn unknown(attribute: u32) -> Outcome {
 
 impl Description {
     pub fn set(&mut self, attribute: u32, value: &Value<'_>) -> Outcome {
-        // The values of cublasOperation_t: as it is, and transposed.
+        // The values of cublasOperation_t: 0 for a matrix as it is, and 1 for the transposed matrix.
         let transposes = |value: u32| match value {
             0 => Ok(false),
             1 => Ok(true),

@@ -1,4 +1,4 @@
-//! cuBLASLt: descriptors, proposals and products on the CPU.
+//! The stand-in for cuBLASLt: descriptors, proposed algorithms, and matrix products on the CPU.
 
 mod algorithms;
 mod api;

@@ -1,4 +1,4 @@
-//! A product: checked when it is put on a stream, computed when it runs.
+//! A matrix product: checked when it is put on a stream, and computed when it runs.
 
 use cudarc::cublaslt::sys::{
     cublasComputeType_t as Compute, cublasStatus_t as Status, cudaDataType_t as DataType,
@@ -13,10 +13,10 @@ use super::descriptors::{Description, Layout};
 use crate::driver::Driver;
 use crate::refusal::{Outcome, Refusal, unsupported};
 
-/// Multiply-adds of a product that the policy `large` does not compute.
+/// The number of multiply-adds beyond which the policy `large` does not compute a product.
 const LARGE: u64 = 1 << 33;
 
-/// out `[rows, out_cols]` = x `[rows, in_cols]` · weightᵀ, weight `[out_cols, in_cols]`.
+/// The shape of a matrix product: out `[rows, out_cols]` = x `[rows, in_cols]` · weightᵀ, weight `[out_cols, in_cols]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub in_cols: usize,
@@ -27,7 +27,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Reads the descriptors of a product.
+    /// Returns the shape that the descriptors of a product give; an error if the stand-in does not support it.
     pub fn new(description: &Description, [a, b, c, d]: [Layout; 4]) -> Outcome<Self> {
         let wrong = |what: String| unsupported(Status::CUBLAS_STATUS_NOT_SUPPORTED, what);
         let single = DataType::CUDA_R_32F as u32;
@@ -63,7 +63,7 @@ impl Shape {
     }
 }
 
-/// Device addresses.
+/// The device addresses of a product's operands.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub weight: u64,
@@ -72,7 +72,7 @@ pub struct Addresses {
     pub bias: u64,
 }
 
-/// A product on a stream.
+/// A matrix product that was put on a stream.
 #[derive(Clone, Debug)]
 pub struct Product {
     pub shape: Shape,
@@ -80,7 +80,7 @@ pub struct Product {
     pub algorithm: Algorithm,
 }
 
-/// Values of one of the types of results.
+/// The results of a product, in one of the two types that results can have.
 enum Values {
     Half(Vec<bf16>),
     Single(Vec<f32>),
@@ -110,7 +110,8 @@ impl Product {
         self.multiply_adds() > LARGE
     }
 
-    /// Returns a modelled time: a launch, and arithmetic at 200 million multiply-adds a microsecond.
+    /// Returns a modelled time in microseconds: the time of a launch, and arithmetic at 200 million multiply-adds a
+    /// microsecond.
     pub fn microseconds(&self) -> f64 {
         (2.0 + self.multiply_adds() as f64 / 2e8) / self.algorithm.speed()
     }
@@ -166,7 +167,7 @@ impl Product {
     }
 }
 
-/// Computes a product as the emulator's own products are computed.
+/// Computes a matrix product with the order of sums of the emulator's own products.
 fn usual(driver: &mut Driver, weights: &Weights, x: &Vec<bf16>, rows: usize, values: &mut Values) -> Outcome {
     let failed =
         |error: DeviceError| Refusal { code: CUresult::CUDA_ERROR_UNKNOWN as u32, reason: error.to_string() };
@@ -181,7 +182,7 @@ fn usual(driver: &mut Driver, weights: &Weights, x: &Vec<bf16>, rows: usize, val
     products.multiply(simt, &stream, &layer, x, 0..rows, out).map_err(failed)
 }
 
-/// Computes one row of results, with sums in parts.
+/// Computes one row of a matrix product, with every sum split into `parts` parts.
 fn in_parts(weights: &Weights, x: &[bf16], parts: usize, first: usize, values: &mut Values) {
     let part = x.len().div_ceil(parts).max(1);
     for (col, w) in weights.weight.chunks_exact(weights.in_cols).enumerate() {

@@ -1,4 +1,4 @@
-//! Captures: a replay reads memory as it is then, and a capture refuses what the driver refuses.
+//! Tests captures: a replay reads memory as it is then, and a capture refuses what the driver refuses.
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus};
@@ -23,7 +23,7 @@ fn a_replay_reads_memory_as_it_is_then() {
             stream.memcpy_dtod(&from, &mut to).unwrap();
             let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
             let mut found = [9u8; 2];
-            // Nothing ran in the capture.
+            // The captured work does not run during the capture.
             for expected in [[0, 0], [3, 4], [5, 6]] {
                 if expected != [0, 0] {
                     stream.memcpy_htod(&expected, &mut from).unwrap();
@@ -54,7 +54,7 @@ fn what_a_capture_does_not_permit() {
             );
             let error = stream.end_capture(CUgraphInstantiate_flags(0)).err().unwrap().to_string();
             assert!(error.contains("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"), "{error}");
-            // The stream is usable again.
+            // After the failed capture, the stream is usable again.
             let memory = stream.clone_htod(&[1u8]).unwrap();
             assert_eq!(stream.clone_dtoh(&memory).unwrap(), [1]);
         });

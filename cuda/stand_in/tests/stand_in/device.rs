@@ -1,4 +1,4 @@
-//! The device, its context, and policies that cannot be read.
+//! Tests the device, its context, and policies that cannot be read.
 
 use cudarc::driver::result;
 use flexdraft::runtime::{Cuda, Runtime, RuntimeError};

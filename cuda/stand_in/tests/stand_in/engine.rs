@@ -1,4 +1,4 @@
-//! The decode engine on the stand-in: its results, and what it does after a call has failed.
+//! Tests the decode engine on the stand-in: its results, and its behaviour after a call has failed.
 
 use std::collections::HashMap;
 use std::fs;
@@ -75,7 +75,7 @@ fn expected() -> Vec<Vec<u32>> {
     decoded(Gpu::new(kernels, stream, CpuProducts::new(1).unwrap())).0
 }
 
-/// Without a row-invariant algorithm too, drafting changes no token.
+/// Drafting changes no token even if no algorithm for matrix products is row-invariant.
 #[test]
 fn passes_its_self_test_on_padded_products() {
     succeeds(this_test!(), "", &[("PRODUCTS", "varying")], || {
@@ -83,7 +83,8 @@ fn passes_its_self_test_on_padded_products() {
     });
 }
 
-/// The sixth allocation is the workspace of the product.
+/// The error of an allocation is returned, whether memory runs out at the first allocation or at the sixth, which is
+/// the workspace of the matrix product.
 #[test]
 fn peaks_without_memory_are_an_error() {
     for nth in [1, 6] {
@@ -95,7 +96,7 @@ fn peaks_without_memory_are_an_error() {
     }
 }
 
-/// A step that fails can be repeated, whichever call of the driver failed.
+/// A decode step that fails can be repeated, whichever call of the driver failed.
 #[test]
 fn a_failed_call_changes_no_token() {
     let counted = tempfile::NamedTempFile::new().unwrap();
@@ -114,7 +115,7 @@ fn a_failed_call_changes_no_token() {
         "cuStreamSynchronize",
         "cublasLtMatmul",
     ] {
-        // The process of a case counts nothing, and needs no policy.
+        // The process that runs a case counts no calls, and needs no policy.
         let line = counts.lines().find_map(|line| line.strip_prefix(call)?.strip_prefix(' '));
         let count: u64 = line.map_or(1, |count| count.parse().unwrap());
         // The first calls belong to the loading of the model, the last ones to a step.
@@ -123,7 +124,8 @@ fn a_failed_call_changes_no_token() {
             succeeds(this_test!(), &format!("{call} {case}"), &policies, || {
                 let Ok(device) = Gpu::cuda(0) else { return };
                 let (tokens, failures) = decoded(device);
-                // A call that the device makes up for, such as one of a trial, is no failure.
+                // A failed call that the device makes up for, such as a call in a trial of algorithms, is no failure of
+                // the step.
                 assert!(failures <= 1, "{failures}");
                 assert!(tokens.is_empty() || tokens == expected(), "{tokens:?}");
             });

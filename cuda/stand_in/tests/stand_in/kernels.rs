@@ -1,4 +1,4 @@
-//! flexdraft's kernels on the stand-in: the bits of the emulator in the process, and the limits of a launch.
+//! Tests flexdraft's kernels on the stand-in: they give the bits of the emulator, and launches beyond a limit fail.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::process::{device, dies, ended, succeeds, this_test};
 const ROWS: usize = 5;
 const COLS: usize = 192;
 
-/// A runtime with a stream.
+/// The kernels on a runtime, with a stream to run them on.
 struct On<'a, R: Runtime> {
     kernels: &'a Kernels<R>,
     stream: &'a R::Stream,
@@ -38,7 +38,7 @@ impl<R: Runtime> On<'_, R> {
         host
     }
 
-    /// Norms rows, then applies the activation: the second kernel reads what the first one wrote.
+    /// Runs RMSNorm on rows, then the activation, which reads the results of the norm.
     fn normed(&self) -> Vec<u16> {
         let runtime = self.kernels.runtime();
         let x: Vec<bf16> = numbers(ROWS * COLS).iter().map(|&x| bf16::from_f32(x)).collect();
@@ -89,7 +89,7 @@ impl<R: Runtime> On<'_, R> {
     }
 }
 
-/// Numbers between -2 and 2.
+/// Returns deterministic numbers between -2 and 2.
 fn numbers(len: usize) -> Vec<f32> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 22) as f32 - 2.0).collect()
 }
@@ -111,7 +111,7 @@ fn kernels_give_the_emulators_bits() {
                 let kernels = Kernels::load(&context).unwrap();
                 let found = On { kernels: &kernels, stream: &stream };
                 assert_eq!((found.normed(), found.sampled()), expected());
-                // On a stream of another library.
+                // The kernels also run on a stream of another library.
                 let kernels = Kernels::new(RawCuda::new(&context).unwrap());
                 // SAFETY: the stream outlives everything that is made with it.
                 let stream = unsafe { RawStream::new(&context, stream.cu_stream() as u64) };
@@ -144,7 +144,7 @@ fn a_kernel_whose_body_is_skipped_writes_nothing() {
     });
 }
 
-/// Norms a row of 256 columns into memory for 200.
+/// Runs RMSNorm on a row of 256 columns into memory for 200, so that the kernel writes past the end.
 pub fn norm_past_the_end(runtime: &Cuda, stream: &Arc<CudaStream>) {
     let kernels = Kernels::new(Cuda::new(stream.context()).unwrap());
     let on = On { kernels: &kernels, stream };
@@ -162,7 +162,7 @@ pub fn norm_past_the_end(runtime: &Cuda, stream: &Arc<CudaStream>) {
     kernels.rms_norm(stream, &args).unwrap();
 }
 
-/// Launches `rms_norm` with a struct of zeros, and returns the error.
+/// Launches `rms_norm` with a parameter struct of zeros, and returns the error.
 fn launch(
     kernels: &Kernels<Cuda>,
     stream: &Arc<CudaStream>,
@@ -231,7 +231,7 @@ fn parameters_that_lead_to_freed_memory_are_an_error_of_the_context() {
             out: kernels.runtime().view_mut(&stream, &mut out),
             eps: 1e-6,
         };
-        // A launch reports no errors of its kernel.
+        // The launch itself reports no error of its kernel; the next wait does.
         kernels.rms_norm(&stream, &args).unwrap();
         let error = stream.synchronize().unwrap_err().to_string();
         assert!(error.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && error.contains("kernel rms_norm"), "{error}");
@@ -240,7 +240,7 @@ fn parameters_that_lead_to_freed_memory_are_an_error_of_the_context() {
     });
 }
 
-/// A kernel that reads where none of its parameters leads dies, with the call's name.
+/// A process whose kernel reads device memory to which no parameter leads dies, with the name of the call.
 #[test]
 fn memory_that_no_parameter_leads_to_is_not_accessible() {
     dies(this_test!(), "", &[], "cuLaunchKernel touched device memory", || {
@@ -262,7 +262,7 @@ fn memory_that_no_parameter_leads_to_is_not_accessible() {
     });
 }
 
-/// Bytes after an operand, which the plain kernels may touch, are an error of the checked ones.
+/// Kernels with checks report an access to bytes after an operand, which kernels without checks may touch.
 #[test]
 fn checked_kernels_keep_to_their_operands() {
     succeeds(this_test!(), "", &[("CHECKING", "accesses")], || {

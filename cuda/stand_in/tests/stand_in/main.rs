@@ -1,4 +1,5 @@
-//! The stand-in for the driver and cuBLASLt: what it refuses, what its policies find, and flexdraft's kernels on it.
+//! Tests of the stand-in for the driver and cuBLASLt: what it refuses, what its policies find, and flexdraft's kernels
+//! on it.
 //!
 //! Each case runs in a process of its own, because a process reads the policies once.
 

@@ -1,4 +1,4 @@
-//! Device memory: contents, limits, and accesses that are not permitted.
+//! Tests device memory: its contents, its limits, and accesses that are not permitted.
 
 use cudarc::driver::result;
 use flexdraft::runtime::{Cuda, Runtime};
@@ -73,7 +73,7 @@ fn bytes_after_the_end_are_watched() {
     is_found(this_test!(), "", &[], "bytes after the end of the allocation", || {
         let (context, stream) = device();
         let runtime = Cuda::new(&context).unwrap();
-        // A kernel that writes 256 columns to memory for fewer.
+        // The kernel writes 256 columns to memory for fewer.
         crate::kernels::norm_past_the_end(&runtime, &stream);
     });
 }

@@ -1,4 +1,4 @@
-//! Cases in processes of their own.
+//! Runs each case of a test in a process of its own.
 
 use std::env;
 use std::os::unix::fs::symlink;
@@ -9,22 +9,22 @@ use cudarc::driver::{CudaContext, CudaStream};
 use flexdraft::runtime::Cuda;
 use tempfile::TempDir;
 
-/// Names the case that the process runs.
+/// The environment variable that names the case that a process runs.
 const CASE: &str = "FLEXDRAFT_STAND_IN_CASE";
 
-/// What a case prints when it is done.
+/// The text that a case prints when it is done.
 const DONE: &str = "the case is done";
 
 /// Exit status of a process that leaked something or did what CUDA leaves undefined.
 pub const FOUND: i32 = 86;
 
-/// A finished case.
+/// The result of a process that ran a case.
 pub struct Ended {
     pub status: ExitStatus,
     pub stderr: String,
 }
 
-/// Returns the path of the test that contains the call.
+/// Returns the path of the test function in which the macro is used.
 macro_rules! this_test {
     () => {{
         fn here() {}
@@ -34,7 +34,7 @@ macro_rules! this_test {
 }
 pub(crate) use this_test;
 
-/// Returns a directory with the stand-in under the names of the libraries.
+/// Returns a directory with links to the stand-in under the names libcuda.so and libcublasLt.so.
 pub fn libraries() -> TempDir {
     let library = env::current_exe().unwrap().with_file_name("libflexdraft_stand_in.so");
     assert!(library.exists(), "{}", library.display());
@@ -45,7 +45,7 @@ pub fn libraries() -> TempDir {
     found
 }
 
-/// Runs a case of a test in a process of its own, under policies; names of policies are without their prefix.
+/// Runs a case of a test in a process of its own, under policies; the names of policies are without their prefix.
 pub fn ended(test: &str, case: &str, policies: &[(&str, &str)], body: impl FnOnce()) -> Ended {
     let name = format!("{test}/{case}");
     if let Ok(running) = env::var(CASE) {
@@ -78,7 +78,7 @@ pub fn succeeds(test: &str, case: &str, policies: &[(&str, &str)], body: impl Fn
     }
 }
 
-/// Runs a case that the stand-in must find fault with, and say so with this text.
+/// Runs a case in which the stand-in must report a leak or undefined behaviour, with this text.
 pub fn is_found(test: &str, case: &str, policies: &[(&str, &str)], text: &str, body: impl FnOnce()) {
     let Ended { status, stderr } = ended(test, case, policies, body);
     if env::var_os(CASE).is_none() {
@@ -87,7 +87,7 @@ pub fn is_found(test: &str, case: &str, policies: &[(&str, &str)], text: &str, b
     }
 }
 
-/// Runs a case that must die of an access that the device does not permit, and say so with this text.
+/// Runs a case that must die of an access to inaccessible device memory, with this text.
 pub fn dies(test: &str, case: &str, policies: &[(&str, &str)], text: &str, body: impl FnOnce()) {
     use std::os::unix::process::ExitStatusExt;
     let Ended { status, stderr } = ended(test, case, policies, body);
@@ -99,7 +99,7 @@ pub fn dies(test: &str, case: &str, policies: &[(&str, &str)], text: &str, body:
     }
 }
 
-/// Returns the context and a stream. Memory neither records nor waits for events.
+/// Returns the context of the stand-in's device, and a stream. Memory neither records nor waits for events.
 pub fn device() -> (Arc<CudaContext>, Arc<CudaStream>) {
     let context = Cuda::context(0).unwrap();
     // SAFETY: each case uses its memory on one stream, or waits for the other streams.

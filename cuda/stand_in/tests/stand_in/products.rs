@@ -1,4 +1,4 @@
-//! cuBLASLt's products: the emulator's bits, and proposals that the trial must refuse.
+//! Tests cuBLASLt's products on the stand-in: the emulator's bits, and proposals that the trial must refuse.
 
 use cudarc::driver::CudaStream;
 use flexdraft::device::gpu::{
@@ -20,12 +20,12 @@ fn halves(seed: u32, len: usize) -> Vec<bf16> {
 }
 
 fn weights(bias: bool) -> Weights {
-    // A bias that bf16 holds exactly, because a GPU adds it as bf16.
+    // The bias is exact in bf16, because a GPU adds it as bf16.
     let bias = bias.then(|| halves(9, OUT).iter().map(|x| x.to_f32()).collect());
     Weights { weight: halves(1, IN * OUT), bias, in_cols: IN, out_cols: OUT }
 }
 
-/// The bits of `rows` rows, as f32.
+/// Returns the results of a product with `rows` rows, as the bits of f32.
 fn multiplied<P: Products>(
     products: &P,
     runtime: &P::Runtime,
@@ -67,7 +67,7 @@ fn on_the_stand_in(check: impl FnOnce(&Cuda, &Arc<CudaStream>, CublasLt)) {
     check(&runtime, &stream, products);
 }
 
-/// Whatever is proposed, the selected algorithms give a row the bits of the one that is row-invariant.
+/// Whatever the stand-in proposes, the selected algorithms give a row the bits of the row-invariant algorithm.
 #[test]
 fn the_trial_refuses_what_depends_on_the_rows() {
     for proposals in ["invariant", "hostile"] {
@@ -75,8 +75,8 @@ fn the_trial_refuses_what_depends_on_the_rows() {
             on_the_stand_in(|runtime, stream, products| {
                 assert!(products.is_row_invariant());
                 for kind in [(false, false), (true, false), (false, true), (true, true)] {
-                    // The largest product comes first: prepared for one row alone, the trial may select an algorithm
-                    // whose larger products are computed in parts.
+                    // The product with most rows comes first: if one row is prepared alone, the trial may select an
+                    // algorithm whose larger products are computed in parts.
                     for rows in [70, 17, 16, 2, 1] {
                         let found = multiplied(&products, runtime, stream, rows, kind);
                         assert!(found == expected(rows, kind), "{rows} rows, {kind:?}");
@@ -87,7 +87,7 @@ fn the_trial_refuses_what_depends_on_the_rows() {
     }
 }
 
-/// The proposals are hostile: without the trial, they are used and rows do not have the same bits.
+/// Without the trial of algorithms, hostile proposals are used, and rows do not have the same bits.
 #[test]
 fn the_fastest_proposal_depends_on_the_rows() {
     succeeds(this_test!(), "", &[("PRODUCTS", "hostile")], || {
@@ -100,7 +100,7 @@ fn the_fastest_proposal_depends_on_the_rows() {
     });
 }
 
-/// Without an invariant algorithm, rows still have the same bits: products are padded to one number of rows.
+/// Without a row-invariant algorithm, rows still have the same bits: products are padded to one number of rows.
 #[test]
 fn products_are_padded_if_no_algorithm_is_invariant() {
     succeeds(this_test!(), "", &[("PRODUCTS", "varying")], || {

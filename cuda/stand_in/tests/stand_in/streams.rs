@@ -1,4 +1,4 @@
-//! Streams: work runs at once, or as late as the rules allow.
+//! Tests streams: work runs at once, or as late as the rules allow.
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUevent_flags;
@@ -31,7 +31,7 @@ fn a_failed_wait_leaves_no_copy_behind() {
         let (context, stream) = device();
         download_fails(&Cuda::new(&context).unwrap(), &stream);
     });
-    // The upload to a foreign stream waits too.
+    // The upload to a stream of another library waits too.
     succeeds(this_test!(), "foreign stream", &[("FAIL", "cuStreamSynchronize:2"), late], || {
         let (context, stream) = device();
         // SAFETY: the stream outlives everything that is made with it.
@@ -104,7 +104,7 @@ fn a_stream_waits_for_another_only_through_an_event() {
     });
 }
 
-/// The address of a slice's memory.
+/// Gives the device address of a slice's memory.
 trait Address {
     fn as_view_mut_address(&self, stream: &cudarc::driver::CudaStream) -> u64;
 }
