@@ -189,6 +189,26 @@ impl Tensor {
         }
     }
 
+    /// Returns row `index` of a matrix as a vector, or `None` if there is no such row. The row shares the bytes of a
+    /// tensor [made from bytes](Self::from_bytes), and is a copy otherwise.
+    pub fn row(&self, index: usize) -> Option<Self> {
+        let &[rows, cols] = self.shape.as_slice() else { return None };
+        if index >= rows {
+            return None;
+        }
+        let range = index * cols..(index + 1) * cols;
+        let storage = match &self.storage {
+            Storage::F32(x) => Storage::F32(Arc::new(x.get(range)?.to_vec())),
+            Storage::F16(x) => Storage::F16(Arc::new(x.get(range)?.to_vec())),
+            Storage::Bf16(x) => Storage::Bf16(Arc::new(x.get(range)?.to_vec())),
+            Storage::Bytes(dtype, bytes, all) => {
+                let byte = |element: usize| all.start + element * dtype.size();
+                Storage::Bytes(*dtype, bytes.clone(), byte(range.start)..byte(range.end))
+            }
+        };
+        Some(Self { shape: vec![cols], storage })
+    }
+
     /// Returns all elements of the tensor as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let elements = self.elements();
@@ -219,5 +239,24 @@ mod tests {
         assert!(Tensor::from_bytes(DType::F32, &[4], straight.clone(), 0..12).is_none());
         assert!(Tensor::from_bytes(DType::F32, &[3], straight.clone(), 4..16).is_none());
         assert!(Tensor::from_bytes(DType::F32, &[usize::MAX, 2], straight, 0..12).is_none());
+    }
+
+    #[test]
+    fn rows_of_a_matrix() {
+        let values = [0.5f32, 1.0, 2.0, -4.0, 8.0, 16.0];
+        let half = |x: f32| f16::from_f32(x);
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shifted: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new([vec![0; 4], bytes].concat());
+        let matrices = [
+            Tensor::from_f32(&[3, 2], values.to_vec()),
+            Tensor::from_f16(&[3, 2], values.map(half).to_vec()),
+            Tensor::from_bf16(&[3, 2], values.map(bf16::from_f32).to_vec()),
+            Tensor::from_bytes(DType::F32, &[3, 2], shifted, 4..28),
+        ];
+        for matrix in matrices.map(Option::unwrap) {
+            let row = matrix.row(1).unwrap();
+            assert_eq!((row.shape(), row.to_f32(), row.dtype()), (&[2][..], vec![2.0, -4.0], matrix.dtype()));
+            assert!(matrix.row(3).is_none() && row.row(0).is_none());
+        }
     }
 }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::config::{DrafterConfig, ModelConfig};
+use super::config::hugging_face::DirectoryConfig;
+use super::config::orthrus::OrthrusConfig;
+use super::config::{DrafterConfig, DrafterKind, ModelConfig};
 use super::format::files::FileAccess;
 use super::load::TargetFiles;
 use super::weights::collector::Collected;
 use super::weights::drafter::{self, DrafterHeader};
-use super::weights::target;
+use super::weights::{orthrus, target};
 use super::{ChatTemplate, Checkpoint, Gguf, LoadError, LoadWarning, TargetWeights, Tokenizer};
 use crate::tensor::{Elements, Tensor};
 
@@ -28,7 +30,7 @@ pub struct Report {
     pub tokenizer: Result<usize, LoadError>,
     /// `Ok` if the target has a chat template, or else the error from loading it.
     pub chat_template: Result<(), LoadError>,
-    /// The report on the drafter, if a drafter was given.
+    /// The report on the drafter, if a drafter was given, or if the target's directory is an Orthrus model.
     pub drafter: Option<DrafterReport>,
 }
 
@@ -105,8 +107,10 @@ impl Report {
         // SAFETY: the caller makes the same promise.
         let mut report = match unsafe { TargetFiles::open(target, access) }? {
             TargetFiles::Gguf(file) => Self::of_gguf(&file)?,
-            TargetFiles::Directory(config, warnings, checkpoint) => {
-                Self::of_checkpoint(config, warnings, &checkpoint)
+            TargetFiles::Directory(mut config, checkpoint) => {
+                // A drafter that is given takes the place of the directory's own, whose tensors are then unused.
+                config.orthrus = config.orthrus.filter(|_| drafter.is_none());
+                Self::of_checkpoint(config, &checkpoint)
             }
         };
         if let Some(dir) = drafter {
@@ -125,18 +129,34 @@ impl Report {
         Ok(report)
     }
 
-    fn of_checkpoint(config: ModelConfig, warnings: Vec<LoadWarning>, checkpoint: &Checkpoint) -> Self {
+    fn of_checkpoint(config: DirectoryConfig, checkpoint: &Checkpoint) -> Self {
         let dir = checkpoint.dir();
-        let collected = target::collect(config.clone(), checkpoint);
-        let (config, warnings) = found(&collected, config, warnings);
-        Self {
+        let collected = target::collect(config.target.clone(), checkpoint);
+        let embed = collected.weights.as_ref().ok().map(|weights| weights.embed.clone());
+        let (target, warnings) = found(&collected, config.target, config.warnings);
+        let mut report = Self {
             target: TensorReport::new(checkpoint, collected),
             warnings,
-            tokenizer: Tokenizer::read(dir, config.vocab_size).map(|tokenizer| tokenizer.len()),
+            tokenizer: Tokenizer::read(dir, target.vocab_size).map(|tokenizer| tokenizer.len()),
             chat_template: ChatTemplate::read(dir).map(|_| ()),
             drafter: None,
-            config,
+            config: target,
+        };
+        if let Some(orthrus) = config.orthrus {
+            report.add_orthrus(orthrus, embed.as_ref(), checkpoint);
         }
+        report
+    }
+
+    /// Adds the drafter that is in the target's checkpoint. A tensor that neither of the two uses stays in the
+    /// target's list.
+    fn add_orthrus(&mut self, config: OrthrusConfig, embed: Option<&Tensor>, checkpoint: &Checkpoint) {
+        let collected = orthrus::collect(config, &self.config, embed, checkpoint);
+        self.target.unused.retain(|name| !collected.used.contains(name));
+        let mut tensors = TensorReport::new(checkpoint, collected);
+        tensors.unused.clear();
+        self.drafter =
+            Some(DrafterReport { config: config.drafter(&self.config), calibrator_rank: None, tensors });
     }
 
     fn of_gguf(file: &Gguf) -> Result<Self, LoadError> {
@@ -375,10 +395,21 @@ impl fmt::Display for Report {
 impl fmt::Display for DrafterReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "drafter  {}", self.tensors.path.display())?;
-        write!(f, "  last {} layers, block size {}, ", self.config.tail_layers, self.config.block_size)?;
-        match self.calibrator_rank {
-            Some(rank) => writeln!(f, "calibrator of rank {rank}")?,
-            None => writeln!(f, "no calibrator")?,
+        let DrafterConfig { kind, tail_layers, block_size } = self.config;
+        match (kind, self.calibrator_rank) {
+            (DrafterKind::FlexDraft, Some(rank)) => {
+                writeln!(
+                    f,
+                    "  last {tail_layers} layers, block size {block_size}, calibrator of rank {rank}"
+                )?;
+            }
+            (DrafterKind::FlexDraft, None) => {
+                writeln!(f, "  last {tail_layers} layers, block size {block_size}, no calibrator")?;
+            }
+            (DrafterKind::Orthrus, _) => writeln!(
+                f,
+                "  Orthrus, in the target's checkpoint: all {tail_layers} layers, block size {block_size}"
+            )?,
         }
         write!(f, "{}", self.tensors)?;
         unused_section(f, &self.tensors.unused, " (a drafter uses the target's own MLPs and norms)")

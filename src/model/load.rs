@@ -5,21 +5,23 @@
 
 use std::path::Path;
 
-use super::config::{self, hugging_face};
+use super::config;
+use super::config::hugging_face::{self, DirectoryConfig};
 use super::format::files::FileAccess;
 use super::format::gguf::{Gguf, Header};
 use super::format::safetensors::Checkpoint;
 use super::text::chat::ChatTemplate;
 use super::text::gguf::{chat_template, tokenizer};
 use super::text::tokenizer::Tokenizer;
-use super::{LoadError, LoadWarning, ModelConfig, TargetWeights};
+use super::weights::orthrus;
+use super::{LoadError, ModelConfig, ModelWeights, TargetWeights};
 
 /// The opened files of a target.
 pub(super) enum TargetFiles {
     /// One GGUF file that holds configuration, tokenizer, chat template and weights.
     Gguf(Gguf),
-    /// A directory's configuration, the warnings about it, and the tensors.
-    Directory(ModelConfig, Vec<LoadWarning>, Checkpoint),
+    /// A directory's configuration and tensors.
+    Directory(DirectoryConfig, Checkpoint),
 }
 
 impl TargetFiles {
@@ -35,10 +37,10 @@ impl TargetFiles {
         }
         // The configuration comes first: if it is missing, the name of the first missing tensor would not
         // explain the problem.
-        let (config, warnings) = hugging_face::read(path)?;
-        config.validate()?;
+        let config = hugging_face::read(path)?;
+        config.target.validate()?;
         // SAFETY: the caller's promise covers these files.
-        Ok(Self::Directory(config, warnings, unsafe { Checkpoint::open(path, access) }?))
+        Ok(Self::Directory(config, unsafe { Checkpoint::open(path, access) }?))
     }
 }
 
@@ -59,8 +61,7 @@ impl ModelConfig {
         if is_gguf(path) {
             return config::gguf::read_header(&Header::read(path)?);
         }
-        let (config, _) = hugging_face::read(path)?;
-        Ok(config)
+        Ok(hugging_face::read(path)?.target)
     }
 }
 
@@ -95,10 +96,55 @@ impl TargetWeights {
         // SAFETY: the caller makes the same promise.
         match unsafe { TargetFiles::open(path, access) }? {
             TargetFiles::Gguf(file) => file.target(),
-            TargetFiles::Directory(config, warnings, checkpoint) => {
-                let mut weights = Self::from_checkpoint(config, &checkpoint)?;
-                weights.warnings.splice(0..0, warnings);
-                Ok(weights)
+            TargetFiles::Directory(config, checkpoint) => Self::of_directory(config, &checkpoint),
+        }
+    }
+
+    fn of_directory(config: DirectoryConfig, checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        let mut weights = Self::from_checkpoint(config.target, checkpoint)?;
+        weights.warnings.splice(0..0, config.warnings);
+        Ok(weights)
+    }
+}
+
+impl ModelWeights {
+    /// Reads the model at `path` into memory: its target as [`TargetWeights::read`] does, and the drafter in the
+    /// same files, if they are an Orthrus model. No file is read twice, and target and drafter share the memory.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the file, key or tensor, of the target or of the drafter.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: `FileAccess::Read` maps nothing.
+        unsafe { Self::open(path, FileAccess::Read) }
+    }
+
+    /// Loads the model like [`read`](Self::read), but maps the weights instead of copying them.
+    ///
+    /// # Safety
+    /// While the weights or a clone of one of their tensors are alive, no process may change or truncate a
+    /// file of the model.
+    ///
+    /// # Errors
+    /// The errors of [`read`](Self::read).
+    pub unsafe fn map(path: &Path) -> Result<Self, LoadError> {
+        // SAFETY: the caller promises that the files do not change.
+        unsafe { Self::open(path, FileAccess::Map) }
+    }
+
+    /// # Safety
+    /// With [`FileAccess::Map`], the promise of [`map`](Self::map).
+    unsafe fn open(path: &Path, access: FileAccess) -> Result<Self, LoadError> {
+        // SAFETY: the caller makes the same promise.
+        match unsafe { TargetFiles::open(path, access) }? {
+            TargetFiles::Gguf(file) => Ok(Self { target: file.target()?, drafter: None }),
+            TargetFiles::Directory(config, checkpoint) => {
+                let orthrus = config.orthrus;
+                let target = TargetWeights::of_directory(config, &checkpoint)?;
+                let collect =
+                    |config| orthrus::collect(config, &target.config, Some(&target.embed), &checkpoint);
+                let drafter =
+                    orthrus.map(|config| collect(config).or_first_problem(&checkpoint)).transpose()?;
+                Ok(Self { target, drafter })
             }
         }
     }

@@ -6,13 +6,13 @@
 //! | file | purpose | type |
 //! |---|---|---|
 //! | `config.json`, `generation_config.json` | shape, rotary embedding, end-of-sequence ids | [`ModelConfig`] |
-//! | `model.safetensors`, or shards with `model.safetensors.index.json` | tensors | [`Checkpoint`], [`TargetWeights`], [`DrafterWeights`] |
+//! | `model.safetensors`, or shards with `model.safetensors.index.json` | tensors | [`Checkpoint`], [`TargetWeights`], [`DrafterWeights`], [`ModelWeights`] |
 //! | `tokenizer.json`; tokens of `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` | text to ids and back | [`Tokenizer`], [`TextStream`] |
 //! | `chat_template.jinja`, `tokenizer_config.json` | messages to a prompt | [`ChatTemplate`] |
 //!
 //! Supported models are dense `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen2ForCausalLM`, `Qwen3ForCausalLM` and
-//! `SmolLM3ForCausalLM`, stored as f32, f16 or bf16 or in the
-//! quantised formats that [`gguf`] lists, with the rope types default, linear, llama3 and yarn. Any other
+//! `SmolLM3ForCausalLM`, and `OrthrusLM`, which is a Qwen3 with a drafter in one directory. They are stored as f32, f16
+//! or bf16 or in the quantised formats that [`gguf`] lists, with the rope types default, linear, llama3 and yarn. Any other
 //! model gives a [`LoadError`] that names the key and its value: a file that loads gives the same results as
 //! transformers. Files that contradict themselves, and keys that are not read, give a [`LoadWarning`].
 //!
@@ -33,7 +33,7 @@ mod load_warning;
 mod text;
 pub mod weights;
 
-pub use config::{Architecture, DrafterConfig, ModelConfig, rope};
+pub use config::{Architecture, DrafterConfig, DrafterKind, ModelConfig, rope};
 pub use format::gguf::{self, Gguf};
 pub use format::safetensors::Checkpoint;
 pub use forward::Model;
@@ -42,4 +42,4 @@ pub use load_warning::LoadWarning;
 pub use text::chat::{ChatMessage, ChatTemplate, TemplateVariables};
 pub use text::text_stream::TextStream;
 pub use text::tokenizer::Tokenizer;
-pub use weights::{DrafterWeights, TargetWeights};
+pub use weights::{DrafterWeights, ModelWeights, TargetWeights};

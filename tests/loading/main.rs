@@ -5,6 +5,7 @@ mod bad_gguf;
 mod bad_model_files;
 mod gguf;
 mod models;
+mod orthrus;
 mod sentencepiece_gguf;
 mod smollm2;
 mod split_gguf;

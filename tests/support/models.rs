@@ -1,7 +1,7 @@
 //! Small random targets and drafters of every shape that the loaders support.
 
 use flexdraft::device::{AttentionShape, Rope};
-use flexdraft::model::config::{Architecture, DrafterConfig, ModelConfig};
+use flexdraft::model::config::{Architecture, DrafterConfig, DrafterKind, ModelConfig};
 use flexdraft::model::weights::{
     AttentionWeights, CalibratorWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
 };
@@ -212,7 +212,11 @@ impl Spec {
         let target =
             TargetWeights { config: self.config(), embed, layers, norm, lm_head, warnings: Vec::new() };
         let drafter = DrafterWeights {
-            config: DrafterConfig { tail_layers: self.tail, block_size: self.block_size },
+            config: DrafterConfig {
+                kind: DrafterKind::FlexDraft,
+                tail_layers: self.tail,
+                block_size: self.block_size,
+            },
             attention: (0..self.tail).map(|_| self.attention(random)).collect(),
             mask_embedding: random.tensor(dtype, &[hidden], 0.0, 1.0),
             calibrator: self.rank.map(|rank| CalibratorWeights {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::orthrus::{self, OrthrusConfig};
 use super::{
     Architecture, MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_HIDDEN, MAX_LAYERS, MAX_VOCAB, ModelConfig, rope,
     unread,
@@ -13,45 +14,90 @@ use crate::model::format::files::if_exists;
 use crate::model::format::json::{Fields, JsonFile};
 use crate::model::{LoadError, LoadWarning};
 
+/// The contents of a directory's `config.json` and `generation_config.json`.
+pub(in crate::model) struct DirectoryConfig {
+    pub(in crate::model) target: ModelConfig,
+    /// The drafter's keys, if the directory is an Orthrus model.
+    pub(in crate::model) orthrus: Option<OrthrusConfig>,
+    pub(in crate::model) warnings: Vec<LoadWarning>,
+}
+
 /// Reads the configuration of a directory, as written by transformers 4 or 5, with warnings about it.
-pub(in crate::model) fn read(dir: &Path) -> Result<(ModelConfig, Vec<LoadWarning>), LoadError> {
+pub(in crate::model) fn read(dir: &Path) -> Result<DirectoryConfig, LoadError> {
     let file = JsonFile::read(&dir.join("config.json"))?;
     let generation = if_exists(JsonFile::read(&dir.join("generation_config.json")))?;
-    let mut config = from_fields(&file.fields())?;
+    let class = Class::of(&file.fields())?;
+    let mut target = from_fields(&file.fields(), class.architecture())?;
+    let orthrus = match class {
+        Class::Target(_) => None,
+        Class::Orthrus => Some(OrthrusConfig::from_fields(&file.fields(), &target)?),
+    };
     let generation = generation.as_ref().map(JsonFile::fields);
-    config.eos_ids = match generation.map(|fields| eos_ids(&fields)).transpose()? {
+    target.eos_ids = match generation.map(|fields| eos_ids(&fields)).transpose()? {
         Some(ids) if !ids.is_empty() => ids,
         _ => eos_ids(&file.fields())?,
     };
-    let warnings = unread::hugging_face(&file.fields(), config.architecture);
-    Ok((config, warnings))
+    let warnings = unread::hugging_face(&file.fields(), target.architecture);
+    Ok(DirectoryConfig { target, orthrus, warnings })
 }
 
-fn architecture(config: &Fields<'_>) -> Result<Architecture, LoadError> {
-    let supported = || Architecture::ALL.map(Architecture::name).join(", ");
-    let model_type = config.text("model_type")?;
-    let by_type = Architecture::ALL.into_iter().find(|a| Some(a.model_type()) == model_type);
-    let architecture = match config.list("architectures")?.map(Vec::as_slice) {
-        None | Some([]) if model_type.is_none() => return Err(config.missing("architectures")),
-        None | Some([]) => by_type.ok_or_else(|| {
-            config.unsupported("model_type", Architecture::ALL.map(Architecture::model_type).join(", "))
-        })?,
-        Some([first, ..]) => Architecture::ALL
-            .into_iter()
-            .find(|a| first.as_str() == Some(a.name()))
-            .ok_or_else(|| config.unsupported("architectures", supported()))?,
-    };
-    if model_type.is_some() && by_type != Some(architecture) {
-        return Err(config.unsupported(
-            "model_type",
-            format!("{} for {}", architecture.model_type(), architecture.name()),
-        ));
+/// The class of a model, as `architectures` and `model_type` name it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// A target alone.
+    Target(Architecture),
+    /// A Qwen3 with an Orthrus drafter.
+    Orthrus,
+}
+
+impl Class {
+    fn all() -> impl Iterator<Item = Self> {
+        Architecture::ALL.into_iter().map(Self::Target).chain([Self::Orthrus])
     }
-    Ok(architecture)
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Target(architecture) => architecture.name(),
+            Self::Orthrus => orthrus::CLASS,
+        }
+    }
+
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Target(architecture) => architecture.model_type(),
+            Self::Orthrus => orthrus::MODEL_TYPE,
+        }
+    }
+
+    fn architecture(self) -> Architecture {
+        match self {
+            Self::Target(architecture) => architecture,
+            Self::Orthrus => Architecture::Qwen3,
+        }
+    }
+
+    fn of(config: &Fields<'_>) -> Result<Self, LoadError> {
+        let list = |name: fn(Self) -> &'static str| Self::all().map(name).collect::<Vec<_>>().join(", ");
+        let model_type = config.text("model_type")?;
+        let by_type = Self::all().find(|class| Some(class.model_type()) == model_type);
+        let class = match config.list("architectures")?.map(Vec::as_slice) {
+            None | Some([]) if model_type.is_none() => return Err(config.missing("architectures")),
+            None | Some([]) => {
+                by_type.ok_or_else(|| config.unsupported("model_type", list(Self::model_type)))?
+            }
+            Some([first, ..]) => Self::all()
+                .find(|class| first.as_str() == Some(class.name()))
+                .ok_or_else(|| config.unsupported("architectures", list(Self::name)))?,
+        };
+        if model_type.is_some() && by_type != Some(class) {
+            let supported = format!("{} for {}", class.model_type(), class.name());
+            return Err(config.unsupported("model_type", supported));
+        }
+        Ok(class)
+    }
 }
 
-fn from_fields(fields: &Fields<'_>) -> Result<ModelConfig, LoadError> {
-    let architecture = architecture(fields)?;
+fn from_fields(fields: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig, LoadError> {
     reject_unsupported(fields, architecture)?;
     let hidden_size = fields.required_count("hidden_size", MAX_HIDDEN)?;
     let attention = attention_shape(fields, architecture, hidden_size)?;

@@ -3,6 +3,7 @@
 pub(in crate::model) mod end_of_turn;
 pub(in crate::model) mod gguf;
 pub(in crate::model) mod hugging_face;
+pub(in crate::model) mod orthrus;
 pub mod rope;
 mod unread;
 
@@ -155,9 +156,32 @@ impl ModelConfig {
     }
 }
 
+/// The kind of a drafter, which decides what its mask rows start from and which token each slot predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrafterKind {
+    /// FlexDraft (arXiv 2605.20022). Every slot is a mask row, and predicts the token at its own position. A group
+    /// does not need the bonus token, so a pass can draft the next block while it verifies this one.
+    FlexDraft,
+    /// Orthrus (arXiv 2605.12825). Slot 0 is the bonus token itself, and every slot predicts the token at the next
+    /// position. A group can only be computed once the bonus token is known, after the verification.
+    Orthrus,
+}
+
+impl DrafterKind {
+    /// Returns the kind's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FlexDraft => "FlexDraft",
+            Self::Orthrus => "Orthrus",
+        }
+    }
+}
+
 /// The configuration of a drafter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DrafterConfig {
+    /// The kind of the drafter.
+    pub kind: DrafterKind,
     /// Number N of tail layers: the target's last layers, in which the drafter works.
     pub tail_layers: usize,
     /// Block size S that the drafter was trained with, 1..=[`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).

@@ -9,7 +9,7 @@ use super::{CalibratorWeights, DrafterWeights};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::model::LoadError;
 use crate::model::config::hugging_face::attention_shape;
-use crate::model::config::{Architecture, DrafterConfig, ModelConfig};
+use crate::model::config::{Architecture, DrafterConfig, DrafterKind, ModelConfig, orthrus};
 use crate::model::format::json::{Fields, JsonFile};
 use crate::model::format::safetensors::Checkpoint;
 
@@ -63,6 +63,11 @@ impl DrafterHeader {
     pub(in crate::model) fn read(dir: &Path, target: &ModelConfig) -> Result<Self, LoadError> {
         let file = JsonFile::read(&dir.join("config.json"))?;
         let fields = file.fields();
+        if fields.text("model_type")? == Some(orthrus::MODEL_TYPE) {
+            let supported =
+                "a FlexDraft drafter (an Orthrus drafter is loaded with the target in its directory)";
+            return Err(fields.unsupported("model_type", supported));
+        }
         // FlexDraft's released checkpoint has its configuration under `dflash_config`.
         let own = match fields.object("flexdraft_config")? {
             Some(own) => Some(own),
@@ -75,7 +80,7 @@ impl DrafterHeader {
         let block_size = fields.required_count("block_size", MAX_BLOCK_SIZE)?;
         let calibrated = own.flag("enable_anchor_bias_logits")?;
         Ok(Self {
-            config: DrafterConfig { tail_layers, block_size },
+            config: DrafterConfig { kind: DrafterKind::FlexDraft, tail_layers, block_size },
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             calibrated: calibrated.ok_or_else(|| own.missing("enable_anchor_bias_logits"))?,
         })

@@ -3,6 +3,7 @@
 pub(in crate::model) mod collector;
 pub(in crate::model) mod drafter;
 mod gguf;
+pub(in crate::model) mod orthrus;
 mod random;
 mod source;
 pub(in crate::model) mod target;
@@ -80,7 +81,7 @@ pub struct CalibratorWeights {
     pub output: LinearWeights,
 }
 
-/// The weights of a FlexDraft drafter: the parts that Attention Tuning and Bonus-guided Calibration add to a
+/// The weights of a drafter: the parts that Attention Tuning, and for FlexDraft Bonus-guided Calibration, add to a
 /// target.
 #[derive(Clone, Debug)]
 pub struct DrafterWeights {
@@ -88,8 +89,18 @@ pub struct DrafterWeights {
     pub config: DrafterConfig,
     /// Projectors for the mask rows of each of the N tail layers.
     pub attention: Vec<AttentionWeights>,
-    /// The hidden state with which every mask row enters the tail, `[hidden]`.
+    /// The hidden state with which mask rows enter the tail, `[hidden]`. Slot 0 of an Orthrus drafter enters as the
+    /// bonus token's embedding instead.
     pub mask_embedding: Tensor,
-    /// The calibrator; `None` if the drafter was trained without one.
+    /// The calibrator; `None` if the drafter was trained without one, as an Orthrus drafter is.
     pub calibrator: Option<CalibratorWeights>,
+}
+
+/// The weights of a target, and of the drafter that its files hold, if they hold one.
+#[derive(Clone, Debug)]
+pub struct ModelWeights {
+    /// The target's weights.
+    pub target: TargetWeights,
+    /// The drafter of an Orthrus model; `None` for any other model, whose drafter has files of its own.
+    pub drafter: Option<DrafterWeights>,
 }

@@ -13,7 +13,7 @@ use super::source::TensorSource;
 use super::{DrafterWeights, TargetWeights, drafter, target};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::model::LoadError;
-use crate::model::config::{DrafterConfig, ModelConfig};
+use crate::model::config::{DrafterConfig, DrafterKind, ModelConfig};
 use crate::tensor::{DType, Tensor};
 
 /// Standard deviation of a random target's logits: large enough that distributions have a clear favourite,
@@ -62,7 +62,7 @@ impl DrafterWeights {
             }
         }
         let mut source = RandomSource::new(dtype, seed);
-        let config = DrafterConfig { tail_layers, block_size };
+        let config = DrafterConfig { kind: DrafterKind::FlexDraft, tail_layers, block_size };
         let rank = (rank > 0).then_some(rank);
         let weights = drafter::build(&mut source, config, target, target.attention_bias, rank);
         source.finish(weights)

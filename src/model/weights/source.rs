@@ -31,20 +31,31 @@ pub(super) trait TensorSource {
 
     /// Returns the attention projectors and norms under `{name}.`, with the shapes of `config`.
     fn attention(&mut self, name: &str, config: &ModelConfig, bias: bool) -> Option<AttentionWeights> {
+        self.attention_with_suffix(name, "", config, bias)
+    }
+
+    /// Like [`attention`](Self::attention), for modules whose names end with `suffix`.
+    fn attention_with_suffix(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        config: &ModelConfig,
+        bias: bool,
+    ) -> Option<AttentionWeights> {
         let shape = config.attention;
         let q_cols = shape.out_cols();
         let kv_cols = shape.kv_heads * shape.head_dim;
-        let q = self.linear(&format!("{name}.q_proj"), [q_cols, config.hidden_size], bias);
-        let k = self.linear(&format!("{name}.k_proj"), [kv_cols, config.hidden_size], bias);
-        let v = self.linear(&format!("{name}.v_proj"), [kv_cols, config.hidden_size], bias);
+        let q = self.linear(&format!("{name}.q_proj{suffix}"), [q_cols, config.hidden_size], bias);
+        let k = self.linear(&format!("{name}.k_proj{suffix}"), [kv_cols, config.hidden_size], bias);
+        let v = self.linear(&format!("{name}.v_proj{suffix}"), [kv_cols, config.hidden_size], bias);
         let o = self.linear(
-            &format!("{name}.o_proj"),
+            &format!("{name}.o_proj{suffix}"),
             [config.hidden_size, q_cols],
             bias && config.architecture.has_output_bias(),
         );
         let norms = config.architecture.has_qk_norms().then(|| {
-            let q_norm = self.tensor(&format!("{name}.q_norm.weight"), &[shape.head_dim]);
-            let k_norm = self.tensor(&format!("{name}.k_norm.weight"), &[shape.head_dim]);
+            let q_norm = self.tensor(&format!("{name}.q_norm{suffix}.weight"), &[shape.head_dim]);
+            let k_norm = self.tensor(&format!("{name}.k_norm{suffix}.weight"), &[shape.head_dim]);
             Some((q_norm?, k_norm?))
         });
         let qk_norms = match norms {

@@ -109,7 +109,7 @@ fn layer(tensors: &mut impl TensorSource, name: &str, config: &ModelConfig) -> O
 
 /// Returns the prefix of tensor names: `LlamaForCausalLM` saves its decoder's tensors under `model.`, the
 /// bare `LlamaModel` does not.
-fn tensor_prefix(checkpoint: &Checkpoint) -> &'static str {
+pub(super) fn tensor_prefix(checkpoint: &Checkpoint) -> &'static str {
     let has = |prefix: &str| {
         ["embed_tokens.weight", "norm.weight"]
             .iter()

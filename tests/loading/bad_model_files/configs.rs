@@ -15,13 +15,13 @@ fn configurations_that_are_not_supported() {
             LLAMA,
             "architectures",
             json!(["MixtralForCausalLM"]),
-            "`architectures` is [\"MixtralForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM",
+            "`architectures` is [\"MixtralForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM, OrthrusLM",
         ),
         (
             QWEN3,
             "architectures",
             json!(["Qwen3MoeForCausalLM"]),
-            "`architectures` is [\"Qwen3MoeForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM",
+            "`architectures` is [\"Qwen3MoeForCausalLM\"], which is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM, OrthrusLM",
         ),
         (
             LLAMA,

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use flexdraft::model::{
-    ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, TargetWeights, Tokenizer,
+    ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, ModelWeights, TargetWeights,
+    Tokenizer,
 };
 use proptest::prelude::*;
 
-use super::directory::{Copy, DRAFT, LLAMA, QWEN3, YARN, fixture, split};
+use super::directory::{Copy, DRAFT, LLAMA, ORTHRUS, QWEN3, YARN, fixture, split};
 use crate::support::bounds::within_bounds;
 use crate::support::properties::properties;
 
@@ -66,13 +67,14 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_config_is_an_error_or_harmless(edits in edits(), model in prop::sample::select(vec![LLAMA, YARN, QWEN3])) {
+    fn a_damaged_config_is_an_error_or_harmless(edits in edits(), model in prop::sample::select(vec![LLAMA, YARN, QWEN3, ORTHRUS])) {
         let copy = Copy::of(model);
         let file = fs::read(copy.path().join("config.json")).unwrap();
         let len = file.len();
         read_damaged(copy, "config.json", file, &edits, len, |path| {
-            if let Ok(weights) = TargetWeights::read(path) {
-                assert!(weights.config.validate().is_ok());
+            if let Ok(weights) = ModelWeights::read(path) {
+                assert!(weights.target.config.validate().is_ok());
+                assert!(weights.drafter.is_none_or(|drafter| drafter.attention.len() == weights.target.layers.len()));
             }
         });
     }

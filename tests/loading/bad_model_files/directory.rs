@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flexdraft::model::{DrafterWeights, LoadError, ModelConfig, TargetWeights};
+use flexdraft::model::{DrafterWeights, LoadError, ModelConfig, ModelWeights, TargetWeights};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
@@ -64,6 +64,11 @@ impl Copy {
         self.message(DrafterWeights::read(self.path(), &target).unwrap_err())
     }
 
+    /// Returns the error message of loading this model with the drafter in its directory.
+    pub fn model_error(&self) -> String {
+        self.message(ModelWeights::read(self.path()).unwrap_err())
+    }
+
     pub fn message(&self, error: LoadError) -> String {
         error.to_string().replace(&format!("{}{}", self.path().display(), std::path::MAIN_SEPARATOR), "")
     }
@@ -83,3 +88,4 @@ pub const QWEN3: &str = "transformers/models/qwen3";
 pub const YARN: &str = "transformers/models/llama-yarn";
 pub const SHARDED: &str = "transformers/models/llama-llama3";
 pub const DRAFT: &str = "tiny/draft";
+pub const ORTHRUS: &str = "orthrus";

@@ -3,7 +3,8 @@
 
 mod configs;
 mod damage;
-mod directory;
+pub mod directory;
 mod drafters;
+mod orthrus;
 mod tensors;
 mod text;
