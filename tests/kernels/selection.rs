@@ -1,4 +1,5 @@
-//! The selection of the next draft rows by verdicts: the kernels must agree with the same selection on the host.
+//! Tests of the kernels that select the next draft's rows by verdicts: they must agree with the same selection on the
+//! host.
 
 use bytemuck::Zeroable;
 use flexdraft::kernels::acceptance::Verdict;
@@ -15,7 +16,7 @@ use crate::support::close::close;
 use crate::support::properties::properties;
 use crate::support::simt_variant::checking;
 
-/// The outputs of the selection: bonus tokens, starts, sources, draft rows, and the error word.
+/// The outputs of `select_drafts`: bonus tokens, starts, sources, draft rows, and the error word.
 type Selected = (Vec<i32>, Vec<i32>, Vec<i32>, Vec<i32>, u32);
 
 type MakeDraft = fn(&DraftGroups) -> Result<Draft, KernelError>;
@@ -53,7 +54,7 @@ fn select(
     (bonus, starts, sources, draft_rows, bench.host(&error)[0])
 }
 
-/// Returns the rotations of a pass's rows after its groups have followed verdicts, and the error word.
+/// Returns the rotations of a pass's rows after its mask groups have followed verdicts, and the error word.
 fn positions(bench: &Bench, pass: &Pass<'_>, follow: Option<(&[Verdict], &[i32])>) -> (Vec<f32>, u32) {
     let Bench { kernels, stream } = bench;
     let mut tables = PassTables::new(bench.runtime(), stream, pass.sequences.len(), 4).unwrap();
@@ -97,7 +98,8 @@ proptest! {
         in_logits in any::<bool>(),
         schedule in 0u64..4,
     ) {
-        // Sequences in reverse order, so that the order of drafts differs from the order of their verdicts.
+        // The drafts are in the reverse order of the sequences, so that their order differs from the order of the
+        // verdicts.
         let verdicts: Vec<Verdict> = sequences
             .iter()
             .enumerate()
@@ -126,13 +128,13 @@ proptest! {
                 prop_assert_eq!(bonus[i], if known { verdict.bonus } else { 0 });
                 prop_assert_eq!(i64::from(starts[i]), if known { verdict.cached_length } else { 0 });
                 let rank = match draft.groups {
-                    // The only group follows the verdict.
+                    // An empty group set stands for a single group that has followed the verdict.
                     GroupSet::NONE => known.then_some(0),
                     groups => groups.iter().position(|k| k as i32 == verdict.accepted),
                 };
                 for slot in 1..draft.slots {
                     let row = draft.first_draft + slot - 1;
-                    // Slot 0 of a group has a row in a pass, and none in logits.
+                    // Slot 0 of a mask group has a row in the pass, but no row of logits.
                     let source = rank.map(|rank| match in_logits {
                         false => draft.first_slot + rank * draft.slots + slot,
                         true => draft.first_slot + rank * (draft.slots - 1) + slot - 1,
@@ -150,7 +152,7 @@ proptest! {
         sequences in prop::collection::vec((0usize..40, 0usize..8, 0usize..8, 1usize..6), 1..70),
         schedule in 0u64..4,
     ) {
-        // Sequence i follows verdict i + 2, because not every verified sequence drafts.
+        // Sequence i follows verdict i + 2, because verdicts 0 and 1 belong to sequences that do not draft.
         let pages: Vec<u32> = (0..4).collect();
         let rows = |start, group, slots| SequenceRows { pages: &pages, start, candidates: 0, groups: vec![group], slots };
         let laid_out = Pass {
@@ -166,7 +168,8 @@ proptest! {
             let (followed, error) = positions(&bench, &laid_out, Some((&verdicts, &of)));
             prop_assert_eq!(error, 0);
             prop_assert_eq!(&followed, &positions(&bench, &asked_for, None).0);
-            // For a verdict beyond the laid-out rows, and without a verdict, the group stays in place.
+            // If the verdict asks for a position beyond the laid-out rows, and if the sequence has no verdict, the
+            // group stays in place.
             for (verdicts, of) in [(&verdicts[..], vec![0; of.len()]), (&verdicts[..2], of.clone())] {
                 let (stayed, error) = positions(&bench, &laid_out, Some((verdicts, &of)));
                 prop_assert_eq!(error, 16);
@@ -196,14 +199,14 @@ fn check_drafts_that_do_not_exist(bench: &Bench) {
         DraftGroups { first_draft: i32::MAX as usize, ..sound },
         DraftGroups { slots: 64, ..sound },
     ] {
-        // Only a valid token and a valid position are written.
+        // For an invalid draft, the kernel writes the valid token 0 and the valid position 0, and nothing else.
         assert_eq!(selected(wrong, Draft::new), (vec![0], vec![0], vec![-7, -7], vec![-7, -7], 16));
     }
 }
 
-/// Returns the tables of `select_drafts` one after the other, and the rotations of a pass that follows the verdicts.
+/// Returns the outputs of `select_drafts` one after the other, and the rotations of a pass that follows the verdicts.
 fn selection(bench: &Bench) -> (Vec<i32>, Vec<f32>) {
-    // (n, a, slots) of each sequence; the last has no verdict.
+    // Each sequence has its position n, its accepted length a and its slots; the last sequence has no verdict.
     let sequences = [(3, 0, 4), (20, 2, 2), (9, 1, 5), (30, -1, 3)];
     let verdicts: Vec<Verdict> = sequences
         .iter()

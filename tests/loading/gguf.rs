@@ -1,5 +1,5 @@
-//! The loader of GGUF files agrees with ggml's own package: blocks, models and tokenizers. `tests/record/gguf_files.py`
-//! wrote the files of `tests/fixtures/gguf`.
+//! Tests that the loader of GGUF files agrees with ggml's own package: blocks, models and tokenizers.
+//! `tests/record/gguf_files.py` wrote the files of `tests/fixtures/gguf`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ fn assert_same(found: &Tensor, expected: &Tensor, name: &str) {
     assert!(bits(found) == bits(expected), "{name} has other elements");
 }
 
-/// Blocks of every type agree with the `gguf` package's dequantised values, rounded to bf16 by PyTorch.
+/// Dequantised blocks of every type agree with the `gguf` package's values, rounded to bf16 by PyTorch.
 #[test]
 fn blocks_of_every_quantization() {
     let files = [
@@ -114,7 +114,7 @@ fn models_equal_the_directories_that_they_were_converted_from() {
     ] {
         let mut expected = TargetWeights::read(&directory(name)).unwrap();
         if name == "mistral" {
-            // Mistral's models are stored as Llama's.
+            // GGUF files store Mistral's models with the architecture `llama`.
             expected.config.architecture = Architecture::Llama;
         }
         let found = TargetWeights::read(&file(name)).unwrap();
@@ -126,7 +126,7 @@ fn models_equal_the_directories_that_they_were_converted_from() {
         assert_eq!(found.config.eos_ids, [2, 5], "{name}");
         let mut config = ModelConfig { eos_ids: expected.config.eos_ids.clone(), ..found.config.clone() };
         if name == "llama-llama3" {
-            // GGUF stores frequencies as factors, which are exact except for rounding.
+            // GGUF stores the rotary frequencies as factors, which are exact except for rounding.
             for (found, expected) in config.rope.inv_freq.iter().zip(&expected.config.rope.inv_freq) {
                 assert!((found / expected - 1.0).abs() < 3e-7, "{found}, expected {expected}");
             }
@@ -138,7 +138,8 @@ fn models_equal_the_directories_that_they_were_converted_from() {
     }
 }
 
-/// Rows of quantised projections are put back in order, as rows of other projections are.
+/// The rows of quantised query and key projections are put back into transformers' order, as rows of other projections
+/// are.
 #[test]
 fn quantized_models() {
     let raw = Gguf::read(&file("llama-quantized")).unwrap();
@@ -160,7 +161,7 @@ fn quantized_models() {
         assert!(relative < 0.15, "{name}: {relative}");
     }
     assert_eq!(quantized, 2 + 2 * 6, "the embedding, twice, and all but ffn_down of two layers");
-    // Requires exact equality for one projection: row 2·i + s of a head is its row i + s·head_dim/2.
+    // One projection must be exactly equal: row 2·i + s of a stored head is row i + s·head_dim/2 of the loaded head.
     let (stored, q) = (raw.tensor("blk.1.attn_q.weight").unwrap(), &found.layers[1].attention.q.weight);
     assert_eq!(stored.shape(), [32, 32]);
     let (stored, q) = (stored.to_f32(), q.to_f32());

@@ -1,5 +1,5 @@
-//! Models written by transformers load as in transformers: configuration, rotary frequencies, tensors, tokens and chat
-//! prompts.
+//! Tests that models written by transformers load as in transformers: configuration, rotary frequencies, tensors,
+//! tokens and chat prompts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,8 @@ fn configurations() {
     assert!(model("qwen3-biases").1.attention_bias);
 }
 
-/// The power function of PyTorch may be an ulp off; the arithmetic after it is the same.
+/// The tolerance of the rotary frequencies allows for PyTorch's power function, which may be an ulp off; the arithmetic
+/// after it is the same.
 #[test]
 fn rotary_frequencies_are_those_of_transformers() {
     let mut scaled = 0;
@@ -185,7 +186,8 @@ fn names_without_the_model_prefix() {
     assert_eq!(a.layers[1].down.weight.to_f32(), b.layers[1].down.weight.to_f32());
 }
 
-/// A head of its own in the checkpoint wins over the configuration, and a warning says so.
+/// An LM head in the checkpoint that differs from the embedding is used even if the configuration ties the two, and a
+/// warning says so.
 #[test]
 fn the_tensors_decide_whether_the_head_is_tied() {
     let tie = |dir: &Path| {
@@ -207,7 +209,7 @@ fn the_tensors_decide_whether_the_head_is_tied() {
     let shown = report.to_string();
     assert!(shown.contains("lm_head: its own;") && shown.contains("  warnings: 1\n"), "{shown}");
 
-    // A copy of the embedding is no head of its own.
+    // An LM head in the checkpoint that equals the embedding counts as tied.
     let (dir, _) = model("llama");
     let (mut header, data) = header_of(&dir);
     let embedding = header["model.embed_tokens.weight"].clone();
@@ -223,7 +225,7 @@ fn the_tensors_decide_whether_the_head_is_tied() {
     assert!(weights.config.tied_embeddings && weights.warnings.is_empty());
 }
 
-/// transformers saves a tied pair under either name.
+/// transformers saves a tied embedding and LM head once, under either name.
 #[test]
 fn a_tied_pair_under_the_head_s_name() {
     let (dir, _) = model("qwen3");
@@ -422,7 +424,8 @@ fn ids_that_the_model_lacks() {
 proptest! {
     #![proptest_config(properties(200))]
 
-    /// The tokens are mostly bytes that are not UTF-8, with some text, special tokens, and ids without a token.
+    /// Text that is streamed token by token equals the decoded whole; the tokens are mostly bytes that are not UTF-8,
+    /// with some text, special tokens, and ids without a token.
     #[test]
     fn streamed_pieces_join_to_the_whole(
         ids in prop::collection::vec(prop_oneof![4 => 1u32..257, 2 => 257u32..384, 1 => Just(0), 1 => Just(4000)], 0..60),

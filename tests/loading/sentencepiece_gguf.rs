@@ -1,5 +1,5 @@
-//! GGUF files with a SentencePiece tokenizer, which has scores in place of merges, give the ids and the texts that
-//! transformers gives for the same tokenizer.
+//! Tests that GGUF files with a SentencePiece tokenizer, which has scores in place of merges, give the ids and the
+//! texts that transformers gives for the same tokenizer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn ids_and_texts_are_those_of_transformers() {
     assert_eq!(tokenizer.special_ids(), [0, 1, 2]);
 }
 
-/// A continuation keeps its leading space; the beginning of a text does not have one.
+/// A text that continues a prompt keeps its leading space; a text at the beginning does not have one.
 #[test]
 fn a_continuation_begins_with_its_space() {
     let tokenizer = tokenizer(&file());
@@ -122,7 +122,8 @@ fn scores_that_do_not_fit() {
 proptest! {
     #![proptest_config(properties(64))]
 
-    /// The text that follows a prompt is what decoding both adds to decoding the prompt, wherever the prompt ends.
+    /// The streamed text after a prompt is what decoding prompt and continuation adds to decoding the prompt, wherever
+    /// the prompt ends.
     #[test]
     fn a_continuation_is_the_rest_of_the_whole(text in "[a-f in\u{e9}\u{1f600}]{1,20}", at: prop::sample::Index) {
         let tokenizer = tokenizer(&file());
@@ -140,7 +141,7 @@ proptest! {
     fn damaged_files_are_an_error_or_harmless(edits in prop::collection::vec((any::<usize>(), any::<u8>()), 1..4)) {
         let mut bytes = file().bytes();
         for (at, byte) in edits {
-            // Most of the header.
+            // The damage is within the first 9000 bytes, which are most of the header.
             let len = bytes.len().min(9000);
             bytes[at % len] = byte;
         }

@@ -1,4 +1,5 @@
-//! Split GGUF files: all parts are read, whichever of them is named, and a missing or exchanged part is an error.
+//! Tests of split GGUF files: all parts are read, whichever of them is named, and a missing or exchanged part is an
+//! error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -129,7 +130,7 @@ fn keys_of_splits_that_are_wrong() {
     unnumbered[0].remove("split.no");
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(error(&write(dir.path(), &unnumbered)[0]), format!("{}: key `split.no` is missing", name(0)));
-    // A model of one part is whole.
+    // A split model with a single part is complete.
     let mut whole = File::llama();
     whole.set("split.count", u16_value(1));
     assert!(whole.open().unwrap().target().is_ok());

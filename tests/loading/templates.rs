@@ -1,5 +1,5 @@
-//! Chat templates render as Python's Jinja2 renders them: 70 templates of well-known models, and single constructs in
-//! which the engine and Jinja2 differ. `tests/record/templates.py` recorded the texts.
+//! Tests that chat templates render as Python's Jinja2 renders them: 70 templates of well-known models, and single
+//! constructs in which the engine and Jinja2 differ. `tests/record/templates.py` recorded the texts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,12 +17,12 @@ fn templates() -> PathBuf {
 struct Rendered {
     unix_seconds: u64,
     tokens: BTreeMap<String, String>,
-    /// Variables as JSON, by the name of the case.
+    /// The template's variables as JSON text, by the name of the case.
     cases: BTreeMap<String, String>,
     rows: Vec<Row>,
 }
 
-/// What Jinja2 rendered; no text if it failed.
+/// The text that Jinja2 rendered for a template and a case; no text if Jinja2 failed.
 #[derive(Deserialize)]
 struct Row {
     template: String,
@@ -55,7 +55,7 @@ fn with_template(source: &[u8], tokens: &BTreeMap<String, String>) -> TempDir {
     dir
 }
 
-/// Shows where two texts part.
+/// Shows the place at which two texts begin to differ.
 fn difference(found: &str, expected: &str) -> String {
     let same = found.chars().zip(expected.chars()).take_while(|(a, b)| a == b).count();
     let shown = |text: &str| text.chars().skip(same.saturating_sub(30)).take(90).collect::<String>();

@@ -1,5 +1,5 @@
-//! The forward pass gives the same logits as transformers for every architecture, rope type and stored type that loads.
-//! The recordings are in `tests/fixtures/transformers`.
+//! Tests that the forward pass gives the same logits as transformers for every architecture, rope type and stored type
+//! that loads. The recordings are in `tests/fixtures/transformers`.
 
 use std::path::Path;
 
@@ -66,7 +66,7 @@ fn logits_equal_those_of_transformers() {
     }
 }
 
-/// The tolerance above separates these models from similar ones: with another rope, logits differ far more.
+/// The tests' tolerance distinguishes these models from similar models: with another rope, the logits differ far more.
 #[test]
 fn another_rope_would_be_noticed() {
     for name in ["llama-linear", "llama-llama3", "llama-yarn", "qwen3-yarn-v5"] {
@@ -79,7 +79,8 @@ fn another_rope_would_be_noticed() {
     }
 }
 
-/// With bf16 activations, logits stay close (their standard deviation is 1.5) but differ from f32.
+/// With bf16 activations, logits stay close to transformers' f32 logits (whose standard deviation is 1.5) but differ
+/// from them.
 #[test]
 fn bf16_activations_round() {
     for name in MODELS {

@@ -1,4 +1,5 @@
-//! The engine compared with the reference: a forward pass without any cache, and the plain decode loop.
+//! Tests that compare the engine with the reference: with a forward pass without any cache, and with the plain decode
+//! loop.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +15,7 @@ use crate::support::properties::properties;
 use crate::support::reference;
 use crate::support::runs::{engine, run, run_alone};
 
-/// Largest difference between f32 and f64 results over a few small layers.
+/// Tolerance for the difference between f32 and f64 results over a few small layers, relative to the largest result.
 const TOLERANCE: f64 = 2e-3;
 
 fn close(found: &[f32], expected: &[f64]) -> bool {
@@ -87,8 +88,8 @@ proptest! {
     }
 }
 
-/// Each step equals a step of the reference's own loop in f64, under every rule. The seeds are fixed, and none of their
-/// draws is a near-tie, at which f32 and f64 could differ.
+/// Each step of the engine equals a step of the reference's own loop in f64, under every rule. The seeds are fixed, and
+/// none of their draws is a near-tie, at which f32 and f64 could differ.
 #[test]
 fn the_decode_loop_is_the_references() {
     let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();

@@ -1,4 +1,4 @@
-//! Invalid requests and engine options: each is refused with a message that names the reason.
+//! Tests that the engine refuses each invalid request or option with a message that names the reason.
 
 use flexdraft::decode::{
     Auto, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
@@ -15,7 +15,7 @@ fn refusal(request: Request) -> String {
     let mut engine = engine(&spec, Mode::Parallel);
     let message = engine.add(request).unwrap_err().to_string();
     assert!(engine.is_idle());
-    // The engine still serves valid requests.
+    // After a refused request, the engine still serves valid requests.
     assert_eq!(run(&mut engine, vec![Request::new(vec![1], 3)])[0].tokens.len(), 3);
     message
 }

@@ -1,5 +1,5 @@
-//! The model pair in the repository: its drafts are accepted on prompts that neither model was trained on, and do not
-//! change the tokens.
+//! Tests of the target and drafter in the repository: drafts are accepted on prompts that neither model was trained on,
+//! and do not change the tokens.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn drafts_are_accepted_and_change_nothing() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
         .map(|line| tokenizer.encode(line["prompt"].as_str().unwrap(), true).unwrap())
         .collect();
-    // The prompts come from all parts of the list.
+    // The chosen prompts come from all parts of the list.
     let chosen = || prompts.iter().step_by(prompts.len() / PROMPTS).take(PROMPTS);
     assert_eq!(chosen().count(), PROMPTS);
 
@@ -53,6 +53,6 @@ fn drafts_are_accepted_and_change_nothing() {
     assert!(tau > LEAST_ACCEPTANCE_LENGTH, "acceptance length {tau}");
 }
 
-/// The pair's acceptance length is higher (`demo/tiny/README.md`); a value far below it means that the pair or its
-/// loading has lost something.
+/// The bundled drafter's acceptance length is higher (`demo/tiny/README.md`); a value far below it means that the
+/// models or their loading have lost something.
 const LEAST_ACCEPTANCE_LENGTH: f64 = 1.7;

@@ -1,4 +1,5 @@
-//! The rules `rejection` and `block` are lossless, shown by integration instead of sampling.
+//! Tests that the rules `rejection` and `block` are lossless, by integration over all random numbers instead of
+//! sampling.
 //!
 //! On small vocabularies the test enumerates every draft, every outcome of every acceptance test and every bonus token
 //! of two consecutive steps with its probability, through the functions that the engine calls. The joint distribution
@@ -17,7 +18,7 @@ use proptest::prelude::*;
 
 use crate::support::properties::properties;
 
-/// The number of tokens whose joint distribution is compared.
+/// The number of generated tokens whose joint distribution is compared.
 const COMPARED: usize = 4;
 const TOLERANCE: f64 = 1e-9;
 
@@ -46,11 +47,11 @@ enum Drafter {
     Target,
 }
 
-/// The condition under which a draft is verified up to slot j.
+/// A rule that decides how many draft tokens are verified: the draft is verified up to slot j if a condition holds.
 #[derive(Clone, Copy, Debug)]
 enum VerifyLen {
     Fixed(usize),
-    /// The product of the confidences must be at least this number; at least 1 slot is verified.
+    /// The condition is that the product of the confidences is at least this number; at least 1 slot is verified.
     Confidence(f32),
     /// The condition is a function of the draft tokens before slot j, d_1..d_{j−1}, which is allowed.
     EarlierDrafts,
@@ -75,23 +76,24 @@ impl VerifyLen {
     }
 }
 
-/// A bug planted in the decode loop.
+/// A bug that the tests plant in the decode loop, and must find.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
-    /// The residual is |P·p − q| in place of max(P·p − q, 0).
+    /// The planted residual is |P·p − q| in place of max(P·p − q, 0).
     ResidualNotClamped,
-    /// The bonus token is drawn from p_a in place of the residual.
+    /// The planted bug draws the bonus token from p_a in place of the residual.
     NoResidual,
-    /// The residual of `block` is computed with P = 1.
+    /// The planted bug computes the residual of `block` with P = 1.
     ResidualWithoutPrefix,
-    /// Acceptance compares with the drafter's distribution before warping; the drafts are drawn after warping.
+    /// The planted bug compares with the drafter's distribution before warping, although the drafts are drawn after
+    /// warping.
     DraftNotWarped,
-    /// The uniform number of a draft token depends on the token's position and not on the step.
+    /// The planted bug keys a draft token's uniform number by the token's position and not by the step.
     PositionKeyed,
 }
 
 impl World {
-    /// Returns logits that are often ordinary, and sometimes −∞ for some ids or for all but one.
+    /// Returns random logits that are often ordinary, and sometimes −∞ for some ids or for all but one.
     fn logits(&self, salt: usize, tokens: &[u32]) -> Vec<f32> {
         let key = tokens.iter().fold(1, |key, &token| key * self.vocab + token as usize);
         let stream = |slot| Stream::new(self.seed, Purpose::TargetDraw, 8 * salt + slot, key);
@@ -164,10 +166,10 @@ fn total_variation(a: &Law, b: &Law) -> f64 {
         / 2.0
 }
 
-/// The part of [0, 1) that contains a uniform number, as far as earlier tests tell.
+/// An interval of [0, 1) that contains a uniform number, as far as earlier tests of that number tell.
 type Interval = (f64, f64);
 
-/// The state of the enumeration between two steps.
+/// A state of the enumerated decode loop between two steps.
 #[derive(Clone, Debug)]
 struct State {
     /// The prompt and the committed tokens.
@@ -178,7 +180,7 @@ struct State {
     weight: f64,
 }
 
-/// The target's and the draft's distributions in one verification.
+/// The distributions of target and drafter in one verification.
 struct StepRows<'a> {
     target: &'a [Vec<f64>],
     draft: &'a [Vec<f64>],
@@ -194,7 +196,7 @@ impl Rows for StepRows<'_> {
     }
 }
 
-/// A decode loop under test.
+/// The enumerated decode loop: a target and drafter, a rule, and a planted bug if there is one.
 struct Loop<'a> {
     world: &'a World,
     rule: Rule,
@@ -221,14 +223,14 @@ impl Loop<'_> {
         law
     }
 
-    /// Runs one step from a state of the enumeration. Returns every state that it can lead to, and the expected number
-    /// of accepted draft tokens.
+    /// Runs one step from a state of the enumerated loop. Returns every state that it can lead to, and the expected
+    /// number of accepted draft tokens.
     fn step(&self, state: &State) -> (Vec<State>, f64) {
         let slots = 1..self.world.block_size;
         let logits: Vec<Vec<f32>> = slots.map(|slot| self.world.draft_logits(&state.tokens, slot)).collect();
         let confidences: Vec<f32> = logits.iter().map(|row| confidence(row)).collect();
         let q: Vec<Vec<f64>> = logits.iter().map(|row| softmax(&warp(row, &self.world.sampling))).collect();
-        // Returns the distributions that acceptance takes for the drafter's.
+        // The distributions that acceptance uses as the drafter's, which the bug `DraftNotWarped` falsifies.
         let rows = match self.bug {
             Some(Bug::DraftNotWarped) => {
                 logits.iter().map(|row| softmax(&warp(row, &SamplingParams::at_temperature(1.0)))).collect()
@@ -246,7 +248,7 @@ impl Loop<'_> {
         (next, expected)
     }
 
-    /// Calls `visit` with every draft that may be verified, and with its probability times `weight`.
+    /// Calls `visit` with every draft that may be verified, and with the draft's probability times `weight`.
     fn each_draft(
         &self,
         q: &[Vec<f64>],
@@ -273,7 +275,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Adds every outcome of verifying `draft` to `next`.
+    /// Adds the state after every outcome of verifying `draft` to `next`.
     fn verify(
         &self,
         state: &State,
@@ -295,7 +297,8 @@ impl Loop<'_> {
             let weights = self.bonus_weights(draft, &rows, &decision);
             let sum: f64 = weights.iter().sum();
             let uniforms = match self.bug {
-                // Draft token i of this step has the position of draft token i − a − 1 of the next step.
+                // With uniform numbers keyed by position, draft token i of this step shares its number with draft token
+                // i − a − 1 of the next step.
                 Some(Bug::PositionKeyed) => intervals
                     .iter()
                     .chain(state.uniforms.iter().skip(draft.len()))
@@ -351,8 +354,8 @@ impl Loop<'_> {
     }
 }
 
-/// Calls `visit` with the product of intervals for every combination of test outcomes, and with its probability times
-/// `weight`. `verdicts_if_ready` bounds the first uniforms.
+/// Calls `visit` with the uniform numbers' intervals for every combination of test outcomes, and with the combination's
+/// probability times `weight`. `known` bounds the first uniforms.
 fn each_outcome(
     tests: &[f64],
     known: &[Interval],
@@ -367,7 +370,8 @@ fn each_outcome(
     let (low, high) = known.get(intervals.len()).copied().unwrap_or((0.0, 1.0));
     for part in [(low, high.min(probability)), (low.max(probability), high)] {
         let width = part.1 - part.0;
-        // An interval narrower than the spacing of floating-point numbers has no number inside to call the rule with.
+        // The recursion skips an interval narrower than the spacing of floating-point numbers, which has no number
+        // inside to call the rule with.
         if width > 1e-14 {
             intervals.push(part);
             each_outcome(tests, known, intervals, weight * width / (high - low), visit);
@@ -376,7 +380,7 @@ fn each_outcome(
     }
 }
 
-/// Joins states that are equal in everything except their weight.
+/// Joins states of the enumeration that are equal in everything except their weight.
 fn merged(states: Vec<State>) -> Vec<State> {
     let (plain, mut rest): (Vec<State>, Vec<State>) =
         states.into_iter().partition(|state| state.uniforms.is_empty());
@@ -418,7 +422,7 @@ fn worlds() -> impl Strategy<Value = World> {
     )
 }
 
-/// Seeds of random targets and drafters with which every bug has an effect.
+/// Seeds of random targets and drafters with which every planted bug has an effect.
 const ORDINARY: std::ops::Range<u64> = 0..40;
 
 fn ordinary(seed: u64) -> World {
@@ -433,7 +437,8 @@ fn ordinary(seed: u64) -> World {
     }
 }
 
-/// Returns the largest distance from the target's distribution over the ordinary targets and drafters.
+/// Returns the largest distance between the loop's and the target's distribution over the ordinary targets and
+/// drafters.
 fn largest_error(rule: Rule, bug: Option<Bug>, change: impl Fn(&mut World)) -> f64 {
     let error = |seed| {
         let mut world = ordinary(seed);
@@ -524,7 +529,7 @@ fn planted_bugs_are_found() {
         (Bug::ResidualNotClamped, 0.2, 0.2),
         (Bug::NoResidual, 0.1, 0.1),
         (Bug::DraftNotWarped, 0.05, 0.05),
-        // The planted bug is harmless for `rejection`: P is always 1, and no uniform number after the first rejection
+        // For `rejection`, this planted bug is harmless: P is always 1, and no uniform number after the first rejection
         // is used.
         (Bug::ResidualWithoutPrefix, NEVER, 0.02),
         (Bug::PositionKeyed, NEVER, 0.02),

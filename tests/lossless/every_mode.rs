@@ -1,4 +1,5 @@
-//! Random requests, and their comparison in every mode with autoregressive decoding: for greedy decoding and rule `match`.
+//! Random requests, and checks that every mode gives them the tokens of autoregressive decoding: for greedy decoding
+//! and rule `match`.
 
 use flexdraft::decode::{Auto, Confidence, Mode, Policy, Record, Request};
 use proptest::prelude::*;
@@ -14,7 +15,7 @@ pub struct Ask {
     pub max_new_tokens: usize,
     pub threshold: f32,
     pub stop_id: Option<u32>,
-    /// True if a proposer drafts, whose drafts are right up to some place.
+    /// True if a proposer drafts for the request; its drafts are right up to some place.
     pub proposes: bool,
 }
 
@@ -42,7 +43,8 @@ impl Ask {
     }
 }
 
-/// Requests and their outputs in autoregressive decoding. `request` makes a request of an `Ask` and the parameters of the test.
+/// Requests, with their outputs in autoregressive decoding. `request` makes a request of an `Ask` and the parameters of
+/// the test.
 pub struct Case<'a, T, F> {
     pub spec: &'a Spec,
     pub asks: &'a [(Ask, T)],
@@ -95,7 +97,7 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
     }
 }
 
-/// Counts each accepted length among the steps, which must all verify `verify_len` tokens.
+/// Counts how often each accepted length occurs among the steps, which must all verify `verify_len` tokens.
 pub fn accepted_lengths(outputs: &[Output], verify_len: usize) -> Vec<usize> {
     let mut seen = vec![0; verify_len + 1];
     for record in outputs.iter().flat_map(|output| &output.records) {

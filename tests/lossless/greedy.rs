@@ -1,5 +1,5 @@
-//! Greedy decoding is lossless: every mode, group set and batch gives the tokens of plain autoregressive decoding,
-//! which agree with a forward pass without any cache.
+//! Tests that greedy decoding is lossless: every mode, group set and batch gives the tokens of plain autoregressive
+//! decoding, which agree with a forward pass without any cache.
 
 use flexdraft::decode::{Confidence, ConfidenceStrategy, Finish, Mode, Request};
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use crate::support::models::{Shapes, Spec, spec};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, run_alone};
 
-/// The strategy of the confidence, and the block size.
+/// Whether confidences are compared one by one with the threshold (or as a product), and the block size.
 type Drafting = (bool, Option<usize>);
 
 fn request(spec: &Spec, (ask, (min_confidence, block_size)): &(Ask, Drafting)) -> Request {
@@ -48,8 +48,8 @@ proptest! {
     }
 }
 
-/// Every accepted length occurs in every mode, in a batch whose contexts span several pages: the proposer gives the
-/// true continuation with one wrong token.
+/// Every accepted length occurs in every mode, in a batch whose contexts span several pages, because the proposer
+/// drafts the true continuation with one wrong token.
 #[test]
 fn every_accepted_length_occurs_in_every_mode() {
     let spec = Spec { block_size: 6, ..Spec::default() };

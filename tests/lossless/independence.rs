@@ -1,4 +1,4 @@
-//! The output of a request depends on the request alone.
+//! Tests that the output of a request depends on the request alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,7 +39,7 @@ fn with_options(spec: &Spec, threads: usize, options: EngineOptions) -> Engine<C
     Engine::new(model(spec, cpu(threads)), RandomGroups(99), options).unwrap()
 }
 
-/// Compares outputs and records except for the group sets, which the policy chooses.
+/// Checks that outputs and records are the same, except for the group sets, which the policy chooses.
 fn assert_same(outputs: &[Output], expected: &[Output]) {
     use flexdraft::decode::Record;
     assert_eq!(outputs.len(), expected.len());
@@ -79,8 +79,8 @@ fn alone_or_in_a_batch_of_64_whatever_the_threads_pages_and_chunks() {
     assert_same(&outputs, &expected);
 }
 
-/// If the cache holds only a few sequences, the other sequences wait, or are preempted and computed again. Requests whose
-/// tokens do not depend on the verify length verify shorter drafts then.
+/// If the cache holds only a few sequences, the other sequences wait or are preempted and computed again, with the same
+/// output. Requests whose tokens do not depend on the verify length verify shorter drafts then.
 #[test]
 fn a_small_cache_changes_no_output() {
     let spec = Spec::default();
@@ -98,7 +98,8 @@ fn a_small_cache_changes_no_output() {
     }
 }
 
-/// Returns a request whose prompt and output fill 59 of 60 positions: the last token's are not computed.
+/// Returns a request whose prompt and output fill 59 of 60 positions: the last token's keys and values are not
+/// computed.
 fn filling(rule: Rule, temperature: f32, record: bool) -> Request {
     let sampling = SamplingParams { temperature, ..SamplingParams::GREEDY };
     Request { rule, sampling, record, seed: 5, ..Request::new((0..20).collect(), 40) }
@@ -150,7 +151,8 @@ impl Policy for Counting {
     }
 }
 
-/// All drafts are right, and 12 tokens are not a prompt's token and whole blocks of 5. Only a record needs whole blocks.
+/// All drafts are right, so steps would commit whole blocks of 5, but the output of 12 tokens ends within a block. Only
+/// a record needs whole blocks.
 #[test]
 fn drafts_beyond_the_output_are_not_verified() {
     let spec = Spec::default();
@@ -233,7 +235,7 @@ fn a_request_larger_than_the_cache_is_refused() {
         "the KV cache is too small: the request needs 5 pages of 16 tokens, there are 4"
     );
     assert!(engine.is_idle());
-    // Requests that need every page run: the last token is never in the cache.
+    // Requests that need every page of the cache run: the last token of an output is never in the cache.
     for (prompt, max_new_tokens) in [(40, 25), (64, 1), (50, 10)] {
         let outputs = run(&mut engine, vec![Request::new(vec![1; prompt], max_new_tokens)]);
         assert_eq!((outputs[0].tokens.len(), &outputs[0].finish), (max_new_tokens, &Some(Finish::Length)));

@@ -1,5 +1,5 @@
-//! A logits hook changes the target's distribution and nothing else: with a hook, every mode still gives the tokens of
-//! autoregressive decoding with the same hook.
+//! Tests that a logits hook changes the target's distribution and nothing else: with a hook, every mode still gives the
+//! tokens of autoregressive decoding with the same hook.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};

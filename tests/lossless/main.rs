@@ -1,5 +1,5 @@
-//! The decode loop on the CPU device is lossless: compared with autoregressive decoding, exact probabilities, the
-//! reference, and recordings of the official implementation.
+//! Tests that the decode loop on the CPU device is lossless: compared with autoregressive decoding, exact
+//! probabilities, the reference, and recordings of the official implementation.
 
 mod against_reference;
 mod bad_requests;

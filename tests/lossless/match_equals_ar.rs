@@ -1,5 +1,5 @@
-//! The rule `match` gives the same tokens as autoregressive sampling with the same seed: at any temperature, with and
-//! without truncation, in every mode, with any group sets, alone and in batches.
+//! Tests that the rule `match` gives the same tokens as autoregressive sampling with the same seed: at any temperature,
+//! with and without truncation, in every mode, with any group sets, alone and in batches.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Confidence, Mode, Request};
@@ -11,7 +11,7 @@ use crate::support::models::{Shapes, Spec, spec};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, engine, run, run_alone};
 
-/// Parameters and seed of the sampling.
+/// The sampling parameters and the seed of a request.
 type Sampled = (SamplingParams, u64);
 
 prop_compose! {
@@ -40,7 +40,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let request = |ask: &(Ask, Sampled)| request(&spec, ask);
-        // Without drafts every rule draws the same tokens; `rejection` serves as plain sampling here.
+        // The comparison uses `rejection` without drafts as plain sampling: without drafts every rule draws the same
+        // tokens.
         let plain = |ask: &(Ask, Sampled)| Request { rule: Rule::Rejection, ..request(ask) };
         let ar: Vec<Output> =
             asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, plain(ask))).collect();
@@ -48,8 +49,8 @@ proptest! {
     }
 }
 
-/// Drafts that are right up to some place are accepted up to that place, in every mode, in a batch whose contexts span
-/// several pages.
+/// If drafts are right up to some place, `match` accepts them up to that place, in every mode, in a batch whose
+/// contexts span several pages.
 #[test]
 fn every_accepted_length_occurs_in_every_mode() {
     let spec = Spec { block_size: 6, ..Spec::default() };

@@ -1,4 +1,4 @@
-//! The rows of a sequence have the same bits in a pass of their own and in a pass with other sequences.
+//! Tests that the rows of a sequence have the same bits in a pass of their own and in a pass with other sequences.
 
 use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
@@ -15,7 +15,7 @@ fn bits(buffer: &CpuBuffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
-/// A sequence of a pass: its cached positions, its candidates and its groups.
+/// A sequence of a pass: its cached positions, its candidates and its mask groups.
 #[derive(Clone, Debug)]
 struct Place {
     cached: usize,
@@ -36,7 +36,7 @@ prop_compose! {
     }
 }
 
-/// Returns the hidden states (as logits) of a pass over `places`, by row: candidates and groups of each place.
+/// Returns the logits of every row of a pass over `places` as bits: the candidates and groups of each place.
 fn run_pass(
     spec: &Spec,
     device: Cpu,
@@ -105,8 +105,8 @@ fn run_pass(
 proptest! {
     #![proptest_config(properties(48))]
 
-    /// A sequence gives the same bits alone and among others, with other pages and page sizes, with more threads, and
-    /// in a cache that held NaN, for candidates and groups.
+    /// A sequence's candidates and groups have the same bits alone and among other sequences, with other pages and page
+    /// sizes, with more threads, and in a cache that held NaN.
     #[test]
     fn sequences_of_a_pass(
         spec in spec(Shapes::SMALL),
@@ -136,7 +136,8 @@ proptest! {
             prop_assert_eq!(&row, expected);
         }
         for (index, &k) in place.groups.iter().enumerate() {
-            // The candidates up to k count as accepted here: the group follows the last of them.
+            // In the pass of group k alone, the candidates up to k count as accepted, so the group follows the last of
+            // them.
             let alone = Place { cached: place.cached + k, candidates: 1, groups: vec![0], slots: place.slots };
             let rows = run_pass(&spec, cpu(1), 16, &[alone], false).remove(0);
             let first = place.candidates + index * place.slots;

@@ -1,4 +1,4 @@
-//! The reports that policies receive, and the limits of their choices.
+//! Tests of the reports that policies receive, and of the limits of their choices.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::support::runs::{engine, run};
 
 type Steps = Arc<Mutex<Vec<Vec<SequenceStep>>>>;
 
-/// A policy that drafts or not, always claims to draft, and stores the reports that it receives.
+/// A policy that drafts or not, always reports that it drafts, and stores the reports that it receives.
 struct Spy {
     draft: bool,
     steps: Steps,
@@ -50,7 +50,7 @@ fn every_step_is_reported_as_it_happened() {
         let steps = Steps::default();
         let mut engine = engine(&Spec::default(), Spy { draft, steps: steps.clone() });
         let output = run(&mut engine, vec![request(3, 0.0)]).remove(0);
-        // The first step of a request reads the prompt.
+        // The first step of a request reads the prompt and has no mode.
         let mut expected = vec![SequenceStep { mode: None, had_draft: false, drafted: draft, committed: 1 }];
         expected.extend(output.records.iter().filter_map(|record| match record {
             Record::Prefill(_) => None,

@@ -1,5 +1,5 @@
-//! Parallel and sequential drafting are the same computation: from the same state they give the same draft tokens and
-//! confidences, bit for bit, under every rule, in every batch.
+//! Tests that parallel and sequential drafting are the same computation: from the same state they give the same draft
+//! tokens and confidences, bit for bit, under every rule, in every batch.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};

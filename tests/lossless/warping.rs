@@ -1,4 +1,5 @@
-//! Warping agrees with transformers' logits processors on recorded rows, and with the reference on random rows.
+//! Tests that warping agrees with transformers' logits processors on recorded rows, and with the reference on random
+//! rows.
 
 use flexdraft::sampling::{SamplingParams, softmax, warp};
 use flexdraft_reference::warp as reference;
@@ -12,7 +13,7 @@ struct Recording {
     rows: Vec<Row>,
 }
 
-/// A recorded logit; `None` is −∞.
+/// A recorded row of logits before and after warping; the logit `None` is −∞.
 #[derive(Deserialize)]
 struct Row {
     temperature: f32,
@@ -49,7 +50,7 @@ fn scores_equal_those_of_transformers() {
                 assert_eq!(*found, f32::NEG_INFINITY, "row {index}, id {id}: kept");
                 continue;
             };
-            // The crate's scores are relative to the largest score.
+            // The crate's scores are relative to the row's largest score, so the recorded scores are shifted by it.
             let tolerance = 1e-6 * expected.abs().max(largest.abs()).max(1.0);
             let difference = (found - (expected - largest)).abs();
             assert!(difference <= tolerance, "row {index}, id {id}: {found} is not {expected} − {largest}");
@@ -60,7 +61,7 @@ fn scores_equal_those_of_transformers() {
 proptest! {
     #![proptest_config(properties(64))]
 
-    /// Logits lie on a coarse grid, so that ties are common and no cut depends on rounding.
+    /// The logits lie on a coarse grid, so that ties are common and no cut of truncation depends on rounding.
     #[test]
     fn probabilities_equal_the_references(
         grid in prop::collection::vec(-8i32..9, 1..70),

@@ -163,7 +163,7 @@ def save(name, template, tokens, where):
         case "named":
             config["chat_template"] = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": template}]
         case "file":
-            # The template file takes precedence over the config.
+            # transformers prefers the template file to the config's template.
             config["chat_template"] = "{{ 'not this one' }}"
             (path / "chat_template.jinja").write_text(template)
     (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The directory of recordings, and the format of numbers in them."""
+"""The directory of recordings, and functions that write numbers into them."""
 
 import json
 import pathlib

@@ -16,12 +16,12 @@ from common import OUT, TESTS, write
 from tokenizer import TEXTS
 
 GGUF = TESTS / "fixtures" / "gguf"
-# Files of blocks, by name.
+# The block types in each file of quantised blocks, by the file's name.
 QUANTIZATIONS = {
     "blocks": [Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q6_K],
     "blocks-2": [Type.Q5_0, Type.Q5_1, Type.Q2_K, Type.Q3_K, Type.Q5_K, Type.IQ4_NL, Type.IQ4_XS],
 }
-# Offsets of the f16 scales in a block, in units of two bytes.
+# Offsets of the f16 scales in a block of each type, in units of two bytes.
 SCALES = {
     Type.Q4_0: [0],
     Type.Q4_1: [0, 1],
@@ -56,7 +56,8 @@ def to_bf16(x):
 
 
 def blocks(name):
-    """Writes random blocks. Any bytes with finite scales are a block, so random bytes test every bit of a format."""
+    """Writes a file of random quantised blocks. Any bytes with finite scales are a block, so random bytes test every
+    bit of a format."""
     random = numpy.random.default_rng(11)
     writer = new_writer(name, "llama")
     for kind in QUANTIZATIONS[name]:
@@ -65,7 +66,7 @@ def blocks(name):
         raw = random.integers(0, 256, (rows, per_row, size), dtype=numpy.uint8)
         halves = raw.view(numpy.uint16)
         for index in SCALES[kind]:
-            # The scales include both signs, zeros and subnormal numbers, but not infinity and NaN.
+            # The blocks' scales include both signs, zeros and subnormal numbers, but not infinity and NaN.
             scale = halves[..., index]
             scale[(scale & 0x7C00) == 0x7C00] &= 0xBFFF
         raw = raw.reshape(rows, -1)
@@ -86,7 +87,7 @@ def model(source, name=None, quantize=None, alignment=None):
     """Converts a transformers directory to a GGUF file, with the package's own names of keys and tensors."""
     path = OUT / "models" / source
     config = AutoConfig.from_pretrained(path)
-    # Mistral's models are stored as Llama's.
+    # GGUF files store Mistral's models with the architecture `llama`.
     kind = {"mistral": "llama"}.get(config.model_type, config.model_type)
     permuted = kind in ("llama", "smollm3")
     writer = new_writer(name or source, kind)

@@ -34,7 +34,7 @@ SHAPE = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
-# The YaRN config has all optional keys; with this beta_fast the ramp is within a head.
+# This YaRN config has all optional keys; with this beta_fast the ramp is within a head.
 YARN_FULL = dict(
     YARN, factor=8.0, beta_fast=2.0, beta_slow=0.25, mscale=0.7, mscale_all_dim=1.3, truncate=False
 )
@@ -71,7 +71,7 @@ def write_model(name, kind, dtype, seed, shards=None, rope_parameters=False, gen
     config = config_class(**{**SHAPE, **options}, attn_implementation="eager")
     model = model_class(config).eval()
     randomize(model, seed)
-    # Converts only the parameters, because `model.to` would also round the rotary frequencies.
+    # Only the parameters are converted, because `model.to` would also round the rotary frequencies.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -125,5 +125,5 @@ if __name__ == "__main__":
     record("qwen3-yarn-v5", "qwen3", f16, 8, head_dim=32, rope_scaling=YARN_FULL, rope_parameters=True)
     record("mistral", "mistral", bf16, 9, sliding_window=128, rope_theta=1000000.0, head_dim=16)
     record("qwen2", "qwen2", f32_, 10, tie_word_embeddings=True, rope_theta=1000000.0)
-    # The last of every four layers does not rotate.
+    # In SmolLM3, the last of every four layers has no rotary embedding.
     record("smollm3", "smollm3", f16, 11, num_hidden_layers=5)

@@ -195,10 +195,10 @@ def main(folder):
     for path in sorted(pathlib.Path(folder).glob("*.jinja")):
         source = path.read_bytes()
         (TEMPLATES / path.name).write_bytes(source)
-        # As in transformers, line endings reach the engine unchanged.
+        # The template's line endings reach Jinja2 unchanged, as in transformers.
         template = environment().from_string(source.decode())
         rows += [dict(template=path.name, case=name, **render(template, case)) for name, case in CASES.items()]
-    # As text, because the order of keys matters.
+    # The variables are recorded as JSON text, because the order of keys matters.
     cases = {name: json.dumps(case, ensure_ascii=False) for name, case in CASES.items()}
     head = dict(unix_seconds=UNIX_SECONDS, tokens=TOKENS, cases=cases)
     write_rows(TEMPLATES / "rendered.json", head, "rows", rows)

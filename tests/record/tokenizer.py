@@ -42,7 +42,7 @@ def byte_fallback_tokenizer():
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # The tokenizer has length limits, which transformers applies only on request.
+    # The recorded tokenizer has length limits, which transformers applies only on request.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=4)
     path = OUT / "tokenizers" / "byte-fallback" / "tokenizer.json"

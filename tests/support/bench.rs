@@ -3,7 +3,7 @@
 use flexdraft::kernels::Kernels;
 use flexdraft::runtime::{Element, Runtime, Simt, SimtOptions, View, ViewMut};
 
-/// The kernels and a stream.
+/// The kernels on a runtime, and a stream for a test's launches.
 pub struct Bench<R: Runtime> {
     pub kernels: Kernels<R>,
     pub stream: R::Stream,
@@ -22,7 +22,7 @@ impl<R: Runtime, T: Element> Operand<R, T> {
         Operand { memory, len }
     }
 
-    /// Returns the number of elements.
+    /// Returns the number of elements of the operand.
     pub fn len(&self) -> usize {
         self.len
     }

@@ -15,7 +15,7 @@ pub enum Value {
     Texts(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
-    /// A value of any type: its type number and its bytes.
+    /// A value of any type, given by its type number and its bytes.
     Raw(u32, Vec<u8>),
 }
 
@@ -71,7 +71,7 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.bytes());
 }
 
-/// A tensor as its description in the header says; its data in the file are zeros.
+/// A tensor as the header describes it; its data in the file are zeros.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
     pub name: String,
@@ -87,7 +87,7 @@ pub struct File {
     pub version: u32,
     pub pairs: Vec<(String, Value)>,
     pub tensors: Vec<TensorInfo>,
-    /// Number of bytes of tensor data.
+    /// The bytes of the tensors' data.
     pub data: Vec<u8>,
 }
 

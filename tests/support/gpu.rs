@@ -56,7 +56,7 @@ pub fn gpu() -> Option<Arc<Gpu>> {
         Err(error) => {
             assert!(std::env::var_os("FLEXDRAFT_REQUIRE_GPU").is_none(), "{error}");
             if MISSING.set(error.clone()).is_ok() {
-                // Written to stderr directly, because the test harness shows the output of failed tests only.
+                // The message goes to stderr directly, because the test harness shows the output of failed tests only.
                 let _ = writeln!(std::io::stderr(), "\n*** SKIPPED on a GPU: {error} ***");
             }
             None
@@ -80,7 +80,8 @@ enum Turn {
     Exclusive(RwLockWriteGuard<'static, ()>),
 }
 
-/// What the test of a thread holds. The GPU is released before the lock, because unloading waits for the whole context.
+/// The GPU and the lock that a test's thread holds. The GPU is released before the lock, because unloading waits for
+/// the whole context.
 struct Held {
     gpu: Option<Arc<Gpu>>,
     #[allow(dead_code)]
@@ -88,11 +89,11 @@ struct Held {
 }
 
 thread_local! {
-    /// What the test of this thread holds, until the thread ends.
+    /// The GPU and the lock that this test's thread holds until the thread ends.
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Makes the thread hold the GPU, and the lock unless the thread has it.
+/// Makes the thread hold the GPU, and hold the lock unless the thread holds it already.
 fn hold(turn: impl FnOnce() -> Turn, gpu: Option<Arc<Gpu>>) {
     HELD.with_borrow_mut(|held| {
         let held = held.get_or_insert_with(|| Held { gpu: None, turn: turn() });

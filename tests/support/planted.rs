@@ -4,12 +4,12 @@ use std::ffi::c_void;
 
 use flexdraft::runtime::{Access, Launch, Region, Runtime, Simt};
 
-/// Returns pseudo-random words that are the same in every run.
+/// Returns pseudo-random 32-bit words that are the same in every run.
 pub fn counting(len: u32) -> Vec<u32> {
     (0..len).map(|i| i.wrapping_mul(0x9e37_79b9) >> 7).collect()
 }
 
-/// The kernels' parameters (`PlantedParams` in C++).
+/// The parameters of the planted kernels (`PlantedParams` in C++).
 #[repr(C)]
 struct Params {
     input: *const u32,

@@ -26,7 +26,7 @@ pub fn properties(usual: u32) -> ProptestConfig {
     }
 }
 
-/// Returns `usual` times `asked` / 64, rounded up, at least 1.
+/// Returns `usual` times `asked` / 64, rounded up, and at least 1: the number of cases of a property.
 fn scaled(usual: u32, asked: u32) -> u32 {
     let cases = (u64::from(usual) * u64::from(asked)).div_ceil(u64::from(USUAL));
     u32::try_from(cases).unwrap_or(u32::MAX).max(1)

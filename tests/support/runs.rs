@@ -59,7 +59,7 @@ pub struct Block {
     pub accepted: usize,
     pub bonus: u32,
     pub draft: Vec<u32>,
-    /// Confidences of the block's tokens, as bits.
+    /// The bits of the draft tokens' confidences.
     pub confidence: Vec<u32>,
 }
 

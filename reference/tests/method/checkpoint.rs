@@ -1,4 +1,4 @@
-//! The recordings' checkpoints and numbers, read from their files.
+//! Readers of the recordings' checkpoints and numbers.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub fn number(value: &Value) -> usize {
     value.as_u64().unwrap() as usize
 }
 
-/// Checks the confidences of a draft against the recorded ones.
+/// Checks the confidences of a draft against the recorded confidences.
 pub fn assert_confidence(name: &str, found: &[f64], recorded: &Value) {
     let recorded = recorded.as_array().unwrap();
     assert_eq!(found.len(), recorded.len(), "{name}");

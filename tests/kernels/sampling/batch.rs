@@ -14,11 +14,11 @@ use crate::support::simt_variant::checking;
 
 const NAN: f32 = f32::NAN;
 
-/// An element type of logits that the test converts to and from f32.
+/// A type that stores logits, with conversions from and to the tests' f32 logits.
 pub trait Stored: Logit + PartialEq + std::fmt::Debug {
     fn of(value: f32) -> Self;
     fn value(self) -> f32;
-    /// The difference between neighbouring values of magnitude 1.
+    /// The difference between neighbouring stored values of magnitude 1.
     const EPSILON: f32;
 }
 
@@ -84,7 +84,7 @@ pub struct Batch<L> {
     pub correction: Option<Correction>,
 }
 
-/// The results of the kernels: statistics, the logits afterwards, and the error word.
+/// The results of the sampling kernels: statistics, the logits afterwards, and the error word.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome<L> {
     pub stats: Vec<RowStats>,
@@ -98,7 +98,7 @@ impl<L: Stored> Batch<L> {
         Batch { vocab: rows[0].len(), rows, ways, correction: None }
     }
 
-    /// Returns a batch of the rows `order`, in that order.
+    /// Returns a batch with the rows whose indices are in `order`, in that order.
     pub fn picked(&self, order: &[usize]) -> Self {
         Batch {
             vocab: self.vocab,
@@ -111,12 +111,13 @@ impl<L: Stored> Batch<L> {
         }
     }
 
-    /// Runs the kernels on one processor after the other.
+    /// Runs the sampling kernels on each processor in turn.
     pub fn on_every_processor(&self, keep: bool) -> impl Iterator<Item = Outcome<L>> {
         processors().map(move |processor| self.run(&bench(processor), keep))
     }
 
-    /// Runs the kernels. Memory that they must not read, and memory that they must write, is NaN before.
+    /// Runs the sampling kernels on the batch. Memory that they must not read, and memory that they must write, is NaN
+    /// before.
     pub fn run(&self, bench: &Bench, keep: bool) -> Outcome<L> {
         let stride = self.vocab.next_multiple_of(8) + 8;
         let mut logits = vec![L::of(NAN); self.rows.len() * stride];
@@ -170,12 +171,12 @@ impl<L: Stored> Batch<L> {
     }
 }
 
-/// Returns statistics with all bits set.
+/// Returns row statistics with all bits set, to show what a kernel does not write.
 pub fn poisoned_stats() -> RowStats {
     bytemuck::pod_read_unaligned(&[0xff; size_of::<RowStats>()])
 }
 
-/// Returns the kernels on a processor; on the emulator without checks, unless others are asked for.
+/// Returns kernels on a processor; on the emulator without checks (unless FLEXDRAFT_TEST_CHECKING says otherwise).
 pub fn bench(processor: Processor) -> Bench {
     Bench::on(processor, SimtOptions { checking: checking(Checking::Off), ..SimtOptions::default() })
 }

@@ -14,18 +14,18 @@ const NAN: f32 = f32::NAN;
 pub fn noise(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     let mut random = Xorshift::new(seed);
     let mut next = || random.uniform();
-    // The sum of three uniform numbers is roughly bell-shaped.
+    // The sum of three uniform numbers, which is roughly bell-shaped, is the test's noise.
     (0..len).map(|_| (next() + next() + next() - 1.5) * 2.0 * scale).collect()
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
     Bell(f32),
-    /// Few distinct values, so that ties are everywhere.
+    /// Logits with few distinct values, so that ties are everywhere.
     Steps(f32),
-    /// Values so close together that they share bins.
+    /// Logits so close together that many share a bin of truncation's histogram.
     Crowd,
-    /// Like `Bell`, with some NaN and infinities.
+    /// Logits like those of `Bell`, with some NaN and infinities.
     Odd,
 }
 

@@ -25,7 +25,7 @@ use oracle::{check, check_row, kept_ids};
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
-// --- Against the reference -------------------------------------------------------------------------------
+// --- Comparison of sampled rows with the reference -------------------------------------------------------
 
 proptest! {
     #![proptest_config(properties(96))]
@@ -48,7 +48,8 @@ fn check_calibrated<L: Stored>(batch: &Batch<L>) {
     batch.on_every_processor(true).for_each(|outcome| check_calibrated_outcome(batch, &exact, &outcome));
 }
 
-/// Returns the calibrator's corrections in f64, and the sum of the magnitudes of each correction's products.
+/// Returns the calibrator's corrections of the logits in f64, and the sum of the magnitudes of each correction's
+/// products.
 fn exact_corrections<L: Stored>(batch: &Batch<L>) -> Vec<Vec<(f64, f64)>> {
     let correction = batch.correction.as_ref().unwrap();
     let wide = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
@@ -72,7 +73,7 @@ fn check_calibrated_outcome<L: Stored>(batch: &Batch<L>, exact: &[Vec<(f64, f64)
                 assert!(found == exact || (found.is_nan() && exact.is_nan()), "{found}, not {exact}");
                 continue;
             }
-            // Half a unit in the last place of the stored type, and the rounding of the f32 sum.
+            // The tolerance is half a unit in the last place of the stored type, and the rounding of the f32 sum.
             let tolerance = f64::from(L::EPSILON) * 0.51 * exact.abs() + (1e-6 * size).max(2e-5);
             let overflows = exact.abs() > 3.38e38;
             assert!(overflows || (found - exact).abs() <= tolerance, "id {id}: {found}, not {exact}");
@@ -95,10 +96,10 @@ proptest! {
     }
 }
 
-// --- The calibrator ---------------------------------------------------------------------------------------
+// --- Comparison of calibrated logits with the reference ---------------------------------------------------
 
-/// The calibrated logits agree with the reference's calibrator, which computes all of them from W1 and the bonus token;
-/// the kernel takes u.
+/// The kernel's calibrated logits, computed from the hidden row u, agree with the reference's calibrator, which
+/// computes u from W1 and the bonus token.
 #[test]
 fn a_draft_slot_is_the_reference_s_from_end_to_end() {
     let (vocab, hidden, rank) = (150, 12, 16);
@@ -123,7 +124,7 @@ fn a_draft_slot_is_the_reference_s_from_end_to_end() {
     );
     batch.correction = Some(Correction { rank, weight: w2, bias: Some(bias), hidden: vec![u] });
     for outcome in batch.on_every_processor(true) {
-        // u was rounded to bf16 before the kernel read it.
+        // The tolerance is 0.02, because u was rounded to bf16 before the kernel read it.
         for (found, expected) in outcome.logits[0].iter().zip(&expected) {
             assert!((f64::from(*found) - expected).abs() < 0.02, "{found}, not {expected}");
         }
@@ -131,7 +132,7 @@ fn a_draft_slot_is_the_reference_s_from_end_to_end() {
     }
 }
 
-// --- Truncation ------------------------------------------------------------------------------------------
+// --- Truncation by top-k, top-p and min-p ----------------------------------------------------------------
 
 #[test]
 fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
@@ -141,7 +142,7 @@ fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
         vec![1.5; vocab],
         logits(1, vocab, Shape::Steps(0.5)),
         logits(2, vocab, Shape::Crowd),
-        // Values that differ only in the last bit, next to equal values.
+        // Logits that differ only in the last bit, next to equal logits.
         (0..vocab).map(|id| if id % 2 == 0 { 1.0 } else { 1.0 - f32::EPSILON / 2.0 }).collect(),
         (0..vocab).map(|id| if id % 2 == 0 { -20.0 } else { (id % 3) as f32 }).collect(),
     ];
@@ -163,7 +164,7 @@ fn ties_and_crowds_are_cut_where_the_contract_cuts_them() {
 
 #[test]
 fn equal_logits_reach_a_mass_exactly() {
-    // Weights are equal, so the prefix has ⌈P · n⌉ ids, with P rounded to f32.
+    // The n equal logits have equal weights, so top-p P keeps ⌈P · n⌉ ids, with P rounded to f32.
     for (n, top_p, kept) in [
         (4, 0.5, 2),
         (4, 0.51, 3),
@@ -181,8 +182,8 @@ fn equal_logits_reach_a_mass_exactly() {
     }
 }
 
-/// Top-p values that are neighbours in f32 separate prefixes of one id and of two. The fixed-point weights must be
-/// accurate enough for this.
+/// Top-p values just below and just above the largest probability, neighbours in f32, must keep one id and two ids. The
+/// fixed-point weights must be accurate enough for this.
 #[test]
 fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
     let others = 200;
@@ -208,7 +209,7 @@ fn weights_are_precise_to_better_than_the_mass_that_is_asked_for() {
 
 #[test]
 fn min_p_does_not_bring_back_what_top_k_dropped() {
-    // The smallest score that min-p keeps occurs three times.
+    // The smallest logit that min-p keeps occurs three times.
     let lowest = 0.5f32.ln();
     let lowest = if f64::from(lowest).exp() < 0.5 { lowest.next_up() } else { lowest };
     for (min_p, top_k, kept) in [(0.5, 0, 4), (0.5, 2, 2), (0.5, 3, 3), (0.5f32.next_up(), 3, 1)] {
@@ -237,7 +238,7 @@ fn a_chunk_is_not_passed_over_because_its_score_was_rounded_up() {
     }
 }
 
-/// Close races: many draws over a few ids of nearly equal weight, so that the winner is often ahead by very little.
+/// Tests close races: draws over a few ids of nearly equal weight, so that the winner is often ahead by very little.
 #[test]
 fn a_race_is_won_by_however_little() {
     for vocab in [4, 9, 33] {
@@ -247,22 +248,24 @@ fn a_race_is_won_by_however_little() {
         let batch = Batch::<f32>::plain(rows, ways);
         for outcome in batch.on_every_processor(false) {
             check(&outcome, &batch.ways);
-            // Each id wins some of the many draws.
+            // Each id must win some of the 250 draws.
             assert!((0..vocab as i32).all(|id| outcome.stats.iter().any(|stats| stats.token == id)));
         }
     }
 }
 
-// --- Independence ----------------------------------------------------------------------------------------
+// --- Independence of a row's results from its batch ------------------------------------------------------
 
-/// Checks that each row alone, and all rows in reverse order, give the same results on every processor.
+/// Checks that a row's results have the same bits if the row is sampled alone, and in reverse order, on every
+/// processor.
 fn check_independence<L: Stored>(batch: &Batch<L>, keep: bool) {
     for processor in processors() {
         check_independence_on(&bench(processor), batch, keep, 3);
     }
 }
 
-/// Checks the independence of the rows on one processor, and of `count` rows alone. Returns the results of all rows together.
+/// Checks on one processor that all rows give the same results in reverse order, and `count` rows alone. Returns the
+/// results of all rows together.
 fn check_independence_on<L: Stored>(bench: &Bench, batch: &Batch<L>, keep: bool, count: usize) -> Outcome<L> {
     let together = batch.run(bench, keep);
     let backwards: Vec<usize> = (0..batch.rows.len()).rev().collect();
@@ -275,7 +278,7 @@ fn check_independence_on<L: Stored>(bench: &Bench, batch: &Batch<L>, keep: bool,
         assert_eq!(bits(stats), bits(&reversed.stats[other]), "row {r} backwards");
         assert_eq!(logits(&together, r), logits(&reversed, other), "logits of row {r} backwards");
     }
-    // From the first row to the last.
+    // The `count` rows are evenly spread from the first row to the last.
     for r in (0..count).map(|i| i * (batch.rows.len() - 1) / (count - 1)) {
         let alone = batch.picked(&[r]).run(bench, keep);
         assert_eq!(bits(&together.stats[r]), bits(&alone.stats[0]), "row {r} alone");
@@ -292,7 +295,7 @@ proptest! {
         check_independence(&batch, false);
     }
 
-    /// More than 64 rows use the large tiles, one row uses the small ones.
+    /// Calibrated rows are computed in large tiles if a batch has more than 64 rows, and a row alone in small tiles.
     #[test]
     fn calibrated_rows_depend_on_neither_batch_nor_tile(
         few in batch::<bf16>(2..20, true),
@@ -303,7 +306,7 @@ proptest! {
     }
 }
 
-// --- Odd input -------------------------------------------------------------------------------------------
+// --- NaN, infinities and invalid operands ----------------------------------------------------------------
 
 #[test]
 fn odd_rows_have_a_defined_outcome() {
@@ -333,14 +336,15 @@ fn odd_rows_have_a_defined_outcome() {
     }
 }
 
-/// The host refuses temperatures without a finite reciprocal; if another caller puts one on the device, it is greedy.
+/// The host refuses temperatures without a finite reciprocal; a row whose inverse temperature on the device is invalid
+/// is sampled greedily.
 #[test]
 fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
     assert!(RowSampling::new(&SamplingParams::at_temperature(1e-39), None).is_err());
     let way = Way::drawn(SamplingParams { top_k: 3, ..SamplingParams::at_temperature(1.0) }, 4);
     let sampling = RowSampling::new(&way.params, way.stream()).unwrap();
     for inverse in [0.0, -0.0, -1.0, NAN, INF, -INF] {
-        // The inverse temperature follows two words of seed and two of position.
+        // Word 4 of the parameters is the inverse temperature; it follows two words of seed and two of position.
         let mut words: [u32; 10] = bytemuck::cast(sampling);
         words[4] = f32::to_bits(inverse);
         for processor in processors() {
@@ -353,7 +357,7 @@ fn inverse_temperatures_that_are_no_finite_number_above_0_are_greedy() {
     }
 }
 
-/// Returns the results of a launch with hand-made operands.
+/// Returns the statistics and the error word of a launch with the given operands.
 fn indexed(
     bench: &Bench,
     index: &[i32],
@@ -403,7 +407,7 @@ fn check_indices(bench: &Bench) {
     assert_eq!(found[0].token, found[2].token);
     assert_eq!(bits(&found[3]), bits(&RowStats::default()));
 
-    // Indices of rows, sequences and tokens that do not exist.
+    // The kernels report indices of rows, sequences and tokens that do not exist.
     for (index, sampling, draft, bit) in [
         (2, at(0), 0, 16),
         (-2, at(0), 0, 16),
@@ -448,13 +452,13 @@ fn check_discarded_logits(bench: &Bench) {
     assert_eq!((run(cut, -1, true).error, run(cut, -1, true).stats[0].kept), (0, 3));
     assert_eq!(run(one, 5, false).error, 32);
     assert_eq!(run(one, 5, true).error, 0);
-    // The other statistics do not need the corrected logits.
+    // Without truncation and a draft token, the statistics do not need the stored corrected logits.
     let (kept, discarded) = (run(one, -1, true), run(one, -1, false));
     assert_eq!((kept.stats, discarded.error), (discarded.stats, 0));
     assert_eq!(run(SamplingParams::GREEDY, 5, false).error, 0);
 }
 
-// --- Runtimes --------------------------------------------------------------------------------------------
+// --- Equal results on all runtimes -----------------------------------------------------------------------
 
 #[test]
 fn is_the_same_on_every_runtime() {

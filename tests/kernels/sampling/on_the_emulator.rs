@@ -1,4 +1,4 @@
-//! What only the SIMT emulator shows of sampling: schedules, races, bytes, and the kernel that was chosen.
+//! Tests of sampling that need the SIMT emulator: schedules, races, bytes, and the kernel that was chosen.
 
 use flexdraft::kernels::Kernels;
 use flexdraft::kernels::sampling::{Calibration, LogitRows, RowSampling, RowStats, Sample, workspace_len};
@@ -60,7 +60,7 @@ fn the_result_is_the_same_on_every_schedule_and_within_bounds() {
     let expected = (plain.run(&usual, false), calibrated.run(&usual, true));
     check(&expected.0, &ways);
     check(&expected.1, &ways);
-    // Also with cuts that need refinement and cuts in ties.
+    // This batch adds truncations that fall within a bin of the histogram, and truncations among ties.
     let crowded = Batch::<f32>::plain(
         vec![logits(9, 2200, Shape::Crowd), vec![1.0; 2200]],
         vec![Way::drawn(SamplingParams { top_p: 0.6, ..SamplingParams::at_temperature(1.0) }, 8); 2],
@@ -108,12 +108,12 @@ fn the_pass_reads_what_it_needs_once() {
     assert_eq!(of(pass, "workspace"), (0, partials));
     assert_eq!(of(finish, "workspace"), (partials, 0));
     assert_eq!(of(finish, "stats"), (0, rows * size_of::<RowStats>()));
-    // Without truncation and draft tokens, the second kernel does not read the logits again.
+    // Without truncation and draft tokens, the second kernel of sampling does not read the logits again.
     assert_eq!(of(finish, "logits"), (0, 0));
 }
 
-/// If two rows correct the same logits, the result is one of the corrections or both, and race mode reports the race.
-/// The host cannot check indices in device memory.
+/// If two rows of a launch correct the same logits, the result is one of the corrections or both, and race mode reports
+/// the race. The host cannot check indices in device memory.
 #[test]
 fn a_row_of_logits_that_is_updated_twice() {
     let run = |checking| {
@@ -121,7 +121,7 @@ fn a_row_of_logits_that_is_updated_twice() {
         let stream = kernels.runtime().stream();
         let mut logits = vec![0.0f32; 2 * 24];
         let sampling = [RowSampling::new(&SamplingParams::GREEDY, None).unwrap(); 2];
-        // The first row adds 8 to every logit, the second row 16.
+        // The first row's correction adds 8 to every logit, the second row's 16.
         let hidden = [[bf16::from_f32(1.0); 8], [bf16::from_f32(2.0); 8]].concat();
         let weight = vec![bf16::from_f32(1.0); 20 * 8];
         let mut workspace = vec![f32::NAN; workspace_len(2, 20, true).unwrap()];

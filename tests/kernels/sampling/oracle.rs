@@ -1,4 +1,4 @@
-//! The statistics that the kernels must give for a row: the reference in double precision, and the contract of
+//! The statistics that the kernels must give for a row: the reference in double precision, and the definition of
 //! truncation.
 
 use flexdraft::kernels::sampling::RowStats;
@@ -16,7 +16,7 @@ pub fn kept_ids(scores: &[f32]) -> Vec<usize> {
     (0..scores.len()).filter(|&id| scores[id] > -INF).collect()
 }
 
-/// Returns the ids that the statistics describe as kept.
+/// Returns the ids that truncation kept, according to a row's statistics.
 pub fn stated_ids(stats: &RowStats, logits: &[f32]) -> Vec<usize> {
     let score = |logit: f32| match logit {
         _ if logit == stats.max => 0.0,
@@ -35,7 +35,7 @@ pub fn stated_ids(stats: &RowStats, logits: &[f32]) -> Vec<usize> {
     (0..logits.len()).filter(|&id| kept(id)).collect()
 }
 
-/// True if a prefix sum of top-p is so close to the target that rounding may decide.
+/// Returns whether a prefix sum of top-p is so close to the required mass that rounding may decide which ids are kept.
 pub fn is_close_call(logits: &[f32], params: &SamplingParams) -> bool {
     let scores = warp(logits, &SamplingParams { top_p: 1.0, min_p: 0.0, ..*params });
     let mut weights: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).filter(|&w| w > 0.0).collect();
@@ -83,7 +83,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         return;
     }
 
-    // The kept ids are exactly the ids of the contract.
+    // The kept ids are exactly the ids that the definition of truncation keeps.
     let truncates = (top_k > 0 && top_k < logits.len()) || top_p < 1.0 || min_p > 0.0;
     let kept = stated_ids(stats, logits);
     let expected = kept_ids(&warp(logits, &way.params));
@@ -101,7 +101,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         false => assert_eq!((stats.kept as usize, stats.cut_score), (logits.len(), -INF)),
     }
 
-    // The distribution of the row in double precision.
+    // The row's distribution in double precision.
     let all = reference::warp(&exact, &Warping::temperature(f64::from(temperature)));
     let sum: f64 = kept.iter().map(|&id| all.log_weights[id].exp()).sum();
     let Distribution { log_weights, .. } = all;
@@ -111,7 +111,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         stats.log_sum,
         sum.ln()
     );
-    // Scores are rounded to f32 before the exponential, so errors grow with them.
+    // The tolerance grows with the score, because the kernel rounds scores to f32 before the exponential.
     let probability = |id: usize| if kept.contains(&id) { log_weights[id].exp() / sum } else { 0.0 };
     let tolerance = |id: usize| 1e-5 + 2e-7 * log_weights[id].abs().min(100.0);
     close(stats.probability, probability(token), tolerance(token), "probability");
@@ -120,7 +120,7 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
         Err(_) => assert_eq!(stats.draft_probability, 0.0),
     }
 
-    // The drawn token must agree, unless the two best sums are nearly tied.
+    // The drawn token must agree, unless the two best sums of score and Gumbel number are nearly tied.
     let sums: Vec<f64> = match reference_numbers(way) {
         Some(numbers) => kept.iter().map(|&id| log_weights[id] + numbers.gumbel::<f64>(id as u32)).collect(),
         None => kept.iter().map(|&id| log_weights[id]).collect(),

@@ -1,4 +1,4 @@
-//! Sampling over the vocabularies of Qwen3 and SmolLM2, with the calibrator of the released drafters.
+//! Tests sampling over the vocabularies of Qwen3 and SmolLM2, with the calibrator of the released drafters.
 
 use flexdraft::sampling::SamplingParams;
 use half::bf16;
@@ -13,7 +13,7 @@ use crate::processors::{Processor, processors_of_large_cases, the_gpu};
 /// chunks than the last pass has threads.
 const LARGE_VOCAB: usize = 151_936;
 
-/// Returns rows over this vocabulary: greedy, drawn from, and with every truncation.
+/// Returns rows of logits over the vocabulary of Qwen3, to sample greedily, at random, and with every truncation.
 fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
     let one = SamplingParams::at_temperature(0.9);
     let ways = vec![
@@ -24,7 +24,7 @@ fn large_rows(seed: u64) -> (Vec<Vec<f32>>, Vec<Way>) {
     ];
     let rows = (0..4).map(|row| {
         let mut row = logits(seed + row, LARGE_VOCAB, Shape::Bell(1.5));
-        // The largest logit is in the last chunk.
+        // The largest logit is in the last chunk of the vocabulary.
         row[LARGE_VOCAB - 3] = 9.0;
         row
     });
@@ -62,7 +62,7 @@ fn calibrated_rows_of_a_model_s_vocabulary() {
     run::<bf16>(24, rank);
 }
 
-/// Sampling parameters of every kind.
+/// Returns sampling parameters of every kind: greedy, plain, and with each truncation.
 fn kinds() -> [SamplingParams; 6] {
     let params = |temperature, top_k, top_p, min_p| SamplingParams { temperature, top_k, top_p, min_p };
     [
@@ -75,7 +75,8 @@ fn kinds() -> [SamplingParams; 6] {
     ]
 }
 
-/// Checks rows with parameters of every kind: their results, in another order and alone. A calibrator of rank 0 is none.
+/// Checks rows with parameters of every kind: against the reference, in another order and alone. A calibrator of rank 0
+/// is none.
 fn check_rows(processor: Processor, vocab: usize, count: u64, rank: usize) {
     let ways = (0..count).map(|row| Way::drawn(kinds()[row as usize % kinds().len()], row)).collect();
     let rows = (0..count).map(|row| logits(30 + row, vocab, Shape::Bell(1.5))).collect();

@@ -1,5 +1,5 @@
-//! GGUF files with random damage, and well-formed files with random contents: reading them gives an error or does no
-//! harm.
+//! Tests with randomly damaged GGUF files, and well-formed GGUF files with random contents: reading them gives an error
+//! or does no harm.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::support::bounds::within_bounds;
 use crate::support::gguf::{File, Value};
 use crate::support::properties::properties;
 
-/// A random change to a file; positions are taken modulo the length of the file.
+/// A random change to a GGUF file; positions are taken modulo the length of the file.
 #[derive(Clone, Debug)]
 enum Edit {
     Flip(usize, u8),
@@ -27,7 +27,7 @@ enum Edit {
     Truncate(usize),
 }
 
-/// Returns numbers near powers of two, where errors in bounds checks show, and small and random ones.
+/// Returns numbers near powers of two, where errors in bounds checks show, and also small and random numbers.
 fn long() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),

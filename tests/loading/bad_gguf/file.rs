@@ -1,4 +1,4 @@
-//! Errors of a GGUF file as a whole: its first bytes, and its end.
+//! Tests of errors of a GGUF file as a whole: its first bytes, and its end.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ fn files_that_are_not_gguf() {
     assert_eq!(version(1), invalid("it is of version 1; supported: 2, 3"));
     assert_eq!(version(4), invalid("it is of version 4; supported: 2, 3"));
     assert_eq!(version(3 << 24), invalid("it is big-endian; supported: little-endian"));
-    // The file is truncated at every length, in the header and in the data.
+    // The file is cut off at every length, in the header and in the data, and never opens.
     for len in 0..bytes.len() {
         let error = open(bytes[..len].to_vec());
         let in_data = error.starts_with("is not a valid GGUF file: tensor `")

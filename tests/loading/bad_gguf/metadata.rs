@@ -1,4 +1,4 @@
-//! Errors in GGUF metadata: invalid keys and values, and unsupported configurations.
+//! Tests of errors in GGUF metadata: invalid keys and values, and unsupported configurations.
 
 use flexdraft::model::ModelConfig;
 
@@ -60,7 +60,7 @@ fn configurations_that_are_wrong_or_not_supported() {
         file.set(key, value);
         assert_eq!(target(&file), format!("`{key}` is {problem}"));
     };
-    // The value as the error shows it, and what it should have been.
+    // Each case has a key and an invalid value, the value as the error shows it, and what the error expects.
     let epsilon = "llama.attention.layer_norm_rms_epsilon";
     let six = Value::I32s(vec![1, 2, 3, 4, 5, 6]);
     let nan = Value::F32(f32::NAN);
@@ -81,7 +81,7 @@ fn configurations_that_are_wrong_or_not_supported() {
     ] {
         refused(key, value, format!("{shown}, expected {expected}"));
     }
-    // The value as the error shows it, and the supported values.
+    // Each case has a key and an unsupported value, the value as the error shows it, and the supported values.
     let dense = "0: dense models only, no mixture of experts";
     let window = "llama.attention.sliding_window";
     for (key, value, shown, supported) in [
@@ -148,7 +148,7 @@ fn rope_factors() {
     let start = file.tensor("rope_freqs.weight").offset as usize;
     file.data[start..start + 8].copy_from_slice(little_endian(&[1.0, 8.0]).as_slice());
     assert_eq!(file.open().unwrap().config().unwrap().rope.inv_freq, [1.0, 0.00125]);
-    // The configuration is read from the file without reading the weights.
+    // The configuration can be read from the file without reading the weights.
     let path = tempfile::tempdir().unwrap();
     let path = path.path().join("model.gguf");
     std::fs::write(&path, file.bytes()).unwrap();

@@ -1,5 +1,5 @@
-//! GGUF files that are damaged, hostile or unsupported: loading gives an error that names the key or the tensor, never
-//! panics, and never allocates memory out of proportion to the file.
+//! Tests with GGUF files that are damaged, hostile or unsupported: loading gives an error that names the key or the
+//! tensor, never panics, and never allocates memory out of proportion to the file.
 
 mod damage;
 mod file;

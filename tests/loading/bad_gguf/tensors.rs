@@ -1,4 +1,4 @@
-//! Errors in the tensors of a GGUF file: their shapes, types and offsets.
+//! Tests of errors in the tensors of a GGUF file: their shapes, types and offsets.
 
 use flexdraft::model::inspect::Report;
 

@@ -1,4 +1,4 @@
-//! Errors in the tokenizer of a GGUF file, and in the tokens that it adds around a text.
+//! Tests of errors in the tokenizer of a GGUF file, and in the tokens that it adds around a text.
 
 use super::tokenizer;
 use crate::support::gguf::{File, Value};

@@ -1,4 +1,4 @@
-//! Model configurations that are invalid or not supported.
+//! Tests with model configurations that are invalid or not supported.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::directory::{Copy, LLAMA, QWEN3, YARN};
 
-/// Each wrong key and value, with the text that the error contains.
+/// Each case has a key with a wrong value, and the text that the error contains.
 #[test]
 fn configurations_that_are_not_supported() {
     let cases = [

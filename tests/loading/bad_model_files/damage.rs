@@ -1,4 +1,4 @@
-//! Model files with random damage: reading them gives an error or does no harm, and never panics.
+//! Tests with randomly damaged model files: reading them gives an error or does no harm, and never panics.
 
 use std::fs;
 use std::path::Path;
@@ -26,13 +26,13 @@ fn mutate(bytes: &mut Vec<u8>, edits: &[(u8, usize, u8)], within: usize) {
     }
 }
 
-/// Generates edits; bytes that are common in headers, configs and templates come up often.
+/// Generates edits of a file; bytes that are common in headers, configs and templates come up often.
 fn edits() -> impl Strategy<Value = Vec<(u8, usize, u8)>> {
     let byte = prop_oneof![any::<u8>(), prop::sample::select(b"0123456789[]{}(),:|%\"-+*eE.\\ntf".to_vec())];
     prop::collection::vec((0u8..4, any::<usize>(), byte), 1..6)
 }
 
-/// Writes the damaged `file` to `copy`, and reads the directory within the bounds for its size.
+/// Writes the damaged `file` to `copy`, and reads the directory within the limits on memory and time for its size.
 fn read_damaged(
     copy: Copy,
     name: &str,
@@ -85,7 +85,7 @@ proptest! {
         let copy = Copy(tempfile::tempdir().unwrap());
         let file = fs::read(fixture(DRAFT).join("config.json")).unwrap();
         let len = file.len();
-        // The directory has no weights, so a valid config leads to an error too.
+        // The directory has no weights, so reading fails even if the damaged config is valid.
         read_damaged(copy, "config.json", file, &edits, len, move |path| {
             assert!(DrafterWeights::read(path, &target).is_err());
         });

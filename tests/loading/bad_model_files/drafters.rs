@@ -1,4 +1,4 @@
-//! Drafters that do not match their target.
+//! Tests with drafters that do not match their target.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Checkpoints that are incomplete or inconsistent.
+//! Tests with checkpoints that are incomplete or inconsistent.
 
 use std::fs;
 
@@ -94,7 +94,7 @@ fn shapes_and_tensors() {
         copy.target_error(),
         format!("{dir}: tensor `model.layers.0.input_layernorm.weight` is missing")
     );
-    // The config asks for tensors that the checkpoint lacks.
+    // The changed config requires tensors that the checkpoint lacks.
     let copy = Copy::of(LLAMA);
     copy.set("attention_bias", json!(true));
     let dir = copy.path().display();

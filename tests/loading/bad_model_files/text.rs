@@ -1,4 +1,4 @@
-//! Tokenizers and chat templates that do not work.
+//! Tests with tokenizers and chat templates that do not work.
 
 use flexdraft::model::{ChatMessage, ChatTemplate, Tokenizer};
 

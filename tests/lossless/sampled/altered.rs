@@ -18,19 +18,19 @@ use flexdraft::tensor::Tensor;
 type Buffer = <Cpu as Device>::Buffer;
 type Results = <Cpu as Device>::Results;
 
-/// Sum and count, for each slot j, of the total variation distance between the target's p_{j−1} and the drafter's q_j
-/// over the verified slots.
+/// The total variation distance between the target's p_{j−1} and the drafter's q_j, as a sum over the verified slots j
+/// and their count, for each j.
 pub type Distances = Arc<Mutex<Vec<(f64, u64)>>>;
 
 #[derive(Clone, Debug)]
 pub enum Alteration {
-    /// There is no bug; the distance of target and drafter is recorded.
+    /// No bug is planted; the distance of target and drafter is recorded.
     Observe(Distances),
-    /// Draft draws and acceptance uniforms depend on the token's position and not on the step.
+    /// The planted bug keys draft draws and acceptance uniforms by the token's position and not by the step.
     PositionKeyed,
-    /// The residual is |P·p − q| in place of max(P·p − q, 0).
+    /// The planted bug's residual is |P·p − q| in place of max(P·p − q, 0).
     ResidualNotClamped,
-    /// Acceptance takes the drafter's distribution as it was before truncation and temperature.
+    /// The planted bug makes acceptance take the drafter's distribution as it was before truncation and temperature.
     DraftNotWarped,
 }
 
@@ -39,7 +39,7 @@ pub struct Altered {
     pub alteration: Alteration,
 }
 
-/// The warped distributions of one verification.
+/// The warped distributions that one verification compares.
 #[derive(Clone, Copy)]
 struct AlteredRows<'a> {
     logits: &'a Buffer,
@@ -151,7 +151,7 @@ impl Device for Altered {
         Ok(AlteredVerification { cpu, alteration: &self.alteration, replaced: Vec::new() })
     }
 
-    // All other operations are the CPU device's.
+    // All operations that are not altered are the CPU device's.
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<Self::Linear, DeviceError> {
         self.cpu.new_linear(parts)
@@ -281,14 +281,14 @@ impl Device for Altered {
 pub struct AlteredVerification<'a> {
     cpu: CpuVerification<'a>,
     alteration: &'a Alteration,
-    /// The drafts that replace the CPU device's, if any do.
+    /// The drafts of the altered device, which replace the CPU device's; empty if nothing is altered.
     replaced: Vec<Vec<DraftToken>>,
 }
 
 pub struct AlteredSelection<'s> {
     cpu: CpuSelection<'s>,
     alteration: &'s Alteration,
-    /// The drafts, each with the start of the step that will verify it.
+    /// The rows to draft from, each with the start of the step that will verify the draft.
     drafts: Vec<(&'s DraftRows<'s>, usize)>,
     first_row: usize,
     replaced: &'s mut Vec<Vec<DraftToken>>,

@@ -1,6 +1,6 @@
-//! The rules `rejection` and `block` are lossless in the engine: the token frequencies in a million seeded runs of each
-//! rule, on a model with four tokens, are compared with the exact distribution from the reference's forward passes
-//! (f64, without a cache). Engines with planted bugs fail the same comparison.
+//! Tests that the rules `rejection` and `block` are lossless in the engine: the token frequencies in a million seeded
+//! runs of each rule, on a model with four tokens, are compared with the exact distribution from the reference's
+//! forward passes (f64, without a cache). Engines with planted bugs fail the same comparison.
 
 mod altered;
 mod statistics;
@@ -24,9 +24,9 @@ use altered::{Alteration, Altered};
 use statistics::p_value;
 
 const RUNS: u64 = 1 << 20;
-/// The number of runs for the other truncations and for each planted bug, which is enough to find every bug.
+/// The number of runs for each further truncation and for each planted bug, which is enough to find every bug.
 const FEWER_RUNS: u64 = 1 << 16;
-/// Number of tokens generated in a run; their joint distribution is compared.
+/// Number of tokens that each run generates; their joint distribution is compared.
 const GENERATED: usize = 5;
 const PROMPT: [u32; 1] = [1];
 /// The probability, over seeds, that a correct build fails one comparison. There are 2 rules × (1 + 3) settings × (4
@@ -125,12 +125,12 @@ fn exact_law(sampling: SamplingParams) -> Vec<f64> {
     law.into_iter().map(|(_, weight)| weight).collect()
 }
 
-/// The number of recorded steps for each pair of verify length and accepted length: first steps after the prompt, and
-/// later steps.
+/// The number of recorded steps per pair of verify length and accepted length: for first steps after the prompt, and
+/// for later steps.
 type Branches = BTreeMap<(usize, usize), [u64; 2]>;
 
-/// Compares `runs` runs with the exact distribution, most of them sequential and the rest under other policies: each
-/// policy by itself, and all together.
+/// Compares the tokens of `runs` runs with the exact distribution: for each policy by itself, and for all policies
+/// together; most runs are sequential.
 fn assert_lossless(rule: Rule, sampling: SamplingParams, runs: u64) -> Branches {
     let law = exact_law(sampling);
     let mut branches = Branches::new();

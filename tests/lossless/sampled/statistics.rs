@@ -1,6 +1,6 @@
 //! Pearson's chi-square test of counts against probabilities.
 
-/// The least expected count of a cell of the test; smaller cells are merged.
+/// The least expected count of a cell of the chi-square test; smaller cells are merged.
 const LEAST_EXPECTED: f64 = 10.0;
 
 /// Returns the probability that counts drawn from `probabilities` (which sum to 1) lie at least as far from them as
@@ -64,7 +64,7 @@ fn ln_gamma(a: f64) -> f64 {
 
 #[test]
 fn gamma_known_values() {
-    // The values come from Q(1, x) = exp(−x), Q(1/2, x) = erfc(√x), and quantiles of chi-square from tables.
+    // The expected values come from Q(1, x) = exp(−x), Q(1/2, x) = erfc(√x), and quantiles of chi-square from tables.
     for (a, x, expected) in [
         (1.0, 0.5, (-0.5f64).exp()),
         (1.0, 20.0, (-20.0f64).exp()),
