@@ -52,7 +52,7 @@ fn nvcc_is_found_in_the_documented_order() {
     for (skipped, expected) in [&named, &home, &path, &first].into_iter().enumerate() {
         assert_eq!(find(&all[skipped..]).as_ref(), Ok(expected));
     }
-    // A toolkit directory without a compiler, such as a runtime-only installation, is skipped.
+    // The search skips a toolkit directory without a compiler, such as a runtime-only installation.
     assert_eq!(find(&[("CUDA_HOME", &empty), ("PATH", &search)]), Ok(first));
     // Empty environment variables count as unset.
     assert_eq!(find(&[("NVCC", Path::new("")), ("CUDA_HOME", &home_value)]), Ok(home));

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Plots step times of `flexdraft bench --json` over the batch, and where sequential drafting overtakes parallel.
+"""Plots the step times of `flexdraft bench --json` over the batch size, and the batch size from which on sequential
+drafting is faster than parallel drafting.
 
     benches/gpu/crossover.py BENCH.jsonl --tau 7.1 [--output PLOT.svg]
     benches/gpu/crossover.py BENCH.jsonl --tau 3=3.4,7=5.2,15=7.1

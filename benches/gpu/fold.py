@@ -68,7 +68,8 @@ def launches(path: pathlib.Path) -> dict:
 
 
 def products(path: pathlib.Path) -> dict:
-    """Returns the output of benches/kernels/survey.rs: the device and its ceilings, and each layer's algorithms."""
+    """Returns the output of benches/kernels/survey.rs: the device and its measured limits, and each linear layer's
+    algorithms."""
     header, layers = {}, []
     for line in map(rounded, lines(path)):
         if "layer" in line:

@@ -45,7 +45,8 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# libcuda comes with the driver; cuBLASLt from a toolkit or from Python wheels.
+# libcuda comes with the driver, and cuBLASLt from a CUDA toolkit or from Python wheels, whose folders are searched
+# here.
 wheels=$(for python in python3 /opt/torch/.venv/bin/python3; do
   command -v "$python" > /dev/null && "$python" - <<'PYTHON' 2> /dev/null
 import glob, site

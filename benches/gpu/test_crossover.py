@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE))
 
 from crossover import acceptance, crossover, tokens_a_step  # noqa: E402
 
-# The first line that cli/src/bench/report.rs writes.
+# The first line of the report that cli/src/bench/report.rs writes.
 HEADER = {
     "model": "Tiny, random weights", "device": "cuda:0, Test GPU 80GB", "dtype": "bf16", "block_size": 16,
     "verify_lens": [3], "ceilings": {"device": "Test GPU 80GB", "copy_bytes_per_second": 3e12,
@@ -30,7 +30,8 @@ def step(mode: str, batch: int, milliseconds: float, verify_len: int = 0, groups
 
 
 def run_of(batches: dict[int, tuple[float, float, float]]) -> list[dict]:
-    """Returns the steps of a run, from the milliseconds of ar, sequential and parallel by batch."""
+    """Returns the JSON lines of a run, from the milliseconds of an autoregressive, a sequential and a parallel step by
+    batch size."""
     steps = []
     for batch, (ar, sequential, parallel) in batches.items():
         steps += [step("prefill", batch, 50.0), step("ar", batch, ar), step("sequential", batch, sequential, 3, 0)]

@@ -27,7 +27,7 @@ CEILINGS = {
 
 
 def case(batch: int, bound: str, fraction: float) -> dict:
-    """Returns a line as benches/kernels/record.rs writes it (tests/kernels/on_the_emulator/floors.rs)."""
+    """Returns a measured case in the form in which benches/kernels/record.rs writes it as a line of JSON."""
     return {
         "kernel": "accept", "shape": {"batch": batch, "vocab": 6144}, "launches": 11, "median_us": 6.123456,
         "p10_us": 6.0, "p90_us": 7.0, "bytes": 12288, "flops": 0, "floor_us": 3.0, "bound": bound,
@@ -36,12 +36,13 @@ def case(batch: int, bound: str, fraction: float) -> dict:
 
 
 def compared(way: str, rows: int, **found) -> dict:
-    """Returns a line as benches/peers/gpu/common.py writes it."""
+    """Returns a comparison in the form in which benches/peers/gpu/common.py writes it as a line of JSON."""
     return {"family": "sampling", "shape": {"rows": rows, "vocab": 151936}, "way": way, **found}
 
 
 def step(batch: int, **found) -> dict:
-    """Returns a line as `flexdraft bench --json` and benches/peers/step.py write it."""
+    """Returns a step in the form in which `flexdraft bench --json` and benches/peers/step.py write it as a line of
+    JSON."""
     return {"mode": "parallel", "context": 1024, "batch": batch, "verify_len": 3, "groups": 4, **found}
 
 

@@ -47,8 +47,8 @@ fn once<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planne
     Planned { name: name.into(), shared_kib: None, run: Box::new(run) }
 }
 
-/// Returns a step of two sequences, with the heads of Qwen3-8B for 128 dimensions and of SmolLM2-135M for 64. Its rows
-/// and the shared memory decide which kernel it launches.
+/// Returns a case of attention for two sequences, with the heads of Qwen3-8B for 128 dimensions and of SmolLM2-135M for
+/// 64. Its rows and the shared memory decide which kernel it launches.
 fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<R> {
     let (q_heads, kv_heads, page_size) = if head_dim == 128 { (32, 8, 64) } else { (9, 3, 16) };
     let (candidates, slots) = (1, 8);
@@ -100,7 +100,7 @@ fn of_logits<R: Waits, L: Stored + 'static>(name: &str) -> Vec<Planned<R>> {
     ]
 }
 
-/// Returns cases that launch every kernel, the shortest first.
+/// Returns cases that launch every kernel, the shortest cases first.
 fn planned<R: Waits>() -> Vec<Planned<R>> {
     let mut all: Vec<Planned<R>> = ["embed", "gather", "add", "rms_norm", "silu_mul", "silu_add"]
         .map(|kernel| once(kernel, Elementwise { kernel, rows: 3, cols: 576 }))

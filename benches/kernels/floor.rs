@@ -133,14 +133,14 @@ pub fn sampling(rows: u64, vocab: u64, logit_bytes: u64, calibrated: Option<Cali
     floor
 }
 
-/// The logits that an acceptance rule reads.
+/// The logits that acceptance reads under a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// No logits, only statistics of rows: greedy acceptance and the rule `match`.
+    /// The rule reads no logits, only the statistics of rows: greedy acceptance and the rule `match`.
     Statistics,
-    /// The logits of target and drafter at the position where the scan stops: the rule `rejection`.
+    /// The rule reads the logits of target and drafter at the position where the scan stops: the rule `rejection`.
     Rejection,
-    /// The logits of target and drafter for every draft token: the rule `block`.
+    /// The rule reads the logits of target and drafter for every draft token: the rule `block`.
     Block,
 }
 

@@ -21,7 +21,7 @@ pub struct Device {
     pub copy_bytes_per_second: f64,
     /// Floating-point operations per second of a large bf16 product by cuBLASLt.
     pub product_flops_per_second: f64,
-    /// Seconds between two events with nothing between them, which every measured time includes.
+    /// Seconds between two CUDA events without work between them, which every measured time includes.
     pub seconds_of_nothing: f64,
 }
 

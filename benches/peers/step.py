@@ -58,7 +58,7 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 
 def choose_way(step: Step, clock: Clock) -> None:
-    """Chooses the fastest implementation of the step's attention."""
+    """Chooses the fastest of PyTorch's attention implementations for the step."""
     times, problem = {}, None
     for way in WAYS:
         step.way = way

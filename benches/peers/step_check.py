@@ -144,7 +144,7 @@ def check_step(model: Model, mode: str, verify_len: int, groups: int, one_head: 
                     torch.stack([torch.stack(list(row.k)) for row in rows[:candidates]], 1), tolerance)
             if mode in ("ar", "verify"):
                 continue
-            # In step.py, sequential drafting is timed for the longest accepted length.
+            # step.py times sequential drafting for the longest accepted length, whatever was accepted.
             group = accepted if mode == "parallel" else verify_len
             if mode == "sequential":
                 rows = plain_pass(model, past, [], start, [verify_len], slots)

@@ -188,8 +188,8 @@ def attend(model: Model, cache: Cache, layer: int, x: torch.Tensor, rows: Pass, 
 def forward(
     model: Model, cache: Cache, tokens: torch.Tensor | None, rows: Pass, head_rows: Pass, way: str
 ) -> torch.Tensor:
-    """Returns the hidden states after the last layer, `[batch (candidates + masks), hidden]`. `head_rows` are the rows
-    of the layers before the tail: the candidates."""
+    """Returns the hidden states of all rows after the last layer, `[batch (candidates + masks), hidden]`. `head_rows`
+    are the rows of the layers before the tail: the candidates."""
     shape = model.shape
     hidden = F.embedding(tokens.flatten(), model.embed) if rows.candidates else None
     for layer in range(shape.layers):
@@ -249,7 +249,7 @@ class Step:
         bonus = choice.gather(1, accepted)
         found = {"hidden": hidden, "accepted": accepted, "bonus": bonus, "choice": choice}
         if self.mode == "parallel":
-            # The draft comes from the group of the accepted length, or from the first group if that length has no
+            # The draft comes from the mask group of the accepted length, or from the first group if that length has no
             # group.
             first = candidates - self.groups
             group = (accepted - first).clamp(min=0)

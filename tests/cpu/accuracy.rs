@@ -1,4 +1,4 @@
-//! The CPU device's operations compared with direct f64 implementations of the same formulas.
+//! Tests that compare the CPU device's operations with direct f64 implementations of the same formulas.
 
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
 use flexdraft::device::{
@@ -242,7 +242,7 @@ fn joint_attention() {
     ] {
         let shape = AttentionShape { q_heads, kv_heads, head_dim };
         let inv_freq = (0..head_dim / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
-        // Norm weights around 2 make scores that differ by several units.
+        // Norm weights around 2 make attention scores that differ by several units.
         let norm = |seed| {
             let values = noise(seed, head_dim).iter().map(|x| x + 2.0).collect();
             Tensor::from_f32(&[head_dim], values).unwrap()

@@ -24,7 +24,7 @@ fn linear(device: &Cpu, layer: &CpuLinear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     bits(&out)
 }
 
-/// Computes each row by itself, on one thread.
+/// Multiplies each row by itself, on one thread.
 fn linear_alone(device: &Cpu, layer: &CpuLinear, x: &[Vec<f32>]) -> Vec<Vec<u32>> {
     x.iter().flat_map(|row| linear(device, layer, std::slice::from_ref(row))).collect()
 }
@@ -242,7 +242,7 @@ struct Sequence {
 enum Place {
     /// A token's position in the sequence, either cached or a candidate's.
     Position(usize),
-    /// A mask row: slot j of group k.
+    /// A mask row: slot j of mask group k.
     Slot(usize, usize),
 }
 
@@ -338,8 +338,8 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// Returns every row of the sequence, computed in a pass of its own (a group counts as one row) on pages in ascending
-/// order.
+/// Returns every row of the sequence, computed in a pass of its own (a mask group counts as one row) on pages in
+/// ascending order.
 fn rows_alone(device: &Cpu, shape: AttentionShape, s: &Sequence) -> Outputs {
     let page_size = 16;
     let pages: Vec<u32> = (0..(s.start + s.candidates).div_ceil(page_size) as u32).collect();

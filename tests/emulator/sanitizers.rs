@@ -8,7 +8,7 @@ use flexdraft::runtime::{Simt, SimtOptions};
 
 use crate::support::planted::{Run, counting};
 
-/// The name of the bug in [`BUGS`] that a child process runs.
+/// The environment variable that holds the index in [`BUGS`] of the bug that a child process runs.
 const VARIABLE: &str = "FLEXDRAFT_PLANTED_BUG";
 
 /// A planted bug: the kernel, the elements of its input and output, an argument without and an argument with the bug,

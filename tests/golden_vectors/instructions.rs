@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use flexdraft::runtime::{Access, Launch, Region, Runtime, RuntimeError};
 use half::bf16;
 
-/// Parameters of the kernels (`FlexdraftGoldenParams`).
+/// Parameters of the kernels that execute single instructions (`FlexdraftGoldenParams`).
 #[repr(C)]
 struct Params {
     input: u64,
@@ -210,7 +210,7 @@ struct Function {
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
 
-/// The math functions, in the order of the kernel's arguments.
+/// The tested math functions, in the order of the kernel's arguments.
 const FUNCTIONS: [Function; 7] = [
     Function { name: "expf", ulps: 2, range: [-105.0, 88.0], special: [0.0, -INF, INF, NAN] },
     Function { name: "logf", ulps: 1, range: [0.0, 40.0], special: [0.0, 1.0, INF, -1.0] },
@@ -352,9 +352,9 @@ pub fn equal_to_mma(output: &[u32]) -> [usize; 2] {
     counts
 }
 
-/// Requires powers of two to agree. The instruction's relative error is at most 2⁻²², the model's (the C library's
-/// exp2f, within one ulp) at most 2⁻²³. Results that must be exact: 0, infinity, and 1 for ±0 and for subnormal
-/// exponents. NaN must match NaN.
+/// Requires the results of ex2.approx, powers of two, to agree. The instruction's relative error is at most 2⁻²², the
+/// model's (the C library's exp2f, within one ulp) at most 2⁻²³. Results that must be exact: 0, infinity, and 1 for ±0
+/// and for subnormal exponents. NaN must match NaN.
 fn powers_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     for ((input, found), expected) in input.iter().zip(found).zip(expected) {
         let [x, found, expected] = [input, found, expected].map(|bits| f32::from_bits(*bits));
@@ -377,9 +377,10 @@ fn place(x: f32) -> i64 {
     if x.is_sign_negative() { -magnitude } else { magnitude }
 }
 
-/// Requires math functions to agree. The C library's functions are within one ulp, so the distance to a GPU's result
-/// may be CUDA's bound plus one. The stand-ins for sine and cosine of multiples of π round the argument to f64, so
-/// where the exact result is 0, theirs is only within 2⁻⁵⁰ of 0. NaN must match NaN, and infinity the same infinity.
+/// Requires the results of CUDA's math functions to agree. The C library's functions are within one ulp, so the
+/// distance to a GPU's result may be CUDA's bound plus one. The stand-ins for sine and cosine of multiples of π round
+/// the argument to f64, so where the exact result is 0, theirs is only within 2⁻⁵⁰ of 0. NaN must match NaN, and
+/// infinity the same infinity.
 fn functions_agree(input: &[u32], found: &[u32], expected: &[u32]) -> Result<(), String> {
     for (i, ((x, found), expected)) in input.iter().zip(found).zip(expected).enumerate() {
         let [x, found, expected] = [x, found, expected].map(|bits| f32::from_bits(*bits));

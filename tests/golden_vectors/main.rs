@@ -1,6 +1,6 @@
-//! The SIMT emulator's models of PTX instructions, compared with the results of GPUs for the same inputs. The recordings
-//! are in `tests/fixtures/ptx`, one file per device. Data movement and conversions must agree in every bit; sums,
-//! powers and CUDA's math functions within the tolerances that `instructions.rs` derives.
+//! Tests that compare the SIMT emulator's models of PTX instructions with the recorded results of GPUs for the same
+//! inputs. The recordings are in `tests/fixtures/ptx`, one file per device. Data movement and conversions must agree in
+//! every bit; sums, powers and CUDA's math functions within the tolerances that `instructions.rs` derives.
 //!
 //! If a GPU is present, its results are compared directly, and written as a recording to the directory that
 //! `FLEXDRAFT_GOLDEN_RESULTS` names; `benches/gpu/fold.py` copies the recording to the fixtures.
@@ -201,8 +201,8 @@ fn the_model_of_conversion_rounds_as_half_does() {
     }
 }
 
-/// The inputs exercise the tolerances: they give rounded results, exact results, NaN and infinity. One unit in the last
-/// place is within the tolerance of rounded results.
+/// The inputs of the instructions exercise the tolerances: they give rounded results, exact results, NaN and infinity.
+/// One unit in the last place is within the tolerance of rounded results.
 #[test]
 fn the_cases_are_of_every_kind() {
     let [simt, _] = hosts();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::instructions::Instruction;
 
-/// The results of one device.
+/// The recorded results of one device.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Recording {
     pub device: String,
@@ -22,7 +22,7 @@ pub struct Vector {
     /// Hash of the instruction's input words. Every run generates the input anew; the hash prevents a comparison with a
     /// recording of another input.
     pub input_hash: String,
-    /// One string per case, with eight hexadecimal digits per word.
+    /// The results as one string per case, with eight hexadecimal digits per 32-bit word.
     pub output: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The decode loop with the GPU device on the SIMT emulator, which gets the same launches as a GPU.
+//! Tests of the decode loop with the GPU device on the SIMT emulator, which gets the same launches as a GPU.
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};

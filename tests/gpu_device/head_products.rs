@@ -360,7 +360,7 @@ fn an_engine_asks_for_the_times_of_its_rows() {
         }
         heads(&engine) - before
     };
-    // Confidence may shorten the verified draft, so the test does not know the number of rows of a step.
+    // The test does not know the number of rows of a step, because confidence may shorten the verified draft.
     assert_eq!(heads(|_| Some(1.0)), 3);
     assert_eq!(heads(|rows| Some(rows as f32)), 6);
 }

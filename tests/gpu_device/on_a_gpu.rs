@@ -1,5 +1,6 @@
-//! The decode loop on a GPU, with cuBLASLt for the matrix products: every mode commits the same tokens, also with the heads
-//! and vocabularies of released models, and the logits are the CPU device's. Needs a GPU, except for the last.
+//! Tests of the decode loop on a GPU, with cuBLASLt for the matrix products: every mode commits the same tokens, also
+//! with the heads and vocabularies of released models, and the logits are the CPU device's. Needs a GPU, except for the
+//! last.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! Matrix products compared with sums in f64: cuBLASLt on a GPU, and its substitute on the SIMT emulator.
+//! Tests that compare matrix products with sums in f64: cuBLASLt on a GPU, and its substitute on the SIMT emulator.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! The self-test that a device must pass before it is chosen automatically: a device that agrees with the CPU device
-//! passes, and devices with planted faults fail.
+//! Tests of the self-test that a device must pass before it is chosen automatically: a device that agrees with the CPU
+//! device passes, and devices with planted faults fail.
 
 use std::ops::Range;
 

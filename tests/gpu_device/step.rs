@@ -1,5 +1,5 @@
-//! The driver calls of a step on the GPU device, and the handling of errors that its kernels report. Calls are counted
-//! on the SIMT emulator, whose steps make the same calls as a GPU's.
+//! Tests of the driver calls of a step on the GPU device, and of the handling of errors that its kernels report. Calls
+//! are counted on the SIMT emulator, whose steps make the same calls as a GPU's.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
@@ -70,8 +70,8 @@ const TARGET_ROWS: u64 = 4 * 4 * 32 * 2;
 const DRAWS: u64 = 4 * 3 * size_of::<RowStats>() as u64;
 const ERROR_WORD: u64 = 8;
 
-/// Serves the requests once, so that memory grows to the needs of their steps, then serves them again. Returns the
-/// calls of ten steps in which every sequence decodes, with the modes of each step's records.
+/// Serves the requests once, so that memory grows to the needs of their steps, then serves the requests again. Returns
+/// the calls of ten steps in which every sequence decodes, with the modes of each step's records.
 fn steady_steps(policy: impl Policy + 'static) -> Vec<(Calls, Vec<StepMode>)> {
     steady_steps_of(engine(policy))
 }
@@ -175,7 +175,7 @@ fn only_the_pages_of_a_pass_are_uploaded() {
     assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * (512 + 300), 1));
 }
 
-/// An operation reads the tables of the pass that it is given, even if another pass was laid out later.
+/// An operation on a pass reads that pass's own tables, even if another pass was laid out later.
 #[test]
 fn passes_that_are_laid_out_together_are_apart() {
     let device = gpu();
@@ -326,7 +326,7 @@ fn a_logits_hook_waits_for_its_own_rows() {
 fn what_kernels_report_is_an_error_that_says_what() {
     let spec = Spec { tied: false, ..spec() };
     let (mut target, drafter) = spec.weights();
-    // The embedding of this token is NaN, so every later result is NaN too.
+    // The embedding of the vocabulary's last token is NaN, so every result after this token is NaN too.
     let bad = spec.vocab as u32 - 1;
     let mut embed = target.embed.to_f32();
     embed[bad as usize * spec.hidden] = f32::NAN;

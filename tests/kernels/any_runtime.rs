@@ -40,7 +40,7 @@ pub enum AnyMemory<T> {
     RawGpu(RawMemory<T>),
 }
 
-/// Calls a method of the chosen runtime with its own stream and memory.
+/// Calls a method of the chosen runtime with the stream and memory types of that runtime.
 macro_rules! with_chosen {
     ($this:ident, ($stream:ident $(, $memory:ident)*), $runtime:ident => $call:expr) => {
         match (&$this.runtime, $stream $(, $memory)*) {

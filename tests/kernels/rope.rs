@@ -233,7 +233,7 @@ fn three_sequences(head_dim: usize, kv_heads: usize, q_heads: usize, page_size: 
     AppendCase { pass, head_dim, kv_heads, q_heads, normed, head_major: normed, padding: 1 }
 }
 
-/// The heads and page sizes of Qwen3-8B, which norms q and k, and of SmolLM2-135M.
+/// The attention heads and page sizes of Qwen3-8B, which norms q and k, and of SmolLM2-135M.
 #[test]
 fn heads_of_released_models() {
     for append in [three_sequences(128, 8, 32, 64), three_sequences(64, 3, 9, 16)] {

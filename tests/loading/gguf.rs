@@ -98,7 +98,8 @@ fn assert_same_weights(found: &TargetWeights, expected: &TargetWeights, name: &s
     }
 }
 
-/// Models agree with the directories that the files were converted from, whose logits are tested against transformers.
+/// GGUF models equal the directories from which they were converted, and those directories' logits are tested against
+/// transformers.
 #[test]
 fn models_equal_the_directories_that_they_were_converted_from() {
     for name in [

@@ -110,7 +110,7 @@ fn recorded_models_load_read_or_mapped() {
     }
 }
 
-/// Every tensor ends up in the field with its name.
+/// Checks that loading puts every tensor of a checkpoint into the weights' field of the same name.
 #[test]
 fn tensors_are_where_they_belong() {
     for name in ["llama-biases", "qwen3", "llama-llama3"] {

@@ -18,7 +18,8 @@ fn recorded(path: &str) -> Json {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// The recorded tokenizer as a GGUF file stores it: a token's score falls with the rank of the merge that makes it.
+/// Returns the recorded tokenizer as a GGUF file stores it: a token's score falls with the rank of the merge that makes
+/// it.
 fn file() -> File {
     let recorded = recorded("byte-fallback/tokenizer.json");
     let vocab: BTreeMap<String, u64> = serde_json::from_value(recorded["model"]["vocab"].clone()).unwrap();

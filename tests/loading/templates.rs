@@ -86,7 +86,7 @@ fn templates_of_well_known_models() {
     assert!(rendered > 600, "{rendered}");
 }
 
-/// Constructs that Jinja2 renders and that are errors here, with the words by which the error names each one.
+/// Constructs that Jinja2 renders and flexdraft refuses, with the words by which the error names each construct.
 const NOT_SUPPORTED: [(&str, &str); 4] = [
     ("cycler(", "function: cycler is unknown"),
     ("joiner(", "function: joiner is unknown"),

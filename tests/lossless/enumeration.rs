@@ -174,8 +174,8 @@ type Interval = (f64, f64);
 struct State {
     /// The prompt and the committed tokens.
     tokens: Vec<u32>,
-    /// The intervals of the uniform numbers at the positions after the newest token, as far as an earlier step has
-    /// tested them. Empty unless uniforms are keyed by position.
+    /// The intervals of the uniform numbers at the positions after the newest token, from the tests of an earlier step.
+    /// Empty unless uniforms are keyed by position.
     uniforms: Vec<Interval>,
     weight: f64,
 }
@@ -501,8 +501,8 @@ fn commits_the_impossible(world: &World, draft: u32, uniform: impl Fn(usize) -> 
     })
 }
 
-/// A uniform just below 0 affects the strict comparison as a uniform of 0 would affect a comparison that allows
-/// equality.
+/// A planted comparison that allows equality (u ≤ p in place of u < p) is found; u = −1e−300 stands for it, because it
+/// passes the test even if p = 0.
 #[test]
 fn a_comparison_that_allows_equality_is_found() {
     let found = |seed| (0..64).any(|draft| commits_the_impossible(&ordinary(seed), draft, |_| -1e-300));

@@ -61,7 +61,8 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
         self.asks.iter().zip(self.ar).map(request).collect()
     }
 
-    /// Checks that the requests give the same tokens in a batch, in every mode and with random group sets.
+    /// Checks that the requests give the tokens of autoregressive decoding in a batch, in every mode and with random
+    /// group sets.
     pub fn check_every_mode(&self, seed: u64) -> Result<(), TestCaseError> {
         let check = |name: &str, outputs: Vec<Output>| {
             for (output, expected) in outputs.iter().zip(self.ar) {
@@ -79,7 +80,8 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
         check("random", run(&mut engine(spec, RandomEverything(RandomGroups(seed))), self.requests()))
     }
 
-    /// Checks that the requests give the same tokens in every mode, and that every accepted length occurs in each.
+    /// Checks that the requests give the tokens of autoregressive decoding in every mode, and that every accepted
+    /// length occurs in each mode.
     pub fn check_every_accepted_length(&self) {
         self.check_accepted_lengths(Mode::Parallel);
         self.check_accepted_lengths(Mode::Sequential);

@@ -33,7 +33,7 @@ impl<R: Runtime> Bench<R> {
         self.kernels.runtime()
     }
 
-    /// Returns an operand with these contents.
+    /// Returns an operand with the given contents.
     pub fn memory<T: Element>(&self, contents: &[T]) -> Operand<R, T> {
         let memory = self.runtime().allocate(&self.stream, contents.len().max(1)).unwrap();
         let mut operand = Operand { memory, len: contents.len() };
@@ -46,7 +46,7 @@ impl<R: Runtime> Bench<R> {
         self.runtime().upload(&self.stream, contents, &mut to.memory, first).unwrap();
     }
 
-    /// Returns the contents of an operand, after all earlier launches.
+    /// Returns the contents of an operand, after all earlier launches have run.
     pub fn host<T: Element>(&self, operand: &Operand<R, T>) -> Vec<T> {
         let mut contents = vec![T::zeroed(); operand.len];
         self.runtime().download(&self.stream, &operand.memory, 0, &mut contents).unwrap();

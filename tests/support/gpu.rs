@@ -14,8 +14,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Returns the GPU that another test holds, or loads the kernels. The context stays until the process ends, so that
-    /// each test does not create it anew.
+    /// Returns the GPU that another test's thread holds, or loads the kernels if no thread holds it. The context stays
+    /// until the process ends, so that each test does not create it anew.
     fn load() -> Result<Arc<Self>, RuntimeError> {
         static CONTEXT: OnceLock<Result<Arc<CudaContext>, RuntimeError>> = OnceLock::new();
         static LOADED: Mutex<Weak<Gpu>> = Mutex::new(Weak::new());

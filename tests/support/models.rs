@@ -90,7 +90,7 @@ impl Shapes {
 }
 
 prop_compose! {
-    /// Generates a random model of these shapes.
+    /// Generates a random model with one of the given shapes.
     pub fn spec(shapes: Shapes)(
         llama in any::<bool>(),
         (layers, tail) in (1..=shapes.most_layers, 1..=shapes.most_layers),

@@ -48,7 +48,8 @@ impl Selection {
     }
 }
 
-/// Returns a pass of equal sequences after position 40, with one page each; attention does not run.
+/// Returns a pass of equal sequences after position 40; one page per sequence is enough, because attention does not
+/// run.
 fn pass<'a>(pages: &'a [u32], candidates: usize, groups: &[usize], slots: usize) -> Pass<'a> {
     let rows = |page| SequenceRows {
         pages: std::slice::from_ref(page),

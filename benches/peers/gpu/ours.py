@@ -96,7 +96,7 @@ class Ours:
         return torch.zeros(count, dtype=dtype, device=self.device)
 
     def attention(self, shape, qkv, k, v, page_ids, out):
-        """Returns a function that launches joint attention over these tensors; `page_ids` is [batch, pages each]."""
+        """Returns a function that launches joint attention over the given tensors; `page_ids` is [batch, pages each]."""
         ids = page_ids.to(torch.int32).cpu().contiguous()
         layout = PassLayout(ids.data_ptr(), shape.batch, ids.shape[1], k.shape[0], shape.page_size, shape.context,
                             shape.candidates, shape.groups, shape.slots)

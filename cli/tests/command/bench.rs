@@ -44,7 +44,7 @@ fn json_has_the_numbers() {
         assert!(
             (number("floor_seconds") / number("step_seconds") / number("share_of_floor") - 1.0).abs() < 1e-9
         );
-        // The CPU device is synchronous, so it has no separate time for submitting a step.
+        // The CPU device is synchronous, so the report has no separate time for submitting a step.
         assert_eq!(step["submit_seconds"], Value::Null);
     }
 }

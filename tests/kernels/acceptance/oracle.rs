@@ -15,7 +15,7 @@ const ERROR: f64 = 1e-5;
 /// The largest error that the kernels' scores may have; a score is the sum of a logarithm and a Gumbel number.
 const SCORE_ERROR: f64 = 1e-4;
 
-/// The distributions p_0..p_v and q_1..q_v of a sequence.
+/// The target's distributions p_0..p_v and the draft distributions q_1..q_v of a sequence.
 struct Distributions {
     p: Vec<Vec<f64>>,
     q: Vec<Vec<f64>>,
@@ -34,7 +34,8 @@ impl Distributions {
         Distributions { p, q }
     }
 
-    /// Returns p_{i−1}(d_i) and q_i(d_i); both are 0 for a token outside the vocabulary.
+    /// Returns the probabilities p_{i−1}(d_i) and q_i(d_i) of draft token i; both are 0 for a token outside the
+    /// vocabulary.
     fn of_draft(&self, sequence: &Sequence, i: usize) -> (f64, f64) {
         let of = |row: &Vec<f64>| row.get(sequence.tokens[i - 1] as usize).copied().unwrap_or(0.0);
         (of(&self.p[i - 1]), of(&self.q[i - 1]))
@@ -208,7 +209,7 @@ pub fn check(sequence: &Sequence, verdict: &Verdict, committed: &[i32]) -> Resul
         least
     };
     let expected = rows.p[accepted][found];
-    // The residual contains only tokens that are possible under p.
+    // The bonus token must be possible under p, because a residual contains only such tokens.
     prop_assert!(expected > 0.0);
     prop_assert!(
         (f64::from(verdict.probability) - expected).abs() < 1e-4,

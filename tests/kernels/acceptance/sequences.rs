@@ -30,7 +30,7 @@ pub struct Generated {
     pub seed: u64,
 }
 
-/// A sequence with its rows of logits and its draft tokens.
+/// A sequence to verify, with its rows of logits and its draft tokens.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     pub rule: Rule,

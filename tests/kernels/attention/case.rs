@@ -1,4 +1,5 @@
-//! A test case of attention: the sequences of a pass, where it runs, and the reference's results for its rows.
+//! A test case of attention: the sequences of a pass, the processor on which the case runs, and the reference's results
+//! for the rows.
 
 use flexdraft::kernels::attention::JointAttention;
 use flexdraft::kernels::{KvStrides, PagedKv, Paging, PassTables};
@@ -98,7 +99,7 @@ impl Setting {
         }
     }
 
-    /// Returns the same setting on a processor.
+    /// Returns the same setting for another processor.
     pub fn on(self, processor: Processor) -> Self {
         Setting { processor, ..self }
     }
@@ -171,7 +172,7 @@ impl Memory<'_> {
 /// The bits of a row's output and of its log-sum-exp.
 pub type RowBits = (Vec<u16>, Vec<u32>);
 
-/// Runs the case and returns every row of every sequence, in order.
+/// Runs the case and returns the results of every row of every sequence, in order.
 pub fn run(setting: Setting, sequences: &[Sequence]) -> Vec<Vec<RowBits>> {
     run_watched(&setting.bench(), setting, sequences, |_| {}).rows
 }

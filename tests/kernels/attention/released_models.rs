@@ -8,7 +8,7 @@ use super::case::{Sequence, Setting, compare, run};
 use super::check_independence;
 use crate::processors::{Processor, processors, the_gpu};
 
-/// The heads of Qwen3-8B and SmolLM2-135M, with their usual page sizes.
+/// The attention heads of Qwen3-8B and SmolLM2-135M, with their usual page sizes.
 const RELEASED: [(AttentionShape, usize); 2] = [
     (AttentionShape { q_heads: 32, kv_heads: 8, head_dim: 128 }, 64),
     (AttentionShape { q_heads: 9, kv_heads: 3, head_dim: 64 }, 16),

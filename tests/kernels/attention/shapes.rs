@@ -1,4 +1,4 @@
-//! Tests every shape that the attention kernels support and every place where keys are divided, once each.
+//! Tests every shape that the attention kernels support, and every position where the keys are divided, once each.
 
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
@@ -48,7 +48,7 @@ fn every_shape() {
             padding: ratio % 4 / 3,
             ..usual
         };
-        // The first candidate is on the last token of a page, and the following rows are on the next page.
+        // The first candidate is on the last token of a cache page, and the following rows are on the next page.
         let (start, seed) = (page_size - 1, ratio as u64);
         check(setting, &[Sequence { start, candidates: 2, groups: vec![0, 2], slots: 2, seed, first: 0 }]);
     }

@@ -71,7 +71,7 @@ pub struct Correction {
     pub rank: usize,
     pub weight: Vec<bf16>,
     pub bias: Option<Vec<f32>>,
-    /// The hidden rows, one per row of logits.
+    /// The calibrator's hidden rows, one per row of logits.
     pub hidden: Vec<Vec<bf16>>,
 }
 

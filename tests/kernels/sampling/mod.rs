@@ -1,5 +1,5 @@
-//! The sampling kernels, compared with the reference in double precision and with themselves: alone, and in any batch,
-//! order, tiling and schedule.
+//! Tests that compare the sampling kernels with the reference in double precision and with themselves: alone, and in
+//! any batch, order, tiling and schedule.
 
 mod batch;
 mod generators;

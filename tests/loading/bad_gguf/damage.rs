@@ -37,7 +37,7 @@ fn long() -> impl Strategy<Value = u64> {
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
-    // Most changes are in the header: the first kilobytes of a model, or nearly all of a tokenizer's file.
+    // Most random changes are in the header: the first kilobytes of a model, or nearly all of a tokenizer's file.
     let at = || prop_oneof![6 => 0usize..3000, 3 => 0usize..12_000, 1 => any::<usize>()];
     prop_oneof![
         4 => (at(), 0u8..8).prop_map(|(at, bit)| Edit::Flip(at, bit)),

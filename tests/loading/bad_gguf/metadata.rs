@@ -17,7 +17,7 @@ fn metadata_that_make_no_sense() {
     assert_eq!(set("x", Value::Raw(7, vec![2])), invalid("a flag is 2, expected 0 or 1"));
     let text = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
     assert_eq!(set("x", Value::Raw(8, text(b"a\xff"))), invalid("`a\u{fffd}` is not UTF-8"));
-    // Arrays of arrays are legal up to a depth of 4.
+    // GGUF arrays of arrays are supported up to a depth of 4.
     let nested = |depth: usize| {
         let mut bytes = Vec::new();
         for _ in 1..depth {

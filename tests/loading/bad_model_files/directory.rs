@@ -53,12 +53,12 @@ impl Copy {
         self
     }
 
-    /// Returns the error message of loading this target, without the directory's path.
+    /// Returns the error message of loading the directory as a target, without the directory's path.
     pub fn target_error(&self) -> String {
         self.message(TargetWeights::read(self.path()).unwrap_err())
     }
 
-    /// Returns the error message of loading this drafter for the tiny target.
+    /// Returns the error message of loading the directory as a drafter for the tiny target.
     pub fn drafter_error(&self) -> String {
         let target = ModelConfig::read(&fixture("tiny/target")).unwrap();
         self.message(DrafterWeights::read(self.path(), &target).unwrap_err())
