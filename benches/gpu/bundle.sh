@@ -72,10 +72,10 @@ together=$((size + tree + others))
 echo "$archive: $(mib "$size"), $(du -sm "$out" | cut -f 1) unpacked"
 echo "carried together: $(mib "$together"), with the repository ($(mib "$tree")) and other files ($(mib "$others"))"
 if [ "$size" -gt $((archive_mib << 20)) ]; then
-  echo "the archive may have $archive_mib MiB" >&2
+  echo "the archive has $(mib "$size"), expected at most $archive_mib MiB" >&2
   exit 1
 fi
 if [ "$together" -gt $((together_mib << 20)) ]; then
-  echo "all together may have $together_mib MiB" >&2
+  echo "all that is carried together has $(mib "$together"), expected at most $together_mib MiB" >&2
   exit 1
 fi

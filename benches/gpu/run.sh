@@ -39,7 +39,7 @@ deadline=$((SECONDS + ${FLEXDRAFT_SECONDS:-300} - grace - ending))
 for part in ${parts//,/ }; do
   case $part in
     first | correct | steps | kernels | peers | sanitizers) ;;
-    *) echo "unknown part $part" >&2; exit 2 ;;
+    *) echo "unknown part $part; the head of this script lists the parts" >&2; exit 2 ;;
   esac
 done
 mkdir -p "$out"

@@ -226,7 +226,7 @@ class Running(unittest.TestCase):
 
     def test_an_unknown_part(self) -> None:
         done = self.run_bundle(FLEXDRAFT_PARTS="kernels,others")
-        self.assertEqual((done.returncode, done.stderr), (2, "unknown part others\n"))
+        self.assertEqual((done.returncode, done.stderr), (2, "unknown part others; the head of this script lists the parts\n"))
 
     @unittest.skipIf(shutil.which("nvidia-smi"), "there is a toolkit")
     def test_cublas_may_be_somewhere_else(self) -> None:

@@ -142,7 +142,7 @@ def run_one(peer, files, threads):
         case "transformers, bfloat16":
             return run_transformers(files["bf16"], ids, threads, "bfloat16")
         case _:
-            raise SystemExit(f"unknown peer {peer!r}")
+            raise SystemExit(f"unknown peer {peer!r}, expected one of: {'; '.join(PEERS)}")
 
 
 def processor():

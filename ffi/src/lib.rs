@@ -33,7 +33,7 @@ fn attempt<T>(call: impl FnOnce() -> Outcome<T>) -> Result<T, CString> {
     let text = |text: String| CString::new(text.replace('\0', " ")).unwrap_or_default();
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(outcome) => outcome.map_err(|error| text(error.to_string())),
-        Err(_) => Err(text("a panic".into())),
+        Err(_) => Err(text("the call panicked, which is a bug of flexdraft".into())),
     }
 }
 

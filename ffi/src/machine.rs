@@ -106,7 +106,7 @@ impl<R: Runtime> Machine for On<R> {
     }
 
     unsafe fn attention(&self, stream: u64, pass: &dyn Any, args: &AttentionOperands) -> Outcome<()> {
-        let pass = pass.downcast_ref::<OnDevice<R>>().ok_or("the pass is of another runtime")?;
+        let pass = pass.downcast_ref::<OnDevice<R>>().ok_or("the pass was made on another runtime")?;
         let stream = self.stream(stream);
         let views = Views(self.kernels.runtime(), &stream);
         let shape = AttentionShape {

@@ -201,7 +201,7 @@ pub unsafe fn verify(rule: &VerifyRule, batch: u64, out: *mut u8) -> Outcome<()>
         0 => Rule::Match,
         1 => Rule::Rejection,
         2 => Rule::Block,
-        other => return Err(format!("there is no rule {other}").into()),
+        other => return Err(format!("unknown rule {other}, expected 0, 1 or 2").into()),
     };
     let sequence = |i: usize| {
         Verify::new(&VerifySequence {
