@@ -123,7 +123,7 @@ fn damaged(recording: &Recording, kernel: &str, digit: usize, to: char) -> Recor
     copy
 }
 
-/// Tests recording, the file and the comparison, with the SIMT emulator in place of a GPU.
+/// Tests the recording of results, the recording's file and the comparison, with the SIMT emulator in place of a GPU.
 #[test]
 fn recordings_are_read_as_they_were_written_and_differences_are_found() {
     let [simt, _] = hosts();

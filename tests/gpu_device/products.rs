@@ -123,7 +123,8 @@ fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {
         let layer = move |bias, logits| Layer { in_cols, out_cols, bias, logits };
         [layer(false, false), layer(true, false), layer(false, true), layer(true, true)]
     };
-    // Only logits may have a number of columns that is not a multiple of eight: rows of activations must be.
+    // Rows of activations must have a multiple of eight elements, so layers with other widths are tested as logits
+    // only.
     widths.iter().flat_map(layer).filter(|layer| layer.logits || layer.out_cols % 8 == 0).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Orthrus models: target and drafter from the files of one directory.
+//! Tests of Orthrus models: target and drafter are read from the files of one directory.
 
 use std::fs;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn both_halves_come_from_one_directory() {
         assert_eq!(layer.attention.q.weight.shape(), drafter.q.weight.shape());
         assert_ne!(layer.attention.q.weight.to_f32(), drafter.q.weight.to_f32());
     }
-    // The mask embedding is a row of the embedding, not a copy.
+    // The mask embedding of an Orthrus model is a row of the token embedding, in the same memory.
     assert_eq!(address(&drafter.mask_embedding), address(&target.embed) + 2 * MASK_TOKEN * 64);
     assert_eq!(address(&target.lm_head), address(&target.embed));
     // SAFETY: no process writes to the fixtures while the tests run.
@@ -79,7 +79,7 @@ fn sharded_and_without_the_model_prefix() {
     let file = copy.path().join("model.safetensors");
     let (header, data) = split(&fs::read(&file).unwrap());
     fs::remove_file(&file).unwrap();
-    // A layer's two sets of projections may be in different shards.
+    // The target's and the drafter's projections of a layer may be in different shards.
     let second = |name: &str| name.contains("_diff") || name.contains("layers.3");
     let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
     write_tensors(&copy.path().join(shards[0]), &header, &data, |name| !second(name));
@@ -157,7 +157,7 @@ fn a_report_names_both_halves() {
     let shown = report.to_string().replace(&path, "DIR");
     assert!(shown.ends_with(&(expected.join("\n") + "\n")), "{shown}");
 
-    // A drafter that is given takes the place of the directory's own.
+    // A drafter that the user names takes the place of the drafter in the directory of the target.
     let draft = fixture("tiny/draft");
     let report = Report::read(&fixture(ORTHRUS), Some(&draft)).unwrap();
     assert_eq!(report.drafter.unwrap().config.kind, DrafterKind::FlexDraft);

@@ -12,12 +12,12 @@ from transformers.generation.logits_process import (
 from common import OUT, TINY, f32, write_rows
 
 LENGTH = 24
-# Two logits that are closer than this could change places in another implementation.
+# The smallest gap that a recording may have between two logits; closer logits could change places in another program.
 LEAST_GAP = 1e-3
 
 
 def processors(prompt, case):
-    """Returns the active processors, in the order in which they act."""
+    """Returns transformers' logits processors that a case uses, in the order in which they act."""
     active = []
     if case["repetition_penalty"] != 1:
         active.append(RepetitionPenaltyLogitsProcessor(case["repetition_penalty"]))
@@ -50,7 +50,8 @@ def continuation(model, prompt, case):
 
 
 def draw_case(generator, index, model, prompt):
-    """Draws a case. Words, biases and stop ids come from the plain continuation, so that they act."""
+    """Draws a random case: the parameters of the logits processors. Words, biases and stop ids come from the plain
+    continuation, so that they act."""
     choose = lambda options: options[torch.randint(len(options), (), generator=generator)]
     plain = dict(repetition_penalty=1.0, logit_bias=[], min_tokens=0, stop_ids=[], bad_words=[])
     free, _ = continuation(model, prompt, plain)

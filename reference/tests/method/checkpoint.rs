@@ -72,7 +72,7 @@ impl Safetensors {
         Linear::new(self.get(name), number(&self.header[name]["shape"][1]))
     }
 
-    /// Returns the projectors under `prefix` whose modules' names end with `suffix`.
+    /// Returns the attention projectors under `prefix` whose modules' names end with `suffix`.
     pub fn projectors(&self, prefix: &str, suffix: &str) -> Projectors<f64> {
         let linear = |name: &str| self.linear(&format!("{prefix}.self_attn.{name}_proj{suffix}.weight"));
         let norm = |name: &str| self.get(&format!("{prefix}.self_attn.{name}_norm{suffix}.weight"));
@@ -86,7 +86,7 @@ impl Safetensors {
     }
 }
 
-/// Reads a Qwen3 with tied embeddings.
+/// Reads a Qwen3 target with tied embeddings from a recording's folder.
 pub fn target(folder: &Path) -> Target<f64> {
     let config = json(&folder.join("config.json"));
     let size = |key: &str| number(&config[key]);

@@ -253,7 +253,8 @@ fn floors_of_the_other_kernels() {
     let added = calibrated.bytes() - plain.bytes() - rows * vocab * 4;
     assert!((added as f64 / 3.0e6 - 52.0).abs() < 0.5);
     assert_eq!(calibrated.flops, 2 * rows * vocab * 512);
-    // At batch 64 the rule `rejection` reads two rows of logits per sequence, 26 µs; `block` reads 2 · 15 rows.
+    // At batch 64 the floor of the rule `rejection` is 26 µs, for two rows of logits per sequence; `block` reads 2 · 15
+    // rows.
     let scan = |scan| us(floor::acceptance(64, 15, vocab, 4, scan));
     assert!((scan(Scan::Rejection).0 - 26e-6).abs() < 0.5e-6);
     assert!((scan(Scan::Block).0 / scan(Scan::Rejection).0 - 15.0).abs() < 0.1);

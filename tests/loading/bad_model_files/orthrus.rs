@@ -1,4 +1,4 @@
-//! Orthrus models whose drafter is incomplete or does not fit its target.
+//! Tests with Orthrus models whose drafter is incomplete or does not fit its target.
 
 use flexdraft::model::inspect::Report;
 use flexdraft::model::{DrafterWeights, ModelConfig, ModelWeights, TargetWeights};
@@ -54,7 +54,7 @@ fn tensors_of_the_drafter() {
         layer_without_projections.model_error(),
         format!("{path}: tensor `model.layers.2.self_attn.q_proj_diff.weight` is missing")
     );
-    // The target itself is whole.
+    // The target of the checkpoint can be read, because only its drafter lacks a tensor.
     assert!(TargetWeights::read(layer_without_projections.path()).is_ok());
     let report = Report::read(layer_without_projections.path(), None).unwrap();
     assert!(report.target.is_sound() && !report.is_sound());
