@@ -70,7 +70,7 @@ if [ "$kind" = full ]; then
   {
     echo "# The kernels' tests in race mode and under sanitizers"
     echo
-    echo "By \`cuda/simt/matrix.sh\` at commit $commit, with PROPTEST_CASES=$cases;"
+    echo "\`cuda/simt/matrix.sh\` ran these tests at commit $commit, with PROPTEST_CASES=$cases;"
     echo "g++ $(g++ -dumpfullversion), $(rustc -V | cut -d' ' -f1,2). The script ends at the first finding, so there was none."
     echo
     echo "| | tests | passed | seconds |"
