@@ -208,8 +208,8 @@ mod tests {
 
     #[test]
     fn the_worked_example_of_block_verification() {
-        // The example has two ids with p = (1/3, 2/3) and q = (2/3, 1/3) in every row; it is the first example of
-        // 2403.10444. The expected number of accepted tokens is 10/9 for rejection and 11/9 for block.
+        // The example is the first of arXiv 2403.10444: two ids, with p = (1/3, 2/3) and q = (2/3, 1/3) in every row.
+        // The expected number of accepted tokens is 10/9 for rejection and 11/9 for block.
         let p = vec![vec![1.0 / 3.0, 2.0 / 3.0]; 3];
         let q = vec![vec![2.0 / 3.0, 1.0 / 3.0]; 2];
         let (mut by_rejection, mut by_block) = (0.0, 0.0);

@@ -52,7 +52,7 @@ impl Processors {
 /// The tokens that come before the token that a row predicts.
 #[derive(Clone, Copy, Debug)]
 pub struct History<'a> {
-    /// The prompt, the output and the candidates up to the row's own.
+    /// The prompt, the output and the candidates up to the row's own token.
     pub tokens: &'a [u32],
     /// The number of tokens of the prompt.
     pub prompt_len: usize,
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     const NONE: f64 = f64::NEG_INFINITY;
-    /// The prompt 0, 1 and the output 1, 1, 2.
+    /// The test's history is the prompt 0, 1 and the output 1, 1, 2.
     const HISTORY: History<'_> = History { tokens: &[0, 1, 1, 1, 2], prompt_len: 2, end_ids: &[3] };
 
     fn processed(processors: Processors) -> Vec<f64> {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_order_is_that_of_the_method() {
-        // (2 / 2 − 0.25) − 0.5 + 8: any other order gives another number.
+        // The expected logit is (2 / 2 − 0.25) − 0.5 + 8: processors in any other order would give another number.
         let processors = Processors {
             repetition_penalty: 2.0,
             frequency_penalty: 0.25,

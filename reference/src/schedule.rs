@@ -31,7 +31,7 @@ pub fn next_verify_len<F: Float>(confidence: &[F], threshold: F, strategy: Strat
             Strategy::CumulativeProduct => product,
             Strategy::MinConfidence => confidence,
         };
-        // The products of confidences only decrease, so the ones that reach the threshold are the leading ones.
+        // The products of confidences only decrease, so exactly the leading draft tokens reach the threshold.
         if measure < threshold {
             break;
         }
