@@ -7,8 +7,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions, InstructionSet};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, DraftRows, DraftSelection, LinearPart, Precision, QkTransform,
-    Rope, RowKind, SequenceVerdict, SlotRows, Verification,
+    AttentionRows, AttentionShape, Device, DraftRows, DraftSelection, DraftTables, LinearPart, Precision,
+    QkTransform, Rope, RowKind, SequenceVerdict, SlotRows, StepTables, Verification,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -99,7 +99,7 @@ fn attention(criterion: &mut Criterion) {
         let mut cache = device.new_cache(1, 64, 16, shape).expect("memory");
         let mut qkv = filled(&device, device.new_buffer(shape.qkv_cols()), 21);
         let transform = QkTransform { shape, norms: None, eps: 1e-6, rope: &rope };
-        let mut pass = device.begin(&pass, &cache).expect("pages that exist");
+        let mut pass = device.begin(StepTables::new(&pass, &[]), &cache).expect("pages that exist").0;
         device
             .norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
             .expect("operands that fit");
@@ -141,8 +141,8 @@ fn sampling(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {
                 bencher.iter(|| {
                     let mut verification = device.verified(vec![verdict], &mut results);
-                    let drafts = std::slice::from_ref(&draft);
-                    let selection = verification.select_drafts(drafts, rows).expect("a group");
+                    let drafts = DraftTables { drafts: std::slice::from_ref(&draft), rows };
+                    let selection = verification.select_drafts(drafts).expect("a group");
                     selection.draft(None, black_box(&mut logits))
                 });
             });

@@ -1,5 +1,6 @@
 //! The engine: takes requests, runs decode steps, and reports the tokens that each step committed.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use super::error::DecodeError;
@@ -9,7 +10,7 @@ use super::policy::{Policy, SequenceStep, StepView};
 use super::record::Committed;
 use super::request::{Request, RequestId};
 use super::scheduler::Scheduler;
-use super::sequence::{Sequence, Work};
+use super::sequence::{Callbacks, Sequence, Work};
 use super::step::{self, Outcome, SequencePlan, StepBuffers};
 use crate::device::Device;
 use crate::model::Model;
@@ -94,7 +95,7 @@ impl<D: Device> Engine<D> {
     ///
     /// [`DecodeError`] if a parameter of the request is out of range, or if the KV cache is too small for its prompt
     /// and its output, even with no other request.
-    pub fn add(&mut self, request: Request) -> Result<RequestId, DecodeError> {
+    pub fn add(&mut self, mut request: Request) -> Result<RequestId, DecodeError> {
         let config = self.model.config();
         request.validate(config.vocab_size, config.context_len, self.model.block_size())?;
         let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
@@ -107,6 +108,10 @@ impl<D: Device> Engine<D> {
             id,
             block_size: request.block_size.unwrap_or(trained).min(trained),
             tokens: request.prompt.clone(),
+            callbacks: RefCell::new(Callbacks {
+                logits_hook: request.logits_hook.take(),
+                proposer: request.proposer.take(),
+            }),
             request,
             cached: 0,
             pages: Vec::new(),

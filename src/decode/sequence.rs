@@ -1,7 +1,9 @@
 //! The state of a request between steps.
 
+use std::cell::RefCell;
+
 use super::record::Finish;
-use super::request::{Request, RequestId};
+use super::request::{LogitsHook, Proposer, Request, RequestId};
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
 
@@ -31,10 +33,19 @@ pub(super) enum DrawnFrom<B> {
     Own(B),
 }
 
+/// The hooks of a request.
+pub(super) struct Callbacks {
+    pub(super) logits_hook: Option<Box<dyn LogitsHook>>,
+    pub(super) proposer: Option<Box<dyn Proposer>>,
+}
+
 /// A request that is being served or is waiting.
 pub(super) struct Sequence<B> {
     pub(super) id: RequestId,
+    /// The request. Its hooks moved to `callbacks`.
     pub(super) request: Request,
+    /// The request's hooks. A step calls them while it reads the sequence.
+    pub(super) callbacks: RefCell<Callbacks>,
     /// S: the block size; 1 without a drafter.
     pub(super) block_size: usize,
     /// The prompt and all committed tokens. The newest token's KV is not in the cache yet.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | the traits: [`Device`], [`Verification`], [`DraftSelection`] |
 //! | `operands` | operands of the forward pass |
+//! | `step` | everything that a step takes from the host |
 //! | `drafts`, `verdicts` | what drafting and verification take and return |
 //! | `error` | [`DeviceError`] |
 //! | [`cpu`], [`gpu`] | the implementations; a file that both have has the same name in both |
@@ -13,6 +14,11 @@
 //!
 //! ```text
 //! Device::begin ──▶ pass ──▶ norm_rope_append, joint_attention
+//!        │
+//!        ▼
+//!  tables of the step
+//!        │
+//!        ▼
 //! Device::verify ──▶ Verification ──▶ begin_drafting ──▶ pass
 //!                         │ ▲
 //!           select_drafts │ │ read: the host waits
@@ -33,6 +39,7 @@ mod drafts;
 mod error;
 pub mod gpu;
 mod operands;
+mod step;
 mod verdicts;
 
 use std::ops::Range;
@@ -40,9 +47,9 @@ use std::ops::Range;
 pub use drafts::{DraftLogits, DraftRows, DraftToken, SlotRows};
 pub use error::DeviceError;
 pub use operands::{AttentionRows, CalibratorOutput, LinearPart, Precision, QkTransform, Rope};
+pub use step::{DraftTables, DraftingPass, StepTables};
 pub use verdicts::{SequenceVerdict, StepResults, VerifyRows};
 
-use crate::layout::Pass;
 pub use crate::layout::{AttentionShape, RowKind};
 use crate::tensor::Tensor;
 
@@ -58,7 +65,7 @@ use crate::tensor::Tensor;
 /// for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
     /// Activations `[rows, cols]`.
-    type Buffer: Send;
+    type Buffer: Send + Sync;
     /// A linear layer, possibly of several fused parts.
     type Linear: Send + Sync;
     /// A vector of weights: a norm, a bias, an embedding.
@@ -69,6 +76,10 @@ pub trait Device: Send + Sync + 'static {
     type Results: Send;
     /// A pass that was checked once and laid out in memory that the device's operations read.
     type Pass<'a>
+    where
+        Self: 'a;
+    /// The tables of a step, which a verification takes.
+    type Tables<'a>
     where
         Self: 'a;
     /// A verification on the device, and the drafting after it.
@@ -117,12 +128,17 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
-    /// Checks a pass and lays it out on the device, for the operations that use its rows.
+    /// Checks the tables of a step and lays them out on the device. Returns the pass, for the operations that use
+    /// its rows, and the tables, for the verification.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if a row has no page in `cache`, or if memory for the pass runs out.
-    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError>;
+    /// [`DeviceError`] if a row of the pass has no page in `cache`, or if memory for the tables runs out.
+    fn begin<'a>(
+        &'a self,
+        tables: StepTables<'a, Self::Buffer>,
+        cache: &Self::Cache,
+    ) -> Result<(Self::Pass<'a>, Self::Tables<'a>), DeviceError>;
 
     /// Writes row `ids[i]` of `table` `[vocab, cols]` to row `first_row + i` of `out`.
     fn embed(
@@ -292,24 +308,45 @@ pub trait Device: Send + Sync + 'static {
         self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
     }
 
-    /// Applies each sequence's acceptance rule to target logits. The verdicts replace the contents of
-    /// `results`, which the returned object uses.
+    /// Applies the acceptance rule of each of the step's sequences to target logits. The verdicts replace the
+    /// contents of `results`, which the returned object uses.
     ///
-    /// A second verification in the same memory ends the first:
+    /// A second verification in the same memory ends the first,
     ///
     /// ```compile_fail,E0499
     /// # use flexdraft::device::{Device, DeviceError, StepResults, Verification};
-    /// fn twice<D: Device>(device: &D, logits: &D::Buffer) -> Result<StepResults, DeviceError> {
-    ///     let mut results = device.new_results();
-    ///     let mut first = device.verify(logits, &[], &mut results)?;
-    ///     let second = device.verify(logits, &[], &mut results)?;
+    /// fn twice<'a, D: Device>(
+    ///     device: &'a D,
+    ///     tables: [D::Tables<'a>; 2],
+    ///     logits: &D::Buffer,
+    ///     results: &'a mut D::Results,
+    /// ) -> Result<StepResults, DeviceError> {
+    ///     let [first, second] = tables;
+    ///     let mut first = device.verify(first, logits, results)?;
+    ///     let second = device.verify(second, logits, results)?;
     ///     first.read()
+    /// }
+    /// ```
+    ///
+    /// and each step is verified once:
+    ///
+    /// ```compile_fail,E0382
+    /// # use flexdraft::device::{Device, DeviceError};
+    /// fn twice<'a, D: Device>(
+    ///     device: &'a D,
+    ///     tables: D::Tables<'a>,
+    ///     logits: &D::Buffer,
+    ///     [first, second]: [&'a mut D::Results; 2],
+    /// ) -> Result<(), DeviceError> {
+    ///     device.verify(tables, logits, first)?;
+    ///     device.verify(tables, logits, second)?;
+    ///     Ok(())
     /// }
     /// ```
     fn verify<'a>(
         &'a self,
+        tables: Self::Tables<'a>,
         logits: &Self::Buffer,
-        sequences: &[VerifyRows<'_, Self::Buffer>],
         results: &'a mut Self::Results,
     ) -> Result<Self::Verification<'a>, DeviceError>;
 
@@ -331,31 +368,27 @@ pub trait Verification<D: Device + ?Sized> {
     /// that does not run behind its caller, and after `read` on every device.
     fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]>;
 
-    /// Like [`Device::begin`], for a drafting pass: no candidates, and one group per sequence, for the accepted
-    /// length of verdict `verdicts[i]` for sequence i.
+    /// Lays out a pass for drafting: each group is for the accepted length of its verdict.
     ///
     /// If the verdicts are [ready](Self::verdicts_if_ready), the caller lays the pass out for the accepted
     /// lengths. Otherwise the caller lays the pass out for the largest possible accepted lengths, and the
-    /// device moves each group to its place.
+    /// device moves each group to its place. Only the [step's own](StepTables::drafting) drafting pass is on the
+    /// device already; another pass is uploaded now.
     ///
     /// # Errors
     ///
     /// [`DeviceError`] if a row has no page in `cache`, if the pass has other rows, or if memory runs out.
     fn begin_drafting<'p>(
         &'p self,
-        pass: &'p Pass<'p>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'p>,
         cache: &D::Cache,
     ) -> Result<D::Pass<'p>, DeviceError>;
 
     /// Selects, by the verdicts, the rows and bonus tokens of `drafts`. If the verdicts are
     /// [ready](Self::verdicts_if_ready), each accepted length must have a group. Otherwise, a sequence whose
-    /// accepted length has no group gets a meaningless draft.
-    fn select_drafts<'s>(
-        &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        rows: SlotRows,
-    ) -> Result<Self::Selection<'s>, DeviceError>;
+    /// accepted length has no group gets a meaningless draft. Only the drafts of [`StepTables`] are on the device
+    /// already; other drafts are uploaded now.
+    fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<Self::Selection<'s>, DeviceError>;
 
     /// Returns the number of rows drafted since the verification. This is the next draft's
     /// [`first_draw`](DraftLogits::first_draw) if all drafts of a step come from one buffer.
@@ -374,14 +407,14 @@ pub trait Verification<D: Device + ?Sized> {
 ///
 /// ```no_run
 /// # use flexdraft::device::{
-/// #     Device, DeviceError, DraftRows, DraftSelection, SlotRows, StepResults, Verification,
+/// #     Device, DeviceError, DraftSelection, DraftTables, StepResults, Verification,
 /// # };
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
-///     drafts: &[DraftRows<'_>],
+///     drafts: DraftTables<'_>,
 ///     logits: &mut D::Buffer,
 /// ) -> Result<StepResults, DeviceError> {
-///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     let selection = verification.select_drafts(drafts)?;
 ///     selection.draft(None, logits)?;
 ///     verification.read()
 /// }
@@ -390,13 +423,13 @@ pub trait Verification<D: Device + ?Sized> {
 /// Each draft is drawn once,
 ///
 /// ```compile_fail,E0382
-/// # use flexdraft::device::{Device, DeviceError, DraftRows, DraftSelection, SlotRows, Verification};
+/// # use flexdraft::device::{Device, DeviceError, DraftSelection, DraftTables, Verification};
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
-///     drafts: &[DraftRows<'_>],
+///     drafts: DraftTables<'_>,
 ///     logits: &mut D::Buffer,
 /// ) -> Result<(), DeviceError> {
-///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     let selection = verification.select_drafts(drafts)?;
 ///     selection.draft(None, logits)?;
 ///     selection.draft(None, logits)
 /// }
@@ -405,13 +438,13 @@ pub trait Verification<D: Device + ?Sized> {
 /// and before the results are read:
 ///
 /// ```compile_fail,E0499
-/// # use flexdraft::device::{Device, DeviceError, DraftRows, DraftSelection, SlotRows, Verification};
+/// # use flexdraft::device::{Device, DeviceError, DraftSelection, DraftTables, Verification};
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
-///     drafts: &[DraftRows<'_>],
+///     drafts: DraftTables<'_>,
 ///     logits: &mut D::Buffer,
 /// ) -> Result<(), DeviceError> {
-///     let selection = verification.select_drafts(drafts, SlotRows::Logits)?;
+///     let selection = verification.select_drafts(drafts)?;
 ///     let results = verification.read()?;
 ///     selection.draft(None, logits)
 /// }

@@ -10,10 +10,9 @@ use super::config::ModelConfig;
 use super::config::rope::no_rotation;
 use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
 use crate::device::{
-    AttentionRows, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection, LinearPart, QkTransform,
-    Rope, RowKind, SlotRows, Verification,
+    AttentionRows, CalibratorOutput, Device, DeviceError, DraftSelection, DraftTables, DraftingPass,
+    LinearPart, QkTransform, Rope, RowKind, SlotRows, StepTables, Verification,
 };
-use crate::layout::Pass;
 
 /// A target on a device, with or without a drafter, ready to run.
 pub struct Model<D: Device> {
@@ -265,17 +264,17 @@ impl<D: Device> Model<D> {
         }
     }
 
-    /// Runs a forward pass over the rows of a batch. `tokens` are the candidate rows' token ids in row order. Appends
-    /// the candidates' KV to the cache and leaves every row's final hidden state in the workspace.
+    /// Begins a step and runs its forward pass. Appends the candidates' KV to the cache and leaves every row's final
+    /// hidden state in the workspace. Returns the tables of the step, for [`verify`](Device::verify).
     ///
     /// A pass without candidates runs the tail only: this is sequential drafting.
-    pub fn forward(
-        &self,
-        pass: &Pass<'_>,
-        tokens: &[u32],
+    pub fn forward<'a>(
+        &'a self,
+        tables: StepTables<'a, D::Buffer>,
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<D::Tables<'a>, DeviceError> {
+        let StepTables { pass, tokens, .. } = tables;
         let candidates = pass.candidate_rows();
         if tokens.len() != candidates {
             return Err(DeviceError::Shape {
@@ -285,23 +284,22 @@ impl<D: Device> Model<D> {
                 found: vec![tokens.len()],
             });
         }
-        let mut laid_out = self.device.begin(pass, cache)?;
+        let (mut laid_out, tables) = self.device.begin(tables, cache)?;
         let rows = PassRows { candidates, total: pass.total_rows() };
-        self.run(&mut laid_out, rows, tokens, cache, work)
+        self.run(&mut laid_out, rows, tokens, cache, work)?;
+        Ok(tables)
     }
 
-    /// Runs the tail layers for a [drafting pass](Verification::begin_drafting): the mask group of sequence i is for the
-    /// accepted length of verdict `verdicts[i]`.
+    /// Runs the tail layers for a [drafting pass](Verification::begin_drafting).
     pub fn draft_forward(
         &self,
-        pass: &Pass<'_>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'_>,
         verification: &D::Verification<'_>,
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        let mut laid_out = verification.begin_drafting(pass, verdicts, cache)?;
-        let rows = PassRows { candidates: 0, total: pass.total_rows() };
+        let mut laid_out = verification.begin_drafting(drafting, cache)?;
+        let rows = PassRows { candidates: 0, total: drafting.pass.total_rows() };
         self.run(&mut laid_out, rows, &[], cache, work)
     }
 
@@ -451,26 +449,26 @@ impl<D: Device> Model<D> {
     }
 
     /// Samples new draft tokens from the calibrated logits of the mask groups that match the accepted lengths
-    /// in `verification`. [`SlotRows`] says where these logits are: in the last rows that
+    /// in `verification`. Their [`SlotRows`] say where these logits are: in the last rows that
     /// [`logits`](Self::logits) computed, or not computed yet, in which case this function computes them.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
     /// `lm_head(h)` for a drafter without calibrator.
     pub fn draft(
         &self,
-        drafts: &[DraftRows<'_>],
-        rows: SlotRows,
+        drafts: DraftTables<'_>,
         verification: &mut D::Verification<'_>,
         work: &mut Workspace<D>,
         logits: &mut D::Buffer,
     ) -> Result<(), DeviceError> {
         let device = &self.device;
-        let owner: Vec<usize> = drafts
+        let DraftTables { drafts: of, rows } = drafts;
+        let owner: Vec<usize> = of
             .iter()
             .enumerate()
             .flat_map(|(index, draft)| std::iter::repeat_n(index, draft.drafted()))
             .collect();
-        let selection = verification.select_drafts(drafts, rows)?;
+        let selection = verification.select_drafts(drafts)?;
         if let SlotRows::Pass { first_logits } = rows {
             selection.gather(&work.hidden, &mut work.gathered)?;
             self.head(owner.len(), work, logits, first_logits)?;
@@ -486,10 +484,10 @@ impl<D: Device> Model<D> {
                 &work.gathered
             }
         };
-        device.resize(&mut work.bonus_hidden, drafts.len())?;
+        device.resize(&mut work.bonus_hidden, of.len())?;
         device.resize(&mut work.calibrator_hidden, owner.len())?;
         selection.embed_bonus(&self.embed, &mut work.bonus)?;
-        device.linear(&calibrator.bonus_half, &work.bonus, 0..drafts.len(), &mut work.bonus_hidden)?;
+        device.linear(&calibrator.bonus_half, &work.bonus, 0..of.len(), &mut work.bonus_hidden)?;
         let all = 0..owner.len();
         device.linear(&calibrator.hidden_half, normed, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;

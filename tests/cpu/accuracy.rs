@@ -2,7 +2,7 @@
 
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
+    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind, StepTables,
 };
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
@@ -262,12 +262,12 @@ fn joint_attention() {
             let prefill =
                 SequenceRows { pages: &pages, start: 0, candidates: start, groups: vec![], slots: 0 };
             let prefill = Pass { sequences: vec![prefill] };
-            let mut prefill = device.begin(&prefill, &cache).unwrap();
+            let mut prefill = device.begin(StepTables::new(&prefill, &[]), &cache).unwrap().0;
             let mut qkv = activations(&device, shape.qkv_cols(), &raw[..start]);
             let kind = RowKind::Candidates;
             device.norm_rope_append(&transform, &mut prefill, kind, &mut qkv, 2, &mut cache).unwrap();
             let mut qkv = activations(&device, shape.qkv_cols(), &raw[start..]);
-            let mut laid_out = device.begin(&pass, &cache).unwrap();
+            let mut laid_out = device.begin(StepTables::new(&pass, &[]), &cache).unwrap().0;
             for kind in [RowKind::Candidates, RowKind::Masks] {
                 device.norm_rope_append(&transform, &mut laid_out, kind, &mut qkv, 2, &mut cache).unwrap();
             }
@@ -299,7 +299,7 @@ fn without_norms_only_the_rotation_is_applied_and_values_are_untouched() {
     let transform = QkTransform { shape, norms: None, eps: 0.0, rope: &rope };
     let sequence = SequenceRows { pages: &[0], start: 2, candidates: 1, groups: vec![], slots: 0 };
     let pass = Pass { sequences: vec![sequence] };
-    let mut pass = device.begin(&pass, &cache).unwrap();
+    let mut pass = device.begin(StepTables::new(&pass, &[]), &cache).unwrap().0;
     let mut qkv = activations(&device, 6, &[vec![1.0, 0.0, 0.0, 1.0, 7.0, 8.0]]);
     device.norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache).unwrap();
     let (sin, cos) = (0.5f32.sin(), 0.5f32.cos());

@@ -3,6 +3,7 @@
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuKvCache, CpuOptions};
 use flexdraft::device::{
     AttentionRows, AttentionShape, Device, DeviceError, LinearPart, Precision, QkTransform, Rope, RowKind,
+    StepTables,
 };
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
@@ -159,7 +160,7 @@ fn attend(
     let pass = Pass { sequences: vec![sequence] };
     let mut qkv = zeros(device, rows, SHAPE.qkv_cols());
     let mut out = zeros(device, rows, SHAPE.out_cols());
-    let mut pass = device.begin(&pass, cache)?;
+    let mut pass = device.begin(StepTables::new(&pass, &[]), cache)?.0;
     let rows = AttentionRows { pass: &pass, masks: true };
     let attended = device.joint_attention(SHAPE, rows, &qkv, layer, cache, &mut out);
     let appended = [RowKind::Candidates, RowKind::Masks]
@@ -222,7 +223,7 @@ fn a_pass_keeps_to_the_pages_it_was_checked_against() {
     let mut other = device.new_cache(2, 2, 4, SHAPE).unwrap();
     let rows = SequenceRows { pages: &[2, 0], start: 5, candidates: 2, groups: vec![0, 1], slots: 3 };
     let pass = Pass { sequences: vec![rows] };
-    let mut pass = device.begin(&pass, &cache).unwrap();
+    let mut pass = device.begin(StepTables::new(&pass, &[]), &cache).unwrap().0;
     let mut qkv = zeros(&device, 8, SHAPE.qkv_cols());
     let mut out = zeros(&device, 8, SHAPE.out_cols());
     assert_eq!(
@@ -256,7 +257,7 @@ fn heads_and_frequencies_must_fit() {
         let rope = Rope { inv_freq: vec![1.0; frequencies], scale: 1.0 };
         let transform = QkTransform { shape, norms, eps: 0.0, rope: &rope };
         let mut qkv = zeros(&device, 1, 16);
-        let mut pass = device.begin(&pass, &cache)?;
+        let mut pass = device.begin(StepTables::new(&pass, &[]), &cache)?.0;
         device.norm_rope_append(&transform, &mut pass, RowKind::Candidates, &mut qkv, 0, &mut cache)
     };
     assert_eq!(append(SHAPE, Some((&good, &good)), 2), Ok(()));

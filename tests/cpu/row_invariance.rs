@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuKvCache, CpuLinear, CpuVector, InstructionSet};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind,
+    AttentionRows, AttentionShape, Device, LinearPart, Precision, QkTransform, Rope, RowKind, StepTables,
 };
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::tensor::{DType, Tensor};
@@ -298,7 +298,7 @@ impl<'a> Attention<'a> {
     fn append(&mut self, pass: &Pass<'_>, kind: RowKind, qkv: &mut CpuBuffer) {
         let norms = Some((&self.norms.0, &self.norms.1));
         let transform = QkTransform { shape: self.shape, norms, eps: 1e-6, rope: &self.rope };
-        let mut pass = self.device.begin(pass, &self.cache).unwrap();
+        let mut pass = self.device.begin(StepTables::new(pass, &[]), &self.cache).unwrap().0;
         self.device.norm_rope_append(&transform, &mut pass, kind, qkv, 1, &mut self.cache).unwrap();
     }
 
@@ -331,8 +331,10 @@ impl<'a> Attention<'a> {
         self.append(&pass, RowKind::Masks, &mut qkv);
         let mut out = self.device.new_buffer(self.shape.out_cols());
         self.device.resize(&mut out, rows.len()).unwrap();
-        let rows_of_pass =
-            AttentionRows { pass: &self.device.begin(&pass, &self.cache).unwrap(), masks: true };
+        let rows_of_pass = AttentionRows {
+            pass: &self.device.begin(StepTables::new(&pass, &[]), &self.cache).unwrap().0,
+            masks: true,
+        };
         self.device.joint_attention(self.shape, rows_of_pass, &qkv, 1, &self.cache, &mut out).unwrap();
         rows.iter().enumerate().map(|(r, (s, place))| ((s.id, *place), row_bits(&out, r))).collect()
     }

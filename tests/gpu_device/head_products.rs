@@ -14,7 +14,8 @@ use flexdraft::decode::{Confidence, Engine, EngineOptions, Mode, Policy, Request
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts, ProductMemory, ProductOut, Products, Weights};
 use flexdraft::device::{
-    Device, DeviceError, DraftRows, LinearPart, SlotRows, StepResults, Verification, VerifyRows,
+    Device, DeviceError, DraftRows, DraftTables, LinearPart, SlotRows, StepResults, StepTables, Verification,
+    VerifyRows,
 };
 use flexdraft::kernels::Kernels;
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
@@ -180,7 +181,8 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         slots: spec.block_size,
     };
     let pass = Pass { sequences: vec![rows(&[3], 3, vec![0, 2]), rows(&[5], 2, vec![0, 1])] };
-    model.forward(&pass, &[1, 2, 3, 4, 5], &mut cache, &mut work).unwrap();
+    let mut tables = StepTables::new(&pass, &[1, 2, 3, 4, 5]);
+    model.forward(tables, &mut cache, &mut work).unwrap();
 
     let candidates: Vec<usize> = (0..pass.candidate_rows()).collect();
     let groups: Vec<(usize, usize)> = vec![(0, 0), (0, 2), (1, 0), (1, 1)];
@@ -207,8 +209,6 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         start: 0,
     };
     let requests = [verify(0, &accepted[..], &samplings[0]), verify(3, &[u32::MAX][..], &samplings[1])];
-    let mut verification = device.verify(target_logits, &requests, &mut results).unwrap();
-
     let first_rows = match joined {
         true => [5, 5 + 2 * drafted],
         false => [(0, 0), (1, 0)].map(|(sequence, k)| pass.group_rows(sequence, k).unwrap().start),
@@ -225,7 +225,14 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         })
         .collect();
     let rows = if joined { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
-    model.draft(&drafts, rows, &mut verification, &mut work, &mut drawn_from).unwrap();
+    // The step runs again, with drafts whose accepted lengths are known.
+    tables.logits_rows = if joined { &all } else { &candidates };
+    (tables.sequences, tables.drafts) = (&requests, DraftTables { drafts: &drafts, rows });
+    let (drafts, tables) = (tables.drafts, model.forward(tables, &mut cache, &mut work).unwrap());
+    let target_logits = if joined { &mut drawn_from } else { &mut logits };
+    model.logits(if joined { &all } else { &candidates }, &mut work, target_logits).unwrap();
+    let mut verification = device.verify(tables, target_logits, &mut results).unwrap();
+    model.draft(drafts, &mut verification, &mut work, &mut drawn_from).unwrap();
     let found = verification.read().unwrap();
     assert_eq!(found.verdicts.iter().map(|verdict| verdict.accepted).collect::<Vec<_>>(), [2, 0]);
     // The accepted length 2 selects the first sequence's second mask group, and the accepted length 0 the second

@@ -7,7 +7,7 @@ use flexdraft::decode::{
 };
 use flexdraft::device::gpu::{CpuProducts, Gpu, HeadProducts};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, DeviceError, LinearPart, QkTransform, Rope, RowKind,
+    AttentionRows, AttentionShape, Device, DeviceError, LinearPart, QkTransform, Rope, RowKind, StepTables,
 };
 use flexdraft::kernels::sampling::RowStats;
 use flexdraft::kernels::{Fault, Kernels};
@@ -159,7 +159,7 @@ fn only_the_pages_of_a_pass_are_uploaded() {
             (0..batch).map(|i| (i * pages..(i + 1) * pages).map(|page| page as u32).collect()).collect();
         let sequences = lists.iter().map(|pages| with_group(pages, 16 * pages.len() - 8)).collect();
         device.kernels().runtime().take_calls();
-        device.begin(&Pass { sequences }, &cache).unwrap();
+        device.begin(StepTables::new(&Pass { sequences }, &[]), &cache).unwrap();
         let calls = device.kernels().runtime().take_calls();
         assert_eq!(calls.uploads, 1);
         (calls.uploaded_bytes, calls.allocations)
@@ -192,11 +192,12 @@ fn passes_that_are_laid_out_together_are_apart() {
     let ropes = [1.0, 0.3].map(|scale| Rope { inv_freq: vec![0.1; SHAPE.head_dim / 2], scale });
     let run = |together: bool| {
         let mut cache = device.new_cache(1, 1024, 16, SHAPE).unwrap();
-        let mut laid_out: Vec<_> = passes.iter().map(|pass| device.begin(pass, &cache).unwrap()).collect();
+        let mut laid_out: Vec<_> =
+            passes.iter().map(|pass| device.begin(StepTables::new(pass, &[]), &cache).unwrap().0).collect();
         let mut found = Vec::new();
         for (index, pass) in passes.iter().enumerate() {
             if !together {
-                laid_out[index] = device.begin(pass, &cache).unwrap();
+                laid_out[index] = device.begin(StepTables::new(pass, &[]), &cache).unwrap().0;
             }
             let rows = pass.total_rows();
             for rope in &ropes {
@@ -237,7 +238,7 @@ fn a_pass_is_for_the_pages_it_was_checked_against() {
     let device = gpu();
     let [cache, mut other] = [8, 9].map(|pages| device.new_cache(1, pages, 16, SHAPE).unwrap());
     let pass = Pass { sequences: vec![with_group(&[0, 1], 20)] };
-    let mut pass = device.begin(&pass, &cache).unwrap();
+    let mut pass = device.begin(StepTables::new(&pass, &[]), &cache).unwrap().0;
     let rope = Rope { inv_freq: vec![0.1; SHAPE.head_dim / 2], scale: 1.0 };
     let transform = QkTransform { shape: SHAPE, norms: None, eps: 0.0, rope: &rope };
     let (mut qkv, mut out) = (device.new_buffer(SHAPE.qkv_cols()), device.new_buffer(SHAPE.out_cols()));

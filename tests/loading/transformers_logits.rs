@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::{Precision, StepTables};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::{Model, TargetWeights};
 use serde::Deserialize;
@@ -25,7 +25,7 @@ fn logits(device: Cpu, target: &TargetWeights, prompt: &[u32]) -> Vec<Vec<f32>> 
     let pages: Vec<u32> = (0..prompt.len().div_ceil(page_size) as u32).rev().collect();
     let mut cache = model.new_cache(pages.len(), page_size).unwrap();
     let rows = SequenceRows { pages: &pages, start: 0, candidates: prompt.len(), groups: vec![], slots: 0 };
-    model.forward(&Pass { sequences: vec![rows] }, prompt, &mut cache, &mut work).unwrap();
+    model.forward(StepTables::new(&Pass { sequences: vec![rows] }, prompt), &mut cache, &mut work).unwrap();
     let rows: Vec<usize> = (0..prompt.len()).collect();
     model.logits(&rows, &mut work, &mut logits).unwrap();
     rows.into_iter().map(|row| logits.row(row).unwrap().to_vec()).collect()

@@ -1,7 +1,7 @@
 //! Tests that the rows of a sequence have the same bits in a pass of their own and in a pass with other sequences.
 
-use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions};
+use flexdraft::device::{Precision, StepTables};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::tensor::Tensor;
@@ -67,12 +67,13 @@ fn run_pass(
         let candidates = total * page_size;
         let sequence = SequenceRows { pages: &all, start: 0, candidates, groups: vec![], slots: 1 };
         let pass = Pass { sequences: vec![sequence] };
-        nan.forward(&pass, &vec![0; candidates], &mut cache, &mut nan.new_workspace()).unwrap();
+        nan.forward(StepTables::new(&pass, &vec![0; candidates]), &mut cache, &mut nan.new_workspace())
+            .unwrap();
     }
     let mut run = |sequences: Vec<SequenceRows<'_>>, work: &mut _| {
         let tokens: Vec<u32> =
             sequences.iter().flat_map(|s| (s.start..s.start + s.candidates).map(token)).collect();
-        model.forward(&Pass { sequences }, &tokens, &mut cache, work).unwrap();
+        model.forward(StepTables::new(&Pass { sequences }, &tokens), &mut cache, work).unwrap();
     };
     for (place, pages) in places.iter().zip(&tables).filter(|(place, _)| place.cached > 0) {
         let candidates = place.cached;

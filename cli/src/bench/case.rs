@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::EngineOptions;
 use flexdraft::device::{
-    Device, DeviceError, DraftRows, QkTransform, RowKind, SlotRows, Verification, VerifyRows,
+    Device, DeviceError, DraftRows, DraftTables, DraftingPass, QkTransform, RowKind, SlotRows, StepTables,
+    Verification, VerifyRows,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::Model;
@@ -15,6 +16,8 @@ use flexdraft::tensor::Tensor;
 
 use super::steps::{PassShape, Step};
 use crate::error::Result;
+
+static GREEDY: SamplingParams = SamplingParams::GREEDY;
 
 const PAGE_SIZE: usize = 16;
 
@@ -110,7 +113,7 @@ impl<'a, D: Device> Case<'a, D> {
                     |pages| SequenceRows { pages, start, candidates, groups: Vec::new(), slots: 0 };
                 let pass = Pass { sequences: pages.iter().map(|pages| sequence(pages)).collect() };
                 device.run(|| {
-                    let mut pass = device.begin(&pass, cache)?;
+                    let (mut pass, _) = device.begin(StepTables::new(&pass, &[]), cache)?;
                     (0..config.layers).try_for_each(|layer| {
                         device.norm_rope_append(
                             &transform,
@@ -131,6 +134,25 @@ impl<'a, D: Device> Case<'a, D> {
     pub fn time(&mut self, step: &Step, start: usize, repeats: Repeats) -> Result<Times> {
         let Self { model, cache, pages, .. } = self;
         let passes = passes(step, pages, start);
+        let rows = StepRows::new(model, step, &passes);
+        let empty = Pass::default();
+        let (pass, drafting) =
+            passes.split_first().map_or((&empty, None), |(pass, more)| (pass, more.first()));
+        let sequences = rows.sequences(step, pass);
+        // A device that knows its verdicts drafts from the group of the accepted length.
+        let known = rows.drafts(step, &passes, GroupSet::all(0));
+        let unknown = rows.drafts(step, &passes, GroupSet::NONE);
+        let place = if rows.joined { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
+        let [known, unknown] = [&known, &unknown].map(|drafts| DraftTables { drafts, rows: place });
+        let drafting = drafting.map(|pass| (DraftingPass { pass, verdicts: &rows.verdicts }, unknown));
+        let tables = StepTables {
+            pass,
+            tokens: &rows.tokens,
+            logits_rows: &rows.logits,
+            sequences: &sequences,
+            drafts: if drafting.is_some() { DraftTables::NONE } else { known },
+            drafting,
+        };
         let mut memory = Memory::new(model);
         let (mut steps, mut submits) = (Vec::new(), Vec::new());
         let began = Instant::now();
@@ -141,7 +163,7 @@ impl<'a, D: Device> Case<'a, D> {
             }
             let start_of_step = Instant::now();
             let submitted = model.device().run(|| {
-                let mut verification = memory.submit(model, step, &passes, cache)?;
+                let mut verification = memory.submit(model, tables, known, rows.joined, cache)?;
                 let submitted = start_of_step.elapsed();
                 verification.read()?;
                 Ok::<_, DeviceError>(submitted)
@@ -173,77 +195,105 @@ impl<D: Device> Memory<D> {
         }
     }
 
-    /// Submits a step to the device without waiting for its results, and returns its verification.
+    /// Submits a step to the device without waiting for its results, and returns its verification. A device that knows
+    /// its verdicts before it drafts makes the drafts `known`.
     fn submit<'a>(
         &'a mut self,
         model: &'a Model<D>,
-        step: &Step,
-        passes: &[Pass<'_>],
+        tables: StepTables<'a, D::Buffer>,
+        known: DraftTables<'_>,
+        joined: bool,
         cache: &mut D::Cache,
     ) -> Result<D::Verification<'a>, DeviceError> {
         let Self { work, target_logits, draft_logits, results } = self;
-        let (Some((pass, drafting)), Some((shape, _))) = (passes.split_first(), step.passes.split_first())
-        else {
-            return model.device().verify(target_logits, &[], results);
-        };
-        let (greedy, batch) = (SamplingParams::GREEDY, pass.sequences.len());
-        model.forward(pass, &vec![1; batch * shape.candidates], cache, work)?;
+        let of_step = model.forward(tables, cache, work)?;
+        let target_logits = if joined { &mut *draft_logits } else { target_logits };
+        model.logits(tables.logits_rows, work, target_logits)?;
+        let mut verification = model.device().verify(of_step, target_logits, results)?;
+        let mut drafts = tables.drafts;
+        if let Some((pass, unknown)) = tables.drafting {
+            model.draft_forward(pass, &verification, cache, work)?;
+            drafts = if verification.verdicts_if_ready().is_some() { known } else { unknown };
+        }
+        if !drafts.drafts.is_empty() {
+            model.draft(drafts, &mut verification, work, draft_logits)?;
+        }
+        Ok(verification)
+    }
+}
 
+/// The rows of a timed step.
+struct StepRows {
+    tokens: Vec<u32>,
+    /// The rows of the pass whose logits are computed before the verification.
+    logits: Vec<usize>,
+    /// Whether these rows include the slots of all groups.
+    joined: bool,
+    /// The draft tokens that each sequence verifies.
+    drafted: Vec<u32>,
+    /// The verdicts that the groups of a drafting pass follow.
+    verdicts: Vec<usize>,
+}
+
+impl StepRows {
+    fn new<D: Device>(model: &Model<D>, step: &Step, passes: &[Pass<'_>]) -> Self {
+        let (Some(pass), Some(shape)) = (passes.first(), step.passes.first()) else {
+            let (tokens, logits, drafted, verdicts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            return Self { tokens, logits, joined: false, drafted, verdicts };
+        };
+        let batch = pass.sequences.len();
         let last = shape.candidates - step.logits..shape.candidates;
-        let mut rows: Vec<usize> =
+        let mut logits: Vec<usize> =
             (0..batch).flat_map(|i| last.clone().map(move |row| i * shape.candidates + row)).collect();
         let slots = batch * shape.groups.len() * step.drafts;
-        // The first row of the mask groups' logits, if they are computed together with the candidates' logits.
-        let joined = model.joins_head_products(rows.len(), slots, batch * step.drafts).then_some(rows.len());
-        if joined.is_some() {
+        let joined = model.joins_head_products(logits.len(), slots, batch * step.drafts);
+        if joined {
             let groups = (0..batch).flat_map(|i| shape.groups.iter().map(move |&k| (i, k)));
             let groups = groups.filter_map(|(i, k)| pass.group_rows(i, k));
-            rows.extend(groups.flat_map(|group| group.skip(1)));
+            logits.extend(groups.flat_map(|group| group.skip(1)));
         }
-        let target_logits = if joined.is_some() { &mut *draft_logits } else { target_logits };
-        model.logits(&rows, work, target_logits)?;
         // No vocabulary has the draft tokens' id, so the accepted length is 0.
-        let draft = vec![u32::MAX; step.verified];
+        let drafted = vec![u32::MAX; step.verified];
+        let tokens = vec![1; batch * shape.candidates];
+        Self { tokens, logits, joined, drafted, verdicts: (0..batch).collect() }
+    }
+
+    /// Returns the verifications of the sequences in `pass`.
+    fn sequences<B>(&self, step: &Step, pass: &Pass<'_>) -> Vec<VerifyRows<'_, B>> {
         let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
             first_row: i * step.logits,
-            draft: &draft,
+            draft: &self.drafted,
             draft_logits: None,
-            sampling: &greedy,
+            sampling: &GREEDY,
             rule: Rule::Match,
             seed: 0,
             start: rows.start,
         };
-        let requests: Vec<_> = pass.sequences.iter().enumerate().map(request).collect();
-        let mut verification = model.device().verify(target_logits, &requests, results)?;
+        pass.sequences.iter().enumerate().map(request).collect()
+    }
 
-        for pass in drafting {
-            model.draft_forward(pass, &(0..batch).collect::<Vec<_>>(), &verification, cache, work)?;
-        }
-        let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Ok(verification) };
-        // The draft comes from the group of the last accepted length, as if it were the group of accepted length 0, or
-        // from the group that was computed after the verdict.
-        let follows = passes.len() > 1 && verification.verdicts_if_ready().is_none();
-        let groups = if follows { GroupSet::NONE } else { GroupSet::all(0) };
+    /// Returns the drafts of a step. Each comes from the group of the last accepted length, as if it were the group for
+    /// the lengths in `groups`.
+    fn drafts(&self, step: &Step, passes: &[Pass<'_>], groups: GroupSet) -> Vec<DraftRows<'static>> {
+        let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Vec::new() };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
+        let candidates = pass.sequences.len() * step.logits;
         let request = |sequence| {
             let in_pass = pass.group_rows(sequence, step.verified)?.start;
             // Each sequence has one mask group per accepted length, in ascending order; the drafts come from the last
             // group, which belongs to the full length.
-            let in_logits = |first| first + ((sequence + 1) * of_each - 1) * step.drafts;
+            let in_logits = candidates + ((sequence + 1) * of_each - 1) * step.drafts;
             Some(DraftRows {
                 sequence,
                 groups,
-                first_row: joined.map_or(in_pass, in_logits),
+                first_row: if self.joined { in_logits } else { in_pass },
                 slots: step.drafts + 1,
-                sampling: &greedy,
+                sampling: &GREEDY,
                 rule: Rule::Match,
                 seed: 0,
             })
         };
-        let requests: Vec<_> = (0..pass.sequences.len()).filter_map(request).collect();
-        let rows = if joined.is_some() { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
-        model.draft(&requests, rows, &mut verification, work, draft_logits)?;
-        Ok(verification)
+        (0..pass.sequences.len()).filter_map(request).collect()
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::groups::{Drafting, Draw};
 use super::joint::Step;
+use super::layout::{DraftingLayout, draft_rows, draft_tables};
 use super::outcome::DrawnTokens;
 use crate::decode::error::DecodeError;
 use crate::decode::sequence::{DrawnFrom, PendingDraft, Sequence};
-use crate::device::{Device, DraftRows, DraftToken, SequenceVerdict, SlotRows, Verification};
-use crate::layout::{GroupSet, Pass, SequenceRows};
+use crate::device::{Device, DraftToken, SequenceVerdict, Verification};
 
 /// A step whose candidates were verified.
 pub(super) struct VerifiedStep<'a, D: Device> {
@@ -20,16 +20,17 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Self { step, verification }
     }
 
-    /// Drafts the next blocks from `groups` and from drafting passes, and reads verdicts and drafts. Returns the
-    /// tokens that were drawn for each plan.
-    pub(super) fn draft(mut self, groups: Vec<Drafting>) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
-        let mut drafting = self.worth_drafting(groups);
-        self.sample(&mut drafting)?;
-        let apart = self.worth_drafting_apart(&drafting);
-        drafting.extend(self.draft_pass(&apart)?);
+    /// Drafts the next blocks from the groups of the joint pass and from drafting passes, and reads verdicts and drafts.
+    /// Returns the tokens that were drawn for each plan.
+    pub(super) fn draft(mut self) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
+        let drafting = if self.verification.verdicts_if_ready().is_some() {
+            self.draft_by_verdicts()?
+        } else {
+            self.draft_as_laid_out()?
+        };
         let found = self.verification.read()?;
         let mut drawn: Vec<_> = self.step.plans.iter().map(|_| DrawnTokens::nothing()).collect();
-        for (draw, verdict) in self.step.draws.iter().zip(found.verdicts) {
+        for (draw, verdict) in self.step.layout.draws.iter().zip(found.verdicts) {
             drawn[draw.plan].verdict = Some(verdict);
         }
         self.keep(&drafting, found.drafts, &mut drawn);
@@ -43,6 +44,32 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(drawn)
     }
 
+    /// Drafts as the step was laid out: from all groups, without knowing the verdicts.
+    fn draft_as_laid_out(&mut self) -> Result<Vec<Drafting>, DecodeError> {
+        let Self { step, verification } = self;
+        let (layout, tables) = (step.layout, step.tables);
+        let mut drafting = layout.groups.clone();
+        if !drafting.is_empty() {
+            step.model.draft(tables.drafts, verification, step.work, step.next_drafts)?;
+        }
+        if let (Some(apart), Some((pass, drafts))) = (&layout.apart, tables.drafting) {
+            step.model.draft_forward(pass, verification, step.cache, step.work)?;
+            step.model.draft(drafts, verification, step.work, step.next_drafts)?;
+            drafting.extend_from_slice(&apart.groups);
+        }
+        Ok(drafting)
+    }
+
+    /// Drafts only what the verdicts, which the device already knows, make worth drafting.
+    fn draft_by_verdicts(&mut self) -> Result<Vec<Drafting>, DecodeError> {
+        let mut drafting = self.worth_drafting();
+        self.step.places = self.step.layout.first_places;
+        self.sample(&mut drafting)?;
+        let apart = self.worth_drafting_apart(&drafting);
+        drafting.extend(self.draft_pass(&apart)?);
+        Ok(drafting)
+    }
+
     /// Returns the verdict of a draw, if the device already knows its verdicts.
     fn verdict_if_ready(&self, draw: Draw) -> Option<SequenceVerdict> {
         self.verification.verdicts_if_ready()?.get(draw.verdict).copied()
@@ -53,33 +80,23 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         self.step.plan(draw).wants_draft(self.step.sequence(draw), verdict)
     }
 
-    /// Returns the entries of `groups` that may be drafted from. If the device already knows its verdicts, these
-    /// are the entries with a group for the accepted length.
-    fn worth_drafting(&self, mut groups: Vec<Drafting>) -> Vec<Drafting> {
-        if self.verification.verdicts_if_ready().is_some() {
-            groups.retain(|groups| {
-                self.verdict_if_ready(groups.draw).is_some_and(|verdict| {
-                    groups.lengths.contains(verdict.accepted) && self.wants_draft(groups.draw, verdict)
-                })
-            });
-        }
-        groups
+    /// Returns the groups of the joint pass that are for an accepted length after which a draft is wanted.
+    fn worth_drafting(&self) -> Vec<Drafting> {
+        let worth = |groups: &Drafting| {
+            self.verdict_if_ready(groups.draw).is_some_and(|verdict| {
+                groups.lengths.contains(verdict.accepted) && self.wants_draft(groups.draw, verdict)
+            })
+        };
+        self.step.layout.groups.iter().filter(|groups| worth(groups)).cloned().collect()
     }
 
-    /// Returns the draws that have no group in the pass and may get a draft from a drafting pass. If the device
-    /// already knows its verdicts, these are the draws that need one.
+    /// Returns the draws that need a draft and have none among `in_pass`.
     fn worth_drafting_apart(&self, in_pass: &[Drafting]) -> Vec<Draw> {
         let worth = |&draw: &Draw| {
-            let plan = self.step.plan(draw);
-            match self.verdict_if_ready(draw) {
-                Some(verdict) => {
-                    self.wants_draft(draw, verdict)
-                        && !in_pass.iter().any(|groups| groups.draw.plan == draw.plan)
-                }
-                None => plan.draft && plan.groups.is_empty() && self.step.sequence(draw).block_size > 1,
-            }
+            self.verdict_if_ready(draw).is_some_and(|verdict| self.wants_draft(draw, verdict))
+                && !in_pass.iter().any(|groups| groups.draw.plan == draw.plan)
         };
-        self.step.draws.iter().copied().filter(worth).collect()
+        self.step.layout.draws.iter().copied().filter(worth).collect()
     }
 
     /// Returns the draws whose sequences want a draft and have none.
@@ -88,79 +105,35 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
             let DrawnTokens { verdict, draft } = &drawn[draw.plan];
             draft.is_none() && verdict.is_some_and(|verdict| self.wants_draft(draw, verdict))
         };
-        self.step.draws.iter().copied().filter(misses).collect()
+        self.step.layout.draws.iter().copied().filter(misses).collect()
     }
 
-    /// Drafts sequentially: one mask group for each of `draws`, through the tail only.
+    /// Drafts sequentially, after the verdicts are known: one mask group for each of `draws`, through the tail only.
     fn draft_pass(&mut self, draws: &[Draw]) -> Result<Vec<Drafting>, DecodeError> {
         if draws.is_empty() {
             return Ok(Vec::new());
         }
-        let verdicts = self.verification.verdicts_if_ready();
+        let Self { step, verification } = self;
+        let verdicts = verification.verdicts_if_ready();
         let accepted = |draw: Draw| Some(verdicts?.get(draw.verdict)?.accepted);
-        let Step { model, cache, work, sequences, plans, .. } = &mut self.step;
-        let rows = draws.iter().map(|&draw| {
-            let plan = &plans[draw.plan];
-            let sequence = &sequences[plan.sequence];
-            SequenceRows {
-                pages: &sequence.pages,
-                start: sequence.cached,
-                candidates: 0,
-                groups: vec![plan.certain() + accepted(draw).unwrap_or(plan.verify_len)],
-                slots: sequence.block_size,
-            }
-        });
-        let pass = Pass { sequences: rows.collect() };
-        let mut first_row = 0;
-        let groups = draws.iter().zip(&pass.sequences).map(|(&draw, rows)| {
-            let lengths = accepted(draw).map_or(GroupSet::NONE, |a| GroupSet::NONE.with(a));
-            let drafting = Drafting::in_pass(draw, lengths, first_row);
-            first_row += rows.slots;
-            drafting
-        });
-        let mut drafting: Vec<Drafting> = groups.collect();
-        let verdicts: Vec<usize> = draws.iter().map(|draw| draw.verdict).collect();
-        model.draft_forward(&pass, &verdicts, &self.verification, cache, work)?;
-        self.sample(&mut drafting)?;
-        Ok(drafting)
+        let laid_out = DraftingLayout::new(draws, accepted, step.sequences, step.plans);
+        step.model.draft_forward(laid_out.pass(), verification, step.cache, step.work)?;
+        let mut groups = laid_out.groups;
+        self.sample(&mut groups)?;
+        Ok(groups)
     }
 
     /// Calibrates and samples slots 1..S of the groups that the verdicts select, in the pass that ran last. Logits
     /// that are still to be computed go to the next free rows.
-    fn sample(&mut self, drafting: &mut [Drafting]) -> Result<(), DecodeError> {
-        let Some(rows) = drafting.first().map(|groups| groups.rows) else { return Ok(()) };
-        // The groups of a pass have all their logits before the verdict, or all after it.
-        let rows = match rows {
-            SlotRows::Logits => SlotRows::Logits,
-            SlotRows::Pass { .. } => SlotRows::Pass { first_logits: self.step.next_row },
-        };
-        let mut first_draw = self.verification.drafted_rows();
-        for groups in &mut *drafting {
-            let drafted = self.step.drafted(groups.draw);
-            groups.first_draw = first_draw;
-            first_draw += drafted;
-            if let SlotRows::Pass { first_logits } = &mut groups.rows {
-                *first_logits = self.step.next_row;
-                self.step.next_row += drafted;
-            }
+    fn sample(&mut self, groups: &mut [Drafting]) -> Result<(), DecodeError> {
+        let Self { step: Step { model, work, next_drafts, sequences, plans, places, .. }, verification } =
+            self;
+        if groups.is_empty() {
+            return Ok(());
         }
-        let Step { model, work, next_drafts, sequences, plans, .. } = &mut self.step;
-        let requests: Vec<DraftRows<'_>> = drafting
-            .iter()
-            .map(|groups| {
-                let sequence = &sequences[plans[groups.draw.plan].sequence];
-                DraftRows {
-                    sequence: groups.draw.verdict,
-                    groups: groups.lengths,
-                    first_row: groups.first_row,
-                    slots: sequence.block_size,
-                    sampling: &sequence.request.sampling,
-                    rule: sequence.request.rule,
-                    seed: sequence.request.seed,
-                }
-            })
-            .collect();
-        Ok(model.draft(&requests, rows, &mut self.verification, work, next_drafts)?)
+        places.give(groups, sequences, plans);
+        let drafts = draft_rows(groups, sequences, plans);
+        Ok(model.draft(draft_tables(groups, &drafts), verification, work, next_drafts)?)
     }
 
     /// Keeps the drafts that are wanted and whose groups are for the accepted lengths.
@@ -177,7 +150,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
             if !groups.has(verdict.accepted) || !self.wants_draft(groups.draw, verdict) {
                 continue;
             }
-            let sequence = &mut self.step.sequences[self.step.plans[groups.draw.plan].sequence];
+            let sequence = &self.step.sequences[self.step.plans[groups.draw.plan].sequence];
             let mut tokens: Vec<u32> = slots.iter().map(|slot| slot.token).collect();
             let confidence: Vec<f32> = slots.iter().map(|slot| slot.confidence).collect();
             let proposed = propose(sequence, verdict, vocab_size, &mut tokens);
@@ -192,13 +165,14 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
 
 /// Lets the request's proposer replace the drafter's tokens. Returns whether it did.
 fn propose<B>(
-    sequence: &mut Sequence<B>,
+    sequence: &Sequence<B>,
     verdict: SequenceVerdict,
     vocab_size: usize,
     tokens: &mut Vec<u32>,
 ) -> bool {
     let committed = sequence.committed(verdict);
-    let Some(proposer) = sequence.request.proposer.as_mut() else { return false };
+    let mut callbacks = sequence.callbacks.borrow_mut();
+    let Some(proposer) = callbacks.proposer.as_mut() else { return false };
     let prefix = [&sequence.tokens[..], &committed].concat();
     let mut proposal = tokens.clone();
     let proposed = proposer.propose(&prefix, &mut proposal)

@@ -1,6 +1,7 @@
 //! The tokens that a step draws, and the mask groups that it drafts from.
 
 use super::plan::SequencePlan;
+use crate::decode::sequence::Sequence;
 use crate::device::SlotRows;
 use crate::layout::GroupSet;
 
@@ -35,10 +36,15 @@ impl Draw {
         }
         draws
     }
+
+    /// Returns the number of tokens that a block of the draw's sequence drafts: S − 1.
+    pub(super) fn drafted<B>(self, sequences: &[Sequence<B>], plans: &[SequencePlan]) -> usize {
+        sequences[plans[self.plan].sequence].block_size.saturating_sub(1)
+    }
 }
 
 /// The groups of one sequence in the pass that ran last.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Drafting {
     /// The token that the draft follows.
     pub(super) draw: Draw,

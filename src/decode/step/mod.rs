@@ -7,11 +7,13 @@ mod buffers;
 mod drafting;
 mod groups;
 mod joint;
+mod layout;
 mod outcome;
 mod plan;
 
 use drafting::VerifiedStep;
 use joint::Step;
+use layout::{StepLayout, draft_rows, draft_tables};
 use outcome::DrawnTokens;
 
 pub(super) use self::buffers::StepBuffers;
@@ -19,7 +21,7 @@ pub(super) use self::outcome::Outcome;
 pub(super) use self::plan::SequencePlan;
 use super::error::DecodeError;
 use super::sequence::Sequence;
-use crate::device::Device;
+use crate::device::{Device, StepTables};
 use crate::model::forward::Model;
 
 /// Runs the planned step. Sequences keep their tokens, drafts and lengths. Drafts that the step does not verify
@@ -35,18 +37,46 @@ pub(super) fn run<D: Device>(
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[SequencePlan],
 ) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
-    let (mut step, results) = Step::new(model, cache, buffers, sequences, plans);
-    let mut groups = step.forward()?;
-    let drawn = if step.draws.is_empty() {
-        plans.iter().map(|_| DrawnTokens::nothing()).collect()
-    } else {
-        let verification = step.verify(&mut groups, results)?;
-        let drawn = VerifiedStep::new(step, verification).draft(groups)?;
+    // The step only reads the sequences, but hooks may move to another thread only with the sole reference.
+    let sequences = &*sequences;
+    let drawn = draw(model, cache, buffers, sequences, plans)?;
+    if plans.iter().any(SequencePlan::draws) {
         // Nothing fails after this. Until here, the drafts of the last step could be verified again.
         std::mem::swap(&mut buffers.last_drafts, &mut buffers.next_drafts);
-        drawn
-    };
+    }
     let outcome =
         |(plan, drawn): (&SequencePlan, DrawnTokens<_>)| drawn.outcome(&sequences[plan.sequence], plan);
     Ok(plans.iter().zip(drawn).map(outcome).collect())
+}
+
+/// Lays out the step, runs it, and returns the tokens that were drawn for each plan.
+fn draw<D: Device>(
+    model: &Model<D>,
+    cache: &mut D::Cache,
+    buffers: &mut StepBuffers<D>,
+    sequences: &[Sequence<D::Buffer>],
+    plans: &[SequencePlan],
+) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
+    let StepBuffers { work, target_logits, last_drafts, next_drafts, results } = buffers;
+    let (layout, places) = StepLayout::new(model, sequences, plans);
+    let verified = layout.verify_rows(sequences, plans, last_drafts);
+    let drafts = draft_rows(&layout.groups, sequences, plans);
+    let apart = layout.apart.as_ref().map(|apart| (apart, draft_rows(&apart.groups, sequences, plans)));
+    let tables = StepTables {
+        pass: &layout.pass,
+        tokens: &layout.tokens,
+        logits_rows: &layout.logits_rows,
+        sequences: &verified,
+        drafts: draft_tables(&layout.groups, &drafts),
+        drafting: apart.as_ref().map(|(apart, drafts)| (apart.pass(), draft_tables(&apart.groups, drafts))),
+    };
+    let layout = &layout;
+    let mut step =
+        Step { model, cache, work, target_logits, next_drafts, sequences, plans, layout, places, tables };
+    let tables = step.forward()?;
+    if layout.draws.is_empty() {
+        return Ok(plans.iter().map(|_| DrawnTokens::nothing()).collect());
+    }
+    let verification = step.verify(tables, results)?;
+    VerifiedStep::new(step, verification).draft()
 }

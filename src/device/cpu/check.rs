@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use super::buffer::CpuBuffer;
-use crate::device::{AttentionShape, DeviceError};
-use crate::layout::Pass;
+use crate::device::{AttentionShape, DeviceError, DraftingPass};
 
 /// Checks that `found` is `expected`.
 pub(super) fn shape(
@@ -68,8 +67,8 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-/// Checks that `pass` is a drafting pass: no candidates, one group per sequence, and one of `verdicts` each.
-pub(super) fn drafting_pass(pass: &Pass<'_>, verdicts: &[usize]) -> Result<(), DeviceError> {
+/// Checks that a drafting pass has no candidates, and one group and one verdict per sequence.
+pub(super) fn drafting_pass(DraftingPass { pass, verdicts }: DraftingPass<'_>) -> Result<(), DeviceError> {
     const OPERATION: &str = "begin_drafting";
     shape(OPERATION, "verdicts", &[pass.sequences.len()], &[verdicts.len()])?;
     pass.sequences.iter().try_for_each(|rows| {

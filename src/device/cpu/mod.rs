@@ -28,11 +28,10 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection,
-    LinearPart, Precision, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
-    VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftSelection, DraftTables,
+    DraftingPass, LinearPart, Precision, QkTransform, RowKind, SequenceVerdict, StepResults, StepTables,
+    Verification,
 };
-use crate::layout::Pass;
 use crate::tensor::Tensor;
 
 pub use self::buffer::{CpuBuffer, CpuVector};
@@ -161,6 +160,7 @@ impl Device for Cpu {
     type Cache = CpuKvCache;
     type Results = CpuResults;
     type Pass<'a> = CheckedPass<'a>;
+    type Tables<'a> = StepTables<'a, CpuBuffer>;
     type Verification<'a> = CpuVerification<'a>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<CpuLinear, DeviceError> {
@@ -199,8 +199,12 @@ impl Device for Cpu {
         buffer.resize(rows)
     }
 
-    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &CpuKvCache) -> Result<CheckedPass<'a>, DeviceError> {
-        CheckedPass::new(pass, cache)
+    fn begin<'a>(
+        &'a self,
+        tables: StepTables<'a, CpuBuffer>,
+        cache: &CpuKvCache,
+    ) -> Result<(CheckedPass<'a>, StepTables<'a, CpuBuffer>), DeviceError> {
+        Ok((CheckedPass::new(tables.pass, cache)?, tables))
     }
 
     fn embed(
@@ -303,11 +307,11 @@ impl Device for Cpu {
 
     fn verify<'a>(
         &'a self,
+        tables: StepTables<'a, CpuBuffer>,
         logits: &CpuBuffer,
-        sequences: &[VerifyRows<'_, CpuBuffer>],
         results: &'a mut CpuResults,
     ) -> Result<CpuVerification<'a>, DeviceError> {
-        let verdicts = verify::verify(self.compute(), logits, sequences)?;
+        let verdicts = verify::verify(self.compute(), logits, tables.sequences)?;
         Ok(self.verified(verdicts, results))
     }
 
@@ -328,20 +332,15 @@ impl Verification<Cpu> for CpuVerification<'_> {
 
     fn begin_drafting<'p>(
         &'p self,
-        pass: &'p Pass<'p>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'p>,
         cache: &CpuKvCache,
     ) -> Result<CheckedPass<'p>, DeviceError> {
-        check::drafting_pass(pass, verdicts)?;
-        CheckedPass::new(pass, cache)
+        check::drafting_pass(drafting)?;
+        CheckedPass::new(drafting.pass, cache)
     }
 
-    fn select_drafts<'s>(
-        &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        rows: SlotRows,
-    ) -> Result<CpuSelection<'s>, DeviceError> {
-        self.select(drafts, rows)
+    fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<CpuSelection<'s>, DeviceError> {
+        self.select(drafts)
     }
 
     fn drafted_rows(&self) -> usize {

@@ -8,7 +8,9 @@ use super::pool::Pool;
 use super::sampling::{self, Slots};
 use super::simd::Vectors;
 use super::{check, elementwise};
-use crate::device::{CalibratorOutput, DeviceError, DraftRows, SequenceVerdict, SlotRows, StepResults};
+use crate::device::{
+    CalibratorOutput, DeviceError, DraftRows, DraftTables, SequenceVerdict, SlotRows, StepResults,
+};
 use crate::layout::MAX_BLOCK_SIZE;
 
 /// The memory of verdicts and drafts.
@@ -70,8 +72,7 @@ impl<'a> CpuVerification<'a> {
     /// Selects the slots and bonus tokens of `drafts`.
     pub(super) fn select<'s>(
         &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        rows: SlotRows,
+        DraftTables { drafts, rows }: DraftTables<'s>,
     ) -> Result<CpuSelection<'s>, DeviceError> {
         const OPERATION: &str = "select_drafts";
         let mut selected = Vec::with_capacity(drafts.len());

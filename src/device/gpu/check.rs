@@ -1,8 +1,7 @@
 //! Checks that the operands of an operation fit each other, before a kernel sees them.
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DraftingPass};
 use crate::kernels::{Paging, PassTables};
-use crate::layout::Pass;
 use crate::runtime::Runtime;
 
 /// Checks that `found` is `expected`.
@@ -41,8 +40,8 @@ pub(super) fn expect_paging<R: Runtime>(
     expect(operation, "cache [pages, page_size]", expected, found)
 }
 
-/// Checks that `pass` is a drafting pass: no candidates, one group per sequence, and one of `verdicts` each.
-pub(super) fn drafting_pass(pass: &Pass<'_>, verdicts: &[usize]) -> Result<(), DeviceError> {
+/// Checks that a drafting pass has no candidates, and one group and one verdict per sequence.
+pub(super) fn drafting_pass(DraftingPass { pass, verdicts }: DraftingPass<'_>) -> Result<(), DeviceError> {
     const OPERATION: &str = "begin_drafting";
     expect(OPERATION, "verdicts", vec![pass.sequences.len()], vec![verdicts.len()])?;
     pass.sequences.iter().try_for_each(|rows| {

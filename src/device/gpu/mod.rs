@@ -57,13 +57,12 @@ pub use simt::CpuProducts;
 use self::context::Context;
 use self::linear::Linears;
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftRows,
-    DraftSelection, LinearPart, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
-    VerifyRows,
+    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftSelection,
+    DraftTables, DraftingPass, LinearPart, QkTransform, RowKind, SequenceVerdict, StepResults, StepTables,
+    Verification,
 };
 use crate::kernels::attention::DEFAULT_SPLIT;
 use crate::kernels::{Kernels, Paging};
-use crate::layout::Pass;
 use crate::runtime::Runtime;
 use crate::tensor::Tensor;
 
@@ -81,6 +80,7 @@ type StreamOf<P> = <<P as Products>::Runtime as Runtime>::Stream;
 type BufferOf<P> = GpuBuffer<<P as Products>::Runtime>;
 type VectorOf<P> = GpuVector<<P as Products>::Runtime>;
 type CacheOf<P> = GpuKvCache<<P as Products>::Runtime>;
+type TablesOf<'a, P> = StepTables<'a, BufferOf<P>>;
 type PassOf<'a, P> = UploadedPass<'a, <P as Products>::Runtime>;
 
 impl<P: Products> Gpu<P> {
@@ -124,6 +124,7 @@ impl<P: Products> Device for Gpu<P> {
     type Cache = CacheOf<P>;
     type Results = GpuResults<P::Runtime>;
     type Pass<'a> = PassOf<'a, P>;
+    type Tables<'a> = TablesOf<'a, P>;
     type Verification<'a> = GpuVerification<'a, P>;
 
     fn new_linear(&self, parts: &[LinearPart<'_>]) -> Result<GpuLinear<P>, DeviceError> {
@@ -168,8 +169,12 @@ impl<P: Products> Device for Gpu<P> {
         self.products.is_row_invariant()
     }
 
-    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &CacheOf<P>) -> Result<PassOf<'a, P>, DeviceError> {
-        UploadedPass::new(&self.context, pass, cache.paging())
+    fn begin<'a>(
+        &'a self,
+        tables: TablesOf<'a, P>,
+        cache: &CacheOf<P>,
+    ) -> Result<(PassOf<'a, P>, TablesOf<'a, P>), DeviceError> {
+        Ok((UploadedPass::new(&self.context, tables.pass, cache.paging())?, tables))
     }
 
     fn embed(
@@ -309,11 +314,11 @@ impl<P: Products> Device for Gpu<P> {
 
     fn verify<'a>(
         &'a self,
+        tables: TablesOf<'a, P>,
         logits: &BufferOf<P>,
-        sequences: &[VerifyRows<'_, BufferOf<P>>],
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<GpuVerification<'a, P>, DeviceError> {
-        GpuVerification::new(self.linears(), logits, sequences, results)
+        GpuVerification::new(self.linears(), logits, tables.sequences, results)
     }
 }
 
@@ -329,19 +334,14 @@ impl<P: Products> Verification<Gpu<P>> for GpuVerification<'_, P> {
 
     fn begin_drafting<'p>(
         &'p self,
-        pass: &'p Pass<'p>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'p>,
         cache: &CacheOf<P>,
     ) -> Result<PassOf<'p, P>, DeviceError> {
-        self.begin_pass(pass, verdicts, cache)
+        self.begin_pass(drafting, cache)
     }
 
-    fn select_drafts<'s>(
-        &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        rows: SlotRows,
-    ) -> Result<GpuSelection<'s, P>, DeviceError> {
-        self.select(drafts, rows)
+    fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<GpuSelection<'s, P>, DeviceError> {
+        self.select(drafts)
     }
 
     fn drafted_rows(&self) -> usize {

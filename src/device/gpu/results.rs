@@ -12,14 +12,14 @@ use super::sampling::{self, Selected, slot_sampling};
 use super::scratch::{Scratch, error_word};
 use super::verify::{self, VerificationMemory};
 use crate::device::{
-    CalibratorOutput, DeviceError, DraftRows, DraftToken, SequenceVerdict, SlotRows, StepResults, VerifyRows,
+    CalibratorOutput, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict,
+    SlotRows, StepResults, VerifyRows,
 };
 use crate::kernels::Faults;
 use crate::kernels::acceptance::Verdict;
 use crate::kernels::embedding::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
-use crate::layout::Pass;
 use crate::runtime::Runtime;
 
 /// The memory of verdicts and drafts, and of the operations that find them.
@@ -94,13 +94,13 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     /// host knows the verdicts and has put the group there.
     pub(super) fn begin_pass<'p>(
         &'p self,
-        pass: &'p Pass<'p>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'p>,
         cache: &GpuKvCache<P::Runtime>,
     ) -> Result<UploadedPass<'p, P::Runtime>, DeviceError> {
         const OPERATION: &str = "begin_drafting";
         let (context, results) = (self.context(), &self.results);
-        check::drafting_pass(pass, verdicts)?;
+        check::drafting_pass(drafting)?;
+        let DraftingPass { pass, verdicts } = drafting;
         let mut uploaded = UploadedPass::new(context, pass, cache.paging())?;
         if verdicts.is_empty() || results.known.is_some() {
             return Ok(uploaded);
@@ -124,8 +124,7 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     /// Finds the rows and bonus tokens of `drafts` on the device.
     pub(super) fn select<'s>(
         &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        slots: SlotRows,
+        DraftTables { drafts, rows: slots }: DraftTables<'s>,
     ) -> Result<GpuSelection<'s, P>, DeviceError> {
         const OPERATION: &str = "select_drafts";
         let context = self.context();

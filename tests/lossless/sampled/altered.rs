@@ -7,8 +7,8 @@ use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::{Cpu, CpuSelection, CpuVerification};
 use flexdraft::device::{
     AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection,
-    DraftToken, LinearPart, QkTransform, RowKind, SequenceVerdict, SlotRows, StepResults, Verification,
-    VerifyRows,
+    DraftTables, DraftToken, DraftingPass, LinearPart, QkTransform, RowKind, SequenceVerdict, StepResults,
+    StepTables, Verification, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -76,7 +76,9 @@ impl Altered {
         }
         if request.draft.is_empty() || matches!(self.alteration, Alteration::Observe(_)) {
             let mut results = self.cpu.new_results();
-            let verification = self.cpu.verify(logits, std::slice::from_ref(request), &mut results)?;
+            let (pass, sequences) = (Pass::default(), std::slice::from_ref(request));
+            let tables = StepTables { sequences, ..StepTables::new(&pass, &[]) };
+            let verification = self.cpu.verify(tables, logits, &mut results)?;
             return Ok(verification.verdicts()[0]);
         }
         let plain = SamplingParams::at_temperature(1.0);
@@ -133,20 +135,25 @@ impl Device for Altered {
     type Cache = <Cpu as Device>::Cache;
     type Results = Results;
     type Pass<'a> = <Cpu as Device>::Pass<'a>;
+    type Tables<'a> = <Cpu as Device>::Tables<'a>;
     type Verification<'a> = AlteredVerification<'a>;
 
-    fn begin<'a>(&'a self, pass: &'a Pass<'a>, cache: &Self::Cache) -> Result<Self::Pass<'a>, DeviceError> {
-        self.cpu.begin(pass, cache)
+    fn begin<'a>(
+        &'a self,
+        tables: StepTables<'a, Buffer>,
+        cache: &Self::Cache,
+    ) -> Result<(Self::Pass<'a>, Self::Tables<'a>), DeviceError> {
+        self.cpu.begin(tables, cache)
     }
 
     fn verify<'a>(
         &'a self,
+        tables: StepTables<'a, Buffer>,
         logits: &Buffer,
-        sequences: &[VerifyRows<'_, Buffer>],
         results: &'a mut Results,
     ) -> Result<AlteredVerification<'a>, DeviceError> {
         let verdicts: Result<Vec<_>, _> =
-            sequences.iter().map(|request| self.verify_one(logits, request)).collect();
+            tables.sequences.iter().map(|request| self.verify_one(logits, request)).collect();
         let cpu = self.cpu.verified(verdicts?, results);
         Ok(AlteredVerification { cpu, alteration: &self.alteration, replaced: Vec::new() })
     }
@@ -306,26 +313,22 @@ impl Verification<Altered> for AlteredVerification<'_> {
 
     fn begin_drafting<'p>(
         &'p self,
-        pass: &'p Pass<'p>,
-        verdicts: &[usize],
+        drafting: DraftingPass<'p>,
         cache: &<Cpu as Device>::Cache,
     ) -> Result<<Cpu as Device>::Pass<'p>, DeviceError> {
-        self.cpu.begin_drafting(pass, verdicts, cache)
+        self.cpu.begin_drafting(drafting, cache)
     }
 
-    fn select_drafts<'s>(
-        &'s mut self,
-        drafts: &'s [DraftRows<'s>],
-        rows: SlotRows,
-    ) -> Result<AlteredSelection<'s>, DeviceError> {
+    fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<AlteredSelection<'s>, DeviceError> {
         let first_row = self.drafted_rows();
-        let starts = drafts.iter().map(|draft| (draft, self.cpu.verdicts()[draft.sequence].next_start));
+        let starts =
+            drafts.drafts.iter().map(|draft| (draft, self.cpu.verdicts()[draft.sequence].next_start));
         Ok(AlteredSelection {
             drafts: starts.collect(),
             alteration: self.alteration,
             first_row,
             replaced: &mut self.replaced,
-            cpu: self.cpu.select_drafts(drafts, rows)?,
+            cpu: self.cpu.select_drafts(drafts)?,
         })
     }
 

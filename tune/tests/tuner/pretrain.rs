@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use flexdraft::device::Precision;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
+use flexdraft::device::{Precision, StepTables};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::{Model, ModelConfig, TargetWeights};
 use flexdraft_tune::TuneError;
@@ -163,7 +163,7 @@ fn the_runner_computes_the_trained_models_logits() {
     let (mut work, mut logits) = (runner.new_workspace(), runner.new_logits());
     let mut cache = runner.new_cache(2, 16).unwrap();
     let rows = SequenceRows { pages: &[0, 1], start: 0, candidates: ids.len(), groups: vec![], slots: 0 };
-    runner.forward(&Pass { sequences: vec![rows] }, &ids, &mut cache, &mut work).unwrap();
+    runner.forward(StepTables::new(&Pass { sequences: vec![rows] }, &ids), &mut cache, &mut work).unwrap();
     runner.logits(&(0..ids.len()).collect::<Vec<_>>(), &mut work, &mut logits).unwrap();
     let largest = trained.iter().flatten().fold(0f32, |a, &b| a.max(b.abs()));
     for (i, trained) in trained.iter().enumerate() {

@@ -4,7 +4,9 @@
 use candle_core::{DType, Device, Tensor};
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuOptions};
-use flexdraft::device::{Device as _, DraftRows, SlotRows, Verification as _, VerifyRows};
+use flexdraft::device::{
+    Device as _, DraftRows, DraftTables, SlotRows, StepTables, Verification as _, VerifyRows,
+};
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::model::config::Architecture;
 use flexdraft::model::{DrafterWeights, Model};
@@ -76,16 +78,9 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
             let pass = Pass { sequences: vec![rows] };
             let (mut cache, mut work, mut logits) =
                 (model.new_cache(8, 16).unwrap(), model.new_workspace(), model.new_logits());
-            model.forward(&pass, &tokens[..=anchor], &mut cache, &mut work).unwrap();
-            // The target's logits after the last candidate are edited so that the transcript's token becomes the bonus
-            // token.
-            let mut target_logits = model.new_logits();
-            model.logits(&[anchor], &mut work, &mut target_logits).unwrap();
-            let bonus = tokens[anchor + 1] as usize;
-            model.device().edit_row(&mut target_logits, 0, &mut |logits| logits[bonus] = 1e9).unwrap();
             let (sampling, rule, seed) = (SamplingParams::GREEDY, Rule::default(), 0);
             let mut results = model.device().new_results();
-            let verify = VerifyRows {
+            let verify = [VerifyRows {
                 first_row: 0,
                 draft: &[],
                 draft_logits: None,
@@ -93,8 +88,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 rule,
                 seed,
                 start: anchor,
-            };
-            let mut verification = model.device().verify(&target_logits, &[verify], &mut results).unwrap();
+            }];
             let drafts = [DraftRows {
                 sequence: 0,
                 groups: GroupSet::NONE.with(0),
@@ -104,8 +98,23 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 rule,
                 seed,
             }];
-            let rows = SlotRows::Pass { first_logits: 0 };
-            model.draft(&drafts, rows, &mut verification, &mut work, &mut logits).unwrap();
+            let (rows, logits_rows) = (SlotRows::Pass { first_logits: 0 }, [anchor]);
+            let drafts = DraftTables { drafts: &drafts, rows };
+            let tables = StepTables {
+                logits_rows: &logits_rows,
+                sequences: &verify,
+                drafts,
+                ..StepTables::new(&pass, &tokens[..=anchor])
+            };
+            let tables = model.forward(tables, &mut cache, &mut work).unwrap();
+            // The target's logits after the last candidate are edited so that the transcript's token becomes the bonus
+            // token.
+            let mut target_logits = model.new_logits();
+            model.logits(&logits_rows, &mut work, &mut target_logits).unwrap();
+            let bonus = tokens[anchor + 1] as usize;
+            model.device().edit_row(&mut target_logits, 0, &mut |logits| logits[bonus] = 1e9).unwrap();
+            let mut verification = model.device().verify(tables, &target_logits, &mut results).unwrap();
+            model.draft(drafts, &mut verification, &mut work, &mut logits).unwrap();
             let found = verification.read().unwrap();
             assert_eq!(found.verdicts[0].bonus as usize, bonus);
             let drafted = &found.drafts[0];

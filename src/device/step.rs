@@ -1,0 +1,62 @@
+//! Tables of a step: everything that the device takes from the host.
+
+use super::drafts::{DraftRows, SlotRows};
+use super::verdicts::VerifyRows;
+use crate::layout::Pass;
+
+/// Everything that a step needs from the host. It is known before the forward pass, so a device may upload all
+/// of it at once.
+#[derive(Debug)]
+pub struct StepTables<'a, B> {
+    /// The rows of the forward pass.
+    pub pass: &'a Pass<'a>,
+    /// Token ids of the pass's candidate rows.
+    pub tokens: &'a [u32],
+    /// The rows of the pass whose logits are computed before the verification.
+    pub logits_rows: &'a [usize],
+    /// The sequences to verify. Their rows are rows of these logits.
+    pub sequences: &'a [VerifyRows<'a, B>],
+    /// The drafts from groups of the pass.
+    pub drafts: DraftTables<'a>,
+    /// The drafting pass after the verification, if there is one, and the drafts from it. It is laid out for the
+    /// largest possible accepted lengths.
+    pub drafting: Option<(DraftingPass<'a>, DraftTables<'a>)>,
+}
+
+/// Drafts, and the place of their slots.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftTables<'a> {
+    /// The drafts, in the order in which they are drawn.
+    pub drafts: &'a [DraftRows<'a>],
+    /// Whether the slots are rows of the pass or of the logits.
+    pub rows: SlotRows,
+}
+
+/// A pass that drafts after a verification.
+#[derive(Clone, Copy, Debug)]
+pub struct DraftingPass<'a> {
+    /// The rows: no candidates, and one group per sequence.
+    pub pass: &'a Pass<'a>,
+    /// For each sequence of the pass, the index of the verdict that its group follows.
+    pub verdicts: &'a [usize],
+}
+
+impl<B> Clone for StepTables<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for StepTables<'_, B> {}
+
+impl<'a, B> StepTables<'a, B> {
+    /// Tables of a step that runs the rows of `pass`, whose candidates are `tokens`, and verifies nothing.
+    pub fn new(pass: &'a Pass<'a>, tokens: &'a [u32]) -> Self {
+        Self { pass, tokens, logits_rows: &[], sequences: &[], drafts: DraftTables::NONE, drafting: None }
+    }
+}
+
+impl DraftTables<'_> {
+    /// No drafts.
+    pub const NONE: Self = Self { drafts: &[], rows: SlotRows::Logits };
+}
