@@ -2,27 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::thread::ThreadId;
 
 use cudarc::driver::sys::{CUresult, CUstreamCaptureMode};
 
 use crate::driver::Driver;
+use crate::objects::{Capture, LEGACY, Stream};
 use crate::refusal::{Outcome, refused};
-use crate::streams::LEGACY;
 use crate::work::Work;
-
-#[derive(Debug)]
-pub struct Capture {
-    origin: u64,
-    mode: u32,
-    thread: ThreadId,
-    /// The captured work in the order of the calls, in which every replay runs it.
-    work: Vec<Work>,
-    /// For each captured stream, the number of its captured pieces of work, and how many of them the stream that began
-    /// the capture has waited for.
-    streams: HashMap<u64, [u64; 2]>,
-    pub invalid: bool,
-}
 
 const UNSUPPORTED: CUresult = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 
@@ -178,7 +164,7 @@ impl Driver {
 
     /// Refuses work on the legacy stream while a stream is captured that would wait for it.
     pub fn check_no_blocking_capture(&mut self, handle: u64) -> Outcome {
-        let captured = |stream: &crate::streams::Stream| stream.capture.filter(|_| stream.blocking);
+        let captured = |stream: &Stream| stream.capture.filter(|_| stream.blocking);
         let Some(id) = self.streams.values().find_map(captured).filter(|_| handle == LEGACY) else {
             return Ok(());
         };

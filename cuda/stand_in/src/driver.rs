@@ -13,14 +13,13 @@ use flexdraft::device::gpu::CpuProducts;
 use flexdraft::runtime::simt::Checking;
 use flexdraft::runtime::{Simt, SimtOptions};
 
-use crate::captures::Capture;
 use crate::cublas::Cublas;
 use crate::faults;
 use crate::memory::Memory;
 use crate::modules::{Function, Module};
+use crate::objects::{Capture, Event, LEGACY, Stream};
 use crate::policy::Policy;
 use crate::refusal::{self, Outcome, Refusal, refused};
-use crate::streams::{Event, LEGACY, Stream};
 use crate::work::Work;
 
 /// The handle of the device's only context.
@@ -143,6 +142,37 @@ impl Driver {
         }
     }
 
+    /// Returns a stream whose handle is valid.
+    pub fn stream(&self, handle: u64) -> Outcome<&Stream> {
+        match self.streams.get(&handle).filter(|stream| !stream.destroyed) {
+            Some(stream) => Ok(stream),
+            None => refused(
+                CUresult::CUDA_ERROR_INVALID_HANDLE,
+                format!("{handle:#x} is no stream, or was destroyed"),
+            ),
+        }
+    }
+
+    pub fn event(&mut self, handle: u64) -> Outcome<&mut Event> {
+        match self.events.get_mut(&handle) {
+            Some(event) => Ok(event),
+            None => refused(
+                CUresult::CUDA_ERROR_INVALID_HANDLE,
+                format!("{handle:#x} is no event, or was destroyed"),
+            ),
+        }
+    }
+
+    pub fn function(&mut self, handle: u64) -> Outcome<&mut Function> {
+        match self.functions.get_mut(&handle) {
+            Some(function) => Ok(function),
+            None => refused(
+                CUresult::CUDA_ERROR_INVALID_HANDLE,
+                format!("{handle:#x} is no function, or is unloaded"),
+            ),
+        }
+    }
+
     /// Refuses a call unless the context is bound to the calling thread.
     pub fn bound(&self) -> Outcome {
         match BOUND.get() {
@@ -185,9 +215,8 @@ impl Driver {
         }
     }
 
-    /// Releases everything that belongs to the context. What its users still held is reported.
+    /// Releases everything that belongs to the context, whose work has run. What its users still held is reported.
     pub fn release_everything(&mut self) {
-        self.finish_everything();
         if self.sticky.is_none() {
             let held = self.held();
             if !held.is_empty() {

@@ -1,9 +1,8 @@
 //! Modules and functions of the driver: images of kernels, and the limits of a launch.
 
 use cudarc::driver::sys::{CUfunction_attribute as Attribute, CUresult};
-use flexdraft::runtime::simt::{KernelLimits, kernel_limits};
+use flexdraft::runtime::simt::KernelLimits;
 
-use crate::driver::Driver;
 use crate::refusal::{Outcome, refused};
 
 /// The first line of an image that is only a list of kernels (`build/nvcc.rs`).
@@ -63,35 +62,10 @@ impl Module {
         let names = lines.map(|line| line.trim_start_matches("// ").to_owned());
         Ok(Module { names: Some(names.collect()) })
     }
-}
 
-impl Driver {
-    /// Makes a function of the kernel `name` of a module, and returns its handle.
-    pub fn load_function(&mut self, module: u64, name: &str) -> Outcome<u64> {
-        let Some(found) = self.modules.get(&module) else {
-            return refused(
-                CUresult::CUDA_ERROR_INVALID_HANDLE,
-                format!("{module:#x} is no module, or was unloaded"),
-            );
-        };
-        let listed = found.names.as_ref().is_none_or(|names| names.iter().any(|listed| listed == name));
-        let Some((name, limits)) = kernel_limits(name).filter(|_| listed) else {
-            return refused(CUresult::CUDA_ERROR_NOT_FOUND, format!("the image has no kernel `{name}`"));
-        };
-        let function = Function { module, name, limits, shared_bytes: SHARED };
-        let handle = self.next_handle();
-        self.functions.insert(handle, function);
-        Ok(handle)
-    }
-
-    pub fn function(&mut self, handle: u64) -> Outcome<&mut Function> {
-        match self.functions.get_mut(&handle) {
-            Some(function) => Ok(function),
-            None => refused(
-                CUresult::CUDA_ERROR_INVALID_HANDLE,
-                format!("{handle:#x} is no function, or is unloaded"),
-            ),
-        }
+    /// Returns whether the image may have a kernel: it lists the kernel's name, or has device code.
+    pub fn may_have(&self, kernel: &str) -> bool {
+        self.names.as_ref().is_none_or(|names| names.iter().any(|listed| listed == kernel))
     }
 }
 

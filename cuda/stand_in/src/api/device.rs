@@ -124,6 +124,7 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> u32 {
         }
         driver.retained -= 1;
         if driver.retained == 0 {
+            driver.finish_everything();
             driver.release_everything();
         }
         Ok(())

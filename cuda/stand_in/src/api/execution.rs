@@ -3,10 +3,11 @@
 use std::ffi::{c_int, c_void};
 
 use cudarc::driver::sys::{CUlaunchAttributeID, CUlaunchConfig, CUresult};
+use flexdraft::runtime::simt::kernel_limits;
 
 use crate::driver::{Driver, call};
 use crate::foreign::{In, Out, Text};
-use crate::modules::Module;
+use crate::modules::{Function, Module, SHARED};
 use crate::refusal::{Outcome, refused};
 use crate::work::{KernelLaunch, Work};
 
@@ -37,12 +38,29 @@ extern "C" fn cuModuleUnload(module: u64) -> u32 {
     })
 }
 
+/// Makes a function of the kernel `name` of a module, and returns its handle.
+fn load_function(driver: &mut Driver, module: u64, name: &str) -> Outcome<u64> {
+    let Some(found) = driver.modules.get(&module) else {
+        return refused(
+            CUresult::CUDA_ERROR_INVALID_HANDLE,
+            format!("{module:#x} is no module, or was unloaded"),
+        );
+    };
+    let Some((name, limits)) = kernel_limits(name).filter(|_| found.may_have(name)) else {
+        return refused(CUresult::CUDA_ERROR_NOT_FOUND, format!("the image has no kernel `{name}`"));
+    };
+    let function = Function { module, name, limits, shared_bytes: SHARED };
+    let handle = driver.next_handle();
+    driver.functions.insert(handle, function);
+    Ok(handle)
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn cuModuleGetFunction(function: Out<u64>, module: u64, name: Text) -> u32 {
     call("cuModuleGetFunction", |driver| {
         driver.bound()?;
         let name = name.read()?.into_owned();
-        function.set(driver.load_function(module, &name)?)
+        function.set(load_function(driver, module, &name)?)
     })
 }
 

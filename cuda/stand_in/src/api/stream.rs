@@ -4,8 +4,8 @@ use cudarc::driver::sys::{CUevent_flags, CUresult};
 
 use crate::driver::call;
 use crate::foreign::Out;
+use crate::objects::{Event, LEGACY, Recorded, Stream};
 use crate::refusal::refused;
-use crate::streams::{Event, LEGACY, Recorded, Stream};
 
 #[unsafe(no_mangle)]
 extern "C" fn cuStreamCreate(stream: Out<u64>, flags: u32) -> u32 {

@@ -3,7 +3,9 @@
 mod algorithms;
 mod api;
 mod descriptors;
+mod multiply;
 mod product;
 
 pub use descriptors::Cublas;
+pub use multiply::multiply;
 pub use product::Product;
