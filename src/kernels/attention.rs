@@ -122,8 +122,8 @@ impl Tile {
         let AttentionShape { q_heads, kv_heads, head_dim } = shape;
         let seconds = |splits: usize| {
             let item = split.saturating_mul(splits);
-            // The keys of all blocks of rows, and the keys of the longest work item. f64 is exact enough for an
-            // estimate.
+            // The number of keys that all blocks of rows read, and the number of keys of the longest work item. f64 is
+            // exact enough for an estimate.
             let (mut keys, mut state_bytes, mut longest) = (0.0, 0.0, 1);
             for (rows, seen) in sequences.clone() {
                 let states = seen.div_ceil(item);
@@ -171,8 +171,8 @@ const fn places(states: usize) -> usize {
 pub struct JointAttention<'a, R: Runtime> {
     /// The tables of the pass whose rows attend.
     pub pass: &'a PassTables<R>,
-    /// Whether the mask rows of the pass take part. Below the tail layers there are none: then this is the attention of
-    /// the candidate rows alone.
+    /// Whether the mask rows of the pass take part in the attention. Below the tail layers there are none: then this is
+    /// the attention of the candidate rows alone.
     pub masks: bool,
     /// q, k and v heads of every row, `[rows, (q_heads + 2 kv_heads) · head_dim]`, after
     /// [`norm_rope_append`](Kernels::norm_rope_append). The kernel reads the k and v of mask rows here, and the k and v of

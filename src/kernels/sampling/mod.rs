@@ -93,7 +93,7 @@ pub struct Sample<'a, L> {
     /// logits: an unspecified outcome within the vocabulary, and nothing else changes. The threads meet in accesses of
     /// equal size, whose outcome the PTX ISA's memory consistency model bounds ("Mixed-size Data-races").
     pub logit_index: Option<View<'a, i32>>,
-    /// How each row is warped and drawn from, `[rows]`.
+    /// How each row is warped (temperature, top-k, top-p and min-p) and drawn from, `[rows]`.
     pub sampling: View<'a, RowSampling>,
     /// The positions from which [`RowSampling::relative_to`] counts, `[sequences]`, 0 or above.
     pub starts: Option<View<'a, i32>>,

@@ -7,7 +7,8 @@ use crate::random::Stream;
 use crate::runtime::Element;
 use crate::sampling::{SamplingError, SamplingParams};
 
-/// How one row is warped and drawn from: `FlexdraftRowSampling` of `cuda/sampling/params.h`, validated.
+/// How one row of logits is warped (temperature, top-k, top-p and min-p) and drawn from: `FlexdraftRowSampling` of
+/// `cuda/sampling/params.h`, validated.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowSampling(FlexdraftRowSampling);
@@ -47,7 +48,7 @@ impl RowSampling {
         }))
     }
 
-    /// Returns the same, with a position that counts from the position of sequence `sequence` in
+    /// Returns the same sampling with a position that counts from the position of sequence `sequence` in
     /// [`Sample::starts`](super::Sample::starts), for a position that only the device knows.
     #[must_use]
     pub fn relative_to(mut self, sequence: u32) -> Self {
