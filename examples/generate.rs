@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use flexdraft::decode::{Engine, EngineOptions, Mode, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
@@ -14,12 +15,12 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny");
     let target = TargetWeights::read(&folder.join("target"))?;
     let drafter = DrafterWeights::read(&folder.join("drafter"), &target.config)?;
-    let tokenizer = Tokenizer::read(&folder.join("target"), target.config.vocab_size)?;
+    let tokenizer = Arc::new(Tokenizer::read(&folder.join("target"), target.config.vocab_size)?);
 
     let model = Model::new(Cpu::new(CpuOptions::default())?, &target, Some(&drafter))?;
     let mut engine = Engine::new(model, Mode::Parallel, EngineOptions::default())?;
     let prompt = tokenizer.encode("/// Adds packed 32-bit integers in `a` and `b`.\n", true)?;
-    let mut text = TextStream::after(&tokenizer, true, &prompt)?;
+    let mut text = TextStream::after(tokenizer.clone(), true, &prompt)?;
     engine.add(Request { stop_ids: target.config.eos_ids.clone(), ..Request::new(prompt, 64) })?;
 
     let (mut steps, mut tokens) = (0, 0);

@@ -24,8 +24,8 @@ pub enum CliError {
     Library(flexdraft::Error),
     /// An invalid request that the library cannot detect.
     Usage(String),
-    /// A prompt file that could not be read.
-    PromptFile { path: PathBuf, source: io::Error },
+    /// A file that an argument names and that could not be read; `what` is the file's purpose.
+    ArgumentFile { what: &'static str, path: PathBuf, source: io::Error },
     /// A failure to write to standard output.
     Output(io::Error),
     /// Two modes gave different tokens where they must agree.
@@ -58,7 +58,7 @@ impl CliError {
 
     fn is_users(&self) -> bool {
         match self {
-            Self::Usage(_) | Self::PromptFile { .. } => true,
+            Self::Usage(_) | Self::ArgumentFile { .. } => true,
             Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => false,
             Self::Library(error) => match error {
                 flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
@@ -93,7 +93,9 @@ impl fmt::Display for CliError {
         match self {
             Self::Library(error) => error.fmt(f),
             Self::Usage(message) => f.write_str(message),
-            Self::PromptFile { path, source } => write!(f, "cannot read prompt {}: {source}", path.display()),
+            Self::ArgumentFile { what, path, source } => {
+                write!(f, "cannot read {what} {}: {source}", path.display())
+            }
             Self::Output(error) => write!(f, "cannot write to stdout: {error}"),
             Self::NotLossless(difference) => write!(f, "NOT LOSSLESS: {difference}"),
             Self::Bug(message) => write!(f, "a bug in flexdraft, please report it: {message}"),
@@ -105,7 +107,7 @@ impl std::error::Error for CliError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Library(error) => error.source(),
-            Self::PromptFile { source, .. } | Self::Output(source) => Some(source),
+            Self::ArgumentFile { source, .. } | Self::Output(source) => Some(source),
             Self::Usage(_) | Self::NotLossless(_) | Self::Bug(_) => None,
         }
     }
@@ -124,7 +126,7 @@ mod tests {
     #[test]
     fn a_cause_is_named_once() {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "no such\nfile");
-        let error = CliError::PromptFile { path: "p.txt".into(), source: missing() };
+        let error = CliError::ArgumentFile { what: "prompt", path: "p.txt".into(), source: missing() };
         assert_eq!(error.one_line(), "cannot read prompt p.txt: no such file");
         let error = CliError::from(LoadError::Io { path: "config.json".into(), source: missing() });
         assert_eq!(error.one_line(), "cannot read config.json: no such file");

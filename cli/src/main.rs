@@ -8,6 +8,8 @@ mod error;
 mod generate;
 mod inspect;
 mod models;
+mod template;
+mod text;
 
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};

@@ -243,6 +243,9 @@ pub enum LoadError {
         /// Description of the problem.
         reason: String,
     },
+    /// A stop string has no characters.
+    #[error("a stop string is empty, expected at least one character")]
+    EmptyStopString,
     /// A chat template cannot be parsed, or fails on the given messages.
     #[error("chat template {path}: {reason}")]
     ChatTemplate {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flexdraft::model::inspect::Report;
 use flexdraft::model::weights::LinearWeights;
 use flexdraft::model::{
-    Architecture, ChatMessage, ChatTemplate, Gguf, ModelConfig, TargetWeights, Tokenizer,
+    Architecture, ChatMessage, ChatTemplate, Gguf, ModelConfig, TargetWeights, TemplateVariables, Tokenizer,
 };
 use flexdraft::tensor::{DType, Elements, Tensor};
 use serde::Deserialize;
@@ -214,9 +214,15 @@ fn chat_templates() {
     let messages = [ChatMessage::new("user", "hi"), ChatMessage::new("assistant", "<ho>")];
     let expected = "<|endoftext|>user: hi<|im_end|>assistant: <ho><|im_end|>";
     let path = file("tokenizer-qwen2");
-    assert_eq!(ChatTemplate::read(&path).unwrap().render(&messages, true).unwrap(), expected);
+    assert_eq!(
+        ChatTemplate::read(&path).unwrap().render(&TemplateVariables::new(&messages, true)).unwrap(),
+        expected
+    );
     let gguf = Gguf::read(&path).unwrap();
-    assert_eq!(gguf.chat_template().unwrap().render(&messages, false).unwrap(), expected);
+    assert_eq!(
+        gguf.chat_template().unwrap().render(&TemplateVariables::new(&messages, false)).unwrap(),
+        expected
+    );
     let error = ChatTemplate::read(&file("llama")).unwrap_err().to_string();
     assert!(
         error.ends_with("has no chat template (no `tokenizer.chat_template` in its metadata)"),

@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flexdraft::model::inspect::Report;
 use flexdraft::model::{
     Architecture, ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, LoadWarning, ModelConfig,
-    TargetWeights, TextStream, Tokenizer, rope,
+    StopStrings, TargetWeights, TemplateVariables, TextStream, Tokenizer, rope,
 };
 use flexdraft::tensor::{DType, Tensor};
 use proptest::prelude::*;
@@ -366,7 +367,7 @@ fn token_ids_are_those_of_transformers() {
         (recorded("tokenizers/byte-fallback"), 277, "tokenizers/byte-fallback.json"),
     ];
     for (dir, vocab_size, recording) in cases {
-        let tokenizer = Tokenizer::read(&dir, vocab_size).unwrap();
+        let tokenizer = Arc::new(Tokenizer::read(&dir, vocab_size).unwrap());
         for case in json(&recorded(recording)).as_array().unwrap() {
             let ids = |key: &str| -> Vec<u32> { serde_json::from_value(case[key].clone()).unwrap() };
             let text = case["text"].as_str().unwrap();
@@ -381,8 +382,12 @@ fn token_ids_are_those_of_transformers() {
     }
 }
 
-fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> String {
-    let mut stream = TextStream::new(tokenizer, skip_special_tokens);
+fn tiny_tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap())
+}
+
+fn streamed(tokenizer: &Arc<Tokenizer>, ids: &[u32], skip_special_tokens: bool) -> String {
+    let mut stream = TextStream::new(tokenizer.clone(), skip_special_tokens);
     let mut text: String = ids.iter().map(|&id| stream.push(&[id]).unwrap()).collect();
     text.push_str(&stream.finish().unwrap());
     text
@@ -390,10 +395,10 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> St
 
 #[test]
 fn a_stream_holds_back_incomplete_characters_only() {
-    let tokenizer = Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap();
+    let tokenizer = tiny_tokenizer();
     let ids = tokenizer.encode("é😀a", false).unwrap();
     assert_eq!(ids.len(), 7, "one token a byte");
-    let mut stream = TextStream::new(&tokenizer, true);
+    let mut stream = TextStream::new(tokenizer.clone(), true);
     let pieces: Vec<String> = ids.iter().map(|&id| stream.push(&[id]).unwrap()).collect();
     assert_eq!(pieces, ["", "é", "", "", "", "😀", "a"]);
     assert_eq!(stream.push(&ids[..1]).unwrap(), "");
@@ -401,10 +406,51 @@ fn a_stream_holds_back_incomplete_characters_only() {
     assert_eq!(stream.finish().unwrap(), "\u{fffd}");
 
     // An end-of-text token between two halves of a character has no text.
-    let mut stream = TextStream::new(&tokenizer, true);
+    let mut stream = TextStream::new(tokenizer.clone(), true);
     assert_eq!(stream.push(&[ids[0], 0, 999, ids[1]]).unwrap(), "é");
     assert_eq!(tokenizer.special_ids(), [0, 382]);
     assert_eq!((tokenizer.id("<|MASK|>"), tokenizer.len()), (Some(382), 383));
+}
+
+/// A stream that a server stores: it owns its tokenizer, and may be sent to another thread.
+#[test]
+fn streams_are_owned() {
+    let mut stream = TextStream::new(tiny_tokenizer(), true);
+    let text = std::thread::spawn(move || stream.push(&[66, 67]).unwrap()).join().unwrap();
+    assert_eq!(text.chars().count(), 2);
+}
+
+/// The text ends before a stop string, wherever tokens and pushes divide the string.
+#[test]
+fn a_stop_string_ends_the_text() {
+    let tokenizer = tiny_tokenizer();
+    let ids = tokenizer.encode("né😀\n\nUser: no", false).unwrap();
+    let stops = StopStrings::new(["\n\nUser:", "😀\n!", "<|MASK|>"]).unwrap();
+    let until = tokenizer.encode("né😀\n\nUser:", false).unwrap().len();
+    for run in 1..=ids.len() {
+        let mut stream = TextStream::new(tokenizer.clone(), true).with_stop_strings(&stops);
+        let mut text = String::new();
+        for ids in ids.chunks(run) {
+            text += &stream.push(ids).unwrap();
+            assert!("né😀".starts_with(&text), "{text:?}");
+        }
+        assert!(stream.is_stopped());
+        assert_eq!(stream.tokens(), until, "runs of {run}");
+        assert_eq!(text + &stream.finish().unwrap(), "né😀");
+    }
+
+    // Without a stop string, the end of the stream returns the text that was held back.
+    let mut stream = TextStream::new(tokenizer.clone(), true).with_stop_strings(&stops);
+    let ids = tokenizer.encode("a\n\nUse", false).unwrap();
+    assert_eq!(stream.push(&ids).unwrap(), "a");
+    assert_eq!((stream.is_stopped(), stream.tokens()), (false, ids.len()));
+    assert_eq!(stream.finish().unwrap(), "\n\nUse");
+
+    // A special token has no text, but its spelling stops the stream. The pending text remains.
+    let mut stream = TextStream::new(tokenizer.clone(), true).with_stop_strings(&stops);
+    assert_eq!(stream.push(&[&ids[..3], &[382, 66]].concat()).unwrap(), "a");
+    assert_eq!((stream.is_stopped(), stream.tokens()), (true, 4));
+    assert_eq!(stream.finish().unwrap(), "\n\n");
 }
 
 #[test]
@@ -431,14 +477,43 @@ proptest! {
         ids in prop::collection::vec(prop_oneof![4 => 1u32..257, 2 => 257u32..384, 1 => Just(0), 1 => Just(4000)], 0..60),
         skip: bool,
     ) {
-        let tokenizer = Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap();
+        let tokenizer = tiny_tokenizer();
         prop_assert_eq!(streamed(&tokenizer, &ids, skip), tokenizer.decode(&ids, skip).unwrap());
+    }
+
+    /// A stop string cuts the whole text before its first occurrence, and the tokens after the token that completes it.
+    #[test]
+    fn stop_strings_cut_alike_in_all_runs(
+        ids in prop::collection::vec(prop_oneof![4 => 66u32..70, 1 => 195u32..198, 2 => 257u32..384], 1..40),
+        stop in "[a-d]{1,3}",
+        runs in prop::collection::vec(1usize..6, 40),
+    ) {
+        let tokenizer = tiny_tokenizer();
+        let whole = tokenizer.decode(&ids, true).unwrap();
+        let stops = StopStrings::new([stop.clone()]).unwrap();
+        let (mut rest, mut text) = (&ids[..], String::new());
+        let mut stream = TextStream::new(tokenizer.clone(), true).with_stop_strings(&stops);
+        for run in runs {
+            let (now, later) = rest.split_at(run.min(rest.len()));
+            rest = later;
+            text += &stream.push(now).unwrap();
+        }
+        let (stopped, tokens) = (stream.is_stopped(), stream.tokens());
+        text += &stream.finish().unwrap();
+        prop_assert_eq!(stopped, whole.contains(&stop));
+        prop_assert_eq!(text.as_str(), whole.split(&stop).next().unwrap());
+        if stopped {
+            prop_assert!(tokenizer.decode(&ids[..tokens], true).unwrap().contains(&stop));
+            prop_assert!(!tokenizer.decode(&ids[..tokens - 1], true).unwrap().contains(&stop));
+        } else {
+            prop_assert_eq!(tokens, ids.len());
+        }
     }
 
     /// Any text survives encoding and streaming byte for byte.
     #[test]
     fn text_survives(text: String) {
-        let tokenizer = Tokenizer::read(&fixtures().join("tiny/target"), 384).unwrap();
+        let tokenizer = tiny_tokenizer();
         let ids = tokenizer.encode(&text, false).unwrap();
         prop_assert_eq!(streamed(&tokenizer, &ids, false), text);
     }
@@ -446,7 +521,7 @@ proptest! {
     /// With byte fallback, no sequence of tokens gives an error or a panic.
     #[test]
     fn byte_fallback_streams(ids in prop::collection::vec(0u32..280, 0..40)) {
-        let tokenizer = Tokenizer::read(&recorded("tokenizers/byte-fallback"), 277).unwrap();
+        let tokenizer = Arc::new(Tokenizer::read(&recorded("tokenizers/byte-fallback"), 277).unwrap());
         streamed(&tokenizer, &ids, true);
     }
 }
@@ -466,7 +541,10 @@ fn chat_prompts_are_those_of_transformers() {
             .iter()
             .map(|m| ChatMessage::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
             .collect();
-        let found = template.render_at(&messages, case["add_generation_prompt"].as_bool().unwrap(), time);
+        let found = template.render_at(
+            &TemplateVariables::new(&messages, case["add_generation_prompt"].as_bool().unwrap()),
+            time,
+        );
         match (found, case["text"].as_str()) {
             (Ok(found), Some(expected)) => assert_eq!(found, expected, "{name}"),
             (Err(error), None) => {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use flexdraft::model::{TextStream, Tokenizer};
 use proptest::prelude::*;
@@ -80,10 +81,10 @@ fn ids_and_texts_are_those_of_transformers() {
 /// A text that continues a prompt keeps its leading space; a text at the beginning does not have one.
 #[test]
 fn a_continuation_begins_with_its_space() {
-    let tokenizer = tokenizer(&file());
+    let tokenizer = Arc::new(tokenizer(&file()));
     let ids = tokenizer.encode("a in", false).unwrap();
     let streamed = |context: &[u32], ids: &[u32]| {
-        let mut stream = TextStream::after(&tokenizer, true, context).unwrap();
+        let mut stream = TextStream::after(tokenizer.clone(), true, context).unwrap();
         let mut text: String = ids.iter().map(|&id| stream.push(&[id]).unwrap()).collect();
         text.push_str(&stream.finish().unwrap());
         text
@@ -127,12 +128,12 @@ proptest! {
     /// the prompt ends.
     #[test]
     fn a_continuation_is_the_rest_of_the_whole(text in "[a-f in\u{e9}\u{1f600}]{1,20}", at: prop::sample::Index) {
-        let tokenizer = tokenizer(&file());
+        let tokenizer = Arc::new(tokenizer(&file()));
         let ids = tokenizer.encode(&text, true).unwrap();
         let (prompt, rest) = ids.split_at(at.index(ids.len()) + 1);
         let before = tokenizer.decode(prompt, true).unwrap();
         prop_assume!(!before.contains('\u{fffd}'));
-        let mut stream = TextStream::after(&tokenizer, true, prompt).unwrap();
+        let mut stream = TextStream::after(tokenizer.clone(), true, prompt).unwrap();
         let mut streamed: String = rest.iter().map(|&id| stream.push(&[id]).unwrap()).collect();
         streamed.push_str(&stream.finish().unwrap());
         prop_assert_eq!(before + &streamed, tokenizer.decode(&ids, true).unwrap());

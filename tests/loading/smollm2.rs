@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use flexdraft::decode::{Auto, Engine, EngineOptions, Finish, Mode, Policy, Record, Request};
 use flexdraft::device::cpu::Cpu;
 use flexdraft::model::{
-    ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, Tokenizer,
+    ChatMessage, ChatTemplate, DrafterWeights, Model, ModelConfig, TargetWeights, TemplateVariables,
+    Tokenizer,
 };
 use flexdraft::tensor::{DType, Tensor};
 use serde::Deserialize;
@@ -170,7 +171,7 @@ fn ids_of_texts_and_chats() {
     let template = ChatTemplate::read(&path).unwrap();
     for Chat { messages, rendered, ids } in &chats {
         let messages: Vec<_> = messages.iter().map(|m| ChatMessage::new(&*m.role, &*m.content)).collect();
-        assert_eq!(&template.render(&messages, true).unwrap(), rendered);
+        assert_eq!(&template.render(&TemplateVariables::new(&messages, true)).unwrap(), rendered);
         assert_eq!(&tokenizer.encode(rendered, false).unwrap(), ids, "{rendered:?}");
     }
 }

@@ -72,7 +72,7 @@ fn templates_of_well_known_models() {
         let template = ChatTemplate::read(dir.path()).unwrap();
         for row in rows {
             let variables = TemplateVariables::from_json(&recorded.cases[&row.case]).unwrap();
-            let found = template.render_with_at(&variables, recorded.unix_seconds);
+            let found = template.render_at(&variables, recorded.unix_seconds);
             match (found, &row.text) {
                 (Ok(found), Some(expected)) => {
                     assert!(found == *expected, "{name}, {}: {}", row.case, difference(&found, expected));
@@ -102,7 +102,7 @@ fn single_constructs() {
     for Snippet { source, text } in &recorded.rows {
         let dir = with_template(source.as_bytes(), &BTreeMap::new());
         let found = ChatTemplate::read(dir.path())
-            .and_then(|template| template.render_with_at(&variables, recorded.unix_seconds));
+            .and_then(|template| template.render_at(&variables, recorded.unix_seconds));
         let exception = NOT_SUPPORTED.iter().find(|(construct, _)| source.contains(construct));
         match (found, text, exception) {
             (Ok(found), Some(expected), _) => {
@@ -125,8 +125,7 @@ fn constructs_that_are_not_supported_are_named() {
     let error = |source: &str| {
         let dir = with_template(source.as_bytes(), &BTreeMap::new());
         let variables = TemplateVariables::from_json("{\"a\": [1]}").unwrap();
-        let result =
-            ChatTemplate::read(dir.path()).and_then(|template| template.render_with_at(&variables, 0));
+        let result = ChatTemplate::read(dir.path()).and_then(|template| template.render_at(&variables, 0));
         result.unwrap_err().to_string()
     };
     for (source, named) in [
@@ -152,6 +151,6 @@ fn constructs_that_are_not_supported_are_named() {
 #[test]
 fn variables_that_are_no_object() {
     let error = |json| TemplateVariables::from_json(json).unwrap_err().to_string();
-    assert_eq!(error("[1]"), "variables of a chat template: expected an object");
+    assert_eq!(error("[1]"), "variables of a chat template: expected an object, found a list");
     assert!(error("{\"a\": ").starts_with("variables of a chat template: EOF while parsing"));
 }

@@ -1,8 +1,59 @@
-//! Arguments of decoding: when to draft, how to accept drafts, and how far to verify.
+//! Arguments of decoding: when to draft, how to accept drafts, how far to verify, and when to stop.
+//!
+//! Values that only the library can judge are passed to it as typed, so users see the library's messages.
 
-use clap::ValueEnum;
+use std::num::NonZeroUsize;
+
+use clap::{Args, ValueEnum};
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Auto, ConfidenceStrategy, Mode, Policy};
+use flexdraft::decode::{Auto, Confidence, ConfidenceStrategy, Mode, Policy};
+
+use super::at_least_one;
+
+#[derive(Clone, Debug, Args)]
+pub struct DecodingArgs {
+    /// When to draft: `parallel` with verification, `sequential` after it, `ar` never, or `auto`: whichever measures
+    /// fastest [default: auto; parallel for the bundled pair]
+    #[arg(long, value_enum, help_heading = "Decoding")]
+    pub mode: Option<ModeChoice>,
+    /// How to accept drafts if the temperature is above 0
+    #[arg(long, value_enum, default_value_t, help_heading = "Decoding")]
+    pub rule: RuleChoice,
+    /// Block size: slots per drafted block, up to the drafter's own block size [default: the drafter's own]
+    #[arg(long, value_name = "S", help_heading = "Decoding")]
+    pub block_size: Option<usize>,
+    /// Verify a draft only as far as the drafter's confidence reaches this value; 0 verifies the whole draft
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.01,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub confidence_threshold: f32,
+    /// Number that is compared with --confidence-threshold
+    #[arg(long, value_enum, default_value_t, value_name = "STRATEGY", help_heading = "Decoding")]
+    pub confidence_strategy: StrategyChoice,
+    /// Largest number of new tokens; the model's context limits it too
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Decoding")]
+    pub max_new_tokens: usize,
+    /// Positions for prompt and output together, in place of the model's own limit
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Decoding")]
+    pub context: Option<NonZeroUsize>,
+    /// Continue after an end-of-sequence token
+    #[arg(long, help_heading = "Decoding")]
+    pub ignore_eos: bool,
+    /// Stop before this text; may be given several times. A newline is a newline, not `\\n`
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Decoding")]
+    pub stop: Vec<String>,
+}
+
+impl DecodingArgs {
+    /// Returns the confidence settings that decide the verify length, not yet validated.
+    pub fn confidence(&self) -> Confidence {
+        Confidence { threshold: self.confidence_threshold, strategy: self.confidence_strategy.into() }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModeChoice {

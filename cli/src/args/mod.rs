@@ -4,10 +4,16 @@ mod count;
 mod decoding;
 mod device;
 mod drafter;
+mod model;
+mod sampling;
+mod template;
 mod token_ids;
 
 pub use count::at_least_one;
-pub use decoding::{ModeChoice, RuleChoice, StrategyChoice};
+pub use decoding::{DecodingArgs, ModeChoice};
 pub use device::{DeviceChoice, Dtype, ProductsChoice};
 pub use drafter::DrafterSource;
+pub use model::ModelArgs;
+pub use sampling::SamplingArgs;
+pub use template::TemplateArgs;
 pub use token_ids::TokenIds;

@@ -7,6 +7,7 @@ use flexdraft::model::ModelConfig;
 use super::args::GenerateArgs;
 use super::run::{self, Observer};
 use crate::error::{CliError, Result};
+use crate::text::TextOptions;
 
 /// Memory for the KV cache, in bytes; a single sample may need more. Samples that do not fit wait.
 const CACHE_BYTES: usize = 4 << 30;
@@ -21,7 +22,7 @@ pub struct Seeds {
 
 impl Seeds {
     pub fn from_args(args: &GenerateArgs) -> Result<Self> {
-        let (first, count) = (args.seed, args.samples.get());
+        let (first, count) = (args.sampling.seed, args.samples.get());
         let last = u64::try_from(count - 1).ok().and_then(|further| first.checked_add(further));
         let last = last.ok_or_else(|| {
             CliError::Usage(format!(
@@ -47,6 +48,7 @@ pub struct Job<'a> {
     pub args: &'a GenerateArgs,
     pub prompt_ids: Vec<u32>,
     pub stop_ids: Vec<u32>,
+    pub text: TextOptions,
     pub seeds: Seeds,
     /// Maximum number of samples per step.
     pub batch: usize,
@@ -61,20 +63,21 @@ impl Job<'_> {
     }
 
     pub fn run<D: Device>(&self, engine: &mut Engine<D>, observer: &mut dyn Observer) -> Result<()> {
-        run::run(engine, self.batch, self.seeds.iter(), |seed| self.request(seed), observer)
+        let text = || self.text.after(&self.prompt_ids);
+        run::run(engine, self.batch, self.seeds.iter(), |seed| self.request(seed), text, observer)
     }
 
     fn request(&self, seed: u64) -> Request {
         let args = self.args;
         Request {
             stop_ids: self.stop_ids.clone(),
-            sampling: args.sampling(),
-            rule: args.rule.into(),
+            sampling: args.sampling.params(),
+            rule: args.decoding.rule.into(),
             seed,
-            block_size: args.block_size,
-            confidence: args.confidence(),
+            block_size: args.decoding.block_size,
+            confidence: args.decoding.confidence(),
             record: true,
-            ..Request::new(self.prompt_ids.clone(), args.max_new_tokens)
+            ..Request::new(self.prompt_ids.clone(), args.decoding.max_new_tokens)
         }
     }
 }

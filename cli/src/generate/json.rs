@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use flexdraft::decode::{BlockRecord, Finish, StepRecord};
-use flexdraft::model::Tokenizer;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::prompt::Text;
 use super::run::{Observer, Sample};
 use crate::error::{CliError, Result};
 
@@ -20,7 +18,7 @@ struct Line<'a> {
     seed: u64,
     prompt_ids: &'a [u32],
     output_ids: &'a [u32],
-    text: String,
+    text: &'a str,
     finish_reason: &'static str,
     /// The record of reading the prompt; `null` if no tokens were requested, so that no prompt was read.
     prefill: Option<Block<'a>>,
@@ -84,7 +82,6 @@ impl<'a> From<&'a StepRecord> for Step<'a> {
 pub struct JsonLines<'a, W: Write> {
     out: W,
     prompt_ids: &'a [u32],
-    tokenizer: Option<&'a Tokenizer>,
     progress: &'a Progress,
     label: Option<&'static str>,
     next: usize,
@@ -93,26 +90,17 @@ pub struct JsonLines<'a, W: Write> {
 }
 
 impl<'a, W: Write> JsonLines<'a, W> {
-    pub fn new(
-        out: W,
-        prompt_ids: &'a [u32],
-        tokenizer: Option<&'a Tokenizer>,
-        progress: &'a Progress,
-        label: Option<&'static str>,
-    ) -> Self {
-        Self { out, prompt_ids, tokenizer, progress, label, next: 0, held: BTreeMap::new() }
+    pub fn new(out: W, prompt_ids: &'a [u32], progress: &'a Progress, label: Option<&'static str>) -> Self {
+        Self { out, prompt_ids, progress, label, next: 0, held: BTreeMap::new() }
     }
 
     fn write(&mut self, sample: &Sample) -> Result<()> {
-        let mut text = Text::after(self.tokenizer, self.prompt_ids)?;
-        let mut whole = text.push(&sample.output_ids)?;
-        whole += &text.finish()?;
         let line = Line {
             index: sample.index,
             seed: sample.seed,
             prompt_ids: self.prompt_ids,
             output_ids: &sample.output_ids,
-            text: whole,
+            text: &sample.text,
             finish_reason: if sample.finish == Some(Finish::Stop) { "stop" } else { "length" },
             prefill: sample.prefill.as_ref().map(Block::from),
             steps: sample.steps.iter().map(Step::from).collect(),
@@ -139,12 +127,12 @@ impl<W: Write> Observer for JsonLines<'_, W> {
         self.progress.reading();
     }
 
-    fn committed(&mut self, _: &Sample, tokens: &[u32], _: usize) -> Result<()> {
-        self.progress.committed(tokens.len());
+    fn committed(&mut self, _: &Sample, texts: &[String], _: usize) -> Result<()> {
+        self.progress.committed(texts.len());
         Ok(())
     }
 
-    fn finished(&mut self, sample: Sample) -> Result<()> {
+    fn finished(&mut self, sample: Sample, _rest: &str) -> Result<()> {
         self.progress.finished();
         self.held.insert(sample.index, sample);
         while let Some(sample) = self.held.remove(&self.next) {
@@ -166,9 +154,9 @@ mod tests {
         let progress = Progress::loading(Path::new("model"));
         let written = |label| {
             let mut out = Vec::new();
-            let mut lines = JsonLines::new(&mut out, &[1], None, &progress, label);
-            lines.finished(Sample::new(0, 7)).unwrap();
-            lines.finished(Sample::new(1, 8)).unwrap();
+            let mut lines = JsonLines::new(&mut out, &[1], &progress, label);
+            lines.finished(Sample::new(0, 7), "").unwrap();
+            lines.finished(Sample::new(1, 8), "").unwrap();
             String::from_utf8(out).unwrap()
         };
         let label = "not lossless (--products any)";

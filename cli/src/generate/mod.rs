@@ -11,6 +11,7 @@ mod run;
 mod stream;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions};
@@ -18,7 +19,7 @@ use flexdraft::device::Device;
 use flexdraft::device::gpu::Gpu;
 use flexdraft::device_selection::Chosen;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::{ModelConfig, Tokenizer};
+use flexdraft::model::ModelConfig;
 
 pub use self::args::GenerateArgs;
 use self::compare::{MODES, Measured};
@@ -29,23 +30,25 @@ use self::prompt::{BUNDLED_PROMPT, Prompt};
 use self::report::{Facts, Verdict};
 use self::run::{Collect, Sample};
 use self::stream::{Streamer, Surface};
-use crate::args::{DeviceChoice, ModeChoice};
+use crate::args::{DecodingArgs, DeviceChoice, ModeChoice, ModelArgs};
 use crate::device::{self, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, Pair, Weights};
+use crate::text::TextOptions;
 
 /// Runs the command `flexdraft generate`.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    if let DeviceChoice::Cuda(ordinal) = args.device {
-        let gpu = Gpu::cuda_with(ordinal, args.products.into())?;
+    let ModelArgs { device, products, .. } = args.model;
+    if let DeviceChoice::Cuda(ordinal) = device {
+        let gpu = Gpu::cuda_with(ordinal, products.into())?;
         return Loaded::new(args)?.run_on(gpu);
     }
-    let cpu = models::cpu(args.threads, args.dtype.into())?;
+    let cpu = models::cpu(args.model.threads, args.model.dtype.into())?;
     let loaded = Loaded::new(args)?;
-    if args.device == DeviceChoice::Cpu {
+    if device == DeviceChoice::Cpu {
         return loaded.run_on(cpu);
     }
-    let chosen = device::gpu(&loaded.weights, args.products.into());
+    let chosen = device::gpu(&loaded.weights, products.into());
     if let Some(note) = device::note(&chosen) {
         loaded.progress.note(&note);
     }
@@ -62,52 +65,60 @@ struct Loaded<'a> {
     pair: Pair,
     progress: Progress,
     weights: Weights,
-    tokenizer: Option<Tokenizer>,
+    text: TextOptions,
     prompt: Prompt,
 }
 
 impl<'a> Loaded<'a> {
     fn new(args: &'a GenerateArgs) -> Result<Self> {
         let seeds = Seeds::from_args(args)?;
-        let pair = Pair::new(args.target.clone(), args.draft.clone())?;
+        let pair = Pair::new(args.model.target.clone(), args.model.draft.clone())?;
         let progress = Progress::loading(&pair.target);
-        let mut weights = pair.load(args.block_size)?;
+        let mut weights = pair.load(args.decoding.block_size)?;
         weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
-        set_context(args, &mut weights.target.config, &progress)?;
+        set_context(&args.decoding, &mut weights.target.config, &progress)?;
         let (tokenizer, unreadable) = prompt::tokenizer(args, &pair, weights.target.config.vocab_size)?;
         if let Some(error) = unreadable {
             progress.warn(&format!("there is no text to show: {error}"));
         }
-        let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref())?;
-        Ok(Self { args, seeds, pair, progress, weights, tokenizer, prompt })
+        let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref(), &progress)?;
+        let text = TextOptions::new(tokenizer.map(Arc::new), &args.decoding.stop)?;
+        Ok(Self { args, seeds, pair, progress, weights, text, prompt })
     }
 
     fn run_on(self, device: impl Device) -> Result<()> {
-        let Self { args, seeds, pair, progress, weights, tokenizer, prompt } = self;
-        let mode = pair.mode(args.mode);
-        let session = Session::new(args, device, &weights, mode, prompt.ids, seeds, progress)?;
-        if args.json {
-            return session.json(tokenizer.as_ref());
-        }
+        let (json, prompt) = (self.args.json, self.prompt.text.clone());
         let surface = Surface::of_stdout();
-        if pair.bundled {
+        let notes = self.notes(surface);
+        let session = Session::new(self, device)?;
+        if json {
+            return session.json();
+        }
+        notes.iter().for_each(|note| session.progress.note(note));
+        session.show(surface, prompt.as_deref())
+    }
+
+    /// Returns remarks for the user about the model and its text.
+    fn notes(&self, surface: Surface) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.pair.bundled {
             let remark =
                 "This model is tiny, for demonstration: it knows Rust's SIMD intrinsics and nothing else.";
-            session.progress.note(remark);
-            if prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
-                session.progress.note(&format!("It continues {BUNDLED_PROMPT:?}."));
+            notes.push(remark.to_owned());
+            if self.prompt.text.as_deref() == Some(BUNDLED_PROMPT) && !surface.has_colours() {
+                notes.push(format!("It continues {BUNDLED_PROMPT:?}."));
             }
         }
-        if tokenizer.is_none() && pair.target.is_dir() {
-            let dir = pair.target.display();
-            session.progress.note(&format!("{dir} has no tokenizer.json, so there is no text to show."));
+        if self.text.tokenizer.is_none() && self.pair.target.is_dir() {
+            let dir = self.pair.target.display();
+            notes.push(format!("{dir} has no tokenizer.json, so there is no text to show."));
         }
-        session.show(surface, tokenizer.as_ref(), prompt.text.as_deref())
+        notes
     }
 }
 
 /// Replaces the context of a model by the requested one.
-fn set_context(args: &GenerateArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
+fn set_context(args: &DecodingArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
     let Some(context) = args.context else { return Ok(()) };
     let own = std::mem::replace(&mut config.context_len, context.get());
     config.validate()?;
@@ -130,19 +141,13 @@ struct Session<'a, D: Device> {
 }
 
 impl<'a, D: Device> Session<'a, D> {
-    fn new(
-        args: &'a GenerateArgs,
-        device: D,
-        weights: &Weights,
-        mode: ModeChoice,
-        prompt_ids: Vec<u32>,
-        seeds: Seeds,
-        mut progress: Progress,
-    ) -> Result<Self> {
+    fn new(loaded: Loaded<'a>, device: D) -> Result<Self> {
+        let Loaded { args, seeds, pair, mut progress, weights, text, prompt } = loaded;
+        let (mode, prompt_ids) = (pair.mode(args.decoding.mode), prompt.ids);
         let label = label(&device);
         let model = weights.on_device(device)?;
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
-        let block_size = drafter.map_or(1, |drafter| args.block_size.unwrap_or(drafter.block_size));
+        let block_size = drafter.map_or(1, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
         let block_size = block_size.min(MAX_BLOCK_SIZE);
         let plain = mode == ModeChoice::Auto && drafter.is_none();
         let mode = if plain { ModeChoice::Ar } else { mode };
@@ -150,10 +155,16 @@ impl<'a, D: Device> Session<'a, D> {
         let batch = seeds.count().min(EngineOptions::default().max_batch);
         let options = EngineOptions {
             max_batch: batch,
-            cache_tokens: cache_tokens(config, prompt_ids.len(), args.max_new_tokens, block_size, batch),
+            cache_tokens: cache_tokens(
+                config,
+                prompt_ids.len(),
+                args.decoding.max_new_tokens,
+                block_size,
+                batch,
+            ),
             ..EngineOptions::default()
         };
-        let stop_ids = if args.ignore_eos { Vec::new() } else { config.eos_ids.clone() };
+        let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { config.eos_ids.clone() };
         progress.running(seeds.count(), prompt_ids.len().saturating_mul(seeds.count()), options.prefill_rows);
         let facts = Facts {
             layers: config.layers,
@@ -162,7 +173,7 @@ impl<'a, D: Device> Session<'a, D> {
             weight_bytes: weights.bytes_a_token(),
         };
         let mut engine = Engine::new(model, mode.policy(), options)?;
-        let job = Job { args, prompt_ids, stop_ids, seeds, batch };
+        let job = Job { args, prompt_ids, stop_ids, text, seeds, batch };
         job.check(&mut engine)?;
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
@@ -171,28 +182,20 @@ impl<'a, D: Device> Session<'a, D> {
     }
 
     /// Runs the requested mode and writes JSON Lines.
-    fn json(mut self, tokenizer: Option<&Tokenizer>) -> Result<()> {
+    fn json(mut self) -> Result<()> {
         let prompt_ids = &self.job.prompt_ids;
-        let mut lines =
-            JsonLines::new(io::stdout().lock(), prompt_ids, tokenizer, &self.progress, self.label);
+        let mut lines = JsonLines::new(io::stdout().lock(), prompt_ids, &self.progress, self.label);
         self.job.run(&mut self.engine, &mut lines)
     }
 
     /// Runs the requested mode and writes its text, then runs the other modes and writes the report.
-    fn show(mut self, surface: Surface, tokenizer: Option<&Tokenizer>, prompt: Option<&str>) -> Result<()> {
-        if surface.has_colours() && self.mode != ModeChoice::Ar && tokenizer.is_some() {
+    fn show(mut self, surface: Surface, prompt: Option<&str>) -> Result<()> {
+        let has_text = self.job.text.tokenizer.is_some();
+        if surface.has_colours() && self.mode != ModeChoice::Ar && has_text {
             self.progress.note("A change of colour is a new step; underlined tokens are accepted drafts.");
         }
         let count = self.job.seeds.count();
-        let mut streamer = Streamer::new(
-            surface.stdout(),
-            surface,
-            tokenizer,
-            &self.job.prompt_ids,
-            &self.progress,
-            prompt,
-            count,
-        );
+        let mut streamer = Streamer::new(surface.stdout(), surface, &self.progress, has_text, prompt, count);
         self.job.run(&mut self.engine, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
         let measured = self.measure(samples)?;
@@ -230,7 +233,7 @@ impl<'a, D: Device> Session<'a, D> {
 
     fn compares(&self) -> bool {
         let args = self.job.args;
-        !args.no_compare && self.facts.tail_layers > 0 && args.max_new_tokens > 0
+        !args.no_compare && self.facts.tail_layers > 0 && args.decoding.max_new_tokens > 0
     }
 
     fn collect(&mut self, mode: ModeChoice) -> Result<Vec<Sample>> {
@@ -253,8 +256,10 @@ impl<'a, D: Device> Session<'a, D> {
         }
         let ar = measured.iter().find(|measured| measured.name == ModeChoice::Ar.name());
         let Some(ar) = ar.filter(|_| self.compares()) else { return Verdict::NotCompared };
-        if !self.job.args.sampling().is_greedy() && Rule::from(self.job.args.rule) != Rule::Match {
-            return Verdict::SameDistribution { rule: self.job.args.rule.name() };
+        if !self.job.args.sampling.params().is_greedy()
+            && Rule::from(self.job.args.decoding.rule) != Rule::Match
+        {
+            return Verdict::SameDistribution { rule: self.job.args.decoding.rule.name() };
         }
         match measured.iter().find_map(|other| compare::first_difference(ar, other)) {
             Some(difference) => Verdict::Broken(difference),

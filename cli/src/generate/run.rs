@@ -7,6 +7,7 @@ use flexdraft::decode::{BlockRecord, Committed, Engine, Finish, Record, Request,
 use flexdraft::device::Device;
 
 use crate::error::{CliError, Result};
+use crate::text::Text;
 
 /// One sampled continuation of the prompt.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Sample {
     pub index: usize,
     pub seed: u64,
     pub output_ids: Vec<u32>,
+    /// The output's text; empty without a tokenizer.
+    pub text: String,
     /// The record of reading the prompt; `None` while the prompt is being read, or if no tokens were requested.
     pub prefill: Option<BlockRecord>,
     pub steps: Vec<StepRecord>,
@@ -30,6 +33,7 @@ impl Sample {
             index,
             seed,
             output_ids: Vec::new(),
+            text: String::new(),
             prefill: None,
             steps: Vec::new(),
             finish: None,
@@ -80,14 +84,14 @@ pub trait Observer {
     /// Observes a step that read a part of the prompts and committed nothing.
     fn reading(&mut self) {}
 
-    /// Receives the tokens of a commit: `tokens` are the newest tokens of the sample's output; the first `accepted` of
-    /// them were drafted.
-    fn committed(&mut self, _sample: &Sample, _tokens: &[u32], _accepted: usize) -> Result<()> {
+    /// Receives the texts of a commit, one per token; the first `accepted` tokens were drafted.
+    fn committed(&mut self, _sample: &Sample, _texts: &[String], _accepted: usize) -> Result<()> {
         Ok(())
     }
 
-    /// Receives a sample that is complete. Samples of a batch finish in any order.
-    fn finished(&mut self, sample: Sample) -> Result<()>;
+    /// Receives a sample that is complete, and the end of its text that no commit had. Samples of a batch finish in any
+    /// order.
+    fn finished(&mut self, sample: Sample, rest: &str) -> Result<()>;
 }
 
 /// Collects complete samples, in order.
@@ -108,13 +112,13 @@ impl Collect {
 }
 
 impl Observer for Collect {
-    fn finished(&mut self, sample: Sample) -> Result<()> {
+    fn finished(&mut self, sample: Sample, _rest: &str) -> Result<()> {
         self.samples.insert(sample.index, sample);
         Ok(())
     }
 }
 
-/// Runs one request per seed, at most `batch` at a time.
+/// Runs one request per seed, at most `batch` at a time. `text` starts the text of an output.
 ///
 /// The time of a step is divided equally among the sequences that took part in it.
 pub fn run<D: Device>(
@@ -122,6 +126,7 @@ pub fn run<D: Device>(
     batch: usize,
     seeds: impl Iterator<Item = u64>,
     request: impl Fn(u64) -> Request,
+    text: impl Fn() -> Result<Text>,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let mut seeds = seeds.enumerate();
@@ -130,7 +135,7 @@ pub fn run<D: Device>(
         while running.len() < batch
             && let Some((index, seed)) = seeds.next()
         {
-            running.insert(engine.add(request(seed))?, Sample::new(index, seed));
+            running.insert(engine.add(request(seed))?, (Sample::new(index, seed), text()?));
         }
         if running.is_empty() {
             return Ok(());
@@ -145,22 +150,34 @@ pub fn run<D: Device>(
             observer.reading();
         }
         for report in &mut reports {
-            let Some(sample) = running.get_mut(&report.id) else { continue };
+            let Some((sample, text)) = running.get_mut(&report.id) else { continue };
             let accepted = match &report.record {
                 Some(Record::Step(step)) => step.accepted,
                 _ => 0,
             };
+            let texts = text.push(&report.tokens)?;
+            // Tokens after a stop string are not part of the output.
+            report.tokens.truncate(texts.len());
             sample.take(report, share);
-            if !report.tokens.is_empty() {
-                observer.committed(sample, &report.tokens, accepted)?;
+            texts.iter().for_each(|text| sample.text.push_str(text));
+            if !texts.is_empty() {
+                observer.committed(sample, &texts, accepted)?;
             }
-            let Some(finish) = report.finish.take() else { continue };
-            let Some(mut sample) = running.remove(&report.id) else { continue };
+            let finish = if text.is_stopped() {
+                engine.cancel(report.id);
+                Finish::Stop
+            } else {
+                let Some(finish) = report.finish.take() else { continue };
+                finish
+            };
+            let Some((mut sample, text)) = running.remove(&report.id) else { continue };
             if let Finish::Failed(error) = finish {
                 return Err(CliError::from(error));
             }
             sample.finish = Some(finish);
-            observer.finished(sample)?;
+            let rest = text.finish()?;
+            sample.text.push_str(&rest);
+            observer.finished(sample, &rest)?;
         }
     }
 }

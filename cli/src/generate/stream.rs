@@ -4,14 +4,11 @@
 //! tokens that were committed together. Otherwise stdout holds only the text.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use flexdraft::model::Tokenizer;
 
 use super::progress::Progress;
-use super::prompt::Text;
 use super::run::{Collect, Observer, Sample};
 use crate::error::{CliError, Result};
 
@@ -82,9 +79,9 @@ fn style(step: usize, drafted: bool) -> Style {
 pub struct Streamer<'a, W: Write> {
     out: W,
     surface: Surface,
-    tokenizer: Option<&'a Tokenizer>,
-    prompt_ids: &'a [u32],
     progress: &'a Progress,
+    /// False without a tokenizer, in which case no token has a text.
+    has_text: bool,
     /// The prompt, which is written dimmed before the first sample if there are colours.
     prompt: Option<&'a str>,
     several: bool,
@@ -92,15 +89,15 @@ pub struct Streamer<'a, W: Write> {
     current: usize,
     started: bool,
     ends_in_newline: bool,
-    texts: BTreeMap<usize, Growing<'a>>,
+    texts: BTreeMap<usize, Growing>,
     /// For a single sample without colours, the text that each commit added.
     commits: Vec<String>,
     samples: Collect,
 }
 
 /// A sample's text that is rendered but not yet written.
-struct Growing<'a> {
-    text: Text<'a>,
+#[derive(Default)]
+struct Growing {
     commits: usize,
     rendered: String,
 }
@@ -109,18 +106,16 @@ impl<'a, W: Write> Streamer<'a, W> {
     pub fn new(
         out: W,
         surface: Surface,
-        tokenizer: Option<&'a Tokenizer>,
-        prompt_ids: &'a [u32],
         progress: &'a Progress,
+        has_text: bool,
         prompt: Option<&'a str>,
         samples: usize,
     ) -> Self {
         Self {
             out,
             surface,
-            tokenizer,
-            prompt_ids,
             progress,
+            has_text,
             prompt: prompt.filter(|_| surface.has_colours()),
             several: samples > 1,
             current: 0,
@@ -178,16 +173,6 @@ impl<'a, W: Write> Streamer<'a, W> {
         let rendered = self.texts.get_mut(&index).map(|growing| std::mem::take(&mut growing.rendered));
         self.write(&rendered.unwrap_or_default())
     }
-
-    fn growing(&mut self, index: usize) -> Result<&mut Growing<'a>> {
-        Ok(match self.texts.entry(index) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let text = Text::after(self.tokenizer, self.prompt_ids)?;
-                entry.insert(Growing { text, commits: 0, rendered: String::new() })
-            }
-        })
-    }
 }
 
 impl<W: Write> Observer for Streamer<'_, W> {
@@ -197,28 +182,24 @@ impl<W: Write> Observer for Streamer<'_, W> {
         }
     }
 
-    fn committed(&mut self, sample: &Sample, tokens: &[u32], accepted: usize) -> Result<()> {
+    fn committed(&mut self, sample: &Sample, texts: &[String], accepted: usize) -> Result<()> {
         let surface = self.surface;
-        let growing = self.growing(sample.index)?;
-        let mut pieces = Vec::new();
-        for (i, token) in tokens.iter().enumerate() {
-            let piece = growing.text.push(std::slice::from_ref(token))?;
-            surface.render(&piece, style(growing.commits, i < accepted), &mut growing.rendered);
-            pieces.push(visible(&piece));
+        let growing = self.texts.entry(sample.index).or_default();
+        for (i, text) in texts.iter().enumerate() {
+            surface.render(text, style(growing.commits, i < accepted), &mut growing.rendered);
         }
         growing.commits += 1;
-        if !self.several && !surface.has_colours() && self.tokenizer.is_some() {
-            self.commits.push(format!("[{}]", pieces.join("|")));
+        if !self.several && !surface.has_colours() && self.has_text {
+            let texts: Vec<String> = texts.iter().map(|text| visible(text)).collect();
+            self.commits.push(format!("[{}]", texts.join("|")));
         }
         self.write_current(sample.index, sample.seed)
     }
 
-    fn finished(&mut self, sample: Sample) -> Result<()> {
-        let surface = self.surface;
-        let growing = self.growing(sample.index)?;
-        let last = std::mem::take(&mut growing.text).finish()?;
-        surface.render(&last, style(growing.commits.saturating_sub(1), false), &mut growing.rendered);
-        self.samples.finished(sample)?;
+    fn finished(&mut self, sample: Sample, rest: &str) -> Result<()> {
+        let growing = self.texts.entry(sample.index).or_default();
+        self.surface.render(rest, style(growing.commits.saturating_sub(1), false), &mut growing.rendered);
+        self.samples.finished(sample, rest)?;
         while let Some(seed) = self.samples.seed(self.current) {
             self.write_current(self.current, seed)?;
             self.texts.remove(&self.current);

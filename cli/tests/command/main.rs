@@ -4,6 +4,7 @@ mod bench;
 mod common;
 mod json_lines;
 mod loading;
+mod prompting;
 #[cfg(target_os = "linux")]
 mod stand_in;
 mod text;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::jinja::{NAME, environment};
 use super::local_time::seconds_on_the_local_clock;
@@ -18,19 +18,95 @@ use crate::model::format::json::{Fields, JsonFile};
 const IN_DIRECTORY: &str = "neither chat_template.jinja nor `chat_template` in tokenizer_config.json";
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChatMessage {
-    /// Role of the message's author: `system`, `user`, `assistant`, or another role that the template knows.
+    /// Role of the message's author: `system`, `user`, `assistant`, `tool`, or another role that the template knows.
     pub role: String,
     /// Text of the message.
     pub content: String,
+    /// Calls of tools that the assistant asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    #[serde(flatten, serialize_with = "as_map")]
+    fields: Vec<(String, Value)>,
 }
 
 impl ChatMessage {
     /// Makes a message from a role and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), fields: Vec::new() }
     }
+
+    /// Adds a field that the template may read, such as `name`, `tool_call_id` or `reasoning_content`.
+    pub fn with_field(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
+        self.fields.push((name.into(), Value::from_serialize(value)));
+        self
+    }
+}
+
+/// Writes fields as a map, in their order.
+fn as_map<S: Serializer>(fields: &[(String, Value)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
+}
+
+/// A call of a tool in an assistant's message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolCall {
+    id: Option<String>,
+    name: String,
+    arguments: Value,
+}
+
+impl ToolCall {
+    /// Makes a call of the tool `name` from its arguments, a JSON object. The arguments keep their order.
+    ///
+    /// # Errors
+    /// [`LoadError::ChatVariables`] if `arguments` is not a JSON object.
+    pub fn new(name: impl Into<String>, arguments: &str) -> Result<Self, LoadError> {
+        let name = name.into();
+        let arguments = read_json(arguments, ValueKind::Map).map_err(|reason| LoadError::ChatVariables {
+            reason: format!("arguments of tool `{name}`: {reason}"),
+        })?;
+        Ok(Self { id: None, name, arguments })
+    }
+
+    /// Sets the id to which the tool's answer refers.
+    pub fn with_id(self, id: impl Into<String>) -> Self {
+        Self { id: Some(id.into()), ..self }
+    }
+}
+
+impl Serialize for ToolCall {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Function<'a> {
+            name: &'a str,
+            arguments: &'a Value,
+        }
+        #[derive(Serialize)]
+        struct Call<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            id: Option<&'a str>,
+            r#type: &'static str,
+            function: Function<'a>,
+        }
+        let function = Function { name: &self.name, arguments: &self.arguments };
+        Call { id: self.id.as_deref(), r#type: "function", function }.serialize(serializer)
+    }
+}
+
+/// Reads a JSON text, which must be of a kind. Keys of objects keep their order.
+fn read_json(json: &str, kind: ValueKind) -> Result<Value, String> {
+    let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    if value.kind() == kind {
+        return Ok(value);
+    }
+    let name = |kind| match kind {
+        ValueKind::Map => "an object".to_owned(),
+        ValueKind::Seq => "a list".to_owned(),
+        kind => format!("a {kind}"),
+    };
+    Err(format!("expected {}, found {}", name(kind), name(value.kind())))
 }
 
 /// The variables of a chat template: `messages` and `add_generation_prompt`, and whatever else the template reads, such
@@ -53,11 +129,7 @@ impl TemplateVariables {
     /// # Errors
     /// [`LoadError::ChatVariables`] if `json` is not a JSON object.
     pub fn from_json(json: &str) -> Result<Self, LoadError> {
-        let wrong = |reason: String| LoadError::ChatVariables { reason };
-        let object: Value = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
-        if object.kind() != ValueKind::Map {
-            return Err(wrong("expected an object".to_owned()));
-        }
+        let object = read_json(json, ValueKind::Map).map_err(|reason| LoadError::ChatVariables { reason })?;
         let mut variables = Self(Vec::new());
         for key in object.try_iter().into_iter().flatten() {
             let value = object.get_item(&key).unwrap_or_default();
@@ -68,8 +140,34 @@ impl TemplateVariables {
 
     /// Sets a variable.
     pub fn set(&mut self, name: &str, value: impl Serialize) {
+        self.put(name, Value::from_serialize(value));
+    }
+
+    /// Sets a variable to a JSON value, whose objects keep the order of their keys.
+    ///
+    /// # Errors
+    /// [`LoadError::ChatVariables`] if `json` is not JSON.
+    pub fn set_json(&mut self, name: &str, json: &str) -> Result<(), LoadError> {
+        let value = serde_json::from_str(json)
+            .map_err(|error| LoadError::ChatVariables { reason: format!("`{name}`: {error}") })?;
+        self.put(name, value);
+        Ok(())
+    }
+
+    /// Sets `tools`, the tools that the assistant may call, from a JSON list.
+    ///
+    /// # Errors
+    /// [`LoadError::ChatVariables`] if `json` is not a JSON list.
+    pub fn set_tools(&mut self, json: &str) -> Result<(), LoadError> {
+        let tools = read_json(json, ValueKind::Seq)
+            .map_err(|reason| LoadError::ChatVariables { reason: format!("`tools`: {reason}") })?;
+        self.put("tools", tools);
+        Ok(())
+    }
+
+    fn put(&mut self, name: &str, value: Value) {
         self.0.retain(|(other, _)| other != name);
-        self.0.push((name.to_owned(), Value::from_serialize(value)));
+        self.0.push((name.to_owned(), value));
     }
 }
 
@@ -114,14 +212,20 @@ impl ChatTemplate {
         Ok(Self { path, environment, special_tokens })
     }
 
-    /// Renders a conversation as a prompt. With `add_generation_prompt`, the result ends where the assistant's next
-    /// message begins. The result contains the text of the special tokens, including BOS: encode it without adding
-    /// special tokens.
+    /// Returns whether the template reads a variable.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
+    /// Renders a conversation as a prompt. A template that prints the date prints the local time.
+    ///
+    /// The result contains the text of the special tokens, including BOS: encode it without adding special tokens.
     ///
     /// # Errors
     /// [`LoadError::ChatTemplate`] if the template rejects the messages or fails on them.
-    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, LoadError> {
-        self.render_with(&TemplateVariables::new(messages, add_generation_prompt))
+    pub fn render(&self, variables: &TemplateVariables) -> Result<String, LoadError> {
+        self.render_at(variables, seconds_on_the_local_clock())
     }
 
     /// Like [`render`](Self::render), for templates that print the date: the time is `unix_seconds` after
@@ -129,33 +233,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// The errors of [`render`](Self::render).
-    pub fn render_at(
-        &self,
-        messages: &[ChatMessage],
-        add_generation_prompt: bool,
-        unix_seconds: u64,
-    ) -> Result<String, LoadError> {
-        self.render_with_at(&TemplateVariables::new(messages, add_generation_prompt), unix_seconds)
-    }
-
-    /// Renders a prompt from variables: messages with any fields, tools, and what else the template reads. A
-    /// template that prints the date prints the local time.
-    ///
-    /// # Errors
-    /// The errors of [`render`](Self::render).
-    pub fn render_with(&self, variables: &TemplateVariables) -> Result<String, LoadError> {
-        self.render_with_at(variables, seconds_on_the_local_clock())
-    }
-
-    /// Like [`render_with`](Self::render_with), with the time of [`render_at`](Self::render_at).
-    ///
-    /// # Errors
-    /// The errors of [`render`](Self::render).
-    pub fn render_with_at(
-        &self,
-        variables: &TemplateVariables,
-        unix_seconds: u64,
-    ) -> Result<String, LoadError> {
+    pub fn render_at(&self, variables: &TemplateVariables, unix_seconds: u64) -> Result<String, LoadError> {
         let strftime_now = Value::from_function(move |format: String| {
             strftime(&format, unix_seconds).map_err(|conversion| {
                 Error::new(
@@ -231,7 +309,7 @@ mod tests {
             special_tokens: vec![("bos_token".into(), Value::from("<s>"))],
         };
         let messages = [ChatMessage::new("user", "<b> 'x' & \"y\"\n")];
-        template.render_at(&messages, true, 0).map_err(|e| e.to_string())
+        template.render_at(&TemplateVariables::new(&messages, true), 0).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -241,6 +319,42 @@ mod tests {
             "ab  c"
         );
         assert_eq!(render("{%generation%}{{ bos_token }}{%endgeneration%}{{ eos_token }}").unwrap(), "<s>");
+    }
+
+    #[test]
+    fn messages_have_the_fields_that_templates_read() {
+        let environment = environment(
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}\
+             {% endif %}{% if m.tool_call_id is defined %} ({{ m.tool_call_id }}){% endif %};{% endfor %}\
+             {{ tools | tojson }}{{ mood }}{{ level + 1 }}",
+        );
+        let template =
+            ChatTemplate { path: "t".into(), environment: environment.unwrap(), special_tokens: Vec::new() };
+        let mut call = ChatMessage::new("assistant", "");
+        call.tool_calls.push(ToolCall::new("f", r#"{"z": 1, "a": [2]}"#).unwrap().with_id("7"));
+        let answer = ChatMessage::new("tool", "ok").with_field("tool_call_id", "7");
+        let mut variables = TemplateVariables::new(&[call, answer], true);
+        variables.set_tools(r#"[{"type": "function", "b": 0, "a": null}]"#).unwrap();
+        variables.set("mood", "calm");
+        variables.set_json("level", "2").unwrap();
+        assert_eq!(
+            template.render_at(&variables, 0).unwrap(),
+            r#"assistant: [{"id": "7", "type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": [2]}}}]"#
+                .to_owned()
+                + r#";tool: ok (7);[{"type": "function", "b": 0, "a": null}]calm3"#
+        );
+        assert!(template.reads("mood") && template.reads("tools") && !template.reads("enable_thinking"));
+
+        let error = |error: LoadError| error.to_string();
+        assert_eq!(
+            error(variables.set_tools("{}").unwrap_err()),
+            "variables of a chat template: `tools`: expected a list, found an object"
+        );
+        assert!(error(variables.set_json("k", "x").unwrap_err()).contains("`k`: expected value"));
+        assert_eq!(
+            error(ToolCall::new("f", "3").unwrap_err()),
+            "variables of a chat template: arguments of tool `f`: expected an object, found a number"
+        );
     }
 
     #[test]

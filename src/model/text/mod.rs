@@ -7,6 +7,7 @@ mod jinja;
 mod local_time;
 mod sentencepiece;
 mod special_tokens;
+pub(in crate::model) mod stop_strings;
 mod strftime;
 pub(in crate::model) mod text_stream;
 pub(in crate::model) mod tokenizer;

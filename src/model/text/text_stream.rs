@@ -1,5 +1,8 @@
 //! Decodes tokens into text while they arrive, a few at a time.
 
+use std::sync::Arc;
+
+use super::stop_strings::{StopSearch, StopStrings};
 use super::tokenizer::Tokenizer;
 use crate::model::LoadError;
 
@@ -18,14 +21,19 @@ fn is_byte_token(token: &str) -> bool {
     token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
 }
 
-/// A stream that turns tokens, as they arrive, into text.
+/// A stream that turns tokens, as they arrive, into text, up to a stop string.
 ///
 /// A token may end inside a UTF-8 character, and its text may depend on earlier tokens. The stream therefore
 /// decodes a short window of recent tokens, and returns only text that can no longer change. With a
 /// byte-level tokenizer, the concatenated pieces are exactly the result of [`Tokenizer::decode`] on all ids.
+///
+/// With [stop strings](Self::with_stop_strings), the text ends before the first stop string. The stream holds back text
+/// that may be the beginning of a stop string, so that no returned text has to be taken back.
+///
+/// A stream owns what it needs and is [`Send`]: a server can store one per request.
 #[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream {
+    tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
     /// Recent tokens, whose text may depend on one another.
     window: Vec<u32>,
@@ -33,12 +41,25 @@ pub struct TextStream<'a> {
     settled: usize,
     /// Number of bytes of the window's text that were returned.
     emitted: usize,
+    search: StopSearch,
+    /// Number of tokens of the text, up to and including the token that completed a stop string.
+    tokens: usize,
+    stopped: bool,
 }
 
-impl<'a> TextStream<'a> {
+impl TextStream {
     /// Creates a stream at the beginning of a text.
-    pub fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
-        Self { tokenizer, skip_special_tokens, window: Vec::new(), settled: 0, emitted: 0 }
+    pub fn new(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool) -> Self {
+        Self {
+            tokenizer,
+            skip_special_tokens,
+            window: Vec::new(),
+            settled: 0,
+            emitted: 0,
+            search: StopSearch::new(StopStrings::default()),
+            tokens: 0,
+            stopped: false,
+        }
     }
 
     /// Starts a stream after the tokens of `context`, whose text is not returned. A decoder that treats the
@@ -47,18 +68,21 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
     pub fn after(
-        tokenizer: &'a Tokenizer,
+        tokenizer: Arc<Tokenizer>,
         skip_special_tokens: bool,
         context: &[u32],
     ) -> Result<Self, LoadError> {
         let mut stream = Self::new(tokenizer, skip_special_tokens);
         // A run of byte tokens is decoded as a whole, so the context must not begin within a run.
-        let is_byte = |id: u32| tokenizer.token(id).is_some_and(|token| is_byte_token(&token));
+        let is_byte =
+            |stream: &Self, id: u32| stream.tokenizer.token(id).is_some_and(|token| is_byte_token(&token));
         for &id in context.iter().rev() {
             if stream.is_silent(id) {
                 continue;
             }
-            if stream.window.len() >= CONTEXT && !stream.window.last().is_some_and(|&first| is_byte(first)) {
+            if stream.window.len() >= CONTEXT
+                && !stream.window.last().is_some_and(|&first| is_byte(&stream, first))
+            {
                 break;
             }
             stream.window.push(id);
@@ -69,16 +93,42 @@ impl<'a> TextStream<'a> {
         Ok(stream)
     }
 
-    /// Adds tokens, and returns the text that they complete, which may be empty.
+    /// Ends the text before the first of `stops`. A stop string is found wherever tokens begin and end. A special token
+    /// that the stream skips ends the text if a stop string spells exactly that token.
+    pub fn with_stop_strings(mut self, stops: &StopStrings) -> Self {
+        self.search = StopSearch::new(stops.clone());
+        self
+    }
+
+    /// Adds tokens, and returns the text that they complete, which may be empty. Tokens after a stop string have no effect.
     ///
     /// # Errors
     /// [`LoadError::Tokenizer`] for ids that the tokenizer cannot handle.
     pub fn push(&mut self, ids: &[u32]) -> Result<String, LoadError> {
         let mut text = String::new();
         for &id in ids {
-            text.push_str(&self.push_one(id)?);
+            if self.stopped {
+                break;
+            }
+            let piece = self.push_one(id)?;
+            text.push_str(&self.search.push(&piece));
+            self.tokens += 1;
+            self.stopped = self.search.found() || self.is_stop_token(id);
         }
         Ok(text)
+    }
+
+    /// Returns whether a stop string was found. The request then needs no further tokens: cancel it
+    /// ([`Engine::cancel`](crate::decode::Engine::cancel)).
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Returns the number of tokens that the stream took. After a stop string, this is the length of the output in
+    /// tokens: the last token is the token that completed the stop string, wherever the calls of [`push`](Self::push)
+    /// divided the tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// Ends the stream and returns the pending text, with an incomplete character as U+FFFD.
@@ -86,8 +136,17 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// The errors of [`push`](Self::push).
     pub fn finish(mut self) -> Result<String, LoadError> {
+        if self.search.found() {
+            return Ok(String::new());
+        }
         let text = self.decode_window()?;
-        Ok(self.take(&text, text.len()))
+        let piece = self.take(&text, text.len());
+        Ok(self.search.push(&piece) + &self.search.finish())
+    }
+
+    /// Returns whether a token is skipped and spelled by a stop string.
+    fn is_stop_token(&self, id: u32) -> bool {
+        self.is_silent(id) && self.tokenizer.token(id).is_some_and(|token| self.search.contains(&token))
     }
 
     fn push_one(&mut self, id: u32) -> Result<String, LoadError> {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use flexdraft::model::{ChatMessage, Gguf};
+use flexdraft::model::{ChatMessage, Gguf, TemplateVariables};
 use proptest::prelude::*;
 
 use super::fixture;
@@ -155,7 +155,7 @@ fn read_all(bytes: Vec<u8>) {
             let _ = tokenizer.decode(&ids, false);
         }
         if let Ok(template) = gguf.chat_template() {
-            let _ = template.render(&[ChatMessage::new("user", "a")], true);
+            let _ = template.render(&TemplateVariables::new(&[ChatMessage::new("user", "a")], true));
         }
     });
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flexdraft::model::{
     ChatMessage, ChatTemplate, Checkpoint, DrafterWeights, ModelConfig, ModelWeights, TargetWeights,
-    Tokenizer,
+    TemplateVariables, Tokenizer,
 };
 use proptest::prelude::*;
 
@@ -112,7 +112,7 @@ proptest! {
         read_damaged(copy, "chat_template.jinja", TEMPLATE.into(), &edits, TEMPLATE.len(), |path| {
             if let Ok(template) = ChatTemplate::read(path) {
                 let turns = [ChatMessage::new("system", "s"), ChatMessage::new("user", "é"), ChatMessage::new("assistant", "")];
-                let _ = template.render(&turns, true);
+                let _ = template.render(&TemplateVariables::new(&turns, true));
             }
         });
     }

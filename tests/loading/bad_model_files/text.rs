@@ -1,6 +1,6 @@
 //! Tests with tokenizers and chat templates that do not work.
 
-use flexdraft::model::{ChatMessage, ChatTemplate, Tokenizer};
+use flexdraft::model::{ChatMessage, ChatTemplate, TemplateVariables, Tokenizer};
 
 use super::directory::Copy;
 
@@ -34,7 +34,9 @@ fn tokenizers_and_templates() {
     let error = template_error();
     assert!(error.starts_with("chat template chat_template.jinja: invalid utf-8"), "{error}");
     dir.write("chat_template.jinja", "{{ messages[7].content }}");
-    let error =
-        ChatTemplate::read(dir.path()).unwrap().render(&[ChatMessage::new("user", "a")], true).unwrap_err();
+    let error = ChatTemplate::read(dir.path())
+        .unwrap()
+        .render(&TemplateVariables::new(&[ChatMessage::new("user", "a")], true))
+        .unwrap_err();
     assert_eq!(dir.message(error), "chat template chat_template.jinja: undefined value (in chat_template:1)");
 }

@@ -1,0 +1,35 @@
+//! Arguments that name a model, its drafter and the device that runs both.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
+
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
+    ///
+    /// The command maps the files into memory; they must not change while it runs. [default: the bundled pair demo/tiny,
+    /// which is searched for from the current directory and from the executable upwards]
+    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
+    pub target: Option<PathBuf>,
+    /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target.
+    ///
+    /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
+    /// [default: the bundled drafter for the bundled target, otherwise none]
+    #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
+    pub draft: Option<DrafterSource>,
+    /// Device that runs the model; `auto` takes the first GPU that passes a self-test, or else the CPU
+    #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]
+    pub device: DeviceChoice,
+    /// Algorithms for matrix products on a GPU; `any` is for comparing speed, and is not lossless
+    #[arg(long, value_enum, default_value_t, value_name = "ALGORITHMS", help_heading = "Model")]
+    pub products: ProductsChoice,
+    /// Rounding of activations and KV cache on the CPU; bf16 rounds as a GPU does
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    pub dtype: Dtype,
+    /// Number of CPU threads; 0 takes one per core. No result depends on the number
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
+    pub threads: usize,
+}

@@ -1,0 +1,105 @@
+//! The command `flexdraft chat`, a conversation in the terminal.
+
+mod args;
+mod conversation;
+mod input;
+mod interrupt;
+mod stats;
+
+use std::sync::Arc;
+
+use flexdraft::decode::{Engine, EngineOptions};
+use flexdraft::device::Device;
+use flexdraft::layout::MAX_BLOCK_SIZE;
+use flexdraft::model::{LoadError, Tokenizer};
+
+pub use self::args::ChatArgs;
+use self::conversation::Conversation;
+use crate::args::ModeChoice;
+use crate::device::{self, Work, label};
+use crate::error::{CliError, Result};
+use crate::models::{self, CACHE_BYTES, Pair, Weights};
+use crate::progress::Progress;
+use crate::surface::Surface;
+use crate::template::Template;
+use crate::text::TextOptions;
+
+/// Runs the command `flexdraft chat`.
+pub fn chat(args: &ChatArgs) -> Result<()> {
+    device::run(&args.model, || Loaded::new(args))
+}
+
+/// The loaded models and the chat template, before a device is chosen.
+struct Loaded<'a> {
+    args: &'a ChatArgs,
+    pair: Pair,
+    progress: Progress,
+    weights: Weights,
+    tokenizer: Arc<Tokenizer>,
+    template: Template,
+}
+
+impl<'a> Loaded<'a> {
+    fn new(args: &'a ChatArgs) -> Result<Self> {
+        let pair = Pair::new(args.model.target.clone(), args.model.draft.clone())?;
+        let progress = Progress::loading(&pair.target);
+        let mut weights = pair.load(args.decoding.block_size)?;
+        weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
+        models::set_context(&args.decoding, &mut weights.target.config, &progress)?;
+        let tokenizer = Tokenizer::read_if_present(&pair.target, weights.target.config.vocab_size)?;
+        let tokenizer = tokenizer.ok_or_else(|| {
+            CliError::Usage(format!("{} has no tokenizer, which a conversation needs", pair.target.display()))
+        })?;
+        let template = Template::read(&pair.target, &args.template).map_err(|error| match error {
+            CliError::Library(flexdraft::Error::Load(error @ LoadError::NoChatTemplate { .. })) => {
+                CliError::Usage(format!("{error}; `flexdraft generate` continues a text without a template"))
+            }
+            error => error,
+        })?;
+        template.warnings().iter().for_each(|warning| progress.warn(warning));
+        Ok(Self { args, pair, progress, weights, tokenizer: Arc::new(tokenizer), template })
+    }
+}
+
+impl Work for Loaded<'_> {
+    fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn run_on(self, device: impl Device) -> Result<()> {
+        let Self { args, pair, progress, mut weights, tokenizer, template } = self;
+        let label = label(&device);
+        let text = TextOptions::new(Some(tokenizer), &args.decoding.stop)?;
+        let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
+        let block_size = drafter.map_or(1, |drafter| args.decoding.block_size.unwrap_or(drafter.block_size));
+        let mode = match pair.mode(args.decoding.mode) {
+            ModeChoice::Auto if drafter.is_none() => ModeChoice::Ar,
+            mode => mode,
+        };
+        let config = &mut weights.target.config;
+        if args.decoding.context.is_none() {
+            // A conversation may fill the context, whose cache may be larger than the machine's memory.
+            let affordable = CACHE_BYTES / models::cache_bytes_a_token(config);
+            config.context_len = config.context_len.min(affordable.max(1));
+        }
+        let (context, stop_ids) = (config.context_len, config.eos_ids.clone());
+        let page_size = EngineOptions::default().page_size;
+        let options = EngineOptions {
+            max_batch: 1,
+            cache_tokens: (context + block_size.min(MAX_BLOCK_SIZE)).next_multiple_of(page_size),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::new(weights.on_device(device)?, mode.policy(), options)?;
+        progress.clear();
+        if let Some(label) = label {
+            progress.note(&format!("Results are {label}."));
+        }
+        let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { stop_ids };
+        Conversation { args, template, text, stop_ids, context, surface: Surface::of_stdout() }
+            .hold(&mut engine, &progress)
+    }
+}

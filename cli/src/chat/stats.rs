@@ -1,0 +1,86 @@
+//! Numbers on the answers of a conversation.
+
+use crate::run::{Sample, mean};
+
+/// Sums over answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    answers: usize,
+    tokens: usize,
+    decoded_tokens: usize,
+    steps: usize,
+    /// Accepted tokens plus one per step, before the output was cut.
+    committed: usize,
+    prompt_tokens: usize,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+}
+
+impl Stats {
+    /// Returns the numbers of one answer to a prompt.
+    pub fn of(answer: &Sample, prompt_tokens: usize) -> Self {
+        Self {
+            answers: 1,
+            tokens: answer.output_ids.len(),
+            decoded_tokens: answer.decoded_tokens(),
+            steps: answer.steps.len(),
+            committed: answer.steps.iter().map(|step| step.accepted + 1).sum(),
+            prompt_tokens,
+            prefill_seconds: answer.prefill_seconds,
+            decode_seconds: answer.decode_seconds,
+        }
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.answers += other.answers;
+        self.tokens += other.tokens;
+        self.decoded_tokens += other.decoded_tokens;
+        self.steps += other.steps;
+        self.committed += other.committed;
+        self.prompt_tokens += other.prompt_tokens;
+        self.prefill_seconds += other.prefill_seconds;
+        self.decode_seconds += other.decode_seconds;
+    }
+
+    /// Describes the answers on one line.
+    pub fn line(&self) -> String {
+        let speed = match self.decode_seconds > 0.0 {
+            true => self.decoded_tokens as f64 / self.decode_seconds,
+            false => 0.0,
+        };
+        format!(
+            "{} tokens in {} steps, acceptance length {:.2}, {speed:.1} tokens/s; {} prompt tokens read in {:.2} s",
+            self.tokens,
+            self.steps,
+            mean(self.committed, self.steps),
+            self.prompt_tokens,
+            self.prefill_seconds,
+        )
+    }
+
+    pub fn answers(&self) -> usize {
+        self.answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_add_up() {
+        let answer = Sample {
+            output_ids: vec![1; 5],
+            prefill_seconds: 0.25,
+            decode_seconds: 2.0,
+            ..Sample::new(0, 0)
+        };
+        let mut stats = Stats::of(&answer, 7);
+        stats.add(&Stats::of(&answer, 9));
+        assert_eq!(stats.answers(), 2);
+        assert_eq!(
+            stats.line(),
+            "10 tokens in 0 steps, acceptance length 0.00, 2.0 tokens/s; 16 prompt tokens read in 0.50 s"
+        );
+    }
+}
