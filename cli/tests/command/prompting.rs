@@ -91,7 +91,7 @@ fn arguments_that_a_template_cannot_use() {
 #[test]
 fn a_stop_string_ends_the_output_in_every_mode() {
     let whole = bundled(&["--max-new-tokens", "48", "--confidence-threshold", "0"]);
-    // The longest accepted run, of which the stop string ends in the middle.
+    // The longest run of accepted tokens: the stop string ends within it.
     let mut start = 1;
     let runs = whole.steps.iter().map(|step| {
         start += step.accepted + 1;
