@@ -13,8 +13,9 @@
 //! The prefill is a step whose candidates are the prompt, all accepted. [`crate::random`] defines the random numbers.
 
 use crate::accept::{self, Rule, Verdict};
+use crate::chain::chained_logits;
 use crate::float::Float;
-use crate::model::{Drafter, Target, draft_logits, target_logits};
+use crate::model::{DraftRow, Drafter, Target, draft_rows, target_logits};
 use crate::process::{History, Processors, process};
 use crate::random::{Numbers, Purpose};
 use crate::sample::{confidence, draw, draw_by_weights};
@@ -160,20 +161,27 @@ fn make_draft<F: Float>(
 ) -> Draft<F> {
     // The bonus token is candidate c_0 of the step that will verify this draft.
     let start = tokens.len() - 1;
-    let logits = draft_logits(target, drafter, &tokens[..start], tokens[start], request.block_size);
-    let distributions: Vec<Distribution<F>> = logits.iter().map(|row| warp(row, &request.warping)).collect();
-    let draw_slot = |(index, q): (usize, &Distribution<F>)| {
+    let rows = draft_rows(target, drafter, &tokens[..start], tokens[start], request.block_size);
+    let mut draft = Draft { tokens: vec![], distributions: vec![], confidence: vec![], verify_len: 0 };
+    let mut before = tokens[start];
+    for (index, DraftRow { hidden, logits }) in rows.into_iter().enumerate() {
         let slot = index + 1;
+        let logits = match &drafter.chain {
+            Some(chain) => chained_logits(target.token_rows(), chain, before, &hidden, &logits),
+            None => logits,
+        };
+        let q = warp(&logits, &request.warping);
         let numbers = match request.rule {
             Rule::Match => Numbers::target_draw(request.seed, start + slot),
             Rule::Rejection | Rule::Block => Numbers::of_step(request.seed, Purpose::DraftDraw, slot, start),
         };
-        draw(&q.log_weights, &numbers)
-    };
-    let tokens = distributions.iter().enumerate().map(draw_slot).collect();
-    let confidence: Vec<F> = logits.iter().map(|row| confidence(row)).collect();
-    let verify_len = next_verify_len(&confidence, F::from_f64(request.threshold), request.strategy);
-    Draft { tokens, distributions, confidence, verify_len }
+        before = draw(&q.log_weights, &numbers);
+        draft.tokens.push(before);
+        draft.distributions.push(q);
+        draft.confidence.push(confidence(&logits));
+    }
+    draft.verify_len = next_verify_len(&draft.confidence, F::from_f64(request.threshold), request.strategy);
+    draft
 }
 
 /// Verifies the first v tokens of `draft` against the target's v + 1 distributions `rows`.

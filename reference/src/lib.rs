@@ -17,6 +17,7 @@
 //! | [`layout`] | candidate rows and mask groups: positions and limits | FlexDraft, joint mask |
 //! | [`attention`] | mask-token block attention; joint draft-and-verify attention | FlexDraft; arXiv 1706.03762, equation 1; 2305.13245 |
 //! | [`calibration`] | Bonus-guided Calibration | FlexDraft |
+//! | [`chain`] | Chained Calibration, an optional extension | this project |
 //! | [`process`] | penalties, bias, minimum length, bad words, bit mask | arXiv 1909.05858, section 4.1 |
 //! | [`warp`] | temperature, top-k, top-p, min-p | arXiv 1805.04833, 1904.09751, 2407.01082 |
 //! | [`sample`] | argmax, Gumbel-max draw, confidence | arXiv 1411.0030, section 2 |
@@ -43,6 +44,7 @@
 pub mod accept;
 pub mod attention;
 pub mod calibration;
+pub mod chain;
 pub mod decode;
 pub mod float;
 pub mod layout;

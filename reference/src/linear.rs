@@ -20,6 +20,11 @@ impl<F: Float> Linear<F> {
         Self { weight, bias: None, inputs }
     }
 
+    /// Returns row `index` of the weight, `[in]`.
+    pub fn row(&self, index: usize) -> &[F] {
+        &self.weight[index * self.inputs..][..self.inputs]
+    }
+
     /// Returns W `x` + b, from `[in]` to `[out]`.
     pub fn apply(&self, x: &[F]) -> Vec<F> {
         assert_eq!(x.len(), self.inputs);

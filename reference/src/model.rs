@@ -24,6 +24,7 @@
 
 use crate::attention::{Heads, KeysValues, attend, mask_block_attention};
 use crate::calibration::{Calibrator, calibrated_logits};
+use crate::chain::{Chain, TokenRows};
 use crate::float::Float;
 use crate::linear::{Linear, add};
 use crate::norm::rms_norm;
@@ -101,6 +102,8 @@ pub struct Drafter<F> {
     pub mask_embedding: Vec<F>,
     /// The calibrator; `None` if the drafter was trained without one. Orthrus has none.
     pub calibrator: Option<Calibrator<F>>,
+    /// The chain of the draft's tokens; `None` if they are drawn independently, as in FlexDraft and Orthrus.
+    pub chain: Option<Chain<F>>,
 }
 
 /// Keys and values of consecutive positions, after norms and rotation.
@@ -133,6 +136,11 @@ impl<F: Float> Target<F> {
     pub fn embedding(&self, token: u32) -> &[F] {
         let hidden = self.norm.len();
         &self.embed[token as usize * hidden..][..hidden]
+    }
+
+    /// Returns the matrices with a row for each token.
+    pub fn token_rows(&self) -> TokenRows<'_, F> {
+        TokenRows { embed: &self.embed, lm_head: &self.lm_head }
     }
 
     /// Returns the query, key and value of one row at `position`, from the layer's normed input: projected, normed,
@@ -243,25 +251,38 @@ pub fn draft_hidden<F: Float>(
     rows.iter().map(|x| rms_norm(x, &target.norm, target.rms_norm_eps)).collect()
 }
 
-/// Returns the calibrated logits `[V]` of the draft tokens d_1..d_{S−1} that follow `tokens` and the bonus token, which
-/// is at the position of slot 0.
+/// What a drafter computes for one draft token before any of them is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DraftRow<F> {
+    /// The final-normed hidden row of the slot that predicts the token, `[hidden]`.
+    pub hidden: Vec<F>,
+    /// The calibrated logits of the token, `[V]`.
+    pub logits: Vec<F>,
+}
+
+/// Returns the rows of the draft tokens d_1..d_{S−1} that follow `tokens` and the bonus token, which is at the position
+/// of slot 0.
 ///
-/// Row j − 1 predicts the token at position `tokens.len() + j`. These are the logits of slots 1..S of a FlexDraft
+/// Row j − 1 predicts the token at position `tokens.len() + j`. These are the rows of slots 1..S of a FlexDraft
 /// drafter, and of slots 0..S − 1 of an Orthrus drafter.
-pub fn draft_logits<F: Float>(
+pub fn draft_rows<F: Float>(
     target: &Target<F>,
     drafter: &Drafter<F>,
     tokens: &[u32],
     bonus: u32,
     block_size: usize,
-) -> Vec<Vec<F>> {
-    let hidden = draft_hidden(target, drafter, tokens, bonus, block_size);
+) -> Vec<DraftRow<F>> {
+    let mut hidden = draft_hidden(target, drafter, tokens, bonus, block_size);
     let first = match drafter.kind {
         DrafterKind::FlexDraft => 1,
         DrafterKind::Orthrus => 0,
     };
-    hidden[first..first + block_size - 1]
-        .iter()
-        .map(|h| calibrated_logits(&target.lm_head, drafter.calibrator.as_ref(), target.embedding(bonus), h))
+    let calibrator = drafter.calibrator.as_ref();
+    hidden
+        .drain(first..first + block_size - 1)
+        .map(|hidden| DraftRow {
+            logits: calibrated_logits(&target.lm_head, calibrator, target.embedding(bonus), &hidden),
+            hidden,
+        })
         .collect()
 }

@@ -128,6 +128,12 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
+    /// Returns whether the device can chain the slots of a draft (Chained Calibration). Otherwise it runs only drafters
+    /// whose slots are drawn independently.
+    fn chains_drafts(&self) -> bool {
+        false
+    }
+
     /// Checks the tables of a step and lays them out on the device. Returns the pass, for the operations that use
     /// its rows, and the tables, for the verification.
     ///

@@ -171,6 +171,16 @@ impl<D: Device> Model<D> {
                 found: vec![drafter.attention.len()],
             });
         }
+        if let Some(chain) = drafter.and_then(|drafter| drafter.chain.as_ref())
+            && !device.chains_drafts()
+        {
+            return Err(DeviceError::Contract {
+                operation: "model",
+                operand: "the drafter's chain",
+                expected: "no chain: this device draws the slots of a draft independently",
+                found: format!("a chain of kind {}", chain.config.kind.name()),
+            });
+        }
         let whole = |weight| device.new_linear(&[LinearPart::new(weight, None)]);
         Ok(Self {
             embed: whole(&target.embed)?,

@@ -11,6 +11,7 @@ use super::config::orthrus::OrthrusConfig;
 use super::config::{DrafterConfig, DrafterKind, ModelConfig};
 use super::format::files::FileAccess;
 use super::load::TargetFiles;
+use super::weights::ChainConfig;
 use super::weights::collector::Collected;
 use super::weights::drafter::{self, DrafterHeader};
 use super::weights::{orthrus, target};
@@ -41,6 +42,8 @@ pub struct DrafterReport {
     pub config: DrafterConfig,
     /// Rank of the calibrator, if the drafter has one.
     pub calibrator_rank: Option<usize>,
+    /// The chain of the draft's slots and its rank, if the drafter has one.
+    pub chain: Option<(ChainConfig, usize)>,
     /// Tensors of the drafter.
     pub tensors: TensorReport,
 }
@@ -119,6 +122,7 @@ impl Report {
             let checkpoint = unsafe { Checkpoint::open(dir, access) }?;
             report.drafter = Some(DrafterReport {
                 calibrator_rank: header.rank(&checkpoint),
+                chain: header.chain_and_rank(&checkpoint),
                 tensors: TensorReport::new(
                     &checkpoint,
                     drafter::collect(&header, &report.config, &checkpoint),
@@ -155,8 +159,12 @@ impl Report {
         self.target.unused.retain(|name| !collected.used.contains(name));
         let mut tensors = TensorReport::new(checkpoint, collected);
         tensors.unused.clear();
-        self.drafter =
-            Some(DrafterReport { config: config.drafter(&self.config), calibrator_rank: None, tensors });
+        self.drafter = Some(DrafterReport {
+            config: config.drafter(&self.config),
+            calibrator_rank: None,
+            chain: None,
+            tensors,
+        });
     }
 
     fn of_gguf(file: &Gguf) -> Result<Self, LoadError> {
@@ -317,7 +325,7 @@ fn part_of(tensor: &str) -> String {
     let components: Vec<&str> = tensor.split('.').collect();
     let end = match components.iter().position(|&component| matches!(component, "layers" | "blk")) {
         Some(layers) => layers + 2,
-        None if tensor.starts_with("anchor_bias_mlp.") => 1,
+        None if tensor.starts_with("anchor_bias_mlp.") || tensor.starts_with("chain.") => 1,
         None => components.len().saturating_sub(1).max(1),
     };
     components.get(..end).unwrap_or(&components).join(".")
@@ -398,19 +406,20 @@ impl fmt::Display for DrafterReport {
         let DrafterConfig { kind, tail_layers, block_size } = self.config;
         match (kind, self.calibrator_rank) {
             (DrafterKind::FlexDraft, Some(rank)) => {
-                writeln!(
-                    f,
-                    "  last {tail_layers} layers, block size {block_size}, calibrator of rank {rank}"
-                )?;
+                write!(f, "  last {tail_layers} layers, block size {block_size}, calibrator of rank {rank}")?;
             }
             (DrafterKind::FlexDraft, None) => {
-                writeln!(f, "  last {tail_layers} layers, block size {block_size}, no calibrator")?;
+                write!(f, "  last {tail_layers} layers, block size {block_size}, no calibrator")?;
             }
-            (DrafterKind::Orthrus, _) => writeln!(
+            (DrafterKind::Orthrus, _) => write!(
                 f,
                 "  Orthrus, in the target's checkpoint: all {tail_layers} layers, block size {block_size}"
             )?,
         }
+        if let Some((ChainConfig { kind, top_k }, rank)) = self.chain {
+            write!(f, ", {} chain of rank {rank} over the {top_k} likeliest ids", kind.name())?;
+        }
+        writeln!(f)?;
         write!(f, "{}", self.tensors)?;
         unused_section(f, &self.tensors.unused, " (a drafter uses the target's own MLPs and norms)")
     }

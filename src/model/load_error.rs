@@ -187,6 +187,19 @@ pub enum LoadError {
         /// Shape of the stored tensor.
         found: Vec<usize>,
     },
+    /// A drafter's checkpoint has a tensor of a chain that its config does not name.
+    #[error(
+        "{path}: tensor `{tensor}` belongs to a chain of another kind than the config's; `chain_kind` is {}",
+        .kind.unwrap_or("missing")
+    )]
+    UnexpectedChain {
+        /// Path of the file with the tensor.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// The kind of chain that the drafter's config names, if it names a chain.
+        kind: Option<&'static str>,
+    },
     /// A drafter was trained for a target with other dimensions.
     #[error("{path}: this drafter is for another target: its {what} is {drafter}, the target's {target}")]
     WrongTarget {

@@ -77,11 +77,19 @@ proptest! {
                 }
             };
             let BlockRecord { bonus, draft, confidence } = next;
-            let logits = plain::model::draft_logits(&target, &drafter, &clean, *bonus, spec.block_size);
-            prop_assert_eq!(logits.len(), draft.len());
-            for ((token, confidence), logits) in draft.iter().zip(confidence).zip(&logits) {
-                prop_assert!(is_argmax(*token, logits));
-                let expected: f64 = plain::sample::confidence(logits);
+            let rows = plain::model::draft_rows(&target, &drafter, &clean, *bonus, spec.block_size);
+            prop_assert_eq!(rows.len(), draft.len());
+            let mut before = *bonus;
+            for ((token, confidence), row) in draft.iter().zip(confidence).zip(&rows) {
+                let logits = match &drafter.chain {
+                    Some(chain) => {
+                        plain::chain::chained_logits(target.token_rows(), chain, before, &row.hidden, &row.logits)
+                    }
+                    None => row.logits.clone(),
+                };
+                before = *token;
+                prop_assert!(is_argmax(*token, &logits));
+                let expected: f64 = plain::sample::confidence(&logits);
                 prop_assert!((f64::from(*confidence) - expected).abs() < 2.0 * TOLERANCE);
             }
         }

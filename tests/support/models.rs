@@ -223,6 +223,7 @@ impl Spec {
                 hidden: random.linear(dtype, rank, 2 * hidden, true),
                 output: random.linear(dtype, self.vocab, rank, true),
             }),
+            chain: None,
         };
         (target, drafter)
     }

@@ -1,9 +1,12 @@
 //! Weights of the tests' models for the reference, widened to f64.
 
-use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
+use flexdraft::model::weights::{
+    AttentionWeights, ChainKind, ChainWeights, DrafterWeights, LinearWeights, TargetWeights,
+};
 use flexdraft::tensor::Tensor;
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
+use flexdraft_reference::chain::{Chain, ChainScores};
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
 use flexdraft_reference::rope::Rope;
@@ -64,5 +67,15 @@ pub fn drafter(weights: &DrafterWeights) -> Drafter<f64> {
             hidden: linear(&calibrator.hidden),
             output: linear(&calibrator.output),
         }),
+        chain: weights.chain.as_ref().map(chain),
     }
+}
+
+fn chain(weights: &ChainWeights) -> Chain<f64> {
+    let (first, second) = (linear(&weights.first), linear(&weights.second));
+    let scores = match weights.config.kind {
+        ChainKind::Pair => ChainScores::Pair { before: first, after: second },
+        ChainKind::Hidden => ChainScores::Hidden { hidden: first, output: second },
+    };
+    Chain { scores, top_k: weights.config.top_k }
 }

@@ -2,6 +2,7 @@
 
 use flexdraft_reference::attention::Heads;
 use flexdraft_reference::calibration::Calibrator;
+use flexdraft_reference::chain::{Chain, ChainScores};
 use flexdraft_reference::float::Float;
 use flexdraft_reference::linear::Linear;
 use flexdraft_reference::model::{Drafter, DrafterKind, Layer, Projectors, Target};
@@ -26,6 +27,15 @@ pub struct Shape {
     pub qk_norms: bool,
     /// Rank of the calibrator; not used for Orthrus, which has none.
     pub calibrator_rank: Option<usize>,
+    /// The chain of the draft's tokens, if there is one.
+    pub chain: Option<ChainShape>,
+}
+
+/// The kind and sizes of a random chain.
+#[derive(Clone, Copy, Debug)]
+pub enum ChainShape {
+    Pair { rank: usize, top_k: usize },
+    Hidden { rank: usize, top_k: usize },
 }
 
 impl Shape {
@@ -39,6 +49,7 @@ impl Shape {
         tail_layers: 2,
         qk_norms: true,
         calibrator_rank: Some(3),
+        chain: None,
     };
 }
 
@@ -114,6 +125,18 @@ pub fn random_model<F: Float>(shape: Shape, seed: u64) -> (Target<F>, Drafter<F>
         calibrator: rank.map(|rank| Calibrator {
             hidden: weights.linear(rank, 2 * hidden, true),
             output: weights.linear(shape.vocab, rank, true),
+        }),
+        chain: shape.chain.map(|chain| match chain {
+            ChainShape::Pair { rank, top_k } => {
+                let (before, after) =
+                    (weights.linear(rank, hidden, false), weights.linear(rank, hidden, false));
+                Chain { scores: ChainScores::Pair { before, after }, top_k }
+            }
+            ChainShape::Hidden { rank, top_k } => {
+                let (inner, output) =
+                    (weights.linear(rank, 2 * hidden, false), weights.linear(hidden, rank, false));
+                Chain { scores: ChainScores::Hidden { hidden: inner, output }, top_k }
+            }
         }),
     };
     (target, drafter)

@@ -11,7 +11,7 @@ use flexdraft_reference::schedule::Strategy as Schedule;
 use flexdraft_reference::warp::{Distribution, Warping, warp};
 use proptest::prelude::*;
 
-use crate::common::{Shape, any_processors, random_model};
+use crate::common::{ChainShape, Shape, any_processors, random_model};
 use crate::properties::properties;
 
 const RULES: [Rule; 3] = [Rule::Rejection, Rule::Block, Rule::Match];
@@ -34,13 +34,20 @@ fn request(warping: Warping, rule: Rule) -> Request {
 const KINDS: [DrafterKind; 2] = [DrafterKind::FlexDraft, DrafterKind::Orthrus];
 
 fn shape() -> impl Strategy<Value = Shape> {
-    let drafter = (prop::sample::select(&KINDS[..]), 1..=3usize, prop::option::of(1..4usize));
+    let chain =
+        (any::<bool>(), 1..4usize, 1..=Shape::TINY.vocab + 1).prop_map(|(pair, rank, top_k)| match pair {
+            true => ChainShape::Pair { rank, top_k },
+            false => ChainShape::Hidden { rank, top_k },
+        });
+    let drafter =
+        (prop::sample::select(&KINDS[..]), 1..=3usize, prop::option::of(1..4usize), prop::option::of(chain));
     (drafter, any::<bool>(), 1..=2usize, 1..=2usize).prop_map(
-        |((kind, tail_layers, calibrator_rank), qk_norms, kv_heads, ratio)| Shape {
+        |((kind, tail_layers, calibrator_rank, chain), qk_norms, kv_heads, ratio)| Shape {
             kind,
             tail_layers,
             qk_norms,
             calibrator_rank,
+            chain,
             heads: Heads { q_heads: kv_heads * ratio, kv_heads, head_dim: 4 },
             ..Shape::TINY
         },
@@ -245,9 +252,15 @@ fn sampled_tokens_are_distributed_as_the_targets() {
         tail_layers: 1,
         qk_norms: true,
         calibrator_rank: Some(2),
+        chain: None,
     };
     for kind in KINDS {
         assert_distribution(Shape { kind, ..shape });
+    }
+    let pair = ChainShape::Pair { rank: 2, top_k: 2 };
+    let hidden = ChainShape::Hidden { rank: 2, top_k: 2 };
+    for chain in [pair, hidden] {
+        assert_distribution(Shape { chain: Some(chain), ..shape });
     }
 }
 
@@ -288,8 +301,9 @@ fn assert_distribution(shape: Shape) {
         let freedom = (outcomes - 1) as f64;
         assert!(
             chi_squared < freedom + 5.0 * (2.0 * freedom).sqrt(),
-            "{:?}, {rule:?}: χ² {chi_squared} at {freedom} degrees of freedom",
-            shape.kind
+            "{:?}, chain {:?}, {rule:?}: χ² {chi_squared} at {freedom} degrees of freedom",
+            shape.kind,
+            shape.chain
         );
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the reference: its parts, its losslessness, and the recordings of the official implementation.
 
 mod attention;
+mod chain;
 mod checkpoint;
 mod common;
 mod decode;

@@ -37,6 +37,7 @@ pub fn model() -> (Target<f64>, Drafter<f64>) {
         attention: (0..tail_layers).map(|i| weights.projectors(&format!("layers.{i}"), "")).collect(),
         mask_embedding: weights.get("mask_embedding"),
         calibrator: Some(Calibrator { hidden: mlp(0), output: mlp(2) }),
+        chain: None,
     };
     (target, drafter)
 }

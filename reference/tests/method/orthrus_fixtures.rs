@@ -28,6 +28,7 @@ fn model() -> (Target<f64>, Drafter<f64>) {
         attention: (0..target.layers.len()).map(projectors).collect(),
         mask_embedding: target.embedding(number(&config["mask_token_id"]) as u32).to_vec(),
         calibrator: None,
+        chain: None,
     };
     (target, drafter)
 }

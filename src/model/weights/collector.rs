@@ -38,6 +38,11 @@ impl<'a> Collector<'a> {
         Self { checkpoint, used: BTreeSet::new(), problems: Vec::new() }
     }
 
+    /// Records a problem that is not about a requested tensor.
+    pub(super) fn report(&mut self, problem: LoadError) {
+        self.problems.push(problem);
+    }
+
     /// Ends the collection: returns `weights`, or all problems if a tensor was missing or did not fit.
     pub(in crate::model) fn finish<T>(self, weights: Option<T>) -> Collected<T> {
         let Self { used, problems, .. } = self;

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
+use super::chain::{self, ChainConfig};
 use super::collector::{Collected, Collector};
 use super::source::TensorSource;
 use super::{CalibratorWeights, DrafterWeights};
@@ -57,6 +58,8 @@ pub(in crate::model) struct DrafterHeader {
     attention_bias: bool,
     /// True if the drafter has a calibrator, which corrects drafts by the bonus token.
     calibrated: bool,
+    /// The chain of the draft's slots, if the drafter has one.
+    chain: Option<ChainConfig>,
 }
 
 impl DrafterHeader {
@@ -83,6 +86,7 @@ impl DrafterHeader {
             config: DrafterConfig { kind: DrafterKind::FlexDraft, tail_layers, block_size },
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             calibrated: calibrated.ok_or_else(|| own.missing("enable_anchor_bias_logits"))?,
+            chain: ChainConfig::read(&own)?,
         })
     }
 
@@ -92,6 +96,11 @@ impl DrafterHeader {
             let w1 = checkpoint.shape("anchor_bias_mlp.0.weight");
             w1.and_then(|shape| shape.first().copied()).unwrap_or(1).max(1)
         })
+    }
+
+    /// Returns the chain and the rank of its stored tensors, if there is a chain.
+    pub(in crate::model) fn chain_and_rank(&self, checkpoint: &Checkpoint) -> Option<(ChainConfig, usize)> {
+        self.chain.map(|config| (config, chain::rank(config, checkpoint)))
     }
 }
 
@@ -159,25 +168,42 @@ pub(in crate::model) fn collect(
     checkpoint: &Checkpoint,
 ) -> Collected<DrafterWeights> {
     let mut tensors = Collector::new(checkpoint);
-    let rank = header.rank(checkpoint);
-    let weights = build(&mut tensors, header.config.clone(), target, header.attention_bias, rank);
+    let parts = Parts {
+        attention_bias: header.attention_bias,
+        calibrator_rank: header.rank(checkpoint),
+        chain: header.chain_and_rank(checkpoint),
+    };
+    if let Err(problem) = chain::check_kind(header.chain, checkpoint) {
+        tensors.report(problem);
+    }
+    let weights = build(&mut tensors, header.config.clone(), target, parts);
     tensors.finish(weights)
 }
 
-/// Builds a drafter for `target`; without a calibrator if `rank` is `None`.
+/// The parts that some drafters have and others lack.
+pub(super) struct Parts {
+    /// True if the projectors have biases.
+    pub(super) attention_bias: bool,
+    /// Rank of the calibrator; `None` for a drafter without one.
+    pub(super) calibrator_rank: Option<usize>,
+    /// Configuration and rank of the chain; `None` for a drafter without one.
+    pub(super) chain: Option<(ChainConfig, usize)>,
+}
+
+/// Builds a drafter for `target`.
 pub(super) fn build(
     tensors: &mut impl TensorSource,
     config: DrafterConfig,
     target: &ModelConfig,
-    attention_bias: bool,
-    rank: Option<usize>,
+    parts: Parts,
 ) -> Option<DrafterWeights> {
+    let Parts { attention_bias, calibrator_rank, chain } = parts;
     let attention: Vec<_> = (0..config.tail_layers)
         .map(|i| tensors.attention(&format!("layers.{i}.self_attn"), target, attention_bias))
         .collect();
     let attention: Option<Vec<_>> = attention.into_iter().collect();
     let mask_embedding = tensors.tensor("mask_embedding", &[target.hidden_size]);
-    let calibrator = rank.map(|rank| {
+    let calibrator = calibrator_rank.map(|rank| {
         let hidden = tensors.linear("anchor_bias_mlp.0", [rank, 2 * target.hidden_size], true);
         let output = tensors.linear("anchor_bias_mlp.2", [target.vocab_size, rank], true);
         Some(CalibratorWeights { hidden: hidden?, output: output? })
@@ -186,5 +212,9 @@ pub(super) fn build(
         Some(calibrator) => Some(calibrator?),
         None => None,
     };
-    Some(DrafterWeights { config, attention: attention?, mask_embedding: mask_embedding?, calibrator })
+    let chain = match chain {
+        Some((config, rank)) => Some(chain::build(tensors, config, target, rank)?),
+        None => None,
+    };
+    Some(DrafterWeights { config, attention: attention?, mask_embedding: mask_embedding?, calibrator, chain })
 }

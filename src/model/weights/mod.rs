@@ -1,5 +1,6 @@
 //! Weights of a model on the host, with every shape checked against the configuration.
 
+pub(in crate::model) mod chain;
 pub(in crate::model) mod collector;
 pub(in crate::model) mod drafter;
 mod gguf;
@@ -8,6 +9,7 @@ mod random;
 mod source;
 pub(in crate::model) mod target;
 
+pub use self::chain::{ChainConfig, ChainKind, ChainWeights, MAX_CHAIN_TOP_K};
 use super::config::{DrafterConfig, ModelConfig};
 use super::load_warning::LoadWarning;
 use crate::tensor::Tensor;
@@ -94,6 +96,8 @@ pub struct DrafterWeights {
     pub mask_embedding: Tensor,
     /// The calibrator; `None` if the drafter was trained without one, as an Orthrus drafter is.
     pub calibrator: Option<CalibratorWeights>,
+    /// The weights that chain the slots of a draft; `None` if slots are drawn independently.
+    pub chain: Option<ChainWeights>,
 }
 
 /// The weights of a target, and of the drafter that its files hold, if they hold one.

@@ -41,5 +41,11 @@ pub(super) fn build(
     };
     let attention: Vec<_> = (0..config.tail_layers).map(layer).collect();
     let attention: Option<Vec<_>> = attention.into_iter().collect();
-    Some(DrafterWeights { config, attention: attention?, mask_embedding: mask_embedding?, calibrator: None })
+    Some(DrafterWeights {
+        config,
+        attention: attention?,
+        mask_embedding: mask_embedding?,
+        calibrator: None,
+        chain: None,
+    })
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::drafter::{self, Parts};
 use super::source::TensorSource;
-use super::{DrafterWeights, TargetWeights, drafter, target};
+use super::{DrafterWeights, TargetWeights, target};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::model::LoadError;
 use crate::model::config::{DrafterConfig, DrafterKind, ModelConfig};
@@ -63,8 +64,12 @@ impl DrafterWeights {
         }
         let mut source = RandomSource::new(dtype, seed);
         let config = DrafterConfig { kind: DrafterKind::FlexDraft, tail_layers, block_size };
-        let rank = (rank > 0).then_some(rank);
-        let weights = drafter::build(&mut source, config, target, target.attention_bias, rank);
+        let parts = Parts {
+            attention_bias: target.attention_bias,
+            calibrator_rank: (rank > 0).then_some(rank),
+            chain: None,
+        };
+        let weights = drafter::build(&mut source, config, target, parts);
         source.finish(weights)
     }
 }

@@ -1,8 +1,10 @@
 //! Tests with drafters that do not match their target.
 
+use flexdraft::model::weights::{ChainConfig, ChainKind};
+use flexdraft::model::{DrafterWeights, ModelConfig};
 use serde_json::{Value, json};
 
-use super::directory::{Copy, DRAFT};
+use super::directory::{Copy, DRAFT, fixture};
 
 #[test]
 fn drafters_for_another_target() {
@@ -80,4 +82,73 @@ fn drafters_with_other_tensors() {
         copy.drafter_error(),
         format!("{}: tensor `mask_embedding` is missing", copy.path().display())
     );
+}
+
+/// Returns a drafter whose unused tensors, each [160, 64], were renamed to tensors of a chain.
+fn chained(kind: Value, names: &[&str]) -> Copy {
+    let copy = Copy::of(DRAFT);
+    copy.edit("config.json", |config| config["flexdraft_config"]["chain_kind"] = kind);
+    copy.edit_header(|header| {
+        for (name, unused) in names.iter().zip(["gate", "up"]) {
+            let tensor = header.remove(&format!("layers.0.mlp.{unused}_proj.weight")).unwrap();
+            header.insert((*name).into(), tensor);
+        }
+    });
+    copy
+}
+
+#[test]
+fn a_chain_is_read_with_its_rank() {
+    let copy = chained(json!("pair"), &["chain.a.weight", "chain.b.weight"]);
+    let target = ModelConfig::read(&fixture("tiny/target")).unwrap();
+    let chain = DrafterWeights::read(copy.path(), &target).unwrap().chain.unwrap();
+    assert_eq!(chain.config, ChainConfig { kind: ChainKind::Pair, top_k: 16 });
+    assert_eq!((chain.first.weight.shape(), chain.second.weight.shape()), (&[160, 64][..], &[160, 64][..]));
+
+    copy.edit("config.json", |config| config["flexdraft_config"]["chain_top_k"] = json!(3));
+    assert_eq!(DrafterWeights::read(copy.path(), &target).unwrap().chain.unwrap().config.top_k, 3);
+    let report = flexdraft::model::inspect::Report::read(&fixture("tiny/target"), Some(copy.path())).unwrap();
+    assert!(report.is_sound());
+    let shown = report.to_string();
+    assert!(shown.contains("rank 32, pair chain of rank 160 over the 3 likeliest ids\n"), "{shown}");
+    assert!(shown.contains("    chain              2 tensors           20,480  f32\n"), "{shown}");
+}
+
+#[test]
+fn chains_that_do_not_fit_their_config() {
+    let another = |tensor, kind| {
+        format!(
+            "model.safetensors: tensor `{tensor}` belongs to a chain of another kind than the config's; \
+             `chain_kind` is {kind}"
+        )
+    };
+    let pair = ["chain.a.weight", "chain.b.weight"];
+    assert_eq!(chained(Value::Null, &pair).drafter_error(), another("chain.a.weight", "missing"));
+    assert_eq!(
+        chained(json!("pair"), &["chain.a.weight", "chain.2.weight"]).drafter_error(),
+        another("chain.2.weight", "pair")
+    );
+    let incomplete = chained(json!("pair"), &["chain.a.weight"]);
+    let missing = format!("{}: tensor `chain.b.weight` is missing", incomplete.path().display());
+    assert_eq!(incomplete.drafter_error(), missing);
+    assert_eq!(
+        chained(json!("hidden"), &["chain.0.weight", "chain.2.weight"]).drafter_error(),
+        "model.safetensors: tensor `chain.0.weight` has shape [160, 64], expected [160, 128]"
+    );
+    assert_eq!(
+        chained(json!("markov"), &pair).drafter_error(),
+        "config.json: `flexdraft_config.chain_kind` is \"markov\", which is not supported; supported: pair, hidden"
+    );
+    for top_k in [json!(0), json!(33), json!(2.5)] {
+        let copy = chained(json!("pair"), &pair);
+        copy.edit("config.json", |config| config["flexdraft_config"]["chain_top_k"] = top_k.clone());
+        let expected = "expected a whole number from 1 to 32";
+        assert_eq!(
+            copy.drafter_error(),
+            format!("config.json: `flexdraft_config.chain_top_k` is {top_k}, {expected}")
+        );
+    }
+    let copy = chained(Value::Null, &[]);
+    copy.edit("config.json", |config| config["flexdraft_config"]["chain_top_k"] = json!(16));
+    assert_eq!(copy.drafter_error(), "config.json: key `flexdraft_config.chain_kind` is missing");
 }
