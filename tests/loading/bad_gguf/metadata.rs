@@ -45,10 +45,16 @@ fn metadata_that_make_no_sense() {
     let mut twice = File::llama();
     twice.pairs.push(("general.architecture".into(), "llama".into()));
     assert_eq!(target(&twice), invalid("key `general.architecture` occurs more than once"));
-    for alignment in [Value::U32(0), Value::U32(24), Value::U32(1 << 30), "32".into(), Value::F32(f32::NAN)] {
+    for (alignment, found) in [
+        (Value::U32(0), "0"),
+        (Value::U32(24), "24"),
+        (Value::U32(1 << 30), "1073741824"),
+        ("32".into(), "\"32\""),
+        (Value::F32(f32::NAN), "\"NaN\""),
+    ] {
         assert_eq!(
             set("general.alignment", alignment),
-            invalid("`general.alignment` must be a power of two up to 1048576")
+            invalid(&format!("`general.alignment` is {found}, expected a power of two up to 1048576"))
         );
     }
 }

@@ -237,8 +237,10 @@ struct Parsed {
 /// Reads a header from `bytes`, the beginning of a file of `file_len` bytes.
 fn parse(bytes: &[u8], file_len: usize) -> Result<Parsed, ReadFault> {
     let mut reader = Reader::at(bytes, 0);
-    if reader.array()? != *b"GGUF" {
-        return Err(ReadFault::invalid("expected the bytes `GGUF` at its start"));
+    let magic: [u8; 4] = reader.array()?;
+    if magic != *b"GGUF" {
+        let found = magic.escape_ascii();
+        return Err(ReadFault::invalid(format!("it starts with the bytes `{found}`, expected `GGUF`")));
     }
     match reader.u32()? {
         2 | 3 => {}
@@ -268,9 +270,10 @@ fn alignment(metadata: &Metadata) -> Result<usize, ReadFault> {
     let key = "general.alignment";
     let fields = metadata.fields(Path::new(""));
     let value = fields.count(key, MAX_ALIGNMENT).ok().map(|value| value.unwrap_or(DEFAULT_ALIGNMENT));
-    value
-        .filter(|value| value.is_power_of_two())
-        .ok_or_else(|| ReadFault::invalid(format!("`{key}` must be a power of two up to {MAX_ALIGNMENT}")))
+    value.filter(|value| value.is_power_of_two()).ok_or_else(|| {
+        let found = fields.get(key).map_or_else(String::new, |value| shorten(&value.to_string()));
+        ReadFault::invalid(format!("`{key}` is {found}, expected a power of two up to {MAX_ALIGNMENT}"))
+    })
 }
 
 /// A tensor description as the file stores it.

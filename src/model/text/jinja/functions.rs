@@ -12,6 +12,7 @@ use super::values::{
     Generator, GivenUndefined, MAX_TEXT, Method, bounded, invalid, is_generator, items, plain, text, tuple,
     type_name,
 };
+use crate::model::load_error::shorten;
 
 /// The largest indentation that the filter `indent` makes, in characters.
 const MAX_INDENT: usize = 4096;
@@ -411,7 +412,12 @@ fn filters_of_texts(environment: &mut Environment<'_>) {
         let indentation = match (width.as_str(), width.as_usize()) {
             (Some(text), _) => text.to_owned(),
             (None, Some(width)) if width <= MAX_INDENT => " ".repeat(width),
-            _ => return Err(invalid("indent: the indentation is too wide")),
+            _ => {
+                return Err(invalid(format!(
+                    "indent: the width is {}, expected a string or at most {MAX_INDENT}",
+                    shorten(&width.to_string())
+                )));
+            }
         };
         let flag = |index, name| options.get(index, name).is_some_and(|flag| flag.is_true());
         indent(&plain(&value)?, &indentation, flag(1, "first"), flag(2, "blank"))

@@ -342,8 +342,11 @@ pub(super) fn replaced(value: &str, old: &str, new: &str, count: i64) -> Result<
     let limit = usize::try_from(count).unwrap_or(usize::MAX);
     let occurrences =
         if old.is_empty() { value.chars().count() + 1 } else { value.matches(old).count() }.min(limit);
-    if occurrences.saturating_mul(new.len()).saturating_add(value.len()) > MAX_TEXT {
-        return Err(invalid("a text is too long"));
+    let bytes = occurrences.saturating_mul(new.len()).saturating_add(value.len());
+    if bytes > MAX_TEXT {
+        return Err(invalid(format!(
+            "replace: the text may have {bytes} bytes, expected at most {MAX_TEXT}"
+        )));
     }
     Ok(value.replacen(old, new, limit))
 }
@@ -398,7 +401,8 @@ fn find(value: &str, arguments: &Arguments<'_>) -> Result<Value, Error> {
 fn width(arguments: &Arguments<'_>) -> Result<usize, Error> {
     let width = arguments.integer(0, "width", 0)?;
     if width > MAX_WIDTH {
-        return Err(invalid(format!("{}: the width is too large", arguments.method)));
+        let method = arguments.method;
+        return Err(invalid(format!("{method}: the width is {width}, expected at most {MAX_WIDTH}")));
     }
     Ok(usize::try_from(width).unwrap_or(0))
 }

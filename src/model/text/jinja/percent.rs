@@ -55,7 +55,9 @@ pub(super) fn format(format: &str, arguments: &Value) -> Result<String, Error> {
                 chars.next();
             }
             if number > MAX_WIDTH {
-                Err(invalid("a format with a very wide field is not supported"))
+                Err(invalid(format!(
+                    "a format has the width or precision {number}, expected at most {MAX_WIDTH}"
+                )))
             } else {
                 Ok(number)
             }

@@ -4,6 +4,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
 use super::values::{MAX_TEXT, float, invalid, is_generator, type_name};
+use crate::model::load_error::shorten;
 
 /// The largest indentation that the filter writes; deeper nesting multiplies it.
 const MAX_INDENT: usize = 32;
@@ -30,7 +31,13 @@ pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<Value, Error> {
         Some(indent) => match (indent.as_str(), indent.as_usize()) {
             (Some(text), _) if text.len() <= MAX_INDENT => Some(text.to_owned()),
             (None, Some(width)) if width <= MAX_INDENT => Some(" ".repeat(width)),
-            _ => return Err(invalid("tojson: the indentation is too wide")),
+            _ => {
+                let expected = format!("expected a string or a number of at most {MAX_INDENT} characters");
+                return Err(invalid(format!(
+                    "tojson: the indentation is {}, {expected}",
+                    shorten(&indent.to_string())
+                )));
+            }
         },
     };
     let [item_separator, key_separator] = match separators {
@@ -56,7 +63,10 @@ pub(super) fn to_json(value: &Value, options: &Kwargs) -> Result<Value, Error> {
 impl Format {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         if depth == MAX_DEPTH || out.len() > MAX_TEXT {
-            return Err(invalid("tojson: the value is too deep or too long"));
+            return Err(invalid(format!(
+                "tojson: the value is too deep or too long, expected fewer than {MAX_DEPTH} levels and at most \
+                 {MAX_TEXT} bytes"
+            )));
         }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
@@ -191,7 +201,8 @@ mod tests {
         );
         assert_eq!(
             render("tojson(indent=1000000000)"),
-            "invalid operation: tojson: the indentation is too wide (in <string>:1)"
+            "invalid operation: tojson: the indentation is 1000000000, expected a string or a number of at most 32 \
+             characters (in <string>:1)"
         );
         assert!(render("tojson(unknown=1)").contains("unknown keyword argument"));
     }

@@ -158,7 +158,11 @@ pub(super) fn plain(value: &Value) -> Result<String, Error> {
 
 /// Returns the text itself, or an error if it is longer than [`MAX_TEXT`].
 pub(super) fn bounded(text: String) -> Result<String, Error> {
-    if text.len() > MAX_TEXT { Err(invalid("a text is too long")) } else { Ok(text) }
+    if text.len() > MAX_TEXT {
+        Err(invalid(format!("a text has {} bytes, expected at most {MAX_TEXT}", text.len())))
+    } else {
+        Ok(text)
+    }
 }
 
 /// Returns Python's `repr` of a value.
@@ -170,7 +174,7 @@ pub(super) fn repr(value: &Value) -> Result<String, Error> {
 
 fn write_repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
     if depth == MAX_DEPTH {
-        return Err(invalid("a value that nests too deep cannot be printed"));
+        return Err(invalid(format!("a value that nests {MAX_DEPTH} deep or deeper cannot be printed")));
     }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
