@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::graph;
 use crate::ops::{exp, product};
 
-/// Maximum number of logits per chunk, in elements.
+/// Maximum number of logits that are in memory at a time.
 const CHUNK_ELEMENTS: usize = 1 << 23;
 
 /// The tokens that rows should predict, with a weight for each.
@@ -54,7 +54,7 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// A factor without its graph, with its matrix rounded.
+/// A factor without its part of the gradient graph, and with its matrix rounded.
 struct Detached {
     x: Tensor,
     w: Tensor,

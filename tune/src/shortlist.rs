@@ -16,9 +16,9 @@ pub enum Shortlist {
     All(usize),
     /// A list of token ids, ascending.
     Some {
-        /// The listed token ids.
+        /// Token ids in the shortlist.
         ids: Vec<u32>,
-        /// Index in `ids` of each listed id.
+        /// Index in `ids` of each token id in the shortlist.
         places: HashMap<u32, u32>,
     },
 }
@@ -49,7 +49,7 @@ impl Shortlist {
         Self::Some { ids, places }
     }
 
-    /// Returns the number of ids that are drafted.
+    /// Returns the number of token ids that may be drafted.
     pub fn len(&self) -> usize {
         match self {
             Self::All(size) => *size,

@@ -199,7 +199,7 @@ fn reject_unsupported(fields: &ArchitectureFields<'_>) -> Result<(), LoadError> 
     Ok(())
 }
 
-/// Returns the number of layers. Nothing is allocated for layers that leave no trace in the file.
+/// Returns the number of decoder layers. Nothing is allocated for layers that leave no trace in the file.
 fn layers(header: &Header, fields: &ArchitectureFields<'_>) -> Result<usize, LoadError> {
     let key = "block_count";
     let layers = fields.required_count(key, MAX_LAYERS)?;

@@ -41,8 +41,8 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// Returns the positions of the stretched context, given the context that the model states. Llama 3's models
-    /// state the stretched context; others may state the pretraining context.
+    /// Returns the number of positions of the stretched context, given the number that the model states. Llama
+    /// 3's models state the stretched context; others may state the pretraining context.
     pub(super) fn context_len(&self, stated: usize) -> usize {
         let stretched = match *self {
             Self::Default | Self::Llama3 { .. } => 0.0,

@@ -161,7 +161,7 @@ fn check_tail(
     Err(own.invalid(key, format!("the target's last {tail_layers} layers, {first} to {last}, in order")))
 }
 
-/// Takes every tensor of the drafter, and records problems.
+/// Takes every tensor of a drafter out of a checkpoint, and records tensors that are missing or do not fit.
 pub(in crate::model) fn collect(
     header: &DrafterHeader,
     target: &ModelConfig,

@@ -20,7 +20,7 @@ impl TargetWeights {
     }
 }
 
-/// Takes every tensor of the model, and records problems.
+/// Takes every tensor of a target out of a checkpoint, and records tensors that are missing or do not fit.
 pub(in crate::model) fn collect(config: ModelConfig, checkpoint: &Checkpoint) -> Collected<TargetWeights> {
     let mut tensors = Collector::new(checkpoint);
     let weights = build(&mut tensors, tensor_prefix(checkpoint), config);

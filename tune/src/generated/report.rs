@@ -75,7 +75,7 @@ pub struct Report {
     pub slots: Vec<Slot>,
     /// Tokens, verifications and accepted drafts of each prompt.
     pub prompts: Vec<Continuation>,
-    /// The result of walking transcripts, if the evaluation walked any.
+    /// The acceptance length along greedy transcripts, if the evaluation was given transcripts.
     pub walk: Option<Walked>,
 }
 

@@ -9,7 +9,7 @@ use super::{columns, is_cpu_f32, lane_sum, rows_a_task, with_elements};
 /// `r` of the scores sees the columns given by `rows[r % rows.len()]`.
 #[derive(Clone, Debug)]
 pub struct Visible {
-    /// First column of the second range.
+    /// First column of the second of the two ranges.
     pub split: usize,
     /// For each row, the number of columns of `0..split` that it sees and the number from `split` on; together at least
     /// one.

@@ -85,12 +85,12 @@ impl Tokens {
         Ok(Self { ids })
     }
 
-    /// Returns the number of tokens.
+    /// Returns the number of tokens of the text.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Returns whether there are no tokens.
+    /// Returns whether the text has no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }

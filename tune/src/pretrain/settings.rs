@@ -56,7 +56,7 @@ pub struct PretrainSettings {
     pub long_window_every: usize,
     /// Maximum number of tokens per step, for every window length.
     pub step_tokens: usize,
-    /// Total number of steps.
+    /// Total number of training steps of the run.
     pub steps: usize,
     /// Peak learning rate.
     pub learning_rate: f64,

@@ -129,7 +129,7 @@ pub struct SlotLabels {
     /// Label and weight of each mask row. The weight is 0 for rows after the transcript's end and rows whose
     /// label is not in the shortlist.
     pub labels: Labels,
-    /// Slot of each mask row.
+    /// Slot number of each mask row within its block.
     pub slots: Vec<usize>,
 }
 

@@ -47,7 +47,7 @@ pub struct Settings {
     pub gamma: f64,
     /// Number of token ids that are drafted, the most frequent ones of the transcripts; 0 drafts the whole vocabulary.
     pub shortlist: usize,
-    /// Total number of steps.
+    /// Total number of training steps of the run.
     pub steps: usize,
     /// Number of transcripts per step.
     pub sequences: usize,

@@ -16,7 +16,7 @@ use crate::target::FrozenTarget;
 /// Number of anchors (positions of a transcript at which a draft begins) in one pass.
 const ANCHORS: usize = 64;
 
-/// The result of walking transcripts.
+/// Counts of the decoding steps that a walk along transcripts takes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walk {
     /// Number of decoding steps.
@@ -35,8 +35,8 @@ impl Walk {
         if self.steps == 0 { 1.0 } else { self.tokens as f64 / self.steps as f64 }
     }
 
-    /// Adds the steps of one transcript to the walk. `draft` returns the tokens and confidences of slots 1..S after an
-    /// anchor.
+    /// Adds the decoding steps along one transcript to the counts. `draft` returns the tokens and confidences
+    /// of slots 1..S after an anchor.
     fn take(
         &mut self,
         tokens: &[u32],
@@ -67,7 +67,8 @@ impl Walk {
     }
 }
 
-/// Walks the first `count` transcripts, which must be greedy transcripts of the target.
+/// Counts the decoding steps along the first `count` transcripts, which must be greedy transcripts of the
+/// target.
 ///
 /// # Errors
 /// Candle's errors: out of memory.
