@@ -20,7 +20,7 @@ pub(in crate::model) struct OrthrusConfig {
 }
 
 impl OrthrusConfig {
-    /// Reads the keys of the drafter of `target`.
+    /// Reads the keys of an Orthrus drafter, whose target has the configuration `target`.
     pub(super) fn from_fields(fields: &Fields<'_>, target: &ModelConfig) -> Result<Self, LoadError> {
         let key = "mask_token_id";
         let mask_token_id = fields.token_id(key)?.ok_or_else(|| fields.missing(key))?;

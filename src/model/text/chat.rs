@@ -44,7 +44,7 @@ impl ChatMessage {
     }
 }
 
-/// Writes fields as a map, in their order.
+/// Serialises the fields of a message as a map, in their order.
 fn as_map<S: Serializer>(fields: &[(String, Value)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(fields.iter().map(|(name, value)| (name, value)))
 }
@@ -70,7 +70,7 @@ impl ToolCall {
         Ok(Self { id: None, name, arguments })
     }
 
-    /// Sets the id to which the tool's answer refers.
+    /// Sets the id of the call, to which the tool's answer refers.
     pub fn with_id(self, id: impl Into<String>) -> Self {
         Self { id: Some(id.into()), ..self }
     }
@@ -95,7 +95,7 @@ impl Serialize for ToolCall {
     }
 }
 
-/// Reads a JSON text, which must be of a kind. Keys of objects keep their order.
+/// Reads a JSON text, whose value must be of the given kind. Keys of objects keep their order.
 fn read_json(json: &str, kind: ValueKind) -> Result<Value, String> {
     let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     if value.kind() == kind {

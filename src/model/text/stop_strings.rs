@@ -68,7 +68,7 @@ impl Pattern {
 #[derive(Clone, Debug)]
 pub(super) struct StopSearch {
     stops: StopStrings,
-    /// Per string, the number of its bytes that match the end of the text.
+    /// For each stop string, the number of its first bytes that match the end of the text.
     matched: Vec<usize>,
     /// The end of the text that may be the beginning of a stop string, and was not returned.
     held: String,
@@ -91,8 +91,8 @@ impl StopSearch {
         self.stops.contains(text)
     }
 
-    /// Adds text. Returns the text, including text held back earlier, up to a stop string or up to what may be the
-    /// beginning of a stop string.
+    /// Adds a piece of text. Returns the text, including text held back earlier, up to a stop string or up to
+    /// what may be the beginning of a stop string.
     pub(super) fn push(&mut self, text: &str) -> String {
         if self.found {
             return String::new();

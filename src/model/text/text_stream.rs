@@ -93,8 +93,9 @@ impl TextStream {
         Ok(stream)
     }
 
-    /// Ends the text before the first of `stops`. A stop string is found wherever tokens begin and end. A special token
-    /// that the stream skips ends the text if a stop string spells exactly that token.
+    /// Makes the stream end the text before the first of the stop strings `stops`. A stop string is found
+    /// wherever tokens begin and end. A special token that the stream skips ends the text if a stop string
+    /// spells exactly that token.
     pub fn with_stop_strings(mut self, stops: &StopStrings) -> Self {
         self.search = StopSearch::new(stops.clone());
         self
@@ -144,7 +145,8 @@ impl TextStream {
         Ok(self.search.push(&piece) + &self.search.finish())
     }
 
-    /// Returns whether a token is skipped and spelled by a stop string.
+    /// Returns whether a token is a special token that the stream skips, and one of the stop strings spells
+    /// exactly this token.
     fn is_stop_token(&self, id: u32) -> bool {
         self.is_silent(id) && self.tokenizer.token(id).is_some_and(|token| self.search.contains(&token))
     }

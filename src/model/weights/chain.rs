@@ -7,10 +7,10 @@ use crate::model::config::ModelConfig;
 use crate::model::format::json::Fields;
 use crate::model::format::safetensors::Checkpoint;
 
-/// Largest accepted K, the number of ids that a slot's chain scores.
+/// The largest number K of ids per slot that a chain may score.
 pub const MAX_CHAIN_TOP_K: usize = 32;
 
-/// K of a drafter whose config does not say.
+/// The number K of ids per slot that a chain scores if the drafter's config has no `chain_top_k`.
 const DEFAULT_TOP_K: usize = 16;
 
 /// The kind of score with which a chain corrects the logits of a slot's likeliest ids.
@@ -23,7 +23,7 @@ pub enum ChainKind {
 }
 
 impl ChainKind {
-    /// The kinds in the order in which messages list them.
+    /// All kinds of chain, in the order in which error messages list them.
     pub const ALL: [Self; 2] = [Self::Pair, Self::Hidden];
 
     /// Returns the kind's name in a drafter's config.
@@ -43,10 +43,10 @@ impl ChainKind {
     }
 }
 
-/// What a drafter's config says about its chain.
+/// The settings of a drafter's chain, which corrects the logits of a slot by the token before the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainConfig {
-    /// The kind of the scores.
+    /// The kind of score that the chain computes.
     pub kind: ChainKind,
     /// K: the number of ids of a slot that are scored, 1..=[`MAX_CHAIN_TOP_K`].
     pub top_k: usize,
@@ -57,10 +57,12 @@ pub struct ChainConfig {
 pub struct ChainWeights {
     /// The kind of the scores and the number of ids that are scored.
     pub config: ChainConfig,
-    /// `pair`: A `[r, hidden]`, applied to the token before. `hidden`: W1 `[r, 2 · hidden]`, whose first `hidden`
-    /// columns multiply the embedding of the token before.
+    /// The first layer: for the kind `pair`, A `[r, hidden]`, which multiplies the embedding of the token
+    /// before the slot; for `hidden`, W1 `[r, 2 · hidden]`, whose first `hidden` columns multiply this
+    /// embedding.
     pub first: LinearWeights,
-    /// `pair`: B `[r, hidden]`, applied to the scored token. `hidden`: W2 `[hidden, r]`.
+    /// The second layer: for the kind `pair`, B `[r, hidden]`, which multiplies the embedding of the scored
+    /// token; for `hidden`, W2 `[hidden, r]`.
     pub second: LinearWeights,
 }
 

@@ -9,11 +9,12 @@ use crate::model::config::{DrafterConfig, ModelConfig};
 use crate::model::format::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
-/// What the names of the drafter's modules end with; the target's own modules have no such suffix.
+/// The suffix in the names of an Orthrus drafter's modules; the target's own modules have none.
 const SUFFIX: &str = "_diff";
 
-/// Takes every tensor of the drafter, and records problems. `embed` is the target's embedding, whose row for the mask
-/// token is the mask embedding; `None` if the target has problems itself, and then there is no drafter.
+/// Takes every tensor of an Orthrus drafter out of a checkpoint, and records tensors that are missing or do not
+/// fit. `embed` is the target's embedding, whose row for the mask token is the mask embedding; `None` if the
+/// target has problems itself, and then there is no drafter.
 pub(in crate::model) fn collect(
     config: OrthrusConfig,
     target: &ModelConfig,
