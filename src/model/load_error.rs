@@ -23,7 +23,7 @@ pub enum LoadError {
     /// Git LFS left a pointer in place of a file.
     #[error("{path} is a Git LFS pointer instead of the file itself; `git lfs pull` fetches the file")]
     LfsPointer {
-        /// Path of the pointer.
+        /// Path of the file that is only a pointer.
         path: PathBuf,
     },
     /// A JSON file or template exceeds the size limit.
@@ -146,7 +146,7 @@ pub enum LoadError {
     OutsideDirectory {
         /// Path of the index of shards.
         path: PathBuf,
-        /// Name of the file in the index.
+        /// Path of the file outside the directory, as the index gives it.
         entry: String,
     },
     /// A checkpoint contains a tensor twice.

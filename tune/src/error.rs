@@ -49,7 +49,7 @@ pub enum TuneError {
     /// A text or a set of transcripts that is too small.
     #[error("{path}: expected at least {needed} {unit}, found {found}")]
     TooLittleData {
-        /// Path of the file or folder.
+        /// Path of the file or folder that holds too little.
         path: PathBuf,
         /// The amount that was found.
         found: usize,
