@@ -21,7 +21,10 @@ impl Driver {
             return refused(UNSUPPORTED, "the legacy stream cannot be captured");
         }
         if mode > CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED as u32 {
-            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("capture mode {mode}"));
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                format!("the capture mode is {mode}, expected 0, 1 or 2"),
+            );
         }
         let id = self.next_handle();
         let capture = Capture {

@@ -85,12 +85,15 @@ impl Memory {
     /// Allocates device memory with undefined contents.
     pub fn allocate(&mut self, bytes: u64) -> Outcome<u64> {
         if bytes == 0 {
-            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "0 bytes");
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                "0 bytes were requested, expected at least 1",
+            );
         }
         let (free, total) = self.sizes();
         let room = (BASE + RANGE - self.next).saturating_sub(2 * PAGE);
         if bytes > free || bytes.next_multiple_of(PAGE) > room {
-            let reason = format!("{bytes} bytes of {free} free bytes ({total} in total)");
+            let reason = format!("{bytes} bytes were requested, and {free} of {total} bytes are free");
             return refused(CUresult::CUDA_ERROR_OUT_OF_MEMORY, reason);
         }
         let pages = bytes.next_multiple_of(PAGE);
@@ -151,7 +154,10 @@ impl Memory {
     pub fn lock_pages(&mut self, bytes: u64) -> Outcome<u64> {
         let mut memory = Vec::new();
         if memory.try_reserve_exact((bytes as usize).div_ceil(8).max(1)).is_err() {
-            return refused(CUresult::CUDA_ERROR_OUT_OF_MEMORY, format!("{bytes} bytes of the host"));
+            return refused(
+                CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+                format!("the host has no {bytes} free bytes"),
+            );
         }
         memory
             .resize(memory.capacity(), u64::from_ne_bytes([0xd5, 0xff, 0xd5, 0xff, 0xd5, 0xff, 0xd5, 0xff]));

@@ -43,7 +43,7 @@ impl Module {
     /// `image` leads to a fatbin, or to text that ends with a zero.
     pub unsafe fn read(image: *const u8) -> Outcome<Self> {
         if image.is_null() {
-            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "no image");
+            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "the image is a null pointer");
         }
         let magic = FATBIN.to_le_bytes();
         // SAFETY: an image has at least one byte, and the next ones are read as long as the earlier ones are not zero.
@@ -56,7 +56,7 @@ impl Module {
         if lines.next() != Some(NAMES) {
             return refused(
                 CUresult::CUDA_ERROR_INVALID_IMAGE,
-                "neither a fatbin nor a list of flexdraft's kernels",
+                "the image is neither a fatbin nor a list of flexdraft's kernels",
             );
         }
         let names = lines.map(|line| line.trim_start_matches("// ").to_owned());
@@ -99,7 +99,7 @@ impl Function {
                 Ok(())
             }
             _ => {
-                let reason = format!("{value} bytes of shared memory, of at most {SHARED_OPT_IN}");
+                let reason = format!("{value} bytes of shared memory, expected 0 to {SHARED_OPT_IN}");
                 refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason)
             }
         }
@@ -109,17 +109,17 @@ impl Function {
     pub fn check(&self, grid: [u32; 3], block: [u32; 3], shared_bytes: u32) -> Outcome {
         let name = self.name;
         if (0..3).any(|axis| grid[axis] == 0 || grid[axis] > MOST_GRID[axis]) {
-            let reason = format!("kernel {name}: a grid of {grid:?}, of at most {MOST_GRID:?}");
+            let reason = format!("kernel {name}: the grid is {grid:?}, expected 1 to {MOST_GRID:?}");
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
         }
         let threads: u64 = block.iter().map(|&threads| u64::from(threads)).product();
         if threads == 0 || threads > MOST_THREADS {
-            let reason = format!("kernel {name}: a CTA of {block:?} threads, of at most {MOST_THREADS}");
+            let reason = format!("kernel {name}: a CTA has {block:?} threads, expected 1 to {MOST_THREADS}");
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
         }
         if threads > u64::from(self.limits.threads) {
             let reason = format!(
-                "kernel {name}: {threads} threads, of at most {} of this kernel",
+                "kernel {name}: a CTA has {threads} threads, expected at most {} of this kernel",
                 self.limits.threads
             );
             return refused(CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, reason);
@@ -127,13 +127,13 @@ impl Function {
         if block[1] != 1 || block[2] != 1 {
             return refused(
                 CUresult::CUDA_ERROR_NOT_SUPPORTED,
-                format!("kernel {name}: the emulator's CTAs are lines"),
+                format!("kernel {name}: a CTA has {block:?} threads, expected one dimension"),
             );
         }
         if shared_bytes > self.shared_bytes {
             let allowed = self.shared_bytes;
             let reason =
-                format!("kernel {name}: {shared_bytes} bytes of shared memory, of {allowed} allowed");
+                format!("kernel {name}: {shared_bytes} bytes of shared memory, expected at most {allowed}");
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
         }
         Ok(())

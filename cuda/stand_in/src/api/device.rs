@@ -34,14 +34,14 @@ fn check_device(device: c_int) -> Outcome {
     if device == 0 {
         return Ok(());
     }
-    refused(CUresult::CUDA_ERROR_INVALID_DEVICE, format!("device {device}, of 1"))
+    refused(CUresult::CUDA_ERROR_INVALID_DEVICE, format!("the device is {device}; the only device is 0"))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn cuInit(flags: u32) -> u32 {
     call("cuInit", |driver| match flags {
         0 => driver.initialize(),
-        _ => refused(CUresult::CUDA_ERROR_INVALID_VALUE, "flags must be 0"),
+        _ => refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("the flags are {flags}, expected 0")),
     })
 }
 

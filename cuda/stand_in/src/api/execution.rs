@@ -127,7 +127,7 @@ impl Params {
             index += 2;
         }
         if size != Some(bytes) {
-            let reason = format!("kernel {name}: {size:?} bytes of parameters, not {bytes}");
+            let reason = format!("kernel {name}: {size:?} bytes of parameters, expected {bytes}");
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, reason);
         }
         Ok(buffer)

@@ -12,7 +12,10 @@ extern "C" fn cuStreamCreate(stream: Out<u64>, flags: u32) -> u32 {
     call("cuStreamCreate", |driver| {
         driver.bound()?;
         if flags > 1 {
-            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("flags {flags}"));
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                format!("the flags are {flags}, expected 0 or 1"),
+            );
         }
         let handle = driver.next_handle();
         driver.streams.insert(handle, Stream { blocking: flags == 0, ..Stream::default() });
@@ -56,7 +59,10 @@ extern "C" fn cuStreamWaitEvent(handle: u64, event: u64, flags: u32) -> u32 {
     call("cuStreamWaitEvent", |driver| {
         driver.bound()?;
         if flags > 1 {
-            return refused(CUresult::CUDA_ERROR_INVALID_VALUE, format!("flags {flags}"));
+            return refused(
+                CUresult::CUDA_ERROR_INVALID_VALUE,
+                format!("the flags are {flags}, expected 0 or 1"),
+            );
         }
         driver.wait(handle, event)
     })

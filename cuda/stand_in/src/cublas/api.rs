@@ -244,7 +244,8 @@ extern "C" fn cublasLtMatmul(
         let needed = algorithm.workspace();
         let offered = if workspace.is_multiple_of(WORKSPACE_ALIGNMENT) { workspace_bytes as u64 } else { 0 };
         if needed > offered || (needed > 0 && driver.memory()?.containing(workspace, needed).is_err()) {
-            let reason = format!("{offered} usable bytes of workspace at {workspace:#x}, of {needed}");
+            let reason =
+                format!("the workspace at {workspace:#x} has {offered} usable bytes, expected {needed}");
             return unsupported(Status::CUBLAS_STATUS_INVALID_VALUE, reason);
         }
         let at = Addresses { weight: a, x: b, out: d, bias: description.bias };

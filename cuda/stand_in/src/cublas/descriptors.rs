@@ -96,7 +96,7 @@ pub struct Value<'a> {
 impl Value<'_> {
     fn read<const N: usize>(&self) -> Outcome<[u8; N]> {
         if self.bytes != N {
-            let reason = format!("an attribute of {} bytes, not {N}", self.bytes);
+            let reason = format!("the attribute has {} bytes, expected {N}", self.bytes);
             return unsupported(Status::CUBLAS_STATUS_INVALID_VALUE, reason);
         }
         let bytes = self.from.copied(N)?;
@@ -123,7 +123,10 @@ impl Description {
         let transposes = |value: u32| match value {
             0 => Ok(false),
             1 => Ok(true),
-            other => unsupported(Status::CUBLAS_STATUS_INVALID_VALUE, format!("operation {other}")),
+            other => unsupported(
+                Status::CUBLAS_STATUS_INVALID_VALUE,
+                format!("the operation is {other}, expected 0 or 1"),
+            ),
         };
         if attribute == DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA as u32 {
             self.transposes_a = transposes(value.u32()?)?;
@@ -137,7 +140,10 @@ impl Description {
             let epilogue = value.u32()?;
             self.has_bias = epilogue == Epilogue::CUBLASLT_EPILOGUE_BIAS as u32;
             if !self.has_bias && epilogue != Epilogue::CUBLASLT_EPILOGUE_DEFAULT as u32 {
-                return unsupported(Status::CUBLAS_STATUS_NOT_SUPPORTED, format!("epilogue {epilogue}"));
+                return unsupported(
+                    Status::CUBLAS_STATUS_NOT_SUPPORTED,
+                    format!("the stand-in knows the epilogue of a bias and the default, not {epilogue}"),
+                );
             }
         } else if attribute == DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER as u32 {
             self.bias = value.u64()?;

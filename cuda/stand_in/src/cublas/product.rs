@@ -34,7 +34,10 @@ impl Shape {
             return wrong("the stand-in multiplies a transposed matrix by one as it is".into());
         }
         if a.kind != half || b.kind != half || ![half, single].contains(&d.kind) || c != d {
-            return wrong(format!("element types {} {} {} {}", a.kind, b.kind, c.kind, d.kind));
+            return wrong(format!(
+                "the element types are {}, {}, {} and {}; expected bf16 factors and results in bf16 or f32",
+                a.kind, b.kind, c.kind, d.kind
+            ));
         }
         if a.rows != b.rows || a.cols != d.rows || b.cols != d.cols {
             return unsupported(
@@ -51,7 +54,10 @@ impl Shape {
             || u64::try_from(d.stride).is_ok_and(|stride| stride < d.rows)
             || d.stride < 0
         {
-            return wrong(format!("strides {} {} {}", a.stride, b.stride, d.stride));
+            return wrong(format!(
+                "the strides are {}, {} and {}; expected factors without gaps, and results that do not overlap",
+                a.stride, b.stride, d.stride
+            ));
         }
         let [in_cols, out_cols, rows] = [a.rows, a.cols, b.cols].map(|size| size as usize);
         Ok(Shape { in_cols, out_cols, rows, out: d, has_bias: description.has_bias })

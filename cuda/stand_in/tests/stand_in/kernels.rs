@@ -190,11 +190,11 @@ fn launches_beyond_the_limits_are_refused() {
         let (context, stream) = device();
         let kernels = Kernels::load(&context).unwrap();
         for (grid, threads, shared, expected) in [
-            ([1, 65_536, 1], 32, 0, "a grid of [1, 65536, 1]"),
-            ([0, 1, 1], 32, 0, "a grid of [0, 1, 1]"),
-            ([1, 1, 1], 0, 0, "a CTA of [0, 1, 1] threads"),
-            ([1, 1, 1], 1025, 0, "a CTA of [1025, 1, 1] threads"),
-            ([1, 1, 1], 1024, 0, "1024 threads, of at most"),
+            ([1, 65_536, 1], 32, 0, "the grid is [1, 65536, 1]"),
+            ([0, 1, 1], 32, 0, "the grid is [0, 1, 1]"),
+            ([1, 1, 1], 0, 0, "a CTA has [0, 1, 1] threads"),
+            ([1, 1, 1], 1025, 0, "a CTA has [1025, 1, 1] threads"),
+            ([1, 1, 1], 1024, 0, "1024 threads, expected at most"),
             ([1, 1, 1], 32, 300 << 10, "needs 307200 bytes of shared memory a CTA"),
         ] {
             let error = launch(&kernels, &stream, grid, threads, shared);

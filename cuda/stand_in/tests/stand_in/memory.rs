@@ -25,7 +25,7 @@ fn memory_is_limited() {
         let (_context, stream) = device();
         let held = stream.alloc_zeros::<u8>(90_000).unwrap();
         let error = stream.alloc_zeros::<u8>(20_000).unwrap_err().to_string();
-        assert!(error.contains("20000 bytes of 10000 free bytes (100000 in total)"), "{error}");
+        assert!(error.contains("20000 bytes were requested, and 10000 of 100000 bytes are free"), "{error}");
         drop(held);
         stream.alloc_zeros::<u8>(100_000).unwrap();
     });
