@@ -46,6 +46,7 @@
 //! | [`kernels`] | the CUDA kernels: one safe method per kernel, which checks its operands and launches | |
 //! | [`runtime`] | the places where kernels run: a GPU, or the SIMT emulator in tests | |
 //! | [`acceptance`] | the four acceptance rules | |
+//! | [`processors`] | penalties, bias and forbidden ids, which act on the target's logits | |
 //! | [`sampling`] | temperature, top-k, top-p, min-p, and drawing a token | |
 //! | [`random`] | the random-number contract: Philox, keyed by position | |
 //! | [`layout`] | the rows of a pass: their positions, and the positions that each row sees | |
@@ -67,6 +68,7 @@ pub mod kernels;
 pub mod layout;
 #[cfg(feature = "runner")]
 pub mod model;
+pub mod processors;
 pub mod random;
 pub mod runtime;
 pub mod sampling;

@@ -38,10 +38,37 @@ struct FlexdraftRowStats {
     int32_t padding;
 };
 
+/* The effects of an edit on a logit, in the order in which they act. */
+enum FlexdraftEditEffect {
+    FLEXDRAFT_EDIT_REPEATED = 1,  /* the repetition penalty: divides a positive logit, multiplies a negative logit */
+    FLEXDRAFT_EDIT_GENERATED = 2, /* subtracts `operand`, then the presence penalty */
+    FLEXDRAFT_EDIT_BIASED = 4,    /* adds `operand` */
+    FLEXDRAFT_EDIT_FORBIDDEN = 8  /* sets the logit to −inf */
+};
+
+/* An edit: the change of the logit of one id, in some rows of a sequence. */
+struct FlexdraftLogitEdit {
+    int32_t id;
+    uint16_t first_row; /* the first row that is edited, counted from the sequence's first row */
+    uint16_t end_row;   /* the last row that is edited, plus 1 */
+    uint32_t effects;   /* FlexdraftEditEffect, one bit each */
+    float operand;
+};
+
+/* The edits of one row of logits, which act before the row is sampled. */
+struct FlexdraftRowEdits {
+    int32_t first_offset;     /* the place in `edit_offsets` of the sequence's chunks + 1 offsets; −1: no edits */
+    int32_t first_word;       /* the place in `masks` of the sequence's mask; −1: every id is allowed */
+    int32_t row;              /* the row, counted from the sequence's first row */
+    float repetition_penalty; /* the repetition penalty, above 0 */
+    float presence_penalty;
+    int32_t unused;
+};
+
 /* The parameters of sampling, with or without the calibrator's correction: logits + W2 · u + b2. Padding rows
  * (logit_index −1) are skipped; their stats are zero. */
 struct FlexdraftSampleParams {
-    void* logits;               /* the logits, [logit_rows, logit_stride], f32 or bf16; written if `store` */
+    void* logits; /* the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`, and by edits */
     const int32_t* logit_index; /* the index in `logits` of each row, [rows]; null: row r has the logits r */
     const struct FlexdraftRowSampling* sampling; /* how each row is warped and drawn from, [rows] */
     const int32_t* starts; /* the positions from which FlexdraftRowSampling.position counts, [sequences]; may be null */
@@ -51,8 +78,14 @@ struct FlexdraftSampleParams {
     const float* b2;       /* the bias of the calibrator's last layer, [vocab]; may be null */
     float* partials;       /* workspace: the partial results, [rows, FLEXDRAFT_PARTIAL_FIELDS, chunks] */
     struct FlexdraftRowStats* stats; /* result: the statistics of each row, [rows] */
-    uint32_t* error;                 /* the device error word (FlexdraftError); may be null */
-    int64_t logit_stride;            /* elements from one row of logits to the next: a multiple of 8, at least vocab */
+    /* the edits of each row, [rows]; null: no row is edited; null with a calibrator */
+    const struct FlexdraftRowEdits* row_edits;
+    /* for each chunk of a sequence, and for the end, the place of the first edit in `edits`, [offset_count] */
+    const int32_t* edit_offsets;
+    const struct FlexdraftLogitEdit* edits; /* the edits of sequences, by id, then in their order, [edit_count] */
+    const uint32_t* masks; /* masks: bit x % 32 of word x / 32 is set if id x is allowed, [mask_words] */
+    uint32_t* error;       /* the device error word (FlexdraftError); may be null */
+    int64_t logit_stride;  /* elements from one row of logits to the next: a multiple of 8, at least vocab */
     int32_t rows;
     int32_t logit_rows;
     int32_t vocab; /* number of vocabulary ids, 1 to 2^20 */
@@ -62,6 +95,10 @@ struct FlexdraftSampleParams {
     int32_t chunks;
     int32_t store;          /* 1: the calibrated logits replace the logits that they were computed from */
     int32_t logits_current; /* 1: `logits` holds the logits that are sampled, without a calibrator or with `store` */
+    int32_t offset_count;
+    int32_t edit_count;
+    int32_t mask_words;
+    int32_t unused;
 };
 
 enum FlexdraftSamplingConstant {
@@ -74,5 +111,7 @@ enum FlexdraftSamplingConstant {
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftRowSampling) == 40, "mirrored in Rust");
 static_assert(sizeof(FlexdraftRowStats) == 48, "mirrored in Rust");
-static_assert(sizeof(FlexdraftSampleParams) == 128, "mirrored in Rust");
+static_assert(sizeof(FlexdraftLogitEdit) == 16, "mirrored in Rust");
+static_assert(sizeof(FlexdraftRowEdits) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftSampleParams) == 176, "mirrored in Rust");
 #endif

@@ -1,11 +1,12 @@
 // sample_rows_*: the pass over logits that need no calibration.
 //
 // Grid [rows, ceil(chunks / 8)], one warp per chunk of 1024 ids. A lane holds its 32 logits in registers, so each logit
-// is read once, and all loads of a warp are in flight together.
+// is read once, and all loads of a warp are in flight together. If its row has edits, a warp first edits the logits of
+// its chunk in memory.
 #pragma once
 
 #include "../common/shapes.h"
-#include "partials.cuh"
+#include "edits.cuh"
 
 constexpr int32_t plain_warps = FLEXDRAFT_PLAIN_WARPS;
 
@@ -18,7 +19,13 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
     if (source < 0 || chunk >= p.chunks) return;
 
     const int32_t first = chunk * FLEXDRAFT_CHUNK + 4 * (int32_t(threadIdx.x) % 32);
-    const L* logits = logits_at<L>(p, source, 0);
+    L* const logits = logits_at<L>(p, source, 0);
+    FlexdraftRowEdits edits = {};
+    edits.first_offset = edits.first_word = -1;
+    if (p.row_edits != nullptr) {
+        edits = row_edits(p, row);
+        edit_chunk(p, edits, logits, chunk);
+    }
     float v[groups][4];
 #pragma unroll
     for (int32_t i = 0; i < groups; ++i) {
@@ -29,6 +36,12 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
             load_logits(v[i], logits + id);
         } else {
             v[i][0] = v[i][1] = v[i][2] = v[i][3] = -infinity;
+        }
+    }
+    if (edits.first_word >= 0) {
+#pragma unroll
+        for (int32_t i = 0; i < groups; ++i) {
+            if (first + 128 * i < p.vocab) mask_four(p, edits, logits, first + 128 * i, v[i]);
         }
     }
     bool has_nan = false;

@@ -1,6 +1,7 @@
 //! Errors of the engine: requests that it refuses, and failed steps.
 
 use crate::device::DeviceError;
+use crate::processors::ProcessorError;
 use crate::sampling::SamplingError;
 
 /// An error of a request, of an engine's options, or of a step.
@@ -42,6 +43,9 @@ pub enum DecodeError {
     /// Sampling parameters are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// Parameters of logit processors are out of range.
+    #[error(transparent)]
+    Processors(#[from] ProcessorError),
     /// The policy drafts, but the model has no drafter.
     #[error("mode `{mode}` needs a drafter; without one only `ar` runs")]
     NoDrafter {

@@ -3,6 +3,7 @@
 use super::confidence::Confidence;
 use super::error::DecodeError;
 use crate::acceptance::Rule;
+use crate::processors::LogitProcessors;
 use crate::sampling::SamplingParams;
 
 /// Identifies a request within its engine.
@@ -51,12 +52,17 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Ids that end the output. The stop id is the output's last token.
     pub stop_ids: Vec<u32>,
+    /// Penalties, bias and forbidden ids, which act on the target's logits: after the hook, before warping.
+    pub processors: LogitProcessors,
     /// The warping of the target's (and the drafter's) distribution.
     pub sampling: SamplingParams,
     /// The rule that accepts drafts.
     pub rule: Rule,
     /// The key of all random numbers of this request.
     pub seed: u64,
+    /// Whether the request drafts. If not, each of its steps verifies nothing and yields one token, whatever the
+    /// policy chooses.
+    pub drafting: bool,
     /// S: the block size of this request, at most the drafter's; `None` for the drafter's.
     pub block_size: Option<usize>,
     /// The settings that decide how much of a draft is verified.
@@ -77,9 +83,11 @@ impl Request {
             prompt,
             max_new_tokens,
             stop_ids: Vec::new(),
+            processors: LogitProcessors::default(),
             sampling: SamplingParams::GREEDY,
             rule: Rule::default(),
             seed: 0,
+            drafting: true,
             block_size: None,
             confidence: Confidence::default(),
             logits_hook: None,
@@ -115,6 +123,7 @@ impl Request {
         if !(0.0..=1.0).contains(&threshold) {
             return Err(DecodeError::Threshold(threshold));
         }
+        self.processors.validate(vocab_size)?;
         Ok(self.sampling.validate()?)
     }
 }
@@ -125,9 +134,11 @@ impl std::fmt::Debug for Request {
             .field("prompt_tokens", &self.prompt.len())
             .field("max_new_tokens", &self.max_new_tokens)
             .field("stop_ids", &self.stop_ids)
+            .field("processors", &self.processors)
             .field("sampling", &self.sampling)
             .field("rule", &self.rule)
             .field("seed", &self.seed)
+            .field("drafting", &self.drafting)
             .field("block_size", &self.block_size)
             .field("confidence", &self.confidence)
             .field("logits_hook", &self.logits_hook.is_some())

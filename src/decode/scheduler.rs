@@ -176,7 +176,7 @@ impl<B> Scheduler<B> {
     fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
         let sequence = &self.active[index];
         let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
-        let draft = choice.draft && self.drafter;
+        let draft = choice.draft && self.drafter && sequence.request.drafting;
         // The last candidate must have a position within the context.
         let room = self.context_len.saturating_sub(sequence.tokens.len());
         let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());

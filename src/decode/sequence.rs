@@ -6,6 +6,7 @@ use super::record::Finish;
 use super::request::{LogitsHook, Proposer, Request, RequestId};
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
+use crate::processors::{History, LogitEdits};
 
 /// The next block, drafted but not yet verified.
 pub(super) struct PendingDraft<B> {
@@ -86,6 +87,17 @@ impl<B> Sequence<B> {
         } else {
             Work::Decode
         }
+    }
+
+    /// Returns what the logit processors change in the rows of a step that verifies `verify_len` draft tokens.
+    pub(super) fn logit_edits(&self, verify_len: usize, vocab_size: usize) -> LogitEdits<'_> {
+        let history = History {
+            tokens: &self.tokens,
+            prompt_len: self.request.prompt.len(),
+            draft: self.draft.as_ref().map_or(&[], |draft| &draft.tokens[..verify_len]),
+            stop_ids: &self.request.stop_ids,
+        };
+        self.request.processors.edits(history, vocab_size)
     }
 
     /// Returns the tokens that `verdict` commits: d_1..d_a and the bonus token.

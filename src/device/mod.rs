@@ -314,7 +314,8 @@ pub trait Device: Send + Sync + 'static {
         self.gather(draft.logits, &(draft.first_row..end).collect::<Vec<_>>(), out)
     }
 
-    /// Applies the acceptance rule of each of the step's sequences to target logits. The verdicts replace the
+    /// Applies the acceptance rule of each of the step's sequences to target logits, after the sequence's
+    /// [edits](VerifyRows::edits), which may change the logits. The verdicts replace the
     /// contents of `results`, which the returned object uses.
     ///
     /// A second verification in the same memory ends the first,
@@ -324,7 +325,7 @@ pub trait Device: Send + Sync + 'static {
     /// fn twice<'a, D: Device>(
     ///     device: &'a D,
     ///     tables: [D::Tables<'a>; 2],
-    ///     logits: &D::Buffer,
+    ///     logits: &mut D::Buffer,
     ///     results: &'a mut D::Results,
     /// ) -> Result<StepResults, DeviceError> {
     ///     let [first, second] = tables;
@@ -341,7 +342,7 @@ pub trait Device: Send + Sync + 'static {
     /// fn twice<'a, D: Device>(
     ///     device: &'a D,
     ///     tables: D::Tables<'a>,
-    ///     logits: &D::Buffer,
+    ///     logits: &mut D::Buffer,
     ///     [first, second]: [&'a mut D::Results; 2],
     /// ) -> Result<(), DeviceError> {
     ///     device.verify(tables, logits, first)?;
@@ -352,7 +353,7 @@ pub trait Device: Send + Sync + 'static {
     fn verify<'a>(
         &'a self,
         tables: Self::Tables<'a>,
-        logits: &Self::Buffer,
+        logits: &mut Self::Buffer,
         results: &'a mut Self::Results,
     ) -> Result<Self::Verification<'a>, DeviceError>;
 

@@ -2,6 +2,7 @@
 
 use super::drafts::{DraftLogits, DraftToken};
 use crate::acceptance::Rule;
+use crate::processors::LogitEdits;
 use crate::sampling::SamplingParams;
 
 /// The request to verify one sequence's draft.
@@ -17,6 +18,9 @@ pub struct VerifyRows<'a, B> {
     /// not come from a distribution: each q_j is then the point mass at d_j. Rules that need no q (greedy,
     /// `match`) do not read the logits. A device reads them in place if all sequences name the same buffer.
     pub draft_logits: Option<DraftLogits<'a, B>>,
+    /// What the request's logit processors change in the target's rows, before warping. Edited logits replace the
+    /// logits on some devices.
+    pub edits: Option<&'a LogitEdits<'a>>,
     /// The warping of both distributions.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule. At temperature 0 every rule is greedy.

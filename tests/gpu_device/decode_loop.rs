@@ -22,7 +22,7 @@ use crate::support::properties::properties;
 use crate::support::runs::{Block, Output, blocks, proposing, run};
 use crate::support::simt_variant::checking;
 
-fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
+pub fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.runtime().stream();
@@ -30,7 +30,7 @@ fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
 }
 
-fn engine<D: Device>(device: D, spec: &Spec, policy: impl Policy + 'static) -> Engine<D> {
+pub fn engine<D: Device>(device: D, spec: &Spec, policy: impl Policy + 'static) -> Engine<D> {
     let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
     Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()

@@ -203,6 +203,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
         first_row,
         draft,
         draft_logits: None,
+        edits: None,
         sampling,
         rule: Rule::Rejection,
         seed: 3,

@@ -5,6 +5,7 @@
 mod decode_loop;
 mod head_products;
 mod on_a_gpu;
+mod processors;
 mod products;
 mod self_test;
 mod step;

@@ -13,6 +13,7 @@ use flexdraft::kernels::sampling::RowStats;
 use flexdraft::kernels::{Fault, Kernels};
 use flexdraft::layout::{Pass, SequenceRows};
 use flexdraft::model::Model;
+use flexdraft::processors::LogitProcessors;
 use flexdraft::runtime::simt::Calls;
 use flexdraft::runtime::{Simt, SimtOptions};
 use flexdraft::sampling::SamplingParams;
@@ -21,6 +22,7 @@ use half::bf16;
 
 use crate::support::models::Spec;
 use crate::support::policies::RandomGroups;
+use crate::support::processors::all_but;
 use crate::support::runs::{Output, blocks, run};
 
 fn spec() -> Spec {
@@ -70,13 +72,34 @@ const TARGET_ROWS: u64 = 4 * 4 * 32 * 2;
 const DRAWS: u64 = 4 * 3 * size_of::<RowStats>() as u64;
 const ERROR_WORD: u64 = 8;
 
+/// Returns the same with penalties, bias, a minimum length, bad words and a mask.
+fn processed_requests() -> Vec<Request> {
+    let processors = LogitProcessors {
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.3,
+        presence_penalty: 0.1,
+        logit_bias: [(2, 0.5), (7, -1.0)].into(),
+        min_tokens: 90,
+        bad_words: vec![vec![1, 5], vec![3]],
+        allowed: Some(all_but(4, spec().vocab)),
+    };
+    let mut requests = requests();
+    for request in &mut requests {
+        (request.processors, request.stop_ids) = (processors.clone(), vec![6]);
+    }
+    requests
+}
+
 /// Serves the requests once, so that memory grows to the needs of their steps, then serves the requests again. Returns
 /// the calls of ten steps in which every sequence decodes, with the modes of each step's records.
 fn steady_steps(policy: impl Policy + 'static) -> Vec<(Calls, Vec<StepMode>)> {
-    steady_steps_of(engine(policy))
+    steady_steps_of(engine(policy), requests)
 }
 
-fn steady_steps_of(mut engine: Engine<Gpu<CpuProducts>>) -> Vec<(Calls, Vec<StepMode>)> {
+fn steady_steps_of(
+    mut engine: Engine<Gpu<CpuProducts>>,
+    requests: fn() -> Vec<Request>,
+) -> Vec<(Calls, Vec<StepMode>)> {
     run(&mut engine, requests());
     for request in requests() {
         engine.add(request).unwrap();
@@ -112,9 +135,25 @@ fn a_parallel_step_allocates_nothing_and_waits_once() {
 }
 
 #[test]
+fn logit_processors_cost_no_wait_no_launch_and_no_copy() {
+    for mode in [Mode::Parallel, Mode::Autoregressive, Mode::Sequential] {
+        let plain = steady_steps(mode);
+        let processed = steady_steps_of(engine(mode), processed_requests);
+        for ((plain, _), (processed, _)) in plain.iter().zip(&processed) {
+            assert!(plain.downloads > 0 && plain.launches > 0);
+            let counts = |calls: &Calls| {
+                let Calls { allocations, uploads, downloads, launches, copies, .. } = *calls;
+                [allocations, uploads, downloads, launches, copies]
+            };
+            assert_eq!(counts(processed), counts(plain), "{mode:?}");
+        }
+    }
+}
+
+#[test]
 fn a_parallel_step_with_one_head_product_copies_no_rows_of_candidates() {
     let device = gpu().with_head_products(HeadProducts::Joined);
-    for (calls, modes) in steady_steps_of(engine_on(device, Mode::Parallel)) {
+    for (calls, modes) in steady_steps_of(engine_on(device, Mode::Parallel), requests) {
         assert!(modes.iter().all(|&mode| mode == StepMode::Parallel), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
         assert!(calls.uploads <= 4 && calls.launches <= 28, "{calls:?}");

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{BlockRecord, Confidence, Mode, Record, Request};
+use flexdraft::processors::LogitProcessors;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
 use proptest::prelude::*;
 
 use crate::support::models::{Shapes, Spec, spec};
 use crate::support::policies::RandomGroups;
+use crate::support::processors::all_but;
 use crate::support::properties::properties;
 use crate::support::reference;
 use crate::support::runs::{engine, run, run_alone};
@@ -117,9 +119,23 @@ fn the_decode_loop_is_the_references() {
             SamplingParams { temperature: 0.8, top_k: 7, top_p: 0.9, min_p: 0.02 },
             SamplingParams::at_temperature(1.5),
         ][seed as usize % 4];
+        let processors = [
+            LogitProcessors::default(),
+            LogitProcessors { repetition_penalty: 1.3, min_tokens: 8, ..LogitProcessors::default() },
+            LogitProcessors {
+                frequency_penalty: 0.4,
+                presence_penalty: 0.3,
+                logit_bias: [(2, 0.5), (9, 1.5)].into(),
+                bad_words: vec![vec![4], vec![2, 2], vec![3, 1, 2]],
+                allowed: Some(all_but(6, spec.vocab)),
+                ..LogitProcessors::default()
+            },
+        ][seed as usize % 5 % 3]
+            .clone();
         let request = || Request {
             seed,
             rule,
+            processors: processors.clone(),
             sampling,
             record: true,
             confidence: Confidence { threshold: 0.05, ..Confidence::default() },
@@ -133,7 +149,15 @@ fn the_decode_loop_is_the_references() {
                 prompt: request().prompt,
                 max_new_tokens: 24,
                 stop_tokens: vec![9],
-                processors: plain::process::Processors::OFF,
+                processors: plain::process::Processors {
+                    repetition_penalty: f64::from(processors.repetition_penalty),
+                    frequency_penalty: f64::from(processors.frequency_penalty),
+                    presence_penalty: f64::from(processors.presence_penalty),
+                    bias: processors.logit_bias.iter().map(|(&id, &bias)| (id, f64::from(bias))).collect(),
+                    min_tokens: processors.min_tokens,
+                    bad_words: processors.bad_words.clone(),
+                    mask: processors.allowed.as_deref().map(<[u32]>::to_vec),
+                },
                 warping: plain::warp::Warping {
                     temperature: f64::from(sampling.temperature),
                     top_k: sampling.top_k,

@@ -12,10 +12,12 @@
 use std::collections::BTreeMap;
 
 use flexdraft::acceptance::{self, BlockScan, Decision, Rows, Rule};
+use flexdraft::processors::{History, LogitProcessors};
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::sampling::{SamplingParams, confidence, softmax, warp};
 use proptest::prelude::*;
 
+use crate::support::processors::processors;
 use crate::support::properties::properties;
 
 /// The number of generated tokens whose joint distribution is compared.
@@ -33,6 +35,7 @@ struct World {
     /// Block size of the drafter.
     block_size: usize,
     verify_len: VerifyLen,
+    processors: LogitProcessors,
     sampling: SamplingParams,
 }
 
@@ -125,8 +128,21 @@ impl World {
         }
     }
 
+    /// Returns the target's distribution after `prefix`, whose first token is the prompt.
     fn target(&self, prefix: &[u32]) -> Vec<f64> {
-        softmax(&warp(&self.target_logits(prefix), &self.sampling))
+        self.target_rows(prefix, &[]).remove(0)
+    }
+
+    /// Returns the target's distributions after `tokens` and every prefix of `draft`.
+    fn target_rows(&self, tokens: &[u32], draft: &[u32]) -> Vec<Vec<f64>> {
+        let history = History { tokens, prompt_len: 1, draft, stop_ids: &[1] };
+        let edits = self.processors.edits(history, self.vocab);
+        let row = |i: usize| {
+            let mut logits = self.target_logits(&[tokens, &draft[..i]].concat());
+            edits.apply(i, &mut logits);
+            softmax(&warp(&logits, &self.sampling))
+        };
+        (0..=draft.len()).map(row).collect()
     }
 
     /// Returns the target's joint distribution of the next `COMPARED` tokens.
@@ -239,9 +255,7 @@ impl Loop<'_> {
         };
         let (mut next, mut expected) = (Vec::new(), 0.0);
         self.each_draft(&q, &confidences, &mut Vec::new(), state.weight, &mut |draft, weight| {
-            let target: Vec<Vec<f64>> = (0..=draft.len())
-                .map(|i| self.world.target(&[&state.tokens[..], &draft[..i]].concat()))
-                .collect();
+            let target = self.world.target_rows(&state.tokens, draft);
             let rows = StepRows { target: &target, draft: &rows[..draft.len()] };
             self.verify(state, draft, rows, weight, &mut next, &mut expected);
         });
@@ -409,14 +423,21 @@ fn worlds() -> impl Strategy<Value = World> {
             top_p,
             min_p,
         });
-    (any::<u64>(), 2usize..=4, 0usize..=3, drafter, 1usize..=4, verify_len, sampling).prop_map(
-        |(seed, vocab, order, drafter, block_size, verify_len, sampling)| World {
+    let off = || Just(LogitProcessors::default());
+    let vocab = (2usize..=4).prop_flat_map(move |vocab| {
+        // A mask and bad words on a vocabulary of two ids would often forbid both.
+        let processors = if vocab > 2 { processors(vocab).boxed() } else { off().boxed() };
+        (Just(vocab), prop_oneof![1 => off().boxed(), 1 => processors])
+    });
+    (any::<u64>(), vocab, 0usize..=3, drafter, 1usize..=4, verify_len, sampling).prop_map(
+        |(seed, (vocab, processors), order, drafter, block_size, verify_len, sampling)| World {
             seed,
             vocab,
             order,
             drafter,
             block_size,
             verify_len,
+            processors,
             sampling,
         },
     )
@@ -433,6 +454,7 @@ fn ordinary(seed: u64) -> World {
         drafter: Drafter::Near,
         block_size: 4,
         verify_len: VerifyLen::Fixed(3),
+        processors: LogitProcessors::default(),
         sampling: SamplingParams { top_p: 0.9, ..SamplingParams::at_temperature(0.5) },
     }
 }

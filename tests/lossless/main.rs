@@ -13,6 +13,7 @@ mod match_equals_ar;
 mod official_fixtures;
 mod pass_invariance;
 mod policy_views;
+mod processors;
 mod same_drafter;
 mod sampled;
 #[path = "../support/mod.rs"]

@@ -13,6 +13,7 @@ pub mod models;
 pub mod noise;
 pub mod planted;
 pub mod policies;
+pub mod processors;
 pub mod properties;
 pub mod reference;
 pub mod runs;

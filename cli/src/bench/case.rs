@@ -264,6 +264,7 @@ impl StepRows {
             first_row: i * step.logits,
             draft: &self.drafted,
             draft_logits: None,
+            edits: None,
             sampling: &GREEDY,
             rule: Rule::Match,
             seed: 0,

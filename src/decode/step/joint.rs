@@ -42,7 +42,8 @@ impl<'a, D: Device> Step<'a, D> {
         Ok(self.model.forward(self.tables, self.cache, self.work)?)
     }
 
-    /// Computes the target's logits, lets hooks edit them, and verifies the drafts.
+    /// Computes the target's logits, lets hooks edit them, and verifies the drafts. The verification applies the logit
+    /// processors.
     pub(super) fn verify(
         &mut self,
         tables: D::Tables<'a>,

@@ -6,6 +6,7 @@ use crate::decode::sequence::{DrawnFrom, Sequence, Work};
 use crate::device::{Device, DraftLogits, DraftRows, DraftTables, DraftingPass, SlotRows, VerifyRows};
 use crate::layout::{GroupSet, Pass, SequenceRows};
 use crate::model::forward::Model;
+use crate::processors::LogitEdits;
 
 /// The layout of a step.
 pub(super) struct StepLayout<'a> {
@@ -101,14 +102,30 @@ impl<'a> StepLayout<'a> {
         (Self { draws, tokens, pass, logits_rows, joined, first_places, groups, apart }, places)
     }
 
-    /// Returns the verifications of the draws, whose drafts were drawn from `last_drafts` or from own logits.
+    /// Returns what the logit processors of each draw's request change, over a vocabulary of `vocab_size` ids.
+    pub(super) fn edits<B>(
+        &self,
+        sequences: &'a [Sequence<B>],
+        plans: &[SequencePlan],
+        vocab_size: usize,
+    ) -> Vec<LogitEdits<'a>> {
+        let edits = |draw: &Draw| {
+            let plan = &plans[draw.plan];
+            sequences[plan.sequence].logit_edits(plan.verify_len, vocab_size)
+        };
+        self.draws.iter().map(edits).collect()
+    }
+
+    /// Returns the verifications of the draws, whose drafts were drawn from `last_drafts` or from own logits, and
+    /// whose rows have `edits`.
     pub(super) fn verify_rows<B>(
         &self,
         sequences: &'a [Sequence<B>],
         plans: &[SequencePlan],
         last_drafts: &'a B,
+        edits: &'a [LogitEdits<'a>],
     ) -> Vec<VerifyRows<'a, B>> {
-        let rows = |draw: &Draw| {
+        let rows = |(draw, edits): (&Draw, &'a LogitEdits<'a>)| {
             let plan = &plans[draw.plan];
             let sequence = &sequences[plan.sequence];
             let draft = sequence.draft.as_ref();
@@ -121,13 +138,14 @@ impl<'a> StepLayout<'a> {
                     }
                     DrawnFrom::Own(logits) => DraftLogits { logits, first_row: 0, first_draw: 0 },
                 }),
+                edits: (!edits.is_empty()).then_some(edits),
                 sampling: &sequence.request.sampling,
                 rule: sequence.request.rule,
                 seed: sequence.request.seed,
                 start: sequence.cached + plan.certain(),
             }
         };
-        self.draws.iter().map(rows).collect()
+        self.draws.iter().zip(edits).map(rows).collect()
     }
 }
 

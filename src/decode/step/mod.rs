@@ -59,7 +59,8 @@ fn draw<D: Device>(
 ) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
     let StepBuffers { work, target_logits, last_drafts, next_drafts, results } = buffers;
     let (layout, places) = StepLayout::new(model, sequences, plans);
-    let verified = layout.verify_rows(sequences, plans, last_drafts);
+    let edits = layout.edits(sequences, plans, model.config().vocab_size);
+    let verified = layout.verify_rows(sequences, plans, last_drafts, &edits);
     let drafts = draft_rows(&layout.groups, sequences, plans);
     let apart = layout.apart.as_ref().map(|apart| (apart, draft_rows(&apart.groups, sequences, plans)));
     let tables = StepTables {

@@ -308,7 +308,7 @@ impl Device for Cpu {
     fn verify<'a>(
         &'a self,
         tables: StepTables<'a, CpuBuffer>,
-        logits: &CpuBuffer,
+        logits: &mut CpuBuffer,
         results: &'a mut CpuResults,
     ) -> Result<CpuVerification<'a>, DeviceError> {
         let verdicts = verify::verify(self.compute(), logits, tables.sequences)?;

@@ -89,7 +89,16 @@ mod tests {
         draft_logits: Option<&'a CpuBuffer>,
     ) -> VerifyRows<'a, CpuBuffer> {
         let draft_logits = draft_logits.map(|logits| DraftLogits { logits, first_row: 0, first_draw: 0 });
-        VerifyRows { first_row, draft, draft_logits, sampling, rule: Rule::Block, seed: 3, start: 5 }
+        VerifyRows {
+            first_row,
+            draft,
+            draft_logits,
+            edits: None,
+            sampling,
+            rule: Rule::Block,
+            seed: 3,
+            start: 5,
+        }
     }
 
     #[test]

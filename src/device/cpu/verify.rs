@@ -1,5 +1,7 @@
 //! Applies the acceptance rules to rows of logits.
 
+use std::borrow::Cow;
+
 use super::buffer::CpuBuffer;
 use super::check;
 use super::pool::Pool;
@@ -48,20 +50,20 @@ fn verify_sequence(
     logits: &CpuBuffer,
     request: &VerifyRows<'_, CpuBuffer>,
 ) -> SequenceVerdict {
-    let mut rows = WarpedRows { logits, request };
+    let rows = &mut WarpedRows { logits, request };
     let (accepted, bonus) = if request.sampling.is_greedy() {
-        acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(rows.target_logits(i))))
+        acceptance::matching_prefix(request.draft, |i| vectors.run(ArgMax(&rows.target_logits(i))))
     } else if request.rule == Rule::Match || request.draft.is_empty() {
         acceptance::matching_prefix(request.draft, |i| {
             let stream = Stream::target_draw(request.seed, request.start + i + 1);
-            draw(&warp(rows.target_logits(i), request.sampling), stream)
+            draw(&warp(&rows.target_logits(i), request.sampling), stream)
         })
     } else {
         let uniform =
             |slot| Stream::new(request.seed, Purpose::AcceptanceUniform, slot, request.start).uniform();
         let decision = match request.rule {
-            Rule::Block => acceptance::block(request.draft, &mut rows, uniform),
-            Rule::Rejection | Rule::Match => acceptance::rejection(request.draft, &mut rows, uniform),
+            Rule::Block => acceptance::block(request.draft, rows, uniform),
+            Rule::Rejection | Rule::Match => acceptance::rejection(request.draft, rows, uniform),
         };
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
@@ -76,14 +78,19 @@ struct WarpedRows<'a> {
 }
 
 impl WarpedRows<'_> {
-    fn target_logits(&self, i: usize) -> &[f32] {
-        self.logits.row(self.request.first_row + i).unwrap_or(&[])
+    /// Returns the target's logits after candidate i, with the edits of the row.
+    fn target_logits(&self, i: usize) -> Cow<'_, [f32]> {
+        let mut row = Cow::Borrowed(self.logits.row(self.request.first_row + i).unwrap_or(&[]));
+        if let Some(edits) = self.request.edits {
+            edits.apply(i, row.to_mut());
+        }
+        row
     }
 }
 
 impl Rows for WarpedRows<'_> {
     fn target(&mut self, i: usize) -> Vec<f64> {
-        softmax(&warp(self.target_logits(i), self.request.sampling))
+        softmax(&warp(&self.target_logits(i), self.request.sampling))
     }
 
     fn draft(&mut self, j: usize) -> Vec<f64> {

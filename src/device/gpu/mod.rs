@@ -315,7 +315,7 @@ impl<P: Products> Device for Gpu<P> {
     fn verify<'a>(
         &'a self,
         tables: TablesOf<'a, P>,
-        logits: &BufferOf<P>,
+        logits: &mut BufferOf<P>,
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<GpuVerification<'a, P>, DeviceError> {
         GpuVerification::new(self.linears(), logits, tables.sequences, results)

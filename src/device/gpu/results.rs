@@ -65,7 +65,7 @@ impl<'a, P: Products> GpuVerification<'a, P> {
     /// Verifies `sequences`.
     pub(super) fn new(
         linears: Linears<'a, P>,
-        logits: &GpuBuffer<P::Runtime>,
+        logits: &mut GpuBuffer<P::Runtime>,
         sequences: &[VerifyRows<'_, GpuBuffer<P::Runtime>>],
         results: &'a mut GpuResults<P::Runtime>,
     ) -> Result<Self, DeviceError> {

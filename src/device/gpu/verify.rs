@@ -15,7 +15,7 @@ use crate::kernels::KernelError;
 use crate::kernels::acceptance::{
     Accept, MAX_COMMITTED, SampledRows, Verify, VerifySequence, accept_workspace_len,
 };
-use crate::kernels::sampling::{LogitRows, RowStats, workspace_len};
+use crate::kernels::sampling::{EditTables, Edits, LogitRows, RowStats, workspace_len};
 use crate::layout::GroupSet;
 use crate::random::Stream;
 use crate::runtime::Runtime;
@@ -26,7 +26,8 @@ const OPERATION: &str = "verify";
 /// Memory that verifications use one after the other.
 #[derive(Debug)]
 pub(super) struct VerificationMemory<R: Runtime> {
-    /// Three tables: the sampling parameters of each row, the verification of each sequence, and the draft tokens.
+    /// The sampling parameters of each row, the verification of each sequence, the draft tokens, and the tables of
+    /// edits.
     tables: StagedTables<R>,
     target_stats: GrowableMemory<R, RowStats>,
     /// The workspace of acceptance. It is not the shared workspace, where sampling left its partial results.
@@ -56,7 +57,7 @@ impl<R: Runtime> Default for VerificationMemory<R> {
 /// Applies each sequence's acceptance rule, and leaves the verdicts in `report`.
 pub(super) fn verify<R: Runtime>(
     context: &Context<R>,
-    logits: &GpuBuffer<R>,
+    logits: &mut GpuBuffer<R>,
     sequences: &[VerifyRows<'_, GpuBuffer<R>>],
     memory: &mut VerificationMemory<R>,
     report: &mut StepReport<R>,
@@ -115,6 +116,11 @@ pub(super) fn verify<R: Runtime>(
     tables.clear();
     let (samplings, device_requests) = (tables.push(&samplings), tables.push(&requests));
     let device_tokens = tables.push(&tokens);
+    let edits = edit_tables(sequences, rows, vocab)?;
+    let edits = edits.map(|edits| {
+        let (rows, offsets) = (tables.push(&edits.rows), tables.push(&edits.offsets));
+        (rows, offsets, tables.push(&edits.edits), tables.push(&edits.masks))
+    });
     tables.upload(context.queue())?;
     let draft_logits = memory.draft_logits.reserve(context.queue(), copied * stride)?;
     let draws = memory.draws.reserve(context.queue(), copied * STATS_WORDS)?;
@@ -122,15 +128,21 @@ pub(super) fn verify<R: Runtime>(
         copy_drafts(context, sequences, draft_logits, draws)?;
     }
     let target_stats = memory.target_stats.reserve(context.queue(), rows)?;
-    let target = || context.input(logits.logits(OPERATION)?, 0..rows * stride);
-    let rows_to_sample = SampledRowRange {
-        vocab,
-        stride,
-        logits: LogitRows::Read(target()?),
-        logit_index: None,
-        starts: None,
-        calibration: None,
+    let values = match &edits {
+        None => LogitRows::Read(context.input(logits.logits(OPERATION)?, 0..rows * stride)?),
+        Some((row_edits, offsets, edits, masks)) => {
+            let (values, _) = logits.logits_and_draws_mut(OPERATION)?;
+            let edits = Edits {
+                rows: tables.view(context.queue(), row_edits)?,
+                offsets: tables.view(context.queue(), offsets)?,
+                edits: tables.view(context.queue(), edits)?,
+                masks: tables.view(context.queue(), masks)?,
+            };
+            LogitRows::Edit(context.output(values, 0..rows * stride)?, edits)
+        }
     };
+    let rows_to_sample =
+        SampledRowRange { vocab, stride, logits: values, logit_index: None, starts: None, calibration: None };
     let samplings = tables.view(context.queue(), &samplings)?;
     sample(context, rows_to_sample, samplings, context.output(target_stats, 0..rows)?)?;
     let draft = match &drafts {
@@ -165,7 +177,10 @@ pub(super) fn verify<R: Runtime>(
             .iter()
             .any(|s| s.rule == Rule::Block && !s.sampling.is_greedy() && !s.draft.is_empty()),
         tokens: tables.view(context.queue(), &device_tokens)?,
-        target: SampledRows { logits: target()?, stats: context.input(target_stats, 0..rows)? },
+        target: SampledRows {
+            logits: context.input(logits.logits(OPERATION)?, 0..rows * stride)?,
+            stats: context.input(target_stats, 0..rows)?,
+        },
         target_partials: Some(context.input(partials, 0..partials_len)?),
         draft,
         workspace: context.view_mut(workspace),
@@ -175,6 +190,21 @@ pub(super) fn verify<R: Runtime>(
         error: Some(error_word(context.queue(), error)?),
     };
     Ok(context.kernels.accept(&context.stream, &args)?)
+}
+
+/// Returns the edits of `rows` rows of logits, unless no sequence has any.
+fn edit_tables<R: Runtime>(
+    sequences: &[VerifyRows<'_, GpuBuffer<R>>],
+    rows: usize,
+    vocab: usize,
+) -> Result<Option<EditTables>, DeviceError> {
+    let mut tables = None;
+    for sequence in sequences {
+        let Some(edits) = sequence.edits.filter(|edits| !edits.is_empty()) else { continue };
+        let tables = tables.get_or_insert_with(|| EditTables::new(rows));
+        tables.push(sequence.first_row, sequence.draft.len() + 1, edits, vocab)?;
+    }
+    Ok(tables)
 }
 
 /// Copies the logits that the sequences' drafts were drawn from, and the statistics of the draws, side by side.

@@ -104,12 +104,82 @@ const _: () = {
     ["Offset of field: FlexdraftRowStats::padding"]
         [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
 };
+/// the repetition penalty: divides a positive logit, multiplies a negative logit
+pub const FLEXDRAFT_EDIT_REPEATED: FlexdraftEditEffect = 1;
+/// subtracts `operand`, then the presence penalty
+pub const FLEXDRAFT_EDIT_GENERATED: FlexdraftEditEffect = 2;
+/// adds `operand`
+pub const FLEXDRAFT_EDIT_BIASED: FlexdraftEditEffect = 4;
+/// sets the logit to −inf
+pub const FLEXDRAFT_EDIT_FORBIDDEN: FlexdraftEditEffect = 8;
+/// The effects of an edit on a logit, in the order in which they act.
+pub type FlexdraftEditEffect = ::core::ffi::c_uint;
+/// An edit: the change of the logit of one id, in some rows of a sequence.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftLogitEdit {
+    pub id: i32,
+    /// the first row that is edited, counted from the sequence's first row
+    pub first_row: u16,
+    /// the last row that is edited, plus 1
+    pub end_row: u16,
+    /// FlexdraftEditEffect, one bit each
+    pub effects: u32,
+    pub operand: f32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftLogitEdit"][::core::mem::size_of::<FlexdraftLogitEdit>() - 16usize];
+    ["Alignment of FlexdraftLogitEdit"][::core::mem::align_of::<FlexdraftLogitEdit>() - 4usize];
+    ["Offset of field: FlexdraftLogitEdit::id"][::core::mem::offset_of!(FlexdraftLogitEdit, id) - 0usize];
+    ["Offset of field: FlexdraftLogitEdit::first_row"]
+        [::core::mem::offset_of!(FlexdraftLogitEdit, first_row) - 4usize];
+    ["Offset of field: FlexdraftLogitEdit::end_row"]
+        [::core::mem::offset_of!(FlexdraftLogitEdit, end_row) - 6usize];
+    ["Offset of field: FlexdraftLogitEdit::effects"]
+        [::core::mem::offset_of!(FlexdraftLogitEdit, effects) - 8usize];
+    ["Offset of field: FlexdraftLogitEdit::operand"]
+        [::core::mem::offset_of!(FlexdraftLogitEdit, operand) - 12usize];
+};
+/// The edits of one row of logits, which act before the row is sampled.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FlexdraftRowEdits {
+    /// the place in `edit_offsets` of the sequence's chunks + 1 offsets; −1: no edits
+    pub first_offset: i32,
+    /// the place in `masks` of the sequence's mask; −1: every id is allowed
+    pub first_word: i32,
+    /// the row, counted from the sequence's first row
+    pub row: i32,
+    /// the repetition penalty, above 0
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub unused: i32,
+}
+#[cfg(target_pointer_width = "64")]
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FlexdraftRowEdits"][::core::mem::size_of::<FlexdraftRowEdits>() - 24usize];
+    ["Alignment of FlexdraftRowEdits"][::core::mem::align_of::<FlexdraftRowEdits>() - 4usize];
+    ["Offset of field: FlexdraftRowEdits::first_offset"]
+        [::core::mem::offset_of!(FlexdraftRowEdits, first_offset) - 0usize];
+    ["Offset of field: FlexdraftRowEdits::first_word"]
+        [::core::mem::offset_of!(FlexdraftRowEdits, first_word) - 4usize];
+    ["Offset of field: FlexdraftRowEdits::row"][::core::mem::offset_of!(FlexdraftRowEdits, row) - 8usize];
+    ["Offset of field: FlexdraftRowEdits::repetition_penalty"]
+        [::core::mem::offset_of!(FlexdraftRowEdits, repetition_penalty) - 12usize];
+    ["Offset of field: FlexdraftRowEdits::presence_penalty"]
+        [::core::mem::offset_of!(FlexdraftRowEdits, presence_penalty) - 16usize];
+    ["Offset of field: FlexdraftRowEdits::unused"]
+        [::core::mem::offset_of!(FlexdraftRowEdits, unused) - 20usize];
+};
 /// The parameters of sampling, with or without the calibrator's correction: logits + W2 · u + b2. Padding rows
 /// (logit_index −1) are skipped; their stats are zero.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FlexdraftSampleParams {
-    /// the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`
+    /// the logits, [logit_rows, logit_stride], f32 or bf16; written if `store`, and by edits
     pub logits: *mut ::core::ffi::c_void,
     /// the index in `logits` of each row, [rows]; null: row r has the logits r
     pub logit_index: *const i32,
@@ -129,6 +199,14 @@ pub struct FlexdraftSampleParams {
     pub partials: *mut f32,
     /// result: the statistics of each row, [rows]
     pub stats: *mut FlexdraftRowStats,
+    /// the edits of each row, [rows]; null: no row is edited; null with a calibrator
+    pub row_edits: *const FlexdraftRowEdits,
+    /// for each chunk of a sequence, and for the end, the place of the first edit in `edits`, [offset_count]
+    pub edit_offsets: *const i32,
+    /// the edits of sequences, by id, then in their order, [edit_count]
+    pub edits: *const FlexdraftLogitEdit,
+    /// masks: bit x % 32 of word x / 32 is set if id x is allowed, [mask_words]
+    pub masks: *const u32,
     /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,
     /// elements from one row of logits to the next: a multiple of 8, at least vocab
@@ -146,11 +224,15 @@ pub struct FlexdraftSampleParams {
     pub store: i32,
     /// 1: `logits` holds the logits that are sampled, without a calibrator or with `store`
     pub logits_current: i32,
+    pub offset_count: i32,
+    pub edit_count: i32,
+    pub mask_words: i32,
+    pub unused: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftSampleParams"][::core::mem::size_of::<FlexdraftSampleParams>() - 128usize];
+    ["Size of FlexdraftSampleParams"][::core::mem::size_of::<FlexdraftSampleParams>() - 176usize];
     ["Alignment of FlexdraftSampleParams"][::core::mem::align_of::<FlexdraftSampleParams>() - 8usize];
     ["Offset of field: FlexdraftSampleParams::logits"]
         [::core::mem::offset_of!(FlexdraftSampleParams, logits) - 0usize];
@@ -172,26 +254,42 @@ const _: () = {
         [::core::mem::offset_of!(FlexdraftSampleParams, partials) - 64usize];
     ["Offset of field: FlexdraftSampleParams::stats"]
         [::core::mem::offset_of!(FlexdraftSampleParams, stats) - 72usize];
+    ["Offset of field: FlexdraftSampleParams::row_edits"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, row_edits) - 80usize];
+    ["Offset of field: FlexdraftSampleParams::edit_offsets"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, edit_offsets) - 88usize];
+    ["Offset of field: FlexdraftSampleParams::edits"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, edits) - 96usize];
+    ["Offset of field: FlexdraftSampleParams::masks"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, masks) - 104usize];
     ["Offset of field: FlexdraftSampleParams::error"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, error) - 80usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, error) - 112usize];
     ["Offset of field: FlexdraftSampleParams::logit_stride"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, logit_stride) - 88usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, logit_stride) - 120usize];
     ["Offset of field: FlexdraftSampleParams::rows"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, rows) - 96usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, rows) - 128usize];
     ["Offset of field: FlexdraftSampleParams::logit_rows"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, logit_rows) - 100usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, logit_rows) - 132usize];
     ["Offset of field: FlexdraftSampleParams::vocab"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, vocab) - 104usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, vocab) - 136usize];
     ["Offset of field: FlexdraftSampleParams::rank"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, rank) - 108usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, rank) - 140usize];
     ["Offset of field: FlexdraftSampleParams::sequences"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, sequences) - 112usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, sequences) - 144usize];
     ["Offset of field: FlexdraftSampleParams::chunks"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, chunks) - 116usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, chunks) - 148usize];
     ["Offset of field: FlexdraftSampleParams::store"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, store) - 120usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, store) - 152usize];
     ["Offset of field: FlexdraftSampleParams::logits_current"]
-        [::core::mem::offset_of!(FlexdraftSampleParams, logits_current) - 124usize];
+        [::core::mem::offset_of!(FlexdraftSampleParams, logits_current) - 156usize];
+    ["Offset of field: FlexdraftSampleParams::offset_count"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, offset_count) - 160usize];
+    ["Offset of field: FlexdraftSampleParams::edit_count"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, edit_count) - 164usize];
+    ["Offset of field: FlexdraftSampleParams::mask_words"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, mask_words) - 168usize];
+    ["Offset of field: FlexdraftSampleParams::unused"]
+        [::core::mem::offset_of!(FlexdraftSampleParams, unused) - 172usize];
 };
 /// vocabulary ids per partial result of sample_rows_*
 pub const FLEXDRAFT_CHUNK: FlexdraftSamplingConstant = 1024;

@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::edits::Edits;
 use crate::runtime::{Element, View, ViewMut};
 
 mod sealed {
@@ -58,6 +59,8 @@ pub enum LogitRows<'a, L> {
     /// The logits, which the calibrated logits replace. Needed if the acceptance rule compares distributions, or if a
     /// row with a calibrator asks for top-k, top-p or min-p.
     Update(ViewMut<'a, L>),
+    /// Edited logits replace the logits, before anything else reads them. Not with a calibration.
+    Edit(ViewMut<'a, L>, Edits<'a>),
 }
 
 impl<L: Element> LogitRows<'_, L> {
@@ -65,7 +68,7 @@ impl<L: Element> LogitRows<'_, L> {
     pub(super) fn len(&self) -> usize {
         match self {
             LogitRows::Read(view) => view.len(),
-            LogitRows::Update(view) => view.len(),
+            LogitRows::Update(view) | LogitRows::Edit(view, _) => view.len(),
         }
     }
 }

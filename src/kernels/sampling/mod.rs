@@ -6,6 +6,10 @@
 //! `logits + W2 u + b2` (FlexDraft, arXiv 2605.20022, "Bonus-guided Calibration"), and rounds them to the stored type. So
 //! the stored logits describe exactly the distribution that a draft is drawn from.
 //!
+//! Edits of logits ([`LogitRows::Edit`]), which are what logit processors change in a row, act first. Edited logits are
+//! stored, so that acceptance reads them too. [`crate::processors`] has the rules; the kernel computes each edit with the
+//! same f32 operations, and rounds the result to the stored type.
+//!
 //! [`crate::sampling`] has the rules and [`crate::random`] the random numbers. A draw is Gumbel-max with one random
 //! number per id. A row's result has the same bits in any batch. Top-k, top-p and min-p keep exactly the ids that
 //! [`warp`](crate::sampling::warp) keeps; weights are in fixed point (units of 2⁻⁴³ of the largest) instead of doubles.
@@ -57,12 +61,14 @@
 //! ```
 
 mod calibration;
+mod edits;
 mod logits;
 mod row;
 
 use std::ptr;
 
 pub use calibration::Calibration;
+pub use edits::{EditTables, Edits, LogitEdit, RowEdits};
 pub use logits::{Logit, LogitKernels, LogitRows};
 pub use row::{RowSampling, RowStats};
 
@@ -238,6 +244,11 @@ impl SampleShape {
         }
         if let Some(calibration) = &args.calibration {
             within(limits::rank(calibration.rank))?;
+            if matches!(args.logits, LogitRows::Edit(..)) {
+                let (what, found) = ("rank", calibration.rank as i64);
+                let supported = "no calibration of edited logits";
+                return Err(KernelError::Unsupported { kernel: KERNEL, what, found, supported });
+            }
         }
         if args.logit_index.is_none() && logit_rows < rows {
             let expected = rows.checked_mul(args.stride);
@@ -261,8 +272,19 @@ impl SampleShape {
         let updated = matches!(args.logits, LogitRows::Update(_)) && args.calibration.is_some();
         let logits = match &args.logits {
             LogitRows::Read(view) => operands.read("logits", view, len, 16)?.cast_mut(),
-            LogitRows::Update(view) => operands.write("logits", view, len, 16)?,
+            LogitRows::Update(view) | LogitRows::Edit(view, _) => operands.write("logits", view, len, 16)?,
         };
+        let (mut row_edits, mut edit_offsets, mut edits, mut masks) =
+            (ptr::null(), ptr::null(), ptr::null(), ptr::null());
+        let (mut offset_count, mut edit_count, mut mask_words) = (0, 0, 0);
+        if let LogitRows::Edit(_, tables) = &args.logits {
+            (offset_count, edit_count, mask_words) =
+                (tables.offsets.len(), tables.edits.len(), tables.masks.len());
+            row_edits = operands.read("row edits", &tables.rows, rows, 4)?.cast();
+            edit_offsets = operands.read("edit offsets", &tables.offsets, offset_count, 4)?;
+            edits = operands.read("edits", &tables.edits, edit_count, 4)?.cast();
+            masks = operands.read("masks", &tables.masks, mask_words, 4)?;
+        }
         let mut optional = |operand, view: &Option<View<'_, i32>>, len: Option<usize>| match view {
             Some(view) => operands.read(operand, view, len.unwrap_or(view.len()), 4),
             None => Ok(ptr::null()),
@@ -295,6 +317,10 @@ impl SampleShape {
             b2,
             partials: operands.workspace("workspace", &args.workspace, needed, 4)?,
             stats: operands.write("stats", &args.stats, rows, 4)?.cast(),
+            row_edits,
+            edit_offsets,
+            edits,
+            masks,
             error: match &args.error {
                 Some(error) => operands.write("error", error, 1, 4)?,
                 None => ptr::null_mut(),
@@ -308,6 +334,10 @@ impl SampleShape {
             chunks: chunks as i32,
             store: i32::from(updated),
             logits_current: i32::from(args.calibration.is_none() || updated),
+            offset_count: operands.i32("edit offsets", offset_count)?,
+            edit_count: operands.i32("edits", edit_count)?,
+            mask_words: operands.i32("mask words", mask_words)?,
+            unused: 0,
         };
         Ok((operands, params))
     }

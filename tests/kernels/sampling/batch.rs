@@ -1,7 +1,7 @@
 //! Batches of rows for the sampling kernels, and a method that runs the kernels on them.
 
 use flexdraft::kernels::sampling::{
-    Calibration, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
+    Calibration, EditTables, Edits, Logit, LogitRows, RowSampling, RowStats, Sample, workspace_len,
 };
 use flexdraft::random::{Purpose, Stream};
 use flexdraft::runtime::SimtOptions;
@@ -82,6 +82,7 @@ pub struct Batch<L> {
     pub rows: Vec<Vec<L>>,
     pub ways: Vec<Way>,
     pub correction: Option<Correction>,
+    pub edits: Option<EditTables>,
 }
 
 /// The results of the sampling kernels: statistics, the logits afterwards, and the error word.
@@ -95,7 +96,7 @@ pub struct Outcome<L> {
 impl<L: Stored> Batch<L> {
     pub fn plain(rows: Vec<Vec<f32>>, ways: Vec<Way>) -> Self {
         let rows: Vec<Vec<L>> = rows.into_iter().map(|row| row.into_iter().map(L::of).collect()).collect();
-        Batch { vocab: rows[0].len(), rows, ways, correction: None }
+        Batch { vocab: rows[0].len(), rows, ways, correction: None, edits: None }
     }
 
     /// Returns a batch with the rows whose indices are in `order`, in that order.
@@ -108,6 +109,7 @@ impl<L: Stored> Batch<L> {
                 hidden: order.iter().map(|&r| correction.hidden[r].clone()).collect(),
                 ..correction.clone()
             }),
+            edits: None,
         }
     }
 
@@ -138,9 +140,20 @@ impl<L: Stored> Batch<L> {
             (c.rank, bench.memory(&c.hidden.concat()), bench.memory(&c.weight), bias)
         });
 
-        let rows = match keep {
-            true => LogitRows::Update(bench.view_mut(&mut logits)),
-            false => LogitRows::Read(bench.view(&logits)),
+        let edits = self.edits.as_ref().map(|tables| {
+            let (rows, offsets) = (bench.memory(&tables.rows), bench.memory(&tables.offsets));
+            (rows, offsets, bench.memory(&tables.edits), bench.memory(&tables.masks))
+        });
+        let edits = edits.as_ref().map(|(rows, offsets, edits, masks)| Edits {
+            rows: bench.view(rows),
+            offsets: bench.view(offsets),
+            edits: bench.view(edits),
+            masks: bench.view(masks),
+        });
+        let rows = match edits {
+            Some(edits) => LogitRows::Edit(bench.view_mut(&mut logits), edits),
+            None if keep => LogitRows::Update(bench.view_mut(&mut logits)),
+            None => LogitRows::Read(bench.view(&logits)),
         };
         let args = Sample {
             vocab: self.vocab,

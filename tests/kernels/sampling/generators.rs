@@ -97,6 +97,7 @@ pub fn batch<L: Stored>(rows: std::ops::Range<usize>, correction: bool) -> impl 
         })
         .prop_map(move |(rows, (vocab, rank, seed, bias))| Batch {
             vocab,
+            edits: None,
             ways: rows.iter().map(|row| row.2).collect(),
             correction: correction.then(|| Correction {
                 rank,

@@ -2,6 +2,7 @@
 //! any batch, order, tiling and schedule.
 
 mod batch;
+mod edits;
 mod generators;
 mod on_the_emulator;
 mod oracle;

@@ -67,10 +67,10 @@ impl Rows for AlteredRows<'_> {
 impl Altered {
     fn verify_one(
         &self,
-        logits: &Buffer,
+        logits: &mut Buffer,
         request: &VerifyRows<'_, Buffer>,
     ) -> Result<SequenceVerdict, DeviceError> {
-        let warped = AlteredRows { logits, request, draft_sampling: request.sampling };
+        let warped = AlteredRows { logits: &*logits, request, draft_sampling: request.sampling };
         if let Alteration::Observe(distances) = &self.alteration {
             note(warped, distances);
         }
@@ -149,7 +149,7 @@ impl Device for Altered {
     fn verify<'a>(
         &'a self,
         tables: StepTables<'a, Buffer>,
-        logits: &Buffer,
+        logits: &mut Buffer,
         results: &'a mut Results,
     ) -> Result<AlteredVerification<'a>, DeviceError> {
         let verdicts: Result<Vec<_>, _> =

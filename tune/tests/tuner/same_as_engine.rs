@@ -84,6 +84,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 first_row: 0,
                 draft: &[],
                 draft_logits: None,
+                edits: None,
                 sampling: &sampling,
                 rule,
                 seed,
@@ -113,7 +114,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
             model.logits(&logits_rows, &mut work, &mut target_logits).unwrap();
             let bonus = tokens[anchor + 1] as usize;
             model.device().edit_row(&mut target_logits, 0, &mut |logits| logits[bonus] = 1e9).unwrap();
-            let mut verification = model.device().verify(tables, &target_logits, &mut results).unwrap();
+            let mut verification = model.device().verify(tables, &mut target_logits, &mut results).unwrap();
             model.draft(drafts, &mut verification, &mut work, &mut logits).unwrap();
             let found = verification.read().unwrap();
             assert_eq!(found.verdicts[0].bonus as usize, bonus);
