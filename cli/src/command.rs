@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArgs;
+use crate::chat::ChatArgs;
 use crate::generate::GenerateArgs;
 use crate::inspect::InspectArgs;
 
@@ -34,6 +35,12 @@ pub enum Command {
     /// Exit codes: 0 for success, 2 for a mistake in the arguments, 1 for any other failure, such as modes that
     /// disagree where they must agree.
     Generate(GenerateArgs),
+    /// Hold a conversation in the terminal
+    ///
+    /// Each line is a message to the model. /reset starts a new conversation, /stats shows numbers on the answers, and
+    /// /quit or Ctrl-D ends. Ctrl-C stops an answer. The model reads the whole conversation again for each answer.
+    /// Answers go to stdout, everything else to stderr.
+    Chat(ChatArgs),
     /// Time the steps of every mode, and compare with what this machine can do
     ///
     /// The command generates no text: it repeats a step after a context of noise. Tokens per second follow from

@@ -1,4 +1,5 @@
-//! The choice `--device auto`: the first GPU, if it can run the model and passes its self-test, or else the CPU.
+//! The device that `--device` names. `auto` is the first GPU, if it can run the model and passes its self-test, or else
+//! the CPU.
 
 use flexdraft::device::gpu::{CublasLt, Gpu, ProductAlgorithms};
 use flexdraft::device::{Device, DeviceError};
@@ -6,7 +7,40 @@ use flexdraft::device_selection::{Chosen, choose};
 use flexdraft::kernels::{ModelShape, supports};
 use flexdraft::runtime::Cuda;
 
-use crate::models::Weights;
+use crate::args::{DeviceChoice, ModelArgs};
+use crate::error::Result;
+use crate::models::{self, Weights};
+use crate::progress::Progress;
+
+/// A command that has loaded its models and runs on a device of any type.
+pub trait Work {
+    fn weights(&self) -> &Weights;
+
+    fn progress(&self) -> &Progress;
+
+    fn run_on(self, device: impl Device) -> Result<()>;
+}
+
+/// Loads a command's models with `load`, and runs the command on the requested device.
+pub fn run<W: Work>(args: &ModelArgs, load: impl FnOnce() -> Result<W>) -> Result<()> {
+    if let DeviceChoice::Cuda(ordinal) = args.device {
+        let gpu = Gpu::cuda_with(ordinal, args.products.into())?;
+        return load()?.run_on(gpu);
+    }
+    let cpu = models::cpu(args.threads, args.dtype.into())?;
+    let work = load()?;
+    if args.device == DeviceChoice::Cpu {
+        return work.run_on(cpu);
+    }
+    let chosen = gpu(work.weights(), args.products.into());
+    if let Some(note) = note(&chosen) {
+        work.progress().note(&note);
+    }
+    match chosen {
+        Chosen::Device(gpu) => work.run_on(gpu),
+        Chosen::Missing | Chosen::Refused(_) => work.run_on(cpu),
+    }
+}
 
 /// Label for results of a device on which a row's result depends on the other rows of the batch.
 pub const NOT_LOSSLESS: &str = "not lossless (--products any)";

@@ -26,6 +26,8 @@ pub enum CliError {
     Usage(String),
     /// A file that an argument names and that could not be read; `what` is the file's purpose.
     ArgumentFile { what: &'static str, path: PathBuf, source: io::Error },
+    /// A failure to read from standard input.
+    Input(io::Error),
     /// A failure to write to standard output.
     Output(io::Error),
     /// Two modes gave different tokens where they must agree.
@@ -59,7 +61,7 @@ impl CliError {
     fn is_users(&self) -> bool {
         match self {
             Self::Usage(_) | Self::ArgumentFile { .. } => true,
-            Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => false,
+            Self::Input(_) | Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => false,
             Self::Library(error) => match error {
                 flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
                 flexdraft::Error::Load(_) | flexdraft::Error::Sampling(_) => true,
@@ -96,6 +98,7 @@ impl fmt::Display for CliError {
             Self::ArgumentFile { what, path, source } => {
                 write!(f, "cannot read {what} {}: {source}", path.display())
             }
+            Self::Input(error) => write!(f, "cannot read from stdin: {error}"),
             Self::Output(error) => write!(f, "cannot write to stdout: {error}"),
             Self::NotLossless(difference) => write!(f, "NOT LOSSLESS: {difference}"),
             Self::Bug(message) => write!(f, "a bug in flexdraft, please report it: {message}"),
@@ -107,7 +110,7 @@ impl std::error::Error for CliError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Library(error) => error.source(),
-            Self::ArgumentFile { source, .. } | Self::Output(source) => Some(source),
+            Self::ArgumentFile { source, .. } | Self::Input(source) | Self::Output(source) => Some(source),
             Self::Usage(_) | Self::NotLossless(_) | Self::Bug(_) => None,
         }
     }

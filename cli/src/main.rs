@@ -2,12 +2,17 @@
 
 mod args;
 mod bench;
+mod chat;
 mod command;
 mod device;
 mod error;
 mod generate;
 mod inspect;
 mod models;
+mod progress;
+mod request;
+mod run;
+mod surface;
 mod template;
 mod text;
 
@@ -48,6 +53,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => generate::generate(&cli.generate),
         Some(Command::Generate(args)) => generate::generate(args),
+        Some(Command::Chat(args)) => chat::chat(args),
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Inspect(args)) => inspect::inspect(args),
     }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{Device, Precision};
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::LoadWarning;
 use flexdraft::model::forward::Model;
 use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
+use flexdraft::model::{LoadWarning, ModelConfig};
 use flexdraft::tensor::Tensor;
 
-use crate::args::{DrafterSource, ModeChoice};
+use crate::args::{DecodingArgs, DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
+use crate::progress::Progress;
 
 /// Path of the bundled pair of target and drafter in the repository.
 const BUNDLED: &str = "demo/tiny";
@@ -25,6 +26,29 @@ const RANDOM_RANK: usize = 512;
 
 /// Seed of random drafters, fixed so that they are the same in every run.
 const RANDOM_SEED: u64 = 0;
+
+/// Memory for the KV cache, in bytes; a single sample of `generate` may need more.
+pub const CACHE_BYTES: usize = 4 << 30;
+
+/// Returns the bytes of KV cache per token, at least 1.
+pub fn cache_bytes_a_token(config: &ModelConfig) -> usize {
+    let attention = config.attention;
+    [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
+        .into_iter()
+        .fold(1, usize::saturating_mul)
+        .max(1)
+}
+
+/// Replaces the context of a model by the requested one.
+pub fn set_context(args: &DecodingArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
+    let Some(context) = args.context else { return Ok(()) };
+    let own = std::mem::replace(&mut config.context_len, context.get());
+    config.validate()?;
+    if context.get() > own {
+        progress.warn(&format!("--context {context} is longer than the model's context of {own} positions"));
+    }
+    Ok(())
+}
 
 /// The requested pair of target and drafter.
 #[derive(Debug)]

@@ -61,7 +61,7 @@ impl Conversation<'_> {
                     progress.note("A new conversation begins.");
                 }
                 "/stats" => self.show_stats(last.as_ref(), &all, progress),
-                command if command.starts_with('/') => {
+                command if looks_like_a_command(command) => {
                     progress.note(&format!("{command} is no command. {HELP}"));
                 }
                 text => {
@@ -134,6 +134,12 @@ impl Conversation<'_> {
         progress.note(&format!("last answer: {}", last.line()));
         progress.note(&format!("{} answers: {}", all.answers(), all.line()));
     }
+}
+
+/// Returns whether a line is a slash and letters. Others, such as comments and paths, are messages.
+fn looks_like_a_command(line: &str) -> bool {
+    let name = line.strip_prefix('/');
+    name.is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphabetic()))
 }
 
 /// Writes an answer to stdout as it grows.

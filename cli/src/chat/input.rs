@@ -49,7 +49,10 @@ fn read_line(input: &mut impl BufRead) -> io::Result<Input> {
         let ended = taken == 0;
         input.consume(taken);
         if line.len() > LINE_LIMIT {
-            return Err(io::Error::new(ErrorKind::InvalidData, format!("a line has more than {LINE_LIMIT} bytes")));
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                format!("a line has more than {LINE_LIMIT} bytes"),
+            ));
         }
         if ended && line.is_empty() {
             return Ok(Input::End);

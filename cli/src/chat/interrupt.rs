@@ -15,7 +15,6 @@ pub fn take_interrupt() -> bool {
     INTERRUPTED.swap(false, Ordering::Relaxed)
 }
 
-
 #[cfg(unix)]
 mod unix {
     use std::sync::atomic::Ordering;

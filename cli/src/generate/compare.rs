@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use flexdraft::decode::StepRecord;
 
-use super::run::{Sample, mean};
 use crate::args::ModeChoice;
 use crate::error::Result;
+use crate::run::{Sample, mean};
 
 /// Total time up to which short runs are repeated; the fastest run counts.
 const MEASURING_TIME: Duration = Duration::from_millis(250);

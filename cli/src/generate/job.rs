@@ -5,12 +5,11 @@ use flexdraft::device::Device;
 use flexdraft::model::ModelConfig;
 
 use super::args::GenerateArgs;
-use super::run::{self, Observer};
 use crate::error::{CliError, Result};
+use crate::models::{CACHE_BYTES, cache_bytes_a_token};
+use crate::request;
+use crate::run::{self, Observer};
 use crate::text::TextOptions;
-
-/// Memory for the KV cache, in bytes; a single sample may need more. Samples that do not fit wait.
-const CACHE_BYTES: usize = 4 << 30;
 
 /// The seeds of the samples, one per sample.
 #[derive(Clone, Copy, Debug)]
@@ -68,17 +67,8 @@ impl Job<'_> {
     }
 
     fn request(&self, seed: u64) -> Request {
-        let args = self.args;
-        Request {
-            stop_ids: self.stop_ids.clone(),
-            sampling: args.sampling.params(),
-            rule: args.decoding.rule.into(),
-            seed,
-            block_size: args.decoding.block_size,
-            confidence: args.decoding.confidence(),
-            record: true,
-            ..Request::new(self.prompt_ids.clone(), args.decoding.max_new_tokens)
-        }
+        let Self { args, prompt_ids, stop_ids, .. } = self;
+        request::request(&args.decoding, &args.sampling, prompt_ids.clone(), stop_ids, seed)
     }
 }
 
@@ -95,12 +85,7 @@ pub fn cache_tokens(
     let longest =
         prompt_len.saturating_add(max_new_tokens).min(config.context_len).saturating_add(block_size);
     let sequence = longest.div_ceil(page_size).saturating_mul(page_size);
-    let attention = config.attention;
-    let bytes_a_token = [2, config.layers, attention.kv_heads, attention.head_dim, size_of::<f32>()]
-        .into_iter()
-        .fold(1, usize::saturating_mul)
-        .max(1);
-    sequence.saturating_mul(batch).min(CACHE_BYTES / bytes_a_token).max(sequence)
+    sequence.saturating_mul(batch).min(CACHE_BYTES / cache_bytes_a_token(config)).max(sequence)
 }
 
 #[cfg(test)]

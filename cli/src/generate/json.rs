@@ -8,9 +8,9 @@ use std::io::Write;
 use flexdraft::decode::{BlockRecord, Finish, StepRecord};
 use serde::Serialize;
 
-use super::progress::Progress;
-use super::run::{Observer, Sample};
 use crate::error::{CliError, Result};
+use crate::progress::Progress;
+use crate::run::{Observer, Sample};
 
 #[derive(Serialize)]
 struct Line<'a> {

@@ -4,10 +4,8 @@ mod args;
 mod compare;
 mod job;
 mod json;
-mod progress;
 mod prompt;
 mod report;
-mod run;
 mod stream;
 
 use std::io::{self, Write};
@@ -16,46 +14,27 @@ use std::sync::Arc;
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Engine, EngineOptions};
 use flexdraft::device::Device;
-use flexdraft::device::gpu::Gpu;
-use flexdraft::device_selection::Chosen;
 use flexdraft::layout::MAX_BLOCK_SIZE;
-use flexdraft::model::ModelConfig;
 
 pub use self::args::GenerateArgs;
 use self::compare::{MODES, Measured};
 use self::job::{Job, Seeds, cache_tokens};
 use self::json::JsonLines;
-use self::progress::Progress;
 use self::prompt::{BUNDLED_PROMPT, Prompt};
 use self::report::{Facts, Verdict};
-use self::run::{Collect, Sample};
-use self::stream::{Streamer, Surface};
-use crate::args::{DecodingArgs, DeviceChoice, ModeChoice, ModelArgs};
-use crate::device::{self, label};
+use self::stream::Streamer;
+use crate::args::ModeChoice;
+use crate::device::{self, Work, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, Pair, Weights};
+use crate::progress::Progress;
+use crate::run::{Collect, Sample};
+use crate::surface::Surface;
 use crate::text::TextOptions;
 
 /// Runs the command `flexdraft generate`.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let ModelArgs { device, products, .. } = args.model;
-    if let DeviceChoice::Cuda(ordinal) = device {
-        let gpu = Gpu::cuda_with(ordinal, products.into())?;
-        return Loaded::new(args)?.run_on(gpu);
-    }
-    let cpu = models::cpu(args.model.threads, args.model.dtype.into())?;
-    let loaded = Loaded::new(args)?;
-    if device == DeviceChoice::Cpu {
-        return loaded.run_on(cpu);
-    }
-    let chosen = device::gpu(&loaded.weights, products.into());
-    if let Some(note) = device::note(&chosen) {
-        loaded.progress.note(&note);
-    }
-    match chosen {
-        Chosen::Device(gpu) => loaded.run_on(gpu),
-        Chosen::Missing | Chosen::Refused(_) => loaded.run_on(cpu),
-    }
+    device::run(&args.model, || Loaded::new(args))
 }
 
 /// The loaded models and requests, before a device is chosen.
@@ -76,7 +55,7 @@ impl<'a> Loaded<'a> {
         let progress = Progress::loading(&pair.target);
         let mut weights = pair.load(args.decoding.block_size)?;
         weights.warnings().for_each(|warning| progress.warn(&warning.to_string()));
-        set_context(&args.decoding, &mut weights.target.config, &progress)?;
+        models::set_context(&args.decoding, &mut weights.target.config, &progress)?;
         let (tokenizer, unreadable) = prompt::tokenizer(args, &pair, weights.target.config.vocab_size)?;
         if let Some(error) = unreadable {
             progress.warn(&format!("there is no text to show: {error}"));
@@ -84,18 +63,6 @@ impl<'a> Loaded<'a> {
         let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref(), &progress)?;
         let text = TextOptions::new(tokenizer.map(Arc::new), &args.decoding.stop)?;
         Ok(Self { args, seeds, pair, progress, weights, text, prompt })
-    }
-
-    fn run_on(self, device: impl Device) -> Result<()> {
-        let (json, prompt) = (self.args.json, self.prompt.text.clone());
-        let surface = Surface::of_stdout();
-        let notes = self.notes(surface);
-        let session = Session::new(self, device)?;
-        if json {
-            return session.json();
-        }
-        notes.iter().for_each(|note| session.progress.note(note));
-        session.show(surface, prompt.as_deref())
     }
 
     /// Returns remarks for the user about the model and its text.
@@ -117,15 +84,26 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// Replaces the context of a model by the requested one.
-fn set_context(args: &DecodingArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
-    let Some(context) = args.context else { return Ok(()) };
-    let own = std::mem::replace(&mut config.context_len, context.get());
-    config.validate()?;
-    if context.get() > own {
-        progress.warn(&format!("--context {context} is longer than the model's context of {own} positions"));
+impl Work for Loaded<'_> {
+    fn weights(&self) -> &Weights {
+        &self.weights
     }
-    Ok(())
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn run_on(self, device: impl Device) -> Result<()> {
+        let (json, prompt) = (self.args.json, self.prompt.text.clone());
+        let surface = Surface::of_stdout();
+        let notes = self.notes(surface);
+        let session = Session::new(self, device)?;
+        if json {
+            return session.json();
+        }
+        notes.iter().for_each(|note| session.progress.note(note));
+        session.show(surface, prompt.as_deref())
+    }
 }
 
 /// An engine and its requests.

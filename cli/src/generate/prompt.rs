@@ -3,9 +3,9 @@
 use flexdraft::model::{ChatMessage, LoadError, Tokenizer};
 
 use super::args::GenerateArgs;
-use super::progress::Progress;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
+use crate::progress::Progress;
 use crate::template::{Template, read_text};
 
 /// The default prompt for the bundled model, whose training text was Rust's SIMD intrinsics.

@@ -198,8 +198,8 @@ fn wrapped(words: &[String], max_lines: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::run::Sample;
     use super::*;
+    use crate::run::Sample;
 
     #[test]
     fn a_broken_promise_is_loud() {

@@ -1,11 +1,14 @@
 //! Tests of the command `flexdraft`, which run the command as its users do.
 
 mod bench;
+mod chat;
 mod common;
 mod json_lines;
 mod loading;
 mod prompting;
 #[cfg(target_os = "linux")]
 mod stand_in;
+#[cfg(unix)]
+mod terminal;
 mod text;
 mod usage;

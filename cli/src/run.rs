@@ -89,6 +89,11 @@ pub trait Observer {
         Ok(())
     }
 
+    /// Returns whether the run must end now. Its samples are then complete as they are, without a [`Finish`].
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+
     /// Receives a sample that is complete, and the end of its text that no commit had. Samples of a batch finish in any
     /// order.
     fn finished(&mut self, sample: Sample, rest: &str) -> Result<()>;
@@ -140,6 +145,13 @@ pub fn run<D: Device>(
         if running.is_empty() {
             return Ok(());
         }
+        if observer.is_cancelled() {
+            for (id, (sample, text)) in running {
+                engine.cancel(id);
+                finish(sample, text, observer)?;
+            }
+            return Ok(());
+        }
         let start = Instant::now();
         let mut reports = engine.step()?;
         let seconds = start.elapsed().as_secs_f64();
@@ -163,21 +175,26 @@ pub fn run<D: Device>(
             if !texts.is_empty() {
                 observer.committed(sample, &texts, accepted)?;
             }
-            let finish = if text.is_stopped() {
+            let end = if text.is_stopped() {
                 engine.cancel(report.id);
                 Finish::Stop
             } else {
-                let Some(finish) = report.finish.take() else { continue };
-                finish
+                let Some(end) = report.finish.take() else { continue };
+                end
             };
             let Some((mut sample, text)) = running.remove(&report.id) else { continue };
-            if let Finish::Failed(error) = finish {
+            if let Finish::Failed(error) = end {
                 return Err(CliError::from(error));
             }
-            sample.finish = Some(finish);
-            let rest = text.finish()?;
-            sample.text.push_str(&rest);
-            observer.finished(sample, &rest)?;
+            sample.finish = Some(end);
+            finish(sample, text, observer)?;
         }
     }
+}
+
+/// Ends a sample with the text that no commit had.
+fn finish(mut sample: Sample, text: Text, observer: &mut dyn Observer) -> Result<()> {
+    let rest = text.finish()?;
+    sample.text.push_str(&rest);
+    observer.finished(sample, &rest)
 }
