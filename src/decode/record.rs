@@ -1,6 +1,7 @@
 //! The results that a step reports for a request.
 
 use super::error::DecodeError;
+use super::logprobs::TokenLogprobs;
 use super::request::RequestId;
 
 /// The reason why a request ended.
@@ -22,6 +23,8 @@ pub struct Committed {
     pub id: RequestId,
     /// New tokens of the output, in order. Empty while the engine reads a long prompt.
     pub tokens: Vec<u32>,
+    /// The log-probabilities of each of `tokens`, if the request asked for them.
+    pub logprobs: Vec<TokenLogprobs>,
     /// The reason for the end, if the request ended with this step. The engine no longer has the request
     /// then.
     pub finish: Option<Finish>,

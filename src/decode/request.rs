@@ -71,6 +71,10 @@ pub struct Request {
     pub logits_hook: Option<Box<dyn LogitsHook>>,
     /// A source of draft tokens that replace the drafter's.
     pub proposer: Option<Box<dyn Proposer>>,
+    /// The number of likeliest tokens whose log-probabilities steps report with every committed token, which may be 0;
+    /// `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on a
+    /// GPU, one more wait per row.
+    pub logprobs: Option<usize>,
     /// Whether steps report a [`StepRecord`](super::StepRecord). The last step of a recorded request drafts
     /// once more, so that its record is complete; outputs do not depend on it.
     pub record: bool,
@@ -92,6 +96,7 @@ impl Request {
             confidence: Confidence::default(),
             logits_hook: None,
             proposer: None,
+            logprobs: None,
             record: false,
         }
     }
@@ -143,6 +148,7 @@ impl std::fmt::Debug for Request {
             .field("confidence", &self.confidence)
             .field("logits_hook", &self.logits_hook.is_some())
             .field("proposer", &self.proposer.is_some())
+            .field("logprobs", &self.logprobs)
             .field("record", &self.record)
             .finish()
     }

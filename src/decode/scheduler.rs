@@ -50,7 +50,13 @@ impl<B> Scheduler<B> {
     pub(super) fn add(&mut self, sequence: Sequence<B>) {
         if sequence.max_len == sequence.tokens.len() {
             let (id, finish) = (sequence.id, Some(Finish::Length));
-            self.finished.push(Committed { id, tokens: Vec::new(), finish, record: None });
+            self.finished.push(Committed {
+                id,
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                finish,
+                record: None,
+            });
         } else {
             self.waiting.push_back(sequence);
         }
@@ -229,7 +235,13 @@ impl<B> Scheduler<B> {
             if itself && index == 0 {
                 let finish = Some(Finish::Failed(self.exhausted(needed)));
                 let tokens = Vec::new();
-                self.finished.push(Committed { id: youngest.id, tokens, finish, record: None });
+                self.finished.push(Committed {
+                    id: youngest.id,
+                    tokens,
+                    logprobs: Vec::new(),
+                    finish,
+                    record: None,
+                });
             } else {
                 self.waiting.push_front(youngest);
             }
@@ -249,8 +261,10 @@ impl<B> Scheduler<B> {
         let mut tokens = outcome.committed;
         let finish = if tokens.is_empty() { None } else { sequence.cut(&mut tokens) };
         sequence.tokens.extend_from_slice(&tokens);
+        let mut logprobs = outcome.logprobs;
+        logprobs.truncate(tokens.len());
         self.pages.shrink(&mut sequence.pages, sequence.cached);
-        Committed { id: sequence.id, tokens, finish, record: outcome.record }
+        Committed { id: sequence.id, tokens, logprobs, finish, record: outcome.record }
     }
 
     fn exhausted(&self, needed: usize) -> DecodeError {

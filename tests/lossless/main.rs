@@ -9,6 +9,7 @@ mod every_mode;
 mod greedy;
 mod independence;
 mod logits_hook;
+mod logprobs;
 mod match_equals_ar;
 mod official_fixtures;
 mod pass_invariance;
@@ -16,6 +17,7 @@ mod policy_views;
 mod processors;
 mod same_drafter;
 mod sampled;
+mod sampling_limits;
 #[path = "../support/mod.rs"]
 mod support;
 mod warping;

@@ -33,6 +33,9 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         for (draw, verdict) in self.step.layout.draws.iter().zip(found.verdicts) {
             drawn[draw.plan].verdict = Some(verdict);
         }
+        for (draw, rows) in self.step.layout.draws.iter().zip(std::mem::take(&mut self.step.raw_logits)) {
+            drawn[draw.plan].raw_logits = rows;
+        }
         self.keep(&drafting, found.drafts, &mut drawn);
 
         let missed = self.missed(&drawn);
@@ -102,7 +105,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     /// Returns the draws whose sequences want a draft and have none.
     fn missed(&self, drawn: &[DrawnTokens<D::Buffer>]) -> Vec<Draw> {
         let misses = |&draw: &Draw| {
-            let DrawnTokens { verdict, draft } = &drawn[draw.plan];
+            let DrawnTokens { verdict, draft, .. } = &drawn[draw.plan];
             draft.is_none() && verdict.is_some_and(|verdict| self.wants_draft(draw, verdict))
         };
         self.step.layout.draws.iter().copied().filter(misses).collect()
@@ -145,7 +148,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     ) {
         let vocab_size = self.step.model.config().vocab_size;
         for (groups, slots) in drafting.iter().zip(drafts) {
-            let DrawnTokens { verdict, draft } = &mut drawn[groups.draw.plan];
+            let DrawnTokens { verdict, draft, .. } = &mut drawn[groups.draw.plan];
             let Some(verdict) = *verdict else { continue };
             if !groups.has(verdict.accepted) || !self.wants_draft(groups.draw, verdict) {
                 continue;

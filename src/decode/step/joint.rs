@@ -22,6 +22,8 @@ pub(super) struct Step<'a, D: Device> {
     pub(super) layout: &'a StepLayout<'a>,
     /// The next free places for drafts that the layout does not have.
     pub(super) places: DraftPlaces,
+    /// The raw logits of each draw's rows, if its request asked for log-probabilities.
+    pub(super) raw_logits: Vec<Vec<Vec<f32>>>,
     /// Everything that the device takes from the host.
     pub(super) tables: StepTables<'a, D::Buffer>,
 }
@@ -49,10 +51,20 @@ impl<'a, D: Device> Step<'a, D> {
         tables: D::Tables<'a>,
         results: &'a mut D::Results,
     ) -> Result<D::Verification<'a>, DecodeError> {
-        let Self { model, work, target_logits, next_drafts, sequences, plans, layout, .. } = self;
+        let Self { model, work, target_logits, next_drafts, sequences, plans, layout, raw_logits, .. } = self;
         let logits = if layout.joined { next_drafts } else { target_logits };
         model.logits(&layout.logits_rows, work, logits)?;
 
+        for draw in &layout.draws {
+            let plan = &plans[draw.plan];
+            let mut rows = Vec::new();
+            if sequences[plan.sequence].request.logprobs.is_some() {
+                for row in draw.first_logits..=draw.first_logits + plan.verify_len {
+                    model.device().edit_row(logits, row, &mut |row| rows.push(row.to_vec()))?;
+                }
+            }
+            raw_logits.push(rows);
+        }
         for draw in &layout.draws {
             let plan = &plans[draw.plan];
             let sequence = &sequences[plan.sequence];

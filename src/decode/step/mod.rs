@@ -72,8 +72,19 @@ fn draw<D: Device>(
         drafting: apart.as_ref().map(|(apart, drafts)| (apart.pass(), draft_tables(&apart.groups, drafts))),
     };
     let layout = &layout;
-    let mut step =
-        Step { model, cache, work, target_logits, next_drafts, sequences, plans, layout, places, tables };
+    let mut step = Step {
+        model,
+        cache,
+        work,
+        target_logits,
+        next_drafts,
+        sequences,
+        plans,
+        layout,
+        places,
+        raw_logits: Vec::new(),
+        tables,
+    };
     let tables = step.forward()?;
     if layout.draws.is_empty() {
         return Ok(plans.iter().map(|_| DrawnTokens::nothing()).collect());

@@ -1,6 +1,7 @@
 //! The outcome of a step for one sequence.
 
 use super::plan::SequencePlan;
+use crate::decode::logprobs::TokenLogprobs;
 use crate::decode::record::{BlockRecord, Record, StepRecord};
 use crate::decode::sequence::{PendingDraft, Sequence, Work};
 use crate::device::SequenceVerdict;
@@ -11,6 +12,8 @@ pub(in crate::decode) struct Outcome<B> {
     pub(in crate::decode) kept: usize,
     /// The new tokens: the accepted drafts and the bonus token. Empty if no token was drawn.
     pub(in crate::decode) committed: Vec<u32>,
+    /// The log-probabilities of the new tokens, if the request asked for them.
+    pub(in crate::decode) logprobs: Vec<TokenLogprobs>,
     pub(in crate::decode) draft: Option<PendingDraft<B>>,
     pub(in crate::decode) record: Option<Record>,
 }
@@ -21,24 +24,31 @@ pub(super) struct DrawnTokens<B> {
     pub(super) verdict: Option<SequenceVerdict>,
     /// The next block, if it was drafted.
     pub(super) draft: Option<PendingDraft<B>>,
+    /// The raw logits of the target's rows, if the request asked for log-probabilities.
+    pub(super) raw_logits: Vec<Vec<f32>>,
 }
 
 impl<B> DrawnTokens<B> {
     /// Tokens that were not drawn.
     pub(super) fn nothing() -> Self {
-        Self { verdict: None, draft: None }
+        Self { verdict: None, draft: None, raw_logits: Vec::new() }
     }
 
     /// Returns the outcome of `plan` for `sequence`.
     pub(super) fn outcome(self, sequence: &Sequence<B>, plan: &SequencePlan) -> Outcome<B> {
-        let Self { verdict, draft } = self;
+        let Self { verdict, draft, raw_logits } = self;
         let Some(verdict) = verdict else {
-            return Outcome { kept: plan.rows(), committed: Vec::new(), draft: None, record: None };
+            let (committed, logprobs) = (Vec::new(), Vec::new());
+            return Outcome { kept: plan.rows(), committed, logprobs, draft: None, record: None };
         };
         let record = sequence.request.record.then(|| record(sequence, plan, verdict, draft.as_ref()));
+        let committed = sequence.committed(verdict);
+        let count = sequence.request.logprobs.unwrap_or(0);
+        let of_row = |(row, &token): (&Vec<f32>, &u32)| TokenLogprobs::of(row, token, count);
         Outcome {
             kept: plan.certain() + verdict.accepted + 1,
-            committed: sequence.committed(verdict),
+            logprobs: raw_logits.iter().zip(&committed).map(of_row).collect(),
+            committed,
             draft,
             record,
         }
