@@ -7,8 +7,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flexdraft::acceptance::Rule;
 use flexdraft::device::cpu::{Cpu, CpuBuffer, CpuOptions, InstructionSet};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, Device, DraftRows, DraftSelection, DraftTables, LinearPart, Precision,
-    QkTransform, Rope, RowKind, SequenceVerdict, SlotRows, StepTables, Verification,
+    AttentionRows, AttentionShape, Corrections, Device, DraftRows, DraftSelection, DraftTables, LinearPart,
+    Precision, QkTransform, Rope, RowKind, SequenceVerdict, SlotRows, StepTables, Verification,
 };
 use flexdraft::layout::{GroupSet, Pass, SequenceRows};
 use flexdraft::sampling::SamplingParams;
@@ -143,7 +143,7 @@ fn sampling(criterion: &mut Criterion) {
                     let mut verification = device.verified(vec![verdict], &mut results);
                     let drafts = DraftTables { drafts: std::slice::from_ref(&draft), rows };
                     let selection = verification.select_drafts(drafts).expect("a group");
-                    selection.draft(None, black_box(&mut logits))
+                    selection.draft(Corrections::NONE, black_box(&mut logits))
                 });
             });
         }

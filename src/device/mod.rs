@@ -46,7 +46,10 @@ use std::ops::Range;
 
 pub use drafts::{DraftLogits, DraftRows, DraftToken, SlotRows};
 pub use error::DeviceError;
-pub use operands::{AttentionRows, CalibratorOutput, LinearPart, Precision, QkTransform, Rope};
+pub use operands::{
+    AttentionRows, CalibratorOutput, Chain, ChainScores, Corrections, LinearPart, Precision, QkTransform,
+    Rope,
+};
 pub use step::{DraftTables, DraftingPass, StepTables};
 pub use verdicts::{SequenceVerdict, StepResults, VerifyRows};
 
@@ -414,7 +417,7 @@ pub trait Verification<D: Device + ?Sized> {
 ///
 /// ```no_run
 /// # use flexdraft::device::{
-/// #     Device, DeviceError, DraftSelection, DraftTables, StepResults, Verification,
+/// #     Corrections, Device, DeviceError, DraftSelection, DraftTables, StepResults, Verification,
 /// # };
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
@@ -422,7 +425,7 @@ pub trait Verification<D: Device + ?Sized> {
 ///     logits: &mut D::Buffer,
 /// ) -> Result<StepResults, DeviceError> {
 ///     let selection = verification.select_drafts(drafts)?;
-///     selection.draft(None, logits)?;
+///     selection.draft(Corrections::NONE, logits)?;
 ///     verification.read()
 /// }
 /// ```
@@ -430,22 +433,22 @@ pub trait Verification<D: Device + ?Sized> {
 /// Each draft is drawn once,
 ///
 /// ```compile_fail,E0382
-/// # use flexdraft::device::{Device, DeviceError, DraftSelection, DraftTables, Verification};
+/// # use flexdraft::device::{Corrections, Device, DeviceError, DraftSelection, DraftTables, Verification};
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
 ///     drafts: DraftTables<'_>,
 ///     logits: &mut D::Buffer,
 /// ) -> Result<(), DeviceError> {
 ///     let selection = verification.select_drafts(drafts)?;
-///     selection.draft(None, logits)?;
-///     selection.draft(None, logits)
+///     selection.draft(Corrections::NONE, logits)?;
+///     selection.draft(Corrections::NONE, logits)
 /// }
 /// ```
 ///
 /// and before the results are read:
 ///
 /// ```compile_fail,E0499
-/// # use flexdraft::device::{Device, DeviceError, DraftSelection, DraftTables, Verification};
+/// # use flexdraft::device::{Corrections, Device, DeviceError, DraftSelection, DraftTables, Verification};
 /// fn draft<D: Device>(
 ///     verification: &mut D::Verification<'_>,
 ///     drafts: DraftTables<'_>,
@@ -453,7 +456,7 @@ pub trait Verification<D: Device + ?Sized> {
 /// ) -> Result<(), DeviceError> {
 ///     let selection = verification.select_drafts(drafts)?;
 ///     let results = verification.read()?;
-///     selection.draft(None, logits)
+///     selection.draft(Corrections::NONE, logits)
 /// }
 /// ```
 pub trait DraftSelection<D: Device + ?Sized> {
@@ -464,12 +467,17 @@ pub trait DraftSelection<D: Device + ?Sized> {
     /// Writes row `bonus` of `table` for each draft to `out`, which is resized.
     fn embed_bonus(&self, table: &D::Linear, out: &mut D::Buffer) -> Result<(), DeviceError>;
 
-    /// Samples the drafts from `logits`: one token per row, draft after draft. If there is a calibrator, it
-    /// corrects the selected rows first. The logits keep the values that were sampled from, for the
-    /// [verification](Device::verify) of the drafts.
+    /// Corrects the selected rows of `logits`, and samples the drafts from them: one token per row, draft after
+    /// draft. The logits keep the values that were sampled from, for the [verification](Device::verify) of the
+    /// drafts: after a [`Chain`], −∞ for every id that was not scored.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if an operand does not fit, or for a chain on a device without
+    /// [chains](Device::chains_drafts).
     fn draft(
         self,
-        calibration: Option<CalibratorOutput<'_, D::Buffer, D::Linear>>,
+        corrections: Corrections<'_, D::Buffer, D::Linear>,
         logits: &mut D::Buffer,
     ) -> Result<(), DeviceError>;
 }

@@ -76,3 +76,54 @@ pub struct CalibratorOutput<'a, B, L> {
     /// The layer with weight W2 and bias b2.
     pub output: &'a L,
 }
+
+/// The weights and rows that chain the slots of a draft (Chained Calibration): s_j(x) = ℓ_j(x) + score(t_{j−1}, x) for
+/// the K likeliest ids x of slot j, where t_{j−1} is the token of the slot before, or the bonus token for slot 1.
+#[derive(Debug)]
+pub struct Chain<'a, B, L> {
+    /// The two halves of the score.
+    pub scores: ChainScores<'a, B, L>,
+    /// K: the number of ids of a slot that are scored. A vocabulary of fewer ids is scored whole.
+    pub top_k: usize,
+    /// The token embedding `[vocab, hidden]`.
+    pub embed: &'a L,
+}
+
+/// The score of token x after token t, in f32 and not rounded again.
+#[derive(Debug)]
+pub enum ChainScores<'a, B, L> {
+    /// `(A · embed(t)) · (B · embed(x))`.
+    Pair {
+        /// A `[r, hidden]`.
+        before: &'a L,
+        /// B `[r, hidden]`.
+        after: &'a L,
+    },
+    /// `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`.
+    Hidden {
+        /// The final-normed hidden row h_j of each selected slot, draft after draft.
+        rows: &'a B,
+        /// The half of W1 that multiplies embed(t), `[r, hidden]`.
+        before_half: &'a L,
+        /// The half of W1 that multiplies h_j, `[r, hidden]`.
+        hidden_half: &'a L,
+        /// W2 `[hidden, r]`.
+        output: &'a L,
+        /// The output projection `[vocab, hidden]`.
+        lm_head: &'a L,
+    },
+}
+
+/// What is added to the logits of a draft's slots before their tokens are drawn; each part is optional.
+#[derive(Debug)]
+pub struct Corrections<'a, B, L> {
+    /// The last layer of the calibrator (Bonus-guided Calibration).
+    pub calibration: Option<CalibratorOutput<'a, B, L>>,
+    /// The chain, which corrects the calibrated logits of each slot by the token before it.
+    pub chain: Option<Chain<'a, B, L>>,
+}
+
+impl<B, L> Corrections<'_, B, L> {
+    /// No correction: slots are drawn from the logits of the LM head.
+    pub const NONE: Self = Self { calibration: None, chain: None };
+}

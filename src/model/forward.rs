@@ -8,10 +8,12 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::config::rope::no_rotation;
-use super::weights::{AttentionWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights};
+use super::weights::{
+    AttentionWeights, ChainKind, ChainWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
+};
 use crate::device::{
-    AttentionRows, CalibratorOutput, Device, DeviceError, DraftSelection, DraftTables, DraftingPass,
-    LinearPart, QkTransform, Rope, RowKind, SlotRows, StepTables, Verification,
+    AttentionRows, CalibratorOutput, Chain, ChainScores, Corrections, Device, DeviceError, DraftSelection,
+    DraftTables, DraftingPass, LinearPart, QkTransform, Rope, RowKind, SlotRows, StepTables, Verification,
 };
 
 /// A target on a device, with or without a drafter, ready to run.
@@ -47,6 +49,7 @@ struct Drafter<D: Device> {
     attention: Vec<Attention<D>>,
     mask_embedding: D::Vector,
     calibrator: Option<Calibrator<D>>,
+    chain: Option<ChainLayers<D>>,
 }
 
 /// The weights of the calibrator on the device. W1 is split into two halves: the half for the bonus token includes b1
@@ -56,6 +59,17 @@ struct Calibrator<D: Device> {
     bonus_half: D::Linear,
     hidden_half: D::Linear,
     output: D::Linear,
+}
+
+/// The layers of a chain on the device, which correct the logits of each slot by the token before it.
+struct ChainLayers<D: Device> {
+    top_k: usize,
+    scores: ScoreLayers<D>,
+}
+
+enum ScoreLayers<D: Device> {
+    Pair { before: D::Linear, after: D::Linear },
+    Hidden { before_half: D::Linear, hidden_half: D::Linear, output: D::Linear },
 }
 
 /// Buffers for the activations of a pass, reused from step to step.
@@ -148,7 +162,51 @@ impl<D: Device> Drafter<D> {
                 .collect::<Result<_, _>>()?,
             mask_embedding: device.new_vector(&weights.mask_embedding)?,
             calibrator,
+            chain: weights
+                .chain
+                .as_ref()
+                .map(|chain| ChainLayers::new(device, chain, hidden_size))
+                .transpose()?,
         })
+    }
+}
+
+impl<D: Device> ChainLayers<D> {
+    fn new(device: &D, weights: &ChainWeights, hidden_size: usize) -> Result<Self, DeviceError> {
+        let scores = match weights.config.kind {
+            ChainKind::Pair => ScoreLayers::Pair {
+                before: linear(device, &[&weights.first])?,
+                after: linear(device, &[&weights.second])?,
+            },
+            ChainKind::Hidden => {
+                let half = |columns| {
+                    let weight = &weights.first.weight;
+                    device.new_linear(&[LinearPart { weight, columns: Some(columns), bias: None }])
+                };
+                ScoreLayers::Hidden {
+                    before_half: half(0..hidden_size)?,
+                    hidden_half: half(hidden_size..2 * hidden_size)?,
+                    output: linear(device, &[&weights.second])?,
+                }
+            }
+        };
+        Ok(Self { top_k: weights.config.top_k, scores })
+    }
+
+    /// Returns the operands for slots with the final-normed hidden rows `rows`.
+    fn operands<'a>(
+        &'a self,
+        embed: &'a D::Linear,
+        lm_head: &'a D::Linear,
+        rows: &'a D::Buffer,
+    ) -> Chain<'a, D::Buffer, D::Linear> {
+        let scores = match &self.scores {
+            ScoreLayers::Pair { before, after } => ChainScores::Pair { before, after },
+            ScoreLayers::Hidden { before_half, hidden_half, output } => {
+                ChainScores::Hidden { rows, before_half, hidden_half, output, lm_head }
+            }
+        };
+        Chain { scores, top_k: self.top_k, embed }
     }
 }
 
@@ -463,7 +521,7 @@ impl<D: Device> Model<D> {
     /// [`logits`](Self::logits) computed, or not computed yet, in which case this function computes them.
     ///
     /// `lm_head(h) + W2 · silu(W1 · [embed(bonus); h] + b1) + b2` (Bonus-guided Calibration), or
-    /// `lm_head(h)` for a drafter without calibrator.
+    /// `lm_head(h)` for a drafter without calibrator. A chain corrects these by the token of the slot before.
     pub fn draft(
         &self,
         drafts: DraftTables<'_>,
@@ -483,8 +541,9 @@ impl<D: Device> Model<D> {
             selection.gather(&work.hidden, &mut work.gathered)?;
             self.head(owner.len(), work, logits, first_logits)?;
         }
-        let Some(calibrator) = self.drafter.as_ref().and_then(|d| d.calibrator.as_ref()) else {
-            return selection.draft(None, logits);
+        let Some(drafter) = self.drafter.as_ref().filter(|d| d.calibrator.is_some() || d.chain.is_some())
+        else {
+            return selection.draft(Corrections::NONE, logits);
         };
         // The selected rows after the final norm, which are the input of the LM head.
         let normed = match rows {
@@ -494,6 +553,11 @@ impl<D: Device> Model<D> {
                 &work.gathered
             }
         };
+        let chain =
+            drafter.chain.as_ref().map(|chain| chain.operands(&self.embed, self.head_layer(), normed));
+        let Some(calibrator) = &drafter.calibrator else {
+            return selection.draft(Corrections { calibration: None, chain }, logits);
+        };
         device.resize(&mut work.bonus_hidden, of.len())?;
         device.resize(&mut work.calibrator_hidden, owner.len())?;
         selection.embed_bonus(&self.embed, &mut work.bonus)?;
@@ -502,6 +566,6 @@ impl<D: Device> Model<D> {
         device.linear(&calibrator.hidden_half, normed, all, &mut work.calibrator_hidden)?;
         device.silu_add(&work.bonus_hidden, &owner, &mut work.calibrator_hidden)?;
         let calibration = CalibratorOutput { hidden: &work.calibrator_hidden, output: &calibrator.output };
-        selection.draft(Some(calibration), logits)
+        selection.draft(Corrections { calibration: Some(calibration), chain }, logits)
     }
 }

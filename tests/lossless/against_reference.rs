@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{BlockRecord, Confidence, Mode, Record, Request};
+use flexdraft::model::weights::ChainKind;
 use flexdraft::processors::LogitProcessors;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
 use proptest::prelude::*;
 
-use crate::support::models::{Shapes, Spec, spec};
+use crate::support::models::{ChainSpec, Shapes, Spec, spec};
 use crate::support::policies::RandomGroups;
 use crate::support::processors::all_but;
 use crate::support::properties::properties;
@@ -104,8 +105,12 @@ proptest! {
 fn the_decode_loop_is_the_references() {
     let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();
     let mut accepted = 0;
-    for seed in 0..24u64 {
-        let spec = Spec { seed, gain: [0.5, 1.0, 3.0][seed as usize % 3], vocab: 11, ..Spec::default() };
+    for seed in 0..40u64 {
+        // The last seeds have a chained drafter.
+        let kind = ChainKind::ALL[seed as usize % 2];
+        let chain = (seed >= 24).then_some(ChainSpec { kind, rank: 4, top_k: 1 + seed as usize % 7 });
+        let gain = [0.5, 1.0, 3.0][seed as usize % 3];
+        let spec = Spec { seed, gain, chain, vocab: 11, ..Spec::default() };
         let (target, drafter) = spec.weights();
         let (target, drafter) = (reference::target(&target), reference::drafter(&drafter));
         let (rule, plain_rule) = [

@@ -3,7 +3,8 @@
 use flexdraft::device::{AttentionShape, Rope};
 use flexdraft::model::config::{Architecture, DrafterConfig, DrafterKind, ModelConfig};
 use flexdraft::model::weights::{
-    AttentionWeights, CalibratorWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
+    AttentionWeights, CalibratorWeights, ChainConfig, ChainKind, ChainWeights, DrafterWeights, LayerWeights,
+    LinearWeights, TargetWeights,
 };
 use flexdraft::tensor::{DType, Tensor};
 use half::{bf16, f16};
@@ -24,6 +25,7 @@ pub struct Spec {
     pub vocab: usize,
     pub block_size: usize,
     pub rank: Option<usize>,
+    pub chain: Option<ChainSpec>,
     pub bias: bool,
     pub tied: bool,
     pub dtype: DType,
@@ -46,6 +48,7 @@ impl Default for Spec {
             vocab: 29,
             block_size: 5,
             rank: Some(6),
+            chain: None,
             bias: false,
             tied: false,
             dtype: DType::F32,
@@ -54,6 +57,14 @@ impl Default for Spec {
             gain: 3.0,
         }
     }
+}
+
+/// The kind and sizes of a random chain.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainSpec {
+    pub kind: ChainKind,
+    pub rank: usize,
+    pub top_k: usize,
 }
 
 /// The shapes from which random models are made.
@@ -65,6 +76,8 @@ pub struct Shapes {
     pub largest_block: usize,
     pub ranks: &'static [usize],
     pub dtypes: &'static [DType],
+    /// Whether drafters may have a chain.
+    pub chains: bool,
 }
 
 impl Shapes {
@@ -76,6 +89,7 @@ impl Shapes {
         largest_block: 7,
         ranks: &[1, 2, 3, 4, 5, 6],
         dtypes: &[DType::F32, DType::F16, DType::Bf16],
+        chains: true,
     };
 
     /// The shapes of small models that the kernels support.
@@ -86,7 +100,14 @@ impl Shapes {
         largest_block: 5,
         ranks: &[8, 16],
         dtypes: &[DType::Bf16],
+        chains: false,
     };
+}
+
+prop_compose! {
+    fn chain()(pair in any::<bool>(), rank in 1usize..6, top_k in 1usize..12) -> ChainSpec {
+        ChainSpec { kind: if pair { ChainKind::Pair } else { ChainKind::Hidden }, rank, top_k }
+    }
 }
 
 prop_compose! {
@@ -103,6 +124,8 @@ prop_compose! {
         (bias, tied) in any::<(bool, bool)>(),
         dtype in prop::sample::select(shapes.dtypes),
         seed in any::<u64>(),
+        // The last part, so that the seeds of failures found before there were chains give the same models.
+        chain in prop::option::of(chain()),
     ) -> Spec {
         Spec {
             architecture: if llama { Architecture::Llama } else { Architecture::Qwen3 },
@@ -119,6 +142,7 @@ prop_compose! {
             tied,
             dtype,
             seed,
+            chain: chain.filter(|_| shapes.chains),
             ..Spec::default()
         }
     }
@@ -175,6 +199,19 @@ impl Spec {
         }
     }
 
+    fn chain_weights(&self, chain: ChainSpec, random: &mut Generator) -> ChainWeights {
+        let ChainSpec { kind, rank, top_k } = chain;
+        let [first, second] = match kind {
+            ChainKind::Pair => [[rank, self.hidden], [rank, self.hidden]],
+            ChainKind::Hidden => [[rank, 2 * self.hidden], [self.hidden, rank]],
+        };
+        ChainWeights {
+            config: ChainConfig { kind, top_k },
+            first: random.linear(self.dtype, first[0], first[1], false),
+            second: random.linear(self.dtype, second[0], second[1], false),
+        }
+    }
+
     fn attention(&self, random: &mut Generator) -> AttentionWeights {
         let (q, kv) = (self.kv_heads * self.q_per_kv * self.head_dim, self.kv_heads * self.head_dim);
         AttentionWeights {
@@ -223,7 +260,7 @@ impl Spec {
                 hidden: random.linear(dtype, rank, 2 * hidden, true),
                 output: random.linear(dtype, self.vocab, rank, true),
             }),
-            chain: None,
+            chain: self.chain.map(|chain| self.chain_weights(chain, random)),
         };
         (target, drafter)
     }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod buffer;
+mod chain;
 mod check;
 mod elementwise;
 mod kv_cache;
@@ -28,7 +29,7 @@ use self::linear::Output;
 use self::pool::Pool;
 use self::simd::Vectors;
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftSelection, DraftTables,
+    AttentionRows, AttentionShape, Corrections, Device, DeviceError, DraftSelection, DraftTables,
     DraftingPass, LinearPart, Precision, QkTransform, RowKind, SequenceVerdict, StepResults, StepTables,
     Verification,
 };
@@ -145,7 +146,7 @@ impl Cpu {
         verdicts: Vec<SequenceVerdict>,
         results: &'a mut CpuResults,
     ) -> CpuVerification<'a> {
-        CpuVerification::new(self.compute(), verdicts, results)
+        CpuVerification::new(self.compute(), self.precision, verdicts, results)
     }
 
     fn compute(&self) -> (&Pool, Vectors) {
@@ -297,6 +298,10 @@ impl Device for Cpu {
         elementwise::edit_row(logits, row, edit)
     }
 
+    fn chains_drafts(&self) -> bool {
+        true
+    }
+
     fn joined_head_rows(&self, _: &CpuLinear) -> usize {
         if self.joins_heads { usize::MAX } else { 0 }
     }
@@ -363,9 +368,9 @@ impl DraftSelection<Cpu> for CpuSelection<'_> {
 
     fn draft(
         self,
-        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
+        corrections: Corrections<'_, CpuBuffer, CpuLinear>,
         logits: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
-        self.sample(calibration, logits)
+        self.sample(corrections, logits)
     }
 }

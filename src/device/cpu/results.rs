@@ -7,9 +7,10 @@ use super::linear::{CpuLinear, Output};
 use super::pool::Pool;
 use super::sampling::{self, Slots};
 use super::simd::Vectors;
-use super::{check, elementwise};
+use super::{chain, check, elementwise};
 use crate::device::{
-    CalibratorOutput, DeviceError, DraftRows, DraftTables, SequenceVerdict, SlotRows, StepResults,
+    CalibratorOutput, Corrections, DeviceError, DraftRows, DraftTables, Precision, SequenceVerdict, SlotRows,
+    StepResults,
 };
 use crate::layout::MAX_BLOCK_SIZE;
 
@@ -26,6 +27,7 @@ pub struct CpuResults {
 #[derive(Debug)]
 pub struct CpuVerification<'a> {
     compute: (&'a Pool, Vectors),
+    precision: Precision,
     results: &'a mut CpuResults,
 }
 
@@ -33,6 +35,7 @@ pub struct CpuVerification<'a> {
 #[derive(Debug)]
 pub struct CpuSelection<'s> {
     compute: (&'s Pool, Vectors),
+    precision: Precision,
     results: &'s mut CpuResults,
     selected: Vec<SelectedDraft<'s>>,
 }
@@ -49,14 +52,15 @@ struct SelectedDraft<'s> {
 }
 
 impl<'a> CpuVerification<'a> {
-    /// A verification that found `verdicts`.
+    /// A verification that found `verdicts`, on a device that rounds activations to `precision`.
     pub(super) fn new(
         compute: (&'a Pool, Vectors),
+        precision: Precision,
         verdicts: Vec<SequenceVerdict>,
         results: &'a mut CpuResults,
     ) -> Self {
         *results = CpuResults { found: StepResults { verdicts, drafts: Vec::new() }, drafted: 0 };
-        Self { compute, results }
+        Self { compute, precision, results }
     }
 
     /// Returns the verdicts.
@@ -100,7 +104,7 @@ impl<'a> CpuVerification<'a> {
             };
             selected.push(SelectedDraft { draft, verdict, sources, logits });
         }
-        Ok(CpuSelection { compute: self.compute, results: self.results, selected })
+        Ok(CpuSelection { compute: self.compute, precision: self.precision, results: self.results, selected })
     }
 
     /// Returns the verdicts, and the drafts since the last call.
@@ -124,13 +128,13 @@ impl CpuSelection<'_> {
         table.embed(&bonus, 0, out)
     }
 
-    /// Corrects the selected rows of `logits`, if there is a calibrator, and samples the drafts from them.
+    /// Corrects the selected rows of `logits`, and samples the drafts from them.
     pub(super) fn sample(
         self,
-        calibration: Option<CalibratorOutput<'_, CpuBuffer, CpuLinear>>,
+        Corrections { calibration, chain }: Corrections<'_, CpuBuffer, CpuLinear>,
         logits: &mut CpuBuffer,
     ) -> Result<(), DeviceError> {
-        let Self { compute, results, selected } = self;
+        let Self { compute, precision, results, selected } = self;
         if let Some(CalibratorOutput { hidden, output }) = calibration {
             // Drafts with consecutive rows of logits share one product.
             let mut first = 0;
@@ -142,7 +146,14 @@ impl CpuSelection<'_> {
             }
         }
         let slots: Vec<Slots<'_>> = selected.iter().map(SelectedDraft::slots).collect();
-        results.found.drafts.extend(sampling::draft(compute, logits, &slots)?);
+        let tokens = match chain {
+            None => sampling::draft(compute, logits, &slots)?,
+            Some(operands) => {
+                let bonuses: Vec<u32> = selected.iter().map(|draft| draft.verdict.bonus).collect();
+                chain::draft(compute, precision, &operands, logits, &slots, &bonuses)?
+            }
+        };
+        results.found.drafts.extend(tokens);
         results.drafted += slots.iter().map(|slots| slots.rows.len()).sum::<usize>();
         Ok(())
     }

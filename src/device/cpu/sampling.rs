@@ -29,12 +29,7 @@ pub(super) fn draft(
     logits: &CpuBuffer,
     drafts: &[Slots<'_>],
 ) -> Result<Vec<Vec<DraftToken>>, DeviceError> {
-    const OPERATION: &str = "draft";
-    check::vocabulary(OPERATION, logits)?;
-    for draft in drafts {
-        check::rows(OPERATION, draft.rows.clone(), &[logits])?;
-        check::positions(OPERATION, draft.start, draft.rows.len())?;
-    }
+    check_slots(logits, drafts)?;
     let nothing = DraftToken { token: 0, confidence: 0.0 };
     let mut tokens: Vec<_> = drafts.iter().map(|draft| vec![nothing; draft.rows.len()]).collect();
     let mut items = Vec::new();
@@ -44,20 +39,34 @@ pub(super) fn draft(
     }
     let work = items.len() * logits.cols() * WORK;
     pool.for_each(items, work, |(draft, slot, row, token)| {
-        let drawn = if draft.sampling.is_greedy() {
-            vectors.run(ArgMax(row))
-        } else {
-            let stream = match draft.rule {
-                Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
-                Rule::Rejection | Rule::Block => {
-                    Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start)
-                }
-            };
-            draw(&warp(row, draft.sampling), stream)
-        };
-        *token = DraftToken { token: drawn, confidence: vectors.run(ConfidenceKernel(row)) };
+        *token = draw_slot(vectors, draft, slot, row);
     });
     Ok(tokens)
+}
+
+/// Checks that the rows of all drafts are rows of `logits`, and that their positions are in range.
+pub(super) fn check_slots(logits: &CpuBuffer, drafts: &[Slots<'_>]) -> Result<(), DeviceError> {
+    const OPERATION: &str = "draft";
+    check::vocabulary(OPERATION, logits)?;
+    for draft in drafts {
+        check::rows(OPERATION, draft.rows.clone(), &[logits])?;
+        check::positions(OPERATION, draft.start, draft.rows.len())?;
+    }
+    Ok(())
+}
+
+/// Samples slot `slot` of a draft, counted from 1, from its row of logits.
+pub(super) fn draw_slot(vectors: Vectors, draft: &Slots<'_>, slot: usize, row: &[f32]) -> DraftToken {
+    let token = if draft.sampling.is_greedy() {
+        vectors.run(ArgMax(row))
+    } else {
+        let stream = match draft.rule {
+            Rule::Match => Stream::target_draw(draft.seed, draft.start + slot),
+            Rule::Rejection | Rule::Block => Stream::new(draft.seed, Purpose::DraftDraw, slot, draft.start),
+        };
+        draw(&warp(row, draft.sampling), stream)
+    };
+    DraftToken { token, confidence: vectors.run(ConfidenceKernel(row)) }
 }
 
 #[cfg(test)]

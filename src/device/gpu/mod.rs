@@ -57,7 +57,7 @@ pub use simt::CpuProducts;
 use self::context::Context;
 use self::linear::Linears;
 use super::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftLogits, DraftSelection,
+    AttentionRows, AttentionShape, Corrections, Device, DeviceError, DraftLogits, DraftSelection,
     DraftTables, DraftingPass, LinearPart, QkTransform, RowKind, SequenceVerdict, StepResults, StepTables,
     Verification,
 };
@@ -364,9 +364,17 @@ impl<P: Products> DraftSelection<Gpu<P>> for GpuSelection<'_, P> {
 
     fn draft(
         self,
-        calibration: Option<CalibratorOutput<'_, BufferOf<P>, GpuLinear<P>>>,
+        Corrections { calibration, chain }: Corrections<'_, BufferOf<P>, GpuLinear<P>>,
         logits: &mut BufferOf<P>,
     ) -> Result<(), DeviceError> {
+        if chain.is_some() {
+            return Err(DeviceError::Contract {
+                operation: "draft",
+                operand: "chain",
+                expected: "none: this device draws the slots of a draft independently",
+                found: "a chain".into(),
+            });
+        }
         self.sample(calibration, logits)
     }
 }

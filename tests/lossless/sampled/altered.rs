@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use flexdraft::acceptance::{self, Rows, Rule};
 use flexdraft::device::cpu::{Cpu, CpuSelection, CpuVerification};
 use flexdraft::device::{
-    AttentionRows, AttentionShape, CalibratorOutput, Device, DeviceError, DraftRows, DraftSelection,
-    DraftTables, DraftToken, DraftingPass, LinearPart, QkTransform, RowKind, SequenceVerdict, StepResults,
-    StepTables, Verification, VerifyRows,
+    AttentionRows, AttentionShape, Corrections, Device, DeviceError, DraftRows, DraftSelection, DraftTables,
+    DraftToken, DraftingPass, LinearPart, QkTransform, RowKind, SequenceVerdict, StepResults, StepTables,
+    Verification, VerifyRows,
 };
 use flexdraft::layout::Pass;
 use flexdraft::random::{Purpose, Stream};
@@ -144,6 +144,10 @@ impl Device for Altered {
         cache: &Self::Cache,
     ) -> Result<(Self::Pass<'a>, Self::Tables<'a>), DeviceError> {
         self.cpu.begin(tables, cache)
+    }
+
+    fn chains_drafts(&self) -> bool {
+        self.cpu.chains_drafts()
     }
 
     fn verify<'a>(
@@ -354,10 +358,10 @@ impl DraftSelection<Altered> for AlteredSelection<'_> {
 
     fn draft(
         self,
-        calibration: Option<CalibratorOutput<'_, Buffer, <Cpu as Device>::Linear>>,
+        corrections: Corrections<'_, Buffer, <Cpu as Device>::Linear>,
         logits: &mut Buffer,
     ) -> Result<(), DeviceError> {
-        self.cpu.draft(calibration, logits)?;
+        self.cpu.draft(corrections, logits)?;
         if !matches!(self.alteration, Alteration::PositionKeyed) {
             return Ok(());
         }

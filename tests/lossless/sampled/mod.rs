@@ -12,11 +12,12 @@ use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Committed, Confidence, Engine, EngineOptions, Mode, Policy, Record, Request};
 use flexdraft::device::Device;
 use flexdraft::model::forward::Model;
+use flexdraft::model::weights::ChainKind;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference::model::target_logits;
 use flexdraft_reference::warp::Warping;
 
-use crate::support::models::Spec;
+use crate::support::models::{ChainSpec, Spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::reference;
 use crate::support::runs::cpu;
@@ -24,13 +25,13 @@ use altered::{Alteration, Altered};
 use statistics::p_value;
 
 const RUNS: u64 = 1 << 20;
-/// The number of runs for each further truncation and for each planted bug, which is enough to find every bug.
+/// The number of runs for each further truncation, for each kind of chain and for each planted bug, which is enough to find every bug.
 const FEWER_RUNS: u64 = 1 << 16;
 /// Number of tokens that each run generates; their joint distribution is compared.
 const GENERATED: usize = 5;
 const PROMPT: [u32; 1] = [1];
-/// The probability, over seeds, that a correct build fails one comparison. There are 2 rules × (1 + 3) settings × (4
-/// policies and their sum) = 40 comparisons: 4e-7 in all.
+/// The probability, over seeds, that a correct build fails one comparison. There are 2 rules × (1 + 3 settings + 2
+/// kinds of chains) × (4 policies and their sum) = 60 comparisons: 6e-7 in all.
 const FALSE_ALARM: f64 = 1e-8;
 
 fn spec() -> Spec {
@@ -51,8 +52,13 @@ fn spec() -> Spec {
     }
 }
 
-fn engine<D: Device>(device: D, policy: impl Policy + 'static, free_verify_len: bool) -> Engine<D> {
-    let (target, drafter) = spec().weights();
+fn engine<D: Device>(
+    device: D,
+    chain: Option<ChainSpec>,
+    policy: impl Policy + 'static,
+    free_verify_len: bool,
+) -> Engine<D> {
+    let (target, drafter) = Spec { chain, ..spec() }.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
     let options =
         EngineOptions { cache_tokens: 2048, page_size: 4, free_verify_len, ..EngineOptions::default() };
@@ -131,7 +137,7 @@ type Branches = BTreeMap<(usize, usize), [u64; 2]>;
 
 /// Compares the tokens of `runs` runs with the exact distribution: for each policy by itself, and for all policies
 /// together; most runs are sequential.
-fn assert_lossless(rule: Rule, sampling: SamplingParams, runs: u64) -> Branches {
+fn assert_lossless(rule: Rule, sampling: SamplingParams, chain: Option<ChainSpec>, runs: u64) -> Branches {
     let law = exact_law(sampling);
     let mut branches = Branches::new();
     let mut total = vec![0; law.len()];
@@ -151,15 +157,15 @@ fn assert_lossless(rule: Rule, sampling: SamplingParams, runs: u64) -> Branches 
         });
         total.iter_mut().zip(&counts).for_each(|(total, count)| *total += count);
         let p = p_value(&counts, &law);
-        assert!(p > FALSE_ALARM, "{rule:?}, {sampling:?}, {name}: chi-square p-value {p}");
+        assert!(p > FALSE_ALARM, "{rule:?}, {sampling:?}, {chain:?}, {name}: chi-square p-value {p}");
     };
-    compare("sequential", engine(cpu(1), Mode::Sequential, false), runs / 8 * 5);
-    compare("parallel", engine(cpu(1), Mode::Parallel, false), runs / 16);
-    compare("groups", engine(cpu(1), RandomGroups(1), false), runs / 16);
-    compare("everything", engine(cpu(1), RandomEverything(RandomGroups(2)), true), runs / 4);
+    compare("sequential", engine(cpu(1), chain, Mode::Sequential, false), runs / 8 * 5);
+    compare("parallel", engine(cpu(1), chain, Mode::Parallel, false), runs / 16);
+    compare("groups", engine(cpu(1), chain, RandomGroups(1), false), runs / 16);
+    compare("everything", engine(cpu(1), chain, RandomEverything(RandomGroups(2)), true), runs / 4);
     assert_eq!(start, runs);
     let p = p_value(&total, &law);
-    assert!(p > FALSE_ALARM, "{rule:?}, {sampling:?}: chi-square p-value {p}");
+    assert!(p > FALSE_ALARM, "{rule:?}, {sampling:?}, {chain:?}: chi-square p-value {p}");
     branches
 }
 
@@ -187,19 +193,29 @@ fn assert_every_branch(branches: &Branches) {
 
 #[test]
 fn rejection_is_lossless() {
-    assert_every_branch(&assert_lossless(Rule::Rejection, full(), RUNS));
+    assert_every_branch(&assert_lossless(Rule::Rejection, full(), None, RUNS));
 }
 
 #[test]
 fn block_is_lossless() {
-    assert_every_branch(&assert_lossless(Rule::Block, full(), RUNS));
+    assert_every_branch(&assert_lossless(Rule::Block, full(), None, RUNS));
 }
 
 #[test]
 fn truncated_distributions_are_kept() {
     for sampling in truncated() {
         for rule in [Rule::Rejection, Rule::Block] {
-            assert_lossless(rule, sampling, FEWER_RUNS);
+            assert_lossless(rule, sampling, None, FEWER_RUNS);
+        }
+    }
+}
+
+#[test]
+fn chained_drafts_are_lossless() {
+    for kind in ChainKind::ALL {
+        let chain = Some(ChainSpec { kind, rank: 3, top_k: 2 });
+        for rule in [Rule::Rejection, Rule::Block] {
+            assert_lossless(rule, full(), chain, FEWER_RUNS);
         }
     }
 }
@@ -211,7 +227,7 @@ fn target_and_draft_differ_as_a_test_needs_it() {
     for sampling in [&[full()][..], &truncated()].concat() {
         let distances = altered::Distances::default();
         let alteration = Alteration::Observe(distances.clone());
-        let mut engine = engine(Altered { cpu: cpu(1), alteration }, Mode::Sequential, false);
+        let mut engine = engine(Altered { cpu: cpu(1), alteration }, None, Mode::Sequential, false);
         tally(&mut engine, 0..4096, |seed| request(Rule::Rejection, sampling, seed), |_| ());
         let means: Vec<f64> =
             distances.lock().unwrap().iter().map(|(sum, count)| sum / *count as f64).collect();
@@ -222,7 +238,7 @@ fn target_and_draft_differ_as_a_test_needs_it() {
 
 fn assert_found(alteration: Alteration, rule: Rule, sampling: SamplingParams) {
     let device = Altered { cpu: cpu(1), alteration: alteration.clone() };
-    let mut engine = engine(device, Mode::Sequential, false);
+    let mut engine = engine(device, None, Mode::Sequential, false);
     let counts = tally(&mut engine, 0..FEWER_RUNS, |seed| request(rule, sampling, seed), |_| ());
     let p = p_value(&counts, &exact_law(sampling));
     assert!(p < FALSE_ALARM, "{alteration:?} passes under {rule:?}: chi-square p-value {p}");
