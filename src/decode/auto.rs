@@ -1,61 +1,63 @@
-//! The policy that measures: the mode that costs the least time a token.
+//! The policy `auto`, which measures every mode and chooses the mode that takes the least time per token.
 //!
-//! An autoregressive step yields one token a sequence, a drafted one the acceptance length τ. What a step costs
-//! depends on the machine, the model and the batch, and τ on the text; none of them is known beforehand. So
-//! [`Auto`] times the steps that are taken anyway, keeps an average for each mode and batch, and now and then
-//! gives the other modes a short trial: soon after they were last good, rarely after they have lost again and
-//! again. Two orders spare trials: the larger the batch, the less there is to gain by drafting, and by drafting in
-//! parallel; and no joint pass is cheaper than an autoregressive step.
+//! An autoregressive step commits one token per sequence, and a step with drafts commits τ tokens on average (the
+//! acceptance length). The time of a step depends on the machine, the model and the batch, and τ depends on the text;
+//! none of the four is known beforehand. So [`Auto`] times the steps that are taken anyway, keeps an average per mode
+//! and batch size, and at times gives another mode a short trial: soon if the mode was the best until recently, and
+//! rarely if it has lost several trials. Two rules save trials. The larger the batch, the less is gained by drafting,
+//! and by drafting in parallel. And a parallel step is never faster than an autoregressive step.
 
 use std::collections::BTreeMap;
 
 use super::policy::{BatchView, Choice, Mode, Policy, StepView};
 use super::record::StepMode;
 
-/// Steps of a trial that are measured.
+/// Number of measured steps after which a trial ends.
 const TRIAL_STEPS: u32 = 4;
 
-/// Steps of a trial at most: steps that read prompts, say, measure nothing.
+/// Number of steps after which a trial ends in any case: some steps are no measurements, such as steps that read
+/// prompts.
 const TRIAL_LIMIT: u32 = 16;
 
-/// A trial is given up once the mode has taken this many times the best one's time: after its first step, and
-/// later.
+/// A trial ends early once the tried mode takes at least this many times the best mode's time per token: after the
+/// first measured step, and after any later step.
 const HOPELESS_AT_FIRST: f64 = 4.0;
 const HOPELESS: f64 = 2.0;
 
-/// Steps until a mode that has lost its trial gets another one: first, and at most.
+/// Number of steps until a mode is tried again: the initial number, which grows with every lost trial, and the maximum.
 const FIRST_PATIENCE: u64 = 32;
 const MAX_PATIENCE: u64 = 1024;
 
-/// What another mode must take less than, in parts of the current one's time.
+/// Another mode becomes the best mode if it takes less than this fraction of the best mode's time per token.
 const GAIN: f64 = 0.95;
 
-/// Steps that an average reaches back, about.
+/// Approximate number of past steps that an average takes into account.
 const MEMORY: f64 = 16.0;
 
-/// What remains of the weight of an acceptance length from before a trial: the text may have changed.
+/// Factor on the weight of the average acceptance length when a trial brings drafts back after steps without drafts:
+/// the text may have changed in between.
 const FADED: f64 = 0.25;
 
 /// The modes, in the order in which they are tried.
 const MODES: [Mode; 3] = [Mode::Sequential, Mode::Autoregressive, Mode::Parallel];
 
-/// Chooses between autoregressive, sequential and parallel steps by the time that they take a token.
+/// A policy that chooses between autoregressive, sequential and parallel steps by their measured time per token.
 ///
-/// Greedy and `match` outputs do not depend on it. Requests whose tokens depend on what is verified (see
-/// [`SequenceView::verify_len_is_free`](super::SequenceView::verify_len_is_free)) are always drafted for, so a
-/// batch with one of them is never autoregressive.
+/// Greedy and `match` outputs do not depend on the choice. Requests whose tokens depend on the verify length (see
+/// [`SequenceView::verify_len_is_free`](super::SequenceView::verify_len_is_free)) always get drafts, so a batch with
+/// such a request is never autoregressive.
 #[derive(Debug)]
 pub struct Auto {
-    /// Steps taken.
+    /// Number of steps that the policy has observed.
     steps: u64,
     /// The mode of the last choice.
     chosen: Mode,
-    /// The best mode known, outside trials.
+    /// The mode with the least known time per token, which is chosen outside trials.
     best: Mode,
     trial: Option<Trial>,
-    /// What is known of a mode, by its place in [`MODES`].
+    /// The measurements of each mode, in the order of [`MODES`].
     known: [Known; MODES.len()],
-    /// τ: tokens a sequence and drafted step.
+    /// τ: the average number of tokens that a step with drafts commits per sequence.
     tokens: Average,
 }
 
@@ -67,16 +69,18 @@ struct Trial {
     measured: u32,
 }
 
-/// What is known of a mode.
+/// The measurements of one mode, and the time of its next trial.
 #[derive(Debug)]
 struct Known {
     costs: Costs,
-    /// Whether a step was taken: the first one allocates, and counts for nothing.
+    /// Whether a step of the mode was timed before. The first step is not counted, because it allocates memory.
     warm: bool,
-    /// The step at which the next trial is due, and how long the one after it is put off.
+    /// The number of the step from which the next trial is due, and the number of steps from a trial to the one after
+    /// it.
     due: u64,
     patience: u64,
-    /// Sizes of batches (by powers of two, a bit each) at which it was tried, and at which it lost.
+    /// The batch sizes at which the mode was tried, and at which it lost: one bit for all sizes from one power of two
+    /// to the next.
     tried: u64,
     lost: u64,
 }
@@ -147,7 +151,7 @@ impl Policy for Auto {
 }
 
 impl Auto {
-    /// The mode of the next step.
+    /// Returns the mode of the next step.
     fn mode(&mut self, batch: usize, may_skip_drafts: bool) -> Mode {
         let allowed = |mode: Mode| may_skip_drafts || mode.drafts();
         if let Some(trial) = self.trial.filter(|trial| allowed(trial.mode)) {
@@ -164,7 +168,7 @@ impl Auto {
             }
         }
         if self.best != before {
-            // It was good until now: not to be forgotten.
+            // The former best mode was good until now, so it gets a trial soon.
             let known = &mut self.known[place(before)];
             (known.patience, known.due) = (FIRST_PATIENCE, self.steps + FIRST_PATIENCE);
         }
@@ -185,18 +189,18 @@ impl Auto {
         mode
     }
 
-    /// Draws the conclusion from a trial.
+    /// Ends a trial: decides from the times per token whether the mode lost, and when to try it again.
     fn judge(&mut self, mode: Mode, batch: usize, measured: u32) {
         let times = self.times_the_best(mode, batch).unwrap_or(1.0);
-        // With larger batches there is less to gain by drafting, and by drafting in parallel. Where sequential
-        // drafting lost to parallel, that says nothing about them.
+        // A loss also rules out other batch sizes, because larger batches gain less by drafting, and less by drafting
+        // in parallel. A loss of sequential drafting against parallel drafting says nothing about other batch sizes.
         let telling = mode != Mode::Sequential || self.best == Mode::Autoregressive;
         let known = &mut self.known[place(mode)];
         if measured == 0 {
             known.tried &= !size_bit(batch);
         } else if times >= 1.0 {
             known.lost |= if telling { size_bit(batch) } else { 0 };
-            // The worse, the longer.
+            // The slower the mode was in its trial, the later it is tried again.
             known.patience = (known.patience as f64 * 2.0 * times).min(MAX_PATIENCE as f64) as u64;
         } else {
             known.lost &= !size_bit(batch);
@@ -205,14 +209,14 @@ impl Auto {
         known.due = self.steps + known.patience;
     }
 
-    /// Seconds a token of one sequence, so far as is known.
+    /// Returns a mode's time per token of one sequence in seconds, if it is known.
     fn cost(&self, mode: Mode, batch: usize) -> Option<f64> {
         let seconds = self.known[place(mode)].costs.at(batch)?;
         let tokens = if mode.drafts() { self.tokens.mean()? } else { 1.0 };
         Some(seconds / tokens)
     }
 
-    /// A mode's time a token over that of the best one, if both are known.
+    /// Returns a mode's time per token divided by the best mode's time per token, if both are known.
     fn times_the_best(&self, mode: Mode, batch: usize) -> Option<f64> {
         Some(self.cost(mode, batch)? / self.cost(self.best, batch)?)
     }
@@ -225,11 +229,12 @@ impl Auto {
                 (self.known[place(Mode::Autoregressive)].costs.at(batch), self.tokens.mean())
             && ar / tokens >= GAIN * best
         {
-            // Were all its rows but one for nothing, it would still not gain.
+            // Even if a parallel step took only the time of an autoregressive step, the parallel mode would not become
+            // the best mode.
             return false;
         }
         let size = size_bit(batch);
-        // Sizes up to this one, and from it on.
+        // The bits of all batch sizes up to this size, and from this size on.
         let (smaller, larger) = (size | (size - 1), !(size - 1));
         let hopeless = known.lost & if mode.drafts() { smaller } else { larger } != 0;
         let unknown_here = known.tried & size == 0 && !hopeless;
@@ -237,8 +242,8 @@ impl Auto {
     }
 }
 
-/// Whether this step is a valid timing sample for `mode`: no sequence read a prompt, and at least three quarters of
-/// the sequences ran in `mode`. The rest have just come or are about to go.
+/// Returns whether this step is a valid timing sample for `mode`: no sequence read a prompt, and at least three
+/// quarters of the sequences ran in `mode`. The other sequences have just joined or are about to end.
 fn measures(step: &StepView<'_>, mode: Mode) -> bool {
     let expected = match mode {
         Mode::Autoregressive => StepMode::Autoregressive,
@@ -260,16 +265,16 @@ fn place(mode: Mode) -> usize {
     }
 }
 
-/// The bit of all batches with as many binary digits.
+/// Returns the bit that stands for all batch sizes with as many binary digits as `batch`.
 fn size_bit(batch: usize) -> u64 {
     1 << batch.max(1).ilog2().min(62)
 }
 
-/// An average that forgets.
+/// A running average, in which old values lose weight.
 #[derive(Clone, Copy, Debug, Default)]
 struct Average {
     value: f64,
-    /// The number of values in it, so far as they are remembered: at most [`MEMORY`].
+    /// The number of values that the average counts as, at most [`MEMORY`].
     weight: f64,
 }
 
@@ -285,20 +290,21 @@ impl Average {
     }
 }
 
-/// Seconds of a mode's steps, by batch.
+/// The average duration of a mode's steps in seconds, for each batch size.
 #[derive(Debug, Default)]
 struct Costs(BTreeMap<usize, Average>);
 
 impl Costs {
     fn add(&mut self, batch: usize, seconds: f64) {
         let average = self.0.entry(batch).or_default();
-        // A step that was held up by something else says little.
+        // A step may be slow because of another program, so it counts as no more than twice the average.
         let seconds = average.mean().map_or(seconds, |mean| seconds.min(2.0 * mean));
         average.add(seconds);
     }
 
-    /// What is known of the batch itself; else on the line between the nearest ones; else, as a step costs
-    /// something by itself and something for each sequence, half and half.
+    /// Returns the expected duration of a step with `batch` sequences: the average at this batch size; otherwise the
+    /// linear interpolation between the nearest smaller and larger size; otherwise the average at the nearest size, of
+    /// which one half is scaled with the number of sequences.
     fn at(&self, batch: usize) -> Option<f64> {
         let mean = |(&size, average): (&usize, &Average)| Some((size as f64, average.mean()?));
         let below = self.0.range(..=batch).next_back().and_then(mean);
@@ -325,26 +331,27 @@ mod tests {
     const VERIFY_LEN: usize = 7;
     const SLOTS: f64 = 8.0;
 
-    /// A machine by the roofline: a pass takes the time to read its weights or to compute its rows.
+    /// A simulated machine after the roofline model: a pass takes the time to read the weights or the time to compute
+    /// its rows, whichever is longer.
     #[derive(Clone, Debug)]
     struct Machine {
-        /// Seconds to read the weights, and to compute a row.
+        /// Seconds to read the weights in a pass, and seconds to compute one row.
         read: f64,
         row: f64,
-        /// The part of the model that mask rows go through.
+        /// The fraction of the model's layers that mask rows go through.
         tail: f64,
-        /// Up to this part of a step's time is noise.
+        /// The largest random addition to a step's time, as a fraction of that time.
         noise: f64,
         random: u64,
     }
 
     impl Machine {
-        /// A GPU, whose rows cost a 267th of reading the weights.
+        /// Returns a GPU, which computes a row in a 267th of the time to read the weights.
         fn gpu() -> Self {
             Self { read: 5e-3, row: 5e-3 / 267.0, tail: 0.15, noise: 0.05, random: 1 }
         }
 
-        /// A CPU, where the tenth row costs as much as the weights.
+        /// Returns a CPU, which computes ten rows in the time to read the weights.
         fn cpu() -> Self {
             Self { row: 5e-4, ..Self::gpu() }
         }
@@ -354,7 +361,7 @@ mod tests {
             (self.random >> 11) as f64 / (1u64 << 53) as f64
         }
 
-        /// Seconds of a step without noise.
+        /// Returns the duration of a step in seconds, without noise.
         fn seconds(&self, mode: Mode, batch: usize) -> f64 {
             let batch = batch as f64;
             let pass = |rows: f64| self.read.max(self.row * rows);
@@ -366,7 +373,7 @@ mod tests {
             }
         }
 
-        /// Seconds per committed token in the fastest mode.
+        /// Returns the fastest mode, with its seconds per committed token of a sequence.
         fn best(&self, batch: usize, tau: f64) -> (Mode, f64) {
             let costs = MODES.map(|mode| {
                 let tokens = if mode.drafts() { tau } else { 1.0 };
@@ -375,8 +382,8 @@ mod tests {
             costs.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
         }
 
-        /// Takes steps of `batch` sequences with acceptance length `tau`. Returns how often each mode was chosen
-        /// and the seconds and tokens.
+        /// Runs steps of `batch` sequences with acceptance length `tau`. Returns how often each mode was chosen, and
+        /// the total numbers of seconds and tokens.
         fn run(&mut self, auto: &mut Auto, steps: usize, batch: usize, tau: f64) -> ([usize; 3], f64, f64) {
             let (mut modes, mut total, mut tokens) = ([0; 3], 0.0, 0.0);
             let mut had_draft = false;
@@ -389,11 +396,11 @@ mod tests {
                     _ => Mode::Sequential,
                 };
                 modes[place(mode)] += 1;
-                // Without a draft, a drafting step costs as much and yields one token.
+                // A drafting step with no draft to verify takes the same time and commits one token per sequence.
                 let seconds = self.seconds(mode, batch) * (1.0 + self.noise * self.uniform());
                 let sequences: Vec<_> = (0..batch)
                     .map(|_| {
-                        // A distribution on 1..=8 with mean τ: whole tokens at random.
+                        // The number of committed tokens is random, between 1 and 8, with mean τ.
                         let more = if had_draft { tau - 1.0 } else { 0.0 };
                         let accepted = (0..VERIFY_LEN).filter(|_| self.uniform() < more / VERIFY_LEN as f64);
                         SequenceStep {
@@ -484,7 +491,7 @@ mod tests {
             assert!(auto.trial.is_none_or(|trial| trial.taken < TRIAL_LIMIT));
         }
         assert_eq!(costs(&auto), before);
-        // Nothing took part: nothing to learn, and nothing divided by.
+        // A step without sequences changes no measurement, and causes no division by zero.
         auto.choose(&BatchView { sequences: &[] });
         auto.observe(&StepView { seconds: 1.0, sequences: &[] });
     }
@@ -497,13 +504,14 @@ mod tests {
         assert_eq!([2, 4, 8].map(|batch| costs.at(batch)), [Some(0.75), Some(1.0), Some(1.5)]);
         costs.add(8, 3.0);
         assert_eq!([4, 6, 8, 16].map(|batch| costs.at(batch)), [Some(1.0), Some(2.0), Some(3.0), Some(4.5)]);
-        // One step that was held up: no more than twice the others.
+        // A very slow step counts as no more than twice the average.
         costs.add(4, 1000.0);
         assert_eq!(costs.at(4), Some(1.5));
     }
 
     proptest! {
-        /// On any such machine, at any batch and acceptance, finding out costs little.
+        /// On any simulated machine, at any batch size and acceptance length, `Auto` takes at most 15 % more time per
+        /// token than the fastest mode.
         #[test]
         fn little_is_lost(
             row in 1e-5f64..1e-3,

@@ -75,7 +75,7 @@ impl<D: Device> Engine<D> {
         &self.model
     }
 
-    /// Returns the model for another use. Requests that have not ended are dropped.
+    /// Ends the engine and returns its model. Requests that have not ended are dropped.
     pub fn into_model(self) -> Model<D> {
         self.model
     }
@@ -153,7 +153,7 @@ impl<D: Device> Engine<D> {
         Ok(committed)
     }
 
-    /// Runs the planned step. Sequences keep their state.
+    /// Runs the step that `plans` describe. Sequences keep their state.
     fn run(&mut self, plans: &[SequencePlan]) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
         let Self { model, cache, buffers, scheduler, .. } = self;
         let model = &*model;

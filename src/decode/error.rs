@@ -16,17 +16,17 @@ pub enum DecodeError {
     TokenOutOfVocabulary {
         /// The token id.
         token: u32,
-        /// Its position in the prompt.
+        /// The token's position in the prompt.
         position: usize,
-        /// V: the vocabulary size.
+        /// V: the number of token ids in the vocabulary.
         vocab_size: usize,
     },
     /// A prompt is longer than the target's context.
     #[error("the prompt has {tokens} tokens, the context is {context_len}")]
     PromptTooLong {
-        /// Tokens in the prompt.
+        /// Number of tokens in the prompt.
         tokens: usize,
-        /// Positions in the target's context.
+        /// Number of positions in the target's context.
         context_len: usize,
     },
     /// A block size is 0, or larger than the block size that the drafter was trained with.
@@ -34,7 +34,7 @@ pub enum DecodeError {
     BlockSize {
         /// The requested block size.
         requested: usize,
-        /// S of the drafter, as trained.
+        /// The block size that the drafter was trained with.
         trained: usize,
     },
     /// A confidence threshold is outside [0, 1].
@@ -63,11 +63,11 @@ pub enum DecodeError {
         "the KV cache is too small: the request needs {needed} pages of {page_size} tokens, there are {pages}"
     )]
     CacheExhausted {
-        /// Pages that the next step needs.
+        /// Number of pages that the request needs.
         needed: usize,
-        /// Pages that the cache has.
+        /// Number of pages in the whole cache.
         pages: usize,
-        /// Tokens per page.
+        /// Number of tokens per page.
         page_size: usize,
     },
     /// The device failed during a step. No request lost its state; the step may be repeated.

@@ -17,7 +17,7 @@ pub struct TokenLogprobs {
 impl TokenLogprobs {
     /// Returns the log-probabilities of `token` and of the `count` likeliest tokens for a row of raw logits.
     pub(super) fn of(logits: &[f32], token: u32, count: usize) -> Self {
-        // Scores are relative to the largest logit.
+        // `warp` returns scores relative to the largest logit.
         let scores = warp(logits, &SamplingParams::at_temperature(1.0));
         let log_sum = scores.iter().map(|&score| f64::from(score).exp()).sum::<f64>().ln();
         let at = |id: u32| {

@@ -4,7 +4,7 @@
 #[derive(Debug)]
 pub(super) struct PageAllocator {
     freed: Vec<u32>,
-    /// Ids from this one on were never handed out.
+    /// The lowest page id that was never handed out.
     fresh: usize,
     pages: usize,
     page_size: usize,
@@ -20,7 +20,8 @@ impl PageAllocator {
         tokens.div_ceil(self.page_size)
     }
 
-    /// Extends `owned` to hold `tokens` tokens, or changes nothing and returns `false`.
+    /// Adds free pages to `owned` until it has room for `tokens` tokens. If too few pages are free, changes nothing and
+    /// returns `false`.
     pub(super) fn grow(&mut self, owned: &mut Vec<u32>, tokens: usize) -> bool {
         let missing = self.pages_for(tokens).saturating_sub(owned.len());
         if missing > self.available() {
@@ -35,7 +36,7 @@ impl PageAllocator {
         true
     }
 
-    /// Keeps the pages of the first `tokens` tokens and frees the other pages.
+    /// Keeps the pages of the first `tokens` tokens in `owned` and frees its other pages.
     pub(super) fn shrink(&mut self, owned: &mut Vec<u32>, tokens: usize) {
         let kept = self.pages_for(tokens).min(owned.len());
         self.freed.extend(owned.drain(kept..).rev());

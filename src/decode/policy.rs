@@ -1,4 +1,5 @@
-//! Drafting policies: for each sequence, draft in parallel with verification, after it, or not at all.
+//! Drafting policies, which decide for each sequence whether to draft in parallel with verification, after
+//! verification, or not at all.
 
 use super::record::StepMode;
 use crate::acceptance::Rule;
@@ -36,7 +37,7 @@ pub struct BatchView<'a> {
 pub struct SequenceStep {
     /// The mode of decoding; `None` if the step read a part of the prompt, or read committed tokens again.
     pub mode: Option<StepMode>,
-    /// Whether a draft was pending, whatever v.
+    /// Whether the sequence had a draft before the step, even if the step verified no token of it.
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
@@ -68,7 +69,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Returns a choice that keeps the view's v and has group set `groups`.
+    /// Returns a choice that drafts with the group set `groups`, and keeps the verify length of `view`.
     pub fn drafting(view: &SequenceView<'_>, groups: GroupSet) -> Self {
         Self { verify_len: view.verify_len, groups, draft: true }
     }
@@ -112,12 +113,13 @@ impl Policy for Box<dyn Policy> {
     }
 }
 
-/// A policy that treats every sequence and step alike. [`Auto`](super::Auto) chooses between these modes.
+/// A policy that drafts in one way for all sequences and steps. [`Auto`](super::Auto) chooses between these modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// K = {0..=v}: the pass that verifies this block drafts every possible next block.
+    /// Parallel drafting: the pass that verifies a block also drafts the next block for every accepted length, so K =
+    /// {0..=v}.
     Parallel,
-    /// K = ∅: the next block is drafted once the accepted length is known.
+    /// Sequential drafting: the next block is drafted once the accepted length is known, so K = ∅.
     Sequential,
     /// No drafts: one token per step.
     Autoregressive,

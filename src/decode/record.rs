@@ -25,8 +25,7 @@ pub struct Committed {
     pub tokens: Vec<u32>,
     /// The log-probabilities of each of `tokens`, if the request asked for them.
     pub logprobs: Vec<TokenLogprobs>,
-    /// The reason for the end, if the request ended with this step. The engine no longer has the request
-    /// then.
+    /// The reason why the request ended, if it ended with this step. The engine no longer has the request then.
     pub finish: Option<Finish>,
     /// Details of the step, if the request asked for records and the step finished a prompt or verified a
     /// draft.
@@ -56,11 +55,11 @@ pub enum Record {
 /// The way in which a step drafted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepMode {
-    /// K = {0..=v}: parallel drafting.
+    /// Parallel drafting: the joint pass had a mask group for every possible accepted length, so K = {0..=v}.
     Parallel,
-    /// K = ∅: sequential drafting.
+    /// Sequential drafting: the joint pass had no mask group, so K = ∅.
     Sequential,
-    /// Any other set K.
+    /// The joint pass had mask groups for some of the possible accepted lengths only.
     Mixed,
     /// The step verified nothing and drafted nothing.
     Autoregressive,
@@ -87,7 +86,7 @@ pub struct StepRecord {
     pub position: usize,
     /// v: the verify length.
     pub verify_len: usize,
-    /// K: the accepted lengths with a mask group, ascending.
+    /// K: the accepted lengths for which the joint pass had a mask group, ascending.
     pub groups: Vec<usize>,
     /// The candidates c_0..c_v.
     pub candidates: Vec<u32>,

@@ -46,11 +46,11 @@ impl<F: FnMut(&[u32], &mut [u32]) -> bool + Send> Proposer for F {
 
 /// A prompt, and the settings for its continuation.
 pub struct Request {
-    /// Token ids, at least one.
+    /// Token ids of the prompt, at least one.
     pub prompt: Vec<u32>,
     /// The most tokens to generate; 0 is allowed. The target's context is a limit too.
     pub max_new_tokens: usize,
-    /// Ids that end the output. The stop id is the output's last token.
+    /// Token ids that end the output. The stop id is the output's last token.
     pub stop_ids: Vec<u32>,
     /// Penalties, bias and forbidden ids, which act on the target's logits: after the hook, before warping.
     pub processors: LogitProcessors,

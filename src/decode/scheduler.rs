@@ -21,10 +21,10 @@ pub(super) struct Scheduler<B> {
     context_len: usize,
     /// Whether the model has a drafter.
     drafter: bool,
-    /// Sequences in order of admission.
+    /// The sequences that steps run, in order of admission.
     active: Vec<Sequence<B>>,
     waiting: VecDeque<Sequence<B>>,
-    /// Requests that ended outside a step; reported with the next step.
+    /// Reports of requests that ended outside a step; the next step returns them.
     finished: Vec<Committed>,
 }
 
@@ -40,7 +40,7 @@ impl<B> Scheduler<B> {
         Self { pages, options, context_len, drafter, active, waiting, finished }
     }
 
-    /// Checks that the cache has room for `tokens` tokens of one sequence that has all pages.
+    /// Checks that the cache has room for `tokens` tokens of one sequence, if this sequence has all pages.
     pub(super) fn check_room(&self, tokens: usize) -> Result<(), DecodeError> {
         let needed = self.pages.pages_for(tokens);
         if needed > self.pages.pages() { Err(self.exhausted(needed)) } else { Ok(()) }
@@ -117,7 +117,7 @@ impl<B> Scheduler<B> {
                 continue;
             }
             if !self.reserve(index, self.active[index].cached + plan.rows()) {
-                // The sequence itself was the youngest and gave up its pages, so it was the last one.
+                // The sequence was the youngest and gave up its own pages, so no other sequence comes after it.
                 break;
             }
             if plan.work != Work::Decode {
@@ -147,7 +147,7 @@ impl<B> Scheduler<B> {
         }
     }
 
-    /// Asks the policy. The result has one choice per active sequence.
+    /// Asks the policy how to draft and verify. The result has one choice per active sequence.
     fn choose(&self, policy: &mut dyn Policy) -> Vec<Choice> {
         let views: Vec<SequenceView<'_>> = self
             .active

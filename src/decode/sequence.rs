@@ -27,10 +27,10 @@ pub(super) enum DrawnFrom<B> {
     LastStep {
         /// The logits row of the first drafted token.
         first_row: usize,
-        /// Index of the first drafted token among all draws of the step.
+        /// Index of the first drafted token among all draft tokens of the step.
         first_draw: usize,
     },
-    /// The first rows of a separate buffer.
+    /// The logits are in a separate buffer, from its first row on.
     Own(B),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Sequence<B> {
     pub(super) block_size: usize,
     /// The prompt and all committed tokens. The newest token's KV is not in the cache yet.
     pub(super) tokens: Vec<u32>,
-    /// Number of positions in the cache: 0..cached.
+    /// Number of tokens whose keys and values are in the cache.
     pub(super) cached: usize,
     /// Ids of the cache pages, in order of position.
     pub(super) pages: Vec<u32>,
@@ -60,7 +60,7 @@ pub(super) struct Sequence<B> {
     pub(super) max_len: usize,
 }
 
-/// The next work of a sequence.
+/// The work of a sequence in the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     /// Read `rows` tokens of the prompt; `last` if this finishes the prompt.
@@ -76,7 +76,7 @@ pub(super) enum Work {
 }
 
 impl<B> Sequence<B> {
-    /// Returns the next work, which reads at most `row_budget` tokens.
+    /// Returns the sequence's work in the next step, which reads at most `row_budget` tokens.
     pub(super) fn work(&self, row_budget: usize) -> Work {
         let pending = self.tokens.len() - self.cached;
         if self.tokens.len() == self.request.prompt.len() {
@@ -106,7 +106,7 @@ impl<B> Sequence<B> {
         [accepted, &[verdict.bonus]].concat()
     }
 
-    /// Returns whether verification compares two distributions.
+    /// Returns whether verification compares the target's distribution with the drafter's.
     pub(super) fn compares_distributions(&self) -> bool {
         !self.request.sampling.is_greedy() && self.request.rule != Rule::Match
     }

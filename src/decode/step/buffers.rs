@@ -1,18 +1,18 @@
-//! The buffers of a step, which every step of an engine uses again.
+//! The buffers of a step: activations, logits and results.
 
 use crate::decode::sequence::{DrawnFrom, Sequence};
 use crate::device::{Device, DeviceError, DraftLogits};
 use crate::model::forward::{Model, Workspace};
 
-/// Buffers of a step.
+/// The buffers of a step, which every step of an engine uses again.
 pub(in crate::decode) struct StepBuffers<D: Device> {
     pub(super) work: Workspace<D>,
-    /// Logits of the candidates, in a step that has a head product for the candidates alone.
+    /// Logits of the candidates, in a step in which one product of the LM head computes these logits alone.
     pub(super) target_logits: D::Buffer,
     /// The logits that the drafts of the last step were drawn from. This step verifies these drafts.
     pub(super) last_drafts: D::Buffer,
-    /// The logits that this step draws drafts from. In a step that has one head product for candidates and
-    /// groups, the buffer begins with the logits of the candidates and of all groups.
+    /// The logits that this step draws drafts from. In a step in which one product of the LM head computes the logits
+    /// of candidates and mask groups, the buffer begins with the logits of the candidates and of all groups.
     pub(super) next_drafts: D::Buffer,
     pub(super) results: D::Results,
 }
@@ -29,8 +29,9 @@ impl<D: Device> StepBuffers<D> {
         }
     }
 
-    /// Copies the logits that the draft of `sequence` was drawn from to a buffer of their own, for a step that
-    /// does not verify the draft: the step overwrites the logits that the last step drafted from.
+    /// Saves the logits that the draft of `sequence` was drawn from, by copying them to a new buffer. The engine calls
+    /// this before a step that does not verify the draft: a later step will need these logits, and the buffers of the
+    /// step are used again for other drafts.
     pub(in crate::decode) fn set_aside(
         &self,
         model: &Model<D>,

@@ -15,7 +15,7 @@ pub(super) struct VerifiedStep<'a, D: Device> {
 }
 
 impl<'a, D: Device> VerifiedStep<'a, D> {
-    /// A step, and the verification of its candidates.
+    /// Makes a verified step from a step and the verification of its candidates.
     pub(super) fn new(step: Step<'a, D>, verification: D::Verification<'a>) -> Self {
         Self { step, verification }
     }
@@ -47,7 +47,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(drawn)
     }
 
-    /// Drafts as the step was laid out: from all groups, without knowing the verdicts.
+    /// Drafts from all groups that the step's layout has, while the host does not know the verdicts.
     fn draft_as_laid_out(&mut self) -> Result<Vec<Drafting>, DecodeError> {
         let Self { step, verification } = self;
         let (layout, tables) = (step.layout, step.tables);
@@ -63,7 +63,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(drafting)
     }
 
-    /// Drafts only what the verdicts, which the device already knows, make worth drafting.
+    /// Drafts only for sequences that need a draft after their verdict; the host already knows the verdicts.
     fn draft_by_verdicts(&mut self) -> Result<Vec<Drafting>, DecodeError> {
         let mut drafting = self.worth_drafting();
         self.step.places = self.step.layout.first_places;
@@ -73,17 +73,18 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(drafting)
     }
 
-    /// Returns the verdict of a draw, if the device already knows its verdicts.
+    /// Returns the verdict for the plan of `draw`, if the host already knows the verdicts.
     fn verdict_if_ready(&self, draw: Draw) -> Option<SequenceVerdict> {
         self.verification.verdicts_if_ready()?.get(draw.verdict).copied()
     }
 
-    /// Returns whether the sequence of a draw needs a draft after `verdict`.
+    /// Returns whether the sequence of `draw`'s plan needs a draft after `verdict`.
     fn wants_draft(&self, draw: Draw, verdict: SequenceVerdict) -> bool {
         self.step.plan(draw).wants_draft(self.step.sequence(draw), verdict)
     }
 
-    /// Returns the groups of the joint pass that are for an accepted length after which a draft is wanted.
+    /// Returns the mask groups of sequences that need a draft after their verdict, if the joint pass has a group for
+    /// the accepted length.
     fn worth_drafting(&self) -> Vec<Drafting> {
         let worth = |groups: &Drafting| {
             self.verdict_if_ready(groups.draw).is_some_and(|verdict| {
@@ -93,7 +94,8 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         self.step.layout.groups.iter().filter(|groups| worth(groups)).cloned().collect()
     }
 
-    /// Returns the draws that need a draft and have none among `in_pass`.
+    /// Returns the plans whose sequences need a draft after their verdict, and get none from `in_pass`, the groups of
+    /// the joint pass.
     fn worth_drafting_apart(&self, in_pass: &[Drafting]) -> Vec<Draw> {
         let worth = |&draw: &Draw| {
             self.verdict_if_ready(draw).is_some_and(|verdict| self.wants_draft(draw, verdict))
@@ -102,7 +104,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         self.step.layout.draws.iter().copied().filter(worth).collect()
     }
 
-    /// Returns the draws whose sequences want a draft and have none.
+    /// Returns the plans whose sequences need a draft after their verdict, and have none in `drawn`.
     fn missed(&self, drawn: &[DrawnTokens<D::Buffer>]) -> Vec<Draw> {
         let misses = |&draw: &Draw| {
             let DrawnTokens { verdict, draft, .. } = &drawn[draw.plan];
@@ -111,7 +113,8 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         self.step.layout.draws.iter().copied().filter(misses).collect()
     }
 
-    /// Drafts sequentially, after the verdicts are known: one mask group for each of `draws`, through the tail only.
+    /// Drafts sequentially, after the verification: runs one mask group for each plan of `draws` through the tail
+    /// layers, and draws tokens from it.
     fn draft_pass(&mut self, draws: &[Draw]) -> Result<Vec<Drafting>, DecodeError> {
         if draws.is_empty() {
             return Ok(Vec::new());
@@ -139,7 +142,8 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(model.draft(draft_tables(groups, &drafts), verification, work, next_drafts)?)
     }
 
-    /// Keeps the drafts that are wanted and whose groups are for the accepted lengths.
+    /// Stores a sequence's draft in `drawn`, if the sequence needs a draft after its verdict and the draft's group is
+    /// for the accepted length.
     fn keep(
         &mut self,
         drafting: &[Drafting],

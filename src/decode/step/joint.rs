@@ -1,4 +1,4 @@
-//! The joint pass of a step, and the verification of its candidates.
+//! The joint pass of a step, which runs candidate rows and mask rows together, and the verification of its candidates.
 
 use super::groups::Draw;
 use super::layout::{DraftPlaces, StepLayout};
@@ -13,39 +13,41 @@ pub(super) struct Step<'a, D: Device> {
     pub(super) model: &'a Model<D>,
     pub(super) cache: &'a mut D::Cache,
     pub(super) work: &'a mut Workspace<D>,
-    /// Logits of the candidates, if they have a buffer of their own.
+    /// The buffer for the candidates' logits, in a step in which one product of the LM head computes these logits
+    /// alone.
     pub(super) target_logits: &'a mut D::Buffer,
-    /// The logits of the drafts that the step makes.
+    /// The buffer for the logits that the step draws its drafts from.
     pub(super) next_drafts: &'a mut D::Buffer,
     pub(super) sequences: &'a [Sequence<D::Buffer>],
     pub(super) plans: &'a [SequencePlan],
     pub(super) layout: &'a StepLayout<'a>,
-    /// The next free places for drafts that the layout does not have.
+    /// The next free row of draft logits and index of a draft token, for drafts that the layout does not have.
     pub(super) places: DraftPlaces,
-    /// The raw logits of each draw's rows, if its request asked for log-probabilities.
+    /// The target's logits before any change, for each plan that draws a token: one row per candidate that is verified,
+    /// or none if the request did not ask for log-probabilities.
     pub(super) raw_logits: Vec<Vec<Vec<f32>>>,
-    /// Everything that the device takes from the host.
+    /// Everything that the device takes from the host in this step.
     pub(super) tables: StepTables<'a, D::Buffer>,
 }
 
 impl<'a, D: Device> Step<'a, D> {
-    /// Returns the plan of a draw.
+    /// Returns the plan that `draw` refers to.
     pub(super) fn plan(&self, draw: Draw) -> &'a SequencePlan {
         &self.plans[draw.plan]
     }
 
-    /// Returns the sequence of a draw.
+    /// Returns the sequence (the state of one request) whose plan `draw` refers to.
     pub(super) fn sequence(&self, draw: Draw) -> &'a Sequence<D::Buffer> {
         &self.sequences[self.plan(draw).sequence]
     }
 
-    /// Runs the joint pass. Returns the tables of the verification.
+    /// Runs the joint pass. Returns the step's tables on the device, which the verification takes.
     pub(super) fn forward(&mut self) -> Result<D::Tables<'a>, DecodeError> {
         Ok(self.model.forward(self.tables, self.cache, self.work)?)
     }
 
-    /// Computes the target's logits, lets hooks edit them, and verifies the drafts. The verification applies the logit
-    /// processors.
+    /// Computes the target's logits, lets the requests' hooks edit these logits, and verifies the drafts. The
+    /// verification applies the logit processors.
     pub(super) fn verify(
         &mut self,
         tables: D::Tables<'a>,

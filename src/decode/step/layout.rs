@@ -1,4 +1,5 @@
-//! The layout of a step: the rows of its passes, of its logits and of its drafts. It is known before anything runs.
+//! The layout of a step: which rows its forward passes, its logits and its drafts have. The layout is known before
+//! anything runs.
 
 use super::groups::{Drafting, Draw};
 use super::plan::SequencePlan;
@@ -8,44 +9,47 @@ use crate::layout::{GroupSet, Pass, SequenceRows};
 use crate::model::forward::Model;
 use crate::processors::LogitEdits;
 
-/// The layout of a step.
+/// The layout of a step: which rows its forward passes, its logits and its drafts have.
 pub(super) struct StepLayout<'a> {
-    /// The plans that draw a token.
+    /// The plans that draw a token from the target's logits. The other plans only fill the KV cache.
     pub(super) draws: Vec<Draw>,
-    /// Token ids of the candidates.
+    /// Token ids of the candidate rows in the joint pass, sequence after sequence.
     pub(super) tokens: Vec<u32>,
-    /// The joint pass.
+    /// The joint pass, which runs the candidate rows of all sequences and the mask rows that draft beside them.
     pub(super) pass: Pass<'a>,
     /// The rows of the joint pass whose logits are computed before the verification.
     pub(super) logits_rows: Vec<usize>,
-    /// Whether these rows include the slots of all groups.
+    /// Whether `logits_rows` include the slots of all mask groups, because one product of the LM head computes the
+    /// logits of candidates and slots.
     pub(super) joined: bool,
-    /// The places of the drafts from the joint pass.
+    /// The first row of draft logits and the first index of a draft token that the groups of the joint pass may take.
     pub(super) first_places: DraftPlaces,
-    /// The groups in the joint pass.
+    /// The mask groups in the joint pass, one entry per sequence that has any.
     pub(super) groups: Vec<Drafting>,
-    /// The drafting pass of the draws that have no group in the joint pass.
+    /// The drafting pass, which follows the verification, for sequences that need a draft and have no mask group in the
+    /// joint pass.
     pub(super) apart: Option<DraftingLayout<'a>>,
 }
 
-/// The layout of a drafting pass.
+/// The layout of a drafting pass, which runs mask rows only, after the verification.
 pub(super) struct DraftingLayout<'a> {
     pass: Pass<'a>,
     verdicts: Vec<usize>,
     pub(super) groups: Vec<Drafting>,
 }
 
-/// The next free places for the rows that a step drafts.
+/// The next free row of draft logits, and the next free index of a draft token.
 #[derive(Clone, Copy)]
 pub(super) struct DraftPlaces {
-    /// The next row of logits.
+    /// The next free row in the buffer of draft logits.
     pub(super) row: usize,
-    /// The next draw.
+    /// The index of the next draft token among all draft tokens of the step.
     pub(super) draw: usize,
 }
 
 impl DraftPlaces {
-    /// Gives each of `groups` its draws, and rows of logits if it has none.
+    /// Gives the groups of each sequence the indices of its draft tokens, and rows of draft logits unless all slots
+    /// have such rows already.
     pub(super) fn give<B>(
         &mut self,
         groups: &mut [Drafting],
@@ -65,7 +69,8 @@ impl DraftPlaces {
 }
 
 impl<'a> StepLayout<'a> {
-    /// Lays out the step that `plans` describe. Also returns the places of the rows that are drafted later.
+    /// Lays out the step that `plans` describe. Also returns the places that are free for drafts that the layout does
+    /// not have.
     pub(super) fn new<D: Device>(
         model: &Model<D>,
         sequences: &'a [Sequence<D::Buffer>],
@@ -102,7 +107,8 @@ impl<'a> StepLayout<'a> {
         (Self { draws, tokens, pass, logits_rows, joined, first_places, groups, apart }, places)
     }
 
-    /// Returns what the logit processors of each draw's request change, over a vocabulary of `vocab_size` ids.
+    /// Returns the changes that logit processors make to the target's logits: one entry per plan that draws a token,
+    /// for its request and a vocabulary of `vocab_size` ids.
     pub(super) fn edits<B>(
         &self,
         sequences: &'a [Sequence<B>],
@@ -116,8 +122,8 @@ impl<'a> StepLayout<'a> {
         self.draws.iter().map(edits).collect()
     }
 
-    /// Returns the verifications of the draws, whose drafts were drawn from `last_drafts` or from own logits, and
-    /// whose rows have `edits`.
+    /// Returns the input of the device's verification: one entry per plan that draws a token. A draft was drawn from
+    /// logits in `last_drafts` or in a buffer of its own; `edits` are the changes by the logit processors.
     pub(super) fn verify_rows<B>(
         &self,
         sequences: &'a [Sequence<B>],
@@ -150,8 +156,8 @@ impl<'a> StepLayout<'a> {
 }
 
 impl<'a> DraftingLayout<'a> {
-    /// Lays out a pass with one group for each of `draws`: for the length that `accepted` returns, or for the largest
-    /// possible length if it is not known.
+    /// Lays out a drafting pass with one mask group for each plan of `draws`: for the accepted length that `accepted`
+    /// returns, or for the largest possible one if `accepted` returns `None`.
     pub(super) fn new<B>(
         draws: &[Draw],
         accepted: impl Fn(Draw) -> Option<usize>,
@@ -177,19 +183,20 @@ impl<'a> DraftingLayout<'a> {
         Self { pass: Pass { sequences: rows }, verdicts, groups }
     }
 
-    /// Returns the pass, as a device takes it.
+    /// Returns the drafting pass in the form that a device takes.
     pub(super) fn pass(&self) -> DraftingPass<'_> {
         DraftingPass { pass: &self.pass, verdicts: &self.verdicts }
     }
 }
 
-/// Returns the tables of drafts from `groups`, whose rows [`draft_rows`] made.
+/// Returns the device's input for drafting from `groups`; `drafts` is what [`draft_rows`] returned for these groups.
 pub(super) fn draft_tables<'a>(groups: &[Drafting], drafts: &'a [DraftRows<'a>]) -> DraftTables<'a> {
-    // The groups of a pass have all their logits before the verdict, or all after it.
+    // The logits of all groups of a pass are computed before the verdict, or those of all groups after it, so the first
+    // group stands for all.
     DraftTables { drafts, rows: groups.first().map_or(SlotRows::Logits, |groups| groups.rows) }
 }
 
-/// Returns the drafts from `groups`.
+/// Returns the rows and settings with which a device drafts from `groups`, one entry per sequence.
 pub(super) fn draft_rows<'a, B>(
     groups: &[Drafting],
     sequences: &'a [Sequence<B>],
@@ -210,7 +217,7 @@ pub(super) fn draft_rows<'a, B>(
     groups.iter().map(rows).collect()
 }
 
-/// Returns the token ids of the candidates, and the joint pass.
+/// Returns the token ids of the candidate rows in the joint pass, and the joint pass.
 fn joint_pass<'a, B>(sequences: &'a [Sequence<B>], plans: &[SequencePlan]) -> (Vec<u32>, Pass<'a>) {
     let (mut tokens, mut pass) = (Vec::new(), Pass::default());
     for plan in plans {
@@ -231,8 +238,8 @@ fn joint_pass<'a, B>(sequences: &'a [Sequence<B>], plans: &[SequencePlan]) -> (V
     (tokens, pass)
 }
 
-/// Adds the slots of all `groups` to the candidates' `rows`, if one head product is to compute the logits of both;
-/// the groups then become rows of the logits. Returns whether it is.
+/// Adds the slots of all mask `groups` to `rows`, the candidates' rows of the pass, if one product of the LM head is to
+/// compute the logits of both; each entry of `groups` then counts rows of the logits. Returns whether one product does.
 fn join<D: Device>(
     model: &Model<D>,
     sequences: &[Sequence<D::Buffer>],

@@ -24,8 +24,8 @@ use super::sequence::Sequence;
 use crate::device::{Device, StepTables};
 use crate::model::forward::Model;
 
-/// Runs the planned step. Sequences keep their tokens, drafts and lengths. Drafts that the step does not verify
-/// were [set aside](StepBuffers::set_aside).
+/// Runs the step that `plans` describe. Sequences keep their tokens, drafts and lengths. Drafts that the step does not
+/// verify were [set aside](StepBuffers::set_aside).
 ///
 /// The host waits for the device once, for verdicts and drafts, including the drafts of a drafting pass. The host
 /// waits a second time if an accepted length had no group although its sequence had groups, and not at all if no
@@ -37,11 +37,13 @@ pub(super) fn run<D: Device>(
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[SequencePlan],
 ) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
-    // The step only reads the sequences, but hooks may move to another thread only with the sole reference.
+    // The step only reads the sequences. The parameter is `&mut` because hooks are `Send` and not `Sync`: only an
+    // exclusive reference may move to the device's thread.
     let sequences = &*sequences;
     let drawn = draw(model, cache, buffers, sequences, plans)?;
     if plans.iter().any(SequencePlan::draws) {
-        // Nothing fails after this. Until here, the drafts of the last step could be verified again.
+        // Nothing can fail after the swap of the buffers. Before it, a repeated step could still verify the drafts of
+        // the last step.
         std::mem::swap(&mut buffers.last_drafts, &mut buffers.next_drafts);
     }
     let outcome =

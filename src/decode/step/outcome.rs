@@ -24,12 +24,13 @@ pub(super) struct DrawnTokens<B> {
     pub(super) verdict: Option<SequenceVerdict>,
     /// The next block, if it was drafted.
     pub(super) draft: Option<PendingDraft<B>>,
-    /// The raw logits of the target's rows, if the request asked for log-probabilities.
+    /// The target's logits before any change, one row per candidate that was verified, if the request asked for
+    /// log-probabilities.
     pub(super) raw_logits: Vec<Vec<f32>>,
 }
 
 impl<B> DrawnTokens<B> {
-    /// Tokens that were not drawn.
+    /// Returns an entry without any drawn token.
     pub(super) fn nothing() -> Self {
         Self { verdict: None, draft: None, raw_logits: Vec::new() }
     }

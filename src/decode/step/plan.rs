@@ -7,12 +7,12 @@ use crate::device::SequenceVerdict;
 /// What a step does for one sequence.
 #[derive(Clone, Debug)]
 pub(in crate::decode) struct SequencePlan {
-    /// Index of the sequence.
+    /// Index of the sequence among the active sequences.
     pub(in crate::decode) sequence: usize,
     pub(in crate::decode) work: Work,
-    /// v; 0 if nothing is verified.
+    /// v: the number of draft tokens that the step verifies.
     pub(in crate::decode) verify_len: usize,
-    /// K, as indices of the sequence's candidate rows.
+    /// K: the indices of the candidate rows (within the sequence) after which the joint pass has a mask group.
     pub(in crate::decode) groups: Vec<usize>,
     /// Whether the next block is drafted.
     pub(in crate::decode) draft: bool,
@@ -27,12 +27,14 @@ impl SequencePlan {
         }
     }
 
-    /// Returns whether a token is drawn after the rows.
+    /// Returns whether the step draws a token from the target's logits for this sequence. Otherwise it only fills the
+    /// KV cache.
     pub(in crate::decode) fn draws(&self) -> bool {
         matches!(self.work, Work::Decode | Work::Prefill { last: true, .. })
     }
 
-    /// Returns the number of rows that are known to be accepted before the step.
+    /// Returns the number of candidates after the first that are tokens of the prompt or of the output, so that they
+    /// need no verification.
     pub(super) fn certain(&self) -> usize {
         match self.work {
             Work::Decode => 0,
