@@ -21,17 +21,19 @@ use super::softmax::{Softmax, TILE, accumulate};
 use crate::device::{AttentionRows, AttentionShape, DeviceError, Precision};
 use crate::layout::{Pass, Row};
 
-/// Rows of a sequence that are processed together, so that a tile of keys and values is read from the cache's
-/// memory once for all of them.
+/// Number of rows of a sequence that are processed together as a block, so that a tile of keys and values is
+/// read from the cache's memory once for all of them.
 const ROWS: usize = 8;
 
-/// Positions per split, if there are too few blocks to share them evenly among the threads.
+/// Number of cached positions per split; threads share the splits of a block if there are too few blocks to
+/// share evenly.
 const SPLIT: usize = 2 * TILE;
 
-/// Blocks per thread from which on whole blocks are shared evenly enough.
+/// Number of blocks of rows per thread from which on threads share whole blocks: the shares are then even
+/// enough.
 const BLOCKS_PER_THREAD: usize = 4;
 
-/// Queries above which arithmetic hides the memory's latency without prefetching.
+/// Number of queries in a block above which arithmetic hides the memory's latency without prefetching.
 const PREFETCH_QUERIES: usize = 8;
 
 /// Bytes per cache line.
@@ -95,7 +97,7 @@ fn attend<T: VectorElement>(
         });
     }
     let items: Vec<_> = blocks.into_iter().zip(parts).collect();
-    // Merging takes little time.
+    // If the splits are computed already, only merging is left, which takes little time.
     let left = if items.iter().all(|(_, parts)| parts.is_empty()) { work } else { 0 };
     pool.for_each(items, left, |(mut block, parts)| {
         attend_block(vectors, source, &mut block, &parts);
@@ -105,8 +107,8 @@ fn attend<T: VectorElement>(
     });
 }
 
-/// Computes the outputs of a block. `parts` holds the result of every split; if it is empty, the splits are
-/// computed here.
+/// Computes the attention outputs of a block of rows. `parts` holds the result of every split; if it is
+/// empty, the splits are computed here.
 fn attend_block<T: VectorElement>(
     vectors: Vectors,
     source: Source<'_, T>,
@@ -136,7 +138,7 @@ fn attend_block<T: VectorElement>(
     }
 }
 
-/// A q head of one row.
+/// The query of one q head of one row, and the place of its output.
 struct Query<'a> {
     row: Row,
     /// The query `[head_dim]`.
@@ -160,12 +162,12 @@ struct QueryBlock<'a> {
 }
 
 impl QueryBlock<'_> {
-    /// Returns the first position that no query sees.
+    /// Returns the first cached position that no query of the block sees.
     fn end(&self) -> usize {
         self.queries.iter().map(|query| query.row.limit + 1).max().unwrap_or(0)
     }
 
-    /// Returns one empty softmax per query.
+    /// Returns an empty running softmax for each query of the block.
     fn softmaxes(&self, shape: AttentionShape) -> Vec<Softmax> {
         self.queries.iter().map(|_| Softmax::new(shape.head_dim)).collect()
     }
@@ -183,7 +185,7 @@ fn blocks<'a>(
     qkv: &'a CpuBuffer,
     out: &'a mut CpuBuffer,
 ) -> Vec<QueryBlock<'a>> {
-    // The unfinished block of each sequence, by KV head.
+    // The block of each sequence and KV head that still takes rows.
     let mut open: Vec<Vec<QueryBlock<'a>>> = pass
         .sequences
         .iter()
@@ -221,13 +223,13 @@ struct Source<'a, T> {
     paging: PageLayout,
 }
 
-/// Returns the factor on scores.
+/// Returns the factor on attention scores: 1 / sqrt(head_dim).
 fn scale(shape: AttentionShape) -> f32 {
     1.0 / (shape.head_dim as f32).sqrt()
 }
 
 impl<T: VectorElement> Source<'_, T> {
-    /// Computes the attention of a block's queries to the positions of one split alone.
+    /// Computes the attention of a block's queries to the cached positions of one split alone.
     #[inline(always)]
     fn split<S: Simd>(&self, simd: S, block: &QueryBlock<'_>, split: usize, softmaxes: &mut [Softmax]) {
         softmaxes.iter_mut().for_each(Softmax::clear);
@@ -258,7 +260,8 @@ impl<T: VectorElement> Source<'_, T> {
             {
                 softmax.weigh(simd, scores, query.visible(start, len));
             }
-            // Neighbours that see the same number of positions share the loads of the values.
+            // Neighbouring queries that see the same number of the tile's positions share the loads of the
+            // values.
             let mut first = 0;
             for same in block.queries.chunk_by(|a, b| a.visible(start, len) == b.visible(start, len)) {
                 let range = first..first + same.len();
@@ -284,12 +287,12 @@ impl<T: VectorElement> Source<'_, T> {
     }
 }
 
-/// The operands of a block's attention to the positions of one split.
+/// The operands of a block's attention to the cached positions of one split.
 struct Split<'a, 'b, T> {
     source: Source<'a, T>,
     block: &'a QueryBlock<'b>,
     split: usize,
-    /// The results, one per query; their previous contents do not matter.
+    /// The results, one running softmax per query; their previous contents do not matter.
     softmaxes: &'a mut [Softmax],
 }
 
@@ -308,7 +311,7 @@ struct Groups<'a, 'b> {
     /// The fused projections, which contain the groups' own keys and values.
     qkv: &'a CpuBuffer,
     block: &'a QueryBlock<'b>,
-    /// The results so far, one per query; the slots of its group are added.
+    /// The running softmax of each query, to which the slots of the query's own mask group are added.
     softmaxes: &'a mut [Softmax],
 }
 
@@ -328,7 +331,7 @@ impl Kernel for Groups<'_, '_> {
             let range = first..first + same.len();
             first = range.end;
             let Some((start, end)) = same[0].row.group else { continue };
-            // A group has at most the largest block size, which fits one tile: `PageLayout::check_pass`
+            // A mask group has at most the largest block size, which fits one tile: `PageLayout::check_pass`
             // checks this.
             let len = end - start;
             for (i, slot) in qkv.rows_in(start..end).enumerate() {

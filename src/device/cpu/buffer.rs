@@ -31,7 +31,8 @@ fn round_to_bf16(value: f32) -> f32 {
     const KEPT: u32 = 0xffff_0000;
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & KEPT;
-    // A NaN must stay a NaN: a carry could reach any bit, and the upper bits alone could be an infinity.
+    // A NaN must stay a NaN: rounding could carry into any bit, and a NaN's upper bits alone could be an
+    // infinity.
     let quiet = bits & KEPT | 0x0040_0000;
     f32::from_bits(if value.is_nan() { quiet } else { rounded })
 }
@@ -151,8 +152,8 @@ mod tests {
 
     #[test]
     fn rounding_agrees_with_half() {
-        // Every sign, exponent and kept digit, with every pattern of the remaining digits that affects
-        // rounding.
+        // The test covers every sign, exponent and kept digit, with every pattern of the remaining digits
+        // that affects rounding.
         for high in 0..=0xffffu32 {
             for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let value = f32::from_bits(high << 16 | low);

@@ -13,7 +13,7 @@ use crate::device::{Chain, ChainScores, DeviceError, DraftToken, Precision};
 
 const OPERATION: &str = "draft";
 
-/// Cost of choosing a slot's ids in multiply-adds per id of the vocabulary.
+/// Cost of choosing a slot's likeliest ids, in multiply-adds per id of the vocabulary.
 const CHOOSE_WORK: usize = 2;
 
 /// Draws the tokens of `drafts` slot after slot: `bonuses[i]` comes before slot 1 of draft i. Each row of `logits` is
@@ -73,7 +73,7 @@ fn chain_row(values: &mut [f32], ids: &[u32], scores: &[f32]) {
 /// The likeliest ids of every slot, slot after slot and draft after draft.
 struct Likeliest {
     ids: Vec<u32>,
-    /// Number of ids per slot: K, or the size of a smaller vocabulary.
+    /// Number of ids per slot: the K of the [`Chain`], or the size of a smaller vocabulary.
     per_slot: usize,
 }
 
@@ -101,7 +101,7 @@ impl Likeliest {
         Ok(Self { ids, per_slot })
     }
 
-    /// Returns the places of the ids of slot `row`, counted over all drafts.
+    /// Returns the places of a slot's ids in the list of all ids; `row` counts the slots of all drafts.
     fn range(&self, row: usize) -> Range<usize> {
         row * self.per_slot..(row + 1) * self.per_slot
     }
@@ -117,7 +117,7 @@ fn choose(values: &[f32], ids: &mut [u32]) {
     let value = |id: u32| if values[id as usize].is_nan() { f32::NEG_INFINITY } else { values[id as usize] };
     let mut found = 0;
     for id in 0..values.len() as u32 {
-        // An id enters behind all ids with the same value, which are lower.
+        // A new id comes after all ids with an equal value that were found before it, because they are lower.
         if found == ids.len() && value(id) <= value(ids[found - 1]) {
             continue;
         }
@@ -128,9 +128,9 @@ fn choose(values: &[f32], ids: &mut [u32]) {
     }
 }
 
-/// The half of the scores that is known before the first token is drawn.
+/// The factors of the chain's scores that are known before the first token is drawn.
 struct Scored {
-    /// A row for each of the likeliest ids: B · embed(x), or row x of the LM head.
+    /// A row for each likeliest id x: B · embed(x), or row x of the LM head.
     ids: CpuBuffer,
     /// W1's product with each slot's hidden row, for scores that depend on it.
     hidden: Option<CpuBuffer>,
@@ -162,7 +162,8 @@ impl Scored {
         }
     }
 
-    /// Returns the other half of the scores, a row for each of the slots `rows`, after the tokens `before`.
+    /// Returns the factors of the chain's scores that depend on the tokens `before`: a row for each of the slots
+    /// `rows`.
     fn factors(
         &self,
         compute: (&Pool, Vectors),
@@ -204,7 +205,7 @@ impl Scored {
     }
 }
 
-/// Returns the rows of `table` for `ids`.
+/// Returns the embeddings of `ids`, which are rows of `table`.
 fn embedded(precision: Precision, table: &CpuLinear, ids: &[u32]) -> Result<CpuBuffer, DeviceError> {
     let mut x = CpuBuffer::new(table.in_cols(), precision);
     x.resize(ids.len())?;

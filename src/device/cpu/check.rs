@@ -67,7 +67,7 @@ pub(super) fn rows(
     Ok(rows)
 }
 
-/// Checks that a drafting pass has no candidates, and one group and one verdict per sequence.
+/// Checks that a drafting pass has no candidate rows, and one mask group and one verdict per sequence.
 pub(super) fn drafting_pass(DraftingPass { pass, verdicts }: DraftingPass<'_>) -> Result<(), DeviceError> {
     const OPERATION: &str = "begin_drafting";
     shape(OPERATION, "verdicts", &[pass.sequences.len()], &[verdicts.len()])?;
@@ -76,12 +76,12 @@ pub(super) fn drafting_pass(DraftingPass { pass, verdicts }: DraftingPass<'_>) -
     })
 }
 
-/// Checks that logits have a vocabulary.
+/// Checks that rows of logits are not empty: the vocabulary has an id.
 pub(super) fn vocabulary(operation: &'static str, logits: &CpuBuffer) -> Result<(), DeviceError> {
     cols(operation, "logits", logits, logits.cols().max(1))
 }
 
-/// Checks that `count` positions after `start` do not overflow.
+/// Checks that the numbers of `count` positions after `start` do not overflow.
 pub(super) fn positions(operation: &'static str, start: usize, count: usize) -> Result<(), DeviceError> {
     index(operation, "position", start.saturating_add(count), usize::MAX)
 }

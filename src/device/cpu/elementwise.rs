@@ -52,7 +52,7 @@ pub(super) fn rms_norm(
 /// Applies RMSNorm to a row in place, without rounding the result.
 pub(super) struct NormKernel<'a> {
     pub(super) row: &'a mut [f32],
-    /// The weight, with the length of the row.
+    /// RMSNorm's weight, which is as long as the row.
     pub(super) weight: &'a [f32],
     pub(super) eps: f32,
 }

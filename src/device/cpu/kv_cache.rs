@@ -148,7 +148,8 @@ mod tests {
             let mut cache = CpuKvCache::new(2, 3, 4, SHAPE, precision).unwrap();
             let pages = [2, 0];
             cache.append(1, &pages, 5, &[1.0, 2.0, 3.0, 4.0], &[5.0, 6.0, 7.0, 8.0]);
-            // Position 5 is token 1 of page 0. The four tokens of head 0 come first in each page.
+            // Position 5 of the sequence is token 1 of its second page, page 0. The four tokens of head 0
+            // come first in each page.
             let expected = [(2, 1.0), (3, 2.0), (10, 3.0), (11, 4.0)];
             let non_zero = |values: Vec<f32>| -> Vec<(usize, f32)> {
                 values.into_iter().enumerate().filter(|(_, value)| *value != 0.0).collect()
@@ -192,7 +193,7 @@ mod tests {
         let cover = |pages: &[u32], len| paging.cover("attend", pages, len).map_err(|e| e.to_string());
         assert_eq!(cover(&[], 0), Ok(()));
         assert_eq!(cover(&[2, 0], 8), Ok(()));
-        // A page that is not needed may have any id.
+        // A page beyond the needed positions may have any id.
         assert_eq!(cover(&[2, 7], 4), Ok(()));
         assert_eq!(cover(&[2, 7], 5).unwrap_err(), "attend: page id 7 is out of range, the limit is 3");
         assert_eq!(cover(&[2, 0], 9).unwrap_err(), "attend: position 8 is out of range, the limit is 8");

@@ -12,7 +12,8 @@ use super::simd::{Kernel, LANES, PAIRS, Simd, VectorElement, Vectors};
 use crate::device::{DeviceError, LinearPart, Precision};
 use crate::tensor::{Elements, Tensor};
 
-/// Tasks per thread: several, so that a thread that falls behind does not delay the others for long.
+/// Number of tasks per thread: several, so that a thread that falls behind does not delay the others for
+/// long.
 const TASKS_PER_THREAD: usize = 4;
 
 /// Every task has a multiple of this number of output columns; every tile width divides it.
@@ -21,7 +22,8 @@ const TASK_COLS: usize = 24;
 /// Target size in bytes of the rows of x that are multiplied together: half of a usual L2 cache.
 const ROW_BLOCK_BYTES: usize = 512 << 10;
 
-/// The fewest rows multiplied together, whatever their length: weights come from farther away than x.
+/// The fewest rows of x that are multiplied together, whatever their length: weights come from farther away
+/// than x.
 const MIN_BLOCK_ROWS: usize = 16;
 
 /// A linear layer of one or more parts, whose outputs lie side by side.
@@ -32,7 +34,7 @@ pub struct CpuLinear {
     out_cols: usize,
 }
 
-/// Some columns of a stored matrix.
+/// The columns of a stored weight matrix that one part of a layer uses.
 #[derive(Debug)]
 struct LinearSource {
     /// The stored matrix `[outputs, stored columns]`.
@@ -95,7 +97,7 @@ impl CpuLinear {
             check::shape(OPERATION, "weight", &[part.outputs, in_cols], &[part.outputs, part.columns.len()])?;
             out_cols = out_cols.saturating_add(part.outputs);
         }
-        // Only matrices without elements can overflow this sum.
+        // The sum of the parts' output columns overflows only for matrices without elements.
         check::index(OPERATION, "output", out_cols, usize::MAX)?;
         Ok(Self { parts, in_cols, out_cols })
     }
@@ -163,7 +165,7 @@ impl CpuLinear {
             let (found, expected) = (part.weight.elements().len(), part.outputs * part.stored);
             check::shape(operation, "elements of weight", &[expected], &[found])?;
         }
-        // The values are already rounded to bf16, so packing them loses nothing.
+        // The values of x are already rounded to bf16, so packing them loses nothing.
         let in_pairs = vectors.multiplies_pairs()
             && x.precision() == Precision::Bf16
             && self.parts.iter().any(|part| matches!(part.weight.elements(), Elements::Bf16(_)));
@@ -205,7 +207,7 @@ impl CpuLinear {
     }
 }
 
-/// A task: some output columns of one part, for every row.
+/// A task for one thread: some output columns of one part of the layer, for every row.
 struct Task<'a> {
     part: &'a LinearSource,
     columns: Range<usize>,

@@ -30,7 +30,7 @@ impl Lines {
         self.lines.try_reserve(lines.saturating_sub(self.lines.len()))?;
         self.lines.resize(lines, Line::zeroed());
         self.len = len;
-        // The rest of the last kept line may still hold values that an earlier call cut off.
+        // The rest of the last kept cache line may still hold values that an earlier, shorter length cut off.
         let end = len.min(kept.next_multiple_of(16));
         self[kept..end].fill(0.0);
         Ok(())

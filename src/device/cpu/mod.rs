@@ -101,9 +101,9 @@ impl Cpu {
         Ok(Self { pool, vectors, precision, joins_heads: false })
     }
 
-    /// Returns the same device with one product of the head for the candidates and for the slots of every
-    /// group. This is more work, because the CPU device knows its verdicts before it drafts; results are the
-    /// same to the last bit.
+    /// Returns the same device with one product of the LM head for the candidates and for the slots of every
+    /// mask group. This is more work, because the CPU device knows its verdicts before it drafts; results are
+    /// the same to the last bit.
     #[must_use]
     pub fn with_joined_heads(self) -> Self {
         Self { joins_heads: true, ..self }
@@ -140,7 +140,7 @@ impl Cpu {
         layer.apply(self.compute(), x, rows, Output::Add, (out, first_row))
     }
 
-    /// Returns a verification whose verdicts were found elsewhere.
+    /// Returns a verification with the verdicts `verdicts`, which the caller found.
     pub fn verified<'a>(
         &'a self,
         verdicts: Vec<SequenceVerdict>,

@@ -35,7 +35,8 @@ impl PageLayout {
             return Ok(());
         }
         let last = len - 1;
-        // This bound leaves room below the largest integer for the positions of mask rows beyond it.
+        // The bound `isize::MAX` leaves room below the largest integer for the positions of mask rows after
+        // the cached positions.
         let end = pages.len().saturating_mul(self.page_size).min(isize::MAX as usize);
         check::index(operation, "position", last, end)?;
         for &page in &pages[..=last / self.page_size] {
@@ -54,7 +55,7 @@ impl PageLayout {
         let (mut candidates, mut masks) = (0usize, 0usize);
         for sequence in &pass.sequences {
             check::index(operation, "number of slots", sequence.slots, MAX_BLOCK_SIZE + 1)?;
-            // Number of positions after the start that rows see.
+            // Number of positions after the sequence's start that its rows see.
             let groups = sequence.groups.iter().map(|&k| k.saturating_add(1)).max().unwrap_or(0);
             let seen = sequence.candidates.max(groups);
             if seen > 0 {

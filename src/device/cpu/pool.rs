@@ -7,16 +7,16 @@ use crate::device::DeviceError;
 /// A limit above the number of cores of any machine; a larger number of threads is a mistake.
 const MAX_THREADS: usize = 1024;
 
-/// Work below this many multiply-adds runs on the calling thread: waking the others takes about as long (10
-/// µs).
+/// Work below this many multiply-adds runs on the calling thread: waking other threads takes about as long
+/// (10 µs).
 const SMALL_WORK: usize = 1 << 17;
 
-/// A fixed number of threads. The division of work among them never changes a result: each item is computed
+/// A thread pool of fixed size. The division of work among them never changes a result: each item is computed
 /// by itself, whichever thread takes it.
 #[derive(Debug)]
 pub(super) struct Pool {
     threads: usize,
-    /// `None` for a single thread, which is the caller's.
+    /// The worker threads; `None` if the pool has a single thread, the caller's.
     workers: Option<rayon::ThreadPool>,
 }
 
@@ -52,9 +52,9 @@ impl Pool {
         self.threads
     }
 
-    /// Calls `work` on one of the threads. Items that `work` hands to [`for_each`](Self::for_each) then start
-    /// without a handover from an outside thread, and the other threads, which look for work for a while
-    /// before they sleep, are mostly awake.
+    /// Calls `work` on one of the pool's threads. Items that `work` hands to [`for_each`](Self::for_each)
+    /// then start without a handover from an outside thread, and the other threads, which look for work for a
+    /// while before they sleep, are mostly awake.
     pub(super) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.workers {
             Some(workers) => workers.install(work),

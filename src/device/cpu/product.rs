@@ -12,7 +12,7 @@ use half::bf16;
 use super::lines::Lines;
 use super::simd::{LANES, PAIRS, Simd, VectorElement, padded};
 
-/// Elements that are multiplied with elements of `T`, `K` at a time.
+/// An element type of x, whose elements are multiplied with elements of `T`, `K` at a time.
 pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     /// `K` elements of this type in registers.
     type Left<S: Simd>: Copy;
@@ -110,7 +110,7 @@ impl<T> WeightRows<T> for &[&[T]] {
 /// Some columns of consecutive rows of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix<'a, T> {
-    /// The elements, starting at the first one used.
+    /// The matrix's elements, starting at the first element used.
     pub(super) elements: &'a [T],
     /// Distance from one row to the next, in elements.
     pub(super) stride: usize,
@@ -280,9 +280,10 @@ fn tiles<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: us
 /// A block of `C` rows of w.
 struct WeightBlock<'a, T, const C: usize> {
     rows: [&'a [T]; C],
-    /// Index of the first row.
+    /// Index of the block's first row in w.
     first: usize,
-    /// Start addresses of the next block's rows, and the size in bytes of `K` of their elements.
+    /// Start addresses of the next block's rows, which are prefetched, and the size in bytes of `K` of their
+    /// elements.
     next: [*const u8; C],
     next_bytes: usize,
 }
@@ -382,7 +383,7 @@ fn dots<
     sums
 }
 
-/// Computes one dot product, in the order that all of them use.
+/// Computes one dot product, in the order of summation that all products use.
 #[inline(always)]
 pub(super) fn dot<S: Simd, T: VectorElement>(simd: S, x: &[f32], w: &[T]) -> f32 {
     let block = WeightBlock { rows: [w], first: 0, next: [w.as_ptr().cast()], next_bytes: 0 };

@@ -14,7 +14,7 @@ use crate::device::{
 };
 use crate::layout::MAX_BLOCK_SIZE;
 
-/// The memory of verdicts and drafts.
+/// Memory for the verdicts and drafts of a step.
 #[derive(Clone, Debug, Default)]
 pub struct CpuResults {
     /// The verdicts, and the drafts that were not read yet.
@@ -40,7 +40,7 @@ pub struct CpuSelection<'s> {
     selected: Vec<SelectedDraft<'s>>,
 }
 
-/// A draft, and what its verdict selects for it.
+/// A draft, its sequence's verdict, and the rows that the verdict selects.
 #[derive(Debug)]
 struct SelectedDraft<'s> {
     draft: &'s DraftRows<'s>,
@@ -73,7 +73,7 @@ impl<'a> CpuVerification<'a> {
         self.results.drafted
     }
 
-    /// Selects the slots and bonus tokens of `drafts`.
+    /// Selects, by the verdicts, the slots and bonus tokens of `drafts`.
     pub(super) fn select<'s>(
         &'s mut self,
         DraftTables { drafts, rows }: DraftTables<'s>,

@@ -76,7 +76,7 @@ struct NormRope<'a> {
     heads: &'a mut [f32],
     /// The norm's weight `[head_dim]` and epsilon.
     norm: Option<(&'a [f32], f32)>,
-    /// The rotations `[head_dim / 2]`.
+    /// Sine and cosine of the rotation of each pair of dimensions, `[head_dim / 2]`.
     cos_sin: &'a [(f32, f32)],
     precision: Precision,
 }

@@ -43,7 +43,7 @@ impl Kernel for ConfidenceKernel<'_> {
             let (chunks, rest) = block.as_chunks::<LANES>();
             let last = filled(rest);
             for chunk in chunks.iter().chain([&last]) {
-                // NaN counts as −∞.
+                // A NaN among the logits counts as −∞.
                 let score = simd.max(simd.sub(simd.load(chunk), shift), zero_weight);
                 sum = simd.add(sum, exp(simd, score));
             }
@@ -75,7 +75,7 @@ fn largest<S: Simd>(simd: S, values: &[f32]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Returns fewer than sixteen values, followed by −∞.
+/// Returns the values of `rest`, fewer than sixteen, padded with −∞ to sixteen.
 #[inline(always)]
 fn filled(rest: &[f32]) -> [f32; LANES] {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -12,14 +12,15 @@ use crate::device::{DeviceError, DraftToken};
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, draw, warp};
 
-/// Rows of logits to be sampled: slots 1, 2, … of one group.
+/// Rows of logits to be sampled: slots 1, 2, … of one mask group.
 #[derive(Clone, Debug)]
 pub(super) struct Slots<'a> {
     pub(super) rows: Range<usize>,
     pub(super) sampling: &'a SamplingParams,
     pub(super) rule: Rule,
     pub(super) seed: u64,
-    /// Position of c_0 of the step that will verify the draft; slot j has position `start + j`.
+    /// Position of the bonus token, which comes before the draft and is the first candidate of the step that
+    /// verifies the draft. Slot j has position `start + j`.
     pub(super) start: usize,
 }
 

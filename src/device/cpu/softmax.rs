@@ -15,7 +15,8 @@ pub(super) struct Softmax {
     sum: f32,
     /// The factor on `weighted` before the next values are added.
     rescale: f32,
-    /// Σ exp(score − max) · value, padded with zeros from head_dim to whole vectors.
+    /// The weighted sum of the values, Σ exp(score − max) · value, padded with zeros from head_dim to whole
+    /// vectors.
     weighted: Vec<[f32; LANES]>,
 }
 
@@ -43,7 +44,7 @@ impl Softmax {
         }
         self.rescale = 1.0;
         if max == f32::NEG_INFINITY {
-            // Nothing has weight so far. A NaN still counts.
+            // No position has weight so far, because all scores were −∞. A NaN among the scores still counts.
             max = 0.0;
         } else if max > self.max {
             self.rescale = (self.max - max).exp();
@@ -84,7 +85,7 @@ impl Softmax {
         }
     }
 
-    /// Writes the weighted mean of the values; zeros if nothing had weight.
+    /// Writes the weighted mean of the values; zeros if no value had weight.
     pub(super) fn finish(&self, out: &mut [f32]) {
         let scale = if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum };
         for (out, sum) in out.iter_mut().zip(self.weighted.as_flattened()) {
@@ -93,8 +94,8 @@ impl Softmax {
     }
 }
 
-/// `weighted = weighted · rescale + Σ_i weights[i] · values[i]`, i ascending, for softmaxes that see the same
-/// values.
+/// Adds values to softmaxes that see the same values: `weighted = weighted · rescale + Σ_i weights[i] ·
+/// values[i]`, i ascending.
 ///
 /// The order of a sum does not depend on the number of softmaxes that share the loads.
 #[inline(always)]
@@ -118,7 +119,7 @@ pub(super) fn accumulate<S: Simd, T: VectorElement>(
     }
 }
 
-/// Adds values to `R` softmaxes, `C` vectors of a value at a time.
+/// Adds values to `R` softmaxes, `C` vectors of sixteen lanes of each value at a time.
 #[inline(always)]
 fn add_values<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
@@ -148,7 +149,7 @@ fn add_values<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     }
 }
 
-/// Adds vectors `first`..`first + C` of the values.
+/// Adds vectors `first`..`first + C` of each value to `R` softmaxes.
 #[inline(always)]
 fn add_columns<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,

@@ -30,7 +30,7 @@ pub(super) fn verify(
     Ok(verdicts)
 }
 
-/// Checks that every row of a verification exists.
+/// Checks that every row of logits that a verification reads exists.
 fn check_verification(logits: &CpuBuffer, request: &VerifyRows<'_, CpuBuffer>) -> Result<(), DeviceError> {
     const OPERATION: &str = "verify";
     check::vocabulary(OPERATION, logits)?;
@@ -71,14 +71,15 @@ fn verify_sequence(
     SequenceVerdict { accepted, bonus, next_start: request.start + accepted + 1 }
 }
 
-/// p and q of one verification, warped when a rule asks for them. Their rows were checked to exist.
+/// The target's distributions p and the draft's distributions q of one verification, warped when a rule asks
+/// for them. Their rows were checked to exist.
 struct WarpedRows<'a> {
     logits: &'a CpuBuffer,
     request: &'a VerifyRows<'a, CpuBuffer>,
 }
 
 impl WarpedRows<'_> {
-    /// Returns the target's logits after candidate i, with the edits of the row.
+    /// Returns the target's logits after candidate i, as the logit processors edit them.
     fn target_logits(&self, i: usize) -> Cow<'_, [f32]> {
         let mut row = Cow::Borrowed(self.logits.row(self.request.first_row + i).unwrap_or(&[]));
         if let Some(edits) = self.request.edits {

@@ -2,7 +2,8 @@
 
 use super::Simd;
 
-/// ln 2 in two parts: the first has zeros at the end, so that its products with n are exact.
+/// ln 2 as a sum of two parts: the first part ends in zero bits, so that its products with the integer n are
+/// exact.
 const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 
 /// Coefficients of r² in exp(r) = 1 + r + r² · (…), |r| ≤ ln 2 / 2, highest first (Cephes, `expf`).
@@ -14,9 +15,9 @@ const COEFFICIENTS: [f32; 6] =
 /// exp(x) = 2ⁿ · exp(r) with n = round(x / ln 2) and r = x − n · ln 2.
 #[inline(always)]
 pub(in super::super) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
-    // Adding 1.5 · 2²³ leaves no bits for a fraction.
+    // Adding 1.5 · 2²³ rounds a number to an integer, because no bits are left for a fraction.
     const ROUND: f32 = 12_582_912.0;
-    // The constants are the first arguments, so that a NaN in x stays.
+    // The constants are the first arguments of `max` and `min`, so that a NaN in x stays a NaN.
     let x = simd.max(simd.splat(-104.0), simd.min(simd.splat(89.0), x));
     let shifted = simd.mul_add(x, simd.splat(std::f32::consts::LOG2_E), simd.splat(ROUND));
     let n = simd.sub(shifted, simd.splat(ROUND));
@@ -53,7 +54,7 @@ mod tests {
         for set in InstructionSet::available() {
             let vectors = Vectors::new(set).unwrap();
             for block in 0..50_000 {
-                // From −104 to 88.7, the range in which f32 is finite.
+                // The test covers x from −104 to 88.7, where exp(x) is finite in f32.
                 let x: [f32; LANES] =
                     std::array::from_fn(|i| -104.0 + 192.7 * ((block * LANES + i) as f32 / 800_000.0));
                 for (x, found) in x.into_iter().zip(vectors.run(Exp(x))) {

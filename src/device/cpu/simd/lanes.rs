@@ -50,7 +50,7 @@ pub(in crate::device::cpu) trait Simd: Copy {
     /// Returns a · b + c, rounded once with FMA hardware and twice without.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
-    /// 32 elements of bf16.
+    /// 32 bf16 elements, which are multiplied in pairs.
     type Pairs: Copy;
 
     fn load_pairs(self, from: &[bf16; PAIRS]) -> Self::Pairs;
@@ -63,7 +63,8 @@ pub(in crate::device::cpu) trait Simd: Copy {
     /// can track only few lines in flight, and memory latency is long. Any address is allowed.
     fn prefetch<T>(self, at: *const T);
 
-    /// Returns the sum of the lanes by halving: l + (l + 8), then + 4, + 2, + 1.
+    /// Returns the sum of the lanes by halving: lane l plus lane l + 8, then plus lane l + 4, l + 2 and l +
+    /// 1.
     fn sum(self, lanes: Self::Lanes) -> f32;
 
     /// Returns the [`sum`](Self::sum) of each of eight vectors, in the same order and so with the same bits;
@@ -102,7 +103,7 @@ impl VectorElement for bf16 {
     }
 }
 
-/// Returns fewer than `K` elements, followed by zeros.
+/// Returns the elements of `tail`, fewer than `K`, padded with zeros to `K`.
 #[inline(always)]
 pub(in crate::device::cpu) fn padded<T: VectorElement, const K: usize>(tail: &[T]) -> [T; K] {
     let mut lanes = [T::default(); K];

@@ -165,7 +165,7 @@ mod tests {
             let mut stored = [0.0; LANES];
             simd.store(simd.dot_pairs(x, y, c), &mut stored);
             out.extend(stored);
-            // Eight vectors that differ, with sums that round.
+            // Eight vectors that differ, and whose sums are rounded.
             let turned = |i: usize| {
                 let mut turned = self.b;
                 turned.rotate_left(i);
@@ -175,7 +175,8 @@ mod tests {
             let sums = simd.sum8(std::array::from_fn(|i| simd.load(&turned(i))));
             assert_eq!(sums, std::array::from_fn(|i| simd.sum(simd.load(&turned(i)))));
             out.extend(sums);
-            // Without rounding errors, a fused multiply-add gives the same result as a separate one.
+            // Without rounding errors, a fused multiply-add gives the same result as a multiplication and an
+            // addition.
             out.push(simd.sum(simd.mul_add(simd.splat(2.0), c, c)));
             out
         }
@@ -194,11 +195,12 @@ mod tests {
         assert_eq!(expected[6 * LANES + 5], a[5] / b[5]);
         assert_eq!(expected[7 * LANES + 5], a[5].max(b[5]));
         assert_eq!(expected[8 * LANES + 5], a[5].min(b[5]));
-        // 2^−80, 2^0 and 2^220 in steps of 2^20.
+        // The lanes are scaled by 2^−80 to 2^220 in steps of 2^20: lane 0 by 2^−80, lane 4 by 2^0, lane 15 by
+        // 2^220.
         assert_eq!(expected[9 * LANES], b[0] * 2f32.powi(-80));
         assert_eq!(expected[9 * LANES + 4], b[4]);
         assert_eq!(expected[9 * LANES + 15], f32::NEG_INFINITY.copysign(b[15]));
-        // Lane 5 has elements 10 and 11 of the pairs: 1 and 2, times 12 and 11, plus c.
+        // Lane 5 multiplies elements 10 and 11 of two vectors of pairs, 1 and 2 times 12 and 11, and adds c.
         assert_eq!(expected[10 * LANES + 1 + 5], 1.0 + 1.0 * 12.0 + 2.0 * 11.0);
         assert_eq!(expected.last(), Some(&(3.0 * c.iter().sum::<f32>())));
         for set in InstructionSet::available() {

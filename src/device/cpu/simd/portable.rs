@@ -11,7 +11,8 @@ pub(in crate::device::cpu) struct Portable;
 impl Simd for Portable {
     type Lanes = [f32; LANES];
 
-    // Sixteen registers of four lanes: the minimum of x86-64 and AArch64.
+    // Every x86-64 and AArch64 machine has at least sixteen registers of four lanes: four vectors of sixteen
+    // lanes.
     const REGISTERS: usize = 4;
 
     #[inline(always)]
@@ -28,7 +29,7 @@ impl Simd for Portable {
     fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes {
         let mut lanes = [0.0; LANES];
         for (lane, value) in lanes.iter_mut().zip(from) {
-            // `to_f32` would test for F16C at every call.
+            // `to_f32` would test at every call whether the machine has F16C.
             *lane = value.to_f32_const();
         }
         lanes
@@ -99,8 +100,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn scale(self, mut x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
         for (x, n) in x.iter_mut().zip(n) {
-            // Two factors, because 2ⁿ may be subnormal or infinite when x · 2ⁿ is not. The product with the
-            // first is exact.
+            // x is multiplied by two factors, because 2ⁿ may be subnormal or infinite when x · 2ⁿ is not. The
+            // product with the first is exact.
             let n = n as i32;
             let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
             *x = *x * power(n >> 1) * power(n - (n >> 1));
@@ -116,7 +117,7 @@ impl Simd for Portable {
         c
     }
 
-    /// The even elements, and the odd elements.
+    /// The even elements of a vector of pairs, and its odd elements.
     type Pairs = [[f32; LANES]; 2];
 
     #[inline(always)]

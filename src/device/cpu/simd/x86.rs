@@ -31,7 +31,7 @@ impl Avx2 {
 }
 
 impl Simd for Avx2 {
-    /// Lanes 0..8 and 8..16.
+    /// Two AVX registers: lanes 0..8 and lanes 8..16.
     type Lanes = [__m256; 2];
 
     const REGISTERS: usize = 8;
@@ -130,7 +130,7 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
 
-    /// Two vectors of 16 elements each.
+    /// Two AVX registers of 16 bf16 elements each.
     type Pairs = [__m256i; 2];
 
     #[inline(always)]
@@ -195,7 +195,7 @@ impl<const BF16: bool> Avx512<BF16> {
 }
 
 impl Avx512<true> {
-    /// Returns the proof for code on the same machine that multiplies no bf16 pairs.
+    /// Returns the proof of AVX-512 without BF16, for code on the same machine that multiplies no bf16 pairs.
     pub(super) fn without_bf16(self) -> Avx512<false> {
         Avx512(())
     }
@@ -390,19 +390,20 @@ fn lanes_of_8(lanes: __m256) -> f32 {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn sums_of_16(v: [__m512; 8]) -> [f32; 8] {
-    // Lanes 0..8 of a and of b, each plus lanes 8..16 of the same vector.
+    // Adds lanes 8..16 of a vector to its lanes 0..8, for the vectors a and b.
     let eighths =
         |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-    // A quarter of each vector in a and in b, plus the quarter after it.
+    // Adds to a quarter of each vector in a and in b the quarter after it.
     let quarters =
         |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
     let low = quarters(eighths(v[0], v[1]), eighths(v[2], v[3]));
     let high = quarters(eighths(v[4], v[5]), eighths(v[6], v[7]));
-    // Quarter i holds vectors i and i + 4: their lanes 0 and 1, plus lanes 2 and 3 …
+    // Adds partial sums 2 and 3 of each vector to its partial sums 0 and 1; quarter i then holds vectors i
+    // and i + 4.
     let (a, b) = (_mm512_castps_pd(low), _mm512_castps_pd(high));
     let pairs =
         _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    // … and lane 0 plus 1.
+    // Adds the second of the two partial sums of each vector to the first.
     let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
     let mut stored = [0.0; 16];
     // SAFETY: the array has room for sixteen values.
