@@ -37,7 +37,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Hold a conversation in the terminal
     ///
-    /// Each line is a message to the model. /reset starts a new conversation, /stats shows numbers on the answers, and
+    /// Each line is a message to the model. /reset starts a new conversation, /stats shows statistics of the answers, and
     /// /quit or Ctrl-D ends. Ctrl-C stops an answer. The model reads the whole conversation again for each answer.
     /// Answers go to stdout, everything else to stderr.
     Chat(ChatArgs),

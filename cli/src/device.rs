@@ -50,10 +50,10 @@ pub fn label(device: &impl Device) -> Option<&'static str> {
     (!device.is_row_invariant()).then_some(NOT_LOSSLESS)
 }
 
-/// Returns the first GPU, if it can be used for these weights.
+/// Returns the first GPU if the kernels can run a model with these weights; otherwise the reason, if there is a GPU.
 pub fn gpu(weights: &Weights, algorithms: ProductAlgorithms) -> Chosen<Gpu<CublasLt>> {
     choose(|| {
-        // Without a driver or a GPU, the user is told nothing.
+        // Without a driver or a GPU, the CPU is used and the user gets no note.
         let Ok(_context) = Cuda::context(0) else { return Ok(None) };
         match unsupported(weights) {
             Some(reason) => Err(DeviceError::Unavailable { requested: "auto".into(), reason }),

@@ -10,12 +10,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::warn;
 
-/// A progress line that is overwritten.
+/// A progress line on stderr that is overwritten with every change.
 #[derive(Debug)]
 pub struct Progress {
     line: ProgressBar,
     samples: usize,
-    /// Number of prompt tokens to be read over all samples, and the number that a step reads.
+    /// Number of prompt tokens in all samples, and the largest number of them that one step reads.
     prompt_tokens: usize,
     prompt_rows: usize,
     read: Cell<usize>,
@@ -98,7 +98,7 @@ impl Progress {
         let _ = self.suspend(|| warn(text));
     }
 
-    /// Removes the line for good.
+    /// Removes the progress line for good.
     pub fn clear(&self) {
         self.line.finish_and_clear();
     }

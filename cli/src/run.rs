@@ -60,7 +60,7 @@ impl Sample {
 
     fn take(&mut self, report: &mut Committed, seconds: f64) {
         match (&self.prefill, report.finish.as_ref(), &report.record) {
-            // A sample that took no part in the step is not counted.
+            // A sample that ended outside a step took no part in this step, so the step's time is not added to it.
             (_, Some(_), None) => {}
             (None, ..) => self.prefill_seconds += seconds,
             (Some(_), ..) => self.decode_seconds += seconds,
@@ -94,7 +94,7 @@ pub trait Observer {
         false
     }
 
-    /// Receives a sample that is complete, and the end of its text that no commit had. Samples of a batch finish in any
+    /// Receives a complete sample, and the rest of its text, which no commit reported. Samples of a batch finish in any
     /// order.
     fn finished(&mut self, sample: Sample, rest: &str) -> Result<()>;
 }
@@ -106,7 +106,7 @@ pub struct Collect {
 }
 
 impl Collect {
-    /// Identifies a completed sample by its seed.
+    /// Returns the seed of the completed sample with this index.
     pub fn seed(&self, index: usize) -> Option<u64> {
         self.samples.get(&index).map(|sample| sample.seed)
     }
@@ -192,7 +192,7 @@ pub fn run<D: Device>(
     }
 }
 
-/// Ends a sample with the text that no commit had.
+/// Ends a sample: adds the rest of its text, which no commit reported, and hands it to the observer.
 fn finish(mut sample: Sample, text: Text, observer: &mut dyn Observer) -> Result<()> {
     let rest = text.finish()?;
     sample.text.push_str(&rest);

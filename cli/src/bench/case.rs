@@ -61,12 +61,12 @@ pub struct Case<'a, D: Device> {
 }
 
 impl<'a, D: Device> Case<'a, D> {
-    /// Creates a case of `batch` sequences with `context` positions each, and room for `more` positions.
+    /// Creates a case of `batch` sequences with `context` cached positions each, and room for `more` positions.
     pub fn new(model: &'a Model<D>, batch: usize, context: usize, more: usize) -> Result<Self> {
         let pages_each = context.saturating_add(more).saturating_add(1).div_ceil(PAGE_SIZE);
         let limit = batch.saturating_mul(pages_each);
-        // The device is prepared as an engine prepares it: the device then knows the times of products, and can choose
-        // by them.
+        // The device is prepared as an engine prepares it: it then has measured its matrix products, and can choose the
+        // faster ones.
         model.prepare(batch, EngineOptions::default().prefill_rows)?;
         let cache = model.new_cache(limit, PAGE_SIZE)?;
         let page = |index: usize| {
@@ -139,7 +139,8 @@ impl<'a, D: Device> Case<'a, D> {
         let (pass, drafting) =
             passes.split_first().map_or((&empty, None), |(pass, more)| (pass, more.first()));
         let sequences = rows.sequences(step, pass);
-        // A device that knows its verdicts drafts from the group of the accepted length.
+        // A device that knows its verdicts before it drafts (the CPU device) gets the one accepted length that occurs,
+        // 0.
         let known = rows.drafts(step, &passes, GroupSet::all(0));
         let unknown = rows.drafts(step, &passes, GroupSet::NONE);
         let place = if rows.joined { SlotRows::Logits } else { SlotRows::Pass { first_logits: 0 } };
@@ -225,13 +226,14 @@ impl<D: Device> Memory<D> {
 /// The rows of a timed step.
 struct StepRows {
     tokens: Vec<u32>,
-    /// The rows of the pass whose logits are computed before the verification.
+    /// The rows of the verifying pass whose logits are computed before the verification.
     logits: Vec<usize>,
-    /// Whether these rows include the slots of all groups.
+    /// Whether `logits` include the slots of all mask groups, because one product of the LM head computes the logits of
+    /// candidates and slots.
     joined: bool,
     /// The draft tokens that each sequence verifies.
     drafted: Vec<u32>,
-    /// The verdicts that the groups of a drafting pass follow.
+    /// For each sequence of a drafting pass, the index of the verdict that its mask group follows.
     verdicts: Vec<usize>,
 }
 
@@ -258,7 +260,7 @@ impl StepRows {
         Self { tokens, logits, joined, drafted, verdicts: (0..batch).collect() }
     }
 
-    /// Returns the verifications of the sequences in `pass`.
+    /// Returns the device's input for verifying the drafts of each sequence in `pass`.
     fn sequences<B>(&self, step: &Step, pass: &Pass<'_>) -> Vec<VerifyRows<'_, B>> {
         let request = |(i, rows): (usize, &SequenceRows<'_>)| VerifyRows {
             first_row: i * step.logits,
@@ -273,8 +275,8 @@ impl StepRows {
         pass.sequences.iter().enumerate().map(request).collect()
     }
 
-    /// Returns the drafts of a step. Each comes from the group of the last accepted length, as if it were the group for
-    /// the lengths in `groups`.
+    /// Returns the rows and settings from which each sequence of a step is drafted: the mask group of the longest
+    /// accepted length, as if it were the group for the lengths in `groups`.
     fn drafts(&self, step: &Step, passes: &[Pass<'_>], groups: GroupSet) -> Vec<DraftRows<'static>> {
         let Some(pass) = passes.last().filter(|_| step.drafts > 0) else { return Vec::new() };
         let of_each = step.passes.last().map_or(0, |shape| shape.groups.len());
@@ -298,7 +300,7 @@ impl StepRows {
     }
 }
 
-/// Returns the pass of a step for every sequence, after `start` positions.
+/// Returns the passes of a step over all sequences, which have `start` cached positions each.
 fn passes<'a>(step: &Step, pages: &'a [Vec<u32>], start: usize) -> Vec<Pass<'a>> {
     let rows = |pages: &'a [u32], shape: &PassShape| SequenceRows {
         pages,
@@ -316,7 +318,7 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Returns pseudo-random numbers in -2..2 (xorshift).
+/// Returns `len` pseudo-random numbers from −2 to 2, from a xorshift generator.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {

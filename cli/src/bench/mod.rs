@@ -131,7 +131,8 @@ struct Bench<'a, D: Device> {
 }
 
 impl<D: Device> Bench<'_, D> {
-    /// Times the steps of `batch` sequences after `context` positions, as far as memory allows.
+    /// Times the steps of `batch` sequences that have `context` cached positions each, and reports each step that does
+    /// not fit in memory as skipped.
     fn case<W: Write>(
         &self,
         asked: &Asked,
@@ -147,7 +148,7 @@ impl<D: Device> Bench<'_, D> {
             Err(why) => return report.skipped(&Skipped::case(shape, why)),
         };
         for step in steps {
-            // A prefill starts without cached tokens.
+            // A step that reads a prompt starts without cached tokens.
             let start = if step.mode == StepMode::Prefill { 0 } else { context };
             match if_it_fits(case.time(&step, start, self.repeats))? {
                 Ok(times) => {

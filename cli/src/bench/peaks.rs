@@ -98,7 +98,7 @@ fn flops_per_second(threads: usize) -> f64 {
     (threads * ROUNDS * CHAINS * lanes() * 2) as f64 / best
 }
 
-/// Returns the sum of memory's numbers, from many partial sums that the compiler vectorises.
+/// Returns the sum of all numbers in `memory`, from many partial sums that the compiler vectorises.
 fn sum(memory: &[u64]) -> u64 {
     let mut sums = [0u64; 32];
     let (chunks, rest) = memory.as_chunks::<32>();
@@ -110,7 +110,7 @@ fn sum(memory: &[u64]) -> u64 {
     sums.iter().chain(rest).fold(0u64, |sum, value| sum.wrapping_add(*value))
 }
 
-/// Number of lanes of the vectors that [`multiply_add`] uses.
+/// Returns the number of lanes in the vectors that [`multiply_add`] uses.
 fn lanes() -> usize {
     #[cfg(target_arch = "x86_64")]
     {

@@ -21,12 +21,12 @@ pub struct Header {
     pub verify_lens: Vec<usize>,
     #[serde(rename = "ceilings")]
     pub peaks: Peaks,
-    /// Label that says that the results are not lossless, if they are not.
+    /// Label that says that the device's results are not lossless; `None` if they are lossless.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'static str>,
 }
 
-/// A line of JSON with the report's label.
+/// A line of JSON, with the label that results of the device have if they are not lossless.
 #[derive(Serialize)]
 struct Labelled<'a, T> {
     #[serde(flatten)]
@@ -45,7 +45,7 @@ pub struct Measured {
     pub verify_len: usize,
     /// Number of mask groups in the pass that verifies.
     pub groups: usize,
-    /// Number of repetitions; the times are their medians.
+    /// Number of repetitions, whose medians are the times.
     pub steps: usize,
     pub step_seconds: f64,
     /// Seconds until the host had submitted the step; `null` on a synchronous device.
@@ -108,12 +108,12 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// Returns the record that skips all steps of a batch and context.
+    /// Returns the record of a batch size and context length whose steps were all skipped, because of `why`.
     pub fn case((batch, context): (usize, usize), why: String) -> Self {
         Self { mode: None, context, batch, verify_len: None, groups: None, skipped: why }
     }
 
-    /// Returns the record that skips one step.
+    /// Returns the record of a single step that was skipped, because of `why`.
     pub fn step(step: &Step, (batch, context): (usize, usize), why: String) -> Self {
         Self {
             mode: Some(step.mode.name()),
@@ -128,7 +128,7 @@ impl Skipped {
 pub struct Report<W: Write> {
     out: W,
     json: bool,
-    /// Label that ends every line, for results that are not lossless.
+    /// Label at the end of every line, which says that the results are not lossless; `None` if they are lossless.
     label: Option<&'static str>,
 }
 

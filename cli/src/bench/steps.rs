@@ -12,7 +12,7 @@ pub struct PassShape {
     pub slots: usize,
 }
 
-/// The work of one step in a mode: its passes and its draws.
+/// The work of one step in a mode: its passes, and the numbers of verified and drafted tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     pub mode: StepMode,

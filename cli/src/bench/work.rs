@@ -101,7 +101,7 @@ impl Sizes {
         }
     }
 
-    /// Returns the work of a step of `batch` sequences after `context` positions.
+    /// Returns the work of a step of `batch` sequences that have `context` cached positions each.
     pub fn work(&self, step: &Step, batch: usize, context: usize) -> Work {
         let shape = self.shape;
         let head_part = self.layers.len().saturating_sub(self.tail.len());
@@ -120,7 +120,7 @@ impl Sizes {
                 work += mlp.times(rows);
                 let positions = (batch * (context + pass.candidates)) as f64;
                 let kv = 2.0 * (shape.kv_heads * shape.head_dim) as f64 * positions;
-                // A candidate reads the context and, on average, half of the candidates, including itself.
+                // A candidate row attends to the context and, on average, to half of the candidates, including itself.
                 let seen = context as f64 + (pass.candidates + 1) as f64 / 2.0;
                 work += Work {
                     bytes: kv * self.storage.kv as f64,

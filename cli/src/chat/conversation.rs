@@ -19,7 +19,7 @@ use crate::surface::Surface;
 use crate::template::Template;
 use crate::text::TextOptions;
 
-const HELP: &str = "/reset starts a new conversation, /stats shows numbers on the answers, /quit or Ctrl-D ends. \
+const HELP: &str = "/reset starts a new conversation, /stats shows statistics of the answers, /quit or Ctrl-D ends. \
                     Ctrl-C stops an answer.";
 
 /// The settings of a conversation.
@@ -28,7 +28,7 @@ pub struct Conversation<'a> {
     pub template: Template,
     pub text: TextOptions,
     pub stop_ids: Vec<u32>,
-    /// Number of positions for the conversation's tokens.
+    /// Largest number of tokens that the conversation may have, answers included.
     pub context: usize,
     pub surface: Surface,
 }
@@ -82,7 +82,7 @@ impl Conversation<'_> {
             }
         }
         if terminal {
-            // The next line of the terminal begins after the prompt otherwise.
+            // Without a line break, the shell's prompt would begin on the line of the last input prompt.
             let _ = writeln!(anstream::stderr());
         }
         Ok(())
@@ -104,7 +104,7 @@ impl Conversation<'_> {
         let make = |seed| {
             request::request(&self.args.decoding, &self.args.sampling, prompt.clone(), &self.stop_ids, seed)
         };
-        // An interrupt that came before the question is not for its answer.
+        // An interrupt before this question must not stop the answer to it.
         interrupt::take_interrupt();
         let mut answer = Answer { out: self.surface.stdout(), surface: self.surface, sample: None };
         run::run(engine, 1, std::iter::once(seed), make, || self.text.after(&prompt), &mut answer)?;
@@ -136,7 +136,8 @@ impl Conversation<'_> {
     }
 }
 
-/// Returns whether a line is a slash and letters. Others, such as comments and paths, are messages.
+/// Returns whether a line looks like a command of the conversation: a slash and letters. Other lines with a slash, such
+/// as comments and paths, are messages.
 fn looks_like_a_command(line: &str) -> bool {
     let name = line.strip_prefix('/');
     name.is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphabetic()))

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
 
 use super::interrupt;
 
-/// Most bytes of a line: more text than any context holds.
+/// Maximum size of an input line in bytes: more text than any context holds.
 const LINE_LIMIT: usize = 64 << 20;
 
 /// What the user entered.

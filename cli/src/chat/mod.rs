@@ -82,7 +82,8 @@ impl Work for Loaded<'_> {
         };
         let config = &mut weights.target.config;
         if args.decoding.context.is_none() {
-            // A conversation may fill the context, whose cache may be larger than the machine's memory.
+            // Without --context, the conversation is limited to a KV cache of `CACHE_BYTES`, because the cache of a
+            // whole context may be larger than the machine's memory.
             let affordable = CACHE_BYTES / models::cache_bytes_a_token(config);
             config.context_len = config.context_len.min(affordable.max(1));
         }

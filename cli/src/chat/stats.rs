@@ -1,15 +1,15 @@
-//! Numbers on the answers of a conversation.
+//! Statistics of the answers in a conversation: tokens, steps and times.
 
 use crate::run::{Sample, mean};
 
-/// Sums over answers.
+/// Sums of tokens, steps and seconds over a number of answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
     answers: usize,
     tokens: usize,
     decoded_tokens: usize,
     steps: usize,
-    /// Accepted tokens plus one per step, before the output was cut.
+    /// Number of accepted draft tokens plus one bonus token per step, before the output was cut at its end.
     committed: usize,
     prompt_tokens: usize,
     prefill_seconds: f64,
@@ -17,7 +17,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Returns the numbers of one answer to a prompt.
+    /// Returns the statistics of one answer, to a prompt of `prompt_tokens` tokens.
     pub fn of(answer: &Sample, prompt_tokens: usize) -> Self {
         Self {
             answers: 1,
@@ -42,7 +42,7 @@ impl Stats {
         self.decode_seconds += other.decode_seconds;
     }
 
-    /// Describes the answers on one line.
+    /// Returns the statistics as one line of text.
     pub fn line(&self) -> String {
         let speed = match self.decode_seconds > 0.0 {
             true => self.decoded_tokens as f64 / self.decode_seconds,

@@ -8,7 +8,7 @@ use crate::args::ModeChoice;
 use crate::error::Result;
 use crate::run::{Sample, mean};
 
-/// Total time up to which short runs are repeated; the fastest run counts.
+/// Total time up to which the runs of a mode are repeated; the time of the fastest run is reported.
 const MEASURING_TIME: Duration = Duration::from_millis(250);
 
 /// The measurements of the requests in one mode.
@@ -27,7 +27,8 @@ impl Measured {
         Self { name, samples, decode_seconds }
     }
 
-    /// Repeats the requests while their total time is short.
+    /// Runs the requests again until the repetitions have taken [`MEASURING_TIME`], and keeps the time of the fastest
+    /// run.
     pub fn repeat(&mut self, mut run: impl FnMut() -> Result<Vec<Sample>>) -> Result<()> {
         let start = Instant::now();
         let first = Duration::from_secs_f64(self.decode_seconds.clamp(0.0, 1e9));
@@ -42,7 +43,8 @@ impl Measured {
         self.samples.iter().map(|sample| sample.output_ids.len()).sum()
     }
 
-    /// Returns the number of tokens that decoding produced.
+    /// Returns the number of tokens that decoding produced: all but each sample's first, which reading the prompt
+    /// produces.
     pub fn decoded_tokens(&self) -> usize {
         self.samples.iter().map(Sample::decoded_tokens).sum()
     }
@@ -56,12 +58,13 @@ impl Measured {
         self.mean_over_steps(|step| step.accepted + 1)
     }
 
-    /// Returns the number of candidate rows per step; each is a pass of one row through the whole target.
+    /// Returns the mean number of candidate rows per step and sample. Each candidate row runs through all layers of the
+    /// target.
     pub fn candidate_rows(&self) -> f64 {
         self.mean_over_steps(|step| step.candidates.len())
     }
 
-    /// Returns the number of mask groups that were drafted per step, within its pass or after it.
+    /// Returns the mean number of mask groups per step and sample, in the verifying pass or in a pass after it.
     pub fn groups(&self) -> f64 {
         self.mean_over_steps(|step| match step.groups.len() {
             0 if step.next.draft.is_empty() => 0,

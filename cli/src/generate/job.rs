@@ -42,7 +42,7 @@ impl Seeds {
     }
 }
 
-/// A prompt with its settings: a set of requests, one per seed.
+/// A prompt with its settings, which stands for a set of requests, one per seed.
 pub struct Job<'a> {
     pub args: &'a GenerateArgs,
     pub prompt_ids: Vec<u32>,
@@ -72,8 +72,8 @@ impl Job<'_> {
     }
 }
 
-/// Returns the number of cache positions for `batch` sequences of full length plus a block, within [`CACHE_BYTES`]. A
-/// single sequence always fits; sequences that do not fit wait.
+/// Returns the number of positions in a KV cache for `batch` sequences of full length, each with room for one more
+/// block, but at most [`CACHE_BYTES`] of cache. A single sequence always fits; sequences that do not fit wait.
 pub fn cache_tokens(
     config: &ModelConfig,
     prompt_len: usize,

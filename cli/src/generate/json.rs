@@ -85,7 +85,7 @@ pub struct JsonLines<'a, W: Write> {
     progress: &'a Progress,
     label: Option<&'static str>,
     next: usize,
-    /// Samples that finished before a sample that comes first in the output.
+    /// Finished samples that wait, by index, until all samples with a smaller index are written.
     held: BTreeMap<usize, Sample>,
 }
 

@@ -20,15 +20,15 @@ const CACHE_BYTES: usize = 64 << 20;
 pub struct Facts {
     /// Number of layers of the target.
     pub layers: usize,
-    /// Number of tail layers, in which the drafter works; 0 without a drafter.
+    /// Number of the target's last layers in which the drafter works (the tail); 0 without a drafter.
     pub tail_layers: usize,
-    /// Block size of the requests.
+    /// Number of slots in a drafted block, as the requests set it.
     pub block_size: usize,
     /// Bytes of weights that plain decoding reads per token.
     pub weight_bytes: usize,
 }
 
-/// The result of comparing the output with plain decoding.
+/// The result of comparing the output of every mode with plain decoding (`ar`).
 #[derive(Debug)]
 pub enum Verdict {
     /// The other modes were not run.
@@ -37,7 +37,7 @@ pub enum Verdict {
     NoDrafter,
     /// Every mode gave the same tokens as `ar`.
     Lossless { tokens: usize },
-    /// The acceptance rule preserves the distribution, but not the tokens.
+    /// The acceptance rule preserves the distribution of the output but not its tokens, so tokens are not compared.
     SameDistribution { rule: &'static str },
     /// A mode gave different tokens, which is an error.
     Broken(String),

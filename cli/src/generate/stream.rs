@@ -25,7 +25,7 @@ pub struct Streamer<'a, W: Write> {
     out: W,
     surface: Surface,
     progress: &'a Progress,
-    /// False without a tokenizer, in which case no token has a text.
+    /// Whether tokens have a text, which they have only if the model has a tokenizer.
     has_text: bool,
     /// The prompt, which is written dimmed before the first sample if there are colours.
     prompt: Option<&'a str>,
