@@ -1,4 +1,5 @@
-//! Logit processors on the GPU device: every mode gives the tokens of autoregressive decoding with the same processors.
+//! Tests of logit processors on the GPU device: every mode gives the tokens of autoregressive decoding with the same
+//! processors.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};

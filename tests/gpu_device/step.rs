@@ -72,7 +72,7 @@ const TARGET_ROWS: u64 = 4 * 4 * 32 * 2;
 const DRAWS: u64 = 4 * 3 * size_of::<RowStats>() as u64;
 const ERROR_WORD: u64 = 8;
 
-/// Returns the same with penalties, bias, a minimum length, bad words and a mask.
+/// Returns the requests of [`requests`], each with penalties, bias, a minimum length, bad words and a mask.
 fn processed_requests() -> Vec<Request> {
     let processors = LogitProcessors {
         repetition_penalty: 1.2,
@@ -209,7 +209,8 @@ fn only_the_pages_of_a_pass_are_uploaded() {
     assert_eq!(uploaded(4, 256).0, 4 * (10 * 4 + 12) + 4 * 4 * 256);
     assert_eq!(uploaded(3, 8), (4 * (10 * 4 + 12) + 4 * 3 * 8, 0));
     assert_eq!(uploaded(1, 8), (4 * (10 * 4 + 12) + 4 * 8, 0));
-    // A sequence's five pages take the room of eight, but the last sequence's pages are not padded to a power of two.
+    // The five page numbers of the first sequence are padded to eight, and those of the last sequence are not padded to
+    // a power of two.
     assert_eq!(uploaded(2, 5), (4 * (10 * 4 + 12) + 4 * 8 + 4 * 6, 0));
     assert_eq!(uploaded(2, 300), (4 * (10 * 2 + 12) + 4 * (512 + 300), 1));
 }
@@ -339,7 +340,8 @@ fn tokens(outputs: &[Output]) -> Vec<&[u32]> {
 fn an_accepted_length_without_a_group_waits_once_more() {
     for (calls, _) in steady_steps(RandomGroups(4)) {
         assert!(calls.downloads <= 2, "{calls:?}");
-        // The drafts of the step's own pass and of a second pass are in one buffer.
+        // A step drafts twice at most, from its joint pass and from a drafting pass, so it copies the statistics of
+        // draft rows and the error reports twice at most.
         let most = TARGET_ROWS + 2 * DRAWS + 2 * ERROR_WORD;
         assert!(calls.copies <= 6 && calls.copied_bytes <= most, "{calls:?}");
     }

@@ -9,7 +9,8 @@ use crate::support::models::{Shapes, Spec, spec};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, run_alone};
 
-/// Whether confidences are compared one by one with the threshold (or as a product), and the block size.
+/// The parameters of a random request: whether confidences are compared one by one with the threshold (or their product
+/// is), and the block size.
 type Drafting = (bool, Option<usize>);
 
 fn request(spec: &Spec, (ask, (min_confidence, block_size)): &(Ask, Drafting)) -> Request {

@@ -1,4 +1,5 @@
-//! Log-probabilities are those of the target's raw logits, in every mode, whatever processes the logits afterwards.
+//! Tests that reported log-probabilities are those of the target's raw logits, in every mode, whatever hooks, logit
+//! processors and warping do to the logits.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request, TokenLogprobs};
@@ -11,7 +12,7 @@ use crate::support::processors::all_but;
 use crate::support::reference;
 use crate::support::runs::engine;
 
-/// Runs one request, and returns its tokens with their log-probabilities.
+/// Runs one request to its end, and returns its tokens with their log-probabilities.
 fn run(
     spec: &Spec,
     policy: impl flexdraft::decode::Policy + 'static,

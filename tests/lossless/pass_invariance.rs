@@ -15,7 +15,7 @@ fn bits(buffer: &CpuBuffer, row: usize) -> Vec<u32> {
     buffer.row(row).unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
-/// A sequence of a pass: its cached positions, its candidates and its mask groups.
+/// A random sequence of a pass: the number of its cached positions, of its candidates, and its mask groups.
 #[derive(Clone, Debug)]
 struct Place {
     cached: usize,
@@ -36,7 +36,8 @@ prop_compose! {
     }
 }
 
-/// Returns the logits of every row of a pass over `places` as bits: the candidates and groups of each place.
+/// Returns the bits of the logits of every row in a pass over the sequences `places`: for each sequence, the rows of
+/// its candidates and of its mask groups.
 fn run_pass(
     spec: &Spec,
     device: Cpu,

@@ -1,5 +1,5 @@
-//! Logit processors change the target's distribution and nothing else: with them, every mode still gives the tokens of
-//! autoregressive decoding with the same processors, and greedy tokens equal those of transformers.
+//! Tests that logit processors change the target's distribution and nothing else: with processors, every mode still
+//! gives the tokens of autoregressive decoding with the same processors, and greedy tokens equal those of transformers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -96,7 +96,8 @@ fn greedy_tokens_equal_those_of_transformers() {
     }
 }
 
-/// Forbids id 3 by the mask, and repeats of ids 0 to 5 and the stop id 7 before the tenth token.
+/// Returns processors that forbid id 3 by the mask, repeats of ids 0 to 5 by bad words, and the stop id 7 before the
+/// tenth token.
 fn strict(vocab: usize) -> LogitProcessors {
     LogitProcessors {
         frequency_penalty: 0.2,

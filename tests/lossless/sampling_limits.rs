@@ -1,4 +1,5 @@
-//! Sampling parameters at their limits equal greedy decoding, and seeds decide everything else.
+//! Tests that sampling with parameters at their limits equals greedy decoding, and that otherwise the seed decides the
+//! tokens.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{Mode, Request};

@@ -1,4 +1,4 @@
-//! Random logit processors.
+//! Random logit processors for property tests.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use flexdraft::processors::LogitProcessors;
 use proptest::prelude::*;
 
 prop_compose! {
-    /// Processors over a vocabulary of `vocab` ids, often off, alone or together. They never forbid every id: the mask
-    /// allows all ids but one, and bad words have two ids or more.
+    /// Generates logit processors for a vocabulary of `vocab` ids; each kind of processor is often off. They never
+    /// forbid every id: the mask allows all ids but one, and bad words have two ids or more.
     pub fn processors(vocab: usize)(
         repetition_penalty in prop_oneof![2 => Just(1.0f32), 1 => 0.3f32..3.0],
         frequency_penalty in prop_oneof![2 => Just(0.0f32), 1 => -2.0f32..2.0],

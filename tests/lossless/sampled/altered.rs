@@ -292,7 +292,8 @@ impl Device for Altered {
 pub struct AlteredVerification<'a> {
     cpu: CpuVerification<'a>,
     alteration: &'a Alteration,
-    /// The drafts of the altered device, which replace the CPU device's; empty if nothing is altered.
+    /// The drafts that the bug `PositionKeyed` draws in place of the CPU device's drafts; empty with any other
+    /// alteration.
     replaced: Vec<Vec<DraftToken>>,
 }
 
