@@ -10,7 +10,7 @@ pub(super) const MAX_ROWS: usize = 2048;
 /// batch with mask rows, and a part of a prompt.
 const LAST: [usize; 5] = [1, 16, 64, 256, MAX_ROWS];
 
-/// Number of buckets.
+/// Number of buckets of row counts.
 pub(super) const COUNT: usize = LAST.len();
 
 /// The larger of the two row counts at which the last bucket is timed; the time of larger products grows with

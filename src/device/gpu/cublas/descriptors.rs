@@ -110,7 +110,7 @@ impl Drop for Layout {
     }
 }
 
-/// The constraints on algorithms.
+/// The constraints on the algorithms that cuBLASLt proposes.
 pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
@@ -123,7 +123,8 @@ impl Preference {
             // Excludes sums that are split and recombined. Without this attribute, all schemes are allowed.
             preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
         }
-        // Rows begin at multiples of 16 bytes; without this attribute, algorithms may assume 256.
+        // Rows begin at multiples of 16 bytes; without this attribute, algorithms may assume multiples of 256
+        // bytes.
         for name in [
             Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
             Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,

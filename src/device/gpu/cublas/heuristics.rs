@@ -11,13 +11,13 @@ use crate::device::DeviceError;
 /// Number of algorithms requested at each row count.
 const PROPOSALS: usize = 8;
 
-/// The most algorithms in a trial.
+/// The most algorithms that a trial compares.
 const MOST_CANDIDATES: usize = 24;
 
 impl Library {
     /// Returns the algorithms without a split sum that cuBLASLt proposes for products of the first `buckets`
     /// buckets. They are proposed at the timed row counts of each bucket, and listed with all first proposals
-    /// before all second ones, after the `verdicts_if_ready` algorithms.
+    /// before all second ones, after the algorithms `known`.
     pub(super) fn candidates(
         &self,
         shape: Shape,

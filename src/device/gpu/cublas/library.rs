@@ -18,7 +18,8 @@ pub(super) struct Library {
     pub(super) context: Arc<CudaContext>,
     pub(super) handle: Handle,
     pub(super) workspace: Mutex<CudaSlice<u8>>,
-    /// End of the last trial: a GPU's clocks fall some time after its work ends.
+    /// The time at which the last trial of algorithms ended: the GPU's clocks stay up for some time after its work
+    /// ends.
     pub(super) last_trial: Mutex<Option<Instant>>,
 }
 

@@ -71,7 +71,7 @@ pub struct CublasLt {
 pub struct CublasLayer {
     /// The weight matrix `[out_cols, in_cols]`.
     weight: CudaSlice<bf16>,
-    /// The bias in the element types of both kinds of output, if there is one.
+    /// The bias in bf16 (for activations) and in f32 (for logits), if there is one.
     bias: Option<(CudaSlice<bf16>, CudaSlice<f32>)>,
     in_cols: usize,
     out_cols: usize,
@@ -194,9 +194,9 @@ impl Products for CublasLt {
         self.plans.plan(&self.library, (runtime, stream), shape, pointers, rows.max(1), 1).map(drop)
     }
 
-    /// Returns the predicted seconds, measured by the trial of a shape: interpolated linearly between the two
-    /// row counts at which a bucket was timed, and beyond 1024 rows proportional to the rows. Unknown before
-    /// the trial, and with [`ProductAlgorithms::Any`].
+    /// Returns the predicted seconds of a product, from the measurements of its shape's trial: interpolated
+    /// linearly between the two row counts at which a bucket was timed, and beyond 1024 rows proportional to
+    /// the rows. Unknown before the trial, and with [`ProductAlgorithms::Any`].
     fn seconds(&self, layer: &CublasLayer, rows: usize, logits: bool) -> Option<f32> {
         let CublasLayer { in_cols, out_cols, .. } = *layer;
         let bias = layer.bias.is_some();

@@ -18,7 +18,7 @@ use super::{buckets, selection};
 use crate::device::DeviceError;
 use crate::runtime::{Cuda, Runtime, RuntimeError, ViewMut};
 
-/// Rows that a shape is prepared for by default: a part of a prompt.
+/// Number of rows that products of a shape are prepared for by default: a part of a prompt.
 const DEFAULT_ROWS: usize = 512;
 
 /// The cuBLASLt algorithms that products may use.
@@ -108,7 +108,8 @@ impl Plans {
             if wanted <= known.buckets.load(Ordering::Relaxed) {
                 return Ok(known);
             }
-            // A capture cannot wait for results, so the existing plan does larger products in parts.
+            // A trial cannot wait for results while the stream is captured, so the existing plan computes larger
+            // products in parts.
             if stream.capture_status().map_err(driver)?
                 != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
             {
@@ -163,8 +164,8 @@ fn estimated(library: &Library, shape: Shape, bias: u64, rows: usize) -> Result<
     Ok(Plan { schedule: Schedule::Whole, algorithms, buckets, problem, padding: None })
 }
 
-/// Returns the plan with the algorithms that a trial selects for the first `buckets` buckets. The algorithms
-/// of a `verdicts_if_ready` plan stay; if that plan has no algorithm for some of its own buckets, there is no plan.
+/// Returns the plan with the algorithms that a trial selects for the first `buckets` buckets. The algorithms of the
+/// plan `known` stay; if `known` has no algorithm for some of its own buckets, there is no plan.
 fn chosen(
     library: &Library,
     (runtime, stream): (&Cuda, &Arc<CudaStream>),

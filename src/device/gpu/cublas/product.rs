@@ -60,7 +60,7 @@ pub(super) fn short(wanted: usize, found: usize) -> DeviceError {
     RuntimeError::CopyLength { wanted, found }.into()
 }
 
-/// Returns the range of elements of rows with `cols` columns each.
+/// Returns the range of elements that `rows` occupy, with `cols` elements per row.
 pub(super) fn elements(rows: &Range<usize>, cols: usize) -> Result<Range<usize>, DeviceError> {
     let overflow = DeviceError::Overflow { operation: "linear", operand: "rows" };
     let end = rows.end.checked_mul(cols).ok_or(overflow)?;

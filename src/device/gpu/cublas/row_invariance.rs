@@ -11,11 +11,12 @@ use super::trial_data::PERIOD;
 /// The operands on which algorithms are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum TrialOperands {
-    /// Terms that cancel, so that the order of summation shows, on a slice of output ids.
+    /// Activations whose products with the weights cancel in the sum, so that the order of summation shows;
+    /// only a slice of the output ids is computed.
     Cancelling,
-    /// Noise of all magnitudes, on the same slice.
+    /// Activations that are noise of all magnitudes, on the same slice of output ids.
     Noise,
-    /// The same noise, on the model's own weights in their full width.
+    /// The same noise, multiplied by the model's own weights in their full width.
     Model,
 }
 
@@ -49,19 +50,19 @@ pub(super) trait ProductTrial {
     fn elapsed(&self) -> f32;
 }
 
-/// The bits of the results of each row of a period.
+/// The bits of the result of each row of x; x repeats after [`PERIOD`] rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct RowBits(Vec<Vec<u8>>);
 
 impl RowBits {
-    /// Returns whether a row has these bits.
+    /// Returns whether the result of row `row` of the period has the bits `bits`.
     fn has(&self, row: usize, bits: &[u8]) -> bool {
         self.0.get(row).is_some_and(|expected| expected == bits)
     }
 }
 
-/// Returns the bits that an algorithm gives each row in products of `rows` rows; `None` if it cannot compute
-/// them, or if it gives a row different bits in two of them.
+/// Returns the bits that an algorithm gives each row in products of `rows` rows; `None` if the algorithm
+/// cannot compute the products, or gives a row different bits in two products.
 pub(super) fn row_bits<T: ProductTrial>(
     trial: &mut T,
     operands: TrialOperands,
@@ -83,7 +84,7 @@ pub(super) fn row_bits<T: ProductTrial>(
     Ok(rows.filter(|_| same).map(RowBits))
 }
 
-/// Returns whether an algorithm gives every row of these products the bits in `expected`.
+/// Returns whether an algorithm gives every row of `products` the bits in `expected`.
 pub(super) fn agrees<T: ProductTrial>(
     trial: &mut T,
     operands: TrialOperands,
@@ -94,8 +95,8 @@ pub(super) fn agrees<T: ProductTrial>(
     trial.multiply(operands, algorithm, products, &mut |row, bits| expected.has(row, bits))
 }
 
-/// Returns the row counts of a bucket that are tried: all of a small bucket; of a large one, the row counts
-/// around the edges of tiles.
+/// Returns the row counts at which algorithms are tried in a bucket: all row counts of a small bucket; in a
+/// large bucket, the row counts around the edges of tiles.
 fn counts(bucket: usize) -> Vec<usize> {
     let rows = buckets::rows_of(bucket);
     let (first, last) = (*rows.start(), *rows.end());
@@ -132,8 +133,8 @@ pub(super) fn products(bucket: usize) -> Vec<Range<usize>> {
     counts(bucket).into_iter().enumerate().map(shifted).collect()
 }
 
-/// Returns a few products of a bucket with at most `most` rows: the smallest product, and the largest one in
-/// two places.
+/// Returns a few products of a bucket with at most `most` rows: the smallest product, and the largest product
+/// from two first rows of x.
 pub(super) fn few_products(bucket: usize, most: usize) -> Vec<Range<usize>> {
     if bucket == 0 {
         return (0..PERIOD).step_by(6).map(|row| row..row + 1).collect();

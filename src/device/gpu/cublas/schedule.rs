@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::buckets;
 
-/// A rule that divides a product of any number of rows into calls. Algorithms are indices into a list.
+/// A rule that divides a product of any number of rows into calls of cuBLASLt. Algorithms are indices into a
+/// list.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Schedule {
     /// One algorithm per bucket of row counts, starting with the first bucket. A product with more rows than
@@ -14,9 +15,9 @@ pub(super) enum Schedule {
     Padded {
         /// The algorithm.
         algorithm: usize,
-        /// Rows of each product.
+        /// Number of rows of each call.
         rows: usize,
-        /// Seconds of each product, if they were measured.
+        /// Seconds of each call, if they were measured.
         seconds: Option<f32>,
     },
     /// One product of any number of rows, by algorithm 0.
@@ -114,7 +115,8 @@ mod tests {
     }
 
     proptest! {
-        /// Each row is in one call, calls belong to their algorithm's bucket, and no call exceeds its limits.
+        /// Each row is in one call, a call's row count lies in its algorithm's bucket, and no call exceeds
+        /// its limits.
         #[test]
         fn parts_are_the_product(rows in 0usize..6000, count in 1usize..=5, constant in 1usize..300) {
             let padded = Schedule::Padded { algorithm: 7, rows: constant, seconds: None };
@@ -148,7 +150,7 @@ mod tests {
         assert_eq!(five.seconds(0), Some(0.0));
         // Twice the rows take twice the time, at once and in two parts.
         assert_eq!((five.seconds(2048), five.seconds(4096)), (Some(140.0), Some(280.0)));
-        // Parts of 11 rows.
+        // The largest bucket ends at 16 rows, so 33 rows are computed in three parts of 11 rows.
         assert_eq!(buckets(2).seconds(33), Some(3.0 * 11.0));
         let padded = Schedule::Padded { algorithm: 0, rows: 16, seconds: Some(3.0) };
         assert_eq!([1, 16, 17].map(|rows| padded.seconds(rows)), [3.0, 3.0, 6.0].map(Some));

@@ -1,4 +1,5 @@
-//! Selects the algorithms for the products of a shape: of all sets that give equal bits, the fastest one.
+//! Selects the algorithms for the products of a shape: of all sets of algorithms that give a row equal bits,
+//! the fastest set.
 
 use super::buckets;
 use super::row_invariance::{
@@ -10,28 +11,31 @@ use super::schedule::{Schedule, Timed};
 /// not depend on the time.
 const TIMING_SECONDS: f32 = 1.0;
 
-/// Row count at which the bits of an entry are first computed: the bucket's largest, up to this number, which
-/// is enough to show every row.
+/// The most rows of the product from which an algorithm's result bits in a bucket are first computed: the
+/// product has the largest row count of the bucket, up to this number, which is enough to show every row of
+/// x.
 const MOST_SEEN: usize = 257;
 
-/// An algorithm in a bucket, with the results of its checks.
+/// An algorithm in a bucket of row counts, with the results of its checks.
 #[derive(Debug)]
 struct Candidate {
     algorithm: usize,
     bucket: usize,
     seconds: Option<[f32; 2]>,
-    /// The entry's class: entries of a class gave all rows the same bits.
+    /// The candidate's class: candidates of a class gave all rows the same result bits.
     class: usize,
-    /// Whether all products of the bucket gave the rows the bits of the class.
+    /// Whether all tried products of the bucket gave the rows the bits of the candidate's class.
     tried: bool,
-    /// Whether some product of the bucket gave other bits.
+    /// Whether some product of the bucket gave a row other bits than the candidate's class.
     refused: bool,
-    /// Whether some product of the bucket's largest row count gave other bits.
+    /// Whether some product of the bucket's largest row count gave a row other bits than the candidate's
+    /// class.
     padded_refused: bool,
 }
 
-/// A way to compute all products: entries for consecutive buckets starting with the first, or one entry
-/// padded to its largest row count.
+/// A way to compute the products of all row counts: a candidate for each of several consecutive buckets of
+/// row counts, starting with the first bucket; or a single candidate, and every product is padded to the
+/// largest row count of the candidate's bucket.
 #[derive(Clone, Debug, PartialEq)]
 enum Proposal {
     Buckets(Vec<usize>),
@@ -45,7 +49,7 @@ struct Cost {
     in_parts: bool,
     /// Number of buckets whose time is unknown.
     untimed: usize,
-    /// The sum of the other buckets' seconds.
+    /// The sum of the seconds of all buckets whose time is known.
     seconds: f32,
 }
 
@@ -89,18 +93,18 @@ pub(super) fn choose<T: ProductTrial>(
     Ok(None)
 }
 
-/// The measurements of an algorithm in a bucket.
+/// The measurements of an algorithm in a bucket of row counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Surveyed {
     pub(super) algorithm: usize,
     pub(super) bucket: usize,
     pub(super) seconds: Option<[f32; 2]>,
-    /// The class: its members gave all rows the same bits. `None` if some row had different bits in two
-    /// products.
+    /// The class of equal results: algorithms of a class gave all rows the same bits. `None` if some row had
+    /// different bits in two products.
     pub(super) class: Option<usize>,
 }
 
-/// Returns the surveyed algorithms as entries, and the bits of each class.
+/// Returns the surveyed algorithms as candidates, and the result bits of each class.
 fn entries<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,
@@ -123,8 +127,8 @@ fn entries<T: ProductTrial>(
     Ok((surveyed.into_iter().filter_map(entry).collect(), classes))
 }
 
-/// Returns all algorithms in all buckets in which they can be used, timed and classified, and the bits of
-/// each class.
+/// Returns all algorithms in all buckets in which they can be used, timed and classified, and the result bits
+/// of each class.
 pub(super) fn survey<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,
@@ -172,7 +176,7 @@ fn cheapest(entries: &[Candidate], buckets: usize, kept: &[Timed]) -> Option<Pro
         (!set.is_empty() && set.len() >= kept.len()).then_some(Proposal::Buckets(set))
     });
     let padded = entries.iter().enumerate().filter(|(_, entry)| {
-        // The class has the bits of the bucket's largest row count.
+        // The bits of the class were computed at the bucket's largest row count.
         let may_pad = entry.bucket > 0 && *buckets::rows_of(entry.bucket).end() < MOST_SEEN;
         kept.is_empty() && may_pad && !entry.padded_refused
     });
@@ -187,8 +191,8 @@ fn cheapest(entries: &[Candidate], buckets: usize, kept: &[Timed]) -> Option<Pro
     best.map(|(_, proposal)| proposal)
 }
 
-/// Returns the fastest entry of a class for each bucket, starting with the first bucket, up to the first
-/// bucket without an entry.
+/// Returns the fastest candidate of a class for each bucket, starting with the first bucket, up to the first
+/// bucket without a candidate.
 fn fastest_of_class(entries: &[Candidate], class: usize, buckets: usize) -> Vec<usize> {
     let fastest = |bucket| {
         let usable = entries
@@ -207,7 +211,8 @@ fn mean([first, last]: [f32; 2]) -> f32 {
 
 fn cost(entries: &[Candidate], proposal: &Proposal, buckets: usize) -> Cost {
     let mut cost = Cost { in_parts: true, untimed: 0, seconds: 0.0 };
-    // A bucket without an algorithm counts as a product of its largest timed row count.
+    // A bucket without an algorithm of its own counts as one product of the bucket's largest timed row count,
+    // computed in parts.
     let in_parts = |cost: &mut Cost, bucket: usize, entry: &Candidate, rows: usize| {
         let [_, last] = buckets::timed_rows(bucket);
         cost.add(entry.seconds.map(|[_, seconds]| seconds * last.div_ceil(rows) as f32));
@@ -251,7 +256,7 @@ fn schedule(entries: &[Candidate], proposal: &Proposal) -> Schedule {
 }
 
 /// Checks every algorithm of a set: alone on all products of its bucket, and against the first algorithm on
-/// noise and on the model's weights. Returns the entry that gave some row other bits, if there is one.
+/// noise and on the model's weights. Returns the candidate that gave some row other bits, if there is one.
 fn verify_set<T: ProductTrial>(
     trial: &mut T,
     entries: &mut [Candidate],
@@ -272,7 +277,7 @@ fn verify_set<T: ProductTrial>(
     }
     let Some(&first) = set.first() else { return Ok(None) };
     for operands in [TrialOperands::Noise, TrialOperands::Model] {
-        // The first entry belongs to the first bucket, in which rows are alone.
+        // The set's first candidate is for the first bucket, whose products have a single row.
         let alone = entries.get(first).map_or(0, |entry| entry.algorithm);
         let Some(expected) = row_bits(trial, operands, alone, 1)? else { return Ok(Some(first)) };
         let most = trial.most_rows(operands);

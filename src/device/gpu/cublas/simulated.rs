@@ -19,7 +19,8 @@ const IDS: usize = 8;
 pub(super) enum Sum {
     /// Chunks of this many terms are summed, and then the chunks' sums are added one after the other.
     Chunks(usize),
-    /// Like chunks, in this many parts of K, whose sums are added at the end.
+    /// K is split into this many parts; each part is summed in chunks of 16 terms, and the parts' sums are
+    /// added at the end.
     Split(usize),
 }
 
@@ -53,7 +54,8 @@ impl Sum {
     }
 }
 
-/// An algorithm: the order of a row's sums, given the product's rows and the row's place, and its seconds.
+/// A simulated algorithm: the order of a row's sums, given the product's row count and the row's place, and
+/// the seconds of a product, given its row count.
 pub(super) struct Algorithm {
     pub(super) order: Box<dyn Fn(usize, usize) -> Sum>,
     pub(super) seconds: Box<dyn Fn(usize) -> Option<f32>>,
@@ -67,7 +69,7 @@ impl Algorithm {
         Algorithm { order: Box::new(order), seconds: Box::new(seconds) }
     }
 
-    /// Makes an algorithm with a constant order, and the seconds of each bucket.
+    /// Makes an algorithm with a constant order of sums, and the seconds of each bucket.
     pub(super) fn constant(sum: Sum, seconds: [f32; buckets::COUNT]) -> Self {
         Self::new(move |_, _| sum, move |rows| Some(seconds[buckets::bucket_of(rows)]))
     }
@@ -85,18 +87,19 @@ pub(super) struct Simulated {
     pub(super) algorithms: Vec<Algorithm>,
     /// Whether results are rounded to bf16.
     pub(super) rounds: bool,
-    /// Seconds that pass with each call of the clock and each timing.
+    /// Seconds since the trial began, and seconds that each timing adds to them.
     pub(super) elapsed: f32,
     pub(super) seconds_a_time: f32,
     pub(super) most_rows: usize,
-    /// Operands on which an algorithm uses another order in products of more than 64 rows.
+    /// Operands, and the index of an algorithm that sums them in another order in products of more than 64
+    /// rows.
     pub(super) elsewhere: Option<(TrialOperands, usize)>,
     /// Number of products computed, and number of their result rows that were compared.
     pub(super) products: usize,
     pub(super) rows: usize,
     x: [Vec<bf16>; 2],
     weights: [Vec<[f32; IDS]>; 2],
-    /// Known bits by operands, order and row.
+    /// The result bits that are known already, by operands, order of sums and row.
     known: Vec<Option<Vec<u8>>>,
 }
 
@@ -126,7 +129,7 @@ impl Simulated {
         self
     }
 
-    /// Returns the bits of a row.
+    /// Returns the bits of a row's result, summed in the order `sum`.
     fn bits(&mut self, operands: TrialOperands, sum: Sum, row: usize) -> &[u8] {
         let (kind, x, weights) = match operands {
             TrialOperands::Cancelling => (0, &self.x[0], &self.weights[0]),
@@ -145,7 +148,7 @@ impl Simulated {
         })
     }
 
-    /// Returns the fraction of elements that differ between two orders.
+    /// Returns the fraction of result elements that differ between two orders of sums.
     pub(super) fn differing(&mut self, operands: TrialOperands, a: Sum, b: Sum) -> f64 {
         let width = if self.rounds { 2 } else { 4 };
         let mut differing = 0;

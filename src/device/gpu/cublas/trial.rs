@@ -29,15 +29,15 @@ use crate::runtime::{Cuda, Runtime, ViewMut};
 /// Seed of the trial's numbers: all trials of a shape use the same numbers.
 const SEED: u64 = 1;
 
-/// Output ids of the slice: at least four tiles of the largest size, 256, and an incomplete tile of every
-/// size.
+/// Number of output ids of the slice on which algorithms are compared: at least four tiles of the largest
+/// size, 256, and an incomplete tile of every size.
 const SLICE_IDS: usize = 4 * 256 + 40;
 
 /// The most bytes of the slice's weights; the next constant is for results of the full width.
 const SLICE_BYTES: usize = 64 << 20;
 const RESULT_BYTES: usize = 256 << 20;
 
-/// Rows of the slice's results that are in memory at once.
+/// Number of rows of the slice's results that are in memory at once.
 const SLICE_ROWS: usize = 2 * buckets::MAX_ROWS;
 
 /// The most bytes copied to the host at once.
@@ -48,7 +48,7 @@ const COPIED_BYTES: usize = 16 << 20;
 const WARM_UP: Duration = Duration::from_millis(100);
 const STAYS_WARM: Duration = Duration::from_secs(1);
 
-/// One of the two products of a trial.
+/// One of the two products of a trial: with the model's own weights, or with a slice of made-up weights.
 struct Side {
     shape: Shape,
     problem: Problem,
@@ -294,7 +294,8 @@ impl ProductTrial for GpuTrial<'_> {
                 }
                 (first, used) = (index, 0);
             }
-            // An algorithm that cuBLASLt refuses does not count; a broken GPU shows in the next copy.
+            // An algorithm that cuBLASLt refuses counts as unable to compute the product; an error of the GPU
+            // itself shows in the next copy.
             if self.enqueue(operands, algorithm, rows.clone(), used).is_err() {
                 return Ok(false);
             }
@@ -303,8 +304,8 @@ impl ProductTrial for GpuTrial<'_> {
         self.accepted(shape, products.get(first..).unwrap_or(&[]), accept)
     }
 
-    /// Times a product. If memory cannot hold the results of that many rows, fewer rows are timed and the
-    /// seconds scaled in proportion.
+    /// Times one product of `rows` rows. If memory cannot hold the results of that many rows, fewer rows are
+    /// timed and the seconds scaled in proportion.
     fn seconds(&mut self, algorithm: usize, rows: usize) -> Result<Option<f32>, DeviceError> {
         let Some(chosen) = self.algorithms.get(algorithm) else { return Ok(None) };
         let shape = self.model.shape;
@@ -343,8 +344,8 @@ impl ProductTrial for GpuTrial<'_> {
     }
 }
 
-/// Returns the output ids of a shape's slice: with the same remainder of the vector widths as the shape, and
-/// with small weights.
+/// Returns the number of output ids of a shape's slice: few enough that the slice's weights are small, with
+/// the same remainder modulo the vector width of 8 as the shape's own number.
 fn slice_ids(shape: Shape) -> usize {
     let fit = SLICE_BYTES / (shape.in_cols * size_of::<bf16>()).max(1);
     let ids = SLICE_IDS.min(fit) / 8 * 8 + shape.out_cols % 8;
@@ -364,7 +365,7 @@ mod tests {
             assert!(ids(4096, 24_576) >= 4 * tile && ids(4096, 24_576) % tile != 0, "{tile}");
         }
         assert_eq!((ids(4096, 151_936), ids(576, 49_153), ids(576, 576), ids(72, 24)), (1064, 1065, 576, 24));
-        // At most 64 MB, whatever the width.
+        // The slice's weights have at most about 64 MB, however many columns they have.
         assert!(ids(200_000, 8192) * 200_000 * 2 <= SLICE_BYTES + 7 * 400_000);
     }
 }

@@ -11,7 +11,7 @@ use half::bf16;
 /// Number of rows after which x repeats: a prime, so that no two tiles begin with the same row.
 pub(super) const PERIOD: usize = 67;
 
-/// Number of elements without a counterpart in a cancelling row.
+/// Number of elements of a cancelling row whose terms no other element cancels.
 const UNPAIRED: usize = 4;
 
 /// A stream of random numbers (splitmix64).
@@ -19,7 +19,7 @@ const UNPAIRED: usize = 4;
 struct Random(u64);
 
 impl Random {
-    /// Makes a stream; the streams of a seed share no numbers.
+    /// Makes stream `stream` of a seed; the streams of a seed share no numbers.
     fn new(seed: u64, stream: u64) -> Self {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream << 32)
     }
@@ -50,11 +50,11 @@ pub(super) fn weights(seed: u64, ids: usize, cols: usize) -> Vec<bf16> {
     weights
 }
 
-/// Returns [`PERIOD`] rows `[PERIOD, cols]` that cancel on [`weights`], except for a few small elements.
+/// Returns [`PERIOD`] rows `[PERIOD, cols]` whose products with [`weights`] cancel, except for a few small elements.
 pub(super) fn cancelling(seed: u64, cols: usize) -> Vec<bf16> {
     let mut random = Random::new(seed, 2);
-    // About 32 units in the last place of the partial sums: rounding does not lose them, and the remainder in
-    // total has a similar size.
+    // The small elements are about 32 units in the last place of the partial sums: rounding does not lose them, and
+    // the remainder in total has a similar size.
     let small = (cols as f32).sqrt() / (1u32 << 20) as f32;
     let mut rows = vec![bf16::ZERO; PERIOD * cols];
     for row in rows.chunks_exact_mut(cols.max(1)) {

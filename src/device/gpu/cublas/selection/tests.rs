@@ -9,7 +9,8 @@ const RIGHT: Sum = Sum::Chunks(16);
 /// Widths of SmolLM2-135M and Qwen3-8B.
 const WIDTHS: [usize; 4] = [576, 1536, 4096, 12_288];
 
-/// Returns the order of a row's sums, which must be the same in products of any of `rows`, in every place.
+/// Returns the order in which `schedule` sums a row: it must be the same at all row counts `rows`, and in
+/// every place of a product.
 fn order(algorithms: &[Algorithm], schedule: &Schedule, rows: impl Iterator<Item = usize>) -> Sum {
     let mut found = None;
     for rows in rows {
@@ -35,8 +36,9 @@ fn algorithms(schedule: &Schedule) -> Vec<usize> {
     }
 }
 
-/// Seconds of algorithms that are faster than the right one: in all buckets here, in the first two in
-/// `FAST_IF_SMALL`. A set with such an algorithm in those buckets would have another order of sums.
+/// Seconds per bucket of algorithms that are faster than the right algorithm: `FAST` in all buckets,
+/// `FAST_IF_SMALL` in the first two buckets. A set with such an algorithm in those buckets would have another
+/// order of sums.
 const FAST: [f32; COUNT] = [1.0; COUNT];
 const FAST_IF_SMALL: [f32; COUNT] = [1.0, 1.0, 50.0, 50.0, 50.0];
 const SLOW: [f32; COUNT] = [2.0; COUNT];
@@ -45,7 +47,7 @@ fn by_bucket(seconds: [f32; COUNT]) -> impl Fn(usize) -> Option<f32> {
     move |rows| Some(seconds[bucket_of(rows)])
 }
 
-/// Returns algorithms that give some row other bits than the right one does, each in its own way.
+/// Returns wrong algorithms, which give some row other bits than the right algorithm, each in its own way.
 fn wrong_ones() -> Vec<(&'static str, Algorithm)> {
     let depending = |wrong: fn(usize, usize) -> bool, other: Sum| {
         Algorithm::new(move |rows, place| if wrong(rows, place) { other } else { RIGHT }, by_bucket(FAST))
@@ -72,7 +74,7 @@ fn wrong_orders_are_found_and_the_right_one_is_kept() {
                 let found = order(&trial.algorithms, &schedule, 1..=256);
                 assert_eq!(found, RIGHT, "{name}, seed {seed}, {cols} columns: {schedule:?}");
             }
-            // A right algorithm that is faster is not refused, alone or beside all wrong ones.
+            // The fastest algorithm, which is right, is selected beside all wrong algorithms.
             trial.algorithms = wrong_ones().into_iter().map(|(_, wrong)| wrong).collect();
             trial.algorithms.push(Algorithm::constant(RIGHT, [0.5; COUNT]));
             assert_eq!(algorithms(&chosen(&mut trial, 4, &[])), [6; 4], "seed {seed}, {cols} columns");
@@ -102,7 +104,7 @@ fn wrong_orders_are_found_in_the_largest_bucket_and_in_logits() {
     }
 }
 
-/// The purpose of the trial's operands: rounding to bf16 hides the order of sums of noise.
+/// Rounding to bf16 hides the order in which noise is summed, so a trial also uses terms that cancel.
 #[test]
 fn orders_show_in_terms_that_cancel_and_hide_in_noise() {
     for cols in WIDTHS {
@@ -130,9 +132,10 @@ fn the_fastest_set_may_mix_algorithms() {
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert_eq!(algorithms(&schedule), [0, 1, 1, 0, 1]);
     assert_eq!(schedule.seconds(1), Some(1.0));
-    // A set with another order is selected once its sum is smaller, though neither set is fastest everywhere.
+    // A set of algorithms with another order of sums is selected if its seconds have the smaller sum,
+    // although neither set is faster in every bucket.
     assert_eq!(algorithms(&chosen(&mut table([a, b, [0.9, 0.9, 0.9, 1.2, 0.9]]), COUNT, &[])), [2; COUNT]);
-    // Buckets that are not requested do not count.
+    // The seconds of buckets that are not requested do not count.
     assert_eq!(algorithms(&chosen(&mut table([a, a, [1.5, 0.5, 0.5, 0.5, 99.0]]), 2, &[])), [2; 2]);
 }
 
@@ -147,7 +150,7 @@ fn a_survey_tells_classes() {
     ];
     let (found, _) = survey(&mut Simulated::new(1, 576).offering(offered), 2, &[]).unwrap();
     let found: Vec<_> = found.iter().map(|one| (one.algorithm, one.bucket, one.class)).collect();
-    // Alone, every row has the first place.
+    // Products of the first bucket have a single row, which is always in the first place.
     let expected =
         [(0, 0, Some(0)), (0, 1, Some(0)), (1, 0, Some(0)), (1, 1, None), (2, 0, Some(0)), (2, 1, Some(1))];
     assert_eq!(found, expected);
@@ -156,7 +159,8 @@ fn a_survey_tells_classes() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// The set has the least sum of all assignments of algorithms to buckets that give a row one order.
+    /// The selected set has the least sum of seconds of all assignments of algorithms to buckets that sum a
+    /// row in one order.
     #[test]
     fn no_other_set_is_faster(
         table in prop::collection::vec((0usize..3, prop::array::uniform5(prop::option::weighted(0.9, 1u8..40))), 1..5),
@@ -182,7 +186,8 @@ proptest! {
                 prop_assert_eq!((sum, set.len()), (least, COUNT));
             }
             (Some(_), _) => prop_assert!(false, "{:?}", schedule),
-            // Some way remains as long as any product can be computed.
+            // A schedule is found if some algorithm can compute the products of one of the first four
+            // buckets.
             (None, _) => {
                 let none = |seconds: &[Option<u8>; COUNT]| seconds[..4].iter().all(Option::is_none);
                 prop_assert!(schedule.is_some() || table.iter().all(|(_, seconds)| none(seconds)));
@@ -197,7 +202,7 @@ proptest! {
 
 #[test]
 fn where_no_set_is_equal_products_have_one_row_count() {
-    // Each bucket has another order of sums.
+    // The algorithm sums in another order in each bucket.
     let sums = [RIGHT, Sum::Chunks(8), Sum::Chunks(64), Sum::Split(2), Sum::Split(4)];
     let any =
         |seconds: [f32; COUNT]| Algorithm::new(move |rows, _| sums[bucket_of(rows)], by_bucket(seconds));
@@ -214,14 +219,14 @@ fn where_no_set_is_equal_products_have_one_row_count() {
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert!(matches!(schedule, Schedule::Padded { rows: 64, .. }), "{schedule:?}");
 
-    // The memory for the model's logits may hold fewer rows.
+    // If the memory for the model's logits holds only 100 rows, 64 rows are best.
     trial.algorithms = vec![any([1.0; COUNT])];
     trial.most_rows = 100;
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert!(matches!(schedule, Schedule::Padded { rows: 64, .. }), "{schedule:?}");
     trial.most_rows = usize::MAX;
 
-    // A row's place matters in products of 64 and 256 rows, which leaves 16 rows at once.
+    // If a row's place changes its bits in products of 64 and 256 rows, 16 rows at once are left.
     let order_of =
         move |rows, place| if rows > 16 && place % 16 > 12 { Sum::Chunks(8) } else { sums[bucket_of(rows)] };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0; COUNT]))];
@@ -229,14 +234,14 @@ fn where_no_set_is_equal_products_have_one_row_count() {
     assert!(matches!(schedule, Schedule::Padded { rows: 16, .. }), "{schedule:?}");
     order(&trial.algorithms, &schedule, every());
 
-    // If it matters in all of them, rows are multiplied alone.
+    // If a row's place changes its bits in all products of several rows, rows are multiplied alone.
     let order_of = move |rows, place| if rows > 1 && place == rows - 1 { Sum::Chunks(64) } else { RIGHT };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0; COUNT]))];
     let schedule = chosen(&mut trial, COUNT, &[]);
     assert_eq!(algorithms(&schedule), [0]);
     order(&trial.algorithms, &schedule, every());
 
-    // Algorithms that are equal up to 64 rows do larger products in parts.
+    // An algorithm that sums in one order only up to 64 rows computes larger products in parts.
     let order_of = move |rows, _| if rows > 64 { sums[bucket_of(rows)] } else { RIGHT };
     trial.algorithms = vec![Algorithm::new(order_of, by_bucket([1.0, 1.0, 1.0, 99.0, 99.0]))];
     let schedule = chosen(&mut trial, COUNT, &[]);
@@ -287,11 +292,12 @@ fn what_was_chosen_stays() {
     let Schedule::Buckets(first) = chosen(&mut trial, 2, &[]) else { panic!("padded") };
     assert_eq!(first.iter().map(|timed| timed.algorithm).collect::<Vec<_>>(), [0, 0]);
     let more = chosen(&mut trial, COUNT, &first);
-    // With all buckets at once, the other order would be faster; now its bits would differ from the earlier
-    // ones.
+    // If all buckets were requested at once, the other order of sums would be faster; now its bits would
+    // differ from the bits of the buckets that were selected before.
     assert_eq!(algorithms(&more), [0, 0, 2, 2, 2]);
     assert_eq!(algorithms(&chosen(&mut trial, COUNT, &[])), [1; COUNT]);
-    // If no algorithm agrees with the earlier ones, larger products are computed in parts.
+    // If no algorithm agrees with the algorithms that were selected before, larger products are computed in
+    // parts.
     trial.algorithms = offered();
     trial.algorithms.truncate(2);
     trial.algorithms[0].order = Box::new(|rows, _| if rows > 16 { Sum::Split(2) } else { RIGHT });
@@ -308,14 +314,15 @@ fn time_ends_the_timing_and_not_the_checks() {
     // Two algorithms are timed nine times each before one second has passed; the third has no times.
     assert_eq!(algorithms(&schedule), [0, 1, 1, 1, 1]);
     assert!(schedule.seconds(1).is_some());
-    // Without any time for timing, the checks are the same.
+    // If no time is left for timing, the checks are the same.
     trial.elapsed = 10.0;
     let schedule = chosen(&mut trial, COUNT, &[]);
     order(&trial.algorithms, &schedule, 1..=300);
     assert_eq!(schedule.seconds(1), None);
 }
 
-/// The products and bytes of a trial, from which its documentation computes its duration.
+/// A trial computes a limited number of products and rows, from which its documentation computes its
+/// duration.
 #[test]
 fn a_trial_is_bounded() {
     let equal = (0..24).map(|index| Algorithm::constant(RIGHT, [1.0 + index as f32; COUNT]));
