@@ -57,8 +57,8 @@ pub struct StepView<'a> {
 /// A policy's choice for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// v: the verify length. It is cut to the length of the pending draft. A value other than the view's is
-    /// used only if [`SequenceView::verify_len_is_free`].
+    /// v: the verify length, the number of draft tokens to verify. It is cut to the length of the pending draft. A
+    /// value other than the view's is used only if [`SequenceView::verify_len_is_free`].
     pub verify_len: usize,
     /// K: the accepted lengths for which the verification pass also drafts the next block. Members above v
     /// are ignored. For a prompt, member 0 stands for the group after its last token.

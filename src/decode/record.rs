@@ -82,15 +82,15 @@ impl StepMode {
 pub struct StepRecord {
     /// The way in which the next block was drafted.
     pub mode: StepMode,
-    /// n: the position of `candidates[0]`.
+    /// n: the position of the first candidate, `candidates[0]`.
     pub position: usize,
-    /// v: the verify length.
+    /// v: the verify length, the number of draft tokens that the step verified.
     pub verify_len: usize,
     /// K: the accepted lengths for which the joint pass had a mask group, ascending.
     pub groups: Vec<usize>,
     /// The candidates c_0..c_v.
     pub candidates: Vec<u32>,
-    /// a: the accepted length.
+    /// a: the accepted length, the number of draft tokens that the target accepted.
     pub accepted: usize,
     /// The bonus token and the next block.
     pub next: BlockRecord,

@@ -58,7 +58,7 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// The rule that accepts drafts.
     pub rule: Rule,
-    /// The key of all random numbers of this request.
+    /// The seed from which all random numbers of this request are computed.
     pub seed: u64,
     /// Whether the request drafts. If not, each of its steps verifies nothing and yields one token, whatever the
     /// policy chooses.

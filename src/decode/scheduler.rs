@@ -29,7 +29,7 @@ pub(super) struct Scheduler<B> {
 }
 
 impl<B> Scheduler<B> {
-    /// Makes a scheduler without sequences.
+    /// Makes a scheduler that has no sequences yet.
     pub(super) fn new(
         pages: PageAllocator,
         options: EngineOptions,
