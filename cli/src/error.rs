@@ -30,7 +30,7 @@ pub enum CliError {
     Input(io::Error),
     /// A failure to write to standard output.
     Output(io::Error),
-    /// Two modes gave different tokens where they must agree.
+    /// Two modes gave different tokens although the acceptance rule promises the same tokens.
     NotLossless(String),
     /// A panic, with its message; a panic is always a bug.
     Bug(String),

@@ -21,13 +21,13 @@ const BUNDLED: &str = "demo/tiny";
 /// Block size of a random drafter, unless another one is requested: the block size of the released drafters.
 const RANDOM_BLOCK_SIZE: usize = 16;
 
-/// Calibrator rank of a random drafter, for targets that are at least this large.
+/// Calibrator rank of a random drafter; a target with a smaller hidden size uses that size instead.
 const RANDOM_RANK: usize = 512;
 
 /// Seed of random drafters, fixed so that they are the same in every run.
 const RANDOM_SEED: u64 = 0;
 
-/// Memory for the KV cache, in bytes; a single sample of `generate` may need more.
+/// Maximum size of the KV cache in bytes; only a single sample of `generate` may need a larger cache.
 pub const CACHE_BYTES: usize = 4 << 30;
 
 /// Returns the bytes of KV cache per token, at least 1.
@@ -39,7 +39,7 @@ pub fn cache_bytes_a_token(config: &ModelConfig) -> usize {
         .max(1)
 }
 
-/// Replaces the context of a model by the requested one.
+/// Replaces the context length of a model by the requested length.
 pub fn set_context(args: &DecodingArgs, config: &mut ModelConfig, progress: &Progress) -> Result<()> {
     let Some(context) = args.context else { return Ok(()) };
     let own = std::mem::replace(&mut config.context_len, context.get());
@@ -91,7 +91,8 @@ impl Pair {
             }
             &Some(DrafterSource::Random { layers }) => {
                 let block_size = match block_size {
-                    // The engine refuses a block size of 0 with the request, so here it only needs a valid drafter.
+                    // A requested block size of 0 is refused later, by the engine; until then the drafter gets a valid
+                    // block size.
                     None | Some(0) => RANDOM_BLOCK_SIZE,
                     Some(block_size) => block_size.min(MAX_BLOCK_SIZE),
                 };

@@ -69,7 +69,7 @@ impl Template {
     }
 }
 
-/// Reads a file that an argument names as text; `what` is the file's purpose.
+/// Reads a text file that an argument names; `what` is the file's purpose, for errors.
 pub fn read_text(path: &Path, what: &'static str) -> Result<String> {
     let failed = |source| CliError::ArgumentFile { what, path: path.into(), source };
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Text of the output: from tokens, up to a stop string.
+//! Text of an output: turns its tokens into text, up to a stop string.
 
 use std::sync::Arc;
 

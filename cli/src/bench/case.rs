@@ -21,14 +21,14 @@ static GREEDY: SamplingParams = SamplingParams::GREEDY;
 
 const PAGE_SIZE: usize = 16;
 
-/// Number of steps before timing starts.
+/// Number of untimed steps that run before the timed steps.
 const WARM_UP: usize = 2;
 
-/// Number of rows that are written to the KV cache at once, and how many of these rows are distinct.
+/// Number of rows of noise that one call writes to the KV cache, and the number of distinct rows among them.
 const FILLED_ROWS: usize = 2048;
 const DISTINCT_ROWS: usize = 32;
 
-/// How often a timed step is repeated: a minimum count, then until a minimum total time, up to a maximum count.
+/// The number of repetitions of a timed step: at least `least`, then more until `time` has passed, and at most `most`.
 #[derive(Clone, Copy, Debug)]
 pub struct Repeats {
     pub least: usize,

@@ -192,7 +192,7 @@ fn header_text(header: &Header) -> String {
     if let Some(label) = header.label {
         text += &format!("{label}: a row's result depends on the rows beside it\n");
     }
-    // Only an asynchronous device has parts of a step's time, which are shown after the whole time.
+    // The table has a column for the time to submit a step only if the device is asynchronous.
     let submit = if header.peaks.runs_behind() { "  to submit" } else { "" };
     text + &format!("\ncontext  batch  mode         v  groups  step ms{submit}   tokens/s  of the floor\n")
 }
@@ -278,7 +278,7 @@ mod tests {
         assert!((line.floor_seconds - 0.005).abs() < 1e-9, "{line:?}");
         assert!((line.share_of_floor - 0.5).abs() < 1e-9, "{line:?}");
         assert_eq!((line.bound_by, line.submit_seconds), ("memory", Some(0.004)));
-        // A step that verifies three draft tokens commits at most four, not 7.1.
+        // A step that verifies three draft tokens commits at most four tokens, although 7.1 were requested.
         assert_eq!((line.tokens_per_step, line.tokens_per_second), (4.0, 1600.0));
         assert_eq!(measured(&CPU).submit_seconds, None);
         assert_eq!(measured(&CPU).bound_by, "arithmetic");

@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(asked.verify_lens(), [3]);
         let expected = [("prefill", 0, 0), ("ar", 0, 0), ("sequential", 3, 0), ("parallel", 3, 4)];
         assert_eq!(names(&asked), expected);
-        // A block of one token drafts nothing, but is a valid block.
+        // A block of one slot drafts no token, but is valid.
         let asked = Asked::new(&[StepMode::Parallel], &[4], &[Groups::All], 1, true);
         assert_eq!(names(&asked), [("parallel", 0, 1)]);
     }

@@ -18,7 +18,7 @@ pub enum Input {
     End,
 }
 
-/// Reads the next line. On a terminal, a prompt shows that the program waits for it.
+/// Reads the user's next line. On a terminal, a prompt shows that the program waits for it.
 pub fn next(show_prompt: bool) -> io::Result<Input> {
     if show_prompt {
         let mut stderr = anstream::stderr();

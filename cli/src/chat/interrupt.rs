@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Lets interrupts set the flag from now on. On systems other than Unix, Ctrl-C ends the program as before.
+/// Makes Ctrl-C set the flag from now on, instead of ending the program. On systems other than Unix, Ctrl-C ends the
+/// program as before.
 pub fn catch_interrupts() {
     #[cfg(unix)]
     unix::install();

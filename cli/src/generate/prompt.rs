@@ -11,7 +11,7 @@ use crate::template::{Template, read_text};
 /// The default prompt for the bundled model, whose training text was Rust's SIMD intrinsics.
 pub const BUNDLED_PROMPT: &str = "/// Adds packed 32-bit integers in `a` and `b`.\n";
 
-/// The prompt that is continued.
+/// The prompt that `generate` continues.
 #[derive(Debug)]
 pub struct Prompt {
     pub ids: Vec<u32>,
