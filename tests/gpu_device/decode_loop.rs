@@ -27,7 +27,7 @@ pub fn gpu(options: SimtOptions) -> Gpu<CpuProducts> {
     let options = SimtOptions { checking: checking(options.checking), ..options };
     let kernels = Kernels::new(Simt::new(options));
     let stream = kernels.runtime().stream();
-    // Splits of 64 keys give even short contexts several splits.
+    // Attention divides contexts into splits of 64 keys here, so that even short contexts have several.
     Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
 }
 

@@ -89,7 +89,7 @@ fn check_modes(device: impl Device, spec: &Spec) {
 
 #[test]
 fn every_mode_gives_the_same_tokens() {
-    // The case with splits of 64 keys divides even these short contexts into several splits.
+    // With splits of 64 keys, attention divides even these short contexts into several splits.
     for (head_dim, seed, split) in [(64, 1, DEFAULT_SPLIT), (128, 2, DEFAULT_SPLIT), (64, 3, 64)] {
         let Some(device) = device() else { return };
         check_modes(device.with_split(split), &spec(head_dim, seed));

@@ -14,7 +14,7 @@ use crate::support::bench::Bench;
 use crate::support::gpu::gpu;
 use crate::support::noise::{halves, noise};
 
-/// Returns kernels with memory on the GPU, and cuBLASLt, if the machine has both.
+/// Returns the kernels on the GPU and the product library cuBLASLt, if the machine has both.
 fn cublas() -> Option<(Bench<Cuda>, CublasLt)> {
     let gpu = gpu()?;
     let context = &gpu.context;
@@ -38,7 +38,8 @@ const ROWS: usize = 70;
 /// The initial value of the output, which must remain in rows that are not multiplied.
 const UNTOUCHED: f32 = 77.0;
 
-/// Multiplies only `rows` of the input; returns the whole output as f32, and its row stride in elements.
+/// Multiplies the given `rows` of the input with a layer; returns the whole output as f32, and its row stride in
+/// elements.
 fn multiply<P: Products>(
     bench: &Bench<P::Runtime>,
     products: &P,
@@ -115,7 +116,7 @@ fn check<P: Products>(bench: &Bench<P::Runtime>, products: &P, layer: Layer) {
     }
 }
 
-/// Input and output columns of layers, which are no multiples of a tile.
+/// Numbers of input and output columns of layers, which are no multiples of the kernels' tile sizes.
 const LAYERS: [(usize, usize); 4] = [(8, 8), (72, 24), (200, 136), (136, 1001)];
 
 fn layers(widths: &[(usize, usize)]) -> Vec<Layer> {

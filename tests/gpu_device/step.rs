@@ -269,7 +269,7 @@ fn passes_that_are_laid_out_together_are_apart() {
     let together = run(true);
     assert!(together.iter().flatten().all(|x| x.is_finite()));
     assert_eq!(together, run(false));
-    // The second rotation has another scale, so its results must differ.
+    // The second of `ropes`, the rotary embeddings, has another scale than the first, so their results must differ.
     assert_ne!(together[..11], together[11..22]);
 }
 

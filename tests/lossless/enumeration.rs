@@ -182,7 +182,7 @@ fn total_variation(a: &Law, b: &Law) -> f64 {
         / 2.0
 }
 
-/// An interval of [0, 1) that contains a uniform number, as far as earlier tests of that number tell.
+/// The interval of [0, 1) in which a uniform random number must lie, given how it compared in earlier acceptance tests.
 type Interval = (f64, f64);
 
 /// A state of the enumerated decode loop between two steps.

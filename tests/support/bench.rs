@@ -17,7 +17,7 @@ pub struct Operand<R: Runtime, T: Element> {
 }
 
 impl<R: Runtime, T: Element> Operand<R, T> {
-    /// Returns the first `len` elements of `memory`.
+    /// Makes an operand of the first `len` elements of `memory`.
     pub fn new(memory: R::Memory<T>, len: usize) -> Self {
         Operand { memory, len }
     }
@@ -41,7 +41,7 @@ impl<R: Runtime> Bench<R> {
         operand
     }
 
-    /// Writes `contents` to the elements from `first` on.
+    /// Writes `contents` to the operand's elements from `first` on.
     pub fn write<T: Element>(&self, contents: &[T], to: &mut Operand<R, T>, first: usize) {
         self.runtime().upload(&self.stream, contents, &mut to.memory, first).unwrap();
     }

@@ -76,7 +76,7 @@ pub struct Shapes {
     pub largest_block: usize,
     pub ranks: &'static [usize],
     pub dtypes: &'static [DType],
-    /// Whether drafters may have a chain.
+    /// Whether drafters may have a chain (Chained Calibration).
     pub chains: bool,
 }
 

@@ -69,7 +69,7 @@ impl Block {
     }
 }
 
-/// Returns the recorded blocks of all requests, one after the other.
+/// Returns the recorded blocks of all requests, request after request.
 pub fn blocks(outputs: &[Output]) -> Vec<Block> {
     let block = |candidates: &[u32], accepted, next: &BlockRecord| Block {
         candidates: candidates.to_vec(),

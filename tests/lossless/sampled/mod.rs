@@ -25,7 +25,8 @@ use altered::{Alteration, Altered};
 use statistics::p_value;
 
 const RUNS: u64 = 1 << 20;
-/// The number of runs for each further truncation, for each kind of chain and for each planted bug, which is enough to find every bug.
+/// The number of runs for each further truncation, for each kind of chain and for each planted bug: enough to find
+/// every planted bug.
 const FEWER_RUNS: u64 = 1 << 16;
 /// Number of tokens that each run generates; their joint distribution is compared.
 const GENERATED: usize = 5;
