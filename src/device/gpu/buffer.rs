@@ -12,7 +12,7 @@ use crate::kernels::sampling::RowStats;
 use crate::runtime::{Element, Runtime, View};
 use crate::tensor::Tensor;
 
-/// The statistics of a row, in words of 8 bytes.
+/// Size of a row's [`RowStats`], in words of 8 bytes.
 pub(super) const STATS_WORDS: usize = size_of::<RowStats>() / 8;
 
 /// Activations `[rows, cols]` in bf16, or logits in f32, row-major. Rows of logits are padded to a multiple of
@@ -26,12 +26,12 @@ pub struct GpuBuffer<R: Runtime> {
     drawn: Draws,
 }
 
-/// The draws from the rows of a buffer of logits.
+/// The number and the rows of the draws from a buffer of logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Draws {
     /// Number of rows that were drawn from. Their statistics are stored in the order of the draws.
     pub(super) count: usize,
-    /// All of these rows are below this row.
+    /// A row above all rows that were drawn from.
     pub(super) end: usize,
 }
 
@@ -43,8 +43,8 @@ pub(super) enum Values<R: Runtime> {
     Activations(R::Memory<bf16>),
     Logits {
         logits: R::Memory<f32>,
-        /// The statistics of the draws, draw after draw. A verification uses them with the logits, so that it
-        /// compares the distributions that the tokens were drawn from.
+        /// The statistics of the draws from the logits, draw after draw. A verification uses them with the logits, so
+        /// that it compares the distributions that the tokens were drawn from.
         draws: R::Memory<u64>,
     },
     /// Activations without memory yet.
@@ -116,7 +116,7 @@ impl<R: Runtime> GpuBuffer<R> {
         Ok(())
     }
 
-    /// Returns the elements of `rows`.
+    /// Returns the range of elements that `rows` occupy.
     pub(super) fn elements(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.stride()..rows.end * self.stride()
     }
@@ -133,7 +133,8 @@ impl<R: Runtime> GpuBuffer<R> {
         if end == 0 { Ok(()) } else { index(operation, "row", end - 1, self.rows) }
     }
 
-    /// Checks that rows `first_row..first_row + rows` were drawn from, by draws `first_draw..first_draw + rows`.
+    /// Checks that tokens were drawn from rows `first_row..first_row + rows`, by draws `first_draw..first_draw +
+    /// rows`.
     pub(super) fn expect_draws(
         &self,
         operation: &'static str,
@@ -154,18 +155,18 @@ impl<R: Runtime> GpuBuffer<R> {
         Ok(())
     }
 
-    /// Returns the draws from the rows.
+    /// Returns the number and the rows of the draws from the logits.
     pub(super) fn drawn(&self) -> Draws {
         self.drawn
     }
 
-    /// Records that the statistics of `count` draws are on their way, which came from rows below `end`.
+    /// Records that `count` draws from rows below `end` were enqueued, with their statistics.
     pub(super) fn set_drawn(&mut self, count: usize, end: usize) {
         self.drawn = Draws { count, end: end.min(self.rows) };
     }
 
-    /// Forgets the draws if rows from `row` on had some. Called before these rows get other values. All draws are
-    /// forgotten together, because only the device knows their rows.
+    /// Forgets all draws if some draw was from row `row` or a later row. Called before these rows get other values.
+    /// All draws are forgotten together, because only the device knows their rows.
     pub(super) fn forget_draws_from(&mut self, row: usize) {
         if row < self.drawn.end {
             self.drawn = Draws::default();
@@ -204,7 +205,7 @@ impl<R: Runtime> GpuBuffer<R> {
         }
     }
 
-    /// Views the statistics of the draws.
+    /// Views the statistics of the draws from the logits.
     pub(super) fn draws<'a>(
         &'a self,
         operation: &'static str,
@@ -233,7 +234,8 @@ const ACTIVATIONS: &str = "activations with at least one row";
 const LOGITS: &str = "logits with at least one row";
 
 impl<R: Runtime> Values<R> {
-    /// Returns the error of a buffer that is of the other kind, or that never had rows.
+    /// Returns the error for a buffer that holds logits instead of activations or the reverse, or that never had
+    /// rows.
     fn not(&self, operation: &'static str, operand: &'static str, expected: &'static str) -> DeviceError {
         let found = match self {
             Self::Activations(_) => "activations",

@@ -40,7 +40,7 @@ pub(super) fn expect_paging<R: Runtime>(
     expect(operation, "cache [pages, page_size]", expected, found)
 }
 
-/// Checks that a drafting pass has no candidates, and one group and one verdict per sequence.
+/// Checks that a drafting pass has no candidate rows, and one mask group and one verdict per sequence.
 pub(super) fn drafting_pass(DraftingPass { pass, verdicts }: DraftingPass<'_>) -> Result<(), DeviceError> {
     const OPERATION: &str = "begin_drafting";
     expect(OPERATION, "verdicts", vec![pass.sequences.len()], vec![verdicts.len()])?;

@@ -1,4 +1,5 @@
-//! What every operation of the GPU device uses: the kernels, the stream, and memory that operations share.
+//! The parts of the GPU device that every operation uses: the kernels, the stream, and memory that operations
+//! share.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};

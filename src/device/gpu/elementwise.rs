@@ -185,7 +185,7 @@ pub(super) fn gather<R: Runtime>(
         from.expect_rows(OPERATION, "x", from.cols(), index.saturating_add(1))?;
     }
     let (runtime, stream) = context.queue();
-    // Rows that follow each other need no table.
+    // Rows that follow each other are copied without a table of row indices.
     let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
     if indices.iter().copied().eq(first..first.saturating_add(count)) {
         let elements = from.elements(&(first..first.saturating_add(count)));

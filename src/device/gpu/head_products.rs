@@ -1,18 +1,19 @@
-//! The number of head products in a step with mask groups.
+//! The number of products of the LM head in a step with mask groups.
 
 use super::buffer::GpuBuffer;
 use super::linear::GpuLinear;
 use super::products::Products;
 
-/// The division of head products in a step with mask groups. The choice changes no result.
+/// The division of the LM head's work in a step with mask groups into one product or two. The choice changes no
+/// result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadProducts {
     /// One product or two, whichever takes less time by [`Products::seconds`]; two if a time is unknown.
     #[default]
     ByTime,
-    /// One product for the candidates and for the slots of every group.
+    /// One product for the candidates and for the slots of every mask group.
     Joined,
-    /// One product for the candidates, then one product for the slots of the groups that the verdicts select.
+    /// One product for the candidates, then one product for the slots of the mask groups that the verdicts select.
     Apart,
 }
 

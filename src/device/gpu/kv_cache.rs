@@ -31,7 +31,7 @@ impl<R: Runtime> GpuKvCache<R> {
         let one = || allocate(queue, len, "the KV cache");
         let made = (0..layers).map(|_| Ok([one()?, one()?])).collect::<Result<_, DeviceError>>();
         let layers = made.map_err(|error| match error {
-            // The cache needs the memory of all layers.
+            // The error states the bytes of all layers, which the cache needs.
             DeviceError::OutOfMemory { what, bytes } => {
                 DeviceError::OutOfMemory { what, bytes: bytes.saturating_mul(2 * layers) }
             }

@@ -21,7 +21,7 @@ pub struct GpuLinear<P: Products> {
     pub(super) out_cols: usize,
 }
 
-/// The kernels and the library: what a linear layer needs.
+/// The kernels and the library of products, which a linear layer needs.
 #[derive(Debug)]
 pub(super) struct Linears<'a, P: Products> {
     pub(super) context: &'a Context<P::Runtime>,

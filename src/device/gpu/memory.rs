@@ -45,7 +45,7 @@ impl<R: Runtime, T: Element> GrowableMemory<R, T> {
         let memory = match self.memory.take() {
             Some(memory) if len <= self.len => memory,
             old => {
-                // The old memory goes first.
+                // The old memory is freed first, so that old and new memory never exist together.
                 drop(old);
                 let grown = len.max(self.len.saturating_add(self.len / 4)).max(64);
                 self.len = 0;

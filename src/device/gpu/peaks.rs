@@ -12,10 +12,10 @@ use super::cuda::missing;
 use crate::device::DeviceError;
 use crate::runtime::{Cuda, RuntimeError};
 
-/// Bytes of the copy: far more than an L2 cache holds.
+/// Number of bytes of the measured copy: far more than an L2 cache holds.
 const COPIED: usize = 1 << 30;
 
-/// Rows, columns and depth of the product.
+/// Rows, columns and depth of the measured product.
 const PRODUCT: usize = 8192;
 
 /// Number of runs before timing starts, so that clocks have risen, and of timed runs.
@@ -83,8 +83,8 @@ fn product_seconds(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Resu
     median_seconds(context, stream, || product.run(stream, &a, &b, &mut out))
 }
 
-/// Returns the elements of a factor. Powers and signs alternate, so that the matrix units need as much power as
-/// with real weights.
+/// Returns the elements of one factor of the measured product. Powers and signs alternate, so that the matrix units
+/// need as much power as with real weights.
 fn operand() -> Vec<bf16> {
     let element = |i: usize| bf16::from_f32(((i * 0x9e37) >> 4 & 0xff) as f32 / 128.0 - 1.0);
     (0..PRODUCT * PRODUCT).map(element).collect()
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_not_there() {
-        // Whatever this machine has.
+        // No machine has a GPU with this ordinal.
         let ordinal = usize::from(u16::MAX);
         match Peaks::of_device(ordinal) {
             Err(DeviceError::Unavailable { requested, reason }) => {

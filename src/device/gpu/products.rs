@@ -84,7 +84,7 @@ pub trait Products: Send + Sync + 'static {
 /// The destination of a product.
 #[derive(Debug)]
 pub struct ProductOut<'a, R: Runtime> {
-    /// The memory.
+    /// The memory that the product is written to.
     pub memory: ProductMemory<'a, R>,
     /// Number of elements from one row to the next.
     pub stride: usize,
@@ -92,7 +92,7 @@ pub struct ProductOut<'a, R: Runtime> {
     pub first_row: usize,
 }
 
-/// The memory of a product.
+/// The memory that a product is written to.
 #[derive(Debug)]
 pub enum ProductMemory<'a, R: Runtime> {
     /// Activations.
@@ -128,7 +128,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Stacks the weights of the parts.
+    /// Stacks the weights of a fused layer's parts.
     pub(super) fn new(parts: &[LinearPart<'_>]) -> Result<Self, DeviceError> {
         const OPERATION: &str = "new_linear";
         let wrong = |operand, expected: Vec<usize>, found: &[usize]| DeviceError::Shape {
@@ -153,7 +153,7 @@ impl Weights {
             }
             weights.weight.reserve_exact(outputs.saturating_mul(columns.len()));
             match part.weight.elements() {
-                // Already in the format of products.
+                // The elements already have the format of products, bf16.
                 Elements::Bf16(elements) => {
                     for row in elements.chunks_exact(stored.max(1)) {
                         weights.weight.extend_from_slice(row.get(columns.clone()).unwrap_or(&[]));

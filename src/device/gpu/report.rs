@@ -1,4 +1,4 @@
-//! What the host reads of a step, in one piece of device memory.
+//! The report of a step: all results that the host reads, in one piece of device memory.
 
 use std::ops::Range;
 
@@ -10,21 +10,23 @@ use crate::kernels::acceptance::{MAX_DRAFTS, Verdict};
 use crate::kernels::sampling::RowStats;
 use crate::runtime::{Runtime, View, ViewMut};
 
-/// Words of 8 bytes of the error word, and of a verdict.
+/// Sizes of the device error word and of a verdict, in words of 8 bytes.
 const ERROR_WORDS: usize = 1;
 const VERDICT_WORDS: usize = size_of::<Verdict>() / 8;
 
-/// The most draft rows per sequence: a group that was not selected, and a drafting pass after it.
+/// The most draft rows per sequence: the rows of a mask group that does not fit the verdict, and of a
+/// drafting pass after it.
 const DRAFT_ROWS: usize = 2 * MAX_DRAFTS;
 
-/// The error word, then the verdicts, then the statistics of draft rows.
+/// Device memory with the report of a step: the device error word, then the verdicts, then the statistics of
+/// the draft rows.
 #[derive(Debug)]
 pub(super) struct StepReport<R: Runtime> {
     words: GrowableMemory<R, u64>,
     batch: usize,
     /// Number of draft rows since the verification.
     rows: usize,
-    /// Number of draft rows that were read.
+    /// Number of draft rows that the host has read.
     read: usize,
 }
 
@@ -56,7 +58,7 @@ impl<R: Runtime> StepReport<R> {
         Ok(())
     }
 
-    /// Returns the number of sequences.
+    /// Returns the number of sequences that the step verifies.
     pub(super) fn batch(&self) -> usize {
         self.batch
     }
@@ -70,7 +72,7 @@ impl<R: Runtime> StepReport<R> {
         ERROR_WORDS..ERROR_WORDS + self.batch * VERDICT_WORDS
     }
 
-    /// Returns the words of the statistics of `rows`.
+    /// Returns the range of words that hold the statistics of draft rows `rows`.
     fn stats_words(&self, rows: Range<usize>) -> Range<usize> {
         let first = self.verdict_words().end;
         first + rows.start * STATS_WORDS..first + rows.end * STATS_WORDS
@@ -105,7 +107,7 @@ impl<R: Runtime> StepReport<R> {
         context.output(memory, words)?.cast().ok_or(overflow)
     }
 
-    /// Adds `rows` draft rows: the next statistics in `draws`.
+    /// Adds `rows` draft rows to the report: copies their statistics, the next in `draws`.
     pub(super) fn add(
         &mut self,
         context: &Context<R>,

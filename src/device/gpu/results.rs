@@ -22,11 +22,11 @@ use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
 use crate::runtime::Runtime;
 
-/// The memory of verdicts and drafts, and of the operations that find them.
+/// Memory for the verdicts and drafts of a step, and for the operations that find them.
 #[derive(Debug)]
 pub struct GpuResults<R: Runtime> {
     report: StepReport<R>,
-    /// The number of tokens of each draft in the report that was not read.
+    /// The number of tokens of each draft that the host has not read from the report yet.
     drafts: Vec<usize>,
     /// The verdicts, once they have been read.
     known: Option<Vec<SequenceVerdict>>,

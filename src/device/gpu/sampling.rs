@@ -21,7 +21,7 @@ pub(super) struct SampledRowRange<'a> {
     pub(super) vocab: usize,
     pub(super) stride: usize,
     pub(super) logits: LogitRows<'a, f32>,
-    /// As in [`Sample`].
+    /// The row of `logits` that each sampled row names, as in [`Sample`].
     pub(super) logit_index: Option<View<'a, i32>>,
     pub(super) starts: Option<View<'a, i32>>,
     pub(super) calibration: Option<Calibration<'a>>,
@@ -40,11 +40,11 @@ pub(super) struct Selected<R: Runtime> {
     pub(super) row_sampling: TableRange<RowSampling>,
     /// The bonus token of each draft.
     pub(super) bonus: GrowableMemory<R, i32>,
-    /// The position of each draft that its random numbers count from.
+    /// The position from which each draft's random numbers count.
     pub(super) starts: GrowableMemory<R, i32>,
     /// The row of the pass or of the logits that each draft row comes from.
     pub(super) sources: GrowableMemory<R, i32>,
-    /// The row of the logits of each draft row.
+    /// The row of the logits that each draft row is sampled from.
     pub(super) draft_rows: GrowableMemory<R, i32>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn slot_sampling(draft: &DraftRows<'_>, slot: usize) -> Result<RowSam
     row_sampling("select_drafts", draft.sampling, (!draft.sampling.is_greedy()).then_some(numbers))
 }
 
-/// Returns the sampling parameters of a row that is drawn with `numbers`.
+/// Returns the sampling parameters of a row that is drawn with the random numbers `numbers`.
 pub(super) fn row_sampling(
     operation: &'static str,
     params: &SamplingParams,

@@ -7,18 +7,18 @@ use super::tables::CachedTable;
 use crate::device::DeviceError;
 use crate::runtime::{Runtime, ViewMut};
 
-/// Tables and memory of a device.
+/// Tables and memory that the operations of a device share.
 #[derive(Debug)]
 pub(super) struct Scratch<R: Runtime> {
     /// Token ids of an embedding.
     pub(super) ids: GrowableMemory<R, i32>,
     /// Row indices of a gather.
     pub(super) gathered: CachedTable<R>,
-    /// Row indices of a vector that fills rows: zeros.
+    /// Zeros: the row index for every row that is filled with the one row of a vector.
     pub(super) filled: CachedTable<R>,
-    /// The bonus row of each calibrated row.
+    /// The row of the bonus token for each row that the calibrator computes.
     pub(super) owners: CachedTable<R>,
-    /// The verdict of each group of a drafting pass.
+    /// The index of the verdict that each mask group of a drafting pass follows.
     pub(super) followed: CachedTable<R>,
     /// The workspace of attention, sampling and acceptance.
     pub(super) workspace: GrowableMemory<R, f32>,

@@ -71,7 +71,7 @@ pub struct CublasLt {
 pub struct CublasLayer {
     /// The weight matrix `[out_cols, in_cols]`.
     weight: CudaSlice<bf16>,
-    /// The bias in bf16 (for activations) and in f32 (for logits), if there is one.
+    /// The bias in the element types of both kinds of output, if there is one.
     bias: Option<(CudaSlice<bf16>, CudaSlice<f32>)>,
     in_cols: usize,
     out_cols: usize,
