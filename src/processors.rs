@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// An error of processors that no row of logits could go through.
+/// An error in the parameters of logit processors.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessorError {
@@ -48,14 +48,14 @@ pub enum ProcessorError {
         /// V: the vocabulary size.
         vocab_size: usize,
     },
-    /// A mask of another length than the vocabulary's.
+    /// A mask of allowed ids whose length does not fit the vocabulary.
     #[error("a mask of {vocab_size} ids has {expected} words, found {found}")]
     MaskLength {
         /// V: the vocabulary size.
         vocab_size: usize,
-        /// ⌈V / 32⌉.
+        /// The expected number of words: ⌈V / 32⌉.
         expected: usize,
-        /// The number of words of the mask.
+        /// The number of words that the mask has.
         found: usize,
     },
     /// A mask and bad words of one id that forbid every id.
@@ -74,14 +74,14 @@ pub struct LogitProcessors {
     pub frequency_penalty: f32,
     /// Presence penalty: the amount that is subtracted from the logits of ids that occur in the output; 0 is off.
     pub presence_penalty: f32,
-    /// The number that is added to an id's logit.
+    /// Logit bias: the number that is added to an id's logit.
     pub logit_bias: BTreeMap<u32, f32>,
     /// Minimum length: the number of output tokens before which the request's stop ids are forbidden.
     pub min_tokens: usize,
     /// Bad words: sequences of ids that may not occur. An id that would complete one in prompt and output is
     /// forbidden.
     pub bad_words: Vec<Vec<u32>>,
-    /// The ids that are allowed, as ⌈V / 32⌉ words: bit id mod 32 of word id / 32. `None` allows every id.
+    /// The ids that are allowed, as ⌈V / 32⌉ words of 32 bits: bit id mod 32 of word id / 32. `None` allows every id.
     pub allowed: Option<Arc<[u32]>>,
 }
 
@@ -102,7 +102,7 @@ impl Default for LogitProcessors {
 /// The tokens that the rows of a step follow.
 #[derive(Clone, Copy, Debug)]
 pub struct History<'a> {
-    /// The prompt and the output, up to candidate c_0.
+    /// The prompt and the output, up to the newest token, which is the step's first candidate.
     pub tokens: &'a [u32],
     /// The number of tokens of the prompt.
     pub prompt_len: usize,
@@ -152,7 +152,8 @@ impl LogitProcessors {
         Ok(())
     }
 
-    /// Returns what the processors change in rows 0..=v of a step, over a vocabulary of `vocab_size` ids.
+    /// Returns the edits of the processors in rows 0..=v of the target's logits, for v draft tokens and a vocabulary
+    /// of `vocab_size` ids.
     pub fn edits(&self, history: History<'_>, vocab_size: usize) -> LogitEdits<'_> {
         let mut edits = Vec::new();
         self.push_penalties(history, &mut edits);
@@ -179,7 +180,7 @@ impl LogitProcessors {
             return;
         }
         let History { tokens, prompt_len, draft, .. } = history;
-        // The first row that each token comes before, and whether the token belongs to the output.
+        // Each token, the first row of logits that follows it, and whether the token belongs to the output.
         let known = tokens.iter().enumerate().map(|(index, &id)| (id, 0, index >= prompt_len));
         let drafted = draft.iter().enumerate().map(|(index, &id)| (id, index + 1, true));
         let mut occurrences: Vec<(u32, usize, bool)> = known.chain(drafted).collect();
@@ -219,12 +220,12 @@ impl LogitProcessors {
     }
 }
 
-/// What the logit processors change in the rows of one sequence in one step.
+/// The edits of the logit processors in one sequence's rows of logits in one step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LogitEdits<'a> {
     repetition_penalty: f32,
     presence_penalty: f32,
-    /// Sorted by id; the edits of an id are in the order in which they act.
+    /// The edits, sorted by id; the edits of an id are in the order in which they act.
     edits: Vec<Edit>,
     allowed: Option<&'a [u32]>,
 }
@@ -238,15 +239,15 @@ pub(crate) struct Edit {
     pub(crate) effect: Effect,
 }
 
-/// The change of a logit.
+/// The effect of an edit on a logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Effect {
-    /// The repetition penalty, if it `repeats`, then the penalties of the output: `generated` is the frequency penalty
-    /// times the count.
+    /// Applies the repetition penalty, if the id `repeats`, then the frequency and presence penalties, if the id is
+    /// in the output: `generated` is the frequency penalty times the id's count.
     Penalty { repeats: bool, generated: Option<f32> },
-    /// A number that is added.
+    /// Adds a number to the logit.
     Bias(f32),
-    /// The logit becomes −∞.
+    /// Sets the logit to −∞.
     Forbid,
 }
 
@@ -400,7 +401,7 @@ mod tests {
         assert_eq!(found, "id 41 of the bad words is out of vocabulary (40 ids)");
         let found = error(LogitProcessors { allowed: Some(Arc::from([1])), ..off() });
         assert_eq!(found, "a mask of 40 ids has 2 words, found 1");
-        // Bits beyond the vocabulary allow nothing.
+        // The mask's bits beyond the vocabulary allow no id.
         let nothing = LogitProcessors { allowed: Some(Arc::from([2, !0xff])), ..off() };
         assert_eq!(nothing.validate(40), Ok(()));
         let nothing = LogitProcessors { bad_words: vec![vec![1]], ..nothing };

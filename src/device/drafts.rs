@@ -9,8 +9,8 @@ use crate::sampling::SamplingParams;
 /// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotRows {
-    /// All S slots of each group are rows of the most recent pass. The logits of the drafts are computed
-    /// after the verdict, in rows from `first_logits` on, draft after draft.
+    /// All S slots of each mask group are rows of the most recent pass. The logits of the drafts are computed after
+    /// the verdict, in rows from `first_logits` on, draft after draft.
     Pass {
         /// The logits row of the first draft's slot 1.
         first_logits: usize,
@@ -34,12 +34,12 @@ impl SlotRows {
 pub struct DraftRows<'a> {
     /// Index of the sequence within the verification.
     pub sequence: usize,
-    /// The accepted lengths, as counted by the verdict, for which the pass has a group of this sequence.
-    /// [`GroupSet::NONE`] if the pass has a single group, for
-    /// [whatever length is accepted](crate::device::Verification::begin_drafting).
+    /// The accepted lengths, as counted by the verdict, for which the pass has a mask group of this sequence.
+    /// [`GroupSet::NONE`] if the pass has a single group, for [whatever length is
+    /// accepted](crate::device::Verification::begin_drafting).
     pub groups: GroupSet,
-    /// The first row of the first group; the rows of the other groups follow. [`SlotRows`] says which slots
-    /// of a group have rows, and whether these are rows of the pass or of the logits.
+    /// The first row of the sequence's first mask group; the rows of its other groups follow. [`SlotRows`] says which
+    /// slots of a group have rows, and whether these are rows of the pass or of the logits.
     pub first_row: usize,
     /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
     /// but the first are drafts.

@@ -32,9 +32,9 @@ pub enum DeviceError {
     OutOfRange {
         /// The operation's name.
         operation: &'static str,
-        /// The kind of index.
+        /// The kind of index, such as `page id`.
         what: &'static str,
-        /// The index.
+        /// The index that was found.
         index: usize,
         /// The first index that is out of range.
         limit: usize,
@@ -48,7 +48,7 @@ pub enum DeviceError {
         operand: &'static str,
         /// A description of the operands that the operation takes.
         expected: &'static str,
-        /// A description of the operand.
+        /// A description of the operand that was found.
         found: String,
     },
     /// The size of an operand exceeds every memory.

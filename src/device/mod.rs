@@ -67,7 +67,7 @@ use crate::tensor::Tensor;
 /// bonus token, the next position) in its own [`Results`](Device::Results), and the host waits once per step,
 /// for verdicts and drafts.
 pub trait Device: Send + Sync + 'static {
-    /// Activations `[rows, cols]`.
+    /// A buffer of activations or logits, `[rows, cols]`.
     type Buffer: Send + Sync;
     /// A linear layer, possibly of several fused parts.
     type Linear: Send + Sync;
@@ -75,7 +75,7 @@ pub trait Device: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// A paged KV cache over all layers.
     type Cache: Send;
-    /// The memory of verdicts and drafts. Steps use it one after the other.
+    /// Memory for the verdicts and drafts of a step. Steps use it one after the other.
     type Results: Send;
     /// A pass that was checked once and laid out in memory that the device's operations read.
     type Pass<'a>
@@ -230,7 +230,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// `x[r] = silu(x[r] + bonus[owner[r]])` for r in 0..owner.len(): the calibrator's hidden layer. Its
+    /// Computes the calibrator's hidden layer: `x[r] = silu(x[r] + bonus[owner[r]])` for r in 0..owner.len(). Its
     /// bonus half has one row per sequence.
     fn silu_add(
         &self,
@@ -283,17 +283,18 @@ pub trait Device: Send + Sync + 'static {
         edit: &mut dyn FnMut(&mut [f32]),
     ) -> Result<(), DeviceError>;
 
-    /// Returns the most rows of a product of `head` that [joins](Self::joins_head_products) candidates and
-    /// slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
+    /// Returns the most rows of a product of the LM head `head` that [joins](Self::joins_head_products) candidates
+    /// and slots. Their logits stay in memory until the next step. 0 on a device that never joins them.
     fn joined_head_rows(&self, head: &Self::Linear) -> usize {
         let _ = head;
         0
     }
 
-    /// Returns whether to join the products of `head`. A joined product computes logits, before the verdict,
-    /// for `candidates` rows that are verified and for all `slots` rows of the groups. Separate products do
-    /// the candidates first, and after the verdict the `drafted` rows of the groups that the verdicts select.
-    /// Both give the same bits. Not called for more rows than [`joined_head_rows`](Self::joined_head_rows).
+    /// Returns whether one product of the LM head `head` computes the logits of candidates and of slots together. A
+    /// joined product computes logits, before the verdict, for `candidates` rows that are verified and for all
+    /// `slots` rows of the groups. Separate products do the candidates first, and after the verdict the `drafted`
+    /// rows of the groups that the verdicts select. Both give the same bits. Not called for more rows than
+    /// [`joined_head_rows`](Self::joined_head_rows).
     fn joins_head_products(
         &self,
         head: &Self::Linear,
@@ -378,7 +379,7 @@ pub trait Verification<D: Device + ?Sized> {
     /// that does not run behind its caller, and after `read` on every device.
     fn verdicts_if_ready(&self) -> Option<&[SequenceVerdict]>;
 
-    /// Lays out a pass for drafting: each group is for the accepted length of its verdict.
+    /// Lays out a pass for drafting: each mask group is for the accepted length of its verdict.
     ///
     /// If the verdicts are [ready](Self::verdicts_if_ready), the caller lays the pass out for the accepted
     /// lengths. Otherwise the caller lays the pass out for the largest possible accepted lengths, and the

@@ -71,7 +71,7 @@ pub struct AttentionRows<'a, P> {
 /// The last layer of the calibrator: `logits[r] += W2 u[r] + b2`.
 #[derive(Debug)]
 pub struct CalibratorOutput<'a, B, L> {
-    /// u: one row per row of logits.
+    /// u: the calibrator's hidden rows, one per row of logits.
     pub hidden: &'a B,
     /// The layer with weight W2 and bias b2.
     pub output: &'a L,
@@ -81,7 +81,7 @@ pub struct CalibratorOutput<'a, B, L> {
 /// the K likeliest ids x of slot j, where t_{j−1} is the token of the slot before, or the bonus token for slot 1.
 #[derive(Debug)]
 pub struct Chain<'a, B, L> {
-    /// The two halves of the score.
+    /// The weights and rows from which the score of two neighbouring tokens is computed.
     pub scores: ChainScores<'a, B, L>,
     /// K: the number of ids of a slot that are scored. A vocabulary of fewer ids is scored whole.
     pub top_k: usize,
@@ -92,14 +92,14 @@ pub struct Chain<'a, B, L> {
 /// The score of token x after token t, in f32 and not rounded again.
 #[derive(Debug)]
 pub enum ChainScores<'a, B, L> {
-    /// `(A · embed(t)) · (B · embed(x))`.
+    /// The score `(A · embed(t)) · (B · embed(x))`, which depends on the two tokens alone.
     Pair {
-        /// A `[r, hidden]`.
+        /// The matrix A `[r, hidden]`, applied to the embedding of t.
         before: &'a L,
-        /// B `[r, hidden]`.
+        /// The matrix B `[r, hidden]`, applied to the embedding of x.
         after: &'a L,
     },
-    /// `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`.
+    /// The score `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`, which also depends on the slot j of token x.
     Hidden {
         /// The final-normed hidden row h_j of each selected slot, draft after draft.
         rows: &'a B,
@@ -107,14 +107,15 @@ pub enum ChainScores<'a, B, L> {
         before_half: &'a L,
         /// The half of W1 that multiplies h_j, `[r, hidden]`.
         hidden_half: &'a L,
-        /// W2 `[hidden, r]`.
+        /// The matrix W2 `[hidden, r]`.
         output: &'a L,
         /// The output projection `[vocab, hidden]`.
         lm_head: &'a L,
     },
 }
 
-/// What is added to the logits of a draft's slots before their tokens are drawn; each part is optional.
+/// The corrections that are added to the logits of a draft's slots before their tokens are drawn; each correction is
+/// optional.
 #[derive(Debug)]
 pub struct Corrections<'a, B, L> {
     /// The last layer of the calibrator (Bonus-guided Calibration).

@@ -21,7 +21,7 @@ pub struct VerifyRows<'a, B> {
     /// What the request's logit processors change in the target's rows, before warping. Edited logits replace the
     /// logits on some devices.
     pub edits: Option<&'a LogitEdits<'a>>,
-    /// The warping of both distributions.
+    /// The warping of the target's and the draft's distributions.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule. At temperature 0 every rule is greedy.
     pub rule: Rule,
@@ -38,7 +38,7 @@ pub struct SequenceVerdict {
     pub accepted: usize,
     /// The new bonus token, at position n + a + 1.
     pub bonus: u32,
-    /// n + a + 1: the position of the bonus token, and of c_0 of the next step.
+    /// n + a + 1: the position of the bonus token, which is candidate 0 of the next step.
     pub next_start: usize,
 }
 

@@ -167,7 +167,7 @@ fn decode<D: Device>(
         record: true,
         confidence: Confidence { threshold: 0.0, ..Confidence::default() },
         logits_hook: seen.map(|seen| Box::new(seen) as Box<dyn LogitsHook>),
-        // More keys than one tile holds.
+        // The prompt has more tokens than one tile of keys holds.
         ..Request::new((0..70).map(|i| i * 37 % 320).collect(), NEW_TOKENS)
     })?;
     let mut decoded = Decoded::default();

@@ -73,7 +73,7 @@ impl<'a> CpuVerification<'a> {
         self.results.drafted
     }
 
-    /// Selects the slots and bonus tokens of `drafts`.
+    /// Selects, by the verdicts, the slots and bonus tokens of `drafts`.
     pub(super) fn select<'s>(
         &'s mut self,
         DraftTables { drafts, rows }: DraftTables<'s>,
