@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Folds reports of a bundle's runs on one device into the repository, in files named after the device.
+"""Copies the benchmark results of one GPU from reports into files of the repository that are named after the GPU.
 
     benches/gpu/fold.py REPORT... [--root ROOT_OF_THE_REPOSITORY]
 
-A REPORT is the report.tgz that run.sh writes, or the folder of its files; the results of a later report replace the
-results of an earlier one. Writes benches/results/gpu-<device>.json: every run with its status, the result of the first
-launch of each kernel, the algorithms for products, and the completed measurements of steps, kernels and other
-libraries; benches/gpu/plot.py plots that file. The GPU's results of single instructions become
-tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT emulator's models with. """
+A REPORT is the report.tgz that benches/gpu/run.sh writes on a machine with the GPU, or the folder of its files; the
+results of a later report replace the results of an earlier one. Writes benches/results/gpu-<device>.json: every run
+with its status, the result of the first launch of each kernel, the algorithms for products, and the completed
+measurements of steps, kernels and other libraries; benches/gpu/plot.py plots that file. The GPU's results of single
+instructions become tests/fixtures/ptx/<device>.json, which tests/golden_vectors compares the SIMT emulator's models
+with."""
 
 import argparse
 import json
@@ -108,7 +109,7 @@ MEASURED = {"steps": ("machine", "steps"), "peer-steps": ("machine", "steps"), "
 
 
 class Report:
-    """The contents of a folder of results that a bundle's run on a GPU wrote."""
+    """The contents of a folder of results, which benches/gpu/run.sh wrote on a machine with a GPU."""
 
     def __init__(self, folder: pathlib.Path):
         self.runs = {run["run"]: run for run in lines(folder / "report.jsonl")}

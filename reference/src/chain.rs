@@ -27,22 +27,23 @@ pub struct Chain<F> {
     pub top_k: usize,
 }
 
-/// The score of token x after token t; both kinds use the target's own embeddings of the tokens.
+/// The score of token x in a slot after token t in the slot before; both kinds of score use the target's own
+/// embeddings of the tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChainScores<F> {
-    /// `(A · embed(t)) · (B · embed(x))`: the score depends on the two tokens alone.
+    /// The score `(A · embed(t)) · (B · embed(x))` of token x after token t, which depends on the two tokens alone.
     Pair {
-        /// A `[r, hidden]`, applied to the token before.
+        /// The matrix A `[r, hidden]`, applied to the embedding of the token before.
         before: Linear<F>,
-        /// B `[r, hidden]`, applied to the scored token.
+        /// The matrix B `[r, hidden]`, applied to the embedding of the scored token.
         after: Linear<F>,
     },
-    /// `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`: the score also depends on the slot's final-normed hidden row
-    /// h_j.
+    /// The score `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))` of token x after token t, which also depends on the
+    /// final-normed hidden row h_j of x's slot.
     Hidden {
-        /// W1 `[r, 2 · hidden]`.
+        /// The matrix W1 `[r, 2 · hidden]`.
         hidden: Linear<F>,
-        /// W2 `[hidden, r]`.
+        /// The matrix W2 `[hidden, r]`.
         output: Linear<F>,
     },
 }

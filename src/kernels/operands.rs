@@ -101,7 +101,7 @@ impl Operands {
         view.map_or(Ok(std::ptr::null()), |view| self.read(operand, view, expected, alignment))
     }
 
-    /// Returns these operands for a launch of another kernel, whose name errors then give.
+    /// Returns the same operands for a launch of the kernel `kernel`, which errors then name.
     pub fn of(self, kernel: &'static str) -> Self {
         Operands { kernel, ..self }
     }

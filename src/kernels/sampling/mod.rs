@@ -111,9 +111,10 @@ pub struct Sample<'a, L> {
     pub workspace: ViewMut<'a, f32>,
     /// Written by the kernel: the statistics of each row, `[rows]`.
     pub stats: ViewMut<'a, RowStats>,
-    /// The device error word `[1]`, optional. Bit 2: a draft token outside the vocabulary; 4: a NaN among the logits;
-    /// 16: a row or sequence index out of range; 32: calibrated logits that were needed again and not stored (see
-    /// [`LogitRows::Update`]; then nothing is dropped, and the draft token has probability 0).
+    /// The device error word `[1]`, optional. The kernel sets value 2 for a draft token outside the vocabulary, value
+    /// 4 for a NaN among the logits, value 16 for a row or sequence index out of range, and value 32 if it needed
+    /// calibrated logits again that were not stored (see [`LogitRows::Update`]): top-k, top-p and min-p then drop no
+    /// id, and the draft token has probability 0.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
