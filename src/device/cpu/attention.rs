@@ -217,7 +217,7 @@ fn blocks<'a>(
 #[derive(Clone, Copy)]
 struct Source<'a, T> {
     shape: AttentionShape,
-    /// The fused projections, which contain the groups' own keys and values.
+    /// The fused projections, which contain the mask groups' own keys and values.
     qkv: &'a CpuBuffer,
     planes: Planes<&'a [T]>,
     paging: PageLayout,
@@ -308,7 +308,7 @@ impl<T: VectorElement> Kernel for Split<'_, '_, T> {
 /// The operands of the attention of a block's mask rows to the slots of their own groups.
 struct Groups<'a, 'b> {
     shape: AttentionShape,
-    /// The fused projections, which contain the groups' own keys and values.
+    /// The fused projections, which contain the mask groups' own keys and values.
     qkv: &'a CpuBuffer,
     block: &'a QueryBlock<'b>,
     /// The running softmax of each query, to which the slots of the query's own mask group are added.

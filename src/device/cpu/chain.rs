@@ -1,4 +1,5 @@
-//! Chained Calibration: draws the slots of a draft one after the other, each with the token before it in mind.
+//! Chained Calibration: draws the tokens of a draft one after the other, each from logits that the token before it
+//! corrects.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! The layout of the paged KV cache: the place of a token's head, and checks that a pass stays within its
-//! pages.
+//! The layout of the paged KV cache: the place of the keys and values of a token's KV head, and checks that a
+//! pass stays within its pages.
 
 use super::check;
 use crate::device::DeviceError;

@@ -1,4 +1,4 @@
-//! A pass in the form in which the CPU device keeps it.
+//! A forward pass in the form in which the CPU device keeps it.
 
 use super::check;
 use super::kv_cache::CpuKvCache;
@@ -6,7 +6,7 @@ use super::page_layout::PageLayout;
 use crate::device::DeviceError;
 use crate::layout::{Pass, Row};
 
-/// A pass whose rows were checked against the pages of a cache.
+/// A forward pass whose rows were checked against the pages of a KV cache.
 #[derive(Debug)]
 pub struct CheckedPass<'a> {
     /// The sequences and their pages.

@@ -23,7 +23,7 @@ pub(super) trait Factor<T: VectorElement, const K: usize>: VectorElement {
     fn right<S: Simd>(simd: S, from: &[T; K]) -> Self::Right<S>;
     fn multiply_add<S: Simd>(simd: S, x: Self::Left<S>, w: Self::Right<S>, to: S::Lanes) -> S::Lanes;
 
-    /// Computes [`columns`] for many rows of x.
+    /// Computes the products of [`columns`] for many rows of x.
     #[inline(always)]
     fn many<S: Simd, const R: usize, const C: usize>(
         simd: S,
@@ -187,7 +187,7 @@ fn columns<S: Simd, X: Factor<T, K>, T: VectorElement, const K: usize, const R: 
     }
 }
 
-/// Computes [`columns`], converting each block of w to f32 once for all tiles of rows of x.
+/// Computes the products of [`columns`], converting each block of w to f32 once for all tiles of rows of x.
 #[inline(always)]
 fn widened<S: Simd, T: VectorElement, const R: usize, const C: usize>(
     simd: S,
