@@ -31,7 +31,7 @@ pub struct GpuBuffer<R: Runtime> {
 pub(super) struct Draws {
     /// Number of rows that were drawn from. Their statistics are stored in the order of the draws.
     pub(super) count: usize,
-    /// A row above all rows that were drawn from.
+    /// A row index above all rows that were drawn from.
     pub(super) end: usize,
 }
 
@@ -269,7 +269,7 @@ pub struct GpuVector<R: Runtime> {
 }
 
 impl<R: Runtime> GpuVector<R> {
-    /// Uploads a tensor `[n]`.
+    /// Uploads a tensor `[n]` as a vector of weights.
     pub(super) fn new((runtime, stream): (&R, &R::Stream), tensor: &Tensor) -> Result<Self, DeviceError> {
         let host = tensor.to_f32();
         expect("new_vector", "tensor", vec![host.len()], tensor.shape().to_vec())?;

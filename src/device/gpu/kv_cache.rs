@@ -45,7 +45,7 @@ impl<R: Runtime> GpuKvCache<R> {
         self.paging
     }
 
-    /// Views a layer, for heads of `shape` that read it.
+    /// Views one layer of the cache, for a kernel that reads it with heads of `shape`.
     pub(super) fn view<'a>(
         &'a self,
         operation: &'static str,
@@ -60,7 +60,7 @@ impl<R: Runtime> GpuKvCache<R> {
         Ok(PagedKv { k, v, k_strides: strides, v_strides: strides })
     }
 
-    /// Views a layer, for heads of `shape` that write it.
+    /// Views one layer of the cache, for a kernel that writes it with heads of `shape`.
     pub(super) fn view_mut<'a>(
         &'a mut self,
         operation: &'static str,

@@ -71,7 +71,7 @@ use crate::tensor::Tensor;
 pub struct Gpu<P: Products> {
     context: Context<P::Runtime>,
     products: P,
-    /// Keys per attention split.
+    /// Number of keys per attention split.
     split: usize,
     head_products: HeadProducts,
 }
@@ -96,7 +96,7 @@ impl<P: Products> Gpu<P> {
         Gpu { split, ..self }
     }
 
-    /// Returns the same device with another division of head products.
+    /// Returns the same device with another division of the LM head's products.
     #[must_use]
     pub fn with_head_products(self, head_products: HeadProducts) -> Self {
         Gpu { head_products, ..self }

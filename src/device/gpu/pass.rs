@@ -1,4 +1,4 @@
-//! A pass as the GPU device keeps it: its tables in device memory, and the rotations of its rows.
+//! A forward pass as the GPU device keeps it: its tables in device memory, and the rotations of its rows.
 
 use std::mem::ManuallyDrop;
 
@@ -9,7 +9,7 @@ use crate::kernels::Paging;
 use crate::layout::Pass;
 use crate::runtime::Runtime;
 
-/// A pass whose tables are on the device. When the pass is dropped, later passes use its memory.
+/// A forward pass whose tables are on the device. When the pass is dropped, later passes use its memory.
 #[derive(Debug)]
 pub struct UploadedPass<'a, R: Runtime> {
     pub(super) memory: ManuallyDrop<PassMemory<R>>,

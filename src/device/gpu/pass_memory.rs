@@ -1,4 +1,4 @@
-//! The device memory of a pass, which later passes use again: tables, and the rotations of rows.
+//! The device memory of a forward pass, which later passes use again: tables, and the rotations of rows.
 
 use super::memory::GrowableMemory;
 use crate::device::{DeviceError, Rope};
@@ -6,14 +6,14 @@ use crate::kernels::rope::RopeTable;
 use crate::kernels::{Kernels, PassTables};
 use crate::runtime::{Runtime, RuntimeError};
 
-/// Device memory of a pass. Passes of similar size use it one after the other.
+/// Device memory of a forward pass. Passes of similar size use it one after the other.
 #[derive(Debug)]
 pub(super) struct PassMemory<R: Runtime> {
     pub(super) tables: PassTables<R>,
     /// The most sequences, and the most pages per sequence, that the tables have room for.
     limits: (usize, usize),
     cos_sin: GrowableMemory<R, f32>,
-    /// The rotation that `cos_sin` holds for the pass in the tables.
+    /// The rotation whose cosines and sines `cos_sin` holds for the rows of the pass in the tables.
     rotation: Option<Rope>,
 }
 

@@ -22,7 +22,7 @@ const PRODUCT: usize = 8192;
 const WARM_UP: usize = 16;
 const TIMED: usize = 32;
 
-/// A GPU's peaks, measured with its own clock.
+/// A GPU's peak bandwidth and arithmetic, measured with the GPU's own clock.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Peaks {
     /// The GPU's name.
@@ -34,8 +34,8 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Measures CUDA device `ordinal`, best before a [`Gpu`](super::Gpu) uses it: memory that only one stream uses
-    /// needs no events, and events would be timed too.
+    /// Measures the peaks of CUDA device `ordinal`, best before a [`Gpu`](super::Gpu) uses it: memory that only one
+    /// stream uses needs no events, and events would be timed too.
     ///
     /// # Errors
     ///
@@ -46,9 +46,9 @@ impl Peaks {
         Self::measure(&context, &context.default_stream())
     }
 
-    /// Measures the GPU of `context` by work on `stream`. The work uses 2 GiB of device memory. Each peak is the
-    /// median of 32 times. A run takes long enough for the host to submit the next run meanwhile, and displaces the
-    /// contents of the L2 cache.
+    /// Measures the peaks of the GPU of `context` by work on `stream`. The work uses 2 GiB of device memory. Each
+    /// peak is the median of 32 times. A run takes long enough for the host to submit the next run meanwhile, and
+    /// displaces the contents of the L2 cache.
     ///
     /// # Errors
     ///

@@ -17,7 +17,7 @@ pub trait Products: Send + Sync + 'static {
     /// The weights of a layer, in the form that the library uses.
     type Layer: std::fmt::Debug + Send + Sync;
 
-    /// Uploads weights.
+    /// Uploads the weights of a layer.
     ///
     /// # Errors
     ///
@@ -52,8 +52,8 @@ pub trait Products: Send + Sync + 'static {
     }
 
     /// Returns the seconds that a product of `rows` rows of `layer` takes, by the measurements of
-    /// [`prepare`](Self::prepare); `None` if that is unknown. Callers compare divisions of the same product by these
-    /// times.
+    /// [`prepare`](Self::prepare); `None` if the seconds are unknown. Callers compare divisions of the same product
+    /// by these times.
     fn seconds(&self, layer: &Self::Layer, rows: usize, logits: bool) -> Option<f32> {
         let _ = (layer, rows, logits);
         None

@@ -20,7 +20,7 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) owners: CachedTable<R>,
     /// The index of the verdict that each mask group of a drafting pass follows.
     pub(super) followed: CachedTable<R>,
-    /// The workspace of attention, sampling and acceptance.
+    /// The workspace of the attention, sampling and acceptance kernels.
     pub(super) workspace: GrowableMemory<R, f32>,
     /// The device error word. Kernels set it, and [`read`](crate::device::Verification::read) looks at it.
     pub(super) error: GrowableMemory<R, u64>,

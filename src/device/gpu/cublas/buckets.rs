@@ -17,7 +17,7 @@ pub(super) const COUNT: usize = LAST.len();
 /// their rows.
 const MOST_TIMED: usize = 1024;
 
-/// Returns the bucket of a row count; row counts beyond the last bucket also belong to it.
+/// Returns the bucket of a row count; row counts beyond the last bucket also belong to the last bucket.
 pub(super) fn bucket_of(rows: usize) -> usize {
     LAST.iter().position(|&last| rows <= last).unwrap_or(COUNT - 1)
 }

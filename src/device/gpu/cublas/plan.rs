@@ -1,4 +1,4 @@
-//! Plans for the products of a shape: made once per shape, and used by every product.
+//! Plans that say which algorithms compute the products of a shape: made once per shape, and used by every product.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ struct Padding {
     out: CudaSlice<u8>,
 }
 
-/// The plans of all shapes.
+/// The plans of all shapes of products.
 #[derive(Debug)]
 pub(super) struct Plans {
     algorithms: ProductAlgorithms,
@@ -63,7 +63,7 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// Makes an empty collection. Its plans will use these algorithms.
+    /// Makes an empty collection of plans. Its plans will use these algorithms.
     pub(super) fn new(algorithms: ProductAlgorithms) -> Self {
         Plans { algorithms, made: Mutex::default() }
     }
@@ -115,7 +115,7 @@ impl Plans {
             {
                 return Ok(known);
             }
-            // If larger products cannot be tried (memory may have run out), they stay in parts.
+            // If larger products cannot be tried (memory may have run out), they are still computed in parts.
             let extended = chosen(library, (runtime, stream), shape, pointers, wanted, Some(&known));
             let Ok(Some(extended)) = extended else {
                 known.buckets.store(wanted, Ordering::Relaxed);

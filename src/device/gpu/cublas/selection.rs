@@ -67,10 +67,10 @@ impl Cost {
     }
 }
 
-/// Returns the fastest way to compute the products of the first `buckets` buckets in which a row has the same
-/// bits in all of them. All buckets have equal weight. Large products are computed in parts, or small ones
-/// padded, only if no set of algorithms with equal bits has one for every bucket. `kept` are the algorithms
-/// of buckets that were selected before: they and their bits stay. `None` if there is no way.
+/// Returns the fastest way to compute the products of the first `buckets` buckets of row counts that gives a
+/// row the same bits in every product. All buckets have equal weight. Large products are computed in parts,
+/// or small ones padded, only if no set of algorithms with equal bits has one for every bucket. `kept` are
+/// the algorithms of buckets that were selected before: they and their bits stay. `None` if there is no way.
 pub(super) fn choose<T: ProductTrial>(
     trial: &mut T,
     buckets: usize,

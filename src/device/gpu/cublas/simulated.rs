@@ -11,10 +11,10 @@ use super::buckets;
 use super::row_invariance::{ProductTrial, TrialOperands, rows_of_x};
 use super::trial_data::{self, PERIOD};
 
-/// Output ids of the simulated products.
+/// Number of output ids of the simulated products.
 const IDS: usize = 8;
 
-/// The order of a sum over K.
+/// The order in which a simulated algorithm sums the K terms of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sum {
     /// Chunks of this many terms are summed, and then the chunks' sums are added one after the other.

@@ -29,7 +29,7 @@ pub(super) fn seconds_each(
         None => (0..LAUNCHES).try_for_each(launch)?,
     }
     let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver)?;
-    // This waits for both events, so that the graph is not destroyed while it runs.
+    // `elapsed_ms` waits for both events, so that the graph is not destroyed while it runs.
     let milliseconds = start.elapsed_ms(&end).map_err(driver)?;
     Ok(milliseconds / 1e3 / LAUNCHES as f32)
 }
@@ -41,7 +41,7 @@ fn captured(
 ) -> Option<CudaGraph> {
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).ok()?;
     let launched = (0..LAUNCHES).try_for_each(launch);
-    // The capture ends even after an error; otherwise the stream would stay in it.
+    // The capture is ended even after an error; otherwise the stream would go on capturing.
     let graph = stream.end_capture(CUgraphInstantiate_flags(0));
     launched.ok()?;
     graph.ok()?

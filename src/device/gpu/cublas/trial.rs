@@ -54,7 +54,7 @@ struct Side {
     problem: Problem,
     weight: u64,
     bias: u64,
-    /// Rows of results for which memory was allocated.
+    /// Number of rows of results for which memory was allocated.
     most_rows: usize,
 }
 
@@ -189,7 +189,7 @@ impl<'a> GpuTrial<'a> {
         Ok(())
     }
 
-    /// Copies rows of x to the device, if it holds other rows.
+    /// Copies the rows of x for `operands` to the device, if the device holds other rows.
     fn load(&mut self, operands: TrialOperands) -> Result<(), DeviceError> {
         let kind = usize::from(operands != TrialOperands::Cancelling);
         if self.loaded == Some(kind) {
@@ -207,7 +207,8 @@ impl<'a> GpuTrial<'a> {
         Ok(())
     }
 
-    /// Enqueues a product of some rows of x on the stream; its results go to row `to` of the results.
+    /// Enqueues a product of rows `rows` of x on the stream; its results go to the rows of `out` from row
+    /// `to` on.
     fn enqueue(
         &mut self,
         operands: TrialOperands,
