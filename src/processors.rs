@@ -27,12 +27,12 @@ pub enum ProcessorError {
     /// A bias that is infinite or NaN.
     #[error("the bias of id {id} must be finite, found {bias}")]
     Bias {
-        /// The biased id.
+        /// The id that has the bias.
         id: u32,
         /// The bias.
         bias: f32,
     },
-    /// A bad word without ids.
+    /// A bad word (a forbidden sequence of ids) without ids.
     #[error("bad word {index} is empty")]
     EmptyBadWord {
         /// Index of the bad word.
@@ -99,7 +99,7 @@ impl Default for LogitProcessors {
     }
 }
 
-/// The tokens that the rows of a step follow.
+/// The tokens that come before the rows of logits of one sequence's step.
 #[derive(Clone, Copy, Debug)]
 pub struct History<'a> {
     /// The prompt and the output, up to the newest token, which is the step's first candidate.
@@ -258,12 +258,13 @@ impl Edit {
 }
 
 impl LogitEdits<'_> {
-    /// Returns whether no row changes.
+    /// Returns whether the edits change no row.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty() && self.allowed.is_none()
     }
 
-    /// Returns the divisor of positive logits, and the factor of negative logits, of repeated ids.
+    /// Returns the repetition penalty: the divisor of positive logits, and the factor of negative logits, of repeated
+    /// ids.
     pub(crate) fn repetition_penalty(&self) -> f32 {
         self.repetition_penalty
     }

@@ -288,8 +288,7 @@ mod tests {
             // Tied tokens share the probability at the smallest temperatures too.
             assert_eq!(softmax(&warp(&[2.0, 2.0], &params)), [0.5, 0.5]);
         }
-        // The product of a logit's difference and the reciprocal temperature may overflow to −∞; the id then has
-        // probability 0.
+        // The score (logit − largest) · inverse temperature may overflow to −∞; the id then has probability 0.
         assert_eq!(warp(&[3e38, -3e38], &SamplingParams::at_temperature(1e-38)), [0.0, -INF]);
     }
 

@@ -71,13 +71,13 @@ pub trait Device: Send + Sync + 'static {
     type Buffer: Send + Sync;
     /// A linear layer, possibly of several fused parts.
     type Linear: Send + Sync;
-    /// A vector of weights: a norm, a bias, an embedding.
+    /// A vector of weights: of a norm, a bias or an embedding.
     type Vector: Send + Sync;
     /// A paged KV cache over all layers.
     type Cache: Send;
     /// Memory for the verdicts and drafts of a step. Steps use it one after the other.
     type Results: Send;
-    /// A pass that was checked once and laid out in memory that the device's operations read.
+    /// A forward pass that was checked once and laid out in memory that the device's operations read.
     type Pass<'a>
     where
         Self: 'a;
@@ -198,7 +198,7 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Adds to the residual stream: `hidden[r] += delta[r]`.
+    /// Adds rows to the residual stream: `hidden[r] += delta[r]`.
     fn add(
         &self,
         delta: &Self::Buffer,
@@ -206,8 +206,8 @@ pub trait Device: Send + Sync + 'static {
         hidden: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// [`add`](Self::add), followed by [`rms_norm`](Self::rms_norm) of the sum: the operations between two
-    /// blocks.
+    /// Applies [`add`](Self::add), then [`rms_norm`](Self::rms_norm) to the sum: the operations between two blocks of
+    /// the model.
     fn add_rms_norm(
         &self,
         delta: &Self::Buffer,
@@ -306,8 +306,8 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
-    /// Copies the first `rows` rows of `draft`, with the values stored about their draws, to the first rows
-    /// of `out`, which is resized.
+    /// Copies the first `rows` rows of `draft`, with the statistics stored about their draws, to the first rows of
+    /// `out`, which is resized.
     fn copy_draft(
         &self,
         draft: DraftLogits<'_, Self::Buffer>,

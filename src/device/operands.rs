@@ -24,7 +24,7 @@ pub enum Precision {
 pub struct Rope {
     /// Inverse frequencies `[head_dim / 2]`, in radians per position.
     pub inv_freq: Vec<f32>,
-    /// Factor on cosine and sine.
+    /// Factor that multiplies cosine and sine.
     pub scale: f32,
 }
 
@@ -99,7 +99,8 @@ pub enum ChainScores<'a, B, L> {
         /// The matrix B `[r, hidden]`, applied to the embedding of x.
         after: &'a L,
     },
-    /// The score `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`, which also depends on the slot j of token x.
+    /// The score `lm_head[x] · (W2 · silu(W1 · [embed(t); h_j]))`, which also depends on the hidden row h_j of x's
+    /// slot.
     Hidden {
         /// The final-normed hidden row h_j of each selected slot, draft after draft.
         rows: &'a B,
