@@ -1,4 +1,5 @@
-//! Chained Calibration: the tokens of a draft are drawn slot after slot, each with the token before it in mind.
+//! Chained Calibration: the tokens of a draft are drawn slot after slot, each from logits that the token before it
+//! corrects.
 //!
 //! The calibrator of FlexDraft tells every slot the bonus token, and the slots are drawn independently: slot 5 does
 //! not know which token slot 4 drew. This optional extension of the method (not part of arXiv 2605.20022) looks again

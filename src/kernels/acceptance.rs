@@ -189,7 +189,8 @@ pub struct Accept<'a, L> {
     pub verdicts: ViewMut<'a, Verdict>,
     /// Written by the kernel: d_1 to d_a, the bonus token, then −1, `[batch, MAX_COMMITTED]`.
     pub committed: ViewMut<'a, i32>,
-    /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a sequence whose rows or tokens do not exist.
+    /// The device error word `[1]`, optional. The kernel sets value 16 for a sequence whose rows or tokens do not
+    /// exist.
     pub error: Option<ViewMut<'a, u32>>,
 }
 

@@ -191,9 +191,9 @@ pub struct JointAttention<'a, R: Runtime> {
     /// Keys per split of a long sequence, a multiple of 64; [`DEFAULT_SPLIT`] unless measurements favour another. The
     /// split is part of the arithmetic: results with another split differ in rounding.
     pub split: usize,
-    /// The device error word `[1]`, optional. Bit 1: a page id out of range, whose keys and values count as zeros. Bit 8:
-    /// a sequence that sees more positions than the workspace allows, which only a captured launch can meet; its rows get
-    /// zeros, and −∞ in `lse`.
+    /// The device error word `[1]`, optional. The kernel sets value 1 for a page id out of range, whose keys and
+    /// values count as zeros, and value 8 for a sequence that sees more positions than the workspace allows, which
+    /// only a captured launch can meet; the sequence's rows get zeros, and −∞ in `lse`.
     pub error: Option<ViewMut<'a, u32>>,
 }
 

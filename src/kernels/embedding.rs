@@ -13,7 +13,7 @@ use crate::runtime::{Runtime, View, ViewMut};
 /// Operands of [`Kernels::embed`].
 #[derive(Debug)]
 pub struct Embed<'a> {
-    /// Token ids `[rows]`. An id outside 0..`vocab` gives a row of zeros and sets bit 2 of the error word.
+    /// Token ids `[rows]`. An id outside 0..`vocab` gives a row of zeros and sets value 2 in the error word.
     pub ids: View<'a, i32>,
     /// The embedding table `[vocab, cols]`.
     pub table: View<'a, bf16>,
@@ -28,8 +28,8 @@ pub struct Embed<'a> {
 /// Operands of [`Kernels::gather`].
 #[derive(Debug)]
 pub struct Gather<'a> {
-    /// Row indices into `x`, `[rows]`. −1 gives a row of zeros. Any other index outside `x` also gives zeros,
-    /// and sets bit 16 of the error word.
+    /// Row indices into `x`, `[rows]`. −1 gives a row of zeros. Any other index outside `x` also gives zeros, and
+    /// sets value 16 in the error word.
     pub indices: View<'a, i32>,
     /// The rows to gather from, `[x rows, cols]`.
     pub x: View<'a, bf16>,

@@ -118,7 +118,8 @@ pub struct SelectDrafts<'a> {
     /// Written by the kernel: the row of each draft row's logits, `[rows]`. If [groups have logits](Draft::in_logits),
     /// this is the draft row's source, otherwise the draft row itself; −1 as in `sources`.
     pub draft_rows: ViewMut<'a, i32>,
-    /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a draft whose rows or verdict do not exist.
+    /// The device error word `[1]`, optional. The kernel sets value 16 for a draft whose rows or verdict do not
+    /// exist.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
@@ -132,8 +133,8 @@ pub struct FollowVerdicts<'a, R: Runtime> {
     pub sequences: View<'a, i32>,
     /// The results of the verification, from [`Kernels::accept`].
     pub verdicts: View<'a, Verdict>,
-    /// The device error word `[1]`, optional. Bit 4 (value 16) is set for a sequence without a verdict, or with an
-    /// accepted length beyond its layout; its group does not move then.
+    /// The device error word `[1]`, optional. The kernel sets value 16 for a sequence without a verdict, or with an
+    /// accepted length beyond its layout; the sequence's mask group then does not move.
     pub error: Option<ViewMut<'a, u32>>,
 }
 
