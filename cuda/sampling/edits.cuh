@@ -57,12 +57,17 @@ FLEXDRAFT_INLINE void edit_chunk(const FlexdraftSampleParams& p, const Flexdraft
     __syncwarp();
 }
 
-// Forbids, among the logits `v` of ids `first` to first + 3, the ids that the row's mask forbids, in `v` and in memory.
-// The row has a mask. `first` is a multiple of 4 and below the size of the vocabulary.
+// Returns the bits of a row's mask for ids `first` to first + 3: bit j is set if id first + j is allowed. The row has a
+// mask. `first` is a multiple of 4 and below the size of the vocabulary.
+FLEXDRAFT_INLINE uint32_t allowed_four(const FlexdraftSampleParams& p, const FlexdraftRowEdits& row, int32_t first) {
+    return p.masks[row.first_word + first / 32] >> (first % 32) & 0xfu;
+}
+
+// Forbids, among the logits `v` of ids `first` to first + 3, the ids whose bit in `allowed` is not set, in `v` and in
+// memory. `first` is a multiple of 4 and below the size of the vocabulary.
 template <typename L>
-FLEXDRAFT_INLINE void mask_four(const FlexdraftSampleParams& p, const FlexdraftRowEdits& row, L* logits, int32_t first,
+FLEXDRAFT_INLINE void mask_four(const FlexdraftSampleParams& p, uint32_t allowed, L* logits, int32_t first,
                                 float (&v)[4]) {
-    const uint32_t allowed = p.masks[row.first_word + first / 32] >> (first % 32) & 0xfu;
     if (allowed == 0xfu) return;
 #pragma unroll
     for (int32_t j = 0; j < 4; ++j) {

@@ -39,10 +39,14 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
         }
     }
     if (edits.first_word >= 0) {
+        uint32_t allowed[groups];
 #pragma unroll
         for (int32_t i = 0; i < groups; ++i) {
-            if (first + 128 * i < p.vocab) mask_four(p, edits, logits, first + 128 * i, v[i]);
+            const int32_t id = first + 128 * i;
+            allowed[i] = id < p.vocab ? allowed_four(p, edits, id) : 0xfu;
         }
+#pragma unroll
+        for (int32_t i = 0; i < groups; ++i) mask_four(p, allowed[i], logits, first + 128 * i, v[i]);
     }
     bool has_nan = false;
 #pragma unroll
