@@ -106,6 +106,19 @@ pub enum TuneError {
         /// The step of the checkpoint on disk; 0 if there is none.
         checkpoint: usize,
     },
+    /// A trained tensor with elements that are infinite or not numbers. The last good checkpoint is kept.
+    #[error(
+        "`{tensor}` has elements that are not finite after step {step}; the run stopped, and its latest checkpoint is \
+         from step {checkpoint}; a lower learning rate may help"
+    )]
+    WeightsNotFinite {
+        /// Name of the first such tensor.
+        tensor: String,
+        /// The training step after which the weights were checked.
+        step: usize,
+        /// The step of the checkpoint on disk; 0 if there is none.
+        checkpoint: usize,
+    },
 }
 
 impl TuneError {

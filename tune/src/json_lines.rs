@@ -17,8 +17,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens or creates a file for appending. An unfinished last line is cut off. While the appender is open, no other
-    /// appender can open the file.
+    /// Opens or creates a file for appending. An unfinished last line is cut off; an object that only lacks its line break
+    /// gets it. While the appender is open, no other appender can open the file.
     ///
     /// # Errors
     /// [`TuneError::Io`], including when another appender has the file open.
@@ -35,8 +35,15 @@ impl Appender {
             }
         })?;
         let end = end_of_lines(&mut file).map_err(failed())?;
-        file.set_len(end).map_err(failed())?;
         file.seek(SeekFrom::Start(end)).map_err(failed())?;
+        let mut last = Vec::new();
+        file.read_to_end(&mut last).map_err(failed())?;
+        if is_whole_object(&last) {
+            file.write_all(b"\n").map_err(failed())?;
+        } else {
+            file.set_len(end).map_err(failed())?;
+            file.seek(SeekFrom::Start(end)).map_err(failed())?;
+        }
         Ok(Self { path: path.into(), file })
     }
 
@@ -52,7 +59,8 @@ impl Appender {
     }
 }
 
-/// Reads the values of a JSON-lines file; a missing file has none. An unfinished last line is left out.
+/// Reads the values of a JSON-lines file; a missing file has none. An unfinished last line is left out; an object that
+/// only lacks its line break is not.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a `T`.
@@ -68,7 +76,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     for number in 1.. {
         line.clear();
         reader.read_until(b'\n', &mut line).map_err(failed())?;
-        if line.last() != Some(&b'\n') {
+        if line.last() != Some(&b'\n') && !is_whole_object(&line) {
             break;
         }
         let value = serde_json::from_slice(&line).map_err(|error| TuneError::File {
@@ -78,6 +86,12 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         values.push(value);
     }
     Ok(values)
+}
+
+/// Returns whether a line is a whole JSON object. The brace at an object's end shows that nothing of it is missing; a
+/// number could go on.
+pub(crate) fn is_whole_object(line: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).is_ok()
 }
 
 /// Returns the offset after a file's last line break, searched from the end.
@@ -122,6 +136,22 @@ mod tests {
         fs::write(&path, "5").unwrap();
         Appender::open(&path).unwrap().append(&6).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "6\n");
+    }
+
+    /// An editor may leave out the last line break.
+    #[test]
+    fn an_object_without_a_line_break_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines.jsonl");
+        let object = |n: u32| serde_json::json!({ "n": n });
+        fs::write(&path, "{\"n\":1}\n{\"n\":2}").unwrap();
+        assert_eq!(read::<serde_json::Value>(&path).unwrap(), [object(1), object(2)]);
+        Appender::open(&path).unwrap().append(&object(3)).unwrap();
+        assert_eq!(read::<serde_json::Value>(&path).unwrap(), [object(1), object(2), object(3)]);
+        for unfinished in ["{\"n\":4", "{\"n\":4}}", "4"] {
+            fs::write(&path, format!("{{\"n\":1}}\n{unfinished}")).unwrap();
+            assert_eq!(read::<serde_json::Value>(&path).unwrap(), [object(1)], "{unfinished}");
+        }
     }
 
     #[test]

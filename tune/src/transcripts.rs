@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TuneError};
+use crate::json_lines::is_whole_object;
 
 /// A prompt and the target's response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,8 @@ impl Transcript {
     }
 }
 
-/// Reads a file of transcripts, whose ids must be below `vocab_size`. An unfinished last line is left out.
+/// Reads a file of transcripts, whose ids must be below `vocab_size`. An unfinished last line is left out; a
+/// transcript that only lacks its line break is not.
 ///
 /// # Errors
 /// [`TuneError::Io`], or [`TuneError::File`] naming the first line that is not a transcript for this vocabulary.
@@ -50,7 +52,7 @@ pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Transcript>> {
     for number in 1.. {
         line.clear();
         let bytes = reader.read_line(&mut line).map_err(TuneError::io("read", path))?;
-        if bytes == 0 || !line.ends_with('\n') {
+        if bytes == 0 || !(line.ends_with('\n') || is_whole_object(line.as_bytes())) {
             break;
         }
         let wrong = |reason: String| TuneError::File {

@@ -1,7 +1,7 @@
 //! The command `flexdraft-tune eval`, which measures a drafter.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use flexdraft::decode::{Confidence, ConfidenceStrategy, Engine};
@@ -63,13 +63,15 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if args.transcripts.is_some() && decoding.sampling.is_greedy() {
         report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);
     }
-    if args.json {
-        let json = serde_json::to_string(&report).map_err(io::Error::from);
-        println!("{}", json.map_err(TuneError::io("write", "stdout"))?);
-    } else {
-        print!("{report}");
+    let text = match args.json {
+        true => serde_json::to_string(&report).map(|json| json + "\n").map_err(io::Error::from),
+        false => Ok(report.to_string()),
+    };
+    match text.and_then(|text| io::stdout().write_all(text.as_bytes())) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(TuneError::io("write", "stdout")),
     }
-    Ok(())
 }
 
 /// Returns the transcripts of a file, in order; of several with the same prompt, only the first.

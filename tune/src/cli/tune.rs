@@ -1,7 +1,10 @@
 //! The command `flexdraft-tune tune`, which trains a drafter.
 
 use std::fs;
+use std::path::Path;
 
+use flexdraft::model::TargetWeights;
+use flexdraft_tune::data::DataFile;
 use flexdraft_tune::json_lines::Appender;
 use flexdraft_tune::transcripts;
 use flexdraft_tune::tune::walk::Walk;
@@ -29,6 +32,7 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     let train = transcripts::read(&args.data.join("train.jsonl"), vocab_size)?;
     let heldout = transcripts::read(&args.data.join("heldout.jsonl"), vocab_size)?;
     settings.validate(&target.config)?;
+    check_data(&args.data, &target)?;
     if place.ranks.rank() != 0 {
         // Only rank 0 writes files and reports progress.
         return tune::run(&target, train, heldout, settings, &args.out, place, &mut Silent).map(|_| ());
@@ -53,6 +57,25 @@ fn tune_at(place: Place<'_>, args: &TuneArgs, settings: &Settings) -> Result<()>
     if let Some(outcome) = outcome {
         let drafter = outcome.drafter.map_or_else(String::new, |drafter| format!(": {}", drafter.display()));
         eprintln!("held-out acceptance length {:.3}, after {} steps{drafter}", outcome.tau, outcome.step);
+    }
+    Ok(())
+}
+
+/// Checks that a folder of transcripts is complete and was written by this target. A folder without `data.json`, which
+/// the command `data` did not make, is taken as it is.
+fn check_data(folder: &Path, target: &TargetWeights) -> Result<()> {
+    let Some(file) = DataFile::read(folder)? else { return Ok(()) };
+    file.check_target(folder, target)?;
+    if file.result.is_none() {
+        let reason = "the command `data` has not finished it; run that command again, which continues it";
+        return Err(TuneError::File { path: folder.into(), reason: reason.into() });
+    }
+    if file.settings.temperature > 0.0 {
+        eprintln!(
+            "note: the transcripts were sampled at temperature {}; the held-out acceptance length is lower than decoding's, \
+             which is measured on greedy transcripts",
+            file.settings.temperature
+        );
     }
     Ok(())
 }
@@ -126,7 +149,7 @@ impl Observer for Report {
     }
 
     fn evaluated(&mut self, step: usize, anchors: usize, walk: &Walk) -> Result<()> {
-        self.tau = Some(walk.tau());
+        self.tau = walk.tau();
         let accepted: Vec<f64> = walk
             .accepted
             .iter()

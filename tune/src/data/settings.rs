@@ -182,6 +182,15 @@ impl DataFile {
         fs::rename(&unfinished, &path).map_err(TuneError::io("write", &path))
     }
 
+    /// Checks that `target` wrote the folder's transcripts.
+    ///
+    /// # Errors
+    /// [`TuneError::OtherRun`] naming the target's vocabulary or hash.
+    pub fn check_target(&self, folder: &Path, target: &TargetWeights) -> Result<()> {
+        let target = TargetName::new(folder, target);
+        self.check(folder, &Settings { target, ..self.settings.clone() })
+    }
+
     /// Checks that a run with `settings` may continue in the folder.
     ///
     /// # Errors

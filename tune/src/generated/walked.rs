@@ -22,8 +22,8 @@ const KEPT_GIB: f64 = 1.0;
 /// The result of walking transcripts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Walked {
-    /// Acceptance length τ over the walks' steps; 1 if there are no steps.
-    pub tau: f64,
+    /// Acceptance length τ over the walks' steps; `None` if there are no steps.
+    pub tau: Option<f64>,
     /// Number of transcripts walked.
     pub transcripts: usize,
     /// Number of transcripts left out because greedy decoding writes something else after their prompts.
@@ -38,9 +38,8 @@ pub struct Walked {
 /// only if its response, cut to that limit, is a prefix of the decoded response; the others are counted as
 /// `not_greedy`.
 ///
-/// A walk takes the same steps as decoding, except at the end: the walk ends where a draft would be verified against
-/// tokens that the transcript does not have, while decoding verifies these drafts too. Products are computed in f32
-/// on the CPU.
+/// A walk takes the same steps as decoding. The last step counts the tokens up to the end of the transcript; decoding may
+/// also accept drafts beyond the end, which it then drops. Products are computed in f32 on the CPU.
 ///
 /// # Errors
 /// [`TuneError::Setting`] for sampling that is not greedy or the wrong number of responses; candle's errors: out of
@@ -81,7 +80,12 @@ pub fn walk_greedy(
 impl fmt::Display for Walked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tau, transcripts, not_greedy, .. } = self;
-        write!(f, "τ by walking transcripts {tau:>8.3}  of {transcripts}")?;
+        match tau {
+            Some(tau) => write!(f, "τ by walking transcripts {tau:>8.3}  of {transcripts}")?,
+            None => {
+                write!(f, "τ by walking transcripts     none  of {transcripts}: no response has two tokens")?
+            }
+        }
         if *not_greedy > 0 {
             write!(f, "; {not_greedy} left out, which greedy decoding does not write")?;
         }

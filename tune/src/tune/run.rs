@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use flexdraft::model::TargetWeights;
+use flexdraft::model::{ModelConfig, TargetWeights};
 use serde::Serialize;
 
 use super::batch::{Batch, Pick, SlotLabels, anchor_range, labelled_rows, picks};
@@ -25,6 +25,9 @@ use crate::optimizer::AdamW;
 use crate::shortlist::Shortlist;
 use crate::target::FrozenTarget;
 use crate::transcripts::Transcript;
+
+/// The unit of held-out text that an evaluation needs.
+const TO_WALK: &str = "held-out transcripts with two response tokens, among those that an evaluation walks";
 
 /// Number of transcripts that the initial mask embedding is averaged over.
 const ENTRY_TRANSCRIPTS: usize = 8;
@@ -78,7 +81,8 @@ pub struct Outcome {
 /// # Errors
 /// [`TuneError::Setting`], also for a transcript with ids outside the target's vocabulary;
 /// [`TuneError::TooLittleData`]; [`TuneError::OtherRun`] if the checkpoint belongs to other settings, transcripts or
-/// another target; [`TuneError::NotFinite`] for a loss that is not a number; errors of files and tensors.
+/// another target; [`TuneError::NotFinite`] for a loss that is not a number; [`TuneError::WeightsNotFinite`]; errors of
+/// files and tensors.
 pub fn run(
     weights: &TargetWeights,
     train: Vec<Transcript>,
@@ -102,12 +106,12 @@ pub fn run(
         .map(|(index, _)| index)
         .collect();
     for (number, transcript) in train.iter().chain(&heldout).enumerate() {
-        check_transcript(number, transcript, weights.config.vocab_size)?;
+        check_transcript(number, transcript, &weights.config)?;
     }
     let for_a_step = "training transcripts with two response tokens, one per sequence of a step";
-    let amounts =
-        [(usable.len(), for_a_step, settings.sequences), (heldout.len(), "held-out transcripts", 1)];
-    for (found, unit, needed) in amounts {
+    let evaluated = heldout.iter().take(settings.evaluate_on);
+    let walked = evaluated.filter(|transcript| transcript.response.len() >= 2).count();
+    for (found, unit, needed) in [(usable.len(), for_a_step, settings.sequences), (walked, TO_WALK, 1)] {
         if found < needed {
             return Err(TuneError::TooLittleData { path: out.into(), found, unit, needed });
         }
@@ -185,6 +189,17 @@ impl<'a> State<'a> {
         let data = of_transcripts(&train, &heldout);
         if let Some((_, description)) = &found {
             check_same_run(&path, description, settings, &of_target, &data)?;
+            let exported = out.join("drafter");
+            if let Some(best) = description.best
+                && !settings.whole_tail
+                && !exported.join("model.safetensors").is_file()
+            {
+                let reason = format!(
+                    "expected the run's best drafter, from step {}, found none; put it back, or begin in another folder",
+                    best.step
+                );
+                return Err(TuneError::File { path: exported, reason });
+            }
         }
         let shortlist = match &found {
             Some((_, description)) if !description.shortlist.is_empty() => {
@@ -333,6 +348,7 @@ impl<'a> State<'a> {
 
     /// Walks the held-out transcripts, and exports the drafter if its acceptance length is the best so far.
     fn evaluate(&mut self) -> Result<Walk> {
+        self.check_weights()?;
         let own = self.parameters()?;
         if !self.mean.is_empty() {
             self.drafter.load(&self.mean)?;
@@ -340,8 +356,16 @@ impl<'a> State<'a> {
         let confidence = self.settings.confidence();
         let (count, shortlist) = (self.settings.evaluate_on, &self.shortlist);
         let walk = walk(&self.drafter, &self.target, &mut self.heldout, shortlist, count, &confidence)?;
-        let tau = walk.tau();
-        if self.description.best.is_none_or(|best| tau > best.tau) {
+        let Some(tau) = walk.tau() else {
+            return Err(TuneError::TooLittleData {
+                path: self.out.into(),
+                found: 0,
+                unit: TO_WALK,
+                needed: 1,
+            });
+        };
+        // Of two equal drafters the later one has seen more data.
+        if self.description.best.is_none_or(|best| tau >= best.tau) {
             self.description.best = Some(Evaluated { step: self.description.step, tau });
             if !self.settings.whole_tail {
                 let dir = self.drafter_dir();
@@ -352,6 +376,24 @@ impl<'a> State<'a> {
             self.drafter.load(&own)?;
         }
         Ok(walk)
+    }
+
+    /// Checks that every weight is finite: a step with a finite gradient but an absurd learning rate leaves weights that
+    /// are not.
+    fn check_weights(&self) -> Result<()> {
+        for parameter in self.drafter.parameters() {
+            // Zero times infinity is not a number, nor is a sum with it.
+            let zeros = parameter.var.as_detached_tensor().affine(0.0, 0.0)?;
+            let sum = zeros.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            if !sum.is_finite() {
+                return Err(TuneError::WeightsNotFinite {
+                    tensor: parameter.name.clone(),
+                    step: self.description.step,
+                    checkpoint: self.saved,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Returns copies of the drafter's weights, by name.
@@ -365,6 +407,7 @@ impl<'a> State<'a> {
     }
 
     fn save(&self) -> Result<()> {
+        self.check_weights()?;
         let mut tensors = self.optimizer.state();
         tensors.extend(self.mean.iter().map(|(name, mean)| (format!("{MEAN}{name}"), mean.clone())));
         checkpoint::save(&self.out.join("checkpoint.safetensors"), &tensors, &self.description)
@@ -377,13 +420,19 @@ fn write_settings(path: &Path, settings: &Settings) -> Result<()> {
     checkpoint::write_whole(path, (json + "\n").as_bytes())
 }
 
-/// Checks that a transcript has tokens and that all of them are in the target's vocabulary.
-fn check_transcript(number: usize, transcript: &Transcript, vocab_size: usize) -> Result<()> {
+/// Checks that a transcript has tokens, no more than the target's context, and only ids of the target's vocabulary.
+fn check_transcript(number: usize, transcript: &Transcript, target: &ModelConfig) -> Result<()> {
     let tokens = transcript.tokens();
     if tokens.is_empty() {
         let found = format!("0 in transcript {number}");
         return Err(TuneError::setting("the number of tokens", found, "at least 1"));
     }
+    if tokens.len() > target.context_len {
+        let (found, expected) =
+            (format!("{} in transcript {number}", tokens.len()), format!("at most {}", target.context_len));
+        return Err(TuneError::setting("the number of tokens", found, expected + ", the target's context"));
+    }
+    let vocab_size = target.vocab_size;
     match tokens.iter().find(|&&token| token as usize >= vocab_size) {
         Some(token) => {
             let (found, expected) =

@@ -122,6 +122,7 @@ impl Settings {
             ("sequences", self.sequences, usize::MAX),
             ("anchors", self.anchors, usize::MAX),
             ("evaluate_every", self.evaluate_every, usize::MAX),
+            ("evaluate_on", self.evaluate_on, usize::MAX),
             ("checkpoint_every", self.checkpoint_every, usize::MAX),
         ];
         for (setting, value, most) in counts {
@@ -141,6 +142,7 @@ impl Settings {
             ("learning_rate", self.learning_rate),
             ("calibrator_rate", self.calibrator_rate),
             ("adam.clip", self.adam.clip),
+            ("adam.eps", self.adam.eps),
         ];
         for (setting, value) in positive {
             if !(value.is_finite() && value > 0.0) {
@@ -159,12 +161,16 @@ impl Settings {
                 return Err(TuneError::setting(setting, value, "at least 0 and below 1"));
             }
         }
-        if !(self.adam.weight_decay.is_finite() && self.adam.weight_decay >= 0.0) {
-            return Err(TuneError::setting(
-                "adam.weight_decay",
-                self.adam.weight_decay,
-                "a finite number, at least 0",
-            ));
+        let amounts = [("adam.weight_decay", self.adam.weight_decay), ("kept_gib", self.kept_gib)];
+        for (setting, value) in amounts {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(TuneError::setting(setting, value, "a finite number, at least 0"));
+            }
+        }
+        if self.rank == 0 && self.shortlist > 0 {
+            // Only the bias of a calibrator keeps the other ids from being drafted.
+            let expected = "0 for a drafter without a calibrator (rank 0)";
+            return Err(TuneError::setting("shortlist", self.shortlist, expected));
         }
         Ok(())
     }

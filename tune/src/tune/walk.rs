@@ -21,7 +21,8 @@ const ANCHORS: usize = 64;
 pub struct Walk {
     /// Number of decoding steps.
     pub steps: usize,
-    /// Number of tokens that the steps committed: accepted drafts, and one bonus token per step.
+    /// Number of tokens that the steps committed: accepted drafts, and the bonus tokens that are not beyond the end of
+    /// their transcripts.
     pub tokens: usize,
     /// For slots 1, 2, …: how often the slot was verified with all slots before it accepted.
     pub reached: Vec<usize>,
@@ -30,13 +31,13 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Returns the acceptance length τ: tokens per step.
-    pub fn tau(&self) -> f64 {
-        if self.steps == 0 { 1.0 } else { self.tokens as f64 / self.steps as f64 }
+    /// Returns the acceptance length τ, the tokens per step, or `None` if there are no steps.
+    pub fn tau(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.tokens as f64 / self.steps as f64)
     }
 
     /// Adds the decoding steps along one transcript to the counts. `draft` returns the tokens and confidences
-    /// of slots 1..S after an anchor.
+    /// of slots 1..S after an anchor. The last step commits the tokens up to the end of the transcript.
     fn take(
         &mut self,
         tokens: &[u32],
@@ -45,18 +46,18 @@ impl Walk {
         draft: impl Fn(usize) -> Option<(Vec<u32>, Vec<f32>)>,
     ) {
         let mut anchor = first_anchor;
-        while let Some((draft, confidences)) = draft(anchor) {
+        // Decoding ends when the newest token, at n = anchor + 1, is the last one.
+        while anchor + 2 < tokens.len()
+            && let Some((draft, confidences)) = draft(anchor)
+        {
             let n = anchor + 1;
-            let verify_len = confidence.verify_len(&confidences);
+            let left = tokens.len() - 1 - n;
+            // The tokens after the end of the transcript are unknown.
+            let verify_len = confidence.verify_len(&confidences).min(left);
             let matches = |&(j, &token): &(usize, &u32)| tokens.get(n + 1 + j) == Some(&token);
             let accepted = draft[..verify_len].iter().enumerate().take_while(matches).count();
-            // A step that would verify beyond the end of the transcript does not count, because the tokens
-            // there are unknown.
-            if n + verify_len >= tokens.len() {
-                return;
-            }
             self.steps += 1;
-            self.tokens += accepted + 1;
+            self.tokens += (accepted + 1).min(left);
             for slots in [&mut self.reached, &mut self.accepted] {
                 slots.resize(slots.len().max(draft.len()), 0);
             }
@@ -130,8 +131,29 @@ mod tests {
         // After bonus 1, the drafts 2 and 3 are accepted and 7 is the bonus; then 4, 1, 1 are accepted and 8 is the
         // bonus.
         assert_eq!((walk.steps, walk.tokens), (2, 3 + 4));
-        assert_eq!(walk.tau(), 3.5);
+        assert_eq!(walk.tau(), Some(3.5));
         assert_eq!(walk.reached, [2, 2, 2]);
         assert_eq!(walk.accepted, [2, 2, 1]);
+    }
+
+    /// A drafter that is right about more tokens than the transcript has left still gets its last step counted.
+    #[test]
+    fn the_last_step_counts_the_tokens_up_to_the_end() {
+        let tokens = [9, 1, 2, 3, 4];
+        let right = |anchor: usize| {
+            let token = |j: usize| tokens.get(anchor + 2 + j).copied().unwrap_or(7);
+            Some(((0..7).map(token).collect(), vec![1.0; 7]))
+        };
+        let walked = |tokens: &[u32]| {
+            let mut walk = Walk::default();
+            walk.take(tokens, 0, &Confidence::default(), right);
+            walk
+        };
+        // After bonus 1, the drafts 2, 3 and 4 are accepted and end the transcript.
+        let walk = walked(&tokens);
+        assert_eq!((walk.steps, walk.tokens, walk.tau()), (1, 3, Some(3.0)));
+        assert_eq!((&walk.reached[..4], &walk.accepted[..4]), (&[1, 1, 1, 0][..], &[1, 1, 1, 0][..]));
+        // The bonus token is the last token, so no step follows.
+        assert_eq!(walked(&tokens[..2]).tau(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn tiny(name: &str) -> String {
     let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny");
@@ -182,4 +182,57 @@ fn a_device_that_is_not_there_is_refused() {
     let output = self::tune(&[&tune[..], &["gpu"]].concat());
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("expected `cpu` or `cuda:N`"));
+}
+
+#[test]
+fn tuning_takes_whole_folders_of_its_own_target_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text: String = (0..50).map(|i| format!("def f{i}(self, x):\n    return x + {i}\n\n")).collect();
+    fs::write(path("text.py"), text).unwrap();
+    let (target, data, text, out) = (tiny("target"), path("data"), path("text.py"), path("run"));
+    let make =
+        ["data", "--target", &target, "--out", &data, "--continue", &text, "--as-written", "--count", "20"];
+    succeeds(&[&make[..], &["--max-response", "16", "--held-out", "0"]].concat());
+    let tune = ["tune", "--target", &target, "--data", &data, "--out", &out, "--tail-layers", "2"];
+    let edited = |edit: &dyn Fn(&mut serde_json::Value)| {
+        let file = path("data/data.json");
+        let original = fs::read_to_string(&file).unwrap();
+        let mut json = serde_json::from_str(&original).unwrap();
+        edit(&mut json);
+        fs::write(&file, json.to_string()).unwrap();
+        let error = is_refused(&tune);
+        fs::write(&file, original).unwrap();
+        error
+    };
+    let error = edited(&|json| json["settings"]["target"]["hash"] = "0".into());
+    assert!(error.contains("belongs to a run with another target: hash 0 there"), "{error}");
+    let error = edited(&|json| json["result"] = serde_json::Value::Null);
+    assert!(error.contains("the command `data` has not finished it"), "{error}");
+    let error = edited(&|json| *json = "?".into());
+    assert!(error.contains("data.json"), "{error}");
+    // A complete folder gets to the next check.
+    let error = edited(&|_| ());
+    assert!(error.contains("expected at least 1 held-out transcripts with two response tokens"), "{error}");
+}
+
+/// A reader that has seen enough closes the pipe, as `head` does.
+#[test]
+fn a_closed_pipe_is_not_an_error() {
+    let (target, draft) = (tiny("target"), tiny("draft"));
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.txt");
+    fs::write(&prompts, "def f(x):").unwrap();
+    let args =
+        ["eval", "--target", &target, "--draft", &draft, "--raw", "--max-new-tokens", "4", "--prompts"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flexdraft-tune"))
+        .args(args)
+        .arg(&prompts)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

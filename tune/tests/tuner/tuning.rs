@@ -132,6 +132,65 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_checkpoint() {
     assert_eq!(checkpoint > 0, dir.path().join("checkpoint.safetensors").is_file());
 }
 
+/// The first step has a finite gradient, and a learning rate beyond f32.
+#[test]
+fn weights_that_are_not_finite_are_neither_saved_nor_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let absurd = Settings { learning_rate: 1e300, steps: 1, ..settings() };
+    let error = tune(&target(), &absurd, dir.path(), &mut Recorder::default()).unwrap_err();
+    assert!(matches!(error, TuneError::WeightsNotFinite { step: 1, checkpoint: 0, .. }), "{error}");
+    assert!(!dir.path().join("checkpoint.safetensors").exists());
+    assert!(!dir.path().join("drafter").exists());
+}
+
+#[test]
+fn an_evaluation_without_a_step_is_refused() {
+    for (response, kept) in [(1, false), (2, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut heldout = counting(3);
+        heldout.iter_mut().for_each(|transcript| transcript.response.truncate(response));
+        // The evaluation does not reach this transcript.
+        heldout.extend(counting(1));
+        let (settings, place) = (Settings { steps: 1, ..settings() }, Place::alone(&Device::Cpu));
+        let run =
+            run(&target(), counting(20), heldout, &settings, dir.path(), place, &mut Recorder::default());
+        match run {
+            Ok(_) => assert!(kept, "responses of {response} tokens"),
+            Err(TuneError::TooLittleData { found: 0, needed: 1, .. }) => assert!(!kept),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn transcripts_beyond_the_context_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = target();
+    let response = vec![1; target.config.context_len];
+    let long = [counting(20), vec![Transcript { prompt: vec![1], response }]].concat();
+    let place = Place::alone(&Device::Cpu);
+    let error = run(&target, long, counting(3), &settings(), dir.path(), place, &mut Recorder::default())
+        .unwrap_err();
+    let context = target.config.context_len;
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "the number of tokens is {} in transcript 20, expected at most {context}, the target's context",
+            context + 1
+        )
+    );
+}
+
+#[test]
+fn a_run_whose_drafter_is_gone_is_not_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    tune(&target(), &settings(), dir.path(), &mut Recorder::default()).unwrap();
+    let drafter = dir.path().join("drafter");
+    fs::remove_dir_all(&drafter).unwrap();
+    let error = tune(&target(), &settings(), dir.path(), &mut Recorder::default()).unwrap_err();
+    assert!(matches!(&error, TuneError::File { path, .. } if *path == drafter), "{error}");
+}
+
 #[test]
 fn checkpoints_that_are_damaged_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,6 +219,12 @@ fn impossible_settings_are_named() {
     refused(Settings { learning_rate: f64::NAN, ..settings() }, "learning_rate");
     refused(Settings { ema: 1.0, ..settings() }, "ema");
     refused(Settings { evaluate_every: 0, ..settings() }, "evaluate_every");
+    refused(Settings { evaluate_on: 0, ..settings() }, "evaluate_on");
+    refused(Settings { kept_gib: -1.0, ..settings() }, "kept_gib");
+    let adam = AdamSettings { eps: -1e-8, ..AdamSettings::default() };
+    refused(Settings { adam, ..settings() }, "adam.eps");
+    // Without a calibrator, no bias would keep the other ids from being drafted.
+    refused(Settings { rank: 0, shortlist: 9, ..settings() }, "shortlist");
     let few = Settings { sequences: 100, ..settings() };
     let error = tune(&target(), &few, dir.path(), &mut Recorder::default()).unwrap_err();
     assert!(matches!(error, TuneError::TooLittleData { found: 20, needed: 100, .. }), "{error}");

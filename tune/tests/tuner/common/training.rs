@@ -57,7 +57,7 @@ impl Observer for Recorder {
     }
 
     fn evaluated(&mut self, _: usize, _: usize, walk: &Walk) -> Result<()> {
-        self.taus.push(walk.tau());
+        self.taus.push(walk.tau().unwrap());
         Ok(())
     }
 }
