@@ -1,6 +1,7 @@
 //! The request to the engine that the arguments of a command describe.
 
 use flexdraft::decode::Request;
+use flexdraft::processors::LogitProcessors;
 
 use crate::args::{DecodingArgs, SamplingArgs};
 
@@ -8,12 +9,14 @@ use crate::args::{DecodingArgs, SamplingArgs};
 pub fn request(
     decoding: &DecodingArgs,
     sampling: &SamplingArgs,
+    processors: LogitProcessors,
     prompt: Vec<u32>,
     stop_ids: &[u32],
     seed: u64,
 ) -> Request {
     Request {
         stop_ids: stop_ids.to_vec(),
+        processors,
         sampling: sampling.params(),
         rule: decoding.rule.into(),
         seed,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use flexdraft::decode::{BlockRecord, Committed, Engine, Finish, Record, Request, StepRecord};
+use flexdraft::decode::{BlockRecord, Committed, Engine, Finish, Record, Request, StepRecord, TokenLogprobs};
 use flexdraft::device::Device;
 
 use crate::error::{CliError, Result};
@@ -15,6 +15,8 @@ pub struct Sample {
     pub index: usize,
     pub seed: u64,
     pub output_ids: Vec<u32>,
+    /// The log-probabilities of the output, if they were asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// The output's text; empty without a tokenizer.
     pub text: String,
     /// The record of reading the prompt; `None` while the prompt is being read, or if no tokens were requested.
@@ -33,6 +35,7 @@ impl Sample {
             index,
             seed,
             output_ids: Vec::new(),
+            logprobs: Vec::new(),
             text: String::new(),
             prefill: None,
             steps: Vec::new(),
@@ -71,6 +74,7 @@ impl Sample {
             None => {}
         }
         self.output_ids.extend_from_slice(&report.tokens);
+        self.logprobs.append(&mut report.logprobs);
     }
 }
 

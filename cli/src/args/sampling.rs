@@ -5,6 +5,8 @@
 use clap::Args;
 use flexdraft::sampling::SamplingParams;
 
+use super::processors::ProcessorArgs;
+
 #[derive(Clone, Debug, Args)]
 pub struct SamplingArgs {
     /// Sampling temperature; 0 always takes the most probable token
@@ -37,6 +39,8 @@ pub struct SamplingArgs {
         help_heading = "Sampling"
     )]
     pub min_p: f32,
+    #[command(flatten)]
+    pub processors: ProcessorArgs,
     /// Seed of all random numbers
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     pub seed: u64,

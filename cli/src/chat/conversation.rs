@@ -6,6 +6,7 @@ use anstyle::Style;
 use flexdraft::decode::{DecodeError, Engine, Finish};
 use flexdraft::device::Device;
 use flexdraft::model::ChatMessage;
+use flexdraft::processors::LogitProcessors;
 
 use super::args::ChatArgs;
 use super::input::{self, Input};
@@ -28,6 +29,7 @@ pub struct Conversation<'a> {
     pub template: Template,
     pub text: TextOptions,
     pub stop_ids: Vec<u32>,
+    pub processors: LogitProcessors,
     /// Largest number of tokens that the conversation may have, answers included.
     pub context: usize,
     pub surface: Surface,
@@ -102,7 +104,8 @@ impl Conversation<'_> {
         }
         let seed = self.args.sampling.seed.wrapping_add(earlier as u64);
         let make = |seed| {
-            request::request(&self.args.decoding, &self.args.sampling, prompt.clone(), &self.stop_ids, seed)
+            let (args, processors) = (self.args, self.processors.clone());
+            request::request(&args.decoding, &args.sampling, processors, prompt.clone(), &self.stop_ids, seed)
         };
         // An interrupt before this question must not stop the answer to it.
         interrupt::take_interrupt();

@@ -88,6 +88,7 @@ impl Work for Loaded<'_> {
             config.context_len = config.context_len.min(affordable.max(1));
         }
         let (context, stop_ids) = (config.context_len, config.eos_ids.clone());
+        let processors = args.sampling.processors.processors(config.vocab_size)?;
         let page_size = EngineOptions::default().page_size;
         let options = EngineOptions {
             max_batch: 1,
@@ -100,7 +101,7 @@ impl Work for Loaded<'_> {
             progress.note(&format!("Results are {label}."));
         }
         let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { stop_ids };
-        Conversation { args, template, text, stop_ids, context, surface: Surface::of_stdout() }
+        Conversation { args, template, text, stop_ids, processors, context, surface: Surface::of_stdout() }
             .hold(&mut engine, &progress)
     }
 }

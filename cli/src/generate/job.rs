@@ -3,6 +3,7 @@
 use flexdraft::decode::{Engine, EngineOptions, Request};
 use flexdraft::device::Device;
 use flexdraft::model::ModelConfig;
+use flexdraft::processors::LogitProcessors;
 
 use super::args::GenerateArgs;
 use crate::error::{CliError, Result};
@@ -47,6 +48,7 @@ pub struct Job<'a> {
     pub args: &'a GenerateArgs,
     pub prompt_ids: Vec<u32>,
     pub stop_ids: Vec<u32>,
+    pub processors: LogitProcessors,
     pub text: TextOptions,
     pub seeds: Seeds,
     /// Maximum number of samples per step.
@@ -67,8 +69,11 @@ impl Job<'_> {
     }
 
     fn request(&self, seed: u64) -> Request {
-        let Self { args, prompt_ids, stop_ids, .. } = self;
-        request::request(&args.decoding, &args.sampling, prompt_ids.clone(), stop_ids, seed)
+        let Self { args, prompt_ids, stop_ids, processors, .. } = self;
+        let processors = processors.clone();
+        let request =
+            request::request(&args.decoding, &args.sampling, processors, prompt_ids.clone(), stop_ids, seed);
+        Request { logprobs: args.logprobs, ..request }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use flexdraft::decode::{BlockRecord, Finish, StepRecord};
+use flexdraft::decode::{BlockRecord, Finish, StepRecord, TokenLogprobs};
 use serde::Serialize;
 
 use crate::error::{CliError, Result};
@@ -18,6 +18,9 @@ struct Line<'a> {
     seed: u64,
     prompt_ids: &'a [u32],
     output_ids: &'a [u32],
+    /// The log-probabilities of `output_ids`, only with --logprobs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Logprobs<'a>>>,
     text: &'a str,
     finish_reason: &'static str,
     /// The record of reading the prompt; `null` if no tokens were requested, so that no prompt was read.
@@ -27,6 +30,14 @@ struct Line<'a> {
     /// Label that says that the results are not lossless, if they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'static str>,
+}
+
+/// The log-probabilities at one place of the output; `null` is −∞.
+#[derive(Serialize)]
+struct Logprobs<'a> {
+    logprob: f32,
+    /// Pairs of an id and its log-probability, in descending order.
+    top: &'a [(u32, f32)],
 }
 
 #[derive(Serialize)]
@@ -64,6 +75,12 @@ impl<'a> From<&'a BlockRecord> for Block<'a> {
     }
 }
 
+impl<'a> From<&'a TokenLogprobs> for Logprobs<'a> {
+    fn from(logprobs: &'a TokenLogprobs) -> Self {
+        Self { logprob: logprobs.logprob, top: &logprobs.top }
+    }
+}
+
 impl<'a> From<&'a StepRecord> for Step<'a> {
     fn from(step: &'a StepRecord) -> Self {
         Self {
@@ -84,6 +101,8 @@ pub struct JsonLines<'a, W: Write> {
     prompt_ids: &'a [u32],
     progress: &'a Progress,
     label: Option<&'static str>,
+    /// Whether lines have the log-probabilities of their output.
+    logprobs: bool,
     next: usize,
     /// Finished samples that wait, by index, until all samples with a smaller index are written.
     held: BTreeMap<usize, Sample>,
@@ -91,15 +110,22 @@ pub struct JsonLines<'a, W: Write> {
 
 impl<'a, W: Write> JsonLines<'a, W> {
     pub fn new(out: W, prompt_ids: &'a [u32], progress: &'a Progress, label: Option<&'static str>) -> Self {
-        Self { out, prompt_ids, progress, label, next: 0, held: BTreeMap::new() }
+        Self { out, prompt_ids, progress, label, logprobs: false, next: 0, held: BTreeMap::new() }
+    }
+
+    /// Returns the same with the log-probabilities of each output, if they were `asked` for.
+    pub fn with_logprobs(self, asked: bool) -> Self {
+        Self { logprobs: asked, ..self }
     }
 
     fn write(&mut self, sample: &Sample) -> Result<()> {
+        let logprobs = sample.logprobs.iter().take(sample.output_ids.len());
         let line = Line {
             index: sample.index,
             seed: sample.seed,
             prompt_ids: self.prompt_ids,
             output_ids: &sample.output_ids,
+            logprobs: self.logprobs.then(|| logprobs.map(Logprobs::from).collect()),
             text: &sample.text,
             finish_reason: if sample.finish == Some(Finish::Stop) { "stop" } else { "length" },
             prefill: sample.prefill.as_ref().map(Block::from),

@@ -151,7 +151,8 @@ impl<'a, D: Device> Session<'a, D> {
             weight_bytes: weights.bytes_a_token(),
         };
         let mut engine = Engine::new(model, mode.policy(), options)?;
-        let job = Job { args, prompt_ids, stop_ids, text, seeds, batch };
+        let processors = args.sampling.processors.processors(config.vocab_size)?;
+        let job = Job { args, prompt_ids, stop_ids, processors, text, seeds, batch };
         job.check(&mut engine)?;
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
@@ -162,7 +163,8 @@ impl<'a, D: Device> Session<'a, D> {
     /// Runs the requested mode and writes JSON Lines.
     fn json(mut self) -> Result<()> {
         let prompt_ids = &self.job.prompt_ids;
-        let mut lines = JsonLines::new(io::stdout().lock(), prompt_ids, &self.progress, self.label);
+        let mut lines = JsonLines::new(io::stdout().lock(), prompt_ids, &self.progress, self.label)
+            .with_logprobs(self.job.args.logprobs.is_some());
         self.job.run(&mut self.engine, &mut lines)
     }
 

@@ -6,7 +6,7 @@ use flexdraft::decode::{Engine, EngineOptions, Mode, Record, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::model::{DrafterWeights, Model, TargetWeights};
 
-use crate::common::{Sample, arg, json, sample, succeed, target_with, tiny};
+use crate::common::{Sample, arg, json, sample, succeed, succeed_recorded, target_with, tiny};
 
 const PROMPT: &str = "282,71,83,14,73";
 
@@ -63,6 +63,35 @@ fn every_mode_gives_the_official_tokens() {
             let found: Vec<usize> = found.steps.iter().map(|step| step.accepted + 1).collect();
             assert!(lengths.starts_with(&found) && found.len() + 1 >= lengths.len(), "{mode}: {found:?}");
         }
+    }
+}
+
+#[test]
+fn logit_processors_and_log_probabilities() {
+    let base = ["--prompt-ids", PROMPT, "--max-new-tokens", "12"];
+    let free = sample(&base).output_ids;
+    let (first, second) = (free[0].to_string(), free[1].to_string());
+    let biased = sample(&[&base[..], &["--logit-bias", "9=1000"]].concat());
+    assert_eq!(biased.output_ids, [9; 12]);
+    let allowed = sample(&[&base[..], &["--allowed-token-ids", "9, 11", "--bad-words-ids", "9"]].concat());
+    assert_eq!(allowed.output_ids, [11; 12]);
+    let word = [first.as_str(), second.as_str()].join(",");
+    let cut = sample(&[&base[..], &["--bad-words-ids", &word, "--bad-words-ids", "9,9"]].concat());
+    assert!(cut.output_ids[0] == free[0] && cut.output_ids[1] != free[1]);
+    let penalties =
+        ["--repetition-penalty", "1.8", "--frequency-penalty", "-0.5", "--presence-penalty", "0.5"];
+    let modes = ["ar", "parallel", "sequential"]
+        .map(|mode| sample(&[&base[..], &penalties, &["--mode", mode]].concat()).output_ids);
+    assert!(modes[0] != free && modes.iter().all(|tokens| *tokens == modes[0]));
+
+    let line = succeed_recorded(&[&["--json", "--logprobs", "2"], &base[..]].concat()).stdout;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let logprobs = line["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 12);
+    for (token, logprobs) in free.iter().zip(logprobs) {
+        let top = logprobs["top"].as_array().unwrap();
+        assert_eq!((top.len(), &top[0][0]), (2, &serde_json::json!(token)));
+        assert!(logprobs["logprob"] == top[0][1] && top[0][1].as_f64() >= top[1][1].as_f64());
     }
 }
 

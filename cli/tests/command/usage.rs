@@ -39,6 +39,14 @@ fn requests_outside_the_limits() {
             &["--confidence-threshold", "1.01"],
             "confidence threshold must be at least 0 and at most 1, found 1.01",
         ),
+        (&["--repetition-penalty", "0"], "repetition penalty must be finite and above 0, found 0"),
+        (&["--frequency-penalty", "inf"], "frequency penalty must be finite, found inf"),
+        (&["--presence-penalty", "nan"], "presence penalty must be finite, found NaN"),
+        (&["--logit-bias", "2048=1"], "id 2048 of the logit bias is out of vocabulary (2048 ids)"),
+        (&["--bad-words-ids", "3,2048"], "id 2048 of the bad words is out of vocabulary (2048 ids)"),
+        (&["--bad-words-ids", ""], "bad word 0 is empty"),
+        (&["--allowed-token-ids", "3,2048"], "--allowed-token-ids has id 2048, the vocabulary has 2048 ids"),
+        (&["--allowed-token-ids", ""], "the mask and the bad words of one id forbid every id"),
         (&["--block-size", "0"], "block size 0 is not in 1..=16, the drafter's own"),
         (&["--block-size", "17"], "block size 17 is not in 1..=16, the drafter's own"),
         (
@@ -57,6 +65,7 @@ fn requests_outside_the_limits() {
     ] {
         refused(args, message);
     }
+    refused(&["--logit-bias", "7=1", "--logit-bias", "7=2"], "--logit-bias has two numbers for id 7");
     refused(
         &["--draft", "random:2", "--block-size", "65"],
         "block size 65 is not in 1..=64, the drafter's own",
