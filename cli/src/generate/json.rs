@@ -27,12 +27,12 @@ struct Line<'a> {
     prefill: Option<Block<'a>>,
     steps: Vec<Step<'a>>,
     stats: Stats,
-    /// Label that says that the results are not lossless, if they are not.
+    /// Label that says that the device's results are not lossless; `None` if they are lossless.
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'static str>,
 }
 
-/// The log-probabilities at one place of the output; `null` is −∞.
+/// The log-probabilities of one output token and of the likeliest tokens at its place; `null` stands for −∞.
 #[derive(Serialize)]
 struct Logprobs<'a> {
     logprob: f32,
@@ -113,7 +113,7 @@ impl<'a, W: Write> JsonLines<'a, W> {
         Self { out, prompt_ids, progress, label, logprobs: false, next: 0, held: BTreeMap::new() }
     }
 
-    /// Returns the same with the log-probabilities of each output, if they were `asked` for.
+    /// Returns this writer, which writes the log-probabilities of each output if they were `asked` for.
     pub fn with_logprobs(self, asked: bool) -> Self {
         Self { logprobs: asked, ..self }
     }

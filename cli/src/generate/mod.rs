@@ -114,7 +114,7 @@ struct Session<'a, D: Device> {
     mode: ModeChoice,
     facts: Facts,
     progress: Progress,
-    /// Label that says that the results are not lossless, if they are not.
+    /// Label that says that the device's results are not lossless; `None` if they are lossless.
     label: Option<&'static str>,
 }
 
