@@ -16,7 +16,7 @@ impl Precision {
         }
     }
 
-    /// Rounds values in place.
+    /// Rounds values in place to the precision in which they are stored.
     pub(super) fn round_all(self, values: &mut [f32]) {
         if self == Self::Bf16 {
             values.iter_mut().for_each(|value| *value = round_to_bf16(*value));

@@ -133,7 +133,7 @@ fn choose(values: &[f32], ids: &mut [u32]) {
 struct Scored {
     /// A row for each likeliest id x: B · embed(x), or row x of the LM head.
     ids: CpuBuffer,
-    /// W1's product with each slot's hidden row, for scores that depend on it.
+    /// The product of the score's matrix W1 with each slot's hidden row, if the scores depend on the hidden row.
     hidden: Option<CpuBuffer>,
 }
 
@@ -257,7 +257,7 @@ mod tests {
         ) {
             let value = |id: u32| {
                 let value = values[id as usize];
-                // Adding 0 makes −0 equal to 0 for the total order.
+                // Adding 0 turns −0 into 0, so that `total_cmp` treats them as equal.
                 if value.is_nan() { f32::NEG_INFINITY } else { value + 0.0 }
             };
             let mut sorted: Vec<u32> = (0..values.len() as u32).collect();

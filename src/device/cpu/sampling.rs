@@ -187,7 +187,8 @@ mod tests {
             );
             let late = VerifyRows { start: usize::MAX - 2, ..request(0, &[1, 2], None) };
             assert!(verify(&four, late).unwrap_err().starts_with("verify: position"));
-            // A token outside the vocabulary has probability 0 in both distributions.
+            // A token outside the vocabulary has probability 0 in the target's and in the draft's
+            // distribution.
             assert_eq!(verify(&four, request(0, &[6, u32::MAX], Some(&four))), Ok(1));
             assert_eq!(verify(&four, request(0, &[6, u32::MAX], None)), Ok(1));
         }

@@ -6,7 +6,8 @@ use super::Simd;
 /// exact.
 const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 
-/// Coefficients of r² in exp(r) = 1 + r + r² · (…), |r| ≤ ln 2 / 2, highest first (Cephes, `expf`).
+/// Coefficients of the polynomial in parentheses in exp(r) = 1 + r + r² · (…), |r| ≤ ln 2 / 2, highest power
+/// first (Cephes, `expf`).
 const COEFFICIENTS: [f32; 6] =
     [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
