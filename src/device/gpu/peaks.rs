@@ -1,4 +1,4 @@
-//! A GPU's measured peaks, from which the floors of kernels and of whole steps are computed.
+//! A GPU's measured peaks, from which lower bounds of the times of kernels and of whole steps are computed.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ const COPIED: usize = 1 << 30;
 /// Rows, columns and depth of the measured product.
 const PRODUCT: usize = 8192;
 
-/// Number of runs before timing starts, so that clocks have risen, and of timed runs.
+/// Numbers of untimed runs, in which the GPU's clocks rise, and of timed runs after them.
 const WARM_UP: usize = 16;
 const TIMED: usize = 32;
 

@@ -88,7 +88,7 @@ pub struct ProductOut<'a, R: Runtime> {
     pub memory: ProductMemory<'a, R>,
     /// Number of elements from one row to the next.
     pub stride: usize,
-    /// The row of the memory for the first row of the product.
+    /// The row of the memory that the product's first row is written to.
     pub first_row: usize,
 }
 

@@ -73,7 +73,7 @@ impl Plans {
         self.algorithms
     }
 
-    /// Returns the seconds of a product of `rows` rows, by the plan of a shape that `matches`; `None` if they
+    /// Returns the seconds of a product of `rows` rows, by the plan of a shape that `matches` accepts; `None` if they
     /// are unknown.
     pub(super) fn seconds(&self, rows: usize, matches: impl Fn(&Shape) -> bool) -> Option<f32> {
         let plans = self.made.lock().unwrap_or_else(PoisonError::into_inner);

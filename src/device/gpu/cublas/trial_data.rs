@@ -37,7 +37,7 @@ impl Random {
     }
 }
 
-/// Returns weights `[ids, cols]`, each row a palindrome.
+/// Returns weights `[ids, cols]`, whose rows read the same forwards and backwards.
 pub(super) fn weights(seed: u64, ids: usize, cols: usize) -> Vec<bf16> {
     let mut random = Random::new(seed, 1);
     let mut weights = vec![bf16::ZERO; ids * cols];

@@ -6,7 +6,7 @@ use super::*;
 
 const RIGHT: Sum = Sum::Chunks(16);
 
-/// Widths of SmolLM2-135M and Qwen3-8B.
+/// Numbers of input columns of the layers of SmolLM2-135M and Qwen3-8B.
 const WIDTHS: [usize; 4] = [576, 1536, 4096, 12_288];
 
 /// Returns the order in which `schedule` sums a row: it must be the same at all row counts `rows`, and in
