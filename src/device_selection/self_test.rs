@@ -13,7 +13,7 @@ use crate::tensor::DType;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelfTestError {
-    /// A step failed.
+    /// A step of the self-test failed.
     #[error("its self-test failed: {0}")]
     Decode(#[from] DecodeError),
     /// The test's model could not be made.
@@ -46,7 +46,7 @@ const ROUNDING: f32 = 0.02;
 #[derive(Debug, Default)]
 struct Decoded {
     tokens: Vec<u32>,
-    /// The tokens of the first block. Only the prompt's pass came before it, so only that pass can have
+    /// The draft tokens of the first block. Only the prompt's pass came before it, so only that pass can have
     /// caused differences.
     draft: Vec<u32>,
     confidence: Vec<f32>,
@@ -198,7 +198,7 @@ impl Seen {
     }
 }
 
-/// Returns the largest logit minus the smallest, and the largest minus the second largest.
+/// Returns the largest logit minus the smallest, and the largest logit minus the second largest.
 fn spread(logits: &[f32]) -> (f32, f32) {
     let (mut largest, mut second, mut least) = (f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY);
     for &logit in logits {
