@@ -10,7 +10,7 @@ use flexdraft::device::{
     AttentionRows, AttentionShape, Corrections, Device, DraftRows, DraftSelection, DraftTables, LinearPart,
     Precision, QkTransform, Rope, RowKind, SequenceVerdict, SlotRows, StepTables, Verification,
 };
-use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, Prediction, SequenceRows};
 use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::Tensor;
 use half::bf16;
@@ -130,6 +130,7 @@ fn sampling(criterion: &mut Criterion) {
                 groups: GroupSet::all(0),
                 first_row: 0,
                 slots: 16,
+                prediction: Prediction::OwnPosition,
                 sampling: &sampling,
                 rule: Rule::Rejection,
                 seed: 1,

@@ -17,6 +17,26 @@ use std::ops::Range;
 /// The largest block size: the number of slots in a mask group. It lets a [`GroupSet`] fit into a machine word.
 pub const MAX_BLOCK_SIZE: usize = 64;
 
+/// The token that the slots of a mask group predict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    /// A slot predicts the token at its own position. Slots 1..S give the draft, and the output of slot 0 is not used.
+    OwnPosition,
+    /// A slot predicts the token at the next position. Slots 0..S − 1 give the draft, and the output of the last slot is
+    /// not used.
+    NextPosition,
+}
+
+impl Prediction {
+    /// Returns the slot that predicts the first draft token.
+    pub fn first_slot(self) -> usize {
+        match self {
+            Self::OwnPosition => 1,
+            Self::NextPosition => 0,
+        }
+    }
+}
+
 /// A set of accepted lengths for which a pass builds mask groups.
 ///
 /// K = {0..=v} is parallel drafting, K = ∅ is sequential drafting; any other set is allowed too.

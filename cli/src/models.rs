@@ -7,7 +7,9 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{Device, Precision};
 use flexdraft::layout::MAX_BLOCK_SIZE;
 use flexdraft::model::forward::Model;
-use flexdraft::model::weights::{AttentionWeights, DrafterWeights, LinearWeights, TargetWeights};
+use flexdraft::model::weights::{
+    AttentionWeights, DrafterWeights, LinearWeights, ModelWeights, TargetWeights,
+};
 use flexdraft::model::{LoadWarning, ModelConfig};
 use flexdraft::tensor::Tensor;
 
@@ -81,10 +83,10 @@ impl Pair {
     pub fn load(&self, block_size: Option<usize>) -> Result<Weights> {
         // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
         // --target does; this process does not write to them.
-        let target = unsafe { TargetWeights::map(&self.target) }?;
+        let ModelWeights { target, drafter: own } = unsafe { ModelWeights::map(&self.target) }?;
         let config = &target.config;
         let drafter = match &self.draft {
-            None => None,
+            None => own,
             Some(DrafterSource::Directory(dir)) => {
                 // SAFETY: as for the target.
                 Some(unsafe { DrafterWeights::map(dir, config) }?)

@@ -75,8 +75,10 @@ struct FlexdraftDraft {
     /* accepted lengths that have a mask group in the pass: bit k for accepted length k; 0: the pass has one group,
      * which follows the verdict */
     uint64_t groups;
-    int32_t sequence;    /* index of the sequence's verdict */
-    int32_t first_slot;  /* the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits */
+    int32_t sequence; /* index of the sequence's verdict */
+    /* the first row of the first mask group: of slot 0 in a pass, of slot 1 in logits; one less for slots that predict the
+     * next position, where slots 0 to S - 2 draft */
+    int32_t first_slot;
     int32_t slots;       /* S, the number of slots per mask group, 1 to 64 */
     int32_t first_draft; /* the first of the sequence's S - 1 draft rows */
     int32_t in_logits;   /* 1: the mask groups are rows of the logits; 0: rows of the pass */

@@ -109,7 +109,10 @@ impl Default for Auto {
 impl Policy for Auto {
     fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
         let may_skip_drafts = batch.sequences.iter().all(|view| view.verify_len_is_free);
-        self.chosen = self.mode(batch.sequences.len(), may_skip_drafts);
+        let allowed = |mode: Mode| {
+            (may_skip_drafts || mode.drafts()) && (batch.groups_allowed || mode != Mode::Parallel)
+        };
+        self.chosen = self.mode(batch.sequences.len(), allowed);
         self.chosen.choose(batch)
     }
 
@@ -152,8 +155,7 @@ impl Policy for Auto {
 
 impl Auto {
     /// Returns the mode of the next step.
-    fn mode(&mut self, batch: usize, may_skip_drafts: bool) -> Mode {
-        let allowed = |mode: Mode| may_skip_drafts || mode.drafts();
+    fn mode(&mut self, batch: usize, allowed: impl Fn(Mode) -> bool) -> Mode {
         if let Some(trial) = self.trial.filter(|trial| allowed(trial.mode)) {
             return trial.mode;
         }
@@ -343,12 +345,13 @@ mod tests {
         /// The largest random addition to a step's time, as a fraction of that time.
         noise: f64,
         random: u64,
+        groups_allowed: bool,
     }
 
     impl Machine {
         /// Returns a GPU, which computes a row in a 267th of the time to read the weights.
         fn gpu() -> Self {
-            Self { read: 5e-3, row: 5e-3 / 267.0, tail: 0.15, noise: 0.05, random: 1 }
+            Self { read: 5e-3, row: 5e-3 / 267.0, tail: 0.15, noise: 0.05, random: 1, groups_allowed: true }
         }
 
         /// Returns a CPU, which computes ten rows in the time to read the weights.
@@ -389,7 +392,10 @@ mod tests {
             let mut had_draft = false;
             for _ in 0..steps {
                 let view = view(true);
-                let choice = auto.choose(&BatchView { sequences: &vec![view; batch] })[0];
+                let choice = auto.choose(&BatchView {
+                    sequences: &vec![view; batch],
+                    groups_allowed: self.groups_allowed,
+                })[0];
                 let mode = match choice {
                     Choice { draft: false, .. } => Mode::Autoregressive,
                     Choice { groups, .. } if groups.contains(0) => Mode::Parallel,
@@ -454,6 +460,16 @@ mod tests {
     }
 
     #[test]
+    fn parallel_is_never_chosen_where_groups_are_not_allowed() {
+        for (tau, expected) in [(3.0, Mode::Sequential), (1.05, Mode::Autoregressive)] {
+            let mut machine = Machine { groups_allowed: false, ..Machine::gpu() };
+            let (modes, ..) = machine.run(&mut Auto::default(), 1000, 1, tau);
+            assert_eq!(modes[place(Mode::Parallel)], 0);
+            assert!(modes[place(expected)] > 850, "{tau}: {modes:?}");
+        }
+    }
+
+    #[test]
     fn follows_the_batch_and_the_text() {
         let mut machine = Machine::gpu();
         let mut auto = Auto::default();
@@ -473,7 +489,8 @@ mod tests {
         Machine::cpu().run(&mut auto, 500, 2, 1.0);
         assert_eq!(auto.best, Mode::Autoregressive);
         for _ in 0..100 {
-            let choices = auto.choose(&BatchView { sequences: &[view(true), view(false)] });
+            let choices =
+                auto.choose(&BatchView { sequences: &[view(true), view(false)], groups_allowed: true });
             assert!(choices.iter().all(|choice| choice.draft));
         }
     }
@@ -485,14 +502,14 @@ mod tests {
         let costs = |auto: &Auto| MODES.map(|mode| auto.cost(mode, 1));
         let before = costs(&auto);
         for _ in 0..2000 {
-            auto.choose(&BatchView { sequences: &[view(true)] });
+            auto.choose(&BatchView { sequences: &[view(true)], groups_allowed: true });
             let reading = SequenceStep { mode: None, had_draft: false, drafted: false, committed: 0 };
             auto.observe(&StepView { seconds: 1.0, sequences: &[reading] });
             assert!(auto.trial.is_none_or(|trial| trial.taken < TRIAL_LIMIT));
         }
         assert_eq!(costs(&auto), before);
         // A step without sequences changes no measurement, and causes no division by zero.
-        auto.choose(&BatchView { sequences: &[] });
+        auto.choose(&BatchView { sequences: &[], groups_allowed: true });
         auto.observe(&StepView { seconds: 1.0, sequences: &[] });
     }
 

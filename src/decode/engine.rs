@@ -36,16 +36,14 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if the policy drafts and the model has no drafter, if an option is 0, or if the cache
-    /// exceeds the device's memory.
+    /// [`DecodeError`] if the policy drafts and the model has no drafter, if the policy needs mask groups in the pass that
+    /// verifies and the drafter has none there, if an option is 0, or if the cache exceeds the device's memory.
     pub fn new(
         model: Model<D>,
         policy: impl Policy + 'static,
         options: EngineOptions,
     ) -> Result<Self, DecodeError> {
-        if policy.drafts() && model.block_size().is_none() {
-            return Err(DecodeError::NoDrafter { mode: policy.name() });
-        }
+        check_policy(&policy, &model)?;
         for (option, value) in [
             ("max_batch", options.max_batch),
             ("cache_tokens", options.cache_tokens),
@@ -59,7 +57,7 @@ impl<D: Device> Engine<D> {
         model.prepare(options.max_batch, options.prefill_rows)?;
         let pages = options.cache_tokens.div_ceil(options.page_size).min(u32::MAX as usize);
         let allocator = PageAllocator::new(pages, options.page_size);
-        let (context_len, drafter) = (model.config().context_len, model.block_size().is_some());
+        let (context_len, drafter) = (model.config().context_len, model.drafter_kind());
         Ok(Self {
             cache: model.new_cache(pages, options.page_size)?,
             buffers: StepBuffers::new(&model),
@@ -82,9 +80,7 @@ impl<D: Device> Engine<D> {
 
     /// Replaces the policy, between steps. Greedy and `match` outputs do not change.
     pub fn set_policy(&mut self, policy: impl Policy + 'static) -> Result<(), DecodeError> {
-        if policy.drafts() && self.model.block_size().is_none() {
-            return Err(DecodeError::NoDrafter { mode: policy.name() });
-        }
+        check_policy(&policy, &self.model)?;
         self.policy = Box::new(policy);
         Ok(())
     }
@@ -107,6 +103,7 @@ impl<D: Device> Engine<D> {
         self.scheduler.add(Sequence {
             id,
             block_size: request.block_size.unwrap_or(trained).min(trained),
+            prediction: self.model.prediction(),
             tokens: request.prompt.clone(),
             callbacks: RefCell::new(Callbacks {
                 logits_hook: request.logits_hook.take(),
@@ -135,9 +132,13 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     ///
-    /// An error of the device. Requests keep their state, and the step may be repeated.
+    /// An error of the device, or [`DecodeError::DraftsAfterVerification`] if the policy asks for mask groups that the
+    /// drafter cannot make. Requests keep their state, and the step may be repeated.
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
         let plans = self.scheduler.plan(&mut *self.policy);
+        if plans.iter().any(|plan| !plan.groups.is_empty()) {
+            check_groups(self.policy.name(), &self.model)?;
+        }
         let start = Instant::now();
         let outcomes = if plans.is_empty() { Vec::new() } else { self.run(&plans)? };
         let steps: Vec<SequenceStep> =
@@ -173,5 +174,23 @@ impl<D: Device> Engine<D> {
             drafted: outcome.draft.is_some(),
             committed: outcome.committed.len(),
         }
+    }
+}
+
+/// Checks that the model's drafter can do what `policy` always asks for.
+fn check_policy<D: Device>(policy: &impl Policy, model: &Model<D>) -> Result<(), DecodeError> {
+    if policy.drafts() && model.drafter_kind().is_none() {
+        return Err(DecodeError::NoDrafter { mode: policy.name() });
+    }
+    if policy.needs_groups() { check_groups(policy.name(), model) } else { Ok(()) }
+}
+
+/// Checks that a pass of the model can verify one block and draft the next.
+fn check_groups<D: Device>(mode: &'static str, model: &Model<D>) -> Result<(), DecodeError> {
+    match model.drafter_kind() {
+        Some(kind) if !kind.drafts_while_verifying() => {
+            Err(DecodeError::DraftsAfterVerification { mode, drafter: kind.name() })
+        }
+        _ => Ok(()),
     }
 }

@@ -52,6 +52,17 @@ pub enum DecodeError {
         /// The policy's name.
         mode: &'static str,
     },
+    /// The policy asks for mask groups in the pass that verifies, and the drafter has no use for them there.
+    #[error(
+        "mode `{mode}` drafts in the pass that verifies; a mask group of {drafter} begins with the bonus token, which is \
+         known only after that pass, so `sequential`, `auto` and `ar` run"
+    )]
+    DraftsAfterVerification {
+        /// The policy's name.
+        mode: &'static str,
+        /// The name of the drafter's kind.
+        drafter: &'static str,
+    },
     /// An engine option is 0.
     #[error("{option} must be at least 1")]
     ZeroOption {

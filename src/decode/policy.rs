@@ -30,6 +30,8 @@ pub struct SequenceView<'a> {
 pub struct BatchView<'a> {
     /// Every sequence of the batch, including sequences whose prompt is still being read.
     pub sequences: &'a [SequenceView<'a>],
+    /// Whether the drafter can draft in the pass that verifies. If not, group sets must be empty.
+    pub groups_allowed: bool,
 }
 
 /// The outcome of a step for one sequence.
@@ -91,6 +93,12 @@ pub trait Policy: Send {
         true
     }
 
+    /// Returns whether this policy asks for mask groups even if they are not
+    /// [allowed](BatchView::groups_allowed). An engine whose drafter cannot make them refuses such a policy.
+    fn needs_groups(&self) -> bool {
+        false
+    }
+
     /// Returns the policy's name, for errors.
     fn name(&self) -> &'static str;
 }
@@ -106,6 +114,10 @@ impl Policy for Box<dyn Policy> {
 
     fn drafts(&self) -> bool {
         self.as_ref().drafts()
+    }
+
+    fn needs_groups(&self) -> bool {
+        self.as_ref().needs_groups()
     }
 
     fn name(&self) -> &'static str {
@@ -142,6 +154,10 @@ impl Policy for Mode {
 
     fn drafts(&self) -> bool {
         *self != Self::Autoregressive
+    }
+
+    fn needs_groups(&self) -> bool {
+        *self == Self::Parallel
     }
 
     fn name(&self) -> &'static str {

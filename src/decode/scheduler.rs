@@ -12,6 +12,7 @@ use super::sequence::{Sequence, Work};
 use super::step::{Outcome, SequencePlan};
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
+use crate::model::DrafterKind;
 
 /// The sequences of an engine, and the cache pages that they share.
 pub(super) struct Scheduler<B> {
@@ -19,8 +20,8 @@ pub(super) struct Scheduler<B> {
     options: EngineOptions,
     /// The target's context length.
     context_len: usize,
-    /// Whether the model has a drafter.
-    drafter: bool,
+    /// The kind of the model's drafter, if it has one.
+    drafter: Option<DrafterKind>,
     /// The sequences that steps run, in order of admission.
     active: Vec<Sequence<B>>,
     waiting: VecDeque<Sequence<B>>,
@@ -34,7 +35,7 @@ impl<B> Scheduler<B> {
         pages: PageAllocator,
         options: EngineOptions,
         context_len: usize,
-        drafter: bool,
+        drafter: Option<DrafterKind>,
     ) -> Self {
         let (active, waiting, finished) = (Vec::new(), VecDeque::new(), Vec::new());
         Self { pages, options, context_len, drafter, active, waiting, finished }
@@ -166,7 +167,8 @@ impl<B> Scheduler<B> {
                 }
             })
             .collect();
-        let mut choices = policy.choose(&BatchView { sequences: &views });
+        let groups_allowed = self.drafter.is_some_and(DrafterKind::drafts_while_verifying);
+        let mut choices = policy.choose(&BatchView { sequences: &views, groups_allowed });
         choices.truncate(views.len());
         for (choice, view) in choices.iter_mut().zip(&views) {
             if !view.verify_len_is_free {
@@ -182,7 +184,7 @@ impl<B> Scheduler<B> {
     fn plan_sequence(&self, index: usize, work: Work, choice: Option<Choice>) -> SequencePlan {
         let sequence = &self.active[index];
         let choice = choice.unwrap_or(Choice { verify_len: 0, groups: GroupSet::NONE, draft: true });
-        let draft = choice.draft && self.drafter && sequence.request.drafting;
+        let draft = choice.draft && self.drafter.is_some() && sequence.request.drafting;
         // The last candidate must have a position within the context.
         let room = self.context_len.saturating_sub(sequence.tokens.len());
         let drafted = sequence.draft.as_ref().map_or(0, |draft| draft.tokens.len());

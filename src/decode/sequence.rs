@@ -6,6 +6,7 @@ use super::record::Finish;
 use super::request::{LogitsHook, Proposer, Request, RequestId};
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
+use crate::layout::Prediction;
 use crate::processors::{History, LogitEdits};
 
 /// The next block, drafted but not yet verified.
@@ -49,6 +50,8 @@ pub(super) struct Sequence<B> {
     pub(super) callbacks: RefCell<Callbacks>,
     /// S: the block size; 1 without a drafter.
     pub(super) block_size: usize,
+    /// The token that each slot of a mask group predicts.
+    pub(super) prediction: Prediction,
     /// The prompt and all committed tokens. The newest token's KV is not in the cache yet.
     pub(super) tokens: Vec<u32>,
     /// Number of tokens whose keys and values are in the cache.

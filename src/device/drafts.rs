@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::acceptance::Rule;
-use crate::layout::GroupSet;
+use crate::layout::{GroupSet, Prediction};
 use crate::sampling::SamplingParams;
 
 /// The place of draft slots before the draft is made: rows of the pass, or rows of the logits.
@@ -12,24 +12,14 @@ pub enum SlotRows {
     /// All S slots of each mask group are rows of the most recent pass. The logits of the drafts are computed after
     /// the verdict, in rows from `first_logits` on, draft after draft.
     Pass {
-        /// The logits row of the first draft's slot 1.
+        /// The logits row of the first draft token.
         first_logits: usize,
     },
-    /// Slots 1..S of each group already have rows of logits, before the verdict is known.
+    /// The S − 1 slots that draft already have rows of logits, in each group, before the verdict is known.
     Logits,
 }
 
-impl SlotRows {
-    /// Returns the number of slots before slot 1 that have rows.
-    fn skipped(self) -> usize {
-        match self {
-            SlotRows::Pass { .. } => 1,
-            SlotRows::Logits => 0,
-        }
-    }
-}
-
-/// A sequence that drafts from slots 1..S of the mask group that its verdict selects.
+/// A sequence that drafts from S − 1 slots of the mask group that its verdict selects.
 #[derive(Clone, Debug)]
 pub struct DraftRows<'a> {
     /// Index of the sequence within the verification.
@@ -41,9 +31,10 @@ pub struct DraftRows<'a> {
     /// The first row of the sequence's first mask group; the rows of its other groups follow. [`SlotRows`] says which
     /// slots of a group have rows, and whether these are rows of the pass or of the logits.
     pub first_row: usize,
-    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE). All slots
-    /// but the first are drafts.
+    /// S: the number of slots per group, 1 to [`MAX_BLOCK_SIZE`](crate::layout::MAX_BLOCK_SIZE).
     pub slots: usize,
+    /// The token that a slot predicts. It decides which slot is left out of the draft: the first or the last.
+    pub prediction: Prediction,
     /// The warping of the slots' logits before a token is drawn.
     pub sampling: &'a SamplingParams,
     /// The acceptance rule that will verify the draft: it decides which random numbers the draft uses.
@@ -58,13 +49,16 @@ impl DraftRows<'_> {
         self.slots.saturating_sub(1)
     }
 
-    /// Returns the rows of slots 1..S of the group for `accepted`, or `None` if there is no such group.
+    /// Returns the rows of the slots that draft in the group for `accepted`, or `None` if there is no such group.
     pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
         let rank = self.groups.iter().position(|k| k == accepted)?;
-        let skipped = rows.skipped();
-        let before = rank.saturating_mul(self.drafted().saturating_add(skipped)).saturating_add(skipped);
-        let slot_1 = self.first_row.saturating_add(before);
-        Some(slot_1..slot_1.saturating_add(self.drafted()))
+        let (rows_per_group, first_slot) = match rows {
+            SlotRows::Pass { .. } => (self.slots, self.prediction.first_slot()),
+            SlotRows::Logits => (self.drafted(), 0),
+        };
+        let first = self.first_row.saturating_add(rank.saturating_mul(rows_per_group));
+        let first = first.saturating_add(first_slot);
+        Some(first..first.saturating_add(self.drafted()))
     }
 }
 
@@ -77,7 +71,7 @@ pub struct DraftToken {
     pub confidence: f32,
 }
 
-/// The location of a draft's logits: slot j has row `first_row + j − 1`.
+/// The location of a draft's logits: draft token j has row `first_row + j − 1`.
 #[derive(Debug)]
 pub struct DraftLogits<'a, B> {
     /// The logits that [`draft`](crate::device::DraftSelection::draft) drew from, or a
@@ -85,9 +79,9 @@ pub struct DraftLogits<'a, B> {
     /// when it drew (its largest logit, the sum of its exponentials) with the buffer, so that q is bit for bit
     /// the distribution that the draft was drawn from.
     pub logits: &'a B,
-    /// The row of slot 1.
+    /// The row of draft token 1.
     pub first_row: usize,
-    /// Index of slot 1 among the draws from these logits.
+    /// Index of draft token 1 among the draws from these logits.
     pub first_draw: usize,
 }
 

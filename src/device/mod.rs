@@ -395,6 +395,15 @@ pub trait Verification<D: Device + ?Sized> {
         cache: &D::Cache,
     ) -> Result<D::Pass<'p>, DeviceError>;
 
+    /// Writes the embedding of the bonus token of verdict `verdicts[i]`, a row of `table` `[vocab, cols]`, to row i of
+    /// `out`, which is resized to `verdicts.len()` rows.
+    fn embed_bonus(
+        &mut self,
+        table: &D::Linear,
+        verdicts: &[usize],
+        out: &mut D::Buffer,
+    ) -> Result<(), DeviceError>;
+
     /// Selects, by the verdicts, the rows and bonus tokens of `drafts`. If the verdicts are
     /// [ready](Self::verdicts_if_ready), each accepted length must have a group. Otherwise, a sequence whose
     /// accepted length has no group gets a meaningless draft. Only the drafts of [`StepTables`] are on the device
@@ -461,7 +470,7 @@ pub trait Verification<D: Device + ?Sized> {
 /// }
 /// ```
 pub trait DraftSelection<D: Device + ?Sized> {
-    /// Writes the rows of the selected slots 1..S of `x` to `out`, which is resized. The rows of `x` are the
+    /// Writes the rows of the selected slots of `x` to `out`, which is resized. The rows of `x` are the
     /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.
     fn gather(&self, x: &D::Buffer, out: &mut D::Buffer) -> Result<(), DeviceError>;
 

@@ -16,6 +16,8 @@ use super::operands::{Grid, Operands};
 use super::params::acceptance::{FlexdraftDraft, FlexdraftFollowParams, FlexdraftSelectParams};
 use super::pass::PassTables;
 use super::{KernelError, Kernels};
+#[cfg(doc)]
+use crate::layout::Prediction;
 use crate::layout::{GroupSet, MAX_BLOCK_SIZE};
 use crate::runtime::{Element, Runtime, View, ViewMut};
 
@@ -77,6 +79,18 @@ impl Draft {
     /// The errors of [`new`](Draft::new).
     pub fn in_logits(draft: &DraftGroups) -> Result<Self, KernelError> {
         Draft::with_rows(draft, true)
+    }
+
+    /// Makes a sequence like [`new`](Draft::new), for slots that predict the token at the
+    /// [next position](Prediction::NextPosition): slots 0 to S − 2 draft, in place of slots 1 to S − 1.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`new`](Draft::new).
+    pub fn predicting_next(draft: &DraftGroups) -> Result<Self, KernelError> {
+        let Draft(entry) = Draft::with_rows(draft, false)?;
+        // The kernel reads the slots after `first_slot`; −1 stands before row 0.
+        Ok(Draft(FlexdraftDraft { first_slot: entry.first_slot - 1, ..entry }))
     }
 
     fn with_rows(draft: &DraftGroups, in_logits: bool) -> Result<Self, KernelError> {

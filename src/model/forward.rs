@@ -3,11 +3,14 @@
 //! Candidate rows run through all L layers with the target's own weights. Mask rows exist only in the tail:
 //! they enter the first tail layer as `mask_embedding`, use the drafter's attention projectors, and share the
 //! target's norms and MLP with the candidate rows of the same pass (Attention Tuning).
+//!
+//! For an Orthrus drafter, the tail is all layers, slot 0 of a mask group enters as the bonus token's embedding, and
+//! mask rows run in drafting passes only.
 
 use std::ops::Range;
 
-use super::config::ModelConfig;
 use super::config::rope::no_rotation;
+use super::config::{DrafterKind, ModelConfig};
 use super::weights::{
     AttentionWeights, ChainKind, ChainWeights, DrafterWeights, LayerWeights, LinearWeights, TargetWeights,
 };
@@ -15,6 +18,7 @@ use crate::device::{
     AttentionRows, CalibratorOutput, Chain, ChainScores, Corrections, Device, DeviceError, DraftSelection,
     DraftTables, DraftingPass, LinearPart, QkTransform, Rope, RowKind, SlotRows, StepTables, Verification,
 };
+use crate::layout::{Prediction, SequenceRows};
 
 /// A target on a device, with or without a drafter, ready to run.
 pub struct Model<D: Device> {
@@ -45,6 +49,7 @@ struct Attention<D: Device> {
 }
 
 struct Drafter<D: Device> {
+    kind: DrafterKind,
     block_size: usize,
     attention: Vec<Attention<D>>,
     mask_embedding: D::Vector,
@@ -154,6 +159,7 @@ impl<D: Device> Drafter<D> {
             }
         };
         Ok(Self {
+            kind: weights.config.kind,
             block_size: weights.config.block_size,
             attention: weights
                 .attention
@@ -272,6 +278,16 @@ impl<D: Device> Model<D> {
         self.drafter.as_ref().map(|drafter| drafter.block_size)
     }
 
+    /// Returns the kind of the drafter, or `None` without a drafter.
+    pub fn drafter_kind(&self) -> Option<DrafterKind> {
+        self.drafter.as_ref().map(|drafter| drafter.kind)
+    }
+
+    /// Returns the token that each slot of the drafter's mask groups predicts.
+    pub fn prediction(&self) -> Prediction {
+        self.drafter_kind().map_or(Prediction::OwnPosition, DrafterKind::prediction)
+    }
+
     /// Prepares the device for steps with up to `sequences` sequences and up to `prompt_rows` additional rows
     /// of prompts.
     pub fn prepare(&self, sequences: usize, prompt_rows: usize) -> Result<(), DeviceError> {
@@ -279,7 +295,9 @@ impl<D: Device> Model<D> {
         let drafts = sequences.saturating_mul(slots);
         // A pass has at most one mask group for every accepted length. Layers share shapes, so all of them are prepared
         // for the largest number of rows.
-        let masks = drafts.saturating_mul(if self.drafter.is_some() { slots } else { 0 });
+        let groups =
+            if self.drafter_kind().is_some_and(DrafterKind::drafts_while_verifying) { slots } else { 0 };
+        let masks = drafts.saturating_mul(groups);
         let rows = drafts.saturating_add(prompt_rows).saturating_add(masks);
         let prepare = |layer, rows| self.device.prepare(layer, rows, false);
         let drafters = self.drafter.iter().flat_map(|drafter| &drafter.attention);
@@ -352,8 +370,19 @@ impl<D: Device> Model<D> {
                 found: vec![tokens.len()],
             });
         }
+        let total = pass.total_rows();
+        if total > candidates
+            && let Some(kind) = self.drafter_kind().filter(|kind| !kind.drafts_while_verifying())
+        {
+            return Err(DeviceError::Contract {
+                operation: "forward",
+                operand: "mask rows",
+                expected: "none, because the drafter's mask groups begin with the bonus token",
+                found: format!("{} rows for {}", total - candidates, kind.name()),
+            });
+        }
         let (mut laid_out, tables) = self.device.begin(tables, cache)?;
-        let rows = PassRows { candidates, total: pass.total_rows() };
+        let rows = PassRows { candidates, total };
         self.run(&mut laid_out, rows, tokens, cache, work)?;
         Ok(tables)
     }
@@ -362,13 +391,39 @@ impl<D: Device> Model<D> {
     pub fn draft_forward(
         &self,
         drafting: DraftingPass<'_>,
-        verification: &D::Verification<'_>,
+        verification: &mut D::Verification<'_>,
         cache: &mut D::Cache,
         work: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
+        if let Some(drafter) = self.drafter.as_ref().filter(|drafter| drafter.kind == DrafterKind::Orthrus) {
+            self.embed_groups(drafter, drafting, verification, work)?;
+        }
         let mut laid_out = verification.begin_drafting(drafting, cache)?;
         let rows = PassRows { candidates: 0, total: drafting.pass.total_rows() };
         self.run(&mut laid_out, rows, &[], cache, work)
+    }
+
+    /// Writes the hidden states with which the groups of a drafting pass enter the first layer of an Orthrus drafter: the
+    /// embedding of the bonus token in slot 0, the mask embedding in all other slots.
+    fn embed_groups(
+        &self,
+        drafter: &Drafter<D>,
+        DraftingPass { pass, verdicts }: DraftingPass<'_>,
+        verification: &mut D::Verification<'_>,
+        work: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        let Workspace { bonus, hidden, .. } = work;
+        // The bonus tokens' embeddings, then the mask embedding: `rows` repeats them.
+        let mask = verdicts.len();
+        verification.embed_bonus(&self.embed, verdicts, bonus)?;
+        self.device.resize(bonus, mask + 1)?;
+        self.device.fill_rows(&drafter.mask_embedding, mask..mask + 1, bonus)?;
+        let group = |(index, rows): (usize, &SequenceRows<'_>)| {
+            std::iter::repeat_n(index, rows.slots.min(1))
+                .chain(std::iter::repeat_n(mask, rows.slots.saturating_sub(1)))
+        };
+        let rows: Vec<usize> = pass.sequences.iter().enumerate().flat_map(group).collect();
+        self.device.gather(bonus, &rows, hidden)
     }
 
     fn run(
@@ -402,13 +457,16 @@ impl<D: Device> Model<D> {
             if rows == 0 {
                 continue;
             }
+            // The mask rows of an Orthrus drafter are in `hidden` already.
             if index == tail.start
                 && in_tail
                 && let Some(drafter) = &self.drafter
             {
                 device.add(&work.delta, 0..pending, &mut work.hidden)?;
                 pending = 0;
-                device.fill_rows(&drafter.mask_embedding, candidates..total, &mut work.hidden)?;
+                if drafter.kind == DrafterKind::FlexDraft {
+                    device.fill_rows(&drafter.mask_embedding, candidates..total, &mut work.hidden)?;
+                }
             }
             let (norm, eps) = (&layer.input_norm, self.config.rms_norm_eps);
             let Workspace { delta, hidden, normed, .. } = work;

@@ -17,7 +17,7 @@ use flexdraft::sampling::SamplingParams;
 use flexdraft::tensor::DType;
 use proptest::prelude::*;
 
-use crate::support::models::{ChainSpec, Shapes, Spec, spec};
+use crate::support::models::{ChainSpec, Shapes, Spec, either_drafter, spec};
 use crate::support::policies::{RandomEverything, RandomGroups};
 use crate::support::properties::properties;
 use crate::support::runs::{Block, Output, blocks, proposing, run};
@@ -88,7 +88,7 @@ proptest! {
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_decoding(
-        spec in spec(Shapes::OF_KERNELS),
+        spec in either_drafter(spec(Shapes::OF_KERNELS)),
         asks in prop::collection::vec(ask(), 1..3),
         seed in any::<u64>(),
     ) {
@@ -109,8 +109,10 @@ proptest! {
             }
             Ok(())
         };
-        check("parallel", engine(gpu(late), &spec, Mode::Parallel))?;
-        check("sequential", engine(gpu(SimtOptions::default()), &spec, Mode::Sequential))?;
+        for mode in spec.drafting_modes() {
+            let options = if mode == Mode::Parallel { late } else { SimtOptions::default() };
+            check(mode.name(), engine(gpu(options), &spec, mode))?;
+        }
         check("any groups", engine(gpu(late), &spec, RandomGroups(seed)))?;
         check("any length", engine(gpu(late), &spec, RandomEverything(RandomGroups(seed))))?;
     }
@@ -144,7 +146,8 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
     let (compared, tokens) = (Cell::new(0), Cell::new(0));
     let (same_drafts, drafts) = (Cell::new(0), Cell::new(0));
     let add = |sum: &Cell<usize>, more| sum.set(sum.get() + more);
-    proptest!(properties(4), |(spec in spec(Shapes::OF_KERNELS), ask in ask())| {
+    proptest!(properties(4), |(spec in either_drafter(spec(Shapes::OF_KERNELS)), ask in ask())| {
+        let mode = spec.drafting_modes()[0];
         let ask = Ask { temperature: 0.0, max_new_tokens: 12, ..ask };
         let margins = Margins::default();
         let mut request = ask.request(&spec);
@@ -152,7 +155,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         let cpu = || Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
         let expected = run(&mut engine(cpu(), &spec, Mode::Autoregressive), vec![request]).remove(0);
         let recorded = || vec![Request { record: true, ..ask.request(&spec) }];
-        let found = run(&mut engine(gpu(SimtOptions::default()), &spec, Mode::Parallel), recorded()).remove(0);
+        let found = run(&mut engine(gpu(SimtOptions::default()), &spec, mode), recorded()).remove(0);
         // The CPU device does not round attention's weights to bf16, so its tokens may differ after a near-tie of two
         // logits.
         let parting = expected.tokens.iter().zip(&found.tokens).position(|(a, b)| a != b);
@@ -163,7 +166,7 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
         add(&tokens, expected.tokens.len());
         add(&compared, parting.unwrap_or(expected.tokens.len()));
         // After equal tokens, the drafts of the GPU device and the CPU device agree, up to near-ties of logits.
-        let drafting = run(&mut engine(cpu(), &spec, Mode::Parallel), recorded()).remove(0);
+        let drafting = run(&mut engine(cpu(), &spec, mode), recorded()).remove(0);
         let state = |block: &Block| (block.candidates.clone(), block.accepted, block.bonus);
         for (found, expected) in blocks(&[found]).iter().zip(&blocks(&[drafting])) {
             if state(found) != state(expected) {
@@ -246,4 +249,32 @@ fn a_chained_drafter_is_refused() {
             )
         );
     }
+}
+
+/// The largest block has 64 slots. The Orthrus drafter's rows and bonus tokens reach the drafting pass by kernels that
+/// the FlexDraft drafter does not use.
+#[test]
+fn orthrus_drafts_blocks_of_64_slots() {
+    let spec =
+        Spec { head_dim: 64, hidden: 32, dtype: DType::Bf16, layers: 2, block_size: 64, ..Spec::default() }
+            .with_orthrus();
+    let ask = |temperature, rule| Ask {
+        prompt: (0..20).collect(),
+        max_new_tokens: 8,
+        temperature,
+        top_k: 0,
+        rule,
+        proposes: false,
+        seed: 5,
+    };
+    let asks = [ask(0.0, Rule::Match), ask(1.0, Rule::Block)];
+    let options = SimtOptions { checking: Checking::Accesses, copies: Copies::Late, schedule: 3 };
+    let cpu = Cpu::new(CpuOptions { threads: 1, precision: Precision::Bf16 }).unwrap();
+    let requests = || asks.iter().map(|ask| Request { record: true, ..ask.request(&spec) }).collect();
+    let found = run(&mut engine(gpu(options), &spec, Mode::Sequential), requests());
+    let expected = run(&mut engine(cpu, &spec, Mode::Sequential), requests());
+    let (found, expected) = (blocks(&found[..1]), blocks(&expected[..1]));
+    assert!(found.iter().all(|block| block.drafted() == 63));
+    let same = found[0].draft.iter().zip(&expected[0].draft).filter(|(a, b)| a == b).count();
+    assert!(same >= 56, "{same} of 63 first drafts are the CPU device's");
 }

@@ -18,7 +18,7 @@ use flexdraft::device::{
     VerifyRows,
 };
 use flexdraft::kernels::Kernels;
-use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, Prediction, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::runtime::simt::{Copies, SimtStream};
 use flexdraft::runtime::{Simt, SimtOptions};
@@ -220,6 +220,7 @@ fn one_step<D: Device>(device: D, spec: &Spec, joined: bool) -> (StepResults, Ve
             groups: [GroupSet::NONE.with(0).with(2), GroupSet::all(1)][sequence],
             first_row: first_rows[sequence],
             slots: spec.block_size,
+            prediction: Prediction::OwnPosition,
             sampling: &samplings[sequence],
             rule: Rule::Rejection,
             seed: 3,

@@ -41,7 +41,15 @@ fn engine(policy: impl Policy + 'static) -> Engine<Gpu<CpuProducts>> {
 }
 
 fn engine_on(device: Gpu<CpuProducts>, policy: impl Policy + 'static) -> Engine<Gpu<CpuProducts>> {
-    let (target, drafter) = spec().weights();
+    engine_of(&spec(), device, policy)
+}
+
+fn engine_of(
+    spec: &Spec,
+    device: Gpu<CpuProducts>,
+    policy: impl Policy + 'static,
+) -> Engine<Gpu<CpuProducts>> {
+    let (target, drafter) = spec.weights();
     let model = Model::new(device, &target, Some(&drafter)).unwrap();
     Engine::new(model, policy, EngineOptions { cache_tokens: 1024, ..EngineOptions::default() }).unwrap()
 }
@@ -177,6 +185,20 @@ fn a_sequential_step_allocates_nothing_and_waits_once() {
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
         // The drafting pass of sequential mode needs one more upload than a parallel step.
         assert!(calls.uploads <= 5 && calls.launches <= 34, "{calls:?}");
+        assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
+    }
+}
+
+/// The device finds the bonus tokens that begin an Orthrus drafter's mask groups, so the host does not wait for them.
+#[test]
+fn a_step_with_orthrus_allocates_nothing_and_waits_once() {
+    for (calls, modes) in
+        steady_steps_of(engine_of(&spec().with_orthrus(), gpu(), Mode::Sequential), requests)
+    {
+        assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
+        assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
+        // A sequential step's, and the verdicts whose bonus tokens are embedded, and where the embeddings go.
+        assert!(calls.uploads <= 8, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }
 }

@@ -95,7 +95,7 @@ proptest! {
             (-1i32..64, prop_oneof![4 => any::<u64>(), 1 => Just(0)], 1usize..65, 0usize..1000),
             1..6,
         ),
-        in_logits in any::<bool>(),
+        (in_logits, predicting_next) in prop::sample::select(&[(true, false), (false, false), (false, true)][..]),
         schedule in 0u64..4,
     ) {
         // The drafts are in the reverse order of the sequences, so that their order differs from the order of the
@@ -117,7 +117,11 @@ proptest! {
                 draft
             })
             .collect();
-        let new: MakeDraft = if in_logits { Draft::in_logits } else { Draft::new };
+        let new: MakeDraft = match (in_logits, predicting_next) {
+            (true, _) => Draft::in_logits,
+            (false, true) => Draft::predicting_next,
+            (false, false) => Draft::new,
+        };
         for processor in processors() {
             let bench = bench(processor, schedule);
             let (bonus, starts, sources, draft_rows, error) = select(&bench, &verdicts, &drafts, new, rows);
@@ -136,7 +140,7 @@ proptest! {
                     let row = draft.first_draft + slot - 1;
                     // Slot 0 of a mask group has a row in the pass, but no row of logits.
                     let source = rank.map(|rank| match in_logits {
-                        false => draft.first_slot + rank * draft.slots + slot,
+                        false => draft.first_slot + rank * draft.slots + slot - usize::from(predicting_next),
                         true => draft.first_slot + rank * (draft.slots - 1) + slot - 1,
                     });
                     prop_assert_eq!(sources[row], source.map_or(-1, |source| source as i32));

@@ -4,14 +4,14 @@
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{BlockRecord, Confidence, Mode, Record, Request};
+use flexdraft::decode::{BlockRecord, Confidence, Record, Request};
 use flexdraft::model::weights::ChainKind;
 use flexdraft::processors::LogitProcessors;
 use flexdraft::sampling::SamplingParams;
 use flexdraft_reference as plain;
 use proptest::prelude::*;
 
-use crate::support::models::{ChainSpec, Shapes, Spec, spec};
+use crate::support::models::{ChainSpec, Shapes, Spec, either_drafter, spec};
 use crate::support::policies::RandomGroups;
 use crate::support::processors::all_but;
 use crate::support::properties::properties;
@@ -42,7 +42,7 @@ proptest! {
     /// confidence.
     #[test]
     fn logits_tokens_and_drafts_are_those_of_a_forward_pass_without_cache(
-        spec in spec(Shapes::SMALL),
+        spec in either_drafter(spec(Shapes::SMALL)),
         prompt in prop::collection::vec(any::<u32>(), 1..24),
         seed in any::<u64>(),
     ) {
@@ -105,12 +105,14 @@ proptest! {
 fn the_decode_loop_is_the_references() {
     let vocabulary = |spec: &Spec, n: u32| (0..n).map(|i| (i * i + 3) % spec.vocab as u32).collect();
     let mut accepted = 0;
-    for seed in 0..40u64 {
-        // From seed 24 on, the drafter has a chain.
+    for seed in 0..64u64 {
+        // From seed 24 on, the drafter has a chain; from seed 40 on, it is an Orthrus drafter.
         let kind = ChainKind::ALL[seed as usize % 2];
-        let chain = (seed >= 24).then_some(ChainSpec { kind, rank: 4, top_k: 1 + seed as usize % 7 });
+        let chain =
+            (24..40).contains(&seed).then_some(ChainSpec { kind, rank: 4, top_k: 1 + seed as usize % 7 });
         let gain = [0.5, 1.0, 3.0][seed as usize % 3];
         let spec = Spec { seed, gain, chain, vocab: 11, ..Spec::default() };
+        let spec = if seed < 40 { spec } else { spec.with_orthrus() };
         let (target, drafter) = spec.weights();
         let (target, drafter) = (reference::target(&target), reference::drafter(&drafter));
         let (rule, plain_rule) = [
@@ -176,7 +178,7 @@ fn the_decode_loop_is_the_references() {
                 strategy: plain::schedule::Strategy::CumulativeProduct,
             },
         );
-        for mode in [Mode::Parallel, Mode::Sequential] {
+        for mode in spec.drafting_modes() {
             let output = run(&mut engine(&spec, mode), vec![request()]).remove(0);
             assert_eq!(output.tokens, expected.output, "seed {seed}");
             let mut steps = expected.steps.iter();

@@ -1,9 +1,10 @@
 //! Tests that the engine refuses each invalid request or option with a message that names the reason.
 
 use flexdraft::decode::{
-    Auto, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
+    Auto, BatchView, Choice, Confidence, DecodeError, Engine, EngineOptions, Finish, Mode, Policy, Request,
 };
 use flexdraft::device::cpu::Cpu;
+use flexdraft::layout::GroupSet;
 use flexdraft::model::Model;
 use flexdraft::sampling::SamplingParams;
 
@@ -95,6 +96,51 @@ fn refused_engines() {
     assert!(ar.set_policy(Mode::Parallel).is_err());
     let expected = run(&mut engine(&spec, Mode::Parallel), vec![Request::new(vec![5], 9)]);
     assert_eq!(run(&mut ar, vec![Request::new(vec![5], 9)])[0].tokens, expected[0].tokens);
+}
+
+/// A policy that asks for mask groups although the drafter does not allow them.
+struct Insisting;
+
+impl Policy for Insisting {
+    fn choose(&mut self, batch: &BatchView<'_>) -> Vec<Choice> {
+        assert!(!batch.groups_allowed);
+        batch.sequences.iter().map(|view| Choice::drafting(view, GroupSet::NONE.with(1))).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        "insisting"
+    }
+}
+
+/// The mask groups of an Orthrus drafter begin with the bonus token, which the pass that verifies only finds.
+#[test]
+fn orthrus_does_not_draft_while_it_verifies() {
+    let spec = Spec::default().with_orthrus();
+    let refusal = |mode| {
+        format!(
+            "mode `{mode}` drafts in the pass that verifies; a mask group of Orthrus begins with the bonus token, \
+             which is known only after that pass, so `sequential`, `auto` and `ar` run"
+        )
+    };
+    let error = Engine::new(model(&spec, cpu(1)), Mode::Parallel, EngineOptions::default()).err().unwrap();
+    assert_eq!(error.to_string(), refusal("parallel"));
+
+    let mut engine = engine(&spec, Mode::Sequential);
+    assert_eq!(engine.set_policy(Mode::Parallel), Err(error));
+    let request = || Request { record: true, ..Request::new(vec![5, 6], 9) };
+    let expected = run(&mut engine, vec![request()]);
+    engine.set_policy(Insisting).unwrap();
+    engine.add(request()).unwrap();
+    // The group of accepted length 1 is for a step that verifies a draft. The prompt's step has no such group.
+    assert_eq!(engine.step().unwrap().len(), 1);
+    assert_eq!(engine.step().unwrap_err().to_string(), refusal("insisting"));
+    // The request keeps its state, and goes on under another policy.
+    engine.set_policy(Auto::default()).unwrap();
+    let mut tokens = expected[0].tokens[..1].to_vec();
+    while !engine.is_idle() {
+        tokens.extend(engine.step().unwrap().into_iter().flat_map(|committed| committed.tokens));
+    }
+    assert_eq!(tokens, expected[0].tokens);
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
             Ok(())
         };
         let spec = self.spec;
-        for mode in [Mode::Parallel, Mode::Sequential, Mode::Autoregressive] {
+        for mode in [spec.drafting_modes(), vec![Mode::Autoregressive]].concat() {
             check(mode.name(), run(&mut engine(spec, mode), self.requests()))?;
         }
         check("auto", run(&mut engine(spec, Auto::default()), self.requests()))?;
@@ -83,8 +83,7 @@ impl<T, F: Fn(&(Ask, T)) -> Request> Case<'_, T, F> {
     /// Checks that the requests give the tokens of autoregressive decoding in every mode, and that every accepted
     /// length occurs in each mode.
     pub fn check_every_accepted_length(&self) {
-        self.check_accepted_lengths(Mode::Parallel);
-        self.check_accepted_lengths(Mode::Sequential);
+        self.spec.drafting_modes().into_iter().for_each(|mode| self.check_accepted_lengths(mode));
         self.check_accepted_lengths(RandomGroups(7));
     }
 

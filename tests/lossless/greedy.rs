@@ -5,7 +5,7 @@ use flexdraft::decode::{Confidence, ConfidenceStrategy, Finish, Mode, Request};
 use proptest::prelude::*;
 
 use crate::every_mode::{Ask, Case, ask};
-use crate::support::models::{Shapes, Spec, spec};
+use crate::support::models::{Shapes, Spec, either_drafter, spec};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, run_alone};
 
@@ -30,7 +30,7 @@ proptest! {
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_decoding(
-        spec in spec(Shapes::SMALL),
+        spec in either_drafter(spec(Shapes::SMALL)),
         asks in prop::collection::vec((ask(), (any::<bool>(), prop::option::of(1usize..8))), 1..6),
         seed in any::<u64>(),
     ) {
@@ -62,8 +62,10 @@ fn every_accepted_length_occurs_in_every_mode() {
         proposes: true,
     };
     let asks: Vec<(Ask, ())> = (0..5).map(|i| (ask(i), ())).collect();
-    let request = |(ask, ()): &(Ask, ())| ask.request(&spec);
-    let ar: Vec<Output> =
-        asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, request(ask))).collect();
-    Case { spec: &spec, asks: &asks, ar: &ar, request }.check_every_accepted_length();
+    for spec in [spec.clone(), spec.with_orthrus()] {
+        let request = |(ask, ()): &(Ask, ())| ask.request(&spec);
+        let ar: Vec<Output> =
+            asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, request(ask))).collect();
+        Case { spec: &spec, asks: &asks, ar: &ar, request }.check_every_accepted_length();
+    }
 }

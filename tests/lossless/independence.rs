@@ -63,20 +63,21 @@ fn each_alone(spec: &Spec) -> Vec<Output> {
 
 #[test]
 fn alone_or_in_a_batch_of_64_whatever_the_threads_pages_and_chunks() {
-    let spec = Spec::default();
-    let expected = each_alone(&spec);
     let default = EngineOptions::default();
-    for (threads, options) in [
-        (1, default.clone()),
-        (2, EngineOptions { prefill_rows: 7, page_size: 1, ..default.clone() }),
-        (2, EngineOptions { prefill_rows: 64, max_batch: 5, page_size: 128, ..default.clone() }),
-    ] {
-        assert_same(&run(&mut with_options(&spec, threads, options), requests(&spec)), &expected);
+    for spec in [Spec::default(), Spec::default().with_orthrus()] {
+        let expected = each_alone(&spec);
+        for (threads, options) in [
+            (1, default.clone()),
+            (2, EngineOptions { prefill_rows: 7, page_size: 1, ..default.clone() }),
+            (2, EngineOptions { prefill_rows: 64, max_batch: 5, page_size: 128, ..default.clone() }),
+        ] {
+            assert_same(&run(&mut with_options(&spec, threads, options), requests(&spec)), &expected);
+        }
+        let reversed = requests(&spec).into_iter().rev().collect();
+        let mut outputs = run(&mut with_options(&spec, 1, default.clone()), reversed);
+        outputs.reverse();
+        assert_same(&outputs, &expected);
     }
-    let reversed = requests(&spec).into_iter().rev().collect();
-    let mut outputs = run(&mut with_options(&spec, 1, default), reversed);
-    outputs.reverse();
-    assert_same(&outputs, &expected);
 }
 
 /// If the cache holds only a few sequences, the other sequences wait or are preempted and computed again, with the same

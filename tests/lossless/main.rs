@@ -12,6 +12,7 @@ mod logits_hook;
 mod logprobs;
 mod match_equals_ar;
 mod official_fixtures;
+mod orthrus_fixtures;
 mod pass_invariance;
 mod policy_views;
 mod processors;

@@ -7,7 +7,7 @@ use flexdraft::sampling::SamplingParams;
 use proptest::prelude::*;
 
 use crate::every_mode::{Ask, Case, accepted_lengths, ask};
-use crate::support::models::{Shapes, Spec, spec};
+use crate::support::models::{Shapes, Spec, either_drafter, spec};
 use crate::support::properties::properties;
 use crate::support::runs::{Output, engine, run, run_alone};
 
@@ -35,7 +35,7 @@ proptest! {
 
     #[test]
     fn every_mode_gives_the_tokens_of_autoregressive_sampling(
-        spec in spec(Shapes::SMALL),
+        spec in either_drafter(spec(Shapes::SMALL)),
         asks in prop::collection::vec((ask(), sampled()), 1..6),
         seed in any::<u64>(),
     ) {
@@ -70,13 +70,18 @@ fn every_accepted_length_occurs_in_every_mode() {
     };
     let asks: Vec<(Ask, Sampled)> =
         (0..8).map(|i| (ask(i), (samplings[i as usize % 4], u64::from(i) << 33))).collect();
-    let request = |ask: &(Ask, Sampled)| request(&spec, ask);
-    let ar: Vec<Output> =
-        asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, request(ask))).collect();
-    for (i, output) in ar.iter().enumerate() {
-        assert!(ar[..i].iter().all(|other| other.tokens != output.tokens), "sampling shows no randomness");
+    for spec in [spec.clone(), spec.with_orthrus()] {
+        let request = |ask: &(Ask, Sampled)| request(&spec, ask);
+        let ar: Vec<Output> =
+            asks.iter().map(|ask| run_alone(&spec, Mode::Autoregressive, request(ask))).collect();
+        for (i, output) in ar.iter().enumerate() {
+            assert!(
+                ar[..i].iter().all(|other| other.tokens != output.tokens),
+                "sampling shows no randomness"
+            );
+        }
+        Case { spec: &spec, asks: &asks, ar: &ar, request }.check_every_accepted_length();
     }
-    Case { spec: &spec, asks: &asks, ar: &ar, request }.check_every_accepted_length();
 }
 
 /// The drafter draws with the target's random numbers, so its drafts match more often than independent draws: with

@@ -1,5 +1,6 @@
 //! Small random targets and drafters of every shape that the loaders support.
 
+use flexdraft::decode::Mode;
 use flexdraft::device::{AttentionShape, Rope};
 use flexdraft::model::config::{Architecture, DrafterConfig, DrafterKind, ModelConfig};
 use flexdraft::model::weights::{
@@ -16,6 +17,7 @@ use super::noise::SplitMix;
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub architecture: Architecture,
+    pub kind: DrafterKind,
     pub layers: usize,
     pub tail: usize,
     pub kv_heads: usize,
@@ -39,6 +41,7 @@ impl Default for Spec {
     fn default() -> Self {
         Self {
             architecture: Architecture::Qwen3,
+            kind: DrafterKind::FlexDraft,
             layers: 3,
             tail: 2,
             kv_heads: 2,
@@ -148,6 +151,11 @@ prop_compose! {
     }
 }
 
+/// Generates a model of `spec` with a FlexDraft or an Orthrus drafter.
+pub fn either_drafter(spec: impl Strategy<Value = Spec>) -> impl Strategy<Value = Spec> {
+    (spec, any::<bool>()).prop_map(|(spec, orthrus)| if orthrus { spec.with_orthrus() } else { spec })
+}
+
 /// The source of a random model's weights.
 struct Generator(SplitMix);
 
@@ -174,6 +182,19 @@ impl Generator {
 }
 
 impl Spec {
+    /// Returns the shape with an Orthrus drafter.
+    pub fn with_orthrus(self) -> Self {
+        Self { kind: DrafterKind::Orthrus, tail: self.layers, rank: None, chain: None, ..self }
+    }
+
+    /// Returns the modes in which the drafter can draft.
+    pub fn drafting_modes(&self) -> Vec<Mode> {
+        let all = [Mode::Parallel, Mode::Sequential];
+        all.into_iter()
+            .filter(|&mode| mode == Mode::Sequential || self.kind.drafts_while_verifying())
+            .collect()
+    }
+
     pub fn config(&self) -> ModelConfig {
         let half = self.head_dim / 2;
         let inv_freq = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
@@ -249,13 +270,12 @@ impl Spec {
         let target =
             TargetWeights { config: self.config(), embed, layers, norm, lm_head, warnings: Vec::new() };
         let drafter = DrafterWeights {
-            config: DrafterConfig {
-                kind: DrafterKind::FlexDraft,
-                tail_layers: self.tail,
-                block_size: self.block_size,
-            },
+            config: DrafterConfig { kind: self.kind, tail_layers: self.tail, block_size: self.block_size },
             attention: (0..self.tail).map(|_| self.attention(random)).collect(),
-            mask_embedding: random.tensor(dtype, &[hidden], 0.0, 1.0),
+            mask_embedding: match self.kind {
+                DrafterKind::FlexDraft => random.tensor(dtype, &[hidden], 0.0, 1.0),
+                DrafterKind::Orthrus => target.embed.row(self.vocab - 1).unwrap(),
+            },
             calibrator: self.rank.map(|rank| CalibratorWeights {
                 hidden: random.linear(dtype, rank, 2 * hidden, true),
                 output: random.linear(dtype, self.vocab, rank, true),

@@ -60,7 +60,10 @@ pub fn target(weights: &TargetWeights) -> Target<f64> {
 
 pub fn drafter(weights: &DrafterWeights) -> Drafter<f64> {
     Drafter {
-        kind: DrafterKind::FlexDraft,
+        kind: match weights.config.kind {
+            flexdraft::model::DrafterKind::FlexDraft => DrafterKind::FlexDraft,
+            flexdraft::model::DrafterKind::Orthrus => DrafterKind::Orthrus,
+        },
         attention: weights.attention.iter().map(projectors).collect(),
         mask_embedding: values(&weights.mask_embedding),
         calibrator: weights.calibrator.as_ref().map(|calibrator| Calibrator {

@@ -17,7 +17,7 @@ pub struct ModelArgs {
     /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target.
     ///
     /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
-    /// [default: the bundled drafter for the bundled target, otherwise none]
+    /// [default: the bundled drafter for the bundled target, the target's own for an Orthrus model, otherwise none]
     #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
     /// Device that runs the model; `auto` takes the first GPU that passes a self-test, or else the CPU

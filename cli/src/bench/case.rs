@@ -8,7 +8,7 @@ use flexdraft::device::{
     Device, DeviceError, DraftRows, DraftTables, DraftingPass, QkTransform, RowKind, SlotRows, StepTables,
     Verification, VerifyRows,
 };
-use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, Prediction, SequenceRows};
 use flexdraft::model::Model;
 use flexdraft::model::forward::Workspace;
 use flexdraft::sampling::SamplingParams;
@@ -213,7 +213,7 @@ impl<D: Device> Memory<D> {
         let mut verification = model.device().verify(of_step, target_logits, results)?;
         let mut drafts = tables.drafts;
         if let Some((pass, unknown)) = tables.drafting {
-            model.draft_forward(pass, &verification, cache, work)?;
+            model.draft_forward(pass, &mut verification, cache, work)?;
             drafts = if verification.verdicts_if_ready().is_some() { known } else { unknown };
         }
         if !drafts.drafts.is_empty() {
@@ -235,13 +235,16 @@ struct StepRows {
     drafted: Vec<u32>,
     /// For each sequence of a drafting pass, the index of the verdict that its mask group follows.
     verdicts: Vec<usize>,
+    /// The token that each slot of a mask group predicts.
+    prediction: Prediction,
 }
 
 impl StepRows {
     fn new<D: Device>(model: &Model<D>, step: &Step, passes: &[Pass<'_>]) -> Self {
+        let prediction = model.prediction();
         let (Some(pass), Some(shape)) = (passes.first(), step.passes.first()) else {
             let (tokens, logits, drafted, verdicts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            return Self { tokens, logits, joined: false, drafted, verdicts };
+            return Self { tokens, logits, joined: false, drafted, verdicts, prediction };
         };
         let batch = pass.sequences.len();
         let last = shape.candidates - step.logits..shape.candidates;
@@ -257,7 +260,7 @@ impl StepRows {
         // No vocabulary has the draft tokens' id, so the accepted length is 0.
         let drafted = vec![u32::MAX; step.verified];
         let tokens = vec![1; batch * shape.candidates];
-        Self { tokens, logits, joined, drafted, verdicts: (0..batch).collect() }
+        Self { tokens, logits, joined, drafted, verdicts: (0..batch).collect(), prediction }
     }
 
     /// Returns the device's input for verifying the drafts of each sequence in `pass`.
@@ -291,6 +294,7 @@ impl StepRows {
                 groups,
                 first_row: if self.joined { in_logits } else { in_pass },
                 slots: step.drafts + 1,
+                prediction: self.prediction,
                 sampling: &GREEDY,
                 rule: Rule::Match,
                 seed: 0,

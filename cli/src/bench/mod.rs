@@ -10,6 +10,7 @@ mod work;
 
 use std::io::{self, Write};
 
+use flexdraft::decode::DecodeError;
 use flexdraft::device::gpu::{self, Gpu};
 use flexdraft::device::{Device, Precision};
 use flexdraft::model::Model;
@@ -29,9 +30,6 @@ use crate::models::{self, Pair, Weights};
 /// Number of bytes that are read to measure the speed of the memory; a smaller number with `--quick`.
 const MEMORY: usize = 1 << 30;
 const QUICK_MEMORY: usize = 64 << 20;
-
-/// Block size of a synthetic drafter unless another one is requested: the block size of the released drafters.
-const BLOCK_SIZE: usize = 16;
 
 /// Properties of the machine that steps run on, besides the device itself.
 struct Machine {
@@ -74,8 +72,14 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
     let (weights, model) = weights(args)?;
     let trained = weights.drafter.as_ref().map_or(1, |drafter| drafter.config.block_size);
     let block_size = args.block_size.unwrap_or(trained).min(trained).max(1);
-    let drafts = weights.drafter.is_some();
-    let asked = Asked::new(&args.mode, &args.verify_len, &args.groups, block_size, drafts);
+    let drafter = weights.drafter.as_ref().map(|drafter| drafter.config.kind);
+    if let Some(kind) = drafter.filter(|kind| !kind.drafts_while_verifying())
+        && args.mode.contains(&StepMode::Parallel)
+    {
+        let mode = StepMode::Parallel.name();
+        return Err(DecodeError::DraftsAfterVerification { mode, drafter: kind.name() }.into());
+    }
+    let asked = Asked::new(&args.mode, &args.verify_len, &args.groups, block_size, drafter);
     let header = Header {
         model,
         device: machine.name,
@@ -103,7 +107,7 @@ fn bench_on(args: &BenchArgs, device: impl Device, machine: Machine) -> Result<(
 fn weights(args: &BenchArgs) -> Result<(Weights, String)> {
     match args.synthetic {
         Some(synthetic) => {
-            let block_size = args.block_size.unwrap_or(BLOCK_SIZE).max(1);
+            let block_size = args.block_size.unwrap_or(synthetic.block_size()).max(1);
             Ok((synthetic.weights(block_size)?, format!("{}, random weights", synthetic.name())))
         }
         None => {
@@ -209,7 +213,8 @@ mod tests {
         };
         let repeats = Repeats { least: 1, most: 1, ..Repeats::QUICK };
         let bench = Bench { model: &model, sizes, peaks: Peaks::Gpu(peaks.clone()), tau: 3.0, repeats };
-        let asked = Asked::new(&[], &[1, 2], &[Groups::All, Groups::Longest(1)], 4, true);
+        let kind = model.drafter_kind();
+        let asked = Asked::new(&[], &[1, 2], &[Groups::All, Groups::Longest(1)], 4, kind);
         let header = Header {
             model: "tiny".into(),
             device: "SIMT emulator".into(),

@@ -1,6 +1,7 @@
 //! The steps that the benchmark times: the passes and sizes of each mode's step.
 
 use flexdraft::decode::EngineOptions;
+use flexdraft::model::DrafterKind;
 
 use super::args::{Groups, StepMode};
 
@@ -102,8 +103,8 @@ pub struct Asked {
     verify_lens: Vec<usize>,
     groups: Vec<Groups>,
     block_size: usize,
-    /// True if the model has a drafter.
-    drafts: bool,
+    /// The kind of the model's drafter, if it has one.
+    drafter: Option<DrafterKind>,
 }
 
 impl Asked {
@@ -113,7 +114,7 @@ impl Asked {
         verify_lens: &[usize],
         groups: &[Groups],
         block_size: usize,
-        drafts: bool,
+        drafter: Option<DrafterKind>,
     ) -> Self {
         let mut unique = Vec::new();
         for verify_len in verify_lens.iter().map(|&v| v.min(block_size - 1)) {
@@ -121,7 +122,7 @@ impl Asked {
                 unique.push(verify_len);
             }
         }
-        Self { modes: modes.to_vec(), verify_lens: unique, groups: groups.to_vec(), block_size, drafts }
+        Self { modes: modes.to_vec(), verify_lens: unique, groups: groups.to_vec(), block_size, drafter }
     }
 
     /// Returns the verify lengths of the requested steps.
@@ -132,9 +133,10 @@ impl Asked {
     /// Returns the steps to time after `context` cached positions.
     pub fn steps(&self, context: usize) -> Vec<Step> {
         let mut steps = vec![Step::prefill(context), Step::autoregressive()];
-        for &verify_len in self.verify_lens.iter().filter(|_| self.drafts) {
+        for &verify_len in self.verify_lens.iter().filter(|_| self.drafter.is_some()) {
             steps.push(Step::sequential(verify_len, self.block_size));
-            for groups in &self.groups {
+            let parallel = self.drafter.is_some_and(DrafterKind::drafts_while_verifying);
+            for groups in self.groups.iter().filter(|_| parallel) {
                 let groups = match *groups {
                     Groups::All => verify_len + 1,
                     Groups::Longest(groups) => groups,
@@ -153,6 +155,8 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const FLEXDRAFT: Option<DrafterKind> = Some(DrafterKind::FlexDraft);
 
     #[test]
     fn steps_of_the_modes() {
@@ -176,7 +180,7 @@ mod tests {
     #[test]
     fn several_verify_lengths_and_numbers_of_groups() {
         let groups = [Groups::All, Groups::Longest(4)];
-        let asked = Asked::new(&[], &[3, 7, 15], &groups, 16, true);
+        let asked = Asked::new(&[], &[3, 7, 15], &groups, 16, FLEXDRAFT);
         let expected = [
             ("prefill", 0, 0),
             ("ar", 0, 0),
@@ -196,20 +200,27 @@ mod tests {
 
     #[test]
     fn what_is_more_than_there_is() {
-        let asked = Asked::new(&[], &[9, 3, 4], &[Groups::Longest(9)], 4, true);
+        let asked = Asked::new(&[], &[9, 3, 4], &[Groups::Longest(9)], 4, FLEXDRAFT);
         assert_eq!(asked.verify_lens(), [3]);
         let expected = [("prefill", 0, 0), ("ar", 0, 0), ("sequential", 3, 0), ("parallel", 3, 4)];
         assert_eq!(names(&asked), expected);
         // A block of one slot drafts no token, but is valid.
-        let asked = Asked::new(&[StepMode::Parallel], &[4], &[Groups::All], 1, true);
+        let asked = Asked::new(&[StepMode::Parallel], &[4], &[Groups::All], 1, FLEXDRAFT);
         assert_eq!(names(&asked), [("parallel", 0, 1)]);
     }
 
     #[test]
+    fn orthrus_has_no_parallel_steps() {
+        let orthrus = Some(DrafterKind::Orthrus);
+        let asked = Asked::new(&[], &[3], &[Groups::All], 8, orthrus);
+        assert_eq!(names(&asked), [("prefill", 0, 0), ("ar", 0, 0), ("sequential", 3, 0)]);
+    }
+
+    #[test]
     fn only_the_modes_asked_for_and_those_that_can_be() {
-        let asked = Asked::new(&[StepMode::Ar, StepMode::Parallel], &[1], &[Groups::All], 4, true);
+        let asked = Asked::new(&[StepMode::Ar, StepMode::Parallel], &[1], &[Groups::All], 4, FLEXDRAFT);
         assert_eq!(names(&asked), [("ar", 0, 0), ("parallel", 1, 2)]);
-        let asked = Asked::new(&[], &[4], &[Groups::All], 1, false);
+        let asked = Asked::new(&[], &[4], &[Groups::All], 1, None);
         assert_eq!(names(&asked), [("prefill", 0, 0), ("ar", 0, 0)]);
     }
 }

@@ -24,12 +24,20 @@ pub enum Synthetic {
     /// Qwen3-8B: 36 layers, 4096 columns
     #[value(name = "qwen3-8b")]
     Qwen3Large,
+    /// Orthrus on Qwen3-1.7B: 28 layers, 2048 columns, tied embedding and head, an Orthrus drafter
+    #[value(name = "orthrus-1.7b")]
+    Orthrus,
 }
 
 impl Synthetic {
     /// Returns the shape's name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+    }
+
+    /// Returns the block size of the drafter unless another one is requested: the released drafters' own.
+    pub fn block_size(self) -> usize {
+        if self == Self::Orthrus { 32 } else { 16 }
     }
 
     /// Returns the configuration of a model of this shape, and the number of its drafter's layers.
@@ -39,10 +47,13 @@ impl Synthetic {
             Self::SmolLm2 => (30, 576, 1536, 9, 3, 64, 49_152, true, 8),
             Self::Qwen3Small => (28, 1024, 3072, 16, 8, 128, 151_936, true, 8),
             Self::Qwen3Large => (36, 4096, 12_288, 32, 8, 128, 151_936, false, 10),
+            Self::Orthrus => (28, 2048, 6144, 16, 8, 128, 151_936, true, 28),
         };
         let (architecture, context_len, rms_norm_eps, theta) = match self {
             Self::SmolLm2 => (Architecture::Llama, 8192, 1e-5, 1e5),
-            Self::Tiny | Self::Qwen3Small | Self::Qwen3Large => (Architecture::Qwen3, 40_960, 1e-6, 1e6),
+            Self::Tiny | Self::Qwen3Small | Self::Qwen3Large | Self::Orthrus => {
+                (Architecture::Qwen3, 40_960, 1e-6, 1e6)
+            }
         };
         let config = ModelConfig {
             architecture,
@@ -67,7 +78,7 @@ impl Synthetic {
     pub fn weights(self, block_size: usize) -> Result<Weights> {
         let (config, tail) =
             self.config().ok_or_else(|| CliError::Usage("the shape has no rotary frequencies".into()))?;
-        let rank = 512.min(config.hidden_size);
+        let rank = if self == Self::Orthrus { 0 } else { 512.min(config.hidden_size) };
         let attention = config.attention;
         let projections = config.hidden_size * (attention.qkv_cols() + attention.out_cols());
         let layer = projections + 3 * config.hidden_size * config.intermediate_size;
@@ -84,7 +95,10 @@ impl Synthetic {
             )));
         }
         let target = TargetWeights::random(&config, DType::Bf16, 1)?;
-        let drafter = DrafterWeights::random(&config, tail, block_size, rank, DType::Bf16, 2)?;
+        let drafter = match self {
+            Self::Orthrus => DrafterWeights::random_orthrus(&target, block_size, DType::Bf16, 2)?,
+            _ => DrafterWeights::random(&config, tail, block_size, rank, DType::Bf16, 2)?,
+        };
         Ok(Weights { target, drafter: Some(drafter) })
     }
 }

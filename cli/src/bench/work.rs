@@ -142,6 +142,9 @@ impl Sizes {
 
 #[cfg(test)]
 mod tests {
+    use flexdraft::model::weights::DrafterWeights;
+    use flexdraft::tensor::DType;
+
     use super::*;
     use crate::bench::synthetic::Synthetic;
 
@@ -159,6 +162,17 @@ mod tests {
         let norms = (4 * (2 * 64 + 2 * 64) + 64) * 2;
         assert_eq!(one.bytes - kv(1), (weights.bytes_a_token() - norms) as f64);
         assert_eq!(3.0 * one.flops, more.flops);
+    }
+
+    #[test]
+    fn a_step_with_orthrus_reads_the_weights_twice() {
+        let target = Synthetic::Tiny.weights(4).unwrap().target;
+        let drafter = DrafterWeights::random_orthrus(&target, 4, DType::Bf16, 2).unwrap();
+        let sizes = Sizes::new(&Weights { target, drafter: Some(drafter) }, BF16);
+        let bytes = |step: &Step| sizes.work(step, 1, 0).bytes;
+        let kv = |positions: usize| (4 * positions * 2 * 64 * 2) as f64;
+        let (ar, step) = (bytes(&Step::autoregressive()), bytes(&Step::sequential(3, 4)));
+        assert_eq!(step - kv(4), 2.0 * (ar - kv(1)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flexdraft::decode::StepRecord;
+use flexdraft::model::DrafterKind;
 
 use crate::args::ModeChoice;
 use crate::error::Result;
@@ -99,9 +100,12 @@ fn decode_seconds(samples: &[Sample]) -> f64 {
     samples.iter().map(|sample| sample.decode_seconds).sum()
 }
 
-/// The modes that are compared, in the order of the report.
-pub const MODES: [ModeChoice; 4] =
-    [ModeChoice::Ar, ModeChoice::Parallel, ModeChoice::Sequential, ModeChoice::Auto];
+/// Returns the modes that are compared for a drafter of this kind, in the order of the report.
+pub fn modes(kind: DrafterKind) -> Vec<ModeChoice> {
+    let mut modes = vec![ModeChoice::Ar, ModeChoice::Parallel, ModeChoice::Sequential, ModeChoice::Auto];
+    modes.retain(|&mode| mode != ModeChoice::Parallel || kind.drafts_while_verifying());
+    modes
+}
 
 /// Describes the first difference between `other` and `ar`, if there is one.
 pub fn first_difference(ar: &Measured, other: &Measured) -> Option<String> {

@@ -17,7 +17,7 @@ use flexdraft::device::Device;
 use flexdraft::layout::MAX_BLOCK_SIZE;
 
 pub use self::args::GenerateArgs;
-use self::compare::{MODES, Measured};
+use self::compare::Measured;
 use self::job::{Job, Seeds, cache_tokens};
 use self::json::JsonLines;
 use self::prompt::{BUNDLED_PROMPT, Prompt};
@@ -194,7 +194,8 @@ impl<'a, D: Device> Session<'a, D> {
     fn measure(&mut self, samples: Vec<Sample>) -> Result<Vec<Measured>> {
         let shown = self.mode;
         let mut shown_samples = Some(samples);
-        let modes = if self.compares() { MODES.to_vec() } else { vec![shown] };
+        let kind = self.engine.model().drafter_kind().filter(|_| self.compares());
+        let modes = kind.map_or(vec![shown], compare::modes);
         let mut measured = Vec::new();
         for mode in modes {
             self.progress.comparing(mode.name());

@@ -132,27 +132,43 @@ fn write_report(
 /// Explains what the speeds mean on this machine and for this model.
 fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     let mode = |name| modes.iter().find(|mode| mode.name == name);
-    let (ar, sequential, parallel) = (mode("ar")?, mode("sequential")?, mode("parallel")?);
+    let (ar, sequential) = (mode("ar")?, mode("sequential")?);
     let speed = |mode: &Measured| Some(mode.tokens_per_second()? / ar.tokens_per_second()?);
     let duration = |mode: &Measured| Some(mode.seconds_a_step()? / ar.seconds_a_step()?);
     let mask_rows = |mode: &Measured| mode.groups() * facts.block_size as f64;
-    let mut text = format!(
-        "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A step \
-         of `ar` computes 1 row. A step of `sequential` computes {:.1} rows, and {:.1} mask rows in {} of the {} layers, \
-         and takes {:.1} times as long. A step of `parallel` computes {:.1} rows and {:.1} mask rows, and takes {:.1} \
-         times as long. A mode is faster than `ar` if this factor is below its acceptance length. More rows are nearly \
-         free only if reading the weights limits a pass, as on a GPU at small batches.",
-        speed(sequential)?,
-        speed(parallel)?,
-        sequential.candidate_rows(),
-        mask_rows(sequential),
-        facts.tail_layers,
-        facts.layers,
-        duration(sequential)?,
-        parallel.candidate_rows(),
-        mask_rows(parallel),
-        duration(parallel)?,
-    );
+    // A drafter that needs the bonus token has no mode `parallel`.
+    let mut text = match mode("parallel") {
+        Some(parallel) => format!(
+            "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A step \
+             of `ar` computes 1 row. A step of `sequential` computes {:.1} rows, and {:.1} mask rows in {} of the {} \
+             layers, and takes {:.1} times as long. A step of `parallel` computes {:.1} rows and {:.1} mask rows, and \
+             takes {:.1} times as long. A mode is faster than `ar` if this factor is below its acceptance length. More \
+             rows are nearly free only if reading the weights limits a pass, as on a GPU at small batches.",
+            speed(sequential)?,
+            speed(parallel)?,
+            sequential.candidate_rows(),
+            mask_rows(sequential),
+            facts.tail_layers,
+            facts.layers,
+            duration(sequential)?,
+            parallel.candidate_rows(),
+            mask_rows(parallel),
+            duration(parallel)?,
+        ),
+        None => format!(
+            "On this machine `sequential` decodes at {:.2} times the speed of `ar`. A step of `ar` computes 1 row. A \
+             step of `sequential` computes {:.1} rows, and {:.1} mask rows in {} of the {} layers, and takes {:.1} \
+             times as long. It is faster than `ar` if this factor is below its acceptance length. The step reads as \
+             many weights as two steps of `ar`: even where reading the weights limits a pass, as on a GPU at small \
+             batches, only an acceptance length above 2 gains.",
+            speed(sequential)?,
+            sequential.candidate_rows(),
+            mask_rows(sequential),
+            facts.tail_layers,
+            facts.layers,
+            duration(sequential)?,
+        ),
+    };
     if facts.weight_bytes < CACHE_BYTES {
         let _ = write!(
             text,

@@ -5,6 +5,7 @@ mod chat;
 mod common;
 mod json_lines;
 mod loading;
+mod orthrus;
 mod prompting;
 #[cfg(target_os = "linux")]
 mod stand_in;

@@ -209,6 +209,7 @@ pub(super) fn draft_rows<'a, B>(
             groups: groups.lengths,
             first_row: groups.first_row,
             slots: sequence.block_size,
+            prediction: sequence.prediction,
             sampling: &sequence.request.sampling,
             rule: sequence.request.rule,
             seed: sequence.request.seed,

@@ -344,6 +344,15 @@ impl Verification<Cpu> for CpuVerification<'_> {
         CheckedPass::new(drafting.pass, cache)
     }
 
+    fn embed_bonus(
+        &mut self,
+        table: &CpuLinear,
+        verdicts: &[usize],
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        self.embed_bonus_tokens(table, verdicts, out)
+    }
+
     fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<CpuSelection<'s>, DeviceError> {
         self.select(drafts)
     }

@@ -45,9 +45,9 @@ pub struct CpuSelection<'s> {
 struct SelectedDraft<'s> {
     draft: &'s DraftRows<'s>,
     verdict: SequenceVerdict,
-    /// Indices of the rows of draft slots 1..S: rows of the pass, or rows of logits.
+    /// Indices of the rows of the slots that draft: rows of the pass, or rows of logits.
     sources: Range<usize>,
-    /// Indices of the rows of logits that belong to draft slots 1..S.
+    /// Indices of the rows of logits that belong to the slots that draft.
     logits: Range<usize>,
 }
 
@@ -71,6 +71,22 @@ impl<'a> CpuVerification<'a> {
     /// Returns the number of rows drafted since the verification.
     pub(super) fn drafted(&self) -> usize {
         self.results.drafted
+    }
+
+    /// Writes the embeddings of the bonus tokens of `verdicts` to `out`.
+    pub(super) fn embed_bonus_tokens(
+        &self,
+        table: &CpuLinear,
+        verdicts: &[usize],
+        out: &mut CpuBuffer,
+    ) -> Result<(), DeviceError> {
+        let mut bonus = Vec::with_capacity(verdicts.len());
+        for &index in verdicts {
+            check::index("embed_bonus", "verdict", index, self.verdicts().len())?;
+            bonus.extend(self.verdicts().get(index).map(|verdict| verdict.bonus));
+        }
+        out.resize(bonus.len())?;
+        table.embed(&bonus, 0, out)
     }
 
     /// Selects, by the verdicts, the slots and bonus tokens of `drafts`.

@@ -340,6 +340,15 @@ impl<P: Products> Verification<Gpu<P>> for GpuVerification<'_, P> {
         self.begin_pass(drafting, cache)
     }
 
+    fn embed_bonus(
+        &mut self,
+        table: &GpuLinear<P>,
+        verdicts: &[usize],
+        out: &mut BufferOf<P>,
+    ) -> Result<(), DeviceError> {
+        self.embed_bonus_tokens(table, verdicts, out)
+    }
+
     fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<GpuSelection<'s, P>, DeviceError> {
         self.select(drafts)
     }

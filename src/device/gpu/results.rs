@@ -10,6 +10,7 @@ use super::products::Products;
 use super::report::{HostReport, StepReport};
 use super::sampling::{self, Selected, slot_sampling};
 use super::scratch::{Scratch, error_word};
+use super::tables::TableRange;
 use super::verify::{self, VerificationMemory};
 use crate::device::{
     CalibratorOutput, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict,
@@ -20,6 +21,7 @@ use crate::kernels::acceptance::Verdict;
 use crate::kernels::embedding::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use crate::layout::{GroupSet, Prediction};
 use crate::runtime::Runtime;
 
 /// Memory for the verdicts and drafts of a step, and for the operations that find them.
@@ -144,9 +146,10 @@ impl<'a, P: Products> GpuVerification<'a, P> {
                 slots: draft.slots,
                 first_draft: rows,
             };
-            table.push(match slots {
-                SlotRows::Pass { .. } => Draft::new(&groups)?,
-                SlotRows::Logits => Draft::in_logits(&groups)?,
+            table.push(match (slots, draft.prediction) {
+                (SlotRows::Pass { .. }, Prediction::OwnPosition) => Draft::new(&groups)?,
+                (SlotRows::Pass { .. }, Prediction::NextPosition) => Draft::predicting_next(&groups)?,
+                (SlotRows::Logits, _) => Draft::in_logits(&groups)?,
             });
             rows += draft.drafted();
             for slot in 1..draft.slots {
@@ -158,21 +161,32 @@ impl<'a, P: Products> GpuVerification<'a, P> {
         selected.tables.clear();
         let table = selected.tables.push(&table);
         selected.row_sampling = selected.tables.push(&row_sampling);
-        selected.tables.upload(context.queue())?;
-        let mut scratch = context.scratch();
-        let args = SelectDrafts {
-            drafts: selected.tables.view(context.queue(), &table)?,
-            verdicts: report.verdicts(OPERATION, context)?,
-            bonus: context.output(selected.bonus.reserve(context.queue(), count)?, 0..count)?,
-            starts: context.output(selected.starts.reserve(context.queue(), count)?, 0..count)?,
-            sources: context.output(selected.sources.reserve(context.queue(), rows)?, 0..rows)?,
-            draft_rows: context.output(selected.draft_rows.reserve(context.queue(), rows)?, 0..rows)?,
-            error: Some(error_word(context.queue(), &mut scratch.error)?),
-        };
-        context.kernels.select_drafts(&context.stream, &args)?;
-        drop(args);
-        drop(scratch);
+        launch_selection(context, report, selected, &table)?;
         Ok(GpuSelection { linears: self.linears, results: self.results, drafts })
+    }
+
+    /// Writes the embeddings of the bonus tokens of `verdicts` to `out`.
+    pub(super) fn embed_bonus_tokens(
+        &mut self,
+        table: &GpuLinear<P>,
+        verdicts: &[usize],
+        out: &mut GpuBuffer<P::Runtime>,
+    ) -> Result<(), DeviceError> {
+        let context = self.context();
+        let GpuResults { report, selected, .. } = &mut *self.results;
+        let mut entries = Vec::with_capacity(verdicts.len());
+        for &sequence in verdicts {
+            index("embed_bonus", "verdict", sequence, report.batch())?;
+            // A mask group of one slot has a bonus token and drafts nothing.
+            let groups =
+                DraftGroups { sequence, groups: GroupSet::NONE, first_slot: 0, slots: 1, first_draft: 0 };
+            entries.push(Draft::new(&groups)?);
+        }
+        (selected.drafts, selected.rows, selected.slots) = (entries.len(), 0, SlotRows::Logits);
+        selected.tables.clear();
+        let entries = selected.tables.push(&entries);
+        launch_selection(context, report, selected, &entries)?;
+        embed_selected(self.linears, selected, table, out)
     }
 
     /// Waits for the device, and returns the verdicts and the drafts that were not read yet.
@@ -230,21 +244,7 @@ impl<P: Products> GpuSelection<'_, P> {
         table: &GpuLinear<P>,
         out: &mut GpuBuffer<P::Runtime>,
     ) -> Result<(), DeviceError> {
-        const OPERATION: &str = "embed_bonus";
-        let (context, selected) = (self.linears.context, &self.results.selected);
-        expect(OPERATION, "out", vec![out.rows(), table.in_cols], vec![out.rows(), out.cols()])?;
-        let (drafts, cols) = (selected.drafts, table.in_cols);
-        out.resize(context.queue(), drafts)?;
-        let Some(bonus) = selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
-        let mut scratch = context.scratch();
-        let args = Embed {
-            ids: context.input(bonus, 0..drafts)?,
-            table: self.linears.weight(table),
-            out: context.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
-            error: Some(error_word(context.queue(), &mut scratch.error)?),
-            cols,
-        };
-        Ok(context.kernels.embed(&context.stream, &args)?)
+        embed_selected(self.linears, &self.results.selected, table, out)
     }
 
     /// Corrects the selected rows of `logits`, if there is a calibrator, and samples the drafts from them.
@@ -259,6 +259,52 @@ impl<P: Products> GpuSelection<'_, P> {
         results.drafts.extend(drafts.iter().map(DraftRows::drafted));
         Ok(())
     }
+}
+
+/// Uploads the tables of `selected`, and finds the rows and bonus tokens of its drafts, which are in `table`.
+fn launch_selection<R: Runtime>(
+    context: &Context<R>,
+    report: &StepReport<R>,
+    selected: &mut Selected<R>,
+    table: &TableRange<Draft>,
+) -> Result<(), DeviceError> {
+    let (count, rows) = (selected.drafts, selected.rows);
+    selected.tables.upload(context.queue())?;
+    let mut scratch = context.scratch();
+    let args = SelectDrafts {
+        drafts: selected.tables.view(context.queue(), table)?,
+        verdicts: report.verdicts("select_drafts", context)?,
+        bonus: context.output(selected.bonus.reserve(context.queue(), count)?, 0..count)?,
+        starts: context.output(selected.starts.reserve(context.queue(), count)?, 0..count)?,
+        sources: context.output(selected.sources.reserve(context.queue(), rows)?, 0..rows)?,
+        draft_rows: context.output(selected.draft_rows.reserve(context.queue(), rows)?, 0..rows)?,
+        error: Some(error_word(context.queue(), &mut scratch.error)?),
+    };
+    Ok(context.kernels.select_drafts(&context.stream, &args)?)
+}
+
+/// Writes the embeddings of the bonus tokens of the selected drafts to `out`.
+fn embed_selected<P: Products>(
+    linears: Linears<'_, P>,
+    selected: &Selected<P::Runtime>,
+    table: &GpuLinear<P>,
+    out: &mut GpuBuffer<P::Runtime>,
+) -> Result<(), DeviceError> {
+    const OPERATION: &str = "embed_bonus";
+    let context = linears.context;
+    expect(OPERATION, "out", vec![out.rows(), table.in_cols], vec![out.rows(), out.cols()])?;
+    let (drafts, cols) = (selected.drafts, table.in_cols);
+    out.resize(context.queue(), drafts)?;
+    let Some(bonus) = selected.bonus.memory().filter(|_| drafts > 0) else { return Ok(()) };
+    let mut scratch = context.scratch();
+    let args = Embed {
+        ids: context.input(bonus, 0..drafts)?,
+        table: linears.weight(table),
+        out: context.output(out.activations_mut(OPERATION, "out")?, 0..drafts * cols)?,
+        error: Some(error_word(context.queue(), &mut scratch.error)?),
+        cols,
+    };
+    Ok(context.kernels.embed(&context.stream, &args)?)
 }
 
 /// Converts a verdict to the host's types.

@@ -9,6 +9,7 @@ mod unread;
 
 use super::LoadError;
 use crate::device::{AttentionShape, Rope};
+use crate::layout::Prediction;
 
 // Limits on the sizes in a configuration, far above the sizes of any model. They prevent a damaged config from
 // requesting absurd amounts of memory, and the products of shapes from overflowing.
@@ -173,6 +174,20 @@ impl DrafterKind {
         match self {
             Self::FlexDraft => "FlexDraft",
             Self::Orthrus => "Orthrus",
+        }
+    }
+
+    /// Returns whether a pass can draft the next block while it verifies this one. If not, drafts are made after the
+    /// verification, in a pass of their own.
+    pub fn drafts_while_verifying(self) -> bool {
+        self == Self::FlexDraft
+    }
+
+    /// Returns the token that each slot predicts.
+    pub fn prediction(self) -> Prediction {
+        match self {
+            Self::FlexDraft => Prediction::OwnPosition,
+            Self::Orthrus => Prediction::NextPosition,
         }
     }
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::drafter::{self, Parts};
 use super::source::TensorSource;
-use super::{DrafterWeights, TargetWeights, target};
+use super::{DrafterWeights, TargetWeights, orthrus, target};
 use crate::layout::MAX_BLOCK_SIZE;
 use crate::model::LoadError;
 use crate::model::config::{DrafterConfig, DrafterKind, ModelConfig};
@@ -54,14 +54,8 @@ impl DrafterWeights {
         seed: u64,
     ) -> Result<Self, LoadError> {
         target.validate()?;
-        for (field, value, limit) in
-            [("tail_layers", tail_layers, target.layers), ("block_size", block_size, MAX_BLOCK_SIZE)]
-        {
-            if !(1..=limit).contains(&value) {
-                let expected = format!("1 to {limit}");
-                return Err(LoadError::InvalidConfig { field, value: value.to_string(), expected });
-            }
-        }
+        check_count("tail_layers", tail_layers, target.layers)?;
+        check_count("block_size", block_size, MAX_BLOCK_SIZE)?;
         let mut source = RandomSource::new(dtype, seed);
         let config = DrafterConfig { kind: DrafterKind::FlexDraft, tail_layers, block_size };
         let parts = Parts {
@@ -72,6 +66,36 @@ impl DrafterWeights {
         let weights = drafter::build(&mut source, config, target, parts);
         source.finish(weights)
     }
+
+    /// Makes a random Orthrus drafter for `target`: projectors of the target's shape for all its layers. The mask
+    /// embedding is the embedding of the last token.
+    ///
+    /// # Errors
+    /// [`LoadError::InvalidConfig`] if `block_size` is not in 1..=[`MAX_BLOCK_SIZE`], or if the target's configuration
+    /// is invalid; [`LoadError::OutOfMemory`].
+    pub fn random_orthrus(
+        target: &TargetWeights,
+        block_size: usize,
+        dtype: DType,
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let model = &target.config;
+        model.validate()?;
+        check_count("block_size", block_size, MAX_BLOCK_SIZE)?;
+        let mut source = RandomSource::new(dtype, seed);
+        let config = DrafterConfig { kind: DrafterKind::Orthrus, tail_layers: model.layers, block_size };
+        let mask_embedding = target.embed.row(model.vocab_size.saturating_sub(1));
+        let weights = orthrus::build(&mut source, "model.", config, model, mask_embedding);
+        source.finish(weights)
+    }
+}
+
+/// Checks that a field of a drafter's configuration is in 1..=`limit`.
+fn check_count(field: &'static str, value: usize, limit: usize) -> Result<(), LoadError> {
+    if (1..=limit).contains(&value) {
+        return Ok(());
+    }
+    Err(LoadError::InvalidConfig { field, value: value.to_string(), expected: format!("1 to {limit}") })
 }
 
 /// A source that makes random elements for every requested tensor.
@@ -125,7 +149,7 @@ fn moments(name: &str, shape: &[usize]) -> (f32, f32) {
     let inverse_root = |n: usize| 1.0 / (n.max(1) as f32).sqrt();
     match shape {
         _ if name == "model.norm.weight" => (LOGITS_STD, 0.1 * LOGITS_STD),
-        _ if name.ends_with("norm.weight") => (1.0, 0.1),
+        _ if name.ends_with("norm.weight") || name.ends_with("norm_diff.weight") => (1.0, 0.1),
         _ if name.ends_with(".bias") => (0.0, 0.1),
         [_, columns] => (0.0, inverse_root(*columns)),
         _ => (0.0, inverse_root(shape.iter().product())),

@@ -324,6 +324,15 @@ impl Verification<Altered> for AlteredVerification<'_> {
         self.cpu.begin_drafting(drafting, cache)
     }
 
+    fn embed_bonus(
+        &mut self,
+        table: &<Cpu as Device>::Linear,
+        verdicts: &[usize],
+        out: &mut Buffer,
+    ) -> Result<(), DeviceError> {
+        self.cpu.embed_bonus(table, verdicts, out)
+    }
+
     fn select_drafts<'s>(&'s mut self, drafts: DraftTables<'s>) -> Result<AlteredSelection<'s>, DeviceError> {
         let first_row = self.drafted_rows();
         let starts =

@@ -7,7 +7,7 @@ use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::{
     Device as _, DraftRows, DraftTables, SlotRows, StepTables, Verification as _, VerifyRows,
 };
-use flexdraft::layout::{GroupSet, Pass, SequenceRows};
+use flexdraft::layout::{GroupSet, Pass, Prediction, SequenceRows};
 use flexdraft::model::config::Architecture;
 use flexdraft::model::{DrafterWeights, Model};
 use flexdraft::sampling::SamplingParams;
@@ -95,6 +95,7 @@ fn compare(architecture: Architecture, bias: bool, rank: usize, listed: usize) {
                 groups: GroupSet::NONE.with(0),
                 first_row: pass.group_rows(0, anchor).unwrap().start,
                 slots: shape.block_size,
+                prediction: Prediction::OwnPosition,
                 sampling: &sampling,
                 rule,
                 seed,

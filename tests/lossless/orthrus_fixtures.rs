@@ -1,0 +1,113 @@
+//! Tests that the engine gives the same tokens as the official implementation of Orthrus.
+//!
+//! `tests/fixtures/orthrus` holds a small trained model and 12 recorded runs; its README describes the recordings and
+//! how to compare with them.
+
+use std::path::{Path, PathBuf};
+
+use flexdraft::decode::{
+    Auto, BlockRecord, Confidence, Engine, EngineOptions, Mode, Policy, Record, Request,
+};
+use flexdraft::device::cpu::Cpu;
+use flexdraft::model::{Model, ModelWeights};
+use serde::Deserialize;
+
+use crate::support::runs::{Output, cpu, run};
+
+const BLOCK_SIZE: usize = 8;
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: Vec<u32>,
+    max_new_tokens: usize,
+    output: Vec<u32>,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    start: usize,
+    anchor: u32,
+    draft: Vec<u32>,
+    confidence: Vec<f32>,
+    accepted: usize,
+    bonus: u32,
+}
+
+impl Case {
+    fn request(&self) -> Request {
+        Request {
+            confidence: Confidence { threshold: 0.0, ..Confidence::default() },
+            record: true,
+            ..Request::new(self.prompt.clone(), self.max_new_tokens)
+        }
+    }
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/orthrus")
+}
+
+fn cases() -> Vec<Case> {
+    serde_json::from_str(&std::fs::read_to_string(fixture().join("cases.json")).unwrap()).unwrap()
+}
+
+fn engine(policy: impl Policy + 'static) -> Engine<Cpu> {
+    let weights = ModelWeights::read(&fixture()).unwrap();
+    let model = Model::new(cpu(2), &weights.target, weights.drafter.as_ref()).unwrap();
+    Engine::new(model, policy, EngineOptions::default()).unwrap()
+}
+
+/// Compares the tokens, and the steps in which the official loop had a whole block.
+fn compare(name: &str, case: &Case, output: &Output) {
+    assert_eq!(output.tokens, case.output, "{name}");
+    let mut records = output.records.iter();
+    let Some(Record::Prefill(prefill)) = records.next() else { panic!("{name}: no prefill record") };
+    let mut block = prefill;
+    let end = case.prompt.len() + case.max_new_tokens;
+    let whole = case.steps.iter().take_while(|step| step.start + BLOCK_SIZE <= end);
+    let mut compared = 0;
+    for (index, official) in whole.enumerate() {
+        let name = format!("{name}, step {index}");
+        let Some(Record::Step(step)) = records.next() else { panic!("{name}: no record") };
+        let BlockRecord { bonus, draft, confidence } = block;
+        assert_eq!((*bonus, draft), (official.anchor, &official.draft), "{name}");
+        assert_eq!(confidence.len(), official.confidence.len(), "{name}");
+        for (found, expected) in confidence.iter().zip(&official.confidence) {
+            assert!((found - expected).abs() < 1e-5, "{name}: confidence {found}, official {expected}");
+        }
+        assert_eq!((step.position, step.verify_len), (official.start, BLOCK_SIZE - 1), "{name}");
+        assert_eq!((step.accepted, step.next.bonus), (official.accepted, official.bonus), "{name}");
+        block = &step.next;
+        compared += 1;
+    }
+    assert!(compared > 0, "{name}");
+}
+
+#[test]
+fn all_cases_alone_and_in_one_batch() {
+    let cases = cases();
+    assert_eq!(cases.len(), 12);
+    let mut engine = engine(Mode::Sequential);
+    let batched = run(&mut engine, cases.iter().map(Case::request).collect());
+    for (index, (case, output)) in cases.iter().zip(&batched).enumerate() {
+        let name = format!("case {index}");
+        compare(&name, case, output);
+        if index % 5 == 0 {
+            assert_eq!(&run(&mut engine, vec![case.request()])[0], output, "{name}");
+        }
+    }
+}
+
+#[test]
+fn output_without_drafts_and_with_some() {
+    let cases = cases();
+    let requests = || cases.iter().map(Case::request).collect();
+    let outputs =
+        [run(&mut engine(Mode::Autoregressive), requests()), run(&mut engine(Auto::default()), requests())];
+    for outputs in &outputs {
+        for (case, output) in cases.iter().zip(outputs) {
+            assert_eq!(output.tokens, case.output);
+        }
+    }
+}
