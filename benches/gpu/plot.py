@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Plots the kernels' times against their floors and other libraries' times, from a file that fold.py wrote.
+"""Plots the kernels' times against their floors (the least possible times) and against other libraries' times, from a
+file that fold.py wrote.
 
     benches/gpu/plot.py benches/results/gpu-<device>.json
 
@@ -41,7 +42,8 @@ def varying(cases: list[dict]) -> list[dict]:
 
 
 def plot_floors(results: dict, svg: pathlib.Path) -> bool:
-    """Plots each kernel's floor as a fraction of its median time, into an SVG file; returns False without measurements."""
+    """Plots each kernel's floor, its least possible time, as a fraction of its median time, into an SVG file; returns
+    False without measurements."""
     families = {name: varying(family["cases"]) for name, family in results["kernels"].items() if family["cases"]}
     if not families:
         return False

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the bundle and runs all of it on this machine, without a GPU: the kernels on the SIMT emulator, steps on the CPU. A
-# run on a GPU should then fail only because of the GPU. Without the build, the rehearsal took 4 minutes on two busy
-# cores.
+# Builds the bundle of test and benchmark programs and runs all of it on this machine, without a GPU: the kernels on the
+# SIMT emulator, steps on the CPU. A run on a GPU should then fail only because of the GPU. Without the build, the
+# rehearsal took 4 minutes on two busy cores.
 #
 #   benches/gpu/rehearse.sh [DIRECTORY]
 #
@@ -32,7 +32,7 @@ for number in 1 2; do
   FLEXDRAFT_PARTS= "$bundle/run.sh" "$directory/report-$number" "$number" || failed=1
 done
 
-# Folds the report into a temporary repository, as a user folds it into the real repository.
+# Copies the report's results into a temporary repository, as a user of fold.py copies them into the real repository.
 mkdir -p "$directory/root/benches/results" "$directory/root/tests/fixtures"
 python3 benches/gpu/fold.py "$directory"/report-{1,2}/report.tgz --root "$directory/root"
 python3 - "$directory/root/benches/results/gpu-no-gpu.json" <<'PYTHON' || failed=1

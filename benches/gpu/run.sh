@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs a bundle on a machine with a GPU, in parts. The results of a part are useful even if later parts fail:
+# Runs the bundled test and benchmark programs on a machine with a GPU, in parts. The results of a part are useful even if
+# later parts fail:
 #
 #   first        loads and launches every kernel, records the results of single instructions, and surveys the algorithms
 #                for matrix products

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints a summary of a bundle's run: first the failures, then the numbers.
+"""Prints a summary of the results of run.sh on a GPU: first the failures, then the numbers.
 
     benches/gpu/summary.py REPORT
 """
@@ -62,8 +62,8 @@ def products(report: Report):
 
 
 def steps(report: Report):
-    """Yields, for each model and step, flexdraft's time, its ratio to the floor, and its ratio to the time of PyTorch's
-    step in a CUDA graph."""
+    """Yields, for each model and step, flexdraft's time, its ratio to the floor (the least possible time), and its ratio
+    to the time of PyTorch's step in a CUDA graph."""
     for model, measured in report.steps.items():
         peers = {}
         for line in report.peer_steps.get(model, {}).get("steps", []):

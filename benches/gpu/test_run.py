@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Tests of run.sh with stand-ins for the bundle's binaries: their arguments, and the report of their output and status,
-also if everything is killed."""
+"""Tests of run.sh with stand-ins for the test and benchmark programs: their arguments, and the report of their output
+and status, also if everything is killed."""
 
 import json
 import os
