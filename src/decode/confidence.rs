@@ -3,10 +3,10 @@
 /// The way in which confidences decide the verify length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ConfidenceStrategy {
-    /// Verifies the slots up to which the product of all confidences is at least the threshold.
+    /// Verifies draft tokens as long as the product of the confidences up to the token is at least the threshold.
     #[default]
     CumulativeProduct,
-    /// Verifies the leading slots whose confidence is at least the threshold.
+    /// Verifies draft tokens as long as the confidence of each token is at least the threshold.
     MinConfidence,
 }
 
@@ -27,7 +27,7 @@ impl Default for Confidence {
 }
 
 impl Confidence {
-    /// Returns the verify length for a draft whose slots 1..S have these confidences `[S − 1]`.
+    /// Returns the verify length for a draft whose tokens have these confidences `[S − 1]`.
     ///
     /// The result is at least 1, or 0 for an empty draft. Whether it reaches j depends only on the
     /// confidences of slots 1..=j, and these do not depend on the tokens drawn in slots j and later. This

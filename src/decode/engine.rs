@@ -177,7 +177,8 @@ impl<D: Device> Engine<D> {
     }
 }
 
-/// Checks that the model's drafter can do what `policy` always asks for.
+/// Checks that the model has a drafter if `policy` drafts, and that the drafter can draft in the pass that verifies if
+/// `policy` needs mask groups there.
 fn check_policy<D: Device>(policy: &impl Policy, model: &Model<D>) -> Result<(), DecodeError> {
     if policy.drafts() && model.drafter_kind().is_none() {
         return Err(DecodeError::NoDrafter { mode: policy.name() });
@@ -185,7 +186,7 @@ fn check_policy<D: Device>(policy: &impl Policy, model: &Model<D>) -> Result<(),
     if policy.needs_groups() { check_groups(policy.name(), model) } else { Ok(()) }
 }
 
-/// Checks that a pass of the model can verify one block and draft the next.
+/// Checks that the model's drafter, if there is one, can draft the next block in the pass that verifies a block.
 fn check_groups<D: Device>(mode: &'static str, model: &Model<D>) -> Result<(), DecodeError> {
     match model.drafter_kind() {
         Some(kind) if !kind.drafts_while_verifying() => {

@@ -52,7 +52,7 @@ pub enum DecodeError {
         /// The policy's name.
         mode: &'static str,
     },
-    /// The policy asks for mask groups in the pass that verifies, and the drafter has no use for them there.
+    /// The policy asks for mask groups in the pass that verifies, but the drafter can draft only after that pass.
     #[error(
         "mode `{mode}` drafts in the pass that verifies; a mask group of {drafter} begins with the bonus token, which is \
          known only after that pass, so `sequential`, `auto` and `ar` run"

@@ -12,7 +12,7 @@ pub struct SequenceView<'a> {
     pub position: usize,
     /// S: the request's block size.
     pub block_size: usize,
-    /// Confidences of the pending draft, slots 1..S. Empty if no draft is pending, for example after a
+    /// The drafter's confidence in each token of the pending draft. Empty if no draft is pending, for example after a
     /// prompt.
     pub confidence: &'a [f32],
     /// v: the verify length that the request's confidence threshold gives.

@@ -32,7 +32,7 @@ pub struct Committed {
     pub record: Option<Record>,
 }
 
-/// The next block, as drafted in a step: the tokens of slots 1..S.
+/// The next block, as drafted in a step: the bonus token, and the draft tokens after it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockRecord {
     /// The step's bonus token.

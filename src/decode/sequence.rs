@@ -50,7 +50,7 @@ pub(super) struct Sequence<B> {
     pub(super) callbacks: RefCell<Callbacks>,
     /// S: the block size; 1 without a drafter.
     pub(super) block_size: usize,
-    /// The token that each slot of a mask group predicts.
+    /// Whether a slot of a mask group predicts the token at its own or at the next position.
     pub(super) prediction: Prediction,
     /// The prompt and all committed tokens. The newest token's KV is not in the cache yet.
     pub(super) tokens: Vec<u32>,

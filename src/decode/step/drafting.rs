@@ -129,8 +129,8 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         Ok(groups)
     }
 
-    /// Calibrates and samples slots 1..S of the groups that the verdicts select, in the pass that ran last. Logits
-    /// that are still to be computed go to the next free rows.
+    /// Calibrates the logits of the groups that the verdicts select in the pass that ran last, and samples the draft
+    /// tokens. Logits that are still to be computed go to the next free rows.
     fn sample(&mut self, groups: &mut [Drafting]) -> Result<(), DecodeError> {
         let Self { step: Step { model, work, next_drafts, sequences, plans, places, .. }, verification } =
             self;
