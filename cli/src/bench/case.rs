@@ -235,7 +235,7 @@ struct StepRows {
     drafted: Vec<u32>,
     /// For each sequence of a drafting pass, the index of the verdict that its mask group follows.
     verdicts: Vec<usize>,
-    /// The token that each slot of a mask group predicts.
+    /// Whether a slot of a mask group predicts the token at its own or at the next position.
     prediction: Prediction,
 }
 

@@ -35,7 +35,7 @@ impl Synthetic {
         self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
     }
 
-    /// Returns the block size of the drafter unless another one is requested: the released drafters' own.
+    /// Returns the block size of the drafter unless another one is requested: the block size of the released drafters.
     pub fn block_size(self) -> usize {
         if self == Self::Orthrus { 32 } else { 16 }
     }

@@ -136,7 +136,7 @@ fn meaning(facts: &Facts, modes: &[Measured]) -> Option<String> {
     let speed = |mode: &Measured| Some(mode.tokens_per_second()? / ar.tokens_per_second()?);
     let duration = |mode: &Measured| Some(mode.seconds_a_step()? / ar.seconds_a_step()?);
     let mask_rows = |mode: &Measured| mode.groups() * facts.block_size as f64;
-    // A drafter that needs the bonus token has no mode `parallel`.
+    // A drafter that needs the bonus token (Orthrus) has no mode `parallel`.
     let mut text = match mode("parallel") {
         Some(parallel) => format!(
             "On this machine `sequential` decodes at {:.2} times the speed of `ar`, `parallel` at {:.2} times. A step \
