@@ -251,8 +251,8 @@ fn a_chained_drafter_is_refused() {
     }
 }
 
-/// The largest block has 64 slots. The Orthrus drafter's rows and bonus tokens reach the drafting pass by kernels that
-/// the FlexDraft drafter does not use.
+/// Tests an Orthrus drafter on the GPU device with blocks of 64 slots, the largest block size. Its rows and bonus
+/// tokens reach the drafting pass by kernels that the FlexDraft drafter does not use.
 #[test]
 fn orthrus_drafts_blocks_of_64_slots() {
     let spec =

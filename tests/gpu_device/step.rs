@@ -197,7 +197,8 @@ fn a_step_with_orthrus_allocates_nothing_and_waits_once() {
     {
         assert!(modes.iter().all(|&mode| mode == StepMode::Sequential), "{modes:?}");
         assert_eq!((calls.allocations, calls.downloads), (0, 1), "{calls:?}");
-        // A sequential step's, and the verdicts whose bonus tokens are embedded, and where the embeddings go.
+        // The eight uploads are those of a sequential step, the verdicts whose bonus tokens are embedded, and the rows
+        // where the embeddings go.
         assert!(calls.uploads <= 8, "{calls:?}");
         assert_eq!((calls.copies, calls.copied_bytes), (3, TARGET_ROWS + DRAWS + ERROR_WORD), "{calls:?}");
     }

@@ -112,7 +112,8 @@ impl Policy for Insisting {
     }
 }
 
-/// The mask groups of an Orthrus drafter begin with the bonus token, which the pass that verifies only finds.
+/// An engine refuses to draft with Orthrus in the pass that verifies: the mask groups of an Orthrus drafter begin with
+/// the bonus token, which is known only after that pass.
 #[test]
 fn orthrus_does_not_draft_while_it_verifies() {
     let spec = Spec::default().with_orthrus();
@@ -131,10 +132,10 @@ fn orthrus_does_not_draft_while_it_verifies() {
     let expected = run(&mut engine, vec![request()]);
     engine.set_policy(Insisting).unwrap();
     engine.add(request()).unwrap();
-    // The group of accepted length 1 is for a step that verifies a draft. The prompt's step has no such group.
+    // The step that reads the prompt succeeds, because it verifies no draft and so has no group for accepted length 1.
     assert_eq!(engine.step().unwrap().len(), 1);
     assert_eq!(engine.step().unwrap_err().to_string(), refusal("insisting"));
-    // The request keeps its state, and goes on under another policy.
+    // The request keeps its state after the failed step, and goes on under another policy.
     engine.set_policy(Auto::default()).unwrap();
     let mut tokens = expected[0].tokens[..1].to_vec();
     while !engine.is_idle() {

@@ -58,7 +58,8 @@ fn engine(policy: impl Policy + 'static) -> Engine<Cpu> {
     Engine::new(model, policy, EngineOptions::default()).unwrap()
 }
 
-/// Compares the tokens, and the steps in which the official loop had a whole block.
+/// Checks that an output equals the recorded output of the official implementation in its tokens, and in the steps in
+/// which the official loop had a whole block.
 fn compare(name: &str, case: &Case, output: &Output) {
     assert_eq!(output.tokens, case.output, "{name}");
     let mut records = output.records.iter();

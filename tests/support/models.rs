@@ -151,7 +151,7 @@ prop_compose! {
     }
 }
 
-/// Generates a model of `spec` with a FlexDraft or an Orthrus drafter.
+/// Generates a shape from `spec`, with a FlexDraft or an Orthrus drafter.
 pub fn either_drafter(spec: impl Strategy<Value = Spec>) -> impl Strategy<Value = Spec> {
     (spec, any::<bool>()).prop_map(|(spec, orthrus)| if orthrus { spec.with_orthrus() } else { spec })
 }
@@ -182,7 +182,7 @@ impl Generator {
 }
 
 impl Spec {
-    /// Returns the shape with an Orthrus drafter.
+    /// Returns this shape of a model with an Orthrus drafter in place of a FlexDraft drafter.
     pub fn with_orthrus(self) -> Self {
         Self { kind: DrafterKind::Orthrus, tail: self.layers, rank: None, chain: None, ..self }
     }

@@ -179,8 +179,8 @@ fn assert_lossless(rule: Rule, sampling: SamplingParams, chain: Option<ChainSpec
     branches
 }
 
-/// An Orthrus drafter draws its drafts from other slots, after the bonus token is known. The target is that of the other
-/// tests, so the law is the same.
+/// Tests `rejection` and `block` with an Orthrus drafter, which draws its drafts from other slots, after the bonus
+/// token is known. The target is that of the other tests, so the exact distribution is the same.
 #[test]
 fn orthrus_is_lossless() {
     let spec = spec().with_orthrus();
