@@ -15,7 +15,7 @@ pub enum SlotRows {
         /// The logits row of the first draft token.
         first_logits: usize,
     },
-    /// The S − 1 slots that draft already have rows of logits, in each group, before the verdict is known.
+    /// The S − 1 slots that draft already have rows of logits, in each mask group, before the verdict is known.
     Logits,
 }
 
@@ -49,7 +49,8 @@ impl DraftRows<'_> {
         self.slots.saturating_sub(1)
     }
 
-    /// Returns the rows of the slots that draft in the group for `accepted`, or `None` if there is no such group.
+    /// Returns the rows of the slots that draft in the mask group for the accepted length `accepted`, or `None` if
+    /// the pass has no such group.
     pub fn slot_rows(&self, accepted: usize, rows: SlotRows) -> Option<Range<usize>> {
         let rank = self.groups.iter().position(|k| k == accepted)?;
         let (rows_per_group, first_slot) = match rows {
@@ -79,9 +80,9 @@ pub struct DraftLogits<'a, B> {
     /// when it drew (its largest logit, the sum of its exponentials) with the buffer, so that q is bit for bit
     /// the distribution that the draft was drawn from.
     pub logits: &'a B,
-    /// The row of draft token 1.
+    /// The row of the first draft token.
     pub first_row: usize,
-    /// Index of draft token 1 among the draws from these logits.
+    /// Index of the first draft token among all draws from these logits.
     pub first_draw: usize,
 }
 

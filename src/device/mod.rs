@@ -474,7 +474,7 @@ pub trait DraftSelection<D: Device + ?Sized> {
     /// rows that [`SlotRows`] names: rows of the pass, or rows of the logits.
     fn gather(&self, x: &D::Buffer, out: &mut D::Buffer) -> Result<(), DeviceError>;
 
-    /// Writes row `bonus` of `table` for each draft to `out`, which is resized.
+    /// Writes the embedding of each draft's bonus token, a row of `table`, to `out`, which is resized.
     fn embed_bonus(&self, table: &D::Linear, out: &mut D::Buffer) -> Result<(), DeviceError>;
 
     /// Corrects the selected rows of `logits`, and samples the drafts from them: one token per row, draft after

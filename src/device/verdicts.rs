@@ -47,7 +47,6 @@ pub struct SequenceVerdict {
 pub struct StepResults {
     /// The verdict of each sequence of the verification.
     pub verdicts: Vec<SequenceVerdict>,
-    /// The tokens in slots 1..S of each draft, in the order of the
-    /// [selected](crate::device::Verification::select_drafts) drafts.
+    /// The tokens of each draft, in the order of the [selected](crate::device::Verification::select_drafts) drafts.
     pub drafts: Vec<Vec<DraftToken>>,
 }

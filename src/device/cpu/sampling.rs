@@ -12,7 +12,7 @@ use crate::device::{DeviceError, DraftToken};
 use crate::random::{Purpose, Stream};
 use crate::sampling::{SamplingParams, draw, warp};
 
-/// Rows of logits to be sampled: slots 1, 2, … of one mask group.
+/// Rows of logits to be sampled: the rows of draft tokens 1, 2, … of one sequence.
 #[derive(Clone, Debug)]
 pub(super) struct Slots<'a> {
     pub(super) rows: Range<usize>,
@@ -20,7 +20,7 @@ pub(super) struct Slots<'a> {
     pub(super) rule: Rule,
     pub(super) seed: u64,
     /// Position of the bonus token, which comes before the draft and is the first candidate of the step that
-    /// verifies the draft. Slot j has position `start + j`.
+    /// verifies the draft. Draft token j has position `start + j`.
     pub(super) start: usize,
 }
 
