@@ -47,6 +47,7 @@
 //! | [`runtime`] | the places where kernels run: a GPU, or the SIMT emulator in tests | |
 //! | [`acceptance`] | the four acceptance rules | |
 //! | [`processors`] | penalties, bias and forbidden ids, which act on the target's logits | |
+//! | [`logits`] | rows of logits that no token may be drawn from | |
 //! | [`sampling`] | temperature, top-k, top-p, min-p, and drawing a token | |
 //! | [`random`] | the random-number contract: Philox, keyed by position | |
 //! | [`layout`] | the rows of a pass: their positions, and the positions that each row sees | |
@@ -66,6 +67,7 @@ pub mod device_selection;
 mod error;
 pub mod kernels;
 pub mod layout;
+pub mod logits;
 #[cfg(feature = "runner")]
 pub mod model;
 pub mod processors;

@@ -13,7 +13,7 @@ const F32: u64 = 4;
 const ROW_SAMPLING: u64 = 40;
 const ROW_STATS: u64 = 48;
 const VERIFY: u64 = 48;
-const VERDICT: u64 = 24;
+const VERDICT: u64 = 32;
 const DRAFT: u64 = 32;
 
 /// The least bytes and operations that a kernel launch needs.
@@ -147,10 +147,10 @@ pub enum Scan {
 /// Returns the floor of acceptance with `drafts` draft tokens for each of `batch` sequences, if no sequence accepts all
 /// of its draft tokens.
 pub fn acceptance(batch: u64, drafts: u64, vocab: u64, logit_bytes: u64, scan: Scan) -> Floor {
-    // The number of rows of logits that acceptance reads per sequence, and the further bytes per row: its token, or the
-    // statistics of its distribution.
+    // The number of rows of logits that acceptance reads per sequence, and the further bytes per row: its token and
+    // fault, or the statistics of its distribution.
     let (rows, row) = match scan {
-        Scan::Statistics => (0, F32),
+        Scan::Statistics => (0, 2 * F32),
         Scan::Rejection => (2, ROW_STATS),
         Scan::Block => (2 * drafts, ROW_STATS),
     };

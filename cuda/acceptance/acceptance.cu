@@ -15,8 +15,8 @@
 // Registers per thread:
 //
 //   kernel                            sm_80   sm_90a
-//   accept_f32                           70       68
-//   accept_bf16                          70       68
+//   accept_f32                           76       75
+//   accept_bf16                          79       75
 //   accept_block_sums_f32                54       66
 //   accept_block_sums_bf16               52       66
 //   select_drafts                        23       24
@@ -34,10 +34,12 @@ constexpr int32_t chunk_blocks = FLEXDRAFT_ACCEPT_CHUNK / block_ids; // blocks o
 static_assert(block_ids == FLEXDRAFT_CHUNK && FLEXDRAFT_ACCEPT_CHUNK % block_ids == 0,
               "a block is one chunk of the target");
 
-// The place at which the accepted prefix of a draft ends: the accepted length a, and P_a.
+// The place at which the accepted prefix of a draft ends: the accepted length a, P_a, and the FlexdraftLogitsFault of
+// the target's row a.
 struct Stop {
     int32_t accepted;
     float prefix;
+    int32_t fault;
 };
 
 // Computes the probabilities P_0 to P_v with which block verification lets each prefix of a draft stand, into `prefix`.
@@ -78,6 +80,7 @@ template <typename Logit>
 FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& scan) {
     const FlexdraftVerify& s = verification.sequence;
     const int32_t i = int32_t(threadIdx.x) + 1;
+    const int32_t fault = i - 1 <= s.drafts ? verification.target(i - 1).stats.fault : FLEXDRAFT_LOGITS_SOUND;
     if (s.rule == FLEXDRAFT_RULE_MATCH || s.drafts == 0) {
         if (i <= s.drafts) scan.passed[i] = verification.target(i - 1).stats.token == verification.token(i);
     } else {
@@ -111,7 +114,12 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
             if (lane == 0) scan.passed[j] = verification.uniform(j) * scale < threshold;
         }
     }
-    __syncthreads();
+    // The first faulty row of the target, in the high word, and its fault.
+    uint64_t faulty = ~uint64_t(0);
+    if (__syncthreads_or(fault != FLEXDRAFT_LOGITS_SOUND) != 0) {
+        if (fault != FLEXDRAFT_LOGITS_SOUND) faulty = uint64_t(i - 1) << 32 | uint32_t(fault);
+        faulty = block_reduce<accept_threads>(faulty, scan.ranks, [](uint64_t a, uint64_t b) { return a < b ? a : b; });
+    }
     if (threadIdx.x == 0) {
         int32_t accepted = 0;
         if (s.rule == FLEXDRAFT_RULE_BLOCK && s.drafts > 0) {
@@ -119,7 +127,11 @@ FLEXDRAFT_INLINE Stop find_stop(const Verification<Logit>& verification, Scan& s
         } else {
             while (accepted < s.drafts && scan.passed[accepted + 1]) ++accepted;
         }
+        // The verdict uses rows 0 to a. If one of them is faulty, the sequence ends there.
+        const bool ends = faulty >> 32 <= uint64_t(accepted);
+        if (ends) accepted = int32_t(faulty >> 32);
         scan.stop.accepted = accepted;
+        scan.stop.fault = ends ? int32_t(uint32_t(faulty)) : FLEXDRAFT_LOGITS_SOUND;
         scan.stop.prefix = s.rule == FLEXDRAFT_RULE_BLOCK && s.drafts > 0 ? scan.prefix[accepted] : 1.0f;
     }
     __syncthreads();
@@ -185,7 +197,8 @@ FLEXDRAFT_INLINE void write_verdict(const Verification<Logit>& verification, Sto
     const FlexdraftVerify& s = verification.sequence;
     int32_t* const committed = p.committed + int64_t(blockIdx.y) * (FLEXDRAFT_MAX_DRAFTS + 1);
     for (int32_t i = int32_t(threadIdx.x); i <= FLEXDRAFT_MAX_DRAFTS; i += accept_threads) {
-        committed[i] = i < stop.accepted ? verification.token(i + 1) : (i == stop.accepted ? bonus : -1);
+        const bool has_bonus = i == stop.accepted && stop.fault == FLEXDRAFT_LOGITS_SOUND;
+        committed[i] = i < stop.accepted ? verification.token(i + 1) : (has_bonus ? bonus : -1);
     }
     if (threadIdx.x != 0) return;
     FlexdraftVerdict verdict;
@@ -195,6 +208,8 @@ FLEXDRAFT_INLINE void write_verdict(const Verification<Logit>& verification, Sto
     const uint64_t below = s.groups & ((uint64_t(1) << stop.accepted) - 1);
     verdict.group = (s.groups >> stop.accepted & 1) != 0 ? __popcll(below) : -1;
     verdict.cached_length = s.position + stop.accepted + 1;
+    verdict.fault = stop.fault;
+    verdict.unused = 0;
     p.verdicts[blockIdx.y] = verdict;
 }
 

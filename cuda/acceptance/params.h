@@ -29,12 +29,16 @@ struct FlexdraftVerify {
 struct FlexdraftVerdict {
     /* a, the number of accepted draft tokens; -1: the sequence's rows do not exist, and no other field is set */
     int32_t accepted;
-    int32_t bonus;     /* the bonus token, at position n + a + 1 */
+    int32_t bonus;     /* the bonus token, at position n + a + 1; after a fault, some id of the vocabulary */
     float probability; /* the probability p_a of the bonus token, after warping */
     /* the rank of mask group a, which makes the next draft, among the groups of the pass; -1: the pass has no such
      * group */
     int32_t group;
     int64_t cached_length; /* n + a + 1, the number of positions whose K and V stay in the cache */
+    /* FlexdraftLogitsFault of the target's row a. After a fault, a is the first faulty row among the rows that the
+     * rule reached: d_1 to d_a stand, and there is no bonus token */
+    int32_t fault;
+    int32_t unused;
 };
 
 /* The parameters of accept_*, which decides how many draft tokens of each sequence are accepted, and draws the bonus
@@ -55,8 +59,9 @@ struct FlexdraftAcceptParams {
     float* best;
     uint32_t* arrived; /* the number of CTAs that have finished a sequence, [batch]; zero before and after a launch */
     struct FlexdraftVerdict* verdicts; /* result: the verdict of each sequence, [batch] */
-    int32_t* committed;                /* result: d_1 to d_a and the bonus token, then -1, [batch, 64] */
-    uint32_t* error;                   /* the device error word (FlexdraftError); may be null */
+    /* result: d_1 to d_a, the bonus token unless there is a fault, then -1, [batch, 64] */
+    int32_t* committed;
+    uint32_t* error;      /* the device error word (FlexdraftError); may be null */
     int64_t logit_stride; /* elements from one row of logits to the next: a multiple of 8, at least vocab */
     int32_t batch;
     int32_t vocab;
@@ -123,7 +128,7 @@ enum FlexdraftAcceptConstant {
 
 #if defined(__cplusplus)
 static_assert(sizeof(FlexdraftVerify) == 48, "mirrored in Rust");
-static_assert(sizeof(FlexdraftVerdict) == 24, "mirrored in Rust");
+static_assert(sizeof(FlexdraftVerdict) == 32, "mirrored in Rust");
 static_assert(sizeof(FlexdraftAcceptParams) == 144, "mirrored in Rust");
 static_assert(sizeof(FlexdraftDraft) == 32, "mirrored in Rust");
 static_assert(sizeof(FlexdraftSelectParams) == 72, "mirrored in Rust");

@@ -264,7 +264,9 @@ FLEXDRAFT_INLINE void calibrated_sample(const FlexdraftSampleParams& p, unsigned
         RowDraw draw = {};
         if (source >= 0) draw = row_draw(p, p.sampling[row]);
         const Partial partial = chunk_partial<fours, chunk_lanes>(v, first, draw);
-        if (source >= 0 && thread % chunk_lanes == 0) store_partial(p, row, chunk, partial);
+        // One lane per chunk stores; the chunk's lanes follow it.
+        const uint32_t chunk_nans = __ballot_sync(0xffffffffu, row_has_nan) >> lane & ((1u << chunk_lanes) - 1u);
+        if (source >= 0 && thread % chunk_lanes == 0) store_partial(p, row, chunk, partial, chunk_nans != 0u);
     }
     if (has_nan && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
 }

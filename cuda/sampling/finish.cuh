@@ -100,9 +100,17 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
 
     const float* maxima = partial_field(p, row, 0);
     float max = -infinity;
-    for (int32_t chunk = thread; chunk < p.chunks; chunk += finish_threads) max = fmaxf(max, maxima[chunk]);
+    uint32_t signs = 0;
+    if (thread == 0) s.has_nan = 0;
+    for (int32_t chunk = thread; chunk < p.chunks; chunk += finish_threads) {
+        max = fmaxf(max, maxima[chunk]);
+        signs |= __float_as_uint(maxima[2 * int64_t(p.chunks) + chunk]);
+    }
     float* const floats = reinterpret_cast<float*>(s.scratch);
     max = block_reduce<finish_threads>(max, floats, [](float a, float b) { return fmaxf(a, b); });
+    // The minus sign of a chunk's sum. The next barrier of a row with a number is in the sums of its chunks.
+    if ((signs & 0x80000000u) != 0u) atomicOr(&s.has_nan, 1u);
+    if (max == -infinity) __syncthreads();
 
     stats.max = max;
     stats.inverse_temperature = counted_inverse(sampling.inverse_temperature);
@@ -115,7 +123,7 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
             const float* field = maxima + chunk;
             const float below = field[0] == max ? 0.0f : field[0] - max;
             sum += field[int64_t(p.chunks)] * exp2_approx(below * draw.scale);
-            plain_sum += field[2 * int64_t(p.chunks)] * exp2_approx(below * log2_e);
+            plain_sum += fabsf(field[2 * int64_t(p.chunks)]) * exp2_approx(below * log2_e);
             const float logit = field[3 * int64_t(p.chunks)];
             const int32_t id = __float_as_int(field[4 * int64_t(p.chunks)]);
             if (id == INT32_MAX) continue;
@@ -142,6 +150,10 @@ FLEXDRAFT_INLINE void sample_finish(const FlexdraftSampleParams& p, unsigned cha
     }
     if (thread != 0) return;
 
+    stats.fault = s.has_nan != 0u    ? FLEXDRAFT_LOGITS_NAN
+                  : max == infinity  ? FLEXDRAFT_LOGITS_INFINITE
+                  : max == -infinity ? FLEXDRAFT_LOGITS_FORBIDDEN
+                                     : FLEXDRAFT_LOGITS_SOUND;
     if (is_one_hot(stats)) stats.kept = 1;
     stats.probability = warped_probability(stats, stats.token_logit, stats.token);
     const int32_t token = p.draft == nullptr ? -1 : p.draft[row];

@@ -19,6 +19,14 @@ struct FlexdraftRowSampling {
     int32_t sequence; /* the index in `starts` of the position from which `position` counts; −1: from 0 */
 };
 
+/* Why no token may be drawn from a row of logits. −inf is sound: the logit of a forbidden id. */
+enum FlexdraftLogitsFault {
+    FLEXDRAFT_LOGITS_SOUND = 0,
+    FLEXDRAFT_LOGITS_NAN = 1,      /* a NaN */
+    FLEXDRAFT_LOGITS_INFINITE = 2, /* +inf, and no NaN */
+    FLEXDRAFT_LOGITS_FORBIDDEN = 3 /* every id is forbidden: all are −inf */
+};
+
 /* The statistics of one row after sampling. The score of id x is 0 if logit[x] is the largest (or +inf), otherwise
  * (logit[x] − max) · inverse_temperature; NaN counts as −inf. x is kept if its score is above cut_score, or equal to
  * it and x <= cut_id. The probability of a kept id is p(x) = exp(score − log_sum), of any other id 0. At temperature
@@ -35,7 +43,8 @@ struct FlexdraftRowStats {
     float cut_score;           /* the lowest score that is kept; −inf: every id is kept */
     int32_t cut_id;            /* the highest id that is kept among the ids with the score cut_score */
     int32_t kept;              /* number of ids that are kept; the size of the vocabulary if nothing is dropped */
-    int32_t padding;
+    /* FlexdraftLogitsFault. The other fields of a faulty row are as above, but no token of a target may come from it */
+    int32_t fault;
 };
 
 /* The effects of an edit on a logit, in the order in which they act. */

@@ -48,7 +48,7 @@ FLEXDRAFT_INLINE L* logits_at(const FlexdraftSampleParams& p, int32_t logits_row
 struct Partial {
     float max;       // the chunk's largest logit
     float sum;       // of exp((logit − max) · inverse temperature)
-    float plain_sum; // of exp(logit − max)
+    float plain_sum; // of exp(logit − max); stored with a minus sign, −0 included, if one of the logits is NaN
     float logit;     // the winner's logit
     int32_t id;      // the winner; INT32_MAX if every logit is −inf
 };
@@ -59,12 +59,13 @@ FLEXDRAFT_INLINE float* partial_field(const FlexdraftSampleParams& p, int32_t ro
     return p.partials + (int64_t(row) * FLEXDRAFT_PARTIAL_FIELDS + field) * p.chunks;
 }
 
-FLEXDRAFT_INLINE void store_partial(const FlexdraftSampleParams& p, int32_t row, int32_t chunk,
-                                    const Partial& partial) {
+// Stores the partial result of a chunk. `has_nan`: one of the logits is NaN, before it is counted.
+FLEXDRAFT_INLINE void store_partial(const FlexdraftSampleParams& p, int32_t row, int32_t chunk, const Partial& partial,
+                                    bool has_nan) {
     float* at = partial_field(p, row, 0) + chunk;
     at[0] = partial.max;
     at[int64_t(p.chunks)] = partial.sum;
-    at[2 * int64_t(p.chunks)] = partial.plain_sum;
+    at[2 * int64_t(p.chunks)] = has_nan ? -partial.plain_sum : partial.plain_sum;
     at[3 * int64_t(p.chunks)] = partial.logit;
     at[4 * int64_t(p.chunks)] = __int_as_float(partial.id);
 }

@@ -58,8 +58,10 @@ FLEXDRAFT_INLINE void sample_rows(const FlexdraftSampleParams& p) {
             v[i][j] = counted(v[i][j]);
         }
     }
-    if (has_nan && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
+    has_nan = __any_sync(0xffffffffu, has_nan);
+    const bool stores = threadIdx.x % 32 == 0;
+    if (has_nan && stores && p.error != nullptr) atomicOr(p.error, uint32_t(FLEXDRAFT_ERROR_NAN));
 
     const Partial partial = chunk_partial<groups, 32>(v, first, row_draw(p, p.sampling[row]));
-    if (threadIdx.x % 32 == 0) store_partial(p, row, chunk, partial);
+    if (stores) store_partial(p, row, chunk, partial, has_nan);
 }

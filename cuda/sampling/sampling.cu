@@ -9,9 +9,9 @@
 //   sample_rows_f32                      84       84
 //   sample_rows_bf16                     84       84
 //   calibrated_sample_f32_64x16          89       89
-//   calibrated_sample_bf16_64x16         87       87
-//   calibrated_sample_f32_128x64        187      187
-//   calibrated_sample_bf16_128x64       187      189
+//   calibrated_sample_bf16_64x16         88       90
+//   calibrated_sample_f32_128x64        189      189
+//   calibrated_sample_bf16_128x64       189      189
 //   sample_finish_f32                   120      124
 //   sample_finish_bf16                  122      124
 #include "calibrated.cuh"

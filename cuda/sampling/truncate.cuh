@@ -30,6 +30,7 @@ struct FinishShared {
     uint32_t cut_key;
     int32_t cut_id;
     uint32_t candidates;
+    uint32_t has_nan; // whether the row has a NaN
     float winner_logit;
 };
 static_assert(sizeof(FinishShared) <= FLEXDRAFT_FINISH_SHARED, "what the launch asks for");

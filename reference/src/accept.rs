@@ -15,7 +15,7 @@
 //! and the weights of the bonus token, so that this can be checked by summation.
 
 use crate::float::Float;
-use crate::sample::argmax;
+use crate::sample::{LogitsFault, argmax, logits_fault};
 
 /// The acceptance rule that applies at temperatures above 0. At temperature 0 every rule is [`greedy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +107,14 @@ pub fn block<F: Float>(
         }
     }
     Verdict { accepted, bonus: draw(accepted, &block_weights(p, q, draft, accepted)) }
+}
+
+/// Returns the first of the target's rows 0..=`accepted` of `logits` that no token may be drawn from, and its fault.
+///
+/// A fault at row i ends the sequence: d_1..d_i stand, and there is no bonus token. Rows beyond the accepted length
+/// are not used, and the draft's rows need no check: whatever a draft was drawn from, the rule verifies it.
+pub fn first_fault<F: Float>(logits: &[Vec<F>], accepted: usize) -> Option<(usize, LogitsFault)> {
+    logits.iter().take(accepted + 1).enumerate().find_map(|(i, row)| Some((i, logits_fault(row)?)))
 }
 
 /// Returns the probabilities with which the tests i = 1..=v of `rejection` pass: min(1, p_{i−1}(d_i) / q_i(d_i)).
@@ -235,6 +243,14 @@ mod tests {
             1
         });
         assert_eq!(verdict, Verdict { accepted: 0, bonus: 1 });
+    }
+
+    #[test]
+    fn a_fault_counts_up_to_the_accepted_length() {
+        let rows = [vec![0.0, 1.0], vec![f64::NAN, 1.0], vec![f64::INFINITY, 1.0]];
+        assert_eq!(first_fault(&rows, 0), None);
+        assert_eq!(first_fault(&rows, 1), Some((1, LogitsFault::Nan)));
+        assert_eq!(first_fault(&rows, 2), Some((1, LogitsFault::Nan)));
     }
 
     #[test]

@@ -44,10 +44,43 @@ pub fn confidence<F: Float>(logits: &[F]) -> F {
     F::ONE / logits.iter().map(|&logit| (logit - largest).exp()).sum()
 }
 
+/// The reason why no token may be drawn from a row of logits. Logits of −∞ alone are legal: they forbid their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFault {
+    /// A logit is NaN.
+    Nan,
+    /// A logit is +∞, and none is NaN.
+    Infinite,
+    /// All logits are −∞: every id is forbidden.
+    Forbidden,
+}
+
+/// Returns the fault of a row of logits `[V]`, or `None` if a token may be drawn from the row.
+pub fn logits_fault<F: Float>(logits: &[F]) -> Option<LogitsFault> {
+    if logits.iter().any(|logit| logit != logit) {
+        Some(LogitsFault::Nan)
+    } else if logits.contains(&F::INFINITY) {
+        Some(LogitsFault::Infinite)
+    } else if logits.iter().all(|&logit| logit == F::NEG_INFINITY) {
+        Some(LogitsFault::Forbidden)
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random::Purpose;
+
+    #[test]
+    fn rows_without_a_distribution_are_faulty() {
+        const INF: f64 = f64::INFINITY;
+        assert_eq!(logits_fault(&[0.0, -INF]), None);
+        assert_eq!(logits_fault(&[INF, f64::NAN]), Some(LogitsFault::Nan));
+        assert_eq!(logits_fault(&[0.0, INF]), Some(LogitsFault::Infinite));
+        assert_eq!(logits_fault(&[-INF, -INF]), Some(LogitsFault::Forbidden));
+    }
 
     #[test]
     fn ties_go_to_the_lowest_id() {

@@ -22,10 +22,11 @@ use super::params::acceptance::{
     FLEXDRAFT_RULE_REJECTION, FlexdraftAcceptParams, FlexdraftVerdict, FlexdraftVerify,
 };
 use super::params::shapes::{FLEXDRAFT_ACCEPT_SHARED, FLEXDRAFT_ACCEPT_THREADS, FLEXDRAFT_BLOCK_SHARES};
-use super::sampling::{Logit, RowStats, workspace_len};
+use super::sampling::{Logit, RowStats, fault_of_code, workspace_len};
 use super::{KernelError, Kernels};
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
+use crate::logits::LogitsFault;
 use crate::runtime::{Element, Runtime, View, ViewMut};
 
 /// The largest number of draft tokens of a sequence.
@@ -126,7 +127,7 @@ pub struct Verdict {
     /// a, the number of accepted draft tokens; −1 if the sequence's rows or tokens do not exist, and then no other field
     /// is set.
     pub accepted: i32,
-    /// The bonus token, at position n + a + 1.
+    /// The bonus token, at position n + a + 1. After a fault: some id of the vocabulary.
     pub bonus: i32,
     /// The probability p_a of the bonus token, after warping.
     pub probability: f32,
@@ -135,11 +136,24 @@ pub struct Verdict {
     pub group: i32,
     /// n + a + 1, the number of positions whose K and V stay in the cache.
     pub cached_length: i64,
+    /// The code of the fault of the target's row a, which [`logits_fault`](Self::logits_fault) returns; 0 if there is
+    /// none. After a fault, a is the first faulty row of the rows that the rule reached: d_1 to d_a stand, and there is
+    /// no bonus token.
+    pub fault: i32,
+    /// Unused; 0.
+    pub unused: i32,
+}
+
+impl Verdict {
+    /// Returns the fault of the target's row a, if there is one.
+    pub fn logits_fault(&self) -> Option<LogitsFault> {
+        fault_of_code(self.fault)
+    }
 }
 
 const _: () = assert!(size_of::<Verdict>() == size_of::<FlexdraftVerdict>());
 
-// SAFETY: 24 bytes without padding, valid for any bits.
+// SAFETY: 32 bytes without padding, valid for any bits.
 unsafe impl bytemuck::Zeroable for Verdict {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Verdict {}
@@ -187,7 +201,7 @@ pub struct Accept<'a, L> {
     pub arrived: ViewMut<'a, u32>,
     /// Written by the kernel: the verdict of each sequence, `[batch]`.
     pub verdicts: ViewMut<'a, Verdict>,
-    /// Written by the kernel: d_1 to d_a, the bonus token, then −1, `[batch, MAX_COMMITTED]`.
+    /// Written by the kernel: d_1 to d_a, the bonus token unless there is a fault, then −1, `[batch, MAX_COMMITTED]`.
     pub committed: ViewMut<'a, i32>,
     /// The device error word `[1]`, optional. The kernel sets value 16 for a sequence whose rows or tokens do not
     /// exist.

@@ -62,7 +62,7 @@ const _: () = {
 pub struct FlexdraftVerdict {
     /// a, the number of accepted draft tokens; -1: the sequence's rows do not exist, and no other field is set
     pub accepted: i32,
-    /// the bonus token, at position n + a + 1
+    /// the bonus token, at position n + a + 1; after a fault, some id of the vocabulary
     pub bonus: i32,
     /// the probability p_a of the bonus token, after warping
     pub probability: f32,
@@ -71,11 +71,15 @@ pub struct FlexdraftVerdict {
     pub group: i32,
     /// n + a + 1, the number of positions whose K and V stay in the cache
     pub cached_length: i64,
+    /// FlexdraftLogitsFault of the target's row a. After a fault, a is the first faulty row among the rows that the
+    /// rule reached: d_1 to d_a stand, and there is no bonus token
+    pub fault: i32,
+    pub unused: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FlexdraftVerdict"][::core::mem::size_of::<FlexdraftVerdict>() - 24usize];
+    ["Size of FlexdraftVerdict"][::core::mem::size_of::<FlexdraftVerdict>() - 32usize];
     ["Alignment of FlexdraftVerdict"][::core::mem::align_of::<FlexdraftVerdict>() - 8usize];
     ["Offset of field: FlexdraftVerdict::accepted"]
         [::core::mem::offset_of!(FlexdraftVerdict, accepted) - 0usize];
@@ -85,6 +89,9 @@ const _: () = {
     ["Offset of field: FlexdraftVerdict::group"][::core::mem::offset_of!(FlexdraftVerdict, group) - 12usize];
     ["Offset of field: FlexdraftVerdict::cached_length"]
         [::core::mem::offset_of!(FlexdraftVerdict, cached_length) - 16usize];
+    ["Offset of field: FlexdraftVerdict::fault"][::core::mem::offset_of!(FlexdraftVerdict, fault) - 24usize];
+    ["Offset of field: FlexdraftVerdict::unused"]
+        [::core::mem::offset_of!(FlexdraftVerdict, unused) - 28usize];
 };
 /// The parameters of accept_*, which decides how many draft tokens of each sequence are accepted, and draws the bonus
 /// tokens.
@@ -114,7 +121,7 @@ pub struct FlexdraftAcceptParams {
     pub arrived: *mut u32,
     /// result: the verdict of each sequence, [batch]
     pub verdicts: *mut FlexdraftVerdict,
-    /// result: d_1 to d_a and the bonus token, then -1, [batch, 64]
+    /// result: d_1 to d_a, the bonus token unless there is a fault, then -1, [batch, 64]
     pub committed: *mut i32,
     /// the device error word (FlexdraftError); may be null
     pub error: *mut u32,

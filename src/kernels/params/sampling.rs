@@ -46,6 +46,15 @@ const _: () = {
     ["Offset of field: FlexdraftRowSampling::sequence"]
         [::core::mem::offset_of!(FlexdraftRowSampling, sequence) - 36usize];
 };
+pub const FLEXDRAFT_LOGITS_SOUND: FlexdraftLogitsFault = 0;
+/// a NaN
+pub const FLEXDRAFT_LOGITS_NAN: FlexdraftLogitsFault = 1;
+/// +inf, and no NaN
+pub const FLEXDRAFT_LOGITS_INFINITE: FlexdraftLogitsFault = 2;
+/// every id is forbidden: all are −inf
+pub const FLEXDRAFT_LOGITS_FORBIDDEN: FlexdraftLogitsFault = 3;
+/// Why no token may be drawn from a row of logits. −inf is sound: the logit of a forbidden id.
+pub type FlexdraftLogitsFault = ::core::ffi::c_uint;
 /// The statistics of one row after sampling. The score of id x is 0 if logit[x] is the largest (or +inf), otherwise
 /// (logit[x] − max) · inverse_temperature; NaN counts as −inf. x is kept if its score is above cut_score, or equal to
 /// it and x <= cut_id. The probability of a kept id is p(x) = exp(score − log_sum), of any other id 0. At temperature
@@ -75,7 +84,8 @@ pub struct FlexdraftRowStats {
     pub cut_id: i32,
     /// number of ids that are kept; the size of the vocabulary if nothing is dropped
     pub kept: i32,
-    pub padding: i32,
+    /// FlexdraftLogitsFault. The other fields of a faulty row are as above, but no token of a target may come from it
+    pub fault: i32,
 }
 #[cfg(target_pointer_width = "64")]
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -101,8 +111,8 @@ const _: () = {
     ["Offset of field: FlexdraftRowStats::cut_id"]
         [::core::mem::offset_of!(FlexdraftRowStats, cut_id) - 36usize];
     ["Offset of field: FlexdraftRowStats::kept"][::core::mem::offset_of!(FlexdraftRowStats, kept) - 40usize];
-    ["Offset of field: FlexdraftRowStats::padding"]
-        [::core::mem::offset_of!(FlexdraftRowStats, padding) - 44usize];
+    ["Offset of field: FlexdraftRowStats::fault"]
+        [::core::mem::offset_of!(FlexdraftRowStats, fault) - 44usize];
 };
 /// the repetition penalty: divides a positive logit, multiplies a negative logit
 pub const FLEXDRAFT_EDIT_REPEATED: FlexdraftEditEffect = 1;

@@ -15,7 +15,8 @@
 //! [`warp`](crate::sampling::warp) keeps; weights are in fixed point (units of 2⁻⁴³ of the largest) instead of doubles.
 //!
 //! A NaN among the logits counts as −∞ and sets bit 4 of the error word. Logits of +∞ share the probability equally; if
-//! no logit is above −∞, id 0 has all of it. No input gives an id outside the vocabulary.
+//! no logit is above −∞, id 0 has all of it. No input gives an id outside the vocabulary. The statistics of such rows name
+//! the [fault](RowStats::logits_fault), and acceptance ends a sequence at a faulty row of its target.
 //!
 //! ```
 //! # #[cfg(feature = "simt")] {
@@ -70,6 +71,7 @@ use std::ptr;
 pub use calibration::Calibration;
 pub use edits::{EditTables, Edits, LogitEdit, RowEdits};
 pub use logits::{Logit, LogitKernels, LogitRows};
+pub(super) use row::fault_of_code;
 pub use row::{RowSampling, RowStats};
 
 use self::calibration::CalibratedShape;

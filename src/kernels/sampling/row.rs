@@ -2,7 +2,11 @@
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
-use crate::kernels::params::sampling::{FlexdraftRowSampling, FlexdraftRowStats};
+use crate::kernels::params::sampling::{
+    FLEXDRAFT_LOGITS_FORBIDDEN, FLEXDRAFT_LOGITS_INFINITE, FLEXDRAFT_LOGITS_NAN, FlexdraftLogitsFault,
+    FlexdraftRowSampling, FlexdraftRowStats,
+};
+use crate::logits::LogitsFault;
 use crate::random::Stream;
 use crate::runtime::Element;
 use crate::sampling::{SamplingError, SamplingParams};
@@ -104,11 +108,30 @@ pub struct RowStats {
     pub cut_id: i32,
     /// The number of ids that top-k, top-p and min-p keep; the size of the vocabulary if nothing is dropped.
     pub kept: i32,
-    padding: i32,
+    /// The code of the row's fault, which [`logits_fault`](Self::logits_fault) returns; 0 if there is none. The other
+    /// fields of a faulty row are as above, with NaN as −∞, but no token of a target may come from it.
+    pub fault: i32,
+}
+
+impl RowStats {
+    /// Returns the reason why no token may be drawn from the row, if there is one.
+    pub fn logits_fault(&self) -> Option<LogitsFault> {
+        fault_of_code(self.fault)
+    }
+}
+
+/// Returns the fault with a code of `FlexdraftLogitsFault`; `None` for the code of sound rows and for unknown codes.
+pub(in crate::kernels) fn fault_of_code(code: i32) -> Option<LogitsFault> {
+    match code.cast_unsigned() as FlexdraftLogitsFault {
+        FLEXDRAFT_LOGITS_NAN => Some(LogitsFault::Nan),
+        FLEXDRAFT_LOGITS_INFINITE => Some(LogitsFault::Infinite),
+        FLEXDRAFT_LOGITS_FORBIDDEN => Some(LogitsFault::Forbidden),
+        _ => None,
+    }
 }
 
 const _: () = assert!(size_of::<RowStats>() == size_of::<FlexdraftRowStats>());
-const _: () = assert!(std::mem::offset_of!(RowStats, kept) == std::mem::offset_of!(FlexdraftRowStats, kept));
+const _: () = assert!(std::mem::offset_of!(RowStats, fault) == std::mem::offset_of!(FlexdraftRowStats, fault));
 
 // SAFETY: twelve words, each valid for any bits.
 unsafe impl bytemuck::Zeroable for RowStats {}

@@ -2,6 +2,7 @@
 //! independently of the rest of the batch.
 
 mod edges;
+mod faults;
 mod on_the_emulator;
 mod oracle;
 mod released_models;

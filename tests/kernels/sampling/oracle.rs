@@ -72,6 +72,8 @@ pub fn check_row(stats: &RowStats, logits: &[f32], way: &Way) {
     assert_eq!(stats.max, largest);
     assert_eq!(stats.inverse_temperature, way.params.inverse_temperature().unwrap_or(0.0));
     close(stats.confidence, reference_sample::confidence(&exact), 1e-5, "confidence");
+    let fault = reference_sample::logits_fault(&exact);
+    assert_eq!(format!("{:?}", stats.logits_fault()), format!("{fault:?}"));
 
     let token = usize::try_from(stats.token).unwrap();
     assert_eq!(stats.token_logit, logits[token].max(-INF));
