@@ -136,7 +136,7 @@ fn sampling(criterion: &mut Criterion) {
                 seed: 1,
             };
             let mut results = device.new_results();
-            let verdict = SequenceVerdict { accepted: 0, bonus: 0, next_start: 9 };
+            let verdict = SequenceVerdict { accepted: 0, bonus: 0, next_start: 9, fault: None };
             let rows = SlotRows::Pass { first_logits: 0 };
             group.throughput(Throughput::Bytes(15 * 151_936 * 4));
             group.bench_function(BenchmarkId::new(&name, kind), |bencher| {

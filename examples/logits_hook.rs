@@ -24,6 +24,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             // The hook sees every row of target logits that the step looks at, before temperature and truncation.
             request.logits_hook = Some(Box::new(move |_: usize, _: &[u32], logits: &mut [f32]| {
                 logits[id as usize] = f32::NEG_INFINITY;
+                Ok(())
             }));
         }
         engine.add(request)?;

@@ -24,6 +24,8 @@ pub enum CliError {
     Library(flexdraft::Error),
     /// An invalid request that the library cannot detect.
     Usage(String),
+    /// A model whose weights are not all finite numbers.
+    NotFinite(String),
     /// A file that an argument names and that could not be read; `what` is the file's purpose.
     ArgumentFile { what: &'static str, path: PathBuf, source: io::Error },
     /// A failure to read from standard input.
@@ -61,14 +63,16 @@ impl CliError {
     fn is_users(&self) -> bool {
         match self {
             Self::Usage(_) | Self::ArgumentFile { .. } => true,
-            Self::Input(_) | Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => false,
+            Self::NotFinite(_) | Self::Input(_) | Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => {
+                false
+            }
             Self::Library(error) => match error {
                 flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
                 flexdraft::Error::Load(_) | flexdraft::Error::Sampling(_) => true,
                 flexdraft::Error::Device(error) | flexdraft::Error::Decode(DecodeError::Device(error)) => {
                     matches!(error, DeviceError::Unavailable { .. })
                 }
-                flexdraft::Error::Decode(_) => true,
+                flexdraft::Error::Decode(error) => error.is_of_the_request(),
                 _ => false,
             },
         }
@@ -94,7 +98,7 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(error) => error.fmt(f),
-            Self::Usage(message) => f.write_str(message),
+            Self::Usage(message) | Self::NotFinite(message) => f.write_str(message),
             Self::ArgumentFile { what, path, source } => {
                 write!(f, "cannot read {what} {}: {source}", path.display())
             }
@@ -111,7 +115,7 @@ impl std::error::Error for CliError {
         match self {
             Self::Library(error) => error.source(),
             Self::ArgumentFile { source, .. } | Self::Input(source) | Self::Output(source) => Some(source),
-            Self::Usage(_) | Self::NotLossless(_) | Self::Bug(_) => None,
+            Self::Usage(_) | Self::NotFinite(_) | Self::NotLossless(_) | Self::Bug(_) => None,
         }
     }
 }
@@ -124,6 +128,8 @@ impl<E: Into<flexdraft::Error>> From<E> for CliError {
 
 #[cfg(test)]
 mod tests {
+    use flexdraft::logits::LogitsFault;
+
     use super::*;
 
     #[test]
@@ -143,6 +149,8 @@ mod tests {
         let memory = DeviceError::OutOfMemory { what: "the KV cache", bytes: 1 };
         assert_eq!(CliError::from(DecodeError::from(memory)).exit_code(), ExitCode::from(1));
         assert_eq!(CliError::from(DecodeError::EmptyPrompt).exit_code(), ExitCode::from(2));
+        let faulty = DecodeError::Logits { position: 3, fault: LogitsFault::Nan };
+        assert_eq!(CliError::from(faulty).exit_code(), ExitCode::from(1));
         assert!(CliError::Output(io::ErrorKind::BrokenPipe.into()).is_closed_pipe());
     }
 }

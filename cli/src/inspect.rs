@@ -20,7 +20,7 @@ pub struct InspectArgs {
     pub draft: Option<PathBuf>,
 }
 
-/// Prints a report on a model's files. Invalid weights are an error that the user can fix.
+/// Prints a report on a model's files. Weights that are missing, do not fit or are not finite are an error.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
     // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
     // --target does; this process writes to no file.
@@ -29,22 +29,25 @@ pub fn inspect(args: &InspectArgs) -> Result<()> {
     write!(stdout, "{report}").and_then(|()| stdout.flush()).map_err(CliError::Output)?;
     let drafter = report.drafter.as_ref().map(|drafter| &drafter.tensors);
     match [&report.target].into_iter().chain(drafter).find_map(fault) {
-        Some(fault) => Err(CliError::Usage(fault)),
+        Some(fault) => Err(fault),
         None => Ok(()),
     }
 }
 
-/// Counts the problems that prevent a checkpoint from running, and describes them.
-fn fault(tensors: &TensorReport) -> Option<String> {
-    let (misfits, odd) = (tensors.problems.len(), tensors.non_finite.len());
+/// Returns the error of a checkpoint that cannot run: tensors that are missing or do not fit, or the first tensor that
+/// is not finite.
+fn fault(tensors: &TensorReport) -> Option<CliError> {
     let path = tensors.path.display();
-    match (misfits, odd) {
-        (0, 0) => None,
-        (0, _) => Some(format!("{path}: tensors with numbers that are not finite: {odd} (see the report)")),
-        (_, 0) => Some(format!("{path}: tensors that are missing or do not fit: {misfits} (see the report)")),
-        _ => Some(format!(
-            "{path}: tensors that are missing or do not fit: {misfits}, tensors with numbers that are not finite: \
-             {odd} (see the report)"
-        )),
+    let misfits = tensors.problems.len();
+    if misfits > 0 {
+        let message = format!("{path}: tensors that are missing or do not fit: {misfits} (see the report)");
+        return Some(CliError::Usage(message));
     }
+    let (first, count) = tensors.non_finite.first()?;
+    let (elements, others) = (if *count == 1 { "element" } else { "elements" }, tensors.non_finite.len() - 1);
+    let others = match others {
+        0 => String::new(),
+        others => format!("; so do other tensors: {others} (see the report)"),
+    };
+    Some(CliError::NotFinite(format!("{path}: {first} has NaN or infinity in {count} {elements}{others}")))
 }

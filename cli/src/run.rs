@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use flexdraft::decode::{BlockRecord, Committed, Engine, Finish, Record, Request, StepRecord, TokenLogprobs};
+use flexdraft::decode::{
+    BlockRecord, Committed, DecodeError, Engine, Finish, Record, Request, StepRecord, TokenLogprobs,
+};
 use flexdraft::device::Device;
 
-use crate::error::{CliError, Result};
+use crate::error::Result;
 use crate::text::Text;
 
 /// One sampled continuation of the prompt.
@@ -129,7 +131,8 @@ impl Observer for Collect {
 
 /// Runs one request per seed, at most `batch` at a time. `text` starts the text of an output.
 ///
-/// The time of a step is divided equally among the sequences that took part in it.
+/// The time of a step is divided equally among the sequences that took part in it. If a request fails, the others run to
+/// their ends, and its error is returned then.
 pub fn run<D: Device>(
     engine: &mut Engine<D>,
     batch: usize,
@@ -140,6 +143,7 @@ pub fn run<D: Device>(
 ) -> Result<()> {
     let mut seeds = seeds.enumerate();
     let mut running = BTreeMap::new();
+    let mut failure = None;
     loop {
         while running.len() < batch
             && let Some((index, seed)) = seeds.next()
@@ -147,7 +151,7 @@ pub fn run<D: Device>(
             running.insert(engine.add(request(seed))?, (Sample::new(index, seed), text()?));
         }
         if running.is_empty() {
-            return Ok(());
+            return failure.map_or(Ok(()), |error: DecodeError| Err(error.into()));
         }
         if observer.is_cancelled() {
             for (id, (sample, text)) in running {
@@ -188,7 +192,8 @@ pub fn run<D: Device>(
             };
             let Some((mut sample, text)) = running.remove(&report.id) else { continue };
             if let Finish::Failed(error) = end {
-                return Err(CliError::from(error));
+                failure.get_or_insert(error);
+                continue;
             }
             sample.finish = Some(end);
             finish(sample, text, observer)?;

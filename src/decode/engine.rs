@@ -8,7 +8,8 @@ use super::options::EngineOptions;
 use super::pages::PageAllocator;
 use super::policy::{Policy, SequenceStep, StepView};
 use super::record::Committed;
-use super::request::{Request, RequestId};
+use super::request::Request;
+use super::request_id::{RequestId, RequestIds};
 use super::scheduler::Scheduler;
 use super::sequence::{Callbacks, Sequence, Work};
 use super::step::{self, Outcome, SequencePlan, StepBuffers};
@@ -28,7 +29,7 @@ pub struct Engine<D: Device> {
     cache: D::Cache,
     buffers: StepBuffers<D>,
     scheduler: Scheduler<D::Buffer>,
-    next_id: u64,
+    ids: RequestIds,
 }
 
 impl<D: Device> Engine<D> {
@@ -64,7 +65,7 @@ impl<D: Device> Engine<D> {
             scheduler: Scheduler::new(allocator, options, context_len, drafter),
             model,
             policy: Box::new(policy),
-            next_id: 0,
+            ids: RequestIds::of_new_engine(),
         })
     }
 
@@ -97,8 +98,7 @@ impl<D: Device> Engine<D> {
         let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
         // The last token is never an input, so its keys and values are never computed.
         self.scheduler.check_room(request.prompt.len().max(max_len.saturating_sub(1)))?;
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
+        let id = self.ids.take();
         let trained = self.model.block_size().unwrap_or(1);
         self.scheduler.add(Sequence {
             id,
@@ -132,8 +132,10 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     ///
-    /// An error of the device, or [`DecodeError::DraftsAfterVerification`] if the policy asks for mask groups that the
-    /// drafter cannot make. Requests keep their state, and the step may be repeated.
+    /// [`DecodeError::Step`], which names the requests, if the device fails, or
+    /// [`DecodeError::DraftsAfterVerification`] if the policy asks for mask groups that the drafter cannot make.
+    /// Requests keep their state, and the step may be repeated. A fault of a single request (its logits, its hooks, its
+    /// memory) is no error of the step: the report of that request has [`Finish::Failed`](super::Finish::Failed).
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
         let plans = self.scheduler.plan(&mut *self.policy);
         if plans.iter().any(|plan| !plan.groups.is_empty()) {
@@ -160,16 +162,22 @@ impl<D: Device> Engine<D> {
         let model = &*model;
         for (index, sequence) in scheduler.sequences_mut().enumerate() {
             if !plans.iter().any(|plan| plan.sequence == index && plan.draws()) {
-                buffers.set_aside(model, sequence)?;
+                let id = sequence.id;
+                let failed = |source| DecodeError::Step { requests: vec![id], source };
+                buffers.set_aside(model, sequence).map_err(failed)?;
             }
         }
         let active = scheduler.active_mut();
-        model.device().run(|| step::run(model, cache, buffers, active, plans))
+        let outcomes = model.device().run(|| step::run(model, cache, buffers, &mut *active, plans));
+        outcomes.map_err(|source| {
+            let requests = plans.iter().map(|plan| active[plan.sequence].id).collect();
+            DecodeError::Step { requests, source }
+        })
     }
 
     fn sequence_step(&self, plan: &SequencePlan, outcome: &Outcome<D::Buffer>) -> SequenceStep {
         SequenceStep {
-            mode: (plan.work == Work::Decode).then(|| plan.mode()),
+            mode: (plan.work == Work::Decode && outcome.failure.is_none()).then(|| plan.mode()),
             had_draft: self.scheduler.active()[plan.sequence].draft.is_some(),
             drafted: outcome.draft.is_some(),
             committed: outcome.committed.len(),

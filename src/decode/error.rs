@@ -1,6 +1,8 @@
 //! Errors of the engine: requests that it refuses, and failed steps.
 
+use super::request_id::RequestId;
 use crate::device::DeviceError;
+use crate::logits::LogitsFault;
 use crate::processors::ProcessorError;
 use crate::sampling::SamplingError;
 
@@ -81,7 +83,55 @@ pub enum DecodeError {
         /// Number of tokens per page.
         page_size: usize,
     },
-    /// The device failed during a step. No request lost its state; the step may be repeated.
+    /// The target's logits are such that no token may be drawn from them. Ends its own request only.
+    #[error("the target's logits for position {position} have {fault}")]
+    Logits {
+        /// The position of the token that was to be drawn.
+        position: usize,
+        /// What is wrong with the logits.
+        fault: LogitsFault,
+    },
+    /// A hook of a request returned an error, panicked, or left logits that no token may be drawn from. Ends its own
+    /// request only.
+    #[error("the {hook} failed at position {position}: {reason}")]
+    Hook {
+        /// The kind of hook.
+        hook: &'static str,
+        /// The position of the token that was to be chosen.
+        position: usize,
+        /// What the hook did.
+        reason: String,
+    },
+    /// The device failed in a step of these requests. No request lost its state: the step may be repeated, with or
+    /// without some of them.
+    #[error("the step of requests {} failed: {source}", list(requests))]
+    Step {
+        /// The requests that the step was for.
+        requests: Vec<RequestId>,
+        /// The error of the device.
+        source: DeviceError,
+    },
+    /// The device failed outside a step.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+impl DecodeError {
+    /// Returns the error of the device, if the device failed.
+    pub fn device(&self) -> Option<&DeviceError> {
+        match self {
+            Self::Step { source, .. } | Self::Device(source) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the error is one of a request or an option, which its caller can change. Otherwise the device, the
+    /// model or a hook failed.
+    pub fn is_of_the_request(&self) -> bool {
+        !matches!(self, Self::Logits { .. } | Self::Hook { .. } | Self::Step { .. } | Self::Device(_))
+    }
+}
+
+fn list(requests: &[RequestId]) -> String {
+    requests.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

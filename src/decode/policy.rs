@@ -37,13 +37,14 @@ pub struct BatchView<'a> {
 /// The outcome of a step for one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceStep {
-    /// The mode of decoding; `None` if the step read a part of the prompt, or read committed tokens again.
+    /// The mode of decoding; `None` if the step read a part of the prompt, or read committed tokens again, or if
+    /// the request failed.
     pub mode: Option<StepMode>,
     /// Whether the sequence had a draft before the step, even if the step verified no token of it.
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
-    /// Number of accepted draft tokens, plus the bonus token, before the output was cut at its end.
+    /// Number of accepted draft tokens, plus the bonus token if there is one, before the output was cut at its end.
     pub committed: usize,
 }
 

@@ -2,7 +2,7 @@
 
 use super::error::DecodeError;
 use super::logprobs::TokenLogprobs;
-use super::request::RequestId;
+use super::request_id::RequestId;
 
 /// The reason why a request ended.
 #[derive(Clone, Debug, PartialEq)]

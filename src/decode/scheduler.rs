@@ -7,7 +7,7 @@ use super::options::EngineOptions;
 use super::pages::PageAllocator;
 use super::policy::{BatchView, Choice, Policy, SequenceView};
 use super::record::{Committed, Finish};
-use super::request::RequestId;
+use super::request_id::RequestId;
 use super::sequence::{Sequence, Work};
 use super::step::{Outcome, SequencePlan};
 use crate::acceptance::Rule;
@@ -261,7 +261,9 @@ impl<B> Scheduler<B> {
             sequence.draft = outcome.draft;
         }
         let mut tokens = outcome.committed;
+        // A request that ended before its failure has ended well.
         let finish = if tokens.is_empty() { None } else { sequence.cut(&mut tokens) };
+        let finish = finish.or(outcome.failure.map(Finish::Failed));
         sequence.tokens.extend_from_slice(&tokens);
         let mut logprobs = outcome.logprobs;
         logprobs.truncate(tokens.len());

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use super::record::Finish;
-use super::request::{LogitsHook, Proposer, Request, RequestId};
+use super::request::{LogitsHook, Proposer, Request};
+use super::request_id::RequestId;
 use crate::acceptance::Rule;
 use crate::device::SequenceVerdict;
 use crate::layout::Prediction;
@@ -103,10 +104,11 @@ impl<B> Sequence<B> {
         self.request.processors.edits(history, vocab_size)
     }
 
-    /// Returns the tokens that `verdict` commits: d_1..d_a and the bonus token.
+    /// Returns the tokens that `verdict` commits: d_1..d_a and, unless there was a fault, the bonus token.
     pub(super) fn committed(&self, verdict: SequenceVerdict) -> Vec<u32> {
         let accepted = self.draft.as_ref().map_or(&[][..], |draft| &draft.tokens[..verdict.accepted]);
-        [accepted, &[verdict.bonus]].concat()
+        let bonus = verdict.fault.is_none().then_some(verdict.bonus);
+        accepted.iter().copied().chain(bonus).collect()
     }
 
     /// Returns whether verification compares the target's distribution with the drafter's.

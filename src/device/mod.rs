@@ -274,8 +274,8 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) -> Result<(), DeviceError>;
 
-    /// Lets `edit` change one row of logits on the host, which waits for the row. A NaN that `edit` leaves
-    /// counts as −∞.
+    /// Lets `edit` change one row of logits on the host, which waits for the row. If `edit` leaves a
+    /// [fault](crate::logits::LogitsFault), a verification that reaches the row finds it.
     fn edit_row(
         &self,
         logits: &mut Self::Buffer,
@@ -419,7 +419,8 @@ pub trait Verification<D: Device + ?Sized> {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call.
+    /// [`DeviceError::Faults`] if a kernel has reported a fault since the last call that does not belong to a
+    /// verdict.
     fn read(&mut self) -> Result<StepResults, DeviceError>;
 }
 

@@ -2,6 +2,7 @@
 
 use super::drafts::{DraftLogits, DraftToken};
 use crate::acceptance::Rule;
+use crate::logits::LogitsFault;
 use crate::processors::LogitEdits;
 use crate::sampling::SamplingParams;
 
@@ -36,10 +37,14 @@ pub struct VerifyRows<'a, B> {
 pub struct SequenceVerdict {
     /// a: the number of accepted draft tokens.
     pub accepted: usize,
-    /// The new bonus token, at position n + a + 1.
+    /// The new bonus token, at position n + a + 1. After a fault: an id of the vocabulary without a meaning.
     pub bonus: u32,
     /// n + a + 1: the position of the bonus token, which is candidate 0 of the next step.
     pub next_start: usize,
+    /// The reason why no bonus token may be drawn from the target's row a. a is then the first faulty row of rows
+    /// 0..=a′, a′ being the length that the rule accepts if draws take NaN for −∞; d_1..d_a stand. Rows beyond a′ are
+    /// not used, and a draft's logits may be anything: the rule verifies what was drawn from them.
+    pub fault: Option<LogitsFault>,
 }
 
 /// The results of a verification and of the drafting after it.

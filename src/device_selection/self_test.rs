@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::decode::{Confidence, DecodeError, Engine, EngineOptions, LogitsHook, Mode, Record, Request};
+use crate::decode::{
+    Confidence, DecodeError, Engine, EngineOptions, Finish, HookError, LogitsHook, Mode, Record, Request,
+};
 use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::{AttentionShape, Device, DeviceError, Precision, Rope};
 use crate::model::config::{Architecture, ModelConfig};
@@ -174,6 +176,9 @@ fn decode<D: Device>(
     while !engine.is_idle() {
         for committed in engine.step()? {
             decoded.tokens.extend(committed.tokens);
+            if let Some(Finish::Failed(error)) = committed.finish {
+                return Err(error.into());
+            }
             if let Some(Record::Prefill(first)) = committed.record {
                 (decoded.draft, decoded.confidence) = (first.draft, first.confidence);
             }
@@ -187,8 +192,9 @@ fn decode<D: Device>(
 struct Seen(Arc<Mutex<Vec<Vec<f32>>>>);
 
 impl LogitsHook for Seen {
-    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) {
+    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(logits.to_vec());
+        Ok(())
     }
 }
 

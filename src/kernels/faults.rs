@@ -57,6 +57,12 @@ impl Faults {
         self.0
     }
 
+    /// Returns the other faults, or `None` if `fault` is the only one.
+    pub fn without(self, fault: Fault) -> Option<Self> {
+        let bit = ALL.iter().find(|&&(named, _)| named == fault).map_or(0, |&(_, bit)| bit);
+        Faults::of(self.0 & !bit)
+    }
+
     /// Returns whether `fault` is one of these faults.
     pub fn contains(self, fault: Fault) -> bool {
         self.iter().any(|other| other == fault)
@@ -98,5 +104,7 @@ mod tests {
         assert_eq!(both.to_string(), "a page id out of range, a NaN among the logits, error word 0x100");
         assert_eq!(Faults::of(0x80).unwrap().to_string(), "error word 0x80");
         assert_eq!(Faults::of(0x80).unwrap().word(), 0x80);
+        assert_eq!(both.without(Fault::Nan), Faults::of(FLEXDRAFT_ERROR_PAGE | 0x100));
+        assert_eq!(Faults::of(FLEXDRAFT_ERROR_NAN).unwrap().without(Fault::Nan), None);
     }
 }

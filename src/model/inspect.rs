@@ -61,7 +61,7 @@ pub struct TensorReport {
     pub problems: Vec<LoadError>,
     /// Names of tensors that the model does not use.
     pub unused: Vec<String>,
-    /// Names of used tensors with infinite or NaN elements, and the number of such elements.
+    /// Names of used tensors with infinite or NaN elements, in the model's order, and the number of such elements.
     pub non_finite: Vec<(String, usize)>,
 }
 
@@ -224,6 +224,7 @@ impl TensorReport {
             }
         }
         parts.sort_by_cached_key(|part| order(&part.name));
+        odd.sort_by_cached_key(|(name, _): &(String, usize)| order(&part_of(name)));
         let names = inventory.names().into_iter();
         Self {
             path: inventory.path().into(),

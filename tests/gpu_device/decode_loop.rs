@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Confidence, Engine, EngineOptions, LogitsHook, Mode, Policy, Request};
+use flexdraft::decode::{Confidence, Engine, EngineOptions, HookError, LogitsHook, Mode, Policy, Request};
 use flexdraft::device::cpu::{Cpu, CpuOptions};
 use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::device::{Device, Precision};
@@ -194,11 +194,12 @@ fn greedy_tokens_and_drafts_are_the_cpu_device_s() {
 struct Margins(Arc<Mutex<Vec<f32>>>);
 
 impl LogitsHook for Margins {
-    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) {
+    fn edit(&mut self, _position: usize, _prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError> {
         let mut sorted = logits.to_vec();
         sorted.sort_by(|a, b| b.total_cmp(a));
         let range = sorted[0] - sorted[sorted.len() - 1];
         self.0.lock().unwrap().push((sorted[0] - sorted[1]) / range);
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! products of cuBLASLt.
 
 mod decode_loop;
+mod faults;
 mod head_products;
 mod on_a_gpu;
 mod processors;

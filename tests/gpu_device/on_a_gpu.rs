@@ -150,6 +150,7 @@ fn logits(device: impl Device, spec: &Spec) -> Vec<Vec<f32>> {
         rows.lock().unwrap().push(logits.to_vec());
         let next = position * 31 % logits.len();
         logits[next] = 1e4;
+        Ok(())
     };
     let hook: Box<dyn LogitsHook> = Box::new(hook);
     let prompt = (0..70).map(|id| id * 7 % spec.vocab as u32).collect();

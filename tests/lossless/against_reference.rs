@@ -57,6 +57,7 @@ proptest! {
             logits_hook: Some(Box::new(move |position: usize, prefix: &[u32], logits: &mut [f32]| {
                 assert_eq!(position, prefix.len());
                 seen.lock().unwrap().push((prefix.to_vec(), logits.to_vec()));
+                Ok(())
             })),
             ..Request::new(prompt.clone(), 12)
         };

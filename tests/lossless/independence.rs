@@ -163,7 +163,7 @@ fn drafts_beyond_the_output_are_not_verified() {
         let known = known.clone();
         let proposer = move |prefix: &[u32], draft: &mut [u32]| {
             draft.copy_from_slice(&known[prefix.len() - 4..][..draft.len()]);
-            true
+            Ok(true)
         };
         let request = Request {
             confidence: Confidence { threshold: 0.0, ..Confidence::default() },

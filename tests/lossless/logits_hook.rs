@@ -2,7 +2,7 @@
 //! tokens of autoregressive decoding with the same hook.
 
 use flexdraft::acceptance::Rule;
-use flexdraft::decode::{Mode, Request};
+use flexdraft::decode::{HookError, Mode, Request};
 use flexdraft::sampling::SamplingParams;
 
 use crate::support::models::Spec;
@@ -10,13 +10,14 @@ use crate::support::policies::RandomGroups;
 use crate::support::runs::{Output, corrupted_continuation, engine, run, run_alone};
 
 /// A logits hook that forbids repeating the last token, and odd ids at every third position.
-fn forbid(position: usize, prefix: &[u32], logits: &mut [f32]) {
+fn forbid(position: usize, prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError> {
     assert_eq!(position, prefix.len());
     for (id, logit) in logits.iter_mut().enumerate() {
         if prefix.last() == Some(&(id as u32)) || (position.is_multiple_of(3) && id % 2 == 1) {
             *logit = f32::NEG_INFINITY;
         }
     }
+    Ok(())
 }
 
 fn request(rule: Rule, temperature: f32) -> Request {

@@ -6,6 +6,7 @@ mod bad_requests;
 mod bundled_pair;
 mod enumeration;
 mod every_mode;
+mod faults;
 mod greedy;
 mod independence;
 mod logits_hook;

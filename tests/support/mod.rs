@@ -7,6 +7,7 @@ pub mod bench;
 pub mod bounds;
 pub mod close;
 pub mod cpu;
+pub mod faults;
 pub mod gguf;
 pub mod gpu;
 pub mod models;

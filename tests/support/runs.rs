@@ -101,7 +101,7 @@ pub fn corrupted_continuation(prompt_len: usize, continuation: Vec<u32>, vocab: 
         if let Some(token) = draft.get_mut(corrupted) {
             *token = (*token + 1) % vocab as u32;
         }
-        true
+        Ok(true)
     })
 }
 

@@ -107,6 +107,24 @@ pub fn target_with(edit: impl FnOnce(&mut serde_json::Value)) -> TempDir {
     dir
 }
 
+/// Makes a copy of the tiny target in which the first `count` elements of some tensors are `value`.
+pub fn target_with_elements(tensors: &[&str], count: usize, value: f32) -> TempDir {
+    let dir = target_with(|_| {});
+    let path = dir.path().join("model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + header_len]).unwrap();
+    for tensor in tensors {
+        assert_eq!(header[tensor]["dtype"], "F32");
+        let first = 8 + header_len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+        for element in file[first..first + 4 * count].chunks_exact_mut(4) {
+            element.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    fs::write(path, file).unwrap();
+    dir
+}
+
 /// Returns a path as a command-line argument.
 pub fn arg(path: &(impl AsRef<Path> + ?Sized)) -> &str {
     path.as_ref().to_str().unwrap()

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod common;
+mod faults;
 mod json_lines;
 mod loading;
 mod orthrus;

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::common::{Run, arg, run, succeed, target_with, tiny};
+use crate::common::{Run, arg, run, succeed, target_with, target_with_elements, tiny};
 
 /// Asserts that arguments are refused: exit code 2, empty stdout, and exactly `message` on stderr.
 fn refused(args: &[&str], message: &str) {
@@ -235,6 +235,21 @@ fn inspect_reports_and_fails_on_what_cannot_run() {
         deeper.path().display()
     );
     assert_eq!(broken.stderr, message);
+
+    for (value, count) in [(f32::NAN, 1), (f32::NEG_INFINITY, 3)] {
+        let tensors = ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"];
+        let faulty = target_with_elements(&tensors, count, value);
+        let broken = run(&["inspect", "--target", arg(faulty.path())]);
+        assert_eq!(broken.code, Some(1));
+        let elements = if count == 1 { "1 element" } else { "3 elements" };
+        let message = format!(
+            "error: {}: model.layers.2.mlp.up_proj.weight has NaN or infinity in {elements}; so do other tensors: 1 \
+             (see the report)\n",
+            faulty.path().display()
+        );
+        assert_eq!(broken.stderr, message);
+        assert!(broken.stdout.contains("not finite: 2\n"), "{}", broken.stdout);
+    }
 
     let nowhere = run(&["inspect", "--target", "nowhere"]);
     let message = "error: cannot read nowhere/config.json: No such file or directory (os error 2)\n";

@@ -1,12 +1,13 @@
 //! Drafting of the next blocks, after the verification.
 
 use super::groups::{Drafting, Draw};
+use super::hooks;
 use super::joint::Step;
 use super::layout::{DraftingLayout, draft_rows, draft_tables};
 use super::outcome::DrawnTokens;
 use crate::decode::error::DecodeError;
 use crate::decode::sequence::{DrawnFrom, PendingDraft, Sequence};
-use crate::device::{Device, DraftToken, SequenceVerdict, Verification};
+use crate::device::{Device, DeviceError, DraftToken, SequenceVerdict, Verification};
 
 /// A step whose candidates were verified.
 pub(super) struct VerifiedStep<'a, D: Device> {
@@ -22,7 +23,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
 
     /// Drafts the next blocks from the groups of the joint pass and from drafting passes, and reads verdicts and drafts.
     /// Returns the tokens that were drawn for each plan.
-    pub(super) fn draft(mut self) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
+    pub(super) fn draft(mut self) -> Result<Vec<DrawnTokens<D::Buffer>>, DeviceError> {
         let drafting = if self.verification.verdicts_if_ready().is_some() {
             self.draft_by_verdicts()?
         } else {
@@ -31,6 +32,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         let found = self.verification.read()?;
         let mut drawn: Vec<_> = self.step.plans.iter().map(|_| DrawnTokens::nothing()).collect();
         for (draw, verdict) in self.step.layout.draws.iter().zip(found.verdicts) {
+            drawn[draw.plan].failure = self.step.failure(*draw, verdict);
             drawn[draw.plan].verdict = Some(verdict);
         }
         for (draw, rows) in self.step.layout.draws.iter().zip(std::mem::take(&mut self.step.raw_logits)) {
@@ -48,7 +50,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     }
 
     /// Drafts from all groups that the step's layout has, while the host does not know the verdicts.
-    fn draft_as_laid_out(&mut self) -> Result<Vec<Drafting>, DecodeError> {
+    fn draft_as_laid_out(&mut self) -> Result<Vec<Drafting>, DeviceError> {
         let Self { step, verification } = self;
         let (layout, tables) = (step.layout, step.tables);
         let mut drafting = layout.groups.clone();
@@ -64,7 +66,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     }
 
     /// Drafts only for sequences that need a draft after their verdict; the host already knows the verdicts.
-    fn draft_by_verdicts(&mut self) -> Result<Vec<Drafting>, DecodeError> {
+    fn draft_by_verdicts(&mut self) -> Result<Vec<Drafting>, DeviceError> {
         let mut drafting = self.worth_drafting();
         self.step.places = self.step.layout.first_places;
         self.sample(&mut drafting)?;
@@ -107,15 +109,17 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     /// Returns the plans whose sequences need a draft after their verdict, and have none in `drawn`.
     fn missed(&self, drawn: &[DrawnTokens<D::Buffer>]) -> Vec<Draw> {
         let misses = |&draw: &Draw| {
-            let DrawnTokens { verdict, draft, .. } = &drawn[draw.plan];
-            draft.is_none() && verdict.is_some_and(|verdict| self.wants_draft(draw, verdict))
+            let DrawnTokens { verdict, draft, failure, .. } = &drawn[draw.plan];
+            failure.is_none()
+                && draft.is_none()
+                && verdict.is_some_and(|verdict| self.wants_draft(draw, verdict))
         };
         self.step.layout.draws.iter().copied().filter(misses).collect()
     }
 
     /// Drafts sequentially, after the verification: runs one mask group for each plan of `draws` through the tail
     /// layers, and draws tokens from it.
-    fn draft_pass(&mut self, draws: &[Draw]) -> Result<Vec<Drafting>, DecodeError> {
+    fn draft_pass(&mut self, draws: &[Draw]) -> Result<Vec<Drafting>, DeviceError> {
         if draws.is_empty() {
             return Ok(Vec::new());
         }
@@ -131,7 +135,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
 
     /// Calibrates the logits of the groups that the verdicts select in the pass that ran last, and samples the draft
     /// tokens. Logits that are still to be computed go to the next free rows.
-    fn sample(&mut self, groups: &mut [Drafting]) -> Result<(), DecodeError> {
+    fn sample(&mut self, groups: &mut [Drafting]) -> Result<(), DeviceError> {
         let Self { step: Step { model, work, next_drafts, sequences, plans, places, .. }, verification } =
             self;
         if groups.is_empty() {
@@ -139,7 +143,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
         }
         places.give(groups, sequences, plans);
         let drafts = draft_rows(groups, sequences, plans);
-        Ok(model.draft(draft_tables(groups, &drafts), verification, work, next_drafts)?)
+        model.draft(draft_tables(groups, &drafts), verification, work, next_drafts)
     }
 
     /// Stores a sequence's draft in `drawn`, if the sequence needs a draft after its verdict and the draft's group is
@@ -152,7 +156,7 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
     ) {
         let vocab_size = self.step.model.config().vocab_size;
         for (groups, slots) in drafting.iter().zip(drafts) {
-            let DrawnTokens { verdict, draft, .. } = &mut drawn[groups.draw.plan];
+            let DrawnTokens { verdict, draft, failure, .. } = &mut drawn[groups.draw.plan];
             let Some(verdict) = *verdict else { continue };
             if !groups.has(verdict.accepted) || !self.wants_draft(groups.draw, verdict) {
                 continue;
@@ -160,7 +164,13 @@ impl<'a, D: Device> VerifiedStep<'a, D> {
             let sequence = &self.step.sequences[self.step.plans[groups.draw.plan].sequence];
             let mut tokens: Vec<u32> = slots.iter().map(|slot| slot.token).collect();
             let confidence: Vec<f32> = slots.iter().map(|slot| slot.confidence).collect();
-            let proposed = propose(sequence, verdict, vocab_size, &mut tokens);
+            let proposed = match propose(sequence, verdict, vocab_size, &mut tokens) {
+                Ok(proposed) => proposed,
+                Err(error) => {
+                    *failure = Some(error);
+                    continue;
+                }
+            };
             let compared = sequence.compares_distributions() && !proposed;
             let first_row = groups.logits_row(verdict.accepted, tokens.len());
             let logits = compared.then_some(DrawnFrom::LastStep { first_row, first_draw: groups.first_draw });
@@ -176,16 +186,16 @@ fn propose<B>(
     verdict: SequenceVerdict,
     vocab_size: usize,
     tokens: &mut Vec<u32>,
-) -> bool {
+) -> Result<bool, DecodeError> {
     let committed = sequence.committed(verdict);
     let mut callbacks = sequence.callbacks.borrow_mut();
-    let Some(proposer) = callbacks.proposer.as_mut() else { return false };
+    let Some(proposer) = callbacks.proposer.as_mut() else { return Ok(false) };
     let prefix = [&sequence.tokens[..], &committed].concat();
     let mut proposal = tokens.clone();
-    let proposed = proposer.propose(&prefix, &mut proposal)
+    let proposed = hooks::propose(&mut **proposer, &prefix, &mut proposal)?
         && proposal.iter().all(|&token| (token as usize) < vocab_size);
     if proposed {
         *tokens = proposal;
     }
-    proposed
+    Ok(proposed)
 }

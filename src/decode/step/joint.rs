@@ -1,11 +1,12 @@
 //! The joint pass of a step, which runs candidate rows and mask rows together, and the verification of its candidates.
 
 use super::groups::Draw;
+use super::hooks::{self, FailedRow};
 use super::layout::{DraftPlaces, StepLayout};
 use super::plan::SequencePlan;
 use crate::decode::error::DecodeError;
 use crate::decode::sequence::Sequence;
-use crate::device::{Device, StepTables};
+use crate::device::{Device, DeviceError, SequenceVerdict, StepTables};
 use crate::model::forward::{Model, Workspace};
 
 /// A step while it runs: the plans, the sequences that they are for, and the memory that they use.
@@ -28,6 +29,8 @@ pub(super) struct Step<'a, D: Device> {
     pub(super) raw_logits: Vec<Vec<Vec<f32>>>,
     /// Everything that the device takes from the host in this step.
     pub(super) tables: StepTables<'a, D::Buffer>,
+    /// The rows of the target's logits at which hooks failed.
+    pub(super) failed_rows: Vec<FailedRow>,
 }
 
 impl<'a, D: Device> Step<'a, D> {
@@ -41,9 +44,20 @@ impl<'a, D: Device> Step<'a, D> {
         &self.sequences[self.plan(draw).sequence]
     }
 
+    /// Returns the error that ends the request of a draw after `verdict`, if the verdict has a fault.
+    pub(super) fn failure(&self, draw: Draw, verdict: SequenceVerdict) -> Option<DecodeError> {
+        let fault = verdict.fault?;
+        let mut of_hooks = self.failed_rows.iter();
+        let of_hook = of_hooks.find(|row| (row.verdict, row.row) == (draw.verdict, verdict.accepted));
+        Some(match of_hook {
+            Some(row) => row.error.clone(),
+            None => DecodeError::Logits { position: verdict.next_start, fault },
+        })
+    }
+
     /// Runs the joint pass. Returns the step's tables on the device, which the verification takes.
-    pub(super) fn forward(&mut self) -> Result<D::Tables<'a>, DecodeError> {
-        Ok(self.model.forward(self.tables, self.cache, self.work)?)
+    pub(super) fn forward(&mut self) -> Result<D::Tables<'a>, DeviceError> {
+        self.model.forward(self.tables, self.cache, self.work)
     }
 
     /// Computes the target's logits, lets the requests' hooks edit these logits, and verifies the drafts. The
@@ -52,8 +66,9 @@ impl<'a, D: Device> Step<'a, D> {
         &mut self,
         tables: D::Tables<'a>,
         results: &'a mut D::Results,
-    ) -> Result<D::Verification<'a>, DecodeError> {
-        let Self { model, work, target_logits, next_drafts, sequences, plans, layout, raw_logits, .. } = self;
+    ) -> Result<D::Verification<'a>, DeviceError> {
+        let Self { model, work, target_logits, next_drafts, sequences, plans, layout, .. } = self;
+        let (raw_logits, failed_rows) = (&mut self.raw_logits, &mut self.failed_rows);
         let logits = if layout.joined { next_drafts } else { target_logits };
         model.logits(&layout.logits_rows, work, logits)?;
 
@@ -73,12 +88,18 @@ impl<'a, D: Device> Step<'a, D> {
             let mut callbacks = sequence.callbacks.borrow_mut();
             let Some(hook) = callbacks.logits_hook.as_mut() else { continue };
             let mut prefix = sequence.tokens.clone();
-            for i in 0..=plan.verify_len {
-                let mut edit = |logits: &mut [f32]| hook.edit(prefix.len(), &prefix, logits);
-                model.device().edit_row(logits, draw.first_logits + i, &mut edit)?;
-                prefix.extend(sequence.draft.as_ref().and_then(|draft| draft.tokens.get(i)));
+            for row in 0..=plan.verify_len {
+                let mut failure = None;
+                let mut edit = |logits: &mut [f32]| failure = hooks::edit(&mut **hook, &prefix, logits);
+                model.device().edit_row(logits, draw.first_logits + row, &mut edit)?;
+                // The output does not come past a row at which the hook failed.
+                if let Some(error) = failure {
+                    failed_rows.push(FailedRow { verdict: draw.verdict, row, error });
+                    break;
+                }
+                prefix.extend(sequence.draft.as_ref().and_then(|draft| draft.tokens.get(row)));
             }
         }
-        Ok(model.device().verify(tables, logits, results)?)
+        model.device().verify(tables, logits, results)
     }
 }

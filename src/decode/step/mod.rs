@@ -6,6 +6,7 @@
 mod buffers;
 mod drafting;
 mod groups;
+mod hooks;
 mod joint;
 mod layout;
 mod outcome;
@@ -19,9 +20,8 @@ use outcome::DrawnTokens;
 pub(super) use self::buffers::StepBuffers;
 pub(super) use self::outcome::Outcome;
 pub(super) use self::plan::SequencePlan;
-use super::error::DecodeError;
 use super::sequence::Sequence;
-use crate::device::{Device, StepTables};
+use crate::device::{Device, DeviceError, StepTables};
 use crate::model::forward::Model;
 
 /// Runs the step that `plans` describe. Sequences keep their tokens, drafts and lengths. Drafts that the step does not
@@ -36,7 +36,7 @@ pub(super) fn run<D: Device>(
     buffers: &mut StepBuffers<D>,
     sequences: &mut [Sequence<D::Buffer>],
     plans: &[SequencePlan],
-) -> Result<Vec<Outcome<D::Buffer>>, DecodeError> {
+) -> Result<Vec<Outcome<D::Buffer>>, DeviceError> {
     // The step only reads the sequences. The parameter is `&mut` because hooks are `Send` and not `Sync`: only an
     // exclusive reference may move to the device's thread.
     let sequences = &*sequences;
@@ -58,7 +58,7 @@ fn draw<D: Device>(
     buffers: &mut StepBuffers<D>,
     sequences: &[Sequence<D::Buffer>],
     plans: &[SequencePlan],
-) -> Result<Vec<DrawnTokens<D::Buffer>>, DecodeError> {
+) -> Result<Vec<DrawnTokens<D::Buffer>>, DeviceError> {
     let StepBuffers { work, target_logits, last_drafts, next_drafts, results } = buffers;
     let (layout, places) = StepLayout::new(model, sequences, plans);
     let edits = layout.edits(sequences, plans, model.config().vocab_size);
@@ -86,6 +86,7 @@ fn draw<D: Device>(
         places,
         raw_logits: Vec::new(),
         tables,
+        failed_rows: Vec::new(),
     };
     let tables = step.forward()?;
     if layout.draws.is_empty() {

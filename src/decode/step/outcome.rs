@@ -1,6 +1,7 @@
 //! The outcome of a step for one sequence.
 
 use super::plan::SequencePlan;
+use crate::decode::error::DecodeError;
 use crate::decode::logprobs::TokenLogprobs;
 use crate::decode::record::{BlockRecord, Record, StepRecord};
 use crate::decode::sequence::{PendingDraft, Sequence, Work};
@@ -10,12 +11,15 @@ use crate::device::SequenceVerdict;
 pub(in crate::decode) struct Outcome<B> {
     /// Number of candidates whose KV stays in the cache.
     pub(in crate::decode) kept: usize,
-    /// The new tokens: the accepted drafts and the bonus token. Empty if no token was drawn.
+    /// The new tokens: the accepted drafts and the bonus token. Empty if no token was drawn, without the bonus token
+    /// after a fault.
     pub(in crate::decode) committed: Vec<u32>,
     /// The log-probabilities of the new tokens, if the request asked for them.
     pub(in crate::decode) logprobs: Vec<TokenLogprobs>,
     pub(in crate::decode) draft: Option<PendingDraft<B>>,
     pub(in crate::decode) record: Option<Record>,
+    /// The error that ends the request after the new tokens.
+    pub(in crate::decode) failure: Option<DecodeError>,
 }
 
 /// The tokens that a step drew for one plan.
@@ -27,22 +31,25 @@ pub(super) struct DrawnTokens<B> {
     /// The target's logits before any change, one row per candidate that was verified, if the request asked for
     /// log-probabilities.
     pub(super) raw_logits: Vec<Vec<f32>>,
+    /// The error that ends the request.
+    pub(super) failure: Option<DecodeError>,
 }
 
 impl<B> DrawnTokens<B> {
     /// Returns an entry without any drawn token.
     pub(super) fn nothing() -> Self {
-        Self { verdict: None, draft: None, raw_logits: Vec::new() }
+        Self { verdict: None, draft: None, raw_logits: Vec::new(), failure: None }
     }
 
     /// Returns the outcome of `plan` for `sequence`.
     pub(super) fn outcome(self, sequence: &Sequence<B>, plan: &SequencePlan) -> Outcome<B> {
-        let Self { verdict, draft, raw_logits } = self;
+        let Self { verdict, draft, raw_logits, failure } = self;
         let Some(verdict) = verdict else {
-            let (committed, logprobs) = (Vec::new(), Vec::new());
-            return Outcome { kept: plan.rows(), committed, logprobs, draft: None, record: None };
+            let (committed, logprobs, draft, record) = (Vec::new(), Vec::new(), None, None);
+            return Outcome { kept: plan.rows(), committed, logprobs, draft, record, failure };
         };
-        let record = sequence.request.record.then(|| record(sequence, plan, verdict, draft.as_ref()));
+        let is_recorded = sequence.request.record && verdict.fault.is_none();
+        let record = is_recorded.then(|| record(sequence, plan, verdict, draft.as_ref()));
         let committed = sequence.committed(verdict);
         let count = sequence.request.logprobs.unwrap_or(0);
         let of_row = |(row, &token): (&Vec<f32>, &u32)| TokenLogprobs::of(row, token, count);
@@ -52,6 +59,7 @@ impl<B> DrawnTokens<B> {
             committed,
             draft,
             record,
+            failure,
         }
     }
 }

@@ -53,9 +53,10 @@ impl SequencePlan {
     }
 
     /// Returns whether `sequence` needs a draft after `verdict`. A request that ends with this step needs one
-    /// only to complete its record.
+    /// only to complete its record, and after a fault there is no record.
     pub(super) fn wants_draft<B>(&self, sequence: &Sequence<B>, verdict: SequenceVerdict) -> bool {
         self.draft
+            && verdict.fault.is_none()
             && sequence.block_size > 1
             && (sequence.request.record || sequence.cut(&mut sequence.committed(verdict)).is_none())
     }

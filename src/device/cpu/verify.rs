@@ -9,6 +9,7 @@ use super::rows::{ArgMax, WORK};
 use super::simd::Vectors;
 use crate::acceptance::{self, Rows, Rule};
 use crate::device::{DeviceError, SequenceVerdict, VerifyRows};
+use crate::logits::LogitsFault;
 use crate::random::{Purpose, Stream};
 use crate::sampling::{draw, draw_weighted, softmax, warp};
 
@@ -21,7 +22,8 @@ pub(super) fn verify(
     for request in sequences {
         check_verification(logits, request)?;
     }
-    let mut verdicts = vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 0 }; sequences.len()];
+    let mut verdicts =
+        vec![SequenceVerdict { accepted: 0, bonus: 0, next_start: 0, fault: None }; sequences.len()];
     let rows: usize = sequences.iter().map(|request| request.draft.len() + 1).sum();
     let items = sequences.iter().zip(&mut verdicts).collect();
     pool.for_each(items, rows.saturating_mul(logits.cols()).saturating_mul(WORK), |(request, verdict)| {
@@ -68,7 +70,13 @@ fn verify_sequence(
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    SequenceVerdict { accepted, bonus, next_start: request.start + accepted + 1 }
+    // A fault at row i leaves d_1..d_i.
+    let fault = (0..=accepted).find_map(|i| Some((i, LogitsFault::of(&rows.target_logits(i))?)));
+    let (accepted, bonus, fault) = match fault {
+        Some((row, fault)) => (row, 0, Some(fault)),
+        None => (accepted, bonus, None),
+    };
+    SequenceVerdict { accepted, bonus, next_start: request.start + accepted + 1, fault }
 }
 
 /// The target's distributions p and the draft's distributions q of one verification, warped when a rule asks

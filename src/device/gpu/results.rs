@@ -16,11 +16,11 @@ use crate::device::{
     CalibratorOutput, DeviceError, DraftRows, DraftTables, DraftToken, DraftingPass, SequenceVerdict,
     SlotRows, StepResults, VerifyRows,
 };
-use crate::kernels::Faults;
 use crate::kernels::acceptance::Verdict;
 use crate::kernels::embedding::{Embed, Gather};
 use crate::kernels::sampling::RowStats;
 use crate::kernels::selection::{Draft, DraftGroups, FollowVerdicts, SelectDrafts};
+use crate::kernels::{Fault, Faults};
 use crate::layout::{GroupSet, Prediction};
 use crate::runtime::Runtime;
 
@@ -195,7 +195,8 @@ impl<'a, P: Products> GpuVerification<'a, P> {
         let drafts = std::mem::take(&mut results.drafts);
         let mut scratch = context.scratch();
         let HostReport { error, verdicts, stats } = results.report.read(context, &mut scratch.error)?;
-        if let Some(faults) = Faults::of(error) {
+        // A NaN among the logits concerns one verdict, or only a draft, which is verified like any other.
+        if let Some(faults) = Faults::of(error).and_then(|faults| faults.without(Fault::Nan)) {
             let (runtime, stream) = context.queue();
             runtime.upload(stream, &[0], scratch.error.reserve(context.queue(), 1)?, 0)?;
             return Err(DeviceError::Faults(faults));
@@ -314,6 +315,7 @@ fn host_verdict(verdict: &Verdict) -> Result<SequenceVerdict, DeviceError> {
             accepted: usize::try_from(verdict.accepted).ok()?,
             bonus: u32::try_from(verdict.bonus).ok()?,
             next_start: usize::try_from(verdict.cached_length).ok()?,
+            fault: verdict.logits_fault(),
         })
     };
     convert().ok_or_else(|| DeviceError::Contract {

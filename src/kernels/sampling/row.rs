@@ -131,7 +131,8 @@ pub(in crate::kernels) fn fault_of_code(code: i32) -> Option<LogitsFault> {
 }
 
 const _: () = assert!(size_of::<RowStats>() == size_of::<FlexdraftRowStats>());
-const _: () = assert!(std::mem::offset_of!(RowStats, fault) == std::mem::offset_of!(FlexdraftRowStats, fault));
+const _: () =
+    assert!(std::mem::offset_of!(RowStats, fault) == std::mem::offset_of!(FlexdraftRowStats, fault));
 
 // SAFETY: twelve words, each valid for any bits.
 unsafe impl bytemuck::Zeroable for RowStats {}

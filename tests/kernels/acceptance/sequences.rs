@@ -238,7 +238,15 @@ pub fn run<L: Logit + Stored>(bench: &Bench, vocab: usize, sequences: &[Sequence
     let requests = bench.memory(&requests);
     let mut workspace = bench.memory(&vec![f32::NAN; accept_workspace_len(batch, vocab).unwrap()]);
     let (mut arrived, mut error) = (bench.memory(&vec![0u32; batch]), bench.memory(&[0u32]));
-    let unwritten = Verdict { accepted: 99, bonus: 99, probability: 9.0, group: 99, cached_length: 99, fault: 99, unused: 99 };
+    let unwritten = Verdict {
+        accepted: 99,
+        bonus: 99,
+        probability: 9.0,
+        group: 99,
+        cached_length: 99,
+        fault: 99,
+        unused: 99,
+    };
     let mut verdicts = bench.memory(&vec![unwritten; batch]);
     let mut committed = bench.memory(&vec![99i32; batch * MAX_COMMITTED]);
     let mut outcomes = Vec::new();

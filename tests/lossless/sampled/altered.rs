@@ -1,6 +1,7 @@
 //! The CPU device with its sampling replaced, to observe the distributions or to plant a bug.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use flexdraft::acceptance::{self, Rows, Rule};
@@ -32,6 +33,8 @@ pub enum Alteration {
     ResidualNotClamped,
     /// The planted bug makes acceptance take the drafter's distribution as it was before truncation and temperature.
     DraftNotWarped,
+    /// Every third verification of a sequence fails.
+    Fails(Arc<AtomicUsize>),
 }
 
 pub struct Altered {
@@ -74,7 +77,14 @@ impl Altered {
         if let Alteration::Observe(distances) = &self.alteration {
             note(warped, distances);
         }
-        if request.draft.is_empty() || matches!(self.alteration, Alteration::Observe(_)) {
+        if let Alteration::Fails(count) = &self.alteration
+            && count.fetch_add(1, Ordering::Relaxed) % 3 == 2
+        {
+            return Err(DeviceError::OutOfMemory { what: "planted", bytes: 1 });
+        }
+        if request.draft.is_empty()
+            || matches!(self.alteration, Alteration::Observe(_) | Alteration::Fails(_))
+        {
             let mut results = self.cpu.new_results();
             let (pass, sequences) = (Pass::default(), std::slice::from_ref(request));
             let tables = StepTables { sequences, ..StepTables::new(&pass, &[]) };
@@ -111,7 +121,7 @@ impl Altered {
             &decision.weights,
             Stream::new(request.seed, Purpose::ResidualDraw, a, request.start),
         );
-        Ok(SequenceVerdict { accepted: a, bonus, next_start: request.start + a + 1 })
+        Ok(SequenceVerdict { accepted: a, bonus, next_start: request.start + a + 1, fault: None })
     }
 }
 

@@ -2,7 +2,7 @@
 //! runs of each rule, on a model with four tokens, are compared with the exact distribution from the reference's
 //! forward passes (f64, without a cache). Engines with planted bugs fail the same comparison.
 
-mod altered;
+pub mod altered;
 mod statistics;
 
 use std::collections::BTreeMap;

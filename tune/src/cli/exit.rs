@@ -29,7 +29,7 @@ fn is_users(error: &TuneError) -> bool {
             flexdraft::Error::Device(error) | flexdraft::Error::Decode(DecodeError::Device(error)) => {
                 matches!(error, DeviceError::Unavailable { .. })
             }
-            flexdraft::Error::Decode(_) => true,
+            flexdraft::Error::Decode(error) => error.is_of_the_request(),
             _ => false,
         },
         _ => false,

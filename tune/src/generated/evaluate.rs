@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use flexdraft::decode::{Engine, Finish, Mode, Proposer, Request};
+use flexdraft::decode::{Engine, Finish, HookError, Mode, Proposer, Request};
 use flexdraft::device::Device;
 
 use super::decoding::{Decoding, Run};
@@ -115,8 +115,8 @@ fn decode<D: Device>(
 }
 
 /// A draft hook that keeps the drafter's own tokens.
-fn keep(_: &[u32], _: &mut [u32]) -> bool {
-    true
+fn keep(_: &[u32], _: &mut [u32]) -> Result<bool, HookError> {
+    Ok(true)
 }
 
 fn compare(prompt: usize, drafted: &[u32], plain: &[u32]) -> Result<()> {

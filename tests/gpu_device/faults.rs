@@ -1,0 +1,43 @@
+//! Faults stay with their request, on the GPU device, over the SIMT emulator.
+
+use flexdraft::device::gpu::{CpuProducts, Gpu};
+use flexdraft::kernels::Kernels;
+use flexdraft::runtime::{Simt, SimtOptions};
+
+use crate::support::faults;
+
+fn device() -> Gpu<CpuProducts> {
+    let kernels = Kernels::new(Simt::new(SimtOptions::default()));
+    let stream = kernels.runtime().stream();
+    Gpu::new(kernels, stream, CpuProducts::new(1).unwrap()).with_split(64)
+}
+
+#[test]
+fn nan_logits_end_their_request_alone() {
+    faults::nan_logits_end_their_request_alone(device);
+}
+
+#[test]
+fn an_infinite_logit_ends_an_output_at_its_place() {
+    faults::an_infinite_logit_ends_an_output_at_its_place(device);
+}
+
+#[test]
+fn a_draft_s_faulty_logits_change_no_token() {
+    faults::a_draft_s_faulty_logits_change_no_token(device);
+}
+
+#[test]
+fn a_hook_s_mistake_ends_its_request_alone() {
+    faults::a_hook_s_mistake_ends_its_request_alone(device);
+}
+
+#[test]
+fn a_hook_may_fail_after_a_draft_that_is_rejected() {
+    faults::a_hook_may_fail_after_a_draft_that_is_rejected(device);
+}
+
+#[test]
+fn a_proposer_s_mistake_ends_its_request_alone() {
+    faults::a_proposer_s_mistake_ends_its_request_alone(device);
+}
