@@ -7,11 +7,12 @@ use super::error::DecodeError;
 use super::options::EngineOptions;
 use super::pages::PageAllocator;
 use super::policy::{Policy, SequenceStep, StepView};
-use super::record::Committed;
+use super::record::{Committed, Finish};
 use super::request::Request;
 use super::request_id::{RequestId, RequestIds};
 use super::scheduler::Scheduler;
 use super::sequence::{Callbacks, Sequence, Work};
+use super::stats::EngineStats;
 use super::step::{self, Outcome, SequencePlan, StepBuffers};
 use crate::device::Device;
 use crate::model::Model;
@@ -21,8 +22,8 @@ use crate::model::Model;
 /// The output of a request depends on the request alone. It does not depend on other requests in the batch,
 /// on their number or arrival, or on the policy (with one exception: [`EngineOptions::free_verify_len`]).
 ///
-/// Requests are admitted in order of arrival. If the cache runs out of pages, the youngest sequence gives up
-/// its pages and is computed again later; its output does not change.
+/// Requests are admitted by [priority](Request::priority), then in order of arrival. If the cache runs out of pages, the
+/// request that would be admitted last gives up its pages and is computed again later; its output does not change.
 pub struct Engine<D: Device> {
     model: Model<D>,
     policy: Box<dyn Policy>,
@@ -95,9 +96,7 @@ impl<D: Device> Engine<D> {
     pub fn add(&mut self, mut request: Request) -> Result<RequestId, DecodeError> {
         let config = self.model.config();
         request.validate(config.vocab_size, config.context_len, self.model.block_size())?;
-        let max_len = request.prompt.len().saturating_add(request.max_new_tokens).min(config.context_len);
-        // The last token is never an input, so its keys and values are never computed.
-        self.scheduler.check_room(request.prompt.len().max(max_len.saturating_sub(1)))?;
+        let max_len = self.max_len(request.prompt.len(), request.max_new_tokens)?;
         let id = self.ids.take();
         let trained = self.model.block_size().unwrap_or(1);
         self.scheduler.add(Sequence {
@@ -123,20 +122,54 @@ impl<D: Device> Engine<D> {
         self.scheduler.cancel(id)
     }
 
+    /// Ends a request, between steps: the next step reports [`Finish::Ended`]. Its tokens so far remain valid. Returns
+    /// whether the request was still running or waiting.
+    pub fn finish(&mut self, id: RequestId) -> bool {
+        self.scheduler.end(id, Finish::Ended)
+    }
+
+    /// Replaces the most tokens that a request may generate, between steps. A request that has generated as many
+    /// already ends: the next step reports [`Finish::Length`]. Returns whether the request was still running or waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::CacheExhausted`] if the KV cache is too small for the output; the request keeps its limit.
+    pub fn set_max_new_tokens(&mut self, id: RequestId, max_new_tokens: usize) -> Result<bool, DecodeError> {
+        let Some(sequence) = self.scheduler.sequence(id) else { return Ok(false) };
+        let max_len = self.max_len(sequence.request.prompt.len(), max_new_tokens)?;
+        self.scheduler.set_max_len(id, max_len);
+        Ok(true)
+    }
+
+    /// Returns the total length at which a request ends, after checking that the cache has room for it.
+    fn max_len(&self, prompt_len: usize, max_new_tokens: usize) -> Result<usize, DecodeError> {
+        let max_len = prompt_len.saturating_add(max_new_tokens).min(self.model.config().context_len);
+        // The last token is never an input, so its keys and values are never computed.
+        self.scheduler.check_room(prompt_len.max(max_len.saturating_sub(1)))?;
+        Ok(max_len)
+    }
+
+    /// Returns statistics of the engine. Nothing is computed for them before this call except a few counts.
+    pub fn stats(&self) -> EngineStats {
+        self.scheduler.stats()
+    }
+
     /// Returns whether no requests are left.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
     }
 
-    /// Runs one step for every active request and reports what was committed, in order of admission.
+    /// Runs one step for every active request and reports what was committed: first the requests that ended since the
+    /// last step, then the others by priority and arrival.
     ///
     /// # Errors
     ///
     /// [`DecodeError::Step`], which names the requests, if the device fails, or
     /// [`DecodeError::DraftsAfterVerification`] if the policy asks for mask groups that the drafter cannot make.
     /// Requests keep their state, and the step may be repeated. A fault of a single request (its logits, its hooks, its
-    /// memory) is no error of the step: the report of that request has [`Finish::Failed`](super::Finish::Failed).
+    /// memory) is no error of the step: the report of that request has [`Finish::Failed`].
     pub fn step(&mut self) -> Result<Vec<Committed>, DecodeError> {
+        self.scheduler.expire(Instant::now());
         let plans = self.scheduler.plan(&mut *self.policy);
         if plans.iter().any(|plan| !plan.groups.is_empty()) {
             check_groups(self.policy.name(), &self.model)?;

@@ -18,6 +18,7 @@ mod request;
 mod request_id;
 mod scheduler;
 mod sequence;
+mod stats;
 mod step;
 
 pub use auto::Auto;
@@ -30,3 +31,4 @@ pub use policy::{BatchView, Choice, Mode, Policy, SequenceStep, SequenceView, St
 pub use record::{BlockRecord, Committed, Finish, Record, StepMode, StepRecord};
 pub use request::{HookError, LogitsHook, Proposer, Request};
 pub use request_id::RequestId;
+pub use stats::{DraftCounts, EngineStats};

@@ -12,6 +12,10 @@ pub enum Finish {
     Length,
     /// A stop id was generated. It is the last token of the output.
     Stop,
+    /// The caller ended the request with [`Engine::finish`](super::Engine::finish).
+    Ended,
+    /// The request's deadline passed.
+    Deadline,
     /// The request failed. Its committed tokens remain valid.
     Failed(DecodeError),
 }

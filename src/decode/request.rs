@@ -1,5 +1,7 @@
 //! Requests to the engine, and the hooks that a request can have.
 
+use std::time::Instant;
+
 use super::confidence::Confidence;
 use super::error::DecodeError;
 use crate::acceptance::Rule;
@@ -90,6 +92,12 @@ pub struct Request {
     /// `None` reports no log-probabilities. The host reads the raw logits of each row that the request verifies: on a
     /// GPU, one more wait per row.
     pub logprobs: Option<usize>,
+    /// Requests of higher priority are admitted first and give up their cache pages last. Among equals, the order of
+    /// arrival decides. A running request does not leave the batch for a waiting one. Outputs do not depend on it.
+    pub priority: i32,
+    /// The time after which the request ends, complete or not. The first step that begins later reports
+    /// [`Finish::Deadline`](super::Finish::Deadline).
+    pub deadline: Option<Instant>,
     /// Whether steps report a [`StepRecord`](super::StepRecord). The last step of a recorded request drafts
     /// once more, so that its record is complete; outputs do not depend on it.
     pub record: bool,
@@ -112,6 +120,8 @@ impl Request {
             logits_hook: None,
             proposer: None,
             logprobs: None,
+            priority: 0,
+            deadline: None,
             record: false,
         }
     }
@@ -164,6 +174,8 @@ impl std::fmt::Debug for Request {
             .field("logits_hook", &self.logits_hook.is_some())
             .field("proposer", &self.proposer.is_some())
             .field("logprobs", &self.logprobs)
+            .field("priority", &self.priority)
+            .field("deadline", &self.deadline)
             .field("record", &self.record)
             .finish()
     }

@@ -1,6 +1,7 @@
 //! The scheduler: which sequences a step runs, what it does for each, and which cache pages they have.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::error::DecodeError;
 use super::options::EngineOptions;
@@ -9,6 +10,7 @@ use super::policy::{BatchView, Choice, Policy, SequenceView};
 use super::record::{Committed, Finish};
 use super::request_id::RequestId;
 use super::sequence::{Sequence, Work};
+use super::stats::{DraftCounts, EngineStats};
 use super::step::{Outcome, SequencePlan};
 use crate::acceptance::Rule;
 use crate::layout::GroupSet;
@@ -22,11 +24,14 @@ pub(super) struct Scheduler<B> {
     context_len: usize,
     /// The kind of the model's drafter, if it has one.
     drafter: Option<DrafterKind>,
-    /// The sequences that steps run, in order of admission.
+    /// The sequences that steps run, by rank.
     active: Vec<Sequence<B>>,
+    /// The sequences that wait, by rank.
     waiting: VecDeque<Sequence<B>>,
     /// Reports of requests that ended outside a step; the next step returns them.
     finished: Vec<Committed>,
+    preempted: u64,
+    drafts: DraftCounts,
 }
 
 impl<B> Scheduler<B> {
@@ -38,7 +43,8 @@ impl<B> Scheduler<B> {
         drafter: Option<DrafterKind>,
     ) -> Self {
         let (active, waiting, finished) = (Vec::new(), VecDeque::new(), Vec::new());
-        Self { pages, options, context_len, drafter, active, waiting, finished }
+        let (preempted, drafts) = (0, DraftCounts::default());
+        Self { pages, options, context_len, drafter, active, waiting, finished, preempted, drafts }
     }
 
     /// Checks that the cache has room for `tokens` tokens of one sequence, if this sequence has all pages.
@@ -50,30 +56,86 @@ impl<B> Scheduler<B> {
     /// Adds a sequence. A sequence that may not generate any token ends at once.
     pub(super) fn add(&mut self, sequence: Sequence<B>) {
         if sequence.max_len == sequence.tokens.len() {
-            let (id, finish) = (sequence.id, Some(Finish::Length));
-            self.finished.push(Committed {
-                id,
-                tokens: Vec::new(),
-                logprobs: Vec::new(),
-                finish,
-                record: None,
-            });
+            self.report_end(sequence.id, Finish::Length);
         } else {
-            self.waiting.push_back(sequence);
+            self.wait(sequence);
         }
+    }
+
+    /// Reports the end of a sequence with the next step.
+    fn report_end(&mut self, id: RequestId, finish: Finish) {
+        let (tokens, logprobs) = (Vec::new(), Vec::new());
+        self.finished.push(Committed { id, tokens, logprobs, finish: Some(finish), record: None });
+    }
+
+    /// Puts a sequence among those that wait.
+    fn wait(&mut self, sequence: Sequence<B>) {
+        let at = self.waiting.partition_point(|other| other.rank() < sequence.rank());
+        self.waiting.insert(at, sequence);
     }
 
     /// Drops a sequence. Returns whether the scheduler still had it.
     pub(super) fn cancel(&mut self, id: RequestId) -> bool {
+        let before = self.finished.len();
+        self.finished.retain(|committed| committed.id != id);
+        self.remove(id) || self.finished.len() < before
+    }
+
+    /// Ends a sequence, which the next step reports. Returns whether the sequence was still running or waiting.
+    pub(super) fn end(&mut self, id: RequestId, finish: Finish) -> bool {
+        let removed = self.remove(id);
+        if removed {
+            self.report_end(id, finish);
+        }
+        removed
+    }
+
+    /// Removes a sequence that is running or waiting, and frees its pages. Returns whether there was one.
+    fn remove(&mut self, id: RequestId) -> bool {
         if let Some(index) = self.active.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.active.remove(index);
             self.pages.shrink(&mut sequence.pages, 0);
             return true;
         }
-        let before = self.waiting.len() + self.finished.len();
+        let before = self.waiting.len();
         self.waiting.retain(|sequence| sequence.id != id);
-        self.finished.retain(|committed| committed.id != id);
-        self.waiting.len() + self.finished.len() < before
+        self.waiting.len() < before
+    }
+
+    /// Ends the sequences whose deadline is not after `now`.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let sequences = self.active.iter().chain(&self.waiting);
+        let late =
+            sequences.filter(|sequence| sequence.request.deadline.is_some_and(|deadline| deadline <= now));
+        for id in late.map(|sequence| sequence.id).collect::<Vec<_>>() {
+            self.end(id, Finish::Deadline);
+        }
+    }
+
+    /// Returns a sequence that is running or waiting.
+    pub(super) fn sequence(&self, id: RequestId) -> Option<&Sequence<B>> {
+        self.active.iter().chain(&self.waiting).find(|sequence| sequence.id == id)
+    }
+
+    /// Replaces the total length at which a sequence ends. A sequence that has that length already ends at once.
+    pub(super) fn set_max_len(&mut self, id: RequestId, max_len: usize) {
+        let Some(sequence) = self.sequences_mut().find(|sequence| sequence.id == id) else { return };
+        sequence.max_len = max_len;
+        if sequence.wanted() == 0 {
+            self.end(id, Finish::Length);
+        }
+    }
+
+    /// Returns the engine's statistics.
+    pub(super) fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.active.len(),
+            waiting: self.waiting.len(),
+            preempted: self.preempted,
+            pages: self.pages.pages(),
+            pages_in_use: self.pages.pages() - self.pages.available(),
+            drafts: self.drafts.clone(),
+        }
     }
 
     /// Returns whether no sequences are left.
@@ -81,12 +143,12 @@ impl<B> Scheduler<B> {
         self.active.is_empty() && self.waiting.is_empty() && self.finished.is_empty()
     }
 
-    /// Returns the active sequences, in order of admission.
+    /// Returns the active sequences, by rank.
     pub(super) fn active(&self) -> &[Sequence<B>] {
         &self.active
     }
 
-    /// Returns the active sequences, in order of admission.
+    /// Returns the active sequences, by rank.
     pub(super) fn active_mut(&mut self) -> &mut [Sequence<B>] {
         &mut self.active
     }
@@ -102,7 +164,7 @@ impl<B> Scheduler<B> {
     }
 
     /// Admits waiting requests, plans a step, and reserves the cache pages that the step needs, if necessary by
-    /// taking pages from the youngest sequences.
+    /// taking pages from the sequences of the last ranks.
     pub(super) fn plan(&mut self, policy: &mut dyn Policy) -> Vec<SequencePlan> {
         self.admit();
         let choices = self.choose(policy);
@@ -118,7 +180,7 @@ impl<B> Scheduler<B> {
                 continue;
             }
             if !self.reserve(index, self.active[index].cached + plan.rows()) {
-                // The sequence was the youngest and gave up its own pages, so no other sequence comes after it.
+                // The sequence itself had the last rank and gave up its pages, so it was the last one.
                 break;
             }
             if plan.work != Work::Decode {
@@ -144,7 +206,9 @@ impl<B> Scheduler<B> {
             if self.active.len() >= self.options.max_batch || !(fits || self.active.is_empty()) {
                 return;
             }
-            self.active.extend(self.waiting.pop_front());
+            let Some(sequence) = self.waiting.pop_front() else { return };
+            let at = self.active.partition_point(|other| other.rank() < sequence.rank());
+            self.active.insert(at, sequence);
         }
     }
 
@@ -204,7 +268,7 @@ impl<B> Scheduler<B> {
     /// Returns how many of `drafted` tokens sequence `index` verifies in the step.
     ///
     /// If the tokens of a request depend on its verify length, that length must not depend on other requests. The
-    /// only limit is then the size of the cache, and younger sequences give up pages if necessary. All other
+    /// only limit is then the size of the cache, and sequences of later ranks give up pages if necessary. All other
     /// requests verify no more tokens than they still want, and take no page that another sequence needs.
     fn verify_len(&self, index: usize, drafted: usize) -> usize {
         let sequence = &self.active[index];
@@ -222,30 +286,23 @@ impl<B> Scheduler<B> {
         verify_len.min(wanted)
     }
 
-    /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from younger
-    /// sequences. Returns `false` if the sequence itself had to leave the batch.
+    /// Reserves pages for `tokens` tokens of sequence `index`, if necessary by taking pages from sequences of later
+    /// ranks. Returns `false` if the sequence itself had to leave the batch.
     fn reserve(&mut self, index: usize, tokens: usize) -> bool {
         loop {
             if self.pages.grow(&mut self.active[index].pages, tokens) {
                 return true;
             }
             let needed = self.pages.pages_for(tokens);
-            let Some(mut youngest) = self.active.pop() else { return false };
+            let Some(mut last) = self.active.pop() else { return false };
             let itself = self.active.len() == index;
-            self.pages.shrink(&mut youngest.pages, 0);
-            youngest.cached = 0;
+            self.pages.shrink(&mut last.pages, 0);
+            last.cached = 0;
             if itself && index == 0 {
-                let finish = Some(Finish::Failed(self.exhausted(needed)));
-                let tokens = Vec::new();
-                self.finished.push(Committed {
-                    id: youngest.id,
-                    tokens,
-                    logprobs: Vec::new(),
-                    finish,
-                    record: None,
-                });
+                self.report_end(last.id, Finish::Failed(self.exhausted(needed)));
             } else {
-                self.waiting.push_front(youngest);
+                self.preempted += 1;
+                self.wait(last);
             }
             if itself {
                 return false;
@@ -255,6 +312,9 @@ impl<B> Scheduler<B> {
 
     /// Applies an outcome to its sequence.
     pub(super) fn commit(&mut self, plan: &SequencePlan, outcome: Outcome<B>) -> Committed {
+        if plan.work == Work::Decode && outcome.failure.is_none() {
+            self.drafts.add(plan.verify_len, outcome.committed.len().saturating_sub(1));
+        }
         let sequence = &mut self.active[plan.sequence];
         sequence.cached += outcome.kept;
         if plan.draws() {

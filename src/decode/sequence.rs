@@ -1,6 +1,7 @@
 //! The state of a request between steps.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 
 use super::record::Finish;
 use super::request::{LogitsHook, Proposer, Request};
@@ -80,6 +81,11 @@ pub(super) enum Work {
 }
 
 impl<B> Sequence<B> {
+    /// Returns the sequence's place in the order in which sequences get what they need; the lowest rank is first.
+    pub(super) fn rank(&self) -> (Reverse<i32>, RequestId) {
+        (Reverse(self.request.priority), self.id)
+    }
+
     /// Returns the sequence's work in the next step, which reads at most `row_budget` tokens.
     pub(super) fn work(&self, row_budget: usize) -> Work {
         let pending = self.tokens.len() - self.cached;

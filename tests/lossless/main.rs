@@ -17,9 +17,11 @@ mod orthrus_fixtures;
 mod pass_invariance;
 mod policy_views;
 mod processors;
+mod requests_in_flight;
 mod same_drafter;
 mod sampled;
 mod sampling_limits;
+mod serving;
 #[path = "../support/mod.rs"]
 mod support;
 mod warping;

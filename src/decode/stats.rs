@@ -1,0 +1,82 @@
+//! Statistics of an engine.
+
+use crate::layout::MAX_BLOCK_SIZE;
+
+/// What an engine is doing, and what it has done since it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Number of requests in the batch.
+    pub running: usize,
+    /// Number of requests that wait for a place in the batch or for cache pages, suspended requests included.
+    pub waiting: usize,
+    /// How often a request was suspended because its cache pages were needed for another one.
+    pub preempted: u64,
+    /// Number of pages of the KV cache.
+    pub pages: usize,
+    /// Number of these pages that requests have.
+    pub pages_in_use: usize,
+    /// Lengths of the drafts that were verified, and of what was accepted of them.
+    pub drafts: DraftCounts,
+}
+
+/// Numbers of verifications by verify length and by accepted length. Reading a prompt is no verification; a step without
+/// drafts is one of length 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DraftCounts {
+    verified: [u64; MAX_BLOCK_SIZE],
+    accepted: [u64; MAX_BLOCK_SIZE],
+}
+
+impl Default for DraftCounts {
+    fn default() -> Self {
+        Self { verified: [0; MAX_BLOCK_SIZE], accepted: [0; MAX_BLOCK_SIZE] }
+    }
+}
+
+impl DraftCounts {
+    /// Counts a verification of `verified` draft tokens that accepted `accepted` of them.
+    pub(super) fn add(&mut self, verified: usize, accepted: usize) {
+        for (counts, length) in [(&mut self.verified, verified), (&mut self.accepted, accepted)] {
+            if let Some(count) = counts.get_mut(length) {
+                *count += 1;
+            }
+        }
+    }
+
+    /// Returns the number of verifications.
+    pub fn verifications(&self) -> u64 {
+        self.accepted.iter().sum()
+    }
+
+    /// Returns the acceptance length τ: the mean of a + 1 over all verifications. `None` before the first.
+    pub fn acceptance_length(&self) -> Option<f64> {
+        let verifications = self.verifications();
+        let tokens: u64 = (1..).zip(&self.accepted).map(|(tokens, count)| tokens * count).sum();
+        (verifications > 0).then(|| tokens as f64 / verifications as f64)
+    }
+
+    /// Returns the fraction of the verified draft tokens d_j that were accepted, for j = 1, 2, … up to the longest draft
+    /// that was verified.
+    pub fn acceptance(&self) -> Vec<f64> {
+        let longest = self.verified.iter().rposition(|&count| count > 0).unwrap_or(0);
+        let of_length = |counts: &[u64], j: usize| counts.iter().skip(j).sum::<u64>() as f64;
+        (1..=longest).map(|j| of_length(&self.accepted, j) / of_length(&self.verified, j)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_and_fractions() {
+        let mut counts = DraftCounts::default();
+        assert_eq!((counts.acceptance_length(), counts.acceptance()), (None, vec![]));
+        for (verified, accepted) in [(0, 0), (2, 2), (2, 0), (3, 1)] {
+            counts.add(verified, accepted);
+        }
+        assert_eq!(counts.verifications(), 4);
+        assert_eq!(counts.acceptance_length(), Some(7.0 / 4.0));
+        assert_eq!(counts.acceptance(), [2.0 / 3.0, 1.0 / 3.0, 0.0]);
+    }
+}
