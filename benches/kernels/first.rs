@@ -51,7 +51,7 @@ fn once<R: Waits, C: Case + 'static>(name: impl Into<String>, case: C) -> Planne
 /// 64. Its rows and the shared memory decide which kernel it launches.
 fn attention<R: Waits>(head_dim: usize, groups: usize, shared_kib: u32) -> Planned<R> {
     let (q_heads, kv_heads, page_size) = if head_dim == 128 { (32, 8, 64) } else { (9, 3, 16) };
-    let (candidates, slots) = (1, 8);
+    let (candidates, slots) = (groups.max(1), 8);
     let case = Attention {
         batch: 2,
         context: 70,

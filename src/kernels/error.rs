@@ -93,6 +93,19 @@ pub enum KernelError {
         /// The accepted length of the group after it.
         next: usize,
     },
+    /// A mask group of a sequence sees positions after the candidates, whose keys and values no row writes.
+    #[error(
+        "pass tables: sequence {sequence}: group {group} sees candidates 0 to {group}, and the sequence has \
+         {candidates} candidates"
+    )]
+    GroupBeyondCandidates {
+        /// The sequence's index.
+        sequence: usize,
+        /// The accepted length of the group.
+        group: usize,
+        /// The number of candidates of the sequence, at least 1.
+        candidates: usize,
+    },
     /// A sequence of a pass has mask groups without slots.
     #[error("pass tables: sequence {sequence}: its {groups} mask groups have 0 slots, expected 1 to 64")]
     NoSlots {

@@ -108,9 +108,10 @@ impl<R: Runtime> PassTables<R> {
     ///
     /// # Errors
     ///
-    /// [`KernelError::Pass`], [`KernelError::Sequence`], [`KernelError::PageId`], [`KernelError::GroupOrder`] or
-    /// [`KernelError::NoSlots`] if the pass or a sequence is not possible, [`KernelError::SharedToken`] if two
-    /// candidates would be appended to the same place. After an error, the tables are unchanged.
+    /// [`KernelError::Pass`], [`KernelError::Sequence`], [`KernelError::PageId`], [`KernelError::GroupOrder`],
+    /// [`KernelError::NoSlots`] or [`KernelError::GroupBeyondCandidates`] if the pass or a sequence is not possible,
+    /// [`KernelError::SharedToken`] if two candidates would be appended to the same place. After an error, the tables
+    /// are unchanged.
     pub fn upload(
         &mut self,
         runtime: &R,
@@ -188,6 +189,12 @@ impl<R: Runtime> PassTables<R> {
             }
             // The rows write or see the cached positions 0..end; the positions of slots come after them.
             let end = visible(rows);
+            // Without candidates, an earlier pass wrote the positions that groups see.
+            let beyond = |last: &&usize| rows.candidates > 0 && **last >= rows.candidates;
+            if let Some(&group) = rows.groups.last().filter(beyond) {
+                let candidates = rows.candidates;
+                return Err(KernelError::GroupBeyondCandidates { sequence, group, candidates });
+            }
             at_most(sequence, "cached positions", end, rows.pages.len() * paging.page_size)?;
             at_most(sequence, "last position", end.saturating_add(MAX_BLOCK_SIZE), i32::MAX as usize)?;
             candidates += rows.candidates;
@@ -323,5 +330,6 @@ impl<R: Runtime> PassTables<R> {
 
 /// Returns the number of cached positions that at least one row of the sequence sees.
 fn visible(rows: &SequenceRows<'_>) -> usize {
-    rows.start.saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last + 1)))
+    rows.start
+        .saturating_add(rows.candidates.max(rows.groups.last().map_or(0, |last| last.saturating_add(1))))
 }

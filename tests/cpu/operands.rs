@@ -199,6 +199,10 @@ fn passes() {
         "begin: page id 3 is out of range, the limit is 3"
     );
     assert_eq!(
+        message(check(0, SequenceRows { start: 4, groups: vec![0, 2], ..rows.clone() }, 8)),
+        "begin: mask group is 2 with 2 candidates, expected an accepted length below the number of candidates"
+    );
+    assert_eq!(
         message(check(0, SequenceRows { slots: 65, ..rows.clone() }, 8)),
         "begin: number of slots 65 is out of range, the limit is 65"
     );

@@ -1,6 +1,8 @@
 //! Tests of rotation and append: the reference's norms and rotations, keys and values in their places in the cache, and
 //! no other byte changed.
 
+use std::collections::BTreeSet;
+
 use flexdraft::kernels::rope::{NormRopeAppend, RopeTable};
 use flexdraft::kernels::{KvStrides, PagedKvMut, Paging, PassTables};
 use flexdraft::layout::{AttentionShape, Pass, RowKind, SequenceRows};
@@ -31,7 +33,12 @@ prop_compose! {
     ) -> AnyPass {
         let sequences = sequences
             .into_iter()
-            .map(|(start, candidates, groups, slots)| (start, candidates, groups.into_iter().collect(), slots))
+            .map(|(start, candidates, groups, slots)| {
+                // Groups see no position after the candidates, if there are candidates.
+                let within = |group: usize| if candidates > 0 { group % candidates } else { group };
+                let groups: BTreeSet<usize> = groups.into_iter().map(within).collect();
+                (start, candidates, groups.into_iter().collect(), slots)
+            })
             .collect();
         AnyPass { sequences, page_size, seed }
     }

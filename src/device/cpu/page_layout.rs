@@ -61,6 +61,16 @@ impl PageLayout {
             if seen > 0 {
                 self.cover(operation, sequence.pages, sequence.start.saturating_add(seen))?;
             }
+            // Without candidates, an earlier pass wrote the positions that groups see.
+            let beyond = |&&k: &&usize| sequence.candidates > 0 && k >= sequence.candidates;
+            if let Some(group) = sequence.groups.iter().find(beyond) {
+                return Err(DeviceError::Contract {
+                    operation,
+                    operand: "mask group",
+                    expected: "an accepted length below the number of candidates",
+                    found: format!("{group} with {} candidates", sequence.candidates),
+                });
+            }
             candidates = candidates.saturating_add(sequence.candidates);
             masks = masks.saturating_add(sequence.groups.len().saturating_mul(sequence.slots));
         }

@@ -90,7 +90,7 @@ fn changes(setting: Setting, sequences: &[Sequence], sequence: usize) -> Vec<Cha
 fn what_a_row_must_not_see_changes_no_bit() {
     let sequences = [
         Sequence { start: 61, candidates: 5, groups: vec![0, 1, 2, 3, 4], slots: 2, seed: 1, first: 0 },
-        Sequence { start: 126, candidates: 1, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
+        Sequence { start: 126, candidates: 4, groups: vec![1, 3], slots: 3, seed: 2, first: 0 },
     ];
     let all = rows(&sequences);
     let variants = [(64, 6, 2, 24, Copies::Eager), (128, 3, 1, 1, Copies::Late)];

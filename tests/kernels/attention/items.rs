@@ -19,8 +19,8 @@ pub fn sequence(start: usize, candidates: usize, groups: &[usize], slots: usize)
 fn mixed() -> Vec<Sequence> {
     vec![
         sequence(10, 2, &[1], 16),
-        // The keys of this sequence are two full spans, and two keys of a third span that three rows see.
-        sequence(510, 3, &[0, 2, 3], 5),
+        // The keys of this sequence are two full spans, and two keys of a third span that some rows see.
+        sequence(510, 4, &[0, 2, 3], 5),
         // The keys of this sequence are one full span and nothing else.
         sequence(255, 1, &[0], 16),
         sequence(300, 5, &[0, 1, 2], 16),

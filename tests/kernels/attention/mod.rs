@@ -9,6 +9,8 @@ mod on_the_emulator;
 mod released_models;
 mod shapes;
 
+use std::collections::BTreeSet;
+
 use flexdraft::layout::AttentionShape;
 use flexdraft::runtime::SimtOptions;
 use flexdraft::runtime::simt::{Checking, Copies};
@@ -40,6 +42,9 @@ prop_compose! {
         slots in 1usize..9,
         seed in any::<u64>(),
     ) -> Sequence {
+        // Groups see no position after the candidates, if there are candidates.
+        let groups: BTreeSet<usize> =
+            groups.into_iter().map(|group| if candidates > 0 { group % candidates } else { group }).collect();
         Sequence { start, candidates, groups: groups.into_iter().collect(), slots, seed, first: 0 }
     }
 }

@@ -293,7 +293,7 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
 fn a_sequence_that_a_captured_launch_has_no_room_for_is_left_out() {
     let pages: Vec<u32> = (0..30).collect();
     let long = |start| SequenceRows { pages: &pages, start, candidates: 3, groups: vec![0, 2], slots: 20 };
-    let short = SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![1], slots: 2 };
+    let short = SequenceRows { pages: &[30, 31], start: 20, candidates: 1, groups: vec![0], slots: 2 };
     // The launches are captured for one state per sequence, where nothing is merged, and for three states.
     for (made_for, longer) in [(40, 300), (40, 400), (150, 400)] {
         for padding in [0, 2] {

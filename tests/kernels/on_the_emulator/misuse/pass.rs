@@ -66,7 +66,7 @@ fn sequences_that_cannot_be() {
     };
     wrong(|s| s.pages = &[0; 6], "number of pages", 6, 5);
     wrong(|s| s.start = 80, "cached positions", 81, 80);
-    wrong(|s| (s.groups, s.slots) = (vec![0, 11], 2), "cached positions", 81, 80);
+    wrong(|s| (s.candidates, s.groups, s.slots) = (0, vec![0, 11], 2), "cached positions", 81, 80);
     wrong(|s| (s.groups, s.slots) = (vec![0, 64], 2), "distance of the first and last group", 64, 63);
     wrong(|s| s.slots = 65, "number of slots", 65, 64);
     wrong(|s| s.start = usize::MAX, "cached positions", usize::MAX, 80);
@@ -86,6 +86,12 @@ fn sequences_that_cannot_be() {
     assert_eq!(error, KernelError::GroupOrder { sequence: 1, group: 2, next: 1 });
     let error = refused_second(|s| s.groups = vec![0]);
     assert_eq!(error, KernelError::NoSlots { sequence: 1, groups: 1 });
+    let error = refused_second(|s| (s.candidates, s.groups, s.slots) = (2, vec![0, 2], 2));
+    assert_eq!(error, KernelError::GroupBeyondCandidates { sequence: 1, group: 2, candidates: 2 });
+    assert_eq!(
+        error.to_string(),
+        "pass tables: sequence 1: group 2 sees candidates 0 to 2, and the sequence has 2 candidates"
+    );
 }
 
 #[test]
