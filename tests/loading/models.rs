@@ -55,6 +55,20 @@ fn configurations() {
     assert!(model("qwen3-biases").1.attention_bias);
 }
 
+/// Linear scaling stretches the stated context, unless the configuration also states the context before stretching.
+#[test]
+fn a_context_that_is_already_stretched() {
+    let (dir, _) = model("llama-linear");
+    let context = |original: Option<u32>| {
+        let mut config = json(&dir.join("config.json"));
+        config["rope_scaling"]["original_max_position_embeddings"] = original.into();
+        let copy = tempfile::tempdir().unwrap();
+        fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+        ModelConfig::read(copy.path()).unwrap().context_len
+    };
+    assert_eq!((context(None), context(Some(32)), context(Some(64))), (512, 128, 256));
+}
+
 /// The tolerance of the rotary frequencies allows for PyTorch's power function, which may be an ulp off; the arithmetic
 /// after it is the same.
 #[test]

@@ -148,6 +148,19 @@ fn constructs_that_are_not_supported_are_named() {
     assert!(error(&nested).contains("nests more than 40 deep"));
 }
 
+/// As Python prints it.
+#[test]
+fn digits_of_all_scripts() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "{% for t in ['7', '\u{663}', '\u{b2}', '\u{2460}', '\u{bd}', 'x', ''] %}\
+                  {{ t.isdecimal() }} {{ t.isdigit() }} {{ t.isnumeric() }};{% endfor %}";
+    fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
+    let variables = TemplateVariables::from_json("{}").unwrap();
+    let found = ChatTemplate::read(dir.path()).unwrap().render_at(&variables, 0).unwrap();
+    let rows = ["True True True", "True True True", "False True True", "False True True", "False False True"];
+    assert_eq!(found, rows.join(";") + ";False False False;False False False;");
+}
+
 #[test]
 fn variables_that_are_no_object() {
     let error = |json| TemplateVariables::from_json(json).unwrap_err().to_string();

@@ -253,7 +253,10 @@ fn read_scaling(fields: &ArchitectureFields<'_>, context_len: usize) -> Result<R
     };
     Ok(match (fields.fields.text(&fields.key("rope.scaling.type"))?, factor) {
         (Some("none"), _) | (None | Some("linear" | "yarn"), None) => RopeScaling::Default,
-        (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
+        (None | Some("linear"), Some(factor)) => RopeScaling::Linear {
+            factor,
+            original_context: fields.nonzero("rope.scaling.original_context_length")?,
+        },
         (Some("yarn"), Some(factor)) => {
             let original = fields.nonzero("rope.scaling.original_context_length")?;
             let mut yarn = Yarn::new(factor, original.unwrap_or(context_len as f64));

@@ -22,6 +22,8 @@ pub enum RopeScaling {
     Linear {
         /// Ratio of the new context length to the pretraining context.
         factor: f64,
+        /// Number of positions of the pretraining context; `None` if it is the context that the model states.
+        original_context: Option<f64>,
     },
     /// Llama 3.1: the frequencies of long wavelengths are divided by `factor`, the frequencies of short
     /// wavelengths are kept, with a smooth transition between them.
@@ -46,7 +48,7 @@ impl RopeScaling {
     pub(super) fn context_len(&self, stated: usize) -> usize {
         let stretched = match *self {
             Self::Default | Self::Llama3 { .. } => 0.0,
-            Self::Linear { factor } => factor * stated as f64,
+            Self::Linear { factor, original_context } => factor * original_context.unwrap_or(stated as f64),
             Self::Yarn(Yarn { factor, original_context, .. }) => factor * original_context,
         };
         stated.max(stretched.min(MAX_CONTEXT as f64) as usize)
@@ -112,7 +114,7 @@ pub fn rope(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Option<Rope> 
     let mut scale = 1.0;
     let inv_freq: Vec<f32> = match *scaling {
         RopeScaling::Default => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|x| x / factor as f32).collect(),
+        RopeScaling::Linear { factor, .. } => plain.map(|x| x / factor as f32).collect(),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
             let low_wavelen = (original_context / low_freq_factor) as f32;
             let high_wavelen = (original_context / high_freq_factor) as f32;
@@ -225,7 +227,7 @@ fn read_scaling(fields: &Fields<'_>, context_len: usize) -> Result<RopeScaling, 
                 _ => Ok(RopeScaling::Default),
             }
         }
-        Some("linear") => Ok(RopeScaling::Linear { factor: required("factor")? }),
+        Some("linear") => Ok(RopeScaling::Linear { factor: required("factor")?, original_context }),
         Some("llama3") => {
             let scaling = RopeScaling::Llama3 {
                 factor: required("factor")?,

@@ -160,7 +160,7 @@ fn rope_object(rope: &Fields<'_>) -> Vec<LoadWarning> {
     unread(rope, |key| match (kind, key) {
         (_, "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" | "finetuned") => false,
         ("linear" | "llama3" | "yarn", "factor") => false,
-        ("llama3" | "yarn", "original_max_position_embeddings") => false,
+        ("linear" | "llama3" | "yarn", "original_max_position_embeddings") => false,
         ("llama3", "low_freq_factor" | "high_freq_factor") => false,
         ("yarn", "beta_fast" | "beta_slow" | "truncate" | "attention_factor") => false,
         // transformers uses `mscale` and `mscale_all_dim` only together.

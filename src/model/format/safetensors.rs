@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::files::{Bytes, FileAccess, if_exists, load};
+use super::files::{Bytes, FileAccess, if_exists, load, open};
 use super::json::JsonFile;
 use crate::model::LoadError;
 use crate::model::load_error::shorten;
@@ -51,7 +51,7 @@ impl Checkpoint {
     /// # Errors
     /// [`LoadError`] if a file is missing or truncated, or if its header does not describe its contents; if a
     /// tensor occurs twice; if the index names a file outside `dir`. A tensor that the index lists and that its
-    /// file does not have gives an error only when it is taken.
+    /// file does not have gives an error only when it is taken, and so does a shard that does not exist.
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
         // SAFETY: nothing is mapped.
         unsafe { Self::open(dir, FileAccess::Read) }
@@ -97,9 +97,9 @@ impl Checkpoint {
             }
             let path = dir.join(shard);
             // SAFETY: the caller makes the same promise.
-            let file = unsafe { checkpoint.add_file(path.clone(), access)? };
+            let file = if_exists(unsafe { checkpoint.add_file(path.clone(), access) })?;
             for name in tensors {
-                if checkpoint.tensors.get(name).is_none_or(|entry| entry.file != file) {
+                if checkpoint.tensors.get(name).is_none_or(|entry| Some(entry.file) != file) {
                     checkpoint.absent.insert(name.to_owned(), path.clone());
                 }
             }
@@ -158,7 +158,10 @@ impl Checkpoint {
     /// BF16.
     pub fn tensor(&self, name: &str) -> Result<Tensor, LoadError> {
         let missing = || LoadError::MissingTensor { path: self.path_of(name).into(), tensor: name.into() };
-        let entry = self.tensors.get(name).ok_or_else(missing)?;
+        let Some(entry) = self.tensors.get(name) else {
+            // If the shard with the tensor is missing, the error is about the shard.
+            return Err(self.absent.get(name).and_then(|shard| open(shard).err()).unwrap_or_else(missing));
+        };
         let file = self.files.get(entry.file).ok_or_else(missing)?;
         let dtype = match entry.dtype {
             Dtype::F32 => DType::F32,

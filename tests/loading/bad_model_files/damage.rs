@@ -105,6 +105,25 @@ proptest! {
         });
     }
 
+    /// The files beside `tokenizer.json` add tokens to it and change their flags.
+    #[test]
+    fn damaged_files_beside_a_tokenizer_are_an_error_or_harmless(edits in edits(), file in prop::sample::select(SIDE_FILES.to_vec())) {
+        let copy = Copy::of("loading/added-tokens/in-tokenizer-config");
+        let (name, text) = file;
+        if name != "tokenizer_config.json" {
+            // The other files are read only without `added_tokens_decoder`.
+            copy.write("tokenizer_config.json", r#"{"bos_token": "<s>"}"#);
+        }
+        read_damaged(copy, name, text.into(), &edits, text.len(), |path| {
+            if let Ok(tokenizer) = Tokenizer::read(path, 300)
+                && let Ok(ids) = tokenizer.encode("hi <think>é</think><|turn|>", true)
+            {
+                let _ = tokenizer.decode(&ids, true);
+            }
+            let _ = ChatTemplate::read(path).and_then(|template| template.render(&TemplateVariables::new(&[], true)));
+        });
+    }
+
     #[test]
     fn a_damaged_template_is_an_error_or_harmless(edits in edits()) {
         let copy = Copy(tempfile::tempdir().unwrap());
@@ -117,6 +136,22 @@ proptest! {
         });
     }
 }
+
+/// The files beside `tokenizer.json`, with tokens in every form that they may have.
+const SIDE_FILES: [(&str, &str); 3] = [
+    (
+        "tokenizer_config.json",
+        r#"{"bos_token": "<s>", "eos_token": {"content": "<|end|>", "lstrip": true}, "extra_special_tokens": ["<x>"],
+            "added_tokens_decoder": {"260": {"content": "<|turn|>", "special": true}, "261": {"content": "<|end|>"},
+            "262": {"content": "<think>", "special": false, "normalized": true, "single_word": true, "rstrip": true}},
+            "chat_template": [{"name": "default", "template": "{{ bos_token }}{{ extra }}"}]}"#,
+    ),
+    (
+        "special_tokens_map.json",
+        r#"{"eos_token": {"content": "<|end|>"}, "additional_special_tokens": ["<|turn|>", "<y>"]}"#,
+    ),
+    ("added_tokens.json", r#"{"<|turn|>": 260, "<|end|>": 261, "<think>": 262}"#),
+];
 
 /// A chat template with the usual elements: loops, ranges, filters, namespaces, slices, macros, arithmetic.
 const TEMPLATE: &str = r#"{%- set ns = namespace(n=0, last='') -%}

@@ -211,6 +211,13 @@ fn shards() {
         index["weight_map"]["model.layers.0.mlp.up_proj.weight"] = json!("model-00002-of-00002.safetensors");
     });
     assert!(TargetWeights::read(copy.path()).is_ok(), "the tensor is in another file");
+    // A shard may be missing too, unless a tensor that the model needs is in it.
+    copy.edit(index, |index| index["weight_map"]["vision.weight"] = json!("vision.safetensors"));
+    assert!(TargetWeights::read(copy.path()).is_ok());
+    copy.edit(index, |index| index["weight_map"]["extra.bias"] = json!(first));
+    let part = Copy::of(SHARDED);
+    fs::remove_file(part.path().join(first)).unwrap();
+    assert_eq!(part.target_error(), format!("cannot read {first}: No such file or directory (os error 2)"));
     let lacking = Copy::of(SHARDED);
     let (mut header, data) = split(&fs::read(lacking.path().join(first)).unwrap());
     let moved = header.remove("model.layers.0.mlp.up_proj.weight").unwrap();

@@ -3,6 +3,7 @@
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, State, Value};
 
+use super::digits::{is_decimal, is_digit};
 use super::values::{MAX_TEXT, bounded, invalid, items, plain, text, tuple, type_name};
 
 /// The greatest width to which a method pads a text, in characters.
@@ -200,7 +201,8 @@ fn string_method(value: &str, arguments: &Arguments<'_>) -> Result<Value, Error>
         "isspace" => all(value, is_space),
         "isalpha" => all(value, char::is_alphabetic),
         "isalnum" => all(value, char::is_alphanumeric),
-        "isdigit" | "isdecimal" => all(value, |c| c.is_ascii_digit()),
+        "isdigit" => all(value, is_digit),
+        "isdecimal" => all(value, is_decimal),
         "isnumeric" => all(value, char::is_numeric),
         "isascii" => value.is_ascii().into(),
         "islower" => is_case(value, false).into(),

@@ -1,6 +1,7 @@
 //! Jinja2, as chat templates use it: the crate `minijinja`, changed where Python's Jinja2 does something else.
 //! A construct that cannot be taught is an error that names it.
 
+mod digits;
 mod functions;
 mod lexer;
 mod methods;
