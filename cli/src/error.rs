@@ -32,6 +32,8 @@ pub enum CliError {
     Input(io::Error),
     /// A failure to write to standard output.
     Output(io::Error),
+    /// A model that could not be downloaded.
+    Download(String),
     /// Two modes gave different tokens although the acceptance rule promises the same tokens.
     NotLossless(String),
     /// A panic, with its message; a panic is always a bug.
@@ -63,9 +65,12 @@ impl CliError {
     fn is_users(&self) -> bool {
         match self {
             Self::Usage(_) | Self::ArgumentFile { .. } => true,
-            Self::NotFinite(_) | Self::Input(_) | Self::Output(_) | Self::NotLossless(_) | Self::Bug(_) => {
-                false
-            }
+            Self::NotFinite(_)
+            | Self::Download(_)
+            | Self::Input(_)
+            | Self::Output(_)
+            | Self::NotLossless(_)
+            | Self::Bug(_) => false,
             Self::Library(error) => match error {
                 flexdraft::Error::Load(LoadError::OutOfMemory { .. }) => false,
                 flexdraft::Error::Load(_) | flexdraft::Error::Sampling(_) => true,
@@ -98,7 +103,7 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Library(error) => error.fmt(f),
-            Self::Usage(message) | Self::NotFinite(message) => f.write_str(message),
+            Self::Usage(message) | Self::Download(message) | Self::NotFinite(message) => f.write_str(message),
             Self::ArgumentFile { what, path, source } => {
                 write!(f, "cannot read {what} {}: {source}", path.display())
             }
@@ -115,7 +120,9 @@ impl std::error::Error for CliError {
         match self {
             Self::Library(error) => error.source(),
             Self::ArgumentFile { source, .. } | Self::Input(source) | Self::Output(source) => Some(source),
-            Self::Usage(_) | Self::NotFinite(_) | Self::NotLossless(_) | Self::Bug(_) => None,
+            Self::Usage(_) | Self::NotFinite(_) | Self::Download(_) | Self::NotLossless(_) | Self::Bug(_) => {
+                None
+            }
         }
     }
 }

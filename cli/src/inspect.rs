@@ -7,24 +7,27 @@ use clap::Args;
 use flexdraft::model::inspect::{Report, TensorReport};
 
 use crate::error::{CliError, Result};
+use crate::hub;
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file
+    /// The model: a Hugging Face directory with config.json and safetensors, a GGUF file, or an id such as Qwen/Qwen3-8B
     ///
     /// The command maps the files into memory; they must not change while it runs.
-    #[arg(long, value_name = "DIR|FILE.gguf")]
+    #[arg(long, value_name = "DIR|FILE.gguf|ID")]
     pub target: PathBuf,
-    /// A drafter's directory, to check together with the target [default: none]
-    #[arg(long, value_name = "DIR")]
+    /// A drafter's directory or id, to check together with the target [default: none]
+    #[arg(long, value_name = "DIR|ID")]
     pub draft: Option<PathBuf>,
 }
 
 /// Prints a report on a model's files. Weights that are missing, do not fit or are not finite are an error.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let target = hub::local(&args.target)?;
+    let draft = args.draft.as_deref().map(hub::local).transpose()?;
     // SAFETY: other processes cannot be prevented from changing these files, only forbidden to, which the help of
     // --target does; this process writes to no file.
-    let report = unsafe { Report::map(&args.target, args.draft.as_deref()) }?;
+    let report = unsafe { Report::map(&target, draft.as_deref()) }?;
     let mut stdout = io::stdout().lock();
     write!(stdout, "{report}").and_then(|()| stdout.flush()).map_err(CliError::Output)?;
     let drafter = report.drafter.as_ref().map(|drafter| &drafter.tensors);

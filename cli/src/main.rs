@@ -7,6 +7,7 @@ mod command;
 mod device;
 mod error;
 mod generate;
+mod hub;
 mod inspect;
 mod models;
 mod progress;

@@ -15,6 +15,7 @@ use flexdraft::tensor::Tensor;
 
 use crate::args::{DecodingArgs, DrafterSource, ModeChoice};
 use crate::error::{CliError, Result};
+use crate::hub;
 use crate::progress::Progress;
 
 /// Path of the bundled pair of target and drafter in the repository.
@@ -63,10 +64,14 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Returns the requested target and drafter, or the bundled pair.
+    /// Returns the requested target and drafter, or the bundled pair. Downloads what is named by an id.
     pub fn new(target: Option<PathBuf>, draft: Option<DrafterSource>) -> Result<Self> {
+        let draft = match draft {
+            Some(DrafterSource::Directory(path)) => Some(DrafterSource::Directory(hub::local(&path)?)),
+            draft => draft,
+        };
         if let Some(target) = target {
-            return Ok(Self { target, draft, bundled: false });
+            return Ok(Self { target: hub::local(&target)?, draft, bundled: false });
         }
         let folder = bundled_folder()?;
         let draft = draft.unwrap_or_else(|| DrafterSource::Directory(folder.join("drafter")));

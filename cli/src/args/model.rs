@@ -8,17 +8,20 @@ use super::{DeviceChoice, DrafterSource, Dtype, ProductsChoice};
 
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// The model: a Hugging Face directory with config.json and safetensors, or a GGUF file.
+    /// The model: a Hugging Face directory with config.json and safetensors, a GGUF file, or an id such as Qwen/Qwen3-8B.
+    ///
+    /// An id, OWNER/NAME or OWNER/NAME@REVISION, is downloaded from the Hugging Face Hub into the cache that Python's
+    /// huggingface_hub uses. A path that exists wins over an id.
     ///
     /// The command maps the files into memory; they must not change while it runs. [default: the bundled pair demo/tiny,
     /// which is searched for from the current directory and from the executable upwards]
-    #[arg(long, value_name = "DIR|FILE.gguf", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|FILE.gguf|ID", help_heading = "Model")]
     pub target: Option<PathBuf>,
-    /// The drafter: a directory, or `random:N` for a random drafter of N layers that fits the target.
+    /// The drafter: a directory, an id, or `random:N` for a random drafter of N layers that fits the target.
     ///
     /// A random drafter has blocks of 16 tokens, or of --block-size tokens. Without a drafter only `--mode ar` runs.
     /// [default: the bundled drafter for the bundled target, the target's own for an Orthrus model, otherwise none]
-    #[arg(long, value_name = "DIR|random:N", help_heading = "Model")]
+    #[arg(long, value_name = "DIR|ID|random:N", help_heading = "Model")]
     pub draft: Option<DrafterSource>,
     /// Device that runs the model; `auto` takes the first GPU that passes a self-test, or else the CPU
     #[arg(long, value_name = "auto|cpu|cuda:N", default_value = "auto", help_heading = "Model")]

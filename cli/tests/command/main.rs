@@ -4,6 +4,8 @@ mod bench;
 mod chat;
 mod common;
 mod faults;
+mod hub;
+mod hub_server;
 mod json_lines;
 mod loading;
 mod orthrus;

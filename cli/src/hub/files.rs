@@ -1,0 +1,17 @@
+//! Names of the files that a model consists of.
+
+/// The files of a model that the library reads, beside its tensors.
+pub const SMALL_FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    INDEX,
+];
+
+/// The file with all tensors, and the list of files of a checkpoint in several files.
+pub const WEIGHTS: &str = "model.safetensors";
+pub const INDEX: &str = "model.safetensors.index.json";
