@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod card;
 mod chat;
 mod command;
 mod device;

@@ -51,6 +51,16 @@ impl Template {
         Ok(tokenizer.encode(&self.template.render(&variables)?, false)?)
     }
 
+    /// Returns the hash of the template, as a drafter's card has it.
+    pub fn hash(&self) -> String {
+        self.template.hash()
+    }
+
+    /// Returns the value of `enable_thinking`, if an argument sets it.
+    pub fn thinking(&self) -> Option<bool> {
+        self.args.thinking()
+    }
+
     /// Returns a warning for each argument that sets a variable that the template does not read.
     pub fn warnings(&self) -> Vec<String> {
         let thinking = self

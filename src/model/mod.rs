@@ -23,6 +23,7 @@
 //! [`config`], [`weights`] and text, then the module that opens a target's files, then [`inspect`] and
 //! [`forward`].
 
+mod card;
 pub mod config;
 pub mod format;
 pub mod forward;
@@ -33,6 +34,7 @@ mod load_warning;
 mod text;
 pub mod weights;
 
+pub use card::DrafterCard;
 pub use config::{Architecture, DrafterConfig, DrafterKind, ModelConfig, rope};
 pub use format::gguf::{self, Gguf};
 pub use format::safetensors::Checkpoint;

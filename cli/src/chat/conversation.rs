@@ -12,6 +12,7 @@ use super::args::ChatArgs;
 use super::input::{self, Input};
 use super::interrupt;
 use super::stats::Stats;
+use crate::card::Card;
 use crate::error::{CliError, Result};
 use crate::progress::Progress;
 use crate::request;
@@ -27,6 +28,7 @@ const HELP: &str = "/reset starts a new conversation, /stats shows statistics of
 pub struct Conversation<'a> {
     pub args: &'a ChatArgs,
     pub template: Template,
+    pub card: Card,
     pub text: TextOptions,
     pub stop_ids: Vec<u32>,
     pub processors: LogitProcessors,
@@ -44,6 +46,7 @@ impl Conversation<'_> {
         }
         interrupt::catch_interrupts();
         let new = || self.template.system().into_iter().collect::<Vec<_>>();
+        let mut warned = false;
         let (mut messages, mut last, mut all) = (new(), None, Stats::default());
         loop {
             let line = match input::next(terminal).map_err(CliError::Input)? {
@@ -74,6 +77,12 @@ impl Conversation<'_> {
                             messages.push(ChatMessage::new("assistant", answer.text));
                             all.add(&stats);
                             last = Some(stats);
+                            if let Some(shortfall) = self.card.shortfall(all.acceptance_length(), all.steps())
+                                && !warned
+                            {
+                                progress.warn(&shortfall);
+                                warned = true;
+                            }
                         }
                         Err(error) => {
                             messages.pop();

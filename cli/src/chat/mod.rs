@@ -16,6 +16,7 @@ use flexdraft::model::{LoadError, Tokenizer};
 pub use self::args::ChatArgs;
 use self::conversation::Conversation;
 use crate::args::ModeChoice;
+use crate::card::Card;
 use crate::device::{self, Work, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, CACHE_BYTES, Pair, Weights};
@@ -33,6 +34,7 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
 struct Loaded<'a> {
     args: &'a ChatArgs,
     pair: Pair,
+    card: Card,
     progress: Progress,
     weights: Weights,
     tokenizer: Arc<Tokenizer>,
@@ -56,8 +58,10 @@ impl<'a> Loaded<'a> {
             }
             error => error,
         })?;
-        template.warnings().iter().for_each(|warning| progress.warn(warning));
-        Ok(Self { args, pair, progress, weights, tokenizer: Arc::new(tokenizer), template })
+        let card = Card::read(&pair)?;
+        let warnings = template.warnings().into_iter().chain(card.differences(&template));
+        warnings.for_each(|warning| progress.warn(&warning));
+        Ok(Self { args, pair, card, progress, weights, tokenizer: Arc::new(tokenizer), template })
     }
 }
 
@@ -71,7 +75,7 @@ impl Work for Loaded<'_> {
     }
 
     fn run_on(self, device: impl Device) -> Result<()> {
-        let Self { args, pair, progress, mut weights, tokenizer, template } = self;
+        let Self { args, pair, card, progress, mut weights, tokenizer, template } = self;
         let label = label(&device);
         let text = TextOptions::new(Some(tokenizer), &args.decoding.stop)?;
         let drafter = weights.drafter.as_ref().map(|drafter| &drafter.config);
@@ -101,7 +105,18 @@ impl Work for Loaded<'_> {
             progress.note(&format!("Results are {label}."));
         }
         let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { stop_ids };
-        Conversation { args, template, text, stop_ids, processors, context, surface: Surface::of_stdout() }
-            .hold(&mut engine, &progress)
+        // Plain decoding accepts nothing.
+        let card = if mode == ModeChoice::Ar { Card::default() } else { card };
+        Conversation {
+            args,
+            template,
+            card,
+            text,
+            stop_ids,
+            processors,
+            context,
+            surface: Surface::of_stdout(),
+        }
+        .hold(&mut engine, &progress)
     }
 }

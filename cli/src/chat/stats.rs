@@ -52,10 +52,19 @@ impl Stats {
             "{} tokens in {} steps, acceptance length {:.2}, {speed:.1} tokens/s; {} prompt tokens read in {:.2} s",
             self.tokens,
             self.steps,
-            mean(self.committed, self.steps),
+            self.acceptance_length(),
             self.prompt_tokens,
             self.prefill_seconds,
         )
+    }
+
+    /// Returns the acceptance length over all steps; 0 if there are none.
+    pub fn acceptance_length(&self) -> f64 {
+        mean(self.committed, self.steps)
+    }
+
+    pub fn steps(&self) -> usize {
+        self.steps
     }
 
     pub fn answers(&self) -> usize {

@@ -24,11 +24,12 @@ use self::prompt::{BUNDLED_PROMPT, Prompt};
 use self::report::{Facts, Verdict};
 use self::stream::Streamer;
 use crate::args::ModeChoice;
+use crate::card::Card;
 use crate::device::{self, Work, label};
 use crate::error::{CliError, Result};
 use crate::models::{self, Pair, Weights};
 use crate::progress::Progress;
-use crate::run::{Collect, Sample};
+use crate::run::{Collect, Sample, mean};
 use crate::surface::Surface;
 use crate::text::TextOptions;
 
@@ -42,6 +43,7 @@ struct Loaded<'a> {
     args: &'a GenerateArgs,
     seeds: Seeds,
     pair: Pair,
+    card: Card,
     progress: Progress,
     weights: Weights,
     text: TextOptions,
@@ -60,9 +62,10 @@ impl<'a> Loaded<'a> {
         if let Some(error) = unreadable {
             progress.warn(&format!("there is no text to show: {error}"));
         }
-        let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref(), &progress)?;
+        let card = Card::read(&pair)?;
+        let prompt = Prompt::from_args(args, &pair, tokenizer.as_ref(), &card, &progress)?;
         let text = TextOptions::new(tokenizer.map(Arc::new), &args.decoding.stop)?;
-        Ok(Self { args, seeds, pair, progress, weights, text, prompt })
+        Ok(Self { args, seeds, pair, card, progress, weights, text, prompt })
     }
 
     /// Returns remarks for the user about the model and its text.
@@ -113,6 +116,7 @@ struct Session<'a, D: Device> {
     /// The requested mode, or `ar` without a drafter.
     mode: ModeChoice,
     facts: Facts,
+    card: Card,
     progress: Progress,
     /// Label that says that the device's results are not lossless; `None` if they are lossless.
     label: Option<&'static str>,
@@ -120,7 +124,7 @@ struct Session<'a, D: Device> {
 
 impl<'a, D: Device> Session<'a, D> {
     fn new(loaded: Loaded<'a>, device: D) -> Result<Self> {
-        let Loaded { args, seeds, pair, mut progress, weights, text, prompt } = loaded;
+        let Loaded { args, seeds, pair, card, mut progress, weights, text, prompt } = loaded;
         let (mode, prompt_ids) = (pair.mode(args.decoding.mode), prompt.ids);
         let label = label(&device);
         let model = weights.on_device(device)?;
@@ -157,7 +161,7 @@ impl<'a, D: Device> Session<'a, D> {
         if plain {
             progress.note("There is no drafter (see --draft), so this is --mode ar: one token per step.");
         }
-        Ok(Self { job, engine, mode, facts, progress, label })
+        Ok(Self { job, engine, mode, facts, card, progress, label })
     }
 
     /// Runs the requested mode and writes JSON Lines.
@@ -178,6 +182,14 @@ impl<'a, D: Device> Session<'a, D> {
         let mut streamer = Streamer::new(surface.stdout(), surface, &self.progress, has_text, prompt, count);
         self.job.run(&mut self.engine, &mut streamer)?;
         let (samples, commits) = streamer.finish()?;
+        let steps = samples.iter().flat_map(|sample| &sample.steps);
+        let (count, accepted) = steps.fold((0, 0), |(n, sum), step| (n + 1, sum + step.accepted + 1));
+        let shortfall = self.card.shortfall(mean(accepted, count), count);
+        if self.mode != ModeChoice::Ar
+            && let Some(shortfall) = shortfall
+        {
+            self.progress.warn(&shortfall);
+        }
         let measured = self.measure(samples)?;
         self.progress.clear();
 

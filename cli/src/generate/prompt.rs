@@ -3,6 +3,7 @@
 use flexdraft::model::{ChatMessage, LoadError, Tokenizer};
 
 use super::args::GenerateArgs;
+use crate::card::Card;
 use crate::error::{CliError, Result};
 use crate::models::Pair;
 use crate::progress::Progress;
@@ -24,6 +25,7 @@ impl Prompt {
         args: &GenerateArgs,
         pair: &Pair,
         tokenizer: Option<&Tokenizer>,
+        card: &Card,
         progress: &Progress,
     ) -> Result<Self> {
         if let Some(argument) = args.template.given().filter(|_| !args.chat) {
@@ -54,7 +56,8 @@ impl Prompt {
                 }
                 error => error,
             })?;
-            template.warnings().iter().for_each(|warning| progress.warn(warning));
+            let warnings = template.warnings().into_iter().chain(card.differences(&template));
+            warnings.for_each(|warning| progress.warn(&warning));
             let message = ChatMessage::new("user", text.as_str());
             let messages: Vec<_> = template.system().into_iter().chain([message]).collect();
             template.prompt(&messages, tokenizer)?

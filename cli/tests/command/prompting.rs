@@ -4,7 +4,7 @@ use std::fs;
 
 use tempfile::TempDir;
 
-use super::common::{arg, bundled, finished, flexdraft, run, sample, succeed, target_with};
+use super::common::{arg, bundled, finished, flexdraft, run, sample, succeed, target_with, tiny};
 
 /// A target whose chat template prints everything that it is given.
 fn target() -> TempDir {
@@ -85,6 +85,61 @@ fn arguments_that_a_template_cannot_use() {
         );
         assert!(unread.stderr.contains(&warning), "{}", unread.stderr);
     }
+}
+
+/// A drafter whose card is for another template, another mode or more accepted drafts.
+#[test]
+fn runs_that_do_not_fit_a_card() {
+    let target = target();
+    let draft = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(tiny("draft").join(file), draft.path().join(file)).unwrap();
+    }
+    let warnings = |card: serde_json::Value, more: &[&str]| {
+        let path = draft.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["flexdraft_card"] = card;
+        fs::write(&path, config.to_string()).unwrap();
+        let args = [
+            "--target",
+            arg(target.path()),
+            "--draft",
+            arg(draft.path()),
+            "--mode",
+            "parallel",
+            "--no-compare",
+        ];
+        let run = run(&[&args[..], &["--prompt", "def f(", "--ignore-eos"], more].concat());
+        let warnings = run.stderr.lines().filter_map(|line| line.strip_prefix("warning: "));
+        (run.code, warnings.map(str::to_owned).collect::<Vec<_>>(), run.stderr.clone())
+    };
+    let template = fs::read(target.path().join("chat_template.jinja")).unwrap();
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let hash = format!("fnv1a64:{:016x}", template.iter().fold(0xcbf2_9ce4_8422_2325, mix));
+    let card = |template: &str, thinking: Option<bool>, length: f64| {
+        serde_json::json!({
+            "template": template, "thinking": thinking, "block_size": 8, "acceptance_lengths": { "a": length, "b": 99.0 }
+        })
+    };
+    let few = ["--max-new-tokens", "4", "--chat"];
+    assert_eq!(warnings(card(&hash, None, 1.0), &few).1, [""; 0]);
+    let thinking = [&few[..], &["--enable-thinking"]].concat();
+    assert_eq!(warnings(card(&hash, Some(true), 1.0), &thinking).1, [""; 0]);
+    let other = warnings(card("fnv1a64:0", Some(false), 1.0), &thinking).1;
+    assert_eq!(
+        other,
+        [
+            "the drafter was measured with another chat template, so it may be accepted less",
+            "the drafter was measured with no thinking, and this run has thinking, so it may be accepted less",
+        ]
+    );
+    let many = ["--max-new-tokens", "200"];
+    assert_eq!(warnings(card(&hash, None, 2.0), &many).1, [""; 0]);
+    let short = warnings(card(&hash, None, 20.0), &many).1;
+    assert!(short.len() == 1 && short[0].starts_with("the acceptance length is "), "{short:?}");
+    assert!(short[0].contains("the drafter's card says 20.00"), "{short:?}");
+    let (code, _, stderr) = warnings(serde_json::json!({ "thinking": 3 }), &many);
+    assert!(code == Some(2) && stderr.contains("`flexdraft_card` is "), "{stderr}");
 }
 
 /// Every mode cuts the same tokens and the same text, within an accepted run too.

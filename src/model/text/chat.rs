@@ -176,6 +176,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
     special_tokens: Vec<(String, Value)>,
+    hash: u64,
 }
 
 impl ChatTemplate {
@@ -209,7 +210,15 @@ impl ChatTemplate {
         special_tokens: Vec<(String, Value)>,
     ) -> Result<Self, LoadError> {
         let environment = guarded(&path, || environment(source))?;
-        Ok(Self { path, environment, special_tokens })
+        // FNV-1a.
+        let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let hash = source.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
+        Ok(Self { path, environment, special_tokens, hash })
+    }
+
+    /// Returns a hash of the template's source, which tells templates apart but does not resist deliberate collisions.
+    pub fn hash(&self) -> String {
+        format!("fnv1a64:{:016x}", self.hash)
     }
 
     /// Returns whether the template reads a variable.
@@ -307,6 +316,7 @@ mod tests {
             path: "t".into(),
             environment: guarded("t".as_ref(), || environment(source)).map_err(|e| e.to_string())?,
             special_tokens: vec![("bos_token".into(), Value::from("<s>"))],
+            hash: 0,
         };
         let messages = [ChatMessage::new("user", "<b> 'x' & \"y\"\n")];
         template.render_at(&TemplateVariables::new(&messages, true), 0).map_err(|e| e.to_string())
@@ -328,8 +338,12 @@ mod tests {
              {% endif %}{% if m.tool_call_id is defined %} ({{ m.tool_call_id }}){% endif %};{% endfor %}\
              {{ tools | tojson }}{{ mood }}{{ level + 1 }}",
         );
-        let template =
-            ChatTemplate { path: "t".into(), environment: environment.unwrap(), special_tokens: Vec::new() };
+        let template = ChatTemplate {
+            path: "t".into(),
+            environment: environment.unwrap(),
+            special_tokens: Vec::new(),
+            hash: 0,
+        };
         let mut call = ChatMessage::new("assistant", "");
         call.tool_calls.push(ToolCall::new("f", r#"{"z": 1, "a": [2]}"#).unwrap().with_id("7"));
         let answer = ChatMessage::new("tool", "ok").with_field("tool_call_id", "7");

@@ -371,6 +371,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Decoding")]
     pub batch: usize,
 
+    /// Write the acceptance length into the drafter's config.json, with the chat template and the block size that it holds
+    /// for. Runs of `flexdraft` say if they use another template or accept much less
+    #[arg(long, help_heading = "Output")]
+    pub card: bool,
     /// Write one JSON object to stdout instead of tables
     #[arg(long)]
     pub json: bool,

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use flexdraft::decode::{Confidence, ConfidenceStrategy, Engine};
-use flexdraft::model::{Model, ModelConfig};
+use flexdraft::model::{ChatTemplate, LoadError, Model, ModelConfig};
 use flexdraft::sampling::SamplingParams;
+use flexdraft_tune::card::add_to_card;
 use flexdraft_tune::engine_size::engine_options;
 use flexdraft_tune::generated::{Decoding, Evaluation, evaluate, walk_greedy};
 use flexdraft_tune::transcripts::{self, Transcript};
@@ -63,6 +64,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if args.transcripts.is_some() && decoding.sampling.is_greedy() {
         report.walk = Some(walk_greedy(&target, &drafter, &transcripts, &responses, &decoding)?);
     }
+    if args.card {
+        write_card(args, drafter.config.block_size, report.tau)?;
+    }
     let text = match args.json {
         true => serde_json::to_string(&report).map(|json| json + "\n").map_err(io::Error::from),
         false => Ok(report.to_string()),
@@ -72,6 +76,19 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.map_err(TuneError::io("write", "stdout")),
     }
+}
+
+/// Writes the measured acceptance length into the drafter's card, under the name of the prompts' file.
+fn write_card(args: &EvalArgs, block_size: usize, tau: f64) -> Result<()> {
+    let template = match ChatTemplate::read(&args.target.target) {
+        _ if args.raw => None,
+        Ok(template) => Some(template.hash()),
+        Err(LoadError::NoChatTemplate { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let file = args.prompts.as_ref().or(args.transcripts.as_ref()).and_then(|path| path.file_stem());
+    let prompts = file.map_or("prompts".into(), |name| name.to_string_lossy());
+    add_to_card(&args.draft, template, block_size, &prompts, tau)
 }
 
 /// Returns the transcripts of a file, in order; of several with the same prompt, only the first.

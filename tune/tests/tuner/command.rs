@@ -34,7 +34,12 @@ fn is_refused(args: &[&str]) -> String {
 fn data_is_made_shown_and_evaluated() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (target, draft, out) = (tiny("target"), tiny("draft"), path("data"));
+    let (target, draft, out) = (tiny("target"), path("draft"), path("data"));
+    // The card is written into a copy of the drafter.
+    fs::create_dir(&draft).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(&tiny("draft")).join(file), Path::new(&draft).join(file)).unwrap();
+    }
     let text: String = (0..50).map(|i| format!("def f{i}(self, x):\n    return x + {i}\n\n")).collect();
     fs::write(path("text.py"), text).unwrap();
     let data = [
@@ -81,6 +86,22 @@ fn data_is_made_shown_and_evaluated() {
     assert!(json["tau"].as_f64().unwrap() >= 1.0);
     assert_eq!(json["walk"]["transcripts"], 4);
     assert!(json["walk"]["tau"].as_f64().unwrap() >= 1.0);
+
+    // The card gets an acceptance length for each set of prompts.
+    let tau = json["tau"].clone();
+    succeeds(&[&eval[..], &["--max-new-tokens", "24", "--card"]].concat());
+    let card = |draft: &str| {
+        let config = fs::read(Path::new(draft).join("config.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&config).unwrap()["flexdraft_card"].clone()
+    };
+    assert_eq!(card(&draft)["acceptance_lengths"], serde_json::json!({ "heldout": tau }));
+    assert!(card(&draft)["block_size"].as_u64().unwrap() > 1, "{}", card(&draft));
+    let copy = path("other.jsonl");
+    fs::copy(&held_out, &copy).unwrap();
+    let other = ["eval", "--target", &target, "--draft", &draft, "--transcripts", &copy, "--limit", "1"];
+    succeeds(&[&other[..], &["--max-new-tokens", "4", "--card"]].concat());
+    assert_eq!(card(&draft)["acceptance_lengths"].as_object().unwrap().len(), 2);
+    assert_eq!(card(&draft)["acceptance_lengths"]["heldout"], tau);
 
     // The acceptance length along transcripts is reported only for greedy decoding of transcripts.
     let sampled = [&eval[..], &["--max-new-tokens", "4", "--temperature", "1", "--json"]].concat();
