@@ -128,8 +128,9 @@ impl<D: Device> Engine<D> {
         self.scheduler.end(id, Finish::Ended)
     }
 
-    /// Replaces the most tokens that a request may generate, between steps. A request that has generated as many
-    /// already ends: the next step reports [`Finish::Length`]. Returns whether the request was still running or waiting.
+    /// Replaces the limit on the number of tokens that a request may generate, between steps. A request that has
+    /// generated this number already ends: the next step reports [`Finish::Length`]. Returns whether the request was
+    /// still running or waiting.
     ///
     /// # Errors
     ///
@@ -141,7 +142,8 @@ impl<D: Device> Engine<D> {
         Ok(true)
     }
 
-    /// Returns the total length at which a request ends, after checking that the cache has room for it.
+    /// Returns the total length at which a request ends, prompt included, after checking that the cache has room for
+    /// it.
     fn max_len(&self, prompt_len: usize, max_new_tokens: usize) -> Result<usize, DecodeError> {
         let max_len = prompt_len.saturating_add(max_new_tokens).min(self.model.config().context_len);
         // The last token is never an input, so its keys and values are never computed.
@@ -149,7 +151,7 @@ impl<D: Device> Engine<D> {
         Ok(max_len)
     }
 
-    /// Returns statistics of the engine. Nothing is computed for them before this call except a few counts.
+    /// Returns statistics of the engine. Before this call the engine only keeps a few counts for them.
     pub fn stats(&self) -> EngineStats {
         self.scheduler.stats()
     }

@@ -83,7 +83,8 @@ pub enum DecodeError {
         /// Number of tokens per page.
         page_size: usize,
     },
-    /// The target's logits are such that no token may be drawn from them. Ends its own request only.
+    /// The target's logits for a token have a NaN, a +∞, or −∞ for every id, so that no token can be drawn from them.
+    /// Ends its own request only.
     #[error("the target's logits for position {position} have {fault}")]
     Logits {
         /// The position of the token that was to be drawn.
@@ -91,7 +92,7 @@ pub enum DecodeError {
         /// What is wrong with the logits.
         fault: LogitsFault,
     },
-    /// A hook of a request returned an error, panicked, or left logits that no token may be drawn from. Ends its own
+    /// A hook of a request returned an error, panicked, or left logits from which no token can be drawn. Ends its own
     /// request only.
     #[error("the {hook} failed at position {position}: {reason}")]
     Hook {
@@ -99,7 +100,7 @@ pub enum DecodeError {
         hook: &'static str,
         /// The position of the token that was to be chosen.
         position: usize,
-        /// What the hook did.
+        /// The hook's own error or panic, or what is wrong with the logits that it left.
         reason: String,
     },
     /// The device failed in a step of these requests. No request lost its state: the step may be repeated, with or
@@ -111,7 +112,7 @@ pub enum DecodeError {
         /// The error of the device.
         source: DeviceError,
     },
-    /// The device failed outside a step.
+    /// The device failed outside a step, so that no request is concerned.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -125,7 +126,7 @@ impl DecodeError {
         }
     }
 
-    /// Returns whether the error is one of a request or an option, which its caller can change. Otherwise the device, the
+    /// Returns whether the caller can avoid the error by changing a request or an option. Otherwise the device, the
     /// model or a hook failed.
     pub fn is_of_the_request(&self) -> bool {
         !matches!(self, Self::Logits { .. } | Self::Hook { .. } | Self::Step { .. } | Self::Device(_))

@@ -44,7 +44,8 @@ pub struct SequenceStep {
     pub had_draft: bool,
     /// Whether the next block was drafted.
     pub drafted: bool,
-    /// Number of accepted draft tokens, plus the bonus token if there is one, before the output was cut at its end.
+    /// Number of accepted draft tokens, plus one for the bonus token if there is one, before the output was cut at its
+    /// end.
     pub committed: usize,
 }
 

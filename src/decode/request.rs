@@ -29,7 +29,7 @@ pub trait LogitsHook: Send {
     ///
     /// # Errors
     ///
-    /// Whatever makes it impossible to edit the row.
+    /// Any error for which the hook cannot edit the row.
     fn edit(&mut self, position: usize, prefix: &[u32], logits: &mut [f32]) -> Result<(), HookError>;
 }
 
@@ -50,7 +50,7 @@ pub trait Proposer: Send {
     ///
     /// # Errors
     ///
-    /// Whatever makes a proposal impossible. An error, like a panic, ends the request with [`DecodeError::Hook`],
+    /// Any error for which there is no proposal. An error, like a panic, ends the request with [`DecodeError::Hook`],
     /// after the tokens in `prefix`.
     fn propose(&mut self, prefix: &[u32], draft: &mut [u32]) -> Result<bool, HookError>;
 }
@@ -95,7 +95,7 @@ pub struct Request {
     /// Requests of higher priority are admitted first and give up their cache pages last. Among equals, the order of
     /// arrival decides. A running request does not leave the batch for a waiting one. Outputs do not depend on it.
     pub priority: i32,
-    /// The time after which the request ends, complete or not. The first step that begins later reports
+    /// The time at which the request ends even if it is not complete. The first step that begins later reports
     /// [`Finish::Deadline`](super::Finish::Deadline).
     pub deadline: Option<Instant>,
     /// Whether steps report a [`StepRecord`](super::StepRecord). The last step of a recorded request drafts

@@ -11,20 +11,20 @@ pub struct RequestId {
     number: u64,
 }
 
-/// The ids of one engine, in order.
+/// The source of ids for the requests of one engine.
 #[derive(Debug)]
 pub(super) struct RequestIds {
     next: RequestId,
 }
 
 impl RequestIds {
-    /// Returns the ids of a new engine.
+    /// Returns the source of ids for a new engine.
     pub(super) fn of_new_engine() -> Self {
         static ENGINES: AtomicU64 = AtomicU64::new(0);
         Self { next: RequestId { engine: ENGINES.fetch_add(1, Ordering::Relaxed), number: 0 } }
     }
 
-    /// Returns the next id.
+    /// Returns the id for the next request.
     pub(super) fn take(&mut self) -> RequestId {
         let id = self.next;
         self.next.number += 1;

@@ -24,9 +24,9 @@ pub(super) struct Scheduler<B> {
     context_len: usize,
     /// The kind of the model's drafter, if it has one.
     drafter: Option<DrafterKind>,
-    /// The sequences that steps run, by rank.
+    /// The sequences that steps run, in ascending order of [rank](Sequence::rank).
     active: Vec<Sequence<B>>,
-    /// The sequences that wait, by rank.
+    /// The sequences that wait for a place in the batch or for pages, in ascending order of rank.
     waiting: VecDeque<Sequence<B>>,
     /// Reports of requests that ended outside a step; the next step returns them.
     finished: Vec<Committed>,
@@ -62,13 +62,13 @@ impl<B> Scheduler<B> {
         }
     }
 
-    /// Reports the end of a sequence with the next step.
+    /// Stores the report that a sequence has ended, which the next step returns.
     fn report_end(&mut self, id: RequestId, finish: Finish) {
         let (tokens, logprobs) = (Vec::new(), Vec::new());
         self.finished.push(Committed { id, tokens, logprobs, finish: Some(finish), record: None });
     }
 
-    /// Puts a sequence among those that wait.
+    /// Puts a sequence into the list of waiting sequences, at the place of its rank.
     fn wait(&mut self, sequence: Sequence<B>) {
         let at = self.waiting.partition_point(|other| other.rank() < sequence.rank());
         self.waiting.insert(at, sequence);
@@ -102,7 +102,7 @@ impl<B> Scheduler<B> {
         self.waiting.len() < before
     }
 
-    /// Ends the sequences whose deadline is not after `now`.
+    /// Ends all sequences whose deadline is at or before `now`.
     pub(super) fn expire(&mut self, now: Instant) {
         let sequences = self.active.iter().chain(&self.waiting);
         let late =
@@ -112,7 +112,7 @@ impl<B> Scheduler<B> {
         }
     }
 
-    /// Returns a sequence that is running or waiting.
+    /// Returns the sequence of a request, if it is running or waiting.
     pub(super) fn sequence(&self, id: RequestId) -> Option<&Sequence<B>> {
         self.active.iter().chain(&self.waiting).find(|sequence| sequence.id == id)
     }
@@ -163,8 +163,8 @@ impl<B> Scheduler<B> {
         std::mem::take(&mut self.finished)
     }
 
-    /// Admits waiting requests, plans a step, and reserves the cache pages that the step needs, if necessary by
-    /// taking pages from the sequences of the last ranks.
+    /// Admits waiting requests, plans a step, and reserves the cache pages that the step needs, if necessary by taking
+    /// pages from the sequences with the highest ranks.
     pub(super) fn plan(&mut self, policy: &mut dyn Policy) -> Vec<SequencePlan> {
         self.admit();
         let choices = self.choose(policy);
@@ -180,7 +180,7 @@ impl<B> Scheduler<B> {
                 continue;
             }
             if !self.reserve(index, self.active[index].cached + plan.rows()) {
-                // The sequence itself had the last rank and gave up its pages, so it was the last one.
+                // The sequence had the highest rank and gave up its own pages, so no other sequence comes after it.
                 break;
             }
             if plan.work != Work::Decode {
@@ -321,7 +321,7 @@ impl<B> Scheduler<B> {
             sequence.draft = outcome.draft;
         }
         let mut tokens = outcome.committed;
-        // A request that ended before its failure has ended well.
+        // If the request's end comes before the token that failed, the failure does not count.
         let finish = if tokens.is_empty() { None } else { sequence.cut(&mut tokens) };
         let finish = finish.or(outcome.failure.map(Finish::Failed));
         sequence.tokens.extend_from_slice(&tokens);

@@ -81,7 +81,8 @@ pub(super) enum Work {
 }
 
 impl<B> Sequence<B> {
-    /// Returns the sequence's place in the order in which sequences get what they need; the lowest rank is first.
+    /// Returns the sequence's rank, from its priority and its time of arrival: the sequence with the lowest rank is
+    /// admitted first and keeps its cache pages longest.
     pub(super) fn rank(&self) -> (Reverse<i32>, RequestId) {
         (Reverse(self.request.priority), self.id)
     }

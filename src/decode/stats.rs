@@ -2,20 +2,20 @@
 
 use crate::layout::MAX_BLOCK_SIZE;
 
-/// What an engine is doing, and what it has done since it was made.
+/// Statistics of an engine: the requests and cache pages that it has now, and counts since it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStats {
     /// Number of requests in the batch.
     pub running: usize,
     /// Number of requests that wait for a place in the batch or for cache pages, suspended requests included.
     pub waiting: usize,
-    /// How often a request was suspended because its cache pages were needed for another one.
+    /// How often a request was suspended because its cache pages were needed for another request.
     pub preempted: u64,
     /// Number of pages of the KV cache.
     pub pages: usize,
-    /// Number of these pages that requests have.
+    /// Number of pages of the KV cache that requests have now.
     pub pages_in_use: usize,
-    /// Lengths of the drafts that were verified, and of what was accepted of them.
+    /// Counts of the verify lengths and accepted lengths of all verifications so far.
     pub drafts: DraftCounts,
 }
 
@@ -48,15 +48,16 @@ impl DraftCounts {
         self.accepted.iter().sum()
     }
 
-    /// Returns the acceptance length τ: the mean of a + 1 over all verifications. `None` before the first.
+    /// Returns the acceptance length τ: the mean of accepted length + 1 over all verifications. `None` before the first
+    /// verification.
     pub fn acceptance_length(&self) -> Option<f64> {
         let verifications = self.verifications();
         let tokens: u64 = (1..).zip(&self.accepted).map(|(tokens, count)| tokens * count).sum();
         (verifications > 0).then(|| tokens as f64 / verifications as f64)
     }
 
-    /// Returns the fraction of the verified draft tokens d_j that were accepted, for j = 1, 2, … up to the longest draft
-    /// that was verified.
+    /// Returns, for every place j in a draft, the fraction of the verified draft tokens at this place that were
+    /// accepted: j = 1, 2, … up to the longest draft that was verified.
     pub fn acceptance(&self) -> Vec<f64> {
         let longest = self.verified.iter().rposition(|&count| count > 0).unwrap_or(0);
         let of_length = |counts: &[u64], j: usize| counts.iter().skip(j).sum::<u64>() as f64;

@@ -1,4 +1,4 @@
-//! The calls of a request's hooks. Whatever a hook does, it ends at most its own request.
+//! The calls of a request's hooks. A hook that fails ends only its own request.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,9 +10,9 @@ use crate::logits::LogitsFault;
 /// A row of logits at which a request's hook failed. The row has a fault, which the verification finds.
 #[derive(Debug)]
 pub(super) struct FailedRow {
-    /// Index of the verdict.
+    /// Index of the request's verdict among all verdicts of the step.
     pub(super) verdict: usize,
-    /// The row, as the verdict counts accepted tokens.
+    /// The row's index among the sequence's verified rows: the number of draft tokens before it.
     pub(super) row: usize,
     /// The error of the request, if its output reaches the row.
     pub(super) error: DecodeError,
@@ -20,7 +20,7 @@ pub(super) struct FailedRow {
 
 /// Lets `hook` edit the logits after `prefix`. If the hook fails, the logits get a fault, and its error is returned.
 pub(super) fn edit(hook: &mut dyn LogitsHook, prefix: &[u32], logits: &mut [f32]) -> Option<DecodeError> {
-    // A fault of the target is not the hook's.
+    // The hook is not called for logits that already have a fault from the target.
     if LogitsFault::of(logits).is_some() {
         return None;
     }
@@ -35,7 +35,7 @@ pub(super) fn edit(hook: &mut dyn LogitsHook, prefix: &[u32], logits: &mut [f32]
     Some(DecodeError::Hook { hook: "logits hook", position: prefix.len(), reason })
 }
 
-/// Lets `proposer` replace the draft tokens after `prefix`. Returns whether it did.
+/// Lets `proposer` replace the draft tokens after `prefix`. Returns whether it replaced them.
 pub(super) fn propose(
     proposer: &mut dyn Proposer,
     prefix: &[u32],
@@ -47,7 +47,7 @@ pub(super) fn propose(
 
 /// Calls a hook. The error says why the hook failed: its own error, or its panic.
 fn guarded<T>(call: impl FnOnce() -> Result<T, HookError>) -> Result<T, String> {
-    // What a panic leaves half done is the hook's own state and its operand, which is not used afterwards.
+    // A panic can leave only the hook's own state and its operand half changed, and the operand is not used afterwards.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(panic) => Err(format!("it panicked: {}", message(&*panic))),

@@ -44,7 +44,8 @@ impl<'a, D: Device> Step<'a, D> {
         &self.sequences[self.plan(draw).sequence]
     }
 
-    /// Returns the error that ends the request of a draw after `verdict`, if the verdict has a fault.
+    /// Returns the error that ends the request of `draw`, if `verdict` has a fault: the hook's error, or the fault of
+    /// the target's logits.
     pub(super) fn failure(&self, draw: Draw, verdict: SequenceVerdict) -> Option<DecodeError> {
         let fault = verdict.fault?;
         let mut of_hooks = self.failed_rows.iter();
@@ -92,7 +93,8 @@ impl<'a, D: Device> Step<'a, D> {
                 let mut failure = None;
                 let mut edit = |logits: &mut [f32]| failure = hooks::edit(&mut **hook, &prefix, logits);
                 model.device().edit_row(logits, draw.first_logits + row, &mut edit)?;
-                // The output does not come past a row at which the hook failed.
+                // The hook is not called for later rows, because the output ends at the latest at a row at which the
+                // hook failed.
                 if let Some(error) = failure {
                     failed_rows.push(FailedRow { verdict: draw.verdict, row, error });
                     break;

@@ -18,7 +18,7 @@ pub(in crate::decode) struct Outcome<B> {
     pub(in crate::decode) logprobs: Vec<TokenLogprobs>,
     pub(in crate::decode) draft: Option<PendingDraft<B>>,
     pub(in crate::decode) record: Option<Record>,
-    /// The error that ends the request after the new tokens.
+    /// The error that ends the request after the new tokens, if there is one.
     pub(in crate::decode) failure: Option<DecodeError>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct DrawnTokens<B> {
     /// The target's logits before any change, one row per candidate that was verified, if the request asked for
     /// log-probabilities.
     pub(super) raw_logits: Vec<Vec<f32>>,
-    /// The error that ends the request.
+    /// The error that ends the request, if there is one.
     pub(super) failure: Option<DecodeError>,
 }
 
