@@ -24,7 +24,7 @@ pub enum CliError {
     Library(flexdraft::Error),
     /// An invalid request that the library cannot detect.
     Usage(String),
-    /// A model whose weights are not all finite numbers.
+    /// A model some of whose weights are NaN or infinite.
     NotFinite(String),
     /// A file that an argument names and that could not be read; `what` is the file's purpose.
     ArgumentFile { what: &'static str, path: PathBuf, source: io::Error },
