@@ -1,4 +1,5 @@
-//! Faults stay with their request, on the GPU device, over the SIMT emulator.
+//! Tests that a fault in one request (its logits, its hooks) ends only this request, on the GPU device over the SIMT
+//! emulator.
 
 use flexdraft::device::gpu::{CpuProducts, Gpu};
 use flexdraft::kernels::Kernels;

@@ -1,4 +1,4 @@
-//! Faults stay with their request, on the CPU device.
+//! Tests that a fault in one request (its logits, its hooks) ends only this request, on the CPU device.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -1,5 +1,5 @@
-//! What a caller can do to a request while it runs (end it, change its limit), how requests share an engine (priorities,
-//! deadlines), and what an engine tells of them (ids, statistics). None of it changes a token.
+//! Tests of what a caller can do to a request while it runs (end it, change its limit), of how requests share an engine
+//! (priorities, deadlines), and of what an engine tells of them (ids, statistics). None of this changes a token.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,8 @@ fn with_options(options: EngineOptions) -> Engine<Cpu> {
     Engine::new(model(&Spec::default(), cpu(1)), RandomGroups(5), options).unwrap()
 }
 
-/// Steps until the engine is idle; returns the tokens and the end of each request, and the order of their ends.
+/// Runs steps until the engine is idle; returns the output of each request, and the indices of the requests in the
+/// order in which they ended.
 fn serve(engine: &mut Engine<Cpu>, ids: &[RequestId]) -> (Vec<Output>, Vec<usize>) {
     let (mut outputs, mut order) = (vec![Output::default(); ids.len()], Vec::new());
     while !engine.is_idle() {
@@ -61,7 +62,7 @@ fn a_request_can_be_ended_at_any_time() {
     for _ in 0..4 {
         take_step(&mut engine, &ids, &mut outputs, &mut order);
     }
-    // One that runs and one that waits.
+    // The caller ends one request that runs and one that waits.
     assert!(engine.finish(ids[0]) && engine.finish(ids[3]));
     assert!(!engine.finish(ids[0]), "it has ended");
     assert!(!engine.is_idle(), "ends were not reported");
@@ -78,7 +79,7 @@ fn a_request_can_be_ended_at_any_time() {
         }
     }
     assert_eq!([&outputs[0].finish, &outputs[3].finish], [&Some(Finish::Ended); 2]);
-    // A report that was not taken yet can still be dropped.
+    // A request that has ended can still be cancelled before the step that reports its end.
     let id = engine.add(request(1, 5)).unwrap();
     assert!(engine.finish(id) && engine.cancel(id) && engine.is_idle());
 }
@@ -125,7 +126,7 @@ fn priorities_decide_who_runs_first_and_who_makes_room() {
     let (outputs, order) = serve(&mut engine, &ids);
     assert_eq!((outputs, order), (expected.clone(), vec![2, 0, 3, 1]));
 
-    // Room for two outputs: requests are suspended.
+    // The cache has room for two outputs only, so requests are suspended.
     let options = EngineOptions { cache_tokens: 48, page_size: 4, ..EngineOptions::default() };
     let mut engine = with_options(options);
     let mut ids = Vec::new();

@@ -1,5 +1,5 @@
-//! Random serving: requests arrive, are cancelled, ended and given other limits, fail, and share a small cache. Greedy and
-//! `match` requests get what they get alone without drafts, and no page is lost.
+//! Tests an engine under random use: requests arrive, are cancelled, ended and given other limits, fail, and share a
+//! small cache. Greedy and `match` requests get the tokens that they get alone without drafts, and no page is lost.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
@@ -27,11 +27,11 @@ struct Ask {
     rule: Rule,
     seed: u64,
     priority: i32,
-    /// The position at which the request's hook makes a mistake, and its kind.
+    /// The position at which the request's hook makes a mistake, and the kind of the mistake.
     mistake: Option<(usize, usize)>,
 }
 
-/// A hook that makes one mistake.
+/// A logits hook that makes one mistake: at the position `.0`, of the kind `.1`.
 struct Mistaken(usize, usize);
 
 impl LogitsHook for Mistaken {
@@ -48,7 +48,7 @@ impl LogitsHook for Mistaken {
 }
 
 impl Ask {
-    /// Returns a request; every eighth has a prompt with token `bad`, whose embedding is NaN.
+    /// Returns a random request. Every eighth prompt has the token `bad`, whose embedding has a NaN.
     fn random(random: &mut SplitMix, bad: u32) -> Self {
         let mut below = |limit: u64| random.bits() % limit;
         let mut prompt: Vec<u32> = (0..=below(18)).map(|_| below(u64::from(bad)) as u32).collect();
@@ -79,7 +79,7 @@ impl Ask {
         }
     }
 
-    /// Returns whether the tokens are the same in every mode and batch.
+    /// Returns whether the request must get the same tokens in every mode and batch.
     fn is_certain(&self) -> bool {
         self.temperature == 0.0 || self.rule == Rule::Match
     }

@@ -1,5 +1,5 @@
-//! Faults of single requests, and the outcome that each must have: the request ends with a reason after the tokens before
-//! the fault, and the other requests get the tokens that they would have had. The functions run on every device.
+//! Checks of faults that concern a single request, for every device: the request must end with a reason, after the
+//! tokens before the fault, and the other requests must get the tokens that they would have had.
 
 use flexdraft::acceptance::Rule;
 use flexdraft::decode::{
@@ -17,13 +17,13 @@ use super::models::Spec;
 use super::policies::RandomGroups;
 use super::runs::{Output, proposing, run};
 
-/// A shape that all devices support.
+/// Returns the shape of a model that all devices support.
 pub fn spec() -> Spec {
     let (head_dim, hidden, block_size, rank, dtype) = (64, 32, 4, Some(8), DType::Bf16);
     Spec { layers: 2, tail: 1, head_dim, hidden, block_size, rank, dtype, ..Spec::default() }
 }
 
-/// Pages of the tests' caches. Some tests end with a request that needs all of them.
+/// Number of pages in the tests' KV caches. Some tests end with a request that needs all pages.
 const PAGES: usize = 12;
 const PAGE_SIZE: usize = 16;
 
@@ -80,7 +80,7 @@ fn alone<D: Device>(
 fn check_pages<D: Device>(engine: &mut Engine<D>) {
     assert!(engine.is_idle());
     let output = run(engine, vec![Request::new(vec![1; PAGES * PAGE_SIZE], 1)]).remove(0);
-    // The model of a test may have faulty logits, but there is room.
+    // The request may fail because of the model's faulty logits, but not for want of pages.
     let has_room = matches!(output.finish, Some(Finish::Length | Finish::Failed(DecodeError::Logits { .. })));
     assert!(has_room, "{output:?}");
 }
@@ -92,7 +92,7 @@ fn failed(output: &Output) -> &DecodeError {
     }
 }
 
-/// A token whose embedding is NaN makes every logit after it NaN.
+/// Checks requests whose prompt has a token with a NaN embedding, which makes every logit after it NaN.
 pub fn nan_logits_end_their_request_alone<D: Device>(device: impl Fn() -> D) {
     let spec = spec();
     let mut weights = spec.weights();
@@ -115,7 +115,7 @@ pub fn nan_logits_end_their_request_alone<D: Device>(device: impl Fn() -> D) {
     }
 }
 
-/// One logit overflows to +∞ or −∞, depending on the sign of a hidden element. −∞ is legal.
+/// Checks a model in which one logit overflows to +∞ or −∞, depending on the sign of a hidden element. −∞ is legal.
 pub fn an_infinite_logit_ends_an_output_at_its_place<D: Device>(device: impl Fn() -> D) {
     let spec = spec();
     let mut weights = spec.weights();
@@ -151,8 +151,8 @@ pub fn an_infinite_logit_ends_an_output_at_its_place<D: Device>(device: impl Fn(
     }
 }
 
-/// The calibrator's bias is NaN at some ids, or at all of them, so that drafts come from faulty logits. Tokens do not
-/// change.
+/// Checks drafters whose calibrator has a NaN or infinite bias at some or all ids, so that drafts come from faulty
+/// logits: the committed tokens do not change.
 pub fn a_draft_s_faulty_logits_change_no_token<D: Device>(device: impl Fn() -> D) {
     let spec = spec();
     for (ids, value) in [(0..1, f32::NAN), (4..9, f32::NAN), (0..spec.vocab, f32::NAN), (5..7, f32::INFINITY)]
@@ -178,7 +178,7 @@ pub fn a_draft_s_faulty_logits_change_no_token<D: Device>(device: impl Fn() -> D
     }
 }
 
-/// A mistake of a hook.
+/// A mistake that a logits hook makes.
 #[derive(Clone, Copy, Debug)]
 enum Mistake {
     Error,
@@ -216,7 +216,8 @@ pub fn a_hook_s_mistake_ends_its_request_alone<D: Device>(device: impl Fn() -> D
         (Mistake::Infinite, "it leaves +infinity in the logits"),
     ] {
         let message = format!("the logits hook failed at position 11: {reason}");
-        // Both prompts end before position 11, which the mistake ends after 6 and 7 tokens.
+        // The mistake at position 11 ends the two outputs after 6 and 7 tokens, because the prompts have 5 and 4
+        // tokens.
         let hooked = |at| requests(12).map(|request| Request { logits_hook: hook(mistake, at), ..request });
         let whole = alone(&device, &weights, hooked(usize::MAX));
         for (name, policy) in modes() {
@@ -237,7 +238,8 @@ pub fn a_hook_s_mistake_ends_its_request_alone<D: Device>(device: impl Fn() -> D
     }
 }
 
-/// A hook may refuse a prefix that its own logits exclude. Such prefixes come only from drafts that are rejected.
+/// Checks a hook that returns an error after a token that it has forbidden. Such a token is only in drafts that are
+/// rejected, so the error has no effect.
 pub fn a_hook_may_fail_after_a_draft_that_is_rejected<D: Device>(device: impl Fn() -> D) {
     let spec = spec();
     let weights = spec.weights();

@@ -33,7 +33,7 @@ pub enum Alteration {
     ResidualNotClamped,
     /// The planted bug makes acceptance take the drafter's distribution as it was before truncation and temperature.
     DraftNotWarped,
-    /// Every third verification of a sequence fails.
+    /// Every third verification of a sequence fails with an error of the device.
     Fails(Arc<AtomicUsize>),
 }
 
