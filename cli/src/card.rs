@@ -1,5 +1,5 @@
-//! What a drafter's card says about a run: another chat template, another thinking mode, or far fewer accepted drafts than
-//! when the drafter was measured.
+//! Warnings if a run differs from the measurements that a drafter's card (`DrafterCard`) records: another chat
+//! template, another thinking mode, or far fewer accepted drafts.
 
 use flexdraft::model::DrafterCard;
 
@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::models::Pair;
 use crate::template::Template;
 
-/// Steps after which the acceptance length of a run is compared with the card's.
+/// Number of steps after which the acceptance length of a run is compared with the measured one on the card.
 const STEPS: usize = 64;
 
-/// The card of a run's drafter, if the drafter has one.
+/// The card of a run's drafter, with the measurements of the drafter, if it has a card.
 #[derive(Debug, Default)]
 pub struct Card(Option<DrafterCard>);
 
@@ -23,7 +23,7 @@ impl Card {
         }
     }
 
-    /// Returns a warning for each difference between the card and the prompts that a template renders.
+    /// Returns a warning for each setting of the chat template that differs from the settings on the card.
     pub fn differences(&self, template: &Template) -> Vec<String> {
         let Some(card) = &self.0 else { return Vec::new() };
         let mut found = Vec::new();
@@ -47,7 +47,8 @@ impl Card {
         found
     }
 
-    /// Returns a warning if the acceptance length of a run is under half of the card's, after enough steps.
+    /// Returns a warning if the acceptance length of a run, after [`STEPS`] steps or more, is under half of the
+    /// acceptance length on the card.
     pub fn shortfall(&self, acceptance_length: f64, steps: usize) -> Option<String> {
         let expected = self.0.as_ref()?.least_acceptance_length()?;
         (steps >= STEPS && acceptance_length < expected / 2.0).then(|| {

@@ -105,7 +105,7 @@ impl Work for Loaded<'_> {
             progress.note(&format!("Results are {label}."));
         }
         let stop_ids = if args.decoding.ignore_eos { Vec::new() } else { stop_ids };
-        // Plain decoding accepts nothing.
+        // Plain decoding drafts nothing, so the drafter's card is not compared with the run.
         let card = if mode == ModeChoice::Ar { Card::default() } else { card };
         Conversation {
             args,

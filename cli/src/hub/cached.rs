@@ -1,4 +1,5 @@
-//! Models in the cache: `models--OWNER--NAME` with `refs/REVISION`, `snapshots/COMMIT/FILE` and `blobs`.
+//! Models in the cache of the Hugging Face Hub. Each model has a folder `models--OWNER--NAME` with `refs/REVISION`,
+//! `snapshots/COMMIT/FILE` and `blobs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +19,7 @@ pub fn find(id: &RepoId, settings: &Settings) -> Option<PathBuf> {
     (has("config.json") && weight_files(&snapshot)?.iter().all(|file| has(file))).then_some(snapshot)
 }
 
-/// Returns the directory of a model in the cache, or says that `HF_HUB_OFFLINE` keeps it from being downloaded.
+/// Returns the directory of a model in the cache, or an error that says that `HF_HUB_OFFLINE` forbids to download it.
 pub fn offline(id: &RepoId, settings: &Settings) -> Result<PathBuf> {
     find(id, settings).ok_or_else(|| {
         let lack = if snapshot(id, settings).is_some() { "is not complete" } else { "is not" };
@@ -27,7 +28,8 @@ pub fn offline(id: &RepoId, settings: &Settings) -> Result<PathBuf> {
     })
 }
 
-/// Returns the files with the tensors of a model's directory; `None` if the directory has none.
+/// Returns the names of the files with the tensors in a model's directory; `None` if the directory has neither a file
+/// with all tensors nor an index of shards.
 pub fn weight_files(dir: &Path) -> Option<BTreeSet<String>> {
     if dir.join(WEIGHTS).is_file() {
         return Some([WEIGHTS.to_owned()].into());
@@ -36,13 +38,13 @@ pub fn weight_files(dir: &Path) -> Option<BTreeSet<String>> {
     Some(shards(&index))
 }
 
-/// Returns the files that an index of shards names.
+/// Returns the names of the files (shards) that the index of a checkpoint in several files lists.
 pub fn shards(index: &serde_json::Value) -> BTreeSet<String> {
     let files = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     files.filter_map(|file| file.as_str()).map(str::to_owned).collect()
 }
 
-/// Returns the directory of a revision, if the cache knows the revision.
+/// Returns the directory of a model's revision in the cache, if the cache has the revision.
 fn snapshot(id: &RepoId, settings: &Settings) -> Option<PathBuf> {
     let cache = Cache::new(settings.cache.clone());
     let folder = settings.cache.join(id.repo().folder_name());

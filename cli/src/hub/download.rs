@@ -1,4 +1,4 @@
-//! Downloads of the files of a model that the cache does not have.
+//! Downloads the files of a model that the cache does not have yet.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +15,10 @@ use super::id::RepoId;
 use super::settings::Settings;
 use crate::error::{CliError, Result, warn};
 
-/// Attempts at a file whose download breaks off. Each continues where the last one ended.
+/// Number of attempts to download a file. Each attempt continues where the last attempt broke off.
 const ATTEMPTS: u32 = 5;
 
-/// Pause before the second attempt; it doubles for each further attempt.
+/// Pause before the second attempt to download a file; the pause doubles for each further attempt.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Returns the directory with a model's files, after a download of the missing files. If the Hub cannot be reached, a
@@ -72,20 +72,20 @@ pub fn download(id: &RepoId, settings: &Settings) -> Result<PathBuf> {
     if !id.is_commit() {
         cache.create_ref(&info.sha).map_err(|error| failed(id, settings, &error.into()))?;
     }
-    // The crate names the commit as if it were a branch.
+    // The crate `hf-hub` writes a reference for the commit as if it were a branch; the reference is removed.
     let _ = fs::remove_file(download.snapshot.join("../../refs").join(&info.sha));
     Ok(download.snapshot)
 }
 
-/// The download of one commit.
+/// The download of a model's files at one commit.
 struct Download<'a> {
     id: &'a RepoId,
     settings: &'a Settings,
     api: Api,
     repo: ApiRepo,
-    /// The directory with the contents of files, named by their hashes.
+    /// The directory that holds the contents of files under the names of their hashes.
     blobs: PathBuf,
-    /// The directory with the files of the commit, as links.
+    /// The directory with the files of the commit, as links to `blobs`.
     snapshot: PathBuf,
 }
 
@@ -98,7 +98,8 @@ impl Download<'_> {
         let mut pause = PAUSE;
         for _ in 1..ATTEMPTS {
             match self.attempt(file) {
-                // Refusals and mistakes of the server stay the same.
+                // Only network failures and server errors (status 500 and above) are worth another attempt: a refusal
+                // stays the same.
                 Err(error) if status(&error).is_none_or(|code| code >= 500) => std::thread::sleep(pause),
                 result => return result.map_err(|error| self.failed(file, &error)),
             }
@@ -111,12 +112,12 @@ impl Download<'_> {
         let metadata = self.api.metadata(&self.repo.url(file))?;
         let (blob, link) = (self.blobs.join(metadata.etag()), self.snapshot.join(file));
         let size = metadata.size() as u64;
-        // A link whose content was removed.
+        // A link may be left whose content was removed.
         let _ = fs::remove_file(&link);
         if file_len(&blob) == Some(size) && self.link(&blob, &link).is_ok() {
             return Ok(());
         }
-        // The crate asks for the rest of a part even if nothing is left, which servers refuse.
+        // The crate `hf-hub` asks for the rest of a partial file even if nothing is left to send, which servers refuse.
         let part = blob.with_extension("part");
         if file_len(&part).is_some_and(|len| len >= size) {
             fs::remove_file(&part)?;
@@ -126,7 +127,7 @@ impl Download<'_> {
         bar.finish_and_clear();
         match file_len(&link) {
             Some(len) if len == size => Ok(()),
-            // A server that cannot continue a download sends the file from its start.
+            // The file is too long if the server cannot continue a download and sends the file from its start again.
             found => {
                 fs::remove_file(&blob)?;
                 let found = found.map_or("no file".to_owned(), |len| format!("{len} bytes"));
@@ -135,7 +136,7 @@ impl Download<'_> {
         }
     }
 
-    /// Links a file of the commit to content that another commit has too, as the crate does.
+    /// Links a file of the commit to contents that are in the cache already, as the crate `hf-hub` does.
     fn link(&self, blob: &Path, link: &Path) -> std::io::Result<()> {
         let (Some(folder), Ok(below)) = (link.parent(), link.strip_prefix(&self.snapshot)) else {
             return Err(std::io::ErrorKind::NotFound.into());
@@ -159,7 +160,7 @@ fn symlink(content: &Path, link: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(content, link)
 }
 
-/// Links are for administrators on some systems, which download the file again.
+/// Returns an error on systems that may allow links to administrators only, so that the file is downloaded again.
 #[cfg(not(unix))]
 fn symlink(_content: &Path, _link: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
@@ -169,13 +170,13 @@ fn file_len(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().filter(|metadata| metadata.is_file()).map(|metadata| metadata.len())
 }
 
-/// Returns whether a file of a repository stays within its directory.
+/// Returns whether the path of a repository's file stays within the repository's directory.
 fn is_inside(file: &str) -> bool {
     let mut parts = Path::new(file).components();
     !file.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Returns the status with which a server refused a request.
+/// Returns the HTTP status with which a server refused a request, if it answered.
 fn status(error: &ApiError) -> Option<u16> {
     match error {
         ApiError::RequestError(error) => match **error {
@@ -186,7 +187,7 @@ fn status(error: &ApiError) -> Option<u16> {
     }
 }
 
-/// Describes a failure, with what the user can do about it.
+/// Returns the error for a failed download, with what the user can do about it.
 fn failed(id: &RepoId, settings: &Settings, error: &ApiError) -> CliError {
     let endpoint = &settings.endpoint;
     match status(error) {

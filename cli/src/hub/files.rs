@@ -1,6 +1,6 @@
 //! Names of the files that a model consists of.
 
-/// The files of a model that the library reads, beside its tensors.
+/// The names of the small files of a model that the library reads, beside the files with tensors.
 pub const SMALL_FILES: [&str; 8] = [
     "config.json",
     "generation_config.json",
@@ -12,6 +12,6 @@ pub const SMALL_FILES: [&str; 8] = [
     INDEX,
 ];
 
-/// The file with all tensors, and the list of files of a checkpoint in several files.
+/// The name of the file with all tensors, and of the index that lists the files of a checkpoint in several files.
 pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";

@@ -1,13 +1,13 @@
-//! Ids of repositories.
+//! Ids of repositories on the Hugging Face Hub.
 
 use std::fmt;
 
 use hf_hub::{Repo, RepoType};
 
-/// The branch that an id without a revision means.
+/// The branch that is used for an id without a revision.
 const MAIN: &str = "main";
 
-/// The id of a repository with a revision: a branch, a tag or a commit.
+/// The id of a repository on the Hub, and its revision: a branch, a tag or a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoId {
     pub name: String,
@@ -23,7 +23,7 @@ impl RepoId {
             part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
-        // A revision becomes a path of the cache.
+        // A revision becomes part of a path in the cache, so it must not lead out of the cache's folder.
         let is_revision = revision.split('/').all(|part| !matches!(part, "" | "." | ".."))
             && !revision.contains(|c: char| c.is_whitespace() || c.is_control() || "\\?#%:".contains(c));
         (is_part(owner) && is_part(model) && is_revision)
@@ -39,7 +39,7 @@ impl RepoId {
         self.at(&self.revision)
     }
 
-    /// Returns the repository at another revision.
+    /// Returns the repository at the given revision, for the crate `hf-hub`.
     pub fn at(&self, revision: &str) -> Repo {
         Repo::with_revision(self.name.clone(), RepoType::Model, revision.to_owned())
     }

@@ -1,19 +1,19 @@
-//! The environment variables of Python's `huggingface_hub`, with the same meaning.
+//! Settings from the environment variables of Python's `huggingface_hub`, which have the same meaning here.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Address of the Hub, and location of its cache.
+/// The address of the Hugging Face Hub, the location of its cache, and how to use them.
 #[derive(Debug)]
 pub struct Settings {
-    /// `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
+    /// The directory of the cache: `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
     pub cache: PathBuf,
-    /// `HF_ENDPOINT`, without slashes at its end.
+    /// The address of the Hub: `HF_ENDPOINT`, without slashes at its end.
     pub endpoint: String,
-    /// `HF_TOKEN`, or the token that `hf auth login` saved.
+    /// The access token: `HF_TOKEN`, or the token that `hf auth login` saved.
     pub token: Option<String>,
-    /// `HF_HUB_OFFLINE`: nothing is sent to the Hub.
+    /// Whether nothing may be sent to the Hub (`HF_HUB_OFFLINE`).
     pub offline: bool,
 }
 
@@ -46,7 +46,7 @@ impl Settings {
     }
 }
 
-/// Replaces a tilde at the start of a path by the user's directory.
+/// Returns a path with a tilde at its start replaced by the user's home directory.
 fn expanded(path: &str, user: &Path) -> PathBuf {
     match path.strip_prefix('~') {
         Some("") => user.into(),
