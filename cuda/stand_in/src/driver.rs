@@ -142,7 +142,7 @@ impl Driver {
         }
     }
 
-    /// Returns a stream whose handle is valid.
+    /// Returns the stream of a handle, or refuses the call if no stream has this handle or the stream was destroyed.
     pub fn stream(&self, handle: u64) -> Outcome<&Stream> {
         match self.streams.get(&handle).filter(|stream| !stream.destroyed) {
             Some(stream) => Ok(stream),

@@ -185,7 +185,7 @@ fn blocks<'a>(
     qkv: &'a CpuBuffer,
     out: &'a mut CpuBuffer,
 ) -> Vec<QueryBlock<'a>> {
-    // The block of each sequence and KV head that still takes rows.
+    // For each sequence and KV head, the block of query rows that is not full yet: the next row goes there.
     let mut open: Vec<Vec<QueryBlock<'a>>> = pass
         .sequences
         .iter()

@@ -23,7 +23,8 @@ pub struct LinearWeights {
     pub bias: Option<Tensor>,
 }
 
-/// The attention projectors of one layer, from the target or from the drafter.
+/// The attention projectors (projections to queries, keys and values, and from the heads' output) of one layer, from the
+/// target or from the drafter.
 #[derive(Clone, Debug)]
 pub struct AttentionWeights {
     /// Query projector `[q_heads · head_dim, hidden]`.
