@@ -1,4 +1,4 @@
-//! Verdicts: what a verification is asked, and what a step found.
+//! Verdicts: the requests that a verification answers, and the results of a step.
 
 use super::drafts::{DraftLogits, DraftToken};
 use crate::acceptance::Rule;
@@ -19,8 +19,8 @@ pub struct VerifyRows<'a, B> {
     /// not come from a distribution: each q_j is then the point mass at d_j. Rules that need no q (greedy,
     /// `match`) do not read the logits. A device reads them in place if all sequences name the same buffer.
     pub draft_logits: Option<DraftLogits<'a, B>>,
-    /// What the request's logit processors change in the target's rows, before warping. Edited logits replace the
-    /// logits on some devices.
+    /// The edits that the request's logit processors make in the target's rows of logits, before warping. Edited
+    /// logits replace the logits on some devices.
     pub edits: Option<&'a LogitEdits<'a>>,
     /// The warping of the target's and the draft's distributions.
     pub sampling: &'a SamplingParams,
@@ -41,9 +41,10 @@ pub struct SequenceVerdict {
     pub bonus: u32,
     /// n + a + 1: the position of the bonus token, which is candidate 0 of the next step.
     pub next_start: usize,
-    /// The reason why no bonus token may be drawn from the target's row a. a is then the first faulty row of rows
-    /// 0..=a′, a′ being the length that the rule accepts if draws take NaN for −∞; d_1..d_a stand. Rows beyond a′ are
-    /// not used, and a draft's logits may be anything: the rule verifies what was drawn from them.
+    /// The fault in the target's logits after the accepted draft tokens, from which no bonus token may be drawn;
+    /// `None` without a fault. Row a is the first faulty row of rows 0..=a′, where a′ is the length that the rule
+    /// accepts if draws take NaN for −∞; d_1..d_a stay accepted. Rows beyond a′ are not used, and a draft's logits
+    /// may be anything: the rule verifies what was drawn from them.
     pub fault: Option<LogitsFault>,
 }
 

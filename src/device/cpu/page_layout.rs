@@ -61,7 +61,8 @@ impl PageLayout {
             if seen > 0 {
                 self.cover(operation, sequence.pages, sequence.start.saturating_add(seen))?;
             }
-            // Without candidates, an earlier pass wrote the positions that groups see.
+            // If the sequence has no candidates in this pass, an earlier pass wrote the positions that its
+            // mask groups see.
             let beyond = |&&k: &&usize| sequence.candidates > 0 && k >= sequence.candidates;
             if let Some(group) = sequence.groups.iter().find(beyond) {
                 return Err(DeviceError::Contract {

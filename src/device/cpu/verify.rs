@@ -70,7 +70,7 @@ fn verify_sequence(
         let stream = Stream::new(request.seed, Purpose::ResidualDraw, decision.accepted, request.start);
         (decision.accepted, draw_weighted(&decision.weights, stream))
     };
-    // A fault at row i leaves d_1..d_i.
+    // A fault in the target's row i of logits ends the acceptance: d_1..d_i stay accepted.
     let fault = (0..=accepted).find_map(|i| Some((i, LogitsFault::of(&rows.target_logits(i))?)));
     let (accepted, bonus, fault) = match fault {
         Some((row, fault)) => (row, 0, Some(fault)),
