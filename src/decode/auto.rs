@@ -73,7 +73,7 @@ struct Trial {
 #[derive(Debug)]
 struct Known {
     costs: Costs,
-    /// Whether a step of the mode was timed before. The first step is not counted, because it allocates memory.
+    /// Whether a step in this decoding mode was timed before. The first step is not counted, because it allocates memory.
     warm: bool,
     /// The number of the step from which the next trial is due, and the number of steps from a trial to the one after
     /// it.
@@ -236,7 +236,7 @@ impl Auto {
             return false;
         }
         let size = size_bit(batch);
-        // The bits of all batch sizes up to this size, and from this size on.
+        // Two bit masks over classes of batch sizes: the classes up to that of `batch`, and the classes from it on.
         let (smaller, larger) = (size | (size - 1), !(size - 1));
         let hopeless = known.lost & if mode.drafts() { smaller } else { larger } != 0;
         let unknown_here = known.tried & size == 0 && !hopeless;

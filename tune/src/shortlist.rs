@@ -16,7 +16,7 @@ pub enum Shortlist {
     All(usize),
     /// A list of token ids, ascending.
     Some {
-        /// Token ids in the shortlist.
+        /// The token ids of the shortlist.
         ids: Vec<u32>,
         /// Index in `ids` of each token id in the shortlist.
         places: HashMap<u32, u32>,

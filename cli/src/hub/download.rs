@@ -127,7 +127,8 @@ impl Download<'_> {
         bar.finish_and_clear();
         match file_len(&link) {
             Some(len) if len == size => Ok(()),
-            // The file is too long if the server cannot continue a download and sends the file from its start again.
+            // A server that cannot continue a download sends the file from its start again, behind the part that is already
+            // there.
             found => {
                 fs::remove_file(&blob)?;
                 let found = found.map_or("no file".to_owned(), |len| format!("{len} bytes"));

@@ -16,7 +16,7 @@ pub(super) struct Scratch<R: Runtime> {
     pub(super) gathered: CachedTable<R>,
     /// Zeros: the row index for every row that is filled with the one row of a vector.
     pub(super) filled: CachedTable<R>,
-    /// The row of the bonus token for each row that the calibrator computes.
+    /// For each row of the calibrator, the index of its bonus token's row among the bonus tokens' rows.
     pub(super) owners: CachedTable<R>,
     /// The index of the verdict that each mask group of a drafting pass follows.
     pub(super) followed: CachedTable<R>,

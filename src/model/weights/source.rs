@@ -34,7 +34,8 @@ pub(super) trait TensorSource {
         self.attention_with_suffix(name, "", config, bias)
     }
 
-    /// Like [`attention`](Self::attention), for modules whose names end with `suffix`.
+    /// Returns the attention projectors and norms under `{name}.` whose names end with `suffix`, with the shapes of
+    /// `config`.
     fn attention_with_suffix(
         &mut self,
         name: &str,

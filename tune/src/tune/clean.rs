@@ -26,7 +26,7 @@ impl Corpus {
         Self { transcripts, kept, tail_layers, room: room as usize }
     }
 
-    /// Returns the transcripts.
+    /// Returns all transcripts, in the order in which they were given.
     pub fn transcripts(&self) -> &[Transcript] {
         &self.transcripts
     }
