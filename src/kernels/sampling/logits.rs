@@ -53,13 +53,14 @@ impl Logit for bf16 {
 
 /// Rows of logits `[logit_rows, stride]`, aligned to 16 bytes, that sampling reads or also replaces.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a launch has one")]
 pub enum LogitRows<'a, L> {
     /// The logits, which sampling only reads. Calibrated logits are not stored.
     Read(View<'a, L>),
     /// The logits, which the calibrated logits replace. Needed if the acceptance rule compares distributions, or if a
     /// row with a calibrator asks for top-k, top-p or min-p.
     Update(ViewMut<'a, L>),
-    /// Edited logits replace the logits, before anything else reads them. Not with a calibration.
+    /// The logits, which edited logits replace before anything else reads them. Not with a calibration.
     Edit(ViewMut<'a, L>, Edits<'a>),
 }
 
