@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Reads randomly damaged model files: configurations, tensors, tokenizers and the files beside them, templates, GGUF.
+# A panic fails, and so does memory or time beyond the limits of tests/support/bounds.rs.
+#
+#   tests/fuzz.sh [CASES]     CASES inputs over all readers (default: 1000000); writes benches/results/fuzz.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cases=${1:-1000000}
+result=benches/results/fuzz.md
+
+# Each of these properties damages a file, and runs PROPTEST_CASES cases.
+run() { cargo test --workspace --test loading --locked --quiet -- "$@" damage; }
+readers=$(run --list | sed -n 's/: test$//p')
+count=$(wc -l <<< "$readers")
+each=$(((cases + count - 1) / count))
+start=$SECONDS
+PROPTEST_CASES=$each run
+{
+  echo "# Damaged model files"
+  echo
+  echo "$((each * count)) randomly damaged inputs were read in $((SECONDS - start)) seconds on $(nproc) hardware threads"
+  echo "($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)), on $(date -u +%F). Each input was read, or refused with a typed"
+  echo "error: no panic, and no memory or time beyond the limits of \`tests/support/bounds.rs\`. Each of these properties of the test"
+  echo "program \`loading\` had $each of the inputs:"
+  echo
+  sed 's/.*/- `&`/' <<< "$readers"
+} > "$result"
